@@ -1,0 +1,11 @@
+//! The rolling heat index of every city, exact and incremental.
+
+pub mod admission;
+pub mod cli;
+pub mod codec;
+pub mod config;
+pub mod dataflow;
+pub mod directory;
+pub mod model;
+pub mod sinks;
+pub mod sources;

@@ -1,0 +1,62 @@
+//! What enters the dataflow, and what it says about each arrival.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Event, EventTime, Revision};
+
+/// How a source names a city to the dataflow: by a dense number of its own, so that a reading carries no string. The
+/// worker that owns the city learns the name once, from a [`CityName`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct CityKey {
+    /// The source that gave the number: unique within a run.
+    pub source: u16,
+    /// Dense from 0, in the order in which the source first saw its cities.
+    pub number: u32,
+    /// The hash of the name, the same at every source: it decides which worker owns the city.
+    pub hash: u32,
+}
+
+/// Introduces a city to its owner. It is sent at the epoch of the city's first arrival, or before.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct CityName {
+    pub key: CityKey,
+    pub name: Box<str>,
+}
+
+/// An admitted arrival, on its way to the worker that owns its city.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Arrival {
+    pub city: CityKey,
+    pub reading_at: EventTime,
+    pub event: Event,
+    pub revision: Option<Revision>,
+    /// Where the source finds this arrival again; it comes back in the [`Outcome`] and means nothing in between.
+    pub position: u64,
+}
+
+/// What became of an arrival.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum OutcomeKind {
+    /// The first reading of its key.
+    Inserted,
+    /// A reading that took the place of another.
+    Corrected,
+    /// A withdrawal that removed a reading.
+    Withdrawn,
+    /// A withdrawal of what was not there.
+    NothingToWithdraw,
+    /// Its revision is lower than the one of the last accepted arrival: dropped.
+    OldRevision,
+    /// Older than its city's newest reading less the lateness: dropped. Admission refuses these, so it happens only to a
+    /// city that reaches the operator from two partitions.
+    TooLate,
+}
+
+/// What became of the arrival at `position`; the last one of a key that inserted or corrected is its winner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Outcome {
+    pub city: super::CityId,
+    pub reading_at: EventTime,
+    pub position: u64,
+    pub kind: OutcomeKind,
+}

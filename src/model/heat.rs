@@ -1,0 +1,118 @@
+//! A heat index and its category, as they are held, compared and added.
+
+use serde::{Deserialize, Serialize};
+
+/// A heat index in units of 1e-6 °F: an integer, so that sums cancel exactly whatever the order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct HeatIndex(i64);
+
+impl HeatIndex {
+    /// The least and the greatest heat index that accepted input can have, rounded outwards: by every formula an
+    /// accepted reading lies between -425 and 3,596 °F. What holds heat indexes in 32 bits relies on it.
+    pub const MIN: HeatIndex = HeatIndex(-425_000_000);
+    pub const MAX: HeatIndex = HeatIndex(3_600_000_000);
+
+    /// The heat index nearest to `fahrenheit` °F, ties to even.
+    pub fn from_fahrenheit(fahrenheit: f64) -> HeatIndex {
+        HeatIndex((fahrenheit * 1e6).round_ties_even() as i64)
+    }
+
+    pub const fn from_micros(micros: i64) -> HeatIndex {
+        HeatIndex(micros)
+    }
+
+    pub const fn micros(self) -> i64 {
+        self.0
+    }
+
+    /// °F: the nearest f64.
+    pub fn fahrenheit(self) -> f64 {
+        self.0 as f64 / 1e6
+    }
+}
+
+/// The mean in °F of `count` heat indexes that add up to `sum` micro-degrees: the f64 nearest to
+/// `sum / (count * 1e6)`. The divisor is always below 2^53; where the sum is too, one division of exact operands rounds
+/// once. Greater sums (millions of readings in a window) are divided as integers first.
+pub fn mean_fahrenheit(sum: i64, count: u32) -> f64 {
+    const EXACT: u64 = 1 << 53;
+    let divisor = u64::from(count) * 1_000_000;
+    if sum.unsigned_abs() <= EXACT {
+        return sum as f64 / divisor as f64;
+    }
+    nearest_quotient(sum, divisor)
+}
+
+/// `sum / divisor` rounded once, for sums above 2^53: the quotient with 64 more bits as an integer, the remainder as
+/// a sticky last bit.
+fn nearest_quotient(sum: i64, divisor: u64) -> f64 {
+    let scaled = u128::from(sum.unsigned_abs()) << 64;
+    let (quotient, rest) = (scaled / u128::from(divisor), scaled % u128::from(divisor));
+    let magnitude = (quotient | u128::from(rest != 0)) as f64 / 2f64.powi(64);
+    if sum < 0 { -magnitude } else { magnitude }
+}
+
+/// The danger category of a heat index, by the thresholds of the US National Weather Service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Category {
+    /// Below 80 °F.
+    None,
+    /// From 80 °F.
+    Caution,
+    /// From 90 °F.
+    ExtremeCaution,
+    /// From 103 °F.
+    Danger,
+    /// From 125 °F.
+    ExtremeDanger,
+}
+
+impl Category {
+    pub const ALL: [Category; 5] =
+        [Category::None, Category::Caution, Category::ExtremeCaution, Category::Danger, Category::ExtremeDanger];
+
+    /// The category of a heat index. Which formula's, is said where it is computed.
+    pub fn of(heat_index: HeatIndex) -> Category {
+        match heat_index.0 {
+            ..80_000_000 => Category::None,
+            ..90_000_000 => Category::Caution,
+            ..103_000_000 => Category::ExtremeCaution,
+            ..125_000_000 => Category::Danger,
+            _ => Category::ExtremeDanger,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        ["none", "caution", "extreme_caution", "danger", "extreme_danger"][self as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn categories_begin_at_their_threshold() {
+        for (micros, category) in [
+            (79_999_999, Category::None),
+            (80_000_000, Category::Caution),
+            (90_000_000, Category::ExtremeCaution),
+            (103_000_000, Category::Danger),
+            (124_999_999, Category::Danger),
+            (125_000_000, Category::ExtremeDanger),
+        ] {
+            assert_eq!(Category::of(HeatIndex(micros)), category);
+        }
+    }
+
+    #[test]
+    fn the_wide_mean_agrees_with_the_narrow_one() {
+        for (sum, count) in [(1 << 53, 7), (-(1 << 53), 3), ((1 << 53) - 1, 86_400), (9_000_000_000_000_001, u32::MAX)] {
+            let divisor = u64::from(count) * 1_000_000;
+            assert_eq!(mean_fahrenheit(sum, count), nearest_quotient(sum, divisor), "{sum} / {count}");
+        }
+        assert_eq!(mean_fahrenheit(i64::MAX, 1 << 31), i64::MAX as f64 / (2f64.powi(31) * 1e6));
+    }
+}

@@ -1,0 +1,17 @@
+//! What the parts say to each other. Nothing here knows where a value came from or goes to.
+
+pub mod arrival;
+pub mod change;
+pub mod heat;
+pub mod reading;
+pub mod refusal;
+pub mod rows;
+pub mod time;
+
+pub use arrival::{Arrival, CityKey, CityName, Outcome, OutcomeKind};
+pub use change::{Batch, Change, CityId, CityNames, CurrentRow, DayChange, DaySummary, Row};
+pub use heat::{Category, HeatIndex};
+pub use reading::{Event, Measurement, Revision, Upsert};
+pub use refusal::{Reason, Refusal};
+pub use rows::{ChangeLine, CityRows, DayLine, DeadLetter, ResultRow};
+pub use time::{Duration, EventTime};

@@ -1,0 +1,149 @@
+//! A reading as a sensor sends it, and the rules that it must meet.
+
+use std::num::NonZeroI64;
+
+use serde::{Deserialize, Serialize};
+
+use super::{EventTime, Reason, Refusal};
+
+/// The longest city key, in bytes of UTF-8.
+pub const MAX_CITY_BYTES: usize = 128;
+/// Accepted temperatures, °F.
+pub const TEMPERATURE_F: std::ops::RangeInclusive<f64> = -130.0..=140.0;
+/// Accepted relative humidities, %. What lies above 100 is a wet sensor, and counts as 100.
+pub const HUMIDITY_PCT: std::ops::RangeInclusive<f64> = 0.0..=105.0;
+/// Accepted wind speeds, mph.
+pub const WIND_SPEED_MPH: std::ops::RangeInclusive<f64> = 0.0..=260.0;
+
+/// One arrival, decoded and within the rules, before admission: set or remove what `(city, reading_at)` holds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Upsert<'a> {
+    pub city: &'a str,
+    pub reading_at: EventTime,
+    pub event: Event,
+    /// An arrival loses against the one before it only if both carry a revision and its own is lower.
+    pub revision: Option<Revision>,
+}
+
+/// What an arrival does.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Event {
+    Reading(Measurement),
+    Withdrawal,
+}
+
+/// What a sensor measured. `NaN` stands for no wind speed, so that a measurement stays three words wide.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Measurement {
+    temperature: f64,
+    humidity: f64,
+    wind_speed: f64,
+}
+
+impl Measurement {
+    /// A measurement within the accepted ranges (°F, % and mph).
+    pub fn new(temperature: f64, humidity: f64, wind_speed: Option<f64>) -> Result<Measurement, Refusal> {
+        in_range("temperature", temperature, TEMPERATURE_F, "°F")?;
+        in_range("humidity", humidity, HUMIDITY_PCT, "%")?;
+        if let Some(wind_speed) = wind_speed {
+            in_range("wind_speed", wind_speed, WIND_SPEED_MPH, "mph")?;
+        }
+        Ok(Measurement { temperature, humidity, wind_speed: wind_speed.unwrap_or(f64::NAN) })
+    }
+
+    /// °F.
+    pub fn temperature(&self) -> f64 {
+        self.temperature
+    }
+
+    /// Relative humidity as it was measured, 0 to 105 %.
+    pub fn humidity(&self) -> f64 {
+        self.humidity
+    }
+
+    /// mph.
+    pub fn wind_speed(&self) -> Option<f64> {
+        (!self.wind_speed.is_nan()).then_some(self.wind_speed)
+    }
+}
+
+impl PartialEq for Measurement {
+    fn eq(&self, other: &Measurement) -> bool {
+        self.temperature == other.temperature
+            && self.humidity == other.humidity
+            && self.wind_speed() == other.wind_speed()
+    }
+}
+
+fn in_range(name: &str, value: f64, range: std::ops::RangeInclusive<f64>, unit: &str) -> Result<(), Refusal> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    let detail = format!("{name} {value} is outside {} to {} {unit}", range.start(), range.end());
+    Err(Refusal::new(Reason::OutOfRange, detail))
+}
+
+/// Checks a city key: 1 to [`MAX_CITY_BYTES`] bytes, no control characters. It is taken as it is, not trimmed.
+pub fn check_city(city: &str) -> Result<(), Refusal> {
+    let bad = |detail: String| Err(Refusal::new(Reason::BadCity, detail));
+    match city.len() {
+        0 => bad("city is empty".into()),
+        len if len > MAX_CITY_BYTES => bad(format!("city is {len} bytes long, more than {MAX_CITY_BYTES}")),
+        // A byte below 0x20, 0x7F, or the lead byte of U+0080..=U+009F: anything else cannot be a control character.
+        _ if !city.bytes().any(|b| b < 0x20 || b == 0x7F || b == 0xC2) => Ok(()),
+        _ if city.chars().any(char::is_control) => bad(format!("city {city:?} holds a control character")),
+        _ => Ok(()),
+    }
+}
+
+/// A revision number. `i64::MIN` is not one, so that an optional revision needs no more room than a revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Revision(NonZeroI64);
+
+impl Revision {
+    pub fn new(number: i64) -> Option<Revision> {
+        NonZeroI64::new(number ^ i64::MIN).map(Revision)
+    }
+
+    pub fn number(self) -> i64 {
+        self.0.get() ^ i64::MIN
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_include_their_ends() {
+        for (t, h, w) in [(-130.0, 0.0, Some(0.0)), (140.0, 105.0, Some(260.0)), (70.0, 50.0, None)] {
+            assert_eq!(Measurement::new(t, h, w).unwrap().wind_speed(), w);
+        }
+        let nan = f64::NAN;
+        for (t, h, w) in [(-130.1, 50.0, None), (140.1, 50.0, None), (70.0, -0.1, None), (70.0, 105.1, None)]
+            .into_iter()
+            .chain([(70.0, 50.0, Some(-1.0)), (70.0, 50.0, Some(261.0)), (nan, 50.0, None), (70.0, 50.0, Some(nan))])
+        {
+            assert_eq!(Measurement::new(t, h, w).unwrap_err().reason, Reason::OutOfRange);
+        }
+    }
+
+    #[test]
+    fn city_keys_are_taken_as_they_are() {
+        for city in ["x", " New York ", "京都", "\u{a0}", &"é".repeat(64)] {
+            assert!(check_city(city).is_ok(), "{city:?}");
+        }
+        for city in ["", "a\nb", "a\u{7f}", "\u{85}", &"é".repeat(65)] {
+            assert_eq!(check_city(city).unwrap_err().reason, Reason::BadCity, "{city:?}");
+        }
+    }
+
+    #[test]
+    fn revisions_keep_their_number() {
+        assert_eq!(size_of::<Option<Revision>>(), 8);
+        for number in [0, 1, -1, i64::MAX, i64::MIN + 1] {
+            assert_eq!(Revision::new(number).unwrap().number(), number);
+        }
+        assert!(Revision::new(i64::MIN).is_none());
+    }
+}

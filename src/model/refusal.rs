@@ -1,0 +1,82 @@
+//! Why a reading is not taken.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// The reason code of a dead letter. Codes are part of the interface: programs branch on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Reason {
+    /// The bytes are not a record of the format.
+    NotDecodable,
+    /// A field that a reading needs is absent or blank.
+    MissingField,
+    /// `city` is empty, longer than 128 bytes, or holds a control character.
+    BadCity,
+    /// `reading_at` is not an RFC 3339 time.
+    BadTime,
+    /// `reading_at` has no offset, and the source assumes none.
+    NoOffset,
+    /// A number is not one.
+    BadNumber,
+    /// The operation is neither `upsert` nor `delete`.
+    BadOperation,
+    /// A number is outside what is accepted.
+    OutOfRange,
+    /// Older than the city's newest reading less the lateness.
+    TooLate,
+    /// Dated after its arrival by more than the source allows.
+    InTheFuture,
+}
+
+impl Reason {
+    pub const ALL: [Reason; 10] = [
+        Reason::NotDecodable,
+        Reason::MissingField,
+        Reason::BadCity,
+        Reason::BadTime,
+        Reason::NoOffset,
+        Reason::BadNumber,
+        Reason::BadOperation,
+        Reason::OutOfRange,
+        Reason::TooLate,
+        Reason::InTheFuture,
+    ];
+
+    pub fn code(self) -> &'static str {
+        match self {
+            Reason::NotDecodable => "not_decodable",
+            Reason::MissingField => "missing_field",
+            Reason::BadCity => "bad_city",
+            Reason::BadTime => "bad_time",
+            Reason::NoOffset => "no_offset",
+            Reason::BadNumber => "bad_number",
+            Reason::BadOperation => "bad_operation",
+            Reason::OutOfRange => "out_of_range",
+            Reason::TooLate => "too_late",
+            Reason::InTheFuture => "in_the_future",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.code())
+    }
+}
+
+/// A reading that is not taken: the code, and for a person what is wrong with which value.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}: {detail}")]
+pub struct Refusal {
+    pub reason: Reason,
+    pub detail: String,
+}
+
+impl Refusal {
+    pub fn new(reason: Reason, detail: impl Into<String>) -> Refusal {
+        Refusal { reason, detail: detail.into() }
+    }
+}

@@ -1,0 +1,74 @@
+//! What the files hold: rows with their names and times written out.
+
+use serde::Serialize;
+
+use super::{DaySummary, EventTime, Measurement, Refusal, Row};
+
+/// One line of `batch`'s result.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ResultRow {
+    pub reading_at: EventTime,
+    /// That of the arrival that won.
+    pub measurement: Measurement,
+    pub row: Row,
+}
+
+/// Result rows of one city, by time. A writer gets cities in the order of their code points.
+#[derive(Clone, Copy, Debug)]
+pub struct CityRows<'a> {
+    pub city: &'a str,
+    pub rows: &'a [ResultRow],
+}
+
+/// One change of a row, to be written by name.
+#[derive(Clone, Copy, Debug)]
+pub struct ChangeLine<'a> {
+    /// The number of records read when the change became visible.
+    pub as_of: u64,
+    pub city: &'a str,
+    pub reading_at: EventTime,
+    pub before: Option<Row>,
+    pub after: Option<Row>,
+}
+
+/// The summary of one day of one city, to be written by name.
+#[derive(Clone, Copy, Debug)]
+pub struct DayLine<'a> {
+    pub city: &'a str,
+    /// Days since 1970-01-01, UTC.
+    pub day: i32,
+    pub summary: DaySummary,
+}
+
+/// A record that was not taken, with all that is needed to find, show and send it again.
+#[derive(Clone, Debug, Serialize)]
+pub struct DeadLetter<'a> {
+    /// The file that it is in, as it was named.
+    pub source: &'a str,
+    /// The line it begins at, from 1; in Parquet the row, from 1.
+    pub line: u64,
+    #[serde(flatten, serialize_with = "refusal")]
+    pub refusal: &'a Refusal,
+    #[serde(flatten, serialize_with = "raw")]
+    pub raw: &'a [u8],
+}
+
+fn refusal<S: serde::Serializer>(refusal: &&Refusal, s: S) -> Result<S::Ok, S::Error> {
+    use serde::ser::SerializeMap;
+    let mut map = s.serialize_map(Some(2))?;
+    map.serialize_entry("reason", &refusal.reason)?;
+    map.serialize_entry("detail", &refusal.detail)?;
+    map.end()
+}
+
+/// `raw` where the bytes are UTF-8, `raw_base64` where they are not.
+fn raw<S: serde::Serializer>(raw: &&[u8], s: S) -> Result<S::Ok, S::Error> {
+    use base64::Engine;
+    use serde::ser::SerializeMap;
+    let mut map = s.serialize_map(Some(1))?;
+    match std::str::from_utf8(raw) {
+        Ok(text) => map.serialize_entry("raw", text)?,
+        Err(_) => map.serialize_entry("raw_base64", &base64::engine::general_purpose::STANDARD.encode(raw))?,
+    }
+    map.end()
+}
