@@ -70,8 +70,13 @@ pub enum Category {
 }
 
 impl Category {
-    pub const ALL: [Category; 5] =
-        [Category::None, Category::Caution, Category::ExtremeCaution, Category::Danger, Category::ExtremeDanger];
+    pub const ALL: [Category; 5] = [
+        Category::None,
+        Category::Caution,
+        Category::ExtremeCaution,
+        Category::Danger,
+        Category::ExtremeDanger,
+    ];
 
     /// The category of a heat index. Which formula's, is said where it is computed.
     pub fn of(heat_index: HeatIndex) -> Category {
@@ -109,7 +114,9 @@ mod tests {
 
     #[test]
     fn the_wide_mean_agrees_with_the_narrow_one() {
-        for (sum, count) in [(1 << 53, 7), (-(1 << 53), 3), ((1 << 53) - 1, 86_400), (9_000_000_000_000_001, u32::MAX)] {
+        for (sum, count) in
+            [(1 << 53, 7), (-(1 << 53), 3), ((1 << 53) - 1, 86_400), (9_000_000_000_000_001, u32::MAX)]
+        {
             let divisor = u64::from(count) * 1_000_000;
             assert_eq!(mean_fahrenheit(sum, count), nearest_quotient(sum, divisor), "{sum} / {count}");
         }

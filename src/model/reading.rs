@@ -122,7 +122,12 @@ mod tests {
         let nan = f64::NAN;
         for (t, h, w) in [(-130.1, 50.0, None), (140.1, 50.0, None), (70.0, -0.1, None), (70.0, 105.1, None)]
             .into_iter()
-            .chain([(70.0, 50.0, Some(-1.0)), (70.0, 50.0, Some(261.0)), (nan, 50.0, None), (70.0, 50.0, Some(nan))])
+            .chain([
+                (70.0, 50.0, Some(-1.0)),
+                (70.0, 50.0, Some(261.0)),
+                (nan, 50.0, None),
+                (70.0, 50.0, Some(nan)),
+            ])
         {
             assert_eq!(Measurement::new(t, h, w).unwrap_err().reason, Reason::OutOfRange);
         }

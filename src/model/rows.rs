@@ -68,7 +68,9 @@ fn raw<S: serde::Serializer>(raw: &&[u8], s: S) -> Result<S::Ok, S::Error> {
     let mut map = s.serialize_map(Some(1))?;
     match std::str::from_utf8(raw) {
         Ok(text) => map.serialize_entry("raw", text)?,
-        Err(_) => map.serialize_entry("raw_base64", &base64::engine::general_purpose::STANDARD.encode(raw))?,
+        Err(_) => {
+            map.serialize_entry("raw_base64", &base64::engine::general_purpose::STANDARD.encode(raw))?
+        }
     }
     map.end()
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use jiff::civil::DateTime;
+use jiff::fmt::temporal::Pieces;
 use jiff::tz::Offset;
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +13,7 @@ use super::{Reason, Refusal};
 /// Milliseconds in a UTC day (event time has no leap seconds).
 pub const DAY_MS: i64 = 86_400_000;
 
-/// An instant of event time: milliseconds since 1970-01-01T00:00:00Z, within the years 0000 to 9999 that
+/// An instant of event time: milliseconds since 1970-01-01T00:00:00Z, within the years 0000 to 9999, which
 /// RFC 3339 can write. Written in UTC with `Z`, and with a fraction only where there is one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -21,8 +22,9 @@ pub struct EventTime(i64);
 impl EventTime {
     /// 0000-01-01T00:00:00Z.
     pub const MIN: EventTime = EventTime(-62_167_219_200_000);
-    /// 9999-12-31T23:59:59.999Z.
-    pub const MAX: EventTime = EventTime(253_402_300_799_999);
+    /// 9999-12-30T22:00:00Z: the last hours of the year are left out so that every instant has a local time at every
+    /// offset.
+    pub const MAX: EventTime = EventTime(253_402_207_200_000);
 
     /// The instant `ms` milliseconds after the epoch, or nothing where RFC 3339 has no name for it.
     pub fn from_millis(ms: i64) -> Option<EventTime> {
@@ -54,27 +56,29 @@ impl EventTime {
         let bad = |why: &dyn fmt::Display| {
             Refusal::new(Reason::BadTime, format!("reading_at {text:?} is not an RFC 3339 time: {why}"))
         };
-        let in_range = |nanos: i128| {
-            i64::try_from(nanos.div_euclid(1_000_000))
-                .ok()
-                .and_then(EventTime::from_millis)
-                .ok_or_else(|| bad(&"the year must be 0000 to 9999"))
-        };
-        match text.parse::<jiff::Timestamp>() {
-            Ok(timestamp) => in_range(timestamp.as_nanosecond()),
-            Err(error) => match (text.parse::<DateTime>(), assume_offset) {
-                (Err(_), _) => Err(bad(&error)),
-                (Ok(_), None) => Err(Refusal::new(
-                    Reason::NoOffset,
-                    format!("reading_at {text:?} has no offset: write Z or +hh:mm, or say which offset to assume"),
-                )),
-                (Ok(civil), Some(offset)) => {
-                    let timestamp = offset.to_timestamp(civil).map_err(|e| bad(&e))?;
-                    in_range(timestamp.as_nanosecond())
+        let timestamp = match text.parse::<jiff::Timestamp>() {
+            Ok(timestamp) => timestamp,
+            Err(error) => {
+                let pieces = Pieces::parse(text).map_err(|_| bad(&error))?;
+                if pieces.offset().is_some() || pieces.time().is_none() {
+                    return Err(bad(&error));
                 }
-            },
-        }
+                let offset = assume_offset.ok_or_else(|| no_offset(text))?;
+                let civil = DateTime::from_parts(pieces.date(), pieces.time().unwrap_or_default());
+                offset.to_timestamp(civil).map_err(|error| bad(&error))?
+            }
+        };
+        i64::try_from(timestamp.as_nanosecond().div_euclid(1_000_000))
+            .ok()
+            .and_then(EventTime::from_millis)
+            .ok_or_else(|| bad(&"the year must be 0000 to 9999"))
     }
+}
+
+/// The refusal of a time that could be any of 24.
+pub fn no_offset(text: &str) -> Refusal {
+    let detail = format!("reading_at {text:?} has no offset: write Z or +hh:mm, or say which one to assume");
+    Refusal::new(Reason::NoOffset, detail)
 }
 
 /// `YYYY-MM-DDTHH:MM:SS[.fraction]Z`, as machines write it. Anything else, also anything out of range, is left to
@@ -97,12 +101,17 @@ fn parse_canonical(text: &[u8]) -> Option<EventTime> {
         }
         _ => return None,
     };
-    if !(1..=12).contains(&month) || day < 1 || day > days_in_month(year, month) || hour > 23 || minute > 59 || second > 59
+    if !(1..=12).contains(&month)
+        || day < 1
+        || day > days_in_month(year, month)
+        || hour > 23
+        || minute > 59
+        || second > 59
     {
         return None;
     }
     let seconds = ((days_from_civil(year, month, day) * 24 + hour) * 60 + minute) * 60 + second;
-    Some(EventTime(seconds * 1000 + millis))
+    EventTime::from_millis(seconds * 1000 + millis)
 }
 
 fn days_in_month(year: i64, month: i64) -> i64 {
@@ -161,14 +170,17 @@ impl FromStr for Duration {
         let unit = UNITS.iter().find(|(name, _)| *name == &text[digits..]);
         let millis = text[..digits].parse::<i64>().ok().zip(unit).and_then(|(n, (_, ms))| n.checked_mul(*ms));
         millis.and_then(Duration::from_millis).ok_or_else(|| {
-            format!("{text:?} is not a duration: write a whole number and one of ms, s, m, h, d, as in 90s or 1d")
+            format!(
+                "{text:?} is not a duration: write a whole number and one of ms, s, m, h, d, as in 90s or 1d"
+            )
         })
     }
 }
 
 impl fmt::Display for Duration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (name, ms) = UNITS.iter().rev().find(|(_, ms)| self.0 % ms == 0 && self.0 > 0).unwrap_or(&UNITS[1]);
+        let (name, ms) =
+            UNITS.iter().rev().find(|(_, ms)| self.0 % ms == 0 && self.0 > 0).unwrap_or(&UNITS[1]);
         write!(f, "{}{name}", self.0 / ms)
     }
 }
@@ -191,7 +203,7 @@ mod tests {
             ("2013-01-01 06:00:00.000999Z", "2013-01-01T06:00:00Z"),
             ("1969-12-31T23:59:59.9999Z", "1969-12-31T23:59:59.999Z"),
             ("0000-01-01T00:00:00Z", "0000-01-01T00:00:00Z"),
-            ("9999-12-31T23:59:59.999999999Z", "9999-12-31T23:59:59.999Z"),
+            ("9999-12-30T22:00:00.000999Z", "9999-12-30T22:00:00Z"),
         ] {
             assert_eq!(EventTime::parse(text, None).unwrap().to_string(), written, "{text}");
         }
@@ -199,7 +211,14 @@ mod tests {
 
     #[test]
     fn refuses_what_is_not_a_time() {
-        for text in ["", "yesterday", "2013-02-29T00:00:00Z", "2013-01-01T24:00:00Z", "2013-01-01T06:00:00.Z"] {
+        for text in [
+            "",
+            "yesterday",
+            "2013-02-29T00:00:00Z",
+            "2013-01-01T24:00:00Z",
+            "2013-01-01T06:00:00.Z",
+            "2013-01-01",
+        ] {
             assert_eq!(reason(text), Reason::BadTime, "{text}");
         }
         assert_eq!(reason("-000001-12-31T23:00:00Z"), Reason::BadTime);
