@@ -1,1 +1,183 @@
+//! What is accepted, decided reading by reading in log order where the log is read, so that a replay decides the same
+//! whatever the epochs, workers and batch sizes.
 
+use std::collections::HashMap;
+use std::hash::BuildHasher;
+
+use foldhash::{fast, quality};
+
+use crate::model::{CityKey, CityName, Duration, Event, EventTime, Reason, Refusal, Upsert};
+
+/// The rules that look at more than the reading itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdmissionRules {
+    /// How much older than its city's newest reading an arrival may be.
+    pub lateness: Duration,
+    /// How much newer than its arrival a reading may be, where the log knows when that was.
+    pub max_ahead: Option<Duration>,
+}
+
+/// The admission of one log partition: `high` of each of its cities, and the numbers that the dataflow knows them by.
+///
+/// ```
+/// use swelter::admission::{Admission, AdmissionRules};
+/// use swelter::model::{Duration, Event, EventTime, Measurement, Reason, Upsert};
+///
+/// let mut admission = Admission::new(0, AdmissionRules { lateness: Duration::DAY, max_ahead: None });
+/// let reading = |time: &str| Upsert {
+///     city: "JFK",
+///     reading_at: EventTime::parse(time, None).unwrap(),
+///     event: Event::Reading(Measurement::new(80.0, 60.0, None).unwrap()),
+///     revision: None,
+/// };
+/// assert!(admission.admit(&reading("2013-07-18T12:00:00Z"), None).unwrap().is_new);
+/// assert!(!admission.admit(&reading("2013-07-17T12:00:00Z"), None).unwrap().is_new);
+/// let refusal = admission.admit(&reading("2013-07-17T11:59:59Z"), None).unwrap_err();
+/// assert_eq!(refusal.reason, Reason::TooLate);
+/// ```
+#[derive(Debug)]
+pub struct Admission {
+    rules: AdmissionRules,
+    source: u16,
+    cities: HashMap<Box<str>, City, fast::RandomState>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct City {
+    number: u32,
+    hash: u32,
+    /// The newest `reading_at` of an admitted reading; none while only withdrawals were.
+    high: Option<EventTime>,
+}
+
+/// The city of an admitted arrival.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admitted {
+    pub city: CityKey,
+    /// The first arrival of the city: the dataflow must learn its name.
+    pub is_new: bool,
+}
+
+impl Admitted {
+    /// What introduces the city to the dataflow.
+    pub fn introduction(&self, name: &str) -> CityName {
+        CityName { key: self.city, name: name.into() }
+    }
+}
+
+impl Admission {
+    /// The admission of a partition; `source` tells its city numbers from those of others.
+    pub fn new(source: u16, rules: AdmissionRules) -> Admission {
+        Admission { rules, source, cities: HashMap::default() }
+    }
+
+    /// Decides about the next arrival of the log; `arrived` is when the log took it, where it knows.
+    pub fn admit(&mut self, upsert: &Upsert<'_>, arrived: Option<EventTime>) -> Result<Admitted, Refusal> {
+        let is_reading = matches!(upsert.event, Event::Reading(_));
+        let at = upsert.reading_at;
+        if let (Some(max_ahead), Some(arrived)) = (self.rules.max_ahead, arrived)
+            && at.millis() - arrived.millis() > max_ahead.millis()
+        {
+            let detail = format!("reading_at {at} is more than {max_ahead} after its arrival at {arrived}");
+            return Err(Refusal::new(Reason::InTheFuture, detail));
+        }
+        if let Some(city) = self.cities.get_mut(upsert.city) {
+            let oldest = city.high.map(|high| high.millis() - self.rules.lateness.millis());
+            if oldest.is_some_and(|oldest| at.millis() < oldest) {
+                return Err(too_late(at, city.high, self.rules.lateness));
+            }
+            if is_reading {
+                city.high = city.high.max(Some(at));
+            }
+            return Ok(Admitted { city: key(self.source, city), is_new: false });
+        }
+        let hash = quality::FixedState::default().hash_one(upsert.city) as u32;
+        let city = City { number: self.cities.len() as u32, hash, high: is_reading.then_some(at) };
+        self.cities.insert(upsert.city.into(), city);
+        Ok(Admitted { city: key(self.source, &city), is_new: true })
+    }
+
+    /// How many cities the partition has.
+    pub fn cities(&self) -> usize {
+        self.cities.len()
+    }
+}
+
+fn key(source: u16, city: &City) -> CityKey {
+    CityKey { source, number: city.number, hash: city.hash }
+}
+
+#[cold]
+fn too_late(at: EventTime, high: Option<EventTime>, lateness: Duration) -> Refusal {
+    let high = high.map_or(String::new(), |high| high.to_string());
+    let detail = format!("reading_at {at} is more than {lateness} older than {high}, the newest of its city");
+    Refusal::new(Reason::TooLate, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Measurement;
+
+    fn at(millis: i64) -> EventTime {
+        EventTime::from_millis(millis).unwrap()
+    }
+
+    fn upsert(city: &str, millis: i64, event: Event) -> Upsert<'_> {
+        Upsert { city, reading_at: at(millis), event, revision: None }
+    }
+
+    fn admission(lateness: i64) -> Admission {
+        let max_ahead = Duration::from_millis(5);
+        Admission::new(3, AdmissionRules { lateness: Duration::from_millis(lateness).unwrap(), max_ahead })
+    }
+
+    fn reading() -> Event {
+        Event::Reading(Measurement::new(80.0, 50.0, None).unwrap())
+    }
+
+    #[test]
+    fn both_ends_are_accepted() {
+        let mut admission = admission(10);
+        assert!(admission.admit(&upsert("a", 105, reading()), Some(at(100))).is_ok());
+        let ahead = admission.admit(&upsert("a", 106, reading()), Some(at(100)));
+        assert_eq!(ahead.unwrap_err().reason, Reason::InTheFuture);
+        assert!(admission.admit(&upsert("a", 95, reading()), Some(at(100))).is_ok());
+        let late = admission.admit(&upsert("a", 94, Event::Withdrawal), Some(at(100)));
+        assert_eq!(late.unwrap_err().reason, Reason::TooLate);
+        assert!(
+            admission.admit(&upsert("b", 0, reading()), Some(at(100))).is_ok(),
+            "each city has its own high"
+        );
+    }
+
+    #[test]
+    fn only_admitted_readings_move_high() {
+        let mut admission = admission(10);
+        admission.admit(&upsert("a", 1000, Event::Withdrawal), None).unwrap();
+        admission.admit(&upsert("a", 0, reading()), None).unwrap();
+        assert!(admission.admit(&upsert("a", 500, reading()), Some(at(100))).is_err());
+        assert!(admission.admit(&upsert("a", -10, reading()), None).is_ok());
+    }
+
+    #[test]
+    fn numbers_are_dense_and_a_refused_city_takes_none() {
+        let mut admission = admission(10);
+        assert!(admission.admit(&upsert("x", 500, reading()), Some(at(0))).is_err());
+        let keys: Vec<_> = ["a", "b", "a"]
+            .map(|city| admission.admit(&upsert(city, 0, reading()), None).unwrap())
+            .iter()
+            .map(|admitted| (admitted.city.source, admitted.city.number, admitted.is_new))
+            .collect();
+        assert_eq!(keys, [(3, 0, true), (3, 1, true), (3, 0, false)]);
+    }
+
+    #[test]
+    fn an_unlimited_lateness_takes_the_whole_of_event_time() {
+        let rules = AdmissionRules { lateness: Duration::MAX, max_ahead: None };
+        let mut admission = Admission::new(0, rules);
+        for time in [EventTime::MAX, EventTime::MIN] {
+            assert!(admission.admit(&Upsert { reading_at: time, ..upsert("a", 0, reading()) }, None).is_ok());
+        }
+    }
+}

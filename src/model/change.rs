@@ -11,7 +11,7 @@ use super::{Category, EventTime, HeatIndex, Measurement};
 
 /// A city's dense number at the worker that owns it. It never leaves the worker and is in no file: [`CityNames`] of the
 /// same worker turns it into the city's key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct CityId(pub u32);
 
 /// The keys of the cities of one worker, by [`CityId`]; shared by everything that runs on that worker.
@@ -68,17 +68,18 @@ pub struct Change {
     pub after: Option<Row>,
 }
 
-/// All row changes of the epochs in `lower..upper` at one worker, final because the frontier has passed `upper`. Each
-/// epoch that changed anything has one entry, in order, and in it a key at most one change.
+/// All that one worker has to say of the epochs in `lower..upper`: final, because the frontier has passed `upper`. Each
+/// epoch in which anything changed has one entry, in order; of row or day changes a key has at most one in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Batch {
+pub struct Batch<C = Change> {
     pub lower: u64,
+    /// The first epoch that is not yet complete; at the end of the input, [`u64::MAX`].
     pub upper: u64,
-    pub changes: Vec<(u64, Vec<Change>)>,
+    pub changes: Vec<(u64, Vec<C>)>,
 }
 
 /// The newest servable row of a city.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct CurrentRow {
     pub reading_at: EventTime,
     pub row: Row,
@@ -87,6 +88,14 @@ pub struct CurrentRow {
     pub hour_ago: Option<(i64, u32)>,
     /// What was measured, while the operator still holds it.
     pub measurement: Option<Measurement>,
+}
+
+impl CurrentRow {
+    /// The row's rolling heat index less that of the newest servable row an hour or more before it, °F.
+    pub fn trend(&self) -> Option<f64> {
+        let (sum, count) = self.hour_ago?;
+        Some(self.row.rolling_heat_index() - mean_fahrenheit(sum, count))
+    }
 }
 
 /// The readings of one city and UTC day.

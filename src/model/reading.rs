@@ -1,5 +1,7 @@
 //! A reading as a sensor sends it, and the rules that it must meet.
 
+use std::cmp::Ordering;
+use std::hash::{Hash, Hasher};
 use std::num::NonZeroI64;
 
 use serde::{Deserialize, Serialize};
@@ -26,13 +28,14 @@ pub struct Upsert<'a> {
 }
 
 /// What an arrival does.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Event {
     Reading(Measurement),
     Withdrawal,
 }
 
-/// What a sensor measured. `NaN` stands for no wind speed, so that a measurement stays three words wide.
+/// What a sensor measured. `NaN` stands for no wind speed, so that a measurement stays three words wide. The order is one
+/// of bit patterns, as differential dataflow needs any total one.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Measurement {
     temperature: f64,
@@ -48,7 +51,9 @@ impl Measurement {
         if let Some(wind_speed) = wind_speed {
             in_range("wind_speed", wind_speed, WIND_SPEED_MPH, "mph")?;
         }
-        Ok(Measurement { temperature, humidity, wind_speed: wind_speed.unwrap_or(f64::NAN) })
+        // Adding 0.0 turns -0.0 into 0.0, so that equal numbers have equal bits.
+        let wind_speed = wind_speed.map_or(f64::NAN, |w| w + 0.0);
+        Ok(Measurement { temperature: temperature + 0.0, humidity: humidity + 0.0, wind_speed })
     }
 
     /// °F.
@@ -67,11 +72,35 @@ impl Measurement {
     }
 }
 
+impl Measurement {
+    fn bits(&self) -> [u64; 3] {
+        [self.temperature.to_bits(), self.humidity.to_bits(), self.wind_speed.to_bits()]
+    }
+}
+
 impl PartialEq for Measurement {
     fn eq(&self, other: &Measurement) -> bool {
-        self.temperature == other.temperature
-            && self.humidity == other.humidity
-            && self.wind_speed() == other.wind_speed()
+        self.bits() == other.bits()
+    }
+}
+
+impl Eq for Measurement {}
+
+impl Ord for Measurement {
+    fn cmp(&self, other: &Measurement) -> Ordering {
+        self.bits().cmp(&other.bits())
+    }
+}
+
+impl PartialOrd for Measurement {
+    fn partial_cmp(&self, other: &Measurement) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Hash for Measurement {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.bits().hash(state);
     }
 }
 

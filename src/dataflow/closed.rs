@@ -1,0 +1,82 @@
+//! Where results leave the dataflow: whole epochs, once they are complete.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+
+use differential_dataflow::{Data, VecCollection};
+use timely::container::CapacityContainerBuilder;
+use timely::dataflow::Stream;
+use timely::dataflow::channels::pact::Pipeline;
+use timely::dataflow::operators::generic::Operator;
+use timely::dataflow::operators::probe::{Handle, Probe};
+
+use crate::model::Batch;
+
+/// Complete batches that wait for the worker's loop. It holds what the steps since the last [`Closed::take`] have closed, so
+/// whoever limits the epochs in flight also limits this.
+#[derive(Debug)]
+pub struct Closed<C>(Rc<RefCell<VecDeque<Batch<C>>>>);
+
+impl<C> Closed<C> {
+    /// The next batch. Batches join without a gap: the `lower` of each is the `upper` of the one before.
+    pub fn take(&self) -> Option<Batch<C>> {
+        self.0.borrow_mut().pop_front()
+    }
+}
+
+type Open<C> = BTreeMap<u64, Vec<C>>;
+
+/// Collects what is in `stream`, and moves it to the returned end when the frontier has passed it; `probe` then says so.
+pub fn close<C: Clone + 'static>(stream: Stream<'_, u64, Vec<C>>, probe: &Handle<u64>) -> Closed<C> {
+    collect(stream, probe, |open: &mut Open<C>, epoch, data| {
+        let changes = open.entry(epoch).or_default();
+        match changes.is_empty() {
+            true => *changes = std::mem::take(data),
+            false => changes.append(data),
+        }
+    })
+}
+
+/// [`close`] for a collection, each datum with its difference. Differences of one epoch are not consolidated.
+pub fn close_collection<D: Data>(
+    collection: VecCollection<'_, u64, D, isize>,
+    probe: &Handle<u64>,
+) -> Closed<(D, isize)> {
+    // Each update says its own epoch: the message that carries it may be stamped with an earlier one.
+    collect(collection.inner, probe, |open: &mut Open<(D, isize)>, _, data| {
+        for (datum, epoch, diff) in data.drain(..) {
+            open.entry(epoch).or_default().push((datum, diff));
+        }
+    })
+}
+
+fn collect<D: Clone + 'static, C: 'static>(
+    stream: Stream<'_, u64, Vec<D>>,
+    probe: &Handle<u64>,
+    keep: impl Fn(&mut Open<C>, u64, &mut Vec<D>) + 'static,
+) -> Closed<C> {
+    let batches = Rc::new(RefCell::new(VecDeque::new()));
+    let closed = Closed(Rc::clone(&batches));
+    let passed =
+        stream.unary_frontier::<CapacityContainerBuilder<Vec<()>>, _, _, _>(Pipeline, "Close", |_, _| {
+            let mut open = Open::new();
+            let mut lower = 0;
+            move |(input, frontier), _| {
+                input.for_each(|capability, data| {
+                    if let Some(&epoch) = capability.least() {
+                        keep(&mut open, epoch, data);
+                    }
+                });
+                let upper = frontier.frontier().first().copied().unwrap_or(u64::MAX);
+                if upper > lower {
+                    let later = open.split_off(&upper);
+                    let changes = std::mem::replace(&mut open, later).into_iter().collect();
+                    batches.borrow_mut().push_back(Batch { lower, upper, changes });
+                    lower = upper;
+                }
+            }
+        });
+    passed.probe_with(probe);
+    closed
+}

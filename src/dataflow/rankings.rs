@@ -1,0 +1,80 @@
+//! Small collections on the current rows: the hottest cities, and how many are in each category.
+
+use std::cmp::Reverse;
+
+use differential_dataflow::VecCollection;
+use serde::{Deserialize, Serialize};
+
+use crate::directory::Directory;
+use crate::model::{Category, CityId, CityNames, CurrentRow, EventTime, HeatIndex};
+
+/// A city by its key, hottest first, of equals the first by key.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Ranked {
+    heat_index: Reverse<HeatIndex>,
+    pub city: String,
+    pub reading_at: EventTime,
+}
+
+impl Ranked {
+    pub fn heat_index(&self) -> HeatIndex {
+        self.heat_index.0
+    }
+}
+
+/// So many cities of one country (its two letters, empty where the directory has none) are in one category.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct CountryCategory {
+    pub country: String,
+    pub category: Category,
+    pub cities: isize,
+}
+
+/// How many parts are ranked on their own before the best of each are ranked together: a change then costs a part, not all
+/// cities.
+const PARTS: u64 = 64;
+
+type Named<'scope> = VecCollection<'scope, u64, (String, CurrentRow), isize>;
+
+/// The current rows by the keys of their cities, which mean the same to every worker.
+pub fn named<'scope>(
+    current: VecCollection<'scope, u64, (CityId, CurrentRow), isize>,
+    names: CityNames,
+) -> Named<'scope> {
+    current.map(move |(city, row)| (names.get(city).to_string(), row))
+}
+
+/// The `count` cities whose current heat index is the highest.
+pub fn hottest<'scope>(current: Named<'scope>, count: usize) -> VecCollection<'scope, u64, Ranked, isize> {
+    let best = move |_: &u64, ranked: &[(&Ranked, isize)], best: &mut Vec<(Ranked, isize)>| {
+        best.extend(ranked.iter().take(count).map(|(ranked, _)| ((*ranked).clone(), 1)));
+    };
+    current
+        .map(|(city, CurrentRow { row, reading_at, .. })| {
+            let part = foldhash::fast::FixedState::default();
+            let part = std::hash::BuildHasher::hash_one(&part, &city) % PARTS;
+            (part, Ranked { heat_index: Reverse(row.heat_index), city, reading_at })
+        })
+        .reduce(best)
+        .map(|(_, ranked)| (0, ranked))
+        .reduce(best)
+        .map(|(_, ranked)| ranked)
+}
+
+/// How many cities of each country are in each category.
+pub fn by_country<'scope>(
+    current: Named<'scope>,
+    directory: &'static Directory<'static>,
+) -> VecCollection<'scope, u64, CountryCategory, isize> {
+    current
+        .map(move |(city, current)| {
+            let country = city
+                .parse()
+                .ok()
+                .and_then(|id| directory.get(id))
+                .map_or(String::new(), |city| city.country.to_string());
+            (country, current.row.category)
+        })
+        .count()
+        .map(|((country, category), cities)| CountryCategory { country, category, cities })
+}

@@ -1,0 +1,302 @@
+//! A chunk: up to 128 readings of one city in time order, 8 bytes each.
+
+use super::revisions::Revisions;
+use crate::model::{Category, HeatIndex};
+
+/// Readings in a full chunk.
+pub const CHUNK_ROWS: usize = 128;
+/// The chunk number that stands for none.
+pub const NO_CHUNK: u32 = u32::MAX;
+
+const CATEGORY_BITS: u32 = 3;
+const VALUE_BITS: u32 = 32;
+const PAYLOAD_BITS: u32 = CATEGORY_BITS + VALUE_BITS;
+/// The most ticks that a held reading can lie behind its chunk's base: 29 bits.
+const MAX_TICKS: i64 = (1 << (64 - PAYLOAD_BITS)) - 1;
+
+// Every heat index of an accepted reading, less the least one, fits the value's 32 bits.
+const _: () = assert!(HeatIndex::MAX.micros() - HeatIndex::MIN.micros() < 1 << VALUE_BITS);
+
+/// A heat index and its category in 35 bits. Values of one category sort by heat index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held(u64);
+
+impl Held {
+    #[inline(always)]
+    pub fn new(heat_index: HeatIndex, category: Category) -> Held {
+        debug_assert!((HeatIndex::MIN..=HeatIndex::MAX).contains(&heat_index), "{heat_index:?}");
+        Held(((heat_index.micros() - HeatIndex::MIN.micros()) as u64) << CATEGORY_BITS | category as u64)
+    }
+
+    #[inline(always)]
+    pub fn micros(self) -> i64 {
+        (self.0 >> CATEGORY_BITS) as i64 + HeatIndex::MIN.micros()
+    }
+
+    #[inline(always)]
+    pub fn heat_index(self) -> HeatIndex {
+        HeatIndex::from_micros(self.micros())
+    }
+
+    #[inline(always)]
+    pub fn category(self) -> Category {
+        match self.0 & ((1 << CATEGORY_BITS) - 1) {
+            0 => Category::None,
+            1 => Category::Caution,
+            2 => Category::ExtremeCaution,
+            3 => Category::Danger,
+            _ => Category::ExtremeDanger,
+        }
+    }
+}
+
+/// How a chunk counts time: ticks of a millisecond, or of a second while all its times are whole seconds, from a base.
+/// So 29 bits reach 6 days or 17 years. One word: the base above a bit that says seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Frame(i64);
+
+impl Frame {
+    #[inline(always)]
+    fn new(base: i64, seconds: bool) -> Frame {
+        Frame(base << 1 | i64::from(seconds))
+    }
+
+    /// The frame of a chunk that begins with a reading at `millis`.
+    #[inline(always)]
+    pub fn starting_at(millis: i64) -> Frame {
+        Frame::new(millis, millis % 1000 == 0)
+    }
+
+    /// The frame that holds both ends, and only whole seconds where told so.
+    fn spanning(first: i64, last: i64, seconds: bool) -> Option<Frame> {
+        let ticks = if seconds { (last - first) / 1000 } else { last - first };
+        (ticks <= MAX_TICKS).then_some(Frame::new(first, seconds))
+    }
+
+    #[inline(always)]
+    fn seconds(self) -> bool {
+        self.0 & 1 == 1
+    }
+
+    /// `millis` in ticks, if the frame has a tick for it.
+    #[inline(always)]
+    fn ticks(self, millis: i64) -> Option<u64> {
+        let behind = millis - (self.0 >> 1);
+        let ticks = if self.seconds() { behind / 1000 } else { behind };
+        let exact = !self.seconds() || ticks * 1000 == behind;
+        (behind >= 0 && ticks <= MAX_TICKS && exact).then_some(ticks as u64)
+    }
+
+    #[inline(always)]
+    pub fn millis(self, row: PackedRow) -> i64 {
+        let ticks = (row.0 >> PAYLOAD_BITS) as i64;
+        (self.0 >> 1) + if self.seconds() { ticks * 1000 } else { ticks }
+    }
+
+    /// The row at `millis` as this frame holds it, if it can.
+    #[inline(always)]
+    pub fn pack(self, millis: i64, held: Held) -> Option<PackedRow> {
+        Some(PackedRow(self.ticks(millis)? << PAYLOAD_BITS | held.0))
+    }
+}
+
+/// A reading as a chunk holds it: its ticks above its [`Held`], so that rows of one chunk sort by time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PackedRow(u64);
+
+impl PackedRow {
+    #[inline(always)]
+    pub fn held(self) -> Held {
+        Held(self.0 & ((1 << PAYLOAD_BITS) - 1))
+    }
+}
+
+/// Some consecutive readings of a city. The tail chunk of a city is ahead of its header while the city's head appends to
+/// it (see `Store::seal`).
+#[derive(Debug)]
+pub struct Chunk {
+    pub rows: [PackedRow; CHUNK_ROWS],
+    pub frame: Frame,
+    /// Of all its heat indexes, 1e-6 °F.
+    pub sum: i64,
+    /// The greatest of them.
+    pub peak: i64,
+    pub len: u16,
+    /// The city's next chunk.
+    pub next: u32,
+    /// Only where a reading has one.
+    pub revisions: Option<Box<Revisions>>,
+}
+
+impl Chunk {
+    pub fn empty() -> Chunk {
+        Chunk {
+            rows: [PackedRow::default(); CHUNK_ROWS],
+            frame: Frame::default(),
+            sum: 0,
+            peak: i64::MIN,
+            len: 0,
+            next: NO_CHUNK,
+            revisions: None,
+        }
+    }
+
+    pub fn clear(&mut self) {
+        (self.sum, self.peak, self.len, self.next, self.revisions) = (0, i64::MIN, 0, NO_CHUNK, None);
+    }
+
+    #[inline(always)]
+    pub fn rows(&self) -> &[PackedRow] {
+        &self.rows[..usize::from(self.len)]
+    }
+
+    #[inline(always)]
+    pub fn millis(&self, row: usize) -> i64 {
+        self.frame.millis(self.rows[row])
+    }
+
+    /// The time of the last reading; a chunk in use holds at least one.
+    #[inline(always)]
+    pub fn last_millis(&self) -> i64 {
+        self.millis(usize::from(self.len) - 1)
+    }
+
+    pub fn is_full(&self) -> bool {
+        usize::from(self.len) == CHUNK_ROWS
+    }
+
+    /// The first row at `millis` or later, `len` where there is none.
+    pub fn seek(&self, millis: i64) -> usize {
+        self.rows().partition_point(|row| self.frame.millis(*row) < millis)
+    }
+
+    /// Changes the frame so that it also holds `millis`, if there is one that does.
+    pub fn reframe(&mut self, millis: i64) -> bool {
+        let (first, last) = match self.len {
+            0 => (millis, millis),
+            _ => (self.millis(0).min(millis), self.last_millis().max(millis)),
+        };
+        let whole = |t: i64| t % 1000 == 0;
+        let seconds = whole(millis) && self.rows().iter().all(|row| whole(self.frame.millis(*row)));
+        let Some(frame) = Frame::spanning(first, last, seconds) else { return false };
+        let old = std::mem::replace(&mut self.frame, frame);
+        for row in &mut self.rows[..usize::from(self.len)] {
+            *row = frame
+                .pack(old.millis(*row), row.held())
+                .unwrap_or_else(|| unreachable!("the frame spans all rows"));
+        }
+        true
+    }
+
+    /// Puts a row at index `at`, moving those behind it; there must be room.
+    pub fn insert(&mut self, at: usize, row: PackedRow) {
+        let len = usize::from(self.len);
+        self.rows.copy_within(at..len, at + 1);
+        self.rows[at] = row;
+        self.len += 1;
+        self.sum += row.held().micros();
+        self.peak = self.peak.max(row.held().micros());
+        if let Some(revisions) = &mut self.revisions {
+            revisions.insert(at);
+        }
+    }
+
+    pub fn replace(&mut self, at: usize, held: Held) {
+        let old = self.rows[at].held();
+        self.rows[at] = PackedRow(self.rows[at].0 >> PAYLOAD_BITS << PAYLOAD_BITS | held.0);
+        self.sum += held.micros() - old.micros();
+        self.peak_after(old, held.micros());
+    }
+
+    pub fn remove(&mut self, at: usize) {
+        let old = self.rows[at].held();
+        self.rows.copy_within(at + 1..usize::from(self.len), at);
+        self.len -= 1;
+        self.sum -= old.micros();
+        if let Some(revisions) = &mut self.revisions {
+            revisions.remove(at);
+        }
+        self.peak_after(old, i64::MIN);
+    }
+
+    fn peak_after(&mut self, gone: Held, come: i64) {
+        if come >= self.peak {
+            self.peak = come;
+        } else if gone.micros() == self.peak {
+            self.peak = peak_of(self.rows());
+        }
+    }
+
+    /// Moves the rows from index `at` on into the empty chunk `upper`.
+    pub fn split_into(&mut self, at: usize, upper: &mut Chunk) {
+        let moved = usize::from(self.len) - at;
+        upper.rows[..moved].copy_from_slice(&self.rows[at..usize::from(self.len)]);
+        (upper.frame, upper.len) = (self.frame, moved as u16);
+        upper.revisions = self.revisions.as_mut().map(|revisions| Box::new(revisions.split_off(at)));
+        self.len = at as u16;
+        self.summarize();
+        upper.summarize();
+    }
+
+    /// Sets sum and peak from the rows.
+    pub fn summarize(&mut self) {
+        self.sum = self.rows().iter().map(|row| row.held().micros()).sum();
+        self.peak = peak_of(self.rows());
+    }
+}
+
+fn peak_of(rows: &[PackedRow]) -> i64 {
+    rows.iter().map(|row| row.held().micros()).max().unwrap_or(i64::MIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::EventTime;
+
+    #[test]
+    fn a_held_value_keeps_heat_index_and_category() {
+        for heat_index in [HeatIndex::MIN, HeatIndex::from_micros(-1), HeatIndex::default(), HeatIndex::MAX] {
+            for category in Category::ALL {
+                let held = Held::new(heat_index, category);
+                assert_eq!((held.heat_index(), held.category()), (heat_index, category));
+            }
+        }
+    }
+
+    fn chunk_with(times: &[i64]) -> Chunk {
+        let mut chunk = Chunk::empty();
+        for (at, &millis) in times.iter().enumerate() {
+            let held = Held::new(HeatIndex::from_micros(millis % 7), Category::None);
+            if chunk.frame.pack(millis, held).is_none() {
+                assert!(chunk.reframe(millis), "{millis}");
+            }
+            let row = chunk.frame.pack(millis, held).unwrap();
+            chunk.insert(at, row);
+        }
+        chunk
+    }
+
+    #[test]
+    fn a_chunk_of_whole_seconds_reaches_years_and_one_of_milliseconds_days() {
+        let year = 366 * 86_400_000;
+        let mut chunk = chunk_with(&[-year, 0, 15 * year]);
+        assert_eq!([chunk.millis(0), chunk.millis(1), chunk.millis(2)], [-year, 0, 15 * year]);
+        assert!(!chunk.reframe(1), "an odd time fits only near the others");
+        assert!(!chunk.reframe(17 * year));
+        let day = 86_400_000;
+        let mut chunk = chunk_with(&[0, 1, 5 * day]);
+        assert!(chunk.reframe(-day));
+        assert!(!chunk.reframe(7 * day));
+        assert_eq!([chunk.millis(0), chunk.millis(1), chunk.millis(2)], [0, 1, 5 * day]);
+    }
+
+    #[test]
+    fn the_whole_range_of_event_time_has_frames() {
+        for time in [EventTime::MIN, EventTime::MAX] {
+            let mut chunk = chunk_with(&[time.millis()]);
+            assert_eq!(chunk.last_millis(), time.millis());
+            assert!(!chunk.reframe(0));
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! The current row of each city: its newest servable one, with its trend and what was measured.
+
+use super::store::Store;
+use crate::model::{CityId, CurrentRow, EventTime, Measurement, Row};
+
+/// How many of its newest measurements a city keeps.
+const MEASUREMENTS: usize = 4;
+/// How far back the trend looks.
+const HOUR_MS: i64 = 3_600_000;
+
+#[derive(Debug, Default)]
+pub struct Current {
+    cities: Vec<City>,
+    /// Cities that the epoch at hand has changed, each once.
+    touched: Vec<u32>,
+}
+
+#[derive(Debug, Default)]
+struct City {
+    emitted: Option<CurrentRow>,
+    /// The newest measurements by time, at most [`MEASUREMENTS`]; a withdrawn one leaves and is not replaced.
+    measured: Vec<(i64, Measurement)>,
+    touched: bool,
+}
+
+impl Current {
+    pub fn add_city(&mut self) {
+        self.cities.push(City::default());
+    }
+
+    /// The epoch may change the city's current row.
+    #[inline]
+    pub fn touch(&mut self, city: u32) {
+        if !std::mem::replace(&mut self.cities[city as usize].touched, true) {
+            self.touched.push(city);
+        }
+    }
+
+    /// A reading was accepted (`Some`) or withdrawn: in log order, so that what is kept depends on the log alone.
+    pub fn measure(&mut self, city: u32, millis: i64, measurement: Option<Measurement>) {
+        let state = &mut self.cities[city as usize];
+        let place = state.measured.binary_search_by_key(&millis, |(at, _)| *at);
+        match (place, measurement) {
+            (Ok(place), Some(measurement)) => state.measured[place].1 = measurement,
+            (Ok(place), None) => drop(state.measured.remove(place)),
+            (Err(_), None) => {}
+            (Err(place), Some(measurement)) => {
+                state.measured.insert(place, (millis, measurement));
+                if state.measured.len() > MEASUREMENTS {
+                    state.measured.remove(0);
+                }
+            }
+        }
+    }
+
+    /// Gives `emit` the current rows that the epoch has changed: the old one with -1, the new one with 1.
+    pub fn finish_epoch(&mut self, store: &mut Store, mut emit: impl FnMut(CityId, CurrentRow, isize)) {
+        for city in self.touched.drain(..) {
+            let state = &mut self.cities[city as usize];
+            state.touched = false;
+            let after = newest_row(store, city).map(|(reading_at, row, hour_ago)| CurrentRow {
+                reading_at,
+                row,
+                hour_ago,
+                measurement: state
+                    .measured
+                    .iter()
+                    .find(|(at, _)| *at == reading_at.millis())
+                    .map(|(_, measurement)| *measurement),
+            });
+            if state.emitted != after {
+                if let Some(before) = state.emitted {
+                    emit(CityId(city), before, -1);
+                }
+                if let Some(after) = after {
+                    emit(CityId(city), after, 1);
+                }
+                state.emitted = after;
+            }
+        }
+    }
+}
+
+/// The newest servable row and the window, as `(sum, count)`, of the newest servable one an hour or more before it.
+fn newest_row(store: &mut Store, city: u32) -> Option<(EventTime, Row, Option<(i64, u32)>)> {
+    store.seal(city);
+    let last = store.last_millis(city)?;
+    let head = &store.heads[city as usize];
+    let oldest_servable = store.retention.oldest_servable(head.high);
+    if last < oldest_servable {
+        return None;
+    }
+    let place = store.seek(city, last);
+    let (_, held) = store.get(city, place)?;
+    let row = Row {
+        heat_index: held.heat_index(),
+        sum: head.run_sum,
+        count: head.run_count,
+        category: held.category(),
+    };
+    let hour_ago = store
+        .rolling_at_or_before(city, last - HOUR_MS)
+        .filter(|(at, _, _)| *at >= oldest_servable)
+        .map(|(_, sum, count)| (sum, count));
+    Some((EventTime::from_millis(last)?, row, hour_ago))
+}

@@ -1,0 +1,116 @@
+//! Summaries of each city's UTC days, kept while anything can still change them.
+
+use std::collections::BTreeMap;
+
+use super::chunk::Held;
+use super::store::Store;
+use crate::model::time::DAY_MS;
+use crate::model::{CityId, DayChange, DaySummary, EventTime, HeatIndex};
+
+#[derive(Debug, Default)]
+pub struct Days {
+    /// By city: the days whose last instant is not older than the lateness allows.
+    open: Vec<BTreeMap<i32, OpenDay>>,
+    /// Days that the epoch at hand has changed, each once.
+    touched: Vec<(u32, i32)>,
+}
+
+#[derive(Debug, Default)]
+struct OpenDay {
+    readings: u32,
+    sum: i64,
+    categories: [u32; 5],
+    /// The greatest heat index and when it was first; right unless `stale`.
+    max: Option<(i64, i64)>,
+    /// The greatest among readings that have left memory, which nothing changes any more.
+    departed_max: Option<(i64, i64)>,
+    /// The greatest one was corrected or withdrawn.
+    stale: bool,
+    touched: bool,
+    emitted: Option<DaySummary>,
+}
+
+impl Days {
+    pub fn add_city(&mut self) {
+        self.open.push(BTreeMap::new());
+    }
+
+    #[inline]
+    pub fn replace(&mut self, city: u32, millis: i64, before: Option<Held>, after: Option<Held>) {
+        let day = millis.div_euclid(DAY_MS) as i32;
+        let open = self.open[city as usize].entry(day).or_default();
+        if !std::mem::replace(&mut open.touched, true) {
+            self.touched.push((city, day));
+        }
+        if let Some(held) = before {
+            open.readings -= 1;
+            open.sum -= held.micros();
+            open.categories[held.category() as usize] -= 1;
+            open.stale |= open.max.is_some_and(|(_, at)| at == millis);
+        }
+        if let Some(held) = after {
+            open.readings += 1;
+            open.sum += held.micros();
+            open.categories[held.category() as usize] += 1;
+            open.max = greater(open.max, (held.micros(), millis));
+        }
+    }
+
+    /// A reading leaves memory: its day, if still open, must not forget its maximum.
+    pub fn depart(&mut self, city: u32, millis: i64, held: Held) {
+        if let Some(open) = self.open[city as usize].get_mut(&(millis.div_euclid(DAY_MS) as i32)) {
+            open.departed_max = greater(open.departed_max, (held.micros(), millis));
+        }
+    }
+
+    /// Gives `emit` what the epoch has changed, and closes the days that nothing can change any more.
+    pub fn finish_epoch(&mut self, store: &Store, mut emit: impl FnMut(DayChange)) {
+        for (city, day) in self.touched.drain(..) {
+            let days = &mut self.open[city as usize];
+            let Some(open) = days.get_mut(&day) else { continue };
+            open.touched = false;
+            if std::mem::take(&mut open.stale) {
+                let start = i64::from(day) * DAY_MS;
+                let held = store.peak(city, start, start + DAY_MS - 1);
+                open.max = held.map_or(open.departed_max, |held| greater(open.departed_max, held));
+            }
+            let (before, after) = (open.emitted, open.summary());
+            if before != after {
+                emit(DayChange { city: CityId(city), day, before, after });
+            }
+            open.emitted = after;
+            if after.is_none() {
+                days.remove(&day);
+            }
+            let oldest_accepted = store.retention.oldest_accepted(store.heads[city as usize].high);
+            // A day of this epoch that is still to be emitted is closed when its own turn comes.
+            while let Some(entry) = days.first_entry()
+                && (i64::from(*entry.key()) + 1) * DAY_MS <= oldest_accepted
+                && !entry.get().touched
+            {
+                entry.remove();
+            }
+        }
+    }
+}
+
+impl OpenDay {
+    fn summary(&self) -> Option<DaySummary> {
+        let (max, max_at) = self.max.filter(|_| self.readings > 0)?;
+        Some(DaySummary {
+            readings: self.readings,
+            sum: self.sum,
+            max_heat_index: HeatIndex::from_micros(max),
+            max_at: EventTime::from_millis(max_at)?,
+            categories: self.categories,
+        })
+    }
+}
+
+/// The greater heat index, the earlier one of equals.
+fn greater(held: Option<(i64, i64)>, (micros, millis): (i64, i64)) -> Option<(i64, i64)> {
+    match held {
+        Some((max, at)) if max > micros || (max == micros && at <= millis) => held,
+        _ => Some((micros, millis)),
+    }
+}

@@ -1,0 +1,306 @@
+//! The rolling operator: readings in, exact changes of rolling results out.
+//!
+//! One [`Rolling`] holds the cities of a worker. It takes an epoch's arrivals in log order and says what they change.
+//! Most arrivals are newer than all that their city knows: each of those is one append to the city's tail chunk and one
+//! step of its running window ([`store`]). A city that an epoch does anything else to is edited instead ([`edit`]): its
+//! arrivals are applied one by one in log order, and then one sweep over the rows they have changed gives each row's
+//! result before and after ([`sweep`]). So nothing depends on where epochs are cut, and no key is changed twice in one.
+
+mod arena;
+#[cfg(debug_assertions)]
+mod check;
+mod chunk;
+mod current;
+mod days;
+mod edit;
+mod operator;
+mod revisions;
+mod store;
+mod sweep;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use self::chunk::Held;
+use self::current::Current;
+use self::days::Days;
+use self::edit::Delta;
+use self::store::{Edits, Store};
+use super::heat_index::Formula;
+use crate::model::{
+    Arrival, Change, CityId, CityKey, CityName, CityNames, CurrentRow, DayChange, Event, EventTime, Outcome,
+    OutcomeKind, Row,
+};
+
+pub use self::operator::{Streams, rolling};
+pub use self::store::Retention;
+
+/// What a run wants to know besides row changes; what it does not ask for costs it nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// The current row of each city.
+    pub current: bool,
+    /// The summary of each city and UTC day.
+    pub days: bool,
+    /// What became of each arrival.
+    pub outcomes: bool,
+}
+
+/// What an epoch has changed. The vectors are filled anew by each epoch.
+#[derive(Debug, Default)]
+pub struct Changed {
+    pub rows: Vec<Change>,
+    pub current: Vec<(CityId, CurrentRow, isize)>,
+    pub days: Vec<DayChange>,
+    pub outcomes: Vec<Outcome>,
+}
+
+/// The state of the cities of one worker.
+#[derive(Debug)]
+pub struct Rolling {
+    formula: Formula,
+    store: Store,
+    cities: Cities,
+    current: Option<Current>,
+    days: Option<Days>,
+    outcomes: bool,
+    /// Of the epoch at hand: each arrival's city, [`TOO_LATE`] for none; the cities it edits; what the edits do.
+    arrival_cities: Vec<u32>,
+    edited: Vec<u32>,
+    deltas: Vec<(u32, Delta)>,
+    city_deltas: Vec<Delta>,
+}
+
+/// The city of an arrival that is older than the lateness allows.
+const TOO_LATE: u32 = u32::MAX;
+
+impl Rolling {
+    /// No cities; `names` learns each city's key as it comes.
+    pub fn new(formula: Formula, retention: Retention, wanted: Wanted, names: CityNames) -> Rolling {
+        Rolling {
+            formula,
+            store: Store::new(retention, wanted.days),
+            cities: Cities { names, ..Cities::default() },
+            current: wanted.current.then(Current::default),
+            days: wanted.days.then(Days::default),
+            outcomes: wanted.outcomes,
+            arrival_cities: Vec::new(),
+            edited: Vec::new(),
+            deltas: Vec::new(),
+            city_deltas: Vec::new(),
+        }
+    }
+
+    /// Learns which city a source means by a key, before the first arrival with that key.
+    pub fn introduce(&mut self, city: &CityName) {
+        if self.cities.introduce(city) {
+            self.store.add_city();
+            if let Some(current) = &mut self.current {
+                current.add_city();
+            }
+            if let Some(days) = &mut self.days {
+                days.add_city();
+            }
+        }
+    }
+
+    /// Applies the arrivals of one epoch, in log order, and says in `changed` what they change.
+    pub fn apply(&mut self, arrivals: &[Vec<Arrival>], changed: &mut Changed) {
+        changed.rows.clear();
+        changed.current.clear();
+        changed.days.clear();
+        changed.outcomes.clear();
+        self.look_ahead(arrivals);
+        let mut cities = std::mem::take(&mut self.arrival_cities);
+        changed.rows.reserve(cities.len());
+        for (arrival, city) in arrivals.iter().flatten().zip(cities.drain(..)) {
+            let kind = match city {
+                TOO_LATE => OutcomeKind::TooLate,
+                _ => self.accept(city, arrival, changed),
+            };
+            if self.outcomes {
+                let (reading_at, position) = (arrival.reading_at, arrival.position);
+                changed.outcomes.push(Outcome { city: CityId(city), reading_at, position, kind });
+            }
+        }
+        self.arrival_cities = cities;
+        self.finish_edits(changed);
+        self.finish_epoch(changed);
+    }
+
+    /// Finds each arrival's city, moves `high`, and marks the cities that are not only appended to. Lateness is decided
+    /// here, where the arrivals still are in log order.
+    fn look_ahead(&mut self, arrivals: &[Vec<Arrival>]) {
+        let retention = self.store.retention;
+        for arrival in arrivals.iter().flatten() {
+            let city = self.cities.get(arrival.city);
+            let head = &mut self.store.heads[city as usize];
+            let millis = arrival.reading_at.millis();
+            if millis < retention.oldest_accepted(head.high) {
+                self.arrival_cities.push(TOO_LATE);
+                continue;
+            }
+            let reading = matches!(arrival.event, Event::Reading(_));
+            if reading {
+                head.high = head.high.max(millis);
+            }
+            if reading && millis > head.newest {
+                head.newest = millis;
+            } else if head.edits == Edits::None {
+                head.edits = Edits::Expected;
+            }
+            self.arrival_cities.push(city);
+        }
+    }
+
+    #[inline]
+    fn accept(&mut self, city: u32, arrival: &Arrival, changed: &mut Changed) -> OutcomeKind {
+        let millis = arrival.reading_at.millis();
+        let (measurement, held) = match &arrival.event {
+            Event::Reading(measurement) => {
+                let (heat_index, category) = self.formula.evaluate(measurement);
+                (Some(*measurement), Some(Held::new(heat_index, category)))
+            }
+            Event::Withdrawal => (None, None),
+        };
+        let kind = match (self.store.heads[city as usize].edits, held) {
+            (Edits::None, Some(held)) => {
+                let (sum, count) = self.store.append(city, millis, held, arrival.revision);
+                let after = Row { heat_index: held.heat_index(), sum, count, category: held.category() };
+                let reading_at = arrival.reading_at;
+                changed.rows.push(Change {
+                    city: CityId(city),
+                    reading_at,
+                    before: None,
+                    after: Some(after),
+                });
+                if let Some(days) = &mut self.days {
+                    days.replace(city, millis, None, Some(held));
+                }
+                OutcomeKind::Inserted
+            }
+            _ => self.edit(city, arrival, held),
+        };
+        if let Some(current) = &mut self.current {
+            // A reading moves `high` even where its revision loses, so the city's current row may turn unservable.
+            current.touch(city);
+            if kind != OutcomeKind::OldRevision {
+                current.measure(city, millis, measurement);
+            }
+        }
+        kind
+    }
+
+    fn edit(&mut self, city: u32, arrival: &Arrival, held: Option<Held>) -> OutcomeKind {
+        let head = &mut self.store.heads[city as usize];
+        if head.edits != Edits::Begun {
+            head.edits = Edits::Begun;
+            self.edited.push(city);
+            self.store.seal(city);
+        }
+        let (kind, delta) = self.store.edit(city, arrival.reading_at.millis(), held, arrival.revision);
+        if let Some(delta) = delta {
+            self.deltas.push((city, delta));
+            if let Some(days) = &mut self.days {
+                days.replace(city, delta.millis, delta.before, delta.after);
+            }
+        }
+        kind
+    }
+
+    /// Sweeps the rows that edits have changed, and makes the edited cities fit for appends again.
+    fn finish_edits(&mut self, changed: &mut Changed) {
+        // Stable: the deltas of a key stay in log order.
+        self.deltas.sort_by_key(|(city, delta)| (*city, delta.millis));
+        for deltas in self.deltas.chunk_by(|(a, _), (b, _)| a == b) {
+            let city = deltas[0].0;
+            self.city_deltas.clear();
+            for key in deltas.chunk_by(|(_, a), (_, b)| a.millis == b.millis) {
+                let (first, last) = (key[0].1, key[key.len() - 1].1);
+                if first.before != last.after {
+                    self.city_deltas.push(Delta { after: last.after, ..first });
+                }
+            }
+            self.store.sweep(city, &self.city_deltas, |millis, before, after| {
+                // Held times come from event times.
+                let Some(reading_at) = EventTime::from_millis(millis) else { return };
+                changed.rows.push(Change { city: CityId(city), reading_at, before, after });
+            });
+        }
+        self.deltas.clear();
+        for city in self.edited.drain(..) {
+            self.store.finish_edits(city);
+            #[cfg(debug_assertions)]
+            self.store.check(city);
+        }
+    }
+
+    fn finish_epoch(&mut self, changed: &mut Changed) {
+        if let Some(days) = &mut self.days {
+            for (city, millis, held) in self.store.departed.iter_mut().flat_map(|departed| departed.drain(..))
+            {
+                days.depart(city, millis, held);
+            }
+            days.finish_epoch(&self.store, |change| changed.days.push(change));
+        }
+        if let Some(current) = &mut self.current {
+            current.finish_epoch(&mut self.store, |city, row, diff| changed.current.push((city, row, diff)));
+        }
+    }
+
+    /// Gives `each` the servable rows of a city with `reading_at` in `from..=to`, by time.
+    pub fn servable_rows(
+        &mut self,
+        city: CityId,
+        from: EventTime,
+        to: EventTime,
+        each: impl FnMut(i64, Row),
+    ) {
+        self.store.seal(city.0);
+        let oldest = self.store.retention.oldest_servable(self.store.heads[city.0 as usize].high);
+        self.store.rows(city.0, from.millis().max(oldest), to.millis(), each);
+    }
+
+    /// Bytes of memory that hold readings.
+    pub fn bytes(&self) -> usize {
+        self.store.bytes()
+    }
+}
+
+/// Which city a source means by which number.
+#[derive(Debug, Default)]
+struct Cities {
+    names: CityNames,
+    by_name: HashMap<Arc<str>, u32, foldhash::fast::RandomState>,
+    /// By source and number.
+    by_key: Vec<Vec<u32>>,
+}
+
+impl Cities {
+    /// True where the name is new.
+    fn introduce(&mut self, city: &CityName) -> bool {
+        let known = self.by_name.get(&*city.name).copied();
+        let id = known.unwrap_or_else(|| {
+            let name: Arc<str> = city.name.as_ref().into();
+            let CityId(id) = self.names.push(name.clone());
+            self.by_name.insert(name, id);
+            id
+        });
+        let source = usize::from(city.key.source);
+        if self.by_key.len() <= source {
+            self.by_key.resize_with(source + 1, Vec::new);
+        }
+        let numbers = &mut self.by_key[source];
+        if numbers.len() <= city.key.number as usize {
+            numbers.resize(city.key.number as usize + 1, u32::MAX);
+        }
+        numbers[city.key.number as usize] = id;
+        known.is_none()
+    }
+
+    /// The city of a key that was introduced, as every key in an arrival was.
+    #[inline(always)]
+    fn get(&self, key: CityKey) -> u32 {
+        self.by_key[usize::from(key.source)][key.number as usize]
+    }
+}

@@ -1,0 +1,100 @@
+//! [`Rolling`] as a timely operator.
+
+use std::collections::BTreeMap;
+
+use differential_dataflow::{AsCollection, VecCollection};
+use timely::container::CapacityContainerBuilder;
+use timely::dataflow::Stream;
+use timely::dataflow::channels::pact::Exchange;
+use timely::dataflow::operators::Capability;
+use timely::dataflow::operators::generic::OutputBuilder;
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+use timely::progress::frontier::MutableAntichain;
+
+use super::{Changed, Rolling};
+use crate::model::{Arrival, Change, CityId, CityName, CurrentRow, DayChange, Outcome};
+
+/// What the operator gives out: at each epoch what that epoch changed, once no more input can come for it.
+pub struct Streams<'scope> {
+    pub rows: Stream<'scope, u64, Vec<Change>>,
+    pub current: VecCollection<'scope, u64, (CityId, CurrentRow), isize>,
+    pub days: Stream<'scope, u64, Vec<DayChange>>,
+    pub outcomes: Stream<'scope, u64, Vec<Outcome>>,
+}
+
+type CurrentDiff = ((CityId, CurrentRow), u64, isize);
+
+/// What has come for an epoch that is still open.
+#[derive(Default)]
+struct Pending {
+    cities: Vec<CityName>,
+    arrivals: Vec<Vec<Arrival>>,
+    /// One per output.
+    capabilities: Vec<Capability<u64>>,
+}
+
+const OUTPUTS: usize = 4;
+
+/// Sends each arrival to the worker that owns its city, and its epoch through `rolling` once the epoch is complete. A city's
+/// name must be in `cities` at the epoch of the city's first arrival or before.
+pub fn rolling<'scope>(
+    cities: Stream<'scope, u64, Vec<CityName>>,
+    arrivals: Stream<'scope, u64, Vec<Arrival>>,
+    mut rolling: Rolling,
+) -> Streams<'scope> {
+    let mut builder = OperatorBuilder::new("Rolling".into(), arrivals.scope());
+    let mut cities = builder.new_input(cities, Exchange::new(|city: &CityName| u64::from(city.key.hash)));
+    let mut arrivals =
+        builder.new_input(arrivals, Exchange::new(|arrival: &Arrival| u64::from(arrival.city.hash)));
+    let (rows_out, rows) = builder.new_output::<Vec<Change>>();
+    let (current_out, current) = builder.new_output::<Vec<CurrentDiff>>();
+    let (days_out, days) = builder.new_output::<Vec<DayChange>>();
+    let (outcomes_out, outcomes) = builder.new_output::<Vec<Outcome>>();
+    let mut rows_out = OutputBuilder::<_, CapacityContainerBuilder<Vec<Change>>>::from(rows_out);
+    let mut current_out = OutputBuilder::<_, CapacityContainerBuilder<Vec<CurrentDiff>>>::from(current_out);
+    let mut days_out = OutputBuilder::<_, CapacityContainerBuilder<Vec<DayChange>>>::from(days_out);
+    let mut outcomes_out = OutputBuilder::<_, CapacityContainerBuilder<Vec<Outcome>>>::from(outcomes_out);
+
+    builder.build(move |_| {
+        let mut pending: BTreeMap<u64, Pending> = BTreeMap::new();
+        let mut changed = Changed::default();
+        move |frontiers: &[MutableAntichain<u64>]| {
+            cities.for_each(|capability, data| {
+                let Some(&epoch) = capability.least() else { return };
+                let pending = pending.entry(epoch).or_default();
+                pending.keep(|output| capability.retain_least(output));
+                pending.cities.append(data);
+            });
+            arrivals.for_each(|capability, data| {
+                let Some(&epoch) = capability.least() else { return };
+                let pending = pending.entry(epoch).or_default();
+                pending.keep(|output| capability.retain_least(output));
+                pending.arrivals.push(std::mem::take(data));
+            });
+            while let Some(entry) = pending.first_entry() {
+                if frontiers.iter().any(|frontier| frontier.less_equal(entry.key())) {
+                    break;
+                }
+                let (epoch, Pending { cities, arrivals, capabilities }) = entry.remove_entry();
+                cities.iter().for_each(|city| rolling.introduce(city));
+                rolling.apply(&arrivals, &mut changed);
+                let current = changed.current.drain(..).map(|(city, row, diff)| ((city, row), epoch, diff));
+                if let [rows, currents, days, outcomes] = &capabilities[..] {
+                    rows_out.activate().session(rows).give_container(&mut changed.rows);
+                    current_out.activate().session(currents).give_iterator(current);
+                    days_out.activate().session(days).give_container(&mut changed.days);
+                    outcomes_out.activate().session(outcomes).give_container(&mut changed.outcomes);
+                }
+            }
+        }
+    });
+    Streams { rows, current: current.as_collection(), days, outcomes }
+}
+
+impl Pending {
+    fn keep(&mut self, retain: impl Fn(usize) -> Option<Capability<u64>>) {
+        if self.capabilities.is_empty() {
+            self.capabilities.extend((0..OUTPUTS).filter_map(retain));
+        }
+    }
+}

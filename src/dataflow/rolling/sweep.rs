@@ -1,0 +1,243 @@
+//! Rolling results from held readings: for one place, for a range, and for all rows that edits have changed.
+
+use super::chunk::{Chunk, Held, PackedRow};
+use super::edit::{Delta, Place};
+use super::store::Store;
+use crate::model::Row;
+
+impl Store {
+    pub fn chunk(&self, city: u32, chunk: usize) -> &Chunk {
+        self.arena.get(self.index[city as usize].chunks[chunk])
+    }
+
+    /// The first place at `millis` or later; the city must be sealed.
+    pub fn seek(&self, city: u32, millis: i64) -> Place {
+        let chunks = &self.index[city as usize].chunks;
+        // Most searches are for the newest chunk or beyond.
+        let last = chunks.len().saturating_sub(1);
+        let in_tail = chunks.len() > 1 && self.chunk(city, last - 1).last_millis() < millis;
+        let chunk = match in_tail {
+            true => last + usize::from(self.chunk(city, last).last_millis() < millis),
+            false => chunks.partition_point(|&id| self.arena.get(id).last_millis() < millis),
+        };
+        let row = if chunk < chunks.len() { self.chunk(city, chunk).seek(millis) } else { 0 };
+        Place { chunk, row }
+    }
+
+    /// The place behind the last row.
+    pub fn end(&self, city: u32) -> Place {
+        Place { chunk: self.index[city as usize].chunks.len(), row: 0 }
+    }
+
+    pub fn get(&self, city: u32, place: Place) -> Option<(i64, Held)> {
+        let chunk = (place.chunk < self.end(city).chunk).then(|| self.chunk(city, place.chunk))?;
+        let row = chunk.rows().get(place.row)?;
+        Some((chunk.frame.millis(*row), row.held()))
+    }
+
+    /// The time of the city's newest reading.
+    pub fn last_millis(&self, city: u32) -> Option<i64> {
+        self.index[city as usize].chunks.back().map(|&id| self.arena.get(id).last_millis())
+    }
+
+    /// Sum and count of the readings in `from..to`.
+    pub fn span(&self, city: u32, from: Place, to: Place) -> (i64, u32) {
+        let (mut sum, mut count) = (0, 0);
+        for chunk in from.chunk..(to.chunk + 1).min(self.end(city).chunk) {
+            let held = self.chunk(city, chunk);
+            let first = if chunk == from.chunk { from.row } else { 0 };
+            let last = if chunk == to.chunk { to.row } else { held.rows().len() };
+            if first == 0 && last == held.rows().len() {
+                sum += held.sum;
+            } else if first < last {
+                sum += held.rows()[first..last].iter().map(|row| row.held().micros()).sum::<i64>();
+            }
+            count += last.saturating_sub(first) as u32;
+        }
+        (sum, count)
+    }
+
+    /// The greatest heat index in `from..=to` and when it was first; the city must be sealed.
+    pub fn peak(&self, city: u32, from: i64, to: i64) -> Option<(i64, i64)> {
+        let (low, high) = (self.seek(city, from), self.seek(city, to + 1));
+        let mut peak: Option<(i64, i64)> = None;
+        for chunk in low.chunk..(high.chunk + 1).min(self.end(city).chunk) {
+            let held = self.chunk(city, chunk);
+            if peak.is_some_and(|(micros, _)| micros >= held.peak) {
+                continue;
+            }
+            let first = if chunk == low.chunk { low.row } else { 0 };
+            let last = if chunk == high.chunk { high.row } else { held.rows().len() };
+            for row in held.rows().get(first..last).unwrap_or_default() {
+                if peak.is_none_or(|(micros, _)| row.held().micros() > micros) {
+                    peak = Some((row.held().micros(), held.frame.millis(*row)));
+                }
+            }
+        }
+        peak
+    }
+
+    /// Time, sum and count of the newest row at or before `millis`; the city must be sealed.
+    pub fn rolling_at_or_before(&self, city: u32, millis: i64) -> Option<(i64, i64, u32)> {
+        let behind = self.seek(city, millis + 1);
+        let place = match behind.row {
+            0 if behind.chunk == 0 => return None,
+            0 => Place { chunk: behind.chunk - 1, row: self.chunk(city, behind.chunk - 1).rows().len() - 1 },
+            row => Place { chunk: behind.chunk, row: row - 1 },
+        };
+        let (at, _) = self.get(city, place)?;
+        let lo = self.seek(city, at - self.retention.window.millis());
+        let (sum, count) = self.span(city, lo, Place { row: place.row + 1, ..place });
+        Some((at, sum, count))
+    }
+
+    /// Gives `each` the row of every reading in `from..=to`, by time; the city must be sealed.
+    pub fn rows(&self, city: u32, from: i64, to: i64, mut each: impl FnMut(i64, Row)) {
+        let window = self.retention.window.millis();
+        let mut window_rows = WindowCursor::at(self, city, from.saturating_sub(window), from);
+        while let Some((millis, held)) = window_rows.high.peek().filter(|(millis, _)| *millis <= to) {
+            window_rows.take(held);
+            window_rows.drop_before(millis - window);
+            each(millis, row_of(held, window_rows.sum, window_rows.count));
+        }
+    }
+
+    /// Gives `emit` every row that `deltas` have changed, with its result before and after. The deltas are in order of time,
+    /// one a key, and the store has them applied; the city must be sealed.
+    pub fn sweep(&self, city: u32, deltas: &[Delta], mut emit: impl FnMut(i64, Option<Row>, Option<Row>)) {
+        let window = self.retention.window.millis();
+        // Deltas before `entered` have their time behind the sweep, those before `left` also their window.
+        let (mut entered, mut left) = (0, 0);
+        while let Some(next) = deltas.get(entered) {
+            let mut rows = WindowCursor::at(self, city, next.millis - window, next.millis);
+            // What the deltas in the window have added to its sum and count.
+            let (mut sum_by, mut count_by) = (0, 0);
+            loop {
+                let row = rows.high.peek();
+                let delta = deltas.get(entered);
+                let millis = match (row, delta) {
+                    (None, None) => return,
+                    (Some((at, _)), None) => at,
+                    (None, Some(delta)) => delta.millis,
+                    (Some((at, _)), Some(delta)) => at.min(delta.millis),
+                };
+                while left < entered && deltas[left].millis < millis - window {
+                    sum_by -= deltas[left].sum();
+                    count_by -= deltas[left].count();
+                    left += 1;
+                }
+                let own = delta.filter(|delta| delta.millis == millis);
+                if let Some(own) = own {
+                    sum_by += own.sum();
+                    count_by += own.count();
+                    entered += 1;
+                }
+                if left == entered {
+                    break;
+                }
+                let held = row.filter(|(at, _)| *at == millis).map(|(_, held)| held);
+                if let Some(held) = held {
+                    rows.take(held);
+                }
+                rows.drop_before(millis - window);
+                let after = held.map(|held| row_of(held, rows.sum, rows.count));
+                let before = own
+                    .map_or(held, |own| own.before)
+                    .map(|held| row_of(held, rows.sum - sum_by, (i64::from(rows.count) - count_by) as u32));
+                if before != after {
+                    emit(millis, before, after);
+                }
+            }
+        }
+    }
+}
+
+fn row_of(held: Held, sum: i64, count: u32) -> Row {
+    Row { heat_index: held.heat_index(), sum, count, category: held.category() }
+}
+
+impl Delta {
+    fn sum(&self) -> i64 {
+        self.after.map_or(0, Held::micros) - self.before.map_or(0, Held::micros)
+    }
+
+    fn count(&self) -> i64 {
+        i64::from(self.after.is_some()) - i64::from(self.before.is_some())
+    }
+}
+
+/// A window that moves forward over a city's rows: the readings from `low` to before `high`.
+struct WindowCursor<'a> {
+    low: Cursor<'a>,
+    high: Cursor<'a>,
+    sum: i64,
+    count: u32,
+}
+
+impl<'a> WindowCursor<'a> {
+    fn at(store: &'a Store, city: u32, low: i64, high: i64) -> WindowCursor<'a> {
+        let (low, high) = (store.seek(city, low), store.seek(city, high));
+        let (sum, count) = store.span(city, low, high);
+        WindowCursor { low: Cursor::at(store, city, low), high: Cursor::at(store, city, high), sum, count }
+    }
+
+    /// Takes in the row at `high`.
+    #[inline(always)]
+    fn take(&mut self, held: Held) {
+        self.sum += held.micros();
+        self.count += 1;
+        self.high.step();
+    }
+
+    #[inline(always)]
+    fn drop_before(&mut self, floor: i64) {
+        while self.count > 0
+            && let Some((_, held)) = self.low.peek().filter(|(millis, _)| *millis < floor)
+        {
+            self.sum -= held.micros();
+            self.count -= 1;
+            self.low.step();
+        }
+    }
+}
+
+/// A place in a city's rows, with its chunk at hand.
+struct Cursor<'a> {
+    store: &'a Store,
+    city: u32,
+    next_chunk: usize,
+    chunk: Option<&'a Chunk>,
+    rows: &'a [PackedRow],
+}
+
+impl<'a> Cursor<'a> {
+    fn at(store: &'a Store, city: u32, place: Place) -> Cursor<'a> {
+        let mut cursor = Cursor { store, city, next_chunk: place.chunk, chunk: None, rows: &[] };
+        cursor.enter(place.row);
+        cursor
+    }
+
+    /// Goes to a row of the next chunk that has rows from there on.
+    fn enter(&mut self, mut row: usize) {
+        while self.rows.is_empty() && self.next_chunk < self.store.end(self.city).chunk {
+            let chunk = self.store.chunk(self.city, self.next_chunk);
+            (self.chunk, self.rows) = (Some(chunk), &chunk.rows()[row..]);
+            self.next_chunk += 1;
+            row = 0;
+        }
+    }
+
+    #[inline(always)]
+    fn peek(&self) -> Option<(i64, Held)> {
+        let (row, chunk) = (self.rows.first()?, self.chunk?);
+        Some((chunk.frame.millis(*row), row.held()))
+    }
+
+    #[inline(always)]
+    fn step(&mut self) {
+        self.rows = self.rows.get(1..).unwrap_or_default();
+        if self.rows.is_empty() {
+            self.enter(0);
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! What the parts do together.
+
+mod harness;
+mod oracle;
+mod results;

@@ -1,0 +1,162 @@
+//! The sequential recomputation: short, obviously right, and slow. It applies a log one arrival at a time, keeps
+//! everything, and computes every result from all readings.
+
+use std::collections::BTreeMap;
+
+use swelter::dataflow::heat_index::Formula;
+use swelter::model::{
+    Category, CurrentRow, DaySummary, Event, EventTime, HeatIndex, Measurement, OutcomeKind, Revision, Row,
+    Upsert,
+};
+
+use crate::harness::Settings;
+
+/// One entry of a log. Cities are numbers here, to make short logs easy to read.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    pub city: u32,
+    pub millis: i64,
+    pub event: Event,
+    pub revision: Option<i64>,
+}
+
+impl Entry {
+    pub fn upsert<'a>(&self, name: &'a str) -> Upsert<'a> {
+        let reading_at = EventTime::from_millis(self.millis).unwrap();
+        Upsert { city: name, reading_at, event: self.event, revision: self.revision.and_then(Revision::new) }
+    }
+}
+
+type Key = (u32, i64);
+
+pub struct Oracle {
+    settings: Settings,
+    readings: BTreeMap<Key, (Measurement, HeatIndex, Category)>,
+    /// The revision of the last accepted arrival of each key.
+    revisions: BTreeMap<Key, Option<i64>>,
+    high: BTreeMap<u32, i64>,
+    /// The newest four measurements of each city.
+    measured: BTreeMap<u32, BTreeMap<i64, Measurement>>,
+}
+
+impl Oracle {
+    pub fn new(settings: Settings) -> Oracle {
+        let (readings, revisions) = (BTreeMap::new(), BTreeMap::new());
+        Oracle { settings, readings, revisions, high: BTreeMap::new(), measured: BTreeMap::new() }
+    }
+
+    /// What becomes of the next arrival; `None` where admission refuses it as too late.
+    pub fn apply(&mut self, entry: &Entry) -> Option<OutcomeKind> {
+        let key = (entry.city, entry.millis);
+        let lateness = self.settings.lateness;
+        if self.high.get(&entry.city).is_some_and(|high| entry.millis < high - lateness) {
+            return None;
+        }
+        if let Event::Reading(_) = entry.event {
+            let high = self.high.entry(entry.city).or_insert(entry.millis);
+            *high = (*high).max(entry.millis);
+        }
+        if let (Some(new), Some(Some(old))) = (entry.revision, self.revisions.get(&key))
+            && new < *old
+        {
+            return Some(OutcomeKind::OldRevision);
+        }
+        self.revisions.insert(key, entry.revision);
+        let measured = self.measured.entry(entry.city).or_default();
+        Some(match entry.event {
+            Event::Reading(measurement) => {
+                measured.insert(entry.millis, measurement);
+                if measured.len() > 4 {
+                    measured.pop_first();
+                }
+                let (heat_index, category) = self.settings.formula.evaluate(&measurement);
+                match self.readings.insert(key, (measurement, heat_index, category)) {
+                    Some(_) => OutcomeKind::Corrected,
+                    None => OutcomeKind::Inserted,
+                }
+            }
+            Event::Withdrawal => {
+                measured.remove(&entry.millis);
+                match self.readings.remove(&key) {
+                    Some(_) => OutcomeKind::Withdrawn,
+                    None => OutcomeKind::NothingToWithdraw,
+                }
+            }
+        })
+    }
+
+    pub fn row(&self, city: u32, millis: i64) -> Option<Row> {
+        let (_, heat_index, category) = *self.readings.get(&(city, millis))?;
+        let window = self.readings.range((city, millis - self.settings.window)..=(city, millis));
+        let (mut sum, mut count) = (0, 0);
+        for (_, (_, heat_index, _)) in window {
+            sum += heat_index.micros();
+            count += 1;
+        }
+        Some(Row { heat_index, sum, count, category })
+    }
+
+    pub fn rows(&self) -> BTreeMap<Key, Row> {
+        self.readings
+            .keys()
+            .map(|&(city, millis)| ((city, millis), self.row(city, millis).unwrap()))
+            .collect()
+    }
+
+    pub fn days(&self) -> BTreeMap<(u32, i32), DaySummary> {
+        let mut days: BTreeMap<(u32, i32), DaySummary> = BTreeMap::new();
+        for (&(city, millis), &(_, heat_index, category)) in &self.readings {
+            let at = EventTime::from_millis(millis).unwrap();
+            let day = days.entry((city, at.day())).or_insert(DaySummary {
+                readings: 0,
+                sum: 0,
+                max_heat_index: heat_index,
+                max_at: at,
+                categories: [0; 5],
+            });
+            day.readings += 1;
+            day.sum += heat_index.micros();
+            day.categories[category as usize] += 1;
+            if heat_index > day.max_heat_index {
+                (day.max_heat_index, day.max_at) = (heat_index, at);
+            }
+        }
+        days
+    }
+
+    pub fn current(&self) -> BTreeMap<u32, CurrentRow> {
+        let mut current = BTreeMap::new();
+        for (&city, &high) in &self.high {
+            let servable = high - self.settings.lateness.max(self.settings.history);
+            let newest_at_or_before = |millis: i64| {
+                let mut range =
+                    (servable <= millis).then(|| self.readings.range((city, servable)..=(city, millis)))?;
+                range.next_back().map(|(key, _)| key.1)
+            };
+            let Some(millis) = newest_at_or_before(high) else { continue };
+            let hour_ago = newest_at_or_before(millis - 3_600_000).and_then(|at| self.row(city, at));
+            let row = CurrentRow {
+                reading_at: EventTime::from_millis(millis).unwrap(),
+                row: self.row(city, millis).unwrap(),
+                hour_ago: hour_ago.map(|row| (row.sum, row.count)),
+                measurement: self.measured[&city].get(&millis).copied(),
+            };
+            current.insert(city, row);
+        }
+        current
+    }
+
+    /// The servable rows.
+    pub fn servable(&self, city: u32) -> Vec<(i64, Row)> {
+        let Some(high) = self.high.get(&city) else { return Vec::new() };
+        let oldest = high - self.settings.lateness.max(self.settings.history);
+        self.rows()
+            .into_iter()
+            .filter(|((c, at), _)| *c == city && *at >= oldest)
+            .map(|((_, at), row)| (at, row))
+            .collect()
+    }
+}
+
+/// The formula that property tests use: cheap, and reaching both ends of what is accepted.
+pub const FORMULA: Formula = Formula::Rothfusz;

@@ -1,0 +1,281 @@
+//! The dataflow against the oracle: random logs, any epochs, 1, 2 and 4 workers; integers equal after every epoch.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+use proptest::prelude::*;
+use swelter::admission::{Admission, AdmissionRules};
+use swelter::dataflow::rolling::{Changed, Rolling, Wanted};
+use swelter::model::{Category, CityId, CityNames, Event, EventTime, Measurement, OutcomeKind};
+
+use crate::harness::{self, EpochOutput, HOTTEST, Settings, city_name};
+use crate::oracle::{Entry, FORMULA, Oracle};
+
+const SECOND: i64 = 1_000;
+const MINUTE: i64 = 60 * SECOND;
+const HOUR: i64 = 60 * MINUTE;
+const DAY: i64 = 24 * HOUR;
+
+fn settings() -> impl Strategy<Value = Settings> {
+    let span = || {
+        prop_oneof![Just(0), Just(1), Just(90 * SECOND), Just(HOUR), Just(DAY), Just(400 * DAY), 0..3 * DAY]
+    };
+    let lateness = prop_oneof![1 => Just(swelter::model::Duration::MAX.millis()), 3 => span()];
+    (span(), lateness, span()).prop_map(|(window, lateness, history)| Settings {
+        formula: FORMULA,
+        window,
+        lateness,
+        history,
+    })
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let edges = |values: &'static [f64]| prop::sample::select(values);
+    let temperature = prop_oneof![edges(&[-130.0, 40.0, 70.0, 95.0, 140.0]), -130.0..=140.0];
+    let humidity = prop_oneof![edges(&[0.0, 50.0, 100.0, 105.0]), 0.0..=105.0];
+    let wind = prop_oneof![Just(None), Just(Some(0.0)), Just(Some(260.0))];
+    let reading = (temperature, humidity, wind).prop_map(|(temperature, humidity, wind)| {
+        Event::Reading(Measurement::new(temperature, humidity, wind).unwrap())
+    });
+    prop_oneof![5 => reading, 1 => Just(Event::Withdrawal)]
+}
+
+/// Steps of time from one entry to the next: mostly forward, often back to what was before, rarely to an end of time.
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => Just(Step::Forward(MINUTE)),
+        2 => (0..5i64).prop_map(|n| Step::Forward(n * 20 * MINUTE)),
+        1 => (0..2 * DAY).prop_map(Step::Forward),
+        4 => (1..20usize).prop_map(Step::Again),
+        3 => (1..90i64).prop_map(|n| Step::Back(n * MINUTE)),
+        1 => (1..2 * DAY).prop_map(Step::Back),
+        1 => prop::sample::select(&[HOUR, DAY, 90 * SECOND, HOUR + 1, DAY - 1]).prop_map(Step::Back),
+    ]
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Forward(i64),
+    /// Beside the newest time, which stays.
+    Back(i64),
+    /// The key of the entry so many before.
+    Again(usize),
+}
+
+fn log(entries: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Entry>> {
+    let revision =
+        prop_oneof![3 => Just(None), 2 => (0..4i64).prop_map(Some), 1 => any::<i64>().prop_map(Some)];
+    let entry = (0..3u32, step(), event(), revision);
+    let start = prop_oneof![
+        4 => Just(1_764_000_000_000i64),
+        1 => Just(EventTime::MIN.millis() + 500 * DAY),
+        1 => Just(EventTime::MAX.millis() - 2000 * DAY),
+        1 => Just(-DAY + 1),
+    ];
+    // Few cities fill chunks and split them; more cities cross workers.
+    let cities = prop_oneof![2 => Just(1u32), 3 => Just(3)];
+    (start, cities, prop::collection::vec(entry, entries)).prop_map(|(start, cities, steps)| {
+        let mut now = [start; 3];
+        let mut log: Vec<Entry> = Vec::new();
+        for (city, step, event, revision) in steps {
+            let city = city % cities;
+            let again = |n: usize| log.len().checked_sub(n).map(|i| (log[i].city, log[i].millis));
+            let (city, millis) = match step {
+                Step::Forward(by) => {
+                    now[city as usize] += by;
+                    (city, now[city as usize])
+                }
+                Step::Back(by) => (city, now[city as usize] - by),
+                Step::Again(n) => again(n).unwrap_or((city, now[city as usize])),
+            };
+            log.push(Entry { city, millis, event, revision });
+        }
+        log
+    })
+}
+
+/// Ends of epochs: some empty, the last at the end of the log.
+fn cuts(len: usize, most: usize) -> impl Strategy<Value = Vec<usize>> {
+    prop::collection::vec(0..=len, 0..most).prop_map(move |mut cuts| {
+        cuts.push(len);
+        cuts.sort_unstable();
+        cuts
+    })
+}
+
+fn case(
+    entries: std::ops::Range<usize>,
+    epochs: usize,
+) -> impl Strategy<Value = (Vec<Entry>, Settings, Vec<usize>)> {
+    (log(entries), settings()).prop_flat_map(move |(log, settings)| {
+        let cuts = cuts(log.len(), epochs);
+        (Just(log), Just(settings), cuts)
+    })
+}
+
+/// Applies an epoch's changes: each must begin with what is held, and change it, and no key may change twice.
+fn accumulate<K: Ord + Copy + Debug, V: PartialEq + Copy + Debug>(
+    held: &mut BTreeMap<K, V>,
+    changes: &[(K, Option<V>, Option<V>)],
+) {
+    let mut seen = std::collections::BTreeSet::new();
+    for &(key, before, after) in changes {
+        assert!(seen.insert(key), "{key:?} changes twice in one epoch");
+        assert_ne!(before, after, "{key:?} does not change");
+        assert_eq!(held.get(&key).copied(), before, "{key:?}: the retraction is not what was emitted");
+        match after {
+            Some(row) => held.insert(key, row),
+            None => held.remove(&key),
+        };
+    }
+}
+
+fn accumulate_diffs<D: Ord + Clone + Debug>(
+    held: &mut BTreeMap<D, isize>,
+    diffs: impl Iterator<Item = (D, isize)>,
+) {
+    for (datum, diff) in diffs {
+        *held.entry(datum).or_insert(0) += diff;
+    }
+    held.retain(|_, count| *count != 0);
+    assert!(held.values().all(|count| *count == 1), "{held:?}");
+}
+
+fn check(log: &[Entry], settings: Settings, workers: usize, cuts: &[usize]) {
+    let outputs = harness::run(log, settings, workers, cuts);
+    let mut oracle = Oracle::new(settings);
+    let (mut rows, mut days) = (BTreeMap::new(), BTreeMap::new());
+    let (mut current, mut hottest, mut categories) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    let mut next = 0;
+    for (&cut, output) in cuts.iter().zip(&outputs) {
+        let expected: BTreeMap<usize, OutcomeKind> =
+            (next..cut).filter_map(|position| Some((position, oracle.apply(&log[position])?))).collect();
+        next = cut;
+        assert_eq!(output.outcomes, expected, "outcomes");
+        accumulate(&mut rows, &output.rows);
+        assert_eq!(rows, oracle.rows(), "rows");
+        accumulate(&mut days, &output.days);
+        assert_eq!(days, oracle.days(), "days");
+        accumulate_diffs(&mut current, output.current.iter().map(|(city, row, diff)| ((*city, *row), *diff)));
+        let expected = oracle.current();
+        assert_eq!(
+            current.keys().copied().collect::<Vec<_>>(),
+            expected.clone().into_iter().collect::<Vec<_>>()
+        );
+        check_rankings(&mut hottest, &mut categories, output, &oracle);
+    }
+}
+
+fn check_rankings(
+    hottest: &mut BTreeMap<(String, i64), isize>,
+    categories: &mut BTreeMap<(Category, isize), isize>,
+    output: &EpochOutput,
+    oracle: &Oracle,
+) {
+    accumulate_diffs(
+        hottest,
+        output.hottest.iter().map(|(city, micros, diff)| ((city.clone(), *micros), *diff)),
+    );
+    let current = oracle.current();
+    let mut ranked: Vec<_> =
+        current.iter().map(|(city, row)| (city_name(*city), row.row.heat_index.micros())).collect();
+    ranked.sort_by_key(|(city, micros)| (-micros, city.clone()));
+    ranked.truncate(HOTTEST);
+    ranked.sort();
+    assert_eq!(hottest.keys().cloned().collect::<Vec<_>>(), ranked, "hottest");
+    accumulate_diffs(categories, output.categories.iter().map(|(c, diff)| ((c.category, c.cities), *diff)));
+    let mut counts: BTreeMap<Category, isize> = BTreeMap::new();
+    current.values().for_each(|row| *counts.entry(row.row.category).or_insert(0) += 1);
+    assert_eq!(
+        categories.keys().copied().collect::<Vec<_>>(),
+        counts.into_iter().collect::<Vec<_>>(),
+        "categories"
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Many epochs of few entries.
+    #[test]
+    fn equals_the_recomputation_after_every_epoch(
+        (log, settings, cuts) in case(0..90, 30),
+        workers in prop::sample::select(&[1usize, 2, 4]),
+    ) {
+        check(&log, settings, workers, &cuts);
+    }
+
+    /// Few epochs of many entries: chunks fill, split and leave.
+    #[test]
+    fn equals_the_recomputation_of_long_logs(
+        (log, settings, cuts) in case(300..900, 5),
+        workers in prop::sample::select(&[1usize, 2]),
+    ) {
+        check(&log, settings, workers, &cuts);
+    }
+
+    /// What a query is answered with: the servable rows of a city, from the state itself.
+    #[test]
+    fn servable_rows_equal_the_recomputation((log, settings, cuts) in case(0..400, 6)) {
+        let mut oracle = Oracle::new(settings);
+        let names = CityNames::default();
+        let mut rolling = Rolling::new(FORMULA, settings.retention(), Wanted::default(), names.clone());
+        let rules = AdmissionRules { lateness: settings.retention().lateness, max_ahead: None };
+        let (mut admission, mut changed, mut next) = (Admission::new(0, rules), Changed::default(), 0);
+        for cut in cuts {
+            let mut arrivals = Vec::new();
+            for entry in &log[next..cut] {
+                oracle.apply(entry);
+                let name = city_name(entry.city);
+                let upsert = entry.upsert(&name);
+                let Ok(admitted) = admission.admit(&upsert, None) else { continue };
+                if admitted.is_new {
+                    rolling.introduce(&admitted.introduction(&name));
+                }
+                arrivals.push(harness::arrival(&upsert, admitted, 0));
+            }
+            next = cut;
+            rolling.apply(&[arrivals], &mut changed);
+            for id in 0..names.len() as u32 {
+                let mut rows = Vec::new();
+                rolling.servable_rows(CityId(id), EventTime::MIN, EventTime::MAX, |at, row| rows.push((at, row)));
+                prop_assert_eq!(&rows, &oracle.servable(harness::city_number(&names.get(CityId(id)))));
+                if let [_, first, .., last, _] = &rows[..] {
+                    let (from, to) = (EventTime::from_millis(first.0).unwrap(), EventTime::from_millis(last.0).unwrap());
+                    let mut part = Vec::new();
+                    rolling.servable_rows(CityId(id), from, to, |at, row| part.push((at, row)));
+                    prop_assert_eq!(&part, &rows[1..rows.len() - 1]);
+                }
+            }
+        }
+    }
+
+    /// A city in two partitions is served in the order in which the operator sees it; a final row never changes.
+    #[test]
+    fn a_split_city_keeps_its_final_rows((log, settings, _) in case(0..90, 1)) {
+        let rules = AdmissionRules { lateness: settings.retention().lateness, max_ahead: None };
+        let mut oracle = Oracle::new(settings);
+        let wanted = Wanted { outcomes: true, ..Wanted::default() };
+        let mut rolling = Rolling::new(FORMULA, settings.retention(), wanted, CityNames::default());
+        let mut partitions = [Admission::new(0, rules), Admission::new(1, rules)];
+        let (mut rows, mut changed) = (BTreeMap::new(), Changed::default());
+        for (i, entry) in log.iter().map(|entry| Entry { city: 0, ..*entry }).enumerate() {
+            let expected = oracle.apply(&entry);
+            let upsert = entry.upsert("split");
+            let admitted = partitions[i * 7 % 3 % 2].admit(&upsert, None);
+            let Ok(admitted) = admitted else {
+                prop_assert_eq!(expected, None);
+                continue;
+            };
+            if admitted.is_new {
+                rolling.introduce(&admitted.introduction("split"));
+            }
+            rolling.apply(&[vec![harness::arrival(&upsert, admitted, 0)]], &mut changed);
+            prop_assert_eq!(changed.outcomes[0].kind, expected.unwrap_or(OutcomeKind::TooLate));
+            let changes: Vec<_> =
+                changed.rows.iter().map(|c| ((0, c.reading_at.millis()), c.before, c.after)).collect();
+            accumulate(&mut rows, &changes);
+            prop_assert_eq!(&rows, &oracle.rows());
+        }
+    }
+}
