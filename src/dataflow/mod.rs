@@ -52,10 +52,10 @@ impl GraphPlan {
     }
 }
 
-/// One worker's ends of the graph. Dropping the inputs ends the dataflow.
+/// One worker's ends of the graph.
 pub struct Graph {
-    pub cities: InputHandleVec<u64, CityName>,
-    pub arrivals: InputHandleVec<u64, Arrival>,
+    cities: InputHandleVec<u64, CityName>,
+    arrivals: InputHandleVec<u64, Arrival>,
     /// How far this worker's outputs are complete.
     pub probe: ProbeHandle<u64>,
     /// The keys of this worker's cities.
@@ -67,6 +67,29 @@ pub struct Graph {
     /// At the worker that ranks: the others get nothing.
     pub hottest: Option<Closed<(Ranked, isize)>>,
     pub by_country: Option<Closed<(CountryCategory, isize)>>,
+}
+
+impl Graph {
+    /// Sends this worker's arrivals of an epoch, which is then complete here: later ones must be of a later epoch. A city must
+    /// be introduced no later than with its first arrival.
+    pub fn send(&mut self, epoch: u64, cities: &mut Vec<CityName>, arrivals: &mut Vec<Arrival>) {
+        self.advance_to(epoch);
+        self.cities.send_batch(cities);
+        self.arrivals.send_batch(arrivals);
+        self.advance_to(epoch + 1);
+    }
+
+    /// Says that nothing more comes from this worker before `epoch`.
+    pub fn advance_to(&mut self, epoch: u64) {
+        self.cities.advance_to(epoch);
+        self.arrivals.advance_to(epoch);
+    }
+
+    /// Says that nothing more comes from this worker.
+    pub fn close_inputs(&mut self) {
+        // A handle that is replaced is dropped, which closes its input; the fresh ones lead nowhere.
+        (self.cities, self.arrivals) = (InputHandleVec::new(), InputHandleVec::new());
+    }
 }
 
 /// Builds the graph, the same on every worker.

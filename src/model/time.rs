@@ -141,7 +141,7 @@ impl fmt::Display for EventTime {
 }
 
 /// A span of event time, as a person writes it: `90s`, `15m`, `6h`, `1d`, `250ms`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Duration(i64);
 

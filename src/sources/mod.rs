@@ -1,1 +1,3 @@
+//! Where logs come from.
 
+pub mod file;

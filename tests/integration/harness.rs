@@ -79,8 +79,7 @@ pub fn run(log: &[Entry], settings: Settings, workers: usize, cuts: &[usize]) ->
             Admission::new(worker.index() as u16, AdmissionRules { lateness, max_ahead: None });
         let mut next = 0;
         for (epoch, &cut) in cuts.iter().enumerate() {
-            graph.cities.advance_to(epoch as u64);
-            graph.arrivals.advance_to(epoch as u64);
+            let (mut cities, mut arrivals) = (Vec::new(), Vec::new());
             for (position, entry) in log.iter().enumerate().take(cut).skip(next) {
                 if entry.city as usize % worker.peers() != worker.index() {
                     continue;
@@ -89,11 +88,12 @@ pub fn run(log: &[Entry], settings: Settings, workers: usize, cuts: &[usize]) ->
                 let upsert = entry.upsert(&name);
                 let Ok(admitted) = admission.admit(&upsert, None) else { continue };
                 if admitted.is_new {
-                    graph.cities.send(admitted.introduction(&name));
+                    cities.push(admitted.introduction(&name));
                 }
-                graph.arrivals.send(arrival(&upsert, admitted, position as u64));
+                arrivals.push(arrival(&upsert, admitted, position as u64));
             }
             next = cut;
+            graph.send(epoch as u64, &mut cities, &mut arrivals);
             worker.step();
         }
         finish(worker, graph, epochs)
@@ -113,9 +113,9 @@ pub fn run(log: &[Entry], settings: Settings, workers: usize, cuts: &[usize]) ->
     merged
 }
 
-fn finish(worker: &mut timely::worker::Worker, graph: Graph, epochs: usize) -> Vec<EpochOutput> {
-    let Graph { cities, arrivals, probe, names, rows, days, outcomes, current, hottest, by_country } = graph;
-    drop((cities, arrivals));
+fn finish(worker: &mut timely::worker::Worker, mut graph: Graph, epochs: usize) -> Vec<EpochOutput> {
+    graph.close_inputs();
+    let Graph { probe, names, rows, days, outcomes, current, hottest, by_country, .. } = graph;
     while !probe.done() {
         worker.step_or_park(None);
     }

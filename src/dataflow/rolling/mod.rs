@@ -9,13 +9,13 @@
 mod arena;
 #[cfg(debug_assertions)]
 mod check;
-mod chunk;
+pub mod chunk;
 mod current;
 mod days;
 mod edit;
 mod operator;
 mod revisions;
-mod store;
+pub mod store;
 mod sweep;
 
 use std::collections::HashMap;

@@ -1,0 +1,333 @@
+//! What the rolling operator costs, beside what the same store costs without a dataflow and what a single thread without
+//! either would take. Each line is the median of several repetitions in one process; the ratios are of the same run.
+//!
+//! `taskset -c 1 cargo bench --bench rolling -- [SCENARIO...]`, scenarios: `in-order`, `cities`, `corrections`, `late`,
+//! `memory`; all without an argument.
+
+use std::time::Instant;
+
+use swelter::admission::{Admission, AdmissionRules};
+use swelter::dataflow::heat_index::Formula;
+use swelter::dataflow::rolling::chunk::Held;
+use swelter::dataflow::rolling::store::Store;
+use swelter::dataflow::rolling::{Changed, Retention, Rolling, Wanted};
+use swelter::dataflow::{self, Closed, Graph, GraphPlan};
+use swelter::model::{
+    Arrival, Change, CityId, CityName, CityNames, Duration, Event, EventTime, Measurement, Revision, Row, Upsert,
+};
+use timely::worker::Worker;
+
+const MINUTE: i64 = 60_000;
+const WINDOW_MINUTES: i64 = 1440;
+const REPETITIONS: usize = 5;
+
+fn retention() -> Retention {
+    Retention { window: Duration::DAY, lateness: Duration::DAY, history: Duration::DAY }
+}
+
+/// A well-mixed function of the arguments (splitmix64's).
+fn mix(a: u64, b: u64) -> u64 {
+    let mut z = (a << 32 ^ b).wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+fn measurement(city: u32, minute: i64, salt: u64) -> Measurement {
+    let h = mix(u64::from(city), minute as u64 ^ salt << 48);
+    let (temperature, humidity) = (40 + ((h & 0xFFFF) * 51 >> 16), (h >> 16 & 0xFFFF) * 101 >> 16);
+    Measurement::new(temperature as f64, humidity as f64, None).unwrap()
+}
+
+fn at(minute: i64) -> EventTime {
+    EventTime::from_millis(minute * MINUTE).unwrap()
+}
+
+/// Cities by the keys that admission gave them.
+struct Cities {
+    names: Vec<CityName>,
+}
+
+impl Cities {
+    fn new(count: u32) -> Cities {
+        let rules = AdmissionRules { lateness: Duration::MAX, max_ahead: None };
+        let mut admission = Admission::new(0, rules);
+        let names = (0..count).map(|city| {
+            let name = format!("city_{city:05}");
+            let event = Event::Reading(measurement(city, 0, 0));
+            let upsert = Upsert { city: &name, reading_at: at(0), event, revision: None };
+            admission.admit(&upsert, None).unwrap().introduction(&name)
+        });
+        Cities { names: names.collect() }
+    }
+
+    fn count(&self) -> u32 {
+        self.names.len() as u32
+    }
+
+    fn arrival(&self, city: u32, minute: i64, salt: u64, revision: Option<Revision>) -> Arrival {
+        let event = Event::Reading(measurement(city, minute, salt));
+        Arrival { city: self.names[city as usize].key, reading_at: at(minute), event, revision, position: 0 }
+    }
+
+    fn minute(&self, minute: i64) -> Vec<Arrival> {
+        (0..self.count()).map(|city| self.arrival(city, minute, 0, None)).collect()
+    }
+}
+
+/// The operator in a dataflow of this thread, with its results taken and looked at.
+struct Operator {
+    worker: Worker,
+    graph: Graph,
+    epoch: u64,
+    seen: i64,
+    rows: u64,
+}
+
+impl Operator {
+    fn new(mut worker: Worker, cities: &Cities) -> Operator {
+        let mut graph = dataflow::build(&mut worker, &GraphPlan::new(Formula::Rothfusz, retention()));
+        graph.send(0, &mut cities.names.clone(), &mut Vec::new());
+        Operator { worker, graph, epoch: 1, seen: 0, rows: 0 }
+    }
+
+    /// Runs an epoch to its end.
+    fn epoch(&mut self, arrivals: &mut Vec<Arrival>) {
+        self.graph.send(self.epoch, &mut Vec::new(), arrivals);
+        self.epoch += 1;
+        while self.graph.probe.less_than(&self.epoch) {
+            self.worker.step();
+        }
+        look_at(&self.graph.rows, &mut self.seen, &mut self.rows);
+    }
+}
+
+/// Reads every change once, as a sink would.
+fn look_at(closed: &Closed<Change>, seen: &mut i64, rows: &mut u64) {
+    while let Some(batch) = closed.take() {
+        for change in batch.changes.iter().flat_map(|(_, changes)| changes) {
+            *seen ^= change.after.map_or(0, |row| row.sum);
+            *rows += 1;
+        }
+    }
+}
+
+fn operator(cities: &Cities) -> Operator {
+    let allocator = timely::communication::Allocator::Thread(timely::communication::allocator::Thread::default());
+    Operator::new(Worker::new(timely::WorkerConfig::default(), allocator, Some(Instant::now())), cities)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Nanoseconds a reading of `epochs` epochs, the arrivals made before the clock starts.
+fn time_epochs(epochs: i64, first: i64, cities: &Cities, mut run: impl FnMut(&mut Vec<Arrival>)) -> f64 {
+    let times = (0..REPETITIONS as i64).map(|repetition| {
+        let mut busy = 0.0;
+        for epoch in 0..epochs {
+            let mut arrivals = cities.minute(first + repetition * epochs + epoch);
+            let start = Instant::now();
+            run(&mut arrivals);
+            busy += start.elapsed().as_secs_f64();
+        }
+        busy * 1e9 / (epochs as f64 * f64::from(cities.count()))
+    });
+    median(times.collect())
+}
+
+/// The same store in a plain loop. `formula`: whether the heat index is computed in the loop, as the operator does.
+fn bare_loop(cities: &Cities, epochs: i64, formula: bool) -> f64 {
+    let mut store = Store::new(retention(), false);
+    for _ in &cities.names {
+        store.add_city();
+    }
+    let evaluate = |arrival: &Arrival| match &arrival.event {
+        Event::Reading(measurement) => {
+            let (heat_index, category) = Formula::Rothfusz.evaluate(measurement);
+            Held::new(heat_index, category)
+        }
+        Event::Withdrawal => unreachable!(),
+    };
+    let mut changes: Vec<Change> = Vec::new();
+    let mut seen = 0;
+    let mut run = |arrivals: &[Arrival], held: Option<&[Held]>| {
+        changes.clear();
+        for (i, arrival) in arrivals.iter().enumerate() {
+            let held = held.map_or_else(|| evaluate(arrival), |held| held[i]);
+            let (city, reading_at) = (arrival.city.number, arrival.reading_at);
+            store.heads[city as usize].high = reading_at.millis();
+            let (sum, count) = store.append(city, reading_at.millis(), held, None);
+            let after = Row { heat_index: held.heat_index(), sum, count, category: held.category() };
+            changes.push(Change { city: CityId(city), reading_at, before: None, after: Some(after) });
+        }
+        changes.iter().for_each(|change| seen ^= change.after.map_or(0, |row| row.sum));
+    };
+    for minute in 0..2 * WINDOW_MINUTES {
+        run(&cities.minute(minute), None);
+    }
+    let mut busy = Vec::new();
+    for repetition in 0..REPETITIONS as i64 {
+        let mut elapsed = 0.0;
+        for epoch in 0..epochs {
+            let arrivals = cities.minute(2 * WINDOW_MINUTES + repetition * epochs + epoch);
+            let held: Option<Vec<Held>> = (!formula).then(|| arrivals.iter().map(evaluate).collect());
+            let start = Instant::now();
+            run(&arrivals, held.as_deref());
+            elapsed += start.elapsed().as_secs_f64();
+        }
+        busy.push(elapsed * 1e9 / (epochs as f64 * f64::from(cities.count())));
+    }
+    std::hint::black_box(seen);
+    median(busy)
+}
+
+/// What a single thread could do that knows that readings come once a minute, in order, and never change: a ring of values.
+fn dense_ring(cities: &Cities, epochs: i64) -> f64 {
+    let span = WINDOW_MINUTES as usize + 1;
+    let mut ring = vec![0i64; span * cities.count() as usize];
+    let mut sums = vec![0i64; cities.count() as usize];
+    let mut seen = 0;
+    let ns = time_epochs(epochs, 0, cities, |arrivals| {
+        for arrival in arrivals.iter() {
+            let Event::Reading(measurement) = &arrival.event else { continue };
+            let (heat_index, category) = Formula::Rothfusz.evaluate(measurement);
+            let city = arrival.city.number as usize;
+            let slot = &mut ring[city * span + (arrival.reading_at.millis() / MINUTE) as usize % span];
+            sums[city] += heat_index.micros() - *slot;
+            *slot = heat_index.micros();
+            seen ^= sums[city] ^ category as i64;
+        }
+    });
+    std::hint::black_box(seen);
+    ns
+}
+
+/// Fills windows and state, and one minute more than the span that retention keeps.
+fn filled(cities: &Cities) -> Operator {
+    let mut operator = operator(cities);
+    for minute in 0..2 * WINDOW_MINUTES {
+        operator.epoch(&mut cities.minute(minute));
+    }
+    operator
+}
+
+fn in_order() {
+    let cities = Cities::new(15_000);
+    let mut operator = filled(&cities);
+    let ns = time_epochs(60, 2 * WINDOW_MINUTES, &cities, |arrivals| operator.epoch(arrivals));
+    drop(operator);
+    let (with_formula, without) = (bare_loop(&cities, 60, true), bare_loop(&cities, 60, false));
+    let ring = dense_ring(&cities, 60);
+    println!("in order, 15,000 cities, one reading a minute, window 1 day and full:");
+    println!("  operator                        {ns:6.1} ns a reading   {:5.1} M readings/s", 1e3 / ns);
+    println!("  bare loop, same store           {with_formula:6.1} ns   ratio {:.2}", ns / with_formula);
+    println!("  bare loop, heat index beforehand{without:6.1} ns   ratio {:.2}", ns / without);
+    println!("  dense ring, one thread          {ring:6.1} ns   ratio {:.2}", ns / ring);
+}
+
+fn by_cities() {
+    println!("in order, by number of cities (epochs of one minute):");
+    for count in [150, 1_500, 15_000, 150_000] {
+        let cities = Cities::new(count);
+        let mut operator = filled(&cities);
+        let epochs = (900_000 / i64::from(count)).clamp(4, 6000);
+        let ns = time_epochs(epochs, 2 * WINDOW_MINUTES, &cities, |arrivals| operator.epoch(arrivals));
+        println!("  {count:7} cities {ns:6.1} ns a reading");
+    }
+}
+
+fn corrections() {
+    let cities = Cities::new(15_000);
+    let mut operator = filled(&cities);
+    let mut rates = Vec::new();
+    for repetition in 0..REPETITIONS as u64 {
+        let (mut busy, rows) = (0.0, operator.rows);
+        for epoch in 0..60 {
+            let correction = |i: u64| {
+                let h = mix(repetition << 16 | epoch, i);
+                let minute = 2 * WINDOW_MINUTES - 1 - (h >> 32) as i64 % WINDOW_MINUTES;
+                cities.arrival(h as u32 % cities.count(), minute, 1 + repetition, None)
+            };
+            let mut arrivals: Vec<Arrival> = (0..150).map(correction).collect();
+            let start = Instant::now();
+            operator.epoch(&mut arrivals);
+            busy += start.elapsed().as_secs_f64();
+        }
+        rates.push((operator.rows - rows) as f64 / busy);
+    }
+    println!("corrections of a random age up to a day, 150 an epoch: {:.1} M changed rows/s", median(rates) / 1e6);
+}
+
+fn late() {
+    let cities = Cities::new(15_000);
+    let mut operator = filled(&cities);
+    // 5 % come 1 to 10 minutes late.
+    let delay = |city: u32, minute: i64| match mix(u64::from(city), minute as u64 | 1 << 40) {
+        h if h % 20 == 0 => 1 + (h >> 32) as i64 % 10,
+        _ => 0,
+    };
+    let first = 2 * WINDOW_MINUTES;
+    let mut rates = Vec::new();
+    for repetition in 0..REPETITIONS as i64 {
+        let (mut busy, mut readings) = (0.0, 0);
+        for minute in first + repetition * 60..first + (repetition + 1) * 60 {
+            let due = (0..=10).flat_map(|d| (0..cities.count()).map(move |city| (city, minute - d, d)));
+            let due = due.filter(|&(city, at, d)| at >= first && delay(city, at) == d);
+            let mut arrivals: Vec<Arrival> = due.map(|(city, at, _)| cities.arrival(city, at, 0, None)).collect();
+            readings += arrivals.len();
+            let start = Instant::now();
+            operator.epoch(&mut arrivals);
+            busy += start.elapsed().as_secs_f64();
+        }
+        rates.push(readings as f64 / busy);
+    }
+    println!("5 % of readings 1 to 10 minutes late: {:.1} M readings/s", median(rates) / 1e6);
+}
+
+fn resident_bytes() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<usize>().ok()).unwrap_or(0) * 4096
+}
+
+fn memory() {
+    let cities = Cities::new(15_000);
+    println!("memory, 15,000 cities, window 1 day, history 1 day (2,880 readings a city held):");
+    type Numbering = fn(i64) -> Option<Revision>;
+    let kinds: [(&str, Numbering); 3] = [
+        ("no revisions", |_| None),
+        ("revisions 0 to 9", |minute| Revision::new(minute % 10)),
+        ("revisions are millisecond stamps", |minute| Revision::new(1_764_000_000_000 + minute * MINUTE)),
+    ];
+    for (name, revision) in kinds {
+        let before = resident_bytes();
+        let mut rolling = Rolling::new(Formula::Rothfusz, retention(), Wanted::default(), CityNames::default());
+        cities.names.iter().for_each(|name| rolling.introduce(name));
+        let mut changed = Changed::default();
+        for minute in 0..3 * WINDOW_MINUTES {
+            let arrivals = (0..cities.count()).map(|city| cities.arrival(city, minute, 0, revision(minute)));
+            rolling.apply(&[arrivals.collect()], &mut changed);
+        }
+        drop(changed);
+        let held = 2.0 * WINDOW_MINUTES as f64 * f64::from(cities.count());
+        let (resident, counted) = (resident_bytes().saturating_sub(before) as f64, rolling.bytes() as f64);
+        println!("  {name:34} {:5.2} bytes a reading resident, {:5.2} in chunks and heads", resident / held, counted / held);
+    }
+}
+
+fn main() {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
+    let scenarios: [(&str, fn()); 5] = [
+        ("in-order", in_order),
+        ("cities", by_cities),
+        ("corrections", corrections),
+        ("late", late),
+        ("memory", memory),
+    ];
+    for (name, run) in scenarios {
+        if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
+            run();
+        }
+    }
+}

@@ -1,0 +1,401 @@
+//! A finite run: files in, all results out. An epoch is the number of records read.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration as Wait;
+
+use timely::worker::Worker;
+
+use super::intake::{Epoch, Intake, Read};
+use crate::codec::{
+    ChangesWriter, Compression, DailyWriter, DeadLettersWriter, DecodeError, DecodeSettings, Format, RowsWriter,
+};
+use crate::dataflow::heat_index::Formula;
+use crate::dataflow::rolling::Retention;
+use crate::dataflow::{self, Graph, GraphPlan};
+use crate::model::{CityRows, DayLine, Duration, Measurement, Reason};
+use crate::sinks::changes::{self, ChangesSink};
+use crate::sinks::output::OutputFile;
+use crate::sinks::plot::{self, FirstRows};
+use crate::sinks::table::{CityResults, OutcomeCounts, Table};
+use crate::sources::file::Input;
+
+/// Epochs under way, where there are other workers to work on them, before reading waits.
+const EPOCHS_IN_FLIGHT: usize = 2;
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct BatchPlan {
+    pub inputs: Vec<Input>,
+    pub decode: DecodeSettings,
+    pub formula: Formula,
+    pub window: Duration,
+    pub lateness: Duration,
+    pub workers: usize,
+    /// Records in an epoch, at least 1. An epoch also ends with its file.
+    pub epoch_size: usize,
+    /// Result rows.
+    pub output: Option<Target>,
+    pub changes: Option<Target>,
+    pub daily: Option<Target>,
+    pub dead_letters: Option<Target>,
+    pub plot: Option<PlotPlan>,
+}
+
+/// Where an output goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// `None` is standard output.
+    pub path: Option<PathBuf>,
+    pub format: Format,
+    pub compression: Compression,
+}
+
+impl Target {
+    /// As the user named it.
+    pub fn name(&self) -> String {
+        self.path.as_ref().map_or("standard output".into(), |path| path.display().to_string())
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlotPlan {
+    pub path: PathBuf,
+    /// Without one, the first city of the log.
+    pub city: Option<String>,
+}
+
+/// What stops a run.
+#[derive(Debug, thiserror::Error)]
+pub enum BatchError {
+    #[error("{name} {error}")]
+    Input { name: String, error: DecodeError },
+    #[error("{name} cannot be written: {error}")]
+    Output { name: String, error: io::Error },
+    #[error("--plot: no city {city} in the log: name one that has readings")]
+    NoSuchCity { city: String },
+    #[error("the workers cannot be started: {0}")]
+    Workers(String),
+}
+
+impl BatchError {
+    pub fn input(name: &str, error: DecodeError) -> BatchError {
+        BatchError::Input { name: name.to_string(), error }
+    }
+
+    pub fn output(name: &str, error: io::Error) -> BatchError {
+        BatchError::Output { name: name.to_string(), error }
+    }
+}
+
+/// What a run did.
+#[derive(Clone, Debug, Default)]
+pub struct BatchSummary {
+    pub records: u64,
+    pub outcomes: OutcomeCounts,
+    pub refused: BTreeMap<Reason, u64>,
+    /// The first refusals, in words, where they were not written.
+    pub examples: Vec<String>,
+    pub ignored_fields: u64,
+    pub cities: usize,
+    pub rows: u64,
+}
+
+/// Runs the plan to its end. `progress` hears now and then how many records were read. Where this fails, no output has
+/// appeared under its final name.
+pub fn run(plan: &BatchPlan, progress: impl Fn(u64) + Send + Sync + 'static) -> Result<BatchSummary, BatchError> {
+    for input in &plan.inputs {
+        input.check(plan.decode).map_err(|error| BatchError::input(&input.name(), error))?;
+    }
+    let mut outputs = Outputs::create(plan)?;
+    let first_city = Arc::new(OnceLock::new());
+    let (sinks, changes_thread) = outputs.changes(plan)?.unzip();
+    let intake = Intake::new(plan, outputs.dead_letters(plan)?, Arc::clone(&first_city));
+    let shared = Arc::new(Shared {
+        intake: Mutex::new(Some(intake)),
+        changes: Mutex::new(sinks.unwrap_or_default()),
+        stop: AtomicBool::new(false),
+        plot_city: plan.plot.as_ref().map(|plot| match &plot.city {
+            Some(city) => Arc::new(OnceLock::from(city.clone())),
+            None => first_city,
+        }),
+    });
+    let ends = execute(plan, shared, progress)?;
+    // Its sinks are gone with the workers; an error of its own is the cause of what they say.
+    let changes_written = changes_thread.map_or(Ok(()), join);
+    changes_written.map_err(|error| BatchError::output(&name_of(&plan.changes), error))?;
+    let ended = Ended::gather(ends)?;
+    let summary = ended.write(plan, &mut outputs)?;
+    outputs.commit()?;
+    Ok(summary)
+}
+
+fn name_of(target: &Option<Target>) -> String {
+    target.as_ref().map_or(String::new(), Target::name)
+}
+
+fn join(thread: JoinHandle<io::Result<()>>) -> io::Result<()> {
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("its thread has panicked")))
+}
+
+/// What the workers have in common.
+struct Shared {
+    /// For the worker that reads.
+    intake: Mutex<Option<Intake>>,
+    /// One per worker, where changes are written.
+    changes: Mutex<Vec<ChangesSink>>,
+    /// Somebody cannot go on.
+    stop: AtomicBool,
+    plot_city: Option<Arc<OnceLock<String>>>,
+}
+
+/// What a worker ends with.
+struct WorkerEnd {
+    results: Vec<CityResults>,
+    outcomes: OutcomeCounts,
+    first_rows: Option<FirstRows>,
+    /// At the worker that read.
+    read: Option<Result<Read, BatchError>>,
+}
+
+fn execute(
+    plan: &BatchPlan,
+    shared: Arc<Shared>,
+    progress: impl Fn(u64) + Send + Sync + 'static,
+) -> Result<Vec<WorkerEnd>, BatchError> {
+    // Nothing is servable here: rows are written when the log ends.
+    let history = Duration::default();
+    let retention = Retention { window: plan.window, lateness: plan.lateness, history };
+    let graph_plan =
+        GraphPlan { days: plan.daily.is_some(), outcomes: true, ..GraphPlan::new(plan.formula, retention) };
+    let config = match plan.workers {
+        1 => timely::Config::thread(),
+        workers => timely::Config::process(workers),
+    };
+    let guards = timely::execute(config, move |worker| {
+        let graph = dataflow::build(worker, &graph_plan);
+        let lock = |sinks: &Mutex<Vec<ChangesSink>>| sinks.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let collector = Collector { table: Table::default(), changes: lock(&shared.changes), first_rows: None };
+        let intake = (worker.index() == 0).then(|| shared.intake.lock().unwrap_or_else(PoisonError::into_inner).take());
+        work(worker, graph, collector, intake.flatten(), &shared, &progress)
+    })
+    .map_err(BatchError::Workers)?;
+    guards.join().into_iter().map(|end| end.map_err(BatchError::Workers)).collect()
+}
+
+/// One worker from the first epoch to the last.
+fn work(
+    worker: &mut Worker,
+    mut graph: Graph,
+    mut collector: Collector,
+    intake: Option<Intake>,
+    shared: &Shared,
+    progress: &impl Fn(u64),
+) -> WorkerEnd {
+    let read = intake.map(|mut intake| {
+        feed(worker, &mut graph, &mut collector, &mut intake, shared, progress)?;
+        intake.finish().map_err(|error| BatchError::output("dead letters", error))
+    });
+    graph.close_inputs();
+    while !graph.probe.done() {
+        worker.step_or_park(None);
+        collector.take(&graph, shared);
+    }
+    collector.take(&graph, shared);
+    WorkerEnd {
+        outcomes: collector.table.counts,
+        results: collector.table.finish(&graph.names),
+        first_rows: collector.first_rows,
+        read,
+    }
+}
+
+/// Reads the log into the dataflow, not further ahead than [`EPOCHS_IN_FLIGHT`].
+fn feed(
+    worker: &mut Worker,
+    graph: &mut Graph,
+    collector: &mut Collector,
+    intake: &mut Intake,
+    shared: &Shared,
+    progress: &impl Fn(u64),
+) -> Result<(), BatchError> {
+    let mut epoch = Epoch::default();
+    let mut in_flight = VecDeque::new();
+    let most = if worker.peers() == 1 { 0 } else { EPOCHS_IN_FLIGHT };
+    while !shared.stop.load(Ordering::Relaxed) && intake.next_epoch(&mut epoch)? {
+        graph.send(epoch.upto, &mut epoch.cities, &mut epoch.arrivals);
+        in_flight.push_back(epoch.upto);
+        while in_flight.len() > most {
+            worker.step_or_park(Some(Wait::from_millis(10)));
+            while in_flight.front().is_some_and(|upto| !graph.probe.less_equal(upto)) {
+                in_flight.pop_front();
+            }
+            collector.take(graph, shared);
+        }
+        progress(epoch.upto);
+    }
+    Ok(())
+}
+
+/// What a worker does with what its dataflow has closed.
+struct Collector {
+    table: Table,
+    changes: Option<ChangesSink>,
+    first_rows: Option<FirstRows>,
+}
+
+impl Collector {
+    fn take(&mut self, graph: &Graph, shared: &Shared) {
+        while let Some(batch) = graph.rows.take() {
+            self.table.take_rows(&batch);
+            if let Some(city) = shared.plot_city.as_ref().and_then(|city| city.get()) {
+                self.first_rows.get_or_insert_with(|| FirstRows::of(city)).take(&batch, &graph.names);
+            }
+            if self.changes.as_ref().is_some_and(|changes| !changes.send(&batch, &graph.names)) {
+                shared.stop.store(true, Ordering::Relaxed);
+            }
+        }
+        while let Some(batch) = graph.outcomes.as_ref().and_then(|closed| closed.take()) {
+            self.table.take_outcomes(&batch);
+        }
+        while let Some(batch) = graph.days.as_ref().and_then(|closed| closed.take()) {
+            self.table.take_days(&batch);
+        }
+    }
+}
+
+/// What all workers ended with, by city.
+struct Ended {
+    results: Vec<CityResults>,
+    outcomes: OutcomeCounts,
+    first_rows: Vec<FirstRows>,
+    read: Read,
+}
+
+impl Ended {
+    fn gather(ends: Vec<WorkerEnd>) -> Result<Ended, BatchError> {
+        let (mut results, mut first_rows) = (Vec::new(), Vec::new());
+        let (mut outcomes, mut read) = (OutcomeCounts::default(), Read::default());
+        for end in ends {
+            results.extend(end.results);
+            outcomes.add(&end.outcomes);
+            first_rows.extend(end.first_rows);
+            if let Some(own) = end.read {
+                read = own?;
+            }
+        }
+        // UTF-8 sorts by bytes as it does by code points.
+        results.sort_unstable_by(|a: &CityResults, b| a.name.cmp(&b.name));
+        Ok(Ended { results, outcomes, first_rows, read })
+    }
+
+    fn write(self, plan: &BatchPlan, outputs: &mut Outputs) -> Result<BatchSummary, BatchError> {
+        let Ended { results, outcomes, first_rows, read } = self;
+        let Read { records, measurements, refused, examples, ignored_fields } = read;
+        let measurements: HashMap<Box<str>, Vec<Measurement>> = measurements.into_iter().collect();
+        let mut summary =
+            BatchSummary { records, outcomes, refused, examples, ignored_fields, cities: 0, rows: 0 };
+        let (mut writer, mut daily) = (outputs.rows(plan)?, outputs.daily(plan)?);
+        let mut plotted = None;
+        let mut rows = Vec::new();
+        for mut city in results {
+            let name = city.name.clone();
+            city.take_rows(measurements.get(&*name).map_or(&[], Vec::as_slice), &mut rows);
+            summary.rows += rows.len() as u64;
+            summary.cities += usize::from(!rows.is_empty());
+            if let Some(writer) = &mut writer {
+                let result = writer.write(&CityRows { city: &name, rows: &rows });
+                result.map_err(|error| BatchError::output(&name_of(&plan.output), error))?;
+            }
+            for (day, summary) in city.take_days() {
+                let Some(daily) = &mut daily else { break };
+                let result = daily.write(&DayLine { city: &name, day, summary });
+                result.map_err(|error| BatchError::output(&name_of(&plan.daily), error))?;
+            }
+            if let Some(first) = first_rows.iter().find(|first| first.city() == &*name && !first.is_empty()) {
+                plotted = plot::render(first, &rows, plan.window);
+            }
+        }
+        writer.map_or(Ok(()), RowsWriter::finish).map_err(|e| BatchError::output(&name_of(&plan.output), e))?;
+        daily.map_or(Ok(()), DailyWriter::finish).map_err(|e| BatchError::output(&name_of(&plan.daily), e))?;
+        if let Some(plot) = &plan.plot {
+            let city = plot.city.clone().unwrap_or_default();
+            outputs.plot(plot, &plotted.ok_or(BatchError::NoSuchCity { city })?)?;
+        }
+        Ok(summary)
+    }
+}
+
+/// The files being written.
+#[derive(Default)]
+struct Outputs(Vec<(String, OutputFile)>);
+
+impl Outputs {
+    /// Nothing yet but the certainty that every file can be made where it is wanted.
+    fn create(plan: &BatchPlan) -> Result<Outputs, BatchError> {
+        let targets = [&plan.output, &plan.changes, &plan.daily, &plan.dead_letters];
+        let paths = targets.into_iter().flatten().filter_map(|target| target.path.as_deref());
+        for path in paths.chain(plan.plot.as_ref().map(|plot| plot.path.as_path())) {
+            OutputFile::create(path).map_err(|error| BatchError::output(&path.display().to_string(), error))?;
+        }
+        Ok(Outputs::default())
+    }
+
+    fn open(&mut self, target: &Target) -> Result<Box<dyn io::Write + Send>, BatchError> {
+        let Some(path) = &target.path else { return Ok(Box::new(io::stdout())) };
+        let output = |error| BatchError::output(&target.name(), error);
+        let file = OutputFile::create(path).map_err(output)?;
+        let writer = file.writer().map_err(output)?;
+        self.0.push((target.name(), file));
+        Ok(writer)
+    }
+
+    fn begin<W>(
+        &mut self,
+        target: &Option<Target>,
+        new: impl FnOnce(Format, Compression, Box<dyn io::Write + Send>) -> io::Result<W>,
+    ) -> Result<Option<W>, BatchError> {
+        let Some(target) = target else { return Ok(None) };
+        let out = self.open(target)?;
+        new(target.format, target.compression, out)
+            .map(Some)
+            .map_err(|error| BatchError::output(&target.name(), error))
+    }
+
+    fn rows(&mut self, plan: &BatchPlan) -> Result<Option<RowsWriter>, BatchError> {
+        self.begin(&plan.output, RowsWriter::new)
+    }
+
+    fn daily(&mut self, plan: &BatchPlan) -> Result<Option<DailyWriter>, BatchError> {
+        self.begin(&plan.daily, DailyWriter::new)
+    }
+
+    fn dead_letters(&mut self, plan: &BatchPlan) -> Result<Option<DeadLettersWriter>, BatchError> {
+        self.begin(&plan.dead_letters, |_, compression, out| DeadLettersWriter::new(compression, out))
+    }
+
+    fn changes(&mut self, plan: &BatchPlan) -> Result<Option<(Vec<ChangesSink>, JoinHandle<io::Result<()>>)>, BatchError> {
+        self.begin(&plan.changes, |_, compression, out| {
+            changes::spawn(ChangesWriter::new(compression, out)?, plan.workers)
+        })
+    }
+
+    fn plot(&mut self, plan: &PlotPlan, svg: &str) -> Result<(), BatchError> {
+        let target =
+            Target { path: Some(plan.path.clone()), format: Format::Json, compression: Compression::None };
+        let mut out = self.open(&target)?;
+        out.write_all(svg.as_bytes()).map_err(|error| BatchError::output(&target.name(), error))
+    }
+
+    /// Gives every file its name.
+    fn commit(self) -> Result<(), BatchError> {
+        for (name, file) in self.0 {
+            file.commit().map_err(|error| BatchError::output(&name, error))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,158 @@
+//! Reads a finite log, epoch by epoch: decodes, admits, and keeps what the results will be joined with.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+use std::vec;
+
+use super::batch::{BatchError, BatchPlan};
+use crate::admission::{Admission, AdmissionRules};
+use crate::codec::{DeadLettersWriter, DecodeSettings, Decoder};
+use crate::model::{Arrival, CityName, DeadLetter, Event, Measurement, Reason, Refusal, Upsert};
+use crate::sources::file::Input;
+
+/// How many refusals are shown where they are not written.
+const EXAMPLES: usize = 10;
+
+/// What one epoch sends into the dataflow.
+#[derive(Debug, Default)]
+pub struct Epoch {
+    /// How many records the log had when the epoch ended.
+    pub upto: u64,
+    pub cities: Vec<CityName>,
+    pub arrivals: Vec<Arrival>,
+}
+
+#[derive(Debug)]
+pub struct Intake {
+    inputs: vec::IntoIter<Input>,
+    current: Option<(String, Decoder)>,
+    settings: DecodeSettings,
+    epoch_size: usize,
+    admission: Admission,
+    dead_letters: Option<DeadLettersWriter>,
+    /// The key of the log's first city, for who wants to know it early.
+    first_city: Arc<OnceLock<String>>,
+    pub read: Read,
+}
+
+/// What was read.
+#[derive(Debug, Default)]
+pub struct Read {
+    pub records: u64,
+    /// The measurements of each city in the order of their arrival: an arrival's position is its index here.
+    pub measurements: Vec<(Box<str>, Vec<Measurement>)>,
+    pub refused: BTreeMap<Reason, u64>,
+    /// The first refusals, in words, where they are not written.
+    pub examples: Vec<String>,
+    pub ignored_fields: u64,
+}
+
+impl Intake {
+    pub fn new(plan: &BatchPlan, dead_letters: Option<DeadLettersWriter>, first_city: Arc<OnceLock<String>>) -> Intake {
+        let rules = AdmissionRules { lateness: plan.lateness, max_ahead: None };
+        Intake {
+            inputs: plan.inputs.clone().into_iter(),
+            current: None,
+            settings: plan.decode,
+            epoch_size: plan.epoch_size.max(1),
+            admission: Admission::new(0, rules),
+            dead_letters,
+            first_city,
+            read: Read::default(),
+        }
+    }
+
+    /// Reads the next epoch: so many records, or what is left of a file. False at the end of the log.
+    pub fn next_epoch(&mut self, epoch: &mut Epoch) -> Result<bool, BatchError> {
+        epoch.cities.clear();
+        epoch.arrivals.clear();
+        epoch.arrivals.reserve(self.epoch_size.min(1 << 20));
+        let first = self.read.records;
+        loop {
+            let Some((name, decoder)) = &mut self.current else {
+                let Some(input) = self.inputs.next() else { return Ok(false) };
+                let name = input.name();
+                let decoder = input.open(self.settings).map_err(|error| BatchError::input(&name, error))?;
+                self.current = Some((name, decoder));
+                continue;
+            };
+            let end = match decoder.next().map_err(|error| BatchError::input(name, error))? {
+                Some(decoded) => {
+                    self.read.records += 1;
+                    let admitted = match decoded {
+                        Ok(upsert) => admit(&upsert, &mut self.admission, &mut self.read, epoch),
+                        Err(refusal) => Err(refusal),
+                    };
+                    if let Err(refusal) = admitted {
+                        refuse(&refusal, name, decoder, &mut self.dead_letters, &mut self.read)?;
+                    }
+                    if let (Some(city), None) = (epoch.cities.first(), self.first_city.get()) {
+                        // Only this thread sets it.
+                        let _ = self.first_city.set(city.name.to_string());
+                    }
+                    self.read.records - first == self.epoch_size as u64
+                }
+                None => {
+                    self.read.ignored_fields += decoder.ignored_fields();
+                    self.current = None;
+                    self.read.records > first
+                }
+            };
+            if end {
+                epoch.upto = self.read.records;
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Ends the reading; all dead letters are then written.
+    pub fn finish(self) -> std::io::Result<Read> {
+        self.dead_letters.map_or(Ok(()), DeadLettersWriter::finish)?;
+        Ok(self.read)
+    }
+}
+
+#[inline]
+fn admit(
+    upsert: &Upsert<'_>,
+    admission: &mut Admission,
+    read: &mut Read,
+    epoch: &mut Epoch,
+) -> Result<(), Refusal> {
+    let admitted = admission.admit(upsert, None)?;
+    if admitted.is_new {
+        epoch.cities.push(admitted.introduction(upsert.city));
+        read.measurements.push((upsert.city.into(), Vec::new()));
+    }
+    let measurements = &mut read.measurements[admitted.city.number as usize].1;
+    let position = measurements.len() as u64;
+    if let Event::Reading(measurement) = upsert.event {
+        measurements.push(measurement);
+    }
+    let Upsert { reading_at, event, revision, .. } = *upsert;
+    epoch.arrivals.push(Arrival { city: admitted.city, reading_at, event, revision, position });
+    Ok(())
+}
+
+#[cold]
+fn refuse(
+    refusal: &Refusal,
+    source: &str,
+    decoder: &mut Decoder,
+    dead_letters: &mut Option<DeadLettersWriter>,
+    read: &mut Read,
+) -> Result<(), BatchError> {
+    *read.refused.entry(refusal.reason).or_default() += 1;
+    let line = decoder.line();
+    match dead_letters {
+        Some(writer) => {
+            let letter = DeadLetter { source, line, refusal, raw: &decoder.raw() };
+            writer.write(&letter).map_err(|error| BatchError::output("dead letters", error))?;
+        }
+        None if read.examples.len() < EXAMPLES => {
+            read.examples.push(format!("{source}:{line}: {refusal}"));
+        }
+        None => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,4 @@
+//! The one place that wires everything.
+
+pub mod batch;
+mod intake;

@@ -1,0 +1,81 @@
+//! The changes of all workers in one file, epoch by epoch.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use crate::codec::ChangesWriter;
+use crate::model::{Batch, Change, ChangeLine, CityNames, EventTime, Row};
+
+/// Batches that may wait to be written before the workers have to.
+const QUEUED_BATCHES: usize = 16;
+
+#[derive(Debug)]
+struct NamedChange {
+    city: Arc<str>,
+    reading_at: EventTime,
+    before: Option<Row>,
+    after: Option<Row>,
+}
+
+/// What a worker has closed.
+#[derive(Debug)]
+struct Part {
+    worker: usize,
+    upper: u64,
+    epochs: Vec<(u64, Vec<NamedChange>)>,
+}
+
+/// A worker's way to the file.
+#[derive(Clone, Debug)]
+pub struct ChangesSink {
+    worker: usize,
+    parts: SyncSender<Part>,
+}
+
+impl ChangesSink {
+    /// Hands over a batch, and waits where writing is behind. False where writing has failed.
+    pub fn send(&self, batch: &Batch<Change>, names: &CityNames) -> bool {
+        let named = |change: &Change| NamedChange {
+            city: names.get(change.city),
+            reading_at: change.reading_at,
+            before: change.before,
+            after: change.after,
+        };
+        let epochs = batch.changes.iter().map(|(epoch, changes)| (*epoch, changes.iter().map(named).collect()));
+        self.parts.send(Part { worker: self.worker, upper: batch.upper, epochs: epochs.collect() }).is_ok()
+    }
+}
+
+/// Writes the changes of `workers` workers, each epoch once all of them have closed it, sorted by city and time: the file does
+/// not say how many workers there were. The thread ends when all sinks are gone.
+pub fn spawn(writer: ChangesWriter, workers: usize) -> io::Result<(Vec<ChangesSink>, JoinHandle<io::Result<()>>)> {
+    let (parts, received) = sync_channel(QUEUED_BATCHES);
+    let sinks = (0..workers).map(|worker| ChangesSink { worker, parts: parts.clone() }).collect();
+    let thread = std::thread::Builder::new()
+        .name("changes".into())
+        .spawn(move || write_all(writer, &received, workers))?;
+    Ok((sinks, thread))
+}
+
+fn write_all(mut writer: ChangesWriter, received: &Receiver<Part>, workers: usize) -> io::Result<()> {
+    let mut uppers = vec![0; workers];
+    let mut open: BTreeMap<u64, Vec<NamedChange>> = BTreeMap::new();
+    for part in received {
+        uppers[part.worker] = part.upper;
+        for (epoch, mut changes) in part.epochs {
+            open.entry(epoch).or_default().append(&mut changes);
+        }
+        let upper = uppers.iter().copied().min().unwrap_or(u64::MAX);
+        while let Some(entry) = open.first_entry().filter(|entry| *entry.key() < upper) {
+            let (as_of, mut changes) = entry.remove_entry();
+            changes.sort_unstable_by(|a, b| (&a.city, a.reading_at).cmp(&(&b.city, b.reading_at)));
+            for NamedChange { city, reading_at, before, after } in changes {
+                writer.write(&ChangeLine { as_of, city: &city, reading_at, before, after })?;
+            }
+        }
+    }
+    writer.finish()
+}

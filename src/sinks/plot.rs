@@ -1,0 +1,173 @@
+//! A picture of one city: heat index, rolling mean, and what corrections changed.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use plotters::coord::Shift;
+use plotters::prelude::*;
+
+use crate::model::{Batch, Change, CityNames, Duration, EventTime, ResultRow, Row};
+
+/// The results of one city as they were first given out.
+#[derive(Debug)]
+pub struct FirstRows {
+    city: String,
+    rows: BTreeMap<i64, Row>,
+}
+
+impl FirstRows {
+    pub fn of(city: &str) -> FirstRows {
+        FirstRows { city: city.to_string(), rows: BTreeMap::new() }
+    }
+
+    pub fn take(&mut self, batch: &Batch<Change>, names: &CityNames) {
+        for change in batch.changes.iter().flat_map(|(_, changes)| changes) {
+            if let Some(row) = change.after
+                && *names.get(change.city) == *self.city
+            {
+                self.rows.entry(change.reading_at.millis()).or_insert(row);
+            }
+        }
+    }
+
+    pub fn city(&self) -> &str {
+        &self.city
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Those that are different now, or gone.
+    fn corrected(&self, rows: &[ResultRow]) -> BTreeMap<i64, Row> {
+        let now: BTreeMap<i64, Row> = rows.iter().map(|row| (row.reading_at.millis(), row.row)).collect();
+        let differs = |(at, row): &(&i64, &Row)| now.get(at) != Some(row);
+        self.rows.iter().filter(differs).map(|(at, row)| (*at, *row)).collect()
+    }
+}
+
+const SIZE: (u32, u32) = (1200, 720);
+const HEAT_INDEX: RGBColor = RGBColor(226, 163, 92);
+const ROLLING: RGBColor = RGBColor(140, 28, 19);
+const FIRST: RGBColor = RGBColor(31, 98, 173);
+const INK: RGBColor = RGBColor(60, 60, 60);
+
+type Drawing<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+type DrawError<'a> = DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>;
+
+/// The plot as SVG: all rows above; below, where corrections changed anything, the days around the greatest change, with
+/// the results as they first were. Nothing where the city has no rows.
+pub fn render(first: &FirstRows, rows: &[ResultRow], window: Duration) -> Option<String> {
+    let (oldest, newest) = (rows.first()?.reading_at.millis(), rows.last()?.reading_at.millis());
+    let corrected = first.corrected(rows);
+    let mut svg = String::new();
+    let plot = Plot { city: &first.city, rows, corrected: &corrected };
+    plot.draw(&mut svg, oldest..newest.max(oldest + 1), window).ok()?;
+    Some(svg)
+}
+
+struct Plot<'a> {
+    city: &'a str,
+    rows: &'a [ResultRow],
+    corrected: &'a BTreeMap<i64, Row>,
+}
+
+impl Plot<'_> {
+    fn draw<'s>(&self, svg: &'s mut String, all: Range<i64>, window: Duration) -> Result<(), DrawError<'s>> {
+        let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
+        area.fill(&WHITE)?;
+        let title = format!("Heat index of {} and its rolling mean of {window}", self.city);
+        match self.greatest_correction() {
+            None => self.panel(&area, &title, &all, false)?,
+            Some(at) => {
+                let (upper, lower) = area.split_vertically(SIZE.1 / 2);
+                self.panel(&upper, &title, &all, false)?;
+                let around = window.millis().clamp(3_600_000, 7 * 86_400_000) * 2;
+                let near = (at - around).max(all.start)..(at + around).min(all.end).max(all.start + 1);
+                self.panel(&lower, "What corrections changed, where they changed most", &near, true)?;
+            }
+        }
+        area.present()
+    }
+
+    /// When the rolling mean differs most from what it first was; of a withdrawn row, its heat index counts.
+    fn greatest_correction(&self) -> Option<i64> {
+        let by = |(at, first): &(&i64, &Row)| {
+            let now = self.rows.binary_search_by_key(*at, |row| row.reading_at.millis());
+            now.map_or(f64::INFINITY, |now| {
+                (self.rows[now].row.heat_index.fahrenheit() - first.heat_index.fahrenheit()).abs()
+            })
+        };
+        self.corrected.iter().max_by(|a, b| by(a).total_cmp(&by(b))).map(|(at, _)| *at)
+    }
+
+    fn panel<'s>(&self, area: &Drawing<'s>, title: &str, x: &Range<i64>, legend: bool) -> Result<(), DrawError<'s>> {
+        let shown: Vec<&ResultRow> =
+            self.rows.iter().filter(|row| (x.start..=x.end).contains(&row.reading_at.millis())).collect();
+        let firsts: Vec<(i64, Row)> = self.corrected.range(x.start..=x.end).map(|(at, row)| (*at, *row)).collect();
+        let values = shown
+            .iter()
+            .map(|row| row.row.heat_index.fahrenheit())
+            .chain(firsts.iter().filter(|_| legend).map(|(_, row)| row.heat_index.fahrenheit()));
+        let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
+        let margin = ((high - low) * 0.05).max(1.0);
+        let mut chart = ChartBuilder::on(area)
+            .caption(title, ("sans-serif", 18).into_font().color(&INK))
+            .margin(10)
+            .x_label_area_size(30)
+            .y_label_area_size(55)
+            .build_cartesian_2d(x.clone(), low - margin..high + margin)?;
+        let days = (x.end - x.start) / 86_400_000;
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(INK.mix(0.12))
+            .axis_style(INK)
+            .y_desc("°F")
+            .x_labels(12)
+            .x_label_formatter(&|at| label(*at, days))
+            .draw()?;
+        let heat = shown.iter().map(|row| (row.reading_at.millis(), row.row.heat_index.fahrenheit()));
+        chart.draw_series(LineSeries::new(heat, HEAT_INDEX.stroke_width(1)))?.label("heat index").legend(key(HEAT_INDEX));
+        let rolling = shown.iter().map(|row| (row.reading_at.millis(), row.row.rolling_heat_index()));
+        chart.draw_series(LineSeries::new(rolling, ROLLING.stroke_width(2)))?.label("rolling mean").legend(key(ROLLING));
+        if legend {
+            let first = firsts.iter().map(|(at, row)| (*at, row.rolling_heat_index()));
+            chart
+                .draw_series(LineSeries::new(first, FIRST.stroke_width(2)))?
+                .label("rolling mean before corrections")
+                .legend(key(FIRST));
+            let readings = firsts.iter().filter(|(at, row)| self.reading_changed(*at, row));
+            let crosses = readings.map(|(at, row)| Cross::new((*at, row.heat_index.fahrenheit()), 5, FIRST.stroke_width(2)));
+            chart.draw_series(crosses)?.label("reading before its correction").legend(|(x, y)| {
+                Cross::new((x + 10, y), 5, FIRST.stroke_width(2))
+            });
+            chart
+                .configure_series_labels()
+                .position(SeriesLabelPosition::LowerRight)
+                .background_style(WHITE.mix(0.85))
+                .border_style(INK.mix(0.3))
+                .draw()?;
+        }
+        Ok(())
+    }
+
+    fn reading_changed(&self, at: i64, first: &Row) -> bool {
+        let now = self.rows.binary_search_by_key(&at, |row| row.reading_at.millis());
+        now.map_or(true, |now| self.rows[now].row.heat_index != first.heat_index)
+    }
+}
+
+fn key(color: RGBColor) -> impl Fn((i32, i32)) -> PathElement<(i32, i32)> {
+    move |(x, y)| PathElement::new(vec![(x, y), (x + 20, y)], color.stroke_width(2))
+}
+
+/// The date, with the time where only days are shown.
+fn label(millis: i64, days: i64) -> String {
+    let time = EventTime::from_millis(millis).unwrap_or_default().to_string();
+    match days {
+        ..=8 => time[5..16].replace('T', " "),
+        9..=800 => time[..10].to_string(),
+        _ => time[..7].to_string(),
+    }
+}

@@ -1,0 +1,207 @@
+//! The results of a finite run, accumulated: what each key holds when the log has ended.
+
+use std::sync::Arc;
+
+use crate::model::{
+    Batch, Change, CityId, CityNames, DayChange, DaySummary, EventTime, Measurement, Outcome, OutcomeKind,
+    ResultRow, Row,
+};
+
+/// What each time holds after sets and removals in any order of time: the last one of a time counts. In order a set is a push;
+/// out of order it waits in `pending`, which is merged in when it has grown as long as the rest, so that each costs
+/// O(log n) amortised.
+#[derive(Clone, Debug)]
+struct Timeline<V> {
+    held: Vec<(i64, V)>,
+    pending: Vec<(i64, Option<V>)>,
+}
+
+const LEAST_PENDING: usize = 1024;
+
+impl<V: Copy> Timeline<V> {
+    fn new() -> Timeline<V> {
+        Timeline { held: Vec::new(), pending: Vec::new() }
+    }
+
+    #[inline]
+    fn set(&mut self, at: i64, value: Option<V>) {
+        match value {
+            Some(value) if self.pending.is_empty() && self.held.last().is_none_or(|(last, _)| *last < at) => {
+                self.held.push((at, value));
+            }
+            _ => {
+                self.pending.push((at, value));
+                if self.pending.len() >= self.held.len().max(LEAST_PENDING) {
+                    self.merge();
+                }
+            }
+        }
+    }
+
+    fn merge(&mut self) {
+        if self.pending.is_empty() {
+            return;
+        }
+        // Stable: the last set of a time stays the last.
+        self.pending.sort_by_key(|(at, _)| *at);
+        let held = std::mem::take(&mut self.held);
+        let mut merged = Vec::with_capacity(held.len() + self.pending.len());
+        let mut held = held.into_iter().peekable();
+        for sets in self.pending.chunk_by(|a, b| a.0 == b.0) {
+            let (at, value) = sets[sets.len() - 1];
+            while let Some(before) = held.next_if(|(time, _)| *time < at) {
+                merged.push(before);
+            }
+            held.next_if(|(time, _)| *time == at);
+            merged.extend(value.map(|value| (at, value)));
+        }
+        merged.extend(held);
+        self.pending.clear();
+        self.held = merged;
+    }
+
+    fn into_sorted(mut self) -> Vec<(i64, V)> {
+        self.merge();
+        self.held
+    }
+}
+
+/// One city's results.
+#[derive(Debug)]
+struct City {
+    rows: Timeline<Row>,
+    /// The position of the arrival that won.
+    winners: Timeline<u64>,
+    days: Timeline<DaySummary>,
+}
+
+/// How many arrivals came to what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OutcomeCounts {
+    pub inserted: u64,
+    pub corrected: u64,
+    pub withdrawn: u64,
+    pub nothing_to_withdraw: u64,
+    pub old_revision: u64,
+    pub too_late: u64,
+}
+
+impl OutcomeCounts {
+    pub fn add(&mut self, other: &OutcomeCounts) {
+        self.inserted += other.inserted;
+        self.corrected += other.corrected;
+        self.withdrawn += other.withdrawn;
+        self.nothing_to_withdraw += other.nothing_to_withdraw;
+        self.old_revision += other.old_revision;
+        self.too_late += other.too_late;
+    }
+}
+
+/// The results of the cities of one worker.
+#[derive(Debug, Default)]
+pub struct Table {
+    cities: Vec<City>,
+    pub counts: OutcomeCounts,
+}
+
+impl Table {
+    pub fn take_rows(&mut self, batch: &Batch<Change>) {
+        for change in batch.changes.iter().flat_map(|(_, changes)| changes) {
+            self.city(change.city).rows.set(change.reading_at.millis(), change.after);
+        }
+    }
+
+    pub fn take_outcomes(&mut self, batch: &Batch<Outcome>) {
+        for outcome in batch.changes.iter().flat_map(|(_, outcomes)| outcomes) {
+            let at = outcome.reading_at.millis();
+            let counter = match outcome.kind {
+                OutcomeKind::Inserted => &mut self.counts.inserted,
+                OutcomeKind::Corrected => &mut self.counts.corrected,
+                OutcomeKind::Withdrawn => &mut self.counts.withdrawn,
+                OutcomeKind::NothingToWithdraw => &mut self.counts.nothing_to_withdraw,
+                OutcomeKind::OldRevision => &mut self.counts.old_revision,
+                OutcomeKind::TooLate => &mut self.counts.too_late,
+            };
+            *counter += 1;
+            match outcome.kind {
+                OutcomeKind::Inserted | OutcomeKind::Corrected => {
+                    self.city(outcome.city).winners.set(at, Some(outcome.position));
+                }
+                OutcomeKind::Withdrawn => self.city(outcome.city).winners.set(at, None),
+                OutcomeKind::NothingToWithdraw | OutcomeKind::OldRevision | OutcomeKind::TooLate => {}
+            }
+        }
+    }
+
+    pub fn take_days(&mut self, batch: &Batch<DayChange>) {
+        for change in batch.changes.iter().flat_map(|(_, changes)| changes) {
+            self.city(change.city).days.set(i64::from(change.day), change.after);
+        }
+    }
+
+    #[inline]
+    fn city(&mut self, CityId(id): CityId) -> &mut City {
+        let id = id as usize;
+        if id >= self.cities.len() {
+            let empty = || City { rows: Timeline::new(), winners: Timeline::new(), days: Timeline::new() };
+            self.cities.resize_with(id + 1, empty);
+        }
+        &mut self.cities[id]
+    }
+
+    /// Ends the accumulation; `names` are those of the worker.
+    pub fn finish(self, names: &CityNames) -> Vec<CityResults> {
+        let cities = self.cities.into_iter().enumerate();
+        cities.map(|(id, city)| CityResults { name: names.get(CityId(id as u32)), city }).collect()
+    }
+}
+
+/// The results of one city, complete.
+#[derive(Debug)]
+pub struct CityResults {
+    pub name: Arc<str>,
+    city: City,
+}
+
+impl CityResults {
+    /// How many rows the city has.
+    pub fn take_rows(&mut self, measurements: &[Measurement], rows: &mut Vec<ResultRow>) {
+        let held = std::mem::replace(&mut self.city.rows, Timeline::new()).into_sorted();
+        let winners = std::mem::replace(&mut self.city.winners, Timeline::new()).into_sorted();
+        debug_assert_eq!(held.len(), winners.len(), "a key has a row just where an arrival won");
+        rows.clear();
+        rows.extend(held.iter().zip(&winners).filter_map(|((millis, row), (won_at, position))| {
+            debug_assert_eq!(millis, won_at);
+            let measurement = *measurements.get(*position as usize)?;
+            Some(ResultRow { reading_at: EventTime::from_millis(*millis)?, measurement, row: *row })
+        }));
+    }
+
+    /// The city's day summaries, by day.
+    pub fn take_days(&mut self) -> Vec<(i32, DaySummary)> {
+        let days = std::mem::replace(&mut self.city.days, Timeline::new()).into_sorted();
+        days.into_iter().map(|(day, summary)| (day as i32, summary)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_timeline_equals_a_map(sets in prop::collection::vec((0..2000i64, prop::option::weighted(0.8, any::<u32>())), 0..6000)) {
+            let mut timeline = Timeline::new();
+            let mut map = std::collections::BTreeMap::new();
+            for (at, value) in sets {
+                timeline.set(at, value);
+                match value {
+                    Some(value) => map.insert(at, value),
+                    None => map.remove(&at),
+                };
+            }
+            prop_assert_eq!(timeline.into_sorted(), map.into_iter().collect::<Vec<_>>());
+        }
+    }
+}
