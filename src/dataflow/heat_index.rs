@@ -1,1 +1,0 @@
-//! Heat index formulas.
