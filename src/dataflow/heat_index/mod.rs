@@ -1,0 +1,108 @@
+//! Heat indexes of single readings: pure functions, and the choice between them.
+//!
+//! Only `+ - * /`, square roots and the `libm` crate are used, in a fixed order of evaluation, so that every host
+//! computes the same bits.
+
+mod lu_romps;
+
+use std::fmt;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Category, HeatIndex, Measurement};
+
+pub use lu_romps::lu_romps;
+
+/// Which heat index readings get.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Formula {
+    /// The regression of Rothfusz by itself, at any temperature and humidity.
+    #[default]
+    Rothfusz,
+    /// The US National Weather Service's: the regression with its adjustments, and a simpler formula below 80 °F.
+    Nws,
+    /// The physiological heat index of Lu and Romps, defined at any temperature and humidity.
+    LuRomps,
+}
+
+impl Formula {
+    /// The heat index of a reading, and its category. The category is that of the National Weather Service's heat
+    /// index except with [`Formula::LuRomps`]: the bare regression means nothing in mild or dry air.
+    /// Humidities above 100 % count as 100 %.
+    #[inline]
+    pub fn evaluate(self, measurement: &Measurement) -> (HeatIndex, Category) {
+        let (t, rh) = (measurement.temperature(), measurement.humidity().min(100.0));
+        match self {
+            Formula::Rothfusz => {
+                let regression = rothfusz(t, rh);
+                let official = HeatIndex::from_fahrenheit(nws_given(t, rh, || regression));
+                (HeatIndex::from_fahrenheit(regression), Category::of(official))
+            }
+            Formula::Nws => with_category(nws(t, rh)),
+            Formula::LuRomps => with_category(lu_romps(t, rh)),
+        }
+    }
+
+    /// As configuration and the command line name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Formula::Rothfusz => "rothfusz",
+            Formula::Nws => "nws",
+            Formula::LuRomps => "lu-romps",
+        }
+    }
+}
+
+impl fmt::Display for Formula {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+fn with_category(fahrenheit: f64) -> (HeatIndex, Category) {
+    let heat_index = HeatIndex::from_fahrenheit(fahrenheit);
+    (heat_index, Category::of(heat_index))
+}
+
+/// The regression of L. P. Rothfusz (National Weather Service technical attachment SR 90-23, 1990), in °F, for `t` in
+/// °F and `rh` in % (0 to 100). It was fitted to heat indexes from about 80 °F upwards and is evaluated everywhere.
+#[inline]
+pub fn rothfusz(t: f64, rh: f64) -> f64 {
+    // Whole degrees and percents often give a result halfway between two micro-degrees: the order of the terms and
+    // of their factors decides which way it rounds.
+    -42.379 + 2.04901523 * t + 10.14333127 * rh
+        - 0.22475541 * t * rh
+        - 0.00683783 * t * t
+        - 0.05481717 * rh * rh
+        + 0.00122874 * t * t * rh
+        + 0.00085282 * t * rh * rh
+        - 0.00000199 * t * t * rh * rh
+}
+
+/// The heat index of the US National Weather Service, in °F, for `t` in °F and `rh` in % (0 to 100), as its Weather
+/// Prediction Center describes it (<https://www.wpc.ncep.noaa.gov/html/heatindex_equation.shtml>): the mean of the
+/// temperature and a simple formula where that is below 80 °F, otherwise the regression with an adjustment for very
+/// dry or very humid air.
+#[inline]
+pub fn nws(t: f64, rh: f64) -> f64 {
+    nws_given(t, rh, || rothfusz(t, rh))
+}
+
+#[inline]
+fn nws_given(t: f64, rh: f64, regression: impl FnOnce() -> f64) -> f64 {
+    let simple = 0.5 * (t + 61.0 + (t - 68.0) * 1.2 + rh * 0.094);
+    let averaged = (simple + t) / 2.0;
+    if averaged < 80.0 {
+        return averaged;
+    }
+    let regression = regression();
+    if rh < 13.0 && (80.0..=112.0).contains(&t) {
+        regression - (13.0 - rh) / 4.0 * ((17.0 - (t - 95.0).abs()) / 17.0).sqrt()
+    } else if rh > 85.0 && (80.0..=87.0).contains(&t) {
+        regression + (rh - 85.0) / 10.0 * ((87.0 - t) / 5.0)
+    } else {
+        regression
+    }
+}
