@@ -53,10 +53,12 @@ impl<'a> Directory<'a> {
     /// population, in any order. Further columns and empty lines are passed over.
     pub fn from_csv(text: &'a str) -> Result<Directory<'a>, DirectoryError> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let mut lines = text.lines().enumerate().map(|(i, line)| (i + 1, line)).filter(|(_, l)| !l.is_empty());
-        let (header_line, header) = lines
-            .next()
-            .ok_or_else(|| DirectoryError { line: 1, problem: "the file is empty: it needs a header".into() })?;
+        let mut lines =
+            text.lines().enumerate().map(|(i, line)| (i + 1, line)).filter(|(_, l)| !l.is_empty());
+        let (header_line, header) = lines.next().ok_or_else(|| DirectoryError {
+            line: 1,
+            problem: "the file is empty: it needs a header".into(),
+        })?;
         let columns =
             Columns::new(header).map_err(|problem| DirectoryError { line: header_line, problem })?;
         // Lines of the shipped file are 45 bytes long.
@@ -134,7 +136,9 @@ impl Columns {
         }
         let country = match take(2)? {
             Cow::Borrowed(code) if code.len() == 2 && code.bytes().all(|b| b.is_ascii_uppercase()) => code,
-            other => return Err(format!("country {other:?} is not two capital letters (ISO 3166-1 alpha-2)")),
+            other => {
+                return Err(format!("country {other:?} is not two capital letters (ISO 3166-1 alpha-2)"));
+            }
         };
         let latitude = degrees(&take(3)?, "latitude", 90.0)?;
         let longitude = degrees(&take(4)?, "longitude", 180.0)?;
@@ -250,7 +254,10 @@ mod tests {
             "line 1: the file is empty: it needs a header"
         );
         let missing = Directory::from_csv("id,name,latitude,longitude,population\n").unwrap_err().to_string();
-        assert!(missing.starts_with("line 1: there is no column country: the header must name id, "), "{missing}");
+        assert!(
+            missing.starts_with("line 1: there is no column country: the header must name id, "),
+            "{missing}"
+        );
         let twice = Directory::from_csv(&format!("id,{HEADER}")).unwrap_err().to_string();
         assert_eq!(twice, "line 1: column id is here twice");
     }
