@@ -1,1 +1,264 @@
+//! Names and places of cities. A city that is not in the directory is served all the same, under its key.
 
+use std::borrow::Cow;
+use std::sync::LazyLock;
+
+/// The shipped directory's text: see `data/README.md`.
+static SHIPPED: &str = include_str!("../data/cities.csv");
+
+/// A city of the directory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct City<'a> {
+    /// GeoNames' `geonameid` in the shipped directory.
+    pub id: u32,
+    /// For display; names are not unique.
+    pub name: Cow<'a, str>,
+    /// ISO 3166-1 alpha-2, two capital letters.
+    pub country: &'a str,
+    /// Degrees north, -90 to 90.
+    pub latitude: f64,
+    /// Degrees east, -180 to 180.
+    pub longitude: f64,
+    pub population: u32,
+}
+
+/// Cities in the order of their file, found by id. It borrows from the file's text.
+#[derive(Clone, Debug)]
+pub struct Directory<'a> {
+    cities: Vec<City<'a>>,
+    /// Ids with the places of their cities in `cities`, by id.
+    by_id: Vec<(u32, u32)>,
+}
+
+/// What is wrong with a directory file.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {problem}")]
+pub struct DirectoryError {
+    /// From 1; the header is line 1.
+    pub line: usize,
+    pub problem: String,
+}
+
+const COLUMNS: [&str; 6] = ["id", "name", "country", "latitude", "longitude", "population"];
+
+impl<'a> Directory<'a> {
+    /// The shipped cities, greatest first. They are read at the first call.
+    pub fn shipped() -> &'static Directory<'static> {
+        static DIRECTORY: LazyLock<Directory<'static>> =
+            LazyLock::new(|| Directory::from_csv(SHIPPED).expect("the shipped directory is well formed"));
+        &DIRECTORY
+    }
+
+    /// Reads a CSV file with a header that names at least the columns id, name, country, latitude, longitude and
+    /// population, in any order. Further columns and empty lines are passed over.
+    pub fn from_csv(text: &'a str) -> Result<Directory<'a>, DirectoryError> {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let mut lines =
+            text.lines().enumerate().map(|(i, line)| (i + 1, line)).filter(|(_, l)| !l.is_empty());
+        let (header_line, header) = lines.next().ok_or_else(|| DirectoryError {
+            line: 1,
+            problem: "the file is empty: it needs a header".into(),
+        })?;
+        let columns =
+            Columns::new(header).map_err(|problem| DirectoryError { line: header_line, problem })?;
+        // Lines of the shipped file are 45 bytes long.
+        let mut cities = Vec::with_capacity(text.len() / 40);
+        let mut by_id = Vec::with_capacity(text.len() / 40);
+        for (line, record) in lines {
+            let city = columns.city(record).map_err(|problem| DirectoryError { line, problem })?;
+            by_id.push((city.id, cities.len() as u32));
+            cities.push(city);
+        }
+        by_id.sort_unstable();
+        if let Some(twice) = by_id.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            let problem = format!("id {} is here for the second time", twice[1].0);
+            // Where it is, is known only by reading again: places count neither the header nor empty lines.
+            let mut records = text.lines().enumerate().filter(|(_, l)| !l.is_empty()).skip(1);
+            let line = records.nth(twice[1].1 as usize).map_or(0, |(i, _)| i + 1);
+            return Err(DirectoryError { line, problem });
+        }
+        Ok(Directory { cities, by_id })
+    }
+
+    pub fn get(&self, id: u32) -> Option<&City<'a>> {
+        let found = self.by_id.binary_search_by_key(&id, |&(id, _)| id).ok()?;
+        self.cities.get(self.by_id[found].1 as usize)
+    }
+
+    /// In the order of the file.
+    pub fn cities(&self) -> &[City<'a>] {
+        &self.cities
+    }
+}
+
+/// Where the columns are in a line.
+struct Columns([usize; COLUMNS.len()]);
+
+impl Columns {
+    fn new(header: &str) -> Result<Columns, String> {
+        let mut found = [None; COLUMNS.len()];
+        let mut fields = Fields(Some(header));
+        let mut index = 0;
+        while let Some(name) = fields.next()? {
+            if let Some(column) = COLUMNS.iter().position(|column| *column == name)
+                && found[column].replace(index).is_some()
+            {
+                return Err(format!("column {name} is here twice"));
+            }
+            index += 1;
+        }
+        let mut columns = [0; COLUMNS.len()];
+        for ((place, found), name) in columns.iter_mut().zip(found).zip(COLUMNS) {
+            *place = found.ok_or_else(|| {
+                format!("there is no column {name}: the header must name {}", COLUMNS.join(", "))
+            })?;
+        }
+        Ok(Columns(columns))
+    }
+
+    fn city<'a>(&self, record: &'a str) -> Result<City<'a>, String> {
+        let mut values = [const { None }; COLUMNS.len()];
+        let mut fields = Fields(Some(record));
+        let mut index = 0;
+        while let Some(field) = fields.next()? {
+            if let Some(column) = self.0.iter().position(|&place| place == index) {
+                values[column] = Some(field);
+            }
+            index += 1;
+        }
+        let mut take = |column: usize| {
+            values[column].take().ok_or_else(|| format!("the line ends before column {}", COLUMNS[column]))
+        };
+        let id = whole(&take(0)?, "id")?;
+        let name = take(1)?;
+        if name.is_empty() || name.chars().any(char::is_control) {
+            return Err(format!("name {name:?} is empty or holds a control character"));
+        }
+        let country = match take(2)? {
+            Cow::Borrowed(code) if code.len() == 2 && code.bytes().all(|b| b.is_ascii_uppercase()) => code,
+            other => {
+                return Err(format!("country {other:?} is not two capital letters (ISO 3166-1 alpha-2)"));
+            }
+        };
+        let latitude = degrees(&take(3)?, "latitude", 90.0)?;
+        let longitude = degrees(&take(4)?, "longitude", 180.0)?;
+        let population = whole(&take(5)?, "population")?;
+        Ok(City { id, name, country, latitude, longitude, population })
+    }
+}
+
+fn whole(text: &str, name: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| format!("{name} {text:?} is not a whole number from 0 to {}", u32::MAX))
+}
+
+fn degrees(text: &str, name: &str, limit: f64) -> Result<f64, String> {
+    let parsed = text.parse().ok().filter(|degrees: &f64| degrees.abs() <= limit);
+    parsed.ok_or_else(|| format!("{name} {text:?} is not a number from -{limit} to {limit}"))
+}
+
+/// The fields that are left of one CSV line, or nothing when the last one was taken. A quoted field must end on its
+/// line, since a name holds no line break.
+struct Fields<'a>(Option<&'a str>);
+
+impl<'a> Fields<'a> {
+    fn next(&mut self) -> Result<Option<Cow<'a, str>>, String> {
+        let Some(rest) = self.0 else { return Ok(None) };
+        let Some(quoted) = rest.strip_prefix('"') else {
+            let (field, rest) = match rest.split_once(',') {
+                Some((field, rest)) => (field, Some(rest)),
+                None => (rest, None),
+            };
+            self.0 = rest;
+            return Ok(Some(Cow::Borrowed(field)));
+        };
+        let mut end = 0;
+        let mut doubled = false;
+        loop {
+            end += quoted[end..].find('"').ok_or("a quoted field does not end on its line")?;
+            if !quoted[end + 1..].starts_with('"') {
+                break;
+            }
+            doubled = true;
+            end += 2;
+        }
+        let (field, after) = (&quoted[..end], &quoted[end + 1..]);
+        self.0 = match after.strip_prefix(',') {
+            Some(rest) => Some(rest),
+            None if after.is_empty() => None,
+            None => return Err(format!("after the quoted field {field:?} comes no comma")),
+        };
+        Ok(Some(if doubled { Cow::Owned(field.replace("\"\"", "\"")) } else { Cow::Borrowed(field) }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADER: &str = "id,name,country,latitude,longitude,population\n";
+
+    fn error(record: &str) -> String {
+        Directory::from_csv(&format!("{HEADER}{record}\n")).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_shipped_directory_is_complete() {
+        let directory = Directory::shipped();
+        assert_eq!(directory.cities().len(), 34_006);
+        assert_eq!(directory.cities()[0].name, "Shanghai");
+        assert!(directory.cities().is_sorted_by(|a, b| a.population >= b.population));
+        let new_york = directory.get(5_128_581).unwrap();
+        assert_eq!((new_york.name.as_ref(), new_york.country), ("New York City", "US"));
+        assert_eq!((new_york.latitude, new_york.longitude), (40.71427, -74.00597));
+        assert_eq!(directory.get(6_822_137).unwrap().name, "Misato, Saitama");
+        assert!(directory.get(0).is_none());
+        assert!(directory.cities().iter().all(|city| directory.get(city.id) == Some(city)));
+    }
+
+    #[test]
+    fn reads_columns_in_any_order_and_quotes() {
+        let text = "\u{feff}population,zone,country,id,longitude,latitude,name\r\n\
+                    \r\n\
+                    5,\"a,b\",AQ,7,-180,90,\"The \"\"Pole\"\", South\"\r\n\
+                    6,,AQ,8,180,-90.0,plain";
+        let directory = Directory::from_csv(text).unwrap();
+        let pole = City {
+            id: 7,
+            name: "The \"Pole\", South".into(),
+            country: "AQ",
+            latitude: 90.0,
+            longitude: -180.0,
+            population: 5,
+        };
+        assert_eq!(directory.cities()[0], pole);
+        assert!(matches!(directory.get(8).unwrap().name, Cow::Borrowed("plain")));
+    }
+
+    #[test]
+    fn says_what_is_wrong_and_where() {
+        for (record, said) in [
+            ("x,a,DE,1,2,3", "line 2: id \"x\" is not a whole number from 0 to 4294967295"),
+            ("1,,DE,1,2,3", "line 2: name \"\" is empty or holds a control character"),
+            ("1,a,de,1,2,3", "line 2: country \"de\" is not two capital letters (ISO 3166-1 alpha-2)"),
+            ("1,a,DE,91,2,3", "line 2: latitude \"91\" is not a number from -90 to 90"),
+            ("1,a,DE,1,NaN,3", "line 2: longitude \"NaN\" is not a number from -180 to 180"),
+            ("1,a,DE,1,2", "line 2: the line ends before column population"),
+            ("1,\"a,DE,1,2,3", "line 2: a quoted field does not end on its line"),
+            ("1,\"a\"b,DE,1,2,3", "line 2: after the quoted field \"a\" comes no comma"),
+            ("1,a,DE,1,2,3\n\n2,b,DE,1,2,3\n1,c,DE,1,2,3", "line 5: id 1 is here for the second time"),
+        ] {
+            assert_eq!(error(record), said);
+        }
+        assert_eq!(
+            Directory::from_csv("").unwrap_err().to_string(),
+            "line 1: the file is empty: it needs a header"
+        );
+        let missing = Directory::from_csv("id,name,latitude,longitude,population\n").unwrap_err().to_string();
+        assert!(
+            missing.starts_with("line 1: there is no column country: the header must name id, "),
+            "{missing}"
+        );
+        let twice = Directory::from_csv(&format!("id,{HEADER}")).unwrap_err().to_string();
+        assert_eq!(twice, "line 1: column id is here twice");
+    }
+}

@@ -1,0 +1,420 @@
+//! Made-up weather: pure and deterministic, the same bytes on every host.
+
+mod climate;
+
+use std::str::FromStr;
+
+use super::{mix, unit};
+use crate::directory::{City, Directory};
+use crate::model::{EventTime, Measurement};
+use climate::Climate;
+
+/// 2025-01-01T00:00:00Z, in milliseconds: where `uniform` weather begins.
+const UNIFORM_START_MS: i64 = 1_735_689_600_000;
+
+/// Which weather.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WeatherKind {
+    /// Whole numbers drawn evenly, unrelated from minute to minute: 40 to 90 °F, 0 to 100 %, 0 to 40 mph, of
+    /// cities named `city_00000` and on. A load that is easily made by other programs too, and hard on whatever hopes
+    /// for similar neighbours.
+    Uniform,
+    /// What a station in each of the greatest cities of the shipped directory could have measured.
+    Plausible,
+}
+
+impl WeatherKind {
+    pub const ALL: [WeatherKind; 2] = [WeatherKind::Plausible, WeatherKind::Uniform];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            WeatherKind::Uniform => "uniform",
+            WeatherKind::Plausible => "plausible",
+        }
+    }
+
+    /// The first instant that has this weather.
+    pub fn start(self) -> EventTime {
+        match self {
+            WeatherKind::Uniform => EventTime::from_millis(UNIFORM_START_MS).unwrap_or(EventTime::MIN),
+            WeatherKind::Plausible => EventTime::MIN,
+        }
+    }
+}
+
+impl FromStr for WeatherKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<WeatherKind, String> {
+        let kind = WeatherKind::ALL.into_iter().find(|kind| kind.name() == text);
+        kind.ok_or_else(|| format!("{text:?} is not a weather: plausible or uniform"))
+    }
+}
+
+/// The weather of some cities, at any time.
+#[derive(Clone, Debug)]
+pub struct Weather {
+    keys: Keys,
+    state: State,
+}
+
+#[derive(Clone, Debug)]
+enum State {
+    Uniform,
+    Plausible { stations: Vec<Station>, seed: u64 },
+}
+
+impl Weather {
+    /// The weather of the cities `0..cities`. `uniform` has no seed: it is the same for all. `plausible` has as many
+    /// cities as the shipped directory, and asking for more is an error.
+    pub fn new(kind: WeatherKind, cities: u32, seed: u64) -> Result<Weather, String> {
+        match kind {
+            WeatherKind::Uniform => {
+                let keys = Keys::new((0..cities).map(|city| format!("city_{city:05}")));
+                Ok(Weather { keys, state: State::Uniform })
+            }
+            WeatherKind::Plausible => {
+                let all = Directory::shipped().cities();
+                let chosen = all.get(..cities as usize).ok_or_else(|| {
+                    format!(
+                        "plausible weather is of the {} cities of the directory, and these are {cities}: uniform weather has any number",
+                        all.len()
+                    )
+                })?;
+                let keys = Keys::new(chosen.iter().map(|city| city.id.to_string()));
+                let stations = chosen.iter().map(Station::new).collect();
+                Ok(Weather { keys, state: State::Plausible { stations, seed: mix(seed) } })
+            }
+        }
+    }
+
+    pub fn cities(&self) -> u32 {
+        self.keys.ends.len() as u32
+    }
+
+    /// The key of city `0..self.cities()`: `city_00042`, or in `plausible` weather the city's `geonameid`, in decimal.
+    pub fn city_key(&self, city: u32) -> &str {
+        self.keys.get(city as usize)
+    }
+
+    /// What city `0..self.cities()` measures. `uniform` changes with the minute, and has no meaning before its
+    /// [`WeatherKind::start`].
+    pub fn measure(&self, city: u32, at: EventTime) -> Measurement {
+        let (temperature, humidity, wind_speed) = match &self.state {
+            State::Uniform => uniform(city, at),
+            State::Plausible { stations, seed } => stations[city as usize].measure(at, *seed),
+        };
+        Measurement::new(temperature, humidity, Some(wind_speed))
+            .expect("made-up weather stays within what is accepted")
+    }
+}
+
+/// Keys in one allocation: a million boxed strings would cost three times as much memory.
+#[derive(Clone, Debug)]
+struct Keys {
+    text: String,
+    ends: Vec<u32>,
+}
+
+impl Keys {
+    fn new(keys: impl Iterator<Item = String>) -> Keys {
+        let mut all = Keys { text: String::new(), ends: Vec::new() };
+        for key in keys {
+            all.text.push_str(&key);
+            all.ends.push(all.text.len() as u32);
+        }
+        all
+    }
+
+    fn get(&self, index: usize) -> &str {
+        let start = if index == 0 { 0 } else { self.ends[index - 1] };
+        &self.text[start as usize..self.ends[index] as usize]
+    }
+}
+
+fn uniform(city: u32, at: EventTime) -> (f64, f64, f64) {
+    let minute = (at.millis() - UNIFORM_START_MS).div_euclid(60_000) as u64;
+    let hash = mix((u64::from(city) << 32) | minute);
+    let even = |shift: u32, values: u64| ((((hash >> shift) & 0xFFFF) * values) >> 16) as f64;
+    (40.0 + even(0, 51), even(16, 101), even(32, 41))
+}
+
+/// A made-up station in a real city: what stays the same all the time.
+#[derive(Clone, Debug)]
+struct Station {
+    id: u32,
+    /// Revolutions east of Greenwich: local solar time ahead of UTC, in days.
+    solar: f64,
+    /// Where it is in the lattice of the passing weather, at the first instant.
+    lattice: (f64, f64),
+    climate: Climate,
+    /// How far passing weather moves the daily mean, °F, averaged over the year, and how much more in January.
+    swing: (f64, f64),
+    /// How much less the day's range is in January than averaged over the year, as a share.
+    january_day: f64,
+    /// Mean wind, mph: a more or less sheltered place.
+    wind: f64,
+}
+
+/// Days.
+const YEAR: f64 = 365.2425;
+/// When the northern winter is at its coldest, as a share of the year: on January 20.
+const COLDEST: f64 = 19.0 / YEAR;
+/// When the air is at its warmest, as a share of the local solar day: at 15 h.
+const WARMEST: f64 = 15.0 / 24.0;
+
+/// Cells of passing weather: 12° of longitude, 9° of latitude, 2.5 days; it moves 7° eastwards a day.
+const CELLS_AROUND: u64 = 30;
+const CELL_LONGITUDE: f64 = 360.0 / CELLS_AROUND as f64;
+const CELL_LATITUDE: f64 = 9.0;
+const CELL_DAYS: f64 = 2.5;
+const DRIFT: f64 = 7.0 / CELL_LONGITUDE;
+
+impl Station {
+    fn new(city: &City<'_>) -> Station {
+        let north = libm::sin(city.latitude.to_radians());
+        let place = mix(u64::from(city.id));
+        let swing = 1.5 + 7.5 * north.abs();
+        Station {
+            id: city.id,
+            solar: city.longitude / 360.0,
+            lattice: (
+                city.longitude.rem_euclid(360.0) / CELL_LONGITUDE,
+                (city.latitude + 90.0) / CELL_LATITUDE,
+            ),
+            climate: Climate::at(city.latitude, city.longitude),
+            swing: (swing, 0.55 * swing * north),
+            january_day: 0.45 * north,
+            wind: (4.5 + 5.0 * north.abs()) * (0.7 + 0.6 * unit(place)),
+        }
+    }
+
+    /// °F to a tenth, % to one, mph to a tenth.
+    fn measure(&self, at: EventTime, seed: u64) -> (f64, f64, f64) {
+        let days = at.millis() as f64 / 86_400_000.0;
+        let january = cosine(days / YEAR - COLDEST);
+        let afternoon = cosine(days + self.solar - WARMEST);
+        let [front, moisture, breeze] = self.passing(days, seed);
+        let noise = mix(mix(seed ^ u64::from(self.id)) ^ at.millis() as u64);
+        let jitter = |shift: u32| ((noise >> shift) & 0xFFFF) as f64 / 32_768.0 - 1.0;
+
+        let climate = &self.climate;
+        let mean = climate.temperature.at(january) + front * (self.swing.0 + self.swing.1 * january);
+        // Moist air clouds over: days are cooler and nights warmer.
+        let day = 0.5 * climate.day_range * (1.0 - self.january_day * january) * (1.0 - 0.35 * moisture);
+        // The second harmonic: mornings warm up faster than evenings cool down, nights are flat.
+        let temperature =
+            mean + day * (0.92 * afternoon + 0.16 * afternoon * afternoon - 0.08) + 0.3 * jitter(0);
+
+        let dew_point = climate.dew_point.at(january)
+            + 0.8 * (mean - climate.temperature.at(january))
+            + moisture * (3.0 + 0.5 * self.swing.0)
+            + 0.3 * jitter(16);
+        let humidity = relative_humidity(temperature, dew_point) + 0.7 * jitter(32);
+
+        let gust = 1.0 + breeze;
+        let wind = self.wind * gust * gust * (1.0 + 0.3 * afternoon) + 0.8 * jitter(48);
+        (
+            tenths(temperature.clamp(-115.0, 130.0)),
+            humidity.clamp(1.0, 100.0).round_ties_even(),
+            tenths(wind.clamp(0.0, 110.0)),
+        )
+    }
+
+    /// Three unrelated fields of passing weather, each in -1..1, smooth in place and time: the values at the corners of
+    /// the lattice, interpolated.
+    fn passing(&self, days: f64, seed: u64) -> [f64; 3] {
+        let time = days / CELL_DAYS;
+        // The lattice itself drifts: what is here now was to the west.
+        let east = (self.lattice.0 - days * DRIFT).rem_euclid(CELLS_AROUND as f64);
+        let (x, fx) = smooth(east);
+        let (y, fy) = smooth(self.lattice.1);
+        let (t, ft) = smooth(time);
+        let mut fields = [0.0; 3];
+        for corner in 0..8u64 {
+            let (dx, dy, dt) = (corner & 1, corner >> 1 & 1, corner >> 2);
+            let weight =
+                [1.0 - fx, fx][dx as usize] * [1.0 - fy, fy][dy as usize] * [1.0 - ft, ft][dt as usize];
+            // At 360° the lattice closes.
+            let column = if x as u64 + dx >= CELLS_AROUND { 0 } else { x as u64 + dx };
+            let row = y as u64 + dy;
+            let hash = mix(seed ^ (((t as u64).wrapping_add(dt) << 16) | (row << 8) | column));
+            for (field, shift) in fields.iter_mut().zip([0, 21, 42]) {
+                *field += weight * (((hash >> shift) & 0x1F_FFFF) as f64 / 1_048_576.0 - 1.0);
+            }
+        }
+        fields
+    }
+}
+
+/// The cosine of an angle in revolutions.
+fn cosine(revolutions: f64) -> f64 {
+    libm::cos((revolutions - revolutions.floor()) * std::f64::consts::TAU)
+}
+
+/// The cell, and how far into it, bent so that the slope is 0 at the corners.
+fn smooth(value: f64) -> (i64, f64) {
+    let cell = value.floor();
+    let part = value - cell;
+    (cell as i64, part * part * (3.0 - 2.0 * part))
+}
+
+/// % at a temperature and dew point in °F, by the Magnus form with Alduchov and Eskridge's constants (1996). Above 100
+/// where the dew point is the greater.
+fn relative_humidity(temperature: f64, dew_point: f64) -> f64 {
+    let magnus = |fahrenheit: f64| {
+        let celsius = (fahrenheit - 32.0) / 1.8;
+        17.625 * celsius / (243.04 + celsius)
+    };
+    100.0 * libm::exp(magnus(dew_point) - magnus(temperature))
+}
+
+fn tenths(value: f64) -> f64 {
+    // Adding 0 makes -0 a plain 0, which has no sign to write.
+    (value * 10.0).round_ties_even() / 10.0 + 0.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(text: &str) -> EventTime {
+        EventTime::parse(text, None).unwrap()
+    }
+
+    /// A city of the directory by its geonameid.
+    fn station(weather: &Weather, id: &str) -> u32 {
+        (0..weather.cities()).find(|&city| weather.city_key(city) == id).unwrap()
+    }
+
+    fn plausible(seed: u64) -> Weather {
+        Weather::new(WeatherKind::Plausible, 2_600, seed).unwrap()
+    }
+
+    /// Every `step` hours of a month, measured from `hour` on.
+    fn month(weather: &Weather, id: &str, start: &str, hour: i64, step: usize) -> Vec<Measurement> {
+        let city = station(weather, id);
+        let first = at(start).millis();
+        (hour..31 * 24)
+            .step_by(step)
+            .map(|h| weather.measure(city, EventTime::from_millis(first + h * 3_600_000).unwrap()))
+            .collect()
+    }
+
+    fn mean(of: &[Measurement], value: impl Fn(&Measurement) -> f64) -> f64 {
+        of.iter().map(value).sum::<f64>() / of.len() as f64
+    }
+
+    #[test]
+    fn uniform_is_what_its_definition_says() {
+        // Computed by another program, from the definition.
+        for (city, minute, expected) in [
+            (0, 0, (80.0, 48.0, 26.0)),
+            (1, 0, (40.0, 64.0, 14.0)),
+            (0, 1, (58.0, 54.0, 7.0)),
+            (42, 1_439, (63.0, 50.0, 4.0)),
+            (9_999, 525_599, (44.0, 49.0, 16.0)),
+            (123_456, 7, (87.0, 85.0, 17.0)),
+            (u32::MAX, 0, (75.0, 42.0, 30.0)),
+        ] {
+            let time = EventTime::from_millis(at("2025-01-01T00:00:00Z").millis() + minute * 60_000).unwrap();
+            assert_eq!(uniform(city, time), expected, "{city} {minute}");
+        }
+        let weather = Weather::new(WeatherKind::Uniform, 100_001, 1).unwrap();
+        assert_eq!((weather.city_key(0), weather.city_key(100_000)), ("city_00000", "city_100000"));
+        let first = weather.measure(1, WeatherKind::Uniform.start());
+        assert_eq!(first, Measurement::new(40.0, 64.0, Some(14.0)).unwrap());
+    }
+
+    #[test]
+    fn plausible_weather_has_the_cities_of_the_directory() {
+        let weather = plausible(1);
+        assert_eq!((weather.cities(), weather.city_key(0)), (2_600, "1796236"));
+        assert!(Weather::new(WeatherKind::Plausible, 34_006, 1).is_ok());
+        assert!(Weather::new(WeatherKind::Plausible, 34_007, 1).unwrap_err().contains("34006 cities"));
+    }
+
+    #[test]
+    fn plausible_weather_is_the_same_on_every_host() {
+        let weather = plausible(1);
+        let measured: Vec<_> = ["5308655", "1880252", "2013159"]
+            .iter()
+            .map(|id| {
+                let m = weather.measure(station(&weather, id), at("2025-07-15T22:30:00Z"));
+                (m.temperature(), m.humidity(), m.wind_speed().unwrap())
+            })
+            .collect();
+        assert_eq!(measured, [(112.4, 14.0, 7.1), (78.7, 94.0, 0.2), (62.8, 58.0, 5.6)]);
+    }
+
+    #[test]
+    fn cities_have_their_climate() {
+        for seed in 1..=5 {
+            let weather = plausible(seed);
+            // Phoenix, three in the afternoon.
+            let phoenix = month(&weather, "5308655", "2025-07-01T00:00:00Z", 22, 24);
+            assert!(phoenix.iter().all(|m| m.temperature() > 95.0), "{phoenix:?}");
+            assert!((101.0..110.0).contains(&mean(&phoenix, Measurement::temperature)));
+            assert!(mean(&phoenix, Measurement::humidity) < 30.0);
+            let yakutsk = month(&weather, "2013159", "2025-01-01T00:00:00Z", 0, 1);
+            assert!(yakutsk.iter().all(|m| m.temperature() < -10.0));
+            let moscow = month(&weather, "524901", "2025-01-01T00:00:00Z", 0, 1);
+            assert!((8.0..28.0).contains(&mean(&moscow, Measurement::temperature)));
+            for start in ["2025-01-01T00:00:00Z", "2025-04-01T00:00:00Z", "2025-07-01T00:00:00Z"] {
+                let singapore = month(&weather, "1880252", start, 0, 1);
+                assert!(singapore.iter().all(|m| (70.0..=100.0).contains(&m.temperature())));
+                assert!((70.0..92.0).contains(&mean(&singapore, Measurement::humidity)));
+            }
+            let north = month(&weather, "2643743", "2025-07-01T00:00:00Z", 0, 1);
+            let south = month(&weather, "2147714", "2025-07-01T00:00:00Z", 0, 1);
+            assert!(mean(&north, Measurement::temperature) > 59.0, "London's summer");
+            assert!(mean(&south, Measurement::temperature) < 60.0, "Sydney's winter");
+        }
+    }
+
+    #[test]
+    fn days_are_warmer_and_drier_than_nights() {
+        let weather = plausible(1);
+        let (night, day) = (
+            month(&weather, "5128581", "2025-05-01T00:00:00Z", 9, 24),
+            month(&weather, "5128581", "2025-05-01T00:00:00Z", 20, 24),
+        );
+        assert!(mean(&day, Measurement::temperature) > mean(&night, Measurement::temperature) + 8.0);
+        assert!(mean(&day, Measurement::humidity) < mean(&night, Measurement::humidity) - 12.0);
+    }
+
+    #[test]
+    fn near_cities_share_their_fronts() {
+        let weather = plausible(1);
+        let days = |id| {
+            let hours = month(&weather, id, "2025-11-01T00:00:00Z", 18, 24);
+            let usual = mean(&hours, Measurement::temperature);
+            hours.iter().map(|m| m.temperature() - usual).collect::<Vec<_>>()
+        };
+        let correlation = |a: &[f64], b: &[f64]| {
+            let product = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+            product(a, b) / (product(a, a) * product(b, b)).sqrt()
+        };
+        let (new_york, philadelphia, tokyo) = (days("5128581"), days("4560349"), days("1850147"));
+        assert!(correlation(&new_york, &philadelphia) > 0.9);
+        assert!(correlation(&new_york, &tokyo) < 0.7);
+        let changes = new_york.windows(2).map(|pair| (pair[1] - pair[0]).abs()).fold(0.0, f64::max);
+        assert!(changes > 3.0, "fronts pass: {changes}");
+    }
+
+    proptest! {
+        #[test]
+        fn weather_is_always_accepted(city in 0u32..2_000, ms in EventTime::MIN.millis()..=EventTime::MAX.millis(), seed: u64) {
+            let time = EventTime::from_millis(ms).unwrap();
+            let weather = Weather::new(WeatherKind::Plausible, city + 1, seed).unwrap();
+            let measured = weather.measure(city, time);
+            prop_assert!((-100.0..=125.0).contains(&measured.temperature()));
+            prop_assert!((1.0..=100.0).contains(&measured.humidity()));
+            prop_assert_eq!(measured.humidity().fract(), 0.0);
+            prop_assert!((0.0..=70.0).contains(&measured.wind_speed().unwrap()));
+            let uniform = Weather::new(WeatherKind::Uniform, city + 1, seed).unwrap();
+            prop_assert!((40.0..=90.0).contains(&uniform.measure(city, time).temperature()));
+        }
+    }
+}

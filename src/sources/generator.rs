@@ -1,0 +1,596 @@
+//! A made-up log: readings on schedule, and what goes wrong with readings.
+//!
+//! Every decision is a hash of the seed, the city, the time and what is decided, so the log depends on the plan
+//! alone, and one share does not change what another one does: with `late` changed, the same readings are corrected.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use super::weather::{Weather, WeatherKind};
+use super::{mix, unit};
+use crate::model::{Duration, Event, EventTime, Measurement};
+
+/// How long a late reading is held up at most, and on the average where nothing cuts it off, in ms.
+const LATEST_MS: i64 = 2 * 3_600_000;
+const USUALLY_LATE_MS: i64 = 20 * 60_000;
+/// Until when corrections and withdrawals have come, in ms after the reading's time.
+const SETTLED_MS: i64 = 24 * 3_600_000;
+/// How many intervals after its reading a duplicate comes at most.
+const DUPLICATE_STEPS: u64 = 3;
+
+/// What to make up. Shares are of the scheduled readings, 0 to 1, each drawn on its own: a reading can be late, and
+/// corrected, and withdrawn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GeneratorPlan {
+    pub cities: u32,
+    /// Between two readings of a city; all cities read at the same times.
+    pub interval: Duration,
+    /// The time of the first reading.
+    pub from: EventTime,
+    /// Readings are scheduled before this time; what is held up still comes after it.
+    pub to: EventTime,
+    /// Readings that arrive late: by whole intervals, at least one and at most 2 hours (or one interval, where
+    /// that is longer). Delays are exponentially distributed: most are short, and their mean is about 20 minutes.
+    pub late: f64,
+    /// Readings that another one of the same time corrects, by up to 5 °F and 10 % of humidity. It comes after the
+    /// reading and at most 24 hours after its time, evenly distributed.
+    pub corrections: f64,
+    /// Readings that are withdrawn, as late as corrections come. One that comes before the correction of the same
+    /// reading leaves the corrected reading standing.
+    pub withdrawals: f64,
+    /// Readings that arrive twice: the second time at once or up to 3 intervals later.
+    pub duplicates: f64,
+    /// Bad records, that come beside the reading.
+    pub invalid: f64,
+    pub weather: WeatherKind,
+    pub seed: u64,
+}
+
+/// What a plan asks that cannot be done.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum PlanError {
+    #[error("there must be at least one city")]
+    NoCities,
+    #[error("the interval must be longer than 0")]
+    NoInterval,
+    #[error("from {from} to {to} there is no time: the end must be later than the beginning")]
+    NoTime { from: EventTime, to: EventTime },
+    #[error("{} weather begins at {start}, after {from}", weather.name())]
+    BeforeWeather { weather: WeatherKind, start: EventTime, from: EventTime },
+    #[error(
+        "late arrivals would come after {}, the last time that can be written: end sooner",
+        EventTime::MAX
+    )]
+    EndOfTime,
+    #[error("{name} is a share of all readings, from 0 to 1, not {share}")]
+    Share { name: &'static str, share: f64 },
+    #[error("{0}")]
+    Weather(String),
+}
+
+/// Makes one log.
+#[derive(Clone, Debug)]
+pub struct Generator {
+    plan: GeneratorPlan,
+    weather: Weather,
+    /// How many readings a city has on schedule.
+    steps: u64,
+    /// The greatest delay of late readings, and the age that corrections and withdrawals reach, in intervals.
+    latest: u64,
+    settled: u64,
+}
+
+/// A record at the time at which it arrives.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Delivery<'a> {
+    /// Never before the delivery before it, and on the schedule: `from` and a whole number of intervals.
+    pub arrives_at: EventTime,
+    pub record: Record<'a>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Record<'a> {
+    Upsert { city: &'a str, at: EventTime, event: Event },
+    Invalid(BadReading<'a>),
+}
+
+/// A reading that must be refused, field by field; those that need text to be wrong are right here, and for the writer
+/// to spoil.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BadReading<'a> {
+    pub fault: Fault,
+    pub city: Option<&'a str>,
+    pub at: Option<EventTime>,
+    /// °F.
+    pub temperature: Option<f64>,
+    /// %.
+    pub humidity: Option<f64>,
+    /// mph.
+    pub wind_speed: Option<f64>,
+}
+
+/// What is wrong with a bad record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Fault {
+    /// A measured value is far outside of what is accepted.
+    OutOfRange,
+    /// The city, the time, the temperature or the humidity is absent.
+    MissingField,
+    /// The line breaks off in the middle.
+    CutLine,
+    /// The time has no offset.
+    NoOffset,
+    /// A value that should be a number is a word.
+    BadNumber,
+}
+
+impl Fault {
+    pub const ALL: [Fault; 5] =
+        [Fault::OutOfRange, Fault::MissingField, Fault::CutLine, Fault::NoOffset, Fault::BadNumber];
+
+    /// Whether only a format that is text can have it.
+    pub fn needs_text(self) -> bool {
+        matches!(self, Fault::CutLine | Fault::NoOffset | Fault::BadNumber)
+    }
+}
+
+/// What is decided by hash.
+#[derive(Clone, Copy, Debug)]
+enum Question {
+    IsLate,
+    LateBy,
+    IsCorrected,
+    CorrectedAt,
+    CorrectedTo,
+    IsWithdrawn,
+    WithdrawnAt,
+    IsDuplicated,
+    DuplicatedAt,
+    IsInvalid,
+    InvalidHow,
+}
+
+impl Generator {
+    pub fn new(plan: GeneratorPlan) -> Result<Generator, PlanError> {
+        let interval = plan.interval.millis();
+        let (from, to) = (plan.from, plan.to);
+        if plan.cities == 0 {
+            return Err(PlanError::NoCities);
+        }
+        if interval == 0 {
+            return Err(PlanError::NoInterval);
+        }
+        if from >= to {
+            return Err(PlanError::NoTime { from, to });
+        }
+        let start = plan.weather.start();
+        if from < start {
+            return Err(PlanError::BeforeWeather { weather: plan.weather, start, from });
+        }
+        // The last one comes an interval after the settled age, or after a reading as late as can be.
+        let last =
+            SETTLED_MS.max(interval).saturating_add(interval.saturating_mul(DUPLICATE_STEPS as i64 + 1));
+        if to.millis().checked_add(last).and_then(EventTime::from_millis).is_none() {
+            return Err(PlanError::EndOfTime);
+        }
+        for (name, share) in [
+            ("late", plan.late),
+            ("corrections", plan.corrections),
+            ("withdrawals", plan.withdrawals),
+            ("duplicates", plan.duplicates),
+            ("invalid", plan.invalid),
+        ] {
+            if !(0.0..=1.0).contains(&share) {
+                return Err(PlanError::Share { name, share });
+            }
+        }
+        let weather = Weather::new(plan.weather, plan.cities, plan.seed).map_err(PlanError::Weather)?;
+        let whole = |ms: i64| (ms / interval) as u64;
+        Ok(Generator {
+            weather,
+            steps: whole(to.millis() - from.millis() - 1) + 1,
+            latest: whole(LATEST_MS).max(1),
+            settled: whole(SETTLED_MS),
+            plan,
+        })
+    }
+
+    /// How many readings are on schedule, of all cities together.
+    pub fn scheduled(&self) -> u64 {
+        self.steps.saturating_mul(u64::from(self.plan.cities))
+    }
+
+    /// The log, in the order of arrival: interval by interval, in an interval city by city, of a city what is on
+    /// schedule first and then what was held up. Only what is held up is in memory.
+    pub fn deliveries(&self) -> Deliveries<'_> {
+        Deliveries { generator: self, step: 0, city: 0, held_up: BinaryHeap::new() }
+    }
+
+    /// The time of a step. [`Generator::new`] has seen to it that there is one.
+    fn time(&self, step: u64) -> EventTime {
+        let ms = self.plan.from.millis() + step as i64 * self.plan.interval.millis();
+        EventTime::from_millis(ms).unwrap_or(EventTime::MAX)
+    }
+
+    fn hash(&self, city: u32, at: EventTime, question: Question) -> u64 {
+        let asked = (u64::from(city) << 8) | question as u64;
+        mix(mix(mix(self.plan.seed) ^ asked) ^ at.millis() as u64)
+    }
+
+    fn happens(&self, share: f64, city: u32, at: EventTime, question: Question) -> bool {
+        share > 0.0 && unit(self.hash(city, at, question)) < share
+    }
+
+    /// How many intervals the reading is held up.
+    fn delay(&self, city: u32, at: EventTime) -> u64 {
+        if !self.happens(self.plan.late, city, at, Question::IsLate) {
+            return 0;
+        }
+        // The inverse of the exponential distribution that is cut off at the latest.
+        let cut_off = 1.0 - libm::exp(-(LATEST_MS as f64) / USUALLY_LATE_MS as f64);
+        let drawn = -libm::log(1.0 - cut_off * unit(self.hash(city, at, Question::LateBy)));
+        let whole = drawn * USUALLY_LATE_MS as f64 / self.plan.interval.millis() as f64;
+        (whole as u64 + 1).min(self.latest)
+    }
+
+    /// How many intervals after its schedule a correction or a withdrawal comes, of a reading with this delay.
+    fn age(&self, delay: u64, hash: u64) -> u64 {
+        let choices = self.settled.saturating_sub(delay).max(1);
+        delay + 1 + (unit(hash) * choices as f64) as u64
+    }
+
+    fn corrected(&self, city: u32, at: EventTime) -> Measurement {
+        let wrong = self.weather.measure(city, at);
+        let hash = self.hash(city, at, Question::CorrectedTo);
+        // Whole numbers stay whole.
+        let steps_per_degree = if self.plan.weather == WeatherKind::Uniform { 1.0 } else { 10.0 };
+        let up_to = |shift: u32, limit: f64| ((unit(hash << shift) * limit) as i64 + 1) as f64;
+        let sign = |bit: u64| if hash & bit == 0 { -1.0 } else { 1.0 };
+        let steps = (wrong.temperature() * steps_per_degree).round_ties_even();
+        let temperature = (steps + sign(1) * up_to(0, 5.0 * steps_per_degree)) / steps_per_degree;
+        let humidity = (wrong.humidity() + sign(2) * up_to(24, 10.0)).clamp(0.0, 100.0);
+        Measurement::new(temperature, humidity, wrong.wind_speed())
+            .expect("made-up weather is far enough within what is accepted")
+    }
+
+    fn bad(&self, city: u32, at: EventTime) -> BadReading<'_> {
+        let right = self.weather.measure(city, at);
+        let hash = self.hash(city, at, Question::InvalidHow);
+        let fault = Fault::ALL[(hash % 5) as usize];
+        let mut bad = BadReading {
+            fault,
+            city: Some(self.weather.city_key(city)),
+            at: Some(at),
+            temperature: Some(right.temperature()),
+            humidity: Some(right.humidity()),
+            wind_speed: right.wind_speed(),
+        };
+        match (fault, (hash >> 32) % 4) {
+            (Fault::OutOfRange, 0) => bad.temperature = Some(999.9),
+            (Fault::OutOfRange, 1) => bad.temperature = Some(-459.7),
+            (Fault::OutOfRange, 2) => bad.humidity = Some(-5.0),
+            (Fault::OutOfRange, _) => bad.wind_speed = Some(1048.4),
+            (Fault::MissingField, 0) => bad.city = None,
+            (Fault::MissingField, 1) => bad.at = None,
+            (Fault::MissingField, 2) => bad.temperature = None,
+            (Fault::MissingField, _) => bad.humidity = None,
+            (Fault::CutLine | Fault::NoOffset | Fault::BadNumber, _) => {}
+        }
+        bad
+    }
+}
+
+/// What is held up. The fields are in the order of arrival.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct HeldUp {
+    arrives: u64,
+    city: u32,
+    scheduled: u64,
+    what: What,
+}
+
+/// In the order of arrival, where two are due at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum What {
+    Reading,
+    Duplicate,
+    Correction,
+    Withdrawal,
+    Invalid,
+}
+
+/// The records of a log, as they arrive.
+#[derive(Clone, Debug)]
+pub struct Deliveries<'a> {
+    generator: &'a Generator,
+    /// The scheduled reading that is next.
+    step: u64,
+    city: u32,
+    held_up: BinaryHeap<Reverse<HeldUp>>,
+}
+
+impl<'a> Deliveries<'a> {
+    /// Takes the next reading from the schedule and holds up what does not arrive now, and what will come of it.
+    fn schedule(&mut self) -> Option<Delivery<'a>> {
+        let Generator { plan, .. } = self.generator;
+        let (city, scheduled) = (self.city, self.step);
+        self.city += 1;
+        if self.city == plan.cities {
+            (self.city, self.step) = (0, self.step + 1);
+        }
+        let at = self.generator.time(scheduled);
+        let delay = self.generator.delay(city, at);
+        let mut hold_up = |steps: u64, what: What| {
+            self.held_up.push(Reverse(HeldUp { arrives: scheduled + steps, city, scheduled, what }));
+        };
+        let happens = |share, question| self.generator.happens(share, city, at, question);
+        let hash = |question| self.generator.hash(city, at, question);
+        if happens(plan.corrections, Question::IsCorrected) {
+            hold_up(self.generator.age(delay, hash(Question::CorrectedAt)), What::Correction);
+        }
+        if happens(plan.withdrawals, Question::IsWithdrawn) {
+            hold_up(self.generator.age(delay, hash(Question::WithdrawnAt)), What::Withdrawal);
+        }
+        if happens(plan.duplicates, Question::IsDuplicated) {
+            hold_up(delay + hash(Question::DuplicatedAt) % (DUPLICATE_STEPS + 1), What::Duplicate);
+        }
+        if happens(plan.invalid, Question::IsInvalid) {
+            hold_up(0, What::Invalid);
+        }
+        if delay > 0 {
+            hold_up(delay, What::Reading);
+            return None;
+        }
+        Some(self.deliver(HeldUp { arrives: scheduled, city, scheduled, what: What::Reading }))
+    }
+
+    fn deliver(&self, due: HeldUp) -> Delivery<'a> {
+        let generator = self.generator;
+        let at = generator.time(due.scheduled);
+        let event = match due.what {
+            What::Reading | What::Duplicate => Event::Reading(generator.weather.measure(due.city, at)),
+            What::Correction => Event::Reading(generator.corrected(due.city, at)),
+            What::Withdrawal => Event::Withdrawal,
+            What::Invalid => {
+                let record = Record::Invalid(generator.bad(due.city, at));
+                return Delivery { arrives_at: at, record };
+            }
+        };
+        let record = Record::Upsert { city: generator.weather.city_key(due.city), at, event };
+        Delivery { arrives_at: generator.time(due.arrives), record }
+    }
+}
+
+impl<'a> Iterator for Deliveries<'a> {
+    type Item = Delivery<'a>;
+
+    fn next(&mut self) -> Option<Delivery<'a>> {
+        loop {
+            let ended = self.step == self.generator.steps;
+            if let Some(Reverse(due)) = self.held_up.peek().copied()
+                && (ended || (due.arrives, due.city) < (self.step, self.city))
+            {
+                self.held_up.pop();
+                return Some(self.deliver(due));
+            }
+            if ended {
+                return None;
+            }
+            if let Some(delivery) = self.schedule() {
+                return Some(delivery);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::reading::check_city;
+    use proptest::prelude::*;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    fn time(text: &str) -> EventTime {
+        EventTime::parse(text, None).unwrap()
+    }
+
+    fn plan(weather: WeatherKind) -> GeneratorPlan {
+        GeneratorPlan {
+            cities: 20,
+            interval: "60s".parse().unwrap(),
+            from: time("2025-01-01T00:00:00Z"),
+            to: time("2025-01-02T12:00:00Z"),
+            late: 0.0,
+            corrections: 0.0,
+            withdrawals: 0.0,
+            duplicates: 0.0,
+            invalid: 0.0,
+            weather,
+            seed: 1,
+        }
+    }
+
+    fn messy(weather: WeatherKind) -> GeneratorPlan {
+        GeneratorPlan {
+            late: 0.1,
+            corrections: 0.05,
+            withdrawals: 0.02,
+            duplicates: 0.03,
+            invalid: 0.04,
+            ..plan(weather)
+        }
+    }
+
+    #[test]
+    fn a_log_without_faults_is_the_schedule() {
+        let generator = Generator::new(plan(WeatherKind::Uniform)).unwrap();
+        assert_eq!(generator.scheduled(), 20 * 36 * 60);
+        let mut deliveries = generator.deliveries();
+        let first = time("2025-01-01T00:00:00Z").millis();
+        for minute in 0..36 * 60 {
+            for city in 0..20 {
+                let at = EventTime::from_millis(first + minute * 60_000).unwrap();
+                let event = Event::Reading(generator.weather.measure(city, at));
+                let record = Record::Upsert { city: &format!("city_{city:05}"), at, event };
+                assert_eq!(deliveries.next(), Some(Delivery { arrives_at: at, record }));
+            }
+        }
+        assert_eq!(deliveries.next(), None);
+    }
+
+    #[test]
+    fn the_end_is_not_part_of_it() {
+        for (to, steps) in
+            [("2025-01-01T00:00:00.001Z", 1), ("2025-01-01T00:01:00Z", 1), ("2025-01-01T00:01:30Z", 2)]
+        {
+            let plan = GeneratorPlan { to: time(to), ..plan(WeatherKind::Uniform) };
+            assert_eq!(Generator::new(plan).unwrap().deliveries().count(), 20 * steps, "{to}");
+        }
+    }
+
+    #[test]
+    fn shares_are_as_asked_and_delays_as_documented() {
+        for weather in WeatherKind::ALL {
+            let generator = Generator::new(messy(weather)).unwrap();
+            let scheduled = generator.scheduled() as f64;
+            let (mut seen, mut late, mut delays) = (BTreeMap::new(), 0.0, 0.0);
+            let (mut duplicates, mut corrections, mut withdrawals, mut invalid) = (0.0, 0.0, 0.0, 0.0);
+            let mut faults = BTreeSet::new();
+            let mut now = EventTime::MIN;
+            for Delivery { arrives_at, record } in generator.deliveries() {
+                assert!(now <= arrives_at);
+                now = arrives_at;
+                match record {
+                    Record::Upsert { city, at, event } => {
+                        let age = arrives_at.millis() - at.millis();
+                        assert!((0..=SETTLED_MS).contains(&age) && check_city(city).is_ok());
+                        match (event, seen.get(&(city, at))) {
+                            (Event::Reading(measured), None) => {
+                                seen.insert((city, at), measured);
+                                assert!(age <= LATEST_MS);
+                                late += f64::from(age > 0);
+                                delays += age as f64;
+                            }
+                            (Event::Reading(again), Some(first)) if again == *first => duplicates += 1.0,
+                            (Event::Reading(again), Some(first)) => {
+                                assert!((again.temperature() - first.temperature()).abs() < 5.01);
+                                corrections += 1.0;
+                            }
+                            (Event::Withdrawal, first) => {
+                                assert!(first.is_some());
+                                withdrawals += 1.0;
+                            }
+                        }
+                    }
+                    Record::Invalid(bad) => {
+                        invalid += 1.0;
+                        faults.insert(bad.fault);
+                    }
+                }
+            }
+            assert_eq!(seen.len() as f64, scheduled);
+            assert_eq!(faults, BTreeSet::from(Fault::ALL));
+            for (share, count) in
+                [(0.1, late), (0.05, corrections), (0.02, withdrawals), (0.03, duplicates), (0.04, invalid)]
+            {
+                assert!((count / scheduled / share - 1.0).abs() < 0.1, "{share}: {count} of {scheduled}");
+            }
+            assert!((18.0..22.0).contains(&(delays / late / 60_000.0)));
+        }
+    }
+
+    #[test]
+    fn the_log_depends_on_the_seed_alone() {
+        let log = |seed| {
+            let plan =
+                GeneratorPlan { seed, to: time("2025-01-01T03:00:00Z"), ..messy(WeatherKind::Plausible) };
+            let generator = Generator::new(plan).unwrap();
+            generator.deliveries().map(|delivery| format!("{delivery:?}")).collect::<Vec<_>>()
+        };
+        assert_eq!(log(7), log(7));
+        assert_ne!(log(7), log(8));
+    }
+
+    #[test]
+    fn bad_records_are_bad() {
+        let plan = GeneratorPlan { invalid: 1.0, ..plan(WeatherKind::Uniform) };
+        let generator = Generator::new(plan).unwrap();
+        let mut invalid = 0;
+        for delivery in generator.deliveries() {
+            let Record::Invalid(bad) = delivery.record else { continue };
+            invalid += 1;
+            let complete = bad.city.zip(bad.at).zip(bad.temperature.zip(bad.humidity));
+            let accepted = complete.map(|(_, (t, h))| Measurement::new(t, h, bad.wind_speed).is_ok());
+            let expected = match bad.fault {
+                Fault::OutOfRange => Some(false),
+                Fault::MissingField => None,
+                Fault::CutLine | Fault::NoOffset | Fault::BadNumber => Some(true),
+            };
+            assert_eq!(accepted, expected);
+        }
+        assert_eq!(invalid, generator.scheduled());
+    }
+
+    #[test]
+    fn says_what_cannot_be_done() {
+        let said = |change: fn(&mut GeneratorPlan)| {
+            let mut plan = plan(WeatherKind::Uniform);
+            change(&mut plan);
+            Generator::new(plan).unwrap_err().to_string()
+        };
+        assert_eq!(said(|plan| plan.cities = 0), "there must be at least one city");
+        assert_eq!(said(|plan| plan.interval = "0s".parse().unwrap()), "the interval must be longer than 0");
+        assert_eq!(
+            said(|plan| plan.to = plan.from),
+            "from 2025-01-01T00:00:00Z to 2025-01-01T00:00:00Z there is no time: the end must be later than the beginning"
+        );
+        assert_eq!(
+            said(|plan| plan.from = EventTime::default()),
+            "uniform weather begins at 2025-01-01T00:00:00Z, after 1970-01-01T00:00:00Z"
+        );
+        assert!(said(|plan| plan.to = EventTime::MAX).ends_with("end sooner"));
+        assert!(said(|plan| plan.interval = Duration::MAX).ends_with("end sooner"));
+        assert_eq!(said(|plan| plan.late = 1.5), "late is a share of all readings, from 0 to 1, not 1.5");
+        assert_eq!(
+            said(|plan| plan.invalid = f64::NAN),
+            "invalid is a share of all readings, from 0 to 1, not NaN"
+        );
+        assert!(
+            said(|plan| (plan.weather, plan.cities) = (WeatherKind::Plausible, 40_000)).contains("34006")
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_interval_keeps_the_order_and_loses_nothing(
+            interval in 1i64..200_000_000, steps in 1i64..40, cities in 1u32..4, share in 0.0..=1.0, seed: u64,
+        ) {
+            let from = time("2025-03-01T00:00:00Z");
+            let generator = Generator::new(GeneratorPlan {
+                cities,
+                interval: Duration::from_millis(interval).unwrap(),
+                from,
+                to: EventTime::from_millis(from.millis() + interval * steps).unwrap(),
+                late: share,
+                corrections: share,
+                withdrawals: share,
+                duplicates: share,
+                invalid: share,
+                weather: WeatherKind::Uniform,
+                seed,
+            }).unwrap();
+            let mut now = from;
+            let mut seen = BTreeSet::new();
+            for Delivery { arrives_at, record } in generator.deliveries() {
+                prop_assert!(now <= arrives_at);
+                now = arrives_at;
+                if let Record::Upsert { city, at, event } = record {
+                    prop_assert!(at <= arrives_at);
+                    // Nothing comes of a reading before the reading itself.
+                    prop_assert!(!seen.insert((city, at)) || matches!(event, Event::Reading(_)));
+                }
+            }
+            prop_assert_eq!(seen.len() as u64, generator.scheduled());
+        }
+    }
+}
