@@ -7,5 +7,6 @@ pub mod config;
 pub mod dataflow;
 pub mod directory;
 pub mod model;
+pub mod pipeline;
 pub mod sinks;
 pub mod sources;

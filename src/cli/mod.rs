@@ -1,1 +1,88 @@
+//! The command line: one file per command.
 
+mod batch;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::codec::{self, Compression, Format};
+
+/// The rolling heat index of every city, exact and incremental.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Batch(batch::BatchArgs),
+}
+
+impl Cli {
+    /// Runs the command. 0: done, also where single readings were refused; 1: stopped; 2: it was called wrongly.
+    pub fn run(self) -> ExitCode {
+        let result = match self.command {
+            Command::Batch(args) => args.run(),
+        };
+        match result {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(Stop::Usage(message)) => {
+                eprintln!("error: {message}\n\nFor more information, try '--help'.");
+                ExitCode::from(2)
+            }
+            Err(Stop::Failed(message)) => {
+                eprintln!("error: {message}");
+                ExitCode::FAILURE
+            }
+            // Whoever read our output has seen enough.
+            Err(Stop::PipeClosed) => ExitCode::SUCCESS,
+        }
+    }
+}
+
+/// Why a command ends early.
+#[derive(Debug)]
+enum Stop {
+    Usage(String),
+    Failed(String),
+    PipeClosed,
+}
+
+impl Stop {
+    /// Writing to `path` has failed; `None` is standard output.
+    fn writing(path: Option<&Path>, error: &io::Error) -> Stop {
+        match path {
+            None if error.kind() == io::ErrorKind::BrokenPipe => Stop::PipeClosed,
+            None => Stop::Failed(format!("standard output cannot be written: {error}")),
+            Some(path) => Stop::Failed(format!("{} cannot be written: {error}", path.display())),
+        }
+    }
+}
+
+/// A file on the command line and how it is written: by `format` where it is given, else by its name. `-` is a standard
+/// stream, with `default` as its format.
+fn file(
+    path: &Path,
+    format: Option<Format>,
+    default: Option<Format>,
+    flag: &str,
+) -> Result<(Option<PathBuf>, Format, Compression), Stop> {
+    if path == Path::new("-") {
+        let format = format.or(default);
+        let format = format.ok_or_else(|| Stop::Usage(format!("- needs {flag}: csv, json or parquet")))?;
+        return Ok((None, format, Compression::None));
+    }
+    match format {
+        Some(format) => Ok((Some(path.to_path_buf()), format, codec::detect_compression(path))),
+        None => {
+            let (format, compression) =
+                codec::detect(path).map_err(|error| Stop::Usage(format!("{error} ({flag})")))?;
+            Ok((Some(path.to_path_buf()), format, compression))
+        }
+    }
+}

@@ -80,3 +80,11 @@ impl Refusal {
         Refusal { reason, detail: detail.into() }
     }
 }
+
+/// A value as a refusal shows it: quoted, escaped, and cut after 80 characters.
+pub fn quoted(text: &str) -> String {
+    match text.char_indices().nth(80) {
+        Some((end, _)) => format!("{:?}...", &text[..end]),
+        None => format!("{text:?}"),
+    }
+}

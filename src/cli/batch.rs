@@ -1,0 +1,223 @@
+//! `swelter batch`: files in, all results out.
+
+use std::collections::HashSet;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use jiff::tz::Offset;
+
+use super::{Stop, file};
+use crate::codec::{Compression, DecodeSettings, Format, Moisture, Units};
+use crate::dataflow::heat_index::Formula;
+use crate::model::Duration;
+use crate::pipeline::batch::{self, BatchError, BatchPlan, BatchSummary, PlotPlan, Target};
+use crate::sources::file::Input;
+
+/// Compute the rolling heat index of all readings in files
+///
+/// The files are one log, in the order given: of two readings for one city and time the later one counts. Results are
+/// sorted by city and time.
+#[derive(Args, Debug)]
+pub struct BatchArgs {
+    /// Files of readings, .csv, .json or .parquet, the first two also .gz or .zst; - is standard input
+    #[arg(required = true)]
+    inputs: Vec<PathBuf>,
+    /// The format of all inputs, instead of by their names
+    #[arg(long, value_name = "FORMAT")]
+    input_format: Option<Format>,
+    /// What a time without an offset is in, such as Z or -05:00; without it, such a reading is refused
+    #[arg(long, value_name = "OFFSET", value_parser = offset, allow_hyphen_values = true)]
+    assume_offset: Option<Offset>,
+    /// The unit of temperatures
+    #[arg(long, default_value = "fahrenheit")]
+    units: Units,
+    /// What says how moist the air is
+    #[arg(long, default_value = "humidity")]
+    moisture: Moisture,
+
+    /// Where result rows go; standard output without it
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// The format of --output, instead of by its name; csv on standard output
+    #[arg(long, value_name = "FORMAT")]
+    output_format: Option<Format>,
+    /// Write every change of a row, as JSON lines, epoch by epoch
+    #[arg(long, value_name = "FILE")]
+    changes: Option<PathBuf>,
+    /// Write a summary of each city and UTC day
+    #[arg(long, value_name = "FILE")]
+    daily: Option<PathBuf>,
+    /// Write what was refused and why, as JSON lines; without it, the first ten are shown
+    #[arg(long, value_name = "FILE")]
+    dead_letters: Option<PathBuf>,
+    /// Draw one city's heat index, its rolling mean, and what corrections changed
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+    /// The city to draw; without it, the first one of the log
+    #[arg(long, requires = "plot")]
+    city: Option<String>,
+
+    /// The heat index formula
+    #[arg(long, default_value = "rothfusz")]
+    formula: Formula,
+    /// The span of the rolling mean, as in 90s, 15m, 6h or 1d; both of its ends count
+    #[arg(long, default_value = "1d")]
+    window: Duration,
+    /// How much older than its city's newest reading an arrival may be; unlimited without it
+    #[arg(long)]
+    lateness: Option<Duration>,
+    /// Worker threads
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    workers: u16,
+    /// Records after which results become visible as changes
+    #[arg(long, default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(1..))]
+    epoch_size: u32,
+}
+
+impl BatchArgs {
+    pub(super) fn run(self) -> Result<(), Stop> {
+        let plan = self.plan()?;
+        let start = Instant::now();
+        let bar = progress_bar();
+        let shown = bar.clone();
+        let result = batch::run(&plan, move |records| shown.set_position(records));
+        bar.finish_and_clear();
+        let summary = result.map_err(|error| match &error {
+            BatchError::Output { name, error: io } if name == STDOUT => Stop::writing(None, io),
+            _ => Stop::Failed(error.to_string()),
+        })?;
+        report(&summary, start.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    fn plan(self) -> Result<BatchPlan, Stop> {
+        let input = |path: &PathBuf| {
+            let (path, format, compression) = file(path, self.input_format, None, "--input-format")?;
+            Ok(Input { path, format, compression })
+        };
+        let inputs = self.inputs.iter().map(input).collect::<Result<Vec<_>, Stop>>()?;
+        if inputs.iter().filter(|input| input.path.is_none()).count() > 1 {
+            return Err(Stop::Usage("standard input can be read only once: give - once".into()));
+        }
+        let lines = |path: &Option<PathBuf>| path.as_deref().map(|path| target(path, Some(Format::Json), None)).transpose();
+        let (changes, dead_letters) = (lines(&self.changes)?, lines(&self.dead_letters)?);
+        let daily = self.daily.as_deref().map(|path| target(path, None, Some(Format::Csv))).transpose()?;
+        let taken = [&changes, &dead_letters, &daily].into_iter().flatten().any(|target| target.path.is_none());
+        let output = match &self.output {
+            Some(path) => Some(target(path, self.output_format, Some(Format::Csv))?),
+            // Standard output belongs to whatever asked for it by name.
+            None if taken => None,
+            None => Some(target(Path::new("-"), self.output_format, Some(Format::Csv))?),
+        };
+        let plan = BatchPlan {
+            inputs,
+            decode: DecodeSettings {
+                assume_offset: self.assume_offset,
+                units: self.units,
+                moisture: self.moisture,
+            },
+            formula: self.formula,
+            window: self.window,
+            lateness: self.lateness.unwrap_or(Duration::MAX),
+            workers: usize::from(self.workers),
+            epoch_size: self.epoch_size as usize,
+            output,
+            changes,
+            daily,
+            dead_letters,
+            plot: self.plot.map(|path| PlotPlan { path, city: self.city }),
+        };
+        check_outputs(&plan)?;
+        Ok(plan)
+    }
+}
+
+const STDOUT: &str = "standard output";
+
+fn target(path: &Path, format: Option<Format>, default: Option<Format>) -> Result<Target, Stop> {
+    let (path, format, compression) = file(path, format, default, "--output-format")?;
+    Ok(Target { path, format, compression })
+}
+
+/// Two outputs in one file would be neither.
+fn check_outputs(plan: &BatchPlan) -> Result<(), Stop> {
+    let targets = [&plan.output, &plan.changes, &plan.daily, &plan.dead_letters].into_iter().flatten();
+    let plot = plan.plot.as_ref().map(|plot| Some(plot.path.clone()));
+    let mut seen = HashSet::new();
+    for path in targets.map(|target| target.path.clone()).chain(plot) {
+        let name = path.as_ref().map_or(STDOUT.into(), |path| path.display().to_string());
+        let same = path.map(|path| path.canonicalize().unwrap_or(path));
+        let is_file = same.as_ref().is_none_or(|path| path.is_file() || !path.exists());
+        if !seen.insert(same) && is_file {
+            return Err(Stop::Usage(format!("two outputs go to {name}: give each its own")));
+        }
+    }
+    Ok(())
+}
+
+fn offset(text: &str) -> Result<Offset, String> {
+    if text.eq_ignore_ascii_case("z") {
+        return Ok(Offset::UTC);
+    }
+    let probe = format!("2000-01-01T00:00:00{text}");
+    let pieces = jiff::fmt::temporal::Pieces::parse(&probe).ok();
+    let offset = pieces.and_then(|pieces| pieces.to_numeric_offset());
+    offset.ok_or_else(|| format!("{text:?} is not an offset: write Z, +hh:mm or -hh:mm"))
+}
+
+/// Counts records on a terminal, and nowhere else.
+fn progress_bar() -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{spinner} {human_pos} records  {per_sec}  {elapsed}");
+    ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
+}
+
+fn report(summary: &BatchSummary, seconds: f64) {
+    for example in &summary.examples {
+        eprintln!("refused {example}");
+    }
+    let refused: u64 = summary.refused.values().sum();
+    if refused > summary.examples.len() as u64 && !summary.examples.is_empty() {
+        let more = refused - summary.examples.len() as u64;
+        eprintln!("refused {} more; --dead-letters FILE keeps them all", number(more));
+    }
+    let outcomes = &summary.outcomes;
+    let mut parts = vec![
+        (outcomes.inserted, "readings"),
+        (outcomes.corrected, "corrections"),
+        (outcomes.withdrawn, "withdrawals"),
+    ];
+    let rare = [
+        (outcomes.nothing_to_withdraw, "withdrawals of nothing"),
+        (outcomes.old_revision, "old revisions"),
+        (refused, "refused"),
+        (summary.ignored_fields, "fields ignored"),
+    ];
+    parts.extend(rare.into_iter().filter(|(count, _)| *count > 0));
+    let parts: Vec<String> = parts.iter().map(|(count, what)| format!("{} {what}", number(*count))).collect();
+    eprintln!("{} records: {}", number(summary.records), parts.join(", "));
+    for (reason, count) in &summary.refused {
+        eprintln!("  {reason}: {}", number(*count));
+    }
+    let rate = number((summary.records as f64 / seconds.max(1e-9)) as u64);
+    let (rows, cities) = (number(summary.rows), number(summary.cities as u64));
+    eprintln!("{rows} rows of {cities} cities in {seconds:.2} s, {rate} records/s");
+}
+
+/// With a comma after each three digits.
+fn number(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i) % 3 == 0 {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
