@@ -13,7 +13,8 @@ use swelter::dataflow::rolling::store::Store;
 use swelter::dataflow::rolling::{Changed, Retention, Rolling, Wanted};
 use swelter::dataflow::{self, Closed, Graph, GraphPlan};
 use swelter::model::{
-    Arrival, Change, CityId, CityName, CityNames, Duration, Event, EventTime, Measurement, Revision, Row, Upsert,
+    Arrival, Change, CityId, CityName, CityNames, Duration, Event, EventTime, Measurement, Revision, Row,
+    Upsert,
 };
 use timely::worker::Worker;
 
@@ -113,7 +114,8 @@ fn look_at(closed: &Closed<Change>, seen: &mut i64, rows: &mut u64) {
 }
 
 fn operator(cities: &Cities) -> Operator {
-    let allocator = timely::communication::Allocator::Thread(timely::communication::allocator::Thread::default());
+    let allocator =
+        timely::communication::Allocator::Thread(timely::communication::allocator::Thread::default());
     Operator::new(Worker::new(timely::WorkerConfig::default(), allocator, Some(Instant::now())), cities)
 }
 
@@ -257,7 +259,10 @@ fn corrections() {
         }
         rates.push((operator.rows - rows) as f64 / busy);
     }
-    println!("corrections of a random age up to a day, 150 an epoch: {:.1} M changed rows/s", median(rates) / 1e6);
+    println!(
+        "corrections of a random age up to a day, 150 an epoch: {:.1} M changed rows/s",
+        median(rates) / 1e6
+    );
 }
 
 fn late() {
@@ -275,7 +280,8 @@ fn late() {
         for minute in first + repetition * 60..first + (repetition + 1) * 60 {
             let due = (0..=10).flat_map(|d| (0..cities.count()).map(move |city| (city, minute - d, d)));
             let due = due.filter(|&(city, at, d)| at >= first && delay(city, at) == d);
-            let mut arrivals: Vec<Arrival> = due.map(|(city, at, _)| cities.arrival(city, at, 0, None)).collect();
+            let mut arrivals: Vec<Arrival> =
+                due.map(|(city, at, _)| cities.arrival(city, at, 0, None)).collect();
             readings += arrivals.len();
             let start = Instant::now();
             operator.epoch(&mut arrivals);
@@ -302,7 +308,8 @@ fn memory() {
     ];
     for (name, revision) in kinds {
         let before = resident_bytes();
-        let mut rolling = Rolling::new(Formula::Rothfusz, retention(), Wanted::default(), CityNames::default());
+        let mut rolling =
+            Rolling::new(Formula::Rothfusz, retention(), Wanted::default(), CityNames::default());
         cities.names.iter().for_each(|name| rolling.introduce(name));
         let mut changed = Changed::default();
         for minute in 0..3 * WINDOW_MINUTES {
@@ -312,7 +319,11 @@ fn memory() {
         drop(changed);
         let held = 2.0 * WINDOW_MINUTES as f64 * f64::from(cities.count());
         let (resident, counted) = (resident_bytes().saturating_sub(before) as f64, rolling.bytes() as f64);
-        println!("  {name:34} {:5.2} bytes a reading resident, {:5.2} in chunks and heads", resident / held, counted / held);
+        println!(
+            "  {name:34} {:5.2} bytes a reading resident, {:5.2} in chunks and heads",
+            resident / held,
+            counted / held
+        );
     }
 }
 

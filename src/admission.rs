@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
+use std::sync::Arc;
 
 use foldhash::{fast, quality};
 
@@ -39,13 +40,20 @@ pub struct AdmissionRules {
 pub struct Admission {
     rules: AdmissionRules,
     source: u16,
-    cities: HashMap<Box<str>, City, fast::RandomState>,
+    /// By number.
+    cities: Vec<City>,
+    numbers: HashMap<Arc<str>, u32, fast::RandomState>,
+    /// The city of the last arrival.
+    last: u32,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct City {
-    number: u32,
+    name: Arc<str>,
     hash: u32,
+    /// Which city came after this one the last time. Logs repeat their order, so the guess is mostly right, and spares the
+    /// look-up.
+    successor: u32,
     /// The newest `reading_at` of an admitted reading; none while only withdrawals were.
     high: Option<EventTime>,
 }
@@ -68,7 +76,7 @@ impl Admitted {
 impl Admission {
     /// The admission of a partition; `source` tells its city numbers from those of others.
     pub fn new(source: u16, rules: AdmissionRules) -> Admission {
-        Admission { rules, source, cities: HashMap::default() }
+        Admission { rules, source, cities: Vec::new(), numbers: HashMap::default(), last: 0 }
     }
 
     /// Decides about the next arrival of the log; `arrived` is when the log took it, where it knows.
@@ -81,30 +89,46 @@ impl Admission {
             let detail = format!("reading_at {at} is more than {max_ahead} after its arrival at {arrived}");
             return Err(Refusal::new(Reason::InTheFuture, detail));
         }
-        if let Some(city) = self.cities.get_mut(upsert.city) {
-            let oldest = city.high.map(|high| high.millis() - self.rules.lateness.millis());
-            if oldest.is_some_and(|oldest| at.millis() < oldest) {
-                return Err(too_late(at, city.high, self.rules.lateness));
-            }
-            if is_reading {
-                city.high = city.high.max(Some(at));
-            }
-            return Ok(Admitted { city: key(self.source, city), is_new: false });
+        let known = self.find(upsert.city);
+        let number = known.unwrap_or_else(|| self.add(upsert.city));
+        let city = &mut self.cities[number as usize];
+        let oldest = city.high.map(|high| high.millis() - self.rules.lateness.millis());
+        if oldest.is_some_and(|oldest| at.millis() < oldest) {
+            return Err(too_late(at, city.high, self.rules.lateness));
         }
-        let hash = quality::FixedState::default().hash_one(upsert.city) as u32;
-        let city = City { number: self.cities.len() as u32, hash, high: is_reading.then_some(at) };
-        self.cities.insert(upsert.city.into(), city);
-        Ok(Admitted { city: key(self.source, &city), is_new: true })
+        if is_reading {
+            city.high = city.high.max(Some(at));
+        }
+        let city = CityKey { source: self.source, number, hash: city.hash };
+        Ok(Admitted { city, is_new: known.is_none() })
+    }
+
+    #[inline]
+    fn find(&mut self, name: &str) -> Option<u32> {
+        let last = self.cities.get(self.last as usize)?;
+        let guess = last.successor;
+        let number = match &*self.cities[guess as usize].name == name {
+            true => guess,
+            false => *self.numbers.get(name)?,
+        };
+        self.cities[self.last as usize].successor = number;
+        self.last = number;
+        Some(number)
+    }
+
+    fn add(&mut self, name: &str) -> u32 {
+        let number = self.cities.len() as u32;
+        let name: Arc<str> = name.into();
+        let hash = quality::FixedState::default().hash_one(&*name) as u32;
+        self.cities.push(City { name: Arc::clone(&name), hash, successor: 0, high: None });
+        self.numbers.insert(name, number);
+        number
     }
 
     /// How many cities the partition has.
     pub fn cities(&self) -> usize {
         self.cities.len()
     }
-}
-
-fn key(source: u16, city: &City) -> CityKey {
-    CityKey { source, number: city.number, hash: city.hash }
 }
 
 #[cold]

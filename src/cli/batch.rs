@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use jiff::tz::Offset;
 
 use super::{Stop, file};
-use crate::codec::{Compression, DecodeSettings, Format, Moisture, Units};
+use crate::codec::{DecodeSettings, Format, Moisture, Units};
 use crate::dataflow::heat_index::Formula;
 use crate::model::Duration;
 use crate::pipeline::batch::{self, BatchError, BatchPlan, BatchSummary, PlotPlan, Target};
@@ -102,10 +102,13 @@ impl BatchArgs {
         if inputs.iter().filter(|input| input.path.is_none()).count() > 1 {
             return Err(Stop::Usage("standard input can be read only once: give - once".into()));
         }
-        let lines = |path: &Option<PathBuf>| path.as_deref().map(|path| target(path, Some(Format::Json), None)).transpose();
+        let lines = |path: &Option<PathBuf>| {
+            path.as_deref().map(|path| target(path, Some(Format::Json), None)).transpose()
+        };
         let (changes, dead_letters) = (lines(&self.changes)?, lines(&self.dead_letters)?);
         let daily = self.daily.as_deref().map(|path| target(path, None, Some(Format::Csv))).transpose()?;
-        let taken = [&changes, &dead_letters, &daily].into_iter().flatten().any(|target| target.path.is_none());
+        let taken =
+            [&changes, &dead_letters, &daily].into_iter().flatten().any(|target| target.path.is_none());
         let output = match &self.output {
             Some(path) => Some(target(path, self.output_format, Some(Format::Csv))?),
             // Standard output belongs to whatever asked for it by name.

@@ -9,7 +9,7 @@ pub struct HeatIndex(i64);
 
 impl HeatIndex {
     /// The least and the greatest heat index that accepted input can have, rounded outwards: by every formula an
-    /// accepted reading lies between -425 and 3,596 °F. What holds heat indexes in 32 bits relies on it.
+    /// accepted reading lies between -425 and 3,596 °F.
     pub const MIN: HeatIndex = HeatIndex(-425_000_000);
     pub const MAX: HeatIndex = HeatIndex(3_600_000_000);
 
@@ -26,11 +26,25 @@ impl HeatIndex {
         self.0
     }
 
+    /// The distance from [`HeatIndex::MIN`], which fits 32 bits: a compact form that sorts as the heat index does.
+    #[inline(always)]
+    pub const fn to_compact(self) -> u32 {
+        (self.0 - Self::MIN.0) as u32
+    }
+
+    #[inline(always)]
+    pub const fn from_compact(compact: u32) -> HeatIndex {
+        HeatIndex(compact as i64 + Self::MIN.0)
+    }
+
     /// °F: the nearest f64.
     pub fn fahrenheit(self) -> f64 {
         self.0 as f64 / 1e6
     }
 }
+
+// What `to_compact` says.
+const _: () = assert!(HeatIndex::MAX.0 - HeatIndex::MIN.0 <= u32::MAX as i64);
 
 /// The mean in °F of `count` heat indexes that add up to `sum` micro-degrees: the f64 nearest to
 /// `sum / (count * 1e6)`. The divisor is always below 2^53; where the sum is too, one division of exact operands rounds
@@ -81,11 +95,11 @@ impl Category {
     /// The category of a heat index. Which formula's, is said where it is computed.
     pub fn of(heat_index: HeatIndex) -> Category {
         match heat_index.0 {
-            ..80_000_000 => Category::None,
-            ..90_000_000 => Category::Caution,
-            ..103_000_000 => Category::ExtremeCaution,
-            ..125_000_000 => Category::Danger,
-            _ => Category::ExtremeDanger,
+            125_000_000.. => Category::ExtremeDanger,
+            103_000_000..125_000_000 => Category::Danger,
+            90_000_000..103_000_000 => Category::ExtremeCaution,
+            80_000_000..90_000_000 => Category::Caution,
+            _ => Category::None,
         }
     }
 

@@ -1,6 +1,7 @@
 //! What the parts say to each other. Nothing here knows where a value came from or goes to.
 
 pub mod arrival;
+pub mod blocks;
 pub mod change;
 pub mod heat;
 pub mod reading;
@@ -9,6 +10,7 @@ pub mod rows;
 pub mod time;
 
 pub use arrival::{Arrival, CityKey, CityName, Outcome, OutcomeKind};
+pub use blocks::Blocks;
 pub use change::{Batch, Change, CityId, CityNames, CurrentRow, DayChange, DaySummary, Row};
 pub use heat::{Category, HeatIndex};
 pub use reading::{Event, Measurement, Revision, Upsert};

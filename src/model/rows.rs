@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use super::{DaySummary, EventTime, Measurement, Refusal, Row};
+use super::heat::mean_fahrenheit;
+use super::{DaySummary, EventTime, HeatIndex, Measurement, Refusal, Row};
 
 /// One line of `batch`'s result.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -10,7 +11,18 @@ pub struct ResultRow {
     pub reading_at: EventTime,
     /// That of the arrival that won.
     pub measurement: Measurement,
-    pub row: Row,
+    pub heat_index: HeatIndex,
+    /// The sum of the heat indexes of the window, 1e-6 °F.
+    pub sum: i64,
+    /// How many they are.
+    pub count: u32,
+}
+
+impl ResultRow {
+    /// The mean heat index of the window, °F.
+    pub fn rolling_heat_index(&self) -> f64 {
+        mean_fahrenheit(self.sum, self.count)
+    }
 }
 
 /// Result rows of one city, by time. A writer gets cities in the order of their code points.

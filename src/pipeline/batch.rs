@@ -12,12 +12,13 @@ use timely::worker::Worker;
 
 use super::intake::{Epoch, Intake, Read};
 use crate::codec::{
-    ChangesWriter, Compression, DailyWriter, DeadLettersWriter, DecodeError, DecodeSettings, Format, RowsWriter,
+    ChangesWriter, Compression, DailyWriter, DeadLettersWriter, DecodeError, DecodeSettings, Format,
+    RowsWriter,
 };
 use crate::dataflow::heat_index::Formula;
 use crate::dataflow::rolling::Retention;
 use crate::dataflow::{self, Graph, GraphPlan};
-use crate::model::{CityRows, DayLine, Duration, Measurement, Reason};
+use crate::model::{Blocks, CityRows, DayLine, Duration, Measurement, Reason};
 use crate::sinks::changes::{self, ChangesSink};
 use crate::sinks::output::OutputFile;
 use crate::sinks::plot::{self, FirstRows};
@@ -107,7 +108,10 @@ pub struct BatchSummary {
 
 /// Runs the plan to its end. `progress` hears now and then how many records were read. Where this fails, no output has
 /// appeared under its final name.
-pub fn run(plan: &BatchPlan, progress: impl Fn(u64) + Send + Sync + 'static) -> Result<BatchSummary, BatchError> {
+pub fn run(
+    plan: &BatchPlan,
+    progress: impl Fn(u64) + Send + Sync + 'static,
+) -> Result<BatchSummary, BatchError> {
     for input in &plan.inputs {
         input.check(plan.decode).map_err(|error| BatchError::input(&input.name(), error))?;
     }
@@ -178,9 +182,12 @@ fn execute(
     };
     let guards = timely::execute(config, move |worker| {
         let graph = dataflow::build(worker, &graph_plan);
-        let lock = |sinks: &Mutex<Vec<ChangesSink>>| sinks.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let collector = Collector { table: Table::default(), changes: lock(&shared.changes), first_rows: None };
-        let intake = (worker.index() == 0).then(|| shared.intake.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let lock =
+            |sinks: &Mutex<Vec<ChangesSink>>| sinks.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let collector =
+            Collector { table: Table::default(), changes: lock(&shared.changes), first_rows: None };
+        let intake = (worker.index() == 0)
+            .then(|| shared.intake.lock().unwrap_or_else(PoisonError::into_inner).take());
         work(worker, graph, collector, intake.flatten(), &shared, &progress)
     })
     .map_err(BatchError::Workers)?;
@@ -296,7 +303,8 @@ impl Ended {
     fn write(self, plan: &BatchPlan, outputs: &mut Outputs) -> Result<BatchSummary, BatchError> {
         let Ended { results, outcomes, first_rows, read } = self;
         let Read { records, measurements, refused, examples, ignored_fields } = read;
-        let measurements: HashMap<Box<str>, Vec<Measurement>> = measurements.into_iter().collect();
+        let measurements: HashMap<Box<str>, Blocks<Measurement>> = measurements.into_iter().collect();
+        let none = Blocks::default();
         let mut summary =
             BatchSummary { records, outcomes, refused, examples, ignored_fields, cities: 0, rows: 0 };
         let (mut writer, mut daily) = (outputs.rows(plan)?, outputs.daily(plan)?);
@@ -304,7 +312,7 @@ impl Ended {
         let mut rows = Vec::new();
         for mut city in results {
             let name = city.name.clone();
-            city.take_rows(measurements.get(&*name).map_or(&[], Vec::as_slice), &mut rows);
+            city.take_rows(measurements.get(&*name).unwrap_or(&none), &mut rows);
             summary.rows += rows.len() as u64;
             summary.cities += usize::from(!rows.is_empty());
             if let Some(writer) = &mut writer {
@@ -320,8 +328,12 @@ impl Ended {
                 plotted = plot::render(first, &rows, plan.window);
             }
         }
-        writer.map_or(Ok(()), RowsWriter::finish).map_err(|e| BatchError::output(&name_of(&plan.output), e))?;
-        daily.map_or(Ok(()), DailyWriter::finish).map_err(|e| BatchError::output(&name_of(&plan.daily), e))?;
+        writer
+            .map_or(Ok(()), RowsWriter::finish)
+            .map_err(|e| BatchError::output(&name_of(&plan.output), e))?;
+        daily
+            .map_or(Ok(()), DailyWriter::finish)
+            .map_err(|e| BatchError::output(&name_of(&plan.daily), e))?;
         if let Some(plot) = &plan.plot {
             let city = plot.city.clone().unwrap_or_default();
             outputs.plot(plot, &plotted.ok_or(BatchError::NoSuchCity { city })?)?;
@@ -340,7 +352,8 @@ impl Outputs {
         let targets = [&plan.output, &plan.changes, &plan.daily, &plan.dead_letters];
         let paths = targets.into_iter().flatten().filter_map(|target| target.path.as_deref());
         for path in paths.chain(plan.plot.as_ref().map(|plot| plot.path.as_path())) {
-            OutputFile::create(path).map_err(|error| BatchError::output(&path.display().to_string(), error))?;
+            OutputFile::create(path)
+                .map_err(|error| BatchError::output(&path.display().to_string(), error))?;
         }
         Ok(Outputs::default())
     }
@@ -378,7 +391,10 @@ impl Outputs {
         self.begin(&plan.dead_letters, |_, compression, out| DeadLettersWriter::new(compression, out))
     }
 
-    fn changes(&mut self, plan: &BatchPlan) -> Result<Option<(Vec<ChangesSink>, JoinHandle<io::Result<()>>)>, BatchError> {
+    fn changes(
+        &mut self,
+        plan: &BatchPlan,
+    ) -> Result<Option<(Vec<ChangesSink>, JoinHandle<io::Result<()>>)>, BatchError> {
         self.begin(&plan.changes, |_, compression, out| {
             changes::spawn(ChangesWriter::new(compression, out)?, plan.workers)
         })

@@ -7,7 +7,7 @@ use std::vec;
 use super::batch::{BatchError, BatchPlan};
 use crate::admission::{Admission, AdmissionRules};
 use crate::codec::{DeadLettersWriter, DecodeSettings, Decoder};
-use crate::model::{Arrival, CityName, DeadLetter, Event, Measurement, Reason, Refusal, Upsert};
+use crate::model::{Arrival, Blocks, CityName, DeadLetter, Event, Measurement, Reason, Refusal, Upsert};
 use crate::sources::file::Input;
 
 /// How many refusals are shown where they are not written.
@@ -39,8 +39,8 @@ pub struct Intake {
 #[derive(Debug, Default)]
 pub struct Read {
     pub records: u64,
-    /// The measurements of each city in the order of their arrival: an arrival's position is its index here.
-    pub measurements: Vec<(Box<str>, Vec<Measurement>)>,
+    /// The measurements of each city in the order of their arrival: an arrival's position is its place here.
+    pub measurements: Vec<(Box<str>, Blocks<Measurement>)>,
     pub refused: BTreeMap<Reason, u64>,
     /// The first refusals, in words, where they are not written.
     pub examples: Vec<String>,
@@ -48,7 +48,11 @@ pub struct Read {
 }
 
 impl Intake {
-    pub fn new(plan: &BatchPlan, dead_letters: Option<DeadLettersWriter>, first_city: Arc<OnceLock<String>>) -> Intake {
+    pub fn new(
+        plan: &BatchPlan,
+        dead_letters: Option<DeadLettersWriter>,
+        first_city: Arc<OnceLock<String>>,
+    ) -> Intake {
         let rules = AdmissionRules { lateness: plan.lateness, max_ahead: None };
         Intake {
             inputs: plan.inputs.clone().into_iter(),
@@ -122,10 +126,10 @@ fn admit(
     let admitted = admission.admit(upsert, None)?;
     if admitted.is_new {
         epoch.cities.push(admitted.introduction(upsert.city));
-        read.measurements.push((upsert.city.into(), Vec::new()));
+        read.measurements.push((upsert.city.into(), Blocks::default()));
     }
     let measurements = &mut read.measurements[admitted.city.number as usize].1;
-    let position = measurements.len() as u64;
+    let position = measurements.next_place();
     if let Event::Reading(measurement) = upsert.event {
         measurements.push(measurement);
     }

@@ -44,14 +44,18 @@ impl ChangesSink {
             before: change.before,
             after: change.after,
         };
-        let epochs = batch.changes.iter().map(|(epoch, changes)| (*epoch, changes.iter().map(named).collect()));
+        let epochs =
+            batch.changes.iter().map(|(epoch, changes)| (*epoch, changes.iter().map(named).collect()));
         self.parts.send(Part { worker: self.worker, upper: batch.upper, epochs: epochs.collect() }).is_ok()
     }
 }
 
 /// Writes the changes of `workers` workers, each epoch once all of them have closed it, sorted by city and time: the file does
 /// not say how many workers there were. The thread ends when all sinks are gone.
-pub fn spawn(writer: ChangesWriter, workers: usize) -> io::Result<(Vec<ChangesSink>, JoinHandle<io::Result<()>>)> {
+pub fn spawn(
+    writer: ChangesWriter,
+    workers: usize,
+) -> io::Result<(Vec<ChangesSink>, JoinHandle<io::Result<()>>)> {
     let (parts, received) = sync_channel(QUEUED_BATCHES);
     let sinks = (0..workers).map(|worker| ChangesSink { worker, parts: parts.clone() }).collect();
     let thread = std::thread::Builder::new()

@@ -40,8 +40,9 @@ impl FirstRows {
 
     /// Those that are different now, or gone.
     fn corrected(&self, rows: &[ResultRow]) -> BTreeMap<i64, Row> {
-        let now: BTreeMap<i64, Row> = rows.iter().map(|row| (row.reading_at.millis(), row.row)).collect();
-        let differs = |(at, row): &(&i64, &Row)| now.get(at) != Some(row);
+        let result = |row: &ResultRow| (row.reading_at.millis(), (row.heat_index, row.sum, row.count));
+        let now: BTreeMap<_, _> = rows.iter().map(result).collect();
+        let differs = |(at, row): &(&i64, &Row)| now.get(at) != Some(&(row.heat_index, row.sum, row.count));
         self.rows.iter().filter(differs).map(|(at, row)| (*at, *row)).collect()
     }
 }
@@ -95,19 +96,26 @@ impl Plot<'_> {
         let by = |(at, first): &(&i64, &Row)| {
             let now = self.rows.binary_search_by_key(*at, |row| row.reading_at.millis());
             now.map_or(f64::INFINITY, |now| {
-                (self.rows[now].row.heat_index.fahrenheit() - first.heat_index.fahrenheit()).abs()
+                (self.rows[now].heat_index.fahrenheit() - first.heat_index.fahrenheit()).abs()
             })
         };
         self.corrected.iter().max_by(|a, b| by(a).total_cmp(&by(b))).map(|(at, _)| *at)
     }
 
-    fn panel<'s>(&self, area: &Drawing<'s>, title: &str, x: &Range<i64>, legend: bool) -> Result<(), DrawError<'s>> {
+    fn panel<'s>(
+        &self,
+        area: &Drawing<'s>,
+        title: &str,
+        x: &Range<i64>,
+        legend: bool,
+    ) -> Result<(), DrawError<'s>> {
         let shown: Vec<&ResultRow> =
             self.rows.iter().filter(|row| (x.start..=x.end).contains(&row.reading_at.millis())).collect();
-        let firsts: Vec<(i64, Row)> = self.corrected.range(x.start..=x.end).map(|(at, row)| (*at, *row)).collect();
+        let firsts: Vec<(i64, Row)> =
+            self.corrected.range(x.start..=x.end).map(|(at, row)| (*at, *row)).collect();
         let values = shown
             .iter()
-            .map(|row| row.row.heat_index.fahrenheit())
+            .map(|row| row.heat_index.fahrenheit())
             .chain(firsts.iter().filter(|_| legend).map(|(_, row)| row.heat_index.fahrenheit()));
         let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
         let margin = ((high - low) * 0.05).max(1.0);
@@ -127,10 +135,16 @@ impl Plot<'_> {
             .x_labels(12)
             .x_label_formatter(&|at| label(*at, days))
             .draw()?;
-        let heat = shown.iter().map(|row| (row.reading_at.millis(), row.row.heat_index.fahrenheit()));
-        chart.draw_series(LineSeries::new(heat, HEAT_INDEX.stroke_width(1)))?.label("heat index").legend(key(HEAT_INDEX));
-        let rolling = shown.iter().map(|row| (row.reading_at.millis(), row.row.rolling_heat_index()));
-        chart.draw_series(LineSeries::new(rolling, ROLLING.stroke_width(2)))?.label("rolling mean").legend(key(ROLLING));
+        let heat = shown.iter().map(|row| (row.reading_at.millis(), row.heat_index.fahrenheit()));
+        chart
+            .draw_series(LineSeries::new(heat, HEAT_INDEX.stroke_width(1)))?
+            .label("heat index")
+            .legend(key(HEAT_INDEX));
+        let rolling = shown.iter().map(|row| (row.reading_at.millis(), row.rolling_heat_index()));
+        chart
+            .draw_series(LineSeries::new(rolling, ROLLING.stroke_width(2)))?
+            .label("rolling mean")
+            .legend(key(ROLLING));
         if legend {
             let first = firsts.iter().map(|(at, row)| (*at, row.rolling_heat_index()));
             chart
@@ -138,10 +152,12 @@ impl Plot<'_> {
                 .label("rolling mean before corrections")
                 .legend(key(FIRST));
             let readings = firsts.iter().filter(|(at, row)| self.reading_changed(*at, row));
-            let crosses = readings.map(|(at, row)| Cross::new((*at, row.heat_index.fahrenheit()), 5, FIRST.stroke_width(2)));
-            chart.draw_series(crosses)?.label("reading before its correction").legend(|(x, y)| {
-                Cross::new((x + 10, y), 5, FIRST.stroke_width(2))
-            });
+            let crosses = readings
+                .map(|(at, row)| Cross::new((*at, row.heat_index.fahrenheit()), 5, FIRST.stroke_width(2)));
+            chart
+                .draw_series(crosses)?
+                .label("reading before its correction")
+                .legend(|(x, y)| Cross::new((x + 10, y), 5, FIRST.stroke_width(2)));
             chart
                 .configure_series_labels()
                 .position(SeriesLabelPosition::LowerRight)
@@ -154,7 +170,7 @@ impl Plot<'_> {
 
     fn reading_changed(&self, at: i64, first: &Row) -> bool {
         let now = self.rows.binary_search_by_key(&at, |row| row.reading_at.millis());
-        now.map_or(true, |now| self.rows[now].row.heat_index != first.heat_index)
+        now.map_or(true, |now| self.rows[now].heat_index != first.heat_index)
     }
 }
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::model::{
-    Batch, Change, CityId, CityNames, DayChange, DaySummary, EventTime, Measurement, Outcome, OutcomeKind,
-    ResultRow, Row,
+    Batch, Blocks, Change, CityId, CityNames, DayChange, DaySummary, EventTime, HeatIndex, Measurement,
+    Outcome, OutcomeKind, ResultRow, Row,
 };
 
 /// What each time holds after sets and removals in any order of time: the last one of a time counts. In order a set is a push;
@@ -12,7 +12,7 @@ use crate::model::{
 /// O(log n) amortised.
 #[derive(Clone, Debug)]
 struct Timeline<V> {
-    held: Vec<(i64, V)>,
+    held: Blocks<(i64, V)>,
     pending: Vec<(i64, Option<V>)>,
 }
 
@@ -20,7 +20,7 @@ const LEAST_PENDING: usize = 1024;
 
 impl<V: Copy> Timeline<V> {
     fn new() -> Timeline<V> {
-        Timeline { held: Vec::new(), pending: Vec::new() }
+        Timeline { held: Blocks::default(), pending: Vec::new() }
     }
 
     #[inline]
@@ -45,31 +45,39 @@ impl<V: Copy> Timeline<V> {
         // Stable: the last set of a time stays the last.
         self.pending.sort_by_key(|(at, _)| *at);
         let held = std::mem::take(&mut self.held);
-        let mut merged = Vec::with_capacity(held.len() + self.pending.len());
-        let mut held = held.into_iter().peekable();
+        let mut held = held.iter().peekable();
         for sets in self.pending.chunk_by(|a, b| a.0 == b.0) {
             let (at, value) = sets[sets.len() - 1];
             while let Some(before) = held.next_if(|(time, _)| *time < at) {
-                merged.push(before);
+                self.held.push(*before);
             }
             held.next_if(|(time, _)| *time == at);
-            merged.extend(value.map(|value| (at, value)));
+            if let Some(value) = value {
+                self.held.push((at, value));
+            }
         }
-        merged.extend(held);
+        held.for_each(|rest| self.held.push(*rest));
         self.pending.clear();
-        self.held = merged;
     }
 
-    fn into_sorted(mut self) -> Vec<(i64, V)> {
+    fn into_sorted(mut self) -> Blocks<(i64, V)> {
         self.merge();
         self.held
     }
 }
 
+/// A row without its time and category, which the result files do not have.
+#[derive(Clone, Copy, Debug)]
+struct CompactRow {
+    sum: i64,
+    heat_index: u32,
+    count: u32,
+}
+
 /// One city's results.
 #[derive(Debug)]
 struct City {
-    rows: Timeline<Row>,
+    rows: Timeline<CompactRow>,
     /// The position of the arrival that won.
     winners: Timeline<u64>,
     days: Timeline<DaySummary>,
@@ -107,7 +115,12 @@ pub struct Table {
 impl Table {
     pub fn take_rows(&mut self, batch: &Batch<Change>) {
         for change in batch.changes.iter().flat_map(|(_, changes)| changes) {
-            self.city(change.city).rows.set(change.reading_at.millis(), change.after);
+            let compact = |row: Row| CompactRow {
+                sum: row.sum,
+                heat_index: row.heat_index.to_compact(),
+                count: row.count,
+            };
+            self.city(change.city).rows.set(change.reading_at.millis(), change.after.map(compact));
         }
     }
 
@@ -165,22 +178,29 @@ pub struct CityResults {
 
 impl CityResults {
     /// How many rows the city has.
-    pub fn take_rows(&mut self, measurements: &[Measurement], rows: &mut Vec<ResultRow>) {
+    /// Moves the city's rows into `rows`, by time, each with the measurement of the arrival that won.
+    pub fn take_rows(&mut self, measurements: &Blocks<Measurement>, rows: &mut Vec<ResultRow>) {
         let held = std::mem::replace(&mut self.city.rows, Timeline::new()).into_sorted();
         let winners = std::mem::replace(&mut self.city.winners, Timeline::new()).into_sorted();
         debug_assert_eq!(held.len(), winners.len(), "a key has a row just where an arrival won");
         rows.clear();
-        rows.extend(held.iter().zip(&winners).filter_map(|((millis, row), (won_at, position))| {
+        rows.reserve(held.len());
+        rows.extend(held.iter().zip(winners.iter()).filter_map(|((millis, row), (won_at, position))| {
             debug_assert_eq!(millis, won_at);
-            let measurement = *measurements.get(*position as usize)?;
-            Some(ResultRow { reading_at: EventTime::from_millis(*millis)?, measurement, row: *row })
+            Some(ResultRow {
+                reading_at: EventTime::from_millis(*millis)?,
+                measurement: *measurements.get(*position)?,
+                heat_index: HeatIndex::from_compact(row.heat_index),
+                sum: row.sum,
+                count: row.count,
+            })
         }));
     }
 
     /// The city's day summaries, by day.
     pub fn take_days(&mut self) -> Vec<(i32, DaySummary)> {
         let days = std::mem::replace(&mut self.city.days, Timeline::new()).into_sorted();
-        days.into_iter().map(|(day, summary)| (day as i32, summary)).collect()
+        days.iter().map(|(day, summary)| (*day as i32, *summary)).collect()
     }
 }
 
@@ -201,7 +221,7 @@ mod tests {
                     None => map.remove(&at),
                 };
             }
-            prop_assert_eq!(timeline.into_sorted(), map.into_iter().collect::<Vec<_>>());
+            prop_assert_eq!(timeline.into_sorted().iter().copied().collect::<Vec<_>>(), map.into_iter().collect::<Vec<_>>());
         }
     }
 }

@@ -14,9 +14,6 @@ const PAYLOAD_BITS: u32 = CATEGORY_BITS + VALUE_BITS;
 /// The most ticks that a held reading can lie behind its chunk's base: 29 bits.
 const MAX_TICKS: i64 = (1 << (64 - PAYLOAD_BITS)) - 1;
 
-// Every heat index of an accepted reading, less the least one, fits the value's 32 bits.
-const _: () = assert!(HeatIndex::MAX.micros() - HeatIndex::MIN.micros() < 1 << VALUE_BITS);
-
 /// A heat index and its category in 35 bits. Values of one category sort by heat index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Held(u64);
@@ -25,17 +22,17 @@ impl Held {
     #[inline(always)]
     pub fn new(heat_index: HeatIndex, category: Category) -> Held {
         debug_assert!((HeatIndex::MIN..=HeatIndex::MAX).contains(&heat_index), "{heat_index:?}");
-        Held(((heat_index.micros() - HeatIndex::MIN.micros()) as u64) << CATEGORY_BITS | category as u64)
+        Held(u64::from(heat_index.to_compact()) << CATEGORY_BITS | category as u64)
     }
 
     #[inline(always)]
     pub fn micros(self) -> i64 {
-        (self.0 >> CATEGORY_BITS) as i64 + HeatIndex::MIN.micros()
+        self.heat_index().micros()
     }
 
     #[inline(always)]
     pub fn heat_index(self) -> HeatIndex {
-        HeatIndex::from_micros(self.micros())
+        HeatIndex::from_compact((self.0 >> CATEGORY_BITS) as u32)
     }
 
     #[inline(always)]
