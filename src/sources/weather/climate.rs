@@ -73,9 +73,9 @@ fn by_latitude(latitude: f64) -> [f64; 5] {
     [january, july, 17.0, january - 12.0, july - 12.0]
 }
 
-/// Mean temperature of January and July, mean daily range, mean dew point of January and July, all °F: rounded, of
-/// places spread over the globe, as climate tables have them; good to a few degrees, which is all that made-up
-/// weather needs.
+/// Mean temperature of January and July, mean daily range, mean dew point of January and July, all °F, of places spread
+/// over the globe. Round figures of general knowledge, not taken from a data set: they may be off by several degrees, and
+/// are for making up weather only.
 #[rustfmt::skip]
 const USUAL: &[(f64, f64, [f64; 5])] = &[
     // North America

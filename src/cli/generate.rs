@@ -1,0 +1,294 @@
+//! `swelter generate`: a made-up log of readings.
+
+use std::io;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{Stop, file};
+use crate::codec::{Fields, Format, ReadingsWriter};
+use crate::model::{Duration, EventTime};
+use crate::sinks::output::OutputFile;
+use crate::sources::generator::{BadReading, Fault, Generator, GeneratorPlan, Record};
+use crate::sources::weather::WeatherKind;
+
+/// Write a log of made-up readings, in the order in which they arrive
+///
+/// The same arguments make the same readings on every host. Shares are of the scheduled readings, from 0 to 1, each drawn on
+/// its own.
+#[derive(Args, Debug)]
+pub struct GenerateArgs {
+    /// How many cities; plausible weather has 34,006
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    cities: u32,
+    /// The time between two readings of a city, as in 1s, 5m or 1h
+    #[arg(long, default_value = "60s")]
+    interval: Duration,
+    /// When the first readings are due: RFC 3339, or a date, which begins at 00:00 UTC
+    #[arg(long, value_name = "TIME", default_value = "2025-01-01", value_parser = time)]
+    from: EventTime,
+    /// Before when readings are due; a day after --from without it
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    to: Option<EventTime>,
+    /// The share of readings that arrive late, by up to 2 hours
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    late: f64,
+    /// The share of readings that are corrected, within a day
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    corrections: f64,
+    /// The share of readings that are withdrawn, within a day; the log then says upsert or delete
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    withdrawals: f64,
+    /// The share of readings that arrive twice
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    duplicates: f64,
+    /// Bad records beside the readings, as a share of these
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    invalid: f64,
+    /// plausible: what stations in the world's cities could have measured; uniform: whole numbers drawn evenly
+    #[arg(long, value_name = "KIND", default_value = "plausible")]
+    weather: WeatherKind,
+    /// Another number makes another log; uniform weather itself has no seed
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Where the log goes; - is standard output
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// The format of the log, instead of by its name; csv on standard output
+    #[arg(long, value_name = "FORMAT")]
+    output_format: Option<Format>,
+}
+
+impl GenerateArgs {
+    pub(super) fn run(self) -> Result<(), Stop> {
+        let (path, format, compression) =
+            file(&self.output, self.output_format, Some(Format::Csv), "--output-format")?;
+        let ops = self.withdrawals > 0.0;
+        let generator = Generator::new(self.plan()?).map_err(|error| Stop::Usage(error.to_string()))?;
+        let writing = |error: io::Error| Stop::writing(path.as_deref(), &error);
+        let file = path.as_deref().map(OutputFile::create).transpose().map_err(writing)?;
+        let out = match &file {
+            Some(file) => file.writer().map_err(writing)?,
+            None => Box::new(io::stdout()),
+        };
+        let writer = ReadingsWriter::new(format, compression, ops, out).map_err(writing)?;
+        write(&generator, Log { writer, format, ops }).map_err(writing)?;
+        file.map_or(Ok(()), OutputFile::commit).map_err(writing)
+    }
+
+    fn plan(self) -> Result<GeneratorPlan, Stop> {
+        let day_after = || EventTime::from_millis(self.from.millis() + Duration::DAY.millis());
+        let to = self.to.or_else(day_after).ok_or_else(|| Stop::Usage("--from is too late".into()))?;
+        Ok(GeneratorPlan {
+            cities: self.cities,
+            interval: self.interval,
+            from: self.from,
+            to,
+            late: self.late,
+            corrections: self.corrections,
+            withdrawals: self.withdrawals,
+            duplicates: self.duplicates,
+            invalid: self.invalid,
+            weather: self.weather,
+            seed: self.seed,
+        })
+    }
+}
+
+/// RFC 3339, or a date, which is its first instant in UTC.
+fn time(text: &str) -> Result<EventTime, String> {
+    let is_date = text.parse::<jiff::civil::Date>().is_ok() && text.len() == "2025-01-01".len();
+    let read = if is_date {
+        EventTime::parse(&format!("{text}T00:00:00Z"), None)
+    } else {
+        EventTime::parse(text, None)
+    };
+    read.map_err(|_| {
+        format!("{text:?} is not a time: write 2025-01-01T06:00:00Z, or 2025-01-01 for its beginning in UTC")
+    })
+}
+
+/// The log while it is written.
+struct Log {
+    writer: ReadingsWriter,
+    format: Format,
+    ops: bool,
+}
+
+fn write(generator: &Generator, mut log: Log) -> io::Result<()> {
+    for delivery in generator.deliveries() {
+        match delivery.record {
+            Record::Upsert { city, at, event } => log.writer.write(city, at, &event)?,
+            Record::Invalid(bad) => log.write_bad(&bad)?,
+        }
+    }
+    log.writer.finish()
+}
+
+impl Log {
+    fn write_bad(&mut self, bad: &BadReading<'_>) -> io::Result<()> {
+        let fields = Fields {
+            city: bad.city,
+            reading_at: bad.at,
+            temperature: bad.temperature,
+            humidity: bad.humidity,
+            wind_speed: bad.wind_speed,
+            withdrawal: false,
+        };
+        if !bad.fault.needs_text() {
+            return self.writer.write_fields(&fields);
+        }
+        if self.format == Format::Parquet {
+            // Its columns have types: all that can be wrong there instead is that nothing is in one.
+            return self.writer.write_fields(&Fields { temperature: None, ..fields });
+        }
+        self.writer.write_raw(spoiled(bad, self.format, self.ops).as_bytes())
+    }
+}
+
+/// The line of a reading whose fault is in its text.
+fn spoiled(bad: &BadReading<'_>, format: Format, ops: bool) -> String {
+    let city = bad.city.unwrap_or_default();
+    let mut at = bad.at.map(|at| at.to_string()).unwrap_or_default();
+    if bad.fault == Fault::NoOffset {
+        at.pop();
+    }
+    let number = |number: Option<f64>| number.map(|number| number.to_string()).unwrap_or_default();
+    let (humidity, wind_speed) = (number(bad.humidity), number(bad.wind_speed));
+    let temperature = match bad.fault {
+        Fault::BadNumber => "n/a".into(),
+        _ => number(bad.temperature),
+    };
+    // Keys and times of made-up readings need no quotes.
+    let mut line = match format {
+        Format::Json => {
+            let quote = if bad.fault == Fault::BadNumber { "\"" } else { "" };
+            format!(
+                "{{\"city\":\"{city}\",\"reading_at\":\"{at}\",\"temperature\":{quote}{temperature}{quote},\"humidity\":{humidity},\"wind_speed\":{wind_speed}}}"
+            )
+        }
+        Format::Csv | Format::Parquet => {
+            let op = if ops { ",upsert" } else { "" };
+            format!("{city},{at},{temperature},{humidity},{wind_speed}{op}")
+        }
+    };
+    if bad.fault == Fault::CutLine {
+        line.truncate(line.len() / 2);
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::{Compression, DecodeSettings, Decoder};
+    use crate::model::Reason;
+    use std::collections::BTreeMap;
+
+    #[derive(clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: GenerateArgs,
+    }
+
+    fn args(line: &str) -> Result<GenerateArgs, clap::Error> {
+        let words = ["generate"].into_iter().chain(line.split_whitespace());
+        <Command as clap::Parser>::try_parse_from(words).map(|command| command.args)
+    }
+
+    /// Runs the command; gives the bytes of the file that it made in an empty folder.
+    fn generate(line: &str, name: &str) -> Vec<u8> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        args(&format!("{line} -o {}", path.display())).unwrap().run().unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        std::fs::read(path).unwrap()
+    }
+
+    #[test]
+    fn times_are_rfc_3339_or_dates() {
+        for (text, read) in
+            [("2025-01-01", "2025-01-01T00:00:00Z"), ("2025-01-01T02:00:00+02:00", "2025-01-01T00:00:00Z")]
+        {
+            assert_eq!(time(text).unwrap().to_string(), read);
+        }
+        for text in ["", "today", "2025-02-29", "2025-01", "2025-01-01T00:00:00"] {
+            assert!(time(text).unwrap_err().contains("is not a time"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_log_lasts_a_day_unless_it_is_told_otherwise() {
+        let plan = args("-o x.csv --from 2025-03-01").unwrap().plan().unwrap();
+        assert_eq!((plan.cities, plan.to.to_string()), (100, "2025-03-02T00:00:00Z".into()));
+        assert_eq!((plan.weather, plan.seed), (WeatherKind::Plausible, 1));
+    }
+
+    #[test]
+    fn uniform_weather_is_written_minute_by_minute() {
+        let line = "--weather uniform --cities 2 --to 2025-01-01T00:02:00Z";
+        let log = String::from_utf8(generate(line, "log.csv")).unwrap();
+        assert_eq!(
+            log.lines().take(4).collect::<Vec<_>>(),
+            [
+                "city,reading_at,temperature,humidity,wind_speed",
+                "city_00000,2025-01-01T00:00:00Z,80,48,26",
+                "city_00001,2025-01-01T00:00:00Z,40,64,14",
+                "city_00000,2025-01-01T00:01:00Z,58,54,7",
+            ]
+        );
+        assert_eq!(log.lines().count(), 5);
+    }
+
+    #[test]
+    fn every_format_holds_the_log() {
+        let line =
+            "--cities 5 --interval 10m --late 0.2 --corrections 0.1 --withdrawals 0.1 --duplicates 0.1";
+        let plan = args(&format!("{line} --invalid 0.5 -o x.csv")).unwrap().plan().unwrap();
+        let generator = Generator::new(plan).unwrap();
+        let mut faults = BTreeMap::new();
+        let mut upserts = Vec::new();
+        for delivery in generator.deliveries() {
+            match delivery.record {
+                Record::Upsert { city, at, event } => upserts.push((city.to_owned(), at, event)),
+                Record::Invalid(bad) => *faults.entry(bad.fault).or_insert(0) += 1,
+            }
+        }
+        for (name, format) in
+            [("x.csv", Format::Csv), ("x.jsonl", Format::Json), ("x.parquet", Format::Parquet)]
+        {
+            let bytes = generate(&format!("{line} --invalid 0.5"), name);
+            let settings = DecodeSettings::default();
+            let bytes = Box::new(io::Cursor::new(bytes));
+            let mut decoder = Decoder::from_reader(bytes, format, Compression::None, settings).unwrap();
+            let (mut taken, mut refused) = (Vec::new(), BTreeMap::new());
+            while let Some(result) = decoder.next().unwrap() {
+                match result {
+                    Ok(upsert) => taken.push((upsert.city.to_owned(), upsert.reading_at, upsert.event)),
+                    Err(refusal) => *refused.entry(refusal.reason).or_insert(0) += 1,
+                }
+            }
+            assert!(taken == upserts, "{name}");
+            let of = |reason| refused.get(&reason).copied().unwrap_or(0);
+            assert_eq!(of(Reason::OutOfRange), faults[&Fault::OutOfRange], "{name}");
+            if format == Format::Parquet {
+                assert_eq!(refused.len(), 2);
+                continue;
+            }
+            assert_eq!(of(Reason::MissingField), faults[&Fault::MissingField], "{name}: {refused:?}");
+            assert_eq!(of(Reason::NoOffset), faults[&Fault::NoOffset], "{name}: {refused:?}");
+            assert_eq!(of(Reason::BadNumber), faults[&Fault::BadNumber], "{name}: {refused:?}");
+            assert_eq!(of(Reason::NotDecodable), faults[&Fault::CutLine], "{name}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_plan_that_cannot_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.csv");
+        let refused = args(&format!("--late 2 -o {}", path.display())).unwrap().run();
+        assert!(matches!(refused, Err(Stop::Usage(_))));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        assert!(args("--weather sunny -o x.csv").unwrap_err().to_string().contains("plausible or uniform"));
+    }
+}
