@@ -3,7 +3,6 @@
 pub mod admission;
 pub mod cli;
 pub mod codec;
-pub mod config;
 pub mod dataflow;
 pub mod directory;
 pub mod model;

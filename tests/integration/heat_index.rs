@@ -8,8 +8,8 @@ use proptest::prelude::*;
 use swelter::dataflow::heat_index::{Formula, lu_romps, nws, rothfusz};
 use swelter::model::{Category, HeatIndex, Measurement};
 
-const REFERENCE: &str = include_str!("reference/heat_index_reference.csv");
-const CHART: &str = include_str!("reference/nws_chart.csv");
+const REFERENCE: &str = include_str!("../reference/heat_index_reference.csv");
+const CHART: &str = include_str!("../reference/nws_chart.csv");
 
 /// The rows of a reference file: the values of `columns`.
 fn rows<const N: usize>(csv: &'static str, columns: [&str; N]) -> impl Iterator<Item = [f64; N]> {

@@ -1,0 +1,350 @@
+//! The binary, from files to files.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("data").join(name)
+}
+
+fn reference(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference").join(name)
+}
+
+/// A folder to run in.
+struct Run(TempDir);
+
+impl Run {
+    fn new() -> Run {
+        Run(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        fs::write(self.path(name), text).unwrap();
+        self.path(name)
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap()
+    }
+
+    fn swelter(&self, args: &str) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
+        command.current_dir(self.0.path()).args(args.split_whitespace()).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// Runs what must succeed.
+    fn ok(&self, args: &str) -> Output {
+        let output = self.swelter(args);
+        assert!(output.status.success(), "swelter {args}: {}", String::from_utf8_lossy(&output.stderr));
+        output
+    }
+
+    /// Runs what must fail, and says so on standard error.
+    fn fails(&self, args: &str, code: i32) -> String {
+        let output = self.swelter(args);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "swelter {args}: {stderr}");
+        stderr
+    }
+
+    fn files(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.0.path()).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+fn json_lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// A log with everything that can go wrong in one.
+fn messy(run: &Run, name: &str) -> PathBuf {
+    run.ok(&format!(
+        "generate --cities 12 --interval 20m --from 2025-06-01 --to 2025-06-12 --late 0.1 --corrections 0.05 \
+         --withdrawals 0.03 --duplicates 0.03 --invalid 0.03 --seed 7 -o {name}"
+    ));
+    run.path(name)
+}
+
+#[test]
+fn new_york_equals_pandas() {
+    let run = Run::new();
+    run.ok(&format!("batch {} -o rows.csv", data("nyc2013.csv").display()));
+    let mut expected = String::new();
+    let file = fs::File::open(reference("nyc2013_rolling.csv.gz")).unwrap();
+    flate2::read::GzDecoder::new(file).read_to_string(&mut expected).unwrap();
+    let (rows, mut compared) = (run.read("rows.csv"), 0);
+    assert_eq!(rows.lines().count(), expected.lines().count());
+    for (row, expected) in rows.lines().zip(expected.lines()).skip(1) {
+        let (row, expected): (Vec<_>, Vec<_>) = (row.split(',').collect(), expected.split(',').collect());
+        assert_eq!((&row[..2], row[7]), (&expected[..2], expected[3]));
+        let (rolling, pandas): (f64, f64) = (row[6].parse().unwrap(), expected[2].parse().unwrap());
+        assert!((rolling - pandas).abs() < 1e-6, "{row:?} {expected:?}");
+        compared += 1;
+    }
+    assert_eq!(compared, 26_113);
+}
+
+#[test]
+fn corrections_of_new_york_are_applied() {
+    let run = Run::new();
+    let (log, corrections) = (data("nyc2013.csv"), data("nyc2013-corrections.csv"));
+    let output = run.ok(&format!(
+        "batch {} {} -o rows.csv --dead-letters refused.jsonl --plot jfk.svg --city JFK",
+        log.display(),
+        corrections.display()
+    ));
+    let summary = String::from_utf8(output.stderr).unwrap();
+    assert!(summary.contains("26,117 records: 26,114 readings, 1 corrections, 0 withdrawals, 2 refused"), "{summary}");
+    let rows = run.read("rows.csv");
+    assert!(rows.contains("\nJFK,2013-05-09T02:00:00Z,57.1,81,8.05546,"));
+    assert!(rows.contains("\nEWR,2013-02-12T08:00:00Z,39.02,61.63,,"));
+    let refused = json_lines(&run.read("refused.jsonl"));
+    let reasons: Vec<_> = refused.iter().map(|letter| (letter["line"].as_u64(), letter["reason"].as_str())).collect();
+    assert_eq!(reasons, [(Some(1011), Some("out_of_range")), (Some(5593), Some("missing_field"))]);
+    assert_eq!(refused[0]["raw"], "EWR,2013-02-12T08:00:00Z,39.02,61.63,1048.36058");
+    let plot = run.read("jfk.svg");
+    assert!(plot.starts_with("<svg") && plot.contains("rolling mean before corrections"), "{plot:.300}");
+}
+
+#[test]
+fn workers_and_epochs_leave_no_trace() {
+    let run = Run::new();
+    messy(&run, "log.csv");
+    for lateness in ["", "--lateness 30m", "--lateness 0s"] {
+        let mut first: Option<[String; 3]> = None;
+        for (workers, epoch) in [(1, 16_384), (2, 1000), (4, 77), (1, 1)] {
+            run.ok(&format!(
+                "batch log.csv {lateness} --workers {workers} --epoch-size {epoch} -o rows.csv \
+                 --daily days.csv --dead-letters refused.jsonl --window 6h"
+            ));
+            let files = ["rows.csv", "days.csv", "refused.jsonl"].map(|name| run.read(name));
+            assert!(files.iter().all(|file| file.lines().count() > 20));
+            assert_eq!(first.get_or_insert(files.clone()), &files, "{workers} workers, epochs of {epoch}, {lateness}");
+        }
+    }
+}
+
+#[test]
+fn the_changes_do_not_say_how_many_workers_there_were() {
+    let run = Run::new();
+    messy(&run, "log.csv");
+    let mut first = None;
+    for workers in [1, 2, 4] {
+        run.ok(&format!("batch log.csv --workers {workers} --epoch-size 100 --changes changes.jsonl -o rows.csv"));
+        let changes = run.read("changes.jsonl");
+        assert_eq!(first.get_or_insert(changes.clone()), &changes, "{workers} workers");
+    }
+}
+
+#[test]
+fn the_changes_add_up_to_the_rows() {
+    let run = Run::new();
+    messy(&run, "log.jsonl");
+    run.ok("batch log.jsonl --epoch-size 50 --changes changes.jsonl.gz -o rows.jsonl.zst");
+    let mut text = String::new();
+    let file = fs::File::open(run.path("changes.jsonl.gz")).unwrap();
+    flate2::read::MultiGzDecoder::new(file).read_to_string(&mut text).unwrap();
+    let (mut held, mut as_of) = (BTreeMap::new(), 0);
+    for change in json_lines(&text) {
+        let at = change["as_of"].as_u64().unwrap();
+        assert!(at >= as_of && at > 0, "batch by batch");
+        as_of = at;
+        let key = (change["city"].to_string(), change["reading_at"].to_string());
+        assert_ne!(change["before"], change["after"]);
+        let before = held.insert(key, change["after"].clone()).unwrap_or_default();
+        assert_eq!(before, change["before"]);
+    }
+    held.retain(|_, row| !row.is_null());
+    let rows = zstd::decode_all(fs::File::open(run.path("rows.jsonl.zst")).unwrap()).unwrap();
+    let rows = json_lines(std::str::from_utf8(&rows).unwrap());
+    assert_eq!(rows.len(), held.len());
+    for row in rows {
+        let change = &held[&(row["city"].to_string(), row["reading_at"].to_string())];
+        for field in ["heat_index", "rolling_heat_index", "count"] {
+            assert_eq!(row[field], change[field]);
+        }
+    }
+}
+
+/// Any order that keeps each key's own arrivals in order gives the same bytes.
+#[test]
+fn the_order_of_different_keys_does_not_matter() {
+    let run = Run::new();
+    messy(&run, "log.csv");
+    let text = run.read("log.csv");
+    let (header, lines) = text.split_once('\n').unwrap();
+    let key = |line: &str| line.split(',').take(2).collect::<Vec<_>>().join(",");
+    let by_key = |mut lines: Vec<&str>, order: &dyn Fn(&str) -> u64| {
+        lines.sort_by_key(|line| order(&key(line)));
+        format!("{header}\n{}\n", lines.join("\n"))
+    };
+    let hash = |key: &str| key.bytes().fold(7u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    let lines: Vec<&str> = lines.lines().collect();
+    run.write("scattered.csv", &by_key(lines.clone(), &hash));
+    run.write("reversed.csv", &by_key(lines, &|key| u64::MAX - hash(&key[..key.len().min(14)])));
+    let mut first = None;
+    for log in ["log.csv", "scattered.csv", "reversed.csv"] {
+        run.ok(&format!("batch {log} -o rows.csv --daily days.csv --epoch-size 500"));
+        let files = [run.read("rows.csv"), run.read("days.csv")];
+        assert_eq!(first.get_or_insert(files.clone()), &files, "{log}");
+    }
+}
+
+#[test]
+fn formats_agree() {
+    let run = Run::new();
+    let flags = "--cities 5 --interval 1h --from 2025-06-01 --to 2025-06-20 --late 0.1 --corrections 0.1 --seed 3";
+    let mut first = None;
+    for log in ["log.csv", "log.csv.gz", "log.jsonl.zst", "log.parquet"] {
+        run.ok(&format!("generate {flags} -o {log}"));
+        run.ok(&format!("batch {log} -o rows.parquet"));
+        run.ok(&format!("batch {log} -o rows.csv --formula nws"));
+        let files = (fs::read(run.path("rows.parquet")).unwrap(), run.read("rows.csv"));
+        assert_eq!(first.get_or_insert(files.clone()), &files, "{log}");
+    }
+}
+
+#[test]
+fn standard_streams_take_a_format() {
+    let run = Run::new();
+    messy(&run, "log.csv");
+    run.ok("batch log.csv -o rows.csv");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_swelter"))
+        .args(["batch", "-", "--input-format", "csv", "-o", "-", "--output-format", "csv"])
+        .stdin(fs::File::open(run.path("log.csv")).unwrap())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut rows = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut rows).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(rows, run.read("rows.csv"));
+    assert!(run.fails("batch -", 2).contains("--input-format"));
+}
+
+#[test]
+fn days_are_those_of_the_rows() {
+    let run = Run::new();
+    messy(&run, "log.csv");
+    run.ok("batch log.csv -o rows.csv --daily days.csv --formula nws");
+    let mut days: BTreeMap<(String, String), Vec<f64>> = BTreeMap::new();
+    for row in run.read("rows.csv").lines().skip(1) {
+        let fields: Vec<&str> = row.split(',').collect();
+        let day = (fields[0].to_string(), fields[1][..10].to_string());
+        days.entry(day).or_default().push(fields[5].parse().unwrap());
+    }
+    let written = run.read("days.csv");
+    assert_eq!(written.lines().count(), days.len() + 1);
+    for (line, (day, values)) in written.lines().skip(1).zip(days) {
+        let fields: Vec<&str> = line.split(',').collect();
+        assert_eq!((fields[0], fields[1]), (&*day.0, &*day.1));
+        assert_eq!(fields[2], values.len().to_string());
+        let mean: f64 = fields[3].parse().unwrap();
+        assert!((mean - values.iter().sum::<f64>() / values.len() as f64).abs() < 1e-9);
+        let max: f64 = fields[4].parse().unwrap();
+        assert_eq!(max, values.iter().copied().fold(f64::NEG_INFINITY, f64::max));
+        // By nws, the category is that of the heat index itself.
+        let bounds = [f64::NEG_INFINITY, 80.0, 90.0, 103.0, 125.0, f64::INFINITY];
+        for (category, bounds) in bounds.windows(2).enumerate() {
+            let count = values.iter().filter(|value| (bounds[0]..bounds[1]).contains(*value)).count();
+            assert_eq!(fields[6 + category], count.to_string(), "{line}");
+        }
+    }
+}
+
+#[test]
+fn what_stops_a_run_says_so_and_leaves_nothing() {
+    let run = Run::new();
+    run.write("no-city.csv", "town,reading_at,temperature,humidity\nx,2025-01-01T00:00:00Z,70,50\n");
+    run.write("good.csv", "city,reading_at,temperature,humidity\nx,2025-01-01T00:00:00Z,70,50\n");
+    run.write("cut.csv.gz", "this is no gzip");
+    let before = run.files();
+    let outputs = "-o rows.csv --daily days.csv --changes changes.jsonl --dead-letters refused.jsonl";
+    for (args, says) in [
+        ("batch absent.csv", "absent.csv"),
+        ("batch good.csv no-city.csv", "no column city"),
+        ("batch good.csv cut.csv.gz", "cut.csv.gz"),
+        ("batch good.csv --plot x.svg --city y", "no city y"),
+    ] {
+        let stderr = run.fails(&format!("{args} {outputs}"), 1);
+        assert!(stderr.contains(says), "{stderr}");
+        assert_eq!(run.files(), before, "{args}");
+    }
+    let stderr = run.fails("batch good.csv -o no/such/folder/rows.csv", 1);
+    assert!(stderr.contains("no/such/folder/rows.csv cannot be written"), "{stderr}");
+    for full in ["-o /dev/full --output-format csv", "-o /dev/full --output-format parquet"] {
+        let stderr = run.fails(&format!("batch good.csv {full} --daily days.csv"), 1);
+        assert!(stderr.contains("/dev/full cannot be written: No space left on device"), "{stderr}");
+        assert_eq!(run.files(), before);
+    }
+    for flag in ["--changes", "--dead-letters"] {
+        messy(&run, "messy.csv");
+        let stderr = run.fails(&format!("batch messy.csv -o rows.csv {flag} /dev/full"), 1);
+        assert!(stderr.contains("cannot be written: No space left on device"), "{stderr}");
+        assert!(!run.path("rows.csv").exists());
+    }
+}
+
+#[test]
+fn wrong_usage_is_code_2() {
+    let run = Run::new();
+    run.write("good.csv", "city,reading_at,temperature,humidity\nx,2025-01-01T00:00:00Z,70,50\n");
+    for (args, says) in [
+        ("batch", "required"),
+        ("batch good.csv --window 1w", "not a duration"),
+        ("batch good.csv --workers 0", "1..=256"),
+        ("batch good.csv --epoch-size 0", "invalid value"),
+        ("batch good.csv --formula steadman", "possible values"),
+        ("batch good.csv -o rows.txt", "does not say its format"),
+        ("batch good.csv --city x", "--plot"),
+        ("batch good.csv -o a.csv --daily a.csv", "give each its own"),
+        ("batch good.csv --assume-offset noon", "not an offset"),
+    ] {
+        let stderr = run.fails(args, 2);
+        assert!(stderr.contains(says), "{args}: {stderr}");
+    }
+    assert_eq!(run.files(), ["good.csv"]);
+}
+
+#[test]
+fn the_first_refusals_are_shown_and_the_rest_counted() {
+    let run = Run::new();
+    let bad = "x,2025-01-01T00:00:00,70,50\n".repeat(13);
+    run.write("log.csv", &format!("city,reading_at,temperature,humidity\n{bad}x,2025-01-01T00:00:00Z,70,50\n"));
+    let stderr = String::from_utf8(run.ok("batch log.csv").stderr).unwrap();
+    assert_eq!(stderr.matches("no_offset: reading_at").count(), 10, "{stderr}");
+    assert!(stderr.contains("log.csv:2: no_offset") && stderr.contains("3 more"), "{stderr}");
+    let stderr = String::from_utf8(run.ok("batch log.csv --assume-offset -05:00 -o rows.csv").stderr).unwrap();
+    assert!(stderr.contains("14 records: 2 readings, 12 corrections"), "{stderr}");
+    assert!(run.read("rows.csv").contains("x,2025-01-01T05:00:00Z,70,50,,"));
+}
+
+#[test]
+fn a_closed_pipe_is_no_error() {
+    let run = Run::new();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_swelter"))
+        .args(["batch".as_ref(), data("nyc2013.csv").as_os_str()])
+        .current_dir(run.0.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+}

@@ -1,0 +1,81 @@
+//! The layers of the house: a module imports only what lies below it. Parts of one layer never import each other.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Layer, module, and what else of its own layer it may import.
+const LAYERS: [(u8, &str, &[&str]); 11] = [
+    (0, "model", &[]),
+    (1, "codec", &[]),
+    (1, "admission", &[]),
+    (1, "directory", &[]),
+    (2, "sources", &[]),
+    (2, "dataflow", &[]),
+    (2, "sinks", &[]),
+    (3, "pipeline", &[]),
+    (3, "cli", &["pipeline"]),
+    (4, "main", &[]),
+    // The crate root only lists the modules.
+    (4, "lib", &[]),
+];
+
+/// Only these may name timely or differential dataflow.
+const TIMELY: [&str; 2] = ["dataflow", "pipeline"];
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] }).collect()
+}
+
+/// The top-level modules that a source file names.
+fn imports(text: &str) -> BTreeSet<String> {
+    let code = text.lines().map(|line| line.split("//").next().unwrap_or_default());
+    let code = code.collect::<Vec<_>>().join("\n");
+    let mut found = BTreeSet::new();
+    for (start, prefix) in ["crate::", "swelter::"].iter().flat_map(|p| code.match_indices(p)) {
+        let rest = &code[start + prefix.len()..];
+        let names = match rest.strip_prefix('{') {
+            Some(list) => list.split('}').next().unwrap_or_default().split(',').map(str::trim).collect(),
+            None => vec![rest],
+        };
+        for name in names {
+            found.insert(name.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect());
+        }
+    }
+    found
+}
+
+#[test]
+fn modules_import_only_what_lies_below() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let layer = |name: &str| LAYERS.iter().find(|(_, module, _)| *module == name);
+    let mut seen = BTreeSet::new();
+    for path in sources(&src) {
+        if path.extension().is_none_or(|extension| extension != "rs") {
+            continue;
+        }
+        let relative = path.strip_prefix(&src).unwrap().with_extension("");
+        let module = relative.components().next().unwrap().as_os_str().to_str().unwrap().to_string();
+        let (own, _, friends) = layer(&module).unwrap_or_else(|| panic!("{module} has no layer: give it one here"));
+        let text = fs::read_to_string(&path).unwrap();
+        for import in imports(&text) {
+            let Some((below, name, _)) = layer(&import).filter(|(_, name, _)| *name != module) else { continue };
+            let allowed = below < own || friends.contains(name);
+            assert!(allowed, "{} (layer {own}) imports {name} (layer {below})", path.display());
+        }
+        let names_timely = text.contains("timely::") || text.contains("differential_dataflow::");
+        assert!(!names_timely || TIMELY.contains(&&*module), "{} names timely", path.display());
+        seen.insert(module);
+    }
+    for (_, module, _) in &LAYERS {
+        assert!(seen.contains(*module), "{module} is in the list of layers but not in src");
+    }
+}
+
+#[test]
+fn imports_are_found() {
+    let text = "use crate::{model, codec::Format};\nuse crate::sinks::table; // crate::nothing\nswelter::cli::run()";
+    let expected = ["cli", "codec", "model", "sinks"].map(String::from);
+    assert_eq!(imports(text).into_iter().collect::<Vec<_>>(), expected);
+}
