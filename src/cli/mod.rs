@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 
 mod batch;
+mod generate;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Batch(batch::BatchArgs),
+    Generate(generate::GenerateArgs),
 }
 
 impl Cli {
@@ -28,6 +30,7 @@ impl Cli {
     pub fn run(self) -> ExitCode {
         let result = match self.command {
             Command::Batch(args) => args.run(),
+            Command::Generate(args) => args.run(),
         };
         match result {
             Ok(()) => ExitCode::SUCCESS,

@@ -1,1 +1,257 @@
+//! Bytes to readings, results to bytes: CSV, JSON lines and Parquet, plain or compressed.
+//!
+//! A [`Decoder`] turns a file or a pipe into [`Upsert`]s, one record at a time, and keeps the bytes of the record at
+//! hand for whoever refuses it. A record that cannot be taken is a [`Refusal`] and reading goes on; a file that cannot
+//! be read is a [`DecodeError`] and ends it. The writers are its counterparts.
 
+mod compress;
+mod csv;
+mod fields;
+mod json;
+mod lines;
+mod parquet;
+mod readings;
+mod reports;
+mod results;
+mod text;
+
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use jiff::tz::Offset;
+
+pub use self::compress::{Compressed, compressed};
+pub use self::readings::{Fields, ReadingsWriter};
+pub use self::reports::{ChangesWriter, DailyWriter, DeadLettersWriter};
+pub use self::results::RowsWriter;
+use crate::model::{Refusal, Upsert};
+
+/// The longest record of a text format, in bytes without its line end. What is longer is refused, so that a quote
+/// that never closes cannot swallow a file.
+pub const MAX_RECORD_BYTES: usize = 64 * 1024;
+
+/// How records are written down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
+pub enum Format {
+    /// Comma-separated values (RFC 4180), with a header line
+    Csv,
+    /// One JSON object a line
+    Json,
+    /// Apache Parquet
+    Parquet,
+}
+
+/// What the whole file went through. Parquet compresses inside and takes none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Compression {
+    #[default]
+    None,
+    Gzip,
+    Zstd,
+}
+
+/// A file name that does not say how the file is written.
+#[derive(Debug, thiserror::Error)]
+pub enum NameError {
+    #[error(
+        "{0:?} does not say its format: name it .csv, .json, .jsonl, .ndjson or .parquet, the text formats also with .gz or .zst, or give the format"
+    )]
+    Unknown(String),
+    #[error("{0:?} is Parquet inside a compressed file: decompress it, Parquet compresses by itself")]
+    CompressedParquet(String),
+}
+
+/// The format and the compression that a file's name says, by its suffixes in small or capital letters.
+pub fn detect(path: &Path) -> Result<(Format, Compression), NameError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+    let (stem, compression) = split_compression(&name);
+    let format = match stem.rsplit_once('.').map(|(_, suffix)| suffix) {
+        Some("csv") => Format::Csv,
+        Some("json" | "jsonl" | "ndjson") => Format::Json,
+        Some("parquet") => Format::Parquet,
+        _ => return Err(NameError::Unknown(path.display().to_string())),
+    };
+    if format == Format::Parquet && compression != Compression::None {
+        return Err(NameError::CompressedParquet(path.display().to_string()));
+    }
+    Ok((format, compression))
+}
+
+/// The compression alone that a file's name says, for a file whose format is given.
+pub fn detect_compression(path: &Path) -> Compression {
+    split_compression(&path.to_string_lossy().to_ascii_lowercase()).1
+}
+
+fn split_compression(name: &str) -> (&str, Compression) {
+    match name.rsplit_once('.') {
+        Some((stem, "gz")) => (stem, Compression::Gzip),
+        Some((stem, "zst")) => (stem, Compression::Zstd),
+        _ => (name, Compression::None),
+    }
+}
+
+/// The unit of a source's temperatures, its dew points included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
+pub enum Units {
+    #[default]
+    Fahrenheit,
+    Celsius,
+}
+
+/// What a source says of the moisture of the air.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
+pub enum Moisture {
+    /// Relative humidity, %, as `humidity`
+    #[default]
+    Humidity,
+    /// The dew point, as `dew_point`
+    DewPoint,
+}
+
+/// What the records of a source leave unsaid.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DecodeSettings {
+    /// What a time without an offset is taken to have; without it such a time is refused.
+    pub assume_offset: Option<Offset>,
+    pub units: Units,
+    pub moisture: Moisture,
+}
+
+/// Why a file cannot be read, or not to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    #[error("cannot be read: {0}")]
+    Io(#[from] io::Error),
+    /// `at` is the line, in Parquet the row, that could not be read; from 1.
+    #[error("is damaged or cut off at line or row {at} ({detail}): fetch or write the file again")]
+    Corrupt { at: u64, detail: String },
+    #[error(
+        "has no header line: the first line must name the columns, as in city,reading_at,temperature,humidity"
+    )]
+    NoHeader,
+    #[error("has a first line that cannot be a header ({0}): it must name the columns, separated by commas")]
+    BadHeader(String),
+    #[error("has no column {column} (its columns: {columns}): add it, or rename the one that holds it")]
+    MissingColumn { column: &'static str, columns: String },
+    #[error("has more than one column for {column} (its columns: {columns}): remove or rename all but one")]
+    DuplicateColumn { column: &'static str, columns: String },
+    #[error("has column {column} of type {kind}, which cannot be read as one: write it as {expected}")]
+    UnsupportedColumn { column: String, kind: String, expected: &'static str },
+    #[error("is compressed inside by {0}, which is not read: write it with zstd, snappy, gzip or none")]
+    UnsupportedCompression(String),
+    #[error(
+        "cannot be read as Parquet inside compression: decompress it first, Parquet compresses by itself"
+    )]
+    CompressedParquet,
+}
+
+/// Reads the records of one file or pipe.
+pub struct Decoder(Inner);
+
+enum Inner {
+    Csv(csv::CsvReader),
+    Json(json::JsonReader),
+    Parquet(Box<parquet::ParquetReader>),
+}
+
+impl std::fmt::Debug for Decoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Decoder").field("line", &self.line()).finish_non_exhaustive()
+    }
+}
+
+impl Decoder {
+    /// Opens a file and reads what it says of its columns.
+    pub fn open(
+        path: &Path,
+        format: Format,
+        compression: Compression,
+        settings: DecodeSettings,
+    ) -> Result<Decoder, DecodeError> {
+        let file = File::open(path)?;
+        match format {
+            Format::Parquet if compression == Compression::None && file.metadata()?.is_file() => {
+                let reader = parquet::ParquetReader::new(file, settings)?;
+                Ok(Decoder(Inner::Parquet(Box::new(reader))))
+            }
+            _ => Decoder::from_reader(Box::new(file), format, compression, settings),
+        }
+    }
+
+    /// Reads a stream, such as standard input. Parquet must be read from its end, so it is first copied to a
+    /// temporary file.
+    pub fn from_reader(
+        reader: Box<dyn Read + Send>,
+        format: Format,
+        compression: Compression,
+        settings: DecodeSettings,
+    ) -> Result<Decoder, DecodeError> {
+        let inner = match format {
+            Format::Csv => {
+                Inner::Csv(csv::CsvReader::new(compress::decompressed(reader, compression)?, settings)?)
+            }
+            Format::Json => {
+                Inner::Json(json::JsonReader::new(compress::decompressed(reader, compression)?, settings)?)
+            }
+            Format::Parquet if compression != Compression::None => {
+                return Err(DecodeError::CompressedParquet);
+            }
+            Format::Parquet => {
+                let mut reader = reader;
+                let mut file = tempfile::tempfile()?;
+                io::copy(&mut reader, &mut file)?;
+                Inner::Parquet(Box::new(parquet::ParquetReader::new(file, settings)?))
+            }
+        };
+        Ok(Decoder(inner))
+    }
+
+    /// The next record, or nothing at the end. After an error nothing more comes.
+    ///
+    /// # Errors
+    ///
+    /// Where the rest of the file cannot be read. What came before was whole.
+    #[allow(clippy::should_implement_trait)] // The upsert borrows the decoder, which no iterator's item can.
+    #[inline]
+    pub fn next(&mut self) -> Result<Option<Result<Upsert<'_>, Refusal>>, DecodeError> {
+        match &mut self.0 {
+            Inner::Csv(reader) => reader.next(),
+            Inner::Json(reader) => reader.next(),
+            Inner::Parquet(reader) => reader.next(),
+        }
+    }
+
+    /// The line, from 1, at which the record last returned begins; in Parquet its row, from 1.
+    pub fn line(&self) -> u64 {
+        match &self.0 {
+            Inner::Csv(reader) => reader.line(),
+            Inner::Json(reader) => reader.line(),
+            Inner::Parquet(reader) => reader.row(),
+        }
+    }
+
+    /// The exact bytes of the record last returned, without its line end; at most [`MAX_RECORD_BYTES`] of them. A
+    /// Parquet row is given as a JSON object of all its columns but nested ones, read for the purpose: where that
+    /// fails it is empty.
+    pub fn raw(&mut self) -> Cow<'_, [u8]> {
+        match &mut self.0 {
+            Inner::Csv(reader) => Cow::Borrowed(reader.raw()),
+            Inner::Json(reader) => Cow::Borrowed(reader.raw()),
+            Inner::Parquet(reader) => Cow::Owned(reader.raw()),
+        }
+    }
+
+    /// How many fields were met that are none of a reading's, in the records so far.
+    pub fn ignored_fields(&self) -> u64 {
+        match &self.0 {
+            Inner::Csv(reader) => reader.ignored_fields(),
+            Inner::Json(reader) => reader.ignored_fields(),
+            Inner::Parquet(reader) => reader.ignored_fields(),
+        }
+    }
+}

@@ -40,7 +40,12 @@ impl Run {
 
     fn swelter(&self, args: &str) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
-        command.current_dir(self.0.path()).args(args.split_whitespace()).stdin(Stdio::null()).output().unwrap()
+        command
+            .current_dir(self.0.path())
+            .args(args.split_whitespace())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
     }
 
     /// Runs what must succeed.
@@ -60,7 +65,8 @@ impl Run {
 
     fn files(&self) -> Vec<String> {
         let entries = fs::read_dir(self.0.path()).unwrap();
-        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }
@@ -108,12 +114,16 @@ fn corrections_of_new_york_are_applied() {
         corrections.display()
     ));
     let summary = String::from_utf8(output.stderr).unwrap();
-    assert!(summary.contains("26,117 records: 26,114 readings, 1 corrections, 0 withdrawals, 2 refused"), "{summary}");
+    assert!(
+        summary.contains("26,117 records: 26,114 readings, 1 corrections, 0 withdrawals, 2 refused"),
+        "{summary}"
+    );
     let rows = run.read("rows.csv");
     assert!(rows.contains("\nJFK,2013-05-09T02:00:00Z,57.1,81,8.05546,"));
     assert!(rows.contains("\nEWR,2013-02-12T08:00:00Z,39.02,61.63,,"));
     let refused = json_lines(&run.read("refused.jsonl"));
-    let reasons: Vec<_> = refused.iter().map(|letter| (letter["line"].as_u64(), letter["reason"].as_str())).collect();
+    let reasons: Vec<_> =
+        refused.iter().map(|letter| (letter["line"].as_u64(), letter["reason"].as_str())).collect();
     assert_eq!(reasons, [(Some(1011), Some("out_of_range")), (Some(5593), Some("missing_field"))]);
     assert_eq!(refused[0]["raw"], "EWR,2013-02-12T08:00:00Z,39.02,61.63,1048.36058");
     let plot = run.read("jfk.svg");
@@ -133,7 +143,11 @@ fn workers_and_epochs_leave_no_trace() {
             ));
             let files = ["rows.csv", "days.csv", "refused.jsonl"].map(|name| run.read(name));
             assert!(files.iter().all(|file| file.lines().count() > 20));
-            assert_eq!(first.get_or_insert(files.clone()), &files, "{workers} workers, epochs of {epoch}, {lateness}");
+            assert_eq!(
+                first.get_or_insert(files.clone()),
+                &files,
+                "{workers} workers, epochs of {epoch}, {lateness}"
+            );
         }
     }
 }
@@ -144,7 +158,9 @@ fn the_changes_do_not_say_how_many_workers_there_were() {
     messy(&run, "log.csv");
     let mut first = None;
     for workers in [1, 2, 4] {
-        run.ok(&format!("batch log.csv --workers {workers} --epoch-size 100 --changes changes.jsonl -o rows.csv"));
+        run.ok(&format!(
+            "batch log.csv --workers {workers} --epoch-size 100 --changes changes.jsonl -o rows.csv"
+        ));
         let changes = run.read("changes.jsonl");
         assert_eq!(first.get_or_insert(changes.clone()), &changes, "{workers} workers");
     }
@@ -207,7 +223,8 @@ fn the_order_of_different_keys_does_not_matter() {
 #[test]
 fn formats_agree() {
     let run = Run::new();
-    let flags = "--cities 5 --interval 1h --from 2025-06-01 --to 2025-06-20 --late 0.1 --corrections 0.1 --seed 3";
+    let flags =
+        "--cities 5 --interval 1h --from 2025-06-01 --to 2025-06-20 --late 0.1 --corrections 0.1 --seed 3";
     let mut first = None;
     for log in ["log.csv", "log.csv.gz", "log.jsonl.zst", "log.parquet"] {
         run.ok(&format!("generate {flags} -o {log}"));
@@ -325,11 +342,15 @@ fn wrong_usage_is_code_2() {
 fn the_first_refusals_are_shown_and_the_rest_counted() {
     let run = Run::new();
     let bad = "x,2025-01-01T00:00:00,70,50\n".repeat(13);
-    run.write("log.csv", &format!("city,reading_at,temperature,humidity\n{bad}x,2025-01-01T00:00:00Z,70,50\n"));
+    run.write(
+        "log.csv",
+        &format!("city,reading_at,temperature,humidity\n{bad}x,2025-01-01T00:00:00Z,70,50\n"),
+    );
     let stderr = String::from_utf8(run.ok("batch log.csv").stderr).unwrap();
     assert_eq!(stderr.matches("no_offset: reading_at").count(), 10, "{stderr}");
     assert!(stderr.contains("log.csv:2: no_offset") && stderr.contains("3 more"), "{stderr}");
-    let stderr = String::from_utf8(run.ok("batch log.csv --assume-offset -05:00 -o rows.csv").stderr).unwrap();
+    let stderr =
+        String::from_utf8(run.ok("batch log.csv --assume-offset -05:00 -o rows.csv").stderr).unwrap();
     assert!(stderr.contains("14 records: 2 readings, 12 corrections"), "{stderr}");
     assert!(run.read("rows.csv").contains("x,2025-01-01T05:00:00Z,70,50,,"));
 }

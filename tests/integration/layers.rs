@@ -57,10 +57,13 @@ fn modules_import_only_what_lies_below() {
         }
         let relative = path.strip_prefix(&src).unwrap().with_extension("");
         let module = relative.components().next().unwrap().as_os_str().to_str().unwrap().to_string();
-        let (own, _, friends) = layer(&module).unwrap_or_else(|| panic!("{module} has no layer: give it one here"));
+        let (own, _, friends) =
+            layer(&module).unwrap_or_else(|| panic!("{module} has no layer: give it one here"));
         let text = fs::read_to_string(&path).unwrap();
         for import in imports(&text) {
-            let Some((below, name, _)) = layer(&import).filter(|(_, name, _)| *name != module) else { continue };
+            let Some((below, name, _)) = layer(&import).filter(|(_, name, _)| *name != module) else {
+                continue;
+            };
             let allowed = below < own || friends.contains(name);
             assert!(allowed, "{} (layer {own}) imports {name} (layer {below})", path.display());
         }
@@ -75,7 +78,8 @@ fn modules_import_only_what_lies_below() {
 
 #[test]
 fn imports_are_found() {
-    let text = "use crate::{model, codec::Format};\nuse crate::sinks::table; // crate::nothing\nswelter::cli::run()";
+    let text =
+        "use crate::{model, codec::Format};\nuse crate::sinks::table; // crate::nothing\nswelter::cli::run()";
     let expected = ["cli", "codec", "model", "sinks"].map(String::from);
     assert_eq!(imports(text).into_iter().collect::<Vec<_>>(), expected);
 }

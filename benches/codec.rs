@@ -1,0 +1,123 @@
+//! What a record costs to read and a row to write, per format: 2,880 readings or rows of each city, as a week of
+//! 3.5-minute readings is.
+
+use std::hint::black_box;
+use std::io::{self, Cursor, Write};
+use std::sync::{Arc, Mutex};
+
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use swelter::codec::{Compression, DecodeSettings, Decoder, Format, ReadingsWriter, RowsWriter};
+use swelter::model::{Category, CityRows, Event, EventTime, HeatIndex, Measurement, ResultRow, Row};
+
+const CITIES: u64 = 1_000;
+const PER_CITY: u64 = 288;
+const RECORDS: u64 = CITIES * PER_CITY;
+
+/// The same numbers on every machine.
+fn measurement(at: u64) -> Measurement {
+    let noise = (at + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 20;
+    let (temperature, humidity, wind) = (40 + noise % 51, noise / 64 % 101, noise / 8192 % 41);
+    Measurement::new(temperature as f64, humidity as f64, Some(wind as f64)).expect("within the ranges")
+}
+
+fn time(step: u64) -> EventTime {
+    EventTime::from_millis(1_735_689_600_000 + 30_000 * step as i64).expect("within the years")
+}
+
+#[derive(Clone, Default)]
+struct Shared(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().map_err(|_| io::Error::other("poisoned"))?.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A log by time, all cities at each step.
+fn log(format: Format, compression: Compression) -> Vec<u8> {
+    let shared = Shared::default();
+    let mut writer =
+        ReadingsWriter::new(format, compression, false, Box::new(shared.clone())).expect("a writer");
+    for step in 0..PER_CITY {
+        for city in 0..CITIES {
+            let event = Event::Reading(measurement(step * CITIES + city));
+            writer.write(&format!("city_{city:05}"), time(step), &event).expect("memory takes it");
+        }
+    }
+    writer.finish().expect("memory takes it");
+    let bytes = shared.0.lock().expect("not poisoned").clone();
+    bytes
+}
+
+fn read(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("read");
+    group.throughput(Throughput::Elements(RECORDS)).sample_size(20);
+    for (format, compression) in [
+        (Format::Csv, Compression::None),
+        (Format::Csv, Compression::Gzip),
+        (Format::Csv, Compression::Zstd),
+        (Format::Json, Compression::None),
+        (Format::Parquet, Compression::None),
+    ] {
+        let bytes = log(format, compression);
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(file.path(), bytes).expect("the disk takes it");
+        group.bench_function(format!("{format:?}/{compression:?}"), |bencher| {
+            bencher.iter(|| {
+                let settings = DecodeSettings::default();
+                let mut decoder =
+                    Decoder::open(file.path(), format, compression, settings).expect("a decoder");
+                let mut taken = 0;
+                while let Some(record) = decoder.next().expect("a whole file") {
+                    taken += u64::from(black_box(record).is_ok());
+                }
+                assert_eq!(taken, RECORDS);
+            });
+        });
+    }
+    group.finish();
+}
+
+fn write(criterion: &mut Criterion) {
+    let rows: Vec<ResultRow> = (0..RECORDS)
+        .map(|at| {
+            let measurement = measurement(at);
+            let micros = (measurement.temperature() * 1.1e6 + measurement.humidity() * 12_345.0) as i64;
+            let heat_index = HeatIndex::from_micros(micros);
+            let count = (at % PER_CITY + 1) as u32;
+            let sum = i64::from(count) * micros + (at * 7_919 % 100_003) as i64;
+            ResultRow { reading_at: time(at % PER_CITY), measurement, heat_index, sum, count }
+        })
+        .collect();
+    let cities: Vec<String> = (0..CITIES).map(|city| format!("city_{city:05}")).collect();
+    let mut group = criterion.benchmark_group("write");
+    group.throughput(Throughput::Elements(RECORDS)).sample_size(20);
+    for (format, compression) in [
+        (Format::Csv, Compression::None),
+        (Format::Csv, Compression::Zstd),
+        (Format::Json, Compression::None),
+        (Format::Parquet, Compression::None),
+    ] {
+        group.bench_function(format!("{format:?}/{compression:?}"), |bencher| {
+            bencher.iter_batched(
+                || Box::new(Cursor::new(Vec::with_capacity(1 << 26))),
+                |out| {
+                    let mut writer = RowsWriter::new(format, compression, out).expect("a writer");
+                    for (city, rows) in cities.iter().zip(rows.chunks(PER_CITY as usize)) {
+                        writer.write(&CityRows { city, rows }).expect("memory takes it");
+                    }
+                    writer.finish().expect("memory takes it");
+                },
+                BatchSize::PerIteration,
+            );
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, read, write);
+criterion_main!(benches);

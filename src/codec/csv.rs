@@ -1,0 +1,197 @@
+//! CSV with a header line (RFC 4180).
+
+use std::io::Read;
+
+use memchr::{memchr, memchr_iter};
+
+use super::fields::{self, Field, Record, Value};
+use super::lines::{Advance, Lines, too_long};
+use super::{DecodeError, DecodeSettings};
+use crate::model::refusal::quoted;
+use crate::model::{Reason, Refusal, Upsert};
+
+pub(super) struct CsvReader {
+    lines: Lines,
+    settings: DecodeSettings,
+    /// By column.
+    columns: Vec<Option<Field>>,
+    ignored_columns: u64,
+    rows: u64,
+    /// The fields of a record with quotes, one after the other, and where each ends.
+    unquoted: String,
+    ends: Vec<usize>,
+}
+
+impl CsvReader {
+    pub(super) fn new(
+        reader: Box<dyn Read + Send>,
+        settings: DecodeSettings,
+    ) -> Result<CsvReader, DecodeError> {
+        let mut lines = Lines::new(reader)?;
+        let (mut unquoted, mut ends) = (String::new(), Vec::new());
+        match lines.advance()? {
+            Advance::End => return Err(DecodeError::NoHeader),
+            Advance::Cut => return Err(DecodeError::BadHeader(too_long())),
+            Advance::Line => {}
+        }
+        if memchr(b'"', lines.record()).is_some() && !close_quotes(&mut lines)? {
+            return Err(DecodeError::BadHeader("its quotes do not match".into()));
+        }
+        let header = std::str::from_utf8(lines.record())
+            .map_err(|_| DecodeError::BadHeader("it is not UTF-8".into()))?;
+        unquote(header, &mut unquoted, &mut ends);
+        let names = fields_of(&unquoted, &ends).map(|name| name.trim_matches(' '));
+        let columns = fields::columns(names, &settings)?;
+        let ignored_columns = columns.iter().filter(|column| column.is_none()).count() as u64;
+        Ok(CsvReader { lines, settings, columns, ignored_columns, rows: 0, unquoted, ends })
+    }
+
+    #[inline]
+    pub(super) fn next(&mut self) -> Result<Option<Result<Upsert<'_>, Refusal>>, DecodeError> {
+        match self.lines.advance()? {
+            Advance::Line => {}
+            Advance::End => return Ok(None),
+            Advance::Cut => return Ok(Some(Err(Refusal::new(Reason::NotDecodable, too_long())))),
+        }
+        let has_quotes = memchr(b'"', self.lines.record()).is_some();
+        if has_quotes && !close_quotes(&mut self.lines)? {
+            let detail =
+                "a quoted field does not end, or goes on after its closing quote: write \"\" for a quote";
+            return Ok(Some(Err(Refusal::new(Reason::NotDecodable, detail))));
+        }
+        let Ok(line) = std::str::from_utf8(self.lines.record()) else {
+            return Ok(Some(Err(Refusal::new(Reason::NotDecodable, "the line is not UTF-8"))));
+        };
+        let mut record = Record::new();
+        let count = if has_quotes {
+            unquote(line, &mut self.unquoted, &mut self.ends);
+            for (column, text) in self.columns.iter().zip(fields_of(&self.unquoted, &self.ends)) {
+                if let &Some(field) = column {
+                    record.set(field, Value::Untyped(text));
+                }
+            }
+            self.ends.len()
+        } else {
+            let mut from = 0;
+            let mut count = 0;
+            for to in memchr_iter(b',', line.as_bytes()).chain([line.len()]) {
+                if let Some(&Some(field)) = self.columns.get(count) {
+                    record.set(field, Value::Untyped(&line[from..to]));
+                }
+                from = to + 1;
+                count += 1;
+            }
+            count
+        };
+        if count != self.columns.len() {
+            return Ok(Some(Err(wrong_count(count, self.columns.len(), line))));
+        }
+        self.rows += 1;
+        Ok(Some(record.upsert(&self.settings)))
+    }
+
+    pub(super) fn line(&self) -> u64 {
+        self.lines.line()
+    }
+
+    pub(super) fn raw(&self) -> &[u8] {
+        self.lines.record()
+    }
+
+    pub(super) fn ignored_fields(&self) -> u64 {
+        self.ignored_columns * self.rows
+    }
+}
+
+#[cold]
+fn wrong_count(count: usize, columns: usize, line: &str) -> Refusal {
+    let line = quoted(line);
+    let detail = format!("{count} fields, but the header has {columns} columns: {line}");
+    Refusal::new(Reason::NotDecodable, detail)
+}
+
+/// Adds lines to the record at hand until its quoted fields end: false where they do not, or are not RFC 4180's. The
+/// first line is then alone again, so that a stray quote costs one line and no more.
+#[cold]
+fn close_quotes(lines: &mut Lines) -> Result<bool, DecodeError> {
+    let first_line = lines.mark();
+    let mut scan = Scan::FieldStart;
+    let mut scanned = 0;
+    loop {
+        scan = scan.over(&lines.record()[scanned..]);
+        if !matches!(scan, Scan::Quoted | Scan::Bad) {
+            return Ok(true);
+        }
+        scanned = lines.record().len();
+        let line_end = lines.record_and_line_end(scanned);
+        scanned += line_end.len();
+        scan = scan.over(line_end);
+        if matches!(scan, Scan::Bad) || !lines.extend()? {
+            lines.reset(first_line);
+            return Ok(false);
+        }
+    }
+}
+
+/// Where in a record a byte stands.
+#[derive(Clone, Copy)]
+enum Scan {
+    FieldStart,
+    Unquoted,
+    Quoted,
+    /// Behind a quote in a quoted field: it ends the field, or another quote follows and both stand for one.
+    Quote,
+    Bad,
+}
+
+impl Scan {
+    fn over(self, bytes: &[u8]) -> Scan {
+        bytes.iter().fold(self, |scan, byte| match (scan, byte) {
+            (Scan::FieldStart | Scan::Quote, b'"') => Scan::Quoted,
+            (Scan::FieldStart | Scan::Unquoted | Scan::Quote, b',') => Scan::FieldStart,
+            (Scan::FieldStart | Scan::Unquoted, _) => Scan::Unquoted,
+            (Scan::Quoted, b'"') => Scan::Quote,
+            (Scan::Quoted, _) => Scan::Quoted,
+            (Scan::Quote | Scan::Bad, _) => Scan::Bad,
+        })
+    }
+}
+
+/// Splits a record whose quotes are known to match.
+fn unquote(record: &str, unquoted: &mut String, ends: &mut Vec<usize>) {
+    unquoted.clear();
+    ends.clear();
+    let mut rest = record;
+    loop {
+        if let Some(mut quoted) = rest.strip_prefix('"') {
+            loop {
+                let (text, after) = quoted.split_once('"').unwrap_or((quoted, ""));
+                unquoted.push_str(text);
+                match after.strip_prefix('"') {
+                    Some(more) => {
+                        unquoted.push('"');
+                        quoted = more;
+                    }
+                    None => {
+                        rest = after;
+                        break;
+                    }
+                }
+            }
+        } else {
+            let end = memchr(b',', rest.as_bytes()).unwrap_or(rest.len());
+            unquoted.push_str(&rest[..end]);
+            rest = &rest[end..];
+        }
+        ends.push(unquoted.len());
+        match rest.strip_prefix(',') {
+            Some(more) => rest = more,
+            None => return,
+        }
+    }
+}
+
+fn fields_of<'a>(unquoted: &'a str, ends: &'a [usize]) -> impl Iterator<Item = &'a str> + Clone {
+    let starts = std::iter::once(0).chain(ends.iter().copied());
+    starts.zip(ends).map(|(start, &end)| &unquoted[start..end])
+}

@@ -1,0 +1,421 @@
+//! The fields of a record, whatever the format, and the rules that make a reading of them.
+
+use std::fmt;
+
+use super::{DecodeError, DecodeSettings, Moisture, Units};
+use crate::model::reading::check_city;
+use crate::model::refusal::quoted;
+use crate::model::time::no_offset;
+use crate::model::{Event, EventTime, Measurement, Reason, Refusal, Revision, Upsert};
+
+/// A field of a reading. `Moisture` is the humidity or the dew point, whichever the source has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Field {
+    City,
+    ReadingAt,
+    Temperature,
+    Moisture,
+    WindSpeed,
+    Revision,
+    Op,
+    Deleted,
+}
+
+impl Field {
+    const ALL: [Field; 8] = [
+        Field::City,
+        Field::ReadingAt,
+        Field::Temperature,
+        Field::Moisture,
+        Field::WindSpeed,
+        Field::Revision,
+        Field::Op,
+        Field::Deleted,
+    ];
+
+    /// The field of that name. A name that says a unit is only known where the source is in that unit.
+    pub(super) fn named(name: &str, settings: &DecodeSettings) -> Option<Field> {
+        Some(match name {
+            "city" => Field::City,
+            "reading_at" => Field::ReadingAt,
+            "temperature" => Field::Temperature,
+            "temperature_f" if settings.units == Units::Fahrenheit => Field::Temperature,
+            "humidity" | "humidity_pct" if settings.moisture == Moisture::Humidity => Field::Moisture,
+            "dew_point" if settings.moisture == Moisture::DewPoint => Field::Moisture,
+            "wind_speed" | "wind_speed_mph" => Field::WindSpeed,
+            "revision" => Field::Revision,
+            "op" => Field::Op,
+            "deleted" => Field::Deleted,
+            _ => return None,
+        })
+    }
+
+    pub(super) fn name(self, settings: &DecodeSettings) -> &'static str {
+        match (self, settings.moisture) {
+            (Field::City, _) => "city",
+            (Field::ReadingAt, _) => "reading_at",
+            (Field::Temperature, _) => "temperature",
+            (Field::Moisture, Moisture::Humidity) => "humidity",
+            (Field::Moisture, Moisture::DewPoint) => "dew_point",
+            (Field::WindSpeed, _) => "wind_speed",
+            (Field::Revision, _) => "revision",
+            (Field::Op, _) => "op",
+            (Field::Deleted, _) => "deleted",
+        }
+    }
+
+    fn required(self) -> bool {
+        matches!(self, Field::City | Field::ReadingAt | Field::Temperature | Field::Moisture)
+    }
+}
+
+/// Which field each of a file's columns holds, if any.
+///
+/// # Errors
+///
+/// Where a column that every reading needs is missing, or a field has two.
+pub(super) fn columns<'a>(
+    names: impl Iterator<Item = &'a str> + Clone,
+    settings: &DecodeSettings,
+) -> Result<Vec<Option<Field>>, DecodeError> {
+    let columns: Vec<Option<Field>> = names.clone().map(|name| Field::named(name, settings)).collect();
+    for field in Field::ALL {
+        let column = field.name(settings);
+        let of_file = || names.clone().map(quoted).collect::<Vec<_>>().join(", ");
+        match columns.iter().filter(|&&column| column == Some(field)).count() {
+            0 if field.required() => {
+                return Err(DecodeError::MissingColumn { column, columns: of_file() });
+            }
+            0 | 1 => {}
+            _ => return Err(DecodeError::DuplicateColumn { column, columns: of_file() }),
+        }
+    }
+    Ok(columns)
+}
+
+/// What a record holds in one field.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Value<'a> {
+    /// Absent or null.
+    Missing,
+    /// Of a format without types: blank, or text that stands for whatever the field is.
+    Untyped(&'a str),
+    Text(&'a str),
+    Number(f64),
+    Integer(i64),
+    Boolean(bool),
+    /// Milliseconds since the epoch.
+    Instant(i64),
+    /// Milliseconds since 1970-01-01T00:00:00 by a clock of unknown offset.
+    Local(i64),
+    /// What no field is; its kind.
+    Other(&'static str),
+}
+
+impl Value<'_> {
+    fn is_missing(&self) -> bool {
+        matches!(self, Value::Missing | Value::Untyped(""))
+    }
+}
+
+/// As a refusal shows it.
+impl fmt::Display for Value<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Value::Missing => f.write_str("null"),
+            Value::Untyped(text) | Value::Text(text) => f.write_str(&quoted(text)),
+            Value::Number(number) => write!(f, "{number:?}"),
+            Value::Integer(number) => write!(f, "{number}"),
+            Value::Boolean(boolean) => write!(f, "{boolean}"),
+            Value::Instant(ms) | Value::Local(ms) => write!(f, "{ms} ms since 1970"),
+            Value::Other(kind) => f.write_str(kind),
+        }
+    }
+}
+
+/// A record before any rule.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Record<'a>([Value<'a>; 8]);
+
+impl<'a> Record<'a> {
+    #[inline]
+    pub(super) fn new() -> Record<'a> {
+        Record([Value::Missing; 8])
+    }
+
+    #[inline]
+    pub(super) fn set(&mut self, field: Field, value: Value<'a>) {
+        self.0[field as usize] = value;
+    }
+
+    #[inline]
+    fn get(&self, field: Field) -> Value<'a> {
+        self.0[field as usize]
+    }
+
+    /// The arrival that the record is. The first rule that it breaks is the refusal: the city's, the time's, the
+    /// operation's, each number's, the ranges'.
+    #[inline]
+    pub(super) fn upsert(&self, settings: &DecodeSettings) -> Result<Upsert<'a>, Refusal> {
+        let city = self.city()?;
+        let reading_at = self.reading_at(settings)?;
+        let numbers = if self.withdrawn()? { None } else { Some(self.numbers(settings)?) };
+        let revision = self.revision()?;
+        let event = match numbers {
+            Some(numbers) => Event::Reading(numbers.measurement(settings)?),
+            None => Event::Withdrawal,
+        };
+        Ok(Upsert { city, reading_at, event, revision })
+    }
+
+    #[inline]
+    fn city(&self) -> Result<&'a str, Refusal> {
+        match self.get(Field::City) {
+            value if value.is_missing() => Err(missing("city")),
+            Value::Text(city) | Value::Untyped(city) => check_city(city).map(|()| city),
+            value => Err(Refusal::new(Reason::BadCity, format!("city {value} is not text"))),
+        }
+    }
+
+    #[inline]
+    fn reading_at(&self, settings: &DecodeSettings) -> Result<EventTime, Refusal> {
+        let out_of_range = |ms: i64| {
+            let detail = format!("reading_at {} is outside the years 0000 to 9999", Value::Instant(ms));
+            Refusal::new(Reason::BadTime, detail)
+        };
+        match self.get(Field::ReadingAt) {
+            value if value.is_missing() => Err(missing("reading_at")),
+            Value::Text(text) | Value::Untyped(text) => EventTime::parse(text, settings.assume_offset),
+            Value::Instant(ms) => EventTime::from_millis(ms).ok_or_else(|| out_of_range(ms)),
+            Value::Local(ms) => match settings.assume_offset {
+                Some(offset) => ms
+                    .checked_sub(i64::from(offset.seconds()) * 1_000)
+                    .and_then(EventTime::from_millis)
+                    .ok_or_else(|| out_of_range(ms)),
+                None => {
+                    let utc = EventTime::from_millis(ms).ok_or_else(|| out_of_range(ms))?.to_string();
+                    Err(no_offset(utc.trim_end_matches('Z')))
+                }
+            },
+            value => {
+                Err(Refusal::new(Reason::BadTime, format!("reading_at {value} is not an RFC 3339 time")))
+            }
+        }
+    }
+
+    #[inline]
+    fn withdrawn(&self) -> Result<bool, Refusal> {
+        let (op, deleted) = (self.get(Field::Op), self.get(Field::Deleted));
+        if op == Value::Missing && deleted == Value::Missing {
+            return Ok(false);
+        }
+        let by_op = match op {
+            Value::Missing | Value::Text("upsert") => false,
+            Value::Text("delete") => true,
+            Value::Untyped(text) if ["", "upsert"].contains(&trim(text)) => false,
+            Value::Untyped(text) if trim(text) == "delete" => true,
+            value => {
+                let detail = format!("op {value} is neither upsert nor delete");
+                return Err(Refusal::new(Reason::BadOperation, detail));
+            }
+        };
+        let is = |text: &str, boolean: &str| trim(text).eq_ignore_ascii_case(boolean);
+        let by_mark = match deleted {
+            Value::Missing => false,
+            Value::Boolean(deleted) => deleted,
+            Value::Untyped(text) if is(text, "") || is(text, "false") => false,
+            Value::Untyped(text) if is(text, "true") => true,
+            value => {
+                let detail = format!("deleted {value} is neither true nor false");
+                return Err(Refusal::new(Reason::BadOperation, detail));
+            }
+        };
+        Ok(by_op || by_mark)
+    }
+
+    #[inline]
+    fn numbers(&self, settings: &DecodeSettings) -> Result<Numbers, Refusal> {
+        let needed = |field: Field| {
+            let name = field.name(settings);
+            number(name, self.get(field))?.ok_or_else(|| missing(name))
+        };
+        Ok(Numbers {
+            temperature: needed(Field::Temperature)?,
+            moisture: needed(Field::Moisture)?,
+            wind_speed: number("wind_speed", self.get(Field::WindSpeed))?,
+        })
+    }
+
+    #[inline]
+    fn revision(&self) -> Result<Option<Revision>, Refusal> {
+        let value = self.get(Field::Revision);
+        let number = match value {
+            Value::Missing => return Ok(None),
+            Value::Integer(number) => Some(number),
+            Value::Untyped(text) if trim(text).is_empty() => return Ok(None),
+            Value::Untyped(text) => trim(text).parse().ok(),
+            _ => None,
+        };
+        match number.and_then(Revision::new) {
+            Some(revision) => Ok(Some(revision)),
+            None => {
+                let detail = format!("revision {value} is not an integer of 64 bits");
+                Err(Refusal::new(Reason::BadNumber, detail))
+            }
+        }
+    }
+}
+
+/// What was measured, in the units of the source.
+struct Numbers {
+    temperature: f64,
+    moisture: f64,
+    wind_speed: Option<f64>,
+}
+
+impl Numbers {
+    #[inline]
+    fn measurement(&self, settings: &DecodeSettings) -> Result<Measurement, Refusal> {
+        match (settings.units, settings.moisture) {
+            (Units::Fahrenheit, Moisture::Humidity) => {
+                Measurement::new(self.temperature, self.moisture, self.wind_speed)
+            }
+            _ => self.converted(settings),
+        }
+    }
+
+    fn converted(&self, settings: &DecodeSettings) -> Result<Measurement, Refusal> {
+        let &Numbers { temperature, moisture, wind_speed } = self;
+        let (fahrenheit, celsius): (f64, fn(f64) -> f64) = match settings.units {
+            Units::Fahrenheit => (temperature, |fahrenheit| (fahrenheit - 32.0) / 1.8),
+            Units::Celsius => (temperature * 1.8 + 32.0, |celsius| celsius),
+        };
+        let humidity = match settings.moisture {
+            Moisture::Humidity => moisture,
+            Moisture::DewPoint => relative_humidity(celsius(temperature), celsius(moisture)),
+        };
+        Measurement::new(fahrenheit, humidity, wind_speed).map_err(|refusal| {
+            let name = Field::Moisture.name(settings);
+            let detail = format!("{} (from temperature {temperature}, {name} {moisture})", refusal.detail);
+            Refusal::new(refusal.reason, detail)
+        })
+    }
+}
+
+#[cold]
+fn missing(name: &str) -> Refusal {
+    Refusal::new(Reason::MissingField, format!("{name} is missing"))
+}
+
+/// %, from the temperature and the dew point, both °C (Magnus formula).
+fn relative_humidity(temperature: f64, dew_point: f64) -> f64 {
+    let vapour_pressure = |t: f64| libm::exp(17.625 * t / (243.04 + t));
+    100.0 * vapour_pressure(dew_point) / vapour_pressure(temperature)
+}
+
+fn trim(text: &str) -> &str {
+    text.trim_matches(' ')
+}
+
+#[inline]
+fn number(name: &str, value: Value<'_>) -> Result<Option<f64>, Refusal> {
+    let number = match value {
+        Value::Missing => return Ok(None),
+        Value::Number(number) => Some(number).filter(|number| number.is_finite()),
+        Value::Integer(number) => Some(number as f64),
+        Value::Untyped(text) => match short_decimal(text.as_bytes()) {
+            Some(number) => Some(number),
+            None if trim(text).is_empty() => return Ok(None),
+            // Finite, since Rust also reads `inf` and `nan`.
+            None => trim(text).parse().ok().filter(|number: &f64| number.is_finite()),
+        },
+        _ => None,
+    };
+    match number {
+        Some(_) => Ok(number),
+        None => {
+            Err(Refusal::new(Reason::BadNumber, format!("{name} {value} is not a finite decimal number")))
+        }
+    }
+}
+
+/// `[-]digits[.digits]` of at most 15 digits: both the digits and the power of ten are exact as f64, so that their
+/// quotient is the nearest one, as the standard library gives it in twice the time.
+#[inline]
+fn short_decimal(text: &[u8]) -> Option<f64> {
+    const POWERS: [f64; 16] =
+        [1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15];
+    let (negative, digits) = match text {
+        [b'-', digits @ ..] => (true, digits),
+        digits => (false, digits),
+    };
+    if digits.is_empty() || digits.len() > 16 {
+        return None;
+    }
+    let mut number = 0u64;
+    let mut point = None;
+    for (at, &byte) in digits.iter().enumerate() {
+        match byte {
+            b'0'..=b'9' => number = number * 10 + u64::from(byte - b'0'),
+            b'.' if point.is_none() => point = Some(at),
+            _ => return None,
+        }
+    }
+    let decimals = point.map_or(0, |at| digits.len() - 1 - at);
+    let count = digits.len() - usize::from(point.is_some());
+    if count == 0 || count > 15 {
+        return None;
+    }
+    let magnitude = number as f64 / POWERS[decimals];
+    Some(if negative { -magnitude } else { magnitude })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn short_decimals_are_read_as_the_library_reads_them(text in "-?[0-9]{0,17}(\\.[0-9]{0,17})?") {
+            if let Some(number) = short_decimal(text.as_bytes()) {
+                prop_assert_eq!(number.to_bits(), text.parse::<f64>().unwrap().to_bits());
+            }
+        }
+    }
+
+    fn reading(temperature: f64, moisture: f64, settings: DecodeSettings) -> Result<Measurement, Refusal> {
+        let mut record = Record::new();
+        record.set(Field::City, Value::Text("x"));
+        record.set(Field::ReadingAt, Value::Instant(0));
+        record.set(Field::Temperature, Value::Number(temperature));
+        record.set(Field::Moisture, Value::Number(moisture));
+        match record.upsert(&settings)?.event {
+            Event::Reading(measurement) => Ok(measurement),
+            Event::Withdrawal => panic!("not a withdrawal"),
+        }
+    }
+
+    #[test]
+    fn celsius_and_dew_points_are_converted() {
+        let celsius = DecodeSettings { units: Units::Celsius, ..DecodeSettings::default() };
+        assert_eq!(reading(40.0, 50.0, celsius).unwrap().temperature(), 104.0);
+        let refusal = reading(61.0, 50.0, celsius).unwrap_err();
+        assert_eq!(refusal.reason, Reason::OutOfRange);
+        assert!(refusal.detail.contains("temperature 61"), "{refusal}");
+
+        let dew_point = DecodeSettings { moisture: Moisture::DewPoint, ..celsius };
+        let saturated = reading(20.0, 20.0, dew_point).unwrap().humidity();
+        assert_eq!(saturated, 100.0);
+        let half = reading(20.0, 9.27, dew_point).unwrap().humidity();
+        assert!((half - 50.0).abs() < 0.1, "{half}");
+        let fahrenheit = DecodeSettings { units: Units::Fahrenheit, ..dew_point };
+        let same = reading(68.0, 48.686, fahrenheit).unwrap().humidity();
+        assert!((same - half).abs() < 1e-9, "{same} {half}");
+        for dew_point_c in [25.0, -243.04, -500.0] {
+            let refused = reading(20.0, dew_point_c, dew_point);
+            assert!(refused.is_err() || refused.unwrap().humidity() == 0.0, "{dew_point_c}");
+        }
+        assert!(reading(20.0, 25.0, dew_point).unwrap_err().detail.contains("dew_point 25"));
+    }
+}

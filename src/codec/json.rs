@@ -1,0 +1,214 @@
+//! JSON lines: one object a line.
+
+use std::fmt;
+use std::io::Read;
+use std::ops::Range;
+
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use super::fields::{Field, Record, Value};
+use super::lines::{Advance, Lines, too_long};
+use super::{DecodeError, DecodeSettings};
+use crate::model::{Reason, Refusal, Upsert};
+
+pub(super) struct JsonReader {
+    lines: Lines,
+    settings: DecodeSettings,
+    ignored_fields: u64,
+    escaped: Escaped,
+}
+
+/// The strings of a line that are written with escapes, without them: the others lie in the line itself.
+#[derive(Default)]
+struct Escaped {
+    text: String,
+    fields: Vec<(Field, Range<usize>)>,
+}
+
+impl JsonReader {
+    pub(super) fn new(
+        reader: Box<dyn Read + Send>,
+        settings: DecodeSettings,
+    ) -> Result<JsonReader, DecodeError> {
+        Ok(JsonReader {
+            lines: Lines::new(reader)?,
+            settings,
+            ignored_fields: 0,
+            escaped: Escaped::default(),
+        })
+    }
+
+    pub(super) fn next(&mut self) -> Result<Option<Result<Upsert<'_>, Refusal>>, DecodeError> {
+        match self.lines.advance()? {
+            Advance::Line => {}
+            Advance::End => return Ok(None),
+            Advance::Cut => return Ok(Some(Err(Refusal::new(Reason::NotDecodable, too_long())))),
+        }
+        let Ok(line) = std::str::from_utf8(self.lines.record()) else {
+            return Ok(Some(Err(Refusal::new(Reason::NotDecodable, "the line is not UTF-8"))));
+        };
+        self.escaped.text.clear();
+        self.escaped.fields.clear();
+        let object = Object { settings: &self.settings, escaped: &mut self.escaped };
+        let mut json = serde_json::Deserializer::from_str(line);
+        let parsed = object.deserialize(&mut json).and_then(|parsed| json.end().map(|()| parsed));
+        let (mut record, ignored_fields) = match parsed {
+            Ok(parsed) => parsed,
+            Err(error) => return Ok(Some(Err(not_decodable(&error)))),
+        };
+        for (field, range) in &self.escaped.fields {
+            record.set(*field, Value::Text(&self.escaped.text[range.clone()]));
+        }
+        self.ignored_fields += ignored_fields;
+        Ok(Some(record.upsert(&self.settings)))
+    }
+
+    pub(super) fn line(&self) -> u64 {
+        self.lines.line()
+    }
+
+    pub(super) fn raw(&self) -> &[u8] {
+        self.lines.record()
+    }
+
+    pub(super) fn ignored_fields(&self) -> u64 {
+        self.ignored_fields
+    }
+}
+
+#[cold]
+fn not_decodable(error: &serde_json::Error) -> Refusal {
+    let mut why = error.to_string();
+    // serde_json counts lines too, but it only ever sees one.
+    if let Some(at) = why.rfind(" at line ") {
+        why.truncate(at);
+    }
+    let column = error.column();
+    Refusal::new(Reason::NotDecodable, format!("not a JSON object of a reading: {why} at byte {column}"))
+}
+
+struct Object<'a> {
+    settings: &'a DecodeSettings,
+    escaped: &'a mut Escaped,
+}
+
+impl<'de> DeserializeSeed<'de> for Object<'_> {
+    type Value = (Record<'de>, u64);
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Self::Value, D::Error> {
+        json.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Object<'_> {
+    type Value = (Record<'de>, u64);
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut record = Record::new();
+        let mut met = 0u16;
+        let mut ignored = 0;
+        while let Some(field) = map.next_key_seed(Name(self.settings))? {
+            let Some(field) = field else {
+                map.next_value::<IgnoredAny>()?;
+                ignored += 1;
+                continue;
+            };
+            if met & 1 << field as u16 != 0 {
+                let name = field.name(self.settings);
+                return Err(A::Error::custom(format_args!("{name} is there twice")));
+            }
+            met |= 1 << field as u16;
+            record.set(field, map.next_value_seed(Scalar { field, escaped: &mut *self.escaped })?);
+        }
+        Ok((record, ignored))
+    }
+}
+
+/// A key, as the field that it names.
+struct Name<'a>(&'a DecodeSettings);
+
+impl<'de> DeserializeSeed<'de> for Name<'_> {
+    type Value = Option<Field>;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Self::Value, D::Error> {
+        json.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Name<'_> {
+    type Value = Option<Field>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
+        Ok(Field::named(name, self.0))
+    }
+}
+
+struct Scalar<'a> {
+    field: Field,
+    escaped: &'a mut Escaped,
+}
+
+impl<'de> DeserializeSeed<'de> for Scalar<'_> {
+    type Value = Value<'de>;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Self::Value, D::Error> {
+        json.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Scalar<'_> {
+    type Value = Value<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Value<'de>, E> {
+        Ok(Value::Text(text))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Value<'de>, E> {
+        let start = self.escaped.text.len();
+        self.escaped.text.push_str(text);
+        self.escaped.fields.push((self.field, start..self.escaped.text.len()));
+        Ok(Value::Missing)
+    }
+
+    fn visit_f64<E>(self, number: f64) -> Result<Value<'de>, E> {
+        Ok(Value::Number(number))
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<Value<'de>, E> {
+        Ok(Value::Integer(number))
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Value<'de>, E> {
+        Ok(i64::try_from(number).map_or(Value::Number(number as f64), Value::Integer))
+    }
+
+    fn visit_bool<E>(self, boolean: bool) -> Result<Value<'de>, E> {
+        Ok(Value::Boolean(boolean))
+    }
+
+    fn visit_unit<E>(self) -> Result<Value<'de>, E> {
+        Ok(Value::Missing)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value<'de>, A::Error> {
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Value::Other("a list"))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value<'de>, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Value::Other("an object"))
+    }
+}

@@ -1,0 +1,222 @@
+//! Lines of a stream as slices of one buffer of fixed size.
+
+use std::io::{self, Read};
+
+use memchr::memchr;
+
+use super::{DecodeError, MAX_RECORD_BYTES};
+
+/// Several times the longest record, so that moving an unfinished record to the front is rare.
+const BUFFER_BYTES: usize = 8 * MAX_RECORD_BYTES;
+
+/// The record at hand lies in `buffer[start..end]`, its line end in `buffer[end..next]`.
+pub(super) struct Lines {
+    reader: Box<dyn Read + Send>,
+    buffer: Box<[u8]>,
+    start: usize,
+    end: usize,
+    next: usize,
+    filled: usize,
+    /// The stream has ended or failed.
+    ended: bool,
+    /// Of the record at hand, from 1, and how many lines it has.
+    line: u64,
+    lines: u64,
+}
+
+/// What [`Lines::advance`] came to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Advance {
+    End,
+    Line,
+    /// A line of more than [`MAX_RECORD_BYTES`], of which only those are kept.
+    Cut,
+}
+
+impl Lines {
+    /// Skips a byte order mark.
+    pub(super) fn new(reader: Box<dyn Read + Send>) -> Result<Lines, DecodeError> {
+        let buffer = vec![0; BUFFER_BYTES].into_boxed_slice();
+        let mut lines =
+            Lines { reader, buffer, start: 0, end: 0, next: 0, filled: 0, ended: false, line: 1, lines: 0 };
+        while lines.filled < 3 && !lines.ended {
+            lines.fill()?;
+        }
+        if lines.buffer[..lines.filled].starts_with(b"\xEF\xBB\xBF") {
+            lines.next = 3;
+        }
+        Ok(lines)
+    }
+
+    pub(super) fn line(&self) -> u64 {
+        self.line
+    }
+
+    /// The line or lines at hand without the line end.
+    #[inline]
+    pub(super) fn record(&self) -> &[u8] {
+        &self.buffer[self.start..self.end]
+    }
+
+    /// The bytes after `from` of the line or lines at hand, with the line end.
+    pub(super) fn record_and_line_end(&self, from: usize) -> &[u8] {
+        &self.buffer[self.start + from..self.next]
+    }
+
+    /// Goes on to the next line that is not blank.
+    #[inline]
+    pub(super) fn advance(&mut self) -> Result<Advance, DecodeError> {
+        loop {
+            self.line += self.lines;
+            self.lines = 1;
+            self.start = self.next;
+            let mut searched = self.start;
+            let mut found = memchr(b'\n', &self.buffer[searched..self.filled]);
+            while found.is_none() {
+                if self.ended {
+                    if self.start == self.filled {
+                        self.end = self.start;
+                        self.lines = 0;
+                        return Ok(Advance::End);
+                    }
+                    break;
+                }
+                // One more than fits, for a CR.
+                if self.filled - self.start > MAX_RECORD_BYTES + 1 {
+                    return self.cut();
+                }
+                let unfinished = self.filled - self.start;
+                self.fill()?;
+                searched = self.start + unfinished;
+                found = memchr(b'\n', &self.buffer[searched..self.filled]);
+            }
+            self.set_end(searched, found);
+            match self.end - self.start {
+                0 => {}
+                length if length > MAX_RECORD_BYTES => {
+                    self.end = self.start + MAX_RECORD_BYTES;
+                    return Ok(Advance::Cut);
+                }
+                _ if self.buffer[self.start] <= b' ' && self.record().trim_ascii().is_empty() => {}
+                _ => return Ok(Advance::Line),
+            }
+        }
+    }
+
+    /// Adds the next line to the record at hand: false where there is none, or the record would grow too long.
+    pub(super) fn extend(&mut self) -> Result<bool, DecodeError> {
+        let length = self.next - self.start;
+        let mut searched = length;
+        let found = loop {
+            let found = memchr(b'\n', &self.buffer[self.start + searched..self.filled]);
+            if found.is_some() || self.ended {
+                break found;
+            }
+            searched = self.filled - self.start;
+            if searched > MAX_RECORD_BYTES + 1 {
+                return Ok(false);
+            }
+            self.fill()?;
+        };
+        if found.is_none() && self.start + length == self.filled {
+            return Ok(false);
+        }
+        let before = self.mark();
+        self.set_end(self.start + searched, found);
+        if self.end - self.start > MAX_RECORD_BYTES {
+            self.reset(before);
+            return Ok(false);
+        }
+        self.lines += 1;
+        Ok(true)
+    }
+
+    /// Where the record at hand ends, for [`Lines::reset`].
+    pub(super) fn mark(&self) -> (usize, usize, u64) {
+        (self.end - self.start, self.next - self.start, self.lines)
+    }
+
+    /// Gives back the lines that were added since the mark was taken.
+    pub(super) fn reset(&mut self, (end, next, lines): (usize, usize, u64)) {
+        (self.end, self.next, self.lines) = (self.start + end, self.start + next, lines);
+    }
+
+    fn set_end(&mut self, searched: usize, found: Option<usize>) {
+        let end = found.map_or(self.filled, |at| searched + at);
+        self.next = found.map_or(self.filled, |_| end + 1);
+        self.end = end - usize::from(end > self.start && self.buffer[end - 1] == b'\r');
+    }
+
+    /// Reads the line to its end in pieces, over everything but its beginning.
+    fn cut(&mut self) -> Result<Advance, DecodeError> {
+        self.to_front();
+        self.end = MAX_RECORD_BYTES;
+        loop {
+            match memchr(b'\n', &self.buffer[self.end..self.filled]) {
+                Some(at) => {
+                    self.next = self.end + at + 1;
+                    return Ok(Advance::Cut);
+                }
+                None if self.ended => {
+                    self.next = self.filled;
+                    return Ok(Advance::Cut);
+                }
+                None => {
+                    self.filled = self.end;
+                    self.next = self.end;
+                    self.fill()?;
+                }
+            }
+        }
+    }
+
+    fn to_front(&mut self) {
+        self.buffer.copy_within(self.start..self.filled, 0);
+        self.end = self.end.saturating_sub(self.start);
+        self.next = self.next.saturating_sub(self.start);
+        self.filled -= self.start;
+        self.start = 0;
+    }
+
+    /// Reads more behind what is there. The record at hand may move to the front.
+    #[cold]
+    fn fill(&mut self) -> Result<(), DecodeError> {
+        if self.start > 0 {
+            self.to_front();
+        }
+        loop {
+            match self.reader.read(&mut self.buffer[self.filled..]) {
+                Ok(read) => {
+                    self.filled += read;
+                    self.ended = read == 0;
+                    return Ok(());
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    // What is left is part of a record: nothing more comes.
+                    self.ended = true;
+                    (self.start, self.end, self.next, self.filled) = (0, 0, 0, 0);
+                    return Err(self.failed(error));
+                }
+            }
+        }
+    }
+
+    fn failed(&self, error: io::Error) -> DecodeError {
+        use io::ErrorKind::{InvalidData, InvalidInput, Other, UnexpectedEof};
+        match error.kind() {
+            // As the decompressors name what they cannot go on from.
+            InvalidData | InvalidInput | Other | UnexpectedEof if error.raw_os_error().is_none() => {
+                DecodeError::Corrupt { at: self.line, detail: error.to_string() }
+            }
+            _ => DecodeError::Io(error),
+        }
+    }
+}
+
+/// The detail of a record that was cut.
+pub(super) fn too_long() -> String {
+    format!(
+        "the line is longer than {MAX_RECORD_BYTES} bytes, the longest that is read: the rest of it is left out"
+    )
+}

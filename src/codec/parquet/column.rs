@@ -1,0 +1,166 @@
+//! A column of one batch, as values.
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::*;
+use arrow_array::{
+    Array, ArrayRef, BooleanArray, Float32Array, Float64Array, Int32Array, Int64Array, LargeStringArray,
+    PrimitiveArray, StringArray, StringViewArray,
+};
+use arrow_schema::{DataType, TimeUnit};
+
+use super::super::fields::{Field, Value};
+
+pub(super) enum Column {
+    /// Of no value at all.
+    Null,
+    Float64(Float64Array),
+    Float32(Float32Array),
+    Integer(Int64Array),
+    /// Integers that need not fit an i64.
+    Unsigned(PrimitiveArray<UInt64Type>),
+    Boolean(BooleanArray),
+    Utf8(StringArray),
+    LargeUtf8(LargeStringArray),
+    Utf8View(StringViewArray),
+    Dictionary {
+        keys: Int32Array,
+        values: StringArray,
+    },
+    /// In units of `multiply / divide` ms.
+    Time {
+        array: Int64Array,
+        multiply: i64,
+        divide: i64,
+        instant: bool,
+    },
+}
+
+/// What a column must be for its field, as an error names it; nothing where it is.
+pub(super) fn expected(field: Field, kind: &DataType) -> Option<&'static str> {
+    use DataType::*;
+    let text = |kind: &DataType| match kind {
+        Utf8 | LargeUtf8 | Utf8View => true,
+        Dictionary(key, value) => **key == Int32 && **value == Utf8,
+        _ => false,
+    };
+    let fits = match field {
+        _ if *kind == Null => true,
+        Field::City => text(kind) || kind.is_integer(),
+        Field::ReadingAt => text(kind) || matches!(kind, Timestamp(_, _)),
+        Field::Temperature | Field::Moisture | Field::WindSpeed => {
+            kind.is_integer() || matches!(kind, Float32 | Float64)
+        }
+        Field::Revision => kind.is_integer(),
+        Field::Op => text(kind),
+        Field::Deleted => *kind == Boolean,
+    };
+    let expected = match field {
+        Field::City => "a string or an integer",
+        Field::ReadingAt => "a timestamp with a time zone or an RFC 3339 string",
+        Field::Temperature | Field::Moisture | Field::WindSpeed => "a double, a float or an integer",
+        Field::Revision => "an integer",
+        Field::Op => "a string",
+        Field::Deleted => "a boolean",
+    };
+    (!fits).then_some(expected)
+}
+
+impl Column {
+    /// The column, or nothing where its type is none of those that are read.
+    pub(super) fn new(array: &ArrayRef) -> Option<Column> {
+        fn widened<T: ArrowPrimitiveType>(array: &ArrayRef) -> Column
+        where
+            i64: From<T::Native>,
+        {
+            Column::Integer(array.as_primitive::<T>().unary(i64::from))
+        }
+        Some(match array.data_type() {
+            DataType::Null => Column::Null,
+            DataType::Float64 => Column::Float64(array.as_primitive().clone()),
+            DataType::Float32 => Column::Float32(array.as_primitive().clone()),
+            DataType::Int8 => widened::<Int8Type>(array),
+            DataType::Int16 => widened::<Int16Type>(array),
+            DataType::Int32 => widened::<Int32Type>(array),
+            DataType::Int64 => Column::Integer(array.as_primitive().clone()),
+            DataType::UInt8 => widened::<UInt8Type>(array),
+            DataType::UInt16 => widened::<UInt16Type>(array),
+            DataType::UInt32 => widened::<UInt32Type>(array),
+            DataType::UInt64 => Column::Unsigned(array.as_primitive().clone()),
+            DataType::Boolean => Column::Boolean(array.as_boolean().clone()),
+            DataType::Utf8 => Column::Utf8(array.as_string().clone()),
+            DataType::LargeUtf8 => Column::LargeUtf8(array.as_string().clone()),
+            DataType::Utf8View => Column::Utf8View(array.as_string_view().clone()),
+            DataType::Dictionary(key, value) if **key == DataType::Int32 && **value == DataType::Utf8 => {
+                let dictionary = array.as_dictionary::<Int32Type>();
+                Column::Dictionary {
+                    keys: dictionary.keys().clone(),
+                    values: dictionary.values().as_string().clone(),
+                }
+            }
+            DataType::Date32 => {
+                let array = array.as_primitive::<Date32Type>().unary(i64::from);
+                Column::Time { array, multiply: 86_400_000, divide: 1, instant: false }
+            }
+            DataType::Timestamp(unit, zone) => {
+                let instant = zone.is_some();
+                let (array, multiply, divide) = match unit {
+                    TimeUnit::Second => (integers::<TimestampSecondType>(array), 1_000, 1),
+                    TimeUnit::Millisecond => (integers::<TimestampMillisecondType>(array), 1, 1),
+                    TimeUnit::Microsecond => (integers::<TimestampMicrosecondType>(array), 1, 1_000),
+                    TimeUnit::Nanosecond => (integers::<TimestampNanosecondType>(array), 1, 1_000_000),
+                };
+                Column::Time { array, multiply, divide, instant }
+            }
+            _ => return None,
+        })
+    }
+
+    #[inline]
+    pub(super) fn value(&self, row: usize) -> Value<'_> {
+        match self {
+            Column::Null => Value::Missing,
+            Column::Float64(array) if array.is_valid(row) => Value::Number(array.value(row)),
+            Column::Float32(array) if array.is_valid(row) => Value::Number(f64::from(array.value(row))),
+            Column::Integer(array) if array.is_valid(row) => Value::Integer(array.value(row)),
+            Column::Unsigned(array) if array.is_valid(row) => {
+                let number = array.value(row);
+                i64::try_from(number).map_or(Value::Number(number as f64), Value::Integer)
+            }
+            Column::Boolean(array) if array.is_valid(row) => Value::Boolean(array.value(row)),
+            Column::Utf8(array) if array.is_valid(row) => Value::Text(array.value(row)),
+            Column::LargeUtf8(array) if array.is_valid(row) => Value::Text(array.value(row)),
+            Column::Utf8View(array) if array.is_valid(row) => Value::Text(array.value(row)),
+            Column::Dictionary { keys, values } if keys.is_valid(row) => {
+                let key = keys.value(row) as usize;
+                if values.is_valid(key) { Value::Text(values.value(key)) } else { Value::Missing }
+            }
+            Column::Time { array, multiply, divide, instant } if array.is_valid(row) => {
+                // Out of the range of i64 is out of the range of event times, too.
+                let ms = match (*multiply, *divide) {
+                    (multiply, 1) => array.value(row).saturating_mul(multiply),
+                    (_, divide) => array.value(row).div_euclid(divide),
+                };
+                if *instant { Value::Instant(ms) } else { Value::Local(ms) }
+            }
+            _ => Value::Missing,
+        }
+    }
+}
+
+fn integers<T: ArrowPrimitiveType<Native = i64>>(array: &ArrayRef) -> Int64Array {
+    array.as_primitive::<T>().reinterpret_cast()
+}
+
+/// The type in which a column of strings is read: as a dictionary where it is written as one, so that a string is
+/// copied and checked once a batch and not once a row.
+pub(super) fn read_as(kind: &DataType, written_as_dictionary: bool) -> Option<DataType> {
+    let text = |kind: &DataType| matches!(kind, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
+    match kind {
+        DataType::Dictionary(_, value) if !text(value) => None,
+        kind if !text(kind) && !matches!(kind, DataType::Dictionary(_, _)) => None,
+        _ if written_as_dictionary => {
+            Some(DataType::Dictionary(DataType::Int32.into(), DataType::Utf8.into()))
+        }
+        _ => Some(DataType::Utf8),
+    }
+}

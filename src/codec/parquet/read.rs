@@ -1,0 +1,279 @@
+//! Rows of a Parquet file.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::sync::Arc;
+
+use arrow_schema::{Schema, SchemaRef};
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
+};
+use parquet::basic::{Compression, Encoding};
+use parquet::file::metadata::ParquetMetaData;
+
+use super::super::fields::{self, Field, Record, Value};
+use super::super::{DecodeError, DecodeSettings, text};
+use super::column::{Column, expected, read_as};
+use crate::model::{EventTime, Refusal, Upsert};
+
+/// Few enough for a batch to stay in the cache.
+const BATCH_ROWS: usize = 8 * 1024;
+
+pub(in super::super) struct ParquetReader {
+    file: File,
+    metadata: ArrowReaderMetadata,
+    settings: DecodeSettings,
+    batches: ParquetRecordBatchReader,
+    fields: Vec<Field>,
+    columns: Vec<Column>,
+    ignored_columns: u64,
+    /// Of the batch at hand: the rows before it, those it has, and those returned.
+    before: u64,
+    rows: usize,
+    returned: usize,
+    /// A city that is a number, as text.
+    city: String,
+    whole_rows: Option<WholeRows>,
+    failed: bool,
+}
+
+impl ParquetReader {
+    pub(in super::super) fn new(file: File, settings: DecodeSettings) -> Result<ParquetReader, DecodeError> {
+        let corrupt = |error: parquet::errors::ParquetError| damaged(1, error);
+        let found = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()).map_err(corrupt)?;
+        check_compression(found.metadata())?;
+        let metadata = with_dictionaries(&found).unwrap_or(found);
+        let schema = metadata.schema().clone();
+        let of_column =
+            fields::columns(schema.fields().iter().map(|field| field.name().as_str()), &settings)?;
+        for (field, column) in of_column.iter().zip(schema.fields()) {
+            if let Some(expected) = field.and_then(|field| expected(field, column.data_type())) {
+                let (column, kind) = (column.name().clone(), column.data_type().to_string());
+                return Err(DecodeError::UnsupportedColumn { column, kind, expected });
+            }
+        }
+        let needed = (0..of_column.len()).filter(|&column| of_column[column].is_some());
+        let batches = batches(&file, &metadata, needed, 0).map_err(corrupt)?;
+        let fields: Vec<Field> = of_column.iter().flatten().copied().collect();
+        Ok(ParquetReader {
+            file,
+            metadata,
+            settings,
+            batches,
+            ignored_columns: (of_column.len() - fields.len()) as u64,
+            fields,
+            columns: Vec::new(),
+            before: 0,
+            rows: 0,
+            returned: 0,
+            city: String::new(),
+            whole_rows: None,
+            failed: false,
+        })
+    }
+
+    #[inline]
+    pub(in super::super) fn next(&mut self) -> Result<Option<Result<Upsert<'_>, Refusal>>, DecodeError> {
+        if self.returned == self.rows && !self.next_batch()? {
+            return Ok(None);
+        }
+        let row = self.returned;
+        self.returned += 1;
+        self.city.clear();
+        let mut record = Record::new();
+        for (&field, column) in self.fields.iter().zip(&self.columns) {
+            match (field, column.value(row)) {
+                (Field::City, Value::Integer(_) | Value::Number(_)) => {
+                    city_of_number(column, row, &mut self.city);
+                }
+                // How data frames write that a column of floats has nothing there.
+                (Field::WindSpeed, Value::Number(number)) if number.is_nan() => {}
+                (_, value) => record.set(field, value),
+            }
+        }
+        if !self.city.is_empty() {
+            record.set(Field::City, Value::Text(&self.city));
+        }
+        Ok(Some(record.upsert(&self.settings)))
+    }
+
+    #[cold]
+    fn next_batch(&mut self) -> Result<bool, DecodeError> {
+        self.before += self.rows as u64;
+        (self.rows, self.returned) = (0, 0);
+        while self.rows == 0 {
+            if self.failed {
+                return Ok(false);
+            }
+            let at = self.before + 1;
+            match self.batches.next() {
+                None => return Ok(false),
+                Some(Err(error)) => {
+                    self.failed = true;
+                    return Err(damaged(at, error));
+                }
+                Some(Ok(batch)) => {
+                    // Every column has one of the types that were checked.
+                    self.columns = batch.columns().iter().filter_map(Column::new).collect();
+                    self.rows = batch.num_rows();
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    pub(in super::super) fn row(&self) -> u64 {
+        self.before + self.returned as u64
+    }
+
+    pub(in super::super) fn ignored_fields(&self) -> u64 {
+        self.ignored_columns * self.row()
+    }
+
+    /// The row last returned as a JSON object, read a second time. Rows are asked for in rising order, so that all
+    /// together cost one more pass over the file and no more.
+    pub(in super::super) fn raw(&mut self) -> Vec<u8> {
+        let Some(row) = self.row().checked_sub(1) else { return Vec::new() };
+        let mut whole_rows = match self.whole_rows.take() {
+            Some(whole_rows) => whole_rows,
+            None => match WholeRows::new(&self.file, &self.metadata, row) {
+                Some(whole_rows) => whole_rows,
+                None => return Vec::new(),
+            },
+        };
+        let json = whole_rows.json(row);
+        self.whole_rows = Some(whole_rows);
+        json.unwrap_or_default()
+    }
+}
+
+/// An integer is a fine key: its decimal text.
+#[cold]
+fn city_of_number(column: &Column, row: usize, city: &mut String) {
+    city.clear();
+    // Writing to a string cannot fail.
+    let _ = match column {
+        Column::Unsigned(array) => write!(city, "{}", array.value(row)),
+        column => write!(city, "{}", column.value(row)),
+    };
+}
+
+/// Reads all columns of types that JSON has, for [`ParquetReader::raw`].
+struct WholeRows {
+    batches: ParquetRecordBatchReader,
+    schema: SchemaRef,
+    columns: Vec<(usize, Column)>,
+    before: u64,
+    rows: u64,
+}
+
+impl WholeRows {
+    fn new(file: &File, metadata: &ArrowReaderMetadata, from: u64) -> Option<WholeRows> {
+        let schema = metadata.schema();
+        let flat = (0..schema.fields().len()).filter(|&at| !schema.field(at).data_type().is_nested());
+        let selected: Vec<usize> = flat.clone().collect();
+        let batches = batches(file, metadata, flat, from as usize).ok()?;
+        let schema = Arc::new(schema.project(&selected).ok()?);
+        Some(WholeRows { batches, schema, columns: Vec::new(), before: from, rows: 0 })
+    }
+
+    fn json(&mut self, row: u64) -> Option<Vec<u8>> {
+        while row >= self.before + self.rows {
+            let batch = self.batches.next()?.ok()?;
+            self.before += self.rows;
+            self.rows = batch.num_rows() as u64;
+            let columns = batch.columns().iter().enumerate();
+            self.columns = columns.filter_map(|(at, array)| Some((at, Column::new(array)?))).collect();
+        }
+        let row = row.checked_sub(self.before)? as usize;
+        let mut json = vec![b'{'];
+        for (at, column) in &self.columns {
+            if json.len() > 1 {
+                json.push(b',');
+            }
+            text::push_json_text(self.schema.field(*at).name(), &mut json);
+            json.push(b':');
+            push_json(column.value(row), &mut json);
+        }
+        json.push(b'}');
+        Some(json)
+    }
+}
+
+fn push_json(value: Value<'_>, json: &mut Vec<u8>) {
+    match value {
+        Value::Missing | Value::Other(_) => json.extend_from_slice(b"null"),
+        Value::Untyped(text) | Value::Text(text) => text::push_json_text(text, json),
+        Value::Number(number) => text::push_json_number(number, json),
+        Value::Integer(number) => text::push_integer(number, json),
+        Value::Boolean(boolean) => json.extend_from_slice(if boolean { b"true" } else { b"false" }),
+        Value::Instant(ms) | Value::Local(ms) => match EventTime::from_millis(ms) {
+            Some(time) => {
+                json.push(b'"');
+                time.write_to(json);
+                if matches!(value, Value::Local(_)) {
+                    json.pop();
+                }
+                json.push(b'"');
+            }
+            None => text::push_integer(ms, json),
+        },
+    }
+}
+
+/// The rows of some of the file's columns, by the columns' places, without the first `skipped`.
+fn batches(
+    file: &File,
+    metadata: &ArrowReaderMetadata,
+    columns: impl Iterator<Item = usize>,
+    skipped: usize,
+) -> parquet::errors::Result<ParquetRecordBatchReader> {
+    let projection = ProjectionMask::roots(metadata.parquet_schema(), columns);
+    ParquetRecordBatchReaderBuilder::new_with_metadata(file.try_clone()?, metadata.clone())
+        .with_projection(projection)
+        .with_batch_size(BATCH_ROWS)
+        .with_offset(skipped)
+        .build()
+}
+
+/// The file with its columns of strings read as [`read_as`] says, if it takes that.
+fn with_dictionaries(found: &ArrowReaderMetadata) -> Option<ArrowReaderMetadata> {
+    let fields: Vec<_> = found
+        .schema()
+        .fields()
+        .iter()
+        .map(|field| match read_as(field.data_type(), in_dictionary(found.metadata(), field.name())) {
+            Some(kind) => Arc::new(field.as_ref().clone().with_data_type(kind)),
+            None => field.clone(),
+        })
+        .collect();
+    let schema = Arc::new(Schema::new_with_metadata(fields, found.schema().metadata().clone()));
+    let options = ArrowReaderOptions::new().with_schema(schema);
+    ArrowReaderMetadata::try_new(found.metadata().clone(), options).ok()
+}
+
+/// Whether the column of that name begins with a dictionary.
+fn in_dictionary(metadata: &ParquetMetaData, name: &str) -> bool {
+    let Some(group) = metadata.row_groups().first() else { return false };
+    group.columns().iter().filter(|chunk| chunk.column_path().parts() == [name]).any(|chunk| {
+        chunk
+            .encodings()
+            .any(|encoding| matches!(encoding, Encoding::RLE_DICTIONARY | Encoding::PLAIN_DICTIONARY))
+    })
+}
+
+fn check_compression(metadata: &ParquetMetaData) -> Result<(), DecodeError> {
+    for chunk in metadata.row_groups().iter().flat_map(|group| group.columns()) {
+        match chunk.compression() {
+            Compression::UNCOMPRESSED | Compression::SNAPPY | Compression::GZIP(_) | Compression::ZSTD(_) => {
+            }
+            other => return Err(DecodeError::UnsupportedCompression(other.to_string())),
+        }
+    }
+    Ok(())
+}
+
+fn damaged(at: u64, error: impl std::fmt::Display) -> DecodeError {
+    DecodeError::Corrupt { at, detail: error.to_string() }
+}

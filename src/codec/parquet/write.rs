@@ -1,0 +1,145 @@
+//! Tables of columns that are put together batch by batch.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use arrow_array::types::Int32Type;
+use arrow_array::{
+    ArrayRef, DictionaryArray, Int32Array, RecordBatch, StringArray, TimestampMillisecondArray,
+};
+use arrow_schema::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_writer::ArrowWriterOptions;
+use parquet::basic::{Compression, Encoding, ZstdLevel};
+use parquet::errors::ParquetError;
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::schema::types::ColumnPath;
+
+/// What a writer holds in memory is the pages of one row group, a few bytes for each of its values.
+const ROW_GROUP_ROWS: usize = 1 << 20;
+
+/// How the values of a column are spread, which decides how they are encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum Encoded {
+    /// Few different values: a dictionary of them.
+    Few,
+    /// Doubles that are nearly all different.
+    Unique,
+    /// Integers close to the ones before them.
+    Delta,
+}
+
+/// A Parquet file that is being written.
+pub(in super::super) struct Table {
+    writer: ArrowWriter<Box<dyn Write + Send>>,
+    schema: SchemaRef,
+}
+
+impl Table {
+    pub(in super::super) fn new(
+        out: Box<dyn Write + Send>,
+        columns: Vec<(Field, Encoded)>,
+    ) -> io::Result<Table> {
+        let mut properties = WriterProperties::builder()
+            .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).map_err(io_error)?))
+            .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
+            .set_statistics_enabled(EnabledStatistics::None)
+            .set_write_batch_size(8 * 1024);
+        for (field, encoded) in &columns {
+            let path = ColumnPath::from(field.name().as_str());
+            properties = match encoded {
+                Encoded::Few => properties,
+                Encoded::Unique => properties
+                    .set_column_dictionary_enabled(path.clone(), false)
+                    .set_column_encoding(path, Encoding::BYTE_STREAM_SPLIT),
+                Encoded::Delta => properties
+                    .set_column_dictionary_enabled(path.clone(), false)
+                    .set_column_statistics_enabled(path.clone(), EnabledStatistics::Chunk)
+                    .set_column_encoding(path, Encoding::DELTA_BINARY_PACKED),
+            };
+        }
+        let fields: Vec<Field> = columns.into_iter().map(|(field, _)| field).collect();
+        let schema = Arc::new(Schema::new(fields));
+        // Without arrow's own schema, so that a city is a string to whoever reads it.
+        let options =
+            ArrowWriterOptions::new().with_properties(properties.build()).with_skip_arrow_metadata(true);
+        let writer = ArrowWriter::try_new_with_options(out, schema.clone(), options).map_err(io_error)?;
+        Ok(Table { writer, schema })
+    }
+
+    /// Adds rows, column by column, in the order of the columns.
+    pub(in super::super) fn write(&mut self, columns: Vec<ArrayRef>) -> io::Result<()> {
+        let batch = RecordBatch::try_new(self.schema.clone(), columns).map_err(io::Error::other)?;
+        self.writer.write(&batch).map_err(io_error)
+    }
+
+    pub(in super::super) fn finish(self) -> io::Result<()> {
+        let mut writer = self.writer;
+        writer.finish().map_err(io_error)?;
+        writer.inner_mut().flush()
+    }
+}
+
+impl std::fmt::Debug for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Table")
+    }
+}
+
+/// The error of the file beneath, where it is one, so that a full disk is named as such.
+fn io_error(error: ParquetError) -> io::Error {
+    match error {
+        ParquetError::External(inner) => match inner.downcast::<io::Error>() {
+            Ok(error) => *error,
+            Err(inner) => io::Error::other(inner),
+        },
+        error => io::Error::other(error),
+    }
+}
+
+/// The type of a column of instants.
+pub(in super::super) fn time_column() -> DataType {
+    DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into()))
+}
+
+pub(in super::super) fn times(millis: impl IntoIterator<Item = Option<i64>>) -> TimestampMillisecondArray {
+    TimestampMillisecondArray::from_iter(millis).with_timezone("UTC")
+}
+
+/// The type of a column of cities.
+pub(in super::super) fn city_column() -> DataType {
+    DataType::Dictionary(DataType::Int32.into(), DataType::Utf8.into())
+}
+
+/// The cities of rows to be written: runs of one city name it once.
+#[derive(Debug, Default)]
+pub(in super::super) struct Cities {
+    keys: Vec<Option<i32>>,
+    names: Vec<Box<str>>,
+}
+
+impl Cities {
+    /// Adds `count` rows of one city, or of none.
+    pub(in super::super) fn push(&mut self, city: Option<&str>, count: usize) {
+        if let Some(city) = city
+            && self.names.last().is_none_or(|last| **last != *city)
+        {
+            self.names.push(city.into());
+        }
+        let key = city.map(|_| self.names.len() as i32 - 1);
+        self.keys.resize(self.keys.len() + count, key);
+    }
+
+    pub(in super::super) fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// The column; what is left is empty.
+    pub(in super::super) fn take(&mut self) -> io::Result<ArrayRef> {
+        let keys = Int32Array::from(std::mem::take(&mut self.keys));
+        let names = StringArray::from_iter_values(self.names.drain(..));
+        let cities =
+            DictionaryArray::<Int32Type>::try_new(keys, Arc::new(names)).map_err(io::Error::other)?;
+        Ok(Arc::new(cities))
+    }
+}

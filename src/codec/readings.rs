@@ -1,0 +1,249 @@
+//! Readings as a log holds them: `city,reading_at,temperature,humidity,wind_speed`, and `op` where asked.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use arrow_array::{ArrayRef, Float64Array, StringArray};
+use arrow_schema::{DataType, Field};
+
+use super::parquet::{Cities, Encoded, Table, city_column, time_column, times};
+use super::text::{TextFile, push_csv_text, push_json_number, push_json_text, push_number};
+use super::{Compression, Format};
+use crate::model::{Event, EventTime};
+
+/// Rows that are held before they are encoded.
+const BATCH_ROWS: usize = 8 * 1024;
+
+/// The fields of a record that need not meet any rule. Nothing is blank in CSV, absent in JSON, null in Parquet.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Fields<'a> {
+    pub city: Option<&'a str>,
+    pub reading_at: Option<EventTime>,
+    /// °F.
+    pub temperature: Option<f64>,
+    /// %.
+    pub humidity: Option<f64>,
+    /// mph.
+    pub wind_speed: Option<f64>,
+    /// A withdrawal; only where the writer writes operations.
+    pub withdrawal: bool,
+}
+
+/// Writes a log of readings. The file is whole once it is [finished](ReadingsWriter::finish).
+#[derive(Debug)]
+pub struct ReadingsWriter {
+    ops: bool,
+    inner: Inner,
+}
+
+#[derive(Debug)]
+enum Inner {
+    Csv(TextFile),
+    Json(TextFile),
+    Parquet(Box<Columns>),
+}
+
+impl ReadingsWriter {
+    /// Begins a file; with `ops` it can hold withdrawals: as a column `op` of `upsert` and `delete`, in JSON as
+    /// `"deleted":true`. Parquet compresses by itself, whatever `compression` says.
+    pub fn new(
+        format: Format,
+        compression: Compression,
+        ops: bool,
+        out: Box<dyn Write + Send>,
+    ) -> io::Result<ReadingsWriter> {
+        let inner = match format {
+            Format::Csv => {
+                let mut file = TextFile::new(out, compression)?;
+                file.line.extend_from_slice(b"city,reading_at,temperature,humidity,wind_speed");
+                file.line.extend_from_slice(if ops { b",op" } else { b"" });
+                file.end_line()?;
+                Inner::Csv(file)
+            }
+            Format::Json => Inner::Json(TextFile::new(out, compression)?),
+            Format::Parquet => Inner::Parquet(Box::new(Columns::new(ops, out)?)),
+        };
+        Ok(ReadingsWriter { ops, inner })
+    }
+
+    /// Writes one arrival.
+    ///
+    /// # Errors
+    ///
+    /// Where the file cannot be written, or for a withdrawal in a file without operations.
+    pub fn write(&mut self, city: &str, reading_at: EventTime, event: &Event) -> io::Result<()> {
+        let key = Fields { city: Some(city), reading_at: Some(reading_at), ..Fields::default() };
+        self.write_fields(&match event {
+            Event::Reading(measurement) => Fields {
+                temperature: Some(measurement.temperature()),
+                humidity: Some(measurement.humidity()),
+                wind_speed: measurement.wind_speed(),
+                ..key
+            },
+            Event::Withdrawal => Fields { withdrawal: true, ..key },
+        })
+    }
+
+    /// Writes a record as it is, within the rules or not.
+    pub fn write_fields(&mut self, fields: &Fields<'_>) -> io::Result<()> {
+        if fields.withdrawal && !self.ops {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a withdrawal in a file without operations",
+            ));
+        }
+        match &mut self.inner {
+            Inner::Csv(file) => {
+                push_csv(fields, self.ops, &mut file.line);
+                file.end_line()
+            }
+            Inner::Json(file) => {
+                push_json(fields, &mut file.line);
+                file.end_line()
+            }
+            Inner::Parquet(columns) => columns.write(fields),
+        }
+    }
+
+    /// Writes a line of any bytes, such as one that is not a record. Only text formats have lines.
+    pub fn write_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match &mut self.inner {
+            Inner::Csv(file) | Inner::Json(file) => {
+                file.line.extend_from_slice(bytes);
+                file.end_line()
+            }
+            Inner::Parquet(_) => {
+                Err(io::Error::new(io::ErrorKind::Unsupported, "a Parquet file has no lines"))
+            }
+        }
+    }
+
+    /// Writes what is left.
+    ///
+    /// # Errors
+    ///
+    /// Where not everything could be written: the file is then not whole.
+    pub fn finish(self) -> io::Result<()> {
+        match self.inner {
+            Inner::Csv(file) | Inner::Json(file) => file.finish(),
+            Inner::Parquet(columns) => columns.finish(),
+        }
+    }
+}
+
+fn push_csv(fields: &Fields<'_>, ops: bool, line: &mut Vec<u8>) {
+    push_csv_text(fields.city.unwrap_or_default(), line);
+    line.push(b',');
+    if let Some(reading_at) = fields.reading_at {
+        reading_at.write_to(line);
+    }
+    for number in [fields.temperature, fields.humidity, fields.wind_speed] {
+        line.push(b',');
+        if let Some(number) = number {
+            push_number(number, line);
+        }
+    }
+    if ops {
+        line.extend_from_slice(if fields.withdrawal { b",delete" } else { b",upsert" });
+    }
+}
+
+fn push_json(fields: &Fields<'_>, line: &mut Vec<u8>) {
+    line.push(b'{');
+    if let Some(city) = fields.city {
+        line.extend_from_slice(b"\"city\":");
+        push_json_text(city, line);
+        line.push(b',');
+    }
+    if let Some(reading_at) = fields.reading_at {
+        line.extend_from_slice(b"\"reading_at\":\"");
+        reading_at.write_to(line);
+        line.extend_from_slice(b"\",");
+    }
+    for (name, number) in [
+        ("\"temperature\":", fields.temperature),
+        ("\"humidity\":", fields.humidity),
+        ("\"wind_speed\":", fields.wind_speed),
+    ] {
+        if let Some(number) = number {
+            line.extend_from_slice(name.as_bytes());
+            push_json_number(number, line);
+            line.push(b',');
+        }
+    }
+    if fields.withdrawal {
+        line.extend_from_slice(b"\"deleted\":true,");
+    }
+    line.pop_if(|last| *last == b',');
+    line.push(b'}');
+}
+
+#[derive(Debug)]
+struct Columns {
+    table: Table,
+    cities: Cities,
+    reading_at: Vec<Option<i64>>,
+    temperature: Vec<Option<f64>>,
+    humidity: Vec<Option<f64>>,
+    wind_speed: Vec<Option<f64>>,
+    ops: Option<Vec<&'static str>>,
+}
+
+impl Columns {
+    fn new(ops: bool, out: Box<dyn Write + Send>) -> io::Result<Columns> {
+        let double = |name: &str| (Field::new(name, DataType::Float64, true), Encoded::Few);
+        let mut columns = vec![
+            (Field::new("city", city_column(), true), Encoded::Few),
+            (Field::new("reading_at", time_column(), true), Encoded::Delta),
+            double("temperature"),
+            double("humidity"),
+            double("wind_speed"),
+        ];
+        if ops {
+            columns.push((Field::new("op", DataType::Utf8, false), Encoded::Few));
+        }
+        Ok(Columns {
+            table: Table::new(out, columns)?,
+            cities: Cities::default(),
+            reading_at: Vec::new(),
+            temperature: Vec::new(),
+            humidity: Vec::new(),
+            wind_speed: Vec::new(),
+            ops: ops.then(Vec::new),
+        })
+    }
+
+    fn write(&mut self, fields: &Fields<'_>) -> io::Result<()> {
+        self.cities.push(fields.city, 1);
+        self.reading_at.push(fields.reading_at.map(EventTime::millis));
+        self.temperature.push(fields.temperature);
+        self.humidity.push(fields.humidity);
+        self.wind_speed.push(fields.wind_speed);
+        if let Some(ops) = &mut self.ops {
+            ops.push(if fields.withdrawal { "delete" } else { "upsert" });
+        }
+        if self.cities.len() == BATCH_ROWS { self.encode() } else { Ok(()) }
+    }
+
+    fn encode(&mut self) -> io::Result<()> {
+        let doubles = |values: &mut Vec<Option<f64>>| -> ArrayRef {
+            Arc::new(Float64Array::from_iter(values.drain(..)))
+        };
+        let mut columns = vec![
+            self.cities.take()?,
+            Arc::new(times(self.reading_at.drain(..))),
+            doubles(&mut self.temperature),
+            doubles(&mut self.humidity),
+            doubles(&mut self.wind_speed),
+        ];
+        if let Some(ops) = &mut self.ops {
+            columns.push(Arc::new(StringArray::from_iter_values(ops.drain(..))));
+        }
+        self.table.write(columns)
+    }
+
+    fn finish(mut self) -> io::Result<()> {
+        self.encode()?;
+        self.table.finish()
+    }
+}

@@ -1,0 +1,263 @@
+//! The lesser files: changes, daily summaries, dead letters.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use arrow_array::{ArrayRef, Date32Array, Float64Array, Int64Array};
+use arrow_schema::{DataType, Field};
+
+use super::parquet::{Cities, Encoded, Table, city_column, time_column, times};
+use super::text::{TextFile, push_csv_text, push_heat_index, push_integer, push_json_text, push_number};
+use super::{Compression, Format};
+use crate::model::time::DAY_MS;
+use crate::model::{Category, ChangeLine, DayLine, DeadLetter, EventTime, Row};
+
+/// Writes changes of rows as JSON lines. The file is whole once it is [finished](ChangesWriter::finish).
+#[derive(Debug)]
+pub struct ChangesWriter(TextFile);
+
+impl ChangesWriter {
+    pub fn new(compression: Compression, out: Box<dyn Write + Send>) -> io::Result<ChangesWriter> {
+        TextFile::new(out, compression).map(ChangesWriter)
+    }
+
+    pub fn write(&mut self, change: &ChangeLine<'_>) -> io::Result<()> {
+        let line = &mut self.0.line;
+        line.extend_from_slice(b"{\"as_of\":");
+        let _ = write!(line, "{}", change.as_of);
+        line.extend_from_slice(b",\"city\":");
+        push_json_text(change.city, line);
+        line.extend_from_slice(b",\"reading_at\":\"");
+        change.reading_at.write_to(line);
+        line.extend_from_slice(b"\",\"before\":");
+        push_row(change.before.as_ref(), line);
+        line.extend_from_slice(b",\"after\":");
+        push_row(change.after.as_ref(), line);
+        line.push(b'}');
+        self.0.end_line()
+    }
+
+    /// Lets whoever reads the file see what was written so far.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+
+    pub fn finish(self) -> io::Result<()> {
+        self.0.finish()
+    }
+}
+
+fn push_row(row: Option<&Row>, line: &mut Vec<u8>) {
+    let Some(row) = row else { return line.extend_from_slice(b"null") };
+    line.extend_from_slice(b"{\"heat_index\":");
+    push_heat_index(row.heat_index, line);
+    line.extend_from_slice(b",\"rolling_heat_index\":");
+    push_number(row.rolling_heat_index(), line);
+    line.extend_from_slice(b",\"count\":");
+    push_integer(i64::from(row.count), line);
+    line.extend_from_slice(b",\"category\":\"");
+    line.extend_from_slice(row.category.name().as_bytes());
+    line.extend_from_slice(b"\"}");
+}
+
+/// Writes dead letters as JSON lines. The file is whole once it is [finished](DeadLettersWriter::finish).
+#[derive(Debug)]
+pub struct DeadLettersWriter(TextFile);
+
+impl DeadLettersWriter {
+    pub fn new(compression: Compression, out: Box<dyn Write + Send>) -> io::Result<DeadLettersWriter> {
+        TextFile::new(out, compression).map(DeadLettersWriter)
+    }
+
+    pub fn write(&mut self, letter: &DeadLetter<'_>) -> io::Result<()> {
+        serde_json::to_writer(&mut self.0.line, letter)?;
+        self.0.end_line()
+    }
+
+    /// Lets whoever reads the file see what was written so far.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+
+    pub fn finish(self) -> io::Result<()> {
+        self.0.finish()
+    }
+}
+
+/// Writes summaries of days: `city,day,readings,mean_heat_index,max_heat_index,max_at` and how many readings are in
+/// each category. The file is whole once it is [finished](DailyWriter::finish).
+#[derive(Debug)]
+pub struct DailyWriter(Daily);
+
+#[derive(Debug)]
+enum Daily {
+    Csv(TextFile),
+    Json(TextFile),
+    Parquet(Box<Columns>),
+}
+
+impl DailyWriter {
+    /// Begins a file. Parquet compresses by itself, whatever `compression` says.
+    pub fn new(
+        format: Format,
+        compression: Compression,
+        out: Box<dyn Write + Send>,
+    ) -> io::Result<DailyWriter> {
+        Ok(DailyWriter(match format {
+            Format::Csv => {
+                let mut file = TextFile::new(out, compression)?;
+                file.line.extend_from_slice(b"city,day,readings,mean_heat_index,max_heat_index,max_at");
+                for category in Category::ALL {
+                    let _ = write!(file.line, ",{}", category.name());
+                }
+                file.end_line()?;
+                Daily::Csv(file)
+            }
+            Format::Json => Daily::Json(TextFile::new(out, compression)?),
+            Format::Parquet => Daily::Parquet(Box::new(Columns::new(out)?)),
+        }))
+    }
+
+    pub fn write(&mut self, day: &DayLine<'_>) -> io::Result<()> {
+        match &mut self.0 {
+            Daily::Csv(file) => {
+                push_csv_day(day, &mut file.line);
+                file.end_line()
+            }
+            Daily::Json(file) => {
+                push_json_day(day, &mut file.line);
+                file.end_line()
+            }
+            Daily::Parquet(columns) => columns.write(day),
+        }
+    }
+
+    /// Writes what is left.
+    ///
+    /// # Errors
+    ///
+    /// Where not everything could be written: the file is then not whole.
+    pub fn finish(self) -> io::Result<()> {
+        match self.0 {
+            Daily::Csv(file) | Daily::Json(file) => file.finish(),
+            Daily::Parquet(columns) => columns.finish(),
+        }
+    }
+}
+
+/// `YYYY-MM-DD`.
+fn push_day(day: i32, line: &mut Vec<u8>) {
+    if let Some(midnight) = EventTime::from_millis(i64::from(day) * DAY_MS) {
+        midnight.write_to(line);
+        line.truncate(line.len() - "T00:00:00Z".len());
+    }
+}
+
+fn push_csv_day(day: &DayLine<'_>, line: &mut Vec<u8>) {
+    push_csv_text(day.city, line);
+    line.push(b',');
+    push_day(day.day, line);
+    line.push(b',');
+    push_integer(i64::from(day.summary.readings), line);
+    line.push(b',');
+    push_number(day.summary.mean_heat_index(), line);
+    line.push(b',');
+    push_heat_index(day.summary.max_heat_index, line);
+    line.push(b',');
+    day.summary.max_at.write_to(line);
+    for readings in day.summary.categories {
+        line.push(b',');
+        push_integer(i64::from(readings), line);
+    }
+}
+
+fn push_json_day(day: &DayLine<'_>, line: &mut Vec<u8>) {
+    line.extend_from_slice(b"{\"city\":");
+    push_json_text(day.city, line);
+    line.extend_from_slice(b",\"day\":\"");
+    push_day(day.day, line);
+    line.extend_from_slice(b"\",\"readings\":");
+    push_integer(i64::from(day.summary.readings), line);
+    line.extend_from_slice(b",\"mean_heat_index\":");
+    push_number(day.summary.mean_heat_index(), line);
+    line.extend_from_slice(b",\"max_heat_index\":");
+    push_heat_index(day.summary.max_heat_index, line);
+    line.extend_from_slice(b",\"max_at\":\"");
+    day.summary.max_at.write_to(line);
+    line.push(b'"');
+    for (category, readings) in Category::ALL.iter().zip(day.summary.categories) {
+        let _ = write!(line, ",\"{}\":{readings}", category.name());
+    }
+    line.push(b'}');
+}
+
+#[derive(Debug)]
+struct Columns {
+    table: Table,
+    cities: Cities,
+    day: Vec<i32>,
+    max_at: Vec<i64>,
+    doubles: [Vec<f64>; 2],
+    /// The readings, then those of each category.
+    counts: [Vec<i64>; 6],
+}
+
+impl Columns {
+    const BATCH_ROWS: usize = 8 * 1024;
+
+    fn new(out: Box<dyn Write + Send>) -> io::Result<Columns> {
+        let count = |name: &str| (Field::new(name, DataType::Int64, false), Encoded::Delta);
+        let mut columns = vec![
+            (Field::new("city", city_column(), false), Encoded::Few),
+            (Field::new("day", DataType::Date32, false), Encoded::Delta),
+            count("readings"),
+            (Field::new("mean_heat_index", DataType::Float64, false), Encoded::Unique),
+            (Field::new("max_heat_index", DataType::Float64, false), Encoded::Few),
+            (Field::new("max_at", time_column(), false), Encoded::Delta),
+        ];
+        columns.extend(Category::ALL.iter().map(|category| count(category.name())));
+        Ok(Columns {
+            table: Table::new(out, columns)?,
+            cities: Cities::default(),
+            day: Vec::new(),
+            max_at: Vec::new(),
+            doubles: Default::default(),
+            counts: Default::default(),
+        })
+    }
+
+    fn write(&mut self, line: &DayLine<'_>) -> io::Result<()> {
+        let summary = &line.summary;
+        self.cities.push(Some(line.city), 1);
+        self.day.push(line.day);
+        self.max_at.push(summary.max_at.millis());
+        self.doubles[0].push(summary.mean_heat_index());
+        self.doubles[1].push(summary.max_heat_index.fahrenheit());
+        let counts = std::iter::once(summary.readings).chain(summary.categories);
+        self.counts.iter_mut().zip(counts).for_each(|(column, count)| column.push(i64::from(count)));
+        if self.cities.len() == Self::BATCH_ROWS { self.encode() } else { Ok(()) }
+    }
+
+    fn encode(&mut self) -> io::Result<()> {
+        let take = std::mem::take::<Vec<f64>>;
+        let [mean, max] = &mut self.doubles;
+        let [readings, categories @ ..] = &mut self.counts;
+        let count =
+            |column: &mut Vec<i64>| -> ArrayRef { Arc::new(Int64Array::from(std::mem::take(column))) };
+        let mut columns: Vec<ArrayRef> = vec![
+            self.cities.take()?,
+            Arc::new(Date32Array::from(std::mem::take(&mut self.day))),
+            count(readings),
+            Arc::new(Float64Array::from(take(mean))),
+            Arc::new(Float64Array::from(take(max))),
+            Arc::new(times(self.max_at.drain(..).map(Some))),
+        ];
+        columns.extend(categories.iter_mut().map(count));
+        self.table.write(columns)
+    }
+
+    fn finish(mut self) -> io::Result<()> {
+        self.encode()?;
+        self.table.finish()
+    }
+}

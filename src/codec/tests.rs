@@ -1,0 +1,84 @@
+//! The rules of decoding, and round trips through every format.
+
+mod rules;
+mod trips;
+
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+
+use super::*;
+use crate::model::{Event, EventTime, Measurement, Reason, Revision};
+
+/// An upsert that outlives its decoder.
+type Owned = (String, EventTime, Event, Option<Revision>);
+
+/// A record: its line, its bytes, and what it came to.
+type Decoded = (u64, Vec<u8>, Result<Owned, Refusal>);
+
+fn decode_with(
+    bytes: &[u8],
+    format: Format,
+    compression: Compression,
+    settings: DecodeSettings,
+) -> Result<(Vec<Decoded>, u64), (Vec<Decoded>, DecodeError)> {
+    let reader = Box::new(io::Cursor::new(bytes.to_vec()));
+    let mut decoder =
+        Decoder::from_reader(reader, format, compression, settings).map_err(|error| (Vec::new(), error))?;
+    let mut records = Vec::new();
+    loop {
+        let result = match decoder.next() {
+            Ok(None) => return Ok((records, decoder.ignored_fields())),
+            Ok(Some(result)) => {
+                result.map(|upsert| (upsert.city.into(), upsert.reading_at, upsert.event, upsert.revision))
+            }
+            Err(error) => {
+                assert!(decoder.next().is_ok_and(|next| next.is_none()), "nothing comes after an error");
+                return Err((records, error));
+            }
+        };
+        records.push((decoder.line(), decoder.raw().into_owned(), result));
+    }
+}
+
+fn decode(text: &str, format: Format) -> Vec<Decoded> {
+    decode_with(text.as_bytes(), format, Compression::None, DecodeSettings::default()).unwrap().0
+}
+
+fn reading(temperature: f64, humidity: f64, wind_speed: Option<f64>) -> Event {
+    Event::Reading(Measurement::new(temperature, humidity, wind_speed).unwrap())
+}
+
+/// What was written to it, for when the writer is gone.
+#[derive(Clone, Default)]
+struct Shared(Arc<Mutex<Vec<u8>>>);
+
+impl Shared {
+    fn bytes(&self) -> Vec<u8> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+impl Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A disk that is full after some bytes.
+struct Full(usize);
+
+impl Write for Full {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = bytes.len().min(self.0);
+        self.0 -= taken;
+        if taken == 0 && !bytes.is_empty() { Err(io::ErrorKind::StorageFull.into()) } else { Ok(taken) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
