@@ -58,5 +58,7 @@ pub struct Outcome {
     pub city: super::CityId,
     pub reading_at: EventTime,
     pub position: u64,
+    /// What the arrival brought: so whoever wants the measurements of the winners need not keep the log to look them up.
+    pub event: Event,
     pub kind: OutcomeKind,
 }

@@ -54,20 +54,6 @@ impl<T> Blocks<T> {
     pub fn iter(&self) -> impl Iterator<Item = &T> {
         self.full.iter().flatten().chain(&self.last)
     }
-
-    /// Where the next pushed value will be found by [`Blocks::get`].
-    pub fn next_place(&self) -> u64 {
-        let (block, row) = match self.last.len() == self.last.capacity() {
-            true => (self.full.len() + usize::from(!self.last.is_empty()), 0),
-            false => (self.full.len(), self.last.len()),
-        };
-        (block as u64) << 32 | row as u64
-    }
-
-    pub fn get(&self, place: u64) -> Option<&T> {
-        let (block, row) = ((place >> 32) as usize, place as u32 as usize);
-        self.full.get(block).or((block == self.full.len()).then_some(&self.last))?.get(row)
-    }
 }
 
 #[cfg(test)]
@@ -75,18 +61,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn holds_what_was_pushed_where_it_said() {
+    fn holds_what_was_pushed_in_order() {
         let mut blocks = Blocks::default();
-        let places: Vec<u64> = (0..5000)
-            .map(|i| {
-                let place = blocks.next_place();
-                blocks.push(i);
-                place
-            })
-            .collect();
+        (0..5000).for_each(|i| blocks.push(i));
         assert_eq!((blocks.len(), blocks.last()), (5000, Some(&4999)));
         assert!(blocks.iter().copied().eq(0..5000));
-        assert!(places.iter().zip(0..).all(|(place, i)| blocks.get(*place) == Some(&i)));
-        assert_eq!(blocks.get(blocks.next_place()), None);
     }
 }

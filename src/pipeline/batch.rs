@@ -1,6 +1,6 @@
 //! A finite run: files in, all results out. An epoch is the number of records read.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +18,7 @@ use crate::codec::{
 use crate::dataflow::heat_index::Formula;
 use crate::dataflow::rolling::Retention;
 use crate::dataflow::{self, Graph, GraphPlan};
-use crate::model::{Blocks, CityRows, DayLine, Duration, Measurement, Reason};
+use crate::model::{CityRows, DayLine, Duration, Reason};
 use crate::sinks::changes::{self, ChangesSink};
 use crate::sinks::output::OutputFile;
 use crate::sinks::plot::{self, FirstRows};
@@ -302,9 +302,7 @@ impl Ended {
 
     fn write(self, plan: &BatchPlan, outputs: &mut Outputs) -> Result<BatchSummary, BatchError> {
         let Ended { results, outcomes, first_rows, read } = self;
-        let Read { records, measurements, refused, examples, ignored_fields } = read;
-        let measurements: HashMap<Box<str>, Blocks<Measurement>> = measurements.into_iter().collect();
-        let none = Blocks::default();
+        let Read { records, refused, examples, ignored_fields } = read;
         let mut summary =
             BatchSummary { records, outcomes, refused, examples, ignored_fields, cities: 0, rows: 0 };
         let (mut writer, mut daily) = (outputs.rows(plan)?, outputs.daily(plan)?);
@@ -312,7 +310,7 @@ impl Ended {
         let mut rows = Vec::new();
         for mut city in results {
             let name = city.name.clone();
-            city.take_rows(measurements.get(&*name).unwrap_or(&none), &mut rows);
+            city.take_rows(&mut rows);
             summary.rows += rows.len() as u64;
             summary.cities += usize::from(!rows.is_empty());
             if let Some(writer) = &mut writer {

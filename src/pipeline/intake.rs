@@ -1,4 +1,4 @@
-//! Reads a finite log, epoch by epoch: decodes, admits, and keeps what the results will be joined with.
+//! Reads a finite log, epoch by epoch: decodes, admits, and keeps account of what it refuses.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -7,7 +7,7 @@ use std::vec;
 use super::batch::{BatchError, BatchPlan};
 use crate::admission::{Admission, AdmissionRules};
 use crate::codec::{DeadLettersWriter, DecodeSettings, Decoder};
-use crate::model::{Arrival, Blocks, CityName, DeadLetter, Event, Measurement, Reason, Refusal, Upsert};
+use crate::model::{Arrival, CityName, DeadLetter, Reason, Refusal, Upsert};
 use crate::sources::file::Input;
 
 /// How many refusals are shown where they are not written.
@@ -39,8 +39,6 @@ pub struct Intake {
 #[derive(Debug, Default)]
 pub struct Read {
     pub records: u64,
-    /// The measurements of each city in the order of their arrival: an arrival's position is its place here.
-    pub measurements: Vec<(Box<str>, Blocks<Measurement>)>,
     pub refused: BTreeMap<Reason, u64>,
     /// The first refusals, in words, where they are not written.
     pub examples: Vec<String>,
@@ -84,7 +82,7 @@ impl Intake {
                 Some(decoded) => {
                     self.read.records += 1;
                     let admitted = match decoded {
-                        Ok(upsert) => admit(&upsert, &mut self.admission, &mut self.read, epoch),
+                        Ok(upsert) => admit(&upsert, &mut self.admission, &self.read, epoch),
                         Err(refusal) => Err(refusal),
                     };
                     if let Err(refusal) = admitted {
@@ -120,20 +118,15 @@ impl Intake {
 fn admit(
     upsert: &Upsert<'_>,
     admission: &mut Admission,
-    read: &mut Read,
+    read: &Read,
     epoch: &mut Epoch,
 ) -> Result<(), Refusal> {
     let admitted = admission.admit(upsert, None)?;
     if admitted.is_new {
         epoch.cities.push(admitted.introduction(upsert.city));
-        read.measurements.push((upsert.city.into(), Blocks::default()));
-    }
-    let measurements = &mut read.measurements[admitted.city.number as usize].1;
-    let position = measurements.next_place();
-    if let Event::Reading(measurement) = upsert.event {
-        measurements.push(measurement);
     }
     let Upsert { reading_at, event, revision, .. } = *upsert;
+    let position = read.records;
     epoch.arrivals.push(Arrival { city: admitted.city, reading_at, event, revision, position });
     Ok(())
 }

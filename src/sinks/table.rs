@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::model::{
-    Batch, Blocks, Change, CityId, CityNames, DayChange, DaySummary, EventTime, HeatIndex, Measurement,
-    Outcome, OutcomeKind, ResultRow, Row,
+    Batch, Blocks, Change, CityId, CityNames, DayChange, DaySummary, Event, EventTime, HeatIndex,
+    Measurement, Outcome, OutcomeKind, ResultRow, Row,
 };
 
 /// What each time holds after sets and removals in any order of time: the last one of a time counts. In order a set is a push;
@@ -78,8 +78,8 @@ struct CompactRow {
 #[derive(Debug)]
 struct City {
     rows: Timeline<CompactRow>,
-    /// The position of the arrival that won.
-    winners: Timeline<u64>,
+    /// What the arrivals that won have measured.
+    winners: Timeline<Measurement>,
     days: Timeline<DaySummary>,
 }
 
@@ -136,12 +136,12 @@ impl Table {
                 OutcomeKind::TooLate => &mut self.counts.too_late,
             };
             *counter += 1;
-            match outcome.kind {
-                OutcomeKind::Inserted | OutcomeKind::Corrected => {
-                    self.city(outcome.city).winners.set(at, Some(outcome.position));
+            match (outcome.kind, outcome.event) {
+                (OutcomeKind::Inserted | OutcomeKind::Corrected, Event::Reading(measurement)) => {
+                    self.city(outcome.city).winners.set(at, Some(measurement));
                 }
-                OutcomeKind::Withdrawn => self.city(outcome.city).winners.set(at, None),
-                OutcomeKind::NothingToWithdraw | OutcomeKind::OldRevision | OutcomeKind::TooLate => {}
+                (OutcomeKind::Withdrawn, _) => self.city(outcome.city).winners.set(at, None),
+                _ => {}
             }
         }
     }
@@ -179,17 +179,17 @@ pub struct CityResults {
 impl CityResults {
     /// How many rows the city has.
     /// Moves the city's rows into `rows`, by time, each with the measurement of the arrival that won.
-    pub fn take_rows(&mut self, measurements: &Blocks<Measurement>, rows: &mut Vec<ResultRow>) {
+    pub fn take_rows(&mut self, rows: &mut Vec<ResultRow>) {
         let held = std::mem::replace(&mut self.city.rows, Timeline::new()).into_sorted();
         let winners = std::mem::replace(&mut self.city.winners, Timeline::new()).into_sorted();
         debug_assert_eq!(held.len(), winners.len(), "a key has a row just where an arrival won");
         rows.clear();
         rows.reserve(held.len());
-        rows.extend(held.iter().zip(winners.iter()).filter_map(|((millis, row), (won_at, position))| {
+        rows.extend(held.iter().zip(winners.iter()).filter_map(|((millis, row), (won_at, measurement))| {
             debug_assert_eq!(millis, won_at);
             Some(ResultRow {
                 reading_at: EventTime::from_millis(*millis)?,
-                measurement: *measurements.get(*position)?,
+                measurement: *measurement,
                 heat_index: HeatIndex::from_compact(row.heat_index),
                 sum: row.sum,
                 count: row.count,

@@ -119,8 +119,8 @@ impl Rolling {
                 _ => self.accept(city, arrival, changed),
             };
             if self.outcomes {
-                let (reading_at, position) = (arrival.reading_at, arrival.position);
-                changed.outcomes.push(Outcome { city: CityId(city), reading_at, position, kind });
+                let Arrival { reading_at, position, event, .. } = *arrival;
+                changed.outcomes.push(Outcome { city: CityId(city), reading_at, position, event, kind });
             }
         }
         self.arrival_cities = cities;
