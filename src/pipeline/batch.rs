@@ -5,7 +5,6 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration as Wait;
 
 use timely::worker::Worker;
@@ -19,7 +18,7 @@ use crate::dataflow::heat_index::Formula;
 use crate::dataflow::rolling::Retention;
 use crate::dataflow::{self, Graph, GraphPlan};
 use crate::model::{CityRows, DayLine, Duration, Reason};
-use crate::sinks::changes::{self, ChangesSink};
+use crate::sinks::changes::{self, ChangesSink, ChangesThread};
 use crate::sinks::output::OutputFile;
 use crate::sinks::plot::{self, FirstRows};
 use crate::sinks::table::{CityResults, OutcomeCounts, Table};
@@ -142,7 +141,7 @@ fn name_of(target: &Option<Target>) -> String {
     target.as_ref().map_or(String::new(), Target::name)
 }
 
-fn join(thread: JoinHandle<io::Result<()>>) -> io::Result<()> {
+fn join(thread: ChangesThread) -> io::Result<()> {
     thread.join().unwrap_or_else(|_| Err(io::Error::other("its thread has panicked")))
 }
 
@@ -392,7 +391,7 @@ impl Outputs {
     fn changes(
         &mut self,
         plan: &BatchPlan,
-    ) -> Result<Option<(Vec<ChangesSink>, JoinHandle<io::Result<()>>)>, BatchError> {
+    ) -> Result<Option<(Vec<ChangesSink>, ChangesThread)>, BatchError> {
         self.begin(&plan.changes, |_, compression, out| {
             changes::spawn(ChangesWriter::new(compression, out)?, plan.workers)
         })

@@ -146,11 +146,13 @@ impl Plot<'_> {
             .label("rolling mean")
             .legend(key(ROLLING));
         if legend {
-            let first = firsts.iter().map(|(at, row)| (*at, row.rolling_heat_index()));
-            chart
-                .draw_series(LineSeries::new(first, FIRST.stroke_width(2)))?
-                .label("rolling mean before corrections")
-                .legend(key(FIRST));
+            for run in self.runs(&firsts) {
+                let first = run.iter().map(|(at, row)| (*at, row.rolling_heat_index()));
+                let line = chart.draw_series(LineSeries::new(first, FIRST.stroke_width(2)))?;
+                if run.first() == firsts.first() {
+                    line.label("rolling mean before corrections").legend(key(FIRST));
+                }
+            }
             let readings = firsts.iter().filter(|(at, row)| self.reading_changed(*at, row));
             let crosses = readings
                 .map(|(at, row)| Cross::new((*at, row.heat_index.fahrenheit()), 5, FIRST.stroke_width(2)));
@@ -166,6 +168,15 @@ impl Plot<'_> {
                 .draw()?;
         }
         Ok(())
+    }
+
+    /// The corrected rows, cut where rows lie between them that no correction changed.
+    fn runs<'r>(&self, firsts: &'r [(i64, Row)]) -> impl Iterator<Item = &'r [(i64, Row)]> {
+        let times: Vec<i64> = self.rows.iter().map(|row| row.reading_at.millis()).collect();
+        firsts.chunk_by(move |(a, _), (b, _)| {
+            let between = times.partition_point(|at| at <= a)..times.partition_point(|at| at < b);
+            times[between].is_empty()
+        })
     }
 
     fn reading_changed(&self, at: i64, first: &Row) -> bool {

@@ -81,8 +81,11 @@ impl Current {
     }
 }
 
+/// Sum and count.
+type Window = (i64, u32);
+
 /// The newest servable row and the window, as `(sum, count)`, of the newest servable one an hour or more before it.
-fn newest_row(store: &mut Store, city: u32) -> Option<(EventTime, Row, Option<(i64, u32)>)> {
+fn newest_row(store: &mut Store, city: u32) -> Option<(EventTime, Row, Option<Window>)> {
     store.seal(city);
     let last = store.last_millis(city)?;
     let head = &store.heads[city as usize];
