@@ -68,8 +68,8 @@ pub struct Change {
     pub after: Option<Row>,
 }
 
-/// All that one worker has to say of the epochs in `lower..upper`: final, because the frontier has passed `upper`. Each
-/// epoch in which anything changed has one entry, in order; of row or day changes a key has at most one in it.
+/// All that one worker has to say of the epochs in `lower..upper`: final, because the frontier has passed `upper`. The
+/// changes come in pieces, each of one epoch, in the order of epochs; of row or day changes, a key has at most one an epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch<C = Change> {
     pub lower: u64,

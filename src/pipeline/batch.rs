@@ -388,10 +388,7 @@ impl Outputs {
         self.begin(&plan.dead_letters, |_, compression, out| DeadLettersWriter::new(compression, out))
     }
 
-    fn changes(
-        &mut self,
-        plan: &BatchPlan,
-    ) -> Result<Option<(Vec<ChangesSink>, ChangesThread)>, BatchError> {
+    fn changes(&mut self, plan: &BatchPlan) -> Result<Option<(Vec<ChangesSink>, ChangesThread)>, BatchError> {
         self.begin(&plan.changes, |_, compression, out| {
             changes::spawn(ChangesWriter::new(compression, out)?, plan.workers)
         })

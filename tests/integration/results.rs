@@ -273,7 +273,7 @@ proptest! {
             rolling.apply(&[vec![harness::arrival(&upsert, admitted, 0)]], &mut changed);
             prop_assert_eq!(changed.outcomes[0].kind, expected.unwrap_or(OutcomeKind::TooLate));
             let changes: Vec<_> =
-                changed.rows.iter().map(|c| ((0, c.reading_at.millis()), c.before, c.after)).collect();
+                changed.rows.iter().flatten().map(|c| ((0, c.reading_at.millis()), c.before, c.after)).collect();
             accumulate(&mut rows, &changes);
             prop_assert_eq!(&rows, &oracle.rows());
         }

@@ -96,9 +96,9 @@ impl Store {
         let window = self.retention.window.millis();
         let mut window_rows = WindowCursor::at(self, city, from.saturating_sub(window), from);
         while let Some((millis, held)) = window_rows.high.peek().filter(|(millis, _)| *millis <= to) {
-            window_rows.take(held);
+            window_rows.take();
             window_rows.drop_before(millis - window);
-            each(millis, row_of(held, window_rows.sum, window_rows.count));
+            each(millis, window_rows.row(held));
         }
     }
 
@@ -106,54 +106,65 @@ impl Store {
     /// one a key, and the store has them applied; the city must be sealed.
     pub fn sweep(&self, city: u32, deltas: &[Delta], mut emit: impl FnMut(i64, Option<Row>, Option<Row>)) {
         let window = self.retention.window.millis();
-        // Deltas before `entered` have their time behind the sweep, those before `left` also their window.
+        // Deltas before `entered` lie behind the sweep, those before `left` with their whole window.
         let (mut entered, mut left) = (0, 0);
         while let Some(next) = deltas.get(entered) {
             let mut rows = WindowCursor::at(self, city, next.millis - window, next.millis);
             // What the deltas in the window have added to its sum and count.
             let (mut sum_by, mut count_by) = (0, 0);
             loop {
-                let row = rows.high.peek();
-                let delta = deltas.get(entered);
-                let millis = match (row, delta) {
-                    (None, None) => return,
-                    (Some((at, _)), None) => at,
-                    (None, Some(delta)) => delta.millis,
-                    (Some((at, _)), Some(delta)) => at.min(delta.millis),
-                };
-                while left < entered && deltas[left].millis < millis - window {
-                    sum_by -= deltas[left].sum();
-                    count_by -= deltas[left].count();
-                    left += 1;
-                }
-                let own = delta.filter(|delta| delta.millis == millis);
-                if let Some(own) = own {
+                if let Some(own) = deltas.get(entered)
+                    && rows.high.peek().is_none_or(|(millis, _)| own.millis <= millis)
+                {
+                    while left < entered && deltas[left].millis < own.millis - window {
+                        sum_by -= deltas[left].sum();
+                        count_by -= deltas[left].count();
+                        left += 1;
+                    }
                     sum_by += own.sum();
                     count_by += own.count();
                     entered += 1;
+                    if own.after.is_some() {
+                        rows.take();
+                    }
+                    rows.drop_before(own.millis - window);
+                    let after = own.after.map(|held| rows.row(held));
+                    let before = own.before.map(|held| less(rows.row(held), sum_by, count_by));
+                    if before != after {
+                        emit(own.millis, before, after);
+                    }
                 }
+                // Rows that have no delta of their own, up to the next that has, or to the end of the oldest delta's window.
+                let until = deltas.get(entered).map_or(i64::MAX, |delta| delta.millis);
+                let until = until.min(deltas[left].millis + window + 1);
+                let changed = sum_by != 0 || count_by != 0;
+                while let Some((millis, held)) = rows.high.peek().filter(|(millis, _)| *millis < until) {
+                    rows.take();
+                    rows.drop_before(millis - window);
+                    if changed {
+                        let after = rows.row(held);
+                        emit(millis, Some(less(after, sum_by, count_by)), Some(after));
+                    }
+                }
+                if deltas.get(entered).is_some_and(|delta| delta.millis == until) {
+                    continue;
+                }
+                // The oldest delta's window ends here.
+                sum_by -= deltas[left].sum();
+                count_by -= deltas[left].count();
+                left += 1;
                 if left == entered {
                     break;
-                }
-                let held = row.filter(|(at, _)| *at == millis).map(|(_, held)| held);
-                if let Some(held) = held {
-                    rows.take(held);
-                }
-                rows.drop_before(millis - window);
-                let after = held.map(|held| row_of(held, rows.sum, rows.count));
-                let before = own
-                    .map_or(held, |own| own.before)
-                    .map(|held| row_of(held, rows.sum - sum_by, (i64::from(rows.count) - count_by) as u32));
-                if before != after {
-                    emit(millis, before, after);
                 }
             }
         }
     }
 }
 
-fn row_of(held: Held, sum: i64, count: u32) -> Row {
-    Row { heat_index: held.heat_index(), sum, count, category: held.category() }
+/// The row before `sum` and `count` were added to its window.
+#[inline(always)]
+fn less(row: Row, sum: i64, count: i64) -> Row {
+    Row { sum: row.sum - sum, count: (i64::from(row.count) - count) as u32, ..row }
 }
 
 impl Delta {
@@ -183,10 +194,18 @@ impl<'a> WindowCursor<'a> {
 
     /// Takes in the row at `high`.
     #[inline(always)]
-    fn take(&mut self, held: Held) {
-        self.sum += held.micros();
-        self.count += 1;
-        self.high.step();
+    fn take(&mut self) {
+        if let Some((_, held)) = self.high.peek() {
+            self.sum += held.micros();
+            self.count += 1;
+            self.high.step();
+        }
+    }
+
+    /// The result of a reading whose window this is.
+    #[inline(always)]
+    fn row(&self, held: Held) -> Row {
+        Row { heat_index: held.heat_index(), sum: self.sum, count: self.count, category: held.category() }
     }
 
     #[inline(always)]
