@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use swelter::codec::{Compression, DecodeSettings, Decoder, Format, ReadingsWriter, RowsWriter};
-use swelter::model::{Category, CityRows, Event, EventTime, HeatIndex, Measurement, ResultRow, Row};
+use swelter::model::{CityRows, Event, EventTime, HeatIndex, Measurement, ResultRow};
 
 const CITIES: u64 = 1_000;
 const PER_CITY: u64 = 288;
@@ -49,8 +49,7 @@ fn log(format: Format, compression: Compression) -> Vec<u8> {
         }
     }
     writer.finish().expect("memory takes it");
-    let bytes = shared.0.lock().expect("not poisoned").clone();
-    bytes
+    shared.0.lock().expect("not poisoned").clone()
 }
 
 fn read(criterion: &mut Criterion) {

@@ -6,6 +6,8 @@
 //! `taskset -c 1 cargo bench --bench rolling -- [SCENARIO...]`, scenarios: `in-order`, `cities`, `corrections`, `late`,
 //! `memory`; all without an argument.
 
+#![allow(clippy::print_stdout, clippy::unwrap_used)]
+
 use std::time::{Duration as Span, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -45,7 +47,7 @@ fn mix(a: u64, b: u64) -> u64 {
 
 fn measurement(city: u32, minute: i64, salt: u64) -> Measurement {
     let h = mix(u64::from(city), minute as u64 ^ salt << 48);
-    let (temperature, humidity) = (40 + ((h & 0xFFFF) * 51 >> 16), (h >> 16 & 0xFFFF) * 101 >> 16);
+    let (temperature, humidity) = (40 + (((h & 0xFFFF) * 51) >> 16), ((h >> 16 & 0xFFFF) * 101) >> 16);
     Measurement::new(temperature as f64, humidity as f64, None).unwrap()
 }
 

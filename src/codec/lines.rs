@@ -149,7 +149,7 @@ impl Lines {
 
     /// Reads the line to its end in pieces, over everything but its beginning.
     fn cut(&mut self) -> Result<Advance, DecodeError> {
-        self.to_front();
+        self.move_to_front();
         self.end = MAX_RECORD_BYTES;
         loop {
             match memchr(b'\n', &self.buffer[self.end..self.filled]) {
@@ -170,7 +170,7 @@ impl Lines {
         }
     }
 
-    fn to_front(&mut self) {
+    fn move_to_front(&mut self) {
         self.buffer.copy_within(self.start..self.filled, 0);
         self.end = self.end.saturating_sub(self.start);
         self.next = self.next.saturating_sub(self.start);
@@ -182,7 +182,7 @@ impl Lines {
     #[cold]
     fn fill(&mut self) -> Result<(), DecodeError> {
         if self.start > 0 {
-            self.to_front();
+            self.move_to_front();
         }
         loop {
             match self.reader.read(&mut self.buffer[self.filled..]) {

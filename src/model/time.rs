@@ -174,7 +174,7 @@ fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
     era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
 }
 
-/// The date that is `days` days after 1970-01-01: [`days_from_civil`] the other way round.
+/// The date that is `days` days after 1970-01-01: `days_from_civil` the other way round.
 pub fn civil_from_days(days: i64) -> (i64, i64, i64) {
     let days = days + 719_468;
     let era = days.div_euclid(146_097);

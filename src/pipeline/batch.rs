@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -187,7 +188,9 @@ fn execute(
             Collector { table: Table::default(), changes: lock(&shared.changes), first_rows: None };
         let intake = (worker.index() == 0)
             .then(|| shared.intake.lock().unwrap_or_else(PoisonError::into_inner).take());
-        work(worker, graph, collector, intake.flatten(), &shared, &progress)
+        let work = || work(worker, graph, collector, intake.flatten(), &shared, &progress);
+        // The other workers would wait for one that has panicked, for ever; the message is out by now.
+        catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| std::process::exit(101))
     })
     .map_err(BatchError::Workers)?;
     guards.join().into_iter().map(|end| end.map_err(BatchError::Workers)).collect()

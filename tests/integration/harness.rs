@@ -31,11 +31,14 @@ impl Settings {
     }
 }
 
+/// Keys, and their values before and after.
+type Changes<K, V> = Vec<(K, Option<V>, Option<V>)>;
+
 /// One epoch's output of all workers; cities by their number in the log.
 #[derive(Debug, Default)]
 pub struct EpochOutput {
-    pub rows: Vec<((u32, i64), Option<Row>, Option<Row>)>,
-    pub days: Vec<((u32, i32), Option<DaySummary>, Option<DaySummary>)>,
+    pub rows: Changes<(u32, i64), Row>,
+    pub days: Changes<(u32, i32), DaySummary>,
     pub current: Vec<(u32, CurrentRow, isize)>,
     pub hottest: Vec<(String, i64, isize)>,
     pub categories: Vec<(swelter::dataflow::rankings::CountryCategory, isize)>,

@@ -1,5 +1,8 @@
 //! What the parts do together.
 
+// What fails here fails a test.
+#![allow(clippy::unwrap_used)]
+
 mod batch;
 mod harness;
 mod heat_index;

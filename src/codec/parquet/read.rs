@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use arrow_schema::{Schema, SchemaRef};
@@ -40,8 +41,9 @@ pub(in super::super) struct ParquetReader {
 
 impl ParquetReader {
     pub(in super::super) fn new(file: File, settings: DecodeSettings) -> Result<ParquetReader, DecodeError> {
-        let corrupt = |error: parquet::errors::ParquetError| damaged(1, error);
-        let found = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()).map_err(corrupt)?;
+        let corrupt = |detail: String| damaged(1, detail);
+        let found =
+            caught(|| ArrowReaderMetadata::load(&file, ArrowReaderOptions::new())).map_err(corrupt)?;
         check_compression(found.metadata())?;
         let metadata = with_dictionaries(&found).unwrap_or(found);
         let schema = metadata.schema().clone();
@@ -54,7 +56,7 @@ impl ParquetReader {
             }
         }
         let needed = (0..of_column.len()).filter(|&column| of_column[column].is_some());
-        let batches = batches(&file, &metadata, needed, 0).map_err(corrupt)?;
+        let batches = caught(|| batches(&file, &metadata, needed, 0)).map_err(corrupt)?;
         let fields: Vec<Field> = of_column.iter().flatten().copied().collect();
         Ok(ParquetReader {
             file,
@@ -107,13 +109,13 @@ impl ParquetReader {
                 return Ok(false);
             }
             let at = self.before + 1;
-            match self.batches.next() {
-                None => return Ok(false),
-                Some(Err(error)) => {
+            match caught(|| self.batches.next().transpose()) {
+                Ok(None) => return Ok(false),
+                Err(detail) => {
                     self.failed = true;
-                    return Err(damaged(at, error));
+                    return Err(damaged(at, detail));
                 }
-                Some(Ok(batch)) => {
+                Ok(Some(batch)) => {
                     // Every column has one of the types that were checked.
                     self.columns = batch.columns().iter().filter_map(Column::new).collect();
                     self.rows = batch.num_rows();
@@ -161,7 +163,8 @@ fn city_of_number(column: &Column, row: usize, city: &mut String) {
 
 /// Reads all columns of types that JSON has, for [`ParquetReader::raw`].
 struct WholeRows {
-    batches: ParquetRecordBatchReader,
+    /// Gone after an error.
+    batches: Option<ParquetRecordBatchReader>,
     schema: SchemaRef,
     columns: Vec<(usize, Column)>,
     before: u64,
@@ -173,14 +176,16 @@ impl WholeRows {
         let schema = metadata.schema();
         let flat = (0..schema.fields().len()).filter(|&at| !schema.field(at).data_type().is_nested());
         let selected: Vec<usize> = flat.clone().collect();
-        let batches = batches(file, metadata, flat, from as usize).ok()?;
+        let batches = caught(|| batches(file, metadata, flat, from as usize)).ok()?;
         let schema = Arc::new(schema.project(&selected).ok()?);
-        Some(WholeRows { batches, schema, columns: Vec::new(), before: from, rows: 0 })
+        Some(WholeRows { batches: Some(batches), schema, columns: Vec::new(), before: from, rows: 0 })
     }
 
     fn json(&mut self, row: u64) -> Option<Vec<u8>> {
         while row >= self.before + self.rows {
-            let batch = self.batches.next()?.ok()?;
+            let mut batches = self.batches.take()?;
+            let batch = caught(|| batches.next().transpose()).ok()??;
+            self.batches = Some(batches);
             self.before += self.rows;
             self.rows = batch.num_rows() as u64;
             let columns = batch.columns().iter().enumerate();
@@ -272,6 +277,18 @@ fn check_compression(metadata: &ParquetMetaData) -> Result<(), DecodeError> {
         }
     }
     Ok(())
+}
+
+/// What the parquet crate says of a file, panics included: it has some for damage that it does not expect.
+fn caught<T, E: std::fmt::Display>(read: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
+    // No reader is asked again after a panic.
+    match catch_unwind(AssertUnwindSafe(read)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(panic) => Err(match panic.downcast_ref::<&str>() {
+            Some(message) => (*message).to_owned(),
+            None => panic.downcast_ref::<String>().cloned().unwrap_or_default(),
+        }),
+    }
 }
 
 fn damaged(at: u64, error: impl std::fmt::Display) -> DecodeError {

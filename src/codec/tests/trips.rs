@@ -276,6 +276,19 @@ proptest! {
     }
 }
 
+/// Among them the signs of all offsets and lengths.
+#[test]
+fn every_flipped_bit_of_parquet_is_an_error_or_read() {
+    let measurement = Measurement::new(86.0, 66.0, Some(4.0)).unwrap();
+    let log = ["x", "y"].map(|city| (city.to_owned(), EventTime::default(), Event::Reading(measurement)));
+    let bytes = written(&log, Format::Parquet, Compression::None);
+    for bit in 0..bytes.len() * 8 {
+        let mut bytes = bytes.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        let _ = decode_with(&bytes, Format::Parquet, Compression::None, DecodeSettings::default());
+    }
+}
+
 #[test]
 fn long_files_are_accounted_for() {
     let mut body = Vec::new();

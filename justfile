@@ -1,0 +1,27 @@
+# All tests, the property tests with 2,000 cases each
+test *args:
+    scripts/test {{args}}
+
+lint:
+    cargo clippy --locked --all-targets -- -D warnings
+    RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+
+fmt:
+    cargo fmt
+
+# What the parts cost, on one core
+bench *args:
+    taskset -c 1 cargo bench --locked {{args}}
+
+# Beside polars, pandas and DuckDB
+compare *args:
+    cargo build --release --locked
+    benches/compare/run {{args}}
+
+# A year of New York, and what two corrections change of it
+demo-nyc:
+    cargo run --release --locked -- batch data/nyc2013.csv data/nyc2013-corrections.csv \
+        -o nyc2013.parquet --changes nyc2013-changes.jsonl --plot nyc2013.svg --city JFK
+
+deny:
+    cargo deny check
