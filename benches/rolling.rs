@@ -118,7 +118,7 @@ impl Operator {
 fn look_at(closed: &Closed<Change>, seen: &mut i64, rows: &mut u64) {
     while let Some(batch) = closed.take() {
         for change in batch.changes.iter().flat_map(|(_, changes)| changes) {
-            *seen ^= change.after.map_or(0, |row| row.sum);
+            *seen ^= change.after.map_or(0, |row| row.sum());
             *rows += 1;
         }
     }
@@ -172,10 +172,10 @@ fn bare_loop(cities: &Cities, epochs: i64, formula: bool) -> f64 {
             let (city, reading_at) = (arrival.city.number, arrival.reading_at);
             store.heads[city as usize].high = reading_at.millis();
             let (sum, count) = store.append(city, reading_at.millis(), held, None);
-            let after = Row { heat_index: held.heat_index(), sum, count, category: held.category() };
+            let after = Row::new(held.heat_index(), held.category(), sum, count);
             changes.push(Change { city: CityId(city), reading_at, before: None, after: Some(after) });
         }
-        changes.iter().for_each(|change| seen ^= change.after.map_or(0, |row| row.sum));
+        changes.iter().for_each(|change| seen ^= change.after.map_or(0, |row| row.sum()));
     };
     for minute in 0..2 * WINDOW_MINUTES {
         run(&cities.minute(minute), None);

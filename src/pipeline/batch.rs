@@ -28,6 +28,9 @@ use crate::sources::file::Input;
 /// Epochs under way, where there are other workers to work on them, before reading waits.
 const EPOCHS_IN_FLIGHT: usize = 2;
 
+/// A worker never parks without a limit, not even behind its last line: a wake-up from another worker can get lost.
+const LONGEST_PARK: Wait = Wait::from_millis(10);
+
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct BatchPlan {
@@ -210,11 +213,10 @@ fn work(
         intake.finish().map_err(|error| BatchError::output("dead letters", error))
     });
     graph.close_inputs();
-    while !graph.probe.done() {
-        worker.step_or_park(None);
+    while worker.has_dataflows() {
+        worker.step_or_park(Some(LONGEST_PARK));
         collector.take(&graph, shared);
     }
-    collector.take(&graph, shared);
     WorkerEnd {
         outcomes: collector.table.counts,
         results: collector.table.finish(&graph.names),
@@ -239,7 +241,7 @@ fn feed(
         graph.send(epoch.upto, &mut epoch.cities, &mut epoch.arrivals);
         in_flight.push_back(epoch.upto);
         while in_flight.len() > most {
-            worker.step_or_park(Some(Wait::from_millis(10)));
+            worker.step_or_park(Some(LONGEST_PARK));
             while in_flight.front().is_some_and(|upto| !graph.probe.less_equal(upto)) {
                 in_flight.pop_front();
             }

@@ -42,7 +42,8 @@ impl FirstRows {
     fn corrected(&self, rows: &[ResultRow]) -> BTreeMap<i64, Row> {
         let result = |row: &ResultRow| (row.reading_at.millis(), (row.heat_index, row.sum, row.count));
         let now: BTreeMap<_, _> = rows.iter().map(result).collect();
-        let differs = |(at, row): &(&i64, &Row)| now.get(at) != Some(&(row.heat_index, row.sum, row.count));
+        let differs =
+            |(at, row): &(&i64, &Row)| now.get(at) != Some(&(row.heat_index(), row.sum(), row.count()));
         self.rows.iter().filter(differs).map(|(at, row)| (*at, *row)).collect()
     }
 }
@@ -96,7 +97,7 @@ impl Plot<'_> {
         let by = |(at, first): &(&i64, &Row)| {
             let now = self.rows.binary_search_by_key(*at, |row| row.reading_at.millis());
             now.map_or(f64::INFINITY, |now| {
-                (self.rows[now].heat_index.fahrenheit() - first.heat_index.fahrenheit()).abs()
+                (self.rows[now].heat_index.fahrenheit() - first.heat_index().fahrenheit()).abs()
             })
         };
         self.corrected.iter().max_by(|a, b| by(a).total_cmp(&by(b))).map(|(at, _)| *at)
@@ -116,7 +117,7 @@ impl Plot<'_> {
         let values = shown
             .iter()
             .map(|row| row.heat_index.fahrenheit())
-            .chain(firsts.iter().filter(|_| legend).map(|(_, row)| row.heat_index.fahrenheit()));
+            .chain(firsts.iter().filter(|_| legend).map(|(_, row)| row.heat_index().fahrenheit()));
         let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
         let margin = ((high - low) * 0.05).max(1.0);
         let mut chart = ChartBuilder::on(area)
@@ -155,7 +156,7 @@ impl Plot<'_> {
             }
             let readings = firsts.iter().filter(|(at, row)| self.reading_changed(*at, row));
             let crosses = readings
-                .map(|(at, row)| Cross::new((*at, row.heat_index.fahrenheit()), 5, FIRST.stroke_width(2)));
+                .map(|(at, row)| Cross::new((*at, row.heat_index().fahrenheit()), 5, FIRST.stroke_width(2)));
             chart
                 .draw_series(crosses)?
                 .label("reading before its correction")
@@ -181,7 +182,7 @@ impl Plot<'_> {
 
     fn reading_changed(&self, at: i64, first: &Row) -> bool {
         let now = self.rows.binary_search_by_key(&at, |row| row.reading_at.millis());
-        now.map_or(true, |now| self.rows[now].heat_index != first.heat_index)
+        now.map_or(true, |now| self.rows[now].heat_index != first.heat_index())
     }
 }
 

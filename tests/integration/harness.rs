@@ -118,9 +118,10 @@ pub fn run(log: &[Entry], settings: Settings, workers: usize, cuts: &[usize]) ->
 
 fn finish(worker: &mut timely::worker::Worker, mut graph: Graph, epochs: usize) -> Vec<EpochOutput> {
     graph.close_inputs();
-    let Graph { probe, names, rows, days, outcomes, current, hottest, by_country, .. } = graph;
-    while !probe.done() {
-        worker.step_or_park(None);
+    let Graph { names, rows, days, outcomes, current, hottest, by_country, .. } = graph;
+    // Bounded, as a wake-up from another worker can get lost.
+    while worker.has_dataflows() {
+        worker.step_or_park(Some(std::time::Duration::from_millis(10)));
     }
     let mut out: Vec<EpochOutput> = (0..epochs).map(|_| EpochOutput::default()).collect();
     let city = |id: CityId| city_number(&names.get(id));

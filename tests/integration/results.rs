@@ -178,14 +178,14 @@ fn check_rankings(
     );
     let current = oracle.current();
     let mut ranked: Vec<_> =
-        current.iter().map(|(city, row)| (city_name(*city), row.row.heat_index.micros())).collect();
+        current.iter().map(|(city, row)| (city_name(*city), row.row.heat_index().micros())).collect();
     ranked.sort_by_key(|(city, micros)| (-micros, city.clone()));
     ranked.truncate(HOTTEST);
     ranked.sort();
     assert_eq!(hottest.keys().cloned().collect::<Vec<_>>(), ranked, "hottest");
     accumulate_diffs(categories, output.categories.iter().map(|(c, diff)| ((c.category, c.cities), *diff)));
     let mut counts: BTreeMap<Category, isize> = BTreeMap::new();
-    current.values().for_each(|row| *counts.entry(row.row.category).or_insert(0) += 1);
+    current.values().for_each(|row| *counts.entry(row.row.category()).or_insert(0) += 1);
     assert_eq!(
         categories.keys().copied().collect::<Vec<_>>(),
         counts.into_iter().collect::<Vec<_>>(),

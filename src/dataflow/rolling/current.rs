@@ -95,12 +95,7 @@ fn newest_row(store: &mut Store, city: u32) -> Option<(EventTime, Row, Option<Wi
     }
     let place = store.seek(city, last);
     let (_, held) = store.get(city, place)?;
-    let row = Row {
-        heat_index: held.heat_index(),
-        sum: head.run_sum,
-        count: head.run_count,
-        category: held.category(),
-    };
+    let row = Row::new(held.heat_index(), held.category(), head.run_sum, head.run_count);
     let hour_ago = store
         .rolling_at_or_before(city, last - HOUR_MS)
         .filter(|(at, _, _)| *at >= oldest_servable)

@@ -195,7 +195,7 @@ impl Rolling {
         let kind = match (self.store.heads[city as usize].edits, held) {
             (Edits::None, Some(held)) => {
                 let (sum, count) = self.store.append(city, millis, held, arrival.revision);
-                let after = Row { heat_index: held.heat_index(), sum, count, category: held.category() };
+                let after = Row::new(held.heat_index(), held.category(), sum, count);
                 let reading_at = arrival.reading_at;
                 changed.row(Change { city: CityId(city), reading_at, before: None, after: Some(after) });
                 if let Some(days) = &mut self.days {

@@ -79,6 +79,8 @@ pub enum Edits {
 pub struct CityIndex {
     /// The city's chunks, oldest first; none is empty between epochs.
     pub chunks: VecDeque<u32>,
+    /// Since the last epoch, a chunk has come or gone other than at the ends, so that `next` is not right everywhere.
+    pub relink: bool,
     /// Keys that hold no reading because they were withdrawn, with the revision of the withdrawal.
     pub withdrawn: BTreeMap<i64, Option<Revision>>,
 }

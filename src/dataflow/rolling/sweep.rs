@@ -164,7 +164,8 @@ impl Store {
 /// The row before `sum` and `count` were added to its window.
 #[inline(always)]
 fn less(row: Row, sum: i64, count: i64) -> Row {
-    Row { sum: row.sum - sum, count: (i64::from(row.count) - count) as u32, ..row }
+    let count = (i64::from(row.count()) - count) as u32;
+    Row::new(row.heat_index(), row.category(), row.sum() - sum, count)
 }
 
 impl Delta {
@@ -205,7 +206,7 @@ impl<'a> WindowCursor<'a> {
     /// The result of a reading whose window this is.
     #[inline(always)]
     fn row(&self, held: Held) -> Row {
-        Row { heat_index: held.heat_index(), sum: self.sum, count: self.count, category: held.category() }
+        Row::new(held.heat_index(), held.category(), self.sum, self.count)
     }
 
     #[inline(always)]
