@@ -28,7 +28,7 @@ use crate::sources::file::Input;
 /// Epochs under way, where there are other workers to work on them, before reading waits.
 const EPOCHS_IN_FLIGHT: usize = 2;
 
-/// A worker never parks without a limit, not even behind its last line: a wake-up from another worker can get lost.
+/// A worker never parks without a limit, so that it does not sleep for ever should a wake-up get lost.
 const LONGEST_PARK: Wait = Wait::from_millis(10);
 
 /// What to run.

@@ -129,7 +129,7 @@ impl Store {
                     }
                     rows.drop_before(own.millis - window);
                     let after = own.after.map(|held| rows.row(held));
-                    let before = own.before.map(|held| less(rows.row(held), sum_by, count_by));
+                    let before = own.before.map(|held| rows.row_before(held, sum_by, count_by));
                     if before != after {
                         emit(own.millis, before, after);
                     }
@@ -143,7 +143,7 @@ impl Store {
                     rows.drop_before(millis - window);
                     if changed {
                         let after = rows.row(held);
-                        emit(millis, Some(less(after, sum_by, count_by)), Some(after));
+                        emit(millis, Some(rows.row_before(held, sum_by, count_by)), Some(after));
                     }
                 }
                 if deltas.get(entered).is_some_and(|delta| delta.millis == until) {
@@ -159,13 +159,6 @@ impl Store {
             }
         }
     }
-}
-
-/// The row before `sum` and `count` were added to its window.
-#[inline(always)]
-fn less(row: Row, sum: i64, count: i64) -> Row {
-    let count = (i64::from(row.count()) - count) as u32;
-    Row::new(row.heat_index(), row.category(), row.sum() - sum, count)
 }
 
 impl Delta {
@@ -207,6 +200,13 @@ impl<'a> WindowCursor<'a> {
     #[inline(always)]
     fn row(&self, held: Held) -> Row {
         Row::new(held.heat_index(), held.category(), self.sum, self.count)
+    }
+
+    /// [`WindowCursor::row`] before edits have added so much to the window.
+    #[inline(always)]
+    fn row_before(&self, held: Held, sum_by: i64, count_by: i64) -> Row {
+        let count = (i64::from(self.count) - count_by) as u32;
+        Row::new(held.heat_index(), held.category(), self.sum - sum_by, count)
     }
 
     #[inline(always)]
