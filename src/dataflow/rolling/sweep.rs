@@ -1,6 +1,6 @@
 //! Rolling results from held readings: for one place, for a range, and for all rows that edits have changed.
 
-use super::chunk::{Chunk, Held, PackedRow};
+use super::chunk::{Chunk, Frame, Held, PackedRow};
 use super::edit::{Delta, Place};
 use super::store::Store;
 use crate::model::Row;
@@ -138,7 +138,8 @@ impl Store {
                 let until = deltas.get(entered).map_or(i64::MAX, |delta| delta.millis);
                 let until = until.min(deltas[left].millis + window + 1);
                 let changed = sum_by != 0 || count_by != 0;
-                while let Some((millis, held)) = rows.high.peek().filter(|(millis, _)| *millis < until) {
+                while rows.high.millis < until {
+                    let (millis, held) = (rows.high.millis, rows.high.held);
                     rows.take();
                     rows.drop_before(millis - window);
                     if changed {
@@ -186,14 +187,12 @@ impl<'a> WindowCursor<'a> {
         WindowCursor { low: Cursor::at(store, city, low), high: Cursor::at(store, city, high), sum, count }
     }
 
-    /// Takes in the row at `high`.
+    /// Takes in the row at `high`; there must be one.
     #[inline(always)]
     fn take(&mut self) {
-        if let Some((_, held)) = self.high.peek() {
-            self.sum += held.micros();
-            self.count += 1;
-            self.high.step();
-        }
+        self.sum += self.high.held.micros();
+        self.count += 1;
+        self.high.step();
     }
 
     /// The result of a reading whose window this is.
@@ -211,53 +210,65 @@ impl<'a> WindowCursor<'a> {
 
     #[inline(always)]
     fn drop_before(&mut self, floor: i64) {
-        while self.count > 0
-            && let Some((_, held)) = self.low.peek().filter(|(millis, _)| *millis < floor)
-        {
-            self.sum -= held.micros();
+        while self.low.millis < floor && self.count > 0 {
+            self.sum -= self.low.held.micros();
             self.count -= 1;
             self.low.step();
         }
     }
 }
 
-/// A place in a city's rows, with its chunk at hand.
+/// A place in a city's rows, with its row unpacked.
 struct Cursor<'a> {
     store: &'a Store,
     city: u32,
     next_chunk: usize,
-    chunk: Option<&'a Chunk>,
-    rows: &'a [PackedRow],
+    frame: Frame,
+    /// Behind the row, to the end of its chunk.
+    rows: std::slice::Iter<'a, PackedRow>,
+    /// The row's time, or [`END`].
+    millis: i64,
+    held: Held,
 }
+
+/// A time behind every row.
+const END: i64 = i64::MAX;
 
 impl<'a> Cursor<'a> {
     fn at(store: &'a Store, city: u32, place: Place) -> Cursor<'a> {
-        let mut cursor = Cursor { store, city, next_chunk: place.chunk, chunk: None, rows: &[] };
+        let (frame, held) = (Frame::default(), PackedRow::default().held());
+        let rows = [].iter();
+        let mut cursor = Cursor { store, city, next_chunk: place.chunk, frame, rows, millis: END, held };
         cursor.enter(place.row);
         cursor
     }
 
     /// Goes to a row of the next chunk that has rows from there on.
+    #[cold]
     fn enter(&mut self, mut row: usize) {
-        while self.rows.is_empty() && self.next_chunk < self.store.end(self.city).chunk {
+        self.millis = END;
+        while self.next_chunk < self.store.end(self.city).chunk {
             let chunk = self.store.chunk(self.city, self.next_chunk);
-            (self.chunk, self.rows) = (Some(chunk), &chunk.rows()[row..]);
+            (self.frame, self.rows) = (chunk.frame, chunk.rows()[row..].iter());
             self.next_chunk += 1;
             row = 0;
+            if let Some(row) = self.rows.next() {
+                (self.millis, self.held) = (self.frame.millis(*row), row.held());
+                return;
+            }
         }
     }
 
     #[inline(always)]
     fn peek(&self) -> Option<(i64, Held)> {
-        let (row, chunk) = (self.rows.first()?, self.chunk?);
-        Some((chunk.frame.millis(*row), row.held()))
+        (self.millis != END).then_some((self.millis, self.held))
     }
 
     #[inline(always)]
     fn step(&mut self) {
-        self.rows = self.rows.get(1..).unwrap_or_default();
-        if self.rows.is_empty() {
-            self.enter(0);
+        match self.rows.next() {
+            Some(row) => (self.millis, self.held) = (self.frame.millis(*row), row.held()),
+            None => self.enter(0),
         }
     }
 }
