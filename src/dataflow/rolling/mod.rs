@@ -60,19 +60,14 @@ pub struct Changed {
 const PIECE: usize = 1024;
 
 impl Changed {
+    /// A piece with room for a change.
     #[inline(always)]
-    fn row(&mut self, change: Change) {
-        match self.rows.last_mut() {
-            Some(piece) if piece.len() < PIECE => piece.push(change),
-            _ => self.row_in_a_new_piece(change),
+    fn piece(&mut self) -> &mut Vec<Change> {
+        if self.rows.last().is_none_or(|piece| piece.len() == PIECE) {
+            self.rows.push(Vec::with_capacity(PIECE));
         }
-    }
-
-    #[cold]
-    fn row_in_a_new_piece(&mut self, change: Change) {
-        let mut piece = Vec::with_capacity(PIECE);
-        piece.push(change);
-        self.rows.push(piece);
+        let last = self.rows.len() - 1;
+        &mut self.rows[last]
     }
 }
 
@@ -197,7 +192,12 @@ impl Rolling {
                 let (sum, count) = self.store.append(city, millis, held, arrival.revision);
                 let after = Row::new(held.heat_index(), held.category(), sum, count);
                 let reading_at = arrival.reading_at;
-                changed.row(Change { city: CityId(city), reading_at, before: None, after: Some(after) });
+                changed.piece().push(Change {
+                    city: CityId(city),
+                    reading_at,
+                    before: None,
+                    after: Some(after),
+                });
                 if let Some(days) = &mut self.days {
                     days.replace(city, millis, None, Some(held));
                 }
@@ -248,7 +248,7 @@ impl Rolling {
             self.store.sweep(city, &self.city_deltas, |millis, before, after| {
                 // Held times come from event times.
                 let Some(reading_at) = EventTime::from_millis(millis) else { return };
-                changed.row(Change { city: CityId(city), reading_at, before, after });
+                changed.piece().push(Change { city: CityId(city), reading_at, before, after });
             });
         }
         self.deltas.clear();

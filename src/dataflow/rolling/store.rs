@@ -59,6 +59,8 @@ pub struct Head {
     pub tail_len: u16,
     pub lo_row: u16,
     pub lo_len: u16,
+    /// The tail holds revisions.
+    pub tail_revisions: bool,
     pub edits: Edits,
 }
 
@@ -115,6 +117,7 @@ impl Store {
             tail_len: 0,
             lo_row: 0,
             lo_len: 0,
+            tail_revisions: false,
             edits: Edits::None,
         });
         self.index.push(CityIndex::default());
@@ -133,8 +136,9 @@ impl Store {
         let head = &mut heads[city as usize];
         let tail = arena.get_mut(head.tail);
         tail.rows[usize::from(head.tail_len)] = packed;
-        if revision.is_some() || tail.revisions.is_some() {
+        if revision.is_some() || head.tail_revisions {
             note_revision(tail, head.tail_len, revision);
+            head.tail_revisions = true;
         }
         head.tail_len += 1;
         head.run_sum += held.micros();
@@ -198,7 +202,7 @@ impl Store {
             None => (head.lo, head.lo_row, head.lo_len, head.lo_frame) = (fresh, 0, 0, frame),
         }
         index.chunks.push_back(fresh);
-        (head.tail, head.tail_len, head.tail_frame) = (fresh, 0, frame);
+        (head.tail, head.tail_len, head.tail_frame, head.tail_revisions) = (fresh, 0, frame, false);
     }
 
     /// Writes into the tail's header what its head knows.
@@ -257,6 +261,7 @@ impl Store {
         let lo_id = index.chunks[lo.chunk];
         let (tail, lo_chunk) = (arena.get(tail_id), arena.get(lo_id));
         (head.tail, head.tail_len, head.tail_frame) = (tail_id, tail.len, tail.frame);
+        head.tail_revisions = tail.revisions.is_some();
         (head.lo, head.lo_row, head.lo_len, head.lo_frame) =
             (lo_id, lo.row as u16, lo_chunk.len, lo_chunk.frame);
     }
