@@ -308,37 +308,47 @@ fn resident_bytes() -> usize {
     statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<usize>().ok()).unwrap_or(0) * 4096
 }
 
+type Numbering = fn(i64) -> Option<Revision>;
+const NUMBERINGS: [(&str, Numbering); 3] = [
+    ("no revisions", |_| None),
+    ("revisions 0 to 9", |minute| Revision::new(minute % 10)),
+    ("revisions that are millisecond stamps", |minute| Revision::new(1_764_000_000_000 + minute * MINUTE)),
+];
+
+/// Each kind in a process of its own, so that what is resident is its own.
 fn memory() {
-    let cities = Cities::new(15_000);
     println!("memory, 15,000 cities, window 1 day, history 1 day (2,880 readings a city held):");
-    type Numbering = fn(i64) -> Option<Revision>;
-    let kinds: [(&str, Numbering); 3] = [
-        ("no revisions", |_| None),
-        ("revisions 0 to 9", |minute| Revision::new(minute % 10)),
-        ("revisions are millisecond stamps", |minute| Revision::new(1_764_000_000_000 + minute * MINUTE)),
-    ];
-    for (name, revision) in kinds {
-        let before = resident_bytes();
-        let mut rolling =
-            Rolling::new(Formula::Rothfusz, retention(), Wanted::default(), CityNames::default());
-        cities.names.iter().for_each(|name| rolling.introduce(name));
-        let mut changed = Changed::default();
-        for minute in 0..3 * WINDOW_MINUTES {
-            let arrivals = (0..cities.count()).map(|city| cities.arrival(city, minute, 0, revision(minute)));
-            rolling.apply(&[arrivals.collect()], &mut changed);
-        }
-        drop(changed);
-        let held = 2.0 * WINDOW_MINUTES as f64 * f64::from(cities.count());
-        let (resident, counted) = (resident_bytes().saturating_sub(before) as f64, rolling.bytes() as f64);
-        println!(
-            "  {name:34} {:5.2} bytes a reading resident, {:5.2} in chunks and heads",
-            resident / held,
-            counted / held
-        );
+    for kind in 0..NUMBERINGS.len() {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.env("ROLLING_MEMORY_OF", kind.to_string()).status().unwrap();
     }
 }
 
+fn memory_of(kind: usize) {
+    let cities = Cities::new(15_000);
+    let (name, revision) = NUMBERINGS[kind];
+    let before = resident_bytes();
+    let mut rolling = Rolling::new(Formula::Rothfusz, retention(), Wanted::default(), CityNames::default());
+    cities.names.iter().for_each(|name| rolling.introduce(name));
+    let mut changed = Changed::default();
+    for minute in 0..3 * WINDOW_MINUTES {
+        let arrivals = (0..cities.count()).map(|city| cities.arrival(city, minute, 0, revision(minute)));
+        rolling.apply(&[arrivals.collect()], &mut changed);
+    }
+    drop(changed);
+    let held = 2.0 * WINDOW_MINUTES as f64 * f64::from(cities.count());
+    let (resident, counted) = (resident_bytes().saturating_sub(before) as f64, rolling.bytes() as f64);
+    println!(
+        "  {name:38} {:5.2} bytes a reading resident, {:5.2} in chunks, heads and revisions",
+        resident / held,
+        counted / held
+    );
+}
+
 fn main() {
+    if let Ok(kind) = std::env::var("ROLLING_MEMORY_OF") {
+        return memory_of(kind.parse().unwrap());
+    }
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
     let scenarios: [(&str, fn()); 5] = [
         ("in-order", in_order),

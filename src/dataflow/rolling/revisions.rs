@@ -50,6 +50,11 @@ impl Revisions {
         Revisions { codes: self.codes.split_off(row * self.width), ..*self }
     }
 
+    /// Bytes of memory.
+    pub fn bytes(&self) -> usize {
+        size_of::<Revisions>() + self.codes.capacity()
+    }
+
     /// Writes the code, if base and width allow it.
     fn encode(&mut self, row: usize, revision: Option<Revision>) -> bool {
         let code = match revision {

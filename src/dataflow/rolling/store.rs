@@ -266,10 +266,12 @@ impl Store {
             (lo_id, lo.row as u16, lo_chunk.len, lo_chunk.frame);
     }
 
-    /// Bytes of memory that hold readings, in use.
+    /// Bytes of memory in use for readings and their revisions.
     pub fn bytes(&self) -> usize {
-        self.arena.len() * size_of::<Chunk>()
-            + self.heads.len() * (size_of::<Head>() + size_of::<CityIndex>())
+        let chunks = self.index.iter().flat_map(|index| &index.chunks).map(|&chunk| self.arena.get(chunk));
+        let revisions: usize = chunks.filter_map(|chunk| chunk.revisions.as_ref()).map(|r| r.bytes()).sum();
+        let cities = self.heads.len() * (size_of::<Head>() + size_of::<CityIndex>());
+        self.arena.len() * size_of::<Chunk>() + cities + revisions
     }
 }
 
