@@ -356,12 +356,14 @@ fn short_decimal(text: &[u8]) -> Option<f64> {
             _ => return None,
         }
     }
-    let decimals = point.map_or(0, |at| digits.len() - 1 - at);
     let count = digits.len() - usize::from(point.is_some());
     if count == 0 || count > 15 {
         return None;
     }
-    let magnitude = number as f64 / POWERS[decimals];
+    let magnitude = match point {
+        Some(at) => number as f64 / POWERS[digits.len() - 1 - at],
+        None => number as f64,
+    };
     Some(if negative { -magnitude } else { magnitude })
 }
 

@@ -50,13 +50,13 @@ impl ChangesWriter {
 fn push_row(row: Option<&Row>, line: &mut Vec<u8>) {
     let Some(row) = row else { return line.extend_from_slice(b"null") };
     line.extend_from_slice(b"{\"heat_index\":");
-    push_heat_index(row.heat_index, line);
+    push_heat_index(row.heat_index(), line);
     line.extend_from_slice(b",\"rolling_heat_index\":");
     push_number(row.rolling_heat_index(), line);
     line.extend_from_slice(b",\"count\":");
-    push_integer(i64::from(row.count), line);
+    push_integer(i64::from(row.count()), line);
     line.extend_from_slice(b",\"category\":\"");
-    line.extend_from_slice(row.category.name().as_bytes());
+    line.extend_from_slice(row.category().name().as_bytes());
     line.extend_from_slice(b"\"}");
 }
 

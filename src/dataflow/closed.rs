@@ -25,16 +25,12 @@ impl<C> Closed<C> {
     }
 }
 
-type Open<C> = BTreeMap<u64, Vec<C>>;
+type Open<C> = BTreeMap<u64, Vec<Vec<C>>>;
 
 /// Collects what is in `stream`, and moves it to the returned end when the frontier has passed it; `probe` then says so.
 pub fn close<C: Clone + 'static>(stream: Stream<'_, u64, Vec<C>>, probe: &Handle<u64>) -> Closed<C> {
     collect(stream, probe, |open: &mut Open<C>, epoch, data| {
-        let changes = open.entry(epoch).or_default();
-        match changes.is_empty() {
-            true => *changes = std::mem::take(data),
-            false => changes.append(data),
-        }
+        open.entry(epoch).or_default().push(std::mem::take(data));
     })
 }
 
@@ -46,7 +42,13 @@ pub fn close_collection<D: Data>(
     // Each update says its own epoch: the message that carries it may be stamped with an earlier one.
     collect(collection.inner, probe, |open: &mut Open<(D, isize)>, _, data| {
         for (datum, epoch, diff) in data.drain(..) {
-            open.entry(epoch).or_default().push((datum, diff));
+            let pieces = open.entry(epoch).or_default();
+            if pieces.is_empty() {
+                pieces.push(Vec::new());
+            }
+            if let Some(piece) = pieces.last_mut() {
+                piece.push((datum, diff));
+            }
         }
     })
 }
@@ -71,7 +73,11 @@ fn collect<D: Clone + 'static, C: 'static>(
                 let upper = frontier.frontier().first().copied().unwrap_or(u64::MAX);
                 if upper > lower {
                     let later = open.split_off(&upper);
-                    let changes = std::mem::replace(&mut open, later).into_iter().collect();
+                    let complete = std::mem::replace(&mut open, later).into_iter();
+                    let pieces = |(epoch, pieces): (u64, Vec<Vec<C>>)| {
+                        pieces.into_iter().map(move |piece| (epoch, piece))
+                    };
+                    let changes = complete.flat_map(pieces).collect();
                     batches.borrow_mut().push_back(Batch { lower, upper, changes });
                     lower = upper;
                 }

@@ -53,7 +53,7 @@ pub fn hottest<'scope>(current: Named<'scope>, count: usize) -> VecCollection<'s
         .map(|(city, CurrentRow { row, reading_at, .. })| {
             let part = foldhash::fast::FixedState::default();
             let part = std::hash::BuildHasher::hash_one(&part, &city) % PARTS;
-            (part, Ranked { heat_index: Reverse(row.heat_index), city, reading_at })
+            (part, Ranked { heat_index: Reverse(row.heat_index()), city, reading_at })
         })
         .reduce(best)
         .map(|(_, ranked)| (0, ranked))
@@ -73,7 +73,7 @@ pub fn by_country<'scope>(
                 .ok()
                 .and_then(|id| directory.get(id))
                 .map_or(String::new(), |city| city.country.to_string());
-            (country, current.row.category)
+            (country, current.row.category())
         })
         .count()
         .map(|((country, category), cities)| CountryCategory { country, category, cities })

@@ -1,6 +1,8 @@
 //! What leaves the dataflow.
 
 use std::cell::RefCell;
+use std::fmt;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -40,22 +42,72 @@ impl CityNames {
     }
 }
 
-/// The result for one `(city, reading_at)`. All integers: two rows are the same result only if they are equal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// The result for one `(city, reading_at)`. All integers: two rows are the same result only if they are equal. Two words, and an
+/// optional row no more: corrections make very many of them.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Row {
-    /// Of the reading itself.
-    pub heat_index: HeatIndex,
-    /// The sum of the heat indexes of the city's readings in `[reading_at - window, reading_at]`, 1e-6 °F.
-    pub sum: i64,
-    /// How many they are: at least 1.
-    pub count: u32,
-    pub category: Category,
+    sum: i64,
+    /// From the top: 32 bits of heat index, 3 of category, [`COUNT_BITS`] of count, which is never 0.
+    rest: NonZeroU64,
 }
 
+const COUNT_BITS: u32 = 29;
+
 impl Row {
+    /// The most readings that a window can hold.
+    pub const MAX_COUNT: u32 = (1 << COUNT_BITS) - 1;
+
+    /// A reading of this heat index and category; `sum` is that of the heat indexes of the city's `count` readings in
+    /// `[reading_at - window, reading_at]`, 1e-6 °F.
+    ///
+    /// # Panics
+    ///
+    /// Where `count` is 0 or above [`Row::MAX_COUNT`], for which the readings of one city would take 4 GB.
+    #[inline(always)]
+    pub fn new(heat_index: HeatIndex, category: Category, sum: i64, count: u32) -> Row {
+        let count = NonZeroU32::new(count).filter(|count| count.get() <= Self::MAX_COUNT);
+        let count = count.expect("a window holds the reading itself, and at most 536,870,911 readings");
+        let above = u64::from(heat_index.to_compact()) << 32 | (category as u64) << COUNT_BITS;
+        Row { sum, rest: NonZeroU64::from(count) | above }
+    }
+
+    /// Of the reading itself.
+    #[inline(always)]
+    pub fn heat_index(&self) -> HeatIndex {
+        HeatIndex::from_compact((self.rest.get() >> 32) as u32)
+    }
+
+    #[inline(always)]
+    pub fn category(&self) -> Category {
+        Category::ALL[((self.rest.get() >> COUNT_BITS & 7) as usize).min(4)]
+    }
+
+    /// The sum of the heat indexes of the window, 1e-6 °F.
+    #[inline(always)]
+    pub fn sum(&self) -> i64 {
+        self.sum
+    }
+
+    /// How many readings are in the window: at least 1.
+    #[inline(always)]
+    pub fn count(&self) -> u32 {
+        self.rest.get() as u32 & Self::MAX_COUNT
+    }
+
     /// The mean heat index of the window, °F.
     pub fn rolling_heat_index(&self) -> f64 {
-        mean_fahrenheit(self.sum, self.count)
+        mean_fahrenheit(self.sum, self.count())
+    }
+}
+
+impl fmt::Debug for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Row")
+            .field("heat_index", &self.heat_index())
+            .field("category", &self.category())
+            .field("sum", &self.sum)
+            .field("count", &self.count())
+            .finish()
     }
 }
 
@@ -68,8 +120,8 @@ pub struct Change {
     pub after: Option<Row>,
 }
 
-/// All that one worker has to say of the epochs in `lower..upper`: final, because the frontier has passed `upper`. Each
-/// epoch in which anything changed has one entry, in order; of row or day changes a key has at most one in it.
+/// All that one worker has to say of the epochs in `lower..upper`: final, because the frontier has passed `upper`. The
+/// changes come in pieces, each of one epoch, in the order of epochs; of row or day changes, a key has at most one an epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch<C = Change> {
     pub lower: u64,
@@ -126,4 +178,23 @@ pub struct DayChange {
     pub day: i32,
     pub before: Option<DaySummary>,
     pub after: Option<DaySummary>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_keeps_its_values_in_two_words() {
+        assert_eq!((size_of::<Row>(), size_of::<Option<Row>>()), (16, 16));
+        for heat_index in [HeatIndex::MIN, HeatIndex::default(), HeatIndex::MAX] {
+            for category in Category::ALL {
+                for count in [1, Row::MAX_COUNT] {
+                    let row = Row::new(heat_index, category, -7, count);
+                    let values = (row.heat_index(), row.category(), row.sum(), row.count());
+                    assert_eq!(values, (heat_index, category, -7, count));
+                }
+            }
+        }
+    }
 }

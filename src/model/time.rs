@@ -50,6 +50,7 @@ impl EventTime {
     /// let t = EventTime::parse("2013-07-18T15:04:05.6789-04:00", None).unwrap();
     /// assert_eq!(t.to_string(), "2013-07-18T19:04:05.678Z");
     /// ```
+    #[inline]
     pub fn parse(text: &str, assume_offset: Option<Offset>) -> Result<EventTime, Refusal> {
         if let Some(time) = parse_canonical(text.as_bytes()) {
             return Ok(time);
@@ -164,6 +165,7 @@ fn days_in_month(year: i64, month: i64) -> i64 {
 
 /// Days since 1970-01-01 of a date of the proleptic Gregorian calendar: years are counted from March, so that the leap
 /// day is the last of a year, and 400 years are 146,097 days.
+#[inline]
 fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };
     let era = year.div_euclid(400);

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration as Wait;
 
 use timely::worker::Worker;
@@ -19,7 +19,7 @@ use crate::dataflow::heat_index::Formula;
 use crate::dataflow::rolling::Retention;
 use crate::dataflow::{self, Graph, GraphPlan};
 use crate::model::{CityRows, DayLine, Duration, Reason};
-use crate::sinks::changes::{self, ChangesSink};
+use crate::sinks::changes::{self, ChangesSink, ChangesThread};
 use crate::sinks::output::OutputFile;
 use crate::sinks::plot::{self, FirstRows};
 use crate::sinks::table::{CityResults, OutcomeCounts, Table};
@@ -27,6 +27,9 @@ use crate::sources::file::Input;
 
 /// Epochs under way, where there are other workers to work on them, before reading waits.
 const EPOCHS_IN_FLIGHT: usize = 2;
+
+/// A worker never parks without a limit, so that it does not sleep for ever should a wake-up get lost.
+const LONGEST_PARK: Wait = Wait::from_millis(10);
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -142,7 +145,7 @@ fn name_of(target: &Option<Target>) -> String {
     target.as_ref().map_or(String::new(), Target::name)
 }
 
-fn join(thread: JoinHandle<io::Result<()>>) -> io::Result<()> {
+fn join(thread: ChangesThread) -> io::Result<()> {
     thread.join().unwrap_or_else(|_| Err(io::Error::other("its thread has panicked")))
 }
 
@@ -188,7 +191,9 @@ fn execute(
             Collector { table: Table::default(), changes: lock(&shared.changes), first_rows: None };
         let intake = (worker.index() == 0)
             .then(|| shared.intake.lock().unwrap_or_else(PoisonError::into_inner).take());
-        work(worker, graph, collector, intake.flatten(), &shared, &progress)
+        let work = || work(worker, graph, collector, intake.flatten(), &shared, &progress);
+        // The other workers would wait for one that has panicked, for ever; the message is out by now.
+        catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| std::process::exit(101))
     })
     .map_err(BatchError::Workers)?;
     guards.join().into_iter().map(|end| end.map_err(BatchError::Workers)).collect()
@@ -208,11 +213,10 @@ fn work(
         intake.finish().map_err(|error| BatchError::output("dead letters", error))
     });
     graph.close_inputs();
-    while !graph.probe.done() {
-        worker.step_or_park(None);
+    while worker.has_dataflows() {
+        worker.step_or_park(Some(LONGEST_PARK));
         collector.take(&graph, shared);
     }
-    collector.take(&graph, shared);
     WorkerEnd {
         outcomes: collector.table.counts,
         results: collector.table.finish(&graph.names),
@@ -237,7 +241,7 @@ fn feed(
         graph.send(epoch.upto, &mut epoch.cities, &mut epoch.arrivals);
         in_flight.push_back(epoch.upto);
         while in_flight.len() > most {
-            worker.step_or_park(Some(Wait::from_millis(10)));
+            worker.step_or_park(Some(LONGEST_PARK));
             while in_flight.front().is_some_and(|upto| !graph.probe.less_equal(upto)) {
                 in_flight.pop_front();
             }
@@ -389,10 +393,7 @@ impl Outputs {
         self.begin(&plan.dead_letters, |_, compression, out| DeadLettersWriter::new(compression, out))
     }
 
-    fn changes(
-        &mut self,
-        plan: &BatchPlan,
-    ) -> Result<Option<(Vec<ChangesSink>, JoinHandle<io::Result<()>>)>, BatchError> {
+    fn changes(&mut self, plan: &BatchPlan) -> Result<Option<(Vec<ChangesSink>, ChangesThread)>, BatchError> {
         self.begin(&plan.changes, |_, compression, out| {
             changes::spawn(ChangesWriter::new(compression, out)?, plan.workers)
         })

@@ -50,12 +50,12 @@ impl ChangesSink {
     }
 }
 
+/// The thread that writes.
+pub type ChangesThread = JoinHandle<io::Result<()>>;
+
 /// Writes the changes of `workers` workers, each epoch once all of them have closed it, sorted by city and time: the file does
 /// not say how many workers there were. The thread ends when all sinks are gone.
-pub fn spawn(
-    writer: ChangesWriter,
-    workers: usize,
-) -> io::Result<(Vec<ChangesSink>, JoinHandle<io::Result<()>>)> {
+pub fn spawn(writer: ChangesWriter, workers: usize) -> io::Result<(Vec<ChangesSink>, ChangesThread)> {
     let (parts, received) = sync_channel(QUEUED_BATCHES);
     let sinks = (0..workers).map(|worker| ChangesSink { worker, parts: parts.clone() }).collect();
     let thread = std::thread::Builder::new()

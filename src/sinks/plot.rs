@@ -42,7 +42,8 @@ impl FirstRows {
     fn corrected(&self, rows: &[ResultRow]) -> BTreeMap<i64, Row> {
         let result = |row: &ResultRow| (row.reading_at.millis(), (row.heat_index, row.sum, row.count));
         let now: BTreeMap<_, _> = rows.iter().map(result).collect();
-        let differs = |(at, row): &(&i64, &Row)| now.get(at) != Some(&(row.heat_index, row.sum, row.count));
+        let differs =
+            |(at, row): &(&i64, &Row)| now.get(at) != Some(&(row.heat_index(), row.sum(), row.count()));
         self.rows.iter().filter(differs).map(|(at, row)| (*at, *row)).collect()
     }
 }
@@ -96,7 +97,7 @@ impl Plot<'_> {
         let by = |(at, first): &(&i64, &Row)| {
             let now = self.rows.binary_search_by_key(*at, |row| row.reading_at.millis());
             now.map_or(f64::INFINITY, |now| {
-                (self.rows[now].heat_index.fahrenheit() - first.heat_index.fahrenheit()).abs()
+                (self.rows[now].heat_index.fahrenheit() - first.heat_index().fahrenheit()).abs()
             })
         };
         self.corrected.iter().max_by(|a, b| by(a).total_cmp(&by(b))).map(|(at, _)| *at)
@@ -116,7 +117,7 @@ impl Plot<'_> {
         let values = shown
             .iter()
             .map(|row| row.heat_index.fahrenheit())
-            .chain(firsts.iter().filter(|_| legend).map(|(_, row)| row.heat_index.fahrenheit()));
+            .chain(firsts.iter().filter(|_| legend).map(|(_, row)| row.heat_index().fahrenheit()));
         let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
         let margin = ((high - low) * 0.05).max(1.0);
         let mut chart = ChartBuilder::on(area)
@@ -146,14 +147,16 @@ impl Plot<'_> {
             .label("rolling mean")
             .legend(key(ROLLING));
         if legend {
-            let first = firsts.iter().map(|(at, row)| (*at, row.rolling_heat_index()));
-            chart
-                .draw_series(LineSeries::new(first, FIRST.stroke_width(2)))?
-                .label("rolling mean before corrections")
-                .legend(key(FIRST));
+            for run in self.runs(&firsts) {
+                let first = run.iter().map(|(at, row)| (*at, row.rolling_heat_index()));
+                let line = chart.draw_series(LineSeries::new(first, FIRST.stroke_width(2)))?;
+                if run.first() == firsts.first() {
+                    line.label("rolling mean before corrections").legend(key(FIRST));
+                }
+            }
             let readings = firsts.iter().filter(|(at, row)| self.reading_changed(*at, row));
             let crosses = readings
-                .map(|(at, row)| Cross::new((*at, row.heat_index.fahrenheit()), 5, FIRST.stroke_width(2)));
+                .map(|(at, row)| Cross::new((*at, row.heat_index().fahrenheit()), 5, FIRST.stroke_width(2)));
             chart
                 .draw_series(crosses)?
                 .label("reading before its correction")
@@ -168,9 +171,18 @@ impl Plot<'_> {
         Ok(())
     }
 
+    /// The corrected rows, cut where rows lie between them that no correction changed.
+    fn runs<'r>(&self, firsts: &'r [(i64, Row)]) -> impl Iterator<Item = &'r [(i64, Row)]> {
+        let times: Vec<i64> = self.rows.iter().map(|row| row.reading_at.millis()).collect();
+        firsts.chunk_by(move |(a, _), (b, _)| {
+            let between = times.partition_point(|at| at <= a)..times.partition_point(|at| at < b);
+            times[between].is_empty()
+        })
+    }
+
     fn reading_changed(&self, at: i64, first: &Row) -> bool {
         let now = self.rows.binary_search_by_key(&at, |row| row.reading_at.millis());
-        now.map_or(true, |now| self.rows[now].heat_index != first.heat_index)
+        now.map_or(true, |now| self.rows[now].heat_index != first.heat_index())
     }
 }
 

@@ -116,9 +116,9 @@ impl Table {
     pub fn take_rows(&mut self, batch: &Batch<Change>) {
         for change in batch.changes.iter().flat_map(|(_, changes)| changes) {
             let compact = |row: Row| CompactRow {
-                sum: row.sum,
-                heat_index: row.heat_index.to_compact(),
-                count: row.count,
+                sum: row.sum(),
+                heat_index: row.heat_index().to_compact(),
+                count: row.count(),
             };
             self.city(change.city).rows.set(change.reading_at.millis(), change.after.map(compact));
         }

@@ -1,6 +1,8 @@
 //! Runs a log through admission and the dataflow, on any number of workers, and gives back all that came out.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use swelter::admission::{Admission, AdmissionRules, Admitted};
 use swelter::dataflow::heat_index::Formula;
@@ -67,7 +69,9 @@ pub fn city_number(name: &str) -> u32 {
 pub fn run(log: &[Entry], settings: Settings, workers: usize, cuts: &[usize]) -> Vec<EpochOutput> {
     let (log, cuts): (Vec<Entry>, Vec<usize>) = (log.to_vec(), cuts.to_vec());
     let epochs = cuts.len();
+    let failed = Arc::new(AtomicBool::new(false));
     let outputs = timely::execute(timely::Config::process(workers), move |worker| {
+        let _on_panic = OnPanic(Arc::clone(&failed));
         let plan = GraphPlan {
             days: true,
             outcomes: true,
@@ -99,7 +103,7 @@ pub fn run(log: &[Entry], settings: Settings, workers: usize, cuts: &[usize]) ->
             graph.send(epoch as u64, &mut cities, &mut arrivals);
             worker.step();
         }
-        finish(worker, graph, epochs)
+        finish(worker, graph, epochs, &failed)
     })
     .unwrap();
     let mut merged: Vec<EpochOutput> = (0..epochs).map(|_| EpochOutput::default()).collect();
@@ -116,11 +120,29 @@ pub fn run(log: &[Entry], settings: Settings, workers: usize, cuts: &[usize]) ->
     merged
 }
 
-fn finish(worker: &mut timely::worker::Worker, mut graph: Graph, epochs: usize) -> Vec<EpochOutput> {
+/// Says so when its thread panics.
+struct OnPanic(Arc<AtomicBool>);
+
+impl Drop for OnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+fn finish(
+    worker: &mut timely::worker::Worker,
+    mut graph: Graph,
+    epochs: usize,
+    failed: &AtomicBool,
+) -> Vec<EpochOutput> {
     graph.close_inputs();
-    let Graph { probe, names, rows, days, outcomes, current, hottest, by_country, .. } = graph;
-    while !probe.done() {
-        worker.step_or_park(None);
+    let Graph { names, rows, days, outcomes, current, hottest, by_country, .. } = graph;
+    // Workers wait for each other, so one that panics must not leave the others waiting.
+    while worker.has_dataflows() {
+        worker.step_or_park(Some(std::time::Duration::from_millis(10)));
+        assert!(!failed.load(Ordering::Relaxed), "another worker has panicked");
     }
     let mut out: Vec<EpochOutput> = (0..epochs).map(|_| EpochOutput::default()).collect();
     let city = |id: CityId| city_number(&names.get(id));

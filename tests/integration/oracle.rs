@@ -93,7 +93,7 @@ impl Oracle {
             sum += heat_index.micros();
             count += 1;
         }
-        Some(Row { heat_index, sum, count, category })
+        Some(Row::new(heat_index, category, sum, count))
     }
 
     pub fn rows(&self) -> BTreeMap<Key, Row> {
@@ -138,7 +138,7 @@ impl Oracle {
             let row = CurrentRow {
                 reading_at: EventTime::from_millis(millis).unwrap(),
                 row: self.row(city, millis).unwrap(),
-                hour_ago: hour_ago.map(|row| (row.sum, row.count)),
+                hour_ago: hour_ago.map(|row| (row.sum(), row.count())),
                 measurement: self.measured[&city].get(&millis).copied(),
             };
             current.insert(city, row);

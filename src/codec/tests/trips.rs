@@ -374,7 +374,7 @@ fn a_full_disk_is_an_error() {
 #[test]
 fn reports() {
     let heat_index = HeatIndex::from_micros(81_500_000);
-    let row = Row { heat_index, sum: 163_000_001, count: 2, category: Category::Caution };
+    let row = Row::new(heat_index, Category::Caution, 163_000_001, 2);
     let at = EventTime::from_millis(1_500).unwrap();
     let shared = Shared::default();
     let mut writer = ChangesWriter::new(Compression::None, Box::new(shared.clone())).unwrap();

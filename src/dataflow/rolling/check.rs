@@ -27,6 +27,12 @@ impl Store {
         }
         assert!(times.is_sorted_by(|a, b| a.0 < b.0), "times strictly increase");
         assert!(times.iter().all(|(millis, _)| !index.withdrawn.contains_key(millis)), "held or withdrawn");
+        let tail_revisions =
+            index.chunks.back().is_some_and(|&tail| self.arena.get(tail).revisions.is_some());
+        assert!(
+            index.chunks.is_empty() || head.tail_revisions == tail_revisions,
+            "the head knows of its tail's revisions"
+        );
         let last = times.last().map_or(NEVER, |(millis, _)| *millis);
         let withdrawn = index.withdrawn.last_key_value().map_or(NEVER, |(&millis, _)| millis);
         assert_eq!(head.newest, last.max(withdrawn), "nothing known is newer than newest");

@@ -81,8 +81,11 @@ impl Current {
     }
 }
 
+/// Sum and count.
+type Window = (i64, u32);
+
 /// The newest servable row and the window, as `(sum, count)`, of the newest servable one an hour or more before it.
-fn newest_row(store: &mut Store, city: u32) -> Option<(EventTime, Row, Option<(i64, u32)>)> {
+fn newest_row(store: &mut Store, city: u32) -> Option<(EventTime, Row, Option<Window>)> {
     store.seal(city);
     let last = store.last_millis(city)?;
     let head = &store.heads[city as usize];
@@ -92,12 +95,7 @@ fn newest_row(store: &mut Store, city: u32) -> Option<(EventTime, Row, Option<(i
     }
     let place = store.seek(city, last);
     let (_, held) = store.get(city, place)?;
-    let row = Row {
-        heat_index: held.heat_index(),
-        sum: head.run_sum,
-        count: head.run_count,
-        category: held.category(),
-    };
+    let row = Row::new(held.heat_index(), held.category(), head.run_sum, head.run_count);
     let hour_ago = store
         .rolling_at_or_before(city, last - HOUR_MS)
         .filter(|(at, _, _)| *at >= oldest_servable)

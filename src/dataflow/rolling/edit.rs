@@ -1,6 +1,6 @@
 //! Everything but an in-order append: readings set, replaced and withdrawn anywhere, one arrival at a time in log order.
 
-use super::chunk::{CHUNK_ROWS, Held};
+use super::chunk::{CHUNK_ROWS, Frame, Held, NO_CHUNK};
 use super::revisions::Revisions;
 use super::store::{Edits, Store};
 use crate::model::{OutcomeKind, Revision};
@@ -69,9 +69,11 @@ impl Store {
 
     /// Makes the city fit for appends again.
     pub fn finish_edits(&mut self, city: u32) {
-        let chunks = &self.index[city as usize].chunks;
-        for (i, &chunk) in chunks.iter().enumerate() {
-            self.arena.get_mut(chunk).next = chunks.get(i + 1).copied().unwrap_or(super::chunk::NO_CHUNK);
+        let index = &mut self.index[city as usize];
+        if std::mem::take(&mut index.relink) {
+            for (i, &chunk) in index.chunks.iter().enumerate() {
+                self.arena.get_mut(chunk).next = index.chunks.get(i + 1).copied().unwrap_or(NO_CHUNK);
+            }
         }
         self.refresh(city);
         self.trim(city);
@@ -94,11 +96,12 @@ impl Store {
     }
 
     fn remove(&mut self, city: u32, place: Place) {
-        let chunks = &mut self.index[city as usize].chunks;
-        let id = chunks[place.chunk];
+        let index = &mut self.index[city as usize];
+        let id = index.chunks[place.chunk];
         self.arena.get_mut(id).remove(place.row);
         if self.arena.get(id).len == 0 {
-            chunks.remove(place.chunk);
+            index.chunks.remove(place.chunk);
+            index.relink = true;
             self.arena.free(id);
         }
     }
@@ -148,16 +151,18 @@ impl Store {
 
     fn split(&mut self, city: u32, place: Place) {
         let upper = self.arena.allocate();
-        let chunks = &mut self.index[city as usize].chunks;
-        let (lower_chunk, upper_chunk) = self.arena.get_two(chunks[place.chunk], upper);
+        let index = &mut self.index[city as usize];
+        let (lower_chunk, upper_chunk) = self.arena.get_two(index.chunks[place.chunk], upper);
         lower_chunk.split_into(place.row, upper_chunk);
-        chunks.insert(place.chunk + 1, upper);
+        index.chunks.insert(place.chunk + 1, upper);
+        index.relink = true;
     }
 
     fn insert_chunk(&mut self, city: u32, chunk: usize, millis: i64, held: Held) -> Place {
         let id = self.arena.allocate();
-        self.arena.get_mut(id).frame = super::chunk::Frame::starting_at(millis);
+        self.arena.get_mut(id).frame = Frame::starting_at(millis);
         self.index[city as usize].chunks.insert(chunk, id);
+        self.index[city as usize].relink = true;
         let place = Place { chunk, row: 0 };
         let inserted = self.try_insert(city, place, millis, held);
         debug_assert!(inserted, "an empty chunk takes any time");

@@ -49,10 +49,26 @@ pub struct Wanted {
 /// What an epoch has changed. The vectors are filled anew by each epoch.
 #[derive(Debug, Default)]
 pub struct Changed {
-    pub rows: Vec<Change>,
+    /// In pieces, since one vector of many rows would be copied whenever it grows.
+    pub rows: Vec<Vec<Change>>,
     pub current: Vec<(CityId, CurrentRow, isize)>,
     pub days: Vec<DayChange>,
     pub outcomes: Vec<Outcome>,
+}
+
+/// Row changes in a piece.
+const PIECE: usize = 1024;
+
+impl Changed {
+    /// A piece with room for a change.
+    #[inline(always)]
+    fn piece(&mut self) -> &mut Vec<Change> {
+        if self.rows.last().is_none_or(|piece| piece.len() == PIECE) {
+            self.rows.push(Vec::with_capacity(PIECE));
+        }
+        let last = self.rows.len() - 1;
+        &mut self.rows[last]
+    }
 }
 
 /// The state of the cities of one worker.
@@ -73,6 +89,9 @@ pub struct Rolling {
 
 /// The city of an arrival that is older than the lateness allows.
 const TOO_LATE: u32 = u32::MAX;
+
+/// Appends whose memory is fetched together.
+const WARM_AHEAD: usize = 64;
 
 impl Rolling {
     /// No cities; `names` learns each city's key as it comes.
@@ -112,8 +131,12 @@ impl Rolling {
         changed.outcomes.clear();
         self.look_ahead(arrivals);
         let mut cities = std::mem::take(&mut self.arrival_cities);
-        changed.rows.reserve(cities.len());
-        for (arrival, city) in arrivals.iter().flatten().zip(cities.drain(..)) {
+        let mut next = 0;
+        for (at, (arrival, &city)) in arrivals.iter().flatten().zip(&cities).enumerate() {
+            if at == next {
+                next = (at + WARM_AHEAD).min(cities.len());
+                self.store.warm(&cities[at..next]);
+            }
             let kind = match city {
                 TOO_LATE => OutcomeKind::TooLate,
                 _ => self.accept(city, arrival, changed),
@@ -123,6 +146,7 @@ impl Rolling {
                 changed.outcomes.push(Outcome { city: CityId(city), reading_at, position, event, kind });
             }
         }
+        cities.clear();
         self.arrival_cities = cities;
         self.finish_edits(changed);
         self.finish_epoch(changed);
@@ -166,9 +190,9 @@ impl Rolling {
         let kind = match (self.store.heads[city as usize].edits, held) {
             (Edits::None, Some(held)) => {
                 let (sum, count) = self.store.append(city, millis, held, arrival.revision);
-                let after = Row { heat_index: held.heat_index(), sum, count, category: held.category() };
+                let after = Row::new(held.heat_index(), held.category(), sum, count);
                 let reading_at = arrival.reading_at;
-                changed.rows.push(Change {
+                changed.piece().push(Change {
                     city: CityId(city),
                     reading_at,
                     before: None,
@@ -224,7 +248,7 @@ impl Rolling {
             self.store.sweep(city, &self.city_deltas, |millis, before, after| {
                 // Held times come from event times.
                 let Some(reading_at) = EventTime::from_millis(millis) else { return };
-                changed.rows.push(Change { city: CityId(city), reading_at, before, after });
+                changed.piece().push(Change { city: CityId(city), reading_at, before, after });
             });
         }
         self.deltas.clear();

@@ -80,7 +80,7 @@ pub fn rolling<'scope>(
                 rolling.apply(&arrivals, &mut changed);
                 let current = changed.current.drain(..).map(|(city, row, diff)| ((city, row), epoch, diff));
                 if let [rows, currents, days, outcomes] = &capabilities[..] {
-                    rows_out.activate().session(rows).give_container(&mut changed.rows);
+                    rows_out.activate().session(rows).give_containers(changed.rows.iter_mut());
                     current_out.activate().session(currents).give_iterator(current);
                     days_out.activate().session(days).give_container(&mut changed.days);
                     outcomes_out.activate().session(outcomes).give_container(&mut changed.outcomes);

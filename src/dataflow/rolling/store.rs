@@ -59,6 +59,8 @@ pub struct Head {
     pub tail_len: u16,
     pub lo_row: u16,
     pub lo_len: u16,
+    /// The tail holds revisions.
+    pub tail_revisions: bool,
     pub edits: Edits,
 }
 
@@ -79,6 +81,8 @@ pub enum Edits {
 pub struct CityIndex {
     /// The city's chunks, oldest first; none is empty between epochs.
     pub chunks: VecDeque<u32>,
+    /// Since the last epoch, a chunk has come or gone other than at the ends, so that `next` is not right everywhere.
+    pub relink: bool,
     /// Keys that hold no reading because they were withdrawn, with the revision of the withdrawal.
     pub withdrawn: BTreeMap<i64, Option<Revision>>,
 }
@@ -113,6 +117,7 @@ impl Store {
             tail_len: 0,
             lo_row: 0,
             lo_len: 0,
+            tail_revisions: false,
             edits: Edits::None,
         });
         self.index.push(CityIndex::default());
@@ -131,14 +136,29 @@ impl Store {
         let head = &mut heads[city as usize];
         let tail = arena.get_mut(head.tail);
         tail.rows[usize::from(head.tail_len)] = packed;
-        if revision.is_some() || tail.revisions.is_some() {
+        if revision.is_some() || head.tail_revisions {
             note_revision(tail, head.tail_len, revision);
+            head.tail_revisions = true;
         }
         head.tail_len += 1;
         head.run_sum += held.micros();
         head.run_count += 1;
         advance_window(head, arena, millis - retention.window.millis());
         (head.run_sum, head.run_count)
+    }
+
+    /// Reads what appends to these cities will need, one after the other without waiting: the processor then fetches it for all
+    /// of them at once, where the appends themselves would wait for each.
+    pub fn warm(&self, cities: &[u32]) {
+        let mut seen = 0;
+        for head in cities.iter().filter_map(|&city| self.heads.get(city as usize)) {
+            if head.tail != NO_CHUNK {
+                let tail = self.arena.get(head.tail).rows[usize::from(head.tail_len).min(CHUNK_ROWS - 1)];
+                let lo = self.arena.get(head.lo).rows[usize::from(head.lo_row).min(CHUNK_ROWS - 1)];
+                seen ^= tail.held().micros() ^ lo.held().micros();
+            }
+        }
+        std::hint::black_box(seen);
     }
 
     /// Sees to it that the tail has room for a row at `millis`, by a wider frame or a new tail.
@@ -182,7 +202,7 @@ impl Store {
             None => (head.lo, head.lo_row, head.lo_len, head.lo_frame) = (fresh, 0, 0, frame),
         }
         index.chunks.push_back(fresh);
-        (head.tail, head.tail_len, head.tail_frame) = (fresh, 0, frame);
+        (head.tail, head.tail_len, head.tail_frame, head.tail_revisions) = (fresh, 0, frame, false);
     }
 
     /// Writes into the tail's header what its head knows.
@@ -241,6 +261,7 @@ impl Store {
         let lo_id = index.chunks[lo.chunk];
         let (tail, lo_chunk) = (arena.get(tail_id), arena.get(lo_id));
         (head.tail, head.tail_len, head.tail_frame) = (tail_id, tail.len, tail.frame);
+        head.tail_revisions = tail.revisions.is_some();
         (head.lo, head.lo_row, head.lo_len, head.lo_frame) =
             (lo_id, lo.row as u16, lo_chunk.len, lo_chunk.frame);
     }

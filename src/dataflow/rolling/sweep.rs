@@ -1,6 +1,6 @@
 //! Rolling results from held readings: for one place, for a range, and for all rows that edits have changed.
 
-use super::chunk::{Chunk, Held, PackedRow};
+use super::chunk::{Chunk, Frame, Held, PackedRow};
 use super::edit::{Delta, Place};
 use super::store::Store;
 use crate::model::Row;
@@ -96,9 +96,9 @@ impl Store {
         let window = self.retention.window.millis();
         let mut window_rows = WindowCursor::at(self, city, from.saturating_sub(window), from);
         while let Some((millis, held)) = window_rows.high.peek().filter(|(millis, _)| *millis <= to) {
-            window_rows.take(held);
+            window_rows.take();
             window_rows.drop_before(millis - window);
-            each(millis, row_of(held, window_rows.sum, window_rows.count));
+            each(millis, window_rows.row(held));
         }
     }
 
@@ -106,54 +106,60 @@ impl Store {
     /// one a key, and the store has them applied; the city must be sealed.
     pub fn sweep(&self, city: u32, deltas: &[Delta], mut emit: impl FnMut(i64, Option<Row>, Option<Row>)) {
         let window = self.retention.window.millis();
-        // Deltas before `entered` have their time behind the sweep, those before `left` also their window.
+        // Deltas before `entered` lie behind the sweep, those before `left` with their whole window.
         let (mut entered, mut left) = (0, 0);
         while let Some(next) = deltas.get(entered) {
             let mut rows = WindowCursor::at(self, city, next.millis - window, next.millis);
             // What the deltas in the window have added to its sum and count.
             let (mut sum_by, mut count_by) = (0, 0);
             loop {
-                let row = rows.high.peek();
-                let delta = deltas.get(entered);
-                let millis = match (row, delta) {
-                    (None, None) => return,
-                    (Some((at, _)), None) => at,
-                    (None, Some(delta)) => delta.millis,
-                    (Some((at, _)), Some(delta)) => at.min(delta.millis),
-                };
-                while left < entered && deltas[left].millis < millis - window {
-                    sum_by -= deltas[left].sum();
-                    count_by -= deltas[left].count();
-                    left += 1;
-                }
-                let own = delta.filter(|delta| delta.millis == millis);
-                if let Some(own) = own {
+                if let Some(own) = deltas.get(entered)
+                    && rows.high.peek().is_none_or(|(millis, _)| own.millis <= millis)
+                {
+                    while left < entered && deltas[left].millis < own.millis - window {
+                        sum_by -= deltas[left].sum();
+                        count_by -= deltas[left].count();
+                        left += 1;
+                    }
                     sum_by += own.sum();
                     count_by += own.count();
                     entered += 1;
+                    if own.after.is_some() {
+                        rows.take();
+                    }
+                    rows.drop_before(own.millis - window);
+                    let after = own.after.map(|held| rows.row(held));
+                    let before = own.before.map(|held| rows.row_before(held, sum_by, count_by));
+                    if before != after {
+                        emit(own.millis, before, after);
+                    }
                 }
+                // Rows that have no delta of their own, up to the next that has, or to the end of the oldest delta's window.
+                let until = deltas.get(entered).map_or(i64::MAX, |delta| delta.millis);
+                let until = until.min(deltas[left].millis + window + 1);
+                let changed = sum_by != 0 || count_by != 0;
+                while rows.high.millis < until {
+                    let (millis, held) = (rows.high.millis, rows.high.held);
+                    rows.take();
+                    rows.drop_before(millis - window);
+                    if changed {
+                        let after = rows.row(held);
+                        emit(millis, Some(rows.row_before(held, sum_by, count_by)), Some(after));
+                    }
+                }
+                if deltas.get(entered).is_some_and(|delta| delta.millis == until) {
+                    continue;
+                }
+                // The oldest delta's window ends here.
+                sum_by -= deltas[left].sum();
+                count_by -= deltas[left].count();
+                left += 1;
                 if left == entered {
                     break;
-                }
-                let held = row.filter(|(at, _)| *at == millis).map(|(_, held)| held);
-                if let Some(held) = held {
-                    rows.take(held);
-                }
-                rows.drop_before(millis - window);
-                let after = held.map(|held| row_of(held, rows.sum, rows.count));
-                let before = own
-                    .map_or(held, |own| own.before)
-                    .map(|held| row_of(held, rows.sum - sum_by, (i64::from(rows.count) - count_by) as u32));
-                if before != after {
-                    emit(millis, before, after);
                 }
             }
         }
     }
-}
-
-fn row_of(held: Held, sum: i64, count: u32) -> Row {
-    Row { heat_index: held.heat_index(), sum, count, category: held.category() }
 }
 
 impl Delta {
@@ -181,63 +187,88 @@ impl<'a> WindowCursor<'a> {
         WindowCursor { low: Cursor::at(store, city, low), high: Cursor::at(store, city, high), sum, count }
     }
 
-    /// Takes in the row at `high`.
+    /// Takes in the row at `high`; there must be one.
     #[inline(always)]
-    fn take(&mut self, held: Held) {
-        self.sum += held.micros();
+    fn take(&mut self) {
+        self.sum += self.high.held.micros();
         self.count += 1;
         self.high.step();
     }
 
+    /// The result of a reading whose window this is.
+    #[inline(always)]
+    fn row(&self, held: Held) -> Row {
+        Row::new(held.heat_index(), held.category(), self.sum, self.count)
+    }
+
+    /// [`WindowCursor::row`] before edits have added so much to the window.
+    #[inline(always)]
+    fn row_before(&self, held: Held, sum_by: i64, count_by: i64) -> Row {
+        let count = (i64::from(self.count) - count_by) as u32;
+        Row::new(held.heat_index(), held.category(), self.sum - sum_by, count)
+    }
+
     #[inline(always)]
     fn drop_before(&mut self, floor: i64) {
-        while self.count > 0
-            && let Some((_, held)) = self.low.peek().filter(|(millis, _)| *millis < floor)
-        {
-            self.sum -= held.micros();
+        while self.low.millis < floor && self.count > 0 {
+            self.sum -= self.low.held.micros();
             self.count -= 1;
             self.low.step();
         }
     }
 }
 
-/// A place in a city's rows, with its chunk at hand.
+/// A place in a city's rows, with its row unpacked.
 struct Cursor<'a> {
     store: &'a Store,
     city: u32,
     next_chunk: usize,
-    chunk: Option<&'a Chunk>,
-    rows: &'a [PackedRow],
+    frame: Frame,
+    /// Behind the row, to the end of its chunk.
+    rows: std::slice::Iter<'a, PackedRow>,
+    /// The row's time, or [`END`].
+    millis: i64,
+    held: Held,
 }
+
+/// A time behind every row.
+const END: i64 = i64::MAX;
 
 impl<'a> Cursor<'a> {
     fn at(store: &'a Store, city: u32, place: Place) -> Cursor<'a> {
-        let mut cursor = Cursor { store, city, next_chunk: place.chunk, chunk: None, rows: &[] };
+        let (frame, held) = (Frame::default(), PackedRow::default().held());
+        let rows = [].iter();
+        let mut cursor = Cursor { store, city, next_chunk: place.chunk, frame, rows, millis: END, held };
         cursor.enter(place.row);
         cursor
     }
 
     /// Goes to a row of the next chunk that has rows from there on.
+    #[cold]
     fn enter(&mut self, mut row: usize) {
-        while self.rows.is_empty() && self.next_chunk < self.store.end(self.city).chunk {
+        self.millis = END;
+        while self.next_chunk < self.store.end(self.city).chunk {
             let chunk = self.store.chunk(self.city, self.next_chunk);
-            (self.chunk, self.rows) = (Some(chunk), &chunk.rows()[row..]);
+            (self.frame, self.rows) = (chunk.frame, chunk.rows()[row..].iter());
             self.next_chunk += 1;
             row = 0;
+            if let Some(row) = self.rows.next() {
+                (self.millis, self.held) = (self.frame.millis(*row), row.held());
+                return;
+            }
         }
     }
 
     #[inline(always)]
     fn peek(&self) -> Option<(i64, Held)> {
-        let (row, chunk) = (self.rows.first()?, self.chunk?);
-        Some((chunk.frame.millis(*row), row.held()))
+        (self.millis != END).then_some((self.millis, self.held))
     }
 
     #[inline(always)]
     fn step(&mut self) {
-        self.rows = self.rows.get(1..).unwrap_or_default();
-        if self.rows.is_empty() {
-            self.enter(0);
+        match self.rows.next() {
+            Some(row) => (self.millis, self.held) = (self.frame.millis(*row), row.held()),
+            None => self.enter(0),
         }
     }
 }
