@@ -20,8 +20,9 @@ compare *args:
 
 # A year of New York, and what two corrections change of it
 demo-nyc:
-    cargo run --release --locked -- batch data/nyc2013.csv data/nyc2013-corrections.csv \
-        -o nyc2013.parquet --changes nyc2013-changes.jsonl --plot nyc2013.svg --city JFK
+    mkdir -p target/demo
+    cargo run --release --locked -- batch data/nyc2013.csv data/nyc2013-corrections.csv --city JFK \
+        -o target/demo/nyc2013.parquet --changes target/demo/nyc2013-changes.jsonl --plot target/demo/nyc2013.svg
 
 deny:
     cargo deny check
