@@ -2,9 +2,9 @@
 //!
 //! One [`Rolling`] holds the cities of a worker. It takes an epoch's arrivals in log order and says what they change.
 //! Most arrivals are newer than all that their city knows: each of those is one append to the city's tail chunk and one
-//! step of its running window ([`store`]). A city that an epoch does anything else to is edited instead ([`edit`]): its
+//! step of its running window ([`store`]). A city that an epoch does anything else to is edited instead (`edit`): its
 //! arrivals are applied one by one in log order, and then one sweep over the rows they have changed gives each row's
-//! result before and after ([`sweep`]). So nothing depends on where epochs are cut, and no key is changed twice in one.
+//! result before and after (`sweep`). So nothing depends on where epochs are cut, and no key is changed twice in one.
 
 mod arena;
 #[cfg(debug_assertions)]

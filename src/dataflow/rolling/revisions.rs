@@ -1,4 +1,5 @@
-//! The revisions of a chunk's readings, in as few bytes each as they need: counters take one, millisecond stamps four.
+//! The revisions of a chunk's readings, in as few bytes each as they need: counters take one, millisecond stamps of
+//! readings a minute apart three.
 
 use crate::model::Revision;
 
@@ -50,6 +51,11 @@ impl Revisions {
         Revisions { codes: self.codes.split_off(row * self.width), ..*self }
     }
 
+    /// Gives back what growing has left over.
+    pub fn shrink(&mut self) {
+        self.codes.shrink_to_fit();
+    }
+
     /// Bytes of memory.
     pub fn bytes(&self) -> usize {
         size_of::<Revisions>() + self.codes.capacity()
@@ -77,7 +83,7 @@ impl Revisions {
         let numbers = || all.iter().flatten().map(|revision| revision.number());
         let (base, last) = (numbers().min().unwrap_or(0), numbers().max().unwrap_or(0));
         let greatest = (last.wrapping_sub(base) as u64).saturating_add(1);
-        let width = [1, 2, 4].into_iter().find(|width| greatest >> (8 * width) == 0).unwrap_or(8);
+        let width = (64 - greatest.leading_zeros()).div_ceil(8).max(1) as usize;
         let mut fitting = Revisions { base, width, codes: vec![0; all.len() * width] };
         for (row, revision) in all.iter().enumerate() {
             let encoded = fitting.encode(row, *revision);
@@ -144,9 +150,9 @@ mod tests {
     }
 
     #[test]
-    fn small_numbers_take_a_byte_and_stamps_four() {
+    fn small_numbers_take_a_byte_and_stamps_three() {
         let stamps: Vec<_> = (0..128).map(|i| Revision::new(1_764_000_000_000 + i * 60_000)).collect();
-        assert_eq!(Revisions::fitting(&stamps).width, 4);
+        assert_eq!(Revisions::fitting(&stamps).width, 3);
         let counters: Vec<_> = (0..128).map(|i| Revision::new(i % 5)).collect();
         assert_eq!(Revisions::fitting(&counters).width, 1);
     }

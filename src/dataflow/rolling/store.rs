@@ -198,7 +198,13 @@ impl Store {
         let Store { arena, heads, index, .. } = self;
         let (head, index) = (&mut heads[city as usize], &mut index[city as usize]);
         match index.chunks.back() {
-            Some(&tail) => arena.get_mut(tail).next = fresh,
+            Some(&tail) => {
+                let tail = arena.get_mut(tail);
+                tail.next = fresh;
+                if let Some(revisions) = &mut tail.revisions {
+                    revisions.shrink();
+                }
+            }
             None => (head.lo, head.lo_row, head.lo_len, head.lo_frame) = (fresh, 0, 0, frame),
         }
         index.chunks.push_back(fresh);
