@@ -1,7 +1,7 @@
 //! `swelter batch`: files in, all results out.
 
 use std::collections::HashSet;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -14,6 +14,7 @@ use crate::codec::{DecodeSettings, Format, Moisture, Units};
 use crate::dataflow::heat_index::Formula;
 use crate::model::Duration;
 use crate::pipeline::batch::{self, BatchError, BatchPlan, BatchSummary, PlotPlan, Target};
+use crate::sinks::output;
 use crate::sources::file::Input;
 
 /// Compute the rolling heat index of all readings in files
@@ -89,7 +90,7 @@ impl BatchArgs {
             BatchError::Output { name, error: io } if name == STDOUT => Stop::writing(None, io),
             _ => Stop::Failed(error.to_string()),
         })?;
-        report(&summary, start.elapsed().as_secs_f64());
+        let _ = report(&summary, start.elapsed().as_secs_f64());
         Ok(())
     }
 
@@ -145,16 +146,25 @@ fn target(path: &Path, format: Option<Format>, default: Option<Format>) -> Resul
     Ok(Target { path, format, compression })
 }
 
-/// Two outputs in one file would be neither.
+/// Two outputs in one file would be neither, and a log that is overwritten is lost.
 fn check_outputs(plan: &BatchPlan) -> Result<(), Stop> {
+    let inputs: HashSet<PathBuf> =
+        plan.inputs.iter().filter_map(|input| input.path.as_deref()).map(output::destination).collect();
     let targets = [&plan.output, &plan.changes, &plan.daily, &plan.dead_letters].into_iter().flatten();
     let plot = plan.plot.as_ref().map(|plot| Some(plot.path.clone()));
     let mut seen = HashSet::new();
     for path in targets.map(|target| target.path.clone()).chain(plot) {
+        if path.as_deref().is_some_and(output::is_in_place) {
+            continue;
+        }
         let name = path.as_ref().map_or(STDOUT.into(), |path| path.display().to_string());
-        let same = path.map(|path| path.canonicalize().unwrap_or(path));
-        let is_file = same.as_ref().is_none_or(|path| path.is_file() || !path.exists());
-        if !seen.insert(same) && is_file {
+        let destination = path.as_deref().map(output::destination);
+        if destination.as_ref().is_some_and(|path| inputs.contains(path)) {
+            return Err(Stop::Usage(format!(
+                "{name} is an input and would be overwritten: write to another file"
+            )));
+        }
+        if !seen.insert(destination) {
             return Err(Stop::Usage(format!("two outputs go to {name}: give each its own")));
         }
     }
@@ -180,14 +190,16 @@ fn progress_bar() -> ProgressBar {
     ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
 }
 
-fn report(summary: &BatchSummary, seconds: f64) {
+/// On standard error; if that cannot be written, the work is done all the same.
+fn report(summary: &BatchSummary, seconds: f64) -> io::Result<()> {
+    let mut out = io::stderr().lock();
     for example in &summary.examples {
-        eprintln!("refused {example}");
+        writeln!(out, "refused {example}")?;
     }
     let refused: u64 = summary.refused.values().sum();
     if refused > summary.examples.len() as u64 && !summary.examples.is_empty() {
         let more = refused - summary.examples.len() as u64;
-        eprintln!("refused {} more; --dead-letters FILE keeps them all", number(more));
+        writeln!(out, "refused {} more; --dead-letters FILE keeps them all", number(more))?;
     }
     let outcomes = &summary.outcomes;
     let mut parts = vec![
@@ -203,13 +215,14 @@ fn report(summary: &BatchSummary, seconds: f64) {
     ];
     parts.extend(rare.into_iter().filter(|(count, _)| *count > 0));
     let parts: Vec<String> = parts.iter().map(|(count, what)| format!("{} {what}", number(*count))).collect();
-    eprintln!("{} records: {}", number(summary.records), parts.join(", "));
+    writeln!(out, "{} records: {}", number(summary.records), parts.join(", "))?;
     for (reason, count) in &summary.refused {
-        eprintln!("  {reason}: {}", number(*count));
+        writeln!(out, "  {reason}: {}", number(*count))?;
     }
     let rate = number((summary.records as f64 / seconds.max(1e-9)) as u64);
     let (rows, cities) = (number(summary.rows), number(summary.cities as u64));
-    eprintln!("{rows} rows of {cities} cities in {seconds:.2} s, {rate} records/s");
+    writeln!(out, "{rows} rows of {cities} cities in {seconds:.2} s, {rate} records/s")?;
+    Ok(())
 }
 
 /// With a comma after each three digits.

@@ -3,7 +3,7 @@
 mod batch;
 mod generate;
 
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -35,11 +35,11 @@ impl Cli {
         match result {
             Ok(()) => ExitCode::SUCCESS,
             Err(Stop::Usage(message)) => {
-                eprintln!("error: {message}\n\nFor more information, try '--help'.");
+                let _ = writeln!(io::stderr(), "error: {message}\n\nFor more information, try '--help'.");
                 ExitCode::from(2)
             }
             Err(Stop::Failed(message)) => {
-                eprintln!("error: {message}");
+                let _ = writeln!(io::stderr(), "error: {message}");
                 ExitCode::FAILURE
             }
             // Whoever read our output has seen enough.

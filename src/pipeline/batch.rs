@@ -20,7 +20,7 @@ use crate::dataflow::rolling::Retention;
 use crate::dataflow::{self, Graph, GraphPlan};
 use crate::model::{CityRows, DayLine, Duration, Reason};
 use crate::sinks::changes::{self, ChangesSink, ChangesThread};
-use crate::sinks::output::OutputFile;
+use crate::sinks::output::{OutputFile, StandardOutput, is_in_place};
 use crate::sinks::plot::{self, FirstRows};
 use crate::sinks::table::{CityResults, OutcomeCounts, Table};
 use crate::sources::file::Input;
@@ -80,8 +80,10 @@ pub enum BatchError {
     Input { name: String, error: DecodeError },
     #[error("{name} cannot be written: {error}")]
     Output { name: String, error: io::Error },
-    #[error("--plot: no city {city} in the log: name one that has readings")]
+    #[error("--plot: there is no city {city} with readings in the log: name another with --city")]
     NoSuchCity { city: String },
+    #[error("--plot: the log has no readings to draw")]
+    NothingToDraw,
     #[error("the workers cannot be started: {0}")]
     Workers(String),
 }
@@ -126,6 +128,7 @@ pub fn run(
         intake: Mutex::new(Some(intake)),
         changes: Mutex::new(sinks.unwrap_or_default()),
         stop: AtomicBool::new(false),
+        dead_letters: name_of(&plan.dead_letters),
         plot_city: plan.plot.as_ref().map(|plot| match &plot.city {
             Some(city) => Arc::new(OnceLock::from(city.clone())),
             None => first_city,
@@ -158,6 +161,8 @@ struct Shared {
     /// Somebody cannot go on.
     stop: AtomicBool,
     plot_city: Option<Arc<OnceLock<String>>>,
+    /// The name of the dead letters' file.
+    dead_letters: String,
 }
 
 /// What a worker ends with.
@@ -210,7 +215,7 @@ fn work(
 ) -> WorkerEnd {
     let read = intake.map(|mut intake| {
         feed(worker, &mut graph, &mut collector, &mut intake, shared, progress)?;
-        intake.finish().map_err(|error| BatchError::output("dead letters", error))
+        intake.finish().map_err(|error| BatchError::output(&shared.dead_letters, error))
     });
     graph.close_inputs();
     while worker.has_dataflows() {
@@ -327,7 +332,8 @@ impl Ended {
                 result.map_err(|error| BatchError::output(&name_of(&plan.daily), error))?;
             }
             if let Some(first) = first_rows.iter().find(|first| first.city() == &*name && !first.is_empty()) {
-                plotted = plot::render(first, &rows, plan.window);
+                plotted = plot::render(first, &rows, plan.window)
+                    .map_err(|error| BatchError::output("the plot", error))?;
             }
         }
         writer
@@ -337,8 +343,9 @@ impl Ended {
             .map_or(Ok(()), DailyWriter::finish)
             .map_err(|e| BatchError::output(&name_of(&plan.daily), e))?;
         if let Some(plot) = &plan.plot {
-            let city = plot.city.clone().unwrap_or_default();
-            outputs.plot(plot, &plotted.ok_or(BatchError::NoSuchCity { city })?)?;
+            let missing =
+                plot.city.clone().map_or(BatchError::NothingToDraw, |city| BatchError::NoSuchCity { city });
+            outputs.plot(plot, &plotted.ok_or(missing)?)?;
         }
         Ok(summary)
     }
@@ -353,7 +360,10 @@ impl Outputs {
     fn create(plan: &BatchPlan) -> Result<Outputs, BatchError> {
         let targets = [&plan.output, &plan.changes, &plan.daily, &plan.dead_letters];
         let paths = targets.into_iter().flatten().filter_map(|target| target.path.as_deref());
-        for path in paths.chain(plan.plot.as_ref().map(|plot| plot.path.as_path())) {
+        // What is written in place is opened once: a pipe's reader would take a second opening for the end.
+        for path in
+            paths.chain(plan.plot.as_ref().map(|plot| plot.path.as_path())).filter(|path| !is_in_place(path))
+        {
             OutputFile::create(path)
                 .map_err(|error| BatchError::output(&path.display().to_string(), error))?;
         }
@@ -361,7 +371,7 @@ impl Outputs {
     }
 
     fn open(&mut self, target: &Target) -> Result<Box<dyn io::Write + Send>, BatchError> {
-        let Some(path) = &target.path else { return Ok(Box::new(io::stdout())) };
+        let Some(path) = &target.path else { return Ok(Box::new(StandardOutput::default())) };
         let output = |error| BatchError::output(&target.name(), error);
         let file = OutputFile::create(path).map_err(output)?;
         let writer = file.writer().map_err(output)?;

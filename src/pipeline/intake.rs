@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::vec;
 
-use super::batch::{BatchError, BatchPlan};
+use super::batch::{BatchError, BatchPlan, Target};
 use crate::admission::{Admission, AdmissionRules};
 use crate::codec::{DeadLettersWriter, DecodeSettings, Decoder};
-use crate::model::{Arrival, CityName, DeadLetter, Reason, Refusal, Upsert};
+use crate::model::{Arrival, CityName, DeadLetter, Event, Reason, Refusal, Upsert};
 use crate::sources::file::Input;
 
 /// How many refusals are shown where they are not written.
@@ -29,8 +29,9 @@ pub struct Intake {
     settings: DecodeSettings,
     epoch_size: usize,
     admission: Admission,
-    dead_letters: Option<DeadLettersWriter>,
-    /// The key of the log's first city, for who wants to know it early.
+    /// The file that refused records go to, and its name.
+    dead_letters: Option<(String, DeadLettersWriter)>,
+    /// The city of the log's first reading, for who wants to know it early.
     first_city: Arc<OnceLock<String>>,
     pub read: Read,
 }
@@ -58,7 +59,7 @@ impl Intake {
             settings: plan.decode,
             epoch_size: plan.epoch_size.max(1),
             admission: Admission::new(0, rules),
-            dead_letters,
+            dead_letters: plan.dead_letters.as_ref().map(Target::name).zip(dead_letters),
             first_city,
             read: Read::default(),
         }
@@ -82,15 +83,16 @@ impl Intake {
                 Some(decoded) => {
                     self.read.records += 1;
                     let admitted = match decoded {
-                        Ok(upsert) => admit(&upsert, &mut self.admission, &self.read, epoch),
+                        Ok(upsert) => {
+                            if matches!(upsert.event, Event::Reading(_)) {
+                                self.first_city.get_or_init(|| upsert.city.to_string());
+                            }
+                            admit(&upsert, &mut self.admission, &self.read, epoch)
+                        }
                         Err(refusal) => Err(refusal),
                     };
                     if let Err(refusal) = admitted {
                         refuse(&refusal, name, decoder, &mut self.dead_letters, &mut self.read)?;
-                    }
-                    if let (Some(city), None) = (epoch.cities.first(), self.first_city.get()) {
-                        // Only this thread sets it.
-                        let _ = self.first_city.set(city.name.to_string());
                     }
                     self.read.records - first == self.epoch_size as u64
                 }
@@ -109,7 +111,7 @@ impl Intake {
 
     /// Ends the reading; all dead letters are then written.
     pub fn finish(self) -> std::io::Result<Read> {
-        self.dead_letters.map_or(Ok(()), DeadLettersWriter::finish)?;
+        self.dead_letters.map_or(Ok(()), |(_, writer)| writer.finish())?;
         Ok(self.read)
     }
 }
@@ -136,15 +138,15 @@ fn refuse(
     refusal: &Refusal,
     source: &str,
     decoder: &mut Decoder,
-    dead_letters: &mut Option<DeadLettersWriter>,
+    dead_letters: &mut Option<(String, DeadLettersWriter)>,
     read: &mut Read,
 ) -> Result<(), BatchError> {
     *read.refused.entry(refusal.reason).or_default() += 1;
     let line = decoder.line();
     match dead_letters {
-        Some(writer) => {
+        Some((name, writer)) => {
             let letter = DeadLetter { source, line, refusal, raw: &decoder.raw() };
-            writer.write(&letter).map_err(|error| BatchError::output("dead letters", error))?;
+            writer.write(&letter).map_err(|error| BatchError::output(name, error))?;
         }
         None if read.examples.len() < EXAMPLES => {
             read.examples.push(format!("{source}:{line}: {refusal}"));

@@ -15,18 +15,41 @@ pub struct OutputFile {
     place: Option<(TempPath, PathBuf)>,
 }
 
+/// Whether what is at `path` is written in place: it is no regular file, or a name for somebody's open file.
+pub fn is_in_place(path: &Path) -> bool {
+    path.starts_with("/dev") || path.starts_with("/proc") || (path.exists() && !path.is_file())
+}
+
+/// The file that `path` means, whether or not it is there: links are followed, so that they stay links.
+pub fn destination(path: &Path) -> PathBuf {
+    let linked = path.read_link().ok().map(|link| path.parent().unwrap_or(Path::new("")).join(link));
+    let path = linked.unwrap_or_else(|| path.to_path_buf());
+    path.canonicalize().unwrap_or_else(|_| match path.file_name() {
+        Some(name) => folder(&path).canonicalize().unwrap_or_else(|_| folder(&path).to_path_buf()).join(name),
+        None => path.clone(),
+    })
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 impl OutputFile {
     pub fn create(path: &Path) -> io::Result<OutputFile> {
-        if path.exists() && !path.is_file() {
-            let file = File::options().write(true).open(path)?;
+        if is_in_place(path) {
+            let file = File::options().append(true).open(path)?;
             return Ok(OutputFile { file, place: None });
         }
-        // A link stays a link: what it points to is replaced.
-        let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if !folder(path).is_dir() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "its folder is not there: make it first"));
+        }
+        let path = destination(path);
         let mut temporary = tempfile::Builder::new();
         temporary.prefix(".swelter-").permissions(Permissions::from_mode(0o666));
-        let (file, temporary) = temporary.tempfile_in(folder)?.into_parts();
+        let (file, temporary) = temporary.tempfile_in(folder(&path))?.into_parts();
+        if let Ok(replaced) = path.metadata() {
+            file.set_permissions(replaced.permissions())?;
+        }
         Ok(OutputFile { file, place: Some((temporary, path)) })
     }
 
@@ -40,6 +63,46 @@ impl OutputFile {
         let Some((temporary, path)) = self.place else { return Ok(()) };
         self.file.sync_all()?;
         temporary.persist(path).map_err(|error| error.error)
+    }
+}
+
+/// Standard output, for as long as somebody reads it: what comes after is dropped, since the run has other things to finish.
+#[derive(Debug, Default)]
+pub struct StandardOutput {
+    closed: bool,
+}
+
+impl StandardOutput {
+    fn until_closed<T>(&mut self, result: io::Result<T>, dropped: T) -> io::Result<T> {
+        match result {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                self.closed = true;
+                Ok(dropped)
+            }
+            result => result,
+        }
+    }
+}
+
+impl Write for StandardOutput {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.closed {
+            true => Ok(bytes.len()),
+            false => {
+                let written = io::stdout().write(bytes);
+                self.until_closed(written, bytes.len())
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self.closed {
+            true => Ok(()),
+            false => {
+                let flushed = io::stdout().flush();
+                self.until_closed(flushed, ())
+            }
+        }
     }
 }
 
@@ -60,6 +123,33 @@ mod tests {
         assert!(!path.exists());
         whole.commit().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"whole");
+    }
+
+    #[test]
+    fn a_link_stays_a_link_and_permissions_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let (target, link) = (folder.path().join("target"), folder.path().join("link"));
+        std::os::unix::fs::symlink("target", &link).unwrap();
+        for mode in [None, Some(0o600)] {
+            if let Some(mode) = mode {
+                std::fs::set_permissions(&target, Permissions::from_mode(mode)).unwrap();
+            }
+            let output = OutputFile::create(&link).unwrap();
+            output.writer().unwrap().write_all(b"whole").unwrap();
+            output.commit().unwrap();
+            assert!(link.is_symlink() && target.is_file());
+            let now = target.metadata().unwrap().permissions().mode() & 0o777;
+            assert!(mode.is_none_or(|mode| mode == now), "{now:o}");
+        }
+    }
+
+    #[test]
+    fn one_file_has_one_destination() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = ["a", "./a", "b/../a"].map(|name| destination(&folder.path().join(name)));
+        std::fs::create_dir(folder.path().join("b")).unwrap();
+        assert_eq!(destination(&folder.path().join("b/../a")), names[0]);
+        assert_eq!(names[0], names[1]);
     }
 
     #[test]

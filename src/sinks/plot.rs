@@ -1,6 +1,7 @@
 //! A picture of one city: heat index, rolling mean, and what corrections changed.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::ops::Range;
 
 use plotters::coord::Shift;
@@ -58,14 +59,18 @@ type Drawing<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type DrawError<'a> = DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>;
 
 /// The plot as SVG: all rows above; below, where corrections changed anything, the days around the greatest change, with
-/// the results as they first were. Nothing where the city has no rows.
-pub fn render(first: &FirstRows, rows: &[ResultRow], window: Duration) -> Option<String> {
-    let (oldest, newest) = (rows.first()?.reading_at.millis(), rows.last()?.reading_at.millis());
+/// the results as they first were. Nothing where the city never had a row.
+pub fn render(first: &FirstRows, rows: &[ResultRow], window: Duration) -> io::Result<Option<String>> {
     let corrected = first.corrected(rows);
+    // A reading that was withdrawn may lie outside what is left.
+    let times = || rows.iter().map(|row| row.reading_at.millis()).chain(corrected.keys().copied());
+    let (Some(oldest), Some(newest)) = (times().min(), times().max()) else { return Ok(None) };
     let mut svg = String::new();
     let plot = Plot { city: &first.city, rows, corrected: &corrected };
-    plot.draw(&mut svg, oldest..newest.max(oldest + 1), window).ok()?;
-    Some(svg)
+    let drawn =
+        plot.draw(&mut svg, oldest..newest.max(oldest + 1), window).map_err(|error| error.to_string());
+    drawn.map_err(io::Error::other)?;
+    Ok(Some(svg))
 }
 
 struct Plot<'a> {
@@ -119,6 +124,7 @@ impl Plot<'_> {
             .map(|row| row.heat_index.fahrenheit())
             .chain(firsts.iter().filter(|_| legend).map(|(_, row)| row.heat_index().fahrenheit()));
         let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
+        let (low, high) = if low <= high { (low, high) } else { (0.0, 0.0) };
         let margin = ((high - low) * 0.05).max(1.0);
         let mut chart = ChartBuilder::on(area)
             .caption(title, ("sans-serif", 18).into_font().color(&INK))

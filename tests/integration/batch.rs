@@ -330,6 +330,8 @@ fn wrong_usage_is_code_2() {
         ("batch good.csv -o rows.txt", "does not say its format"),
         ("batch good.csv --city x", "--plot"),
         ("batch good.csv -o a.csv --daily a.csv", "give each its own"),
+        ("batch good.csv -o a.csv --daily ./a.csv", "give each its own"),
+        ("batch good.csv -o ./good.csv", "is an input"),
         ("batch good.csv --assume-offset noon", "not an offset"),
     ] {
         let stderr = run.fails(args, 2);
@@ -355,11 +357,13 @@ fn the_first_refusals_are_shown_and_the_rest_counted() {
     assert!(run.read("rows.csv").contains("x,2025-01-01T05:00:00Z,70,50,,"));
 }
 
+/// Whoever reads standard output may stop; the files are made all the same.
 #[test]
 fn a_closed_pipe_is_no_error() {
     let run = Run::new();
     let mut child = Command::new(env!("CARGO_BIN_EXE_swelter"))
         .args(["batch".as_ref(), data("nyc2013.csv").as_os_str()])
+        .args(["--daily", "days.csv", "--changes", "changes.jsonl"])
         .current_dir(run.0.path())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -368,4 +372,43 @@ fn a_closed_pipe_is_no_error() {
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(run.files(), ["changes.jsonl", "days.csv"]);
+}
+
+#[test]
+fn a_full_standard_error_is_no_error() {
+    let run = Run::new();
+    let status = Command::new(env!("CARGO_BIN_EXE_swelter"))
+        .args(["batch".as_ref(), data("nyc2013.csv").as_os_str()])
+        .args(["-o", "rows.csv"])
+        .current_dir(run.0.path())
+        .stderr(fs::File::options().write(true).open("/dev/full").unwrap())
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(0));
+}
+
+#[test]
+fn a_named_pipe_is_written_in_place() {
+    let run = Run::new();
+    assert!(Command::new("mkfifo").arg(run.path("pipe")).status().unwrap().success());
+    let pipe = run.path("pipe");
+    let reader = std::thread::spawn(move || fs::read_to_string(pipe).unwrap());
+    run.ok(&format!("batch {} -o pipe --output-format csv", data("nyc2013.csv").display()));
+    assert_eq!(reader.join().unwrap().lines().count(), 26_114);
+}
+
+#[test]
+fn a_plot_shows_also_what_was_withdrawn() {
+    let run = Run::new();
+    let hours: String = (0..24).map(|hour| format!("A,2025-01-01T{hour:02}:00:00Z,80,50,\n")).collect();
+    let header = "city,reading_at,temperature,humidity,op\n";
+    let far = "A,2026-01-01T00:00:00Z,80,50,\nA,2026-01-01T00:00:00Z,,,delete\n";
+    run.write("far.csv", &format!("{header}Z,2025-01-01T00:00:00Z,,,delete\n{hours}{far}"));
+    run.ok("batch far.csv --epoch-size 1 -o rows.csv --plot far.svg");
+    assert!(run.read("far.svg").contains("reading before its correction"));
+    run.write("gone.csv", &format!("{header}{far}"));
+    run.ok("batch gone.csv --epoch-size 1 -o rows.csv --plot gone.svg");
+    run.write("empty.csv", header);
+    assert!(run.fails("batch empty.csv -o rows.csv --plot empty.svg", 1).contains("no readings to draw"));
 }
