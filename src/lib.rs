@@ -3,9 +3,12 @@
 pub mod admission;
 pub mod cli;
 pub mod codec;
+pub mod config;
 pub mod dataflow;
 pub mod directory;
 pub mod model;
 pub mod pipeline;
+pub mod serve;
 pub mod sinks;
 pub mod sources;
+pub mod worker;

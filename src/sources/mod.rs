@@ -1,8 +1,92 @@
 //! Where logs come from, and readings that are made up.
+//!
+//! A live [`Source`] has a fixed number of partitions. Each is read by one worker, never waits, and can be opened again
+//! behind any position that it has given out: from there on it gives the same records again.
 
 pub mod file;
 pub mod generator;
 pub mod weather;
+
+use std::thread::Thread;
+use std::time::Instant;
+
+use crate::model::{EventTime, Refusal, Upsert};
+
+/// A log with a fixed number of partitions.
+pub trait Source: Send + Sync {
+    /// As it is called in the configuration, in positions and in dead letters.
+    fn name(&self) -> &str;
+
+    fn partitions(&self) -> u32;
+
+    /// Opens a partition at a position: the number of the first record that it will give. `worker` is unparked when there is
+    /// something to poll after a poll has found nothing.
+    fn open(
+        &self,
+        partition: u32,
+        position: u64,
+        worker: Thread,
+    ) -> Result<Box<dyn Partition>, SourceError>;
+}
+
+/// A partition that a worker reads.
+pub trait Partition {
+    /// Gives what is there to `take`, at most `limit` records, without waiting.
+    fn poll(&mut self, limit: usize, take: &mut dyn Take) -> Result<Polled, SourceError>;
+
+    /// The position behind the last record that is known to be in the log; grows while it is written.
+    fn end(&self) -> u64;
+}
+
+/// Where a record stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The record's number in its partition.
+    pub position: u64,
+    /// When the log took it, where the log knows.
+    pub arrived: Option<EventTime>,
+}
+
+/// Who takes what a partition gives.
+pub trait Take {
+    /// Takes a record, or says why not; then [`Take::refused`] gets it, before the next record.
+    fn upsert(&mut self, place: Place, upsert: &Upsert<'_>) -> Result<(), Refusal>;
+
+    /// Takes the exact bytes of a record that could not be decoded or was not taken.
+    fn refused(&mut self, place: Place, refusal: &Refusal, raw: &[u8]);
+}
+
+/// What a poll has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Polled {
+    /// Records given, taken or refused.
+    pub records: usize,
+    pub next: Next,
+}
+
+/// When to poll again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// At once: there is more.
+    Now,
+    /// Then, and not before.
+    At(Instant),
+    /// When the worker is unparked.
+    Woken,
+    /// Never: the log has ended.
+    Never,
+}
+
+/// Why a partition cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SourceError {
+    /// It will not get better by itself. The text says what to do.
+    #[error("{0}")]
+    Fatal(String),
+    /// It may: poll again later.
+    #[error("{0}")]
+    Transient(String),
+}
 
 /// Mixes the bits of a word: the output step of SplitMix64 (Steele, Lea, Flood 2014). What is made up is made of hashes
 /// of what it is for, not of a generator's running state, so that it does not depend on the order of asking.

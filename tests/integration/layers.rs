@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Layer, module, and what else of its own layer it may import.
-const LAYERS: [(u8, &str, &[&str]); 11] = [
+const LAYERS: [(u8, &str, &[&str]); 14] = [
     (0, "model", &[]),
     (1, "codec", &[]),
     (1, "admission", &[]),
@@ -13,15 +13,18 @@ const LAYERS: [(u8, &str, &[&str]); 11] = [
     (2, "sources", &[]),
     (2, "dataflow", &[]),
     (2, "sinks", &[]),
-    (3, "pipeline", &[]),
-    (3, "cli", &["pipeline"]),
+    (2, "serve", &[]),
+    (3, "config", &[]),
+    (3, "worker", &["config"]),
+    (3, "pipeline", &["worker", "config"]),
+    (3, "cli", &["pipeline", "config"]),
     (4, "main", &[]),
     // The crate root only lists the modules.
     (4, "lib", &[]),
 ];
 
 /// Only these may name timely or differential dataflow.
-const TIMELY: [&str; 2] = ["dataflow", "pipeline"];
+const TIMELY: [&str; 3] = ["dataflow", "pipeline", "worker"];
 
 fn sources(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
@@ -69,6 +72,7 @@ fn modules_import_only_what_lies_below() {
         }
         let names_timely = text.contains("timely::") || text.contains("differential_dataflow::");
         assert!(!names_timely || TIMELY.contains(&&*module), "{} names timely", path.display());
+        assert!(!text.contains("warp::") || module == "serve", "{} names warp", path.display());
         seen.insert(module);
     }
     for (_, module, _) in &LAYERS {

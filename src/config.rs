@@ -1,0 +1,1 @@
+//! What is configured: from the shipped defaults, a file, the environment and flags.

@@ -1,0 +1,68 @@
+//! Logs: partitions of records with positions, what is appended to them, and how far they have been applied.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// A partition of one of a run's logs: dense numbers over all sources, in the order of the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Slot(pub u16);
+
+/// A partition as people name it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PartitionName {
+    /// The source, such as `journal`.
+    pub source: Arc<str>,
+    pub partition: u32,
+}
+
+/// How far a partition has come. A position is the number of the next record: all before it are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Progress {
+    pub slot: Slot,
+    /// Results include every record before this one.
+    pub applied: u64,
+    /// The log's end, as far as the reader knows it.
+    pub end: u64,
+}
+
+/// A record for the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewRecord {
+    /// What decides the partition; nothing where the record cannot be decoded.
+    pub city: Option<Box<str>>,
+    /// A reading or withdrawal as one JSON object, just as it came.
+    pub bytes: Box<[u8]>,
+}
+
+/// Where an append has ended in one partition.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Appended {
+    #[serde(flatten)]
+    pub partition: PartitionName,
+    /// One past the last of the appended records.
+    pub position: u64,
+}
+
+/// Why records are not in the log.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AppendError {
+    /// Nothing was appended; it may be tried again.
+    #[error("the log is busy: try again in a moment")]
+    Busy,
+    #[error("the service is stopping")]
+    Stopping,
+    /// The log has failed. Whether the records are in it is not known.
+    #[error("the log cannot be written: {0}")]
+    Failed(Arc<str>),
+}
+
+/// Hears what became of an append: once, from a thread of the log's that it must not hold up.
+pub type Acknowledge = Box<dyn FnOnce(Result<Vec<Appended>, AppendError>) + Send>;
+
+/// The end of a log that takes new records.
+pub trait Appender: Send + Sync {
+    /// Queues records, which keep their order, and returns at once. They are durable when `done` hears so; where they cannot
+    /// even be queued, it hears that before this returns.
+    fn append(&self, records: Vec<NewRecord>, done: Acknowledge);
+}

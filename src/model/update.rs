@@ -1,0 +1,89 @@
+//! What serving asks of the dataflow, and what it is told.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{CurrentRow, EventTime, Progress, Reason, Row};
+
+/// A question about one city, answered at the epoch at which it is asked.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Query {
+    /// The asker's own number; the answer carries it.
+    pub id: u64,
+    pub city: Arc<str>,
+    pub question: Question,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Question {
+    /// The servable rows with `reading_at` in `from..to`, oldest first, at most `limit`.
+    History { from: EventTime, to: EventTime, limit: u32 },
+    /// All servable rows; and from the next epoch on every change of a row of the city is told, until [`Question::Unwatch`].
+    Watch,
+    /// Ends a watch. It has no answer.
+    Unwatch,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Answer {
+    /// That of the query.
+    pub query: u64,
+    /// The rows are those after this epoch, and no later one.
+    pub epoch: u64,
+    pub city: Arc<str>,
+    /// Whether there has ever been a reading or withdrawal of the city.
+    pub known: bool,
+    /// Oldest first.
+    pub rows: Vec<(EventTime, Row)>,
+    /// The limit has cut off further rows.
+    pub more: bool,
+}
+
+/// The queries of one call are answered at one epoch.
+pub trait Ask: Send + Sync {
+    /// Queues the queries and returns at once; false where the queue is full and nothing was queued.
+    fn ask(&self, queries: Vec<Query>) -> bool;
+}
+
+/// What became of arrivals, as numbers since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    pub inserted: u64,
+    pub corrected: u64,
+    pub withdrawn: u64,
+    pub nothing_to_withdraw: u64,
+    pub old_revision: u64,
+    /// Cities that came from more than one partition: their results hold for this run only.
+    pub split_city: u64,
+}
+
+/// A row of a watched city that has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchedRow {
+    pub epoch: u64,
+    pub city: Arc<str>,
+    pub reading_at: EventTime,
+    pub row: Option<Row>,
+}
+
+/// All that the epochs from the last update's `upper` to this one's have changed. Updates are told in order, without a gap.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Update {
+    /// The first epoch that is not included completely: the update is as of the one before.
+    pub upper: u64,
+    /// Replay has passed the ends that the logs had at the start: what is served is complete.
+    pub ready: bool,
+    /// Each city at most once: its current row, or nothing where none is servable any more.
+    pub current: Vec<(Arc<str>, Option<CurrentRow>)>,
+    /// In the order of epochs; a key at most once an epoch. A change of an epoch up to that of an answer about the city is
+    /// in the answer.
+    pub rows: Vec<WatchedRow>,
+    pub answers: Vec<Answer>,
+    /// The partitions that have moved.
+    pub progress: Vec<Progress>,
+    /// Where they have changed.
+    pub counts: Option<Counts>,
+    /// Readings refused since the start, by reason, where one was added.
+    pub refused: Vec<(Reason, u64)>,
+}

@@ -1,0 +1,110 @@
+//! What people and programs see: REST, WebSocket, and the page.
+//!
+//! Serving never reads the dataflow's state: it keeps a view that it builds from [`Update`]s, and asks what needs history.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration as Wait;
+
+use crate::codec::DecodeSettings;
+use crate::directory::Directory;
+use crate::model::{Appender, Ask, Duration, PartitionName};
+
+/// How to serve.
+#[derive(Clone, Debug)]
+pub struct ServePlan {
+    /// Port 0 takes a free one.
+    pub listen: SocketAddr,
+    pub tls: Option<TlsPlan>,
+    /// Without any, everybody who reaches the port may do everything.
+    pub tokens: Vec<Token>,
+    /// Origins of web pages, as in `https://example.org`, that may open WebSockets and read answers, besides the server's own.
+    pub origins: Vec<String>,
+    /// A test-only WebSocket at `/echo`, with the socket settings of the others.
+    pub echo: bool,
+    pub limits: Limits,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsPlan {
+    /// PEM, the server's certificate first.
+    pub certificate: PathBuf,
+    /// PEM.
+    pub key: PathBuf,
+}
+
+/// A bearer token and what it allows.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token {
+    pub secret: String,
+    pub read: bool,
+    pub ingest: bool,
+}
+
+// The secret is never shown.
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Token").field("read", &self.read).field("ingest", &self.ingest).finish_non_exhaustive()
+    }
+}
+
+/// What a client may ask of the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Open connections, WebSockets included.
+    pub connections: usize,
+    /// Until all headers of a request have come.
+    pub header_time: Wait,
+    /// Until the body has come.
+    pub body_time: Wait,
+    /// A kept-alive connection without a request.
+    pub idle_time: Wait,
+    /// Bytes of a `POST` body.
+    pub body_bytes: usize,
+    /// Bytes of all bodies that are being read or wait for the log.
+    pub bodies_bytes: usize,
+    /// Rows of a history answer.
+    pub history_rows: u32,
+    /// WebSocket messages from a client.
+    pub message_bytes: usize,
+    pub messages_per_second: u32,
+    pub subscriptions: usize,
+    /// Cities that one subscription may list.
+    pub cities: usize,
+    /// The same for `window` subscriptions.
+    pub window_cities: usize,
+    pub heartbeat: Wait,
+    /// Until a client has taken a message.
+    pub send_time: Wait,
+    /// Encoded messages that wait for one client, before they are merged instead.
+    pub backlog_bytes: usize,
+    /// What resumed subscriptions can reach back to.
+    pub ring_time: Wait,
+    pub ring_bytes: usize,
+}
+
+/// What is served, as far as it does not change while it is.
+#[derive(Clone)]
+pub struct Facts {
+    /// Differs with every start.
+    pub generation: Arc<str>,
+    pub formula: &'static str,
+    pub window: Duration,
+    pub lateness: Duration,
+    pub history: Duration,
+    pub workers: usize,
+    /// By slot.
+    pub partitions: Vec<PartitionName>,
+    pub directory: &'static Directory<'static>,
+    /// How the readings that are posted are decoded.
+    pub decode: DecodeSettings,
+}
+
+/// The ends of the rest of the program.
+#[derive(Clone)]
+pub struct Ports {
+    pub ask: Arc<dyn Ask>,
+    /// Where posted readings go; without one there is no ingest.
+    pub appender: Option<Arc<dyn Appender>>,
+}

@@ -1,0 +1,1 @@
+//! One worker's loop: poll, advance, step, emit.
