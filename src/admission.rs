@@ -2,10 +2,9 @@
 //! whatever the epochs, workers and batch sizes.
 
 use std::collections::HashMap;
-use std::hash::BuildHasher;
 use std::sync::Arc;
 
-use foldhash::{fast, quality};
+use foldhash::fast;
 
 use crate::model::{CityKey, CityName, Duration, Event, EventTime, Reason, Refusal, Upsert};
 
@@ -119,7 +118,7 @@ impl Admission {
     fn add(&mut self, name: &str) -> u32 {
         let number = self.cities.len() as u32;
         let name: Arc<str> = name.into();
-        let hash = quality::FixedState::default().hash_one(&*name) as u32;
+        let hash = CityKey::hash(&name);
         self.cities.push(City { name: Arc::clone(&name), hash, successor: 0, high: None });
         self.numbers.insert(name, number);
         number

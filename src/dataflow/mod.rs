@@ -3,9 +3,14 @@
 //! ```text
 //!   cities ───┐ exchange            ┌─ rows ─────▶ closed batches of row changes
 //!             ├──by city──▶ rolling ┼─ days ─────▶ closed batches of day changes
-//!   arrivals ─┘                     ├─ outcomes ─▶ closed batches of outcomes
+//!   arrivals ─┤                     ├─ outcomes ─▶ closed batches of outcomes
+//!   queries ──┘                     ├─ told ───┬─▶ worker 0: closed batches for serving
+//!   progress ──broadcast────────────┼──────────┘
 //!                                   └─ current ──▶ hottest cities, cities by country and category
 //! ```
+//!
+//! Progress says of each partition how far an epoch reads, beside the epoch's data: so whoever has a closed batch knows which
+//! input it is complete up to, and every worker hears which epochs the others use.
 //!
 //! Nothing stateful stands on rows and days: what is final is never retracted, so state on them would only grow. The
 //! current rows are bounded by the number of cities, and ordinary differential operators build the rest from them.
@@ -15,23 +20,30 @@ pub mod heat_index;
 pub mod rankings;
 pub mod rolling;
 
-use timely::dataflow::InputHandleVec;
+use std::cell::Cell;
+use std::rc::Rc;
+
 use timely::dataflow::operators::probe::Handle as ProbeHandle;
-use timely::dataflow::operators::vec::Input;
+use timely::dataflow::operators::vec::{Broadcast, Filter, Input, Map};
+use timely::dataflow::operators::{Concat, Exchange, Inspect};
+use timely::dataflow::{InputHandleVec, Stream};
 use timely::worker::Worker;
 
 pub use self::closed::Closed;
 use self::heat_index::Formula;
 use self::rankings::{CountryCategory, Ranked};
+use self::rolling::told::{Read, Told};
 use self::rolling::{Retention, Rolling, Wanted};
 use crate::directory::Directory;
-use crate::model::{Arrival, Change, CityId, CityName, CityNames, CurrentRow, DayChange, Outcome};
+use crate::model::{Arrival, Change, CityId, CityName, CityNames, CurrentRow, DayChange, Outcome, Query};
 
 /// What a run's graph computes. What is not asked for is not built.
 #[derive(Clone, Debug)]
 pub struct GraphPlan {
     pub formula: Formula,
     pub retention: Retention,
+    /// Every change of a row.
+    pub rows: bool,
     /// Summaries of each city and UTC day.
     pub days: bool,
     /// What became of each arrival.
@@ -42,13 +54,20 @@ pub struct GraphPlan {
     pub hottest: Option<usize>,
     /// How many cities of each country are in each category, by the countries of a directory.
     pub by_country: Option<&'static Directory<'static>>,
+    /// What serving needs: current rows, watched rows, answers, progress.
+    pub told: bool,
 }
 
 impl GraphPlan {
     /// Row changes only.
     pub fn new(formula: Formula, retention: Retention) -> GraphPlan {
-        let (days, outcomes, current, hottest, by_country) = (false, false, false, None, None);
-        GraphPlan { formula, retention, days, outcomes, current, hottest, by_country }
+        GraphPlan { rows: true, told: false, ..GraphPlan::serving(formula, retention) }
+    }
+
+    /// What serving needs only.
+    pub fn serving(formula: Formula, retention: Retention) -> GraphPlan {
+        let (rows, days, outcomes, current, hottest, by_country) = (false, false, false, false, None, None);
+        GraphPlan { formula, retention, rows, days, outcomes, current, hottest, by_country, told: true }
     }
 }
 
@@ -56,6 +75,10 @@ impl GraphPlan {
 pub struct Graph {
     cities: InputHandleVec<u64, CityName>,
     arrivals: InputHandleVec<u64, Arrival>,
+    queries: InputHandleVec<u64, Query>,
+    progress: InputHandleVec<u64, Read>,
+    /// The greatest epoch at which any worker has said its progress.
+    heard: Rc<Cell<u64>>,
     /// How far this worker's outputs are complete.
     pub probe: ProbeHandle<u64>,
     /// The keys of this worker's cities.
@@ -67,6 +90,8 @@ pub struct Graph {
     /// At the worker that ranks: the others get nothing.
     pub hottest: Option<Closed<(Ranked, isize)>>,
     pub by_country: Option<Closed<(CountryCategory, isize)>>,
+    /// At worker 0.
+    pub told: Option<Closed<Told>>,
 }
 
 impl Graph {
@@ -79,36 +104,61 @@ impl Graph {
         self.advance_to(epoch + 1);
     }
 
+    /// Sends queries, and how far partitions have been read, for an epoch whose arrivals are [sent](Graph::send) next.
+    pub fn send_aside(&mut self, epoch: u64, queries: &mut Vec<Query>, progress: &mut Vec<Read>) {
+        self.advance_to(epoch);
+        self.queries.send_batch(queries);
+        self.progress.send_batch(progress);
+    }
+
+    /// The greatest epoch at which any worker has said its progress: who has not closed it yet holds the others up.
+    pub fn heard(&self) -> u64 {
+        self.heard.get()
+    }
+
     /// Says that nothing more comes from this worker before `epoch`.
     pub fn advance_to(&mut self, epoch: u64) {
         self.cities.advance_to(epoch);
         self.arrivals.advance_to(epoch);
+        self.queries.advance_to(epoch);
+        self.progress.advance_to(epoch);
     }
 
     /// Says that nothing more comes from this worker.
     pub fn close_inputs(&mut self) {
         // A handle that is replaced is dropped, which closes its input; the fresh ones lead nowhere.
         (self.cities, self.arrivals) = (InputHandleVec::new(), InputHandleVec::new());
+        (self.queries, self.progress) = (InputHandleVec::new(), InputHandleVec::new());
     }
 }
 
 /// Builds the graph, the same on every worker.
 pub fn build(worker: &mut Worker, plan: &GraphPlan) -> Graph {
     let ranked = plan.hottest.is_some() || plan.by_country.is_some();
-    let wanted = Wanted { current: plan.current || ranked, days: plan.days, outcomes: plan.outcomes };
+    let GraphPlan { rows, days, outcomes, told, .. } = *plan;
+    let wanted = Wanted { rows, current: plan.current || ranked, days, outcomes, told };
     let names = CityNames::default();
+    let index = worker.index();
     worker.dataflow(|scope| {
         let (city_input, cities) = scope.new_input();
         let (arrival_input, arrivals) = scope.new_input();
+        let (query_input, queries) = scope.new_input();
+        let (progress_input, progress) = scope.new_input();
         let state = Rolling::new(plan.formula, plan.retention, wanted, names.clone());
-        let streams = rolling::rolling(cities, arrivals, state);
+        let streams = rolling::rolling(cities, arrivals, queries, state);
 
         let probe = ProbeHandle::new();
+        let heard = Rc::new(Cell::new(0));
+        let progress = hear(progress, index, Rc::clone(&heard));
+        let told = streams.told.concat(progress).exchange(|_| 0);
         let current = plan.current.then(|| closed::close_collection(streams.current.clone(), &probe));
         let named = ranked.then(|| rankings::named(streams.current, names.clone()));
         Graph {
             cities: city_input,
             arrivals: arrival_input,
+            queries: query_input,
+            progress: progress_input,
+            heard,
             names,
             rows: closed::close(streams.rows, &probe),
             days: plan.days.then(|| closed::close(streams.days, &probe)),
@@ -121,7 +171,21 @@ pub fn build(worker: &mut Worker, plan: &GraphPlan) -> Graph {
             by_country: plan.by_country.zip(named).map(|(directory, named)| {
                 closed::close_collection(rankings::by_country(named, directory), &probe)
             }),
+            told: plan.told.then(|| closed::close(told, &probe)),
             probe,
         }
     })
+}
+
+/// Tells every worker of the progress of all, and has one of them pass it on.
+fn hear<'scope>(
+    progress: Stream<'scope, u64, Vec<Read>>,
+    index: usize,
+    heard: Rc<Cell<u64>>,
+) -> Stream<'scope, u64, Vec<Told>> {
+    progress
+        .broadcast()
+        .inspect(move |read| heard.set(heard.get().max(read.epoch)))
+        .filter(move |_| index == 0)
+        .map(Told::Read)
 }

@@ -1,5 +1,7 @@
 //! What enters the dataflow, and what it says about each arrival.
 
+use std::hash::BuildHasher;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Event, EventTime, Revision};
@@ -14,6 +16,13 @@ pub struct CityKey {
     pub number: u32,
     /// The hash of the name, the same at every source: it decides which worker owns the city.
     pub hash: u32,
+}
+
+impl CityKey {
+    /// The `hash` of a name.
+    pub fn hash(name: &str) -> u32 {
+        foldhash::quality::FixedState::default().hash_one(name) as u32
+    }
 }
 
 /// Introduces a city to its owner. It is sent at the epoch of the city's first arrival, or before.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{CurrentRow, EventTime, Progress, Reason, Row};
+use super::{CurrentRow, EventTime, OutcomeKind, Progress, Reason, Row};
 
 /// A question about one city, answered at the epoch at which it is asked.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -47,19 +47,44 @@ pub trait Ask: Send + Sync {
 }
 
 /// What became of arrivals, as numbers since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     pub inserted: u64,
     pub corrected: u64,
     pub withdrawn: u64,
     pub nothing_to_withdraw: u64,
     pub old_revision: u64,
+    /// Refused by the operator: only of a city that came from more than one partition.
+    pub too_late: u64,
     /// Cities that came from more than one partition: their results hold for this run only.
     pub split_city: u64,
 }
 
+impl Counts {
+    pub fn count(&mut self, kind: OutcomeKind) {
+        *match kind {
+            OutcomeKind::Inserted => &mut self.inserted,
+            OutcomeKind::Corrected => &mut self.corrected,
+            OutcomeKind::Withdrawn => &mut self.withdrawn,
+            OutcomeKind::NothingToWithdraw => &mut self.nothing_to_withdraw,
+            OutcomeKind::OldRevision => &mut self.old_revision,
+            OutcomeKind::TooLate => &mut self.too_late,
+        } += 1;
+    }
+
+    pub fn add(&mut self, other: &Counts) {
+        self.inserted += other.inserted;
+        self.corrected += other.corrected;
+        self.withdrawn += other.withdrawn;
+        self.nothing_to_withdraw += other.nothing_to_withdraw;
+        self.old_revision += other.old_revision;
+        self.too_late += other.too_late;
+        self.split_city += other.split_city;
+    }
+}
+
 /// A row of a watched city that has changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WatchedRow {
     pub epoch: u64,
     pub city: Arc<str>,

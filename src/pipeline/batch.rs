@@ -18,11 +18,11 @@ use crate::codec::{
 use crate::dataflow::heat_index::Formula;
 use crate::dataflow::rolling::Retention;
 use crate::dataflow::{self, Graph, GraphPlan};
-use crate::model::{CityRows, DayLine, Duration, Reason};
+use crate::model::{CityRows, Counts, DayLine, Duration, Reason};
 use crate::sinks::changes::{self, ChangesSink, ChangesThread};
 use crate::sinks::output::{OutputFile, StandardOutput, is_in_place};
 use crate::sinks::plot::{self, FirstRows};
-use crate::sinks::table::{CityResults, OutcomeCounts, Table};
+use crate::sinks::table::{CityResults, Table};
 use crate::sources::file::Input;
 
 /// Epochs under way, where there are other workers to work on them, before reading waits.
@@ -102,7 +102,7 @@ impl BatchError {
 #[derive(Clone, Debug, Default)]
 pub struct BatchSummary {
     pub records: u64,
-    pub outcomes: OutcomeCounts,
+    pub outcomes: Counts,
     pub refused: BTreeMap<Reason, u64>,
     /// The first refusals, in words, where they were not written.
     pub examples: Vec<String>,
@@ -168,7 +168,7 @@ struct Shared {
 /// What a worker ends with.
 struct WorkerEnd {
     results: Vec<CityResults>,
-    outcomes: OutcomeCounts,
+    outcomes: Counts,
     first_rows: Option<FirstRows>,
     /// At the worker that read.
     read: Option<Result<Read, BatchError>>,
@@ -287,7 +287,7 @@ impl Collector {
 /// What all workers ended with, by city.
 struct Ended {
     results: Vec<CityResults>,
-    outcomes: OutcomeCounts,
+    outcomes: Counts,
     first_rows: Vec<FirstRows>,
     read: Read,
 }
@@ -295,7 +295,7 @@ struct Ended {
 impl Ended {
     fn gather(ends: Vec<WorkerEnd>) -> Result<Ended, BatchError> {
         let (mut results, mut first_rows) = (Vec::new(), Vec::new());
-        let (mut outcomes, mut read) = (OutcomeCounts::default(), Read::default());
+        let (mut outcomes, mut read) = (Counts::default(), Read::default());
         for end in ends {
             results.extend(end.results);
             outcomes.add(&end.outcomes);

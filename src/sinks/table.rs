@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::model::{
-    Batch, Blocks, Change, CityId, CityNames, DayChange, DaySummary, Event, EventTime, HeatIndex,
+    Batch, Blocks, Change, CityId, CityNames, Counts, DayChange, DaySummary, Event, EventTime, HeatIndex,
     Measurement, Outcome, OutcomeKind, ResultRow, Row,
 };
 
@@ -83,33 +83,11 @@ struct City {
     days: Timeline<DaySummary>,
 }
 
-/// How many arrivals came to what.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct OutcomeCounts {
-    pub inserted: u64,
-    pub corrected: u64,
-    pub withdrawn: u64,
-    pub nothing_to_withdraw: u64,
-    pub old_revision: u64,
-    pub too_late: u64,
-}
-
-impl OutcomeCounts {
-    pub fn add(&mut self, other: &OutcomeCounts) {
-        self.inserted += other.inserted;
-        self.corrected += other.corrected;
-        self.withdrawn += other.withdrawn;
-        self.nothing_to_withdraw += other.nothing_to_withdraw;
-        self.old_revision += other.old_revision;
-        self.too_late += other.too_late;
-    }
-}
-
 /// The results of the cities of one worker.
 #[derive(Debug, Default)]
 pub struct Table {
     cities: Vec<City>,
-    pub counts: OutcomeCounts,
+    pub counts: Counts,
 }
 
 impl Table {
@@ -127,15 +105,7 @@ impl Table {
     pub fn take_outcomes(&mut self, batch: &Batch<Outcome>) {
         for outcome in batch.changes.iter().flat_map(|(_, outcomes)| outcomes) {
             let at = outcome.reading_at.millis();
-            let counter = match outcome.kind {
-                OutcomeKind::Inserted => &mut self.counts.inserted,
-                OutcomeKind::Corrected => &mut self.counts.corrected,
-                OutcomeKind::Withdrawn => &mut self.counts.withdrawn,
-                OutcomeKind::NothingToWithdraw => &mut self.counts.nothing_to_withdraw,
-                OutcomeKind::OldRevision => &mut self.counts.old_revision,
-                OutcomeKind::TooLate => &mut self.counts.too_late,
-            };
-            *counter += 1;
+            self.counts.count(outcome.kind);
             match (outcome.kind, outcome.event) {
                 (OutcomeKind::Inserted | OutcomeKind::Corrected, Event::Reading(measurement)) => {
                     self.city(outcome.city).winners.set(at, Some(measurement));

@@ -17,8 +17,9 @@ mod operator;
 mod revisions;
 pub mod store;
 mod sweep;
+pub mod told;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use self::chunk::Held;
@@ -28,8 +29,8 @@ use self::edit::Delta;
 use self::store::{Edits, Store};
 use super::heat_index::Formula;
 use crate::model::{
-    Arrival, Change, CityId, CityKey, CityName, CityNames, CurrentRow, DayChange, Event, EventTime, Outcome,
-    OutcomeKind, Row,
+    Arrival, Change, CityId, CityKey, CityName, CityNames, Counts, CurrentRow, DayChange, Event, EventTime,
+    Outcome, OutcomeKind, Row,
 };
 
 pub use self::operator::{Streams, rolling};
@@ -38,12 +39,16 @@ pub use self::store::Retention;
 /// What a run wants to know besides row changes; what it does not ask for costs it nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
+    /// Every change of a row.
+    pub rows: bool,
     /// The current row of each city.
     pub current: bool,
     /// The summary of each city and UTC day.
     pub days: bool,
     /// What became of each arrival.
     pub outcomes: bool,
+    /// What serving is told: the changes of current rows and of watched cities, answers, and counts.
+    pub told: bool,
 }
 
 /// What an epoch has changed. The vectors are filled anew by each epoch.
@@ -54,6 +59,8 @@ pub struct Changed {
     pub current: Vec<(CityId, CurrentRow, isize)>,
     pub days: Vec<DayChange>,
     pub outcomes: Vec<Outcome>,
+    /// What became of the arrivals.
+    pub counts: Counts,
 }
 
 /// Row changes in a piece.
@@ -75,11 +82,11 @@ impl Changed {
 #[derive(Debug)]
 pub struct Rolling {
     formula: Formula,
+    wanted: Wanted,
     store: Store,
     cities: Cities,
     current: Option<Current>,
     days: Option<Days>,
-    outcomes: bool,
     /// Of the epoch at hand: each arrival's city, [`TOO_LATE`] for none; the cities it edits; what the edits do.
     arrival_cities: Vec<u32>,
     edited: Vec<u32>,
@@ -98,11 +105,11 @@ impl Rolling {
     pub fn new(formula: Formula, retention: Retention, wanted: Wanted, names: CityNames) -> Rolling {
         Rolling {
             formula,
+            wanted,
             store: Store::new(retention, wanted.days),
             cities: Cities { names, ..Cities::default() },
-            current: wanted.current.then(Current::default),
+            current: (wanted.current || wanted.told).then(Current::default),
             days: wanted.days.then(Days::default),
-            outcomes: wanted.outcomes,
             arrival_cities: Vec::new(),
             edited: Vec::new(),
             deltas: Vec::new(),
@@ -129,6 +136,7 @@ impl Rolling {
         changed.current.clear();
         changed.days.clear();
         changed.outcomes.clear();
+        changed.counts = Counts { split_city: std::mem::take(&mut self.cities.split), ..Counts::default() };
         self.look_ahead(arrivals);
         let mut cities = std::mem::take(&mut self.arrival_cities);
         let mut next = 0;
@@ -141,7 +149,8 @@ impl Rolling {
                 TOO_LATE => OutcomeKind::TooLate,
                 _ => self.accept(city, arrival, changed),
             };
-            if self.outcomes {
+            changed.counts.count(kind);
+            if self.wanted.outcomes {
                 let Arrival { reading_at, position, event, .. } = *arrival;
                 changed.outcomes.push(Outcome { city: CityId(city), reading_at, position, event, kind });
             }
@@ -285,6 +294,11 @@ impl Rolling {
         self.store.rows(city.0, from.millis().max(oldest), to.millis(), each);
     }
 
+    /// The city of a name, once it was introduced.
+    pub fn city(&self, name: &str) -> Option<CityId> {
+        self.cities.by_name.get(name).copied().map(CityId)
+    }
+
     /// Bytes of memory that hold readings.
     pub fn bytes(&self) -> usize {
         self.store.bytes()
@@ -298,6 +312,9 @@ struct Cities {
     by_name: HashMap<Arc<str>, u32, foldhash::fast::RandomState>,
     /// By source and number.
     by_key: Vec<Vec<u32>>,
+    /// Cities with keys of more than one source, and how many they have become since the last epoch.
+    from_many: HashSet<u32, foldhash::fast::RandomState>,
+    split: u64,
 }
 
 impl Cities {
@@ -319,6 +336,9 @@ impl Cities {
             numbers.resize(city.key.number as usize + 1, u32::MAX);
         }
         numbers[city.key.number as usize] = id;
+        if known.is_some() && self.from_many.insert(id) {
+            self.split += 1;
+        }
         known.is_none()
     }
 

@@ -11,8 +11,9 @@ use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::progress::frontier::MutableAntichain;
 
+use super::told::{Told, Watched};
 use super::{Changed, Rolling};
-use crate::model::{Arrival, Change, CityId, CityName, CurrentRow, DayChange, Outcome};
+use crate::model::{Arrival, Change, CityId, CityKey, CityName, CurrentRow, DayChange, Outcome, Query};
 
 /// What the operator gives out: at each epoch what that epoch changed, once no more input can come for it.
 pub struct Streams<'scope> {
@@ -20,6 +21,7 @@ pub struct Streams<'scope> {
     pub current: VecCollection<'scope, u64, (CityId, CurrentRow), isize>,
     pub days: Stream<'scope, u64, Vec<DayChange>>,
     pub outcomes: Stream<'scope, u64, Vec<Outcome>>,
+    pub told: Stream<'scope, u64, Vec<Told>>,
 }
 
 type CurrentDiff = ((CityId, CurrentRow), u64, isize);
@@ -29,35 +31,43 @@ type CurrentDiff = ((CityId, CurrentRow), u64, isize);
 struct Pending {
     cities: Vec<CityName>,
     arrivals: Vec<Vec<Arrival>>,
+    queries: Vec<Query>,
     /// One per output.
     capabilities: Vec<Capability<u64>>,
 }
 
-const OUTPUTS: usize = 4;
+const OUTPUTS: usize = 5;
 
-/// Sends each arrival to the worker that owns its city, and its epoch through `rolling` once the epoch is complete. A city's
-/// name must be in `cities` at the epoch of the city's first arrival or before.
+/// Sends each arrival and query to the worker that owns its city, and its epoch through `rolling` once the epoch is complete. A
+/// city's name must be in `cities` at the epoch of the city's first arrival or before.
 pub fn rolling<'scope>(
     cities: Stream<'scope, u64, Vec<CityName>>,
     arrivals: Stream<'scope, u64, Vec<Arrival>>,
+    queries: Stream<'scope, u64, Vec<Query>>,
     mut rolling: Rolling,
 ) -> Streams<'scope> {
     let mut builder = OperatorBuilder::new("Rolling".into(), arrivals.scope());
     let mut cities = builder.new_input(cities, Exchange::new(|city: &CityName| u64::from(city.key.hash)));
     let mut arrivals =
         builder.new_input(arrivals, Exchange::new(|arrival: &Arrival| u64::from(arrival.city.hash)));
+    let mut queries =
+        builder.new_input(queries, Exchange::new(|query: &Query| u64::from(CityKey::hash(&query.city))));
     let (rows_out, rows) = builder.new_output::<Vec<Change>>();
     let (current_out, current) = builder.new_output::<Vec<CurrentDiff>>();
     let (days_out, days) = builder.new_output::<Vec<DayChange>>();
     let (outcomes_out, outcomes) = builder.new_output::<Vec<Outcome>>();
+    let (told_out, told) = builder.new_output::<Vec<Told>>();
     let mut rows_out = OutputBuilder::<_, CapacityContainerBuilder<Vec<Change>>>::from(rows_out);
     let mut current_out = OutputBuilder::<_, CapacityContainerBuilder<Vec<CurrentDiff>>>::from(current_out);
     let mut days_out = OutputBuilder::<_, CapacityContainerBuilder<Vec<DayChange>>>::from(days_out);
     let mut outcomes_out = OutputBuilder::<_, CapacityContainerBuilder<Vec<Outcome>>>::from(outcomes_out);
+    let mut told_out = OutputBuilder::<_, CapacityContainerBuilder<Vec<Told>>>::from(told_out);
 
     builder.build(move |_| {
         let mut pending: BTreeMap<u64, Pending> = BTreeMap::new();
         let mut changed = Changed::default();
+        let mut watched = Watched::default();
+        let mut telling = Vec::new();
         move |frontiers: &[MutableAntichain<u64>]| {
             cities.for_each(|capability, data| {
                 let Some(&epoch) = capability.least() else { return };
@@ -71,24 +81,40 @@ pub fn rolling<'scope>(
                 pending.keep(|output| capability.retain_least(output));
                 pending.arrivals.push(std::mem::take(data));
             });
+            queries.for_each(|capability, data| {
+                let Some(&epoch) = capability.least() else { return };
+                let pending = pending.entry(epoch).or_default();
+                pending.keep(|output| capability.retain_least(output));
+                pending.queries.append(data);
+            });
             while let Some(entry) = pending.first_entry() {
                 if frontiers.iter().any(|frontier| frontier.less_equal(entry.key())) {
                     break;
                 }
-                let (epoch, Pending { cities, arrivals, capabilities }) = entry.remove_entry();
-                cities.iter().for_each(|city| rolling.introduce(city));
-                rolling.apply(&arrivals, &mut changed);
-                let current = changed.current.drain(..).map(|(city, row, diff)| ((city, row), epoch, diff));
-                if let [rows, currents, days, outcomes] = &capabilities[..] {
-                    rows_out.activate().session(rows).give_containers(changed.rows.iter_mut());
-                    current_out.activate().session(currents).give_iterator(current);
-                    days_out.activate().session(days).give_container(&mut changed.days);
-                    outcomes_out.activate().session(outcomes).give_container(&mut changed.outcomes);
+                let (epoch, Pending { cities, arrivals, queries, capabilities }) = entry.remove_entry();
+                for city in &cities {
+                    rolling.introduce(city);
+                    watched.introduced(city, &rolling);
                 }
+                rolling.apply(&arrivals, &mut changed);
+                let [rows, currents, days, outcomes, tells] = &capabilities[..] else { continue };
+                if rolling.wanted.told {
+                    watched.tell(epoch, &changed, &rolling, &mut telling);
+                    let answers = queries.into_iter();
+                    telling.extend(answers.filter_map(|query| watched.answer(epoch, query, &mut rolling)));
+                    told_out.activate().session(tells).give_container(&mut telling);
+                }
+                if rolling.wanted.rows {
+                    rows_out.activate().session(rows).give_containers(changed.rows.iter_mut());
+                }
+                let current = changed.current.drain(..).map(|(city, row, diff)| ((city, row), epoch, diff));
+                current_out.activate().session(currents).give_iterator(current);
+                days_out.activate().session(days).give_container(&mut changed.days);
+                outcomes_out.activate().session(outcomes).give_container(&mut changed.outcomes);
             }
         }
     });
-    Streams { rows, current: current.as_collection(), days, outcomes }
+    Streams { rows, current: current.as_collection(), days, outcomes, told }
 }
 
 impl Pending {

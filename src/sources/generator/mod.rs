@@ -23,8 +23,10 @@ const DUPLICATE_STEPS: u64 = 3;
 #[derive(Clone, Debug, PartialEq)]
 pub struct GeneratorPlan {
     pub cities: u32,
-    /// Between two readings of a city; all cities read at the same times.
+    /// Between two readings of a city.
     pub interval: Duration,
+    /// The cities read one after the other, spread over the interval, not all at the same times.
+    pub staggered: bool,
     /// The time of the first reading.
     pub from: EventTime,
     /// Readings are scheduled before this time; what is held up still comes after it.
@@ -83,7 +85,7 @@ pub struct Generator {
 /// A record at the time at which it arrives.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Delivery<'a> {
-    /// Never before the delivery before it, and on the schedule: `from` and a whole number of intervals.
+    /// Never before the delivery before it, and on the schedule of the city.
     pub arrives_at: EventTime,
     pub record: Record<'a>,
 }
@@ -203,12 +205,16 @@ impl Generator {
     /// The log, in the order of arrival: interval by interval, in an interval city by city, of a city what is on
     /// schedule first and then what was held up. Only what is held up is in memory.
     pub fn deliveries(&self) -> Deliveries<'_> {
-        Deliveries { generator: self, step: 0, city: 0, held_up: BinaryHeap::new() }
+        Deliveries { generator: self, cursor: Cursor::default() }
     }
 
-    /// The time of a step. [`Generator::new`] has seen to it that there is one.
-    fn time(&self, step: u64) -> EventTime {
-        let ms = self.plan.from.millis() + step as i64 * self.plan.interval.millis();
+    /// The time of a city's step. [`Generator::new`] has seen to it that there is one.
+    fn time(&self, step: u64, city: u32) -> EventTime {
+        let GeneratorPlan { from, interval, staggered, cities, .. } = &self.plan;
+        // Within an interval, which is shorter than event time: 2^48 ms by 2^32 cities.
+        let share = i128::from(interval.millis()) * i128::from(city) / i128::from(*cities);
+        let offset = if *staggered { share as i64 } else { 0 };
+        let ms = from.millis() + step as i64 * interval.millis() + offset;
         EventTime::from_millis(ms).unwrap_or(EventTime::MAX)
     }
 
@@ -251,6 +257,21 @@ impl Generator {
         let humidity = (wrong.humidity() + sign(2) * up_to(24, 10.0)).clamp(0.0, 100.0);
         Measurement::new(temperature, humidity, wrong.wind_speed())
             .expect("made-up weather is far enough within what is accepted")
+    }
+
+    fn deliver(&self, due: HeldUp) -> Delivery<'_> {
+        let at = self.time(due.scheduled, due.city);
+        let event = match due.what {
+            What::Reading | What::Duplicate => Event::Reading(self.weather.measure(due.city, at)),
+            What::Correction => Event::Reading(self.corrected(due.city, at)),
+            What::Withdrawal => Event::Withdrawal,
+            What::Invalid => {
+                let record = Record::Invalid(self.bad(due.city, at));
+                return Delivery { arrives_at: at, record };
+            }
+        };
+        let record = Record::Upsert { city: self.weather.city_key(due.city), at, event };
+        Delivery { arrives_at: self.time(due.arrives, due.city), record }
     }
 
     fn bad(&self, city: u32, at: EventTime) -> BadReading<'_> {
@@ -299,37 +320,55 @@ enum What {
     Invalid,
 }
 
-/// The records of a log, as they arrive.
-#[derive(Clone, Debug)]
-pub struct Deliveries<'a> {
-    generator: &'a Generator,
+/// A place in the log.
+#[derive(Clone, Debug, Default)]
+pub struct Cursor {
     /// The scheduled reading that is next.
     step: u64,
     city: u32,
     held_up: BinaryHeap<Reverse<HeldUp>>,
 }
 
-impl<'a> Deliveries<'a> {
+impl Cursor {
+    /// The next record of the generator's log, which must be the same at each call.
+    pub fn next<'a>(&mut self, generator: &'a Generator) -> Option<Delivery<'a>> {
+        loop {
+            let ended = self.step == generator.steps;
+            if let Some(Reverse(due)) = self.held_up.peek().copied()
+                && (ended || (due.arrives, due.city) < (self.step, self.city))
+            {
+                self.held_up.pop();
+                return Some(generator.deliver(due));
+            }
+            if ended {
+                return None;
+            }
+            if let Some(delivery) = self.schedule(generator) {
+                return Some(delivery);
+            }
+        }
+    }
+
     /// Takes the next reading from the schedule and holds up what does not arrive now, and what will come of it.
-    fn schedule(&mut self) -> Option<Delivery<'a>> {
-        let Generator { plan, .. } = self.generator;
+    fn schedule<'a>(&mut self, generator: &'a Generator) -> Option<Delivery<'a>> {
+        let plan = &generator.plan;
         let (city, scheduled) = (self.city, self.step);
         self.city += 1;
         if self.city == plan.cities {
             (self.city, self.step) = (0, self.step + 1);
         }
-        let at = self.generator.time(scheduled);
-        let delay = self.generator.delay(city, at);
+        let at = generator.time(scheduled, city);
+        let delay = generator.delay(city, at);
         let mut hold_up = |steps: u64, what: What| {
             self.held_up.push(Reverse(HeldUp { arrives: scheduled + steps, city, scheduled, what }));
         };
-        let happens = |share, question| self.generator.happens(share, city, at, question);
-        let hash = |question| self.generator.hash(city, at, question);
+        let happens = |share, question| generator.happens(share, city, at, question);
+        let hash = |question| generator.hash(city, at, question);
         if happens(plan.corrections, Question::IsCorrected) {
-            hold_up(self.generator.age(delay, hash(Question::CorrectedAt)), What::Correction);
+            hold_up(generator.age(delay, hash(Question::CorrectedAt)), What::Correction);
         }
         if happens(plan.withdrawals, Question::IsWithdrawn) {
-            hold_up(self.generator.age(delay, hash(Question::WithdrawnAt)), What::Withdrawal);
+            hold_up(generator.age(delay, hash(Question::WithdrawnAt)), What::Withdrawal);
         }
         if happens(plan.duplicates, Question::IsDuplicated) {
             hold_up(delay + hash(Question::DuplicatedAt) % (DUPLICATE_STEPS + 1), What::Duplicate);
@@ -341,45 +380,22 @@ impl<'a> Deliveries<'a> {
             hold_up(delay, What::Reading);
             return None;
         }
-        Some(self.deliver(HeldUp { arrives: scheduled, city, scheduled, what: What::Reading }))
+        Some(generator.deliver(HeldUp { arrives: scheduled, city, scheduled, what: What::Reading }))
     }
+}
 
-    fn deliver(&self, due: HeldUp) -> Delivery<'a> {
-        let generator = self.generator;
-        let at = generator.time(due.scheduled);
-        let event = match due.what {
-            What::Reading | What::Duplicate => Event::Reading(generator.weather.measure(due.city, at)),
-            What::Correction => Event::Reading(generator.corrected(due.city, at)),
-            What::Withdrawal => Event::Withdrawal,
-            What::Invalid => {
-                let record = Record::Invalid(generator.bad(due.city, at));
-                return Delivery { arrives_at: at, record };
-            }
-        };
-        let record = Record::Upsert { city: generator.weather.city_key(due.city), at, event };
-        Delivery { arrives_at: generator.time(due.arrives), record }
-    }
+/// The records of a log, as they arrive.
+#[derive(Clone, Debug)]
+pub struct Deliveries<'a> {
+    generator: &'a Generator,
+    cursor: Cursor,
 }
 
 impl<'a> Iterator for Deliveries<'a> {
     type Item = Delivery<'a>;
 
     fn next(&mut self) -> Option<Delivery<'a>> {
-        loop {
-            let ended = self.step == self.generator.steps;
-            if let Some(Reverse(due)) = self.held_up.peek().copied()
-                && (ended || (due.arrives, due.city) < (self.step, self.city))
-            {
-                self.held_up.pop();
-                return Some(self.deliver(due));
-            }
-            if ended {
-                return None;
-            }
-            if let Some(delivery) = self.schedule() {
-                return Some(delivery);
-            }
-        }
+        self.cursor.next(self.generator)
     }
 }
 
@@ -398,6 +414,7 @@ mod tests {
         GeneratorPlan {
             cities: 20,
             interval: "60s".parse().unwrap(),
+            staggered: false,
             from: time("2025-01-01T00:00:00Z"),
             to: time("2025-01-02T12:00:00Z"),
             late: 0.0,
@@ -569,6 +586,7 @@ mod tests {
             let generator = Generator::new(GeneratorPlan {
                 cities,
                 interval: Duration::from_millis(interval).unwrap(),
+                staggered: seed % 2 == 1,
                 from,
                 to: EventTime::from_millis(from.millis() + interval * steps).unwrap(),
                 late: share,
