@@ -9,7 +9,7 @@ use super::{Stop, file};
 use crate::codec::{Fields, Format, ReadingsWriter};
 use crate::model::{Duration, EventTime};
 use crate::sinks::output::OutputFile;
-use crate::sources::generator::{BadReading, Fault, Generator, GeneratorPlan, Record};
+use crate::sources::generator::{BadReading, Generator, GeneratorPlan, Record};
 use crate::sources::weather::WeatherKind;
 
 /// Write a log of made-up readings, in the order in which they arrive
@@ -82,6 +82,7 @@ impl GenerateArgs {
         Ok(GeneratorPlan {
             cities: self.cities,
             interval: self.interval,
+            staggered: false,
             from: self.from,
             to,
             late: self.late,
@@ -127,55 +128,15 @@ fn write(generator: &Generator, mut log: Log) -> io::Result<()> {
 
 impl Log {
     fn write_bad(&mut self, bad: &BadReading<'_>) -> io::Result<()> {
-        let fields = Fields {
-            city: bad.city,
-            reading_at: bad.at,
-            temperature: bad.temperature,
-            humidity: bad.humidity,
-            wind_speed: bad.wind_speed,
-            withdrawal: false,
-        };
-        if !bad.fault.needs_text() {
-            return self.writer.write_fields(&fields);
+        match bad.text(self.format, self.ops) {
+            Some(text) => self.writer.write_raw(text.as_bytes()),
+            // Columns of Parquet have types: all that can be wrong there instead is that nothing is in one.
+            None if bad.fault.needs_text() => {
+                self.writer.write_fields(&Fields { temperature: None, ..bad.fields() })
+            }
+            None => self.writer.write_fields(&bad.fields()),
         }
-        if self.format == Format::Parquet {
-            // Its columns have types: all that can be wrong there instead is that nothing is in one.
-            return self.writer.write_fields(&Fields { temperature: None, ..fields });
-        }
-        self.writer.write_raw(spoiled(bad, self.format, self.ops).as_bytes())
     }
-}
-
-/// The line of a reading whose fault is in its text.
-fn spoiled(bad: &BadReading<'_>, format: Format, ops: bool) -> String {
-    let city = bad.city.unwrap_or_default();
-    let mut at = bad.at.map(|at| at.to_string()).unwrap_or_default();
-    if bad.fault == Fault::NoOffset {
-        at.pop();
-    }
-    let number = |number: Option<f64>| number.map(|number| number.to_string()).unwrap_or_default();
-    let (humidity, wind_speed) = (number(bad.humidity), number(bad.wind_speed));
-    let temperature = match bad.fault {
-        Fault::BadNumber => "n/a".into(),
-        _ => number(bad.temperature),
-    };
-    // Keys and times of made-up readings need no quotes.
-    let mut line = match format {
-        Format::Json => {
-            let quote = if bad.fault == Fault::BadNumber { "\"" } else { "" };
-            format!(
-                "{{\"city\":\"{city}\",\"reading_at\":\"{at}\",\"temperature\":{quote}{temperature}{quote},\"humidity\":{humidity},\"wind_speed\":{wind_speed}}}"
-            )
-        }
-        Format::Csv | Format::Parquet => {
-            let op = if ops { ",upsert" } else { "" };
-            format!("{city},{at},{temperature},{humidity},{wind_speed}{op}")
-        }
-    };
-    if bad.fault == Fault::CutLine {
-        line.truncate(line.len() / 2);
-    }
-    line
 }
 
 #[cfg(test)]
@@ -183,6 +144,7 @@ mod tests {
     use super::*;
     use crate::codec::{Compression, DecodeSettings, Decoder};
     use crate::model::Reason;
+    use crate::sources::generator::Fault;
     use std::collections::BTreeMap;
 
     #[derive(clap::Parser)]

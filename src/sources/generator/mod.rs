@@ -1,7 +1,12 @@
-//! A made-up log: readings on schedule, and what goes wrong with readings.
+//! A made-up log: readings on schedule, and what goes wrong with readings. [`paced`] plays one as time goes by, [`feed`]
+//! into another log.
 //!
 //! Every decision is a hash of the seed, the city, the time and what is decided, so the log depends on the plan
 //! alone, and one share does not change what another one does: with `late` changed, the same readings are corrected.
+
+pub mod feed;
+pub mod paced;
+mod text;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -322,7 +327,7 @@ enum What {
 
 /// A place in the log.
 #[derive(Clone, Debug, Default)]
-pub struct Cursor {
+struct Cursor {
     /// The scheduled reading that is next.
     step: u64,
     city: u32,
@@ -331,26 +336,26 @@ pub struct Cursor {
 
 impl Cursor {
     /// The next record of the generator's log, which must be the same at each call.
-    pub fn next<'a>(&mut self, generator: &'a Generator) -> Option<Delivery<'a>> {
+    fn next(&mut self, generator: &Generator) -> Option<HeldUp> {
         loop {
             let ended = self.step == generator.steps;
             if let Some(Reverse(due)) = self.held_up.peek().copied()
                 && (ended || (due.arrives, due.city) < (self.step, self.city))
             {
                 self.held_up.pop();
-                return Some(generator.deliver(due));
+                return Some(due);
             }
             if ended {
                 return None;
             }
-            if let Some(delivery) = self.schedule(generator) {
-                return Some(delivery);
+            if let Some(due) = self.schedule(generator) {
+                return Some(due);
             }
         }
     }
 
     /// Takes the next reading from the schedule and holds up what does not arrive now, and what will come of it.
-    fn schedule<'a>(&mut self, generator: &'a Generator) -> Option<Delivery<'a>> {
+    fn schedule(&mut self, generator: &Generator) -> Option<HeldUp> {
         let plan = &generator.plan;
         let (city, scheduled) = (self.city, self.step);
         self.city += 1;
@@ -380,7 +385,7 @@ impl Cursor {
             hold_up(delay, What::Reading);
             return None;
         }
-        Some(generator.deliver(HeldUp { arrives: scheduled, city, scheduled, what: What::Reading }))
+        Some(HeldUp { arrives: scheduled, city, scheduled, what: What::Reading })
     }
 }
 
@@ -395,7 +400,7 @@ impl<'a> Iterator for Deliveries<'a> {
     type Item = Delivery<'a>;
 
     fn next(&mut self) -> Option<Delivery<'a>> {
-        self.cursor.next(self.generator)
+        self.cursor.next(self.generator).map(|due| self.generator.deliver(due))
     }
 }
 

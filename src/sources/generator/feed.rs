@@ -1,0 +1,219 @@
+//! Plays a made-up log into another one, so that a city that is made up has no second log beside those who post readings.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration as Wait, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::PlanError;
+use super::paced::{Clock, Due, Log, Paced, PacedPlan};
+use super::{BadReading, Record};
+use crate::model::{AppendError, Appended, Appender, EventTime, NewRecord};
+
+/// Records in an append, and appends that wait to be durable.
+const RECORDS: usize = 1000;
+const IN_FLIGHT: usize = 4;
+/// How often the place is written down. After a crash what came since is appended again, which changes nothing: the same
+/// readings in the same order.
+const WRITE_DOWN: Wait = Wait::from_secs(1);
+const RETRY: Wait = Wait::from_millis(20);
+/// How long a stop waits for what is under way.
+const LAST_WAIT: Wait = Wait::from_secs(10);
+/// How soon a stop is seen.
+const LONGEST_WAIT: Wait = Wait::from_millis(100);
+
+/// Why a feed does not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum FeedError {
+    #[error("{0}")]
+    Plan(#[from] PlanError),
+    #[error("{path} cannot be written: {error}")]
+    File { path: PathBuf, error: io::Error },
+    #[error("{path} does not hold the place of a generator ({error}): remove it, and the generator begins anew")]
+    Damaged { path: PathBuf, error: serde_json::Error },
+}
+
+/// Where a feed is, as it is written down.
+#[derive(Debug, Serialize, Deserialize)]
+struct Kept {
+    /// Another plan begins anew.
+    plan: String,
+    start_ms: i64,
+    records: u64,
+}
+
+/// A generator that feeds a log, on a thread of its own.
+#[derive(Debug)]
+pub struct Feed {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<(), AppendError>>,
+}
+
+impl Feed {
+    /// Begins where the feed of that name has ended, by the file in `folder`, or now.
+    pub fn spawn(
+        name: &str,
+        plan: PacedPlan,
+        folder: &Path,
+        appender: Arc<dyn Appender>,
+    ) -> Result<Feed, FeedError> {
+        let path = folder.join(format!("{name}.json"));
+        let kept_in = path.clone();
+        let file = |error| FeedError::File { path: kept_in.clone(), error };
+        fs::create_dir_all(folder).map_err(file)?;
+        let described = format!("{plan:?}");
+        let kept: Option<Kept> = match fs::read(&path) {
+            Ok(bytes) => Some(
+                serde_json::from_slice(&bytes)
+                    .map_err(|error| FeedError::Damaged { path: kept_in.clone(), error })?,
+            ),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(file(error)),
+        };
+        let kept = kept.filter(|kept| kept.plan == described);
+        let kept = kept.unwrap_or_else(|| Kept { plan: described, start_ms: Clock::new().now(), records: 0 });
+        let start = EventTime::from_millis(kept.start_ms).ok_or(PlanError::EndOfTime)?;
+        let paced = Paced::new(name, plan, start)?;
+        write_down(&path, &kept).map_err(file)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let (log, stopped) = (paced.log(), Arc::clone(&stop));
+        let feeding = Feeding { log, paced, kept, path, appender, stop: stopped };
+        let thread =
+            thread::Builder::new().name(format!("feed {name}")).spawn(move || feeding.run()).map_err(file)?;
+        Ok(Feed { stop, thread })
+    }
+
+    /// Ends it, once what is under way is durable.
+    pub fn stop(self) -> Result<(), AppendError> {
+        self.stop.store(true, Ordering::Relaxed);
+        let panicked = || Err(AppendError::Failed("its feed has panicked".into()));
+        self.thread.join().unwrap_or_else(|_| panicked())
+    }
+}
+
+struct Feeding {
+    paced: Paced,
+    log: Log,
+    kept: Kept,
+    path: PathBuf,
+    appender: Arc<dyn Appender>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Feeding {
+    fn run(mut self) -> Result<(), AppendError> {
+        let clock = Clock::new();
+        for _ in 0..self.kept.records {
+            self.log.next(&self.paced);
+        }
+        let mut next = self.log.next(&self.paced);
+        let (sender, durable) = mpsc::channel();
+        let mut in_flight = 0;
+        let mut written_down = Instant::now();
+        let mut batch = Vec::new();
+        while !self.stop.load(Ordering::Relaxed) {
+            let mut wait = self.fill(&mut batch, &mut next, &clock);
+            if !batch.is_empty() {
+                self.append(&batch, &sender, &mut in_flight)?;
+                batch.clear();
+            }
+            if in_flight == IN_FLIGHT {
+                wait = LONGEST_WAIT;
+            }
+            while let Ok(appended) = durable.recv_timeout(wait) {
+                self.kept.records += appended?;
+                in_flight -= 1;
+                wait = Wait::ZERO;
+            }
+            if written_down.elapsed() > WRITE_DOWN {
+                self.write_down();
+                written_down = Instant::now();
+            }
+        }
+        while in_flight > 0
+            && let Ok(appended) = durable.recv_timeout(LAST_WAIT)
+        {
+            self.kept.records += appended?;
+            in_flight -= 1;
+        }
+        self.write_down();
+        Ok(())
+    }
+
+    /// Takes what is due now, and says how long nothing more will be.
+    fn fill(&mut self, batch: &mut Vec<Due>, next: &mut Option<Due>, clock: &Clock) -> Wait {
+        let now = clock.now();
+        while batch.len() < RECORDS
+            && let Some(due) = *next
+        {
+            let arrives_at = self.paced.deliver(due).arrives_at;
+            if arrives_at.millis() > now {
+                return clock.instant(arrives_at).saturating_duration_since(Instant::now()).min(LONGEST_WAIT);
+            }
+            batch.push(due);
+            *next = self.log.next(&self.paced);
+        }
+        if batch.is_empty() { LONGEST_WAIT } else { Wait::ZERO }
+    }
+
+    /// Queues a batch; while the log is busy, again and again, so that nothing overtakes it.
+    fn append(
+        &self,
+        batch: &[Due],
+        sender: &mpsc::Sender<Result<u64, AppendError>>,
+        in_flight: &mut usize,
+    ) -> Result<(), AppendError> {
+        loop {
+            let records = batch.iter().map(|due| self.record(*due)).collect();
+            let (sender, count) = (sender.clone(), batch.len() as u64);
+            let busy = Arc::new(AtomicBool::new(false));
+            let said = Arc::clone(&busy);
+            let done = move |result: Result<Vec<Appended>, AppendError>| match result {
+                Err(AppendError::Busy) => said.store(true, Ordering::Release),
+                result => drop(sender.send(result.map(|_| count))),
+            };
+            self.appender.append(records, Box::new(done));
+            if !busy.load(Ordering::Acquire) {
+                *in_flight += 1;
+                return Ok(());
+            }
+            if self.stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            thread::sleep(RETRY);
+        }
+    }
+
+    fn record(&self, due: Due) -> NewRecord {
+        let record = self.paced.deliver(due).record;
+        let mut bytes = Vec::with_capacity(160);
+        record.push_json(&mut bytes);
+        let city = match record {
+            Record::Upsert { city, .. } => Some(city),
+            Record::Invalid(BadReading { city, .. }) => city,
+        };
+        NewRecord { city: city.map(Into::into), bytes: bytes.into() }
+    }
+
+    fn write_down(&self) {
+        if let Err(error) = write_down(&self.path, &self.kept) {
+            tracing::warn!(
+                path = %self.path.display(), %error,
+                "the generator's place cannot be written down: after a restart it begins earlier"
+            );
+        }
+    }
+}
+
+/// Writes the file as a whole.
+fn write_down(path: &Path, kept: &Kept) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    serde_json::to_writer(&mut file, kept)?;
+    file.persist(path).map(drop).map_err(|error| error.error)
+}
