@@ -2,6 +2,9 @@
 //!
 //! Serving never reads the dataflow's state: it keeps a view that it builds from [`Update`]s, and asks what needs history.
 
+pub mod view;
+pub mod wire;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -45,7 +48,10 @@ pub struct Token {
 // The secret is never shown.
 impl std::fmt::Debug for Token {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Token").field("read", &self.read).field("ingest", &self.ingest).finish_non_exhaustive()
+        f.debug_struct("Token")
+            .field("read", &self.read)
+            .field("ingest", &self.ingest)
+            .finish_non_exhaustive()
     }
 }
 
