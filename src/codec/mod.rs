@@ -30,6 +30,7 @@ pub use self::json::RecordDecoder;
 pub use self::readings::{Fields, ReadingsWriter, json_record};
 pub use self::reports::{ChangesWriter, DailyWriter, DeadLettersWriter};
 pub use self::results::RowsWriter;
+pub(crate) use self::text::{push_heat_index, push_integer, push_json_text, push_number};
 use crate::model::{Refusal, Upsert};
 
 /// The longest record of a text format, in bytes without its line end. What is longer is refused, so that a quote

@@ -64,7 +64,7 @@ pub(super) fn push_csv_text(text: &str, out: &mut Vec<u8>) {
     out.push(b'"');
 }
 
-pub(super) fn push_json_text(text: &str, out: &mut Vec<u8>) {
+pub(crate) fn push_json_text(text: &str, out: &mut Vec<u8>) {
     // Strings always serialize, and a Vec takes everything.
     let _ = serde_json::to_writer(out, text);
 }
@@ -80,7 +80,7 @@ pub(super) fn push_json_number(number: f64, out: &mut Vec<u8>) {
     }
 }
 
-pub(super) fn push_integer(number: i64, out: &mut Vec<u8>) {
+pub(crate) fn push_integer(number: i64, out: &mut Vec<u8>) {
     if number < 0 {
         out.push(b'-');
     }
@@ -103,7 +103,7 @@ fn push_digits(mut number: u64, width: usize, out: &mut Vec<u8>) {
 /// The shortest decimal that reads back to the same f64, as the standard library writes it: whole numbers, which most
 /// measurements are, in a fifth of the time.
 #[inline]
-pub(super) fn push_number(number: f64, out: &mut Vec<u8>) {
+pub(crate) fn push_number(number: f64, out: &mut Vec<u8>) {
     let whole = number as i64;
     if whole as f64 == number && whole.unsigned_abs() < 1 << 53 && (whole != 0 || number.is_sign_positive()) {
         push_integer(whole, out);
@@ -115,7 +115,7 @@ pub(super) fn push_number(number: f64, out: &mut Vec<u8>) {
 
 /// As [`push_number`] writes its degrees: 15 digits or fewer are the shortest decimal of the f64 nearest to them.
 #[inline]
-pub(super) fn push_heat_index(heat_index: HeatIndex, out: &mut Vec<u8>) {
+pub(crate) fn push_heat_index(heat_index: HeatIndex, out: &mut Vec<u8>) {
     let micros = heat_index.micros();
     if micros.unsigned_abs() >= 1_000_000_000_000_000 {
         return push_number(heat_index.fahrenheit(), out);

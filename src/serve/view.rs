@@ -1,0 +1,207 @@
+//! The view: the current row of every city and the recent changes of watched ones, built from updates.
+
+mod asked;
+mod table;
+mod watches;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+
+use self::asked::Asked;
+pub use self::asked::{Busy, Waiting};
+pub use self::table::{Changed, CityState, Expired, Since};
+use self::table::{Table, Tally};
+use self::watches::Watches;
+pub use self::watches::WindowSince;
+use super::{Facts, Limits};
+use crate::model::{Answer, Ask, Counts, Progress, Question, Reason, Update, WatchedRow};
+
+/// What is served. Readers share it; one publisher thread applies the updates.
+pub struct View {
+    facts: Facts,
+    as_of: AtomicU64,
+    ready: AtomicBool,
+    table: RwLock<Table>,
+    tally: Mutex<Tally>,
+    watches: Mutex<Watches>,
+    asked: Arc<Asked>,
+}
+
+/// What an update did to the view.
+pub struct Applied {
+    pub as_of: u64,
+    /// Each city at most once.
+    pub current: Vec<Changed>,
+    pub rows: Vec<WatchedRow>,
+}
+
+impl View {
+    pub fn new(facts: Facts, limits: &Limits, ask: Arc<dyn Ask>) -> Arc<View> {
+        let ring_ms = u64::try_from(limits.ring_time.as_millis()).unwrap_or(u64::MAX);
+        Arc::new(View {
+            table: RwLock::new(Table::new(facts.directory, ring_ms, limits.ring_bytes)),
+            facts,
+            as_of: AtomicU64::new(0),
+            ready: AtomicBool::new(false),
+            tally: Mutex::default(),
+            watches: Mutex::new(Watches::new(limits.ring_time, limits.ring_bytes)),
+            asked: Arc::new(Asked::new(ask)),
+        })
+    }
+
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// The newest epoch that is included completely.
+    pub fn as_of(&self) -> u64 {
+        self.as_of.load(Ordering::Acquire)
+    }
+
+    /// The newest epoch that a subscription can have been told of: of an update that is being taken in, it may be ahead of
+    /// [`View::as_of`].
+    pub fn newest(&self) -> u64 {
+        locked(&self.watches).as_of()
+    }
+
+    /// Replay has passed the ends that the logs had at the start.
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    /// A city that has ever had a reading.
+    pub fn city(&self, key: &str) -> Option<CityState> {
+        self.table().city(key).cloned()
+    }
+
+    /// Calls `each` for every city that has ever had a reading, all as of one epoch, which is returned. Updates wait
+    /// meanwhile.
+    pub fn cities(&self, each: &mut dyn FnMut(&CityState)) -> u64 {
+        let table = self.table();
+        table.cities().for_each(each);
+        table.as_of()
+    }
+
+    /// By slot.
+    pub fn progress(&self) -> Vec<Progress> {
+        locked(&self.tally).progress.values().copied().collect()
+    }
+
+    pub fn counts(&self) -> Counts {
+        locked(&self.tally).counts
+    }
+
+    /// Readings refused since the start.
+    pub fn refused(&self) -> Vec<(Reason, u64)> {
+        locked(&self.tally).refused.iter().map(|(&reason, &count)| (reason, count)).collect()
+    }
+
+    /// Asks the dataflow, and waits a limited time for its answer.
+    pub async fn ask(&self, city: Arc<str>, question: Question) -> Result<Answer, Busy> {
+        let waiting = self.asked.ask(vec![(city, question)])?;
+        waiting.answers().await?.pop().ok_or(Busy)
+    }
+
+    /// The rows that `select` takes and the removals of cities that it had taken: what has changed after epoch `since`, or all
+    /// current rows where there is none.
+    pub fn latest(&self, select: &Select<'_>, since: Option<u64>) -> Result<Since, Expired> {
+        self.table().since(select, since)
+    }
+
+    /// Asks for all rows of cities, at one epoch, and watches them until [`View::unwatch`] is called as often.
+    pub fn watch(&self, cities: &[Arc<str>]) -> Result<Waiting, Busy> {
+        // Questions are queued under the lock, so that the dataflow gets a watch and the end of one in the order of the rings.
+        let mut watches = locked(&self.watches);
+        if !watches.has_room(cities.len()) {
+            return Err(Busy);
+        }
+        let waiting = self.asked.ask(cities.iter().map(|city| (city.clone(), Question::Watch)).collect())?;
+        watches.hold(cities);
+        Ok(waiting)
+    }
+
+    /// Holds the rings of cities that are all complete after epoch `since`, as [`View::watch`] does without asking.
+    pub fn watch_again(&self, cities: &[Arc<str>], since: u64) -> Result<(), Expired> {
+        let mut watches = locked(&self.watches);
+        if !watches.reach(cities, since) {
+            return Err(Expired);
+        }
+        watches.hold(cities);
+        Ok(())
+    }
+
+    pub fn unwatch(&self, cities: &[Arc<str>]) {
+        locked(&self.watches).release(cities);
+    }
+
+    /// What has changed in the rows of watched cities after epoch `since`.
+    pub fn window(&self, cities: &[Arc<str>], since: u64) -> Result<WindowSince, Expired> {
+        locked(&self.watches).since(cities, since)
+    }
+
+    /// Takes in the next update. Whoever reads the view once this has returned finds the update in it.
+    pub fn apply(&self, update: Update) -> Applied {
+        let as_of = update.upper.saturating_sub(1);
+        let mut tally = locked(&self.tally);
+        tally.progress.extend(update.progress.into_iter().map(|progress| (progress.slot, progress)));
+        tally.refused.extend(update.refused);
+        tally.counts = update.counts.unwrap_or(tally.counts);
+        drop(tally);
+
+        let mut watches = locked(&self.watches);
+        watches.apply(as_of, &update.rows, &update.answers);
+        watches.expire(|city| self.asked.tell(city, Question::Unwatch));
+        drop(watches);
+
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let current = table.apply(as_of, update.current);
+        drop(table);
+
+        self.as_of.store(as_of, Ordering::Release);
+        self.ready.fetch_or(update.ready, Ordering::AcqRel);
+        self.asked.answered(update.answers);
+        Applied { as_of, current, rows: update.rows }
+    }
+
+    fn table(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Which cities are meant.
+pub enum Select<'a> {
+    All,
+    /// Sorted.
+    Listed(&'a [Arc<str>]),
+    Inside(Bounds),
+}
+
+/// Degrees; west greater than east spans the antimeridian.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bounds {
+    pub west: f64,
+    pub south: f64,
+    pub east: f64,
+    pub north: f64,
+}
+
+/// Where a city is: degrees north and east.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Place {
+    pub latitude: f64,
+    pub longitude: f64,
+}
+
+impl Bounds {
+    pub fn hold(&self, place: Place) -> bool {
+        let east_of = place.longitude >= self.west;
+        let west_of = place.longitude <= self.east;
+        let between = if self.west <= self.east { east_of && west_of } else { east_of || west_of };
+        between && (self.south..=self.north).contains(&place.latitude)
+    }
+}
+
+/// A lock's data is whole whenever it is let go, so that a panic elsewhere does not end serving a second time.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

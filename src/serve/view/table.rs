@@ -1,0 +1,230 @@
+//! The current row of every city, and what changed since an epoch.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use super::{Place, Select};
+use crate::directory::Directory;
+use crate::model::{Counts, CurrentRow, EventTime, Progress, Reason, Slot};
+
+/// A city that has ever had a reading.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CityState {
+    pub key: Arc<str>,
+    pub current: Option<CurrentRow>,
+    /// The epoch of the last change.
+    pub changed: u64,
+}
+
+/// A change of a city's current row.
+pub struct Changed {
+    pub city: Arc<str>,
+    pub place: Option<Place>,
+    /// Of the row before.
+    pub was: Option<EventTime>,
+    pub now: Option<CurrentRow>,
+}
+
+/// What has changed since an epoch is not kept any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expired;
+
+/// What has changed in current rows, each city at most once.
+#[derive(Debug)]
+pub struct Since {
+    pub as_of: u64,
+    pub upserts: Vec<(Arc<str>, CurrentRow)>,
+    pub removals: Vec<(Arc<str>, EventTime)>,
+}
+
+#[derive(Default)]
+pub(super) struct Tally {
+    pub(super) progress: BTreeMap<Slot, Progress>,
+    pub(super) counts: Counts,
+    pub(super) refused: BTreeMap<Reason, u64>,
+}
+
+/// Cities have dense numbers. They are also a list in the order of their last change, so that what changed since an epoch
+/// costs no more than that.
+pub(super) struct Table {
+    directory: &'static Directory<'static>,
+    as_of: u64,
+    numbers: HashMap<Arc<str>, u32, foldhash::fast::RandomState>,
+    cities: Vec<City>,
+    newest: u32,
+    removals: VecDeque<Removal>,
+    max_removals: usize,
+    ring_ms: u64,
+    /// Removals up to this epoch are forgotten.
+    forgotten: u64,
+}
+
+struct City {
+    state: CityState,
+    place: Option<Place>,
+    /// The epoch since which it has a current row, where it has one.
+    since: u64,
+    newer: u32,
+    older: u32,
+}
+
+/// The city had a current row from epoch `since` until it lost it at epoch `at`.
+struct Removal {
+    at: u64,
+    since: u64,
+    city: u32,
+    reading_at: EventTime,
+}
+
+/// The end of the list.
+const NONE: u32 = u32::MAX;
+
+impl Table {
+    pub(super) fn new(directory: &'static Directory<'static>, ring_ms: u64, ring_bytes: usize) -> Table {
+        Table {
+            directory,
+            as_of: 0,
+            numbers: HashMap::default(),
+            cities: Vec::new(),
+            newest: NONE,
+            removals: VecDeque::new(),
+            max_removals: ring_bytes / size_of::<Removal>(),
+            ring_ms,
+            forgotten: 0,
+        }
+    }
+
+    pub(super) fn as_of(&self) -> u64 {
+        self.as_of
+    }
+
+    pub(super) fn city(&self, key: &str) -> Option<&CityState> {
+        self.numbers.get(key).map(|&number| &self.cities[number as usize].state)
+    }
+
+    pub(super) fn cities(&self) -> impl Iterator<Item = &CityState> {
+        self.cities.iter().map(|city| &city.state)
+    }
+
+    pub(super) fn apply(&mut self, as_of: u64, current: Vec<(Arc<str>, Option<CurrentRow>)>) -> Vec<Changed> {
+        self.as_of = as_of;
+        let mut changes = Vec::with_capacity(current.len());
+        for (key, now) in current {
+            let number = match self.numbers.get(&key) {
+                Some(&number) => number,
+                None if now.is_none() => continue,
+                None => self.add(key),
+            };
+            let city = &mut self.cities[number as usize];
+            if city.state.current == now {
+                continue;
+            }
+            let was = city.state.current.map(|row| row.reading_at);
+            city.state.current = now;
+            city.state.changed = as_of;
+            match (was, now) {
+                (None, _) => city.since = as_of,
+                (Some(reading_at), None) => {
+                    let removal = Removal { at: as_of, since: city.since, city: number, reading_at };
+                    self.removals.push_back(removal);
+                }
+                _ => {}
+            }
+            changes.push(Changed { city: city.state.key.clone(), place: city.place, was, now });
+            self.move_to_front(number);
+        }
+        self.forget();
+        changes
+    }
+
+    fn add(&mut self, key: Arc<str>) -> u32 {
+        let number = self.cities.len() as u32;
+        let place = key.parse().ok().and_then(|id| self.directory.get(id));
+        let place = place.map(|city| Place { latitude: city.latitude, longitude: city.longitude });
+        let state = CityState { key: key.clone(), current: None, changed: self.as_of };
+        self.cities.push(City { state, place, since: self.as_of, newer: NONE, older: NONE });
+        self.numbers.insert(key, number);
+        number
+    }
+
+    fn move_to_front(&mut self, number: u32) {
+        if self.newest == number {
+            return;
+        }
+        let City { newer, older, .. } = self.cities[number as usize];
+        if newer != NONE {
+            self.cities[newer as usize].older = older;
+        }
+        if older != NONE {
+            self.cities[older as usize].newer = newer;
+        }
+        let second = std::mem::replace(&mut self.newest, number);
+        if second != NONE {
+            self.cities[second as usize].newer = number;
+        }
+        let city = &mut self.cities[number as usize];
+        (city.newer, city.older) = (NONE, second);
+    }
+
+    fn forget(&mut self) {
+        let horizon = self.as_of.saturating_sub(self.ring_ms);
+        while let Some(first) = self.removals.front() {
+            if first.at > horizon && self.removals.len() <= self.max_removals {
+                break;
+            }
+            self.forgotten = first.at;
+            self.removals.pop_front();
+        }
+    }
+
+    pub(super) fn since(&self, select: &Select<'_>, since: Option<u64>) -> Result<Since, Expired> {
+        let mut found = Since { as_of: self.as_of, upserts: Vec::new(), removals: Vec::new() };
+        let Some(since) = since else {
+            self.each(select, 0, &mut |city| found.upserts.extend(row_of(city)));
+            return Ok(found);
+        };
+        if since < self.forgotten || since < self.as_of.saturating_sub(self.ring_ms) {
+            return Err(Expired);
+        }
+        self.each(select, since + 1, &mut |city| found.upserts.extend(row_of(city)));
+        let first = self.removals.partition_point(|removal| removal.at <= since);
+        for removal in self.removals.range(first..).filter(|removal| removal.since <= since) {
+            let city = &self.cities[removal.city as usize];
+            if city.state.current.is_none() && select.takes(&city.state.key, city.place) {
+                found.removals.push((city.state.key.clone(), removal.reading_at));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The selected cities that changed at epoch `from` or later.
+    fn each(&self, select: &Select<'_>, from: u64, each: &mut dyn FnMut(&City)) {
+        if let Select::Listed(keys) = select {
+            let numbers = keys.iter().filter_map(|key| self.numbers.get(key));
+            let listed = numbers.map(|&number| &self.cities[number as usize]);
+            listed.filter(|city| city.state.changed >= from).for_each(each);
+            return;
+        }
+        let mut next = self.newest;
+        while let Some(city) = self.cities.get(next as usize).filter(|city| city.state.changed >= from) {
+            if select.takes(&city.state.key, city.place) {
+                each(city);
+            }
+            next = city.older;
+        }
+    }
+}
+
+fn row_of(city: &City) -> Option<(Arc<str>, CurrentRow)> {
+    Some((city.state.key.clone(), city.state.current?))
+}
+
+impl Select<'_> {
+    pub fn takes(&self, key: &Arc<str>, place: Option<Place>) -> bool {
+        match self {
+            Select::All => true,
+            Select::Listed(keys) => keys.binary_search(key).is_ok(),
+            Select::Inside(bounds) => place.is_some_and(|place| bounds.hold(place)),
+        }
+    }
+}

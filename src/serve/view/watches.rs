@@ -1,0 +1,161 @@
+//! The recent changes of all rows of watched cities.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Expired;
+use crate::model::{Answer, EventTime, Row, WatchedRow};
+
+/// What has changed in the rows of watched cities, each key once.
+#[derive(Debug)]
+pub struct WindowSince {
+    pub as_of: u64,
+    /// By city and time.
+    pub rows: Vec<(Arc<str>, EventTime, Option<Row>)>,
+}
+
+/// A ring of changes for each watched city. What they hold together is limited by time and by bytes: the oldest go first.
+pub(super) struct Watches {
+    as_of: u64,
+    rings: HashMap<Arc<str>, Ring, foldhash::fast::RandomState>,
+    next: u64,
+    /// The epoch and ring of every entry, oldest first.
+    entries: VecDeque<(u64, Arc<str>, u64)>,
+    max_entries: usize,
+    ring_ms: u64,
+    ring_time: Duration,
+    /// Rings that may be without a holder, each once: none of them ends before then.
+    released: VecDeque<(Instant, Arc<str>)>,
+}
+
+struct Ring {
+    /// Differs from that of an earlier ring of the city.
+    number: u64,
+    /// All changes after this epoch are here; nothing before the first answer.
+    complete: Option<u64>,
+    changes: VecDeque<(u64, EventTime, Option<Row>)>,
+    holders: usize,
+    /// When it ends, if it has no holder until then.
+    end: Option<Instant>,
+}
+
+/// Cities that can be watched at once, or have been lately.
+const MAX_WATCHED: usize = 100_000;
+
+type Entry = ((u64, EventTime, Option<Row>), (u64, Arc<str>, u64));
+
+impl Watches {
+    pub(super) fn new(ring_time: Duration, ring_bytes: usize) -> Watches {
+        Watches {
+            as_of: 0,
+            rings: HashMap::default(),
+            next: 0,
+            entries: VecDeque::new(),
+            max_entries: ring_bytes / size_of::<Entry>(),
+            ring_ms: u64::try_from(ring_time.as_millis()).unwrap_or(u64::MAX),
+            ring_time,
+            released: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn as_of(&self) -> u64 {
+        self.as_of
+    }
+
+    /// Whether so many more cities can be watched.
+    pub(super) fn has_room(&self, cities: usize) -> bool {
+        self.rings.len() + cities <= MAX_WATCHED
+    }
+
+    pub(super) fn hold(&mut self, cities: &[Arc<str>]) {
+        for city in cities {
+            let next = &mut self.next;
+            let ring = self.rings.entry(city.clone()).or_insert_with(|| {
+                *next += 1;
+                Ring { number: *next, complete: None, changes: VecDeque::new(), holders: 0, end: None }
+            });
+            ring.holders += 1;
+        }
+    }
+
+    pub(super) fn release(&mut self, cities: &[Arc<str>]) {
+        let end = Instant::now() + self.ring_time;
+        for city in cities {
+            let Some(ring) = self.rings.get_mut(city) else { continue };
+            ring.holders = ring.holders.saturating_sub(1);
+            if ring.holders == 0 && ring.end.replace(end).is_none() {
+                self.released.push_back((end, city.clone()));
+            }
+        }
+    }
+
+    /// Ends rings that had no holder for long enough; `unwatch` says false where that must be tried again later.
+    pub(super) fn expire(&mut self, unwatch: impl Fn(&Arc<str>) -> bool) {
+        if self.released.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        while self.released.front().is_some_and(|(end, _)| *end <= now) {
+            let Some((end, city)) = self.released.pop_front() else { return };
+            let Some(ring) = self.rings.get_mut(&city) else { continue };
+            let later = ring.end.filter(|end| *end > now);
+            if ring.holders > 0 {
+                ring.end = None;
+            } else if let Some(later) = later {
+                self.released.push_back((later, city));
+            } else if unwatch(&city) {
+                self.rings.remove(&city);
+            } else {
+                return self.released.push_front((end, city));
+            }
+        }
+    }
+
+    pub(super) fn apply(&mut self, as_of: u64, rows: &[WatchedRow], answers: &[Answer]) {
+        self.as_of = as_of;
+        for answer in answers {
+            if let Some(ring) = self.rings.get_mut(&answer.city) {
+                ring.complete.get_or_insert(answer.epoch);
+            }
+        }
+        for row in rows {
+            if let Some(ring) = self.rings.get_mut(&row.city) {
+                ring.changes.push_back((row.epoch, row.reading_at, row.row));
+                self.entries.push_back((row.epoch, row.city.clone(), ring.number));
+            }
+        }
+        let horizon = as_of.saturating_sub(self.ring_ms);
+        while let Some((epoch, city, number)) = self.entries.front() {
+            if *epoch > horizon && self.entries.len() <= self.max_entries {
+                break;
+            }
+            if let Some(ring) = self.rings.get_mut(city).filter(|ring| ring.number == *number) {
+                ring.changes.pop_front();
+                ring.complete = ring.complete.map(|complete| complete.max(*epoch));
+            }
+            self.entries.pop_front();
+        }
+    }
+
+    /// Whether all changes after epoch `since` are here.
+    pub(super) fn reach(&self, cities: &[Arc<str>], since: u64) -> bool {
+        let complete = |city| self.rings.get(city).and_then(|ring| ring.complete);
+        cities.iter().all(|city| complete(city).is_some_and(|complete| complete <= since))
+    }
+
+    pub(super) fn since(&self, cities: &[Arc<str>], since: u64) -> Result<WindowSince, Expired> {
+        if !self.reach(cities, since) {
+            return Err(Expired);
+        }
+        let mut rows = Vec::new();
+        for city in cities {
+            let Some(ring) = self.rings.get(city) else { continue };
+            let first = ring.changes.partition_point(|(epoch, ..)| *epoch <= since);
+            let changes = ring.changes.range(first..).map(|&(_, reading_at, row)| (reading_at, row));
+            let newest: BTreeMap<EventTime, Option<Row>> = changes.collect();
+            rows.extend(newest.into_iter().map(|(reading_at, row)| (city.clone(), reading_at, row)));
+        }
+        Ok(WindowSince { as_of: self.as_of, rows })
+    }
+}
