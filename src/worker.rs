@@ -1,1 +1,324 @@
-//! One worker's loop: poll, advance, step, emit.
+//! One worker's loop: poll, advance, step, tell.
+//!
+//! Readings are sent at an epoch of the ingest clock, at most one a millisecond, and the epoch is closed with them. A worker that
+//! hears of an epoch that others use closes it too, whatever its own clock says: so none holds the others up, and an
+//! epoch is complete as soon as all have heard of it.
+
+mod reader;
+mod teller;
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::{self, Thread};
+use std::time::{Duration as Wait, Instant, SystemTime, UNIX_EPOCH};
+
+use timely::worker::Worker;
+
+use self::reader::Reader;
+pub use self::reader::{LogPartition, Refusals};
+use self::teller::Teller;
+use crate::admission::AdmissionRules;
+use crate::config::PipelineLimits;
+use crate::dataflow::rolling::told::Read;
+use crate::dataflow::{self, Graph, GraphPlan};
+use crate::model::{Arrival, Ask, CityName, Query};
+use crate::serve::Publisher;
+
+/// Between two epochs of a worker; while it catches up it takes more into one.
+const BETWEEN_EPOCHS: Wait = Wait::from_millis(1);
+const CATCHING_UP: Wait = Wait::from_millis(20);
+/// How often a worker that has nothing to send moves on with the clock.
+const IDLE: Wait = Wait::from_millis(20);
+/// A worker never parks without a limit, so that it does not sleep for ever should a wake-up get lost.
+const LONGEST_PARK: Wait = Wait::from_millis(10);
+/// How long it parks while it must not go on.
+const HELD_BACK: Wait = Wait::from_millis(1);
+/// Arrivals after which an epoch is sent at once.
+const FULL: usize = 32 * 1024;
+/// Calls of [`Ask::ask`] that may wait.
+const QUESTIONS: usize = 1024;
+
+/// What the workers of a run do.
+#[derive(Clone)]
+pub struct Job {
+    pub graph: GraphPlan,
+    pub rules: AdmissionRules,
+    pub limits: PipelineLimits,
+    /// By slot. Each is read by one worker.
+    pub partitions: Vec<LogPartition>,
+    pub publisher: Publisher,
+    pub shared: Arc<Shared>,
+}
+
+/// What the workers and the rest of the run have in common.
+pub struct Shared {
+    stop: AtomicBool,
+    /// What worker 0 has to tell is not taken fast enough.
+    congested: AtomicBool,
+    /// Epochs below this one are durably taken for this run; none above it is used.
+    reserved: AtomicU64,
+    failed: Mutex<Option<String>>,
+    pub refusals: Refusals,
+    sender: SyncSender<Vec<Query>>,
+    questions: Mutex<Receiver<Vec<Query>>>,
+    /// Worker 0, which takes the questions.
+    asked: OnceLock<Thread>,
+}
+
+impl Shared {
+    /// No epoch before `floor` may be used, nor after `reserved`.
+    pub fn new(refusals: Refusals, reserved: u64) -> Shared {
+        let (sender, questions) = mpsc::sync_channel(QUESTIONS);
+        Shared {
+            stop: AtomicBool::new(false),
+            congested: AtomicBool::new(false),
+            reserved: AtomicU64::new(reserved),
+            failed: Mutex::new(None),
+            refusals,
+            sender,
+            questions: Mutex::new(questions),
+            asked: OnceLock::new(),
+        }
+    }
+
+    /// Asks the workers to end, once what they have read is told.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// More epochs may be used.
+    pub fn reserve(&self, upto: u64) {
+        self.reserved.store(upto, Ordering::Relaxed);
+    }
+
+    /// The first thing that nobody can do anything about.
+    pub fn failed(&self) -> Option<String> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn fail(&self, why: String) {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+        self.stop();
+    }
+}
+
+impl Ask for Shared {
+    fn ask(&self, queries: Vec<Query>) -> bool {
+        let queued = self.sender.try_send(queries).is_ok();
+        if let Some(worker) = self.asked.get() {
+            worker.unpark();
+        }
+        queued
+    }
+}
+
+/// The ingest clock, ms since 1970-01-01T00:00:00Z.
+pub fn clock() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}
+
+/// Runs one worker until it is asked to stop.
+pub fn run(worker: &mut Worker, job: &Job, first_epoch: u64) {
+    let graph = dataflow::build(worker, &job.graph);
+    let mut own = Own::new(worker.index(), worker.peers(), graph, job, first_epoch);
+    loop {
+        let now = Instant::now();
+        let stopping = job.shared.stop.load(Ordering::Relaxed);
+        if !stopping {
+            own.poll(now);
+        }
+        own.advance(now, stopping);
+        if stopping && own.has_sent_all() {
+            break;
+        }
+        worker.step_or_park(Some(own.wait(now)));
+        own.settle();
+    }
+    own.graph.close_inputs();
+    while worker.has_dataflows() {
+        worker.step_or_park(Some(LONGEST_PARK));
+        own.settle();
+    }
+    own.finish();
+}
+
+/// What a worker keeps.
+struct Own<'a> {
+    job: &'a Job,
+    graph: Graph,
+    readers: Vec<Reader>,
+    /// The reader that is polled first next time.
+    first: usize,
+    /// At worker 0.
+    teller: Option<Teller>,
+    /// The first epoch that is not closed here.
+    open: u64,
+    /// Not before this time is another epoch sent, or only the clock followed.
+    gate: Instant,
+    idle: Instant,
+    /// Epochs that were sent and are not complete, with their arrivals.
+    in_flight: VecDeque<(u64, usize)>,
+    arrivals_in_flight: usize,
+    cities: Vec<CityName>,
+    arrivals: Vec<Arrival>,
+    queries: Vec<Query>,
+    progress: Vec<Read>,
+}
+
+impl<'a> Own<'a> {
+    fn new(index: usize, peers: usize, graph: Graph, job: &'a Job, first_epoch: u64) -> Own<'a> {
+        let own = job.partitions.iter().filter(|partition| usize::from(partition.slot.0) % peers == index);
+        let readers = own.filter_map(|partition| {
+            Reader::open(partition, job.rules).map_err(|error| job.shared.fail(error)).ok()
+        });
+        let readers = readers.collect();
+        let teller = (index == 0).then(|| {
+            // Only worker 0 gets here, and only once.
+            let _ = job.shared.asked.set(thread::current());
+            Teller::new(job.publisher.clone(), job.partitions.len())
+        });
+        let now = Instant::now();
+        let mut own = Own {
+            job,
+            graph,
+            readers,
+            first: 0,
+            teller,
+            open: first_epoch.max(clock()),
+            gate: now,
+            idle: now,
+            in_flight: VecDeque::new(),
+            arrivals_in_flight: 0,
+            cities: Vec::new(),
+            arrivals: Vec::new(),
+            queries: Vec::new(),
+            progress: Vec::new(),
+        };
+        own.graph.advance_to(own.open);
+        own
+    }
+
+    /// Polls the partitions that may have something, and takes the questions.
+    fn poll(&mut self, now: Instant) {
+        if self.teller.is_some() {
+            let questions = self.job.shared.questions.lock().unwrap_or_else(PoisonError::into_inner);
+            self.queries.extend(questions.try_iter().take(QUESTIONS).flatten());
+        }
+        if self.readers.is_empty() || !self.may_poll() {
+            return;
+        }
+        self.first = (self.first + 1) % self.readers.len();
+        let (before, after) = self.readers.split_at_mut(self.first);
+        for reader in after.iter_mut().chain(before) {
+            if self.arrivals.len() >= FULL {
+                break;
+            }
+            let (cities, arrivals, refusals) =
+                (&mut self.cities, &mut self.arrivals, &self.job.shared.refusals);
+            let polled = reader.poll(now, self.job.limits.poll_records, cities, arrivals, refusals);
+            if let Err(error) = polled {
+                self.job.shared.fail(error);
+            }
+        }
+    }
+
+    /// Whether the dataflow and whoever takes its results keep up.
+    fn may_poll(&self) -> bool {
+        let limits = &self.job.limits;
+        let lag = self.in_flight.front().map_or(0, |(epoch, _)| clock().saturating_sub(*epoch));
+        self.arrivals_in_flight < limits.readings_in_flight
+            && lag <= limits.frontier_lag.millis() as u64
+            && !self.job.shared.congested.load(Ordering::Relaxed)
+    }
+
+    /// Sends what is there, or moves on.
+    fn advance(&mut self, now: Instant, at_once: bool) {
+        for reader in &mut self.readers {
+            self.progress.extend(reader.moved());
+        }
+        let heard = self.graph.heard();
+        let clock = clock().max(self.open);
+        let gate_open = at_once || now >= self.gate || self.arrivals.len() >= FULL;
+        if heard >= self.open {
+            self.close(heard, now);
+        } else if self.has_sent_all() {
+            if now >= self.idle && self.reserved(clock) {
+                self.idle = now + IDLE;
+                self.open = clock;
+                self.graph.advance_to(clock);
+            }
+        } else if gate_open && self.reserved(clock) {
+            self.close(clock, now);
+        }
+    }
+
+    fn has_sent_all(&self) -> bool {
+        self.arrivals.is_empty() && self.queries.is_empty() && self.progress.is_empty()
+    }
+
+    fn reserved(&self, epoch: u64) -> bool {
+        epoch < self.job.shared.reserved.load(Ordering::Relaxed)
+    }
+
+    /// Sends what is there at an epoch, and says that nothing more comes for it.
+    fn close(&mut self, epoch: u64, now: Instant) {
+        if !self.has_sent_all() {
+            for read in &mut self.progress {
+                read.epoch = epoch;
+            }
+            self.in_flight.push_back((epoch, self.arrivals.len()));
+            self.arrivals_in_flight += self.arrivals.len();
+            self.graph.send_aside(epoch, &mut self.queries, &mut self.progress);
+            self.graph.send(epoch, &mut self.cities, &mut self.arrivals);
+            let catching_up = self.readers.iter().any(|reader| !reader.caught_up());
+            self.gate = now + if catching_up { CATCHING_UP } else { BETWEEN_EPOCHS };
+        }
+        self.open = epoch + 1;
+        self.graph.advance_to(self.open);
+        self.idle = now + IDLE;
+    }
+
+    /// How long there is nothing to do, unless something happens.
+    fn wait(&self, now: Instant) -> Wait {
+        if !self.has_sent_all() {
+            // Until the gate opens; or, where no epoch may be used, until more are.
+            return self.gate.saturating_duration_since(now).max(Wait::from_micros(20)).min(HELD_BACK);
+        }
+        if self.teller.as_ref().is_some_and(Teller::is_held_back) {
+            return HELD_BACK;
+        }
+        let may_poll = self.may_poll();
+        let due = self.readers.iter().filter_map(|reader| reader.due(now));
+        match due.min() {
+            // The frontier's move ends a wait, too.
+            Some(_) if !may_poll => HELD_BACK,
+            Some(due) => due.saturating_duration_since(now).min(LONGEST_PARK),
+            None => LONGEST_PARK,
+        }
+    }
+
+    /// Takes what the dataflow has closed.
+    fn settle(&mut self) {
+        while let Some((epoch, arrivals)) = self.in_flight.front().copied()
+            && !self.graph.probe.less_equal(&epoch)
+        {
+            self.in_flight.pop_front();
+            self.arrivals_in_flight -= arrivals;
+        }
+        if let Some((teller, told)) = self.teller.as_mut().zip(self.graph.told.as_ref()) {
+            let congested = teller.tell(told, &self.job.shared.refusals, self.open);
+            self.job.shared.congested.store(congested, Ordering::Relaxed);
+        }
+    }
+
+    /// Gives who publishes a last chance to take what is left.
+    fn finish(mut self) {
+        let deadline = Instant::now() + Wait::from_secs(5);
+        while self.teller.as_ref().is_some_and(Teller::is_held_back) && Instant::now() < deadline {
+            thread::sleep(HELD_BACK);
+            self.settle();
+        }
+    }
+}

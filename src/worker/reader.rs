@@ -1,0 +1,199 @@
+//! A partition of a log as a worker reads it: decoded records in, admitted arrivals out.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration as Wait, Instant};
+
+use crate::admission::{Admission, AdmissionRules};
+use crate::dataflow::rolling::told::Read;
+use crate::model::{
+    Arrival, CityName, PartitionName, Progress, Reason, Refusal, RefusedRecord, Slot, Upsert,
+};
+use crate::sinks::dead_letters::DeadLetters;
+use crate::sources::{Next, Partition, Place, Source, SourceError, Take};
+
+/// How long after a fault a partition is polled again, at first and at most.
+const RETRY: Wait = Wait::from_millis(100);
+const LONGEST_RETRY: Wait = Wait::from_secs(10);
+
+/// One partition of one source.
+#[derive(Clone)]
+pub struct LogPartition {
+    pub slot: Slot,
+    pub name: PartitionName,
+    pub source: Arc<dyn Source>,
+}
+
+/// What becomes of records that are refused.
+pub struct Refusals {
+    /// In the order of [`Reason::ALL`].
+    counts: [AtomicU64; Reason::ALL.len()],
+    letters: Option<Mutex<DeadLetters>>,
+}
+
+impl Refusals {
+    /// Without a place for dead letters they are only counted.
+    pub fn new(letters: Option<DeadLetters>) -> Refusals {
+        let counts = std::array::from_fn(|_| AtomicU64::new(0));
+        Refusals { counts, letters: letters.map(Mutex::new) }
+    }
+
+    /// Those that there are, since the start.
+    pub fn counts(&self) -> Vec<(Reason, u64)> {
+        let counts = self.counts.iter().map(|count| count.load(Ordering::Relaxed));
+        Reason::ALL.into_iter().zip(counts).filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// Makes the letters durable.
+    pub fn sync(&self) -> std::io::Result<()> {
+        let Some(letters) = &self.letters else { return Ok(()) };
+        letters.lock().unwrap_or_else(PoisonError::into_inner).sync()
+    }
+
+    fn refuse(&self, name: &PartitionName, place: Place, refusal: &Refusal, raw: &[u8]) {
+        if let Some(place) = Reason::ALL.iter().position(|reason| *reason == refusal.reason) {
+            self.counts[place].fetch_add(1, Ordering::Relaxed);
+        }
+        if let Some(letters) = &self.letters {
+            let Place { position, arrived } = place;
+            let record = RefusedRecord { partition: name, position, arrived_at: arrived, refusal, raw };
+            letters.lock().unwrap_or_else(PoisonError::into_inner).write(&record);
+        }
+    }
+}
+
+/// When a reader is polled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    Next(Next),
+    /// After a fault, which has come so often in a row.
+    Retry { at: Instant, faults: u32 },
+}
+
+pub struct Reader {
+    slot: Slot,
+    name: PartitionName,
+    partition: Box<dyn Partition>,
+    admission: Admission,
+    position: u64,
+    /// The log's end at the start.
+    first_end: u64,
+    caught_up: bool,
+    due: Due,
+    /// What was said last.
+    said: Option<(u64, bool)>,
+}
+
+impl Reader {
+    /// Opens the partition for the calling thread.
+    pub fn open(log: &LogPartition, rules: AdmissionRules) -> Result<Reader, String> {
+        let LogPartition { slot, name, source } = log;
+        let partition = source.open(name.partition, 0, thread::current());
+        let partition = partition.map_err(|error| failed(name, &error))?;
+        let first_end = partition.end();
+        Ok(Reader {
+            slot: *slot,
+            name: name.clone(),
+            partition,
+            admission: Admission::new(slot.0, rules),
+            position: 0,
+            first_end,
+            caught_up: first_end == 0,
+            due: Due::Next(Next::Now),
+            said: None,
+        })
+    }
+
+    /// Takes what is there, at most `limit` records, if it is time to.
+    pub fn poll(
+        &mut self,
+        now: Instant,
+        limit: usize,
+        cities: &mut Vec<CityName>,
+        arrivals: &mut Vec<Arrival>,
+        refusals: &Refusals,
+    ) -> Result<(), String> {
+        if !matches!(self.due, Due::Next(Next::Woken)) && self.due(now).is_none_or(|due| due > now) {
+            return Ok(());
+        }
+        let Reader { admission, name, position, .. } = self;
+        let mut admitting = Admitting { admission, name, cities, arrivals, refusals, position };
+        match self.partition.poll(limit, &mut admitting) {
+            Ok(polled) => self.due = Due::Next(polled.next),
+            Err(SourceError::Transient(error)) => {
+                let faults = if let Due::Retry { faults, .. } = self.due { faults + 1 } else { 0 };
+                if faults == 0 {
+                    let Reader { name, position, .. } = self;
+                    tracing::warn!(source = %name.source, partition = name.partition, position, error, "a partition cannot be read; it is tried again");
+                }
+                self.due = Due::Retry { at: now + (RETRY * 2u32.pow(faults.min(10))).min(LONGEST_RETRY), faults };
+            }
+            Err(error @ SourceError::Fatal(_)) => return Err(failed(&self.name, &error)),
+        }
+        self.caught_up |= self.position >= self.first_end || self.position >= self.partition.end();
+        Ok(())
+    }
+
+    /// When it is to be polled without being woken.
+    pub fn due(&self, now: Instant) -> Option<Instant> {
+        match self.due {
+            Due::Next(Next::Now) => Some(now),
+            Due::Next(Next::At(at)) | Due::Retry { at, .. } => Some(at),
+            Due::Next(Next::Woken | Next::Never) => None,
+        }
+    }
+
+    pub fn caught_up(&self) -> bool {
+        self.caught_up
+    }
+
+    /// How far it has read, where that has changed since the last call. Whoever sends it gives it its epoch.
+    pub fn moved(&mut self) -> Option<Read> {
+        let news = Some((self.position, self.caught_up));
+        if self.said == news {
+            return None;
+        }
+        self.said = news;
+        let end = self.partition.end();
+        // A generator's end is not known.
+        let end = if end == u64::MAX { self.position } else { end };
+        let progress = Progress { slot: self.slot, applied: self.position, end };
+        Some(Read { epoch: 0, progress, caught_up: self.caught_up })
+    }
+}
+
+fn failed(name: &PartitionName, error: &SourceError) -> String {
+    format!("source {}, partition {}: {error}", name.source, name.partition)
+}
+
+/// Admits what a partition gives.
+struct Admitting<'a> {
+    admission: &'a mut Admission,
+    name: &'a PartitionName,
+    cities: &'a mut Vec<CityName>,
+    arrivals: &'a mut Vec<Arrival>,
+    refusals: &'a Refusals,
+    /// Behind the last record.
+    position: &'a mut u64,
+}
+
+impl Take for Admitting<'_> {
+    #[inline]
+    fn upsert(&mut self, place: Place, upsert: &Upsert<'_>) -> Result<(), Refusal> {
+        *self.position = place.position + 1;
+        let admitted = self.admission.admit(upsert, place.arrived)?;
+        if admitted.is_new {
+            self.cities.push(admitted.introduction(upsert.city));
+        }
+        let Upsert { reading_at, event, revision, .. } = *upsert;
+        let Place { position, .. } = place;
+        self.arrivals.push(Arrival { city: admitted.city, reading_at, event, revision, position });
+        Ok(())
+    }
+
+    fn refused(&mut self, place: Place, refusal: &Refusal, raw: &[u8]) {
+        *self.position = place.position + 1;
+        self.refusals.refuse(self.name, place, refusal, raw);
+    }
+}
