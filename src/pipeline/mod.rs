@@ -2,3 +2,4 @@
 
 pub mod batch;
 mod intake;
+pub mod live;

@@ -45,7 +45,10 @@ pub struct Token {
 // The secret is never shown.
 impl std::fmt::Debug for Token {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Token").field("read", &self.read).field("ingest", &self.ingest).finish_non_exhaustive()
+        f.debug_struct("Token")
+            .field("read", &self.read)
+            .field("ingest", &self.ingest)
+            .finish_non_exhaustive()
     }
 }
 

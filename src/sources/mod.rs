@@ -21,12 +21,7 @@ pub trait Source: Send + Sync {
 
     /// Opens a partition at a position: the number of the first record that it will give. `worker` is unparked when there is
     /// something to poll after a poll has found nothing.
-    fn open(
-        &self,
-        partition: u32,
-        position: u64,
-        worker: Thread,
-    ) -> Result<Box<dyn Partition>, SourceError>;
+    fn open(&self, partition: u32, position: u64, worker: Thread) -> Result<Box<dyn Partition>, SourceError>;
 }
 
 /// A partition that a worker reads.
