@@ -53,7 +53,8 @@ impl DemoArgs {
     pub(super) fn run(self) -> Result<(), Stop> {
         // Removed when the demo ends.
         let folder = tempfile::Builder::new().prefix("swelter-demo-").tempdir();
-        let folder = folder.map_err(|error| Stop::Failed(format!("no temporary folder can be made: {error}")))?;
+        let folder =
+            folder.map_err(|error| Stop::Failed(format!("no temporary folder can be made: {error}")))?;
         let mut config = self.config(&folder.path().display().to_string()).map_err(Stop::Config)?;
         logging::start(&config.log);
         for warning in config.warnings() {
@@ -131,7 +132,13 @@ mod tests {
         let SourceKind::Generator(generator) = &source.kind else { panic!("{source:?}") };
         assert_eq!((source.name.as_str(), generator.cities, generator.seed), ("demo", 25, 7));
         assert_eq!(
-            [generator.late, generator.corrections, generator.withdrawals, generator.duplicates, generator.invalid],
+            [
+                generator.late,
+                generator.corrections,
+                generator.withdrawals,
+                generator.duplicates,
+                generator.invalid
+            ],
             [0.02, 0.01, 0.001, 0.005, 0.001]
         );
     }

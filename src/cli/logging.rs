@@ -19,7 +19,8 @@ pub fn start(plan: &LogPlan) {
         LogFormat::Human => true,
         LogFormat::Json => false,
     };
-    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let colours =
+        io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     // A log that is there already, as in a test, stays.
     let _ = tracing::subscriber::set_global_default(subscriber(&plan.filter, human, colours, io::stderr));
     std::panic::set_hook(Box::new(|panic| {
@@ -38,8 +39,10 @@ fn subscriber<W>(
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(EnvFilter::new(filter)).with_writer(writer).with_ansi(colours);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(filter))
+        .with_writer(writer)
+        .with_ansi(colours);
     if human { Box::new(builder.finish()) } else { Box::new(builder.json().flatten_event(true).finish()) }
 }
 
@@ -53,7 +56,12 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
         std::backtrace::BacktraceStatus::Captured => Some(backtrace.to_string()),
         _ => None,
     };
-    tracing::error!(place, thread, backtrace, "a bug in swelter ended it, please report it: panicked: {what}");
+    tracing::error!(
+        place,
+        thread,
+        backtrace,
+        "a bug in swelter ended it, please report it: panicked: {what}"
+    );
 }
 
 #[cfg(test)]
@@ -92,7 +100,10 @@ mod tests {
     fn lines_are_json_with_a_time_in_utc() {
         let text = log(false);
         let line: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!((&line["message"], &line["cities"], &line["level"]), (&"begins".into(), &3.into(), &"INFO".into()));
+        assert_eq!(
+            (&line["message"], &line["cities"], &line["level"]),
+            (&"begins".into(), &3.into(), &"INFO".into())
+        );
         let time = line["timestamp"].as_str().unwrap();
         assert!(time.ends_with('Z') && time.parse::<jiff::Timestamp>().is_ok(), "{time}");
     }
@@ -102,7 +113,10 @@ mod tests {
         let text = log(true);
         let (time, rest) = text.split_once(' ').unwrap();
         assert!(time.ends_with('Z') && time.parse::<jiff::Timestamp>().is_ok(), "{text}");
-        assert!(rest.contains("INFO") && rest.contains("begins cities=3") && text.lines().count() == 1, "{text}");
+        assert!(
+            rest.contains("INFO") && rest.contains("begins cities=3") && text.lines().count() == 1,
+            "{text}"
+        );
     }
 
     const CHILD: &str = "SWELTER_TEST_PANICS";
@@ -112,7 +126,11 @@ mod tests {
     fn panics_in_a_thread() {
         if std::env::var_os(CHILD).is_some() {
             start(&LogPlan { format: LogFormat::Auto, filter: "info".into() });
-            let _ = std::thread::Builder::new().name("a worker".into()).spawn(|| panic!("as asked")).unwrap().join();
+            let _ = std::thread::Builder::new()
+                .name("a worker".into())
+                .spawn(|| panic!("as asked"))
+                .unwrap()
+                .join();
             std::process::exit(0);
         }
     }

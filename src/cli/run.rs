@@ -55,9 +55,13 @@ impl RunArgs {
     }
 
     fn layers(&self) -> Layers {
-        let flags =
-            [("serve.listen", "--listen", &self.listen), ("data_dir", "--data-dir", &self.data_dir), ("workers", "--workers", &self.workers)];
-        let given = |(key, flag, value): (&str, _, &Option<String>)| Some((key.to_owned(), flag, value.clone()?));
+        let flags = [
+            ("serve.listen", "--listen", &self.listen),
+            ("data_dir", "--data-dir", &self.data_dir),
+            ("workers", "--workers", &self.workers),
+        ];
+        let given =
+            |(key, flag, value): (&str, _, &Option<String>)| Some((key.to_owned(), flag, value.clone()?));
         Layers {
             file: self.config.clone(),
             environment: std::env::vars_os().collect(),
@@ -111,7 +115,10 @@ mod tests {
     fn wrong_flags_are_errors_of_the_configuration() {
         let layers = args("--listen here --workers 0").unwrap().layers();
         let errors = Config::load(&Layers { environment: Vec::new(), ..layers }).unwrap_err().to_string();
-        assert!(errors.contains("workers (--workers)") && errors.contains("serve.listen (--listen)"), "{errors}");
+        assert!(
+            errors.contains("workers (--workers)") && errors.contains("serve.listen (--listen)"),
+            "{errors}"
+        );
         assert!(args("--check-config --print-config").is_err());
     }
 }

@@ -16,12 +16,12 @@ pub fn unknown(key: &str, known: &[&str]) -> String {
     }
 }
 
-/// The key that is spelled most alike; one of the same name in another table counts as well.
+/// The key that is spelled most alike; its name alone counts too, as it may be meant in another table.
 fn nearest<'a>(key: &str, known: &[&'a str]) -> Option<&'a str> {
-    let last = |key: &str| key.rsplit('.').next().map(str::to_owned);
-    let close = known.iter().map(|other| (distance(key, other), *other)).min();
-    let close = close.filter(|(distance, _)| *distance <= 2.max(key.len() / 4)).map(|(_, other)| other);
-    close.or_else(|| known.iter().find(|other| last(other) == last(key)).copied())
+    let name = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
+    let apart = |other: &str| distance(key, other).min(1 + distance(&name(key), &name(other)));
+    let close = known.iter().map(|other| (apart(other), *other)).min();
+    close.filter(|(apart, _)| *apart <= 1 + name(key).len() / 4).map(|(_, other)| other)
 }
 
 /// How many letters must be put in, taken out or changed to get from one text to the other (Levenshtein).
