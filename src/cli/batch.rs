@@ -11,6 +11,7 @@ use jiff::tz::Offset;
 
 use super::{Stop, file};
 use crate::codec::{DecodeSettings, Format, Moisture, Units};
+use crate::config::offset;
 use crate::dataflow::heat_index::Formula;
 use crate::model::Duration;
 use crate::pipeline::batch::{self, BatchError, BatchPlan, BatchSummary, PlotPlan, Target};
@@ -169,16 +170,6 @@ fn check_outputs(plan: &BatchPlan) -> Result<(), Stop> {
         }
     }
     Ok(())
-}
-
-fn offset(text: &str) -> Result<Offset, String> {
-    if text.eq_ignore_ascii_case("z") {
-        return Ok(Offset::UTC);
-    }
-    let probe = format!("2000-01-01T00:00:00{text}");
-    let pieces = jiff::fmt::temporal::Pieces::parse(&probe).ok();
-    let offset = pieces.and_then(|pieces| pieces.to_numeric_offset());
-    offset.ok_or_else(|| format!("{text:?} is not an offset: write Z, +hh:mm or -hh:mm"))
 }
 
 /// Counts records on a terminal, and nowhere else.

@@ -1,7 +1,11 @@
 //! The command line: one file per command.
 
 mod batch;
+mod demo;
 mod generate;
+mod logging;
+mod run;
+mod subscribe;
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -10,6 +14,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::codec::{self, Compression, Format};
+use crate::config::ConfigErrors;
 
 /// The rolling heat index of every city, exact and incremental.
 #[derive(Debug, Parser)]
@@ -21,6 +26,9 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Run(run::RunArgs),
+    Demo(demo::DemoArgs),
+    Subscribe(subscribe::SubscribeArgs),
     Batch(batch::BatchArgs),
     Generate(generate::GenerateArgs),
 }
@@ -29,6 +37,9 @@ impl Cli {
     /// Runs the command. 0: done, also where single readings were refused; 1: stopped; 2: it was called wrongly.
     pub fn run(self) -> ExitCode {
         let result = match self.command {
+            Command::Run(args) => args.run(),
+            Command::Demo(args) => args.run(),
+            Command::Subscribe(args) => args.run(),
             Command::Batch(args) => args.run(),
             Command::Generate(args) => args.run(),
         };
@@ -42,6 +53,13 @@ impl Cli {
                 let _ = writeln!(io::stderr(), "error: {message}");
                 ExitCode::FAILURE
             }
+            Err(Stop::Config(errors)) => {
+                let mut out = io::stderr().lock();
+                for error in &errors.0 {
+                    let _ = writeln!(out, "error: {error}");
+                }
+                ExitCode::from(2)
+            }
             // Whoever read our output has seen enough.
             Err(Stop::PipeClosed) => ExitCode::SUCCESS,
         }
@@ -52,6 +70,7 @@ impl Cli {
 #[derive(Debug)]
 enum Stop {
     Usage(String),
+    Config(ConfigErrors),
     Failed(String),
     PipeClosed,
 }

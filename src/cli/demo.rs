@@ -1,0 +1,168 @@
+//! `swelter demo`: the service with made-up weather, and nothing to set up.
+
+use std::ffi::OsString;
+use std::io::{self, Write as _};
+use std::net::{SocketAddr, TcpListener};
+
+use clap::Args;
+
+use super::{Stop, logging, run};
+use crate::config::Config;
+use crate::config::layers::Layers;
+use crate::directory::Directory;
+use crate::model::EventTime;
+
+/// Show live cities with made-up weather: nothing else is needed
+///
+/// A day of history is there at once; late, corrected, withdrawn and a few bad readings keep coming. Open the address that
+/// it prints. Nothing is kept: Ctrl-C ends it and removes its data.
+#[derive(Args, Debug)]
+pub struct DemoArgs {
+    /// How many cities, the greatest of the world first; there are 34,006
+    #[arg(long, value_name = "N", default_value = "1000")]
+    cities: String,
+    /// The address and port to listen on, as in 127.0.0.1:8080; without it, a free port where that one is taken
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// Worker threads
+    #[arg(long, value_name = "N", default_value = "1")]
+    workers: String,
+    /// Another number makes other weather
+    #[arg(long, value_name = "N", default_value = "1")]
+    seed: String,
+}
+
+const ADDRESS: &str = "127.0.0.1:8080";
+
+/// What the demo has besides its flags.
+const SETTINGS: [(&str, &str); 10] = [
+    // Right in winter too, where many of the cities are.
+    ("results.formula", "nws"),
+    ("sources.demo.kind", "generator"),
+    ("sources.demo.interval", "1m"),
+    ("sources.demo.history", "1d"),
+    ("sources.demo.late", "0.02"),
+    ("sources.demo.corrections", "0.01"),
+    ("sources.demo.withdrawals", "0.001"),
+    ("sources.demo.duplicates", "0.005"),
+    ("sources.demo.invalid", "0.001"),
+    ("sources.demo.weather", "plausible"),
+];
+
+impl DemoArgs {
+    pub(super) fn run(self) -> Result<(), Stop> {
+        // Removed when the demo ends.
+        let folder = tempfile::Builder::new().prefix("swelter-demo-").tempdir();
+        let folder =
+            folder.map_err(|error| Stop::Failed(format!("no temporary folder can be made: {error}")))?;
+        let mut config = self.config(&folder.path().display().to_string()).map_err(Stop::Config)?;
+        logging::start(&config.log);
+        for warning in config.warnings() {
+            tracing::warn!("{warning}");
+        }
+        let listen = &mut config.plan.serve.listen;
+        if self.listen.is_none() && is_taken(*listen) {
+            let _ = writeln!(io::stderr(), "{ADDRESS} is taken: a free port is used instead");
+            listen.set_port(0);
+        }
+        run::serve(config.plan, |url| {
+            // The page works without the hint.
+            let _ = io::stderr().write_all(hint(url, now()).as_bytes());
+        })
+    }
+
+    fn config(&self, folder: &str) -> Result<Config, crate::config::ConfigErrors> {
+        let flags = [
+            ("sources.demo.cities", "--cities", self.cities.as_str()),
+            ("serve.listen", "--listen", self.listen.as_deref().unwrap_or(ADDRESS)),
+            ("workers", "--workers", &self.workers),
+            ("sources.demo.seed", "--seed", &self.seed),
+            ("data_dir", "the temporary folder", folder),
+        ];
+        let settings = SETTINGS.into_iter().map(|(key, value)| (key, "the demo", value));
+        let flags = settings.chain(flags).map(|(key, flag, value)| (key.to_owned(), flag, value.to_owned()));
+        // The configuration of a service is not the demo's; how to log is the user's.
+        let of_log = |(name, _): &(OsString, OsString)| {
+            name == "SWELTER_LOG" || name.to_str().is_some_and(|name| name.starts_with("SWELTER_LOG__"))
+        };
+        let environment = std::env::vars_os().filter(of_log).collect();
+        Config::load(&Layers { file: None, environment, flags: flags.collect() })
+    }
+}
+
+fn now() -> EventTime {
+    EventTime::from_millis(jiff::Timestamp::now().as_millisecond()).unwrap_or(EventTime::MAX)
+}
+
+fn is_taken(address: SocketAddr) -> bool {
+    TcpListener::bind(address).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+}
+
+/// What to do, with a correction of the newest reading of the first city, as `now` is.
+fn hint(url: &str, now: EventTime) -> String {
+    const MINUTE: i64 = 60_000;
+    let minute = now.millis() - now.millis().rem_euclid(MINUTE) - 10 * MINUTE;
+    let at = EventTime::from_millis(minute).unwrap_or(now);
+    let city = Directory::shipped().cities().first();
+    let (id, name) = city.map_or((0, ""), |city| (city.id, city.name.as_ref()));
+    format!(
+        "\nOpen {url}/#city={id} in a browser: the chart of {name}. Then correct one of its readings, and watch it change:\n\n  \
+         curl {url}/v1/readings -H 'Content-Type: application/json' \\\n    \
+         -d '{{\"city\":\"{id}\",\"reading_at\":\"{at}\",\"temperature\":110,\"humidity\":50}}'\n\n\
+         Ctrl-C ends the demo and removes its data.\n\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::SourceKind;
+    use crate::dataflow::heat_index::Formula;
+
+    fn demo(cities: &str) -> DemoArgs {
+        DemoArgs { cities: cities.into(), listen: None, workers: "1".into(), seed: "7".into() }
+    }
+
+    #[test]
+    fn the_demo_is_a_configuration_like_any_other() {
+        let plan = demo("25").config("/tmp/x").unwrap().plan;
+        assert_eq!((plan.formula, plan.serve.listen.to_string()), (Formula::Nws, ADDRESS.into()));
+        assert!(plan.ingest.is_some());
+        let [source] = plan.sources.as_slice() else { panic!("{:?}", plan.sources) };
+        let SourceKind::Generator(generator) = &source.kind else { panic!("{source:?}") };
+        assert_eq!((source.name.as_str(), generator.cities, generator.seed), ("demo", 25, 7));
+        assert_eq!(
+            [
+                generator.late,
+                generator.corrections,
+                generator.withdrawals,
+                generator.duplicates,
+                generator.invalid
+            ],
+            [0.02, 0.01, 0.001, 0.005, 0.001]
+        );
+    }
+
+    #[test]
+    fn too_many_cities_are_refused_by_the_flag() {
+        let errors = demo("40000").config("/tmp/x").unwrap_err().to_string();
+        assert!(errors.starts_with("sources.demo.cities (--cities): plausible weather has"), "{errors}");
+    }
+
+    #[test]
+    fn the_hint_corrects_a_reading_that_is_there() {
+        let now = EventTime::parse("2025-11-24T16:03:59.5Z", None).unwrap();
+        let hint = hint("http://127.0.0.1:8080", now);
+        assert!(hint.contains("\"reading_at\":\"2025-11-24T15:53:00Z\""), "{hint}");
+        assert!(hint.contains("curl http://127.0.0.1:8080/v1/readings"), "{hint}");
+    }
+
+    #[test]
+    fn a_taken_port_is_seen() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        assert!(is_taken(address));
+        drop(listener);
+        assert!(!is_taken(address));
+    }
+}

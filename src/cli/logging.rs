@@ -1,0 +1,152 @@
+//! The log: on standard error, and nowhere else.
+
+use std::io::{self, IsTerminal as _};
+use std::panic::PanicHookInfo;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::config::{LogFormat, LogPlan};
+
+/// The exit code of a program that has found itself in a state that cannot be.
+const PANICKED: i32 = 101;
+
+/// Starts the log of this process, and ends the process with 101 as soon as any thread panics: what is left of it would go
+/// on with wrong results.
+pub fn start(plan: &LogPlan) {
+    let human = match plan.format {
+        LogFormat::Auto => io::stderr().is_terminal(),
+        LogFormat::Human => true,
+        LogFormat::Json => false,
+    };
+    let colours =
+        io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    // A log that is there already, as in a test, stays.
+    let _ = tracing::subscriber::set_global_default(subscriber(&plan.filter, human, colours, io::stderr));
+    std::panic::set_hook(Box::new(|panic| {
+        log_panic(panic);
+        std::process::exit(PANICKED);
+    }));
+}
+
+/// Times are RFC 3339 in UTC.
+fn subscriber<W>(
+    filter: &str,
+    human: bool,
+    colours: bool,
+    writer: W,
+) -> Box<dyn tracing::Subscriber + Send + Sync>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(filter))
+        .with_writer(writer)
+        .with_ansi(colours);
+    if human { Box::new(builder.finish()) } else { Box::new(builder.json().flatten_event(true).finish()) }
+}
+
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let what = panic.payload_as_str().unwrap_or("of unknown cause");
+    let place = panic.location().map_or("unknown".into(), ToString::to_string);
+    let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
+    // Without a backtrace where RUST_BACKTRACE does not ask for one.
+    let backtrace = std::backtrace::Backtrace::capture();
+    let backtrace = match backtrace.status() {
+        std::backtrace::BacktraceStatus::Captured => Some(backtrace.to_string()),
+        _ => None,
+    };
+    tracing::error!(
+        place,
+        thread,
+        backtrace,
+        "a bug in swelter ended it, please report it: panicked: {what}"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn log(human: bool) -> String {
+        let written = Written::default();
+        let to = written.clone();
+        let subscriber = subscriber("warn,swelter::cli=info", human, false, move || to.clone());
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!(cities = 3, "begins");
+            tracing::debug!("not said");
+            tracing::info!(target: "other", "not said");
+        });
+        let bytes = written.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn lines_are_json_with_a_time_in_utc() {
+        let text = log(false);
+        let line: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            (&line["message"], &line["cities"], &line["level"]),
+            (&"begins".into(), &3.into(), &"INFO".into())
+        );
+        let time = line["timestamp"].as_str().unwrap();
+        assert!(time.ends_with('Z') && time.parse::<jiff::Timestamp>().is_ok(), "{time}");
+    }
+
+    #[test]
+    fn lines_for_people_begin_with_a_time_in_utc() {
+        let text = log(true);
+        let (time, rest) = text.split_once(' ').unwrap();
+        assert!(time.ends_with('Z') && time.parse::<jiff::Timestamp>().is_ok(), "{text}");
+        assert!(
+            rest.contains("INFO") && rest.contains("begins cities=3") && text.lines().count() == 1,
+            "{text}"
+        );
+    }
+
+    const CHILD: &str = "SWELTER_TEST_PANICS";
+
+    /// Does something only as the child of the test below.
+    #[test]
+    fn panics_in_a_thread() {
+        if std::env::var_os(CHILD).is_some() {
+            start(&LogPlan { format: LogFormat::Auto, filter: "info".into() });
+            let _ = std::thread::Builder::new()
+                .name("a worker".into())
+                .spawn(|| panic!("as asked"))
+                .unwrap()
+                .join();
+            std::process::exit(0);
+        }
+    }
+
+    #[test]
+    fn a_panic_in_any_thread_is_logged_and_ends_the_process() {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "cli::logging::tests::panics_in_a_thread", "--nocapture"])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        let log = String::from_utf8(child.stderr).unwrap();
+        assert_eq!(child.status.code(), Some(PANICKED), "{log}");
+        let line: serde_json::Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
+        assert_eq!((&line["level"], &line["thread"]), (&"ERROR".into(), &"a worker".into()));
+        assert!(line["message"].as_str().unwrap().ends_with("panicked: as asked"), "{line}");
+        assert!(line["place"].as_str().unwrap().contains("logging.rs"), "{line}");
+    }
+}

@@ -1,0 +1,107 @@
+//! The messages of `docs/protocol.md` that a subscriber hears.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+/// The protocol that is spoken here.
+pub const PROTOCOL: u32 = 1;
+
+pub enum Message<'a> {
+    Hello(Hello),
+    Snapshot(Snapshot<'a>),
+    Changes(Changes<'a>),
+    Reset(Reset),
+    Error(Failure),
+    /// A heartbeat, or what a newer service says: that it is there is all that matters.
+    Alive,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Hello {
+    pub protocol: u32,
+    pub heartbeat_s: f64,
+    pub limits: Option<HelloLimits>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct HelloLimits {
+    pub message_bytes: Option<usize>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Snapshot<'a> {
+    pub id: String,
+    pub as_of: u64,
+    pub complete: bool,
+    pub token: Option<String>,
+    #[serde(borrow)]
+    pub rows: Vec<&'a RawValue>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Changes<'a> {
+    pub id: String,
+    pub as_of: u64,
+    pub token: String,
+    #[serde(borrow)]
+    pub upserts: Vec<&'a RawValue>,
+    #[serde(borrow)]
+    pub removals: Vec<&'a RawValue>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Reset {
+    pub id: String,
+    pub reason: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Failure {
+    pub id: Option<String>,
+    pub code: String,
+    #[serde(default)]
+    pub detail: String,
+}
+
+/// What is shown of a row.
+#[derive(Debug, Deserialize)]
+pub struct Row<'a> {
+    #[serde(borrow)]
+    pub city: Cow<'a, str>,
+    #[serde(borrow)]
+    pub reading_at: Cow<'a, str>,
+    pub heat_index: f64,
+    pub rolling_heat_index: f64,
+    #[serde(borrow)]
+    pub category: Cow<'a, str>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct RowKey<'a> {
+    #[serde(borrow)]
+    pub city: Cow<'a, str>,
+    #[serde(borrow)]
+    pub reading_at: Cow<'a, str>,
+}
+
+impl Message<'_> {
+    /// Reads a message; `None` where it is not one of the protocol.
+    pub fn read(text: &str) -> Option<Message<'_>> {
+        #[derive(Deserialize)]
+        struct Kind<'a> {
+            #[serde(rename = "type", borrow)]
+            kind: Cow<'a, str>,
+        }
+        let kind: Kind<'_> = serde_json::from_str(text).ok()?;
+        Some(match kind.kind.as_ref() {
+            "hello" => Message::Hello(serde_json::from_str(text).ok()?),
+            "snapshot" => Message::Snapshot(serde_json::from_str(text).ok()?),
+            "changes" => Message::Changes(serde_json::from_str(text).ok()?),
+            "reset" => Message::Reset(serde_json::from_str(text).ok()?),
+            "error" => Message::Error(serde_json::from_str(text).ok()?),
+            _ => Message::Alive,
+        })
+    }
+}

@@ -1,0 +1,184 @@
+//! `swelter subscribe`: a terminal client of a service.
+
+mod client;
+mod message;
+mod print;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use serde_json::{Map, Value, json};
+use tokio::sync::{mpsc, oneshot};
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_tungstenite::Connector;
+use tokio_tungstenite::tungstenite::http::{HeaderValue, Uri};
+
+use self::client::{Client, Pace, Target};
+use self::print::Style;
+use super::Stop;
+
+/// Show a service's results as they change
+///
+/// First come the rows that there are, then every change: each as a line with the time, the city, its heat index, the rolling
+/// mean and the category. A lost connection is taken up where it ended. Ctrl-C ends it.
+#[derive(Args, Debug)]
+pub struct SubscribeArgs {
+    /// Where the service is, as in http://127.0.0.1:8080 or wss://example.org
+    url: String,
+    /// Keys of cities
+    #[arg(required_unless_present_any = ["all", "box"], conflicts_with_all = ["all", "box"])]
+    city: Vec<String>,
+    /// latest: the current row of each city; window: every row that is served
+    #[arg(long, value_enum, default_value_t = Rows::Latest)]
+    rows: Rows,
+    /// All cities
+    #[arg(long, conflicts_with = "box")]
+    all: bool,
+    /// The cities between these degrees: west, south, east, north
+    #[arg(id = "box", long, value_name = "W,S,E,N", value_parser = bounds, allow_hyphen_values = true)]
+    bounds: Option<[f64; 4]>,
+    /// Write one JSON object a line: upsert and removal with a row, reset (forget all rows), snapshot_end
+    #[arg(long)]
+    json: bool,
+    /// A file with the bearer token
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// The certificates, PEM, that are trusted instead of the system's
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Rows {
+    Latest,
+    Window,
+}
+
+/// How long what is still to be printed is waited for at the end.
+const LAST_LINES: Duration = Duration::from_secs(1);
+/// Messages that wait to be printed.
+const UNPRINTED: usize = 8;
+
+impl SubscribeArgs {
+    pub(super) fn run(self) -> Result<(), Stop> {
+        let (target, asked) = (self.target()?, self.asked()?);
+        let style = if self.json { Style::Json } else { Style::Human };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime =
+            runtime.map_err(|error| Stop::Failed(format!("the client cannot be started: {error}")))?;
+        runtime.block_on(async {
+            let (out, outputs) = mpsc::channel(UNPRINTED);
+            let (ended, printer) = oneshot::channel();
+            // A thread, so that Ctrl-C is heard while a full pipe holds the printer up.
+            std::thread::spawn(move || ended.send(print::print_all(outputs)));
+            let pace = Pace::default();
+            let mut client = Client { target, asked, style, pace, out, token: None, has_rows: false };
+            let end = tokio::select! {
+                end = client.run() => end,
+                _ = tokio::signal::ctrl_c() => Ok(()),
+            };
+            drop(client);
+            if let Ok(Ok(Err(error))) = tokio::time::timeout(LAST_LINES, printer).await {
+                return Err(Stop::writing(None, &error));
+            }
+            end.map_err(Stop::Failed)
+        })
+    }
+
+    fn asked(&self) -> Result<Map<String, Value>, Stop> {
+        if self.rows == Rows::Window && (self.all || self.bounds.is_some()) {
+            return Err(Stop::Usage("--rows window takes a list of cities".into()));
+        }
+        let (name, which) = match self.bounds {
+            Some(bounds) => ("box", json!(bounds)),
+            None if self.all => ("cities", json!("all")),
+            None => ("cities", json!(self.city)),
+        };
+        let rows = if self.rows == Rows::Window { "window" } else { "latest" };
+        Ok([(name.to_owned(), which), ("rows".to_owned(), json!(rows))].into_iter().collect())
+    }
+
+    fn target(&self) -> Result<Target, Stop> {
+        let uri = service(&self.url).map_err(Stop::Failed)?;
+        let bearer = self.token_file.as_deref().map(bearer).transpose().map_err(Stop::Failed)?;
+        let connector = self.ca_file.as_deref().map(trusting).transpose().map_err(Stop::Failed)?;
+        // Fails where there is one already, which is as good.
+        let _ = ring::default_provider().install_default();
+        Ok(Target { uri, bearer, connector })
+    }
+}
+
+const PATH: &str = "/v1/subscribe";
+
+/// The WebSocket that a URL means.
+fn service(url: &str) -> Result<Uri, String> {
+    let bad = |problem: &str| {
+        format!("{url:?} {problem}: write it as in http://127.0.0.1:8080 or wss://example.org")
+    };
+    let whole = if url.contains("://") { url.to_owned() } else { format!("ws://{url}") };
+    let uri: Uri = whole.parse().map_err(|_| bad("is not a URL"))?;
+    let scheme = match uri.scheme_str() {
+        Some("http" | "ws") => "ws",
+        Some("https" | "wss") => "wss",
+        _ => return Err(bad("is neither http, https, ws nor wss")),
+    };
+    let authority = uri.authority().filter(|authority| !authority.host().is_empty());
+    let authority = authority.ok_or_else(|| bad("has no host"))?;
+    if authority.as_str().contains('@') {
+        return Err("a URL with a user name is not taken: --token-file names a token".into());
+    }
+    let path = uri.path_and_query().map(|path| path.as_str()).filter(|path| *path != "/").unwrap_or(PATH);
+    let uri = Uri::builder().scheme(scheme).authority(authority.as_str()).path_and_query(path).build();
+    uri.map_err(|_| bad("is not a URL"))
+}
+
+/// The header of the token in a file.
+fn bearer(path: &Path) -> Result<HeaderValue, String> {
+    let named = |problem: &str| format!("{} {problem}", path.display());
+    let text = std::fs::read_to_string(path).map_err(|error| named(&format!("cannot be read: {error}")))?;
+    let token = text.trim();
+    if token.is_empty() || token.contains(char::is_whitespace) {
+        return Err(named("must hold the token and nothing else"));
+    }
+    let header = HeaderValue::try_from(format!("Bearer {token}"));
+    let mut header = header.map_err(|_| named("holds what cannot be a token"))?;
+    header.set_sensitive(true);
+    Ok(header)
+}
+
+/// TLS that trusts what is in a file.
+fn trusting(path: &Path) -> Result<Connector, String> {
+    let unreadable = |problem: String| format!("{} cannot be used: {problem}", path.display());
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| unreadable(error.to_string()))? {
+        let certificate = certificate.map_err(|error| unreadable(error.to_string()))?;
+        roots.add(certificate).map_err(|error| unreadable(error.to_string()))?;
+    }
+    if roots.is_empty() {
+        return Err(unreadable("it holds no certificate".into()));
+    }
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| unreadable(error.to_string()))?;
+    Ok(Connector::Rustls(Arc::new(config.with_root_certificates(roots).with_no_client_auth())))
+}
+
+/// West, south, east, north.
+fn bounds(text: &str) -> Result<[f64; 4], String> {
+    let expected = || format!("{text:?} is not west,south,east,north in degrees, as in -125,24,-66,50");
+    let numbers: Result<Vec<f64>, _> = text.split(',').map(|part| part.trim().parse::<f64>()).collect();
+    let bounds: [f64; 4] = numbers.ok().and_then(|all| all.try_into().ok()).ok_or_else(expected)?;
+    let [west, south, east, north] = bounds;
+    let inside = [west, east].iter().all(|degrees| degrees.abs() <= 180.0)
+        && [south, north].iter().all(|degrees| degrees.abs() <= 90.0)
+        && south <= north;
+    if inside { Ok(bounds) } else { Err(expected()) }
+}

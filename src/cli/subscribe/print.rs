@@ -1,0 +1,115 @@
+//! What a subscriber shows: lines for people, or one JSON object a line.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+
+use serde_json::value::RawValue;
+use tokio::sync::mpsc;
+
+use super::message::{Row, RowKey};
+use crate::directory::Directory;
+
+/// Goes to the printer, in order.
+#[derive(Debug, PartialEq)]
+pub enum Output {
+    /// Whole lines for standard output.
+    Lines(String),
+    /// A line for standard error.
+    Notice(String),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    Human,
+    Json,
+}
+
+impl Style {
+    /// Adds a line; false where the row is not one.
+    pub fn upsert(self, as_of: u64, row: &RawValue, out: &mut String) -> bool {
+        let Ok(fields) = serde_json::from_str::<Row<'_>>(row.get()) else { return false };
+        match self {
+            Style::Json => push_json("upsert", as_of, row, out),
+            Style::Human => {
+                let _ = writeln!(
+                    out,
+                    "{:<20}  {:<36}  {:>6.1} °F  mean {:>6.1} °F  {}",
+                    clean(&fields.reading_at),
+                    city(&fields.city),
+                    fields.heat_index,
+                    fields.rolling_heat_index,
+                    clean(&fields.category.replace('_', " ")),
+                );
+            }
+        }
+        true
+    }
+
+    /// Adds a line; false where the key is not one.
+    pub fn removal(self, as_of: u64, key: &RawValue, out: &mut String) -> bool {
+        let Ok(fields) = serde_json::from_str::<RowKey<'_>>(key.get()) else { return false };
+        match self {
+            Style::Json => push_json("removal", as_of, key, out),
+            Style::Human => {
+                let _ =
+                    writeln!(out, "{:<20}  {:<36}  removed", clean(&fields.reading_at), city(&fields.city));
+            }
+        }
+        true
+    }
+
+    pub fn snapshot_end(self, as_of: u64) -> Option<Output> {
+        let json = || format!("{{\"event\":\"snapshot_end\",\"as_of\":{as_of}}}\n");
+        (self == Style::Json).then(|| Output::Lines(json()))
+    }
+
+    /// All rows so far are void.
+    pub fn reset(self, reason: &str) -> Output {
+        match self {
+            Style::Json => {
+                let line = serde_json::json!({"event": "reset", "reason": reason});
+                Output::Lines(format!("{line}\n"))
+            }
+            Style::Human => Output::Notice(format!("all rows anew ({})", clean(reason))),
+        }
+    }
+}
+
+/// The row as it came, but for line ends, which JSON has only between its parts.
+fn push_json(event: &str, as_of: u64, row: &RawValue, out: &mut String) {
+    let row = row.get().replace(['\n', '\r'], " ");
+    let _ = writeln!(out, "{{\"event\":\"{event}\",\"as_of\":{as_of},\"row\":{row}}}");
+}
+
+/// The city's name, where the directory has it, and its key.
+fn city(key: &str) -> String {
+    let city = key.parse().ok().and_then(|id| Directory::shipped().get(id));
+    city.map_or_else(|| clean(key), |city| format!("{}, {} ({key})", city.name, city.country))
+}
+
+/// Text of the service's for a terminal, which must not obey it.
+pub fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+/// Writes until nothing more can come.
+///
+/// # Errors
+///
+/// Where standard output cannot be written.
+pub fn print_all(mut outputs: mpsc::Receiver<Output>) -> io::Result<()> {
+    while let Some(output) = outputs.blocking_recv() {
+        match output {
+            Output::Lines(lines) => {
+                let mut out = io::stdout().lock();
+                out.write_all(lines.as_bytes())?;
+                out.flush()?;
+            }
+            Output::Notice(line) => {
+                // It is only a notice.
+                let _ = writeln!(io::stderr(), "{line}");
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,1 +1,0 @@
-//! What is configured: from the shipped defaults, a file, the environment and flags.

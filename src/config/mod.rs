@@ -1,0 +1,124 @@
+//! What is configured: from the shipped defaults, a file, the environment and flags.
+//!
+//! The layers are merged by key, with where each value was written ([`layers`]); each key's type and range stand where it
+//! is read (`build`), and what is never read does not exist (`keys`). So all errors are found at once, and name their
+//! place.
+
+mod build;
+mod keys;
+pub mod layers;
+mod plan;
+mod suggest;
+mod tokens;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+
+pub use self::keys::offset;
+use self::keys::{Keys, Setting};
+use self::layers::{Entries, Layers, Origin};
+pub use self::plan::{
+    FileInput, GeneratorSource, IngestPlan, LogFormat, LogPlan, PipelineLimits, Plan, SourceKind, SourcePlan,
+};
+
+/// All keys, with their defaults.
+const SHIPPED: &str = include_str!("../../config/default.toml");
+
+/// A configuration without errors.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub plan: Plan,
+    pub log: LogPlan,
+    settings: BTreeMap<String, Setting>,
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub struct ConfigErrors(pub Vec<ConfigError>);
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<String> = self.0.iter().map(ConfigError::to_string).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConfigError {
+    /// Unless it is about all of a place.
+    pub key: Option<String>,
+    /// Unless it was written nowhere.
+    pub origin: Option<Origin>,
+    pub problem: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.key, &self.origin) {
+            (Some(key), Some(origin)) => write!(f, "{key} ({origin}): {}", self.problem),
+            (Some(key), None) => write!(f, "{key}: {}", self.problem),
+            (None, Some(origin)) => write!(f, "{origin}: {}", self.problem),
+            (None, None) => f.write_str(&self.problem),
+        }
+    }
+}
+
+impl Config {
+    /// Merges and checks.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong, in every layer.
+    pub fn load(layers: &Layers) -> Result<Config, ConfigErrors> {
+        let mut keys = Keys::new(Entries::merge(SHIPPED, layers));
+        let (plan, log) = build::build(&mut keys);
+        let settings = keys.finish().map_err(ConfigErrors)?;
+        match plan {
+            Some(plan) => Ok(Config { plan, log, settings }),
+            None => Err(ConfigErrors(Vec::new())),
+        }
+    }
+
+    /// What is allowed and yet rarely meant.
+    pub fn warnings(&self) -> Vec<String> {
+        let serve = &self.plan.serve;
+        let address = serve.listen;
+        if address.ip().to_canonical().is_loopback() {
+            return Vec::new();
+        }
+        let mut warnings = Vec::new();
+        if serve.tokens.is_empty() {
+            warnings.push(format!(
+                "{address} is not a loopback address and there are no tokens: everybody who reaches it can read everything \
+                 and post readings; see serve.tokens_file"
+            ));
+        }
+        if serve.tls.is_none() {
+            warnings.push(format!(
+                "{address} is not a loopback address and there is no TLS: what is sent can be read and changed on its \
+                 way, tokens too; see serve.tls, or let a proxy do it"
+            ));
+        }
+        warnings
+    }
+
+    /// The values in use, as a configuration file; each that is not the default says where it comes from.
+    pub fn to_toml(&self) -> String {
+        let (mut top, mut tables) = (String::new(), BTreeMap::<&str, String>::new());
+        for (key, Setting { toml, origin }) in &self.settings {
+            let (text, name) = match key.rsplit_once('.') {
+                Some((table, name)) => (tables.entry(table).or_default(), name),
+                None => (&mut top, key.as_str()),
+            };
+            let from = if *origin == Origin::Default { String::new() } else { format!("  # {origin}") };
+            let _ = writeln!(text, "{name} = {toml}{from}");
+        }
+        for (table, text) in tables {
+            let _ = write!(top, "\n[{table}]\n{text}");
+        }
+        top
+    }
+}

@@ -1,0 +1,103 @@
+//! What a run does, validated.
+
+use std::path::PathBuf;
+
+use crate::codec::{Compression, DecodeSettings, Format};
+use crate::dataflow::heat_index::Formula;
+use crate::dataflow::rolling::Retention;
+use crate::model::Duration;
+use crate::serve::ServePlan;
+use crate::sources::weather::WeatherKind;
+
+/// All of a live run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub data_dir: PathBuf,
+    pub workers: usize,
+    pub formula: Formula,
+    pub retention: Retention,
+    /// How far after its arrival a reading may be dated.
+    pub max_ahead: Duration,
+    pub decode: DecodeSettings,
+    /// Without it nothing can be posted, and there is no journal.
+    pub ingest: Option<IngestPlan>,
+    pub sources: Vec<SourcePlan>,
+    pub serve: ServePlan,
+    pub limits: PipelineLimits,
+}
+
+/// The embedded journal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IngestPlan {
+    pub partitions: u32,
+    /// Records and bytes that may wait for the disk.
+    pub queue_records: usize,
+    pub queue_bytes: usize,
+    /// The size from which on the log warns.
+    pub warn_bytes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct SourcePlan {
+    /// As positions and dead letters call it.
+    pub name: String,
+    pub kind: SourceKind,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum SourceKind {
+    Generator(GeneratorSource),
+    File(FileInput),
+}
+
+/// Made-up readings, paced by the clock. Shares are as [`GeneratorPlan`](crate::sources::generator::GeneratorPlan) has them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GeneratorSource {
+    pub cities: u32,
+    pub interval: Duration,
+    /// How far back the readings begin at the first start.
+    pub history: Duration,
+    pub late: f64,
+    pub corrections: f64,
+    pub withdrawals: f64,
+    pub duplicates: f64,
+    pub invalid: f64,
+    pub weather: WeatherKind,
+    pub seed: u64,
+}
+
+/// A file that is read once, or followed as it grows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileInput {
+    pub path: PathBuf,
+    pub format: Format,
+    pub compression: Compression,
+    pub follow: bool,
+}
+
+/// When sources wait for the dataflow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PipelineLimits {
+    /// Readings polled and not yet in the results.
+    pub readings_in_flight: usize,
+    /// How far results may lie behind the clock.
+    pub frontier_lag: Duration,
+    /// Records of one poll.
+    pub poll_records: usize,
+}
+
+/// How to log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogPlan {
+    pub format: LogFormat,
+    /// In the language of `tracing`'s filters: `info`, or `info,swelter::serve=debug`.
+    pub filter: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Human on a terminal, JSON elsewhere.
+    Auto,
+    Human,
+    Json,
+}

@@ -1,0 +1,41 @@
+//! What an unknown key was probably meant to be.
+
+/// What to say of a key that is none of `known`.
+pub fn unknown(key: &str, known: &[&str]) -> String {
+    if known.iter().any(|other| other.strip_prefix(key).is_some_and(|rest| rest.starts_with('.'))) {
+        return "is a table, not a value".into();
+    }
+    if let Some(above) =
+        known.iter().find(|other| key.strip_prefix(**other).is_some_and(|r| r.starts_with('.')))
+    {
+        return format!("is not a key: {above} is a value, not a table");
+    }
+    match nearest(key, known) {
+        Some(other) => format!("is not a key: did you mean {other}?"),
+        None => "is not a key: --print-config shows those that there are".into(),
+    }
+}
+
+/// The key that is spelled most alike; its name alone counts too, as it may be meant in another table.
+fn nearest<'a>(key: &str, known: &[&'a str]) -> Option<&'a str> {
+    let name = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
+    let apart = |other: &str| distance(key, other).min(1 + distance(&name(key), &name(other)));
+    let close = known.iter().map(|other| (apart(other), *other)).min();
+    close.filter(|(apart, _)| *apart <= 1 + name(key).len() / 4).map(|(_, other)| other)
+}
+
+/// How many letters must be put in, taken out or changed to get from one text to the other (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().take(256).enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let changed = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}

@@ -1,0 +1,332 @@
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration as Wait;
+
+use super::*;
+use crate::codec::{Compression, Format, Moisture, Units};
+use crate::dataflow::heat_index::Formula;
+use crate::model::Duration;
+use crate::serve::Limits;
+
+/// A folder with a file `swelter.toml`.
+struct Written(tempfile::TempDir);
+
+impl Written {
+    fn new(text: &str) -> Written {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("swelter.toml"), text).unwrap();
+        Written(folder)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("swelter.toml")
+    }
+
+    fn layers(&self) -> Layers {
+        Layers { file: Some(self.path()), ..Layers::default() }
+    }
+
+    fn load(&self) -> Result<Config, ConfigErrors> {
+        Config::load(&self.layers())
+    }
+}
+
+fn variables(variables: &[(&str, &str)]) -> Layers {
+    let environment = variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+    Layers { environment: environment.collect(), ..Layers::default() }
+}
+
+/// The errors as lines, without the folder.
+fn lines(errors: &ConfigErrors, written: &Written) -> Vec<String> {
+    let folder = format!("{}/", written.0.path().display());
+    errors.0.iter().map(|error| error.to_string().replace(&folder, "")).collect()
+}
+
+fn duration(text: &str) -> Duration {
+    text.parse().unwrap()
+}
+
+#[test]
+fn the_shipped_defaults_are_the_documented_ones() {
+    let config = Config::load(&Layers::default()).unwrap();
+    let plan = &config.plan;
+    assert_eq!((plan.data_dir.as_path(), plan.workers), (Path::new("swelter-data"), 1));
+    assert_eq!((plan.formula, plan.max_ahead), (Formula::Rothfusz, duration("10m")));
+    let retention = plan.retention;
+    assert_eq!(
+        [retention.window, retention.lateness, retention.history],
+        [Duration::DAY, Duration::DAY, Duration::DAY]
+    );
+    let decode = plan.decode;
+    assert_eq!((decode.units, decode.moisture), (Units::Fahrenheit, Moisture::Humidity));
+    assert!(decode.assume_offset.is_none() && plan.sources.is_empty());
+    assert_eq!(plan.ingest.as_ref().unwrap().partitions, 16);
+    let serve = &plan.serve;
+    assert_eq!(serve.listen.to_string(), "127.0.0.1:8080");
+    assert!(serve.tls.is_none() && serve.tokens.is_empty() && serve.origins.is_empty() && !serve.echo);
+    let limits = Limits {
+        connections: 20_000,
+        header_time: Wait::from_secs(10),
+        body_time: Wait::from_secs(60),
+        idle_time: Wait::from_secs(60),
+        body_bytes: 8 << 20,
+        bodies_bytes: 256 << 20,
+        history_rows: 10_000,
+        message_bytes: 64 << 10,
+        messages_per_second: 50,
+        subscriptions: 16,
+        cities: 10_000,
+        window_cities: 100,
+        heartbeat: Wait::from_secs(15),
+        send_time: Wait::from_secs(20),
+        backlog_bytes: 1 << 20,
+        ring_time: Wait::from_secs(600),
+        ring_bytes: 256 << 20,
+    };
+    assert_eq!(serve.limits, limits);
+    assert_eq!(config.log, LogPlan { format: LogFormat::Auto, filter: "info".into() });
+    assert!(config.warnings().is_empty());
+}
+
+/// A key that no code reads would be refused as unknown, and one that is not shipped would be missing, so it is enough
+/// that the defaults load; here: that each has its explanation.
+#[test]
+fn every_shipped_key_is_explained() {
+    let explained = |lines: &[&str], i: usize| {
+        let above = lines[..i].iter().rev().take_while(|line| !line.is_empty() && !line.starts_with('['));
+        above.clone().any(|line| line.starts_with("# "))
+    };
+    let lines: Vec<&str> = SHIPPED.lines().collect();
+    for (i, line) in
+        lines.iter().enumerate().filter(|(_, line)| line.contains(" = ") && !line.starts_with('#'))
+    {
+        let table = lines[..i].iter().rposition(|line| line.starts_with('['));
+        let of_table = table.is_some_and(|table| lines[table - 1].starts_with("# "));
+        let is_switch = *line == "enabled = true";
+        assert!(explained(&lines, i) || of_table || is_switch, "{line}");
+    }
+}
+
+/// The sources that the shipped file shows in comments, with the prose still commented out.
+fn shown_sources() -> String {
+    let from = SHIPPED.find("# [sources.made-up]").unwrap();
+    let lines = SHIPPED[from..].lines().map(|line| line.strip_prefix('#').unwrap().trim_start_matches(' '));
+    let prose = |line: &&str| line.starts_with('#') || line.starts_with('[') || line.contains(" = ");
+    lines.filter(prose).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_shown_sources_are_all_keys_with_their_defaults() {
+    let shown = Written::new(&shown_sources()).load().unwrap();
+    let short = "sources.made-up = { kind = 'generator', cities = 1000 }\n\
+                 sources.archive = { kind = 'file', path = 'readings.csv' }";
+    let written = Written::new(short).load().unwrap();
+    assert_eq!(shown.plan.sources, written.plan.sources);
+    let keys = |config: &Config| config.settings.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(&shown), keys(&written));
+    let sources = &shown.plan.sources;
+    let file = FileInput {
+        path: "readings.csv".into(),
+        format: Format::Csv,
+        compression: Compression::None,
+        follow: false,
+    };
+    assert_eq!((sources[0].name.as_str(), &sources[0].kind), ("archive", &SourceKind::File(file)));
+    let SourceKind::Generator(generator) = &sources[1].kind else { panic!("{sources:?}") };
+    assert_eq!((generator.cities, generator.interval, generator.seed), (1000, duration("1m"), 1));
+}
+
+#[test]
+fn later_layers_win() {
+    let written =
+        Written::new("workers = 2\ndata_dir = 'file'\nserve.listen = '127.0.0.1:1'\nresults.window = '6h'");
+    let mut layers = written.layers();
+    layers.environment = variables(&[
+        ("SWELTER_DATA_DIR", "variable"),
+        ("SWELTER_SERVE__LISTEN", "127.0.0.1:2"),
+        ("SWELTER_SERVE__ORIGINS", "https://a.example, http://b.example:81"),
+        ("SWELTER_SERVE__LIMITS__BODY_BYTES", "1 MiB"),
+        ("SWELTER_INGEST__ENABLED", "false"),
+        ("SWELTER_LOG", "debug"),
+        ("SWELTER_TOKENS", "read abc"),
+        ("SWELTER_PORT_8080_TCP", "tcp://10.0.0.1:8080"),
+        ("SWELTER_SERVICE_HOST", "10.0.0.1"),
+        ("PATH", "/bin"),
+    ])
+    .environment;
+    layers.flags.push(("serve.listen".into(), "--listen", "[::1]:3".into()));
+    let config = Config::load(&layers).unwrap();
+    let (plan, serve) = (&config.plan, &config.plan.serve);
+    assert_eq!((plan.workers, plan.data_dir.as_path()), (2, Path::new("variable")));
+    assert_eq!(serve.listen.to_string(), "[::1]:3");
+    assert_eq!(serve.origins, ["https://a.example", "http://b.example:81"]);
+    assert_eq!((serve.limits.body_bytes, plan.ingest.is_none()), (1 << 20, true));
+    assert_eq!((config.log.filter.as_str(), serve.tokens.len()), ("debug", 1));
+    // As long as the window, whichever layer says how long that is.
+    assert_eq!(plan.retention.history, duration("6h"));
+}
+
+#[test]
+fn all_errors_come_at_once_with_key_and_place() {
+    let written = Written::new(
+        "wrokers = 2\n\
+         workers = 'two'\n\
+         [results]\n\
+         formula = \"heat\"\n\
+         window = '0s'\n\
+         history = 5\n\
+         [serve]\n\
+         listen = 'localhost'\n\
+         origins = ['https://a.example/']\n\
+         conections = 5\n\
+         [serve.tls]\n\
+         certificate = 'no-such-file.pem'\n\
+         [serve.limits]\n\
+         body_bytes = '1 GiB'\n\
+         heartbeat = 15\n\
+         [log]\n\
+         level = 'a=b=c'\n\
+         [empty]\n",
+    );
+    let mut layers = written.layers();
+    layers.environment = variables(&[
+        ("SWELTER_LIMITS__POLL_RECORDS", "0"),
+        ("SWELTER_SERVE", "yes"),
+        ("SWELTER_TOKENS", "admin hunter2"),
+    ])
+    .environment;
+    layers.flags.push(("data_dir".into(), "--data-dir", String::new()));
+    let errors = Config::load(&layers).unwrap_err();
+    let lines = lines(&errors, &written);
+    let expected = [
+        "wrokers (swelter.toml, line 1): is not a key: did you mean workers?",
+        "workers (swelter.toml, line 2): \"two\" is not a whole number from 1 to 256",
+        "results.formula (swelter.toml, line 4): \"heat\" is not rothfusz, nws or lu-romps",
+        "results.window (swelter.toml, line 5): \"0s\" is not a duration from 1s to 366d",
+        "results.history (swelter.toml, line 6): 5 is not a text",
+        "serve.listen (swelter.toml, line 8): \"localhost\" is not an address",
+        "serve.origins (swelter.toml, line 9): \"https://a.example/\" is not an origin",
+        "serve.conections (swelter.toml, line 10): is not a key: did you mean serve.limits.connections?",
+        "serve.tls.certificate (swelter.toml, line 12): no-such-file.pem is not a file",
+        "serve.tls.key (default): is empty, but there is a certificate",
+        "serve.limits.bodies_bytes (default): is less than serve.limits.body_bytes",
+        "serve.limits.heartbeat (swelter.toml, line 15): 15 is not a duration from 100ms to 5m",
+        "log.level (swelter.toml, line 17): \"a=b=c\" is not a filter",
+        "empty (swelter.toml, line 18): is not a key",
+        "limits.poll_records (SWELTER_LIMITS__POLL_RECORDS): \"0\" is not a whole number from 1",
+        "serve (SWELTER_SERVE): is a table, not a value",
+        "SWELTER_TOKENS: entry 1: the scopes are read, ingest",
+        "data_dir (--data-dir): is empty",
+    ];
+    for expected in expected {
+        assert!(lines.iter().any(|line| line.starts_with(expected)), "{expected}\nnot in {lines:#?}");
+    }
+    assert_eq!(lines.len(), expected.len(), "{lines:#?}");
+    assert!(!lines.concat().contains("hunter2"));
+}
+
+#[test]
+fn what_is_not_toml_is_said_with_its_line_beside_the_other_errors() {
+    let written = Written::new("workers = 1\ndata_dir = \nworkers = 2\n[results]\nwindow = 'x'\n");
+    let errors = written.load().unwrap_err();
+    let lines = lines(&errors, &written);
+    assert!(lines.iter().any(|line| line.starts_with("swelter.toml, line 2: is not TOML")), "{lines:#?}");
+    assert!(lines.iter().any(|line| line.starts_with("swelter.toml, line 3: is not TOML")), "{lines:#?}");
+    assert!(lines.iter().any(|line| line.starts_with("results.window (swelter.toml, line 5)")), "{lines:#?}");
+}
+
+#[test]
+fn files_that_cannot_be_read_say_so() {
+    let layers = Layers { file: Some("no/such/file.toml".into()), ..Layers::default() };
+    let text = Config::load(&layers).unwrap_err().to_string();
+    assert!(text.starts_with("--config: no/such/file.toml cannot be read"), "{text}");
+}
+
+#[test]
+fn sources_are_checked_each_by_its_kind() {
+    let written = Written::new(
+        "[sources.journal]\nkind = 'file'\n\
+         [sources.Weather]\nkind = 'generator'\n\
+         [sources.none]\n\
+         [sources.kafka]\nkind = 'kafka'\ntopic = 'x'\n\
+         [sources.made-up]\nkind = 'generator'\ncities = 40000\nlate = 1.5\nfolow = true\n\
+         [sources.file]\nkind = 'file'\npath = 'x.csv.gz'\nfollow = true\n\
+         [sources.parquet]\nkind = 'file'\npath = 'x.parquet'\n\
+         [sources.nameless]\nkind = 'file'\npath = 'x'\n",
+    );
+    let errors = written.load().unwrap_err();
+    let lines = lines(&errors, &written);
+    let expected = [
+        "sources.journal (swelter.toml, line 1): has the name of the journal",
+        "sources.Weather (swelter.toml, line 3): is not a name for a source",
+        "sources.none.kind: is missing",
+        "sources.kafka.kind (swelter.toml, line 7): \"kafka\" is not generator or file",
+        "sources.made-up.cities (swelter.toml, line 11): plausible weather has 34006 cities",
+        "sources.made-up.late (swelter.toml, line 12): 1.5 is not a share from 0 to 1",
+        "sources.made-up.folow (swelter.toml, line 13): is not a key",
+        "sources.file.follow (swelter.toml, line 17): cannot be with a compressed file",
+        "sources.parquet.path (swelter.toml, line 20): is Parquet",
+        "sources.nameless.path (swelter.toml, line 23): \"x\" does not say its format",
+    ];
+    for expected in expected {
+        assert!(lines.iter().any(|line| line.starts_with(expected)), "{expected}\nnot in {lines:#?}");
+    }
+    assert_eq!(lines.len(), expected.len(), "{lines:#?}");
+}
+
+#[test]
+fn what_is_printed_is_what_is_used() {
+    let written = Written::new(
+        "data_dir = \"it's \\\"here\\\"\"\nresults.window = '90m'\nserve.origins = ['https://a.example']\n\
+         sources.x = { kind = 'generator', cities = 3, late = 0.25 }\n",
+    );
+    let mut layers = written.layers();
+    layers.environment =
+        variables(&[("SWELTER_TOKENS", "read hunter2"), ("SWELTER_WORKERS", "3")]).environment;
+    let config = Config::load(&layers).unwrap();
+    let printed = config.to_toml();
+    assert!(printed.contains("\nworkers = 3  # SWELTER_WORKERS\n"), "{printed}");
+    assert!(printed.contains("\nhistory = \"90m\"\n"), "{printed}");
+    assert!(!printed.contains("hunter2"), "{printed}");
+    let again = Written::new(&printed).load().unwrap();
+    let debug = |config: &Config| {
+        let mut plan = config.plan.clone();
+        plan.serve.tokens.clear();
+        format!("{plan:?} {:?}", config.log)
+    };
+    assert_eq!(debug(&again), debug(&config));
+    let values = |config: &Config| {
+        config.settings.iter().map(|(key, setting)| (key.clone(), setting.toml.clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(values(&again), values(&config));
+}
+
+#[test]
+fn listening_beyond_this_host_is_warned_of() {
+    let warnings = |address: &str, tokens: &str| {
+        let layers = variables(&[("SWELTER_SERVE__LISTEN", address), ("SWELTER_TOKENS", tokens)]);
+        Config::load(&layers).unwrap().warnings().len()
+    };
+    assert_eq!(warnings("127.0.0.2:80", ""), 0);
+    assert_eq!(warnings("[::ffff:127.0.0.1]:80", ""), 0);
+    assert_eq!(warnings("0.0.0.0:80", ""), 2);
+    assert_eq!(warnings("[::]:80", "read,ingest abc"), 1);
+}
+
+#[test]
+fn tokens_are_said_once_over_both_places() {
+    let written = Written::new("read abc\n");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(written.path(), std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let load = |variable: &str| {
+        let mut layers = variables(&[("SWELTER_TOKENS", variable)]);
+        let path = written.path().display().to_string();
+        layers.flags.push(("serve.tokens_file".into(), "--tokens-file", path));
+        Config::load(&layers)
+    };
+    assert_eq!(load("ingest xyz").unwrap().plan.serve.tokens.len(), 2);
+    assert!(load("ingest abc").unwrap_err().to_string().starts_with("SWELTER_TOKENS: holds a token"));
+}
