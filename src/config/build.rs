@@ -235,16 +235,22 @@ fn generator(keys: &mut Keys, at: &str) -> GeneratorSource {
     for name in ["late", "corrections", "withdrawals", "duplicates", "invalid"] {
         keys.default(&key(name), Value::Decimal(0.0));
     }
-    for (name, value) in [("interval", "1m"), ("history", "1d"), ("weather", "plausible")] {
+    for (name, value) in [("interval", "1m"), ("history", "1d"), ("history_interval", ""), ("weather", "plausible")] {
         keys.default(&key(name), Value::Text(value.into()));
     }
     keys.default(&key("seed"), Value::Number(1));
     let names = WeatherKind::ALL.map(WeatherKind::name);
     let weather = keys.one_of(&key("weather"), &names).and_then(|name| name.parse().ok());
+    let interval = keys.duration(&key("interval"), "1ms", "1d");
+    let past = key("history_interval");
+    let history_interval =
+        if keys.optional(&past).is_some() { keys.duration(&past, "1ms", "1d") } else { interval };
+    keys.show(&past, quoted(&history_interval.to_string()));
     let source = GeneratorSource {
         cities: keys.whole(&key("cities"), 1..=100_000),
-        interval: keys.duration(&key("interval"), "1ms", "1d"),
+        interval,
         history: keys.duration(&key("history"), "0s", "366d"),
+        history_interval,
         late: keys.share(&key("late")),
         corrections: keys.share(&key("corrections")),
         withdrawals: keys.share(&key("withdrawals")),

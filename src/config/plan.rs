@@ -57,6 +57,8 @@ pub struct GeneratorSource {
     pub interval: Duration,
     /// How far back the readings begin at the first start.
     pub history: Duration,
+    /// Between two readings of a city before the first start.
+    pub history_interval: Duration,
     pub late: f64,
     pub corrections: f64,
     pub withdrawals: f64,

@@ -240,7 +240,7 @@ fn paced(generator: &GeneratorSource) -> PacedPlan {
         cities: generator.cities,
         interval: generator.interval,
         history: generator.history,
-        history_interval: generator.history_interval.unwrap_or(generator.interval),
+        history_interval: generator.history_interval,
         late: generator.late,
         corrections: generator.corrections,
         withdrawals: generator.withdrawals,

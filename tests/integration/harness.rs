@@ -7,9 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use swelter::admission::{Admission, AdmissionRules, Admitted};
 use swelter::dataflow::heat_index::Formula;
 use swelter::dataflow::rolling::Retention;
+use swelter::dataflow::rolling::told::Told;
 use swelter::dataflow::{self, Closed, Graph, GraphPlan};
 use swelter::directory::Directory;
-use swelter::model::{Arrival, CityId, CurrentRow, DaySummary, Duration, OutcomeKind, Row, Upsert};
+use swelter::model::{
+    Arrival, CityId, CurrentRow, DaySummary, Duration, EventTime, OutcomeKind, Query, Question, Row, Upsert,
+};
 
 use crate::oracle::Entry;
 
@@ -46,6 +49,8 @@ pub struct EpochOutput {
     pub categories: Vec<(swelter::dataflow::rankings::CountryCategory, isize)>,
     /// By index in the log.
     pub outcomes: BTreeMap<usize, OutcomeKind>,
+    /// What serving is told, in order.
+    pub told: Vec<Told>,
 }
 
 /// How many cities the ranking of a test run has.
@@ -78,6 +83,7 @@ pub fn run(log: &[Entry], settings: Settings, workers: usize, cuts: &[usize]) ->
             current: true,
             hottest: Some(HOTTEST),
             by_country: Some(Directory::shipped()),
+            told: true,
             ..GraphPlan::new(settings.formula, settings.retention())
         };
         let mut graph = dataflow::build(worker, &plan);
@@ -100,6 +106,9 @@ pub fn run(log: &[Entry], settings: Settings, workers: usize, cuts: &[usize]) ->
                 arrivals.push(arrival(&upsert, admitted, position as u64));
             }
             next = cut;
+            if worker.index() == 0 {
+                graph.send_aside(epoch as u64, &mut queries(epoch), &mut Vec::new());
+            }
             graph.send(epoch as u64, &mut cities, &mut arrivals);
             worker.step();
         }
@@ -115,9 +124,31 @@ pub fn run(log: &[Entry], settings: Settings, workers: usize, cuts: &[usize]) ->
             merged.hottest.extend(own.hottest);
             merged.categories.extend(own.categories);
             merged.outcomes.extend(own.outcomes);
+            merged.told.extend(own.told);
         }
     }
     merged
+}
+
+/// The city that is watched, and from and to which epoch.
+pub const WATCHED: (u32, std::ops::Range<usize>) = (0, 1..20);
+
+/// What is asked at an epoch: all of every city, and part of the one that is watched.
+fn queries(epoch: usize) -> Vec<Query> {
+    let city = |city| Arc::from(city_name(city));
+    let (from, to) = (EventTime::MIN, EventTime::MAX);
+    let query = |id, question| Query { id: u64::from(id), city: city(id), question };
+    let all = |id| query(id, Question::History { from, to, limit: u32::MAX });
+    let mut queries: Vec<_> = (0..4).map(all).collect();
+    queries.push(Query { id: 4, ..query(WATCHED.0, Question::History { from, to, limit: 3 }) });
+    match epoch {
+        epoch if epoch == WATCHED.1.start => {
+            queries.push(Query { id: 5, ..query(WATCHED.0, Question::Watch) })
+        }
+        epoch if epoch == WATCHED.1.end => queries.push(query(WATCHED.0, Question::Unwatch)),
+        _ => {}
+    }
+    queries
 }
 
 /// Says so when its thread panics.
@@ -138,7 +169,7 @@ fn finish(
     failed: &AtomicBool,
 ) -> Vec<EpochOutput> {
     graph.close_inputs();
-    let Graph { names, rows, days, outcomes, current, hottest, by_country, .. } = graph;
+    let Graph { names, rows, days, outcomes, current, hottest, by_country, told, .. } = graph;
     // Workers wait for each other, so one that panics must not leave the others waiting.
     while worker.has_dataflows() {
         worker.step_or_park(Some(std::time::Duration::from_millis(10)));
@@ -161,6 +192,7 @@ fn finish(
         out[epoch].hottest.push((ranked.city, micros, diff));
     });
     each(&by_country.unwrap(), |epoch, change| out[epoch].categories.push(change));
+    each(&told.unwrap(), |epoch, told| out[epoch].told.push(told));
     out
 }
 

@@ -146,6 +146,11 @@ impl Oracle {
         current
     }
 
+    /// Whether anything of the city was ever accepted.
+    pub fn knows(&self, city: u32) -> bool {
+        self.revisions.keys().any(|(known, _)| *known == city)
+    }
+
     /// The servable rows.
     pub fn servable(&self, city: u32) -> Vec<(i64, Row)> {
         let Some(high) = self.high.get(&city) else { return Vec::new() };

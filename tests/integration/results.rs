@@ -5,10 +5,13 @@ use std::fmt::Debug;
 
 use proptest::prelude::*;
 use swelter::admission::{Admission, AdmissionRules};
+use swelter::dataflow::rolling::told::Told;
 use swelter::dataflow::rolling::{Changed, Rolling, Wanted};
-use swelter::model::{Category, CityId, CityNames, Event, EventTime, Measurement, OutcomeKind};
+use swelter::model::{
+    Category, CityId, CityNames, Counts, CurrentRow, Event, EventTime, Measurement, OutcomeKind, Row,
+};
 
-use crate::harness::{self, EpochOutput, HOTTEST, Settings, city_name};
+use crate::harness::{self, EpochOutput, HOTTEST, Settings, WATCHED, city_name, city_number};
 use crate::oracle::{Entry, FORMULA, Oracle};
 
 const SECOND: i64 = 1_000;
@@ -146,7 +149,7 @@ fn check(log: &[Entry], settings: Settings, workers: usize, cuts: &[usize]) {
     let mut oracle = Oracle::new(settings);
     let (mut rows, mut days) = (BTreeMap::new(), BTreeMap::new());
     let (mut current, mut hottest, mut categories) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-    let mut next = 0;
+    let (mut told, mut next) = (Knows::default(), 0);
     for (&cut, output) in cuts.iter().zip(&outputs) {
         let expected: BTreeMap<usize, OutcomeKind> =
             (next..cut).filter_map(|position| Some((position, oracle.apply(&log[position])?))).collect();
@@ -163,6 +166,73 @@ fn check(log: &[Entry], settings: Settings, workers: usize, cuts: &[usize]) {
             expected.clone().into_iter().collect::<Vec<_>>()
         );
         check_rankings(&mut hottest, &mut categories, output, &oracle);
+        told.check(output, &oracle);
+    }
+}
+
+/// What serving knows.
+#[derive(Default)]
+struct Knows {
+    epoch: usize,
+    current: BTreeMap<u32, CurrentRow>,
+    /// Of the watched city, since its snapshot.
+    watched: Option<BTreeMap<i64, Row>>,
+    counts: Counts,
+}
+
+impl Knows {
+    /// After an epoch it must know what the oracle does.
+    fn check(&mut self, output: &EpochOutput, oracle: &Oracle) {
+        let (watched, while_watched) = WATCHED;
+        let mut answers = BTreeMap::new();
+        for told in &output.told {
+            match told {
+                Told::Current { city, row: Some(row) } => {
+                    self.current.insert(city_number(city), *row);
+                }
+                Told::Current { city, row: None } => {
+                    self.current.remove(&city_number(city)).expect("what is removed was there");
+                }
+                Told::Row(change) => {
+                    assert_eq!((&*change.city, change.epoch), (&*city_name(watched), self.epoch as u64));
+                    assert!(while_watched.start < self.epoch && self.epoch <= while_watched.end);
+                    let at = change.reading_at.millis();
+                    let rows = self.watched.as_mut().expect("the snapshot comes first");
+                    match change.row {
+                        Some(row) => rows.insert(at, row),
+                        None => rows.remove(&at),
+                    };
+                }
+                Told::Answer(answer) => {
+                    assert_eq!(answer.epoch, self.epoch as u64);
+                    answers.insert(answer.query, answer);
+                }
+                Told::Counts(counts) => self.counts.add(counts),
+                Told::Read(_) => unreachable!("no progress was sent"),
+            }
+        }
+        assert_eq!(self.current, oracle.current(), "current rows as told");
+        let rows = |rows: &[(EventTime, Row)]| -> Vec<(i64, Row)> {
+            rows.iter().map(|(at, row)| (at.millis(), *row)).collect()
+        };
+        for city in 0..4 {
+            let answer = &answers[&u64::from(city)];
+            assert_eq!((answer.known, answer.more), (oracle.knows(city), false), "{answer:?}");
+            assert_eq!(rows(&answer.rows), oracle.servable(city), "history");
+        }
+        let servable = oracle.servable(watched);
+        let first = &answers[&4];
+        assert_eq!(rows(&first.rows), servable[..servable.len().min(3)], "the first page");
+        assert_eq!(first.more, servable.len() > 3);
+        if let Some(snapshot) = answers.get(&5) {
+            self.watched = Some(rows(&snapshot.rows).into_iter().collect());
+        }
+        if let (Some(known), true) = (&self.watched, self.epoch <= while_watched.end) {
+            // A row that turns final stays, and stays right: only the servable ones are compared.
+            let held = servable.iter().filter_map(|(at, _)| Some((*at, *known.get(at)?)));
+            assert_eq!(held.collect::<Vec<_>>(), servable, "watched rows");
+        }
+        self.epoch += 1;
     }
 }
 

@@ -46,7 +46,11 @@ const LONGEST_MS: i64 = 20 * 365 * 86_400_000;
 const SPARED_PART: u64 = 8;
 
 impl Paced {
+    /// The first city reads at multiples of the interval.
     pub fn new(name: &str, plan: PacedPlan, start: EventTime) -> Result<Paced, PlanError> {
+        let grid = plan.interval.millis().max(1);
+        let start = EventTime::from_millis(start.millis() - start.millis().rem_euclid(grid));
+        let start = start.ok_or(PlanError::EndOfTime)?;
         let moved = |ms: i64| EventTime::from_millis(start.millis() + ms).ok_or(PlanError::EndOfTime);
         let from = moved(-plan.history.millis())?;
         let whole = GeneratorPlan {
