@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::collections::VecDeque;
+use std::fs;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -9,6 +10,8 @@ use std::sync::Arc;
 
 use fjall::config::{BlockSizePolicy, CompressionPolicy, FilterPolicy};
 use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+
+use xxhash_rust::xxh3::xxh3_128;
 
 use super::JournalError;
 use super::block::{self, Block, Decoder, Key};
@@ -37,13 +40,13 @@ impl Store {
         let at_path = |source| JournalError::Io { path: path.clone(), source };
         if path.join("version").try_exists().map_err(at_path)? {
             if !new {
-                check_complete(dir, &path)?;
+                check_lists(dir, &path)?;
             }
         } else if !new {
             return Err(JournalError::damaged(dir, "its file \"blocks/version\" is missing"));
         } else if path.try_exists().map_err(at_path)? {
             // What a start that was killed in its first moment has left.
-            std::fs::remove_dir_all(&path).map_err(at_path)?;
+            fs::remove_dir_all(&path).map_err(at_path)?;
         }
         caught(|| open_store(&path)).map_err(|failure| match failure {
             Failure::Store(fjall::Error::Locked) => JournalError::InUse { dir: dir.into() },
@@ -138,14 +141,27 @@ fn open_store(path: &PathBuf) -> Result<Store, fjall::Error> {
     Ok(Store { database, blocks })
 }
 
-/// The store deletes a keyspace that has lost its file `current`, as one whose creation was cut off.
-fn check_complete(dir: &Path, path: &Path) -> Result<(), JournalError> {
-    let folder = path.join("keyspaces");
+/// Checks what the store does not: it deletes a keyspace that has lost its file `current`, as one whose creation was cut
+/// off, and trusts the list of tables, of which `current` has the checksum.
+fn check_lists(dir: &Path, path: &Path) -> Result<(), JournalError> {
     for id in ["0", "1"] {
-        let current = folder.join(id).join("current");
-        if !current.try_exists().map_err(|source| JournalError::Io { path: current.clone(), source })? {
-            let what = format!("its file \"blocks/keyspaces/{id}/current\" is missing");
-            return Err(JournalError::damaged(dir, &what));
+        let folder = path.join("keyspaces").join(id);
+        let damaged =
+            |what: &str| JournalError::damaged(dir, &format!("in \"blocks/keyspaces/{id}\", {what}"));
+        let read = |name: &str| match fs::read(folder.join(name)) {
+            Ok(bytes) => Ok(bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(damaged(&format!("the file {name:?} is missing")))
+            }
+            Err(source) => Err(JournalError::Io { path: folder.join(name), source }),
+        };
+        let current = read("current")?;
+        let Some((version, rest)) = current.split_first_chunk::<8>() else {
+            return Err(damaged("the file \"current\" is cut off"));
+        };
+        let list = read(&format!("v{}", u64::from_le_bytes(*version)))?;
+        if rest.first_chunk::<16>() != Some(&xxh3_128(&list).to_le_bytes()) {
+            return Err(damaged("the list of tables does not have its checksum"));
         }
     }
     Ok(())

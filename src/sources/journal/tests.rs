@@ -150,7 +150,7 @@ fn a_reader_is_woken() {
             let mut reader = Source::open(&journal, 0, 0, thread::current()).unwrap();
             let mut seen = Seer::default();
             while seen.0.len() < 100 {
-                if reader.poll(7, &mut seen).unwrap().next == Next::Woken {
+                if reader.poll(7, &mut seen).unwrap().next == Next::Woken && seen.0.len() < 100 {
                     found.send(()).unwrap();
                     let parked = Instant::now();
                     thread::park_timeout(Duration::from_secs(20));
