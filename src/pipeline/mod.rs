@@ -1,4 +1,5 @@
 //! The one place that wires everything.
 
 pub mod batch;
+pub mod data_dir;
 mod intake;
