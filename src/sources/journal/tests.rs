@@ -2,6 +2,7 @@
 
 mod damage;
 mod kill;
+mod measure;
 
 use std::collections::BTreeMap;
 use std::path::Path;
