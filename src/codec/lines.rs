@@ -150,11 +150,14 @@ impl Lines {
     /// Reads the line to its end in pieces, over everything but its beginning.
     fn cut(&mut self) -> Result<Advance, DecodeError> {
         self.move_to_front();
+        // Two more are kept, so that it is still too long when it is looked at again.
+        let kept = MAX_RECORD_BYTES + 2;
         self.end = MAX_RECORD_BYTES;
+        let mut searched = self.end;
         loop {
-            match memchr(b'\n', &self.buffer[self.end..self.filled]) {
+            match memchr(b'\n', &self.buffer[searched..self.filled]) {
                 Some(at) => {
-                    self.next = self.end + at + 1;
+                    self.next = searched + at + 1;
                     return Ok(Advance::Cut);
                 }
                 None if self.ended => {
@@ -162,8 +165,8 @@ impl Lines {
                     return Ok(Advance::Cut);
                 }
                 None => {
-                    self.filled = self.end;
-                    self.next = self.end;
+                    self.filled = kept;
+                    searched = kept;
                     self.fill()?;
                 }
             }
@@ -192,6 +195,11 @@ impl Lines {
                     return Ok(());
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // What is there of the record is looked at again, with more behind it.
+                    (self.end, self.next, self.lines) = (self.start, self.start, 0);
+                    return Err(DecodeError::Io(error));
+                }
                 Err(error) => {
                     // What is left is part of a record: nothing more comes.
                     self.ended = true;

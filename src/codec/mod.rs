@@ -213,7 +213,8 @@ impl Decoder {
         Ok(Decoder(inner))
     }
 
-    /// The next record, or nothing at the end. After an error nothing more comes.
+    /// The next record, or nothing at the end. After an error nothing more comes, except where the reader of a text format
+    /// has said [`io::ErrorKind::WouldBlock`]: then the record comes when it has more.
     ///
     /// # Errors
     ///

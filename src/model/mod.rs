@@ -18,6 +18,6 @@ pub use heat::{Category, HeatIndex};
 pub use log::{Acknowledge, AppendError, Appended, Appender, NewRecord, PartitionName, Progress, Slot};
 pub use reading::{Event, Measurement, Revision, Upsert};
 pub use refusal::{Reason, Refusal};
-pub use rows::{ChangeLine, CityRows, DayLine, DeadLetter, ResultRow};
+pub use rows::{ChangeLine, CityRows, DayLine, DeadLetter, RecordAt, ResultRow};
 pub use time::{Duration, EventTime};
 pub use update::{Answer, Ask, Counts, Query, Question, Update, WatchedRow};

@@ -55,14 +55,37 @@ pub struct DayLine<'a> {
 /// A record that was not taken, with all that is needed to find, show and send it again.
 #[derive(Clone, Debug, Serialize)]
 pub struct DeadLetter<'a> {
-    /// The file that it is in, as it was named.
+    /// The file that it is in, as it was named, or the live source.
     pub source: &'a str,
-    /// The line it begins at, from 1; in Parquet the row, from 1.
-    pub line: u64,
+    #[serde(flatten)]
+    pub at: RecordAt,
     #[serde(flatten, serialize_with = "refusal")]
     pub refusal: &'a Refusal,
     #[serde(flatten, serialize_with = "raw")]
     pub raw: &'a [u8],
+}
+
+/// Where a record stands in its source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum RecordAt {
+    /// The line it begins at, from 1; in Parquet the row, from 1.
+    Line { line: u64 },
+    /// The record's number in its partition.
+    Position {
+        partition: u32,
+        position: u64,
+        /// When the log took it, where the log knows.
+        #[serde(serialize_with = "written")]
+        arrived_at: Option<EventTime>,
+    },
+}
+
+fn written<S: serde::Serializer>(time: &Option<EventTime>, s: S) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => s.collect_str(time),
+        None => s.serialize_none(),
+    }
 }
 
 fn refusal<S: serde::Serializer>(refusal: &&Refusal, s: S) -> Result<S::Ok, S::Error> {

@@ -7,7 +7,7 @@ use std::vec;
 use super::batch::{BatchError, BatchPlan, Target};
 use crate::admission::{Admission, AdmissionRules};
 use crate::codec::{DeadLettersWriter, DecodeSettings, Decoder};
-use crate::model::{Arrival, CityName, DeadLetter, Event, Reason, Refusal, Upsert};
+use crate::model::{Arrival, CityName, DeadLetter, Event, Reason, RecordAt, Refusal, Upsert};
 use crate::sources::file::Input;
 
 /// How many refusals are shown where they are not written.
@@ -145,7 +145,7 @@ fn refuse(
     let line = decoder.line();
     match dead_letters {
         Some((name, writer)) => {
-            let letter = DeadLetter { source, line, refusal, raw: &decoder.raw() };
+            let letter = DeadLetter { source, at: RecordAt::Line { line }, refusal, raw: &decoder.raw() };
             writer.write(&letter).map_err(|error| BatchError::output(name, error))?;
         }
         None if read.examples.len() < EXAMPLES => {

@@ -5,6 +5,7 @@
 
 pub mod file;
 pub mod generator;
+pub mod journal;
 pub mod weather;
 
 use std::thread::Thread;

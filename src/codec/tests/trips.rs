@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::{
-    Category, ChangeLine, CityRows, DayLine, DaySummary, DeadLetter, HeatIndex, ResultRow, Row,
+    Category, ChangeLine, CityRows, DayLine, DaySummary, DeadLetter, HeatIndex, RecordAt, ResultRow, Row,
 };
 
 const FILES: [(Format, Compression); 7] = [
@@ -429,7 +429,9 @@ fn reports() {
     let mut writer = DeadLettersWriter::new(Compression::None, Box::new(shared.clone())).unwrap();
     let refusal = Refusal::new(Reason::BadNumber, "x");
     for raw in [&b"a,b"[..], b"\xff"] {
-        writer.write(&DeadLetter { source: "f.csv", line: 3, refusal: &refusal, raw }).unwrap();
+        writer
+            .write(&DeadLetter { source: "f.csv", at: RecordAt::Line { line: 3 }, refusal: &refusal, raw })
+            .unwrap();
     }
     writer.finish().unwrap();
     assert_eq!(

@@ -1,0 +1,225 @@
+//! The data directory: held by one process at a time, and the memory of what starts must not repeat.
+
+use std::collections::hash_map::RandomState;
+use std::fs::{self, File, TryLockError};
+use std::hash::{BuildHasher, Hasher};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// How long a process that held the directory may take to die.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+const LOCK_RETRY: Duration = Duration::from_millis(50);
+/// They take turns, so that a write that fails leaves the one before.
+const FILES: [&str; 2] = ["generation-0", "generation-1"];
+
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    #[error("{}: {source}: make it readable and writable, or choose another data directory", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error(
+        "the data directory {} is in use by another process: stop that, or choose another data directory",
+        .0.display()
+    )]
+    InUse(PathBuf),
+    #[error(
+        "the data directory {} has lost its generation: neither {} nor {} can be read; restore one from a backup, or remove \
+         both to count from 1 again",
+        .0.display(), FILES[0], FILES[1]
+    )]
+    Damaged(PathBuf),
+}
+
+/// What is durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    /// Counts the writes.
+    sequence: u64,
+    generation: u64,
+    /// Epochs below are or were in use.
+    epochs: u64,
+}
+
+/// An open data directory. It is free again when this is dropped.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    generation: Arc<str>,
+    epoch_floor: u64,
+    record: Mutex<Record>,
+    _lock: File,
+}
+
+impl DataDir {
+    /// Opens the directory, creates it where it is missing, and begins the next generation.
+    pub fn open(path: &Path) -> Result<DataDir, DataDirError> {
+        let at_path = |source| DataDirError::Io { path: path.into(), source };
+        fs::create_dir_all(path).map_err(at_path)?;
+        let lock = lock(path, LOCK_WAIT)?;
+        let before = read(path)?;
+        let record = Record { sequence: before.sequence + 1, generation: before.generation + 1, ..before };
+        write(path, &record).map_err(at_path)?;
+        // The hasher's keys are random.
+        let nonce = RandomState::new().build_hasher().finish();
+        Ok(DataDir {
+            path: path.into(),
+            generation: format!("{}-{nonce:016x}", record.generation).into(),
+            epoch_floor: record.epochs,
+            record: Mutex::new(record),
+            _lock: lock,
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The number of this start and a random one, as `17-9f2c41d06b3e8a55`.
+    pub fn generation(&self) -> Arc<str> {
+        self.generation.clone()
+    }
+
+    /// No epoch below may be used: an earlier start may have used it.
+    pub fn epoch_floor(&self) -> u64 {
+        self.epoch_floor
+    }
+
+    /// Makes durable that epochs below `upto` may be in use. To be called ahead of their use.
+    pub fn reserve_epochs(&self, upto: u64) -> Result<(), DataDirError> {
+        let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        if upto <= record.epochs {
+            return Ok(());
+        }
+        let next = Record { sequence: record.sequence + 1, epochs: upto, ..*record };
+        write(&self.path, &next).map_err(|source| DataDirError::Io { path: self.path.clone(), source })?;
+        *record = next;
+        Ok(())
+    }
+}
+
+fn lock(path: &Path, wait: Duration) -> Result<File, DataDirError> {
+    let lock_path = path.join("LOCK");
+    let at_lock = |source| DataDirError::Io { path: lock_path.clone(), source };
+    let options = File::options().read(true).write(true).create(true).truncate(false).open(&lock_path);
+    let file = options.map_err(at_lock)?;
+    let deadline = Instant::now() + wait;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::Error(source)) => return Err(at_lock(source)),
+            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                return Err(DataDirError::InUse(path.into()));
+            }
+            Err(TryLockError::WouldBlock) => thread::sleep(LOCK_RETRY),
+        }
+    }
+}
+
+/// The newest record that is whole. Where the only file there is is not, the first write was cut off: nothing was used yet.
+fn read(path: &Path) -> Result<Record, DataDirError> {
+    let mut newest: Option<Record> = None;
+    let mut unreadable = 0;
+    for name in FILES {
+        match fs::read(path.join(name)) {
+            Ok(bytes) => match parse(&bytes) {
+                Some(record) if newest.is_none_or(|newest| newest.sequence < record.sequence) => {
+                    newest = Some(record);
+                }
+                Some(_) => {}
+                None => unreadable += 1,
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(DataDirError::Io { path: path.join(name), source }),
+        }
+    }
+    match newest {
+        Some(record) => Ok(record),
+        None if unreadable == FILES.len() => Err(DataDirError::Damaged(path.into())),
+        None => Ok(Record::default()),
+    }
+}
+
+/// A line of JSON and its checksum.
+fn parse(bytes: &[u8]) -> Option<Record> {
+    let (json, sum) = std::str::from_utf8(bytes).ok()?.strip_suffix('\n')?.split_once('\n')?;
+    if sum != format!("{:016x}", xxh3_64(json.as_bytes())) {
+        return None;
+    }
+    serde_json::from_str(json).ok()
+}
+
+fn write(path: &Path, record: &Record) -> io::Result<()> {
+    let json = serde_json::to_string(record)?;
+    let name = FILES[(record.sequence % 2) as usize];
+    let temporary = path.join(format!("{name}.new"));
+    let mut file = File::create(&temporary)?;
+    write!(file, "{json}\n{:016x}\n", xxh3_64(json.as_bytes()))?;
+    file.sync_all()?;
+    fs::rename(&temporary, path.join(name))?;
+    File::open(path)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generations_and_epochs_only_grow() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("data");
+        let mut generations = Vec::new();
+        for start in 1..=5u64 {
+            let dir = DataDir::open(&path).unwrap();
+            assert_eq!(dir.epoch_floor(), (start - 1) * 100);
+            dir.reserve_epochs(start * 100).unwrap();
+            dir.reserve_epochs(start * 100 - 50).unwrap();
+            let generation = dir.generation();
+            let (number, nonce) = generation.split_once('-').unwrap();
+            assert_eq!((number.parse(), nonce.len()), (Ok(start), 16));
+            generations.push(nonce.to_string());
+        }
+        generations.sort();
+        generations.dedup();
+        assert_eq!(generations.len(), 5);
+    }
+
+    #[test]
+    fn it_is_held_once() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(root.path()).unwrap();
+        let refused = lock(root.path(), Duration::from_millis(60)).unwrap_err();
+        assert!(refused.to_string().contains(&root.path().display().to_string()));
+        let waiting = thread::spawn({
+            let path = root.path().to_path_buf();
+            move || DataDir::open(&path).map(drop)
+        });
+        drop(dir);
+        waiting.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_torn_write_loses_only_itself() {
+        let root = tempfile::tempdir().unwrap();
+        // The very first write was torn.
+        fs::write(root.path().join(FILES[1]), "{\"sequ").unwrap();
+        assert_eq!(DataDir::open(root.path()).unwrap().epoch_floor(), 0);
+        let dir = DataDir::open(root.path()).unwrap();
+        dir.reserve_epochs(100).unwrap();
+        dir.reserve_epochs(200).unwrap();
+        drop(dir);
+        let newest = Record { sequence: 4, generation: 2, epochs: 200 };
+        assert_eq!(read(root.path()).unwrap(), newest);
+        let whole = fs::read(root.path().join(FILES[0])).unwrap();
+        for cut in 0..whole.len() {
+            fs::write(root.path().join(FILES[0]), &whole[..cut]).unwrap();
+            assert_eq!(read(root.path()).unwrap(), Record { sequence: 3, generation: 2, epochs: 100 });
+        }
+        fs::write(root.path().join(FILES[1]), "\0\0").unwrap();
+        assert!(matches!(DataDir::open(root.path()), Err(DataDirError::Damaged(_))));
+    }
+}

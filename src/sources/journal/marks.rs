@@ -1,0 +1,122 @@
+//! What the journal knows of itself outside of its storage: its format, its number of partitions, and how far it has
+//! acknowledged.
+//!
+//! The storage takes whatever ends its write-ahead log for the torn end of a crash, also where a damaged byte in the middle
+//! hides all that follows. The marks are written once a commit is durable and before it is acknowledged, so a journal that ends
+//! before them has lost records. They are not synced for each commit: they outlive a killed process, and after a power loss say
+//! less, never more.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::{JournalError, MAX_PARTITIONS};
+
+const MAGIC: &[u8; 8] = b"swelterj";
+const FORMAT: u32 = 1;
+/// Two of these take turns, so that a torn write leaves the one before.
+const SLOT_BYTES: usize = 16 * 1024;
+const HEADER_BYTES: usize = 24;
+pub(super) const FILE: &str = "marks";
+
+#[derive(Debug)]
+pub(super) struct Marks {
+    file: File,
+    /// Counts the writes.
+    sequence: u64,
+    /// By partition.
+    pub ends: Vec<u64>,
+    slot: Vec<u8>,
+}
+
+impl Marks {
+    /// Begins the marks of an empty journal.
+    pub(super) fn create(dir: &Path, partitions: u32) -> io::Result<Marks> {
+        let temporary = dir.join("marks.new");
+        let mut file = File::options().read(true).write(true).create(true).truncate(true).open(&temporary)?;
+        let mut slot = Vec::new();
+        let ends = vec![0; partitions as usize];
+        fill(&mut slot, 0, &ends);
+        // All of it, so that no later write needs room.
+        slot.resize(2 * SLOT_BYTES, 0);
+        file.write_all(&slot)?;
+        file.sync_all()?;
+        fs::rename(&temporary, dir.join(FILE))?;
+        File::open(dir)?.sync_all()?;
+        Ok(Marks { file, sequence: 0, ends, slot })
+    }
+
+    pub(super) fn open(dir: &Path) -> Result<Marks, JournalError> {
+        let path = dir.join(FILE);
+        let read = || -> io::Result<(File, Vec<u8>)> {
+            let file = File::options().read(true).write(true).open(&path)?;
+            let mut bytes = vec![0; 2 * SLOT_BYTES];
+            let length = file.metadata()?.len().min(2 * SLOT_BYTES as u64) as usize;
+            file.read_exact_at(&mut bytes[..length], 0)?;
+            Ok((file, bytes))
+        };
+        let (file, bytes) = read().map_err(|source| JournalError::Io { path: path.clone(), source })?;
+        let slots = bytes.chunks(SLOT_BYTES).filter_map(parse);
+        match slots.max_by_key(|slot| slot.sequence) {
+            Some(Slot { format, .. }) if format != FORMAT => {
+                Err(JournalError::Format { dir: dir.into(), found: format, known: FORMAT })
+            }
+            Some(Slot { sequence, ends, .. }) => Ok(Marks { file, sequence, ends, slot: Vec::new() }),
+            None => Err(JournalError::damaged(dir, "its file \"marks\" cannot be read")),
+        }
+    }
+
+    pub(super) fn partitions(&self) -> u32 {
+        self.ends.len() as u32
+    }
+
+    /// Whether nothing was ever acknowledged.
+    pub(super) fn is_new(&self) -> bool {
+        self.ends.iter().all(|end| *end == 0)
+    }
+
+    /// Writes the ends as they are now.
+    pub(super) fn write(&mut self) -> io::Result<()> {
+        self.sequence += 1;
+        fill(&mut self.slot, self.sequence, &self.ends);
+        self.file.write_all_at(&self.slot, self.sequence % 2 * SLOT_BYTES as u64)?;
+        // From now on it is not new, whatever happens.
+        if self.sequence == 1 { self.sync() } else { Ok(()) }
+    }
+
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+}
+
+fn fill(slot: &mut Vec<u8>, sequence: u64, ends: &[u64]) {
+    slot.clear();
+    slot.extend_from_slice(MAGIC);
+    slot.extend_from_slice(&FORMAT.to_le_bytes());
+    slot.extend_from_slice(&(ends.len() as u32).to_le_bytes());
+    slot.extend_from_slice(&sequence.to_le_bytes());
+    ends.iter().for_each(|end| slot.extend_from_slice(&end.to_le_bytes()));
+    let sum = xxh3_64(slot);
+    slot.extend_from_slice(&sum.to_le_bytes());
+}
+
+struct Slot {
+    format: u32,
+    sequence: u64,
+    ends: Vec<u64>,
+}
+
+fn parse(slot: &[u8]) -> Option<Slot> {
+    let word = |at: usize| slot.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes);
+    let half = |at: usize| slot.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes);
+    let partitions = half(12).filter(|partitions| (1..=MAX_PARTITIONS).contains(partitions))?;
+    let length = HEADER_BYTES + 8 * partitions as usize;
+    if !slot.starts_with(MAGIC) || word(length)? != xxh3_64(slot.get(..length)?) {
+        return None;
+    }
+    let ends = (HEADER_BYTES..length).step_by(8).map(word).collect::<Option<_>>()?;
+    Some(Slot { format: half(8)?, sequence: word(16)?, ends })
+}

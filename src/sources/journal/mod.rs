@@ -1,0 +1,234 @@
+//! The journal: an embedded, durable log of records, for a service that runs alone.
+//!
+//! A record goes to the partition of its city, for good, and has a number there, its position. One thread writes: all
+//! appends that wait become one atomic, synced commit, then each is acknowledged. A commit's records of a partition are one
+//! block, or a few: the unit of compression, of the memory that readers share with the writer, and of reading from disk.
+//!
+//! The blocks lie in a key-value store (`blocks/`), which brings its write-ahead log, compaction and checksums; `marks` says
+//! beside it how far was acknowledged. Nothing is ever changed or removed.
+//!
+//! Memory: what waits in the queue and, as much again, what is being written; the tails; 4 MB of cache, up to 5 tables in
+//! memory of 8 MB each, and the index of the newest tables; 1 MB and a block for each partition that is replayed. Threads:
+//! the writer, and one of the store's.
+
+mod block;
+mod marks;
+mod queue;
+mod reader;
+mod store;
+mod tail;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, JoinHandle, Thread};
+
+use self::block::{Decoder, Encoder};
+use self::marks::Marks;
+use self::queue::Queue;
+use self::reader::Reader;
+use self::store::{Failure, Store};
+use self::tail::Tail;
+use self::writer::{SizeWarning, Writer};
+use super::{Partition, Source, SourceError};
+use crate::codec::DecodeSettings;
+use crate::model::{AppendError, Appender, EventTime};
+
+/// The name of the source.
+pub const NAME: &str = "journal";
+
+/// The most partitions that a journal may have.
+pub const MAX_PARTITIONS: u32 = 1024;
+
+#[derive(Clone, Debug)]
+pub struct JournalPlan {
+    /// 1 to [`MAX_PARTITIONS`]; must stay what it was when the journal was begun.
+    pub partitions: u32,
+    /// What may wait to be written, before appends are refused as [`AppendError::Busy`].
+    pub queue_records: usize,
+    pub queue_bytes: usize,
+    /// The newest records that are kept in memory for readers, in bytes over all partitions.
+    pub tail_bytes: usize,
+    /// Warns when the journal has become so large, and each time it has doubled; 0 never does.
+    pub warn_bytes: u64,
+    pub decode: DecodeSettings,
+}
+
+impl Default for JournalPlan {
+    fn default() -> JournalPlan {
+        JournalPlan {
+            partitions: 16,
+            queue_records: 100_000,
+            queue_bytes: 32 << 20,
+            tail_bytes: 16 << 20,
+            warn_bytes: 10_000_000_000,
+            decode: DecodeSettings::default(),
+        }
+    }
+}
+
+/// Why a journal cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    #[error("{}: {source}: make it readable and writable, or choose another data directory", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("a journal has 1 to {MAX_PARTITIONS} partitions, not {0}: change the configuration")]
+    Plan(u32),
+    #[error(
+        "the journal in {} has {found} partitions, not {asked}: configure {found}, or move it away to begin anew",
+        dir.display()
+    )]
+    Partitions { dir: PathBuf, found: u32, asked: u32 },
+    #[error(
+        "the journal in {} is of format {found}, this program knows {known}: use the version that wrote it",
+        dir.display()
+    )]
+    Format { dir: PathBuf, found: u32, known: u32 },
+    #[error("the journal in {} is in use by another process: stop that first", dir.display())]
+    InUse { dir: PathBuf },
+    #[error("the journal in {} is damaged: {what}; {REMEDY}", dir.display())]
+    Damaged { dir: PathBuf, what: String },
+}
+
+const REMEDY: &str = "restore it from a backup, or move it away to begin anew";
+
+impl JournalError {
+    fn damaged(dir: &Path, what: &str) -> JournalError {
+        JournalError::Damaged { dir: dir.into(), what: what.into() }
+    }
+}
+
+/// An open journal. When it is dropped, what waits is still written, and appends are then refused as
+/// [`AppendError::Stopping`].
+pub struct Journal {
+    shared: Arc<Shared>,
+    queue: Arc<Queue>,
+    writer: Option<JoinHandle<()>>,
+}
+
+/// What the writer and the readers share.
+struct Shared {
+    dir: PathBuf,
+    decode: DecodeSettings,
+    store: Store,
+    /// By partition.
+    tails: Vec<Tail>,
+    /// Why nothing more is written.
+    failed: OnceLock<Arc<str>>,
+}
+
+impl Journal {
+    /// Opens the journal in a directory, and begins one where there is none.
+    pub fn open(dir: &Path, plan: JournalPlan) -> Result<Journal, JournalError> {
+        let JournalPlan { partitions, .. } = plan;
+        if !(1..=MAX_PARTITIONS).contains(&partitions) {
+            return Err(JournalError::Plan(partitions));
+        }
+        let at_dir = |source| JournalError::Io { path: dir.into(), source };
+        fs::create_dir_all(dir).map_err(at_dir)?;
+        let mut marks = if dir.join(marks::FILE).try_exists().map_err(at_dir)? {
+            Marks::open(dir)?
+        } else if dir.join("blocks").try_exists().map_err(at_dir)? {
+            return Err(JournalError::damaged(dir, "its file \"marks\" is missing"));
+        } else {
+            Marks::create(dir, partitions).map_err(at_dir)?
+        };
+        if marks.partitions() != partitions {
+            let (dir, found) = (dir.into(), marks.partitions());
+            return Err(JournalError::Partitions { dir, found, asked: partitions });
+        }
+        let store = Store::open(dir, marks.is_new())?;
+        let arrived = read_ends(dir, &store, &mut marks)?;
+        let mut size = SizeWarning { next: plan.warn_bytes };
+        size.check(store.disk_bytes(), dir);
+        let tail_bytes = plan.tail_bytes / partitions as usize;
+        let shared = Arc::new(Shared {
+            dir: dir.into(),
+            decode: plan.decode,
+            store,
+            tails: marks.ends.iter().map(|end| Tail::new(*end, tail_bytes)).collect(),
+            failed: OnceLock::new(),
+        });
+        let queue = Arc::new(Queue::new(plan.queue_records, plan.queue_bytes));
+        let writer = Writer {
+            shared: shared.clone(),
+            queue: queue.clone(),
+            marks,
+            encoder: Encoder::new().map_err(at_dir)?,
+            arrived,
+            size,
+        };
+        let writer = thread::Builder::new().name("journal".into()).spawn(|| writer.run()).map_err(at_dir)?;
+        Ok(Journal { shared, queue, writer: Some(writer) })
+    }
+
+    /// The end that takes new records.
+    pub fn appender(&self) -> Arc<dyn Appender> {
+        self.queue.clone()
+    }
+
+    /// Why the journal has stopped to take records, where it has: the program is to end with this line. Readers that have
+    /// read all that is durable get it, too.
+    pub fn failed(&self) -> Option<Arc<str>> {
+        self.shared.failed.get().cloned()
+    }
+}
+
+/// Brings the marks up to the ends of the partitions, and returns when the last record of each arrived.
+fn read_ends(dir: &Path, store: &Store, marks: &mut Marks) -> Result<Vec<EventTime>, JournalError> {
+    let mut decoder = Decoder::new().map_err(|source| JournalError::Io { path: dir.into(), source })?;
+    let mut arrived = Vec::with_capacity(marks.ends.len());
+    for (partition, mark) in marks.ends.iter_mut().enumerate() {
+        let last = store.last(partition as u32, &mut decoder);
+        let last = last.map_err(|failure| JournalError::damaged(dir, &failure.to_string()))?;
+        let end = last.as_ref().map_or(0, |block| block.end());
+        if end < *mark {
+            let what =
+                format!("partition {partition} ends at position {end}, but had acknowledged up to {mark}");
+            return Err(JournalError::damaged(dir, &what));
+        }
+        *mark = end;
+        arrived.push(last.map_or(EventTime::MIN, |block| block.arrived));
+    }
+    Ok(arrived)
+}
+
+impl Shared {
+    fn tail(&self, partition: u32) -> Result<&Tail, SourceError> {
+        self.tails.get(partition as usize).ok_or_else(|| {
+            SourceError::Fatal(format!("the journal in {} has no partition {partition}", self.dir.display()))
+        })
+    }
+
+    #[cold]
+    fn unreadable(&self, failure: &Failure) -> SourceError {
+        SourceError::Fatal(format!("the journal in {} is damaged: {failure}; {REMEDY}", self.dir.display()))
+    }
+}
+
+impl Source for Journal {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn partitions(&self) -> u32 {
+        self.shared.tails.len() as u32
+    }
+
+    fn open(&self, partition: u32, position: u64, worker: Thread) -> Result<Box<dyn Partition>, SourceError> {
+        Ok(Box::new(Reader::open(self.shared.clone(), partition, position, worker)?))
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        self.queue.close(AppendError::Stopping);
+        if let Some(Err(_)) = self.writer.take().map(JoinHandle::join) {
+            tracing::error!("the journal's writer has panicked");
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! A partition as a worker reads it: out of memory where the worker keeps up, else from disk, block after block.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::thread::Thread;
+
+use super::Shared;
+use super::block::{Block, Decoder};
+use super::store::Failure;
+use super::tail::Found;
+use crate::codec::RecordDecoder;
+use crate::sources::{Next, Partition, Place, Polled, SourceError, Take};
+
+pub(super) struct Reader {
+    shared: Arc<Shared>,
+    partition: u32,
+    /// Of the next record.
+    position: u64,
+    worker: Thread,
+    records: RecordDecoder,
+    blocks: Decoder,
+    current: Option<Cursor>,
+    ahead: VecDeque<Arc<Block>>,
+}
+
+/// Where in a block the next record begins.
+struct Cursor {
+    block: Arc<Block>,
+    offset: usize,
+}
+
+impl Reader {
+    pub(super) fn open(
+        shared: Arc<Shared>,
+        partition: u32,
+        position: u64,
+        worker: Thread,
+    ) -> Result<Reader, SourceError> {
+        let end = shared.tail(partition)?.end();
+        if position > end {
+            return Err(SourceError::Fatal(format!(
+                "partition {partition} of the journal in {} ends at position {end}, before position {position}, from which it \
+                 is to be read: restore the journal from a backup, or move it away together with what was made of it",
+                shared.dir.display()
+            )));
+        }
+        let blocks = Decoder::new().map_err(|error| SourceError::Fatal(error.to_string()))?;
+        let records = RecordDecoder::new(shared.decode);
+        let (current, ahead) = (None, VecDeque::new());
+        Ok(Reader { shared, partition, position, worker, records, blocks, current, ahead })
+    }
+
+    /// Goes on to the block that holds the position: false where there is none yet.
+    fn advance(&mut self) -> Result<bool, SourceError> {
+        let block = match self.ahead.pop_front() {
+            Some(block) => block,
+            None => match self.shared.tail(self.partition)?.find(self.position, &self.worker) {
+                Found::Block(block) => block,
+                Found::OnDisk => {
+                    let read = self.shared.store.read(self.partition, self.position, &mut self.blocks);
+                    self.ahead = read.map_err(|failure| self.shared.unreadable(&failure))?;
+                    let first = self.ahead.pop_front();
+                    first.ok_or_else(|| self.damaged())?
+                }
+                Found::Nothing => {
+                    return match self.shared.failed.get() {
+                        Some(failed) => Err(SourceError::Fatal(failed.to_string())),
+                        None => Ok(false),
+                    };
+                }
+            },
+        };
+        let mut offset = 0;
+        for _ in block.first..self.position {
+            offset = block.record_at(offset).ok_or_else(|| self.damaged())?.end;
+        }
+        self.current = Some(Cursor { block, offset });
+        Ok(true)
+    }
+
+    #[cold]
+    fn damaged(&self) -> SourceError {
+        self.shared.unreadable(&Failure::damaged(self.partition, self.position))
+    }
+}
+
+impl Partition for Reader {
+    fn poll(&mut self, limit: usize, take: &mut dyn Take) -> Result<Polled, SourceError> {
+        let mut given = 0;
+        while given < limit {
+            let Some(cursor) = &mut self.current else {
+                match self.advance()? {
+                    true => continue,
+                    false => return Ok(Polled { records: given, next: Next::Woken }),
+                }
+            };
+            let block = &*cursor.block;
+            let place = |position| Place { position, arrived: Some(block.arrived) };
+            let upto = block.end().min(self.position.saturating_add((limit - given) as u64));
+            while self.position < upto {
+                let Some(range) = block.record_at(cursor.offset) else { return Err(self.damaged()) };
+                cursor.offset = range.end;
+                let raw = block.bytes(range);
+                let taken = match self.records.decode(raw) {
+                    Ok(upsert) => take.upsert(place(self.position), &upsert),
+                    Err(refusal) => Err(refusal),
+                };
+                if let Err(refusal) = taken {
+                    take.refused(place(self.position), &refusal, raw);
+                }
+                self.position += 1;
+                given += 1;
+            }
+            if self.position == block.end() {
+                self.current = None;
+            }
+        }
+        Ok(Polled { records: given, next: Next::Now })
+    }
+
+    fn end(&self) -> u64 {
+        self.shared.tails[self.partition as usize].end()
+    }
+}

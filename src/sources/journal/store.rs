@@ -1,0 +1,217 @@
+//! Blocks on disk, in an embedded key-value store.
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::fs;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fjall::config::{BlockSizePolicy, CompressionPolicy, FilterPolicy};
+use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::JournalError;
+use super::block::{self, Block, Decoder, Key};
+
+const CACHE_BYTES: u64 = 4 << 20;
+const MEMTABLE_BYTES: u64 = 8 << 20;
+/// The least that the store takes.
+const WRITE_AHEAD_BYTES: u64 = 64 << 20;
+/// It flushes and compacts, which is little work: keys only ever grow.
+const THREADS: usize = 1;
+const OPEN_FILES: usize = 64;
+/// Read and compressed in one piece: replay is sequential, and small blocks compress well only together.
+const TABLE_BLOCK_BYTES: u32 = 32 << 10;
+/// What a replaying reader takes from the disk at once, in bytes of records.
+const READ_AHEAD_BYTES: usize = 1 << 20;
+
+pub(super) struct Store {
+    database: Database,
+    blocks: Keyspace,
+}
+
+impl Store {
+    /// Opens the store of a journal; `new` says that nothing was ever acknowledged.
+    pub(super) fn open(dir: &Path, new: bool) -> Result<Store, JournalError> {
+        let path = dir.join("blocks");
+        let at_path = |source| JournalError::Io { path: path.clone(), source };
+        if path.join("version").try_exists().map_err(at_path)? {
+            if !new {
+                check_lists(dir, &path)?;
+            }
+        } else if !new {
+            return Err(JournalError::damaged(dir, "its file \"blocks/version\" is missing"));
+        } else if path.try_exists().map_err(at_path)? {
+            // What a start that was killed in its first moment has left.
+            fs::remove_dir_all(&path).map_err(at_path)?;
+        }
+        caught(|| open_store(&path)).map_err(|failure| match failure {
+            Failure::Store(fjall::Error::Locked) => JournalError::InUse { dir: dir.into() },
+            Failure::Io(source) if source.raw_os_error().is_some() => JournalError::Io { path, source },
+            failure => JournalError::damaged(dir, &format!("its storage cannot be opened ({failure})")),
+        })
+    }
+
+    /// Writes blocks, all or none, and waits until they are durable.
+    pub(super) fn commit(&self, blocks: Vec<(Key, Vec<u8>)>) -> Result<(), Failure> {
+        caught(|| {
+            let mut batch = self.database.batch().durability(Some(PersistMode::SyncData));
+            for (key, value) in blocks {
+                batch.insert(&self.blocks, key, value);
+            }
+            batch.commit()
+        })
+    }
+
+    /// The last block of a partition.
+    pub(super) fn last(&self, partition: u32, decoder: &mut Decoder) -> Result<Option<Block>, Failure> {
+        caught(|| {
+            let mut range = self.blocks.range(block::key(partition, 0)..=block::key(partition, u64::MAX));
+            range.next_back().map(|guard| read(guard, decoder)).transpose()
+        })
+    }
+
+    /// The blocks from the one that holds the position on, about [`READ_AHEAD_BYTES`] of them.
+    pub(super) fn read(
+        &self,
+        partition: u32,
+        position: u64,
+        decoder: &mut Decoder,
+    ) -> Result<VecDeque<Arc<Block>>, Failure> {
+        caught(|| {
+            let mut before = self.blocks.range(block::key(partition, 0)..=block::key(partition, position));
+            let Some(first) = before.next_back() else {
+                return Err(Failure::damaged(partition, position));
+            };
+            let first = first.key()?;
+            let mut found = VecDeque::new();
+            let (mut bytes, mut end) = (0, None);
+            for guard in self.blocks.range(&first[..]..=&block::key(partition, u64::MAX)[..]) {
+                let block = read(guard, decoder)?;
+                let follows = match end {
+                    Some(end) => block.first == end,
+                    None => (block.first..block.end()).contains(&position),
+                };
+                if !follows {
+                    return Err(Failure::damaged(partition, end.unwrap_or(position)));
+                }
+                end = Some(block.end());
+                bytes += block.len();
+                found.push_back(Arc::new(block));
+                if bytes >= READ_AHEAD_BYTES {
+                    break;
+                }
+            }
+            Ok(found)
+        })
+    }
+
+    /// Bytes on disk, the write-ahead log left out, which is reused.
+    pub(super) fn disk_bytes(&self) -> u64 {
+        self.blocks.disk_space()
+    }
+
+    /// Moves what is in memory to a table on disk.
+    #[cfg(test)]
+    pub(super) fn flush(&self) {
+        self.blocks.rotate_memtable_and_wait().unwrap();
+    }
+}
+
+fn open_store(path: &PathBuf) -> Result<Store, fjall::Error> {
+    let database = Database::builder(path)
+        .cache_size(CACHE_BYTES)
+        .max_journaling_size(WRITE_AHEAD_BYTES)
+        // Blocks worth it are compressed; and so a damaged one fails its checksum, not its decompression, which would be
+        // taken for a torn end.
+        .journal_compression(CompressionType::None)
+        .worker_threads(THREADS)
+        .max_cached_files(Some(OPEN_FILES))
+        .open()?;
+    let blocks = database.keyspace("blocks", || {
+        KeyspaceCreateOptions::default()
+            .max_memtable_size(MEMTABLE_BYTES)
+            .data_block_size_policy(BlockSizePolicy::all(TABLE_BLOCK_BYTES))
+            .data_block_compression_policy(CompressionPolicy::all(CompressionType::Lz4))
+            .filter_policy(FilterPolicy::disabled())
+    })?;
+    Ok(Store { database, blocks })
+}
+
+/// Checks what the store does not: it deletes a keyspace that has lost its file `current`, as one whose creation was cut
+/// off, and trusts the list of tables, of which `current` has the checksum.
+fn check_lists(dir: &Path, path: &Path) -> Result<(), JournalError> {
+    for id in ["0", "1"] {
+        let folder = path.join("keyspaces").join(id);
+        let damaged =
+            |what: &str| JournalError::damaged(dir, &format!("in \"blocks/keyspaces/{id}\", {what}"));
+        let read = |name: &str| match fs::read(folder.join(name)) {
+            Ok(bytes) => Ok(bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(damaged(&format!("the file {name:?} is missing")))
+            }
+            Err(source) => Err(JournalError::Io { path: folder.join(name), source }),
+        };
+        let current = read("current")?;
+        let Some((version, rest)) = current.split_first_chunk::<8>() else {
+            return Err(damaged("the file \"current\" is cut off"));
+        };
+        let list = read(&format!("v{}", u64::from_le_bytes(*version)))?;
+        if rest.first_chunk::<16>() != Some(&xxh3_128(&list).to_le_bytes()) {
+            return Err(damaged("the list of tables does not have its checksum"));
+        }
+    }
+    Ok(())
+}
+
+fn read(guard: fjall::Guard, decoder: &mut Decoder) -> Result<Block, Failure> {
+    let (key, value) = guard.into_inner()?;
+    decoder.decode(&key, &value).ok_or_else(|| match block::parse_key(&key) {
+        Some((partition, first)) => Failure::damaged(partition, first),
+        None => Failure::Damaged("a block has a key that is none".into()),
+    })
+}
+
+/// What the store says, panics included: it has some for damage that it does not expect.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Store(fjall::Error),
+    #[error("{0}")]
+    Damaged(String),
+}
+
+impl From<fjall::Error> for Failure {
+    fn from(error: fjall::Error) -> Failure {
+        match error {
+            fjall::Error::Io(error) => Failure::Io(error),
+            error => Failure::Store(error),
+        }
+    }
+}
+
+impl Failure {
+    pub(super) fn damaged(partition: u32, position: u64) -> Failure {
+        Failure::Damaged(format!("partition {partition} cannot be read at position {position}"))
+    }
+}
+
+pub(super) fn caught<T, E: Into<Failure>>(work: impl FnOnce() -> Result<T, E>) -> Result<T, Failure> {
+    // After a panic the journal fails and nothing is asked again.
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(result) => result.map_err(Into::into),
+        Err(panic) => Err(Failure::Damaged(message(panic.as_ref()))),
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> String {
+    match panic.downcast_ref::<&str>() {
+        Some(message) => (*message).to_owned(),
+        None => panic.downcast_ref::<String>().cloned().unwrap_or_default(),
+    }
+}

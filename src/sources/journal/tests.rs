@@ -1,0 +1,254 @@
+//! What was acknowledged is what is read, whatever happens in between.
+
+mod damage;
+mod kill;
+mod measure;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::codec::{Fields, json_record};
+use crate::model::{Acknowledge, Appended, Event, Measurement, NewRecord, Refusal, Upsert};
+use crate::sources::{Next, Place, Take};
+
+/// A record as it was read: position, arrival, bytes or what they came to.
+#[derive(Clone, Debug, PartialEq)]
+struct Seen {
+    position: u64,
+    arrived: Option<EventTime>,
+    city: Option<String>,
+    reading_at: Option<EventTime>,
+    raw: Option<Vec<u8>>,
+}
+
+#[derive(Default)]
+struct Seer(Vec<Seen>);
+
+impl Take for Seer {
+    fn upsert(&mut self, place: Place, upsert: &Upsert<'_>) -> Result<(), Refusal> {
+        let (city, reading_at) = (Some(upsert.city.to_string()), Some(upsert.reading_at));
+        self.0.push(Seen { position: place.position, arrived: place.arrived, city, reading_at, raw: None });
+        Ok(())
+    }
+
+    fn refused(&mut self, place: Place, _: &Refusal, raw: &[u8]) {
+        let raw = Some(raw.to_vec());
+        let Place { position, arrived } = place;
+        self.0.push(Seen { position, arrived, city: None, reading_at: None, raw });
+    }
+}
+
+fn plan(partitions: u32) -> JournalPlan {
+    JournalPlan { partitions, ..JournalPlan::default() }
+}
+
+/// A reading whose time is its number.
+fn reading(city: &str, number: i64) -> NewRecord {
+    let event = Event::Reading(Measurement::new(80.5, 60.0, Some(7.0)).unwrap());
+    let mut bytes = Vec::new();
+    json_record(&Fields::of(city, EventTime::from_millis(number).unwrap(), &event), &mut bytes);
+    NewRecord { city: Some(city.into()), bytes: bytes.into() }
+}
+
+fn append(
+    appender: &dyn Appender,
+    records: Vec<NewRecord>,
+) -> mpsc::Receiver<Result<Vec<Appended>, AppendError>> {
+    let (sender, receiver) = mpsc::channel();
+    let done: Acknowledge = Box::new(move |result| drop(sender.send(result)));
+    appender.append(records, done);
+    receiver
+}
+
+fn acknowledged(appender: &dyn Appender, records: Vec<NewRecord>) -> Vec<Appended> {
+    append(appender, records).recv_timeout(Duration::from_secs(60)).unwrap().unwrap()
+}
+
+/// All that a partition has from a position on.
+fn read_from(
+    journal: &Journal,
+    partition: u32,
+    position: u64,
+    limit: usize,
+) -> Result<Vec<Seen>, SourceError> {
+    let mut reader = Source::open(journal, partition, position, thread::current())?;
+    let mut seen = Seer::default();
+    loop {
+        let polled = reader.poll(limit, &mut seen)?;
+        assert!(polled.records <= limit);
+        if polled.next != Next::Now {
+            assert_eq!(reader.end(), position + seen.0.len() as u64);
+            return Ok(seen.0);
+        }
+    }
+}
+
+fn read_all(journal: &Journal) -> Result<Vec<Vec<Seen>>, SourceError> {
+    (0..journal.partitions()).map(|partition| read_from(journal, partition, 0, 1000)).collect()
+}
+
+#[test]
+fn partitions_are_fixed_and_cities_stay_in_theirs() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let journal = Journal::open(dir.path(), plan(4)).unwrap();
+        let nameless = NewRecord { city: None, bytes: b"no record"[..].into() };
+        let appended = acknowledged(&*journal.appender(), vec![nameless.clone(), nameless]);
+        assert_eq!((appended.len(), appended[0].partition.partition, appended[0].position), (1, 0, 2));
+        assert_eq!(&*appended[0].partition.source, "journal");
+    }
+    let refused = Journal::open(dir.path(), plan(5)).err().unwrap().to_string();
+    assert!(refused.contains("has 4 partitions, not 5"), "{refused}");
+    assert!(matches!(Journal::open(dir.path(), plan(0)), Err(JournalError::Plan(0))));
+    let journal = Journal::open(dir.path(), plan(4)).unwrap();
+    let seen = read_from(&journal, 0, 0, 10).unwrap();
+    assert_eq!(seen[1].raw.as_deref(), Some(&b"no record"[..]));
+    assert!(matches!(Journal::open(dir.path(), plan(4)), Err(JournalError::InUse { .. })));
+    assert!(matches!(read_from(&journal, 0, 3, 10), Err(SourceError::Fatal(_))));
+    assert!(matches!(read_from(&journal, 4, 0, 10), Err(SourceError::Fatal(_))));
+}
+
+#[test]
+fn a_full_queue_is_busy_and_a_closed_journal_stops() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Journal::open(dir.path(), JournalPlan { queue_records: 10, ..plan(1) }).unwrap();
+    let appender = journal.appender();
+    // The writer is held up in the first acknowledgement, so what follows waits.
+    let (release, held) = mpsc::channel::<()>();
+    let (entered, in_done) = mpsc::channel();
+    appender.append(
+        vec![reading("a", 0)],
+        Box::new(move |_| {
+            entered.send(()).unwrap();
+            held.recv().unwrap();
+        }),
+    );
+    in_done.recv().unwrap();
+    // Larger than the queue, but alone.
+    let first = append(&*appender, (0..11).map(|n| reading("a", n)).collect());
+    let busy = append(&*appender, vec![reading("a", 0)]);
+    assert_eq!(busy.try_recv().unwrap(), Err(AppendError::Busy));
+    release.send(()).unwrap();
+    assert_eq!(first.recv().unwrap().unwrap()[0].position, 12);
+    drop(journal);
+    assert_eq!(append(&*appender, vec![reading("a", 0)]).try_recv().unwrap(), Err(AppendError::Stopping));
+    assert_eq!(append(&*appender, Vec::new()).try_recv().unwrap(), Ok(Vec::new()));
+}
+
+#[test]
+fn a_reader_is_woken() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Journal::open(dir.path(), plan(1)).unwrap();
+    let (found, nothing) = mpsc::channel();
+    thread::scope(|scope| {
+        let reading_along = scope.spawn(|| {
+            let mut reader = Source::open(&journal, 0, 0, thread::current()).unwrap();
+            let mut seen = Seer::default();
+            while seen.0.len() < 100 {
+                if reader.poll(7, &mut seen).unwrap().next == Next::Woken && seen.0.len() < 100 {
+                    found.send(()).unwrap();
+                    let parked = Instant::now();
+                    thread::park_timeout(Duration::from_secs(20));
+                    assert!(parked.elapsed() < Duration::from_secs(19), "nobody woke the reader");
+                }
+            }
+            seen.0
+        });
+        for number in 0..100 {
+            nothing.recv_timeout(Duration::from_secs(20)).unwrap();
+            acknowledged(&*journal.appender(), vec![reading("a", number)]);
+        }
+        let seen = reading_along.join().unwrap();
+        assert!(seen.iter().enumerate().all(|(at, seen)| seen.position == at as u64));
+    });
+}
+
+#[test]
+fn appenders_at_once_keep_their_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Journal::open(dir.path(), plan(4)).unwrap();
+    thread::scope(|scope| {
+        for city in 0..8 {
+            let appender = journal.appender();
+            scope.spawn(move || {
+                let city = format!("city {city}");
+                let pending: Vec<_> =
+                    (0..200).map(|number| append(&*appender, vec![reading(&city, number)])).collect();
+                let ends: Vec<u64> =
+                    pending.iter().map(|pending| pending.recv().unwrap().unwrap()[0].position).collect();
+                assert!(ends.is_sorted_by(|a, b| a < b));
+            });
+        }
+    });
+    let mut by_city: BTreeMap<String, Vec<i64>> = BTreeMap::new();
+    for seen in read_all(&journal).unwrap() {
+        assert!(seen.is_sorted_by_key(|seen| seen.arrived));
+        for seen in seen {
+            by_city.entry(seen.city.unwrap()).or_default().push(seen.reading_at.unwrap().millis());
+        }
+    }
+    assert_eq!(by_city.len(), 8);
+    assert!(by_city.values().all(|numbers| numbers.iter().copied().eq(0..200)));
+}
+
+#[test]
+fn a_size_is_warned_of_once_and_when_it_doubles() {
+    let mut size = SizeWarning { next: 100 };
+    let mut nexts = Vec::new();
+    for bytes in [99, 100, 150, 250, 499, 500] {
+        size.check(bytes, Path::new("x"));
+        nexts.push(size.next);
+    }
+    assert_eq!(nexts, [100, 200, 200, 500, 500, 1000]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    #[test]
+    fn replay_is_what_was_acknowledged(
+        runs in proptest::collection::vec(
+            proptest::collection::vec((proptest::collection::vec((0..20u8, 0..3000usize), 1..40), any::<bool>()), 1..6),
+            1..4,
+        ),
+        tail_bytes in prop_oneof![Just(0usize), Just(10_000), Just(16 << 20)],
+        limit in 1..200usize,
+        from in any::<proptest::sample::Index>(),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut oracle: Vec<Vec<Vec<u8>>> = vec![Vec::new(); 3];
+        let check = |journal: &Journal, oracle: &[Vec<Vec<u8>>]| {
+            for (partition, expected) in oracle.iter().enumerate() {
+                let from = from.index(expected.len() + 1);
+                let seen = read_from(journal, partition as u32, from as u64, limit).unwrap();
+                assert!(seen.is_sorted_by_key(|seen| seen.arrived));
+                let raw: Vec<_> = seen.iter().map(|seen| seen.raw.clone().unwrap()).collect();
+                assert_eq!(raw, &expected[from..]);
+            }
+        };
+        for run in runs {
+            let journal = Journal::open(dir.path(), JournalPlan { tail_bytes, ..plan(3) }).unwrap();
+            check(&journal, &oracle);
+            for (batch, flush) in run {
+                for (city, length) in batch {
+                    let record = NewRecord { city: Some(format!("{city}").into()), bytes: vec![city; length].into() };
+                    let [at] = &acknowledged(&*journal.appender(), vec![record.clone()])[..] else { panic!() };
+                    let expected = &mut oracle[at.partition.partition as usize];
+                    expected.push(record.bytes.into());
+                    prop_assert_eq!(at.position, expected.len() as u64);
+                }
+                if flush {
+                    journal.shared.store.flush();
+                }
+            }
+            check(&journal, &oracle);
+        }
+        check(&Journal::open(dir.path(), plan(3)).unwrap(), &oracle);
+    }
+}

@@ -1,0 +1,78 @@
+//! A process that is killed while it appends loses nothing that it has acknowledged.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+
+use super::*;
+
+const DIR: &str = "SWELTER_TEST_JOURNAL";
+
+/// The process that is killed: appends for ever and prints what was acknowledged.
+#[test]
+#[ignore = "run by killed_processes_lose_nothing"]
+fn appending_process() {
+    let Some(dir) = std::env::var_os(DIR) else { return };
+    let journal = Journal::open(Path::new(&dir), plan(2)).unwrap();
+    let start = read_all(&journal).unwrap().iter().map(Vec::len).sum::<usize>() as i64;
+    let (sender, acknowledgements) = mpsc::sync_channel(200);
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            for receiver in acknowledgements {
+                let (number, receiver): (i64, mpsc::Receiver<Result<Vec<Appended>, AppendError>>) = receiver;
+                let appended = receiver.recv().unwrap().unwrap();
+                let (partition, end) = (appended[0].partition.partition, appended[0].position);
+                writeln!(std::io::stdout().lock(), "acknowledged {number} {partition} {end}").unwrap();
+            }
+        });
+        for number in start.. {
+            let receiver =
+                append(&*journal.appender(), vec![reading(&format!("city {}", number % 7), number)]);
+            sender.send((number, receiver)).unwrap();
+            if number % 5_000 == 4_999 {
+                journal.shared.store.flush();
+            }
+        }
+    });
+}
+
+#[test]
+fn killed_processes_lose_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut acknowledged: BTreeMap<(u32, u64), i64> = BTreeMap::new();
+    for round in 0..12usize {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["sources::journal::tests::kill::appending_process", "--exact", "--ignored", "--nocapture"])
+            .env(DIR, dir.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut count = 0;
+        let stop = 1 + round * 117 % 900;
+        while let Some(Ok(line)) = lines.next() {
+            // The harness prints on the same line, before the first.
+            let Some((_, rest)) = line.split_once("acknowledged ") else { continue };
+            let numbers: Vec<i64> = rest.split(' ').filter_map(|number| number.parse().ok()).collect();
+            if let [number, partition, end] = numbers[..] {
+                acknowledged.insert((partition as u32, end as u64 - 1), number);
+            }
+            count += 1;
+            if count == stop {
+                child.kill().unwrap();
+            }
+        }
+        child.wait().unwrap();
+        assert!(count >= stop, "the process ended by itself");
+        let journal = Journal::open(dir.path(), plan(2)).unwrap();
+        let seen = read_all(&journal).unwrap();
+        for ((partition, position), number) in &acknowledged {
+            let seen = &seen[*partition as usize][*position as usize];
+            assert_eq!(
+                (seen.position, seen.reading_at.unwrap().millis()),
+                (*position, *number),
+                "round {round}"
+            );
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The one thread that writes: all that waits becomes one commit.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::block::{self, Block, Encoder};
+use super::marks::Marks;
+use super::queue::{Append, Queue};
+use super::store::{Failure, caught};
+use super::{NAME, Shared};
+use crate::model::{AppendError, Appended, EventTime, NewRecord, PartitionName};
+
+/// Where a partition's records of one commit go on in a further block, so that no reader must hold much.
+const BLOCK_BYTES: usize = 256 * 1024;
+const SIZE_CHECK: Duration = Duration::from_secs(10);
+
+pub(super) struct Writer {
+    pub shared: Arc<Shared>,
+    pub queue: Arc<Queue>,
+    pub marks: Marks,
+    pub encoder: Encoder,
+    /// When the last record of each partition arrived.
+    pub arrived: Vec<EventTime>,
+    pub size: SizeWarning,
+}
+
+impl Writer {
+    /// Writes until the queue is closed and empty, or something fails.
+    pub(super) fn run(mut self) {
+        let mut next_check = Instant::now();
+        while let Some(appends) = self.queue.take() {
+            let ends_before = self.marks.ends.clone();
+            let written = caught(|| self.write(&appends));
+            match written {
+                Ok(blocks) => self.publish(blocks, appends, ends_before),
+                Err(failure) => return self.fail(&failure, appends),
+            }
+            if Instant::now() >= next_check {
+                self.size.check(self.shared.store.disk_bytes(), &self.shared.dir);
+                next_check = Instant::now() + SIZE_CHECK;
+            }
+        }
+        if let Err(error) = self.marks.sync() {
+            tracing::warn!("{}: {error}", self.shared.dir.display());
+        }
+    }
+
+    fn write(&mut self, appends: &[Append]) -> Result<Vec<(u32, Block)>, Failure> {
+        let mut parts: BTreeMap<u32, Vec<Block>> = BTreeMap::new();
+        let now = now();
+        for record in appends.iter().flat_map(|append| &append.records) {
+            let partition = partition_of(record, self.marks.partitions());
+            let blocks = parts.entry(partition).or_default();
+            if blocks.last().is_none_or(|block| block.len() >= BLOCK_BYTES) {
+                let arrived = &mut self.arrived[partition as usize];
+                *arrived = now.max(*arrived);
+                let first = blocks.last().map_or(self.marks.ends[partition as usize], Block::end);
+                blocks.push(Block::new(first, *arrived));
+            }
+            if let Some(block) = blocks.last_mut() {
+                block.push(&record.bytes);
+            }
+        }
+        let mut stored = Vec::with_capacity(parts.len());
+        let mut written = Vec::with_capacity(parts.len());
+        for (partition, block) in
+            parts.into_iter().flat_map(|(p, blocks)| blocks.into_iter().map(move |b| (p, b)))
+        {
+            let key = block::key(partition, block.first);
+            let value = self.encoder.encode(&key, &block)?;
+            stored.push((key, value));
+            written.push((partition, block));
+        }
+        self.shared.store.commit(stored)?;
+        for (partition, block) in &written {
+            self.marks.ends[*partition as usize] = block.end();
+        }
+        self.marks.write()?;
+        Ok(written)
+    }
+
+    /// Shows the readers what is durable now, then tells those who have appended it.
+    fn publish(&self, blocks: Vec<(u32, Block)>, appends: Vec<Append>, mut ends: Vec<u64>) {
+        let partitions: Vec<u32> = blocks.iter().map(|(partition, _)| *partition).collect();
+        for (partition, block) in blocks {
+            self.shared.tails[partition as usize].push(block);
+        }
+        for partition in partitions {
+            self.shared.tails[partition as usize].wake();
+        }
+        for Append { records, done } in appends {
+            done(Ok(appended(&records, &mut ends)));
+        }
+    }
+
+    /// After a failed write nothing is known of the file: nothing may be acknowledged any more.
+    #[cold]
+    fn fail(&mut self, failure: &Failure, appends: Vec<Append>) {
+        let dir = self.shared.dir.display();
+        let line: Arc<str> = format!(
+            "the journal in {dir} cannot be written ({failure}): make room or repair the disk, then start again; what was \
+             acknowledged is there"
+        )
+        .into();
+        let reason = AppendError::Failed(self.shared.failed.get_or_init(|| line).clone());
+        self.queue.close(reason.clone());
+        self.shared.tails.iter().for_each(|tail| tail.wake());
+        let left = std::iter::from_fn(|| self.queue.take()).flatten();
+        for append in appends.into_iter().chain(left) {
+            (append.done)(Err(reason.clone()));
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.fail(&Failure::Damaged("its writer has panicked".into()), Vec::new());
+        }
+    }
+}
+
+/// Where an append has ended in each of its partitions; `ends` are those before it, then those behind it.
+fn appended(records: &[NewRecord], ends: &mut [u64]) -> Vec<Appended> {
+    let mut touched: BTreeMap<u32, u64> = BTreeMap::new();
+    for record in records {
+        let partition = partition_of(record, ends.len() as u32);
+        ends[partition as usize] += 1;
+        touched.insert(partition, ends[partition as usize]);
+    }
+    let source: Arc<str> = NAME.into();
+    let name = |partition| PartitionName { source: source.clone(), partition };
+    touched
+        .into_iter()
+        .map(|(partition, position)| Appended { partition: name(partition), position })
+        .collect()
+}
+
+fn partition_of(record: &NewRecord, partitions: u32) -> u32 {
+    record.city.as_ref().map_or(0, |city| (xxh3_64(city.as_bytes()) % u64::from(partitions)) as u32)
+}
+
+fn now() -> EventTime {
+    let ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
+    EventTime::from_millis(ms).unwrap_or(EventTime::MAX)
+}
+
+/// Says once that the journal has become large, and again each time it has doubled.
+pub(super) struct SizeWarning {
+    pub next: u64,
+}
+
+impl SizeWarning {
+    pub(super) fn check(&mut self, bytes: u64, dir: &std::path::Path) {
+        if bytes < self.next || self.next == 0 {
+            return;
+        }
+        tracing::warn!(
+            bytes,
+            "the journal in {} holds {} MB: it keeps every reading and takes as long to replay at a start",
+            dir.display(),
+            bytes / 1_000_000,
+        );
+        self.next = bytes.saturating_mul(2);
+    }
+}
