@@ -1,0 +1,1 @@
+//! Limits, errors, close codes and heartbeats.
