@@ -221,3 +221,14 @@ fn tokens_that_do_not_fit_are_answered_with_a_reset() {
         }
     });
 }
+
+#[test]
+fn a_session_is_small() {
+    run(async {
+        let service = Service::start(1, limits()).await;
+        let stream = connect(service.address).await;
+        let session = service.sessions.serve_session(stream);
+        let bytes = size_of_val(&session);
+        assert!(bytes < 6 * 1024, "{bytes} bytes");
+    });
+}

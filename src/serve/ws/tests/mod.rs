@@ -201,7 +201,7 @@ fn run<F: Future>(future: F) -> F::Output {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 6, max_shrink_iters: 0, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 10, max_shrink_iters: 0, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_client_has_at_each_message_what_the_readings_say(seed: u64, backlog in prop_oneof![Just(2_000usize), Just(1 << 20)], ring in prop_oneof![Just(60u64), Just(600_000)]) {
