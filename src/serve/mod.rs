@@ -2,6 +2,8 @@
 //!
 //! Serving never reads the dataflow's state: it keeps a view that it builds from [`Update`]s, and asks what needs history.
 
+pub mod ui;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
