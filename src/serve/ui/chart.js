@@ -174,7 +174,13 @@ export class Chart {
       context.strokeStyle = this.#colours[key];
       this.#stroke(context, MARGIN.left, y, right, y);
       context.fillStyle = this.#colours.muted;
+      context.strokeStyle = this.#colours.panel;
+      context.lineWidth = 3;
+      context.setLineDash([]);
+      context.strokeText(name, right, y - 2);
       context.fillText(name, right, y - 2);
+      context.lineWidth = 1;
+      context.setLineDash([2, 4]);
     }
     context.setLineDash([]);
   }

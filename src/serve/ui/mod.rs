@@ -23,11 +23,12 @@ const JSON: &str = "application/json";
 const SVG: &str = "image/svg+xml";
 
 /// By path.
-const FILES: [(&str, &str, &[u8]); 18] = [
+const FILES: [(&str, &str, &[u8]); 19] = [
     ("/", HTML, include_bytes!("index.html")),
     ("/ui/app.js", SCRIPT, include_bytes!("app.js")),
     ("/ui/chart.js", SCRIPT, include_bytes!("chart.js")),
     ("/ui/cities.js", SCRIPT, include_bytes!("cities.js")),
+    ("/ui/dots.js", SCRIPT, include_bytes!("dots.js")),
     ("/ui/feed.js", SCRIPT, include_bytes!("feed.js")),
     ("/ui/format.js", SCRIPT, include_bytes!("format.js")),
     ("/ui/icon.svg", SVG, include_bytes!("icon.svg")),
