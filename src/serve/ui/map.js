@@ -110,7 +110,7 @@ export class WorldMap {
 
   select(city) {
     this.#selected = city;
-    this.#overlayIsOld = true;
+    this.#overlayIsOld = this.#dotsAreOld = true;
     if (city?.placed) this.view.show(city.x, city.y);
   }
 
@@ -250,7 +250,7 @@ export class WorldMap {
     const { view } = this;
     for (const city of this.#cities.all) {
       if (taken.length >= MAX_LABELS) break;
-      if (!this.#shown(city)) continue;
+      if (!this.#shown(city) || city === this.#selected) continue;
       const [x, y] = [view.screenX(city.x) + 7, view.screenY(city.y)];
       if (x < 0 || y < 8 || x > view.width || y > view.height - 8) continue;
       const right = x + this.#labelWidth(context, city);
