@@ -3,6 +3,7 @@
 //! Serving never reads the dataflow's state: it keeps a view that it builds from [`Update`]s, and asks what needs history.
 
 pub mod publish;
+pub mod ui;
 pub mod view;
 pub mod wire;
 pub mod ws;
