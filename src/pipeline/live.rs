@@ -61,8 +61,6 @@ pub enum RunError {
     /// A source or the log has failed for good.
     #[error("{0}")]
     Failed(String),
-    #[error("what was refused cannot be written down: {0}: make room or mend the disk, and start again")]
-    Refusals(io::Error),
 }
 
 /// What ends the wait for the end.
@@ -111,7 +109,7 @@ pub fn run(plan: Plan, announce: impl FnOnce(SocketAddr)) -> Result<(), RunError
     shared.stop();
     let end = end.and_then(|ended| if ended { Ok(()) } else { wait_for_workers(&happened) });
     serving.stop(GRACE);
-    let synced = shared.refusals.sync().map_err(RunError::Refusals);
+    let synced = shared.refusals.sync().map_err(RunError::from);
     runtime.shutdown_timeout(GRACE);
     drop(logs);
     end?;
@@ -146,7 +144,7 @@ fn listen_for_signals(runtime: &Runtime, events: &SyncSender<Event>) -> Result<(
 /// The logs of a run, and what is kept beside them.
 struct Logs {
     // In this order: the lock is given back last.
-    journal: Option<Journal>,
+    journal: Option<Arc<Journal>>,
     sources: Vec<Arc<dyn Source>>,
     data_dir: Option<DataDir>,
 }
@@ -158,7 +156,7 @@ impl Logs {
             return Ok(Logs { journal: None, data_dir: None, sources: sources.collect::<Result<_, _>>()? });
         };
         let data_dir = DataDir::open(&plan.data_dir)?;
-        let journal = Journal::open(
+        let journal = Arc::new(Journal::open(
             &data_dir.path().join("journal"),
             JournalPlan {
                 partitions: ingest.partitions,
@@ -168,8 +166,8 @@ impl Logs {
                 decode: plan.decode,
                 ..JournalPlan::default()
             },
-        )?;
-        let mut sources: Vec<Arc<dyn Source>> = vec![journal.source()];
+        )?);
+        let mut sources: Vec<Arc<dyn Source>> = vec![journal.clone()];
         for source in plan.sources.iter().filter(|source| matches!(source.kind, SourceKind::File(_))) {
             sources.push(direct(source, plan)?);
         }
@@ -177,7 +175,7 @@ impl Logs {
     }
 
     fn appender(&self) -> Option<Arc<dyn Appender>> {
-        self.journal.as_ref().map(Journal::appender)
+        self.journal.as_ref().map(|journal| journal.appender())
     }
 
     fn generation(&self) -> Arc<str> {
@@ -229,7 +227,7 @@ fn direct(source: &SourcePlan, plan: &Plan) -> Result<Arc<dyn Source>, RunError>
         }
         SourceKind::File(FileInput { path, format, compression, follow }) => {
             let input = Input { path: Some(path.clone()), format: *format, compression: *compression };
-            let file = FileSource::new(&name, input, *follow, plan.decode);
+            let file = FileSource::new(&name, vec![input], *follow, plan.decode);
             Ok(Arc::new(file.map_err(|error| RunError::File { name, error })?))
         }
     }
@@ -320,9 +318,9 @@ fn keep_house(
             shared.reserve(reserved);
         }
         if let Err(error) = shared.refusals.sync() {
-            break Err(RunError::Refusals(error));
+            break Err(error.into());
         }
-        if let Some(failed) = logs.journal.as_ref().and_then(Journal::failed) {
+        if let Some(failed) = logs.journal.as_ref().and_then(|journal| journal.failed()) {
             break Err(RunError::Failed(failed.to_string()));
         }
     };

@@ -7,10 +7,8 @@ use std::time::{Duration as Wait, Instant};
 
 use crate::admission::{Admission, AdmissionRules};
 use crate::dataflow::rolling::told::Read;
-use crate::model::{
-    Arrival, CityName, PartitionName, Progress, Reason, Refusal, RefusedRecord, Slot, Upsert,
-};
-use crate::sinks::dead_letters::DeadLetters;
+use crate::model::{Arrival, CityName, PartitionName, Progress, Reason, Refusal, Slot, Upsert};
+use crate::sinks::dead_letters::{DeadLetters, DeadLettersError};
 use crate::sources::{Next, Partition, Place, Source, SourceError, Take};
 
 /// How long after a fault a partition is polled again, at first and at most.
@@ -30,13 +28,15 @@ pub struct Refusals {
     /// In the order of [`Reason::ALL`].
     counts: [AtomicU64; Reason::ALL.len()],
     letters: Option<Mutex<DeadLetters>>,
+    /// Why a letter could not be written: the next [`Refusals::sync`] says so.
+    failed: Mutex<Option<DeadLettersError>>,
 }
 
 impl Refusals {
     /// Without a place for dead letters they are only counted.
     pub fn new(letters: Option<DeadLetters>) -> Refusals {
         let counts = std::array::from_fn(|_| AtomicU64::new(0));
-        Refusals { counts, letters: letters.map(Mutex::new) }
+        Refusals { counts, letters: letters.map(Mutex::new), failed: Mutex::new(None) }
     }
 
     /// Those that there are, since the start.
@@ -46,7 +46,10 @@ impl Refusals {
     }
 
     /// Makes the letters durable.
-    pub fn sync(&self) -> std::io::Result<()> {
+    pub fn sync(&self) -> Result<(), DeadLettersError> {
+        if let Some(error) = self.failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Err(error);
+        }
         let Some(letters) = &self.letters else { return Ok(()) };
         letters.lock().unwrap_or_else(PoisonError::into_inner).sync()
     }
@@ -57,8 +60,10 @@ impl Refusals {
         }
         if let Some(letters) = &self.letters {
             let Place { position, arrived } = place;
-            let record = RefusedRecord { partition: name, position, arrived_at: arrived, refusal, raw };
-            letters.lock().unwrap_or_else(PoisonError::into_inner).write(&record);
+            let mut letters = letters.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Err(error) = letters.write(name, position, arrived, refusal, raw) {
+                self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            }
         }
     }
 }
