@@ -1,4 +1,4 @@
-//! JSON lines: one object a line.
+//! JSON: one object a record, and lines of them.
 
 use std::fmt;
 use std::io::Read;
@@ -8,21 +8,63 @@ use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Seq
 
 use super::fields::{Field, Record, Value};
 use super::lines::{Advance, Lines, too_long};
-use super::{DecodeError, DecodeSettings};
+use super::{DecodeError, DecodeSettings, MAX_RECORD_BYTES};
 use crate::model::{Reason, Refusal, Upsert};
 
-pub(super) struct JsonReader {
-    lines: Lines,
+/// Decodes records that come one by one, each as one JSON object.
+#[derive(Debug)]
+pub struct RecordDecoder {
     settings: DecodeSettings,
     ignored_fields: u64,
     escaped: Escaped,
 }
 
-/// The strings of a line that are written with escapes, without them: the others lie in the line itself.
-#[derive(Default)]
+/// The strings of a record that are written with escapes, without them: the others lie in the record itself.
+#[derive(Debug, Default)]
 struct Escaped {
     text: String,
     fields: Vec<(Field, Range<usize>)>,
+}
+
+impl RecordDecoder {
+    pub fn new(settings: DecodeSettings) -> RecordDecoder {
+        RecordDecoder { settings, ignored_fields: 0, escaped: Escaped::default() }
+    }
+
+    /// Decodes one object, which may span lines, of at most [`MAX_RECORD_BYTES`] bytes.
+    #[inline]
+    pub fn decode<'a>(&'a mut self, bytes: &'a [u8]) -> Result<Upsert<'a>, Refusal> {
+        if bytes.len() > MAX_RECORD_BYTES {
+            let detail =
+                format!("the record is longer than {MAX_RECORD_BYTES} bytes, the longest that is read");
+            return Err(Refusal::new(Reason::NotDecodable, detail));
+        }
+        let Ok(text) = std::str::from_utf8(bytes) else {
+            return Err(Refusal::new(Reason::NotDecodable, "the record is not UTF-8"));
+        };
+        self.escaped.text.clear();
+        self.escaped.fields.clear();
+        let object = Object { settings: &self.settings, escaped: &mut self.escaped };
+        let mut json = serde_json::Deserializer::from_str(text);
+        let parsed = object.deserialize(&mut json).and_then(|parsed| json.end().map(|()| parsed));
+        let (mut record, ignored_fields) = parsed.map_err(|error| not_decodable(&error, text))?;
+        for (field, range) in &self.escaped.fields {
+            record.set(*field, Value::Text(&self.escaped.text[range.clone()]));
+        }
+        self.ignored_fields += ignored_fields;
+        record.upsert(&self.settings)
+    }
+
+    /// How many fields were met that are none of a reading's, in the records so far.
+    pub fn ignored_fields(&self) -> u64 {
+        self.ignored_fields
+    }
+}
+
+/// Reads lines of one object each.
+pub(super) struct JsonReader {
+    lines: Lines,
+    decoder: RecordDecoder,
 }
 
 impl JsonReader {
@@ -30,37 +72,16 @@ impl JsonReader {
         reader: Box<dyn Read + Send>,
         settings: DecodeSettings,
     ) -> Result<JsonReader, DecodeError> {
-        Ok(JsonReader {
-            lines: Lines::new(reader)?,
-            settings,
-            ignored_fields: 0,
-            escaped: Escaped::default(),
-        })
+        Ok(JsonReader { lines: Lines::new(reader)?, decoder: RecordDecoder::new(settings) })
     }
 
+    #[inline]
     pub(super) fn next(&mut self) -> Result<Option<Result<Upsert<'_>, Refusal>>, DecodeError> {
         match self.lines.advance()? {
-            Advance::Line => {}
-            Advance::End => return Ok(None),
-            Advance::Cut => return Ok(Some(Err(Refusal::new(Reason::NotDecodable, too_long())))),
+            Advance::Line => Ok(Some(self.decoder.decode(self.lines.record()))),
+            Advance::End => Ok(None),
+            Advance::Cut => Ok(Some(Err(Refusal::new(Reason::NotDecodable, too_long())))),
         }
-        let Ok(line) = std::str::from_utf8(self.lines.record()) else {
-            return Ok(Some(Err(Refusal::new(Reason::NotDecodable, "the line is not UTF-8"))));
-        };
-        self.escaped.text.clear();
-        self.escaped.fields.clear();
-        let object = Object { settings: &self.settings, escaped: &mut self.escaped };
-        let mut json = serde_json::Deserializer::from_str(line);
-        let parsed = object.deserialize(&mut json).and_then(|parsed| json.end().map(|()| parsed));
-        let (mut record, ignored_fields) = match parsed {
-            Ok(parsed) => parsed,
-            Err(error) => return Ok(Some(Err(not_decodable(&error)))),
-        };
-        for (field, range) in &self.escaped.fields {
-            record.set(*field, Value::Text(&self.escaped.text[range.clone()]));
-        }
-        self.ignored_fields += ignored_fields;
-        Ok(Some(record.upsert(&self.settings)))
     }
 
     pub(super) fn line(&self) -> u64 {
@@ -72,19 +93,20 @@ impl JsonReader {
     }
 
     pub(super) fn ignored_fields(&self) -> u64 {
-        self.ignored_fields
+        self.decoder.ignored_fields()
     }
 }
 
 #[cold]
-fn not_decodable(error: &serde_json::Error) -> Refusal {
+fn not_decodable(error: &serde_json::Error, text: &str) -> Refusal {
     let mut why = error.to_string();
-    // serde_json counts lines too, but it only ever sees one.
+    // Said as a byte of the record instead, which mostly is one line.
     if let Some(at) = why.rfind(" at line ") {
         why.truncate(at);
     }
-    let column = error.column();
-    Refusal::new(Reason::NotDecodable, format!("not a JSON object of a reading: {why} at byte {column}"))
+    let lines_before = error.line().saturating_sub(1);
+    let byte = text.split_inclusive('\n').take(lines_before).map(str::len).sum::<usize>() + error.column();
+    Refusal::new(Reason::NotDecodable, format!("not a JSON object of a reading: {why} at byte {byte}"))
 }
 
 struct Object<'a> {

@@ -1,7 +1,7 @@
 //! Bytes to readings, results to bytes: CSV, JSON lines and Parquet, plain or compressed.
 //!
 //! A [`Decoder`] turns a file or a pipe into [`Upsert`]s, one record at a time, and keeps the bytes of the record at
-//! hand for whoever refuses it. A record that cannot be taken is a [`Refusal`] and reading goes on; a file that cannot
+//! hand for whoever refuses it; a [`RecordDecoder`] takes records that are already apart. A record that cannot be taken is a [`Refusal`] and reading goes on; a file that cannot
 //! be read is a [`DecodeError`] and ends it. The writers are its counterparts.
 
 mod compress;
@@ -26,7 +26,8 @@ use std::path::Path;
 use jiff::tz::Offset;
 
 pub use self::compress::{Compressed, compressed};
-pub use self::readings::{Fields, ReadingsWriter};
+pub use self::json::RecordDecoder;
+pub use self::readings::{Fields, ReadingsWriter, json_record};
 pub use self::reports::{ChangesWriter, DailyWriter, DeadLettersWriter};
 pub use self::results::RowsWriter;
 pub(crate) use self::text::{push_heat_index, push_integer, push_json_text, push_number};

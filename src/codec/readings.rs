@@ -29,6 +29,22 @@ pub struct Fields<'a> {
     pub withdrawal: bool,
 }
 
+impl<'a> Fields<'a> {
+    /// Those of an arrival within the rules.
+    pub fn of(city: &'a str, reading_at: EventTime, event: &Event) -> Fields<'a> {
+        let key = Fields { city: Some(city), reading_at: Some(reading_at), ..Fields::default() };
+        match event {
+            Event::Reading(measurement) => Fields {
+                temperature: Some(measurement.temperature()),
+                humidity: Some(measurement.humidity()),
+                wind_speed: measurement.wind_speed(),
+                ..key
+            },
+            Event::Withdrawal => Fields { withdrawal: true, ..key },
+        }
+    }
+}
+
 /// Writes a log of readings. The file is whole once it is [finished](ReadingsWriter::finish).
 #[derive(Debug)]
 pub struct ReadingsWriter {
@@ -72,16 +88,7 @@ impl ReadingsWriter {
     ///
     /// Where the file cannot be written, or for a withdrawal in a file without operations.
     pub fn write(&mut self, city: &str, reading_at: EventTime, event: &Event) -> io::Result<()> {
-        let key = Fields { city: Some(city), reading_at: Some(reading_at), ..Fields::default() };
-        self.write_fields(&match event {
-            Event::Reading(measurement) => Fields {
-                temperature: Some(measurement.temperature()),
-                humidity: Some(measurement.humidity()),
-                wind_speed: measurement.wind_speed(),
-                ..key
-            },
-            Event::Withdrawal => Fields { withdrawal: true, ..key },
-        })
+        self.write_fields(&Fields::of(city, reading_at, event))
     }
 
     /// Writes a record as it is, within the rules or not.
@@ -98,7 +105,7 @@ impl ReadingsWriter {
                 file.end_line()
             }
             Inner::Json(file) => {
-                push_json(fields, &mut file.line);
+                json_record(fields, &mut file.line);
                 file.end_line()
             }
             Inner::Parquet(columns) => columns.write(fields),
@@ -148,7 +155,8 @@ fn push_csv(fields: &Fields<'_>, ops: bool, line: &mut Vec<u8>) {
     }
 }
 
-fn push_json(fields: &Fields<'_>, line: &mut Vec<u8>) {
+/// Appends a record as one JSON object, as a log without files takes it.
+pub fn json_record(fields: &Fields<'_>, line: &mut Vec<u8>) {
     line.push(b'{');
     if let Some(city) = fields.city {
         line.extend_from_slice(b"\"city\":");

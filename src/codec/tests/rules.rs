@@ -298,3 +298,18 @@ fn a_decoder_can_go_to_another_thread() {
     sent::<Decoder>();
     sent::<RowsWriter>();
 }
+
+#[test]
+fn records_on_their_own() {
+    let mut decoder = RecordDecoder::new(DecodeSettings::default());
+    let spread = b"{\n \"city\": \"x\",\r\n \"reading_at\": \"2025-01-01T00:00:00Z\", \"deleted\": true, \"note\": 1\n}\n";
+    assert_eq!(decoder.decode(spread).unwrap().event, Event::Withdrawal);
+    assert_eq!(decoder.ignored_fields(), 1);
+    let refusal = decoder.decode(b"{\n \"city\": \"x\",\n oops}").unwrap_err();
+    assert_eq!(refusal.reason, Reason::NotDecodable);
+    assert!(refusal.detail.ends_with("at byte 18"), "{refusal}");
+    for bad in [&b""[..], b"{}{}", b"\xFF", &[b' '; MAX_RECORD_BYTES + 1]] {
+        assert_eq!(decoder.decode(bad).unwrap_err().reason, Reason::NotDecodable);
+    }
+    assert_eq!(decoder.decode(b"{}").unwrap_err().reason, Reason::MissingField);
+}

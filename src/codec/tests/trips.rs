@@ -230,6 +230,17 @@ proptest! {
     }
 
     #[test]
+    fn single_records_read_back(log in log()) {
+        let mut decoder = RecordDecoder::new(DecodeSettings::default());
+        for (city, at, event) in &log {
+            let mut bytes = Vec::new();
+            json_record(&Fields::of(city, *at, event), &mut bytes);
+            let upsert = decoder.decode(&bytes).unwrap();
+            prop_assert_eq!((upsert.city, upsert.reading_at, upsert.event), (city.as_str(), *at, *event));
+        }
+    }
+
+    #[test]
     fn result_rows_read_back_bit_for_bit(cities in proptest::collection::btree_map(cities(), result_rows(), 0..5)) {
         let all: Vec<_> =
             cities.iter().flat_map(|(city, rows)| rows.iter().map(|row| expected(city, row))).collect();
