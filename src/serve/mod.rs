@@ -2,8 +2,10 @@
 //!
 //! Serving never reads the dataflow's state: it keeps a view that it builds from [`Update`]s, and asks what needs history.
 
+pub mod publish;
 pub mod view;
 pub mod wire;
+pub mod ws;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

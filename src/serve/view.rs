@@ -7,8 +7,8 @@ mod watches;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
-pub use self::asked::Busy;
-use self::asked::{Asked, Waiting};
+use self::asked::Asked;
+pub use self::asked::{Busy, Waiting};
 pub use self::table::{Changed, CityState, Expired, Since};
 use self::table::{Table, Tally};
 use self::watches::Watches;
@@ -24,7 +24,7 @@ pub struct View {
     table: RwLock<Table>,
     tally: Mutex<Tally>,
     watches: Mutex<Watches>,
-    asked: Asked,
+    asked: Arc<Asked>,
 }
 
 /// What an update did to the view.
@@ -45,7 +45,7 @@ impl View {
             ready: AtomicBool::new(false),
             tally: Mutex::default(),
             watches: Mutex::new(Watches::new(limits.ring_time, limits.ring_bytes)),
-            asked: Asked::new(ask),
+            asked: Arc::new(Asked::new(ask)),
         })
     }
 
@@ -56,6 +56,12 @@ impl View {
     /// The newest epoch that is included completely.
     pub fn as_of(&self) -> u64 {
         self.as_of.load(Ordering::Acquire)
+    }
+
+    /// The newest epoch that a subscription can have been told of: of an update that is being taken in, it may be ahead of
+    /// [`View::as_of`].
+    pub fn newest(&self) -> u64 {
+        locked(&self.watches).as_of()
     }
 
     /// Replay has passed the ends that the logs had at the start.
@@ -102,8 +108,8 @@ impl View {
         self.table().since(select, since)
     }
 
-    /// Watches cities until [`View::unwatch`] is called as often; the answers are of one epoch.
-    pub fn watch(&self, cities: &[Arc<str>]) -> Result<Waiting<'_>, Busy> {
+    /// Asks for all rows of cities, at one epoch, and watches them until [`View::unwatch`] is called as often.
+    pub fn watch(&self, cities: &[Arc<str>]) -> Result<Waiting, Busy> {
         // Questions are queued under the lock, so that the dataflow gets a watch and the end of one in the order of the rings.
         let mut watches = locked(&self.watches);
         if !watches.has_room(cities.len()) {

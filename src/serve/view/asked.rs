@@ -51,7 +51,7 @@ impl Asked {
     }
 
     /// Queues questions that are answered at one epoch.
-    pub(super) fn ask(&self, questions: Vec<(Arc<str>, Question)>) -> Result<Waiting<'_>, Busy> {
+    pub(super) fn ask(self: &Arc<Asked>, questions: Vec<(Arc<str>, Question)>) -> Result<Waiting, Busy> {
         let mut calls = locked(&self.calls);
         if calls.waiting + questions.len() > MAX_WAITING {
             return Err(Busy);
@@ -67,7 +67,7 @@ impl Asked {
         calls.next += queries as u64;
         calls.waiting += queries;
         calls.open.insert(first, Call { queries, answers: Vec::with_capacity(queries), done });
-        Ok(Waiting { asked: self, first, answered })
+        Ok(Waiting { asked: self.clone(), first, answered })
     }
 
     /// Queues what has no answer; false where the queue is full.
@@ -103,13 +103,13 @@ impl Asked {
 }
 
 /// Waits for the answers of one call; dropped, it waits no more.
-pub struct Waiting<'a> {
-    asked: &'a Asked,
+pub struct Waiting {
+    asked: Arc<Asked>,
     first: u64,
     answered: oneshot::Receiver<Vec<Answer>>,
 }
 
-impl Waiting<'_> {
+impl Waiting {
     /// In the order of the questions.
     pub async fn answers(mut self) -> Result<Vec<Answer>, Busy> {
         match tokio::time::timeout(ANSWER_TIME, &mut self.answered).await {
@@ -119,7 +119,7 @@ impl Waiting<'_> {
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Waiting {
     fn drop(&mut self) {
         locked(&self.asked.calls).close(self.first);
     }

@@ -220,7 +220,7 @@ fn row_of(city: &City) -> Option<(Arc<str>, CurrentRow)> {
 }
 
 impl Select<'_> {
-    pub(super) fn takes(&self, key: &Arc<str>, place: Option<Place>) -> bool {
+    pub fn takes(&self, key: &Arc<str>, place: Option<Place>) -> bool {
         match self {
             Select::All => true,
             Select::Listed(keys) => keys.binary_search(key).is_ok(),

@@ -59,6 +59,10 @@ impl Watches {
         }
     }
 
+    pub(super) fn as_of(&self) -> u64 {
+        self.as_of
+    }
+
     /// Whether so many more cities can be watched.
     pub(super) fn has_room(&self, cities: usize) -> bool {
         self.rings.len() + cities <= MAX_WATCHED

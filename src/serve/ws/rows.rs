@@ -1,0 +1,117 @@
+//! Writing many rows: encoded as the client takes them, never all at once.
+
+use std::sync::Arc;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+
+use super::session::Session;
+use super::socket::{End, FRAGMENT_BYTES};
+use crate::model::EventTime;
+use crate::serve::wire;
+
+/// A part of a snapshot, before it is closed.
+const PART_BYTES: usize = FRAGMENT_BYTES - 1024;
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
+    /// Writes a snapshot in parts.
+    pub(super) async fn snapshot<R>(
+        &mut self,
+        id: &str,
+        digest: u64,
+        as_of: u64,
+        rows: impl Iterator<Item = R>,
+        write: impl Fn(&mut Vec<u8>, &R),
+    ) -> Result<(), End> {
+        let mut rows = rows.peekable();
+        loop {
+            let mut text = Vec::new();
+            wire::begin_snapshot(&mut text, id, as_of);
+            let mut count = 0;
+            while text.len() < PART_BYTES
+                && let Some(row) = rows.next()
+            {
+                comma(&mut text, count);
+                write(&mut text, &row);
+                count += 1;
+            }
+            let complete = rows.peek().is_none();
+            text.extend_from_slice(if complete {
+                b"],\"complete\":true,\"token\":\""
+            } else {
+                b"],\"complete\":false}"
+            });
+            if complete {
+                self.shared.tokens.push(&mut text, as_of, digest);
+                text.extend_from_slice(b"\"}");
+            }
+            self.count(text.len(), count);
+            self.send(text).await?;
+            self.socket.flush().await?;
+            if complete {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Writes a merged `changes` message, a long one in fragments.
+    pub(super) async fn changes<R>(
+        &mut self,
+        id: &str,
+        digest: u64,
+        as_of: u64,
+        upserts: Vec<R>,
+        write: impl Fn(&mut Vec<u8>, &R),
+        removals: Vec<(Arc<str>, EventTime)>,
+    ) -> Result<(), End> {
+        let rows = upserts.len() + removals.len();
+        let mut text = Vec::new();
+        wire::begin_changes(&mut text, id, as_of);
+        self.shared.tokens.push(&mut text, as_of, digest);
+        text.extend_from_slice(b"\",\"upserts\":[");
+        let mut fragments = 0;
+        for (count, row) in (0..).zip(upserts) {
+            comma(&mut text, count);
+            write(&mut text, &row);
+            fragments += self.spill(&mut text).await?;
+        }
+        text.extend_from_slice(b"],\"removals\":[");
+        for (count, (city, reading_at)) in (0..).zip(removals) {
+            comma(&mut text, count);
+            wire::push_removal(&mut text, &city, reading_at);
+            fragments += self.spill(&mut text).await?;
+        }
+        text.extend_from_slice(b"]}");
+        self.count(fragments + text.len(), rows as u64);
+        if fragments > 0 {
+            return self.socket.fragment(text.into(), true).await;
+        }
+        self.send(text).await?;
+        self.socket.flush().await
+    }
+
+    /// Writes what is there as a fragment once it is long enough; returns its length.
+    async fn spill(&mut self, text: &mut Vec<u8>) -> Result<usize, End> {
+        if text.len() < FRAGMENT_BYTES {
+            return Ok(0);
+        }
+        let part = std::mem::take(text);
+        let bytes = part.len();
+        self.socket.fragment(part.into(), false).await?;
+        Ok(bytes)
+    }
+
+    async fn send(&mut self, text: Vec<u8>) -> Result<(), End> {
+        // Rows are written as UTF-8.
+        match Utf8Bytes::try_from(text) {
+            Ok(text) => self.socket.feed(Message::Text(text)).await,
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+fn comma(out: &mut Vec<u8>, count: u64) {
+    if count > 0 {
+        out.push(b',');
+    }
+}

@@ -1,0 +1,372 @@
+//! One client's session.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_tungstenite::tungstenite::{Bytes, Message};
+
+use super::Shared;
+use super::outbox::Outbox;
+use super::request::{self, Problem, Request};
+use super::selection::{Reset, Rows, Selection};
+use super::socket::{End, STOPPING, Socket};
+use super::subscriptions::Subscriptions;
+use crate::model::Answer;
+use crate::serve::view::{Busy, Since};
+use crate::serve::wire::{self, Said};
+
+/// What is written before the socket is flushed.
+const BURST_BYTES: usize = 16 * 1024;
+/// Heartbeats without anything from the client.
+const SILENT_BEATS: u32 = 3;
+
+pub(super) struct Session<S> {
+    pub(super) shared: Arc<Shared>,
+    outbox: Arc<Outbox>,
+    pub(super) socket: Socket<S>,
+    subscriptions: Subscriptions,
+    watching: FuturesUnordered<Watching>,
+    /// Numbers the watches of the session.
+    watches: u64,
+    heard: Instant,
+    /// Messages that the client may send at once.
+    allowance: f64,
+}
+
+type Watched = (u16, u64, Result<Vec<Answer>, Busy>);
+type Watching = Pin<Box<dyn Future<Output = Watched> + Send>>;
+
+enum Event {
+    Read(Message),
+    Watched(Watched),
+    Work,
+    Beat,
+}
+
+/// Counts open sessions, also where a session is dropped.
+struct Counted(Arc<Shared>);
+
+impl Counted {
+    fn new(shared: Arc<Shared>) -> Counted {
+        shared.sessions.send_modify(|open| *open += 1);
+        shared.meters.sessions.increment(1);
+        Counted(shared)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.sessions.send_modify(|open| *open -= 1);
+        self.0.meters.sessions.decrement(1);
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
+    pub(super) fn new(shared: Arc<Shared>, outbox: Arc<Outbox>, socket: Socket<S>) -> Session<S> {
+        Session {
+            subscriptions: Subscriptions::new(shared.clone(), outbox.clone()),
+            allowance: shared.limits.messages_per_second.into(),
+            shared,
+            outbox,
+            socket,
+            watching: FuturesUnordered::new(),
+            watches: 0,
+            heard: Instant::now(),
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        let _counted = Counted::new(self.shared.clone());
+        let end = match self.serve().await {
+            Err(end) => end,
+            Ok(()) => STOPPING,
+        };
+        tracing::debug!(?end, "a subscriber's session ends");
+        drop(self.subscriptions);
+        self.socket.end(end).await;
+    }
+
+    async fn serve(&mut self) -> Result<(), End> {
+        self.write(self.shared.hello.clone()).await?;
+        let heartbeat = self.shared.limits.heartbeat;
+        let beat = tokio::time::sleep(heartbeat);
+        tokio::pin!(beat);
+        loop {
+            let event = tokio::select! {
+                biased;
+                read = self.socket.next() => Event::Read(read?),
+                Some(watched) = self.watching.next(), if !self.watching.is_empty() => Event::Watched(watched),
+                () = &mut beat => Event::Beat,
+                () = self.outbox.ready() => Event::Work,
+            };
+            match event {
+                Event::Read(message) => self.read(message).await?,
+                Event::Watched((slot, watch, answers)) => self.watched(slot, watch, answers).await?,
+                Event::Work => self.work().await?,
+                Event::Beat => {
+                    self.beat().await?;
+                    beat.as_mut().reset(tokio::time::Instant::now() + heartbeat);
+                }
+            }
+        }
+    }
+
+    async fn beat(&mut self) -> Result<(), End> {
+        if self.heard.elapsed() >= self.shared.limits.heartbeat * SILENT_BEATS {
+            return Err(End::Close(4408, "nothing came from the client for too long"));
+        }
+        let as_of = self.subscriptions.as_of();
+        self.socket.feed(Message::Ping(Bytes::new())).await?;
+        self.say(Said::Heartbeat { as_of }).await
+    }
+
+    /// Writes what waits in the outbox, and merges what was dropped there.
+    async fn work(&mut self) -> Result<(), End> {
+        let mut items = Vec::new();
+        if !self.outbox.take(BURST_BYTES, &mut items) {
+            return match self.outbox.behind() {
+                Some(slot) => self.update(slot, Reset::Behind).await,
+                None => Ok(()),
+            };
+        }
+        for item in items {
+            // What a snapshot or a merged message has included already is not sent again.
+            let Some(subscription) = self.subscriptions.get_mut(item.slot) else { continue };
+            if subscription.sent.is_none_or(|sent| item.as_of <= sent) {
+                continue;
+            }
+            subscription.sent = Some(item.as_of);
+            self.count(item.text.len(), item.rows.into());
+            self.socket.feed(Message::Text(item.text)).await?;
+        }
+        self.socket.flush().await
+    }
+
+    async fn read(&mut self, message: Message) -> Result<(), End> {
+        let now = Instant::now();
+        let rate = f64::from(self.shared.limits.messages_per_second);
+        let earned = (now - self.heard).as_secs_f64() * rate;
+        self.allowance = (self.allowance + earned).min(rate) - 1.0;
+        self.heard = now;
+        if self.allowance < 0.0 {
+            return Err(End::Close(1008, "messages faster than the limit"));
+        }
+        match message {
+            Message::Text(text) => match request::parse(&text, &self.shared.limits) {
+                Ok(request) => self.handle(request).await,
+                Err(problem) => self.refuse(problem).await,
+            },
+            Message::Binary(_) => Err(End::Close(1003, "messages are text")),
+            Message::Close(_) => Err(End::Gone),
+            _ => Ok(()),
+        }
+    }
+
+    async fn handle(&mut self, request: Request) -> Result<(), End> {
+        match request {
+            Request::Ping => {
+                let as_of = self.subscriptions.as_of();
+                self.say(Said::Pong { as_of }).await
+            }
+            Request::Unsubscribe { id } => match self.subscriptions.find(&id) {
+                Some(slot) => {
+                    self.subscriptions.close(slot);
+                    self.say(Said::Unsubscribed { id: &id }).await
+                }
+                None => {
+                    self.refuse(Problem::of(&id, "unknown_id", "there is no subscription of this id")).await
+                }
+            },
+            Request::Subscribe { id, selection, resume } => self.subscribe(id, selection, resume).await,
+        }
+    }
+
+    async fn subscribe(
+        &mut self,
+        id: Arc<str>,
+        selection: Selection,
+        resume: Option<String>,
+    ) -> Result<(), End> {
+        if self.subscriptions.find(&id).is_some() {
+            let detail = "there is a subscription of this id: unsubscribe it first";
+            return self.refuse(Problem::of(&id, "duplicate_id", detail)).await;
+        }
+        let most = self.shared.limits.subscriptions;
+        if self.subscriptions.len() >= most {
+            let detail = format!("a session takes at most {most} subscriptions");
+            return self.refuse(Problem::of(&id, "too_many_subscriptions", &detail)).await;
+        }
+        let (rows, digest) = (selection.rows, selection.digest());
+        let slot = self.subscriptions.open(id.clone(), selection);
+        let Some(token) = resume else { return self.begin(slot).await };
+        match self.resume(slot, rows, &token, digest) {
+            Ok(()) => self.update(slot, Reset::Expired).await,
+            Err(reset) => {
+                self.say(Said::Reset { id: &id, reason: reset.reason() }).await?;
+                self.begin(slot).await
+            }
+        }
+    }
+
+    fn resume(&mut self, slot: u16, rows: Rows, token: &str, digest: u64) -> Result<(), Reset> {
+        let view = &self.shared.view;
+        let epoch = self.shared.tokens.epoch(token, digest, view.newest())?;
+        let Some(subscription) = self.subscriptions.get_mut(slot) else { return Ok(()) };
+        if rows == Rows::Window {
+            view.watch_again(subscription.selection.listed(), epoch).map_err(|_| Reset::Expired)?;
+            subscription.holds = true;
+        }
+        subscription.sent = Some(epoch);
+        Ok(())
+    }
+
+    /// Begins a subscription with a snapshot.
+    async fn begin(&mut self, slot: u16) -> Result<(), End> {
+        let Some(subscription) = self.subscriptions.get_mut(slot) else { return Ok(()) };
+        subscription.sent = None;
+        match subscription.selection.rows {
+            Rows::Latest => self.update(slot, Reset::Behind).await,
+            Rows::Window => self.watch(slot).await,
+        }
+    }
+
+    async fn watch(&mut self, slot: u16) -> Result<(), End> {
+        self.outbox.hold(slot);
+        self.subscriptions.unwatch(slot);
+        let Some(subscription) = self.subscriptions.get_mut(slot) else { return Ok(()) };
+        match self.shared.view.watch(subscription.selection.listed()) {
+            Ok(waiting) => {
+                self.watches += 1;
+                let watch = self.watches;
+                subscription.holds = true;
+                subscription.watch = Some(watch);
+                self.watching.push(Box::pin(async move { (slot, watch, waiting.answers().await) }));
+                Ok(())
+            }
+            Err(busy) => self.give_up(slot, busy).await,
+        }
+    }
+
+    async fn give_up(&mut self, slot: u16, busy: Busy) -> Result<(), End> {
+        let Some(subscription) = self.subscriptions.get_mut(slot) else { return Ok(()) };
+        let problem = Problem::of(&subscription.id, "busy", &busy.to_string());
+        self.subscriptions.close(slot);
+        self.refuse(problem).await
+    }
+
+    async fn watched(
+        &mut self,
+        slot: u16,
+        watch: u64,
+        answers: Result<Vec<Answer>, Busy>,
+    ) -> Result<(), End> {
+        let Some(subscription) = self.subscriptions.get_mut(slot) else { return Ok(()) };
+        if subscription.watch != Some(watch) {
+            return Ok(());
+        }
+        subscription.watch = None;
+        let answers = match answers {
+            Ok(answers) => answers,
+            Err(busy) => return self.give_up(slot, busy).await,
+        };
+        let as_of = answers.iter().map(|answer| answer.epoch).min().unwrap_or_default();
+        let rows = answers.into_iter().flat_map(|Answer { city, rows, .. }| {
+            rows.into_iter().map(move |(reading_at, row)| (city.clone(), reading_at, row))
+        });
+        let (id, digest) = (subscription.id.clone(), subscription.selection.digest());
+        subscription.sent = Some(as_of);
+        let write = |out: &mut Vec<u8>, row: &_| {
+            let (city, reading_at, row): &(Arc<str>, _, _) = row;
+            wire::push_window_row(out, city, *reading_at, row);
+        };
+        self.snapshot(&id, digest, as_of, rows, write).await?;
+        self.update(slot, Reset::Behind).await
+    }
+
+    /// Brings a subscription up to date from the view: with a snapshot, or with what has changed since it was last sent to.
+    /// From then on messages are queued; where what has changed is not kept any more, a reset gives `why`.
+    async fn update(&mut self, slot: u16, why: Reset) -> Result<(), End> {
+        let Some(subscription) = self.subscriptions.get_mut(slot) else { return Ok(()) };
+        let (id, selection, sent) =
+            (subscription.id.clone(), subscription.selection.clone(), subscription.sent);
+        // Before the view is read, so that what comes later is queued.
+        self.outbox.open(slot);
+        if selection.rows == Rows::Window {
+            return self.update_window(slot, &id, &selection, why).await;
+        }
+        let view = self.shared.view.clone();
+        let found = match view.latest(&selection.select(), sent) {
+            Ok(since) => Some((since, sent)),
+            Err(_) => {
+                self.say(Said::Reset { id: &id, reason: why.reason() }).await?;
+                view.latest(&selection.select(), None).ok().map(|all| (all, None))
+            }
+        };
+        let Some((Since { as_of, upserts, removals }, sent)) = found else { return Ok(()) };
+        if let Some(subscription) = self.subscriptions.get_mut(slot) {
+            subscription.sent = Some(as_of);
+        }
+        let write = |out: &mut Vec<u8>, (city, row): &(Arc<str>, _)| wire::push_latest_row(out, city, row);
+        let digest = selection.digest();
+        match sent {
+            None => self.snapshot(&id, digest, as_of, upserts.into_iter(), write).await,
+            Some(_) => self.changes(&id, digest, as_of, upserts, write, removals).await,
+        }
+    }
+
+    async fn update_window(
+        &mut self,
+        slot: u16,
+        id: &Arc<str>,
+        selection: &Selection,
+        why: Reset,
+    ) -> Result<(), End> {
+        let Some(subscription) = self.subscriptions.get_mut(slot) else { return Ok(()) };
+        let Some(sent) = subscription.sent else { return Ok(()) };
+        let Ok(since) = self.shared.view.window(selection.listed(), sent) else {
+            subscription.sent = None;
+            self.say(Said::Reset { id, reason: why.reason() }).await?;
+            return self.watch(slot).await;
+        };
+        subscription.sent = Some(since.as_of);
+        let mut removals = Vec::new();
+        let mut upserts = Vec::with_capacity(since.rows.len());
+        for (city, reading_at, row) in since.rows {
+            match row {
+                Some(row) => upserts.push((city, reading_at, row)),
+                None => removals.push((city, reading_at)),
+            }
+        }
+        let write = |out: &mut Vec<u8>, row: &_| {
+            let (city, reading_at, row): &(Arc<str>, _, _) = row;
+            wire::push_window_row(out, city, *reading_at, row);
+        };
+        self.changes(id, selection.digest(), since.as_of, upserts, write, removals).await
+    }
+
+    async fn refuse(&mut self, problem: Problem) -> Result<(), End> {
+        self.say(problem.said()).await
+    }
+
+    /// Writes a message of the session itself.
+    async fn say(&mut self, said: Said<'_>) -> Result<(), End> {
+        self.write(said.to_json()).await
+    }
+
+    async fn write(&mut self, text: String) -> Result<(), End> {
+        self.count(text.len(), 0);
+        self.socket.feed(Message::Text(text.into())).await?;
+        self.socket.flush().await
+    }
+
+    pub(super) fn count(&self, bytes: usize, rows: u64) {
+        let meters = &self.shared.meters;
+        meters.messages.increment(1);
+        meters.rows.increment(rows);
+        meters.bytes.increment(bytes as u64);
+    }
+}

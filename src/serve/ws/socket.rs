@@ -1,0 +1,145 @@
+//! Writing to a client within its time limit, and ending.
+
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::sync::watch;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::error::{CapacityError, Error};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
+use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame};
+use tokio_tungstenite::tungstenite::{Bytes, Message};
+
+/// Longer messages are written as fragments, so that a socket holds no more of them.
+pub(super) const FRAGMENT_BYTES: usize = 32 * 1024;
+/// Until a client has answered a close, or has taken it.
+const END_TIME: Duration = Duration::from_secs(1);
+/// What is still read from a client that has violated the protocol, so that the close frame reaches it.
+const END_BYTES: u64 = 1 << 20;
+
+pub(super) struct Socket<S> {
+    pub(super) stream: WebSocketStream<S>,
+    send_time: Duration,
+    stop: watch::Receiver<bool>,
+    /// Inside a message of fragments.
+    begun: bool,
+}
+
+/// Why a session ends.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The client has closed, or is gone.
+    Gone,
+    /// The client has violated the protocol: what it sends cannot be read any more.
+    Violation(u16, &'static str),
+    Close(u16, &'static str),
+}
+
+pub(super) const STOPPING: End = End::Close(1001, "the service is stopping, reconnect");
+const TOO_SLOW: End = End::Close(4413, "the client reads too slowly");
+
+impl End {
+    pub(super) fn of_read(error: &Error) -> End {
+        match error {
+            Error::Capacity(CapacityError::MessageTooLong { .. }) => {
+                End::Violation(1009, "the message is too long")
+            }
+            Error::Utf8(_) => End::Violation(1007, "text must be UTF-8"),
+            Error::Protocol(_) | Error::Capacity(_) => End::Violation(1002, "protocol violation"),
+            _ => End::Gone,
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
+    pub(super) fn new(
+        stream: WebSocketStream<S>,
+        send_time: Duration,
+        stop: watch::Receiver<bool>,
+    ) -> Socket<S> {
+        Socket { stream, send_time, stop, begun: false }
+    }
+
+    /// Waits for [`STOPPING`].
+    pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
+        // The sender lives as long as the session.
+        let _ = stop.wait_for(|stop| *stop).await;
+    }
+
+    pub(super) async fn next(&mut self) -> Result<Message, End> {
+        tokio::select! {
+            biased;
+            () = Self::stopped(&mut self.stop) => Err(STOPPING),
+            read = self.stream.next() => match read {
+                Some(Ok(message)) => Ok(message),
+                Some(Err(error)) => Err(End::of_read(&error)),
+                None => Err(End::Gone),
+            },
+        }
+    }
+
+    /// Hands a message to the socket, which may hold it until [`Socket::flush`].
+    pub(super) async fn feed(&mut self, message: Message) -> Result<(), End> {
+        let Message::Text(text) = &message else { return self.feed_whole(message).await };
+        if text.len() <= FRAGMENT_BYTES {
+            return self.feed_whole(message).await;
+        }
+        let mut rest: Bytes = text.clone().into();
+        while rest.len() > FRAGMENT_BYTES {
+            let fragment = rest.split_to(FRAGMENT_BYTES);
+            self.fragment(fragment, false).await?;
+        }
+        self.fragment(rest, true).await
+    }
+
+    /// Writes a part of a text message.
+    pub(super) async fn fragment(&mut self, part: Bytes, last: bool) -> Result<(), End> {
+        let code = if self.begun { Data::Continue } else { Data::Text };
+        self.begun = !last;
+        self.feed_whole(Message::Frame(Frame::message(part, OpCode::Data(code), last))).await?;
+        self.flush().await
+    }
+
+    async fn feed_whole(&mut self, message: Message) -> Result<(), End> {
+        tokio::select! {
+            biased;
+            fed = tokio::time::timeout(self.send_time, self.stream.feed(message)) => within(fed),
+            () = Self::stopped(&mut self.stop) => Err(STOPPING),
+        }
+    }
+
+    pub(super) async fn flush(&mut self) -> Result<(), End> {
+        tokio::select! {
+            biased;
+            flushed = tokio::time::timeout(self.send_time, self.stream.flush()) => within(flushed),
+            () = Self::stopped(&mut self.stop) => Err(STOPPING),
+        }
+    }
+
+    /// Tells the client why, and waits a little until it has heard.
+    pub(super) async fn end(mut self, end: End) {
+        let _ = tokio::time::timeout(END_TIME, async {
+            if let End::Close(code, reason) | End::Violation(code, reason) = &end {
+                let reason = (*reason).into();
+                let frame = CloseFrame { code: CloseCode::from(*code), reason };
+                self.stream.close(Some(frame)).await.ok()?;
+            }
+            if let End::Violation(..) = end {
+                let rest = &mut self.stream.get_mut().take(END_BYTES);
+                tokio::io::copy(rest, &mut tokio::io::sink()).await.ok()?;
+            }
+            while let Some(Ok(_)) = self.stream.next().await {}
+            Some(())
+        })
+        .await;
+    }
+}
+
+fn within(written: Result<Result<(), Error>, tokio::time::error::Elapsed>) -> Result<(), End> {
+    match written {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(End::Gone),
+        Err(_) => Err(TOO_SLOW),
+    }
+}
