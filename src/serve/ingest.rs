@@ -1,16 +1,15 @@
 //! Readings that come in over HTTP and WebSocket: each goes to the log with its exact bytes, and is answered when it is durable.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
 use serde::Serialize;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use warp::http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
-use warp::http::{HeaderMap, HeaderValue, StatusCode};
+use warp::http::{HeaderMap, HeaderValue};
 
 use super::problem::{Code, Problem};
 use super::{Limits, telemetry};
@@ -82,7 +81,8 @@ struct Decoded {
 pub(super) struct Pending {
     accepted: usize,
     refusals: Refusals,
-    heard: oneshot::Receiver<Result<Vec<Appended>, AppendError>>,
+    /// Nothing where none was accepted.
+    heard: Option<oneshot::Receiver<Result<Vec<Appended>, AppendError>>>,
 }
 
 impl Ingest {
@@ -105,7 +105,8 @@ impl Ingest {
         self.check()?;
         let form = Form::of(headers)?;
         let body = self.read(headers, body).await?;
-        self.submit(form, body).await?.taken().await
+        let taken = self.submit(form, body).await?.taken().await?;
+        if taken.accepted == 0 { Err(none_accepted(&taken.refusals)) } else { Ok(taken) }
     }
 
     /// Takes a WebSocket message, which is as a JSON body. What is returned waits for the log.
@@ -177,7 +178,7 @@ impl Ingest {
         let accepted = records.len();
         telemetry::ingested(len, accepted, refusals.refused_count);
         if accepted == 0 {
-            return Err(none_accepted(&refusals));
+            return Ok(Pending { accepted, refusals, heard: None });
         }
         let (done, heard) = oneshot::channel();
         appender.append(
@@ -188,18 +189,21 @@ impl Ingest {
                 let _ = done.send(result);
             }),
         );
-        Ok(Pending { accepted, refusals, heard })
+        Ok(Pending { accepted, refusals, heard: Some(heard) })
     }
 }
 
 impl Pending {
     /// Waits until the readings are durable.
     pub(super) async fn taken(self) -> Result<Taken, Problem> {
-        let unknown = "the log did not answer: whether the readings are in it is not known";
-        let heard = tokio::time::timeout(ACKNOWLEDGE_TIME, self.heard).await;
-        let Ok(Ok(result)) = heard else { return Err(Problem::new(Code::LogFailed, unknown)) };
+        let Pending { accepted, refusals, heard } = self;
+        let Some(heard) = heard else { return Ok(Taken { accepted, refusals, positions: Vec::new() }) };
+        let Ok(Ok(result)) = tokio::time::timeout(ACKNOWLEDGE_TIME, heard).await else {
+            let detail = "the log did not answer: whether the readings are in it is not known";
+            return Err(Problem::new(Code::LogFailed, detail));
+        };
         match result {
-            Ok(positions) => Ok(Taken { accepted: self.accepted, refusals: self.refusals, positions }),
+            Ok(positions) => Ok(Taken { accepted, refusals, positions }),
             Err(error @ AppendError::Busy) => Err(Problem::new(Code::Busy, error.to_string())),
             Err(error @ AppendError::Stopping) => Err(Problem::new(Code::Stopping, error.to_string())),
             Err(error @ AppendError::Failed(_)) => {
@@ -283,60 +287,26 @@ impl Decoded {
     }
 }
 
-/// The answers of a session of the WebSocket ingest, in the order of its messages.
-#[derive(Default)]
-pub(super) struct Answers {
-    next: u64,
-    waiting: VecDeque<(u64, Result<Pending, Problem>)>,
-}
-
-impl Answers {
-    /// Messages that may wait for the log; further ones are not read until then.
-    pub(super) const MOST: usize = 64;
-
-    pub(super) fn push(&mut self, pending: Result<Pending, Problem>) {
-        self.waiting.push_back((self.next, pending));
-        self.next += 1;
-    }
-
-    pub(super) fn is_full(&self) -> bool {
-        self.waiting.len() >= Self::MOST
-    }
-
-    /// The next answer; waits for ever where no message does. It may be dropped and called again.
-    pub(super) async fn next(&mut self) -> String {
-        let Some((seq, first)) = self.waiting.front_mut() else { return std::future::pending().await };
-        let seq = *seq;
-        if let Ok(pending) = first {
-            let heard = tokio::time::timeout(ACKNOWLEDGE_TIME, &mut pending.heard).await;
-            let (sender, receiver) = oneshot::channel();
-            if let Ok(Ok(result)) = heard {
-                let _ = sender.send(result);
-            }
-            pending.heard = receiver;
-        }
-        let Some((_, first)) = self.waiting.pop_front() else { return std::future::pending().await };
-        let taken = match first {
-            Ok(pending) => pending.taken().await,
-            Err(problem) => Err(problem),
-        };
-        answer(seq, &taken)
-    }
-}
-
-fn answer(seq: u64, taken: &Result<Taken, Problem>) -> String {
-    let object = match taken {
+/// The answer to a message of the WebSocket ingest, once there is one.
+pub(super) async fn answer(seq: u64, pending: Result<Pending, Problem>) -> String {
+    let taken = match pending {
+        Ok(pending) => pending.taken().await,
+        Err(problem) => Err(problem),
+    };
+    let mut object = match taken {
         Ok(taken) => {
             let mut object = serde_json::to_value(taken).unwrap_or_default();
             object["type"] = "accepted".into();
             object
         }
-        Err(problem) if problem.code == Code::NotJson => {
-            json!({"type": "error", "code": "bad_message", "detail": problem.detail()})
+        Err(problem) => {
+            let code = match problem.code {
+                Code::NotJson => "bad_message",
+                code => code.parts().1,
+            };
+            json!({"type": "error", "code": code, "detail": problem.detail()})
         }
-        Err(problem) => json!({"type": "error", "code": problem.code.parts().1, "detail": problem.detail()}),
     };
-    let mut object = object;
-    object["seq"] = Value::from(seq);
+    object["seq"] = seq.into();
     object.to_string()
 }

@@ -2,10 +2,27 @@
 //!
 //! Serving never reads the dataflow's state: it keeps a view that it builds from [`Update`]s, and asks what needs history.
 
+mod api;
+mod connection;
+mod documents;
+mod encoding;
+mod ingest;
+mod problem;
 pub mod publish;
+mod routes;
+mod security;
+mod server;
+mod telemetry;
+mod text;
+mod tls;
+pub mod ui;
+mod upgrade;
 pub mod view;
 pub mod wire;
 pub mod ws;
+
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -96,20 +96,13 @@ impl Code {
 pub(super) struct Problem {
     pub(super) code: Code,
     detail: Cow<'static, str>,
-    status: Option<StatusCode>,
     members: Map<String, Value>,
     headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Problem {
     pub(super) fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Problem {
-        Problem { code, detail: detail.into(), status: None, members: Map::new(), headers: Vec::new() }
-    }
-
-    /// Where the code alone does not decide the status.
-    pub(super) fn status(mut self, status: StatusCode) -> Problem {
-        self.status = Some(status);
-        self
+        Problem { code, detail: detail.into(), members: Map::new(), headers: Vec::new() }
     }
 
     pub(super) fn header(mut self, name: HeaderName, value: HeaderValue) -> Problem {
@@ -129,7 +122,7 @@ impl Problem {
 
     pub(super) fn into_response(self) -> Response {
         let (status, code, title) = self.code.parts();
-        let status = self.status.or(StatusCode::from_u16(status).ok()).unwrap_or_default();
+        let status = StatusCode::from_u16(status).unwrap_or_default();
         let mut object = self.members;
         object.insert("type".into(), json!(format!("urn:swelter:problem:{code}")));
         object.insert("title".into(), json!(title));

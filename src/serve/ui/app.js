@@ -1,0 +1,221 @@
+// The live page: the feed's rows go to the map, the lists and the panel of a city.
+import { Cities } from './cities.js';
+import { Feed } from './feed.js';
+import { CATEGORIES, Units, fullTime, integer, lag, timeWithSeconds } from './format.js';
+import { Lists } from './lists.js';
+import { WorldMap } from './map.js';
+import { Panel } from './panel.js';
+
+const LISTS_EVERY_MS = 250;
+const STATES = {
+  connecting: 'Connecting',
+  live: 'Live',
+  waiting: 'Reconnecting',
+  catching_up: 'Catching up',
+  unauthorized: 'Token needed',
+};
+
+const byId = (id) => document.getElementById(id);
+const part = (name) => document.querySelector(`[data-test="${name}"]`);
+
+/** A setting that outlives the page where there is storage. */
+function remember(storage, key, value) {
+  try {
+    if (value === null) storage().removeItem(`swelter.${key}`);
+    else storage().setItem(`swelter.${key}`, value);
+  } catch {
+    // Without storage it holds until the page is closed.
+  }
+}
+
+function recall(storage, key) {
+  try {
+    return storage().getItem(`swelter.${key}`);
+  } catch {
+    return null;
+  }
+}
+
+const local = () => localStorage;
+const session = () => sessionStorage;
+
+const cities = new Cities();
+let units = new Units(recall(local, 'units') === 'celsius');
+let state = { name: 'connecting', retryAt: 0 };
+let asOf = 0;
+let lastCounts = null;
+let described = 'no';
+let landIsDrawn = false;
+let shownRows = -1;
+
+const feed = new Feed({ state: showState, hello: (hello) => panel.hello(hello), asOf: (ms) => (asOf = ms), status: showStatus });
+const panel = new Panel(feed, units);
+const lists = new Lists(cities, { select: choose, filter: (ranks) => (map.setFilter(ranks), showLists()) });
+const map = new WorldMap(
+  { frame: byId('map'), base: byId('map-base'), overlay: byId('map-overlay') },
+  cities,
+  { select: choose, hover: showTip },
+);
+cities.onChange = (city, categoryChanged) => map.pulse(city, categoryChanged);
+
+function showState(name, retryAt) {
+  state = { name, retryAt };
+  const element = part('state');
+  element.dataset.state = name;
+  byId('state-name').textContent = STATES[name];
+  document.body.dataset.state = name;
+  if (name === 'live') {
+    describeCities();
+    drawLand();
+  }
+  if (name === 'unauthorized' && !byId('token-dialog').open) byId('token-dialog').showModal();
+  showTicks();
+}
+
+async function drawLand() {
+  if (landIsDrawn) return;
+  landIsDrawn = true;
+  const { body } = await feed.get('ui/land.json');
+  landIsDrawn = Boolean(body?.rings);
+  if (landIsDrawn) map.setLand(body);
+}
+
+// The directory does not change while a service runs; a restarted one may have another.
+async function describeCities() {
+  if (described !== 'no') return;
+  described = 'asked';
+  const { status, body } = await feed.get('v1/cities');
+  described = status === 200 ? 'yes' : 'no';
+  if (status !== 200) {
+    setTimeout(() => state.name === 'live' && describeCities(), 2000);
+    return;
+  }
+  cities.describe(body.cities);
+  followHash();
+}
+
+function showStatus({ lag_ms: ms, counts, as_of: at }) {
+  part('lag').textContent = Number.isFinite(ms) ? lag(ms) : '–';
+  const total = counts ? counts.inserted + counts.corrected + counts.withdrawn : NaN;
+  const now = performance.now();
+  const seconds = lastCounts ? (now - lastCounts.now) / 1000 : 0;
+  if (lastCounts && total >= lastCounts.total && seconds > 0.5) {
+    part('rate').textContent = integer((total - lastCounts.total) / seconds);
+  }
+  if (!lastCounts || seconds > 0.5) lastCounts = { total, now };
+  asOf = Math.max(asOf, at ?? 0);
+}
+
+/** What changes with time alone. */
+function showTicks() {
+  const wait = Math.max(0, Math.ceil((state.retryAt - Date.now()) / 1000));
+  byId('retry').textContent = state.name === 'waiting' ? ` in ${wait} s` : '';
+  const element = part('as-of');
+  if (!asOf) return;
+  const iso = new Date(asOf).toISOString();
+  if (element.dateTime === iso) return;
+  element.dateTime = iso;
+  element.textContent = timeWithSeconds(asOf);
+  element.title = fullTime(asOf);
+}
+
+function showLists() {
+  shownRows = cities.rowChanges;
+  lists.update(units, panel.city);
+  panel.update();
+}
+
+function showTip(city, x, y) {
+  const tip = byId('tip');
+  tip.hidden = !city?.row;
+  if (tip.hidden) return;
+  tip.querySelector('strong').textContent = city.name;
+  tip.querySelector('span').textContent =
+    `${units.temperature(city.row.heat_index)} · ${CATEGORIES[city.rank].name}`;
+  const left = Math.max(4, Math.min(x + 14, map.view.width - tip.offsetWidth - 4));
+  const top = y + 14 + tip.offsetHeight > map.view.height ? y - 14 - tip.offsetHeight : y + 14;
+  tip.style.transform = `translate(${Math.round(left)}px, ${Math.round(top)}px)`;
+}
+
+function choose(city) {
+  const hash = `#city=${encodeURIComponent(city.key)}`;
+  if (location.hash === hash) followHash();
+  else location.hash = hash;
+}
+
+/** Selects the city that the address names. */
+function followHash() {
+  const key = new URLSearchParams(location.hash.slice(1).replaceAll('+', '%2B')).get('city');
+  if (key && !cities.get(key) && described !== 'yes') return;
+  const city = key ? cities.named(key) : null;
+  if (city !== panel.city) panel.select(city);
+  map.select(city);
+  document.title = city ? `${city.name} – swelter` : 'swelter – live heat index';
+  showLists();
+}
+
+function closeCity() {
+  const { city } = panel;
+  history.pushState(null, '', location.pathname + location.search);
+  followHash();
+  const item = document.querySelector(`[data-test="hottest"] [data-city="${CSS.escape(city?.key ?? '')}"] button`);
+  (item ?? byId('map')).focus();
+}
+
+function setUnits(celsius) {
+  units = new Units(celsius);
+  remember(local, 'units', celsius ? 'celsius' : 'fahrenheit');
+  panel.setUnits(units);
+  showLists();
+}
+
+function setTheme(theme) {
+  if (theme === 'auto') delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = theme;
+  remember(local, 'theme', theme === 'auto' ? null : theme);
+  recolour();
+}
+
+function recolour() {
+  map.recolour();
+  panel.recolour();
+}
+
+function listen() {
+  addEventListener('hashchange', followHash);
+  addEventListener('popstate', followHash);
+  byId('close-city').addEventListener('click', closeCity);
+  byId('zoom-in').addEventListener('click', () => map.view.zoomIn());
+  byId('zoom-out').addEventListener('click', () => map.view.zoomOut());
+  byId('zoom-reset').addEventListener('click', () => map.view.reset());
+  byId('city').addEventListener('keydown', (event) => event.key === 'Escape' && closeCity());
+  const celsius = byId('celsius');
+  (units.celsius ? celsius : byId('fahrenheit')).checked = true;
+  celsius.form.addEventListener('change', () => setUnits(celsius.checked));
+  const theme = byId('theme');
+  theme.value = recall(local, 'theme') ?? 'auto';
+  theme.addEventListener('change', () => setTheme(theme.value));
+  matchMedia('(prefers-color-scheme: dark)').addEventListener('change', recolour);
+  byId('token-form').addEventListener('submit', () => {
+    const token = byId('token').value.trim();
+    byId('token').value = '';
+    remember(session, 'token', token);
+    feed.authorize(token);
+  });
+}
+
+function frame(now) {
+  map.draw(now);
+  panel.draw(now);
+  requestAnimationFrame(frame);
+}
+
+listen();
+feed.subscribe({ cities: 'all', rows: 'latest' }, cities);
+feed.start(recall(session, 'token'));
+setInterval(() => {
+  showTicks();
+  if (shownRows !== cities.rowChanges) showLists();
+}, LISTS_EVERY_MS);
+requestAnimationFrame(frame);
+drawLand();

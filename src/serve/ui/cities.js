@@ -1,0 +1,133 @@
+// Every city and its current row.
+import { CATEGORIES, folded, rankOf } from './format.js';
+import { project } from './projection.js';
+
+class City {
+  constructor(key) {
+    this.key = key;
+    this.name = key;
+    this.country = '';
+    this.population = 0;
+    this.placed = false;
+    this.x = 0;
+    this.y = 0;
+    this.row = null;
+    this.rank = -1;
+    this.folded = '';
+    this.snapshot = 0;
+  }
+}
+
+/** Greatest first: by category, and by heat index within one. Plain `rothfusz` says 101.7 °F of a cold and humid day. */
+const hotter = (a, b) => b.rank - a.rank || b.row.heat_index - a.row.heat_index || (a.key < b.key ? -1 : 1);
+
+export class Cities {
+  #byKey = new Map();
+  #snapshots = 0;
+  /** Cities by population, greatest first, as far as the directory has come. */
+  all = [];
+  /** Cities with a current row, by category. */
+  counts = CATEGORIES.map(() => 0);
+  /** Counts up whenever a row changes, or a city its place or category. */
+  rowChanges = 0;
+  dotChanges = 0;
+  /** Called with each city whose row has changed, and whether its category has. */
+  onChange = () => {};
+
+  get(key) {
+    return this.#byKey.get(key);
+  }
+
+  /** The city with this key, which need not have had a reading yet. */
+  named(key) {
+    let city = this.#byKey.get(key);
+    if (!city) {
+      city = new City(key);
+      this.#byKey.set(key, city);
+      this.all.push(city);
+    }
+    return city;
+  }
+
+  /** Takes the entries of `GET /v1/cities`; their rows come by the feed. */
+  describe(entries) {
+    for (const { city: key, name, country, latitude, longitude, population } of entries) {
+      const city = this.named(key);
+      city.name = name ?? key;
+      city.country = country ?? '';
+      city.population = population ?? 0;
+      city.folded = '';
+      city.placed = Number.isFinite(latitude) && Number.isFinite(longitude);
+      if (city.placed) [city.x, city.y] = project(longitude, latitude);
+    }
+    this.all.sort((a, b) => b.population - a.population);
+    this.dotChanges += 1;
+    this.rowChanges += 1;
+  }
+
+  #set(city, row) {
+    const rank = row ? rankOf(row.category) : -1;
+    const moved = rank !== city.rank;
+    if (moved) {
+      if (city.rank >= 0) this.counts[city.rank] -= 1;
+      if (rank >= 0) this.counts[rank] += 1;
+      city.rank = rank;
+      this.dotChanges += 1;
+    }
+    city.row = row;
+    this.rowChanges += 1;
+    return moved;
+  }
+
+  /** The rows of a snapshot take the place of all others once it is complete. */
+  snapshot(rows, { first, complete }) {
+    if (first) this.#snapshots += 1;
+    for (const row of rows) {
+      const city = this.named(row.city);
+      city.snapshot = this.#snapshots;
+      this.#set(city, row);
+    }
+    if (!complete) return;
+    for (const city of this.all) if (city.row && city.snapshot !== this.#snapshots) this.#set(city, null);
+  }
+
+  changes(upserts, removals) {
+    for (const { city: key } of removals) {
+      const city = this.#byKey.get(key);
+      if (city?.row) this.#set(city, null);
+    }
+    for (const row of upserts) {
+      const city = this.named(row.city);
+      this.onChange(city, this.#set(city, row));
+    }
+  }
+
+  /** The `limit` hottest cities of the categories in `filter` (of all, where it is empty). */
+  hottest(limit, filter) {
+    const best = [];
+    for (const city of this.all) {
+      if (!city.row || (filter.size && !filter.has(city.rank))) continue;
+      if (best.length === limit && hotter(best[limit - 1], city) <= 0) continue;
+      let at = best.length;
+      while (at > 0 && hotter(city, best[at - 1]) < 0) at -= 1;
+      best.splice(at, 0, city);
+      if (best.length > limit) best.pop();
+    }
+    return best;
+  }
+
+  /** How many cities a search finds, and the first `limit`: those whose name starts with it before those where a later word does. */
+  search(text, limit) {
+    const wanted = folded(text.trim());
+    if (!wanted) return { total: 0, found: [] };
+    const starts = [];
+    const within = [];
+    for (const city of this.all) {
+      city.folded ||= folded(city.name);
+      if (city.folded.startsWith(wanted) || city.key === wanted) starts.push(city);
+      else if (city.folded.includes(` ${wanted}`) || city.folded.includes(`-${wanted}`)) within.push(city);
+    }
+    const found = [...starts.slice(0, limit), ...within.slice(0, limit)].slice(0, limit);
+    return { total: starts.length + within.length, found };
+  }
+}
