@@ -36,7 +36,11 @@ impl Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         match &mut self.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
@@ -128,7 +132,12 @@ struct Linger {
 }
 
 impl<C> Timed<C> {
-    pub(super) fn new(inner: C, activity: Arc<Activity>, head_time: Duration, write_time: Duration) -> Timed<C> {
+    pub(super) fn new(
+        inner: C,
+        activity: Arc<Activity>,
+        head_time: Duration,
+        write_time: Duration,
+    ) -> Timed<C> {
         let head_due = Some(Box::pin(sleep(head_time)));
         Timed { inner, activity, head_time, write_time, head_due, write_due: None, linger: None }
     }
@@ -165,10 +174,8 @@ impl<C: AsyncRead + Unpin> AsyncRead for Timed<C> {
             this.head_due = Some(Box::pin(sleep(this.head_time)));
         }
         // Checked on progress too: a byte now and then does not keep the head coming for ever.
-        match &mut this.head_due {
-            Some(due) if due.as_mut().poll(cx).is_ready() => Poll::Ready(Err(ErrorKind::TimedOut.into())),
-            _ => read,
-        }
+        let late = this.head_due.as_mut().is_some_and(|due| due.as_mut().poll(cx).is_ready());
+        if late { Poll::Ready(Err(ErrorKind::TimedOut.into())) } else { read }
     }
 }
 

@@ -51,8 +51,7 @@ impl Coding {
             Coding::Zstd => zstd::bulk::compress(bytes, if effort == Effort::Once { 15 } else { 1 }),
             Coding::Gzip => {
                 let level = flate2::Compression::new(if effort == Effort::Once { 9 } else { 3 });
-                let mut out =
-                    flate2::write::GzEncoder::new(Vec::with_capacity(bytes.len() / 4 + 64), level);
+                let mut out = flate2::write::GzEncoder::new(Vec::with_capacity(bytes.len() / 4 + 64), level);
                 out.write_all(bytes)?;
                 out.finish()
             }
@@ -84,8 +83,7 @@ impl Coding {
             return Ok(coded.clone());
         }
         let compress = move || self.compress(bytes, Effort::Once);
-        let compressed =
-            Bytes::from(tokio::task::spawn_blocking(compress).await.map_err(io::Error::other)??);
+        let compressed = Bytes::from(tokio::task::spawn_blocking(compress).await.map_err(io::Error::other)??);
         coded().insert(key, compressed.clone());
         Ok(compressed)
     }
@@ -148,7 +146,8 @@ impl Accepted {
 
 /// The `q` of an item; what is not a weight counts as none at all.
 fn weight(parameters: &str) -> u16 {
-    let Some(text) = parameters.trim().strip_prefix(['q', 'Q']).and_then(|rest| rest.trim_start().strip_prefix('='))
+    let Some(text) =
+        parameters.trim().strip_prefix(['q', 'Q']).and_then(|rest| rest.trim_start().strip_prefix('='))
     else {
         return if parameters.trim().is_empty() { 1_000 } else { 0 };
     };

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
 use serde::Serialize;
-use serde_json::value::RawValue;
 use serde_json::json;
+use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use warp::http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use warp::http::{HeaderMap, HeaderValue};
@@ -86,7 +86,11 @@ pub(super) struct Pending {
 }
 
 impl Ingest {
-    pub(super) fn new(appender: Option<Arc<dyn Appender>>, decode: DecodeSettings, limits: &Limits) -> Ingest {
+    pub(super) fn new(
+        appender: Option<Arc<dyn Appender>>,
+        decode: DecodeSettings,
+        limits: &Limits,
+    ) -> Ingest {
         let room = Arc::new(Semaphore::new(limits.bodies_bytes.min(Semaphore::MAX_PERMITS)));
         Ingest { appender, decode, body_bytes: limits.body_bytes, body_time: limits.body_time, room }
     }
@@ -120,7 +124,8 @@ impl Ingest {
     where
         B: Stream<Item = Result<bytes::Bytes, E>> + Unpin,
     {
-        let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        let announced =
+            headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         if announced.is_some_and(|bytes| bytes > self.body_bytes as u64) {
             return Err(self.too_large());
         }

@@ -29,6 +29,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration as Wait;
 
+pub use self::server::{Bound, Serving, bind};
+
 use crate::codec::DecodeSettings;
 use crate::directory::Directory;
 use crate::model::{Appender, Ask, Duration, PartitionName};
@@ -132,4 +134,19 @@ pub struct Ports {
     pub ask: Arc<dyn Ask>,
     /// Where posted readings go; without one there is no ingest.
     pub appender: Option<Arc<dyn Appender>>,
+}
+
+/// Why serving cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error(
+        "cannot listen on {address} ({error}): take another address or a free port, or stop what listens there"
+    )]
+    Listen { address: SocketAddr, error: std::io::Error },
+    #[error("{}: {problem}: it must be a readable PEM file", path.display())]
+    Pem { path: PathBuf, problem: String },
+    #[error("the certificate and its key cannot be used ({0}): check that they belong together")]
+    Certificate(String),
+    #[error("the publisher's thread cannot be started ({0}): allow the process more threads")]
+    Thread(std::io::Error),
 }

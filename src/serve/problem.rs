@@ -29,13 +29,14 @@ pub(super) enum Code {
     Busy,
     LogFailed,
     CatchingUp,
+    Overloaded,
     NoIngest,
     Stopping,
 }
 
 impl Code {
     #[cfg(test)]
-    pub(super) const ALL: [Code; 21] = [
+    pub(super) const ALL: [Code; 22] = [
         Code::BadRequest,
         Code::BadParameter,
         Code::NotJson,
@@ -55,6 +56,7 @@ impl Code {
         Code::Busy,
         Code::LogFailed,
         Code::CatchingUp,
+        Code::Overloaded,
         Code::NoIngest,
         Code::Stopping,
     ];
@@ -81,13 +83,15 @@ impl Code {
             Code::Busy => (429, "busy", "The service is busy"),
             Code::LogFailed => (500, "log_failed", "The log cannot be written"),
             Code::CatchingUp => (503, "catching_up", "The service is catching up"),
+            Code::Overloaded => (503, "overloaded", "The service cannot answer now"),
             Code::NoIngest => (503, "no_ingest", "The service takes no readings"),
             Code::Stopping => (503, "stopping", "The service is stopping"),
         }
     }
 
     fn retry_after(self) -> Option<HeaderValue> {
-        matches!(self, Code::Busy | Code::CatchingUp | Code::Stopping).then(|| HeaderValue::from_static("1"))
+        matches!(self, Code::Busy | Code::CatchingUp | Code::Overloaded | Code::Stopping)
+            .then(|| HeaderValue::from_static("1"))
     }
 }
 

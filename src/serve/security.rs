@@ -12,6 +12,7 @@ use warp::http::{HeaderMap, HeaderName, HeaderValue};
 use warp::reply::Response;
 
 use super::problem::{Code, Problem};
+use super::ui::CONTENT_SECURITY_POLICY;
 use super::{ServePlan, Token};
 
 /// The subprotocol that is answered; the token comes as another one, since browsers cannot set headers of WebSockets.
@@ -114,7 +115,8 @@ impl Guard {
             return Ok(());
         }
         let challenge = challenge("Bearer realm=\"swelter\", error=\"insufficient_scope\"");
-        let problem = Problem::new(Code::InsufficientScope, format!("the token does not have the scope {name}"));
+        let problem =
+            Problem::new(Code::InsufficientScope, format!("the token does not have the scope {name}"));
         Err(problem.header(WWW_AUTHENTICATE, challenge))
     }
 }
@@ -157,11 +159,9 @@ fn without_port(host: &str) -> &str {
 
 /// What every answer says to browsers. The page is all that may run scripts.
 pub(super) fn harden(response: &mut Response, page: bool) {
-    const PAGE: &str = "default-src 'self'; connect-src 'self'; img-src 'self' data:; object-src 'none'; \
-                        base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
     const DATA: &str = "default-src 'none'; frame-ancestors 'none'";
     for (name, value) in [
-        ("content-security-policy", if page { PAGE } else { DATA }),
+        ("content-security-policy", if page { CONTENT_SECURITY_POLICY } else { DATA }),
         ("x-content-type-options", "nosniff"),
         ("referrer-policy", "no-referrer"),
         ("cross-origin-resource-policy", "same-origin"),
@@ -202,7 +202,10 @@ mod tests {
     }
 
     fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
-        pairs.iter().map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap())).collect()
+        pairs
+            .iter()
+            .map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap()))
+            .collect()
     }
 
     #[test]
@@ -223,14 +226,20 @@ mod tests {
 
     #[test]
     fn own_and_allowed_origins_are_told_from_foreign_ones() {
-        let origin = |origin: &str, host: &str| guard(false).origin(&headers(&[("origin", origin), ("host", host)]));
+        let origin =
+            |origin: &str, host: &str| guard(false).origin(&headers(&[("origin", origin), ("host", host)]));
         assert_eq!(guard(false).origin(&headers(&[("host", "x")])), Origin::Own);
         assert_eq!(origin("http://127.0.0.1:8080", "127.0.0.1:8080"), Origin::Own);
         assert_eq!(origin("https://heat.example", "HEAT.example:443"), Origin::Own);
         assert!(matches!(origin("https://maps.example.org", "heat.example"), Origin::Allowed(_)));
-        for foreign in
-            ["null", "", "https://evil.example", "http://127.0.0.1", "http://maps.example.org", "https://maps.example.org.evil"]
-        {
+        for foreign in [
+            "null",
+            "",
+            "https://evil.example",
+            "http://127.0.0.1",
+            "http://maps.example.org",
+            "https://maps.example.org.evil",
+        ] {
             assert_eq!(origin(foreign, "127.0.0.1:8080"), Origin::Foreign, "{foreign}");
         }
         assert_eq!(guard(false).origin(&headers(&[("origin", "null")])), Origin::Foreign);
@@ -239,11 +248,25 @@ mod tests {
     #[test]
     fn on_loopback_only_local_names_are_served() {
         let served = |loopback, host: &str| guard(loopback).check_host(&headers(&[("host", host)])).is_ok();
-        for host in ["localhost", "LOCALHOST:80", "a.localhost:1", "127.0.0.1:8080", "[::1]:9", "[::1]", "maps.example.org"]
-        {
+        for host in [
+            "localhost",
+            "LOCALHOST:80",
+            "a.localhost:1",
+            "127.0.0.1:8080",
+            "[::1]:9",
+            "[::1]",
+            "maps.example.org",
+        ] {
             assert!(served(true, host), "{host}");
         }
-        for host in ["evil.example", "evil.example:8080", "localhost.evil.example", "10.0.0.1", "", "127.0.0.1.nip.io"] {
+        for host in [
+            "evil.example",
+            "evil.example:8080",
+            "localhost.evil.example",
+            "10.0.0.1",
+            "",
+            "127.0.0.1.nip.io",
+        ] {
             assert!(!served(true, host), "{host}");
             assert!(served(false, host), "{host}");
         }

@@ -102,17 +102,34 @@ pub(super) fn render(view: &View, connections: usize) -> String {
 
 fn describe() {
     describe_gauge!("swelter_ready", "1 once replay has passed the ends that the logs had at the start");
-    describe_gauge!("swelter_as_of_lag_seconds", Unit::Seconds, "Clock time less the newest epoch that is served");
+    describe_gauge!(
+        "swelter_as_of_lag_seconds",
+        Unit::Seconds,
+        "Clock time less the newest epoch that is served"
+    );
     describe_gauge!("swelter_connections", "Open connections, WebSockets included");
     describe_counter!("swelter_connections_refused_total", "Connections over the limit, turned away");
     describe_counter!("swelter_readings_total", "Readings and withdrawals since the start, by what they did");
     describe_gauge!("swelter_split_cities", "Cities that came from more than one partition");
     describe_counter!("swelter_refused_total", "Readings refused since the start, by reason");
-    describe_gauge!("swelter_log_applied_position", "Results include every record of the partition before this one");
+    describe_gauge!(
+        "swelter_log_applied_position",
+        "Results include every record of the partition before this one"
+    );
     describe_gauge!("swelter_log_end_position", "The end of the partition");
-    describe_counter!("swelter_ingest_bytes_total", Unit::Bytes, "Bytes of bodies and messages with readings");
-    describe_counter!("swelter_ingest_records_total", "Readings sent to this server, by whether they went to the log");
-    describe_counter!("swelter_http_requests_total", "Requests answered, by route, method and class of status");
+    describe_counter!(
+        "swelter_ingest_bytes_total",
+        Unit::Bytes,
+        "Bytes of bodies and messages with readings"
+    );
+    describe_counter!(
+        "swelter_ingest_records_total",
+        "Readings sent to this server, by whether they went to the log"
+    );
+    describe_counter!(
+        "swelter_http_requests_total",
+        "Requests answered, by route, method and class of status"
+    );
     describe_histogram!(
         "swelter_http_request_duration_seconds",
         Unit::Seconds,

@@ -58,7 +58,8 @@ impl<'a> Parameters<'a> {
     /// The value, read; `expected` says what it should be.
     pub(super) fn read<T: FromStr>(&self, name: &str, expected: &str) -> Result<Option<T>, Problem> {
         let Some(text) = self.get(name) else { return Ok(None) };
-        let wrong = |_| Problem::new(Code::BadParameter, format!("{name} {} is not {expected}", quoted(text)));
+        let wrong =
+            |_| Problem::new(Code::BadParameter, format!("{name} {} is not {expected}", quoted(text)));
         text.parse().map(Some).map_err(wrong)
     }
 }
@@ -99,7 +100,8 @@ mod tests {
 
     #[test]
     fn parameters_are_known_and_there_once() {
-        let parameters = Parameters::parse("from=2025-11-24T16%3A00%3A00%2B01%3A00&&limit=5", &["from", "limit"]);
+        let parameters =
+            Parameters::parse("from=2025-11-24T16%3A00%3A00%2B01%3A00&&limit=5", &["from", "limit"]);
         let parameters = parameters.ok().unwrap();
         assert_eq!(parameters.get("from"), Some("2025-11-24T16:00:00+01:00"));
         assert_eq!(parameters.read::<u32>("limit", "a number").ok().unwrap(), Some(5));

@@ -8,7 +8,8 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use warp::http::header::{
-    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
+    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION,
+    UPGRADE,
 };
 use warp::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use warp::reply::Response;
@@ -42,8 +43,11 @@ impl Upgrade {
                 .header(CONNECTION, HeaderValue::from_static("Upgrade"))
                 .header(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"))
         };
-        let Some(upgrade) = upgrade.filter(|_| is_asked(headers) && names(headers, CONNECTION, "upgrade")) else {
-            return Err(required("open this path as a WebSocket: Connection: Upgrade and Upgrade: websocket"));
+        let Some(upgrade) = upgrade.filter(|_| is_asked(headers) && names(headers, CONNECTION, "upgrade"))
+        else {
+            return Err(required(
+                "open this path as a WebSocket: Connection: Upgrade and Upgrade: websocket",
+            ));
         };
         if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
             return Err(required("the WebSocket version must be 13"));
