@@ -210,3 +210,19 @@ impl Bounds {
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boxes_include_their_sides_and_may_span_the_antimeridian() {
+        let place = |longitude, latitude| Place { latitude, longitude };
+        let europe = Bounds { west: -10.0, south: 35.0, east: 30.0, north: 60.0 };
+        assert!(europe.hold(place(-10.0, 35.0)) && europe.hold(place(30.0, 60.0)));
+        assert!(!europe.hold(place(-10.1, 50.0)) && !europe.hold(place(0.0, 60.1)));
+        let pacific = Bounds { west: 170.0, south: -50.0, east: -170.0, north: 0.0 };
+        assert!(pacific.hold(place(175.0, -40.0)) && pacific.hold(place(-175.0, -10.0)));
+        assert!(!pacific.hold(place(0.0, -10.0)));
+    }
+}

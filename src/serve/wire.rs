@@ -154,3 +154,35 @@ fn seconds(ms: i64) -> Number {
     let fraction = Number::from_f64(ms as f64 / 1e3).filter(|_| ms % 1000 != 0);
     fraction.unwrap_or_else(|| (ms / 1000).into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Category, HeatIndex, Measurement};
+
+    fn row() -> Row {
+        Row::new(HeatIndex::from_micros(91_283_411), Category::ExtremeCaution, 252_038_190_000, 3001)
+    }
+
+    fn written(write: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut out = Vec::new();
+        write(&mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn rows_are_written_as_the_protocol_shows_them() {
+        let reading_at = EventTime::parse("2025-11-24T16:00:00Z", None).unwrap();
+        let measurement = Measurement::new(86.4, 63.1, None).unwrap();
+        let current = CurrentRow { reading_at, row: row(), hour_ago: None, measurement: Some(measurement) };
+        let start = "{\"city\":\"a \\\"b\\\"\",\"reading_at\":\"2025-11-24T16:00:00Z\",\"heat_index\":91.283411,\"rolling_heat_index\":";
+        let text = written(|out| push_latest_row(out, "a \"b\"", &current));
+        assert!(text.starts_with(start), "{text}");
+        let end = ",\"count\":3001,\"category\":\"extreme_caution\",\"trend\":null,\"temperature\":86.4,\"humidity\":63.1,\"wind_speed\":null}";
+        assert!(text.ends_with(end), "{text}");
+        let text = written(|out| push_window_row(out, "a", reading_at, &row()));
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(value["rolling_heat_index"].as_f64(), Some(row().rolling_heat_index()));
+        assert!(text.ends_with(",\"category\":\"extreme_caution\"}"), "{text}");
+    }
+}

@@ -10,6 +10,8 @@ mod selection;
 mod session;
 mod socket;
 mod subscriptions;
+#[cfg(test)]
+mod tests;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

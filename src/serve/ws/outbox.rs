@@ -143,3 +143,31 @@ impl Queue {
         rows
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_outbox_drops_the_messages_of_the_subscription_that_is_too_much() {
+        let outbox = Outbox::new(3 * (ITEM_BYTES + 10));
+        let text = Utf8Bytes::from_static("0123456789");
+        outbox.hold(0);
+        outbox.hold(1);
+        assert_eq!(outbox.push(0, 1, 1, &text), 0);
+        assert!(outbox.is_settled(), "what is held is not queued");
+        outbox.open(0);
+        outbox.open(1);
+        let merged: Vec<_> =
+            (1..=5).map(|epoch| outbox.push(u16::from(epoch == 1), epoch, 2, &text)).collect();
+        assert_eq!(merged, [0, 0, 0, 6, 2]);
+        assert_eq!(outbox.behind(), Some(0));
+        let mut taken = Vec::new();
+        assert!(outbox.take(1000, &mut taken));
+        assert_eq!(taken.iter().map(|item| (item.slot, item.as_of)).collect::<Vec<_>>(), [(1, 1)]);
+        assert!(!outbox.is_settled());
+        outbox.open(0);
+        assert!(outbox.is_settled());
+        assert_eq!(outbox.push(0, 6, 1, &text), 0);
+    }
+}

@@ -1,0 +1,245 @@
+//! A client that keeps its maps as `docs/protocol.md` says, and holds every message against the oracle.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::Message;
+
+use super::world::{Rng, World};
+use super::*;
+
+pub(super) type Stream = WebSocketStream<TcpStream>;
+
+pub(super) fn key(window: bool, row: &Value) -> String {
+    let city = row["city"].as_str().unwrap();
+    if window { format!("{city} {}", row["reading_at"].as_str().unwrap()) } else { city.into() }
+}
+
+/// The next JSON message; nothing at the end.
+pub(super) async fn next(stream: &mut Stream) -> Option<Value> {
+    loop {
+        let read = tokio::time::timeout(Duration::from_secs(20), stream.next());
+        match read.await.expect("a message within 20 s")? {
+            Ok(Message::Text(text)) => return Some(serde_json::from_str(&text).unwrap()),
+            Ok(Message::Close(_)) | Err(_) => return None,
+            Ok(_) => {}
+        }
+    }
+}
+
+pub(super) async fn say(stream: &mut Stream, message: &Value) {
+    stream.send(Message::text(message.to_string())).await.unwrap();
+}
+
+/// A subscription as its client sees it.
+pub(super) struct Sub {
+    ask: Value,
+    window: bool,
+    map: BTreeMap<String, Value>,
+    token: Option<String>,
+    as_of: u64,
+    /// Between a subscribe or reset and the end of the snapshot.
+    fresh: bool,
+}
+
+pub(super) struct Client {
+    pub(super) world: Arc<World>,
+    pub(super) rng: Rng,
+    address: SocketAddr,
+    pub(super) stream: Stream,
+    pub(super) subs: BTreeMap<String, Sub>,
+    ended: BTreeSet<String>,
+    next_id: u32,
+    pub(super) resumed: usize,
+    pub(super) resets: Vec<String>,
+}
+
+/// A box that holds some of the cities.
+const BOX: [f64; 4] = [60.0, -60.0, -20.0, 60.0];
+
+fn inside(city: &str) -> bool {
+    let city = city.parse().ok().and_then(|id| Directory::shipped().get(id));
+    city.is_some_and(|city| {
+        (city.longitude >= 60.0 || city.longitude <= -20.0) && city.latitude.abs() <= 60.0
+    })
+}
+
+impl Client {
+    pub(super) async fn new(seed: u64, world: Arc<World>, address: SocketAddr) -> Client {
+        let stream = connect(address).await;
+        Client {
+            world,
+            rng: Rng(seed),
+            address,
+            stream,
+            subs: BTreeMap::new(),
+            ended: BTreeSet::new(),
+            next_id: 0,
+            resumed: 0,
+            resets: Vec::new(),
+        }
+    }
+
+    pub(super) async fn subscribe(&mut self) {
+        let count = 1 + self.rng.below(4);
+        let cities = &self.world.cities;
+        let listed: Vec<_> =
+            (0..count).map(|_| &*cities[self.rng.below(cities.len() as u64) as usize]).collect();
+        let (ask, window) = match self.rng.below(5) {
+            0 => (json!({"cities": "all"}), false),
+            1 => (json!({"box": BOX, "rows": "latest"}), false),
+            2 => (json!({"cities": listed}), false),
+            _ => (json!({"cities": listed, "rows": "window"}), true),
+        };
+        self.next_id += 1;
+        // Equal ids in several sessions share messages.
+        let id = self.next_id.to_string();
+        let sub = Sub { ask, window, map: BTreeMap::new(), token: None, as_of: 0, fresh: true };
+        self.subs.insert(id.clone(), sub);
+        self.ask(&id).await;
+    }
+
+    async fn ask(&mut self, id: &str) {
+        let sub = self.subs.get_mut(id).unwrap();
+        let mut ask = sub.ask.clone();
+        ask["type"] = "subscribe".into();
+        ask["id"] = id.into();
+        match &sub.token {
+            Some(token) if !sub.fresh => {
+                ask["resume"] = token.as_str().into();
+                self.resumed += 1;
+            }
+            _ => {
+                sub.map.clear();
+                sub.fresh = true;
+            }
+        }
+        say(&mut self.stream, &ask).await;
+    }
+
+    pub(super) async fn unsubscribe(&mut self) {
+        let count = self.subs.len() as u64;
+        if count == 0 {
+            return;
+        }
+        let id = self.subs.keys().nth(self.rng.below(count) as usize).unwrap().clone();
+        self.subs.remove(&id);
+        say(&mut self.stream, &json!({"type": "unsubscribe", "id": id})).await;
+        self.ended.insert(id);
+    }
+
+    /// Leaves without a word, comes back and resumes.
+    pub(super) async fn reconnect(&mut self) {
+        self.stream = connect(self.address).await;
+        self.ended.clear();
+        for id in self.subs.keys().cloned().collect::<Vec<_>>() {
+            self.ask(&id).await;
+        }
+    }
+
+    /// Reads one message; returns its type and `as_of`.
+    pub(super) async fn read(&mut self) -> (String, u64) {
+        let Some(message) = next(&mut self.stream).await else {
+            self.reconnect().await;
+            return (String::new(), 0);
+        };
+        let kind = message["type"].as_str().unwrap().to_string();
+        let as_of = message["as_of"].as_u64().unwrap_or(0);
+        let id = message["id"].as_str().unwrap_or_default().to_string();
+        if matches!(&*kind, "hello" | "heartbeat" | "pong") {
+            return (kind, as_of);
+        }
+        if kind == "unsubscribed" {
+            assert!(self.ended.remove(&id), "{message}");
+        } else if let Some(sub) = self.subs.get_mut(&id) {
+            match &*kind {
+                "snapshot" => sub.snapshot(&message, &self.world),
+                "changes" => sub.changes(&message, &self.world),
+                "reset" => {
+                    self.resets.push(message["reason"].as_str().unwrap().into());
+                    sub.map.clear();
+                    (sub.fresh, sub.token) = (true, None);
+                }
+                _ => {
+                    assert_eq!(message["code"], "busy", "{message}");
+                    self.subs.remove(&id);
+                }
+            }
+        } else {
+            assert!(self.ended.contains(&id), "a message of no subscription: {message}");
+        }
+        (kind, as_of)
+    }
+
+    /// Reads until all is there as of `epoch`, and compares.
+    pub(super) async fn settle(&mut self, epoch: u64) {
+        loop {
+            say(&mut self.stream, &json!({"type": "ping"})).await;
+            let as_of = loop {
+                let (kind, as_of) = self.read().await;
+                match &*kind {
+                    "pong" => break as_of,
+                    "" => break 0,
+                    _ => {}
+                }
+            };
+            if as_of >= epoch && self.subs.values().all(|sub| !sub.fresh) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        for sub in self.subs.values() {
+            sub.check(&self.world, epoch);
+        }
+    }
+}
+
+impl Sub {
+    fn takes(&self, city: &str) -> bool {
+        match &self.ask["cities"] {
+            Value::Null => inside(city),
+            Value::Array(cities) => cities.iter().any(|listed| listed == city),
+            _ => true,
+        }
+    }
+
+    fn check(&self, world: &World, as_of: u64) {
+        let expected = world.map(self.window, |city| self.takes(city), as_of);
+        assert_eq!(self.map, expected, "{} as of {as_of}", self.ask);
+    }
+
+    fn snapshot(&mut self, message: &Value, world: &World) {
+        assert!(self.fresh, "an unexpected snapshot");
+        for row in message["rows"].as_array().unwrap() {
+            assert!(self.map.insert(key(self.window, row), row.clone()).is_none(), "a key twice");
+        }
+        self.as_of = message["as_of"].as_u64().unwrap();
+        if message["complete"] == true {
+            self.fresh = false;
+            self.token = Some(message["token"].as_str().unwrap().into());
+            self.check(world, self.as_of);
+        }
+    }
+
+    fn changes(&mut self, message: &Value, world: &World) {
+        let as_of = message["as_of"].as_u64().unwrap();
+        assert!(!self.fresh, "changes before the snapshot");
+        assert!(as_of >= self.as_of, "as_of fell from {} to {as_of}", self.as_of);
+        let mut keys = BTreeSet::new();
+        for row in message["upserts"].as_array().unwrap() {
+            let key = key(self.window, row);
+            assert!(keys.insert(key.clone()), "a key twice");
+            self.map.insert(key, row.clone());
+        }
+        for row in message["removals"].as_array().unwrap() {
+            let key = key(self.window, row);
+            assert!(keys.insert(key.clone()), "a key twice");
+            assert!(self.map.remove(&key).is_some() || self.window, "a removal of what was not sent");
+        }
+        self.as_of = as_of;
+        self.token = Some(message["token"].as_str().unwrap().into());
+        self.check(world, as_of);
+    }
+}

@@ -1,0 +1,234 @@
+//! Errors, close codes, tokens and heartbeats.
+
+use futures_util::SinkExt;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_tungstenite::tungstenite::Message;
+
+use super::client::{Stream, next, say};
+use super::*;
+use crate::serve::ws::selection::{Cities, Rows, Selection, Tokens};
+
+/// Reads without answering to pings, up to the code of the close frame.
+async fn close_code(mut stream: Stream) -> Option<u16> {
+    let raw = stream.get_mut();
+    loop {
+        let kind = raw.read_u8().await.ok()?;
+        let length = match raw.read_u8().await.ok()? {
+            126 => raw.read_u16().await.ok()?.into(),
+            127 => raw.read_u64().await.ok()?,
+            length => length.into(),
+        };
+        if kind == 0x88 {
+            return raw.read_u16().await.ok();
+        }
+        tokio::io::copy(&mut raw.take(length), &mut tokio::io::sink()).await.ok()?;
+    }
+}
+
+async fn answer(stream: &mut Stream, message: &Value) -> Value {
+    say(stream, message).await;
+    loop {
+        let answer = next(stream).await.unwrap();
+        if !matches!(answer["type"].as_str(), Some("heartbeat" | "hello" | "changes")) {
+            return answer;
+        }
+    }
+}
+
+#[test]
+fn says_what_a_client_must_know() {
+    run(async {
+        let service = Service::start(1, limits()).await;
+        let hello = next(&mut connect(service.address).await).await.unwrap();
+        let limits = json!({"message_bytes": 4096, "messages_per_s": 100_000, "subscriptions": 8, "cities": 20, "window_cities": 10});
+        assert_eq!(
+            hello,
+            json!({"type": "hello", "protocol": 1, "generation": "1-abc", "formula": "rothfusz", "window_s": 86400, "heartbeat_s": 1, "limits": limits})
+        );
+    });
+}
+
+#[test]
+fn errors_have_codes_and_the_session_goes_on() {
+    run(async {
+        let service = Service::start(1, Limits { subscriptions: 2, ..limits() }).await;
+        service.step().await;
+        let mut stream = connect(service.address).await;
+        let many: Vec<_> = (0..21).map(|n| n.to_string()).collect();
+        let subscribe = |rest: Value| {
+            let mut message = json!({"type": "subscribe", "id": "b"});
+            message.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+            message
+        };
+        let first = answer(&mut stream, &json!({"type": "subscribe", "id": "a", "cities": "all"})).await;
+        assert_eq!(first["type"], "snapshot");
+        for (message, code) in [
+            (json!(1), "bad_message"),
+            (json!({"type": "subscribe"}), "bad_message"),
+            (json!({"type": "subscribe", "id": "x".repeat(65)}), "bad_message"),
+            (json!({"type": "nonsense"}), "bad_message"),
+            (json!({"type": "subscribe", "id": "a", "cities": "all"}), "duplicate_id"),
+            (json!({"type": "unsubscribe", "id": "b"}), "unknown_id"),
+            (subscribe(json!({})), "bad_subscription"),
+            (subscribe(json!({"cities": "some"})), "bad_subscription"),
+            (subscribe(json!({"cities": []})), "bad_subscription"),
+            (subscribe(json!({"cities": [7]})), "bad_subscription"),
+            (subscribe(json!({"cities": ["a\nb"]})), "bad_subscription"),
+            (subscribe(json!({"cities": "all", "box": [0, 0, 1, 1]})), "bad_subscription"),
+            (subscribe(json!({"box": [0, 1, 1, 0]})), "bad_subscription"),
+            (subscribe(json!({"box": [0, 0, 181, 0]})), "bad_subscription"),
+            (subscribe(json!({"box": [0, 0, 1]})), "bad_subscription"),
+            (subscribe(json!({"cities": "all", "rows": "window"})), "bad_subscription"),
+            (subscribe(json!({"cities": "all", "rows": 1})), "bad_subscription"),
+            (subscribe(json!({"cities": many})), "too_many_cities"),
+            (subscribe(json!({"cities": many[..11], "rows": "window"})), "too_many_cities"),
+        ] {
+            let answer = answer(&mut stream, &message).await;
+            assert_eq!((&answer["type"], &answer["code"]), (&json!("error"), &json!(code)), "{message}");
+        }
+        service.world.full.store(true, Ordering::Relaxed);
+        let busy = answer(&mut stream, &subscribe(json!({"cities": ["x"], "rows": "window"}))).await;
+        assert_eq!((&busy["code"], &busy["id"]), (&json!("busy"), &json!("b")));
+        let second = answer(&mut stream, &subscribe(json!({"cities": ["x"]}))).await;
+        assert_eq!(second["type"], "snapshot");
+        let third = json!({"type": "subscribe", "id": "c", "cities": ["x"]});
+        assert_eq!(answer(&mut stream, &third).await["code"], "too_many_subscriptions");
+        let ended = answer(&mut stream, &json!({"type": "unsubscribe", "id": "b"})).await;
+        assert_eq!(ended, json!({"type": "unsubscribed", "id": "b"}));
+        assert_eq!(answer(&mut stream, &third).await["type"], "snapshot");
+    });
+}
+
+#[test]
+fn violations_end_the_session_with_their_code() {
+    run(async {
+        let service = Service::start(1, Limits { messages_per_second: 20, ..limits() }).await;
+        for (message, code) in [(Message::binary(vec![1]), 1003), (Message::text("x".repeat(5000)), 1009)] {
+            let mut stream = connect(service.address).await;
+            stream.send(message).await.unwrap();
+            assert_eq!(close_code(stream).await, Some(code));
+        }
+        // Masked with zeros: text that is not UTF-8, a reserved code, and a frame that is not masked.
+        let frames: [(&[u8], u16); 3] = [
+            (&[0x81, 0x81, 0, 0, 0, 0, 0xff], 1007),
+            (&[0x83, 0x80, 0, 0, 0, 0], 1002),
+            (&[0x81, 0x01, b'x'], 1002),
+        ];
+        for (frame, code) in frames {
+            let mut stream = connect(service.address).await;
+            stream.get_mut().write_all(frame).await.unwrap();
+            assert_eq!(close_code(stream).await, Some(code), "{frame:?}");
+        }
+        let mut stream = connect(service.address).await;
+        for _ in 0..30 {
+            // The session may have ended already.
+            let _ = stream.send(Message::text("{\"type\":\"ping\"}")).await;
+        }
+        assert_eq!(close_code(stream).await, Some(1008));
+        until(|| service.sessions.open() == 0).await;
+    });
+}
+
+#[test]
+fn heartbeats_come_and_a_silent_client_is_closed() {
+    run(async {
+        let service = Service::start(1, Limits { heartbeat: Duration::from_millis(50), ..limits() }).await;
+        service.step().await;
+        let mut stream = connect(service.address).await;
+        until(|| service.view.as_of() == service.world.now()).await;
+        let mut newest = 0;
+        while newest < service.world.now() {
+            let message = next(&mut stream).await.unwrap();
+            newest = message["as_of"].as_u64().unwrap_or(0);
+        }
+        assert_eq!(service.sessions.open(), 1);
+        // From here on nothing answers to pings.
+        assert_eq!(close_code(stream).await, Some(4408));
+    });
+}
+
+#[test]
+fn a_client_that_takes_nothing_is_closed_and_hears_why() {
+    run(async {
+        let limits = Limits { send_time: Duration::from_millis(100), ..limits() };
+        let service = Service::start(1, limits).await;
+        service.step().await;
+        let mut stream = connect(service.address).await;
+        say(&mut stream, &json!({"type": "subscribe", "id": "a", "cities": "all"})).await;
+        until(|| service.sessions.subscriptions() == 1).await;
+        let flood = async {
+            while service.sessions.subscriptions() == 1 {
+                service.step().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), flood).await.unwrap();
+        assert_eq!(close_code(stream).await, Some(4413));
+    });
+}
+
+#[test]
+fn all_sessions_end_when_the_service_stops() {
+    run(async {
+        let service = Service::start(1, limits()).await;
+        let streams = [connect(service.address).await, connect(service.address).await];
+        until(|| service.sessions.open() == 2).await;
+        let closing = tokio::spawn({
+            let sessions = service.sessions.clone();
+            async move { sessions.close_all().await }
+        });
+        for stream in streams {
+            assert_eq!(close_code(stream).await, Some(1001));
+        }
+        closing.await.unwrap();
+        assert_eq!(service.sessions.open(), 0);
+    });
+}
+
+#[test]
+fn tokens_that_do_not_fit_are_answered_with_a_reset() {
+    run(async {
+        let service = Service::start(1, limits()).await;
+        service.step().await;
+        until(|| service.view.as_of() == service.world.now()).await;
+        let token = |generation: &str, epoch: u64, cities: Cities| {
+            let mut token = Vec::new();
+            let digest = Selection::new(cities, Rows::Latest).digest();
+            Tokens::new(generation).push(&mut token, epoch, digest);
+            String::from_utf8(token).unwrap()
+        };
+        let now = service.world.now();
+        let other = Cities::Listed(Box::new(["x".into()]));
+        for (token, reason) in [
+            (json!("x"), "malformed"),
+            (json!(7), "malformed"),
+            (json!(token("1-abc", now + 1, Cities::All)), "malformed"),
+            (json!(token("0-abc", now, Cities::All)), "generation"),
+            (json!(token("1-abc", now, other)), "subscription"),
+            (json!(token("1-abc", 0, Cities::All)), ""),
+        ] {
+            let mut stream = connect(service.address).await;
+            let subscribe = json!({"type": "subscribe", "id": "a", "cities": "all", "resume": token});
+            say(&mut stream, &subscribe).await;
+            next(&mut stream).await.unwrap();
+            let first = next(&mut stream).await.unwrap();
+            if reason.is_empty() {
+                assert_eq!(first["type"], "changes");
+                continue;
+            }
+            assert_eq!(first, json!({"type": "reset", "id": "a", "reason": reason}));
+            assert_eq!(next(&mut stream).await.unwrap()["type"], "snapshot");
+        }
+    });
+}
+
+#[test]
+fn a_session_is_small() {
+    run(async {
+        let service = Service::start(1, limits()).await;
+        let stream = connect(service.address).await;
+        let session = service.sessions.serve_session(stream);
+        let bytes = size_of_val(&session);
+        assert!(bytes < 6 * 1024, "{bytes} bytes");
+    });
+}

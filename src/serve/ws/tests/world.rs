@@ -1,0 +1,206 @@
+//! Random updates, and what they say at each epoch.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use serde_json::Value;
+
+use super::*;
+use crate::model::{
+    Answer, Ask, Category, CurrentRow, EventTime, HeatIndex, Measurement, Query, Question, Row, Update,
+    WatchedRow,
+};
+use crate::serve::wire;
+
+/// SplitMix64.
+pub(super) struct Rng(pub(super) u64);
+
+impl Rng {
+    pub(super) fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (z ^ (z >> 31)) % limit
+    }
+
+    pub(super) fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+}
+
+/// The dataflow as the view sees it, and the oracle.
+pub(super) struct World {
+    pub(super) cities: Vec<Arc<str>>,
+    log: Mutex<Log>,
+    queries: Mutex<Vec<Query>>,
+    /// Refuses questions.
+    pub(super) full: AtomicBool,
+    pub(super) as_of: AtomicU64,
+}
+
+struct Log {
+    rng: Rng,
+    watched: BTreeSet<Arc<str>>,
+    currents: Vec<(u64, Arc<str>, Option<CurrentRow>)>,
+    rows: Vec<WatchedRow>,
+}
+
+impl Ask for World {
+    fn ask(&self, queries: Vec<Query>) -> bool {
+        let full = self.full.load(Ordering::Relaxed);
+        if !full {
+            self.queries.lock().unwrap().extend(queries);
+        }
+        !full
+    }
+}
+
+impl World {
+    pub(super) fn new(seed: u64, cities: Vec<Arc<str>>) -> Arc<World> {
+        let log = Log { rng: Rng(seed), watched: BTreeSet::new(), currents: Vec::new(), rows: Vec::new() };
+        Arc::new(World {
+            cities,
+            log: Mutex::new(log),
+            queries: Mutex::default(),
+            full: AtomicBool::new(false),
+            as_of: AtomicU64::new(1_000),
+        })
+    }
+
+    /// The next update: one to three epochs.
+    pub(super) fn step(&self) -> Update {
+        let log = &mut *self.log.lock().unwrap();
+        let before = self.as_of.load(Ordering::Relaxed);
+        let as_of = before + 1 + log.rng.below(3);
+        let answered = before + 1 + log.rng.below(as_of - before);
+        let queries = std::mem::take(&mut *self.queries.lock().unwrap());
+        let mut rows = Vec::new();
+        for epoch in before + 1..=as_of {
+            rows.extend(log.change_rows(epoch, &self.cities));
+        }
+        let mut told: Vec<_> = rows.iter().filter(|row| log.watched.contains(&row.city)).cloned().collect();
+        log.rows.extend(rows.iter().cloned());
+        let mut answers = Vec::new();
+        for Query { id, city, question } in queries {
+            if question == Question::Unwatch {
+                log.watched.remove(&city);
+                told.retain(|row| row.city != city || row.epoch <= answered);
+                continue;
+            }
+            if question == Question::Watch && log.watched.insert(city.clone()) {
+                told.retain(|row| row.city != city);
+                told.extend(rows.iter().filter(|row| row.city == city && row.epoch > answered).cloned());
+            }
+            let rows = log.rows_at(&city, answered).into_iter().collect();
+            answers.push(Answer { query: id, epoch: answered, city, known: true, rows, more: false });
+        }
+        told.sort_by_key(|row| row.epoch);
+        let current = log.change_currents(as_of, &self.cities);
+        self.as_of.store(as_of, Ordering::Release);
+        Update { upper: as_of + 1, ready: true, current, rows: told, answers, ..Update::default() }
+    }
+
+    /// An update that changes nothing but answers.
+    pub(super) fn answer(&self, epoch: u64) -> Update {
+        let log = &mut *self.log.lock().unwrap();
+        let mut answers = Vec::new();
+        for Query { id, city, question } in std::mem::take(&mut *self.queries.lock().unwrap()) {
+            if question != Question::Unwatch {
+                let rows = log.rows_at(&city, epoch).into_iter().collect();
+                answers.push(Answer { query: id, epoch, city, known: true, rows, more: false });
+            }
+        }
+        Update { upper: epoch + 1, ready: true, answers, ..Update::default() }
+    }
+
+    pub(super) fn now(&self) -> u64 {
+        self.as_of.load(Ordering::Acquire)
+    }
+
+    /// The map of a client at an epoch.
+    pub(super) fn map(
+        &self,
+        window: bool,
+        takes: impl Fn(&str) -> bool,
+        as_of: u64,
+    ) -> BTreeMap<String, Value> {
+        let log = self.log.lock().unwrap();
+        let mut map = BTreeMap::new();
+        for city in self.cities.iter().filter(|city| takes(city)) {
+            let mut add = |write: &dyn Fn(&mut Vec<u8>)| {
+                let mut text = Vec::new();
+                write(&mut text);
+                let row: Value = serde_json::from_slice(&text).unwrap();
+                map.insert(client::key(window, &row), row);
+            };
+            if window {
+                for (reading_at, row) in log.rows_at(city, as_of) {
+                    add(&|out| wire::push_window_row(out, city, reading_at, &row));
+                }
+            } else if let Some(row) = log.current_at(city, as_of) {
+                add(&|out| wire::push_latest_row(out, city, &row));
+            }
+        }
+        map
+    }
+}
+
+impl Log {
+    fn row(&mut self) -> Row {
+        let heat_index = HeatIndex::from_micros(self.rng.below(130_000_000) as i64);
+        let count = 1 + self.rng.below(2000) as u32;
+        Row::new(heat_index, Category::of(heat_index), self.rng.below(1 << 40) as i64, count)
+    }
+
+    fn rows_at(&self, city: &str, epoch: u64) -> BTreeMap<EventTime, Row> {
+        let mut rows = BTreeMap::new();
+        for change in self.rows.iter().filter(|change| &*change.city == city && change.epoch <= epoch) {
+            match change.row {
+                Some(row) => rows.insert(change.reading_at, row),
+                None => rows.remove(&change.reading_at),
+            };
+        }
+        rows
+    }
+
+    fn current_at(&self, city: &str, epoch: u64) -> Option<CurrentRow> {
+        let mut changes = self.currents.iter().rev();
+        changes.find(|(at, key, _)| *at <= epoch && &**key == city).and_then(|(_, _, row)| *row)
+    }
+
+    fn change_rows(&mut self, epoch: u64, cities: &[Arc<str>]) -> Vec<WatchedRow> {
+        let mut keys = BTreeSet::new();
+        for _ in 0..self.rng.below(6) {
+            keys.insert((self.rng.below(cities.len() as u64) as usize, self.rng.below(5) as i64));
+        }
+        let change = |(city, minute): (usize, i64)| WatchedRow {
+            epoch,
+            city: cities[city].clone(),
+            reading_at: EventTime::from_millis(minute * 60_000).unwrap(),
+            row: (!self.rng.one_in(3)).then(|| self.row()),
+        };
+        keys.into_iter().map(change).collect()
+    }
+
+    fn change_currents(&mut self, as_of: u64, cities: &[Arc<str>]) -> Vec<(Arc<str>, Option<CurrentRow>)> {
+        let mut changed = BTreeMap::new();
+        for _ in 0..self.rng.below(8) {
+            let city = cities[self.rng.below(cities.len() as u64) as usize].clone();
+            let row = (!self.rng.one_in(4)).then(|| self.current(as_of));
+            changed.insert(city, row);
+        }
+        self.currents.extend(changed.iter().map(|(city, row)| (as_of, city.clone(), *row)));
+        changed.into_iter().collect()
+    }
+
+    fn current(&mut self, as_of: u64) -> CurrentRow {
+        let wind = self.rng.one_in(2).then_some(8.05);
+        CurrentRow {
+            reading_at: EventTime::from_millis(as_of as i64 * 60_000).unwrap(),
+            row: self.row(),
+            hour_ago: self.rng.one_in(2).then_some((77_000_000, 1)),
+            measurement: self.rng.one_in(2).then(|| Measurement::new(86.4, 63.1, wind).unwrap()),
+        }
+    }
+}
