@@ -105,10 +105,9 @@ pub fn run(plan: Plan, announce: impl FnOnce(SocketAddr)) -> Result<(), RunError
             tracing::warn!(source = name, %error, "a generator has ended early");
         }
     }
-    serving.stop_ingest();
     shared.stop();
     let end = end.and_then(|ended| if ended { Ok(()) } else { wait_for_workers(&happened) });
-    serving.stop(GRACE);
+    runtime.block_on(serving.stop(GRACE));
     let synced = shared.refusals.sync().map_err(RunError::from);
     runtime.shutdown_timeout(GRACE);
     drop(logs);

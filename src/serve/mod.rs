@@ -2,16 +2,35 @@
 //!
 //! Serving never reads the dataflow's state: it keeps a view that it builds from [`Update`]s, and asks what needs history.
 
+mod api;
+mod connection;
+mod documents;
+mod encoding;
+mod ingest;
+mod problem;
 pub mod publish;
+mod routes;
+mod security;
+mod server;
+mod telemetry;
+mod text;
+mod tls;
 pub mod ui;
+mod upgrade;
 pub mod view;
 pub mod wire;
 pub mod ws;
+
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration as Wait;
+
+pub use self::publish::Publisher;
+pub use self::server::{Bound, Serving, bind};
 
 use crate::codec::DecodeSettings;
 use crate::directory::Directory;
@@ -116,4 +135,19 @@ pub struct Ports {
     pub ask: Arc<dyn Ask>,
     /// Where posted readings go; without one there is no ingest.
     pub appender: Option<Arc<dyn Appender>>,
+}
+
+/// Why serving cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error(
+        "cannot listen on {address} ({error}): take another address or a free port, or stop what listens there"
+    )]
+    Listen { address: SocketAddr, error: std::io::Error },
+    #[error("{}: {problem}: it must be a readable PEM file", path.display())]
+    Pem { path: PathBuf, problem: String },
+    #[error("the certificate and its key cannot be used ({0}): check that they belong together")]
+    Certificate(String),
+    #[error("the publisher's thread cannot be started ({0}): allow the process more threads")]
+    Thread(std::io::Error),
 }

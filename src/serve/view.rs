@@ -82,6 +82,11 @@ impl View {
         table.as_of()
     }
 
+    /// Cities that have ever had a reading.
+    pub fn city_count(&self) -> usize {
+        self.table().cities().len()
+    }
+
     /// By slot.
     pub fn progress(&self) -> Vec<Progress> {
         locked(&self.tally).progress.values().copied().collect()

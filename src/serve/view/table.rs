@@ -102,7 +102,7 @@ impl Table {
         self.numbers.get(key).map(|&number| &self.cities[number as usize].state)
     }
 
-    pub(super) fn cities(&self) -> impl Iterator<Item = &CityState> {
+    pub(super) fn cities(&self) -> impl ExactSizeIterator<Item = &CityState> {
         self.cities.iter().map(|city| &city.state)
     }
 

@@ -1,5 +1,7 @@
 //! The WebSocket protocol of `docs/protocol.md`, from the server's side.
 
+pub(in crate::serve) mod echo;
+pub(in crate::serve) mod ingest;
 mod outbox;
 mod request;
 mod routes;

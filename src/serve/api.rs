@@ -1,0 +1,295 @@
+//! The answers of the REST interface, as bytes of JSON.
+
+use std::cmp::Ordering;
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use serde_json::{Map, Value, json};
+
+use super::problem::{Code, Problem};
+use super::telemetry::now_ms;
+use super::text::Parameters;
+use super::view::{CityState, View};
+use super::{Facts, wire};
+use crate::codec::{push_integer, push_json_text, push_number};
+use crate::directory::{City, Directory};
+use crate::model::refusal::quoted;
+use crate::model::{Category, EventTime, Question};
+
+/// What a city takes in a list, at most or nearly so.
+pub(super) const CITY_BYTES: usize = 512;
+/// The same for a row of a history.
+pub(super) const ROW_BYTES: usize = 384;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    HeatIndex,
+    RollingHeatIndex,
+    City,
+}
+
+/// Which cities a list has, and how.
+pub(super) struct Listing {
+    category: Option<Category>,
+    country: Option<String>,
+    order: Order,
+    limit: usize,
+}
+
+impl Listing {
+    pub(super) fn parse(query: &str) -> Result<Listing, Problem> {
+        let parameters = Parameters::parse(query, &["category", "country", "order", "limit"])?;
+        let bad = |detail: String| Problem::new(Code::BadParameter, detail);
+        let category = match parameters.get("category") {
+            None => None,
+            Some(name) => {
+                Some(Category::ALL.into_iter().find(|category| category.name() == name).ok_or_else(|| {
+                    let names = Category::ALL.map(Category::name).join(", ");
+                    bad(format!("category {} is none of {names}", quoted(name)))
+                })?)
+            }
+        };
+        let order = match parameters.get("order") {
+            None | Some("city") => Order::City,
+            Some("heat_index") => Order::HeatIndex,
+            Some("rolling_heat_index") => Order::RollingHeatIndex,
+            Some(other) => {
+                let detail =
+                    format!("order {} is none of heat_index, rolling_heat_index, city", quoted(other));
+                return Err(bad(detail));
+            }
+        };
+        let country = parameters.get("country").map(str::to_ascii_uppercase);
+        if let Some(country) = country.as_deref().filter(|country| country.len() != 2) {
+            return Err(bad(format!("country {} is not two letters (ISO 3166-1)", quoted(country))));
+        }
+        let limit = parameters.read("limit", "a whole number")?.unwrap_or(usize::MAX);
+        Ok(Listing { category, country, order, limit })
+    }
+
+    /// `{"as_of":..,"cities":[..]}`.
+    pub(super) fn json(&self, view: &View) -> Vec<u8> {
+        let directory = view.facts().directory;
+        let mut cities = Vec::new();
+        let as_of = view.cities(&mut |city| {
+            if self.takes(city, directory) {
+                cities.push(city.clone());
+            }
+        });
+        cities.sort_unstable_by(|a, b| self.compare(a, b));
+        cities.truncate(self.limit);
+        let mut out = Vec::with_capacity(cities.len() * CITY_BYTES * 3 / 4 + 64);
+        push_as_of(&mut out, as_of);
+        out.extend_from_slice(b",\"cities\":[");
+        for (at, city) in cities.iter().enumerate() {
+            out.extend_from_slice(if at == 0 { b"{" } else { b",{" });
+            push_city(&mut out, city, directory);
+        }
+        out.extend_from_slice(b"]}");
+        out
+    }
+
+    fn takes(&self, city: &CityState, directory: &Directory<'_>) -> bool {
+        let category = || city.current.map(|current| current.row.category());
+        self.category.is_none_or(|wanted| category() == Some(wanted))
+            && self
+                .country
+                .as_deref()
+                .is_none_or(|wanted| entry(directory, &city.key).is_some_and(|entry| entry.country == wanted))
+    }
+
+    /// Hottest first, cities without a current row last, equals by their keys.
+    fn compare(&self, a: &CityState, b: &CityState) -> Ordering {
+        let heat = |city: &CityState| city.current.map(|current| current.row.heat_index());
+        let rolling = |city: &CityState| {
+            city.current.map_or(f64::NEG_INFINITY, |current| current.row.rolling_heat_index())
+        };
+        let first = match self.order {
+            Order::City => Ordering::Equal,
+            Order::HeatIndex => heat(b).cmp(&heat(a)),
+            Order::RollingHeatIndex => rolling(b).total_cmp(&rolling(a)),
+        };
+        first.then_with(|| a.key.cmp(&b.key))
+    }
+}
+
+fn entry<'a>(directory: &'a Directory<'a>, key: &str) -> Option<&'a City<'a>> {
+    key.parse().ok().and_then(|id| directory.get(id))
+}
+
+fn push_as_of(out: &mut Vec<u8>, as_of: u64) {
+    out.extend_from_slice(b"{\"as_of\":");
+    push_integer(i64::try_from(as_of).unwrap_or(i64::MAX), out);
+}
+
+/// The members of a city's object, and its end.
+fn push_city(out: &mut Vec<u8>, city: &CityState, directory: &Directory<'_>) {
+    out.extend_from_slice(b"\"city\":");
+    push_json_text(&city.key, out);
+    match entry(directory, &city.key) {
+        Some(entry) => {
+            out.extend_from_slice(b",\"name\":");
+            push_json_text(&entry.name, out);
+            out.extend_from_slice(b",\"country\":");
+            push_json_text(entry.country, out);
+            out.extend_from_slice(b",\"latitude\":");
+            push_number(entry.latitude, out);
+            out.extend_from_slice(b",\"longitude\":");
+            push_number(entry.longitude, out);
+            out.extend_from_slice(b",\"population\":");
+            push_integer(entry.population.into(), out);
+        }
+        None => out.extend_from_slice(
+            b",\"name\":null,\"country\":null,\"latitude\":null,\"longitude\":null,\"population\":null",
+        ),
+    }
+    out.extend_from_slice(b",\"current\":");
+    match &city.current {
+        Some(current) => wire::push_latest_row(out, &city.key, current),
+        None => out.extend_from_slice(b"null"),
+    }
+    out.push(b'}');
+}
+
+/// A city's object with `as_of`, and its entity tag: the answers with one tag differ in nothing else.
+pub(super) fn city(view: &View, key: &str) -> Result<(Vec<u8>, String), Problem> {
+    // Asked first, so that it never says more than the row holds.
+    let as_of = view.as_of();
+    let city = view.city(key).ok_or_else(|| unknown(key))?;
+    let mut out = Vec::with_capacity(CITY_BYTES);
+    push_as_of(&mut out, as_of);
+    out.push(b',');
+    push_city(&mut out, &city, view.facts().directory);
+    Ok((out, format!("W/\"{}.{}\"", view.facts().generation, city.changed)))
+}
+
+fn unknown(key: &str) -> Problem {
+    Problem::new(Code::UnknownCity, format!("there has never been a reading of city {}", quoted(key)))
+}
+
+/// Which rows a history has.
+pub(super) struct Range {
+    from: EventTime,
+    to: EventTime,
+    pub(super) limit: u32,
+}
+
+impl Range {
+    /// At most `most` rows.
+    pub(super) fn parse(query: &str, most: u32) -> Result<Range, Problem> {
+        let parameters = Parameters::parse(query, &["from", "to", "limit", "cursor"])?;
+        let bad = |detail: String| Problem::new(Code::BadParameter, detail);
+        let time = |name: &str, default: EventTime| match parameters.get(name) {
+            None => Ok(default),
+            Some(text) => EventTime::parse(text, None)
+                .map_err(|refusal| bad(format!("{name}: {}", refusal.detail.replace("reading_at ", "")))),
+        };
+        let mut from = time("from", EventTime::MIN)?;
+        let to = time("to", EventTime::MAX)?;
+        if let Some(cursor) = parameters.get("cursor") {
+            let cursor = read_cursor(cursor);
+            from = cursor.ok_or_else(|| bad("cursor is not one of this server's".into()))?.max(from);
+        }
+        match parameters.read("limit", "a whole number from 1")? {
+            Some(0) => Err(bad("limit \"0\" is not a whole number from 1".into())),
+            limit => Ok(Range { from, to, limit: limit.unwrap_or(most).min(most) }),
+        }
+    }
+}
+
+const CURSOR_VERSION: u8 = 1;
+
+/// Where the next page begins.
+fn cursor(from: EventTime) -> String {
+    let mut bytes = [CURSOR_VERSION; 9];
+    bytes[1..].copy_from_slice(&from.millis().to_be_bytes());
+    BASE64_URL_SAFE_NO_PAD.encode(bytes)
+}
+
+fn read_cursor(text: &str) -> Option<EventTime> {
+    let bytes: [u8; 9] = BASE64_URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok()?;
+    let [CURSOR_VERSION, millis @ ..] = bytes else { return None };
+    EventTime::from_millis(i64::from_be_bytes(millis))
+}
+
+/// `{"as_of":..,"city":..,"rows":[..],"next":cursor|null}`.
+pub(super) async fn history(view: &View, key: &str, range: Range) -> Result<Vec<u8>, Problem> {
+    let key: Arc<str> = key.into();
+    let question = Question::History { from: range.from, to: range.to, limit: range.limit };
+    let answer = view
+        .ask(key.clone(), question)
+        .await
+        .map_err(|busy| Problem::new(Code::Overloaded, busy.to_string()))?;
+    if !answer.known {
+        return Err(unknown(&key));
+    }
+    let mut out = Vec::with_capacity(answer.rows.len() * ROW_BYTES / 2 + 128);
+    push_as_of(&mut out, answer.epoch);
+    out.extend_from_slice(b",\"city\":");
+    push_json_text(&key, &mut out);
+    out.extend_from_slice(b",\"rows\":[");
+    for (at, (reading_at, row)) in answer.rows.iter().enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        wire::push_window_row(&mut out, &key, *reading_at, row);
+    }
+    let last = answer.rows.last().filter(|_| answer.more);
+    let next = last.and_then(|(reading_at, _)| EventTime::from_millis(reading_at.millis() + 1)).map(cursor);
+    out.extend_from_slice(b"],\"next\":");
+    match next {
+        Some(next) => push_json_text(&next, &mut out),
+        None => out.extend_from_slice(b"null"),
+    }
+    out.push(b'}');
+    Ok(out)
+}
+
+/// How the service is.
+pub(super) fn status(view: &View, subscribers: usize, connections: usize) -> Vec<u8> {
+    let facts = view.facts();
+    let (as_of, counts) = (view.as_of(), view.counts());
+    let refused = view.refused().into_iter().map(|(reason, count)| (reason.code().to_string(), count.into()));
+    let status = json!({
+        "as_of": as_of,
+        "lag_ms": now_ms().saturating_sub(as_of),
+        "ready": view.is_ready(),
+        "version": env!("CARGO_PKG_VERSION"),
+        "generation": facts.generation,
+        "formula": facts.formula,
+        "window_s": seconds(facts.window),
+        "lateness_s": seconds(facts.lateness),
+        "history_s": seconds(facts.history),
+        "workers": facts.workers,
+        "cities": view.city_count(),
+        "sources": sources(view, facts),
+        "counts": counts,
+        "refused": refused.collect::<Map<String, Value>>(),
+        "split_city": counts.split_city,
+        "subscribers": subscribers,
+        "connections": connections,
+    });
+    status.to_string().into_bytes()
+}
+
+fn seconds(duration: crate::model::Duration) -> Value {
+    let ms = duration.millis();
+    if ms % 1_000 == 0 { json!(ms / 1_000) } else { json!(ms as f64 / 1e3) }
+}
+
+/// The partitions with how far they have come, by source.
+fn sources(view: &View, facts: &Facts) -> Vec<Value> {
+    let progress = view.progress();
+    let mut sources: Vec<(&Arc<str>, Vec<Value>)> = Vec::new();
+    for (slot, name) in facts.partitions.iter().enumerate() {
+        let come = progress.iter().find(|progress| usize::from(progress.slot.0) == slot);
+        let (applied, end) = come.map_or((0, 0), |progress| (progress.applied, progress.end));
+        let partition = json!({"partition": name.partition, "applied": applied, "end": end});
+        match sources.iter_mut().find(|(source, _)| *source == &name.source) {
+            Some((_, partitions)) => partitions.push(partition),
+            None => sources.push((&name.source, vec![partition])),
+        }
+    }
+    sources.into_iter().map(|(name, partitions)| json!({"name": name, "partitions": partitions})).collect()
+}

@@ -1,0 +1,201 @@
+//! Content codings: which one a client takes best (RFC 9110, section 12.5.3), and compressing.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+use bytes::Bytes;
+use warp::http::header::ACCEPT_ENCODING;
+use warp::http::{HeaderMap, HeaderValue};
+
+/// Smaller bodies fit a packet either way.
+const MIN_BYTES: usize = 1_024;
+/// Larger ones are compressed on a thread that may take its time.
+const BLOCKING_BYTES: usize = 32 * 1_024;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Coding {
+    Identity,
+    Gzip,
+    Zstd,
+}
+
+impl Coding {
+    /// As `Content-Encoding` names it; nothing for what was not coded.
+    pub(super) fn header(self) -> Option<HeaderValue> {
+        match self {
+            Coding::Identity => None,
+            Coding::Gzip => Some(HeaderValue::from_static("gzip")),
+            Coding::Zstd => Some(HeaderValue::from_static("zstd")),
+        }
+    }
+
+    /// The coding for a body of that length, or nothing where the client takes none of ours.
+    pub(super) fn negotiate(headers: &HeaderMap, bytes: usize) -> Option<Coding> {
+        let accepted = Accepted::of(headers);
+        let identity = accepted.identity();
+        if identity > 0 && bytes < MIN_BYTES {
+            return Some(Coding::Identity);
+        }
+        [(accepted.zstd(), Coding::Zstd), (accepted.gzip(), Coding::Gzip), (identity, Coding::Identity)]
+            .into_iter()
+            .filter(|(weight, _)| *weight > 0)
+            // The first of equals.
+            .reduce(|best, next| if next.0 > best.0 { next } else { best })
+            .map(|(_, coding)| coding)
+    }
+
+    fn compress(self, bytes: &[u8], effort: Effort) -> io::Result<Vec<u8>> {
+        match self {
+            Coding::Identity => Ok(bytes.to_vec()),
+            Coding::Zstd => zstd::bulk::compress(bytes, if effort == Effort::Once { 15 } else { 1 }),
+            Coding::Gzip => {
+                let level = flate2::Compression::new(if effort == Effort::Once { 9 } else { 3 });
+                let mut out = flate2::write::GzEncoder::new(Vec::with_capacity(bytes.len() / 4 + 64), level);
+                out.write_all(bytes)?;
+                out.finish()
+            }
+        }
+    }
+
+    /// Compresses a body that is made for this answer.
+    pub(super) async fn encode(self, bytes: Vec<u8>) -> io::Result<Bytes> {
+        if self == Coding::Identity {
+            return Ok(bytes.into());
+        }
+        if bytes.len() < BLOCKING_BYTES {
+            return self.compress(&bytes, Effort::Each).map(Bytes::from);
+        }
+        let compress = move || self.compress(&bytes, Effort::Each);
+        tokio::task::spawn_blocking(compress).await.map_err(io::Error::other)?.map(Bytes::from)
+    }
+
+    /// Compresses what is compiled in: once, since there is little of it and it never changes.
+    pub(super) async fn encode_static(self, bytes: &'static [u8]) -> io::Result<Bytes> {
+        type Coded = HashMap<(usize, Coding), Bytes>;
+        static CODED: LazyLock<Mutex<Coded>> = LazyLock::new(Mutex::default);
+        if self == Coding::Identity {
+            return Ok(Bytes::from_static(bytes));
+        }
+        let key = (bytes.as_ptr() as usize, self);
+        let coded = || CODED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(coded) = coded().get(&key) {
+            return Ok(coded.clone());
+        }
+        let compress = move || self.compress(bytes, Effort::Once);
+        let compressed = Bytes::from(tokio::task::spawn_blocking(compress).await.map_err(io::Error::other)??);
+        coded().insert(key, compressed.clone());
+        Ok(compressed)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Effort {
+    Each,
+    Once,
+}
+
+/// Weights in thousandths, where they are given.
+#[derive(Default)]
+struct Accepted {
+    given: bool,
+    gzip: Option<u16>,
+    zstd: Option<u16>,
+    identity: Option<u16>,
+    rest: Option<u16>,
+}
+
+impl Accepted {
+    fn of(headers: &HeaderMap) -> Accepted {
+        let mut accepted = Accepted::default();
+        for value in headers.get_all(ACCEPT_ENCODING) {
+            accepted.given = true;
+            for item in value.to_str().unwrap_or_default().split(',') {
+                let (name, parameters) = item.split_once(';').unwrap_or((item, ""));
+                let weight = Some(weight(parameters));
+                match name.trim().to_ascii_lowercase().as_str() {
+                    "gzip" | "x-gzip" => accepted.gzip = weight,
+                    "zstd" => accepted.zstd = weight,
+                    "identity" => accepted.identity = weight,
+                    "*" => accepted.rest = weight,
+                    _ => {}
+                }
+            }
+        }
+        accepted
+    }
+
+    fn gzip(&self) -> u16 {
+        self.gzip.or(self.rest).unwrap_or(0)
+    }
+
+    fn zstd(&self) -> u16 {
+        self.zstd.or(self.rest).unwrap_or(0)
+    }
+
+    /// Acceptable unless it is said not to be, but then less than anything that was named.
+    fn identity(&self) -> u16 {
+        match (self.identity, self.rest) {
+            (Some(weight), _) => weight,
+            (None, Some(0)) => 0,
+            _ if self.given => 1,
+            _ => 1_000,
+        }
+    }
+}
+
+/// The `q` of an item; what is not a weight counts as none at all.
+fn weight(parameters: &str) -> u16 {
+    let Some(text) =
+        parameters.trim().strip_prefix(['q', 'Q']).and_then(|rest| rest.trim_start().strip_prefix('='))
+    else {
+        return if parameters.trim().is_empty() { 1_000 } else { 0 };
+    };
+    match text.trim().parse::<f64>() {
+        Ok(weight) if (0.0..=1.0).contains(&weight) => (weight * 1_000.0).round() as u16,
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn negotiated(accept: &str, bytes: usize) -> Option<Coding> {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT_ENCODING, accept.parse().unwrap());
+        Coding::negotiate(&headers, bytes)
+    }
+
+    #[test]
+    fn the_best_coding_that_is_accepted_is_taken() {
+        use Coding::{Gzip, Identity, Zstd};
+        for (accept, expected) in [
+            ("", Some(Identity)),
+            ("gzip", Some(Gzip)),
+            ("gzip, deflate, br, zstd", Some(Zstd)),
+            ("GZIP;q=1.0, zstd;q=0.5", Some(Gzip)),
+            ("zstd;q=0, *", Some(Gzip)),
+            ("*", Some(Zstd)),
+            ("*;q=0", None),
+            ("*;q=0, identity", Some(Identity)),
+            ("identity;q=0", None),
+            ("identity;q=0, gzip", Some(Gzip)),
+            ("gzip;q=0.2, identity", Some(Identity)),
+            ("gzip;q=0.001", Some(Gzip)),
+            ("gzip;q=2, zstd;q=x", Some(Identity)),
+            ("br", Some(Identity)),
+            (",;,=;q", Some(Identity)),
+        ] {
+            assert_eq!(negotiated(accept, 10_000), expected, "{accept:?}");
+        }
+        assert_eq!(Coding::negotiate(&HeaderMap::new(), 10_000), Some(Identity));
+    }
+
+    #[test]
+    fn small_bodies_are_left_as_they_are_where_that_is_accepted() {
+        assert_eq!(negotiated("gzip", 100), Some(Coding::Identity));
+        assert_eq!(negotiated("gzip, identity;q=0", 100), Some(Coding::Gzip));
+        assert_eq!(negotiated("identity;q=0", 100), None);
+    }
+}

@@ -1,0 +1,317 @@
+//! Readings that come in over HTTP and WebSocket: each goes to the log with its exact bytes, and is answered when it is durable.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt};
+use serde::Serialize;
+use serde_json::json;
+use serde_json::value::RawValue;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use warp::http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use warp::http::{HeaderMap, HeaderValue};
+
+use super::problem::{Code, Problem};
+use super::{Limits, telemetry};
+use crate::codec::{DecodeSettings, RecordDecoder};
+use crate::model::{AppendError, Appended, Appender, NewRecord, Reason};
+
+/// Refusals that are told one by one; of the rest, their number.
+const TOLD: usize = 100;
+/// Larger bodies are decoded on a thread that may take its time.
+const BLOCKING_BYTES: usize = 64 * 1024;
+/// Until the log has acknowledged an append.
+const ACKNOWLEDGE_TIME: Duration = Duration::from_secs(30);
+
+/// Takes readings for the log.
+#[derive(Clone)]
+pub(super) struct Ingest {
+    appender: Option<Arc<dyn Appender>>,
+    decode: DecodeSettings,
+    body_bytes: usize,
+    body_time: Duration,
+    /// Bytes that bodies may still take, all together.
+    room: Arc<Semaphore>,
+}
+
+/// What became of readings.
+#[derive(Serialize)]
+pub(super) struct Taken {
+    accepted: usize,
+    #[serde(flatten)]
+    refusals: Refusals,
+    positions: Vec<Appended>,
+}
+
+#[derive(Default, Serialize)]
+struct Refusals {
+    /// The first ones.
+    refused: Vec<Refused>,
+    refused_count: usize,
+}
+
+#[derive(Serialize)]
+struct Refused {
+    index: usize,
+    reason: Reason,
+    detail: String,
+}
+
+/// How records stand in a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// One object, or an array of them.
+    Json,
+    /// One a line.
+    Lines,
+}
+
+/// Bytes of readings, with the room that they take.
+struct Body {
+    bytes: Vec<u8>,
+    room: Option<OwnedSemaphorePermit>,
+}
+
+struct Decoded {
+    records: Vec<NewRecord>,
+    refusals: Refusals,
+}
+
+/// Readings that wait for the log.
+pub(super) struct Pending {
+    accepted: usize,
+    refusals: Refusals,
+    /// Nothing where none was accepted.
+    heard: Option<oneshot::Receiver<Result<Vec<Appended>, AppendError>>>,
+}
+
+impl Ingest {
+    pub(super) fn new(
+        appender: Option<Arc<dyn Appender>>,
+        decode: DecodeSettings,
+        limits: &Limits,
+    ) -> Ingest {
+        let room = Arc::new(Semaphore::new(limits.bodies_bytes.min(Semaphore::MAX_PERMITS)));
+        Ingest { appender, decode, body_bytes: limits.body_bytes, body_time: limits.body_time, room }
+    }
+
+    /// Whether there is a log at all.
+    pub(super) fn check(&self) -> Result<&Arc<dyn Appender>, Problem> {
+        let detail = "no log is configured that takes readings: this server only reads";
+        self.appender.as_ref().ok_or_else(|| Problem::new(Code::NoIngest, detail))
+    }
+
+    /// Takes the body of a `POST`.
+    pub(super) async fn post<B, E>(&self, headers: &HeaderMap, body: B) -> Result<Taken, Problem>
+    where
+        B: Stream<Item = Result<bytes::Bytes, E>> + Unpin,
+    {
+        self.check()?;
+        let form = Form::of(headers)?;
+        let body = self.read(headers, body).await?;
+        let taken = self.submit(form, body).await?.taken().await?;
+        if taken.accepted == 0 { Err(none_accepted(&taken.refusals)) } else { Ok(taken) }
+    }
+
+    /// Takes a WebSocket message, which is as a JSON body. What is returned waits for the log.
+    pub(super) async fn message(&self, text: &[u8]) -> Result<Pending, Problem> {
+        let mut body = Body { bytes: Vec::new(), room: None };
+        self.extend(&mut body, text)?;
+        self.submit(Form::Json, body).await
+    }
+
+    async fn read<B, E>(&self, headers: &HeaderMap, mut stream: B) -> Result<Body, Problem>
+    where
+        B: Stream<Item = Result<bytes::Bytes, E>> + Unpin,
+    {
+        let announced =
+            headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        if announced.is_some_and(|bytes| bytes > self.body_bytes as u64) {
+            return Err(self.too_large());
+        }
+        let mut body = Body { bytes: Vec::new(), room: None };
+        let read = async {
+            while let Some(chunk) = stream.next().await {
+                let cut_off = |_| Problem::new(Code::BadRequest, "the body was cut off or is badly framed");
+                self.extend(&mut body, &chunk.map_err(cut_off)?)?;
+            }
+            Ok(())
+        };
+        match tokio::time::timeout(self.body_time, read).await {
+            Ok(Ok(())) => Ok(body),
+            Ok(Err(problem)) => Err(problem),
+            Err(_) => {
+                let detail = format!("the body must come within {} s", self.body_time.as_secs_f64());
+                Err(Problem::new(Code::BodyTooSlow, detail))
+            }
+        }
+    }
+
+    fn extend(&self, body: &mut Body, bytes: &[u8]) -> Result<(), Problem> {
+        if body.bytes.len() + bytes.len() > self.body_bytes {
+            return Err(self.too_large());
+        }
+        let wanted = u32::try_from(bytes.len()).map_err(|_| self.too_large())?;
+        let room = self.room.clone().try_acquire_many_owned(wanted).map_err(|_| {
+            Problem::new(Code::Busy, "too many readings wait for the log: try again in a moment")
+        })?;
+        match &mut body.room {
+            Some(held) => held.merge(room),
+            None => body.room = Some(room),
+        }
+        body.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn too_large(&self) -> Problem {
+        let detail = format!("send at most {} bytes at once", self.body_bytes);
+        Problem::new(Code::BodyTooLarge, detail)
+    }
+
+    /// Decodes a body and appends what it holds.
+    async fn submit(&self, form: Form, body: Body) -> Result<Pending, Problem> {
+        let appender = self.check()?;
+        let Body { bytes, room } = body;
+        let (settings, len) = (self.decode, bytes.len());
+        let decoded = if len < BLOCKING_BYTES {
+            form.decode(&bytes, settings)?
+        } else {
+            let failed = |_| Problem::new(Code::Stopping, "the service is stopping");
+            tokio::task::spawn_blocking(move || form.decode(&bytes, settings)).await.map_err(failed)??
+        };
+        let Decoded { records, refusals } = decoded;
+        let accepted = records.len();
+        telemetry::ingested(len, accepted, refusals.refused_count);
+        if accepted == 0 {
+            return Ok(Pending { accepted, refusals, heard: None });
+        }
+        let (done, heard) = oneshot::channel();
+        appender.append(
+            records,
+            Box::new(move |result| {
+                drop(room);
+                // Nobody listens where the client has gone.
+                let _ = done.send(result);
+            }),
+        );
+        Ok(Pending { accepted, refusals, heard: Some(heard) })
+    }
+}
+
+impl Pending {
+    /// Waits until the readings are durable.
+    pub(super) async fn taken(self) -> Result<Taken, Problem> {
+        let Pending { accepted, refusals, heard } = self;
+        let Some(heard) = heard else { return Ok(Taken { accepted, refusals, positions: Vec::new() }) };
+        let Ok(Ok(result)) = tokio::time::timeout(ACKNOWLEDGE_TIME, heard).await else {
+            let detail = "the log did not answer: whether the readings are in it is not known";
+            return Err(Problem::new(Code::LogFailed, detail));
+        };
+        match result {
+            Ok(positions) => Ok(Taken { accepted, refusals, positions }),
+            Err(error @ AppendError::Busy) => Err(Problem::new(Code::Busy, error.to_string())),
+            Err(error @ AppendError::Stopping) => Err(Problem::new(Code::Stopping, error.to_string())),
+            Err(error @ AppendError::Failed(_)) => {
+                tracing::error!("{error}");
+                let detail = format!("{error}; whether the readings are in it is not known");
+                Err(Problem::new(Code::LogFailed, detail))
+            }
+        }
+    }
+}
+
+fn none_accepted(refusals: &Refusals) -> Problem {
+    let detail = match refusals.refused_count {
+        0 => "there is no reading in the body",
+        _ => "none of the readings can be taken: see refused",
+    };
+    let refused = serde_json::to_value(&refusals.refused).unwrap_or_default();
+    Problem::new(Code::NoneAccepted, detail)
+        .member("accepted", json!(0))
+        .member("refused", refused)
+        .member("refused_count", json!(refusals.refused_count))
+}
+
+impl Form {
+    fn of(headers: &HeaderMap) -> Result<Form, Problem> {
+        let coding = headers.get(CONTENT_ENCODING).map(HeaderValue::as_bytes).unwrap_or_default();
+        let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+        let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        let plain = coding.is_empty() || coding.eq_ignore_ascii_case(b"identity");
+        match kind.as_str() {
+            "application/json" if plain => Ok(Form::Json),
+            "application/x-ndjson" if plain => Ok(Form::Lines),
+            _ => {
+                let detail = "send application/json (a reading or an array of them) or application/x-ndjson (a \
+                              reading a line), without a Content-Encoding";
+                let accepted = HeaderValue::from_static("application/json, application/x-ndjson");
+                Err(Problem::new(Code::UnsupportedMediaType, detail).header(ACCEPT, accepted))
+            }
+        }
+    }
+
+    fn decode(self, bytes: &[u8], settings: DecodeSettings) -> Result<Decoded, Problem> {
+        let mut decoder = RecordDecoder::new(settings);
+        let mut decoded = Decoded { records: Vec::new(), refusals: Refusals::default() };
+        if self == Form::Lines {
+            let lines = bytes.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii);
+            for line in lines.filter(|line| !line.is_empty()) {
+                decoded.take(&mut decoder, line);
+            }
+            return Ok(decoded);
+        }
+        let not_json = |error: serde_json::Error| Problem::new(Code::NotJson, format!("not JSON: {error}"));
+        let bytes = bytes.trim_ascii();
+        if bytes.first() == Some(&b'[') {
+            for record in serde_json::from_slice::<Vec<&RawValue>>(bytes).map_err(not_json)? {
+                decoded.take(&mut decoder, record.get().as_bytes());
+            }
+        } else {
+            serde_json::from_slice::<&RawValue>(bytes).map_err(not_json)?;
+            decoded.take(&mut decoder, bytes);
+        }
+        Ok(decoded)
+    }
+}
+
+impl Decoded {
+    fn take(&mut self, decoder: &mut RecordDecoder, bytes: &[u8]) {
+        match decoder.decode(bytes) {
+            Ok(upsert) => {
+                self.records.push(NewRecord { city: Some(upsert.city.into()), bytes: bytes.into() });
+            }
+            Err(refusal) => {
+                let index = self.records.len() + self.refusals.refused_count;
+                self.refusals.refused_count += 1;
+                if self.refusals.refused.len() < TOLD {
+                    let refused = Refused { index, reason: refusal.reason, detail: refusal.detail };
+                    self.refusals.refused.push(refused);
+                }
+            }
+        }
+    }
+}
+
+/// The answer to a message of the WebSocket ingest, once there is one.
+pub(super) async fn answer(seq: u64, pending: Result<Pending, Problem>) -> String {
+    let taken = match pending {
+        Ok(pending) => pending.taken().await,
+        Err(problem) => Err(problem),
+    };
+    let mut object = match taken {
+        Ok(taken) => {
+            let mut object = serde_json::to_value(taken).unwrap_or_default();
+            object["type"] = "accepted".into();
+            object
+        }
+        Err(problem) => {
+            let code = match problem.code {
+                Code::NotJson => "bad_message",
+                code => code.parts().1,
+            };
+            json!({"type": "error", "code": code, "detail": problem.detail()})
+        }
+    };
+    object["seq"] = seq.into();
+    object.to_string()
+}

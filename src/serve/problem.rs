@@ -1,0 +1,150 @@
+//! Errors as `application/problem+json` (RFC 9457). Programs branch on `code`; `detail` is for people.
+
+use std::borrow::Cow;
+
+use serde_json::{Map, Value, json};
+use warp::http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
+use warp::http::{HeaderName, HeaderValue, StatusCode};
+use warp::reply::Response;
+
+/// What went wrong. Codes are part of the interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Code {
+    BadRequest,
+    BadParameter,
+    NotJson,
+    Unauthorized,
+    InsufficientScope,
+    ForeignOrigin,
+    ForeignHost,
+    NotFound,
+    UnknownCity,
+    MethodNotAllowed,
+    NotAcceptable,
+    BodyTooSlow,
+    BodyTooLarge,
+    UnsupportedMediaType,
+    NoneAccepted,
+    UpgradeRequired,
+    Busy,
+    LogFailed,
+    CatchingUp,
+    Overloaded,
+    NoIngest,
+    Stopping,
+}
+
+impl Code {
+    #[cfg(test)]
+    pub(super) const ALL: [Code; 22] = [
+        Code::BadRequest,
+        Code::BadParameter,
+        Code::NotJson,
+        Code::Unauthorized,
+        Code::InsufficientScope,
+        Code::ForeignOrigin,
+        Code::ForeignHost,
+        Code::NotFound,
+        Code::UnknownCity,
+        Code::MethodNotAllowed,
+        Code::NotAcceptable,
+        Code::BodyTooSlow,
+        Code::BodyTooLarge,
+        Code::UnsupportedMediaType,
+        Code::NoneAccepted,
+        Code::UpgradeRequired,
+        Code::Busy,
+        Code::LogFailed,
+        Code::CatchingUp,
+        Code::Overloaded,
+        Code::NoIngest,
+        Code::Stopping,
+    ];
+
+    /// Status, code, title.
+    pub(super) fn parts(self) -> (u16, &'static str, &'static str) {
+        match self {
+            Code::BadRequest => (400, "bad_request", "The request is malformed"),
+            Code::BadParameter => (400, "bad_parameter", "A parameter is not valid"),
+            Code::NotJson => (400, "not_json", "The body is not JSON"),
+            Code::Unauthorized => (401, "unauthorized", "A bearer token is needed"),
+            Code::InsufficientScope => (403, "insufficient_scope", "The token does not allow this"),
+            Code::ForeignOrigin => (403, "foreign_origin", "The origin is not allowed"),
+            Code::ForeignHost => (403, "foreign_host", "The host is not served here"),
+            Code::NotFound => (404, "not_found", "There is nothing at this path"),
+            Code::UnknownCity => (404, "unknown_city", "The city has never had a reading"),
+            Code::MethodNotAllowed => (405, "method_not_allowed", "The path does not take this method"),
+            Code::NotAcceptable => (406, "not_acceptable", "No acceptable content coding"),
+            Code::BodyTooSlow => (408, "body_too_slow", "The body did not come in time"),
+            Code::BodyTooLarge => (413, "body_too_large", "The body is too large"),
+            Code::UnsupportedMediaType => (415, "unsupported_media_type", "The media type is not read"),
+            Code::NoneAccepted => (422, "none_accepted", "No reading was accepted"),
+            Code::UpgradeRequired => (426, "upgrade_required", "The path takes WebSockets only"),
+            Code::Busy => (429, "busy", "The service is busy"),
+            Code::LogFailed => (500, "log_failed", "The log cannot be written"),
+            Code::CatchingUp => (503, "catching_up", "The service is catching up"),
+            Code::Overloaded => (503, "overloaded", "The service cannot answer now"),
+            Code::NoIngest => (503, "no_ingest", "The service takes no readings"),
+            Code::Stopping => (503, "stopping", "The service is stopping"),
+        }
+    }
+
+    fn retry_after(self) -> Option<HeaderValue> {
+        matches!(self, Code::Busy | Code::CatchingUp | Code::Overloaded | Code::Stopping)
+            .then(|| HeaderValue::from_static("1"))
+    }
+}
+
+/// An error answer.
+#[derive(Debug)]
+pub(super) struct Problem {
+    pub(super) code: Code,
+    detail: Cow<'static, str>,
+    members: Map<String, Value>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Problem {
+    pub(super) fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Problem {
+        Problem { code, detail: detail.into(), members: Map::new(), headers: Vec::new() }
+    }
+
+    pub(super) fn header(mut self, name: HeaderName, value: HeaderValue) -> Problem {
+        self.headers.push((name, value));
+        self
+    }
+
+    /// A further member of the object.
+    pub(super) fn member(mut self, name: &str, value: Value) -> Problem {
+        self.members.insert(name.into(), value);
+        self
+    }
+
+    pub(super) fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    pub(super) fn into_response(self) -> Response {
+        let (status, code, title) = self.code.parts();
+        let status = StatusCode::from_u16(status).unwrap_or_default();
+        let mut object = self.members;
+        object.insert("type".into(), json!(format!("urn:swelter:problem:{code}")));
+        object.insert("title".into(), json!(title));
+        object.insert("status".into(), json!(status.as_u16()));
+        object.insert("code".into(), json!(code));
+        object.insert("detail".into(), json!(self.detail));
+        let mut response = Response::new(Value::Object(object).to_string().into());
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(seconds) = self.code.retry_after() {
+            headers.insert(RETRY_AFTER, seconds);
+        }
+        // What is left of the body is not read.
+        if matches!(self.code, Code::BodyTooLarge | Code::BodyTooSlow) {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        headers.extend(self.headers);
+        response
+    }
+}

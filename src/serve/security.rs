@@ -1,0 +1,274 @@
+//! Who may do what: bearer tokens, origins of web pages, and the names under which the server is reached.
+
+use std::net::IpAddr;
+
+use ring::digest::{Digest, SHA256, digest};
+use warp::http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, AUTHORIZATION, HOST, ORIGIN,
+    SEC_WEBSOCKET_PROTOCOL, VARY, WWW_AUTHENTICATE,
+};
+use warp::http::{HeaderMap, HeaderName, HeaderValue};
+use warp::reply::Response;
+
+use super::problem::{Code, Problem};
+use super::ui::CONTENT_SECURITY_POLICY;
+use super::{ServePlan, Token};
+
+/// The subprotocol that is answered; the token comes as another one, since browsers cannot set headers of WebSockets.
+pub(super) const SUBPROTOCOL: &str = "swelter.v1";
+const TOKEN_SUBPROTOCOL: &str = "bearer.";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    Read,
+    Ingest,
+}
+
+pub(super) struct Guard {
+    tokens: Vec<Grant>,
+    origins: Vec<String>,
+    /// Only this host can reach the server, so that a request under another name was brought here by a rebound DNS name.
+    loopback: bool,
+}
+
+/// Secrets are kept and compared as digests: how long that takes tells nothing of a secret.
+struct Grant {
+    secret: Digest,
+    read: bool,
+    ingest: bool,
+}
+
+/// Where a request comes from, as the browser says.
+#[derive(Debug, PartialEq)]
+pub(super) enum Origin {
+    /// Not from a web page of another origin.
+    Own,
+    Allowed(HeaderValue),
+    Foreign,
+}
+
+impl Guard {
+    pub(super) fn new(plan: &ServePlan, address: IpAddr) -> Guard {
+        let grant = |token: &Token| Grant {
+            secret: digest(&SHA256, token.secret.as_bytes()),
+            read: token.read,
+            ingest: token.ingest,
+        };
+        Guard {
+            tokens: plan.tokens.iter().map(grant).collect(),
+            origins: plan.origins.iter().map(|origin| normal_origin(origin)).collect(),
+            loopback: address.is_loopback(),
+        }
+    }
+
+    /// Whether the request was meant for this server.
+    pub(super) fn check_host(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        let Some(host) = headers.get(HOST).filter(|_| self.loopback) else { return Ok(()) };
+        let host = host.to_str().unwrap_or_default().to_ascii_lowercase();
+        let name = without_port(&host);
+        let local = name == "localhost"
+            || name.ends_with(".localhost")
+            || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        if local || self.origins.iter().any(|origin| authority(origin) == without_default_port(&host)) {
+            return Ok(());
+        }
+        let detail = "the server listens on loopback and takes requests for localhost, for loopback addresses \
+                      and for the hosts of allowed origins: add the origin to the allowed ones";
+        Err(Problem::new(Code::ForeignHost, detail))
+    }
+
+    pub(super) fn origin(&self, headers: &HeaderMap) -> Origin {
+        let Some(value) = headers.get(ORIGIN) else { return Origin::Own };
+        let origin = normal_origin(value.to_str().unwrap_or_default());
+        let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        // The scheme is not compared: a proxy in front may speak TLS.
+        if !host.is_empty() && authority(&origin) == without_default_port(&host.to_ascii_lowercase()) {
+            return Origin::Own;
+        }
+        if self.origins.contains(&origin) { Origin::Allowed(value.clone()) } else { Origin::Foreign }
+    }
+
+    /// Whether the request carries a token that allows `scope`.
+    pub(super) fn check_token(&self, headers: &HeaderMap, scope: Scope) -> Result<(), Problem> {
+        if self.tokens.is_empty() {
+            return Ok(());
+        }
+        let challenge = |rest| HeaderValue::from_static(rest);
+        let Some(secret) = bearer(headers) else {
+            let detail = "send Authorization: Bearer TOKEN, or for a WebSocket the subprotocols swelter.v1 and \
+                          bearer.TOKEN";
+            let challenge = challenge("Bearer realm=\"swelter\"");
+            return Err(Problem::new(Code::Unauthorized, detail).header(WWW_AUTHENTICATE, challenge));
+        };
+        let given = digest(&SHA256, secret.as_bytes());
+        let Some(grant) = self.tokens.iter().find(|grant| grant.secret.as_ref() == given.as_ref()) else {
+            let challenge = challenge("Bearer realm=\"swelter\", error=\"invalid_token\"");
+            let problem = Problem::new(Code::Unauthorized, "the token is not known here");
+            return Err(problem.header(WWW_AUTHENTICATE, challenge));
+        };
+        let (allowed, name) = match scope {
+            Scope::Read => (grant.read, "read"),
+            Scope::Ingest => (grant.ingest, "ingest"),
+        };
+        if allowed {
+            return Ok(());
+        }
+        let challenge = challenge("Bearer realm=\"swelter\", error=\"insufficient_scope\"");
+        let problem =
+            Problem::new(Code::InsufficientScope, format!("the token does not have the scope {name}"));
+        Err(problem.header(WWW_AUTHENTICATE, challenge))
+    }
+}
+
+/// The token of the header, or of a subprotocol.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    if let Some(value) = headers.get(AUTHORIZATION) {
+        let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+        return scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_matches(' '));
+    }
+    subprotocols(headers).find_map(|protocol| protocol.strip_prefix(TOKEN_SUBPROTOCOL))
+}
+
+pub(super) fn subprotocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let values = headers.get_all(SEC_WEBSOCKET_PROTOCOL).into_iter();
+    values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).map(str::trim)
+}
+
+/// In small letters, without a slash at the end or the scheme's own port.
+fn normal_origin(origin: &str) -> String {
+    let origin = origin.trim_end_matches('/').to_ascii_lowercase();
+    let port = if origin.starts_with("https://") { ":443" } else { ":80" };
+    origin.strip_suffix(port).map(String::from).unwrap_or(origin)
+}
+
+fn authority(origin: &str) -> &str {
+    origin.split_once("://").map_or("", |(_, authority)| authority)
+}
+
+fn without_default_port(host: &str) -> &str {
+    host.strip_suffix(":443").or(host.strip_suffix(":80")).unwrap_or(host)
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    }
+}
+
+/// What every answer says to browsers. The page is all that may run scripts.
+pub(super) fn harden(response: &mut Response, page: bool) {
+    const DATA: &str = "default-src 'none'; frame-ancestors 'none'";
+    for (name, value) in [
+        ("content-security-policy", if page { CONTENT_SECURITY_POLICY } else { DATA }),
+        ("x-content-type-options", "nosniff"),
+        ("referrer-policy", "no-referrer"),
+        ("cross-origin-resource-policy", "same-origin"),
+    ] {
+        response.headers_mut().insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+    }
+}
+
+/// Lets a web page of an allowed origin read the answer.
+pub(super) fn share(response: &mut Response, origin: Origin) {
+    let headers = response.headers_mut();
+    headers.append(VARY, HeaderValue::from_static("Origin"));
+    if let Origin::Allowed(origin) = origin {
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        let exposed = HeaderValue::from_static("ETag, Retry-After, WWW-Authenticate");
+        headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
+    }
+}
+
+/// The rest of the answer to a preflight.
+pub(super) fn preflight(response: &mut Response, methods: &HeaderValue) {
+    let headers = response.headers_mut();
+    headers.insert(ACCESS_CONTROL_ALLOW_METHODS, methods.clone());
+    let named = HeaderValue::from_static("authorization, content-type, if-none-match");
+    headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, named);
+    headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guard(loopback: bool) -> Guard {
+        let token =
+            |secret: &str, read| Grant { secret: digest(&SHA256, secret.as_bytes()), read, ingest: !read };
+        let origins = vec![normal_origin("https://Maps.example.org:443/")];
+        Guard { tokens: vec![token("reader", true), token("sensor", false)], origins, loopback }
+    }
+
+    fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
+        pairs
+            .iter()
+            .map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap()))
+            .collect()
+    }
+
+    #[test]
+    fn tokens_allow_their_scopes() {
+        let check = |name: &str, value: &str, scope| {
+            guard(true).check_token(&headers(&[(name, value)]), scope).err().map(|problem| problem.code)
+        };
+        assert_eq!(check("authorization", "Bearer reader", Scope::Read), None);
+        assert_eq!(check("authorization", "bearer  reader", Scope::Read), None);
+        assert_eq!(check("authorization", "Bearer reader", Scope::Ingest), Some(Code::InsufficientScope));
+        assert_eq!(check("authorization", "Bearer sensor", Scope::Ingest), None);
+        assert_eq!(check("sec-websocket-protocol", "swelter.v1, bearer.reader", Scope::Read), None);
+        for value in ["Bearer reade", "Bearer readerr", "Bearer", "Bearer ", "Basic reader", "reader"] {
+            assert_eq!(check("authorization", value, Scope::Read), Some(Code::Unauthorized), "{value}");
+        }
+        assert_eq!(check("x", "y", Scope::Read), Some(Code::Unauthorized));
+    }
+
+    #[test]
+    fn own_and_allowed_origins_are_told_from_foreign_ones() {
+        let origin =
+            |origin: &str, host: &str| guard(false).origin(&headers(&[("origin", origin), ("host", host)]));
+        assert_eq!(guard(false).origin(&headers(&[("host", "x")])), Origin::Own);
+        assert_eq!(origin("http://127.0.0.1:8080", "127.0.0.1:8080"), Origin::Own);
+        assert_eq!(origin("https://heat.example", "HEAT.example:443"), Origin::Own);
+        assert!(matches!(origin("https://maps.example.org", "heat.example"), Origin::Allowed(_)));
+        for foreign in [
+            "null",
+            "",
+            "https://evil.example",
+            "http://127.0.0.1",
+            "http://maps.example.org",
+            "https://maps.example.org.evil",
+        ] {
+            assert_eq!(origin(foreign, "127.0.0.1:8080"), Origin::Foreign, "{foreign}");
+        }
+        assert_eq!(guard(false).origin(&headers(&[("origin", "null")])), Origin::Foreign);
+    }
+
+    #[test]
+    fn on_loopback_only_local_names_are_served() {
+        let served = |loopback, host: &str| guard(loopback).check_host(&headers(&[("host", host)])).is_ok();
+        for host in [
+            "localhost",
+            "LOCALHOST:80",
+            "a.localhost:1",
+            "127.0.0.1:8080",
+            "[::1]:9",
+            "[::1]",
+            "maps.example.org",
+        ] {
+            assert!(served(true, host), "{host}");
+        }
+        for host in [
+            "evil.example",
+            "evil.example:8080",
+            "localhost.evil.example",
+            "10.0.0.1",
+            "",
+            "127.0.0.1.nip.io",
+        ] {
+            assert!(!served(true, host), "{host}");
+            assert!(served(false, host), "{host}");
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! What the service counts of itself, as Prometheus reads it.
+
+use std::sync::LazyLock;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+use super::view::View;
+
+/// Histograms are folded into their buckets so often.
+pub(super) const UPKEEP: Duration = Duration::from_secs(5);
+
+const SECONDS: [f64; 14] =
+    [0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+
+/// The process has one recorder, whatever the number of servers.
+static RECORDER: LazyLock<PrometheusHandle> = LazyLock::new(|| {
+    let buckets = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)
+        .unwrap_or_else(|_| PrometheusBuilder::new());
+    let recorder = buckets.build_recorder();
+    let handle = recorder.handle();
+    if metrics::set_global_recorder(recorder).is_err() {
+        tracing::warn!("another recorder of metrics is installed: /metrics is empty");
+    }
+    describe();
+    handle
+});
+
+/// Installs the recorder. Meters that are made earlier count nothing.
+pub(super) fn install() {
+    LazyLock::force(&RECORDER);
+}
+
+pub(super) fn upkeep() {
+    RECORDER.run_upkeep();
+}
+
+/// A request has been answered. The route is the path as the documents write it, so that there are few.
+pub(super) fn answered(route: &'static str, method: &'static str, status: u16, took: Duration) {
+    let labels = [("route", route), ("method", method)];
+    histogram!("swelter_http_request_duration_seconds", &labels).record(took.as_secs_f64());
+    let labels = [("route", route), ("method", method), ("status", class(status))];
+    counter!("swelter_http_requests_total", &labels).increment(1);
+}
+
+fn class(status: u16) -> &'static str {
+    match status / 100 {
+        1 => "1xx",
+        2 => "2xx",
+        3 => "3xx",
+        4 => "4xx",
+        _ => "5xx",
+    }
+}
+
+/// Readings that came in over HTTP or WebSocket.
+pub(super) fn ingested(bytes: usize, accepted: usize, refused: usize) {
+    counter!("swelter_ingest_bytes_total").increment(bytes as u64);
+    counter!("swelter_ingest_records_total", "outcome" => "accepted").increment(accepted as u64);
+    counter!("swelter_ingest_records_total", "outcome" => "refused").increment(refused as u64);
+}
+
+/// A connection was turned away, since there were too many.
+pub(super) fn turned_away() {
+    counter!("swelter_connections_refused_total").increment(1);
+}
+
+pub(super) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The text for Prometheus, as of now.
+pub(super) fn render(view: &View, connections: usize) -> String {
+    gauge!("swelter_ready").set(f64::from(u8::from(view.is_ready())));
+    gauge!("swelter_as_of_lag_seconds").set(now_ms().saturating_sub(view.as_of()) as f64 / 1e3);
+    gauge!("swelter_connections").set(connections as f64);
+    let counts = view.counts();
+    for (outcome, count) in [
+        ("inserted", counts.inserted),
+        ("corrected", counts.corrected),
+        ("withdrawn", counts.withdrawn),
+        ("nothing_to_withdraw", counts.nothing_to_withdraw),
+        ("old_revision", counts.old_revision),
+    ] {
+        counter!("swelter_readings_total", "outcome" => outcome).absolute(count);
+    }
+    gauge!("swelter_split_cities").set(counts.split_city as f64);
+    for (reason, count) in view.refused() {
+        counter!("swelter_refused_total", "reason" => reason.code()).absolute(count);
+    }
+    for progress in view.progress() {
+        let Some(name) = view.facts().partitions.get(usize::from(progress.slot.0)) else { continue };
+        let labels = [("source", name.source.to_string()), ("partition", name.partition.to_string())];
+        gauge!("swelter_log_applied_position", &labels).set(progress.applied as f64);
+        gauge!("swelter_log_end_position", &labels).set(progress.end as f64);
+    }
+    RECORDER.render()
+}
+
+fn describe() {
+    describe_gauge!("swelter_ready", "1 once replay has passed the ends that the logs had at the start");
+    describe_gauge!(
+        "swelter_as_of_lag_seconds",
+        Unit::Seconds,
+        "Clock time less the newest epoch that is served"
+    );
+    describe_gauge!("swelter_connections", "Open connections, WebSockets included");
+    describe_counter!("swelter_connections_refused_total", "Connections over the limit, turned away");
+    describe_counter!("swelter_readings_total", "Readings and withdrawals since the start, by what they did");
+    describe_gauge!("swelter_split_cities", "Cities that came from more than one partition");
+    describe_counter!("swelter_refused_total", "Readings refused since the start, by reason");
+    describe_gauge!(
+        "swelter_log_applied_position",
+        "Results include every record of the partition before this one"
+    );
+    describe_gauge!("swelter_log_end_position", "The end of the partition");
+    describe_counter!(
+        "swelter_ingest_bytes_total",
+        Unit::Bytes,
+        "Bytes of bodies and messages with readings"
+    );
+    describe_counter!(
+        "swelter_ingest_records_total",
+        "Readings sent to this server, by whether they went to the log"
+    );
+    describe_counter!(
+        "swelter_http_requests_total",
+        "Requests answered, by route, method and class of status"
+    );
+    describe_histogram!(
+        "swelter_http_request_duration_seconds",
+        Unit::Seconds,
+        "From the head of a request to the head of its answer"
+    );
+    describe_gauge!("swelter_subscriber_sessions", "Open WebSocket sessions of subscribers");
+    describe_gauge!("swelter_subscriptions", "Subscriptions of all sessions");
+    describe_counter!("swelter_sent_messages_total", "Messages sent to subscribers");
+    describe_counter!("swelter_sent_rows_total", "Rows sent to subscribers");
+    describe_counter!("swelter_sent_bytes_total", Unit::Bytes, "Bytes of messages sent to subscribers");
+    describe_counter!("swelter_conflated_rows_total", "Changes of rows that slow subscribers got merged");
+}

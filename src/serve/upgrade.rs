@@ -1,0 +1,93 @@
+//! The server's side of the WebSocket handshake (RFC 6455, section 4.2).
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use hyper::upgrade::{OnUpgrade, Parts};
+use hyper_util::rt::TokioIo;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use warp::http::header::{
+    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION,
+    UPGRADE,
+};
+use warp::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use warp::reply::Response;
+
+use super::connection::{Connection, Timed};
+use super::problem::{Code, Problem};
+use super::security::{SUBPROTOCOL, subprotocols};
+
+/// A handshake that can be answered.
+pub(super) struct Upgrade {
+    accept: HeaderValue,
+    subprotocol: bool,
+    upgrade: OnUpgrade,
+}
+
+/// Whether the client asks for any upgrade to WebSocket, well or badly.
+pub(super) fn is_asked(headers: &HeaderMap) -> bool {
+    names(headers, UPGRADE, "websocket")
+}
+
+fn names(headers: &HeaderMap, header: HeaderName, token: &str) -> bool {
+    let values = headers.get_all(header).into_iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|item| item.trim().eq_ignore_ascii_case(token))
+}
+
+impl Upgrade {
+    pub(super) fn check(headers: &HeaderMap, upgrade: Option<OnUpgrade>) -> Result<Upgrade, Problem> {
+        let required = |detail| {
+            Problem::new(Code::UpgradeRequired, detail)
+                .header(UPGRADE, HeaderValue::from_static("websocket"))
+                .header(CONNECTION, HeaderValue::from_static("Upgrade"))
+                .header(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"))
+        };
+        let Some(upgrade) = upgrade.filter(|_| is_asked(headers) && names(headers, CONNECTION, "upgrade"))
+        else {
+            return Err(required(
+                "open this path as a WebSocket: Connection: Upgrade and Upgrade: websocket",
+            ));
+        };
+        if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+            return Err(required("the WebSocket version must be 13"));
+        }
+        let key = headers.get(SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes).unwrap_or_default();
+        if BASE64_STANDARD.decode(key).map_or(0, |key| key.len()) != 16 {
+            return Err(Problem::new(Code::BadRequest, "Sec-WebSocket-Key must be 16 bytes in base64"));
+        }
+        let accept = HeaderValue::try_from(derive_accept_key(key))
+            .map_err(|_| Problem::new(Code::BadRequest, "Sec-WebSocket-Key cannot be answered"))?;
+        let subprotocol = subprotocols(headers).any(|protocol| protocol == SUBPROTOCOL);
+        Ok(Upgrade { accept, subprotocol, upgrade })
+    }
+
+    /// Answers 101; `run` gets the socket once that has been sent.
+    pub(super) fn accept<F, R>(self, config: WebSocketConfig, run: R) -> Response
+    where
+        F: Future<Output = ()> + Send,
+        R: FnOnce(WebSocketStream<Connection>) -> F + Send + 'static,
+    {
+        tokio::spawn(async move {
+            // The client is gone, or the server stops.
+            let Ok(upgraded) = self.upgrade.await else { return };
+            // Without hyper's layers around it, and without a time limit of HTTP's.
+            let Ok(Parts { io, read_buf, .. }) = upgraded.downcast::<TokioIo<Timed<Connection>>>() else {
+                return tracing::error!("an upgraded connection is not one of the server's");
+            };
+            let connection = io.into_inner().into_inner();
+            let (begun, role) = (read_buf.to_vec(), Role::Server);
+            run(WebSocketStream::from_partially_read(connection, begun, role, Some(config)).await).await;
+        });
+        let mut response = Response::default();
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let headers = response.headers_mut();
+        headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        headers.insert(SEC_WEBSOCKET_ACCEPT, self.accept);
+        if self.subprotocol {
+            headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+        }
+        response
+    }
+}
