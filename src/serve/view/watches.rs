@@ -199,7 +199,7 @@ mod tests {
             &[change(2, &a), change(3, &b), change(4, &b), change(5, &b)],
             &[answer(&a), answer(&b)],
         );
-        assert!(!watches.reach(&[a.clone()], 1) && watches.reach(&[a.clone()], 2));
+        assert!(!watches.reach(&cities[..1], 1) && watches.reach(&cities[..1], 2));
         assert_eq!(watches.since(&cities, 3).unwrap().rows, [(b.clone(), EventTime::default(), None)]);
         assert_eq!(watches.since(&cities, 1).unwrap_err(), Expired);
         watches.apply(104, &[], &[]);
