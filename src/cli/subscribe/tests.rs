@@ -192,6 +192,7 @@ async fn garbage_ends_the_session_and_not_the_subscription() {
     session.send(snapshot(5, &[])).await;
     assert_eq!(stage.events().await[0]["event"], "snapshot_end");
     drop(session);
+    stage.notice().await;
     let no_row = changes(6, &[json!({"city": "1"})], &[]).to_string();
     let no_key = changes(6, &[], &[json!({"city": "1"})]).to_string();
     let no_token =
