@@ -47,7 +47,10 @@ where
 }
 
 fn log_panic(panic: &PanicHookInfo<'_>) {
-    let what = panic.payload_as_str().unwrap_or("of unknown cause");
+    let payload = panic.payload();
+    let text = payload.downcast_ref::<&str>().copied();
+    let what =
+        text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("of unknown cause");
     let place = panic.location().map_or("unknown".into(), ToString::to_string);
     let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
     // Without a backtrace where RUST_BACKTRACE does not ask for one.

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod batch;
+mod commands;
 mod harness;
 mod heat_index;
 mod layers;

@@ -280,11 +280,10 @@ async fn next(socket: &mut Socket, patience: Duration) -> Result<String, End> {
         let frame = timeout(patience, socket.next()).await.map_err(|_| lost("the service is silent"))?;
         match frame {
             Some(Ok(Frame::Text(text))) => return Ok(text.to_string()),
-            Some(Ok(Frame::Close(Some(close)))) => {
-                return Err(lost(format!(
-                    "the service closed the connection ({}) {}",
-                    close.code, close.reason
-                )));
+            Some(Ok(Frame::Close(close))) => {
+                let why =
+                    close.map(|close| format!(" ({}) {}", close.code, close.reason)).unwrap_or_default();
+                return Err(lost(format!("the service closed the connection{why}")));
             }
             Some(Ok(Frame::Binary(_))) => return Err(lost("the service sent what is no message")),
             Some(Ok(_)) => {}

@@ -1,1 +1,435 @@
+mod unsteady;
 
+use std::time::Duration;
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use serde_json::{Map, Value, json};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message as Frame;
+
+use super::client::{Client, Pace, Target};
+use super::print::{Output, Style};
+use super::*;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Nothing here waits longer than it must.
+fn pace() -> Pace {
+    let millis = Duration::from_millis;
+    Pace {
+        first: millis(1),
+        longest: millis(5),
+        steady: Duration::from_secs(60),
+        hello: Duration::from_secs(10),
+    }
+}
+
+/// A client at work, and the port that it connects to.
+struct Stage {
+    listener: TcpListener,
+    outputs: mpsc::Receiver<Output>,
+    client: JoinHandle<Result<(), String>>,
+}
+
+impl Stage {
+    async fn new(style: Style) -> Stage {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = service(&listener.local_addr().unwrap().to_string()).unwrap();
+        let target = Target { uri, bearer: Some(HeaderValue::from_static("Bearer abc")), connector: None };
+        Stage::with(listener, target, style)
+    }
+
+    fn with(listener: TcpListener, target: Target, style: Style) -> Stage {
+        let (out, outputs) = mpsc::channel(8);
+        let asked: Map<String, Value> = [("cities".to_owned(), json!(["1", "2"]))].into_iter().collect();
+        let mut client = Client { target, asked, style, pace: pace(), out, token: None, has_rows: false };
+        Stage { listener, outputs, client: tokio::spawn(async move { client.run().await }) }
+    }
+
+    async fn accept(&self) -> TcpStream {
+        timeout(DEADLINE, self.listener.accept()).await.unwrap().unwrap().0
+    }
+
+    /// Takes a connection as far as the subscription, which it gives.
+    async fn session(&self) -> (Session<TcpStream>, Value) {
+        let mut session = Session::new(self.accept().await).await;
+        session.send(hello(30.0)).await;
+        let subscription = session.hear().await;
+        (session, subscription)
+    }
+
+    /// What standard output gets next, line by line, and the rest of the same message.
+    async fn lines(&mut self) -> Vec<String> {
+        loop {
+            match timeout(DEADLINE, self.outputs.recv()).await.unwrap().unwrap() {
+                Output::Lines(lines) => return lines.lines().map(str::to_owned).collect(),
+                Output::Notice(_) => {}
+            }
+        }
+    }
+
+    async fn events(&mut self) -> Vec<Value> {
+        self.lines().await.iter().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    async fn notice(&mut self) -> String {
+        loop {
+            if let Output::Notice(line) = timeout(DEADLINE, self.outputs.recv()).await.unwrap().unwrap() {
+                return line;
+            }
+        }
+    }
+
+    async fn refused(self) -> String {
+        timeout(DEADLINE, self.client).await.unwrap().unwrap().unwrap_err()
+    }
+}
+
+struct Session<S>(WebSocketStream<S>);
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
+    async fn new(stream: S) -> Session<S> {
+        Session(tokio_tungstenite::accept_async(stream).await.unwrap())
+    }
+
+    async fn send(&mut self, message: Value) {
+        self.text(&message.to_string()).await;
+    }
+
+    async fn text(&mut self, text: &str) {
+        self.0.send(Frame::text(text)).await.unwrap();
+    }
+
+    async fn hear(&mut self) -> Value {
+        loop {
+            let frame = timeout(DEADLINE, self.0.next()).await.unwrap().unwrap().unwrap();
+            if let Frame::Text(text) = frame {
+                return serde_json::from_str(&text).unwrap();
+            }
+        }
+    }
+}
+
+fn hello(heartbeat_s: f64) -> Value {
+    json!({"type": "hello", "protocol": 1, "generation": "1-a", "formula": "nws", "window_s": 86400,
+        "heartbeat_s": heartbeat_s, "limits": {"message_bytes": 65536}})
+}
+
+fn row(city: &str, minute: u32) -> Value {
+    json!({"city": city, "reading_at": format!("2025-11-24T16:{minute:02}:00Z"), "heat_index": 91.283411,
+        "rolling_heat_index": 84.01273, "count": 7, "category": "extreme_caution", "trend": null})
+}
+
+fn key(city: &str, minute: u32) -> Value {
+    json!({"city": city, "reading_at": format!("2025-11-24T16:{minute:02}:00Z")})
+}
+
+fn snapshot(as_of: u64, rows: &[Value]) -> Value {
+    json!({"type": "snapshot", "id": "a", "as_of": as_of, "complete": true, "token": format!("t{as_of}"), "rows": rows})
+}
+
+fn changes(as_of: u64, upserts: &[Value], removals: &[Value]) -> Value {
+    json!({"type": "changes", "id": "a", "as_of": as_of, "token": format!("t{as_of}"),
+        "upserts": upserts, "removals": removals})
+}
+
+#[tokio::test]
+async fn a_lost_connection_is_resumed_by_the_last_token() {
+    let mut stage = Stage::new(Style::Json).await;
+    let (mut session, subscription) = stage.session().await;
+    assert_eq!(subscription, json!({"type": "subscribe", "id": "a", "cities": ["1", "2"]}));
+    session.send(snapshot(5, &[row("1", 0)])).await;
+    assert_eq!(stage.events().await, [json!({"event": "upsert", "as_of": 5, "row": row("1", 0)})]);
+    assert_eq!(stage.events().await, [json!({"event": "snapshot_end", "as_of": 5})]);
+    session.send(json!({"type": "heartbeat", "as_of": 6})).await;
+    session.send(json!({"type": "of a later protocol", "id": "a"})).await;
+    session.send(changes(7, &[row("2", 1)], &[key("1", 0)])).await;
+    let events = stage.events().await;
+    assert_eq!(events[0], json!({"event": "upsert", "as_of": 7, "row": row("2", 1)}));
+    assert_eq!(events[1], json!({"event": "removal", "as_of": 7, "row": key("1", 0)}));
+    drop(session);
+    let (mut session, subscription) = stage.session().await;
+    assert_eq!(subscription["resume"], "t7");
+    session.send(changes(8, &[row("1", 2)], &[])).await;
+    assert_eq!(stage.events().await, [json!({"event": "upsert", "as_of": 8, "row": row("1", 2)})]);
+    // A stopping service says so.
+    session.0.close(None).await.unwrap();
+    assert_eq!(stage.session().await.1["resume"], "t8");
+}
+
+#[tokio::test]
+async fn a_restarted_service_begins_anew() {
+    let mut stage = Stage::new(Style::Json).await;
+    let (mut session, _) = stage.session().await;
+    session.send(snapshot(5, &[row("1", 0)])).await;
+    stage.events().await;
+    stage.events().await;
+    drop(session);
+    let (mut session, _) = stage.session().await;
+    session.send(json!({"type": "reset", "id": "a", "reason": "generation"})).await;
+    assert_eq!(stage.events().await, [json!({"event": "reset", "reason": "generation"})]);
+    let part = json!({"type": "snapshot", "id": "a", "as_of": 9, "complete": false, "rows": [row("1", 3)]});
+    session.send(part).await;
+    assert_eq!(stage.events().await[0]["event"], "upsert");
+    // Part of a snapshot is no state to go on from.
+    drop(session);
+    let (mut session, subscription) = stage.session().await;
+    assert_eq!(subscription.get("resume"), None);
+    session.send(snapshot(10, &[row("1", 4)])).await;
+    assert_eq!(stage.events().await[0]["event"], "reset");
+    assert_eq!(stage.events().await, [json!({"event": "upsert", "as_of": 10, "row": row("1", 4)})]);
+    assert_eq!(stage.events().await[0]["event"], "snapshot_end");
+}
+
+#[tokio::test]
+async fn garbage_ends_the_session_and_not_the_subscription() {
+    let mut stage = Stage::new(Style::Json).await;
+    let (mut session, _) = stage.session().await;
+    session.send(snapshot(5, &[])).await;
+    assert_eq!(stage.events().await[0]["event"], "snapshot_end");
+    drop(session);
+    stage.notice().await;
+    let no_row = changes(6, &[json!({"city": "1"})], &[]).to_string();
+    let no_key = changes(6, &[], &[json!({"city": "1"})]).to_string();
+    let no_token =
+        json!({"type": "changes", "id": "a", "as_of": 6, "upserts": [], "removals": []}).to_string();
+    let deep = "[".repeat(100_000);
+    for garbage in ["", "nonsense", "{}", "null", &no_row, &no_key, &no_token, &deep] {
+        let (mut session, subscription) = stage.session().await;
+        assert_eq!(subscription["resume"], "t5", "{garbage:.80}");
+        session.text(garbage).await;
+        assert!(stage.notice().await.contains("the service sent"), "{garbage:.80}");
+    }
+    let (mut session, _) = stage.session().await;
+    session.0.send(Frame::binary(vec![0u8; 10])).await.unwrap();
+    assert!(stage.notice().await.contains("no message"));
+    // No hello, no WebSocket, no HTTP, nothing.
+    let mut session = Session::new(stage.accept().await).await;
+    session.send(snapshot(9, &[])).await;
+    assert!(stage.notice().await.contains("does not begin with a hello"));
+    stage.accept().await.write_all(b"SSH-2.0-OpenSSH\r\n\r\n").await.unwrap();
+    stage.notice().await;
+    drop(stage.accept().await);
+    stage.notice().await;
+    assert_eq!(stage.session().await.1["resume"], "t5");
+}
+
+#[tokio::test]
+async fn changes_need_a_snapshot_first() {
+    let mut stage = Stage::new(Style::Json).await;
+    let (mut session, _) = stage.session().await;
+    session.send(changes(6, &[row("1", 1)], &[])).await;
+    assert!(stage.notice().await.contains("changes before a snapshot"));
+    assert_eq!(stage.session().await.1.get("resume"), None);
+}
+
+#[tokio::test]
+async fn a_silent_service_is_left() {
+    let mut stage = Stage::new(Style::Json).await;
+    let mut session = Session::new(stage.accept().await).await;
+    session.send(hello(0.05)).await;
+    session.hear().await;
+    assert!(stage.notice().await.contains("silent"));
+    stage.session().await;
+}
+
+/// Answers the handshake by something else than an upgrade.
+async fn answer(stage: &Stage, head: &str) -> String {
+    let mut stream = stage.accept().await;
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        request.push(timeout(DEADLINE, stream.read_u8()).await.unwrap().unwrap());
+    }
+    let answer = format!("HTTP/1.1 {head}\r\nContent-Length: 0\r\n\r\n");
+    stream.write_all(answer.as_bytes()).await.unwrap();
+    String::from_utf8(request).unwrap()
+}
+
+#[tokio::test]
+async fn refusals_end_it_and_what_passes_does_not() {
+    for (head, said) in [
+        ("401 Unauthorized", "asks for a token (401)"),
+        ("403 Forbidden", "(403)"),
+        ("404 Not Found", "is this the address of a swelter?"),
+        ("301 Moved\r\nLocation: /x", "is this the address of a swelter?"),
+    ] {
+        let mut stage = Stage::new(Style::Json).await;
+        answer(&stage, "503 Service Unavailable\r\nRetry-After: 0").await;
+        assert!(stage.notice().await.contains("not ready (503"));
+        answer(&stage, "429 Too Many Requests").await;
+        assert!(stage.notice().await.contains("busy"));
+        let request = answer(&stage, head).await;
+        assert!(request.starts_with("GET /v1/subscribe HTTP/1.1\r\n"), "{request}");
+        assert!(request.to_lowercase().contains("authorization: bearer abc"), "{request}");
+        let refused = stage.refused().await;
+        assert!(refused.contains(said), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_service_refuses_is_said() {
+    let stage = Stage::new(Style::Json).await;
+    let (mut session, _) = stage.session().await;
+    let error =
+        json!({"type": "error", "id": "a", "code": "too_many_cities", "detail": "at most 1\u{1b}[2J"});
+    session.send(error).await;
+    let refused = stage.refused().await;
+    assert!(refused.contains("too_many_cities") && !refused.contains('\u{1b}'), "{refused}");
+
+    let mut stage = Stage::new(Style::Json).await;
+    let (mut session, _) = stage.session().await;
+    session.send(json!({"type": "error", "id": "a", "code": "busy", "detail": "later"})).await;
+    assert!(stage.notice().await.contains("busy"));
+    let mut session = Session::new(stage.accept().await).await;
+    let mut small = hello(30.0);
+    small["limits"]["message_bytes"] = json!(10);
+    session.send(small).await;
+    assert!(stage.refused().await.contains("name fewer"));
+
+    let stage = Stage::new(Style::Json).await;
+    let mut session = Session::new(stage.accept().await).await;
+    let mut later = hello(30.0);
+    later["protocol"] = json!(2);
+    session.send(later).await;
+    assert!(stage.refused().await.contains("protocol 2"));
+}
+
+#[tokio::test]
+async fn people_get_lines() {
+    let mut stage = Stage::new(Style::Human).await;
+    let (mut session, _) = stage.session().await;
+    session.send(snapshot(5, &[row("5128581", 0), row("a\u{1b}[2Jb", 1)])).await;
+    session.send(changes(6, &[], &[key("x", 0)])).await;
+    let lines = stage.lines().await;
+    assert_eq!(
+        lines[0],
+        "2025-11-24T16:00:00Z  New York City, US (5128581)             91.3 °F  mean   84.0 °F  extreme caution"
+    );
+    assert!(lines[1].contains("a\u{fffd}[2Jb ") && lines.len() == 2, "{lines:?}");
+    let removed = stage.lines().await;
+    assert!(
+        removed[0].starts_with("2025-11-24T16:00:00Z  x ") && removed[0].ends_with("  removed"),
+        "{removed:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_row_over_several_lines_is_one_line_of_json() {
+    let mut stage = Stage::new(Style::Json).await;
+    let (mut session, _) = stage.session().await;
+    session.text(&serde_json::to_string_pretty(&snapshot(5, &[row("1", 0)])).unwrap()).await;
+    assert_eq!(stage.events().await, [json!({"event": "upsert", "as_of": 5, "row": row("1", 0)})]);
+}
+
+#[tokio::test]
+async fn nobody_reading_ends_it_well() {
+    let mut stage = Stage::new(Style::Json).await;
+    let (mut session, _) = stage.session().await;
+    stage.outputs.close();
+    session.send(snapshot(5, &[row("1", 0)])).await;
+    assert_eq!(timeout(DEADLINE, stage.client).await.unwrap().unwrap(), Ok(()));
+}
+
+#[tokio::test]
+async fn tls_by_a_certificate_of_ones_own() {
+    use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
+    let own = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let other = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let server =
+        tokio_rustls::rustls::ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![own.cert.der().clone()],
+                PrivatePkcs8KeyDer::from(own.signing_key.serialize_der()).into(),
+            )
+            .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server));
+    for (name, certificate, trusted) in [("own", &own.cert, true), ("other", &other.cert, false)] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, certificate.pem()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = service(&format!("https://{}", listener.local_addr().unwrap())).unwrap();
+        let target = Target { uri, bearer: None, connector: Some(trusting(&path).unwrap()) };
+        let mut stage = Stage::with(listener, target, Style::Json);
+        let accepted = acceptor.accept(stage.accept().await).await;
+        if trusted {
+            let mut session = Session::new(accepted.unwrap()).await;
+            session.send(hello(30.0)).await;
+            session.hear().await;
+            session.send(snapshot(5, &[row("1", 0)])).await;
+            assert_eq!(stage.events().await[0]["event"], "upsert");
+        } else {
+            let refused = stage.refused().await;
+            assert!(refused.contains("--ca-file"), "{refused}");
+        }
+    }
+    std::fs::write(folder.path().join("none"), "").unwrap();
+    assert!(trusting(&folder.path().join("none")).is_err() && trusting(&folder.path().join("gone")).is_err());
+}
+
+#[test]
+fn urls_are_taken_in_all_their_forms() {
+    for (url, uri) in [
+        ("http://127.0.0.1:8080", "ws://127.0.0.1:8080/v1/subscribe"),
+        ("http://127.0.0.1:8080/", "ws://127.0.0.1:8080/v1/subscribe"),
+        ("localhost:8080", "ws://localhost:8080/v1/subscribe"),
+        ("https://example.org", "wss://example.org/v1/subscribe"),
+        ("ws://[::1]:80/behind/a/proxy?x=1", "ws://[::1]:80/behind/a/proxy?x=1"),
+        ("wss://example.org", "wss://example.org/v1/subscribe"),
+    ] {
+        assert_eq!(service(url).unwrap().to_string(), uri);
+    }
+    for url in
+        ["", "ftp://example.org", "http://", "http://a b", "http://me:secret@example.org", "://", "http:///x"]
+    {
+        assert!(service(url).is_err(), "{url}");
+    }
+}
+
+#[derive(Debug, clap::Parser)]
+struct Command {
+    #[command(flatten)]
+    args: SubscribeArgs,
+}
+
+fn args(line: &str) -> Result<SubscribeArgs, clap::Error> {
+    let words = ["subscribe"].into_iter().chain(line.split_whitespace());
+    <Command as clap::Parser>::try_parse_from(words).map(|command| command.args)
+}
+
+#[test]
+fn arguments_say_what_is_asked_for() {
+    let asked = |line: &str| Value::Object(args(line).unwrap().asked().unwrap());
+    assert_eq!(asked("u 1 2"), json!({"cities": ["1", "2"], "rows": "latest"}));
+    assert_eq!(asked("u 1 --rows window"), json!({"cities": ["1"], "rows": "window"}));
+    assert_eq!(asked("u --all"), json!({"cities": "all", "rows": "latest"}));
+    assert_eq!(
+        asked("u --box -125,24,-66,50"),
+        json!({"box": [-125.0, 24.0, -66.0, 50.0], "rows": "latest"})
+    );
+    assert!(args("u --all --rows window").unwrap().asked().is_err());
+    for line in
+        ["u", "u 1 --all", "u --all --box 1,2,3,4", "u --box 1,2,3", "u --box 1,50,3,24", "u --box 1,2,nan,4"]
+    {
+        assert!(args(line).is_err(), "{line}");
+    }
+}
+
+#[test]
+fn a_token_file_holds_the_token_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("token");
+    for (text, right) in [("abc\n", true), ("", false), ("read abc", false), ("a\u{7f}", false)] {
+        std::fs::write(&path, text).unwrap();
+        assert_eq!(bearer(&path).is_ok(), right, "{text:?}");
+    }
+    assert!(bearer(&folder.path().join("none")).is_err());
+}
