@@ -142,7 +142,7 @@ mod tests {
     fn write(letters: &mut DeadLetters, partition: u32, position: u64) -> bool {
         let name = PartitionName { source: "journal".into(), partition };
         let refusal = Refusal::new(Reason::NotDecodable, "no JSON");
-        let raw = if position % 2 == 0 { &b"{\n\"x\""[..] } else { b"\xFF" };
+        let raw = if position.is_multiple_of(2) { &b"{\n\"x\""[..] } else { b"\xFF" };
         letters.write(&name, position, EventTime::from_millis(7), &refusal, raw).unwrap()
     }
 

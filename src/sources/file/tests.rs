@@ -5,9 +5,11 @@ use std::thread;
 use super::*;
 use crate::model::{Refusal, Upsert};
 
-/// Positions and cities, or the bytes of what was refused.
+/// A position, and the city or the bytes of what was refused.
+type Seen = (u64, Result<String, Vec<u8>>);
+
 #[derive(Default)]
-struct Seer(Vec<(u64, Result<String, Vec<u8>>)>);
+struct Seer(Vec<Seen>);
 
 impl Take for Seer {
     fn upsert(&mut self, place: Place, upsert: &Upsert<'_>) -> Result<(), Refusal> {
@@ -27,10 +29,7 @@ fn partition(path: &Path, format: Format, follow: bool, position: u64) -> Box<dy
 }
 
 /// Polls until there is nothing more for now.
-fn drain(
-    partition: &mut dyn Partition,
-    limit: usize,
-) -> Result<(Vec<(u64, Result<String, Vec<u8>>)>, Next), SourceError> {
+fn drain(partition: &mut dyn Partition, limit: usize) -> Result<(Vec<Seen>, Next), SourceError> {
     let mut seen = Seer::default();
     loop {
         let polled = partition.poll(limit, &mut seen)?;

@@ -24,7 +24,7 @@ pub(super) const FILE: &str = "marks";
 
 #[derive(Debug)]
 pub(super) struct Marks {
-    file: File,
+    pub(super) file: File,
     /// Counts the writes.
     sequence: u64,
     /// By partition.

@@ -197,6 +197,54 @@ fn appenders_at_once_keep_their_order() {
     assert!(by_city.values().all(|numbers| numbers.iter().copied().eq(0..200)));
 }
 
+/// The journal takes nothing more, says why, and its readers do, once they have read what is durable.
+fn has_failed(journal: &Journal, durable: usize) {
+    let line = journal.failed().unwrap();
+    assert!(line.contains("make room or repair the disk, then start again"), "{line}");
+    let mut reader = Source::open(journal, 0, 0, thread::current()).unwrap();
+    let mut seen = Seer::default();
+    let failed = (0..=durable).find_map(|_| reader.poll(1, &mut seen).err());
+    assert_eq!((failed, seen.0.len()), (Some(SourceError::Fatal(line.to_string())), durable));
+}
+
+#[test]
+fn a_failed_write_is_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Journal::open(dir.path(), plan(1)).unwrap();
+    acknowledged(&*journal.appender(), vec![reading("a", 0)]);
+    let mut marks = Marks::open(dir.path()).unwrap();
+    // What is not open for writing cannot be written.
+    marks.file = fs::File::open(dir.path().join(marks::FILE)).unwrap();
+    let queue = Arc::new(Queue::new(10, 10_000));
+    let pending = [append(&*queue, vec![reading("a", 1)]), append(&*queue, vec![reading("a", 2)])];
+    let writer = Writer {
+        shared: journal.shared.clone(),
+        queue: queue.clone(),
+        marks,
+        encoder: Encoder::new().unwrap(),
+        arrived: vec![EventTime::MIN],
+        size: SizeWarning { next: 0 },
+    };
+    writer.run();
+    for pending in pending.into_iter().chain([append(&*queue, vec![reading("a", 3)])]) {
+        assert!(matches!(pending.try_recv().unwrap(), Err(AppendError::Failed(_))));
+    }
+    has_failed(&journal, 1);
+}
+
+#[test]
+fn a_writer_that_panics_is_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Journal::open(dir.path(), plan(1)).unwrap();
+    let appender = journal.appender();
+    appender.append(vec![reading("a", 0)], Box::new(|_| panic!("as the test wants")));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !matches!(append(&*appender, vec![reading("a", 1)]).recv(), Ok(Err(AppendError::Failed(_)))) {
+        assert!(Instant::now() < deadline);
+    }
+    has_failed(&journal, journal.shared.tails[0].end() as usize);
+}
+
 #[test]
 fn a_size_is_warned_of_once_and_when_it_doubles() {
     let mut size = SizeWarning { next: 100 };

@@ -28,7 +28,7 @@ fn appending_process() {
             let receiver =
                 append(&*journal.appender(), vec![reading(&format!("city {}", number % 7), number)]);
             sender.send((number, receiver)).unwrap();
-            if number % 5_000 == 4_999 {
+            if number % 300 == 299 {
                 journal.shared.store.flush();
             }
         }
