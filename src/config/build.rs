@@ -235,7 +235,9 @@ fn generator(keys: &mut Keys, at: &str) -> GeneratorSource {
     for name in ["late", "corrections", "withdrawals", "duplicates", "invalid"] {
         keys.default(&key(name), Value::Decimal(0.0));
     }
-    for (name, value) in [("interval", "1m"), ("history", "1d"), ("history_interval", ""), ("weather", "plausible")] {
+    for (name, value) in
+        [("interval", "1m"), ("history", "1d"), ("history_interval", ""), ("weather", "plausible")]
+    {
         keys.default(&key(name), Value::Text(value.into()));
     }
     keys.default(&key("seed"), Value::Number(1));

@@ -179,7 +179,13 @@ impl Logs {
 
     fn generation(&self) -> Arc<str> {
         // Without a directory nothing is taken up again, and so that nobody thinks so, no two runs have the same.
-        let unkept = || format!("0-{:016x}", std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), worker::clock())).into();
+        let unkept = || {
+            format!(
+                "0-{:016x}",
+                std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), worker::clock())
+            )
+            .into()
+        };
         self.data_dir.as_ref().map_or_else(unkept, DataDir::generation)
     }
 

@@ -110,6 +110,7 @@ impl Source for FileSource {
             read: 0,
             from: position,
             ended: false,
+            found_end: false,
         }))
     }
 }
@@ -124,6 +125,8 @@ struct FilePartition {
     /// The first that is given.
     from: u64,
     ended: bool,
+    /// Its end has been seen, though it may grow.
+    found_end: bool,
 }
 
 /// A file that is followed, beside the decoder that reads it.
@@ -187,7 +190,7 @@ impl FilePartition {
     }
 
     /// What has been read so far must reach the position that reading was to begin at.
-    fn ends(&self, next: Next, records: usize) -> Result<Polled, SourceError> {
+    fn ends(&mut self, next: Next, records: usize) -> Result<Polled, SourceError> {
         if self.read < self.from {
             return Err(SourceError::Fatal(format!(
                 "{} has {} records, but {} were read from it before: restore it, or begin anew with another data directory",
@@ -196,10 +199,11 @@ impl FilePartition {
                 self.from
             )));
         }
+        self.found_end = true;
         Ok(Polled { records, next })
     }
 
-    fn idle(&self, records: usize) -> Result<Polled, SourceError> {
+    fn idle(&mut self, records: usize) -> Result<Polled, SourceError> {
         if let Some((_, Some(followed))) = &self.open {
             self.check(followed)?;
         }
@@ -232,6 +236,7 @@ impl Partition for FilePartition {
         if self.ended {
             return Ok(Polled { records, next: Next::Never });
         }
+        self.found_end = false;
         for _ in 0..limit {
             match self.give(take) {
                 Ok(Some(given)) => records += usize::from(given),
@@ -248,8 +253,7 @@ impl Partition for FilePartition {
         Ok(Polled { records, next: Next::Now })
     }
 
-    /// One more than was read, until the end is found: how many there are is not known before.
     fn end(&self) -> u64 {
-        self.read.max(self.from) + u64::from(!self.ended && !self.follow)
+        if self.found_end { self.read.max(self.from) } else { u64::MAX }
     }
 }

@@ -30,7 +30,8 @@ pub trait Partition {
     /// Gives what is there to `take`, at most `limit` records, without waiting.
     fn poll(&mut self, limit: usize, take: &mut dyn Take) -> Result<Polled, SourceError>;
 
-    /// The position behind the last record that is known to be in the log; grows while it is written.
+    /// The position behind the last record that is known to be in the log; grows while it is written. [`u64::MAX`] where it is
+    /// not known, as long as there is more to poll at once.
     fn end(&self) -> u64;
 }
 

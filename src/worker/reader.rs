@@ -73,7 +73,10 @@ impl Refusals {
 enum Due {
     Next(Next),
     /// After a fault, which has come so often in a row.
-    Retry { at: Instant, faults: u32 },
+    Retry {
+        at: Instant,
+        faults: u32,
+    },
 }
 
 pub struct Reader {
@@ -132,7 +135,8 @@ impl Reader {
                     let Reader { name, position, .. } = self;
                     tracing::warn!(source = %name.source, partition = name.partition, position, error, "a partition cannot be read; it is tried again");
                 }
-                self.due = Due::Retry { at: now + (RETRY * 2u32.pow(faults.min(10))).min(LONGEST_RETRY), faults };
+                self.due =
+                    Due::Retry { at: now + (RETRY * 2u32.pow(faults.min(10))).min(LONGEST_RETRY), faults };
             }
             Err(error @ SourceError::Fatal(_)) => return Err(failed(&self.name, &error)),
         }

@@ -34,7 +34,9 @@ pub enum FeedError {
     Plan(#[from] PlanError),
     #[error("{path} cannot be written: {error}")]
     File { path: PathBuf, error: io::Error },
-    #[error("{path} does not hold the place of a generator ({error}): remove it, and the generator begins anew")]
+    #[error(
+        "{path} does not hold the place of a generator ({error}): remove it, and the generator begins anew"
+    )]
     Damaged { path: PathBuf, error: serde_json::Error },
 }
 
