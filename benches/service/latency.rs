@@ -17,6 +17,8 @@ use crate::rows::Reader;
 use crate::server::Server;
 
 const CITIES: u32 = 15_000;
+/// A day, a reading a minute.
+const HISTORY: u64 = CITIES as u64 * 1440;
 const WARM_UP: Duration = Duration::from_secs(5);
 
 /// A load of the generator: windows are full, a reading a minute.
@@ -92,6 +94,7 @@ pub fn generator(effort: &Effort) {
     for (interval, rate) in [("500ms", 30_000), ("1s", 15_000)] {
         for _ in 0..effort.rounds {
             let server = Server::ready(&format!("[ingest]\nenabled = false\n{}", load(interval, "1d", 0.0)));
+            server.wait_for_readings(HISTORY);
             let (all, cores) = measured(&server, effort.time);
             println!("  {rate:6} readings/s  {}  {cores}", all.latencies.shown());
             check(&server, &all, rate, effort.time);
@@ -140,6 +143,7 @@ pub fn corrections(effort: &Effort) {
     for (interval, rate) in [("500ms", 30_000), ("1s", 15_000)] {
         for _ in 0..effort.rounds {
             let server = Server::ready(&format!("[ingest]\nenabled = false\n{}", load(interval, "1d", 0.01)));
+            server.wait_for_readings(HISTORY);
             let (all, corrected, cores) = measured_windows(&server, effort.time);
             println!("  {rate:6} readings/s  {}  {cores}", all.latencies.shown());
             println!("    {:6} corrections {}", corrected.len(), corrected.shown());
@@ -213,6 +217,7 @@ pub fn http(effort: &Effort) {
         for rate in [30_000u64, 15_000, 1_000] {
             // The journal is filled with the past; what comes beside the posts later is 4 readings/s.
             let server = Server::ready(&history);
+            server.wait_for_readings(HISTORY);
             let (mut fleet, mut all) = (Fleet::connect(server.address, 1), All::new());
             follow_all(&mut fleet, &mut all);
             let posting = Posting::start(&server, &all.cities(), rate);

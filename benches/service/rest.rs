@@ -126,7 +126,7 @@ impl Clients {
 }
 
 pub fn cities(effort: &Effort) {
-    let time = effort.time.min(Duration::from_secs(20));
+    let time = effort.time.min(Duration::from_secs(10));
     println!(
         "GET /v1/cities/CITY on {CONNECTIONS} kept connections while 15,000 readings/s flow, {} s each:",
         time.as_secs()

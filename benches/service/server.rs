@@ -54,6 +54,15 @@ impl Server {
         server
     }
 
+    /// Waits until the results hold so many readings.
+    pub fn wait_for_readings(&self, count: u64) {
+        let deadline = Instant::now() + READY;
+        while self.metric("swelter_readings_total") < count as f64 {
+            assert!(Instant::now() < deadline, "the results do not come to hold {count} readings");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// The sum of a metric over its labels.
     pub fn metric(&self, name: &str) -> f64 {
         let (_, text) = http::get(self.address, "/metrics").expect("metrics");
