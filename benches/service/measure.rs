@@ -54,34 +54,35 @@ pub fn now_micros() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as i64
 }
 
-/// Cores that the server and its clients took, and what all processes of the machine wanted.
+/// How many cores the server and its clients took, and everything else on the machine, which is the noise.
 pub struct Cores {
     at: Instant,
     server: Duration,
     own: Duration,
+    machine: Duration,
 }
 
 impl Cores {
     pub fn since_now(server: &Server) -> Cores {
-        Cores { at: Instant::now(), server: server.cpu(), own: own_cpu() }
+        Cores { at: Instant::now(), server: server.cpu(), own: own_cpu(), machine: machine_cpu() }
     }
 
     pub fn shown(&self, server: &Server) -> String {
         let wall = self.at.elapsed().as_secs_f64();
         let cores = |now: Duration, then: Duration| (now - then).as_secs_f64() / wall;
-        format!(
-            "cores: server {:.2}, client {:.2}; load {}",
-            cores(server.cpu(), self.server),
-            cores(own_cpu(), self.own),
-            load()
-        )
+        let (of_server, own) = (cores(server.cpu(), self.server), cores(own_cpu(), self.own));
+        let others = (cores(machine_cpu(), self.machine) - of_server - own).max(0.0);
+        format!("cores: server {of_server:.2}, client {own:.2}, others {others:.2}")
     }
 }
 
-/// The machine's load of the last minute.
-pub fn load() -> String {
-    let text = fs::read_to_string("/proc/loadavg").unwrap();
-    text.split(' ').next().unwrap().into()
+/// CPU time that all processes have taken, and the host's others from this machine.
+fn machine_cpu() -> Duration {
+    let text = fs::read_to_string("/proc/stat").unwrap();
+    let fields = text.lines().next().unwrap().split_whitespace().skip(1);
+    let ticks: Vec<u64> = fields.map(|field| field.parse().unwrap()).collect();
+    let [user, nice, system, _, _, irq, softirq, steal, ..] = ticks[..] else { panic!("/proc/stat") };
+    Duration::from_millis((user + nice + system + irq + softirq + steal) * 10)
 }
 
 pub fn median(mut values: Vec<f64>) -> f64 {
