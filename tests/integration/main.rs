@@ -9,4 +9,6 @@ mod harness;
 mod heat_index;
 mod layers;
 mod oracle;
+mod process;
+mod recovery;
 mod results;
