@@ -10,5 +10,6 @@ mod heat_index;
 mod layers;
 mod oracle;
 mod process;
+mod real;
 mod recovery;
 mod results;
