@@ -269,6 +269,8 @@ async fn connect<S, B>(
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
+        // A client may say that it sends no more and still wait for its answer.
+        .half_close(true)
         // From the end of a request to the head of the next; a head that has begun is limited by `Timed`.
         .header_read_timeout(idle_time.max(header_time))
         .max_headers(HEADERS)

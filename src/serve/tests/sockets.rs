@@ -100,7 +100,7 @@ fn subscribers_are_told_in_the_documented_words() {
         };
         check_message(answer, &answered);
     }
-    service.dataflow.publish(Update { current: cities(), ..Update::default() });
+    service.dataflow.publish(hotter());
     let changes = loop {
         let message = service.hear_json(&mut client);
         if message["type"] == "changes" {
