@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -65,7 +64,6 @@ pub fn bind(plan: ServePlan) -> Result<Bound, ServeError> {
 /// A server that runs.
 pub struct Serving {
     publisher: Publisher,
-    publishing: JoinHandle<()>,
     sessions: Sessions,
     slots: Arc<Semaphore>,
     connections: usize,
@@ -90,8 +88,7 @@ impl Bound {
         let ingest = Ingest::new(ports.appender, facts.decode, &limits);
         let view = View::new(facts, &limits, ports.ask);
         let sessions = Sessions::new(view.clone(), &limits);
-        let (publisher, publishing) =
-            publish::spawn(view.clone(), sessions.clone()).map_err(ServeError::Thread)?;
+        let (publisher, _) = publish::spawn(view.clone(), sessions.clone()).map_err(ServeError::Thread)?;
         let connections = limits.connections.clamp(1, Semaphore::MAX_PERMITS);
         let slots = Arc::new(Semaphore::new(connections));
         let (stop, stopping) = watch::channel(false);
@@ -115,7 +112,7 @@ impl Bound {
             cut: cutting,
         };
         runtime.spawn(accepting.run(listener));
-        Ok(Serving { publisher, publishing, sessions, slots, connections, stop, cut })
+        Ok(Serving { publisher, sessions, slots, connections, stop, cut })
     }
 }
 
@@ -136,8 +133,6 @@ impl Serving {
             tracing::warn!("{left} connections did not end in time and are cut off");
         }
         self.cut.send_replace(true);
-        drop(self.publisher);
-        drop(self.publishing);
     }
 }
 
