@@ -228,3 +228,42 @@ impl Select<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Category, HeatIndex, Row};
+
+    fn row(minute: i64) -> Option<CurrentRow> {
+        let row = Row::new(HeatIndex::default(), Category::None, 0, 1);
+        let reading_at = EventTime::from_millis(minute * 60_000)?;
+        Some(CurrentRow { reading_at, row, hour_ago: None, measurement: None })
+    }
+
+    fn since(table: &Table, since: u64) -> Option<(usize, usize)> {
+        let found = table.since(&Select::All, Some(since)).ok()?;
+        Some((found.upserts.len(), found.removals.len()))
+    }
+
+    #[test]
+    fn only_what_was_there_is_removed() {
+        let mut table = Table::new(Directory::shipped(), 1000, 2 * size_of::<Removal>());
+        let city = || Arc::<str>::from("a");
+        assert_eq!(table.apply(1, vec![(city(), None)]).len(), 0);
+        assert!(table.city("a").is_none(), "it never had a reading");
+        table.apply(2, vec![(city(), row(1)), ("b".into(), row(1))]);
+        assert_eq!(table.apply(3, vec![(city(), row(1))]).len(), 0, "nothing has changed");
+        table.apply(4, vec![(city(), None)]);
+        let found = [1, 2, 3, 4].map(|epoch| since(&table, epoch));
+        assert_eq!(found, [Some((1, 0)), Some((0, 1)), Some((0, 1)), Some((0, 0))]);
+        table.apply(5, vec![(city(), row(2))]);
+        assert_eq!([3, 4].map(|epoch| since(&table, epoch)), [Some((1, 0)), Some((1, 0))]);
+        table.apply(6, vec![(city(), None)]);
+        let found = [3, 4, 5].map(|epoch| since(&table, epoch));
+        assert_eq!(found, [Some((0, 1)), Some((0, 0)), Some((0, 1))]);
+        table.apply(7, vec![("b".into(), None)]);
+        assert_eq!([3, 4].map(|epoch| since(&table, epoch)), [None, Some((0, 1))], "the oldest is forgotten");
+        table.apply(1500, Vec::new());
+        assert_eq!([499, 500].map(|epoch| since(&table, epoch)), [None, Some((0, 0))]);
+    }
+}

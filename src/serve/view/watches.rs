@@ -32,8 +32,10 @@ pub(super) struct Watches {
 struct Ring {
     /// Differs from that of an earlier ring of the city.
     number: u64,
-    /// All changes after this epoch are here; nothing before the first answer.
-    complete: Option<u64>,
+    /// The epoch of the first answer: all changes after it are told.
+    answered: Option<u64>,
+    /// Changes up to this epoch may be gone.
+    evicted: u64,
     changes: VecDeque<(u64, EventTime, Option<Row>)>,
     holders: usize,
     /// When it ends, if it has no holder until then.
@@ -73,7 +75,14 @@ impl Watches {
             let next = &mut self.next;
             let ring = self.rings.entry(city.clone()).or_insert_with(|| {
                 *next += 1;
-                Ring { number: *next, complete: None, changes: VecDeque::new(), holders: 0, end: None }
+                Ring {
+                    number: *next,
+                    answered: None,
+                    evicted: 0,
+                    changes: VecDeque::new(),
+                    holders: 0,
+                    end: None,
+                }
             });
             ring.holders += 1;
         }
@@ -116,7 +125,7 @@ impl Watches {
         self.as_of = as_of;
         for answer in answers {
             if let Some(ring) = self.rings.get_mut(&answer.city) {
-                ring.complete.get_or_insert(answer.epoch);
+                ring.answered.get_or_insert(answer.epoch);
             }
         }
         for row in rows {
@@ -132,7 +141,7 @@ impl Watches {
             }
             if let Some(ring) = self.rings.get_mut(city).filter(|ring| ring.number == *number) {
                 ring.changes.pop_front();
-                ring.complete = ring.complete.map(|complete| complete.max(*epoch));
+                ring.evicted = *epoch;
             }
             self.entries.pop_front();
         }
@@ -140,8 +149,10 @@ impl Watches {
 
     /// Whether all changes after epoch `since` are here.
     pub(super) fn reach(&self, cities: &[Arc<str>], since: u64) -> bool {
-        let complete = |city| self.rings.get(city).and_then(|ring| ring.complete);
-        cities.iter().all(|city| complete(city).is_some_and(|complete| complete <= since))
+        cities.iter().all(|city| {
+            let ring = self.rings.get(city).filter(|ring| ring.evicted <= since);
+            ring.and_then(|ring| ring.answered).is_some_and(|answered| answered <= since)
+        })
     }
 
     pub(super) fn since(&self, cities: &[Arc<str>], since: u64) -> Result<WindowSince, Expired> {
@@ -157,5 +168,56 @@ impl Watches {
             rows.extend(newest.into_iter().map(|(reading_at, row)| (city.clone(), reading_at, row)));
         }
         Ok(WindowSince { as_of: self.as_of, rows })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(epoch: u64, city: &Arc<str>) -> WatchedRow {
+        WatchedRow { epoch, city: city.clone(), reading_at: EventTime::default(), row: None }
+    }
+
+    #[test]
+    fn rings_forget_the_oldest_changes_first_and_say_so() {
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        let cities = [a.clone(), b.clone()];
+        let mut watches = Watches::new(Duration::from_millis(100), 3 * size_of::<Entry>());
+        watches.hold(&cities);
+        assert!(!watches.reach(&cities, 9), "nothing is complete before the answer");
+        let answer = |city: &Arc<str>| Answer {
+            query: 0,
+            epoch: 1,
+            city: city.clone(),
+            known: true,
+            rows: Vec::new(),
+            more: false,
+        };
+        watches.apply(
+            5,
+            &[change(2, &a), change(3, &b), change(4, &b), change(5, &b)],
+            &[answer(&a), answer(&b)],
+        );
+        assert!(!watches.reach(&cities[..1], 1) && watches.reach(&cities[..1], 2));
+        assert_eq!(watches.since(&cities, 3).unwrap().rows, [(b.clone(), EventTime::default(), None)]);
+        assert_eq!(watches.since(&cities, 1).unwrap_err(), Expired);
+        watches.apply(104, &[], &[]);
+        assert!(!watches.reach(&cities, 3) && watches.reach(&cities, 4), "older than the ring's time");
+    }
+
+    #[test]
+    fn a_watch_outlives_its_last_holder_by_the_time_of_the_ring() {
+        let cities = ["a".into()];
+        let mut watches = Watches::new(Duration::ZERO, 1000);
+        watches.hold(&cities);
+        watches.release(&cities);
+        watches.hold(&cities);
+        watches.expire(|_| unreachable!("it is held"));
+        watches.release(&cities);
+        watches.expire(|_| false);
+        assert_eq!(watches.rings.len(), 1, "the dataflow could not be told");
+        watches.expire(|_| true);
+        assert!(watches.rings.is_empty() && watches.released.is_empty());
     }
 }
