@@ -44,11 +44,12 @@ let units = new Units(recall(local, 'units') === 'celsius');
 let state = { name: 'connecting', retryAt: 0 };
 let asOf = 0;
 let lastCounts = null;
+let generation = '';
 let described = 'no';
 let landIsDrawn = false;
 let shownRows = -1;
 
-const feed = new Feed({ state: showState, hello: (hello) => panel.hello(hello), asOf: (ms) => (asOf = ms), status: showStatus });
+const feed = new Feed({ state: showState, hello: showHello, asOf: (ms) => (asOf = ms), status: showStatus });
 const panel = new Panel(feed, units);
 const lists = new Lists(cities, { select: choose, filter: (ranks) => (map.setFilter(ranks), showLists()) });
 const map = new WorldMap(
@@ -81,6 +82,12 @@ async function drawLand() {
 }
 
 // The directory does not change while a service runs; a restarted one may have another.
+function showHello(hello) {
+  if (hello.generation !== generation) described = 'no';
+  generation = hello.generation;
+  panel.hello(hello);
+}
+
 async function describeCities() {
   if (described !== 'no') return;
   described = 'asked';
@@ -139,8 +146,12 @@ function showTip(city, x, y) {
 
 function choose(city) {
   const hash = `#city=${encodeURIComponent(city.key)}`;
-  if (location.hash === hash) followHash();
-  else location.hash = hash;
+  if (location.hash !== hash) history.pushState(null, '', hash);
+  followHash();
+  const element = byId('city');
+  const { top } = element.getBoundingClientRect();
+  if (top < 0 || top > innerHeight * 0.7) element.scrollIntoView({ block: 'start' });
+  byId('announcements').textContent = `${city.name} is selected.`;
 }
 
 /** Selects the city that the address names. */

@@ -6,6 +6,7 @@ const MARGIN = { left: 44, right: 12, top: 12, bottom: 24 };
 const GHOST_MS = 8000;
 const FLASH_MS = 2500;
 const MAX_GHOSTS = 8;
+const MAX_MARKS = 20;
 const HOUR = 3600000;
 const TIME_STEPS = [1 / 60, 1 / 12, 1 / 4, 1, 2, 3, 6, 12, 24, 48, 168].map((hours) => hours * HOUR);
 const FONT = '11px system-ui, sans-serif';
@@ -65,7 +66,7 @@ export class Chart {
     this.#isOld = true;
     if (this.#cursor !== null) this.#on.readout(this.#index());
     if (!change?.old) return;
-    const marks = change.events.filter(({ kind, after }) => kind !== 'new' && after !== null);
+    const marks = change.events.filter(({ kind, after }) => kind !== 'new' && after !== null).slice(0, MAX_MARKS);
     this.#ghosts.push({ ...change.old, marks, since: performance.now() });
     if (this.#ghosts.length > MAX_GHOSTS) this.#ghosts.shift();
   }
@@ -174,7 +175,13 @@ export class Chart {
       context.strokeStyle = this.#colours[key];
       this.#stroke(context, MARGIN.left, y, right, y);
       context.fillStyle = this.#colours.muted;
+      context.strokeStyle = this.#colours.panel;
+      context.lineWidth = 3;
+      context.setLineDash([]);
+      context.strokeText(name, right, y - 2);
       context.fillText(name, right, y - 2);
+      context.lineWidth = 1;
+      context.setLineDash([2, 4]);
     }
     context.setLineDash([]);
   }

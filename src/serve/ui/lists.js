@@ -69,6 +69,7 @@ export class Lists {
   #on;
   #units = new Units(false);
   #selected = null;
+  #points = matchMedia('(hover: hover)');
   #filter = new Set();
   #categories = [];
   #hottest = [];
@@ -134,9 +135,9 @@ export class Lists {
     return `from ${degrees(CATEGORIES[rank].from)} ${units.symbol}`;
   }
 
-  // Under the pointer, or with the focus in it, the list keeps its order: nobody should choose a city that has just moved there.
+  // Under the pointer, or with the keyboard's focus in it, the list keeps its order: nobody should choose a city that has just moved there.
   #updateHottest(units, selected) {
-    const held = this.#list.matches(':hover, :focus-within');
+    const held = (this.#points.matches && this.#list.matches(':hover')) || this.#list.querySelector(':focus-visible');
     const best = held ? null : this.#cities.hottest(HOTTEST, this.#filter);
     this.#hottest.forEach((button, i) => button.show(best ? (best[i] ?? null) : button.city, units, selected));
     const empty = this.#hottest.every(({ city }) => !city);

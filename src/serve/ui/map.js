@@ -1,18 +1,25 @@
 // The world map. The land is drawn once for each view, the dots when one changes its category, and pulses, selection and labels on
 // a canvas above; nothing more than once a frame.
+import { DotLayer, Sprite } from './dots.js';
 import { CATEGORIES } from './format.js';
 import { palette } from './palette.js';
-import { project } from './projection.js';
+import { project, projectRing } from './projection.js';
 import { View } from './view.js';
 
 const DOTS_EVERY_MS = 250;
 const PULSE_MS = 900;
+const PULSE_EVERY_MS = 30;
 const MAX_PULSES = 160;
 const PULSES_PER_FRAME = 6;
 const REACH_PX = { mouse: 9, touch: 22 };
 const LABELS_FROM_ZOOM = 2.5;
 const MAX_LABELS = 60;
 const FONT = '12px system-ui, sans-serif';
+
+const LATITUDES = Array.from({ length: 37 }, (_, i) => i * 5 - 90);
+
+/** The edge of the world. */
+const EDGE = [...LATITUDES.map((latitude) => [180, latitude]), ...LATITUDES.toReversed().map((latitude) => [-180, latitude])];
 
 /** Half the size of each category's dot, in pixels: hotter is larger, and has another shape. */
 const RADII = [1.7, 2.4, 3.3, 3.8, 3.4];
@@ -42,6 +49,7 @@ export class WorldMap {
   #colours = {};
   #sprites = [];
   #dotSize = 0;
+  #dots = new DotLayer();
   #pixelRatio = 1;
   #drawnDots = -1;
   #drawnAt = 0;
@@ -50,6 +58,7 @@ export class WorldMap {
   #overlayIsOld = true;
   #pulses = [];
   #newPulses = 0;
+  #pulsedAt = 0;
   #hovered = null;
   #selected = null;
   #labels = new Map();
@@ -74,7 +83,7 @@ export class WorldMap {
   }
 
   setLand({ rings }) {
-    this.#rings = rings.map((ring) => ring.map(([longitude, latitude]) => project(longitude, latitude)));
+    this.#rings = rings.flatMap(projectRing);
     this.#moved();
   }
 
@@ -101,7 +110,7 @@ export class WorldMap {
 
   select(city) {
     this.#selected = city;
-    this.#overlayIsOld = true;
+    this.#overlayIsOld = this.#dotsAreOld = true;
     if (city?.placed) this.view.show(city.x, city.y);
   }
 
@@ -124,7 +133,7 @@ export class WorldMap {
       this.#drawnDots = this.#cities.dotChanges;
       this.#drawnAt = now;
     }
-    if (this.#overlayIsOld || this.#pulses.length) this.#drawOverlay(now);
+    if (this.#overlayIsOld || (this.#pulses.length && now - this.#pulsedAt >= PULSE_EVERY_MS)) this.#drawOverlay(now);
     this.#landIsOld = this.#dotsAreOld = this.#overlayIsOld = false;
     this.#newPulses = 0;
   }
@@ -159,17 +168,25 @@ export class WorldMap {
     }
     context.fillStyle = colour;
     context.fill();
-    return { canvas, half };
+    return new Sprite(canvas, half);
   }
 
   #drawLand() {
-    const context = this.#land.getContext('2d', { alpha: false });
+    const context = this.#land.getContext('2d', { alpha: false, willReadFrequently: true });
     const { view } = this;
     const ratio = this.#pixelRatio;
     const [scale, left, top] = [view.scale * ratio, view.screenX(0) * ratio, view.screenY(0) * ratio];
     context.fillStyle = this.#colours.sea;
     context.fillRect(0, 0, this.#land.width, this.#land.height);
-    this.#drawGraticule(context, scale, left, top);
+    const place = (longitude, latitude) => {
+      const [x, y] = project(longitude, latitude);
+      return [x * scale + left, y * scale + top];
+    };
+    this.#drawGraticule(context, place);
+    context.save();
+    context.beginPath();
+    for (const [longitude, latitude] of EDGE) context.lineTo(...place(longitude, latitude));
+    context.clip();
     context.beginPath();
     for (const ring of this.#rings) {
       context.moveTo(ring[0][0] * scale + left, ring[0][1] * scale + top);
@@ -181,19 +198,17 @@ export class WorldMap {
     context.strokeStyle = this.#colours.coast;
     context.lineWidth = ratio * 0.8;
     context.stroke();
+    context.restore();
+    this.#dots.setBackground(context);
   }
 
-  #drawGraticule(context, scale, left, top) {
+  #drawGraticule(context, place) {
     context.beginPath();
-    const line = (points) => {
-      points.forEach(([longitude, latitude], i) => {
-        const [x, y] = project(longitude, latitude);
-        if (i) context.lineTo(x * scale + left, y * scale + top);
-        else context.moveTo(x * scale + left, y * scale + top);
-      });
+    const line = ([first, ...rest]) => {
+      context.moveTo(...place(...first));
+      for (const point of rest) context.lineTo(...place(...point));
     };
-    const meridian = Array.from({ length: 37 }, (_, i) => i * 5 - 90);
-    for (let longitude = -180; longitude <= 180; longitude += 30) line(meridian.map((latitude) => [longitude, latitude]));
+    for (let longitude = -180; longitude <= 180; longitude += 30) line(LATITUDES.map((latitude) => [longitude, latitude]));
     for (let latitude = -60; latitude <= 60; latitude += 30) line([[-180, latitude], [180, latitude]]);
     context.strokeStyle = this.#colours.graticule;
     context.lineWidth = this.#pixelRatio * 0.7;
@@ -207,9 +222,9 @@ export class WorldMap {
   #drawDots() {
     this.#sizeDots();
     const context = this.#base.getContext('2d', { alpha: false });
-    context.setTransform(1, 0, 0, 1, 0, 0);
-    context.drawImage(this.#land, 0, 0);
     const byRank = CATEGORIES.map(() => []);
+    // The selected city is above the others.
+    let chosen = null;
     const { width, height } = this.#base;
     const ratio = this.#pixelRatio;
     const [scale, left, top] = [
@@ -220,14 +235,14 @@ export class WorldMap {
     for (const city of this.#cities.all) {
       if (!this.#shown(city)) continue;
       const [x, y] = [city.x * scale + left, city.y * scale + top];
-      if (x > -9 && y > -9 && x < width + 9 && y < height + 9) byRank[city.rank].push(x, y);
+      if (!(x > -9 && y > -9 && x < width + 9 && y < height + 9)) continue;
+      if (city === this.#selected) chosen = [x, y];
+      else byRank[city.rank].push(x, y);
     }
-    byRank.forEach((places, rank) => {
-      const { canvas, half } = this.#sprites[rank];
-      for (let i = 0; i < places.length; i += 2) {
-        context.drawImage(canvas, Math.round(places[i]) - half, Math.round(places[i + 1]) - half);
-      }
-    });
+    this.#dots.clear();
+    byRank.forEach((places, rank) => this.#dots.draw(this.#sprites[rank], places));
+    if (chosen) this.#dots.draw(this.#sprites[this.#selected.rank], chosen);
+    this.#dots.put(context);
     if (this.view.zoom >= LABELS_FROM_ZOOM) this.#drawLabels(context, ratio);
   }
 
@@ -240,7 +255,7 @@ export class WorldMap {
     const { view } = this;
     for (const city of this.#cities.all) {
       if (taken.length >= MAX_LABELS) break;
-      if (!this.#shown(city)) continue;
+      if (!this.#shown(city) || city === this.#selected) continue;
       const [x, y] = [view.screenX(city.x) + 7, view.screenY(city.y)];
       if (x < 0 || y < 8 || x > view.width || y > view.height - 8) continue;
       const right = x + this.#labelWidth(context, city);
@@ -270,6 +285,7 @@ export class WorldMap {
   }
 
   #drawOverlay(now) {
+    this.#pulsedAt = now;
     const context = this.#overlay.getContext('2d');
     const ratio = this.#pixelRatio;
     context.setTransform(ratio, 0, 0, ratio, 0, 0);

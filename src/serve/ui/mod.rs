@@ -23,11 +23,12 @@ const JSON: &str = "application/json";
 const SVG: &str = "image/svg+xml";
 
 /// By path.
-const FILES: [(&str, &str, &[u8]); 18] = [
+const FILES: [(&str, &str, &[u8]); 20] = [
     ("/", HTML, include_bytes!("index.html")),
     ("/ui/app.js", SCRIPT, include_bytes!("app.js")),
     ("/ui/chart.js", SCRIPT, include_bytes!("chart.js")),
     ("/ui/cities.js", SCRIPT, include_bytes!("cities.js")),
+    ("/ui/dots.js", SCRIPT, include_bytes!("dots.js")),
     ("/ui/feed.js", SCRIPT, include_bytes!("feed.js")),
     ("/ui/format.js", SCRIPT, include_bytes!("format.js")),
     ("/ui/icon.svg", SVG, include_bytes!("icon.svg")),
@@ -42,6 +43,7 @@ const FILES: [(&str, &str, &[u8]); 18] = [
     ("/ui/series.js", SCRIPT, include_bytes!("series.js")),
     ("/ui/style.css", CSS, include_bytes!("style.css")),
     ("/ui/theme.js", SCRIPT, include_bytes!("theme.js")),
+    ("/ui/view.js", SCRIPT, include_bytes!("view.js")),
 ];
 
 static ASSETS: LazyLock<Vec<Asset>> = LazyLock::new(|| {
@@ -56,4 +58,69 @@ static ASSETS: LazyLock<Vec<Asset>> = LazyLock::new(|| {
 /// The file at a path as it is in the request.
 pub fn asset(path: &str) -> Option<&'static Asset> {
     ASSETS.get(FILES.iter().position(|(at, ..)| *at == path)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    fn text(path: &str) -> &'static str {
+        std::str::from_utf8(asset(path).unwrap().bytes).unwrap()
+    }
+
+    /// What stands between two marks, wherever they do.
+    fn between<'a>(text: &'a str, before: &str, after: &str) -> Vec<&'a str> {
+        text.split(before).skip(1).filter_map(|rest| rest.split(after).next()).collect()
+    }
+
+    #[test]
+    fn every_file_of_the_page_is_served() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/serve/ui");
+        for entry in fs::read_dir(folder).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let path = if name == "index.html" { "/".to_string() } else { format!("/ui/{name}") };
+            assert_eq!(asset(&path).is_some(), name != "mod.rs", "{path}");
+        }
+        assert!(asset("/ui/").is_none() && asset("").is_none() && asset("/ui/../mod.rs").is_none());
+    }
+
+    #[test]
+    fn what_the_page_names_is_served() {
+        let page = text("/");
+        for attribute in ["src=\"", "href=\"ui/"] {
+            for path in between(page, attribute, "\"") {
+                assert!(asset(&format!("/ui/{}", path.trim_start_matches("ui/"))).is_some(), "{path}");
+            }
+        }
+        for (path, ..) in FILES.iter().filter(|(path, ..)| path.ends_with(".js")) {
+            for import in between(text(path), "from './", "'") {
+                assert!(asset(&format!("/ui/{import}")).is_some(), "{path} imports {import}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_page_keeps_to_its_own_policy() {
+        let page = text("/");
+        for inline in ["<style", " style=", "<script>", " onclick=", " onload=", "javascript:"] {
+            assert!(!page.contains(inline), "{inline}");
+        }
+        for (path, ..) in FILES.iter().filter(|(path, ..)| path.ends_with(".js") || path.ends_with(".css")) {
+            // The name of a namespace is no address.
+            let text = text(path).replace("http://www.w3.org/2000/svg", "");
+            assert!(!text.contains("http://") && !text.contains("https://"), "{path} names a host");
+            assert!(!text.contains("eval(") && !text.contains("innerHTML"), "{path}");
+        }
+    }
+
+    #[test]
+    fn entity_tags_differ_with_what_they_stand_for() {
+        let tags: BTreeSet<_> = ASSETS.iter().map(|asset| &asset.etag).collect();
+        assert_eq!(tags.len(), FILES.len());
+        assert!(tags.iter().all(|tag| tag.len() == 18 && tag.starts_with('"') && tag.ends_with('"')));
+    }
 }
