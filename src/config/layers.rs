@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
-use super::suggest;
 use super::ConfigError;
+use super::suggest;
 
 /// What lies over the shipped defaults.
 #[derive(Clone, Debug, Default)]
@@ -90,9 +90,8 @@ const MAX_FILE_BYTES: u64 = 1024 * 1024;
 const PREFIX: &str = "SWELTER_";
 
 /// What the variables that are meant for the service begin with.
-const TOP: [&str; 10] = [
-    "DATA_DIR", "WORKERS", "TOKENS", "LOG", "RESULTS", "DECODE", "INGEST", "SERVE", "LIMITS", "SOURCES",
-];
+const TOP: [&str; 10] =
+    ["DATA_DIR", "WORKERS", "TOKENS", "LOG", "RESULTS", "DECODE", "INGEST", "SERVE", "LIMITS", "SOURCES"];
 
 impl Entries {
     pub fn merge(shipped: &str, layers: &Layers) -> Entries {

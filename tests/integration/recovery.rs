@@ -311,7 +311,11 @@ impl Case {
         for ((city, at), row) in windows {
             let at = EventTime::parse(at, None).unwrap().millis();
             let expected = self.oracle.row(city_number(city), at);
-            assert_eq!(Some(row), expected.map(|row| row_json(city, at, &row)).as_ref(), "a row that is gone");
+            assert_eq!(
+                Some(row),
+                expected.map(|row| row_json(city, at, &row)).as_ref(),
+                "a row that is gone"
+            );
         }
         let letters = std::fs::read_to_string(self.data.join("dead-letters.jsonl")).unwrap_or_default();
         let status = self.service().get("/v1/status");
@@ -360,8 +364,7 @@ fn run(seed: u64, steps: usize) {
     let (oracle, now) = (Oracle::new(SETTINGS), jiff::Timestamp::now().as_millisecond() - 6 * 3_600_000);
     let now = now - now.rem_euclid(MINUTE);
     let service = Some(service);
-    let mut case =
-        Case { random, data, service, workers, oracle, recorder, now, records: 0, too_late: 0 };
+    let mut case = Case { random, data, service, workers, oracle, recorder, now, records: 0, too_late: 0 };
     for step in 0..steps {
         match case.random.next(10) {
             0..5 => {
