@@ -205,6 +205,10 @@ impl<'a> Own<'a> {
         if self.teller.is_some() {
             let questions = self.job.shared.questions.lock().unwrap_or_else(PoisonError::into_inner);
             self.queries.extend(questions.try_iter().take(QUESTIONS).flatten());
+            // What is said of progress tells the other workers to close the epoch.
+            if let (false, Some(reader)) = (self.queries.is_empty(), self.readers.first_mut()) {
+                reader.say_again();
+            }
         }
         if self.readers.is_empty() || !self.may_poll() {
             return;

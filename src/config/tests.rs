@@ -151,6 +151,7 @@ fn later_layers_win() {
         ("SWELTER_TOKENS", "read abc"),
         ("SWELTER_PORT_8080_TCP", "tcp://10.0.0.1:8080"),
         ("SWELTER_SERVICE_HOST", "10.0.0.1"),
+        ("SWELTER_KAFKA", "127.0.0.1:9092"),
         ("PATH", "/bin"),
     ])
     .environment;
@@ -192,6 +193,7 @@ fn all_errors_come_at_once_with_key_and_place() {
     layers.environment = variables(&[
         ("SWELTER_LIMITS__POLL_RECORDS", "0"),
         ("SWELTER_SERVE", "yes"),
+        ("SWELTER_SERVE_LISTEN", "127.0.0.1:1"),
         ("SWELTER_TOKENS", "admin hunter2"),
     ])
     .environment;
@@ -215,6 +217,7 @@ fn all_errors_come_at_once_with_key_and_place() {
         "empty (swelter.toml, line 18): is not a key",
         "limits.poll_records (SWELTER_LIMITS__POLL_RECORDS): \"0\" is not a whole number from 1",
         "serve (SWELTER_SERVE): is a table, not a value",
+        "serve_listen (SWELTER_SERVE_LISTEN): is not a key",
         "SWELTER_TOKENS: entry 1: the scopes are read, ingest",
         "data_dir (--data-dir): is empty",
     ];

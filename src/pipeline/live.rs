@@ -27,9 +27,10 @@ use crate::sources::generator::paced::{Paced, PacedPlan};
 use crate::sources::journal::{Journal, JournalError, JournalPlan};
 use crate::worker::{self, Job, LogPartition, Refusals, Shared};
 
-/// Epochs are taken for this long ahead, in ms, and so often.
-const RESERVED_MS: u64 = 60_000;
-const RESERVE_EVERY_MS: u64 = 20_000;
+/// Epochs are taken for this long ahead, in ms, and so often. After a crash the first epochs are that much ahead of the clock at
+/// most, so it is short; a disk that takes longer to write a few bytes holds results up.
+const RESERVED_MS: u64 = 3_000;
+const RESERVE_EVERY_MS: u64 = 1_000;
 /// Between two looks at what should be looked at now and then.
 const HOUSEKEEPING: Wait = Wait::from_millis(500);
 /// How long a stop waits for clients to take what was sent to them.

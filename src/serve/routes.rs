@@ -196,7 +196,7 @@ impl Server {
         method: &Method,
         found: &[(&'static Route, &str)],
         origin: &Origin,
-        request: Request,
+        mut request: Request,
     ) -> Result<Response, Problem> {
         self.guard.check_host(&request.headers)?;
         if found.is_empty() {
@@ -223,6 +223,10 @@ impl Server {
         if route.when == When::Ready && !self.view.is_ready() {
             let detail = "the logs are being replayed: try again in a moment";
             return Err(Problem::new(Code::CatchingUp, detail));
+        }
+        if *method == Method::HEAD {
+            // A handshake is a `GET`.
+            request.upgrade = None;
         }
         self.give(route, parameter, request).await
     }

@@ -157,6 +157,11 @@ impl Reader {
         self.caught_up
     }
 
+    /// Has [`Reader::moved`] say how far it has read, moved or not.
+    pub fn say_again(&mut self) {
+        self.said = None;
+    }
+
     /// How far it has read, where that has changed since the last call. Whoever sends it gives it its epoch.
     pub fn moved(&mut self) -> Option<Read> {
         let news = Some((self.position, self.caught_up));

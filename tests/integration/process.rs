@@ -80,7 +80,7 @@ impl Service {
 
     pub fn get(&self, path: &str) -> Value {
         let answer = get(&self.address, path).unwrap();
-        assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+        assert_eq!(answer.status, 200, "{path}: {}\n{}", answer.body, self.log());
         serde_json::from_str(&answer.body).unwrap()
     }
 

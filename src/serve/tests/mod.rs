@@ -23,6 +23,8 @@ use crate::model::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Of the first update.
+const EPOCH: u64 = 1_764_000_000_000;
 
 fn limits() -> Limits {
     Limits {
@@ -117,7 +119,7 @@ struct Dataflow {
 impl Dataflow {
     fn publish(&self, mut update: Update) {
         let mut upper = self.upper.lock().unwrap();
-        *upper = (*upper + 1).max(1_764_000_000_000);
+        *upper = (*upper + 1).max(EPOCH + 1);
         update.upper = *upper;
         update.ready = true;
         update.answers.iter_mut().for_each(|answer| answer.epoch = *upper - 1);
@@ -171,8 +173,15 @@ impl Service {
     /// Ready, with the readings of [`cities`].
     fn ready(plan: ServePlan) -> Service {
         let service = Service::start(plan, true);
-        service.dataflow.publish(Update { current: cities(), ..Update::default() });
+        let (mut had, now) = (cities(), cities());
+        had[2].1 = now[0].1;
+        service.dataflow.publish(Update { current: had, ..Update::default() });
+        service.dataflow.publish(Update { current: now, ..Update::default() });
         service.until("/readyz", |reply| reply.status == 200);
+        let both = |reply: &Reply| reply.json()["as_of"] == EPOCH + 1;
+        if service.get("/v1/status").status == 200 {
+            service.until("/v1/status", both);
+        }
         service
     }
 
@@ -270,7 +279,7 @@ impl Reply {
     fn parse(bytes: &[u8]) -> Reply {
         let end = bytes.windows(4).position(|window| window == b"\r\n\r\n");
         let Some(end) = end else { return Reply { status: 0, head: String::new(), body: bytes.to_vec() } };
-        let head = String::from_utf8(bytes[..end].to_vec()).unwrap().to_ascii_lowercase();
+        let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         Reply { status, head, body: bytes[end + 4..].to_vec() }
     }
@@ -323,6 +332,15 @@ fn cities() -> Vec<(Arc<str>, Option<CurrentRow>)> {
         ("gone".into(), None),
         ("Zürich / \"Süd\" %".into(), Some(bare)),
     ]
+}
+
+/// A change of New York.
+fn hotter() -> Update {
+    let mut current = cities();
+    current.truncate(1);
+    let row = row(95.0, Category::ExtremeCaution);
+    current[0].1 = current[0].1.map(|current| CurrentRow { row, ..current });
+    Update { current, ..Update::default() }
 }
 
 const READING: &str =

@@ -100,7 +100,7 @@ fn subscribers_are_told_in_the_documented_words() {
         };
         check_message(answer, &answered);
     }
-    service.dataflow.publish(Update { current: cities(), ..Update::default() });
+    service.dataflow.publish(hotter());
     let changes = loop {
         let message = service.hear_json(&mut client);
         if message["type"] == "changes" {
@@ -188,11 +188,16 @@ fn sessions_end_with_a_code_that_says_why() {
     assert_eq!(service.hear(&mut echo), Message::text(long));
     let quick = Limits { heartbeat: Duration::from_millis(30), ..limits() };
     let service = Service::ready(ServePlan { limits: quick, echo: false, ..plan() });
-    let mut client = service.open("/v1/ingest", &[]).unwrap();
-    // Nothing is read here, so that no ping is answered.
-    let started = Instant::now();
-    service.until("/v1/status", |reply| reply.json()["connections"] == 1 || started.elapsed() > PATIENCE);
-    assert_eq!(service.hear_close(&mut client), CloseCode::from(4408));
+    // A client that never answers a ping.
+    let mut client = service.connect();
+    let key = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==";
+    client
+        .write_all(format!("GET /v1/ingest HTTP/1.1\r\nhost: localhost\r\n{key}\r\n\r\n").as_bytes())
+        .unwrap();
+    let mut said = Vec::new();
+    client.read_to_end(&mut said).unwrap();
+    let close = 4408_u16.to_be_bytes();
+    assert!(said.windows(2).any(|bytes| bytes == close), "{said:?}");
     assert_eq!(service.refused("/echo", &[]), (404, "not_found".into()));
 }
 
