@@ -12,3 +12,4 @@ mod oracle;
 mod process;
 mod recovery;
 mod results;
+mod service;
