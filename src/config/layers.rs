@@ -156,7 +156,7 @@ impl Entries {
         let is_meant = |known: &&str| {
             suggest::is_alike(rest, known) || rest.strip_prefix(*known).is_some_and(|r| r.starts_with('_'))
         };
-        if !rest.contains("__") && !TOP.iter().any(|known| is_meant(&known)) {
+        if !rest.contains("__") && !TOP.iter().any(is_meant) {
             return;
         }
         let origin = Origin::Variable(name.to_owned());

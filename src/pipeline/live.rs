@@ -83,11 +83,11 @@ pub fn run(plan: Plan, announce: impl FnOnce(SocketAddr)) -> Result<(), RunError
     listen_for_signals(&runtime, &events)?;
 
     let logs = Logs::open(&plan)?;
-    let letters = logs.data_dir.as_ref().map(|dir| DeadLetters::open(&dir.path().join("dead-letters.jsonl")));
+    let letters = logs.dead_letters()?;
     let first_epoch = logs.data_dir.as_ref().map_or(0, DataDir::epoch_floor).max(worker::clock());
     let reserved = first_epoch + RESERVED_MS;
     logs.reserve_epochs(reserved)?;
-    let shared = Arc::new(Shared::new(Refusals::new(letters.transpose()?), reserved));
+    let shared = Arc::new(Shared::new(Refusals::new(letters), reserved));
 
     let facts = facts(&plan, &logs);
     let ports = Ports { ask: shared.clone(), appender: logs.appender() };
@@ -172,6 +172,22 @@ impl Logs {
             sources.push(direct(source, plan)?);
         }
         Ok(Logs { journal: Some(journal), sources, data_dir: Some(data_dir) })
+    }
+
+    /// The dead letters of these logs.
+    fn dead_letters(&self) -> Result<Option<DeadLetters>, RunError> {
+        let Some((dir, journal)) = self.data_dir.as_ref().zip(self.journal.as_ref()) else { return Ok(None) };
+        let letters = DeadLetters::open(&dir.path().join("dead-letters.jsonl"))?;
+        for (partition, LogPartition { name, .. }) in (0..journal.partitions()).zip(self.partitions()) {
+            // Its letters would keep those of the journal from being written.
+            if letters.last(&name).is_some_and(|last| last >= journal.end(partition)) {
+                let path = letters.path().display();
+                return Err(RunError::Failed(format!(
+                    "{path} has dead letters of records that the journal does not have: move it away, it is of another journal"
+                )));
+            }
+        }
+        Ok(Some(letters))
     }
 
     fn appender(&self) -> Option<Arc<dyn Appender>> {

@@ -50,6 +50,15 @@ impl DeadLetters {
         Ok(DeadLetters { path: path.into(), file, buffer: Vec::new(), unsynced: true, last })
     }
 
+    /// The position of a partition's last letter.
+    pub fn last(&self, partition: &PartitionName) -> Option<u64> {
+        self.last.get(partition).copied()
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Writes a letter; false where the file has it already. It may stay in memory until [`DeadLetters::sync`].
     pub fn write(
         &mut self,

@@ -13,3 +13,4 @@ mod process;
 mod real;
 mod recovery;
 mod results;
+mod service;

@@ -68,6 +68,34 @@ impl Service {
         service
     }
 
+    /// Starts a service that must refuse to, and returns its exit code and what it says.
+    pub fn refused(data: &Path, config: &str, listen: &str) -> (Option<i32>, String) {
+        let config_file = data.with_extension("toml");
+        std::fs::write(&config_file, config).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_swelter"))
+            .args(["run", "--listen", listen, "--config"])
+            .arg(&config_file)
+            .arg("--data-dir")
+            .arg(data)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(data.with_extension("refused")).unwrap())
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + DEADLINE;
+        let status = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                break status;
+            }
+            if Instant::now() > deadline {
+                child.kill().unwrap();
+                panic!("it starts, or does not end");
+            }
+            thread::sleep(Duration::from_millis(5));
+        };
+        (status.code(), std::fs::read_to_string(data.with_extension("refused")).unwrap())
+    }
+
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }

@@ -399,7 +399,7 @@ fn what_is_served_equals_the_recomputation_whatever_is_killed() {
     let number = |name: &str, default| std::env::var(name).map_or(default, |value| value.parse().unwrap());
     let (cases, first) = (number("SWELTER_RECOVERY_CASES", 4), number("SWELTER_RECOVERY_SEED", 1));
     for seed in first..first + cases {
-        println!("seed {seed}");
+        eprintln!("seed {seed}");
         run(seed, 40);
     }
 }

@@ -171,6 +171,11 @@ impl Journal {
         self.queue.clone()
     }
 
+    /// The position behind the last record of a partition.
+    pub fn end(&self, partition: u32) -> u64 {
+        self.shared.tails.get(partition as usize).map_or(0, |tail| tail.end())
+    }
+
     /// Why the journal has stopped to take records, where it has: the program is to end with this line. Readers that have
     /// read all that is durable get it, too.
     pub fn failed(&self) -> Option<Arc<str>> {
