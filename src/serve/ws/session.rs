@@ -314,6 +314,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let digest = selection.digest();
         match sent {
             None => self.snapshot(&id, digest, as_of, upserts.into_iter(), write).await,
+            Some(_) if upserts.is_empty() && removals.is_empty() && !is_resumed(why) => Ok(()),
             Some(_) => self.changes(&id, digest, as_of, upserts, write, removals).await,
         }
     }
@@ -340,6 +341,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 Some(row) => upserts.push((city, reading_at, row)),
                 None => removals.push((city, reading_at)),
             }
+        }
+        if upserts.is_empty() && removals.is_empty() && !is_resumed(why) {
+            return Ok(());
         }
         let write = |out: &mut Vec<u8>, row: &_| {
             let (city, reading_at, row): &(Arc<str>, _, _) = row;
@@ -369,4 +373,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         meters.rows.increment(rows);
         meters.bytes.increment(bytes as u64);
     }
+}
+
+/// A client that resumes is answered in any case; others hear nothing where nothing has changed.
+fn is_resumed(why: Reset) -> bool {
+    matches!(why, Reset::Expired)
 }
