@@ -167,7 +167,10 @@ class Recorder:
 
     async def obey(self):
         """Reads commands to the end of standard input."""
-        while line := await asyncio.to_thread(sys.stdin.readline):
+        commands = asyncio.StreamReader()
+        reads = lambda: asyncio.StreamReaderProtocol(commands)  # noqa: E731
+        await asyncio.get_running_loop().connect_read_pipe(reads, sys.stdin)
+        while line := await commands.readline():
             command = json.loads(line)
             if command["do"] == "subscribe":
                 self.subscriptions[command["id"]] = Subscription(command["id"], command["ask"])

@@ -280,7 +280,9 @@ fn the_demo_is_live_within_seconds_with_a_day_of_history() {
     });
     let full = began.elapsed();
     let (live, full) = (live.as_secs_f64(), full.as_secs_f64());
-    say(&format!("the demo of 200 cities was live after {live:.1} s, with a day of history after {full:.1} s"));
+    say(&format!(
+        "the demo of 200 cities was live after {live:.1} s, with a day of history after {full:.1} s"
+    ));
     assert!(full < LIVE_WITHIN, "{full}");
 
     browser.evaluate("document.querySelector('[data-test=hottest] button').click()");
