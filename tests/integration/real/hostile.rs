@@ -19,7 +19,7 @@ const CONFIG: &str = "[serve]\necho = true\n[serve.limits]\nconnections = 600\nh
 const CONNECTIONS: usize = 600;
 /// What the service may take beside what it took when it was ready: the connections that are let in, each with its buffers, the bodies
 /// that are being read, and what the allocator keeps.
-const MEMORY_BYTES: u64 = 96 << 20;
+const MEMORY_BYTES: u64 = 64 << 20;
 /// From SIGTERM to the end, with clients that do not go away.
 const END_TIME: Duration = Duration::from_secs(10);
 

@@ -40,27 +40,38 @@ pub fn post(address: SocketAddr, path: &str, body: &Value) -> io::Result<Answer>
     exchange(address, format!("{head}{body}").as_bytes())
 }
 
-/// Sends bytes as they are and reads one answer, up to the end of the connection.
+/// Sends bytes as they are and reads one answer.
 pub fn exchange(address: SocketAddr, request: &[u8]) -> io::Result<Answer> {
     let mut stream = connect(address)?;
     // The answer may come before all of the request is taken.
     let sent = stream.write_all(request);
     let mut bytes = Vec::new();
-    let read = stream.read_to_end(&mut bytes);
-    parse(&bytes).map_or_else(|| sent.and(read).and(Err(io::ErrorKind::UnexpectedEof.into())), Ok)
+    let mut piece = [0; 64 * 1024];
+    loop {
+        // Not every server closes the connection when it is asked to.
+        if let Some(answer) = parse(&bytes) {
+            return Ok(answer);
+        }
+        match stream.read(&mut piece) {
+            Ok(0) => return sent.and(Err(io::ErrorKind::UnexpectedEof.into())),
+            Ok(read) => bytes.extend_from_slice(&piece[..read]),
+            Err(error) => return sent.and(Err(error)),
+        }
+    }
 }
 
+/// The answer, once all of it is there.
 fn parse(bytes: &[u8]) -> Option<Answer> {
     let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")?;
     let head = String::from_utf8_lossy(&bytes[..end]).to_ascii_lowercase();
     let status = head.strip_prefix("http/1.1 ")?.get(..3)?.parse().ok()?;
-    let body = &bytes[end + 4..];
-    let header = |name| head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-    if header("transfer-encoding") == Some("chunked") {
-        return Some(Answer { status, body: unchunk(body)? });
+    let rest = &bytes[end + 4..];
+    let header = |name| head.lines().find_map(|line| Some(line.strip_prefix(name)?.trim_start()));
+    if header("transfer-encoding:") == Some("chunked") {
+        return Some(Answer { status, body: unchunk(rest)? });
     }
-    let whole = header("content-length").is_none_or(|length| length.parse() == Ok(body.len()));
-    whole.then(|| Answer { status, body: body.to_vec() })
+    let length = header("content-length:").map_or(Some(0), |length| length.parse().ok())?;
+    Some(Answer { status, body: rest.get(..length)?.to_vec() })
 }
 
 fn unchunk(mut rest: &[u8]) -> Option<Vec<u8>> {

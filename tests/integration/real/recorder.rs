@@ -28,7 +28,7 @@ const CONFIG: &str = "workers = 2\n[results]\nwindow = \"30m\"\nlateness = \"60m
 /// Two of them lie in the box; the last one never has a reading.
 const CITIES: [&str; 7] =
     ["5128581", "1796236", "5368361", "x", "京都", "a \"quoted\" \\ city", "nothing yet"];
-const ROUNDS: u64 = 150;
+const ROUNDS: u64 = 300;
 /// What happens now and then: every so many rounds.
 const CUT: u64 = 7;
 const SETTLE: u64 = 10;
