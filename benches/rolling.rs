@@ -110,7 +110,7 @@ impl Operator {
         while self.graph.probe.less_than(&self.epoch) {
             self.worker.step();
         }
-        look_at(&self.graph.rows, &mut self.seen, &mut self.rows);
+        look_at(self.graph.rows.as_ref().unwrap(), &mut self.seen, &mut self.rows);
     }
 }
 

@@ -153,11 +153,19 @@ fn tls(keys: &mut Keys) -> Option<TlsPlan> {
 fn all_tokens(keys: &mut Keys) -> Vec<Token> {
     let file = keys.optional("serve.tokens_file").map(|path| tokens::from_file(Path::new(&path)));
     let variable = keys.tokens().map(|text| tokens::from_variable(&text));
+    let given: Vec<&str> =
+        [file.is_some().then_some("serve.tokens_file"), variable.is_some().then_some("SWELTER_TOKENS")]
+            .into_iter()
+            .flatten()
+            .collect();
     let mut all: Vec<Token> = Vec::new();
     for (key, tokens) in [("serve.tokens_file", file), ("SWELTER_TOKENS", variable)] {
         match tokens.unwrap_or_else(|| Ok(Vec::new())) {
             Ok(tokens) if tokens.iter().any(|token| all.iter().any(|other| other.secret == token.secret)) => {
                 keys.refuse(key, "holds a token that serve.tokens_file has as well: give its scopes once");
+            }
+            Ok(tokens) if tokens.is_empty() && given.contains(&key) => {
+                keys.refuse(key, "holds no token, and without any everybody may do everything: add one, or remove the setting");
             }
             Ok(tokens) => all.extend(tokens),
             Err(problems) => problems.into_iter().for_each(|problem| keys.refuse(key, problem)),

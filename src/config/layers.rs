@@ -156,7 +156,8 @@ impl Entries {
         let is_meant = |known: &&str| {
             suggest::is_alike(rest, known) || rest.strip_prefix(*known).is_some_and(|r| r.starts_with('_'))
         };
-        if !rest.contains("__") && !TOP.iter().any(is_meant) {
+        let of_kubernetes = rest.ends_with("_PORT") || rest.contains("_PORT_") || rest.contains("_SERVICE_");
+        if !rest.contains("__") && (of_kubernetes || !TOP.iter().any(is_meant)) {
             return;
         }
         let origin = Origin::Variable(name.to_owned());

@@ -177,7 +177,7 @@ fn finish(
     }
     let mut out: Vec<EpochOutput> = (0..epochs).map(|_| EpochOutput::default()).collect();
     let city = |id: CityId| city_number(&names.get(id));
-    each(&rows, |epoch, change| {
+    each(&rows.unwrap(), |epoch, change| {
         out[epoch].rows.push(((city(change.city), change.reading_at.millis()), change.before, change.after));
     });
     each(&days.unwrap(), |epoch, change| {
