@@ -44,9 +44,9 @@ export class Series {
     const fresh = this.#pending;
     this.#pending = null;
     const times = new Set(fresh.map((row) => Date.parse(row.reading_at)));
-    let oldest = Infinity;
+    // What is older than the snapshot is final now, and was not withdrawn; of an empty one, nothing is.
+    let oldest = times.size ? Infinity : -Infinity;
     for (const time of times) oldest = Math.min(oldest, time);
-    // What is older than the snapshot is final now, and was not withdrawn.
     const gone = this.rows.filter((_, i) => this.times[i] >= oldest && !times.has(this.times[i]));
     const begins = this.times.length === 0;
     const done = this.apply(fresh, gone);

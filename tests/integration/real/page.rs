@@ -191,6 +191,14 @@ fn the_page_shows_what_changes_and_outlives_a_kill() {
     compare(&mut browser, &service);
     browser.evaluate("window.sameDocument = true");
 
+    // A city that the page has not met yet.
+    service.wait_until_applied(&service.post(&reading("2643743", newest, 70.0)));
+    browser.wait_for(
+        "document.querySelector('[data-city=\"2643743\"] .name')?.textContent === 'London' && \
+         document.querySelector('[data-city=\"2643743\"] .place').textContent !== ''",
+    );
+    compare(&mut browser, &service);
+
     let correct = |service: &Service, back: i64, temperature: f64| {
         service.wait_until_applied(&service.post(&reading(CITY, newest - back * MINUTE, temperature)));
     };
