@@ -68,6 +68,9 @@ fn what_is_not_json_or_said_to_be_something_else_is_not_read() {
         "\u{feff}{}",
         &"[".repeat(100_000),
         "{\"a\":\"\\ud800\"}x",
+        // What was there before the fault is not taken either.
+        &format!("[{READING},"),
+        &format!("[{READING}]x"),
     ] {
         let reply = service.post(JSON, body.as_bytes());
         assert_eq!((reply.status, &*reply.code()), (400, "not_json"), "{:.20}", body);
