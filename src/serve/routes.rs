@@ -236,7 +236,8 @@ impl Server {
         match route.give {
             Give::Cities => {
                 let listing = api::Listing::parse(query)?;
-                let room = self.room(self.view.city_count() * api::CITY_BYTES).await?;
+                let cities = listing.limit.min(self.view.city_count());
+                let room = self.room(cities * api::CITY_BYTES).await?;
                 Ok(with(room, json(headers, listing.json(&self.view)).await?))
             }
             Give::City => {
