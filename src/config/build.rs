@@ -187,7 +187,7 @@ fn limits(keys: &mut Keys) -> Limits {
         messages_per_second: keys.whole("serve.limits.messages_per_second", 1..=1_000_000),
         subscriptions: keys.whole("serve.limits.subscriptions", 1..=10_000),
         cities: keys.whole("serve.limits.cities", 1..=1_000_000),
-        window_cities: keys.whole("serve.limits.window_cities", 1..=1_000_000),
+        window_cities: keys.whole("serve.limits.window_cities", 1..=10_000),
         heartbeat: keys.wait("serve.limits.heartbeat", "100ms", "5m"),
         send_time: keys.wait("serve.limits.send_time", "100ms", "10m"),
         backlog_bytes: keys.bytes("serve.limits.backlog_bytes", "4 KiB", "1 GiB"),

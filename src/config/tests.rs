@@ -72,7 +72,7 @@ fn the_shipped_defaults_are_the_documented_ones() {
         body_bytes: 8 << 20,
         bodies_bytes: 256 << 20,
         history_rows: 10_000,
-        message_bytes: 64 << 10,
+        message_bytes: 256 << 10,
         messages_per_second: 50,
         subscriptions: 16,
         cities: 10_000,
