@@ -62,7 +62,7 @@ struct Cities {
 
 impl Cities {
     fn new(count: u32) -> Cities {
-        let rules = AdmissionRules { lateness: Duration::MAX, max_ahead: None };
+        let rules = AdmissionRules::new(Duration::MAX);
         let mut admission = Admission::new(0, rules);
         let names = (0..count).map(|city| {
             let name = format!("city_{city:05}");

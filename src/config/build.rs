@@ -28,6 +28,7 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
     let formula = keys.choice("results.formula");
     let retention = retention(keys);
     let max_ahead = keys.duration("results.max_ahead", "0s", "366d");
+    let max_cities = keys.whole("results.max_cities", 1..=100_000_000);
     let decode = decode(keys);
     let ingest = ingest(keys);
     let sources = sources(keys);
@@ -43,6 +44,7 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
         formula,
         retention,
         max_ahead,
+        max_cities,
         decode,
         ingest,
         sources,

@@ -88,7 +88,7 @@ pub fn run(plan: Plan, announce: impl FnOnce(SocketAddr)) -> Result<(), RunError
 
     let generation = data_dir.as_ref().map_or_else(unkept_generation, |dir| dir.generation());
     let logs = Logs::open(&plan, data_dir)?;
-    let letters = logs.dead_letters()?;
+    let letters = logs.dead_letters(&plan)?;
     let first_epoch = logs.data_dir.as_ref().map_or(0, |dir| dir.epoch_floor()).max(worker::clock());
     let reserved = first_epoch + RESERVED_MS;
     logs.data_dir.as_ref().map_or(Ok(()), |dir| dir.reserve_epochs(reserved))?;
@@ -193,9 +193,9 @@ impl Logs {
     }
 
     /// The dead letters of these logs.
-    fn dead_letters(&self) -> Result<Option<DeadLetters>, RunError> {
+    fn dead_letters(&self, plan: &Plan) -> Result<Option<DeadLetters>, RunError> {
         let Some((dir, journal)) = self.data_dir.as_ref().zip(self.journal.as_ref()) else { return Ok(None) };
-        let letters = DeadLetters::open(&dir.path().join("dead-letters.jsonl"))?;
+        let letters = DeadLetters::open(&dir.path().join("dead-letters.jsonl"), &refusal_rules(plan))?;
         for (partition, LogPartition { name, .. }) in (0..journal.partitions()).zip(self.partitions()) {
             // Its letters would keep those of the journal from being written.
             if letters.last(&name).is_some_and(|last| last >= journal.end(partition)) {
@@ -257,6 +257,26 @@ fn direct(source: &SourcePlan, plan: &Plan) -> Result<Arc<dyn Source>, RunError>
     }
 }
 
+fn rules(plan: &Plan) -> AdmissionRules {
+    let (max_ahead, max_cities) = (Some(plan.max_ahead), plan.max_cities);
+    AdmissionRules { max_ahead, max_cities, ..AdmissionRules::new(plan.retention.lateness) }
+}
+
+/// What decides which records are refused.
+fn refusal_rules(plan: &Plan) -> String {
+    use std::os::unix::fs::MetadataExt;
+    let file = |source: &SourcePlan| match &source.kind {
+        SourceKind::File(file) => {
+            // Another file under the same name is another log.
+            let is = std::fs::metadata(&file.path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
+            Some(format!("{} {file:?} {is:?}\n", source.name))
+        }
+        SourceKind::Generator(_) => None,
+    };
+    let files: String = plan.sources.iter().filter_map(file).collect();
+    format!("{:?}\n{:?}\n{files}", rules(plan), plan.decode)
+}
+
 fn paced(generator: &GeneratorSource) -> PacedPlan {
     PacedPlan {
         cities: generator.cities,
@@ -298,7 +318,7 @@ fn start_workers(
 ) -> Result<(), RunError> {
     let job = Job {
         graph: GraphPlan::serving(plan.formula, plan.retention),
-        rules: AdmissionRules { lateness: plan.retention.lateness, max_ahead: Some(plan.max_ahead) },
+        rules: rules(plan),
         limits: plan.limits.clone(),
         partitions: logs.partitions(),
         publisher: serving.publisher(),

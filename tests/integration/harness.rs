@@ -88,8 +88,7 @@ pub fn run(log: &[Entry], settings: Settings, workers: usize, cuts: &[usize]) ->
         };
         let mut graph = dataflow::build(worker, &plan);
         let lateness = settings.retention().lateness;
-        let mut admission =
-            Admission::new(worker.index() as u16, AdmissionRules { lateness, max_ahead: None });
+        let mut admission = Admission::new(worker.index() as u16, AdmissionRules::new(lateness));
         let mut next = 0;
         for (epoch, &cut) in cuts.iter().enumerate() {
             let (mut cities, mut arrivals) = (Vec::new(), Vec::new());

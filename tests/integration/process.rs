@@ -112,7 +112,7 @@ impl Service {
         serde_json::from_str(&answer.body).unwrap()
     }
 
-    /// Ends it as a power cut would.
+    /// Ends it at once. What it has written is in the hands of the kernel then, so this says nothing about power cuts.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();

@@ -207,7 +207,8 @@ struct Case {
     /// The time of the newest reading.
     now: i64,
     records: u64,
-    too_late: usize,
+    /// What the log has of them.
+    too_late: Vec<String>,
 }
 
 impl Case {
@@ -217,7 +218,11 @@ impl Case {
 
     fn apply(&mut self, entries: &[Entry]) {
         self.records += entries.len() as u64;
-        self.too_late += entries.iter().filter(|entry| self.oracle.apply(entry).is_none()).count();
+        for entry in entries {
+            if self.oracle.apply(entry).is_none() {
+                self.too_late.push(written(entry));
+            }
+        }
     }
 
     fn entries(&mut self) -> Vec<Entry> {
@@ -317,15 +322,20 @@ impl Case {
                 "a row that is gone"
             );
         }
-        let letters = std::fs::read_to_string(self.data.join("dead-letters.jsonl")).unwrap_or_default();
         let status = self.service().get("/v1/status");
-        let counted = status["refused"]["too_late"].as_u64().unwrap_or(0) as usize;
-        assert_eq!(counted, self.too_late);
-        wait_for("the dead letters", || {
-            let text = std::fs::read_to_string(self.data.join("dead-letters.jsonl")).unwrap_or_default();
-            (text.lines().count() >= self.too_late).then_some(())
-        });
-        assert!(letters.lines().count() <= self.too_late, "a dead letter is there twice");
+        assert_eq!(status["refused"]["too_late"].as_u64().unwrap_or(0), self.too_late.len() as u64);
+    }
+
+    /// After the end: each dead letter once, with its bytes.
+    fn check_dead_letters(&mut self) {
+        let text = std::fs::read_to_string(self.data.join("dead-letters.jsonl")).unwrap();
+        let letters: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let mut raw: Vec<_> =
+            letters.iter().map(|letter| letter["raw"].as_str().unwrap().to_string()).collect();
+        raw.sort();
+        self.too_late.sort();
+        assert_eq!(raw, self.too_late);
+        assert!(letters.iter().all(|letter| letter["reason"] == "too_late"));
     }
 
     /// All pages of a city's history.
@@ -364,7 +374,8 @@ fn run(seed: u64, steps: usize) {
     let (oracle, now) = (Oracle::new(SETTINGS), jiff::Timestamp::now().as_millisecond() - 6 * 3_600_000);
     let now = now - now.rem_euclid(MINUTE);
     let service = Some(service);
-    let mut case = Case { random, data, service, workers, oracle, recorder, now, records: 0, too_late: 0 };
+    let mut case =
+        Case { random, data, service, workers, oracle, recorder, now, records: 0, too_late: Vec::new() };
     for step in 0..steps {
         match case.random.next(10) {
             0..5 => {
@@ -389,6 +400,7 @@ fn run(seed: u64, steps: usize) {
     let service = case.service.take().unwrap();
     let log = service.log();
     service.terminate();
+    case.check_dead_letters();
     assert!(!log.contains("panic"), "seed {seed}: {log}");
     assert!(resets > 0, "a restart is a new generation");
 }

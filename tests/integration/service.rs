@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::io::Write;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use swelter::pipeline::data_dir::DataDir;
 
 use crate::process::{Service, get, post, wait_for};
 
@@ -102,6 +104,50 @@ fn a_generator_alone_needs_no_folder() {
     assert!(!data.exists());
 }
 
+/// As after an hour of a clock that was wrong.
+#[test]
+fn a_clock_that_was_put_back_holds_nothing_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let now = jiff::Timestamp::now().as_millisecond() as u64;
+    DataDir::open(&data).unwrap().reserve_epochs(now + 3_600_000).unwrap();
+    let service = Service::start(&data, "").ready();
+    let count = |service: &Service| current(service, "x").map_or(0, |row| row["count"].as_u64().unwrap());
+    assert_eq!(post(&service.address, "application/json", &reading("x", 0, 80.0)).unwrap().status, 200);
+    wait_for("the first reading", || (count(&service) == 1).then_some(()));
+    // Each takes an epoch at least, and they are more than are taken ahead at once.
+    let began = Instant::now();
+    for sent in 1..=4_000 {
+        if began.elapsed() > Duration::from_secs(20) {
+            break;
+        }
+        service.get("/v1/cities/x/history?limit=1");
+        if sent % 500 == 0 {
+            let posted = reading("x", sent as i64 / 500, 80.0);
+            assert_eq!(post(&service.address, "application/json", &posted).unwrap().status, 200);
+            wait_for("the reading", || (count(&service) == 1 + sent / 500).then_some(()));
+        }
+    }
+    assert!(service.get("/v1/status")["as_of"].as_u64().unwrap() > now + 3_600_000);
+    service.terminate();
+}
+
+/// Other rules may refuse what others did not, at places that have their letters already.
+#[test]
+fn other_rules_begin_other_dead_letters() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let letters = |name: &str| fs::read_to_string(data.join(name)).unwrap().lines().count();
+    let service = Service::start(&data, "").ready();
+    let log = [reading("x", 0, 80.0), reading("x", 90, 80.0), reading("x", 2 * 1440, 80.0)].join("\n");
+    assert_eq!(post(&service.address, "application/x-ndjson", &log).unwrap().status, 200);
+    wait_for("the refusal", || (service.get("/v1/status")["refused"]["too_late"] == 1).then_some(()));
+    service.terminate();
+    assert_eq!(letters("dead-letters.jsonl"), 1);
+    Service::start(&data, "[results]\nlateness = '1h'\n").ready().terminate();
+    assert_eq!((letters("dead-letters.jsonl"), letters("dead-letters.1.jsonl")), (2, 1));
+}
+
 #[test]
 fn what_keeps_it_from_starting_is_said_with_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
@@ -115,8 +161,10 @@ fn what_keeps_it_from_starting_is_said_with_what_to_do() {
     let late = format!("[{},{}]", reading("x", 0, 80.0), reading("x", 2 * 1440, 80.0));
     assert_eq!(post(&service.address, "application/json", &late).unwrap().status, 200);
     wait_for("the dead letter", || (service.get("/v1/status")["refused"]["too_late"] == 1).then_some(()));
-    said("", &service.address, &["cannot listen on", "take another address"]);
     said("", "127.0.0.1:0", &["in use by another process"]);
+    let elsewhere = folder.path().join("elsewhere");
+    let (_, text) = Service::refused(&elsewhere, "", &service.address);
+    assert!(text.contains("cannot listen on") && text.contains("take another address"), "{text}");
     service.terminate();
     said("[ingest]\npartitions = 3\n", "127.0.0.1:0", &["has 16 partitions, not 3"]);
     fs::remove_dir_all(data.join("journal")).unwrap();

@@ -31,6 +31,7 @@ use self::block::{Decoder, Encoder};
 use self::marks::Marks;
 use self::queue::Queue;
 use self::reader::Reader;
+pub use self::store::catches_panics;
 use self::store::{Failure, Store};
 use self::tail::Tail;
 use self::writer::{SizeWarning, Writer};
