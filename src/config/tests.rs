@@ -306,14 +306,16 @@ fn what_is_printed_is_what_is_used() {
 
 #[test]
 fn listening_beyond_this_host_is_warned_of() {
-    let warnings = |address: &str, tokens: &str| {
-        let layers = variables(&[("SWELTER_SERVE__LISTEN", address), ("SWELTER_TOKENS", tokens)]);
-        Config::load(&layers).unwrap().warnings().len()
+    let warnings = |address: &str, tokens: Option<&str>| {
+        let listen = Some(("SWELTER_SERVE__LISTEN", address));
+        let tokens = tokens.map(|tokens| ("SWELTER_TOKENS", tokens));
+        let given: Vec<_> = listen.into_iter().chain(tokens).collect();
+        Config::load(&variables(&given)).unwrap().warnings().len()
     };
-    assert_eq!(warnings("127.0.0.2:80", ""), 0);
-    assert_eq!(warnings("[::ffff:127.0.0.1]:80", ""), 0);
-    assert_eq!(warnings("0.0.0.0:80", ""), 2);
-    assert_eq!(warnings("[::]:80", "read,ingest abc"), 1);
+    assert_eq!(warnings("127.0.0.2:80", None), 0);
+    assert_eq!(warnings("[::ffff:127.0.0.1]:80", None), 0);
+    assert_eq!(warnings("0.0.0.0:80", None), 2);
+    assert_eq!(warnings("[::]:80", Some("read,ingest abc")), 1);
 }
 
 #[test]
