@@ -1,0 +1,292 @@
+//! How late a change is at a subscriber, from when its reading was due.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::Effort;
+use crate::fleet::{Fleet, subscribe};
+use crate::http::{Kept, post};
+use crate::ingest::Batch;
+use crate::measure::{Cores, Latencies, now_micros};
+use crate::rows::Reader;
+use crate::server::Server;
+
+const CITIES: u32 = 15_000;
+/// A day, a reading a minute.
+const HISTORY: u64 = CITIES as u64 * 1440;
+const WARM_UP: Duration = Duration::from_secs(5);
+
+/// A load of the generator: windows are full, a reading a minute.
+pub fn load(interval: &str, history: &str, corrections: f64) -> String {
+    format!(
+        "[sources.load]\nkind = \"generator\"\ncities = {CITIES}\ninterval = \"{interval}\"\nhistory = \"{history}\"\n\
+         history_interval = \"1m\"\ncorrections = {corrections:?}\n"
+    )
+}
+
+/// A subscriber of all cities: what is new to it is timed.
+pub struct All {
+    reader: Reader,
+    /// The newest reading of each city: a row that was only changed is not new.
+    newest: HashMap<u64, i64, foldhash::fast::RandomState>,
+    complete: bool,
+    pub latencies: Latencies,
+}
+
+impl All {
+    pub fn new() -> All {
+        All {
+            reader: Reader::new(),
+            newest: HashMap::default(),
+            complete: false,
+            latencies: Latencies::new(),
+        }
+    }
+
+    /// The keys of all cities, once there is a snapshot.
+    pub fn cities(&self) -> Vec<String> {
+        let mut cities: Vec<u64> = self.newest.keys().copied().collect();
+        cities.sort_unstable();
+        cities.iter().map(u64::to_string).collect()
+    }
+
+    /// Takes a message; returns when the earliest of what is new in it was due, in ms.
+    pub fn take(&mut self, message: &[u8]) -> Option<i64> {
+        let All { reader, newest, complete, latencies } = self;
+        let is_changes = Reader::is_changes(message);
+        *complete |= Reader::is_complete_snapshot(message);
+        let mut new = Vec::new();
+        reader.rows(message, |row| {
+            let city = row.city.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0'));
+            let known = newest.entry(city).or_insert(i64::MIN);
+            if row.reading_at > *known {
+                *known = row.reading_at;
+                new.push(row.reading_at);
+            }
+        });
+        let now = now_micros();
+        if is_changes {
+            new.iter().for_each(|due| latencies.record(now - due * 1000));
+        }
+        new.into_iter().min().filter(|_| is_changes)
+    }
+}
+
+/// Subscribes to all cities and waits for the snapshot.
+fn follow_all(fleet: &mut Fleet, all: &mut All) {
+    fleet.say(0, &subscribe("a", None, "latest"));
+    while !all.complete {
+        fleet.turn(Duration::from_millis(100), &mut |_, message| {
+            all.take(message);
+        });
+    }
+}
+
+pub fn generator(effort: &Effort) {
+    println!(
+        "from schedule to a subscriber of all cities, {CITIES} cities, full windows of a day, generator:"
+    );
+    for (interval, rate) in [("500ms", 30_000), ("1s", 15_000)] {
+        for _ in 0..effort.rounds {
+            let server = Server::ready(&format!("[ingest]\nenabled = false\n{}", load(interval, "1d", 0.0)));
+            server.wait_for_readings(HISTORY);
+            let (all, cores) = measured(&server, effort.time);
+            println!("  {rate:6} readings/s  {}  {cores}", all.latencies.shown());
+            check(&server, &all, rate, effort.time);
+        }
+    }
+}
+
+fn measured(server: &Server, time: Duration) -> (All, String) {
+    let (mut fleet, mut all) = (Fleet::connect(server.address, 1), All::new());
+    follow_all(&mut fleet, &mut all);
+    run(&mut fleet, &mut all, WARM_UP);
+    all.latencies.clear();
+    let cores = Cores::since_now(server);
+    run(&mut fleet, &mut all, time);
+    let cores = cores.shown(server);
+    (all, cores)
+}
+
+fn run(fleet: &mut Fleet, all: &mut All, time: Duration) {
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        fleet.turn(Duration::from_millis(100), &mut |_, message| {
+            all.take(message);
+        });
+    }
+}
+
+/// Says what would make the figures above mean less than they seem to.
+fn check(server: &Server, all: &All, rate: u64, time: Duration) {
+    let (seen, due) = (all.latencies.len(), rate * time.as_secs());
+    let conflated = server.metric("swelter_conflated_rows_total");
+    if seen < due * 98 / 100 || conflated > 0.0 {
+        println!("    {seen} of {due} readings seen, {conflated} rows conflated");
+    }
+}
+
+/// Windows of so many cities are watched, a hundred in each subscription.
+const WATCHED: usize = 500;
+/// A row that is older was corrected.
+const OLD_MS: i64 = 30_000;
+
+pub fn corrections(effort: &Effort) {
+    println!(
+        "the same with 1 % corrections of a random age, which are timed at subscribers of {WATCHED} windows:"
+    );
+    for (interval, rate) in [("500ms", 30_000), ("1s", 15_000)] {
+        for _ in 0..effort.rounds {
+            let server = Server::ready(&format!("[ingest]\nenabled = false\n{}", load(interval, "1d", 0.01)));
+            server.wait_for_readings(HISTORY);
+            let (all, corrected, cores) = measured_windows(&server, effort.time);
+            println!("  {rate:6} readings/s  {}  {cores}", all.latencies.shown());
+            println!("    {:6} corrections {}", corrected.len(), corrected.shown());
+            check(&server, &all, rate, effort.time);
+        }
+    }
+}
+
+/// A correction comes with the reading before it in the log, and becomes visible at its epoch: it counts from when the earliest
+/// new reading of that epoch was due, which is never later.
+#[derive(Default)]
+struct Epochs {
+    due: HashMap<i64, i64>,
+    corrected: Vec<(i64, i64)>,
+}
+
+fn measured_windows(server: &Server, time: Duration) -> (All, Latencies, String) {
+    let (mut fleet, mut all) = (Fleet::connect(server.address, 2), All::new());
+    follow_all(&mut fleet, &mut all);
+    let watched = all.cities();
+    for (number, cities) in watched[..WATCHED].chunks(100).enumerate() {
+        fleet.say(1, &subscribe(&format!("w{number}"), Some(cities), "window"));
+    }
+    let (mut epochs, mut windows, mut snapshots) = (Epochs::default(), Reader::new(), 0);
+    let (mut cores, mut begun, mut end) = (Cores::since_now(server), false, None);
+    while end.is_none_or(|end| Instant::now() < end) {
+        fleet.turn(Duration::from_millis(100), &mut |client, message| {
+            if client == 0 {
+                if let Some(due) = all.take(message) {
+                    epochs.due.insert(all.reader.as_of(message), due);
+                }
+            } else if Reader::is_changes(message) {
+                let (mut oldest, as_of) = (i64::MAX, windows.as_of(message));
+                windows.rows(message, |row| oldest = oldest.min(row.reading_at));
+                if oldest < as_of - OLD_MS {
+                    epochs.corrected.push((as_of, now_micros()));
+                }
+            } else {
+                snapshots += usize::from(Reader::is_complete_snapshot(message));
+            }
+        });
+        if snapshots == WATCHED / 100 && end.is_none() {
+            end = Some(Instant::now() + WARM_UP);
+        }
+        if !begun && end.is_some_and(|end| Instant::now() >= end) {
+            (begun, end, cores) = (true, Some(Instant::now() + time), Cores::since_now(server));
+            all.latencies.clear();
+            epochs = Epochs::default();
+        }
+    }
+    let cores = cores.shown(server);
+    let mut latencies = Latencies::new();
+    for (as_of, arrived) in &epochs.corrected {
+        if let Some(due) = epochs.due.get(as_of) {
+            latencies.record(arrived - due * 1000);
+        }
+    }
+    (all, latencies, cores)
+}
+
+/// Between two posts.
+const TICK_MS: i64 = 5;
+/// Posts that can be under way.
+const POSTERS: usize = 16;
+
+pub fn http(effort: &Effort) {
+    println!("through HTTP ingest with fsync, posts of all that is due in {TICK_MS} ms:");
+    let history = load("1h", "1d", 0.0);
+    for _ in 0..effort.rounds {
+        println!("  a bare fsync of 8 KiB here   {}", bare_fsync().shown());
+        for rate in [30_000u64, 15_000, 1_000] {
+            // The journal is filled with the past; what comes beside the posts later is 4 readings/s.
+            let server = Server::ready(&history);
+            server.wait_for_readings(HISTORY);
+            let (mut fleet, mut all) = (Fleet::connect(server.address, 1), All::new());
+            follow_all(&mut fleet, &mut all);
+            let posting = Posting::start(&server, &all.cities(), rate);
+            run(&mut fleet, &mut all, WARM_UP);
+            all.latencies.clear();
+            let cores = Cores::since_now(&server);
+            run(&mut fleet, &mut all, effort.time);
+            let cores = cores.shown(&server);
+            println!("  {rate:6} readings/s  {}  {cores}", all.latencies.shown());
+            println!("    answered           {}", posting.stop().shown());
+            check(&server, &all, rate, effort.time);
+        }
+    }
+}
+
+struct Posting {
+    stop: Arc<AtomicBool>,
+    posters: Vec<thread::JoinHandle<Latencies>>,
+}
+
+impl Posting {
+    fn start(server: &Server, cities: &[String], rate: u64) -> Posting {
+        let (stop, next) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let first = now_micros() / 1000 + 100;
+        let readings = (rate as usize * TICK_MS as usize) / 1000;
+        let poster = |_| {
+            let (stop, next, address) = (stop.clone(), next.clone(), server.address);
+            let cities = cities.to_vec();
+            thread::spawn(move || {
+                let (mut kept, mut latencies) = (Kept::connect(address), Latencies::new());
+                while !stop.load(Ordering::Relaxed) {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    let due = first + number as i64 * TICK_MS;
+                    let wait = due * 1000 - now_micros();
+                    thread::sleep(Duration::from_micros(wait.max(0) as u64));
+                    let from = number as usize * readings;
+                    let mut batch =
+                        Batch::new(cities.iter().cycle().skip(from % cities.len()).take(readings), 0);
+                    batch.set_time(due);
+                    let status = kept.ask(&post(address, "application/x-ndjson", batch.body()));
+                    assert_eq!(status, 200);
+                    latencies.record(now_micros() - due * 1000);
+                }
+                latencies
+            })
+        };
+        Posting { posters: (0..POSTERS).map(poster).collect(), stop }
+    }
+
+    fn stop(self) -> Latencies {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut all = Latencies::new();
+        self.posters.into_iter().for_each(|poster| all.add(&poster.join().unwrap()));
+        all
+    }
+}
+
+fn bare_fsync() -> Latencies {
+    let mut file = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let mut latencies = Latencies::new();
+    for _ in 0..500 {
+        let start = Instant::now();
+        append(&mut file);
+        latencies.record(start.elapsed().as_micros() as i64);
+    }
+    latencies
+}
+
+fn append(file: &mut File) {
+    file.write_all(&[7; 8192]).unwrap();
+    file.sync_data().unwrap();
+}

@@ -1,0 +1,71 @@
+//! What the live service costs and how late it is. Each scenario starts the release binary, `swelter run`, as a process of its
+//! own; this process is its clients.
+//!
+//! `cargo bench --bench service -- [SCENARIO...] [--seconds N] [--rounds N]`; all scenarios without an argument:
+//!
+//! - `latency`: from the scheduled time of a reading of the generator to its arrival at a subscriber of all cities
+//! - `corrections`: the same with 1 % corrections, and these at a `window` subscriber
+//! - `http-latency`: from the scheduled time of a reading, through HTTP ingest with fsync, to a subscriber
+//! - `fan-out`: 10,000 subscribers of one city and 100 of all
+//! - `rows`: 10,000 subscribers of 30 cities, at rising rates
+//! - `rest`: `GET /v1/cities/{city}` on 1,500 connections
+//! - `ingest`: `POST /v1/readings` with fsync
+//! - `start`: start, size, idle, memory
+//!
+//! Latencies are open-loop: they count from the time at which something was due, whatever held it up, the client included.
+
+#![allow(clippy::print_stdout, clippy::unwrap_used)]
+
+mod fan_out;
+mod fleet;
+mod http;
+mod ingest;
+mod latency;
+mod measure;
+mod rest;
+mod rows;
+mod server;
+mod start;
+
+use std::time::Duration;
+
+/// How long and how often is measured.
+pub struct Effort {
+    pub time: Duration,
+    pub rounds: usize,
+}
+
+type Scenario = (&'static str, fn(&Effort));
+
+const SCENARIOS: [Scenario; 8] = [
+    ("latency", latency::generator),
+    ("corrections", latency::corrections),
+    ("http-latency", latency::http),
+    ("fan-out", fan_out::one_and_all),
+    ("rows", fan_out::most_rows),
+    ("rest", rest::cities),
+    ("ingest", ingest::posts),
+    ("start", start::costs),
+];
+
+fn main() {
+    let mut wanted = Vec::new();
+    let mut effort = Effort { time: Duration::from_secs(60), rounds: 1 };
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        let mut number = || args.next().and_then(|text| text.parse().ok()).expect("a number");
+        match arg.as_str() {
+            "--seconds" => effort.time = Duration::from_secs(number()),
+            "--rounds" => effort.rounds = number() as usize,
+            // Cargo's own.
+            "--bench" => {}
+            name if SCENARIOS.iter().any(|(known, _)| *known == name) => wanted.push(arg),
+            other => panic!("there is no scenario {other}"),
+        }
+    }
+    for (name, run) in SCENARIOS {
+        if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
+            run(&effort);
+        }
+    }
+}
