@@ -190,6 +190,7 @@ mod tests {
     use super::*;
     use crate::model::Reason;
     use proptest::prelude::*;
+    use proptest::test_runner::TestRunner;
 
     fn write(letters: &mut DeadLetters, partition: u32, position: u64) -> bool {
         let name = PartitionName { source: "journal".into(), partition };
@@ -225,11 +226,12 @@ mod tests {
         assert!(matches!(refused, DeadLettersError::Damaged { line: 2, .. }), "{refused}");
     }
 
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
-
-        #[test]
-        fn replays_write_nothing_twice(runs in proptest::collection::vec((0..60u64, any::<proptest::sample::Index>()), 1..6)) {
+    #[test]
+    fn replays_write_nothing_twice() {
+        let runs = proptest::collection::vec((0..60u64, any::<proptest::sample::Index>()), 1..6);
+        // A disk is synced at each step: few cases, however many others run.
+        let config = ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() };
+        let ran = TestRunner::new(config).run(&runs, |runs| {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("letters");
             let mut furthest = 0;
@@ -241,8 +243,10 @@ mod tests {
                 letters.sync().unwrap();
                 furthest = furthest.max(upto);
                 let bytes = std::fs::read(&path).unwrap();
-                let places: Vec<Place> =
-                    bytes.split_inclusive(|byte| *byte == b'\n').map(|line| serde_json::from_slice(line).unwrap()).collect();
+                let places: Vec<Place> = bytes
+                    .split_inclusive(|byte| *byte == b'\n')
+                    .map(|line| serde_json::from_slice(line).unwrap())
+                    .collect();
                 let mut positions: Vec<u64> = places.iter().map(|place| place.position).collect();
                 positions.sort();
                 prop_assert!(positions.iter().copied().eq(0..furthest));
@@ -250,10 +254,13 @@ mod tests {
                 std::fs::write(&path, &bytes[..kept]).unwrap();
                 let whole = bytes[..kept].iter().filter(|byte| **byte == b'\n').count();
                 let mut letters = DeadLetters::open(&path, "rules").unwrap();
-                let again = (0..furthest).filter(|position| write(&mut letters, (position % 3) as u32, *position));
+                let again =
+                    (0..furthest).filter(|position| write(&mut letters, (position % 3) as u32, *position));
                 prop_assert_eq!(again.count(), furthest as usize - whole);
                 letters.sync().unwrap();
             }
-        }
+            Ok(())
+        });
+        ran.unwrap();
     }
 }
