@@ -18,6 +18,10 @@ compare *args:
     cargo build --release --locked
     benches/compare/run {{args}}
 
+# Live cities with made-up weather
+demo *args:
+    cargo run --release --locked -- demo {{args}}
+
 # A year of New York, and what two corrections change of it
 demo-nyc:
     mkdir -p target/demo

@@ -62,7 +62,7 @@ struct Cities {
 
 impl Cities {
     fn new(count: u32) -> Cities {
-        let rules = AdmissionRules { lateness: Duration::MAX, max_ahead: None };
+        let rules = AdmissionRules::new(Duration::MAX);
         let mut admission = Admission::new(0, rules);
         let names = (0..count).map(|city| {
             let name = format!("city_{city:05}");
@@ -110,7 +110,7 @@ impl Operator {
         while self.graph.probe.less_than(&self.epoch) {
             self.worker.step();
         }
-        look_at(&self.graph.rows, &mut self.seen, &mut self.rows);
+        look_at(self.graph.rows.as_ref().unwrap(), &mut self.seen, &mut self.rows);
     }
 }
 

@@ -15,6 +15,15 @@ pub struct AdmissionRules {
     pub lateness: Duration,
     /// How much newer than its arrival a reading may be, where the log knows when that was.
     pub max_ahead: Option<Duration>,
+    /// How many cities the partition may have: each is remembered for ever.
+    pub max_cities: u32,
+}
+
+impl AdmissionRules {
+    /// Lateness alone.
+    pub fn new(lateness: Duration) -> AdmissionRules {
+        AdmissionRules { lateness, max_ahead: None, max_cities: u32::MAX }
+    }
 }
 
 /// The admission of one log partition: `high` of each of its cities, and the numbers that the dataflow knows them by.
@@ -23,7 +32,7 @@ pub struct AdmissionRules {
 /// use swelter::admission::{Admission, AdmissionRules};
 /// use swelter::model::{Duration, Event, EventTime, Measurement, Reason, Upsert};
 ///
-/// let mut admission = Admission::new(0, AdmissionRules { lateness: Duration::DAY, max_ahead: None });
+/// let mut admission = Admission::new(0, AdmissionRules::new(Duration::DAY));
 /// let reading = |time: &str| Upsert {
 ///     city: "JFK",
 ///     reading_at: EventTime::parse(time, None).unwrap(),
@@ -89,6 +98,10 @@ impl Admission {
             return Err(Refusal::new(Reason::InTheFuture, detail));
         }
         let known = self.find(upsert.city);
+        if known.is_none() && self.cities.len() >= self.rules.max_cities as usize {
+            let detail = format!("the partition has {} cities, and may not have more", self.cities.len());
+            return Err(Refusal::new(Reason::TooManyCities, detail));
+        }
         let number = known.unwrap_or_else(|| self.add(upsert.city));
         let city = &mut self.cities[number as usize];
         let oldest = city.high.map(|high| high.millis() - self.rules.lateness.millis());
@@ -152,7 +165,8 @@ mod tests {
 
     fn admission(lateness: i64) -> Admission {
         let max_ahead = Duration::from_millis(5);
-        Admission::new(3, AdmissionRules { lateness: Duration::from_millis(lateness).unwrap(), max_ahead })
+        let lateness = Duration::from_millis(lateness).unwrap();
+        Admission::new(3, AdmissionRules { lateness, max_ahead, max_cities: 2 })
     }
 
     fn reading() -> Event {
@@ -196,8 +210,18 @@ mod tests {
     }
 
     #[test]
+    fn there_are_only_so_many_cities() {
+        let mut admission = admission(10);
+        for (city, admitted) in [("a", true), ("b", true), ("c", false), ("a", true)] {
+            let result = admission.admit(&upsert(city, 0, reading()), None);
+            assert_eq!(result.is_ok(), admitted, "{city}");
+            assert!(result.is_ok() || result.is_err_and(|refusal| refusal.reason == Reason::TooManyCities));
+        }
+    }
+
+    #[test]
     fn an_unlimited_lateness_takes_the_whole_of_event_time() {
-        let rules = AdmissionRules { lateness: Duration::MAX, max_ahead: None };
+        let rules = AdmissionRules::new(Duration::MAX);
         let mut admission = Admission::new(0, rules);
         for time in [EventTime::MAX, EventTime::MIN] {
             assert!(admission.admit(&Upsert { reading_at: time, ..upsert("a", 0, reading()) }, None).is_ok());

@@ -85,6 +85,12 @@ impl<'a> Directory<'a> {
         self.cities.get(self.by_id[found].1 as usize)
     }
 
+    /// The city that a key names: by its id, as it is written here. "+5128581" and "005128581" are keys of other cities.
+    pub fn find(&self, key: &str) -> Option<&City<'a>> {
+        let is_written_so = key == "0" || !key.starts_with(['+', '0']);
+        key.parse().ok().filter(|_| is_written_so).and_then(|id| self.get(id))
+    }
+
     /// In the order of the file.
     pub fn cities(&self) -> &[City<'a>] {
         &self.cities
@@ -212,6 +218,10 @@ mod tests {
         assert_eq!((new_york.latitude, new_york.longitude), (40.71427, -74.00597));
         assert_eq!(directory.get(6_822_137).unwrap().name, "Misato, Saitama");
         assert!(directory.get(0).is_none());
+        assert_eq!(directory.find("5128581"), Some(new_york));
+        assert!(
+            ["+5128581", "005128581", "0", "", " 5128581"].iter().all(|key| directory.find(key).is_none())
+        );
         assert!(directory.cities().iter().all(|city| directory.get(city.id) == Some(city)));
     }
 

@@ -59,6 +59,8 @@ pub struct Shared {
     congested: AtomicBool,
     /// Epochs below this one are durably taken for this run; none above it is used.
     reserved: AtomicU64,
+    /// The greatest epoch in use: ahead of the clock, where that was put back.
+    used: AtomicU64,
     failed: Mutex<Option<String>>,
     pub refusals: Refusals,
     sender: SyncSender<Vec<Query>>,
@@ -75,6 +77,7 @@ impl Shared {
             stop: AtomicBool::new(false),
             congested: AtomicBool::new(false),
             reserved: AtomicU64::new(reserved),
+            used: AtomicU64::new(0),
             failed: Mutex::new(None),
             refusals,
             sender,
@@ -88,6 +91,11 @@ impl Shared {
         self.stop.store(true, Ordering::Relaxed);
     }
 
+    /// The greatest epoch in use, or the clock's, where that is greater.
+    pub fn newest_epoch(&self) -> u64 {
+        self.used.load(Ordering::Relaxed).max(clock())
+    }
+
     /// More epochs may be used.
     pub fn reserve(&self, upto: u64) {
         self.reserved.store(upto, Ordering::Relaxed);
@@ -98,7 +106,8 @@ impl Shared {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn fail(&self, why: String) {
+    /// Ends the run with this line, unless there is one already.
+    pub fn fail(&self, why: String) {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
         self.stop();
     }
@@ -205,6 +214,10 @@ impl<'a> Own<'a> {
         if self.teller.is_some() {
             let questions = self.job.shared.questions.lock().unwrap_or_else(PoisonError::into_inner);
             self.queries.extend(questions.try_iter().take(QUESTIONS).flatten());
+            // What is said of progress tells the other workers to close the epoch.
+            if let (false, Some(reader)) = (self.queries.is_empty(), self.readers.first_mut()) {
+                reader.say_again();
+            }
         }
         if self.readers.is_empty() || !self.may_poll() {
             return;
@@ -277,6 +290,7 @@ impl<'a> Own<'a> {
         }
         self.open = epoch + 1;
         self.graph.advance_to(self.open);
+        self.job.shared.used.fetch_max(epoch, Ordering::Relaxed);
         self.idle = now + IDLE;
     }
 
@@ -284,7 +298,8 @@ impl<'a> Own<'a> {
     fn wait(&self, now: Instant) -> Wait {
         if !self.has_sent_all() {
             // Until the gate opens; or, where no epoch may be used, until more are.
-            return self.gate.saturating_duration_since(now).max(Wait::from_micros(20)).min(HELD_BACK);
+            let closed = self.gate.saturating_duration_since(now);
+            return if closed.is_zero() { HELD_BACK } else { closed.min(HELD_BACK) };
         }
         if self.teller.as_ref().is_some_and(Teller::is_held_back) {
             return HELD_BACK;

@@ -7,6 +7,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::config::{LogFormat, LogPlan};
+use crate::sources::journal;
 
 /// The exit code of a program that has found itself in a state that cannot be.
 const PANICKED: i32 = 101;
@@ -24,6 +25,10 @@ pub fn start(plan: &LogPlan) {
     // A log that is there already, as in a test, stays.
     let _ = tracing::subscriber::set_global_default(subscriber(&plan.filter, human, colours, io::stderr));
     std::panic::set_hook(Box::new(|panic| {
+        if journal::catches_panics() {
+            // The journal makes an error of it, that says what to do.
+            return;
+        }
         log_panic(panic);
         std::process::exit(PANICKED);
     }));

@@ -28,6 +28,7 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
     let formula = keys.choice("results.formula");
     let retention = retention(keys);
     let max_ahead = keys.duration("results.max_ahead", "0s", "366d");
+    let max_cities = keys.whole("results.max_cities", 1..=100_000_000);
     let decode = decode(keys);
     let ingest = ingest(keys);
     let sources = sources(keys);
@@ -43,6 +44,7 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
         formula,
         retention,
         max_ahead,
+        max_cities,
         decode,
         ingest,
         sources,
@@ -153,11 +155,19 @@ fn tls(keys: &mut Keys) -> Option<TlsPlan> {
 fn all_tokens(keys: &mut Keys) -> Vec<Token> {
     let file = keys.optional("serve.tokens_file").map(|path| tokens::from_file(Path::new(&path)));
     let variable = keys.tokens().map(|text| tokens::from_variable(&text));
+    let given: Vec<&str> =
+        [file.is_some().then_some("serve.tokens_file"), variable.is_some().then_some("SWELTER_TOKENS")]
+            .into_iter()
+            .flatten()
+            .collect();
     let mut all: Vec<Token> = Vec::new();
     for (key, tokens) in [("serve.tokens_file", file), ("SWELTER_TOKENS", variable)] {
         match tokens.unwrap_or_else(|| Ok(Vec::new())) {
             Ok(tokens) if tokens.iter().any(|token| all.iter().any(|other| other.secret == token.secret)) => {
                 keys.refuse(key, "holds a token that serve.tokens_file has as well: give its scopes once");
+            }
+            Ok(tokens) if tokens.is_empty() && given.contains(&key) => {
+                keys.refuse(key, "holds no token, and without any everybody may do everything: add one, or remove the setting");
             }
             Ok(tokens) => all.extend(tokens),
             Err(problems) => problems.into_iter().for_each(|problem| keys.refuse(key, problem)),
@@ -179,7 +189,7 @@ fn limits(keys: &mut Keys) -> Limits {
         messages_per_second: keys.whole("serve.limits.messages_per_second", 1..=1_000_000),
         subscriptions: keys.whole("serve.limits.subscriptions", 1..=10_000),
         cities: keys.whole("serve.limits.cities", 1..=1_000_000),
-        window_cities: keys.whole("serve.limits.window_cities", 1..=1_000_000),
+        window_cities: keys.whole("serve.limits.window_cities", 1..=10_000),
         heartbeat: keys.wait("serve.limits.heartbeat", "100ms", "5m"),
         send_time: keys.wait("serve.limits.send_time", "100ms", "10m"),
         backlog_bytes: keys.bytes("serve.limits.backlog_bytes", "4 KiB", "1 GiB"),

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 
 use super::ConfigError;
+use super::suggest;
 
 /// What lies over the shipped defaults.
 #[derive(Clone, Debug, Default)]
@@ -88,6 +89,10 @@ const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
 const PREFIX: &str = "SWELTER_";
 
+/// What the variables that are meant for the service begin with.
+const TOP: [&str; 10] =
+    ["DATA_DIR", "WORKERS", "TOKENS", "LOG", "RESULTS", "DECODE", "INGEST", "SERVE", "LIMITS", "SOURCES"];
+
 impl Entries {
     pub fn merge(shipped: &str, layers: &Layers) -> Entries {
         let mut entries = Entries::default();
@@ -147,8 +152,12 @@ impl Entries {
     fn add_variable(&mut self, name: &OsString, value: &OsString) {
         let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else { return };
         let rest = &name[PREFIX.len()..];
-        // Kubernetes sets these for a service of this name.
-        if rest == "PORT" || rest.starts_with("PORT_") || rest.starts_with("SERVICE_") {
+        // Other programs use the prefix too: Kubernetes for a service of this name, the tests for the parts that they need.
+        let is_meant = |known: &&str| {
+            suggest::is_alike(rest, known) || rest.strip_prefix(*known).is_some_and(|r| r.starts_with('_'))
+        };
+        let of_kubernetes = rest.ends_with("_PORT") || rest.contains("_PORT_") || rest.contains("_SERVICE_");
+        if !rest.contains("__") && (of_kubernetes || !TOP.iter().any(is_meant)) {
             return;
         }
         let origin = Origin::Variable(name.to_owned());

@@ -18,6 +18,8 @@ pub struct Plan {
     pub retention: Retention,
     /// How far after its arrival a reading may be dated.
     pub max_ahead: Duration,
+    /// Cities that a partition may have.
+    pub max_cities: u32,
     pub decode: DecodeSettings,
     /// Without it nothing can be posted, and there is no journal.
     pub ingest: Option<IngestPlan>,

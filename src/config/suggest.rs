@@ -24,6 +24,11 @@ fn nearest<'a>(key: &str, known: &[&'a str]) -> Option<&'a str> {
     close.filter(|(apart, _)| *apart <= 1 + name(key).len() / 4).map(|(_, other)| other)
 }
 
+/// Whether one may be a misspelling of the other.
+pub fn is_alike(a: &str, b: &str) -> bool {
+    distance(a, b) <= 1 + b.len() / 4
+}
+
 /// How many letters must be put in, taken out or changed to get from one text to the other (Levenshtein).
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();

@@ -51,7 +51,7 @@ fn the_shipped_defaults_are_the_documented_ones() {
     let config = Config::load(&Layers::default()).unwrap();
     let plan = &config.plan;
     assert_eq!((plan.data_dir.as_path(), plan.workers), (Path::new("swelter-data"), 1));
-    assert_eq!((plan.formula, plan.max_ahead), (Formula::Rothfusz, duration("10m")));
+    assert_eq!((plan.formula, plan.max_ahead, plan.max_cities), (Formula::Rothfusz, duration("10m"), 65_536));
     let retention = plan.retention;
     assert_eq!(
         [retention.window, retention.lateness, retention.history],
@@ -72,7 +72,7 @@ fn the_shipped_defaults_are_the_documented_ones() {
         body_bytes: 8 << 20,
         bodies_bytes: 256 << 20,
         history_rows: 10_000,
-        message_bytes: 64 << 10,
+        message_bytes: 256 << 10,
         messages_per_second: 50,
         subscriptions: 16,
         cities: 10_000,
@@ -151,6 +151,7 @@ fn later_layers_win() {
         ("SWELTER_TOKENS", "read abc"),
         ("SWELTER_PORT_8080_TCP", "tcp://10.0.0.1:8080"),
         ("SWELTER_SERVICE_HOST", "10.0.0.1"),
+        ("SWELTER_KAFKA", "127.0.0.1:9092"),
         ("PATH", "/bin"),
     ])
     .environment;
@@ -192,6 +193,7 @@ fn all_errors_come_at_once_with_key_and_place() {
     layers.environment = variables(&[
         ("SWELTER_LIMITS__POLL_RECORDS", "0"),
         ("SWELTER_SERVE", "yes"),
+        ("SWELTER_SERVE_LISTEN", "127.0.0.1:1"),
         ("SWELTER_TOKENS", "admin hunter2"),
     ])
     .environment;
@@ -215,6 +217,7 @@ fn all_errors_come_at_once_with_key_and_place() {
         "empty (swelter.toml, line 18): is not a key",
         "limits.poll_records (SWELTER_LIMITS__POLL_RECORDS): \"0\" is not a whole number from 1",
         "serve (SWELTER_SERVE): is a table, not a value",
+        "serve_listen (SWELTER_SERVE_LISTEN): is not a key",
         "SWELTER_TOKENS: entry 1: the scopes are read, ingest",
         "data_dir (--data-dir): is empty",
     ];
@@ -303,14 +306,16 @@ fn what_is_printed_is_what_is_used() {
 
 #[test]
 fn listening_beyond_this_host_is_warned_of() {
-    let warnings = |address: &str, tokens: &str| {
-        let layers = variables(&[("SWELTER_SERVE__LISTEN", address), ("SWELTER_TOKENS", tokens)]);
-        Config::load(&layers).unwrap().warnings().len()
+    let warnings = |address: &str, tokens: Option<&str>| {
+        let listen = Some(("SWELTER_SERVE__LISTEN", address));
+        let tokens = tokens.map(|tokens| ("SWELTER_TOKENS", tokens));
+        let given: Vec<_> = listen.into_iter().chain(tokens).collect();
+        Config::load(&variables(&given)).unwrap().warnings().len()
     };
-    assert_eq!(warnings("127.0.0.2:80", ""), 0);
-    assert_eq!(warnings("[::ffff:127.0.0.1]:80", ""), 0);
-    assert_eq!(warnings("0.0.0.0:80", ""), 2);
-    assert_eq!(warnings("[::]:80", "read,ingest abc"), 1);
+    assert_eq!(warnings("127.0.0.2:80", None), 0);
+    assert_eq!(warnings("[::ffff:127.0.0.1]:80", None), 0);
+    assert_eq!(warnings("0.0.0.0:80", None), 2);
+    assert_eq!(warnings("[::]:80", Some("read,ingest abc")), 1);
 }
 
 #[test]

@@ -77,11 +77,13 @@ fn token(line: &str) -> Result<Token, String> {
             _ => return Err("the scopes are read, ingest, or both with a comma and no space between".into()),
         }
     }
-    // What RFC 6750 allows in a header.
-    let body = token.secret.trim_end_matches('=');
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._~+/".contains(&b);
-    if body.is_empty() || token.secret.len() > MAX_SECRET_BYTES || !body.bytes().all(allowed) {
-        return Err(format!("a token is 1 to {MAX_SECRET_BYTES} letters, digits, and - . _ ~ + /"));
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._~+".contains(&b);
+    let length = token.secret.len();
+    if !(1..=MAX_SECRET_BYTES).contains(&length) || !token.secret.bytes().all(allowed) {
+        // RFC 6750 allows / and = in a header, but the name of a subprotocol, where browsers put a token, cannot have them.
+        return Err(format!(
+            "a token is 1 to {MAX_SECRET_BYTES} letters, digits, and - . _ ~ +: browsers cannot send others, such as / and ="
+        ));
     }
     Ok(token)
 }
@@ -92,16 +94,18 @@ mod tests {
 
     #[test]
     fn lines_are_scopes_and_a_token() {
-        let tokens = from_variable("# people\nread abc;read,ingest  d.e-f==\n\ningest x").unwrap();
+        let tokens = from_variable("# people\nread abc;read,ingest  d.e-f~+_\n\ningest x").unwrap();
         let seen: Vec<_> = tokens.iter().map(|t| (t.secret.as_str(), t.read, t.ingest)).collect();
-        assert_eq!(seen, [("abc", true, false), ("d.e-f==", true, true), ("x", false, true)]);
+        assert_eq!(seen, [("abc", true, false), ("d.e-f~+_", true, true), ("x", false, true)]);
     }
 
     #[test]
     fn problems_name_the_line_and_no_secret() {
-        let problems =
-            from_variable("hunter2;write hunter2;read hun ter2;read hunter3;ingest hunter3").unwrap_err();
-        assert_eq!(problems.len(), 4, "{problems:?}");
+        let problems = from_variable(
+            "hunter2;write hunter2;read hun ter2;read hunter3;ingest hunter3;read hun/;read hun=",
+        )
+        .unwrap_err();
+        assert_eq!(problems.len(), 6, "{problems:?}");
         assert!(problems[3].starts_with("entry 5: the same token"), "{problems:?}");
         assert!(problems.iter().all(|problem| !problem.contains("hun")), "{problems:?}");
     }

@@ -83,7 +83,7 @@ pub struct Graph {
     pub probe: ProbeHandle<u64>,
     /// The keys of this worker's cities.
     pub names: CityNames,
-    pub rows: Closed<Change>,
+    pub rows: Option<Closed<Change>>,
     pub days: Option<Closed<DayChange>>,
     pub outcomes: Option<Closed<Outcome>>,
     pub current: Option<Closed<((CityId, CurrentRow), isize)>>,
@@ -160,7 +160,7 @@ pub fn build(worker: &mut Worker, plan: &GraphPlan) -> Graph {
             progress: progress_input,
             heard,
             names,
-            rows: closed::close(streams.rows, &probe),
+            rows: plan.rows.then(|| closed::close(streams.rows, &probe)),
             days: plan.days.then(|| closed::close(streams.days, &probe)),
             outcomes: plan.outcomes.then(|| closed::close(streams.outcomes, &probe)),
             current,

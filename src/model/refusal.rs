@@ -29,10 +29,12 @@ pub enum Reason {
     TooLate,
     /// Dated after its arrival by more than the source allows.
     InTheFuture,
+    /// Of a new city, where the partition has as many as it may.
+    TooManyCities,
 }
 
 impl Reason {
-    pub const ALL: [Reason; 10] = [
+    pub const ALL: [Reason; 11] = [
         Reason::NotDecodable,
         Reason::MissingField,
         Reason::BadCity,
@@ -43,6 +45,7 @@ impl Reason {
         Reason::OutOfRange,
         Reason::TooLate,
         Reason::InTheFuture,
+        Reason::TooManyCities,
     ];
 
     pub fn code(self) -> &'static str {
@@ -57,6 +60,7 @@ impl Reason {
             Reason::OutOfRange => "out_of_range",
             Reason::TooLate => "too_late",
             Reason::InTheFuture => "in_the_future",
+            Reason::TooManyCities => "too_many_cities",
         }
     }
 }

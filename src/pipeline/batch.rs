@@ -266,7 +266,7 @@ struct Collector {
 
 impl Collector {
     fn take(&mut self, graph: &Graph, shared: &Shared) {
-        while let Some(batch) = graph.rows.take() {
+        while let Some(batch) = graph.rows.as_ref().and_then(|closed| closed.take()) {
             self.table.take_rows(&batch);
             if let Some(city) = shared.plot_city.as_ref().and_then(|city| city.get()) {
                 self.first_rows.get_or_insert_with(|| FirstRows::of(city)).take(&batch, &graph.names);

@@ -52,7 +52,7 @@ impl Intake {
         dead_letters: Option<DeadLettersWriter>,
         first_city: Arc<OnceLock<String>>,
     ) -> Intake {
-        let rules = AdmissionRules { lateness: plan.lateness, max_ahead: None };
+        let rules = AdmissionRules::new(plan.lateness);
         Intake {
             inputs: plan.inputs.clone().into_iter(),
             current: None,

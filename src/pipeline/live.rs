@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::thread;
 use std::time::{Duration as Wait, Instant};
@@ -27,9 +28,11 @@ use crate::sources::generator::paced::{Paced, PacedPlan};
 use crate::sources::journal::{Journal, JournalError, JournalPlan};
 use crate::worker::{self, Job, LogPartition, Refusals, Shared};
 
-/// Epochs are taken for this long ahead, in ms, and so often.
-const RESERVED_MS: u64 = 60_000;
-const RESERVE_EVERY_MS: u64 = 20_000;
+/// Epochs are taken for this long ahead, in ms, and so often. After a crash the first epochs are that much ahead of the clock at
+/// most, so it is short; a disk that takes longer to write a few bytes holds results up.
+const RESERVED_MS: u64 = 3_000;
+const RESERVE_EVERY_MS: u64 = 1_000;
+const LOOK_AT_EPOCHS: Wait = Wait::from_millis(250);
 /// Between two looks at what should be looked at now and then.
 const HOUSEKEEPING: Wait = Wait::from_millis(500);
 /// How long a stop waits for clients to take what was sent to them.
@@ -69,9 +72,11 @@ enum Event {
     Ended(Result<(), RunError>),
 }
 
-/// Runs the service until it is asked to stop, by SIGTERM or Ctrl-C. `announce` hears the address once it is listened on, and
+/// Runs the service until it is asked to stop, by SIGTERM, Ctrl-C or a closed terminal. `announce` hears the address once it is listened on, and
 /// from when on readings are accepted.
 pub fn run(plan: Plan, announce: impl FnOnce(SocketAddr)) -> Result<(), RunError> {
+    // First of all: it waits for a process that is still dying, which may hold the address as well.
+    let data_dir = plan.ingest.as_ref().map(|_| DataDir::open(&plan.data_dir).map(Arc::new)).transpose()?;
     let bound = serve::bind(plan.serve.clone())?;
     let runtime = Builder::new_multi_thread()
         .worker_threads(SERVING_THREADS)
@@ -81,23 +86,29 @@ pub fn run(plan: Plan, announce: impl FnOnce(SocketAddr)) -> Result<(), RunError
     let (events, happened) = mpsc::sync_channel(4);
     listen_for_signals(&runtime, &events)?;
 
-    let logs = Logs::open(&plan)?;
-    let letters = logs.data_dir.as_ref().map(|dir| DeadLetters::open(&dir.path().join("dead-letters.jsonl")));
-    let first_epoch = logs.data_dir.as_ref().map_or(0, DataDir::epoch_floor).max(worker::clock());
+    let generation = data_dir.as_ref().map_or_else(unkept_generation, |dir| dir.generation());
+    let logs = Logs::open(&plan, data_dir)?;
+    let letters = logs.dead_letters(&plan)?;
+    let first_epoch = logs.data_dir.as_ref().map_or(0, |dir| dir.epoch_floor()).max(worker::clock());
     let reserved = first_epoch + RESERVED_MS;
-    logs.reserve_epochs(reserved)?;
-    let shared = Arc::new(Shared::new(Refusals::new(letters.transpose()?), reserved));
+    logs.data_dir.as_ref().map_or(Ok(()), |dir| dir.reserve_epochs(reserved))?;
+    let shared = Arc::new(Shared::new(Refusals::new(letters), reserved));
 
-    let facts = facts(&plan, &logs);
+    let facts = facts(&plan, &logs, generation.clone());
     let ports = Ports { ask: shared.clone(), appender: logs.appender() };
     let address = bound.address();
     let serving = bound.start(runtime.handle(), facts, ports)?;
     announce(address);
-    tracing::info!(%address, generation = &*logs.generation(), "listening");
+    tracing::info!(%address, generation = &*generation, "listening");
 
     let feeds = logs.feed(&plan)?;
     start_workers(&plan, &logs, &serving, &shared, first_epoch, events)?;
-    let end = keep_house(&logs, &shared, &happened, reserved);
+    let ended = Arc::new(AtomicBool::new(false));
+    match &logs.data_dir {
+        Some(data_dir) => reserve_epochs(data_dir.clone(), shared.clone(), reserved, ended.clone())?,
+        None => shared.reserve(u64::MAX),
+    }
+    let end = keep_house(&logs, &shared, &happened);
     tracing::info!("stopping");
     // From the sources on: what was taken in still goes all the way.
     for (name, feed) in feeds {
@@ -107,6 +118,7 @@ pub fn run(plan: Plan, announce: impl FnOnce(SocketAddr)) -> Result<(), RunError
     }
     shared.stop();
     let end = end.and_then(|ended| if ended { Ok(()) } else { wait_for_workers(&happened) });
+    ended.store(true, Ordering::Relaxed);
     runtime.block_on(serving.stop(GRACE));
     let synced = shared.refusals.sync().map_err(RunError::from);
     runtime.shutdown_timeout(GRACE);
@@ -117,17 +129,25 @@ pub fn run(plan: Plan, announce: impl FnOnce(SocketAddr)) -> Result<(), RunError
     Ok(())
 }
 
+/// Without a directory nothing is taken up again, and so that nobody thinks so, no two runs have the same.
+fn unkept_generation() -> Arc<str> {
+    use std::hash::{BuildHasher, RandomState};
+    format!("0-{:016x}", RandomState::new().hash_one(worker::clock())).into()
+}
+
 /// The first signal asks for an end, the second one is the end.
 fn listen_for_signals(runtime: &Runtime, events: &SyncSender<Event>) -> Result<(), RunError> {
     let _inside = runtime.enter();
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Threads)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Threads)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(RunError::Threads)?;
     let events = events.clone();
     runtime.spawn(async move {
         for asked in [false, true] {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
+                _ = hangup.recv() => {}
             }
             if asked {
                 tracing::warn!("asked to stop again: ending at once");
@@ -145,16 +165,15 @@ struct Logs {
     // In this order: the lock is given back last.
     journal: Option<Arc<Journal>>,
     sources: Vec<Arc<dyn Source>>,
-    data_dir: Option<DataDir>,
+    data_dir: Option<Arc<DataDir>>,
 }
 
 impl Logs {
-    fn open(plan: &Plan) -> Result<Logs, RunError> {
-        let Some(ingest) = &plan.ingest else {
+    fn open(plan: &Plan, data_dir: Option<Arc<DataDir>>) -> Result<Logs, RunError> {
+        let Some((ingest, data_dir)) = plan.ingest.as_ref().zip(data_dir) else {
             let sources = plan.sources.iter().map(|source| direct(source, plan));
             return Ok(Logs { journal: None, data_dir: None, sources: sources.collect::<Result<_, _>>()? });
         };
-        let data_dir = DataDir::open(&plan.data_dir)?;
         let journal = Arc::new(Journal::open(
             &data_dir.path().join("journal"),
             JournalPlan {
@@ -173,24 +192,24 @@ impl Logs {
         Ok(Logs { journal: Some(journal), sources, data_dir: Some(data_dir) })
     }
 
+    /// The dead letters of these logs.
+    fn dead_letters(&self, plan: &Plan) -> Result<Option<DeadLetters>, RunError> {
+        let Some((dir, journal)) = self.data_dir.as_ref().zip(self.journal.as_ref()) else { return Ok(None) };
+        let letters = DeadLetters::open(&dir.path().join("dead-letters.jsonl"), &refusal_rules(plan))?;
+        for (partition, LogPartition { name, .. }) in (0..journal.partitions()).zip(self.partitions()) {
+            // Its letters would keep those of the journal from being written.
+            if letters.last(&name).is_some_and(|last| last >= journal.end(partition)) {
+                let path = letters.path().display();
+                return Err(RunError::Failed(format!(
+                    "{path} has dead letters of records that the journal does not have: move it away, it is of another journal"
+                )));
+            }
+        }
+        Ok(Some(letters))
+    }
+
     fn appender(&self) -> Option<Arc<dyn Appender>> {
         self.journal.as_ref().map(|journal| journal.appender())
-    }
-
-    fn generation(&self) -> Arc<str> {
-        // Without a directory nothing is taken up again, and so that nobody thinks so, no two runs have the same.
-        let unkept = || {
-            format!(
-                "0-{:016x}",
-                std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), worker::clock())
-            )
-            .into()
-        };
-        self.data_dir.as_ref().map_or_else(unkept, DataDir::generation)
-    }
-
-    fn reserve_epochs(&self, upto: u64) -> Result<(), RunError> {
-        self.data_dir.as_ref().map_or(Ok(()), |dir| dir.reserve_epochs(upto)).map_err(Into::into)
     }
 
     fn partitions(&self) -> Vec<LogPartition> {
@@ -238,6 +257,26 @@ fn direct(source: &SourcePlan, plan: &Plan) -> Result<Arc<dyn Source>, RunError>
     }
 }
 
+fn rules(plan: &Plan) -> AdmissionRules {
+    let (max_ahead, max_cities) = (Some(plan.max_ahead), plan.max_cities);
+    AdmissionRules { max_ahead, max_cities, ..AdmissionRules::new(plan.retention.lateness) }
+}
+
+/// What decides which records are refused.
+fn refusal_rules(plan: &Plan) -> String {
+    use std::os::unix::fs::MetadataExt;
+    let file = |source: &SourcePlan| match &source.kind {
+        SourceKind::File(file) => {
+            // Another file under the same name is another log.
+            let is = std::fs::metadata(&file.path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
+            Some(format!("{} {file:?} {is:?}\n", source.name))
+        }
+        SourceKind::Generator(_) => None,
+    };
+    let files: String = plan.sources.iter().filter_map(file).collect();
+    format!("{:?}\n{:?}\n{files}", rules(plan), plan.decode)
+}
+
 fn paced(generator: &GeneratorSource) -> PacedPlan {
     PacedPlan {
         cities: generator.cities,
@@ -254,9 +293,9 @@ fn paced(generator: &GeneratorSource) -> PacedPlan {
     }
 }
 
-fn facts(plan: &Plan, logs: &Logs) -> Facts {
+fn facts(plan: &Plan, logs: &Logs, generation: Arc<str>) -> Facts {
     Facts {
-        generation: logs.generation(),
+        generation,
         formula: plan.formula.name(),
         window: plan.retention.window,
         lateness: plan.retention.lateness,
@@ -279,7 +318,7 @@ fn start_workers(
 ) -> Result<(), RunError> {
     let job = Job {
         graph: GraphPlan::serving(plan.formula, plan.retention),
-        rules: AdmissionRules { lateness: plan.retention.lateness, max_ahead: Some(plan.max_ahead) },
+        rules: rules(plan),
         limits: plan.limits.clone(),
         partitions: logs.partitions(),
         publisher: serving.publisher(),
@@ -301,38 +340,45 @@ fn start_workers(
     thread::Builder::new().name("workers".into()).spawn(work).map(drop).map_err(RunError::Threads)
 }
 
-/// Looks after what must be looked after, until it is time to stop; true where the workers have ended by then.
-fn keep_house(
-    logs: &Logs,
-    shared: &Shared,
-    happened: &Receiver<Event>,
+/// Takes epochs ahead of their use, until the run has ended: they are needed while it stops, too.
+fn reserve_epochs(
+    data_dir: Arc<DataDir>,
+    shared: Arc<Shared>,
     mut reserved: u64,
-) -> Result<bool, RunError> {
-    let mut end = loop {
-        match happened.recv_timeout(HOUSEKEEPING) {
-            Ok(Event::Signal) => break Ok(false),
-            Ok(Event::Ended(ended)) => break ended.map(|()| true),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
-        }
-        let now = worker::clock();
-        if now + RESERVED_MS > reserved + RESERVE_EVERY_MS {
-            reserved = now + RESERVED_MS;
-            if let Err(error) = logs.reserve_epochs(reserved) {
-                break Err(error);
+    ended: Arc<AtomicBool>,
+) -> Result<(), RunError> {
+    let reserve = move || {
+        while !ended.load(Ordering::Relaxed) {
+            let wanted = shared.newest_epoch() + RESERVED_MS;
+            if wanted >= reserved + RESERVE_EVERY_MS {
+                match data_dir.reserve_epochs(wanted) {
+                    Ok(()) => reserved = wanted,
+                    Err(error) => return shared.fail(error.to_string()),
+                }
+                shared.reserve(reserved);
             }
-            shared.reserve(reserved);
-        }
-        if let Err(error) = shared.refusals.sync() {
-            break Err(error.into());
-        }
-        if let Some(failed) = logs.journal.as_ref().and_then(|journal| journal.failed()) {
-            break Err(RunError::Failed(failed.to_string()));
+            thread::sleep(LOOK_AT_EPOCHS);
         }
     };
-    if let (Ok(_), Some(failed)) = (&end, shared.failed()) {
-        end = Err(RunError::Failed(failed));
+    thread::Builder::new().name("epochs".into()).spawn(reserve).map(drop).map_err(RunError::Threads)
+}
+
+/// Looks after what must be looked after, until it is time to stop; true where the workers have ended by then.
+fn keep_house(logs: &Logs, shared: &Shared, happened: &Receiver<Event>) -> Result<bool, RunError> {
+    loop {
+        match happened.recv_timeout(HOUSEKEEPING) {
+            Ok(Event::Signal) => return Ok(false),
+            Ok(Event::Ended(ended)) => {
+                ended?;
+                return shared.failed().map_or(Ok(true), |failed| Err(RunError::Failed(failed)));
+            }
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+        }
+        shared.refusals.sync()?;
+        if let Some(failed) = logs.journal.as_ref().and_then(|journal| journal.failed()) {
+            return Err(RunError::Failed(failed.to_string()));
+        }
     }
-    end
 }
 
 /// Waits until the workers have told all that they have read.

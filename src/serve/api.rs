@@ -13,7 +13,7 @@ use super::text::Parameters;
 use super::view::{CityState, View};
 use super::{Facts, wire};
 use crate::codec::{push_integer, push_json_text, push_number};
-use crate::directory::{City, Directory};
+use crate::directory::Directory;
 use crate::model::refusal::quoted;
 use crate::model::{Category, EventTime, Question};
 
@@ -34,7 +34,7 @@ pub(super) struct Listing {
     category: Option<Category>,
     country: Option<String>,
     order: Order,
-    limit: usize,
+    pub(super) limit: usize,
 }
 
 impl Listing {
@@ -96,7 +96,7 @@ impl Listing {
             && self
                 .country
                 .as_deref()
-                .is_none_or(|wanted| entry(directory, &city.key).is_some_and(|entry| entry.country == wanted))
+                .is_none_or(|wanted| directory.find(&city.key).is_some_and(|entry| entry.country == wanted))
     }
 
     /// Hottest first, cities without a current row last, equals by their keys.
@@ -114,10 +114,6 @@ impl Listing {
     }
 }
 
-fn entry<'a>(directory: &'a Directory<'a>, key: &str) -> Option<&'a City<'a>> {
-    key.parse().ok().and_then(|id| directory.get(id))
-}
-
 fn push_as_of(out: &mut Vec<u8>, as_of: u64) {
     out.extend_from_slice(b"{\"as_of\":");
     push_integer(i64::try_from(as_of).unwrap_or(i64::MAX), out);
@@ -127,7 +123,7 @@ fn push_as_of(out: &mut Vec<u8>, as_of: u64) {
 fn push_city(out: &mut Vec<u8>, city: &CityState, directory: &Directory<'_>) {
     out.extend_from_slice(b"\"city\":");
     push_json_text(&city.key, out);
-    match entry(directory, &city.key) {
+    match directory.find(&city.key) {
         Some(entry) => {
             out.extend_from_slice(b",\"name\":");
             push_json_text(&entry.name, out);

@@ -121,7 +121,9 @@ pub(super) struct Timed<C> {
     head_time: Duration,
     write_time: Duration,
     /// Of the head that is coming.
-    head_due: Option<Pin<Box<Sleep>>>,
+    head_due: Option<Instant>,
+    /// Made where a head does not come at once.
+    head_timer: Option<Pin<Box<Sleep>>>,
     write_due: Option<Pin<Box<Sleep>>>,
     linger: Option<Linger>,
 }
@@ -138,8 +140,19 @@ impl<C> Timed<C> {
         head_time: Duration,
         write_time: Duration,
     ) -> Timed<C> {
-        let head_due = Some(Box::pin(sleep(head_time)));
-        Timed { inner, activity, head_time, write_time, head_due, write_due: None, linger: None }
+        let head_due = Some(Instant::now() + head_time);
+        let (head_timer, write_due, linger) = (None, None, None);
+        Timed { inner, activity, head_time, write_time, head_due, head_timer, write_due, linger }
+    }
+
+    /// Whether the head that is coming takes too long; if not, the task is woken when it does.
+    fn is_head_late(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(due) = self.head_due else { return false };
+        let timer = self.head_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+        if timer.deadline() != due {
+            timer.as_mut().reset(due);
+        }
+        timer.as_mut().poll(cx).is_ready()
     }
 
     pub(super) fn into_inner(self) -> C {
@@ -170,11 +183,14 @@ impl<C: AsyncRead + Unpin> AsyncRead for Timed<C> {
         if read.is_ready() && buf.filled().len() == before {
             return read;
         }
-        if read.is_ready() && this.head_due.is_none() {
-            this.head_due = Some(Box::pin(sleep(this.head_time)));
-        }
         // Checked on progress too: a byte now and then does not keep the head coming for ever.
-        let late = this.head_due.as_mut().is_some_and(|due| due.as_mut().poll(cx).is_ready());
+        let late = match &read {
+            Poll::Ready(_) => {
+                let now = Instant::now();
+                *this.head_due.get_or_insert(now + this.head_time) <= now
+            }
+            Poll::Pending => this.is_head_late(cx),
+        };
         if late { Poll::Ready(Err(ErrorKind::TimedOut.into())) } else { read }
     }
 }

@@ -1,10 +1,12 @@
 //! Readings that come in over HTTP and WebSocket: each goes to the log with its exact bytes, and is answered when it is durable.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
 use serde::Serialize;
+use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde_json::json;
 use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -263,14 +265,35 @@ impl Form {
         let not_json = |error: serde_json::Error| Problem::new(Code::NotJson, format!("not JSON: {error}"));
         let bytes = bytes.trim_ascii();
         if bytes.first() == Some(&b'[') {
-            for record in serde_json::from_slice::<Vec<&RawValue>>(bytes).map_err(not_json)? {
-                decoded.take(&mut decoder, record.get().as_bytes());
-            }
+            let records = Records { decoder: &mut decoder, decoded: &mut decoded };
+            let mut json = serde_json::Deserializer::from_slice(bytes);
+            json.deserialize_seq(records).and_then(|()| json.end()).map_err(not_json)?;
         } else {
             serde_json::from_slice::<&RawValue>(bytes).map_err(not_json)?;
             decoded.take(&mut decoder, bytes);
         }
         Ok(decoded)
+    }
+}
+
+/// The records of an array, taken as they come: a list of them would be many times as long as the shortest.
+struct Records<'a> {
+    decoder: &'a mut RecordDecoder,
+    decoded: &'a mut Decoded,
+}
+
+impl<'de> Visitor<'de> for Records<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array of readings")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut records: A) -> Result<(), A::Error> {
+        while let Some(record) = records.next_element::<&RawValue>()? {
+            self.decoded.take(self.decoder, record.get().as_bytes());
+        }
+        Ok(())
     }
 }
 

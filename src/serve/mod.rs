@@ -1,6 +1,6 @@
 //! What people and programs see: REST, WebSocket, and the page.
 //!
-//! Serving never reads the dataflow's state: it keeps a view that it builds from [`Update`]s, and asks what needs history.
+//! Serving never reads the dataflow's state: it keeps a view that it builds from [updates](crate::model::Update), and asks what needs history.
 
 mod api;
 mod connection;

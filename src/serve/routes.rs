@@ -196,7 +196,7 @@ impl Server {
         method: &Method,
         found: &[(&'static Route, &str)],
         origin: &Origin,
-        request: Request,
+        mut request: Request,
     ) -> Result<Response, Problem> {
         self.guard.check_host(&request.headers)?;
         if found.is_empty() {
@@ -224,6 +224,10 @@ impl Server {
             let detail = "the logs are being replayed: try again in a moment";
             return Err(Problem::new(Code::CatchingUp, detail));
         }
+        if *method == Method::HEAD {
+            // A handshake is a `GET`.
+            request.upgrade = None;
+        }
         self.give(route, parameter, request).await
     }
 
@@ -232,7 +236,8 @@ impl Server {
         match route.give {
             Give::Cities => {
                 let listing = api::Listing::parse(query)?;
-                let room = self.room(self.view.city_count() * api::CITY_BYTES).await?;
+                let cities = listing.limit.min(self.view.city_count());
+                let room = self.room(cities * api::CITY_BYTES).await?;
                 Ok(with(room, json(headers, listing.json(&self.view)).await?))
             }
             Give::City => {

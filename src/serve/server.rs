@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -65,7 +64,6 @@ pub fn bind(plan: ServePlan) -> Result<Bound, ServeError> {
 /// A server that runs.
 pub struct Serving {
     publisher: Publisher,
-    publishing: JoinHandle<()>,
     sessions: Sessions,
     slots: Arc<Semaphore>,
     connections: usize,
@@ -90,8 +88,7 @@ impl Bound {
         let ingest = Ingest::new(ports.appender, facts.decode, &limits);
         let view = View::new(facts, &limits, ports.ask);
         let sessions = Sessions::new(view.clone(), &limits);
-        let (publisher, publishing) =
-            publish::spawn(view.clone(), sessions.clone()).map_err(ServeError::Thread)?;
+        let (publisher, _) = publish::spawn(view.clone(), sessions.clone()).map_err(ServeError::Thread)?;
         let connections = limits.connections.clamp(1, Semaphore::MAX_PERMITS);
         let slots = Arc::new(Semaphore::new(connections));
         let (stop, stopping) = watch::channel(false);
@@ -115,7 +112,7 @@ impl Bound {
             cut: cutting,
         };
         runtime.spawn(accepting.run(listener));
-        Ok(Serving { publisher, publishing, sessions, slots, connections, stop, cut })
+        Ok(Serving { publisher, sessions, slots, connections, stop, cut })
     }
 }
 
@@ -136,8 +133,6 @@ impl Serving {
             tracing::warn!("{left} connections did not end in time and are cut off");
         }
         self.cut.send_replace(true);
-        drop(self.publisher);
-        drop(self.publishing);
     }
 }
 
@@ -269,6 +264,8 @@ async fn connect<S, B>(
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
+        // A client may say that it sends no more and still wait for its answer.
+        .half_close(true)
         // From the end of a request to the head of the next; a head that has begun is limited by `Timed`.
         .header_read_timeout(idle_time.max(header_time))
         .max_headers(HEADERS)

@@ -1,6 +1,7 @@
 //! The view: the current row of every city and the recent changes of watched ones, built from updates.
 
 mod asked;
+mod room;
 mod table;
 mod watches;
 
@@ -8,7 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use self::asked::Asked;
-pub use self::asked::{Busy, Waiting};
+pub use self::asked::{Busy, MAX_WAITING, Waiting};
+pub use self::room::Held;
+use self::room::Room;
 pub use self::table::{Changed, CityState, Expired, Since};
 use self::table::{Table, Tally};
 use self::watches::Watches;
@@ -25,6 +28,7 @@ pub struct View {
     tally: Mutex<Tally>,
     watches: Mutex<Watches>,
     asked: Arc<Asked>,
+    room: Room,
 }
 
 /// What an update did to the view.
@@ -38,6 +42,7 @@ pub struct Applied {
 impl View {
     pub fn new(facts: Facts, limits: &Limits, ask: Arc<dyn Ask>) -> Arc<View> {
         let ring_ms = u64::try_from(limits.ring_time.as_millis()).unwrap_or(u64::MAX);
+        let room = Room::new();
         Arc::new(View {
             table: RwLock::new(Table::new(facts.directory, ring_ms, limits.ring_bytes)),
             facts,
@@ -45,7 +50,8 @@ impl View {
             ready: AtomicBool::new(false),
             tally: Mutex::default(),
             watches: Mutex::new(Watches::new(limits.ring_time, limits.ring_bytes)),
-            asked: Arc::new(Asked::new(ask)),
+            asked: Arc::new(Asked::new(ask, room.clone())),
+            room,
         })
     }
 
@@ -104,7 +110,7 @@ impl View {
     /// Asks the dataflow, and waits a limited time for its answer.
     pub async fn ask(&self, city: Arc<str>, question: Question) -> Result<Answer, Busy> {
         let waiting = self.asked.ask(vec![(city, question)])?;
-        waiting.answers().await?.pop().ok_or(Busy)
+        waiting.answers().await?.0.pop().ok_or(Busy::Questions)
     }
 
     /// The rows that `select` takes and the removals of cities that it had taken: what has changed after epoch `since`, or all
@@ -113,15 +119,15 @@ impl View {
         self.table().since(select, since)
     }
 
-    /// Asks for all rows of cities, at one epoch, and watches them until [`View::unwatch`] is called as often.
+    /// Asks for all rows of cities (sorted), at one epoch, and watches them until [`View::unwatch`] is called as often.
     pub fn watch(&self, cities: &[Arc<str>]) -> Result<Waiting, Busy> {
         // Questions are queued under the lock, so that the dataflow gets a watch and the end of one in the order of the rings.
         let mut watches = locked(&self.watches);
-        if !watches.has_room(cities.len()) {
-            return Err(Busy);
+        if !watches.make_room(cities, |city| self.asked.tell(city, Question::Unwatch)) {
+            return Err(Busy::Watches);
         }
         let waiting = self.asked.ask(cities.iter().map(|city| (city.clone(), Question::Watch)).collect())?;
-        watches.hold(cities);
+        watches.begin(cities, waiting.first());
         Ok(waiting)
     }
 
@@ -142,6 +148,18 @@ impl View {
     /// What has changed in the rows of watched cities after epoch `since`.
     pub fn window(&self, cities: &[Arc<str>], since: u64) -> Result<WindowSince, Expired> {
         locked(&self.watches).since(cities, since)
+    }
+
+    /// Takes room for what [`View::latest`] answers, before it is collected.
+    pub async fn room_for_latest(&self, select: &Select<'_>) -> Result<Held, Busy> {
+        let cities = if let Select::Listed(keys) = select { keys.len() } else { self.city_count() };
+        self.room.take(cities * Since::ROW_BYTES).await
+    }
+
+    /// Takes room for what [`View::window`] answers, before it is collected.
+    pub async fn room_for_window(&self, cities: &[Arc<str>]) -> Result<Held, Busy> {
+        let changes = locked(&self.watches).changes(cities);
+        self.room.take(changes * WindowSince::ROW_BYTES).await
     }
 
     /// Takes in the next update. Whoever reads the view once this has returned finds the update in it.

@@ -2,7 +2,7 @@
 //! a partition up to its last position is not written a second time.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -36,18 +36,32 @@ pub struct DeadLetters {
     unsynced: bool,
     /// Of the last letter of each partition.
     last: BTreeMap<PartitionName, u64>,
+    /// The file's length up to its last whole write.
+    whole: u64,
 }
 
 impl DeadLetters {
-    /// Opens the file, or begins it, and reads once how far it goes. A last line that is not whole is cut off.
-    pub fn open(path: &Path) -> Result<DeadLetters, DeadLettersError> {
+    /// Opens the file, or begins it, and reads once how far it goes. A last line that is not whole is cut off. `rules` are what
+    /// decides which records are refused, in words: a file of other rules is kept under another name, and a new one begun, as a
+    /// replay may then refuse what it did not before.
+    pub fn open(path: &Path, rules: &str) -> Result<DeadLetters, DeadLettersError> {
         let at_path = |source| DeadLettersError::Io { path: path.into(), source };
+        set_aside(path, rules).map_err(at_path)?;
         let options = File::options().read(true).write(true).create(true).truncate(false).open(path);
         let mut file = options.map_err(at_path)?;
         let (last, whole) = scan(&file, path)?;
         file.set_len(whole).map_err(at_path)?;
         file.seek(SeekFrom::End(0)).map_err(at_path)?;
-        Ok(DeadLetters { path: path.into(), file, buffer: Vec::new(), unsynced: true, last })
+        Ok(DeadLetters { path: path.into(), file, buffer: Vec::new(), unsynced: true, last, whole })
+    }
+
+    /// The position of a partition's last letter.
+    pub fn last(&self, partition: &PartitionName) -> Option<u64> {
+        self.last.get(partition).copied()
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Writes a letter; false where the file has it already. It may stay in memory until [`DeadLetters::sync`].
@@ -75,19 +89,32 @@ impl DeadLetters {
         Ok(true)
     }
 
-    /// Makes durable what was written. To be called about once a second, and at the end.
-    pub fn sync(&mut self) -> Result<(), DeadLettersError> {
+    /// Writes out what is in memory; whoever wants it durable syncs the file that this gives, without holding anybody up. To be
+    /// called about once a second, and at the end.
+    pub fn flushed(&mut self) -> Result<Option<File>, DeadLettersError> {
         if !self.unsynced {
-            return Ok(());
+            return Ok(None);
         }
         self.flush()?;
-        self.file.sync_data().map_err(|error| self.failed(error))?;
         self.unsynced = false;
-        Ok(())
+        self.file.try_clone().map(Some).map_err(|error| self.failed(error))
+    }
+
+    /// Makes durable what was written.
+    pub fn sync(&mut self) -> Result<(), DeadLettersError> {
+        match self.flushed()? {
+            Some(file) => file.sync_data().map_err(|error| self.failed(error)),
+            None => Ok(()),
+        }
     }
 
     fn flush(&mut self) -> Result<(), DeadLettersError> {
-        self.file.write_all(&self.buffer).map_err(|error| self.failed(error))?;
+        if let Err(error) = self.file.write_all(&self.buffer) {
+            // No part of a line may stay: what comes later would stand behind it.
+            let _ = self.file.set_len(self.whole).and_then(|()| self.file.seek(SeekFrom::End(0)));
+            return Err(self.failed(error));
+        }
+        self.whole += self.buffer.len() as u64;
         self.buffer.clear();
         Ok(())
     }
@@ -95,6 +122,31 @@ impl DeadLetters {
     fn failed(&self, source: io::Error) -> DeadLettersError {
         DeadLettersError::Io { path: self.path.clone(), source }
     }
+}
+
+/// Keeps a file that was written by other rules under another name, and notes the rules.
+fn set_aside(path: &Path, rules: &str) -> io::Result<()> {
+    let noted = path.with_extension("rules");
+    let before = match fs::read_to_string(&noted) {
+        Ok(before) => Some(before),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    if before.as_deref() == Some(rules) {
+        return Ok(());
+    }
+    if before.is_some() && path.try_exists()? {
+        let free = |number: &u32| !path.with_extension(format!("{number}.jsonl")).exists();
+        let number = (1..).find(free).unwrap_or_default();
+        let aside = path.with_extension(format!("{number}.jsonl"));
+        fs::rename(path, &aside)?;
+        tracing::info!(kept = %aside.display(), "dead letters begin anew: what decides about them has changed");
+    }
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(rules.as_bytes())?;
+    file.as_file().sync_data()?;
+    file.persist(&noted).map(drop).map_err(|error| error.error)
 }
 
 /// What a line says of its record's place.
@@ -138,6 +190,7 @@ mod tests {
     use super::*;
     use crate::model::Reason;
     use proptest::prelude::*;
+    use proptest::test_runner::TestRunner;
 
     fn write(letters: &mut DeadLetters, partition: u32, position: u64) -> bool {
         let name = PartitionName { source: "journal".into(), partition };
@@ -150,7 +203,7 @@ mod tests {
     fn letters_say_all() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("dead-letters.jsonl");
-        let mut letters = DeadLetters::open(&path).unwrap();
+        let mut letters = DeadLetters::open(&path, "rules").unwrap();
         assert!(write(&mut letters, 3, 10) && write(&mut letters, 3, 11));
         letters.sync().unwrap();
         let expected = concat!(
@@ -169,39 +222,45 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("letters");
         std::fs::write(&path, "{\"source\":\"a\",\"partition\":0,\"position\":1}\nx\n{}\n").unwrap();
-        let refused = DeadLetters::open(&path).unwrap_err();
+        let refused = DeadLetters::open(&path, "rules").unwrap_err();
         assert!(matches!(refused, DeadLettersError::Damaged { line: 2, .. }), "{refused}");
     }
 
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
-
-        #[test]
-        fn replays_write_nothing_twice(runs in proptest::collection::vec((0..60u64, any::<proptest::sample::Index>()), 1..6)) {
+    #[test]
+    fn replays_write_nothing_twice() {
+        let runs = proptest::collection::vec((0..60u64, any::<proptest::sample::Index>()), 1..6);
+        // A disk is synced at each step: few cases, however many others run.
+        let config = ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() };
+        let ran = TestRunner::new(config).run(&runs, |runs| {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("letters");
             let mut furthest = 0;
             for (upto, torn) in runs {
-                let mut letters = DeadLetters::open(&path).unwrap();
+                let mut letters = DeadLetters::open(&path, "rules").unwrap();
                 for position in 0..upto {
                     write(&mut letters, (position % 3) as u32, position);
                 }
                 letters.sync().unwrap();
                 furthest = furthest.max(upto);
                 let bytes = std::fs::read(&path).unwrap();
-                let places: Vec<Place> =
-                    bytes.split_inclusive(|byte| *byte == b'\n').map(|line| serde_json::from_slice(line).unwrap()).collect();
+                let places: Vec<Place> = bytes
+                    .split_inclusive(|byte| *byte == b'\n')
+                    .map(|line| serde_json::from_slice(line).unwrap())
+                    .collect();
                 let mut positions: Vec<u64> = places.iter().map(|place| place.position).collect();
                 positions.sort();
                 prop_assert!(positions.iter().copied().eq(0..furthest));
                 let kept = torn.index(bytes.len() + 1);
                 std::fs::write(&path, &bytes[..kept]).unwrap();
                 let whole = bytes[..kept].iter().filter(|byte| **byte == b'\n').count();
-                let mut letters = DeadLetters::open(&path).unwrap();
-                let again = (0..furthest).filter(|position| write(&mut letters, (position % 3) as u32, *position));
+                let mut letters = DeadLetters::open(&path, "rules").unwrap();
+                let again =
+                    (0..furthest).filter(|position| write(&mut letters, (position % 3) as u32, *position));
                 prop_assert_eq!(again.count(), furthest as usize - whole);
                 letters.sync().unwrap();
             }
-        }
+            Ok(())
+        });
+        ran.unwrap();
     }
 }

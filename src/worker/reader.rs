@@ -51,7 +51,13 @@ impl Refusals {
             return Err(error);
         }
         let Some(letters) = &self.letters else { return Ok(()) };
-        letters.lock().unwrap_or_else(PoisonError::into_inner).sync()
+        let (flushed, path) = {
+            let mut letters = letters.lock().unwrap_or_else(PoisonError::into_inner);
+            (letters.flushed()?, letters.path().to_path_buf())
+        };
+        // Without the lock: workers must not wait for the disk.
+        let synced = flushed.map_or(Ok(()), |file| file.sync_data());
+        synced.map_err(|source| DeadLettersError::Io { path, source })
     }
 
     fn refuse(&self, name: &PartitionName, place: Place, refusal: &Refusal, raw: &[u8]) {
@@ -155,6 +161,11 @@ impl Reader {
 
     pub fn caught_up(&self) -> bool {
         self.caught_up
+    }
+
+    /// Has [`Reader::moved`] say how far it has read, moved or not.
+    pub fn say_again(&mut self) {
+        self.said = None;
     }
 
     /// How far it has read, where that has changed since the last call. Whoever sends it gives it its epoch.

@@ -73,6 +73,12 @@ impl Teller {
         update.rows.sort_by_key(|row| row.epoch);
         update.progress = moved.into_values().collect();
         update.ready = self.behind.is_empty();
+        if counts.split_city > 0 {
+            tracing::warn!(
+                cities = counts.split_city,
+                "cities come from more than one partition: their results hold for this run only; give each city one log"
+            );
+        }
         if counts != Counts::default() {
             self.counts.add(&counts);
             update.counts = Some(self.counts);

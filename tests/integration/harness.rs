@@ -88,8 +88,7 @@ pub fn run(log: &[Entry], settings: Settings, workers: usize, cuts: &[usize]) ->
         };
         let mut graph = dataflow::build(worker, &plan);
         let lateness = settings.retention().lateness;
-        let mut admission =
-            Admission::new(worker.index() as u16, AdmissionRules { lateness, max_ahead: None });
+        let mut admission = Admission::new(worker.index() as u16, AdmissionRules::new(lateness));
         let mut next = 0;
         for (epoch, &cut) in cuts.iter().enumerate() {
             let (mut cities, mut arrivals) = (Vec::new(), Vec::new());
@@ -177,7 +176,7 @@ fn finish(
     }
     let mut out: Vec<EpochOutput> = (0..epochs).map(|_| EpochOutput::default()).collect();
     let city = |id: CityId| city_number(&names.get(id));
-    each(&rows, |epoch, change| {
+    each(&rows.unwrap(), |epoch, change| {
         out[epoch].rows.push(((city(change.city), change.reading_at.millis()), change.before, change.after));
     });
     each(&days.unwrap(), |epoch, change| {

@@ -9,4 +9,8 @@ mod harness;
 mod heat_index;
 mod layers;
 mod oracle;
+mod process;
+mod real;
+mod recovery;
 mod results;
+mod service;

@@ -290,7 +290,7 @@ proptest! {
         let mut oracle = Oracle::new(settings);
         let names = CityNames::default();
         let mut rolling = Rolling::new(FORMULA, settings.retention(), Wanted::default(), names.clone());
-        let rules = AdmissionRules { lateness: settings.retention().lateness, max_ahead: None };
+        let rules = AdmissionRules::new(settings.retention().lateness);
         let (mut admission, mut changed, mut next) = (Admission::new(0, rules), Changed::default(), 0);
         for cut in cuts {
             let mut arrivals = Vec::new();
@@ -323,7 +323,7 @@ proptest! {
     /// A city in two partitions is served in the order in which the operator sees it; a final row never changes.
     #[test]
     fn a_split_city_keeps_its_final_rows((log, settings, _) in case(0..90, 1)) {
-        let rules = AdmissionRules { lateness: settings.retention().lateness, max_ahead: None };
+        let rules = AdmissionRules::new(settings.retention().lateness);
         let mut oracle = Oracle::new(settings);
         let wanted = Wanted { outcomes: true, ..Wanted::default() };
         let mut rolling = Rolling::new(FORMULA, settings.retention(), wanted, CityNames::default());

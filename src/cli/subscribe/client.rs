@@ -20,7 +20,7 @@ use super::message::{Changes, Failure, Hello, Message, PROTOCOL, Snapshot};
 use super::print::{Output, Style, clean};
 
 /// The longest message of a service.
-const MAX_MESSAGE_BYTES: usize = 16 << 20;
+const MAX_MESSAGE_BYTES: usize = 256 << 20;
 /// The name of the only subscription.
 const ID: &str = "a";
 

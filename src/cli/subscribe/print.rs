@@ -83,7 +83,7 @@ fn push_json(event: &str, as_of: u64, row: &RawValue, out: &mut String) {
 
 /// The city's name, where the directory has it, and its key.
 fn city(key: &str) -> String {
-    let city = key.parse().ok().and_then(|id| Directory::shipped().get(id));
+    let city = Directory::shipped().find(key);
     city.map_or_else(|| clean(key), |city| format!("{}, {} ({key})", city.name, city.country))
 }
 

@@ -1,1 +1,347 @@
+//! The server on a real socket, with a log and a dataflow that the tests play.
 
+mod documents;
+mod hostile;
+mod ingest;
+mod rest;
+mod sockets;
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tokio::runtime::Runtime;
+
+use super::publish::Publisher;
+use super::*;
+use crate::model::{
+    Acknowledge, Answer, AppendError, Appended, Category, CurrentRow, EventTime, HeatIndex, Measurement,
+    NewRecord, Query, Question, Row, Update,
+};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Of the first update.
+const EPOCH: u64 = 1_764_000_000_000;
+
+fn limits() -> Limits {
+    Limits {
+        connections: 200,
+        header_time: PATIENCE,
+        body_time: PATIENCE,
+        idle_time: PATIENCE,
+        body_bytes: 1 << 20,
+        bodies_bytes: 4 << 20,
+        history_rows: 100,
+        message_bytes: 16 * 1024,
+        messages_per_second: 1_000,
+        subscriptions: 8,
+        cities: 100,
+        window_cities: 10,
+        heartbeat: PATIENCE,
+        send_time: PATIENCE,
+        backlog_bytes: 1 << 20,
+        ring_time: Duration::from_secs(600),
+        ring_bytes: 1 << 20,
+    }
+}
+
+fn plan() -> ServePlan {
+    ServePlan {
+        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        tls: None,
+        tokens: Vec::new(),
+        origins: vec!["https://maps.example.org".into()],
+        echo: true,
+        limits: limits(),
+    }
+}
+
+fn facts() -> Facts {
+    let partition = |partition| PartitionName { source: "journal".into(), partition };
+    Facts {
+        generation: "17-9f2c41d06b3e8a55".into(),
+        formula: "rothfusz",
+        window: "1d".parse().unwrap(),
+        lateness: "1d".parse().unwrap(),
+        history: "1d".parse().unwrap(),
+        workers: 2,
+        partitions: vec![partition(0), partition(1)],
+        directory: Directory::shipped(),
+        decode: DecodeSettings::default(),
+    }
+}
+
+/// A log in memory, which answers at once as it is told to.
+#[derive(Default)]
+struct Log {
+    records: Mutex<Vec<NewRecord>>,
+    /// Instead of taking records.
+    error: Mutex<Option<AppendError>>,
+    /// Where it is there, acknowledgements wait in it.
+    held: Mutex<Option<Vec<Acknowledge>>>,
+}
+
+impl Log {
+    fn bytes(&self) -> Vec<String> {
+        let text = |record: &NewRecord| String::from_utf8(record.bytes.to_vec()).unwrap();
+        self.records.lock().unwrap().iter().map(text).collect()
+    }
+}
+
+impl Appender for Log {
+    fn append(&self, records: Vec<NewRecord>, done: Acknowledge) {
+        if let Some(held) = &mut *self.held.lock().unwrap() {
+            return held.push(done);
+        }
+        if let Some(error) = self.error.lock().unwrap().clone() {
+            return done(Err(error));
+        }
+        let mut log = self.records.lock().unwrap();
+        log.extend(records);
+        let partition = PartitionName { source: "journal".into(), partition: 0 };
+        done(Ok(vec![Appended { partition, position: log.len() as u64 }]));
+    }
+}
+
+/// Answers questions about histories at the epoch after all others.
+#[derive(Default)]
+struct Dataflow {
+    publisher: OnceLock<Publisher>,
+    upper: Mutex<u64>,
+    rows: Mutex<BTreeMap<Arc<str>, BTreeMap<EventTime, Row>>>,
+    /// The queue of questions is full.
+    full: Mutex<bool>,
+}
+
+impl Dataflow {
+    fn publish(&self, mut update: Update) {
+        let mut upper = self.upper.lock().unwrap();
+        *upper = (*upper + 1).max(EPOCH + 1);
+        update.upper = *upper;
+        update.ready = true;
+        update.answers.iter_mut().for_each(|answer| answer.epoch = *upper - 1);
+        let publisher = self.publisher.get().unwrap();
+        let started = Instant::now();
+        while let Err(back) = publisher.publish(update) {
+            assert!(started.elapsed() < PATIENCE);
+            update = back;
+            std::thread::yield_now();
+        }
+    }
+
+    fn answer(&self, query: &Query) -> Option<Answer> {
+        let rows = self.rows.lock().unwrap();
+        let of_city = rows.get(&query.city);
+        let (from, to, limit) = match query.question {
+            Question::History { from, to, limit } => (from, to, limit as usize),
+            Question::Watch => (EventTime::MIN, EventTime::MAX, usize::MAX),
+            Question::Unwatch => return None,
+        };
+        let within = of_city.into_iter().flatten().filter(|(at, _)| (from..to).contains(at));
+        let mut found: Vec<_> = within.map(|(at, row)| (*at, *row)).collect();
+        let more = found.len() > limit;
+        found.truncate(limit);
+        let (query, city, known) = (query.id, query.city.clone(), of_city.is_some());
+        Some(Answer { query, epoch: 0, city, known, rows: found, more })
+    }
+}
+
+impl Ask for Dataflow {
+    fn ask(&self, queries: Vec<Query>) -> bool {
+        if *self.full.lock().unwrap() {
+            return false;
+        }
+        let answers = queries.iter().filter_map(|query| self.answer(query)).collect();
+        self.publish(Update { answers, ..Update::default() });
+        true
+    }
+}
+
+/// A server, its log and its dataflow.
+struct Service {
+    address: SocketAddr,
+    log: Arc<Log>,
+    dataflow: Arc<Dataflow>,
+    serving: Option<Serving>,
+    runtime: Runtime,
+}
+
+impl Service {
+    /// Ready, with the readings of [`cities`].
+    fn ready(plan: ServePlan) -> Service {
+        let service = Service::start(plan, true);
+        let (mut had, now) = (cities(), cities());
+        had[2].1 = now[0].1;
+        service.dataflow.publish(Update { current: had, ..Update::default() });
+        service.dataflow.publish(Update { current: now, ..Update::default() });
+        service.until("/readyz", |reply| reply.status == 200);
+        let both = |reply: &Reply| reply.json()["as_of"] == EPOCH + 1;
+        if service.get("/v1/status").status == 200 {
+            service.until("/v1/status", both);
+        }
+        service
+    }
+
+    fn start(plan: ServePlan, log: bool) -> Service {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let bound = bind(plan).unwrap();
+        let address = bound.address();
+        let (appender, dataflow) = (Arc::new(Log::default()), Arc::new(Dataflow::default()));
+        let ports =
+            Ports { ask: dataflow.clone(), appender: log.then(|| appender.clone() as Arc<dyn Appender>) };
+        let serving = bound.start(runtime.handle(), facts(), ports).unwrap();
+        dataflow.publisher.set(serving.publisher()).ok().unwrap();
+        Service { address, log: appender, dataflow, serving: Some(serving), runtime }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let socket = TcpStream::connect(self.address).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_write_timeout(Some(PATIENCE)).unwrap();
+        socket
+    }
+
+    /// Sends the bytes as they are, and reads to the end.
+    fn raw(&self, request: &[u8]) -> Reply {
+        let mut socket = self.connect();
+        // The server may have answered and closed before all is sent.
+        let _ = socket.write_all(request);
+        Reply::read(&mut socket)
+    }
+
+    fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
+        let mut request =
+            format!("{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n", self.address);
+        for (name, value) in headers {
+            request.push_str(&format!("{name}: {value}\r\n"));
+        }
+        if !body.is_empty() {
+            request.push_str(&format!("content-length: {}\r\n", body.len()));
+        }
+        request.push_str("\r\n");
+        self.raw(&[request.as_bytes(), body].concat())
+    }
+
+    fn get(&self, path: &str) -> Reply {
+        self.send("GET", path, &[], b"")
+    }
+
+    fn post(&self, kind: &str, body: &[u8]) -> Reply {
+        self.send("POST", "/v1/readings", &[("content-type", kind)], body)
+    }
+
+    fn until(&self, path: &str, done: impl Fn(&Reply) -> bool) -> Reply {
+        let started = Instant::now();
+        loop {
+            let reply = self.get(path);
+            if done(&reply) {
+                return reply;
+            }
+            assert!(started.elapsed() < PATIENCE, "{path}: {} {}", reply.status, reply.text());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Waits until no connection but the asking one is open.
+    fn until_quiet(&self) {
+        self.until("/v1/status", |reply| reply.json()["connections"] == 1);
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        if let Some(serving) = self.serving.take() {
+            self.runtime.block_on(serving.stop(Duration::from_millis(200)));
+        }
+    }
+}
+
+/// An answer, as it came.
+#[derive(Debug)]
+struct Reply {
+    status: u16,
+    head: String,
+    body: Vec<u8>,
+}
+
+impl Reply {
+    fn read(socket: &mut TcpStream) -> Reply {
+        let mut bytes = Vec::new();
+        let read = socket.read_to_end(&mut bytes);
+        assert!(!bytes.is_empty() || read.is_ok(), "{read:?}");
+        Reply::parse(&bytes)
+    }
+
+    fn parse(bytes: &[u8]) -> Reply {
+        let end = bytes.windows(4).position(|window| window == b"\r\n\r\n");
+        let Some(end) = end else { return Reply { status: 0, head: String::new(), body: bytes.to_vec() } };
+        let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        Reply { status, head, body: bytes[end + 4..].to_vec() }
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    }
+
+    fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// That of a problem, whose shape is checked.
+    fn code(&self) -> String {
+        assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
+        let problem = self.json();
+        documents::check("Problem", &problem);
+        assert_eq!(problem["status"], self.status);
+        let code = problem["code"].as_str().unwrap();
+        assert_eq!(problem["type"], format!("urn:swelter:problem:{code}"));
+        code.into()
+    }
+}
+
+fn time(text: &str) -> EventTime {
+    EventTime::parse(text, None).unwrap()
+}
+
+fn row(fahrenheit: f64, category: Category) -> Row {
+    let heat_index = HeatIndex::from_fahrenheit(fahrenheit);
+    Row::new(heat_index, category, heat_index.micros() * 2 - 1_000_000, 2)
+}
+
+/// New York and Los Angeles, a city without a current row, and one with a hard name that is in no directory.
+fn cities() -> Vec<(Arc<str>, Option<CurrentRow>)> {
+    let current = |fahrenheit, category| CurrentRow {
+        reading_at: time("2025-11-24T16:00:00Z"),
+        row: row(fahrenheit, category),
+        hour_ago: Some((80_000_000, 1)),
+        measurement: Some(Measurement::new(86.4, 63.1, Some(8.05)).unwrap()),
+    };
+    let bare = CurrentRow { hour_ago: None, measurement: None, ..current(70.5, Category::None) };
+    vec![
+        ("5128581".into(), Some(current(91.283411, Category::ExtremeCaution))),
+        ("5368361".into(), Some(current(104.0, Category::Danger))),
+        ("gone".into(), None),
+        ("Zürich / \"Süd\" %".into(), Some(bare)),
+    ]
+}
+
+/// A change of New York.
+fn hotter() -> Update {
+    let mut current = cities();
+    current.truncate(1);
+    let row = row(95.0, Category::ExtremeCaution);
+    current[0].1 = current[0].1.map(|current| CurrentRow { row, ..current });
+    Update { current, ..Update::default() }
+}
+
+const READING: &str =
+    r#"{"city":"5128581","reading_at":"2025-11-24T16:00:00Z","temperature":86.4,"humidity":63.1}"#;

@@ -7,6 +7,9 @@ import { WorldMap } from './map.js';
 import { Panel } from './panel.js';
 
 const LISTS_EVERY_MS = 250;
+const DESCRIBE_EVERY_MS = 1000;
+/** More new cities at once are described by the whole list. */
+const FEW_CITIES = 8;
 const STATES = {
   connecting: 'Connecting',
   live: 'Live',
@@ -99,6 +102,29 @@ async function describeCities() {
   }
   cities.describe(body.cities);
   followHash();
+}
+
+// Cities whose first reading has come since the list did.
+async function describeNewCities() {
+  const { undescribed } = cities;
+  if (described !== 'yes' || state.name !== 'live' || !undescribed.size) return;
+  if (undescribed.size > FEW_CITIES) {
+    described = 'no';
+    describeCities();
+    return;
+  }
+  const keys = [...undescribed];
+  const answers = await Promise.all(keys.map((key) => feed.get(`v1/cities/${encodeURIComponent(key)}`)));
+  // A path cannot name some keys, such as "..": they stay without an entry.
+  const entries = answers.map(({ status, body }, i) => (status === 404 ? { city: keys[i] } : status === 200 && body));
+  cities.describe(entries.filter(Boolean));
+  followHash();
+}
+
+/** One after the other, however long the answers take. */
+async function keepDescribing() {
+  await describeNewCities();
+  setTimeout(keepDescribing, DESCRIBE_EVERY_MS);
 }
 
 function showStatus({ lag_ms: ms, counts, as_of: at }) {
@@ -229,4 +255,5 @@ setInterval(() => {
   if (shownRows !== cities.rowChanges) showLists();
 }, LISTS_EVERY_MS);
 requestAnimationFrame(frame);
+keepDescribing();
 drawLand();

@@ -9,6 +9,7 @@ const MAX_GHOSTS = 8;
 const MAX_MARKS = 20;
 const HOUR = 3600000;
 const TIME_STEPS = [1 / 60, 1 / 12, 1 / 4, 1, 2, 3, 6, 12, 24, 48, 168].map((hours) => hours * HOUR);
+const NAME_HEIGHT = 13;
 const FONT = '11px system-ui, sans-serif';
 
 const heatIndex = (row) => row.heat_index;
@@ -169,11 +170,15 @@ export class Chart {
   #drawThresholds(context, scales, right) {
     context.setLineDash([2, 4]);
     context.textBaseline = 'bottom';
-    for (const { key, name, from } of CATEGORIES) {
+    let named = -Infinity;
+    for (const { key, name, from } of [...CATEGORIES].reverse()) {
       const y = scales.y(this.#units.degrees(from));
       if (!(y > MARGIN.top + 10 && y < this.#height - MARGIN.bottom)) continue;
       context.strokeStyle = this.#colours[key];
       this.#stroke(context, MARGIN.left, y, right, y);
+      // Where they are close together, the names of the hotter ones are there.
+      if (y - named < NAME_HEIGHT) continue;
+      named = y;
       context.fillStyle = this.#colours.muted;
       context.strokeStyle = this.#colours.panel;
       context.lineWidth = 3;

@@ -14,6 +14,7 @@ class City {
     this.row = null;
     this.rank = -1;
     this.folded = '';
+    this.described = false;
     this.snapshot = 0;
   }
 }
@@ -31,6 +32,8 @@ export class Cities {
   /** Counts up whenever a row changes, or a city its place or category. */
   rowChanges = 0;
   dotChanges = 0;
+  /** Keys of cities with a row that no entry has described yet. */
+  undescribed = new Set();
   /** Called with each city whose row has changed, and whether its category has. */
   onChange = () => {};
 
@@ -49,7 +52,7 @@ export class Cities {
     return city;
   }
 
-  /** Takes the entries of `GET /v1/cities`; their rows come by the feed. */
+  /** Takes entries of `GET /v1/cities`, all or some; their rows come by the feed. */
   describe(entries) {
     for (const { city: key, name, country, latitude, longitude, population } of entries) {
       const city = this.named(key);
@@ -57,6 +60,8 @@ export class Cities {
       city.country = country ?? '';
       city.population = population ?? 0;
       city.folded = '';
+      city.described = true;
+      this.undescribed.delete(key);
       city.placed = Number.isFinite(latitude) && Number.isFinite(longitude);
       if (city.placed) [city.x, city.y] = project(longitude, latitude);
     }
@@ -66,6 +71,7 @@ export class Cities {
   }
 
   #set(city, row) {
+    if (row && !city.described) this.undescribed.add(city.key);
     const rank = row ? rankOf(row.category) : -1;
     const moved = rank !== city.rank;
     if (moved) {

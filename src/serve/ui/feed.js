@@ -240,7 +240,11 @@ export class Feed {
 
   #refused(subscription, { code, detail }) {
     if (code === 'busy') {
-      const again = () => this.#subscriptions.has(subscription.id) && this.#greeted && this.#send(subscription.request());
+      // Another socket has asked anew by itself.
+      const socket = this.#socket;
+      const again = () => {
+        if (this.#socket === socket && this.#subscriptions.has(subscription.id)) this.#send(subscription.request());
+      };
       setTimeout(again, jittered(2000));
       return;
     }

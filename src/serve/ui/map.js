@@ -223,6 +223,8 @@ export class WorldMap {
     this.#sizeDots();
     const context = this.#base.getContext('2d', { alpha: false });
     const byRank = CATEGORIES.map(() => []);
+    // The selected city is above the others.
+    let chosen = null;
     const { width, height } = this.#base;
     const ratio = this.#pixelRatio;
     const [scale, left, top] = [
@@ -233,10 +235,13 @@ export class WorldMap {
     for (const city of this.#cities.all) {
       if (!this.#shown(city)) continue;
       const [x, y] = [city.x * scale + left, city.y * scale + top];
-      if (x > -9 && y > -9 && x < width + 9 && y < height + 9) byRank[city.rank].push(x, y);
+      if (!(x > -9 && y > -9 && x < width + 9 && y < height + 9)) continue;
+      if (city === this.#selected) chosen = [x, y];
+      else byRank[city.rank].push(x, y);
     }
     this.#dots.clear();
     byRank.forEach((places, rank) => this.#dots.draw(this.#sprites[rank], places));
+    if (chosen) this.#dots.draw(this.#sprites[this.#selected.rank], chosen);
     this.#dots.put(context);
     if (this.view.zoom >= LABELS_FROM_ZOOM) this.#drawLabels(context, ratio);
   }

@@ -74,10 +74,12 @@ export class Panel {
     if (this.#city) this.#chart.draw(now);
   }
 
-  /** Shows the current row, where it is not the one that is shown. */
+  /** Shows the name and the current row, where they are not those that are shown. */
   update() {
     const city = this.#city;
-    if (!city || this.#shown === (city.row ?? city.name)) return;
+    if (!city) return;
+    const named = part('city-name').textContent === city.name;
+    if (named && this.#shown === (city.row ?? city.name)) return;
     this.#shown = city.row ?? city.name;
     part('city-name').textContent = city.name;
     part('city-country').textContent = country(city.country);

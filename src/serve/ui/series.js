@@ -2,6 +2,13 @@
 
 const MAX_ROWS = 200000;
 
+// After a restart all rows come again, most of them as they were.
+const sameValues = (a, b) =>
+  a.heat_index === b.heat_index &&
+  a.rolling_heat_index === b.rolling_heat_index &&
+  a.count === b.count &&
+  a.category === b.category;
+
 export class Series {
   /** Sorted, ms. */
   times = [];
@@ -37,9 +44,9 @@ export class Series {
     const fresh = this.#pending;
     this.#pending = null;
     const times = new Set(fresh.map((row) => Date.parse(row.reading_at)));
-    let oldest = Infinity;
+    // What is older than the snapshot is final now, and was not withdrawn; of an empty one, nothing is.
+    let oldest = times.size ? Infinity : -Infinity;
     for (const time of times) oldest = Math.min(oldest, time);
-    // What is older than the snapshot is final now, and was not withdrawn.
     const gone = this.rows.filter((_, i) => this.times[i] >= oldest && !times.has(this.times[i]));
     const begins = this.times.length === 0;
     const done = this.apply(fresh, gone);
@@ -73,7 +80,7 @@ export class Series {
       if (!before || before.heat_index !== row.heat_index) {
         events.push({ kind, time, before: before?.heat_index ?? null, after: row.heat_index });
       }
-      if (kind !== 'new') touched.push(time);
+      if (kind !== 'new' && !(before && sameValues(before, row))) touched.push(time);
     }
     const old = this.#copy(touched);
     for (const row of upserts) {

@@ -7,19 +7,27 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::locked;
-use crate::model::{Answer, Ask, Query, Question};
+use super::room::{Held, Room};
+use crate::model::{Answer, Ask, EventTime, Query, Question, Row};
 
 /// Queries that may wait at once.
-const MAX_WAITING: usize = 10_000;
+pub const MAX_WAITING: usize = 10_000;
 const ANSWER_TIME: Duration = Duration::from_secs(10);
 
 /// There is no answer for now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("too many questions are waiting for an answer: try again in a moment")]
-pub struct Busy;
+pub enum Busy {
+    #[error("too many questions are waiting for an answer: try again in a moment")]
+    Questions,
+    #[error("too many cities are watched: try again in a moment")]
+    Watches,
+    #[error("too many snapshots are being sent: try again in a moment")]
+    Room,
+}
 
 pub(super) struct Asked {
     ask: Arc<dyn Ask>,
+    room: Room,
     calls: Mutex<Calls>,
 }
 
@@ -31,42 +39,68 @@ struct Calls {
     open: BTreeMap<u64, Call>,
 }
 
+/// All answers of a call, in the order of the questions, with the room that they take.
+type Answered = (Vec<Answer>, Held);
+
 struct Call {
-    queries: usize,
-    answers: Vec<Answer>,
-    done: oneshot::Sender<Vec<Answer>>,
+    /// By query.
+    answers: Vec<Option<Answer>>,
+    missing: usize,
+    done: oneshot::Sender<Result<Answered, Busy>>,
 }
 
 impl Calls {
     fn close(&mut self, first: u64) -> Option<Call> {
         let call = self.open.remove(&first)?;
-        self.waiting -= call.queries;
+        self.waiting -= call.answers.len();
         Some(call)
+    }
+
+    /// Returns the call that the answer completes.
+    fn take(&mut self, answer: Answer) -> Option<Call> {
+        let (&first, call) = self.open.range_mut(..=answer.query).next_back()?;
+        let slot = call.answers.get_mut(usize::try_from(answer.query - first).ok()?)?;
+        if slot.replace(answer).is_none() {
+            call.missing -= 1;
+        }
+        if call.missing == 0 { self.close(first) } else { None }
+    }
+}
+
+impl Call {
+    /// What nobody may have taken yet is held against the room, from now on.
+    fn finish(self, room: &Room) {
+        let answers: Vec<Answer> = self.answers.into_iter().flatten().collect();
+        let rows: usize = answers.iter().map(|answer| answer.rows.capacity()).sum();
+        let bytes = rows * size_of::<(EventTime, Row)>() + answers.len() * size_of::<Answer>();
+        // Whoever asked may have gone.
+        let _ = self.done.send(room.take_now(bytes).map(|held| (answers, held)));
     }
 }
 
 impl Asked {
-    pub(super) fn new(ask: Arc<dyn Ask>) -> Asked {
-        Asked { ask, calls: Mutex::default() }
+    pub(super) fn new(ask: Arc<dyn Ask>, room: Room) -> Asked {
+        Asked { ask, room, calls: Mutex::default() }
     }
 
     /// Queues questions that are answered at one epoch.
     pub(super) fn ask(self: &Arc<Asked>, questions: Vec<(Arc<str>, Question)>) -> Result<Waiting, Busy> {
         let mut calls = locked(&self.calls);
         if calls.waiting + questions.len() > MAX_WAITING {
-            return Err(Busy);
+            return Err(Busy::Questions);
         }
         let (first, queries) = (calls.next, questions.len());
         let numbered =
             (first..).zip(questions).map(|(id, (city, question))| Query { id, city, question }).collect();
         // The call is open before an answer can come: answers take the lock too.
         if !self.ask.ask(numbered) {
-            return Err(Busy);
+            return Err(Busy::Questions);
         }
         let (done, answered) = oneshot::channel();
         calls.next += queries as u64;
         calls.waiting += queries;
-        calls.open.insert(first, Call { queries, answers: Vec::with_capacity(queries), done });
+        let answers = (0..queries).map(|_| None).collect();
+        calls.open.insert(first, Call { answers, missing: queries, done });
         Ok(Waiting { asked: self.clone(), first, answered })
     }
 
@@ -84,19 +118,8 @@ impl Asked {
         }
         let mut calls = locked(&self.calls);
         for answer in answers {
-            let Some((&first, call)) = calls.open.range_mut(..=answer.query).next_back() else { continue };
-            let known = answer.query - first < call.queries as u64
-                && call.answers.iter().all(|other| other.query != answer.query);
-            if !known {
-                continue;
-            }
-            call.answers.push(answer);
-            if call.answers.len() == call.queries
-                && let Some(mut call) = calls.close(first)
-            {
-                call.answers.sort_unstable_by_key(|answer| answer.query);
-                // Whoever asked may have gone.
-                let _ = call.done.send(call.answers);
+            if let Some(call) = calls.take(answer) {
+                call.finish(&self.room);
             }
         }
     }
@@ -106,15 +129,20 @@ impl Asked {
 pub struct Waiting {
     asked: Arc<Asked>,
     first: u64,
-    answered: oneshot::Receiver<Vec<Answer>>,
+    answered: oneshot::Receiver<Result<Answered, Busy>>,
 }
 
 impl Waiting {
+    /// The id of the first query; those of the others follow.
+    pub(super) fn first(&self) -> u64 {
+        self.first
+    }
+
     /// In the order of the questions.
-    pub async fn answers(mut self) -> Result<Vec<Answer>, Busy> {
+    pub async fn answers(mut self) -> Result<Answered, Busy> {
         match tokio::time::timeout(ANSWER_TIME, &mut self.answered).await {
-            Ok(Ok(answers)) => Ok(answers),
-            _ => Err(Busy),
+            Ok(Ok(answered)) => answered,
+            _ => Err(Busy::Questions),
         }
     }
 }

@@ -37,6 +37,15 @@ pub struct Since {
     pub removals: Vec<(Arc<str>, EventTime)>,
 }
 
+impl Since {
+    /// Removals take less.
+    pub const ROW_BYTES: usize = size_of::<(Arc<str>, CurrentRow)>();
+
+    pub fn bytes(&self) -> usize {
+        (self.upserts.len() + self.removals.len()) * Self::ROW_BYTES
+    }
+}
+
 #[derive(Default)]
 pub(super) struct Tally {
     pub(super) progress: BTreeMap<Slot, Progress>,
@@ -139,8 +148,10 @@ impl Table {
 
     fn add(&mut self, key: Arc<str>) -> u32 {
         let number = self.cities.len() as u32;
-        let place = key.parse().ok().and_then(|id| self.directory.get(id));
-        let place = place.map(|city| Place { latitude: city.latitude, longitude: city.longitude });
+        let place = self
+            .directory
+            .find(&key)
+            .map(|city| Place { latitude: city.latitude, longitude: city.longitude });
         let state = CityState { key: key.clone(), current: None, changed: self.as_of };
         self.cities.push(City { state, place, since: self.as_of, newer: NONE, older: NONE });
         self.numbers.insert(key, number);

@@ -15,11 +15,18 @@ pub struct WindowSince {
     pub rows: Vec<(Arc<str>, EventTime, Option<Row>)>,
 }
 
+impl WindowSince {
+    pub const ROW_BYTES: usize = size_of::<(Arc<str>, EventTime, Option<Row>)>();
+
+    pub fn bytes(&self) -> usize {
+        self.rows.len() * Self::ROW_BYTES
+    }
+}
+
 /// A ring of changes for each watched city. What they hold together is limited by time and by bytes: the oldest go first.
 pub(super) struct Watches {
     as_of: u64,
     rings: HashMap<Arc<str>, Ring, foldhash::fast::RandomState>,
-    next: u64,
     /// The epoch and ring of every entry, oldest first.
     entries: VecDeque<(u64, Arc<str>, u64)>,
     max_entries: usize,
@@ -30,9 +37,9 @@ pub(super) struct Watches {
 }
 
 struct Ring {
-    /// Differs from that of an earlier ring of the city.
-    number: u64,
-    /// The epoch of the first answer: all changes after it are told.
+    /// The query that began it: differs from that of an earlier ring of the city.
+    query: u64,
+    /// The epoch of that query's answer: all changes after it are told. Answers to others say nothing of that.
     answered: Option<u64>,
     /// Changes up to this epoch may be gone.
     evicted: u64,
@@ -52,7 +59,6 @@ impl Watches {
         Watches {
             as_of: 0,
             rings: HashMap::default(),
-            next: 0,
             entries: VecDeque::new(),
             max_entries: ring_bytes / size_of::<Entry>(),
             ring_ms: u64::try_from(ring_time.as_millis()).unwrap_or(u64::MAX),
@@ -65,26 +71,55 @@ impl Watches {
         self.as_of
     }
 
-    /// Whether so many more cities can be watched.
-    pub(super) fn has_room(&self, cities: usize) -> bool {
-        self.rings.len() + cities <= MAX_WATCHED
+    /// Makes room for rings of these cities, sorted: where there are too many, released ones end early, the oldest first. False
+    /// where that is not enough, or `unwatch` says that it must be tried again later.
+    pub(super) fn make_room(&mut self, cities: &[Arc<str>], unwatch: impl Fn(&Arc<str>) -> bool) -> bool {
+        let new = cities.iter().filter(|city| !self.rings.contains_key(*city)).count();
+        let mut excess = (self.rings.len() + new).saturating_sub(MAX_WATCHED);
+        let mut spared = Vec::new();
+        while excess > 0 {
+            let Some((end, city)) = self.released.pop_front() else { break };
+            let Some(ring) = self.rings.get_mut(&city) else { continue };
+            if ring.holders > 0 {
+                ring.end = None;
+            } else if let Some(later) = ring.end.filter(|later| *later > end) {
+                self.released.push_back((later, city));
+            } else if cities.binary_search(&city).is_ok() {
+                spared.push((end, city));
+            } else if unwatch(&city) {
+                self.rings.remove(&city);
+                excess -= 1;
+            } else {
+                spared.push((end, city));
+                break;
+            }
+        }
+        for released in spared.into_iter().rev() {
+            self.released.push_front(released);
+        }
+        excess == 0
+    }
+
+    /// Begins the rings that are missing, and holds all. The cities are those of the queries from `first` on.
+    pub(super) fn begin(&mut self, cities: &[Arc<str>], first: u64) {
+        for (city, query) in cities.iter().zip(first..) {
+            self.rings.entry(city.clone()).or_insert_with(|| Ring {
+                query,
+                answered: None,
+                evicted: 0,
+                changes: VecDeque::new(),
+                holders: 0,
+                end: None,
+            });
+        }
+        self.hold(cities);
     }
 
     pub(super) fn hold(&mut self, cities: &[Arc<str>]) {
         for city in cities {
-            let next = &mut self.next;
-            let ring = self.rings.entry(city.clone()).or_insert_with(|| {
-                *next += 1;
-                Ring {
-                    number: *next,
-                    answered: None,
-                    evicted: 0,
-                    changes: VecDeque::new(),
-                    holders: 0,
-                    end: None,
-                }
-            });
-            ring.holders += 1;
+            if let Some(ring) = self.rings.get_mut(city) {
+                ring.holders += 1;
+            }
         }
     }
 
@@ -124,27 +159,32 @@ impl Watches {
     pub(super) fn apply(&mut self, as_of: u64, rows: &[WatchedRow], answers: &[Answer]) {
         self.as_of = as_of;
         for answer in answers {
-            if let Some(ring) = self.rings.get_mut(&answer.city) {
-                ring.answered.get_or_insert(answer.epoch);
+            if let Some(ring) = self.rings.get_mut(&answer.city).filter(|ring| ring.query == answer.query) {
+                ring.answered = Some(answer.epoch);
             }
         }
         for row in rows {
             if let Some(ring) = self.rings.get_mut(&row.city) {
                 ring.changes.push_back((row.epoch, row.reading_at, row.row));
-                self.entries.push_back((row.epoch, row.city.clone(), ring.number));
+                self.entries.push_back((row.epoch, row.city.clone(), ring.query));
             }
         }
         let horizon = as_of.saturating_sub(self.ring_ms);
-        while let Some((epoch, city, number)) = self.entries.front() {
+        while let Some((epoch, city, query)) = self.entries.front() {
             if *epoch > horizon && self.entries.len() <= self.max_entries {
                 break;
             }
-            if let Some(ring) = self.rings.get_mut(city).filter(|ring| ring.number == *number) {
+            if let Some(ring) = self.rings.get_mut(city).filter(|ring| ring.query == *query) {
                 ring.changes.pop_front();
                 ring.evicted = *epoch;
             }
             self.entries.pop_front();
         }
+    }
+
+    /// How many changes of these cities are here.
+    pub(super) fn changes(&self, cities: &[Arc<str>]) -> usize {
+        cities.iter().filter_map(|city| self.rings.get(city)).map(|ring| ring.changes.len()).sum()
     }
 
     /// Whether all changes after epoch `since` are here.
@@ -184,20 +224,21 @@ mod tests {
         let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
         let cities = [a.clone(), b.clone()];
         let mut watches = Watches::new(Duration::from_millis(100), 3 * size_of::<Entry>());
-        watches.hold(&cities);
-        assert!(!watches.reach(&cities, 9), "nothing is complete before the answer");
-        let answer = |city: &Arc<str>| Answer {
-            query: 0,
+        watches.begin(&cities, 7);
+        let answer = |query: u64, city: &Arc<str>| Answer {
+            query,
             epoch: 1,
             city: city.clone(),
             known: true,
             rows: Vec::new(),
             more: false,
         };
+        watches.apply(1, &[], &[answer(6, &a), answer(9, &b)]);
+        assert!(!watches.reach(&cities, 9), "nothing is complete before the answer");
         watches.apply(
             5,
             &[change(2, &a), change(3, &b), change(4, &b), change(5, &b)],
-            &[answer(&a), answer(&b)],
+            &[answer(7, &a), answer(8, &b)],
         );
         assert!(!watches.reach(&cities[..1], 1) && watches.reach(&cities[..1], 2));
         assert_eq!(watches.since(&cities, 3).unwrap().rows, [(b.clone(), EventTime::default(), None)]);
@@ -210,7 +251,7 @@ mod tests {
     fn a_watch_outlives_its_last_holder_by_the_time_of_the_ring() {
         let cities = ["a".into()];
         let mut watches = Watches::new(Duration::ZERO, 1000);
-        watches.hold(&cities);
+        watches.begin(&cities, 0);
         watches.release(&cities);
         watches.hold(&cities);
         watches.expire(|_| unreachable!("it is held"));
@@ -219,5 +260,23 @@ mod tests {
         assert_eq!(watches.rings.len(), 1, "the dataflow could not be told");
         watches.expire(|_| true);
         assert!(watches.rings.is_empty() && watches.released.is_empty());
+    }
+
+    #[test]
+    fn released_rings_give_way_to_new_ones() {
+        let cities: Vec<Arc<str>> = (0..=MAX_WATCHED).map(|n| format!("{n:06}").into()).collect();
+        let (first, last) = (&cities[..1], &cities[MAX_WATCHED..]);
+        let mut watches = Watches::new(Duration::from_secs(600), 1000);
+        watches.begin(&cities[..MAX_WATCHED], 0);
+        assert!(watches.make_room(first, |_| unreachable!("there is one")));
+        assert!(!watches.make_room(last, |_| unreachable!("all are held")));
+        watches.release(&cities[..3]);
+        watches.hold(first);
+        assert!(!watches.make_room(last, |_| false));
+        let both = [cities[1].clone(), cities[MAX_WATCHED].clone()];
+        assert!(watches.make_room(&both, |city| *city == cities[2]), "not what is asked for itself");
+        watches.begin(&both, 0);
+        assert_eq!(watches.rings.len(), MAX_WATCHED);
+        assert!(watches.rings.contains_key(&cities[1]) && !watches.rings.contains_key(&cities[2]));
     }
 }

@@ -1,11 +1,10 @@
 //! One client's session.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::tungstenite::{Bytes, Message};
 
@@ -16,11 +15,13 @@ use super::selection::{Reset, Rows, Selection};
 use super::socket::{End, STOPPING, Socket};
 use super::subscriptions::Subscriptions;
 use crate::model::Answer;
-use crate::serve::view::{Busy, Since};
+use crate::serve::view::{Busy, Held, MAX_WAITING, Since};
 use crate::serve::wire::{self, Said};
 
 /// What is written before the socket is flushed.
 const BURST_BYTES: usize = 16 * 1024;
+/// Cities that a session's window subscriptions list: what can be asked for at once.
+const MAX_WATCHED: usize = MAX_WAITING;
 /// Heartbeats without anything from the client.
 const SILENT_BEATS: u32 = 3;
 
@@ -29,7 +30,10 @@ pub(super) struct Session<S> {
     outbox: Arc<Outbox>,
     pub(super) socket: Socket<S>,
     subscriptions: Subscriptions,
-    watching: FuturesUnordered<Watching>,
+    /// One at a time: the next snapshot is asked for once the client has taken the last.
+    watching: Option<Watching>,
+    /// Slots and numbers of the watches that wait for that.
+    unasked: VecDeque<(u16, u64)>,
     /// Numbers the watches of the session.
     watches: u64,
     heard: Instant,
@@ -37,7 +41,8 @@ pub(super) struct Session<S> {
     allowance: f64,
 }
 
-type Watched = (u16, u64, Result<Vec<Answer>, Busy>);
+type Answers = Result<(Vec<Answer>, Held), Busy>;
+type Watched = (u16, u64, Answers);
 type Watching = Pin<Box<dyn Future<Output = Watched> + Send>>;
 
 enum Event {
@@ -73,7 +78,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             shared,
             outbox,
             socket,
-            watching: FuturesUnordered::new(),
+            watching: None,
+            unasked: VecDeque::new(),
             watches: 0,
             heard: Instant::now(),
         }
@@ -99,13 +105,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             let event = tokio::select! {
                 biased;
                 read = self.socket.next() => Event::Read(read?),
-                Some(watched) = self.watching.next(), if !self.watching.is_empty() => Event::Watched(watched),
+                watched = answered(&mut self.watching) => Event::Watched(watched),
                 () = &mut beat => Event::Beat,
                 () = self.outbox.ready() => Event::Work,
             };
             match event {
                 Event::Read(message) => self.read(message).await?,
-                Event::Watched((slot, watch, answers)) => self.watched(slot, watch, answers).await?,
+                Event::Watched((slot, watch, answers)) => {
+                    self.watched(slot, watch, answers).await?;
+                    self.ask_next().await?;
+                }
                 Event::Work => self.work().await?,
                 Event::Beat => {
                     self.beat().await?;
@@ -200,6 +209,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             let detail = format!("a session takes at most {most} subscriptions");
             return self.refuse(Problem::of(&id, "too_many_subscriptions", &detail)).await;
         }
+        if selection.rows == Rows::Window
+            && self.subscriptions.watched() + selection.listed().len() > MAX_WATCHED
+        {
+            let detail = format!("the window subscriptions of a session list at most {MAX_WATCHED} cities");
+            return self.refuse(Problem::of(&id, "too_many_cities", &detail)).await;
+        }
         let (rows, digest) = (selection.rows, selection.digest());
         let slot = self.subscriptions.open(id.clone(), selection);
         let Some(token) = resume else { return self.begin(slot).await };
@@ -238,17 +253,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         self.outbox.hold(slot);
         self.subscriptions.unwatch(slot);
         let Some(subscription) = self.subscriptions.get_mut(slot) else { return Ok(()) };
-        match self.shared.view.watch(subscription.selection.listed()) {
-            Ok(waiting) => {
-                self.watches += 1;
-                let watch = self.watches;
-                subscription.holds = true;
-                subscription.watch = Some(watch);
-                self.watching.push(Box::pin(async move { (slot, watch, waiting.answers().await) }));
-                Ok(())
+        self.watches += 1;
+        subscription.watch = Some(self.watches);
+        self.unasked.push_back((slot, self.watches));
+        self.ask_next().await
+    }
+
+    /// Asks for the next snapshot, unless there is one on its way.
+    async fn ask_next(&mut self) -> Result<(), End> {
+        while self.watching.is_none()
+            && let Some((slot, watch)) = self.unasked.pop_front()
+        {
+            let subscription = self.subscriptions.get_mut(slot).filter(|sub| sub.watch == Some(watch));
+            let Some(subscription) = subscription else { continue };
+            match self.shared.view.watch(subscription.selection.listed()) {
+                Ok(waiting) => {
+                    subscription.holds = true;
+                    self.watching = Some(Box::pin(async move { (slot, watch, waiting.answers().await) }));
+                }
+                Err(busy) => self.give_up(slot, busy).await?,
             }
-            Err(busy) => self.give_up(slot, busy).await,
         }
+        Ok(())
     }
 
     async fn give_up(&mut self, slot: u16, busy: Busy) -> Result<(), End> {
@@ -258,18 +284,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         self.refuse(problem).await
     }
 
-    async fn watched(
-        &mut self,
-        slot: u16,
-        watch: u64,
-        answers: Result<Vec<Answer>, Busy>,
-    ) -> Result<(), End> {
+    async fn watched(&mut self, slot: u16, watch: u64, answers: Answers) -> Result<(), End> {
         let Some(subscription) = self.subscriptions.get_mut(slot) else { return Ok(()) };
         if subscription.watch != Some(watch) {
             return Ok(());
         }
         subscription.watch = None;
-        let answers = match answers {
+        let (answers, held) = match answers {
             Ok(answers) => answers,
             Err(busy) => return self.give_up(slot, busy).await,
         };
@@ -284,6 +305,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             wire::push_window_row(out, city, *reading_at, row);
         };
         self.snapshot(&id, digest, as_of, rows, write).await?;
+        drop(held);
         self.update(slot, Reset::Behind).await
     }
 
@@ -299,6 +321,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             return self.update_window(slot, &id, &selection, why).await;
         }
         let view = self.shared.view.clone();
+        let mut held = match view.room_for_latest(&selection.select()).await {
+            Ok(held) => held,
+            Err(busy) => return self.give_up(slot, busy).await,
+        };
         let found = match view.latest(&selection.select(), sent) {
             Ok(since) => Some((since, sent)),
             Err(_) => {
@@ -306,7 +332,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 view.latest(&selection.select(), None).ok().map(|all| (all, None))
             }
         };
-        let Some((Since { as_of, upserts, removals }, sent)) = found else { return Ok(()) };
+        let Some((since, sent)) = found else { return Ok(()) };
+        held.shrink(since.bytes());
+        let Since { as_of, upserts, removals } = since;
         if let Some(subscription) = self.subscriptions.get_mut(slot) {
             subscription.sent = Some(as_of);
         }
@@ -314,6 +342,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let digest = selection.digest();
         match sent {
             None => self.snapshot(&id, digest, as_of, upserts.into_iter(), write).await,
+            Some(_) if upserts.is_empty() && removals.is_empty() && !is_resumed(why) => Ok(()),
             Some(_) => self.changes(&id, digest, as_of, upserts, write, removals).await,
         }
     }
@@ -325,14 +354,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         selection: &Selection,
         why: Reset,
     ) -> Result<(), End> {
+        let mut held = match self.shared.view.room_for_window(selection.listed()).await {
+            Ok(held) => held,
+            Err(busy) => return self.give_up(slot, busy).await,
+        };
         let Some(subscription) = self.subscriptions.get_mut(slot) else { return Ok(()) };
         let Some(sent) = subscription.sent else { return Ok(()) };
         let Ok(since) = self.shared.view.window(selection.listed(), sent) else {
             subscription.sent = None;
+            drop(held);
             self.say(Said::Reset { id, reason: why.reason() }).await?;
             return self.watch(slot).await;
         };
         subscription.sent = Some(since.as_of);
+        held.shrink(since.bytes());
         let mut removals = Vec::new();
         let mut upserts = Vec::with_capacity(since.rows.len());
         for (city, reading_at, row) in since.rows {
@@ -340,6 +375,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 Some(row) => upserts.push((city, reading_at, row)),
                 None => removals.push((city, reading_at)),
             }
+        }
+        if upserts.is_empty() && removals.is_empty() && !is_resumed(why) {
+            return Ok(());
         }
         let write = |out: &mut Vec<u8>, row: &_| {
             let (city, reading_at, row): &(Arc<str>, _, _) = row;
@@ -368,5 +406,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         meters.messages.increment(1);
         meters.rows.increment(rows);
         meters.bytes.increment(bytes as u64);
+    }
+}
+
+/// A client that resumes is answered in any case; others hear nothing where nothing has changed.
+fn is_resumed(why: Reset) -> bool {
+    matches!(why, Reset::Expired)
+}
+
+/// Waits for the answers of the watch that is on its way; for ever, where there is none.
+async fn answered(watching: &mut Option<Watching>) -> Watched {
+    match watching {
+        Some(waiting) => {
+            let watched = waiting.await;
+            *watching = None;
+            watched
+        }
+        None => std::future::pending().await,
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::{CapacityError, Error};
@@ -126,6 +126,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 self.stream.close(Some(frame)).await.ok()?;
             }
             if let End::Violation(..) = end {
+                // Nothing more is said, so that a client that waits for the end of the connection need not wait for ours.
+                self.stream.get_mut().shutdown().await.ok()?;
                 let rest = &mut self.stream.get_mut().take(END_BYTES);
                 tokio::io::copy(rest, &mut tokio::io::sink()).await.ok()?;
             }

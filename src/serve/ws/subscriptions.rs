@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::Shared;
 use super::outbox::Outbox;
-use super::selection::Selection;
+use super::selection::{Rows, Selection};
 
 /// By slot of the outbox. Dropped, it leaves all routes and watches.
 pub(super) struct Subscriptions {
@@ -36,6 +36,12 @@ impl Subscriptions {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Subscription> {
         self.slots.iter().flatten()
+    }
+
+    /// Cities of all window subscriptions.
+    pub(super) fn watched(&self) -> usize {
+        let window = self.iter().filter(|sub| sub.selection.rows == Rows::Window);
+        window.map(|sub| sub.selection.listed().len()).sum()
     }
 
     pub(super) fn find(&self, id: &str) -> Option<u16> {

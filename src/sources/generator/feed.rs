@@ -11,15 +11,15 @@ use std::time::{Duration as Wait, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::PlanError;
-use super::paced::{Clock, Due, Log, Paced, PacedPlan};
+use super::paced::{self, Due, Log, Paced, PacedPlan};
 use super::{BadReading, Record};
 use crate::model::{AppendError, Appended, Appender, EventTime, NewRecord};
 
 /// Records in an append, and appends that wait to be durable.
 const RECORDS: usize = 1000;
 const IN_FLIGHT: usize = 4;
-/// How often the place is written down. After a crash what came since is appended again, which changes nothing: the same
-/// readings in the same order.
+/// How often the place is written down. After a crash what came since is appended again, in the same order: that changes only
+/// what others have corrected meanwhile.
 const WRITE_DOWN: Wait = Wait::from_secs(1);
 const RETRY: Wait = Wait::from_millis(20);
 /// How long a stop waits for what is under way.
@@ -78,7 +78,7 @@ impl Feed {
             Err(error) => return Err(file(error)),
         };
         let kept = kept.filter(|kept| kept.plan == described);
-        let kept = kept.unwrap_or_else(|| Kept { plan: described, start_ms: Clock::new().now(), records: 0 });
+        let kept = kept.unwrap_or_else(|| Kept { plan: described, start_ms: paced::now(), records: 0 });
         let start = EventTime::from_millis(kept.start_ms).ok_or(PlanError::EndOfTime)?;
         let paced = Paced::new(name, plan, start)?;
         write_down(&path, &kept).map_err(file)?;
@@ -109,8 +109,10 @@ struct Feeding {
 
 impl Feeding {
     fn run(mut self) -> Result<(), AppendError> {
-        let clock = Clock::new();
         for _ in 0..self.kept.records {
+            if self.stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
             self.log.next(&self.paced);
         }
         let mut next = self.log.next(&self.paced);
@@ -119,13 +121,13 @@ impl Feeding {
         let mut written_down = Instant::now();
         let mut batch = Vec::new();
         while !self.stop.load(Ordering::Relaxed) {
-            let mut wait = self.fill(&mut batch, &mut next, &clock);
-            if !batch.is_empty() {
-                self.append(&batch, &sender, &mut in_flight)?;
-                batch.clear();
-            }
-            if in_flight == IN_FLIGHT {
-                wait = LONGEST_WAIT;
+            let mut wait = LONGEST_WAIT;
+            if in_flight < IN_FLIGHT {
+                wait = self.fill(&mut batch, &mut next);
+                if !batch.is_empty() {
+                    self.append(&batch, &sender, &mut in_flight)?;
+                    batch.clear();
+                }
             }
             while let Ok(appended) = durable.recv_timeout(wait) {
                 self.kept.records += appended?;
@@ -148,14 +150,14 @@ impl Feeding {
     }
 
     /// Takes what is due now, and says how long nothing more will be.
-    fn fill(&mut self, batch: &mut Vec<Due>, next: &mut Option<Due>, clock: &Clock) -> Wait {
-        let now = clock.now();
+    fn fill(&mut self, batch: &mut Vec<Due>, next: &mut Option<Due>) -> Wait {
+        let now = paced::now();
         while batch.len() < RECORDS
             && let Some(due) = *next
         {
             let arrives_at = self.paced.deliver(due).arrives_at;
             if arrives_at.millis() > now {
-                return clock.instant(arrives_at).saturating_duration_since(Instant::now()).min(LONGEST_WAIT);
+                return paced::until(arrives_at).min(LONGEST_WAIT);
             }
             batch.push(due);
             *next = self.log.next(&self.paced);

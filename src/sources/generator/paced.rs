@@ -155,28 +155,15 @@ impl Log {
     }
 }
 
-/// The time of event time and of timers, as one.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Clock {
-    at: Instant,
-    millis: i64,
+/// The clock that readings are due by, ms since 1970-01-01T00:00:00Z.
+pub(super) fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64
 }
 
-impl Clock {
-    pub(super) fn new() -> Clock {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        // On whole milliseconds, so that what is due in one is due from its beginning on.
-        let at = Instant::now() - Wait::from_nanos(u64::from(since.subsec_nanos()) % 1_000_000);
-        Clock { at, millis: since.as_millis() as i64 }
-    }
-
-    pub(super) fn now(&self) -> i64 {
-        self.millis + self.at.elapsed().as_millis() as i64
-    }
-
-    pub(super) fn instant(&self, time: EventTime) -> Instant {
-        self.at + Wait::from_millis((time.millis() - self.millis).max(0) as u64)
-    }
+/// How long it is until then.
+pub(super) fn until(time: EventTime) -> Wait {
+    let then = UNIX_EPOCH + Wait::from_millis(time.millis().max(0) as u64);
+    then.duration_since(SystemTime::now()).unwrap_or_default()
 }
 
 /// Plays the log into the dataflow, without keeping it anywhere.
@@ -193,7 +180,6 @@ impl Source for Arc<Paced> {
         let mut partition = PacedPartition {
             log: self.log(),
             paced: Arc::clone(self),
-            clock: Clock::new(),
             next: None,
             position: 0,
             behind: true,
@@ -211,7 +197,6 @@ impl Source for Arc<Paced> {
 struct PacedPartition {
     paced: Arc<Paced>,
     log: Log,
-    clock: Clock,
     next: Option<Due>,
     position: u64,
     /// There is more to give than has been polled.
@@ -248,14 +233,14 @@ impl PacedPartition {
 
 impl Partition for PacedPartition {
     fn poll(&mut self, limit: usize, take: &mut dyn Take) -> Result<Polled, SourceError> {
-        let now = self.clock.now();
+        let now = now();
         let paced = Arc::clone(&self.paced);
         let mut records = 0;
         let next = loop {
             let Some(due) = self.next else { break Next::Never };
             let delivery = paced.deliver(due);
             if delivery.arrives_at.millis() > now {
-                break Next::At(self.clock.instant(delivery.arrives_at));
+                break Next::At(Instant::now() + until(delivery.arrives_at));
             }
             if records == limit {
                 break Next::Now;
@@ -311,7 +296,7 @@ mod tests {
             seed: 3,
         };
         // An hour ago: as if it had been stopped since.
-        let start = EventTime::from_millis(Clock::new().now() - 3_600_000).unwrap();
+        let start = EventTime::from_millis(now() - 3_600_000).unwrap();
         Arc::new(Paced::new("made-up", plan, start).unwrap())
     }
 

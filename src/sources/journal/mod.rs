@@ -31,6 +31,7 @@ use self::block::{Decoder, Encoder};
 use self::marks::Marks;
 use self::queue::Queue;
 use self::reader::Reader;
+pub use self::store::catches_panics;
 use self::store::{Failure, Store};
 use self::tail::Tail;
 use self::writer::{SizeWarning, Writer};
@@ -169,6 +170,11 @@ impl Journal {
     /// The end that takes new records.
     pub fn appender(&self) -> Arc<dyn Appender> {
         self.queue.clone()
+    }
+
+    /// The position behind the last record of a partition.
+    pub fn end(&self, partition: u32) -> u64 {
+        self.shared.tails.get(partition as usize).map_or(0, |tail| tail.end())
     }
 
     /// Why the journal has stopped to take records, where it has: the program is to end with this line. Readers that have

@@ -1,6 +1,7 @@
 //! Blocks on disk, in an embedded key-value store.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
@@ -201,9 +202,21 @@ impl Failure {
     }
 }
 
+thread_local! {
+    static CATCHING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a panic of this thread is one of the store's, which becomes an error: a panic hook must not end the process.
+pub fn catches_panics() -> bool {
+    CATCHING.get()
+}
+
 pub(super) fn caught<T, E: Into<Failure>>(work: impl FnOnce() -> Result<T, E>) -> Result<T, Failure> {
     // After a panic the journal fails and nothing is asked again.
-    match catch_unwind(AssertUnwindSafe(work)) {
+    let before = CATCHING.replace(true);
+    let result = catch_unwind(AssertUnwindSafe(work));
+    CATCHING.set(before);
+    match result {
         Ok(result) => result.map_err(Into::into),
         Err(panic) => Err(Failure::Damaged(message(panic.as_ref()))),
     }

@@ -7,6 +7,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::client::{Stream, next, say};
 use super::*;
+use crate::serve::view::Select;
 use crate::serve::ws::selection::{Cities, Rows, Selection, Tokens};
 
 /// Reads without answering to pings, up to the code of the close frame.
@@ -28,6 +29,11 @@ async fn close_code(mut stream: Stream) -> Option<u16> {
 
 async fn answer(stream: &mut Stream, message: &Value) -> Value {
     say(stream, message).await;
+    said(stream).await
+}
+
+/// What is said next about snapshots and requests.
+async fn said(stream: &mut Stream) -> Value {
     loop {
         let answer = next(stream).await.unwrap();
         if !matches!(answer["type"].as_str(), Some("heartbeat" | "hello" | "changes")) {
@@ -230,5 +236,66 @@ fn a_session_is_small() {
         let session = service.sessions.serve_session(stream);
         let bytes = size_of_val(&session);
         assert!(bytes < 6 * 1024, "{bytes} bytes");
+    });
+}
+
+fn window(id: &str, cities: &[&str]) -> Value {
+    json!({"type": "subscribe", "id": id, "cities": cities, "rows": "window"})
+}
+
+#[test]
+fn a_session_gets_one_window_snapshot_after_the_other() {
+    run(async {
+        let service = Service::start(1, limits()).await;
+        service.step().await;
+        let mut stream = connect(service.address).await;
+        for (id, city) in [("a", "x"), ("b", "京都"), ("c", "nowhere"), ("d", "x")] {
+            say(&mut stream, &window(id, &[city])).await;
+        }
+        // One that nobody waits for any more is not asked for.
+        let ended = answer(&mut stream, &json!({"type": "unsubscribe", "id": "c"})).await;
+        assert_eq!(ended["type"], "unsubscribed");
+        for id in ["a", "b", "d"] {
+            until(|| service.world.asked() > 0).await;
+            assert_eq!(service.world.asked(), 1);
+            service.step().await;
+            let snapshot = said(&mut stream).await;
+            assert_eq!((&snapshot["type"], &snapshot["id"]), (&json!("snapshot"), &json!(id)));
+        }
+    });
+}
+
+#[test]
+fn snapshots_that_nobody_takes_leave_no_room_for_others() {
+    run(async {
+        let service = Service::start(1, limits()).await;
+        service.step().await;
+        until(|| service.view.as_of() == service.world.now()).await;
+        let many = vec![Arc::from("x"); 4_000_000];
+        let held = service.view.room_for_latest(&Select::Listed(&many)).await.unwrap();
+        let mut stream = connect(service.address).await;
+        let subscribe = json!({"type": "subscribe", "id": "a", "cities": "all"});
+        assert_eq!(answer(&mut stream, &subscribe).await["code"], "busy");
+        say(&mut stream, &window("b", &["x"])).await;
+        until(|| service.world.asked() > 0).await;
+        service.step().await;
+        assert_eq!(said(&mut stream).await["code"], "busy");
+        drop(held);
+        assert_eq!(answer(&mut stream, &subscribe).await["type"], "snapshot");
+    });
+}
+
+#[test]
+fn a_session_watches_no_more_cities_than_can_be_asked_for() {
+    run(async {
+        let limits = Limits { message_bytes: 1 << 20, cities: 6_000, window_cities: 6_000, ..limits() };
+        let service = Service::start(1, limits).await;
+        let mut stream = connect(service.address).await;
+        let cities: Vec<_> = (0..6_000).map(|n| n.to_string()).collect();
+        let cities: Vec<_> = cities.iter().map(String::as_str).collect();
+        say(&mut stream, &window("a", &cities)).await;
+        assert_eq!(answer(&mut stream, &window("b", &cities)).await["code"], "too_many_cities");
+        say(&mut stream, &window("b", &cities[..4_000])).await;
+        assert_eq!(answer(&mut stream, &json!({"type": "ping"})).await["type"], "pong");
     });
 }

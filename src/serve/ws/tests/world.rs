@@ -114,6 +114,11 @@ impl World {
         Update { upper: epoch + 1, ready: true, answers, ..Update::default() }
     }
 
+    /// Questions that wait.
+    pub(super) fn asked(&self) -> usize {
+        self.queries.lock().unwrap().len()
+    }
+
     pub(super) fn now(&self) -> u64 {
         self.as_of.load(Ordering::Acquire)
     }

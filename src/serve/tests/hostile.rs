@@ -1,0 +1,179 @@
+//! Clients that are slow, wrong, or many: they get an answer or an end in time, and the server goes on.
+
+use super::*;
+
+const SHORT: Duration = Duration::from_millis(100);
+
+fn impatient() -> Service {
+    let limits =
+        Limits { header_time: SHORT, body_time: SHORT, idle_time: SHORT, send_time: SHORT, ..limits() };
+    Service::ready(ServePlan { limits, ..plan() })
+}
+
+/// Writes slowly until the server ends the connection.
+fn drip(socket: &mut TcpStream, bytes: &[u8]) -> Vec<u8> {
+    let started = Instant::now();
+    let mut given = Vec::new();
+    let mut space = [0; 4096];
+    socket.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
+    for byte in bytes.iter().cycle() {
+        assert!(started.elapsed() < PATIENCE, "the server does not end it");
+        if socket.write_all(&[*byte]).is_err() {
+            break;
+        }
+        match socket.read(&mut space) {
+            Ok(0) => break,
+            Ok(read) => given.extend_from_slice(&space[..read]),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => break,
+        }
+    }
+    given
+}
+
+fn ended(mut socket: TcpStream) -> Vec<u8> {
+    let mut rest = Vec::new();
+    if let Err(error) = socket.read_to_end(&mut rest) {
+        assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "the server does not end it");
+    }
+    rest
+}
+
+#[test]
+fn slow_heads_and_idle_connections_end_in_time() {
+    let service = impatient();
+    drip(&mut service.connect(), b"GET / HTTP/1.1\r\nx: ");
+    assert!(ended(service.connect()).is_empty());
+    let mut begun = service.connect();
+    begun.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\nGET /hea").unwrap();
+    assert_eq!(Reply::parse(&ended(begun)).status, 200);
+    let mut idle = service.connect();
+    idle.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+    assert_eq!(Reply::parse(&ended(idle)).status, 200);
+    service.until_quiet();
+}
+
+#[test]
+fn slow_bodies_are_told_so() {
+    let service = impatient();
+    let head = "POST /v1/readings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
+    for framing in ["content-length: 100000\r\n\r\n", "transfer-encoding: chunked\r\n\r\n1\r\n[\r\n"] {
+        let mut socket = service.connect();
+        socket.write_all(format!("{head}{framing}").as_bytes()).unwrap();
+        let reply = Reply::parse(&ended(socket));
+        assert_eq!((reply.status, &*reply.code()), (408, "body_too_slow"));
+    }
+    let mut socket = service.connect();
+    socket.write_all(format!("{head}content-length: 100000\r\n\r\n").as_bytes()).unwrap();
+    assert_eq!(Reply::parse(&drip(&mut socket, b" ")).status, 408);
+    service.until_quiet();
+}
+
+#[test]
+fn who_takes_no_answer_is_dropped() {
+    let service = impatient();
+    let many = (0..20_000).map(|at| (Arc::from(format!("city {at}")), cities()[0].1)).collect();
+    service.dataflow.publish(Update { current: many, ..Update::default() });
+    service.until("/v1/status", |reply| reply.json()["cities"] == 20_004);
+    let mut socket = service.connect();
+    for _ in 0..20 {
+        let _ = socket.write_all(b"GET /v1/cities HTTP/1.1\r\nhost: localhost\r\n\r\n");
+    }
+    service.until_quiet();
+    assert_eq!(service.get("/v1/cities").json()["cities"].as_array().unwrap().len(), 20_004);
+    drop(socket);
+}
+
+#[test]
+fn what_is_not_http_or_too_much_of_it_is_refused() {
+    let service = Service::ready(plan());
+    let long = "x".repeat(100_000);
+    let headers: String = (0..500).map(|at| format!("x-{at}: y\r\n")).collect();
+    let chunked = "POST /v1/readings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
+    for request in [
+        format!("GET /{long} HTTP/1.1\r\nhost: localhost\r\n\r\n"),
+        format!("GET / HTTP/1.1\r\nhost: localhost\r\nx: {long}\r\n\r\n"),
+        format!("GET / HTTP/1.1\r\nhost: localhost\r\n{headers}\r\n"),
+        "GET / HTTP/9.9\r\n\r\n".into(),
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(),
+        "\u{0}\u{1}\u{2}\r\n\r\n".into(),
+        "GET / HTTP/1.1\r\nhost: localhost\r\nbad header\r\n\r\n".into(),
+        "POST /v1/readings HTTP/1.1\r\nhost: localhost\r\ncontent-length: -1\r\n\r\n".into(),
+        "POST /v1/readings HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n[]"
+            .into(),
+        format!("{chunked}zz\r\n[]\r\n0\r\n\r\n"),
+        format!("{chunked}ffffffffffffffffff\r\n[]"),
+        format!("{chunked}2\r\n[]xx"),
+    ] {
+        let mut socket = service.connect();
+        let _ = socket.write_all(request.as_bytes());
+        let _ = socket.shutdown(Shutdown::Write);
+        let rest = ended(socket);
+        let status = Reply::parse(&rest).status;
+        assert!(rest.is_empty() || (400..=431).contains(&status), "{request:.40}: {status}");
+    }
+    for path in [
+        "*",
+        "",
+        "//%00",
+        "/v1/cities/%00",
+        "/v1/cities/%c3%28",
+        "/%",
+        "/?%ff=%ff",
+        "http://localhost/healthz",
+        "/v1/cities/..%2f..%2f",
+    ] {
+        let reply = service.send("GET", path, &[], b"");
+        assert!(reply.status < 500, "{path}: {reply:?}");
+    }
+    assert_eq!(service.get("/healthz").status, 200);
+}
+
+#[test]
+fn half_closed_and_cut_off_connections_leave_nothing_behind() {
+    let service = Service::ready(plan());
+    let requests: [&[u8]; 6] = [
+        b"",
+        b"G",
+        b"GET / HTTP/1.1\r\nhost: localhost\r\n",
+        b"POST /v1/readings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n[",
+        b"POST /v1/readings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n5\r\n[",
+        b"GET /v1/subscribe HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n\x81",
+    ];
+    for round in 0..2_000 {
+        let mut socket = service.connect();
+        let request = requests[round % requests.len()];
+        let _ = socket.write_all(request);
+        match round % 3 {
+            0 => drop(socket),
+            1 => drop(socket.shutdown(Shutdown::Write)),
+            _ => drop(socket.shutdown(Shutdown::Both)),
+        }
+    }
+    service.until_quiet();
+    assert!(service.log.bytes().is_empty());
+}
+
+#[test]
+fn more_connections_than_allowed_are_turned_away() {
+    let service = Service::ready(ServePlan { limits: Limits { connections: 4, ..limits() }, ..plan() });
+    service.until_quiet();
+    let held: Vec<_> = (0..4)
+        .map(|_| {
+            let mut socket = service.connect();
+            socket.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+            let mut space = [0; 1024];
+            assert!(socket.read(&mut space).unwrap() > 0);
+            socket
+        })
+        .collect();
+    for _ in 0..10 {
+        let reply = service.get("/healthz");
+        assert_eq!(
+            (reply.status, &*reply.code(), reply.header("retry-after")),
+            (503, "overloaded", Some("1"))
+        );
+    }
+    drop(held);
+    service.until("/healthz", |reply| reply.status == 200);
+}

@@ -1,0 +1,189 @@
+//! Readings by `POST`.
+
+use serde_json::json;
+
+use super::*;
+
+const JSON: &str = "application/json";
+const LINES: &str = "application/x-ndjson";
+const WITHDRAWAL: &str = r#"{ "city": "x", "reading_at": "2025-11-24T16:00:00.5+01:00", "deleted": true }"#;
+const HOT: &str = r#"{"city":"x","reading_at":"2025-11-24T16:00:00Z","temperature":900,"humidity":1}"#;
+
+#[test]
+fn the_log_gets_the_exact_bytes() {
+    let service = Service::ready(plan());
+    let one = service.post("Application/JSON; charset=utf-8", format!("  {READING}\n").as_bytes());
+    assert_eq!(one.status, 200);
+    assert_eq!(
+        one.json(),
+        json!({"accepted": 1, "refused": [], "refused_count": 0,
+               "positions": [{"source": "journal", "partition": 0, "position": 1}]})
+    );
+    let spread = READING.replace(",", " ,\n  ");
+    let array = service.post(JSON, format!("[{READING},\n{spread} , {WITHDRAWAL}]").as_bytes());
+    assert_eq!(array.json()["accepted"], 3);
+    let lines = service.post(LINES, format!("{READING}\r\n\n  \n{WITHDRAWAL}").as_bytes());
+    assert_eq!(lines.json()["accepted"], 2);
+    assert_eq!(service.log.bytes(), [READING, READING, &spread, WITHDRAWAL, READING, WITHDRAWAL]);
+    let cities =
+        service.log.records.lock().unwrap().iter().map(|record| record.city.clone()).collect::<Vec<_>>();
+    assert_eq!(cities[2..4], [Some("5128581".into()), Some("x".into())]);
+}
+
+#[test]
+fn what_is_refused_is_told_and_the_rest_is_taken() {
+    let service = Service::ready(plan());
+    let mixed = service.post(JSON, format!("[{HOT},{READING},7,{{}}]").as_bytes());
+    assert_eq!((mixed.status, &mixed.json()["accepted"]), (200, &json!(1)));
+    let told = |reply: &Reply| {
+        let refused = reply.json()["refused"].as_array().unwrap().clone();
+        refused.iter().map(|one| (one["index"].clone(), one["reason"].clone())).collect::<Vec<_>>()
+    };
+    let expected =
+        [(0, "out_of_range"), (2, "not_decodable"), (3, "missing_field")].map(|(i, r)| (json!(i), json!(r)));
+    assert_eq!(told(&mixed), expected);
+    let lines = service.post(LINES, &[b"{\n\xff\xfe\n", READING.as_bytes()].concat());
+    assert_eq!(told(&lines), [(json!(0), json!("not_decodable")), (json!(1), json!("not_decodable"))]);
+
+    let many = service.post(LINES, [HOT; 150].join("\n").as_bytes());
+    assert_eq!((many.status, &*many.code()), (422, "none_accepted"));
+    assert_eq!((told(&many).len(), &many.json()["refused_count"]), (100, &json!(150)));
+    for (kind, body) in [(JSON, "[]"), (JSON, "7"), (LINES, "\n\n"), (LINES, ""), (LINES, "{")] {
+        assert_eq!(service.post(kind, body.as_bytes()).code(), "none_accepted", "{body}");
+    }
+    assert_eq!(service.log.bytes(), [READING, READING]);
+}
+
+#[test]
+fn what_is_not_json_or_said_to_be_something_else_is_not_read() {
+    let service = Service::ready(plan());
+    for body in [
+        "",
+        "{",
+        "[",
+        "[1",
+        "[1,]",
+        "{}{}",
+        "nope",
+        "\u{feff}{}",
+        &"[".repeat(100_000),
+        "{\"a\":\"\\ud800\"}x",
+        // What was there before the fault is not taken either.
+        &format!("[{READING},"),
+        &format!("[{READING}]x"),
+    ] {
+        let reply = service.post(JSON, body.as_bytes());
+        assert_eq!((reply.status, &*reply.code()), (400, "not_json"), "{:.20}", body);
+    }
+    assert_eq!(service.post(JSON, b"[\"\xff\"]").code(), "not_json");
+    for kind in ["text/plain", "", "application/jsonp", "application/x-www-form-urlencoded"] {
+        let reply = service.post(kind, READING.as_bytes());
+        assert_eq!((reply.status, &*reply.code()), (415, "unsupported_media_type"), "{kind}");
+    }
+    let packed = [("content-type", JSON), ("content-encoding", "gzip")];
+    assert_eq!(service.send("POST", "/v1/readings", &packed, b"x").code(), "unsupported_media_type");
+    assert!(service.log.bytes().is_empty());
+}
+
+#[test]
+fn a_log_that_does_not_take_readings_is_told() {
+    let service = Service::ready(plan());
+    for (error, status, code, retry) in [
+        (AppendError::Busy, 429, "busy", Some("1")),
+        (AppendError::Stopping, 503, "stopping", Some("1")),
+        (AppendError::Failed("disk full".into()), 500, "log_failed", None),
+    ] {
+        *service.log.error.lock().unwrap() = Some(error);
+        let reply = service.post(JSON, READING.as_bytes());
+        assert_eq!((reply.status, &*reply.code(), reply.header("retry-after")), (status, code, retry));
+    }
+    let without = Service::start(plan(), false);
+    assert_eq!((without.post(JSON, READING.as_bytes()).code()), "no_ingest");
+}
+
+#[test]
+fn an_answer_waits_for_the_log_and_its_bytes_take_room_until_then() {
+    let limits = Limits { body_bytes: 1_000, bodies_bytes: 1_000, ..limits() };
+    let service = Service::ready(ServePlan { limits, ..plan() });
+    *service.log.held.lock().unwrap() = Some(Vec::new());
+    let body = [READING; 8].join("\n");
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| service.post(LINES, body.as_bytes()));
+        let started = Instant::now();
+        while service.log.held.lock().unwrap().as_ref().unwrap().is_empty() {
+            assert!(started.elapsed() < PATIENCE);
+            std::thread::yield_now();
+        }
+        let second = service.post(LINES, body.as_bytes());
+        assert_eq!((second.status, &*second.code()), (429, "busy"));
+        assert!(!waiting.is_finished());
+        for done in service.log.held.lock().unwrap().take().unwrap() {
+            done(Ok(Vec::new()));
+        }
+        assert_eq!(waiting.join().unwrap().status, 200);
+    });
+    assert_eq!(service.post(LINES, body.as_bytes()).status, 200);
+    *service.log.held.lock().unwrap() = Some(Vec::new());
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| service.post(LINES, body.as_bytes()));
+        let started = Instant::now();
+        while service.log.held.lock().unwrap().as_ref().unwrap().is_empty() {
+            assert!(started.elapsed() < PATIENCE);
+            std::thread::yield_now();
+        }
+        // The log goes away without a word.
+        drop(service.log.held.lock().unwrap().take());
+        assert_eq!(waiting.join().unwrap().code(), "log_failed");
+    });
+}
+
+#[test]
+fn a_body_that_is_too_large_is_refused_before_it_is_read() {
+    let limits = Limits { body_bytes: 1_000, ..limits() };
+    let service = Service::ready(ServePlan { limits, ..plan() });
+    let announced = format!(
+        "POST /v1/readings HTTP/1.1\r\nhost: {}\r\ncontent-type: {JSON}\r\nexpect: 100-continue\r\ncontent-length: 1001\r\n\r\n",
+        service.address
+    );
+    let reply = service.raw(announced.as_bytes());
+    assert_eq!((reply.status, &*reply.code()), (413, "body_too_large"));
+    assert_eq!(service.post(JSON, &vec![b' '; 300_000]).code(), "body_too_large");
+    let chunk = format!("400\r\n{}\r\n", " ".repeat(1_024));
+    let chunked = format!(
+        "POST /v1/readings HTTP/1.1\r\nhost: {}\r\ncontent-type: {JSON}\r\ntransfer-encoding: chunked\r\n\r\n{}",
+        service.address,
+        chunk.repeat(200)
+    );
+    assert_eq!(service.raw(chunked.as_bytes()).code(), "body_too_large");
+}
+
+#[test]
+fn thousands_in_one_body_and_many_clients_one_by_one() {
+    let service = Service::ready(plan());
+    let many = service.post(LINES, [READING; 5_000].join("\n").as_bytes());
+    assert_eq!(many.json()["accepted"], 5_000);
+    std::thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                let mut socket = service.connect();
+                for _ in 0..20 {
+                    let request = format!(
+                        "POST /v1/readings HTTP/1.1\r\nhost: {}\r\ncontent-type: {JSON}\r\ncontent-length: {}\r\n\r\n{READING}",
+                        service.address,
+                        READING.len()
+                    );
+                    socket.write_all(request.as_bytes()).unwrap();
+                    let mut bytes = Vec::new();
+                    let mut space = [0; 4096];
+                    while !bytes.ends_with(b"]}") {
+                        let read = socket.read(&mut space).unwrap();
+                        assert!(read > 0);
+                        bytes.extend_from_slice(&space[..read]);
+                    }
+                    assert_eq!(Reply::parse(&bytes).json()["accepted"], 1);
+                }
+            });
+        }
+    });
+    assert_eq!(service.log.bytes().len(), 5_320);
+}

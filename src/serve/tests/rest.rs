@@ -1,0 +1,299 @@
+//! Reads, security, caching.
+
+use serde_json::json;
+
+use super::*;
+use crate::model::{Counts, Progress, Reason, Slot};
+
+fn keys(reply: &Reply) -> Vec<String> {
+    let key = |city: &Value| city["city"].as_str().unwrap().to_string();
+    reply.json()["cities"].as_array().unwrap().iter().map(key).collect()
+}
+
+#[test]
+fn cities_are_listed_filtered_and_ordered() {
+    let service = Service::ready(plan());
+    let all = service.get("/v1/cities");
+    assert_eq!(keys(&all), ["5128581", "5368361", "Zürich / \"Süd\" %", "gone"]);
+    let first = &all.json()["cities"][0];
+    assert_eq!((&first["name"], &first["country"]), (&json!("New York City"), &json!("US")));
+    assert_eq!(first["current"]["heat_index"], 91.283411);
+    assert_eq!(first["current"]["temperature"], 86.4);
+    assert_eq!(all.json()["cities"][3]["current"], Value::Null);
+    assert_eq!(all.json()["cities"][2]["name"], Value::Null);
+    for (query, expected) in [
+        ("order=heat_index", vec!["5368361", "5128581", "Zürich / \"Süd\" %", "gone"]),
+        ("order=rolling_heat_index&limit=1", vec!["5368361"]),
+        ("category=danger", vec!["5368361"]),
+        ("country=us&order=city", vec!["5128581", "5368361"]),
+        ("country=DE", vec![]),
+        ("limit=0", vec![]),
+    ] {
+        assert_eq!(keys(&service.get(&format!("/v1/cities?{query}"))), expected, "{query}");
+    }
+    for query in
+        ["limit=-1", "limit=x", "order=name", "category=hot", "country=USA", "sort=city", "limit=1&limit=2"]
+    {
+        assert_eq!(service.get(&format!("/v1/cities?{query}")).code(), "bad_parameter", "{query}");
+    }
+}
+
+#[test]
+fn a_city_is_found_by_its_encoded_key_and_cached_by_its_tag() {
+    let service = Service::ready(plan());
+    let hard = service.get("/v1/cities/Z%C3%BCrich%20%2F%20%22S%c3%bcd%22%20%25");
+    assert_eq!(hard.json()["city"], "Zürich / \"Süd\" %");
+    assert_eq!(service.get("/v1/cities/nowhere").code(), "unknown_city");
+    for path in ["/v1/cities/%", "/v1/cities/%ff", "/v1/cities/a%2", "/v1/cities/gone?x=1"] {
+        assert_eq!(service.get(path).code(), "bad_parameter", "{path}");
+    }
+    let tag = service.get("/v1/cities/5128581").header("etag").unwrap().to_string();
+    let again = |given: &str| service.send("GET", "/v1/cities/5128581", &[("if-none-match", given)], b"");
+    for given in [tag.clone(), format!("\"x\", {tag}"), tag.replace("W/", ""), "*".into()] {
+        let reply = again(&given);
+        assert_eq!((reply.status, reply.body.len()), (304, 0), "{given}");
+        assert_eq!(reply.header("etag"), Some(&*tag));
+    }
+    service.dataflow.publish(hotter());
+    service.until("/v1/cities/5128581", |reply| reply.header("etag") != Some(&*tag));
+    assert_eq!(again(&tag).status, 200);
+}
+
+#[test]
+fn histories_come_in_pages_that_miss_and_repeat_nothing() {
+    let service = Service::ready(plan());
+    let start = time("2025-11-24T00:00:00Z").millis();
+    let minute = |at: i64| EventTime::from_millis(start + at * 60_000).unwrap();
+    let rows: BTreeMap<_, _> =
+        (0..25).map(|at| (minute(at), row(80.0 + at as f64, Category::Caution))).collect();
+    service.dataflow.rows.lock().unwrap().insert("5128581".into(), rows.clone());
+    let mut times = Vec::new();
+    let mut cursor = String::new();
+    loop {
+        let query = format!("from={}&to={}&limit=7{cursor}", minute(2), minute(24));
+        let page = service.get(&format!("/v1/cities/5128581/history?{query}")).json();
+        assert_eq!(page["city"], "5128581");
+        times.extend(page["rows"].as_array().unwrap().iter().map(|row| row["reading_at"].clone()));
+        let Some(next) = page["next"].as_str() else { break };
+        assert_eq!(page["rows"].as_array().unwrap().len(), 7);
+        cursor = format!("&cursor={next}");
+    }
+    assert_eq!(times, (2..24).map(|at| json!(minute(at).to_string())).collect::<Vec<_>>());
+    let all = service.get("/v1/cities/5128581/history?from=2025-11-24T01%3A00%3A00%2B01%3A00").json();
+    assert_eq!((all["rows"].as_array().unwrap().len(), &all["next"]), (25, &Value::Null));
+    assert_eq!(service.get("/v1/cities/nowhere/history").code(), "unknown_city");
+    for query in
+        ["from=yesterday", "to=2025-11-24T00:00:00", "limit=0", "limit=1.5", "cursor=x", "cursor=AAAA"]
+    {
+        assert_eq!(
+            service.get(&format!("/v1/cities/5128581/history?{query}")).code(),
+            "bad_parameter",
+            "{query}"
+        );
+    }
+    *service.dataflow.full.lock().unwrap() = true;
+    let busy = service.get("/v1/cities/5128581/history");
+    assert_eq!((busy.status, &*busy.code(), busy.header("retry-after")), (503, "overloaded", Some("1")));
+}
+
+#[test]
+fn before_it_is_ready_only_reads_wait() {
+    let service = Service::start(plan(), true);
+    for path in ["/v1/cities", "/v1/cities/5128581", "/v1/cities/5128581/history", "/v1/subscribe", "/readyz"]
+    {
+        let reply = service.get(path);
+        assert_eq!(
+            (reply.status, &*reply.code(), reply.header("retry-after")),
+            (503, "catching_up", Some("1")),
+            "{path}"
+        );
+    }
+    assert_eq!(service.get("/v1/status").json()["ready"], false);
+    assert_eq!(service.get("/healthz").status, 200);
+    assert_eq!(service.get("/").status, 200);
+    assert_eq!(service.post("application/json", READING.as_bytes()).status, 200);
+}
+
+#[test]
+fn the_status_and_the_metrics_say_how_it_is() {
+    let service = Service::ready(plan());
+    let progress = vec![Progress { slot: Slot(1), applied: 7, end: 9 }];
+    let counts = Some(Counts { corrected: 3, split_city: 2, ..Counts::default() });
+    service.dataflow.publish(Update {
+        progress,
+        counts,
+        refused: vec![(Reason::TooLate, 4)],
+        ..Update::default()
+    });
+    let status = service.until("/v1/status", |reply| reply.json()["split_city"] == 2).json();
+    let partition = |partition, applied, end| json!({"partition": partition, "applied": applied, "end": end});
+    assert_eq!(
+        status["sources"],
+        json!([{"name": "journal", "partitions": [partition(0, 0, 0), partition(1, 7, 9)]}])
+    );
+    assert_eq!((&status["counts"]["corrected"], &status["refused"]), (&json!(3), &json!({"too_late": 4})));
+    assert_eq!(
+        (&status["cities"], &status["workers"], &status["window_s"]),
+        (&json!(4), &json!(2), &json!(86400))
+    );
+    let metrics = service.get("/metrics");
+    assert_eq!(metrics.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    for name in [
+        "# HELP swelter_as_of_lag_seconds ",
+        "# TYPE swelter_http_request_duration_seconds histogram",
+        "# HELP swelter_connections ",
+    ] {
+        assert!(metrics.text().contains(name), "{name}\n{}", metrics.text());
+    }
+    assert!(!metrics.text().contains("/v1/cities/5128581"));
+}
+
+#[test]
+fn paths_and_methods_that_are_not_served_say_what_is() {
+    let service = Service::ready(plan());
+    for path in [
+        "/v1",
+        "/v1/cities/",
+        "/v1/cities/a/b",
+        "/ui/",
+        "/ui/nothing.js",
+        "/ui/../v1/status",
+        "//",
+        "/index.html",
+    ] {
+        assert_eq!((service.get(path).status, &*service.get(path).code()), (404, "not_found"), "{path}");
+    }
+    for (method, path, allowed) in [
+        ("POST", "/v1/cities", "GET, HEAD, OPTIONS"),
+        ("GET", "/v1/readings", "POST, OPTIONS"),
+        ("DELETE", "/", "GET, HEAD, OPTIONS"),
+        ("BREW", "/healthz", "GET, HEAD, OPTIONS"),
+    ] {
+        let reply = service.send(method, path, &[], b"");
+        assert_eq!(
+            (&*reply.code(), reply.header("allow")),
+            ("method_not_allowed", Some(allowed)),
+            "{method} {path}"
+        );
+    }
+    let options = service.send("OPTIONS", "/v1/readings", &[], b"");
+    assert_eq!((options.status, options.header("allow")), (204, Some("POST, OPTIONS")));
+    for path in ["/", "/v1/cities", "/v1/openapi.json", "/v1/nothing"] {
+        let (get, head) = (service.get(path), service.send("HEAD", path, &[], b""));
+        assert_eq!((head.status, head.header("content-type")), (get.status, get.header("content-type")));
+        assert_eq!(
+            (head.body.len(), head.header("content-length")),
+            (0, get.header("content-length")),
+            "{path}"
+        );
+    }
+}
+
+#[test]
+fn long_answers_are_compressed_where_that_is_accepted() {
+    let service = Service::ready(plan());
+    let plain = service.get("/v1/openapi.json");
+    assert_eq!((plain.header("content-encoding"), plain.header("vary")), (None, Some("Accept-Encoding")));
+    for (path, accept, coding) in [
+        ("/v1/openapi.json", "gzip, zstd", Some("zstd")),
+        ("/v1/openapi.json", "gzip", Some("gzip")),
+        ("/v1/cities", "gzip", Some("gzip")),
+        ("/v1/cities", "zstd;q=0.5, gzip;q=0.1", Some("zstd")),
+        ("/healthz", "gzip", None),
+    ] {
+        let reply = service.send("GET", path, &[("accept-encoding", accept)], b"");
+        assert_eq!(reply.header("content-encoding"), coding, "{path} {accept}");
+        let mut body = Vec::new();
+        match coding {
+            Some("zstd") => body = zstd::decode_all(&*reply.body).unwrap(),
+            Some(_) => drop(flate2::read::GzDecoder::new(&*reply.body).read_to_end(&mut body).unwrap()),
+            None => body = reply.body,
+        }
+        let mut expected = service.get(path).json();
+        let mut given: Value = serde_json::from_slice(&body).unwrap();
+        expected["as_of"] = Value::Null;
+        given["as_of"] = Value::Null;
+        assert_eq!(given, expected);
+    }
+    let none = service.send("GET", "/healthz", &[("accept-encoding", "identity;q=0, br")], b"");
+    assert_eq!(none.code(), "not_acceptable");
+}
+
+#[test]
+fn the_page_comes_with_its_policy_and_is_cached() {
+    let service = Service::ready(plan());
+    let page = service.get("/");
+    assert!(page.text().contains("<html"));
+    let policy = page.header("content-security-policy").unwrap();
+    assert!(policy.contains("default-src 'self'") && policy.contains("frame-ancestors 'none'"), "{policy}");
+    assert_eq!(page.header("x-content-type-options"), Some("nosniff"));
+    assert_eq!(page.header("referrer-policy"), Some("no-referrer"));
+    let tag = page.header("etag").unwrap();
+    assert_eq!(service.send("GET", "/", &[("if-none-match", tag)], b"").status, 304);
+    assert_eq!(service.get("/ui/app.js").header("content-type"), Some("text/javascript; charset=utf-8"));
+}
+
+#[test]
+fn tokens_guard_the_data_and_nothing_else() {
+    let token = |secret: &str, read| Token { secret: secret.into(), read, ingest: !read };
+    let service =
+        Service::ready(ServePlan { tokens: vec![token("reader", true), token("sensor", false)], ..plan() });
+    let with = |method, path, token| {
+        let authorization = format!("Bearer {token}");
+        let kind = ("content-type", "application/json");
+        let body = if method == "POST" { READING } else { "" };
+        service.send(method, path, &[("authorization", &authorization), kind], body.as_bytes())
+    };
+    for path in ["/healthz", "/readyz", "/", "/ui/app.js", "/v1/openapi.json"] {
+        assert_eq!(service.get(path).status, 200, "{path}");
+    }
+    for path in ["/v1/cities", "/v1/status", "/metrics", "/v1/cities/5128581", "/v1/subscribe", "/v1/ingest"]
+    {
+        let reply = service.get(path);
+        assert_eq!((reply.status, &*reply.code()), (401, "unauthorized"), "{path}");
+        assert_eq!(reply.header("www-authenticate"), Some("Bearer realm=\"swelter\""));
+    }
+    assert_eq!(with("GET", "/v1/cities", "reader").status, 200);
+    assert_eq!(with("GET", "/v1/cities", "sensor").code(), "insufficient_scope");
+    assert_eq!(with("GET", "/v1/cities", "Reader").code(), "unauthorized");
+    assert_eq!(with("POST", "/v1/readings", "sensor").status, 200);
+    assert_eq!(with("POST", "/v1/readings", "reader").code(), "insufficient_scope");
+}
+
+#[test]
+fn web_pages_of_other_origins_may_do_what_they_are_allowed() {
+    let service = Service::ready(plan());
+    let own = format!("http://{}", service.address);
+    let json = ("content-type", "application/json");
+    let post =
+        |origin: &str| service.send("POST", "/v1/readings", &[json, ("origin", origin)], READING.as_bytes());
+    assert_eq!(post(&own).status, 200);
+    let allowed = post("https://maps.example.org");
+    assert_eq!(
+        (allowed.status, allowed.header("access-control-allow-origin")),
+        (200, Some("https://maps.example.org"))
+    );
+    for origin in ["https://evil.example", "null", "http://localhost:1"] {
+        let reply = post(origin);
+        assert_eq!(
+            (&*reply.code(), reply.header("access-control-allow-origin")),
+            ("foreign_origin", None),
+            "{origin}"
+        );
+        let read = service.send("GET", "/v1/cities", &[("origin", origin)], b"");
+        assert_eq!(read.header("access-control-allow-origin"), None);
+    }
+    let asked = ("access-control-request-method", "POST");
+    let preflight = |origin| service.send("OPTIONS", "/v1/readings", &[("origin", origin), asked], b"");
+    let granted = preflight("https://maps.example.org");
+    assert_eq!(
+        (granted.status, granted.header("access-control-allow-methods")),
+        (204, Some("POST, OPTIONS"))
+    );
+    assert!(granted.header("access-control-allow-headers").unwrap().contains("authorization"));
+    assert_eq!(preflight("https://evil.example").code(), "foreign_origin");
+    let rebound = service.raw(b"GET /v1/cities HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n");
+    assert_eq!(rebound.code(), "foreign_host");
+    let nameless = service.raw(b"GET /healthz HTTP/1.0\r\n\r\n");
+    assert_eq!(nameless.status, 200);
+}

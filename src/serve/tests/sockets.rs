@@ -1,0 +1,333 @@
+//! WebSockets: handshakes, the ingest, stopping, TLS.
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::json;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
+
+use super::documents::check_message;
+use super::*;
+
+type Client = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
+
+impl Service {
+    fn open(&self, path: &str, headers: &[(&'static str, &str)]) -> Result<Client, Error> {
+        let mut request = format!("ws://{}{path}", self.address).into_client_request().unwrap();
+        for (name, value) in headers {
+            request.headers_mut().insert(*name, value.parse().unwrap());
+        }
+        self.runtime.block_on(tokio_tungstenite::connect_async(request)).map(|(client, _)| client)
+    }
+
+    fn refused(&self, path: &str, headers: &[(&'static str, &str)]) -> (u16, String) {
+        match self.open(path, headers) {
+            Err(Error::Http(response)) => {
+                let problem: Value = serde_json::from_slice(response.body().as_ref().unwrap()).unwrap();
+                (response.status().as_u16(), problem["code"].as_str().unwrap().into())
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn say(&self, client: &mut Client, text: &str) {
+        self.runtime.block_on(client.send(Message::text(text))).unwrap();
+    }
+
+    fn hear(&self, client: &mut Client) -> Message {
+        let next = async { tokio::time::timeout(PATIENCE, client.next()).await };
+        self.runtime.block_on(next).unwrap().unwrap().unwrap()
+    }
+
+    fn hear_json(&self, client: &mut Client) -> Value {
+        loop {
+            match self.hear(client) {
+                Message::Text(text) => return serde_json::from_str(&text).unwrap(),
+                Message::Ping(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn hear_close(&self, client: &mut Client) -> CloseCode {
+        loop {
+            if let Message::Close(frame) = self.hear(client) {
+                return frame.unwrap().code;
+            }
+        }
+    }
+}
+
+#[test]
+fn subscribers_are_told_in_the_documented_words() {
+    let service = Service::ready(plan());
+    let at = time("2025-11-24T16:00:00Z");
+    service
+        .dataflow
+        .rows
+        .lock()
+        .unwrap()
+        .entry("5128581".into())
+        .or_default()
+        .insert(at, row(90.0, Category::Caution));
+    let mut client = service.open("/v1/subscribe", &[]).unwrap();
+    check_message("HelloMessage", &service.hear_json(&mut client));
+    for (asked, schema, answer) in [
+        (json!({"type": "subscribe", "id": "a", "cities": "all"}), "SubscribeMessage", "SnapshotMessage"),
+        (
+            json!({"type": "subscribe", "id": "b", "cities": ["5128581"], "rows": "window"}),
+            "SubscribeMessage",
+            "SnapshotMessage",
+        ),
+        (
+            json!({"type": "subscribe", "id": "c", "cities": ["x"], "resume": "?"}),
+            "SubscribeMessage",
+            "ResetMessage",
+        ),
+        (json!({"type": "ping"}), "PingMessage", "PongMessage"),
+        (json!({"type": "unsubscribe", "id": "b"}), "UnsubscribeMessage", "UnsubscribedMessage"),
+        (json!({"type": "unsubscribe", "id": "z"}), "UnsubscribeMessage", "ErrorMessage"),
+    ] {
+        check_message(schema, &asked);
+        service.say(&mut client, &asked.to_string());
+        let kind = answer.trim_end_matches("Message").to_ascii_lowercase();
+        let answered = loop {
+            let message = service.hear_json(&mut client);
+            if message["type"] == *kind {
+                break message;
+            }
+        };
+        check_message(answer, &answered);
+    }
+    service.dataflow.publish(hotter());
+    let changes = loop {
+        let message = service.hear_json(&mut client);
+        if message["type"] == "changes" {
+            break message;
+        }
+    };
+    check_message("ChangesMessage", &changes);
+    assert_eq!(service.get("/v1/status").json()["subscribers"], 1);
+}
+
+#[test]
+fn the_ingest_answers_in_order_when_readings_are_durable() {
+    let service = Service::ready(plan());
+    let mut client = service.open("/v1/ingest", &[]).unwrap();
+    service.say(&mut client, READING);
+    service.say(&mut client, "{");
+    service.say(&mut client, &format!("[{READING},{{}}]"));
+    service.say(&mut client, "[]");
+    let answers: Vec<_> = (0..4).map(|_| service.hear_json(&mut client)).collect();
+    for answer in &answers {
+        let schema = if answer["type"] == "error" { "IngestErrorMessage" } else { "AcceptedMessage" };
+        check_message(schema, answer);
+    }
+    let told: Vec<_> =
+        answers.iter().map(|answer| (&answer["seq"], &answer["type"], &answer["accepted"])).collect();
+    let null = Value::Null;
+    let (zero, one, two, three) = (json!(0), json!(1), json!(2), json!(3));
+    let (accepted, error) = (json!("accepted"), json!("error"));
+    assert_eq!(
+        told,
+        [
+            (&zero, &accepted, &one),
+            (&one, &error, &null),
+            (&two, &accepted, &one),
+            (&three, &accepted, &zero)
+        ]
+    );
+    assert_eq!((&answers[1]["code"], service.log.bytes().len()), (&json!("bad_message"), 2));
+    *service.log.error.lock().unwrap() = Some(AppendError::Busy);
+    service.say(&mut client, READING);
+    let busy = service.hear_json(&mut client);
+    assert_eq!((&busy["code"], &busy["seq"]), (&json!("busy"), &json!(4)));
+    *service.log.error.lock().unwrap() = None;
+    service.runtime.block_on(client.send(Message::binary(vec![1, 2]))).unwrap();
+    assert_eq!(service.hear_close(&mut client), CloseCode::from(1003));
+}
+
+#[test]
+fn messages_wait_for_the_log_within_a_limit() {
+    let service = Service::ready(plan());
+    *service.log.held.lock().unwrap() = Some(Vec::new());
+    let mut client = service.open("/v1/ingest", &[]).unwrap();
+    for _ in 0..100 {
+        service.say(&mut client, READING);
+    }
+    let held = || service.log.held.lock().unwrap().as_ref().unwrap().len();
+    let started = Instant::now();
+    while held() < 64 {
+        assert!(started.elapsed() < PATIENCE);
+        std::thread::yield_now();
+    }
+    for done in service.log.held.lock().unwrap().replace(Vec::new()).unwrap() {
+        done(Ok(Vec::new()));
+    }
+    for seq in 0..64 {
+        assert_eq!(service.hear_json(&mut client)["seq"], seq);
+    }
+    while held() < 36 {
+        assert!(started.elapsed() < PATIENCE);
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn sessions_end_with_a_code_that_says_why() {
+    let service = Service::ready(plan());
+    for path in ["/v1/subscribe", "/v1/ingest"] {
+        let mut client = service.open(path, &[]).unwrap();
+        service.say(&mut client, &"x".repeat(20_000));
+        assert_eq!(service.hear_close(&mut client), CloseCode::from(1009), "{path}");
+    }
+    let mut echo = service.open("/echo", &[]).unwrap();
+    let long = "x".repeat(300_000);
+    service.say(&mut echo, &long);
+    assert_eq!(service.hear(&mut echo), Message::text(long));
+    let quick = Limits { heartbeat: Duration::from_millis(30), ..limits() };
+    let service = Service::ready(ServePlan { limits: quick, echo: false, ..plan() });
+    // A client that never answers a ping.
+    let mut client = service.connect();
+    let key = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==";
+    client
+        .write_all(format!("GET /v1/ingest HTTP/1.1\r\nhost: localhost\r\n{key}\r\n\r\n").as_bytes())
+        .unwrap();
+    let mut said = Vec::new();
+    client.read_to_end(&mut said).unwrap();
+    let close = 4408_u16.to_be_bytes();
+    assert!(said.windows(2).any(|bytes| bytes == close), "{said:?}");
+    assert_eq!(service.refused("/echo", &[]), (404, "not_found".into()));
+}
+
+#[test]
+fn handshakes_are_checked() {
+    let tokens = vec![Token { secret: "reader".into(), read: true, ingest: false }];
+    let service = Service::ready(ServePlan { tokens, ..plan() });
+    assert_eq!(service.refused("/v1/subscribe", &[]), (401, "unauthorized".into()));
+    let foreign = [("origin", "https://evil.example"), ("authorization", "Bearer reader")];
+    assert_eq!(service.refused("/v1/subscribe", &foreign), (403, "foreign_origin".into()));
+    assert_eq!(
+        service.refused("/v1/ingest", &[("authorization", "Bearer reader")]),
+        (403, "insufficient_scope".into())
+    );
+    // A client that names subprotocols does not take an answer without one.
+    let protocols = ("sec-websocket-protocol", "swelter.v1, bearer.reader");
+    let mut client =
+        service.open("/v1/subscribe", &[protocols, ("origin", "https://maps.example.org")]).unwrap();
+    assert_eq!(service.hear_json(&mut client)["type"], "hello");
+    let open = Service::ready(plan());
+    let plain = open.get("/v1/subscribe");
+    assert_eq!(
+        (plain.status, &*plain.code(), plain.header("upgrade")),
+        (426, "upgrade_required", Some("websocket"))
+    );
+    let upgrade = [("connection", "upgrade"), ("upgrade", "websocket")];
+    for (version, key, status) in [
+        ("12", "dGhlIHNhbXBsZSBub25jZQ==", 426),
+        ("13", "short", 400),
+        ("13", "", 400),
+        ("13", "dGhlIHNhbXBsZSBub25jZQ", 400),
+    ] {
+        let headers =
+            [upgrade[0], upgrade[1], ("sec-websocket-version", version), ("sec-websocket-key", key)];
+        let mut request = format!("GET /v1/subscribe HTTP/1.1\r\nhost: {}\r\n", open.address);
+        headers.iter().for_each(|(name, value)| request.push_str(&format!("{name}: {value}\r\n")));
+        let mut socket = open.connect();
+        socket.write_all(format!("{request}\r\n").as_bytes()).unwrap();
+        socket.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(Reply::read(&mut socket).status, status, "{version} {key}");
+    }
+}
+
+#[test]
+fn stopping_ends_sessions_and_finishes_requests() {
+    let mut service = Service::ready(plan());
+    let mut subscriber = service.open("/v1/subscribe", &[]).unwrap();
+    let mut sensor = service.open("/v1/ingest", &[]).unwrap();
+    assert_eq!(service.hear_json(&mut subscriber)["type"], "hello");
+    let idle = service.connect();
+    *service.log.held.lock().unwrap() = Some(Vec::new());
+    let mut posting = service.connect();
+    let request = format!(
+        "POST /v1/readings HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{READING}",
+        service.address,
+        READING.len()
+    );
+    posting.write_all(request.as_bytes()).unwrap();
+    let started = Instant::now();
+    while service.log.held.lock().unwrap().as_ref().unwrap().is_empty() {
+        assert!(started.elapsed() < PATIENCE);
+        std::thread::yield_now();
+    }
+    let stopping = service.runtime.spawn(service.serving.take().unwrap().stop(PATIENCE));
+    assert_eq!(service.hear_close(&mut subscriber), CloseCode::Away);
+    assert_eq!(service.hear_close(&mut sensor), CloseCode::Away);
+    assert!(!stopping.is_finished());
+    for done in service.log.held.lock().unwrap().take().unwrap() {
+        done(Ok(Vec::new()));
+    }
+    assert_eq!(Reply::read(&mut posting).status, 200);
+    drop((subscriber, sensor));
+    service.runtime.block_on(stopping).unwrap();
+    assert!(started.elapsed() < PATIENCE);
+    assert!(TcpStream::connect(service.address).is_err());
+    drop(idle);
+}
+
+#[test]
+fn tls_is_spoken_and_a_new_certificate_is_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = TlsPlan { certificate: folder.path().join("cert.pem"), key: folder.path().join("key.pem") };
+    let write = || {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_string()]).unwrap();
+        std::fs::write(&files.certificate, made.cert.pem()).unwrap();
+        std::fs::write(&files.key, made.signing_key.serialize_pem()).unwrap();
+        made.cert.der().clone()
+    };
+    let missing = bind(ServePlan { tls: Some(files.clone()), ..plan() }).err().unwrap().to_string();
+    assert!(missing.contains("cert.pem"), "{missing}");
+    let certificate = write();
+    let key = std::fs::read(&files.key).unwrap();
+    std::fs::write(&files.key, "nothing").unwrap();
+    let broken = bind(ServePlan { tls: Some(files.clone()), ..plan() }).err().unwrap().to_string();
+    assert!(broken.contains("key.pem"), "{broken}");
+    std::fs::write(&files.key, key).unwrap();
+
+    let service = Service::start(ServePlan { tls: Some(files.clone()), ..plan() }, true);
+    let answer = service.runtime.block_on(https(service.address, certificate));
+    assert_eq!(Reply::parse(&answer).status, 200);
+    // Plain HTTP to a TLS port ends, and does no harm.
+    let mut socket = service.connect();
+    socket.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    let _ = socket.read_to_end(&mut Vec::new());
+
+    let tls = crate::serve::tls::Tls::load(&files).unwrap();
+    assert!(!tls.reload().unwrap());
+    write();
+    let later = std::time::SystemTime::now() + Duration::from_secs(5);
+    std::fs::File::options().write(true).open(&files.key).unwrap().set_modified(later).unwrap();
+    assert!(tls.reload().unwrap());
+    std::fs::write(&files.certificate, "nothing").unwrap();
+    assert!(tls.reload().is_err());
+}
+
+async fn https(address: SocketAddr, certificate: rustls_pki_types::CertificateDer<'static>) -> Vec<u8> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto::ring};
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate).unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let socket = tokio::net::TcpStream::connect(address).await.unwrap();
+    let mut tls = connector.connect("localhost".try_into().unwrap(), socket).await.unwrap();
+    tls.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    tls.read_to_end(&mut answer).await.unwrap();
+    answer
+}

@@ -1,0 +1,207 @@
+use super::*;
+use crate::model::reading::check_city;
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+
+fn time(text: &str) -> EventTime {
+    EventTime::parse(text, None).unwrap()
+}
+
+fn plan(weather: WeatherKind) -> GeneratorPlan {
+    GeneratorPlan {
+        cities: 20,
+        interval: "60s".parse().unwrap(),
+        staggered: false,
+        from: time("2025-01-01T00:00:00Z"),
+        to: time("2025-01-02T12:00:00Z"),
+        late: 0.0,
+        corrections: 0.0,
+        withdrawals: 0.0,
+        duplicates: 0.0,
+        invalid: 0.0,
+        weather,
+        seed: 1,
+    }
+}
+
+fn messy(weather: WeatherKind) -> GeneratorPlan {
+    GeneratorPlan {
+        late: 0.1,
+        corrections: 0.05,
+        withdrawals: 0.02,
+        duplicates: 0.03,
+        invalid: 0.04,
+        ..plan(weather)
+    }
+}
+
+#[test]
+fn a_log_without_faults_is_the_schedule() {
+    let generator = Generator::new(plan(WeatherKind::Uniform)).unwrap();
+    assert_eq!(generator.scheduled(), 20 * 36 * 60);
+    let mut deliveries = generator.deliveries();
+    let first = time("2025-01-01T00:00:00Z").millis();
+    for minute in 0..36 * 60 {
+        for city in 0..20 {
+            let at = EventTime::from_millis(first + minute * 60_000).unwrap();
+            let event = Event::Reading(generator.weather.measure(city, at));
+            let record = Record::Upsert { city: &format!("city_{city:05}"), at, event };
+            assert_eq!(deliveries.next(), Some(Delivery { arrives_at: at, record }));
+        }
+    }
+    assert_eq!(deliveries.next(), None);
+}
+
+#[test]
+fn the_end_is_not_part_of_it() {
+    for (to, steps) in
+        [("2025-01-01T00:00:00.001Z", 1), ("2025-01-01T00:01:00Z", 1), ("2025-01-01T00:01:30Z", 2)]
+    {
+        let plan = GeneratorPlan { to: time(to), ..plan(WeatherKind::Uniform) };
+        assert_eq!(Generator::new(plan).unwrap().deliveries().count(), 20 * steps, "{to}");
+    }
+}
+
+#[test]
+fn shares_are_as_asked_and_delays_as_documented() {
+    for weather in WeatherKind::ALL {
+        let generator = Generator::new(messy(weather)).unwrap();
+        let scheduled = generator.scheduled() as f64;
+        let (mut seen, mut late, mut delays) = (BTreeMap::new(), 0.0, 0.0);
+        let (mut duplicates, mut corrections, mut withdrawals, mut invalid) = (0.0, 0.0, 0.0, 0.0);
+        let mut faults = BTreeSet::new();
+        let mut now = EventTime::MIN;
+        for Delivery { arrives_at, record } in generator.deliveries() {
+            assert!(now <= arrives_at);
+            now = arrives_at;
+            match record {
+                Record::Upsert { city, at, event } => {
+                    let age = arrives_at.millis() - at.millis();
+                    assert!((0..=SETTLED_MS).contains(&age) && check_city(city).is_ok());
+                    match (event, seen.get(&(city, at))) {
+                        (Event::Reading(measured), None) => {
+                            seen.insert((city, at), measured);
+                            assert!(age <= LATEST_MS);
+                            late += f64::from(age > 0);
+                            delays += age as f64;
+                        }
+                        (Event::Reading(again), Some(first)) if again == *first => duplicates += 1.0,
+                        (Event::Reading(again), Some(first)) => {
+                            assert!((again.temperature() - first.temperature()).abs() < 5.01);
+                            corrections += 1.0;
+                        }
+                        (Event::Withdrawal, first) => {
+                            assert!(first.is_some());
+                            withdrawals += 1.0;
+                        }
+                    }
+                }
+                Record::Invalid(bad) => {
+                    invalid += 1.0;
+                    faults.insert(bad.fault);
+                }
+            }
+        }
+        assert_eq!(seen.len() as f64, scheduled);
+        assert_eq!(faults, BTreeSet::from(Fault::ALL));
+        for (share, count) in
+            [(0.1, late), (0.05, corrections), (0.02, withdrawals), (0.03, duplicates), (0.04, invalid)]
+        {
+            assert!((count / scheduled / share - 1.0).abs() < 0.1, "{share}: {count} of {scheduled}");
+        }
+        assert!((18.0..22.0).contains(&(delays / late / 60_000.0)));
+    }
+}
+
+#[test]
+fn the_log_depends_on_the_seed_alone() {
+    let log = |seed| {
+        let plan = GeneratorPlan { seed, to: time("2025-01-01T03:00:00Z"), ..messy(WeatherKind::Plausible) };
+        let generator = Generator::new(plan).unwrap();
+        generator.deliveries().map(|delivery| format!("{delivery:?}")).collect::<Vec<_>>()
+    };
+    assert_eq!(log(7), log(7));
+    assert_ne!(log(7), log(8));
+}
+
+#[test]
+fn bad_records_are_bad() {
+    let plan = GeneratorPlan { invalid: 1.0, ..plan(WeatherKind::Uniform) };
+    let generator = Generator::new(plan).unwrap();
+    let mut invalid = 0;
+    for delivery in generator.deliveries() {
+        let Record::Invalid(bad) = delivery.record else { continue };
+        invalid += 1;
+        let complete = bad.city.zip(bad.at).zip(bad.temperature.zip(bad.humidity));
+        let accepted = complete.map(|(_, (t, h))| Measurement::new(t, h, bad.wind_speed).is_ok());
+        let expected = match bad.fault {
+            Fault::OutOfRange => Some(false),
+            Fault::MissingField => None,
+            Fault::CutLine | Fault::NoOffset | Fault::BadNumber => Some(true),
+        };
+        assert_eq!(accepted, expected);
+    }
+    assert_eq!(invalid, generator.scheduled());
+}
+
+#[test]
+fn says_what_cannot_be_done() {
+    let said = |change: fn(&mut GeneratorPlan)| {
+        let mut plan = plan(WeatherKind::Uniform);
+        change(&mut plan);
+        Generator::new(plan).unwrap_err().to_string()
+    };
+    assert_eq!(said(|plan| plan.cities = 0), "there must be at least one city");
+    assert_eq!(said(|plan| plan.interval = "0s".parse().unwrap()), "the interval must be longer than 0");
+    assert_eq!(
+        said(|plan| plan.to = plan.from),
+        "from 2025-01-01T00:00:00Z to 2025-01-01T00:00:00Z there is no time: the end must be later than the beginning"
+    );
+    assert_eq!(
+        said(|plan| plan.from = EventTime::default()),
+        "uniform weather begins at 2025-01-01T00:00:00Z, after 1970-01-01T00:00:00Z"
+    );
+    assert!(said(|plan| plan.to = EventTime::MAX).ends_with("end sooner"));
+    assert!(said(|plan| plan.interval = Duration::MAX).ends_with("end sooner"));
+    assert_eq!(said(|plan| plan.late = 1.5), "late is a share of all readings, from 0 to 1, not 1.5");
+    assert_eq!(
+        said(|plan| plan.invalid = f64::NAN),
+        "invalid is a share of all readings, from 0 to 1, not NaN"
+    );
+    assert!(said(|plan| (plan.weather, plan.cities) = (WeatherKind::Plausible, 40_000)).contains("34006"));
+}
+
+proptest! {
+    #[test]
+    fn any_interval_keeps_the_order_and_loses_nothing(
+        interval in 1i64..200_000_000, steps in 1i64..40, cities in 1u32..4, share in 0.0..=1.0, seed: u64,
+    ) {
+        let from = time("2025-03-01T00:00:00Z");
+        let generator = Generator::new(GeneratorPlan {
+            cities,
+            interval: Duration::from_millis(interval).unwrap(),
+            staggered: seed % 2 == 1,
+            from,
+            to: EventTime::from_millis(from.millis() + interval * steps).unwrap(),
+            late: share,
+            corrections: share,
+            withdrawals: share,
+            duplicates: share,
+            invalid: share,
+            weather: WeatherKind::Uniform,
+            seed,
+        }).unwrap();
+        let mut now = from;
+        let mut seen = BTreeSet::new();
+        for Delivery { arrives_at, record } in generator.deliveries() {
+            prop_assert!(now <= arrives_at);
+            now = arrives_at;
+            if let Record::Upsert { city, at, event } = record {
+                prop_assert!(at <= arrives_at);
+                // Nothing comes of a reading before the reading itself.
+                prop_assert!(!seen.insert((city, at)) || matches!(event, Event::Reading(_)));
+            }
+        }
+        prop_assert_eq!(seen.len() as u64, generator.scheduled());
+    }
+}

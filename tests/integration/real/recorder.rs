@@ -1,0 +1,277 @@
+//! A subscriber in Python, on a WebSocket library that nobody here wrote, against the oracle: through corrections, withdrawals,
+//! cut sockets and kills of the service.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+
+use serde_json::{Value, json};
+use swelter::model::{CurrentRow, Event, EventTime, Measurement, Row};
+use tokio_tungstenite::tungstenite::{Message, WebSocket, client};
+
+use super::http;
+use super::prepared;
+use super::service::Service;
+use crate::harness::Settings;
+use crate::oracle::{Entry, FORMULA, Oracle};
+use crate::process::DEADLINE;
+
+const MINUTE: i64 = 60_000;
+const SETTINGS: Settings =
+    Settings { formula: FORMULA, window: 30 * MINUTE, lateness: 60 * MINUTE, history: 45 * MINUTE };
+const CONFIG: &str = "workers = 2\n[results]\nwindow = \"30m\"\nlateness = \"60m\"\nhistory = \"45m\"\n\
+     [serve.limits]\nheartbeat = \"1s\"\n";
+/// Two of them lie in the box; the last one never has a reading.
+const CITIES: [&str; 7] =
+    ["5128581", "1796236", "5368361", "x", "京都", "a \"quoted\" \\ city", "nothing yet"];
+const ROUNDS: u64 = 300;
+/// What happens now and then: every so many rounds.
+const CUT: u64 = 7;
+const SETTLE: u64 = 10;
+const KILL: u64 = 45;
+
+struct Subscription {
+    id: &'static str,
+    ask: Value,
+    cities: &'static [u32],
+}
+
+fn subscriptions() -> [Subscription; 4] {
+    let names = |cities: &[u32]| -> Vec<_> { cities.iter().map(|&city| CITIES[city as usize]).collect() };
+    let listed = |id, cities: &'static [u32], rows: &str| Subscription {
+        id,
+        ask: json!({"cities": names(cities), "rows": rows}),
+        cities,
+    };
+    [
+        Subscription { id: "all", ask: json!({"cities": "all"}), cities: &[0, 1, 2, 3, 4, 5, 6] },
+        Subscription {
+            id: "box",
+            ask: json!({"box": [-130, 20, -60, 55], "rows": "latest"}),
+            cities: &[0, 2],
+        },
+        listed("list", &[1, 3, 4, 6], "latest"),
+        listed("window", &[0, 4, 5, 6], "window"),
+    ]
+}
+
+/// The script, as a child process.
+struct Recorder {
+    child: Child,
+    commands: ChildStdin,
+    answers: Receiver<String>,
+}
+
+impl Recorder {
+    fn start(python: &OsStr, address: SocketAddr) -> Recorder {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/real/recorder.py");
+        let url = format!("ws://{address}/v1/subscribe");
+        let mut child = Command::new(python)
+            .args([script, &url])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (sender, answers) = mpsc::channel();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        thread::spawn(move || out.lines().map_while(Result::ok).for_each(|line| drop(sender.send(line))));
+        Recorder { commands: child.stdin.take().unwrap(), child, answers }
+    }
+
+    fn tell(&mut self, command: &Value) {
+        writeln!(self.commands, "{command}").expect("the recorder listens");
+    }
+
+    /// Its maps, once they are right as of then.
+    fn settle(&mut self, as_of: u64) -> Value {
+        self.tell(&json!({"do": "settle", "as_of": as_of}));
+        let answer = self.answers.recv_timeout(DEADLINE);
+        serde_json::from_str(&answer.expect("the recorder answers; else standard error says why")).unwrap()
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (z ^ (z >> 31)) % limit
+    }
+
+    /// New ones, many of the last hour, some too late.
+    fn entry(&mut self, now: i64) -> Entry {
+        let back = match self.below(10) {
+            0..4 => 0,
+            4..9 => self.below(55) as i64,
+            _ => self.below(120) as i64,
+        };
+        let event = match self.below(6) {
+            0 => Event::Withdrawal,
+            _ => {
+                let wind = (self.below(3) > 0).then(|| self.below(300) as f64 / 10.0);
+                let (t, h) = (60.0 + self.below(500) as f64 / 10.0, self.below(1000) as f64 / 10.0);
+                Event::Reading(Measurement::new(t, h, wind).unwrap())
+            }
+        };
+        let revision = (self.below(4) == 0).then(|| self.below(4) as i64);
+        let city = self.below(CITIES.len() as u64 - 1) as u32;
+        Entry { city, millis: now - back * MINUTE, event, revision }
+    }
+}
+
+fn time(millis: i64) -> String {
+    EventTime::from_millis(millis).unwrap().to_string()
+}
+
+fn record(entry: &Entry) -> Value {
+    let mut record = json!({"city": CITIES[entry.city as usize], "reading_at": time(entry.millis)});
+    match entry.event {
+        Event::Reading(measurement) => {
+            record["temperature"] = measurement.temperature().into();
+            record["humidity"] = measurement.humidity().into();
+            record["wind_speed"] = measurement.wind_speed().into();
+        }
+        Event::Withdrawal => record["deleted"] = true.into(),
+    }
+    if let Some(revision) = entry.revision {
+        record["revision"] = revision.into();
+    }
+    record
+}
+
+fn window_row(city: u32, millis: i64, row: &Row) -> Value {
+    json!({
+        "city": CITIES[city as usize], "reading_at": time(millis), "heat_index": row.heat_index().fahrenheit(),
+        "rolling_heat_index": row.rolling_heat_index(), "count": row.count(), "category": row.category().name(),
+    })
+}
+
+fn latest_row(city: u32, current: &CurrentRow) -> Value {
+    let mut row = window_row(city, current.reading_at.millis(), &current.row);
+    row["trend"] = current.trend().into();
+    row["temperature"] = current.measurement.map(|m| m.temperature()).into();
+    row["humidity"] = current.measurement.map(|m| m.humidity()).into();
+    row["wind_speed"] = current.measurement.and_then(|m| m.wind_speed()).into();
+    row
+}
+
+type Rows = BTreeMap<(String, String), Value>;
+
+fn by_key(rows: impl IntoIterator<Item = Value>) -> Rows {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    rows.into_iter().map(|row| ((text(&row["city"]), text(&row["reading_at"])), plain(row))).collect()
+}
+
+/// With numbers that are equal where they are written differently, as 82 and 82.0 are.
+fn plain(mut row: Value) -> Value {
+    for value in row.as_object_mut().unwrap().values_mut() {
+        if let Some(number) = value.as_f64() {
+            *value = number.into();
+        }
+    }
+    row
+}
+
+fn compare(oracle: &Oracle, maps: &Value) {
+    let current = oracle.current();
+    for Subscription { id, ask, cities } in subscriptions() {
+        let mut kept = by_key(maps[id].as_array().unwrap().iter().cloned());
+        let expected = if ask["rows"] == "window" {
+            let servable = |&city: &u32| {
+                oracle.servable(city).into_iter().map(move |(at, row)| window_row(city, at, &row))
+            };
+            let expected = by_key(cities.iter().flat_map(servable));
+            // What was sent and is final now may be kept: it is as it was.
+            kept.retain(|key, row| expected.contains_key(key) || !is_final(oracle, row));
+            expected
+        } else {
+            by_key(cities.iter().filter_map(|city| Some(latest_row(*city, current.get(city)?))))
+        };
+        assert_eq!(kept, expected, "the map of {id}");
+    }
+}
+
+fn is_final(oracle: &Oracle, row: &Value) -> bool {
+    let city = CITIES.iter().position(|city| row["city"] == *city).unwrap() as u32;
+    let at = EventTime::parse(row["reading_at"].as_str().unwrap(), None).unwrap().millis();
+    oracle.row(city, at).is_some_and(|expected| plain(window_row(city, at, &expected)) == *row)
+}
+
+/// The WebSocket ingest; a session begins where there is none.
+#[derive(Default)]
+struct Feed(Option<WebSocket<TcpStream>>);
+
+impl Feed {
+    /// Sends readings and waits until they are durable; their places in the log.
+    fn send(&mut self, address: SocketAddr, readings: &Value) -> Vec<Value> {
+        let socket = self.0.get_or_insert_with(|| {
+            let url = format!("ws://{address}/v1/ingest");
+            client(url, http::connect(address).unwrap()).unwrap().0
+        });
+        socket.send(Message::text(readings.to_string())).unwrap();
+        loop {
+            let Message::Text(text) = socket.read().unwrap() else { continue };
+            let answer: Value = serde_json::from_str(&text).unwrap();
+            assert_eq!((&answer["type"], &answer["refused"]), (&json!("accepted"), &json!([])), "{answer}");
+            return answer["positions"].as_array().unwrap().clone();
+        }
+    }
+}
+
+#[test]
+fn a_client_of_another_library_has_what_the_readings_say() {
+    let Some(python) = prepared("TEST_PYTHON") else { return };
+    let mut service = Service::run(CONFIG);
+    service.wait_until_ready();
+    let mut recorder = Recorder::start(&python, service.address);
+    for Subscription { id, ask, .. } in subscriptions() {
+        recorder.tell(&json!({"do": "subscribe", "id": id, "ask": ask}));
+    }
+    let (mut random, mut oracle, mut feed) = (Random(20_251_124), Oracle::new(SETTINGS), Feed::default());
+    let millis = jiff::Timestamp::now().as_millisecond();
+    let begin = millis - millis.rem_euclid(MINUTE) - ROUNDS as i64 * MINUTE;
+    let mut last = json!(null);
+    for round in 1..=ROUNDS {
+        let count = 1 + random.below(20);
+        let entries: Vec<_> = (0..count).map(|_| random.entry(begin + round as i64 * MINUTE)).collect();
+        for entry in &entries {
+            oracle.apply(entry);
+        }
+        let readings = entries.iter().map(record).collect();
+        let positions = match random.below(2) {
+            0 => service.post(&readings),
+            _ => feed.send(service.address, &readings),
+        };
+        if round % KILL == 0 {
+            service.kill();
+            service.start_again();
+            service.wait_until_ready();
+            feed = Feed::default();
+        } else if round % CUT == 0 {
+            recorder.tell(&json!({"do": "cut"}));
+        }
+        if round % SETTLE == 0 {
+            last = recorder.settle(service.wait_until_applied(&positions));
+            compare(&oracle, &last["maps"]);
+        }
+    }
+    let restarts = ROUNDS / KILL;
+    let (continued, resets) = (last["continued"].as_u64().unwrap(), last["resets"].as_array().unwrap());
+    assert!(continued > 0, "no subscription was resumed");
+    assert!(resets.iter().all(|reason| reason == "generation"), "{resets:?}");
+    assert!(resets.len() as u64 >= restarts, "{resets:?}");
+}

@@ -1,0 +1,174 @@
+//! The service with its sources, and what keeps it from starting.
+
+use std::fs;
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use swelter::pipeline::data_dir::DataDir;
+
+use crate::process::{Service, get, post, wait_for};
+
+fn reading(city: &str, minutes_ago: i64, temperature: f64) -> String {
+    let at = jiff::Timestamp::now().as_millisecond() / 60_000 * 60_000 - minutes_ago * 60_000;
+    let at = swelter::model::EventTime::from_millis(at).unwrap();
+    format!(r#"{{"city":"{city}","reading_at":"{at}","temperature":{temperature},"humidity":50}}"#)
+}
+
+fn current(service: &Service, city: &str) -> Option<Value> {
+    let answer = get(&service.address, &format!("/v1/cities/{city}")).unwrap();
+    let body: Value = serde_json::from_str(&answer.body).unwrap();
+    (answer.status == 200).then(|| body["current"].clone())
+}
+
+fn source(service: &Service, name: &str) -> Value {
+    let status = service.get("/v1/status");
+    let sources = status["sources"].as_array().unwrap();
+    sources.iter().find(|source| source["name"] == name).unwrap_or_else(|| panic!("{status}")).clone()
+}
+
+#[test]
+fn files_generators_and_posts_are_served_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let (once, followed) = (folder.path().join("once.csv"), folder.path().join("followed.jsonl"));
+    fs::write(
+        &once,
+        "city,reading_at,temperature,humidity\nold,2025-07-01T00:00:00Z,90,50\nold,2025-07-01T01:00:00Z,hot,50\n",
+    )
+    .unwrap();
+    fs::write(&followed, reading("grows", 5, 80.0) + "\n").unwrap();
+    let config = format!(
+        "workers = 2\n[sources.once]\nkind = 'file'\npath = '{}'\n[sources.followed]\nkind = 'file'\npath = '{}'\nfollow = true\n\
+         [sources.made-up]\nkind = 'generator'\ncities = 20\nhistory = '2h'\nlate = 0.05\ncorrections = 0.05\n",
+        once.display(),
+        followed.display()
+    );
+    for start in 1..=2 {
+        let service = Service::start(&data, &config).ready();
+        let posted = post(&service.address, "application/json", &reading("posted", start, 85.0)).unwrap();
+        assert_eq!(posted.status, 200, "{}", posted.body);
+        let made_up = &swelter::directory::Directory::shipped().cities()[19].id.to_string();
+        for city in ["old", "grows", "posted", made_up] {
+            wait_for(city, || current(&service, city).filter(|row| !row.is_null()));
+        }
+        assert_eq!(current(&service, "old").unwrap()["count"], 1);
+        wait_for("the whole past", || {
+            current(&service, made_up).filter(|row| row["count"].as_u64() >= Some(110))
+        });
+        assert_eq!(service.get("/v1/status")["refused"]["bad_number"], 1);
+        // A line counts when it is whole.
+        let mut file = fs::File::options().append(true).open(&followed).unwrap();
+        let line = reading("grows", 5, 80.0 + f64::from(start as u32)) + "\n";
+        let (first, rest) = line.split_at(20);
+        file.write_all(first.as_bytes()).unwrap();
+        file.write_all(rest.as_bytes()).unwrap();
+        wait_for("the correction in the file", || {
+            (current(&service, "grows")?["temperature"] == 80.0 + f64::from(start as u32)).then_some(())
+        });
+        assert_eq!(source(&service, "followed")["partitions"][0]["applied"], 1 + start);
+        service.terminate();
+    }
+    let letters = fs::read_to_string(data.join("dead-letters.jsonl")).unwrap();
+    assert_eq!(letters.lines().count(), 1, "{letters}");
+    assert!(letters.contains(r#""raw":"old,2025-07-01T01:00:00Z,hot,50""#), "{letters}");
+}
+
+#[test]
+fn a_city_of_two_logs_is_served_and_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, file) = (folder.path().join("data"), folder.path().join("city.jsonl"));
+    fs::write(&file, reading("both", 9, 80.0) + "\n").unwrap();
+    let config = format!("[sources.file]\nkind = 'file'\npath = '{}'\n", file.display());
+    let service = Service::start(&data, &config).ready();
+    post(&service.address, "application/json", &reading("both", 3, 90.0)).unwrap();
+    let row = wait_for("both readings", || current(&service, "both").filter(|row| row["count"] == 2));
+    assert_eq!(row["temperature"], 90);
+    assert_eq!(service.get("/v1/status")["split_city"], 1);
+    service.terminate();
+}
+
+#[test]
+fn a_generator_alone_needs_no_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let config = "[ingest]\nenabled = false\n[sources.load]\nkind = 'generator'\ncities = 50\ninterval = '1s'\nhistory = '1h'\n\
+                  history_interval = '1m'\ncorrections = 0.1\n";
+    let service = Service::start(&data, config).ready();
+    wait_for("corrections of the past", || {
+        (service.get("/v1/status")["counts"]["corrected"].as_u64() > Some(10)).then_some(())
+    });
+    let answer = post(&service.address, "application/json", &reading("x", 0, 80.0)).unwrap();
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    service.terminate();
+    assert!(!data.exists());
+}
+
+/// As after an hour of a clock that was wrong.
+#[test]
+fn a_clock_that_was_put_back_holds_nothing_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let now = jiff::Timestamp::now().as_millisecond() as u64;
+    DataDir::open(&data).unwrap().reserve_epochs(now + 3_600_000).unwrap();
+    let service = Service::start(&data, "").ready();
+    let count = |service: &Service| current(service, "x").map_or(0, |row| row["count"].as_u64().unwrap());
+    assert_eq!(post(&service.address, "application/json", &reading("x", 0, 80.0)).unwrap().status, 200);
+    wait_for("the first reading", || (count(&service) == 1).then_some(()));
+    // Each takes an epoch at least, and they are more than are taken ahead at once.
+    let began = Instant::now();
+    for sent in 1..=4_000 {
+        if began.elapsed() > Duration::from_secs(20) {
+            break;
+        }
+        service.get("/v1/cities/x/history?limit=1");
+        if sent % 500 == 0 {
+            let posted = reading("x", sent as i64 / 500, 80.0);
+            assert_eq!(post(&service.address, "application/json", &posted).unwrap().status, 200);
+            wait_for("the reading", || (count(&service) == 1 + sent / 500).then_some(()));
+        }
+    }
+    assert!(service.get("/v1/status")["as_of"].as_u64().unwrap() > now + 3_600_000);
+    service.terminate();
+}
+
+/// Other rules may refuse what others did not, at places that have their letters already.
+#[test]
+fn other_rules_begin_other_dead_letters() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let letters = |name: &str| fs::read_to_string(data.join(name)).unwrap().lines().count();
+    let service = Service::start(&data, "").ready();
+    let log = [reading("x", 0, 80.0), reading("x", 90, 80.0), reading("x", 2 * 1440, 80.0)].join("\n");
+    assert_eq!(post(&service.address, "application/x-ndjson", &log).unwrap().status, 200);
+    wait_for("the refusal", || (service.get("/v1/status")["refused"]["too_late"] == 1).then_some(()));
+    service.terminate();
+    assert_eq!(letters("dead-letters.jsonl"), 1);
+    Service::start(&data, "[results]\nlateness = '1h'\n").ready().terminate();
+    assert_eq!((letters("dead-letters.jsonl"), letters("dead-letters.1.jsonl")), (2, 1));
+}
+
+#[test]
+fn what_keeps_it_from_starting_is_said_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let said = |config: &str, listen: &str, expected: &[&str]| {
+        let (code, text) = Service::refused(&data, config, listen);
+        assert_eq!(code, Some(1), "{text}");
+        expected.iter().for_each(|expected| assert!(text.contains(expected), "{expected} is not in {text}"));
+    };
+    let service = Service::start(&data, "").ready();
+    let late = format!("[{},{}]", reading("x", 0, 80.0), reading("x", 2 * 1440, 80.0));
+    assert_eq!(post(&service.address, "application/json", &late).unwrap().status, 200);
+    wait_for("the dead letter", || (service.get("/v1/status")["refused"]["too_late"] == 1).then_some(()));
+    said("", "127.0.0.1:0", &["in use by another process"]);
+    let elsewhere = folder.path().join("elsewhere");
+    let (_, text) = Service::refused(&elsewhere, "", &service.address);
+    assert!(text.contains("cannot listen on") && text.contains("take another address"), "{text}");
+    service.terminate();
+    said("[ingest]\npartitions = 3\n", "127.0.0.1:0", &["has 16 partitions, not 3"]);
+    fs::remove_dir_all(data.join("journal")).unwrap();
+    said("", "127.0.0.1:0", &["dead-letters.jsonl", "move it away"]);
+    fs::remove_file(data.join("dead-letters.jsonl")).unwrap();
+    Service::start(&data, "").ready().terminate();
+}
