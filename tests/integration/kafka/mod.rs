@@ -1,8 +1,14 @@
 //! The built program and Apache Kafka itself.
 
 mod broker;
+mod case;
+mod faults;
+mod kills;
+mod log;
 mod reading;
+mod refusals;
 mod rig;
+mod swelter;
 mod topics;
 
 use std::ffi::OsString;
