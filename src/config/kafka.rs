@@ -1,10 +1,12 @@
 //! Sources and sinks that are topics of Kafka.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use super::keys::Keys;
 use super::layers::Value;
+use super::plan::{Plan, SourceKind};
 use crate::kafka::partitioner::Partitioner;
 use crate::kafka::{Cluster, letter_topics, properties};
 use crate::model::{Duration, EventTime};
@@ -296,4 +298,42 @@ fn not_a_registry(url: &str) -> Option<&'static str> {
     }
     let is_plain = !host.is_empty() && !rest.contains(|c: char| c.is_whitespace() || "?#".contains(c));
     (!is_plain).then_some("is not a URL of a registry: write it as in http://registry.example:8081")
+}
+
+/// Passwords that travel where others may listen.
+pub fn warnings(plan: &Plan) -> Vec<String> {
+    let (mut clusters, mut registries) = (Vec::new(), Vec::new());
+    for source in &plan.sources {
+        let SourceKind::Kafka(kafka) = &source.kind else { continue };
+        clusters.push(&kafka.cluster);
+        if let RecordFormat::AvroRegistry(RegistryPlan { urls, user: Some(_) }) = &kafka.format {
+            registries.extend(urls);
+        }
+    }
+    if let Some(sink) = &plan.sink {
+        clusters.push(&sink.outlet.cluster);
+        if let RowFormat::Avro { urls, user: Some(_) } = &sink.format {
+            registries.extend(urls);
+        }
+    }
+    let is_open = |cluster: &&&Cluster| {
+        let protocol = cluster.properties.get("security.protocol");
+        protocol.is_some_and(|name| name.eq_ignore_ascii_case("SASL_PLAINTEXT"))
+            && !cluster.brokers.split(',').all(is_loopback)
+    };
+    let cluster = clusters.iter().find(is_open).map(|cluster| {
+        format!("the way to {} is not encrypted: write \"security.protocol\" = \"SASL_SSL\"", cluster.brokers)
+    });
+    let is_open = |url: &&&String| url.strip_prefix("http://").is_some_and(|host| !is_loopback(host));
+    let registry = registries.iter().find(is_open);
+    let registry =
+        registry.map(|url| format!("the password for {url} is sent without encryption: use https"));
+    cluster.into_iter().chain(registry).collect()
+}
+
+/// Whether a host, with what follows it, is this one.
+fn is_loopback(host: &str) -> bool {
+    let host = host.split('/').next().unwrap_or_default();
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name).trim_matches(['[', ']']);
+    name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }

@@ -88,12 +88,12 @@ impl Config {
 
     /// What is allowed and yet rarely meant.
     pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = kafka::warnings(&self.plan);
         let serve = &self.plan.serve;
         let address = serve.listen;
         if address.ip().to_canonical().is_loopback() {
-            return Vec::new();
+            return warnings;
         }
-        let mut warnings = Vec::new();
         if serve.tokens.is_empty() {
             warnings.push(format!(
                 "{address} is not a loopback address and there are no tokens: everybody who reaches it can read everything \

@@ -249,3 +249,20 @@ fn secrets_come_from_variables_and_are_never_printed() {
         RecordFormat::AvroRegistry(RegistryPlan { urls: vec!["https://r".into()], user: None })
     );
 }
+
+#[test]
+fn passwords_on_an_open_way_are_warned_of() {
+    let warnings = |brokers: &str, protocol: &str, registry: &str| {
+        let text = format!(
+            "[[sources]]\ntype = 'kafka'\nbrokers = '{brokers}'\ntopic = 't'\nformat = 'avro'\n\
+             schema_registry = '{registry}'\nschema_registry_user = 'a:b'\n\
+             properties = {{ 'security.protocol' = '{protocol}' }}\n"
+        );
+        Written::new(&text).load().unwrap().warnings()
+    };
+    assert!(
+        warnings("localhost:1,127.0.0.1:2,[::1]:3", "SASL_PLAINTEXT", "http://127.0.0.1:8081").is_empty()
+    );
+    assert!(warnings("a.example:1", "sasl_ssl", "https://a.example/r").is_empty());
+    assert_eq!(warnings("127.0.0.1:1,a.example:1", "sasl_plaintext", "http://a.example:8081").len(), 2);
+}
