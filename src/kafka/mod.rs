@@ -1,6 +1,7 @@
 //! What sources and sinks have in common of Kafka: how to reach a cluster, who a key belongs to, names of headers.
 
 pub mod partitioner;
+pub mod properties;
 pub mod topics;
 
 use std::collections::BTreeMap;
