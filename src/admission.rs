@@ -89,7 +89,7 @@ impl Admission {
 
     /// Decides about the next arrival of the log; `arrived` is when the log took it, where it knows.
     pub fn admit(&mut self, upsert: &Upsert<'_>, arrived: Option<EventTime>) -> Result<Admitted, Refusal> {
-        let is_reading = matches!(upsert.event, Event::Reading(_));
+        let is_reading = upsert.event != Event::Withdrawal;
         let at = upsert.reading_at;
         if let (Some(max_ahead), Some(arrived)) = (self.rules.max_ahead, arrived)
             && at.millis() - arrived.millis() > max_ahead.millis()

@@ -6,6 +6,7 @@ pub mod codec;
 pub mod config;
 pub mod dataflow;
 pub mod directory;
+pub mod kafka;
 pub mod model;
 pub mod pipeline;
 pub mod serve;

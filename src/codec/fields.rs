@@ -387,10 +387,7 @@ mod tests {
         record.set(Field::ReadingAt, Value::Instant(0));
         record.set(Field::Temperature, Value::Number(temperature));
         record.set(Field::Moisture, Value::Number(moisture));
-        match record.upsert(&settings)?.event {
-            Event::Reading(measurement) => Ok(measurement),
-            Event::Withdrawal => panic!("not a withdrawal"),
-        }
+        Ok(*record.upsert(&settings)?.event.measurement().unwrap())
     }
 
     #[test]

@@ -33,14 +33,14 @@ impl<'a> Fields<'a> {
     /// Those of an arrival within the rules.
     pub fn of(city: &'a str, reading_at: EventTime, event: &Event) -> Fields<'a> {
         let key = Fields { city: Some(city), reading_at: Some(reading_at), ..Fields::default() };
-        match event {
-            Event::Reading(measurement) => Fields {
+        match event.measurement() {
+            Some(measurement) => Fields {
                 temperature: Some(measurement.temperature()),
                 humidity: Some(measurement.humidity()),
                 wind_speed: measurement.wind_speed(),
                 ..key
             },
-            Event::Withdrawal => Fields { withdrawal: true, ..key },
+            None => Fields { withdrawal: true, ..key },
         }
     }
 }

@@ -48,6 +48,7 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
         decode,
         ingest,
         sources,
+        sink: None,
         serve,
         limits,
     });
@@ -94,6 +95,7 @@ fn decode(keys: &mut Keys) -> Option<DecodeSettings> {
 fn ingest(keys: &mut Keys) -> Option<IngestPlan> {
     let enabled = keys.flag("ingest.enabled");
     let plan = IngestPlan {
+        into: None,
         partitions: keys.whole("ingest.partitions", 1..=1024),
         queue_records: keys.whole("ingest.queue_records", 1..=10_000_000),
         queue_bytes: keys.bytes("ingest.queue_bytes", "1 MiB", "16 GiB"),

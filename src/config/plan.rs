@@ -7,6 +7,8 @@ use crate::dataflow::heat_index::Formula;
 use crate::dataflow::rolling::Retention;
 use crate::model::Duration;
 use crate::serve::ServePlan;
+use crate::sinks::kafka::KafkaSinkPlan;
+use crate::sources::kafka::KafkaPlan;
 use crate::sources::weather::WeatherKind;
 
 /// All of a live run.
@@ -24,13 +26,17 @@ pub struct Plan {
     /// Without it nothing can be posted, and there is no journal.
     pub ingest: Option<IngestPlan>,
     pub sources: Vec<SourcePlan>,
+    /// Where every change of a row goes.
+    pub sink: Option<KafkaSinkPlan>,
     pub serve: ServePlan,
     pub limits: PipelineLimits,
 }
 
-/// The embedded journal.
+/// The embedded journal, or the topic in its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IngestPlan {
+    /// The source, a topic of Kafka, that posted readings are appended to; without one there is the journal.
+    pub into: Option<String>,
     pub partitions: u32,
     /// Records and bytes that may wait for the disk.
     pub queue_records: usize,
@@ -50,6 +56,7 @@ pub struct SourcePlan {
 pub enum SourceKind {
     Generator(GeneratorSource),
     File(FileInput),
+    Kafka(KafkaPlan),
 }
 
 /// Made-up readings, paced by the clock. Shares are as [`GeneratorPlan`](crate::sources::generator::GeneratorPlan) has them.

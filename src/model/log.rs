@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::EventTime;
+
 /// A partition of one of a run's logs: dense numbers over all sources, in the order of the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Slot(pub u16);
@@ -24,6 +26,35 @@ pub struct Progress {
     pub applied: u64,
     /// The log's end, as far as the reader knows it.
     pub end: u64,
+}
+
+/// A record as its log has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Raw<'a> {
+    /// Of logs whose records have keys.
+    pub key: Option<&'a [u8]>,
+    /// A tombstone has none.
+    pub value: Option<&'a [u8]>,
+    /// Where it is a dead letter that was sent again.
+    pub retried: Option<&'a Retried>,
+}
+
+impl<'a> Raw<'a> {
+    /// A new record without a key.
+    pub fn value(value: &'a [u8]) -> Raw<'a> {
+        Raw { value: Some(value), ..Raw::default() }
+    }
+}
+
+/// What a dead letter that is sent again says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retried {
+    /// Where the record first stood, as `readings/3/1017`: source or topic, partition, position.
+    pub origin: Box<str>,
+    /// How often it was sent again: from 1.
+    pub attempt: u32,
+    /// When the log first took it, where that is known.
+    pub first_seen: Option<EventTime>,
 }
 
 /// A record for the log.

@@ -5,6 +5,7 @@ pub mod blocks;
 pub mod change;
 pub mod heat;
 pub mod log;
+pub mod outgoing;
 pub mod reading;
 pub mod refusal;
 pub mod rows;
@@ -15,7 +16,10 @@ pub use arrival::{Arrival, CityKey, CityName, Outcome, OutcomeKind};
 pub use blocks::Blocks;
 pub use change::{Batch, Change, CityId, CityNames, CurrentRow, DayChange, DaySummary, Row};
 pub use heat::{Category, HeatIndex};
-pub use log::{Acknowledge, AppendError, Appended, Appender, NewRecord, PartitionName, Progress, Slot};
+pub use log::{
+    Acknowledge, AppendError, Appended, Appender, NewRecord, PartitionName, Progress, Raw, Retried, Slot,
+};
+pub use outgoing::{Parcel, ParcelRecord, Parcels, Render, Shard};
 pub use reading::{Event, Measurement, Revision, Upsert};
 pub use refusal::{Reason, Refusal};
 pub use rows::{ChangeLine, CityRows, DayLine, DeadLetter, RecordAt, ResultRow};

@@ -31,7 +31,20 @@ pub struct Upsert<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Event {
     Reading(Measurement),
+    /// A reading that was a dead letter: it counts only if its key holds no reading and no withdrawal of it is remembered.
+    Retried(Measurement),
     Withdrawal,
+}
+
+impl Event {
+    /// What was measured, unless it is a withdrawal.
+    #[inline(always)]
+    pub fn measurement(&self) -> Option<&Measurement> {
+        match self {
+            Event::Reading(measurement) | Event::Retried(measurement) => Some(measurement),
+            Event::Withdrawal => None,
+        }
+    }
 }
 
 /// What a sensor measured. `NaN` stands for no wind speed, so that a measurement stays three words wide. The order is one

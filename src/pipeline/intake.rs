@@ -84,7 +84,7 @@ impl Intake {
                     self.read.records += 1;
                     let admitted = match decoded {
                         Ok(upsert) => {
-                            if matches!(upsert.event, Event::Reading(_)) {
+                            if upsert.event != Event::Withdrawal {
                                 self.first_city.get_or_init(|| upsert.city.to_string());
                             }
                             admit(&upsert, &mut self.admission, &self.read, epoch)

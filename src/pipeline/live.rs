@@ -254,6 +254,7 @@ fn direct(source: &SourcePlan, plan: &Plan) -> Result<Arc<dyn Source>, RunError>
             let file = FileSource::new(&name, vec![input], *follow, plan.decode);
             Ok(Arc::new(file.map_err(|error| RunError::File { name, error })?))
         }
+        SourceKind::Kafka(_) => Err(RunError::Failed(format!("source {name}: topics cannot be read yet"))),
     }
 }
 
@@ -271,7 +272,7 @@ fn refusal_rules(plan: &Plan) -> String {
             let is = std::fs::metadata(&file.path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
             Some(format!("{} {file:?} {is:?}\n", source.name))
         }
-        SourceKind::Generator(_) => None,
+        SourceKind::Generator(_) | SourceKind::Kafka(_) => None,
     };
     let files: String = plan.sources.iter().filter_map(file).collect();
     format!("{:?}\n{:?}\n{files}", rules(plan), plan.decode)

@@ -2,6 +2,7 @@
 
 pub mod changes;
 pub mod dead_letters;
+pub mod kafka;
 pub mod output;
 pub mod plot;
 pub mod table;

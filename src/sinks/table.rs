@@ -107,7 +107,10 @@ impl Table {
             let at = outcome.reading_at.millis();
             self.counts.count(outcome.kind);
             match (outcome.kind, outcome.event) {
-                (OutcomeKind::Inserted | OutcomeKind::Corrected, Event::Reading(measurement)) => {
+                (
+                    OutcomeKind::Inserted | OutcomeKind::Corrected,
+                    Event::Reading(measurement) | Event::Retried(measurement),
+                ) => {
                     self.city(outcome.city).winners.set(at, Some(measurement));
                 }
                 (OutcomeKind::Withdrawn, _) => self.city(outcome.city).winners.set(at, None),

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::{Next, Partition, Place, Polled, Source, SourceError, Take};
 use crate::codec::{Compression, DecodeError, DecodeSettings, Decoder, Format};
+use crate::model::Raw;
 
 /// One file of a log, or standard input.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -224,20 +225,23 @@ impl FilePartition {
         }
         let taken = decoded.and_then(|upsert| take.upsert(place, &upsert));
         if let Err(refusal) = taken {
-            take.refused(place, &refusal, &decoder.raw());
+            take.refused(place, &refusal, &Raw::value(&decoder.raw()));
         }
         Ok(Some(true))
     }
 }
 
 impl Partition for FilePartition {
-    fn poll(&mut self, limit: usize, take: &mut dyn Take) -> Result<Polled, SourceError> {
+    fn poll(&mut self, limit: usize, upto: u64, take: &mut dyn Take) -> Result<Polled, SourceError> {
         let mut records = 0;
         if self.ended {
             return Ok(Polled { records, next: Next::Never });
         }
         self.found_end = false;
         for _ in 0..limit {
+            if self.read >= upto {
+                break;
+            }
             match self.give(take) {
                 Ok(Some(given)) => records += usize::from(given),
                 Ok(None) => {

@@ -6,19 +6,27 @@
 pub mod file;
 pub mod generator;
 pub mod journal;
+pub mod kafka;
 pub mod weather;
 
 use std::thread::Thread;
 use std::time::Instant;
 
-use crate::model::{EventTime, Refusal, Upsert};
+use crate::model::{EventTime, Raw, Refusal, Upsert};
 
-/// A log with a fixed number of partitions.
+/// A log of partitions.
 pub trait Source: Send + Sync {
     /// As it is called in the configuration, in positions and in dead letters.
     fn name(&self) -> &str;
 
+    /// How many there are by now. Some logs can be given more; none loses any.
     fn partitions(&self) -> u32;
+
+    /// Where a partition is read from that was never read before; `first_start` is false where the partition came later, and
+    /// all of it is to be read.
+    fn start(&self, _partition: u32, _first_start: bool) -> Result<u64, SourceError> {
+        Ok(0)
+    }
 
     /// Opens a partition at a position: the number of the first record that it will give. `worker` is unparked when there is
     /// something to poll after a poll has found nothing.
@@ -27,8 +35,8 @@ pub trait Source: Send + Sync {
 
 /// A partition that a worker reads.
 pub trait Partition {
-    /// Gives what is there to `take`, at most `limit` records, without waiting.
-    fn poll(&mut self, limit: usize, take: &mut dyn Take) -> Result<Polled, SourceError>;
+    /// Gives what is there to `take`, at most `limit` records and none from position `upto` on, without waiting.
+    fn poll(&mut self, limit: usize, upto: u64, take: &mut dyn Take) -> Result<Polled, SourceError>;
 
     /// The position behind the last record that is known to be in the log; grows while it is written. [`u64::MAX`] where it is
     /// not known, as long as there is more to poll at once.
@@ -50,7 +58,7 @@ pub trait Take {
     fn upsert(&mut self, place: Place, upsert: &Upsert<'_>) -> Result<(), Refusal>;
 
     /// Takes the exact bytes of a record that could not be decoded or was not taken.
-    fn refused(&mut self, place: Place, refusal: &Refusal, raw: &[u8]);
+    fn refused(&mut self, place: Place, refusal: &Refusal, raw: &Raw<'_>);
 }
 
 /// What a poll has found.

@@ -7,7 +7,7 @@ use std::time::{Duration as Wait, Instant};
 
 use crate::admission::{Admission, AdmissionRules};
 use crate::dataflow::rolling::told::Read;
-use crate::model::{Arrival, CityName, PartitionName, Progress, Reason, Refusal, Slot, Upsert};
+use crate::model::{Arrival, CityName, PartitionName, Progress, Raw, Reason, Refusal, Slot, Upsert};
 use crate::sinks::dead_letters::{DeadLetters, DeadLettersError};
 use crate::sources::{Next, Partition, Place, Source, SourceError, Take};
 
@@ -60,14 +60,15 @@ impl Refusals {
         synced.map_err(|source| DeadLettersError::Io { path, source })
     }
 
-    fn refuse(&self, name: &PartitionName, place: Place, refusal: &Refusal, raw: &[u8]) {
+    fn refuse(&self, name: &PartitionName, place: Place, refusal: &Refusal, raw: &Raw<'_>) {
         if let Some(place) = Reason::ALL.iter().position(|reason| *reason == refusal.reason) {
             self.counts[place].fetch_add(1, Ordering::Relaxed);
         }
         if let Some(letters) = &self.letters {
             let Place { position, arrived } = place;
             let mut letters = letters.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Err(error) = letters.write(name, position, arrived, refusal, raw) {
+            if let Err(error) = letters.write(name, position, arrived, refusal, raw.value.unwrap_or_default())
+            {
                 self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
             }
         }
@@ -133,7 +134,7 @@ impl Reader {
         }
         let Reader { admission, name, position, .. } = self;
         let mut admitting = Admitting { admission, name, cities, arrivals, refusals, position };
-        match self.partition.poll(limit, &mut admitting) {
+        match self.partition.poll(limit, u64::MAX, &mut admitting) {
             Ok(polled) => self.due = Due::Next(polled.next),
             Err(SourceError::Transient(error)) => {
                 let faults = if let Due::Retry { faults, .. } = self.due { faults + 1 } else { 0 };
@@ -212,7 +213,7 @@ impl Take for Admitting<'_> {
         Ok(())
     }
 
-    fn refused(&mut self, place: Place, refusal: &Refusal, raw: &[u8]) {
+    fn refused(&mut self, place: Place, refusal: &Refusal, raw: &Raw<'_>) {
         *self.position = place.position + 1;
         self.refusals.refuse(self.name, place, refusal, raw);
     }

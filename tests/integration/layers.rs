@@ -5,11 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Layer, module, and what else of its own layer it may import.
-const LAYERS: [(u8, &str, &[&str]); 14] = [
+const LAYERS: [(u8, &str, &[&str]); 15] = [
     (0, "model", &[]),
     (1, "codec", &[]),
     (1, "admission", &[]),
     (1, "directory", &[]),
+    (1, "kafka", &[]),
     (2, "sources", &[]),
     (2, "dataflow", &[]),
     (2, "sinks", &[]),

@@ -64,7 +64,7 @@ impl Oracle {
         self.revisions.insert(key, entry.revision);
         let measured = self.measured.entry(entry.city).or_default();
         Some(match entry.event {
-            Event::Reading(measurement) => {
+            Event::Reading(measurement) | Event::Retried(measurement) => {
                 measured.insert(entry.millis, measurement);
                 if measured.len() > 4 {
                     measured.pop_first();

@@ -62,7 +62,7 @@ fn written(entry: &Entry) -> String {
         "reading_at": EventTime::from_millis(entry.millis).unwrap().to_string(),
     });
     match entry.event {
-        Event::Reading(measurement) => {
+        Event::Reading(measurement) | Event::Retried(measurement) => {
             record["temperature"] = measurement.temperature().into();
             record["humidity"] = measurement.humidity().into();
         }

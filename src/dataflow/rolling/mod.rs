@@ -173,7 +173,7 @@ impl Rolling {
                 self.arrival_cities.push(TOO_LATE);
                 continue;
             }
-            let reading = matches!(arrival.event, Event::Reading(_));
+            let reading = arrival.event != Event::Withdrawal;
             if reading {
                 head.high = head.high.max(millis);
             }
@@ -189,13 +189,11 @@ impl Rolling {
     #[inline]
     fn accept(&mut self, city: u32, arrival: &Arrival, changed: &mut Changed) -> OutcomeKind {
         let millis = arrival.reading_at.millis();
-        let (measurement, held) = match &arrival.event {
-            Event::Reading(measurement) => {
-                let (heat_index, category) = self.formula.evaluate(measurement);
-                (Some(*measurement), Some(Held::new(heat_index, category)))
-            }
-            Event::Withdrawal => (None, None),
-        };
+        let measurement = arrival.event.measurement().copied();
+        let held = measurement.map(|measurement| {
+            let (heat_index, category) = self.formula.evaluate(&measurement);
+            Held::new(heat_index, category)
+        });
         let kind = match (self.store.heads[city as usize].edits, held) {
             (Edits::None, Some(held)) => {
                 let (sum, count) = self.store.append(city, millis, held, arrival.revision);

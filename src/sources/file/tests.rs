@@ -17,8 +17,8 @@ impl Take for Seer {
         Ok(())
     }
 
-    fn refused(&mut self, place: Place, _: &Refusal, raw: &[u8]) {
-        self.0.push((place.position, Err(raw.to_vec())));
+    fn refused(&mut self, place: Place, _: &Refusal, raw: &Raw<'_>) {
+        self.0.push((place.position, Err(raw.value.unwrap().to_vec())));
     }
 }
 
@@ -32,7 +32,7 @@ fn partition(path: &Path, format: Format, follow: bool, position: u64) -> Box<dy
 fn drain(partition: &mut dyn Partition, limit: usize) -> Result<(Vec<Seen>, Next), SourceError> {
     let mut seen = Seer::default();
     loop {
-        let polled = partition.poll(limit, &mut seen)?;
+        let polled = partition.poll(limit, u64::MAX, &mut seen)?;
         if polled.next != Next::Now {
             return Ok((seen.0, polled.next));
         }

@@ -6,7 +6,7 @@ use std::time::{Duration as Wait, Instant, SystemTime, UNIX_EPOCH};
 
 use super::{Cursor, Delivery, Generator, GeneratorPlan, HeldUp, PlanError, Record};
 use crate::codec::{DecodeSettings, RecordDecoder};
-use crate::model::{Duration, Event, EventTime, Upsert};
+use crate::model::{Duration, Event, EventTime, Raw, Upsert};
 use crate::sources::weather::WeatherKind;
 use crate::sources::{Next, Partition, Place, Polled, Source, SourceError, Take, mix, unit};
 
@@ -226,13 +226,13 @@ impl PacedPartition {
         if let Err(refusal) = taken {
             self.text.clear();
             delivery.record.push_json(&mut self.text);
-            take.refused(place, &refusal, &self.text);
+            take.refused(place, &refusal, &Raw::value(&self.text));
         }
     }
 }
 
 impl Partition for PacedPartition {
-    fn poll(&mut self, limit: usize, take: &mut dyn Take) -> Result<Polled, SourceError> {
+    fn poll(&mut self, limit: usize, upto: u64, take: &mut dyn Take) -> Result<Polled, SourceError> {
         let now = now();
         let paced = Arc::clone(&self.paced);
         let mut records = 0;
@@ -242,7 +242,7 @@ impl Partition for PacedPartition {
             if delivery.arrives_at.millis() > now {
                 break Next::At(Instant::now() + until(delivery.arrives_at));
             }
-            if records == limit {
+            if records == limit || self.position >= upto {
                 break Next::Now;
             }
             self.give(&delivery, take);
@@ -276,8 +276,8 @@ mod tests {
             Ok(())
         }
 
-        fn refused(&mut self, place: Place, refusal: &Refusal, raw: &[u8]) {
-            self.refused.push((place.position, refusal.clone(), raw.to_vec()));
+        fn refused(&mut self, place: Place, refusal: &Refusal, raw: &Raw<'_>) {
+            self.refused.push((place.position, refusal.clone(), raw.value.unwrap().to_vec()));
         }
     }
 
@@ -304,7 +304,7 @@ mod tests {
         let mut partition = paced.open(0, position, std::thread::current()).unwrap();
         let mut taken = Taken::default();
         loop {
-            let polled = partition.poll(100, &mut taken).unwrap();
+            let polled = partition.poll(100, u64::MAX, &mut taken).unwrap();
             assert!(polled.records <= 100);
             assert_eq!(polled.next == Next::Now, partition.end() == u64::MAX);
             if let Next::At(next) = polled.next {

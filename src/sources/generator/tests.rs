@@ -94,6 +94,7 @@ fn shares_are_as_asked_and_delays_as_documented() {
                             assert!(first.is_some());
                             withdrawals += 1.0;
                         }
+                        (Event::Retried(_), _) => panic!("nothing is retried"),
                     }
                 }
                 Record::Invalid(bad) => {

@@ -9,6 +9,7 @@ use super::block::{Block, Decoder};
 use super::store::Failure;
 use super::tail::Found;
 use crate::codec::RecordDecoder;
+use crate::model::Raw;
 use crate::sources::{Next, Partition, Place, Polled, SourceError, Take};
 
 pub(super) struct Reader {
@@ -85,8 +86,9 @@ impl Reader {
 }
 
 impl Partition for Reader {
-    fn poll(&mut self, limit: usize, take: &mut dyn Take) -> Result<Polled, SourceError> {
+    fn poll(&mut self, limit: usize, upto: u64, take: &mut dyn Take) -> Result<Polled, SourceError> {
         let mut given = 0;
+        let limit = limit.min(upto.saturating_sub(self.position) as usize);
         while given < limit {
             let Some(cursor) = &mut self.current else {
                 match self.advance()? {
@@ -106,7 +108,7 @@ impl Partition for Reader {
                     Err(refusal) => Err(refusal),
                 };
                 if let Err(refusal) = taken {
-                    take.refused(place(self.position), &refusal, raw);
+                    take.refused(place(self.position), &refusal, &Raw::value(raw));
                 }
                 self.position += 1;
                 given += 1;

@@ -15,7 +15,7 @@ use proptest::test_runner::TestRunner;
 
 use super::*;
 use crate::codec::{Fields, json_record};
-use crate::model::{Acknowledge, Appended, Event, Measurement, NewRecord, Refusal, Upsert};
+use crate::model::{Acknowledge, Appended, Event, Measurement, NewRecord, Raw, Refusal, Upsert};
 use crate::sources::{Next, Place, Take};
 
 /// A record as it was read: position, arrival, bytes or what they came to.
@@ -38,8 +38,8 @@ impl Take for Seer {
         Ok(())
     }
 
-    fn refused(&mut self, place: Place, _: &Refusal, raw: &[u8]) {
-        let raw = Some(raw.to_vec());
+    fn refused(&mut self, place: Place, _: &Refusal, raw: &Raw<'_>) {
+        let raw = raw.value.map(<[u8]>::to_vec);
         let Place { position, arrived } = place;
         self.0.push(Seen { position, arrived, city: None, reading_at: None, raw });
     }
@@ -81,7 +81,7 @@ fn read_from(
     let mut reader = Source::open(journal, partition, position, thread::current())?;
     let mut seen = Seer::default();
     loop {
-        let polled = reader.poll(limit, &mut seen)?;
+        let polled = reader.poll(limit, u64::MAX, &mut seen)?;
         assert!(polled.records <= limit);
         if polled.next != Next::Now {
             assert_eq!(reader.end(), position + seen.0.len() as u64);
@@ -152,7 +152,7 @@ fn a_reader_is_woken() {
             let mut reader = Source::open(&journal, 0, 0, thread::current()).unwrap();
             let mut seen = Seer::default();
             while seen.0.len() < 100 {
-                if reader.poll(7, &mut seen).unwrap().next == Next::Woken && seen.0.len() < 100 {
+                if reader.poll(7, u64::MAX, &mut seen).unwrap().next == Next::Woken && seen.0.len() < 100 {
                     found.send(()).unwrap();
                     let parked = Instant::now();
                     thread::park_timeout(Duration::from_secs(20));
@@ -204,7 +204,7 @@ fn has_failed(journal: &Journal, durable: usize) {
     assert!(line.contains("make room or repair the disk, then start again"), "{line}");
     let mut reader = Source::open(journal, 0, 0, thread::current()).unwrap();
     let mut seen = Seer::default();
-    let failed = (0..=durable).find_map(|_| reader.poll(1, &mut seen).err());
+    let failed = (0..=durable).find_map(|_| reader.poll(1, u64::MAX, &mut seen).err());
     assert_eq!((failed, seen.0.len()), (Some(SourceError::Fatal(line.to_string())), durable));
 }
 

@@ -140,7 +140,7 @@ fn time(millis: i64) -> String {
 fn record(entry: &Entry) -> Value {
     let mut record = json!({"city": CITIES[entry.city as usize], "reading_at": time(entry.millis)});
     match entry.event {
-        Event::Reading(measurement) => {
+        Event::Reading(measurement) | Event::Retried(measurement) => {
             record["temperature"] = measurement.temperature().into();
             record["humidity"] = measurement.humidity().into();
             record["wind_speed"] = measurement.wind_speed().into();

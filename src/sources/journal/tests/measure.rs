@@ -15,7 +15,7 @@ impl Take for Counter {
         Ok(())
     }
 
-    fn refused(&mut self, _: Place, _: &Refusal, _: &[u8]) {}
+    fn refused(&mut self, _: Place, _: &Refusal, _: &Raw<'_>) {}
 }
 
 /// Readings as they come: city after city, each with its own weather.
@@ -59,7 +59,7 @@ fn replay(journal: &Journal) -> u64 {
     let mut counter = Counter(0);
     for partition in 0..journal.partitions() {
         let mut reader = Source::open(journal, partition, 0, thread::current()).unwrap();
-        while reader.poll(4096, &mut counter).unwrap().next == Next::Now {}
+        while reader.poll(4096, u64::MAX, &mut counter).unwrap().next == Next::Now {}
     }
     counter.0
 }

@@ -1,0 +1,59 @@
+//! What sources and sinks have in common of Kafka: how to reach a cluster, who a key belongs to, names of headers.
+
+pub mod partitioner;
+
+use std::collections::BTreeMap;
+
+use rdkafka::ClientConfig;
+
+/// A Kafka cluster as a client reaches it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cluster {
+    /// `host:port`, separated by commas.
+    pub brokers: String,
+    /// Of librdkafka, such as `security.protocol`. They come before our own settings, which win.
+    pub properties: BTreeMap<String, String>,
+}
+
+// Properties may hold passwords.
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cluster").field("brokers", &self.brokers).finish_non_exhaustive()
+    }
+}
+
+impl Cluster {
+    /// The settings that every client of the cluster begins with.
+    pub fn client(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        for (name, value) in &self.properties {
+            config.set(name, value);
+        }
+        config.set("bootstrap.servers", &self.brokers).set("client.id", "swelter");
+        config
+    }
+}
+
+/// Headers of results: the epoch, in ms, at which the change became visible.
+pub const AS_OF: &str = "as_of";
+
+/// Headers of dead letters, and of those that are sent again.
+pub mod letter {
+    /// Where the record first stood: `topic/partition/offset`.
+    pub const ORIGIN: &str = "swelter-origin";
+    /// How often it was sent again: a number, from 1. A dead letter that never was has none.
+    pub const ATTEMPT: &str = "swelter-attempt";
+    /// When the log first took it, RFC 3339.
+    pub const FIRST_SEEN: &str = "swelter-first-seen";
+    /// Where the refused record stands: `topic/partition/offset`.
+    pub const POSITION: &str = "swelter-position";
+    /// A reason code, such as `not_decodable`.
+    pub const REASON: &str = "swelter-reason";
+    /// What is wrong, for a person.
+    pub const DETAIL: &str = "swelter-detail";
+}
+
+/// The first and the second dead-letter topic of a topic.
+pub fn letter_topics(topic: &str) -> [String; 2] {
+    [format!("{topic}.failed.1"), format!("{topic}.failed.2")]
+}
