@@ -40,7 +40,9 @@ pub fn split_wire_header(value: &[u8]) -> Result<(u32, &[u8]), Refusal> {
 #[cold]
 fn no_header(value: &[u8]) -> Refusal {
     let detail = match value.first() {
-        Some(&MAGIC) => format!("{} bytes are too few for the header of a schema id, which has 5", value.len()),
+        Some(&MAGIC) => {
+            format!("{} bytes are too few for the header of a schema id, which has 5", value.len())
+        }
         Some(first) => format!("no header of a schema id: it begins with byte {first}, not 0"),
         None => "it is empty".into(),
     };

@@ -198,7 +198,9 @@ impl<'s> Compiler<'s> {
     /// Whether at least some values of a type can be those of a field.
     fn fits(&self, field: Field, id: Id) -> bool {
         match (&self.shapes[id.0], field) {
-            (Shape::Union(branches), _) => branches.iter().any(|&branch| self.fits(field, branch)),
+            (Shape::Union(branches), _) => branches
+                .iter()
+                .any(|&branch| !matches!(self.shapes[branch.0], Shape::Null) && self.fits(field, branch)),
             (Shape::Null, _) => true,
             (Shape::Text | Shape::Enum(_), Field::City | Field::Op) => true,
             (Shape::Text | Shape::Time { .. }, Field::ReadingAt) => true,
