@@ -30,7 +30,7 @@ use self::store::{Edits, Store};
 use super::heat_index::Formula;
 use crate::model::{
     Arrival, Change, CityId, CityKey, CityName, CityNames, Counts, CurrentRow, DayChange, Event, EventTime,
-    Outcome, OutcomeKind, Row,
+    Outcome, OutcomeKind, Parcels, Render, Row,
 };
 
 pub use self::operator::{Streams, rolling};
@@ -75,6 +75,32 @@ impl Changed {
         }
         let last = self.rows.len() - 1;
         &mut self.rows[last]
+    }
+}
+
+impl Changed {
+    /// Writes an epoch's changed rows, and the current rows that it leaves, as records of a sink.
+    fn write(&self, epoch: u64, names: &CityNames, render: &mut dyn Render, out: &mut Parcels) {
+        for change in self.rows.iter().flatten() {
+            render.row(epoch, names, change, out);
+        }
+        for (city, row) in self.current_rows() {
+            render.current(epoch, names, city, row, out);
+        }
+    }
+
+    /// The cities whose current row has changed, each once.
+    fn current_rows(&self) -> impl Iterator<Item = (CityId, Option<&CurrentRow>)> {
+        let mut changes = self.current.iter().peekable();
+        std::iter::from_fn(move || {
+            let (city, row, diff) = changes.next()?;
+            if *diff > 0 {
+                return Some((*city, Some(row)));
+            }
+            // A retraction is followed by the row that takes its place, where there is one.
+            let next = changes.next_if(|(next, _, diff)| next == city && *diff > 0);
+            Some((*city, next.map(|(_, row, _)| row)))
+        })
     }
 }
 
