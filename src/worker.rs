@@ -17,9 +17,9 @@ use std::time::{Duration as Wait, Instant, SystemTime, UNIX_EPOCH};
 
 use timely::worker::Worker;
 
-use self::reader::{Gathered, Reader};
 pub use self::outgoing::Cuts;
 use self::outgoing::Outgoing;
+use self::reader::{Gathered, Reader};
 pub use self::reader::{LetterPlaces, LogPartition, Refusals};
 use self::teller::Teller;
 use crate::admission::AdmissionRules;

@@ -190,4 +190,3 @@ fn paced(generator: &GeneratorSource) -> PacedPlan {
         seed: generator.seed,
     }
 }
-

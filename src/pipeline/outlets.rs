@@ -84,12 +84,14 @@ impl Outlets {
             let identity = identity(plan, draft, facts);
             outlets.push(Outlet::open(&draft.plan, draft.topics.clone(), first_shard, &identity)?);
         }
-        let partitions = |outlet: usize, topic: &str| facts[outlet].get(topic).map_or(1, |facts| facts.partitions);
+        let partitions =
+            |outlet: usize, topic: &str| facts[outlet].get(topic).map_or(1, |facts| facts.partitions);
         let letters = kafka_sources(plan).filter_map(|(name, source)| {
             let (outlet, at) = *places_of.get(name)?;
             let [first, second] = letter_topics(&source.topic);
             let topics = [(at, partitions(outlet, &first)), (at + 1, partitions(outlet, &second))];
-            let (topic, first_shard, shards) = (name.into(), first_shards[outlet], drafts[outlet].plan.shards);
+            let (topic, first_shard, shards) =
+                (name.into(), first_shards[outlet], drafts[outlet].plan.shards);
             Some((name.to_owned(), Letters { outlet, topic, first_shard, shards, topics }))
         });
         let letters = letters.collect();
@@ -237,7 +239,9 @@ fn facts(plan: &Plan, draft: &Draft) -> Result<BTreeMap<String, TopicFacts>, Run
     }
     wanted.push(new_topic(progress_topic, 1, &PROGRESS));
     let mut may_create = results.is_some_and(|sink| sink.create_topics.is_some());
-    for (_, source) in kafka_sources(plan).filter(|(_, source)| draft.topics.contains(&letter_topics(&source.topic)[0])) {
+    for (_, source) in
+        kafka_sources(plan).filter(|(_, source)| draft.topics.contains(&letter_topics(&source.topic)[0]))
+    {
         may_create |= source.create_topics.is_some();
         for topic in letter_topics(&source.topic) {
             wanted.push(new_topic(&topic, source.create_topics.unwrap_or(1), &LETTERS));
@@ -249,9 +253,16 @@ fn facts(plan: &Plan, draft: &Draft) -> Result<BTreeMap<String, TopicFacts>, Run
             "progress topic {progress_topic} has more than one partition: make it with one, and cleanup.policy=compact"
         )));
     }
-    for topic in [Some(progress_topic), results.map(|sink| &sink.topic), results.and_then(|sink| sink.current_topic.as_ref())] {
+    for topic in [
+        Some(progress_topic),
+        results.map(|sink| &sink.topic),
+        results.and_then(|sink| sink.current_topic.as_ref()),
+    ] {
         if let Some(topic) = topic.filter(|topic| facts.get(*topic).is_some_and(|facts| !facts.compacted)) {
-            tracing::warn!(topic, "the topic is not compacted: it keeps every change, or loses results with its retention; set cleanup.policy=compact");
+            tracing::warn!(
+                topic,
+                "the topic is not compacted: it keeps every change, or loses results with its retention; set cleanup.policy=compact"
+            );
         }
     }
     Ok(facts)
@@ -330,7 +341,8 @@ fn cuts(mut all: Vec<(Shard, ShardProgress)>, partitions: &[LogPartition]) -> Re
         }
         if cuts.positions.last() != Some(&positions) {
             let before = cuts.positions.last();
-            let falls = |(slot, position): (&Slot, &u64)| positions.get(slot).is_none_or(|now| now < position);
+            let falls =
+                |(slot, position): (&Slot, &u64)| positions.get(slot).is_none_or(|now| now < position);
             if before.is_some_and(|before| before.iter().any(falls)) {
                 return Err(
                     "the shards' progress records contradict each other: were their topics restored from different times? Name \

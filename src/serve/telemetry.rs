@@ -84,6 +84,7 @@ pub(super) fn render(view: &View, connections: usize) -> String {
         ("withdrawn", counts.withdrawn),
         ("nothing_to_withdraw", counts.nothing_to_withdraw),
         ("old_revision", counts.old_revision),
+        ("superseded", counts.superseded),
         ("too_late", counts.too_late),
     ] {
         counter!("swelter_readings_total", "outcome" => outcome).absolute(count);

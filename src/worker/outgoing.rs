@@ -116,7 +116,8 @@ impl Outgoing {
         names: Vec<PartitionName>,
         outlets: Vec<Ends>,
     ) -> Outgoing {
-        let all = outlets.iter().enumerate().flat_map(|(at, outlet)| outlet.shards().map(move |shard| (at, shard)));
+        let all =
+            outlets.iter().enumerate().flat_map(|(at, outlet)| outlet.shards().map(move |shard| (at, shard)));
         let own = all.filter(|(_, shard)| usize::from(shard.0) % peers == index);
         let shards = own.map(|(outlet, shard)| OwnShard { shard, outlet, waiting: Vec::new(), moved: false });
         Outgoing {
@@ -183,7 +184,8 @@ impl Outgoing {
                 continue;
             }
             own.moved = false;
-            let positions = positions.get_or_insert_with(|| Arc::new(positions_of(&self.replay.read, &self.names)));
+            let positions =
+                positions.get_or_insert_with(|| Arc::new(positions_of(&self.replay.read, &self.names)));
             let parcels = std::mem::take(&mut own.waiting);
             let portion = Portion { parcels, epoch, positions: Arc::clone(positions) };
             self.outlets[own.outlet].give(own.shard, portion);
@@ -204,4 +206,69 @@ fn positions_of(read: &BTreeMap<Slot, u64>, names: &[PartitionName]) -> Position
         }
     }
     positions
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::Progress;
+
+    /// Partitions are read as they may be, a few records an epoch, by workers that all hear of it when the epoch has closed.
+    fn replay(cuts: &Cuts, starts: &[u64], ends: &[u64], steps: &[(usize, u64)]) -> (Replay, Vec<Vec<u64>>) {
+        let mut replay = Replay::new(Arc::new(cuts.clone()), starts.len());
+        let mut read = starts.to_vec();
+        let mut epochs: Vec<Vec<u64>> = starts.iter().map(|start| vec![0; *start as usize]).collect();
+        let mut said = vec![None; starts.len()];
+        for (epoch, (slot, records)) in (1..).zip(steps.iter().copied().chain((0..10_000).map(|i| (i, 3)))) {
+            let at = slot % starts.len();
+            let limit = replay.limit(Slot(at as u16), starts[at]).min(ends[at]);
+            for _ in read[at]..limit.min(read[at] + records) {
+                epochs[at].push(epoch);
+            }
+            read[at] = epochs[at].len() as u64;
+            if said[at] != Some(read[at]) {
+                said[at] = Some(read[at]);
+                let progress = Progress { slot: Slot(at as u16), applied: read[at], end: ends[at] };
+                replay.hear(&Read { epoch, progress, caught_up: false });
+            }
+            replay.pass();
+        }
+        (replay, epochs)
+    }
+
+    proptest! {
+        #[test]
+        fn every_record_is_on_its_side_of_each_cut(
+            starts in proptest::collection::vec(0..5u64, 1..5),
+            rises in proptest::collection::vec(proptest::collection::vec(0..7u64, 5), 0..4),
+            absent in proptest::collection::vec(any::<bool>(), 5),
+            steps in proptest::collection::vec((0..5usize, 0..9u64), 0..80),
+        ) {
+            let mut cuts = Cuts::default();
+            let mut at = starts.clone();
+            for rise in &rises {
+                let positions = at.iter_mut().zip(rise).enumerate().filter_map(|(slot, (at, rise))| {
+                    *at += if absent[slot] { 0 } else { *rise };
+                    (!absent[slot]).then_some((Slot(slot as u16), *at))
+                });
+                cuts.positions.push(positions.collect());
+            }
+            cuts.of_shards = (0..rises.len()).map(|cut| (Shard(cut as u16), cut)).collect();
+            let ends: Vec<u64> = at.iter().map(|at| at + 5).collect();
+            let (replay, epochs) = replay(&cuts, &starts, &ends, &steps);
+            prop_assert_eq!(replay.passed.len(), rises.len());
+            for (slot, epochs) in epochs.iter().enumerate() {
+                prop_assert_eq!(epochs.len() as u64, ends[slot]);
+                for (cut, positions) in cuts.positions.iter().enumerate() {
+                    let at = positions.get(&Slot(slot as u16)).copied().unwrap_or(starts[slot]);
+                    for (position, epoch) in epochs.iter().enumerate().skip(starts[slot] as usize) {
+                        let is_new = replay.is_new(Shard(cut as u16), *epoch);
+                        prop_assert_eq!(is_new, position as u64 >= at, "slot {} position {}", slot, position);
+                    }
+                }
+            }
+        }
+    }
 }

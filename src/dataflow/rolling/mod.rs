@@ -203,7 +203,9 @@ impl Rolling {
             if reading {
                 head.high = head.high.max(millis);
             }
-            if reading && millis > head.newest {
+            // Whether a retried one counts is decided where all of its key is known.
+            let retried = matches!(arrival.event, Event::Retried(_));
+            if reading && !retried && millis > head.newest {
                 head.newest = millis;
             } else if head.edits == Edits::None {
                 head.edits = Edits::Expected;
@@ -239,9 +241,9 @@ impl Rolling {
             _ => self.edit(city, arrival, held),
         };
         if let Some(current) = &mut self.current {
-            // A reading moves `high` even where its revision loses, so the city's current row may turn unservable.
+            // A reading moves `high` even where it loses, so the city's current row may turn unservable.
             current.touch(city);
-            if kind != OutcomeKind::OldRevision {
+            if !matches!(kind, OutcomeKind::OldRevision | OutcomeKind::Superseded) {
                 current.measure(city, millis, measurement);
             }
         }
@@ -255,7 +257,9 @@ impl Rolling {
             self.edited.push(city);
             self.store.seal(city);
         }
-        let (kind, delta) = self.store.edit(city, arrival.reading_at.millis(), held, arrival.revision);
+        let retried = matches!(arrival.event, Event::Retried(_));
+        let millis = arrival.reading_at.millis();
+        let (kind, delta) = self.store.edit(city, millis, held, arrival.revision, retried);
         if let Some(delta) = delta {
             self.deltas.push((city, delta));
             if let Some(days) = &mut self.days {

@@ -69,7 +69,8 @@ impl<W: RowWriter> Results<W> {
             push_json_text(&name, &mut start);
             start.extend_from_slice(b",\"reading_at\":\"");
             let partition = partition_of(name.as_bytes(), self.places.partitions);
-            let current_partition = partition_of(name.as_bytes(), self.places.current_partitions.unwrap_or(1));
+            let current_partition =
+                partition_of(name.as_bytes(), self.places.current_partitions.unwrap_or(1));
             self.cities.push(City { name, partition, current_partition, start: start.into() });
         }
     }
