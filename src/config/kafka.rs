@@ -26,24 +26,32 @@ pub fn is_name(name: &str) -> bool {
     (1..=MAX_TOPIC_BYTES).contains(&name.len()) && name.bytes().all(allowed) && ![".", ".."].contains(&name)
 }
 
-/// The topics in use, by cluster: what one writes no other may read or write.
+/// The topics in use, by brokers: what one writes no other may read or write.
 #[derive(Default)]
 pub struct Topics(BTreeMap<(String, String), Used>);
 
 struct Used {
     key: String,
-    /// Who shares a cluster may share where its progress is kept.
-    is_progress: bool,
+    /// Where progress is kept may be shared, by those who write as the same client.
+    progress_of: Option<Cluster>,
 }
 
 impl Topics {
-    fn take(&mut self, keys: &mut Keys, cluster: &Cluster, topic: &str, key: &str, is_progress: bool) {
+    fn take(&mut self, keys: &mut Keys, cluster: &Cluster, topic: &str, key: &str) {
+        self.insert(keys, cluster, topic, Used { key: key.to_owned(), progress_of: None });
+    }
+
+    fn take_progress(&mut self, keys: &mut Keys, cluster: &Cluster, topic: &str, key: &str) {
+        self.insert(keys, cluster, topic, Used { key: key.to_owned(), progress_of: Some(cluster.clone()) });
+    }
+
+    fn insert(&mut self, keys: &mut Keys, cluster: &Cluster, topic: &str, using: Used) {
         let place = (cluster.brokers.clone(), topic.to_owned());
         match self.0.get(&place) {
-            Some(used) if !(used.is_progress && is_progress) => {
-                keys.refuse(key, format!("is {topic}, as is {}: name another topic", used.key));
+            Some(used) if used.progress_of.is_none() || used.progress_of != using.progress_of => {
+                keys.refuse(&using.key, format!("is {topic}, as is {}: name another topic", used.key));
             }
-            _ => drop(self.0.insert(place, Used { key: key.to_owned(), is_progress })),
+            _ => drop(self.0.insert(place, using)),
         }
     }
 }
@@ -72,11 +80,11 @@ pub fn source(keys: &mut Keys, at: &str, lateness: Duration, topics: &mut Topics
     let partitioner = keys.one_of(&key("partitioner"), &Partitioner::ALL.map(Partitioner::name));
     let retry_after = retry_after(keys, &key("retry_after"), lateness);
     let (cluster, topic, progress_topic) = (cluster?, topic?, progress_topic?);
-    topics.take(keys, &cluster, &topic, &key("topic"), false);
+    topics.take(keys, &cluster, &topic, &key("topic"));
     for letters in letter_topics(&topic) {
-        topics.take(keys, &cluster, &letters, &key("topic"), false);
+        topics.take(keys, &cluster, &letters, &key("topic"));
     }
-    topics.take(keys, &cluster, &progress_topic, &key("progress_topic"), true);
+    topics.take_progress(keys, &cluster, &progress_topic, &key("progress_topic"));
     Some(KafkaPlan {
         cluster,
         topic,
@@ -125,11 +133,11 @@ pub fn sink(keys: &mut Keys, at: &str, topics: &mut Topics) -> Option<KafkaSinkP
     let outlet =
         OutletPlan { cluster, progress_topic, delivery, shards, commit_interval, transaction_timeout };
     let topic = topic?;
-    topics.take(keys, &outlet.cluster, &topic, &key("topic"), false);
+    topics.take(keys, &outlet.cluster, &topic, &key("topic"));
     if let Some(current_topic) = &current_topic {
-        topics.take(keys, &outlet.cluster, current_topic, &current, false);
+        topics.take(keys, &outlet.cluster, current_topic, &current);
     }
-    topics.take(keys, &outlet.cluster, &outlet.progress_topic, &key("progress_topic"), true);
+    topics.take_progress(keys, &outlet.cluster, &outlet.progress_topic, &key("progress_topic"));
     Some(KafkaSinkPlan { outlet, topic, current_topic, format: format?, create_topics })
 }
 

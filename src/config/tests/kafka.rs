@@ -251,6 +251,18 @@ fn secrets_come_from_variables_and_are_never_printed() {
 }
 
 #[test]
+fn progress_is_shared_within_a_cluster_alone() {
+    let load = |properties: &str| {
+        let source = "[[sources]]\ntype = 'kafka'\nbrokers = 'a:1'\nprogress_topic = 'p'\n";
+        let text = format!("{source}topic = 'one'\n{source}topic = 'two'\nproperties = {{ {properties} }}\n");
+        Written::new(&text).load().map(|config| config.plan.sources.len()).map_err(|error| error.to_string())
+    };
+    assert_eq!(load(""), Ok(2));
+    let error = load("'client.rack' = 'x'").unwrap_err();
+    assert!(error.contains("is p, as is sources.one.progress_topic: name another topic"), "{error}");
+}
+
+#[test]
 fn passwords_on_an_open_way_are_warned_of() {
     let warnings = |brokers: &str, protocol: &str, registry: &str| {
         let text = format!(
