@@ -17,15 +17,16 @@ fn number(variable: &str, default: u64) -> u64 {
 }
 
 /// Kills the program so often, with records coming all the time; at the end it is left to finish.
-fn kill(case: &mut Case, mut random: Random, kills: u64, environment: &[(&str, &str)]) {
+fn kill(case: &mut Case, mut random: Random, kills: u64) {
     case.produce(BEFORE);
-    for round in 0..kills {
+    for _ in 0..kills {
         let workers = 1 + random.next(3);
-        let environment = if round % 3 == 2 { environment } else { &[] };
-        let mut swelter = Swelter::start_with(&case.setup, case.data.path(), workers, environment);
-        // Half of them while they start.
-        let (alive, records) = match random.next(2) {
+        let dies = (random.next(3) == 0).then(|| random.next(20));
+        let mut swelter = Swelter::start_to_die(&case.setup, case.data.path(), workers, dies);
+        // A third of them while they start.
+        let (alive, records) = match random.next(3) {
             0 => (random.next(600), ROUND / 4),
+            _ if dies.is_some() => (1500, ROUND),
             _ => {
                 swelter.address();
                 (random.next(1200), ROUND)
@@ -46,7 +47,7 @@ fn run(seed: u64, kills: u64, sink: &str, check: impl FnOnce(&Case)) {
     eprintln!("seed {seed}");
     let mut case = Case::new(&access, seed, BEFORE + ROUND * (kills + 1) as usize);
     case.setup.sink += sink;
-    kill(&mut case, Random(!seed), kills, &[]);
+    kill(&mut case, Random(!seed), kills);
     case.produce(ROUND);
     let swelter = case.start(2).ready();
     case.wait_for_results();

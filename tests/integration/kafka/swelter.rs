@@ -1,6 +1,7 @@
 //! The built program with topics: its configuration, its life, and its end.
 
 use std::fs::File;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -90,16 +91,18 @@ impl Setup {
 pub struct Swelter {
     child: Child,
     folder: TempDir,
+    /// Whether it may abort.
+    dies: bool,
 }
 
 impl Swelter {
     /// Starts it with a data folder, which is all that a second start may find of the first one beside the topics.
     pub fn start(setup: &Setup, data: &Path, workers: u64) -> Swelter {
-        Swelter::start_with(setup, data, workers, &[])
+        Swelter::start_to_die(setup, data, workers, None)
     }
 
-    /// With further environment variables.
-    pub fn start_with(setup: &Setup, data: &Path, workers: u64, environment: &[(&str, &str)]) -> Swelter {
+    /// One that dies by itself after so many transactions, when the next is flushed and not committed.
+    pub fn start_to_die(setup: &Setup, data: &Path, workers: u64, after: Option<u64>) -> Swelter {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("swelter.toml");
         std::fs::write(&config, setup.to_toml()).unwrap();
@@ -112,9 +115,12 @@ impl Swelter {
             }
         }
         command.args(["run", "--listen", "127.0.0.1:0", "--workers", &workers.to_string(), "--config"]);
-        command.arg(&config).arg("--data-dir").arg(data).envs(environment.iter().copied());
+        command.arg(&config).arg("--data-dir").arg(data);
+        if let Some(after) = after {
+            command.env("SWELTER_TEST_DIE_BEFORE_COMMIT", after.to_string());
+        }
         let child = command.stdin(Stdio::null()).stdout(out("out")).stderr(out("log")).spawn().unwrap();
-        Swelter { child, folder }
+        Swelter { child, folder, dies: after.is_some() }
     }
 
     /// Waits until it serves, and says at which address.
@@ -145,12 +151,13 @@ impl Swelter {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap()
     }
 
-    /// Ends it at once; it must have lived until now.
+    /// Ends it at once; it must have lived until now, unless it was to die.
     pub fn kill(mut self) {
         if let Some(status) = self.has_ended() {
-            panic!("it has ended by itself with {status}: {}", self.log());
+            let died = self.dies && status.signal() == Some(6);
+            assert!(died, "it has ended by itself with {status}: {}", self.log());
         }
-        self.child.kill().unwrap();
+        let _ = self.child.kill();
         let _ = self.child.wait();
         assert!(!self.log().contains("panicked"), "{}", self.log());
     }
