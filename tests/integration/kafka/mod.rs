@@ -3,6 +3,7 @@
 mod broker;
 mod reading;
 mod rig;
+mod source;
 mod topics;
 
 use std::ffi::OsString;
