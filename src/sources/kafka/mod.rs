@@ -19,6 +19,7 @@ use self::partition::KafkaPartition;
 use self::watch::{Context, Marks};
 use crate::codec::DecodeSettings;
 use crate::kafka::Cluster;
+use crate::kafka::partitioner::Partitioner;
 use crate::model::{Duration, EventTime};
 use crate::sources::{Partition, Source, SourceError};
 
@@ -43,6 +44,8 @@ pub struct KafkaPlan {
     pub progress_topic: String,
     /// The consumer group under which positions are shown to monitors of lag. They decide nothing.
     pub group: String,
+    /// Where what is appended to the topic goes.
+    pub partitioner: Partitioner,
     /// After this long dead letters are sent once more by themselves, other than those that are too late.
     pub retry_after: Option<Duration>,
 }
