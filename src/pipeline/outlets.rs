@@ -1,7 +1,7 @@
 //! The outlets of a run: which clusters are written to, by which shards, and where a replay stops for them.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::live::RunError;
 use crate::codec::DecodeSettings;
@@ -34,6 +34,7 @@ pub struct Outlets {
 }
 
 /// Where the dead letters of a source go.
+#[derive(Clone)]
 struct Letters {
     outlet: usize,
     topic: Arc<str>,
@@ -135,31 +136,16 @@ impl Outlets {
         Some(ParcelsPlan { render, current })
     }
 
-    /// Where a partition is read from: as at its first start, which is kept.
-    pub fn start(&self, source: &dyn Source, partition: u32) -> Result<u64, RunError> {
-        let name = source.name();
-        let Some(letters) = self.letters.get(name) else { return Ok(0) };
-        let outlet = &self.outlets[letters.outlet];
-        let key = progress::start_key(name, partition);
-        if let Some(start) = outlet.kept().get(&key)? {
-            return Ok(start);
-        }
-        let first_start = outlet.kept().below(&format!("start/{name}/")).next().is_none();
-        let failed = |error| RunError::Failed(format!("source {name}, partition {partition}: {error}"));
-        let start = source.start(partition, first_start).map_err(failed)?;
-        outlet.keeper().keep(&key, &start)?;
-        Ok(start)
-    }
-
-    /// Where the dead letters of a partition go; nothing where that is the file.
-    pub fn letters(&self, partition: &PartitionName) -> Option<LetterPlaces> {
-        let letters = self.letters.get(&*partition.source)?;
-        let places = letters.topics.map(|(topic, partitions)| {
-            let of_topic = partition.partition % partitions.max(1);
-            let shard = Shard(letters.first_shard.0 + (of_topic % u32::from(letters.shards)) as u16);
-            (shard, topic, of_topic)
-        });
-        Some(LetterPlaces { topic: letters.topic.clone(), places })
+    /// What says of each partition where it begins.
+    pub fn starts(&self) -> Result<Starts, RunError> {
+        let of_source = |(name, letters): (&String, &Letters)| {
+            let outlet = &self.outlets[letters.outlet];
+            let kept = outlet.kept().get(&progress::start_key(name))?.unwrap_or_default();
+            let starts =
+                SourceStarts { kept: Mutex::new(kept), keeper: outlet.keeper(), letters: letters.clone() };
+            Ok((name.clone(), starts))
+        };
+        self.letters.iter().map(of_source).collect::<Result<_, _>>().map(Starts)
     }
 
     /// Where a replay of these partitions stops.
@@ -175,6 +161,63 @@ impl Outlets {
     pub fn start_writing(self, failed: Arc<dyn Fn(String) + Send + Sync>) -> Result<Writing, RunError> {
         let start = |outlet: Outlet| outlet.start(Arc::clone(&failed));
         Ok(Writing(self.outlets.into_iter().map(start).collect::<Result<_, _>>()?))
+    }
+}
+
+/// Where the partitions of topics were first read from, which is kept, and where their dead letters go.
+pub struct Starts(HashMap<String, SourceStarts>);
+
+struct SourceStarts {
+    kept: Mutex<BTreeMap<u32, u64>>,
+    keeper: Keeper,
+    letters: Letters,
+}
+
+impl Starts {
+    /// A partition as it is read: from where it was read first.
+    pub fn partition(
+        &self,
+        source: &Arc<dyn Source>,
+        partition: u32,
+        slot: Slot,
+    ) -> Result<LogPartition, RunError> {
+        let name = PartitionName { source: source.name().into(), partition };
+        let of_source = self.0.get(source.name());
+        let start = of_source.map_or(Ok(0), |starts| starts.start(&**source, partition))?;
+        let letters = of_source.map(|starts| starts.letters.of(partition));
+        Ok(LogPartition { slot, name, source: Arc::clone(source), start, letters })
+    }
+}
+
+impl SourceStarts {
+    fn start(&self, source: &dyn Source, partition: u32) -> Result<u64, RunError> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(start) = kept.get(&partition) {
+            return Ok(*start);
+        }
+        // Those of a first start are kept all at once: what is missing later has come later.
+        let first_start = kept.is_empty();
+        for partition in
+            (0..source.partitions().max(partition + 1)).filter(|p| !kept.contains_key(p)).collect::<Vec<_>>()
+        {
+            let start = source.start(partition, first_start).map_err(|error| {
+                RunError::Failed(format!("source {}, partition {partition}: {error}", source.name()))
+            })?;
+            kept.insert(partition, start);
+        }
+        self.keeper.keep(&progress::start_key(source.name()), &*kept)?;
+        Ok(kept.get(&partition).copied().unwrap_or(0))
+    }
+}
+
+impl Letters {
+    fn of(&self, partition: u32) -> LetterPlaces {
+        let places = self.topics.map(|(topic, partitions)| {
+            let of_topic = partition % partitions.max(1);
+            let shard = Shard(self.first_shard.0 + (of_topic % u32::from(self.shards)) as u16);
+            (shard, topic, of_topic)
+        });
+        LetterPlaces { topic: self.topic.clone(), places }
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::dataflow::Closed;
 use crate::dataflow::rolling::told::Read;
-use crate::model::{Batch, Parcel, PartitionName, Shard, Slot};
+use crate::model::{Batch, Parcel, Shard, Slot, Slots};
 use crate::sinks::kafka::progress::Positions;
 use crate::sinks::kafka::{Ends, Portion};
 
@@ -33,6 +33,7 @@ pub struct Replay {
     reached: HashMap<Slot, u64>,
     /// How far each was read.
     read: BTreeMap<Slot, u64>,
+    /// How many there were at the start.
     partitions: usize,
 }
 
@@ -59,7 +60,9 @@ impl Replay {
     fn hear(&mut self, read: &Read) {
         let slot = read.progress.slot;
         self.read.insert(slot, read.progress.applied);
-        if self.limit(slot, read.progress.applied) <= read.progress.applied {
+        // Those that came later are read behind the last cut only.
+        let from_start = usize::from(slot.0) < self.partitions;
+        if from_start && self.limit(slot, read.progress.applied) <= read.progress.applied {
             self.reached.entry(slot).or_insert(read.epoch);
         }
     }
@@ -75,7 +78,9 @@ impl Replay {
             let reached: Vec<Slot> = self
                 .read
                 .iter()
-                .filter(|(slot, read)| self.limit(**slot, **read) <= **read)
+                .filter(|(slot, read)| {
+                    usize::from(slot.0) < self.partitions && self.limit(**slot, **read) <= **read
+                })
                 .map(|(slot, _)| *slot)
                 .collect();
             self.reached.extend(reached.into_iter().map(|slot| (slot, epoch)));
@@ -93,7 +98,7 @@ pub struct Outgoing {
     reads_upper: u64,
     upper: u64,
     replay: Replay,
-    names: Vec<PartitionName>,
+    slots: Slots,
     outlets: Vec<Ends>,
     shards: Vec<OwnShard>,
 }
@@ -113,7 +118,7 @@ impl Outgoing {
         read: Closed<Read>,
         (index, peers): (usize, usize),
         cuts: Arc<Cuts>,
-        names: Vec<PartitionName>,
+        slots: Slots,
         outlets: Vec<Ends>,
     ) -> Outgoing {
         let all =
@@ -128,8 +133,8 @@ impl Outgoing {
             parcels_upper: 0,
             reads_upper: 0,
             upper: 0,
-            replay: Replay::new(cuts, names.len()),
-            names,
+            replay: Replay::new(cuts, slots.all().len()),
+            slots,
             shards: shards.collect(),
             outlets,
         }
@@ -185,7 +190,7 @@ impl Outgoing {
             }
             own.moved = false;
             let positions =
-                positions.get_or_insert_with(|| Arc::new(positions_of(&self.replay.read, &self.names)));
+                positions.get_or_insert_with(|| Arc::new(positions_of(&self.replay.read, &self.slots)));
             let parcels = std::mem::take(&mut own.waiting);
             let portion = Portion { parcels, epoch, positions: Arc::clone(positions) };
             self.outlets[own.outlet].give(own.shard, portion);
@@ -198,7 +203,8 @@ fn before<T>(open: &mut VecDeque<(u64, T)>, upper: u64) -> Option<(u64, T)> {
     open.front().is_some_and(|(epoch, _)| *epoch < upper).then(|| open.pop_front()).flatten()
 }
 
-fn positions_of(read: &BTreeMap<Slot, u64>, names: &[PartitionName]) -> Positions {
+fn positions_of(read: &BTreeMap<Slot, u64>, slots: &Slots) -> Positions {
+    let names = slots.all();
     let mut positions = Positions::new();
     for (slot, position) in read {
         if let Some(name) = names.get(usize::from(slot.0)) {

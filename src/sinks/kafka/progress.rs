@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `claim` | the generation that may write: `{"generation":7,"nonce":".."}` |
 //! | `identity` | what the results were made with |
-//! | `start/SOURCE/PARTITION` | where a partition was first read from |
+//! | `start/SOURCE` | where its partitions were first read from: `{PARTITION:..}` |
 //! | `shard/N` | written in the shard's transactions: `{"epoch":..,"positions":{SOURCE:{PARTITION:..}}}` |
 //! | `epochs` | epochs below may be in use |
 //! | `schema/SOURCE/ID` | what a registry has answered |
@@ -38,9 +38,9 @@ pub fn shard_key(shard: u16) -> String {
     format!("shard/{shard}")
 }
 
-/// The key of where a partition was first read from.
-pub fn start_key(source: &str, partition: u32) -> String {
-    format!("start/{source}/{partition}")
+/// The key of where the partitions of a source were first read from.
+pub fn start_key(source: &str) -> String {
+    format!("start/{source}")
 }
 
 /// Who may write.
