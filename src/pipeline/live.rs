@@ -20,6 +20,7 @@ use crate::dataflow::GraphPlan;
 use crate::directory::Directory;
 use crate::kafka::topics::TopicsError;
 use crate::model::Slots;
+use crate::registry::RegistryError;
 use crate::serve::{self, Facts, Ports, ServeError, Serving};
 use crate::sinks::dead_letters::DeadLettersError;
 use crate::sinks::kafka::{Ends, Keeper, OutletError};
@@ -54,13 +55,15 @@ pub enum RunError {
     #[error(transparent)]
     Topics(#[from] TopicsError),
     #[error(transparent)]
+    Registry(#[from] RegistryError),
+    #[error(transparent)]
     Outlet(#[from] OutletError),
     #[error("source {name}: {error}")]
     Feed { name: String, error: FeedError },
     #[error("source {name}: {error}")]
     Generator { name: String, error: PlanError },
     #[error("source {name}: {error}")]
-    File { name: String, error: crate::sources::SourceError },
+    Source { name: String, error: crate::sources::SourceError },
     #[error("threads cannot be started: {0}")]
     Threads(io::Error),
     #[error("the workers cannot be started: {0}")]
@@ -90,10 +93,10 @@ pub fn run(plan: Plan, announce: impl FnOnce(SocketAddr)) -> Result<(), RunError
     let (events, happened) = mpsc::sync_channel(4);
     listen_for_signals(&runtime, &events)?;
 
-    let outlets = Outlets::open(&plan)?;
-    let generation = outlets.generation().or(data_dir.as_ref().map(|dir| dir.generation()));
-    let generation = generation.unwrap_or_else(unkept_generation);
     let logs = Logs::open(&plan, data_dir)?;
+    let outlets = Outlets::open(&plan)?;
+    let generation = outlets.generation().or(logs.data_dir().map(|dir| dir.generation()));
+    let generation = generation.unwrap_or_else(unkept_generation);
     let starts = outlets.starts()?;
     let partitions = logs.partitions(&starts)?;
     let slots = Slots::new(partitions.iter().map(|partition| partition.name.clone()).collect());

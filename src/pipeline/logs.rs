@@ -14,6 +14,7 @@ use crate::sources::file::{FileSource, Input};
 use crate::sources::generator::feed::Feed;
 use crate::sources::generator::paced::{Paced, PacedPlan};
 use crate::sources::journal::{Journal, JournalPlan};
+use crate::sources::kafka::KafkaSource;
 use crate::worker::{self, LogPartition, Shared};
 
 /// The logs of a run, and what is kept beside them.
@@ -149,9 +150,12 @@ fn direct(source: &SourcePlan, plan: &Plan) -> Result<Arc<dyn Source>, RunError>
         SourceKind::File(FileInput { path, format, compression, follow }) => {
             let input = Input { path: Some(path.clone()), format: *format, compression: *compression };
             let file = FileSource::new(&name, vec![input], *follow, plan.decode);
-            Ok(Arc::new(file.map_err(|error| RunError::File { name, error })?))
+            Ok(Arc::new(file.map_err(|error| RunError::Source { name, error })?))
         }
-        SourceKind::Kafka(_) => Err(RunError::Failed(format!("source {name}: topics cannot be read yet"))),
+        SourceKind::Kafka(kafka) => {
+            let opened = KafkaSource::open(&name, kafka.clone(), plan.decode);
+            Ok(Arc::new(opened.map_err(|error| RunError::Source { name, error })?))
+        }
     }
 }
 

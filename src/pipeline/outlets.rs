@@ -2,17 +2,22 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration as Wait, Instant};
 
 use super::live::RunError;
-use crate::codec::DecodeSettings;
+use crate::codec::{CURRENT_SCHEMA, DecodeSettings, ROW_SCHEMA};
 use crate::config::{Plan, SourceKind};
 use crate::dataflow::ParcelsPlan;
 use crate::kafka::topics::{self, NewTopicPlan, TopicFacts};
 use crate::kafka::{Cluster, letter_topics};
-use crate::model::{PartitionName, Shard, Slot};
+use crate::model::{PartitionName, Render, Shard, Slot};
+use crate::registry::{Client, ClientSettings, RegistryError};
 use crate::sinks::kafka::progress::{self, ShardProgress};
-use crate::sinks::kafka::render::{Json, Places, Results};
-use crate::sinks::kafka::{Delivery, Ends, Identity, Keeper, Outlet, OutletPlan, Running};
+use crate::sinks::kafka::render::{Avro, Json, Places, Results};
+use crate::sinks::kafka::{
+    Delivery, Ends, Identity, KafkaSinkPlan, Keeper, Outlet, OutletPlan, RowFormat, Running,
+};
 use crate::sources::Source;
 use crate::sources::kafka::KafkaPlan;
 use crate::worker::{Cuts, LetterPlaces, LogPartition};
@@ -22,15 +27,28 @@ const RULES: u32 = 1;
 
 /// Shards and times of an outlet that has dead letters only.
 const LETTER_SHARDS: u16 = 1;
-const LETTER_COMMIT: std::time::Duration = std::time::Duration::from_millis(200);
-const LETTER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
+const LETTER_COMMIT: Wait = Wait::from_millis(200);
+const LETTER_TIMEOUT: Wait = Wait::from_secs(60);
+
+/// How long a schema registry may take at the start.
+const REGISTRY_PATIENCE: Wait = Wait::from_secs(30);
+const REGISTRY_TIMEOUT: Wait = Wait::from_secs(10);
+const REGISTRY_RETRY: Wait = Wait::from_millis(500);
 
 /// The outlets, claimed, with what earlier starts have written.
 pub struct Outlets {
     outlets: Vec<Outlet>,
     places: Option<Places>,
+    written: Written,
     /// By the source's name.
     letters: HashMap<String, Letters>,
+}
+
+/// How rows are written; in Avro with the ids of their schemas, where they have any.
+#[derive(Clone, Copy)]
+enum Written {
+    Json,
+    Avro(Option<(u32, u32)>),
 }
 
 /// Where the dead letters of a source go.
@@ -74,6 +92,7 @@ impl Outlets {
             places_of.insert(name.to_owned(), (outlet, draft.topics.len() as u8));
             draft.topics.extend(letter_topics(&source.topic));
         }
+        let written = plan.sink.as_ref().map_or(Ok(Written::Json), written)?;
         let facts = drafts.iter().map(|draft| facts(plan, draft)).collect::<Result<Vec<_>, _>>()?;
         let mut outlets = Vec::new();
         let mut first_shards = Vec::new();
@@ -102,7 +121,7 @@ impl Outlets {
             partitions: partitions(0, &sink.topic),
             current_partitions: sink.current_topic.as_ref().map(|topic| partitions(0, topic)),
         });
-        Ok(Outlets { outlets, places, letters })
+        Ok(Outlets { outlets, places, written, letters })
     }
 
     pub fn is_empty(&self) -> bool {
@@ -129,8 +148,12 @@ impl Outlets {
         if self.is_empty() {
             return None;
         }
-        let render = self.places.map(|places| -> Arc<dyn Fn() -> _ + Send + Sync> {
-            Arc::new(move || Box::new(Results::new(places, Json)) as Box<dyn crate::model::Render>)
+        let Outlets { written, .. } = *self;
+        let render = self.places.map(|places| -> Arc<dyn Fn() -> Box<dyn Render> + Send + Sync> {
+            match written {
+                Written::Json => Arc::new(move || Box::new(Results::new(places, Json))),
+                Written::Avro(ids) => Arc::new(move || Box::new(Results::new(places, Avro { ids }))),
+            }
         });
         let current = self.places.is_some_and(|places| places.current_partitions.is_some());
         Some(ParcelsPlan { render, current })
@@ -219,6 +242,30 @@ impl Letters {
         });
         LetterPlaces { topic: self.topic.clone(), places }
     }
+}
+
+/// Registers the schemas of rows, where there is a registry.
+fn written(sink: &KafkaSinkPlan) -> Result<Written, RunError> {
+    let (urls, user) = match &sink.format {
+        RowFormat::Json => return Ok(Written::Json),
+        RowFormat::BareAvro => return Ok(Written::Avro(None)),
+        RowFormat::Avro { urls, user } => (urls.clone(), user.clone()),
+    };
+    let client = Client::new(&ClientSettings { urls, user, timeout: REGISTRY_TIMEOUT })?;
+    let register = |topic: &str, schema: &str| {
+        let deadline = Instant::now() + REGISTRY_PATIENCE;
+        loop {
+            match client.register(&format!("{topic}-value"), schema) {
+                Err(RegistryError::Unavailable(_)) if Instant::now() < deadline => {
+                    thread::sleep(REGISTRY_RETRY)
+                }
+                registered => return registered,
+            }
+        }
+    };
+    let row = register(&sink.topic, ROW_SCHEMA)?;
+    let current = sink.current_topic.as_ref().map(|topic| register(topic, CURRENT_SCHEMA));
+    Ok(Written::Avro(Some((row, current.transpose()?.unwrap_or(0)))))
 }
 
 /// Outlets that are written to.

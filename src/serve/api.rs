@@ -7,11 +7,11 @@ use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde_json::{Map, Value, json};
 
+use super::Facts;
 use super::problem::{Code, Problem};
 use super::telemetry::now_ms;
 use super::text::Parameters;
 use super::view::{CityState, View};
-use super::Facts;
 use crate::codec::{push_current_json, push_integer, push_json_text, push_number, push_row_json};
 use crate::directory::Directory;
 use crate::model::refusal::quoted;
