@@ -20,7 +20,9 @@ const POLL: Wait = Wait::from_millis(100);
 /// Why dead letters cannot be read or sent.
 #[derive(Debug, thiserror::Error)]
 pub enum LettersError {
-    #[error("{brokers}: {doing}: {error}; check that the cluster is up and that this user may do it, then try again")]
+    #[error(
+        "{brokers}: {doing}: {error}; check that the cluster is up and that this user may do it, then try again"
+    )]
     Kafka { brokers: String, doing: String, error: KafkaError },
     #[error("{brokers}: topic {topic} is silent for {} s: check the cluster, then try again", SILENCE.as_secs())]
     Silent { brokers: String, topic: String },

@@ -214,7 +214,8 @@ impl Retrier {
     /// The exact bytes, and in headers where they come from.
     fn produce(&self, topic: &str, partition: i32, letter: &Letter) -> Result<(), LettersError> {
         let retried = letter.next_attempt();
-        let header = |headers: OwnedHeaders, key, value: &str| headers.insert(Header { key, value: Some(value) });
+        let header =
+            |headers: OwnedHeaders, key, value: &str| headers.insert(Header { key, value: Some(value) });
         let mut headers = header(OwnedHeaders::new(), letter::ORIGIN, &retried.origin);
         headers = header(headers, letter::ATTEMPT, &retried.attempt.to_string());
         if let Some(first_seen) = retried.first_seen {

@@ -36,7 +36,9 @@ impl Letter {
     pub fn next_attempt(&self) -> Retried {
         match &self.retried {
             Some(retried) => Retried { attempt: retried.attempt.saturating_add(1), ..retried.clone() },
-            None => Retried { origin: self.place.to_string().into(), attempt: 1, first_seen: self.first_seen },
+            None => {
+                Retried { origin: self.place.to_string().into(), attempt: 1, first_seen: self.first_seen }
+            }
         }
     }
 
@@ -94,7 +96,8 @@ pub struct LetterLine {
 
 impl LetterLine {
     pub fn of(source: &str, letter: &Letter) -> LetterLine {
-        let ((key, key_base64), (raw, raw_base64)) = (fields(letter.key.as_deref()), fields(letter.value.as_deref()));
+        let ((key, key_base64), (raw, raw_base64)) =
+            (fields(letter.key.as_deref()), fields(letter.value.as_deref()));
         LetterLine {
             source: source.to_owned(),
             position: letter.place.to_string(),

@@ -19,8 +19,8 @@ pub use change::{Batch, Change, CityId, CityNames, CurrentRow, DayChange, DaySum
 pub use heat::{Category, HeatIndex};
 pub use letter::Letter;
 pub use log::{
-    Acknowledge, AppendError, Appended, Appender, NewRecord, PartitionName, Progress, Raw, RecordPlace, Retried,
-    Slot,
+    Acknowledge, AppendError, Appended, Appender, NewRecord, PartitionName, Progress, Raw, RecordPlace,
+    Retried, Slot,
 };
 pub use outgoing::{Parcel, ParcelRecord, Parcels, Render, Shard};
 pub use reading::{Event, Measurement, Revision, Upsert};

@@ -1,5 +1,6 @@
 //! The logs of a run, opened by their plans.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::data_dir::DataDir;
@@ -68,6 +69,11 @@ impl Logs {
 
     pub fn appender(&self) -> Option<Arc<dyn Appender>> {
         self.appender.clone()
+    }
+
+    /// The journal and where what belongs to it is kept.
+    pub fn journal(&self) -> Option<(Arc<Journal>, PathBuf)> {
+        Some((self.journal.clone()?, self.data_dir.as_ref()?.path().to_path_buf()))
     }
 
     /// Why posted readings can not be taken any more.
@@ -190,4 +196,3 @@ fn paced(generator: &GeneratorSource) -> PacedPlan {
         seed: generator.seed,
     }
 }
-

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::codec::MAX_RECORD_BYTES;
 pub use self::lines::{Lines, read};
+use crate::codec::MAX_RECORD_BYTES;
 use crate::model::{DeadLetter, EventTime, PartitionName, Raw, RecordAt, Refusal};
 
 /// In a data directory: of records that are refused for the first time, and of those that were sent again.
@@ -49,7 +49,8 @@ impl DeadLetters {
 
     /// The file with a letter of the partition at `end` or behind it, where there is one.
     pub fn beyond(&self, partition: &PartitionName, end: u64) -> Option<&Path> {
-        let mut beyond = self.0.iter().filter(|file| file.last.get(partition).is_some_and(|last| *last >= end));
+        let mut beyond =
+            self.0.iter().filter(|file| file.last.get(partition).is_some_and(|last| *last >= end));
         beyond.next().map(|file| &*file.path)
     }
 
@@ -268,9 +269,14 @@ mod tests {
             assert_eq!(beyond(12).unwrap(), FILES[1]);
         }
         let line = std::fs::read_to_string(dir.path().join(FILES[1])).unwrap();
-        assert!(line.contains(r#""origin":"journal/3/10","attempt":1,"first_seen_at":"1970-01-01T00:00:00.005Z""#));
+        assert!(
+            line.contains(
+                r#""origin":"journal/3/10","attempt":1,"first_seen_at":"1970-01-01T00:00:00.005Z""#
+            )
+        );
         let all: Vec<_> = FILES.map(|name| read(&dir.path().join(name)).unwrap()).concat();
-        let places: Vec<_> = all.iter().map(|letter| (letter.place.position, letter.retried.clone())).collect();
+        let places: Vec<_> =
+            all.iter().map(|letter| (letter.place.position, letter.retried.clone())).collect();
         assert_eq!(places, [(10, None), (12, Some(retried))]);
     }
 

@@ -8,7 +8,9 @@ use std::time::{Duration as Wait, Instant};
 use crate::admission::{Admission, AdmissionRules};
 use crate::dataflow::rolling::told::Read;
 use crate::kafka::letter;
-use crate::model::{Arrival, CityName, Parcels, PartitionName, Progress, Raw, Reason, Refusal, Shard, Slot, Upsert};
+use crate::model::{
+    Arrival, CityName, Parcels, PartitionName, Progress, Raw, Reason, Refusal, Shard, Slot, Upsert,
+};
 use crate::sinks::dead_letters::{DeadLetters, DeadLettersError};
 use crate::sources::{Next, Partition, Place, Source, SourceError, Take};
 

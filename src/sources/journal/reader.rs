@@ -110,9 +110,7 @@ impl Partition for Reader {
                     },
                 };
                 let taken = match self.records.decode(raw) {
-                    Ok(upsert) if retried.is_some() => {
-                        take.upsert(place(self.position), &upsert.retried())
-                    }
+                    Ok(upsert) if retried.is_some() => take.upsert(place(self.position), &upsert.retried()),
                     Ok(upsert) => take.upsert(place(self.position), &upsert),
                     Err(refusal) => Err(refusal),
                 };

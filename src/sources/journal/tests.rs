@@ -283,8 +283,7 @@ fn replay_is_what_was_acknowledged() {
             check(&journal, &oracle);
             for (batch, flush) in run {
                 for (city, length) in batch {
-                    let record =
-                        NewRecord::new(Some(&format!("{city}")), vec![city; length]);
+                    let record = NewRecord::new(Some(&format!("{city}")), vec![city; length]);
                     let [at] = &acknowledged(&*journal.appender(), vec![record.clone()])[..] else {
                         panic!()
                     };
