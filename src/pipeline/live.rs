@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::data_dir::{DataDir, DataDirError};
 use super::logs::{Logs, needs_data_dir, rules};
 use super::outlets::{Outlets, Starts, Writing};
+use super::retry::spawn_retry;
 use crate::config::Plan;
 use crate::dataflow::GraphPlan;
 use crate::directory::Directory;
@@ -133,8 +134,10 @@ pub fn run(plan: Plan, announce: impl FnOnce(SocketAddr)) -> Result<(), RunError
     start_workers(run, &serving, &shared, events)?;
     let ended = Arc::new(AtomicBool::new(false));
     reserve_epochs(bound_epochs, shared.clone(), reserved, ended.clone())?;
+    let retrying = spawn_retry(&plan, logs.journal()).map_err(RunError::Threads)?;
     let (workers_ended, end) = keep_house(&logs, &starts, &slots, &shared, &happened);
     tracing::info!("stopping");
+    retrying.stop();
     // From the sources on: what was taken in still goes all the way.
     for (name, feed) in feeds {
         if let Err(error) = feed.stop() {

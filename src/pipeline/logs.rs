@@ -1,5 +1,6 @@
 //! The logs of a run, opened by their plans.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::data_dir::DataDir;
@@ -71,6 +72,11 @@ impl Logs {
         self.appender.clone()
     }
 
+    /// The journal and where what belongs to it is kept.
+    pub fn journal(&self) -> Option<(Arc<Journal>, PathBuf)> {
+        Some((self.journal.clone()?, self.data_dir.as_ref()?.path().to_path_buf()))
+    }
+
     /// Why posted readings can not be taken any more.
     pub fn failed(&self) -> Option<String> {
         self.journal.as_ref().and_then(|journal| journal.failed()).map(|failed| failed.to_string())
@@ -79,13 +85,13 @@ impl Logs {
     /// The dead letters of the journal and of files.
     pub fn dead_letters(&self, plan: &Plan) -> Result<Option<DeadLetters>, RunError> {
         let Some((dir, journal)) = self.data_dir.as_ref().zip(self.journal.as_ref()) else { return Ok(None) };
-        let letters = DeadLetters::open(&dir.path().join("dead-letters.jsonl"), &refusal_rules(plan))?;
+        let letters = DeadLetters::open(dir.path(), &refusal_rules(plan))?;
         let name: Arc<str> = journal.name().into();
         for partition in 0..journal.partitions() {
             // Its letters would keep those of the journal from being written.
             let name = PartitionName { source: name.clone(), partition };
-            if letters.last(&name).is_some_and(|last| last >= journal.end(partition)) {
-                let path = letters.path().display();
+            if let Some(path) = letters.beyond(&name, journal.end(partition)) {
+                let path = path.display();
                 return Err(RunError::Failed(format!(
                     "{path} has dead letters of records that the journal does not have: move it away, it is of another journal"
                 )));
