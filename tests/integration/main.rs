@@ -12,5 +12,6 @@ mod oracle;
 mod process;
 mod real;
 mod recovery;
+mod registry;
 mod results;
 mod service;
