@@ -157,7 +157,7 @@ fn bare_loop(cities: &Cities, epochs: i64, formula: bool) -> f64 {
         store.add_city();
     }
     let evaluate = |arrival: &Arrival| match &arrival.event {
-        Event::Reading(measurement) => {
+        Event::Reading(measurement) | Event::Retried(measurement) => {
             let (heat_index, category) = Formula::Rothfusz.evaluate(measurement);
             Held::new(heat_index, category)
         }

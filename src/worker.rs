@@ -4,11 +4,12 @@
 //! hears of an epoch that others use closes it too, whatever its own clock says: so none holds the others up, and an
 //! epoch is complete as soon as all have heard of it.
 
+mod outgoing;
 mod reader;
 mod teller;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, Thread};
@@ -16,15 +17,18 @@ use std::time::{Duration as Wait, Instant, SystemTime, UNIX_EPOCH};
 
 use timely::worker::Worker;
 
-use self::reader::Reader;
-pub use self::reader::{LogPartition, Refusals};
+pub use self::outgoing::Cuts;
+use self::outgoing::Outgoing;
+use self::reader::{Gathered, Reader};
+pub use self::reader::{LetterPlaces, LogPartition, Refusals};
 use self::teller::Teller;
 use crate::admission::AdmissionRules;
 use crate::config::PipelineLimits;
 use crate::dataflow::rolling::told::Read;
 use crate::dataflow::{self, Graph, GraphPlan};
-use crate::model::{Arrival, Ask, CityName, Query};
+use crate::model::{Arrival, Ask, CityName, Parcel, Parcels, Query, Slots};
 use crate::serve::Publisher;
+use crate::sinks::kafka::Ends;
 
 /// Between two epochs of a worker; while it catches up it takes more into one.
 const BETWEEN_EPOCHS: Wait = Wait::from_millis(1);
@@ -48,7 +52,11 @@ pub struct Job {
     pub limits: PipelineLimits,
     /// By slot. Each is read by one worker.
     pub partitions: Vec<LogPartition>,
+    pub slots: Slots,
     pub publisher: Publisher,
+    /// Durable sinks, and where a replay stops for them.
+    pub outlets: Vec<Ends>,
+    pub cuts: Arc<Cuts>,
     pub shared: Arc<Shared>,
 }
 
@@ -63,6 +71,9 @@ pub struct Shared {
     used: AtomicU64,
     failed: Mutex<Option<String>>,
     pub refusals: Refusals,
+    /// Partitions that came after the start, and how many they are.
+    added: Mutex<Vec<LogPartition>>,
+    added_count: AtomicUsize,
     sender: SyncSender<Vec<Query>>,
     questions: Mutex<Receiver<Vec<Query>>>,
     /// Worker 0, which takes the questions.
@@ -80,6 +91,8 @@ impl Shared {
             used: AtomicU64::new(0),
             failed: Mutex::new(None),
             refusals,
+            added: Mutex::new(Vec::new()),
+            added_count: AtomicUsize::new(0),
             sender,
             questions: Mutex::new(questions),
             asked: OnceLock::new(),
@@ -94,6 +107,12 @@ impl Shared {
     /// The greatest epoch in use, or the clock's, where that is greater.
     pub fn newest_epoch(&self) -> u64 {
         self.used.load(Ordering::Relaxed).max(clock())
+    }
+
+    /// Has a partition read that came after the start.
+    pub fn add(&self, partition: LogPartition) {
+        self.added.lock().unwrap_or_else(PoisonError::into_inner).push(partition);
+        self.added_count.fetch_add(1, Ordering::Release);
     }
 
     /// More epochs may be used.
@@ -156,12 +175,18 @@ pub fn run(worker: &mut Worker, job: &Job, first_epoch: u64) {
 /// What a worker keeps.
 struct Own<'a> {
     job: &'a Job,
+    index: usize,
+    peers: usize,
+    /// How many of those that came later were looked at.
+    added: usize,
     graph: Graph,
     readers: Vec<Reader>,
     /// The reader that is polled first next time.
     first: usize,
     /// At worker 0.
     teller: Option<Teller>,
+    /// Where there are durable sinks.
+    outgoing: Option<Outgoing>,
     /// The first epoch that is not closed here.
     open: u64,
     /// Not before this time is another epoch sent, or only the clock followed.
@@ -174,10 +199,11 @@ struct Own<'a> {
     arrivals: Vec<Arrival>,
     queries: Vec<Query>,
     progress: Vec<Read>,
+    letters: Parcels,
 }
 
 impl<'a> Own<'a> {
-    fn new(index: usize, peers: usize, graph: Graph, job: &'a Job, first_epoch: u64) -> Own<'a> {
+    fn new(index: usize, peers: usize, mut graph: Graph, job: &'a Job, first_epoch: u64) -> Own<'a> {
         let own = job.partitions.iter().filter(|partition| usize::from(partition.slot.0) % peers == index);
         let readers = own.filter_map(|partition| {
             Reader::open(partition, job.rules).map_err(|error| job.shared.fail(error)).ok()
@@ -188,13 +214,28 @@ impl<'a> Own<'a> {
             let _ = job.shared.asked.set(thread::current());
             Teller::new(job.publisher.clone(), job.partitions.len())
         });
+        let closed = graph.parcels.take().zip(graph.read.take());
+        let outgoing = closed.map(|(parcels, read)| {
+            Outgoing::new(
+                parcels,
+                read,
+                (index, peers),
+                Arc::clone(&job.cuts),
+                job.slots.clone(),
+                job.outlets.clone(),
+            )
+        });
         let now = Instant::now();
         let mut own = Own {
             job,
+            index,
+            peers,
+            added: 0,
             graph,
             readers,
             first: 0,
             teller,
+            outgoing,
             open: first_epoch.max(clock()),
             gate: now,
             idle: now,
@@ -204,6 +245,7 @@ impl<'a> Own<'a> {
             arrivals: Vec::new(),
             queries: Vec::new(),
             progress: Vec::new(),
+            letters: Parcels::default(),
         };
         own.graph.advance_to(own.open);
         own
@@ -219,6 +261,7 @@ impl<'a> Own<'a> {
                 reader.say_again();
             }
         }
+        self.open_added();
         if self.readers.is_empty() || !self.may_poll() {
             return;
         }
@@ -228,13 +271,35 @@ impl<'a> Own<'a> {
             if self.arrivals.len() >= FULL {
                 break;
             }
-            let (cities, arrivals, refusals) =
-                (&mut self.cities, &mut self.arrivals, &self.job.shared.refusals);
-            let polled = reader.poll(now, self.job.limits.poll_records, cities, arrivals, refusals);
+            let replay = self.outgoing.as_ref().map(Outgoing::replay);
+            let upto = replay.map_or(u64::MAX, |replay| replay.limit(reader.slot(), reader.start()));
+            let into = Gathered {
+                cities: &mut self.cities,
+                arrivals: &mut self.arrivals,
+                letters: &mut self.letters,
+                refusals: &self.job.shared.refusals,
+            };
+            let polled = reader.poll(now, self.job.limits.poll_records, upto, into);
             if let Err(error) = polled {
                 self.job.shared.fail(error);
             }
         }
+    }
+
+    /// Opens the partitions that have come since the last look.
+    fn open_added(&mut self) {
+        let shared = &self.job.shared;
+        if shared.added_count.load(Ordering::Acquire) == self.added {
+            return;
+        }
+        let added = shared.added.lock().unwrap_or_else(PoisonError::into_inner);
+        for partition in &added[self.added..] {
+            if usize::from(partition.slot.0) % self.peers == self.index {
+                let opened = Reader::open(partition, self.job.rules);
+                self.readers.extend(opened.map_err(|error| shared.fail(error)));
+            }
+        }
+        self.added = added.len();
     }
 
     /// Whether the dataflow and whoever takes its results keep up.
@@ -244,6 +309,7 @@ impl<'a> Own<'a> {
         self.arrivals_in_flight < limits.readings_in_flight
             && lag <= limits.frontier_lag.millis() as u64
             && !self.job.shared.congested.load(Ordering::Relaxed)
+            && !self.outgoing.as_ref().is_some_and(Outgoing::is_full)
     }
 
     /// Sends what is there, or moves on.
@@ -283,7 +349,9 @@ impl<'a> Own<'a> {
             }
             self.in_flight.push_back((epoch, self.arrivals.len()));
             self.arrivals_in_flight += self.arrivals.len();
-            self.graph.send_aside(epoch, &mut self.queries, &mut self.progress);
+            let mut letters: Vec<Parcel> = self.letters.take_all();
+            letters.iter_mut().for_each(|parcel| parcel.epoch = epoch);
+            self.graph.send_aside(epoch, &mut self.queries, &mut self.progress, &mut letters);
             self.graph.send(epoch, &mut self.cities, &mut self.arrivals);
             let catching_up = self.readers.iter().any(|reader| !reader.caught_up());
             self.gate = now + if catching_up { CATCHING_UP } else { BETWEEN_EPOCHS };
@@ -325,6 +393,9 @@ impl<'a> Own<'a> {
         if let Some((teller, told)) = self.teller.as_mut().zip(self.graph.told.as_ref()) {
             let congested = teller.tell(told, &self.job.shared.refusals, self.open);
             self.job.shared.congested.store(congested, Ordering::Relaxed);
+        }
+        if let Some(outgoing) = &mut self.outgoing {
+            outgoing.hand_on(self.open);
         }
     }
 

@@ -11,14 +11,20 @@ pub fn push_key_json(out: &mut Vec<u8>, city: &str, reading_at: EventTime) {
 
 pub fn push_row_json(out: &mut Vec<u8>, city: &str, reading_at: EventTime, row: &Row) {
     begin(out, city, reading_at);
-    push_values(out, row);
+    push_row_values(out, row);
     out.push(b'}');
 }
 
 /// The current row of a city.
 pub fn push_current_json(out: &mut Vec<u8>, city: &str, current: &CurrentRow) {
     begin(out, city, current.reading_at);
-    push_values(out, &current.row);
+    push_current_values(out, current);
+    out.push(b'}');
+}
+
+/// The members of a current row behind its key.
+pub fn push_current_values(out: &mut Vec<u8>, current: &CurrentRow) {
+    push_row_values(out, &current.row);
     let measurement = current.measurement.as_ref();
     for (name, value) in [
         (&b",\"trend\":"[..], current.trend()),
@@ -32,7 +38,6 @@ pub fn push_current_json(out: &mut Vec<u8>, city: &str, current: &CurrentRow) {
             None => out.extend_from_slice(b"null"),
         }
     }
-    out.push(b'}');
 }
 
 /// An object up to its key.
@@ -44,7 +49,8 @@ fn begin(out: &mut Vec<u8>, city: &str, reading_at: EventTime) {
     out.push(b'"');
 }
 
-fn push_values(out: &mut Vec<u8>, row: &Row) {
+/// The members of a row behind its key.
+pub fn push_row_values(out: &mut Vec<u8>, row: &Row) {
     out.extend_from_slice(b",\"heat_index\":");
     push_heat_index(row.heat_index(), out);
     out.extend_from_slice(b",\"rolling_heat_index\":");

@@ -5,7 +5,9 @@
 //!             ├──by city──▶ rolling ┼─ days ─────▶ closed batches of day changes
 //!   arrivals ─┤                     ├─ outcomes ─▶ closed batches of outcomes
 //!   queries ──┘                     ├─ told ───┬─▶ worker 0: closed batches for serving
-//!   progress ──broadcast────────────┼──────────┘
+//!   progress ──broadcast────────────┼──────────┴─▶ every worker: closed batches of progress
+//!                                   ├─ parcels ┐ exchange
+//!   dead letters ──parcels──────────┼──────────┴─by shard──▶ closed batches for durable sinks
 //!                                   └─ current ──▶ hottest cities, cities by country and category
 //! ```
 //!
@@ -21,7 +23,9 @@ pub mod rankings;
 pub mod rolling;
 
 use std::cell::Cell;
+use std::fmt;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use timely::dataflow::operators::probe::Handle as ProbeHandle;
 use timely::dataflow::operators::vec::{Broadcast, Filter, Input, Map};
@@ -35,7 +39,9 @@ use self::rankings::{CountryCategory, Ranked};
 use self::rolling::told::{Read, Told};
 use self::rolling::{Retention, Rolling, Wanted};
 use crate::directory::Directory;
-use crate::model::{Arrival, Change, CityId, CityName, CityNames, CurrentRow, DayChange, Outcome, Query};
+use crate::model::{
+    Arrival, Change, CityId, CityName, CityNames, CurrentRow, DayChange, Outcome, Parcel, Query, Render,
+};
 
 /// What a run's graph computes. What is not asked for is not built.
 #[derive(Clone, Debug)]
@@ -56,6 +62,23 @@ pub struct GraphPlan {
     pub by_country: Option<&'static Directory<'static>>,
     /// What serving needs: current rows, watched rows, answers, progress.
     pub told: bool,
+    /// What durable sinks need: parcels, and the progress that they are complete up to.
+    pub parcels: Option<ParcelsPlan>,
+}
+
+/// How results become the records of durable sinks.
+#[derive(Clone, Default)]
+pub struct ParcelsPlan {
+    /// Makes what writes a worker's rows; without it there are only the parcels that come in.
+    pub render: Option<Arc<dyn Fn() -> Box<dyn Render> + Send + Sync>>,
+    /// Current rows are written, too.
+    pub current: bool,
+}
+
+impl fmt::Debug for ParcelsPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ParcelsPlan").field("current", &self.current).finish_non_exhaustive()
+    }
 }
 
 impl GraphPlan {
@@ -67,7 +90,19 @@ impl GraphPlan {
     /// What serving needs only.
     pub fn serving(formula: Formula, retention: Retention) -> GraphPlan {
         let (rows, days, outcomes, current, hottest, by_country) = (false, false, false, false, None, None);
-        GraphPlan { formula, retention, rows, days, outcomes, current, hottest, by_country, told: true }
+        let parcels = None;
+        GraphPlan {
+            formula,
+            retention,
+            rows,
+            days,
+            outcomes,
+            current,
+            hottest,
+            by_country,
+            told: true,
+            parcels,
+        }
     }
 }
 
@@ -77,6 +112,7 @@ pub struct Graph {
     arrivals: InputHandleVec<u64, Arrival>,
     queries: InputHandleVec<u64, Query>,
     progress: InputHandleVec<u64, Read>,
+    letters: InputHandleVec<u64, Parcel>,
     /// The greatest epoch at which any worker has said its progress.
     heard: Rc<Cell<u64>>,
     /// How far this worker's outputs are complete.
@@ -92,6 +128,10 @@ pub struct Graph {
     pub by_country: Option<Closed<(CountryCategory, isize)>>,
     /// At worker 0.
     pub told: Option<Closed<Told>>,
+    /// At the worker whose turn the shard is, by number.
+    pub parcels: Option<Closed<Parcel>>,
+    /// How far partitions were read, at every worker.
+    pub read: Option<Closed<Read>>,
 }
 
 impl Graph {
@@ -104,9 +144,16 @@ impl Graph {
         self.advance_to(epoch + 1);
     }
 
-    /// Sends queries, and how far partitions have been read, for an epoch whose arrivals are [sent](Graph::send) next.
-    pub fn send_aside(&mut self, epoch: u64, queries: &mut Vec<Query>, progress: &mut Vec<Read>) {
+    /// Sends queries, how far partitions have been read, and what was refused, as parcels, for an epoch whose arrivals are [sent](Graph::send) next.
+    pub fn send_aside(
+        &mut self,
+        epoch: u64,
+        queries: &mut Vec<Query>,
+        progress: &mut Vec<Read>,
+        letters: &mut Vec<Parcel>,
+    ) {
         self.advance_to(epoch);
+        self.letters.send_batch(letters);
         self.queries.send_batch(queries);
         self.progress.send_batch(progress);
     }
@@ -122,6 +169,7 @@ impl Graph {
         self.arrivals.advance_to(epoch);
         self.queries.advance_to(epoch);
         self.progress.advance_to(epoch);
+        self.letters.advance_to(epoch);
     }
 
     /// Says that nothing more comes from this worker.
@@ -129,6 +177,7 @@ impl Graph {
         // A handle that is replaced is dropped, which closes its input; the fresh ones lead nowhere.
         (self.cities, self.arrivals) = (InputHandleVec::new(), InputHandleVec::new());
         (self.queries, self.progress) = (InputHandleVec::new(), InputHandleVec::new());
+        self.letters = InputHandleVec::new();
     }
 }
 
@@ -136,7 +185,10 @@ impl Graph {
 pub fn build(worker: &mut Worker, plan: &GraphPlan) -> Graph {
     let ranked = plan.hottest.is_some() || plan.by_country.is_some();
     let GraphPlan { rows, days, outcomes, told, .. } = *plan;
-    let wanted = Wanted { rows, current: plan.current || ranked, days, outcomes, told };
+    let written = plan.parcels.as_ref().filter(|parcels| parcels.render.is_some());
+    let current = plan.current || ranked || written.is_some_and(|parcels| parcels.current);
+    let wanted = Wanted { rows, current, days, outcomes, told };
+    let render = written.and_then(|parcels| parcels.render.as_ref().map(|make| make()));
     let names = CityNames::default();
     let index = worker.index();
     worker.dataflow(|scope| {
@@ -144,12 +196,20 @@ pub fn build(worker: &mut Worker, plan: &GraphPlan) -> Graph {
         let (arrival_input, arrivals) = scope.new_input();
         let (query_input, queries) = scope.new_input();
         let (progress_input, progress) = scope.new_input();
+        let (letter_input, letters) = scope.new_input();
         let state = Rolling::new(plan.formula, plan.retention, wanted, names.clone());
-        let streams = rolling::rolling(cities, arrivals, queries, state);
+        let streams = rolling::rolling(cities, arrivals, queries, state, render);
 
         let probe = ProbeHandle::new();
         let heard = Rc::new(Cell::new(0));
-        let progress = hear(progress, index, Rc::clone(&heard));
+        let progress = hear(progress, Rc::clone(&heard));
+        let read = plan.parcels.is_some().then(|| closed::close(progress.clone(), &probe));
+        let parcels = plan.parcels.is_some().then(|| {
+            let parcels =
+                streams.parcels.concat(letters).exchange(|parcel: &Parcel| u64::from(parcel.shard.0));
+            closed::close(parcels, &probe)
+        });
+        let progress = progress.filter(move |_| index == 0).map(Told::Read);
         let told = streams.told.concat(progress).exchange(|_| 0);
         let current = plan.current.then(|| closed::close_collection(streams.current.clone(), &probe));
         let named = ranked.then(|| rankings::named(streams.current, names.clone()));
@@ -158,6 +218,7 @@ pub fn build(worker: &mut Worker, plan: &GraphPlan) -> Graph {
             arrivals: arrival_input,
             queries: query_input,
             progress: progress_input,
+            letters: letter_input,
             heard,
             names,
             rows: plan.rows.then(|| closed::close(streams.rows, &probe)),
@@ -172,20 +233,17 @@ pub fn build(worker: &mut Worker, plan: &GraphPlan) -> Graph {
                 closed::close_collection(rankings::by_country(named, directory), &probe)
             }),
             told: plan.told.then(|| closed::close(told, &probe)),
+            parcels,
+            read,
             probe,
         }
     })
 }
 
-/// Tells every worker of the progress of all, and has one of them pass it on.
+/// Tells every worker of the progress of all.
 fn hear<'scope>(
     progress: Stream<'scope, u64, Vec<Read>>,
-    index: usize,
     heard: Rc<Cell<u64>>,
-) -> Stream<'scope, u64, Vec<Told>> {
-    progress
-        .broadcast()
-        .inspect(move |read| heard.set(heard.get().max(read.epoch)))
-        .filter(move |_| index == 0)
-        .map(Told::Read)
+) -> Stream<'scope, u64, Vec<Read>> {
+    progress.broadcast().inspect(move |read| heard.set(heard.get().max(read.epoch)))
 }

@@ -1,10 +1,13 @@
 //! What sources and sinks have in common of Kafka: how to reach a cluster, who a key belongs to, names of headers.
 
 pub mod partitioner;
+pub mod properties;
+pub mod topics;
 
 use std::collections::BTreeMap;
 
 use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
 
 /// A Kafka cluster as a client reaches it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,7 +44,7 @@ pub const AS_OF: &str = "as_of";
 pub mod letter {
     /// Where the record first stood: `topic/partition/offset`.
     pub const ORIGIN: &str = "swelter-origin";
-    /// How often it was sent again: a number, from 1. A dead letter that never was has none.
+    /// How often it was sent again: a number; 0 for a dead letter that never was.
     pub const ATTEMPT: &str = "swelter-attempt";
     /// When the log first took it, RFC 3339.
     pub const FIRST_SEEN: &str = "swelter-first-seen";
@@ -56,4 +59,15 @@ pub mod letter {
 /// The first and the second dead-letter topic of a topic.
 pub fn letter_topics(topic: &str) -> [String; 2] {
     [format!("{topic}.failed.1"), format!("{topic}.failed.2")]
+}
+
+/// What librdkafka says, in our log. Most of it is about connections that come and go, which clients get over by themselves.
+pub fn log(level: RDKafkaLogLevel, facility: &str, text: &str) {
+    match level {
+        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
+            tracing::error!(facility, "kafka: {text}");
+        }
+        RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => tracing::debug!(facility, "kafka: {text}"),
+        _ => tracing::trace!(facility, "kafka: {text}"),
+    }
 }

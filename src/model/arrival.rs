@@ -56,6 +56,8 @@ pub enum OutcomeKind {
     NothingToWithdraw,
     /// Its revision is lower than the one of the last accepted arrival: dropped.
     OldRevision,
+    /// A retried dead letter whose key holds a reading or a withdrawal by now: dropped.
+    Superseded,
     /// Older than its city's newest reading less the lateness: dropped. Admission refuses these, so it happens only to a
     /// city that reaches the operator from two partitions.
     TooLate,

@@ -18,6 +18,7 @@ pub use change::{Batch, Change, CityId, CityNames, CurrentRow, DayChange, DaySum
 pub use heat::{Category, HeatIndex};
 pub use log::{
     Acknowledge, AppendError, Appended, Appender, NewRecord, PartitionName, Progress, Raw, Retried, Slot,
+    Slots,
 };
 pub use outgoing::{Parcel, ParcelRecord, Parcels, Render, Shard};
 pub use reading::{Event, Measurement, Revision, Upsert};

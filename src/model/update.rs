@@ -54,6 +54,8 @@ pub struct Counts {
     pub withdrawn: u64,
     pub nothing_to_withdraw: u64,
     pub old_revision: u64,
+    /// Retried dead letters whose key held a reading or a withdrawal by then.
+    pub superseded: u64,
     /// Refused by the operator: only of a city that came from more than one partition.
     pub too_late: u64,
     /// Cities that came from more than one partition: their results hold for this run only.
@@ -68,6 +70,7 @@ impl Counts {
             OutcomeKind::Withdrawn => &mut self.withdrawn,
             OutcomeKind::NothingToWithdraw => &mut self.nothing_to_withdraw,
             OutcomeKind::OldRevision => &mut self.old_revision,
+            OutcomeKind::Superseded => &mut self.superseded,
             OutcomeKind::TooLate => &mut self.too_late,
         } += 1;
     }
@@ -78,6 +81,7 @@ impl Counts {
         self.withdrawn += other.withdrawn;
         self.nothing_to_withdraw += other.nothing_to_withdraw;
         self.old_revision += other.old_revision;
+        self.superseded += other.superseded;
         self.too_late += other.too_late;
         self.split_city += other.split_city;
     }

@@ -13,20 +13,21 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::data_dir::{DataDir, DataDirError};
-use crate::admission::AdmissionRules;
-use crate::config::{FileInput, GeneratorSource, Plan, SourceKind, SourcePlan};
+use super::logs::{Logs, needs_data_dir, rules};
+use super::outlets::{Outlets, Starts, Writing};
+use crate::config::Plan;
 use crate::dataflow::GraphPlan;
 use crate::directory::Directory;
-use crate::model::{Appender, EventTime, PartitionName, Slot};
+use crate::kafka::topics::TopicsError;
+use crate::model::Slots;
+use crate::registry::RegistryError;
 use crate::serve::{self, Facts, Ports, ServeError, Serving};
-use crate::sinks::dead_letters::{DeadLetters, DeadLettersError};
-use crate::sources::Source;
-use crate::sources::file::{FileSource, Input};
+use crate::sinks::dead_letters::DeadLettersError;
+use crate::sinks::kafka::{Ends, Keeper, OutletError};
 use crate::sources::generator::PlanError;
-use crate::sources::generator::feed::{Feed, FeedError};
-use crate::sources::generator::paced::{Paced, PacedPlan};
-use crate::sources::journal::{Journal, JournalError, JournalPlan};
-use crate::worker::{self, Job, LogPartition, Refusals, Shared};
+use crate::sources::generator::feed::FeedError;
+use crate::sources::journal::JournalError;
+use crate::worker::{self, Cuts, Job, LogPartition, Refusals, Shared};
 
 /// Epochs are taken for this long ahead, in ms, and so often. After a crash the first epochs are that much ahead of the clock at
 /// most, so it is short; a disk that takes longer to write a few bytes holds results up.
@@ -51,12 +52,18 @@ pub enum RunError {
     Journal(#[from] JournalError),
     #[error(transparent)]
     DeadLetters(#[from] DeadLettersError),
+    #[error(transparent)]
+    Topics(#[from] TopicsError),
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    #[error(transparent)]
+    Outlet(#[from] OutletError),
     #[error("source {name}: {error}")]
     Feed { name: String, error: FeedError },
     #[error("source {name}: {error}")]
     Generator { name: String, error: PlanError },
     #[error("source {name}: {error}")]
-    File { name: String, error: crate::sources::SourceError },
+    Source { name: String, error: crate::sources::SourceError },
     #[error("threads cannot be started: {0}")]
     Threads(io::Error),
     #[error("the workers cannot be started: {0}")]
@@ -76,7 +83,7 @@ enum Event {
 /// from when on readings are accepted.
 pub fn run(plan: Plan, announce: impl FnOnce(SocketAddr)) -> Result<(), RunError> {
     // First of all: it waits for a process that is still dying, which may hold the address as well.
-    let data_dir = plan.ingest.as_ref().map(|_| DataDir::open(&plan.data_dir).map(Arc::new)).transpose()?;
+    let data_dir = needs_data_dir(&plan).then(|| DataDir::open(&plan.data_dir).map(Arc::new)).transpose()?;
     let bound = serve::bind(plan.serve.clone())?;
     let runtime = Builder::new_multi_thread()
         .worker_threads(SERVING_THREADS)
@@ -86,15 +93,23 @@ pub fn run(plan: Plan, announce: impl FnOnce(SocketAddr)) -> Result<(), RunError
     let (events, happened) = mpsc::sync_channel(4);
     listen_for_signals(&runtime, &events)?;
 
-    let generation = data_dir.as_ref().map_or_else(unkept_generation, |dir| dir.generation());
     let logs = Logs::open(&plan, data_dir)?;
+    let outlets = Outlets::open(&plan)?;
+    let generation = outlets.generation().or(logs.data_dir().map(|dir| dir.generation()));
+    let generation = generation.unwrap_or_else(unkept_generation);
+    let starts = outlets.starts()?;
+    let partitions = logs.partitions(&starts)?;
+    let slots = Slots::new(partitions.iter().map(|partition| partition.name.clone()).collect());
+    let cuts = Arc::new(outlets.cuts(&partitions)?);
     let letters = logs.dead_letters(&plan)?;
-    let first_epoch = logs.data_dir.as_ref().map_or(0, |dir| dir.epoch_floor()).max(worker::clock());
+    let bound_epochs = EpochBound::of(logs.data_dir().cloned(), outlets.keeper());
+    let floor = logs.data_dir().map_or(0, |dir| dir.epoch_floor()).max(outlets.epoch_floor()?);
+    let first_epoch = floor.max(worker::clock());
     let reserved = first_epoch + RESERVED_MS;
-    logs.data_dir.as_ref().map_or(Ok(()), |dir| dir.reserve_epochs(reserved))?;
+    bound_epochs.reserve(reserved)?;
     let shared = Arc::new(Shared::new(Refusals::new(letters), reserved));
 
-    let facts = facts(&plan, &logs, generation.clone());
+    let facts = facts(&plan, slots.clone(), generation.clone());
     let ports = Ports { ask: shared.clone(), appender: logs.appender() };
     let address = bound.address();
     let serving = bound.start(runtime.handle(), facts, ports)?;
@@ -102,13 +117,23 @@ pub fn run(plan: Plan, announce: impl FnOnce(SocketAddr)) -> Result<(), RunError
     tracing::info!(%address, generation = &*generation, "listening");
 
     let feeds = logs.feed(&plan)?;
-    start_workers(&plan, &logs, &serving, &shared, first_epoch, events)?;
+    let mut graph = GraphPlan::serving(plan.formula, plan.retention);
+    graph.parcels = outlets.parcels();
+    let failing = shared.clone();
+    let writing = outlets.start_writing(Arc::new(move |why| failing.fail(why)))?;
+    let run = WorkerPlan {
+        plan: &plan,
+        graph,
+        partitions,
+        slots: slots.clone(),
+        ends: writing.ends(),
+        cuts,
+        first_epoch,
+    };
+    start_workers(run, &serving, &shared, events)?;
     let ended = Arc::new(AtomicBool::new(false));
-    match &logs.data_dir {
-        Some(data_dir) => reserve_epochs(data_dir.clone(), shared.clone(), reserved, ended.clone())?,
-        None => shared.reserve(u64::MAX),
-    }
-    let end = keep_house(&logs, &shared, &happened);
+    reserve_epochs(bound_epochs, shared.clone(), reserved, ended.clone())?;
+    let (workers_ended, end) = keep_house(&logs, &starts, &slots, &shared, &happened);
     tracing::info!("stopping");
     // From the sources on: what was taken in still goes all the way.
     for (name, feed) in feeds {
@@ -117,16 +142,58 @@ pub fn run(plan: Plan, announce: impl FnOnce(SocketAddr)) -> Result<(), RunError
         }
     }
     shared.stop();
-    let end = end.and_then(|ended| if ended { Ok(()) } else { wait_for_workers(&happened) });
+    let end = if workers_ended { end } else { end.and(wait_for_workers(&happened)) };
     ended.store(true, Ordering::Relaxed);
+    let written = finish_writing(writing, &shared);
     runtime.block_on(serving.stop(GRACE));
     let synced = shared.refusals.sync().map_err(RunError::from);
     runtime.shutdown_timeout(GRACE);
     drop(logs);
     end?;
+    written?;
     synced?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The workers have ended: what they have given to the sinks becomes durable.
+fn finish_writing(writing: Writing, shared: &Shared) -> Result<(), RunError> {
+    match writing.finish() {
+        true => Ok(()),
+        false => Err(RunError::Failed(shared.failed().unwrap_or_else(|| "a sink has failed".into()))),
+    }
+}
+
+/// Where the bound of the epochs in use is kept.
+enum EpochBound {
+    DataDir(Arc<DataDir>),
+    Progress(Keeper),
+    /// Nothing of this run outlives it.
+    Nowhere,
+}
+
+impl EpochBound {
+    fn of(data_dir: Option<Arc<DataDir>>, keeper: Option<Keeper>) -> EpochBound {
+        match (data_dir, keeper) {
+            (Some(data_dir), _) => EpochBound::DataDir(data_dir),
+            (None, Some(keeper)) => EpochBound::Progress(keeper),
+            (None, None) => EpochBound::Nowhere,
+        }
+    }
+
+    /// Makes durable that epochs below `upto` may be in use.
+    fn reserve(&self, upto: u64) -> Result<(), RunError> {
+        match self {
+            EpochBound::DataDir(data_dir) => Ok(data_dir.reserve_epochs(upto)?),
+            EpochBound::Progress(keeper) => Ok(keeper.reserve_epochs(upto)?),
+            EpochBound::Nowhere => Ok(()),
+        }
+    }
+
+    /// Whether it gets better by itself where it does not work.
+    fn is_retried(&self) -> bool {
+        matches!(self, EpochBound::Progress(_))
+    }
 }
 
 /// Without a directory nothing is taken up again, and so that nobody thinks so, no two runs have the same.
@@ -160,141 +227,7 @@ fn listen_for_signals(runtime: &Runtime, events: &SyncSender<Event>) -> Result<(
     Ok(())
 }
 
-/// The logs of a run, and what is kept beside them.
-struct Logs {
-    // In this order: the lock is given back last.
-    journal: Option<Arc<Journal>>,
-    sources: Vec<Arc<dyn Source>>,
-    data_dir: Option<Arc<DataDir>>,
-}
-
-impl Logs {
-    fn open(plan: &Plan, data_dir: Option<Arc<DataDir>>) -> Result<Logs, RunError> {
-        let Some((ingest, data_dir)) = plan.ingest.as_ref().zip(data_dir) else {
-            let sources = plan.sources.iter().map(|source| direct(source, plan));
-            return Ok(Logs { journal: None, data_dir: None, sources: sources.collect::<Result<_, _>>()? });
-        };
-        let journal = Arc::new(Journal::open(
-            &data_dir.path().join("journal"),
-            JournalPlan {
-                partitions: ingest.partitions,
-                queue_records: ingest.queue_records,
-                queue_bytes: ingest.queue_bytes,
-                warn_bytes: ingest.warn_bytes,
-                decode: plan.decode,
-                ..JournalPlan::default()
-            },
-        )?);
-        let mut sources: Vec<Arc<dyn Source>> = vec![journal.clone()];
-        for source in plan.sources.iter().filter(|source| matches!(source.kind, SourceKind::File(_))) {
-            sources.push(direct(source, plan)?);
-        }
-        Ok(Logs { journal: Some(journal), sources, data_dir: Some(data_dir) })
-    }
-
-    /// The dead letters of these logs.
-    fn dead_letters(&self, plan: &Plan) -> Result<Option<DeadLetters>, RunError> {
-        let Some((dir, journal)) = self.data_dir.as_ref().zip(self.journal.as_ref()) else { return Ok(None) };
-        let letters = DeadLetters::open(&dir.path().join("dead-letters.jsonl"), &refusal_rules(plan))?;
-        for (partition, LogPartition { name, .. }) in (0..journal.partitions()).zip(self.partitions()) {
-            // Its letters would keep those of the journal from being written.
-            if letters.last(&name).is_some_and(|last| last >= journal.end(partition)) {
-                let path = letters.path().display();
-                return Err(RunError::Failed(format!(
-                    "{path} has dead letters of records that the journal does not have: move it away, it is of another journal"
-                )));
-            }
-        }
-        Ok(Some(letters))
-    }
-
-    fn appender(&self) -> Option<Arc<dyn Appender>> {
-        self.journal.as_ref().map(|journal| journal.appender())
-    }
-
-    fn partitions(&self) -> Vec<LogPartition> {
-        let of_source = |source: &Arc<dyn Source>| {
-            let (source, name): (_, Arc<str>) = (Arc::clone(source), source.name().into());
-            (0..source.partitions())
-                .map(move |partition| (source.clone(), PartitionName { source: name.clone(), partition }))
-        };
-        let numbered = self.sources.iter().flat_map(of_source).enumerate();
-        numbered
-            .map(|(slot, (source, name))| LogPartition { slot: Slot(slot as u16), name, source })
-            .collect()
-    }
-
-    /// Starts the generators that append to the journal.
-    fn feed(&self, plan: &Plan) -> Result<Vec<(String, Feed)>, RunError> {
-        let mut feeds = Vec::new();
-        let Some((appender, dir)) = self.appender().zip(self.data_dir.as_ref()) else { return Ok(feeds) };
-        for source in &plan.sources {
-            if let SourceKind::Generator(generator) = &source.kind {
-                let name = source.name.clone();
-                let feed = Feed::spawn(&name, paced(generator), &dir.path().join("feeds"), appender.clone());
-                feeds.push((name.clone(), feed.map_err(|error| RunError::Feed { name, error })?));
-            }
-        }
-        Ok(feeds)
-    }
-}
-
-/// A source that is a log of its own.
-fn direct(source: &SourcePlan, plan: &Plan) -> Result<Arc<dyn Source>, RunError> {
-    let name = source.name.clone();
-    match &source.kind {
-        SourceKind::Generator(generator) => {
-            let now = EventTime::from_millis(worker::clock() as i64).unwrap_or_default();
-            let paced = Paced::new(&name, paced(generator), now);
-            let paced = paced.map_err(|error| RunError::Generator { name, error })?;
-            Ok(Arc::new(Arc::new(paced)))
-        }
-        SourceKind::File(FileInput { path, format, compression, follow }) => {
-            let input = Input { path: Some(path.clone()), format: *format, compression: *compression };
-            let file = FileSource::new(&name, vec![input], *follow, plan.decode);
-            Ok(Arc::new(file.map_err(|error| RunError::File { name, error })?))
-        }
-        SourceKind::Kafka(_) => Err(RunError::Failed(format!("source {name}: topics cannot be read yet"))),
-    }
-}
-
-fn rules(plan: &Plan) -> AdmissionRules {
-    let (max_ahead, max_cities) = (Some(plan.max_ahead), plan.max_cities);
-    AdmissionRules { max_ahead, max_cities, ..AdmissionRules::new(plan.retention.lateness) }
-}
-
-/// What decides which records are refused.
-fn refusal_rules(plan: &Plan) -> String {
-    use std::os::unix::fs::MetadataExt;
-    let file = |source: &SourcePlan| match &source.kind {
-        SourceKind::File(file) => {
-            // Another file under the same name is another log.
-            let is = std::fs::metadata(&file.path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
-            Some(format!("{} {file:?} {is:?}\n", source.name))
-        }
-        SourceKind::Generator(_) | SourceKind::Kafka(_) => None,
-    };
-    let files: String = plan.sources.iter().filter_map(file).collect();
-    format!("{:?}\n{:?}\n{files}", rules(plan), plan.decode)
-}
-
-fn paced(generator: &GeneratorSource) -> PacedPlan {
-    PacedPlan {
-        cities: generator.cities,
-        interval: generator.interval,
-        history: generator.history,
-        history_interval: generator.history_interval,
-        late: generator.late,
-        corrections: generator.corrections,
-        withdrawals: generator.withdrawals,
-        duplicates: generator.duplicates,
-        invalid: generator.invalid,
-        weather: generator.weather,
-        seed: generator.seed,
-    }
-}
-
-fn facts(plan: &Plan, logs: &Logs, generation: Arc<str>) -> Facts {
+fn facts(plan: &Plan, partitions: Slots, generation: Arc<str>) -> Facts {
     Facts {
         generation,
         formula: plan.formula.name(),
@@ -302,27 +235,40 @@ fn facts(plan: &Plan, logs: &Logs, generation: Arc<str>) -> Facts {
         lateness: plan.retention.lateness,
         history: plan.retention.history,
         workers: plan.workers,
-        partitions: logs.partitions().into_iter().map(|partition| partition.name).collect(),
+        partitions,
         directory: Directory::shipped(),
         decode: plan.decode,
     }
 }
 
+/// What the workers of a run begin with.
+struct WorkerPlan<'a> {
+    plan: &'a Plan,
+    graph: GraphPlan,
+    partitions: Vec<LogPartition>,
+    slots: Slots,
+    ends: Vec<Ends>,
+    cuts: Arc<Cuts>,
+    first_epoch: u64,
+}
+
 /// Starts the workers on threads of their own; `events` hears when they have ended.
 fn start_workers(
-    plan: &Plan,
-    logs: &Logs,
+    run: WorkerPlan<'_>,
     serving: &Serving,
     shared: &Arc<Shared>,
-    first_epoch: u64,
     events: SyncSender<Event>,
 ) -> Result<(), RunError> {
+    let WorkerPlan { plan, graph, partitions, slots, ends, cuts, first_epoch } = run;
     let job = Job {
-        graph: GraphPlan::serving(plan.formula, plan.retention),
+        graph,
         rules: rules(plan),
         limits: plan.limits.clone(),
-        partitions: logs.partitions(),
+        partitions,
+        slots,
         publisher: serving.publisher(),
+        outlets: ends,
+        cuts,
         shared: Arc::clone(shared),
     };
     let config = match plan.workers {
@@ -343,17 +289,22 @@ fn start_workers(
 
 /// Takes epochs ahead of their use, until the run has ended: they are needed while it stops, too.
 fn reserve_epochs(
-    data_dir: Arc<DataDir>,
+    bound: EpochBound,
     shared: Arc<Shared>,
     mut reserved: u64,
     ended: Arc<AtomicBool>,
 ) -> Result<(), RunError> {
+    if matches!(bound, EpochBound::Nowhere) {
+        shared.reserve(u64::MAX);
+        return Ok(());
+    }
     let reserve = move || {
         while !ended.load(Ordering::Relaxed) {
             let wanted = shared.newest_epoch() + RESERVED_MS;
             if wanted >= reserved + RESERVE_EVERY_MS {
-                match data_dir.reserve_epochs(wanted) {
+                match bound.reserve(wanted) {
                     Ok(()) => reserved = wanted,
+                    Err(error) if bound.is_retried() => tracing::warn!(%error, "epochs wait"),
                     Err(error) => return shared.fail(error.to_string()),
                 }
                 shared.reserve(reserved);
@@ -365,19 +316,28 @@ fn reserve_epochs(
 }
 
 /// Looks after what must be looked after, until it is time to stop; true where the workers have ended by then.
-fn keep_house(logs: &Logs, shared: &Shared, happened: &Receiver<Event>) -> Result<bool, RunError> {
+fn keep_house(
+    logs: &Logs,
+    starts: &Starts,
+    slots: &Slots,
+    shared: &Shared,
+    happened: &Receiver<Event>,
+) -> (bool, Result<(), RunError>) {
     loop {
         match happened.recv_timeout(HOUSEKEEPING) {
-            Ok(Event::Signal) => return Ok(false),
+            Ok(Event::Signal) => return (false, Ok(())),
             Ok(Event::Ended(ended)) => {
-                ended?;
-                return shared.failed().map_or(Ok(true), |failed| Err(RunError::Failed(failed)));
+                let failed = shared.failed().map_or(Ok(()), |failed| Err(RunError::Failed(failed)));
+                return (true, ended.and(failed));
             }
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
         }
-        shared.refusals.sync()?;
-        if let Some(failed) = logs.journal.as_ref().and_then(|journal| journal.failed()) {
-            return Err(RunError::Failed(failed.to_string()));
+        let looked = shared.refusals.sync().map_err(RunError::from);
+        if let Err(error) = looked.and_then(|()| logs.add_new(starts, slots, shared)) {
+            return (false, Err(error));
+        }
+        if let Some(failed) = logs.failed() {
+            return (false, Err(RunError::Failed(failed)));
         }
     }
 }

@@ -4,3 +4,5 @@ pub mod batch;
 pub mod data_dir;
 mod intake;
 pub mod live;
+mod logs;
+mod outlets;

@@ -7,11 +7,11 @@ use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde_json::{Map, Value, json};
 
+use super::Facts;
 use super::problem::{Code, Problem};
 use super::telemetry::now_ms;
 use super::text::Parameters;
 use super::view::{CityState, View};
-use super::Facts;
 use crate::codec::{push_current_json, push_integer, push_json_text, push_number, push_row_json};
 use crate::directory::Directory;
 use crate::model::refusal::quoted;
@@ -277,14 +277,14 @@ fn seconds(duration: crate::model::Duration) -> Value {
 /// The partitions with how far they have come, by source.
 fn sources(view: &View, facts: &Facts) -> Vec<Value> {
     let progress = view.progress();
-    let mut sources: Vec<(&Arc<str>, Vec<Value>)> = Vec::new();
-    for (slot, name) in facts.partitions.iter().enumerate() {
+    let mut sources: Vec<(Arc<str>, Vec<Value>)> = Vec::new();
+    for (slot, name) in facts.partitions.all().into_iter().enumerate() {
         let come = progress.iter().find(|progress| usize::from(progress.slot.0) == slot);
         let (applied, end) = come.map_or((0, 0), |progress| (progress.applied, progress.end));
         let partition = json!({"partition": name.partition, "applied": applied, "end": end});
-        match sources.iter_mut().find(|(source, _)| *source == &name.source) {
+        match sources.iter_mut().find(|(source, _)| *source == name.source) {
             Some((_, partitions)) => partitions.push(partition),
-            None => sources.push((&name.source, vec![partition])),
+            None => sources.push((name.source, vec![partition])),
         }
     }
     sources.into_iter().map(|(name, partitions)| json!({"name": name, "partitions": partitions})).collect()

@@ -7,7 +7,10 @@ use std::time::{Duration as Wait, Instant};
 
 use crate::admission::{Admission, AdmissionRules};
 use crate::dataflow::rolling::told::Read;
-use crate::model::{Arrival, CityName, PartitionName, Progress, Raw, Reason, Refusal, Slot, Upsert};
+use crate::kafka::letter;
+use crate::model::{
+    Arrival, CityName, Parcels, PartitionName, Progress, Raw, Reason, Refusal, Shard, Slot, Upsert,
+};
 use crate::sinks::dead_letters::{DeadLetters, DeadLettersError};
 use crate::sources::{Next, Partition, Place, Source, SourceError, Take};
 
@@ -21,6 +24,27 @@ pub struct LogPartition {
     pub slot: Slot,
     pub name: PartitionName,
     pub source: Arc<dyn Source>,
+    /// Where it is read from.
+    pub start: u64,
+    /// The topics of its dead letters; without them they are written to the file, where there is one.
+    pub letters: Option<LetterPlaces>,
+}
+
+/// Where in an outlet the dead letters of a partition go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LetterPlaces {
+    /// As positions call the topic that it is a partition of.
+    pub topic: Arc<str>,
+    /// Shard, number of the topic, and partition: of letters that come for the first time, and of those that came again.
+    pub places: [(Shard, u8, u32); 2],
+}
+
+/// What a poll adds to.
+pub struct Gathered<'a> {
+    pub cities: &'a mut Vec<CityName>,
+    pub arrivals: &'a mut Vec<Arrival>,
+    pub letters: &'a mut Parcels,
+    pub refusals: &'a Refusals,
 }
 
 /// What becomes of records that are refused.
@@ -60,10 +84,13 @@ impl Refusals {
         synced.map_err(|source| DeadLettersError::Io { path, source })
     }
 
-    fn refuse(&self, name: &PartitionName, place: Place, refusal: &Refusal, raw: &Raw<'_>) {
+    fn count(&self, refusal: &Refusal) {
         if let Some(place) = Reason::ALL.iter().position(|reason| *reason == refusal.reason) {
             self.counts[place].fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    fn write(&self, name: &PartitionName, place: Place, refusal: &Refusal, raw: &Raw<'_>) {
         if let Some(letters) = &self.letters {
             let Place { position, arrived } = place;
             let mut letters = letters.lock().unwrap_or_else(PoisonError::into_inner);
@@ -90,8 +117,12 @@ pub struct Reader {
     slot: Slot,
     name: PartitionName,
     partition: Box<dyn Partition>,
+    start: u64,
+    letters: Option<LetterPlaces>,
     admission: Admission,
     position: u64,
+    /// It waits for the others there.
+    held_at: u64,
     /// The log's end at the start.
     first_end: u64,
     caught_up: bool,
@@ -103,8 +134,8 @@ pub struct Reader {
 impl Reader {
     /// Opens the partition for the calling thread.
     pub fn open(log: &LogPartition, rules: AdmissionRules) -> Result<Reader, String> {
-        let LogPartition { slot, name, source } = log;
-        let partition = source.open(name.partition, 0, thread::current());
+        let LogPartition { slot, name, source, start, letters } = log;
+        let partition = source.open(name.partition, *start, thread::current());
         let partition = partition.map_err(|error| failed(name, &error))?;
         let first_end = partition.end();
         Ok(Reader {
@@ -112,29 +143,38 @@ impl Reader {
             name: name.clone(),
             partition,
             admission: Admission::new(slot.0, rules),
-            position: 0,
+            start: *start,
+            letters: letters.clone(),
+            position: *start,
+            held_at: u64::MAX,
             first_end,
-            caught_up: first_end == 0,
+            caught_up: first_end <= *start,
             due: Due::Next(Next::Now),
             said: None,
         })
     }
 
-    /// Takes what is there, at most `limit` records, if it is time to.
-    pub fn poll(
-        &mut self,
-        now: Instant,
-        limit: usize,
-        cities: &mut Vec<CityName>,
-        arrivals: &mut Vec<Arrival>,
-        refusals: &Refusals,
-    ) -> Result<(), String> {
+    pub fn slot(&self) -> Slot {
+        self.slot
+    }
+
+    /// Where it was opened.
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// Takes what is there, at most `limit` records and none from `upto` on, if it is time to.
+    pub fn poll(&mut self, now: Instant, limit: usize, upto: u64, into: Gathered<'_>) -> Result<(), String> {
+        self.held_at = upto;
+        if self.position >= upto {
+            return Ok(());
+        }
         if !matches!(self.due, Due::Next(Next::Woken)) && self.due(now).is_none_or(|due| due > now) {
             return Ok(());
         }
-        let Reader { admission, name, position, .. } = self;
-        let mut admitting = Admitting { admission, name, cities, arrivals, refusals, position };
-        match self.partition.poll(limit, u64::MAX, &mut admitting) {
+        let Reader { admission, name, letters, position, .. } = self;
+        let mut admitting = Admitting { admission, name, letters: letters.as_ref(), into, position };
+        match self.partition.poll(limit, upto, &mut admitting) {
             Ok(polled) => self.due = Due::Next(polled.next),
             Err(SourceError::Transient(error)) => {
                 let faults = if let Due::Retry { faults, .. } = self.due { faults + 1 } else { 0 };
@@ -153,6 +193,9 @@ impl Reader {
 
     /// When it is to be polled without being woken.
     pub fn due(&self, now: Instant) -> Option<Instant> {
+        if self.position >= self.held_at {
+            return None;
+        }
         match self.due {
             Due::Next(Next::Now) => Some(now),
             Due::Next(Next::At(at)) | Due::Retry { at, .. } => Some(at),
@@ -192,9 +235,8 @@ fn failed(name: &PartitionName, error: &SourceError) -> String {
 struct Admitting<'a> {
     admission: &'a mut Admission,
     name: &'a PartitionName,
-    cities: &'a mut Vec<CityName>,
-    arrivals: &'a mut Vec<Arrival>,
-    refusals: &'a Refusals,
+    letters: Option<&'a LetterPlaces>,
+    into: Gathered<'a>,
     /// Behind the last record.
     position: &'a mut u64,
 }
@@ -205,16 +247,50 @@ impl Take for Admitting<'_> {
         *self.position = place.position + 1;
         let admitted = self.admission.admit(upsert, place.arrived)?;
         if admitted.is_new {
-            self.cities.push(admitted.introduction(upsert.city));
+            self.into.cities.push(admitted.introduction(upsert.city));
         }
         let Upsert { reading_at, event, revision, .. } = *upsert;
         let Place { position, .. } = place;
-        self.arrivals.push(Arrival { city: admitted.city, reading_at, event, revision, position });
+        self.into.arrivals.push(Arrival { city: admitted.city, reading_at, event, revision, position });
         Ok(())
     }
 
     fn refused(&mut self, place: Place, refusal: &Refusal, raw: &Raw<'_>) {
         *self.position = place.position + 1;
-        self.refusals.refuse(self.name, place, refusal, raw);
+        self.into.refusals.count(refusal);
+        match self.letters {
+            Some(places) => self.write_letter(places, place, refusal, raw),
+            None => self.into.refusals.write(self.name, place, refusal, raw),
+        }
+    }
+}
+
+impl Admitting<'_> {
+    /// Writes a dead letter as a record of its topic: the exact bytes, and in headers what is known of it.
+    #[cold]
+    fn write_letter(&mut self, letters: &LetterPlaces, place: Place, refusal: &Refusal, raw: &Raw<'_>) {
+        let position = format!("{}/{}/{}", letters.topic, self.name.partition, place.position);
+        let (shard, topic, partition) = letters.places[usize::from(raw.retried.is_some())];
+        let mut draft = self.into.letters.begin(0, shard, topic, partition);
+        if let Some(key) = raw.key {
+            draft.bytes().extend_from_slice(key);
+            draft.end_key();
+        }
+        if let Some(value) = raw.value {
+            draft.bytes().extend_from_slice(value);
+            draft.end_value();
+        }
+        let (origin, attempt, first_seen) = match raw.retried {
+            Some(retried) => (&*retried.origin, retried.attempt, retried.first_seen),
+            None => (&*position, 0, place.arrived),
+        };
+        draft.header(letter::POSITION, position.as_bytes());
+        draft.header(letter::REASON, refusal.reason.code().as_bytes());
+        draft.header(letter::DETAIL, refusal.detail.as_bytes());
+        draft.header(letter::ORIGIN, origin.as_bytes());
+        draft.header(letter::ATTEMPT, attempt.to_string().as_bytes());
+        if let Some(first_seen) = first_seen {
+            draft.header(letter::FIRST_SEEN, first_seen.to_string().as_bytes());
+        }
     }
 }

@@ -106,7 +106,7 @@ pub fn run(log: &[Entry], settings: Settings, workers: usize, cuts: &[usize]) ->
             }
             next = cut;
             if worker.index() == 0 {
-                graph.send_aside(epoch as u64, &mut queries(epoch), &mut Vec::new());
+                graph.send_aside(epoch as u64, &mut queries(epoch), &mut Vec::new(), &mut Vec::new());
             }
             graph.send(epoch as u64, &mut cities, &mut arrivals);
             worker.step();

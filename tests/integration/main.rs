@@ -7,6 +7,7 @@ mod batch;
 mod commands;
 mod harness;
 mod heat_index;
+mod kafka;
 mod layers;
 mod oracle;
 mod process;

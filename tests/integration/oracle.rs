@@ -52,9 +52,13 @@ impl Oracle {
         if self.high.get(&entry.city).is_some_and(|high| entry.millis < high - lateness) {
             return None;
         }
-        if let Event::Reading(_) = entry.event {
+        if entry.event != Event::Withdrawal {
             let high = self.high.entry(entry.city).or_insert(entry.millis);
             *high = (*high).max(entry.millis);
+        }
+        // All that was ever accepted of a key is a reading that it holds, or a withdrawal.
+        if matches!(entry.event, Event::Retried(_)) && self.revisions.contains_key(&key) {
+            return Some(OutcomeKind::Superseded);
         }
         if let (Some(new), Some(Some(old))) = (entry.revision, self.revisions.get(&key))
             && new < *old

@@ -37,10 +37,13 @@ fn event() -> impl Strategy<Value = Event> {
     let temperature = prop_oneof![edges(&[-130.0, 40.0, 70.0, 95.0, 140.0]), -130.0..=140.0];
     let humidity = prop_oneof![edges(&[0.0, 50.0, 100.0, 105.0]), 0.0..=105.0];
     let wind = prop_oneof![Just(None), Just(Some(0.0)), Just(Some(260.0))];
-    let reading = (temperature, humidity, wind).prop_map(|(temperature, humidity, wind)| {
-        Event::Reading(Measurement::new(temperature, humidity, wind).unwrap())
-    });
-    prop_oneof![5 => reading, 1 => Just(Event::Withdrawal)]
+    let measurement = (temperature, humidity, wind)
+        .prop_map(|(temperature, humidity, wind)| Measurement::new(temperature, humidity, wind).unwrap());
+    prop_oneof![
+        5 => measurement.clone().prop_map(Event::Reading),
+        1 => measurement.prop_map(Event::Retried),
+        1 => Just(Event::Withdrawal),
+    ]
 }
 
 /// Steps of time from one entry to the next: mostly forward, often back to what was before, rarely to an end of time.

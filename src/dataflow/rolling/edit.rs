@@ -22,17 +22,22 @@ pub struct Delta {
 }
 
 impl Store {
-    /// Sets (`Some`) or withdraws (`None`) the reading at `millis`, unless its revision is old. Between the first edit of an
-    /// epoch, which [`Store::seal`] precedes, and [`Store::finish_edits`], the city's head is stale.
+    /// Sets (`Some`) or withdraws (`None`) the reading at `millis`, unless its revision is old; a `retried` one only where there
+    /// is neither a reading nor the mark of a withdrawal. Between the first edit of an epoch, which [`Store::seal`] precedes,
+    /// and [`Store::finish_edits`], the city's head is stale.
     pub fn edit(
         &mut self,
         city: u32,
         millis: i64,
         event: Option<Held>,
         revision: Option<Revision>,
+        retried: bool,
     ) -> (OutcomeKind, Option<Delta>) {
         let place = self.seek(city, millis);
         let before = self.get(city, place).filter(|(at, _)| *at == millis).map(|(_, held)| held);
+        if retried && (before.is_some() || self.index[city as usize].withdrawn.contains_key(&millis)) {
+            return (OutcomeKind::Superseded, None);
+        }
         let remembered = match before {
             Some(_) => self.chunk(city, place.chunk).revisions.as_ref().and_then(|r| r.get(place.row)),
             None => self.index[city as usize].withdrawn.get(&millis).copied().flatten(),

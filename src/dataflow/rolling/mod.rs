@@ -30,7 +30,7 @@ use self::store::{Edits, Store};
 use super::heat_index::Formula;
 use crate::model::{
     Arrival, Change, CityId, CityKey, CityName, CityNames, Counts, CurrentRow, DayChange, Event, EventTime,
-    Outcome, OutcomeKind, Row,
+    Outcome, OutcomeKind, Parcels, Render, Row,
 };
 
 pub use self::operator::{Streams, rolling};
@@ -75,6 +75,32 @@ impl Changed {
         }
         let last = self.rows.len() - 1;
         &mut self.rows[last]
+    }
+}
+
+impl Changed {
+    /// Writes an epoch's changed rows, and the current rows that it leaves, as records of a sink.
+    fn write(&self, epoch: u64, names: &CityNames, render: &mut dyn Render, out: &mut Parcels) {
+        for change in self.rows.iter().flatten() {
+            render.row(epoch, names, change, out);
+        }
+        for (city, row) in self.current_rows() {
+            render.current(epoch, names, city, row, out);
+        }
+    }
+
+    /// The cities whose current row has changed, each once.
+    fn current_rows(&self) -> impl Iterator<Item = (CityId, Option<&CurrentRow>)> {
+        let mut changes = self.current.iter().peekable();
+        std::iter::from_fn(move || {
+            let (city, row, diff) = changes.next()?;
+            if *diff > 0 {
+                return Some((*city, Some(row)));
+            }
+            // A retraction is followed by the row that takes its place, where there is one.
+            let next = changes.next_if(|(next, _, diff)| next == city && *diff > 0);
+            Some((*city, next.map(|(_, row, _)| row)))
+        })
     }
 }
 
@@ -177,7 +203,9 @@ impl Rolling {
             if reading {
                 head.high = head.high.max(millis);
             }
-            if reading && millis > head.newest {
+            // Whether a retried one counts is decided where all of its key is known.
+            let retried = matches!(arrival.event, Event::Retried(_));
+            if reading && !retried && millis > head.newest {
                 head.newest = millis;
             } else if head.edits == Edits::None {
                 head.edits = Edits::Expected;
@@ -213,9 +241,9 @@ impl Rolling {
             _ => self.edit(city, arrival, held),
         };
         if let Some(current) = &mut self.current {
-            // A reading moves `high` even where its revision loses, so the city's current row may turn unservable.
+            // A reading moves `high` even where it loses, so the city's current row may turn unservable.
             current.touch(city);
-            if kind != OutcomeKind::OldRevision {
+            if !matches!(kind, OutcomeKind::OldRevision | OutcomeKind::Superseded) {
                 current.measure(city, millis, measurement);
             }
         }
@@ -229,7 +257,9 @@ impl Rolling {
             self.edited.push(city);
             self.store.seal(city);
         }
-        let (kind, delta) = self.store.edit(city, arrival.reading_at.millis(), held, arrival.revision);
+        let retried = matches!(arrival.event, Event::Retried(_));
+        let millis = arrival.reading_at.millis();
+        let (kind, delta) = self.store.edit(city, millis, held, arrival.revision, retried);
         if let Some(delta) = delta {
             self.deltas.push((city, delta));
             if let Some(days) = &mut self.days {

@@ -13,7 +13,10 @@ use timely::progress::frontier::MutableAntichain;
 
 use super::told::{Told, Watched};
 use super::{Changed, Rolling};
-use crate::model::{Arrival, Change, CityId, CityKey, CityName, CurrentRow, DayChange, Outcome, Query};
+use crate::model::{
+    Arrival, Change, CityId, CityKey, CityName, CurrentRow, DayChange, Outcome, Parcel, Parcels, Query,
+    Render,
+};
 
 /// What the operator gives out: at each epoch what that epoch changed, once no more input can come for it.
 pub struct Streams<'scope> {
@@ -22,6 +25,8 @@ pub struct Streams<'scope> {
     pub days: Stream<'scope, u64, Vec<DayChange>>,
     pub outcomes: Stream<'scope, u64, Vec<Outcome>>,
     pub told: Stream<'scope, u64, Vec<Told>>,
+    /// For durable sinks.
+    pub parcels: Stream<'scope, u64, Vec<Parcel>>,
 }
 
 type CurrentDiff = ((CityId, CurrentRow), u64, isize);
@@ -36,15 +41,17 @@ struct Pending {
     capabilities: Vec<Capability<u64>>,
 }
 
-const OUTPUTS: usize = 5;
+const OUTPUTS: usize = 6;
 
 /// Sends each arrival and query to the worker that owns its city, and its epoch through `rolling` once the epoch is complete. A
-/// city's name must be in `cities` at the epoch of the city's first arrival or before.
+/// city's name must be in `cities` at the epoch of the city's first arrival or before. What is changed is written by `render`, where
+/// there is one.
 pub fn rolling<'scope>(
     cities: Stream<'scope, u64, Vec<CityName>>,
     arrivals: Stream<'scope, u64, Vec<Arrival>>,
     queries: Stream<'scope, u64, Vec<Query>>,
     mut rolling: Rolling,
+    mut render: Option<Box<dyn Render>>,
 ) -> Streams<'scope> {
     let mut builder = OperatorBuilder::new("Rolling".into(), arrivals.scope());
     let mut cities = builder.new_input(cities, Exchange::new(|city: &CityName| u64::from(city.key.hash)));
@@ -57,17 +64,20 @@ pub fn rolling<'scope>(
     let (days_out, days) = builder.new_output::<Vec<DayChange>>();
     let (outcomes_out, outcomes) = builder.new_output::<Vec<Outcome>>();
     let (told_out, told) = builder.new_output::<Vec<Told>>();
+    let (parcels_out, parcels) = builder.new_output::<Vec<Parcel>>();
     let mut rows_out = OutputBuilder::<_, CapacityContainerBuilder<Vec<Change>>>::from(rows_out);
     let mut current_out = OutputBuilder::<_, CapacityContainerBuilder<Vec<CurrentDiff>>>::from(current_out);
     let mut days_out = OutputBuilder::<_, CapacityContainerBuilder<Vec<DayChange>>>::from(days_out);
     let mut outcomes_out = OutputBuilder::<_, CapacityContainerBuilder<Vec<Outcome>>>::from(outcomes_out);
     let mut told_out = OutputBuilder::<_, CapacityContainerBuilder<Vec<Told>>>::from(told_out);
+    let mut parcels_out = OutputBuilder::<_, CapacityContainerBuilder<Vec<Parcel>>>::from(parcels_out);
 
     builder.build(move |_| {
         let mut pending: BTreeMap<u64, Pending> = BTreeMap::new();
         let mut changed = Changed::default();
         let mut watched = Watched::default();
         let mut telling = Vec::new();
+        let mut written = Parcels::default();
         move |frontiers: &[MutableAntichain<u64>]| {
             cities.for_each(|capability, data| {
                 let Some(&epoch) = capability.least() else { return };
@@ -97,7 +107,11 @@ pub fn rolling<'scope>(
                     watched.introduced(city, &rolling);
                 }
                 rolling.apply(&arrivals, &mut changed);
-                let [rows, currents, days, outcomes, tells] = &capabilities[..] else { continue };
+                let [rows, currents, days, outcomes, tells, packed] = &capabilities[..] else { continue };
+                if let Some(render) = &mut render {
+                    changed.write(epoch, &rolling.cities.names, &mut **render, &mut written);
+                    parcels_out.activate().session(packed).give_container(&mut written.take_all());
+                }
                 if rolling.wanted.told {
                     watched.tell(epoch, &changed, &rolling, &mut telling);
                     let answers = queries.into_iter();
@@ -114,7 +128,7 @@ pub fn rolling<'scope>(
             }
         }
     });
-    Streams { rows, current: current.as_collection(), days, outcomes, told }
+    Streams { rows, current: current.as_collection(), days, outcomes, told, parcels }
 }
 
 impl Pending {

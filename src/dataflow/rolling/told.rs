@@ -59,14 +59,8 @@ impl Watched {
         if changed.counts != Counts::default() {
             told.push(Told::Counts(changed.counts));
         }
-        let mut current = changed.current.iter().peekable();
-        while let Some(&(city, row, diff)) = current.next() {
-            // A retraction is followed by the row that takes its place, where there is one.
-            let replaced =
-                diff < 0 && current.peek().is_some_and(|(next, _, diff)| *next == city && *diff > 0);
-            if !replaced {
-                told.push(Told::Current { city: names.get(city), row: (diff > 0).then_some(row) });
-            }
+        for (city, row) in changed.current_rows() {
+            told.push(Told::Current { city: names.get(city), row: row.copied() });
         }
         if self.cities.is_empty() {
             return;

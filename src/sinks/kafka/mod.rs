@@ -1,6 +1,20 @@
 //! Results as records of Kafka topics, each exactly once.
+//!
+//! An [`Outlet`] is what is written to one cluster: a fixed number of shards, each with a producer of its own and whole
+//! partitions, and the [`progress`] topic. A shard writes whole epochs, and with them, in the same transaction, the positions
+//! of the input that they are complete up to.
+
+mod outlet;
+pub mod progress;
+pub mod render;
+mod shard;
 
 use std::time::Duration as Wait;
+
+use rdkafka::error::KafkaError;
+
+pub use self::outlet::{Ends, Identity, Keeper, Outlet, Running};
+pub use self::shard::Portion;
 
 use crate::kafka::Cluster;
 
@@ -18,7 +32,7 @@ pub struct KafkaSinkPlan {
 }
 
 /// How rows are written.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum RowFormat {
     Json,
     /// In Confluent's wire format, with the schemas registered at these URLs, as this user.
@@ -28,6 +42,19 @@ pub enum RowFormat {
     },
     /// Bare Avro, as `schemas/` has it.
     BareAvro,
+}
+
+// The password is never shown.
+impl std::fmt::Debug for RowFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            RowFormat::Json => f.write_str("Json"),
+            RowFormat::Avro { urls, .. } => {
+                f.debug_struct("Avro").field("urls", urls).finish_non_exhaustive()
+            }
+            RowFormat::BareAvro => f.write_str("BareAvro"),
+        }
+    }
 }
 
 /// What is written to a cluster in transactions, and where its progress is kept.
@@ -49,4 +76,52 @@ pub enum Delivery {
     ExactlyOnce,
     /// At once; what was written since the last progress is written again after a crash.
     AtLeastOnce,
+}
+
+/// Why an outlet cannot be written.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum OutletError {
+    #[error("brokers {brokers}: {error}: check the addresses and properties")]
+    Client { brokers: String, error: KafkaError },
+    #[error("topic {topic} cannot be read: {error}: check that it exists and that reading it is allowed")]
+    Reading { topic: String, error: KafkaError },
+    #[error("topic {topic} cannot be written: {error}: check that it exists and that writing it is allowed")]
+    Writing { topic: String, error: KafkaError },
+    #[error("transactional id {id} cannot be used: {error}")]
+    Transactions { id: String, error: KafkaError },
+    #[error(
+        "topic {topic} was not read to its end in time: at offset {seen}, before {}: see whether transactions of other producers          hang, with kafka-transactions.sh",
+        marker.map_or("its end".into(), |marker| marker.to_string())
+    )]
+    Hangs { topic: String, seen: i64, marker: Option<i64> },
+    #[error("topic {topic}, key {key}: {problem}: is it a progress topic of swelter?")]
+    Damaged { topic: String, key: String, problem: String },
+    #[error(
+        "generation {generation} of the same results has taken over (progress topic {topic}): this process ends; run one at a time, or          give each its own progress and result topics"
+    )]
+    Fenced { topic: String, generation: u64 },
+    #[error(
+        "the results of progress topic {topic} were made with {what} {before}, now it is {now}: set it back, or name new progress and          result topics to begin anew"
+    )]
+    Identity { topic: String, what: String, before: String, now: String },
+    #[error(
+        "the cluster at {brokers} does not answer: not all that was read is written; the next start goes on where it ends"
+    )]
+    Unfinished { brokers: String },
+    #[error("threads cannot be started: {0}")]
+    Threads(std::sync::Arc<std::io::Error>),
+}
+
+impl OutletError {
+    fn client(cluster: &Cluster, error: KafkaError) -> OutletError {
+        OutletError::Client { brokers: cluster.brokers.clone(), error }
+    }
+
+    fn reading(topic: &str, error: KafkaError) -> OutletError {
+        OutletError::Reading { topic: topic.to_owned(), error }
+    }
+
+    fn writing(topic: &str, error: KafkaError) -> OutletError {
+        OutletError::Writing { topic: topic.to_owned(), error }
+    }
 }

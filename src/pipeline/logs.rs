@@ -1,0 +1,196 @@
+//! The logs of a run, opened by their plans.
+
+use std::sync::Arc;
+
+use super::data_dir::DataDir;
+use super::live::RunError;
+use super::outlets::Starts;
+use crate::admission::AdmissionRules;
+use crate::config::{FileInput, GeneratorSource, Plan, SourceKind, SourcePlan};
+use crate::model::{Appender, EventTime, PartitionName, Slot, Slots};
+use crate::sinks::dead_letters::DeadLetters;
+use crate::sources::Source;
+use crate::sources::file::{FileSource, Input};
+use crate::sources::generator::feed::Feed;
+use crate::sources::generator::paced::{Paced, PacedPlan};
+use crate::sources::journal::{Journal, JournalPlan};
+use crate::sources::kafka::KafkaSource;
+use crate::worker::{self, LogPartition, Shared};
+
+/// The logs of a run, and what is kept beside them.
+pub struct Logs {
+    // In this order: the lock is given back last.
+    journal: Option<Arc<Journal>>,
+    sources: Vec<Arc<dyn Source>>,
+    /// Where what is posted or made up goes.
+    appender: Option<Arc<dyn Appender>>,
+    data_dir: Option<Arc<DataDir>>,
+}
+
+/// Whether a run keeps anything on disk.
+pub fn needs_data_dir(plan: &Plan) -> bool {
+    let Some(ingest) = &plan.ingest else { return false };
+    ingest.into.is_none() || plan.sources.iter().any(|source| matches!(source.kind, SourceKind::Generator(_)))
+}
+
+impl Logs {
+    pub fn open(plan: &Plan, data_dir: Option<Arc<DataDir>>) -> Result<Logs, RunError> {
+        let mut logs = Logs { journal: None, sources: Vec::new(), appender: None, data_dir };
+        let into = plan.ingest.as_ref().map(|ingest| ingest.into.as_deref());
+        if let (Some(ingest), Some(None), Some(data_dir)) = (&plan.ingest, into, &logs.data_dir) {
+            let journal = Arc::new(Journal::open(
+                &data_dir.path().join("journal"),
+                JournalPlan {
+                    partitions: ingest.partitions,
+                    queue_records: ingest.queue_records,
+                    queue_bytes: ingest.queue_bytes,
+                    warn_bytes: ingest.warn_bytes,
+                    decode: plan.decode,
+                    ..JournalPlan::default()
+                },
+            )?);
+            logs.sources.push(journal.clone());
+            logs.appender = Some(journal.appender());
+            logs.journal = Some(journal);
+        }
+        for source in &plan.sources {
+            // What is made up beside a log is appended to it.
+            if into.is_some() && matches!(source.kind, SourceKind::Generator(_)) {
+                continue;
+            }
+            logs.sources.push(direct(source, plan)?);
+        }
+        Ok(logs)
+    }
+
+    pub fn data_dir(&self) -> Option<&Arc<DataDir>> {
+        self.data_dir.as_ref()
+    }
+
+    pub fn appender(&self) -> Option<Arc<dyn Appender>> {
+        self.appender.clone()
+    }
+
+    /// Why posted readings can not be taken any more.
+    pub fn failed(&self) -> Option<String> {
+        self.journal.as_ref().and_then(|journal| journal.failed()).map(|failed| failed.to_string())
+    }
+
+    /// The dead letters of the journal and of files.
+    pub fn dead_letters(&self, plan: &Plan) -> Result<Option<DeadLetters>, RunError> {
+        let Some((dir, journal)) = self.data_dir.as_ref().zip(self.journal.as_ref()) else { return Ok(None) };
+        let letters = DeadLetters::open(&dir.path().join("dead-letters.jsonl"), &refusal_rules(plan))?;
+        let name: Arc<str> = journal.name().into();
+        for partition in 0..journal.partitions() {
+            // Its letters would keep those of the journal from being written.
+            let name = PartitionName { source: name.clone(), partition };
+            if letters.last(&name).is_some_and(|last| last >= journal.end(partition)) {
+                let path = letters.path().display();
+                return Err(RunError::Failed(format!(
+                    "{path} has dead letters of records that the journal does not have: move it away, it is of another journal"
+                )));
+            }
+        }
+        Ok(Some(letters))
+    }
+
+    /// The partitions, by slot, and from where each is read.
+    pub fn partitions(&self, starts: &Starts) -> Result<Vec<LogPartition>, RunError> {
+        let mut partitions = Vec::new();
+        for source in &self.sources {
+            for partition in 0..source.partitions() {
+                let slot = Slot(partitions.len() as u16);
+                partitions.push(starts.partition(source, partition, slot)?);
+            }
+        }
+        Ok(partitions)
+    }
+
+    /// Has the workers read the partitions that have come since the start.
+    pub fn add_new(&self, starts: &Starts, slots: &Slots, shared: &Shared) -> Result<(), RunError> {
+        let known = slots.all();
+        for source in &self.sources {
+            let name: Arc<str> = source.name().into();
+            let count = known.iter().filter(|known| known.source == name).count() as u32;
+            for partition in count..source.partitions() {
+                tracing::info!(source = &*name, partition, "a partition has come");
+                let added = starts.partition(source, partition, Slot(0))?;
+                let slot = slots.push(PartitionName { source: name.clone(), partition });
+                shared.add(LogPartition { slot, ..added });
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the generators that append to the log.
+    pub fn feed(&self, plan: &Plan) -> Result<Vec<(String, Feed)>, RunError> {
+        let mut feeds = Vec::new();
+        let Some((appender, dir)) = self.appender().zip(self.data_dir.as_ref()) else { return Ok(feeds) };
+        for source in &plan.sources {
+            if let SourceKind::Generator(generator) = &source.kind {
+                let name = source.name.clone();
+                let feed = Feed::spawn(&name, paced(generator), &dir.path().join("feeds"), appender.clone());
+                feeds.push((name.clone(), feed.map_err(|error| RunError::Feed { name, error })?));
+            }
+        }
+        Ok(feeds)
+    }
+}
+
+/// A source that is a log of its own.
+fn direct(source: &SourcePlan, plan: &Plan) -> Result<Arc<dyn Source>, RunError> {
+    let name = source.name.clone();
+    match &source.kind {
+        SourceKind::Generator(generator) => {
+            let now = EventTime::from_millis(worker::clock() as i64).unwrap_or_default();
+            let paced = Paced::new(&name, paced(generator), now);
+            let paced = paced.map_err(|error| RunError::Generator { name, error })?;
+            Ok(Arc::new(Arc::new(paced)))
+        }
+        SourceKind::File(FileInput { path, format, compression, follow }) => {
+            let input = Input { path: Some(path.clone()), format: *format, compression: *compression };
+            let file = FileSource::new(&name, vec![input], *follow, plan.decode);
+            Ok(Arc::new(file.map_err(|error| RunError::Source { name, error })?))
+        }
+        SourceKind::Kafka(kafka) => {
+            let opened = KafkaSource::open(&name, kafka.clone(), plan.decode);
+            Ok(Arc::new(opened.map_err(|error| RunError::Source { name, error })?))
+        }
+    }
+}
+
+pub fn rules(plan: &Plan) -> AdmissionRules {
+    let (max_ahead, max_cities) = (Some(plan.max_ahead), plan.max_cities);
+    AdmissionRules { max_ahead, max_cities, ..AdmissionRules::new(plan.retention.lateness) }
+}
+
+/// What decides which records are refused.
+fn refusal_rules(plan: &Plan) -> String {
+    use std::os::unix::fs::MetadataExt;
+    let file = |source: &SourcePlan| match &source.kind {
+        SourceKind::File(file) => {
+            // Another file under the same name is another log.
+            let is = std::fs::metadata(&file.path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
+            Some(format!("{} {file:?} {is:?}\n", source.name))
+        }
+        SourceKind::Generator(_) | SourceKind::Kafka(_) => None,
+    };
+    let files: String = plan.sources.iter().filter_map(file).collect();
+    format!("{:?}\n{:?}\n{files}", rules(plan), plan.decode)
+}
+
+fn paced(generator: &GeneratorSource) -> PacedPlan {
+    PacedPlan {
+        cities: generator.cities,
+        interval: generator.interval,
+        history: generator.history,
+        history_interval: generator.history_interval,
+        late: generator.late,
+        corrections: generator.corrections,
+        withdrawals: generator.withdrawals,
+        duplicates: generator.duplicates,
+        invalid: generator.invalid,
+        weather: generator.weather,
+        seed: generator.seed,
+    }
+}

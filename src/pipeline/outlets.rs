@@ -1,0 +1,448 @@
+//! The outlets of a run: which clusters are written to, by which shards, and where a replay stops for them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration as Wait, Instant};
+
+use super::live::RunError;
+use crate::codec::{CURRENT_SCHEMA, DecodeSettings, ROW_SCHEMA};
+use crate::config::{Plan, SourceKind};
+use crate::dataflow::ParcelsPlan;
+use crate::kafka::topics::{self, NewTopicPlan, TopicFacts};
+use crate::kafka::{Cluster, letter_topics};
+use crate::model::{PartitionName, Render, Shard, Slot};
+use crate::registry::{Client, ClientSettings, RegistryError};
+use crate::sinks::kafka::progress::{self, ShardProgress};
+use crate::sinks::kafka::render::{Avro, Json, Places, Results};
+use crate::sinks::kafka::{
+    Delivery, Ends, Identity, KafkaSinkPlan, Keeper, Outlet, OutletPlan, RowFormat, Running,
+};
+use crate::sources::Source;
+use crate::sources::kafka::KafkaPlan;
+use crate::worker::{Cuts, LetterPlaces, LogPartition};
+
+/// Another number says that another version may compute other results from the same log.
+const RULES: u32 = 1;
+
+/// Shards and times of an outlet that has dead letters only.
+const LETTER_SHARDS: u16 = 1;
+const LETTER_COMMIT: Wait = Wait::from_millis(200);
+const LETTER_TIMEOUT: Wait = Wait::from_secs(60);
+
+/// How long a schema registry may take at the start.
+const REGISTRY_PATIENCE: Wait = Wait::from_secs(30);
+const REGISTRY_TIMEOUT: Wait = Wait::from_secs(10);
+const REGISTRY_RETRY: Wait = Wait::from_millis(500);
+
+/// The outlets, claimed, with what earlier starts have written.
+pub struct Outlets {
+    outlets: Vec<Outlet>,
+    places: Option<Places>,
+    written: Written,
+    /// By the source's name.
+    letters: HashMap<String, Letters>,
+}
+
+/// How rows are written; in Avro with the ids of their schemas, where they have any.
+#[derive(Clone, Copy)]
+enum Written {
+    Json,
+    Avro(Option<(u32, u32)>),
+}
+
+/// Where the dead letters of a source go.
+#[derive(Clone)]
+struct Letters {
+    outlet: usize,
+    topic: Arc<str>,
+    first_shard: Shard,
+    shards: u16,
+    /// Number and partitions of the first and the second topic.
+    topics: [(u8, u32); 2],
+}
+
+/// An outlet before it is opened.
+struct Draft {
+    plan: OutletPlan,
+    topics: Vec<String>,
+    has_results: bool,
+}
+
+impl Outlets {
+    /// Checks the topics, and claims the outlets.
+    pub fn open(plan: &Plan) -> Result<Outlets, RunError> {
+        let mut drafts = Vec::new();
+        if let Some(sink) = &plan.sink {
+            let mut topics = vec![sink.topic.clone()];
+            topics.extend(sink.current_topic.clone());
+            drafts.push(Draft { plan: sink.outlet.clone(), topics, has_results: true });
+        }
+        let mut places_of = HashMap::new();
+        for (name, source) in kafka_sources(plan) {
+            let same = |draft: &Draft| {
+                draft.plan.cluster == source.cluster
+                    && (draft.has_results || draft.plan.progress_topic == source.progress_topic)
+            };
+            let outlet = drafts.iter().position(same).unwrap_or_else(|| {
+                drafts.push(Draft { plan: letters_only(source), topics: Vec::new(), has_results: false });
+                drafts.len() - 1
+            });
+            let draft = &mut drafts[outlet];
+            places_of.insert(name.to_owned(), (outlet, draft.topics.len() as u8));
+            draft.topics.extend(letter_topics(&source.topic));
+        }
+        let written = plan.sink.as_ref().map_or(Ok(Written::Json), written)?;
+        let facts = drafts.iter().map(|draft| facts(plan, draft)).collect::<Result<Vec<_>, _>>()?;
+        let mut outlets = Vec::new();
+        let mut first_shards = Vec::new();
+        let mut next_shard = 0;
+        for (draft, facts) in drafts.iter().zip(&facts) {
+            let first_shard = Shard(next_shard);
+            next_shard += draft.plan.shards;
+            first_shards.push(first_shard);
+            let identity = identity(plan, draft, facts);
+            outlets.push(Outlet::open(&draft.plan, draft.topics.clone(), first_shard, &identity)?);
+        }
+        let partitions =
+            |outlet: usize, topic: &str| facts[outlet].get(topic).map_or(1, |facts| facts.partitions);
+        let letters = kafka_sources(plan).filter_map(|(name, source)| {
+            let (outlet, at) = *places_of.get(name)?;
+            let [first, second] = letter_topics(&source.topic);
+            let topics = [(at, partitions(outlet, &first)), (at + 1, partitions(outlet, &second))];
+            let (topic, first_shard, shards) =
+                (name.into(), first_shards[outlet], drafts[outlet].plan.shards);
+            Some((name.to_owned(), Letters { outlet, topic, first_shard, shards, topics }))
+        });
+        let letters = letters.collect();
+        let places = plan.sink.as_ref().map(|sink| Places {
+            first_shard: Shard(0),
+            shards: sink.outlet.shards,
+            partitions: partitions(0, &sink.topic),
+            current_partitions: sink.current_topic.as_ref().map(|topic| partitions(0, topic)),
+        });
+        Ok(Outlets { outlets, places, written, letters })
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.outlets.is_empty()
+    }
+
+    /// That of the results, where there are any.
+    pub fn generation(&self) -> Option<Arc<str>> {
+        self.outlets.first().map(Outlet::generation)
+    }
+
+    pub fn epoch_floor(&self) -> Result<u64, RunError> {
+        let floors = self.outlets.iter().map(Outlet::epoch_floor).collect::<Result<Vec<_>, _>>()?;
+        Ok(floors.into_iter().max().unwrap_or(0))
+    }
+
+    /// What makes epochs durable where there is no data directory.
+    pub fn keeper(&self) -> Option<Keeper> {
+        self.outlets.first().map(Outlet::keeper)
+    }
+
+    /// How the graph writes results.
+    pub fn parcels(&self) -> Option<ParcelsPlan> {
+        if self.is_empty() {
+            return None;
+        }
+        let Outlets { written, .. } = *self;
+        let render = self.places.map(|places| -> Arc<dyn Fn() -> Box<dyn Render> + Send + Sync> {
+            match written {
+                Written::Json => Arc::new(move || Box::new(Results::new(places, Json))),
+                Written::Avro(ids) => Arc::new(move || Box::new(Results::new(places, Avro { ids }))),
+            }
+        });
+        let current = self.places.is_some_and(|places| places.current_partitions.is_some());
+        Some(ParcelsPlan { render, current })
+    }
+
+    /// What says of each partition where it begins.
+    pub fn starts(&self) -> Result<Starts, RunError> {
+        let of_source = |(name, letters): (&String, &Letters)| {
+            let outlet = &self.outlets[letters.outlet];
+            let kept = outlet.kept().get(&progress::start_key(name))?.unwrap_or_default();
+            let starts =
+                SourceStarts { kept: Mutex::new(kept), keeper: outlet.keeper(), letters: letters.clone() };
+            Ok((name.clone(), starts))
+        };
+        self.letters.iter().map(of_source).collect::<Result<_, _>>().map(Starts)
+    }
+
+    /// Where a replay of these partitions stops.
+    pub fn cuts(&self, partitions: &[LogPartition]) -> Result<Cuts, RunError> {
+        let mut all: Vec<(Shard, ShardProgress)> = Vec::new();
+        for outlet in &self.outlets {
+            all.extend(outlet.shards()?.into_iter().filter_map(|(shard, progress)| Some((shard, progress?))));
+        }
+        cuts(all, partitions).map_err(RunError::Failed)
+    }
+
+    /// Starts writing; `failed` hears what ends the run.
+    pub fn start_writing(self, failed: Arc<dyn Fn(String) + Send + Sync>) -> Result<Writing, RunError> {
+        let start = |outlet: Outlet| outlet.start(Arc::clone(&failed));
+        Ok(Writing(self.outlets.into_iter().map(start).collect::<Result<_, _>>()?))
+    }
+}
+
+/// Where the partitions of topics were first read from, which is kept, and where their dead letters go.
+pub struct Starts(HashMap<String, SourceStarts>);
+
+struct SourceStarts {
+    kept: Mutex<BTreeMap<u32, u64>>,
+    keeper: Keeper,
+    letters: Letters,
+}
+
+impl Starts {
+    /// A partition as it is read: from where it was read first.
+    pub fn partition(
+        &self,
+        source: &Arc<dyn Source>,
+        partition: u32,
+        slot: Slot,
+    ) -> Result<LogPartition, RunError> {
+        let name = PartitionName { source: source.name().into(), partition };
+        let of_source = self.0.get(source.name());
+        let start = of_source.map_or(Ok(0), |starts| starts.start(&**source, partition))?;
+        let letters = of_source.map(|starts| starts.letters.of(partition));
+        Ok(LogPartition { slot, name, source: Arc::clone(source), start, letters })
+    }
+}
+
+impl SourceStarts {
+    fn start(&self, source: &dyn Source, partition: u32) -> Result<u64, RunError> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(start) = kept.get(&partition) {
+            return Ok(*start);
+        }
+        // Those of a first start are kept all at once: what is missing later has come later.
+        let first_start = kept.is_empty();
+        for partition in
+            (0..source.partitions().max(partition + 1)).filter(|p| !kept.contains_key(p)).collect::<Vec<_>>()
+        {
+            let start = source.start(partition, first_start).map_err(|error| {
+                RunError::Failed(format!("source {}, partition {partition}: {error}", source.name()))
+            })?;
+            kept.insert(partition, start);
+        }
+        self.keeper.keep(&progress::start_key(source.name()), &*kept)?;
+        Ok(kept.get(&partition).copied().unwrap_or(0))
+    }
+}
+
+impl Letters {
+    fn of(&self, partition: u32) -> LetterPlaces {
+        let places = self.topics.map(|(topic, partitions)| {
+            let of_topic = partition % partitions.max(1);
+            let shard = Shard(self.first_shard.0 + (of_topic % u32::from(self.shards)) as u16);
+            (shard, topic, of_topic)
+        });
+        LetterPlaces { topic: self.topic.clone(), places }
+    }
+}
+
+/// Registers the schemas of rows, where there is a registry.
+fn written(sink: &KafkaSinkPlan) -> Result<Written, RunError> {
+    let (urls, user) = match &sink.format {
+        RowFormat::Json => return Ok(Written::Json),
+        RowFormat::BareAvro => return Ok(Written::Avro(None)),
+        RowFormat::Avro { urls, user } => (urls.clone(), user.clone()),
+    };
+    let client = Client::new(&ClientSettings { urls, user, timeout: REGISTRY_TIMEOUT })?;
+    let register = |topic: &str, schema: &str| {
+        let deadline = Instant::now() + REGISTRY_PATIENCE;
+        loop {
+            match client.register(&format!("{topic}-value"), schema) {
+                Err(RegistryError::Unavailable(_)) if Instant::now() < deadline => {
+                    thread::sleep(REGISTRY_RETRY)
+                }
+                registered => return registered,
+            }
+        }
+    };
+    let row = register(&sink.topic, ROW_SCHEMA)?;
+    let current = sink.current_topic.as_ref().map(|topic| register(topic, CURRENT_SCHEMA));
+    Ok(Written::Avro(Some((row, current.transpose()?.unwrap_or(0)))))
+}
+
+/// Outlets that are written to.
+pub struct Writing(Vec<Running>);
+
+impl Writing {
+    pub fn ends(&self) -> Vec<Ends> {
+        self.0.iter().map(Running::ends).collect()
+    }
+
+    /// Waits until everything is durable: false where it is not.
+    pub fn finish(self) -> bool {
+        self.0.into_iter().fold(true, |all, running| running.finish() && all)
+    }
+}
+
+fn kafka_sources(plan: &Plan) -> impl Iterator<Item = (&str, &KafkaPlan)> {
+    plan.sources.iter().filter_map(|source| match &source.kind {
+        SourceKind::Kafka(kafka) => Some((source.name.as_str(), kafka)),
+        SourceKind::Generator(_) | SourceKind::File(_) => None,
+    })
+}
+
+fn letters_only(source: &KafkaPlan) -> OutletPlan {
+    OutletPlan {
+        cluster: source.cluster.clone(),
+        progress_topic: source.progress_topic.clone(),
+        delivery: Delivery::ExactlyOnce,
+        shards: LETTER_SHARDS,
+        commit_interval: LETTER_COMMIT,
+        transaction_timeout: LETTER_TIMEOUT,
+    }
+}
+
+/// Newest value of a key.
+const COMPACTED: [(&str, &str); 1] = [("cleanup.policy", "compact")];
+/// Cleaned often: a start reads all of it.
+const PROGRESS: [(&str, &str); 4] = [
+    ("cleanup.policy", "compact"),
+    ("segment.bytes", "16777216"),
+    ("segment.ms", "600000"),
+    ("min.cleanable.dirty.ratio", "0.1"),
+];
+/// Kept until somebody has looked at them.
+const LETTERS: [(&str, &str); 2] = [("cleanup.policy", "delete"), ("retention.ms", "-1")];
+
+fn new_topic(name: &str, partitions: u32, config: &[(&'static str, &'static str)]) -> NewTopicPlan {
+    NewTopicPlan { name: name.to_owned(), partitions, config: config.to_vec() }
+}
+
+/// What is known of the topics of an outlet, which are all there; those that may be made are made.
+fn facts(plan: &Plan, draft: &Draft) -> Result<BTreeMap<String, TopicFacts>, RunError> {
+    let OutletPlan { cluster, progress_topic, .. } = &draft.plan;
+    let mut wanted: Vec<NewTopicPlan> = Vec::new();
+    let results = plan.sink.as_ref().filter(|_| draft.has_results);
+    if let Some(sink) = results {
+        let partitions = sink.create_topics;
+        for topic in [Some(&sink.topic), sink.current_topic.as_ref()].into_iter().flatten() {
+            wanted.push(new_topic(topic, partitions.unwrap_or(1), &COMPACTED));
+        }
+    }
+    wanted.push(new_topic(progress_topic, 1, &PROGRESS));
+    let mut may_create = results.is_some_and(|sink| sink.create_topics.is_some());
+    for (_, source) in
+        kafka_sources(plan).filter(|(_, source)| draft.topics.contains(&letter_topics(&source.topic)[0]))
+    {
+        may_create |= source.create_topics.is_some();
+        for topic in letter_topics(&source.topic) {
+            wanted.push(new_topic(&topic, source.create_topics.unwrap_or(1), &LETTERS));
+        }
+    }
+    let facts = found(cluster, &wanted, may_create)?;
+    if facts.get(progress_topic).is_some_and(|facts| facts.partitions != 1) {
+        return Err(RunError::Failed(format!(
+            "progress topic {progress_topic} has more than one partition: make it with one, and cleanup.policy=compact"
+        )));
+    }
+    for topic in [
+        Some(progress_topic),
+        results.map(|sink| &sink.topic),
+        results.and_then(|sink| sink.current_topic.as_ref()),
+    ] {
+        if let Some(topic) = topic.filter(|topic| facts.get(*topic).is_some_and(|facts| !facts.compacted)) {
+            tracing::warn!(
+                topic,
+                "the topic is not compacted: it keeps every change, or loses results with its retention; set cleanup.policy=compact"
+            );
+        }
+    }
+    Ok(facts)
+}
+
+fn found(
+    cluster: &Cluster,
+    wanted: &[NewTopicPlan],
+    may_create: bool,
+) -> Result<BTreeMap<String, TopicFacts>, RunError> {
+    let names: Vec<&str> = wanted.iter().map(|topic| topic.name.as_str()).collect();
+    let mut described = topics::describe(cluster, &names)?;
+    let is_missing = |topic: &&NewTopicPlan| described.get(&topic.name).is_none_or(Option::is_none);
+    let missing: Vec<NewTopicPlan> = wanted.iter().filter(is_missing).cloned().collect();
+    if !missing.is_empty() {
+        let list: Vec<&str> = missing.iter().map(|topic| topic.name.as_str()).collect();
+        if !may_create {
+            return Err(RunError::Failed(format!(
+                "topics are missing at {}: {}: make them, or set create_topics = true",
+                cluster.brokers,
+                list.join(", ")
+            )));
+        }
+        tracing::info!(topics = list.join(", "), "making topics");
+        topics::create(cluster, &missing)?;
+        described = topics::describe(cluster, &names)?;
+    }
+    Ok(described.into_iter().filter_map(|(name, facts)| Some((name, facts?))).collect())
+}
+
+/// What the results, or the dead letters, of an outlet are made with.
+fn identity(plan: &Plan, draft: &Draft, facts: &BTreeMap<String, TopicFacts>) -> Identity {
+    let DecodeSettings { assume_offset, units, moisture } = plan.decode;
+    let mut identity = Identity::new();
+    let mut say = |what: &str, value: String| drop(identity.insert(what.to_owned(), value));
+    say("rules version", RULES.to_string());
+    say("shards", draft.plan.shards.to_string());
+    say("results.lateness", plan.retention.lateness.to_string());
+    say("results.max_ahead", plan.max_ahead.to_string());
+    say("results.max_cities", plan.max_cities.to_string());
+    say("decode.assume_offset", assume_offset.map_or("\"\"".into(), |offset| offset.to_string()));
+    say("decode.units", format!("{units:?}").to_lowercase());
+    say("decode.moisture", format!("{moisture:?}").to_lowercase());
+    if let Some(sink) = plan.sink.as_ref().filter(|_| draft.has_results) {
+        say("results.formula", plan.formula.name().to_owned());
+        say("results.window", plan.retention.window.to_string());
+        say("results.history", plan.retention.history.to_string());
+        for topic in [Some(&sink.topic), sink.current_topic.as_ref()].into_iter().flatten() {
+            let partitions = facts.get(topic).map_or(0, |facts| facts.partitions);
+            say(&format!("partitions of topic {topic}"), partitions.to_string());
+        }
+    }
+    identity
+}
+
+/// The positions at which shards go on, in order, and which shard goes on at which.
+fn cuts(mut all: Vec<(Shard, ShardProgress)>, partitions: &[LogPartition]) -> Result<Cuts, String> {
+    let slots: HashMap<(&str, u32), Slot> = partitions
+        .iter()
+        .map(|partition| ((&*partition.name.source, partition.name.partition), partition.slot))
+        .collect();
+    all.sort_by_key(|(_, progress)| progress.epoch);
+    let mut cuts = Cuts::default();
+    for (shard, progress) in all {
+        let mut positions = HashMap::new();
+        for (source, of_source) in &progress.positions {
+            for (partition, position) in of_source {
+                let slot = slots.get(&(&**source, *partition)).ok_or_else(|| {
+                    format!(
+                        "the results include source {source}, partition {partition}, which is not there any more: configure the source \
+                         again, or name new progress and result topics to begin anew"
+                    )
+                })?;
+                positions.insert(*slot, *position);
+            }
+        }
+        if cuts.positions.last() != Some(&positions) {
+            let before = cuts.positions.last();
+            let falls =
+                |(slot, position): (&Slot, &u64)| positions.get(slot).is_none_or(|now| now < position);
+            if before.is_some_and(|before| before.iter().any(falls)) {
+                return Err(
+                    "the shards' progress records contradict each other: were their topics restored from different times? Name \
+                     new progress and result topics to begin anew"
+                        .into(),
+                );
+            }
+            cuts.positions.push(positions);
+        }
+        cuts.of_shards.insert(shard, cuts.positions.len() - 1);
+    }
+    Ok(cuts)
+}

@@ -1,0 +1,228 @@
+//! An outlet from claim to end.
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Sender};
+use std::thread::{self, JoinHandle};
+
+use super::progress::{self, CLAIM, Claim, EPOCHS, IDENTITY, Kept, MARKER, ShardProgress, Writer};
+use super::shard::{Portion, ShardWriter};
+use super::{Delivery, OutletError, OutletPlan};
+use crate::model::Shard;
+
+/// What an outlet's results were made with, by what people call it.
+pub type Identity = BTreeMap<String, String>;
+
+/// An outlet that this process has claimed: no earlier one writes any more, and what they have written is known.
+pub struct Outlet {
+    plan: OutletPlan,
+    /// By the numbers that parcels have for them.
+    topics: Arc<[String]>,
+    first_shard: u16,
+    claim: Claim,
+    claimed_at: i64,
+    writer: Arc<Writer>,
+    writers: Vec<ShardWriter>,
+    kept: Kept,
+    ended: Arc<AtomicBool>,
+}
+
+impl Outlet {
+    /// Claims the outlet, fences every earlier writer, and then reads what they have made durable.
+    ///
+    /// # Errors
+    ///
+    /// Where the results were made with another identity; before anything is claimed. Where another start claims it meanwhile.
+    pub fn open(
+        plan: &OutletPlan,
+        topics: Vec<String>,
+        first_shard: Shard,
+        identity: &Identity,
+    ) -> Result<Outlet, OutletError> {
+        let (cluster, topic) = (&plan.cluster, &plan.progress_topic);
+        let before = progress::read(cluster, topic, None)?;
+        let recorded = before.get::<Identity>(IDENTITY)?;
+        check(topic, recorded.as_ref(), identity)?;
+
+        let writer = Arc::new(Writer::new(cluster, topic)?);
+        let generation = before.get::<Claim>(CLAIM)?.map_or(1, |claim| claim.generation + 1);
+        let claim = Claim { generation, nonce: format!("{:016x}", RandomState::new().hash_one(generation)) };
+        let claimed_at = writer.write(CLAIM, &claim)?;
+        let topics: Arc<[String]> = topics.into();
+        let ended = Arc::<AtomicBool>::default();
+        let writers = (0..plan.shards).map(|shard| ShardWriter::open(plan, &topics, shard, &claim, &ended));
+        let writers = writers.collect::<Result<Vec<_>, _>>()?;
+        // Behind all that was committed, and behind the marks of all that was given up: what can be read up to here is all.
+        let marker = writer.write(MARKER, &claim.nonce)?;
+        let kept = progress::read(cluster, topic, Some(marker))?;
+        if let Some(other) = kept.get::<Claim>(CLAIM)?.filter(|last| *last != claim) {
+            return Err(OutletError::Fenced { topic: topic.clone(), generation: other.generation });
+        }
+        if recorded.is_none() {
+            writer.write(IDENTITY, identity)?;
+        }
+        Ok(Outlet {
+            plan: plan.clone(),
+            topics,
+            first_shard: first_shard.0,
+            claim,
+            claimed_at,
+            writer,
+            writers,
+            kept,
+            ended,
+        })
+    }
+
+    /// The number of this start and a random one, as `17-9f2c41d06b3e8a55`.
+    pub fn generation(&self) -> Arc<str> {
+        format!("{}-{}", self.claim.generation, self.claim.nonce).into()
+    }
+
+    /// No epoch below may be used: an earlier start may have used it.
+    pub fn epoch_floor(&self) -> Result<u64, OutletError> {
+        let shards = self.shards()?;
+        let written =
+            shards.iter().map(|(_, progress)| progress.as_ref().map_or(0, |progress| progress.epoch + 1));
+        Ok(written.max().unwrap_or(0).max(self.kept.get::<u64>(EPOCHS)?.unwrap_or(0)))
+    }
+
+    /// The shards, and how far each has come, if it ever has.
+    pub fn shards(&self) -> Result<Vec<(Shard, Option<ShardProgress>)>, OutletError> {
+        let shard = |number: u16| {
+            Ok((Shard(self.first_shard + number), self.kept.get(&progress::shard_key(number))?))
+        };
+        (0..self.plan.shards).map(shard).collect()
+    }
+
+    pub fn topics(&self) -> &[String] {
+        &self.topics
+    }
+
+    /// What earlier starts have kept beside the shards' progress.
+    pub fn kept(&self) -> &Kept {
+        &self.kept
+    }
+
+    /// Keeps more of it.
+    pub fn keeper(&self) -> Keeper {
+        Keeper(Arc::clone(&self.writer))
+    }
+
+    /// Starts the shards' threads. `failed` hears what ends the run, at most once a thread.
+    pub fn start(self, failed: Arc<dyn Fn(String) + Send + Sync>) -> Result<Running, OutletError> {
+        let threads = |error| OutletError::Threads(Arc::new(error));
+        let pending = Arc::new(AtomicUsize::new(0));
+        let ended = self.ended;
+        let mut running =
+            Running { first_shard: self.first_shard, ends: Vec::new(), pending, ended, threads: Vec::new() };
+        for mut writer in self.writers {
+            let (end, portions) = mpsc::channel();
+            running.ends.push(end);
+            let (pending, failed) = (Arc::clone(&running.pending), Arc::clone(&failed));
+            let write = move || {
+                let written = writer.run(&portions, &pending);
+                written.map_err(|error| failed(error.to_string())).is_ok()
+            };
+            let name = format!("sink {}", running.ends.len() - 1);
+            running.threads.push(thread::Builder::new().name(name).spawn(write).map_err(threads)?);
+        }
+        let (plan, claim, from, ended) = (self.plan, self.claim, self.claimed_at, Arc::clone(&running.ended));
+        let watch = move || match progress::watch(&plan.cluster, &plan.progress_topic, from, &claim, &ended) {
+            Ok(None) => {}
+            Ok(Some(Claim { generation, .. })) => {
+                failed(OutletError::Fenced { topic: plan.progress_topic, generation }.to_string());
+            }
+            Err(error) => failed(error.to_string()),
+        };
+        thread::Builder::new().name("claims".into()).spawn(watch).map_err(threads)?;
+        Ok(running)
+    }
+}
+
+fn check(topic: &str, recorded: Option<&Identity>, identity: &Identity) -> Result<(), OutletError> {
+    let Some(recorded) = recorded else { return Ok(()) };
+    for (what, now) in identity {
+        let before = recorded.get(what).map_or("nothing", String::as_str);
+        if before != now {
+            let (topic, what) = (topic.to_owned(), what.clone());
+            return Err(OutletError::Identity { topic, what, before: before.to_owned(), now: now.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// Keeps what must outlive a restart.
+#[derive(Clone)]
+pub struct Keeper(Arc<Writer>);
+
+impl Keeper {
+    pub fn keep(&self, key: &str, value: &impl serde::Serialize) -> Result<(), OutletError> {
+        self.0.write(key, value).map(drop)
+    }
+
+    /// Makes durable that epochs below `upto` may be in use. To be called ahead of their use.
+    pub fn reserve_epochs(&self, upto: u64) -> Result<(), OutletError> {
+        self.keep(EPOCHS, &upto)
+    }
+}
+
+/// The running shards of an outlet.
+pub struct Running {
+    first_shard: u16,
+    ends: Vec<Sender<Portion>>,
+    /// Bytes that wait to be durable.
+    pending: Arc<AtomicUsize>,
+    ended: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<bool>>,
+}
+
+/// The ends that workers give portions to.
+#[derive(Clone)]
+pub struct Ends {
+    first_shard: u16,
+    ends: Vec<Sender<Portion>>,
+    pending: Arc<AtomicUsize>,
+}
+
+impl Ends {
+    pub fn shards(&self) -> impl Iterator<Item = Shard> {
+        (self.first_shard..).take(self.ends.len()).map(Shard)
+    }
+
+    /// Gives a shard what it writes next. Who gives looks at [`Ends::pending`] first: this takes everything.
+    pub fn give(&self, shard: Shard, portion: Portion) {
+        if let Some(end) = shard.0.checked_sub(self.first_shard).and_then(|at| self.ends.get(usize::from(at)))
+        {
+            self.pending.fetch_add(portion.bytes(), Ordering::Relaxed);
+            // A shard whose thread has ended has said why.
+            let _ = end.send(portion);
+        }
+    }
+
+    /// Bytes that wait to be durable.
+    pub fn pending(&self) -> usize {
+        self.pending.load(Ordering::Relaxed)
+    }
+}
+
+impl Running {
+    pub fn ends(&self) -> Ends {
+        Ends { first_shard: self.first_shard, ends: self.ends.clone(), pending: Arc::clone(&self.pending) }
+    }
+
+    /// Waits until everything that was given is durable; the workers have given back their ends. False where it is not.
+    pub fn finish(self) -> bool {
+        self.ended.store(true, Ordering::Relaxed);
+        drop(self.ends);
+        self.threads.into_iter().fold(true, |all, thread| thread.join().unwrap_or(false) && all)
+    }
+}
+
+impl OutletPlan {
+    pub(super) fn is_transactional(&self) -> bool {
+        self.delivery == Delivery::ExactlyOnce
+    }
+}

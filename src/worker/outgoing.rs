@@ -1,0 +1,280 @@
+//! What a worker hands to durable sinks: the closed parcels of its shards, with the input positions that they are complete up
+//! to; and where a replay stops on its way.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use crate::dataflow::Closed;
+use crate::dataflow::rolling::told::Read;
+use crate::model::{Batch, Parcel, Shard, Slot, Slots};
+use crate::sinks::kafka::progress::Positions;
+use crate::sinks::kafka::{Ends, Portion};
+
+/// Bytes that may wait for the sinks before sources wait for them.
+const PENDING_BYTES: usize = 64 * 1024 * 1024;
+
+/// Where a replay stops: at the positions that shards have made durable. An epoch ends exactly there, the same one at all
+/// workers, so that each shard goes on behind what it has written.
+#[derive(Clone, Debug, Default)]
+pub struct Cuts {
+    /// In their order: each is nowhere before the one in front of it.
+    pub positions: Vec<HashMap<Slot, u64>>,
+    /// The cut behind which a shard goes on; from the beginning, where it has none.
+    pub of_shards: HashMap<Shard, usize>,
+}
+
+/// How far a replay has come on its way through the cuts.
+#[derive(Debug)]
+pub struct Replay {
+    cuts: Arc<Cuts>,
+    /// The epochs of the cuts that are behind us.
+    passed: Vec<u64>,
+    /// When each partition came to the next one.
+    reached: HashMap<Slot, u64>,
+    /// How far each was read.
+    read: BTreeMap<Slot, u64>,
+    /// How many there were at the start.
+    partitions: usize,
+}
+
+impl Replay {
+    pub fn new(cuts: Arc<Cuts>, partitions: usize) -> Replay {
+        Replay { cuts, passed: Vec::new(), reached: HashMap::new(), read: BTreeMap::new(), partitions }
+    }
+
+    /// Where a partition, which was opened at `start`, must wait for the others.
+    pub fn limit(&self, slot: Slot, start: u64) -> u64 {
+        let next = self.cuts.positions.get(self.passed.len());
+        next.map_or(u64::MAX, |cut| cut.get(&slot).copied().unwrap_or(start))
+    }
+
+    /// Whether what a shard gets at an epoch is behind what it has written.
+    fn is_new(&self, shard: Shard, epoch: u64) -> bool {
+        match self.cuts.of_shards.get(&shard) {
+            None => true,
+            Some(cut) => self.passed.get(*cut).is_some_and(|passed| epoch > *passed),
+        }
+    }
+
+    /// Hears how far a partition was read; in the order of epochs.
+    fn hear(&mut self, read: &Read) {
+        let slot = read.progress.slot;
+        self.read.insert(slot, read.progress.applied);
+        // Those that came later are read behind the last cut only.
+        let from_start = usize::from(slot.0) < self.partitions;
+        if from_start && self.limit(slot, read.progress.applied) <= read.progress.applied {
+            self.reached.entry(slot).or_insert(read.epoch);
+        }
+    }
+
+    /// Passes the cuts that all partitions have come to. None reads on before that, so all that is behind a cut is in later
+    /// epochs.
+    fn pass(&mut self) {
+        while self.passed.len() < self.cuts.positions.len() && self.reached.len() == self.partitions {
+            let epoch = self.reached.values().copied().max().unwrap_or(0);
+            self.passed.push(epoch);
+            self.reached.clear();
+            // Some are at the next one already.
+            let reached: Vec<Slot> = self
+                .read
+                .iter()
+                .filter(|(slot, read)| {
+                    usize::from(slot.0) < self.partitions && self.limit(**slot, **read) <= **read
+                })
+                .map(|(slot, _)| *slot)
+                .collect();
+            self.reached.extend(reached.into_iter().map(|slot| (slot, epoch)));
+        }
+    }
+}
+
+pub struct Outgoing {
+    parcels: Closed<Parcel>,
+    read: Closed<Read>,
+    open_parcels: VecDeque<(u64, Vec<Parcel>)>,
+    open_reads: VecDeque<(u64, Vec<Read>)>,
+    /// Up to where each has been closed, and all of it was handed on.
+    parcels_upper: u64,
+    reads_upper: u64,
+    upper: u64,
+    replay: Replay,
+    slots: Slots,
+    outlets: Vec<Ends>,
+    shards: Vec<OwnShard>,
+}
+
+/// A shard whose parcels come to this worker.
+struct OwnShard {
+    shard: Shard,
+    outlet: usize,
+    waiting: Vec<Parcel>,
+    /// The positions that it has not been told of.
+    moved: bool,
+}
+
+impl Outgoing {
+    pub fn new(
+        parcels: Closed<Parcel>,
+        read: Closed<Read>,
+        (index, peers): (usize, usize),
+        cuts: Arc<Cuts>,
+        slots: Slots,
+        outlets: Vec<Ends>,
+    ) -> Outgoing {
+        let all =
+            outlets.iter().enumerate().flat_map(|(at, outlet)| outlet.shards().map(move |shard| (at, shard)));
+        let own = all.filter(|(_, shard)| usize::from(shard.0) % peers == index);
+        let shards = own.map(|(outlet, shard)| OwnShard { shard, outlet, waiting: Vec::new(), moved: false });
+        Outgoing {
+            parcels,
+            read,
+            open_parcels: VecDeque::new(),
+            open_reads: VecDeque::new(),
+            parcels_upper: 0,
+            reads_upper: 0,
+            upper: 0,
+            replay: Replay::new(cuts, slots.all().len()),
+            slots,
+            shards: shards.collect(),
+            outlets,
+        }
+    }
+
+    pub fn replay(&self) -> &Replay {
+        &self.replay
+    }
+
+    /// Whether sources must wait for the sinks.
+    pub fn is_full(&self) -> bool {
+        self.outlets.iter().any(|outlet| outlet.pending() > PENDING_BYTES)
+    }
+
+    /// Hands on what has closed. At the end, epochs before `end` are complete.
+    pub fn hand_on(&mut self, end: u64) {
+        while let Some(Batch { upper, changes, .. }) = self.parcels.take() {
+            self.parcels_upper = upper;
+            self.open_parcels.extend(changes);
+        }
+        while let Some(Batch { upper, changes, .. }) = self.read.take() {
+            self.reads_upper = upper;
+            self.open_reads.extend(changes);
+        }
+        let upper = self.parcels_upper.min(self.reads_upper).min(end);
+        if upper <= self.upper {
+            return;
+        }
+        self.upper = upper;
+        let mut moved = false;
+        while let Some((_, reads)) = before(&mut self.open_reads, upper) {
+            reads.iter().for_each(|read| self.replay.hear(read));
+            moved = true;
+        }
+        self.replay.pass();
+        while let Some((epoch, parcels)) = before(&mut self.open_parcels, upper) {
+            for parcel in parcels {
+                let own = self.shards.iter_mut().find(|own| own.shard == parcel.shard);
+                if let Some(own) = own.filter(|own| self.replay.is_new(own.shard, epoch)) {
+                    own.waiting.push(parcel);
+                }
+            }
+        }
+        self.give(upper - 1, moved);
+    }
+
+    fn give(&mut self, epoch: u64, moved: bool) {
+        let mut positions = None;
+        for own in &mut self.shards {
+            own.moved |= moved;
+            if !own.moved || !self.replay.is_new(own.shard, epoch) {
+                continue;
+            }
+            own.moved = false;
+            let positions =
+                positions.get_or_insert_with(|| Arc::new(positions_of(&self.replay.read, &self.slots)));
+            let parcels = std::mem::take(&mut own.waiting);
+            let portion = Portion { parcels, epoch, positions: Arc::clone(positions) };
+            self.outlets[own.outlet].give(own.shard, portion);
+        }
+    }
+}
+
+/// The first piece, if it is of an epoch before `upper`.
+fn before<T>(open: &mut VecDeque<(u64, T)>, upper: u64) -> Option<(u64, T)> {
+    open.front().is_some_and(|(epoch, _)| *epoch < upper).then(|| open.pop_front()).flatten()
+}
+
+fn positions_of(read: &BTreeMap<Slot, u64>, slots: &Slots) -> Positions {
+    let names = slots.all();
+    let mut positions = Positions::new();
+    for (slot, position) in read {
+        if let Some(name) = names.get(usize::from(slot.0)) {
+            positions.entry(name.source.clone()).or_default().insert(name.partition, *position);
+        }
+    }
+    positions
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::Progress;
+
+    /// Partitions are read as they may be, a few records an epoch, by workers that all hear of it when the epoch has closed.
+    fn replay(cuts: &Cuts, starts: &[u64], ends: &[u64], steps: &[(usize, u64)]) -> (Replay, Vec<Vec<u64>>) {
+        let mut replay = Replay::new(Arc::new(cuts.clone()), starts.len());
+        let mut read = starts.to_vec();
+        let mut epochs: Vec<Vec<u64>> = starts.iter().map(|start| vec![0; *start as usize]).collect();
+        let mut said = vec![None; starts.len()];
+        for (epoch, (slot, records)) in (1..).zip(steps.iter().copied().chain((0..10_000).map(|i| (i, 3)))) {
+            let at = slot % starts.len();
+            let limit = replay.limit(Slot(at as u16), starts[at]).min(ends[at]);
+            for _ in read[at]..limit.min(read[at] + records) {
+                epochs[at].push(epoch);
+            }
+            read[at] = epochs[at].len() as u64;
+            if said[at] != Some(read[at]) {
+                said[at] = Some(read[at]);
+                let progress = Progress { slot: Slot(at as u16), applied: read[at], end: ends[at] };
+                replay.hear(&Read { epoch, progress, caught_up: false });
+            }
+            replay.pass();
+        }
+        (replay, epochs)
+    }
+
+    proptest! {
+        #[test]
+        fn every_record_is_on_its_side_of_each_cut(
+            starts in proptest::collection::vec(0..5u64, 1..5),
+            rises in proptest::collection::vec(proptest::collection::vec(0..7u64, 5), 0..4),
+            absent in proptest::collection::vec(any::<bool>(), 5),
+            steps in proptest::collection::vec((0..5usize, 0..9u64), 0..80),
+        ) {
+            let mut cuts = Cuts::default();
+            let mut at = starts.clone();
+            for rise in &rises {
+                let positions = at.iter_mut().zip(rise).enumerate().filter_map(|(slot, (at, rise))| {
+                    *at += if absent[slot] { 0 } else { *rise };
+                    (!absent[slot]).then_some((Slot(slot as u16), *at))
+                });
+                cuts.positions.push(positions.collect());
+            }
+            cuts.of_shards = (0..rises.len()).map(|cut| (Shard(cut as u16), cut)).collect();
+            let ends: Vec<u64> = at.iter().map(|at| at + 5).collect();
+            let (replay, epochs) = replay(&cuts, &starts, &ends, &steps);
+            prop_assert_eq!(replay.passed.len(), rises.len());
+            for (slot, epochs) in epochs.iter().enumerate() {
+                prop_assert_eq!(epochs.len() as u64, ends[slot]);
+                for (cut, positions) in cuts.positions.iter().enumerate() {
+                    let at = positions.get(&Slot(slot as u16)).copied().unwrap_or(starts[slot]);
+                    for (position, epoch) in epochs.iter().enumerate().skip(starts[slot] as usize) {
+                        let is_new = replay.is_new(Shard(cut as u16), *epoch);
+                        prop_assert_eq!(is_new, position as u64 >= at, "slot {} position {}", slot, position);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Brokers: the one that the tests share, and ones of a test's own, which can be killed and paused.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use tempfile::TempDir;
+
+use crate::process::wait_for;
+
+/// How to reach a broker, and as whom.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// `127.0.0.1:port`.
+    pub address: String,
+    /// The user, whose password is the name; nobody where everybody may do everything.
+    pub user: Option<&'static str>,
+}
+
+impl Access {
+    /// As librdkafka calls it.
+    pub fn properties(&self) -> Vec<(&'static str, String)> {
+        let mut properties = vec![("bootstrap.servers", self.address.clone())];
+        if let Some(user) = self.user {
+            properties.push(("security.protocol", "SASL_PLAINTEXT".into()));
+            properties.push(("sasl.mechanism", "PLAIN".into()));
+            properties.push(("sasl.username", user.into()));
+            properties.push(("sasl.password", user.into()));
+        }
+        properties
+    }
+
+    pub fn client(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.extend(self.properties().into_iter().map(|(name, value)| (name.to_string(), value)));
+        // Outages are part of the tests.
+        config.set_log_level(rdkafka::config::RDKafkaLogLevel::Critical);
+        config
+    }
+}
+
+/// The broker of all tests; without one a test ends early and says so.
+pub fn shared() -> Option<Access> {
+    let address = super::prepared("SWELTER_KAFKA")?;
+    Some(Access { address: address.into_string().unwrap(), user: None })
+}
+
+/// A broker of a test's own. It ends with the test.
+pub struct OwnBroker {
+    folder: TempDir,
+    child: Option<Child>,
+    pub access: Access,
+}
+
+impl OwnBroker {
+    pub fn start() -> Option<OwnBroker> {
+        OwnBroker::with(&[], None)
+    }
+
+    /// One with access control; the access is that of `admin`.
+    pub fn secured() -> Option<OwnBroker> {
+        OwnBroker::with(&["--secured"], Some("admin"))
+    }
+
+    fn with(options: &[&str], user: Option<&'static str>) -> Option<OwnBroker> {
+        super::prepared("SWELTER_KAFKA_LIB")?;
+        let folder = tempfile::tempdir().unwrap();
+        let child = spawn(folder.path(), options);
+        let access = Access { address: String::new(), user };
+        let mut broker = OwnBroker { folder, child: Some(child), access };
+        broker.wait_until_ready();
+        broker.access.address = broker.file("address").trim().to_string();
+        Some(broker)
+    }
+
+    /// Starts it again, on the same port and data.
+    pub fn start_again(&mut self) {
+        assert!(self.child.is_none(), "it runs");
+        // Else what the last one has said would be taken for this one's.
+        std::fs::remove_file(self.path("log")).unwrap();
+        self.child = Some(spawn(self.folder.path(), &[]));
+        self.wait_until_ready();
+    }
+
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Stops it without ending it, for so long.
+    pub fn pause(&self, time: Duration) {
+        self.signal("-STOP");
+        thread::sleep(time);
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = self.child.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+
+    fn wait_until_ready(&mut self) {
+        let OwnBroker { folder, child, .. } = self;
+        let log = folder.path().join("log");
+        wait_for("that the broker has started", || {
+            let said = std::fs::read_to_string(&log).unwrap_or_default();
+            if let Some(status) = child.as_mut()?.try_wait().unwrap() {
+                panic!("the broker has ended with {status}: {said}");
+            }
+            said.contains("Kafka Server started").then_some(())
+        });
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn file(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(name)).unwrap()
+    }
+}
+
+impl Drop for OwnBroker {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// The script becomes the broker, so the child is the broker.
+fn spawn(folder: &Path, options: &[&str]) -> Child {
+    Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/kafka"))
+        .arg("run")
+        .arg(folder)
+        .args(options)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap()
+}

@@ -1,0 +1,165 @@
+//! Topics: made, looked at and written to, by librdkafka.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use rdkafka::admin::{
+    AdminClient, AdminOptions, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer};
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::broker::Access;
+use crate::process::{DEADLINE, wait_for};
+
+/// A name that no other test has, in this run or another on the same broker.
+pub fn unique(name: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let now = jiff::Timestamp::now().as_millisecond();
+    format!("{name}-{now}-{}-{number}", std::process::id())
+}
+
+pub const COMPACT: (&str, &str) = ("cleanup.policy", "compact");
+pub const LOG_APPEND_TIME: (&str, &str) = ("message.timestamp.type", "LogAppendTime");
+
+pub struct Topics(AdminClient<DefaultClientContext>);
+
+impl Topics {
+    pub fn of(access: &Access) -> Topics {
+        Topics(access.client().create().unwrap())
+    }
+
+    pub fn create(&self, name: &str, partitions: i32, config: &[(&str, &str)]) {
+        let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        for (key, value) in config {
+            topic = topic.set(key, value);
+        }
+        // A broker that was slow to answer may have made it all the same.
+        wait_for("that a topic is made", || {
+            match block_on(self.0.create_topics([&topic], &options())).unwrap().remove(0) {
+                Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => Some(()),
+                Err((_, RDKafkaErrorCode::RequestTimedOut)) => None,
+                Err(error) => panic!("{error:?}"),
+            }
+        });
+        wait_for("that a topic is known", || (self.partitions(name) == partitions as usize).then_some(()));
+    }
+
+    /// 0 where there is no such topic.
+    pub fn partitions(&self, name: &str) -> usize {
+        let metadata = self.0.inner().fetch_metadata(Some(name), Duration::from_secs(10));
+        metadata.map_or(0, |metadata| metadata.topics()[0].partitions().len())
+    }
+
+    pub fn add_partitions(&self, name: &str, to: usize) {
+        let partitions = NewPartitions::new(name, to);
+        block_on(self.0.create_partitions([&partitions], &options())).unwrap().remove(0).unwrap();
+        wait_for("the new partitions", || (self.partitions(name) == to).then_some(()));
+    }
+
+    pub fn config(&self, name: &str) -> BTreeMap<String, String> {
+        let topic = ResourceSpecifier::Topic(name);
+        let described = block_on(self.0.describe_configs([&topic], &options())).unwrap().remove(0).unwrap();
+        described.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect()
+    }
+
+    /// Deletes the records before an offset.
+    pub fn delete_before(&self, name: &str, partition: i32, offset: i64) {
+        let mut offsets = TopicPartitionList::new();
+        offsets.add_partition_offset(name, partition, Offset::Offset(offset)).unwrap();
+        let deleted = block_on(self.0.delete_records(&offsets, &options())).unwrap();
+        assert!(deleted.elements()[0].error().is_ok(), "{deleted:?}");
+    }
+}
+
+fn options() -> AdminOptions {
+    AdminOptions::new().request_timeout(Some(DEADLINE)).operation_timeout(Some(DEADLINE))
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+}
+
+/// A record to produce.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewRecord {
+    pub partition: i32,
+    pub key: Option<Vec<u8>>,
+    /// None: a tombstone.
+    pub value: Option<Vec<u8>>,
+    pub headers: Vec<(String, String)>,
+}
+
+impl NewRecord {
+    pub fn new(partition: i32, key: &str, value: &str) -> NewRecord {
+        let (key, value) = (Some(key.as_bytes().to_vec()), Some(value.as_bytes().to_vec()));
+        NewRecord { partition, key, value, headers: Vec::new() }
+    }
+}
+
+/// Produces each record once and in order, whatever becomes of the broker meanwhile.
+pub struct Producer(ThreadedProducer<DefaultProducerContext>);
+
+impl Producer {
+    pub fn to(access: &Access) -> Producer {
+        Producer::with(access, &[])
+    }
+
+    pub fn transactional(access: &Access, id: &str) -> Producer {
+        let producer = Producer::with(access, &[("transactional.id", id)]);
+        producer.0.init_transactions(DEADLINE).unwrap();
+        producer
+    }
+
+    fn with(access: &Access, properties: &[(&str, &str)]) -> Producer {
+        let mut config = access.client();
+        config.set("enable.idempotence", "true").set("linger.ms", "1");
+        for (name, value) in properties {
+            config.set(*name, *value);
+        }
+        Producer(config.create().unwrap())
+    }
+
+    pub fn begin(&self) {
+        self.0.begin_transaction().unwrap();
+    }
+
+    pub fn commit(&self) {
+        self.0.commit_transaction(DEADLINE).unwrap();
+    }
+
+    pub fn abort(&self) {
+        self.flush();
+        self.0.abort_transaction(DEADLINE).unwrap();
+    }
+
+    /// Queues it.
+    pub fn send(&self, topic: &str, record: &NewRecord) {
+        let mut headers = OwnedHeaders::new();
+        for (key, value) in &record.headers {
+            headers = headers.insert(Header { key, value: Some(value) });
+        }
+        wait_for("room in the queue", || {
+            let mut out: BaseRecord<'_, Vec<u8>, Vec<u8>> =
+                BaseRecord::to(topic).partition(record.partition).headers(headers.clone());
+            out.key = record.key.as_ref();
+            out.payload = record.value.as_ref();
+            match self.0.send(out) {
+                Ok(()) => Some(()),
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => None,
+                Err((error, _)) => panic!("{error}"),
+            }
+        });
+    }
+
+    /// Waits until all that was sent is in the log.
+    pub fn flush(&self) {
+        self.0.flush(DEADLINE).unwrap();
+    }
+}
