@@ -136,9 +136,16 @@ impl KafkaSource {
     }
 
     /// With the answers of the registry that the plan names, before a partition is opened.
-    pub fn with_schemas(self, schemas: Schemas) -> KafkaSource {
+    pub fn use_schemas(&self, schemas: Schemas) {
         self.shared.schemas.get_or_init(|| schemas);
-        self
+    }
+
+    /// The registry that names the schemas of its records.
+    pub fn registry(&self) -> Option<&RegistryPlan> {
+        match &self.shared.plan.format {
+            RecordFormat::AvroRegistry(registry) => Some(registry),
+            RecordFormat::Json | RecordFormat::AvroFile(_) => None,
+        }
     }
 }
 
