@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 
 mod batch;
+mod dead_letters;
 mod demo;
 mod generate;
 mod logging;
@@ -31,6 +32,7 @@ enum Command {
     Subscribe(subscribe::SubscribeArgs),
     Batch(batch::BatchArgs),
     Generate(generate::GenerateArgs),
+    DeadLetters(dead_letters::DeadLettersArgs),
 }
 
 impl Cli {
@@ -42,6 +44,7 @@ impl Cli {
             Command::Subscribe(args) => args.run(),
             Command::Batch(args) => args.run(),
             Command::Generate(args) => args.run(),
+            Command::DeadLetters(args) => args.run(),
         };
         match result {
             Ok(()) => ExitCode::SUCCESS,

@@ -8,6 +8,7 @@ mod log;
 mod reading;
 mod refusals;
 mod rig;
+mod source;
 mod swelter;
 mod topics;
 
