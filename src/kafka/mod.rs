@@ -3,6 +3,7 @@
 pub mod partitioner;
 pub mod properties;
 pub mod topics;
+pub mod trouble;
 
 use std::collections::BTreeMap;
 

@@ -1,9 +1,11 @@
 //! Topics of Kafka as logs: partitions are theirs, positions are offsets.
 
+mod appender;
 mod partition;
 mod record;
 mod topic;
 mod watch;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,8 +17,10 @@ use std::time::{Duration as Wait, Instant};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 
+pub use self::appender::{AppendLimits, AppendPlan, KafkaAppender};
 use self::partition::KafkaPartition;
 use self::watch::{Context, Marks};
+pub use self::writer::RecordWriter;
 use crate::codec::DecodeSettings;
 use crate::kafka::Cluster;
 use crate::kafka::partitioner::Partitioner;
