@@ -4,6 +4,7 @@ mod batch;
 mod demo;
 mod generate;
 mod logging;
+mod produce;
 mod run;
 mod subscribe;
 
@@ -31,6 +32,7 @@ enum Command {
     Subscribe(subscribe::SubscribeArgs),
     Batch(batch::BatchArgs),
     Generate(generate::GenerateArgs),
+    Produce(produce::ProduceArgs),
 }
 
 impl Cli {
@@ -42,6 +44,7 @@ impl Cli {
             Command::Subscribe(args) => args.run(),
             Command::Batch(args) => args.run(),
             Command::Generate(args) => args.run(),
+            Command::Produce(args) => args.run(),
         };
         match result {
             Ok(()) => ExitCode::SUCCESS,
