@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 
 mod batch;
+mod dead_letters;
 mod demo;
 mod generate;
 mod logging;
@@ -33,6 +34,7 @@ enum Command {
     Batch(batch::BatchArgs),
     Generate(generate::GenerateArgs),
     Produce(produce::ProduceArgs),
+    DeadLetters(dead_letters::DeadLettersArgs),
 }
 
 impl Cli {
@@ -45,6 +47,7 @@ impl Cli {
             Command::Batch(args) => args.run(),
             Command::Generate(args) => args.run(),
             Command::Produce(args) => args.run(),
+            Command::DeadLetters(args) => args.run(),
         };
         match result {
             Ok(()) => ExitCode::SUCCESS,

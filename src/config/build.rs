@@ -96,6 +96,9 @@ fn ingest(keys: &mut Keys, sources: &[SourcePlan]) -> Option<IngestPlan> {
         queue_records: keys.whole("ingest.queue_records", 1..=10_000_000),
         queue_bytes: keys.bytes("ingest.queue_bytes", "1 MiB", "16 GiB"),
         warn_bytes: keys.bytes("ingest.warn_bytes", "1 MiB", "1 PiB"),
+        retry_after: keys
+            .optional("ingest.retry_after")
+            .map(|_| keys.duration("ingest.retry_after", "1s", "366d")),
     };
     enabled.then_some(plan)
 }

@@ -27,6 +27,17 @@ pub struct Upsert<'a> {
     pub revision: Option<Revision>,
 }
 
+impl Upsert<'_> {
+    /// The same as a dead letter that is sent again. A withdrawal stays one.
+    pub fn retried(self) -> Self {
+        let event = match self.event {
+            Event::Reading(measurement) => Event::Retried(measurement),
+            event => event,
+        };
+        Self { event, ..self }
+    }
+}
+
 /// What an arrival does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Event {

@@ -75,13 +75,12 @@ impl Refusals {
             return Err(error);
         }
         let Some(letters) = &self.letters else { return Ok(()) };
-        let (flushed, path) = {
-            let mut letters = letters.lock().unwrap_or_else(PoisonError::into_inner);
-            (letters.flushed()?, letters.path().to_path_buf())
-        };
+        let flushed = letters.lock().unwrap_or_else(PoisonError::into_inner).flushed()?;
         // Without the lock: workers must not wait for the disk.
-        let synced = flushed.map_or(Ok(()), |file| file.sync_data());
-        synced.map_err(|source| DeadLettersError::Io { path, source })
+        for (path, file) in flushed {
+            file.sync_data().map_err(|source| DeadLettersError::Io { path, source })?;
+        }
+        Ok(())
     }
 
     fn count(&self, refusal: &Refusal) {
@@ -94,8 +93,7 @@ impl Refusals {
         if let Some(letters) = &self.letters {
             let Place { position, arrived } = place;
             let mut letters = letters.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Err(error) = letters.write(name, position, arrived, refusal, raw.value.unwrap_or_default())
-            {
+            if let Err(error) = letters.write(name, position, arrived, refusal, raw) {
                 self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
             }
         }

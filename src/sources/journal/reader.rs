@@ -102,13 +102,21 @@ impl Partition for Reader {
             while self.position < upto {
                 let Some(range) = block.record_at(cursor.offset) else { return Err(self.damaged()) };
                 cursor.offset = range.end;
-                let raw = block.bytes(range);
+                let (retried, raw) = match block.retried {
+                    false => (None, block.bytes(range)),
+                    true => match block.from_and_bytes(range) {
+                        Some((retried, raw)) => (Some(retried), raw),
+                        None => return Err(self.damaged()),
+                    },
+                };
                 let taken = match self.records.decode(raw) {
+                    Ok(upsert) if retried.is_some() => take.upsert(place(self.position), &upsert.retried()),
                     Ok(upsert) => take.upsert(place(self.position), &upsert),
                     Err(refusal) => Err(refusal),
                 };
                 if let Err(refusal) = taken {
-                    take.refused(place(self.position), &refusal, &Raw::value(raw));
+                    let raw = Raw { retried: retried.as_ref(), ..Raw::value(raw) };
+                    take.refused(place(self.position), &refusal, &raw);
                 }
                 self.position += 1;
                 given += 1;

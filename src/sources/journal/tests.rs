@@ -54,7 +54,7 @@ fn reading(city: &str, number: i64) -> NewRecord {
     let event = Event::Reading(Measurement::new(80.5, 60.0, Some(7.0)).unwrap());
     let mut bytes = Vec::new();
     json_record(&Fields::of(city, EventTime::from_millis(number).unwrap(), &event), &mut bytes);
-    NewRecord { city: Some(city.into()), bytes: bytes.into() }
+    NewRecord::new(Some(city), bytes)
 }
 
 fn append(
@@ -99,7 +99,7 @@ fn partitions_are_fixed_and_cities_stay_in_theirs() {
     let dir = tempfile::tempdir().unwrap();
     {
         let journal = Journal::open(dir.path(), plan(4)).unwrap();
-        let nameless = NewRecord { city: None, bytes: b"no record"[..].into() };
+        let nameless = NewRecord::new(None, &b"no record"[..]);
         let appended = acknowledged(&*journal.appender(), vec![nameless.clone(), nameless]);
         assert_eq!((appended.len(), appended[0].partition.partition, appended[0].position), (1, 0, 2));
         assert_eq!(&*appended[0].partition.source, "journal");
@@ -283,8 +283,7 @@ fn replay_is_what_was_acknowledged() {
             check(&journal, &oracle);
             for (batch, flush) in run {
                 for (city, length) in batch {
-                    let record =
-                        NewRecord { city: Some(format!("{city}").into()), bytes: vec![city; length].into() };
+                    let record = NewRecord::new(Some(&format!("{city}")), vec![city; length]);
                     let [at] = &acknowledged(&*journal.appender(), vec![record.clone()])[..] else {
                         panic!()
                     };

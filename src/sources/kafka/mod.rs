@@ -139,10 +139,17 @@ impl KafkaSource {
         Ok(KafkaSource { shared, watch: Some(watch) })
     }
 
-    /// With the answers of the registry that the plan names, before a partition is opened.
-    pub fn with_schemas(self, schemas: Schemas) -> KafkaSource {
+    /// Has it read with the answers of the registry that the plan names; before a partition is opened.
+    pub fn use_schemas(&self, schemas: Schemas) {
         self.shared.schemas.get_or_init(|| schemas);
-        self
+    }
+
+    /// The registry that names the schemas of its records.
+    pub fn registry(&self) -> Option<&RegistryPlan> {
+        match &self.shared.plan.format {
+            RecordFormat::AvroRegistry(registry) => Some(registry),
+            RecordFormat::Json | RecordFormat::AvroFile(_) => None,
+        }
     }
 }
 

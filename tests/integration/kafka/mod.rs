@@ -1,9 +1,15 @@
 //! The built program and Apache Kafka itself.
 
 mod broker;
+mod case;
+mod faults;
+mod kills;
+mod log;
 mod reading;
+mod refusals;
 mod rig;
 mod source;
+mod swelter;
 mod topics;
 
 use std::ffi::OsString;
