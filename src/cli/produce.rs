@@ -164,16 +164,16 @@ impl ProduceArgs {
                 None => return Ok(()),
                 Some(Ok(upsert)) => {
                     json_record(&Fields::of_upsert(&upsert), &mut bytes);
-                    (Some(upsert.city.into()), None)
+                    (Some(Box::from(upsert.city)), None)
                 }
                 Some(Err(refusal)) => (None, Some(refusal)),
             };
             if as_it_is {
-                producing.push(NewRecord { city, bytes: (*decoder.raw()).into() })?;
+                producing.push(NewRecord::new(city.as_deref(), &*decoder.raw()))?;
             } else if let Some(refusal) = refusal {
                 producing.refused(path, decoder.line(), &refusal);
             } else {
-                producing.push(NewRecord { city, bytes: (&*bytes).into() })?;
+                producing.push(NewRecord::new(city.as_deref(), &*bytes))?;
             }
         }
     }
@@ -237,7 +237,7 @@ impl Producing {
                 Record::Upsert { city, .. } => Some(city),
                 Record::Invalid(BadReading { city, .. }) => city,
             };
-            self.push(NewRecord { city: city.map(Into::into), bytes: bytes.into() })?;
+            self.push(NewRecord::new(city, bytes))?;
         }
         Ok(())
     }

@@ -8,15 +8,17 @@ use std::time::Duration as Wait;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::Message;
+use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 
 use super::{KafkaPlan, RecordWriter};
 use crate::codec::DecodeSettings;
 use crate::kafka::partitioner::Partitioner;
 use crate::kafka::trouble::Trouble;
-use crate::kafka::{self, Cluster};
-use crate::model::{Acknowledge, AppendError, Appended, Appender, NewRecord, PartitionName};
+use crate::kafka::{self, Cluster, letter};
+use crate::model::{
+    Acknowledge, AppendError, Appended, Appender, NewRecord, PartitionName, RecordPlace, Retried,
+};
 use crate::sources::SourceError;
 
 /// How long a record may take to be acknowledged.
@@ -120,6 +122,13 @@ impl KafkaAppender {
         if let Some(city) = &record.city {
             new = new.key(city.as_bytes());
         }
+        if let Some(retried) = &record.retried {
+            new = new.headers(headers(retried));
+            let origin = retried.origin.parse::<RecordPlace>().ok();
+            if let Some(partition) = origin.and_then(|origin| i32::try_from(origin.partition).ok()) {
+                new = new.partition(partition);
+            }
+        }
         self.producer.send(new).map_err(|(error, _)| error)
     }
 }
@@ -162,6 +171,16 @@ impl Appender for KafkaAppender {
         if let Some(error) = failed {
             append.settle(records.len() - sent, Err(error.to_string()));
         }
+    }
+}
+
+fn headers(retried: &Retried) -> OwnedHeaders {
+    let add = |headers: OwnedHeaders, key, value: &str| headers.insert(Header { key, value: Some(value) });
+    let headers = add(OwnedHeaders::new(), letter::ORIGIN, &retried.origin);
+    let headers = add(headers, letter::ATTEMPT, &retried.attempt.to_string());
+    match retried.first_seen {
+        Some(first_seen) => add(headers, letter::FIRST_SEEN, &first_seen.to_string()),
+        None => headers,
     }
 }
 
