@@ -9,6 +9,7 @@ pub mod directory;
 pub mod kafka;
 pub mod model;
 pub mod pipeline;
+pub mod registry;
 pub mod serve;
 pub mod sinks;
 pub mod sources;

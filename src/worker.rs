@@ -9,7 +9,7 @@ mod reader;
 mod teller;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, Thread};
@@ -17,16 +17,16 @@ use std::time::{Duration as Wait, Instant, SystemTime, UNIX_EPOCH};
 
 use timely::worker::Worker;
 
-use self::reader::{Gathered, Reader};
 pub use self::outgoing::Cuts;
 use self::outgoing::Outgoing;
+use self::reader::{Gathered, Reader};
 pub use self::reader::{LetterPlaces, LogPartition, Refusals};
 use self::teller::Teller;
 use crate::admission::AdmissionRules;
 use crate::config::PipelineLimits;
 use crate::dataflow::rolling::told::Read;
 use crate::dataflow::{self, Graph, GraphPlan};
-use crate::model::{Arrival, Ask, CityName, Parcel, Parcels, Query};
+use crate::model::{Arrival, Ask, CityName, Parcel, Parcels, Query, Slots};
 use crate::serve::Publisher;
 use crate::sinks::kafka::Ends;
 
@@ -52,6 +52,7 @@ pub struct Job {
     pub limits: PipelineLimits,
     /// By slot. Each is read by one worker.
     pub partitions: Vec<LogPartition>,
+    pub slots: Slots,
     pub publisher: Publisher,
     /// Durable sinks, and where a replay stops for them.
     pub outlets: Vec<Ends>,
@@ -70,6 +71,9 @@ pub struct Shared {
     used: AtomicU64,
     failed: Mutex<Option<String>>,
     pub refusals: Refusals,
+    /// Partitions that came after the start, and how many they are.
+    added: Mutex<Vec<LogPartition>>,
+    added_count: AtomicUsize,
     sender: SyncSender<Vec<Query>>,
     questions: Mutex<Receiver<Vec<Query>>>,
     /// Worker 0, which takes the questions.
@@ -87,6 +91,8 @@ impl Shared {
             used: AtomicU64::new(0),
             failed: Mutex::new(None),
             refusals,
+            added: Mutex::new(Vec::new()),
+            added_count: AtomicUsize::new(0),
             sender,
             questions: Mutex::new(questions),
             asked: OnceLock::new(),
@@ -101,6 +107,12 @@ impl Shared {
     /// The greatest epoch in use, or the clock's, where that is greater.
     pub fn newest_epoch(&self) -> u64 {
         self.used.load(Ordering::Relaxed).max(clock())
+    }
+
+    /// Has a partition read that came after the start.
+    pub fn add(&self, partition: LogPartition) {
+        self.added.lock().unwrap_or_else(PoisonError::into_inner).push(partition);
+        self.added_count.fetch_add(1, Ordering::Release);
     }
 
     /// More epochs may be used.
@@ -163,6 +175,10 @@ pub fn run(worker: &mut Worker, job: &Job, first_epoch: u64) {
 /// What a worker keeps.
 struct Own<'a> {
     job: &'a Job,
+    index: usize,
+    peers: usize,
+    /// How many of those that came later were looked at.
+    added: usize,
     graph: Graph,
     readers: Vec<Reader>,
     /// The reader that is polled first next time.
@@ -198,14 +214,23 @@ impl<'a> Own<'a> {
             let _ = job.shared.asked.set(thread::current());
             Teller::new(job.publisher.clone(), job.partitions.len())
         });
-        let names = job.partitions.iter().map(|partition| partition.name.clone()).collect();
         let closed = graph.parcels.take().zip(graph.read.take());
         let outgoing = closed.map(|(parcels, read)| {
-            Outgoing::new(parcels, read, (index, peers), Arc::clone(&job.cuts), names, job.outlets.clone())
+            Outgoing::new(
+                parcels,
+                read,
+                (index, peers),
+                Arc::clone(&job.cuts),
+                job.slots.clone(),
+                job.outlets.clone(),
+            )
         });
         let now = Instant::now();
         let mut own = Own {
             job,
+            index,
+            peers,
+            added: 0,
             graph,
             readers,
             first: 0,
@@ -236,6 +261,7 @@ impl<'a> Own<'a> {
                 reader.say_again();
             }
         }
+        self.open_added();
         if self.readers.is_empty() || !self.may_poll() {
             return;
         }
@@ -258,6 +284,22 @@ impl<'a> Own<'a> {
                 self.job.shared.fail(error);
             }
         }
+    }
+
+    /// Opens the partitions that have come since the last look.
+    fn open_added(&mut self) {
+        let shared = &self.job.shared;
+        if shared.added_count.load(Ordering::Acquire) == self.added {
+            return;
+        }
+        let added = shared.added.lock().unwrap_or_else(PoisonError::into_inner);
+        for partition in &added[self.added..] {
+            if usize::from(partition.slot.0) % self.peers == self.index {
+                let opened = Reader::open(partition, self.job.rules);
+                self.readers.extend(opened.map_err(|error| shared.fail(error)));
+            }
+        }
+        self.added = added.len();
     }
 
     /// Whether the dataflow and whoever takes its results keep up.

@@ -24,7 +24,7 @@ const WARM_UP: Duration = Duration::from_secs(5);
 /// A load of the generator: windows are full, a reading a minute.
 pub fn load(interval: &str, history: &str, corrections: f64) -> String {
     format!(
-        "[sources.load]\nkind = \"generator\"\ncities = {CITIES}\ninterval = \"{interval}\"\nhistory = \"{history}\"\n\
+        "[[sources]]\ntype = \"generator\"\nname = \"load\"\ncities = {CITIES}\ninterval = \"{interval}\"\nhistory = \"{history}\"\n\
          history_interval = \"1m\"\ncorrections = {corrections:?}\n"
     )
 }

@@ -38,7 +38,7 @@ const ADDRESS: &str = "127.0.0.1:8080";
 const SETTINGS: [(&str, &str); 10] = [
     // Right in winter too, where many of the cities are.
     ("results.formula", "nws"),
-    ("sources.demo.kind", "generator"),
+    ("sources.demo.type", "generator"),
     ("sources.demo.interval", "1m"),
     ("sources.demo.history", "1d"),
     ("sources.demo.late", "0.02"),

@@ -34,6 +34,20 @@ impl RecordDecoder {
     /// Decodes one object, which may span lines, of at most [`MAX_RECORD_BYTES`] bytes.
     #[inline]
     pub fn decode<'a>(&'a mut self, bytes: &'a [u8]) -> Result<Upsert<'a>, Refusal> {
+        self.decode_with(bytes, None)
+    }
+
+    /// Decodes the key of a record without a value, `{"city", "reading_at"}`, as the withdrawal that it stands for.
+    pub fn decode_withdrawn<'a>(&'a mut self, key: &'a [u8]) -> Result<Upsert<'a>, Refusal> {
+        self.decode_with(key, Some((Field::Deleted, Value::Boolean(true))))
+    }
+
+    #[inline]
+    fn decode_with<'a>(
+        &'a mut self,
+        bytes: &'a [u8],
+        implied: Option<(Field, Value<'a>)>,
+    ) -> Result<Upsert<'a>, Refusal> {
         if bytes.len() > MAX_RECORD_BYTES {
             let detail =
                 format!("the record is longer than {MAX_RECORD_BYTES} bytes, the longest that is read");
@@ -50,6 +64,9 @@ impl RecordDecoder {
         let (mut record, ignored_fields) = parsed.map_err(|error| not_decodable(&error, text))?;
         for (field, range) in &self.escaped.fields {
             record.set(*field, Value::Text(&self.escaped.text[range.clone()]));
+        }
+        if let Some((field, value)) = implied {
+            record.set(field, value);
         }
         self.ignored_fields += ignored_fields;
         record.upsert(&self.settings)

@@ -1,9 +1,10 @@
-//! Bytes to readings, results to bytes: CSV, JSON lines and Parquet, plain or compressed.
+//! Bytes to readings, results to bytes: CSV, JSON lines and Parquet, plain or compressed; JSON and Avro record by record.
 //!
 //! A [`Decoder`] turns a file or a pipe into [`Upsert`]s, one record at a time, and keeps the bytes of the record at
-//! hand for whoever refuses it; a [`RecordDecoder`] takes records that are already apart. A record that cannot be taken is a [`Refusal`] and reading goes on; a file that cannot
+//! hand for whoever refuses it; a [`RecordDecoder`] takes records of JSON that are already apart, an [`AvroDecoder`] those of Avro. A record that cannot be taken is a [`Refusal`] and reading goes on; a file that cannot
 //! be read is a [`DecodeError`] and ends it. The writers are its counterparts.
 
+mod avro;
 mod compress;
 mod csv;
 mod fields;
@@ -13,6 +14,7 @@ mod parquet;
 mod readings;
 mod reports;
 mod results;
+mod row;
 mod text;
 
 #[cfg(test)]
@@ -25,12 +27,17 @@ use std::path::Path;
 
 use jiff::tz::Offset;
 
+pub use self::avro::{
+    AvroDecoder, CURRENT_SCHEMA, READING_SCHEMA, ROW_SCHEMA, SchemaError, current_to_avro, push_wire_header,
+    reading_to_avro, row_to_avro, split_wire_header,
+};
 pub use self::compress::{Compressed, compressed};
 pub use self::json::RecordDecoder;
 pub use self::readings::{Fields, ReadingsWriter, json_record};
 pub use self::reports::{ChangesWriter, DailyWriter, DeadLettersWriter};
 pub use self::results::RowsWriter;
-pub(crate) use self::text::{push_heat_index, push_integer, push_json_text, push_number};
+pub use self::row::{push_current_json, push_current_values, push_key_json, push_row_json, push_row_values};
+pub(crate) use self::text::{push_integer, push_json_text, push_number};
 use crate::model::{Refusal, Upsert};
 
 /// The longest record of a text format, in bytes without its line end. What is longer is refused, so that a quote

@@ -6,16 +6,12 @@ use std::path::{Path, PathBuf};
 use tracing_subscriber::EnvFilter;
 
 use super::keys::{Keys, offset, quoted};
-use super::layers::Value;
-use super::plan::{
-    FileInput, GeneratorSource, IngestPlan, LogFormat, LogPlan, PipelineLimits, Plan, SourceKind, SourcePlan,
-};
-use super::tokens;
-use crate::codec::{self, Compression, DecodeSettings, Format};
+use super::plan::{IngestPlan, LogFormat, LogPlan, PipelineLimits, Plan, SourceKind, SourcePlan};
+use super::{kafka, sources, tokens};
+use crate::codec::DecodeSettings;
 use crate::dataflow::rolling::Retention;
-use crate::directory::Directory;
+use crate::model::Duration;
 use crate::serve::{Limits, ServePlan, TlsPlan, Token};
-use crate::sources::weather::WeatherKind;
 
 /// Where something is wrong, `keys` knows of it, and the values are any.
 pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
@@ -30,8 +26,9 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
     let max_ahead = keys.duration("results.max_ahead", "0s", "366d");
     let max_cities = keys.whole("results.max_cities", 1..=100_000_000);
     let decode = decode(keys);
-    let ingest = ingest(keys);
-    let sources = sources(keys);
+    let mut sources = sources::sources(keys, retention.lateness);
+    let sink = sources::sink(keys, &mut sources);
+    let ingest = ingest(keys, &sources.plans, retention.lateness);
     let serve = serve(keys);
     let limits = PipelineLimits {
         readings_in_flight: keys.whole("limits.readings_in_flight", 1..=1_000_000_000),
@@ -47,8 +44,8 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
         max_cities,
         decode,
         ingest,
-        sources,
-        sink: None,
+        sources: sources.plans,
+        sink,
         serve,
         limits,
     });
@@ -92,19 +89,31 @@ fn decode(keys: &mut Keys) -> Option<DecodeSettings> {
     Some(DecodeSettings { assume_offset, units: units?, moisture: moisture? })
 }
 
-fn ingest(keys: &mut Keys) -> Option<IngestPlan> {
+fn ingest(keys: &mut Keys, sources: &[SourcePlan], lateness: Duration) -> Option<IngestPlan> {
     let enabled = keys.flag("ingest.enabled");
     let plan = IngestPlan {
-        into: None,
+        into: ingest_into(keys, sources),
         partitions: keys.whole("ingest.partitions", 1..=1024),
         queue_records: keys.whole("ingest.queue_records", 1..=10_000_000),
         queue_bytes: keys.bytes("ingest.queue_bytes", "1 MiB", "16 GiB"),
         warn_bytes: keys.bytes("ingest.warn_bytes", "1 MiB", "1 PiB"),
-        retry_after: keys
-            .optional("ingest.retry_after")
-            .map(|_| keys.duration("ingest.retry_after", "1s", "366d")),
+        retry_after: kafka::retry_after(keys, "ingest.retry_after", lateness),
     };
     enabled.then_some(plan)
+}
+
+fn ingest_into(keys: &mut Keys, sources: &[SourcePlan]) -> Option<String> {
+    let key = "ingest.into";
+    let given = keys.optional(key);
+    let topics = sources.iter().filter(|source| matches!(source.kind, SourceKind::Kafka(_)));
+    let mut names = topics.map(|source| source.name.clone());
+    let Some(given) = given else { return names.next() };
+    let all_are_known = keys.items("sources").len() == sources.len();
+    if all_are_known && !names.any(|name| name == given) {
+        let problem = format!("{given:?} is not the name of a Kafka source: empty means the first one");
+        keys.refuse(key, problem);
+    }
+    Some(given)
 }
 
 fn serve(keys: &mut Keys) -> ServePlan {
@@ -210,120 +219,4 @@ fn limits(keys: &mut Keys) -> Limits {
         keys.refuse(window, format!("is more than {cities}, which limits all subscriptions"));
     }
     limits
-}
-
-/// Positions and dead letters of posted readings have this name.
-const JOURNAL: &str = "journal";
-
-const MAX_SOURCES: usize = 1_000;
-
-fn sources(keys: &mut Keys) -> Vec<SourcePlan> {
-    let names = keys.tables("sources");
-    if names.len() > MAX_SOURCES {
-        keys.refuse("sources", format!("has {} sources: {MAX_SOURCES} are the most", names.len()));
-        return Vec::new();
-    }
-    let mut plans = Vec::new();
-    for name in names {
-        let at = format!("sources.{name}");
-        let bare = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b);
-        if !(1..=32).contains(&name.len()) || !name.bytes().all(bare) {
-            keys.refuse(&at, "is not a name for a source: 1 to 32 of a-z, 0-9, _ and -");
-            continue;
-        }
-        if name == JOURNAL {
-            keys.refuse(&at, "has the name of the journal of posted readings: give it another");
-            continue;
-        }
-        let kind = match keys.one_of(&format!("{at}.kind"), &["generator", "file"]).as_deref() {
-            Some("generator") => Some(SourceKind::Generator(generator(keys, &at))),
-            Some(_) => file(keys, &at).map(SourceKind::File),
-            None => None,
-        };
-        plans.extend(kind.map(|kind| SourcePlan { name, kind }));
-    }
-    plans
-}
-
-fn generator(keys: &mut Keys, at: &str) -> GeneratorSource {
-    let key = |name: &str| format!("{at}.{name}");
-    for name in ["late", "corrections", "withdrawals", "duplicates", "invalid"] {
-        keys.default(&key(name), Value::Decimal(0.0));
-    }
-    for (name, value) in
-        [("interval", "1m"), ("history", "1d"), ("history_interval", ""), ("weather", "plausible")]
-    {
-        keys.default(&key(name), Value::Text(value.into()));
-    }
-    keys.default(&key("seed"), Value::Number(1));
-    let names = WeatherKind::ALL.map(WeatherKind::name);
-    let weather = keys.one_of(&key("weather"), &names).and_then(|name| name.parse().ok());
-    let interval = keys.duration(&key("interval"), "1ms", "1d");
-    let past = key("history_interval");
-    let history_interval =
-        if keys.optional(&past).is_some() { keys.duration(&past, "1ms", "1d") } else { interval };
-    keys.show(&past, quoted(&history_interval.to_string()));
-    let source = GeneratorSource {
-        cities: keys.whole(&key("cities"), 1..=100_000),
-        interval,
-        history: keys.duration(&key("history"), "0s", "366d"),
-        history_interval,
-        late: keys.share(&key("late")),
-        corrections: keys.share(&key("corrections")),
-        withdrawals: keys.share(&key("withdrawals")),
-        duplicates: keys.share(&key("duplicates")),
-        invalid: keys.share(&key("invalid")),
-        weather: weather.unwrap_or(WeatherKind::Plausible),
-        seed: keys.whole(&key("seed"), 0..=i64::MAX),
-    };
-    let most = Directory::shipped().cities().len();
-    if source.weather == WeatherKind::Plausible && source.cities as usize > most {
-        keys.refuse(
-            &key("cities"),
-            format!("plausible weather has {most} cities: ask for fewer, or for uniform weather"),
-        );
-    }
-    source
-}
-
-fn file(keys: &mut Keys, at: &str) -> Option<FileInput> {
-    let key = |name: &str| format!("{at}.{name}");
-    keys.default(&key("format"), Value::Text("auto".into()));
-    keys.default(&key("compression"), Value::Text("auto".into()));
-    keys.default(&key("follow"), Value::Bool(false));
-    let path = PathBuf::from(keys.text(&key("path")));
-    let format = keys.one_of(&key("format"), &["auto", "csv", "json"]);
-    let compression = keys.one_of(&key("compression"), &["auto", "none", "gzip", "zstd"]);
-    let follow = keys.flag(&key("follow"));
-    if !keys.is_right(&key("path")) {
-        return None;
-    }
-    let format = match format?.as_str() {
-        "csv" => Format::Csv,
-        "json" => Format::Json,
-        _ => match codec::detect(&path) {
-            Ok((Format::Parquet, _)) => {
-                keys.refuse(
-                    &key("path"),
-                    "is Parquet, which only `swelter batch` reads: convert it to CSV or JSON lines",
-                );
-                return None;
-            }
-            Ok((format, _)) => format,
-            Err(error) => {
-                keys.refuse(&key("path"), error.to_string());
-                return None;
-            }
-        },
-    };
-    let compression = match compression?.as_str() {
-        "none" => Compression::None,
-        "gzip" => Compression::Gzip,
-        "zstd" => Compression::Zstd,
-        _ => codec::detect_compression(&path),
-    };
-    if follow && compression != Compression::None {
-        keys.refuse(&key("follow"), "cannot be with a compressed file: its end is not known while it grows");
-    }
-    Some(FileInput { path, format, compression, follow })
 }

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use clap::ValueEnum;
 use jiff::tz::Offset;
 
-use super::layers::{Entries, Entry, Origin, Value};
+use super::layers::{Entries, Entry, Item, Origin, Value};
 use super::{ConfigError, suggest};
 use crate::model::Duration;
 
@@ -26,6 +26,8 @@ pub struct Keys {
 pub struct Setting {
     pub toml: String,
     pub origin: Origin,
+    /// It must not be shown.
+    pub is_secret: bool,
 }
 
 impl Keys {
@@ -38,16 +40,21 @@ impl Keys {
         self.entries.tokens.take()
     }
 
-    /// The names of the tables right under `table`.
-    pub fn tables(&self, table: &str) -> Vec<String> {
+    /// The tables of a list, in the order in which they were written.
+    pub fn items(&self, list: &str) -> Vec<Item> {
+        self.entries.items.iter().filter(|item| item.list == list).cloned().collect()
+    }
+
+    /// Whether some layer has the key.
+    pub fn is_given(&self, key: &str) -> bool {
+        self.entries.values.contains_key(key)
+    }
+
+    /// The keys right under a table, as they are written there.
+    pub fn under(&self, table: &str) -> Vec<String> {
         let prefix = format!("{table}.");
-        let named = self.entries.tables.keys().filter_map(|key| key.strip_prefix(&prefix));
-        let filled = self.entries.values.keys().filter_map(|key| key.strip_prefix(&prefix)?.rsplit_once('.'));
-        let mut names: Vec<String> = named.chain(filled.map(|(name, _)| name)).map(str::to_owned).collect();
-        names.retain(|name| !name.contains('.'));
-        names.sort();
-        names.dedup();
-        names
+        let below = self.entries.values.range(prefix.clone()..);
+        below.map_while(|(key, _)| key.strip_prefix(&prefix)).map(str::to_owned).collect()
     }
 
     /// Gives a key a value for where no layer has one.
@@ -58,7 +65,9 @@ impl Keys {
     /// A problem of a key, where it was written.
     pub fn refuse(&mut self, key: &str, problem: impl Into<String>) {
         let value = self.entries.values.get(key).map(|entry| &entry.origin);
-        let origin = value.or_else(|| self.entries.tables.get(key)).cloned();
+        let table = || self.entries.tables.get(key);
+        let above = || self.entries.tables.get(key.rsplit_once('.')?.0);
+        let origin = value.or_else(table).or_else(above).cloned();
         self.errors.push(ConfigError { key: Some(key.to_owned()), origin, problem: problem.into() });
     }
 
@@ -72,7 +81,8 @@ impl Keys {
     /// Reads a key; `parse` gives the value and how TOML writes it, or what is expected instead.
     fn read<T>(&mut self, key: &str, parse: impl FnOnce(&Value) -> Result<(T, String), String>) -> Option<T> {
         let Some(Entry { value, origin }) = self.entries.values.get(key).cloned() else {
-            self.read.insert(key.to_owned(), Setting { toml: String::new(), origin: Origin::Default });
+            let toml = String::new();
+            self.read.insert(key.to_owned(), Setting { toml, origin: Origin::Default, is_secret: false });
             self.refuse(key, "is missing");
             return None;
         };
@@ -83,7 +93,7 @@ impl Keys {
                 (None, String::new())
             }
         };
-        self.read.insert(key.to_owned(), Setting { toml, origin });
+        self.read.insert(key.to_owned(), Setting { toml, origin, is_secret: false });
         value
     }
 
@@ -95,6 +105,42 @@ impl Keys {
     /// A text that may be empty, which is nothing.
     pub fn optional(&mut self, key: &str) -> Option<String> {
         Some(self.text(key)).filter(|text| !text.is_empty())
+    }
+
+    /// A text that is neither printed nor part of an error.
+    pub fn secret(&mut self, key: &str) -> Option<String> {
+        let entry = self.entries.values.get(key).cloned();
+        let (value, origin) =
+            entry.map_or((None, Origin::Default), |entry| (Some(entry.value), entry.origin));
+        self.read.insert(key.to_owned(), Setting { toml: String::new(), origin, is_secret: true });
+        match value.as_ref().map(scalar) {
+            Some(Some(text)) => Some(text),
+            Some(None) => {
+                self.refuse(key, "is not a text");
+                None
+            }
+            None => None,
+        }
+    }
+
+    /// A text, number or flag, as a text.
+    pub fn scalar(&mut self, key: &str) -> String {
+        let read = self.read(key, |value| {
+            let text = scalar(value).ok_or("a text, a number, true or false")?;
+            Ok((text.clone(), quoted(&text)))
+        });
+        read.unwrap_or_default()
+    }
+
+    /// A text that `parse` takes, or says what is expected instead.
+    pub fn parsed<T>(&mut self, key: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+        self.read(key, |value| {
+            let given = match value {
+                Value::Time(time) => time,
+                value => text(value, "a text")?,
+            };
+            Ok((parse(given)?, quoted(given)))
+        })
     }
 
     pub fn flag(&mut self, key: &str) -> bool {
@@ -178,13 +224,15 @@ impl Keys {
         let read = self.read(key, |value| {
             let items: Vec<String> = match value {
                 Value::List(items) => items.clone(),
+                Value::Text(text) if text.is_empty() => Vec::new(),
+                Value::Text(text) => vec![text.clone()],
                 Value::Loose(text) => text
                     .split(',')
                     .map(str::trim)
                     .filter(|item| !item.is_empty())
                     .map(str::to_owned)
                     .collect(),
-                _ => return Err("a list of texts".into()),
+                _ => return Err("a text or a list of texts".into()),
             };
             let shown: Vec<String> = items.iter().map(|item| quoted(item)).collect();
             Ok((items, format!("[{}]", shown.join(", "))))
@@ -228,9 +276,7 @@ impl Keys {
         let tables = self.entries.tables.iter().filter(|(table, _)| {
             let prefix = format!("{table}.");
             let below = |key: &String| key.starts_with(&prefix);
-            *table != "sources"
-                && !known.iter().any(|key| key.starts_with(&prefix))
-                && !self.entries.values.keys().any(below)
+            !known.iter().any(|key| key.starts_with(&prefix)) && !self.entries.values.keys().any(below)
         });
         for (key, origin) in values.chain(tables) {
             if !self.read.contains_key(key) && self.is_right_above(key) {
@@ -245,11 +291,11 @@ impl Keys {
         if self.errors.is_empty() { Ok(self.read) } else { Err(self.errors) }
     }
 
-    /// Whether it makes sense to say that a key is unknown: in a source without a kind it does not.
+    /// Whether it makes sense to say that a key is unknown: in a source without a type it does not.
     fn is_right_above(&self, key: &str) -> bool {
-        let source = key.strip_prefix("sources.").and_then(|rest| rest.split('.').next());
-        source.is_none_or(|name| {
-            self.is_right(&format!("sources.{name}")) && self.is_right(&format!("sources.{name}.kind"))
+        let item = self.entries.items.iter().find(|item| item.field(key).is_some());
+        item.is_none_or(|Item { list, key, .. }| {
+            self.is_right(list) && self.is_right(key) && self.is_right(&format!("{key}.type"))
         })
     }
 }
@@ -258,6 +304,16 @@ fn text<'a>(value: &'a Value, expected: &str) -> Result<&'a str, String> {
     match value {
         Value::Loose(text) | Value::Text(text) => Ok(text),
         _ => Err(expected.to_owned()),
+    }
+}
+
+fn scalar(value: &Value) -> Option<String> {
+    match value {
+        Value::Loose(text) | Value::Text(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Decimal(number) => Some(number.to_string()),
+        Value::Bool(flag) => Some(flag.to_string()),
+        Value::List(_) | Value::Time(_) | Value::Other(_) => None,
     }
 }
 

@@ -51,6 +51,8 @@ pub enum Value {
     Decimal(f64),
     Bool(bool),
     List(Vec<String>),
+    /// A date or time without quotes.
+    Time(String),
     /// Of a type, named here, that no key has.
     Other(&'static str),
 }
@@ -63,6 +65,7 @@ impl fmt::Display for Value {
             Value::Decimal(number) => write!(f, "{number}"),
             Value::Bool(value) => write!(f, "{value}"),
             Value::List(_) => f.write_str("a list"),
+            Value::Time(text) => f.write_str(text),
             Value::Other(what) => f.write_str(what),
         }
     }
@@ -74,11 +77,30 @@ pub struct Entry {
     pub origin: Origin,
 }
 
+/// A table of a list of tables.
+#[derive(Clone, Debug)]
+pub struct Item {
+    pub list: &'static str,
+    /// The `name` that it has, or is given: a source is called as its topic or as its type.
+    pub name: String,
+    /// What its keys begin with, as in `sources.readings`.
+    pub key: String,
+}
+
+impl Item {
+    /// What a key is called in here.
+    pub fn field<'a>(&self, key: &'a str) -> Option<&'a str> {
+        key.strip_prefix(&self.key)?.strip_prefix('.')
+    }
+}
+
 /// All layers, merged: values by their dotted keys, and the tables that were named.
 #[derive(Debug, Default)]
 pub struct Entries {
     pub values: BTreeMap<String, Entry>,
     pub tables: BTreeMap<String, Origin>,
+    /// In the order in which they were written.
+    pub items: Vec<Item>,
     /// What `SWELTER_TOKENS` holds. It is no key, so that it is never shown.
     pub tokens: Option<String>,
     pub errors: Vec<ConfigError>,
@@ -89,9 +111,17 @@ const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
 const PREFIX: &str = "SWELTER_";
 
+/// The keys that are lists of tables.
+const LISTS: [&str; 2] = ["sources", "sinks"];
+
+/// A table of an item whose keys are not ours, and have dots.
+const PROPERTIES: &str = "properties";
+
 /// What the variables that are meant for the service begin with.
-const TOP: [&str; 10] =
-    ["DATA_DIR", "WORKERS", "TOKENS", "LOG", "RESULTS", "DECODE", "INGEST", "SERVE", "LIMITS", "SOURCES"];
+const TOP: [&str; 11] = [
+    "DATA_DIR", "WORKERS", "TOKENS", "LOG", "RESULTS", "DECODE", "INGEST", "SERVE", "LIMITS", "SOURCES",
+    "SINKS",
+];
 
 impl Entries {
     pub fn merge(shipped: &str, layers: &Layers) -> Entries {
@@ -133,18 +163,90 @@ impl Entries {
                 problem: format!("is not TOML: {}", error.message()),
             });
         }
-        self.add_table("", document.get_ref(), &at);
+        for (name, value) in document.get_ref() {
+            match LISTS.into_iter().find(|list| *list == name.get_ref()) {
+                Some(list) => self.add_list(list, value.get_ref(), at(name.span().start), &at),
+                None => self.add_value(segment(name.get_ref()), value.get_ref(), at(name.span().start), &at),
+            }
+        }
     }
 
-    fn add_table(&mut self, above: &str, table: &DeTable<'_>, origin: &dyn Fn(usize) -> Origin) {
+    fn add_value(&mut self, key: String, value: &DeValue<'_>, here: Origin, at: &dyn Fn(usize) -> Origin) {
+        if let DeValue::Table(table) = value {
+            for (name, value) in table {
+                let key = format!("{key}.{}", segment(name.get_ref()));
+                self.add_value(key, value.get_ref(), at(name.span().start), at);
+            }
+            self.tables.insert(key, here);
+        } else {
+            self.values.insert(key, Entry { value: plain(value), origin: here });
+        }
+    }
+
+    fn add_list(
+        &mut self,
+        list: &'static str,
+        value: &DeValue<'_>,
+        here: Origin,
+        at: &dyn Fn(usize) -> Origin,
+    ) {
+        let DeValue::Array(items) = value else {
+            let problem = format!("is a list of tables: write [[{list}]] above the keys of each");
+            return self.errors.push(ConfigError { key: Some(list.into()), origin: Some(here), problem });
+        };
+        for (i, item) in items.iter().enumerate() {
+            let here = at(item.span().start);
+            match item.get_ref() {
+                DeValue::Table(table) => self.add_item(list, i + 1, table, here, at),
+                _ => {
+                    let problem =
+                        format!("holds something that is no table: write [[{list}]] and keys below");
+                    self.errors.push(ConfigError { key: Some(list.into()), origin: Some(here), problem });
+                }
+            }
+        }
+    }
+
+    fn add_item(
+        &mut self,
+        list: &'static str,
+        number: usize,
+        table: &DeTable<'_>,
+        here: Origin,
+        at: &dyn Fn(usize) -> Origin,
+    ) {
+        let text = |key: &str| table.get(key).and_then(|value| value.get_ref().as_str()).map(str::to_owned);
+        let topic =
+            || text("topic").filter(|_| list == "sources" && text("type").as_deref() == Some("kafka"));
+        let name = text("name").or_else(topic).or_else(|| text("type")).unwrap_or_else(|| number.to_string());
+        let key = format!("{list}.{}", segment(&name));
+        if self.tables.contains_key(&key) {
+            let problem = "is there twice: give one another name, as in name = \"second\"".into();
+            return self.errors.push(ConfigError { key: Some(key), origin: Some(here), problem });
+        }
         for (name, value) in table {
-            let key = format!("{above}{}", segment(name.get_ref()));
-            let origin_here = origin(name.span().start);
-            if let DeValue::Table(table) = value.get_ref() {
-                self.add_table(&format!("{key}."), table, origin);
-                self.tables.insert(key, origin_here);
-            } else {
-                self.values.insert(key, Entry { value: plain(value.get_ref()), origin: origin_here });
+            let (name, here) = (name.get_ref(), at(name.span().start));
+            match value.get_ref() {
+                DeValue::Table(properties) if name == PROPERTIES => {
+                    self.add_properties(&key, "", properties, at)
+                }
+                value => self.add_value(format!("{key}.{}", segment(name)), value, here, at),
+            }
+        }
+        self.tables.insert(key.clone(), here);
+        self.items.push(Item { list, name, key });
+    }
+
+    /// Without quotes around a name, TOML takes its dots for tables in tables.
+    fn add_properties(&mut self, item: &str, above: &str, table: &DeTable<'_>, at: &dyn Fn(usize) -> Origin) {
+        for (name, value) in table {
+            let (full, here) = (format!("{above}{}", name.get_ref()), at(name.span().start));
+            match value.get_ref() {
+                DeValue::Table(table) => self.add_properties(item, &format!("{full}."), table, at),
+                value => {
+                    let value = plain(value);
+                    self.values.insert(property(item, &full), Entry { value, origin: here });
+                }
             }
         }
     }
@@ -173,8 +275,38 @@ impl Entries {
     }
 
     fn add_loose(&mut self, key: &str, value: &str, origin: Origin) {
-        self.values.insert(key.to_owned(), Entry { value: Value::Loose(value.to_owned()), origin });
+        let list = LISTS.into_iter().find(|list| key.strip_prefix(list).is_some_and(|r| r.starts_with('.')));
+        let in_item = list.and_then(|list| Some((list, key[list.len() + 1..].split_once('.')?)));
+        let key = match in_item {
+            Some((list, (name, field))) => {
+                let item = self.item(list, name, &origin);
+                match field.strip_prefix(PROPERTIES).and_then(|rest| rest.strip_prefix('.')) {
+                    Some(name) => property(&item, &name.replace('_', ".")),
+                    None => format!("{item}.{field}"),
+                }
+            }
+            None => key.to_owned(),
+        };
+        self.values.insert(key, Entry { value: Value::Loose(value.to_owned()), origin });
     }
+
+    /// The key of the item that a variable or flag means, a new one where there is none.
+    fn item(&mut self, list: &'static str, name: &str, origin: &Origin) -> String {
+        let spelled = |name: &str| name.to_ascii_lowercase().replace(['-', '.'], "_");
+        let known = self.items.iter().find(|item| item.list == list && spelled(&item.name) == spelled(name));
+        if let Some(item) = known {
+            return item.key.clone();
+        }
+        let key = format!("{list}.{}", segment(name));
+        self.tables.insert(key.clone(), origin.clone());
+        self.items.push(Item { list, name: name.to_owned(), key: key.clone() });
+        key
+    }
+}
+
+/// The key of a property, whose name has dots.
+fn property(item: &str, name: &str) -> String {
+    format!("{item}.{PROPERTIES}.{}", segment(name))
 }
 
 /// A name as a part of a dotted key, quoted where TOML would ask for it.
@@ -194,7 +326,7 @@ fn plain(value: &DeValue<'_>) -> Value {
             number.as_str().parse().map_or(Value::Other("a number that is not one"), Value::Decimal)
         }
         DeValue::Boolean(value) => Value::Bool(*value),
-        DeValue::Datetime(_) => Value::Other("a date or time"),
+        DeValue::Datetime(time) => Value::Time(time.to_string()),
         DeValue::Array(items) => {
             let texts = items.iter().map(|item| item.get_ref().as_str().map(str::to_owned));
             texts

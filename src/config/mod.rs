@@ -5,9 +5,11 @@
 //! place.
 
 mod build;
+mod kafka;
 mod keys;
 pub mod layers;
 mod plan;
+mod sources;
 mod suggest;
 mod tokens;
 
@@ -19,7 +21,7 @@ use std::fmt::{self, Write as _};
 
 pub use self::keys::offset;
 use self::keys::{Keys, Setting};
-use self::layers::{Entries, Layers, Origin};
+use self::layers::{Entries, Item, Layers, Origin};
 pub use self::plan::{
     FileInput, GeneratorSource, IngestPlan, LogFormat, LogPlan, PipelineLimits, Plan, SourceKind, SourcePlan,
 };
@@ -33,6 +35,7 @@ pub struct Config {
     pub plan: Plan,
     pub log: LogPlan,
     settings: BTreeMap<String, Setting>,
+    items: Vec<Item>,
 }
 
 /// Everything that is wrong with a configuration.
@@ -75,21 +78,22 @@ impl Config {
     pub fn load(layers: &Layers) -> Result<Config, ConfigErrors> {
         let mut keys = Keys::new(Entries::merge(SHIPPED, layers));
         let (plan, log) = build::build(&mut keys);
+        let items = ["sources", "sinks"].into_iter().flat_map(|list| keys.items(list)).collect();
         let settings = keys.finish().map_err(ConfigErrors)?;
         match plan {
-            Some(plan) => Ok(Config { plan, log, settings }),
+            Some(plan) => Ok(Config { plan, log, settings, items }),
             None => Err(ConfigErrors(Vec::new())),
         }
     }
 
     /// What is allowed and yet rarely meant.
     pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = kafka::warnings(&self.plan);
         let serve = &self.plan.serve;
         let address = serve.listen;
         if address.ip().to_canonical().is_loopback() {
-            return Vec::new();
+            return warnings;
         }
-        let mut warnings = Vec::new();
         if serve.tokens.is_empty() {
             warnings.push(format!(
                 "{address} is not a loopback address and there are no tokens: everybody who reaches it can read everything \
@@ -105,20 +109,41 @@ impl Config {
         warnings
     }
 
-    /// The values in use, as a configuration file; each that is not the default says where it comes from.
+    /// The values in use, as a configuration file; each that is not the default says where it comes from. Secrets are left out.
     pub fn to_toml(&self) -> String {
         let (mut top, mut tables) = (String::new(), BTreeMap::<&str, String>::new());
-        for (key, Setting { toml, origin }) in &self.settings {
+        let in_item = |key: &str| self.items.iter().any(|item| item.field(key).is_some());
+        for (key, setting) in self.settings.iter().filter(|(key, _)| !in_item(key)) {
             let (text, name) = match key.rsplit_once('.') {
                 Some((table, name)) => (tables.entry(table).or_default(), name),
                 None => (&mut top, key.as_str()),
             };
-            let from = if *origin == Origin::Default { String::new() } else { format!("  # {origin}") };
-            let _ = writeln!(text, "{name} = {toml}{from}");
+            setting.write(name, text);
         }
         for (table, text) in tables {
             let _ = write!(top, "\n[{table}]\n{text}");
         }
+        for item in &self.items {
+            let _ = writeln!(top, "\n[[{}]]", item.list);
+            let fields = self.settings.iter().filter_map(|(key, setting)| Some((item.field(key)?, setting)));
+            let (first, rest): (Vec<_>, Vec<_>) =
+                fields.partition(|(name, _)| ["name", "type"].contains(name));
+            for (name, setting) in first.into_iter().chain(rest) {
+                setting.write(name, &mut top);
+            }
+        }
         top
+    }
+}
+
+impl Setting {
+    fn write(&self, name: &str, text: &mut String) {
+        let Setting { toml, origin, is_secret } = self;
+        let _ = match (origin, is_secret) {
+            (Origin::Default, true) => Ok(()),
+            (origin, true) => writeln!(text, "# {name} is secret and not shown: {origin}"),
+            (Origin::Default, false) => writeln!(text, "{name} = {toml}"),
+            (origin, false) => writeln!(text, "{name} = {toml}  # {origin}"),
+        };
     }
 }

@@ -1,3 +1,5 @@
+mod kafka;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration as Wait;
@@ -107,31 +109,36 @@ fn every_shipped_key_is_explained() {
     }
 }
 
-/// The sources that the shipped file shows in comments, with the prose still commented out.
-fn shown_sources() -> String {
-    let from = SHIPPED.find("# [sources.made-up]").unwrap();
+/// The sources and sinks that the shipped file shows in comments, with the prose still commented out.
+fn shown_items() -> String {
+    let from = SHIPPED.find("# [[sources]]").unwrap();
     let lines = SHIPPED[from..].lines().map(|line| line.strip_prefix('#').unwrap().trim_start_matches(' '));
     let prose = |line: &&str| line.starts_with('#') || line.starts_with('[') || line.contains(" = ");
     lines.filter(prose).collect::<Vec<_>>().join("\n")
 }
 
 #[test]
-fn the_shown_sources_are_all_keys_with_their_defaults() {
-    let shown = Written::new(&shown_sources()).load().unwrap();
-    let short = "sources.made-up = { kind = 'generator', cities = 1000 }\n\
-                 sources.archive = { kind = 'file', path = 'readings.csv' }";
+fn the_shown_sources_and_sinks_are_all_keys_with_their_defaults() {
+    let shown = Written::new(&shown_items()).load().unwrap();
+    let short = "[[sources]]\ntype = 'kafka'\nbrokers = '127.0.0.1:9092'\ntopic = 'readings'\n\
+                 [[sources]]\ntype = 'generator'\nname = 'made-up'\ncities = 1000\n\
+                 [[sources]]\ntype = 'file'\nname = 'archive'\npath = 'readings.csv'\n\
+                 [[sinks]]\ntype = 'kafka'\nbrokers = '127.0.0.1:9092'\ntopic = 'heat-index'\n";
     let written = Written::new(short).load().unwrap();
     assert_eq!(shown.plan.sources, written.plan.sources);
+    assert_eq!(shown.plan.sink, written.plan.sink);
     let keys = |config: &Config| config.settings.keys().cloned().collect::<Vec<_>>();
     assert_eq!(keys(&shown), keys(&written));
     let sources = &shown.plan.sources;
+    let names: Vec<&str> = sources.iter().map(|source| source.name.as_str()).collect();
+    assert_eq!(names, ["readings", "made-up", "archive"]);
     let file = FileInput {
         path: "readings.csv".into(),
         format: Format::Csv,
         compression: Compression::None,
         follow: false,
     };
-    assert_eq!((sources[0].name.as_str(), &sources[0].kind), ("archive", &SourceKind::File(file)));
+    assert_eq!(sources[2].kind, SourceKind::File(file));
     let SourceKind::Generator(generator) = &sources[1].kind else { panic!("{sources:?}") };
     assert_eq!((generator.cities, generator.interval, generator.seed), (1000, duration("1m"), 1));
 }
@@ -246,30 +253,34 @@ fn files_that_cannot_be_read_say_so() {
 }
 
 #[test]
-fn sources_are_checked_each_by_its_kind() {
+fn sources_are_checked_each_by_its_type() {
     let written = Written::new(
-        "[sources.journal]\nkind = 'file'\n\
-         [sources.Weather]\nkind = 'generator'\n\
-         [sources.none]\n\
-         [sources.kafka]\nkind = 'kafka'\ntopic = 'x'\n\
-         [sources.made-up]\nkind = 'generator'\ncities = 40000\nlate = 1.5\nfolow = true\n\
-         [sources.file]\nkind = 'file'\npath = 'x.csv.gz'\nfollow = true\n\
-         [sources.parquet]\nkind = 'file'\npath = 'x.parquet'\n\
-         [sources.nameless]\nkind = 'file'\npath = 'x'\n",
+        "[[sources]]\nname = 'journal'\ntype = 'file'\npath = 'x.csv'\n\
+         [[sources]]\nname = 'the weather'\ntype = 'generator'\ncities = 1\n\
+         [[sources]]\nname = 'none'\n\
+         [[sources]]\nname = 'pulsar'\ntype = 'pulsar'\ntopic = 'x'\n\
+         [[sources]]\nname = 'made-up'\ntype = 'generator'\ncities = 40000\nlate = 1.5\nfolow = true\n\
+         [[sources]]\ntype = 'file'\npath = 'x.csv.gz'\nfollow = true\n\
+         [[sources]]\ntype = 'file'\npath = 'x.csv'\n\
+         [[sources]]\nname = 'parquet'\ntype = 'file'\npath = 'x.parquet'\n\
+         [[sources]]\nname = 'nameless'\ntype = 'file'\npath = 'x'\n\
+         [[sources]]\n",
     );
     let errors = written.load().unwrap_err();
     let lines = lines(&errors, &written);
     let expected = [
         "sources.journal (swelter.toml, line 1): has the name of the journal",
-        "sources.Weather (swelter.toml, line 3): is not a name for a source",
-        "sources.none.kind: is missing",
-        "sources.kafka.kind (swelter.toml, line 7): \"kafka\" is not generator or file",
-        "sources.made-up.cities (swelter.toml, line 11): plausible weather has 34006 cities",
-        "sources.made-up.late (swelter.toml, line 12): 1.5 is not a share from 0 to 1",
-        "sources.made-up.folow (swelter.toml, line 13): is not a key",
-        "sources.file.follow (swelter.toml, line 17): cannot be with a compressed file",
-        "sources.parquet.path (swelter.toml, line 20): is Parquet",
-        "sources.nameless.path (swelter.toml, line 23): \"x\" does not say its format",
+        "sources.\"the weather\".name (swelter.toml, line 6): is not a name for a source",
+        "sources.none.type (swelter.toml, line 9): is missing",
+        "sources.pulsar.type (swelter.toml, line 13): \"pulsar\" is not kafka, generator or file",
+        "sources.made-up.cities (swelter.toml, line 18): plausible weather has 34006 cities",
+        "sources.made-up.late (swelter.toml, line 19): 1.5 is not a share from 0 to 1",
+        "sources.made-up.folow (swelter.toml, line 20): is not a key",
+        "sources.file.follow (swelter.toml, line 24): cannot be with a compressed file",
+        "sources.file (swelter.toml, line 25): is there twice: give one another name",
+        "sources.parquet.path (swelter.toml, line 31): is Parquet",
+        "sources.nameless.path (swelter.toml, line 35): \"x\" does not say its format",
+        "sources.10.type (swelter.toml, line 36): is missing",
     ];
     for expected in expected {
         assert!(lines.iter().any(|line| line.starts_with(expected)), "{expected}\nnot in {lines:#?}");
@@ -278,10 +289,49 @@ fn sources_are_checked_each_by_its_kind() {
 }
 
 #[test]
+fn sources_are_a_list() {
+    for (text, problem) in [
+        (
+            "[sources.x]\ntype = 'file'\n",
+            "sources (swelter.toml, line 1): is a list of tables: write [[sources]]",
+        ),
+        ("sources = 'x'\n", "sources (swelter.toml, line 1): is a list of tables: write [[sources]]"),
+        (
+            "sinks = [{ type = 'kafka' }, 5]\n",
+            "sinks (swelter.toml, line 1): holds something that is no table",
+        ),
+    ] {
+        let written = Written::new(text);
+        let errors = written.load().unwrap_err();
+        assert!(lines(&errors, &written)[0].starts_with(problem), "{errors}");
+    }
+    assert!(Written::new("sources = []\n").load().unwrap().plan.sources.is_empty());
+}
+
+#[test]
+fn variables_mean_a_source_by_its_name() {
+    let written = Written::new("[[sources]]\nname = 'Made-up.1'\ntype = 'generator'\ncities = 5\n");
+    let mut layers = written.layers();
+    layers.environment = variables(&[
+        ("SWELTER_SOURCES__MADE_UP_1__CITIES", "7"),
+        ("SWELTER_SOURCES__OTHER__TYPE", "generator"),
+        ("SWELTER_SOURCES__OTHER__CITIES", "9"),
+    ])
+    .environment;
+    let sources = Config::load(&layers).unwrap().plan.sources;
+    let cities = |source: &SourcePlan| match &source.kind {
+        SourceKind::Generator(generator) => (source.name.clone(), generator.cities),
+        _ => panic!("{source:?}"),
+    };
+    let named: Vec<_> = sources.iter().map(cities).collect();
+    assert_eq!(named, [("Made-up.1".to_owned(), 7), ("other".to_owned(), 9)]);
+}
+
+#[test]
 fn what_is_printed_is_what_is_used() {
     let written = Written::new(
         "data_dir = \"it's \\\"here\\\"\"\nresults.window = '90m'\nserve.origins = ['https://a.example']\n\
-         sources.x = { kind = 'generator', cities = 3, late = 0.25 }\n",
+         [[sources]]\nname = 'x'\ntype = 'generator'\ncities = 3\nlate = 0.25\n",
     );
     let mut layers = written.layers();
     layers.environment =

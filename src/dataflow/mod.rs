@@ -91,7 +91,18 @@ impl GraphPlan {
     pub fn serving(formula: Formula, retention: Retention) -> GraphPlan {
         let (rows, days, outcomes, current, hottest, by_country) = (false, false, false, false, None, None);
         let parcels = None;
-        GraphPlan { formula, retention, rows, days, outcomes, current, hottest, by_country, told: true, parcels }
+        GraphPlan {
+            formula,
+            retention,
+            rows,
+            days,
+            outcomes,
+            current,
+            hottest,
+            by_country,
+            told: true,
+            parcels,
+        }
     }
 }
 
@@ -194,7 +205,8 @@ pub fn build(worker: &mut Worker, plan: &GraphPlan) -> Graph {
         let progress = hear(progress, Rc::clone(&heard));
         let read = plan.parcels.is_some().then(|| closed::close(progress.clone(), &probe));
         let parcels = plan.parcels.is_some().then(|| {
-            let parcels = streams.parcels.concat(letters).exchange(|parcel: &Parcel| u64::from(parcel.shard.0));
+            let parcels =
+                streams.parcels.concat(letters).exchange(|parcel: &Parcel| u64::from(parcel.shard.0));
             closed::close(parcels, &probe)
         });
         let progress = progress.filter(move |_| index == 0).map(Told::Read);

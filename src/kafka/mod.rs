@@ -2,6 +2,7 @@
 
 pub mod letters;
 pub mod partitioner;
+pub mod properties;
 pub mod retry;
 pub mod topics;
 

@@ -1,6 +1,34 @@
 //! Which partition a key belongs to: as Kafka's own default partitioner has it, so that what Java clients write and what
 //! we write of a city meets in one partition.
 
+/// What decides the partition of a city's records, under the names that librdkafka has for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Partitioner {
+    /// As Java clients do.
+    #[default]
+    Murmur2,
+    /// As clients on librdkafka do by default: CRC32.
+    Consistent,
+    /// As Sarama, a client for Go, does by default.
+    Fnv1a,
+}
+
+impl Partitioner {
+    pub const ALL: [Partitioner; 3] = [Partitioner::Murmur2, Partitioner::Consistent, Partitioner::Fnv1a];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Partitioner::Murmur2 => "murmur2_random",
+            Partitioner::Consistent => "consistent_random",
+            Partitioner::Fnv1a => "fnv1a_random",
+        }
+    }
+
+    pub fn by_name(name: &str) -> Option<Partitioner> {
+        Partitioner::ALL.into_iter().find(|partitioner| partitioner.name() == name)
+    }
+}
+
 /// The partition of a key: murmur2 without its sign, modulo the partitions. librdkafka calls it `murmur2`.
 pub fn partition_of(key: &[u8], partitions: u32) -> u32 {
     (murmur2(key) & 0x7FFF_FFFF) % partitions.max(1)

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,30 @@ pub struct PartitionName {
     /// The source, such as `journal`.
     pub source: Arc<str>,
     pub partition: u32,
+}
+
+/// The partitions of a run, by slot. More can come while it runs, none goes.
+#[derive(Clone, Debug, Default)]
+pub struct Slots(Arc<RwLock<Vec<PartitionName>>>);
+
+impl Slots {
+    pub fn new(names: Vec<PartitionName>) -> Slots {
+        Slots(Arc::new(RwLock::new(names)))
+    }
+
+    pub fn push(&self, name: PartitionName) -> Slot {
+        let mut names = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        names.push(name);
+        Slot((names.len() - 1) as u16)
+    }
+
+    pub fn name(&self, slot: Slot) -> Option<PartitionName> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(usize::from(slot.0)).cloned()
+    }
+
+    pub fn all(&self) -> Vec<PartitionName> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// How far a partition has come. A position is the number of the next record: all before it are meant.

@@ -20,7 +20,7 @@ pub use heat::{Category, HeatIndex};
 pub use letter::Letter;
 pub use log::{
     Acknowledge, AppendError, Appended, Appender, NewRecord, PartitionName, Progress, Raw, RecordPlace,
-    Retried, Slot,
+    Retried, Slot, Slots,
 };
 pub use outgoing::{Parcel, ParcelRecord, Parcels, Render, Shard};
 pub use reading::{Event, Measurement, Revision, Upsert};

@@ -31,10 +31,12 @@ pub enum Reason {
     InTheFuture,
     /// Of a new city, where the partition has as many as it may.
     TooManyCities,
+    /// The schema registry knows no schema of the id that the record names.
+    UnknownSchema,
 }
 
 impl Reason {
-    pub const ALL: [Reason; 11] = [
+    pub const ALL: [Reason; 12] = [
         Reason::NotDecodable,
         Reason::MissingField,
         Reason::BadCity,
@@ -46,6 +48,7 @@ impl Reason {
         Reason::TooLate,
         Reason::InTheFuture,
         Reason::TooManyCities,
+        Reason::UnknownSchema,
     ];
 
     pub fn code(self) -> &'static str {
@@ -61,6 +64,7 @@ impl Reason {
             Reason::TooLate => "too_late",
             Reason::InTheFuture => "in_the_future",
             Reason::TooManyCities => "too_many_cities",
+            Reason::UnknownSchema => "unknown_schema",
         }
     }
 }

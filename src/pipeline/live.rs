@@ -14,12 +14,14 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::data_dir::{DataDir, DataDirError};
 use super::logs::{Logs, needs_data_dir, rules};
-use super::outlets::{Outlets, Writing};
+use super::outlets::{Outlets, Starts, Writing};
 use super::retry::spawn_retry;
 use crate::config::Plan;
 use crate::dataflow::GraphPlan;
 use crate::directory::Directory;
 use crate::kafka::topics::TopicsError;
+use crate::model::Slots;
+use crate::registry::RegistryError;
 use crate::serve::{self, Facts, Ports, ServeError, Serving};
 use crate::sinks::dead_letters::DeadLettersError;
 use crate::sinks::kafka::{Ends, Keeper, OutletError};
@@ -54,13 +56,15 @@ pub enum RunError {
     #[error(transparent)]
     Topics(#[from] TopicsError),
     #[error(transparent)]
+    Registry(#[from] RegistryError),
+    #[error(transparent)]
     Outlet(#[from] OutletError),
     #[error("source {name}: {error}")]
     Feed { name: String, error: FeedError },
     #[error("source {name}: {error}")]
     Generator { name: String, error: PlanError },
     #[error("source {name}: {error}")]
-    File { name: String, error: crate::sources::SourceError },
+    Source { name: String, error: crate::sources::SourceError },
     #[error("threads cannot be started: {0}")]
     Threads(io::Error),
     #[error("the workers cannot be started: {0}")]
@@ -90,11 +94,13 @@ pub fn run(plan: Plan, announce: impl FnOnce(SocketAddr)) -> Result<(), RunError
     let (events, happened) = mpsc::sync_channel(4);
     listen_for_signals(&runtime, &events)?;
 
-    let outlets = Outlets::open(&plan)?;
-    let generation = outlets.generation().or(data_dir.as_ref().map(|dir| dir.generation()));
-    let generation = generation.unwrap_or_else(unkept_generation);
     let logs = Logs::open(&plan, data_dir)?;
-    let partitions = logs.partitions(&outlets)?;
+    let outlets = Outlets::open(&plan)?;
+    let generation = outlets.generation().or(logs.data_dir().map(|dir| dir.generation()));
+    let generation = generation.unwrap_or_else(unkept_generation);
+    let starts = outlets.starts()?;
+    let partitions = logs.partitions(&starts)?;
+    let slots = Slots::new(partitions.iter().map(|partition| partition.name.clone()).collect());
     let cuts = Arc::new(outlets.cuts(&partitions)?);
     let letters = logs.dead_letters(&plan)?;
     let bound_epochs = EpochBound::of(logs.data_dir().cloned(), outlets.keeper());
@@ -104,7 +110,7 @@ pub fn run(plan: Plan, announce: impl FnOnce(SocketAddr)) -> Result<(), RunError
     bound_epochs.reserve(reserved)?;
     let shared = Arc::new(Shared::new(Refusals::new(letters), reserved));
 
-    let facts = facts(&plan, &logs, generation.clone());
+    let facts = facts(&plan, slots.clone(), generation.clone());
     let ports = Ports { ask: shared.clone(), appender: logs.appender() };
     let address = bound.address();
     let serving = bound.start(runtime.handle(), facts, ports)?;
@@ -116,12 +122,20 @@ pub fn run(plan: Plan, announce: impl FnOnce(SocketAddr)) -> Result<(), RunError
     graph.parcels = outlets.parcels();
     let failing = shared.clone();
     let writing = outlets.start_writing(Arc::new(move |why| failing.fail(why)))?;
-    let run = WorkerPlan { plan: &plan, graph, partitions, ends: writing.ends(), cuts, first_epoch };
+    let run = WorkerPlan {
+        plan: &plan,
+        graph,
+        partitions,
+        slots: slots.clone(),
+        ends: writing.ends(),
+        cuts,
+        first_epoch,
+    };
     start_workers(run, &serving, &shared, events)?;
     let ended = Arc::new(AtomicBool::new(false));
     reserve_epochs(bound_epochs, shared.clone(), reserved, ended.clone())?;
     let retrying = spawn_retry(&plan, logs.journal()).map_err(RunError::Threads)?;
-    let (workers_ended, end) = keep_house(&logs, &shared, &happened);
+    let (workers_ended, end) = keep_house(&logs, &starts, &slots, &shared, &happened);
     tracing::info!("stopping");
     retrying.stop();
     // From the sources on: what was taken in still goes all the way.
@@ -216,7 +230,7 @@ fn listen_for_signals(runtime: &Runtime, events: &SyncSender<Event>) -> Result<(
     Ok(())
 }
 
-fn facts(plan: &Plan, logs: &Logs, generation: Arc<str>) -> Facts {
+fn facts(plan: &Plan, partitions: Slots, generation: Arc<str>) -> Facts {
     Facts {
         generation,
         formula: plan.formula.name(),
@@ -224,7 +238,7 @@ fn facts(plan: &Plan, logs: &Logs, generation: Arc<str>) -> Facts {
         lateness: plan.retention.lateness,
         history: plan.retention.history,
         workers: plan.workers,
-        partitions: logs.names(),
+        partitions,
         directory: Directory::shipped(),
         decode: plan.decode,
     }
@@ -235,6 +249,7 @@ struct WorkerPlan<'a> {
     plan: &'a Plan,
     graph: GraphPlan,
     partitions: Vec<LogPartition>,
+    slots: Slots,
     ends: Vec<Ends>,
     cuts: Arc<Cuts>,
     first_epoch: u64,
@@ -247,12 +262,13 @@ fn start_workers(
     shared: &Arc<Shared>,
     events: SyncSender<Event>,
 ) -> Result<(), RunError> {
-    let WorkerPlan { plan, graph, partitions, ends, cuts, first_epoch } = run;
+    let WorkerPlan { plan, graph, partitions, slots, ends, cuts, first_epoch } = run;
     let job = Job {
         graph,
         rules: rules(plan),
         limits: plan.limits.clone(),
         partitions,
+        slots,
         publisher: serving.publisher(),
         outlets: ends,
         cuts,
@@ -303,7 +319,13 @@ fn reserve_epochs(
 }
 
 /// Looks after what must be looked after, until it is time to stop; true where the workers have ended by then.
-fn keep_house(logs: &Logs, shared: &Shared, happened: &Receiver<Event>) -> (bool, Result<(), RunError>) {
+fn keep_house(
+    logs: &Logs,
+    starts: &Starts,
+    slots: &Slots,
+    shared: &Shared,
+    happened: &Receiver<Event>,
+) -> (bool, Result<(), RunError>) {
     loop {
         match happened.recv_timeout(HOUSEKEEPING) {
             Ok(Event::Signal) => return (false, Ok(())),
@@ -313,8 +335,9 @@ fn keep_house(logs: &Logs, shared: &Shared, happened: &Receiver<Event>) -> (bool
             }
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
         }
-        if let Err(error) = shared.refusals.sync() {
-            return (false, Err(error.into()));
+        let looked = shared.refusals.sync().map_err(RunError::from);
+        if let Err(error) = looked.and_then(|()| logs.add_new(starts, slots, shared)) {
+            return (false, Err(error));
         }
         if let Some(failed) = logs.failed() {
             return (false, Err(RunError::Failed(failed)));

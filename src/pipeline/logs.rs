@@ -5,17 +5,18 @@ use std::sync::Arc;
 
 use super::data_dir::DataDir;
 use super::live::RunError;
-use super::outlets::Outlets;
+use super::outlets::Starts;
 use crate::admission::AdmissionRules;
 use crate::config::{FileInput, GeneratorSource, Plan, SourceKind, SourcePlan};
-use crate::model::{Appender, EventTime, PartitionName, Slot};
+use crate::model::{Appender, EventTime, PartitionName, Slot, Slots};
 use crate::sinks::dead_letters::DeadLetters;
 use crate::sources::Source;
 use crate::sources::file::{FileSource, Input};
 use crate::sources::generator::feed::Feed;
 use crate::sources::generator::paced::{Paced, PacedPlan};
 use crate::sources::journal::{Journal, JournalPlan};
-use crate::worker::{self, LogPartition};
+use crate::sources::kafka::KafkaSource;
+use crate::worker::{self, LogPartition, Shared};
 
 /// The logs of a run, and what is kept beside them.
 pub struct Logs {
@@ -99,32 +100,32 @@ impl Logs {
         Ok(Some(letters))
     }
 
-    /// Names of the partitions, by slot.
-    pub fn names(&self) -> Vec<PartitionName> {
-        let of_source = |source: &Arc<dyn Source>| {
-            let name: Arc<str> = source.name().into();
-            (0..source.partitions()).map(move |partition| PartitionName { source: name.clone(), partition })
-        };
-        self.sources.iter().flat_map(of_source).collect()
-    }
-
     /// The partitions, by slot, and from where each is read.
-    pub fn partitions(&self, outlets: &Outlets) -> Result<Vec<LogPartition>, RunError> {
+    pub fn partitions(&self, starts: &Starts) -> Result<Vec<LogPartition>, RunError> {
         let mut partitions = Vec::new();
         for source in &self.sources {
-            let name: Arc<str> = source.name().into();
             for partition in 0..source.partitions() {
-                let name = PartitionName { source: name.clone(), partition };
-                partitions.push(LogPartition {
-                    slot: Slot(partitions.len() as u16),
-                    start: outlets.start(&**source, partition)?,
-                    letters: outlets.letters(&name),
-                    source: source.clone(),
-                    name,
-                });
+                let slot = Slot(partitions.len() as u16);
+                partitions.push(starts.partition(source, partition, slot)?);
             }
         }
         Ok(partitions)
+    }
+
+    /// Has the workers read the partitions that have come since the start.
+    pub fn add_new(&self, starts: &Starts, slots: &Slots, shared: &Shared) -> Result<(), RunError> {
+        let known = slots.all();
+        for source in &self.sources {
+            let name: Arc<str> = source.name().into();
+            let count = known.iter().filter(|known| known.source == name).count() as u32;
+            for partition in count..source.partitions() {
+                tracing::info!(source = &*name, partition, "a partition has come");
+                let added = starts.partition(source, partition, Slot(0))?;
+                let slot = slots.push(PartitionName { source: name.clone(), partition });
+                shared.add(LogPartition { slot, ..added });
+            }
+        }
+        Ok(())
     }
 
     /// Starts the generators that append to the log.
@@ -155,9 +156,12 @@ fn direct(source: &SourcePlan, plan: &Plan) -> Result<Arc<dyn Source>, RunError>
         SourceKind::File(FileInput { path, format, compression, follow }) => {
             let input = Input { path: Some(path.clone()), format: *format, compression: *compression };
             let file = FileSource::new(&name, vec![input], *follow, plan.decode);
-            Ok(Arc::new(file.map_err(|error| RunError::File { name, error })?))
+            Ok(Arc::new(file.map_err(|error| RunError::Source { name, error })?))
         }
-        SourceKind::Kafka(_) => Err(RunError::Failed(format!("source {name}: topics cannot be read yet"))),
+        SourceKind::Kafka(kafka) => {
+            let opened = KafkaSource::open(&name, kafka.clone(), plan.decode);
+            Ok(Arc::new(opened.map_err(|error| RunError::Source { name, error })?))
+        }
     }
 }
 

@@ -1,18 +1,23 @@
 //! The outlets of a run: which clusters are written to, by which shards, and where a replay stops for them.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration as Wait, Instant};
 
 use super::live::RunError;
-use crate::codec::DecodeSettings;
+use crate::codec::{CURRENT_SCHEMA, DecodeSettings, ROW_SCHEMA};
 use crate::config::{Plan, SourceKind};
 use crate::dataflow::ParcelsPlan;
 use crate::kafka::topics::{self, NewTopicPlan, TopicFacts};
 use crate::kafka::{Cluster, letter_topics};
-use crate::model::{PartitionName, Shard, Slot};
+use crate::model::{PartitionName, Render, Shard, Slot};
+use crate::registry::{Client, ClientSettings, RegistryError};
 use crate::sinks::kafka::progress::{self, ShardProgress};
-use crate::sinks::kafka::render::{Json, Places, Results};
-use crate::sinks::kafka::{Delivery, Ends, Identity, Keeper, Outlet, OutletPlan, Running};
+use crate::sinks::kafka::render::{Avro, Json, Places, Results};
+use crate::sinks::kafka::{
+    Delivery, Ends, Identity, KafkaSinkPlan, Keeper, Outlet, OutletPlan, RowFormat, Running,
+};
 use crate::sources::Source;
 use crate::sources::kafka::KafkaPlan;
 use crate::worker::{Cuts, LetterPlaces, LogPartition};
@@ -22,18 +27,32 @@ const RULES: u32 = 1;
 
 /// Shards and times of an outlet that has dead letters only.
 const LETTER_SHARDS: u16 = 1;
-const LETTER_COMMIT: std::time::Duration = std::time::Duration::from_millis(200);
-const LETTER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
+const LETTER_COMMIT: Wait = Wait::from_millis(200);
+const LETTER_TIMEOUT: Wait = Wait::from_secs(60);
+
+/// How long a schema registry may take at the start.
+const REGISTRY_PATIENCE: Wait = Wait::from_secs(30);
+const REGISTRY_TIMEOUT: Wait = Wait::from_secs(10);
+const REGISTRY_RETRY: Wait = Wait::from_millis(500);
 
 /// The outlets, claimed, with what earlier starts have written.
 pub struct Outlets {
     outlets: Vec<Outlet>,
     places: Option<Places>,
+    written: Written,
     /// By the source's name.
     letters: HashMap<String, Letters>,
 }
 
+/// How rows are written; in Avro with the ids of their schemas, where they have any.
+#[derive(Clone, Copy)]
+enum Written {
+    Json,
+    Avro(Option<(u32, u32)>),
+}
+
 /// Where the dead letters of a source go.
+#[derive(Clone)]
 struct Letters {
     outlet: usize,
     topic: Arc<str>,
@@ -73,6 +92,7 @@ impl Outlets {
             places_of.insert(name.to_owned(), (outlet, draft.topics.len() as u8));
             draft.topics.extend(letter_topics(&source.topic));
         }
+        let written = plan.sink.as_ref().map_or(Ok(Written::Json), written)?;
         let facts = drafts.iter().map(|draft| facts(plan, draft)).collect::<Result<Vec<_>, _>>()?;
         let mut outlets = Vec::new();
         let mut first_shards = Vec::new();
@@ -84,12 +104,14 @@ impl Outlets {
             let identity = identity(plan, draft, facts);
             outlets.push(Outlet::open(&draft.plan, draft.topics.clone(), first_shard, &identity)?);
         }
-        let partitions = |outlet: usize, topic: &str| facts[outlet].get(topic).map_or(1, |facts| facts.partitions);
+        let partitions =
+            |outlet: usize, topic: &str| facts[outlet].get(topic).map_or(1, |facts| facts.partitions);
         let letters = kafka_sources(plan).filter_map(|(name, source)| {
             let (outlet, at) = *places_of.get(name)?;
             let [first, second] = letter_topics(&source.topic);
             let topics = [(at, partitions(outlet, &first)), (at + 1, partitions(outlet, &second))];
-            let (topic, first_shard, shards) = (name.into(), first_shards[outlet], drafts[outlet].plan.shards);
+            let (topic, first_shard, shards) =
+                (name.into(), first_shards[outlet], drafts[outlet].plan.shards);
             Some((name.to_owned(), Letters { outlet, topic, first_shard, shards, topics }))
         });
         let letters = letters.collect();
@@ -99,7 +121,7 @@ impl Outlets {
             partitions: partitions(0, &sink.topic),
             current_partitions: sink.current_topic.as_ref().map(|topic| partitions(0, topic)),
         });
-        Ok(Outlets { outlets, places, letters })
+        Ok(Outlets { outlets, places, written, letters })
     }
 
     pub fn is_empty(&self) -> bool {
@@ -126,38 +148,27 @@ impl Outlets {
         if self.is_empty() {
             return None;
         }
-        let render = self.places.map(|places| -> Arc<dyn Fn() -> _ + Send + Sync> {
-            Arc::new(move || Box::new(Results::new(places, Json)) as Box<dyn crate::model::Render>)
+        let Outlets { written, .. } = *self;
+        let render = self.places.map(|places| -> Arc<dyn Fn() -> Box<dyn Render> + Send + Sync> {
+            match written {
+                Written::Json => Arc::new(move || Box::new(Results::new(places, Json))),
+                Written::Avro(ids) => Arc::new(move || Box::new(Results::new(places, Avro { ids }))),
+            }
         });
         let current = self.places.is_some_and(|places| places.current_partitions.is_some());
         Some(ParcelsPlan { render, current })
     }
 
-    /// Where a partition is read from: as at its first start, which is kept.
-    pub fn start(&self, source: &dyn Source, partition: u32) -> Result<u64, RunError> {
-        let name = source.name();
-        let Some(letters) = self.letters.get(name) else { return Ok(0) };
-        let outlet = &self.outlets[letters.outlet];
-        let key = progress::start_key(name, partition);
-        if let Some(start) = outlet.kept().get(&key)? {
-            return Ok(start);
-        }
-        let first_start = outlet.kept().below(&format!("start/{name}/")).next().is_none();
-        let failed = |error| RunError::Failed(format!("source {name}, partition {partition}: {error}"));
-        let start = source.start(partition, first_start).map_err(failed)?;
-        outlet.keeper().keep(&key, &start)?;
-        Ok(start)
-    }
-
-    /// Where the dead letters of a partition go; nothing where that is the file.
-    pub fn letters(&self, partition: &PartitionName) -> Option<LetterPlaces> {
-        let letters = self.letters.get(&*partition.source)?;
-        let places = letters.topics.map(|(topic, partitions)| {
-            let of_topic = partition.partition % partitions.max(1);
-            let shard = Shard(letters.first_shard.0 + (of_topic % u32::from(letters.shards)) as u16);
-            (shard, topic, of_topic)
-        });
-        Some(LetterPlaces { topic: letters.topic.clone(), places })
+    /// What says of each partition where it begins.
+    pub fn starts(&self) -> Result<Starts, RunError> {
+        let of_source = |(name, letters): (&String, &Letters)| {
+            let outlet = &self.outlets[letters.outlet];
+            let kept = outlet.kept().get(&progress::start_key(name))?.unwrap_or_default();
+            let starts =
+                SourceStarts { kept: Mutex::new(kept), keeper: outlet.keeper(), letters: letters.clone() };
+            Ok((name.clone(), starts))
+        };
+        self.letters.iter().map(of_source).collect::<Result<_, _>>().map(Starts)
     }
 
     /// Where a replay of these partitions stops.
@@ -174,6 +185,87 @@ impl Outlets {
         let start = |outlet: Outlet| outlet.start(Arc::clone(&failed));
         Ok(Writing(self.outlets.into_iter().map(start).collect::<Result<_, _>>()?))
     }
+}
+
+/// Where the partitions of topics were first read from, which is kept, and where their dead letters go.
+pub struct Starts(HashMap<String, SourceStarts>);
+
+struct SourceStarts {
+    kept: Mutex<BTreeMap<u32, u64>>,
+    keeper: Keeper,
+    letters: Letters,
+}
+
+impl Starts {
+    /// A partition as it is read: from where it was read first.
+    pub fn partition(
+        &self,
+        source: &Arc<dyn Source>,
+        partition: u32,
+        slot: Slot,
+    ) -> Result<LogPartition, RunError> {
+        let name = PartitionName { source: source.name().into(), partition };
+        let of_source = self.0.get(source.name());
+        let start = of_source.map_or(Ok(0), |starts| starts.start(&**source, partition))?;
+        let letters = of_source.map(|starts| starts.letters.of(partition));
+        Ok(LogPartition { slot, name, source: Arc::clone(source), start, letters })
+    }
+}
+
+impl SourceStarts {
+    fn start(&self, source: &dyn Source, partition: u32) -> Result<u64, RunError> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(start) = kept.get(&partition) {
+            return Ok(*start);
+        }
+        // Those of a first start are kept all at once: what is missing later has come later.
+        let first_start = kept.is_empty();
+        for partition in
+            (0..source.partitions().max(partition + 1)).filter(|p| !kept.contains_key(p)).collect::<Vec<_>>()
+        {
+            let start = source.start(partition, first_start).map_err(|error| {
+                RunError::Failed(format!("source {}, partition {partition}: {error}", source.name()))
+            })?;
+            kept.insert(partition, start);
+        }
+        self.keeper.keep(&progress::start_key(source.name()), &*kept)?;
+        Ok(kept.get(&partition).copied().unwrap_or(0))
+    }
+}
+
+impl Letters {
+    fn of(&self, partition: u32) -> LetterPlaces {
+        let places = self.topics.map(|(topic, partitions)| {
+            let of_topic = partition % partitions.max(1);
+            let shard = Shard(self.first_shard.0 + (of_topic % u32::from(self.shards)) as u16);
+            (shard, topic, of_topic)
+        });
+        LetterPlaces { topic: self.topic.clone(), places }
+    }
+}
+
+/// Registers the schemas of rows, where there is a registry.
+fn written(sink: &KafkaSinkPlan) -> Result<Written, RunError> {
+    let (urls, user) = match &sink.format {
+        RowFormat::Json => return Ok(Written::Json),
+        RowFormat::BareAvro => return Ok(Written::Avro(None)),
+        RowFormat::Avro { urls, user } => (urls.clone(), user.clone()),
+    };
+    let client = Client::new(&ClientSettings { urls, user, timeout: REGISTRY_TIMEOUT })?;
+    let register = |topic: &str, schema: &str| {
+        let deadline = Instant::now() + REGISTRY_PATIENCE;
+        loop {
+            match client.register(&format!("{topic}-value"), schema) {
+                Err(RegistryError::Unavailable(_)) if Instant::now() < deadline => {
+                    thread::sleep(REGISTRY_RETRY)
+                }
+                registered => return registered,
+            }
+        }
+    };
+    let row = register(&sink.topic, ROW_SCHEMA)?;
+    let current = sink.current_topic.as_ref().map(|topic| register(topic, CURRENT_SCHEMA));
+    Ok(Written::Avro(Some((row, current.transpose()?.unwrap_or(0)))))
 }
 
 /// Outlets that are written to.
@@ -237,7 +329,9 @@ fn facts(plan: &Plan, draft: &Draft) -> Result<BTreeMap<String, TopicFacts>, Run
     }
     wanted.push(new_topic(progress_topic, 1, &PROGRESS));
     let mut may_create = results.is_some_and(|sink| sink.create_topics.is_some());
-    for (_, source) in kafka_sources(plan).filter(|(_, source)| draft.topics.contains(&letter_topics(&source.topic)[0])) {
+    for (_, source) in
+        kafka_sources(plan).filter(|(_, source)| draft.topics.contains(&letter_topics(&source.topic)[0]))
+    {
         may_create |= source.create_topics.is_some();
         for topic in letter_topics(&source.topic) {
             wanted.push(new_topic(&topic, source.create_topics.unwrap_or(1), &LETTERS));
@@ -249,9 +343,16 @@ fn facts(plan: &Plan, draft: &Draft) -> Result<BTreeMap<String, TopicFacts>, Run
             "progress topic {progress_topic} has more than one partition: make it with one, and cleanup.policy=compact"
         )));
     }
-    for topic in [Some(progress_topic), results.map(|sink| &sink.topic), results.and_then(|sink| sink.current_topic.as_ref())] {
+    for topic in [
+        Some(progress_topic),
+        results.map(|sink| &sink.topic),
+        results.and_then(|sink| sink.current_topic.as_ref()),
+    ] {
         if let Some(topic) = topic.filter(|topic| facts.get(*topic).is_some_and(|facts| !facts.compacted)) {
-            tracing::warn!(topic, "the topic is not compacted: it keeps every change, or loses results with its retention; set cleanup.policy=compact");
+            tracing::warn!(
+                topic,
+                "the topic is not compacted: it keeps every change, or loses results with its retention; set cleanup.policy=compact"
+            );
         }
     }
     Ok(facts)
@@ -330,7 +431,8 @@ fn cuts(mut all: Vec<(Shard, ShardProgress)>, partitions: &[LogPartition]) -> Re
         }
         if cuts.positions.last() != Some(&positions) {
             let before = cuts.positions.last();
-            let falls = |(slot, position): (&Slot, &u64)| positions.get(slot).is_none_or(|now| now < position);
+            let falls =
+                |(slot, position): (&Slot, &u64)| positions.get(slot).is_none_or(|now| now < position);
             if before.is_some_and(|before| before.iter().any(falls)) {
                 return Err(
                     "the shards' progress records contradict each other: were their topics restored from different times? Name \

@@ -7,12 +7,12 @@ use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde_json::{Map, Value, json};
 
+use super::Facts;
 use super::problem::{Code, Problem};
 use super::telemetry::now_ms;
 use super::text::Parameters;
 use super::view::{CityState, View};
-use super::{Facts, wire};
-use crate::codec::{push_integer, push_json_text, push_number};
+use crate::codec::{push_current_json, push_integer, push_json_text, push_number, push_row_json};
 use crate::directory::Directory;
 use crate::model::refusal::quoted;
 use crate::model::{Category, EventTime, Question};
@@ -142,7 +142,7 @@ fn push_city(out: &mut Vec<u8>, city: &CityState, directory: &Directory<'_>) {
     }
     out.extend_from_slice(b",\"current\":");
     match &city.current {
-        Some(current) => wire::push_latest_row(out, &city.key, current),
+        Some(current) => push_current_json(out, &city.key, current),
         None => out.extend_from_slice(b"null"),
     }
     out.push(b'}');
@@ -229,7 +229,7 @@ pub(super) async fn history(view: &View, key: &str, range: Range) -> Result<Vec<
         if at > 0 {
             out.push(b',');
         }
-        wire::push_window_row(&mut out, &key, *reading_at, row);
+        push_row_json(&mut out, &key, *reading_at, row);
     }
     let last = answer.rows.last().filter(|_| answer.more);
     let next = last.and_then(|(reading_at, _)| EventTime::from_millis(reading_at.millis() + 1)).map(cursor);
@@ -277,14 +277,14 @@ fn seconds(duration: crate::model::Duration) -> Value {
 /// The partitions with how far they have come, by source.
 fn sources(view: &View, facts: &Facts) -> Vec<Value> {
     let progress = view.progress();
-    let mut sources: Vec<(&Arc<str>, Vec<Value>)> = Vec::new();
-    for (slot, name) in facts.partitions.iter().enumerate() {
+    let mut sources: Vec<(Arc<str>, Vec<Value>)> = Vec::new();
+    for (slot, name) in facts.partitions.all().into_iter().enumerate() {
         let come = progress.iter().find(|progress| usize::from(progress.slot.0) == slot);
         let (applied, end) = come.map_or((0, 0), |progress| (progress.applied, progress.end));
         let partition = json!({"partition": name.partition, "applied": applied, "end": end});
-        match sources.iter_mut().find(|(source, _)| *source == &name.source) {
+        match sources.iter_mut().find(|(source, _)| *source == name.source) {
             Some((_, partitions)) => partitions.push(partition),
-            None => sources.push((&name.source, vec![partition])),
+            None => sources.push((name.source, vec![partition])),
         }
     }
     sources.into_iter().map(|(name, partitions)| json!({"name": name, "partitions": partitions})).collect()

@@ -34,7 +34,7 @@ pub use self::server::{Bound, Serving, bind};
 
 use crate::codec::DecodeSettings;
 use crate::directory::Directory;
-use crate::model::{Appender, Ask, Duration, PartitionName};
+use crate::model::{Appender, Ask, Duration, Slots};
 
 /// How to serve.
 #[derive(Clone, Debug)]
@@ -122,8 +122,7 @@ pub struct Facts {
     pub lateness: Duration,
     pub history: Duration,
     pub workers: usize,
-    /// By slot.
-    pub partitions: Vec<PartitionName>,
+    pub partitions: Slots,
     pub directory: &'static Directory<'static>,
     /// How the readings that are posted are decoded.
     pub decode: DecodeSettings,

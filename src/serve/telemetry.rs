@@ -94,7 +94,7 @@ pub(super) fn render(view: &View, connections: usize) -> String {
         counter!("swelter_refused_total", "reason" => reason.code()).absolute(count);
     }
     for progress in view.progress() {
-        let Some(name) = view.facts().partitions.get(usize::from(progress.slot.0)) else { continue };
+        let Some(name) = view.facts().partitions.name(progress.slot) else { continue };
         let labels = [("source", name.source.to_string()), ("partition", name.partition.to_string())];
         gauge!("swelter_log_applied_position", &labels).set(progress.applied as f64);
         gauge!("swelter_log_end_position", &labels).set(progress.end as f64);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::dataflow::Closed;
 use crate::dataflow::rolling::told::Read;
-use crate::model::{Batch, Parcel, PartitionName, Shard, Slot};
+use crate::model::{Batch, Parcel, Shard, Slot, Slots};
 use crate::sinks::kafka::progress::Positions;
 use crate::sinks::kafka::{Ends, Portion};
 
@@ -33,6 +33,7 @@ pub struct Replay {
     reached: HashMap<Slot, u64>,
     /// How far each was read.
     read: BTreeMap<Slot, u64>,
+    /// How many there were at the start.
     partitions: usize,
 }
 
@@ -59,7 +60,9 @@ impl Replay {
     fn hear(&mut self, read: &Read) {
         let slot = read.progress.slot;
         self.read.insert(slot, read.progress.applied);
-        if self.limit(slot, read.progress.applied) <= read.progress.applied {
+        // Those that came later are read behind the last cut only.
+        let from_start = usize::from(slot.0) < self.partitions;
+        if from_start && self.limit(slot, read.progress.applied) <= read.progress.applied {
             self.reached.entry(slot).or_insert(read.epoch);
         }
     }
@@ -75,7 +78,9 @@ impl Replay {
             let reached: Vec<Slot> = self
                 .read
                 .iter()
-                .filter(|(slot, read)| self.limit(**slot, **read) <= **read)
+                .filter(|(slot, read)| {
+                    usize::from(slot.0) < self.partitions && self.limit(**slot, **read) <= **read
+                })
                 .map(|(slot, _)| *slot)
                 .collect();
             self.reached.extend(reached.into_iter().map(|slot| (slot, epoch)));
@@ -93,7 +98,7 @@ pub struct Outgoing {
     reads_upper: u64,
     upper: u64,
     replay: Replay,
-    names: Vec<PartitionName>,
+    slots: Slots,
     outlets: Vec<Ends>,
     shards: Vec<OwnShard>,
 }
@@ -113,10 +118,11 @@ impl Outgoing {
         read: Closed<Read>,
         (index, peers): (usize, usize),
         cuts: Arc<Cuts>,
-        names: Vec<PartitionName>,
+        slots: Slots,
         outlets: Vec<Ends>,
     ) -> Outgoing {
-        let all = outlets.iter().enumerate().flat_map(|(at, outlet)| outlet.shards().map(move |shard| (at, shard)));
+        let all =
+            outlets.iter().enumerate().flat_map(|(at, outlet)| outlet.shards().map(move |shard| (at, shard)));
         let own = all.filter(|(_, shard)| usize::from(shard.0) % peers == index);
         let shards = own.map(|(outlet, shard)| OwnShard { shard, outlet, waiting: Vec::new(), moved: false });
         Outgoing {
@@ -127,8 +133,8 @@ impl Outgoing {
             parcels_upper: 0,
             reads_upper: 0,
             upper: 0,
-            replay: Replay::new(cuts, names.len()),
-            names,
+            replay: Replay::new(cuts, slots.all().len()),
+            slots,
             shards: shards.collect(),
             outlets,
         }
@@ -183,7 +189,8 @@ impl Outgoing {
                 continue;
             }
             own.moved = false;
-            let positions = positions.get_or_insert_with(|| Arc::new(positions_of(&self.replay.read, &self.names)));
+            let positions =
+                positions.get_or_insert_with(|| Arc::new(positions_of(&self.replay.read, &self.slots)));
             let parcels = std::mem::take(&mut own.waiting);
             let portion = Portion { parcels, epoch, positions: Arc::clone(positions) };
             self.outlets[own.outlet].give(own.shard, portion);
@@ -196,7 +203,8 @@ fn before<T>(open: &mut VecDeque<(u64, T)>, upper: u64) -> Option<(u64, T)> {
     open.front().is_some_and(|(epoch, _)| *epoch < upper).then(|| open.pop_front()).flatten()
 }
 
-fn positions_of(read: &BTreeMap<Slot, u64>, names: &[PartitionName]) -> Positions {
+fn positions_of(read: &BTreeMap<Slot, u64>, slots: &Slots) -> Positions {
+    let names = slots.all();
     let mut positions = Positions::new();
     for (slot, position) in read {
         if let Some(name) = names.get(usize::from(slot.0)) {
@@ -204,4 +212,69 @@ fn positions_of(read: &BTreeMap<Slot, u64>, names: &[PartitionName]) -> Position
         }
     }
     positions
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::Progress;
+
+    /// Partitions are read as they may be, a few records an epoch, by workers that all hear of it when the epoch has closed.
+    fn replay(cuts: &Cuts, starts: &[u64], ends: &[u64], steps: &[(usize, u64)]) -> (Replay, Vec<Vec<u64>>) {
+        let mut replay = Replay::new(Arc::new(cuts.clone()), starts.len());
+        let mut read = starts.to_vec();
+        let mut epochs: Vec<Vec<u64>> = starts.iter().map(|start| vec![0; *start as usize]).collect();
+        let mut said = vec![None; starts.len()];
+        for (epoch, (slot, records)) in (1..).zip(steps.iter().copied().chain((0..10_000).map(|i| (i, 3)))) {
+            let at = slot % starts.len();
+            let limit = replay.limit(Slot(at as u16), starts[at]).min(ends[at]);
+            for _ in read[at]..limit.min(read[at] + records) {
+                epochs[at].push(epoch);
+            }
+            read[at] = epochs[at].len() as u64;
+            if said[at] != Some(read[at]) {
+                said[at] = Some(read[at]);
+                let progress = Progress { slot: Slot(at as u16), applied: read[at], end: ends[at] };
+                replay.hear(&Read { epoch, progress, caught_up: false });
+            }
+            replay.pass();
+        }
+        (replay, epochs)
+    }
+
+    proptest! {
+        #[test]
+        fn every_record_is_on_its_side_of_each_cut(
+            starts in proptest::collection::vec(0..5u64, 1..5),
+            rises in proptest::collection::vec(proptest::collection::vec(0..7u64, 5), 0..4),
+            absent in proptest::collection::vec(any::<bool>(), 5),
+            steps in proptest::collection::vec((0..5usize, 0..9u64), 0..80),
+        ) {
+            let mut cuts = Cuts::default();
+            let mut at = starts.clone();
+            for rise in &rises {
+                let positions = at.iter_mut().zip(rise).enumerate().filter_map(|(slot, (at, rise))| {
+                    *at += if absent[slot] { 0 } else { *rise };
+                    (!absent[slot]).then_some((Slot(slot as u16), *at))
+                });
+                cuts.positions.push(positions.collect());
+            }
+            cuts.of_shards = (0..rises.len()).map(|cut| (Shard(cut as u16), cut)).collect();
+            let ends: Vec<u64> = at.iter().map(|at| at + 5).collect();
+            let (replay, epochs) = replay(&cuts, &starts, &ends, &steps);
+            prop_assert_eq!(replay.passed.len(), rises.len());
+            for (slot, epochs) in epochs.iter().enumerate() {
+                prop_assert_eq!(epochs.len() as u64, ends[slot]);
+                for (cut, positions) in cuts.positions.iter().enumerate() {
+                    let at = positions.get(&Slot(slot as u16)).copied().unwrap_or(starts[slot]);
+                    for (position, epoch) in epochs.iter().enumerate().skip(starts[slot] as usize) {
+                        let is_new = replay.is_new(Shard(cut as u16), *epoch);
+                        prop_assert_eq!(is_new, position as u64 >= at, "slot {} position {}", slot, position);
+                    }
+                }
+            }
+        }
+    }
 }

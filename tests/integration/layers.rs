@@ -5,12 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Layer, module, and what else of its own layer it may import.
-const LAYERS: [(u8, &str, &[&str]); 15] = [
+const LAYERS: [(u8, &str, &[&str]); 16] = [
     (0, "model", &[]),
     (1, "codec", &[]),
     (1, "admission", &[]),
     (1, "directory", &[]),
     (1, "kafka", &[]),
+    (1, "registry", &["codec"]),
     (2, "sources", &[]),
     (2, "dataflow", &[]),
     (2, "sinks", &[]),

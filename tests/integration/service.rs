@@ -39,8 +39,8 @@ fn files_generators_and_posts_are_served_together() {
     .unwrap();
     fs::write(&followed, reading("grows", 5, 80.0) + "\n").unwrap();
     let config = format!(
-        "workers = 2\n[sources.once]\nkind = 'file'\npath = '{}'\n[sources.followed]\nkind = 'file'\npath = '{}'\nfollow = true\n\
-         [sources.made-up]\nkind = 'generator'\ncities = 20\nhistory = '2h'\nlate = 0.05\ncorrections = 0.05\n",
+        "workers = 2\n[[sources]]\nname = 'once'\ntype = 'file'\npath = '{}'\n[[sources]]\nname = 'followed'\ntype = 'file'\npath = '{}'\nfollow = true\n\
+         [[sources]]\nname = 'made-up'\ntype = 'generator'\ncities = 20\nhistory = '2h'\nlate = 0.05\ncorrections = 0.05\n",
         once.display(),
         followed.display()
     );
@@ -79,7 +79,7 @@ fn a_city_of_two_logs_is_served_and_counted() {
     let folder = tempfile::tempdir().unwrap();
     let (data, file) = (folder.path().join("data"), folder.path().join("city.jsonl"));
     fs::write(&file, reading("both", 9, 80.0) + "\n").unwrap();
-    let config = format!("[sources.file]\nkind = 'file'\npath = '{}'\n", file.display());
+    let config = format!("[[sources]]\ntype = 'file'\npath = '{}'\n", file.display());
     let service = Service::start(&data, &config).ready();
     post(&service.address, "application/json", &reading("both", 3, 90.0)).unwrap();
     let row = wait_for("both readings", || current(&service, "both").filter(|row| row["count"] == 2));
@@ -92,7 +92,7 @@ fn a_city_of_two_logs_is_served_and_counted() {
 fn a_generator_alone_needs_no_folder() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
-    let config = "[ingest]\nenabled = false\n[sources.load]\nkind = 'generator'\ncities = 50\ninterval = '1s'\nhistory = '1h'\n\
+    let config = "[ingest]\nenabled = false\n[[sources]]\nname = 'load'\ntype = 'generator'\ncities = 50\ninterval = '1s'\nhistory = '1h'\n\
                   history_interval = '1m'\ncorrections = 0.1\n";
     let service = Service::start(&data, config).ready();
     wait_for("corrections of the past", || {

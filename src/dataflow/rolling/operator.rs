@@ -14,7 +14,8 @@ use timely::progress::frontier::MutableAntichain;
 use super::told::{Told, Watched};
 use super::{Changed, Rolling};
 use crate::model::{
-    Arrival, Change, CityId, CityKey, CityName, CurrentRow, DayChange, Outcome, Parcel, Parcels, Query, Render,
+    Arrival, Change, CityId, CityKey, CityName, CurrentRow, DayChange, Outcome, Parcel, Parcels, Query,
+    Render,
 };
 
 /// What the operator gives out: at each epoch what that epoch changed, once no more input can come for it.

@@ -68,7 +68,7 @@ fn facts() -> Facts {
         lateness: "1d".parse().unwrap(),
         history: "1d".parse().unwrap(),
         workers: 2,
-        partitions: vec![partition(0), partition(1)],
+        partitions: Slots::new(vec![partition(0), partition(1)]),
         directory: Directory::shipped(),
         decode: DecodeSettings::default(),
     }

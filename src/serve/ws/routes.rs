@@ -8,6 +8,7 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::outbox::Outbox;
 use super::selection::{Cities, Rows, Selection, Tokens};
+use crate::codec;
 use crate::model::WatchedRow;
 use crate::serve::view::{Applied, Changed};
 use crate::serve::wire;
@@ -53,16 +54,16 @@ impl Pieces {
     fn latest(&mut self, change: &Changed) -> Option<u32> {
         let city = &change.city;
         match (change.now, change.was) {
-            (Some(row), _) => Some(self.add(true, |out| wire::push_latest_row(out, city, &row))),
-            (None, Some(was)) => Some(self.add(false, |out| wire::push_removal(out, city, was))),
+            (Some(row), _) => Some(self.add(true, |out| codec::push_current_json(out, city, &row))),
+            (None, Some(was)) => Some(self.add(false, |out| codec::push_key_json(out, city, was))),
             (None, None) => None,
         }
     }
 
     fn window(&mut self, WatchedRow { city, reading_at, row, .. }: &WatchedRow) -> u32 {
         match row {
-            Some(row) => self.add(true, |out| wire::push_window_row(out, city, *reading_at, row)),
-            None => self.add(false, |out| wire::push_removal(out, city, *reading_at)),
+            Some(row) => self.add(true, |out| codec::push_row_json(out, city, *reading_at, row)),
+            None => self.add(false, |out| codec::push_key_json(out, city, *reading_at)),
         }
     }
 }

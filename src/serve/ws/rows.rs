@@ -7,6 +7,7 @@ use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use super::session::Session;
 use super::socket::{End, FRAGMENT_BYTES};
+use crate::codec;
 use crate::model::EventTime;
 use crate::serve::wire;
 
@@ -78,7 +79,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         text.extend_from_slice(b"],\"removals\":[");
         for (count, (city, reading_at)) in (0..).zip(removals) {
             comma(&mut text, count);
-            wire::push_removal(&mut text, &city, reading_at);
+            codec::push_key_json(&mut text, &city, reading_at);
             fragments += self.spill(&mut text).await?;
         }
         text.extend_from_slice(b"]}");

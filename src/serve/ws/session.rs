@@ -14,9 +14,10 @@ use super::request::{self, Problem, Request};
 use super::selection::{Reset, Rows, Selection};
 use super::socket::{End, STOPPING, Socket};
 use super::subscriptions::Subscriptions;
+use crate::codec;
 use crate::model::Answer;
 use crate::serve::view::{Busy, Held, MAX_WAITING, Since};
-use crate::serve::wire::{self, Said};
+use crate::serve::wire::Said;
 
 /// What is written before the socket is flushed.
 const BURST_BYTES: usize = 16 * 1024;
@@ -302,7 +303,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         subscription.sent = Some(as_of);
         let write = |out: &mut Vec<u8>, row: &_| {
             let (city, reading_at, row): &(Arc<str>, _, _) = row;
-            wire::push_window_row(out, city, *reading_at, row);
+            codec::push_row_json(out, city, *reading_at, row);
         };
         self.snapshot(&id, digest, as_of, rows, write).await?;
         drop(held);
@@ -338,7 +339,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         if let Some(subscription) = self.subscriptions.get_mut(slot) {
             subscription.sent = Some(as_of);
         }
-        let write = |out: &mut Vec<u8>, (city, row): &(Arc<str>, _)| wire::push_latest_row(out, city, row);
+        let write = |out: &mut Vec<u8>, (city, row): &(Arc<str>, _)| codec::push_current_json(out, city, row);
         let digest = selection.digest();
         match sent {
             None => self.snapshot(&id, digest, as_of, upserts.into_iter(), write).await,
@@ -381,7 +382,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         }
         let write = |out: &mut Vec<u8>, row: &_| {
             let (city, reading_at, row): &(Arc<str>, _, _) = row;
-            wire::push_window_row(out, city, *reading_at, row);
+            codec::push_row_json(out, city, *reading_at, row);
         };
         self.changes(id, selection.digest(), since.as_of, upserts, write, removals).await
     }

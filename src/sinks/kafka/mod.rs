@@ -32,7 +32,7 @@ pub struct KafkaSinkPlan {
 }
 
 /// How rows are written.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum RowFormat {
     Json,
     /// In Confluent's wire format, with the schemas registered at these URLs, as this user.
@@ -42,6 +42,19 @@ pub enum RowFormat {
     },
     /// Bare Avro, as `schemas/` has it.
     BareAvro,
+}
+
+// The password is never shown.
+impl std::fmt::Debug for RowFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            RowFormat::Json => f.write_str("Json"),
+            RowFormat::Avro { urls, .. } => {
+                f.debug_struct("Avro").field("urls", urls).finish_non_exhaustive()
+            }
+            RowFormat::BareAvro => f.write_str("BareAvro"),
+        }
+    }
 }
 
 /// What is written to a cluster in transactions, and where its progress is kept.

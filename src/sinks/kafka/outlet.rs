@@ -63,7 +63,17 @@ impl Outlet {
         if recorded.is_none() {
             writer.write(IDENTITY, identity)?;
         }
-        Ok(Outlet { plan: plan.clone(), topics, first_shard: first_shard.0, claim, claimed_at, writer, writers, kept, ended })
+        Ok(Outlet {
+            plan: plan.clone(),
+            topics,
+            first_shard: first_shard.0,
+            claim,
+            claimed_at,
+            writer,
+            writers,
+            kept,
+            ended,
+        })
     }
 
     /// The number of this start and a random one, as `17-9f2c41d06b3e8a55`.
@@ -74,7 +84,8 @@ impl Outlet {
     /// No epoch below may be used: an earlier start may have used it.
     pub fn epoch_floor(&self) -> Result<u64, OutletError> {
         let shards = self.shards()?;
-        let written = shards.iter().map(|(_, progress)| progress.as_ref().map_or(0, |progress| progress.epoch + 1));
+        let written =
+            shards.iter().map(|(_, progress)| progress.as_ref().map_or(0, |progress| progress.epoch + 1));
         Ok(written.max().unwrap_or(0).max(self.kept.get::<u64>(EPOCHS)?.unwrap_or(0)))
     }
 
@@ -105,7 +116,8 @@ impl Outlet {
         let threads = |error| OutletError::Threads(Arc::new(error));
         let pending = Arc::new(AtomicUsize::new(0));
         let ended = self.ended;
-        let mut running = Running { first_shard: self.first_shard, ends: Vec::new(), pending, ended, threads: Vec::new() };
+        let mut running =
+            Running { first_shard: self.first_shard, ends: Vec::new(), pending, ended, threads: Vec::new() };
         for mut writer in self.writers {
             let (end, portions) = mpsc::channel();
             running.ends.push(end);
@@ -182,7 +194,8 @@ impl Ends {
 
     /// Gives a shard what it writes next. Who gives looks at [`Ends::pending`] first: this takes everything.
     pub fn give(&self, shard: Shard, portion: Portion) {
-        if let Some(end) = shard.0.checked_sub(self.first_shard).and_then(|at| self.ends.get(usize::from(at))) {
+        if let Some(end) = shard.0.checked_sub(self.first_shard).and_then(|at| self.ends.get(usize::from(at)))
+        {
             self.pending.fetch_add(portion.bytes(), Ordering::Relaxed);
             // A shard whose thread has ended has said why.
             let _ = end.send(portion);

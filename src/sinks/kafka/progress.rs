@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `claim` | the generation that may write: `{"generation":7,"nonce":".."}` |
 //! | `identity` | what the results were made with |
-//! | `start/SOURCE/PARTITION` | where a partition was first read from |
+//! | `start/SOURCE` | where its partitions were first read from: `{PARTITION:..}` |
 //! | `shard/N` | written in the shard's transactions: `{"epoch":..,"positions":{SOURCE:{PARTITION:..}}}` |
 //! | `epochs` | epochs below may be in use |
 //! | `schema/SOURCE/ID` | what a registry has answered |
@@ -38,9 +38,9 @@ pub fn shard_key(shard: u16) -> String {
     format!("shard/{shard}")
 }
 
-/// The key of where a partition was first read from.
-pub fn start_key(source: &str, partition: u32) -> String {
-    format!("start/{source}/{partition}")
+/// The key of where the partitions of a source were first read from.
+pub fn start_key(source: &str) -> String {
+    format!("start/{source}")
 }
 
 /// Who may write.
@@ -128,7 +128,8 @@ impl Writer {
             .set("enable.idempotence", "true")
             .set("linger.ms", "0")
             .set("message.timeout.ms", DEADLINE.as_millis().to_string());
-        let producer = config.create_with_context(Acknowledging).map_err(|error| OutletError::client(cluster, error))?;
+        let producer =
+            config.create_with_context(Acknowledging).map_err(|error| OutletError::client(cluster, error))?;
         Ok(Writer { topic: topic.to_owned(), producer })
     }
 
@@ -137,14 +138,14 @@ impl Writer {
         let failed = |error| OutletError::writing(&self.topic, error);
         let value = serde_json::to_vec(value).unwrap_or_default();
         let (heard, answer) = std::sync::mpsc::sync_channel(1);
-        let record = BaseRecord::with_opaque_to(&self.topic, Box::new(heard)).key(key).payload(&value).partition(0);
+        let record =
+            BaseRecord::with_opaque_to(&self.topic, Box::new(heard)).key(key).payload(&value).partition(0);
         self.producer.send(record).map_err(|(error, _)| failed(error))?;
         match answer.recv_timeout(DEADLINE + POLL) {
             Ok(delivered) => delivered.map_err(failed),
             Err(_) => Err(failed(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut))),
         }
     }
-
 }
 
 /// Reads the whole topic: all that is committed up to `marker`, an offset that is known to be there; without one, all up to the
@@ -211,7 +212,8 @@ pub fn watch(
         // Whatever goes wrong here goes wrong where results are written, too, and is said there.
         let Some(Ok(message)) = consumer.poll(POLL) else { continue };
         if message.key() == Some(CLAIM.as_bytes())
-            && let Some(claim) = message.payload().and_then(|value| serde_json::from_slice::<Claim>(value).ok())
+            && let Some(claim) =
+                message.payload().and_then(|value| serde_json::from_slice::<Claim>(value).ok())
             && claim != *own
         {
             return Ok(Some(claim));

@@ -1,8 +1,12 @@
 //! Changes as records: which shard and partition a city's are in, and how rows are written.
 
-use crate::codec::{push_heat_index, push_integer, push_json_text, push_number};
+use std::sync::Arc;
+
+use crate::codec::{
+    current_to_avro, push_current_values, push_json_text, push_row_values, push_wire_header, row_to_avro,
+};
 use crate::kafka::partitioner::partition_of;
-use crate::model::{Change, CityId, CityNames, CurrentRow, Parcels, Render, Row, Shard};
+use crate::model::{Change, CityId, CityNames, CurrentRow, EventTime, Parcels, Render, Row, Shard};
 
 /// The place of the results among an outlet's topics.
 pub const RESULTS: u8 = 0;
@@ -36,7 +40,7 @@ pub trait RowWriter {
 /// A key as results have it: `{"city":"..","reading_at":".."}`, in just these bytes.
 pub struct Key<'a> {
     pub city: &'a str,
-    pub reading_at: crate::model::EventTime,
+    pub reading_at: EventTime,
     pub json: &'a [u8],
 }
 
@@ -50,7 +54,7 @@ pub struct Results<W> {
 
 /// What all records of a city begin with.
 struct City {
-    name: std::sync::Arc<str>,
+    name: Arc<str>,
     partition: u32,
     current_partition: u32,
     /// `{"city":"..","reading_at":"`.
@@ -69,7 +73,8 @@ impl<W: RowWriter> Results<W> {
             push_json_text(&name, &mut start);
             start.extend_from_slice(b",\"reading_at\":\"");
             let partition = partition_of(name.as_bytes(), self.places.partitions);
-            let current_partition = partition_of(name.as_bytes(), self.places.current_partitions.unwrap_or(1));
+            let current_partition =
+                partition_of(name.as_bytes(), self.places.current_partitions.unwrap_or(1));
             self.cities.push(City { name, partition, current_partition, start: start.into() });
         }
     }
@@ -83,7 +88,7 @@ impl<W: RowWriter> Results<W> {
     }
 }
 
-fn key_of<'a>(city: &'a City, reading_at: crate::model::EventTime, json: &'a mut Vec<u8>) -> Key<'a> {
+fn key_of<'a>(city: &'a City, reading_at: EventTime, json: &'a mut Vec<u8>) -> Key<'a> {
     json.clear();
     json.extend_from_slice(&city.start);
     reading_at.write_to(json);
@@ -135,38 +140,36 @@ pub struct Json;
 
 impl RowWriter for Json {
     fn row(&mut self, key: &Key<'_>, row: &Row, out: &mut Vec<u8>) {
-        push_row(key, row, out);
+        out.extend_from_slice(&key.json[..key.json.len() - 1]);
+        push_row_values(out, row);
         out.push(b'}');
     }
 
-    fn current(&mut self, key: &Key<'_>, current: &CurrentRow, out: &mut Vec<u8>) {
-        push_row(key, &current.row, out);
-        let measurement = current.measurement.as_ref();
-        for (name, value) in [
-            (&b",\"trend\":"[..], current.trend()),
-            (b",\"temperature\":", measurement.map(|m| m.temperature())),
-            (b",\"humidity\":", measurement.map(|m| m.humidity())),
-            (b",\"wind_speed\":", measurement.and_then(|m| m.wind_speed())),
-        ] {
-            out.extend_from_slice(name);
-            match value {
-                Some(value) => push_number(value, out),
-                None => out.extend_from_slice(b"null"),
-            }
-        }
+    fn current(&mut self, key: &Key<'_>, row: &CurrentRow, out: &mut Vec<u8>) {
+        out.extend_from_slice(&key.json[..key.json.len() - 1]);
+        push_current_values(out, row);
         out.push(b'}');
     }
 }
 
-fn push_row(key: &Key<'_>, row: &Row, out: &mut Vec<u8>) {
-    out.extend_from_slice(&key.json[..key.json.len() - 1]);
-    out.extend_from_slice(b",\"heat_index\":");
-    push_heat_index(row.heat_index(), out);
-    out.extend_from_slice(b",\"rolling_heat_index\":");
-    push_number(row.rolling_heat_index(), out);
-    out.extend_from_slice(b",\"count\":");
-    push_integer(row.count().into(), out);
-    out.extend_from_slice(b",\"category\":\"");
-    out.extend_from_slice(row.category().name().as_bytes());
-    out.push(b'"');
+/// Rows as Avro, of the schemas in `schemas/`; behind the header that names the schema, where a registry has ids for them.
+pub struct Avro {
+    /// Of results, and of current rows.
+    pub ids: Option<(u32, u32)>,
+}
+
+impl RowWriter for Avro {
+    fn row(&mut self, key: &Key<'_>, row: &Row, out: &mut Vec<u8>) {
+        if let Some((id, _)) = self.ids {
+            push_wire_header(id, out);
+        }
+        row_to_avro(key.city, key.reading_at, row, out);
+    }
+
+    fn current(&mut self, key: &Key<'_>, row: &CurrentRow, out: &mut Vec<u8>) {
+        if let Some((_, id)) = self.ids {
+            push_wire_header(id, out);
+        }
+        current_to_avro(key.city, row, out);
+    }
 }

@@ -1,9 +1,35 @@
 //! Topics of Kafka as logs: partitions are theirs, positions are offsets.
 
-use std::path::PathBuf;
+mod partition;
+mod record;
+mod topic;
+mod watch;
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle, Thread};
+use std::time::Duration as Wait;
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{Offset, TopicPartitionList};
+
+use self::partition::KafkaPartition;
+use self::watch::{Context, Marks};
+use crate::codec::DecodeSettings;
 use crate::kafka::Cluster;
+use crate::kafka::partitioner::Partitioner;
 use crate::model::{Duration, EventTime};
+use crate::sources::{Partition, Source, SourceError};
+
+/// How long a request of a start may take.
+const REQUEST: Wait = Wait::from_secs(10);
+/// What all partitions together may hold that workers have not taken yet, and one of them at least and at most.
+const QUEUED_KIB: u32 = 256 * 1024;
+const PARTITION_KIB: (u32, u32) = (1024, 32 * 1024);
+const QUEUED_RECORDS: u32 = 1_000_000;
+const PARTITION_RECORDS: (u32, u32) = (1_000, 100_000);
 
 /// A topic to read.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,6 +44,8 @@ pub struct KafkaPlan {
     pub progress_topic: String,
     /// The consumer group under which positions are shown to monitors of lag. They decide nothing.
     pub group: String,
+    /// Where what is appended to the topic goes.
+    pub partitioner: Partitioner,
     /// After this long dead letters are sent once more by themselves, other than those that are too late.
     pub retry_after: Option<Duration>,
 }
@@ -55,4 +83,150 @@ pub enum Start {
     Latest,
     /// With the first record that the log took then or later.
     At(EventTime),
+}
+
+/// A topic as a log. One consumer reads all of its partitions; who reads which is the program's decision, not a group's.
+pub struct KafkaSource {
+    shared: Arc<Shared>,
+    watch: Option<JoinHandle<()>>,
+}
+
+/// What the workers and the watch have in common.
+struct Shared {
+    name: Arc<str>,
+    plan: KafkaPlan,
+    decode: DecodeSettings,
+    consumer: Arc<BaseConsumer<Context>>,
+    partitions: AtomicU32,
+    open: Mutex<BTreeMap<u32, Arc<Marks>>>,
+    stopped: AtomicBool,
+}
+
+impl KafkaSource {
+    /// Looks at the topic, or makes it, and begins to watch it.
+    ///
+    /// # Errors
+    ///
+    /// Where it is missing, compacted or not to be read, or the cluster cannot be reached within half a minute.
+    pub fn open(name: &str, plan: KafkaPlan, decode: DecodeSettings) -> Result<KafkaSource, SourceError> {
+        let partitions = topic::check(&plan)?;
+        let name: Arc<str> = name.into();
+        let consumer = consumer(&name, &plan, partitions);
+        let consumer = consumer.map_err(|error| SourceError::Fatal(format!("{}: {error}", plan.topic)))?;
+        let shared = Arc::new(Shared {
+            name,
+            plan,
+            decode,
+            consumer: Arc::new(consumer),
+            partitions: AtomicU32::new(partitions),
+            open: Mutex::default(),
+            stopped: AtomicBool::new(false),
+        });
+        let watched = shared.clone();
+        let watch = thread::Builder::new().name(format!("kafka {}", shared.name));
+        let watch = watch.spawn(move || watch::watch(&watched));
+        let watch =
+            watch.map_err(|error| SourceError::Fatal(format!("no thread can be started: {error}")))?;
+        Ok(KafkaSource { shared, watch: Some(watch) })
+    }
+}
+
+impl Source for KafkaSource {
+    fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    fn partitions(&self) -> u32 {
+        self.shared.partitions.load(Ordering::Relaxed)
+    }
+
+    fn start(&self, partition: u32, first_start: bool) -> Result<u64, SourceError> {
+        let (low, high) = self.shared.watermarks(partition)?;
+        match self.shared.plan.start {
+            Start::At(time) if first_start => self.shared.position_at(partition, time, high),
+            Start::Latest if first_start => Ok(high),
+            Start::Earliest | Start::Latest | Start::At(_) => Ok(low),
+        }
+    }
+
+    fn open(&self, partition: u32, position: u64, worker: Thread) -> Result<Box<dyn Partition>, SourceError> {
+        Ok(Box::new(KafkaPartition::open(self.shared.clone(), partition, position, worker)?))
+    }
+}
+
+impl Drop for KafkaSource {
+    fn drop(&mut self) {
+        self.shared.stopped.store(true, Ordering::Relaxed);
+        if let Some(watch) = self.watch.take() {
+            // It has said why, where it has panicked.
+            let _ = watch.join();
+        }
+    }
+}
+
+impl Shared {
+    /// The position of the first record that the log took then or later, or its end.
+    fn position_at(&self, partition: u32, time: EventTime, end: u64) -> Result<u64, SourceError> {
+        let failed = |error: rdkafka::error::KafkaError| self.transient(partition, &error.to_string());
+        let mut asked = TopicPartitionList::with_capacity(1);
+        // Less would ask for the log's end.
+        let time = Offset::Offset(time.millis().max(0));
+        asked.add_partition_offset(&self.plan.topic, self.number(partition)?, time).map_err(failed)?;
+        let found = self.consumer.offsets_for_times(asked, REQUEST).map_err(failed)?;
+        let Some(element) = found.elements().into_iter().next() else { return Ok(end) };
+        element.error().map_err(failed)?;
+        match element.offset() {
+            Offset::Offset(position) => Ok(position.unsigned_abs()),
+            _ => Ok(end),
+        }
+    }
+
+    /// A partition has one reader: two would share its queue.
+    fn begin(&self, partition: u32, position: u64, end: u64) -> Result<Arc<Marks>, SourceError> {
+        let mut open = self.lock();
+        if open.contains_key(&partition) {
+            let topic = &self.plan.topic;
+            return Err(SourceError::Fatal(format!(
+                "partition {partition} of topic {topic} is open already"
+            )));
+        }
+        let marks = Arc::new(Marks::new(position, end));
+        open.insert(partition, marks.clone());
+        Ok(marks)
+    }
+
+    fn finish(&self, partition: u32) {
+        self.lock().remove(&partition);
+    }
+
+    fn open_partitions(&self) -> BTreeMap<u32, Arc<Marks>> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Arc<Marks>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn consumer(
+    name: &Arc<str>,
+    plan: &KafkaPlan,
+    partitions: u32,
+) -> rdkafka::error::KafkaResult<BaseConsumer<Context>> {
+    let share =
+        |all: u32, (least, most): (u32, u32)| (all / partitions.max(1)).clamp(least, most).to_string();
+    plan.cluster
+        .client()
+        .set("group.id", &plan.group)
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("auto.offset.reset", "error")
+        .set("isolation.level", "read_committed")
+        .set("enable.partition.eof", "true")
+        .set("allow.auto.create.topics", "false")
+        .set("queued.min.messages", share(QUEUED_RECORDS, PARTITION_RECORDS))
+        .set("queued.max.messages.kbytes", share(QUEUED_KIB, PARTITION_KIB))
+        // A full queue is looked at again after this long: its default of a second would starve a fast worker.
+        .set("fetch.queue.backoff.ms", "5")
+        .create_with_context(Context::new(name.clone()))
 }

@@ -1,6 +1,7 @@
 //! The built program and Apache Kafka itself.
 
 mod broker;
+mod letters;
 mod reading;
 mod rig;
 mod topics;

@@ -51,7 +51,7 @@ fn facts() -> Facts {
         lateness: "1d".parse().unwrap(),
         history: "1d".parse().unwrap(),
         workers: 1,
-        partitions: Vec::new(),
+        partitions: Default::default(),
         directory: Directory::shipped(),
         decode: DecodeSettings::default(),
     }

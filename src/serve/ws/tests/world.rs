@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use serde_json::Value;
 
 use super::*;
+use crate::codec;
 use crate::model::{
     Answer, Ask, Category, CurrentRow, EventTime, HeatIndex, Measurement, Query, Question, Row, Update,
     WatchedRow,
@@ -141,10 +142,10 @@ impl World {
             };
             if window {
                 for (reading_at, row) in log.rows_at(city, as_of) {
-                    add(&|out| wire::push_window_row(out, city, reading_at, &row));
+                    add(&|out| codec::push_row_json(out, city, reading_at, &row));
                 }
             } else if let Some(row) = log.current_at(city, as_of) {
-                add(&|out| wire::push_latest_row(out, city, &row));
+                add(&|out| codec::push_current_json(out, city, &row));
             }
         }
         map

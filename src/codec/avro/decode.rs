@@ -1,0 +1,119 @@
+//! A datum to an [`Upsert`].
+
+use super::super::fields::{Record, Value};
+use super::super::{DecodeSettings, MAX_RECORD_BYTES};
+use super::cursor::{Cursor, Fault};
+use super::shape::{Id, Part, SchemaError, Shape, Shapes, compile};
+use crate::model::refusal::quoted;
+use crate::model::{Reason, Refusal, Upsert};
+
+/// How many values a datum may be made of: four for each byte of the longest.
+const MAX_STEPS: u32 = 4 * MAX_RECORD_BYTES as u32;
+
+/// Decodes records that were written with one schema.
+#[derive(Debug)]
+pub struct AvroDecoder {
+    settings: DecodeSettings,
+    parts: Vec<Part>,
+    shapes: Shapes,
+    /// In each record.
+    unknown_fields: u64,
+    ignored_fields: u64,
+}
+
+impl AvroDecoder {
+    /// For records that were written with a schema, given as JSON.
+    ///
+    /// # Errors
+    ///
+    /// Where none of its records can be a reading. A field that a reading needs and that the schema lacks, or whose type
+    /// is a union of what fits and what does not, is left to the records.
+    pub fn new(writer: &str, settings: DecodeSettings) -> Result<AvroDecoder, SchemaError> {
+        AvroDecoder::with_references::<&str>(writer, &[], settings)
+    }
+
+    /// As [`AvroDecoder::new`], with the schemas of types that the writer's schema names but does not define.
+    pub fn with_references<S: AsRef<str>>(
+        writer: &str,
+        references: &[S],
+        settings: DecodeSettings,
+    ) -> Result<AvroDecoder, SchemaError> {
+        let (parts, shapes) = compile(writer, references, &settings)?;
+        let unknown_fields = parts.iter().filter(|part| part.field.is_none()).count() as u64;
+        Ok(AvroDecoder { settings, parts, shapes, unknown_fields, ignored_fields: 0 })
+    }
+
+    /// Decodes one datum of at most [`MAX_RECORD_BYTES`] bytes.
+    #[inline]
+    pub fn decode<'a>(&'a mut self, datum: &'a [u8]) -> Result<Upsert<'a>, Refusal> {
+        if datum.len() > MAX_RECORD_BYTES {
+            let detail =
+                format!("the record is longer than {MAX_RECORD_BYTES} bytes, the longest that is read");
+            return Err(Refusal::new(Reason::NotDecodable, detail));
+        }
+        let mut record = Record::new();
+        let mut cursor = Cursor::new(datum);
+        let mut steps = MAX_STEPS;
+        for part in &self.parts {
+            let read = match part.field {
+                Some(field) => self
+                    .shapes
+                    .value(part.shape, &mut cursor, &mut steps)
+                    .map(|value| record.set(field, value)),
+                None => self.shapes.skip(part.shape, &mut cursor, &mut steps),
+            };
+            if let Err(fault) = read {
+                return Err(not_decodable(fault, Some(part), datum.len() - cursor.left()));
+            }
+        }
+        if cursor.left() > 0 {
+            return Err(not_decodable("bytes are left over", None, datum.len() - cursor.left()));
+        }
+        self.ignored_fields += self.unknown_fields;
+        record.upsert(&self.settings)
+    }
+
+    /// How many fields were met that are none of a reading's, in the records so far.
+    pub fn ignored_fields(&self) -> u64 {
+        self.ignored_fields
+    }
+}
+
+impl Shapes {
+    #[inline]
+    fn value<'a>(&'a self, id: Id, cursor: &mut Cursor<'a>, steps: &mut u32) -> Result<Value<'a>, Fault> {
+        match self.get(id) {
+            // Unions hold no unions.
+            Shape::Union(branches) => self.scalar(branches[cursor.choice(branches.len())?], cursor, steps),
+            _ => self.scalar(id, cursor, steps),
+        }
+    }
+
+    #[inline]
+    fn scalar<'a>(&'a self, id: Id, cursor: &mut Cursor<'a>, steps: &mut u32) -> Result<Value<'a>, Fault> {
+        Ok(match self.get(id) {
+            Shape::Null => Value::Missing,
+            Shape::Boolean => Value::Boolean(cursor.boolean()?),
+            Shape::Int => Value::Integer(cursor.int()?.into()),
+            Shape::Long => Value::Integer(cursor.long()?),
+            Shape::Float => Value::Number(cursor.float()?.into()),
+            Shape::Double => Value::Number(cursor.double()?),
+            Shape::Text => Value::Text(cursor.text()?),
+            Shape::Enum(symbols) => Value::Text(&symbols[cursor.choice(symbols.len())?]),
+            &Shape::Time { ticks, local } => {
+                let ms = cursor.long()?.div_euclid(ticks);
+                if local { Value::Local(ms) } else { Value::Instant(ms) }
+            }
+            other => {
+                self.skip(id, cursor, steps)?;
+                Value::Other(other.name())
+            }
+        })
+    }
+}
+
+#[cold]
+fn not_decodable(fault: Fault, part: Option<&Part>, at: usize) -> Refusal {
+    let of = part.map(|part| format!(" in field {}", quoted(&part.name))).unwrap_or_default();
+    Refusal::new(Reason::NotDecodable, format!("not a datum of its schema: {fault} at byte {at}{of}"))
+}

@@ -1,0 +1,272 @@
+//! A partition as a worker reads it.
+
+use std::sync::Arc;
+use std::thread::Thread;
+use std::time::{Duration as Wait, Instant};
+
+use rdkafka::consumer::Consumer;
+use rdkafka::consumer::base_consumer::PartitionQueue;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Message, OwnedMessage, Timestamp};
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::record::{Content, Records};
+use super::watch::{Context, Marks};
+use super::{REQUEST, Shared};
+use crate::model::EventTime;
+use crate::sources::{Next, Partition, Place, Polled, SourceError, Take};
+
+/// How soon a record is tried again that waits for its schema.
+const PENDING: Wait = Wait::from_millis(20);
+
+pub(super) struct KafkaPartition {
+    // Dropped before the consumer, that of `shared`, which it belongs to.
+    queue: PartitionQueue<Context>,
+    cursor: Cursor,
+    marks: Arc<Marks>,
+    partition: u32,
+    /// What could not be given yet: it was taken from the queue by then.
+    held: Option<OwnedMessage>,
+    /// What a poll has met behind records that it gave.
+    fault: Option<SourceError>,
+    /// The log's end stands at the position, as far as the last fetch says.
+    at_end: bool,
+    shared: Arc<Shared>,
+}
+
+/// Where a partition is read, and how.
+struct Cursor {
+    records: Records,
+    /// Of the next record.
+    position: u64,
+}
+
+/// What became of a message.
+enum Offer {
+    Given,
+    /// Before the position.
+    Skipped,
+    /// It stands at or behind `upto`.
+    Beyond,
+    /// It waits for its schema.
+    Pending,
+    Failed(SourceError),
+}
+
+impl KafkaPartition {
+    pub(super) fn open(
+        shared: Arc<Shared>,
+        partition: u32,
+        position: u64,
+        worker: Thread,
+    ) -> Result<KafkaPartition, SourceError> {
+        let end = shared.check_reach(partition, position)?;
+        let records = Records::new(&shared)?;
+        let marks = shared.begin(partition, position, end)?;
+        let number = shared.number(partition)?;
+        // Before it is assigned: else the first records would go to the consumer's own queue. librdkafka keeps a queue split
+        // once an application has asked, also when the partition is assigned again.
+        let queue = shared.consumer.split_partition_queue(&shared.plan.topic, number);
+        let mut queue = queue.ok_or_else(|| {
+            shared.finish(partition);
+            SourceError::Transient(format!("partition {partition} of {} has no queue", shared.plan.topic))
+        })?;
+        queue.set_nonempty_callback(move || worker.unpark());
+        let opened = KafkaPartition {
+            queue,
+            cursor: Cursor { records, position },
+            marks,
+            partition,
+            held: None,
+            fault: None,
+            at_end: false,
+            shared,
+        };
+        opened.assign()?;
+        Ok(opened)
+    }
+
+    fn assign(&self) -> Result<(), SourceError> {
+        let Shared { consumer, plan, .. } = &*self.shared;
+        let position = i64::try_from(self.cursor.position).unwrap_or(i64::MAX);
+        let mut assigned = TopicPartitionList::with_capacity(1);
+        let number = self.shared.number(self.partition)?;
+        let added = assigned.add_partition_offset(&plan.topic, number, Offset::Offset(position));
+        let done = added.and_then(|()| consumer.incremental_assign(&assigned));
+        done.map_err(|error| self.shared.transient(self.partition, &error.to_string()))
+    }
+
+    fn unassign(&self) {
+        let Ok(number) = self.shared.number(self.partition) else { return };
+        let mut assigned = TopicPartitionList::with_capacity(1);
+        assigned.add_partition(&self.shared.plan.topic, number);
+        // It fails only where it is not assigned.
+        let _ = self.shared.consumer.incremental_unassign(&assigned);
+    }
+
+    fn fault(&mut self, error: &KafkaError) -> SourceError {
+        match error {
+            KafkaError::MessageConsumption(
+                RDKafkaErrorCode::AutoOffsetReset
+                | RDKafkaErrorCode::OffsetOutOfRange
+                | RDKafkaErrorCode::LogTruncation,
+            ) => match self.shared.check_reach(self.partition, self.cursor.position) {
+                Err(error) => error,
+                Ok(_) => {
+                    // The client has given the partition up.
+                    self.unassign();
+                    let again = self.assign().err();
+                    again.unwrap_or_else(|| self.shared.transient(self.partition, &error.to_string()))
+                }
+            },
+            KafkaError::MessageConsumptionFatal(code) => SourceError::Fatal(format!(
+                "partition {} of topic {}: the client has failed for good: {code}; start again",
+                self.partition, self.shared.plan.topic
+            )),
+            error => self.shared.transient(self.partition, &error.to_string()),
+        }
+    }
+}
+
+impl Partition for KafkaPartition {
+    fn poll(&mut self, limit: usize, upto: u64, take: &mut dyn Take) -> Result<Polled, SourceError> {
+        if let Some(fault) = self.fault.take() {
+            return Err(fault);
+        }
+        let mut records = 0;
+        let mut next = Next::Now;
+        while records < limit && self.cursor.position < upto {
+            let offer = match self.held.take() {
+                Some(held) => {
+                    let offer = self.cursor.offer(&held, upto, take);
+                    if !matches!(offer, Offer::Given | Offer::Skipped) {
+                        self.held = Some(held);
+                    }
+                    offer
+                }
+                None => match self.queue.poll(Wait::ZERO) {
+                    None => {
+                        next = Next::Woken;
+                        break;
+                    }
+                    Some(Ok(message)) => {
+                        self.at_end = false;
+                        let offer = self.cursor.offer(&message, upto, take);
+                        if !matches!(offer, Offer::Given | Offer::Skipped) {
+                            self.held = Some(message.detach());
+                        }
+                        offer
+                    }
+                    Some(Err(KafkaError::PartitionEOF(_))) => {
+                        self.at_end = true;
+                        continue;
+                    }
+                    Some(Err(error)) => Offer::Failed(self.fault(&error)),
+                },
+            };
+            match offer {
+                Offer::Given => records += 1,
+                Offer::Skipped => {}
+                Offer::Beyond => break,
+                Offer::Pending => {
+                    next = Next::At(Instant::now() + PENDING);
+                    break;
+                }
+                Offer::Failed(fault) => {
+                    self.fault = Some(fault);
+                    break;
+                }
+            }
+        }
+        self.marks.moved(self.cursor.position, self.at_end);
+        match self.fault.take() {
+            // What was given must be told; the next poll says the rest.
+            Some(fault) if records > 0 => {
+                self.fault = Some(fault);
+                Ok(Polled { records, next: Next::Now })
+            }
+            Some(fault) => Err(fault),
+            None => Ok(Polled { records, next }),
+        }
+    }
+
+    fn end(&self) -> u64 {
+        // Aborted records and marks of transactions lie before an end that no record's position reaches.
+        if self.at_end { self.cursor.position } else { self.marks.end().max(self.cursor.position) }
+    }
+}
+
+impl Cursor {
+    #[inline]
+    fn offer(&mut self, message: &impl Message, upto: u64, take: &mut dyn Take) -> Offer {
+        let Ok(position) = u64::try_from(message.offset()) else { return Offer::Skipped };
+        if position < self.position {
+            return Offer::Skipped;
+        }
+        if position >= upto {
+            return Offer::Beyond;
+        }
+        let arrived = match message.timestamp() {
+            Timestamp::NotAvailable => None,
+            Timestamp::CreateTime(ms) | Timestamp::LogAppendTime(ms) => EventTime::from_millis(ms),
+        };
+        let place = Place { position, arrived };
+        match self.records.give(message, place, take) {
+            Content::Given => {
+                self.position = position + 1;
+                Offer::Given
+            }
+            Content::Pending => Offer::Pending,
+            Content::Failed(error) => Offer::Failed(error),
+        }
+    }
+}
+
+impl Drop for KafkaPartition {
+    fn drop(&mut self) {
+        self.unassign();
+        self.shared.finish(self.partition);
+    }
+}
+
+impl Shared {
+    /// The log's end, where it holds the position or ends there.
+    fn check_reach(&self, partition: u32, position: u64) -> Result<u64, SourceError> {
+        let (low, high) = self.watermarks(partition)?;
+        let topic = &self.plan.topic;
+        if position < low {
+            return Err(SourceError::Fatal(format!(
+                "partition {partition} of topic {topic} is needed from position {position}, but its records before {low} are \
+                 gone: keep its records for longer (retention.ms, retention.bytes), and start over with empty outputs"
+            )));
+        }
+        if position > high {
+            return Err(SourceError::Fatal(format!(
+                "partition {partition} of topic {topic} is needed from position {position}, but it ends at {high}: it was made \
+                 anew or has lost records; start over with empty outputs, or name the topic that they were made of"
+            )));
+        }
+        Ok(high)
+    }
+
+    /// Where the partition's records begin and end.
+    pub(super) fn watermarks(&self, partition: u32) -> Result<(u64, u64), SourceError> {
+        let number = self.number(partition)?;
+        let found = self.consumer.fetch_watermarks(&self.plan.topic, number, REQUEST);
+        let (low, high) = found.map_err(|error| self.transient(partition, &error.to_string()))?;
+        match (u64::try_from(low), u64::try_from(high)) {
+            (Ok(low), Ok(high)) => Ok((low, high)),
+            _ => Err(self.transient(partition, "the broker does not say where it begins and ends")),
+        }
+    }
+
+    pub(super) fn number(&self, partition: u32) -> Result<i32, SourceError> {
+        i32::try_from(partition).map_err(|_| {
+            SourceError::Fatal(format!("topic {} has no partition {partition}", self.plan.topic))
+        })
+    }
+
+    pub(super) fn transient(&self, partition: u32, reason: &str) -> SourceError {
+        SourceError::Transient(format!("partition {partition} of topic {}: {reason}", self.plan.topic))
+    }
+}

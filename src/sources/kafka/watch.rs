@@ -1,0 +1,192 @@
+//! What goes on beside the workers: a thread that serves the consumer, looks for new partitions and ends of logs, and
+//! tells monitors how far the workers are.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration as Wait, Instant};
+
+use metrics::gauge;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{CommitMode, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::Shared;
+
+/// How soon a stop is seen.
+const SERVE: Wait = Wait::from_millis(100);
+/// How long the cluster may take to answer here.
+const ANSWER: Wait = Wait::from_secs(2);
+/// How often logs are looked at for their ends, and topics for partitions; the latter is also how often positions are
+/// committed.
+const ENDS: Wait = Wait::from_secs(1);
+const TOPIC: Wait = Wait::from_secs(5);
+/// How often the same trouble is told.
+const TOLD: Wait = Wait::from_secs(30);
+
+/// How far a partition is read, and how far it goes.
+#[derive(Debug)]
+pub(super) struct Marks {
+    position: AtomicU64,
+    end: AtomicU64,
+    at_end: AtomicBool,
+}
+
+impl Marks {
+    pub(super) fn new(position: u64, end: u64) -> Marks {
+        Marks { position: position.into(), end: end.into(), at_end: false.into() }
+    }
+
+    pub(super) fn moved(&self, position: u64, at_end: bool) {
+        self.position.store(position, Ordering::Relaxed);
+        self.at_end.store(at_end, Ordering::Relaxed);
+    }
+
+    pub(super) fn end(&self) -> u64 {
+        self.end.load(Ordering::Relaxed)
+    }
+
+    fn position(&self) -> u64 {
+        self.position.load(Ordering::Relaxed)
+    }
+
+    fn lag(&self) -> u64 {
+        if self.at_end.load(Ordering::Relaxed) { 0 } else { self.end().saturating_sub(self.position()) }
+    }
+}
+
+/// Until the source is dropped.
+pub(super) fn watch(shared: &Shared) {
+    let mut ends = Instant::now();
+    let mut topic = Instant::now();
+    let mut committed = BTreeMap::new();
+    while !shared.stopped.load(Ordering::Relaxed) {
+        if let Some(Err(error)) = shared.consumer.poll(SERVE) {
+            tracing::debug!(source = &*shared.name, %error, "the consumer's own queue");
+        }
+        if ends.elapsed() >= ENDS {
+            let open = shared.open_partitions();
+            look_at_ends(shared, &open);
+            show_lag(shared, &open);
+            ends = Instant::now();
+        }
+        if topic.elapsed() >= TOPIC {
+            look_for_partitions(shared);
+            commit(shared, &mut committed);
+            topic = Instant::now();
+        }
+    }
+    commit(shared, &mut committed);
+}
+
+/// One request a broker, whatever the number of partitions.
+fn look_at_ends(shared: &Shared, open: &BTreeMap<u32, Arc<Marks>>) {
+    let mut asked = TopicPartitionList::with_capacity(open.len());
+    for partition in open.keys() {
+        let number = *partition as i32;
+        if asked.add_partition_offset(&shared.plan.topic, number, Offset::End).is_err() {
+            return;
+        }
+    }
+    if open.is_empty() {
+        return;
+    }
+    // Brokers that do not answer are heard of from the consumer's context.
+    let Ok(found) = shared.consumer.offsets_for_times(asked, ANSWER) else { return };
+    for element in found.elements() {
+        let marks = u32::try_from(element.partition()).ok().and_then(|partition| open.get(&partition));
+        if let (Some(marks), Ok(()), Offset::Offset(end)) = (marks, element.error(), element.offset()) {
+            marks.end.fetch_max(end.unsigned_abs(), Ordering::Relaxed);
+        }
+    }
+}
+
+fn show_lag(shared: &Shared, open: &BTreeMap<u32, Arc<Marks>>) {
+    for (partition, marks) in open {
+        let labels = [("source", shared.name.to_string()), ("partition", partition.to_string())];
+        gauge!("swelter_kafka_lag", &labels).set(marks.lag() as f64);
+    }
+}
+
+fn look_for_partitions(shared: &Shared) {
+    let topic = &*shared.plan.topic;
+    let Ok(metadata) = shared.consumer.fetch_metadata(Some(topic), ANSWER) else { return };
+    let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return };
+    let partitions = found.partitions().len() as u32;
+    let before = shared.partitions.fetch_max(partitions, Ordering::Relaxed);
+    if partitions > before {
+        tracing::info!(source = &*shared.name, topic, before, partitions, "the topic has more partitions");
+    }
+}
+
+/// Shows monitors the positions that have moved.
+fn commit(shared: &Shared, committed: &mut BTreeMap<u32, u64>) {
+    let mut moved = TopicPartitionList::new();
+    for (partition, marks) in shared.open_partitions() {
+        let position = marks.position();
+        let offset = Offset::Offset(i64::try_from(position).unwrap_or(i64::MAX));
+        if committed.insert(partition, position) != Some(position)
+            && moved.add_partition_offset(&shared.plan.topic, partition as i32, offset).is_err()
+        {
+            return;
+        }
+    }
+    if moved.count() > 0
+        && let Err(error) = shared.consumer.commit(&moved, CommitMode::Async)
+    {
+        shared.consumer.context().not_committed(&error);
+    }
+}
+
+/// Hears what the consumer says of itself.
+pub(super) struct Context {
+    source: Arc<str>,
+    /// What was told last, and when.
+    told: Mutex<Option<(RDKafkaErrorCode, Instant)>>,
+    commit_failed: AtomicBool,
+}
+
+impl Context {
+    pub(super) fn new(source: Arc<str>) -> Context {
+        Context { source, told: Mutex::new(None), commit_failed: AtomicBool::new(false) }
+    }
+
+    /// Once: nothing depends on it.
+    fn not_committed(&self, error: &KafkaError) {
+        if !self.commit_failed.swap(true, Ordering::Relaxed) {
+            let source = &*self.source;
+            tracing::warn!(source, %error, "positions cannot be shown under the consumer group: monitors of lag do not see them");
+        }
+    }
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        tracing::debug!(source = &*self.source, ?level, facility, "{message}");
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        let Some(code) = error.rdkafka_error_code() else { return };
+        // The end of a partition, and what its worker is told.
+        if matches!(code, RDKafkaErrorCode::PartitionEOF | RDKafkaErrorCode::AutoOffsetReset) {
+            return;
+        }
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if !told.is_some_and(|(last, when)| last == code && when.elapsed() < TOLD) {
+            *told = Some((code, Instant::now()));
+            tracing::warn!(source = &*self.source, reason, "the Kafka cluster: {code}");
+        }
+    }
+}
+
+impl ConsumerContext for Context {
+    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
+        match result {
+            Ok(()) => self.commit_failed.store(false, Ordering::Relaxed),
+            Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {}
+            Err(error) => self.not_committed(&error),
+        }
+    }
+}
