@@ -14,6 +14,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::Shared;
+use crate::kafka;
 
 /// How soon a stop is seen.
 const SERVE: Wait = Wait::from_millis(100);
@@ -163,8 +164,8 @@ impl Context {
 }
 
 impl ClientContext for Context {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        tracing::debug!(source = &*self.source, ?level, facility, "{message}");
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        kafka::log(level, facility, text);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

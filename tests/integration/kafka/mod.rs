@@ -2,8 +2,15 @@
 
 mod broker;
 mod letters;
+mod case;
+mod faults;
+mod kills;
+mod log;
 mod reading;
+mod refusals;
 mod rig;
+mod source;
+mod swelter;
 mod topics;
 
 use std::ffi::OsString;
