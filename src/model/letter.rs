@@ -118,3 +118,64 @@ impl LetterLine {
         bytes_of(self.raw.clone(), self.raw_base64.as_deref())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn lines_keep_the_exact_bytes(
+            key in prop::option::of(prop::collection::vec(any::<u8>(), 0..20)),
+            value in prop::option::of(prop_oneof![
+                prop::collection::vec(any::<u8>(), 0..40),
+                ".*".prop_map(String::into_bytes),
+            ]),
+            (source, partition, position) in ("[a-z./-]{1,20}", any::<u32>(), any::<u64>()),
+        ) {
+            let place = RecordPlace { source: source.into(), partition, position };
+            let letter = Letter {
+                place: place.clone(),
+                at: None,
+                reason: "bad_time".into(),
+                detail: String::new(),
+                retried: None,
+                first_seen: None,
+                key,
+                value: value.clone(),
+            };
+            let line = serde_json::to_string(&LetterLine::of("s", &letter)).unwrap();
+            let line: LetterLine = serde_json::from_str(&line).unwrap();
+            prop_assert_eq!(line.bytes(), value);
+            prop_assert_eq!(line.position.parse::<RecordPlace>(), Ok(place));
+        }
+
+        #[test]
+        fn any_text_is_a_place_or_none(text in ".{0,30}") {
+            if let Ok(place) = text.parse::<RecordPlace>() {
+                prop_assert_eq!(place.to_string().parse::<RecordPlace>(), Ok(place));
+            }
+        }
+    }
+
+    #[test]
+    fn withdrawals_are_known_however_they_are_written() {
+        let letter = |value: Option<&str>| Letter {
+            place: RecordPlace { source: "s".into(), partition: 0, position: 0 },
+            at: None,
+            reason: String::new(),
+            detail: String::new(),
+            retried: None,
+            first_seen: None,
+            key: None,
+            value: value.map(|value| value.as_bytes().to_vec()),
+        };
+        for value in [None, Some(r#"{"deleted": true}"#), Some(r#"{"city":7,"op":"delete"}"#)] {
+            assert!(letter(value).is_withdrawal(), "{value:?}");
+        }
+        for value in ["", "{}", "[", r#"{"deleted": false}"#, r#"{"deleted":"yes"}"#, r#"{"op":"upsert"}"#] {
+            assert!(!letter(Some(value)).is_withdrawal(), "{value:?}");
+        }
+    }
+}

@@ -28,13 +28,17 @@ pub struct Upsert<'a> {
 }
 
 impl Upsert<'_> {
-    /// The same as a dead letter that is sent again. A withdrawal stays one.
-    pub fn retried(self) -> Self {
-        let event = match self.event {
-            Event::Reading(measurement) => Event::Retried(measurement),
-            event => event,
-        };
-        Self { event, ..self }
+    /// The same as a dead letter that comes again.
+    pub fn retried(self) -> Result<Self, Refusal> {
+        match self.event {
+            Event::Reading(measurement) | Event::Retried(measurement) => {
+                Ok(Self { event: Event::Retried(measurement), ..self })
+            }
+            Event::Withdrawal => {
+                let detail = "a withdrawal is not retried: withdraw the reading again";
+                Err(Refusal::new(Reason::BadOperation, detail))
+            }
+        }
     }
 }
 

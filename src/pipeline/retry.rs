@@ -328,3 +328,74 @@ impl Retrying {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{PartitionName, Retried};
+    use crate::sinks::dead_letters::DeadLetters;
+    use crate::sources::journal::JournalPlan;
+
+    fn letters(dir: &Path, positions: std::ops::Range<u64>) {
+        let mut letters = DeadLetters::open(dir, "rules").unwrap();
+        let name = PartitionName { source: journal::NAME.into(), partition: 1 };
+        for position in positions {
+            let raw = format!("{{\"number\":{position}}}");
+            let reason = if position % 5 == 0 { Reason::TooLate } else { Reason::BadTime };
+            let refusal = Refusal::new(reason, "no time");
+            letters.write(&name, position, None, &refusal, &Raw::value(raw.as_bytes())).unwrap();
+        }
+        letters.flushed().unwrap();
+    }
+
+    fn journal(dir: &Path) -> Journal {
+        let plan = JournalPlan { partitions: 2, ..JournalPlan::default() };
+        Journal::open(&dir.join("journal"), plan).unwrap()
+    }
+
+    fn origins(journal: &Journal) -> Vec<u64> {
+        let origins = origins_since(journal, &[0, 0]).unwrap();
+        let places = origins.iter().map(|origin| origin.parse::<RecordPlace>().unwrap());
+        places.map(|place| place.position).collect()
+    }
+
+    /// Ended behind each step of a batch, and begun anew: each letter is in the journal once.
+    #[test]
+    fn each_letter_is_sent_once_whatever_is_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        {
+            let journal = journal(dir.path());
+            // Letters are of records that the journal has.
+            let home = Retried { origin: "journal/1/0".into(), attempt: 1, first_seen: None };
+            let there = NewRecord { retried: Some(Box::new(home)), ..NewRecord::new(None, &b"{}"[..]) };
+            append_all(&*journal.appender(), &vec![there; 2_000]).unwrap();
+        }
+        letters(dir.path(), 0..1_200);
+        let file = dir.path().join("dead-letters.sent");
+        let expected: Vec<u64> = (0..1_200).filter(|position| position % 5 != 0).collect();
+        let mut whole = Vec::new();
+        for _ in 0..2 {
+            let journal = journal(dir.path());
+            let mut retry = JournalRetry::open(dir.path(), &journal).unwrap();
+            let outcome = retry.send(&journal, &Wanted::default()).unwrap();
+            assert_eq!(outcome.total() + outcome.already, expected.len() as u64);
+            assert_eq!(origins(&journal)[2_000..], expected, "{outcome:?}");
+            whole = std::fs::read(&file).unwrap();
+        }
+        // The last batch was appended, but not, or not wholly, noted.
+        let lines: Vec<usize> =
+            whole.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1).collect();
+        let before_last = lines[lines.len() - 2];
+        for cut in [before_last, before_last + 1, whole.len() - 1] {
+            std::fs::write(&file, &whole[..cut]).unwrap();
+            let journal = journal(dir.path());
+            let mut retry = JournalRetry::open(dir.path(), &journal).unwrap();
+            let outcome = retry.send(&journal, &Wanted::default()).unwrap();
+            assert_eq!((outcome.total(), outcome.already), (0, expected.len() as u64), "cut at {cut}");
+            assert_eq!(origins(&journal)[2_000..], expected);
+        }
+        std::fs::write(&file, "what\n").unwrap();
+        let refused = JournalRetry::open(dir.path(), &journal(dir.path())).err().unwrap().to_string();
+        assert!(refused.contains("line 1") && refused.contains("move it away"), "{refused}");
+    }
+}

@@ -9,7 +9,7 @@ use super::block::{Block, Decoder};
 use super::store::Failure;
 use super::tail::Found;
 use crate::codec::RecordDecoder;
-use crate::model::Raw;
+use crate::model::{Raw, Upsert};
 use crate::sources::{Next, Partition, Place, Polled, SourceError, Take};
 
 pub(super) struct Reader {
@@ -109,11 +109,9 @@ impl Partition for Reader {
                         None => return Err(self.damaged()),
                     },
                 };
-                let taken = match self.records.decode(raw) {
-                    Ok(upsert) if retried.is_some() => take.upsert(place(self.position), &upsert.retried()),
-                    Ok(upsert) => take.upsert(place(self.position), &upsert),
-                    Err(refusal) => Err(refusal),
-                };
+                let decoded = self.records.decode(raw);
+                let decoded = if retried.is_some() { decoded.and_then(Upsert::retried) } else { decoded };
+                let taken = decoded.and_then(|upsert| take.upsert(place(self.position), &upsert));
                 if let Err(refusal) = taken {
                     let raw = Raw { retried: retried.as_ref(), ..Raw::value(raw) };
                     take.refused(place(self.position), &refusal, &raw);

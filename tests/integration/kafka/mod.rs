@@ -2,6 +2,7 @@
 
 mod appender;
 mod broker;
+mod letters;
 mod case;
 mod faults;
 mod kills;
