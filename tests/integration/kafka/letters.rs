@@ -108,7 +108,8 @@ fn letters_go_back_byte_for_byte_and_each_once() {
     assert!(rig.said(&["retry", "--reason", "too_late", "--source", "readings"]).contains("sent 1"));
     assert!(rig.said(&["retry", "--reason", "too_late"]).contains("sent 0"));
     let sent = rig.sent();
-    let values: Vec<_> = sent.iter().map(|record| (record.partition, record.value.as_deref().unwrap())).collect();
+    let values: Vec<_> =
+        sent.iter().map(|record| (record.partition, record.value.as_deref().unwrap())).collect();
     assert_eq!(values, [(1, bytes), (2, &b"{\"city\":\"x\"}"[..]), (2, b"late")]);
     assert_eq!(sent[0].key.as_deref(), Some(&[0xFE, 17][..]));
     let expected = BTreeMap::from([
