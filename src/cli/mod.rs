@@ -1,9 +1,11 @@
 //! The command line: one file per command.
 
 mod batch;
+mod dead_letters;
 mod demo;
 mod generate;
 mod logging;
+mod produce;
 mod run;
 mod subscribe;
 
@@ -31,6 +33,8 @@ enum Command {
     Subscribe(subscribe::SubscribeArgs),
     Batch(batch::BatchArgs),
     Generate(generate::GenerateArgs),
+    Produce(produce::ProduceArgs),
+    DeadLetters(dead_letters::DeadLettersArgs),
 }
 
 impl Cli {
@@ -42,6 +46,8 @@ impl Cli {
             Command::Subscribe(args) => args.run(),
             Command::Batch(args) => args.run(),
             Command::Generate(args) => args.run(),
+            Command::Produce(args) => args.run(),
+            Command::DeadLetters(args) => args.run(),
         };
         match result {
             Ok(()) => ExitCode::SUCCESS,

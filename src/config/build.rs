@@ -7,9 +7,10 @@ use tracing_subscriber::EnvFilter;
 
 use super::keys::{Keys, offset, quoted};
 use super::plan::{IngestPlan, LogFormat, LogPlan, PipelineLimits, Plan, SourceKind, SourcePlan};
-use super::{sources, tokens};
+use super::{kafka, sources, tokens};
 use crate::codec::DecodeSettings;
 use crate::dataflow::rolling::Retention;
+use crate::model::Duration;
 use crate::serve::{Limits, ServePlan, TlsPlan, Token};
 
 /// Where something is wrong, `keys` knows of it, and the values are any.
@@ -27,7 +28,7 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
     let decode = decode(keys);
     let mut sources = sources::sources(keys, retention.lateness);
     let sink = sources::sink(keys, &mut sources);
-    let ingest = ingest(keys, &sources.plans);
+    let ingest = ingest(keys, &sources.plans, retention.lateness);
     let serve = serve(keys);
     let limits = PipelineLimits {
         readings_in_flight: keys.whole("limits.readings_in_flight", 1..=1_000_000_000),
@@ -88,7 +89,7 @@ fn decode(keys: &mut Keys) -> Option<DecodeSettings> {
     Some(DecodeSettings { assume_offset, units: units?, moisture: moisture? })
 }
 
-fn ingest(keys: &mut Keys, sources: &[SourcePlan]) -> Option<IngestPlan> {
+fn ingest(keys: &mut Keys, sources: &[SourcePlan], lateness: Duration) -> Option<IngestPlan> {
     let enabled = keys.flag("ingest.enabled");
     let plan = IngestPlan {
         into: ingest_into(keys, sources),
@@ -96,6 +97,7 @@ fn ingest(keys: &mut Keys, sources: &[SourcePlan]) -> Option<IngestPlan> {
         queue_records: keys.whole("ingest.queue_records", 1..=10_000_000),
         queue_bytes: keys.bytes("ingest.queue_bytes", "1 MiB", "16 GiB"),
         warn_bytes: keys.bytes("ingest.warn_bytes", "1 MiB", "1 PiB"),
+        retry_after: kafka::retry_after(keys, "ingest.retry_after", lateness),
     };
     enabled.then_some(plan)
 }

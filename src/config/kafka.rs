@@ -207,7 +207,7 @@ fn create_topics(keys: &mut Keys, at: &str) -> Option<u32> {
 }
 
 /// Once a reading is older than the lateness, sending it again gives another dead letter and nothing else.
-fn retry_after(keys: &mut Keys, key: &str, lateness: Duration) -> Option<Duration> {
+pub(super) fn retry_after(keys: &mut Keys, key: &str, lateness: Duration) -> Option<Duration> {
     keys.optional(key)?;
     let after = keys.duration(key, "1s", "366d");
     if after >= lateness && keys.is_right(key) && keys.is_right("results.lateness") {

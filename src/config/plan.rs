@@ -43,6 +43,8 @@ pub struct IngestPlan {
     pub queue_bytes: usize,
     /// The size from which on the log warns.
     pub warn_bytes: u64,
+    /// After this long the journal's dead letters are sent once more by themselves, other than those that are too late.
+    pub retry_after: Option<Duration>,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -1,8 +1,11 @@
 //! What sources and sinks have in common of Kafka: how to reach a cluster, who a key belongs to, names of headers.
 
+pub mod letters;
 pub mod partitioner;
 pub mod properties;
+pub mod retry;
 pub mod topics;
+pub mod trouble;
 
 use std::collections::BTreeMap;
 

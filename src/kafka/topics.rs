@@ -247,8 +247,8 @@ impl Heard {
 }
 
 impl ClientContext for Heard {
-    fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
-        tracing::debug!(facility, "{message}");
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        super::log(level, facility, text);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

@@ -1,5 +1,7 @@
 //! Logs: partitions of records with positions, what is appended to them, and how far they have been applied.
 
+use std::fmt;
+use std::str::FromStr;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
@@ -81,6 +83,37 @@ pub struct Retried {
     pub first_seen: Option<EventTime>,
 }
 
+/// Where a record stands, as people write it: `readings/3/1017` is source or topic, partition, position.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RecordPlace {
+    pub source: Box<str>,
+    pub partition: u32,
+    pub position: u64,
+}
+
+impl fmt::Display for RecordPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.source, self.partition, self.position)
+    }
+}
+
+impl FromStr for RecordPlace {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<RecordPlace, String> {
+        let mut parts = text.rsplitn(3, '/');
+        let position = parts.next().and_then(|part| part.parse().ok());
+        let partition = parts.next().and_then(|part| part.parse().ok());
+        let source = parts.next().filter(|source| !source.is_empty());
+        match (source, partition, position) {
+            (Some(source), Some(partition), Some(position)) => {
+                Ok(RecordPlace { source: source.into(), partition, position })
+            }
+            _ => Err(format!("{text:?} is not a position: write it as in readings/3/1017")),
+        }
+    }
+}
+
 /// A record for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewRecord {
@@ -88,6 +121,15 @@ pub struct NewRecord {
     pub city: Option<Box<str>>,
     /// A reading or withdrawal as one JSON object, just as it came.
     pub bytes: Box<[u8]>,
+    /// Where it is a dead letter that is sent again: it goes to the partition that it came from.
+    pub retried: Option<Box<Retried>>,
+}
+
+impl NewRecord {
+    /// One that was in no log before.
+    pub fn new(city: Option<&str>, bytes: impl Into<Box<[u8]>>) -> NewRecord {
+        NewRecord { city: city.map(Into::into), bytes: bytes.into(), retried: None }
+    }
 }
 
 /// Where an append has ended in one partition.

@@ -4,6 +4,7 @@ pub mod arrival;
 pub mod blocks;
 pub mod change;
 pub mod heat;
+pub mod letter;
 pub mod log;
 pub mod outgoing;
 pub mod reading;
@@ -16,9 +17,10 @@ pub use arrival::{Arrival, CityKey, CityName, Outcome, OutcomeKind};
 pub use blocks::Blocks;
 pub use change::{Batch, Change, CityId, CityNames, CurrentRow, DayChange, DaySummary, Row};
 pub use heat::{Category, HeatIndex};
+pub use letter::Letter;
 pub use log::{
-    Acknowledge, AppendError, Appended, Appender, NewRecord, PartitionName, Progress, Raw, Retried, Slot,
-    Slots,
+    Acknowledge, AppendError, Appended, Appender, NewRecord, PartitionName, Progress, Raw, RecordPlace,
+    Retried, Slot, Slots,
 };
 pub use outgoing::{Parcel, ParcelRecord, Parcels, Render, Shard};
 pub use reading::{Event, Measurement, Revision, Upsert};

@@ -27,6 +27,21 @@ pub struct Upsert<'a> {
     pub revision: Option<Revision>,
 }
 
+impl Upsert<'_> {
+    /// The same as a dead letter that comes again.
+    pub fn retried(self) -> Result<Self, Refusal> {
+        match self.event {
+            Event::Reading(measurement) | Event::Retried(measurement) => {
+                Ok(Self { event: Event::Retried(measurement), ..self })
+            }
+            Event::Withdrawal => {
+                let detail = "a withdrawal is not retried: withdraw the reading again";
+                Err(Refusal::new(Reason::BadOperation, detail))
+            }
+        }
+    }
+}
+
 /// What an arrival does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Event {

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::heat::mean_fahrenheit;
-use super::{DaySummary, EventTime, HeatIndex, Measurement, Refusal, Row};
+use super::{DaySummary, EventTime, HeatIndex, Measurement, Refusal, Retried, Row};
 
 /// One line of `batch`'s result.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -61,6 +61,9 @@ pub struct DeadLetter<'a> {
     pub at: RecordAt,
     #[serde(flatten, serialize_with = "refusal")]
     pub refusal: &'a Refusal,
+    /// Where it was sent again.
+    #[serde(flatten, serialize_with = "retried")]
+    pub retried: Option<&'a Retried>,
     #[serde(flatten, serialize_with = "raw")]
     pub raw: &'a [u8],
 }
@@ -93,6 +96,17 @@ fn refusal<S: serde::Serializer>(refusal: &&Refusal, s: S) -> Result<S::Ok, S::E
     let mut map = s.serialize_map(Some(2))?;
     map.serialize_entry("reason", &refusal.reason)?;
     map.serialize_entry("detail", &refusal.detail)?;
+    map.end()
+}
+
+fn retried<S: serde::Serializer>(retried: &Option<&Retried>, s: S) -> Result<S::Ok, S::Error> {
+    use serde::ser::SerializeMap;
+    let mut map = s.serialize_map(None)?;
+    if let Some(Retried { origin, attempt, first_seen }) = retried {
+        map.serialize_entry("origin", origin)?;
+        map.serialize_entry("attempt", attempt)?;
+        map.serialize_entry("first_seen_at", &first_seen.map(|time| time.to_string()))?;
+    }
     map.end()
 }
 

@@ -145,7 +145,13 @@ fn refuse(
     let line = decoder.line();
     match dead_letters {
         Some((name, writer)) => {
-            let letter = DeadLetter { source, at: RecordAt::Line { line }, refusal, raw: &decoder.raw() };
+            let letter = DeadLetter {
+                source,
+                at: RecordAt::Line { line },
+                refusal,
+                retried: None,
+                raw: &decoder.raw(),
+            };
             writer.write(&letter).map_err(|error| BatchError::output(name, error))?;
         }
         None if read.examples.len() < EXAMPLES => {

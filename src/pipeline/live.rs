@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::data_dir::{DataDir, DataDirError};
 use super::logs::{Logs, needs_data_dir, rules};
 use super::outlets::{Outlets, Starts, Writing};
+use super::retry::spawn_retry;
 use crate::config::Plan;
 use crate::dataflow::GraphPlan;
 use crate::directory::Directory;
@@ -98,6 +99,7 @@ pub fn run(plan: Plan, announce: impl FnOnce(SocketAddr)) -> Result<(), RunError
     let generation = outlets.generation().or(logs.data_dir().map(|dir| dir.generation()));
     let generation = generation.unwrap_or_else(unkept_generation);
     let starts = outlets.starts()?;
+    logs.use_schemas(&starts)?;
     let partitions = logs.partitions(&starts)?;
     let slots = Slots::new(partitions.iter().map(|partition| partition.name.clone()).collect());
     let cuts = Arc::new(outlets.cuts(&partitions)?);
@@ -133,8 +135,10 @@ pub fn run(plan: Plan, announce: impl FnOnce(SocketAddr)) -> Result<(), RunError
     start_workers(run, &serving, &shared, events)?;
     let ended = Arc::new(AtomicBool::new(false));
     reserve_epochs(bound_epochs, shared.clone(), reserved, ended.clone())?;
+    let retrying = spawn_retry(&plan, logs.journal()).map_err(RunError::Threads)?;
     let (workers_ended, end) = keep_house(&logs, &starts, &slots, &shared, &happened);
     tracing::info!("stopping");
+    retrying.stop();
     // From the sources on: what was taken in still goes all the way.
     for (name, feed) in feeds {
         if let Err(error) = feed.stop() {

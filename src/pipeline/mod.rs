@@ -3,6 +3,8 @@
 pub mod batch;
 pub mod data_dir;
 mod intake;
+pub mod letters;
 pub mod live;
 mod logs;
 mod outlets;
+pub mod retry;

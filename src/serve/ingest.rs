@@ -301,7 +301,7 @@ impl Decoded {
     fn take(&mut self, decoder: &mut RecordDecoder, bytes: &[u8]) {
         match decoder.decode(bytes) {
             Ok(upsert) => {
-                self.records.push(NewRecord { city: Some(upsert.city.into()), bytes: bytes.into() });
+                self.records.push(NewRecord::new(Some(upsert.city), bytes));
             }
             Err(refusal) => {
                 let index = self.records.len() + self.refusals.refused_count;

@@ -1,5 +1,8 @@
 //! Refused records of live sources, one JSON object a line, each once: a replay refuses them again, and what the file has of
-//! a partition up to its last position is not written a second time.
+//! a partition up to its last position is not written a second time. What was sent again and is refused again has a file of
+//! its own.
+
+mod lines;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -8,8 +11,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+pub use self::lines::{Lines, read};
 use crate::codec::MAX_RECORD_BYTES;
-use crate::model::{DeadLetter, EventTime, PartitionName, RecordAt, Refusal};
+use crate::model::{DeadLetter, EventTime, PartitionName, Raw, RecordAt, Refusal};
+
+/// In a data directory: of records that are refused for the first time, and of those that were sent again.
+pub const FILES: [&str; 2] = ["dead-letters.jsonl", "dead-letters.2.jsonl"];
 
 const BUFFER_BYTES: usize = 64 * 1024;
 /// Longer than any line: each byte of a record takes at most 6, and a detail is short.
@@ -27,9 +34,52 @@ pub enum DeadLettersError {
     Damaged { path: PathBuf, line: u64 },
 }
 
-/// The file of dead letters. A partition's letters come in the order of their positions.
+/// The two files of dead letters.
 #[derive(Debug)]
-pub struct DeadLetters {
+pub struct DeadLetters([LetterFile; 2]);
+
+impl DeadLetters {
+    /// Opens the files of a folder, or begins them, and reads once how far they go. A last line that is not whole is cut off.
+    /// `rules` are what decides which records are refused, in words: a file of other rules is kept under another name, and a
+    /// new one begun, as a replay may then refuse what it did not before.
+    pub fn open(folder: &Path, rules: &str) -> Result<DeadLetters, DeadLettersError> {
+        let [first, again] = FILES.map(|name| LetterFile::open(&folder.join(name), rules));
+        Ok(DeadLetters([first?, again?]))
+    }
+
+    /// The file with a letter of the partition at `end` or behind it, where there is one.
+    pub fn beyond(&self, partition: &PartitionName, end: u64) -> Option<&Path> {
+        let mut beyond =
+            self.0.iter().filter(|file| file.last.get(partition).is_some_and(|last| *last >= end));
+        beyond.next().map(|file| &*file.path)
+    }
+
+    /// Writes a letter; false where its file has it already. It may stay in memory until the next [`DeadLetters::flushed`].
+    pub fn write(
+        &mut self,
+        partition: &PartitionName,
+        position: u64,
+        arrived_at: Option<EventTime>,
+        refusal: &Refusal,
+        raw: &Raw<'_>,
+    ) -> Result<bool, DeadLettersError> {
+        self.0[usize::from(raw.retried.is_some())].write(partition, position, arrived_at, refusal, raw)
+    }
+
+    /// Writes out what is in memory; whoever wants it durable syncs the files that this gives, without holding anybody up. To
+    /// be called about once a second, and at the end.
+    pub fn flushed(&mut self) -> Result<Vec<(PathBuf, File)>, DeadLettersError> {
+        let mut flushed = Vec::new();
+        for file in &mut self.0 {
+            flushed.extend(file.flushed()?.map(|unsynced| (file.path.clone(), unsynced)));
+        }
+        Ok(flushed)
+    }
+}
+
+/// A file of dead letters. A partition's letters come in the order of their positions.
+#[derive(Debug)]
+struct LetterFile {
     path: PathBuf,
     file: File,
     buffer: Vec<u8>,
@@ -40,11 +90,8 @@ pub struct DeadLetters {
     whole: u64,
 }
 
-impl DeadLetters {
-    /// Opens the file, or begins it, and reads once how far it goes. A last line that is not whole is cut off. `rules` are what
-    /// decides which records are refused, in words: a file of other rules is kept under another name, and a new one begun, as a
-    /// replay may then refuse what it did not before.
-    pub fn open(path: &Path, rules: &str) -> Result<DeadLetters, DeadLettersError> {
+impl LetterFile {
+    fn open(path: &Path, rules: &str) -> Result<LetterFile, DeadLettersError> {
         let at_path = |source| DeadLettersError::Io { path: path.into(), source };
         set_aside(path, rules).map_err(at_path)?;
         let options = File::options().read(true).write(true).create(true).truncate(false).open(path);
@@ -52,26 +99,16 @@ impl DeadLetters {
         let (last, whole) = scan(&file, path)?;
         file.set_len(whole).map_err(at_path)?;
         file.seek(SeekFrom::End(0)).map_err(at_path)?;
-        Ok(DeadLetters { path: path.into(), file, buffer: Vec::new(), unsynced: true, last, whole })
+        Ok(LetterFile { path: path.into(), file, buffer: Vec::new(), unsynced: true, last, whole })
     }
 
-    /// The position of a partition's last letter.
-    pub fn last(&self, partition: &PartitionName) -> Option<u64> {
-        self.last.get(partition).copied()
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Writes a letter; false where the file has it already. It may stay in memory until [`DeadLetters::sync`].
-    pub fn write(
+    fn write(
         &mut self,
         partition: &PartitionName,
         position: u64,
         arrived_at: Option<EventTime>,
         refusal: &Refusal,
-        raw: &[u8],
+        raw: &Raw<'_>,
     ) -> Result<bool, DeadLettersError> {
         match self.last.get_mut(partition) {
             Some(last) if position <= *last => return Ok(false),
@@ -79,7 +116,13 @@ impl DeadLetters {
             None => drop(self.last.insert(partition.clone(), position)),
         }
         let at = RecordAt::Position { partition: partition.partition, position, arrived_at };
-        let letter = DeadLetter { source: &partition.source, at, refusal, raw };
+        let letter = DeadLetter {
+            source: &partition.source,
+            at,
+            refusal,
+            retried: raw.retried,
+            raw: raw.value.unwrap_or_default(),
+        };
         serde_json::to_writer(&mut self.buffer, &letter).map_err(|error| self.failed(error.into()))?;
         self.buffer.push(b'\n');
         self.unsynced = true;
@@ -89,23 +132,13 @@ impl DeadLetters {
         Ok(true)
     }
 
-    /// Writes out what is in memory; whoever wants it durable syncs the file that this gives, without holding anybody up. To be
-    /// called about once a second, and at the end.
-    pub fn flushed(&mut self) -> Result<Option<File>, DeadLettersError> {
+    fn flushed(&mut self) -> Result<Option<File>, DeadLettersError> {
         if !self.unsynced {
             return Ok(None);
         }
         self.flush()?;
         self.unsynced = false;
         self.file.try_clone().map(Some).map_err(|error| self.failed(error))
-    }
-
-    /// Makes durable what was written.
-    pub fn sync(&mut self) -> Result<(), DeadLettersError> {
-        match self.flushed()? {
-            Some(file) => file.sync_data().map_err(|error| self.failed(error)),
-            None => Ok(()),
-        }
     }
 
     fn flush(&mut self) -> Result<(), DeadLettersError> {
@@ -135,10 +168,11 @@ fn set_aside(path: &Path, rules: &str) -> io::Result<()> {
     if before.as_deref() == Some(rules) {
         return Ok(());
     }
-    if before.is_some() && path.try_exists()? {
-        let free = |number: &u32| !path.with_extension(format!("{number}.jsonl")).exists();
-        let number = (1..).find(free).unwrap_or_default();
-        let aside = path.with_extension(format!("{number}.jsonl"));
+    // A file without rules is none of ours under this name.
+    if path.try_exists()? {
+        let name = |number: &u32| path.with_extension(format!("old-{number}.jsonl"));
+        let number = (1..).find(|number| !name(number).exists()).unwrap_or_default();
+        let aside = name(&number);
         fs::rename(path, &aside)?;
         tracing::info!(kept = %aside.display(), "dead letters begin anew: what decides about them has changed");
     }
@@ -188,24 +222,24 @@ fn scan(file: &File, path: &Path) -> Result<(BTreeMap<PartitionName, u64>, u64),
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Reason;
+    use crate::model::{Reason, Retried};
     use proptest::prelude::*;
     use proptest::test_runner::TestRunner;
 
-    fn write(letters: &mut DeadLetters, partition: u32, position: u64) -> bool {
+    fn write(letters: &mut LetterFile, partition: u32, position: u64) -> bool {
         let name = PartitionName { source: "journal".into(), partition };
         let refusal = Refusal::new(Reason::NotDecodable, "no JSON");
         let raw = if position.is_multiple_of(2) { &b"{\n\"x\""[..] } else { b"\xFF" };
-        letters.write(&name, position, EventTime::from_millis(7), &refusal, raw).unwrap()
+        letters.write(&name, position, EventTime::from_millis(7), &refusal, &Raw::value(raw)).unwrap()
     }
 
     #[test]
     fn letters_say_all() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("dead-letters.jsonl");
-        let mut letters = DeadLetters::open(&path, "rules").unwrap();
+        let mut letters = LetterFile::open(&path, "rules").unwrap();
         assert!(write(&mut letters, 3, 10) && write(&mut letters, 3, 11));
-        letters.sync().unwrap();
+        letters.flushed().unwrap();
         let expected = concat!(
             r#"{"source":"journal","partition":3,"position":10,"arrived_at":"1970-01-01T00:00:00.007Z","#,
             r#""reason":"not_decodable","detail":"no JSON","raw":"{\n\"x\""}"#,
@@ -218,11 +252,41 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_again_has_its_own_file_and_says_where_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = PartitionName { source: "journal".into(), partition: 3 };
+        let refusal = Refusal::new(Reason::BadTime, "no time");
+        let first_seen = EventTime::from_millis(5);
+        let retried = Retried { origin: "journal/3/10".into(), attempt: 1, first_seen };
+        let again = Raw { retried: Some(&retried), ..Raw::value(b"x") };
+        for new in [true, false] {
+            let mut letters = DeadLetters::open(dir.path(), "rules").unwrap();
+            assert_eq!(letters.write(&name, 12, None, &refusal, &again).unwrap(), new);
+            assert_eq!(letters.write(&name, 10, None, &refusal, &Raw::value(b"x")).unwrap(), new);
+            letters.flushed().unwrap();
+            let beyond = |end| letters.beyond(&name, end).map(|path| path.file_name().unwrap().to_owned());
+            assert_eq!(beyond(13), None);
+            assert_eq!(beyond(12).unwrap(), FILES[1]);
+        }
+        let line = std::fs::read_to_string(dir.path().join(FILES[1])).unwrap();
+        assert!(
+            line.contains(
+                r#""origin":"journal/3/10","attempt":1,"first_seen_at":"1970-01-01T00:00:00.005Z""#
+            )
+        );
+        let all: Vec<_> = FILES.map(|name| read(&dir.path().join(name)).unwrap()).concat();
+        let places: Vec<_> =
+            all.iter().map(|letter| (letter.place.position, letter.retried.clone())).collect();
+        assert_eq!(places, [(10, None), (12, Some(retried))]);
+    }
+
+    #[test]
     fn damage_in_the_middle_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("letters");
+        drop(LetterFile::open(&path, "rules").unwrap());
         std::fs::write(&path, "{\"source\":\"a\",\"partition\":0,\"position\":1}\nx\n{}\n").unwrap();
-        let refused = DeadLetters::open(&path, "rules").unwrap_err();
+        let refused = LetterFile::open(&path, "rules").unwrap_err();
         assert!(matches!(refused, DeadLettersError::Damaged { line: 2, .. }), "{refused}");
     }
 
@@ -236,11 +300,11 @@ mod tests {
             let path = dir.path().join("letters");
             let mut furthest = 0;
             for (upto, torn) in runs {
-                let mut letters = DeadLetters::open(&path, "rules").unwrap();
+                let mut letters = LetterFile::open(&path, "rules").unwrap();
                 for position in 0..upto {
                     write(&mut letters, (position % 3) as u32, position);
                 }
-                letters.sync().unwrap();
+                letters.flushed().unwrap();
                 furthest = furthest.max(upto);
                 let bytes = std::fs::read(&path).unwrap();
                 let places: Vec<Place> = bytes
@@ -253,11 +317,11 @@ mod tests {
                 let kept = torn.index(bytes.len() + 1);
                 std::fs::write(&path, &bytes[..kept]).unwrap();
                 let whole = bytes[..kept].iter().filter(|byte| **byte == b'\n').count();
-                let mut letters = DeadLetters::open(&path, "rules").unwrap();
+                let mut letters = LetterFile::open(&path, "rules").unwrap();
                 let again =
                     (0..furthest).filter(|position| write(&mut letters, (position % 3) as u32, *position));
                 prop_assert_eq!(again.count(), furthest as usize - whole);
-                letters.sync().unwrap();
+                letters.flushed().unwrap();
             }
             Ok(())
         });

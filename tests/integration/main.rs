@@ -5,6 +5,7 @@
 
 mod batch;
 mod commands;
+mod dead_letters;
 mod harness;
 mod heat_index;
 mod kafka;

@@ -16,8 +16,8 @@ use crate::oracle::{Entry, FORMULA, Oracle};
 use crate::process::{DEADLINE, Service, post, wait_for};
 
 const CITIES: u32 = 5;
-const MINUTE: i64 = 60_000;
-const SETTINGS: Settings =
+pub const MINUTE: i64 = 60_000;
+pub const SETTINGS: Settings =
     Settings { formula: FORMULA, window: 30 * MINUTE, lateness: 90 * MINUTE, history: 60 * MINUTE };
 
 fn config(workers: u64) -> String {
@@ -27,17 +27,17 @@ fn config(workers: u64) -> String {
 }
 
 /// SplitMix64, so that a seed names a case.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn next(&mut self, below: u64) -> u64 {
+    pub fn next(&mut self, below: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         (z ^ (z >> 31)) % below
     }
 
-    fn entry(&mut self, now: i64) -> Entry {
+    pub fn entry(&mut self, now: i64) -> Entry {
         // Mostly new, often of what was before, sometimes too old.
         let back = match self.next(10) {
             0..5 => 0,
@@ -56,7 +56,7 @@ impl Random {
     }
 }
 
-fn written(entry: &Entry) -> String {
+pub fn written(entry: &Entry) -> String {
     let mut record = json!({
         "city": city_name(entry.city),
         "reading_at": EventTime::from_millis(entry.millis).unwrap().to_string(),
@@ -74,7 +74,7 @@ fn written(entry: &Entry) -> String {
     record.to_string()
 }
 
-fn row_json(city: &str, millis: i64, row: &Row) -> Value {
+pub fn row_json(city: &str, millis: i64, row: &Row) -> Value {
     json!({
         "city": city,
         "reading_at": EventTime::from_millis(millis).unwrap().to_string(),
@@ -85,7 +85,7 @@ fn row_json(city: &str, millis: i64, row: &Row) -> Value {
     })
 }
 
-fn current_json(city: &str, current: &CurrentRow) -> Value {
+pub fn current_json(city: &str, current: &CurrentRow) -> Value {
     let mut row = row_json(city, current.reading_at.millis(), &current.row);
     row["trend"] = current.trend().into();
     row["temperature"] = current.measurement.map(|m| m.temperature()).into();
@@ -95,7 +95,7 @@ fn current_json(city: &str, current: &CurrentRow) -> Value {
 }
 
 /// Numbers are compared as what they are, not as they are written.
-fn numbers(row: &Value) -> Value {
+pub fn numbers(row: &Value) -> Value {
     let value = |value: &Value| value.as_f64().map_or_else(|| value.clone(), Value::from);
     row.as_object().unwrap().iter().map(|(name, field)| (name.clone(), value(field))).collect()
 }

@@ -145,7 +145,7 @@ fn other_rules_begin_other_dead_letters() {
     service.terminate();
     assert_eq!(letters("dead-letters.jsonl"), 1);
     Service::start(&data, "[results]\nlateness = '1h'\n").ready().terminate();
-    assert_eq!((letters("dead-letters.jsonl"), letters("dead-letters.1.jsonl")), (2, 1));
+    assert_eq!((letters("dead-letters.jsonl"), letters("dead-letters.old-1.jsonl")), (2, 1));
 }
 
 #[test]

@@ -430,7 +430,13 @@ fn reports() {
     let refusal = Refusal::new(Reason::BadNumber, "x");
     for raw in [&b"a,b"[..], b"\xff"] {
         writer
-            .write(&DeadLetter { source: "f.csv", at: RecordAt::Line { line: 3 }, refusal: &refusal, raw })
+            .write(&DeadLetter {
+                source: "f.csv",
+                at: RecordAt::Line { line: 3 },
+                refusal: &refusal,
+                retried: None,
+                raw,
+            })
             .unwrap();
     }
     writer.finish().unwrap();

@@ -201,7 +201,7 @@ impl Feeding {
             Record::Upsert { city, .. } => Some(city),
             Record::Invalid(BadReading { city, .. }) => city,
         };
-        NewRecord { city: city.map(Into::into), bytes: bytes.into() }
+        NewRecord::new(city, bytes)
     }
 
     fn write_down(&self) {

@@ -4,19 +4,26 @@
 //! kind u8 | records, arrival ms, length of the records' bytes: varints | those bytes, plain or zstd | checksum u32
 //! ```
 //!
-//! Each record is its length as a varint and its bytes. The checksum is of the key and all before it.
+//! Each record is its length as a varint and its bytes. The checksum is of the key and all before it. A block of dead letters
+//! that were sent again says so in its kind; the bytes of each of its records begin with where it comes from:
+//!
+//! ```text
+//! attempt, first seen ms + 1 or 0, length of the origin: varints | origin | bytes of the record
+//! ```
 
 use std::ops::Range;
 
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::model::EventTime;
+use crate::model::{EventTime, Retried};
 
 /// From here on a block is compressed by itself. Below, the storage's own compression of neighbouring blocks does as well.
 const COMPRESS_BYTES: usize = 2 * 1024;
 const ZSTD_LEVEL: i32 = 1;
 const PLAIN: u8 = 0;
 const ZSTD: u8 = 1;
+/// Added to the kind.
+const RETRIED: u8 = 2;
 
 /// A block's place: partition, then first position, both big endian, so that keys sort as the log runs.
 pub(super) type Key = [u8; 12];
@@ -39,16 +46,29 @@ pub(super) struct Block {
     pub first: u64,
     pub count: u32,
     pub arrived: EventTime,
+    /// All of its records are dead letters that were sent again; otherwise none is.
+    pub retried: bool,
     records: Vec<u8>,
 }
 
 impl Block {
-    pub(super) fn new(first: u64, arrived: EventTime) -> Block {
-        Block { first, count: 0, arrived, records: Vec::new() }
+    pub(super) fn new(first: u64, arrived: EventTime, retried: bool) -> Block {
+        Block { first, count: 0, arrived, retried, records: Vec::new() }
     }
 
-    pub(super) fn push(&mut self, record: &[u8]) {
-        push_varint(record.len() as u64, &mut self.records);
+    /// Adds a record, of the block's kind.
+    pub(super) fn push(&mut self, record: &[u8], retried: Option<&Retried>) {
+        debug_assert_eq!(self.retried, retried.is_some());
+        let mut from = Vec::new();
+        if let Some(Retried { origin, attempt, first_seen }) = retried {
+            push_varint(u64::from(*attempt), &mut from);
+            let first_seen = first_seen.map_or(0, |time| time.millis().max(0) as u64 + 1);
+            push_varint(first_seen, &mut from);
+            push_varint(origin.len() as u64, &mut from);
+            from.extend_from_slice(origin.as_bytes());
+        }
+        push_varint((from.len() + record.len()) as u64, &mut self.records);
+        self.records.extend_from_slice(&from);
         self.records.extend_from_slice(record);
         self.count += 1;
     }
@@ -76,6 +96,20 @@ impl Block {
     pub(super) fn bytes(&self, range: Range<usize>) -> &[u8] {
         &self.records[range]
     }
+
+    /// Where a dead letter that was sent again comes from, and the bytes of the record; nothing where it is damaged.
+    pub(super) fn from_and_bytes(&self, range: Range<usize>) -> Option<(Retried, &[u8])> {
+        let mut rest = self.bytes(range);
+        let attempt = u32::try_from(take_varint(&mut rest)?).ok()?;
+        let first_seen = match take_varint(&mut rest)? {
+            0 => None,
+            after => Some(EventTime::from_millis(i64::try_from(after - 1).ok()?)?),
+        };
+        let length = usize::try_from(take_varint(&mut rest)?).ok()?;
+        let (origin, bytes) = rest.split_at_checked(length)?;
+        let origin = std::str::from_utf8(origin).ok()?.into();
+        Some((Retried { origin, attempt, first_seen }, bytes))
+    }
 }
 
 /// Stores blocks.
@@ -92,6 +126,7 @@ impl Encoder {
             length => Some(self.0.compress(&block.records)?).filter(|compressed| compressed.len() < length),
         };
         let kind = if compressed.is_some() { ZSTD } else { PLAIN };
+        let kind = if block.retried { kind + RETRIED } else { kind };
         let payload = compressed.as_ref().unwrap_or(&block.records);
         let mut stored = Vec::with_capacity(payload.len() + 32);
         stored.push(kind);
@@ -124,14 +159,15 @@ impl Decoder {
         let count = u32::try_from(take_varint(&mut rest)?).ok().filter(|count| *count > 0)?;
         let arrived = EventTime::from_millis(i64::try_from(take_varint(&mut rest)?).ok()?)?;
         let length = usize::try_from(take_varint(&mut rest)?).ok()?;
-        let records = match kind {
+        let retried = kind & RETRIED != 0;
+        let records = match kind & !RETRIED {
             PLAIN => rest.to_vec(),
             // The checksum holds, so the length is what the writer had in memory.
             ZSTD => self.0.decompress(rest, length).ok()?,
             _ => return None,
         };
         first.checked_add(u64::from(count))?;
-        (records.len() == length).then_some(Block { first, count, arrived, records })
+        (records.len() == length).then_some(Block { first, count, arrived, retried, records })
     }
 }
 

@@ -172,6 +172,11 @@ impl Journal {
         self.queue.clone()
     }
 
+    /// What its records leave unsaid.
+    pub fn decode(&self) -> DecodeSettings {
+        self.shared.decode
+    }
+
     /// The position behind the last record of a partition.
     pub fn end(&self, partition: u32) -> u64 {
         self.shared.tails.get(partition as usize).map_or(0, |tail| tail.end())

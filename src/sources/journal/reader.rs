@@ -9,7 +9,7 @@ use super::block::{Block, Decoder};
 use super::store::Failure;
 use super::tail::Found;
 use crate::codec::RecordDecoder;
-use crate::model::Raw;
+use crate::model::{Raw, Upsert};
 use crate::sources::{Next, Partition, Place, Polled, SourceError, Take};
 
 pub(super) struct Reader {
@@ -89,7 +89,7 @@ impl Partition for Reader {
     fn poll(&mut self, limit: usize, upto: u64, take: &mut dyn Take) -> Result<Polled, SourceError> {
         let mut given = 0;
         let limit = limit.min(upto.saturating_sub(self.position) as usize);
-        while given < limit {
+        while given < limit && !take.is_full() {
             let Some(cursor) = &mut self.current else {
                 match self.advance()? {
                     true => continue,
@@ -99,16 +99,22 @@ impl Partition for Reader {
             let block = &*cursor.block;
             let place = |position| Place { position, arrived: Some(block.arrived) };
             let upto = block.end().min(self.position.saturating_add((limit - given) as u64));
-            while self.position < upto {
+            while self.position < upto && !take.is_full() {
                 let Some(range) = block.record_at(cursor.offset) else { return Err(self.damaged()) };
                 cursor.offset = range.end;
-                let raw = block.bytes(range);
-                let taken = match self.records.decode(raw) {
-                    Ok(upsert) => take.upsert(place(self.position), &upsert),
-                    Err(refusal) => Err(refusal),
+                let (retried, raw) = match block.retried {
+                    false => (None, block.bytes(range)),
+                    true => match block.from_and_bytes(range) {
+                        Some((retried, raw)) => (Some(retried), raw),
+                        None => return Err(self.damaged()),
+                    },
                 };
+                let decoded = self.records.decode(raw);
+                let decoded = if retried.is_some() { decoded.and_then(Upsert::retried) } else { decoded };
+                let taken = decoded.and_then(|upsert| take.upsert(place(self.position), &upsert));
                 if let Err(refusal) = taken {
-                    take.refused(place(self.position), &refusal, &Raw::value(raw));
+                    let raw = Raw { retried: retried.as_ref(), ..Raw::value(raw) };
+                    take.refused(place(self.position), &refusal, &raw);
                 }
                 self.position += 1;
                 given += 1;

@@ -15,7 +15,7 @@ use proptest::test_runner::TestRunner;
 
 use super::*;
 use crate::codec::{Fields, json_record};
-use crate::model::{Acknowledge, Appended, Event, Measurement, NewRecord, Raw, Refusal, Upsert};
+use crate::model::{Acknowledge, Appended, Event, Measurement, NewRecord, Raw, Refusal, Retried, Upsert};
 use crate::sources::{Next, Place, Take};
 
 /// A record as it was read: position, arrival, bytes or what they came to.
@@ -54,7 +54,7 @@ fn reading(city: &str, number: i64) -> NewRecord {
     let event = Event::Reading(Measurement::new(80.5, 60.0, Some(7.0)).unwrap());
     let mut bytes = Vec::new();
     json_record(&Fields::of(city, EventTime::from_millis(number).unwrap(), &event), &mut bytes);
-    NewRecord { city: Some(city.into()), bytes: bytes.into() }
+    NewRecord::new(Some(city), bytes)
 }
 
 fn append(
@@ -99,7 +99,7 @@ fn partitions_are_fixed_and_cities_stay_in_theirs() {
     let dir = tempfile::tempdir().unwrap();
     {
         let journal = Journal::open(dir.path(), plan(4)).unwrap();
-        let nameless = NewRecord { city: None, bytes: b"no record"[..].into() };
+        let nameless = NewRecord::new(None, &b"no record"[..]);
         let appended = acknowledged(&*journal.appender(), vec![nameless.clone(), nameless]);
         assert_eq!((appended.len(), appended[0].partition.partition, appended[0].position), (1, 0, 2));
         assert_eq!(&*appended[0].partition.source, "journal");
@@ -113,6 +113,73 @@ fn partitions_are_fixed_and_cities_stay_in_theirs() {
     assert!(matches!(Journal::open(dir.path(), plan(4)), Err(JournalError::InUse { .. })));
     assert!(matches!(read_from(&journal, 0, 3, 10), Err(SourceError::Fatal(_))));
     assert!(matches!(read_from(&journal, 4, 0, 10), Err(SourceError::Fatal(_))));
+}
+
+/// Whether it comes again, and from where it was.
+#[derive(Default)]
+struct Again(Vec<(u64, Option<Event>, Option<Retried>)>);
+
+impl Take for Again {
+    fn upsert(&mut self, place: Place, upsert: &Upsert<'_>) -> Result<(), Refusal> {
+        self.0.push((place.position, Some(upsert.event), None));
+        match upsert.city {
+            "refused" => Err(Refusal::new(crate::model::Reason::TooLate, "")),
+            _ => Ok(()),
+        }
+    }
+
+    fn refused(&mut self, place: Place, _: &Refusal, raw: &Raw<'_>) {
+        self.0.retain(|(position, ..)| *position != place.position);
+        self.0.push((place.position, None, raw.retried.cloned()));
+    }
+}
+
+#[test]
+fn what_is_sent_again_says_so_and_goes_back_to_its_partition() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = |origin: &str, first_seen: Option<i64>| Retried {
+        origin: origin.into(),
+        attempt: 1,
+        first_seen: first_seen.and_then(EventTime::from_millis),
+    };
+    let again =
+        |record: NewRecord, retried: &Retried| NewRecord { retried: Some(Box::new(retried.clone())), ..record };
+    let (lost, refused) = (from("journal/3/9", None), from("journal/2/0", Some(1_764_000_000_001)));
+    let nameless = || NewRecord::new(None, &b"no record"[..]);
+    let withdrawal = NewRecord::new(Some("w"), &br#"{"city":"w","reading_at":"2025-01-01T00:00:00Z","deleted":true}"#[..]);
+    let long = from(&format!("{}/2/7", "s".repeat(3_000)), Some(0));
+    {
+        let journal = Journal::open(dir.path(), plan(4)).unwrap();
+        let records = vec![
+            again(reading("refused", 1), &refused),
+            nameless(),
+            again(nameless(), &lost),
+            again(nameless(), &long),
+            again(reading("x", 1), &from("journal/2/1", None)),
+            again(withdrawal, &from("journal/2/5", None)),
+            reading("x", 2),
+        ];
+        acknowledged(&*journal.appender(), records.clone());
+        let mut x = acknowledged(&*journal.appender(), vec![reading("x", 3)]);
+        assert_eq!(x.pop().map(|appended| appended.partition.source), Some("journal".into()));
+    }
+    let journal = Journal::open(dir.path(), plan(4)).unwrap();
+    let of = |partition| {
+        let mut seen = Again::default();
+        let mut reader = Source::open(&journal, partition, 0, thread::current()).unwrap();
+        while reader.poll(1, u64::MAX, &mut seen).unwrap().next == Next::Now {}
+        seen.0
+    };
+    assert_eq!(of(3).into_iter().find(|(.., from)| from.is_some()).unwrap().2, Some(lost));
+    let first = of(0);
+    assert!(first.contains(&(0, None, None)), "{first:?}");
+    assert!(first.contains(&(1, None, Some(long))), "{first:?}");
+    let second = of(2);
+    let Some(Event::Retried(_)) = second[1].1 else { panic!("{second:?}") };
+    assert_eq!(second[0], (0, None, Some(refused)));
+    assert_eq!(second[2], (2, None, Some(from("journal/2/5", None))), "a withdrawal is refused");
+    let ordinary = (0..4).flat_map(of).filter(|(_, event, _)| matches!(event, Some(Event::Reading(_))));
+    assert_eq!(ordinary.count(), 2);
 }
 
 #[test]
@@ -283,8 +350,7 @@ fn replay_is_what_was_acknowledged() {
             check(&journal, &oracle);
             for (batch, flush) in run {
                 for (city, length) in batch {
-                    let record =
-                        NewRecord { city: Some(format!("{city}").into()), bytes: vec![city; length].into() };
+                    let record = NewRecord::new(Some(&format!("{city}")), vec![city; length]);
                     let [at] = &acknowledged(&*journal.appender(), vec![record.clone()])[..] else {
                         panic!()
                     };

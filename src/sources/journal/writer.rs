@@ -12,7 +12,7 @@ use super::marks::Marks;
 use super::queue::{Append, Queue};
 use super::store::{Failure, caught};
 use super::{NAME, Shared};
-use crate::model::{AppendError, Appended, EventTime, NewRecord, PartitionName};
+use crate::model::{AppendError, Appended, EventTime, NewRecord, PartitionName, RecordPlace};
 
 /// Where a partition's records of one commit go on in a further block, so that no reader must hold much.
 const BLOCK_BYTES: usize = 256 * 1024;
@@ -55,14 +55,16 @@ impl Writer {
         for record in appends.iter().flat_map(|append| &append.records) {
             let partition = partition_of(record, self.marks.partitions());
             let blocks = parts.entry(partition).or_default();
-            if blocks.last().is_none_or(|block| block.len() >= BLOCK_BYTES) {
+            let retried = record.retried.as_deref();
+            let fits = |block: &Block| block.len() < BLOCK_BYTES && block.retried == retried.is_some();
+            if !blocks.last().is_some_and(fits) {
                 let arrived = &mut self.arrived[partition as usize];
                 *arrived = now.max(*arrived);
                 let first = blocks.last().map_or(self.marks.ends[partition as usize], Block::end);
-                blocks.push(Block::new(first, *arrived));
+                blocks.push(Block::new(first, *arrived, retried.is_some()));
             }
             if let Some(block) = blocks.last_mut() {
-                block.push(&record.bytes);
+                block.push(&record.bytes, retried);
             }
         }
         let mut stored = Vec::with_capacity(parts.len());
@@ -141,6 +143,11 @@ fn appended(records: &[NewRecord], ends: &mut [u64]) -> Vec<Appended> {
 }
 
 fn partition_of(record: &NewRecord, partitions: u32) -> u32 {
+    // What cannot be decoded says no city: it goes back to where it was.
+    let origin = record.retried.as_ref().and_then(|retried| retried.origin.parse::<RecordPlace>().ok());
+    if let Some(origin) = origin.filter(|origin| &*origin.source == NAME && origin.partition < partitions) {
+        return origin.partition;
+    }
     record.city.as_ref().map_or(0, |city| (xxh3_64(city.as_bytes()) % u64::from(partitions)) as u32)
 }
 

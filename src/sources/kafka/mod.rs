@@ -1,28 +1,35 @@
 //! Topics of Kafka as logs: partitions are theirs, positions are offsets.
 
+mod appender;
 mod partition;
 mod record;
 mod topic;
 mod watch;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
-use std::time::Duration as Wait;
+use std::time::{Duration as Wait, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 
+pub use self::appender::{AppendLimits, AppendPlan, KafkaAppender};
 use self::partition::KafkaPartition;
 use self::watch::{Context, Marks};
+pub use self::writer::RecordWriter;
 use crate::codec::DecodeSettings;
 use crate::kafka::Cluster;
 use crate::kafka::partitioner::Partitioner;
 use crate::model::{Duration, EventTime};
+use crate::registry::Schemas;
 use crate::sources::{Partition, Source, SourceError};
 
+/// How long an end waits for the cluster.
+const LEAVE: Wait = Wait::from_secs(2);
 /// How long a request of a start may take.
 const REQUEST: Wait = Wait::from_secs(10);
 /// What all partitions together may hold that workers have not taken yet, and one of them at least and at most.
@@ -96,6 +103,7 @@ struct Shared {
     name: Arc<str>,
     plan: KafkaPlan,
     decode: DecodeSettings,
+    schemas: OnceLock<Schemas>,
     consumer: Arc<BaseConsumer<Context>>,
     partitions: AtomicU32,
     open: Mutex<BTreeMap<u32, Arc<Marks>>>,
@@ -117,6 +125,7 @@ impl KafkaSource {
             name,
             plan,
             decode,
+            schemas: OnceLock::new(),
             consumer: Arc::new(consumer),
             partitions: AtomicU32::new(partitions),
             open: Mutex::default(),
@@ -128,6 +137,19 @@ impl KafkaSource {
         let watch =
             watch.map_err(|error| SourceError::Fatal(format!("no thread can be started: {error}")))?;
         Ok(KafkaSource { shared, watch: Some(watch) })
+    }
+
+    /// Has it read with the answers of the registry that the plan names; before a partition is opened.
+    pub fn use_schemas(&self, schemas: Schemas) {
+        self.shared.schemas.get_or_init(|| schemas);
+    }
+
+    /// The registry that names the schemas of its records.
+    pub fn registry(&self) -> Option<&RegistryPlan> {
+        match &self.shared.plan.format {
+            RecordFormat::AvroRegistry(registry) => Some(registry),
+            RecordFormat::Json | RecordFormat::AvroFile(_) => None,
+        }
     }
 }
 
@@ -205,6 +227,24 @@ impl Shared {
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Arc<Marks>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // librdkafka waits without end for a group's coordinator that is away, when the consumer is dropped.
+        let deadline = Instant::now() + LEAVE;
+        let closing = self.consumer.close_queue().is_ok();
+        while closing && !self.consumer.closed() && Instant::now() < deadline {
+            let _ = self.consumer.poll(Wait::from_millis(50));
+        }
+        if !self.consumer.closed() {
+            tracing::debug!(
+                source = &*self.name,
+                "the consumer is left behind, since the cluster does not answer"
+            );
+            std::mem::forget(self.consumer.clone());
+        }
     }
 }
 

@@ -6,11 +6,15 @@ use super::{RecordFormat, Shared};
 use crate::codec::RecordDecoder;
 use crate::kafka::letter;
 use crate::model::{Event, EventTime, Raw, Reason, Refusal, Retried, Upsert};
+use crate::registry::{AvroRecords, Decoded};
 use crate::sources::{Place, SourceError, Take};
 
 /// Gives messages as arrivals.
 pub(super) struct Records {
+    /// Of values, and of the keys of tombstones.
     json: RecordDecoder,
+    /// Of values, where they are Avro.
+    avro: Option<AvroRecords>,
 }
 
 /// What became of a message.
@@ -25,21 +29,39 @@ pub(super) enum Content {
 
 impl Records {
     pub(super) fn new(shared: &Shared) -> Result<Records, SourceError> {
-        match &shared.plan.format {
-            RecordFormat::Json => Ok(Records { json: RecordDecoder::new(shared.decode) }),
-            RecordFormat::AvroRegistry(_) | RecordFormat::AvroFile(_) => {
-                Err(SourceError::Fatal(format!("topic {}: Avro cannot be read yet", shared.plan.topic)))
+        let (topic, decode) = (&shared.plan.topic, shared.decode);
+        let avro = match &shared.plan.format {
+            RecordFormat::Json => None,
+            RecordFormat::AvroRegistry(_) => {
+                let schemas = shared.schemas.get().cloned();
+                let schemas = schemas.ok_or_else(|| {
+                    SourceError::Fatal(format!("topic {topic}: there is no client of its schema registry"))
+                })?;
+                Some(AvroRecords::from_registry(schemas, decode))
             }
-        }
+            RecordFormat::AvroFile(path) => {
+                let failed = |error: &dyn std::fmt::Display| {
+                    SourceError::Fatal(format!("the schema of topic {topic}, {}: {error}", path.display()))
+                };
+                let schema = std::fs::read_to_string(path).map_err(|error| failed(&error))?;
+                Some(AvroRecords::from_schema(&schema, decode).map_err(|error| failed(&error))?)
+            }
+        };
+        Ok(Records { json: RecordDecoder::new(decode), avro })
     }
 
     #[inline]
     pub(super) fn give(&mut self, message: &impl Message, place: Place, take: &mut dyn Take) -> Content {
         let (key, value) = (message.key(), message.payload());
         let retried = message.headers().and_then(retried);
-        let decoded = match value {
-            Some(value) => self.json.decode(value),
-            None => self.withdrawn(key),
+        let decoded = match (value, &mut self.avro) {
+            (None, _) => withdrawn(&mut self.json, key),
+            (Some(value), None) => self.json.decode(value),
+            (Some(value), Some(avro)) => match avro.decode(value) {
+                Decoded::Record(decoded) => decoded,
+                Decoded::Pending => return Content::Pending,
+                Decoded::Unavailable(why) => return Content::Failed(SourceError::Transient(why.to_string())),
+            },
         };
         let taken = decoded
             .and_then(|upsert| if retried.is_some() { again(upsert) } else { Ok(upsert) })
@@ -49,17 +71,17 @@ impl Records {
         }
         Content::Given
     }
+}
 
-    #[cold]
-    fn withdrawn<'a>(&'a mut self, key: Option<&'a [u8]>) -> Result<Upsert<'a>, Refusal> {
-        const RULE: &str =
-            "a record without a value is a withdrawal, whose key must be {\"city\":..,\"reading_at\":..}";
-        let Some(key) = key else {
-            return Err(Refusal::new(Reason::NotDecodable, format!("{RULE}: it has none")));
-        };
-        let upsert = self.json.decode_withdrawn(key);
-        upsert.map_err(|refusal| Refusal::new(refusal.reason, format!("{RULE}: {}", refusal.detail)))
-    }
+#[cold]
+fn withdrawn<'a>(decoder: &'a mut RecordDecoder, key: Option<&'a [u8]>) -> Result<Upsert<'a>, Refusal> {
+    const RULE: &str =
+        "a record without a value is a withdrawal, whose key must be {\"city\":..,\"reading_at\":..}";
+    let Some(key) = key else {
+        return Err(Refusal::new(Reason::NotDecodable, format!("{RULE}: it has none")));
+    };
+    let upsert = decoder.decode_withdrawn(key);
+    upsert.map_err(|refusal| Refusal::new(refusal.reason, format!("{RULE}: {}", refusal.detail)))
 }
 
 /// A dead letter that comes again.

@@ -1,8 +1,17 @@
 //! The built program and Apache Kafka itself.
 
+mod appender;
 mod broker;
+mod letters;
+mod case;
+mod faults;
+mod kills;
+mod log;
 mod reading;
+mod refusals;
 mod rig;
+mod source;
+mod swelter;
 mod topics;
 
 use std::ffi::OsString;

@@ -29,7 +29,7 @@ fn weather(number: i64) -> NewRecord {
     let at = EventTime::from_millis(1_764_000_000_000 + number / CITIES * 60_000).unwrap();
     let mut bytes = Vec::new();
     json_record(&Fields::of(&city, at, &event), &mut bytes);
-    NewRecord { city: Some(city.into()), bytes: bytes.into() }
+    NewRecord::new(Some(&city), bytes)
 }
 
 fn report(what: &str, records: u64, elapsed: Duration) {

@@ -1,0 +1,205 @@
+//! The dead letters of all that a configuration names: read, sent once more, and what was edited appended anew.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::data_dir::{DataDir, DataDirError};
+use super::retry::{JournalRetry, append_all};
+use crate::codec::RecordDecoder;
+use crate::config::{IngestPlan, Plan, SourceKind};
+use crate::kafka::letters::{self, LettersError};
+use crate::kafka::retry::{Outcome, Retrier, Wanted, produce};
+use crate::kafka::{Cluster, letter_topics};
+use crate::model::letter::LetterLine;
+use crate::model::{AppendError, Letter, NewRecord, RecordPlace};
+use crate::sinks::dead_letters::{self, DeadLettersError};
+use crate::sources::SourceError;
+use crate::sources::journal::{self, Journal, JournalError, JournalPlan};
+use crate::sources::kafka::{KafkaPlan, RecordFormat};
+
+/// Records of one append.
+const CHUNK: usize = 1_000;
+
+/// Why dead letters cannot be dealt with.
+#[derive(Debug, thiserror::Error)]
+pub enum DeadLetterError {
+    #[error(transparent)]
+    Files(#[from] DeadLettersError),
+    #[error(transparent)]
+    Topics(#[from] LettersError),
+    #[error("{0}; a service that runs retries by itself where ingest.retry_after is set")]
+    DataDir(#[from] DataDirError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error(transparent)]
+    Append(#[from] AppendError),
+    #[error("the journal does not answer: look at its disk, then try again")]
+    Hangs,
+    #[error("{}: {problem}", path.display())]
+    Sent { path: PathBuf, problem: String },
+    #[error("there is no source {asked:?} with dead letters that can be sent again: there are {known}")]
+    UnknownSource { asked: String, known: String },
+    #[error("line {line}: {problem}; nothing was sent")]
+    Line { line: u64, problem: String },
+}
+
+/// The places of a plan's dead letters.
+#[derive(Debug)]
+pub struct Places<'a> {
+    plan: &'a Plan,
+}
+
+impl<'a> Places<'a> {
+    pub fn of(plan: &'a Plan) -> Places<'a> {
+        Places { plan }
+    }
+
+    fn topics(&self) -> impl Iterator<Item = (&'a str, &'a KafkaPlan)> {
+        self.plan.sources.iter().filter_map(|source| match &source.kind {
+            SourceKind::Kafka(kafka) => Some((&*source.name, kafka)),
+            SourceKind::Generator(_) | SourceKind::File(_) => None,
+        })
+    }
+
+    fn journal(&self) -> Option<&'a IngestPlan> {
+        self.plan.ingest.as_ref().filter(|ingest| ingest.into.is_none())
+    }
+
+    /// Gives all letters to `each`, with the name of their source; those of one place in their order.
+    pub fn read(&self, mut each: impl FnMut(&str, Letter)) -> Result<(), DeadLetterError> {
+        for (name, kafka) in self.topics() {
+            for topic in letter_topics(&kafka.topic) {
+                letters::read(&kafka.cluster, &topic, |letter| each(name, letter))?;
+            }
+        }
+        if self.journal().is_some() {
+            for name in dead_letters::FILES {
+                dead_letters::Lines::new(&self.plan.data_dir.join(name)).take_while(|letter| {
+                    let source = letter.place.source.clone();
+                    each(&source, letter);
+                    None
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends letters that were not sent yet once more to where they come from.
+    pub fn retry(&self, source: Option<&str>, wanted: &Wanted) -> Result<Outcome, DeadLetterError> {
+        let is_asked = |name: &str| source.is_none_or(|source| source == name);
+        self.check_source(source)?;
+        let mut outcome = Outcome::default();
+        for (cluster, progress_topic, topics) in retriers(self.topics().filter(|(name, _)| is_asked(name))) {
+            let mut retrier = Retrier::open(cluster, progress_topic)?;
+            for kafka in topics {
+                outcome.add(&retrier.send(&kafka.topic, wanted)?);
+            }
+        }
+        if is_asked(journal::NAME)
+            && let Some(ingest) = self.journal()
+            && self.plan.data_dir.join(dead_letters::FILES[0]).exists()
+        {
+            let (dir, journal) = self.open_journal(ingest)?;
+            let mut retry = JournalRetry::open(dir.path(), &journal)?;
+            outcome.add(&retry.send(&journal, wanted)?);
+        }
+        Ok(outcome)
+    }
+
+    fn check_source(&self, source: Option<&str>) -> Result<(), DeadLetterError> {
+        let Some(asked) = source else { return Ok(()) };
+        let mut known: Vec<&str> = self.topics().map(|(name, _)| name).collect();
+        known.extend(self.journal().map(|_| journal::NAME));
+        match known.contains(&asked) {
+            true => Ok(()),
+            false => Err(DeadLetterError::UnknownSource { asked: asked.into(), known: known.join(", ") }),
+        }
+    }
+
+    fn open_journal(&self, ingest: &IngestPlan) -> Result<(DataDir, Journal), DeadLetterError> {
+        let dir = DataDir::open(&self.plan.data_dir)?;
+        let plan = JournalPlan {
+            partitions: ingest.partitions,
+            queue_records: ingest.queue_records,
+            queue_bytes: ingest.queue_bytes,
+            warn_bytes: ingest.warn_bytes,
+            decode: self.plan.decode,
+            ..JournalPlan::default()
+        };
+        let journal = Journal::open(&dir.path().join("journal"), plan)?;
+        Ok((dir, journal))
+    }
+
+    /// Appends what a person has edited as ordinary arrivals, each to its city's partition; all or, where a line is wrong,
+    /// nothing. Returns how many.
+    pub fn resubmit(&self, lines: &[String]) -> Result<usize, DeadLetterError> {
+        let mut decoder = RecordDecoder::new(self.plan.decode);
+        let mut topics: BTreeMap<&str, (&KafkaPlan, Vec<(String, Vec<u8>)>)> = BTreeMap::new();
+        let mut posted = Vec::new();
+        for (line, text) in (1..).zip(lines).filter(|(_, text)| !text.trim().is_empty()) {
+            let wrong = |problem: String| DeadLetterError::Line { line, problem };
+            let edited: LetterLine = serde_json::from_str(text)
+                .map_err(|error| wrong(format!("is not one of export ({error})")))?;
+            let bytes = edited.bytes().ok_or_else(|| wrong("has neither raw nor raw_base64".into()))?;
+            let source = edited.source.clone();
+            let kafka = self.topics().find(|(name, _)| *name == source);
+            let is_journal = source == journal::NAME && self.journal().is_some();
+            if kafka.is_none() && !is_journal {
+                let problem =
+                    format!("{source:?} is no source that takes records: correct them where they are");
+                return Err(wrong(problem));
+            }
+            if kafka.is_some_and(|(_, kafka)| kafka.format != RecordFormat::Json) {
+                return Err(wrong(format!("{source} reads Avro: write it with `swelter produce` instead")));
+            }
+            let upsert = decoder.decode(&bytes).map_err(|refusal| wrong(refusal.to_string()))?;
+            match kafka {
+                Some((name, kafka)) => {
+                    let city = upsert.city.to_owned();
+                    topics.entry(name).or_insert((kafka, Vec::new())).1.push((city, bytes));
+                }
+                None => {
+                    let city = upsert.city.to_owned();
+                    posted.push(NewRecord::new(Some(&city), bytes));
+                }
+            }
+        }
+        let written = topics.values().map(|(_, records)| records.len()).sum::<usize>() + posted.len();
+        for (kafka, records) in topics.values() {
+            produce(&kafka.cluster, &kafka.topic, records)?;
+        }
+        if let Some(ingest) = self.journal().filter(|_| !posted.is_empty()) {
+            let (_dir, journal) = self.open_journal(ingest)?;
+            for chunk in posted.chunks(CHUNK) {
+                append_all(&*journal.appender(), chunk)?;
+            }
+        }
+        Ok(written)
+    }
+
+    /// The letters of the record that stands at a place, by its source or its topic.
+    pub fn at(&self, place: &RecordPlace) -> Result<Vec<(String, Letter)>, DeadLetterError> {
+        let mut found = Vec::new();
+        self.read(|source, letter| {
+            let named = letter.place.source == place.source || *source == *place.source;
+            let same = (letter.place.partition, letter.place.position) == (place.partition, place.position);
+            if named && same {
+                found.push((source.to_owned(), letter));
+            }
+        })?;
+        Ok(found)
+    }
+}
+
+/// One retrier for each progress topic, and its topics: two of the same would take turns in ending each other.
+pub(super) fn retriers<'a>(
+    topics: impl Iterator<Item = (&'a str, &'a KafkaPlan)>,
+) -> Vec<(&'a Cluster, &'a str, Vec<&'a KafkaPlan>)> {
+    let mut groups: BTreeMap<(&Cluster, &str), Vec<&KafkaPlan>> = BTreeMap::new();
+    for (_, kafka) in topics {
+        groups.entry((&kafka.cluster, &kafka.progress_topic)).or_default().push(kafka);
+    }
+    groups.into_iter().map(|((cluster, progress), topics)| (cluster, progress, topics)).collect()
+}

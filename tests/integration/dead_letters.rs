@@ -1,0 +1,189 @@
+//! Dead letters of the journal, by the built program: looked at, sent once more, edited and resubmitted.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use swelter::model::EventTime;
+
+use crate::process::{Service, get, post, wait_for};
+
+const CONFIG: &str = "[results]\nmax_ahead = '1s'\n";
+
+/// Runs `swelter dead-letters` over the configuration that a service was started with.
+pub fn dead_letters(data: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
+    command.arg("dead-letters").args(args).arg("--config").arg(data.with_extension("toml"));
+    command.arg("--data-dir").arg(data).output().unwrap()
+}
+
+fn said(data: &Path, args: &[&str]) -> String {
+    let output = dead_letters(data, args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn time(millis: i64) -> String {
+    EventTime::from_millis(millis).unwrap().to_string()
+}
+
+fn now() -> i64 {
+    jiff::Timestamp::now().as_millisecond()
+}
+
+fn reading(city: &str, at: i64, temperature: f64) -> String {
+    let at = time(at);
+    format!(r#"{{"city":"{city}","reading_at":"{at}","temperature":{temperature},"humidity":50}}"#)
+}
+
+fn withdrawal(city: &str, at: i64) -> String {
+    format!(r#"{{"city":"{city}","reading_at":"{}","deleted":true}}"#, time(at))
+}
+
+fn take(service: &Service, record: &str) {
+    assert_eq!(post(&service.address, "application/json", record).unwrap().status, 200);
+}
+
+fn current(service: &Service, city: &str) -> Option<Value> {
+    let answer = get(&service.address, &format!("/v1/cities/{city}")).unwrap();
+    let body: Value = serde_json::from_str(&answer.body).unwrap();
+    (answer.status == 200).then(|| body["current"].clone()).filter(|row| !row.is_null())
+}
+
+fn count(service: &Service, what: &str) -> u64 {
+    service.get("/v1/status")["counts"][what].as_u64().unwrap()
+}
+
+fn refused(service: &Service, reason: &str, count: u64) {
+    wait_for(reason, || (service.get("/v1/status")["refused"][reason] == count).then_some(()));
+}
+
+/// Lines of a file of the data directory.
+fn lines(data: &Path, name: &str) -> Vec<Value> {
+    let text = fs::read_to_string(data.join(name)).unwrap_or_default();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Starts a service with readings of the cities a, b, c, which were too far in the future and are not any more; b was corrected
+/// and c withdrawn since. `late` is refused for good.
+fn with_letters(data: &Path) -> i64 {
+    let service = Service::start(data, CONFIG).ready();
+    let at = now() + 4_000;
+    for city in ["a", "b", "c"] {
+        take(&service, &reading(city, at, 90.0));
+    }
+    take(&service, &withdrawal("a", at));
+    refused(&service, "in_the_future", 4);
+    take(&service, &reading("late", now(), 80.0));
+    take(&service, &reading("late", now() - 2 * 86_400_000, 80.0));
+    refused(&service, "too_late", 1);
+    wait_for("the future", || (now() > at).then_some(()));
+    take(&service, &reading("b", at, 70.0));
+    take(&service, &withdrawal("c", at));
+    wait_for("what came since", || (count(&service, "nothing_to_withdraw") == 1).then_some(()));
+    wait_for("the correction", || current(&service, "b"));
+    service.terminate();
+    at
+}
+
+#[test]
+fn what_is_sent_again_counts_only_where_nothing_came_since() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    with_letters(&data);
+    let list: Value = serde_json::from_str(&said(&data, &["list", "--json"])).unwrap();
+    let counts: Vec<(&str, u64)> = list["counts"].as_array().unwrap().iter()
+        .map(|count| (count["reason"].as_str().unwrap(), count["letters"].as_u64().unwrap()))
+        .collect();
+    assert_eq!(counts, [("in_the_future", 4), ("too_late", 1)]);
+    assert_eq!(list["newest"].as_array().unwrap().len(), 5);
+    let first = said(&data, &["retry"]);
+    assert!(first.contains("sent 3 dead letters") && first.contains("1 are withdrawals"), "{first}");
+    for _ in 0..2 {
+        let again = said(&data, &["retry"]);
+        assert!(again.contains("sent 0 dead letters") && again.contains("3 were sent before"), "{again}");
+        let service = Service::start(&data, CONFIG).ready();
+        assert_eq!(current(&service, "a").unwrap()["temperature"], 90);
+        assert_eq!(current(&service, "b").unwrap()["temperature"], 70);
+        assert_eq!(current(&service, "c"), None);
+        assert_eq!((count(&service, "superseded"), count(&service, "corrected")), (2, 0));
+        service.terminate();
+    }
+    assert!(lines(&data, "dead-letters.2.jsonl").is_empty());
+    // While a service runs it is that which may retry.
+    let service = Service::start(&data, CONFIG).ready();
+    let output = dead_letters(&data, &["retry"]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && error.contains("in use by another process"), "{error}");
+    assert!(error.contains("ingest.retry_after"), "{error}");
+    service.terminate();
+}
+
+#[test]
+fn what_is_refused_again_stays_and_what_was_edited_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    with_letters(&data);
+    let sent = said(&data, &["retry", "--reason", "too_late"]);
+    assert!(sent.contains("too_late: 1"), "{sent}");
+    for _ in 0..2 {
+        assert!(said(&data, &["retry", "--reason", "too_late"]).contains("sent 0"));
+        let service = Service::start(&data, CONFIG).ready();
+        refused(&service, "too_late", 2);
+        service.terminate();
+        let again = lines(&data, "dead-letters.2.jsonl");
+        assert_eq!(again.len(), 1, "{again:?}");
+        let first = lines(&data, "dead-letters.jsonl");
+        let origin = first.iter().find(|letter| letter["reason"] == "too_late").unwrap();
+        let place = format!("journal/{}/{}", origin["partition"], origin["position"]);
+        assert_eq!((&again[0]["origin"], &again[0]["attempt"]), (&Value::from(place), &Value::from(1)));
+        assert_eq!((&again[0]["first_seen_at"], &again[0]["raw"]), (&origin["arrived_at"], &origin["raw"]));
+    }
+    let again = &lines(&data, "dead-letters.2.jsonl")[0];
+    let position = format!("journal/{}/{}", again["partition"], again["position"]);
+    let shown = said(&data, &["show", &position]);
+    assert!(shown.contains("attempt     1") && shown.contains(again["raw"].as_str().unwrap()), "{shown}");
+    let nothing = dead_letters(&data, &["show", "journal/0/999"]);
+    assert!(!nothing.status.success());
+
+    let exported = folder.path().join("letters.jsonl");
+    let out = exported.to_str().unwrap();
+    said(&data, &["export", "--out", out, "--reason", "too_late"]);
+    let text = fs::read_to_string(&exported).unwrap();
+    assert_eq!(text.lines().count(), 2, "{text}");
+    let line: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    let edited = |raw: String| {
+        let mut line = line.clone();
+        line["raw"] = raw.into();
+        line.to_string()
+    };
+    let right = edited(reading("late", now(), 99.0));
+    fs::write(&exported, format!("{right}\n{}\n", edited("{".into()))).unwrap();
+    let wrong = dead_letters(&data, &["resubmit", out]);
+    let error = String::from_utf8(wrong.stderr).unwrap();
+    assert!(error.contains("line 2: not_decodable") && error.contains("nothing was sent"), "{error}");
+    fs::write(&exported, right + "\n").unwrap();
+    assert_eq!(said(&data, &["resubmit", out]), "resubmitted 1 records\n");
+    let service = Service::start(&data, CONFIG).ready();
+    assert_eq!(current(&service, "late").unwrap()["temperature"], 99);
+    service.terminate();
+}
+
+#[test]
+fn a_service_retries_by_itself_after_a_delay() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let config = CONFIG.to_owned() + "[ingest]\nretry_after = '3s'\n";
+    let service = Service::start(&data, &config).ready();
+    take(&service, &reading("a", now() + 3_500, 90.0));
+    take(&service, &reading("late", now(), 80.0));
+    take(&service, &reading("late", now() - 2 * 86_400_000, 80.0));
+    refused(&service, "in_the_future", 1);
+    refused(&service, "too_late", 1);
+    let row = wait_for("the reading that came too early", || current(&service, "a"));
+    assert_eq!(row["temperature"], 90);
+    assert_eq!(service.get("/v1/status")["refused"]["too_late"], 1);
+    service.terminate();
+    assert!(said(&data, &["retry"]).contains("1 were sent before"));
+}

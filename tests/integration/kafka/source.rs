@@ -1,0 +1,425 @@
+//! Topics as a source: what is in them is what workers get, however they ask.
+
+use std::thread;
+use std::time::Duration;
+
+use swelter::codec::DecodeSettings;
+use swelter::kafka::{Cluster, letter, letter_topics};
+use swelter::model::{Event, EventTime, Raw, Reason, Refusal, Upsert};
+use swelter::sources::kafka::{KafkaPlan, KafkaSource, RecordFormat, Start};
+use swelter::sources::{Next, Partition, Place, Source, SourceError, Take};
+
+use super::broker::{Access, OwnBroker, shared};
+use super::topics::{COMPACT, LOG_APPEND_TIME, NewRecord, Producer, Topics, unique};
+use crate::process::wait_for;
+
+fn plan(access: &Access, topic: &str) -> KafkaPlan {
+    let properties = access.properties().into_iter().filter(|(name, _)| *name != "bootstrap.servers");
+    KafkaPlan {
+        cluster: Cluster {
+            brokers: access.address.clone(),
+            properties: properties.map(|(name, value)| (name.to_string(), value)).collect(),
+        },
+        topic: topic.into(),
+        format: RecordFormat::Json,
+        start: Start::Earliest,
+        create_topics: None,
+        progress_topic: "progress".into(),
+        group: format!("{topic}-group"),
+        partitioner: Default::default(),
+        retry_after: None,
+    }
+}
+
+fn source(plan: &KafkaPlan) -> KafkaSource {
+    KafkaSource::open("readings", plan.clone(), DecodeSettings::default()).unwrap()
+}
+
+/// A topic with those of its dead letters.
+fn topic(access: &Access, partitions: i32) -> String {
+    let (topics, name) = (Topics::of(access), unique("source"));
+    topics.create(&name, partitions, &[LOG_APPEND_TIME]);
+    letter_topics(&name).iter().for_each(|letters| topics.create(letters, 1, &[]));
+    name
+}
+
+/// A record as a worker gets it.
+#[derive(Clone, Debug, PartialEq)]
+enum Got {
+    Reading { city: String, temperature: f64, retried: bool },
+    Withdrawal { city: String },
+    Refused { reason: Reason, key: Option<Vec<u8>>, value: Option<Vec<u8>>, attempt: Option<u32> },
+}
+
+#[derive(Default)]
+struct Worker {
+    got: Vec<(u64, Got)>,
+    arrived: Vec<Option<EventTime>>,
+}
+
+impl Take for Worker {
+    fn upsert(&mut self, place: Place, upsert: &Upsert<'_>) -> Result<(), Refusal> {
+        let city = upsert.city.to_string();
+        let got = match upsert.event {
+            Event::Withdrawal => Got::Withdrawal { city },
+            Event::Reading(measured) => {
+                Got::Reading { city, temperature: measured.temperature(), retried: false }
+            }
+            Event::Retried(measured) => {
+                Got::Reading { city, temperature: measured.temperature(), retried: true }
+            }
+        };
+        self.got.push((place.position, got));
+        self.arrived.push(place.arrived);
+        Ok(())
+    }
+
+    fn refused(&mut self, place: Place, refusal: &Refusal, raw: &Raw<'_>) {
+        let (key, value) = (raw.key.map(Into::into), raw.value.map(Into::into));
+        let attempt = raw.retried.map(|retried| retried.attempt);
+        self.got.push((place.position, Got::Refused { reason: refusal.reason, key, value, attempt }));
+        self.arrived.push(place.arrived);
+    }
+}
+
+impl Worker {
+    fn records(&self) -> Vec<Got> {
+        self.got.iter().map(|(_, got)| got.clone()).collect()
+    }
+
+    fn next(&self) -> u64 {
+        self.got.last().map_or(0, |(position, _)| position + 1)
+    }
+
+    /// Polls until so many records are there.
+    fn read(&mut self, partition: &mut dyn Partition, records: usize) {
+        wait_for("that records come", || {
+            partition.poll(100, u64::MAX, self).unwrap();
+            (self.got.len() >= records).then_some(())
+        });
+    }
+}
+
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        ((z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB) >> 32) % sides.max(1)
+    }
+}
+
+const AT: &str = "2025-06-01T12:00:00Z";
+
+/// A record of any kind, and what a worker must make of it.
+fn any_record(dice: &mut Dice, partition: i32, number: usize) -> (NewRecord, Got) {
+    let city = format!("city {}", dice.below(20));
+    let reading =
+        format!(r#"{{"city":"{city}","reading_at":"{AT}","temperature":{},"humidity":50}}"#, number % 100);
+    let withdrawal = format!(r#"{{"city":"{city}","reading_at":"{AT}","deleted":true}}"#);
+    let key = format!(r#"{{"city":"{city}","reading_at":"{AT}"}}"#);
+    let sent_again = || {
+        vec![
+            (letter::ORIGIN.to_string(), "readings/0/7".to_string()),
+            (letter::ATTEMPT.to_string(), "2".to_string()),
+        ]
+    };
+    let temperature = (number % 100) as f64;
+    let record = |key: &str, value: &str| NewRecord::new(partition, key, value);
+    let refused = |record: &NewRecord, reason, attempt| Got::Refused {
+        reason,
+        key: record.key.clone(),
+        value: record.value.clone(),
+        attempt,
+    };
+    match dice.below(12) {
+        0 => (record(&city, &withdrawal), Got::Withdrawal { city }),
+        1 => (NewRecord { value: None, ..record(&key, "") }, Got::Withdrawal { city }),
+        2 => {
+            let record = NewRecord { value: None, ..record(&city, "") };
+            let got = refused(&record, Reason::NotDecodable, None);
+            (record, got)
+        }
+        3 => {
+            let record = NewRecord { value: None, key: None, ..record("", "") };
+            let got = refused(&record, Reason::NotDecodable, None);
+            (record, got)
+        }
+        4 => {
+            let record = NewRecord { value: Some(vec![0, 255, b'{']), ..record(&city, "") };
+            let got = refused(&record, Reason::NotDecodable, None);
+            (record, got)
+        }
+        5 => {
+            let record = NewRecord { headers: sent_again(), ..record(&city, &reading) };
+            (record, Got::Reading { city, temperature, retried: true })
+        }
+        6 => {
+            let record = NewRecord { headers: sent_again(), ..record(&city, &withdrawal) };
+            let got = refused(&record, Reason::BadOperation, Some(2));
+            (record, got)
+        }
+        7 => {
+            let record = record(&city, "");
+            let got = refused(&record, Reason::NotDecodable, None);
+            (record, got)
+        }
+        _ => (record(&city, &reading), Got::Reading { city, temperature, retried: false }),
+    }
+}
+
+#[test]
+fn random_logs_come_as_they_were_produced_from_any_position_on() {
+    const PARTITIONS: usize = 3;
+    let Some(access) = shared() else { return };
+    let topic = topic(&access, PARTITIONS as i32);
+    let mut dice = Dice(7);
+    let mut expected = vec![Vec::new(); PARTITIONS];
+    let producer = Producer::transactional(&access, &topic);
+    for transaction in 0..40 {
+        let commit = transaction % 3 != 1;
+        producer.begin();
+        for number in 0..dice.below(60) as usize {
+            let partition = dice.below(PARTITIONS as u64) as usize;
+            let (record, got) = any_record(&mut dice, partition as i32, number);
+            producer.send(&topic, &record);
+            if commit {
+                expected[partition].push(got);
+            }
+        }
+        if commit { producer.commit() } else { producer.abort() }
+    }
+    let source = source(&plan(&access, &topic));
+    assert_eq!(source.partitions(), PARTITIONS as u32);
+    for (number, expected) in expected.iter().enumerate() {
+        let whole = read_in_any_steps(&source, number as u32, 0, expected.len(), &mut dice);
+        assert_eq!(whole.records(), *expected);
+        assert!(whole.got.is_sorted_by(|(a, _), (b, _)| a < b));
+        assert!(whole.arrived.iter().all(Option::is_some));
+        for _ in 0..5 {
+            let from = dice.below(expected.len() as u64) as usize;
+            let position = whole.got[from].0;
+            let rest = read_in_any_steps(&source, number as u32, position, expected.len() - from, &mut dice);
+            assert_eq!(rest.got, whole.got[from..]);
+        }
+    }
+}
+
+/// Reads a partition to its end, with limits and ends of polls as they fall.
+fn read_in_any_steps(
+    source: &KafkaSource,
+    number: u32,
+    from: u64,
+    records: usize,
+    dice: &mut Dice,
+) -> Worker {
+    let mut partition = source.open(number, from, thread::current()).unwrap();
+    let mut worker = Worker::default();
+    let mut upto = from;
+    wait_for("the end of a log", || {
+        let (limit, before) = (dice.below(40) as usize, worker.got.len());
+        let polled = partition.poll(limit, upto, &mut worker).unwrap();
+        assert_eq!(worker.got.len() - before, polled.records);
+        assert!(polled.records <= limit && (worker.got.is_empty() || worker.next() <= upto));
+        if polled.records < limit {
+            upto += dice.below(30);
+        }
+        (worker.got.len() >= records && partition.end() == worker.next()).then_some(())
+    });
+    for _ in 0..20 {
+        assert_eq!(partition.poll(10, u64::MAX, &mut worker).unwrap().records, 0);
+    }
+    worker
+}
+
+fn reading(temperature: usize) -> NewRecord {
+    let value = format!(r#"{{"city":"a","reading_at":"{AT}","temperature":{temperature},"humidity":50}}"#);
+    NewRecord::new(0, "a", &value)
+}
+
+#[test]
+fn a_log_that_ends_in_aborted_records_is_read_to_its_end() {
+    let Some(access) = shared() else { return };
+    let topic = topic(&access, 1);
+    let producer = Producer::transactional(&access, &topic);
+    producer.begin();
+    producer.send(&topic, &reading(1));
+    producer.commit();
+    producer.begin();
+    (0..10).for_each(|number| producer.send(&topic, &reading(number)));
+    producer.abort();
+    let source = source(&plan(&access, &topic));
+    let mut partition = source.open(0, 0, thread::current()).unwrap();
+    assert_eq!(partition.end(), 13);
+    let mut worker = Worker::default();
+    wait_for("the end of the log", || {
+        partition.poll(100, u64::MAX, &mut worker).unwrap();
+        (partition.end() == 1).then_some(())
+    });
+    assert_eq!(worker.got.len(), 1);
+    // It goes on from there, and whoever waits is woken.
+    producer.begin();
+    producer.send(&topic, &reading(2));
+    producer.commit();
+    wait_for("that the worker is woken", || {
+        let polled = partition.poll(100, u64::MAX, &mut worker).unwrap();
+        if polled.next == Next::Woken && worker.got.len() < 2 {
+            thread::park_timeout(Duration::from_secs(5));
+        }
+        (worker.got.len() == 2).then_some(())
+    });
+    assert_eq!(worker.got[1].0, 13);
+}
+
+#[test]
+fn what_no_longer_reaches_back_or_ends_too_early_is_refused() {
+    let Some(access) = shared() else { return };
+    let topic = topic(&access, 1);
+    let producer = Producer::to(&access);
+    (0..10).for_each(|number| producer.send(&topic, &reading(number)));
+    producer.flush();
+    let source = source(&plan(&access, &topic));
+    Topics::of(&access).delete_before(&topic, 0, 4);
+    let open = |position| source.open(0, position, thread::current());
+    for (position, said) in [(3, "its records before 4 are gone"), (11, "it ends at 10")] {
+        let Err(SourceError::Fatal(error)) = open(position) else { panic!("{position} is opened") };
+        assert!(error.contains(said) && error.contains(&topic), "{error}");
+    }
+    assert_eq!(source.start(0, true).unwrap(), 4);
+    let mut worker = Worker::default();
+    worker.read(&mut *open(4).unwrap(), 6);
+    assert_eq!(worker.got[0].0, 4);
+    assert!(open(10).is_ok());
+}
+
+#[test]
+fn a_partition_has_one_reader_at_a_time() {
+    let Some(access) = shared() else { return };
+    let topic = topic(&access, 1);
+    let source = source(&plan(&access, &topic));
+    let first = source.open(0, 0, thread::current()).unwrap();
+    assert!(matches!(source.open(0, 0, thread::current()), Err(SourceError::Fatal(_))));
+    drop(first);
+    assert!(source.open(0, 0, thread::current()).is_ok());
+}
+
+#[test]
+fn starts_are_the_beginning_the_end_or_a_time() {
+    let Some(access) = shared() else { return };
+    let topic = topic(&access, 2);
+    let producer = Producer::to(&access);
+    producer.send(&topic, &reading(1));
+    producer.flush();
+    let mut worker = Worker::default();
+    let plan = plan(&access, &topic);
+    worker.read(&mut *source(&plan).open(0, 0, thread::current()).unwrap(), 1);
+    let first = worker.arrived[0].unwrap();
+    let after = EventTime::from_millis(first.millis() + 1).unwrap();
+    let starts = [
+        (Start::Earliest, 0, 0),
+        (Start::Latest, 1, 0),
+        (Start::At(first), 0, 0),
+        (Start::At(after), 1, 0),
+        (Start::At(EventTime::from_millis(-1).unwrap()), 0, 0),
+    ];
+    for (start, first, empty) in starts {
+        let source = source(&KafkaPlan { start, ..plan.clone() });
+        assert_eq!((source.start(0, true), source.start(1, true)), (Ok(first), Ok(empty)), "{start:?}");
+        assert_eq!(source.start(0, false), Ok(0), "{start:?}");
+    }
+}
+
+#[test]
+fn new_partitions_are_found() {
+    let Some(access) = shared() else { return };
+    let topic = topic(&access, 1);
+    let source = source(&plan(&access, &topic));
+    let mut worker = Worker::default();
+    let mut old = source.open(0, 0, thread::current()).unwrap();
+    Topics::of(&access).add_partitions(&topic, 3);
+    wait_for("the new partitions", || (source.partitions() == 3).then_some(()));
+    let producer = Producer::to(&access);
+    producer.send(&topic, &NewRecord { partition: 2, ..reading(1) });
+    producer.send(&topic, &reading(2));
+    producer.flush();
+    let start = source.start(2, false).unwrap();
+    let mut new = source.open(2, start, thread::current()).unwrap();
+    worker.read(&mut *new, 1);
+    worker.read(&mut *old, 2);
+}
+
+#[test]
+fn topics_are_checked_and_made() {
+    let Some(access) = shared() else { return };
+    let topics = Topics::of(&access);
+    let plan = plan(&access, &unique("source"));
+    let open = |plan: &KafkaPlan| KafkaSource::open("readings", plan.clone(), DecodeSettings::default());
+    let refused = |plan: &KafkaPlan| match open(plan) {
+        Err(SourceError::Fatal(error)) => error,
+        other => panic!("{:?}", other.err()),
+    };
+    let [first, second] = letter_topics(&plan.topic);
+    let missing = format!("{}, {first}, {second}", plan.topic);
+    assert!(refused(&plan).contains(&missing), "{}", refused(&plan));
+    assert_eq!(topics.partitions(&plan.topic), 0);
+    let source = open(&KafkaPlan { create_topics: Some(4), ..plan.clone() }).unwrap();
+    assert_eq!(source.partitions(), 4);
+    assert_eq!(topics.config(&plan.topic)["message.timestamp.type"], "LogAppendTime");
+    for topic in [&*plan.topic, &first, &second] {
+        let config = topics.config(topic);
+        assert_eq!((&*config["cleanup.policy"], &*config["retention.ms"]), ("delete", "-1"), "{topic}");
+    }
+    assert!(open(&plan).is_ok());
+
+    let compacted = KafkaPlan { topic: unique("source"), create_topics: Some(1), ..plan };
+    topics.create(&compacted.topic, 1, &[COMPACT]);
+    assert!(refused(&compacted).contains("is compacted"), "{}", refused(&compacted));
+}
+
+#[test]
+fn who_may_not_read_is_told_so() {
+    let Some(broker) = OwnBroker::secured() else { return };
+    let topic = topic(&broker.access, 1);
+    let refused = |access: &Access| match KafkaSource::open(
+        "readings",
+        plan(access, &topic),
+        DecodeSettings::default(),
+    ) {
+        Err(SourceError::Fatal(error)) => error,
+        other => panic!("{:?}", other.err()),
+    };
+    let poor = refused(&Access { user: Some("poor"), ..broker.access.clone() });
+    assert!(poor.contains("does not allow it") && poor.contains(&topic), "{poor}");
+    let stranger = refused(&Access { user: Some("stranger"), ..broker.access.clone() });
+    assert!(stranger.contains("does not allow it"), "{stranger}");
+}
+
+#[test]
+fn a_broker_that_dies_holds_reading_up_but_loses_nothing() {
+    let Some(mut broker) = OwnBroker::start() else { return };
+    let topic = topic(&broker.access, 1);
+    let producer = Producer::to(&broker.access);
+    producer.send(&topic, &reading(1));
+    producer.flush();
+    let source = source(&plan(&broker.access, &topic));
+    let mut partition = source.open(0, 0, thread::current()).unwrap();
+    let mut worker = Worker::default();
+    worker.read(&mut *partition, 1);
+    broker.kill();
+    producer.send(&topic, &reading(2));
+    for _ in 0..100 {
+        match partition.poll(10, u64::MAX, &mut worker) {
+            Ok(_) | Err(SourceError::Transient(_)) => thread::sleep(Duration::from_millis(5)),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    broker.start_again();
+    producer.flush();
+    wait_for("what came meanwhile", || match partition.poll(10, u64::MAX, &mut worker) {
+        Ok(_) | Err(SourceError::Transient(_)) => (worker.got.len() == 2).then_some(()),
+        Err(error) => panic!("{error}"),
+    });
+    broker.kill();
+    drop((partition, source));
+}

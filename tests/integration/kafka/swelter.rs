@@ -1,0 +1,196 @@
+//! The built program with topics: its configuration, its life, and its end.
+
+use std::fs::File;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use super::broker::{Access, pause};
+use super::topics::{COMPACT, LOG_APPEND_TIME, Topics, unique};
+use crate::process::{get, wait_for};
+
+/// What a configuration says.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub access: Access,
+    pub input: String,
+    pub results: String,
+    pub current: String,
+    pub progress: String,
+    pub ingest: bool,
+    /// Further lines of their tables.
+    pub rules: String,
+    pub source: String,
+    pub sink: String,
+}
+
+impl Setup {
+    /// Names that nobody else has. There are no topics yet.
+    pub fn new(access: &Access) -> Setup {
+        let input = unique("readings");
+        Setup {
+            access: access.clone(),
+            results: format!("{input}-heat-index"),
+            current: format!("{input}-heat-index-now"),
+            progress: format!("{input}-progress"),
+            input,
+            ingest: false,
+            rules: String::new(),
+            source: String::new(),
+            sink: "shards = 2\ncommit_interval = \"20ms\"\n".into(),
+        }
+    }
+
+    pub fn letters(&self) -> String {
+        format!("{}.failed.1", self.input)
+    }
+
+    /// Makes all topics but the one that is named, as they should be.
+    pub fn make_topics_but(&self, left_out: &str, partitions: i32) {
+        let topics = Topics::of(&self.access);
+        let second = format!("{}.failed.2", self.input);
+        for (name, partitions, config) in [
+            (&self.input, partitions, LOG_APPEND_TIME),
+            (&self.letters(), partitions, LOG_APPEND_TIME),
+            (&second, partitions, LOG_APPEND_TIME),
+            (&self.results, 4, COMPACT),
+            (&self.current, 4, COMPACT),
+            (&self.progress, 1, COMPACT),
+        ] {
+            if name != left_out {
+                topics.create(name, partitions, &[config]);
+            }
+        }
+    }
+
+    pub fn make_topics(&self, partitions: i32) {
+        self.make_topics_but("", partitions);
+    }
+
+    fn to_toml(&self) -> String {
+        let Setup { access, input, results, current, progress, ingest, rules, source, sink } = self;
+        let properties = access.properties().into_iter().filter(|(name, _)| *name != "bootstrap.servers");
+        let properties: Vec<_> =
+            properties.map(|(name, value)| format!("\"{name}\" = \"{value}\"")).collect();
+        let cluster =
+            format!("brokers = \"{}\"\nproperties = {{ {} }}", access.address, properties.join(", "));
+        format!(
+            "[results]\nwindow = \"30m\"\nlateness = \"90m\"\nhistory = \"1h\"\n{rules}\n\
+             [ingest]\nenabled = {ingest}\n\
+             [[sources]]\ntype = \"kafka\"\n{cluster}\ntopic = \"{input}\"\nformat = \"json\"\n{source}\n\
+             [[sinks]]\ntype = \"kafka\"\n{cluster}\ntopic = \"{results}\"\ncurrent_topic = \"{current}\"\n\
+             progress_topic = \"{progress}\"\n{sink}\n"
+        )
+    }
+}
+
+/// `swelter run`. It is killed when this is dropped.
+pub struct Swelter {
+    child: Child,
+    folder: TempDir,
+    /// Whether it may abort.
+    dies: bool,
+}
+
+impl Swelter {
+    /// Starts it with a data folder, which is all that a second start may find of the first one beside the topics.
+    pub fn start(setup: &Setup, data: &Path, workers: u64) -> Swelter {
+        Swelter::start_to_die(setup, data, workers, None)
+    }
+
+    /// One that dies by itself after so many transactions, when the next is flushed and not committed.
+    pub fn start_to_die(setup: &Setup, data: &Path, workers: u64, after: Option<u64>) -> Swelter {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("swelter.toml");
+        std::fs::write(&config, setup.to_toml()).unwrap();
+        let out = |name: &str| File::create(folder.path().join(name)).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
+        // What the tests are told is not for the program.
+        for (name, _) in std::env::vars_os() {
+            if name.to_str().is_some_and(|name| name.starts_with("SWELTER_")) {
+                command.env_remove(name);
+            }
+        }
+        command.args(["run", "--listen", "127.0.0.1:0", "--workers", &workers.to_string(), "--config"]);
+        command.arg(&config).arg("--data-dir").arg(data);
+        if let Some(after) = after {
+            command.env("SWELTER_TEST_DIE_BEFORE_COMMIT", after.to_string());
+        }
+        let child = command.stdin(Stdio::null()).stdout(out("out")).stderr(out("log")).spawn().unwrap();
+        Swelter { child, folder, dies: after.is_some() }
+    }
+
+    /// Waits until it serves, and says at which address.
+    pub fn address(&mut self) -> String {
+        wait_for("that it listens", || {
+            assert!(self.has_ended().is_none(), "it has ended: {}", self.log());
+            let out = std::fs::read_to_string(self.folder.path().join("out")).unwrap();
+            Some(out.strip_suffix('\n')?.strip_prefix("listening on http://")?.to_string())
+        })
+    }
+
+    /// Waits until it has caught up.
+    pub fn ready(mut self) -> Swelter {
+        let address = self.address();
+        wait_for("readiness", || {
+            assert!(self.has_ended().is_none(), "it has ended: {}", self.log());
+            (get(&address, "/readyz").ok()?.status == 200).then_some(())
+        });
+        self
+    }
+
+    pub fn has_ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// Its whole log so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
+    /// Stops it without ending it, for so long.
+    pub fn pause(&self, time: Duration) {
+        pause(&self.child, time);
+    }
+
+    /// Ends it at once; it must have lived until now, unless it was to die.
+    pub fn kill(mut self) {
+        if let Some(status) = self.has_ended() {
+            let died = self.dies && status.signal() == Some(6);
+            assert!(died, "it has ended by itself with {status}: {}", self.log());
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        assert!(!self.log().contains("panicked"), "{}", self.log());
+    }
+
+    /// Asks it to end, which it must do with 0 within seconds.
+    pub fn terminate(mut self) {
+        let asked = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        assert!(asked.unwrap().success());
+        let began = Instant::now();
+        let status = wait_for("the end", || self.has_ended());
+        assert_eq!(status.code(), Some(0), "{}", self.log());
+        assert!(began.elapsed() < Duration::from_secs(15), "it took {:?} to end", began.elapsed());
+        assert!(!self.log().contains("panicked"), "{}", self.log());
+    }
+
+    /// Waits until it has ended because it had to, and gives the last line of what it says.
+    pub fn fails(mut self) -> String {
+        let status = wait_for("that it ends by itself", || self.has_ended());
+        let log = self.log();
+        assert!(status.code().is_some_and(|code| code != 0), "{status}: {log}");
+        assert!(!log.contains("panicked"), "{log}");
+        log.lines().last().unwrap_or_default().to_string()
+    }
+}
+
+impl Drop for Swelter {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
