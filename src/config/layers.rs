@@ -221,7 +221,11 @@ impl Entries {
         let name = text("name").or_else(topic).or_else(|| text("type")).unwrap_or_else(|| number.to_string());
         let key = format!("{list}.{}", segment(&name));
         if self.tables.contains_key(&key) {
-            let problem = "is there twice: give one another name, as in name = \"second\"".into();
+            let problem = match list {
+                "sinks" => "is a second sink: one is the most",
+                _ => "is there twice: give one another name, as in name = \"second\"",
+            };
+            let problem = problem.into();
             return self.errors.push(ConfigError { key: Some(key), origin: Some(here), problem });
         }
         for (name, value) in table {

@@ -66,7 +66,7 @@ fn is_named(keys: &mut Keys, at: &str, name: &str) -> bool {
 pub fn sink(keys: &mut Keys, sources: &mut Sources) -> Option<KafkaSinkPlan> {
     let items = keys.items("sinks");
     if let Some(Item { key, .. }) = items.get(1) {
-        keys.refuse(key, "is a second sink: one is the most, with all topics that are wanted");
+        keys.refuse(key, "is a second sink: one is the most");
     }
     let at = &items.first()?.key;
     keys.one_of(&format!("{at}.type"), &["kafka"])?;

@@ -149,13 +149,14 @@ fn problems_name_their_place() {
         "sources.again.topic (swelter.toml, line 25): is one, as is sources.one.topic",
         "sources.again.topic (swelter.toml, line 25): is one.failed.1, as is sources.one.topic",
         "sources.again.topic (swelter.toml, line 25): is one.failed.2, as is sources.one.topic",
+        "sources.again.progress_topic (default): is one.progress, as is sources.one.progress_topic",
         "sources.again.properties.\"enable.auto.commit\" (swelter.toml, line 27): is set by swelter itself",
         "sources.again.properties.\"sasl.passwort\" (swelter.toml, line 28): is refused by librdkafka: No such",
         "sources.again.properties.\"sasl.mechanism\" (swelter.toml, line 29): a list is not a text, a number",
         "sinks.kafka.shards (swelter.toml, line 35): 65 is not a whole number from 1 to 64",
         "sinks.kafka.transaction_timeout (default): is less than ten times commit_interval",
         "sinks.kafka.topic (swelter.toml, line 33): is one.failed.1, as is sources.one.topic",
-        "sinks.kafka (swelter.toml, line 36): is there twice",
+        "sinks.kafka (swelter.toml, line 36): is a second sink",
     ];
     for expected in expected {
         assert!(lines.iter().any(|line| line.starts_with(expected)), "{expected}\nnot in {lines:#?}");
