@@ -26,6 +26,7 @@ fn plan(access: &Access, topic: &str) -> KafkaPlan {
         create_topics: None,
         progress_topic: "progress".into(),
         group: format!("{topic}-group"),
+        partitioner: Default::default(),
         retry_after: None,
     }
 }
