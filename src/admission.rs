@@ -64,6 +64,9 @@ struct City {
     successor: u32,
     /// The newest `reading_at` of an admitted reading; none while only withdrawals were.
     high: Option<EventTime>,
+    /// How many arrivals were admitted, and the `reading_at` of the first.
+    admitted: u32,
+    first: EventTime,
 }
 
 /// The city of an admitted arrival.
@@ -72,6 +75,9 @@ pub struct Admitted {
     pub city: CityKey,
     /// The first arrival of the city: the dataflow must learn its name.
     pub is_new: bool,
+    /// About how many rows it may change: 1 of a reading that is its city's newest; of another one as many as the city has had
+    /// since, on average.
+    pub rows: u32,
 }
 
 impl Admitted {
@@ -102,17 +108,22 @@ impl Admission {
             let detail = format!("the partition has {} cities, and may not have more", self.cities.len());
             return Err(Refusal::new(Reason::TooManyCities, detail));
         }
-        let number = known.unwrap_or_else(|| self.add(upsert.city));
+        let number = known.unwrap_or_else(|| self.add(upsert.city, at));
         let city = &mut self.cities[number as usize];
         let oldest = city.high.map(|high| high.millis() - self.rules.lateness.millis());
         if oldest.is_some_and(|oldest| at.millis() < oldest) {
             return Err(too_late(at, city.high, self.rules.lateness));
         }
+        city.admitted = city.admitted.saturating_add(1);
+        let rows = match city.high {
+            Some(high) if at <= high => city.rows_since(at, high),
+            _ => 1,
+        };
         if is_reading {
             city.high = city.high.max(Some(at));
         }
         let city = CityKey { source: self.source, number, hash: city.hash };
-        Ok(Admitted { city, is_new: known.is_none() })
+        Ok(Admitted { city, is_new: known.is_none(), rows })
     }
 
     #[inline]
@@ -128,11 +139,12 @@ impl Admission {
         Some(number)
     }
 
-    fn add(&mut self, name: &str) -> u32 {
+    fn add(&mut self, name: &str, first: EventTime) -> u32 {
         let number = self.cities.len() as u32;
         let name: Arc<str> = name.into();
         let hash = CityKey::hash(&name);
-        self.cities.push(City { name: Arc::clone(&name), hash, successor: 0, high: None });
+        let city = City { name: Arc::clone(&name), hash, successor: 0, high: None, admitted: 0, first };
+        self.cities.push(city);
         self.numbers.insert(name, number);
         number
     }
@@ -140,6 +152,15 @@ impl Admission {
     /// How many cities the partition has.
     pub fn cities(&self) -> usize {
         self.cities.len()
+    }
+}
+
+impl City {
+    #[cold]
+    fn rows_since(&self, at: EventTime, high: EventTime) -> u32 {
+        let (since, all) = (high.millis() - at.millis(), high.millis() - self.first.millis());
+        let share = since as f64 / all.max(since).max(1) as f64;
+        1 + (f64::from(self.admitted) * share) as u32
     }
 }
 
@@ -207,6 +228,18 @@ mod tests {
             .map(|admitted| (admitted.city.source, admitted.city.number, admitted.is_new))
             .collect();
         assert_eq!(keys, [(3, 0, true), (3, 1, true), (3, 0, false)]);
+    }
+
+    #[test]
+    fn what_is_not_the_newest_may_change_as_many_rows_as_came_since() {
+        let mut admission = admission(1000);
+        for at in 0..=100 {
+            assert_eq!(admission.admit(&upsert("a", at, reading()), None).unwrap().rows, 1);
+        }
+        for (at, rows) in [(100, 1), (50, 50), (0, 100), (-100, 100)] {
+            let admitted = admission.admit(&upsert("a", at, reading()), None).unwrap();
+            assert!(admitted.rows.abs_diff(rows) < 10, "{at}: {}", admitted.rows);
+        }
     }
 
     #[test]

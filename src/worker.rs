@@ -19,7 +19,7 @@ use timely::worker::Worker;
 
 pub use self::outgoing::Cuts;
 use self::outgoing::Outgoing;
-use self::reader::{Gathered, Reader};
+use self::reader::{FULL, FULL_ROWS, Gathered, Reader};
 pub use self::reader::{LetterPlaces, LogPartition, Refusals};
 use self::teller::Teller;
 use crate::admission::AdmissionRules;
@@ -39,8 +39,6 @@ const IDLE: Wait = Wait::from_millis(20);
 const LONGEST_PARK: Wait = Wait::from_millis(10);
 /// How long it parks while it must not go on.
 const HELD_BACK: Wait = Wait::from_millis(1);
-/// Arrivals after which an epoch is sent at once.
-const FULL: usize = 32 * 1024;
 /// Calls of [`Ask::ask`] that may wait.
 const QUESTIONS: usize = 1024;
 
@@ -200,6 +198,8 @@ struct Own<'a> {
     queries: Vec<Query>,
     progress: Vec<Read>,
     letters: Parcels,
+    /// About how many rows the arrivals may change.
+    rows: usize,
 }
 
 impl<'a> Own<'a> {
@@ -246,6 +246,7 @@ impl<'a> Own<'a> {
             queries: Vec::new(),
             progress: Vec::new(),
             letters: Parcels::default(),
+            rows: 0,
         };
         own.graph.advance_to(own.open);
         own
@@ -268,7 +269,7 @@ impl<'a> Own<'a> {
         self.first = (self.first + 1) % self.readers.len();
         let (before, after) = self.readers.split_at_mut(self.first);
         for reader in after.iter_mut().chain(before) {
-            if self.arrivals.len() >= FULL {
+            if self.arrivals.len() >= FULL || self.rows >= FULL_ROWS {
                 break;
             }
             let replay = self.outgoing.as_ref().map(Outgoing::replay);
@@ -277,6 +278,7 @@ impl<'a> Own<'a> {
                 cities: &mut self.cities,
                 arrivals: &mut self.arrivals,
                 letters: &mut self.letters,
+                rows: &mut self.rows,
                 refusals: &self.job.shared.refusals,
             };
             let polled = reader.poll(now, self.job.limits.poll_records, upto, into);
@@ -319,7 +321,7 @@ impl<'a> Own<'a> {
         }
         let heard = self.graph.heard();
         let clock = clock().max(self.open);
-        let gate_open = at_once || now >= self.gate || self.arrivals.len() >= FULL;
+        let gate_open = at_once || now >= self.gate || self.is_full();
         if heard >= self.open {
             self.close(heard, now);
         } else if self.has_sent_all() {
@@ -331,6 +333,10 @@ impl<'a> Own<'a> {
         } else if gate_open && self.reserved(clock) {
             self.close(clock, now);
         }
+    }
+
+    fn is_full(&self) -> bool {
+        self.arrivals.len() >= FULL || self.rows >= FULL_ROWS
     }
 
     fn has_sent_all(&self) -> bool {
@@ -349,6 +355,7 @@ impl<'a> Own<'a> {
             }
             self.in_flight.push_back((epoch, self.arrivals.len()));
             self.arrivals_in_flight += self.arrivals.len();
+            self.rows = 0;
             let mut letters: Vec<Parcel> = self.letters.take_all();
             letters.iter_mut().for_each(|parcel| parcel.epoch = epoch);
             self.graph.send_aside(epoch, &mut self.queries, &mut self.progress, &mut letters);

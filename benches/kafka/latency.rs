@@ -36,8 +36,11 @@ pub fn all(broker: &Broker, effort: &Effort) {
     for rate in [15_000, 30_000] {
         for (mode, keys) in MODES {
             for _ in 0..effort.rounds {
-                let (latencies, cores) = measured(broker, rate, keys, effort.time);
+                let (latencies, client, cores) = measured(broker, rate, keys, effort.time);
                 println!("  {rate:6} readings/s, {mode:27} {}  {cores}", latencies.shown());
+                if client.at(0.99) > 2.0 {
+                    println!("    of which the client was late itself: {}", client.shown());
+                }
                 let (seen, due) = (latencies.len(), rate * effort.time.as_secs());
                 if seen < due * 98 / 100 {
                     println!("    {seen} of {due} readings seen");
@@ -47,7 +50,7 @@ pub fn all(broker: &Broker, effort: &Effort) {
     }
 }
 
-fn measured(broker: &Broker, rate: u64, keys: &str, time: Duration) -> (Latencies, String) {
+fn measured(broker: &Broker, rate: u64, keys: &str, time: Duration) -> (Latencies, Latencies, String) {
     let input = broker.topic("in", PARTITIONS, &[("message.timestamp.type", "LogAppendTime")]);
     let output = broker.topic("out", PARTITIONS, &[("cleanup.policy", "compact")]);
     Loader::new(broker, 20).past(&input.name, SHAPE, PAST);
@@ -58,7 +61,8 @@ fn measured(broker: &Broker, rate: u64, keys: &str, time: Duration) -> (Latencie
     let stop = Arc::new(AtomicBool::new(false));
     thread::scope(|scope| {
         let producing = stop.clone();
-        scope.spawn(move || produce(Loader::new(broker, 1), &input.name, rate, &producing));
+        let input = &input.name;
+        let producer = scope.spawn(move || produce(Loader::new(broker, 1), input, rate, &producing));
         let consumer = broker.consumer(&output.name, Offset::End);
         let (from, upto) = (&from, &upto);
         let consuming = scope.spawn(move || consume(&consumer, from, upto));
@@ -71,12 +75,13 @@ fn measured(broker: &Broker, rate: u64, keys: &str, time: Duration) -> (Latencie
         let cores = cores.shown(&server);
         let latencies = consuming.join().unwrap();
         stop.store(true, Ordering::Relaxed);
-        (latencies, cores)
+        (latencies, producer.join().unwrap(), cores)
     })
 }
 
-/// Every city in turn, each reading at the millisecond that it is dated.
-fn produce(mut loader: Loader, topic: &str, rate: u64, stop: &AtomicBool) {
+/// Every city in turn, each reading at the millisecond that it is dated; and how much later it was sent.
+fn produce(mut loader: Loader, topic: &str, rate: u64, stop: &AtomicBool) -> Latencies {
+    let mut late = Latencies::new();
     let first = now_micros() / 1000 + 10;
     let mut number = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -87,8 +92,10 @@ fn produce(mut loader: Loader, topic: &str, rate: u64, stop: &AtomicBool) {
             thread::sleep(Duration::from_micros(wait as u64));
         }
         loader.send(topic, SHAPE, city(number % CITIES), due, number);
+        late.record(now_micros() - due * 1000);
         number += 1;
     }
+    late
 }
 
 /// Times what is due from one time to another, until all of it has come or it is long over.

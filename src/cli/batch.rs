@@ -30,15 +30,8 @@ pub struct BatchArgs {
     /// The format of all inputs, instead of by their names
     #[arg(long, value_name = "FORMAT")]
     input_format: Option<Format>,
-    /// What a time without an offset is in, such as Z or -05:00; without it, such a reading is refused
-    #[arg(long, value_name = "OFFSET", value_parser = offset, allow_hyphen_values = true)]
-    assume_offset: Option<Offset>,
-    /// The unit of temperatures
-    #[arg(long, default_value = "fahrenheit")]
-    units: Units,
-    /// What says how moist the air is
-    #[arg(long, default_value = "humidity")]
-    moisture: Moisture,
+    #[command(flatten)]
+    decode: DecodeArgs,
 
     /// Where result rows go; standard output without it
     #[arg(short, long, value_name = "FILE")]
@@ -77,6 +70,27 @@ pub struct BatchArgs {
     /// Records after which results become visible as changes
     #[arg(long, default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(1..))]
     epoch_size: u32,
+}
+
+/// What the records of files leave unsaid.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct DecodeArgs {
+    /// What a time without an offset is in, such as Z or -05:00; without it, such a reading is refused
+    #[arg(long, value_name = "OFFSET", value_parser = offset, allow_hyphen_values = true)]
+    assume_offset: Option<Offset>,
+    /// The unit of temperatures
+    #[arg(long, default_value = "fahrenheit")]
+    units: Units,
+    /// What says how moist the air is
+    #[arg(long, default_value = "humidity")]
+    moisture: Moisture,
+}
+
+impl DecodeArgs {
+    pub(super) fn settings(self) -> DecodeSettings {
+        let DecodeArgs { assume_offset, units, moisture } = self;
+        DecodeSettings { assume_offset, units, moisture }
+    }
 }
 
 impl BatchArgs {
@@ -119,11 +133,7 @@ impl BatchArgs {
         };
         let plan = BatchPlan {
             inputs,
-            decode: DecodeSettings {
-                assume_offset: self.assume_offset,
-                units: self.units,
-                moisture: self.moisture,
-            },
+            decode: self.decode.settings(),
             formula: self.formula,
             window: self.window,
             lateness: self.lateness.unwrap_or(Duration::MAX),
@@ -173,7 +183,7 @@ fn check_outputs(plan: &BatchPlan) -> Result<(), Stop> {
 }
 
 /// Counts records on a terminal, and nowhere else.
-fn progress_bar() -> ProgressBar {
+pub(super) fn progress_bar() -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
@@ -217,7 +227,7 @@ fn report(summary: &BatchSummary, seconds: f64) -> io::Result<()> {
 }
 
 /// With a comma after each three digits.
-fn number(n: u64) -> String {
+pub(super) fn number(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {

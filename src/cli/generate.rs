@@ -18,6 +18,19 @@ use crate::sources::weather::WeatherKind;
 /// its own.
 #[derive(Args, Debug)]
 pub struct GenerateArgs {
+    #[command(flatten)]
+    log: LogArgs,
+    /// Where the log goes; - is standard output
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// The format of the log, instead of by its name; csv on standard output
+    #[arg(long, value_name = "FORMAT")]
+    output_format: Option<Format>,
+}
+
+/// What is made up.
+#[derive(Args, Debug)]
+pub struct LogArgs {
     /// How many cities; plausible weather has 34,006
     #[arg(long, value_name = "N", default_value_t = 100)]
     cities: u32,
@@ -51,20 +64,14 @@ pub struct GenerateArgs {
     /// Another number makes another log; uniform weather itself has no seed
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Where the log goes; - is standard output
-    #[arg(short, long, value_name = "FILE")]
-    output: PathBuf,
-    /// The format of the log, instead of by its name; csv on standard output
-    #[arg(long, value_name = "FORMAT")]
-    output_format: Option<Format>,
 }
 
 impl GenerateArgs {
     pub(super) fn run(self) -> Result<(), Stop> {
         let (path, format, compression) =
             file(&self.output, self.output_format, Some(Format::Csv), "--output-format")?;
-        let ops = self.withdrawals > 0.0;
-        let generator = Generator::new(self.plan()?).map_err(|error| Stop::Usage(error.to_string()))?;
+        let ops = self.log.withdrawals > 0.0;
+        let generator = self.log.generator()?;
         let writing = |error: io::Error| Stop::writing(path.as_deref(), &error);
         let file = path.as_deref().map(OutputFile::create).transpose().map_err(writing)?;
         let out = match &file {
@@ -74,6 +81,12 @@ impl GenerateArgs {
         let writer = ReadingsWriter::new(format, compression, ops, out).map_err(writing)?;
         write(&generator, Log { writer, format, ops }).map_err(writing)?;
         file.map_or(Ok(()), OutputFile::commit).map_err(writing)
+    }
+}
+
+impl LogArgs {
+    pub(super) fn generator(self) -> Result<Generator, Stop> {
+        Generator::new(self.plan()?).map_err(|error| Stop::Usage(error.to_string()))
     }
 
     fn plan(self) -> Result<GeneratorPlan, Stop> {
@@ -181,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_log_lasts_a_day_unless_it_is_told_otherwise() {
-        let plan = args("-o x.csv --from 2025-03-01").unwrap().plan().unwrap();
+        let plan = args("-o x.csv --from 2025-03-01").unwrap().log.plan().unwrap();
         assert_eq!((plan.cities, plan.to.to_string()), (100, "2025-03-02T00:00:00Z".into()));
         assert_eq!((plan.weather, plan.seed), (WeatherKind::Plausible, 1));
     }
@@ -206,7 +219,7 @@ mod tests {
     fn every_format_holds_the_log() {
         let line =
             "--cities 5 --interval 10m --late 0.2 --corrections 0.1 --withdrawals 0.1 --duplicates 0.1";
-        let plan = args(&format!("{line} --invalid 0.5 -o x.csv")).unwrap().plan().unwrap();
+        let plan = args(&format!("{line} --invalid 0.5 -o x.csv")).unwrap().log.plan().unwrap();
         let generator = Generator::new(plan).unwrap();
         let mut faults = BTreeMap::new();
         let mut upserts = Vec::new();

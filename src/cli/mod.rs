@@ -5,6 +5,7 @@ mod dead_letters;
 mod demo;
 mod generate;
 mod logging;
+mod produce;
 mod run;
 mod subscribe;
 
@@ -32,6 +33,7 @@ enum Command {
     Subscribe(subscribe::SubscribeArgs),
     Batch(batch::BatchArgs),
     Generate(generate::GenerateArgs),
+    Produce(produce::ProduceArgs),
     DeadLetters(dead_letters::DeadLettersArgs),
 }
 
@@ -44,6 +46,7 @@ impl Cli {
             Command::Subscribe(args) => args.run(),
             Command::Batch(args) => args.run(),
             Command::Generate(args) => args.run(),
+            Command::Produce(args) => args.run(),
             Command::DeadLetters(args) => args.run(),
         };
         match result {

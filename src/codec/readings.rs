@@ -7,9 +7,9 @@ use arrow_array::{ArrayRef, Float64Array, StringArray};
 use arrow_schema::{DataType, Field};
 
 use super::parquet::{Cities, Encoded, Table, city_column, time_column, times};
-use super::text::{TextFile, push_csv_text, push_json_number, push_json_text, push_number};
+use super::text::{TextFile, push_csv_text, push_integer, push_json_number, push_json_text, push_number};
 use super::{Compression, Format};
-use crate::model::{Event, EventTime};
+use crate::model::{Event, EventTime, Revision, Upsert};
 
 /// Rows that are held before they are encoded.
 const BATCH_ROWS: usize = 8 * 1024;
@@ -25,6 +25,8 @@ pub struct Fields<'a> {
     pub humidity: Option<f64>,
     /// mph.
     pub wind_speed: Option<f64>,
+    /// Of records that come one by one: files have none.
+    pub revision: Option<Revision>,
     /// A withdrawal; only where the writer writes operations.
     pub withdrawal: bool,
 }
@@ -42,6 +44,12 @@ impl<'a> Fields<'a> {
             },
             None => Fields { withdrawal: true, ..key },
         }
+    }
+
+    /// Those of an arrival that was decoded.
+    pub fn of_upsert(upsert: &Upsert<'a>) -> Fields<'a> {
+        let Upsert { city, reading_at, ref event, revision } = *upsert;
+        Fields { revision, ..Fields::of(city, reading_at, event) }
     }
 }
 
@@ -178,6 +186,11 @@ pub fn json_record(fields: &Fields<'_>, line: &mut Vec<u8>) {
             push_json_number(number, line);
             line.push(b',');
         }
+    }
+    if let Some(revision) = fields.revision {
+        line.extend_from_slice(b"\"revision\":");
+        push_integer(revision.number(), line);
+        line.push(b',');
     }
     if fields.withdrawal {
         line.extend_from_slice(b"\"deleted\":true,");

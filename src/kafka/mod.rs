@@ -5,6 +5,7 @@ pub mod partitioner;
 pub mod properties;
 pub mod retry;
 pub mod topics;
+pub mod trouble;
 
 use std::collections::BTreeMap;
 

@@ -99,6 +99,7 @@ pub fn run(plan: Plan, announce: impl FnOnce(SocketAddr)) -> Result<(), RunError
     let generation = outlets.generation().or(logs.data_dir().map(|dir| dir.generation()));
     let generation = generation.unwrap_or_else(unkept_generation);
     let starts = outlets.starts()?;
+    logs.use_schemas(&starts)?;
     let partitions = logs.partitions(&starts)?;
     let slots = Slots::new(partitions.iter().map(|partition| partition.name.clone()).collect());
     let cuts = Arc::new(outlets.cuts(&partitions)?);

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration as Wait;
 
 use super::data_dir::DataDir;
 use super::live::RunError;
@@ -9,20 +10,25 @@ use super::outlets::Starts;
 use crate::admission::AdmissionRules;
 use crate::config::{FileInput, GeneratorSource, Plan, SourceKind, SourcePlan};
 use crate::model::{Appender, EventTime, PartitionName, Slot, Slots};
+use crate::registry::{Client, ClientSettings, Schemas};
 use crate::sinks::dead_letters::DeadLetters;
 use crate::sources::Source;
 use crate::sources::file::{FileSource, Input};
 use crate::sources::generator::feed::Feed;
 use crate::sources::generator::paced::{Paced, PacedPlan};
 use crate::sources::journal::{Journal, JournalPlan};
-use crate::sources::kafka::KafkaSource;
+use crate::sources::kafka::{KafkaSource, RegistryPlan};
 use crate::worker::{self, LogPartition, Shared};
+
+/// One question to a schema registry.
+const REGISTRY_TIMEOUT: Wait = Wait::from_secs(10);
 
 /// The logs of a run, and what is kept beside them.
 pub struct Logs {
     // In this order: the lock is given back last.
     journal: Option<Arc<Journal>>,
     sources: Vec<Arc<dyn Source>>,
+    topics: Vec<Arc<KafkaSource>>,
     /// Where what is posted or made up goes.
     appender: Option<Arc<dyn Appender>>,
     data_dir: Option<Arc<DataDir>>,
@@ -36,7 +42,8 @@ pub fn needs_data_dir(plan: &Plan) -> bool {
 
 impl Logs {
     pub fn open(plan: &Plan, data_dir: Option<Arc<DataDir>>) -> Result<Logs, RunError> {
-        let mut logs = Logs { journal: None, sources: Vec::new(), appender: None, data_dir };
+        let mut logs =
+            Logs { journal: None, sources: Vec::new(), topics: Vec::new(), appender: None, data_dir };
         let into = plan.ingest.as_ref().map(|ingest| ingest.into.as_deref());
         if let (Some(ingest), Some(None), Some(data_dir)) = (&plan.ingest, into, &logs.data_dir) {
             let journal = Arc::new(Journal::open(
@@ -59,7 +66,8 @@ impl Logs {
             if into.is_some() && matches!(source.kind, SourceKind::Generator(_)) {
                 continue;
             }
-            logs.sources.push(direct(source, plan)?);
+            let opened = direct(source, plan, &mut logs.topics)?;
+            logs.sources.push(opened);
         }
         Ok(logs)
     }
@@ -75,6 +83,21 @@ impl Logs {
     /// The journal and where what belongs to it is kept.
     pub fn journal(&self) -> Option<(Arc<Journal>, PathBuf)> {
         Some((self.journal.clone()?, self.data_dir.as_ref()?.path().to_path_buf()))
+    }
+
+    /// Gives the topics that are written in Avro the answers of their registries: those that are kept, and a way to keep more.
+    pub fn use_schemas(&self, starts: &Starts) -> Result<(), RunError> {
+        for topic in &self.topics {
+            if let Some(RegistryPlan { urls, user }) = topic.registry() {
+                let settings =
+                    ClientSettings { urls: urls.clone(), user: user.clone(), timeout: REGISTRY_TIMEOUT };
+                let (known, record) = starts.answers(topic.name())?;
+                let schemas =
+                    Schemas::new(Client::new(&settings)?, known, record).map_err(RunError::Threads)?;
+                topic.use_schemas(schemas);
+            }
+        }
+        Ok(())
     }
 
     /// Why posted readings can not be taken any more.
@@ -144,7 +167,11 @@ impl Logs {
 }
 
 /// A source that is a log of its own.
-fn direct(source: &SourcePlan, plan: &Plan) -> Result<Arc<dyn Source>, RunError> {
+fn direct(
+    source: &SourcePlan,
+    plan: &Plan,
+    topics: &mut Vec<Arc<KafkaSource>>,
+) -> Result<Arc<dyn Source>, RunError> {
     let name = source.name.clone();
     match &source.kind {
         SourceKind::Generator(generator) => {
@@ -159,8 +186,10 @@ fn direct(source: &SourcePlan, plan: &Plan) -> Result<Arc<dyn Source>, RunError>
             Ok(Arc::new(file.map_err(|error| RunError::Source { name, error })?))
         }
         SourceKind::Kafka(kafka) => {
-            let opened = KafkaSource::open(&name, kafka.clone(), plan.decode);
-            Ok(Arc::new(opened.map_err(|error| RunError::Source { name, error })?))
+            let topic = KafkaSource::open(&name, kafka.clone(), plan.decode);
+            let topic = Arc::new(topic.map_err(|error| RunError::Source { name, error })?);
+            topics.push(Arc::clone(&topic));
+            Ok(topic)
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::dataflow::ParcelsPlan;
 use crate::kafka::topics::{self, NewTopicPlan, TopicFacts};
 use crate::kafka::{Cluster, letter_topics};
 use crate::model::{PartitionName, Render, Shard, Slot};
-use crate::registry::{Client, ClientSettings, RegistryError};
+use crate::registry::{Answer, Client, ClientSettings, RecordAnswer, RegistryError};
 use crate::sinks::kafka::progress::{self, ShardProgress};
 use crate::sinks::kafka::render::{Avro, Json, Places, Results};
 use crate::sinks::kafka::{
@@ -164,8 +164,12 @@ impl Outlets {
         let of_source = |(name, letters): (&String, &Letters)| {
             let outlet = &self.outlets[letters.outlet];
             let kept = outlet.kept().get(&progress::start_key(name))?.unwrap_or_default();
-            let starts =
-                SourceStarts { kept: Mutex::new(kept), keeper: outlet.keeper(), letters: letters.clone() };
+            let prefix = progress::schema_key(name);
+            let schemas = outlet.kept().below(&prefix).filter_map(|(id, answer)| {
+                Some((id.parse().ok()?, serde_json::from_slice::<Answer>(answer).ok()?))
+            });
+            let (schemas, letters) = (schemas.collect(), letters.clone());
+            let starts = SourceStarts { kept: Mutex::new(kept), schemas, keeper: outlet.keeper(), letters };
             Ok((name.clone(), starts))
         };
         self.letters.iter().map(of_source).collect::<Result<_, _>>().map(Starts)
@@ -192,11 +196,24 @@ pub struct Starts(HashMap<String, SourceStarts>);
 
 struct SourceStarts {
     kept: Mutex<BTreeMap<u32, u64>>,
+    schemas: Vec<(u32, Answer)>,
     keeper: Keeper,
     letters: Letters,
 }
 
 impl Starts {
+    /// What the registry of a source has answered before, and what keeps further answers.
+    pub fn answers(&self, source: &str) -> Result<(Vec<(u32, Answer)>, RecordAnswer), RunError> {
+        let starts = self.0.get(source);
+        let starts =
+            starts.ok_or_else(|| RunError::Failed(format!("source {source} has no progress topic")))?;
+        let (keeper, prefix) = (starts.keeper.clone(), progress::schema_key(source));
+        let record = move |id: u32, answer: &Answer| {
+            keeper.keep(&format!("{prefix}{id}"), answer).map_err(|error| error.to_string())
+        };
+        Ok((starts.schemas.clone(), Box::new(record)))
+    }
+
     /// A partition as it is read: from where it was read first.
     pub fn partition(
         &self,

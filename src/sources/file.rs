@@ -239,7 +239,7 @@ impl Partition for FilePartition {
         }
         self.found_end = false;
         for _ in 0..limit {
-            if self.read >= upto {
+            if self.read >= upto || take.is_full() {
                 break;
             }
             match self.give(take) {

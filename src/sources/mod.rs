@@ -35,7 +35,8 @@ pub trait Source: Send + Sync {
 
 /// A partition that a worker reads.
 pub trait Partition {
-    /// Gives what is there to `take`, at most `limit` records and none from position `upto` on, without waiting.
+    /// Gives what is there to `take`, at most `limit` records and none from position `upto` on, while it is not
+    /// full; without waiting.
     fn poll(&mut self, limit: usize, upto: u64, take: &mut dyn Take) -> Result<Polled, SourceError>;
 
     /// The position behind the last record that is known to be in the log; grows while it is written. [`u64::MAX`] where it is
@@ -56,6 +57,11 @@ pub struct Place {
 pub trait Take {
     /// Takes a record, or says why not; then [`Take::refused`] gets it, before the next record.
     fn upsert(&mut self, place: Place, upsert: &Upsert<'_>) -> Result<(), Refusal>;
+
+    /// It takes no more for now: the poll is to end.
+    fn is_full(&self) -> bool {
+        false
+    }
 
     /// Takes the exact bytes of a record that could not be decoded or was not taken.
     fn refused(&mut self, place: Place, refusal: &Refusal, raw: &Raw<'_>);

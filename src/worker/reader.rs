@@ -44,6 +44,8 @@ pub struct Gathered<'a> {
     pub cities: &'a mut Vec<CityName>,
     pub arrivals: &'a mut Vec<Arrival>,
     pub letters: &'a mut Parcels,
+    /// About how many rows the arrivals may change.
+    pub rows: &'a mut usize,
     pub refusals: &'a Refusals,
 }
 
@@ -100,6 +102,12 @@ impl Refusals {
     }
 }
 
+impl Gathered<'_> {
+    fn is_full(&self) -> bool {
+        self.arrivals.len() >= FULL || *self.rows >= FULL_ROWS
+    }
+}
+
 /// When a reader is polled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Due {
@@ -110,6 +118,11 @@ enum Due {
         faults: u32,
     },
 }
+
+/// Arrivals, or rows that they may change, after which an epoch is sent at once: one epoch is the least that a sink writes at a
+/// time, and old corrections change very many rows.
+pub const FULL: usize = 32 * 1024;
+pub const FULL_ROWS: usize = 256 * 1024;
 
 pub struct Reader {
     slot: Slot,
@@ -244,6 +257,7 @@ impl Take for Admitting<'_> {
     fn upsert(&mut self, place: Place, upsert: &Upsert<'_>) -> Result<(), Refusal> {
         *self.position = place.position + 1;
         let admitted = self.admission.admit(upsert, place.arrived)?;
+        *self.into.rows += admitted.rows as usize;
         if admitted.is_new {
             self.into.cities.push(admitted.introduction(upsert.city));
         }
@@ -251,6 +265,10 @@ impl Take for Admitting<'_> {
         let Place { position, .. } = place;
         self.into.arrivals.push(Arrival { city: admitted.city, reading_at, event, revision, position });
         Ok(())
+    }
+
+    fn is_full(&self) -> bool {
+        self.into.is_full()
     }
 
     fn refused(&mut self, place: Place, refusal: &Refusal, raw: &Raw<'_>) {

@@ -14,5 +14,6 @@ mod oracle;
 mod process;
 mod real;
 mod recovery;
+mod registry;
 mod results;
 mod service;

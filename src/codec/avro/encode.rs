@@ -22,7 +22,13 @@ pub fn reading_to_avro(fields: &Fields<'_>, out: &mut Vec<u8>) {
     push_optional(fields.humidity, out);
     push_optional(None, out); // dew_point
     push_optional(fields.wind_speed, out);
-    push_branch(0, out); // no revision
+    match fields.revision {
+        Some(revision) => {
+            push_branch(1, out);
+            push_long(revision.number(), out);
+        }
+        None => push_branch(0, out),
+    }
     out.push(fields.withdrawal.into());
 }
 

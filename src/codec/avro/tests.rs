@@ -1,8 +1,10 @@
 //! Data of any writer, whole, cut off and changed.
 
+use apache_avro::Schema;
+use apache_avro::reader::datum::GenericDatumReader;
 use apache_avro::schema_compatibility::{Compatibility, SchemaCompatibility};
 use apache_avro::types::Value;
-use apache_avro::{Schema, from_avro_datum, to_avro_datum};
+use apache_avro::writer::datum::GenericDatumWriter;
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -126,7 +128,9 @@ fn written() -> impl Strategy<Value = (String, Vec<u8>, String)> {
         let kinds: Vec<_> = fields.iter().map(|(name, (kind, ..), _)| (*name, kind.clone())).collect();
         let schema = record(&kinds);
         let values = fields.iter().map(|(name, (_, value, _), _)| (name.to_string(), value.clone()));
-        let datum = to_avro_datum(&Schema::parse_str(&schema).unwrap(), Value::Record(values.collect()));
+        let parsed = Schema::parse_str(&schema).unwrap();
+        let writer = GenericDatumWriter::builder(&parsed).build().unwrap();
+        let datum = writer.write_value_to_vec(Value::Record(values.collect()));
         let json: serde_json::Map<_, _> =
             fields.into_iter().filter_map(|(name, (.., json), _)| Some((name.to_string(), json?))).collect();
         (schema, datum.unwrap(), serde_json::Value::Object(json).to_string())
@@ -177,7 +181,8 @@ proptest! {
         let taken = decode(&schema, &changed, DecodeSettings::default());
         if taken.is_ok() && !schema.contains("station") {
             let schema = Schema::parse_str(&schema).unwrap();
-            prop_assert!(from_avro_datum(&schema, &mut &changed[..], None).is_ok(), "{changed:?}");
+            let reader = GenericDatumReader::builder(&schema).build().unwrap();
+            prop_assert!(reader.read_value(&mut &changed[..]).is_ok(), "{changed:?}");
         }
     }
 
@@ -308,7 +313,8 @@ fn local_times_need_an_offset() {
 
 fn library(schema: &str, datum: &[u8]) -> serde_json::Value {
     let mut rest = datum;
-    let value = from_avro_datum(&Schema::parse_str(schema).unwrap(), &mut rest, None).unwrap();
+    let schema = Schema::parse_str(schema).unwrap();
+    let value = GenericDatumReader::builder(&schema).build().unwrap().read_value(&mut rest).unwrap();
     assert!(rest.is_empty(), "bytes are left over");
     value.try_into().unwrap()
 }

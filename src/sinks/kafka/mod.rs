@@ -90,18 +90,18 @@ pub enum OutletError {
     #[error("transactional id {id} cannot be used: {error}")]
     Transactions { id: String, error: KafkaError },
     #[error(
-        "topic {topic} was not read to its end in time: at offset {seen}, before {}: see whether transactions of other producers          hang, with kafka-transactions.sh",
+        "topic {topic} was not read to its end in time: at offset {seen}, before {}: see whether transactions of other producers hang, with kafka-transactions.sh",
         marker.map_or("its end".into(), |marker| marker.to_string())
     )]
     Hangs { topic: String, seen: i64, marker: Option<i64> },
     #[error("topic {topic}, key {key}: {problem}: is it a progress topic of swelter?")]
     Damaged { topic: String, key: String, problem: String },
     #[error(
-        "generation {generation} of the same results has taken over (progress topic {topic}): this process ends; run one at a time, or          give each its own progress and result topics"
+        "generation {generation} of the same results has taken over (progress topic {topic}): this process ends; run one at a time, or give each its own progress and result topics"
     )]
     Fenced { topic: String, generation: u64 },
     #[error(
-        "the results of progress topic {topic} were made with {what} {before}, now it is {now}: set it back, or name new progress and          result topics to begin anew"
+        "the results of progress topic {topic} were made with {what} {before}, now it is {now}: set it back, or name new progress and result topics to begin anew"
     )]
     Identity { topic: String, what: String, before: String, now: String },
     #[error(

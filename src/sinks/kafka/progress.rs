@@ -43,6 +43,11 @@ pub fn start_key(source: &str) -> String {
     format!("start/{source}")
 }
 
+/// What the keys of the answers of a source's registry begin with, before the id.
+pub fn schema_key(source: &str) -> String {
+    format!("schema/{source}/")
+}
+
 /// Who may write.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {

@@ -242,7 +242,7 @@ impl Partition for PacedPartition {
             if delivery.arrives_at.millis() > now {
                 break Next::At(Instant::now() + until(delivery.arrives_at));
             }
-            if records == limit || self.position >= upto {
+            if records == limit || self.position >= upto || take.is_full() {
                 break Next::Now;
             }
             self.give(&delivery, take);

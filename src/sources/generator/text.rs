@@ -11,6 +11,7 @@ impl BadReading<'_> {
             temperature: self.temperature,
             humidity: self.humidity,
             wind_speed: self.wind_speed,
+            revision: None,
             withdrawal: false,
         }
     }

@@ -89,7 +89,7 @@ impl Partition for Reader {
     fn poll(&mut self, limit: usize, upto: u64, take: &mut dyn Take) -> Result<Polled, SourceError> {
         let mut given = 0;
         let limit = limit.min(upto.saturating_sub(self.position) as usize);
-        while given < limit {
+        while given < limit && !take.is_full() {
             let Some(cursor) = &mut self.current else {
                 match self.advance()? {
                     true => continue,
@@ -99,7 +99,7 @@ impl Partition for Reader {
             let block = &*cursor.block;
             let place = |position| Place { position, arrived: Some(block.arrived) };
             let upto = block.end().min(self.position.saturating_add((limit - given) as u64));
-            while self.position < upto {
+            while self.position < upto && !take.is_full() {
                 let Some(range) = block.record_at(cursor.offset) else { return Err(self.damaged()) };
                 cursor.offset = range.end;
                 let (retried, raw) = match block.retried {

@@ -1,9 +1,11 @@
 //! Topics of Kafka as logs: partitions are theirs, positions are offsets.
 
+mod appender;
 mod partition;
 mod record;
 mod topic;
 mod watch;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,8 +17,10 @@ use std::time::{Duration as Wait, Instant};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 
+pub use self::appender::{AppendLimits, AppendPlan, KafkaAppender};
 use self::partition::KafkaPartition;
 use self::watch::{Context, Marks};
+pub use self::writer::RecordWriter;
 use crate::codec::DecodeSettings;
 use crate::kafka::Cluster;
 use crate::kafka::partitioner::Partitioner;
@@ -135,10 +139,17 @@ impl KafkaSource {
         Ok(KafkaSource { shared, watch: Some(watch) })
     }
 
-    /// With the answers of the registry that the plan names, before a partition is opened.
-    pub fn with_schemas(self, schemas: Schemas) -> KafkaSource {
+    /// Has it read with the answers of the registry that the plan names; before a partition is opened.
+    pub fn use_schemas(&self, schemas: Schemas) {
         self.shared.schemas.get_or_init(|| schemas);
-        self
+    }
+
+    /// The registry that names the schemas of its records.
+    pub fn registry(&self) -> Option<&RegistryPlan> {
+        match &self.shared.plan.format {
+            RecordFormat::AvroRegistry(registry) => Some(registry),
+            RecordFormat::Json | RecordFormat::AvroFile(_) => None,
+        }
     }
 }
 

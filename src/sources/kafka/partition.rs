@@ -135,7 +135,7 @@ impl Partition for KafkaPartition {
         }
         let mut records = 0;
         let mut next = Next::Now;
-        while records < limit && self.cursor.position < upto {
+        while records < limit && self.cursor.position < upto && !take.is_full() {
             let offer = match self.held.take() {
                 Some(held) => {
                     let offer = self.cursor.offer(&held, upto, take);

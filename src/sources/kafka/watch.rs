@@ -2,8 +2,8 @@
 //! tells monitors how far the workers are.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration as Wait, Instant};
 
 use metrics::gauge;
@@ -14,7 +14,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::Shared;
-use crate::kafka;
+use crate::kafka::{self, trouble::Trouble};
 
 /// How soon a stop is seen.
 const SERVE: Wait = Wait::from_millis(100);
@@ -24,8 +24,6 @@ const ANSWER: Wait = Wait::from_secs(2);
 /// committed.
 const ENDS: Wait = Wait::from_secs(1);
 const TOPIC: Wait = Wait::from_secs(5);
-/// How often the same trouble is told.
-const TOLD: Wait = Wait::from_secs(30);
 
 /// How far a partition is read, and how far it goes.
 #[derive(Debug)]
@@ -143,21 +141,19 @@ fn commit(shared: &Shared, committed: &mut BTreeMap<u32, u64>) {
 
 /// Hears what the consumer says of itself.
 pub(super) struct Context {
-    source: Arc<str>,
-    /// What was told last, and when.
-    told: Mutex<Option<(RDKafkaErrorCode, Instant)>>,
+    trouble: Trouble,
     commit_failed: AtomicBool,
 }
 
 impl Context {
     pub(super) fn new(source: Arc<str>) -> Context {
-        Context { source, told: Mutex::new(None), commit_failed: AtomicBool::new(false) }
+        Context { trouble: Trouble::new(source), commit_failed: AtomicBool::new(false) }
     }
 
     /// Once: nothing depends on it.
     fn not_committed(&self, error: &KafkaError) {
         if !self.commit_failed.swap(true, Ordering::Relaxed) {
-            let source = &*self.source;
+            let source = &**self.trouble.source();
             tracing::warn!(source, %error, "positions cannot be shown under the consumer group: monitors of lag do not see them");
         }
     }
@@ -169,16 +165,7 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        let Some(code) = error.rdkafka_error_code() else { return };
-        // The end of a partition, and what its worker is told.
-        if matches!(code, RDKafkaErrorCode::PartitionEOF | RDKafkaErrorCode::AutoOffsetReset) {
-            return;
-        }
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if !told.is_some_and(|(last, when)| last == code && when.elapsed() < TOLD) {
-            *told = Some((code, Instant::now()));
-            tracing::warn!(source = &*self.source, reason, "the Kafka cluster: {code}");
-        }
+        self.trouble.tell(&error, reason);
     }
 }
 

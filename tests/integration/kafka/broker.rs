@@ -92,14 +92,7 @@ impl OwnBroker {
 
     /// Stops it without ending it, for so long.
     pub fn pause(&self, time: Duration) {
-        self.signal("-STOP");
-        thread::sleep(time);
-        self.signal("-CONT");
-    }
-
-    fn signal(&self, signal: &str) {
-        let pid = self.child.as_ref().unwrap().id().to_string();
-        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+        pause(self.child.as_ref().unwrap(), time);
     }
 
     fn wait_until_ready(&mut self) {
@@ -130,6 +123,14 @@ impl Drop for OwnBroker {
             let _ = child.wait();
         }
     }
+}
+
+/// Stops a process for so long.
+pub fn pause(child: &Child, time: Duration) {
+    let signal = |signal: &str| Command::new("kill").args([signal, &child.id().to_string()]).status();
+    assert!(signal("-STOP").unwrap().success());
+    thread::sleep(time);
+    assert!(signal("-CONT").unwrap().success());
 }
 
 /// The script becomes the broker, so the child is the broker.

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::broker::Access;
 use super::log::{Letter, Log, Values, last};
-use super::reading::{Record, committed, compacted};
+use super::reading::{Record, committed, compacted, uncommitted};
 use super::swelter::{Setup, Swelter};
 use super::topics::Producer;
 use crate::process::DEADLINE;
@@ -81,6 +81,12 @@ impl Case {
             assert!(Instant::now() < deadline, "{difference}");
             thread::sleep(Duration::from_millis(200));
         }
+    }
+
+    /// Records of results in transactions that were not committed.
+    pub fn aborted(&self) -> usize {
+        let Setup { access, results, .. } = &self.setup;
+        uncommitted(access, results).len() - committed(access, results).len()
     }
 
     /// What the topics hold otherwise than they should.

@@ -1,10 +1,12 @@
 //! The program killed at any moment: what is in the topics in the end is as if it had never been.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::broker::shared;
 use super::case::Case;
+use super::reading::committed;
 use super::swelter::Swelter;
 use crate::recovery::Random;
 
@@ -20,6 +22,9 @@ fn number(variable: &str, default: u64) -> u64 {
 fn kill(case: &mut Case, mut random: Random, kills: u64) {
     case.produce(BEFORE);
     for _ in 0..kills {
+        if random.next(4) == 0 {
+            case.data = tempfile::tempdir().unwrap();
+        }
         let workers = 1 + random.next(3);
         let dies = (random.next(3) == 0).then(|| random.next(20));
         let mut swelter = Swelter::start_to_die(&case.setup, case.data.path(), workers, dies);
@@ -42,8 +47,9 @@ fn kill(case: &mut Case, mut random: Random, kills: u64) {
     }
 }
 
-fn run(seed: u64, kills: u64, sink: &str, check: impl FnOnce(&Case)) {
-    let Some(access) = shared() else { return };
+/// Runs a case; none where there is no broker.
+fn run(seed: u64, kills: u64, sink: &str) -> Option<Case> {
+    let access = shared()?;
     eprintln!("seed {seed}");
     let mut case = Case::new(&access, seed, BEFORE + ROUND * (kills + 1) as usize);
     case.setup.sink += sink;
@@ -52,17 +58,42 @@ fn run(seed: u64, kills: u64, sink: &str, check: impl FnOnce(&Case)) {
     let swelter = case.start(2).ready();
     case.wait_for_results();
     swelter.terminate();
-    check(&case);
+    Some(case)
 }
 
 /// `SWELTER_KILLS` kills more often, `SWELTER_KILLS_SEED` is another log.
 #[test]
 fn every_change_is_there_once_whatever_is_killed() {
     let kills = number("SWELTER_KILLS", 30);
-    run(number("SWELTER_KILLS_SEED", 1), kills, "", Case::check_exactly_once);
+    let Some(case) = run(number("SWELTER_KILLS_SEED", 1), kills, "") else { return };
+    case.check_exactly_once();
+    assert!(case.aborted() > 0, "no process died within a transaction");
+    if kills >= 30 {
+        assert!(apart(&case) > 0, "no process left its shards at different positions");
+        let reasons: BTreeSet<_> = case.log.letters.iter().flatten().map(|letter| &letter.reason).collect();
+        assert_eq!(reasons.len(), 9, "{reasons:?}");
+    }
 }
 
 #[test]
 fn at_least_once_ends_with_the_same_rows() {
-    run(2, 5, "delivery = \"at_least_once\"\n", Case::wait_for_results);
+    run(2, 5, "delivery = \"at_least_once\"\n");
+}
+
+/// How many starts have found the shards at different positions.
+fn apart(case: &Case) -> usize {
+    let (mut shards, mut apart) = (BTreeMap::new(), 0);
+    for record in committed(&case.setup.access, &case.setup.progress) {
+        match record.key() {
+            "claim" => {
+                apart +=
+                    usize::from(shards.values().collect::<Vec<_>>().windows(2).any(|two| two[0] != two[1]))
+            }
+            key if key.starts_with("shard/") => {
+                shards.insert(key.to_string(), record.json().unwrap()["positions"].to_string());
+            }
+            _ => {}
+        }
+    }
+    apart
 }

@@ -1,5 +1,6 @@
 //! The built program and Apache Kafka itself.
 
+mod appender;
 mod broker;
 mod letters;
 mod case;

@@ -115,3 +115,24 @@ fn an_input_that_no_longer_reaches_back_is_refused() {
     Topics::of(&access).delete_before(&case.setup.input, 1, 5);
     refused(&case, &[&case.setup.input, "5"]);
 }
+
+#[test]
+fn topics_that_are_not_as_they_should_be_are_warned_of() {
+    let Some(access) = shared() else { return };
+    let mut case = Case::without_topics(&access, 18, 500);
+    let setup = case.setup.clone();
+    setup.make_topics_but(&setup.results, PARTITIONS as i32);
+    let topics = Topics::of(&access);
+    topics.create(&setup.results, 4, &[]);
+    topics.set(&setup.input, ("message.timestamp.type", "CreateTime"));
+    case.produce(100);
+    let swelter = case.start(1).ready();
+    case.wait_for_results();
+    let log = swelter.log();
+    swelter.terminate();
+    let warned = |words: [&str; 2]| {
+        log.lines().any(|line| line.contains("WARN") && words.iter().all(|word| line.contains(word)))
+    };
+    assert!(warned([&setup.results, "compact"]), "{log}");
+    assert!(warned([&setup.input, "LogAppendTime"]), "{log}");
+}

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::broker::Access;
+use super::broker::{Access, pause};
 use super::topics::{COMPACT, LOG_APPEND_TIME, Topics, unique};
 use crate::process::{get, wait_for};
 
@@ -149,6 +149,11 @@ impl Swelter {
     /// Its whole log so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
+    /// Stops it without ending it, for so long.
+    pub fn pause(&self, time: Duration) {
+        pause(&self.child, time);
     }
 
     /// Ends it at once; it must have lived until now, unless it was to die.

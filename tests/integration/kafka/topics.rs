@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rdkafka::admin::{
-    AdminClient, AdminOptions, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
 };
 use rdkafka::client::DefaultClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -67,6 +67,12 @@ impl Topics {
         let topic = ResourceSpecifier::Topic(name);
         let described = block_on(self.0.describe_configs([&topic], &options())).unwrap().remove(0).unwrap();
         described.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect()
+    }
+
+    pub fn set(&self, name: &str, (key, value): (&str, &str)) {
+        let change = AlterConfig::new(ResourceSpecifier::Topic(name)).set(key, value);
+        block_on(self.0.alter_configs([&change], &options())).unwrap().remove(0).unwrap();
+        wait_for("the new setting", || (self.config(name)[key] == value).then_some(()));
     }
 
     /// Deletes the records before an offset.

@@ -1,0 +1,364 @@
+//! `swelter produce`: readings into a topic of Kafka.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::{Duration as Wait, Instant};
+
+use clap::{Args, Parser, ValueEnum};
+use indicatif::ProgressBar;
+
+use super::batch::{DecodeArgs, number, progress_bar};
+use super::generate::LogArgs;
+use super::{Stop, file};
+use crate::codec::{Decoder, Fields, Format, json_record};
+use crate::kafka::partitioner::Partitioner;
+use crate::kafka::{Cluster, properties, topics};
+use crate::model::{AppendError, Appended, Appender, NewRecord, Refusal};
+use crate::sources::generator::{BadReading, Generator, Record};
+use crate::sources::kafka::{AppendLimits, AppendPlan, KafkaAppender, RecordWriter, RegistryPlan};
+
+/// Records in an append at full speed, and appends under way.
+const RECORDS: usize = 1_000;
+const UNDER_WAY: usize = 64;
+/// How often records that are paced leave.
+const TICK: Wait = Wait::from_millis(5);
+/// How long the last records are waited for; librdkafka gives them up before.
+const LAST_WAIT: Wait = Wait::from_secs(60);
+/// Refused records that are shown.
+const EXAMPLES: u64 = 10;
+
+/// Write readings to a topic of Kafka, from files or made up
+///
+/// The key of a record is its city. A record of a JSON file is sent just as it is, good or bad; of other files what is no
+/// reading is left out, counted and shown.
+#[derive(Args, Debug)]
+pub struct ProduceArgs {
+    /// Files of readings, .csv, .json or .parquet, the first two also .gz or .zst; - is standard input
+    #[arg(value_name = "FILE", required_unless_present = "generate", conflicts_with = "generate")]
+    files: Vec<PathBuf>,
+    /// The brokers, as host:port, separated by commas
+    #[arg(long)]
+    brokers: String,
+    /// The topic, which must be there
+    #[arg(long)]
+    topic: String,
+    /// The format of all files, instead of by their names
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<Format>,
+    #[command(flatten)]
+    decode: DecodeArgs,
+    /// The format of the records
+    #[arg(long, value_name = "FORMAT", default_value = "json", requires_if("avro", "registry"))]
+    value_format: ValueFormat,
+    /// The schema registry that gets the schema of Avro records
+    #[arg(long, value_name = "URL")]
+    registry: Option<String>,
+    /// Records a second, as in 1000 or 1000/s; as many as the brokers take without it
+    #[arg(long, value_name = "N/s", value_parser = rate)]
+    rate: Option<f64>,
+    /// What decides the partition of a city; others that write to the topic must have the same
+    #[arg(long, value_name = "NAME", default_value = "murmur2_random", value_parser = partitioner)]
+    partitioner: Partitioner,
+    /// A property of librdkafka; may be repeated
+    #[arg(long = "property", value_name = "NAME=VALUE", value_parser = property)]
+    properties: Vec<(String, String)>,
+    /// Make readings up, rather than read files
+    #[arg(long)]
+    generate: bool,
+    #[command(flatten, next_help_heading = "Options of --generate")]
+    log: Option<LogArgs>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ValueFormat {
+    /// One JSON object a record
+    Json,
+    /// In Confluent's wire format
+    Avro,
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix("/s").unwrap_or(text).parse().ok();
+    let number = number.filter(|rate: &f64| rate.is_finite() && *rate > 0.0);
+    number.ok_or_else(|| format!("{text:?} is not a number of records a second: write 1000 or 1000/s"))
+}
+
+fn partitioner(text: &str) -> Result<Partitioner, String> {
+    let names = || Partitioner::ALL.map(Partitioner::name).join(", ");
+    Partitioner::by_name(text).ok_or_else(|| format!("{text:?} is none of {}", names()))
+}
+
+fn property(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is not NAME=VALUE"))?;
+    properties::check(name, value).map_err(|problem| format!("{name} {problem}"))?;
+    Ok((name.to_string(), value.to_string()))
+}
+
+impl ProduceArgs {
+    pub(super) fn run(mut self) -> Result<(), Stop> {
+        let log = self.log.take();
+        if !self.generate && log.is_some() {
+            return Err(Stop::Usage("options of made-up readings need --generate".into()));
+        }
+        let generator = self.generate.then(|| log.unwrap_or_else(defaults).generator()).transpose()?;
+        let mut producing = Producing::new(self.appender()?, self.rate);
+        let start = Instant::now();
+        let result = match &generator {
+            Some(generator) => producing.made_up(generator),
+            None => self.files.iter().try_for_each(|path| self.file(path, &mut producing)),
+        };
+        let result = result.and_then(|()| producing.flush());
+        let waited = producing.wait_for_all();
+        producing.bar.finish_and_clear();
+        let _ = producing.counts.report(&self.topic, start.elapsed().as_secs_f64());
+        result.and(waited)
+    }
+
+    fn appender(&self) -> Result<KafkaAppender, Stop> {
+        let failed = |error: &dyn std::fmt::Display| Stop::Failed(error.to_string());
+        let properties: BTreeMap<String, String> = self.properties.iter().cloned().collect();
+        let cluster = Cluster { brokers: self.brokers.clone(), properties };
+        let found = topics::describe(&cluster, &[&self.topic]).map_err(|error| failed(&error))?;
+        if !matches!(found.get(&self.topic), Some(Some(_))) {
+            return Err(Stop::Failed(format!(
+                "{} does not have topic {}: make it",
+                self.brokers, self.topic
+            )));
+        }
+        let writer = match (self.value_format, &self.registry) {
+            (ValueFormat::Avro, Some(url)) => {
+                let registry = RegistryPlan { urls: vec![url.clone()], user: None };
+                // What is encoded is JSON of our own by then, whatever the files are in.
+                RecordWriter::registered(&self.topic, &registry, Default::default())
+                    .map_err(|error| failed(&error))?
+            }
+            (ValueFormat::Avro, None) => return Err(Stop::Usage("Avro needs --registry".into())),
+            (ValueFormat::Json, _) => RecordWriter::json(),
+        };
+        let plan = AppendPlan {
+            cluster,
+            topic: self.topic.clone(),
+            partitioner: self.partitioner,
+            limits: AppendLimits { records: usize::MAX / 2, bytes: usize::MAX / 2 },
+        };
+        KafkaAppender::new(&self.topic, &plan, writer).map_err(|error| failed(&error))
+    }
+
+    fn file(&self, path: &Path, producing: &mut Producing) -> Result<(), Stop> {
+        let failed = |error: &dyn std::fmt::Display| Stop::Failed(format!("{}: {error}", path.display()));
+        let (name, format, compression) = file(path, self.format, None, "--format")?;
+        let settings = self.decode.settings();
+        let opened = match &name {
+            Some(path) => Decoder::open(path, format, compression, settings),
+            None => Decoder::from_reader(Box::new(io::stdin()), format, compression, settings),
+        };
+        let mut decoder = opened.map_err(|error| failed(&error))?;
+        let as_it_is = format == Format::Json && self.value_format == ValueFormat::Json;
+        let mut bytes = Vec::new();
+        loop {
+            bytes.clear();
+            let (city, refusal) = match decoder.next().map_err(|error| failed(&error))? {
+                None => return Ok(()),
+                Some(Ok(upsert)) => {
+                    json_record(&Fields::of_upsert(&upsert), &mut bytes);
+                    (Some(Box::from(upsert.city)), None)
+                }
+                Some(Err(refusal)) => (None, Some(refusal)),
+            };
+            if as_it_is {
+                producing.push(NewRecord::new(city.as_deref(), &*decoder.raw()))?;
+            } else if let Some(refusal) = refusal {
+                producing.refused(path, decoder.line(), &refusal);
+            } else {
+                producing.push(NewRecord::new(city.as_deref(), &*bytes))?;
+            }
+        }
+    }
+}
+
+/// The options of made-up readings, where none is given.
+fn defaults() -> LogArgs {
+    #[derive(Parser)]
+    struct Alone {
+        #[command(flatten)]
+        log: LogArgs,
+    }
+    Alone::parse_from(["generate"]).log
+}
+
+/// Records on their way.
+struct Producing {
+    appender: KafkaAppender,
+    pace: Option<Pace>,
+    batch: Vec<NewRecord>,
+    under_way: usize,
+    heard: Receiver<(usize, Result<Vec<Appended>, AppendError>)>,
+    hear: Sender<(usize, Result<Vec<Appended>, AppendError>)>,
+    counts: Counts,
+    bar: ProgressBar,
+}
+
+/// When records are due.
+struct Pace {
+    rate: f64,
+    start: Instant,
+    records: u64,
+}
+
+impl Pace {
+    fn due(&self) -> Instant {
+        self.start + Wait::from_secs_f64(self.records as f64 / self.rate)
+    }
+}
+
+#[derive(Default)]
+struct Counts {
+    acknowledged: u64,
+    not_acknowledged: u64,
+    refused: u64,
+}
+
+impl Producing {
+    fn new(appender: KafkaAppender, rate: Option<f64>) -> Producing {
+        let (hear, heard) = mpsc::channel();
+        let pace = rate.map(|rate| Pace { rate, start: Instant::now(), records: 0 });
+        let (batch, counts, bar) = (Vec::with_capacity(RECORDS), Counts::default(), progress_bar());
+        Producing { appender, pace, batch, under_way: 0, heard, hear, counts, bar }
+    }
+
+    fn made_up(&mut self, generator: &Generator) -> Result<(), Stop> {
+        for delivery in generator.deliveries() {
+            let mut bytes = Vec::with_capacity(160);
+            delivery.record.push_json(&mut bytes);
+            let city = match delivery.record {
+                Record::Upsert { city, .. } => Some(city),
+                Record::Invalid(BadReading { city, .. }) => city,
+            };
+            self.push(NewRecord::new(city, bytes))?;
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, record: NewRecord) -> Result<(), Stop> {
+        if let Some(pace) = &mut self.pace {
+            let due = pace.due();
+            pace.records += 1;
+            let early = due.saturating_duration_since(Instant::now());
+            if early >= TICK {
+                self.flush()?;
+                thread::sleep(early);
+            }
+        }
+        self.batch.push(record);
+        if self.batch.len() >= RECORDS { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<(), Stop> {
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        let batch = std::mem::replace(&mut self.batch, Vec::with_capacity(RECORDS));
+        let (records, hear) = (batch.len(), self.hear.clone());
+        // Whoever waited may have given up.
+        self.appender.append(batch, Box::new(move |result| drop(hear.send((records, result)))));
+        self.under_way += 1;
+        self.hear(if self.under_way >= UNDER_WAY { LAST_WAIT } else { Wait::ZERO })
+    }
+
+    /// Takes note of appends that have ended; waits for one.
+    fn hear(&mut self, mut wait: Wait) -> Result<(), Stop> {
+        loop {
+            let (records, result) = match self.heard.recv_timeout(wait) {
+                Ok(heard) => heard,
+                Err(RecvTimeoutError::Timeout) if wait.is_zero() => return Ok(()),
+                Err(_) => return Err(Stop::Failed("the brokers do not acknowledge".into())),
+            };
+            self.under_way -= 1;
+            wait = Wait::ZERO;
+            match result {
+                Ok(_) => self.counts.acknowledged += records as u64,
+                Err(error) => {
+                    self.counts.not_acknowledged += records as u64;
+                    return Err(Stop::Failed(error.to_string()));
+                }
+            }
+            self.bar.set_position(self.counts.acknowledged);
+        }
+    }
+
+    fn wait_for_all(&mut self) -> Result<(), Stop> {
+        let mut first = Ok(());
+        while self.under_way > 0 {
+            let before = self.under_way;
+            first = first.and(self.hear(LAST_WAIT));
+            if self.under_way == before {
+                break;
+            }
+        }
+        self.counts.not_acknowledged += self.batch.len() as u64;
+        first
+    }
+
+    fn refused(&mut self, path: &Path, line: u64, refusal: &Refusal) {
+        self.counts.refused += 1;
+        if self.counts.refused <= EXAMPLES {
+            let shown = || writeln!(io::stderr(), "refused {}:{line}: {refusal}", path.display());
+            let _ = self.bar.suspend(shown);
+        }
+    }
+}
+
+impl Counts {
+    /// On standard error; if that cannot be written, the work is done all the same.
+    fn report(&self, topic: &str, seconds: f64) -> io::Result<()> {
+        let mut parts = vec![format!("{} records acknowledged", number(self.acknowledged))];
+        let rare = [(self.not_acknowledged, "not acknowledged"), (self.refused, "refused and left out")];
+        let rare = rare.into_iter().filter(|(count, _)| *count > 0);
+        parts.extend(rare.map(|(count, what)| format!("{} {what}", number(count))));
+        let rate = number((self.acknowledged as f64 / seconds.max(1e-9)) as u64);
+        writeln!(io::stderr(), "{topic}: {} in {seconds:.2} s, {rate} records/s", parts.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: ProduceArgs,
+    }
+
+    fn args(line: &str) -> Result<ProduceArgs, clap::Error> {
+        let words = ["produce", "--brokers", "127.0.0.1:1", "--topic", "t"].into_iter();
+        Command::try_parse_from(words.chain(line.split_whitespace())).map(|command| command.args)
+    }
+
+    #[test]
+    fn readings_come_from_files_or_are_made_up() {
+        assert!(args("a.csv").unwrap().log.is_none());
+        assert!(args("--generate").unwrap().log.is_none());
+        assert!(args("--generate --cities 7").unwrap().log.is_some());
+        for wrong in ["", "a.csv --generate", "--generate --value-format avro"] {
+            assert!(args(wrong).is_err(), "{wrong}");
+        }
+        let refused = args("a.csv --cities 7").unwrap().run();
+        assert!(matches!(refused, Err(Stop::Usage(_))), "{refused:?}");
+        defaults().generator().unwrap();
+    }
+
+    #[test]
+    fn rates_partitioners_and_properties_are_checked() {
+        assert_eq!((rate("1000/s"), rate("0.5")), (Ok(1000.0), Ok(0.5)));
+        for wrong in ["--rate 0", "--rate -1", "--rate x", "--partitioner random", "--property acks=0"] {
+            assert!(args(&format!("a.csv {wrong}")).is_err(), "{wrong}");
+        }
+        let args = args("a.csv --property compression.type=lz4 --partitioner fnv1a_random").unwrap();
+        assert_eq!(args.properties, [("compression.type".to_string(), "lz4".to_string())]);
+        assert_eq!(args.partitioner, Partitioner::Fnv1a);
+    }
+}

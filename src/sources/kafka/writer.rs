@@ -1,0 +1,99 @@
+//! Readings as values of a topic.
+
+use std::time::Duration as Wait;
+
+use super::{KafkaPlan, RecordFormat, RegistryPlan};
+use crate::codec::{
+    DecodeSettings, Fields, Moisture, READING_SCHEMA, RecordDecoder, Units, push_wire_header, reading_to_avro,
+};
+use crate::registry::{Client, ClientSettings, RegistryError};
+use crate::sources::SourceError;
+
+/// How long a registry may take to answer.
+const REGISTRY: Wait = Wait::from_secs(10);
+
+/// Writes records that come as JSON in the format of a topic.
+pub struct RecordWriter(Inner);
+
+enum Inner {
+    /// Just as they came.
+    Json,
+    Avro(Box<Avro>),
+}
+
+struct Avro {
+    decoder: RecordDecoder,
+    /// Of values in Confluent's wire format.
+    schema: Option<u32>,
+    value: Vec<u8>,
+}
+
+impl RecordWriter {
+    pub fn json() -> RecordWriter {
+        RecordWriter(Inner::Json)
+    }
+
+    /// Writes with our own schema, which a registry takes as that of the topic's values.
+    pub fn registered(
+        topic: &str,
+        registry: &RegistryPlan,
+        decode: DecodeSettings,
+    ) -> Result<RecordWriter, SourceError> {
+        let settings =
+            ClientSettings { urls: registry.urls.clone(), user: registry.user.clone(), timeout: REGISTRY };
+        let id = Client::new(&settings)
+            .and_then(|client| client.register(&format!("{topic}-value"), READING_SCHEMA))
+            .map_err(|error| match error {
+                RegistryError::Unavailable(_) => SourceError::Transient(error.to_string()),
+                RegistryError::Unknown | RegistryError::Refused(_) => SourceError::Fatal(error.to_string()),
+            })?;
+        Ok(RecordWriter::avro(Some(id), decode))
+    }
+
+    pub(super) fn of_source(plan: &KafkaPlan, decode: DecodeSettings) -> Result<RecordWriter, SourceError> {
+        let topic = &plan.topic;
+        if plan.format != RecordFormat::Json
+            && (decode.units, decode.moisture) != (Units::Fahrenheit, Moisture::Humidity)
+        {
+            return Err(SourceError::Fatal(format!(
+                "what is appended to topic {topic} as Avro is in °F and % of humidity, but its records are read in other \
+                 units: append to a topic of JSON, or read in these"
+            )));
+        }
+        match &plan.format {
+            RecordFormat::Json => Ok(RecordWriter::json()),
+            RecordFormat::AvroRegistry(registry) => RecordWriter::registered(topic, registry, decode),
+            RecordFormat::AvroFile(path) => {
+                let file = std::fs::read_to_string(path).map_err(|error| {
+                    SourceError::Fatal(format!("the schema of topic {topic}, {}: {error}", path.display()))
+                })?;
+                let parsed = |schema: &str| serde_json::from_str::<serde_json::Value>(schema).ok();
+                if parsed(&file) != parsed(READING_SCHEMA) {
+                    return Err(SourceError::Fatal(format!(
+                        "what is appended to topic {topic} is written with schemas/reading.avsc, which {} is not: use that \
+                         file, or append to a topic of JSON",
+                        path.display()
+                    )));
+                }
+                Ok(RecordWriter::avro(None, decode))
+            }
+        }
+    }
+
+    fn avro(schema: Option<u32>, decode: DecodeSettings) -> RecordWriter {
+        let decoder = RecordDecoder::new(decode);
+        RecordWriter(Inner::Avro(Box::new(Avro { decoder, schema, value: Vec::new() })))
+    }
+
+    /// The value of a record that came as JSON. What is no reading stays as it is: whoever reads it refuses it.
+    pub fn value<'a>(&'a mut self, json: &'a [u8]) -> &'a [u8] {
+        let Inner::Avro(avro) = &mut self.0 else { return json };
+        let Ok(upsert) = avro.decoder.decode(json) else { return json };
+        avro.value.clear();
+        if let Some(schema) = avro.schema {
+            push_wire_header(schema, &mut avro.value);
+        }
+        reading_to_avro(&Fields::of_upsert(&upsert), &mut avro.value);
+        &avro.value
+    }
+}
