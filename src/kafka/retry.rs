@@ -16,6 +16,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, Prod
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
 use super::letters::{LettersError, Posted, Quiet, REQUEST, TopicReader, consumer};
+use super::partitioner::Partitioner;
 use super::{Cluster, letter, letter_topics};
 use crate::model::{Letter, RecordPlace};
 
@@ -304,14 +305,18 @@ impl Retrier {
     }
 }
 
-/// Writes ordinary arrivals: by city, to the partition that Kafka's own default partitioner gives it. Returns when all are
-/// durable.
-pub fn produce(cluster: &Cluster, topic: &str, records: &[(String, Vec<u8>)]) -> Result<(), LettersError> {
+/// Writes ordinary arrivals, each to its city's partition. Returns when all are durable.
+pub fn produce(
+    cluster: &Cluster,
+    topic: &str,
+    partitioner: Partitioner,
+    records: &[(String, Vec<u8>)],
+) -> Result<(), LettersError> {
     let failed = |error| failure(cluster, "write to the topic", error);
     let mut config = cluster.client();
     config
         .set("enable.idempotence", "true")
-        .set("partitioner", "murmur2_random")
+        .set("partitioner", partitioner.name())
         .set("message.timeout.ms", PATIENCE.as_millis().to_string());
     let producer: BaseProducer<Deliveries> =
         config.create_with_context(Deliveries::default()).map_err(failed)?;

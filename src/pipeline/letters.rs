@@ -168,7 +168,7 @@ impl<'a> Places<'a> {
         }
         let written = topics.values().map(|(_, records)| records.len()).sum::<usize>() + posted.len();
         for (kafka, records) in topics.values() {
-            produce(&kafka.cluster, &kafka.topic, records)?;
+            produce(&kafka.cluster, &kafka.topic, kafka.partitioner, records)?;
         }
         if let Some(ingest) = self.journal().filter(|_| !posted.is_empty()) {
             let (_dir, journal) = self.open_journal(ingest)?;

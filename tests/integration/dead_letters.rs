@@ -93,7 +93,10 @@ fn what_is_sent_again_counts_only_where_nothing_came_since() {
     let data = folder.path().join("data");
     with_letters(&data);
     let list: Value = serde_json::from_str(&said(&data, &["list", "--json"])).unwrap();
-    let counts: Vec<(&str, u64)> = list["counts"].as_array().unwrap().iter()
+    let counts: Vec<(&str, u64)> = list["counts"]
+        .as_array()
+        .unwrap()
+        .iter()
         .map(|count| (count["reason"].as_str().unwrap(), count["letters"].as_u64().unwrap()))
         .collect();
     assert_eq!(counts, [("in_the_future", 4), ("too_late", 1)]);

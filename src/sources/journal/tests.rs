@@ -142,11 +142,14 @@ fn what_is_sent_again_says_so_and_goes_back_to_its_partition() {
         attempt: 1,
         first_seen: first_seen.and_then(EventTime::from_millis),
     };
-    let again =
-        |record: NewRecord, retried: &Retried| NewRecord { retried: Some(Box::new(retried.clone())), ..record };
+    let again = |record: NewRecord, retried: &Retried| NewRecord {
+        retried: Some(Box::new(retried.clone())),
+        ..record
+    };
     let (lost, refused) = (from("journal/3/9", None), from("journal/2/0", Some(1_764_000_000_001)));
     let nameless = || NewRecord::new(None, &b"no record"[..]);
-    let withdrawal = NewRecord::new(Some("w"), &br#"{"city":"w","reading_at":"2025-01-01T00:00:00Z","deleted":true}"#[..]);
+    let withdrawal =
+        NewRecord::new(Some("w"), &br#"{"city":"w","reading_at":"2025-01-01T00:00:00Z","deleted":true}"#[..]);
     let long = from(&format!("{}/2/7", "s".repeat(3_000)), Some(0));
     {
         let journal = Journal::open(dir.path(), plan(4)).unwrap();

@@ -2,10 +2,10 @@
 
 mod appender;
 mod broker;
-mod letters;
 mod case;
 mod faults;
 mod kills;
+mod letters;
 mod log;
 mod reading;
 mod refusals;

@@ -12,7 +12,6 @@ use crate::model::{
     Answer, Ask, Category, CurrentRow, EventTime, HeatIndex, Measurement, Query, Question, Row, Update,
     WatchedRow,
 };
-use crate::serve::wire;
 
 /// SplitMix64.
 pub(super) struct Rng(pub(super) u64);
