@@ -44,9 +44,10 @@ pub fn all(broker: &Broker, effort: &Effort) {
                 if client.at(0.99) > 2.0 {
                     println!("    the client was late itself: {}", client.shown());
                 }
-                let (seen, due) = (seen.from_due.len(), rate * effort.time.as_secs());
-                if seen < due * 98 / 100 {
-                    println!("    {seen} of {due} readings seen");
+                let due = rate * effort.time.as_secs();
+                let (all, sampled) = (seen.from_due.len(), seen.from_record.len());
+                if all < due * 98 / 100 || sampled < due / PARTITIONS as u64 / 2 {
+                    println!("    {all} of {due} readings seen, {sampled} of them with their record's time");
                 }
             }
         }
