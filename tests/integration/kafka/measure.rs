@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Instant;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::{Message, Offset, TopicPartitionList};
+use rdkafka::{Offset, TopicPartitionList};
 use rustix::time::{ClockId, clock_gettime};
 use swelter::model::{Raw, Refusal, Upsert};
 use swelter::sources::{Place, Source, Take};
