@@ -8,7 +8,7 @@ use super::data_dir::DataDir;
 use super::live::RunError;
 use super::outlets::Starts;
 use crate::admission::AdmissionRules;
-use crate::config::{FileInput, GeneratorSource, Plan, SourceKind, SourcePlan};
+use crate::config::{FileInput, GeneratorSource, IngestPlan, Plan, SourceKind, SourcePlan};
 use crate::model::{Appender, EventTime, PartitionName, Slot, Slots};
 use crate::registry::{Client, ClientSettings, Schemas};
 use crate::sinks::dead_letters::DeadLetters;
@@ -17,7 +17,7 @@ use crate::sources::file::{FileSource, Input};
 use crate::sources::generator::feed::Feed;
 use crate::sources::generator::paced::{Paced, PacedPlan};
 use crate::sources::journal::{Journal, JournalPlan};
-use crate::sources::kafka::{KafkaSource, RegistryPlan};
+use crate::sources::kafka::{AppendLimits, KafkaAppender, KafkaSource, RegistryPlan};
 use crate::worker::{self, LogPartition, Shared};
 
 /// One question to a schema registry.
@@ -68,6 +68,9 @@ impl Logs {
             }
             let opened = direct(source, plan, &mut logs.topics)?;
             logs.sources.push(opened);
+        }
+        if let (Some(ingest), Some(Some(into))) = (&plan.ingest, into) {
+            logs.appender = Some(Arc::new(appender(plan, ingest, into)?));
         }
         Ok(logs)
     }
@@ -192,6 +195,17 @@ fn direct(
             Ok(topic)
         }
     }
+}
+
+/// Appends to the topic of a source.
+fn appender(plan: &Plan, ingest: &IngestPlan, into: &str) -> Result<KafkaAppender, RunError> {
+    let of_name = |source: &&SourcePlan| source.name == into;
+    let Some(SourceKind::Kafka(kafka)) = plan.sources.iter().find(of_name).map(|source| &source.kind) else {
+        return Err(RunError::Failed(format!("ingest.into is {into}, which is not a topic of Kafka")));
+    };
+    let limits = AppendLimits { records: ingest.queue_records, bytes: ingest.queue_bytes };
+    let opened = KafkaAppender::of_source(into, kafka, plan.decode, limits);
+    opened.map_err(|error| RunError::Source { name: into.to_owned(), error })
 }
 
 pub fn rules(plan: &Plan) -> AdmissionRules {

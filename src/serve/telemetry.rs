@@ -137,6 +137,13 @@ fn describe() {
         Unit::Seconds,
         "From the head of a request to the head of its answer"
     );
+    describe_gauge!("swelter_kafka_lag", "Records of a partition that are not read yet");
+    describe_counter!("swelter_sink_records_total", "Records that a shard has made durable");
+    describe_counter!(
+        "swelter_sink_commits_total",
+        "Transactions of a shard, or with at_least_once its progress records"
+    );
+    describe_gauge!("swelter_sink_durable_epoch", "The epoch that a shard's output is durable up to");
     describe_gauge!("swelter_subscriber_sessions", "Open WebSocket sessions of subscribers");
     describe_gauge!("swelter_subscriptions", "Subscriptions of all sessions");
     describe_counter!("swelter_sent_messages_total", "Messages sent to subscribers");

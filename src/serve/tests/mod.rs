@@ -19,7 +19,7 @@ use super::publish::Publisher;
 use super::*;
 use crate::model::{
     Acknowledge, Answer, AppendError, Appended, Category, CurrentRow, EventTime, HeatIndex, Measurement,
-    NewRecord, PartitionName, Query, Question, Row, Update,
+    NewRecord, PartitionName, Query, Question, Row, Slots, Update,
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);

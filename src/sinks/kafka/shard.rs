@@ -95,6 +95,8 @@ pub(super) struct ShardWriter {
     stopping: Arc<AtomicBool>,
     stop_seen: Option<Instant>,
     as_of: String,
+    /// From when they count on.
+    meters: Option<Meters>,
 }
 
 impl ShardWriter {
@@ -116,6 +118,7 @@ impl ShardWriter {
             stopping: Arc::clone(stopping),
             stop_seen: None,
             as_of: String::new(),
+            meters: None,
         })
     }
 
@@ -150,11 +153,11 @@ impl ShardWriter {
                 break;
             }
         }
-        let took = begun.elapsed();
-        metrics::histogram!("swelter_sink_commit_seconds").record(took.as_secs_f64());
-        if took > self.plan.commit_interval + self.plan.transaction_timeout {
-            tracing::info!(shard = self.number, ?took, "results are written again");
+        if retry > RETRY {
+            tracing::info!(shard = self.number, took = ?begun.elapsed(), "results are written again");
         }
+        let meters = self.meters.get_or_insert_with(|| Meters::new(&self.plan.progress_topic, self.number));
+        meters.written(batch);
         Ok(())
     }
 
@@ -242,7 +245,11 @@ impl ShardWriter {
         let deadline = Instant::now() + self.plan.transaction_timeout;
         while self.producer.in_flight_count() > 0 {
             self.producer.poll(POLL);
-            if Instant::now() > deadline {
+            let stop = self
+                .stopping
+                .load(Ordering::Relaxed)
+                .then(|| *self.stop_seen.get_or_insert_with(Instant::now));
+            if Instant::now() > deadline || stop.is_some_and(|since| since.elapsed() > LAST_WAIT) {
                 return Err(Trouble::Lost(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut)));
             }
         }
@@ -392,6 +399,33 @@ fn queue(
             }
             // Of a transaction that has failed: committing it says so, and how.
             Err((error, _)) => return Err(Trouble::Abort(error)),
+        }
+    }
+}
+
+/// What a shard counts of itself.
+struct Meters {
+    records: metrics::Counter,
+    transactions: metrics::Counter,
+    epoch: metrics::Gauge,
+}
+
+impl Meters {
+    fn new(progress_topic: &str, number: u16) -> Meters {
+        let labels = [("progress_topic", progress_topic.to_owned()), ("shard", number.to_string())];
+        Meters {
+            records: metrics::counter!("swelter_sink_records_total", &labels),
+            transactions: metrics::counter!("swelter_sink_commits_total", &labels),
+            epoch: metrics::gauge!("swelter_sink_durable_epoch", &labels),
+        }
+    }
+
+    fn written(&self, batch: &[Portion]) {
+        let parcels = batch.iter().flat_map(|portion| &portion.parcels);
+        self.records.increment(parcels.map(|parcel| u64::from(parcel.records)).sum());
+        self.transactions.increment(1);
+        if let Some(last) = batch.last() {
+            self.epoch.set(last.epoch as f64);
         }
     }
 }
