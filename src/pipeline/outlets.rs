@@ -295,7 +295,9 @@ impl Writing {
 
     /// Waits until everything is durable: false where it is not.
     pub fn finish(self) -> bool {
-        self.0.into_iter().fold(true, |all, running| running.finish() && all)
+        // Each of them, also behind one that has failed.
+        let finished: Vec<bool> = self.0.into_iter().map(Running::finish).collect();
+        finished.into_iter().all(|durable| durable)
     }
 }
 
