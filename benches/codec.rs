@@ -6,8 +6,11 @@ use std::io::{self, Cursor, Write};
 use std::sync::{Arc, Mutex};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use swelter::codec::{Compression, DecodeSettings, Decoder, Format, ReadingsWriter, RowsWriter};
-use swelter::model::{CityRows, Event, EventTime, HeatIndex, Measurement, ResultRow};
+use swelter::codec::{
+    AvroDecoder, Compression, DecodeSettings, Decoder, Fields, Format, READING_SCHEMA, ReadingsWriter,
+    RecordDecoder, RowsWriter, json_record, push_row_json, reading_to_avro, row_to_avro,
+};
+use swelter::model::{Category, CityRows, Event, EventTime, HeatIndex, Measurement, ResultRow, Row};
 
 const CITIES: u64 = 1_000;
 const PER_CITY: u64 = 288;
@@ -118,5 +121,52 @@ fn write(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, read, write);
+/// Readings that come one by one, as from a topic, and rows that go there.
+fn one_by_one(criterion: &mut Criterion) {
+    let events: Vec<_> = (0..PER_CITY).map(|at| (time(at), Event::Reading(measurement(at)))).collect();
+    let encoded = |encode: fn(&Fields<'_>, &mut Vec<u8>)| -> Vec<Vec<u8>> {
+        let each = events.iter().map(|(reading_at, event)| {
+            let mut out = Vec::new();
+            encode(&Fields::of("city_00001", *reading_at, event), &mut out);
+            out
+        });
+        each.collect()
+    };
+    let mut group = criterion.benchmark_group("record");
+    group.throughput(Throughput::Elements(PER_CITY));
+    let records = encoded(json_record);
+    let mut decoder = RecordDecoder::new(DecodeSettings::default());
+    group.bench_function("read/Json", |bencher| {
+        bencher.iter(|| assert!(records.iter().all(|record| black_box(decoder.decode(record)).is_ok())));
+    });
+    let records = encoded(reading_to_avro);
+    let mut decoder = AvroDecoder::new(READING_SCHEMA, DecodeSettings::default()).expect("our own schema");
+    group.bench_function("read/Avro", |bencher| {
+        bencher.iter(|| assert!(records.iter().all(|record| black_box(decoder.decode(record)).is_ok())));
+    });
+    let row = |at: u64| {
+        let micros = 71_283_411 + 7_919 * at as i64;
+        let (count, category) = (at as u32 + 1, Category::ALL[at as usize % 5]);
+        (time(at), Row::new(HeatIndex::from_micros(micros), category, micros * i64::from(count) - 31, count))
+    };
+    let rows: Vec<_> = (0..PER_CITY).map(row).collect();
+    let mut out = Vec::with_capacity(1 << 20);
+    group.bench_function("write/Json", |bencher| {
+        bencher.iter(|| {
+            out.clear();
+            rows.iter().for_each(|(at, row)| push_row_json(&mut out, "city_00001", *at, row));
+            black_box(out.len())
+        });
+    });
+    group.bench_function("write/Avro", |bencher| {
+        bencher.iter(|| {
+            out.clear();
+            rows.iter().for_each(|(at, row)| row_to_avro("city_00001", *at, row, &mut out));
+            black_box(out.len())
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, read, write, one_by_one);
 criterion_main!(benches);

@@ -1,6 +1,7 @@
 //! The broker, and topics on it.
 
 use std::fs;
+use std::ops::Range;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -51,6 +52,10 @@ impl Broker {
 
     /// A consumer of all partitions of a topic, from the beginning or the end.
     pub fn consumer(&self, topic: &str, from: Offset) -> BaseConsumer {
+        self.consumer_of(topic, 0..PARTITIONS, from)
+    }
+
+    pub fn consumer_of(&self, topic: &str, partitions: Range<i32>, from: Offset) -> BaseConsumer {
         let mut config = self.client();
         config
             .set("group.id", "bench")
@@ -59,7 +64,7 @@ impl Broker {
             .set("fetch.queue.backoff.ms", "5");
         let consumer: BaseConsumer = config.create().unwrap();
         let mut assignment = TopicPartitionList::new();
-        for partition in 0..PARTITIONS {
+        for partition in partitions {
             assignment.add_partition_offset(topic, partition, from).unwrap();
         }
         consumer.assign(&assignment).unwrap();
