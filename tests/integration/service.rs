@@ -123,7 +123,10 @@ fn a_clock_that_was_put_back_holds_nothing_up() {
     let count = |service: &Service| current(service, "x").map_or(0, |row| row["count"].as_u64().unwrap());
     // Another minute may begin meanwhile: times counted from that would meet those that were sent.
     let minute = this_minute();
-    assert_eq!(post(&service.address, "application/json", &reading_at("x", minute, 80.0)).unwrap().status, 200);
+    assert_eq!(
+        post(&service.address, "application/json", &reading_at("x", minute, 80.0)).unwrap().status,
+        200
+    );
     wait_for("the first reading", || (count(&service) == 1).then_some(()));
     // Each takes an epoch at least, and they are more than are taken ahead at once.
     let began = Instant::now();
