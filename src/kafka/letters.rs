@@ -23,7 +23,7 @@ pub enum LettersError {
     #[error(
         "{brokers}: {doing}: {error}; check that the cluster is up and that this user may do it, then try again"
     )]
-    Kafka { brokers: String, doing: String, error: KafkaError },
+    Kafka { brokers: String, doing: String, error: Box<KafkaError> },
     #[error("{brokers}: topic {topic} is silent for {} s: check the cluster, then try again", SILENCE.as_secs())]
     Silent { brokers: String, topic: String },
     #[error("topic {0} is missing: its dead letters cannot go back to it")]
@@ -70,7 +70,11 @@ impl TopicReader {
     pub fn new(cluster: &Cluster, topic: &str) -> Result<TopicReader, LettersError> {
         let brokers = cluster.brokers.clone();
         let consumer = consumer(cluster, "swelter-dead-letters");
-        let failed = |error| LettersError::Kafka { brokers: brokers.clone(), doing: "connect".into(), error };
+        let failed = |error| LettersError::Kafka {
+            brokers: brokers.clone(),
+            doing: "connect".into(),
+            error: Box::new(error),
+        };
         let consumer = consumer.map_err(failed)?;
         Ok(TopicReader { brokers, topic: topic.into(), consumer })
     }
@@ -143,7 +147,7 @@ impl TopicReader {
     }
 
     pub fn failed(&self, doing: String, error: KafkaError) -> LettersError {
-        LettersError::Kafka { brokers: self.brokers.clone(), doing, error }
+        LettersError::Kafka { brokers: self.brokers.clone(), doing, error: Box::new(error) }
     }
 }
 

@@ -16,6 +16,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, Prod
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
 use super::letters::{LettersError, Posted, Quiet, REQUEST, TopicReader, consumer};
+use super::partitioner::Partitioner;
 use super::{Cluster, letter, letter_topics};
 use crate::model::{Letter, RecordPlace};
 
@@ -111,9 +112,14 @@ struct Group {
     sent: BTreeMap<(String, i32), i64>,
 }
 
-/// What is being put together.
-#[derive(Default)]
-struct Batch {
+/// The letters of a topic while they are sent.
+struct Sending<'a> {
+    topic: &'a str,
+    partitions: i32,
+    /// The topic that they are in.
+    from: &'a str,
+    outcome: Outcome,
+    /// Of the open transaction.
     letters: usize,
     bytes: usize,
     /// By reason; then by topic and partition.
@@ -145,37 +151,42 @@ impl Retrier {
         let mut outcome = Outcome::default();
         if reader.partitions(&letters)?.is_some() {
             let partitions = reader.partitions(topic)?.ok_or_else(|| LettersError::Missing(topic.into()))?;
-            let mut batch = Batch::default();
+            let mut sending = Sending {
+                topic,
+                partitions,
+                from: &letters,
+                outcome: Outcome::default(),
+                letters: 0,
+                bytes: 0,
+                offsets: BTreeMap::new(),
+            };
             let sent = reader.read(&mut next, &mut |posted| {
                 if wanted.before.zip(posted.written).is_some_and(|(before, written)| written >= before) {
                     return Ok(false);
                 }
-                self.take(topic, partitions, &letters, wanted, posted, &mut batch, &mut outcome)?;
+                self.take(&mut sending, wanted, posted)?;
                 Ok(true)
             });
-            let sent = sent.and_then(|()| self.commit(&mut batch));
+            let sent = sent.and_then(|()| self.commit(&mut sending));
             if sent.is_err() {
                 let _ = self.producer.flush(REQUEST);
                 let _ = self.producer.abort_transaction(REQUEST);
             }
             sent?;
+            outcome = sending.outcome;
         }
         // A call that asks for other reasons must see all letters; one that goes on by itself asks for the same.
         self.readers.insert(letters, (reader, next));
         Ok(outcome)
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn take(
         &mut self,
-        topic: &str,
-        partitions: i32,
-        letters: &str,
+        sending: &mut Sending<'_>,
         wanted: &Wanted,
         posted: Posted,
-        batch: &mut Batch,
-        outcome: &mut Outcome,
     ) -> Result<(), LettersError> {
+        let outcome = &mut sending.outcome;
         let Some(letter) = posted.letter else {
             outcome.homeless += 1;
             return Ok(());
@@ -183,30 +194,30 @@ impl Retrier {
         if !wanted.reason(&letter.reason) {
             return Ok(());
         }
-        let at = (letters.to_owned(), posted.partition);
-        if self.group(&letter.reason, letters)?.sent.get(&at).is_some_and(|sent| posted.offset < *sent) {
+        let at = (sending.from.to_owned(), posted.partition);
+        let group = self.group(&letter.reason, sending.from)?;
+        if group.sent.get(&at).is_some_and(|sent| posted.offset < *sent) {
             outcome.already += 1;
             return Ok(());
         }
-        let from: Option<RecordPlace> = letter.next_attempt().origin.parse().ok();
-        let home = from.filter(|from| i64::from(from.partition) < i64::from(partitions));
-        match home {
+        let home: Option<RecordPlace> = letter.next_attempt().origin.parse().ok();
+        match home.filter(|home| i64::from(home.partition) < i64::from(sending.partitions)) {
             _ if letter.is_withdrawal() => outcome.withdrawals += 1,
             None => outcome.homeless += 1,
             Some(home) => {
-                if batch.letters == 0 {
+                if sending.letters == 0 {
                     let begun = self.producer.begin_transaction();
                     begun.map_err(|error| self.failed("begin a transaction", error))?;
                 }
-                self.produce(topic, home.partition as i32, &letter)?;
-                batch.letters += 1;
-                batch.bytes += letter.value.as_ref().map_or(0, Vec::len);
+                self.produce(sending.topic, home.partition as i32, &letter)?;
+                sending.letters += 1;
+                sending.bytes += letter.value.as_ref().map_or(0, Vec::len);
                 *outcome.sent.entry(letter.reason.clone()).or_default() += 1;
             }
         }
-        batch.offsets.entry(letter.reason).or_default().insert(at, posted.offset + 1);
-        if batch.letters >= BATCH_LETTERS || batch.bytes >= BATCH_BYTES {
-            self.commit(batch)?;
+        sending.offsets.entry(letter.reason).or_default().insert(at, posted.offset + 1);
+        if sending.letters >= BATCH_LETTERS || sending.bytes >= BATCH_BYTES {
+            self.commit(sending)?;
         }
         Ok(())
     }
@@ -228,8 +239,10 @@ impl Retrier {
     }
 
     /// Makes durable what was sent, and that it was.
-    fn commit(&mut self, batch: &mut Batch) -> Result<(), LettersError> {
-        let Batch { letters, offsets, .. } = std::mem::take(batch);
+    fn commit(&mut self, sending: &mut Sending<'_>) -> Result<(), LettersError> {
+        let letters = std::mem::take(&mut sending.letters);
+        let offsets = std::mem::take(&mut sending.offsets);
+        sending.bytes = 0;
         // Withdrawals alone need no transaction: they are passed over again the next time.
         if letters == 0 {
             return Ok(());
@@ -283,7 +296,9 @@ impl Retrier {
         let metadata = metadata.map_err(|error| self.failed(doing, error))?;
         let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions()).count() as i32;
         let mut asked = TopicPartitionList::new();
-        (0..partitions).for_each(|partition| drop(asked.add_partition(letters, partition)));
+        for partition in 0..partitions {
+            asked.add_partition(letters, partition);
+        }
         let committed = patiently(|| consumer.committed_offsets(asked.clone(), REQUEST));
         let committed = committed.map_err(|error| self.failed(doing, error))?;
         let offset = |offset| if let Offset::Offset(offset) = offset { offset } else { 0 };
@@ -304,14 +319,21 @@ impl Retrier {
     }
 }
 
-/// Writes ordinary arrivals: by city, to the partition that Kafka's own default partitioner gives it. Returns when all are
-/// durable.
-pub fn produce(cluster: &Cluster, topic: &str, records: &[(String, Vec<u8>)]) -> Result<(), LettersError> {
+/// A city and the bytes of a record of it.
+pub type Keyed = (String, Vec<u8>);
+
+/// Writes ordinary arrivals, each to its city's partition. Returns when all are durable.
+pub fn produce(
+    cluster: &Cluster,
+    topic: &str,
+    partitioner: Partitioner,
+    records: &[Keyed],
+) -> Result<(), LettersError> {
     let failed = |error| failure(cluster, "write to the topic", error);
     let mut config = cluster.client();
     config
         .set("enable.idempotence", "true")
-        .set("partitioner", "murmur2_random")
+        .set("partitioner", partitioner.name())
         .set("message.timeout.ms", PATIENCE.as_millis().to_string());
     let producer: BaseProducer<Deliveries> =
         config.create_with_context(Deliveries::default()).map_err(failed)?;
@@ -326,7 +348,7 @@ pub fn produce(cluster: &Cluster, topic: &str, records: &[(String, Vec<u8>)]) ->
 }
 
 fn failure(cluster: &Cluster, doing: &str, error: KafkaError) -> LettersError {
-    LettersError::Kafka { brokers: cluster.brokers.clone(), doing: doing.into(), error }
+    LettersError::Kafka { brokers: cluster.brokers.clone(), doing: doing.into(), error: Box::new(error) }
 }
 
 fn enqueue<K: rdkafka::message::ToBytes + ?Sized, P: rdkafka::message::ToBytes + ?Sized>(

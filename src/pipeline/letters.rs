@@ -8,7 +8,7 @@ use super::retry::{JournalRetry, append_all};
 use crate::codec::RecordDecoder;
 use crate::config::{IngestPlan, Plan, SourceKind};
 use crate::kafka::letters::{self, LettersError};
-use crate::kafka::retry::{Outcome, Retrier, Wanted, produce};
+use crate::kafka::retry::{Keyed, Outcome, Retrier, Wanted, produce};
 use crate::kafka::{Cluster, letter_topics};
 use crate::model::letter::LetterLine;
 use crate::model::{AppendError, Letter, NewRecord, RecordPlace};
@@ -136,7 +136,7 @@ impl<'a> Places<'a> {
     /// nothing. Returns how many.
     pub fn resubmit(&self, lines: &[String]) -> Result<usize, DeadLetterError> {
         let mut decoder = RecordDecoder::new(self.plan.decode);
-        let mut topics: BTreeMap<&str, (&KafkaPlan, Vec<(String, Vec<u8>)>)> = BTreeMap::new();
+        let mut topics: BTreeMap<&str, (&KafkaPlan, Vec<Keyed>)> = BTreeMap::new();
         let mut posted = Vec::new();
         for (line, text) in (1..).zip(lines).filter(|(_, text)| !text.trim().is_empty()) {
             let wrong = |problem: String| DeadLetterError::Line { line, problem };
@@ -168,7 +168,7 @@ impl<'a> Places<'a> {
         }
         let written = topics.values().map(|(_, records)| records.len()).sum::<usize>() + posted.len();
         for (kafka, records) in topics.values() {
-            produce(&kafka.cluster, &kafka.topic, records)?;
+            produce(&kafka.cluster, &kafka.topic, kafka.partitioner, records)?;
         }
         if let Some(ingest) = self.journal().filter(|_| !posted.is_empty()) {
             let (_dir, journal) = self.open_journal(ingest)?;

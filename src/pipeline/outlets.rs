@@ -295,7 +295,8 @@ impl Writing {
 
     /// Waits until everything is durable: false where it is not.
     pub fn finish(self) -> bool {
-        self.0.into_iter().fold(true, |all, running| running.finish() && all)
+        let written: Vec<bool> = self.0.into_iter().map(Running::finish).collect();
+        written.into_iter().all(|written| written)
     }
 }
 

@@ -84,6 +84,8 @@ pub enum Next {
     At(Instant),
     /// When the worker is unparked.
     Woken,
+    /// At once, with a later `upto`: nothing is left before this one, though the last record may be further back.
+    Reached,
     /// Never: the log has ended.
     Never,
 }

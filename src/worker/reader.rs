@@ -12,7 +12,7 @@ use crate::model::{
     Arrival, CityName, Parcels, PartitionName, Progress, Raw, Reason, Refusal, Shard, Slot, Upsert,
 };
 use crate::sinks::dead_letters::{DeadLetters, DeadLettersError};
-use crate::sources::{Next, Partition, Place, Source, SourceError, Take};
+use crate::sources::{Next, Partition, Place, Polled, Source, SourceError, Take};
 
 /// How long after a fault a partition is polled again, at first and at most.
 const RETRY: Wait = Wait::from_millis(100);
@@ -186,6 +186,10 @@ impl Reader {
         let Reader { admission, name, letters, position, .. } = self;
         let mut admitting = Admitting { admission, name, letters: letters.as_ref(), into, position };
         match self.partition.poll(limit, upto, &mut admitting) {
+            Ok(Polled { next: Next::Reached, .. }) => {
+                self.position = upto;
+                self.due = Due::Next(Next::Now);
+            }
             Ok(polled) => self.due = Due::Next(polled.next),
             Err(SourceError::Transient(error)) => {
                 let faults = if let Due::Retry { faults, .. } = self.due { faults + 1 } else { 0 };
@@ -208,7 +212,7 @@ impl Reader {
             return None;
         }
         match self.due {
-            Due::Next(Next::Now) => Some(now),
+            Due::Next(Next::Now | Next::Reached) => Some(now),
             Due::Next(Next::At(at)) | Due::Retry { at, .. } => Some(at),
             Due::Next(Next::Woken | Next::Never) => None,
         }

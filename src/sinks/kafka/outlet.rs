@@ -217,7 +217,10 @@ impl Running {
     pub fn finish(self) -> bool {
         self.ended.store(true, Ordering::Relaxed);
         drop(self.ends);
-        self.threads.into_iter().fold(true, |all, thread| thread.join().unwrap_or(false) && all)
+        // All of them, also behind one that has failed.
+        let written: Vec<bool> =
+            self.threads.into_iter().map(|thread| thread.join().unwrap_or(false)).collect();
+        written.into_iter().all(|written| written)
     }
 }
 

@@ -98,7 +98,7 @@ impl Block {
     }
 
     /// Where a dead letter that was sent again comes from, and the bytes of the record; nothing where it is damaged.
-    pub(super) fn from_and_bytes(&self, range: Range<usize>) -> Option<(Retried, &[u8])> {
+    pub(super) fn split_retried(&self, range: Range<usize>) -> Option<(Retried, &[u8])> {
         let mut rest = self.bytes(range);
         let attempt = u32::try_from(take_varint(&mut rest)?).ok()?;
         let first_seen = match take_varint(&mut rest)? {

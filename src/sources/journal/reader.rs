@@ -104,7 +104,7 @@ impl Partition for Reader {
                 cursor.offset = range.end;
                 let (retried, raw) = match block.retried {
                     false => (None, block.bytes(range)),
-                    true => match block.from_and_bytes(range) {
+                    true => match block.split_retried(range) {
                         Some((retried, raw)) => (Some(retried), raw),
                         None => return Err(self.damaged()),
                     },

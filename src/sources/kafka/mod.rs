@@ -232,7 +232,7 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        // librdkafka waits without end for a group's coordinator that is away, when the consumer is dropped.
+        // Where the cluster is away, dropping a consumer was seen to wait without end.
         let deadline = Instant::now() + LEAVE;
         let closing = self.consumer.close_queue().is_ok();
         while closing && !self.consumer.closed() && Instant::now() < deadline {

@@ -167,7 +167,10 @@ impl Partition for KafkaPartition {
             match offer {
                 Offer::Given => records += 1,
                 Offer::Skipped => {}
-                Offer::Beyond => break,
+                Offer::Beyond => {
+                    next = Next::Reached;
+                    break;
+                }
                 Offer::Pending => {
                     next = Next::At(Instant::now() + PENDING);
                     break;

@@ -5,7 +5,7 @@ use rdkafka::message::{Headers, Message};
 use super::{RecordFormat, Shared};
 use crate::codec::RecordDecoder;
 use crate::kafka::letter;
-use crate::model::{Event, EventTime, Raw, Reason, Refusal, Retried, Upsert};
+use crate::model::{EventTime, Raw, Reason, Refusal, Retried, Upsert};
 use crate::registry::{AvroRecords, Decoded};
 use crate::sources::{Place, SourceError, Take};
 
@@ -64,7 +64,7 @@ impl Records {
             },
         };
         let taken = decoded
-            .and_then(|upsert| if retried.is_some() { again(upsert) } else { Ok(upsert) })
+            .and_then(|upsert| if retried.is_some() { upsert.retried() } else { Ok(upsert) })
             .and_then(|upsert| take.upsert(place, &upsert));
         if let Err(refusal) = taken {
             take.refused(place, &refusal, &Raw { key, value, retried: retried.as_ref() });
@@ -82,19 +82,6 @@ fn withdrawn<'a>(decoder: &'a mut RecordDecoder, key: Option<&'a [u8]>) -> Resul
     };
     let upsert = decoder.decode_withdrawn(key);
     upsert.map_err(|refusal| Refusal::new(refusal.reason, format!("{RULE}: {}", refusal.detail)))
-}
-
-/// A dead letter that comes again.
-#[cold]
-fn again(upsert: Upsert<'_>) -> Result<Upsert<'_>, Refusal> {
-    match upsert.event {
-        Event::Reading(measurement) | Event::Retried(measurement) => {
-            Ok(Upsert { event: Event::Retried(measurement), ..upsert })
-        }
-        Event::Withdrawal => {
-            Err(Refusal::new(Reason::BadOperation, "a withdrawal is not retried: withdraw the reading again"))
-        }
-    }
 }
 
 /// What the headers of a dead letter that was sent again say. Others have no such headers, or not of this form.

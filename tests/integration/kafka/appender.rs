@@ -72,7 +72,7 @@ fn appends_are_in_the_log_when_they_are_acknowledged_and_in_order_of_each_city()
         assert_eq!(*numbers, expected);
     }
     for (partition, end) in ends {
-        let last = log.iter().filter(|record| record.partition as u32 == partition).next_back().unwrap();
+        let last = log.iter().rfind(|record| record.partition as u32 == partition).unwrap();
         assert_eq!(end, last.offset as u64 + 1);
     }
     assert_eq!(append(&appender, Vec::new()).recv().unwrap(), Ok(Vec::new()));

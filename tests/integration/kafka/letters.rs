@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::thread;
-use std::time::Duration;
 
 use swelter::kafka::Cluster;
 use swelter::kafka::letters::LettersError;
@@ -13,8 +11,9 @@ use swelter::kafka::retry::{Retrier, Wanted};
 use tempfile::TempDir;
 
 use super::broker::{Access, shared};
-use super::reading::{Record, committed};
+use super::reading::{Record, committed, uncommitted};
 use super::topics::{NewRecord, Producer, Topics, unique};
+use crate::process::wait_for;
 
 const PARTITIONS: i32 = 3;
 
@@ -148,11 +147,13 @@ fn a_killed_retry_sends_nothing_twice() {
         rig.refuse(number % PARTITIONS, number as u64, reason, Some(number.to_string().as_bytes()));
     }
     rig.letters.flush();
-    // It is killed before, between and behind its transactions.
-    for attempt in 0..12 {
+    // Killed as soon as some more of it can be read, committed or not.
+    let read = || uncommitted(&rig.access, &rig.topic).len();
+    for _ in 0..3 {
+        let before = read();
         let mut command = rig.command(&["retry"]);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        thread::sleep(Duration::from_millis(60 + 60 * attempt));
+        wait_for("that it sends", || (read() > before || child.try_wait().unwrap().is_some()).then_some(()));
         child.kill().unwrap();
         child.wait().unwrap();
     }

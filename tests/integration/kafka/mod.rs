@@ -7,6 +7,7 @@ mod faults;
 mod kills;
 mod letters;
 mod log;
+mod measure;
 mod reading;
 mod refusals;
 mod rig;

@@ -13,7 +13,7 @@ use super::broker::{Access, OwnBroker, shared};
 use super::topics::{COMPACT, LOG_APPEND_TIME, NewRecord, Producer, Topics, unique};
 use crate::process::wait_for;
 
-fn plan(access: &Access, topic: &str) -> KafkaPlan {
+pub fn plan(access: &Access, topic: &str) -> KafkaPlan {
     let properties = access.properties().into_iter().filter(|(name, _)| *name != "bootstrap.servers");
     KafkaPlan {
         cluster: Cluster {
@@ -31,12 +31,12 @@ fn plan(access: &Access, topic: &str) -> KafkaPlan {
     }
 }
 
-fn source(plan: &KafkaPlan) -> KafkaSource {
+pub fn source(plan: &KafkaPlan) -> KafkaSource {
     KafkaSource::open("readings", plan.clone(), DecodeSettings::default()).unwrap()
 }
 
 /// A topic with those of its dead letters.
-fn topic(access: &Access, partitions: i32) -> String {
+pub fn topic(access: &Access, partitions: i32) -> String {
     let (topics, name) = (Topics::of(access), unique("source"));
     topics.create(&name, partitions, &[LOG_APPEND_TIME]);
     letter_topics(&name).iter().for_each(|letters| topics.create(letters, 1, &[]));
