@@ -93,6 +93,8 @@ pub struct Parcels {
     /// The last one of each shard, while it is filled.
     open: Vec<Option<Parcel>>,
     full: Vec<Parcel>,
+    /// How long the parcels of each shard become: so none grows step by step.
+    lengths: Vec<usize>,
 }
 
 impl Parcels {
@@ -102,13 +104,21 @@ impl Parcels {
         let at = usize::from(shard.0);
         if self.open.len() <= at {
             self.open.resize(at + 1, None);
+            self.lengths.resize(at + 1, 0);
         }
         let open = &mut self.open[at];
         let full = |parcel: &mut Parcel| parcel.epoch != epoch || parcel.bytes.len() >= PARCEL_BYTES;
         if let Some(parcel) = open.take_if(full) {
+            self.lengths[at] = parcel.bytes.len();
             self.full.push(parcel);
         }
-        let parcel = open.get_or_insert_with(|| Parcel { shard, epoch, records: 0, bytes: Vec::new() });
+        let length = self.lengths[at] + self.lengths[at] / 8;
+        let parcel = open.get_or_insert_with(|| Parcel {
+            shard,
+            epoch,
+            records: 0,
+            bytes: Vec::with_capacity(length),
+        });
         parcel.records += 1;
         let bytes = &mut parcel.bytes;
         let start = bytes.len();
@@ -124,7 +134,12 @@ impl Parcels {
     /// All that was collected.
     pub fn take_all(&mut self) -> Vec<Parcel> {
         let mut all = std::mem::take(&mut self.full);
-        all.extend(self.open.iter_mut().filter_map(Option::take));
+        for (open, length) in self.open.iter_mut().zip(&mut self.lengths) {
+            if let Some(parcel) = open.take() {
+                *length = parcel.bytes.len();
+                all.push(parcel);
+            }
+        }
         all
     }
 }

@@ -21,7 +21,8 @@ use crate::model::{Parcel, ParcelRecord};
 const FULL_BYTES: usize = 16 * 1024 * 1024;
 /// How often progress alone is written.
 const PROGRESS_ONLY: Wait = Wait::from_secs(1);
-const POLL: Wait = Wait::from_millis(1);
+/// Between two looks at what was acknowledged.
+const LOOK: Wait = Wait::from_micros(300);
 /// Between two attempts, at first and at most.
 const RETRY: Wait = Wait::from_millis(100);
 const LONGEST_RETRY: Wait = Wait::from_secs(5);
@@ -244,7 +245,7 @@ impl ShardWriter {
     fn flush(&mut self) -> Result<(), Trouble> {
         let deadline = Instant::now() + self.plan.transaction_timeout;
         while self.producer.in_flight_count() > 0 {
-            self.producer.poll(POLL);
+            wait(&self.producer);
             let stop = self
                 .stopping
                 .load(Ordering::Relaxed)
@@ -312,7 +313,8 @@ fn producer(plan: &OutletPlan, number: u16, wait: Wait) -> Result<BaseProducer<D
     let timeout = plan.transaction_timeout.as_millis().to_string();
     config
         .set("enable.idempotence", "true")
-        .set("linger.ms", "1")
+        // More goes into a request; a commit waits for the last one.
+        .set("linger.ms", (plan.commit_interval.as_millis() / 10).clamp(1, 5).to_string())
         .set("queue.buffering.max.messages", "500000")
         .set("queue.buffering.max.kbytes", "262144")
         .set("delivery.report.only.error", "true");
@@ -346,6 +348,12 @@ fn classify(error: KafkaError) -> Trouble {
         KafkaError::Transaction(inner) if inner.txn_requires_abort() => Trouble::Abort(error),
         _ => Trouble::Lost(error),
     }
+}
+
+/// Waits a moment for acknowledgements. A poll that waits would be busy for the last part of a millisecond.
+fn wait(producer: &BaseProducer<Deliveries>) {
+    producer.poll(Wait::ZERO);
+    thread::sleep(LOOK);
 }
 
 /// Queues the records of a portion, and waits where there is no room.
@@ -394,7 +402,7 @@ fn queue(
                 if Instant::now() > deadline {
                     return Err(Trouble::Lost(KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)));
                 }
-                producer.poll(POLL);
+                wait(producer);
                 next = back;
             }
             // Of a transaction that has failed: committing it says so, and how.
