@@ -311,10 +311,11 @@ impl ShardWriter {
 fn producer(plan: &OutletPlan, number: u16, wait: Wait) -> Result<BaseProducer<Deliveries>, OutletError> {
     let mut config = plan.cluster.client();
     let timeout = plan.transaction_timeout.as_millis().to_string();
+    // More goes into a request; a commit waits for the last one.
+    let linger = if plan.is_transactional() { (plan.commit_interval.as_millis() / 10).clamp(1, 5) } else { 1 };
     config
         .set("enable.idempotence", "true")
-        // More goes into a request; a commit waits for the last one.
-        .set("linger.ms", (plan.commit_interval.as_millis() / 10).clamp(1, 5).to_string())
+        .set("linger.ms", linger.to_string())
         .set("queue.buffering.max.messages", "500000")
         .set("queue.buffering.max.kbytes", "262144")
         .set("delivery.report.only.error", "true");
