@@ -40,6 +40,15 @@ impl Cluster {
     }
 }
 
+impl Cluster {
+    /// Those of a producer: topics say how large a record may be, not the client.
+    pub fn producer(&self) -> ClientConfig {
+        let mut config = self.client();
+        config.set("message.max.bytes", "1000000000");
+        config
+    }
+}
+
 /// Headers of results: the epoch, in ms, at which the change became visible.
 pub const AS_OF: &str = "as_of";
 

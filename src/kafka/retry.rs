@@ -18,12 +18,13 @@ use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use super::letters::{LettersError, Posted, Quiet, REQUEST, TopicReader, consumer};
 use super::partitioner::Partitioner;
 use super::{Cluster, letter, letter_topics};
-use crate::model::{Letter, RecordPlace};
+use crate::model::{Letter, Reason, RecordPlace};
 
 /// Of one transaction.
 const BATCH_LETTERS: usize = 500;
 const BATCH_BYTES: usize = 4 << 20;
-const TRANSACTION: Wait = Wait::from_secs(60);
+/// Whoever reads the topic waits for one that was broken off.
+const TRANSACTION: Wait = Wait::from_secs(10);
 /// How long a call may take over a cluster that is slow.
 const PATIENCE: Wait = Wait::from_secs(60);
 const PAUSE: Wait = Wait::from_millis(100);
@@ -31,7 +32,8 @@ const PAUSE: Wait = Wait::from_millis(100);
 /// Which letters are sent.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
-    /// Reason codes; without any, all but those that are too late.
+    /// Reason codes; without any, all that may have another end by now: neither what is too late, nor what has a schema that the
+    /// registry did not know, since that answer is kept.
     pub reasons: BTreeSet<String>,
     /// Only those written before, ms.
     pub before: Option<i64>,
@@ -40,7 +42,7 @@ pub struct Wanted {
 impl Wanted {
     pub fn reason(&self, reason: &str) -> bool {
         match self.reasons.is_empty() {
-            true => reason != crate::model::Reason::TooLate.code(),
+            true => ![Reason::TooLate.code(), Reason::UnknownSchema.code()].contains(&reason),
             false => self.reasons.contains(reason),
         }
     }
@@ -119,16 +121,22 @@ struct Sending<'a> {
     /// The topic that they are in.
     from: &'a str,
     outcome: Outcome,
-    /// Of the open transaction.
-    letters: usize,
+    /// Of the next transaction, each with its partition.
+    batch: Vec<(i32, Letter)>,
     bytes: usize,
     /// By reason; then by topic and partition.
     offsets: BTreeMap<String, BTreeMap<(String, i32), i64>>,
 }
 
+impl Sending<'_> {
+    fn is_full(&self) -> bool {
+        self.batch.len() >= BATCH_LETTERS || self.bytes >= BATCH_BYTES
+    }
+}
+
 impl Retrier {
     pub fn open(cluster: &Cluster, progress_topic: &str) -> Result<Retrier, LettersError> {
-        let mut config = cluster.client();
+        let mut config = cluster.producer();
         config
             .set("transactional.id", format!("{progress_topic}.retry"))
             .set("transaction.timeout.ms", TRANSACTION.as_millis().to_string())
@@ -156,7 +164,7 @@ impl Retrier {
                 partitions,
                 from: &letters,
                 outcome: Outcome::default(),
-                letters: 0,
+                batch: Vec::new(),
                 bytes: 0,
                 offsets: BTreeMap::new(),
             };
@@ -205,20 +213,14 @@ impl Retrier {
             _ if letter.is_withdrawal() => outcome.withdrawals += 1,
             None => outcome.homeless += 1,
             Some(home) => {
-                if sending.letters == 0 {
-                    let begun = self.producer.begin_transaction();
-                    begun.map_err(|error| self.failed("begin a transaction", error))?;
-                }
-                self.produce(sending.topic, home.partition as i32, &letter)?;
-                sending.letters += 1;
                 sending.bytes += letter.value.as_ref().map_or(0, Vec::len);
                 *outcome.sent.entry(letter.reason.clone()).or_default() += 1;
+                sending.offsets.entry(letter.reason.clone()).or_default().insert(at, posted.offset + 1);
+                sending.batch.push((home.partition as i32, letter));
+                return if sending.is_full() { self.commit(sending) } else { Ok(()) };
             }
         }
         sending.offsets.entry(letter.reason).or_default().insert(at, posted.offset + 1);
-        if sending.letters >= BATCH_LETTERS || sending.bytes >= BATCH_BYTES {
-            self.commit(sending)?;
-        }
         Ok(())
     }
 
@@ -240,12 +242,16 @@ impl Retrier {
 
     /// Makes durable what was sent, and that it was.
     fn commit(&mut self, sending: &mut Sending<'_>) -> Result<(), LettersError> {
-        let letters = std::mem::take(&mut sending.letters);
+        let batch = std::mem::take(&mut sending.batch);
         let offsets = std::mem::take(&mut sending.offsets);
         sending.bytes = 0;
         // Withdrawals alone need no transaction: they are passed over again the next time.
-        if letters == 0 {
+        if batch.is_empty() {
             return Ok(());
+        }
+        self.producer.begin_transaction().map_err(|error| self.failed("begin a transaction", error))?;
+        for (partition, letter) in &batch {
+            self.produce(sending.topic, *partition, letter)?;
         }
         flush(&self.producer).map_err(|error| self.failed("write to the topic", error))?;
         if self.producer.context().0.load(Ordering::Relaxed) > 0 {
@@ -330,7 +336,7 @@ pub fn produce(
     records: &[Keyed],
 ) -> Result<(), LettersError> {
     let failed = |error| failure(cluster, "write to the topic", error);
-    let mut config = cluster.client();
+    let mut config = cluster.producer();
     config
         .set("enable.idempotence", "true")
         .set("partitioner", partitioner.name())

@@ -17,7 +17,7 @@ use crate::sources::file::{FileSource, Input};
 use crate::sources::generator::feed::Feed;
 use crate::sources::generator::paced::{Paced, PacedPlan};
 use crate::sources::journal::{Journal, JournalPlan};
-use crate::sources::kafka::{AppendLimits, KafkaAppender, KafkaSource, RegistryPlan};
+use crate::sources::kafka::{AppendLimits, KafkaAppender, KafkaSource, RecordFormat, RegistryPlan};
 use crate::worker::{self, LogPartition, Shared};
 
 /// One question to a schema registry.
@@ -70,7 +70,7 @@ impl Logs {
             logs.sources.push(opened);
         }
         if let (Some(ingest), Some(Some(into))) = (&plan.ingest, into) {
-            logs.appender = Some(Arc::new(appender(plan, ingest, into)?));
+            logs.appender = appender(plan, ingest, into)?;
         }
         Ok(logs)
     }
@@ -197,15 +197,22 @@ fn direct(
     }
 }
 
-/// Appends to the topic of a source.
-fn appender(plan: &Plan, ingest: &IngestPlan, into: &str) -> Result<KafkaAppender, RunError> {
+/// Appends to the topic of a source. One of Avro that cannot be written, as its schemas are others' or its registry is away, is read
+/// all the same.
+fn appender(plan: &Plan, ingest: &IngestPlan, into: &str) -> Result<Option<Arc<dyn Appender>>, RunError> {
     let of_name = |source: &&SourcePlan| source.name == into;
     let Some(SourceKind::Kafka(kafka)) = plan.sources.iter().find(of_name).map(|source| &source.kind) else {
         return Err(RunError::Failed(format!("ingest.into is {into}, which is not a topic of Kafka")));
     };
     let limits = AppendLimits { records: ingest.queue_records, bytes: ingest.queue_bytes };
-    let opened = KafkaAppender::of_source(into, kafka, plan.decode, limits);
-    opened.map_err(|error| RunError::Source { name: into.to_owned(), error })
+    match KafkaAppender::of_source(into, kafka, plan.decode, limits) {
+        Ok(appender) => Ok(Some(Arc::new(appender))),
+        Err(error) if kafka.format != RecordFormat::Json => {
+            tracing::warn!(source = into, %error, "readings cannot be posted to this topic; ingest.enabled = false says so");
+            Ok(None)
+        }
+        Err(error) => Err(RunError::Source { name: into.to_owned(), error }),
+    }
 }
 
 pub fn rules(plan: &Plan) -> AdmissionRules {

@@ -328,7 +328,9 @@ const PROGRESS: [(&str, &str); 4] = [
     ("min.cleanable.dirty.ratio", "0.1"),
 ];
 /// Kept until somebody has looked at them.
-const LETTERS: [(&str, &str); 2] = [("cleanup.policy", "delete"), ("retention.ms", "-1")];
+/// A letter is longer than its record by its headers.
+const LETTERS: [(&str, &str); 3] =
+    [("cleanup.policy", "delete"), ("retention.ms", "-1"), ("max.message.bytes", "16777216")];
 
 fn new_topic(name: &str, partitions: u32, config: &[(&'static str, &'static str)]) -> NewTopicPlan {
     NewTopicPlan { name: name.to_owned(), partitions, config: config.to_vec() }

@@ -177,8 +177,8 @@ impl Client {
         })
     }
 
-    /// Asks one URL after the other. That one does not know is believed only once the others were asked: it may be a
-    /// follower that has not heard of it yet.
+    /// Asks one URL after the other. That one does not know is believed only where all the others say so: it may be
+    /// a follower that has not heard of it yet.
     fn ask<T: for<'de> Deserialize<'de>>(
         &self,
         path: &str,
@@ -199,7 +199,7 @@ impl Client {
                 },
                 Err(error) => RegistryError::Unavailable(format!("{url}: {error}")),
             };
-            if worst != Some(RegistryError::Unknown) {
+            if error != RegistryError::Unknown || worst.is_none() {
                 worst = Some(error);
             }
         }

@@ -95,6 +95,10 @@ impl Schemas {
 
     /// What is known of an id; what is not yet, is asked for. Never waits.
     pub fn lookup(&self, id: u32) -> Lookup {
+        // Ids are positive 32-bit numbers: what is none, no registry has, and it need not be asked.
+        if i32::try_from(id).is_err() {
+            return Lookup::Known(Answer::Unknown);
+        }
         let shared = &self.0.0;
         let mut state = shared.lock();
         if let Some(answer) = state.answers.get(&id) {

@@ -108,6 +108,11 @@ pub enum OutletError {
         "the cluster at {brokers} does not answer: not all that was read is written; the next start goes on where it ends"
     )]
     Unfinished { brokers: String },
+    #[error(
+        "a record is larger than its topic takes: raise max.message.bytes of the one of these that has to hold it, to more than that of \
+         the topic that is read ({topics}), and start again; nothing is lost"
+    )]
+    TooLarge { topics: String },
     #[error("threads cannot be started: {0}")]
     Threads(std::sync::Arc<std::io::Error>),
 }

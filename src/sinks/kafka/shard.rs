@@ -54,6 +54,8 @@ impl Portion {
 #[derive(Default)]
 struct Deliveries {
     failed: AtomicU64,
+    /// One of them because it is larger than its topic takes.
+    too_large: AtomicBool,
 }
 
 impl ClientContext for Deliveries {
@@ -72,6 +74,9 @@ impl ProducerContext for Deliveries {
     fn delivery(&self, delivered: &DeliveryResult<'_>, (): ()) {
         if let Err((error, _)) = delivered {
             tracing::debug!(%error, "a record was not written");
+            if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
+                self.too_large.store(true, Ordering::Relaxed);
+            }
             self.failed.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -143,6 +148,9 @@ impl ShardWriter {
                 Err(trouble) => trouble,
             };
             let (Trouble::Abort(error) | Trouble::Lost(error)) = &trouble;
+            if self.producer.context().too_large.load(Ordering::Relaxed) {
+                return Err(OutletError::TooLarge { topics: self.topics.join(", ") });
+            }
             tracing::warn!(shard = self.number, %error, "results could not be written; they are written again");
             self.pause(retry)?;
             retry = (retry * 2).min(LONGEST_RETRY);
@@ -205,8 +213,10 @@ impl ShardWriter {
                 due = due.min(Instant::now() + self.plan.commit_interval);
             }
             bytes += portion.bytes();
-            send(&self.producer, &self.topics, &mut self.as_of, &portion, self.plan.transaction_timeout)?;
+            // First of all: whatever happens while it is sent, it belongs to the batch that is written again.
             batch.push(portion);
+            let Some(portion) = batch.last() else { break };
+            send(&self.producer, &self.topics, &mut self.as_of, portion, self.plan.transaction_timeout)?;
         }
         self.finish(batch)
     }
@@ -309,10 +319,11 @@ impl ShardWriter {
 }
 
 fn producer(plan: &OutletPlan, number: u16, wait: Wait) -> Result<BaseProducer<Deliveries>, OutletError> {
-    let mut config = plan.cluster.client();
+    let mut config = plan.cluster.producer();
     let timeout = plan.transaction_timeout.as_millis().to_string();
     // More goes into a request; a commit waits for the last one.
-    let linger = if plan.is_transactional() { (plan.commit_interval.as_millis() / 10).clamp(1, 5) } else { 1 };
+    let linger =
+        if plan.is_transactional() { (plan.commit_interval.as_millis() / 10).clamp(1, 5) } else { 1 };
     config
         .set("enable.idempotence", "true")
         .set("linger.ms", linger.to_string())
@@ -407,7 +418,12 @@ fn queue(
                 next = back;
             }
             // Of a transaction that has failed: committing it says so, and how.
-            Err((error, _)) => return Err(Trouble::Abort(error)),
+            Err((error, _)) => {
+                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
+                    producer.context().too_large.store(true, Ordering::Relaxed);
+                }
+                return Err(Trouble::Abort(error));
+            }
         }
     }
 }

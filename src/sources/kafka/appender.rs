@@ -22,7 +22,8 @@ use crate::model::{
 use crate::sources::SourceError;
 
 /// How long a record may take to be acknowledged.
-const DELIVERY: Wait = Wait::from_secs(30);
+/// Less than the one who posts waits for the answer.
+const DELIVERY: Wait = Wait::from_secs(25);
 /// How long an end waits for what is under way.
 const LAST_WAIT: Wait = Wait::from_secs(10);
 /// What a record under way takes beside its bytes, about.
@@ -79,7 +80,7 @@ impl KafkaAppender {
         let source: Arc<str> = source.into();
         let producer = plan
             .cluster
-            .client()
+            .producer()
             .set("enable.idempotence", "true")
             .set("acks", "all")
             .set("partitioner", plan.partitioner.name())

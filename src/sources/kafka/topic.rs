@@ -46,9 +46,8 @@ pub(super) fn check(plan: &KafkaPlan) -> Result<u32, SourceError> {
 
 fn new_topic(name: &str, is_input: bool, partitions: u32) -> NewTopicPlan {
     let mut config = KEPT.to_vec();
-    if is_input {
-        config.push(APPEND_TIME);
-    }
+    // A letter is longer than its record by its headers.
+    config.push(if is_input { APPEND_TIME } else { ("max.message.bytes", "16777216") });
     NewTopicPlan { name: name.to_string(), partitions, config }
 }
 
