@@ -39,6 +39,8 @@ const IDLE: Wait = Wait::from_millis(20);
 const LONGEST_PARK: Wait = Wait::from_millis(10);
 /// How long it parks while it must not go on.
 const HELD_BACK: Wait = Wait::from_millis(1);
+/// How long a worker that stops tries to send what it has read.
+const LAST_WAIT: Wait = Wait::from_secs(5);
 /// Calls of [`Ask::ask`] that may wait.
 const QUESTIONS: usize = 1024;
 
@@ -156,7 +158,7 @@ pub fn run(worker: &mut Worker, job: &Job, first_epoch: u64) {
             own.poll(now);
         }
         own.advance(now, stopping);
-        if stopping && own.has_sent_all() {
+        if stopping && (own.has_sent_all() || own.has_waited(now)) {
             break;
         }
         worker.step_or_park(Some(own.wait(now)));
@@ -190,6 +192,7 @@ struct Own<'a> {
     /// Not before this time is another epoch sent, or only the clock followed.
     gate: Instant,
     idle: Instant,
+    stopping_since: Option<Instant>,
     /// Epochs that were sent and are not complete, with their arrivals.
     in_flight: VecDeque<(u64, usize)>,
     arrivals_in_flight: usize,
@@ -239,6 +242,7 @@ impl<'a> Own<'a> {
             open: first_epoch.max(clock()),
             gate: now,
             idle: now,
+            stopping_since: None,
             in_flight: VecDeque::new(),
             arrivals_in_flight: 0,
             cities: Vec::new(),
@@ -333,6 +337,11 @@ impl<'a> Own<'a> {
         } else if gate_open && self.reserved(clock) {
             self.close(clock, now);
         }
+    }
+
+    /// Whether it has stopped for long, and what is left cannot be sent, as no epoch may be used: the logs still have it.
+    fn has_waited(&mut self, now: Instant) -> bool {
+        now.duration_since(*self.stopping_since.get_or_insert(now)) > LAST_WAIT
     }
 
     fn is_full(&self) -> bool {

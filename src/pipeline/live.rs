@@ -146,9 +146,10 @@ pub fn run(plan: Plan, announce: impl FnOnce(SocketAddr)) -> Result<(), RunError
         }
     }
     shared.stop();
-    let end = if workers_ended { end } else { end.and(wait_for_workers(&happened)) };
+    let waited = if workers_ended { Ok(()) } else { wait_for_workers(&happened) };
     ended.store(true, Ordering::Relaxed);
-    let written = finish_writing(writing, &shared);
+    // Workers that do not end would keep the sinks waiting for more.
+    let written = waited.and_then(|()| finish_writing(writing, &shared));
     runtime.block_on(serving.stop(GRACE));
     let synced = shared.refusals.sync().map_err(RunError::from);
     runtime.shutdown_timeout(GRACE);

@@ -12,12 +12,12 @@ use crate::config::{FileInput, GeneratorSource, IngestPlan, Plan, SourceKind, So
 use crate::model::{Appender, EventTime, PartitionName, Slot, Slots};
 use crate::registry::{Client, ClientSettings, Schemas};
 use crate::sinks::dead_letters::DeadLetters;
-use crate::sources::Source;
 use crate::sources::file::{FileSource, Input};
 use crate::sources::generator::feed::Feed;
 use crate::sources::generator::paced::{Paced, PacedPlan};
 use crate::sources::journal::{Journal, JournalPlan};
 use crate::sources::kafka::{AppendLimits, KafkaAppender, KafkaSource, RecordFormat, RegistryPlan};
+use crate::sources::{Source, SourceError};
 use crate::worker::{self, LogPartition, Shared};
 
 /// One question to a schema registry.
@@ -146,7 +146,19 @@ impl Logs {
             let count = known.iter().filter(|known| known.source == name).count() as u32;
             for partition in count..source.partitions() {
                 tracing::info!(source = &*name, partition, "a partition has come");
-                let added = starts.partition(source, partition, Slot(0))?;
+                let added = match starts.partition(source, partition, Slot(0)) {
+                    // It is looked at again soon.
+                    Err(RunError::Source { error: SourceError::Transient(error), .. }) => {
+                        tracing::warn!(
+                            source = &*name,
+                            partition,
+                            error,
+                            "a partition that has come cannot be read yet"
+                        );
+                        return Ok(());
+                    }
+                    added => added?,
+                };
                 let slot = slots.push(PartitionName { source: name.clone(), partition });
                 shared.add(LogPartition { slot, ..added });
             }

@@ -7,7 +7,7 @@ use std::time::{Duration as Wait, Instant};
 
 use super::live::RunError;
 use crate::codec::{CURRENT_SCHEMA, DecodeSettings, ROW_SCHEMA};
-use crate::config::{Plan, SourceKind};
+use crate::config::{Plan, SourceKind, SourcePlan};
 use crate::dataflow::ParcelsPlan;
 use crate::kafka::topics::{self, NewTopicPlan, TopicFacts};
 use crate::kafka::{Cluster, letter_topics};
@@ -19,7 +19,7 @@ use crate::sinks::kafka::{
     Delivery, Ends, Identity, KafkaSinkPlan, Keeper, Outlet, OutletPlan, RowFormat, Running,
 };
 use crate::sources::Source;
-use crate::sources::kafka::KafkaPlan;
+use crate::sources::kafka::{KafkaPlan, RecordFormat};
 use crate::worker::{Cuts, LetterPlaces, LogPartition};
 
 /// Another number says that another version may compute other results from the same log.
@@ -73,6 +73,16 @@ impl Outlets {
     /// Checks the topics, and claims the outlets.
     pub fn open(plan: &Plan) -> Result<Outlets, RunError> {
         let mut drafts = Vec::new();
+        let is_generator = |source: &&SourcePlan| matches!(source.kind, SourceKind::Generator(_));
+        if let (Some(_), None, Some(source)) =
+            (&plan.sink, &plan.ingest, plan.sources.iter().find(is_generator))
+        {
+            return Err(RunError::Failed(format!(
+                "source {}: what is made up is in no log without ingest, so results of it could not be written exactly once: set \
+                 ingest.enabled = true",
+                source.name
+            )));
+        }
         if let Some(sink) = &plan.sink {
             let mut topics = vec![sink.topic.clone()];
             topics.extend(sink.current_topic.clone());
@@ -181,7 +191,15 @@ impl Outlets {
         for outlet in &self.outlets {
             all.extend(outlet.shards()?.into_iter().filter_map(|(shard, progress)| Some((shard, progress?))));
         }
-        cuts(all, partitions).map_err(RunError::Failed)
+        let cuts = cuts(all, partitions).map_err(RunError::Failed)?;
+        for log in partitions {
+            let positions = cuts.positions.iter().filter_map(|cut| cut.get(&log.slot));
+            if let Some(position) = positions.max() {
+                let checked = log.source.check(log.name.partition, *position);
+                checked.map_err(|error| RunError::Source { name: log.name.source.to_string(), error })?;
+            }
+        }
+        Ok(cuts)
     }
 
     /// Starts writing; `failed` hears what ends the run.
@@ -240,9 +258,8 @@ impl SourceStarts {
         for partition in
             (0..source.partitions().max(partition + 1)).filter(|p| !kept.contains_key(p)).collect::<Vec<_>>()
         {
-            let start = source.start(partition, first_start).map_err(|error| {
-                RunError::Failed(format!("source {}, partition {partition}: {error}", source.name()))
-            })?;
+            let failed = |error| RunError::Source { name: source.name().to_owned(), error };
+            let start = source.start(partition, first_start).map_err(failed)?;
             kept.insert(partition, start);
         }
         self.keeper.keep(&progress::start_key(source.name()), &*kept)?;
@@ -253,9 +270,9 @@ impl SourceStarts {
 impl Letters {
     fn of(&self, partition: u32) -> LetterPlaces {
         let places = self.topics.map(|(topic, partitions)| {
-            let of_topic = partition % partitions.max(1);
-            let shard = Shard(self.first_shard.0 + (of_topic % u32::from(self.shards)) as u16);
-            (shard, topic, of_topic)
+            // By the partition that is read, whatever becomes of the letters' topic.
+            let shard = Shard(self.first_shard.0 + (partition % u32::from(self.shards)) as u16);
+            (shard, topic, partition % partitions.max(1))
         });
         LetterPlaces { topic: self.topic.clone(), places }
     }
@@ -416,6 +433,16 @@ fn identity(plan: &Plan, draft: &Draft, facts: &BTreeMap<String, TopicFacts>) ->
     say("decode.assume_offset", assume_offset.map_or("\"\"".into(), |offset| offset.to_string()));
     say("decode.units", format!("{units:?}").to_lowercase());
     say("decode.moisture", format!("{moisture:?}").to_lowercase());
+    for source in &plan.sources {
+        if let SourceKind::Kafka(KafkaPlan { topic, format, .. }) = &source.kind {
+            let format = match format {
+                RecordFormat::Json => "json",
+                RecordFormat::AvroRegistry(_) => "avro",
+                RecordFormat::AvroFile(_) => "avro with a schema file",
+            };
+            say(&format!("source {}", source.name), format!("topic {topic} as {format}"));
+        }
+    }
     if let Some(sink) = plan.sink.as_ref().filter(|_| draft.has_results) {
         say("results.formula", plan.formula.name().to_owned());
         say("results.window", plan.retention.window.to_string());
@@ -434,7 +461,10 @@ fn cuts(mut all: Vec<(Shard, ShardProgress)>, partitions: &[LogPartition]) -> Re
         .iter()
         .map(|partition| ((&*partition.name.source, partition.name.partition), partition.slot))
         .collect();
-    all.sort_by_key(|(_, progress)| progress.epoch);
+    // In the order of the log, which is not that of epochs: a shard that is behind gets newer epochs while it catches up. No
+    // partition is read past another shard's place before all have come to it, so the sums are in that order.
+    let read = |progress: &ShardProgress| progress.positions.values().flat_map(BTreeMap::values).sum::<u64>();
+    all.sort_by_key(|(_, progress)| read(progress));
     let mut cuts = Cuts::default();
     for (shard, progress) in all {
         let mut positions = HashMap::new();
@@ -465,4 +495,64 @@ fn cuts(mut all: Vec<(Shard, ShardProgress)>, partitions: &[LogPartition]) -> Re
         cuts.of_shards.insert(shard, cuts.positions.len() - 1);
     }
     Ok(cuts)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread::Thread;
+
+    use super::*;
+    use crate::sources::{Partition, SourceError};
+
+    struct Log;
+
+    impl Source for Log {
+        fn name(&self) -> &str {
+            "log"
+        }
+
+        fn partitions(&self) -> u32 {
+            2
+        }
+
+        fn open(&self, _: u32, _: u64, _: Thread) -> Result<Box<dyn Partition>, SourceError> {
+            Err(SourceError::Fatal("not to be read".into()))
+        }
+    }
+
+    fn partitions() -> Vec<LogPartition> {
+        let log = |partition: u32| LogPartition {
+            slot: Slot(partition as u16),
+            name: PartitionName { source: "log".into(), partition },
+            source: Arc::new(Log),
+            start: 0,
+            letters: None,
+        };
+        vec![log(0), log(1)]
+    }
+
+    fn at(shard: u16, epoch: u64, positions: &[u64]) -> (Shard, ShardProgress) {
+        let positions = (0..).zip(positions.iter().copied()).collect();
+        (Shard(shard), ShardProgress { epoch, positions: [("log".into(), positions)].into() })
+    }
+
+    #[test]
+    fn cuts_are_in_the_order_of_the_log() {
+        // Shard 0 has caught up a little, in newer epochs, to before where shard 1 has been all the time; shard 2 stands with it.
+        let all = vec![at(1, 50, &[40, 7]), at(0, 90, &[10, 7]), at(2, 91, &[10, 7]), at(3, 20, &[3])];
+        let cuts = cuts(all, &partitions()).unwrap();
+        let of =
+            |positions: &[u64]| (0..).map(Slot).zip(positions.iter().copied()).collect::<HashMap<_, _>>();
+        assert_eq!(cuts.positions, [of(&[3]), of(&[10, 7]), of(&[40, 7])]);
+        let of_shards = [(Shard(0), 1), (Shard(1), 2), (Shard(2), 1), (Shard(3), 0)];
+        assert_eq!(cuts.of_shards, of_shards.into());
+    }
+
+    #[test]
+    fn records_that_contradict_each_other_are_refused() {
+        let refused = cuts(vec![at(0, 1, &[5, 1]), at(1, 2, &[4, 9])], &partitions()).unwrap_err();
+        assert!(refused.contains("contradict"), "{refused}");
+        let gone = cuts(vec![at(0, 1, &[5, 1, 1])], &partitions()).unwrap_err();
+        assert!(gone.contains("source log, partition 2"), "{gone}");
+    }
 }

@@ -28,6 +28,11 @@ pub trait Source: Send + Sync {
         Ok(0)
     }
 
+    /// Whether a position that was read before is one of this log still.
+    fn check(&self, _partition: u32, _position: u64) -> Result<(), SourceError> {
+        Ok(())
+    }
+
     /// Opens a partition at a position: the number of the first record that it will give. `worker` is unparked when there is
     /// something to poll after a poll has found nothing.
     fn open(&self, partition: u32, position: u64, worker: Thread) -> Result<Box<dyn Partition>, SourceError>;

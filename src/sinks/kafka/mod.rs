@@ -109,10 +109,10 @@ pub enum OutletError {
     )]
     Unfinished { brokers: String },
     #[error(
-        "a record is larger than its topic takes: raise max.message.bytes of the one of these that has to hold it, to more than that of \
-         the topic that is read ({topics}), and start again; nothing is lost"
+        "topic {topic} does not take a record of this size: raise its max.message.bytes, to more than that of the topic that is read, \
+         and start again; nothing is lost"
     )]
-    TooLarge { topics: String },
+    TooLarge { topic: String },
     #[error("threads cannot be started: {0}")]
     Threads(std::sync::Arc<std::io::Error>),
 }

@@ -60,8 +60,10 @@ impl Outlet {
         if let Some(other) = kept.get::<Claim>(CLAIM)?.filter(|last| *last != claim) {
             return Err(OutletError::Fenced { topic: topic.clone(), generation: other.generation });
         }
-        if recorded.is_none() {
-            writer.write(IDENTITY, identity)?;
+        if recorded.as_ref() != Some(identity) {
+            let mut all = recorded.unwrap_or_default();
+            all.extend(identity.clone());
+            writer.write(IDENTITY, &all)?;
         }
         Ok(Outlet {
             plan: plan.clone(),
@@ -142,17 +144,23 @@ impl Outlet {
     }
 }
 
+/// Sources may be added: all of them is read then. Those that are gone are noticed by their positions.
 fn check(topic: &str, recorded: Option<&Identity>, identity: &Identity) -> Result<(), OutletError> {
     let Some(recorded) = recorded else { return Ok(()) };
-    for (what, now) in identity {
-        let before = recorded.get(what).map_or("nothing", String::as_str);
-        if before != now {
-            let (topic, what) = (topic.to_owned(), what.clone());
-            return Err(OutletError::Identity { topic, what, before: before.to_owned(), now: now.clone() });
+    let nothing = || "nothing".to_owned();
+    for what in recorded.keys().chain(identity.keys()) {
+        let (before, now) = (recorded.get(what), identity.get(what));
+        if before != now && !(what.starts_with(SOURCE) && (before.is_none() || now.is_none())) {
+            let (before, now) =
+                (before.cloned().unwrap_or_else(nothing), now.cloned().unwrap_or_else(nothing));
+            return Err(OutletError::Identity { topic: topic.to_owned(), what: what.clone(), before, now });
         }
     }
     Ok(())
 }
+
+/// What the names of sources begin with in an identity.
+const SOURCE: &str = "source ";
 
 /// Keeps what must outlive a restart.
 #[derive(Clone)]
@@ -227,5 +235,40 @@ impl Running {
 impl OutletPlan {
     pub(super) fn is_transactional(&self) -> bool {
         self.delivery == Delivery::ExactlyOnce
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_results_were_made_with_must_be_as_it_was() {
+        let identity = |pairs: &[(&str, &str)]| -> Identity {
+            pairs.iter().map(|(what, value)| ((*what).to_owned(), (*value).to_owned())).collect()
+        };
+        let before = identity(&[
+            ("formula", "nws"),
+            ("partitions of topic now", "4"),
+            ("source a", "topic a as json"),
+        ]);
+        let refused = |now: &[(&str, &str)]| {
+            check("p", Some(&before), &identity(now)).err().map(|error| error.to_string())
+        };
+        let same = [("formula", "nws"), ("partitions of topic now", "4"), ("source a", "topic a as json")];
+        assert_eq!(refused(&same), None);
+        assert_eq!(check("p", None, &identity(&same)).err().map(|error| error.to_string()), None);
+        for (at, other) in [(0, Some("rothfusz")), (1, None), (2, Some("topic b as json"))] {
+            let mut now = same.to_vec();
+            match other {
+                Some(value) => now[at].1 = value,
+                None => drop(now.remove(at)),
+            }
+            assert!(refused(&now).unwrap().contains(same[at].0));
+        }
+        // Sources come and go.
+        assert_eq!(refused(&same[..2]), None);
+        assert_eq!(refused(&[&same[..], &[("source b", "topic b as json")]].concat()), None);
+        assert!(refused(&[&same[..], &[("more", "1")]].concat()).is_some());
     }
 }

@@ -1,22 +1,25 @@
 //! What writes one shard: whole portions, and with each the positions that they are complete up to.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration as Wait, Instant};
 
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 
 use super::progress::{self, CLAIM, Claim, MARKER, Positions, ShardProgress, Writer};
-use super::{OutletError, OutletPlan};
+use super::{Delivery, OutletError, OutletPlan};
 use crate::kafka::AS_OF;
 use crate::model::{Parcel, ParcelRecord};
 
+/// What a portion takes beside its parcels, about, and a position.
+const PORTION_BYTES: usize = 128;
+const POSITION_BYTES: usize = 32;
 /// A transaction of more bytes is ended at once.
 const FULL_BYTES: usize = 16 * 1024 * 1024;
 /// How often progress alone is written.
@@ -46,7 +49,8 @@ pub struct Portion {
 
 impl Portion {
     pub fn bytes(&self) -> usize {
-        self.parcels.iter().map(Parcel::bytes).sum()
+        let positions: usize = self.positions.values().map(|partitions| partitions.len()).sum();
+        self.parcels.iter().map(Parcel::bytes).sum::<usize>() + PORTION_BYTES + positions * POSITION_BYTES
     }
 }
 
@@ -54,8 +58,35 @@ impl Portion {
 #[derive(Default)]
 struct Deliveries {
     failed: AtomicU64,
-    /// One of them because it is larger than its topic takes.
-    too_large: AtomicBool,
+    /// What was said of the last one, and its topic.
+    last: Mutex<Option<(String, KafkaError)>>,
+}
+
+impl Deliveries {
+    fn fail(&self, topic: &str, error: &KafkaError) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        // What is purged goes with one that has failed before.
+        if !matches!(
+            error.rdkafka_error_code(),
+            Some(RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight)
+        ) {
+            *last = Some((topic.to_owned(), error.clone()));
+        }
+    }
+
+    /// Why waiting does not help, where it does not.
+    fn final_error(&self) -> Option<OutletError> {
+        use RDKafkaErrorCode::{ClusterAuthorizationFailed, MessageSizeTooLarge, TopicAuthorizationFailed};
+        let (topic, error) = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        match error.rdkafka_error_code() {
+            Some(MessageSizeTooLarge) => Some(OutletError::TooLarge { topic }),
+            Some(TopicAuthorizationFailed | ClusterAuthorizationFailed) => {
+                Some(OutletError::Writing { topic, error })
+            }
+            _ => None,
+        }
+    }
 }
 
 impl ClientContext for Deliveries {
@@ -72,12 +103,9 @@ impl ProducerContext for Deliveries {
     type DeliveryOpaque = ();
 
     fn delivery(&self, delivered: &DeliveryResult<'_>, (): ()) {
-        if let Err((error, _)) = delivered {
-            tracing::debug!(%error, "a record was not written");
-            if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
-                self.too_large.store(true, Ordering::Relaxed);
-            }
-            self.failed.fetch_add(1, Ordering::Relaxed);
+        if let Err((error, message)) = delivered {
+            tracing::debug!(%error, topic = message.topic(), "a record was not written");
+            self.fail(message.topic(), error);
         }
     }
 }
@@ -115,6 +143,11 @@ impl ShardWriter {
         stopping: &Arc<AtomicBool>,
     ) -> Result<ShardWriter, OutletError> {
         let producer = producer(plan, number, FIRST_WAIT)?;
+        if !plan.is_transactional() {
+            // An earlier start may have left a transaction open, which readers would wait for.
+            let transactional = OutletPlan { delivery: Delivery::ExactlyOnce, ..plan.clone() };
+            drop(self::producer(&transactional, number, FIRST_WAIT)?);
+        }
         Ok(ShardWriter {
             number,
             plan: plan.clone(),
@@ -148,8 +181,8 @@ impl ShardWriter {
                 Err(trouble) => trouble,
             };
             let (Trouble::Abort(error) | Trouble::Lost(error)) = &trouble;
-            if self.producer.context().too_large.load(Ordering::Relaxed) {
-                return Err(OutletError::TooLarge { topics: self.topics.join(", ") });
+            if let Some(error) = self.producer.context().final_error() {
+                return Err(error);
             }
             tracing::warn!(shard = self.number, %error, "results could not be written; they are written again");
             self.pause(retry)?;
@@ -419,9 +452,7 @@ fn queue(
             }
             // Of a transaction that has failed: committing it says so, and how.
             Err((error, _)) => {
-                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
-                    producer.context().too_large.store(true, Ordering::Relaxed);
-                }
+                producer.context().fail(topic, &error);
                 return Err(Trouble::Abort(error));
             }
         }

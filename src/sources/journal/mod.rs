@@ -230,6 +230,17 @@ impl Source for Journal {
         self.shared.tails.len() as u32
     }
 
+    fn check(&self, partition: u32, position: u64) -> Result<(), SourceError> {
+        let end = self.end(partition);
+        if position > end {
+            return Err(SourceError::Fatal(format!(
+                "results were made of partition {partition} of the journal up to position {position}, but it ends at {end}: restore it, \
+                 or begin anew with empty outputs"
+            )));
+        }
+        Ok(())
+    }
+
     fn open(&self, partition: u32, position: u64, worker: Thread) -> Result<Box<dyn Partition>, SourceError> {
         Ok(Box::new(Reader::open(self.shared.clone(), partition, position, worker)?))
     }

@@ -171,6 +171,10 @@ impl Source for KafkaSource {
         }
     }
 
+    fn check(&self, partition: u32, position: u64) -> Result<(), SourceError> {
+        self.shared.check_reach(partition, position).map(drop)
+    }
+
     fn open(&self, partition: u32, position: u64, worker: Thread) -> Result<Box<dyn Partition>, SourceError> {
         Ok(Box::new(KafkaPartition::open(self.shared.clone(), partition, position, worker)?))
     }

@@ -234,7 +234,7 @@ impl Drop for KafkaPartition {
 
 impl Shared {
     /// The log's end, where it holds the position or ends there.
-    fn check_reach(&self, partition: u32, position: u64) -> Result<u64, SourceError> {
+    pub(super) fn check_reach(&self, partition: u32, position: u64) -> Result<u64, SourceError> {
         let (low, high) = self.watermarks(partition)?;
         let topic = &self.plan.topic;
         if position < low {

@@ -149,3 +149,20 @@ fn what_is_posted_goes_by_the_topic() {
     });
     swelter.terminate();
 }
+
+#[test]
+fn a_record_that_is_too_large_for_its_topic_loses_nothing() {
+    let Some(access) = shared() else { return };
+    let mut case = Case::new(&access, 31, 1000);
+    let topics = Topics::of(&access);
+    // The headers of a dead letter alone are longer.
+    topics.set(&case.setup.letters(), ("max.message.bytes", "200"));
+    let swelter = case.start(2).ready();
+    case.produce(1000);
+    let said = swelter.fails();
+    assert!(said.contains("max.message.bytes") && said.contains(&case.setup.letters()), "{said}");
+    topics.set(&case.setup.letters(), ("max.message.bytes", "1048588"));
+    let swelter = case.start(1).ready();
+    case.check_exactly_once();
+    swelter.terminate();
+}

@@ -8,6 +8,7 @@ use super::broker::shared;
 use super::case::Case;
 use super::reading::committed;
 use super::swelter::Swelter;
+use crate::process::wait_for;
 use crate::recovery::Random;
 
 /// Records before the first start, and of each round.
@@ -96,4 +97,21 @@ fn apart(case: &Case) -> usize {
         }
     }
     apart
+}
+
+/// A shard that is behind gets newer epochs while it catches up, and is killed again before it has.
+#[test]
+fn a_replay_that_is_killed_in_its_middle_is_taken_up() {
+    let Some(access) = shared() else { return };
+    let mut case = Case::new(&access, 41, 3_000);
+    case.setup.rules = "[limits]\npoll_records = 64\n".into();
+    case.produce(3_000);
+    for commit_interval in ["2s", "1ms"] {
+        case.setup.sink = format!("shards = 2\ncommit_interval = \"{commit_interval}\"\n");
+        let mut swelter = Swelter::start_to_die(&case.setup, case.data.path(), 2, Some(1));
+        wait_for("its death", || swelter.has_ended());
+    }
+    let swelter = case.start(1).ready();
+    case.check_exactly_once();
+    swelter.terminate();
 }
