@@ -18,6 +18,8 @@ const PATIENCE: Wait = Wait::from_secs(30);
 /// How long one request may take, and the time between two.
 const REQUEST: Wait = Wait::from_secs(5);
 const RETRY: Wait = Wait::from_millis(250);
+/// Before this nothing is said.
+const SOON: Wait = Wait::from_secs(2);
 
 /// A topic as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,8 +163,13 @@ impl<'a> Asking<'a> {
             if self.since.elapsed() >= PATIENCE {
                 return Err(TopicsError::Unreachable { brokers, reason });
             }
-            if !warned {
-                tracing::warn!(brokers, reason, "a Kafka cluster does not answer yet; it is asked again");
+            // What was just made mostly appears at once.
+            if !warned && self.since.elapsed() >= SOON {
+                tracing::warn!(
+                    brokers,
+                    reason,
+                    "a Kafka cluster does not answer as it should yet; it is asked again"
+                );
                 warned = true;
             }
             thread::sleep(RETRY);
