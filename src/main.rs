@@ -3,7 +3,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use swelter::cli::Cli;
 
-// Records of Kafka are allocated by one thread and freed by another, each by itself: the C library's allocator costs a quarter more.
+// Records of Kafka are allocated by one thread and freed by another, each by itself: the C library's allocator costs a third more.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
