@@ -1,6 +1,7 @@
 //! The built program and Apache Kafka itself.
 
 mod appender;
+mod avro;
 mod broker;
 mod case;
 mod faults;

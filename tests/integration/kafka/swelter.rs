@@ -21,6 +21,8 @@ pub struct Setup {
     pub current: String,
     pub progress: String,
     pub ingest: bool,
+    /// Of the input.
+    pub format: &'static str,
     /// Further lines of their tables.
     pub rules: String,
     pub source: String,
@@ -38,6 +40,7 @@ impl Setup {
             progress: format!("{input}-progress"),
             input,
             ingest: false,
+            format: "json",
             rules: String::new(),
             source: String::new(),
             sink: "shards = 2\ncommit_interval = \"20ms\"\n".into(),
@@ -71,7 +74,7 @@ impl Setup {
     }
 
     fn to_toml(&self) -> String {
-        let Setup { access, input, results, current, progress, ingest, rules, source, sink } = self;
+        let Setup { access, input, results, current, progress, ingest, format, rules, source, sink } = self;
         let properties = access.properties().into_iter().filter(|(name, _)| *name != "bootstrap.servers");
         let properties: Vec<_> =
             properties.map(|(name, value)| format!("\"{name}\" = \"{value}\"")).collect();
@@ -80,7 +83,7 @@ impl Setup {
         format!(
             "[results]\nwindow = \"30m\"\nlateness = \"90m\"\nhistory = \"1h\"\n{rules}\n\
              [ingest]\nenabled = {ingest}\n\
-             [[sources]]\ntype = \"kafka\"\n{cluster}\ntopic = \"{input}\"\nformat = \"json\"\n{source}\n\
+             [[sources]]\ntype = \"kafka\"\n{cluster}\ntopic = \"{input}\"\nformat = \"{format}\"\n{source}\n\
              [[sinks]]\ntype = \"kafka\"\n{cluster}\ntopic = \"{results}\"\ncurrent_topic = \"{current}\"\n\
              progress_topic = \"{progress}\"\n{sink}\n"
         )
