@@ -73,6 +73,8 @@ pub struct ParcelsPlan {
     pub render: Option<Arc<dyn Fn() -> Box<dyn Render> + Send + Sync>>,
     /// Current rows are written, too.
     pub current: bool,
+    /// Rows that an epoch has touched are written, changed or not.
+    pub touched: bool,
 }
 
 impl fmt::Debug for ParcelsPlan {
@@ -187,7 +189,8 @@ pub fn build(worker: &mut Worker, plan: &GraphPlan) -> Graph {
     let GraphPlan { rows, days, outcomes, told, .. } = *plan;
     let written = plan.parcels.as_ref().filter(|parcels| parcels.render.is_some());
     let current = plan.current || ranked || written.is_some_and(|parcels| parcels.current);
-    let wanted = Wanted { rows, current, days, outcomes, told };
+    let touched = written.is_some_and(|parcels| parcels.touched);
+    let wanted = Wanted { rows, current, days, outcomes, told, touched };
     let render = written.and_then(|parcels| parcels.render.as_ref().map(|make| make()));
     let names = CityNames::default();
     let index = worker.index();

@@ -166,7 +166,9 @@ impl Outlets {
             }
         });
         let current = self.places.is_some_and(|places| places.current_partitions.is_some());
-        Some(ParcelsPlan { render, current })
+        // After a crash, epochs may be longer than those that were written before it.
+        let touched = self.outlets.iter().any(|outlet| !outlet.is_transactional());
+        Some(ParcelsPlan { render, current, touched })
     }
 
     /// What says of each partition where it begins.

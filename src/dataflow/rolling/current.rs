@@ -1,5 +1,6 @@
 //! The current row of each city: its newest servable one, with its trend and what was measured.
 
+use super::Changed;
 use super::store::Store;
 use crate::model::{CityId, CurrentRow, EventTime, Measurement, Row};
 
@@ -53,8 +54,9 @@ impl Current {
         }
     }
 
-    /// Gives `emit` the current rows that the epoch has changed: the old one with -1, the new one with 1.
-    pub fn finish_epoch(&mut self, store: &mut Store, mut emit: impl FnMut(CityId, CurrentRow, isize)) {
+    /// Says which current rows the epoch has changed: the old one with -1, the new one with 1. With `all`, also those that it has
+    /// touched and not changed.
+    pub fn finish_epoch(&mut self, store: &mut Store, all: bool, changed: &mut Changed) {
         for city in self.touched.drain(..) {
             let state = &mut self.cities[city as usize];
             state.touched = false;
@@ -68,13 +70,12 @@ impl Current {
                     .find(|(at, _)| *at == reading_at.millis())
                     .map(|(_, measurement)| *measurement),
             });
-            if state.emitted != after {
-                if let Some(before) = state.emitted {
-                    emit(CityId(city), before, -1);
+            if all || state.emitted != after {
+                if all && state.emitted.is_none() && after.is_none() {
+                    changed.without.push(CityId(city));
                 }
-                if let Some(after) = after {
-                    emit(CityId(city), after, 1);
-                }
+                changed.current.extend(state.emitted.map(|before| (CityId(city), before, -1)));
+                changed.current.extend(after.map(|after| (CityId(city), after, 1)));
                 state.emitted = after;
             }
         }

@@ -49,6 +49,9 @@ pub struct Wanted {
     pub outcomes: bool,
     /// What serving is told: the changes of current rows and of watched cities, answers, and counts.
     pub told: bool,
+    /// Also rows and current rows that an epoch has touched and left as they were: a sink that may have written what they were
+    /// within a longer epoch must write what they are.
+    pub touched: bool,
 }
 
 /// What an epoch has changed. The vectors are filled anew by each epoch.
@@ -57,6 +60,8 @@ pub struct Changed {
     /// In pieces, since one vector of many rows would be copied whenever it grows.
     pub rows: Vec<Vec<Change>>,
     pub current: Vec<(CityId, CurrentRow, isize)>,
+    /// Cities that were touched, had no current row, and have none, where they are wanted.
+    pub without: Vec<CityId>,
     pub days: Vec<DayChange>,
     pub outcomes: Vec<Outcome>,
     /// What became of the arrivals.
@@ -86,6 +91,9 @@ impl Changed {
         }
         for (city, row) in self.current_rows() {
             render.current(epoch, names, city, row, out);
+        }
+        for city in &self.without {
+            render.current(epoch, names, *city, None, out);
         }
     }
 
@@ -160,6 +168,7 @@ impl Rolling {
     pub fn apply(&mut self, arrivals: &[Vec<Arrival>], changed: &mut Changed) {
         changed.rows.clear();
         changed.current.clear();
+        changed.without.clear();
         changed.days.clear();
         changed.outcomes.clear();
         changed.counts = Counts { split_city: std::mem::take(&mut self.cities.split), ..Counts::default() };
@@ -278,11 +287,11 @@ impl Rolling {
             self.city_deltas.clear();
             for key in deltas.chunk_by(|(_, a), (_, b)| a.millis == b.millis) {
                 let (first, last) = (key[0].1, key[key.len() - 1].1);
-                if first.before != last.after {
+                if self.wanted.touched || first.before != last.after {
                     self.city_deltas.push(Delta { after: last.after, ..first });
                 }
             }
-            self.store.sweep(city, &self.city_deltas, |millis, before, after| {
+            self.store.sweep(city, &self.city_deltas, self.wanted.touched, |millis, before, after| {
                 // Held times come from event times.
                 let Some(reading_at) = EventTime::from_millis(millis) else { return };
                 changed.piece().push(Change { city: CityId(city), reading_at, before, after });
@@ -305,7 +314,7 @@ impl Rolling {
             days.finish_epoch(&self.store, |change| changed.days.push(change));
         }
         if let Some(current) = &mut self.current {
-            current.finish_epoch(&mut self.store, |city, row, diff| changed.current.push((city, row, diff)));
+            current.finish_epoch(&mut self.store, self.wanted.touched, changed);
         }
     }
 

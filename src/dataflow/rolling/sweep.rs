@@ -103,8 +103,15 @@ impl Store {
     }
 
     /// Gives `emit` every row that `deltas` have changed, with its result before and after. The deltas are in order of time,
-    /// one a key, and the store has them applied; the city must be sealed.
-    pub fn sweep(&self, city: u32, deltas: &[Delta], mut emit: impl FnMut(i64, Option<Row>, Option<Row>)) {
+    /// one a key, and the store has them applied; the city must be sealed. With `all`, rows that they have not changed in the end
+    /// as well.
+    pub fn sweep(
+        &self,
+        city: u32,
+        deltas: &[Delta],
+        all: bool,
+        mut emit: impl FnMut(i64, Option<Row>, Option<Row>),
+    ) {
         let window = self.retention.window.millis();
         // Deltas before `entered` lie behind the sweep, those before `left` with their whole window.
         let (mut entered, mut left) = (0, 0);
@@ -130,14 +137,14 @@ impl Store {
                     rows.drop_before(own.millis - window);
                     let after = own.after.map(|held| rows.row(held));
                     let before = own.before.map(|held| rows.row_before(held, sum_by, count_by));
-                    if before != after {
+                    if all || before != after {
                         emit(own.millis, before, after);
                     }
                 }
                 // Rows that have no delta of their own, up to the next that has, or to the end of the oldest delta's window.
                 let until = deltas.get(entered).map_or(i64::MAX, |delta| delta.millis);
                 let until = until.min(deltas[left].millis + window + 1);
-                let changed = sum_by != 0 || count_by != 0;
+                let changed = all || sum_by != 0 || count_by != 0;
                 while rows.high.millis < until {
                     let (millis, held) = (rows.high.millis, rows.high.held);
                     rows.take();

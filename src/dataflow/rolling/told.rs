@@ -65,7 +65,8 @@ impl Watched {
         if self.cities.is_empty() {
             return;
         }
-        for change in changed.rows.iter().flatten().filter(|change| self.cities.contains(&change.city.0)) {
+        let rows = changed.rows.iter().flatten().filter(|change| change.before != change.after);
+        for change in rows.filter(|change| self.cities.contains(&change.city.0)) {
             let (city, reading_at, row) = (names.get(change.city), change.reading_at, change.after);
             told.push(Told::Row(WatchedRow { epoch, city, reading_at, row }));
         }

@@ -99,6 +99,10 @@ impl Outlet {
         (0..self.plan.shards).map(shard).collect()
     }
 
+    pub fn is_transactional(&self) -> bool {
+        self.plan.is_transactional()
+    }
+
     pub fn topics(&self) -> &[String] {
         &self.topics
     }

@@ -171,6 +171,9 @@ fn another_address_answers_where_the_first_does_not() {
     let before = down.asked().len();
     assert!(client.schema(id).is_ok());
     assert_eq!(down.asked().len(), before, "the one that answered last comes first");
+    // One that is away may know.
+    assert!(matches!(client.schema(99), Err(RegistryError::Unavailable(_))));
+    down.set(Health::Up);
     assert_eq!(client.schema(99), Err(RegistryError::Unknown));
 }
 
