@@ -1,6 +1,7 @@
 //! What the parts say to each other. Nothing here knows where a value came from or goes to.
 
 pub mod arrival;
+pub mod block;
 pub mod blocks;
 pub mod change;
 pub mod heat;
@@ -10,10 +11,12 @@ pub mod outgoing;
 pub mod reading;
 pub mod refusal;
 pub mod rows;
+pub mod state;
 pub mod time;
 pub mod update;
 
 pub use arrival::{Arrival, CityKey, CityName, Outcome, OutcomeKind};
+pub use block::{BLOCK_READINGS, Block, HeldReading};
 pub use blocks::Blocks;
 pub use change::{Batch, Change, CityId, CityNames, CurrentRow, DayChange, DaySummary, Row};
 pub use heat::{Category, HeatIndex};
@@ -26,5 +29,6 @@ pub use outgoing::{Parcel, ParcelRecord, Parcels, Render, Shard};
 pub use reading::{Event, Measurement, Revision, Upsert};
 pub use refusal::{Reason, Refusal};
 pub use rows::{ChangeLine, CityRows, DayLine, DeadLetter, RecordAt, ResultRow};
+pub use state::{CityState, Mark, STATE_SHARDS, Snapshots, state_shard};
 pub use time::{Duration, EventTime};
 pub use update::{Answer, Ask, Counts, Query, Question, Update, WatchedRow};

@@ -126,6 +126,8 @@ impl Producer {
     fn with(access: &Access, properties: &[(&str, &str)]) -> Producer {
         let mut config = access.client();
         config.set("enable.idempotence", "true").set("linger.ms", "1");
+        // A request that a broker loses while it is paused is sent again well before the deadline.
+        config.set("socket.timeout.ms", "10000");
         for (name, value) in properties {
             config.set(*name, *value);
         }
