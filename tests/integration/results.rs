@@ -220,7 +220,7 @@ fn check_resumed(log: &[Entry], settings: Settings, cuts: &[usize], legs: &[Plan
             CityState { slot, ..city }
         });
         let resumed = at.map(|at| (at, translated.collect()));
-        let leg = Leg { workers, days: false, resumed, marks };
+        let leg = Leg { workers, days: at.is_none(), resumed, marks };
         let (outputs, mut taken) = harness::run_leg(log, settings, cuts, leg);
         check_outputs(log, settings, cuts, &outputs, at);
         taken.sort_by_key(|taken| taken.epoch);

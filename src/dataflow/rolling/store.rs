@@ -302,8 +302,8 @@ impl Store {
     pub fn finish_edits(&mut self, city: u32) {
         if let Some(last) = self.index[city as usize].parts.len().checked_sub(1) {
             self.open(city, last);
-            self.pack_opened(city, last);
         }
+        self.pack_opened(city);
         self.refresh(city);
         self.trim(city);
         self.heads[city as usize].edits = Edits::None;
@@ -325,9 +325,10 @@ impl Store {
         }
     }
 
-    fn pack_opened(&mut self, city: u32, last: usize) {
+    fn pack_opened(&mut self, city: u32) {
         let Store { arena, index, .. } = self;
         let index = &mut index[city as usize];
+        let last = index.parts.len().saturating_sub(1);
         let first = std::mem::replace(&mut index.opened, NO_PART) as usize;
         for part in index.parts.range_mut(first.min(last)..last) {
             if let &mut Part::Open(chunk) = part {
