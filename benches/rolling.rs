@@ -14,6 +14,7 @@ use rustix::time::{ClockId, clock_gettime};
 use swelter::admission::{Admission, AdmissionRules};
 use swelter::dataflow::heat_index::Formula;
 use swelter::dataflow::rolling::chunk::Held;
+use swelter::dataflow::rolling::snapshot::Resumed;
 use swelter::dataflow::rolling::store::Store;
 use swelter::dataflow::rolling::{Changed, Retention, Rolling, Wanted};
 use swelter::dataflow::{self, Closed, Graph, GraphPlan};
@@ -98,7 +99,8 @@ struct Operator {
 
 impl Operator {
     fn new(mut worker: Worker, cities: &Cities) -> Operator {
-        let mut graph = dataflow::build(&mut worker, &GraphPlan::new(Formula::Rothfusz, retention()));
+        let plan = GraphPlan::new(Formula::Rothfusz, retention());
+        let mut graph = dataflow::build(&mut worker, &plan, Resumed::default(), None);
         graph.send(0, &mut cities.names.clone(), &mut Vec::new());
         Operator { worker, graph, epoch: 1, seen: 0, rows: 0 }
     }

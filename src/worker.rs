@@ -24,6 +24,7 @@ pub use self::reader::{LetterPlaces, LogPartition, Refusals};
 use self::teller::Teller;
 use crate::admission::AdmissionRules;
 use crate::config::PipelineLimits;
+use crate::dataflow::rolling::snapshot::Resumed;
 use crate::dataflow::rolling::told::Read;
 use crate::dataflow::{self, Graph, GraphPlan};
 use crate::model::{Arrival, Ask, CityName, Parcel, Parcels, Query, Slots, Topology};
@@ -165,7 +166,7 @@ mod fault {
 
 /// Runs one worker until it is asked to stop.
 pub fn run(worker: &mut Worker, job: &Job, first_epoch: u64) {
-    let graph = dataflow::build(worker, &job.graph);
+    let graph = dataflow::build(worker, &job.graph, Resumed::default(), None);
     let mut own = Own::new(worker.index(), graph, job, first_epoch);
     loop {
         let now = Instant::now();

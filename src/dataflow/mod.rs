@@ -36,12 +36,13 @@ use timely::worker::Worker;
 pub use self::closed::Closed;
 use self::heat_index::Formula;
 use self::rankings::{CountryCategory, Ranked};
+use self::rolling::snapshot::Resumed;
 use self::rolling::told::{Processes, Read, Told};
-use self::rolling::{Retention, Rolling, Wanted};
+use self::rolling::{Inputs, Retention, Rolling, Wanted};
 use crate::directory::Directory;
 use crate::model::{
-    Arrival, Change, CityId, CityName, CityNames, CurrentRow, DayChange, Outcome, Parcel, Query, Render,
-    Topology,
+    Arrival, Change, CityId, CityName, CityNames, CurrentRow, DayChange, Mark, Outcome, Parcel, Query,
+    Render, Snapshots, Topology,
 };
 
 /// What a run's graph computes. What is not asked for is not built.
@@ -117,6 +118,7 @@ pub struct Graph {
     cities: InputHandleVec<u64, CityName>,
     arrivals: InputHandleVec<u64, Arrival>,
     queries: InputHandleVec<u64, Query>,
+    marks: InputHandleVec<u64, Mark>,
     progress: InputHandleVec<u64, Read>,
     letters: InputHandleVec<u64, Parcel>,
     /// The greatest epoch at which any worker has said its progress.
@@ -164,6 +166,12 @@ impl Graph {
         self.progress.send_batch(progress);
     }
 
+    /// Asks all workers for a snapshot of their state after `epoch`, whose arrivals are [sent](Graph::send) next.
+    pub fn mark(&mut self, epoch: u64, mark: Mark) {
+        self.advance_to(epoch);
+        self.marks.send(mark);
+    }
+
     /// The greatest epoch at which any worker has said its progress: who has not closed it yet holds the others up.
     pub fn heard(&self) -> u64 {
         self.heard.get()
@@ -174,6 +182,7 @@ impl Graph {
         self.cities.advance_to(epoch);
         self.arrivals.advance_to(epoch);
         self.queries.advance_to(epoch);
+        self.marks.advance_to(epoch);
         self.progress.advance_to(epoch);
         self.letters.advance_to(epoch);
     }
@@ -183,12 +192,18 @@ impl Graph {
         // A handle that is replaced is dropped, which closes its input; the fresh ones lead nowhere.
         (self.cities, self.arrivals) = (InputHandleVec::new(), InputHandleVec::new());
         (self.queries, self.progress) = (InputHandleVec::new(), InputHandleVec::new());
-        self.letters = InputHandleVec::new();
+        (self.letters, self.marks) = (InputHandleVec::new(), InputHandleVec::new());
     }
 }
 
-/// Builds the graph, the same on every worker.
-pub fn build(worker: &mut Worker, plan: &GraphPlan) -> Graph {
+/// Builds the graph, the same on every worker, with what is `resumed` as the state that it begins with. `snapshots` takes the state
+/// at each [mark](Graph::mark). A plan with days has neither: summaries of days are in no checkpoint.
+pub fn build(
+    worker: &mut Worker,
+    plan: &GraphPlan,
+    resumed: Resumed,
+    snapshots: Option<Box<dyn Snapshots>>,
+) -> Graph {
     let ranked = plan.hottest.is_some() || plan.by_country.is_some();
     let GraphPlan { rows, days, outcomes, told, .. } = *plan;
     let written = plan.parcels.as_ref().filter(|parcels| parcels.render.is_some());
@@ -202,10 +217,12 @@ pub fn build(worker: &mut Worker, plan: &GraphPlan) -> Graph {
         let (city_input, cities) = scope.new_input();
         let (arrival_input, arrivals) = scope.new_input();
         let (query_input, queries) = scope.new_input();
+        let (mark_input, marks) = scope.new_input();
         let (progress_input, progress) = scope.new_input();
         let (letter_input, letters) = scope.new_input();
         let state = Rolling::new(plan.formula, plan.retention, wanted, names.clone());
-        let streams = rolling::rolling(cities, arrivals, queries, state, render);
+        let inputs = Inputs { cities, arrivals, queries, marks: marks.broadcast() };
+        let streams = rolling::rolling(inputs, state, render, resumed, snapshots);
 
         let probe = ProbeHandle::new();
         let heard = Rc::new(Cell::new(0));
@@ -227,6 +244,7 @@ pub fn build(worker: &mut Worker, plan: &GraphPlan) -> Graph {
             cities: city_input,
             arrivals: arrival_input,
             queries: query_input,
+            marks: mark_input,
             progress: progress_input,
             letters: letter_input,
             heard,

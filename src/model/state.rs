@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Block, EventTime, Measurement, Revision, Slot};
+use super::{BLOCK_READINGS, Block, EventTime, HeldReading, Measurement, Revision, Slot};
 
 /// The state is kept in so many parts, by the hash of the city, so that any number of workers up to this one loads whole parts.
 pub const STATE_SHARDS: u32 = 64;
@@ -31,6 +31,40 @@ pub struct CityState {
     pub withdrawn: Vec<(EventTime, Option<Revision>)>,
     /// The newest measurements, by time. Always all of them.
     pub measured: Vec<(EventTime, Measurement)>,
+}
+
+impl CityState {
+    /// Applies what has changed since the state that `newer` adds to, which is this one.
+    pub fn add(&mut self, newer: CityState) {
+        let CityState { name, slot, high, since, blocks, withdrawn, measured } = newer;
+        self.cut(since);
+        let mut blocks = blocks.into_iter();
+        // A block that the last checkpoint has cut off becomes whole again.
+        if let Some(last) = self.blocks.last()
+            && let Some(next) = blocks.as_slice().first()
+            && last.len() + next.len() <= BLOCK_READINGS
+        {
+            let joined: Vec<HeldReading> = last.iter().chain(next.iter()).collect();
+            self.blocks.pop();
+            blocks.next();
+            self.blocks.push(Block::pack(&joined));
+        }
+        self.blocks.extend(blocks);
+        let since = since.min(self.since);
+        let blocks = std::mem::take(&mut self.blocks);
+        *self = CityState { name, slot, high, since, blocks, withdrawn, measured };
+    }
+
+    /// Drops the readings at `since` and later.
+    fn cut(&mut self, since: EventTime) {
+        while let Some(last) = self.blocks.pop_if(|last| last.last().is_none_or(|at| at >= since)) {
+            if last.first().is_some_and(|at| at < since) {
+                let kept: Vec<HeldReading> =
+                    last.iter().take_while(|reading| reading.reading_at < since).collect();
+                self.blocks.push(Block::pack(&kept));
+            }
+        }
+    }
 }
 
 /// Asks for a checkpoint: the state as it is after the epoch at which this is sent.

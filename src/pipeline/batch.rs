@@ -17,6 +17,7 @@ use crate::codec::{
 };
 use crate::dataflow::heat_index::Formula;
 use crate::dataflow::rolling::Retention;
+use crate::dataflow::rolling::snapshot::Resumed;
 use crate::dataflow::{self, Graph, GraphPlan};
 use crate::model::{CityRows, Counts, DayLine, Duration, Reason};
 use crate::sinks::changes::{self, ChangesSink, ChangesThread};
@@ -189,7 +190,7 @@ fn execute(
         workers => timely::Config::process(workers),
     };
     let guards = timely::execute(config, move |worker| {
-        let graph = dataflow::build(worker, &graph_plan);
+        let graph = dataflow::build(worker, &graph_plan, Resumed::default(), None);
         let lock =
             |sinks: &Mutex<Vec<ChangesSink>>| sinks.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let collector =

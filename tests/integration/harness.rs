@@ -1,17 +1,21 @@
 //! Runs a log through admission and the dataflow, on any number of workers, and gives back all that came out.
 
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use swelter::admission::{Admission, AdmissionRules, Admitted};
 use swelter::dataflow::heat_index::Formula;
 use swelter::dataflow::rolling::Retention;
+use swelter::dataflow::rolling::snapshot::Resumed;
 use swelter::dataflow::rolling::told::Told;
 use swelter::dataflow::{self, Closed, Graph, GraphPlan};
 use swelter::directory::Directory;
 use swelter::model::{
-    Arrival, CityId, CurrentRow, DaySummary, Duration, EventTime, OutcomeKind, Query, Question, Row, Upsert,
+    Arrival, CityId, CityKey, CityState, CurrentRow, DaySummary, Duration, EventTime, Mark, OutcomeKind,
+    Query, Question, Row, Snapshots, Upsert, state_shard,
 };
 
 use crate::oracle::Entry;
@@ -72,13 +76,83 @@ pub fn city_number(name: &str) -> u32 {
 /// Epoch `k` holds the entries before `cuts[k]` that no earlier epoch holds. The city of an entry decides which worker
 /// reads it.
 pub fn run(log: &[Entry], settings: Settings, workers: usize, cuts: &[usize]) -> Vec<EpochOutput> {
+    let leg = Leg { workers, days: true, ..Leg::default() };
+    run_leg(log, settings, cuts, leg).0
+}
+
+/// A run that goes on where another one was.
+#[derive(Clone, Default)]
+pub struct Leg {
+    pub workers: usize,
+    pub days: bool,
+    /// The epoch whose state is resumed, with that state: epochs begin there, without arrivals.
+    pub resumed: Option<(usize, Vec<CityState>)>,
+    /// After which epochs the state is taken, and for how many looks at it the taker is then full.
+    pub marks: BTreeMap<usize, (Mark, u32)>,
+}
+
+/// What a snapshot of one worker gave.
+#[derive(Debug)]
+pub struct Taken {
+    pub mark: Mark,
+    pub epoch: u64,
+    pub cities: Vec<CityState>,
+    pub ended: bool,
+}
+
+/// Takes the snapshots of a worker.
+struct Taker {
+    index: u32,
+    peers: u32,
+    marks: BTreeMap<usize, (Mark, u32)>,
+    taken: Rc<RefCell<Vec<Taken>>>,
+    full: Cell<u32>,
+}
+
+impl Snapshots for Taker {
+    fn begin(&mut self, mark: Mark, epoch: u64) {
+        let mut taken = self.taken.borrow_mut();
+        assert!(taken.last().is_none_or(|last| last.ended), "one at a time");
+        assert_eq!(self.marks[&(epoch as usize)].0, mark);
+        self.full.set(self.marks[&(epoch as usize)].1);
+        taken.push(Taken { mark, epoch, cities: Vec::new(), ended: false });
+    }
+
+    fn city(&mut self, city: CityState) {
+        assert_eq!(state_shard(CityKey::hash(&city.name)) % self.peers, self.index, "whole shards");
+        let mut taken = self.taken.borrow_mut();
+        let running = taken.last_mut().filter(|last| !last.ended).expect("it has begun");
+        assert!(running.cities.iter().all(|given| given.name != city.name), "each city at most once");
+        running.cities.push(city);
+    }
+
+    fn end(&mut self) {
+        let mut taken = self.taken.borrow_mut();
+        let running = taken.last_mut().expect("it has begun");
+        assert!(!std::mem::replace(&mut running.ended, true));
+    }
+
+    fn is_full(&self) -> bool {
+        let left = self.full.get();
+        self.full.set(left.saturating_sub(1));
+        left > 0
+    }
+}
+
+/// [`run`] with state taken and resumed.
+pub fn run_leg(
+    log: &[Entry],
+    settings: Settings,
+    cuts: &[usize],
+    leg: Leg,
+) -> (Vec<EpochOutput>, Vec<Taken>) {
     let (log, cuts): (Vec<Entry>, Vec<usize>) = (log.to_vec(), cuts.to_vec());
     let epochs = cuts.len();
     let failed = Arc::new(AtomicBool::new(false));
-    let outputs = timely::execute(timely::Config::process(workers), move |worker| {
+    let outputs = timely::execute(timely::Config::process(leg.workers), move |worker| {
         let _on_panic = OnPanic(Arc::clone(&failed));
         let plan = GraphPlan {
-            days: true,
+            days: leg.days,
             outcomes: true,
             current: true,
             hottest: Some(HOTTEST),
@@ -86,12 +160,24 @@ pub fn run(log: &[Entry], settings: Settings, workers: usize, cuts: &[usize]) ->
             told: true,
             ..GraphPlan::new(settings.formula, settings.retention())
         };
-        let mut graph = dataflow::build(worker, &plan);
+        let (index, peers) = (worker.index() as u32, worker.peers() as u32);
+        let own = |city: &&CityState| state_shard(CityKey::hash(&city.name)) % peers == index;
+        let taken = Rc::default();
+        let (marks, full) = (leg.marks.clone(), Cell::default());
+        let taker = Taker { index, peers, marks, taken: Rc::clone(&taken), full };
+        let (first, resumed) = match &leg.resumed {
+            None => (0, Resumed::default()),
+            Some((epoch, cities)) => {
+                let cities = cities.iter().filter(own).cloned().collect();
+                (*epoch, Resumed { epoch: *epoch as u64, cities })
+            }
+        };
+        let mut graph = dataflow::build(worker, &plan, resumed, Some(Box::new(taker)));
         let lateness = settings.retention().lateness;
         let mut admission = Admission::new(worker.index() as u16, AdmissionRules::new(lateness));
         let mut next = 0;
+        let (mut cities, mut arrivals) = (Vec::new(), Vec::new());
         for (epoch, &cut) in cuts.iter().enumerate() {
-            let (mut cities, mut arrivals) = (Vec::new(), Vec::new());
             for (position, entry) in log.iter().enumerate().take(cut).skip(next) {
                 if entry.city as usize % worker.peers() != worker.index() {
                     continue;
@@ -105,18 +191,34 @@ pub fn run(log: &[Entry], settings: Settings, workers: usize, cuts: &[usize]) ->
                 arrivals.push(arrival(&upsert, admitted, position as u64));
             }
             next = cut;
+            if leg.resumed.is_some() && epoch <= first {
+                arrivals.clear();
+            }
+            if epoch < first {
+                continue;
+            }
             if worker.index() == 0 {
                 graph.send_aside(epoch as u64, &mut queries(epoch), &mut Vec::new(), &mut Vec::new());
+            }
+            if let (0, Some((mark, _))) = (worker.index(), leg.marks.get(&epoch)) {
+                graph.mark(epoch as u64, *mark);
             }
             graph.send(epoch as u64, &mut cities, &mut arrivals);
             worker.step();
         }
-        finish(worker, graph, epochs, &failed)
+        while taken.borrow().iter().filter(|taken: &&Taken| taken.ended).count() < leg.marks.len() {
+            worker.step_or_park(Some(std::time::Duration::from_millis(1)));
+            assert!(!failed.load(Ordering::Relaxed), "another worker has panicked");
+        }
+        (finish(worker, graph, epochs, &failed), taken.take())
     })
     .unwrap();
     let mut merged: Vec<EpochOutput> = (0..epochs).map(|_| EpochOutput::default()).collect();
+    let mut all_taken = Vec::new();
     for output in outputs.join() {
-        for (merged, own) in merged.iter_mut().zip(output.unwrap()) {
+        let (outputs, taken) = output.unwrap();
+        all_taken.extend(taken);
+        for (merged, own) in merged.iter_mut().zip(outputs) {
             merged.rows.extend(own.rows);
             merged.days.extend(own.days);
             merged.current.extend(own.current);
@@ -126,7 +228,7 @@ pub fn run(log: &[Entry], settings: Settings, workers: usize, cuts: &[usize]) ->
             merged.told.extend(own.told);
         }
     }
-    merged
+    (merged, all_taken)
 }
 
 /// The city that is watched, and from and to which epoch.
@@ -179,9 +281,11 @@ fn finish(
     each(&rows.unwrap(), |epoch, change| {
         out[epoch].rows.push(((city(change.city), change.reading_at.millis()), change.before, change.after));
     });
-    each(&days.unwrap(), |epoch, change| {
-        out[epoch].days.push(((city(change.city), change.day), change.before, change.after));
-    });
+    if let Some(days) = days {
+        each(&days, |epoch, change| {
+            out[epoch].days.push(((city(change.city), change.day), change.before, change.after));
+        });
+    }
     each(&outcomes.unwrap(), |epoch, outcome| {
         out[epoch].outcomes.insert(outcome.position as usize, outcome.kind);
     });

@@ -8,11 +8,11 @@ use swelter::admission::{Admission, AdmissionRules};
 use swelter::dataflow::rolling::told::Told;
 use swelter::dataflow::rolling::{Changed, Rolling, Wanted};
 use swelter::model::{
-    Category, CityId, CityNames, Counts, CurrentAt, CurrentRow, Event, EventTime, Measurement, OutcomeKind,
-    Row,
+    Category, CityId, CityNames, CityState, Counts, CurrentAt, CurrentRow, Event, EventTime, Mark,
+    Measurement, OutcomeKind, Row, Slot,
 };
 
-use crate::harness::{self, EpochOutput, HOTTEST, Settings, WATCHED, city_name, city_number};
+use crate::harness::{self, EpochOutput, HOTTEST, Leg, Settings, WATCHED, city_name, city_number};
 use crate::oracle::{Entry, FORMULA, Oracle};
 
 const SECOND: i64 = 1_000;
@@ -150,19 +150,41 @@ fn accumulate_diffs<D: Ord + Clone + Debug>(
 
 fn check(log: &[Entry], settings: Settings, workers: usize, cuts: &[usize]) {
     let outputs = harness::run(log, settings, workers, cuts);
+    check_outputs(log, settings, cuts, &outputs, None);
+}
+
+/// Checks all epochs, or those from a resumed one on.
+fn check_outputs(
+    log: &[Entry],
+    settings: Settings,
+    cuts: &[usize],
+    outputs: &[EpochOutput],
+    resumed: Option<usize>,
+) {
     let mut oracle = Oracle::new(settings);
     let (mut rows, mut days) = (BTreeMap::new(), BTreeMap::new());
     let (mut current, mut hottest, mut categories) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-    let (mut told, mut next) = (Knows::default(), 0);
-    for (&cut, output) in cuts.iter().zip(&outputs) {
-        let expected: BTreeMap<usize, OutcomeKind> =
+    let first = resumed.unwrap_or(0);
+    let (mut told, mut next) = (Knows { epoch: first, ..Knows::default() }, 0);
+    for (epoch, (&cut, output)) in cuts.iter().zip(outputs).enumerate() {
+        let mut expected: BTreeMap<usize, OutcomeKind> =
             (next..cut).filter_map(|position| Some((position, oracle.apply(&log[position])?))).collect();
         next = cut;
+        if epoch < first {
+            continue;
+        }
+        if resumed == Some(epoch) {
+            // What was before is the state that it begins with, and is told as current.
+            expected.clear();
+            rows = oracle.rows();
+        }
         assert_eq!(output.outcomes, expected, "outcomes");
         accumulate(&mut rows, &output.rows);
         assert_eq!(rows, oracle.rows(), "rows");
         accumulate(&mut days, &output.days);
-        assert_eq!(days, oracle.days(), "days");
+        if resumed.is_none() {
+            assert_eq!(days, oracle.days(), "days");
+        }
         accumulate_diffs(&mut current, output.current.iter().map(|(city, row, diff)| ((*city, *row), *diff)));
         let expected = oracle.current();
         assert_eq!(
@@ -172,6 +194,65 @@ fn check(log: &[Entry], settings: Settings, workers: usize, cuts: &[usize]) {
         check_rankings(&mut hottest, &mut categories, output, &oracle);
         told.check(output, &oracle);
     }
+    assert_eq!(told.counts.split_city, 0);
+}
+
+/// One run after the other, each resumed from a state that the one before has given while it went on.
+fn check_resumed(log: &[Entry], settings: Settings, cuts: &[usize], legs: &[PlannedLeg]) {
+    let mut kept: BTreeMap<String, CityState> = BTreeMap::new();
+    let mut at = None;
+    for planned in legs {
+        let workers = planned.workers;
+        let first = at.map_or(0, |at: usize| at + 1);
+        let marks: BTreeMap<usize, (Mark, u32)> = planned
+            .marks
+            .iter()
+            .enumerate()
+            .map(|(i, (after, full, busy))| {
+                (first + after.index(cuts.len() - first), (i as u64, *full, *busy))
+            })
+            .map(|(epoch, (checkpoint, full, busy))| (epoch, (Mark { checkpoint, full }, busy)))
+            .collect();
+        let last = *marks.last_key_value().expect("each leg has marks").0;
+        let translated = kept.values().cloned().map(|city| {
+            // Worker `n` reads partition `n`.
+            let slot = Slot((city_number(&city.name) as usize % workers) as u16);
+            CityState { slot, ..city }
+        });
+        let resumed = at.map(|at| (at, translated.collect()));
+        let leg = Leg { workers, days: at.is_none(), resumed, marks };
+        let (outputs, mut taken) = harness::run_leg(log, settings, cuts, leg);
+        check_outputs(log, settings, cuts, &outputs, at);
+        taken.sort_by_key(|taken| taken.epoch);
+        for part in taken.chunk_by(|a, b| a.epoch == b.epoch) {
+            if part[0].mark.full {
+                kept.clear();
+            }
+            for city in part.iter().flat_map(|taken| taken.cities.iter().cloned()) {
+                match kept.get_mut(&*city.name) {
+                    Some(base) => base.add(city),
+                    None => drop(kept.insert(city.name.to_string(), city)),
+                }
+            }
+        }
+        if last + 1 == cuts.len() {
+            break;
+        }
+        at = Some(last);
+    }
+}
+
+#[derive(Clone, Debug)]
+struct PlannedLeg {
+    workers: usize,
+    /// After which of the epochs to come, whether of everything, and for how long the taker is then full.
+    marks: Vec<(prop::sample::Index, bool, u32)>,
+}
+
+fn legs() -> impl Strategy<Value = Vec<PlannedLeg>> {
+    let mark = (any::<prop::sample::Index>(), prop::bool::weighted(0.3), 0..12u32);
+    let leg = (prop::sample::select(&[1usize, 2, 4]), prop::collection::vec(mark, 1..5));
+    prop::collection::vec(leg.prop_map(|(workers, marks)| PlannedLeg { workers, marks }), 2..5)
 }
 
 /// What serving knows.
@@ -286,6 +367,23 @@ proptest! {
         workers in prop::sample::select(&[1usize, 2]),
     ) {
         check(&log, settings, workers, &cuts);
+    }
+
+    /// Whatever is resumed, whenever and on how many workers, what follows is what would have followed.
+    #[test]
+    fn resumed_state_goes_on_as_if_nothing_had_been(
+        (log, settings, cuts) in case(1..120, 30),
+        legs in legs(),
+    ) {
+        check_resumed(&log, settings, &cuts, &legs);
+    }
+
+    #[test]
+    fn resumed_state_of_long_logs_goes_on_as_if_nothing_had_been(
+        (log, settings, cuts) in case(300..900, 12),
+        legs in legs(),
+    ) {
+        check_resumed(&log, settings, &cuts, &legs);
     }
 
     /// What a query is answered with: the servable rows of a city, from the state itself.

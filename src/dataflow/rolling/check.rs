@@ -1,38 +1,45 @@
 //! The invariants of the store, asserted in debug builds after every edit.
 
-use super::chunk::NO_CHUNK;
-use super::store::{NEVER, Store};
+use super::part::{self, Part, View};
+use super::store::{NEVER, NO_PART, Store};
 
 impl Store {
     /// Panics where the city's chunks, head and withdrawals contradict each other.
     pub fn check(&self, city: u32) {
         let (head, index) = (&self.heads[city as usize], &self.index[city as usize]);
         let mut times = Vec::new();
-        for (i, &id) in index.chunks.iter().enumerate() {
-            let chunk = self.arena.get(id);
-            assert!(chunk.len > 0, "no chunk is empty");
+        for (i, part) in index.parts.iter().enumerate() {
+            let view = part.view(&self.arena);
+            let mut rows = Vec::new();
+            view.for_each(|millis, held| rows.push((millis, held.micros())));
+            assert!(!rows.is_empty(), "no part is empty");
+            let micros = || rows.iter().map(|(_, micros)| *micros);
             assert_eq!(
-                chunk.next,
-                index.chunks.get(i + 1).copied().unwrap_or(NO_CHUNK),
-                "chunks are linked in order"
-            );
-            let micros = || chunk.rows().iter().map(|row| row.held().micros());
-            assert_eq!(
-                (chunk.sum, Some(chunk.peak)),
-                (micros().sum(), micros().max()),
+                (view.len(), view.sum(), Some(view.peak()), Some(view.last_millis())),
+                (rows.len(), micros().sum(), micros().max(), rows.last().map(|(millis, _)| *millis)),
                 "a header sums up its rows"
             );
-            assert!(chunk.revisions.as_ref().is_none_or(|revisions| revisions.len() == chunk.rows().len()));
-            times.extend(chunk.rows().iter().map(|row| (chunk.frame.millis(*row), row.held().micros())));
+            match part {
+                Part::Open(chunk) => {
+                    assert_eq!((i + 1, *chunk), (index.parts.len(), head.tail), "only the tail is open");
+                    let chunk = self.arena.get(*chunk);
+                    assert!(chunk.revisions.as_ref().is_none_or(|revisions| revisions.len() == rows.len()));
+                    assert_eq!(head.tail_revisions, chunk.revisions.is_some(), "the head knows of revisions");
+                }
+                Part::Packed(block) => assert!(i + 1 < index.parts.len() && part::fits(block)),
+            }
+            if i == index.lo_part as usize {
+                let lo = self.arena.get(head.lo);
+                let mut copy = Vec::new();
+                View::Open(lo).for_each(|millis, held| copy.push((millis, held.micros())));
+                assert_eq!(copy, rows, "the window's end is in its part or in a copy of it");
+                assert_eq!(index.lo_block.is_none(), head.lo == head.tail);
+            }
+            times.extend(rows);
         }
+        assert_eq!(index.opened, NO_PART);
         assert!(times.is_sorted_by(|a, b| a.0 < b.0), "times strictly increase");
         assert!(times.iter().all(|(millis, _)| !index.withdrawn.contains_key(millis)), "held or withdrawn");
-        let tail_revisions =
-            index.chunks.back().is_some_and(|&tail| self.arena.get(tail).revisions.is_some());
-        assert!(
-            index.chunks.is_empty() || head.tail_revisions == tail_revisions,
-            "the head knows of its tail's revisions"
-        );
         let last = times.last().map_or(NEVER, |(millis, _)| *millis);
         let withdrawn = index.withdrawn.last_key_value().map_or(NEVER, |(&millis, _)| millis);
         assert_eq!(head.newest, last.max(withdrawn), "nothing known is newer than newest");

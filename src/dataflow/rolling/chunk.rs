@@ -65,7 +65,7 @@ impl Frame {
     }
 
     /// The frame that holds both ends, and only whole seconds where told so.
-    fn spanning(first: i64, last: i64, seconds: bool) -> Option<Frame> {
+    pub fn spanning(first: i64, last: i64, seconds: bool) -> Option<Frame> {
         let ticks = if seconds { (last - first) / 1000 } else { last - first };
         (ticks <= MAX_TICKS).then_some(Frame::new(first, seconds))
     }
@@ -106,6 +106,22 @@ impl PackedRow {
     pub fn held(self) -> Held {
         Held(self.0 & ((1 << PAYLOAD_BITS) - 1))
     }
+
+    /// A row of the least heat index and no category, to be set.
+    #[inline(always)]
+    pub fn at(ticks: u64) -> PackedRow {
+        PackedRow(ticks << PAYLOAD_BITS)
+    }
+
+    #[inline(always)]
+    pub fn set_micros(&mut self, micros: i64) {
+        self.0 |= u64::from(HeatIndex::from_micros(micros).to_compact()) << CATEGORY_BITS;
+    }
+
+    #[inline(always)]
+    pub fn set_category(&mut self, category: Category) {
+        self.0 |= category as u64;
+    }
 }
 
 /// Some consecutive readings of a city. The tail chunk of a city is ahead of its header while the city's head appends to
@@ -119,8 +135,6 @@ pub struct Chunk {
     /// The greatest of them.
     pub peak: i64,
     pub len: u16,
-    /// The city's next chunk.
-    pub next: u32,
     /// Only where a reading has one.
     pub revisions: Option<Box<Revisions>>,
 }
@@ -133,13 +147,12 @@ impl Chunk {
             sum: 0,
             peak: i64::MIN,
             len: 0,
-            next: NO_CHUNK,
             revisions: None,
         }
     }
 
     pub fn clear(&mut self) {
-        (self.sum, self.peak, self.len, self.next, self.revisions) = (0, i64::MIN, 0, NO_CHUNK, None);
+        (self.sum, self.peak, self.len, self.revisions) = (0, i64::MIN, 0, None);
     }
 
     #[inline(always)]

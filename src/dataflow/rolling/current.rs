@@ -29,6 +29,16 @@ impl Current {
         self.cities.push(City::default());
     }
 
+    /// The city's newest measurements, by time.
+    pub fn measured(&self, city: u32) -> &[(i64, Measurement)] {
+        &self.cities[city as usize].measured
+    }
+
+    pub fn resume(&mut self, city: u32, measured: Vec<(i64, Measurement)>) {
+        self.cities[city as usize].measured = measured;
+        self.touch(city);
+    }
+
     /// The epoch may change the city's current row.
     #[inline]
     pub fn touch(&mut self, city: u32) {

@@ -1,12 +1,13 @@
 //! Everything but an in-order append: readings set, replaced and withdrawn anywhere, one arrival at a time in log order.
 
-use super::chunk::{CHUNK_ROWS, Frame, Held, NO_CHUNK};
+use super::chunk::{CHUNK_ROWS, Frame, Held};
+use super::part::Part;
 use super::revisions::Revisions;
-use super::store::{Edits, Store};
+use super::store::{END, Store};
 use crate::model::{OutcomeKind, Revision};
 
-/// A row's place: the number of its chunk within the city, and its index there. The place behind a chunk's last row means
-/// the next chunk's first.
+/// A row's place: the index of its part within the city, and its own there. The place behind a part's last row means the
+/// next part's first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     pub chunk: usize,
@@ -23,8 +24,8 @@ pub struct Delta {
 
 impl Store {
     /// Sets (`Some`) or withdraws (`None`) the reading at `millis`, unless its revision is old; a `retried` one only where there
-    /// is neither a reading nor the mark of a withdrawal. Between the first edit of an epoch, which [`Store::seal`] precedes,
-    /// and [`Store::finish_edits`], the city's head is stale.
+    /// is neither a reading nor the mark of a withdrawal. Between the first edit of an epoch, which [`Store::begin_edits`]
+    /// precedes, and [`Store::finish_edits`], the city's head is stale.
     pub fn edit(
         &mut self,
         city: u32,
@@ -34,12 +35,15 @@ impl Store {
         retried: bool,
     ) -> (OutcomeKind, Option<Delta>) {
         let place = self.seek(city, millis);
+        if place != self.end(city) {
+            self.open(city, place.chunk);
+        }
         let before = self.get(city, place).filter(|(at, _)| *at == millis).map(|(_, held)| held);
         if retried && (before.is_some() || self.index[city as usize].withdrawn.contains_key(&millis)) {
             return (OutcomeKind::Superseded, None);
         }
         let remembered = match before {
-            Some(_) => self.chunk(city, place.chunk).revisions.as_ref().and_then(|r| r.get(place.row)),
+            Some(_) => self.revision(city, place),
             None => self.index[city as usize].withdrawn.get(&millis).copied().flatten(),
         };
         if let (Some(new), Some(old)) = (revision, remembered)
@@ -69,31 +73,33 @@ impl Store {
                 }
             }
         };
-        (kind, (before != event).then_some(Delta { millis, before, after: event }))
+        let (index, head) = (&mut self.index[city as usize], &mut self.heads[city as usize]);
+        index.edited_from = match before.or(event) {
+            Some(_) => index.edited_from.min(millis),
+            None => index.edited_from.min(END - 1),
+        };
+        let delta = Delta { millis, before, after: event };
+        if millis >= index.floor {
+            head.run_sum += delta.sum();
+            head.run_count = (i64::from(head.run_count) + delta.count()) as u32;
+        }
+        (kind, (before != event).then_some(delta))
     }
 
-    /// Makes the city fit for appends again.
-    pub fn finish_edits(&mut self, city: u32) {
-        let index = &mut self.index[city as usize];
-        if std::mem::take(&mut index.relink) {
-            for (i, &chunk) in index.chunks.iter().enumerate() {
-                self.arena.get_mut(chunk).next = index.chunks.get(i + 1).copied().unwrap_or(NO_CHUNK);
-            }
-        }
-        self.refresh(city);
-        self.trim(city);
-        self.heads[city as usize].edits = Edits::None;
+    fn revision(&mut self, city: u32, place: Place) -> Option<Revision> {
+        let chunk = self.open(city, place.chunk);
+        self.arena.get(chunk).revisions.as_ref().and_then(|revisions| revisions.get(place.row))
     }
 
     fn replace(&mut self, city: u32, place: Place, held: Held, revision: Option<Revision>) {
-        let id = self.index[city as usize].chunks[place.chunk];
-        self.arena.get_mut(id).replace(place.row, held);
+        let chunk = self.open(city, place.chunk);
+        self.arena.get_mut(chunk).replace(place.row, held);
         self.set_revision(city, place, revision);
     }
 
     fn set_revision(&mut self, city: u32, place: Place, revision: Option<Revision>) {
-        let id = self.index[city as usize].chunks[place.chunk];
-        let chunk = self.arena.get_mut(id);
+        let chunk = self.open(city, place.chunk);
+        let chunk = self.arena.get_mut(chunk);
         if revision.is_some() || chunk.revisions.is_some() {
             let rows = usize::from(chunk.len);
             chunk.revisions.get_or_insert_with(|| Box::new(Revisions::none(rows))).set(place.row, revision);
@@ -101,49 +107,48 @@ impl Store {
     }
 
     fn remove(&mut self, city: u32, place: Place) {
-        let index = &mut self.index[city as usize];
-        let id = index.chunks[place.chunk];
-        self.arena.get_mut(id).remove(place.row);
-        if self.arena.get(id).len == 0 {
-            index.chunks.remove(place.chunk);
-            index.relink = true;
-            self.arena.free(id);
+        let chunk = self.open(city, place.chunk);
+        self.arena.get_mut(chunk).remove(place.row);
+        if self.arena.get(chunk).len == 0 {
+            self.index[city as usize].parts.remove(place.chunk);
+            self.arena.free(chunk);
         }
     }
 
     /// Inserts a reading at `place`, where [`Store::seek`] found that it belongs; returns where it went.
     fn insert(&mut self, city: u32, place: Place, millis: i64, held: Held) -> Place {
-        // The end of the chunk before is the same place, and keeps chunks full.
+        // The end of the part before is the same place, and keeps parts full.
         if place.row == 0 && place.chunk > 0 {
             let chunk = place.chunk - 1;
-            let end = Place { chunk, row: usize::from(self.chunk(city, chunk).len) };
+            let end = Place { chunk, row: self.part(city, chunk).len() };
             if end.row < CHUNK_ROWS && self.try_insert(city, end, millis, held) {
                 return end;
             }
         }
-        if place.chunk == self.index[city as usize].chunks.len() {
-            return self.insert_chunk(city, place.chunk, millis, held);
+        if place.chunk == self.end(city).chunk {
+            return self.insert_part(city, place.chunk, millis, held);
         }
         let mut place = place;
-        if self.chunk(city, place.chunk).is_full() && place.row > 0 {
+        let is_full = |store: &Store, chunk: usize| store.part(city, chunk).len() == CHUNK_ROWS;
+        if is_full(self, place.chunk) && place.row > 0 {
             self.split(city, Place { chunk: place.chunk, row: CHUNK_ROWS / 2 });
             if place.row > CHUNK_ROWS / 2 {
                 place = Place { chunk: place.chunk + 1, row: place.row - CHUNK_ROWS / 2 };
             }
         }
-        if !self.chunk(city, place.chunk).is_full() && self.try_insert(city, place, millis, held) {
+        if !is_full(self, place.chunk) && self.try_insert(city, place, millis, held) {
             return place;
         }
-        // No frame spans the chunk and this time, or it is full and begins here: a chunk of its own, between its neighbours.
-        if place.row > 0 && place.row < usize::from(self.chunk(city, place.chunk).len) {
+        // No frame spans the part and this time, or it is full and begins here: a part of its own, between its neighbours.
+        if place.row > 0 && place.row < self.part(city, place.chunk).len() {
             self.split(city, place);
         }
         let chunk = place.chunk + usize::from(place.row > 0);
-        self.insert_chunk(city, chunk, millis, held)
+        self.insert_part(city, chunk, millis, held)
     }
 
     fn try_insert(&mut self, city: u32, place: Place, millis: i64, held: Held) -> bool {
-        let id = self.index[city as usize].chunks[place.chunk];
+        let id = self.open(city, place.chunk);
         let chunk = self.arena.get_mut(id);
         let packed = chunk.frame.pack(millis, held);
         let packed =
@@ -155,19 +160,19 @@ impl Store {
     }
 
     fn split(&mut self, city: u32, place: Place) {
-        let upper = self.arena.allocate();
-        let index = &mut self.index[city as usize];
-        let (lower_chunk, upper_chunk) = self.arena.get_two(index.chunks[place.chunk], upper);
+        let (lower, upper) = (self.open(city, place.chunk), self.arena.allocate());
+        let (lower_chunk, upper_chunk) = self.arena.get_two(lower, upper);
         lower_chunk.split_into(place.row, upper_chunk);
-        index.chunks.insert(place.chunk + 1, upper);
-        index.relink = true;
+        self.index[city as usize].parts.insert(place.chunk + 1, Part::Open(upper));
     }
 
-    fn insert_chunk(&mut self, city: u32, chunk: usize, millis: i64, held: Held) -> Place {
+    fn insert_part(&mut self, city: u32, chunk: usize, millis: i64, held: Held) -> Place {
         let id = self.arena.allocate();
         self.arena.get_mut(id).frame = Frame::starting_at(millis);
-        self.index[city as usize].chunks.insert(chunk, id);
-        self.index[city as usize].relink = true;
+        let index = &mut self.index[city as usize];
+        index.parts.insert(chunk, Part::Open(id));
+        // What was the tail is packed, too.
+        index.opened = index.opened.min(chunk.saturating_sub(1) as u32);
         let place = Place { chunk, row: 0 };
         let inserted = self.try_insert(city, place, millis, held);
         debug_assert!(inserted, "an empty chunk takes any time");

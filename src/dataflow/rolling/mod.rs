@@ -14,7 +14,9 @@ mod current;
 mod days;
 mod edit;
 mod operator;
+mod part;
 mod revisions;
+pub mod snapshot;
 pub mod store;
 mod sweep;
 pub mod told;
@@ -33,7 +35,7 @@ use crate::model::{
     Outcome, OutcomeKind, Parcels, Render, Row,
 };
 
-pub use self::operator::{Streams, rolling};
+pub use self::operator::{Inputs, Streams, rolling};
 pub use self::store::Retention;
 
 /// What a run wants to know besides row changes; what it does not ask for costs it nothing.
@@ -72,6 +74,15 @@ pub struct Changed {
 const PIECE: usize = 1024;
 
 impl Changed {
+    fn clear(&mut self) {
+        self.rows.clear();
+        self.current.clear();
+        self.without.clear();
+        self.days.clear();
+        self.outcomes.clear();
+        self.counts = Counts::default();
+    }
+
     /// A piece with room for a change.
     #[inline(always)]
     fn piece(&mut self) -> &mut Vec<Change> {
@@ -154,23 +165,23 @@ impl Rolling {
     /// Learns which city a source means by a key, before the first arrival with that key.
     pub fn introduce(&mut self, city: &CityName) {
         if self.cities.introduce(city) {
-            self.store.add_city();
-            if let Some(current) = &mut self.current {
-                current.add_city();
-            }
-            if let Some(days) = &mut self.days {
-                days.add_city();
-            }
+            self.add_city();
+        }
+    }
+
+    fn add_city(&mut self) {
+        self.store.add_city();
+        if let Some(current) = &mut self.current {
+            current.add_city();
+        }
+        if let Some(days) = &mut self.days {
+            days.add_city();
         }
     }
 
     /// Applies the arrivals of one epoch, in log order, and says in `changed` what they change.
     pub fn apply(&mut self, arrivals: &[Vec<Arrival>], changed: &mut Changed) {
-        changed.rows.clear();
-        changed.current.clear();
-        changed.without.clear();
-        changed.days.clear();
-        changed.outcomes.clear();
+        changed.clear();
         changed.counts = Counts { split_city: std::mem::take(&mut self.cities.split), ..Counts::default() };
         self.look_ahead(arrivals);
         let mut cities = std::mem::take(&mut self.arrival_cities);
@@ -264,7 +275,7 @@ impl Rolling {
         if head.edits != Edits::Begun {
             head.edits = Edits::Begun;
             self.edited.push(city);
-            self.store.seal(city);
+            self.store.begin_edits(city);
         }
         let retried = matches!(arrival.event, Event::Retried(_));
         let millis = arrival.reading_at.millis();
@@ -349,6 +360,8 @@ struct Cities {
     by_name: HashMap<Arc<str>, u32, foldhash::fast::RandomState>,
     /// By source and number.
     by_key: Vec<Vec<u32>>,
+    /// By city: the source that was the first to introduce it, or did before this run.
+    sources: Vec<u16>,
     /// Cities with keys of more than one source, and how many they have become since the last epoch.
     from_many: HashSet<u32, foldhash::fast::RandomState>,
     split: u64,
@@ -358,12 +371,7 @@ impl Cities {
     /// True where the name is new.
     fn introduce(&mut self, city: &CityName) -> bool {
         let known = self.by_name.get(&*city.name).copied();
-        let id = known.unwrap_or_else(|| {
-            let name: Arc<str> = city.name.as_ref().into();
-            let CityId(id) = self.names.push(name.clone());
-            self.by_name.insert(name, id);
-            id
-        });
+        let id = known.unwrap_or_else(|| self.push(city.name.as_ref().into(), city.key.source));
         let source = usize::from(city.key.source);
         if self.by_key.len() <= source {
             self.by_key.resize_with(source + 1, Vec::new);
@@ -373,10 +381,17 @@ impl Cities {
             numbers.resize(city.key.number as usize + 1, u32::MAX);
         }
         numbers[city.key.number as usize] = id;
-        if known.is_some() && self.from_many.insert(id) {
+        if self.sources[id as usize] != city.key.source && self.from_many.insert(id) {
             self.split += 1;
         }
         known.is_none()
+    }
+
+    fn push(&mut self, name: Arc<str>, source: u16) -> u32 {
+        let CityId(id) = self.names.push(Arc::clone(&name));
+        self.by_name.insert(name, id);
+        self.sources.push(source);
+        id
     }
 
     /// The city of a key that was introduced, as every key in an arrival was.

@@ -5,17 +5,18 @@ use std::collections::BTreeMap;
 use differential_dataflow::{AsCollection, VecCollection};
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::Stream;
-use timely::dataflow::channels::pact::Exchange;
+use timely::dataflow::channels::pact::{Exchange, Pipeline};
 use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::progress::frontier::MutableAntichain;
 
+use super::snapshot::{Resumed, Snapshooter};
 use super::told::{Processes, Told, Watched};
 use super::{Changed, Rolling};
 use crate::model::{
-    Arrival, Change, CityId, CityKey, CityName, CurrentRow, DayChange, Outcome, Parcel, Parcels, Query,
-    Render,
+    Arrival, Change, CityId, CityKey, CityName, CurrentRow, DayChange, Mark, Outcome, Parcel, Parcels, Query,
+    Render, Snapshots, state_shard,
 };
 
 /// What the operator gives out: at each epoch what that epoch changed, once no more input can come for it.
@@ -38,28 +39,44 @@ struct Pending {
     cities: Vec<CityName>,
     arrivals: Vec<Vec<Arrival>>,
     queries: Vec<Query>,
+    marks: Vec<Mark>,
     /// One per output.
     capabilities: Vec<Capability<u64>>,
 }
 
 const OUTPUTS: usize = 6;
 
-/// Sends each arrival and query to the worker that owns its city, and its epoch through `rolling` once the epoch is complete. A
-/// city's name must be in `cities` at the epoch of the city's first arrival or before. What is changed is written by `render`, where
-/// there is one.
+/// What the operator takes in.
+pub struct Inputs<'scope> {
+    /// A city's name must be here at the epoch of the city's first arrival or before.
+    pub cities: Stream<'scope, u64, Vec<CityName>>,
+    pub arrivals: Stream<'scope, u64, Vec<Arrival>>,
+    pub queries: Stream<'scope, u64, Vec<Query>>,
+    /// The same at each worker.
+    pub marks: Stream<'scope, u64, Vec<Mark>>,
+}
+
+/// Sends each arrival and query to the worker that owns its city, and its epoch through `rolling` once the epoch is complete. What is
+/// changed is written by `render`, where there is one. It begins with what is `resumed`, and gives the state to `snapshots` whenever
+/// a mark comes.
 pub fn rolling<'scope>(
-    cities: Stream<'scope, u64, Vec<CityName>>,
-    arrivals: Stream<'scope, u64, Vec<Arrival>>,
-    queries: Stream<'scope, u64, Vec<Query>>,
+    inputs: Inputs<'scope>,
     mut rolling: Rolling,
     mut render: Option<Box<dyn Render>>,
+    resumed: Resumed,
+    snapshots: Option<Box<dyn Snapshots>>,
 ) -> Streams<'scope> {
-    let mut builder = OperatorBuilder::new("Rolling".into(), arrivals.scope());
-    let mut cities = builder.new_input(cities, Exchange::new(|city: &CityName| u64::from(city.key.hash)));
+    let Inputs { cities, arrivals, queries, marks } = inputs;
+    let scope = arrivals.scope();
+    let mut builder = OperatorBuilder::new("Rolling".into(), scope);
+    // A worker has whole parts of the state.
+    let owner = |hash: u32| u64::from(state_shard(hash));
+    let mut cities = builder.new_input(cities, Exchange::new(move |city: &CityName| owner(city.key.hash)));
     let mut arrivals =
-        builder.new_input(arrivals, Exchange::new(|arrival: &Arrival| u64::from(arrival.city.hash)));
+        builder.new_input(arrivals, Exchange::new(move |arrival: &Arrival| owner(arrival.city.hash)));
     let mut queries =
-        builder.new_input(queries, Exchange::new(|query: &Query| u64::from(CityKey::hash(&query.city))));
+        builder.new_input(queries, Exchange::new(move |query: &Query| owner(CityKey::hash(&query.city))));
+    let mut marks = builder.new_input(marks, Pipeline);
     let (rows_out, rows) = builder.new_output::<Vec<Change>>();
     let (current_out, current) = builder.new_output::<Vec<CurrentDiff>>();
     let (days_out, days) = builder.new_output::<Vec<DayChange>>();
@@ -73,13 +90,32 @@ pub fn rolling<'scope>(
     let mut told_out = OutputBuilder::<_, CapacityContainerBuilder<Vec<(Processes, Told)>>>::from(told_out);
     let mut parcels_out = OutputBuilder::<_, CapacityContainerBuilder<Vec<Parcel>>>::from(parcels_out);
 
-    builder.build(move |_| {
+    let activator = scope.activator_for(builder.operator_info().address);
+    builder.build(move |initial| {
         let mut pending: BTreeMap<u64, Pending> = BTreeMap::new();
         let mut changed = Changed::default();
         let mut watched = Watched::default();
         let mut telling = Vec::new();
         let mut written = Parcels::default();
+        let mut snapshots = snapshots.map(Snapshooter::new);
+        let mut resumed = (!resumed.cities.is_empty()).then(|| {
+            activator.activate();
+            let capabilities: Vec<_> =
+                initial.iter().map(|capability| capability.delayed(&resumed.epoch)).collect();
+            (resumed, capabilities)
+        });
         move |frontiers: &[MutableAntichain<u64>]| {
+            if let Some((Resumed { epoch, cities }, capabilities)) = resumed.take()
+                && let [_, currents, _, _, tells, _] = &capabilities[..]
+            {
+                rolling.resume(cities, &mut changed);
+                if rolling.wanted.told {
+                    watched.tell(epoch, &changed, &rolling, &mut telling);
+                    told_out.activate().session(tells).give_container(&mut telling);
+                }
+                let current = changed.current.drain(..).map(|(city, row, diff)| ((city, row), epoch, diff));
+                current_out.activate().session(currents).give_iterator(current);
+            }
             cities.for_each(|capability, data| {
                 let Some(&epoch) = capability.least() else { return };
                 let pending = pending.entry(epoch).or_default();
@@ -98,16 +134,31 @@ pub fn rolling<'scope>(
                 pending.keep(|output| capability.retain_least(output));
                 pending.queries.append(data);
             });
+            marks.for_each(|capability, data| {
+                let Some(&epoch) = capability.least() else { return };
+                let pending = pending.entry(epoch).or_default();
+                pending.keep(|output| capability.retain_least(output));
+                pending.marks.append(data);
+            });
             while let Some(entry) = pending.first_entry() {
                 if frontiers.iter().any(|frontier| frontier.less_equal(entry.key())) {
                     break;
                 }
-                let (epoch, Pending { cities, arrivals, queries, capabilities }) = entry.remove_entry();
+                let (epoch, Pending { cities, arrivals, queries, marks, capabilities }) =
+                    entry.remove_entry();
                 for city in &cities {
                     rolling.introduce(city);
                     watched.introduced(city, &rolling);
                 }
+                if let Some(snapshots) = &mut snapshots {
+                    snapshots.make_way(&arrivals, &mut rolling);
+                }
                 rolling.apply(&arrivals, &mut changed);
+                for mark in marks {
+                    if let Some(snapshots) = &mut snapshots {
+                        snapshots.begin(mark, epoch, &mut rolling);
+                    }
+                }
                 let [rows, currents, days, outcomes, tells, packed] = &capabilities[..] else { continue };
                 if let Some(render) = &mut render {
                     changed.write(epoch, &rolling.cities.names, &mut **render, &mut written);
@@ -126,6 +177,14 @@ pub fn rolling<'scope>(
                 current_out.activate().session(currents).give_iterator(current);
                 days_out.activate().session(days).give_container(&mut changed.days);
                 outcomes_out.activate().session(outcomes).give_container(&mut changed.outcomes);
+            }
+            if let Some(snapshots) = &mut snapshots {
+                if frontiers.iter().all(MutableAntichain::is_empty) {
+                    snapshots.stop();
+                }
+                if let Some(after) = snapshots.go_on(&mut rolling) {
+                    activator.activate_after(after);
+                }
             }
         }
     });

@@ -51,11 +51,6 @@ impl Revisions {
         Revisions { codes: self.codes.split_off(row * self.width), ..*self }
     }
 
-    /// Gives back what growing has left over.
-    pub fn shrink(&mut self) {
-        self.codes.shrink_to_fit();
-    }
-
     /// Bytes of memory.
     pub fn bytes(&self) -> usize {
         size_of::<Revisions>() + self.codes.capacity()
@@ -79,7 +74,7 @@ impl Revisions {
         true
     }
 
-    fn fitting(all: &[Option<Revision>]) -> Revisions {
+    pub fn fitting(all: &[Option<Revision>]) -> Revisions {
         let numbers = || all.iter().flatten().map(|revision| revision.number());
         let (base, last) = (numbers().min().unwrap_or(0), numbers().max().unwrap_or(0));
         let greatest = (last.wrapping_sub(base) as u64).saturating_add(1);

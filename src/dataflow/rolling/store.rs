@@ -1,11 +1,16 @@
 //! The readings of every city of a worker, and the running window of each: what makes an in-order append cheap.
+//!
+//! A city's newest readings are in its tail chunk; older ones are packed, but for what the epoch at hand edits. The end of
+//! the running window moves through one more chunk: the tail, or a copy of the block that it has come to.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use super::arena::Arena;
-use super::chunk::{CHUNK_ROWS, Chunk, Frame, Held, NO_CHUNK};
+use super::chunk::{CHUNK_ROWS, Chunk, Frame, Held, NO_CHUNK, PackedRow};
+use super::edit::Place;
+use super::part::{self, Part};
 use super::revisions::Revisions;
-use crate::model::{Duration, Revision};
+use crate::model::{Block, Duration, Revision};
 
 /// A time before every event time.
 pub const NEVER: i64 = i64::MIN;
@@ -76,15 +81,45 @@ pub enum Edits {
     Begun,
 }
 
-/// What only chunk changes and corrections need.
-#[derive(Debug, Default)]
+/// What only new chunks, corrections and snapshots need.
+#[derive(Debug)]
 pub struct CityIndex {
-    /// The city's chunks, oldest first; none is empty between epochs.
-    pub chunks: VecDeque<u32>,
-    /// Since the last epoch, a chunk has come or gone other than at the ends, so that `next` is not right everywhere.
-    pub relink: bool,
+    /// Oldest first; between epochs the last is the tail's chunk and all before it are packed, and none is empty.
+    pub parts: VecDeque<Part>,
     /// Keys that hold no reading because they were withdrawn, with the revision of the withdrawal.
     pub withdrawn: BTreeMap<i64, Option<Revision>>,
+    /// The part in which the running window begins, by index.
+    pub lo_part: u32,
+    /// The first part that the epoch at hand may have opened, by index.
+    pub opened: u32,
+    /// What the head's `lo` is a copy of, unless it is the tail.
+    pub lo_block: Option<Block>,
+    /// Where the running window begins, while the city is edited.
+    pub floor: i64,
+    /// The oldest time that was edited since the last snapshot, [`END`] for none.
+    pub edited_from: i64,
+    /// The newest reading and `high` as the last snapshot had them.
+    pub marked: (i64, i64),
+}
+
+/// A time behind every event time.
+pub const END: i64 = i64::MAX;
+/// No part.
+pub const NO_PART: u32 = u32::MAX;
+
+impl Default for CityIndex {
+    fn default() -> CityIndex {
+        CityIndex {
+            parts: VecDeque::new(),
+            withdrawn: BTreeMap::new(),
+            lo_part: 0,
+            opened: NO_PART,
+            lo_block: None,
+            floor: NEVER,
+            edited_from: END,
+            marked: (NEVER, NEVER),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -132,7 +167,7 @@ impl Store {
             Some(packed) if usize::from(head.tail_len) < CHUNK_ROWS && head.tail != NO_CHUNK => packed,
             _ => self.make_room(city, millis, held),
         };
-        let Store { arena, heads, retention, .. } = self;
+        let Store { arena, heads, index, retention, .. } = self;
         let head = &mut heads[city as usize];
         let tail = arena.get_mut(head.tail);
         tail.rows[usize::from(head.tail_len)] = packed;
@@ -143,7 +178,10 @@ impl Store {
         head.tail_len += 1;
         head.run_sum += held.micros();
         head.run_count += 1;
-        advance_window(head, arena, millis - retention.window.millis());
+        let floor = millis - retention.window.millis();
+        while !advance_window(head, arena, floor) {
+            next_lo(head, &mut index[city as usize], arena);
+        }
         (head.run_sum, head.run_count)
     }
 
@@ -164,7 +202,7 @@ impl Store {
     /// Sees to it that the tail has room for a row at `millis`, by a wider frame or a new tail.
     #[cold]
     #[inline(never)]
-    fn make_room(&mut self, city: u32, millis: i64, held: Held) -> super::chunk::PackedRow {
+    fn make_room(&mut self, city: u32, millis: i64, held: Held) -> PackedRow {
         let head = &self.heads[city as usize];
         let room = head.tail != NO_CHUNK && usize::from(head.tail_len) < CHUNK_ROWS;
         if room {
@@ -185,29 +223,34 @@ impl Store {
         frame.pack(millis, held).unwrap_or_else(|| unreachable!("the frame was chosen for this time"))
     }
 
-    /// Gives the city a new, empty tail; what no servable row needs leaves memory.
+    /// Packs the city's tail and gives it a new, empty one; what no servable row needs leaves memory.
     fn roll(&mut self, city: u32, millis: i64) {
-        self.seal(city);
-        // An edited city may still be corrected where its older chunks are; it is trimmed when that is done.
-        if self.heads[city as usize].edits == Edits::None {
-            self.trim(city);
+        let head = &self.heads[city as usize];
+        if head.tail != NO_CHUNK {
+            // Its sums are those of its block.
+            self.arena.get_mut(head.tail).len = head.tail_len;
         }
+        self.trim(city);
         let fresh = self.arena.allocate();
         let frame = Frame::starting_at(millis);
         self.arena.get_mut(fresh).frame = frame;
         let Store { arena, heads, index, .. } = self;
         let (head, index) = (&mut heads[city as usize], &mut index[city as usize]);
-        match index.chunks.back() {
-            Some(&tail) => {
-                let tail = arena.get_mut(tail);
-                tail.next = fresh;
-                if let Some(revisions) = &mut tail.revisions {
-                    revisions.shrink();
-                }
+        if let Some(tail) = index.parts.back_mut() {
+            let block = arena.get(head.tail).pack(0);
+            if head.lo == head.tail {
+                // What was the tail goes on as the copy of its block.
+                index.lo_block = Some(block.clone());
+                arena.get_mut(head.tail).revisions = None;
+            } else {
+                arena.free(head.tail);
             }
-            None => (head.lo, head.lo_row, head.lo_len, head.lo_frame) = (fresh, 0, 0, frame),
+            *tail = Part::Packed(block);
+        } else {
+            (head.lo, head.lo_row, head.lo_len, head.lo_frame) = (fresh, 0, 0, frame);
+            index.lo_part = 0;
         }
-        index.chunks.push_back(fresh);
+        index.parts.push_back(Part::Open(fresh));
         (head.tail, head.tail_len, head.tail_frame, head.tail_revisions) = (fresh, 0, frame, false);
     }
 
@@ -227,22 +270,20 @@ impl Store {
         }
     }
 
-    /// Frees the chunks that lie before all that a servable row or the running window needs, and forgets withdrawals that
+    /// Lets go of the parts that lie before all that a servable row or the running window needs, and forgets withdrawals that
     /// nothing can contradict any more.
     pub fn trim(&mut self, city: u32) {
         let Store { arena, heads, index, retention, departed } = self;
         let (head, index) = (&heads[city as usize], &mut index[city as usize]);
         let oldest_held = retention.oldest_held(head.high);
-        while let (Some(&first), true) = (index.chunks.front(), index.chunks.len() > 1) {
-            let chunk = arena.get(first);
-            if first == head.lo || chunk.last_millis() >= oldest_held {
-                break;
-            }
+        while index.lo_part > 0
+            && let Some(first) =
+                index.parts.pop_front_if(|first| first.view(arena).last_millis() < oldest_held)
+        {
+            index.lo_part -= 1;
             if let Some(departed) = departed {
-                departed.extend(chunk.rows().iter().map(|row| (city, chunk.frame.millis(*row), row.held())));
+                first.view(arena).for_each(|millis, held| departed.push((city, millis, held)));
             }
-            arena.free(first);
-            index.chunks.pop_front();
         }
         let oldest_accepted = retention.oldest_accepted(head.high);
         while index.withdrawn.first_key_value().is_some_and(|(&millis, _)| millis < oldest_accepted) {
@@ -250,61 +291,170 @@ impl Store {
         }
     }
 
-    /// Sets the head anew from the chunks, after edits.
-    pub fn refresh(&mut self, city: u32) {
+    /// Makes the city fit for edits: until [`Store::finish_edits`] only its running sums are kept up.
+    pub fn begin_edits(&mut self, city: u32) {
+        self.seal(city);
+        let window = self.retention.window.millis();
+        self.index[city as usize].floor = self.last_millis(city).map_or(NEVER, |last| last - window);
+    }
+
+    /// Makes the city fit for appends again: packs all but the tail, and moves the running window to the newest reading.
+    pub fn finish_edits(&mut self, city: u32) {
+        if let Some(last) = self.index[city as usize].parts.len().checked_sub(1) {
+            self.open(city, last);
+        }
+        self.pack_opened(city);
+        self.refresh(city);
+        self.trim(city);
+        self.heads[city as usize].edits = Edits::None;
+    }
+
+    /// The chunk of a part, which is unpacked where it is not open.
+    pub fn open(&mut self, city: u32, part: usize) -> u32 {
+        let Store { arena, index, .. } = self;
+        let index = &mut index[city as usize];
+        index.opened = index.opened.min(part as u32);
+        match &index.parts[part] {
+            Part::Open(chunk) => *chunk,
+            Part::Packed(block) => {
+                let chunk = arena.allocate();
+                arena.get_mut(chunk).unpack(block, true);
+                index.parts[part] = Part::Open(chunk);
+                chunk
+            }
+        }
+    }
+
+    fn pack_opened(&mut self, city: u32) {
+        let Store { arena, index, .. } = self;
+        let index = &mut index[city as usize];
+        let last = index.parts.len().saturating_sub(1);
+        let first = std::mem::replace(&mut index.opened, NO_PART) as usize;
+        for part in index.parts.range_mut(first.min(last)..last) {
+            if let &mut Part::Open(chunk) = part {
+                *part = Part::Packed(arena.get(chunk).pack(0));
+                arena.free(chunk);
+            }
+        }
+    }
+
+    /// Sets the head from the parts, and the running window, which edits have kept right from `floor` on, to that of the newest
+    /// reading.
+    fn refresh(&mut self, city: u32) {
         let last = self.last_millis(city);
-        let lo = last.map(|last| self.seek(city, last - self.retention.window.millis()));
-        let window = lo.map_or((0, 0), |lo| self.span(city, lo, self.end(city)));
+        let window = self.retention.window.millis();
+        let lo = last.map(|last| self.seek(city, last - window));
+        let (sum, count) = match (last, lo) {
+            (Some(last), Some(lo)) => {
+                let was = self.index[city as usize].floor;
+                let head = &self.heads[city as usize];
+                let (old, forward) = (self.seek(city, was), was <= last - window);
+                let (sum, count) = if forward { self.span(city, old, lo) } else { self.span(city, lo, old) };
+                match forward {
+                    true => (head.run_sum - sum, head.run_count - count),
+                    false => (head.run_sum + sum, head.run_count + count),
+                }
+            }
+            _ => (0, 0),
+        };
         let Store { arena, heads, index, .. } = self;
-        let (head, index) = (&mut heads[city as usize], &index[city as usize]);
+        let (head, index) = (&mut heads[city as usize], &mut index[city as usize]);
         let newest_withdrawn = index.withdrawn.last_key_value().map_or(NEVER, |(&millis, _)| millis);
         head.newest = last.unwrap_or(NEVER).max(newest_withdrawn);
-        (head.run_sum, head.run_count) = window;
-        let (Some(lo), Some(&tail_id)) = (lo, index.chunks.back()) else {
+        (head.run_sum, head.run_count) = (sum, count);
+        let (Some(lo), Some(&Part::Open(tail_id))) = (lo, index.parts.back()) else {
+            if index.lo_block.take().is_some() {
+                arena.free(head.lo);
+            }
             (head.tail, head.tail_len, head.lo, head.lo_row, head.lo_len) = (NO_CHUNK, 0, NO_CHUNK, 0, 0);
             return;
         };
-        let lo_id = index.chunks[lo.chunk];
-        let (tail, lo_chunk) = (arena.get(tail_id), arena.get(lo_id));
+        let tail = arena.get(tail_id);
         (head.tail, head.tail_len, head.tail_frame) = (tail_id, tail.len, tail.frame);
         head.tail_revisions = tail.revisions.is_some();
-        (head.lo, head.lo_row, head.lo_len, head.lo_frame) =
-            (lo_id, lo.row as u16, lo_chunk.len, lo_chunk.frame);
+        set_lo(head, index, arena, lo);
+    }
+
+    /// Takes over what a snapshot has of a city without readings.
+    pub fn resume(
+        &mut self,
+        city: u32,
+        blocks: Vec<Block>,
+        withdrawn: impl Iterator<Item = (i64, Option<Revision>)>,
+        high: i64,
+    ) {
+        let index = &mut self.index[city as usize];
+        index.parts = blocks.into_iter().flat_map(part::fitting).map(Part::Packed).collect();
+        index.withdrawn = withdrawn.collect();
+        // An empty window behind the last reading.
+        index.floor = index.parts.back().map_or(NEVER, |last| last.view(&self.arena).last_millis() + 1);
+        self.heads[city as usize].high = high;
+        self.finish_edits(city);
+        let last = self.last_millis(city).unwrap_or(NEVER);
+        self.index[city as usize].marked = (last, high);
     }
 
     /// Bytes of memory in use for readings and their revisions.
     pub fn bytes(&self) -> usize {
-        let chunks = self.index.iter().flat_map(|index| &index.chunks).map(|&chunk| self.arena.get(chunk));
-        let revisions: usize = chunks.filter_map(|chunk| chunk.revisions.as_ref()).map(|r| r.bytes()).sum();
+        let parts = self.index.iter().flat_map(|index| &index.parts).map(|part| match part {
+            Part::Packed(block) => block.bytes(),
+            Part::Open(chunk) => self.arena.get(*chunk).revisions.as_ref().map_or(0, |r| r.bytes()),
+        });
+        let parts: usize = parts.sum();
+        let places: usize = self.index.iter().map(|index| index.parts.capacity() * size_of::<Part>()).sum();
         let cities = self.heads.len() * (size_of::<Head>() + size_of::<CityIndex>());
-        self.arena.len() * size_of::<Chunk>() + cities + revisions
+        self.arena.len() * size_of::<Chunk>() + cities + parts + places
     }
 }
 
-/// Takes what is older than `floor` out of the running window.
+/// Takes what is older than `floor` out of the running window; false where it has come to the end of the part.
 #[inline(always)]
-fn advance_window(head: &mut Head, arena: &Arena, floor: i64) {
-    loop {
-        let len = if head.lo == head.tail { head.tail_len } else { head.lo_len };
-        if head.lo_row >= len {
-            next_chunk(head, arena);
-            continue;
-        }
+fn advance_window(head: &mut Head, arena: &Arena, floor: i64) -> bool {
+    let len = if head.lo == head.tail { head.tail_len } else { head.lo_len };
+    while head.lo_row < len {
         let row = arena.get(head.lo).rows[usize::from(head.lo_row)];
         if head.lo_frame.millis(row) >= floor {
-            return;
+            return true;
         }
         head.run_sum -= row.held().micros();
         head.run_count -= 1;
         head.lo_row += 1;
     }
+    false
 }
 
+/// The running window goes on in the next part.
 #[cold]
-fn next_chunk(head: &mut Head, arena: &Arena) {
-    let next = arena.get(head.lo).next;
-    let chunk = arena.get(next);
-    (head.lo, head.lo_row, head.lo_len, head.lo_frame) = (next, 0, chunk.len, chunk.frame);
+fn next_lo(head: &mut Head, index: &mut CityIndex, arena: &mut Arena) {
+    let place = Place { chunk: index.lo_part as usize + 1, row: 0 };
+    set_lo(head, index, arena, place);
+}
+
+/// The running window begins at `place`.
+fn set_lo(head: &mut Head, index: &mut CityIndex, arena: &mut Arena, place: Place) {
+    index.lo_part = place.chunk as u32;
+    let was = index.lo_block.take().map(|block| (block, head.lo));
+    match &index.parts[place.chunk] {
+        Part::Open(chunk) => {
+            if let Some((_, copy)) = was {
+                arena.free(copy);
+            }
+            head.lo = *chunk;
+        }
+        Part::Packed(block) => {
+            head.lo = match was {
+                Some((was, copy)) if was.is(block) => copy,
+                was => {
+                    let copy = was.map_or_else(|| arena.allocate(), |(_, copy)| copy);
+                    arena.get_mut(copy).unpack(block, false);
+                    copy
+                }
+            };
+            index.lo_block = Some(block.clone());
+        }
+    }
+    let chunk = arena.get(head.lo);
+    (head.lo_row, head.lo_len, head.lo_frame) = (place.row as u16, chunk.len, chunk.frame);
 }
 
 #[cold]

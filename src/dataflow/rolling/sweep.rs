@@ -1,58 +1,62 @@
 //! Rolling results from held readings: for one place, for a range, and for all rows that edits have changed.
 
-use super::chunk::{Chunk, Frame, Held, PackedRow};
+use super::chunk::{Frame, Held, PackedRow};
 use super::edit::{Delta, Place};
-use super::store::Store;
+use super::part::{Rows, View};
+use super::store::{END, Store};
 use crate::model::Row;
 
 impl Store {
-    pub fn chunk(&self, city: u32, chunk: usize) -> &Chunk {
-        self.arena.get(self.index[city as usize].chunks[chunk])
+    #[inline(always)]
+    pub fn part(&self, city: u32, part: usize) -> View<'_> {
+        self.index[city as usize].parts[part].view(&self.arena)
     }
 
     /// The first place at `millis` or later; the city must be sealed.
     pub fn seek(&self, city: u32, millis: i64) -> Place {
-        let chunks = &self.index[city as usize].chunks;
-        // Most searches are for the newest chunk or beyond.
-        let last = chunks.len().saturating_sub(1);
-        let in_tail = chunks.len() > 1 && self.chunk(city, last - 1).last_millis() < millis;
+        let parts = &self.index[city as usize].parts;
+        // Most searches are for the newest part or beyond.
+        let last = parts.len().saturating_sub(1);
+        let in_tail = parts.len() > 1 && self.part(city, last - 1).last_millis() < millis;
         let chunk = match in_tail {
-            true => last + usize::from(self.chunk(city, last).last_millis() < millis),
-            false => chunks.partition_point(|&id| self.arena.get(id).last_millis() < millis),
+            true => last + usize::from(self.part(city, last).last_millis() < millis),
+            false => parts.partition_point(|part| part.view(&self.arena).last_millis() < millis),
         };
-        let row = if chunk < chunks.len() { self.chunk(city, chunk).seek(millis) } else { 0 };
+        let row = if chunk < parts.len() { self.part(city, chunk).seek(millis) } else { 0 };
         Place { chunk, row }
     }
 
     /// The place behind the last row.
     pub fn end(&self, city: u32) -> Place {
-        Place { chunk: self.index[city as usize].chunks.len(), row: 0 }
+        Place { chunk: self.index[city as usize].parts.len(), row: 0 }
     }
 
+    /// A reading that is in an open part.
     pub fn get(&self, city: u32, place: Place) -> Option<(i64, Held)> {
-        let chunk = (place.chunk < self.end(city).chunk).then(|| self.chunk(city, place.chunk))?;
+        let View::Open(chunk) = (place.chunk < self.end(city).chunk).then(|| self.part(city, place.chunk))?
+        else {
+            return None;
+        };
         let row = chunk.rows().get(place.row)?;
         Some((chunk.frame.millis(*row), row.held()))
     }
 
-    /// The time of the city's newest reading.
+    /// The time of the city's newest reading; the city must be sealed.
     pub fn last_millis(&self, city: u32) -> Option<i64> {
-        self.index[city as usize].chunks.back().map(|&id| self.arena.get(id).last_millis())
+        self.index[city as usize].parts.back().map(|part| part.view(&self.arena).last_millis())
     }
 
     /// Sum and count of the readings in `from..to`.
     pub fn span(&self, city: u32, from: Place, to: Place) -> (i64, u32) {
         let (mut sum, mut count) = (0, 0);
         for chunk in from.chunk..(to.chunk + 1).min(self.end(city).chunk) {
-            let held = self.chunk(city, chunk);
+            let part = self.part(city, chunk);
             let first = if chunk == from.chunk { from.row } else { 0 };
-            let last = if chunk == to.chunk { to.row } else { held.rows().len() };
-            if first == 0 && last == held.rows().len() {
-                sum += held.sum;
-            } else if first < last {
-                sum += held.rows()[first..last].iter().map(|row| row.held().micros()).sum::<i64>();
+            let last = if chunk == to.chunk { to.row } else { part.len() };
+            if first < last {
+                sum += part.sum_of(last) - part.sum_of(first);
+                count += (last - first) as u32;
             }
-            count += last.saturating_sub(first) as u32;
         }
         (sum, count)
     }
@@ -62,33 +66,42 @@ impl Store {
         let (low, high) = (self.seek(city, from), self.seek(city, to + 1));
         let mut peak: Option<(i64, i64)> = None;
         for chunk in low.chunk..(high.chunk + 1).min(self.end(city).chunk) {
-            let held = self.chunk(city, chunk);
-            if peak.is_some_and(|(micros, _)| micros >= held.peak) {
+            let part = self.part(city, chunk);
+            if peak.is_some_and(|(micros, _)| micros >= part.peak()) {
                 continue;
             }
-            let first = if chunk == low.chunk { low.row } else { 0 };
-            let last = if chunk == high.chunk { high.row } else { held.rows().len() };
-            for row in held.rows().get(first..last).unwrap_or_default() {
-                if peak.is_none_or(|(micros, _)| row.held().micros() > micros) {
-                    peak = Some((row.held().micros(), held.frame.millis(*row)));
+            part.for_each(|millis, held| {
+                if (from..=to).contains(&millis) && peak.is_none_or(|(micros, _)| held.micros() > micros) {
+                    peak = Some((held.micros(), millis));
                 }
-            }
+            });
         }
         peak
     }
 
-    /// Time, sum and count of the newest row at or before `millis`; the city must be sealed.
+    /// Time, sum and count of the newest row at or before `millis`; the city must be sealed and its running window that of its
+    /// newest reading.
     pub fn rolling_at_or_before(&self, city: u32, millis: i64) -> Option<(i64, i64, u32)> {
         let behind = self.seek(city, millis + 1);
         let place = match behind.row {
             0 if behind.chunk == 0 => return None,
-            0 => Place { chunk: behind.chunk - 1, row: self.chunk(city, behind.chunk - 1).rows().len() - 1 },
+            0 => Place { chunk: behind.chunk - 1, row: self.part(city, behind.chunk - 1).len() - 1 },
             row => Place { chunk: behind.chunk, row: row - 1 },
         };
-        let (at, _) = self.get(city, place)?;
+        let at = self.part(city, place.chunk).millis(place.row);
         let lo = self.seek(city, at - self.retention.window.millis());
-        let (sum, count) = self.span(city, lo, Place { row: place.row + 1, ..place });
-        Some((at, sum, count))
+        let head = &self.heads[city as usize];
+        let index = &self.index[city as usize];
+        let run_lo = Place { chunk: index.lo_part as usize, row: usize::from(head.lo_row) };
+        let next = Place { row: place.row + 1, ..place };
+        if (run_lo.chunk, run_lo.row) > (next.chunk, next.row) {
+            let (sum, count) = self.span(city, lo, next);
+            return Some((at, sum, count));
+        }
+        // What the running window has lost since then, less what it has won.
+        let (lost, lost_count) = self.span(city, lo, run_lo);
+        let (won, won_count) = self.span(city, next, self.end(city));
+        Some((at, head.run_sum + lost - won, head.run_count + lost_count - won_count))
     }
 
     /// Gives `each` the row of every reading in `from..=to`, by time; the city must be sealed.
@@ -170,11 +183,11 @@ impl Store {
 }
 
 impl Delta {
-    fn sum(&self) -> i64 {
+    pub fn sum(&self) -> i64 {
         self.after.map_or(0, Held::micros) - self.before.map_or(0, Held::micros)
     }
 
-    fn count(&self) -> i64 {
+    pub fn count(&self) -> i64 {
         i64::from(self.after.is_some()) - i64::from(self.before.is_some())
     }
 }
@@ -229,40 +242,42 @@ impl<'a> WindowCursor<'a> {
 struct Cursor<'a> {
     store: &'a Store,
     city: u32,
-    next_chunk: usize,
+    next_part: usize,
     frame: Frame,
-    /// Behind the row, to the end of its chunk.
-    rows: std::slice::Iter<'a, PackedRow>,
+    rows: Rows<'a>,
+    /// The rows of a part that is packed.
+    buffer: Vec<PackedRow>,
+    /// Of the row behind this one.
+    next_row: usize,
     /// The row's time, or [`END`].
     millis: i64,
     held: Held,
 }
 
-/// A time behind every row.
-const END: i64 = i64::MAX;
-
 impl<'a> Cursor<'a> {
     fn at(store: &'a Store, city: u32, place: Place) -> Cursor<'a> {
         let (frame, held) = (Frame::default(), PackedRow::default().held());
-        let rows = [].iter();
-        let mut cursor = Cursor { store, city, next_chunk: place.chunk, frame, rows, millis: END, held };
+        let (rows, buffer, next_row) = (Rows::Buffer, Vec::new(), 0);
+        let next_part = place.chunk;
+        let mut cursor = Cursor { store, city, next_part, frame, rows, buffer, next_row, millis: END, held };
         cursor.enter(place.row);
         cursor
     }
 
-    /// Goes to a row of the next chunk that has rows from there on.
+    /// Goes to a row of the next part, or of the first behind it that has rows from there on.
     #[cold]
     fn enter(&mut self, mut row: usize) {
         self.millis = END;
-        while self.next_chunk < self.store.end(self.city).chunk {
-            let chunk = self.store.chunk(self.city, self.next_chunk);
-            (self.frame, self.rows) = (chunk.frame, chunk.rows()[row..].iter());
-            self.next_chunk += 1;
-            row = 0;
-            if let Some(row) = self.rows.next() {
-                (self.millis, self.held) = (self.frame.millis(*row), row.held());
+        while self.next_part < self.store.end(self.city).chunk {
+            let part = self.store.part(self.city, self.next_part);
+            (self.frame, self.rows) = part.rows(&mut self.buffer);
+            self.next_part += 1;
+            if let Some(packed) = self.rows.get(&self.buffer).get(row) {
+                (self.millis, self.held) = (self.frame.millis(*packed), packed.held());
+                self.next_row = row + 1;
                 return;
             }
+            row = 0;
         }
     }
 
@@ -273,8 +288,11 @@ impl<'a> Cursor<'a> {
 
     #[inline(always)]
     fn step(&mut self) {
-        match self.rows.next() {
-            Some(row) => (self.millis, self.held) = (self.frame.millis(*row), row.held()),
+        match self.rows.get(&self.buffer).get(self.next_row) {
+            Some(row) => {
+                (self.millis, self.held) = (self.frame.millis(*row), row.held());
+                self.next_row += 1;
+            }
             None => self.enter(0),
         }
     }
