@@ -1,6 +1,7 @@
 //! The rolling heat index of every city, exact and incremental.
 
 pub mod admission;
+pub mod checkpoint;
 pub mod cli;
 pub mod cluster;
 pub mod codec;

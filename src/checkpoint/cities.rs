@@ -1,0 +1,227 @@
+//! Files of cities: all of their state but the readings.
+
+use std::sync::Arc;
+
+use arrow_array::builder::{
+    ArrayBuilder, Float64Builder, Int64Builder, ListBuilder, StringBuilder, StructBuilder,
+    TimestampMillisecondBuilder, UInt32Builder, UInt64Builder,
+};
+use arrow_array::cast::AsArray as _;
+use arrow_array::types::{
+    ArrowPrimitiveType, Float64Type, Int64Type, TimestampMillisecondType, UInt32Type, UInt64Type,
+};
+use arrow_array::{Array, ArrayRef, ListArray, PrimitiveArray, RecordBatch, StructArray};
+use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef};
+use bytes::Bytes;
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::errors::ParquetError;
+use parquet::file::properties::WriterProperties;
+
+use super::readings::time_column;
+use crate::model::reading::check_city;
+use crate::model::{CityState, EventTime, Measurement, PartitionName, Revision};
+
+const BATCH_ROWS: usize = 4 * 1024;
+
+/// A city without its readings.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct City {
+    pub name: Arc<str>,
+    pub partition: PartitionName,
+    pub high: Option<EventTime>,
+    pub since: EventTime,
+    /// How many are in the file of readings.
+    pub readings: u64,
+    pub withdrawn: Vec<(EventTime, Option<Revision>)>,
+    pub measured: Vec<(EventTime, Measurement)>,
+}
+
+impl City {
+    pub(super) fn of(state: &CityState, partition: PartitionName) -> City {
+        City {
+            name: state.name.clone(),
+            partition,
+            high: state.high,
+            since: state.since,
+            readings: state.blocks.iter().map(|block| block.len() as u64).sum(),
+            withdrawn: state.withdrawn.clone(),
+            measured: state.measured.clone(),
+        }
+    }
+}
+
+fn withdrawn_fields() -> Fields {
+    Fields::from(vec![time_column("reading_at", false), Field::new("revision", DataType::Int64, true)])
+}
+
+fn measured_fields() -> Fields {
+    Fields::from(vec![
+        time_column("reading_at", false),
+        Field::new("temperature", DataType::Float64, false),
+        Field::new("humidity", DataType::Float64, false),
+        Field::new("wind_speed", DataType::Float64, true),
+    ])
+}
+
+fn item(fields: Fields) -> Arc<Field> {
+    Arc::new(Field::new("item", DataType::Struct(fields), false))
+}
+
+fn schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("city", DataType::Utf8, false),
+        Field::new("source", DataType::Utf8, false),
+        Field::new("partition", DataType::UInt32, false),
+        time_column("high", true),
+        // Of an increment that does not have all readings of the city.
+        time_column("since", true),
+        Field::new("readings", DataType::UInt64, false),
+        Field::new("withdrawn", DataType::List(item(withdrawn_fields())), false),
+        Field::new("measured", DataType::List(item(measured_fields())), false),
+    ]))
+}
+
+/// A file of these cities.
+pub(super) fn encode(cities: &[City]) -> Result<Vec<u8>, ParquetError> {
+    let properties = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?));
+    let mut writer = ArrowWriter::try_new(Vec::new(), schema(), Some(properties.build()))?;
+    for cities in cities.chunks(BATCH_ROWS) {
+        writer.write(&batch(cities)?)?;
+    }
+    writer.into_inner()
+}
+
+fn batch(cities: &[City]) -> Result<RecordBatch, ParquetError> {
+    let mut text = [StringBuilder::new(), StringBuilder::new()];
+    let mut partition = UInt32Builder::new();
+    let mut times = [TimestampMillisecondBuilder::new(), TimestampMillisecondBuilder::new()];
+    let mut readings = UInt64Builder::new();
+    let (mut withdrawn, mut measured) = (list(withdrawn_fields()), list(measured_fields()));
+    for city in cities {
+        text[0].append_value(&city.name);
+        text[1].append_value(&city.partition.source);
+        partition.append_value(city.partition.partition);
+        times[0].append_option(city.high.map(EventTime::millis));
+        times[1].append_option(Some(city.since.millis()).filter(|_| city.since > EventTime::MIN));
+        readings.append_value(city.readings);
+        for (at, revision) in &city.withdrawn {
+            let row = withdrawn.values();
+            push::<TimestampMillisecondBuilder>(row, 0, |b| b.append_value(at.millis()))?;
+            push::<Int64Builder>(row, 1, |b| b.append_option(revision.map(Revision::number)))?;
+            row.append(true);
+        }
+        withdrawn.append(true);
+        for (at, measurement) in &city.measured {
+            let row = measured.values();
+            push::<TimestampMillisecondBuilder>(row, 0, |b| b.append_value(at.millis()))?;
+            push::<Float64Builder>(row, 1, |b| b.append_value(measurement.temperature()))?;
+            push::<Float64Builder>(row, 2, |b| b.append_value(measurement.humidity()))?;
+            push::<Float64Builder>(row, 3, |b| b.append_option(measurement.wind_speed()))?;
+            row.append(true);
+        }
+        measured.append(true);
+    }
+    let [mut city, mut source] = text;
+    let [high, since] = times.map(|mut times| Arc::new(times.finish().with_timezone("UTC")));
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(city.finish()),
+        Arc::new(source.finish()),
+        Arc::new(partition.finish()),
+        high,
+        since,
+        Arc::new(readings.finish()),
+        Arc::new(withdrawn.finish()),
+        Arc::new(measured.finish()),
+    ];
+    Ok(RecordBatch::try_new(schema(), columns)?)
+}
+
+fn list(fields: Fields) -> ListBuilder<StructBuilder> {
+    let builder = |field: &Arc<Field>| -> Box<dyn ArrayBuilder> {
+        match field.data_type() {
+            DataType::Int64 => Box::new(Int64Builder::new()),
+            DataType::Float64 => Box::new(Float64Builder::new()),
+            kind => Box::new(TimestampMillisecondBuilder::new().with_data_type(kind.clone())),
+        }
+    };
+    let builders = fields.iter().map(builder).collect();
+    ListBuilder::new(StructBuilder::new(fields.clone(), builders)).with_field(item(fields))
+}
+
+fn push<B: ArrayBuilder>(row: &mut StructBuilder, at: usize, push: impl FnOnce(&mut B)) -> Result<(), ParquetError> {
+    row.field_builder(at).map(push).ok_or_else(|| ParquetError::General(format!("field {at} is of another type")))
+}
+
+/// The cities of a file, or what is wrong.
+pub(super) fn decode(file: Bytes) -> Result<Vec<City>, ParquetError> {
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file)?;
+    if !builder.schema().fields().iter().eq(schema().fields().iter()) {
+        return Err(ParquetError::General("its columns are not those of cities".into()));
+    }
+    let mut cities = Vec::new();
+    for batch in builder.with_batch_size(BATCH_ROWS).build()? {
+        cities_of(&batch?, &mut cities)
+            .ok_or_else(|| ParquetError::General(format!("its city {} is none", cities.len() + 1)))?;
+    }
+    Ok(cities)
+}
+
+fn cities_of(batch: &RecordBatch, cities: &mut Vec<City>) -> Option<()> {
+    let column = |name: &str| batch.column_by_name(name);
+    let (name, source) = (column("city")?.as_string::<i32>(), column("source")?.as_string::<i32>());
+    let partition = column("partition")?.as_primitive::<UInt32Type>();
+    let high = column("high")?.as_primitive::<TimestampMillisecondType>();
+    let since = column("since")?.as_primitive::<TimestampMillisecondType>();
+    let readings = column("readings")?.as_primitive::<UInt64Type>();
+    let (withdrawn, measured) = (column("withdrawn")?.as_list::<i32>(), column("measured")?.as_list::<i32>());
+    let mut last: Option<Arc<str>> = None;
+    for row in 0..batch.num_rows() {
+        check_city(name.value(row)).ok()?;
+        // Of a source there are few names.
+        let source = match last.take() {
+            Some(last) if *last == *source.value(row) => last,
+            _ => source.value(row).into(),
+        };
+        last = Some(source.clone());
+        let time = |times: &PrimitiveArray<TimestampMillisecondType>| match optional(times, row) {
+            Some(millis) => Some(Some(EventTime::from_millis(millis)?)),
+            None => Some(None),
+        };
+        cities.push(City {
+            name: name.value(row).into(),
+            partition: PartitionName { source, partition: partition.value(row) },
+            high: time(high)?,
+            since: time(since)?.unwrap_or(EventTime::MIN),
+            readings: readings.value(row),
+            withdrawn: items(withdrawn, row, |items, at| {
+                let revision = match optional(items.column(1).as_primitive::<Int64Type>(), at) {
+                    Some(number) => Some(Revision::new(number)?),
+                    None => None,
+                };
+                Some((time_at(items, at)?, revision))
+            })?,
+            measured: items(measured, row, |items, at| {
+                let number = |column: usize| optional(items.column(column).as_primitive::<Float64Type>(), at);
+                let measurement = Measurement::new(number(1)?, number(2)?, number(3)).ok()?;
+                Some((time_at(items, at)?, measurement))
+            })?,
+        });
+    }
+    Some(())
+}
+
+fn optional<T: ArrowPrimitiveType>(array: &PrimitiveArray<T>, row: usize) -> Option<T::Native> {
+    array.is_valid(row).then(|| array.value(row))
+}
+
+fn time_at(items: &StructArray, at: usize) -> Option<EventTime> {
+    EventTime::from_millis(items.column(0).as_primitive::<TimestampMillisecondType>().value(at))
+}
+
+fn items<T>(list: &ListArray, row: usize, item: impl Fn(&StructArray, usize) -> Option<T>) -> Option<Vec<T>> {
+    let items = list.value(row);
+    let items = items.as_struct();
+    (0..items.len()).map(|at| item(items, at)).collect()
+}

@@ -1,0 +1,259 @@
+//! What a checkpoint says of itself: one small object, put once, that names all others.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::str::FromStr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::CheckpointError;
+use crate::model::{EventTime, Mark, STATE_SHARDS};
+
+pub(super) const FORMAT: u32 = 1;
+/// Increments that are added to one full checkpoint. Each costs a start some requests more.
+const LONGEST_CHAIN: u32 = 20;
+
+/// Source, partition, and the position of its next record.
+pub type Positions = BTreeMap<String, BTreeMap<u32, u64>>;
+
+/// A checkpoint's name. Later ones are greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name {
+    /// The number of the generation, without its nonce.
+    pub generation: u64,
+    pub epoch: u64,
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:010}-{:015}", self.generation, self.epoch)
+    }
+}
+
+impl FromStr for Name {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Name, String> {
+        let parsed = text.split_once('-').and_then(|(generation, epoch)| {
+            Some(Name { generation: generation.parse().ok()?, epoch: epoch.parse().ok()? })
+        });
+        parsed.ok_or_else(|| {
+            format!("{text:?} is not the name of a checkpoint: `swelter checkpoints list` shows what they are called")
+        })
+    }
+}
+
+/// The number and the nonce of a generation such as `17-9f2c41d06b3e8a55`.
+pub(super) fn parse_generation(generation: &str) -> Option<(u64, &str)> {
+    let (number, nonce) = generation.split_once('-')?;
+    let is_plain = (1..=64).contains(&nonce.len()) && nonce.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    Some((number.parse().ok()?, nonce)).filter(|_| is_plain)
+}
+
+/// A file of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    /// From where the checkpoints are.
+    pub path: String,
+    pub bytes: u64,
+    pub rows: u64,
+    /// In hexadecimal.
+    pub xxh3: String,
+}
+
+/// Cities of one state shard and, where they have any, their readings in the same order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Segment {
+    pub shard: u32,
+    pub cities: FileEntry,
+    pub readings: Option<FileEntry>,
+}
+
+impl Segment {
+    pub fn files(&self) -> impl Iterator<Item = &FileEntry> {
+        [Some(&self.cities), self.readings.as_ref()].into_iter().flatten()
+    }
+}
+
+/// What one worker has written of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    pub mark: Mark,
+    pub epoch: u64,
+    pub segments: Vec<Segment>,
+}
+
+/// What a run says of a checkpoint beside the parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// Number and nonce.
+    pub generation: String,
+    pub epoch: u64,
+    /// What decides results. A run whose own differs does not use the checkpoint.
+    pub identity: BTreeMap<String, String>,
+    /// The state is complete up to here.
+    pub positions: Positions,
+}
+
+/// The size of a checkpoint and of those that it adds to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chain {
+    /// How many increments there are.
+    pub increments: u32,
+    /// Of the full checkpoint at its beginning.
+    pub full_bytes: u64,
+    pub increment_bytes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    pub format: u32,
+    /// The version of the program that wrote it.
+    pub program: String,
+    pub generation: String,
+    pub epoch: u64,
+    #[serde(serialize_with = "write_time", deserialize_with = "read_time")]
+    pub created_at: EventTime,
+    pub identity: BTreeMap<String, String>,
+    pub positions: Positions,
+    pub state_shards: u32,
+    /// The name of the checkpoint that this one adds to; a full one adds to none.
+    pub adds_to: Option<String>,
+    pub chain: Chain,
+    /// In its own files.
+    pub cities: u64,
+    pub readings: u64,
+    pub segments: Vec<Segment>,
+}
+
+impl Manifest {
+    /// Of the parts of all workers. Increments add to the checkpoint of the mark before; what they add to must be published.
+    pub fn new(cut: Cut, parts: Vec<Part>, adds_to: Option<&Manifest>) -> Result<Manifest, CheckpointError> {
+        let wrong = |what: &str| CheckpointError::Parts(what.to_owned());
+        if parse_generation(&cut.generation).is_none() {
+            return Err(wrong("the generation is not a number and a nonce"));
+        }
+        let mut shards = BTreeSet::new();
+        for part in &parts {
+            if part.epoch != cut.epoch || part.mark != parts[0].mark {
+                return Err(wrong("they are of different epochs"));
+            }
+            let own: BTreeSet<u32> = part.segments.iter().map(|segment| segment.shard).collect();
+            if part.mark.full != adds_to.is_none() {
+                return Err(wrong("a full checkpoint adds to none, and an increment to one"));
+            }
+            if own.iter().any(|shard| *shard >= STATE_SHARDS || !shards.insert(*shard)) {
+                return Err(wrong("two workers have written the same shard"));
+            }
+        }
+        let segments: Vec<Segment> = parts.into_iter().flat_map(|part| part.segments).collect();
+        let rows = |file: &FileEntry| file.rows;
+        let bytes = segments.iter().flat_map(Segment::files).map(|file| file.bytes).sum();
+        let chain = match adds_to {
+            None => Chain { full_bytes: bytes, ..Chain::default() },
+            Some(Manifest { chain, .. }) => Chain {
+                increments: chain.increments + 1,
+                increment_bytes: chain.increment_bytes + bytes,
+                ..*chain
+            },
+        };
+        Ok(Manifest {
+            format: FORMAT,
+            program: env!("CARGO_PKG_VERSION").into(),
+            generation: cut.generation,
+            epoch: cut.epoch,
+            created_at: now(),
+            identity: cut.identity,
+            positions: cut.positions,
+            state_shards: STATE_SHARDS,
+            adds_to: adds_to.map(|manifest| manifest.name().to_string()),
+            chain,
+            cities: segments.iter().map(|segment| rows(&segment.cities)).sum(),
+            readings: segments.iter().filter_map(|segment| segment.readings.as_ref()).map(rows).sum(),
+            segments,
+        })
+    }
+
+    pub fn name(&self) -> Name {
+        let generation = parse_generation(&self.generation).map_or(0, |(number, _)| number);
+        Name { generation, epoch: self.epoch }
+    }
+
+    /// Whether the next checkpoint should be a full one: once increments have half the bytes of what they add to, a start would read more
+    /// of what was replaced since than a full checkpoint costs to write; and a chain does not grow for ever.
+    pub fn wants_full(&self) -> bool {
+        let Chain { increments, full_bytes, increment_bytes } = self.chain;
+        increments >= LONGEST_CHAIN || increment_bytes > full_bytes / 2
+    }
+
+    /// Bytes of its own files.
+    pub fn bytes(&self) -> u64 {
+        self.files().map(|file| file.bytes).sum()
+    }
+
+    pub fn files(&self) -> impl Iterator<Item = &FileEntry> {
+        self.segments.iter().flat_map(Segment::files)
+    }
+
+    /// Refuses a checkpoint that was computed otherwise than a run computes.
+    pub fn check_identity(&self, identity: &BTreeMap<String, String>) -> Result<(), CheckpointError> {
+        let keys: BTreeSet<&String> = self.identity.keys().chain(identity.keys()).collect();
+        let (ours, theirs) = (identity, &self.identity);
+        let Some(key) = keys.into_iter().find(|key| ours.get(*key) != theirs.get(*key)) else {
+            return Ok(());
+        };
+        let shown = |value: Option<&String>| value.map_or_else(|| "nothing".into(), |value| format!("{value:?}"));
+        let (found, wanted) = (shown(theirs.get(key)), shown(ours.get(key)));
+        Err(CheckpointError::Identity { name: self.name().to_string(), key: key.clone(), found, wanted })
+    }
+
+    /// A line of JSON and its checksum.
+    pub(super) fn to_bytes(&self) -> Result<Vec<u8>, CheckpointError> {
+        let json = serde_json::to_string(self).map_err(|error| CheckpointError::Parts(error.to_string()))?;
+        Ok(format!("{json}\n{:016x}\n", xxh3_64(json.as_bytes())).into_bytes())
+    }
+
+    pub(super) fn parse(name: Name, bytes: &[u8]) -> Result<Manifest, CheckpointError> {
+        let damaged = |what: &str| CheckpointError::damaged(name, what);
+        let lines = std::str::from_utf8(bytes).ok().and_then(|text| text.strip_suffix('\n')?.split_once('\n'));
+        let (json, sum) = lines.ok_or_else(|| damaged("its manifest is cut off"))?;
+        if sum != format!("{:016x}", xxh3_64(json.as_bytes())) {
+            return Err(damaged("its manifest does not have its checksum"));
+        }
+        #[derive(Deserialize)]
+        struct Format {
+            format: u32,
+        }
+        let unreadable = |error: serde_json::Error| damaged(&format!("its manifest is none ({error})"));
+        let Format { format } = serde_json::from_str(json).map_err(unreadable)?;
+        if format != FORMAT {
+            return Err(CheckpointError::Format { name: name.to_string(), found: format, known: FORMAT });
+        }
+        let manifest: Manifest = serde_json::from_str(json).map_err(unreadable)?;
+        if manifest.name() != name || parse_generation(&manifest.generation).is_none() {
+            return Err(damaged("its manifest is of another checkpoint"));
+        }
+        if manifest.state_shards != STATE_SHARDS
+            || manifest.segments.iter().any(|segment| segment.shard >= STATE_SHARDS)
+        {
+            return Err(damaged(&format!("it does not have {STATE_SHARDS} shards")));
+        }
+        Ok(manifest)
+    }
+}
+
+fn now() -> EventTime {
+    let ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
+    EventTime::from_millis(ms).unwrap_or(EventTime::MAX)
+}
+
+fn write_time<S: serde::Serializer>(time: &EventTime, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(time)
+}
+
+fn read_time<'de, D: serde::Deserializer<'de>>(from: D) -> Result<EventTime, D::Error> {
+    let text = String::deserialize(from)?;
+    EventTime::parse(&text, None).map_err(|refusal| serde::de::Error::custom(refusal.detail))
+}

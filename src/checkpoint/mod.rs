@@ -1,0 +1,221 @@
+//! Checkpoints: the state of all cities at an epoch, kept where others can read it.
+//!
+//! ```text
+//! manifests/<generation>-<epoch>.json                        what a checkpoint is: put last, and once
+//! data/<generation>-<epoch>-<nonce>/cities-<shard>.parquet   all of the cities of a state shard but their readings
+//! data/<generation>-<epoch>-<nonce>/readings-<shard>.parquet those, of the cities in the same order
+//! ```
+//!
+//! Every worker writes the state shards that it owns ([`PartWriter`]) into files whose names have the nonce of the generation, so no two processes
+//! ever write the same one. When all parts are there, one process makes a [`Manifest`] of them and publishes it. A put of it fails
+//! where there is one of that name; until it is there, there is no checkpoint. A manifest has a checksum and those of all files, so
+//! what is read is what was written or an error.
+//!
+//! A **full** checkpoint has everything. An **increment** has the cities that have changed since the one that it adds to, whole but for the readings
+//! before [`CityState::since`](crate::model::CityState::since). [`Manifest::wants_full`] says when a chain of them is to end.
+
+mod catalog;
+mod cities;
+mod load;
+mod manifest;
+mod part;
+mod readings;
+mod store;
+mod trim;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use xxhash_rust::xxh3::xxh3_64;
+
+use self::catalog::Catalog;
+pub use self::load::CityHigh;
+pub use self::manifest::{Chain, Cut, FileEntry, Manifest, Name, Part, Positions, Segment};
+pub use self::part::PartWriter;
+pub use self::store::Place;
+use self::store::Store;
+
+/// Where a run with a data directory has them unless it says otherwise, in that.
+pub const FOLDER: &str = "checkpoints";
+
+/// More than any manifest has.
+const MANIFEST_BYTES: u64 = 64 << 20;
+
+/// Why there is no checkpoint, or not this one.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    #[error("{place} is no place for checkpoints: {problem}")]
+    Place { place: String, problem: String },
+    #[error("{path}: {problem}: make sure that the checkpoints can be read and written, and that there is room")]
+    Store { path: String, problem: String },
+    #[error("the checkpoint {name} is damaged: {what}; use the one before, or restore it from a backup")]
+    Damaged { name: String, what: String },
+    #[error("the checkpoint {name} is of format {found}, this program knows {known}: use the version that wrote it")]
+    Format { name: String, found: u32, known: u32 },
+    #[error(
+        "the checkpoint {name} was made with {key} = {found}, and this run has {wanted}: configure it as it was, or begin with new \
+         outputs and another place for checkpoints"
+    )]
+    Identity { name: String, key: String, found: String, wanted: String },
+    /// As it was said when all were read.
+    #[error("{0}")]
+    Unreadable(String),
+    #[error("there is no checkpoint {0}: `swelter checkpoints list` shows those that there are")]
+    Missing(Name),
+    #[error("{0} is there already: another process writes checkpoints there; give each service a place of its own")]
+    Exists(String),
+    #[error("the checkpoint {name} is not published: a newer generation has published {newer}; stop this one")]
+    Superseded { name: Name, newer: Name },
+    #[error("the parts of the checkpoint do not fit: {0}; the next one has to be full")]
+    Parts(String),
+    #[error("the checkpoint {name} has readings of {partition}, which this run does not read: configure that source again")]
+    UnknownPartition { name: String, partition: String },
+}
+
+impl CheckpointError {
+    fn damaged(name: Name, what: &str) -> CheckpointError {
+        CheckpointError::Damaged { name: name.to_string(), what: what.into() }
+    }
+
+    /// Whether another checkpoint may be better; otherwise it is the store, or the program, that does not work.
+    pub fn is_of_this_one(&self) -> bool {
+        use CheckpointError::*;
+        matches!(
+            self,
+            Damaged { .. } | Unreadable(_) | Format { .. } | Identity { .. } | Missing(_) | UnknownPartition { .. }
+        )
+    }
+}
+
+/// The checkpoints of a service. Cloned by reference; every call waits, for minutes at most.
+#[derive(Clone, Debug)]
+pub struct Checkpoints {
+    store: Store,
+}
+
+impl Checkpoints {
+    /// Nothing is asked of a remote store yet; a folder is made where it is missing.
+    pub fn open(place: &Place) -> Result<Checkpoints, CheckpointError> {
+        Ok(Checkpoints { store: Store::open(place)? })
+    }
+
+    pub fn place(&self) -> &Place {
+        self.store.place()
+    }
+
+    /// What is published, newest first.
+    pub fn list(&self) -> Result<Vec<Name>, CheckpointError> {
+        let found = self.store.list("manifests")?;
+        let name = |path: &String| path.strip_prefix("manifests/")?.strip_suffix(".json")?.parse::<Name>().ok();
+        // A name that is spelt otherwise would not be found under its own.
+        let mut names: Vec<Name> =
+            found.keys().filter_map(|path| name(path).filter(|name| manifest_path(*name) == *path)).collect();
+        names.sort_by(|a, b| b.cmp(a));
+        Ok(names)
+    }
+
+    /// A manifest that is whole. What it names is not looked at.
+    pub fn read(&self, name: Name) -> Result<Manifest, CheckpointError> {
+        let bytes = self.store.get(&manifest_path(name), MANIFEST_BYTES)?;
+        Manifest::parse(name, &bytes.ok_or(CheckpointError::Missing(name))?)
+    }
+
+    /// Makes a checkpoint of what was written: it is there when this returns.
+    ///
+    /// # Errors
+    ///
+    /// Also where a generation after this one has published, which has taken over then.
+    pub fn publish(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
+        let name = manifest.name();
+        if let Some(newer) = self.list()?.first().copied().filter(|newest| newest.generation > name.generation) {
+            return Err(CheckpointError::Superseded { name, newer });
+        }
+        #[cfg(debug_assertions)]
+        fault::between_files_and_manifest();
+        self.store.put(manifest_path(name), manifest.to_bytes()?.into())
+    }
+
+    /// Those that a run of this identity can start from, newest first: manifest and chain are whole, and all files are there. Of others the log
+    /// says why not. What is in the files shows when they are loaded.
+    ///
+    /// # Errors
+    ///
+    /// Where the store cannot be asked: what it has is not known then.
+    pub fn usable(&self, identity: &BTreeMap<String, String>) -> Result<Vec<Manifest>, CheckpointError> {
+        let catalog = Catalog::read(self)?;
+        let files = self.store.list("data")?;
+        let check = |manifest: Arc<Manifest>| {
+            manifest.check_identity(identity)?;
+            catalog.check_files(&manifest, &files)?;
+            Ok(Arc::unwrap_or_clone(manifest))
+        };
+        let checked = catalog.names().rev().map(|name| catalog.get(name).and_then(check));
+        Ok(checked.filter_map(|checked| checked.inspect_err(|error: &CheckpointError| tracing::warn!("not used: {error}")).ok()).collect())
+    }
+
+    /// Takes a checkpoint that turned out to be damaged out of the list, so that the next start does not try it again. Its manifest stays, under
+    /// another name.
+    pub fn set_aside(&self, name: Name) -> Result<(), CheckpointError> {
+        let path = manifest_path(name);
+        if let Some(bytes) = self.store.get(&path, MANIFEST_BYTES)? {
+            match self.store.put(format!("{path}.damaged"), bytes) {
+                // An earlier one was, or is being, set aside.
+                Ok(()) | Err(CheckpointError::Exists(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.store.delete(vec![path])
+    }
+
+    /// What a checkpoint is made of: the full one first, itself last.
+    fn chain(&self, manifest: &Manifest) -> Result<Vec<Arc<Manifest>>, CheckpointError> {
+        match manifest.adds_to {
+            None => Ok(vec![Arc::new(manifest.clone())]),
+            Some(_) => Catalog::read(self)?.chain(manifest),
+        }
+    }
+
+    /// The content of a file as it was written.
+    fn file(&self, name: Name, file: &FileEntry) -> Result<Bytes, CheckpointError> {
+        let damaged = |what: &str| CheckpointError::damaged(name, &format!("{} {what}", file.path));
+        let bytes = self.store.get(&file.path, u64::MAX)?.ok_or_else(|| damaged("is missing"))?;
+        if bytes.len() as u64 != file.bytes {
+            return Err(damaged(&format!("has {} bytes, not {}", bytes.len(), file.bytes)));
+        }
+        match checksum(&bytes) == file.xxh3 {
+            true => Ok(bytes),
+            false => Err(damaged("does not have its checksum")),
+        }
+    }
+}
+
+fn manifest_path(name: Name) -> String {
+    format!("manifests/{name}.json")
+}
+
+fn checksum(bytes: &[u8]) -> String {
+    format!("{:016x}", xxh3_64(bytes))
+}
+
+/// Where tests have the process die.
+#[cfg(debug_assertions)]
+mod fault {
+    use std::sync::LazyLock;
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    /// How many manifests are published before the process dies with all files of the next one written.
+    static LEFT: LazyLock<AtomicI64> = LazyLock::new(|| {
+        let after = std::env::var("SWELTER_TEST_DIE_BEFORE_MANIFEST").ok().and_then(|after| after.parse().ok());
+        AtomicI64::new(after.unwrap_or(i64::MAX))
+    });
+
+    pub fn between_files_and_manifest() {
+        if LEFT.fetch_sub(1, Ordering::Relaxed) <= 0 {
+            std::process::abort();
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! What is no longer needed.
+
+use std::collections::BTreeSet;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::catalog::Catalog;
+use super::{CheckpointError, Checkpoints, Manifest, Name, Positions, manifest_path};
+
+/// Files that no manifest names are left alone for so long: their checkpoint may be published yet.
+const UNPUBLISHED_MS: i64 = 3_600_000;
+
+impl Checkpoints {
+    /// Removes all checkpoints but the newest `keep` that are whole and what those add to, with their files. Returns the positions of the oldest one
+    /// that is left, below which logs may be trimmed; nothing where there is none.
+    ///
+    /// Files that no manifest names are what a crash or a failed write has left, or of a checkpoint that is being written. They are removed where they
+    /// are older than the newest manifest and, beside that, of an earlier generation than it, which cannot publish any more, or an hour old.
+    pub fn trim(&self, keep: usize) -> Result<Option<Positions>, CheckpointError> {
+        let catalog = Catalog::read(self)?;
+        let files = self.store.list("data")?;
+        let whole = |name: Name| {
+            let manifest = catalog.get(name).ok()?;
+            catalog.check_files(&manifest, &files).is_ok().then_some(manifest)
+        };
+        let newest: Vec<_> = catalog.names().rev().filter_map(whole).take(keep.max(1)).collect();
+        let Some(last) = newest.first().map(|manifest| manifest.name()) else { return Ok(None) };
+        let mut kept = BTreeSet::new();
+        let mut named = BTreeSet::new();
+        for manifest in &newest {
+            for part in catalog.chain(manifest)? {
+                kept.insert(part.name());
+                named.extend(part.files().map(|file| file.path.clone()));
+            }
+        }
+        let dropped: BTreeSet<Name> =
+            catalog.names().filter(|name| !kept.contains(name) && *name < last).collect();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
+        let is_left_over = |path: &str, modified_ms: i64| {
+            let name = name_of(path);
+            let is_old = |name: Name| name.generation < last.generation || now - modified_ms > UNPUBLISHED_MS;
+            !named.contains(path) && name.is_some_and(|name| name < last && (dropped.contains(&name) || is_old(name)))
+        };
+        let files: Vec<String> = files
+            .into_iter()
+            .filter(|(path, object)| is_left_over(path, object.modified_ms))
+            .map(|(path, _)| path)
+            .collect();
+        // First the manifests: one without its files would be taken for damage. Newest first, so that none loses what it adds to.
+        for name in dropped.iter().rev() {
+            self.store.delete(vec![manifest_path(*name), format!("{}.damaged", manifest_path(*name))])?;
+        }
+        let folders: BTreeSet<String> =
+            files.iter().filter_map(|path| path.rsplit_once('/')).map(|(folder, _)| folder.to_owned()).collect();
+        self.store.delete(files)?;
+        folders.iter().for_each(|folder| self.store.remove_folder(folder));
+        let oldest = kept.first().map(|name| catalog.get(*name)).transpose()?;
+        Ok(oldest.map(|manifest: std::sync::Arc<Manifest>| manifest.positions.clone()))
+    }
+}
+
+/// The checkpoint that a file in `data/` is of.
+fn name_of(path: &str) -> Option<Name> {
+    let folder = path.strip_prefix("data/")?.split_once('/')?.0;
+    folder.rsplit_once('-')?.0.parse().ok()
+}
