@@ -67,13 +67,15 @@ struct City {
     /// How many arrivals were admitted, and the `reading_at` of the first.
     admitted: u32,
     first: EventTime,
+    /// The dataflow knows its number.
+    introduced: bool,
 }
 
 /// The city of an admitted arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Admitted {
     pub city: CityKey,
-    /// The first arrival of the city: the dataflow must learn its name.
+    /// The first arrival of the city in this run: the dataflow must learn its name.
     pub is_new: bool,
     /// About how many rows it may change: 1 of a reading that is its city's newest; of another one as many as the city has had
     /// since, on average.
@@ -91,6 +93,16 @@ impl Admission {
     /// The admission of a partition; `source` tells its city numbers from those of others.
     pub fn new(source: u16, rules: AdmissionRules) -> Admission {
         Admission { rules, source, cities: Vec::new(), numbers: HashMap::default(), last: 0 }
+    }
+
+    /// Takes over a city as it was when the log was read up to where it is read from now: `high` as it was then, and about how many
+    /// of its readings are held, since `first`.
+    pub fn resume(&mut self, name: &str, high: Option<EventTime>, readings: u32, first: EventTime) {
+        if !self.numbers.contains_key(name) {
+            let number = self.add(name, first);
+            let city = &mut self.cities[number as usize];
+            (city.high, city.admitted) = (high, readings);
+        }
     }
 
     /// Decides about the next arrival of the log; `arrived` is when the log took it, where it knows.
@@ -122,8 +134,9 @@ impl Admission {
         if is_reading {
             city.high = city.high.max(Some(at));
         }
+        let is_new = !std::mem::replace(&mut city.introduced, true);
         let city = CityKey { source: self.source, number, hash: city.hash };
-        Ok(Admitted { city, is_new: known.is_none(), rows })
+        Ok(Admitted { city, is_new, rows })
     }
 
     #[inline]
@@ -143,7 +156,8 @@ impl Admission {
         let number = self.cities.len() as u32;
         let name: Arc<str> = name.into();
         let hash = CityKey::hash(&name);
-        let city = City { name: Arc::clone(&name), hash, successor: 0, high: None, admitted: 0, first };
+        let (name_of, introduced) = (Arc::clone(&name), false);
+        let city = City { name: name_of, hash, successor: 0, high: None, admitted: 0, first, introduced };
         self.cities.push(city);
         self.numbers.insert(name, number);
         number

@@ -8,7 +8,7 @@ mod outgoing;
 mod reader;
 mod teller;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -21,13 +21,17 @@ pub use self::outgoing::Cuts;
 use self::outgoing::Outgoing;
 use self::reader::{FULL, FULL_ROWS, Gathered, Reader};
 pub use self::reader::{LetterPlaces, LogPartition, Refusals};
+pub use self::teller::Marked;
 use self::teller::Teller;
-use crate::admission::AdmissionRules;
+use crate::admission::{Admission, AdmissionRules};
 use crate::config::PipelineLimits;
 use crate::dataflow::rolling::snapshot::Resumed;
 use crate::dataflow::rolling::told::Read;
 use crate::dataflow::{self, Graph, GraphPlan};
-use crate::model::{Arrival, Ask, CityName, Parcel, Parcels, Query, Slots, Topology};
+use crate::dataflow::rolling::Retention;
+use crate::model::{
+    Arrival, Ask, CityName, CityState, EventTime, Mark, Parcel, Parcels, Query, Slot, Slots, Snapshots, Topology,
+};
 use crate::serve::Publisher;
 use crate::sinks::kafka::Ends;
 
@@ -60,7 +64,53 @@ pub struct Job {
     /// Durable sinks, and where a replay stops for them.
     pub outlets: Vec<Ends>,
     pub cuts: Arc<Cuts>,
+    /// Where each partition is read from, by slot.
+    pub starts: Arc<[u64]>,
+    /// What the workers of this process begin with.
+    pub states: Arc<States>,
     pub shared: Arc<Shared>,
+}
+
+/// What a worker begins with, and what becomes of its state.
+#[derive(Default)]
+pub struct State {
+    pub cities: Vec<CityState>,
+    pub snapshots: Option<Box<dyn Snapshots + Send>>,
+}
+
+/// The states of the workers of a process, each taken once; and what the readers of partitions know of cities.
+#[derive(Default)]
+pub struct States {
+    workers: Mutex<Vec<State>>,
+    highs: HashMap<Slot, Vec<CityHigh>>,
+}
+
+/// A city of a partition, as its admission takes it over.
+#[derive(Clone, Debug)]
+pub struct CityHigh {
+    pub city: Arc<str>,
+    pub high: Option<EventTime>,
+    /// About how many readings are held.
+    pub readings: u32,
+}
+
+impl States {
+    pub fn new(workers: Vec<State>, highs: HashMap<Slot, Vec<CityHigh>>) -> States {
+        States { workers: Mutex::new(workers), highs }
+    }
+
+    fn take(&self, worker: usize) -> State {
+        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        workers.get_mut(worker).map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Has an admission know the cities that its partition had.
+    fn resume(&self, slot: Slot, retention: Retention, admission: &mut Admission) {
+        for CityHigh { city, high, readings } in self.highs.get(&slot).into_iter().flatten() {
+            let held = high.and_then(|high| EventTime::from_millis(retention.oldest_held(high.millis())));
+            admission.resume(city, *high, *readings, held.unwrap_or_default());
+        }
+    }
 }
 
 /// What the workers and the rest of the run have in common.
@@ -79,6 +129,10 @@ pub struct Shared {
     added_count: AtomicUsize,
     sender: SyncSender<Vec<Query>>,
     questions: Mutex<Receiver<Vec<Query>>>,
+    /// Checkpoints that are asked for, and those whose epoch is complete.
+    marks: Mutex<(Vec<Mark>, Vec<Marked>)>,
+    /// Partitions were read since somebody asked.
+    moved: AtomicBool,
     /// The worker that takes the questions.
     asked: OnceLock<Thread>,
 }
@@ -98,6 +152,8 @@ impl Shared {
             added_count: AtomicUsize::new(0),
             sender,
             questions: Mutex::new(questions),
+            marks: Mutex::default(),
+            moved: AtomicBool::new(false),
             asked: OnceLock::new(),
         }
     }
@@ -116,6 +172,32 @@ impl Shared {
     pub fn add(&self, partition: LogPartition) {
         self.added.lock().unwrap_or_else(PoisonError::into_inner).push(partition);
         self.added_count.fetch_add(1, Ordering::Release);
+    }
+
+    /// Asks for a checkpoint, at process 0.
+    pub fn mark(&self, mark: Mark) {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner).0.push(mark);
+        if let Some(worker) = self.asked.get() {
+            worker.unpark();
+        }
+    }
+
+    /// The checkpoints whose epochs are complete, since the last call.
+    pub fn marked_since(&self) -> Vec<Marked> {
+        std::mem::take(&mut self.marks.lock().unwrap_or_else(PoisonError::into_inner).1)
+    }
+
+    /// Whether partitions were read since the last call.
+    pub fn has_moved(&self) -> bool {
+        self.moved.swap(false, Ordering::Relaxed)
+    }
+
+    fn marked(&self, marked: Marked) {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner).1.push(marked);
+    }
+
+    fn note_moved(&self) {
+        self.moved.store(true, Ordering::Relaxed);
     }
 
     /// More epochs may be used.
@@ -166,7 +248,10 @@ mod fault {
 
 /// Runs one worker until it is asked to stop.
 pub fn run(worker: &mut Worker, job: &Job, first_epoch: u64) {
-    let graph = dataflow::build(worker, &job.graph, Resumed::default(), None);
+    let own = worker.index() % job.topology.workers;
+    let State { cities, snapshots, .. } = job.states.take(own);
+    let resumed = Resumed { epoch: first_epoch, cities };
+    let graph = dataflow::build(worker, &job.graph, resumed, snapshots.map(|own| own as Box<dyn Snapshots>));
     let mut own = Own::new(worker.index(), graph, job, first_epoch);
     loop {
         let now = Instant::now();
@@ -201,6 +286,8 @@ struct Own<'a> {
     first: usize,
     /// At the first worker of the process.
     teller: Option<Teller>,
+    /// Checkpoints that are asked for; of worker 0.
+    marks: Vec<Mark>,
     /// Where there are durable sinks.
     outgoing: Option<Outgoing>,
     /// The first epoch that is not closed here.
@@ -226,13 +313,15 @@ impl<'a> Own<'a> {
         let topology = job.topology;
         let own = job.partitions.iter().filter(|log| topology.reader_of(log.slot, log.shared) == index);
         let readers = own.filter_map(|partition| {
-            Reader::open(partition, job.rules).map_err(|error| job.shared.fail(error)).ok()
+            let (states, retention) = (&job.states, job.graph.retention);
+            let resume = |admission: &mut Admission| states.resume(partition.slot, retention, admission);
+            Reader::open(partition, job.rules, resume).map_err(|error| job.shared.fail(error)).ok()
         });
         let readers = readers.collect();
         let teller = (index == topology.teller_of(topology.process)).then(|| {
             // Only one worker of the process gets here, and only once.
             let _ = job.shared.asked.set(thread::current());
-            Teller::new(job.publisher.clone(), job.slots.all().len())
+            Teller::new(job.publisher.clone(), &job.starts)
         });
         let closed = graph.parcels.take().zip(graph.read.take());
         let outgoing = closed.map(|(parcels, read)| {
@@ -242,6 +331,7 @@ impl<'a> Own<'a> {
                 (index, topology),
                 Arc::clone(&job.cuts),
                 job.slots.clone(),
+                &job.starts,
                 job.outlets.clone(),
             )
         });
@@ -254,8 +344,10 @@ impl<'a> Own<'a> {
             readers,
             first: 0,
             teller,
+            marks: Vec::new(),
             outgoing,
-            open: first_epoch.max(clock()),
+            // What was resumed is told at the first epoch.
+            open: (first_epoch + 1).max(clock()),
             gate: now,
             idle: now,
             stopping_since: None,
@@ -279,8 +371,12 @@ impl<'a> Own<'a> {
             let process = self.job.topology.process as u8;
             let asked = questions.try_iter().take(QUESTIONS).flatten();
             self.queries.extend(asked.map(|query| Query { process, ..query }));
+            if self.index == 0 {
+                let marks = &mut self.job.shared.marks.lock().unwrap_or_else(PoisonError::into_inner).0;
+                self.marks.append(marks);
+            }
             // What is said of progress tells the other workers to close the epoch.
-            if !self.queries.is_empty() && self.progress.is_empty() {
+            if !(self.queries.is_empty() && self.marks.is_empty()) && self.progress.is_empty() {
                 self.progress.push(Read { epoch: 0, progress: None, caught_up: false });
             }
         }
@@ -319,7 +415,7 @@ impl<'a> Own<'a> {
         let added = shared.added.lock().unwrap_or_else(PoisonError::into_inner);
         for partition in &added[self.added..] {
             if self.job.topology.reader_of(partition.slot, partition.shared) == self.index {
-                let opened = Reader::open(partition, self.job.rules);
+                let opened = Reader::open(partition, self.job.rules, |_| ());
                 self.readers.extend(opened.map_err(|error| shared.fail(error)));
             }
         }
@@ -367,7 +463,10 @@ impl<'a> Own<'a> {
     }
 
     fn has_sent_all(&self) -> bool {
-        self.arrivals.is_empty() && self.queries.is_empty() && self.progress.is_empty()
+        self.arrivals.is_empty()
+            && self.queries.is_empty()
+            && self.progress.is_empty()
+            && self.marks.is_empty()
     }
 
     fn reserved(&self, epoch: u64) -> bool {
@@ -385,6 +484,10 @@ impl<'a> Own<'a> {
             self.rows = 0;
             let mut letters: Vec<Parcel> = self.letters.take_all();
             letters.iter_mut().for_each(|parcel| parcel.epoch = epoch);
+            for mark in self.marks.drain(..) {
+                self.graph.mark(epoch, mark);
+                self.teller.iter_mut().for_each(|teller| teller.note(mark, epoch));
+            }
             self.graph.send_aside(epoch, &mut self.queries, &mut self.progress, &mut letters);
             self.graph.send(epoch, &mut self.cities, &mut self.arrivals);
             let catching_up = self.readers.iter().any(|reader| !reader.caught_up());
@@ -425,7 +528,7 @@ impl<'a> Own<'a> {
             self.arrivals_in_flight -= arrivals;
         }
         if let Some((teller, told)) = self.teller.as_mut().zip(self.graph.told.as_ref()) {
-            let congested = teller.tell(told, &self.job.shared.refusals, self.open);
+            let congested = teller.tell(told, &self.job.shared, self.open);
             self.job.shared.congested.store(congested, Ordering::Relaxed);
         }
         if let Some(outgoing) = &mut self.outgoing {

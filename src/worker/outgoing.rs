@@ -40,8 +40,10 @@ pub struct Replay {
 }
 
 impl Replay {
-    pub fn new(cuts: Arc<Cuts>, partitions: usize) -> Replay {
-        Replay { cuts, passed: Vec::new(), reached: HashMap::new(), read: BTreeMap::new(), partitions }
+    /// `starts` is where each partition is read from, by slot.
+    pub fn new(cuts: Arc<Cuts>, starts: &[u64]) -> Replay {
+        let read = (0..).map(Slot).zip(starts.iter().copied()).collect();
+        Replay { cuts, passed: Vec::new(), reached: HashMap::new(), read, partitions: starts.len() }
     }
 
     /// Where a partition, which was opened at `start`, must wait for the others.
@@ -121,6 +123,7 @@ impl Outgoing {
         (index, topology): (usize, Topology),
         cuts: Arc<Cuts>,
         slots: Slots,
+        starts: &[u64],
         outlets: Vec<Ends>,
     ) -> Outgoing {
         let all =
@@ -135,7 +138,7 @@ impl Outgoing {
             parcels_upper: 0,
             reads_upper: 0,
             upper: 0,
-            replay: Replay::new(cuts, slots.all().len()),
+            replay: Replay::new(cuts, starts),
             slots,
             shards: shards.collect(),
             outlets,
@@ -224,7 +227,7 @@ mod tests {
 
     /// Partitions are read as they may be, a few records an epoch, by workers that all hear of it when the epoch has closed.
     fn replay(cuts: &Cuts, starts: &[u64], ends: &[u64], steps: &[(usize, u64)]) -> (Replay, Vec<Vec<u64>>) {
-        let mut replay = Replay::new(Arc::new(cuts.clone()), starts.len());
+        let mut replay = Replay::new(Arc::new(cuts.clone()), starts);
         let mut read = starts.to_vec();
         let mut epochs: Vec<Vec<u64>> = starts.iter().map(|start| vec![0; *start as usize]).collect();
         let mut said = vec![None; starts.len()];

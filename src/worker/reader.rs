@@ -158,17 +158,23 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Opens the partition for the calling thread.
-    pub fn open(log: &LogPartition, rules: AdmissionRules) -> Result<Reader, String> {
+    /// Opens the partition for the calling thread, with the admission that `resume` makes of a new one.
+    pub fn open(
+        log: &LogPartition,
+        rules: AdmissionRules,
+        resume: impl FnOnce(&mut Admission),
+    ) -> Result<Reader, String> {
         let LogPartition { slot, name, source, start, letters, .. } = log;
         let partition = source.open(name.partition, *start, thread::current());
         let partition = partition.map_err(|error| failed(name, &error))?;
         let first_end = partition.end();
+        let mut admission = Admission::new(slot.0, rules);
+        resume(&mut admission);
         Ok(Reader {
             slot: *slot,
             name: name.clone(),
             partition,
-            admission: Admission::new(slot.0, rules),
+            admission,
             start: *start,
             letters: letters.clone(),
             position: *start,

@@ -1,11 +1,11 @@
 //! What a process's server is told: closed batches as updates.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
-use super::Refusals;
+use super::Shared;
 use crate::dataflow::Closed;
 use crate::dataflow::rolling::told::{Read, Told};
-use crate::model::{Batch, Counts, CurrentAt, Reason, Slot, Update};
+use crate::model::{Batch, Counts, CurrentAt, Mark, Reason, Slot, Update};
 use crate::serve::Publisher;
 
 pub struct Teller {
@@ -16,12 +16,32 @@ pub struct Teller {
     refused: Vec<(Reason, u64)>,
     /// Partitions that have not come to the end that they had at the start.
     behind: HashSet<Slot>,
+    /// How far each partition was read.
+    positions: BTreeMap<Slot, u64>,
+    /// Checkpoints of epochs that are not complete yet.
+    marks: VecDeque<Marked>,
+}
+
+/// A checkpoint is of the state after this epoch, which is complete up to these positions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Marked {
+    pub mark: Mark,
+    pub epoch: u64,
+    pub positions: BTreeMap<Slot, u64>,
 }
 
 impl Teller {
-    pub fn new(publisher: Publisher, partitions: usize) -> Teller {
-        let behind = (0..partitions).map(|slot| Slot(slot as u16)).collect();
-        Teller { publisher, waiting: None, counts: Counts::default(), refused: Vec::new(), behind }
+    /// `starts` is where each partition is read from, by slot.
+    pub fn new(publisher: Publisher, starts: &[u64]) -> Teller {
+        let positions: BTreeMap<Slot, u64> = (0..).map(Slot).zip(starts.iter().copied()).collect();
+        let behind = positions.keys().copied().collect();
+        let (counts, refused, marks) = (Counts::default(), Vec::new(), VecDeque::new());
+        Teller { publisher, waiting: None, counts, refused, behind, positions, marks }
+    }
+
+    /// Has the positions noted that are complete with an epoch, which is sent now.
+    pub fn note(&mut self, mark: Mark, epoch: u64) {
+        self.marks.push_back(Marked { mark, epoch, positions: BTreeMap::new() });
     }
 
     pub fn is_held_back(&self) -> bool {
@@ -29,7 +49,7 @@ impl Teller {
     }
 
     /// Tells what has closed, and whether it could not tell it all. At the end, epochs before `end` are complete.
-    pub fn tell(&mut self, told: &Closed<Told>, refusals: &Refusals, end: u64) -> bool {
+    pub fn tell(&mut self, told: &Closed<Told>, shared: &Shared, end: u64) -> bool {
         loop {
             if let Some(update) = self.waiting.take() {
                 self.waiting = self.publisher.publish(update).err();
@@ -38,22 +58,25 @@ impl Teller {
                 }
             }
             let Some(batch) = told.take() else { return false };
-            self.waiting = Some(self.update(batch, refusals, end));
+            self.waiting = Some(self.update(batch, shared, end));
         }
     }
 
-    fn update(&mut self, batch: Batch<Told>, refusals: &Refusals, end: u64) -> Update {
+    fn update(&mut self, batch: Batch<Told>, shared: &Shared, end: u64) -> Update {
         let mut update = Update { upper: batch.upper.min(end), ..Update::default() };
         let (mut counts, mut moved) = (Counts::default(), HashMap::new());
         // A city changes at most once an epoch.
         let several = batch.changes.first().map(|(epoch, _)| *epoch) != batch.changes.last().map(|(e, _)| *e);
-        for told in batch.changes.into_iter().flat_map(|(_, told)| told) {
+        let told = batch.changes.into_iter().flat_map(|(epoch, told)| told.into_iter().map(move |t| (epoch, t)));
+        for (epoch, told) in told {
+            self.pass_marks(epoch, shared);
             match told {
                 Told::Current(current) => update.current.push(current),
                 Told::Row(row) => update.rows.push(row),
                 Told::Answer(answer) => update.answers.push(answer),
                 Told::Counts(more) => counts.add(&more),
                 Told::Read(Read { progress: Some(progress), caught_up, .. }) => {
+                    self.positions.insert(progress.slot, progress.applied);
                     moved.insert(progress.slot, progress);
                     if caught_up {
                         self.behind.remove(&progress.slot);
@@ -61,6 +84,10 @@ impl Teller {
                 }
                 Told::Read(_) => {}
             }
+        }
+        self.pass_marks(update.upper, shared);
+        if !moved.is_empty() {
+            shared.note_moved();
         }
         if several {
             drop_superseded(&mut update.current);
@@ -79,12 +106,24 @@ impl Teller {
             self.counts.add(&counts);
             update.counts = Some(self.counts);
         }
-        let refused = refusals.counts();
+        let refused = shared.refusals.counts();
         if refused != self.refused {
             update.refused = refused.clone();
             self.refused = refused;
         }
         update
+    }
+}
+
+impl Teller {
+    /// Tells of the marks before an epoch: what was read until now is what they include.
+    fn pass_marks(&mut self, epoch: u64, shared: &Shared) {
+        while self.marks.front().is_some_and(|marked| marked.epoch < epoch)
+            && let Some(mut marked) = self.marks.pop_front()
+        {
+            marked.positions.clone_from(&self.positions);
+            shared.marked(marked);
+        }
     }
 }
 
