@@ -6,8 +6,11 @@ use std::path::{Path, PathBuf};
 use tracing_subscriber::EnvFilter;
 
 use super::keys::{Keys, offset, quoted};
-use super::plan::{IngestPlan, LogFormat, LogPlan, PipelineLimits, Plan, SourceKind, SourcePlan};
+use super::plan::{
+    CheckpointPlan, IngestPlan, LogFormat, LogPlan, PipelineLimits, Plan, SourceKind, SourcePlan,
+};
 use super::{kafka, sources, tokens};
+use crate::checkpoint::{self, Place};
 use crate::codec::DecodeSettings;
 use crate::dataflow::rolling::Retention;
 use crate::model::Duration;
@@ -29,6 +32,7 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
     let mut sources = sources::sources(keys, retention.lateness);
     let sink = sources::sink(keys, &mut sources);
     let ingest = ingest(keys, &sources.plans, retention.lateness);
+    let checkpoints = checkpoints(keys, &data_dir);
     let serve = serve(keys);
     let limits = PipelineLimits {
         readings_in_flight: keys.whole("limits.readings_in_flight", 1..=1_000_000_000),
@@ -43,6 +47,7 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
         max_ahead,
         max_cities,
         decode,
+        checkpoints,
         ingest,
         sources: sources.plans,
         sink,
@@ -74,6 +79,25 @@ fn retention(keys: &mut Keys) -> Retention {
     let history = if keys.optional(key).is_some() { keys.duration(key, "0s", "366d") } else { window };
     keys.show(key, quoted(&history.to_string()));
     Retention { window, lateness, history }
+}
+
+fn checkpoints(keys: &mut Keys, data_dir: &Path) -> Option<CheckpointPlan> {
+    let place = match keys.optional("checkpoints.url").map(|url| url.parse()).transpose() {
+        Ok(place) => place,
+        Err(problem) => {
+            keys.refuse("checkpoints.url", format!("is no place for checkpoints: {problem}"));
+            None
+        }
+    };
+    let is_given = place.is_some();
+    let every = keys.duration("checkpoints.every", "0s", "1d");
+    let plan = CheckpointPlan {
+        place: place.unwrap_or_else(|| Place::Folder(data_dir.join(checkpoint::FOLDER))),
+        is_given,
+        every,
+        keep: keys.whole("checkpoints.keep", 1..=1000),
+    };
+    (every > Duration::default()).then_some(plan)
 }
 
 fn decode(keys: &mut Keys) -> Option<DecodeSettings> {

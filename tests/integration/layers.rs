@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Layer, module, and what else of its own layer it may import.
-const LAYERS: [(u8, &str, &[&str]); 16] = [
+const LAYERS: [(u8, &str, &[&str]); 17] = [
     (0, "model", &[]),
     (1, "codec", &[]),
     (1, "admission", &[]),
@@ -16,6 +16,7 @@ const LAYERS: [(u8, &str, &[&str]); 16] = [
     (2, "dataflow", &[]),
     (2, "sinks", &[]),
     (2, "serve", &[]),
+    (2, "checkpoint", &[]),
     (3, "config", &[]),
     (3, "worker", &["config"]),
     (3, "pipeline", &["worker", "config"]),
@@ -75,6 +76,11 @@ fn modules_import_only_what_lies_below() {
         let names_timely = text.contains("timely::") || text.contains("differential_dataflow::");
         assert!(!names_timely || TIMELY.contains(&&*module), "{} names timely", path.display());
         assert!(!text.contains("warp::") || module == "serve", "{} names warp", path.display());
+        assert!(
+            !text.contains("object_store::") || module == "checkpoint",
+            "{} names object_store",
+            path.display()
+        );
         seen.insert(module);
     }
     for (_, module, _) in &LAYERS {
