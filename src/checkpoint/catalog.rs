@@ -41,12 +41,15 @@ impl Catalog {
     pub(super) fn chain(&self, manifest: &Manifest) -> Result<Vec<Arc<Manifest>>, CheckpointError> {
         let broken = |what: String| CheckpointError::damaged(manifest.name(), &what);
         let mut chain = vec![Arc::new(manifest.clone())];
-        while let Some((above, below)) = chain.last().and_then(|last| Some((last.name(), last.adds_to.clone()?))) {
+        while let Some((above, below)) =
+            chain.last().and_then(|last| Some((last.name(), last.adds_to.clone()?)))
+        {
             let below: Name = below.parse().map_err(broken)?;
             if below >= above {
                 return Err(broken(format!("{above} adds to {below}, which is not older")));
             }
-            let found = self.get(below).map_err(|error| broken(format!("it adds to {below}, but {error}")))?;
+            let found =
+                self.get(below).map_err(|error| broken(format!("it adds to {below}, but {error}")))?;
             if found.identity != manifest.identity {
                 return Err(broken(format!("it adds to {below}, which was computed otherwise")));
             }

@@ -150,8 +150,14 @@ fn list(fields: Fields) -> ListBuilder<StructBuilder> {
     ListBuilder::new(StructBuilder::new(fields.clone(), builders)).with_field(item(fields))
 }
 
-fn push<B: ArrayBuilder>(row: &mut StructBuilder, at: usize, push: impl FnOnce(&mut B)) -> Result<(), ParquetError> {
-    row.field_builder(at).map(push).ok_or_else(|| ParquetError::General(format!("field {at} is of another type")))
+fn push<B: ArrayBuilder>(
+    row: &mut StructBuilder,
+    at: usize,
+    push: impl FnOnce(&mut B),
+) -> Result<(), ParquetError> {
+    row.field_builder(at)
+        .map(push)
+        .ok_or_else(|| ParquetError::General(format!("field {at} is of another type")))
 }
 
 /// The cities of a file, or what is wrong.

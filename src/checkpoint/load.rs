@@ -11,7 +11,8 @@ use super::cities::{self, City};
 use super::readings::Reader;
 use super::{CheckpointError, Checkpoints, FileEntry, Manifest, Name, Segment};
 use crate::model::{
-    BLOCK_READINGS, Block, CityState, EventTime, HeldReading, PartitionName, STATE_SHARDS, Slot, Slots,
+    BLOCK_READINGS, Block, CityKey, CityState, EventTime, HeldReading, PartitionName, STATE_SHARDS, Slot,
+    Slots, state_shard,
 };
 
 /// Shards that are read at a time, where there are as many cores.
@@ -86,9 +87,32 @@ impl Checkpoints {
         Ok(highs.into_iter().flatten().collect())
     }
 
+    /// One city and the partition that its readings come from.
+    pub fn city(
+        &self,
+        manifest: &Manifest,
+        city: &str,
+    ) -> Result<Option<(PartitionName, CityState)>, CheckpointError> {
+        let names: Mutex<Vec<PartitionName>> = Mutex::default();
+        let slot_of = |name: &PartitionName| {
+            let mut names = names.lock().unwrap_or_else(PoisonError::into_inner);
+            let at = names.iter().position(|known| known == name).unwrap_or_else(|| {
+                names.push(name.clone());
+                names.len() - 1
+            });
+            u16::try_from(at).ok().map(Slot)
+        };
+        let fold = Fold { checkpoints: self, chain: &self.chain(manifest)?, slot_of: &slot_of };
+        let cities = fold.shard(state_shard(CityKey::hash(city)))?;
+        let names = names.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = cities.into_iter().find(|state| &*state.name == city);
+        Ok(found.and_then(|state| Some((names.get(usize::from(state.slot.0))?.clone(), state))))
+    }
+
     fn cities(&self, name: Name, segment: &Segment) -> Result<Vec<City>, CheckpointError> {
         let file = &segment.cities;
-        let cities = cities::decode(self.file(name, file)?).map_err(|error| unreadable(name, file, &error))?;
+        let cities =
+            cities::decode(self.file(name, file)?).map_err(|error| unreadable(name, file, &error))?;
         let readings: u64 = cities.iter().map(|city| city.readings).fold(0, u64::saturating_add);
         if cities.len() as u64 != file.rows
             || readings != segment.readings.as_ref().map_or(0, |readings| readings.rows)
@@ -179,7 +203,10 @@ impl Fold<'_> {
         })?;
         for (_, newer) in folding {
             if newer.since > EventTime::MIN {
-                let what = format!("an increment lacks readings of {:?}, and they are nowhere else", newer.city.name);
+                let what = format!(
+                    "an increment lacks readings of {:?}, and they are nowhere else",
+                    newer.city.name
+                );
                 return Err(CheckpointError::damaged(name, &what));
             }
             cities.push((newer.city, Packing::default().and(newer.readings)));

@@ -204,7 +204,8 @@ impl Manifest {
         let Some(key) = keys.into_iter().find(|key| ours.get(*key) != theirs.get(*key)) else {
             return Ok(());
         };
-        let shown = |value: Option<&String>| value.map_or_else(|| "nothing".into(), |value| format!("{value:?}"));
+        let shown =
+            |value: Option<&String>| value.map_or_else(|| "nothing".into(), |value| format!("{value:?}"));
         let (found, wanted) = (shown(theirs.get(key)), shown(ours.get(key)));
         Err(CheckpointError::Identity { name: self.name().to_string(), key: key.clone(), found, wanted })
     }
@@ -217,7 +218,8 @@ impl Manifest {
 
     pub(super) fn parse(name: Name, bytes: &[u8]) -> Result<Manifest, CheckpointError> {
         let damaged = |what: &str| CheckpointError::damaged(name, what);
-        let lines = std::str::from_utf8(bytes).ok().and_then(|text| text.strip_suffix('\n')?.split_once('\n'));
+        let lines =
+            std::str::from_utf8(bytes).ok().and_then(|text| text.strip_suffix('\n')?.split_once('\n'));
         let (json, sum) = lines.ok_or_else(|| damaged("its manifest is cut off"))?;
         if sum != format!("{:016x}", xxh3_64(json.as_bytes())) {
             return Err(damaged("its manifest does not have its checksum"));

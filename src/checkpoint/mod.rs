@@ -50,11 +50,15 @@ const MANIFEST_BYTES: u64 = 64 << 20;
 pub enum CheckpointError {
     #[error("{place} is no place for checkpoints: {problem}")]
     Place { place: String, problem: String },
-    #[error("{path}: {problem}: make sure that the checkpoints can be read and written, and that there is room")]
+    #[error(
+        "{path}: {problem}: make sure that the checkpoints can be read and written, and that there is room"
+    )]
     Store { path: String, problem: String },
     #[error("the checkpoint {name} is damaged: {what}; use the one before, or restore it from a backup")]
     Damaged { name: String, what: String },
-    #[error("the checkpoint {name} is of format {found}, this program knows {known}: use the version that wrote it")]
+    #[error(
+        "the checkpoint {name} is of format {found}, this program knows {known}: use the version that wrote it"
+    )]
     Format { name: String, found: u32, known: u32 },
     #[error(
         "the checkpoint {name} was made with {key} = {found}, and this run has {wanted}: configure it as it was, or begin with new \
@@ -66,13 +70,19 @@ pub enum CheckpointError {
     Unreadable(String),
     #[error("there is no checkpoint {0}: `swelter checkpoints list` shows those that there are")]
     Missing(Name),
-    #[error("{0} is there already: another process writes checkpoints there; give each service a place of its own")]
+    #[error(
+        "{0} is there already: another process writes checkpoints there; give each service a place of its own"
+    )]
     Exists(String),
-    #[error("the checkpoint {name} is not published: a newer generation has published {newer}; stop this one")]
+    #[error(
+        "the checkpoint {name} is not published: a newer generation has published {newer}; stop this one"
+    )]
     Superseded { name: Name, newer: Name },
     #[error("the parts of the checkpoint do not fit: {0}; the next one has to be full")]
     Parts(String),
-    #[error("the checkpoint {name} has readings of {partition}, which this run does not read: configure that source again")]
+    #[error(
+        "the checkpoint {name} has readings of {partition}, which this run does not read: configure that source again"
+    )]
     UnknownPartition { name: String, partition: String },
 }
 
@@ -86,7 +96,12 @@ impl CheckpointError {
         use CheckpointError::*;
         matches!(
             self,
-            Damaged { .. } | Unreadable(_) | Format { .. } | Identity { .. } | Missing(_) | UnknownPartition { .. }
+            Damaged { .. }
+                | Unreadable(_)
+                | Format { .. }
+                | Identity { .. }
+                | Missing(_)
+                | UnknownPartition { .. }
         )
     }
 }
@@ -110,7 +125,8 @@ impl Checkpoints {
     /// What is published, newest first.
     pub fn list(&self) -> Result<Vec<Name>, CheckpointError> {
         let found = self.store.list("manifests")?;
-        let name = |path: &String| path.strip_prefix("manifests/")?.strip_suffix(".json")?.parse::<Name>().ok();
+        let name =
+            |path: &String| path.strip_prefix("manifests/")?.strip_suffix(".json")?.parse::<Name>().ok();
         // A name that is spelt otherwise would not be found under its own.
         let mut names: Vec<Name> =
             found.keys().filter_map(|path| name(path).filter(|name| manifest_path(*name) == *path)).collect();
@@ -131,7 +147,9 @@ impl Checkpoints {
     /// Also where a generation after this one has published, which has taken over then.
     pub fn publish(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
         let name = manifest.name();
-        if let Some(newer) = self.list()?.first().copied().filter(|newest| newest.generation > name.generation) {
+        if let Some(newer) =
+            self.list()?.first().copied().filter(|newest| newest.generation > name.generation)
+        {
             return Err(CheckpointError::Superseded { name, newer });
         }
         #[cfg(debug_assertions)]
@@ -154,7 +172,11 @@ impl Checkpoints {
             Ok(Arc::unwrap_or_clone(manifest))
         };
         let checked = catalog.names().rev().map(|name| catalog.get(name).and_then(check));
-        Ok(checked.filter_map(|checked| checked.inspect_err(|error: &CheckpointError| tracing::warn!("not used: {error}")).ok()).collect())
+        Ok(checked
+            .filter_map(|checked| {
+                checked.inspect_err(|error: &CheckpointError| tracing::warn!("not used: {error}")).ok()
+            })
+            .collect())
     }
 
     /// Takes a checkpoint that turned out to be damaged out of the list, so that the next start does not try it again. Its manifest stays, under
@@ -209,7 +231,8 @@ mod fault {
 
     /// How many manifests are published before the process dies with all files of the next one written.
     static LEFT: LazyLock<AtomicI64> = LazyLock::new(|| {
-        let after = std::env::var("SWELTER_TEST_DIE_BEFORE_MANIFEST").ok().and_then(|after| after.parse().ok());
+        let after =
+            std::env::var("SWELTER_TEST_DIE_BEFORE_MANIFEST").ok().and_then(|after| after.parse().ok());
         AtomicI64::new(after.unwrap_or(i64::MAX))
     });
 

@@ -43,7 +43,12 @@ enum Command {
 
 impl PartWriter {
     /// `generation` is a number and a nonce, as in `17-9f2c41d06b3e8a55`, that no other run has.
-    pub fn spawn(checkpoints: Checkpoints, generation: &str, slots: Slots, done: Done) -> io::Result<PartWriter> {
+    pub fn spawn(
+        checkpoints: Checkpoints,
+        generation: &str,
+        slots: Slots,
+        done: Done,
+    ) -> io::Result<PartWriter> {
         let (number, nonce) = parse_generation(generation)
             .ok_or_else(|| io::Error::other(format!("{generation:?} is not a generation")))?;
         let held = Arc::new(AtomicUsize::new(0));
@@ -212,7 +217,13 @@ impl Writing<'_> {
         Ok(())
     }
 
-    fn put(&mut self, kind: &str, shard: u32, content: Vec<u8>, rows: u64) -> Result<FileEntry, CheckpointError> {
+    fn put(
+        &mut self,
+        kind: &str,
+        shard: u32,
+        content: Vec<u8>,
+        rows: u64,
+    ) -> Result<FileEntry, CheckpointError> {
         let run = if self.runs > 0 { format!("-{}", self.runs) } else { String::new() };
         let path = format!("{}/{kind}-{shard:02}{run}.parquet", self.folder);
         let entry =

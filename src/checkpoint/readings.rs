@@ -73,8 +73,7 @@ impl Writer {
                 .set_column_dictionary_enabled(path.clone(), false)
                 .set_column_encoding(path, Encoding::DELTA_BINARY_PACKED);
         }
-        properties =
-            properties.set_column_statistics_enabled("reading_at".into(), EnabledStatistics::Chunk);
+        properties = properties.set_column_statistics_enabled("reading_at".into(), EnabledStatistics::Chunk);
         let schema = schema();
         let writer = ArrowWriter::try_new(Vec::new(), schema.clone(), Some(properties.build()))?;
         let categories = StringArray::from_iter_values(Category::ALL.map(Category::name));
@@ -172,7 +171,9 @@ impl Reader {
                 self.at = 0;
                 self.batch = Some(match self.batches.next() {
                     Some(batch) => Columns::of(&batch?)?,
-                    None => return Err(ParquetError::General("it has less readings than its cities say".into())),
+                    None => {
+                        return Err(ParquetError::General("it has less readings than its cities say".into()));
+                    }
                 });
                 continue;
             }
@@ -194,11 +195,14 @@ impl Reader {
 impl Columns {
     fn of(batch: &RecordBatch) -> Result<Columns, ParquetError> {
         let column = |name: &str| {
-            batch.column_by_name(name).ok_or_else(|| ParquetError::General(format!("it has no column {name}")))
+            batch
+                .column_by_name(name)
+                .ok_or_else(|| ParquetError::General(format!("it has no column {name}")))
         };
         let category = column("category")?.as_dictionary::<Int8Type>();
         let words = category.values().as_string::<i32>();
-        let category_of = |word: Option<&str>| Category::ALL.into_iter().find(|category| word == Some(category.name()));
+        let category_of =
+            |word: Option<&str>| Category::ALL.into_iter().find(|category| word == Some(category.name()));
         let revision = column("revision")?.as_primitive::<Int64Type>();
         Ok(Columns {
             reading_at: column("reading_at")?.as_primitive::<TimestampMillisecondType>().clone(),

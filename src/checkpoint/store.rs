@@ -14,8 +14,8 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
 use object_store::{
-    BackoffConfig, ClientConfigKey, Error, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, RetryConfig,
-    WriteMultipart,
+    BackoffConfig, ClientConfigKey, Error, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions,
+    RetryConfig, WriteMultipart,
 };
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
@@ -53,7 +53,9 @@ impl FromStr for Place {
 
     fn from_str(text: &str) -> Result<Place, String> {
         let Some((scheme, rest)) = text.split_once("://") else {
-            return Some(Place::Folder(text.into())).filter(|_| !text.is_empty()).ok_or_else(|| "it is empty".into());
+            return Some(Place::Folder(text.into()))
+                .filter(|_| !text.is_empty())
+                .ok_or_else(|| "it is empty".into());
         };
         match scheme {
             "file" if rest.starts_with('/') => Ok(Place::Folder(rest.into())),
@@ -61,7 +63,9 @@ impl FromStr for Place {
                 let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
                 let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
                 if bucket.is_empty() || !bucket.bytes().all(allowed) || rest.contains(['?', '#', '@']) {
-                    return Err(format!("{text:?} does not name a bucket: write it as in s3://bucket/prefix"));
+                    return Err(format!(
+                        "{text:?} does not name a bucket: write it as in s3://bucket/prefix"
+                    ));
                 }
                 Ok(Place::S3 { bucket: bucket.into(), prefix: prefix.trim_matches('/').into() })
             }
@@ -157,7 +161,8 @@ impl Store {
                 false => found.bytes().await.map(|content| Some(Ok(content))),
             }
         };
-        let too_large = |size| self.failed(path, format!("it has {size} bytes, more than the {most} that it may have"));
+        let too_large =
+            |size| self.failed(path, format!("it has {size} bytes, more than the {most} that it may have"));
         self.in_time(path, fetch).await?.map(|found| found.map_err(too_large)).transpose()
     }
 
@@ -304,7 +309,8 @@ mod tests {
             let parsed: Place = text.parse().unwrap();
             assert_eq!((&parsed, parsed.to_string().as_str()), (&place, shown));
         }
-        for text in ["", "s3://", "s3:///prefix", "s3://user@bucket", "http://host/bucket", "file://relative"] {
+        for text in ["", "s3://", "s3:///prefix", "s3://user@bucket", "http://host/bucket", "file://relative"]
+        {
             assert!(text.parse::<Place>().is_err(), "{text}");
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::catalog::Catalog;
-use super::{CheckpointError, Checkpoints, Manifest, Name, Positions, manifest_path};
+use super::{CheckpointError, Checkpoints, Name, Positions, manifest_path};
 
 /// Files that no manifest names are left alone for so long: their checkpoint may be published yet.
 const UNPUBLISHED_MS: i64 = 3_600_000;
@@ -38,7 +38,8 @@ impl Checkpoints {
         let is_left_over = |path: &str, modified_ms: i64| {
             let name = name_of(path);
             let is_old = |name: Name| name.generation < last.generation || now - modified_ms > UNPUBLISHED_MS;
-            !named.contains(path) && name.is_some_and(|name| name < last && (dropped.contains(&name) || is_old(name)))
+            !named.contains(path)
+                && name.is_some_and(|name| name < last && (dropped.contains(&name) || is_old(name)))
         };
         let files: Vec<String> = files
             .into_iter()
@@ -47,15 +48,25 @@ impl Checkpoints {
             .collect();
         // First the manifests: one without its files would be taken for damage. Newest first, so that none loses what it adds to.
         for name in dropped.iter().rev() {
-            self.store.delete(vec![manifest_path(*name), format!("{}.damaged", manifest_path(*name))])?;
+            self.store.delete(vec![manifest_path(*name)])?;
         }
-        let folders: BTreeSet<String> =
-            files.iter().filter_map(|path| path.rsplit_once('/')).map(|(folder, _)| folder.to_owned()).collect();
+        let aside =
+            |path: &String| set_aside_as(path).is_some_and(|name| name < last && !kept.contains(&name));
+        self.store.delete(self.store.list("manifests")?.into_keys().filter(aside).collect())?;
+        let folders: BTreeSet<String> = files
+            .iter()
+            .filter_map(|path| path.rsplit_once('/'))
+            .map(|(folder, _)| folder.to_owned())
+            .collect();
         self.store.delete(files)?;
         folders.iter().for_each(|folder| self.store.remove_folder(folder));
         let oldest = kept.first().map(|name| catalog.get(*name)).transpose()?;
-        Ok(oldest.map(|manifest: std::sync::Arc<Manifest>| manifest.positions.clone()))
+        Ok(oldest.map(|manifest| manifest.positions.clone()))
     }
+}
+
+fn set_aside_as(path: &str) -> Option<Name> {
+    path.strip_prefix("manifests/")?.strip_suffix(".json.damaged")?.parse().ok()
 }
 
 /// The checkpoint that a file in `data/` is of.

@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 
 mod batch;
+mod checkpoints;
 mod dead_letters;
 mod demo;
 mod generate;
@@ -35,6 +36,7 @@ enum Command {
     Generate(generate::GenerateArgs),
     Produce(produce::ProduceArgs),
     DeadLetters(dead_letters::DeadLettersArgs),
+    Checkpoints(checkpoints::CheckpointsArgs),
 }
 
 impl Cli {
@@ -48,6 +50,7 @@ impl Cli {
             Command::Generate(args) => args.run(),
             Command::Produce(args) => args.run(),
             Command::DeadLetters(args) => args.run(),
+            Command::Checkpoints(args) => args.run(),
         };
         match result {
             Ok(()) => ExitCode::SUCCESS,

@@ -9,9 +9,10 @@ use tracing_subscriber::EnvFilter;
 use super::keys::{Keys, offset, quoted};
 use super::layers::read_text;
 use super::plan::{
-    ClusterKeys, IngestPlan, LogFormat, LogPlan, PipelineLimits, Plan, SourceKind, SourcePlan,
+    CheckpointPlan, ClusterKeys, IngestPlan, LogFormat, LogPlan, PipelineLimits, Plan, SourceKind, SourcePlan,
 };
 use super::{kafka, sources, tokens};
+use crate::checkpoint::{self, Place};
 use crate::codec::DecodeSettings;
 use crate::dataflow::rolling::Retention;
 use crate::model::Duration;
@@ -33,6 +34,7 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
     let mut sources = sources::sources(keys, retention.lateness);
     let sink = sources::sink(keys, &mut sources);
     let ingest = ingest(keys, &sources.plans, retention.lateness);
+    let checkpoints = checkpoints(keys, &data_dir);
     let serve = serve(keys);
     let cluster = cluster(keys);
     let limits = PipelineLimits {
@@ -48,6 +50,7 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
         max_ahead,
         max_cities,
         decode,
+        checkpoints,
         ingest,
         sources: sources.plans,
         sink,
@@ -81,6 +84,25 @@ fn retention(keys: &mut Keys) -> Retention {
     let history = if keys.optional(key).is_some() { keys.duration(key, "0s", "366d") } else { window };
     keys.show(key, quoted(&history.to_string()));
     Retention { window, lateness, history }
+}
+
+fn checkpoints(keys: &mut Keys, data_dir: &Path) -> Option<CheckpointPlan> {
+    let place = match keys.optional("checkpoints.url").map(|url| url.parse()).transpose() {
+        Ok(place) => place,
+        Err(problem) => {
+            keys.refuse("checkpoints.url", format!("is no place for checkpoints: {problem}"));
+            None
+        }
+    };
+    let is_given = place.is_some();
+    let every = keys.duration("checkpoints.every", "0s", "1d");
+    let plan = CheckpointPlan {
+        place: place.unwrap_or_else(|| Place::Folder(data_dir.join(checkpoint::FOLDER))),
+        is_given,
+        every,
+        keep: keys.whole("checkpoints.keep", 1..=1000),
+    };
+    (every > Duration::default()).then_some(plan)
 }
 
 fn decode(keys: &mut Keys) -> Option<DecodeSettings> {

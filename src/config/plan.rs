@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration as Wait;
 
+use crate::checkpoint::Place;
 use crate::codec::{Compression, DecodeSettings, Format};
 use crate::dataflow::heat_index::Formula;
 use crate::dataflow::rolling::Retention;
@@ -25,6 +26,8 @@ pub struct Plan {
     /// Cities that a partition may have.
     pub max_cities: u32,
     pub decode: DecodeSettings,
+    /// Without it a start reads the logs from their beginning.
+    pub checkpoints: Option<CheckpointPlan>,
     /// Without it nothing can be posted, and there is no journal.
     pub ingest: Option<IngestPlan>,
     pub sources: Vec<SourcePlan>,
@@ -60,6 +63,17 @@ impl std::fmt::Debug for ClusterKeys {
             .field("hosts", hosts)
             .finish_non_exhaustive()
     }
+}
+
+/// The state of all cities, kept from time to time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointPlan {
+    pub place: Place,
+    /// Otherwise the place is in the data directory: a run that has none makes no checkpoints.
+    pub is_given: bool,
+    /// More than nothing.
+    pub every: Duration,
+    pub keep: usize,
 }
 
 /// The embedded journal, or the topic in its place.

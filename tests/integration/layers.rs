@@ -16,6 +16,7 @@ const LAYERS: [(u8, &str, &[&str]); 17] = [
     (2, "dataflow", &[]),
     (2, "sinks", &[]),
     (2, "serve", &[]),
+    (2, "checkpoint", &[]),
     (3, "config", &[]),
     (3, "worker", &["config"]),
     (3, "cluster", &["config"]),
@@ -76,6 +77,11 @@ fn modules_import_only_what_lies_below() {
         let names_timely = text.contains("timely::") || text.contains("differential_dataflow::");
         assert!(!names_timely || TIMELY.contains(&&*module), "{} names timely", path.display());
         assert!(!text.contains("warp::") || module == "serve", "{} names warp", path.display());
+        assert!(
+            !text.contains("object_store::") || module == "checkpoint",
+            "{} names object_store",
+            path.display()
+        );
         seen.insert(module);
     }
     for (_, module, _) in &LAYERS {

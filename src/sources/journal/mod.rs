@@ -5,12 +5,14 @@
 //! block, or a few: the unit of compression, of the memory that readers share with the writer, and of reading from disk.
 //!
 //! The blocks lie in a key-value store (`blocks/`), which brings its write-ahead log, compaction and checksums; `marks` says
-//! beside it how far was acknowledged. Nothing is ever changed or removed.
+//! beside it how far was acknowledged. Nothing is ever changed; what checkpoints cover is removed when it is told to, block by block
+//! from the beginning (`begins`).
 //!
 //! Memory: what waits in the queue and, as much again, what is being written; the tails; 4 MB of cache, up to 5 tables in
 //! memory of 8 MB each, and the index of the newest tables; 1 MB and a block for each partition that is replayed. Threads:
 //! the writer, and one of the store's.
 
+mod begins;
 mod block;
 mod marks;
 mod queue;
@@ -27,6 +29,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle, Thread};
 
+use self::begins::Begins;
 use self::block::{Decoder, Encoder};
 use self::marks::Marks;
 use self::queue::Queue;
@@ -116,6 +119,7 @@ struct Shared {
     dir: PathBuf,
     decode: DecodeSettings,
     store: Store,
+    begins: Begins,
     /// By partition.
     tails: Vec<Tail>,
     /// Why nothing more is written.
@@ -143,6 +147,8 @@ impl Journal {
             return Err(JournalError::Partitions { dir, found, asked: partitions });
         }
         let store = Store::open(dir, marks.is_new())?;
+        let begins = Begins::open(dir, partitions)?;
+        check_begins(dir, &store, &begins)?;
         let arrived = read_ends(dir, &store, &mut marks)?;
         let mut size = SizeWarning { next: plan.warn_bytes };
         size.check(store.disk_bytes(), dir);
@@ -151,6 +157,7 @@ impl Journal {
             dir: dir.into(),
             decode: plan.decode,
             store,
+            begins,
             tails: marks.ends.iter().map(|end| Tail::new(*end, tail_bytes)).collect(),
             failed: OnceLock::new(),
         });
@@ -182,11 +189,48 @@ impl Journal {
         self.shared.tails.get(partition as usize).map_or(0, |tail| tail.end())
     }
 
+    /// The position of the first record of a partition that is still there.
+    pub fn begin(&self, partition: u32) -> u64 {
+        self.shared.begins.of(partition)
+    }
+
+    /// Removes the records of partitions that lie before a position, as far as whole blocks of them do; each partition keeps its last block.
+    /// That they are gone is durable before they go, so a crash leaves at most some that the next call removes. It is to be called
+    /// by one thread, which may have to wait until the storage has given the room back.
+    pub fn trim(&self, upto: &[(u32, u64)]) -> Result<(), JournalError> {
+        let dir = &self.shared.dir;
+        let failed = |failure: Failure| match failure {
+            Failure::Io(source) => JournalError::Io { path: dir.clone(), source },
+            failure => JournalError::damaged(dir, &failure.to_string()),
+        };
+        let mut begins = Vec::new();
+        for (partition, upto) in upto.iter().filter(|(partition, _)| *partition < self.partitions()) {
+            let begin = self.shared.store.begin_of_block(*partition, *upto).map_err(failed)?;
+            begins.extend(begin.map(|begin| (*partition, begin)));
+        }
+        let at_dir = |source| JournalError::Io { path: dir.clone(), source };
+        self.shared.begins.raise(&begins).map_err(at_dir)?;
+        self.shared.store.remove_before(&self.shared.begins.all()).map_err(failed)
+    }
+
     /// Why the journal has stopped to take records, where it has: the program is to end with this line. Readers that have
     /// read all that is durable get it, too.
     pub fn failed(&self) -> Option<Arc<str>> {
         self.shared.failed.get().cloned()
     }
+}
+
+/// What is there begins where it should, or before: a crash has kept some from being removed.
+fn check_begins(dir: &Path, store: &Store, begins: &Begins) -> Result<(), JournalError> {
+    for (partition, begin) in (0..).zip(begins.all()) {
+        let first =
+            store.first(partition).map_err(|failure| JournalError::damaged(dir, &failure.to_string()))?;
+        if first.unwrap_or(begin) > begin {
+            let what = format!("partition {partition} cannot be read at position {begin}, where it begins");
+            return Err(JournalError::damaged(dir, &what));
+        }
+    }
+    Ok(())
 }
 
 /// Brings the marks up to the ends of the partitions, and returns when the last record of each arrived.
@@ -215,6 +259,19 @@ impl Shared {
         })
     }
 
+    /// Refuses a position whose record was removed.
+    fn check_begin(&self, partition: u32, position: u64) -> Result<(), SourceError> {
+        let begin = self.begins.of(partition);
+        match position < begin {
+            true => Err(SourceError::Fatal(format!(
+                "partition {partition} of the journal in {} begins at position {begin}, since checkpoints cover what lies before; to be read from \
+                 position {position} it needs a checkpoint that is no older: restore one from a backup, or begin anew with empty outputs",
+                self.dir.display()
+            ))),
+            false => Ok(()),
+        }
+    }
+
     #[cold]
     fn unreadable(&self, failure: &Failure) -> SourceError {
         SourceError::Fatal(format!("the journal in {} is damaged: {failure}; {REMEDY}", self.dir.display()))
@@ -238,7 +295,7 @@ impl Source for Journal {
                  or begin anew with empty outputs"
             )));
         }
-        Ok(())
+        self.shared.check_begin(partition, position)
     }
 
     fn open(&self, partition: u32, position: u64, worker: Thread) -> Result<Box<dyn Partition>, SourceError> {

@@ -45,6 +45,7 @@ impl Reader {
                 shared.dir.display()
             )));
         }
+        shared.check_begin(partition, position)?;
         let blocks = Decoder::new().map_err(|error| SourceError::Fatal(error.to_string()))?;
         let records = RecordDecoder::new(shared.decode);
         let (current, ahead) = (None, VecDeque::new());
@@ -59,7 +60,11 @@ impl Reader {
                 Found::Block(block) => block,
                 Found::OnDisk => {
                     let read = self.shared.store.read(self.partition, self.position, &mut self.blocks);
-                    self.ahead = read.map_err(|failure| self.shared.unreadable(&failure))?;
+                    self.ahead = read.map_err(|failure| {
+                        // It may have been removed just now.
+                        let removed = self.shared.check_begin(self.partition, self.position).err();
+                        removed.unwrap_or_else(|| self.shared.unreadable(&failure))
+                    })?;
                     let first = self.ahead.pop_front();
                     first.ok_or_else(|| self.damaged())?
                 }

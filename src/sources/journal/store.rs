@@ -2,12 +2,12 @@
 
 use std::any::Any;
 use std::cell::Cell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use fjall::config::{BlockSizePolicy, CompressionPolicy, FilterPolicy};
 use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
@@ -29,9 +29,24 @@ const TABLE_BLOCK_BYTES: u32 = 32 << 10;
 /// What a replaying reader takes from the disk at once, in bytes of records.
 const READ_AHEAD_BYTES: usize = 1 << 20;
 
+/// Blocks of one commit that removes.
+const REMOVED_AT_ONCE: usize = 1_000;
+/// Removed blocks keep their room until all is rewritten, which is not to be done for little.
+const COMPACT_BYTES: u64 = 16 << 20;
+
 pub(super) struct Store {
     database: Database,
     blocks: Keyspace,
+    removed: Mutex<Removed>,
+}
+
+/// What was removed since the start.
+#[derive(Default)]
+struct Removed {
+    /// By partition: there is nothing before.
+    upto: BTreeMap<u32, u64>,
+    /// Whose room was not given back yet.
+    bytes: u64,
 }
 
 impl Store {
@@ -72,6 +87,53 @@ impl Store {
         caught(|| {
             let mut range = self.blocks.range(block::key(partition, 0)..=block::key(partition, u64::MAX));
             range.next_back().map(|guard| read(guard, decoder)).transpose()
+        })
+    }
+
+    /// Where the first block of a partition begins.
+    pub(super) fn first(&self, partition: u32) -> Result<Option<u64>, Failure> {
+        caught(|| {
+            let mut range = self.blocks.range(block::key(partition, 0)..=block::key(partition, u64::MAX));
+            range.next().map(|guard| first_position(&guard.key()?)).transpose()
+        })
+    }
+
+    /// Where the last block begins that does so at a position or before.
+    pub(super) fn begin_of_block(&self, partition: u32, position: u64) -> Result<Option<u64>, Failure> {
+        caught(|| {
+            let mut range = self.blocks.range(block::key(partition, 0)..=block::key(partition, position));
+            range.next_back().map(|guard| first_position(&guard.key()?)).transpose()
+        })
+    }
+
+    /// Removes the blocks of each partition that begin before its position, and gives back their room once they are much of all.
+    pub(super) fn remove_before(&self, begins: &[u64]) -> Result<(), Failure> {
+        let mut removed = self.removed.lock().unwrap_or_else(PoisonError::into_inner);
+        caught(|| {
+            for (partition, begin) in (0..).zip(begins) {
+                let from = block::key(partition, removed.upto.get(&partition).copied().unwrap_or(0));
+                let mut blocks = self.blocks.range(from..block::key(partition, *begin));
+                loop {
+                    let mut batch = self.database.batch();
+                    for guard in blocks.by_ref().take(REMOVED_AT_ONCE) {
+                        let (key, value) = guard.into_inner()?;
+                        removed.bytes += (key.len() + value.len()) as u64;
+                        batch.remove(&self.blocks, key);
+                    }
+                    if batch.is_empty() {
+                        break;
+                    }
+                    batch.commit()?;
+                }
+                removed.upto.insert(partition, *begin);
+            }
+            if removed.bytes >= COMPACT_BYTES.max(self.blocks.disk_space() / 2) {
+                removed.bytes = 0;
+                // What is removed is in memory yet, as a mark.
+                self.blocks.rotate_memtable_and_wait()?;
+                self.blocks.major_compact()?;
+            }
+            Ok::<(), Failure>(())
         })
     }
 
@@ -139,7 +201,7 @@ fn open_store(path: &PathBuf) -> Result<Store, fjall::Error> {
             .data_block_compression_policy(CompressionPolicy::all(CompressionType::Lz4))
             .filter_policy(FilterPolicy::disabled())
     })?;
-    Ok(Store { database, blocks })
+    Ok(Store { database, blocks, removed: Mutex::default() })
 }
 
 /// Checks what the store does not: it deletes a keyspace that has lost its file `current`, as one whose creation was cut
@@ -166,6 +228,12 @@ fn check_lists(dir: &Path, path: &Path) -> Result<(), JournalError> {
         }
     }
     Ok(())
+}
+
+fn first_position(key: &[u8]) -> Result<u64, Failure> {
+    let parsed =
+        block::parse_key(key).ok_or_else(|| Failure::Damaged("a block has a key that is none".into()));
+    parsed.map(|(_, first)| first)
 }
 
 fn read(guard: fjall::Guard, decoder: &mut Decoder) -> Result<Block, Failure> {

@@ -3,6 +3,7 @@
 mod damage;
 mod kill;
 mod measure;
+mod trim;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -168,7 +168,7 @@ impl SizeWarning {
         }
         tracing::warn!(
             bytes,
-            "the journal in {} holds {} MB: it keeps every reading and takes as long to replay at a start",
+            "the journal in {} holds {} MB: without checkpoints it keeps every reading, and takes as long to replay at a start",
             dir.display(),
             bytes / 1_000_000,
         );

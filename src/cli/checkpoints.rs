@@ -1,0 +1,365 @@
+//! `swelter checkpoints`: the kept state of a service, looked at and checked.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::Stop;
+use crate::checkpoint::{CheckpointError, Checkpoints, FOLDER, Manifest, Name, Place};
+use crate::config::Config;
+use crate::config::layers::Layers;
+use crate::model::{CityState, EventTime, HeldReading, PartitionName, Revision};
+
+/// Look at the checkpoints of a service, and check them
+///
+/// They are where the configuration says, by default in the folder checkpoints of the data directory. A service may be running.
+#[derive(Args, Debug)]
+pub struct CheckpointsArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    List(ListArgs),
+    Verify(VerifyArgs),
+    Show(ShowArgs),
+}
+
+/// Where they are.
+#[derive(Args, Debug)]
+struct Located {
+    /// The configuration of the service, TOML
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The data directory that has them in its folder checkpoints
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["config", "url"])]
+    data_dir: Option<PathBuf>,
+    /// A folder of checkpoints, or s3://bucket/prefix; for that see AWS_ENDPOINT_URL and the like
+    #[arg(long, value_name = "URL", conflicts_with = "config")]
+    url: Option<String>,
+    /// Write one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// List the checkpoints, the newest first
+#[derive(Args, Debug)]
+struct ListArgs {
+    #[command(flatten)]
+    located: Located,
+}
+
+/// Read all of a checkpoint and say whether it is whole; ends with 1 where one is not
+#[derive(Args, Debug)]
+struct VerifyArgs {
+    #[command(flatten)]
+    located: Located,
+    /// Its name, as list has it; all without one
+    name: Option<Name>,
+}
+
+/// Show what a checkpoint is of
+#[derive(Args, Debug)]
+struct ShowArgs {
+    #[command(flatten)]
+    located: Located,
+    /// Its name, as list has it; the newest without one
+    name: Option<Name>,
+    /// Show the state of this city in it
+    #[arg(long, value_name = "KEY")]
+    city: Option<String>,
+}
+
+impl CheckpointsArgs {
+    pub(super) fn run(self) -> Result<(), Stop> {
+        match self.command {
+            Command::List(args) => args.run(),
+            Command::Verify(args) => args.run(),
+            Command::Show(args) => args.run(),
+        }
+    }
+}
+
+fn failed(error: CheckpointError) -> Stop {
+    Stop::Failed(error.to_string())
+}
+
+impl Located {
+    fn open(&self) -> Result<Checkpoints, Stop> {
+        let place = match (&self.url, &self.data_dir) {
+            (Some(url), _) => url.parse().map_err(|problem| Stop::Usage(format!("--url: {problem}")))?,
+            (None, Some(dir)) => Place::Folder(dir.join(FOLDER)),
+            (None, None) => self.configured()?,
+        };
+        // It is not made by looking at it.
+        if let Place::Folder(folder) = &place
+            && !folder.is_dir()
+        {
+            let line = format!(
+                "{} is not a folder: --data-dir, --url or --config says where checkpoints are",
+                folder.display()
+            );
+            return Err(Stop::Failed(line));
+        }
+        Checkpoints::open(&place).map_err(failed)
+    }
+
+    fn configured(&self) -> Result<Place, Stop> {
+        let layers = Layers {
+            file: self.config.clone(),
+            environment: std::env::vars_os().collect(),
+            flags: Vec::new(),
+        };
+        let plan = Config::load(&layers).map_err(Stop::Config)?.plan;
+        // Those that there are stay where they are when no more are made.
+        Ok(plan.checkpoints.map_or_else(|| Place::Folder(plan.data_dir.join(FOLDER)), |plan| plan.place))
+    }
+
+    fn tell(
+        &self,
+        json: impl FnOnce() -> Value,
+        text: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<(), Stop> {
+        let mut out = io::BufWriter::new(io::stdout().lock());
+        let written = match self.json {
+            true => {
+                serde_json::to_writer(&mut out, &json()).map_err(io::Error::from).and_then(|()| writeln!(out))
+            }
+            false => text(&mut out),
+        };
+        written.and_then(|()| out.flush()).map_err(|error| Stop::writing(None, &error))
+    }
+}
+
+/// The newest, or the one that is asked for.
+fn chosen(checkpoints: &Checkpoints, name: Option<Name>) -> Result<Manifest, Stop> {
+    let newest = || checkpoints.list().map(|names| names.first().copied());
+    let name = name.map_or_else(newest, |name| Ok(Some(name))).map_err(failed)?;
+    let none = || Stop::Failed(format!("there is no checkpoint in {}", checkpoints.place()));
+    checkpoints.read(name.ok_or_else(none)?).map_err(failed)
+}
+
+fn kind(manifest: &Manifest) -> &'static str {
+    if manifest.adds_to.is_some() { "increment" } else { "full" }
+}
+
+impl ListArgs {
+    fn run(self) -> Result<(), Stop> {
+        let checkpoints = self.located.open()?;
+        let mut found = Vec::new();
+        for name in checkpoints.list().map_err(failed)? {
+            match checkpoints.read(name) {
+                Err(error) if !error.is_of_this_one() => return Err(failed(error)),
+                read => found.push((name, read)),
+            }
+        }
+        let json = || found.iter().map(|(name, read)| line_json(*name, read)).collect();
+        self.located.tell(json, |out| {
+            if found.is_empty() {
+                return writeln!(out, "no checkpoints");
+            }
+            writeln!(
+                out,
+                "{:<26} {:<24} {:<9} {:>9} {:>13} {:>10}",
+                "name", "made", "kind", "cities", "readings", "bytes"
+            )?;
+            for (name, read) in &found {
+                match read {
+                    Ok(manifest) => {
+                        let made = manifest.created_at.to_string();
+                        let (cities, readings, bytes) =
+                            (manifest.cities, manifest.readings, size(manifest.bytes()));
+                        writeln!(
+                            out,
+                            "{name:<26} {made:<24} {:<9} {cities:>9} {readings:>13} {bytes:>10}",
+                            kind(manifest)
+                        )?;
+                    }
+                    Err(error) => writeln!(out, "{name:<26} {error}")?,
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+fn line_json(name: Name, read: &Result<Manifest, CheckpointError>) -> Value {
+    match read {
+        Ok(manifest) => json!({
+            "name": name.to_string(), "created_at": manifest.created_at.to_string(), "kind": kind(manifest),
+            "adds_to": manifest.adds_to, "cities": manifest.cities, "readings": manifest.readings, "bytes": manifest.bytes(),
+        }),
+        Err(error) => json!({"name": name.to_string(), "error": error.to_string()}),
+    }
+}
+
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..10_000 => format!("{bytes} B"),
+        10_000..10_000_000 => format!("{} kB", bytes / 1_000),
+        _ => format!("{} MB", bytes / 1_000_000),
+    }
+}
+
+impl VerifyArgs {
+    fn run(self) -> Result<(), Stop> {
+        let checkpoints = self.located.open()?;
+        let names = match self.name {
+            Some(name) => vec![name],
+            None => checkpoints.list().map_err(failed)?,
+        };
+        let mut results = Vec::new();
+        for name in names {
+            match checkpoints.read(name).and_then(|manifest| checkpoints.verify(&manifest)) {
+                Err(error) if !error.is_of_this_one() => return Err(failed(error)),
+                result => results.push((name, result)),
+            }
+        }
+        let json = || results.iter().map(|(name, result)| verified_json(*name, result)).collect();
+        self.located.tell(json, |out| {
+            if results.is_empty() {
+                return writeln!(out, "no checkpoints");
+            }
+            results.iter().try_for_each(|(name, result)| match result {
+                Ok((cities, readings)) => writeln!(out, "{name}  ok: {cities} cities, {readings} readings"),
+                Err(error) => writeln!(out, "{name}  {error}"),
+            })
+        })?;
+        match results.iter().filter(|(_, result)| result.is_err()).count() {
+            0 => Ok(()),
+            wrong => Err(Stop::Failed(format!("{wrong} of {} checkpoints cannot be used", results.len()))),
+        }
+    }
+}
+
+fn verified_json(name: Name, result: &Result<(u64, u64), CheckpointError>) -> Value {
+    let name = name.to_string();
+    match result {
+        Ok((cities, readings)) => json!({"name": name, "ok": true, "cities": cities, "readings": readings}),
+        Err(error) => json!({"name": name, "ok": false, "error": error.to_string()}),
+    }
+}
+
+impl ShowArgs {
+    fn run(self) -> Result<(), Stop> {
+        let checkpoints = self.located.open()?;
+        let manifest = chosen(&checkpoints, self.name)?;
+        match &self.city {
+            Some(city) => self.city(&checkpoints, &manifest, city),
+            None => self.located.tell(|| facts(&manifest), |out| show(&manifest, out)),
+        }
+    }
+
+    fn city(&self, checkpoints: &Checkpoints, manifest: &Manifest, city: &str) -> Result<(), Stop> {
+        let found = checkpoints.city(manifest, city).map_err(failed)?;
+        let (partition, state) = found.ok_or_else(|| {
+            Stop::Failed(format!("the checkpoint {} does not have the city {city:?}", manifest.name()))
+        })?;
+        self.located.tell(|| city_json(&partition, &state), |out| show_city(&partition, &state, out))
+    }
+}
+
+fn facts(manifest: &Manifest) -> Value {
+    let mut facts = line_json(manifest.name(), &Ok(manifest.clone()));
+    facts["program"] = json!(manifest.program);
+    facts["generation"] = json!(manifest.generation);
+    facts["epoch"] = json!(manifest.epoch);
+    facts["chain"] = json!(manifest.chain);
+    facts["identity"] = json!(manifest.identity);
+    facts["positions"] = json!(manifest.positions);
+    facts["files"] = manifest
+        .files()
+        .map(|file| json!({"path": file.path, "bytes": file.bytes, "rows": file.rows}))
+        .collect();
+    facts
+}
+
+fn show(manifest: &Manifest, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(out, "name        {}", manifest.name())?;
+    writeln!(out, "made        {} by swelter {}", manifest.created_at, manifest.program)?;
+    writeln!(out, "generation  {}", manifest.generation)?;
+    match &manifest.adds_to {
+        None => writeln!(out, "kind        full")?,
+        Some(below) => writeln!(
+            out,
+            "kind        increment, adds to {below}; with it {} increments of {} on {}",
+            manifest.chain.increments,
+            size(manifest.chain.increment_bytes),
+            size(manifest.chain.full_bytes)
+        )?,
+    }
+    let files = manifest.files().count();
+    writeln!(out, "cities      {}", manifest.cities)?;
+    writeln!(out, "readings    {}", manifest.readings)?;
+    writeln!(out, "files       {files}, {}", size(manifest.bytes()))?;
+    writeln!(out, "computed with")?;
+    for (key, value) in &manifest.identity {
+        writeln!(out, "  {key} = {value}")?;
+    }
+    writeln!(out, "complete up to")?;
+    for (source, partitions) in &manifest.positions {
+        for (partition, position) in partitions {
+            writeln!(out, "  {source}/{partition}/{position}")?;
+        }
+    }
+    Ok(())
+}
+
+fn city_json(partition: &PartitionName, state: &CityState) -> Value {
+    let time = |time: EventTime| time.to_string();
+    let readings: Vec<Value> = readings(state)
+        .map(|reading| {
+            json!({
+                "reading_at": time(reading.reading_at), "heat_index": reading.heat_index.fahrenheit(),
+                "category": reading.category, "revision": reading.revision.map(Revision::number),
+            })
+        })
+        .collect();
+    let withdrawn = state
+        .withdrawn
+        .iter()
+        .map(|(at, revision)| json!({"reading_at": time(*at), "revision": revision.map(Revision::number)}));
+    let measured = state.measured.iter().map(|(at, measurement)| {
+        json!({
+            "reading_at": time(*at), "temperature": measurement.temperature(), "humidity": measurement.humidity(),
+            "wind_speed": measurement.wind_speed(),
+        })
+    });
+    json!({
+        "city": state.name, "source": partition.source, "partition": partition.partition, "high": state.high.map(time),
+        "readings": readings, "withdrawn": withdrawn.collect::<Vec<_>>(), "measured": measured.collect::<Vec<_>>(),
+    })
+}
+
+fn readings(state: &CityState) -> impl Iterator<Item = HeldReading> {
+    state.blocks.iter().flat_map(|block| block.iter())
+}
+
+fn show_city(partition: &PartitionName, state: &CityState, out: &mut dyn Write) -> io::Result<()> {
+    let revision = |revision: Option<Revision>| {
+        revision.map_or_else(String::new, |r| format!("  revision {}", r.number()))
+    };
+    writeln!(out, "city        {}", state.name)?;
+    writeln!(out, "partition   {}/{}", partition.source, partition.partition)?;
+    writeln!(out, "newest      {}", state.high.map_or_else(|| "none".to_owned(), |high| high.to_string()))?;
+    writeln!(out, "measured")?;
+    for (at, measurement) in &state.measured {
+        let (temperature, humidity) = (measurement.temperature(), measurement.humidity());
+        let wind_speed = measurement.wind_speed().map_or_else(String::new, |speed| format!("  {speed} mph"));
+        writeln!(out, "  {at:<24}  {temperature} °F  {humidity} %{wind_speed}")?;
+    }
+    writeln!(out, "withdrawn")?;
+    for (at, number) in &state.withdrawn {
+        writeln!(out, "  {at}{}", revision(*number))?;
+    }
+    writeln!(out, "readings")?;
+    for reading in readings(state) {
+        let (at, heat_index, category) =
+            (reading.reading_at, reading.heat_index.fahrenheit(), reading.category.name());
+        writeln!(out, "  {at:<24}  {heat_index:>12.6} °F  {category}{}", revision(reading.revision))?;
+    }
+    Ok(())
+}

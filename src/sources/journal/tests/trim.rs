@@ -1,0 +1,188 @@
+//! What is trimmed is gone and says so; what is not is there, also where a process is killed in between.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+
+use super::*;
+
+const DIR: &str = "SWELTER_TEST_TRIMMED_JOURNAL";
+
+/// All that is left of all partitions.
+fn read_left(journal: &Journal) -> Vec<Vec<Seen>> {
+    (0..journal.partitions())
+        .map(|partition| read_from(journal, partition, journal.begin(partition), 1000).unwrap())
+        .collect()
+}
+
+fn fill(journal: &Journal, from: i64, count: i64) {
+    for number in from..from + count {
+        let records = ["a", "b", "c"].map(|city| reading(city, number)).to_vec();
+        acknowledged(&*journal.appender(), records);
+    }
+}
+
+#[test]
+fn what_lies_before_a_position_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Journal::open(dir.path(), plan(2)).unwrap();
+    fill(&journal, 0, 50);
+    journal.shared.store.flush();
+    fill(&journal, 50, 50);
+    let before = read_all(&journal).unwrap();
+    // A position in the middle, one behind the end, and a partition that there is not.
+    journal.trim(&[(0, 31), (1, 10_000), (7, 5)]).unwrap();
+    let check = |journal: &Journal| {
+        for partition in 0..2u32 {
+            let (begin, end) = (journal.begin(partition), journal.end(partition));
+            assert!(begin < end && begin <= if partition == 0 { 31 } else { end - 1 });
+            assert!(begin > if partition == 0 { 20 } else { end - 10 }, "{begin} of {end}");
+            let left = read_from(journal, partition, begin, 7).unwrap();
+            assert_eq!(left, before[partition as usize][begin as usize..]);
+            for refused in [
+                journal.check(partition, begin - 1).unwrap_err(),
+                Source::open(journal, partition, begin - 1, thread::current()).err().unwrap(),
+            ] {
+                let line = refused.to_string();
+                assert!(matches!(refused, SourceError::Fatal(_)) && line.contains("restore one"), "{line}");
+            }
+            assert!(journal.check(partition, begin).is_ok());
+        }
+    };
+    check(&journal);
+    // It never goes back.
+    journal.trim(&[(0, 3), (1, 0)]).unwrap();
+    check(&journal);
+    drop(journal);
+    let journal = Journal::open(dir.path(), plan(2)).unwrap();
+    check(&journal);
+    fill(&journal, 100, 3);
+    let ends = [journal.end(0), journal.end(1)];
+    drop(journal);
+    let journal = Journal::open(dir.path(), plan(2)).unwrap();
+    assert_eq!([journal.end(0), journal.end(1)], ends);
+}
+
+#[test]
+fn a_reader_that_was_overtaken_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Journal::open(dir.path(), JournalPlan { tail_bytes: 0, ..plan(1) }).unwrap();
+    fill(&journal, 0, 20);
+    let mut reader = Source::open(&journal, 0, 0, thread::current()).unwrap();
+    journal.trim(&[(0, 50)]).unwrap();
+    let error = reader.poll(1, u64::MAX, &mut Seer::default()).unwrap_err();
+    assert!(error.to_string().contains("begins at position 48"), "{error}");
+}
+
+#[test]
+fn room_is_given_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Journal::open(dir.path(), plan(2)).unwrap();
+    let records = |seed: u64| -> Vec<NewRecord> {
+        let word = |n: u64| crate::sources::mix(n).to_le_bytes();
+        let bytes = |n: u64| (0..100).flat_map(|i| word(n * 1_000_003 + i)).collect::<Vec<u8>>();
+        (0..250).map(|n| NewRecord::new(Some(&n.to_string()), bytes(seed * 1_000 + n))).collect()
+    };
+    for round in 0..200 {
+        acknowledged(&*journal.appender(), records(round));
+        if round % 40 == 39 {
+            journal.shared.store.flush();
+        }
+    }
+    let full = journal.shared.store.disk_bytes();
+    assert!(full > 35_000_000, "{full}");
+    let ends = [journal.end(0), journal.end(1)];
+    journal.trim(&[(0, ends[0] * 9 / 10), (1, ends[1] * 9 / 10)]).unwrap();
+    let left = journal.shared.store.disk_bytes();
+    assert!(left < full / 5, "{left} of {full}");
+    let counts: Vec<u64> = read_left(&journal).iter().map(|seen| seen.len() as u64).collect();
+    assert_eq!(counts, [ends[0] - journal.begin(0), ends[1] - journal.begin(1)]);
+}
+
+#[test]
+fn damaged_beginnings_are_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Journal::open(dir.path(), plan(2)).unwrap();
+    fill(&journal, 0, 20);
+    journal.trim(&[(0, 10), (1, 10)]).unwrap();
+    drop(journal);
+    let path = dir.path().join("begins");
+    let whole = fs::read(&path).unwrap();
+    let refused = || {
+        let error = Journal::open(dir.path(), plan(2)).err().map(|error| error.to_string());
+        assert!(error.as_ref().is_some_and(|error| error.contains("restore it from a backup")), "{error:?}");
+    };
+    for at in 0..whole.len() {
+        let mut flipped = whole.clone();
+        flipped[at] ^= 0x10;
+        fs::write(&path, &flipped).unwrap();
+        refused();
+        fs::write(&path, &whole[..at]).unwrap();
+        refused();
+    }
+    fs::remove_file(&path).unwrap();
+    refused();
+    fs::write(&path, &whole).unwrap();
+    assert!(Journal::open(dir.path(), plan(2)).is_ok());
+}
+
+/// The process that is killed: appends and trims for ever, and prints what was acknowledged and how far it trimmed.
+#[test]
+#[ignore = "run by killed_processes_trim_no_more_than_they_should"]
+fn trimming_process() {
+    let Some(dir) = std::env::var_os(DIR) else { return };
+    let journal = Journal::open(Path::new(&dir), plan(2)).unwrap();
+    for number in journal.end(0) as i64.. {
+        fill(&journal, number, 1);
+        writeln!(std::io::stdout().lock(), "acknowledged {} {}", journal.end(0), journal.end(1)).unwrap();
+        if number % 40 == 39 {
+            journal.shared.store.flush();
+        }
+        if number % 3 == 0 {
+            let upto = [0, 1].map(|partition| (partition, journal.end(partition).saturating_sub(20)));
+            writeln!(std::io::stdout().lock(), "trimming {} {}", upto[0].1, upto[1].1).unwrap();
+            journal.trim(&upto).unwrap();
+        }
+    }
+}
+
+#[test]
+fn killed_processes_trim_no_more_than_they_should() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 0..10usize {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["sources::journal::tests::trim::trimming_process", "--exact", "--ignored", "--nocapture"])
+            .env(DIR, dir.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let (mut ends, mut trimmed, mut count) = ([0; 2], [0; 2], 0);
+        let stop = 3 + round * 71 % 400;
+        while let Some(Ok(line)) = lines.next() {
+            for (word, numbers) in [("acknowledged ", &mut ends), ("trimming ", &mut trimmed)] {
+                let Some((_, rest)) = line.split_once(word) else { continue };
+                let read: Vec<u64> = rest.split(' ').filter_map(|number| number.parse().ok()).collect();
+                if let [a, b] = read[..] {
+                    *numbers = [a, b];
+                }
+            }
+            count += 1;
+            if count == stop {
+                child.kill().unwrap();
+            }
+        }
+        child.wait().unwrap();
+        assert!(count >= stop, "the process ended by itself");
+        let journal = Journal::open(dir.path(), plan(2)).unwrap();
+        for partition in 0..2usize {
+            let (begin, end) = (journal.begin(partition as u32), journal.end(partition as u32));
+            assert!(begin <= trimmed[partition] && end >= ends[partition], "round {round}: {begin} to {end}");
+            let left = read_from(&journal, partition as u32, begin, 100).unwrap();
+            let positions: Vec<u64> = left.iter().map(|seen| seen.position).collect();
+            assert_eq!(positions, (begin..end).collect::<Vec<_>>(), "round {round}");
+            assert!(left.iter().all(|seen| seen.city.is_some()), "round {round}");
+        }
+    }
+}
