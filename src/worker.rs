@@ -25,12 +25,13 @@ pub use self::teller::Marked;
 use self::teller::Teller;
 use crate::admission::{Admission, AdmissionRules};
 use crate::config::PipelineLimits;
+use crate::dataflow::rolling::Retention;
 use crate::dataflow::rolling::snapshot::Resumed;
 use crate::dataflow::rolling::told::Read;
 use crate::dataflow::{self, Graph, GraphPlan};
-use crate::dataflow::rolling::Retention;
 use crate::model::{
-    Arrival, Ask, CityName, CityState, EventTime, Mark, Parcel, Parcels, Query, Slot, Slots, Snapshots, Topology,
+    Arrival, Ask, CityName, CityState, EventTime, Mark, Parcel, Parcels, Query, Slot, Slots, Snapshots,
+    Topology,
 };
 use crate::serve::Publisher;
 use crate::sinks::kafka::Ends;

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::model::{AppendError, NewRecord, PartitionName, Slot};
+use crate::sinks::kafka::progress::Positions;
 
 /// Between process 0 and another one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,6 +28,8 @@ pub enum Message {
     Schema { call: u64, answer: Result<String, String> },
     /// From process 0: a partition has come.
     Partition { slot: Slot, name: PartitionName, start: u64 },
+    /// From process 0: the epoch of a checkpoint is complete, and includes the logs up to these positions.
+    Sealed { checkpoint: u64, positions: Positions },
     /// To process 0: a process's part of a checkpoint, as the checkpoints have it, or why there is none.
     Checkpoint { checkpoint: u64, part: Result<Vec<u8>, String> },
     /// It is time to stop: to process 0 a wish, from it an order.

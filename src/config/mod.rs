@@ -23,8 +23,8 @@ pub use self::keys::offset;
 use self::keys::{Keys, Setting};
 use self::layers::{Entries, Item, Layers, Origin};
 pub use self::plan::{
-    CheckpointPlan, ClusterKeys, FileInput, GeneratorSource, IngestPlan, LogFormat, LogPlan, PipelineLimits, Plan,
-    SourceKind, SourcePlan,
+    CheckpointPlan, ClusterKeys, FileInput, GeneratorSource, IngestPlan, LogFormat, LogPlan, PipelineLimits,
+    Plan, SourceKind, SourcePlan,
 };
 
 /// All keys, with their defaults.

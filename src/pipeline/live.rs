@@ -19,11 +19,13 @@ use timely::execute::execute_from;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::checkpoints::{Kept, Making, Parts};
 use super::data_dir::{DataDir, DataDirError};
 use super::logs::{Logs, needs_data_dir, rules};
 use super::outlets::{Outlets, Starts, Writing};
 use super::processes::Processes;
 use super::retry::{Retrying, spawn_retry};
+use crate::checkpoint::CheckpointError;
 use crate::cluster::message::Message;
 use crate::cluster::{ClusterError, ClusterPlan};
 use crate::config::Plan;
@@ -45,6 +47,8 @@ use crate::worker::{self, Cuts, Job, Refusals, Shared};
 const RESERVED_MS: u64 = 3_000;
 const RESERVE_EVERY_MS: u64 = 1_000;
 const LOOK_AT_EPOCHS: Wait = Wait::from_millis(250);
+/// Between two looks at what goes on.
+const LOOK: Wait = Wait::from_millis(50);
 /// Between two looks at what should be looked at now and then.
 const HOUSEKEEPING: Wait = Wait::from_millis(500);
 /// How long a stop waits for clients to take what was sent to them.
@@ -73,6 +77,8 @@ pub enum RunError {
     Registry(#[from] RegistryError),
     #[error(transparent)]
     Outlet(#[from] OutletError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     #[error("source {name}: {error}")]
     Feed { name: String, error: FeedError },
     #[error("source {name}: {error}")]
@@ -204,7 +210,16 @@ fn run_together(
     let start = processes.share(|| begin(&logs, &outlets, &starts))?;
     let Start { generation, partitions, cuts, first_epoch } = start;
     let slots = Slots::new(partitions.iter().map(|(name, _)| name.clone()).collect());
+    let kept = Kept::open(&plan, &logs, processes)?;
+    let taken = kept.as_ref().map(|kept| kept.take_up(&logs, &slots, processes)).transpose()?.flatten();
+    let from = |(name, start): (PartitionName, u64)| {
+        let position = taken.as_ref().map_or(start, |taken| taken.position(&name, start));
+        (name, position)
+    };
+    let partitions: Vec<_> = partitions.into_iter().map(from).collect();
+    let positions = partitions.iter().map(|(_, position)| *position).collect();
     let partitions = logs.readable(&starts, &partitions);
+    let first_epoch = first_epoch.max(taken.as_ref().map_or(0, |taken| taken.epoch + 1));
     let letters = logs.dead_letters(&plan)?;
     let bound_epochs = EpochBound::of(logs.data_dir().cloned(), outlets.keeper());
     let reserved = first_epoch + RESERVED_MS;
@@ -228,6 +243,14 @@ fn run_together(
     let writing = outlets.start_writing(processes, Arc::new(move |why| failing.fail(why)))?;
     let (ends, cuts) = (writing.ends(), Arc::new(cuts));
     let (slots_all, publisher) = (slots.clone(), serving.publisher());
+    let parts = Arc::<Parts>::default();
+    let states = kept.as_ref().map(|kept| kept.states(taken, &generation, &slots, topology.workers, &parts));
+    let states = states.transpose()?.unwrap_or_default();
+    let mut making = kept.map(|kept| {
+        let outlets = ends.clone();
+        let journal = logs.journal().map(|(journal, _)| journal);
+        Making::new(kept, generation.clone(), slots.clone(), Arc::clone(processes), (parts, outlets, journal))
+    });
     let job = Job {
         topology,
         graph,
@@ -238,6 +261,8 @@ fn run_together(
         publisher,
         outlets: ends,
         cuts,
+        starts: positions,
+        states: Arc::new(states),
         shared: Arc::clone(&shared),
     };
     start_workers(job, sockets, first_epoch, events)?;
@@ -249,7 +274,8 @@ fn run_together(
         first.then(|| spawn_retry(&plan, logs.journal()).map_err(RunError::Threads)).transpose()?;
 
     let house = House { logs: &logs, starts: &starts, slots: &slots, shared: &shared, processes };
-    let (workers_ended, end) = house.keep(happened);
+    let (workers_ended, end) = house.keep(happened, &mut making);
+    drop(making);
     tracing::info!("stopping");
     if let (Err(error), false) = (&end, topology.is_alone()) {
         // Workers that have lost some of them do not come to an end.
@@ -466,9 +492,10 @@ struct House<'a> {
 
 impl House<'_> {
     /// Looks after it until it is time to stop; true where the workers have ended by then.
-    fn keep(&self, happened: &Receiver<Event>) -> (bool, Result<(), RunError>) {
+    fn keep(&self, happened: &Receiver<Event>, making: &mut Option<Making>) -> (bool, Result<(), RunError>) {
+        let mut next = Instant::now();
         loop {
-            match happened.recv_timeout(HOUSEKEEPING) {
+            match happened.recv_timeout(LOOK) {
                 Ok(Event::Signal) => self.processes.ask_to_stop(),
                 Ok(Event::Stop) => return (false, Ok(())),
                 Ok(Event::Ended(ended)) => {
@@ -477,6 +504,14 @@ impl House<'_> {
                 }
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
+            if let Err(error) = self.shared.refusals.sync() {
+                return (false, Err(error.into()));
+            }
+            making.iter_mut().for_each(|making| making.look(self.shared));
+            if Instant::now() < next {
+                continue;
+            }
+            next = Instant::now() + HOUSEKEEPING;
             if let Err(error) = self.look() {
                 return (false, Err(error));
             }
@@ -484,7 +519,6 @@ impl House<'_> {
     }
 
     fn look(&self) -> Result<(), RunError> {
-        self.shared.refusals.sync()?;
         self.processes.exchange_refused(self.shared);
         self.logs.add_new(self.starts, self.slots, self.shared, self.processes)?;
         // Alone, the workers come to an end by themselves.

@@ -157,6 +157,16 @@ impl Logs {
         Ok(partitions)
     }
 
+    /// Whether a log goes on at a position that was read up to before.
+    pub fn check(&self, source: &str, partition: u32, position: u64) -> Result<(), String> {
+        let log = self.sources.iter().find(|log| log.name() == source);
+        let log = log.filter(|log| partition < log.partitions());
+        let log = log.ok_or_else(|| {
+            format!("it includes source {source}, partition {partition}, which is not there")
+        })?;
+        log.check(partition, position).map_err(|error| format!("source {source}: {error}"))
+    }
+
     /// Those of all partitions that this process can read, from where they are read.
     pub fn readable(&self, starts: &Starts, all: &[(PartitionName, u64)]) -> Vec<LogPartition> {
         let numbered = (0..).map(Slot).zip(all);

@@ -1,6 +1,7 @@
 //! The one place that wires everything.
 
 pub mod batch;
+mod checkpoints;
 pub mod data_dir;
 mod intake;
 pub mod letters;

@@ -471,11 +471,27 @@ fn found(
 
 /// What the results, or the dead letters, of an outlet are made with.
 fn identity(plan: &Plan, draft: &Draft, facts: &BTreeMap<String, TopicFacts>) -> Identity {
+    let mut identity = log_identity(plan);
+    let mut say = |what: &str, value: String| drop(identity.insert(what.to_owned(), value));
+    say("shards", draft.plan.shards.to_string());
+    if let Some(sink) = plan.sink.as_ref().filter(|_| draft.has_results) {
+        say("results.formula", plan.formula.name().to_owned());
+        say("results.window", plan.retention.window.to_string());
+        say("results.history", plan.retention.history.to_string());
+        for topic in [Some(&sink.topic), sink.current_topic.as_ref()].into_iter().flatten() {
+            let partitions = facts.get(topic).map_or(0, |facts| facts.partitions);
+            say(&format!("partitions of topic {topic}"), partitions.to_string());
+        }
+    }
+    identity
+}
+
+/// What decides how the logs are read.
+pub fn log_identity(plan: &Plan) -> Identity {
     let DecodeSettings { assume_offset, units, moisture } = plan.decode;
     let mut identity = Identity::new();
     let mut say = |what: &str, value: String| drop(identity.insert(what.to_owned(), value));
     say("rules version", RULES.to_string());
-    say("shards", draft.plan.shards.to_string());
     say("results.lateness", plan.retention.lateness.to_string());
     say("results.max_ahead", plan.max_ahead.to_string());
     say("results.max_cities", plan.max_cities.to_string());
@@ -490,15 +506,6 @@ fn identity(plan: &Plan, draft: &Draft, facts: &BTreeMap<String, TopicFacts>) ->
                 RecordFormat::AvroFile(_) => "avro with a schema file",
             };
             say(&format!("source {}", source.name), format!("topic {topic} as {format}"));
-        }
-    }
-    if let Some(sink) = plan.sink.as_ref().filter(|_| draft.has_results) {
-        say("results.formula", plan.formula.name().to_owned());
-        say("results.window", plan.retention.window.to_string());
-        say("results.history", plan.retention.history.to_string());
-        for topic in [Some(&sink.topic), sink.current_topic.as_ref()].into_iter().flatten() {
-            let partitions = facts.get(topic).map_or(0, |facts| facts.partitions);
-            say(&format!("partitions of topic {topic}"), partitions.to_string());
         }
     }
     identity

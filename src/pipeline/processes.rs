@@ -13,6 +13,7 @@ use crate::model::{
     Acknowledge, AppendError, Appended, Appender, NewRecord, PartitionName, Reason, Slot, Topology,
 };
 use crate::registry::{FindAnswer, Lookup, Schemas};
+use crate::sinks::kafka::progress::Positions;
 use crate::worker::Shared;
 
 /// How long another process may take to find out about a schema, and how often it is asked.
@@ -48,6 +49,7 @@ struct Desk {
     refused: Mutex<BTreeMap<usize, Vec<u64>>>,
     partitions: Mutex<Vec<(Slot, PartitionName, u64)>>,
     parts: Mutex<Vec<CheckpointPart>>,
+    sealed: Mutex<Option<(u64, Positions)>>,
 }
 
 /// A process, the number of a checkpoint, and the process's part of it.
@@ -83,6 +85,7 @@ impl Processes {
             refused: Mutex::default(),
             partitions: Mutex::default(),
             parts: Mutex::default(),
+            sealed: Mutex::default(),
         });
         let (hearing, losing) = (Arc::clone(&desk), Arc::clone(&desk));
         let heard = Heard {
@@ -168,6 +171,11 @@ impl Processes {
     /// At process 0: the parts of checkpoints that have come since the last call.
     pub fn parts_that_came(&self) -> Vec<CheckpointPart> {
         std::mem::take(&mut locked(&self.desk.parts))
+    }
+
+    /// At other processes than the first: the last checkpoint whose epoch is complete, once.
+    pub fn take_sealed(&self) -> Option<(u64, Positions)> {
+        locked(&self.desk.sealed).take()
     }
 
     /// The greatest epoch that the other processes want to use.
@@ -265,6 +273,9 @@ impl Desk {
             }
             Message::Partition { slot, name, start } => locked(&self.partitions).push((slot, name, start)),
             Message::Checkpoint { checkpoint, part } => locked(&self.parts).push((process, checkpoint, part)),
+            Message::Sealed { checkpoint, positions } => {
+                *locked(&self.sealed) = Some((checkpoint, positions));
+            }
             Message::Stop => {
                 if let (true, Some(links)) = (self.topology.is_first(), self.links.get()) {
                     links.send_all(&Message::Stop);

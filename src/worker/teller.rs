@@ -67,7 +67,8 @@ impl Teller {
         let (mut counts, mut moved) = (Counts::default(), HashMap::new());
         // A city changes at most once an epoch.
         let several = batch.changes.first().map(|(epoch, _)| *epoch) != batch.changes.last().map(|(e, _)| *e);
-        let told = batch.changes.into_iter().flat_map(|(epoch, told)| told.into_iter().map(move |t| (epoch, t)));
+        let told =
+            batch.changes.into_iter().flat_map(|(epoch, told)| told.into_iter().map(move |t| (epoch, t)));
         for (epoch, told) in told {
             self.pass_marks(epoch, shared);
             match told {
