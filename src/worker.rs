@@ -17,8 +17,8 @@ use std::time::{Duration as Wait, Instant, SystemTime, UNIX_EPOCH};
 
 use timely::worker::Worker;
 
-pub use self::outgoing::Cuts;
 use self::outgoing::Outgoing;
+pub use self::outgoing::{Cuts, Gate};
 use self::reader::{FULL, FULL_ROWS, Gathered, Reader};
 pub use self::reader::{LetterPlaces, LogPartition, Refusals};
 pub use self::teller::Marked;
@@ -34,7 +34,6 @@ use crate::model::{
     Topology,
 };
 use crate::serve::Publisher;
-use crate::sinks::kafka::Ends;
 
 /// Between two epochs of a worker; while it catches up it takes more into one.
 const BETWEEN_EPOCHS: Wait = Wait::from_millis(1);
@@ -63,8 +62,7 @@ pub struct Job {
     pub slots: Slots,
     pub publisher: Publisher,
     /// Durable sinks, and where a replay stops for them.
-    pub outlets: Vec<Ends>,
-    pub cuts: Arc<Cuts>,
+    pub gate: Arc<Gate>,
     /// Where each partition is read from, by slot.
     pub starts: Arc<[u64]>,
     /// What the workers of this process begin with.
@@ -124,6 +122,7 @@ pub struct Shared {
     /// The greatest epoch in use: ahead of the clock, where that was put back.
     used: AtomicU64,
     failed: Mutex<Option<String>>,
+    taken_over: AtomicBool,
     pub refusals: Refusals,
     /// Partitions that came after the start, and how many they are.
     added: Mutex<Vec<LogPartition>>,
@@ -134,6 +133,7 @@ pub struct Shared {
     marks: Mutex<(Vec<Mark>, Vec<Marked>)>,
     /// Partitions were read since somebody asked.
     moved: AtomicBool,
+    positions: Mutex<HashMap<Slot, u64>>,
     /// The worker that takes the questions.
     asked: OnceLock<Thread>,
 }
@@ -148,6 +148,7 @@ impl Shared {
             reserved: AtomicU64::new(reserved),
             used: AtomicU64::new(0),
             failed: Mutex::new(None),
+            taken_over: AtomicBool::new(false),
             refusals,
             added: Mutex::new(Vec::new()),
             added_count: AtomicUsize::new(0),
@@ -155,6 +156,7 @@ impl Shared {
             questions: Mutex::new(questions),
             marks: Mutex::default(),
             moved: AtomicBool::new(false),
+            positions: Mutex::default(),
             asked: OnceLock::new(),
         }
     }
@@ -197,7 +199,13 @@ impl Shared {
         self.marks.lock().unwrap_or_else(PoisonError::into_inner).1.push(marked);
     }
 
-    fn note_moved(&self) {
+    /// How far partitions were read, as far as they have moved.
+    pub fn positions(&self) -> HashMap<Slot, u64> {
+        self.positions.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note_moved(&self, positions: impl Iterator<Item = (Slot, u64)>) {
+        self.positions.lock().unwrap_or_else(PoisonError::into_inner).extend(positions);
         self.moved.store(true, Ordering::Relaxed);
     }
 
@@ -209,6 +217,17 @@ impl Shared {
     /// The first thing that nobody can do anything about.
     pub fn failed(&self) -> Option<String> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Ends the run, since another generation has taken over.
+    pub fn hand_over(&self, why: String) {
+        self.taken_over.store(true, Ordering::Relaxed);
+        self.fail(why);
+    }
+
+    /// Whether that is why it has failed.
+    pub fn is_taken_over(&self) -> bool {
+        self.taken_over.load(Ordering::Relaxed)
     }
 
     /// Ends the run with this line, unless there is one already.
@@ -330,10 +349,9 @@ impl<'a> Own<'a> {
                 parcels,
                 read,
                 (index, topology),
-                Arc::clone(&job.cuts),
+                Arc::clone(&job.gate),
                 job.slots.clone(),
                 &job.starts,
-                job.outlets.clone(),
             )
         });
         let now = Instant::now();
@@ -439,7 +457,7 @@ impl<'a> Own<'a> {
             self.progress.extend(reader.moved());
         }
         let heard = self.graph.heard();
-        let clock = clock().max(self.open);
+        let clock = clock().max(self.open).max(self.job.gate.floor());
         let gate_open = at_once || now >= self.gate || self.is_full();
         if heard >= self.open {
             self.close(heard, now);
@@ -529,7 +547,8 @@ impl<'a> Own<'a> {
             self.arrivals_in_flight -= arrivals;
         }
         if let Some((teller, told)) = self.teller.as_mut().zip(self.graph.told.as_ref()) {
-            let congested = teller.tell(told, &self.job.shared, self.open);
+            let (shared, gate) = (&self.job.shared, &self.job.gate);
+            let congested = teller.tell(told, shared, gate.is_released(), self.open);
             self.job.shared.congested.store(congested, Ordering::Relaxed);
         }
         if let Some(outgoing) = &mut self.outgoing {

@@ -16,6 +16,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::cluster::supervisor::TAKEN_OVER;
 use crate::codec::{self, Compression, Format};
 use crate::config::ConfigErrors;
 
@@ -40,7 +41,8 @@ enum Command {
 }
 
 impl Cli {
-    /// Runs the command. 0: done, also where single readings were refused; 1: stopped; 2: it was called wrongly.
+    /// Runs the command. 0: done, also where single readings were refused; 1: stopped; 2: it was called wrongly; 3: another generation has
+    /// taken over.
     pub fn run(self) -> ExitCode {
         let result = match self.command {
             Command::Run(args) => args.run(),
@@ -69,6 +71,10 @@ impl Cli {
                 }
                 ExitCode::from(2)
             }
+            Err(Stop::TakenOver(message)) => {
+                let _ = writeln!(io::stderr(), "error: {message}");
+                ExitCode::from(TAKEN_OVER)
+            }
             // Whoever read our output has seen enough.
             Err(Stop::PipeClosed) => ExitCode::SUCCESS,
         }
@@ -81,6 +87,7 @@ enum Stop {
     Usage(String),
     Config(ConfigErrors),
     Failed(String),
+    TakenOver(String),
     PipeClosed,
 }
 

@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::{Stop, logging};
 use crate::cluster;
-use crate::cluster::supervisor::{self, Supervised, SupervisorPlan};
+use crate::cluster::supervisor::{self, Supervised, SupervisorError, SupervisorPlan};
 use crate::config::layers::Layers;
 use crate::config::{ClusterKeys, Config, Plan};
 use crate::pipeline::live::{self, Joining, Stops};
@@ -45,6 +45,12 @@ pub struct RunArgs {
     /// Addresses of all, one host:port a line, by which they reach each other
     #[arg(long, value_name = "FILE")]
     hosts: Option<String>,
+    /// Catch up beside the generation that runs, then take over from it (Kafka sources)
+    #[arg(long, conflicts_with = "standby")]
+    takeover: bool,
+    /// Catch up beside the generation that runs, and take over when it gives no sign of life (Kafka sources)
+    #[arg(long)]
+    standby: bool,
     /// It is a child of a cluster on this host
     #[arg(long, hide = true)]
     supervised: bool,
@@ -102,7 +108,13 @@ impl RunArgs {
     }
 
     fn layers(&self) -> Layers {
+        let start = match (self.takeover, self.standby) {
+            (true, _) => Some("takeover".to_owned()),
+            (_, true) => Some("standby".to_owned()),
+            _ => None,
+        };
         let flags = [
+            ("cluster.start", if self.takeover { "--takeover" } else { "--standby" }, &start),
             ("serve.listen", "--listen", &self.listen),
             ("data_dir", "--data-dir", &self.data_dir),
             ("workers", "--workers", &self.workers),
@@ -130,7 +142,10 @@ fn supervise(plan: &Plan) -> Result<(), Stop> {
         secret,
     };
     let announce = |line: &str| drop(print(&format!("{line}\n")));
-    supervisor::run(supervised, announce).map_err(|error| Stop::Failed(error.to_string()))
+    supervisor::run(supervised, announce).map_err(|error| match error {
+        error @ SupervisorError::TakenOver => Stop::TakenOver(error.to_string()),
+        error => Stop::Failed(error.to_string()),
+    })
 }
 
 /// Runs the service, and says on standard output where; `then` hears the address as a URL after that.
@@ -142,7 +157,10 @@ pub(super) fn serve(plan: Plan, joining: Joining, then: impl FnOnce(&str)) -> Re
         let _ = print(&format!("listening on {url}\n"));
         then(&url);
     };
-    live::run(plan, joining, announce).map_err(|error| Stop::Failed(error.to_string()))
+    live::run(plan, joining, announce).map_err(|error| match error {
+        error if error.is_takeover() => Stop::TakenOver(error.to_string()),
+        error => Stop::Failed(error.to_string()),
+    })
 }
 
 fn print(text: &str) -> Result<(), Stop> {

@@ -32,6 +32,10 @@ pub enum Message {
     Sealed { checkpoint: u64, positions: Positions },
     /// To process 0: a process's part of a checkpoint, as the checkpoints have it, or why there is none.
     Checkpoint { checkpoint: u64, part: Result<Vec<u8>, String> },
+    /// From process 0: so far the generation that is followed has come, for certain.
+    Follow(Vec<(Slot, u64)>),
+    /// From process 0: it is time to take over.
+    TakeOver,
     /// It is time to stop: to process 0 a wish, from it an order.
     Stop,
     /// The sender ends, for this reason.

@@ -15,6 +15,9 @@ use std::time::{Duration as Wait, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 
+/// The exit code of a process whose results another generation has taken over.
+pub const TAKEN_OVER: u8 = 3;
+
 /// Between two looks at the children.
 const LOOK: Wait = Wait::from_millis(20);
 /// Once one has ended, the others end by themselves; after this long they are made to.
@@ -49,6 +52,8 @@ pub enum SupervisorError {
     FailedStarts,
     #[error("process {0} of the cluster does not take its configuration: its log says why")]
     Refused(usize),
+    #[error("another generation has taken over: the cluster ends, and is not started again")]
+    TakenOver,
     #[error("process {0} has ended with {1} while the cluster was stopped")]
     BadEnd(usize, ExitStatus),
     #[error("the cluster was asked to stop twice")]
@@ -94,7 +99,10 @@ pub fn run(plan: SupervisorPlan, mut announce: impl FnMut(&str)) -> Result<(), S
             Some(ended) => ended,
             None => return Ok(()),
         };
-        supervisor.end_all();
+        let taken_over = supervisor.end_all();
+        if taken_over || status.code() == Some(i32::from(TAKEN_OVER)) {
+            return Err(SupervisorError::TakenOver);
+        }
         if status.code() == Some(2) {
             return Err(SupervisorError::Refused(process));
         }
@@ -173,7 +181,9 @@ impl Supervisor {
                 child.ended = child.child.try_wait()?;
             }
             let mut ended = self.children.iter().enumerate().filter_map(|(i, child)| Some((i, child.ended?)));
-            let bad = ended.clone().find(|(_, status)| !status.success());
+            // One that was killed is the reason that others end.
+            let bad = ended.clone().filter(|(_, status)| !status.success());
+            let bad = bad.min_by_key(|(_, status)| status.code().is_some());
             if let Some((process, status)) = bad {
                 return match self.stopping {
                     Some(_) => {
@@ -227,15 +237,21 @@ impl Supervisor {
         }
     }
 
-    /// The children have no reason to live on: they notice by themselves, or are killed.
-    fn end_all(&mut self) {
+    /// The children have no reason to live on: they notice by themselves, or are killed. Whether one says that it was taken over from.
+    fn end_all(&mut self) -> bool {
         let deadline = Instant::now() + END_TOGETHER;
         while Instant::now() < deadline
             && self.children.iter_mut().any(|child| matches!(child.child.try_wait(), Ok(None)))
         {
             thread::sleep(LOOK);
         }
+        let taken_over = |child: &mut Running| {
+            let ended = child.child.try_wait().ok().flatten();
+            ended.is_some_and(|status| status.code() == Some(i32::from(TAKEN_OVER)))
+        };
+        let taken_over = self.children.iter_mut().any(taken_over);
         self.kill_all();
+        taken_over
     }
 
     fn kill_all(&mut self) {

@@ -9,7 +9,8 @@ use tracing_subscriber::EnvFilter;
 use super::keys::{Keys, offset, quoted};
 use super::layers::read_text;
 use super::plan::{
-    CheckpointPlan, ClusterKeys, IngestPlan, LogFormat, LogPlan, PipelineLimits, Plan, SourceKind, SourcePlan,
+    CheckpointPlan, ClusterKeys, IngestPlan, LogFormat, LogPlan, PipelineLimits, Plan, SourceKind,
+    SourcePlan, StartKind,
 };
 use super::{kafka, sources, tokens};
 use crate::checkpoint::{self, Place};
@@ -238,6 +239,12 @@ fn cluster(keys: &mut Keys) -> ClusterKeys {
         process,
         hosts,
         secret: keys.secret("cluster.secret"),
+        start: match keys.one_of("cluster.start", &["claim", "takeover", "standby"]).as_deref() {
+            Some("takeover") => StartKind::Takeover,
+            Some("standby") => StartKind::Standby,
+            _ => StartKind::Claim,
+        },
+        standby_after: keys.wait("cluster.standby_after", "1s", "10m"),
         connect_time: keys.wait("cluster.connect_time", "1s", "10m"),
         peer_timeout: keys.wait("cluster.peer_timeout", "1s", "10m"),
     }

@@ -24,7 +24,7 @@ use self::keys::{Keys, Setting};
 use self::layers::{Entries, Item, Layers, Origin};
 pub use self::plan::{
     CheckpointPlan, ClusterKeys, FileInput, GeneratorSource, IngestPlan, LogFormat, LogPlan, PipelineLimits,
-    Plan, SourceKind, SourcePlan,
+    Plan, SourceKind, SourcePlan, StartKind,
 };
 
 /// All keys, with their defaults.

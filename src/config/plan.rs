@@ -40,6 +40,17 @@ pub struct Plan {
     pub agreement: BTreeMap<String, String>,
 }
 
+/// How a start treats a generation that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartKind {
+    /// It ends that at once.
+    Claim,
+    /// It follows that, and ends it once it has as much.
+    Takeover,
+    /// It follows that until it gives no sign of life.
+    Standby,
+}
+
 /// The processes of a run.
 #[derive(Clone)]
 pub struct ClusterKeys {
@@ -49,6 +60,9 @@ pub struct ClusterKeys {
     /// Of each process, where there are several.
     pub hosts: Vec<String>,
     pub secret: Option<String>,
+    pub start: StartKind,
+    /// After this long without a sign of the generation that runs, a standby takes over.
+    pub standby_after: Wait,
     pub connect_time: Wait,
     pub peer_timeout: Wait,
 }

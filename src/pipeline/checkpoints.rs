@@ -25,7 +25,7 @@ use crate::worker::{CityHigh, Marked, Shared, State, States};
 const PATIENCE: Wait = Wait::from_secs(15 * 60);
 
 /// Where a run has its checkpoints, and what they are computed with.
-pub struct Kept {
+pub struct Checkpointed {
     checkpoints: Checkpoints,
     plan: CheckpointPlan,
     identity: BTreeMap<String, String>,
@@ -41,16 +41,19 @@ pub struct TakenUp {
     highs: HashMap<Slot, Vec<CityHigh>>,
 }
 
-impl Kept {
+impl Checkpointed {
     /// None where the run makes none.
-    pub fn open(plan: &Plan, logs: &Logs, processes: &Processes) -> Result<Option<Kept>, RunError> {
+    pub fn open(plan: &Plan, logs: &Logs, processes: &Processes) -> Result<Option<Checkpointed>, RunError> {
         let in_data_dir = logs.data_dir().is_some();
         let place = processes.share(|| Ok::<_, RunError>(place(plan, in_data_dir)))?;
         let Some((place, checkpoints)) = place.zip(plan.checkpoints.clone()) else { return Ok(None) };
         let place: Place =
             place.parse().map_err(|error| RunError::Failed(format!("checkpoints.url: {error}")))?;
-        let kept =
-            Kept { checkpoints: Checkpoints::open(&place)?, plan: checkpoints, identity: identity(plan) };
+        let kept = Checkpointed {
+            checkpoints: Checkpoints::open(&place)?,
+            plan: checkpoints,
+            identity: identity(plan),
+        };
         Ok(Some(kept))
     }
 
@@ -219,7 +222,7 @@ impl Parts {
 
 /// Makes the checkpoints of a run.
 pub struct Making {
-    kept: Kept,
+    kept: Checkpointed,
     generation: Arc<str>,
     slots: Slots,
     processes: Arc<Processes>,
@@ -249,7 +252,7 @@ struct Running {
 
 impl Making {
     pub fn new(
-        kept: Kept,
+        kept: Checkpointed,
         generation: Arc<str>,
         slots: Slots,
         processes: Arc<Processes>,

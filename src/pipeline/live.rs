@@ -19,16 +19,17 @@ use timely::execute::execute_from;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::checkpoints::{Kept, Making, Parts};
+use super::checkpoints::{Checkpointed, Making, Parts};
 use super::data_dir::{DataDir, DataDirError};
 use super::logs::{Logs, needs_data_dir, rules};
-use super::outlets::{Outlets, Starts, Writing};
+use super::outlets::{Outlets, Prepared, Starts, Writing};
 use super::processes::Processes;
 use super::retry::{Retrying, spawn_retry};
+use super::standby::Following;
 use crate::checkpoint::CheckpointError;
 use crate::cluster::message::Message;
 use crate::cluster::{ClusterError, ClusterPlan};
-use crate::config::Plan;
+use crate::config::{ClusterKeys, Plan, SourceKind, SourcePlan, StartKind};
 use crate::dataflow::GraphPlan;
 use crate::directory::Directory;
 use crate::kafka::topics::TopicsError;
@@ -36,11 +37,12 @@ use crate::model::{PartitionName, Slots, Topology};
 use crate::registry::RegistryError;
 use crate::serve::{self, Bound, Facts, Ports, ServeError};
 use crate::sinks::dead_letters::DeadLettersError;
+use crate::sinks::kafka::progress::Kept;
 use crate::sinks::kafka::{Keeper, OutletError};
 use crate::sources::generator::PlanError;
-use crate::sources::generator::feed::FeedError;
+use crate::sources::generator::feed::{Feed, FeedError};
 use crate::sources::journal::JournalError;
-use crate::worker::{self, Cuts, Job, Refusals, Shared};
+use crate::worker::{self, Cuts, Gate, Job, LogPartition, Refusals, Shared};
 
 /// Epochs are taken for this long ahead, in ms, and so often. After a crash the first epochs are that much ahead of the clock at
 /// most, so it is short; a disk that takes longer to write a few bytes holds results up.
@@ -51,6 +53,8 @@ const LOOK_AT_EPOCHS: Wait = Wait::from_millis(250);
 const LOOK: Wait = Wait::from_millis(50);
 /// Between two looks at what should be looked at now and then.
 const HOUSEKEEPING: Wait = Wait::from_millis(500);
+/// How long workers may take to learn that the results are theirs.
+const TAKE_OVER: Wait = Wait::from_secs(30);
 /// How long a stop waits for clients to take what was sent to them.
 const GRACE: Wait = Wait::from_secs(3);
 /// What comes so soon after a signal is the same one, sent to the process and to its group.
@@ -92,6 +96,8 @@ pub enum RunError {
     /// A source or the log has failed for good.
     #[error("{0}")]
     Failed(String),
+    #[error("{0}")]
+    TakenOver(String),
 }
 
 /// What ends the wait for the end.
@@ -188,8 +194,15 @@ struct Start {
     generation: Arc<str>,
     /// By slot: the partitions, and from where they are read.
     partitions: Vec<(PartitionName, u64)>,
-    cuts: Cuts,
     first_epoch: u64,
+}
+
+/// What a run writes its results by, and where its shards go on.
+#[derive(Serialize, Deserialize)]
+struct Opening {
+    cuts: Cuts,
+    /// Not before this epoch.
+    floor: u64,
 }
 
 /// The run of this process among the others, from start to end.
@@ -204,14 +217,24 @@ fn run_together(
 ) -> Result<(), RunError> {
     let topology = processes.topology();
     let logs = Logs::open(&plan, data_dir, processes)?;
-    let outlets = Outlets::open(&plan, processes)?;
-    let starts = outlets.starts()?;
-    logs.use_schemas(&starts, processes)?;
-    let start = processes.share(|| begin(&logs, &outlets, &starts))?;
-    let Start { generation, partitions, cuts, first_epoch } = start;
+    let prepared = Prepared::new(&plan, processes)?;
+    let (following, kept) = follow(&plan, &prepared, &logs, processes)?;
+    let outlets = match &following {
+        Some(_) => None,
+        None => Some(prepared.claim(None, processes)?),
+    };
+    let kept: Vec<&Kept> = outlets.as_ref().map_or(kept.iter().collect(), Outlets::kept);
+    let starts = prepared.starts(&kept)?;
+    if let Some(outlets) = &outlets {
+        starts.claimed(outlets);
+    }
+    logs.use_schemas(&starts, processes, following.as_ref())?;
+    let start = processes.share(|| begin(&logs, outlets.as_ref(), following.as_deref(), &starts))?;
+    let Start { generation, partitions, first_epoch } = start;
     let slots = Slots::new(partitions.iter().map(|(name, _)| name.clone()).collect());
-    let kept = Kept::open(&plan, &logs, processes)?;
-    let taken = kept.as_ref().map(|kept| kept.take_up(&logs, &slots, processes)).transpose()?.flatten();
+    let checkpoints = Checkpointed::open(&plan, &logs, processes)?;
+    let taken =
+        checkpoints.as_ref().map(|kept| kept.take_up(&logs, &slots, processes)).transpose()?.flatten();
     let from = |(name, start): (PartitionName, u64)| {
         let position = taken.as_ref().map_or(start, |taken| taken.position(&name, start));
         (name, position)
@@ -221,11 +244,8 @@ fn run_together(
     let partitions = logs.readable(&starts, &partitions);
     let first_epoch = first_epoch.max(taken.as_ref().map_or(0, |taken| taken.epoch + 1));
     let letters = logs.dead_letters(&plan)?;
-    let bound_epochs = EpochBound::of(logs.data_dir().cloned(), outlets.keeper());
-    let reserved = first_epoch + RESERVED_MS;
-    if topology.is_first() {
-        bound_epochs.reserve(reserved)?;
-    }
+    // Of a generation that is hydrated nothing is seen, so its epochs are its own.
+    let reserved = if following.is_some() { u64::MAX } else { first_epoch + RESERVED_MS };
     let shared = Arc::new(Shared::new(Refusals::new(letters), reserved));
     processes.serve(Arc::clone(&shared), logs.appender());
     let sockets = processes.cluster().connect_workers(&generation)?;
@@ -238,88 +258,306 @@ fn run_together(
     tracing::info!(%address, generation = &*generation, process = topology.process, "listening");
 
     let mut graph = GraphPlan::serving(plan.formula, plan.retention, topology);
-    graph.parcels = outlets.parcels();
-    let failing = shared.clone();
-    let writing = outlets.start_writing(processes, Arc::new(move |why| failing.fail(why)))?;
-    let (ends, cuts) = (writing.ends(), Arc::new(cuts));
-    let (slots_all, publisher) = (slots.clone(), serving.publisher());
+    graph.parcels = prepared.parcels();
     let parts = Arc::<Parts>::default();
-    let states = kept.as_ref().map(|kept| kept.states(taken, &generation, &slots, topology.workers, &parts));
+    let states =
+        checkpoints.as_ref().map(|kept| kept.states(taken, &generation, &slots, topology.workers, &parts));
     let states = states.transpose()?.unwrap_or_default();
-    let mut making = kept.map(|kept| {
-        let outlets = ends.clone();
-        let journal = logs.journal().map(|(journal, _)| journal);
-        Making::new(kept, generation.clone(), slots.clone(), Arc::clone(processes), (parts, outlets, journal))
-    });
+    let gate = Arc::<Gate>::default();
+    let (logs, starts, following_) = (&logs, &starts, following.clone());
+    let mut own = Own {
+        plan: &plan,
+        processes,
+        logs,
+        starts,
+        prepared: &prepared,
+        slots: slots.clone(),
+        partitions: partitions.clone(),
+        shared: Arc::clone(&shared),
+        gate: Arc::clone(&gate),
+        generation,
+        checkpoints: checkpoints.map(|kept| (kept, parts)),
+        following: following_,
+        ended: Arc::default(),
+        writing: None,
+        making: None,
+        retrying: None,
+        feeds: Vec::new(),
+    };
+    if let Some(outlets) = outlets {
+        own.begin(outlets, first_epoch)?;
+    }
     let job = Job {
         topology,
         graph,
         rules: rules(&plan),
         limits: plan.limits.clone(),
         partitions,
-        slots: slots_all,
-        publisher,
-        outlets: ends,
-        cuts,
+        slots,
+        publisher: serving.publisher(),
+        gate,
         starts: positions,
         states: Arc::new(states),
         shared: Arc::clone(&shared),
     };
     start_workers(job, sockets, first_epoch, events)?;
-    let ended = Arc::new(AtomicBool::new(false));
-    reserve_epochs(bound_epochs, Arc::clone(processes), shared.clone(), reserved, ended.clone())?;
-    let first = topology.is_first();
-    let feeds = if first { logs.feed(&plan)? } else { Vec::new() };
-    let retrying =
-        first.then(|| spawn_retry(&plan, logs.journal()).map_err(RunError::Threads)).transpose()?;
-
-    let house = House { logs: &logs, starts: &starts, slots: &slots, shared: &shared, processes };
-    let (workers_ended, end) = house.keep(happened, &mut making);
-    drop(making);
+    let (workers_ended, end) = own.keep(happened);
     tracing::info!("stopping");
     if let (Err(error), false) = (&end, topology.is_alone()) {
         // Workers that have lost some of them do not come to an end.
-        return Err(RunError::Failed(error.to_string()));
+        return Err(RunError::ended(error.to_string(), &shared));
     }
-    retrying.into_iter().for_each(Retrying::stop);
-    // From the sources on: what was taken in still goes all the way.
-    for (name, feed) in feeds {
-        if let Err(error) = feed.stop() {
-            tracing::warn!(source = name, %error, "a generator has ended early");
-        }
-    }
-    shared.stop();
-    let waited = if workers_ended { Ok(()) } else { wait_for_workers(happened) };
-    ended.store(true, Ordering::Relaxed);
-    // Workers that do not end would keep the sinks waiting for more.
-    let written = waited.and_then(|()| finish_writing(writing, &shared));
+    let stopped = own.stop(workers_ended, happened);
     runtime.block_on(serving.stop(GRACE));
     let synced = shared.refusals.sync().map_err(RunError::from);
-    drop(logs);
     end?;
-    written?;
+    stopped?;
     synced?;
     tracing::info!("stopped");
     Ok(())
 }
 
+/// Looks for a generation to follow, where the plan says so; and what the outlets hold.
+fn follow(
+    plan: &Plan,
+    prepared: &Prepared,
+    logs: &Logs,
+    processes: &Processes,
+) -> Result<(Option<Arc<Following>>, Vec<Kept>), RunError> {
+    let ClusterKeys { start, standby_after, .. } = plan.cluster;
+    if start == StartKind::Claim {
+        return Ok((None, Vec::new()));
+    }
+    if prepared.is_empty() || logs.data_dir().is_some() || !plan.sources.iter().all(is_topic) {
+        return Err(RunError::Failed(
+            "cluster.start: only a run whose sources are all topics of Kafka can take over from another one: a journal has one owner".into(),
+        ));
+    }
+    let kept = processes.share(|| prepared.look())?;
+    // The same at all processes but for the claims, which only the first one makes.
+    let following = Following::new(start, standby_after, prepared, &kept)?.map(Arc::new);
+    if let (Some(following), true) = (&following, processes.topology().is_first()) {
+        following.spawn(prepared)?;
+        tracing::info!("another generation is followed");
+    }
+    Ok((following, kept))
+}
+
+fn is_topic(source: &SourcePlan) -> bool {
+    matches!(source.kind, SourceKind::Kafka(_))
+}
+
 /// What process 0 finds for all.
-fn begin(logs: &Logs, outlets: &Outlets, starts: &Starts) -> Result<Start, RunError> {
-    let generation = outlets.generation().or(logs.data_dir().map(|dir| dir.generation()));
+fn begin(
+    logs: &Logs,
+    outlets: Option<&Outlets>,
+    following: Option<&Following>,
+    starts: &Starts,
+) -> Result<Start, RunError> {
+    let generation = outlets.and_then(Outlets::generation).or(following.and_then(Following::generation));
+    let generation = generation.or(logs.data_dir().map(|dir| dir.generation()));
     let generation = generation.unwrap_or_else(unkept_generation);
-    let partitions = logs.partitions(starts)?;
-    let cuts = outlets.cuts(&partitions)?;
-    let floor = logs.data_dir().map_or(0, |dir| dir.epoch_floor()).max(outlets.epoch_floor()?);
-    let first_epoch = floor.max(worker::clock());
+    let partitions = logs.partitions(starts, following.is_some())?;
+    let floor = outlets.map_or(Ok(0), Outlets::epoch_floor)?;
+    let floor = floor.max(logs.data_dir().map_or(0, |dir| dir.epoch_floor()));
     let partitions = partitions.into_iter().map(|log| (log.name, log.start)).collect();
-    Ok(Start { generation, partitions, cuts, first_epoch })
+    Ok(Start { generation, partitions, first_epoch: floor.max(worker::clock()) })
+}
+
+/// What a run has in hand while its workers work.
+struct Own<'a> {
+    plan: &'a Plan,
+    processes: &'a Arc<Processes>,
+    logs: &'a Logs,
+    starts: &'a Starts,
+    prepared: &'a Prepared,
+    slots: Slots,
+    /// Those that this process can read, as they were at the start.
+    partitions: Vec<LogPartition>,
+    shared: Arc<Shared>,
+    gate: Arc<Gate>,
+    generation: Arc<str>,
+    /// Until the results are this run's.
+    checkpoints: Option<(Checkpointed, Arc<Parts>)>,
+    following: Option<Arc<Following>>,
+    ended: Arc<AtomicBool>,
+    writing: Option<Writing>,
+    making: Option<Making>,
+    retrying: Option<Retrying>,
+    feeds: Vec<(String, Feed)>,
+}
+
+impl Own<'_> {
+    /// The outlets are this run's: from now on it writes, and whatever else only one generation does.
+    fn begin(&mut self, outlets: Outlets, first_epoch: u64) -> Result<(), RunError> {
+        let (logs, first) = (self.logs, self.processes.topology().is_first());
+        let opening = self.processes.share(|| {
+            let floor = outlets.epoch_floor()?.max(first_epoch);
+            Ok::<_, RunError>(Opening { cuts: outlets.cuts(&self.partitions)?, floor })
+        })?;
+        let bound = EpochBound::of(logs.data_dir().cloned(), outlets.keeper());
+        let reserved = opening.floor.max(worker::clock()) + RESERVED_MS;
+        if first {
+            bound.reserve(reserved)?;
+        }
+        let failing = Arc::clone(&self.shared);
+        let failed = move |error: OutletError| match error {
+            OutletError::Fenced { .. } => failing.hand_over(error.to_string()),
+            error => failing.fail(error.to_string()),
+        };
+        let writing = outlets.start_writing(self.processes, Arc::new(failed))?;
+        self.gate.install(opening.cuts, writing.ends());
+        if self.following.is_some() {
+            self.wait_for_workers_to_know()?;
+        }
+        // All know where to wait: whoever is released first leaves nobody behind.
+        self.processes.gather(())?;
+        self.processes.share(|| Ok::<_, RunError>(()))?;
+        self.shared.reserve(reserved);
+        self.gate.release(opening.floor);
+        if let Some((kept, parts)) = self.checkpoints.take() {
+            let journal = logs.journal().map(|(journal, _)| journal);
+            let (generation, slots) = (self.generation.clone(), self.slots.clone());
+            let from = (parts, writing.ends(), journal);
+            self.making = Some(Making::new(kept, generation, slots, Arc::clone(self.processes), from));
+        }
+        self.writing = Some(writing);
+        reserve_epochs(bound, Arc::clone(self.processes), self.shared.clone(), reserved, self.ended.clone())?;
+        if first {
+            self.feeds = logs.feed(self.plan)?;
+            self.retrying = Some(spawn_retry(self.plan, logs.journal()).map_err(RunError::Threads)?);
+        }
+        Ok(())
+    }
+
+    fn wait_for_workers_to_know(&self) -> Result<(), RunError> {
+        let deadline = Instant::now() + TAKE_OVER;
+        while self.gate.seen() < self.processes.topology().workers {
+            if Instant::now() > deadline {
+                return Err(RunError::Failed("the workers do not come to take over".into()));
+            }
+            thread::sleep(Wait::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Follows the other generation, and takes over from it when it is time.
+    fn follow(&mut self) -> Result<(), RunError> {
+        let Some(following) = self.following.clone().filter(|_| !self.gate.is_released()) else {
+            return Ok(());
+        };
+        let is_time = if self.processes.topology().is_first() {
+            let least = following.least(&self.slots);
+            self.gate.follow(least.iter().copied());
+            self.processes.tell(&Message::Follow(least.clone()));
+            let is_time = following.is_time(&least, &self.shared.positions())?;
+            if is_time {
+                self.processes.tell(&Message::TakeOver);
+            }
+            is_time
+        } else {
+            let (positions, is_time) = self.processes.followed();
+            self.gate.follow(positions);
+            is_time
+        };
+        if !is_time {
+            return Ok(());
+        }
+        let began = Instant::now();
+        let outlets = self.prepared.claim(Some(following.successors()), self.processes)?;
+        self.starts.claimed(&outlets);
+        following.end();
+        self.begin(outlets, self.shared.newest_epoch() + 1)?;
+        tracing::info!(took = ?began.elapsed(), generation = &*self.generation, "taken over");
+        Ok(())
+    }
+
+    /// Looks after everything until it is time to stop; true where the workers have ended by then.
+    fn keep(&mut self, happened: &Receiver<Event>) -> (bool, Result<(), RunError>) {
+        let mut next = Instant::now();
+        loop {
+            match happened.recv_timeout(LOOK) {
+                Ok(Event::Signal) => self.processes.ask_to_stop(),
+                Ok(Event::Stop) => return (false, Ok(())),
+                Ok(Event::Ended(ended)) => {
+                    let failed = self.shared.failed();
+                    let failed = failed.map_or(Ok(()), |why| Err(RunError::ended(why, &self.shared)));
+                    return (true, ended.and(failed));
+                }
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+            }
+            let looked = self.look(Instant::now() >= next);
+            if Instant::now() >= next {
+                next = Instant::now() + HOUSEKEEPING;
+            }
+            if let Err(error) = looked {
+                return (false, Err(error));
+            }
+        }
+    }
+
+    fn look(&mut self, at_all: bool) -> Result<(), RunError> {
+        self.shared.refusals.sync()?;
+        self.follow()?;
+        if let Some(making) = &mut self.making {
+            making.look(&self.shared);
+        }
+        // Alone, the workers come to an end by themselves.
+        let failed = self.shared.failed().filter(|_| !self.processes.topology().is_alone());
+        if let Some(failed) = failed.or_else(|| self.logs.failed()) {
+            return Err(RunError::ended(failed, &self.shared));
+        }
+        if at_all {
+            self.processes.exchange_refused(&self.shared);
+            if self.gate.is_released() {
+                self.logs.add_new(self.starts, &self.slots, &self.shared, self.processes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// From the sources on: what was taken in still goes all the way.
+    fn stop(&mut self, workers_ended: bool, happened: &Receiver<Event>) -> Result<(), RunError> {
+        self.retrying.take().into_iter().for_each(Retrying::stop);
+        for (name, feed) in self.feeds.drain(..) {
+            if let Err(error) = feed.stop() {
+                tracing::warn!(source = name, %error, "a generator has ended early");
+            }
+        }
+        self.making = None;
+        self.shared.stop();
+        let waited = if workers_ended { Ok(()) } else { wait_for_workers(happened) };
+        self.ended.store(true, Ordering::Relaxed);
+        // Workers that do not end would keep the sinks waiting for more. The gate has ends of theirs.
+        self.gate = Arc::default();
+        waited.and_then(|()| {
+            self.writing.take().map_or(Ok(()), |writing| finish_writing(writing, &self.shared))
+        })
+    }
+}
+
+impl RunError {
+    fn ended(why: String, shared: &Shared) -> RunError {
+        match shared.is_taken_over() {
+            true => RunError::TakenOver(why),
+            false => RunError::Failed(why),
+        }
+    }
+
+    /// Whether the run has ended because another generation has taken over, so that it should not be started again.
+    pub fn is_takeover(&self) -> bool {
+        matches!(self, RunError::TakenOver(_) | RunError::Outlet(OutletError::Fenced { .. }))
+    }
 }
 
 /// The workers have ended: what they have given to the sinks becomes durable.
 fn finish_writing(writing: Writing, shared: &Shared) -> Result<(), RunError> {
     match writing.finish() {
         true => Ok(()),
-        false => Err(RunError::Failed(shared.failed().unwrap_or_else(|| "a sink has failed".into()))),
+        false => {
+            let why = shared.failed().unwrap_or_else(|| "a sink has failed".into());
+            Err(RunError::ended(why, shared))
+        }
     }
 }
 
@@ -479,55 +717,6 @@ fn reserve_epochs(
         }
     };
     thread::Builder::new().name("epochs".into()).spawn(reserve).map(drop).map_err(RunError::Threads)
-}
-
-/// What must be looked after while workers work.
-struct House<'a> {
-    logs: &'a Logs,
-    starts: &'a Starts,
-    slots: &'a Slots,
-    shared: &'a Shared,
-    processes: &'a Processes,
-}
-
-impl House<'_> {
-    /// Looks after it until it is time to stop; true where the workers have ended by then.
-    fn keep(&self, happened: &Receiver<Event>, making: &mut Option<Making>) -> (bool, Result<(), RunError>) {
-        let mut next = Instant::now();
-        loop {
-            match happened.recv_timeout(LOOK) {
-                Ok(Event::Signal) => self.processes.ask_to_stop(),
-                Ok(Event::Stop) => return (false, Ok(())),
-                Ok(Event::Ended(ended)) => {
-                    let failed = self.shared.failed().map_or(Ok(()), |failed| Err(RunError::Failed(failed)));
-                    return (true, ended.and(failed));
-                }
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
-            }
-            if let Err(error) = self.shared.refusals.sync() {
-                return (false, Err(error.into()));
-            }
-            making.iter_mut().for_each(|making| making.look(self.shared));
-            if Instant::now() < next {
-                continue;
-            }
-            next = Instant::now() + HOUSEKEEPING;
-            if let Err(error) = self.look() {
-                return (false, Err(error));
-            }
-        }
-    }
-
-    fn look(&self) -> Result<(), RunError> {
-        self.processes.exchange_refused(self.shared);
-        self.logs.add_new(self.starts, self.slots, self.shared, self.processes)?;
-        // Alone, the workers come to an end by themselves.
-        let shared = self.shared.failed().filter(|_| !self.processes.topology().is_alone());
-        match shared.or_else(|| self.logs.failed()) {
-            Some(failed) => Err(RunError::Failed(failed)),
-            None => Ok(()),
-        }
-    }
 }
 
 /// Waits until the workers have told all that they have read.

@@ -8,6 +8,7 @@ use super::data_dir::DataDir;
 use super::live::RunError;
 use super::outlets::Starts;
 use super::processes::Processes;
+use super::standby::Following;
 use crate::admission::AdmissionRules;
 use crate::cluster::message::Message;
 use crate::config::{FileInput, GeneratorSource, IngestPlan, Plan, SourceKind, SourcePlan};
@@ -104,15 +105,23 @@ impl Logs {
 
     /// Gives the topics that are written in Avro the answers of their registries: those that are kept, and a way to have more. One
     /// process asks for all, so that all decide the same.
-    pub fn use_schemas(&self, starts: &Starts, processes: &Processes) -> Result<(), RunError> {
+    pub fn use_schemas(
+        &self,
+        starts: &Starts,
+        processes: &Processes,
+        followed: Option<&Arc<Following>>,
+    ) -> Result<(), RunError> {
         for topic in &self.topics {
             if let Some(RegistryPlan { urls, user }) = topic.registry() {
                 let settings =
                     ClientSettings { urls: urls.clone(), user: user.clone(), timeout: REGISTRY_TIMEOUT };
                 let (known, record) = starts.answers(topic.name())?;
-                let find = match processes.topology().is_first() {
-                    true => ask_and_record(Client::new(&settings)?, record),
-                    false => processes.ask_schemas(topic.name()),
+                let find = match (processes.topology().is_first(), followed) {
+                    (true, None) => ask_and_record(Client::new(&settings)?, record),
+                    (true, Some(followed)) => {
+                        followed.find(topic.name(), ask_and_record(Client::new(&settings)?, record))
+                    }
+                    (false, _) => processes.ask_schemas(topic.name()),
                 };
                 let schemas = Schemas::new(known, find).map_err(RunError::Threads)?;
                 processes.answer_schemas(topic.name(), schemas.clone());
@@ -145,11 +154,15 @@ impl Logs {
         Ok(Some(letters))
     }
 
-    /// The partitions, by slot, and from where each is read.
-    pub fn partitions(&self, starts: &Starts) -> Result<Vec<LogPartition>, RunError> {
+    /// The partitions, by slot, and from where each is read; of a generation that is `followed` those that it reads.
+    pub fn partitions(&self, starts: &Starts, followed: bool) -> Result<Vec<LogPartition>, RunError> {
         let mut partitions = Vec::new();
         for source in &self.sources {
+            let known = starts.known(source.name());
             for partition in 0..source.partitions() {
+                if followed && !known.contains_key(&partition) {
+                    continue;
+                }
                 let slot = Slot(partitions.len() as u16);
                 partitions.push(starts.partition(source, partition, slot)?);
             }
@@ -197,8 +210,10 @@ impl Logs {
         let known = slots.all();
         for source in &self.sources {
             let name: Arc<str> = source.name().into();
-            let count = known.iter().filter(|known| known.source == name).count() as u32;
-            for partition in count..source.partitions() {
+            let is_known = |partition: u32| {
+                known.iter().any(|known| known.source == name && known.partition == partition)
+            };
+            for partition in (0..source.partitions()).filter(|partition| !is_known(*partition)) {
                 tracing::info!(source = &*name, partition, "a partition has come");
                 let added = match starts.partition(source, partition, Slot(0)) {
                     // It is looked at again soon.

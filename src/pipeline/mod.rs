@@ -10,3 +10,4 @@ mod logs;
 mod outlets;
 mod processes;
 pub mod retry;
+mod standby;

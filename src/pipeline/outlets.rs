@@ -1,7 +1,7 @@
 //! The outlets of a run: which clusters are written to, by which shards, and where a replay stops for them.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration as Wait, Instant};
 
@@ -16,10 +16,11 @@ use crate::kafka::topics::{self, NewTopicPlan, TopicFacts};
 use crate::kafka::{Cluster, letter_topics};
 use crate::model::{PartitionName, Render, Shard, Slot};
 use crate::registry::{Answer, Client, ClientSettings, RecordAnswer, RegistryError};
-use crate::sinks::kafka::progress::{self, ShardProgress};
+use crate::sinks::kafka::progress::{self, Kept, ShardProgress};
 use crate::sinks::kafka::render::{Avro, Json, Places, Results};
 use crate::sinks::kafka::{
-    Claimed, Delivery, Ends, Fenced, Identity, KafkaSinkPlan, Keeper, Outlet, OutletPlan, RowFormat, Running,
+    self, Claimed, Delivery, Ends, Fenced, Identity, KafkaSinkPlan, Keeper, Outlet, OutletError, OutletPlan,
+    RowFormat, Running, Successor,
 };
 use crate::sources::Source;
 use crate::sources::kafka::{KafkaPlan, RecordFormat};
@@ -38,14 +39,17 @@ const REGISTRY_PATIENCE: Wait = Wait::from_secs(30);
 const REGISTRY_TIMEOUT: Wait = Wait::from_secs(10);
 const REGISTRY_RETRY: Wait = Wait::from_millis(500);
 
-/// The outlets, claimed, with what earlier starts have written.
-pub struct Outlets {
-    outlets: Vec<Outlet>,
+/// The outlets of a run before they are claimed: their topics are there, and everything about them is known but what is in them.
+pub struct Prepared {
+    drafts: Vec<Draft>,
     places: Option<Places>,
     written: Written,
     /// By the source's name.
     letters: HashMap<String, Letters>,
 }
+
+/// The outlets, claimed, with what earlier starts have written.
+pub struct Outlets(Vec<Outlet>);
 
 /// What one process finds out for all.
 #[derive(Serialize, Deserialize)]
@@ -77,17 +81,21 @@ struct Draft {
     plan: OutletPlan,
     topics: Vec<String>,
     has_results: bool,
+    first_shard: Shard,
+    identity: Identity,
+}
+
+impl Draft {
+    fn new(plan: OutletPlan, topics: Vec<String>, has_results: bool) -> Draft {
+        Draft { plan, topics, has_results, first_shard: Shard(0), identity: Identity::new() }
+    }
 }
 
 /// Claims an outlet; every process fences the shards that it writes, and only then one reads what is durable.
-fn claim(
-    draft: &Draft,
-    first_shard: Shard,
-    identity: &Identity,
-    cluster: &Processes,
-) -> Result<Outlet, RunError> {
-    let (plan, topology) = (&draft.plan, cluster.topology());
-    let claimed = cluster.share(|| Claimed::make(plan, identity).map_err(RunError::from))?;
+fn claim(draft: &Draft, after: Option<&Successor>, cluster: &Processes) -> Result<Outlet, RunError> {
+    let Draft { plan, first_shard, identity, .. } = draft;
+    let topology = cluster.topology();
+    let claimed = cluster.share(|| Claimed::make(plan, identity, after).map_err(RunError::from))?;
     let is_ours = |shard: &u16| {
         let writer = topology.writer_of(Shard(first_shard.0 + shard));
         topology.process_of(writer) == topology.process
@@ -96,12 +104,12 @@ fn claim(
     let fenced = Fenced::make(plan, draft.topics.clone(), shards, &claimed)?;
     cluster.gather(())?;
     let kept = cluster.share(|| claimed.read(plan, identity).map_err(RunError::from))?;
-    Ok(Outlet::new(plan, first_shard, claimed, fenced, kept)?)
+    Ok(Outlet::new(plan, *first_shard, claimed, fenced, kept)?)
 }
 
-impl Outlets {
-    /// Checks the topics, and claims the outlets, together with the other processes.
-    pub fn open(plan: &Plan, cluster: &Processes) -> Result<Outlets, RunError> {
+impl Prepared {
+    /// Checks the topics, together with the other processes.
+    pub fn new(plan: &Plan, cluster: &Processes) -> Result<Prepared, RunError> {
         let mut drafts = Vec::new();
         let is_generator = |source: &&SourcePlan| matches!(source.kind, SourceKind::Generator(_));
         if let (Some(_), None, Some(source)) =
@@ -116,7 +124,7 @@ impl Outlets {
         if let Some(sink) = &plan.sink {
             let mut topics = vec![sink.topic.clone()];
             topics.extend(sink.current_topic.clone());
-            drafts.push(Draft { plan: sink.outlet.clone(), topics, has_results: true });
+            drafts.push(Draft::new(sink.outlet.clone(), topics, true));
         }
         let mut places_of = HashMap::new();
         for (name, source) in kafka_sources(plan) {
@@ -125,7 +133,7 @@ impl Outlets {
                     && (draft.has_results || draft.plan.progress_topic == source.progress_topic)
             };
             let outlet = drafts.iter().position(same).unwrap_or_else(|| {
-                drafts.push(Draft { plan: letters_only(source), topics: Vec::new(), has_results: false });
+                drafts.push(Draft::new(letters_only(source), Vec::new(), false));
                 drafts.len() - 1
             });
             let draft = &mut drafts[outlet];
@@ -137,15 +145,11 @@ impl Outlets {
             let facts = drafts.iter().map(|draft| facts(plan, draft)).collect::<Result<Vec<_>, _>>()?;
             Ok::<_, RunError>(Found { written, facts })
         })?;
-        let mut outlets = Vec::new();
-        let mut first_shards = Vec::new();
         let mut next_shard = 0;
-        for (draft, facts) in drafts.iter().zip(&facts) {
-            let first_shard = Shard(next_shard);
+        for (draft, facts) in drafts.iter_mut().zip(&facts) {
+            draft.first_shard = Shard(next_shard);
             next_shard += draft.plan.shards;
-            first_shards.push(first_shard);
-            let identity = identity(plan, draft, facts);
-            outlets.push(claim(draft, first_shard, &identity, cluster)?);
+            draft.identity = identity(plan, draft, facts);
         }
         let partitions =
             |outlet: usize, topic: &str| facts[outlet].get(topic).map_or(1, |facts| facts.partitions);
@@ -154,7 +158,7 @@ impl Outlets {
             let [first, second] = letter_topics(&source.topic);
             let topics = [(at, partitions(outlet, &first)), (at + 1, partitions(outlet, &second))];
             let (topic, first_shard, shards) =
-                (name.into(), first_shards[outlet], drafts[outlet].plan.shards);
+                (name.into(), drafts[outlet].first_shard, drafts[outlet].plan.shards);
             Some((name.to_owned(), Letters { outlet, topic, first_shard, shards, topics }))
         });
         let letters = letters.collect();
@@ -164,26 +168,32 @@ impl Outlets {
             partitions: partitions(0, &sink.topic),
             current_partitions: sink.current_topic.as_ref().map(|topic| partitions(0, topic)),
         });
-        Ok(Outlets { outlets, places, written, letters })
+        Ok(Prepared { drafts, places, written, letters })
     }
 
     pub fn is_empty(&self) -> bool {
-        self.outlets.is_empty()
+        self.drafts.is_empty()
     }
 
-    /// That of the results, where there are any.
-    pub fn generation(&self) -> Option<Arc<str>> {
-        self.outlets.first().map(Outlet::generation)
+    /// Claims the outlets, together with the other processes; each after its own of `after`, where they are to follow others.
+    pub fn claim(&self, after: Option<&[Successor]>, cluster: &Processes) -> Result<Outlets, RunError> {
+        let each = self.drafts.iter().enumerate();
+        let claim = each.map(|(at, draft)| claim(draft, after.and_then(|after| after.get(at)), cluster));
+        claim.collect::<Result<_, _>>().map(Outlets)
     }
 
-    pub fn epoch_floor(&self) -> Result<u64, RunError> {
-        let floors = self.outlets.iter().map(Outlet::epoch_floor).collect::<Result<Vec<_>, _>>()?;
-        Ok(floors.into_iter().max().unwrap_or(0))
+    /// What others have written of the outlets until now.
+    pub fn look(&self) -> Result<Vec<Kept>, RunError> {
+        let look = |draft: &Draft| Ok(kafka::look(&draft.plan, &draft.identity)?);
+        self.drafts.iter().map(look).collect()
     }
 
-    /// What makes epochs durable where there is no data directory.
-    pub fn keeper(&self) -> Option<Keeper> {
-        self.outlets.first().map(Outlet::keeper)
+    /// Cluster, progress topic and number of shards of each outlet.
+    pub fn topics(&self) -> impl Iterator<Item = (&Cluster, &str, u16)> {
+        self.drafts.iter().map(|draft| {
+            let OutletPlan { cluster, progress_topic, shards, .. } = &draft.plan;
+            (cluster, &**progress_topic, *shards)
+        })
     }
 
     /// How the graph writes results.
@@ -191,7 +201,7 @@ impl Outlets {
         if self.is_empty() {
             return None;
         }
-        let Outlets { written, .. } = *self;
+        let Prepared { written, .. } = *self;
         let render = self.places.map(|places| -> Arc<dyn Fn() -> Box<dyn Render> + Send + Sync> {
             match written {
                 Written::Json => Arc::new(move || Box::new(Results::new(places, Json))),
@@ -200,30 +210,52 @@ impl Outlets {
         });
         let current = self.places.is_some_and(|places| places.current_partitions.is_some());
         // After a crash, epochs may be longer than those that were written before it.
-        let touched = self.outlets.iter().any(|outlet| !outlet.is_transactional());
+        let touched = self.drafts.iter().any(|draft| draft.plan.delivery == Delivery::AtLeastOnce);
         Some(ParcelsPlan { render, current, touched })
     }
 
-    /// What says of each partition where it begins.
-    pub fn starts(&self) -> Result<Starts, RunError> {
+    /// What says of each partition where it begins, by what is kept in the outlets; it keeps nothing until they are claimed.
+    pub fn starts(&self, kept: &[&Kept]) -> Result<Starts, RunError> {
         let of_source = |(name, letters): (&String, &Letters)| {
-            let outlet = &self.outlets[letters.outlet];
-            let kept = outlet.kept().get(&progress::start_key(name))?.unwrap_or_default();
+            let of_outlet = kept[letters.outlet];
+            let kept = of_outlet.get(&progress::start_key(name))?.unwrap_or_default();
             let prefix = progress::schema_key(name);
-            let schemas = outlet.kept().below(&prefix).filter_map(|(id, answer)| {
+            let schemas = of_outlet.below(&prefix).filter_map(|(id, answer)| {
                 Some((id.parse().ok()?, serde_json::from_slice::<Answer>(answer).ok()?))
             });
             let (schemas, letters) = (schemas.collect(), letters.clone());
-            let starts = SourceStarts { kept: Mutex::new(kept), schemas, keeper: outlet.keeper(), letters };
+            let starts = SourceStarts { kept: Mutex::new(kept), schemas, keeper: Arc::default(), letters };
             Ok((name.clone(), starts))
         };
         self.letters.iter().map(of_source).collect::<Result<_, _>>().map(Starts)
+    }
+}
+
+impl Outlets {
+    /// That of the results, where there are any.
+    pub fn generation(&self) -> Option<Arc<str>> {
+        self.0.first().map(Outlet::generation)
+    }
+
+    /// No epoch below may be used.
+    pub fn epoch_floor(&self) -> Result<u64, RunError> {
+        let floors = self.0.iter().map(Outlet::epoch_floor).collect::<Result<Vec<_>, _>>()?;
+        Ok(floors.into_iter().max().unwrap_or(0))
+    }
+
+    /// What makes epochs durable where there is no data directory.
+    pub fn keeper(&self) -> Option<Keeper> {
+        self.0.first().map(Outlet::keeper)
+    }
+
+    pub fn kept(&self) -> Vec<&Kept> {
+        self.0.iter().map(Outlet::kept).collect()
     }
 
     /// Where a replay of these partitions stops.
     pub fn cuts(&self, partitions: &[LogPartition]) -> Result<Cuts, RunError> {
         let mut all: Vec<(Shard, ShardProgress)> = Vec::new();
-        for outlet in &self.outlets {
+        for outlet in &self.0 {
             all.extend(outlet.shards()?.into_iter().filter_map(|(shard, progress)| Some((shard, progress?))));
         }
         let cuts = cuts(all, partitions).map_err(RunError::Failed)?;
@@ -241,12 +273,12 @@ impl Outlets {
     pub fn start_writing(
         self,
         cluster: &Processes,
-        failed: Arc<dyn Fn(String) + Send + Sync>,
+        failed: Arc<dyn Fn(OutletError) + Send + Sync>,
     ) -> Result<Writing, RunError> {
         // Who loses the outlet, all end.
         let watches = cluster.topology().is_first();
         let start = |outlet: Outlet| outlet.start(watches, Arc::clone(&failed));
-        Ok(Writing(self.outlets.into_iter().map(start).collect::<Result<_, _>>()?))
+        Ok(Writing(self.0.into_iter().map(start).collect::<Result<_, _>>()?))
     }
 }
 
@@ -256,8 +288,14 @@ pub struct Starts(HashMap<String, SourceStarts>);
 struct SourceStarts {
     kept: Mutex<BTreeMap<u32, u64>>,
     schemas: Vec<(u32, Answer)>,
-    keeper: Keeper,
+    /// Once the outlet is this run's.
+    keeper: Arc<OnceLock<Keeper>>,
     letters: Letters,
+}
+
+/// What is asked for before the outlets are this run's.
+fn not_ours() -> RunError {
+    RunError::Failed("another generation still writes the results".into())
 }
 
 type Answers = Vec<(u32, Answer)>;
@@ -270,9 +308,27 @@ impl Starts {
             starts.ok_or_else(|| RunError::Failed(format!("source {source} has no progress topic")))?;
         let (keeper, prefix) = (starts.keeper.clone(), progress::schema_key(source));
         let record = move |id: u32, answer: &Answer| {
+            let keeper = keeper.get().ok_or_else(|| not_ours().to_string())?;
             keeper.keep(&format!("{prefix}{id}"), answer).map_err(|error| error.to_string())
         };
         Ok((starts.schemas.clone(), Box::new(record)))
+    }
+
+    /// From now on, what has to be kept is kept.
+    pub fn claimed(&self, outlets: &Outlets) {
+        for starts in self.0.values() {
+            if let Some(outlet) = outlets.0.get(starts.letters.outlet) {
+                let _ = starts.keeper.set(outlet.keeper());
+            }
+        }
+    }
+
+    /// The partitions that are read already, as sources call them, and from where they were first.
+    pub fn known(&self, source: &str) -> BTreeMap<u32, u64> {
+        let starts = self.0.get(source);
+        starts.map_or_else(BTreeMap::new, |starts| {
+            starts.kept.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        })
     }
 
     /// A partition as it is read: from where it was read first.
@@ -311,7 +367,7 @@ impl SourceStarts {
             let start = source.start(partition, first_start).map_err(failed)?;
             kept.insert(partition, start);
         }
-        self.keeper.keep(&progress::start_key(source.name()), &*kept)?;
+        self.keeper.get().ok_or_else(not_ours)?.keep(&progress::start_key(source.name()), &*kept)?;
         Ok(kept.get(&partition).copied().unwrap_or(0))
     }
 }

@@ -50,6 +50,8 @@ struct Desk {
     partitions: Mutex<Vec<(Slot, PartitionName, u64)>>,
     parts: Mutex<Vec<CheckpointPart>>,
     sealed: Mutex<Option<(u64, Positions)>>,
+    follow: Mutex<Vec<(Slot, u64)>>,
+    take_over: AtomicBool,
 }
 
 /// A process, the number of a checkpoint, and the process's part of it.
@@ -86,6 +88,8 @@ impl Processes {
             partitions: Mutex::default(),
             parts: Mutex::default(),
             sealed: Mutex::default(),
+            follow: Mutex::default(),
+            take_over: AtomicBool::new(false),
         });
         let (hearing, losing) = (Arc::clone(&desk), Arc::clone(&desk));
         let heard = Heard {
@@ -176,6 +180,12 @@ impl Processes {
     /// At other processes than the first: the last checkpoint whose epoch is complete, once.
     pub fn take_sealed(&self) -> Option<(u64, Positions)> {
         locked(&self.desk.sealed).take()
+    }
+
+    /// At other processes than the first: how far the generation that is followed has come since the last call, and whether it is time to
+    /// take over from it.
+    pub fn followed(&self) -> (Vec<(Slot, u64)>, bool) {
+        (std::mem::take(&mut locked(&self.desk.follow)), self.desk.take_over.load(Ordering::Acquire))
     }
 
     /// The greatest epoch that the other processes want to use.
@@ -273,6 +283,8 @@ impl Desk {
             }
             Message::Partition { slot, name, start } => locked(&self.partitions).push((slot, name, start)),
             Message::Checkpoint { checkpoint, part } => locked(&self.parts).push((process, checkpoint, part)),
+            Message::Follow(positions) => locked(&self.follow).extend(positions),
+            Message::TakeOver => self.take_over.store(true, Ordering::Release),
             Message::Sealed { checkpoint, positions } => {
                 *locked(&self.sealed) = Some((checkpoint, positions));
             }

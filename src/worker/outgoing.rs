@@ -2,7 +2,8 @@
 //! to; and where a replay stops on its way.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -25,10 +26,84 @@ pub struct Cuts {
     pub of_shards: HashMap<Shard, usize>,
 }
 
+/// What holds workers back until the outlets are theirs: while another generation writes them, nothing is read beyond what that has made
+/// durable, so that whatever it ends with, this run is not ahead of it.
+#[derive(Default)]
+pub struct Gate {
+    /// How far partitions may be read while another generation is followed.
+    follow: Mutex<HashMap<Slot, u64>>,
+    opened: OnceLock<Opened>,
+    /// How many workers know of the opening.
+    seen: AtomicUsize,
+    /// All of them do, at all processes: from now on the cuts alone say where to wait.
+    released: AtomicBool,
+    /// No epoch below is used from then on.
+    floor: AtomicU64,
+}
+
+/// Outlets that are this run's, and where a replay stops for them.
+struct Opened {
+    cuts: Cuts,
+    outlets: Vec<Ends>,
+}
+
+impl Gate {
+    /// One that is open from the start.
+    pub fn open(cuts: Cuts, outlets: Vec<Ends>) -> Gate {
+        let gate = Gate::default();
+        gate.install(cuts, outlets);
+        gate.release(0);
+        gate
+    }
+
+    /// How far the generation that is followed has come for certain.
+    pub fn follow(&self, positions: impl IntoIterator<Item = (Slot, u64)>) {
+        let mut follow = self.follow.lock().unwrap_or_else(PoisonError::into_inner);
+        for (slot, position) in positions {
+            let known = follow.entry(slot).or_insert(position);
+            *known = position.max(*known);
+        }
+    }
+
+    /// The first step of the opening: every worker learns of it before any reads on.
+    pub fn install(&self, cuts: Cuts, outlets: Vec<Ends>) {
+        let _ = self.opened.set(Opened { cuts, outlets });
+    }
+
+    /// How many workers of this process have learned of it.
+    pub fn seen(&self) -> usize {
+        self.seen.load(Ordering::Acquire)
+    }
+
+    /// The second step, once all workers of all processes have.
+    pub fn release(&self, floor: u64) {
+        self.floor.store(floor, Ordering::Relaxed);
+        self.released.store(true, Ordering::Release);
+    }
+
+    pub fn is_released(&self) -> bool {
+        self.released.load(Ordering::Acquire)
+    }
+
+    /// The least epoch that may be used.
+    pub fn floor(&self) -> u64 {
+        self.floor.load(Ordering::Relaxed)
+    }
+
+    fn cuts(&self) -> Option<&Cuts> {
+        self.opened.get().map(|opened| &opened.cuts)
+    }
+
+    fn limit(&self, slot: Slot, start: u64) -> u64 {
+        self.follow.lock().unwrap_or_else(PoisonError::into_inner).get(&slot).copied().unwrap_or(start)
+    }
+}
+
 /// How far a replay has come on its way through the cuts.
-#[derive(Debug)]
 pub struct Replay {
-    cuts: Arc<Cuts>,
+    gate: Arc<Gate>,
+    /// This worker knows of the opening.
+    is_open: bool,
     /// The epochs of the cuts that are behind us.
     passed: Vec<u64>,
     /// When each partition came to the next one.
@@ -41,20 +116,50 @@ pub struct Replay {
 
 impl Replay {
     /// `starts` is where each partition is read from, by slot.
-    pub fn new(cuts: Arc<Cuts>, starts: &[u64]) -> Replay {
+    pub fn new(gate: Arc<Gate>, starts: &[u64]) -> Replay {
         let read = (0..).map(Slot).zip(starts.iter().copied()).collect();
-        Replay { cuts, passed: Vec::new(), reached: HashMap::new(), read, partitions: starts.len() }
+        let (passed, reached) = (Vec::new(), HashMap::new());
+        Replay { gate, is_open: false, passed, reached, read, partitions: starts.len() }
+    }
+
+    /// Learns of the opening; all epochs before `upper` are closed, and none that goes beyond a cut is sent before everybody has learned
+    /// of it.
+    fn learn(&mut self, upper: u64) -> bool {
+        if self.is_open || self.gate.cuts().is_none() {
+            return false;
+        }
+        self.is_open = true;
+        let at: Vec<Slot> = self.at_the_next_cut();
+        self.reached.extend(at.into_iter().map(|slot| (slot, upper.saturating_sub(1))));
+        self.gate.seen.fetch_add(1, Ordering::Release);
+        true
+    }
+
+    /// The partitions that were read up to the next cut.
+    fn at_the_next_cut(&self) -> Vec<Slot> {
+        let Some(next) = self.next() else { return Vec::new() };
+        let at = |(slot, read): &(&Slot, &u64)| {
+            usize::from(slot.0) < self.partitions && next.get(*slot).is_none_or(|cut| cut <= *read)
+        };
+        self.read.iter().filter(at).map(|(slot, _)| *slot).collect()
+    }
+
+    fn next(&self) -> Option<&HashMap<Slot, u64>> {
+        self.gate.cuts()?.positions.get(self.passed.len())
     }
 
     /// Where a partition, which was opened at `start`, must wait for the others.
     pub fn limit(&self, slot: Slot, start: u64) -> u64 {
-        let next = self.cuts.positions.get(self.passed.len());
-        next.map_or(u64::MAX, |cut| cut.get(&slot).copied().unwrap_or(start))
+        match self.is_open && self.gate.is_released() {
+            true => self.next().map_or(u64::MAX, |cut| cut.get(&slot).copied().unwrap_or(start)),
+            false => self.gate.limit(slot, start),
+        }
     }
 
     /// Whether what a shard gets at an epoch is behind what it has written.
     fn is_new(&self, shard: Shard, epoch: u64) -> bool {
-        match self.cuts.of_shards.get(&shard) {
+        let Some(cuts) = self.gate.cuts().filter(|_| self.is_open) else { return false };
+        match cuts.of_shards.get(&shard) {
             None => true,
             Some(cut) => self.passed.get(*cut).is_some_and(|passed| epoch > *passed),
         }
@@ -66,7 +171,8 @@ impl Replay {
         self.read.insert(slot, applied);
         // Those that came later are read behind the last cut only.
         let from_start = usize::from(slot.0) < self.partitions;
-        if from_start && self.limit(slot, applied) <= applied {
+        let is_there = |cut: &HashMap<Slot, u64>| cut.get(&slot).is_none_or(|cut| *cut <= applied);
+        if self.is_open && from_start && self.next().is_none_or(is_there) {
             self.reached.entry(slot).or_insert(read.epoch);
         }
     }
@@ -74,19 +180,12 @@ impl Replay {
     /// Passes the cuts that all partitions have come to. None reads on before that, so all that is behind a cut is in later
     /// epochs.
     fn pass(&mut self) {
-        while self.passed.len() < self.cuts.positions.len() && self.reached.len() == self.partitions {
+        while self.is_open && self.next().is_some() && self.reached.len() == self.partitions {
             let epoch = self.reached.values().copied().max().unwrap_or(0);
             self.passed.push(epoch);
             self.reached.clear();
             // Some are at the next one already.
-            let reached: Vec<Slot> = self
-                .read
-                .iter()
-                .filter(|(slot, read)| {
-                    usize::from(slot.0) < self.partitions && self.limit(**slot, **read) <= **read
-                })
-                .map(|(slot, _)| *slot)
-                .collect();
+            let reached = self.at_the_next_cut();
             self.reached.extend(reached.into_iter().map(|slot| (slot, epoch)));
         }
     }
@@ -103,7 +202,8 @@ pub struct Outgoing {
     upper: u64,
     replay: Replay,
     slots: Slots,
-    outlets: Vec<Ends>,
+    index: usize,
+    topology: Topology,
     shards: Vec<OwnShard>,
 }
 
@@ -121,16 +221,11 @@ impl Outgoing {
         parcels: Closed<Parcel>,
         read: Closed<Read>,
         (index, topology): (usize, Topology),
-        cuts: Arc<Cuts>,
+        gate: Arc<Gate>,
         slots: Slots,
         starts: &[u64],
-        outlets: Vec<Ends>,
     ) -> Outgoing {
-        let all =
-            outlets.iter().enumerate().flat_map(|(at, outlet)| outlet.shards().map(move |shard| (at, shard)));
-        let own = all.filter(|(_, shard)| topology.writer_of(*shard) == index);
-        let shards = own.map(|(outlet, shard)| OwnShard { shard, outlet, waiting: Vec::new(), moved: false });
-        Outgoing {
+        let mut outgoing = Outgoing {
             parcels,
             read,
             open_parcels: VecDeque::new(),
@@ -138,11 +233,33 @@ impl Outgoing {
             parcels_upper: 0,
             reads_upper: 0,
             upper: 0,
-            replay: Replay::new(cuts, starts),
+            replay: Replay::new(gate, starts),
             slots,
-            shards: shards.collect(),
-            outlets,
+            index,
+            topology,
+            shards: Vec::new(),
+        };
+        outgoing.learn();
+        outgoing
+    }
+
+    /// Learns that the outlets are this run's, once they are.
+    fn learn(&mut self) {
+        if !self.replay.learn(self.upper) {
+            return;
         }
+        let all = self
+            .outlets()
+            .iter()
+            .enumerate()
+            .flat_map(|(at, outlet)| outlet.shards().map(move |shard| (at, shard)));
+        let own = all.filter(|(_, shard)| self.topology.writer_of(*shard) == self.index);
+        let shards = own.map(|(outlet, shard)| OwnShard { shard, outlet, waiting: Vec::new(), moved: false });
+        self.shards = shards.collect();
+    }
+
+    fn outlets(&self) -> &[Ends] {
+        self.replay.gate.opened.get().map_or(&[], |opened| &opened.outlets)
     }
 
     pub fn replay(&self) -> &Replay {
@@ -151,7 +268,7 @@ impl Outgoing {
 
     /// Whether sources must wait for the sinks.
     pub fn is_full(&self) -> bool {
-        self.outlets.iter().any(|outlet| outlet.pending() > PENDING_BYTES)
+        self.outlets().iter().any(|outlet| outlet.pending() > PENDING_BYTES)
     }
 
     /// Hands on what has closed. At the end, epochs before `end` are complete.
@@ -165,6 +282,7 @@ impl Outgoing {
             self.open_reads.extend(changes);
         }
         let upper = self.parcels_upper.min(self.reads_upper).min(end);
+        self.learn();
         if upper <= self.upper {
             return;
         }
@@ -188,6 +306,7 @@ impl Outgoing {
 
     fn give(&mut self, epoch: u64, moved: bool) {
         let mut positions = None;
+        let Some(Opened { outlets, .. }) = self.replay.gate.opened.get() else { return };
         for own in &mut self.shards {
             own.moved |= moved;
             if !own.moved || !self.replay.is_new(own.shard, epoch) {
@@ -198,7 +317,7 @@ impl Outgoing {
                 positions.get_or_insert_with(|| Arc::new(positions_of(&self.replay.read, &self.slots)));
             let parcels = std::mem::take(&mut own.waiting);
             let portion = Portion { parcels, epoch, positions: Arc::clone(positions) };
-            self.outlets[own.outlet].give(own.shard, portion);
+            outlets[own.outlet].give(own.shard, portion);
         }
     }
 }
@@ -227,7 +346,8 @@ mod tests {
 
     /// Partitions are read as they may be, a few records an epoch, by workers that all hear of it when the epoch has closed.
     fn replay(cuts: &Cuts, starts: &[u64], ends: &[u64], steps: &[(usize, u64)]) -> (Replay, Vec<Vec<u64>>) {
-        let mut replay = Replay::new(Arc::new(cuts.clone()), starts);
+        let mut replay = Replay::new(Arc::new(Gate::open(cuts.clone(), Vec::new())), starts);
+        replay.learn(0);
         let mut read = starts.to_vec();
         let mut epochs: Vec<Vec<u64>> = starts.iter().map(|start| vec![0; *start as usize]).collect();
         let mut said = vec![None; starts.len()];

@@ -49,7 +49,8 @@ impl Teller {
     }
 
     /// Tells what has closed, and whether it could not tell it all. At the end, epochs before `end` are complete.
-    pub fn tell(&mut self, told: &Closed<Told>, shared: &Shared, end: u64) -> bool {
+    /// Nothing is `ready` while the results are another generation's.
+    pub fn tell(&mut self, told: &Closed<Told>, shared: &Shared, ready: bool, end: u64) -> bool {
         loop {
             if let Some(update) = self.waiting.take() {
                 self.waiting = self.publisher.publish(update).err();
@@ -58,7 +59,9 @@ impl Teller {
                 }
             }
             let Some(batch) = told.take() else { return false };
-            self.waiting = Some(self.update(batch, shared, end));
+            let mut update = self.update(batch, shared, end);
+            update.ready &= ready;
+            self.waiting = Some(update);
         }
     }
 
@@ -88,7 +91,7 @@ impl Teller {
         }
         self.pass_marks(update.upper, shared);
         if !moved.is_empty() {
-            shared.note_moved();
+            shared.note_moved(moved.iter().map(|(slot, progress)| (*slot, progress.applied)));
         }
         if several {
             drop_superseded(&mut update.current);

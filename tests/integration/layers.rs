@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Layer, module, and what else of its own layer it may import.
-const LAYERS: [(u8, &str, &[&str]); 17] = [
+const LAYERS: [(u8, &str, &[&str]); 18] = [
     (0, "model", &[]),
     (1, "codec", &[]),
     (1, "admission", &[]),

@@ -32,6 +32,44 @@ pub struct Outlet {
     ended: Arc<AtomicBool>,
 }
 
+/// A claim that is to follow another one, chosen before it is made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Successor {
+    of: Claim,
+    claim: Claim,
+}
+
+impl Successor {
+    /// None where nobody has claimed the outlet yet.
+    pub fn of(kept: &Kept) -> Result<Option<Successor>, OutletError> {
+        let of = kept.get::<Claim>(CLAIM)?;
+        Ok(of.map(|of| Successor { claim: Claim::next(Some(&of)), of }))
+    }
+
+    /// Whether another one than it has claimed what it is to claim.
+    pub fn is_overtaken_by(&self, claim: &Claim) -> bool {
+        claim.generation >= self.claim.generation && *claim != self.claim
+    }
+
+    pub fn generation(&self) -> Arc<str> {
+        format!("{}-{}", self.claim.generation, self.claim.nonce).into()
+    }
+}
+
+impl Claim {
+    fn next(last: Option<&Claim>) -> Claim {
+        let generation = last.map_or(1, |claim| claim.generation + 1);
+        Claim { generation, nonce: format!("{:016x}", RandomState::new().hash_one(generation)) }
+    }
+}
+
+/// What a running generation has written of an outlet, and how its successor compares to it.
+pub fn look(plan: &OutletPlan, identity: &Identity) -> Result<Kept, OutletError> {
+    let kept = progress::read(&plan.cluster, &plan.progress_topic, None)?;
+    check(&plan.progress_topic, kept.get::<Identity>(IDENTITY)?.as_ref(), identity)?;
+    Ok(kept)
+}
+
 /// A claim of an outlet, and what was there before it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Claimed {
@@ -47,14 +85,26 @@ impl Claimed {
     /// # Errors
     ///
     /// Where the results were made with another identity; before anything is claimed.
-    pub fn make(plan: &OutletPlan, identity: &Identity) -> Result<Claimed, OutletError> {
+    ///
+    /// With an `after`, where anybody but that claim has it.
+    pub fn make(
+        plan: &OutletPlan,
+        identity: &Identity,
+        after: Option<&Successor>,
+    ) -> Result<Claimed, OutletError> {
         let (cluster, topic) = (&plan.cluster, &plan.progress_topic);
         let before = progress::read(cluster, topic, None)?;
         let recorded = before.get::<Identity>(IDENTITY)?;
         check(topic, recorded.as_ref(), identity)?;
-        let generation = before.get::<Claim>(CLAIM)?.map_or(1, |claim| claim.generation + 1);
-        let nonce = format!("{:016x}", RandomState::new().hash_one(generation));
-        let claim = Claim { generation, nonce };
+        let last = before.get::<Claim>(CLAIM)?;
+        let claim = match after {
+            None => Claim::next(last.as_ref()),
+            Some(after) if last.as_ref() == Some(&after.of) => after.claim.clone(),
+            Some(_) => {
+                let generation = last.map_or(0, |claim| claim.generation);
+                return Err(OutletError::Fenced { topic: topic.clone(), generation });
+            }
+        };
         let at = Writer::new(cluster, topic)?.write(CLAIM, &claim)?;
         Ok(Claimed { claim, at, recorded })
     }
@@ -166,7 +216,7 @@ impl Outlet {
     pub fn start(
         self,
         watches: bool,
-        failed: Arc<dyn Fn(String) + Send + Sync>,
+        failed: Arc<dyn Fn(OutletError) + Send + Sync>,
     ) -> Result<Running, OutletError> {
         let threads = |error| OutletError::Threads(Arc::new(error));
         let pending = Arc::new(AtomicUsize::new(0));
@@ -180,7 +230,7 @@ impl Outlet {
             let (pending, failed) = (Arc::clone(&running.pending), Arc::clone(&failed));
             let write = move || {
                 let written = writer.run(&portions, &pending);
-                written.map_err(|error| failed(error.to_string())).is_ok()
+                written.map_err(|error| failed(error)).is_ok()
             };
             let name = format!("sink {number}");
             running.threads.push(thread::Builder::new().name(name).spawn(write).map_err(threads)?);
@@ -192,9 +242,9 @@ impl Outlet {
         let watch = move || match progress::watch(&plan.cluster, &plan.progress_topic, from, &claim, &ended) {
             Ok(None) => {}
             Ok(Some(Claim { generation, .. })) => {
-                failed(OutletError::Fenced { topic: plan.progress_topic, generation }.to_string());
+                failed(OutletError::Fenced { topic: plan.progress_topic, generation });
             }
-            Err(error) => failed(error.to_string()),
+            Err(error) => failed(error),
         };
         thread::Builder::new().name("claims".into()).spawn(watch).map_err(threads)?;
         Ok(running)

@@ -73,6 +73,11 @@ pub struct Kept {
 }
 
 impl Kept {
+    /// Reads what a topic holds now, while others may be writing.
+    pub fn now(cluster: &Cluster, topic: &str) -> Result<Kept, OutletError> {
+        read(cluster, topic, None)
+    }
+
     /// What is kept under a key.
     pub fn get<T: for<'de> Deserialize<'de>>(&self, key: &str) -> Result<Option<T>, OutletError> {
         let parse = |value: &Vec<u8>| {
@@ -225,6 +230,51 @@ pub fn watch(
         }
     }
     Ok(None)
+}
+
+/// Something that a running generation has said.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Sign {
+    /// How far a shard has come, by its number.
+    Shard(u16, ShardProgress),
+    Claim(Claim),
+    /// What is kept under a key besides.
+    Kept(String, Vec<u8>),
+}
+
+/// Follows the topic: `hear` hears everything committed that it holds and everything that comes, until it says that this was enough.
+pub fn follow(
+    cluster: &Cluster,
+    topic: &str,
+    mut hear: impl FnMut(Option<Sign>) -> bool,
+) -> Result<(), OutletError> {
+    let mut config = reader(cluster, topic);
+    config.set("isolation.level", "read_committed");
+    let consumer: BaseConsumer = config.create().map_err(|error| OutletError::client(cluster, error))?;
+    assign(&consumer, topic, Offset::Beginning).map_err(|error| OutletError::reading(topic, error))?;
+    loop {
+        let sign = match consumer.poll(POLL) {
+            Some(Ok(message)) => {
+                sign(message.key().unwrap_or_default(), message.payload().unwrap_or_default())
+            }
+            Some(Err(error)) if is_final(&error) => return Err(OutletError::reading(topic, error)),
+            Some(Err(_)) | None => None,
+        };
+        if !hear(sign) {
+            return Ok(());
+        }
+    }
+}
+
+fn sign(key: &[u8], value: &[u8]) -> Option<Sign> {
+    let key = std::str::from_utf8(key).ok()?;
+    if let Some(number) = key.strip_prefix("shard/") {
+        return Some(Sign::Shard(number.parse().ok()?, serde_json::from_slice(value).ok()?));
+    }
+    if key == CLAIM {
+        return Some(Sign::Claim(serde_json::from_slice(value).ok()?));
+    }
+    Some(Sign::Kept(key.to_owned(), value.to_vec()))
 }
 
 /// Whether waiting does not help.
