@@ -118,9 +118,9 @@ impl Feeder {
 
 impl Drop for Feeder {
     fn drop(&mut self) {
-        self.shared.stop();
-        self.shared.hurry.store(true, Ordering::SeqCst);
         if let Some(thread) = self.thread.take() {
+            self.shared.stop();
+            self.shared.hurry.store(true, Ordering::SeqCst);
             let _ = thread.join();
         }
     }
