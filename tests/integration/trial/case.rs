@@ -1,7 +1,8 @@
 //! A case: what its plan says is done, and then all is compared.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -66,7 +67,7 @@ pub fn run(plan: &Plan, broker: &mut Option<OwnBroker>) -> Outcome {
     }));
     outcome.failure = done.err().map(|panic| said(&*panic));
     outcome.time = began.elapsed();
-    if !outcome.is_good() {
+    if !outcome.is_good() || std::env::var_os("SWELTER_TRIAL_KEEP").is_some_and(|keep| !keep.is_empty()) {
         outcome.folder = Some(folder.keep());
     }
     outcome
@@ -85,6 +86,8 @@ pub struct Case<'a> {
     pub(super) generation: Option<String>,
     /// What the clocks of processes are off, ms.
     pub(super) clocks: Vec<i64>,
+    began: Instant,
+    diary: File,
     pub(super) outcome: &'a mut Outcome,
 }
 
@@ -107,7 +110,8 @@ impl<'a> Case<'a> {
         let feeder = Some(Feeder::start(feed, plan.records, &shared));
         let followers =
             (0..FOLLOWERS).map(|lots| Follower::start(plan.seed ^ lots, cities, &shared)).collect();
-        let (broker, clocks) = (broker, Vec::new());
+        let diary = File::create(folder.join("diary.txt")).unwrap();
+        let (clocks, began) = (Vec::new(), Instant::now());
         let mut case = Case {
             plan,
             folder,
@@ -118,6 +122,8 @@ impl<'a> Case<'a> {
             shared,
             generation: None,
             clocks,
+            began,
+            diary,
             outcome,
         };
         case.settle(None);
@@ -128,6 +134,7 @@ impl<'a> Case<'a> {
     pub(super) fn settle(&mut self, not: Option<&str>) -> Vec<String> {
         let (addresses, generation) = self.cluster.wait_ready(not);
         self.shared.set_addresses(&addresses);
+        self.note(&format!("ready: generation {generation}"));
         self.generation = Some(generation);
         addresses
     }
@@ -136,6 +143,13 @@ impl<'a> Case<'a> {
     pub(super) fn start_again(&mut self, topology: Topology, dies: Option<(&'static str, u64)>) {
         self.cluster.start_again(launch(self.folder, topology, dies, &self.clocks));
         self.outcome.topologies.push(topology);
+        self.note(&format!("started: {topology}"));
+    }
+
+    /// Notes in the case's folder what happens, and when.
+    pub(super) fn note(&mut self, what: &str) {
+        let line = format!("{:.1} s: {what}\n", self.began.elapsed().as_secs_f64());
+        self.diary.write_all(line.as_bytes()).unwrap();
     }
 
     pub(super) fn folder(&self) -> &Path {
@@ -146,7 +160,9 @@ impl<'a> Case<'a> {
         self.settle(None);
         let feed = self.feeder.take().unwrap().finish();
         self.outcome.records = feed.records();
+        self.note("all records are sent");
         self.compare(&feed);
+        self.note("compared");
         self.cluster.terminate();
         if let Feed::Journal(posted) = &feed {
             let letters = self.folder.join("data").join("dead-letters.jsonl");
@@ -156,6 +172,7 @@ impl<'a> Case<'a> {
         self.start_again(self.plan.last, None);
         self.settle(before.as_deref());
         self.compare(&feed);
+        self.note("compared");
         self.cluster.terminate();
         if let Feed::Kafka(case) = &feed {
             let comparisons = &mut self.outcome.comparisons;

@@ -12,13 +12,15 @@ use super::plan::{Fault, Step};
 use crate::recovery::Random;
 
 /// How long a process may take to die that is to die by itself.
-const TO_DIE: Duration = Duration::from_secs(4);
+const TO_DIE: Duration = Duration::from_secs(8);
 
 impl Case<'_> {
     pub(super) fn befall(&mut self, step: &Step) {
         thread::sleep(step.wait);
         let before = self.generation.clone();
+        self.note(step.fault.name());
         let happened = self.inflict(step);
+        self.note("done");
         *self.outcome.faults.entry(happened.name()).or_default() += 1;
         if step.settle {
             let another = match happened {

@@ -15,7 +15,7 @@ use crate::recovery::{MINUTE, Random, SETTINGS, written};
 use crate::served::Status;
 
 /// Between two sendings, and how many records each has at most.
-const PACE: Duration = Duration::from_millis(100);
+const PACE: Duration = Duration::from_millis(150);
 const TOGETHER: u64 = 8;
 /// Until a post has to be in the log.
 const PATIENCE: Duration = Duration::from_secs(150);
@@ -77,8 +77,9 @@ impl Feed {
         match self {
             Feed::Journal(posted) => posted.post(most, shared),
             Feed::Kafka(case) => {
-                case.send(most as usize);
-                Some(most)
+                let records = most.div_ceil(2);
+                case.send(records as usize);
+                Some(records)
             }
         }
     }
