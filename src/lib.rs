@@ -2,6 +2,7 @@
 
 pub mod admission;
 pub mod cli;
+pub mod cluster;
 pub mod codec;
 pub mod config;
 pub mod dataflow;

@@ -26,7 +26,7 @@ use crate::admission::AdmissionRules;
 use crate::config::PipelineLimits;
 use crate::dataflow::rolling::told::Read;
 use crate::dataflow::{self, Graph, GraphPlan};
-use crate::model::{Arrival, Ask, CityName, Parcel, Parcels, Query, Slots};
+use crate::model::{Arrival, Ask, CityName, Parcel, Parcels, Query, Slots, Topology};
 use crate::serve::Publisher;
 use crate::sinks::kafka::Ends;
 
@@ -47,11 +47,13 @@ const QUESTIONS: usize = 1024;
 /// What the workers of a run do.
 #[derive(Clone)]
 pub struct Job {
+    pub topology: Topology,
     pub graph: GraphPlan,
     pub rules: AdmissionRules,
     pub limits: PipelineLimits,
-    /// By slot. Each is read by one worker.
+    /// Those that this process can read. Each is read by one worker.
     pub partitions: Vec<LogPartition>,
+    /// All of them.
     pub slots: Slots,
     pub publisher: Publisher,
     /// Durable sinks, and where a replay stops for them.
@@ -63,7 +65,7 @@ pub struct Job {
 /// What the workers and the rest of the run have in common.
 pub struct Shared {
     stop: AtomicBool,
-    /// What worker 0 has to tell is not taken fast enough.
+    /// What is told to the server is not taken fast enough.
     congested: AtomicBool,
     /// Epochs below this one are durably taken for this run; none above it is used.
     reserved: AtomicU64,
@@ -76,7 +78,7 @@ pub struct Shared {
     added_count: AtomicUsize,
     sender: SyncSender<Vec<Query>>,
     questions: Mutex<Receiver<Vec<Query>>>,
-    /// Worker 0, which takes the questions.
+    /// The worker that takes the questions.
     asked: OnceLock<Thread>,
 }
 
@@ -144,13 +146,27 @@ impl Ask for Shared {
 
 /// The ingest clock, ms since 1970-01-01T00:00:00Z.
 pub fn clock() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+    #[cfg(debug_assertions)]
+    let clock = clock.saturating_add_signed(*fault::CLOCK_OFFSET);
+    clock
+}
+
+/// Where tests put a process's clock forward or back.
+#[cfg(debug_assertions)]
+mod fault {
+    use std::sync::LazyLock;
+
+    pub static CLOCK_OFFSET: LazyLock<i64> = LazyLock::new(|| {
+        let offset = std::env::var("SWELTER_TEST_CLOCK_OFFSET_MS").ok();
+        offset.and_then(|offset| offset.parse().ok()).unwrap_or(0)
+    });
 }
 
 /// Runs one worker until it is asked to stop.
 pub fn run(worker: &mut Worker, job: &Job, first_epoch: u64) {
     let graph = dataflow::build(worker, &job.graph);
-    let mut own = Own::new(worker.index(), worker.peers(), graph, job, first_epoch);
+    let mut own = Own::new(worker.index(), graph, job, first_epoch);
     loop {
         let now = Instant::now();
         let stopping = job.shared.stop.load(Ordering::Relaxed);
@@ -176,14 +192,13 @@ pub fn run(worker: &mut Worker, job: &Job, first_epoch: u64) {
 struct Own<'a> {
     job: &'a Job,
     index: usize,
-    peers: usize,
     /// How many of those that came later were looked at.
     added: usize,
     graph: Graph,
     readers: Vec<Reader>,
     /// The reader that is polled first next time.
     first: usize,
-    /// At worker 0.
+    /// At the first worker of the process.
     teller: Option<Teller>,
     /// Where there are durable sinks.
     outgoing: Option<Outgoing>,
@@ -206,23 +221,24 @@ struct Own<'a> {
 }
 
 impl<'a> Own<'a> {
-    fn new(index: usize, peers: usize, mut graph: Graph, job: &'a Job, first_epoch: u64) -> Own<'a> {
-        let own = job.partitions.iter().filter(|partition| usize::from(partition.slot.0) % peers == index);
+    fn new(index: usize, mut graph: Graph, job: &'a Job, first_epoch: u64) -> Own<'a> {
+        let topology = job.topology;
+        let own = job.partitions.iter().filter(|log| topology.reader_of(log.slot, log.shared) == index);
         let readers = own.filter_map(|partition| {
             Reader::open(partition, job.rules).map_err(|error| job.shared.fail(error)).ok()
         });
         let readers = readers.collect();
-        let teller = (index == 0).then(|| {
-            // Only worker 0 gets here, and only once.
+        let teller = (index == topology.teller_of(topology.process)).then(|| {
+            // Only one worker of the process gets here, and only once.
             let _ = job.shared.asked.set(thread::current());
-            Teller::new(job.publisher.clone(), job.partitions.len())
+            Teller::new(job.publisher.clone(), job.slots.all().len())
         });
         let closed = graph.parcels.take().zip(graph.read.take());
         let outgoing = closed.map(|(parcels, read)| {
             Outgoing::new(
                 parcels,
                 read,
-                (index, peers),
+                (index, topology),
                 Arc::clone(&job.cuts),
                 job.slots.clone(),
                 job.outlets.clone(),
@@ -232,7 +248,6 @@ impl<'a> Own<'a> {
         let mut own = Own {
             job,
             index,
-            peers,
             added: 0,
             graph,
             readers,
@@ -260,10 +275,12 @@ impl<'a> Own<'a> {
     fn poll(&mut self, now: Instant) {
         if self.teller.is_some() {
             let questions = self.job.shared.questions.lock().unwrap_or_else(PoisonError::into_inner);
-            self.queries.extend(questions.try_iter().take(QUESTIONS).flatten());
+            let process = self.job.topology.process as u8;
+            let asked = questions.try_iter().take(QUESTIONS).flatten();
+            self.queries.extend(asked.map(|query| Query { process, ..query }));
             // What is said of progress tells the other workers to close the epoch.
-            if let (false, Some(reader)) = (self.queries.is_empty(), self.readers.first_mut()) {
-                reader.say_again();
+            if !self.queries.is_empty() && self.progress.is_empty() {
+                self.progress.push(Read { epoch: 0, progress: None, caught_up: false });
             }
         }
         self.open_added();
@@ -300,7 +317,7 @@ impl<'a> Own<'a> {
         }
         let added = shared.added.lock().unwrap_or_else(PoisonError::into_inner);
         for partition in &added[self.added..] {
-            if usize::from(partition.slot.0) % self.peers == self.index {
+            if self.job.topology.reader_of(partition.slot, partition.shared) == self.index {
                 let opened = Reader::open(partition, self.job.rules);
                 self.readers.extend(opened.map_err(|error| shared.fail(error)));
             }

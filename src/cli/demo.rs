@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::config::layers::Layers;
 use crate::directory::Directory;
 use crate::model::EventTime;
+use crate::pipeline::live::Joining;
 
 /// Show live cities with made-up weather: nothing else is needed
 ///
@@ -56,7 +57,7 @@ impl DemoArgs {
         let folder =
             folder.map_err(|error| Stop::Failed(format!("no temporary folder can be made: {error}")))?;
         let mut config = self.config(&folder.path().display().to_string()).map_err(Stop::Config)?;
-        logging::start(&config.log);
+        logging::start(&config.log, None);
         for warning in config.warnings() {
             tracing::warn!("{warning}");
         }
@@ -65,7 +66,8 @@ impl DemoArgs {
             let _ = writeln!(io::stderr(), "{ADDRESS} is taken: a free port is used instead");
             listen.set_port(0);
         }
-        run::serve(config.plan, |url| {
+        let joining = Joining::alone(&config.plan);
+        run::serve(config.plan, joining, |url| {
             // The page works without the hint.
             let _ = io::stderr().write_all(hint(url, now()).as_bytes());
         })

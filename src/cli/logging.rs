@@ -12,9 +12,9 @@ use crate::sources::journal;
 /// The exit code of a program that has found itself in a state that cannot be.
 const PANICKED: i32 = 101;
 
-/// Starts the log of this process, and ends the process with 101 as soon as any thread panics: what is left of it would go
+/// Starts the log of this process, whose lines say which of a cluster it is, and ends the process with 101 as soon as any thread panics: what is left of it would go
 /// on with wrong results.
-pub fn start(plan: &LogPlan) {
+pub fn start(plan: &LogPlan, process: Option<usize>) {
     let human = match plan.format {
         LogFormat::Auto => io::stderr().is_terminal(),
         LogFormat::Human => true,
@@ -23,15 +23,54 @@ pub fn start(plan: &LogPlan) {
     let colours =
         io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     // A log that is there already, as in a test, stays.
-    let _ = tracing::subscriber::set_global_default(subscriber(&plan.filter, human, colours, io::stderr));
+    let tag = process.map_or(String::new(), |process| match human {
+        true => format!("[{process}] "),
+        false => format!("{{\"process\":{process},"),
+    });
+    let writer = move || Tagged { tag: tag.clone(), instead: usize::from(!human), to: io::stderr() };
+    let _ = tracing::subscriber::set_global_default(subscriber(&plan.filter, human, colours, writer));
     std::panic::set_hook(Box::new(|panic| {
         if journal::catches_panics() {
             // The journal makes an error of it, that says what to do.
             return;
         }
+        if is_lost_peer(panic) {
+            // The dataflow's own connections are gone; another thread says whose, if it is quicker.
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            tracing::error!("a connection to another process of the cluster is gone, so all end");
+            std::process::exit(1);
+        }
         log_panic(panic);
         std::process::exit(PANICKED);
     }));
+}
+
+/// Begins each line with a tag, which takes the place of its first byte where the line is an object.
+struct Tagged<W> {
+    tag: String,
+    instead: usize,
+    to: W,
+}
+
+impl<W: io::Write> io::Write for Tagged<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.tag.is_empty() {
+            return self.to.write(line);
+        }
+        // At once, so that the lines of several processes do not mix.
+        let rest = line.get(self.instead..).unwrap_or_default();
+        self.to.write_all(&[self.tag.as_bytes(), rest].concat()).map(|()| line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
+/// Whether timely says that another process is gone.
+fn is_lost_peer(panic: &PanicHookInfo<'_>) -> bool {
+    let text = panic.payload().downcast_ref::<String>();
+    text.is_some_and(|text| text.starts_with("timely communication error:"))
 }
 
 /// Times are RFC 3339 in UTC.
@@ -133,7 +172,7 @@ mod tests {
     #[test]
     fn panics_in_a_thread() {
         if std::env::var_os(CHILD).is_some() {
-            start(&LogPlan { format: LogFormat::Auto, filter: "info".into() });
+            start(&LogPlan { format: LogFormat::Auto, filter: "info".into() }, None);
             let _ = std::thread::Builder::new()
                 .name("a worker".into())
                 .spawn(|| panic!("as asked"))

@@ -3,33 +3,51 @@
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 
 use super::{Stop, logging};
+use crate::cluster;
+use crate::cluster::supervisor::{self, Supervised, SupervisorPlan};
 use crate::config::layers::Layers;
-use crate::config::{Config, Plan};
-use crate::pipeline::live;
+use crate::config::{ClusterKeys, Config, Plan};
+use crate::pipeline::live::{self, Joining, Stops};
 
 /// Serve the rolling heat index of every city, live
 ///
 /// Readings come from HTTP, WebSocket and the sources of the configuration; results leave by REST, WebSocket and a page. The
 /// line "listening on http://ADDRESS" on standard output says where, once readings are accepted. SIGTERM or Ctrl-C ends it.
 /// Flags count before environment variables (SWELTER_SERVE__LISTEN=...), these before the file.
+///
+/// With --processes N it starts a cluster of N processes on this host: each serves everything, and says so in a line of its own, in
+/// their order; when one ends all are started again. With --process I as well it is one of them, and finds the others by --hosts.
 #[derive(Args, Debug)]
 pub struct RunArgs {
     /// The configuration, TOML; --print-config shows all that it can hold
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The address and port to listen on, as in 127.0.0.1:8080; port 0 takes a free one
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", overrides_with = "listen")]
     listen: Option<String>,
     /// The folder of the journal and of what must outlive a restart
     #[arg(long, value_name = "FOLDER")]
     data_dir: Option<String>,
-    /// Worker threads
+    /// Worker threads, of each process
     #[arg(long, value_name = "N")]
     workers: Option<String>,
+    /// Processes of the cluster
+    #[arg(long, value_name = "N")]
+    processes: Option<String>,
+    /// Which of them this is, from 0
+    #[arg(long, value_name = "I")]
+    process: Option<String>,
+    /// Addresses of all, one host:port a line, by which they reach each other
+    #[arg(long, value_name = "FILE")]
+    hosts: Option<String>,
+    /// It is a child of a cluster on this host
+    #[arg(long, hide = true)]
+    supervised: bool,
     /// Say "ok", or all that is wrong with the configuration, and end
     #[arg(long, conflicts_with = "print_config")]
     check_config: bool,
@@ -47,11 +65,40 @@ impl RunArgs {
         if self.print_config {
             return print(&config.to_toml());
         }
-        logging::start(&config.log);
-        for warning in config.warnings() {
-            tracing::warn!("{warning}");
+        let ClusterKeys { processes, process, .. } = config.plan.cluster;
+        logging::start(&config.log, process);
+        if process.is_none_or(|process| process == 0) && !self.supervised {
+            for warning in config.warnings() {
+                tracing::warn!("{warning}");
+            }
         }
-        serve(config.plan, |_| ())
+        match process {
+            None if processes > 1 => supervise(&config.plan),
+            process => {
+                let joining = self.joining(&config.plan, process.unwrap_or(0))?;
+                serve(config.plan, joining, |_| ())
+            }
+        }
+    }
+
+    /// How this process finds the others.
+    fn joining(&self, plan: &Plan, process: usize) -> Result<Joining, Stop> {
+        if plan.cluster.processes == 1 {
+            return Ok(Joining::alone(plan));
+        }
+        if self.supervised {
+            let stops = Stops::default();
+            let asked = stops.clone();
+            let Supervised { listener, hosts } = supervisor::follow(Arc::new(move || asked.ask()))
+                .map_err(|error| Stop::Failed(format!("the supervisor cannot be followed: {error}")))?;
+            let joining = Joining::one_of(plan, process, hosts);
+            return Ok(Joining { listener: Some(listener), stops, ..joining });
+        }
+        if plan.cluster.hosts.is_empty() {
+            let problem = "cluster.hosts is empty: name a file with host:port of each process, one a line";
+            return Err(Stop::Usage(problem.into()));
+        }
+        Ok(Joining::one_of(plan, process, plan.cluster.hosts.clone()))
     }
 
     fn layers(&self) -> Layers {
@@ -59,6 +106,9 @@ impl RunArgs {
             ("serve.listen", "--listen", &self.listen),
             ("data_dir", "--data-dir", &self.data_dir),
             ("workers", "--workers", &self.workers),
+            ("cluster.processes", "--processes", &self.processes),
+            ("cluster.process", "--process", &self.process),
+            ("cluster.hosts", "--hosts", &self.hosts),
         ];
         let given =
             |(key, flag, value): (&str, _, &Option<String>)| Some((key.to_owned(), flag, value.clone()?));
@@ -70,8 +120,21 @@ impl RunArgs {
     }
 }
 
+/// Starts a cluster on this host, by this program and its arguments.
+fn supervise(plan: &Plan) -> Result<(), Stop> {
+    let secret = plan.cluster.secret.clone().map_or_else(cluster::fresh_secret, Ok).map_err(Stop::Failed)?;
+    let supervised = SupervisorPlan {
+        processes: plan.cluster.processes,
+        arguments: std::env::args_os().skip(1).collect(),
+        listen: plan.serve.listen,
+        secret,
+    };
+    let announce = |line: &str| drop(print(&format!("{line}\n")));
+    supervisor::run(supervised, announce).map_err(|error| Stop::Failed(error.to_string()))
+}
+
 /// Runs the service, and says on standard output where; `then` hears the address as a URL after that.
-pub(super) fn serve(plan: Plan, then: impl FnOnce(&str)) -> Result<(), Stop> {
+pub(super) fn serve(plan: Plan, joining: Joining, then: impl FnOnce(&str)) -> Result<(), Stop> {
     let scheme = if plan.serve.tls.is_some() { "https" } else { "http" };
     let announce = |address: SocketAddr| {
         let url = format!("{scheme}://{address}");
@@ -79,7 +142,7 @@ pub(super) fn serve(plan: Plan, then: impl FnOnce(&str)) -> Result<(), Stop> {
         let _ = print(&format!("listening on {url}\n"));
         then(&url);
     };
-    live::run(plan, announce).map_err(|error| Stop::Failed(error.to_string()))
+    live::run(plan, joining, announce).map_err(|error| Stop::Failed(error.to_string()))
 }
 
 fn print(text: &str) -> Result<(), Stop> {

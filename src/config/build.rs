@@ -1,12 +1,16 @@
 //! From keys to a plan.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use tracing_subscriber::EnvFilter;
 
 use super::keys::{Keys, offset, quoted};
-use super::plan::{IngestPlan, LogFormat, LogPlan, PipelineLimits, Plan, SourceKind, SourcePlan};
+use super::layers::read_text;
+use super::plan::{
+    ClusterKeys, IngestPlan, LogFormat, LogPlan, PipelineLimits, Plan, SourceKind, SourcePlan,
+};
 use super::{kafka, sources, tokens};
 use crate::codec::DecodeSettings;
 use crate::dataflow::rolling::Retention;
@@ -30,6 +34,7 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
     let sink = sources::sink(keys, &mut sources);
     let ingest = ingest(keys, &sources.plans, retention.lateness);
     let serve = serve(keys);
+    let cluster = cluster(keys);
     let limits = PipelineLimits {
         readings_in_flight: keys.whole("limits.readings_in_flight", 1..=1_000_000_000),
         frontier_lag: keys.duration("limits.frontier_lag", "10ms", "10m"),
@@ -47,7 +52,9 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
         sources: sources.plans,
         sink,
         serve,
+        cluster,
         limits,
+        agreement: BTreeMap::new(),
     });
     (plan, log)
 }
@@ -188,6 +195,54 @@ fn all_tokens(keys: &mut Keys) -> Vec<Token> {
         }
     }
     all
+}
+
+fn cluster(keys: &mut Keys) -> ClusterKeys {
+    let processes: usize = keys.whole("cluster.processes", 1..=MAX_PROCESSES);
+    let key = "cluster.process";
+    let given = Some(keys.scalar(key)).filter(|given| !given.is_empty());
+    let process = given.as_ref().and_then(|given| given.parse().ok()).filter(|process| *process < processes);
+    if given.is_some() && process.is_none() && keys.is_right("cluster.processes") {
+        keys.refuse(key, format!("is not one of {processes} processes: they are counted from 0"));
+    }
+    let hosts = keys.optional("cluster.hosts").map(PathBuf::from);
+    let hosts = hosts.map_or(Ok(Vec::new()), |path| hosts_of(&path, processes));
+    let hosts = hosts.unwrap_or_else(|problem| {
+        keys.refuse("cluster.hosts", problem);
+        Vec::new()
+    });
+    ClusterKeys {
+        processes,
+        process,
+        hosts,
+        secret: keys.secret("cluster.secret"),
+        connect_time: keys.wait("cluster.connect_time", "1s", "10m"),
+        peer_timeout: keys.wait("cluster.peer_timeout", "1s", "10m"),
+    }
+}
+
+/// Processes of a cluster: what says which of them watch a city is one word.
+const MAX_PROCESSES: i64 = 64;
+const MAX_HOSTS_BYTES: u64 = 64 * 1024;
+
+fn hosts_of(path: &Path, processes: usize) -> Result<Vec<String>, String> {
+    let text = read_text(path, MAX_HOSTS_BYTES).map_err(|problem| format!("{} {problem}", path.display()))?;
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let hosts: Vec<String> = lines.map(str::to_owned).collect();
+    let is_address = |host: &String| {
+        host.rsplit_once(':').is_some_and(|(name, port)| !name.is_empty() && port.parse::<u16>().is_ok())
+    };
+    if let Some(wrong) = hosts.iter().find(|host| !is_address(host)) {
+        return Err(format!("{} holds {wrong:?}: write host:port on each line", path.display()));
+    }
+    if hosts.len() < processes {
+        let path = path.display();
+        return Err(format!(
+            "{path} names {} processes of {processes}: write host:port of each",
+            hosts.len()
+        ));
+    }
+    Ok(hosts)
 }
 
 fn limits(keys: &mut Keys) -> Limits {

@@ -23,7 +23,8 @@ pub use self::keys::offset;
 use self::keys::{Keys, Setting};
 use self::layers::{Entries, Item, Layers, Origin};
 pub use self::plan::{
-    FileInput, GeneratorSource, IngestPlan, LogFormat, LogPlan, PipelineLimits, Plan, SourceKind, SourcePlan,
+    ClusterKeys, FileInput, GeneratorSource, IngestPlan, LogFormat, LogPlan, PipelineLimits, Plan,
+    SourceKind, SourcePlan,
 };
 
 /// All keys, with their defaults.
@@ -81,7 +82,10 @@ impl Config {
         let items = ["sources", "sinks"].into_iter().flat_map(|list| keys.items(list)).collect();
         let settings = keys.finish().map_err(ConfigErrors)?;
         match plan {
-            Some(plan) => Ok(Config { plan, log, settings, items }),
+            Some(mut plan) => {
+                plan.agreement = agreement(&settings);
+                Ok(Config { plan, log, settings, items })
+            }
             None => Err(ConfigErrors(Vec::new())),
         }
     }
@@ -134,6 +138,15 @@ impl Config {
         }
         top
     }
+}
+
+/// Keys of what is a process's own.
+const OWN: [&str; 4] = ["serve.", "log.", "cluster.", "data_dir"];
+
+/// What the processes of a cluster must have in common. Secrets are left out.
+fn agreement(settings: &BTreeMap<String, Setting>) -> BTreeMap<String, String> {
+    let common = settings.iter().filter(|(key, _)| !OWN.iter().any(|own| key.starts_with(own)));
+    common.map(|(key, setting)| (key.clone(), setting.toml.clone())).collect()
 }
 
 impl Setting {

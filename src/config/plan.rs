@@ -1,6 +1,8 @@
 //! What a run does, validated.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration as Wait;
 
 use crate::codec::{Compression, DecodeSettings, Format};
 use crate::dataflow::heat_index::Formula;
@@ -29,7 +31,35 @@ pub struct Plan {
     /// Where every change of a row goes.
     pub sink: Option<KafkaSinkPlan>,
     pub serve: ServePlan,
+    pub cluster: ClusterKeys,
     pub limits: PipelineLimits,
+    /// What all processes must have in common, as keys and values.
+    pub agreement: BTreeMap<String, String>,
+}
+
+/// The processes of a run.
+#[derive(Clone)]
+pub struct ClusterKeys {
+    pub processes: usize,
+    /// None where there are several and this one is to start them.
+    pub process: Option<usize>,
+    /// Of each process, where there are several.
+    pub hosts: Vec<String>,
+    pub secret: Option<String>,
+    pub connect_time: Wait,
+    pub peer_timeout: Wait,
+}
+
+// The secret is never shown.
+impl std::fmt::Debug for ClusterKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ClusterKeys { processes, process, hosts, .. } = self;
+        f.debug_struct("ClusterKeys")
+            .field("processes", processes)
+            .field("process", process)
+            .field("hosts", hosts)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The embedded journal, or the topic in its place.

@@ -4,8 +4,8 @@
 //!   cities ───┐ exchange            ┌─ rows ─────▶ closed batches of row changes
 //!             ├──by city──▶ rolling ┼─ days ─────▶ closed batches of day changes
 //!   arrivals ─┤                     ├─ outcomes ─▶ closed batches of outcomes
-//!   queries ──┘                     ├─ told ───┬─▶ worker 0: closed batches for serving
-//!   progress ──broadcast────────────┼──────────┴─▶ every worker: closed batches of progress
+//!   queries ──┘                     ├─ told ─────▶ a worker of each process: closed batches for serving
+//!   progress ──broadcast────────────┼────────────▶ the same, and every worker: closed batches of progress
 //!                                   ├─ parcels ┐ exchange
 //!   dead letters ──parcels──────────┼──────────┴─by shard──▶ closed batches for durable sinks
 //!                                   └─ current ──▶ hottest cities, cities by country and category
@@ -36,11 +36,12 @@ use timely::worker::Worker;
 pub use self::closed::Closed;
 use self::heat_index::Formula;
 use self::rankings::{CountryCategory, Ranked};
-use self::rolling::told::{Read, Told};
+use self::rolling::told::{Processes, Read, Told};
 use self::rolling::{Retention, Rolling, Wanted};
 use crate::directory::Directory;
 use crate::model::{
     Arrival, Change, CityId, CityName, CityNames, CurrentRow, DayChange, Outcome, Parcel, Query, Render,
+    Topology,
 };
 
 /// What a run's graph computes. What is not asked for is not built.
@@ -62,6 +63,8 @@ pub struct GraphPlan {
     pub by_country: Option<&'static Directory<'static>>,
     /// What serving needs: current rows, watched rows, answers, progress.
     pub told: bool,
+    /// Where it runs: each process has a server, and each worker the shards that are its own.
+    pub topology: Topology,
     /// What durable sinks need: parcels, and the progress that they are complete up to.
     pub parcels: Option<ParcelsPlan>,
 }
@@ -86,11 +89,11 @@ impl fmt::Debug for ParcelsPlan {
 impl GraphPlan {
     /// Row changes only.
     pub fn new(formula: Formula, retention: Retention) -> GraphPlan {
-        GraphPlan { rows: true, told: false, ..GraphPlan::serving(formula, retention) }
+        GraphPlan { rows: true, told: false, ..GraphPlan::serving(formula, retention, Topology::alone(1)) }
     }
 
     /// What serving needs only.
-    pub fn serving(formula: Formula, retention: Retention) -> GraphPlan {
+    pub fn serving(formula: Formula, retention: Retention, topology: Topology) -> GraphPlan {
         let (rows, days, outcomes, current, hottest, by_country) = (false, false, false, false, None, None);
         let parcels = None;
         GraphPlan {
@@ -103,6 +106,7 @@ impl GraphPlan {
             hottest,
             by_country,
             told: true,
+            topology,
             parcels,
         }
     }
@@ -128,9 +132,9 @@ pub struct Graph {
     /// At the worker that ranks: the others get nothing.
     pub hottest: Option<Closed<(Ranked, isize)>>,
     pub by_country: Option<Closed<(CountryCategory, isize)>>,
-    /// At worker 0.
+    /// At the worker of each process that tells its server.
     pub told: Option<Closed<Told>>,
-    /// At the worker whose turn the shard is, by number.
+    /// At the worker that writes the shard.
     pub parcels: Option<Closed<Parcel>>,
     /// How far partitions were read, at every worker.
     pub read: Option<Closed<Read>>,
@@ -193,7 +197,7 @@ pub fn build(worker: &mut Worker, plan: &GraphPlan) -> Graph {
     let wanted = Wanted { rows, current, days, outcomes, told, touched };
     let render = written.and_then(|parcels| parcels.render.as_ref().map(|make| make()));
     let names = CityNames::default();
-    let index = worker.index();
+    let (index, topology) = (worker.index(), plan.topology);
     worker.dataflow(|scope| {
         let (city_input, cities) = scope.new_input();
         let (arrival_input, arrivals) = scope.new_input();
@@ -208,12 +212,15 @@ pub fn build(worker: &mut Worker, plan: &GraphPlan) -> Graph {
         let progress = hear(progress, Rc::clone(&heard));
         let read = plan.parcels.is_some().then(|| closed::close(progress.clone(), &probe));
         let parcels = plan.parcels.is_some().then(|| {
-            let parcels =
-                streams.parcels.concat(letters).exchange(|parcel: &Parcel| u64::from(parcel.shard.0));
+            let parcels = streams
+                .parcels
+                .concat(letters)
+                .exchange(move |parcel: &Parcel| topology.writer_of(parcel.shard) as u64);
             closed::close(parcels, &probe)
         });
-        let progress = progress.filter(move |_| index == 0).map(Told::Read);
-        let told = streams.told.concat(progress).exchange(|_| 0);
+        let tells = index == topology.teller_of(topology.process_of(index));
+        let progress = progress.filter(move |_| tells).map(Told::Read);
+        let told = tell(streams.told, topology).concat(progress);
         let current = plan.current.then(|| closed::close_collection(streams.current.clone(), &probe));
         let named = ranked.then(|| rankings::named(streams.current, names.clone()));
         Graph {
@@ -241,6 +248,24 @@ pub fn build(worker: &mut Worker, plan: &GraphPlan) -> Graph {
             probe,
         }
     })
+}
+
+/// Takes what is told to the workers that tell the servers.
+fn tell<'scope>(
+    told: Stream<'scope, u64, Vec<(Processes, Told)>>,
+    topology: Topology,
+) -> Stream<'scope, u64, Vec<Told>> {
+    let each = move |(processes, told): (Processes, Told)| {
+        let mut told = Some(told);
+        let chosen = (0..topology.processes).filter(move |process| processes >> process & 1 == 1);
+        let mut chosen = chosen.peekable();
+        std::iter::from_fn(move || {
+            let process = chosen.next()?;
+            let told = if chosen.peek().is_some() { told.clone() } else { told.take() };
+            told.map(|told| (topology.teller_of(process) as u64, told))
+        })
+    };
+    told.flat_map(each).exchange(|(worker, _)| *worker).map(|(_, told)| told)
 }
 
 /// Tells every worker of the progress of all.

@@ -22,7 +22,7 @@ const RETRY: Wait = Wait::from_millis(250);
 const SOON: Wait = Wait::from_secs(2);
 
 /// A topic as it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct TopicFacts {
     pub partitions: u32,
     /// Older records of a key go away.

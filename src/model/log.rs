@@ -115,7 +115,7 @@ impl FromStr for RecordPlace {
 }
 
 /// A record for the log.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewRecord {
     /// What decides the partition; nothing where the record cannot be decoded.
     pub city: Option<Box<str>>,
@@ -142,7 +142,7 @@ pub struct Appended {
 }
 
 /// Why records are not in the log.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum AppendError {
     /// Nothing was appended; it may be tried again.
     #[error("the log is busy: try again in a moment")]

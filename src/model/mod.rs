@@ -13,6 +13,7 @@ pub mod refusal;
 pub mod rows;
 pub mod state;
 pub mod time;
+pub mod topology;
 pub mod update;
 
 pub use arrival::{Arrival, CityKey, CityName, Outcome, OutcomeKind};
@@ -31,4 +32,5 @@ pub use refusal::{Reason, Refusal};
 pub use rows::{ChangeLine, CityRows, DayLine, DeadLetter, RecordAt, ResultRow};
 pub use state::{CityState, Mark, STATE_SHARDS, Snapshots, state_shard};
 pub use time::{Duration, EventTime};
-pub use update::{Answer, Ask, Counts, Query, Question, Update, WatchedRow};
+pub use topology::Topology;
+pub use update::{Answer, Ask, Counts, CurrentAt, Query, Question, Update, WatchedRow};

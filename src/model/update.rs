@@ -11,6 +11,8 @@ use super::{CurrentRow, EventTime, OutcomeKind, Progress, Reason, Row};
 pub struct Query {
     /// The asker's own number; the answer carries it.
     pub id: u64,
+    /// The process that asks, which is told.
+    pub process: u8,
     pub city: Arc<str>,
     pub question: Question,
 }
@@ -40,7 +42,7 @@ pub struct Answer {
     pub more: bool,
 }
 
-/// The queries of one call are answered at one epoch.
+/// The queries of one call are answered at one epoch. Whoever takes them says which process asks.
 pub trait Ask: Send + Sync {
     /// Queues the queries and returns at once; false where the queue is full and nothing was queued.
     fn ask(&self, queries: Vec<Query>) -> bool;
@@ -96,6 +98,14 @@ pub struct WatchedRow {
     pub row: Option<Row>,
 }
 
+/// A city's current row from an epoch on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CurrentAt {
+    pub epoch: u64,
+    pub city: Arc<str>,
+    pub row: Option<CurrentRow>,
+}
+
 /// All that the epochs from the last update's `upper` to this one's have changed. Updates are told in order, without a gap.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Update {
@@ -103,8 +113,9 @@ pub struct Update {
     pub upper: u64,
     /// Replay has passed the ends that the logs had at the start: what is served is complete.
     pub ready: bool,
-    /// Each city at most once: its current row, or nothing where none is servable any more.
-    pub current: Vec<(Arc<str>, Option<CurrentRow>)>,
+    /// In the order of epochs; a city at most once an epoch: its current row from then on, or nothing where none is servable any
+    /// more. Between two rows of a city, only the epochs that have taken it away or brought it are told for sure.
+    pub current: Vec<CurrentAt>,
     /// In the order of epochs; a key at most once an epoch. A change of an epoch up to that of an answer about the city is
     /// in the answer.
     pub rows: Vec<WatchedRow>,

@@ -7,10 +7,12 @@ use std::time::Duration as Wait;
 use super::data_dir::DataDir;
 use super::live::RunError;
 use super::outlets::Starts;
+use super::processes::Processes;
 use crate::admission::AdmissionRules;
+use crate::cluster::message::Message;
 use crate::config::{FileInput, GeneratorSource, IngestPlan, Plan, SourceKind, SourcePlan};
 use crate::model::{Appender, EventTime, PartitionName, Slot, Slots};
-use crate::registry::{Client, ClientSettings, Schemas};
+use crate::registry::{Client, ClientSettings, Schemas, ask_and_record};
 use crate::sinks::dead_letters::DeadLetters;
 use crate::sources::file::{FileSource, Input};
 use crate::sources::generator::feed::Feed;
@@ -36,15 +38,25 @@ pub struct Logs {
 
 /// Whether a run keeps anything on disk.
 pub fn needs_data_dir(plan: &Plan) -> bool {
-    let Some(ingest) = &plan.ingest else { return false };
+    let is_first = plan.cluster.process.is_none_or(|process| process == 0);
+    let Some(ingest) = plan.ingest.as_ref().filter(|_| is_first) else { return false };
     ingest.into.is_none() || plan.sources.iter().any(|source| matches!(source.kind, SourceKind::Generator(_)))
 }
 
 impl Logs {
-    pub fn open(plan: &Plan, data_dir: Option<Arc<DataDir>>) -> Result<Logs, RunError> {
+    /// Those that this process can read; what it cannot append to itself, goes to the first one.
+    pub fn open(
+        plan: &Plan,
+        data_dir: Option<Arc<DataDir>>,
+        processes: &Processes,
+    ) -> Result<Logs, RunError> {
         let mut logs =
             Logs { journal: None, sources: Vec::new(), topics: Vec::new(), appender: None, data_dir };
         let into = plan.ingest.as_ref().map(|ingest| ingest.into.as_deref());
+        let is_first = processes.topology().is_first();
+        if let (Some(ingest), Some(None), false) = (&plan.ingest, into, is_first) {
+            logs.appender = Some(processes.forward(ingest.queue_records, ingest.queue_bytes));
+        }
         if let (Some(ingest), Some(None), Some(data_dir)) = (&plan.ingest, into, &logs.data_dir) {
             let journal = Arc::new(Journal::open(
                 &data_dir.path().join("journal"),
@@ -66,8 +78,10 @@ impl Logs {
             if into.is_some() && matches!(source.kind, SourceKind::Generator(_)) {
                 continue;
             }
-            let opened = direct(source, plan, &mut logs.topics)?;
-            logs.sources.push(opened);
+            if is_first || matches!(source.kind, SourceKind::Kafka(_)) {
+                let opened = direct(source, plan, &mut logs.topics)?;
+                logs.sources.push(opened);
+            }
         }
         if let (Some(ingest), Some(Some(into))) = (&plan.ingest, into) {
             logs.appender = appender(plan, ingest, into)?;
@@ -88,15 +102,20 @@ impl Logs {
         Some((self.journal.clone()?, self.data_dir.as_ref()?.path().to_path_buf()))
     }
 
-    /// Gives the topics that are written in Avro the answers of their registries: those that are kept, and a way to keep more.
-    pub fn use_schemas(&self, starts: &Starts) -> Result<(), RunError> {
+    /// Gives the topics that are written in Avro the answers of their registries: those that are kept, and a way to have more. One
+    /// process asks for all, so that all decide the same.
+    pub fn use_schemas(&self, starts: &Starts, processes: &Processes) -> Result<(), RunError> {
         for topic in &self.topics {
             if let Some(RegistryPlan { urls, user }) = topic.registry() {
                 let settings =
                     ClientSettings { urls: urls.clone(), user: user.clone(), timeout: REGISTRY_TIMEOUT };
                 let (known, record) = starts.answers(topic.name())?;
-                let schemas =
-                    Schemas::new(Client::new(&settings)?, known, record).map_err(RunError::Threads)?;
+                let find = match processes.topology().is_first() {
+                    true => ask_and_record(Client::new(&settings)?, record),
+                    false => processes.ask_schemas(topic.name()),
+                };
+                let schemas = Schemas::new(known, find).map_err(RunError::Threads)?;
+                processes.answer_schemas(topic.name(), schemas.clone());
                 topic.use_schemas(schemas);
             }
         }
@@ -138,8 +157,33 @@ impl Logs {
         Ok(partitions)
     }
 
-    /// Has the workers read the partitions that have come since the start.
-    pub fn add_new(&self, starts: &Starts, slots: &Slots, shared: &Shared) -> Result<(), RunError> {
+    /// Those of all partitions that this process can read, from where they are read.
+    pub fn readable(&self, starts: &Starts, all: &[(PartitionName, u64)]) -> Vec<LogPartition> {
+        let numbered = (0..).map(Slot).zip(all);
+        let readable = numbered.filter_map(|(slot, (name, start))| {
+            let source = self.sources.iter().find(|source| *source.name() == *name.source)?;
+            Some(starts.at(source, name.partition, slot, *start))
+        });
+        readable.collect()
+    }
+
+    /// Has the workers of all processes read the partitions that have come since the start.
+    pub fn add_new(
+        &self,
+        starts: &Starts,
+        slots: &Slots,
+        shared: &Shared,
+        processes: &Processes,
+    ) -> Result<(), RunError> {
+        if !processes.topology().is_first() {
+            for (slot, name, start) in processes.partitions_that_came() {
+                slots.push(name.clone());
+                if let Some(source) = self.sources.iter().find(|source| *source.name() == *name.source) {
+                    shared.add(starts.at(source, name.partition, slot, start));
+                }
+            }
+            return Ok(());
+        }
         let known = slots.all();
         for source in &self.sources {
             let name: Arc<str> = source.name().into();
@@ -159,7 +203,9 @@ impl Logs {
                     }
                     added => added?,
                 };
-                let slot = slots.push(PartitionName { source: name.clone(), partition });
+                let name = PartitionName { source: name.clone(), partition };
+                let slot = slots.push(name.clone());
+                processes.tell(&Message::Partition { slot, name, start: added.start });
                 shared.add(LogPartition { slot, ..added });
             }
         }

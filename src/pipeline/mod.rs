@@ -7,4 +7,5 @@ pub mod letters;
 pub mod live;
 mod logs;
 mod outlets;
+mod processes;
 pub mod retry;

@@ -5,7 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration as Wait, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use super::live::RunError;
+use super::processes::Processes;
 use crate::codec::{CURRENT_SCHEMA, DecodeSettings, ROW_SCHEMA};
 use crate::config::{Plan, SourceKind, SourcePlan};
 use crate::dataflow::ParcelsPlan;
@@ -16,7 +19,7 @@ use crate::registry::{Answer, Client, ClientSettings, RecordAnswer, RegistryErro
 use crate::sinks::kafka::progress::{self, ShardProgress};
 use crate::sinks::kafka::render::{Avro, Json, Places, Results};
 use crate::sinks::kafka::{
-    Delivery, Ends, Identity, KafkaSinkPlan, Keeper, Outlet, OutletPlan, RowFormat, Running,
+    Claimed, Delivery, Ends, Fenced, Identity, KafkaSinkPlan, Keeper, Outlet, OutletPlan, RowFormat, Running,
 };
 use crate::sources::Source;
 use crate::sources::kafka::{KafkaPlan, RecordFormat};
@@ -44,8 +47,15 @@ pub struct Outlets {
     letters: HashMap<String, Letters>,
 }
 
+/// What one process finds out for all.
+#[derive(Serialize, Deserialize)]
+struct Found {
+    written: Written,
+    facts: Vec<BTreeMap<String, TopicFacts>>,
+}
+
 /// How rows are written; in Avro with the ids of their schemas, where they have any.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Serialize, Deserialize)]
 enum Written {
     Json,
     Avro(Option<(u32, u32)>),
@@ -69,9 +79,29 @@ struct Draft {
     has_results: bool,
 }
 
+/// Claims an outlet; every process fences the shards that it writes, and only then one reads what is durable.
+fn claim(
+    draft: &Draft,
+    first_shard: Shard,
+    identity: &Identity,
+    cluster: &Processes,
+) -> Result<Outlet, RunError> {
+    let (plan, topology) = (&draft.plan, cluster.topology());
+    let claimed = cluster.share(|| Claimed::make(plan, identity).map_err(RunError::from))?;
+    let is_ours = |shard: &u16| {
+        let writer = topology.writer_of(Shard(first_shard.0 + shard));
+        topology.process_of(writer) == topology.process
+    };
+    let shards = (0..plan.shards).filter(is_ours);
+    let fenced = Fenced::make(plan, draft.topics.clone(), shards, &claimed)?;
+    cluster.gather(())?;
+    let kept = cluster.share(|| claimed.read(plan, identity).map_err(RunError::from))?;
+    Ok(Outlet::new(plan, first_shard, claimed, fenced, kept)?)
+}
+
 impl Outlets {
-    /// Checks the topics, and claims the outlets.
-    pub fn open(plan: &Plan) -> Result<Outlets, RunError> {
+    /// Checks the topics, and claims the outlets, together with the other processes.
+    pub fn open(plan: &Plan, cluster: &Processes) -> Result<Outlets, RunError> {
         let mut drafts = Vec::new();
         let is_generator = |source: &&SourcePlan| matches!(source.kind, SourceKind::Generator(_));
         if let (Some(_), None, Some(source)) =
@@ -102,8 +132,11 @@ impl Outlets {
             places_of.insert(name.to_owned(), (outlet, draft.topics.len() as u8));
             draft.topics.extend(letter_topics(&source.topic));
         }
-        let written = plan.sink.as_ref().map_or(Ok(Written::Json), written)?;
-        let facts = drafts.iter().map(|draft| facts(plan, draft)).collect::<Result<Vec<_>, _>>()?;
+        let Found { written, facts } = cluster.share(|| {
+            let written = plan.sink.as_ref().map_or(Ok(Written::Json), written)?;
+            let facts = drafts.iter().map(|draft| facts(plan, draft)).collect::<Result<Vec<_>, _>>()?;
+            Ok::<_, RunError>(Found { written, facts })
+        })?;
         let mut outlets = Vec::new();
         let mut first_shards = Vec::new();
         let mut next_shard = 0;
@@ -112,7 +145,7 @@ impl Outlets {
             next_shard += draft.plan.shards;
             first_shards.push(first_shard);
             let identity = identity(plan, draft, facts);
-            outlets.push(Outlet::open(&draft.plan, draft.topics.clone(), first_shard, &identity)?);
+            outlets.push(claim(draft, first_shard, &identity, cluster)?);
         }
         let partitions =
             |outlet: usize, topic: &str| facts[outlet].get(topic).map_or(1, |facts| facts.partitions);
@@ -205,8 +238,14 @@ impl Outlets {
     }
 
     /// Starts writing; `failed` hears what ends the run.
-    pub fn start_writing(self, failed: Arc<dyn Fn(String) + Send + Sync>) -> Result<Writing, RunError> {
-        let start = |outlet: Outlet| outlet.start(Arc::clone(&failed));
+    pub fn start_writing(
+        self,
+        cluster: &Processes,
+        failed: Arc<dyn Fn(String) + Send + Sync>,
+    ) -> Result<Writing, RunError> {
+        // Who loses the outlet, all end.
+        let watches = cluster.topology().is_first();
+        let start = |outlet: Outlet| outlet.start(watches, Arc::clone(&failed));
         Ok(Writing(self.outlets.into_iter().map(start).collect::<Result<_, _>>()?))
     }
 }
@@ -221,9 +260,11 @@ struct SourceStarts {
     letters: Letters,
 }
 
+type Answers = Vec<(u32, Answer)>;
+
 impl Starts {
     /// What the registry of a source has answered before, and what keeps further answers.
-    pub fn answers(&self, source: &str) -> Result<(Vec<(u32, Answer)>, RecordAnswer), RunError> {
+    pub fn answers(&self, source: &str) -> Result<(Answers, RecordAnswer), RunError> {
         let starts = self.0.get(source);
         let starts =
             starts.ok_or_else(|| RunError::Failed(format!("source {source} has no progress topic")))?;
@@ -241,11 +282,17 @@ impl Starts {
         partition: u32,
         slot: Slot,
     ) -> Result<LogPartition, RunError> {
-        let name = PartitionName { source: source.name().into(), partition };
         let of_source = self.0.get(source.name());
         let start = of_source.map_or(Ok(0), |starts| starts.start(&**source, partition))?;
-        let letters = of_source.map(|starts| starts.letters.of(partition));
-        Ok(LogPartition { slot, name, source: Arc::clone(source), start, letters })
+        Ok(self.at(source, partition, slot, start))
+    }
+
+    /// A partition as it is read from a position on.
+    pub fn at(&self, source: &Arc<dyn Source>, partition: u32, slot: Slot, start: u64) -> LogPartition {
+        let name = PartitionName { source: source.name().into(), partition };
+        let letters = self.0.get(source.name()).map(|starts| starts.letters.of(partition));
+        let shared = source.is_shared();
+        LogPartition { slot, name, source: Arc::clone(source), start, shared, letters }
     }
 }
 
@@ -528,6 +575,7 @@ mod tests {
             name: PartitionName { source: "log".into(), partition },
             source: Arc::new(Log),
             start: 0,
+            shared: false,
             letters: None,
         };
         vec![log(0), log(1)]

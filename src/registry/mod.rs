@@ -10,4 +10,4 @@ mod schemas;
 
 pub use self::client::{Client, ClientSettings, RegistryError};
 pub use self::records::{AvroRecords, Decoded};
-pub use self::schemas::{Answer, Lookup, RecordAnswer, Schemas};
+pub use self::schemas::{Answer, FindAnswer, Lookup, RecordAnswer, Schemas, ask_and_record};

@@ -37,9 +37,25 @@ pub enum Answer {
     Unknown,
 }
 
-/// Takes note of an answer for good before it is used. It runs on the asking thread and may take its time; where it fails,
-/// the answer is dropped and asked for again.
+/// Takes note of an answer for good before it is used. It may take its time; where it fails, the answer is dropped and asked for
+/// again.
 pub type RecordAnswer = Box<dyn Fn(u32, &Answer) -> Result<(), String> + Send + Sync>;
+
+/// Finds an answer that is good for all of a run and for every replay, or says why there is none for now. It runs on the asking thread.
+pub type FindAnswer = Box<dyn Fn(u32) -> Result<Answer, String> + Send + Sync>;
+
+/// Asks a registry, and records what it answers.
+pub fn ask_and_record(client: Client, record: RecordAnswer) -> FindAnswer {
+    Box::new(move |id| {
+        let answer = match client.schema(id) {
+            Ok(answer) => answer,
+            Err(RegistryError::Unknown) => Answer::Unknown,
+            Err(error) => return Err(error.to_string()),
+        };
+        record(id, &answer).map_err(|error| format!("the registry's answer cannot be recorded: {error}"))?;
+        Ok(answer)
+    })
+}
 
 /// What is known of an id just now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,8 +73,7 @@ pub struct Schemas(Arc<Handle>);
 struct Handle(Arc<Shared>);
 
 struct Shared {
-    client: Client,
-    record: RecordAnswer,
+    find: FindAnswer,
     state: Mutex<State>,
     /// Something is wanted, or nothing will be any more.
     changed: Condvar,
@@ -75,7 +90,7 @@ struct State {
 
 impl fmt::Debug for Schemas {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Schemas").field("client", &self.0.0.client).finish_non_exhaustive()
+        f.debug_struct("Schemas").finish_non_exhaustive()
     }
 }
 
@@ -85,9 +100,9 @@ impl Schemas {
     /// # Errors
     ///
     /// Where no thread can be started.
-    pub fn new(client: Client, known: Vec<(u32, Answer)>, record: RecordAnswer) -> io::Result<Schemas> {
+    pub fn new(known: Vec<(u32, Answer)>, find: FindAnswer) -> io::Result<Schemas> {
         let state = Mutex::new(State { answers: known.into_iter().collect(), ..State::default() });
-        let shared = Arc::new(Shared { client, record, state, changed: Condvar::new() });
+        let shared = Arc::new(Shared { find, state, changed: Condvar::new() });
         let asking = shared.clone();
         thread::Builder::new().name("registry".into()).spawn(move || asking.run())?;
         Ok(Schemas(Arc::new(Handle(shared))))
@@ -153,13 +168,7 @@ impl Shared {
     }
 
     fn ask(&self, id: u32) -> Result<(), String> {
-        let answer = match self.client.schema(id) {
-            Ok(answer) => answer,
-            Err(RegistryError::Unknown) => Answer::Unknown,
-            Err(error) => return Err(format!("schema {id}: {error}")),
-        };
-        (self.record)(id, &answer)
-            .map_err(|error| format!("schema {id}: the registry's answer cannot be recorded: {error}"))?;
+        let answer = (self.find)(id).map_err(|error| format!("schema {id}: {error}"))?;
         let mut state = self.lock();
         state.wanted.retain(|&wanted| wanted != id);
         state.answers.insert(id, answer);

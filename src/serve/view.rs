@@ -7,6 +7,7 @@ mod watches;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
 
 use self::asked::Asked;
 pub use self::asked::{Busy, MAX_WAITING, Waiting};
@@ -18,6 +19,10 @@ use self::watches::Watches;
 pub use self::watches::WindowSince;
 use super::{Facts, Limits};
 use crate::model::{Answer, Ask, Counts, Progress, Question, Reason, Update, WatchedRow};
+
+/// How long a client that comes from another process waits for this one to come as far, and how often it looks.
+const CATCH_UP: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(5);
 
 /// What is served. Readers share it; one publisher thread applies the updates.
 pub struct View {
@@ -68,6 +73,18 @@ impl View {
     /// [`View::as_of`].
     pub fn newest(&self) -> u64 {
         locked(&self.watches).as_of()
+    }
+
+    /// Waits, not long, until [`View::newest`] has come to an epoch that another process has come to.
+    pub async fn comes_to(&self, epoch: u64) -> bool {
+        let deadline = tokio::time::Instant::now() + CATCH_UP;
+        while self.newest() < epoch {
+            if tokio::time::Instant::now() >= deadline {
+                return false;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        true
     }
 
     /// Replay has passed the ends that the logs had at the start.

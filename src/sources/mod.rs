@@ -22,6 +22,11 @@ pub trait Source: Send + Sync {
     /// How many there are by now. Some logs can be given more; none loses any.
     fn partitions(&self) -> u32;
 
+    /// Whether every process of a cluster can read it, not the first one alone.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     /// Where a partition is read from that was never read before; `first_start` is false where the partition came later, and
     /// all of it is to be read.
     fn start(&self, _partition: u32, _first_start: bool) -> Result<u64, SourceError> {

@@ -4,9 +4,11 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::dataflow::Closed;
 use crate::dataflow::rolling::told::Read;
-use crate::model::{Batch, Parcel, Shard, Slot, Slots};
+use crate::model::{Batch, Parcel, Progress, Shard, Slot, Slots, Topology};
 use crate::sinks::kafka::progress::Positions;
 use crate::sinks::kafka::{Ends, Portion};
 
@@ -15,7 +17,7 @@ const PENDING_BYTES: usize = 64 * 1024 * 1024;
 
 /// Where a replay stops: at the positions that shards have made durable. An epoch ends exactly there, the same one at all
 /// workers, so that each shard goes on behind what it has written.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Cuts {
     /// In their order: each is nowhere before the one in front of it.
     pub positions: Vec<HashMap<Slot, u64>>,
@@ -58,11 +60,11 @@ impl Replay {
 
     /// Hears how far a partition was read; in the order of epochs.
     fn hear(&mut self, read: &Read) {
-        let slot = read.progress.slot;
-        self.read.insert(slot, read.progress.applied);
+        let Some(Progress { slot, applied, .. }) = read.progress else { return };
+        self.read.insert(slot, applied);
         // Those that came later are read behind the last cut only.
         let from_start = usize::from(slot.0) < self.partitions;
-        if from_start && self.limit(slot, read.progress.applied) <= read.progress.applied {
+        if from_start && self.limit(slot, applied) <= applied {
             self.reached.entry(slot).or_insert(read.epoch);
         }
     }
@@ -116,14 +118,14 @@ impl Outgoing {
     pub fn new(
         parcels: Closed<Parcel>,
         read: Closed<Read>,
-        (index, peers): (usize, usize),
+        (index, topology): (usize, Topology),
         cuts: Arc<Cuts>,
         slots: Slots,
         outlets: Vec<Ends>,
     ) -> Outgoing {
         let all =
             outlets.iter().enumerate().flat_map(|(at, outlet)| outlet.shards().map(move |shard| (at, shard)));
-        let own = all.filter(|(_, shard)| usize::from(shard.0) % peers == index);
+        let own = all.filter(|(_, shard)| topology.writer_of(*shard) == index);
         let shards = own.map(|(outlet, shard)| OwnShard { shard, outlet, waiting: Vec::new(), moved: false });
         Outgoing {
             parcels,
@@ -219,7 +221,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::Progress;
 
     /// Partitions are read as they may be, a few records an epoch, by workers that all hear of it when the epoch has closed.
     fn replay(cuts: &Cuts, starts: &[u64], ends: &[u64], steps: &[(usize, u64)]) -> (Replay, Vec<Vec<u64>>) {
@@ -237,7 +238,7 @@ mod tests {
             if said[at] != Some(read[at]) {
                 said[at] = Some(read[at]);
                 let progress = Progress { slot: Slot(at as u16), applied: read[at], end: ends[at] };
-                replay.hear(&Read { epoch, progress, caught_up: false });
+                replay.hear(&Read { epoch, progress: Some(progress), caught_up: false });
             }
             replay.pass();
         }

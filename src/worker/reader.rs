@@ -26,6 +26,8 @@ pub struct LogPartition {
     pub source: Arc<dyn Source>,
     /// Where it is read from.
     pub start: u64,
+    /// Every process can read it, not the first one alone.
+    pub shared: bool,
     /// The topics of its dead letters; without them they are written to the file, where there is one.
     pub letters: Option<LetterPlaces>,
 }
@@ -53,6 +55,8 @@ pub struct Gathered<'a> {
 pub struct Refusals {
     /// In the order of [`Reason::ALL`].
     counts: [AtomicU64; Reason::ALL.len()],
+    /// Those of the other processes.
+    others: [AtomicU64; Reason::ALL.len()],
     letters: Option<Mutex<DeadLetters>>,
     /// Why a letter could not be written: the next [`Refusals::sync`] says so.
     failed: Mutex<Option<DeadLettersError>>,
@@ -61,14 +65,25 @@ pub struct Refusals {
 impl Refusals {
     /// Without a place for dead letters they are only counted.
     pub fn new(letters: Option<DeadLetters>) -> Refusals {
-        let counts = std::array::from_fn(|_| AtomicU64::new(0));
-        Refusals { counts, letters: letters.map(Mutex::new), failed: Mutex::new(None) }
+        let [counts, others] = [(), ()].map(|()| std::array::from_fn(|_| AtomicU64::new(0)));
+        Refusals { counts, others, letters: letters.map(Mutex::new), failed: Mutex::new(None) }
     }
 
-    /// Those that there are, since the start.
+    /// Those that there are, since the start, at all processes.
     pub fn counts(&self) -> Vec<(Reason, u64)> {
-        let counts = self.counts.iter().map(|count| count.load(Ordering::Relaxed));
+        let all = self.counts.iter().zip(&self.others);
+        let counts = all.map(|(own, others)| own.load(Ordering::Relaxed) + others.load(Ordering::Relaxed));
         Reason::ALL.into_iter().zip(counts).filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// Those of this process, by number of the reason.
+    pub fn own(&self) -> Vec<u64> {
+        self.counts.iter().map(|count| count.load(Ordering::Relaxed)).collect()
+    }
+
+    /// Takes those of the other processes.
+    pub fn set_others(&self, counts: &[u64]) {
+        self.others.iter().zip(counts).for_each(|(others, count)| others.store(*count, Ordering::Relaxed));
     }
 
     /// Makes the letters durable.
@@ -145,7 +160,7 @@ pub struct Reader {
 impl Reader {
     /// Opens the partition for the calling thread.
     pub fn open(log: &LogPartition, rules: AdmissionRules) -> Result<Reader, String> {
-        let LogPartition { slot, name, source, start, letters } = log;
+        let LogPartition { slot, name, source, start, letters, .. } = log;
         let partition = source.open(name.partition, *start, thread::current());
         let partition = partition.map_err(|error| failed(name, &error))?;
         let first_end = partition.end();
@@ -222,11 +237,6 @@ impl Reader {
         self.caught_up
     }
 
-    /// Has [`Reader::moved`] say how far it has read, moved or not.
-    pub fn say_again(&mut self) {
-        self.said = None;
-    }
-
     /// How far it has read, where that has changed since the last call. Whoever sends it gives it its epoch.
     pub fn moved(&mut self) -> Option<Read> {
         let news = Some((self.position, self.caught_up));
@@ -238,7 +248,7 @@ impl Reader {
         // A generator's end is not known.
         let end = if end == u64::MAX { self.position } else { end };
         let progress = Progress { slot: self.slot, applied: self.position, end };
-        Some(Read { epoch: 0, progress, caught_up: self.caught_up })
+        Some(Read { epoch: 0, progress: Some(progress), caught_up: self.caught_up })
     }
 }
 

@@ -1,12 +1,11 @@
-//! What worker 0 tells serving: closed batches as updates.
+//! What a process's server is told: closed batches as updates.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 
 use super::Refusals;
 use crate::dataflow::Closed;
-use crate::dataflow::rolling::told::Told;
-use crate::model::{Batch, Counts, Reason, Slot, Update};
+use crate::dataflow::rolling::told::{Read, Told};
+use crate::model::{Batch, Counts, CurrentAt, Reason, Slot, Update};
 use crate::serve::Publisher;
 
 pub struct Teller {
@@ -48,26 +47,23 @@ impl Teller {
         let (mut counts, mut moved) = (Counts::default(), HashMap::new());
         // A city changes at most once an epoch.
         let several = batch.changes.first().map(|(epoch, _)| *epoch) != batch.changes.last().map(|(e, _)| *e);
-        let mut places = HashMap::new();
         for told in batch.changes.into_iter().flat_map(|(_, told)| told) {
             match told {
-                Told::Current { city, row } => {
-                    let place = update.current.len();
-                    match several.then(|| *places.entry(Arc::clone(&city)).or_insert(place)) {
-                        Some(known) if known < place => update.current[known].1 = row,
-                        _ => update.current.push((city, row)),
-                    }
-                }
+                Told::Current(current) => update.current.push(current),
                 Told::Row(row) => update.rows.push(row),
                 Told::Answer(answer) => update.answers.push(answer),
                 Told::Counts(more) => counts.add(&more),
-                Told::Read(read) => {
-                    moved.insert(read.progress.slot, read.progress);
-                    if read.caught_up {
-                        self.behind.remove(&read.progress.slot);
+                Told::Read(Read { progress: Some(progress), caught_up, .. }) => {
+                    moved.insert(progress.slot, progress);
+                    if caught_up {
+                        self.behind.remove(&progress.slot);
                     }
                 }
+                Told::Read(_) => {}
             }
+        }
+        if several {
+            drop_superseded(&mut update.current);
         }
         // Those of one worker are in order, those of several are not.
         update.rows.sort_by_key(|row| row.epoch);
@@ -89,5 +85,61 @@ impl Teller {
             self.refused = refused;
         }
         update
+    }
+}
+
+/// Leaves out rows that another one of the city has followed, but for the first behind an absence: since when a city is there, and
+/// when it is not, is told of every epoch.
+fn drop_superseded(current: &mut Vec<CurrentAt>) {
+    // The last row of each city's presence, unless it is the first one.
+    let mut last: HashMap<&str, Option<usize>> = HashMap::new();
+    let mut kept = vec![true; current.len()];
+    for (place, CurrentAt { city, row, .. }) in current.iter().enumerate() {
+        match (row, last.get_mut(&**city)) {
+            (None, _) => drop(last.remove(&**city)),
+            (Some(_), None) => drop(last.insert(city, None)),
+            (Some(_), Some(last)) => {
+                if let Some(superseded) = last.replace(place) {
+                    kept[superseded] = false;
+                }
+            }
+        }
+    }
+    let mut kept = kept.into_iter();
+    current.retain(|_| kept.next().unwrap_or(true));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Category, CurrentRow, EventTime, HeatIndex, Row};
+
+    #[test]
+    fn presence_is_told_of_every_epoch_and_the_newest_row() {
+        let row = |minute: i64| CurrentRow {
+            reading_at: EventTime::from_millis(minute * 60_000).unwrap(),
+            row: Row::new(HeatIndex::default(), Category::None, 0, 1),
+            hour_ago: None,
+            measurement: None,
+        };
+        let at = |epoch: u64, city: &str, minute: Option<i64>| CurrentAt {
+            epoch,
+            city: city.into(),
+            row: minute.map(row),
+        };
+        let mut told = vec![
+            at(1, "a", Some(1)),
+            at(1, "b", Some(1)),
+            at(2, "a", Some(2)),
+            at(3, "a", Some(3)),
+            at(3, "b", None),
+            at(4, "b", Some(4)),
+            at(5, "a", None),
+            at(6, "b", Some(5)),
+        ];
+        let mut left = told.clone();
+        left.remove(2);
+        drop_superseded(&mut told);
+        assert_eq!(told, left);
     }
 }

@@ -136,7 +136,7 @@ pub const WATCHED: (u32, std::ops::Range<usize>) = (0, 1..20);
 fn queries(epoch: usize) -> Vec<Query> {
     let city = |city| Arc::from(city_name(city));
     let (from, to) = (EventTime::MIN, EventTime::MAX);
-    let query = |id, question| Query { id: u64::from(id), city: city(id), question };
+    let query = |id, question| Query { id: u64::from(id), process: 0, city: city(id), question };
     let all = |id| query(id, Question::History { from, to, limit: u32::MAX });
     let mut queries: Vec<_> = (0..4).map(all).collect();
     queries.push(Query { id: 4, ..query(WATCHED.0, Question::History { from, to, limit: 3 }) });

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Layer, module, and what else of its own layer it may import.
-const LAYERS: [(u8, &str, &[&str]); 16] = [
+const LAYERS: [(u8, &str, &[&str]); 17] = [
     (0, "model", &[]),
     (1, "codec", &[]),
     (1, "admission", &[]),
@@ -18,15 +18,16 @@ const LAYERS: [(u8, &str, &[&str]); 16] = [
     (2, "serve", &[]),
     (3, "config", &[]),
     (3, "worker", &["config"]),
-    (3, "pipeline", &["worker", "config"]),
-    (3, "cli", &["pipeline", "config"]),
+    (3, "cluster", &["config"]),
+    (3, "pipeline", &["worker", "cluster", "config"]),
+    (3, "cli", &["pipeline", "cluster", "config"]),
     (4, "main", &[]),
     // The crate root only lists the modules.
     (4, "lib", &[]),
 ];
 
 /// Only these may name timely or differential dataflow.
-const TIMELY: [&str; 3] = ["dataflow", "pipeline", "worker"];
+const TIMELY: [&str; 4] = ["cluster", "dataflow", "pipeline", "worker"];
 
 fn sources(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());

@@ -8,7 +8,8 @@ use swelter::admission::{Admission, AdmissionRules};
 use swelter::dataflow::rolling::told::Told;
 use swelter::dataflow::rolling::{Changed, Rolling, Wanted};
 use swelter::model::{
-    Category, CityId, CityNames, Counts, CurrentRow, Event, EventTime, Measurement, OutcomeKind, Row,
+    Category, CityId, CityNames, Counts, CurrentAt, CurrentRow, Event, EventTime, Measurement, OutcomeKind,
+    Row,
 };
 
 use crate::harness::{self, EpochOutput, HOTTEST, Settings, WATCHED, city_name, city_number};
@@ -190,10 +191,10 @@ impl Knows {
         let mut answers = BTreeMap::new();
         for told in &output.told {
             match told {
-                Told::Current { city, row: Some(row) } => {
+                Told::Current(CurrentAt { city, row: Some(row), .. }) => {
                     self.current.insert(city_number(city), *row);
                 }
-                Told::Current { city, row: None } => {
+                Told::Current(CurrentAt { city, row: None, .. }) => {
                     self.current.remove(&city_number(city)).expect("what is removed was there");
                 }
                 Told::Row(change) => {

@@ -11,7 +11,7 @@ use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::progress::frontier::MutableAntichain;
 
-use super::told::{Told, Watched};
+use super::told::{Processes, Told, Watched};
 use super::{Changed, Rolling};
 use crate::model::{
     Arrival, Change, CityId, CityKey, CityName, CurrentRow, DayChange, Outcome, Parcel, Parcels, Query,
@@ -24,7 +24,8 @@ pub struct Streams<'scope> {
     pub current: VecCollection<'scope, u64, (CityId, CurrentRow), isize>,
     pub days: Stream<'scope, u64, Vec<DayChange>>,
     pub outcomes: Stream<'scope, u64, Vec<Outcome>>,
-    pub told: Stream<'scope, u64, Vec<Told>>,
+    /// Each with the processes that are told.
+    pub told: Stream<'scope, u64, Vec<(Processes, Told)>>,
     /// For durable sinks.
     pub parcels: Stream<'scope, u64, Vec<Parcel>>,
 }
@@ -63,13 +64,13 @@ pub fn rolling<'scope>(
     let (current_out, current) = builder.new_output::<Vec<CurrentDiff>>();
     let (days_out, days) = builder.new_output::<Vec<DayChange>>();
     let (outcomes_out, outcomes) = builder.new_output::<Vec<Outcome>>();
-    let (told_out, told) = builder.new_output::<Vec<Told>>();
+    let (told_out, told) = builder.new_output::<Vec<(Processes, Told)>>();
     let (parcels_out, parcels) = builder.new_output::<Vec<Parcel>>();
     let mut rows_out = OutputBuilder::<_, CapacityContainerBuilder<Vec<Change>>>::from(rows_out);
     let mut current_out = OutputBuilder::<_, CapacityContainerBuilder<Vec<CurrentDiff>>>::from(current_out);
     let mut days_out = OutputBuilder::<_, CapacityContainerBuilder<Vec<DayChange>>>::from(days_out);
     let mut outcomes_out = OutputBuilder::<_, CapacityContainerBuilder<Vec<Outcome>>>::from(outcomes_out);
-    let mut told_out = OutputBuilder::<_, CapacityContainerBuilder<Vec<Told>>>::from(told_out);
+    let mut told_out = OutputBuilder::<_, CapacityContainerBuilder<Vec<(Processes, Told)>>>::from(told_out);
     let mut parcels_out = OutputBuilder::<_, CapacityContainerBuilder<Vec<Parcel>>>::from(parcels_out);
 
     builder.build(move |_| {

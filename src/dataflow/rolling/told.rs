@@ -1,23 +1,20 @@
 //! What serving is told of an epoch, and the answers to its questions.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Changed, Rolling};
 use crate::model::{
-    Answer, CityId, CityName, Counts, CurrentRow, EventTime, Progress, Query, Question, WatchedRow,
+    Answer, CityId, CityName, Counts, CurrentAt, EventTime, Progress, Query, Question, WatchedRow,
 };
 
 /// A piece of what closed epochs say, for serving. It carries names, so it means the same to every worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Told {
     /// A city's current row from this epoch on.
-    Current {
-        city: Arc<str>,
-        row: Option<CurrentRow>,
-    },
+    Current(CurrentAt),
     Row(WatchedRow),
     Answer(Answer),
     /// What became of the epoch's arrivals at one worker.
@@ -29,62 +26,71 @@ pub enum Told {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Read {
     pub epoch: u64,
-    pub progress: Progress,
+    /// None where it only says that the epoch is in use.
+    pub progress: Option<Progress>,
     /// The reader has come to the end that the partition had at the start.
     pub caught_up: bool,
 }
 
-/// Which cities of a worker are watched.
+/// A set of processes: the bit of each.
+pub type Processes = u64;
+
+/// What is for every process.
+pub const EVERY_PROCESS: Processes = Processes::MAX;
+
+/// Which cities of a worker are watched, and by which processes.
 #[derive(Debug, Default)]
 pub struct Watched {
     /// By name: a city can be watched before its first reading.
-    names: HashSet<Arc<str>>,
+    names: HashMap<Arc<str>, Processes>,
     /// By id.
-    cities: HashSet<u32, foldhash::fast::RandomState>,
+    cities: HashMap<u32, Processes, foldhash::fast::RandomState>,
 }
 
 impl Watched {
     /// Learns of a city that was introduced.
     pub fn introduced(&mut self, city: &CityName, rolling: &Rolling) {
-        if self.names.contains(&*city.name)
+        if let Some(watching) = self.names.get(&*city.name)
             && let Some(CityId(id)) = rolling.city(&city.name)
         {
-            self.cities.insert(id);
+            self.cities.insert(id, *watching);
         }
     }
 
     /// Tells what an epoch has changed. The answers of the epoch come after it.
-    pub fn tell(&self, epoch: u64, changed: &Changed, rolling: &Rolling, told: &mut Vec<Told>) {
+    pub fn tell(&self, epoch: u64, changed: &Changed, rolling: &Rolling, told: &mut Vec<(Processes, Told)>) {
         let names = &rolling.cities.names;
         if changed.counts != Counts::default() {
-            told.push(Told::Counts(changed.counts));
+            told.push((EVERY_PROCESS, Told::Counts(changed.counts)));
         }
         for (city, row) in changed.current_rows() {
-            told.push(Told::Current { city: names.get(city), row: row.copied() });
+            let current = CurrentAt { epoch, city: names.get(city), row: row.copied() };
+            told.push((EVERY_PROCESS, Told::Current(current)));
         }
         if self.cities.is_empty() {
             return;
         }
         let rows = changed.rows.iter().flatten().filter(|change| change.before != change.after);
-        for change in rows.filter(|change| self.cities.contains(&change.city.0)) {
-            let (city, reading_at, row) = (names.get(change.city), change.reading_at, change.after);
-            told.push(Told::Row(WatchedRow { epoch, city, reading_at, row }));
+        for change in rows {
+            if let Some(watching) = self.cities.get(&change.city.0) {
+                let (city, reading_at, row) = (names.get(change.city), change.reading_at, change.after);
+                told.push((*watching, Told::Row(WatchedRow { epoch, city, reading_at, row })));
+            }
         }
     }
 
     /// Answers a query as of `epoch`, which has been applied.
-    pub fn answer(&mut self, epoch: u64, query: Query, rolling: &mut Rolling) -> Option<Told> {
-        let Query { id, city: name, question } = query;
+    pub fn answer(&mut self, epoch: u64, query: Query, rolling: &mut Rolling) -> Option<(Processes, Told)> {
+        let Query { id, process, city: name, question } = query;
+        let asker: Processes = 1 << (process % 64);
         let city = rolling.city(&name);
         let (from, to, limit) = match question {
             Question::Unwatch => {
-                self.names.remove(&name);
-                city.map(|CityId(id)| self.cities.remove(&id));
+                self.watch(&name, city, |watching| watching & !asker);
                 return None;
             }
             Question::Watch => {
-                self.names.insert(Arc::clone(&name));
-                city.map(|CityId(id)| self.cities.insert(id));
+                self.watch(&name, city, |watching| watching | asker);
                 (EventTime::MIN, Some(EventTime::MAX), usize::MAX)
             }
             Question::History { from, to, limit } => {
@@ -101,6 +107,18 @@ impl Watched {
                 }
             });
         }
-        Some(Told::Answer(Answer { query: id, epoch, city: name, known: city.is_some(), rows, more }))
+        let answer = Answer { query: id, epoch, city: name, known: city.is_some(), rows, more };
+        Some((asker, Told::Answer(answer)))
+    }
+
+    fn watch(&mut self, name: &Arc<str>, city: Option<CityId>, change: impl Fn(Processes) -> Processes) {
+        let watching = change(self.names.get(name).copied().unwrap_or(0));
+        if watching == 0 {
+            self.names.remove(name);
+            city.map(|CityId(id)| self.cities.remove(&id));
+        } else {
+            self.names.insert(Arc::clone(name), watching);
+            city.map(|CityId(id)| self.cities.insert(id, watching));
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! Clients that are slow, wrong, or many: they get an answer or an end in time, and the server goes on.
 
+use crate::model::CurrentAt;
+
 use super::*;
 
 const SHORT: Duration = Duration::from_millis(100);
@@ -72,7 +74,9 @@ fn slow_bodies_are_told_so() {
 #[test]
 fn who_takes_no_answer_is_dropped() {
     let service = impatient();
-    let many = (0..20_000).map(|at| (Arc::from(format!("city {at}")), cities()[0].1)).collect();
+    let row = cities()[0].row;
+    let many =
+        (0..20_000).map(|at| CurrentAt { epoch: 0, city: Arc::from(format!("city {at}")), row }).collect();
     service.dataflow.publish(Update { current: many, ..Update::default() });
     service.until("/v1/status", |reply| reply.json()["cities"] == 20_004);
     let mut socket = service.connect();

@@ -18,8 +18,8 @@ use tokio::runtime::Runtime;
 use super::publish::Publisher;
 use super::*;
 use crate::model::{
-    Acknowledge, Answer, AppendError, Appended, Category, CurrentRow, EventTime, HeatIndex, Measurement,
-    NewRecord, PartitionName, Query, Question, Row, Slots, Update,
+    Acknowledge, Answer, AppendError, Appended, Category, CurrentAt, CurrentRow, EventTime, HeatIndex,
+    Measurement, NewRecord, PartitionName, Query, Question, Row, Slots, Update,
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -122,6 +122,7 @@ impl Dataflow {
         *upper = (*upper + 1).max(EPOCH + 1);
         update.upper = *upper;
         update.ready = true;
+        update.current.iter_mut().for_each(|current| current.epoch = *upper - 1);
         update.answers.iter_mut().for_each(|answer| answer.epoch = *upper - 1);
         let publisher = self.publisher.get().unwrap();
         let started = Instant::now();
@@ -174,7 +175,7 @@ impl Service {
     fn ready(plan: ServePlan) -> Service {
         let service = Service::start(plan, true);
         let (mut had, now) = (cities(), cities());
-        had[2].1 = now[0].1;
+        had[2].row = now[0].row;
         service.dataflow.publish(Update { current: had, ..Update::default() });
         service.dataflow.publish(Update { current: now, ..Update::default() });
         service.until("/readyz", |reply| reply.status == 200);
@@ -318,7 +319,7 @@ fn row(fahrenheit: f64, category: Category) -> Row {
 }
 
 /// New York and Los Angeles, a city without a current row, and one with a hard name that is in no directory.
-fn cities() -> Vec<(Arc<str>, Option<CurrentRow>)> {
+fn cities() -> Vec<CurrentAt> {
     let current = |fahrenheit, category| CurrentRow {
         reading_at: time("2025-11-24T16:00:00Z"),
         row: row(fahrenheit, category),
@@ -326,11 +327,12 @@ fn cities() -> Vec<(Arc<str>, Option<CurrentRow>)> {
         measurement: Some(Measurement::new(86.4, 63.1, Some(8.05)).unwrap()),
     };
     let bare = CurrentRow { hour_ago: None, measurement: None, ..current(70.5, Category::None) };
+    let at = |city: &str, row| CurrentAt { epoch: 0, city: city.into(), row };
     vec![
-        ("5128581".into(), Some(current(91.283411, Category::ExtremeCaution))),
-        ("5368361".into(), Some(current(104.0, Category::Danger))),
-        ("gone".into(), None),
-        ("Zürich / \"Süd\" %".into(), Some(bare)),
+        at("5128581", Some(current(91.283411, Category::ExtremeCaution))),
+        at("5368361", Some(current(104.0, Category::Danger))),
+        at("gone", None),
+        at("Zürich / \"Süd\" %", Some(bare)),
     ]
 }
 
@@ -339,7 +341,7 @@ fn hotter() -> Update {
     let mut current = cities();
     current.truncate(1);
     let row = row(95.0, Category::ExtremeCaution);
-    current[0].1 = current[0].1.map(|current| CurrentRow { row, ..current });
+    current[0].row = current[0].row.map(|current| CurrentRow { row, ..current });
     Update { current, ..Update::default() }
 }
 

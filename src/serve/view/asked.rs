@@ -90,8 +90,10 @@ impl Asked {
             return Err(Busy::Questions);
         }
         let (first, queries) = (calls.next, questions.len());
-        let numbered =
-            (first..).zip(questions).map(|(id, (city, question))| Query { id, city, question }).collect();
+        let numbered = (first..)
+            .zip(questions)
+            .map(|(id, (city, question))| Query { id, process: 0, city, question })
+            .collect();
         // The call is open before an answer can come: answers take the lock too.
         if !self.ask.ask(numbered) {
             return Err(Busy::Questions);
@@ -109,7 +111,7 @@ impl Asked {
         let mut calls = locked(&self.calls);
         let id = calls.next;
         calls.next += 1;
-        self.ask.ask(vec![Query { id, city: city.clone(), question }])
+        self.ask.ask(vec![Query { id, process: 0, city: city.clone(), question }])
     }
 
     pub(super) fn answered(&self, answers: Vec<Answer>) {

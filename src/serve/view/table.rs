@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Place, Select};
 use crate::directory::Directory;
-use crate::model::{Counts, CurrentRow, EventTime, Progress, Reason, Slot};
+use crate::model::{Counts, CurrentAt, CurrentRow, EventTime, Progress, Reason, Slot};
 
 /// A city that has ever had a reading.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,6 +66,8 @@ pub(super) struct Table {
     ring_ms: u64,
     /// Removals up to this epoch are forgotten.
     forgotten: u64,
+    /// Counts the updates.
+    updates: u64,
 }
 
 struct City {
@@ -75,6 +77,8 @@ struct City {
     since: u64,
     newer: u32,
     older: u32,
+    /// The last update that has changed it, and which of that update's changes it is.
+    update: (u64, u32),
 }
 
 /// The city had a current row from epoch `since` until it lost it at epoch `at`.
@@ -100,6 +104,7 @@ impl Table {
             max_removals: ring_bytes / size_of::<Removal>(),
             ring_ms,
             forgotten: 0,
+            updates: 0,
         }
     }
 
@@ -115,14 +120,17 @@ impl Table {
         self.cities.iter().map(|city| &city.state)
     }
 
-    pub(super) fn apply(&mut self, as_of: u64, current: Vec<(Arc<str>, Option<CurrentRow>)>) -> Vec<Changed> {
+    /// Every process keeps the same of each epoch, however the epochs come in updates, so that a token of one continues at another.
+    /// What comes back is of the whole update: each city at most once.
+    pub(super) fn apply(&mut self, as_of: u64, current: Vec<CurrentAt>) -> Vec<Changed> {
         self.as_of = as_of;
-        let mut changes = Vec::with_capacity(current.len());
-        for (key, now) in current {
+        self.updates += 1;
+        let mut changes: Vec<Changed> = Vec::with_capacity(current.len());
+        for CurrentAt { epoch, city: key, row: now } in current {
             let number = match self.numbers.get(&key) {
                 Some(&number) => number,
                 None if now.is_none() => continue,
-                None => self.add(key),
+                None => self.add(key, epoch),
             };
             let city = &mut self.cities[number as usize];
             if city.state.current == now {
@@ -130,30 +138,36 @@ impl Table {
             }
             let was = city.state.current.map(|row| row.reading_at);
             city.state.current = now;
-            city.state.changed = as_of;
+            city.state.changed = epoch;
             match (was, now) {
-                (None, _) => city.since = as_of,
+                (None, _) => city.since = epoch,
                 (Some(reading_at), None) => {
-                    let removal = Removal { at: as_of, since: city.since, city: number, reading_at };
+                    let removal = Removal { at: epoch, since: city.since, city: number, reading_at };
                     self.removals.push_back(removal);
                 }
                 _ => {}
             }
-            changes.push(Changed { city: city.state.key.clone(), place: city.place, was, now });
+            if city.update.0 == self.updates {
+                changes[city.update.1 as usize].now = now;
+            } else {
+                city.update = (self.updates, changes.len() as u32);
+                changes.push(Changed { city: city.state.key.clone(), place: city.place, was, now });
+            }
             self.move_to_front(number);
         }
         self.forget();
+        changes.retain(|change| change.was.is_some() || change.now.is_some());
         changes
     }
 
-    fn add(&mut self, key: Arc<str>) -> u32 {
+    fn add(&mut self, key: Arc<str>, epoch: u64) -> u32 {
         let number = self.cities.len() as u32;
         let place = self
             .directory
             .find(&key)
             .map(|city| Place { latitude: city.latitude, longitude: city.longitude });
-        let state = CityState { key: key.clone(), current: None, changed: self.as_of };
-        self.cities.push(City { state, place, since: self.as_of, newer: NONE, older: NONE });
+        let state = CityState { key: key.clone(), current: None, changed: epoch };
+        self.cities.push(City { state, place, since: epoch, newer: NONE, older: NONE, update: (0, 0) });
         self.numbers.insert(key, number);
         number
     }
@@ -251,6 +265,11 @@ mod tests {
         Some(CurrentRow { reading_at, row, hour_ago: None, measurement: None })
     }
 
+    fn apply(table: &mut Table, epoch: u64, rows: Vec<(Arc<str>, Option<CurrentRow>)>) -> Vec<Changed> {
+        let current = rows.into_iter().map(|(city, row)| CurrentAt { epoch, city, row });
+        table.apply(epoch, current.collect())
+    }
+
     fn since(table: &Table, since: u64) -> Option<(usize, usize)> {
         let found = table.since(&Select::All, Some(since)).ok()?;
         Some((found.upserts.len(), found.removals.len()))
@@ -260,21 +279,43 @@ mod tests {
     fn only_what_was_there_is_removed() {
         let mut table = Table::new(Directory::shipped(), 1000, 2 * size_of::<Removal>());
         let city = || Arc::<str>::from("a");
-        assert_eq!(table.apply(1, vec![(city(), None)]).len(), 0);
+        assert_eq!(apply(&mut table, 1, vec![(city(), None)]).len(), 0);
         assert!(table.city("a").is_none(), "it never had a reading");
-        table.apply(2, vec![(city(), row(1)), ("b".into(), row(1))]);
-        assert_eq!(table.apply(3, vec![(city(), row(1))]).len(), 0, "nothing has changed");
-        table.apply(4, vec![(city(), None)]);
+        apply(&mut table, 2, vec![(city(), row(1)), ("b".into(), row(1))]);
+        assert_eq!(apply(&mut table, 3, vec![(city(), row(1))]).len(), 0, "nothing has changed");
+        apply(&mut table, 4, vec![(city(), None)]);
         let found = [1, 2, 3, 4].map(|epoch| since(&table, epoch));
         assert_eq!(found, [Some((1, 0)), Some((0, 1)), Some((0, 1)), Some((0, 0))]);
-        table.apply(5, vec![(city(), row(2))]);
+        apply(&mut table, 5, vec![(city(), row(2))]);
         assert_eq!([3, 4].map(|epoch| since(&table, epoch)), [Some((1, 0)), Some((1, 0))]);
-        table.apply(6, vec![(city(), None)]);
+        apply(&mut table, 6, vec![(city(), None)]);
         let found = [3, 4, 5].map(|epoch| since(&table, epoch));
         assert_eq!(found, [Some((0, 1)), Some((0, 0)), Some((0, 1))]);
-        table.apply(7, vec![("b".into(), None)]);
+        apply(&mut table, 7, vec![("b".into(), None)]);
         assert_eq!([3, 4].map(|epoch| since(&table, epoch)), [None, Some((0, 1))], "the oldest is forgotten");
-        table.apply(1500, Vec::new());
+        apply(&mut table, 1500, Vec::new());
         assert_eq!([499, 500].map(|epoch| since(&table, epoch)), [None, Some((0, 0))]);
+    }
+
+    /// However epochs are put together to updates.
+    #[test]
+    fn every_process_says_the_same_since_an_epoch() {
+        let city = || Arc::<str>::from("a");
+        let told: Vec<_> = [row(1), row(2), None, row(3), row(4), None, None, row(5)].into();
+        let told: Vec<CurrentAt> =
+            (1..).zip(told).map(|(epoch, row)| CurrentAt { epoch, city: city(), row }).collect();
+        let tables = [1, 2, 3, 8].map(|size| {
+            let mut table = Table::new(Directory::shipped(), 1000, 1 << 20);
+            for update in told.chunks(size) {
+                let changes = table.apply(update[update.len() - 1].epoch, update.to_vec());
+                assert!(changes.len() <= 1);
+                assert!(changes.iter().all(|change| change.was.is_some() || change.now.is_some()));
+            }
+            table
+        });
+        for token in 0..=8 {
+            let all = tables.each_ref().map(|table| since(table, token));
+            assert!(all.iter().all(|found| *found == all[0]), "since {token}: {all:?}");
+        }
     }
 }

@@ -81,6 +81,9 @@ impl Selection {
     }
 }
 
+/// How far ahead of this process another one can be: any further, and all of the cluster would have ended.
+const MAX_AHEAD_MS: u64 = 60_000;
+
 /// Makes and reads tokens: generation, epoch and subscription, as base64url.
 #[derive(Clone, Copy)]
 pub(super) struct Tokens {
@@ -125,7 +128,7 @@ impl Tokens {
         out.extend_from_slice(&text);
     }
 
-    /// The epoch after which a subscription goes on.
+    /// The epoch after which a subscription goes on: it may be somewhat after `as_of`, where another process has given the token.
     pub(super) fn epoch(&self, token: &str, subscription: u64, as_of: u64) -> Result<u64, Reset> {
         let bytes = Some(token).filter(|token| token.len() == 32);
         let bytes = bytes.and_then(|token| URL_SAFE_NO_PAD.decode(token).ok()).ok_or(Reset::Malformed)?;
@@ -133,7 +136,7 @@ impl Tokens {
         match (word(0), word(8), word(16)) {
             (generation, ..) if generation != self.generation => Err(Reset::Generation),
             (_, _, digest) if digest != subscription => Err(Reset::Subscription),
-            (_, epoch, _) if epoch > as_of => Err(Reset::Malformed),
+            (_, epoch, _) if epoch > as_of + MAX_AHEAD_MS => Err(Reset::Malformed),
             (_, epoch, _) => Ok(epoch),
         }
     }

@@ -219,7 +219,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let (rows, digest) = (selection.rows, selection.digest());
         let slot = self.subscriptions.open(id.clone(), selection);
         let Some(token) = resume else { return self.begin(slot).await };
-        match self.resume(slot, rows, &token, digest) {
+        match self.resume(slot, rows, &token, digest).await {
             Ok(()) => self.update(slot, Reset::Expired).await,
             Err(reset) => {
                 self.say(Said::Reset { id: &id, reason: reset.reason() }).await?;
@@ -228,9 +228,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         }
     }
 
-    fn resume(&mut self, slot: u16, rows: Rows, token: &str, digest: u64) -> Result<(), Reset> {
+    async fn resume(&mut self, slot: u16, rows: Rows, token: &str, digest: u64) -> Result<(), Reset> {
         let view = &self.shared.view;
         let epoch = self.shared.tokens.epoch(token, digest, view.newest())?;
+        if !view.comes_to(epoch).await {
+            return Err(Reset::Malformed);
+        }
         let Some(subscription) = self.subscriptions.get_mut(slot) else { return Ok(()) };
         if rows == Rows::Window {
             view.watch_again(subscription.selection.listed(), epoch).map_err(|_| Reset::Expired)?;

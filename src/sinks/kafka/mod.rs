@@ -13,7 +13,7 @@ use std::time::Duration as Wait;
 
 use rdkafka::error::KafkaError;
 
-pub use self::outlet::{Ends, Identity, Keeper, Outlet, Running};
+pub use self::outlet::{Claimed, Ends, Fenced, Identity, Keeper, Outlet, Running};
 pub use self::shard::Portion;
 
 use crate::kafka::Cluster;

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use super::progress::{self, CLAIM, Claim, EPOCHS, IDENTITY, Kept, MARKER, ShardProgress, Writer};
-use super::shard::{Portion, ShardWriter};
+use serde::{Deserialize, Serialize};
+
+use super::progress::{self, CLAIM, Claim, EPOCHS, IDENTITY, Kept, MARKER, Positions, ShardProgress, Writer};
+use super::shard::{Durable, Portion, ShardWriter};
 use super::{Delivery, OutletError, OutletPlan};
 use crate::model::Shard;
 
@@ -24,58 +26,100 @@ pub struct Outlet {
     claim: Claim,
     claimed_at: i64,
     writer: Arc<Writer>,
-    writers: Vec<ShardWriter>,
+    /// Those of this process.
+    writers: Vec<(u16, ShardWriter)>,
     kept: Kept,
     ended: Arc<AtomicBool>,
 }
 
-impl Outlet {
-    /// Claims the outlet, fences every earlier writer, and then reads what they have made durable.
+/// A claim of an outlet, and what was there before it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Claimed {
+    claim: Claim,
+    /// The offset of its record.
+    at: i64,
+    recorded: Option<Identity>,
+}
+
+impl Claimed {
+    /// Claims an outlet: the first step of its start, at one process of a run.
     ///
     /// # Errors
     ///
-    /// Where the results were made with another identity; before anything is claimed. Where another start claims it meanwhile.
-    pub fn open(
-        plan: &OutletPlan,
-        topics: Vec<String>,
-        first_shard: Shard,
-        identity: &Identity,
-    ) -> Result<Outlet, OutletError> {
+    /// Where the results were made with another identity; before anything is claimed.
+    pub fn make(plan: &OutletPlan, identity: &Identity) -> Result<Claimed, OutletError> {
         let (cluster, topic) = (&plan.cluster, &plan.progress_topic);
         let before = progress::read(cluster, topic, None)?;
         let recorded = before.get::<Identity>(IDENTITY)?;
         check(topic, recorded.as_ref(), identity)?;
-
-        let writer = Arc::new(Writer::new(cluster, topic)?);
         let generation = before.get::<Claim>(CLAIM)?.map_or(1, |claim| claim.generation + 1);
-        let claim = Claim { generation, nonce: format!("{:016x}", RandomState::new().hash_one(generation)) };
-        let claimed_at = writer.write(CLAIM, &claim)?;
-        let topics: Arc<[String]> = topics.into();
-        let ended = Arc::<AtomicBool>::default();
-        let writers = (0..plan.shards).map(|shard| ShardWriter::open(plan, &topics, shard, &claim, &ended));
-        let writers = writers.collect::<Result<Vec<_>, _>>()?;
+        let nonce = format!("{:016x}", RandomState::new().hash_one(generation));
+        let claim = Claim { generation, nonce };
+        let at = Writer::new(cluster, topic)?.write(CLAIM, &claim)?;
+        Ok(Claimed { claim, at, recorded })
+    }
+
+    /// Reads what is durable, once every process has fenced its shards: nothing is added to it any more but by this start.
+    ///
+    /// # Errors
+    ///
+    /// Where another start has claimed the outlet meanwhile.
+    pub fn read(&self, plan: &OutletPlan, identity: &Identity) -> Result<Kept, OutletError> {
+        let (cluster, topic) = (&plan.cluster, &plan.progress_topic);
+        let writer = Writer::new(cluster, topic)?;
         // Behind all that was committed, and behind the marks of all that was given up: what can be read up to here is all.
-        let marker = writer.write(MARKER, &claim.nonce)?;
+        let marker = writer.write(MARKER, &self.claim.nonce)?;
         let kept = progress::read(cluster, topic, Some(marker))?;
-        if let Some(other) = kept.get::<Claim>(CLAIM)?.filter(|last| *last != claim) {
+        if let Some(other) = kept.get::<Claim>(CLAIM)?.filter(|last| *last != self.claim) {
             return Err(OutletError::Fenced { topic: topic.clone(), generation: other.generation });
         }
-        if recorded.as_ref() != Some(identity) {
-            let mut all = recorded.unwrap_or_default();
+        if self.recorded.as_ref() != Some(identity) {
+            let mut all = self.recorded.clone().unwrap_or_default();
             all.extend(identity.clone());
             writer.write(IDENTITY, &all)?;
         }
-        Ok(Outlet {
-            plan: plan.clone(),
-            topics,
-            first_shard: first_shard.0,
-            claim,
-            claimed_at,
-            writer,
-            writers,
-            kept,
-            ended,
-        })
+        Ok(kept)
+    }
+}
+
+/// The shards of an outlet that this process writes: no earlier writer of theirs writes any more.
+pub struct Fenced {
+    writers: Vec<(u16, ShardWriter)>,
+    topics: Arc<[String]>,
+    ended: Arc<AtomicBool>,
+}
+
+impl Fenced {
+    /// Fences every earlier writer of these shards, numbered within the outlet.
+    pub fn make(
+        plan: &OutletPlan,
+        topics: Vec<String>,
+        shards: impl Iterator<Item = u16>,
+        claimed: &Claimed,
+    ) -> Result<Fenced, OutletError> {
+        let topics: Arc<[String]> = topics.into();
+        let ended = Arc::<AtomicBool>::default();
+        let open = |shard| Ok((shard, ShardWriter::open(plan, &topics, shard, &claimed.claim, &ended)?));
+        let writers = shards.map(open).collect::<Result<_, OutletError>>()?;
+        Ok(Fenced { writers, topics, ended })
+    }
+}
+
+impl Outlet {
+    /// An outlet that was claimed, fenced and read, in this order.
+    pub fn new(
+        plan: &OutletPlan,
+        first_shard: Shard,
+        claimed: Claimed,
+        fenced: Fenced,
+        kept: Kept,
+    ) -> Result<Outlet, OutletError> {
+        let writer = Arc::new(Writer::new(&plan.cluster, &plan.progress_topic)?);
+        let Fenced { writers, topics, ended } = fenced;
+        let Claimed { claim, at, .. } = claimed;
+        let plan = plan.clone();
+        let first_shard = first_shard.0;
+        Ok(Outlet { plan, topics, first_shard, claim, claimed_at: at, writer, writers, kept, ended })
     }
 
     /// The number of this start and a random one, as `17-9f2c41d06b3e8a55`.
@@ -117,23 +161,32 @@ impl Outlet {
         Keeper(Arc::clone(&self.writer))
     }
 
-    /// Starts the shards' threads. `failed` hears what ends the run, at most once a thread.
-    pub fn start(self, failed: Arc<dyn Fn(String) + Send + Sync>) -> Result<Running, OutletError> {
+    /// Starts the shards' threads, and where told so the watch for another claim. `failed` hears what ends the run, at most once a
+    /// thread.
+    pub fn start(
+        self,
+        watches: bool,
+        failed: Arc<dyn Fn(String) + Send + Sync>,
+    ) -> Result<Running, OutletError> {
         let threads = |error| OutletError::Threads(Arc::new(error));
         let pending = Arc::new(AtomicUsize::new(0));
         let ended = self.ended;
         let mut running =
-            Running { first_shard: self.first_shard, ends: Vec::new(), pending, ended, threads: Vec::new() };
-        for mut writer in self.writers {
+            Running { ends: Vec::new(), pending, durable: Vec::new(), ended, threads: Vec::new() };
+        for (number, mut writer) in self.writers {
             let (end, portions) = mpsc::channel();
-            running.ends.push(end);
+            running.ends.push((Shard(self.first_shard + number), end));
+            running.durable.push(writer.durable(self.kept.get(&progress::shard_key(number))?));
             let (pending, failed) = (Arc::clone(&running.pending), Arc::clone(&failed));
             let write = move || {
                 let written = writer.run(&portions, &pending);
                 written.map_err(|error| failed(error.to_string())).is_ok()
             };
-            let name = format!("sink {}", running.ends.len() - 1);
+            let name = format!("sink {number}");
             running.threads.push(thread::Builder::new().name(name).spawn(write).map_err(threads)?);
+        }
+        if !watches {
+            return Ok(running);
         }
         let (plan, claim, from, ended) = (self.plan, self.claim, self.claimed_at, Arc::clone(&running.ended));
         let watch = move || match progress::watch(&plan.cluster, &plan.progress_topic, from, &claim, &ended) {
@@ -183,10 +236,10 @@ impl Keeper {
 
 /// The running shards of an outlet.
 pub struct Running {
-    first_shard: u16,
-    ends: Vec<Sender<Portion>>,
+    ends: Vec<(Shard, Sender<Portion>)>,
     /// Bytes that wait to be durable.
     pending: Arc<AtomicUsize>,
+    durable: Vec<Durable>,
     ended: Arc<AtomicBool>,
     threads: Vec<JoinHandle<bool>>,
 }
@@ -194,20 +247,19 @@ pub struct Running {
 /// The ends that workers give portions to.
 #[derive(Clone)]
 pub struct Ends {
-    first_shard: u16,
-    ends: Vec<Sender<Portion>>,
+    ends: Vec<(Shard, Sender<Portion>)>,
     pending: Arc<AtomicUsize>,
+    durable: Vec<Durable>,
 }
 
 impl Ends {
     pub fn shards(&self) -> impl Iterator<Item = Shard> {
-        (self.first_shard..).take(self.ends.len()).map(Shard)
+        self.ends.iter().map(|(shard, _)| *shard)
     }
 
     /// Gives a shard what it writes next. Who gives looks at [`Ends::pending`] first: this takes everything.
     pub fn give(&self, shard: Shard, portion: Portion) {
-        if let Some(end) = shard.0.checked_sub(self.first_shard).and_then(|at| self.ends.get(usize::from(at)))
-        {
+        if let Some((_, end)) = self.ends.iter().find(|(own, _)| *own == shard) {
             self.pending.fetch_add(portion.bytes(), Ordering::Relaxed);
             // A shard whose thread has ended has said why.
             let _ = end.send(portion);
@@ -218,11 +270,26 @@ impl Ends {
     pub fn pending(&self) -> usize {
         self.pending.load(Ordering::Relaxed)
     }
+
+    /// Whether what all shards of this process have made durable includes all input before these positions.
+    pub fn have_written(&self, positions: &Positions) -> bool {
+        self.durable.iter().all(|durable| {
+            let durable = durable.lock().unwrap_or_else(PoisonError::into_inner);
+            positions.iter().all(|(source, partitions)| {
+                let written = durable.get(source);
+                partitions.iter().all(|(partition, position)| {
+                    *position == 0
+                        || written.and_then(|of| of.get(partition)).is_some_and(|at| at >= position)
+                })
+            })
+        })
+    }
 }
 
 impl Running {
     pub fn ends(&self) -> Ends {
-        Ends { first_shard: self.first_shard, ends: self.ends.clone(), pending: Arc::clone(&self.pending) }
+        let Running { ends, pending, durable, .. } = self;
+        Ends { ends: ends.clone(), pending: Arc::clone(pending), durable: durable.clone() }
     }
 
     /// Waits until everything that was given is durable; the workers have given back their ends. False where it is not.

@@ -66,7 +66,7 @@ pub struct ShardProgress {
 pub type Positions = BTreeMap<Arc<str>, BTreeMap<u32, u64>>;
 
 /// All that the topic holds, by key.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Kept {
     values: BTreeMap<String, Vec<u8>>,
     topic: String,

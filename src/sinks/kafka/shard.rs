@@ -129,9 +129,13 @@ pub(super) struct ShardWriter {
     stopping: Arc<AtomicBool>,
     stop_seen: Option<Instant>,
     as_of: String,
+    durable: Durable,
     /// From when they count on.
     meters: Option<Meters>,
 }
+
+/// The input that what a shard has made durable includes.
+pub(super) type Durable = Arc<Mutex<Positions>>;
 
 impl ShardWriter {
     /// Makes the producer. No earlier one of this shard writes any more then, and its open transaction is given up.
@@ -157,8 +161,16 @@ impl ShardWriter {
             stopping: Arc::clone(stopping),
             stop_seen: None,
             as_of: String::new(),
+            durable: Durable::default(),
             meters: None,
         })
+    }
+
+    /// What the shard has made durable, from here on: `before` it was that.
+    pub fn durable(&self, before: Option<ShardProgress>) -> Durable {
+        let positions = before.map(|before| before.positions).unwrap_or_default();
+        *self.durable.lock().unwrap_or_else(PoisonError::into_inner) = positions;
+        Arc::clone(&self.durable)
     }
 
     /// Writes portions until no more can come.
@@ -200,6 +212,10 @@ impl ShardWriter {
         }
         let meters = self.meters.get_or_insert_with(|| Meters::new(&self.plan.progress_topic, self.number));
         meters.written(batch);
+        if let Some(last) = batch.last() {
+            let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
+            durable.clone_from(&last.positions);
+        }
         Ok(())
     }
 

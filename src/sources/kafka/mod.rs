@@ -162,6 +162,10 @@ impl Source for KafkaSource {
         self.shared.partitions.load(Ordering::Relaxed)
     }
 
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     fn start(&self, partition: u32, first_start: bool) -> Result<u64, SourceError> {
         let (low, high) = self.shared.watermarks(partition)?;
         match self.shared.plan.start {

@@ -14,6 +14,7 @@ use swelter::codec::{
 use swelter::model::{EventTime, Reason};
 use swelter::registry::{
     Answer, AvroRecords, Client, ClientSettings, Decoded, Lookup, RecordAnswer, RegistryError, Schemas,
+    ask_and_record,
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -102,7 +103,7 @@ fn references_are_resolved_once_each() {
         json!([text("city"), {"name": "s", "type": "Station"}, {"name": "p", "type": "Place"}]),
     );
     let id = server.add("readings-value", &schema, both);
-    let schemas = Schemas::new(client(&server), Vec::new(), forgetful()).unwrap();
+    let schemas = Schemas::new(Vec::new(), ask_and_record(client(&server), forgetful())).unwrap();
     let mut records = AvroRecords::from_registry(schemas, DecodeSettings::default());
     let mut value = Vec::new();
     push_wire_header(id, &mut value);
@@ -182,7 +183,7 @@ fn an_outage_holds_back_and_ends() {
     let server = Server::start(None);
     let id = server.add("x-value", READING_SCHEMA, json!([]));
     server.set(Health::Errors);
-    let schemas = Schemas::new(client(&server), Vec::new(), forgetful()).unwrap();
+    let schemas = Schemas::new(Vec::new(), ask_and_record(client(&server), forgetful())).unwrap();
     let mut records = AvroRecords::from_registry(schemas, DecodeSettings::default());
     let value = value(id, "x");
     until(|| match records.decode(&value) {
@@ -217,7 +218,7 @@ fn an_answer_is_recorded_before_it_is_used_and_stays() {
         note.lock().unwrap().insert(id, answer.clone());
         Ok(())
     });
-    let schemas = Schemas::new(client(&server), Vec::new(), record).unwrap();
+    let schemas = Schemas::new(Vec::new(), ask_and_record(client(&server), record)).unwrap();
     let mut records = AvroRecords::from_registry(schemas.clone(), DecodeSettings::default());
     for (id, expected) in [(known, Ok(())), (7_777, Err(Reason::UnknownSchema))] {
         until(|| match schemas.lookup(id) {
@@ -238,7 +239,8 @@ fn an_answer_is_recorded_before_it_is_used_and_stays() {
     let mut kept: HashMap<u32, Answer> = serde_json::from_str(&json).unwrap();
     kept.insert(now, Answer::Unknown);
     server.set(Health::Errors);
-    let schemas = Schemas::new(client(&server), kept.into_iter().collect(), forgetful()).unwrap();
+    let schemas =
+        Schemas::new(kept.into_iter().collect(), ask_and_record(client(&server), forgetful())).unwrap();
     let mut records = AvroRecords::from_registry(schemas, DecodeSettings::default());
     let reason = decoded(&mut records, &value(now, "x")).unwrap_err().0;
     assert_eq!(reason, Reason::UnknownSchema);
@@ -251,7 +253,7 @@ fn each_record_of_an_unreadable_schema_says_so() {
     let incompatible = r#"{"type":"record","name":"R","fields":[{"name":"city","type":"long"}]}"#;
     let incompatible = server.add("a-value", incompatible, json!([]));
     let other = server.add_of("PROTOBUF", "b-value", "message R {}", json!([]));
-    let schemas = Schemas::new(client(&server), Vec::new(), forgetful()).unwrap();
+    let schemas = Schemas::new(Vec::new(), ask_and_record(client(&server), forgetful())).unwrap();
     let mut records = AvroRecords::from_registry(schemas, DecodeSettings::default());
     for _ in 0..3 {
         for (id, what) in [(incompatible, "field city"), (other, "PROTOBUF")] {
@@ -284,7 +286,7 @@ fn the_asking_thread_ends_with_the_last_reader() {
     });
     let server = Server::start(None);
     server.set(Health::Errors);
-    let schemas = Schemas::new(client(&server), Vec::new(), record).unwrap();
+    let schemas = Schemas::new(Vec::new(), ask_and_record(client(&server), record)).unwrap();
     let other = schemas.clone();
     assert_eq!(schemas.lookup(1), Lookup::Pending);
     drop(schemas);

@@ -9,8 +9,8 @@ use serde_json::Value;
 use super::*;
 use crate::codec;
 use crate::model::{
-    Answer, Ask, Category, CurrentRow, EventTime, HeatIndex, Measurement, Query, Question, Row, Update,
-    WatchedRow,
+    Answer, Ask, Category, CurrentAt, CurrentRow, EventTime, HeatIndex, Measurement, Query, Question, Row,
+    Update, WatchedRow,
 };
 
 /// SplitMix64.
@@ -82,7 +82,7 @@ impl World {
         let mut told: Vec<_> = rows.iter().filter(|row| log.watched.contains(&row.city)).cloned().collect();
         log.rows.extend(rows.iter().cloned());
         let mut answers = Vec::new();
-        for Query { id, city, question } in queries {
+        for Query { id, city, question, .. } in queries {
             if question == Question::Unwatch {
                 log.watched.remove(&city);
                 told.retain(|row| row.city != city || row.epoch <= answered);
@@ -96,7 +96,8 @@ impl World {
             answers.push(Answer { query: id, epoch: answered, city, known: true, rows, more: false });
         }
         told.sort_by_key(|row| row.epoch);
-        let current = log.change_currents(as_of, &self.cities);
+        let current = log.change_currents(as_of, &self.cities).into_iter();
+        let current = current.map(|(city, row)| CurrentAt { epoch: as_of, city, row }).collect();
         self.as_of.store(as_of, Ordering::Release);
         Update { upper: as_of + 1, ready: true, current, rows: told, answers, ..Update::default() }
     }
@@ -105,7 +106,7 @@ impl World {
     pub(super) fn answer(&self, epoch: u64) -> Update {
         let log = &mut *self.log.lock().unwrap();
         let mut answers = Vec::new();
-        for Query { id, city, question } in std::mem::take(&mut *self.queries.lock().unwrap()) {
+        for Query { id, city, question, .. } in std::mem::take(&mut *self.queries.lock().unwrap()) {
             if question != Question::Unwatch {
                 let rows = log.rows_at(&city, epoch).into_iter().collect();
                 answers.push(Answer { query: id, epoch, city, known: true, rows, more: false });

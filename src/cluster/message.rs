@@ -1,0 +1,38 @@
+//! What processes say to each other beside the dataflow.
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{AppendError, NewRecord, PartitionName, Slot};
+
+/// Between process 0 and another one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Message {
+    /// A part of the start: what all or one have to know.
+    Value(Vec<u8>),
+    /// There is nothing to say.
+    Alive,
+    /// To process 0: append this; the number is the caller's own.
+    Append { call: u64, records: Vec<NewRecord> },
+    /// Up to where the partitions were appended to.
+    Appended { call: u64, result: Result<Vec<(PartitionName, u64)>, AppendError> },
+    /// To process 0: the greatest epoch in use, or wanted by a clock that is ahead.
+    Newest { epoch: u64 },
+    /// From process 0: epochs below may be used.
+    Reserved { upto: u64 },
+    /// Records refused since the start, by number of the reason: to process 0 those of one process, from it those of all.
+    Refused(Vec<(u8, u64)>),
+    /// To process 0: what does the registry of this source say of an id?
+    AskSchema { call: u64, source: String, id: u32 },
+    /// The answer as JSON.
+    Schema { call: u64, answer: Result<String, String> },
+    /// From process 0: a partition has come.
+    Partition { slot: Slot, name: PartitionName, start: u64 },
+    /// To process 0: a process's part of a checkpoint, as the checkpoints have it, or why there is none.
+    Checkpoint { checkpoint: u64, part: Result<Vec<u8>, String> },
+    /// It is time to stop: to process 0 a wish, from it an order.
+    Stop,
+    /// The sender ends, for this reason.
+    Failed(String),
+    /// The sender has done all that it had to do, and nothing more comes.
+    Bye,
+}
