@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::CHECKPOINTS;
 use super::cluster::{Cluster, Launch};
 use super::comparisons::{Comparisons, said};
 use super::feeder::{Feed, Feeder, Posted, Shared};
 use super::follower::Follower;
 use super::plan::{Mode, Plan, Topology};
-use super::{CHECKPOINTS, CLUSTER};
 use crate::kafka::broker::OwnBroker;
 use crate::kafka::case::{Case as Topics, PARTITIONS};
 use crate::kafka::log;
@@ -257,10 +257,7 @@ fn rules() -> &'static str {
 
 /// The tables of a configuration that both kinds of cases have. Without a journal checkpoints need a place.
 fn tables(folder: Option<&Path>) -> String {
-    let mut tables = String::new();
-    if CLUSTER {
-        tables += "[cluster]\nconnect_time = \"10s\"\npeer_timeout = \"3s\"\n";
-    }
+    let mut tables = String::from("[cluster]\nconnect_time = \"10s\"\npeer_timeout = \"3s\"\n");
     if CHECKPOINTS {
         let place = folder.map(|folder| super::checkpoints::folder(folder).display().to_string());
         let place = place.unwrap_or_default();

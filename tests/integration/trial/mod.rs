@@ -24,8 +24,7 @@ use self::plan::{Mode, Plan};
 use self::report::Report;
 use crate::kafka::broker::OwnBroker;
 
-/// Whether there are several processes, and checkpoints.
-const CLUSTER: bool = false;
+/// Whether there are checkpoints.
 const CHECKPOINTS: bool = false;
 
 /// Faults of a case.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::recovery::Random;
 
 /// The most processes and workers of each.
-const PROCESSES: u64 = 1;
+const PROCESSES: u64 = 3;
 const WORKERS: u64 = 2;
 /// Records that come for each fault.
 const RECORDS: usize = 140;
