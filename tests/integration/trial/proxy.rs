@@ -115,7 +115,7 @@ fn join(from: &TcpStream, to: &TcpStream, shared: &Arc<Shared>) -> std::io::Resu
     Ok(())
 }
 
-/// Until one end is closed, or all are.
+/// Until its source ends.
 fn pump(mut from: TcpStream, mut to: TcpStream, shared: &Shared) {
     let mut buffer = [0; 16 * 1024];
     let wait = || {
@@ -126,7 +126,8 @@ fn pump(mut from: TcpStream, mut to: TcpStream, shared: &Shared) {
     loop {
         wait();
         match from.read(&mut buffer) {
-            Ok(0) => break,
+            // The other direction goes on.
+            Ok(0) => return drop(to.shutdown(Shutdown::Write)),
             Ok(length) => {
                 wait();
                 if to.write_all(&buffer[..length]).is_err() {
@@ -158,6 +159,9 @@ fn what_goes_through_can_be_held_and_cut() {
     served.write_all(b"b").unwrap();
     client.read_exact(&mut byte).unwrap();
     assert_eq!(&byte, b"b");
+
+    served.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(client.read(&mut byte).unwrap(), 0, "one direction has ended");
 
     proxy.stall();
     client.write_all(b"c").unwrap();
