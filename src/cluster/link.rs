@@ -2,8 +2,8 @@
 
 use std::io::{self, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration as Wait, Instant};
@@ -46,8 +46,10 @@ struct State {
     bye: AtomicBool,
     /// We have.
     said_bye: AtomicBool,
-    /// What was queued is written.
-    idle: AtomicBool,
+    /// Nothing more comes from it, whatever it has said.
+    ended: AtomicBool,
+    /// Messages that are queued and not yet written.
+    waiting: AtomicUsize,
 }
 
 impl Links {
@@ -71,17 +73,22 @@ impl Links {
     /// Waits for room to say it; a peer that takes nothing is lost before long, which ends the wait.
     pub fn send(&self, process: usize, message: &Message) {
         if let Some(peer) = self.peer(process) {
-            let _ = peer.outgoing.send(frame(message));
+            peer.state.waiting.fetch_add(1, Ordering::AcqRel);
+            if peer.outgoing.send(frame(message)).is_err() {
+                peer.state.waiting.fetch_sub(1, Ordering::AcqRel);
+            }
         }
     }
 
     /// Says it where there is room for it.
     pub fn try_send(&self, process: usize, message: &Message) -> bool {
         let Some(peer) = self.peer(process) else { return false };
-        !matches!(
-            peer.outgoing.try_send(frame(message)),
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_))
-        )
+        peer.state.waiting.fetch_add(1, Ordering::AcqRel);
+        let queued = peer.outgoing.try_send(frame(message)).is_ok();
+        if !queued {
+            peer.state.waiting.fetch_sub(1, Ordering::AcqRel);
+        }
+        queued
     }
 
     /// Says it to all that there is a link to.
@@ -105,15 +112,16 @@ impl Links {
         postcard::from_bytes(&bytes).map_err(|error| ClusterError::Malformed(error.to_string()))
     }
 
-    /// Says goodbye, and waits until all peers have as well, or the deadline.
+    /// Says goodbye, and waits until all peers have as well or are gone, or the deadline.
     pub fn end(&self, deadline: Instant) {
         for (process, peer) in self.0.iter() {
             peer.state.said_bye.store(true, Ordering::Relaxed);
             self.send(*process, &Message::Bye);
         }
         self.flush();
-        let said = || self.0.iter().all(|(_, peer)| peer.state.bye.load(Ordering::Acquire));
-        while !said() && Instant::now() < deadline {
+        let has_said =
+            |peer: &Peer| peer.state.bye.load(Ordering::Acquire) || peer.state.ended.load(Ordering::Acquire);
+        while !self.0.iter().all(|(_, peer)| has_said(peer)) && Instant::now() < deadline {
             thread::sleep(Wait::from_millis(5));
         }
     }
@@ -122,7 +130,7 @@ impl Links {
     pub fn flush(&self) {
         let deadline = Instant::now() + FLUSH;
         for (_, peer) in self.0.iter() {
-            while !peer.state.idle.load(Ordering::Acquire) && Instant::now() < deadline {
+            while peer.state.waiting.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
                 thread::sleep(Wait::from_millis(1));
             }
         }
@@ -154,6 +162,7 @@ impl Peer {
             let why = read(process, socket, &values, &reading, &heard);
             // Whoever waits for a value waits no more.
             drop(values);
+            reading.ended.store(true, Ordering::Release);
             if !reading.bye.load(Ordering::Acquire) {
                 (heard.lost)(process, why);
             }
@@ -166,22 +175,19 @@ impl Peer {
 fn write(mut socket: TcpStream, frames: &Receiver<Vec<u8>>, state: &State) {
     let alive = frame(&Message::Alive);
     loop {
-        let next = frames.try_recv().or_else(|_| {
-            state.idle.store(true, Ordering::Release);
-            frames.recv_timeout(ALIVE)
-        });
-        state.idle.store(false, Ordering::Release);
-        let body = match next {
-            Ok(body) => body,
-            Err(RecvTimeoutError::Timeout) => alive.clone(),
-            Err(RecvTimeoutError::Disconnected) => return state.idle.store(true, Ordering::Release),
+        let (body, queued) = match frames.recv_timeout(ALIVE) {
+            Ok(body) => (body, 1),
+            Err(RecvTimeoutError::Timeout) => (alive.clone(), 0),
+            Err(RecvTimeoutError::Disconnected) => return,
         };
         let mut bytes = Vec::with_capacity(4 + body.len());
         bytes.extend_from_slice(&(body.len() as u32).to_le_bytes());
         bytes.extend_from_slice(&body);
-        if socket.write_all(&bytes).is_err() {
+        let written = socket.write_all(&bytes);
+        state.waiting.fetch_sub(queued, Ordering::AcqRel);
+        if written.is_err() {
             let _ = socket.shutdown(std::net::Shutdown::Both);
-            return state.idle.store(true, Ordering::Release);
+            return;
         }
     }
 }

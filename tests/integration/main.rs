@@ -16,4 +16,7 @@ mod real;
 mod recovery;
 mod registry;
 mod results;
+mod served;
 mod service;
+mod subscriber;
+mod trial;

@@ -150,7 +150,12 @@ pub struct Answer {
 }
 
 pub fn get(address: &str, path: &str) -> std::io::Result<Answer> {
-    request(address, &format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"))
+    get_within(address, path, DEADLINE)
+}
+
+pub fn get_within(address: &str, path: &str, patience: Duration) -> std::io::Result<Answer> {
+    let text = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    request(address, &text, patience)
 }
 
 pub fn post(address: &str, content_type: &str, body: &str) -> std::io::Result<Answer> {
@@ -159,12 +164,12 @@ pub fn post(address: &str, content_type: &str, body: &str) -> std::io::Result<An
          Content-Length: {}\r\n\r\n",
         body.len()
     );
-    request(address, &(head + body))
+    request(address, &(head + body), DEADLINE)
 }
 
-fn request(address: &str, text: &str) -> std::io::Result<Answer> {
+fn request(address: &str, text: &str, patience: Duration) -> std::io::Result<Answer> {
     let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(DEADLINE))?;
+    stream.set_read_timeout(Some(patience))?;
     stream.write_all(text.as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;

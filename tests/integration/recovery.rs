@@ -1,19 +1,17 @@
 //! The service against the oracle: random logs by HTTP, subscribers that come and go, and a server that is killed at any time.
 
-use std::collections::BTreeMap;
-use std::net::TcpStream;
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use swelter::model::{CurrentRow, Event, EventTime, Measurement, Row};
-use tokio_tungstenite::tungstenite::stream::MaybeTlsStream;
-use tokio_tungstenite::tungstenite::{Message, WebSocket, connect};
 
-use crate::harness::{Settings, city_name, city_number};
+use crate::harness::{Settings, city_name};
 use crate::oracle::{Entry, FORMULA, Oracle};
 use crate::process::{DEADLINE, Service, post, wait_for};
+use crate::served::{Status, check_current, check_history};
+use crate::subscriber::Subscriber;
 
 const CITIES: u32 = 5;
 pub const MINUTE: i64 = 60_000;
@@ -100,102 +98,6 @@ pub fn numbers(row: &Value) -> Value {
     row.as_object().unwrap().iter().map(|(name, field)| (name.clone(), value(field))).collect()
 }
 
-/// Rows by city, and by time where the subscription is of windows; all by their text.
-type Rows = BTreeMap<(String, String), Value>;
-
-/// A client that keeps what docs/protocol.md says a client keeps.
-struct Recorder {
-    socket: Option<WebSocket<MaybeTlsStream<TcpStream>>>,
-    /// By subscription: `all` is of current rows, `some` of the windows of two cities.
-    kept: BTreeMap<&'static str, (Rows, Option<String>)>,
-    resets: usize,
-}
-
-impl Recorder {
-    const SUBSCRIPTIONS: [&'static str; 2] = ["all", "some"];
-
-    fn new() -> Recorder {
-        let kept = Self::SUBSCRIPTIONS.map(|id| (id, Default::default())).into();
-        Recorder { socket: None, kept, resets: 0 }
-    }
-
-    fn connect(&mut self, address: &str) {
-        let (mut socket, _) = connect(format!("ws://{address}/v1/subscribe")).unwrap();
-        if let MaybeTlsStream::Plain(stream) = socket.get_ref() {
-            stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        }
-        for (id, (_, token)) in &self.kept {
-            let mut subscribe = match *id {
-                "all" => json!({"type": "subscribe", "id": id, "cities": "all"}),
-                _ => {
-                    json!({"type": "subscribe", "id": id, "cities": [city_name(0), city_name(1)], "rows": "window"})
-                }
-            };
-            if let Some(token) = token {
-                subscribe["resume"] = token.as_str().into();
-            }
-            socket.send(Message::text(subscribe.to_string())).unwrap();
-        }
-        self.socket = Some(socket);
-    }
-
-    /// Reads until everything up to `as_of` is there.
-    fn catch_up(&mut self, as_of: u64) {
-        let mut socket = self.socket.take().unwrap();
-        wait_for("the newest changes", || {
-            socket.send(Message::text(r#"{"type":"ping"}"#)).unwrap();
-            loop {
-                let Message::Text(text) = socket.read().unwrap() else { continue };
-                let message: Value = serde_json::from_str(&text).unwrap();
-                if message["type"] == "pong" {
-                    return self.is_complete(&message, as_of).then_some(());
-                }
-                self.take(&message);
-            }
-        });
-        self.socket = Some(socket);
-    }
-
-    /// A snapshot may still be on its way: without it there is no token.
-    fn is_complete(&self, pong: &Value, as_of: u64) -> bool {
-        pong["as_of"].as_u64().unwrap() >= as_of && self.kept.values().all(|(_, token)| token.is_some())
-    }
-
-    fn take(&mut self, message: &Value) {
-        let id = message["id"].as_str().unwrap_or_default();
-        let kind = message["type"].as_str().unwrap();
-        if kind == "hello" || kind == "heartbeat" {
-            return;
-        }
-        let Some((rows, token)) = self.kept.get_mut(id) else { panic!("{message}") };
-        let key = |row: &Value| {
-            let of_window = if id == "some" { row["reading_at"].as_str().unwrap() } else { "" };
-            (row["city"].as_str().unwrap().to_string(), of_window.to_string())
-        };
-        match kind {
-            "reset" => {
-                rows.clear();
-                *token = None;
-                self.resets += 1;
-            }
-            "snapshot" | "changes" => {
-                let set = if kind == "snapshot" { &message["rows"] } else { &message["upserts"] };
-                let mut keys = std::collections::BTreeSet::new();
-                for row in set.as_array().unwrap() {
-                    assert!(keys.insert(key(row)), "a key twice: {message}");
-                    rows.insert(key(row), numbers(row));
-                }
-                for removed in message["removals"].as_array().into_iter().flatten() {
-                    assert!(keys.insert(key(removed)), "a key twice: {message}");
-                    rows.remove(&key(removed));
-                }
-                *token = message["token"].as_str().map(str::to_string).or(token.take());
-            }
-            _ => panic!("{message}"),
-        }
-    }
-}
-
 /// A log, the service that has it, and what it must say.
 struct Case {
     random: Random,
@@ -203,7 +105,7 @@ struct Case {
     service: Option<Service>,
     workers: u64,
     oracle: Oracle,
-    recorder: Recorder,
+    recorder: Subscriber,
     /// The time of the newest reading.
     now: i64,
     records: u64,
@@ -248,15 +150,9 @@ impl Case {
     /// How many records the log has, once they all are in the results, and as of when.
     fn applied(&self) -> (u64, u64) {
         wait_for("that all is applied", || {
-            let status = self.service().get("/v1/status");
-            let partitions: Vec<&Value> = status["sources"]
-                .as_array()?
-                .iter()
-                .flat_map(|source| source["partitions"].as_array().into_iter().flatten())
-                .collect();
-            let sum = |name: &str| partitions.iter().map(|p| p[name].as_u64().unwrap()).sum::<u64>();
-            let (applied, end) = (sum("applied"), sum("end"));
-            (applied == end && applied >= self.records).then(|| (applied, status["as_of"].as_u64().unwrap()))
+            let status = Status::of(&self.service().address, DEADLINE)?;
+            let all = status.applied == status.end && status.applied >= self.records;
+            all.then_some((status.applied, status.as_of))
         })
     }
 
@@ -287,41 +183,20 @@ impl Case {
         {
             self.apply(&entries);
         }
-        self.recorder.connect(&self.service.as_ref().unwrap().address);
+        self.recorder.connect(&self.service.as_ref().unwrap().address, DEADLINE).unwrap();
     }
 
     fn check(&mut self) {
         let (applied, as_of) = self.applied();
         assert_eq!(applied, self.records, "nothing is lost, and nothing there twice");
-        let expected: Vec<Value> =
-            self.oracle.current().iter().map(|(city, row)| current_json(&city_name(*city), row)).collect();
-        let cities = self.service().get("/v1/cities?order=city");
-        let served = cities["cities"].as_array().unwrap().iter().map(|city| &city["current"]);
-        assert_eq!(served.filter(|row| !row.is_null()).map(numbers).collect::<Vec<_>>(), expected);
+        let address = self.service().address.clone();
+        check_current(&address, &self.oracle);
         for city in 0..CITIES {
-            self.check_history(city);
+            check_history(&address, &self.oracle, city);
         }
-        self.recorder.catch_up(as_of);
-        let current: Vec<&Value> = self.recorder.kept["all"].0.values().collect();
-        assert_eq!(current, expected.iter().collect::<Vec<_>>(), "what a subscriber has");
-        let windows = &self.recorder.kept["some"].0;
-        for city in 0..2 {
-            for (at, row) in self.oracle.servable(city) {
-                let expected = row_json(&city_name(city), at, &row);
-                let key = (city_name(city), expected["reading_at"].as_str().unwrap().to_string());
-                assert_eq!(windows.get(&key), Some(&expected), "what a subscriber of windows has");
-            }
-        }
-        // Final rows may stay, but never one that was withdrawn.
-        for ((city, at), row) in windows {
-            let at = EventTime::parse(at, None).unwrap().millis();
-            let expected = self.oracle.row(city_number(city), at);
-            assert_eq!(
-                Some(row),
-                expected.map(|row| row_json(city, at, &row)).as_ref(),
-                "a row that is gone"
-            );
-        }
+        wait_for("the newest changes", || self.recorder.has_all(as_of, DEADLINE).unwrap().then_some(()));
+        self.recorder.kept.check_current(&self.oracle);
+        self.recorder.kept.check_windows(&self.oracle);
         let status = self.service().get("/v1/status");
         assert_eq!(status["refused"]["too_late"].as_u64().unwrap_or(0), self.too_late.len() as u64);
     }
@@ -337,30 +212,6 @@ impl Case {
         assert_eq!(raw, self.too_late);
         assert!(letters.iter().all(|letter| letter["reason"] == "too_late"));
     }
-
-    /// All pages of a city's history.
-    fn check_history(&self, city: u32) {
-        let name = city_name(city);
-        let path = format!("/v1/cities/{}/history?limit=25", name.replace(' ', "%20"));
-        let expected: Vec<Value> =
-            self.oracle.servable(city).iter().map(|(at, row)| row_json(&name, *at, row)).collect();
-        if !self.oracle.knows(city) {
-            return;
-        }
-        let (mut rows, mut cursor) = (Vec::new(), None);
-        loop {
-            let page = self.service().get(&match &cursor {
-                None => path.clone(),
-                Some(cursor) => format!("{path}&cursor={cursor}"),
-            });
-            rows.extend(page["rows"].as_array().unwrap().iter().map(numbers));
-            match page["next"].as_str() {
-                Some(next) => cursor = Some(next.to_string()),
-                None => break,
-            }
-        }
-        assert_eq!(rows, expected, "history");
-    }
 }
 
 fn run(seed: u64, steps: usize) {
@@ -369,8 +220,8 @@ fn run(seed: u64, steps: usize) {
     let mut random = Random(seed);
     let workers = 1 + random.next(3);
     let service = Service::start(&data, &config(workers)).ready();
-    let mut recorder = Recorder::new();
-    recorder.connect(&service.address);
+    let mut recorder = Subscriber::new(&[0, 1]);
+    recorder.connect(&service.address, DEADLINE).unwrap();
     let (oracle, now) = (Oracle::new(SETTINGS), jiff::Timestamp::now().as_millisecond() - 6 * 3_600_000);
     let now = now - now.rem_euclid(MINUTE);
     let service = Some(service);
@@ -385,18 +236,18 @@ fn run(seed: u64, steps: usize) {
             5 => case.restart(),
             6 | 7 => {
                 // A break: what comes meanwhile is made up for.
-                case.recorder.socket = None;
+                case.recorder.disconnect();
                 let entries = case.entries();
                 assert!(case.post(&entries), "seed {seed}, step {step}");
                 let address = case.service().address.clone();
-                case.recorder.connect(&address);
+                case.recorder.connect(&address, DEADLINE).unwrap();
             }
             _ => case.check(),
         }
     }
     case.restart();
     case.check();
-    let resets = case.recorder.resets;
+    let resets = case.recorder.kept.resets;
     let service = case.service.take().unwrap();
     let log = service.log();
     service.terminate();

@@ -10,7 +10,7 @@ use crate::harness::city_name;
 use crate::oracle::{Entry, Oracle};
 use crate::recovery::{MINUTE, Random, SETTINGS, current_json, row_json, written};
 
-const CITIES: u32 = 12;
+pub const CITIES: u32 = 12;
 /// Records between two steps of the log's clock.
 const STEP: usize = 40;
 
@@ -60,6 +60,15 @@ impl Log {
             letters: vec![Vec::new(); partitions as usize],
             times: BTreeMap::new(),
         }
+    }
+
+    pub fn oracle(&self) -> &Oracle {
+        &self.oracle
+    }
+
+    /// How many there are so far.
+    pub fn records(&self) -> u64 {
+        self.offsets.iter().sum::<i64>() as u64
     }
 
     /// The next record.

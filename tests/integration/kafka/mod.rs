@@ -2,12 +2,12 @@
 
 mod appender;
 mod avro;
-mod broker;
-mod case;
+pub mod broker;
+pub mod case;
 mod faults;
 mod kills;
 mod letters;
-mod log;
+pub mod log;
 mod measure;
 mod reading;
 mod refusals;

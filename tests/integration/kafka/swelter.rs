@@ -73,7 +73,7 @@ impl Setup {
         self.make_topics_but("", partitions);
     }
 
-    fn to_toml(&self) -> String {
+    pub fn to_toml(&self) -> String {
         let Setup { access, input, results, current, progress, ingest, format, rules, source, sink } = self;
         let properties = access.properties().into_iter().filter(|(name, _)| *name != "bootstrap.servers");
         let properties: Vec<_> =

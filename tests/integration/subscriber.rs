@@ -1,0 +1,213 @@
+//! A client that keeps what docs/protocol.md says a client keeps, and what it must have then.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Error, ErrorKind};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use swelter::model::EventTime;
+use tokio_tungstenite::tungstenite::error::Error as WebSocketError;
+use tokio_tungstenite::tungstenite::{Message, WebSocket, client};
+
+use crate::harness::{city_name, city_number};
+use crate::oracle::Oracle;
+use crate::recovery::{current_json, numbers, row_json};
+
+/// Rows by city, and by time where the subscription is of windows; all by their text.
+type Rows = BTreeMap<(String, String), Value>;
+
+/// What a client has: the current row of every city, and the rows of the windows of some.
+#[derive(Clone)]
+pub struct Kept {
+    watched: Vec<u32>,
+    /// By subscription, with the token that continues it.
+    subscriptions: BTreeMap<&'static str, (Rows, Option<String>)>,
+    pub resets: usize,
+    pub resumed: usize,
+}
+
+const ALL: &str = "all";
+const SOME: &str = "some";
+
+impl Kept {
+    pub fn new(watched: &[u32]) -> Kept {
+        let subscriptions = [ALL, SOME].map(|id| (id, Default::default())).into();
+        Kept { watched: watched.to_vec(), subscriptions, resets: 0, resumed: 0 }
+    }
+
+    fn subscribe(&self) -> Vec<Value> {
+        let message = |(id, (_, token)): (&&str, &(Rows, Option<String>))| {
+            let mut message = match *id {
+                ALL => json!({"type": "subscribe", "id": id, "cities": "all"}),
+                _ => {
+                    let cities: Vec<_> = self.watched.iter().map(|city| city_name(*city)).collect();
+                    json!({"type": "subscribe", "id": id, "cities": cities, "rows": "window"})
+                }
+            };
+            if let Some(token) = token {
+                message["resume"] = token.as_str().into();
+            }
+            message
+        };
+        self.subscriptions.iter().map(message).collect()
+    }
+
+    /// A snapshot may still be on its way: without it there is no token.
+    fn is_complete(&self) -> bool {
+        self.subscriptions.values().all(|(_, token)| token.is_some())
+    }
+
+    fn take(&mut self, message: &Value) {
+        let id = message["id"].as_str().unwrap_or_default();
+        let kind = message["type"].as_str().unwrap();
+        if ["hello", "heartbeat", "pong"].contains(&kind) {
+            return;
+        }
+        let Some((rows, token)) = self.subscriptions.get_mut(id) else { panic!("{message}") };
+        let key = |row: &Value| {
+            let of_window = if id == SOME { row["reading_at"].as_str().unwrap() } else { "" };
+            (row["city"].as_str().unwrap().to_string(), of_window.to_string())
+        };
+        match kind {
+            "reset" => {
+                rows.clear();
+                *token = None;
+                self.resets += 1;
+            }
+            "snapshot" | "changes" => {
+                let set = if kind == "snapshot" { &message["rows"] } else { &message["upserts"] };
+                let mut keys = BTreeSet::new();
+                for row in set.as_array().unwrap() {
+                    assert!(keys.insert(key(row)), "a key twice: {message}");
+                    rows.insert(key(row), numbers(row));
+                }
+                for removed in message["removals"].as_array().into_iter().flatten() {
+                    assert!(keys.insert(key(removed)), "a key twice: {message}");
+                    rows.remove(&key(removed));
+                }
+                *token = message["token"].as_str().map(str::to_string).or(token.take());
+            }
+            _ => panic!("{message}"),
+        }
+    }
+
+    /// The current rows must be those of the recomputation. Says how many there are.
+    pub fn check_current(&self, oracle: &Oracle) -> usize {
+        let current: Vec<&Value> = self.subscriptions[ALL].0.values().collect();
+        let expected: BTreeMap<String, Value> = oracle
+            .current()
+            .iter()
+            .map(|(city, row)| (city_name(*city), current_json(&city_name(*city), row)))
+            .collect();
+        assert_eq!(current, expected.values().collect::<Vec<_>>(), "what a subscriber has");
+        current.len()
+    }
+
+    /// All servable rows must be there, as the recomputation has them. Says how many rows there are.
+    pub fn check_windows(&self, oracle: &Oracle) -> usize {
+        let windows = &self.subscriptions[SOME].0;
+        for &city in &self.watched {
+            for (at, row) in oracle.servable(city) {
+                let expected = row_json(&city_name(city), at, &row);
+                let key = (city_name(city), expected["reading_at"].as_str().unwrap().to_string());
+                assert_eq!(windows.get(&key), Some(&expected), "what a subscriber of windows has");
+            }
+        }
+        // Final rows may stay, but never one that was withdrawn.
+        for ((city, at), row) in windows {
+            let at = EventTime::parse(at, None).unwrap().millis();
+            let expected = oracle.row(city_number(city), at).map(|row| row_json(city, at, &row));
+            assert_eq!(Some(row), expected.as_ref(), "a row that is gone");
+        }
+        windows.len()
+    }
+}
+
+/// A client, connected or not.
+pub struct Subscriber {
+    socket: Option<WebSocket<TcpStream>>,
+    pub kept: Kept,
+    /// Whether something has come since it has subscribed.
+    heard: bool,
+}
+
+impl Subscriber {
+    pub fn new(watched: &[u32]) -> Subscriber {
+        Subscriber { socket: None, kept: Kept::new(watched), heard: false }
+    }
+
+    /// Subscribes at an address, from where it has got to. Nothing that it waits for then takes longer than `patience`.
+    pub fn connect(&mut self, address: &str, patience: Duration) -> Result<(), WebSocketError> {
+        self.socket = None;
+        let stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
+        let url = format!("ws://{address}/v1/subscribe");
+        let connected = client(url, stream).map_err(|error| Error::other(error.to_string()));
+        let (mut socket, _) = connected?;
+        for message in self.kept.subscribe() {
+            socket.send(Message::text(message.to_string()))?;
+        }
+        self.heard = false;
+        self.socket = Some(socket);
+        Ok(())
+    }
+
+    pub fn disconnect(&mut self) {
+        self.socket = None;
+    }
+
+    pub fn is_connected(&self) -> bool {
+        self.socket.is_some()
+    }
+
+    /// Takes the next message. None: nothing has come within its patience.
+    fn next(&mut self) -> Result<Option<Value>, WebSocketError> {
+        let socket = self.socket.as_mut().ok_or(WebSocketError::AlreadyClosed)?;
+        let text = match socket.read() {
+            Ok(Message::Text(text)) => text,
+            Ok(_) => return Ok(None),
+            Err(WebSocketError::Io(error))
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
+            {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let message: Value = serde_json::from_str(&text).unwrap();
+        if message["code"] == "busy" {
+            return Err(Error::new(ErrorKind::ResourceBusy, message.to_string()).into());
+        }
+        if message["type"] == "changes" && !self.heard {
+            self.kept.resumed += 1;
+        }
+        self.heard |= ["changes", "snapshot", "reset"].contains(&message["type"].as_str().unwrap());
+        self.kept.take(&message);
+        Ok(Some(message))
+    }
+
+    /// Takes what comes for so long.
+    pub fn listen(&mut self, time: Duration) -> Result<(), WebSocketError> {
+        let until = Instant::now() + time;
+        while Instant::now() < until {
+            self.next()?;
+        }
+        Ok(())
+    }
+
+    /// Asks once how far it is, and takes what comes before the answer; whether everything up to `as_of` is there.
+    pub fn has_all(&mut self, as_of: u64, within: Duration) -> Result<bool, WebSocketError> {
+        let socket = self.socket.as_mut().ok_or(WebSocketError::AlreadyClosed)?;
+        socket.send(Message::text(r#"{"type":"ping"}"#))?;
+        let until = Instant::now() + within;
+        while Instant::now() < until {
+            if let Some(message) = self.next()?
+                && message["type"] == "pong"
+            {
+                return Ok(message["as_of"].as_u64().unwrap() >= as_of && self.kept.is_complete());
+            }
+        }
+        Ok(false)
+    }
+}

@@ -1,0 +1,366 @@
+//! The processes of a case: started, found, signalled, and never left behind.
+
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
+
+use super::plan::Topology;
+use super::proxy::Proxy;
+use crate::process::wait_for;
+use crate::served::Status;
+
+/// Until all are ready, whatever has happened to them: a start may have to wait for a broker, a lock or a transaction first.
+const PATIENCE: Duration = Duration::from_secs(90);
+/// How long a process may outlive one of its peers.
+const GRACE: Duration = Duration::from_secs(12);
+/// Of an answer.
+const ANSWER: Duration = Duration::from_millis(800);
+/// How often processes may end by themselves between two times that all are ready.
+const OWN_ENDS: usize = 15;
+
+/// What a start needs.
+#[derive(Clone)]
+pub struct Launch {
+    /// Of the case.
+    pub folder: PathBuf,
+    pub config: PathBuf,
+    pub topology: Topology,
+    /// What makes processes die.
+    pub dies: Option<(&'static str, u64)>,
+    /// What the clock of each process is off, ms.
+    pub clocks: Vec<i64>,
+}
+
+pub struct Cluster {
+    launch: Launch,
+    /// Counts starts.
+    starts: usize,
+    /// The supervisor, or each process.
+    members: Vec<Member>,
+    /// Of each process to each other one: both, and the way.
+    proxies: Vec<(usize, usize, Proxy)>,
+    pub own_ends: usize,
+    /// What should not have happened.
+    pub complaints: Vec<String>,
+}
+
+struct Member {
+    child: Child,
+    out: PathBuf,
+    log: PathBuf,
+}
+
+impl Cluster {
+    pub fn start(launch: Launch) -> Cluster {
+        let mut cluster = Cluster {
+            launch,
+            starts: 0,
+            members: Vec::new(),
+            proxies: Vec::new(),
+            own_ends: 0,
+            complaints: Vec::new(),
+        };
+        cluster.spawn();
+        cluster
+    }
+
+    /// Starts all anew, after they have ended.
+    pub fn start_again(&mut self, launch: Launch) {
+        self.kill_all();
+        self.launch = launch;
+        self.spawn();
+    }
+
+    /// How often processes were started.
+    pub fn starts(&self) -> usize {
+        self.starts
+    }
+
+    fn spawn(&mut self) {
+        self.starts += 1;
+        self.proxies.clear();
+        let Topology { processes, separate, .. } = self.launch.topology;
+        if separate {
+            let hosts = self.hosts(processes as usize);
+            self.members = (0..processes as usize)
+                .map(|process| {
+                    self.member(&format!("{}-{process}", self.starts), Some((process, &hosts[process])))
+                })
+                .collect();
+        } else {
+            self.members = vec![self.member(&self.starts.to_string(), None)];
+        }
+    }
+
+    /// What each process is told of where all are: itself where it listens, the others behind proxies of its own.
+    fn hosts(&mut self, processes: usize) -> Vec<PathBuf> {
+        let listeners: Vec<_> = (0..processes).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let ports: Vec<u16> = listeners.iter().map(|l| l.local_addr().unwrap().port()).collect();
+        let mut files = Vec::new();
+        for from in 0..processes {
+            let mut text = String::new();
+            for (to, &port) in ports.iter().enumerate() {
+                let proxy = (from != to).then(|| Proxy::to(port));
+                text += &format!("127.0.0.1:{}\n", proxy.as_ref().map_or(port, |proxy| proxy.port));
+                self.proxies.extend(proxy.map(|proxy| (from, to, proxy)));
+            }
+            let file = self.launch.folder.join(format!("hosts-{}-{from}", self.starts));
+            fs::write(&file, text).unwrap();
+            files.push(file);
+        }
+        files
+    }
+
+    fn member(&self, name: &str, process: Option<(usize, &PathBuf)>) -> Member {
+        let Launch { folder, config, topology, dies, clocks } = &self.launch;
+        let (out, log) = (folder.join(format!("{name}.out")), folder.join(format!("{name}.log")));
+        // It ends with whoever runs the trial. A full disk is an error to it, not its end.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "sh", "-c", "trap '' XFSZ; exec \"$0\" \"$@\""]);
+        command.arg(env!("CARGO_BIN_EXE_swelter"));
+        // What the trial is told is not for the program.
+        for (name, _) in std::env::vars_os() {
+            if name.to_str().is_some_and(|name| name.starts_with("SWELTER_")) {
+                command.env_remove(name);
+            }
+        }
+        command.args(["run", "--listen", "127.0.0.1:0", "--workers", &topology.workers.to_string()]);
+        command.arg("--config").arg(config).arg("--data-dir").arg(folder.join("data"));
+        if topology.processes > 1 {
+            command.args(["--processes", &topology.processes.to_string()]);
+        }
+        if let Some((process, hosts)) = process {
+            command.args(["--process", &process.to_string(), "--hosts"]).arg(hosts);
+            if let Some(clock) = clocks.get(process) {
+                command.env("SWELTER_TEST_CLOCK_OFFSET_MS", clock.to_string());
+            }
+        }
+        if let Some((variable, after)) = dies {
+            command.env(variable, after.to_string());
+        }
+        command.current_dir(folder).stdin(Stdio::null());
+        command.stdout(File::create(&out).unwrap()).stderr(File::create(&log).unwrap());
+        Member { child: command.spawn().unwrap(), out, log }
+    }
+
+    /// Where processes serve, in their order; fewer than there are while they start.
+    fn addresses(&self) -> Vec<String> {
+        let processes = self.launch.topology.processes as usize;
+        let said = |member: &Member| fs::read_to_string(&member.out).unwrap_or_default();
+        let text: String = self.members.iter().map(said).collect();
+        let whole = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+        // A supervisor says the same again when it has started them again.
+        whole
+            .filter_map(|line| line.strip_prefix("listening on http://"))
+            .take(processes)
+            .map(String::from)
+            .collect()
+    }
+
+    /// The processes that serve, in their order; fewer than there are while some start.
+    pub fn processes(&self) -> Vec<u32> {
+        let of_members = self.members.iter().map(|member| member.child.id());
+        if !self.launch.topology.is_supervised() {
+            return of_members.collect();
+        }
+        let mut found: Vec<(u32, u32)> = of_members.flat_map(children).collect();
+        found.sort_unstable();
+        found.into_iter().map(|(_, pid)| pid).collect()
+    }
+
+    /// One of the processes, once there is one.
+    pub fn one(&self, lot: u64) -> u32 {
+        wait_for("a process", || {
+            let processes = self.processes();
+            processes.get(lot as usize % processes.len().max(1)).copied()
+        })
+    }
+
+    /// Of the process that `lot` means, in both directions.
+    pub fn links(&self, lot: u64) -> impl Iterator<Item = &Proxy> {
+        let process = (lot % self.launch.topology.processes) as usize;
+        let of_it = move |(from, to, _): &&(usize, usize, Proxy)| *from == process || *to == process;
+        self.proxies.iter().filter(of_it).map(|(_, _, proxy)| proxy)
+    }
+
+    /// Limits how long files may become that any of them writes to.
+    pub fn limit_files(&self, bytes: Option<u64>) {
+        for pid in self.members.iter().map(|member| member.child.id()).chain(self.processes()) {
+            let limit = Rlimit { current: bytes, maximum: None };
+            // It may have ended.
+            let _ = prlimit(Pid::from_raw(pid as i32), Resource::Fsize, limit);
+        }
+    }
+
+    /// Waits until every process serves, of one generation, other than `not`; gives their addresses and that generation. Processes
+    /// that end meanwhile are started again where nobody else does it.
+    pub fn wait_ready(&mut self, not: Option<&str>) -> (Vec<String>, String) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut left = OWN_ENDS;
+        loop {
+            self.revive(&mut left);
+            let addresses = self.addresses();
+            let statuses: Option<Vec<Status>> =
+                addresses.iter().map(|address| Status::of(address, ANSWER)).collect();
+            if addresses.len() == self.launch.topology.processes as usize
+                && let Some(statuses) = &statuses
+                && statuses.iter().all(|status| status.ready)
+                && statuses.iter().all(|status| status.generation == statuses[0].generation)
+                && Some(&*statuses[0].generation) != not
+            {
+                return (addresses, statuses[0].generation.clone());
+            }
+            assert!(Instant::now() < deadline, "not ready: {statuses:?}; {}", self.last_lines());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Where one has ended, all must, and are started again.
+    fn revive(&mut self, left: &mut usize) {
+        if self.members.iter_mut().all(|member| member.child.try_wait().unwrap().is_none()) {
+            return;
+        }
+        let lines = self.last_lines();
+        let deadline = Instant::now() + GRACE;
+        while !self.have_ended() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if !self.have_ended() {
+            self.complaints.push(format!("a process lives {GRACE:?} after its peer has ended: {lines}"));
+        }
+        self.own_ends += 1;
+        *left = left.checked_sub(1).unwrap_or_else(|| panic!("it ends again and again: {lines}"));
+        self.kill_all();
+        self.launch.dies = None;
+        self.spawn();
+    }
+
+    fn have_ended(&mut self) -> bool {
+        self.members.iter_mut().all(|member| member.child.try_wait().unwrap().is_some())
+    }
+
+    /// Waits until one has died that was to, but not for long.
+    pub fn has_died(&mut self, within: Duration) -> bool {
+        let (until, before) = (Instant::now() + within, self.processes());
+        while Instant::now() < until {
+            if self.members.iter_mut().any(|member| member.child.try_wait().unwrap().is_some())
+                || self.processes() != before && before.len() as u64 == self.launch.topology.processes
+            {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        false
+    }
+
+    pub fn kill_all(&mut self) {
+        let processes = self.processes();
+        for member in &mut self.members {
+            let _ = member.child.kill();
+            let _ = member.child.wait();
+        }
+        if self.launch.topology.is_supervised() {
+            processes.into_iter().filter(|pid| is_ours(*pid)).for_each(|pid| send(pid, Signal::KILL));
+        }
+    }
+
+    /// Kills the supervisor alone. Its processes must end by themselves.
+    pub fn kill_supervisor(&mut self) {
+        let processes = self.processes();
+        for member in &mut self.members {
+            let _ = member.child.kill();
+            let _ = member.child.wait();
+        }
+        let until = Instant::now() + Duration::from_secs(5);
+        while processes.iter().any(|pid| is_ours(*pid)) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let left: Vec<_> = processes.into_iter().filter(|pid| is_ours(*pid)).collect();
+        if !left.is_empty() {
+            self.complaints.push(format!("{left:?} live 5 s after their supervisor was killed"));
+            left.into_iter().for_each(|pid| send(pid, Signal::KILL));
+        }
+    }
+
+    /// Asks all to end, which they must do with 0 within seconds.
+    pub fn terminate(&mut self) {
+        self.members.iter().for_each(|member| send(member.child.id(), Signal::TERM));
+        let began = Instant::now();
+        while !self.have_ended() && began.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        for member in &mut self.members {
+            let status = member.child.try_wait().unwrap();
+            if status.is_none_or(|status| !status.success()) {
+                let log = last_line(&member.log);
+                self.complaints.push(format!("SIGTERM: {status:?} after {:?}: {log}", began.elapsed()));
+            }
+        }
+        self.kill_all();
+    }
+
+    fn last_lines(&self) -> String {
+        self.members.iter().map(|member| last_line(&member.log)).collect::<Vec<_>>().join(" | ")
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.kill_all();
+    }
+}
+
+fn last_line(log: &Path) -> String {
+    fs::read_to_string(log).unwrap_or_default().lines().last().unwrap_or_default().to_string()
+}
+
+pub fn send(pid: u32, signal: Signal) {
+    // It may have ended.
+    let _ = kill_process(Pid::from_raw(pid as i32).unwrap(), signal);
+}
+
+/// Stops a process; it goes on when this is dropped.
+pub struct Stopped(u32);
+
+impl Stopped {
+    pub fn new(pid: u32) -> Stopped {
+        send(pid, Signal::STOP);
+        Stopped(pid)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        send(self.0, Signal::CONT);
+    }
+}
+
+/// The arguments of a process that has not ended.
+fn arguments(pid: u32) -> Option<Vec<String>> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok().filter(|text| !text.is_empty())?;
+    Some(text.split('\0').map(String::from).collect())
+}
+
+/// Another may have got the number of one that has ended.
+fn is_ours(pid: u32) -> bool {
+    arguments(pid).is_some_and(|arguments| arguments[0].ends_with("swelter"))
+}
+
+/// The processes that a supervisor has started, with their numbers.
+fn children(supervisor: u32) -> Vec<(u32, u32)> {
+    let tasks = fs::read_dir(format!("/proc/{supervisor}/task")).into_iter().flatten().flatten();
+    let listed = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let pids: Vec<u32> = listed
+        .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+        .collect();
+    let numbered = |pid: u32| {
+        let arguments = arguments(pid)?;
+        let at = arguments.iter().position(|argument| argument == "--process")?;
+        Some((arguments.get(at + 1)?.parse().ok()?, pid))
+    };
+    pids.into_iter().filter_map(numbered).collect()
+}

@@ -1,0 +1,42 @@
+//! What was compared, and what was found otherwise than it should be.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+#[derive(Default)]
+pub struct Comparisons {
+    pub made: usize,
+    /// Rows, records and the like that were looked at.
+    pub values: usize,
+    pub differences: Vec<String>,
+}
+
+impl Comparisons {
+    /// Runs a check, which says how many values it has compared, and panics where one differs.
+    pub fn compare(&mut self, what: &str, check: impl FnOnce() -> usize) {
+        self.made += 1;
+        match catch_unwind(AssertUnwindSafe(check)) {
+            Ok(values) => self.values += values,
+            Err(panic) => self.differences.push(format!("{what}: {}", said(&*panic))),
+        }
+    }
+}
+
+/// What a panic says.
+pub fn said(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string())).unwrap_or_default()
+}
+
+#[test]
+fn a_difference_is_kept_with_what_it_says() {
+    let mut comparisons = Comparisons::default();
+    comparisons.compare("the same", || 3);
+    comparisons.compare("sums", || {
+        assert_eq!(1 + 1, 3, "a sum");
+        1
+    });
+    assert_eq!((comparisons.made, comparisons.values), (2, 3));
+    let [difference] = &comparisons.differences[..] else { panic!() };
+    assert!(difference.starts_with("sums: ") && difference.contains("a sum"), "{difference}");
+}

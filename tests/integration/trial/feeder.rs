@@ -1,0 +1,245 @@
+//! Records that come all the time: posted to the journal, or produced to a topic.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::harness::city_name;
+use crate::kafka::case::Case as Topics;
+use crate::oracle::{Entry, Oracle};
+use crate::process::post;
+use crate::recovery::{MINUTE, Random, SETTINGS, written};
+use crate::served::Status;
+
+/// Between two sendings, and how many records each has at most.
+const PACE: Duration = Duration::from_millis(150);
+const TOGETHER: u64 = 8;
+/// Until a post has to be in the log.
+const PATIENCE: Duration = Duration::from_secs(150);
+/// A post that got no answer may still come into the log of the same generation for this long.
+const ON_ITS_WAY: Duration = Duration::from_secs(8);
+
+/// Where the service is, for those who use it; and whether they should go on.
+#[derive(Default)]
+pub struct Shared {
+    addresses: Mutex<Vec<String>>,
+    hurry: AtomicBool,
+    stop: AtomicBool,
+}
+
+impl Shared {
+    pub fn set_addresses(&self, addresses: &[String]) {
+        *self.addresses.lock().unwrap() = addresses.to_vec();
+    }
+
+    /// Of the first process, or of the one that `lot` means.
+    pub fn address(&self, lot: u64) -> Option<String> {
+        let addresses = self.addresses.lock().unwrap();
+        addresses.get(lot as usize % addresses.len().max(1)).cloned()
+    }
+
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::SeqCst);
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+}
+
+/// A log in the making, with all that must come of it.
+pub enum Feed {
+    Journal(Posted),
+    Kafka(Box<Topics>),
+}
+
+impl Feed {
+    pub fn oracle(&self) -> &Oracle {
+        match self {
+            Feed::Journal(posted) => &posted.oracle,
+            Feed::Kafka(case) => case.log.oracle(),
+        }
+    }
+
+    /// Records of the log.
+    pub fn records(&self) -> u64 {
+        match self {
+            Feed::Journal(posted) => posted.records,
+            Feed::Kafka(case) => case.log.records(),
+        }
+    }
+
+    /// Sends up to so many records, and says how many; none where it is to stop.
+    fn send(&mut self, most: u64, shared: &Shared) -> Option<u64> {
+        match self {
+            Feed::Journal(posted) => posted.post(most, shared),
+            Feed::Kafka(case) => {
+                let records = most.div_ceil(2);
+                case.send(records as usize);
+                Some(records)
+            }
+        }
+    }
+}
+
+/// Sends a number of records from a thread of its own.
+pub struct Feeder {
+    thread: Option<JoinHandle<Feed>>,
+    shared: Arc<Shared>,
+}
+
+impl Feeder {
+    pub fn start(mut feed: Feed, records: usize, shared: &Arc<Shared>) -> Feeder {
+        let of_thread = Arc::clone(shared);
+        let send = move || {
+            let mut left = records as u64;
+            while left > 0 {
+                let Some(sent) = feed.send(left.min(TOGETHER), &of_thread) else { break };
+                left -= sent;
+                let next = Instant::now() + PACE;
+                while Instant::now() < next && !of_thread.hurry.load(Ordering::SeqCst) {
+                    thread::sleep(Duration::from_millis(10));
+                }
+            }
+            feed
+        };
+        Feeder { thread: Some(thread::spawn(send)), shared: Arc::clone(shared) }
+    }
+
+    /// Sends the rest at once.
+    pub fn finish(mut self) -> Feed {
+        self.shared.hurry.store(true, Ordering::SeqCst);
+        let feed = self.thread.take().unwrap().join();
+        feed.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+impl Drop for Feeder {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            self.shared.stop();
+            self.shared.hurry.store(true, Ordering::SeqCst);
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A log of posts.
+pub struct Posted {
+    random: Random,
+    /// Says who is asked, which depends on what has happened.
+    lots: Random,
+    /// The time of the newest reading.
+    now: i64,
+    pub oracle: Oracle,
+    pub records: u64,
+    /// The records that are refused for it.
+    pub too_late: Vec<String>,
+}
+
+impl Posted {
+    pub fn new(seed: u64) -> Posted {
+        let now = jiff::Timestamp::now().as_millisecond() - 6 * 60 * MINUTE;
+        Posted {
+            random: Random(seed),
+            lots: Random(seed),
+            now: now - now.rem_euclid(MINUTE),
+            oracle: Oracle::new(SETTINGS),
+            records: 0,
+            too_late: Vec::new(),
+        }
+    }
+
+    /// Posts a batch until it is in the log, once.
+    fn post(&mut self, most: u64, shared: &Shared) -> Option<u64> {
+        let (entries, body, refused) = self.batch(most);
+        let deadline = Instant::now() + PATIENCE;
+        while !self.is_taken(&entries, &body, &refused, shared)? {
+            assert!(Instant::now() < deadline, "nobody takes {body}");
+        }
+        self.records += entries.len() as u64;
+        for entry in &entries {
+            if self.oracle.apply(entry).is_none() {
+                self.too_late.push(written(entry));
+            }
+        }
+        Some(entries.len() as u64)
+    }
+
+    /// Up to so many entries, the array that says them, and the places of bad records among them.
+    fn batch(&mut self, most: u64) -> (Vec<Entry>, String, Vec<usize>) {
+        self.now += u64::from(self.random.next(8) == 0) as i64 * MINUTE;
+        let entries: Vec<_> = (0..1 + self.random.next(most)).map(|_| self.random.entry(self.now)).collect();
+        let mut records: Vec<String> = entries.iter().map(written).collect();
+        let mut refused = Vec::new();
+        if self.random.next(6) == 0 {
+            let place = self.random.next(records.len() as u64 + 1) as usize;
+            let city = city_name(self.random.next(5) as u32);
+            records.insert(place, json!({"city": city, "temperature": 80, "humidity": 50}).to_string());
+            refused.push(place);
+        }
+        (entries, format!("[{}]", records.join(",")), refused)
+    }
+
+    /// Whether a post is in the log; none where nobody should go on.
+    fn is_taken(
+        &mut self,
+        entries: &[Entry],
+        body: &str,
+        refused: &[usize],
+        shared: &Shared,
+    ) -> Option<bool> {
+        let (lot, before) = (self.lots.next(1 << 32), Instant::now());
+        let answer = shared.address(lot).map(|address| post(&address, "application/json", body));
+        let Some(Ok(answer)) = answer.filter(|a| a.as_ref().is_ok_and(|answer| answer.status == 200)) else {
+            return self.is_in_log(entries.len() as u64, before, shared);
+        };
+        let answer: Value = serde_json::from_str(&answer.body).unwrap();
+        let places: Vec<_> = answer["refused"].as_array().unwrap().iter().map(|one| &one["index"]).collect();
+        assert_eq!(
+            (&answer["accepted"], places),
+            (&entries.len().into(), refused.iter().map(|p| json!(p)).collect::<Vec<_>>().iter().collect())
+        );
+        Some(true)
+    }
+
+    /// What became of a post without an answer: it is in the log as a whole or not at all.
+    fn is_in_log(&self, entries: u64, before: Instant, shared: &Shared) -> Option<bool> {
+        let (deadline, failed) = (Instant::now() + PATIENCE, Instant::now());
+        let of_first = || {
+            let status = Status::of(&shared.address(0)?, Duration::from_secs(1))?;
+            (status.ready && status.applied == status.end).then_some(status)
+        };
+        let generation = of_first().map(|status| status.generation);
+        loop {
+            assert!(
+                Instant::now() < deadline,
+                "nobody says what became of a post of {:?} ago",
+                before.elapsed()
+            );
+            if shared.is_stopped() {
+                return None;
+            }
+            thread::sleep(Duration::from_millis(150));
+            let Some(status) = of_first() else { continue };
+            let another = generation.as_ref().is_some_and(|generation| *generation != status.generation);
+            if !another && failed.elapsed() < ON_ITS_WAY {
+                continue;
+            }
+            thread::sleep(Duration::from_millis(150));
+            if of_first().is_none_or(|later| (later.generation, later.end) != (status.generation, status.end))
+            {
+                continue;
+            }
+            let (end, records) = (status.end, self.records);
+            assert!(
+                end == records || end == records + entries,
+                "{end} records in the log, not {records} or {entries} more"
+            );
+            return Some(end != records);
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Subscribers that move from process to process.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::feeder::Shared;
+use crate::process::DEADLINE;
+use crate::recovery::Random;
+use crate::subscriber::{Kept, Subscriber};
+
+/// Of a connection, where nothing comes.
+const PATIENCE: Duration = Duration::from_millis(400);
+
+/// A subscriber with a thread of its own, which reads all that comes.
+pub struct Follower {
+    thread: Option<JoinHandle<()>>,
+    asks: Sender<u64>,
+    answers: Receiver<Kept>,
+    shared: Arc<Shared>,
+}
+
+impl Follower {
+    /// Its lots say where it goes, and which windows it has.
+    pub fn start(lots: u64, cities: u32, shared: &Arc<Shared>) -> Follower {
+        let ((asks, asked), (answer, answers)) = (channel(), channel());
+        let of_thread = Arc::clone(shared);
+        let follow = move || follow(Random(lots), cities, &of_thread, &asked, &answer);
+        Follower { thread: Some(thread::spawn(follow)), asks, answers, shared: Arc::clone(shared) }
+    }
+
+    /// What it has as of an epoch, at least.
+    pub fn kept(&mut self, as_of: u64) -> Kept {
+        let _ = self.asks.send(as_of);
+        match self.answers.recv_timeout(DEADLINE) {
+            Ok(kept) => kept,
+            Err(_) if self.thread.as_ref().is_some_and(JoinHandle::is_finished) => {
+                let ended = self.thread.take().unwrap().join();
+                std::panic::resume_unwind(ended.unwrap_err())
+            }
+            Err(_) => panic!("a subscriber does not come to have everything up to {as_of}"),
+        }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.shared.stop();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn follow(mut random: Random, cities: u32, shared: &Shared, asked: &Receiver<u64>, answer: &Sender<Kept>) {
+    let watched: Vec<u32> = (0..cities).filter(|city| *city == 0 || random.next(3) == 0).collect();
+    let (mut subscriber, mut wanted) = (Subscriber::new(&watched), None);
+    let mut moves = Instant::now();
+    while !shared.is_stopped() {
+        wanted = wanted.or_else(|| asked.try_recv().ok());
+        if !subscriber.is_connected() || Instant::now() > moves && wanted.is_none() {
+            subscriber.disconnect();
+            moves = Instant::now() + Duration::from_millis(300 + random.next(3_000));
+            let lot = random.next(1 << 32);
+            let connected = shared.address(lot).map(|address| subscriber.connect(&address, PATIENCE));
+            if connected.is_none_or(|connected| connected.is_err()) {
+                thread::sleep(Duration::from_millis(100));
+                continue;
+            }
+        }
+        let done = match wanted {
+            None => subscriber.listen(Duration::from_millis(50)).map(|()| false),
+            Some(as_of) => subscriber.has_all(as_of, Duration::from_secs(5)),
+        };
+        match done {
+            Ok(false) => {}
+            Ok(true) => {
+                wanted = None;
+                if answer.send(subscriber.kept.clone()).is_err() {
+                    return;
+                }
+            }
+            Err(_) => subscriber.disconnect(),
+        }
+    }
+}
