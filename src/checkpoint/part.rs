@@ -49,6 +49,16 @@ impl PartWriter {
         slots: Slots,
         done: Done,
     ) -> io::Result<PartWriter> {
+        PartWriter::with_runs_of(RUN_BYTES, checkpoints, generation, slots, done)
+    }
+
+    pub(super) fn with_runs_of(
+        run_bytes: usize,
+        checkpoints: Checkpoints,
+        generation: &str,
+        slots: Slots,
+        done: Done,
+    ) -> io::Result<PartWriter> {
         let (number, nonce) = parse_generation(generation)
             .ok_or_else(|| io::Error::other(format!("{generation:?} is not a generation")))?;
         let held = Arc::new(AtomicUsize::new(0));
@@ -58,7 +68,7 @@ impl PartWriter {
             generation: (number, nonce.into()),
             slots,
             held: held.clone(),
-            run_bytes: RUN_BYTES,
+            run_bytes,
             done,
         };
         let thread = thread::Builder::new().name("checkpoint".into()).spawn(move || work.run(&received))?;
