@@ -4,7 +4,12 @@
 //! Times are CPU times of the thread, so that what else the machine does counts only by the caches it takes.
 //!
 //! `taskset -c 1 cargo bench --bench rolling -- [SCENARIO...]`, scenarios: `in-order`, `cities`, `corrections`, `late`,
-//! `memory`; all without an argument.
+//! `memory`, `resume`; all without an argument. Only when asked for:
+//!
+//! `cargo bench --bench rolling -- packed-day`: 15,000 cities, each with a sensor that sends a reading a second, for a day (1.3 G
+//! readings), through the graph of 2 workers; what is held and what memory that takes, every few seconds; and what corrections of
+//! a random age then take. The window is a day, history and lateness 10 minutes. Smaller ones by environment: `CITIES`,
+//! `SECONDS` (of data), `WORKERS`, `LATENESS` (seconds).
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
@@ -19,8 +24,8 @@ use swelter::dataflow::rolling::store::Store;
 use swelter::dataflow::rolling::{Changed, Retention, Rolling, Wanted};
 use swelter::dataflow::{self, Closed, Graph, GraphPlan};
 use swelter::model::{
-    Arrival, Change, CityId, CityName, CityNames, Duration, Event, EventTime, Measurement, Revision, Row,
-    Upsert,
+    Arrival, Change, CityId, CityName, CityNames, CityState, Duration, Event, EventTime, Mark, Measurement,
+    Revision, Row, Snapshots, Upsert,
 };
 use timely::worker::Worker;
 
@@ -127,9 +132,13 @@ fn look_at(closed: &Closed<Change>, seen: &mut i64, rows: &mut u64) {
 }
 
 fn operator(cities: &Cities) -> Operator {
+    Operator::new(lone_worker(), cities)
+}
+
+fn lone_worker() -> Worker {
     let allocator =
         timely::communication::Allocator::Thread(timely::communication::allocator::Thread::default());
-    Operator::new(Worker::new(timely::WorkerConfig::default(), allocator, Some(Instant::now())), cities)
+    Worker::new(timely::WorkerConfig::default(), allocator, Some(Instant::now()))
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -310,11 +319,259 @@ fn resident_bytes() -> usize {
     statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<usize>().ok()).unwrap_or(0) * 4096
 }
 
+/// A sensor that reports tenths of a degree and of a percent, and mostly the same as before.
+struct Sensor {
+    temperature: i32,
+    humidity: i32,
+}
+
+impl Sensor {
+    fn new(city: u32) -> Sensor {
+        let h = mix(u64::from(city), 1 << 50);
+        Sensor { temperature: 600 + (h % 400) as i32, humidity: 300 + (h >> 32 & 511) as i32 }
+    }
+
+    /// The next measurement, `sensor` by `sensor` and `n` after `n`.
+    fn next(&mut self, sensor: u32, n: i64) -> Measurement {
+        let h = mix(u64::from(sensor), n as u64 | 1 << 49);
+        let step = |bit: u64| if h >> bit & 1 == 0 { 1 } else { -1 };
+        if h % 10 == 0 {
+            self.temperature = (self.temperature + step(40)).clamp(400, 1150);
+        }
+        if h >> 8 & 3 == 0 {
+            self.humidity = (self.humidity + step(41)).clamp(50, 990);
+        }
+        Measurement::new(f64::from(self.temperature) / 10.0, f64::from(self.humidity) / 10.0, None).unwrap()
+    }
+}
+
+#[derive(Clone, Copy)]
+struct PackedDay {
+    cities: u32,
+    seconds: i64,
+    workers: usize,
+    lateness: i64,
+}
+
+fn packed_day() {
+    let number = |name: &str, default: i64| {
+        std::env::var(name).map_or(default, |text| text.parse().expect("a number in the environment"))
+    };
+    let day = PackedDay {
+        cities: number("CITIES", 15_000) as u32,
+        seconds: number("SECONDS", 86_400),
+        workers: number("WORKERS", 2) as usize,
+        lateness: number("LATENESS", 600),
+    };
+    println!(
+        "{} cities, a reading a second for {} s, {} workers, window 1 day, history and lateness {} s:",
+        day.cities, day.seconds, day.workers, day.lateness
+    );
+    let guards = timely::execute(timely::Config::process(day.workers), move |worker| {
+        // The others would wait for a worker that has panicked.
+        let run = std::panic::AssertUnwindSafe(|| day.run(worker));
+        std::panic::catch_unwind(run).unwrap_or_else(|_| std::process::exit(101));
+    });
+    drop(guards.unwrap().join());
+}
+
+impl PackedDay {
+    fn run(self, worker: &mut Worker) {
+        let small = Duration::from_millis(self.lateness * 1000).unwrap();
+        let retention = Retention { window: Duration::DAY, lateness: small, history: small };
+        let plan = GraphPlan::new(Formula::Rothfusz, retention);
+        let graph = dataflow::build(worker, &plan, Resumed::default(), None);
+        // Each worker reads a part of the cities, whichever worker has them.
+        let (index, peers) = (worker.index() as u32, worker.peers() as u32);
+        let own: Vec<u32> = (0..self.cities).filter(|city| city % peers == index).collect();
+        let mut admission = Admission::new(worker.index() as u16, AdmissionRules::new(small));
+        let names: Vec<CityName> = own
+            .iter()
+            .map(|city| {
+                let name = format!("city_{city:05}");
+                let event = Event::Reading(measurement(*city, 0, 0));
+                let upsert = Upsert { city: &name, reading_at: second(0), event, revision: None };
+                admission.admit(&upsert, None).unwrap().introduction(&name)
+            })
+            .collect();
+        let mut sensors: Vec<Sensor> = own.iter().map(|city| Sensor::new(*city)).collect();
+        let mut flow = Flow { graph, epoch: 0, seen: 0, rows: 0 };
+        let mut introductions = names.clone();
+        let before = resident_bytes();
+        let mut report = Report { start: Instant::now(), last: Instant::now(), at: 0 };
+        for at in 0..self.seconds {
+            let arrivals = own.iter().zip(&names).zip(&mut sensors).map(|((city, name), sensor)| {
+                let event = Event::Reading(sensor.next(*city, at));
+                Arrival { city: name.key, reading_at: second(at), event, revision: None, position: 0 }
+            });
+            flow.send(worker, &mut introductions, arrivals.collect(), 2);
+            if index == 0 && (report.last.elapsed() > Span::from_secs(5) || at + 1 == self.seconds) {
+                report.print(self.cities, at + 1, before);
+            }
+        }
+        for n in 0..8 {
+            let h = mix(n, u64::from(index) | 1 << 48);
+            let at = self.seconds - 1 - (h >> 32) as i64 % self.lateness.min(self.seconds);
+            let event = Event::Reading(measurement(own[0], n as i64, 7));
+            let correction =
+                Arrival { city: names[0].key, reading_at: second(at), event, revision: None, position: 0 };
+            let (start, rows) = (Instant::now(), flow.rows);
+            flow.send(worker, &mut Vec::new(), vec![correction], 0);
+            let (elapsed, rows) = (start.elapsed(), flow.rows - rows);
+            if index == 0 {
+                println!("  corrections {} s old: {elapsed:.1?}, {rows} rows here", self.seconds - 1 - at);
+            }
+        }
+    }
+}
+
+fn second(second: i64) -> EventTime {
+    EventTime::from_millis(1_764_000_000_000 + second * 1000).unwrap()
+}
+
+/// A worker's graph, and what has come out of it here.
+struct Flow {
+    graph: Graph,
+    epoch: u64,
+    seen: i64,
+    rows: u64,
+}
+
+impl Flow {
+    /// Sends an epoch, and waits until all but the newest so many are complete.
+    fn send(
+        &mut self,
+        worker: &mut Worker,
+        cities: &mut Vec<CityName>,
+        mut arrivals: Vec<Arrival>,
+        ahead: u64,
+    ) {
+        self.graph.send(self.epoch, cities, &mut arrivals);
+        self.epoch += 1;
+        while self.graph.probe.less_than(&self.epoch.saturating_sub(ahead)) {
+            worker.step();
+        }
+        look_at(self.graph.rows.as_ref().unwrap(), &mut self.seen, &mut self.rows);
+    }
+}
+
+struct Report {
+    start: Instant,
+    last: Instant,
+    /// Seconds of data at the last line.
+    at: i64,
+}
+
+impl Report {
+    fn print(&mut self, cities: u32, at: i64, before: usize) {
+        let readings = |seconds: i64| seconds as f64 * f64::from(cities);
+        let (held, resident) = (readings(at), resident_bytes());
+        println!(
+            "  {:6.1} s  {:8.1} M readings held, {:8.1} MB resident, {:5.2} bytes a reading, {:5.2} M readings/s",
+            self.start.elapsed().as_secs_f64(),
+            held / 1e6,
+            resident as f64 / 1e6,
+            resident.saturating_sub(before) as f64 / held,
+            readings(at - self.at) / self.last.elapsed().as_secs_f64() / 1e6
+        );
+        (self.last, self.at) = (Instant::now(), at);
+    }
+}
+
+/// Keeps what a snapshot gives.
+#[derive(Default)]
+struct Keep(std::rc::Rc<std::cell::RefCell<Vec<CityState>>>);
+
+impl Snapshots for Keep {
+    fn begin(&mut self, _: Mark, _: u64) {}
+
+    fn city(&mut self, city: CityState) {
+        self.0.borrow_mut().push(city);
+    }
+
+    fn end(&mut self) {}
+
+    fn is_full(&self) -> bool {
+        false
+    }
+}
+
+/// 15,000 cities of 1,440 readings, of a sensor a city: given as a snapshot, and a graph that begins with it.
+fn resume() {
+    let cities = Cities::new(15_000);
+    let keep = Keep::default();
+    let kept = std::rc::Rc::clone(&keep.0);
+    let serving =
+        GraphPlan::serving(Formula::Rothfusz, Retention { history: Duration::default(), ..retention() });
+    let mut worker = lone_worker();
+    let graph = dataflow::build(&mut worker, &serving, Resumed::default(), Some(Box::new(keep)));
+    let mut flow = Flow { graph, epoch: 0, seen: 0, rows: 0 };
+    let mut sensors: Vec<Sensor> = (0..cities.count()).map(Sensor::new).collect();
+    let mut introductions = cities.names.clone();
+    let run = |flow: &mut Flow, worker: &mut Worker, introductions: &mut Vec<CityName>, arrivals| {
+        let mut arrivals: Vec<Arrival> = arrivals;
+        let start = cpu();
+        flow.graph.send(flow.epoch, introductions, &mut arrivals);
+        flow.epoch += 1;
+        while flow.graph.probe.less_than(&flow.epoch) {
+            worker.step();
+        }
+        while flow.graph.told.as_ref().unwrap().take().is_some() {}
+        (cpu() - start).as_secs_f64()
+    };
+    let mut arrivals = |minute: i64| -> Vec<Arrival> {
+        let arrival = |city: u32, sensor: &mut Sensor| {
+            let event = Event::Reading(sensor.next(city, minute));
+            let key = cities.names[city as usize].key;
+            Arrival { city: key, reading_at: at(minute), event, revision: None, position: 0 }
+        };
+        (0..cities.count()).zip(&mut sensors).map(|(city, sensor)| arrival(city, sensor)).collect()
+    };
+    let mut busy = 0.0;
+    for minute in 0..WINDOW_MINUTES {
+        let arrivals = arrivals(minute);
+        let elapsed = run(&mut flow, &mut worker, &mut introductions, arrivals);
+        busy += if minute >= WINDOW_MINUTES / 2 { elapsed } else { 0.0 };
+    }
+    let told = busy * 1e9 / (WINDOW_MINUTES as f64 / 2.0 * f64::from(cities.count()));
+    println!("serving, 15,000 cities, one reading a minute, window 1 day: {told:.1} ns a reading");
+    let (start, epoch) = (cpu(), flow.epoch);
+    flow.graph.mark(epoch, Mark { checkpoint: 0, full: true });
+    run(&mut flow, &mut worker, &mut introductions, Vec::new());
+    while kept.borrow().len() < cities.names.len() {
+        worker.step();
+    }
+    println!("  a snapshot of all cities {:6.1} ms", (cpu() - start).as_secs_f64() * 1e3);
+    let mut worker = lone_worker();
+    let (start, resumed) = (cpu(), Resumed { epoch: 0, cities: kept.take() });
+    let mut graph = dataflow::build(&mut worker, &serving, resumed, None);
+    graph.advance_to(1);
+    while graph.probe.less_than(&1) {
+        worker.step();
+    }
+    let told: usize = graph
+        .told
+        .as_ref()
+        .unwrap()
+        .take()
+        .iter()
+        .flat_map(|batch| &batch.changes)
+        .map(|(_, told)| told.len())
+        .sum();
+    println!(
+        "  resumed, {:.1} M readings {:6.1} ms, {told} current rows told",
+        WINDOW_MINUTES as f64 * f64::from(cities.count()) / 1e6,
+        (cpu() - start).as_secs_f64() * 1e3
+    );
+}
+
 type Numbering = fn(i64) -> Option<Revision>;
-const NUMBERINGS: [(&str, Numbering); 3] = [
-    ("no revisions", |_| None),
-    ("revisions 0 to 9", |minute| Revision::new(minute % 10)),
-    ("revisions that are millisecond stamps", |minute| Revision::new(1_764_000_000_000 + minute * MINUTE)),
+/// Of readings that are random, or of sensors.
+const NUMBERINGS: [(&str, bool, Numbering); 4] = [
+    ("sensors, no revisions", true, |_| None),
+    ("random, no revisions", false, |_| None),
+    ("random, revisions 0 to 9", false, |minute| Revision::new(minute % 10)),
+    ("random, revisions that are stamps", false, |minute| Revision::new(1_764_000_000_000 + minute * MINUTE)),
 ];
 
 /// Each kind in a process of its own, so that what is resident is its own.
@@ -328,20 +585,25 @@ fn memory() {
 
 fn memory_of(kind: usize) {
     let cities = Cities::new(15_000);
-    let (name, revision) = NUMBERINGS[kind];
+    let (name, sensible, revision) = NUMBERINGS[kind];
+    let mut sensors: Vec<Sensor> = (0..cities.count()).map(Sensor::new).collect();
     let before = resident_bytes();
     let mut rolling = Rolling::new(Formula::Rothfusz, retention(), Wanted::default(), CityNames::default());
     cities.names.iter().for_each(|name| rolling.introduce(name));
     let mut changed = Changed::default();
     for minute in 0..3 * WINDOW_MINUTES {
-        let arrivals = (0..cities.count()).map(|city| cities.arrival(city, minute, 0, revision(minute)));
+        let arrivals = (0..cities.count()).zip(&mut sensors).map(|(city, sensor)| {
+            let random = cities.arrival(city, minute, 0, revision(minute));
+            let event = if sensible { Event::Reading(sensor.next(city, minute)) } else { random.event };
+            Arrival { event, ..random }
+        });
         rolling.apply(&[arrivals.collect()], &mut changed);
     }
     drop(changed);
     let held = 2.0 * WINDOW_MINUTES as f64 * f64::from(cities.count());
     let (resident, counted) = (resident_bytes().saturating_sub(before) as f64, rolling.bytes() as f64);
     println!(
-        "  {name:38} {:5.2} bytes a reading resident, {:5.2} in chunks, heads and revisions",
+        "  {name:38} {:5.2} bytes a reading resident, {:5.2} in blocks, chunks and heads",
         resident / held,
         counted / held
     );
@@ -352,12 +614,17 @@ fn main() {
         return memory_of(kind.parse().unwrap());
     }
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
-    let scenarios: [(&str, fn()); 5] = [
+    if wanted.iter().any(|wanted| wanted == "packed-day") {
+        packed_day();
+        return;
+    }
+    let scenarios: [(&str, fn()); 6] = [
         ("in-order", in_order),
         ("cities", by_cities),
         ("corrections", corrections),
         ("late", late),
         ("memory", memory),
+        ("resume", resume),
     ];
     for (name, run) in scenarios {
         if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
