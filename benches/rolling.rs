@@ -25,7 +25,7 @@ use swelter::dataflow::rolling::{Changed, Retention, Rolling, Wanted};
 use swelter::dataflow::{self, Closed, Graph, GraphPlan};
 use swelter::model::{
     Arrival, Change, CityId, CityName, CityNames, CityState, Duration, Event, EventTime, Mark, Measurement,
-    Revision, Row, Snapshots, Upsert,
+    Revision, Row, Snapshots, Topology, Upsert,
 };
 use timely::worker::Worker;
 
@@ -501,8 +501,11 @@ fn resume() {
     let cities = Cities::new(15_000);
     let keep = Keep::default();
     let kept = std::rc::Rc::clone(&keep.0);
-    let serving =
-        GraphPlan::serving(Formula::Rothfusz, Retention { history: Duration::default(), ..retention() });
+    let serving = GraphPlan::serving(
+        Formula::Rothfusz,
+        Retention { history: Duration::default(), ..retention() },
+        Topology::alone(1),
+    );
     let mut worker = lone_worker();
     let graph = dataflow::build(&mut worker, &serving, Resumed::default(), Some(Box::new(keep)));
     let mut flow = Flow { graph, epoch: 0, seen: 0, rows: 0 };
