@@ -14,6 +14,7 @@ mod refusals;
 mod rig;
 mod source;
 mod swelter;
+mod takeover;
 mod topics;
 
 use std::ffi::OsString;

@@ -106,6 +106,17 @@ impl Swelter {
 
     /// One that dies by itself after so many transactions, when the next is flushed and not committed.
     pub fn start_to_die(setup: &Setup, data: &Path, workers: u64, after: Option<u64>) -> Swelter {
+        Swelter::start_with(setup, data, workers, after, &[])
+    }
+
+    /// One with further arguments.
+    pub fn start_with(
+        setup: &Setup,
+        data: &Path,
+        workers: u64,
+        after: Option<u64>,
+        arguments: &[&str],
+    ) -> Swelter {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("swelter.toml");
         std::fs::write(&config, setup.to_toml()).unwrap();
@@ -118,7 +129,7 @@ impl Swelter {
             }
         }
         command.args(["run", "--listen", "127.0.0.1:0", "--workers", &workers.to_string(), "--config"]);
-        command.arg(&config).arg("--data-dir").arg(data);
+        command.arg(&config).arg("--data-dir").arg(data).args(arguments);
         if let Some(after) = after {
             command.env("SWELTER_TEST_DIE_BEFORE_COMMIT", after.to_string());
         }
@@ -131,7 +142,9 @@ impl Swelter {
         wait_for("that it listens", || {
             assert!(self.has_ended().is_none(), "it has ended: {}", self.log());
             let out = std::fs::read_to_string(self.folder.path().join("out")).unwrap();
-            Some(out.strip_suffix('\n')?.strip_prefix("listening on http://")?.to_string())
+            // The first process's, of several.
+            let lines = out.strip_suffix('\n')?;
+            Some(lines.lines().next()?.strip_prefix("listening on http://")?.to_string())
         })
     }
 
@@ -178,6 +191,13 @@ impl Swelter {
         let status = wait_for("the end", || self.has_ended());
         assert_eq!(status.code(), Some(0), "{}", self.log());
         assert!(began.elapsed() < Duration::from_secs(15), "it took {:?} to end", began.elapsed());
+        assert!(!self.log().contains("panicked"), "{}", self.log());
+    }
+
+    /// Waits until another one has taken over from it.
+    pub fn is_taken_over(mut self) {
+        let status = wait_for("that it is taken over", || self.has_ended());
+        assert_eq!(status.code(), Some(3), "{}", self.log());
         assert!(!self.log().contains("panicked"), "{}", self.log());
     }
 
