@@ -120,6 +120,32 @@ fn case(
     })
 }
 
+/// A city or two as sensors have them: minute by minute, a few of them corrected or withdrawn soon or later; windows of fewer readings than
+/// a block, or of several blocks.
+fn sensors() -> impl Strategy<Value = (Vec<Entry>, Settings, Vec<usize>)> {
+    let back = prop_oneof![30 => Just(0), 1 => 1..5i64, 1 => 5..400i64];
+    let entries = prop::collection::vec((0..2u32, back, event()), 200..700);
+    let spans: &'static [i64] = &[10 * MINUTE, HOUR, 3 * HOUR, 5 * HOUR];
+    let settings = (prop::sample::select(spans), prop::sample::select(spans), prop::sample::select(spans));
+    (entries, settings).prop_flat_map(|(entries, (window, lateness, history))| {
+        let settings = Settings { formula: FORMULA, window, lateness, history };
+        let mut now = [0, 0];
+        let log: Vec<Entry> = entries
+            .into_iter()
+            .map(|(city, back, event)| {
+                let now = &mut now[city as usize];
+                *now += if back == 0 { MINUTE } else { 0 };
+                // What is new is a reading.
+                let reading = Measurement::new((*now % 71) as f64, 50.0, None).map(Event::Reading);
+                let event = if back == 0 { reading.unwrap_or(event) } else { event };
+                Entry { city, millis: *now - back * MINUTE, event, revision: None }
+            })
+            .collect();
+        let cuts = cuts(log.len(), 40);
+        (Just(log), Just(settings), cuts)
+    })
+}
+
 /// Applies an epoch's changes: each must begin with what is held, and change it, and no key may change twice.
 fn accumulate<K: Ord + Copy + Debug, V: PartialEq + Copy + Debug>(
     held: &mut BTreeMap<K, V>,
@@ -367,6 +393,22 @@ proptest! {
         workers in prop::sample::select(&[1usize, 2]),
     ) {
         check(&log, settings, workers, &cuts);
+    }
+
+    #[test]
+    fn equals_the_recomputation_of_sensors_in_order(
+        (log, settings, cuts) in sensors(),
+        workers in prop::sample::select(&[1usize, 2]),
+    ) {
+        check(&log, settings, workers, &cuts);
+    }
+
+    #[test]
+    fn resumed_state_of_sensors_goes_on_as_if_nothing_had_been(
+        (log, settings, cuts) in sensors(),
+        legs in legs(),
+    ) {
+        check_resumed(&log, settings, &cuts, &legs);
     }
 
     /// Whatever is resumed, whenever and on how many workers, what follows is what would have followed.

@@ -241,6 +241,7 @@ impl Store {
             if head.lo == head.tail {
                 // What was the tail goes on as the copy of its block.
                 index.lo_block = Some(block.clone());
+                head.lo_len = head.tail_len;
                 arena.get_mut(head.tail).revisions = None;
             } else {
                 arena.free(head.tail);
@@ -276,9 +277,10 @@ impl Store {
         let Store { arena, heads, index, retention, departed } = self;
         let (head, index) = (&heads[city as usize], &mut index[city as usize]);
         let oldest_held = retention.oldest_held(head.high);
+        let is_old = |first: &Part, arena: &Arena| first.view(arena).last_millis() < oldest_held;
         while index.lo_part > 0
-            && let Some(first) =
-                index.parts.pop_front_if(|first| first.view(arena).last_millis() < oldest_held)
+            && index.parts.front().is_some_and(|first| is_old(first, arena))
+            && let Some(first) = index.parts.pop_front()
         {
             index.lo_part -= 1;
             if let Some(departed) = departed {

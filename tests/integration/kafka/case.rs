@@ -105,7 +105,8 @@ impl Case {
     /// Records of results in transactions that were not committed.
     pub fn aborted(&self) -> usize {
         let Setup { access, results, .. } = &self.setup;
-        uncommitted(access, results).len() - committed(access, results).len()
+        // Some may be committed in between.
+        uncommitted(access, results).len().saturating_sub(committed(access, results).len())
     }
 
     /// What the topics hold otherwise than they should.
