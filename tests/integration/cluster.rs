@@ -1,0 +1,277 @@
+//! Several processes: what each serves, who may join, and how they end.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio_tungstenite::tungstenite::stream::MaybeTlsStream;
+use tokio_tungstenite::tungstenite::{Message, connect};
+
+use crate::process::{DEADLINE, get, post, wait_for};
+
+/// `swelter run` with further arguments. It is killed when this is dropped.
+struct Program {
+    child: Child,
+    lines: Receiver<String>,
+    folder: TempDir,
+}
+
+impl Program {
+    fn start(data: &Path, config: &str, arguments: &[&str], secret: Option<&str>) -> Program {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("swelter.toml");
+        std::fs::write(&path, config).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
+        for (name, _) in std::env::vars_os() {
+            if name.to_str().is_some_and(|name| name.starts_with("SWELTER_")) {
+                command.env_remove(name);
+            }
+        }
+        command.args(["run", "--listen", "127.0.0.1:0", "--config"]).arg(&path).arg("--data-dir").arg(data);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
+        if let Some(secret) = secret {
+            command.env("SWELTER_CLUSTER__SECRET", secret);
+        }
+        command.stderr(File::create(folder.path().join("log")).unwrap());
+        let mut child = command.spawn().unwrap();
+        let (sender, lines) = mpsc::channel();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        Program { child, lines, folder }
+    }
+
+    /// The addresses that the next lines say.
+    fn addresses(&self, processes: usize) -> Vec<String> {
+        let line = |_| {
+            let line = self.lines.recv_timeout(DEADLINE).unwrap_or_else(|_| panic!("{}", self.log()));
+            line.strip_prefix("listening on http://").unwrap_or_else(|| panic!("it says {line}")).to_owned()
+        };
+        let addresses: Vec<String> = (0..processes).map(line).collect();
+        for address in &addresses {
+            wait_for("readiness", || (get(address, "/readyz").ok()?.status == 200).then_some(()));
+        }
+        addresses
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    fn children(&self) -> Vec<u32> {
+        let path = format!("/proc/{0}/task/{0}/children", self.child.id());
+        let children = std::fs::read_to_string(path).unwrap_or_default();
+        children.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+    }
+
+    fn end(&mut self) -> ExitStatus {
+        wait_for("the end", || self.child.try_wait().unwrap())
+    }
+
+    fn terminate(&mut self) {
+        signal("-TERM", self.child.id());
+        assert_eq!(self.end().code(), Some(0), "{}", self.log());
+        assert!(!self.log().contains("panicked"), "{}", self.log());
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn signal(signal: &str, pid: u32) {
+    assert!(Command::new("kill").args([signal, &pid.to_string()]).status().unwrap().success());
+}
+
+fn is_alive(pid: u32) -> bool {
+    // One that was not waited for yet has no command line any more.
+    std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty())
+}
+
+/// A reading of each of some cities, from each process.
+fn post_some(addresses: &[String], minute: usize) {
+    for (at, address) in addresses.iter().enumerate() {
+        let records = (0..20).map(|city| {
+            let reading_at = format!("2025-07-24T10:{minute:02}:{at:02}Z");
+            json!({"city": format!("city {city}"), "reading_at": reading_at, "temperature": 70 + city, "humidity": 50})
+                .to_string()
+        });
+        let body = records.collect::<Vec<_>>().join("\n");
+        let answer = post(address, "application/x-ndjson", &body).unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.body);
+    }
+}
+
+fn json_of(address: &str, path: &str) -> Option<Value> {
+    let answer = get(address, path).ok().filter(|answer| answer.status == 200)?;
+    serde_json::from_str(&answer.body).ok()
+}
+
+/// What every process says in the end, of all cities and of one's history; so many readings a city.
+fn said_by_all(addresses: &[String], readings: usize) -> (Value, Value) {
+    let said = |address: &String| {
+        wait_for("all readings", || {
+            let mut cities = json_of(address, "/v1/cities")?["cities"].take();
+            cities.as_array_mut()?.sort_by_key(|city| city["city"].to_string());
+            let history = json_of(address, "/v1/cities/city%207/history")?["rows"].take();
+            let all = cities.as_array()?.len() == 20 && history.as_array()?.len() == readings;
+            let newest = |city: &Value| city["current"]["count"] == readings;
+            (all && cities.as_array()?.iter().all(newest)).then_some((cities, history))
+        })
+    };
+    let all: Vec<_> = addresses.iter().map(said).collect();
+    assert!(all.iter().all(|said| *said == all[0]), "{all:?}");
+    all[0].clone()
+}
+
+const CONFIG: &str = "[checkpoints]\nevery = \"500ms\"\n[cluster]\nconnect_time = \"20s\"\n";
+
+#[test]
+fn every_process_serves_everything_and_all_come_back() {
+    let data = tempfile::tempdir().unwrap();
+    let mut program = Program::start(data.path(), CONFIG, &["--processes", "3", "--workers", "2"], None);
+    let addresses = program.addresses(3);
+    post_some(&addresses, 0);
+    said_by_all(&addresses, 3);
+
+    let children = program.children();
+    assert_eq!(children.len(), 3);
+    signal("-KILL", children[1]);
+    let killed = Instant::now();
+    for other in [children[0], children[2]] {
+        wait_for("the others' end", || (!is_alive(other)).then_some(()));
+    }
+    assert!(killed.elapsed() < Duration::from_secs(2), "the others took {:?}", killed.elapsed());
+    assert_eq!(program.addresses(3), addresses, "each is where it was");
+    post_some(&addresses, 1);
+    said_by_all(&addresses, 6);
+    program.terminate();
+
+    // The same with other numbers.
+    let mut program = Program::start(data.path(), CONFIG, &["--processes", "2", "--workers", "1"], None);
+    let addresses = program.addresses(2);
+    said_by_all(&addresses, 6);
+    program.terminate();
+}
+
+#[test]
+fn no_child_outlives_its_supervisor() {
+    let data = tempfile::tempdir().unwrap();
+    let program = Program::start(data.path(), CONFIG, &["--processes", "2"], None);
+    program.addresses(2);
+    let children = program.children();
+    signal("-KILL", program.child.id());
+    for child in children {
+        wait_for("a child's end", || (!is_alive(child)).then_some(()));
+    }
+}
+
+/// Sends, and waits for the next message of one of these kinds.
+fn hear(
+    socket: &mut tokio_tungstenite::tungstenite::WebSocket<MaybeTlsStream<TcpStream>>,
+    kinds: &[&str],
+) -> Value {
+    wait_for("a message", || {
+        let Message::Text(text) = socket.read().unwrap() else { return None };
+        let message: Value = serde_json::from_str(&text).unwrap();
+        kinds.contains(&message["type"].as_str().unwrap()).then_some(message)
+    })
+}
+
+#[test]
+fn a_token_of_one_process_continues_at_another() {
+    let data = tempfile::tempdir().unwrap();
+    let mut program = Program::start(data.path(), CONFIG, &["--processes", "2"], None);
+    let addresses = program.addresses(2);
+    post_some(&addresses, 0);
+    said_by_all(&addresses, 2);
+    let mut token = Value::Null;
+    for round in 1..6 {
+        let (mut socket, _) = connect(format!("ws://{}/v1/subscribe", addresses[round % 2])).unwrap();
+        let subscribe =
+            json!({"type": "subscribe", "id": "a", "cities": "all", "rows": "latest", "resume": token});
+        let mut subscribe = subscribe.as_object().unwrap().clone();
+        if round == 1 {
+            subscribe.remove("resume");
+        }
+        socket.send(Message::text(Value::from(subscribe).to_string())).unwrap();
+        let message = hear(&mut socket, &["snapshot", "changes", "reset"]);
+        assert_eq!(message["type"], if round == 1 { "snapshot" } else { "changes" }, "{message}");
+        if round > 1 {
+            let upserts = message["upserts"].as_array().unwrap();
+            assert_eq!(upserts.len(), 20, "what was posted while nobody listened");
+        }
+        token = message["token"].clone();
+        drop(socket);
+        post_some(&addresses, round);
+        said_by_all(&addresses, 2 * (round + 1));
+    }
+    program.terminate();
+}
+
+/// A cluster port that is free now.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[test]
+fn who_differs_is_refused_and_strangers_hold_nobody_up() {
+    let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let ports = [free_port(), free_port()];
+    let hosts = folder.path().join("hosts");
+    std::fs::write(&hosts, format!("# by process\n127.0.0.1:{}\n127.0.0.1:{}\n", ports[0], ports[1]))
+        .unwrap();
+    let hosts = hosts.to_str().unwrap();
+    let of = |process: &'static str| ["--processes", "2", "--process", process, "--hosts", hosts];
+    let mut first = Program::start(data.path(), CONFIG, &of("0"), Some("s3cr3t"));
+    // Strangers: one that says nothing, one that says nonsense.
+    let silent = wait_for("its port", || TcpStream::connect(("127.0.0.1", ports[0])).ok());
+    let mut loud = TcpStream::connect(("127.0.0.1", ports[0])).unwrap();
+    loud.write_all(&[0xFF; 4096]).unwrap();
+    for (config, arguments, secret, expected) in [
+        ("[results]\nformula = \"nws\"\n", &of("1")[..], "s3cr3t", "results.formula = \"nws\""),
+        ("", &of("1")[..], "other", "cluster secret"),
+        ("", &[&of("1")[..], &["--workers", "3"]].concat(), "s3cr3t", "--workers"),
+    ] {
+        let config = format!("{CONFIG}{config}");
+        let mut refused = Program::start(data.path(), &config, arguments, Some(secret));
+        assert_eq!(refused.end().code(), Some(1));
+        let log = refused.log();
+        assert!(log.lines().last().unwrap().contains(expected), "{expected}: {log}");
+        assert!(!log.contains("s3cr3t"), "no secret is shown: {log}");
+    }
+    let mut second = Program::start(data.path(), CONFIG, &of("1"), Some("s3cr3t"));
+    let addresses = [first.addresses(1), second.addresses(1)].concat();
+    post_some(&addresses, 0);
+    said_by_all(&addresses, 2);
+    drop((silent, loud));
+    // Whoever is asked, all stop.
+    signal("-TERM", second.child.id());
+    assert_eq!((first.end().code(), second.end().code()), (Some(0), Some(0)), "{}", second.log());
+}
+
+#[test]
+fn a_peer_that_never_comes_is_not_waited_for_for_ever() {
+    let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let hosts = folder.path().join("hosts");
+    std::fs::write(&hosts, format!("127.0.0.1:{}\n127.0.0.1:{}\n", free_port(), free_port())).unwrap();
+    let config = "[cluster]\nconnect_time = \"1s\"\n";
+    for (process, expected) in
+        [("0", "process 1 of 2 has not come within 1 s"), ("1", "process 0 at 127.0.0.1")]
+    {
+        let arguments = ["--processes", "2", "--process", process, "--hosts", hosts.to_str().unwrap()];
+        let mut alone = Program::start(data.path(), config, &arguments, None);
+        assert_eq!(alone.end().code(), Some(1));
+        let log = alone.log();
+        assert!(log.lines().last().unwrap().contains(expected), "{log}");
+    }
+}
