@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod batch;
+mod checkpoints;
 mod cluster;
 mod commands;
 mod dead_letters;

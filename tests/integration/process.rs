@@ -41,6 +41,15 @@ impl Service {
     }
 
     pub fn start_on(data: &Path, config: &str, listen: &str) -> Service {
+        Service::launch(data, config, listen, &[])
+    }
+
+    /// With further variables.
+    pub fn start_with(data: &Path, config: &str, variables: &[(&str, String)]) -> Service {
+        Service::launch(data, config, "127.0.0.1:0", variables)
+    }
+
+    fn launch(data: &Path, config: &str, listen: &str, variables: &[(&str, String)]) -> Service {
         let (config_file, log) = (data.with_extension("toml"), data.with_extension("log"));
         std::fs::write(&config_file, config).unwrap();
         let stderr = File::options().create(true).append(true).open(&log).unwrap();
@@ -49,6 +58,7 @@ impl Service {
             .arg(&config_file)
             .arg("--data-dir")
             .arg(data)
+            .envs(variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(stderr)
