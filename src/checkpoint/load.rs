@@ -29,6 +29,9 @@ pub struct CityHigh {
     pub readings: u64,
 }
 
+/// Gives the readings of a city, in order.
+type ReadReadings<'a> = dyn FnMut(&mut dyn FnMut(HeldReading)) -> Result<(), ParquetError> + 'a;
+
 /// Which number a run has for a partition.
 type SlotOf<'a> = &'a (dyn Fn(&PartitionName) -> Option<Slot> + Sync);
 
@@ -223,7 +226,7 @@ impl Fold<'_> {
         &self,
         folding: &mut HashMap<Arc<str>, Folding>,
         city: City,
-        readings: &mut dyn FnMut(&mut dyn FnMut(HeldReading)) -> Result<(), ParquetError>,
+        readings: &mut ReadReadings<'_>,
     ) -> Result<(), ParquetError> {
         let newer = folding.get(&city.name).map(|newer| newer.since);
         let mut kept = Vec::new();

@@ -174,8 +174,8 @@ impl Cluster {
         let mut sockets: Vec<Option<TcpStream>> = (0..processes).map(|_| None).collect();
         let hello = Hello::new(&self.plan, Purpose::Data { generation: generation.to_owned() });
         // To those before this one; they have listened since before they were met.
-        for other in 0..process {
-            sockets[other] = Some(reach(&self.plan, other, &hello)?);
+        for (other, socket) in sockets.iter_mut().enumerate().take(process) {
+            *socket = Some(reach(&self.plan, other, &hello)?);
         }
         if let Some(listener) = &self.listener {
             for (other, socket) in accept(&self.plan, listener, &hello, process + 1)? {

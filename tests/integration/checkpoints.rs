@@ -13,7 +13,9 @@ use crate::process::{Service, get, post, wait_for};
 fn python() -> Option<OsString> {
     let python = std::env::var_os("TEST_PYTHON");
     if python.is_none() {
-        println!("NOT TESTED: a store that speaks S3, and DuckDB, need TEST_PYTHON, which scripts/test sets");
+        eprintln!(
+            "NOT TESTED: a store that speaks S3, and DuckDB, need TEST_PYTHON, which scripts/test sets"
+        );
     }
     python
 }

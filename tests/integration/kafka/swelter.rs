@@ -195,7 +195,7 @@ impl Swelter {
     }
 
     /// Waits until another one has taken over from it.
-    pub fn is_taken_over(mut self) {
+    pub fn ends_taken_over(mut self) {
         let status = wait_for("that it is taken over", || self.has_ended());
         assert_eq!(status.code(), Some(3), "{}", self.log());
         assert!(!self.log().contains("panicked"), "{}", self.log());

@@ -51,7 +51,7 @@ fn a_planned_takeover_costs_nothing() {
         });
         let log = successor.log();
         eprintln!("{}", log.lines().find(|line| line.contains("taken over")).unwrap_or_default());
-        running.is_taken_over();
+        running.ends_taken_over();
         running = successor;
         case.produce(50);
     }

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -286,12 +287,19 @@ impl Cluster {
         }
     }
 
-    /// Asks all to end, which they must do with 0 within seconds.
+    /// Asks all to end, which they must do with 0 within seconds, unless one of them was killed just before.
     pub fn terminate(&mut self) {
         self.members.iter().for_each(|member| send(member.child.id(), Signal::TERM));
         let began = Instant::now();
         while !self.have_ended() && began.elapsed() < Duration::from_secs(20) {
             std::thread::sleep(Duration::from_millis(5));
+        }
+        let was_killed = |member: &mut Member| {
+            let status = member.child.try_wait().unwrap();
+            status.is_some_and(|status| status.signal() == Some(9))
+        };
+        if self.members.iter_mut().any(was_killed) {
+            return self.kill_all();
         }
         for member in &mut self.members {
             let status = member.child.try_wait().unwrap();
