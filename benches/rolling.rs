@@ -335,7 +335,7 @@ impl Sensor {
     fn next(&mut self, sensor: u32, n: i64) -> Measurement {
         let h = mix(u64::from(sensor), n as u64 | 1 << 49);
         let step = |bit: u64| if h >> bit & 1 == 0 { 1 } else { -1 };
-        if h % 10 == 0 {
+        if h.is_multiple_of(10) {
             self.temperature = (self.temperature + step(40)).clamp(400, 1150);
         }
         if h >> 8 & 3 == 0 {
