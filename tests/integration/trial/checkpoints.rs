@@ -25,7 +25,8 @@ fn named(folder: &Path, manifest: &Path) -> BTreeSet<PathBuf> {
     let text = fs::read_to_string(manifest).unwrap_or_default();
     let manifest = serde_json::Deserializer::from_str(&text).into_iter::<Value>().next();
     let manifest = manifest.and_then(Result::ok).unwrap_or_default();
-    let files = manifest["files"].as_array().into_iter().flatten();
+    let segments = manifest["segments"].as_array().into_iter().flatten();
+    let files = segments.flat_map(|segment| [&segment["cities"], &segment["readings"]]);
     files.filter_map(|file| Some(folder.join(file["path"].as_str()?))).collect()
 }
 

@@ -25,7 +25,7 @@ use self::report::Report;
 use crate::kafka::broker::OwnBroker;
 
 /// Whether there are checkpoints.
-const CHECKPOINTS: bool = false;
+const CHECKPOINTS: bool = true;
 
 /// Faults of a case.
 const FAULTS: usize = 6;
