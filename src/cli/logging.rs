@@ -86,6 +86,8 @@ where
     let builder = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(filter))
         .with_writer(writer)
+        // They would be printed to the same standard error, by a call that panics where it cannot be written.
+        .log_internal_errors(false)
         .with_ansi(colours);
     if human { Box::new(builder.finish()) } else { Box::new(builder.json().flatten_event(true).finish()) }
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -33,6 +34,29 @@ fn source(service: &Service, name: &str) -> Value {
     let status = service.get("/v1/status");
     let sources = status["sources"].as_array().unwrap();
     sources.iter().find(|source| source["name"] == name).unwrap_or_else(|| panic!("{status}")).clone()
+}
+
+/// As where the log goes to a file, and the disk is full.
+#[test]
+fn a_log_that_cannot_be_written_ends_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_swelter"))
+        .args(["run", "--listen", "127.0.0.1:0", "--data-dir"])
+        .arg(folder.path().join("data"))
+        .stdin(Stdio::null())
+        .stdout(fs::File::create(&out).unwrap())
+        .stderr(fs::File::options().write(true).open("/dev/full").unwrap())
+        .spawn()
+        .unwrap();
+    let listening = wait_for("that it listens or ends", || {
+        let said = fs::read_to_string(&out).unwrap();
+        let ended = child.try_wait().unwrap();
+        (said.ends_with('\n') || ended.is_some()).then_some(ended.is_none())
+    });
+    let _ = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
+    let status = wait_for("the end", || child.try_wait().unwrap());
+    assert!(listening && status.success(), "{status}");
 }
 
 #[test]
