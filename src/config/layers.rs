@@ -118,9 +118,9 @@ const LISTS: [&str; 2] = ["sources", "sinks"];
 const PROPERTIES: &str = "properties";
 
 /// What the variables that are meant for the service begin with.
-const TOP: [&str; 12] = [
+const TOP: [&str; 13] = [
     "DATA_DIR", "WORKERS", "TOKENS", "LOG", "RESULTS", "DECODE", "INGEST", "SERVE", "CLUSTER", "LIMITS",
-    "SOURCES", "SINKS",
+    "SOURCES", "SINKS", "CHECKPOINTS",
 ];
 
 impl Entries {
