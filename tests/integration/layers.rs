@@ -30,6 +30,9 @@ const LAYERS: [(u8, &str, &[&str]); 18] = [
 /// Only these may name timely or differential dataflow.
 const TIMELY: [&str; 4] = ["cluster", "dataflow", "pipeline", "worker"];
 
+/// Only these may name rdkafka.
+const RDKAFKA: [&str; 3] = ["kafka", "sinks", "sources"];
+
 fn sources(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     entries.flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] }).collect()
@@ -76,6 +79,8 @@ fn modules_import_only_what_lies_below() {
         }
         let names_timely = text.contains("timely::") || text.contains("differential_dataflow::");
         assert!(!names_timely || TIMELY.contains(&&*module), "{} names timely", path.display());
+        let names_rdkafka = text.contains("rdkafka::");
+        assert!(!names_rdkafka || RDKAFKA.contains(&&*module), "{} names rdkafka", path.display());
         assert!(!text.contains("warp::") || module == "serve", "{} names warp", path.display());
         assert!(
             !text.contains("object_store::") || module == "checkpoint",
