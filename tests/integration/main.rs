@@ -14,6 +14,7 @@ mod kafka;
 mod layers;
 mod oracle;
 mod process;
+mod readme;
 mod real;
 mod recovery;
 mod registry;

@@ -1,0 +1,149 @@
+//! The README's commands, run as they are written but for ports, folders and names of topics.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::kafka::broker::shared;
+
+/// For all the commands of a section.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn home() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The blocks of a language below a heading, up to the next one.
+fn blocks(heading: &str, language: &str) -> Vec<String> {
+    let readme = fs::read_to_string(home().join("README.md")).unwrap();
+    let (_, rest) = readme.split_once(&format!("\n## {heading}\n")).expect("a heading");
+    let section = rest.split("\n## ").next().unwrap();
+    let fenced = section.split("```").skip(1).step_by(2);
+    fenced.filter_map(|block| block.strip_prefix(&format!("{language}\n")).map(String::from)).collect()
+}
+
+/// The first of so many ports in a row that nobody has.
+fn free_ports(count: u16) -> u16 {
+    let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).ok();
+    loop {
+        let first = free(0).unwrap().local_addr().unwrap().port();
+        let all = (1..count).map(|next| first.checked_add(next).and_then(free)).collect::<Option<Vec<_>>>();
+        if all.is_some() {
+            return first;
+        }
+    }
+}
+
+/// A shell and what it has started: all of it ends with this.
+struct Shell {
+    child: Child,
+    folder: TempDir,
+}
+
+impl Shell {
+    /// Runs commands in a folder that has the project's data, with the built program in the path.
+    fn run(commands: &str, folder: TempDir, port: u16) -> Shell {
+        std::os::unix::fs::symlink(home().join("data"), folder.path().join("data")).unwrap();
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_swelter"));
+        let path = format!("{}:{}", program.parent().unwrap().display(), std::env::var("PATH").unwrap());
+        let mut command = Command::new("bash");
+        for (name, _) in std::env::vars_os() {
+            if name.to_str().is_some_and(|name| name.starts_with("SWELTER_")) {
+                command.env_remove(name);
+            }
+        }
+        let file = |name: &str| fs::File::create(folder.path().join(name)).unwrap();
+        let child = command
+            .args(["-c", commands])
+            .env("PATH", path)
+            .env("SWELTER_SERVE__LISTEN", format!("127.0.0.1:{port}"))
+            .current_dir(folder.path())
+            .stdin(Stdio::null())
+            .stdout(file("out"))
+            .stderr(file("err"))
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        Shell { child, folder }
+    }
+
+    /// Waits until the commands have come to their end, and gives what they have written.
+    fn finish(mut self) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        let said = |name: &str| fs::read_to_string(self.folder.path().join(name)).unwrap_or_default();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "it takes too long: {}{}", said("out"), said("err"));
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        assert!(status.success(), "{status}: {}{}", said("out"), said("err"));
+        said("out")
+    }
+}
+
+impl Drop for Shell {
+    fn drop(&mut self) {
+        let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+        let _ = self.child.wait();
+    }
+}
+
+/// The lines that are JSON objects with this field.
+fn objects(out: &str, field: &str) -> Vec<Value> {
+    let parsed = out.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    parsed.filter(|value| value.get(field).is_some()).collect()
+}
+
+#[test]
+fn run_a_cluster() {
+    let commands = &blocks("Run a cluster", "sh")[0];
+    let (folder, first) = (tempfile::tempdir().unwrap(), free_ports(3));
+    let mut commands = commands.replace("/tmp/swelter-cluster", "swelter-cluster");
+    for (at, port) in [(0, "8080"), (1, "8081"), (2, "8082")] {
+        commands = commands.replace(port, &(first + at).to_string());
+    }
+    // Other tests have clusters, too.
+    let own = folder.path().file_name().unwrap().to_str().unwrap().to_owned();
+    commands = commands.replace("swelter-cluster", &format!("swelter-cluster{own}"));
+    let out = Shell::run(&commands, folder, first).finish();
+    assert_eq!(objects(&out, "accepted")[0]["accepted"], 1, "{out}");
+    let rows = objects(&out, "current");
+    assert_eq!(rows.len(), 4, "of three processes, and of one after the kill: {out}");
+    for row in &rows {
+        assert_eq!(row["current"], rows[0]["current"]);
+        assert_eq!(row["current"]["temperature"], 91.4);
+    }
+}
+
+#[test]
+fn with_kafka() {
+    let Some(access) = shared() else { return };
+    let config = &blocks("With Kafka", "toml")[0];
+    // The first block fetches and starts a broker, as scripts/test has done.
+    let [_, commands @ ..] = &blocks("With Kafka", "sh")[..] else { panic!("no commands") };
+    let (folder, port) = (tempfile::tempdir().unwrap(), free_ports(1));
+    let number = std::process::id();
+    let topics = |text: &str| {
+        text.replace("127.0.0.1:9092", &access.address).replace("heat-index", &format!("heat-index-{number}"))
+    };
+    let readings = format!("readings-{number}");
+    let config = topics(config).replace("\"readings\"", &format!("\"{readings}\""));
+    fs::write(folder.path().join("swelter.toml"), config).unwrap();
+    let commands = topics(&commands.concat())
+        .replace("--topic readings", &format!("--topic {readings}"))
+        .replace("localhost:8080", &format!("localhost:{port}"))
+        .replace("/tmp/swelter-data", "swelter-data");
+    let out = Shell::run(&commands, folder, port).finish();
+    let now = out.lines().filter(|line| line.starts_with("JFK {") || line.starts_with("LGA {")).count();
+    assert_eq!(now, 2, "current rows: {out}");
+    assert_eq!(objects(&out, "accepted")[0]["accepted"], 1, "{out}");
+}
