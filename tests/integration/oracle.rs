@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::{Value, json};
 use swelter::dataflow::heat_index::Formula;
 use swelter::model::{
     Category, CurrentRow, DaySummary, Event, EventTime, HeatIndex, Measurement, OutcomeKind, Revision, Row,
@@ -164,6 +165,53 @@ impl Oracle {
             .filter(|((c, at), _)| *c == city && *at >= oldest)
             .map(|((_, at), row)| (at, row))
             .collect()
+    }
+}
+
+/// What a checkpoint keeps of a city, as `swelter checkpoints show --json` says it: all that there ever was, by time, and how much
+/// of that results may still need.
+pub struct KeptCity {
+    pub high: Value,
+    pub measured: Vec<Value>,
+    pub readings: Vec<Value>,
+    pub needed_readings: usize,
+    pub withdrawn: Vec<Value>,
+    pub needed_withdrawn: usize,
+}
+
+impl Oracle {
+    pub fn kept(&self, city: u32) -> KeptCity {
+        let time = |millis: i64| EventTime::from_millis(millis).unwrap().to_string();
+        let high = self.high.get(&city).copied();
+        let from_high = |reach: i64| high.map_or(i64::MIN, |high| high - reach);
+        let Settings { window, lateness, history, .. } = self.settings;
+        let of_city = (city, i64::MIN)..=(city, i64::MAX);
+        let readings = self.readings.range(of_city.clone()).map(|(key, (_, heat_index, category))| {
+            json!({
+                "reading_at": time(key.1), "heat_index": heat_index.fahrenheit(), "category": category,
+                "revision": self.revisions[key],
+            })
+        });
+        let held = (city, from_high(lateness.max(history) + window))..=(city, i64::MAX);
+        let withdrawn: Vec<_> =
+            self.revisions.range(of_city).filter(|(key, _)| !self.readings.contains_key(key)).collect();
+        let measured = self.measured.get(&city).into_iter().flatten().map(|(millis, measurement)| {
+            json!({
+                "reading_at": time(*millis), "temperature": measurement.temperature(),
+                "humidity": measurement.humidity(), "wind_speed": measurement.wind_speed(),
+            })
+        });
+        KeptCity {
+            high: high.map_or(Value::Null, |high| json!(time(high))),
+            measured: measured.collect(),
+            readings: readings.collect(),
+            needed_readings: self.readings.range(held).count(),
+            needed_withdrawn: withdrawn.iter().filter(|(key, _)| key.1 >= from_high(lateness)).count(),
+            withdrawn: withdrawn
+                .iter()
+                .map(|(key, revision)| json!({"reading_at": time(key.1), "revision": revision}))
+                .collect(),
+        }
     }
 }
 

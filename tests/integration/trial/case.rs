@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::CHECKPOINTS;
+use super::checkpoints;
 use super::cluster::{Cluster, Launch};
 use super::comparisons::{Comparisons, said};
 use super::feeder::{Feed, Feeder, Posted, Shared};
@@ -86,6 +87,8 @@ pub struct Case<'a> {
     pub(super) generation: Option<String>,
     /// What the clocks of processes are off, ms.
     pub(super) clocks: Vec<i64>,
+    /// Nothing has happened since all were ready.
+    pub(super) settled: bool,
     began: Instant,
     diary: File,
     pub(super) outcome: &'a mut Outcome,
@@ -122,6 +125,7 @@ impl<'a> Case<'a> {
             shared,
             generation: None,
             clocks,
+            settled: false,
             began,
             diary,
             outcome,
@@ -135,7 +139,7 @@ impl<'a> Case<'a> {
         let (addresses, generation) = self.cluster.wait_ready(not);
         self.shared.set_addresses(&addresses);
         self.note(&format!("ready: generation {generation}"));
-        self.generation = Some(generation);
+        (self.generation, self.settled) = (Some(generation), true);
         addresses
     }
 
@@ -144,6 +148,14 @@ impl<'a> Case<'a> {
         self.cluster.start_again(launch(self.folder, topology, dies, &self.clocks));
         self.outcome.topologies.push(topology);
         self.note(&format!("started: {topology}"));
+    }
+
+    /// Starts others that are to go on in the place of those that run.
+    pub(super) fn succeed(&mut self, topology: Topology, how: &'static str) {
+        let launch = Launch { succeeds: Some(how), ..launch(self.folder, topology, None, &[]) };
+        self.cluster.succeed(launch, self.settled);
+        self.outcome.topologies.push(topology);
+        self.note(&format!("started beside them: {topology}"));
     }
 
     /// Notes in the case's folder what happens, and when.
@@ -163,6 +175,10 @@ impl<'a> Case<'a> {
         self.note("all records are sent");
         self.compare(&feed);
         self.note("compared");
+        if CHECKPOINTS {
+            self.compare_checkpoint(&feed);
+            self.note("a checkpoint of all is compared");
+        }
         self.cluster.terminate();
         if let Feed::Journal(posted) = &feed {
             let letters = self.folder.join("data").join("dead-letters.jsonl");
@@ -212,6 +228,14 @@ impl<'a> Case<'a> {
         }
     }
 
+    /// Compares a checkpoint that includes the whole log with the recomputation.
+    fn compare_checkpoint(&mut self, feed: &Feed) {
+        let (folder, cities) = (self.folder, cities(self.plan.mode));
+        self.outcome.comparisons.compare("a checkpoint of all", || {
+            checkpoints::check(folder, feed.records(), feed.oracle(), cities)
+        });
+    }
+
     /// What was noticed on the way.
     fn look_back(&mut self) {
         let Outcome { comparisons, .. } = &mut *self.outcome;
@@ -257,9 +281,11 @@ fn rules() -> &'static str {
 
 /// The tables of a configuration that both kinds of cases have. Without a journal checkpoints need a place.
 fn tables(folder: Option<&Path>) -> String {
-    let mut tables = String::from("[cluster]\nconnect_time = \"10s\"\npeer_timeout = \"3s\"\n");
+    let mut tables = String::from(
+        "[cluster]\nconnect_time = \"10s\"\npeer_timeout = \"3s\"\nstandby_after = \"3s\"\n",
+    );
     if CHECKPOINTS {
-        let place = folder.map(|folder| super::checkpoints::folder(folder).display().to_string());
+        let place = folder.map(|folder| checkpoints::folder(folder).display().to_string());
         let place = place.unwrap_or_default();
         tables += &format!("[checkpoints]\nurl = '{place}'\nevery = \"1s\"\nkeep = 2\n");
     }
@@ -268,7 +294,7 @@ fn tables(folder: Option<&Path>) -> String {
 
 fn launch(folder: &Path, topology: Topology, dies: Option<(&'static str, u64)>, clocks: &[i64]) -> Launch {
     let config = folder.join("swelter.toml");
-    Launch { folder: folder.into(), config, topology, dies, clocks: clocks.to_vec() }
+    Launch { folder: folder.into(), config, topology, dies, clocks: clocks.to_vec(), succeeds: None }
 }
 
 /// Waits until each process has all records in its results; says where they are, and as of when all have them.

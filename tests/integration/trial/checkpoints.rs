@@ -3,10 +3,14 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::plan::Damage;
+use crate::harness::city_name;
+use crate::oracle::Oracle;
+use crate::process::wait_for;
 
 /// Where the checkpoints of a case are.
 pub fn folder(case: &Path) -> PathBuf {
@@ -70,4 +74,54 @@ pub fn without(case: &Path, during: impl FnOnce()) {
         fs::remove_file(&folder).unwrap();
         fs::rename(&away, &folder).unwrap();
     }
+}
+
+/// What `swelter checkpoints` says.
+fn asked(case: &Path, arguments: &[&str]) -> Result<Value, String> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
+    command.arg("checkpoints").args(arguments).args(["--json", "--url"]).arg(folder(case));
+    let output = command.output().unwrap();
+    if !output.status.success() {
+        return Err(format!("{arguments:?}: {}", String::from_utf8_lossy(&output.stderr)));
+    }
+    Ok(serde_json::from_slice(&output.stdout).unwrap())
+}
+
+/// Records that a checkpoint includes; nothing where it is damaged, or given up meanwhile.
+fn included(case: &Path, name: &str) -> Option<u64> {
+    let facts = asked(case, &["show", name]).ok()?;
+    let positions = facts["positions"].as_object()?.values();
+    positions.flat_map(|of| of.as_object().unwrap().values()).map(Value::as_u64).sum()
+}
+
+/// Waits for a checkpoint of the whole log, and compares it with what the recomputation has. Says how many values it has.
+pub fn check(case: &Path, records: u64, oracle: &Oracle, cities: u32) -> usize {
+    let name = wait_for("a checkpoint of all", || {
+        let newest = manifests(&folder(case)).pop()?.0;
+        let name = newest.file_stem()?.to_str()?.to_owned();
+        (included(case, &name)? == records).then_some(name)
+    });
+    let say = |arguments: &[&str]| asked(case, arguments).unwrap_or_else(|error| panic!("{error}"));
+    say(&["verify", &name]);
+    let known = (0..cities).filter(|city| oracle.knows(*city));
+    known.map(|city| check_city(&say(&["show", &name, "--city", &city_name(city)]), oracle, city)).sum()
+}
+
+/// Beyond what results may still need, a checkpoint may hold more, but nothing else than there was.
+fn check_city(kept: &Value, oracle: &Oracle, city: u32) -> usize {
+    let expected = oracle.kept(city);
+    assert_eq!(kept["high"], expected.high, "the newest time of {}", kept["city"]);
+    assert_eq!(kept["measured"], json!(expected.measured), "the measurements of {}", kept["city"]);
+    let mut values = 2;
+    for (what, needed, all) in [
+        ("readings", expected.needed_readings, expected.readings),
+        ("withdrawn", expected.needed_withdrawn, expected.withdrawn),
+    ] {
+        let kept_ones = kept[what].as_array().unwrap();
+        let held = &all[all.len().saturating_sub(kept_ones.len())..];
+        assert_eq!(kept_ones, held, "{what} of {}", kept["city"]);
+        assert!(kept_ones.len() >= needed, "{what} of {}: {} of {needed}", kept["city"], kept_ones.len());
+        values += kept_ones.len();
+    }
+    values
 }

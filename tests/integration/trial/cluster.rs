@@ -34,6 +34,8 @@ pub struct Launch {
     pub dies: Option<(&'static str, u64)>,
     /// What the clock of each process is off, ms.
     pub clocks: Vec<i64>,
+    /// `--takeover` or `--standby`: they are to go on in the place of those that run.
+    pub succeeds: Option<&'static str>,
 }
 
 pub struct Cluster {
@@ -44,9 +46,20 @@ pub struct Cluster {
     members: Vec<Member>,
     /// Of each process to each other one: both, and the way.
     proxies: Vec<(usize, usize, Proxy)>,
+    retiring: Option<Retiring>,
     pub own_ends: usize,
     /// What should not have happened.
     pub complaints: Vec<String>,
+}
+
+/// Those that others go on in the place of.
+struct Retiring {
+    topology: Topology,
+    members: Vec<Member>,
+    /// Their connections go through these.
+    _proxies: Vec<(usize, usize, Proxy)>,
+    /// Nothing else is in their way: they must end with the code that says so.
+    undisturbed: bool,
 }
 
 struct Member {
@@ -62,6 +75,7 @@ impl Cluster {
             starts: 0,
             members: Vec::new(),
             proxies: Vec::new(),
+            retiring: None,
             own_ends: 0,
             complaints: Vec::new(),
         };
@@ -74,6 +88,56 @@ impl Cluster {
         self.kill_all();
         self.launch = launch;
         self.spawn();
+    }
+
+    /// Starts others beside those that run, which are to go on in their place.
+    pub fn succeed(&mut self, launch: Launch, undisturbed: bool) {
+        self.kill_retiring();
+        let topology = self.launch.topology;
+        let (members, proxies) = (std::mem::take(&mut self.members), std::mem::take(&mut self.proxies));
+        self.retiring = Some(Retiring { topology, members, _proxies: proxies, undisturbed });
+        self.launch = launch;
+        self.spawn();
+    }
+
+    /// Waits until those that were started last follow others, but not for long.
+    pub fn follows(&mut self, within: Duration) -> bool {
+        let (until, mut left) = (Instant::now() + within, OWN_ENDS);
+        let follows = |member: &Member| {
+            fs::read_to_string(&member.log).is_ok_and(|log| log.contains("another generation is followed"))
+        };
+        while Instant::now() < until {
+            self.revive(&mut left);
+            if self.members.iter().any(follows) {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        false
+    }
+
+    /// Those that others have taken over from must have ended, and said why.
+    fn check_retired(&mut self) {
+        let Some(Retiring { members, undisturbed, .. }) = &mut self.retiring else { return };
+        let until = Instant::now() + GRACE;
+        let has_ended = |member: &mut Member| member.child.try_wait().unwrap().is_some();
+        while !members.iter_mut().all(has_ended) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        for member in members {
+            let status = member.child.try_wait().unwrap();
+            if status.is_none() || *undisturbed && status.is_some_and(|status| status.code() != Some(3)) {
+                let line = last_line(&member.log);
+                self.complaints.push(format!("taken over from, and {status:?} {GRACE:?} later: {line}"));
+            }
+        }
+        self.kill_retiring();
+    }
+
+    pub fn kill_retiring(&mut self) {
+        if let Some(Retiring { topology, mut members, .. }) = self.retiring.take() {
+            kill_members(&mut members, topology);
+        }
     }
 
     /// How often processes were started.
@@ -117,7 +181,7 @@ impl Cluster {
     }
 
     fn member(&self, name: &str, process: Option<(usize, &PathBuf)>) -> Member {
-        let Launch { folder, config, topology, dies, clocks } = &self.launch;
+        let Launch { folder, config, topology, dies, clocks, succeeds } = &self.launch;
         let (out, log) = (folder.join(format!("{name}.out")), folder.join(format!("{name}.log")));
         // It ends with whoever runs the trial. A full disk is an error to it, not its end.
         let mut command = Command::new("setpriv");
@@ -131,6 +195,7 @@ impl Cluster {
         }
         command.args(["run", "--listen", "127.0.0.1:0", "--workers", &topology.workers.to_string()]);
         command.arg("--config").arg(config).arg("--data-dir").arg(folder.join("data"));
+        command.args(succeeds);
         if topology.processes > 1 {
             command.args(["--processes", &topology.processes.to_string()]);
         }
@@ -164,13 +229,7 @@ impl Cluster {
 
     /// The processes that serve, in their order; fewer than there are while some start.
     pub fn processes(&self) -> Vec<u32> {
-        let of_members = self.members.iter().map(|member| member.child.id());
-        if !self.launch.topology.is_supervised() {
-            return of_members.collect();
-        }
-        let mut found: Vec<(u32, u32)> = of_members.flat_map(children).collect();
-        found.sort_unstable();
-        found.into_iter().map(|(_, pid)| pid).collect()
+        processes_of(&self.members, self.launch.topology)
     }
 
     /// One of the processes, once there is one.
@@ -213,7 +272,9 @@ impl Cluster {
                 && statuses.iter().all(|status| status.generation == statuses[0].generation)
                 && Some(&*statuses[0].generation) != not
             {
-                return (addresses, statuses[0].generation.clone());
+                let generation = statuses[0].generation.clone();
+                self.check_retired();
+                return (addresses, generation);
             }
             assert!(Instant::now() < deadline, "not ready: {statuses:?}; {}", self.last_lines());
             std::thread::sleep(Duration::from_millis(20));
@@ -246,27 +307,25 @@ impl Cluster {
 
     /// Waits until one has died that was to, but not for long.
     pub fn has_died(&mut self, within: Duration) -> bool {
-        let (until, before) = (Instant::now() + within, self.processes());
+        // A supervisor has not started all of them yet.
+        let (until, mut before) = (Instant::now() + within, Vec::new());
         while Instant::now() < until {
+            let now = self.processes();
+            let all_were_there = before.len() as u64 == self.launch.topology.processes;
             if self.members.iter_mut().any(|member| member.child.try_wait().unwrap().is_some())
-                || self.processes() != before && before.len() as u64 == self.launch.topology.processes
+                || all_were_there && now != before
             {
                 return true;
             }
+            before = now;
             std::thread::sleep(Duration::from_millis(10));
         }
         false
     }
 
     pub fn kill_all(&mut self) {
-        let processes = self.processes();
-        for member in &mut self.members {
-            let _ = member.child.kill();
-            let _ = member.child.wait();
-        }
-        if self.launch.topology.is_supervised() {
-            processes.into_iter().filter(|pid| is_ours(*pid)).for_each(|pid| send(pid, Signal::KILL));
-        }
+        self.kill_retiring();
+        kill_members(&mut self.members, self.launch.topology);
     }
 
     /// Kills the supervisor alone. Its processes must end by themselves.
@@ -319,6 +378,28 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         self.kill_all();
+    }
+}
+
+/// The processes that serve, in their order.
+fn processes_of(members: &[Member], topology: Topology) -> Vec<u32> {
+    let of_members = members.iter().map(|member| member.child.id());
+    if !topology.is_supervised() {
+        return of_members.collect();
+    }
+    let mut found: Vec<(u32, u32)> = of_members.flat_map(children).collect();
+    found.sort_unstable();
+    found.into_iter().map(|(_, pid)| pid).collect()
+}
+
+fn kill_members(members: &mut [Member], topology: Topology) {
+    let processes = processes_of(members, topology);
+    for member in members {
+        let _ = member.child.kill();
+        let _ = member.child.wait();
+    }
+    if topology.is_supervised() {
+        processes.into_iter().filter(|pid| is_ours(*pid)).for_each(|pid| send(pid, Signal::KILL));
     }
 }
 

@@ -13,6 +13,8 @@ use crate::recovery::Random;
 
 /// How long a process may take to die that is to die by itself.
 const TO_DIE: Duration = Duration::from_secs(8);
+/// And until a standby follows those that run.
+const TO_FOLLOW: Duration = Duration::from_secs(20);
 
 impl Case<'_> {
     pub(super) fn befall(&mut self, step: &Step) {
@@ -20,6 +22,7 @@ impl Case<'_> {
         let before = self.generation.clone();
         self.note(step.fault.name());
         let happened = self.inflict(step);
+        self.settled = false;
         self.note("done");
         *self.outcome.faults.entry(happened.name()).or_default() += 1;
         if step.settle {
@@ -97,6 +100,15 @@ impl Case<'_> {
             Fault::Stop => {
                 self.cluster.terminate();
                 self.start_again(topology, None);
+            }
+            Fault::TakeOver => self.succeed(topology, "--takeover"),
+            Fault::StandIn => {
+                self.succeed(topology, "--standby");
+                if !self.cluster.follows(TO_FOLLOW) {
+                    // The broker may be away, or nobody has ever been there to follow.
+                    self.note("the standby is not there in time");
+                }
+                self.cluster.kill_retiring();
             }
         }
         fault

@@ -98,6 +98,9 @@ fn trial() {
     let seeds: Vec<u64> = (from.parse().unwrap()..=to.parse().unwrap()).collect();
     let faults = variable("SWELTER_TRIAL_FAULTS").map_or(FAULTS, |faults| faults.parse().unwrap());
     let lanes = variable("SWELTER_TRIAL_LANES").map_or(LANES, |lanes| lanes.parse().unwrap());
+    if variable("SWELTER_TRIAL_PLAN").is_some() {
+        return seeds.iter().for_each(|seed| say(&Plan::new(*seed, faults).to_string()));
+    }
     if seeds.iter().any(|seed| Mode::of(*seed) == Mode::Kafka) {
         assert!(OwnBroker::is_prepared(), "scripts/trial prepares a broker");
     }

@@ -84,6 +84,10 @@ pub enum Fault {
     Clocks,
     /// SIGTERM, and another start: nothing that should be noticed.
     Stop,
+    /// Others are started beside those that run, and go on in their place.
+    TakeOver,
+    /// Those that run are killed while others stand by.
+    StandIn,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +129,8 @@ const KINDS: &[Kind] = &[
     Kind { weight: 2, draw: |r| Fault::Stall(millis(r, 200, 5_000)), possible: |_, t| t.separate },
     Kind { weight: 1, draw: |_| Fault::Clocks, possible: |_, t| t.separate },
     Kind { weight: 2, draw: |_| Fault::Stop, possible: |_, _| true },
+    Kind { weight: 3, draw: |_| Fault::TakeOver, possible: |m, _| m == Mode::Kafka },
+    Kind { weight: 2, draw: |_| Fault::StandIn, possible: |m, _| m == Mode::Kafka },
 ];
 
 fn millis(random: &mut Random, from: u64, to: u64) -> Duration {
@@ -169,6 +175,8 @@ impl Fault {
             Fault::Stall(_) => "a process cut off from the others (nothing goes through)",
             Fault::Clocks => "clocks of processes apart",
             Fault::Stop => "stopped and started again (SIGTERM)",
+            Fault::TakeOver => "taken over by another generation",
+            Fault::StandIn => "kill -9 of all with a standby beside them",
         }
     }
 
@@ -184,6 +192,8 @@ impl Fault {
                 | Damage(_)
                 | Clocks
                 | Stop
+                | TakeOver
+                | StandIn
         )
     }
 }
