@@ -22,6 +22,7 @@ mod sweep;
 pub mod told;
 
 use std::collections::{HashMap, HashSet};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use self::chunk::Held;
@@ -329,13 +330,13 @@ impl Rolling {
         }
     }
 
-    /// Gives `each` the servable rows of a city with `reading_at` in `from..=to`, by time.
+    /// Gives `each` the servable rows of a city with `reading_at` in `from..=to`, by time, until it has enough.
     pub fn servable_rows(
         &mut self,
         city: CityId,
         from: EventTime,
         to: EventTime,
-        each: impl FnMut(i64, Row),
+        each: impl FnMut(i64, Row) -> ControlFlow<()>,
     ) {
         self.store.seal(city.0);
         let oldest = self.store.retention.oldest_servable(self.store.heads[city.0 as usize].high);

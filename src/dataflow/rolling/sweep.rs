@@ -1,5 +1,7 @@
 //! Rolling results from held readings: for one place, for a range, and for all rows that edits have changed.
 
+use std::ops::ControlFlow;
+
 use super::chunk::{Frame, Held, PackedRow};
 use super::edit::{Delta, Place};
 use super::part::{Rows, View};
@@ -104,14 +106,22 @@ impl Store {
         Some((at, head.run_sum + lost - won, head.run_count + lost_count - won_count))
     }
 
-    /// Gives `each` the row of every reading in `from..=to`, by time; the city must be sealed.
-    pub fn rows(&self, city: u32, from: i64, to: i64, mut each: impl FnMut(i64, Row)) {
+    /// Gives `each` the row of every reading in `from..=to`, by time, until it has enough; the city must be sealed.
+    pub fn rows(
+        &self,
+        city: u32,
+        from: i64,
+        to: i64,
+        mut each: impl FnMut(i64, Row) -> ControlFlow<()>,
+    ) {
         let window = self.retention.window.millis();
         let mut window_rows = WindowCursor::at(self, city, from.saturating_sub(window), from);
         while let Some((millis, held)) = window_rows.high.peek().filter(|(millis, _)| *millis <= to) {
             window_rows.take();
             window_rows.drop_before(millis - window);
-            each(millis, window_rows.row(held));
+            if each(millis, window_rows.row(held)).is_break() {
+                return;
+            }
         }
     }
 
