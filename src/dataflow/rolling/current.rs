@@ -104,8 +104,7 @@ fn newest_row(store: &mut Store, city: u32) -> Option<(EventTime, Row, Option<Wi
     if last < oldest_servable {
         return None;
     }
-    let place = store.seek(city, last);
-    let (_, held) = store.get(city, place)?;
+    let held = store.get(city, store.seek(city, last), last)?;
     let row = Row::new(held.heat_index(), held.category(), head.run_sum, head.run_count);
     let hour_ago = store
         .rolling_at_or_before(city, last - HOUR_MS)

@@ -8,7 +8,7 @@ use crate::model::{OutcomeKind, Revision};
 
 /// A row's place: the index of its part within the city, and its own there. The place behind a part's last row means the
 /// next part's first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     pub chunk: usize,
     pub row: usize,
@@ -38,7 +38,7 @@ impl Store {
         if place != self.end(city) {
             self.open(city, place.chunk);
         }
-        let before = self.get(city, place).filter(|(at, _)| *at == millis).map(|(_, held)| held);
+        let before = self.get(city, place, millis);
         if retried && (before.is_some() || self.index[city as usize].withdrawn.contains_key(&millis)) {
             return (OutcomeKind::Superseded, None);
         }

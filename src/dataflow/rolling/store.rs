@@ -261,11 +261,7 @@ impl Store {
         if head.tail == NO_CHUNK {
             return;
         }
-        let tail = self.arena.get_mut(head.tail);
-        if tail.len != head.tail_len {
-            tail.len = head.tail_len;
-            tail.summarize();
-        }
+        self.arena.get_mut(head.tail).grow(head.tail_len);
         if head.lo == head.tail {
             head.lo_len = head.tail_len;
         }
