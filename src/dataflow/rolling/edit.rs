@@ -35,16 +35,14 @@ impl Store {
         retried: bool,
     ) -> (OutcomeKind, Option<Delta>) {
         let place = self.seek(city, millis);
-        if place != self.end(city) {
-            self.open(city, place.chunk);
-        }
         let before = self.get(city, place, millis);
-        if retried && (before.is_some() || self.index[city as usize].withdrawn.contains_key(&millis)) {
+        let mark = self.index[city as usize].withdrawn.get(&millis).copied();
+        if retried && (before.is_some() || mark.is_some()) {
             return (OutcomeKind::Superseded, None);
         }
         let remembered = match before {
-            Some(_) => self.revision(city, place),
-            None => self.index[city as usize].withdrawn.get(&millis).copied().flatten(),
+            Some(_) => self.part(city, place.chunk).revision(place.row),
+            None => mark.flatten(),
         };
         if let (Some(new), Some(old)) = (revision, remembered)
             && new.number() < old.number()
@@ -52,43 +50,50 @@ impl Store {
             return (OutcomeKind::OldRevision, None);
         }
         let kind = match (before, event) {
-            (Some(_), Some(held)) => {
-                self.replace(city, place, held, revision);
-                OutcomeKind::Corrected
-            }
+            (Some(_), Some(_)) => OutcomeKind::Corrected,
+            (None, Some(_)) => OutcomeKind::Inserted,
+            (Some(_), None) => OutcomeKind::Withdrawn,
+            (None, None) => OutcomeKind::NothingToWithdraw,
+        };
+        let delta = Delta { millis, before, after: event };
+        let same = before == event && revision == remembered && (before.is_some() || mark.is_some());
+        if !same {
+            self.put(city, place, delta, revision);
+        }
+        self.note_edit(city, delta, same);
+        (kind, (before != event).then_some(delta))
+    }
+
+    fn put(&mut self, city: u32, place: Place, delta: Delta, revision: Option<Revision>) {
+        let Delta { millis, before, after } = delta;
+        match (before, after) {
+            (Some(_), Some(held)) => self.replace(city, place, held, revision),
             (None, Some(held)) => {
                 let place = self.insert(city, place, millis, held);
                 self.set_revision(city, place, revision);
                 self.index[city as usize].withdrawn.remove(&millis);
-                OutcomeKind::Inserted
             }
-            (before, None) => {
+            (Some(_), None) => {
+                self.remove(city, place);
                 self.index[city as usize].withdrawn.insert(millis, revision);
-                match before {
-                    Some(_) => {
-                        self.remove(city, place);
-                        OutcomeKind::Withdrawn
-                    }
-                    None => OutcomeKind::NothingToWithdraw,
-                }
             }
-        };
+            (None, None) => drop(self.index[city as usize].withdrawn.insert(millis, revision)),
+        }
+    }
+
+    /// Keeps up the running sums, and what the next snapshot must hold; `same`: key and revision are as they were.
+    fn note_edit(&mut self, city: u32, delta: Delta, same: bool) {
         let (index, head) = (&mut self.index[city as usize], &mut self.heads[city as usize]);
-        index.edited_from = match before.or(event) {
-            Some(_) => index.edited_from.min(millis),
-            None => index.edited_from.min(END - 1),
-        };
-        let delta = Delta { millis, before, after: event };
-        if millis >= index.floor {
+        index.edited_from = index.edited_from.min(match delta.before.or(delta.after) {
+            Some(_) if !same => delta.millis,
+            None if same => END,
+            // No reading is another one; marks or measurements may be.
+            _ => END - 1,
+        });
+        if delta.millis >= index.floor {
             head.run_sum += delta.sum();
             head.run_count = (i64::from(head.run_count) + delta.count()) as u32;
         }
-        (kind, (before != event).then_some(delta))
-    }
-
-    fn revision(&mut self, city: u32, place: Place) -> Option<Revision> {
-        let chunk = self.open(city, place.chunk);
-        self.arena.get(chunk).revisions.as_ref().and_then(|revisions| revisions.get(place.row))
     }
 
     fn replace(&mut self, city: u32, place: Place, held: Held, revision: Option<Revision>) {
