@@ -13,6 +13,7 @@ pub mod chunk;
 mod current;
 mod days;
 mod edit;
+mod hour_ago;
 mod operator;
 mod part;
 mod revisions;

@@ -133,6 +133,28 @@ impl<'a> View<'a> {
         }
     }
 
+    /// Writes times and heat indexes of the rows from index `first` on, as many as there is room for; returns how many.
+    pub fn read(self, first: usize, out: &mut [(i64, i64)]) -> usize {
+        let count = out.len().min(self.len().saturating_sub(first));
+        let out = &mut out[..count];
+        match self {
+            View::Open(chunk) | View::Copied(_, chunk) => {
+                for (out, row) in out.iter_mut().zip(&chunk.rows()[first..]) {
+                    *out = (chunk.frame.millis(*row), row.held().micros());
+                }
+            }
+            View::Packed(block) => {
+                let place = |i: usize| i.wrapping_sub(first);
+                let base = block.first_millis();
+                block.offsets(|i, offset| out.get_mut(place(i)).into_iter().for_each(|out| out.0 = base + offset));
+                block.values(first + count, |i, micros| {
+                    out.get_mut(place(i)).into_iter().for_each(|out| out.1 = micros);
+                });
+            }
+        }
+        count
+    }
+
     /// Gives `each` the time and value of every reading.
     pub fn for_each(self, mut each: impl FnMut(i64, Held)) {
         let mut buffer = Vec::new();

@@ -90,8 +90,12 @@ pub struct CityIndex {
     pub withdrawn: BTreeMap<i64, Option<Revision>>,
     /// The part in which the running window begins, by index.
     pub lo_part: u32,
+    /// Parts that have left: the number of a part, of all that there were, is this and its index.
+    pub gone: u64,
     /// The first part that the epoch at hand may have opened, by index.
     pub opened: u32,
+    /// The first part that was edited since the current row was looked at, by number.
+    pub changed_part: u64,
     /// What the head's `lo` is a copy of, unless it is the tail.
     pub lo_block: Option<Block>,
     /// Where the running window begins, while the city is edited.
@@ -113,7 +117,9 @@ impl Default for CityIndex {
             parts: VecDeque::new(),
             withdrawn: BTreeMap::new(),
             lo_part: 0,
+            gone: 0,
             opened: NO_PART,
+            changed_part: u64::MAX,
             lo_block: None,
             floor: NEVER,
             edited_from: END,
@@ -278,7 +284,7 @@ impl Store {
             && index.parts.front().is_some_and(|first| is_old(first, arena))
             && let Some(first) = index.parts.pop_front()
         {
-            index.lo_part -= 1;
+            (index.lo_part, index.gone) = (index.lo_part - 1, index.gone + 1);
             if let Some(departed) = departed {
                 first.view(arena).for_each(|millis, held| departed.push((city, millis, held)));
             }
@@ -298,7 +304,11 @@ impl Store {
 
     /// Makes the city fit for appends again: packs all but the tail, and moves the running window to the newest reading.
     pub fn finish_edits(&mut self, city: u32) {
-        if let Some(last) = self.index[city as usize].parts.len().checked_sub(1) {
+        let index = &mut self.index[city as usize];
+        if index.opened != NO_PART {
+            index.changed_part = index.changed_part.min(index.gone + u64::from(index.opened));
+        }
+        if let Some(last) = index.parts.len().checked_sub(1) {
             self.open(city, last);
         }
         self.pack_opened(city);

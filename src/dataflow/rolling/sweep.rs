@@ -58,6 +58,21 @@ impl Store {
         self.index[city as usize].parts.back().map(|part| part.view(&self.arena).last_millis())
     }
 
+    /// Time and value of the city's newest reading; the city must be sealed.
+    pub fn newest(&self, city: u32) -> Option<(i64, Held)> {
+        let last = self.end(city).chunk.checked_sub(1)?;
+        let (part, row) = (self.part(city, last), self.part(city, last).len() - 1);
+        Some((part.last_millis(), part.held(row)))
+    }
+
+    /// The time of the row before `place`.
+    pub fn millis_before(&self, city: u32, place: Place) -> Option<i64> {
+        match place.row.checked_sub(1) {
+            Some(row) => Some(self.part(city, place.chunk).millis(row)),
+            None => Some(self.part(city, place.chunk.checked_sub(1)?).last_millis()),
+        }
+    }
+
     /// Sum and count of the readings in `from..to`.
     pub fn span(&self, city: u32, from: Place, to: Place) -> (i64, u32) {
         let (mut sum, mut count) = (0, 0);
@@ -114,21 +129,6 @@ impl Store {
             });
         }
         peak
-    }
-
-    /// Time, sum and count of the newest row at or before `millis`; the city must be sealed and its running window that of its
-    /// newest reading.
-    pub fn rolling_at_or_before(&self, city: u32, millis: i64) -> Option<(i64, i64, u32)> {
-        let behind = self.seek(city, millis + 1);
-        let place = match behind.row {
-            0 if behind.chunk == 0 => return None,
-            0 => Place { chunk: behind.chunk - 1, row: self.part(city, behind.chunk - 1).len() - 1 },
-            row => Place { chunk: behind.chunk, row: row - 1 },
-        };
-        let at = self.part(city, place.chunk).millis(place.row);
-        let lo = self.seek(city, at - self.retention.window.millis());
-        let (sum, count) = self.window(city, lo, Place { row: place.row + 1, ..place });
-        Some((at, sum, count))
     }
 
     /// Gives `each` the row of every reading in `from..=to`, by time, until it has enough; the city must be sealed.
