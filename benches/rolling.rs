@@ -600,7 +600,7 @@ fn memory_of(kind: usize) {
             let event = if sensible { Event::Reading(sensor.next(city, minute)) } else { random.event };
             Arrival { event, ..random }
         });
-        rolling.apply(&[arrivals.collect()], &mut changed);
+        rolling.apply(&[arrivals.collect()], |_| true, &mut changed);
     }
     drop(changed);
     let held = 2.0 * WINDOW_MINUTES as f64 * f64::from(cities.count());

@@ -224,6 +224,18 @@ fn check_outputs(
     assert_eq!(told.counts.split_city, 0);
 }
 
+/// Checks what is told where no sink wants rows.
+fn check_told(log: &[Entry], settings: Settings, workers: usize, cuts: &[usize]) {
+    let leg = Leg { workers, told_only: true, ..Leg::default() };
+    let (outputs, _) = harness::run_leg(log, settings, cuts, leg);
+    let (mut oracle, mut told, mut next) = (Oracle::new(settings), Knows::default(), 0);
+    for (&cut, output) in cuts.iter().zip(&outputs) {
+        log[next..cut].iter().for_each(|entry| drop(oracle.apply(entry)));
+        next = cut;
+        told.check(output, &oracle);
+    }
+}
+
 /// One run after the other, each resumed from a state that the one before has given while it went on.
 fn check_resumed(log: &[Entry], settings: Settings, cuts: &[usize], legs: &[PlannedLeg]) {
     let mut kept: BTreeMap<String, CityState> = BTreeMap::new();
@@ -247,7 +259,7 @@ fn check_resumed(log: &[Entry], settings: Settings, cuts: &[usize], legs: &[Plan
             CityState { slot, ..city }
         });
         let resumed = at.map(|at| (at, translated.collect()));
-        let leg = Leg { workers, days: at.is_none(), resumed, marks };
+        let leg = Leg { workers, days: at.is_none(), resumed, marks, ..Leg::default() };
         let (outputs, mut taken) = harness::run_leg(log, settings, cuts, leg);
         check_outputs(log, settings, cuts, &outputs, at);
         taken.sort_by_key(|taken| taken.epoch);
@@ -404,6 +416,15 @@ proptest! {
         check(&log, settings, workers, &cuts);
     }
 
+    /// Rows that nobody wants are not computed.
+    #[test]
+    fn what_is_told_equals_the_recomputation_where_no_sink_wants_rows(
+        (log, settings, cuts) in prop_oneof![case(0..90, 30).boxed(), sensors().boxed()],
+        workers in prop::sample::select(&[1usize, 2]),
+    ) {
+        check_told(&log, settings, workers, &cuts);
+    }
+
     #[test]
     fn resumed_state_of_sensors_goes_on_as_if_nothing_had_been(
         (log, settings, cuts) in sensors(),
@@ -450,7 +471,7 @@ proptest! {
                 arrivals.push(harness::arrival(&upsert, admitted, 0));
             }
             next = cut;
-            rolling.apply(&[arrivals], &mut changed);
+            rolling.apply(&[arrivals], |_| false, &mut changed);
             for id in 0..names.len() as u32 {
                 let mut rows = Vec::new();
                 rolling.servable_rows(CityId(id), EventTime::MIN, EventTime::MAX, |at, row| {
@@ -491,7 +512,7 @@ proptest! {
             if admitted.is_new {
                 rolling.introduce(&admitted.introduction("split"));
             }
-            rolling.apply(&[vec![harness::arrival(&upsert, admitted, 0)]], &mut changed);
+            rolling.apply(&[vec![harness::arrival(&upsert, admitted, 0)]], |_| true, &mut changed);
             prop_assert_eq!(changed.outcomes[0].kind, expected.unwrap_or(OutcomeKind::TooLate));
             let changes: Vec<_> =
                 changed.rows.iter().flatten().map(|c| ((0, c.reading_at.millis()), c.before, c.after)).collect();

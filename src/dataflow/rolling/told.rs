@@ -58,6 +58,11 @@ impl Watched {
         }
     }
 
+    /// Whether changes of the city's rows are told.
+    pub fn is_watched(&self, CityId(city): CityId) -> bool {
+        !self.cities.is_empty() && self.cities.contains_key(&city)
+    }
+
     /// Tells what an epoch has changed. The answers of the epoch come after it.
     pub fn tell(&self, epoch: u64, changed: &Changed, rolling: &Rolling, told: &mut Vec<(Processes, Told)>) {
         let names = &rolling.cities.names;
