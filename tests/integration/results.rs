@@ -147,6 +147,24 @@ fn sensors() -> impl Strategy<Value = (Vec<Entry>, Settings, Vec<usize>)> {
     })
 }
 
+/// Withdrawals of cities without a reading, more of them than are remembered; then anything at the same times.
+fn withdrawals() -> impl Strategy<Value = (Vec<Entry>, Settings, Vec<usize>)> {
+    let revision = || prop::option::of(0..4i64);
+    let early = (0..2u32, 0..500i64, Just(Event::Withdrawal), revision());
+    let later = (0..2u32, 0..500i64, event(), revision());
+    let entries = (prop::collection::vec(early, 0..300), prop::collection::vec(later, 0..60));
+    let spans: &'static [i64] = &[0, 10 * MINUTE, HOUR, 5 * HOUR];
+    let settings = (prop::sample::select(spans), prop::sample::select(spans), prop::sample::select(spans));
+    (entries, settings).prop_flat_map(|((early, later), (window, lateness, history))| {
+        let settings = Settings { formula: FORMULA, window, lateness, history };
+        let entry =
+            |(city, minute, event, revision)| Entry { city, millis: minute * MINUTE, event, revision };
+        let log: Vec<Entry> = early.into_iter().chain(later).map(entry).collect();
+        let cuts = cuts(log.len(), 40);
+        (Just(log), Just(settings), cuts)
+    })
+}
+
 /// Applies an epoch's changes: each must begin with what is held, and change it, and no key may change twice.
 fn accumulate<K: Ord + Copy + Debug, V: PartialEq + Copy + Debug>(
     held: &mut BTreeMap<K, V>,
@@ -414,6 +432,22 @@ proptest! {
         workers in prop::sample::select(&[1usize, 2]),
     ) {
         check(&log, settings, workers, &cuts);
+    }
+
+    #[test]
+    fn equals_the_recomputation_where_withdrawals_come_first(
+        (log, settings, cuts) in withdrawals(),
+        workers in prop::sample::select(&[1usize, 2]),
+    ) {
+        check(&log, settings, workers, &cuts);
+    }
+
+    #[test]
+    fn resumed_state_of_withdrawals_goes_on_as_if_nothing_had_been(
+        (log, settings, cuts) in withdrawals(),
+        legs in legs(),
+    ) {
+        check_resumed(&log, settings, &cuts, &legs);
     }
 
     /// Rows that nobody wants are not computed.

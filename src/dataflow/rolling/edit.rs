@@ -3,7 +3,7 @@
 use super::chunk::{CHUNK_ROWS, Frame, Held};
 use super::part::Part;
 use super::revisions::Revisions;
-use super::store::{END, Store};
+use super::store::{CityIndex, END, Store};
 use crate::model::{OutcomeKind, Revision};
 
 /// A row's place: the index of its part within the city, and its own there. The place behind a part's last row means the
@@ -22,6 +22,10 @@ pub struct Delta {
     pub after: Option<Held>,
 }
 
+/// How many withdrawals of a city without a reading are remembered, however old they are. Beyond them are those that are no more than
+/// the lateness older than the newest.
+pub const REMEMBERED_WITHDRAWALS: usize = 64;
+
 impl Store {
     /// Sets (`Some`) or withdraws (`None`) the reading at `millis`, unless its revision is old; a `retried` one only where there
     /// is neither a reading nor the mark of a withdrawal. Between the first edit of an epoch, which [`Store::begin_edits`]
@@ -34,6 +38,7 @@ impl Store {
         revision: Option<Revision>,
         retried: bool,
     ) -> (OutcomeKind, Option<Delta>) {
+        self.index[city as usize].has_read |= event.is_some();
         let place = self.seek(city, millis);
         let before = self.get(city, place, millis);
         let mark = self.index[city as usize].withdrawn.get(&millis).copied();
@@ -75,9 +80,23 @@ impl Store {
             }
             (Some(_), None) => {
                 self.remove(city, place);
-                self.index[city as usize].withdrawn.insert(millis, revision);
+                self.mark(city, millis, revision);
             }
-            (None, None) => drop(self.index[city as usize].withdrawn.insert(millis, revision)),
+            (None, None) => self.mark(city, millis, revision),
+        }
+    }
+
+    /// Remembers a withdrawal. Of a city without a reading no lateness passes it, so their number is limited.
+    fn mark(&mut self, city: u32, millis: i64, revision: Option<Revision>) {
+        let lateness = self.retention.lateness.millis();
+        let CityIndex { withdrawn, has_read, .. } = &mut self.index[city as usize];
+        withdrawn.insert(millis, revision);
+        let newest = withdrawn.last_key_value().map_or(millis, |(&newest, _)| newest);
+        while !*has_read
+            && withdrawn.len() > REMEMBERED_WITHDRAWALS
+            && withdrawn.first_key_value().is_some_and(|(&oldest, _)| oldest < newest - lateness)
+        {
+            withdrawn.pop_first();
         }
     }
 

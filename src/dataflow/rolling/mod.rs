@@ -37,6 +37,7 @@ use crate::model::{
     Outcome, OutcomeKind, Parcels, Render, Row,
 };
 
+pub use self::edit::REMEMBERED_WITHDRAWALS;
 pub use self::operator::{Inputs, Streams, rolling};
 pub use self::store::Retention;
 
@@ -235,7 +236,9 @@ impl Rolling {
             }
             // Whether a retried one counts is decided where all of its key is known.
             let retried = matches!(arrival.event, Event::Retried(_));
-            if reading && !retried && millis > head.newest {
+            let withdrawn = head.marks_ahead
+                && self.store.index[city as usize].withdrawn.contains_key(&millis);
+            if reading && !retried && !withdrawn && millis > head.newest {
                 head.newest = millis;
             } else if head.edits == Edits::None {
                 head.edits = Edits::Expected;
