@@ -286,9 +286,8 @@ mod tests {
     #[test]
     fn the_estimate_of_rows_follows_the_rate() {
         let mut admission = admission(1000);
-        let rows = |admission: &mut Admission, at| {
-            admission.admit(&upsert("a", at, reading()), None).unwrap().rows
-        };
+        let rows =
+            |admission: &mut Admission, at| admission.admit(&upsert("a", at, reading()), None).unwrap().rows;
         // One early time, then a slow sensor, then a fast one.
         rows(&mut admission, -1_000_000_000_000);
         (0..1000).for_each(|i| assert_eq!(rows(&mut admission, i * 100), 1));

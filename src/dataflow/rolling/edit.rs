@@ -203,3 +203,93 @@ impl Store {
         place
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataflow::rolling::Retention;
+    use crate::model::{Block, Category, Duration, HeatIndex};
+
+    fn held(micros: i64) -> Held {
+        Held::new(HeatIndex::from_micros(micros), Category::None)
+    }
+
+    /// A city with a reading a second, whose revisions are 5.
+    fn filled(seconds: i64) -> Store {
+        let span = Duration::from_millis(3_600_000).unwrap();
+        let mut store = Store::new(Retention { window: span, lateness: span, history: span }, false);
+        let city = store.add_city();
+        for second in 0..seconds {
+            let head = &mut store.heads[city as usize];
+            (head.high, head.newest) = (second * 1000, second * 1000);
+            store.append(city, second * 1000, held(second), Revision::new(5));
+        }
+        store
+    }
+
+    fn edit(
+        store: &mut Store,
+        millis: i64,
+        event: Option<Held>,
+        revision: i64,
+        retried: bool,
+    ) -> OutcomeKind {
+        store.begin_edits(0);
+        let (kind, _) = store.edit(0, millis, event, Revision::new(revision), retried);
+        store.finish_edits(0);
+        #[cfg(debug_assertions)]
+        store.check(0);
+        kind
+    }
+
+    fn blocks(store: &Store) -> Vec<Block> {
+        let packed = |part: &Part| match part {
+            Part::Packed(block) => Some(block.clone()),
+            Part::Open(_) => None,
+        };
+        store.index[0].parts.iter().filter_map(packed).collect()
+    }
+
+    /// How many of the blocks were there before.
+    fn kept(store: &Store, before: &[Block]) -> usize {
+        blocks(store).iter().filter(|block| before.iter().any(|before| before.is(block))).count()
+    }
+
+    #[test]
+    fn what_changes_nothing_leaves_blocks_alone() {
+        let mut store = filled(400);
+        let before = blocks(&store);
+        assert_eq!(before.len(), 3);
+        for second in [0, 100, 127, 128, 300] {
+            let (millis, same) = (second * 1000, Some(held(second)));
+            assert_eq!(edit(&mut store, millis, Some(held(7)), 4, false), OutcomeKind::OldRevision);
+            assert_eq!(edit(&mut store, millis, None, 4, false), OutcomeKind::OldRevision);
+            assert_eq!(edit(&mut store, millis, Some(held(7)), 6, true), OutcomeKind::Superseded);
+            assert_eq!(store.index[0].edited_from, END);
+            assert_eq!(edit(&mut store, millis, same, 5, false), OutcomeKind::Corrected);
+            // The snapshot has the city, which may have other measurements, and no reading of it.
+            assert_eq!(std::mem::replace(&mut store.index[0].edited_from, END), END - 1);
+            assert_eq!(edit(&mut store, millis + 1, None, 1, false), OutcomeKind::NothingToWithdraw);
+            store.index[0].edited_from = END;
+            assert_eq!(edit(&mut store, millis + 1, None, 1, false), OutcomeKind::NothingToWithdraw);
+            assert_eq!(store.index[0].edited_from, END);
+        }
+        assert_eq!(kept(&store, &before), 3);
+        // The same reading with another revision is not the same.
+        assert_eq!(edit(&mut store, 100_000, Some(held(100)), 6, false), OutcomeKind::Corrected);
+        assert_eq!((store.index[0].edited_from, kept(&store, &before)), (100_000, 2));
+        assert_eq!(edit(&mut store, 100_000, Some(held(100)), 5, false), OutcomeKind::OldRevision);
+    }
+
+    #[test]
+    fn a_reading_between_two_blocks_changes_one() {
+        let mut store = filled(400);
+        edit(&mut store, 50_000, None, 6, false);
+        let before = blocks(&store);
+        assert_eq!(edit(&mut store, 127_500, Some(held(1)), 1, false), OutcomeKind::Inserted);
+        assert_eq!((blocks(&store).len(), kept(&store, &before)), (3, 2), "the first had room");
+        let before = blocks(&store);
+        edit(&mut store, 127_600, Some(held(1)), 1, false);
+        assert_eq!((blocks(&store).len(), kept(&store, &before)), (4, 3), "both are full");
+    }
+}

@@ -236,8 +236,8 @@ impl Rolling {
             }
             // Whether a retried one counts is decided where all of its key is known.
             let retried = matches!(arrival.event, Event::Retried(_));
-            let withdrawn = head.marks_ahead
-                && self.store.index[city as usize].withdrawn.contains_key(&millis);
+            let withdrawn =
+                head.marks_ahead && self.store.index[city as usize].withdrawn.contains_key(&millis);
             if reading && !retried && !withdrawn && millis > head.newest {
                 head.newest = millis;
             } else if head.edits == Edits::None {

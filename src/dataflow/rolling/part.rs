@@ -146,7 +146,9 @@ impl<'a> View<'a> {
             View::Packed(block) => {
                 let place = |i: usize| i.wrapping_sub(first);
                 let base = block.first_millis();
-                block.offsets(|i, offset| out.get_mut(place(i)).into_iter().for_each(|out| out.0 = base + offset));
+                block.offsets(|i, offset| {
+                    out.get_mut(place(i)).into_iter().for_each(|out| out.0 = base + offset)
+                });
                 block.values(first + count, |i, micros| {
                     out.get_mut(place(i)).into_iter().for_each(|out| out.1 = micros);
                 });

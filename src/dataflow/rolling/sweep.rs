@@ -132,13 +132,7 @@ impl Store {
     }
 
     /// Gives `each` the row of every reading in `from..=to`, by time, until it has enough; the city must be sealed.
-    pub fn rows(
-        &self,
-        city: u32,
-        from: i64,
-        to: i64,
-        mut each: impl FnMut(i64, Row) -> ControlFlow<()>,
-    ) {
+    pub fn rows(&self, city: u32, from: i64, to: i64, mut each: impl FnMut(i64, Row) -> ControlFlow<()>) {
         let window = self.retention.window.millis();
         let mut window_rows = WindowCursor::at(self, city, from.saturating_sub(window), from);
         while let Some((millis, held)) = window_rows.high.peek().filter(|(millis, _)| *millis <= to) {
