@@ -4,7 +4,7 @@
 //! Times are CPU times of the thread, so that what else the machine does counts only by the caches it takes.
 //!
 //! `taskset -c 1 cargo bench --bench rolling -- [SCENARIO...]`, scenarios: `in-order`, `cities`, `corrections`, `late`,
-//! `memory`, `resume`; all without an argument. Only when asked for:
+//! `every-second`, `memory`, `resume`; all without an argument. Only when asked for:
 //!
 //! `cargo bench --bench rolling -- packed-day`: 15,000 cities, each with a sensor that sends a reading a second, for a day (1.3 G
 //! readings), through the graph of 2 workers; what is held and what memory that takes, every few seconds; and what corrections of
@@ -88,6 +88,16 @@ impl Cities {
         Arrival { city: self.names[city as usize].key, reading_at: at(minute), event, revision, position: 0 }
     }
 
+    fn at_second(&self, city: u32, at: i64) -> Arrival {
+        let event = Event::Reading(measurement(city, at, 0));
+        let key = self.names[city as usize].key;
+        Arrival { city: key, reading_at: second(at), event, revision: None, position: 0 }
+    }
+
+    fn second(&self, at: i64) -> Vec<Arrival> {
+        (0..self.count()).map(|city| self.at_second(city, at)).collect()
+    }
+
     fn minute(&self, minute: i64) -> Vec<Arrival> {
         (0..self.count()).map(|city| self.arrival(city, minute, 0, None)).collect()
     }
@@ -161,9 +171,24 @@ fn time_epochs(epochs: i64, first: i64, cities: &Cities, mut run: impl FnMut(&mu
     median(times.collect())
 }
 
+/// What comes in order: the arrivals of each epoch, and how many fill windows and state.
+struct InOrder<'a> {
+    cities: &'a Cities,
+    retention: Retention,
+    filled: i64,
+    arrivals: fn(&Cities, i64) -> Vec<Arrival>,
+}
+
+impl InOrder<'_> {
+    fn minutes(cities: &Cities) -> InOrder<'_> {
+        InOrder { cities, retention: retention(), filled: 2 * WINDOW_MINUTES, arrivals: Cities::minute }
+    }
+}
+
 /// The same store in a plain loop. `formula`: whether the heat index is computed in the loop, as the operator does.
-fn bare_loop(cities: &Cities, epochs: i64, formula: bool) -> f64 {
-    let mut store = Store::new(retention(), false);
+fn bare_loop(in_order: &InOrder<'_>, epochs: i64, formula: bool) -> f64 {
+    let InOrder { cities, retention, filled, arrivals } = *in_order;
+    let mut store = Store::new(retention, false);
     for _ in &cities.names {
         store.add_city();
     }
@@ -188,14 +213,14 @@ fn bare_loop(cities: &Cities, epochs: i64, formula: bool) -> f64 {
         }
         changes.iter().for_each(|change| seen ^= change.after.map_or(0, |row| row.sum()));
     };
-    for minute in 0..2 * WINDOW_MINUTES {
-        run(&cities.minute(minute), None);
+    for epoch in 0..filled {
+        run(&arrivals(cities, epoch), None);
     }
     let mut busy = Vec::new();
     for repetition in 0..REPETITIONS as i64 {
         let mut elapsed = 0.0;
         for epoch in 0..epochs {
-            let arrivals = cities.minute(2 * WINDOW_MINUTES + repetition * epochs + epoch);
+            let arrivals = arrivals(cities, filled + repetition * epochs + epoch);
             let held: Option<Vec<Held>> = (!formula).then(|| arrivals.iter().map(evaluate).collect());
             let start = cpu();
             run(&arrivals, held.as_deref());
@@ -242,7 +267,8 @@ fn in_order() {
     let mut operator = filled(&cities);
     let ns = time_epochs(60, 2 * WINDOW_MINUTES, &cities, |arrivals| operator.epoch(arrivals));
     drop(operator);
-    let (with_formula, without) = (bare_loop(&cities, 60, true), bare_loop(&cities, 60, false));
+    let minutes = InOrder::minutes(&cities);
+    let (with_formula, without) = (bare_loop(&minutes, 60, true), bare_loop(&minutes, 60, false));
     let ring = dense_ring(&cities, 60);
     println!("in order, 15,000 cities, one reading a minute, window 1 day and full:");
     println!("  operator                        {ns:6.1} ns a reading   {:5.1} M readings/s", 1e3 / ns);
@@ -296,7 +322,7 @@ fn late() {
         _ => 0,
     };
     let first = 2 * WINDOW_MINUTES;
-    let mut rates = Vec::new();
+    let mut times = Vec::new();
     for repetition in 0..REPETITIONS as i64 {
         let (mut busy, mut readings) = (0.0, 0);
         for minute in first + repetition * 60..first + (repetition + 1) * 60 {
@@ -309,9 +335,69 @@ fn late() {
             operator.epoch(&mut arrivals);
             busy += (cpu() - start).as_secs_f64();
         }
-        rates.push(readings as f64 / busy);
+        times.push(busy * 1e9 / readings as f64);
     }
-    println!("5 % of readings 1 to 10 minutes late: {:.1} M readings/s", median(rates) / 1e6);
+    drop(operator);
+    let (ns, bare) = (median(times), bare_loop(&InOrder::minutes(&cities), 60, true));
+    println!("5 % of readings 1 to 10 minutes late: {:.1} M readings/s", 1e3 / ns);
+    println!("  {ns:.1} ns a reading; bare loop, all in order {bare:.1} ns   ratio {:.2}", ns / bare);
+}
+
+/// A reading a second of every city: windows of 86,400 readings, 675 blocks.
+fn every_second() {
+    let cities = Cities::new(500);
+    let small = Duration::from_millis(10 * MINUTE).unwrap();
+    let retention = Retention { window: Duration::DAY, lateness: small, history: small };
+    let in_order = InOrder { cities: &cities, retention, filled: 90_000, arrivals: Cities::second };
+    let bare = bare_loop(&in_order, 60, true);
+    println!("a reading a second of 500 cities, window 1 day and full, lateness and history 10 minutes:");
+    println!("  bare loop, same store           {bare:7.1} ns a reading");
+    let print = |what: &str, ns: f64| println!("  {what:32}{ns:7.1} ns   ratio {:.2}", ns / bare);
+    let rows = GraphPlan::new(Formula::Rothfusz, retention);
+    let told = GraphPlan::serving(Formula::Rothfusz, retention, Topology::alone(1));
+    for (plan, names) in [
+        (told, ["told, as in `run`", "told, 5 % 1 to 10 s late"]),
+        (rows, ["rows, in order", "rows, 5 % 1 to 10 s late"]),
+    ] {
+        let mut worker = lone_worker();
+        let graph = dataflow::build(&mut worker, &plan, Resumed::default(), None);
+        let mut flow = Flow { graph, epoch: 0, seen: 0, rows: 0 };
+        let mut introductions = cities.names.clone();
+        let mut at = 0;
+        while at < in_order.filled {
+            let seconds = (at..at + 600).flat_map(|at| cities.second(at));
+            flow.send(&mut worker, &mut introductions, seconds.collect(), 0);
+            at += 600;
+        }
+        for (late, name) in [false, true].into_iter().zip(names) {
+            print(name, seconds_of(&cities, &mut flow, &mut worker, &mut at, late));
+        }
+    }
+}
+
+/// Nanoseconds a reading, in epochs of a second each.
+fn seconds_of(cities: &Cities, flow: &mut Flow, worker: &mut Worker, at: &mut i64, late: bool) -> f64 {
+    let delay = |city: u32, at: i64| match mix(u64::from(city), at as u64 | 1 << 41) {
+        h if late && h % 20 == 0 => 1 + (h >> 32) as i64 % 10,
+        _ => 0,
+    };
+    let first = *at;
+    let times = (0..REPETITIONS).map(|_| {
+        let (mut busy, mut readings) = (0.0, 0);
+        for _ in 0..120 {
+            let now = *at;
+            let due = (0..=10).flat_map(|d| (0..cities.count()).map(move |city| (city, now - d, d)));
+            let due = due.filter(|&(city, at, d)| at >= first && delay(city, at) == d);
+            let arrivals: Vec<Arrival> = due.map(|(city, at, _)| cities.at_second(city, at)).collect();
+            readings += arrivals.len();
+            let start = cpu();
+            flow.send(worker, &mut Vec::new(), arrivals, 0);
+            busy += (cpu() - start).as_secs_f64();
+            *at += 1;
+        }
+        busy * 1e9 / readings as f64
+    });
+    median(times.collect())
 }
 
 fn resident_bytes() -> usize {
@@ -451,7 +537,10 @@ impl Flow {
         while self.graph.probe.less_than(&self.epoch.saturating_sub(ahead)) {
             worker.step();
         }
-        look_at(self.graph.rows.as_ref().unwrap(), &mut self.seen, &mut self.rows);
+        if let Some(rows) = &self.graph.rows {
+            look_at(rows, &mut self.seen, &mut self.rows);
+        }
+        while self.graph.told.as_ref().is_some_and(|told| told.take().is_some()) {}
     }
 }
 
@@ -600,7 +689,7 @@ fn memory_of(kind: usize) {
             let event = if sensible { Event::Reading(sensor.next(city, minute)) } else { random.event };
             Arrival { event, ..random }
         });
-        rolling.apply(&[arrivals.collect()], &mut changed);
+        rolling.apply(&[arrivals.collect()], |_| true, &mut changed);
     }
     drop(changed);
     let held = 2.0 * WINDOW_MINUTES as f64 * f64::from(cities.count());
@@ -621,11 +710,12 @@ fn main() {
         packed_day();
         return;
     }
-    let scenarios: [(&str, fn()); 6] = [
+    let scenarios: [(&str, fn()); 7] = [
         ("in-order", in_order),
         ("cities", by_cities),
         ("corrections", corrections),
         ("late", late),
+        ("every-second", every_second),
         ("memory", memory),
         ("resume", resume),
     ];

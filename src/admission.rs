@@ -64,7 +64,8 @@ struct City {
     successor: u32,
     /// The newest `reading_at` of an admitted reading; none while only withdrawals were.
     high: Option<EventTime>,
-    /// How many arrivals were admitted, and the `reading_at` of the first.
+    /// About how many arrivals of `first` and later were admitted: an estimate of one lateness to two, so that it follows the
+    /// city's rate.
     admitted: u32,
     first: EventTime,
     /// The dataflow knows its number.
@@ -132,7 +133,7 @@ impl Admission {
             _ => 1,
         };
         if is_reading {
-            city.high = city.high.max(Some(at));
+            city.advance(at, self.rules.lateness);
         }
         let is_new = !std::mem::replace(&mut city.introduced, true);
         let city = CityKey { source: self.source, number, hash: city.hash };
@@ -170,11 +171,37 @@ impl Admission {
 }
 
 impl City {
+    #[inline]
+    fn advance(&mut self, at: EventTime, lateness: Duration) {
+        if self.high.is_some_and(|high| at <= high) {
+            return;
+        }
+        let (first, span) = (self.first.millis(), lateness.millis());
+        match self.high {
+            Some(high) if at.millis() - high.millis() <= span => {
+                if at.millis() - first > span.saturating_mul(2) {
+                    self.forget(at, span);
+                }
+            }
+            // Nothing that came before can still change.
+            _ => (self.first, self.admitted) = (at, 1),
+        }
+        self.high = Some(at);
+    }
+
+    /// Keeps of the estimate what belongs to the newest `span`.
+    #[cold]
+    fn forget(&mut self, high: EventTime, span: i64) {
+        let share = span as f64 / (high.millis() - self.first.millis()) as f64;
+        self.admitted = (f64::from(self.admitted) * share) as u32;
+        self.first = EventTime::from_millis(high.millis() - span).unwrap_or(high);
+    }
+
     #[cold]
     fn rows_since(&self, at: EventTime, high: EventTime) -> u32 {
         let (since, all) = (high.millis() - at.millis(), high.millis() - self.first.millis());
         let share = since as f64 / all.max(since).max(1) as f64;
-        1 + (f64::from(self.admitted) * share) as u32
+        ((f64::from(self.admitted) * share) as u32).saturating_add(1)
     }
 }
 
@@ -254,6 +281,28 @@ mod tests {
             let admitted = admission.admit(&upsert("a", at, reading()), None).unwrap();
             assert!(admitted.rows.abs_diff(rows) < 10, "{at}: {}", admitted.rows);
         }
+    }
+
+    #[test]
+    fn the_estimate_of_rows_follows_the_rate() {
+        let mut admission = admission(1000);
+        let rows =
+            |admission: &mut Admission, at| admission.admit(&upsert("a", at, reading()), None).unwrap().rows;
+        // One early time, then a slow sensor, then a fast one.
+        rows(&mut admission, -1_000_000_000_000);
+        (0..1000).for_each(|i| assert_eq!(rows(&mut admission, i * 100), 1));
+        let slow = rows(&mut admission, 99_400);
+        assert!(slow.abs_diff(6) <= 2, "{slow}");
+        (0..6000).for_each(|i| assert_eq!(rows(&mut admission, 100_000 + i), 1));
+        let fast = rows(&mut admission, 105_499);
+        assert!(fast.abs_diff(500) < 50, "{fast}");
+    }
+
+    #[test]
+    fn the_estimate_of_rows_has_a_greatest_value() {
+        let mut admission = Admission::new(0, AdmissionRules::new(Duration::MAX));
+        admission.resume("a", Some(at(1000)), u32::MAX, at(0));
+        assert_eq!(admission.admit(&upsert("a", 0, reading()), None).unwrap().rows, u32::MAX);
     }
 
     #[test]

@@ -546,10 +546,15 @@ impl<'a> Own<'a> {
             self.in_flight.pop_front();
             self.arrivals_in_flight -= arrivals;
         }
-        if let Some((teller, told)) = self.teller.as_mut().zip(self.graph.told.as_ref()) {
-            let (shared, gate) = (&self.job.shared, &self.job.gate);
-            let congested = teller.tell(told, shared, gate.is_released(), self.open);
-            self.job.shared.congested.store(congested, Ordering::Relaxed);
+        match (&mut self.teller, &self.graph.told) {
+            (Some(teller), Some(told)) => {
+                let (shared, gate) = (&self.job.shared, &self.job.gate);
+                let congested = teller.tell(told, shared, gate.is_released(), self.open);
+                self.job.shared.congested.store(congested, Ordering::Relaxed);
+            }
+            // All is told elsewhere.
+            (None, Some(told)) => while told.take().is_some() {},
+            (_, None) => {}
         }
         if let Some(outgoing) = &mut self.outgoing {
             outgoing.hand_on(self.open);

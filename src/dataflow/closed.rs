@@ -78,11 +78,36 @@ fn collect<D: Clone + 'static, C: 'static>(
                         pieces.into_iter().map(move |piece| (epoch, piece))
                     };
                     let changes = complete.flat_map(pieces).collect();
-                    batches.borrow_mut().push_back(Batch { lower, upper, changes });
+                    push(&mut batches.borrow_mut(), Batch { lower, upper, changes });
                     lower = upper;
                 }
             }
         });
     passed.probe_with(probe);
     closed
+}
+
+/// Queues a batch. One that says nothing but how far it reaches is part of the one before, if that says nothing else either: so epochs
+/// that change nothing do not pile up where nobody looks.
+fn push<C>(batches: &mut VecDeque<Batch<C>>, batch: Batch<C>) {
+    match batches.back_mut() {
+        Some(last) if last.changes.is_empty() && batch.changes.is_empty() => last.upper = batch.upper,
+        _ => batches.push_back(batch),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn epochs_without_changes_take_no_room_and_leave_no_gap() {
+        let mut batches = VecDeque::new();
+        for epoch in 0..1000 {
+            let changes = if epoch % 500 == 250 { vec![(epoch, vec![epoch])] } else { Vec::new() };
+            push(&mut batches, Batch { lower: epoch, upper: epoch + 1, changes });
+        }
+        let spans: Vec<_> = batches.iter().map(|batch| (batch.lower, batch.upper)).collect();
+        assert_eq!(spans, [(0, 250), (250, 251), (251, 750), (750, 751), (751, 1000)]);
+    }
 }

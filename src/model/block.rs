@@ -272,6 +272,14 @@ impl Block {
         millis
     }
 
+    /// Heat index and category of a reading; there must be so many.
+    pub fn value(&self, reading: usize) -> (HeatIndex, Category) {
+        let (mut micros, mut category) = (0, Category::None);
+        self.values(reading + 1, |_, value| micros = value);
+        self.categories(|i, value| category = if i == reading { value } else { category });
+        (HeatIndex::from_micros(micros), category)
+    }
+
     fn unit(&self) -> i64 {
         if self.bytes[FLAGS] & SECONDS != 0 { 1000 } else { 1 }
     }
@@ -633,6 +641,7 @@ mod tests {
                 let i = probe.index(readings.len());
                 let millis = readings[i].reading_at.millis();
                 prop_assert_eq!(block.millis(i), millis);
+                prop_assert_eq!(block.value(i), (readings[i].heat_index, readings[i].category));
                 let place = readings.partition_point(|reading| reading.reading_at.millis() < millis + off);
                 prop_assert_eq!(block.seek(millis + off), place);
                 prop_assert_eq!((block.seek(i64::MIN), block.seek(i64::MAX)), (0, readings.len()));

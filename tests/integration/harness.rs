@@ -85,6 +85,8 @@ pub fn run(log: &[Entry], settings: Settings, workers: usize, cuts: &[usize]) ->
 pub struct Leg {
     pub workers: usize,
     pub days: bool,
+    /// Rows are only told.
+    pub told_only: bool,
     /// The epoch whose state is resumed, with that state: epochs begin there, without arrivals.
     pub resumed: Option<(usize, Vec<CityState>)>,
     /// After which epochs the state is taken, and for how many looks at it the taker is then full.
@@ -152,6 +154,7 @@ pub fn run_leg(
     let outputs = timely::execute(timely::Config::process(leg.workers), move |worker| {
         let _on_panic = OnPanic(Arc::clone(&failed));
         let plan = GraphPlan {
+            rows: !leg.told_only,
             days: leg.days,
             outcomes: true,
             current: true,
@@ -278,9 +281,12 @@ fn finish(
     }
     let mut out: Vec<EpochOutput> = (0..epochs).map(|_| EpochOutput::default()).collect();
     let city = |id: CityId| city_number(&names.get(id));
-    each(&rows.unwrap(), |epoch, change| {
-        out[epoch].rows.push(((city(change.city), change.reading_at.millis()), change.before, change.after));
-    });
+    if let Some(rows) = rows {
+        each(&rows, |epoch, change| {
+            let key = (city(change.city), change.reading_at.millis());
+            out[epoch].rows.push((key, change.before, change.after));
+        });
+    }
     if let Some(days) = days {
         each(&days, |epoch, change| {
             out[epoch].days.push(((city(change.city), change.day), change.before, change.after));

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use swelter::dataflow::heat_index::Formula;
+use swelter::dataflow::rolling::REMEMBERED_WITHDRAWALS;
 use swelter::model::{
     Category, CurrentRow, DaySummary, Event, EventTime, HeatIndex, Measurement, OutcomeKind, Revision, Row,
     Upsert,
@@ -67,6 +68,7 @@ impl Oracle {
             return Some(OutcomeKind::OldRevision);
         }
         self.revisions.insert(key, entry.revision);
+        self.forget_marks(entry.city);
         let measured = self.measured.entry(entry.city).or_default();
         Some(match entry.event {
             Event::Reading(measurement) | Event::Retried(measurement) => {
@@ -88,6 +90,20 @@ impl Oracle {
                 }
             }
         })
+    }
+
+    /// Of a city without a reading only so many withdrawals are remembered, but for those within the lateness of the newest.
+    fn forget_marks(&mut self, city: u32) {
+        if self.high.contains_key(&city) {
+            return;
+        }
+        let keys: Vec<Key> = self.revisions.keys().copied().filter(|(known, _)| *known == city).collect();
+        let beyond = keys.len().saturating_sub(REMEMBERED_WITHDRAWALS);
+        for key in &keys[..beyond] {
+            if key.1 < keys[keys.len() - 1].1 - self.settings.lateness {
+                self.revisions.remove(key);
+            }
+        }
     }
 
     pub fn row(&self, city: u32, millis: i64) -> Option<Row> {

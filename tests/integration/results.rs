@@ -1,150 +1,23 @@
 //! The dataflow against the oracle: random logs, any epochs, 1, 2 and 4 workers; integers equal after every epoch.
 
+mod logs;
+
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::ops::ControlFlow;
 
 use proptest::prelude::*;
 use swelter::admission::{Admission, AdmissionRules};
 use swelter::dataflow::rolling::told::Told;
 use swelter::dataflow::rolling::{Changed, Rolling, Wanted};
 use swelter::model::{
-    Category, CityId, CityNames, CityState, Counts, CurrentAt, CurrentRow, Event, EventTime, Mark,
-    Measurement, OutcomeKind, Row, Slot,
+    Category, CityId, CityNames, CityState, Counts, CurrentAt, CurrentRow, EventTime, Mark, OutcomeKind, Row,
+    Slot,
 };
 
+use self::logs::{case, sensors, withdrawals};
 use crate::harness::{self, EpochOutput, HOTTEST, Leg, Settings, WATCHED, city_name, city_number};
 use crate::oracle::{Entry, FORMULA, Oracle};
-
-const SECOND: i64 = 1_000;
-const MINUTE: i64 = 60 * SECOND;
-const HOUR: i64 = 60 * MINUTE;
-const DAY: i64 = 24 * HOUR;
-
-fn settings() -> impl Strategy<Value = Settings> {
-    let span = || {
-        prop_oneof![Just(0), Just(1), Just(90 * SECOND), Just(HOUR), Just(DAY), Just(400 * DAY), 0..3 * DAY]
-    };
-    let lateness = prop_oneof![1 => Just(swelter::model::Duration::MAX.millis()), 3 => span()];
-    (span(), lateness, span()).prop_map(|(window, lateness, history)| Settings {
-        formula: FORMULA,
-        window,
-        lateness,
-        history,
-    })
-}
-
-fn event() -> impl Strategy<Value = Event> {
-    let edges = |values: &'static [f64]| prop::sample::select(values);
-    let temperature = prop_oneof![edges(&[-130.0, 40.0, 70.0, 95.0, 140.0]), -130.0..=140.0];
-    let humidity = prop_oneof![edges(&[0.0, 50.0, 100.0, 105.0]), 0.0..=105.0];
-    let wind = prop_oneof![Just(None), Just(Some(0.0)), Just(Some(260.0))];
-    let measurement = (temperature, humidity, wind)
-        .prop_map(|(temperature, humidity, wind)| Measurement::new(temperature, humidity, wind).unwrap());
-    prop_oneof![
-        5 => measurement.clone().prop_map(Event::Reading),
-        1 => measurement.prop_map(Event::Retried),
-        1 => Just(Event::Withdrawal),
-    ]
-}
-
-/// Steps of time from one entry to the next: mostly forward, often back to what was before, rarely to an end of time.
-fn step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        8 => Just(Step::Forward(MINUTE)),
-        2 => (0..5i64).prop_map(|n| Step::Forward(n * 20 * MINUTE)),
-        1 => (0..2 * DAY).prop_map(Step::Forward),
-        4 => (1..20usize).prop_map(Step::Again),
-        3 => (1..90i64).prop_map(|n| Step::Back(n * MINUTE)),
-        1 => (1..2 * DAY).prop_map(Step::Back),
-        1 => prop::sample::select(&[HOUR, DAY, 90 * SECOND, HOUR + 1, DAY - 1]).prop_map(Step::Back),
-    ]
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Step {
-    Forward(i64),
-    /// Beside the newest time, which stays.
-    Back(i64),
-    /// The key of the entry so many before.
-    Again(usize),
-}
-
-fn log(entries: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Entry>> {
-    let revision =
-        prop_oneof![3 => Just(None), 2 => (0..4i64).prop_map(Some), 1 => any::<i64>().prop_map(Some)];
-    let entry = (0..3u32, step(), event(), revision);
-    let start = prop_oneof![
-        4 => Just(1_764_000_000_000i64),
-        1 => Just(EventTime::MIN.millis() + 500 * DAY),
-        1 => Just(EventTime::MAX.millis() - 2000 * DAY),
-        1 => Just(-DAY + 1),
-    ];
-    // Few cities fill chunks and split them; more cities cross workers.
-    let cities = prop_oneof![2 => Just(1u32), 3 => Just(3)];
-    (start, cities, prop::collection::vec(entry, entries)).prop_map(|(start, cities, steps)| {
-        let mut now = [start; 3];
-        let mut log: Vec<Entry> = Vec::new();
-        for (city, step, event, revision) in steps {
-            let city = city % cities;
-            let again = |n: usize| log.len().checked_sub(n).map(|i| (log[i].city, log[i].millis));
-            let (city, millis) = match step {
-                Step::Forward(by) => {
-                    now[city as usize] += by;
-                    (city, now[city as usize])
-                }
-                Step::Back(by) => (city, now[city as usize] - by),
-                Step::Again(n) => again(n).unwrap_or((city, now[city as usize])),
-            };
-            log.push(Entry { city, millis, event, revision });
-        }
-        log
-    })
-}
-
-/// Ends of epochs: some empty, the last at the end of the log.
-fn cuts(len: usize, most: usize) -> impl Strategy<Value = Vec<usize>> {
-    prop::collection::vec(0..=len, 0..most).prop_map(move |mut cuts| {
-        cuts.push(len);
-        cuts.sort_unstable();
-        cuts
-    })
-}
-
-fn case(
-    entries: std::ops::Range<usize>,
-    epochs: usize,
-) -> impl Strategy<Value = (Vec<Entry>, Settings, Vec<usize>)> {
-    (log(entries), settings()).prop_flat_map(move |(log, settings)| {
-        let cuts = cuts(log.len(), epochs);
-        (Just(log), Just(settings), cuts)
-    })
-}
-
-/// A city or two as sensors have them: minute by minute, a few of them corrected or withdrawn soon or later; windows of fewer readings than
-/// a block, or of several blocks.
-fn sensors() -> impl Strategy<Value = (Vec<Entry>, Settings, Vec<usize>)> {
-    let back = prop_oneof![30 => Just(0), 1 => 1..5i64, 1 => 5..400i64];
-    let entries = prop::collection::vec((0..2u32, back, event()), 200..700);
-    let spans: &'static [i64] = &[10 * MINUTE, HOUR, 3 * HOUR, 5 * HOUR];
-    let settings = (prop::sample::select(spans), prop::sample::select(spans), prop::sample::select(spans));
-    (entries, settings).prop_flat_map(|(entries, (window, lateness, history))| {
-        let settings = Settings { formula: FORMULA, window, lateness, history };
-        let mut now = [0, 0];
-        let log: Vec<Entry> = entries
-            .into_iter()
-            .map(|(city, back, event)| {
-                let now = &mut now[city as usize];
-                *now += if back == 0 { MINUTE } else { 0 };
-                // What is new is a reading.
-                let reading = Measurement::new((*now % 71) as f64, 50.0, None).map(Event::Reading);
-                let event = if back == 0 { reading.unwrap_or(event) } else { event };
-                Entry { city, millis: *now - back * MINUTE, event, revision: None }
-            })
-            .collect();
-        let cuts = cuts(log.len(), 40);
-        (Just(log), Just(settings), cuts)
-    })
-}
 
 /// Applies an epoch's changes: each must begin with what is held, and change it, and no key may change twice.
 fn accumulate<K: Ord + Copy + Debug, V: PartialEq + Copy + Debug>(
@@ -223,6 +96,20 @@ fn check_outputs(
     assert_eq!(told.counts.split_city, 0);
 }
 
+/// Checks what is told where no sink wants rows.
+fn check_told(log: &[Entry], settings: Settings, workers: usize, cuts: &[usize]) {
+    let leg = Leg { workers, told_only: true, ..Leg::default() };
+    let (outputs, _) = harness::run_leg(log, settings, cuts, leg);
+    let (mut oracle, mut told, mut next) = (Oracle::new(settings), Knows::default(), 0);
+    for (&cut, output) in cuts.iter().zip(&outputs) {
+        for entry in &log[next..cut] {
+            oracle.apply(entry);
+        }
+        next = cut;
+        told.check(output, &oracle);
+    }
+}
+
 /// One run after the other, each resumed from a state that the one before has given while it went on.
 fn check_resumed(log: &[Entry], settings: Settings, cuts: &[usize], legs: &[PlannedLeg]) {
     let mut kept: BTreeMap<String, CityState> = BTreeMap::new();
@@ -246,7 +133,7 @@ fn check_resumed(log: &[Entry], settings: Settings, cuts: &[usize], legs: &[Plan
             CityState { slot, ..city }
         });
         let resumed = at.map(|at| (at, translated.collect()));
-        let leg = Leg { workers, days: at.is_none(), resumed, marks };
+        let leg = Leg { workers, days: at.is_none(), resumed, marks, ..Leg::default() };
         let (outputs, mut taken) = harness::run_leg(log, settings, cuts, leg);
         check_outputs(log, settings, cuts, &outputs, at);
         taken.sort_by_key(|taken| taken.epoch);
@@ -404,6 +291,31 @@ proptest! {
     }
 
     #[test]
+    fn equals_the_recomputation_where_withdrawals_come_first(
+        (log, settings, cuts) in withdrawals(),
+        workers in prop::sample::select(&[1usize, 2]),
+    ) {
+        check(&log, settings, workers, &cuts);
+    }
+
+    #[test]
+    fn resumed_state_of_withdrawals_goes_on_as_if_nothing_had_been(
+        (log, settings, cuts) in withdrawals(),
+        legs in legs(),
+    ) {
+        check_resumed(&log, settings, &cuts, &legs);
+    }
+
+    /// Rows that nobody wants are not computed.
+    #[test]
+    fn what_is_told_equals_the_recomputation_where_no_sink_wants_rows(
+        (log, settings, cuts) in prop_oneof![case(0..90, 30).boxed(), sensors().boxed()],
+        workers in prop::sample::select(&[1usize, 2]),
+    ) {
+        check_told(&log, settings, workers, &cuts);
+    }
+
+    #[test]
     fn resumed_state_of_sensors_goes_on_as_if_nothing_had_been(
         (log, settings, cuts) in sensors(),
         legs in legs(),
@@ -430,7 +342,7 @@ proptest! {
 
     /// What a query is answered with: the servable rows of a city, from the state itself.
     #[test]
-    fn servable_rows_equal_the_recomputation((log, settings, cuts) in case(0..400, 6)) {
+    fn servable_rows_equal_the_recomputation((log, settings, cuts) in case(0..400, 6), enough in 1..400usize) {
         let mut oracle = Oracle::new(settings);
         let names = CityNames::default();
         let mut rolling = Rolling::new(FORMULA, settings.retention(), Wanted::default(), names.clone());
@@ -449,16 +361,22 @@ proptest! {
                 arrivals.push(harness::arrival(&upsert, admitted, 0));
             }
             next = cut;
-            rolling.apply(&[arrivals], &mut changed);
+            rolling.apply(&[arrivals], |_| false, &mut changed);
             for id in 0..names.len() as u32 {
                 let mut rows = Vec::new();
-                rolling.servable_rows(CityId(id), EventTime::MIN, EventTime::MAX, |at, row| rows.push((at, row)));
+                rolling.servable_rows(CityId(id), EventTime::MIN, EventTime::MAX, |at, row| {
+                    rows.push((at, row));
+                    ControlFlow::Continue(())
+                });
                 prop_assert_eq!(&rows, &oracle.servable(harness::city_number(&names.get(CityId(id)))));
                 if let [_, first, .., last, _] = &rows[..] {
                     let (from, to) = (EventTime::from_millis(first.0).unwrap(), EventTime::from_millis(last.0).unwrap());
                     let mut part = Vec::new();
-                    rolling.servable_rows(CityId(id), from, to, |at, row| part.push((at, row)));
-                    prop_assert_eq!(&part, &rows[1..rows.len() - 1]);
+                    rolling.servable_rows(CityId(id), from, to, |at, row| {
+                        part.push((at, row));
+                        if part.len() < enough { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                    });
+                    prop_assert_eq!(&part, &rows[1..(1 + enough).min(rows.len() - 1)]);
                 }
             }
         }
@@ -484,7 +402,7 @@ proptest! {
             if admitted.is_new {
                 rolling.introduce(&admitted.introduction("split"));
             }
-            rolling.apply(&[vec![harness::arrival(&upsert, admitted, 0)]], &mut changed);
+            rolling.apply(&[vec![harness::arrival(&upsert, admitted, 0)]], |_| true, &mut changed);
             prop_assert_eq!(changed.outcomes[0].kind, expected.unwrap_or(OutcomeKind::TooLate));
             let changes: Vec<_> =
                 changed.rows.iter().flatten().map(|c| ((0, c.reading_at.millis()), c.before, c.after)).collect();

@@ -41,8 +41,10 @@ impl Store {
         assert!(times.is_sorted_by(|a, b| a.0 < b.0), "times strictly increase");
         assert!(times.iter().all(|(millis, _)| !index.withdrawn.contains_key(millis)), "held or withdrawn");
         let last = times.last().map_or(NEVER, |(millis, _)| *millis);
+        assert_eq!(head.newest, last, "newest is that of the newest reading");
         let withdrawn = index.withdrawn.last_key_value().map_or(NEVER, |(&millis, _)| millis);
-        assert_eq!(head.newest, last.max(withdrawn), "nothing known is newer than newest");
+        assert!(head.marks_ahead || withdrawn <= last, "the head knows of withdrawals that are newer");
+        assert_eq!(index.has_read, head.high != NEVER, "a reading was accepted, or none");
         assert!(head.high >= last, "high is that of the newest reading or more");
         let floor = last.saturating_sub(self.retention.window.millis());
         let window = times.iter().filter(|(millis, _)| *millis >= floor);

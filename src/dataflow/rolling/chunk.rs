@@ -249,9 +249,17 @@ impl Chunk {
     }
 
     /// Sets sum and peak from the rows.
-    pub fn summarize(&mut self) {
+    fn summarize(&mut self) {
         self.sum = self.rows().iter().map(|row| row.held().micros()).sum();
         self.peak = peak_of(self.rows());
+    }
+
+    /// Takes in rows that were written behind the last one, up to so many in all.
+    pub fn grow(&mut self, len: u16) {
+        let grown = &self.rows[usize::from(self.len)..usize::from(len)];
+        self.sum += grown.iter().map(|row| row.held().micros()).sum::<i64>();
+        self.peak = self.peak.max(peak_of(grown));
+        self.len = len;
     }
 }
 

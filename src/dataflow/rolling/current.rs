@@ -1,6 +1,7 @@
 //! The current row of each city: its newest servable one, with its trend and what was measured.
 
 use super::Changed;
+use super::hour_ago::HourAgo;
 use super::store::Store;
 use crate::model::{CityId, CurrentRow, EventTime, Measurement, Row};
 
@@ -21,6 +22,7 @@ struct City {
     emitted: Option<CurrentRow>,
     /// The newest measurements by time, at most [`MEASUREMENTS`]; a withdrawn one leaves and is not replaced.
     measured: Vec<(i64, Measurement)>,
+    hour_ago: Option<Box<HourAgo>>,
     touched: bool,
 }
 
@@ -70,7 +72,8 @@ impl Current {
         for city in self.touched.drain(..) {
             let state = &mut self.cities[city as usize];
             state.touched = false;
-            let after = newest_row(store, city).map(|(reading_at, row, hour_ago)| CurrentRow {
+            let after = newest_row(store, city, &mut state.hour_ago);
+            let after = after.map(|(reading_at, row, hour_ago)| CurrentRow {
                 reading_at,
                 row,
                 hour_ago,
@@ -96,20 +99,23 @@ impl Current {
 type Window = (i64, u32);
 
 /// The newest servable row and the window, as `(sum, count)`, of the newest servable one an hour or more before it.
-fn newest_row(store: &mut Store, city: u32) -> Option<(EventTime, Row, Option<Window>)> {
+fn newest_row(
+    store: &mut Store,
+    city: u32,
+    hour_ago: &mut Option<Box<HourAgo>>,
+) -> Option<(EventTime, Row, Option<Window>)> {
     store.seal(city);
-    let last = store.last_millis(city)?;
+    let (last, held) = store.newest(city)?;
     let head = &store.heads[city as usize];
     let oldest_servable = store.retention.oldest_servable(head.high);
     if last < oldest_servable {
         return None;
     }
-    let place = store.seek(city, last);
-    let (_, held) = store.get(city, place)?;
     let row = Row::new(held.heat_index(), held.category(), head.run_sum, head.run_count);
-    let hour_ago = store
-        .rolling_at_or_before(city, last - HOUR_MS)
-        .filter(|(at, _, _)| *at >= oldest_servable)
-        .map(|(_, sum, count)| (sum, count));
-    Some((EventTime::from_millis(last)?, row, hour_ago))
+    let limit = last - HOUR_MS;
+    hour_ago.take_if(|hour_ago| !hour_ago.holds(store, city, limit));
+    store.index[city as usize].changed_part = u64::MAX;
+    let hour_ago = hour_ago.get_or_insert_with(|| Box::new(HourAgo::find(store, city, limit)));
+    hour_ago.advance(store, city, limit);
+    Some((EventTime::from_millis(last)?, row, hour_ago.window(oldest_servable)))
 }

@@ -13,6 +13,7 @@ pub mod chunk;
 mod current;
 mod days;
 mod edit;
+mod hour_ago;
 mod operator;
 mod part;
 mod revisions;
@@ -22,6 +23,7 @@ mod sweep;
 pub mod told;
 
 use std::collections::{HashMap, HashSet};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use self::chunk::Held;
@@ -35,6 +37,7 @@ use crate::model::{
     Outcome, OutcomeKind, Parcels, Render, Row,
 };
 
+pub use self::edit::REMEMBERED_WITHDRAWALS;
 pub use self::operator::{Inputs, Streams, rolling};
 pub use self::store::Retention;
 
@@ -70,8 +73,9 @@ pub struct Changed {
     pub counts: Counts,
 }
 
-/// Row changes in a piece.
+/// Row changes in a piece, and for how many the first has room at first.
 const PIECE: usize = 1024;
+const FIRST_PIECE: usize = 16;
 
 impl Changed {
     fn clear(&mut self) {
@@ -87,7 +91,8 @@ impl Changed {
     #[inline(always)]
     fn piece(&mut self) -> &mut Vec<Change> {
         if self.rows.last().is_none_or(|piece| piece.len() == PIECE) {
-            self.rows.push(Vec::with_capacity(PIECE));
+            // Most epochs have a row or a few.
+            self.rows.push(Vec::with_capacity(if self.rows.is_empty() { FIRST_PIECE } else { PIECE }));
         }
         let last = self.rows.len() - 1;
         &mut self.rows[last]
@@ -179,8 +184,14 @@ impl Rolling {
         }
     }
 
-    /// Applies the arrivals of one epoch, in log order, and says in `changed` what they change.
-    pub fn apply(&mut self, arrivals: &[Vec<Arrival>], changed: &mut Changed) {
+    /// Applies the arrivals of one epoch, in log order, and says in `changed` what they change: rows only of cities that
+    /// `wants_rows` of.
+    pub fn apply(
+        &mut self,
+        arrivals: &[Vec<Arrival>],
+        wants_rows: impl Fn(CityId) -> bool,
+        changed: &mut Changed,
+    ) {
         changed.clear();
         changed.counts = Counts { split_city: std::mem::take(&mut self.cities.split), ..Counts::default() };
         self.look_ahead(arrivals);
@@ -193,7 +204,7 @@ impl Rolling {
             }
             let kind = match city {
                 TOO_LATE => OutcomeKind::TooLate,
-                _ => self.accept(city, arrival, changed),
+                _ => self.accept(city, arrival, &wants_rows, changed),
             };
             changed.counts.count(kind);
             if self.wanted.outcomes {
@@ -225,7 +236,9 @@ impl Rolling {
             }
             // Whether a retried one counts is decided where all of its key is known.
             let retried = matches!(arrival.event, Event::Retried(_));
-            if reading && !retried && millis > head.newest {
+            let withdrawn =
+                head.marks_ahead && self.store.index[city as usize].withdrawn.contains_key(&millis);
+            if reading && !retried && !withdrawn && millis > head.newest {
                 head.newest = millis;
             } else if head.edits == Edits::None {
                 head.edits = Edits::Expected;
@@ -235,7 +248,13 @@ impl Rolling {
     }
 
     #[inline]
-    fn accept(&mut self, city: u32, arrival: &Arrival, changed: &mut Changed) -> OutcomeKind {
+    fn accept(
+        &mut self,
+        city: u32,
+        arrival: &Arrival,
+        wants_rows: impl Fn(CityId) -> bool,
+        changed: &mut Changed,
+    ) -> OutcomeKind {
         let millis = arrival.reading_at.millis();
         let measurement = arrival.event.measurement().copied();
         let held = measurement.map(|measurement| {
@@ -245,20 +264,17 @@ impl Rolling {
         let kind = match (self.store.heads[city as usize].edits, held) {
             (Edits::None, Some(held)) => {
                 let (sum, count) = self.store.append(city, millis, held, arrival.revision);
-                let after = Row::new(held.heat_index(), held.category(), sum, count);
-                let reading_at = arrival.reading_at;
-                changed.piece().push(Change {
-                    city: CityId(city),
-                    reading_at,
-                    before: None,
-                    after: Some(after),
-                });
+                if wants_rows(CityId(city)) {
+                    let after = Some(Row::new(held.heat_index(), held.category(), sum, count));
+                    let reading_at = arrival.reading_at;
+                    changed.piece().push(Change { city: CityId(city), reading_at, before: None, after });
+                }
                 if let Some(days) = &mut self.days {
                     days.replace(city, millis, None, Some(held));
                 }
                 OutcomeKind::Inserted
             }
-            _ => self.edit(city, arrival, held),
+            _ => self.edit(city, arrival, held, wants_rows),
         };
         if let Some(current) = &mut self.current {
             // A reading moves `high` even where it loses, so the city's current row may turn unservable.
@@ -270,7 +286,13 @@ impl Rolling {
         kind
     }
 
-    fn edit(&mut self, city: u32, arrival: &Arrival, held: Option<Held>) -> OutcomeKind {
+    fn edit(
+        &mut self,
+        city: u32,
+        arrival: &Arrival,
+        held: Option<Held>,
+        wants_rows: impl Fn(CityId) -> bool,
+    ) -> OutcomeKind {
         let head = &mut self.store.heads[city as usize];
         if head.edits != Edits::Begun {
             head.edits = Edits::Begun;
@@ -281,7 +303,9 @@ impl Rolling {
         let millis = arrival.reading_at.millis();
         let (kind, delta) = self.store.edit(city, millis, held, arrival.revision, retried);
         if let Some(delta) = delta {
-            self.deltas.push((city, delta));
+            if wants_rows(CityId(city)) {
+                self.deltas.push((city, delta));
+            }
             if let Some(days) = &mut self.days {
                 days.replace(city, delta.millis, delta.before, delta.after);
             }
@@ -329,13 +353,13 @@ impl Rolling {
         }
     }
 
-    /// Gives `each` the servable rows of a city with `reading_at` in `from..=to`, by time.
+    /// Gives `each` the servable rows of a city with `reading_at` in `from..=to`, by time, until it has enough.
     pub fn servable_rows(
         &mut self,
         city: CityId,
         from: EventTime,
         to: EventTime,
-        each: impl FnMut(i64, Row),
+        each: impl FnMut(i64, Row) -> ControlFlow<()>,
     ) {
         self.store.seal(city.0);
         let oldest = self.store.retention.oldest_servable(self.store.heads[city.0 as usize].high);

@@ -153,7 +153,8 @@ pub fn rolling<'scope>(
                 if let Some(snapshots) = &mut snapshots {
                     snapshots.make_way(&arrivals, &mut rolling);
                 }
-                rolling.apply(&arrivals, &mut changed);
+                let all = rolling.wanted.rows || render.is_some();
+                rolling.apply(&arrivals, |city| all || watched.is_watched(city), &mut changed);
                 for mark in marks {
                     if let Some(snapshots) = &mut snapshots {
                         snapshots.begin(mark, epoch, &mut rolling);

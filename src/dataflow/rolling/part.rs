@@ -3,7 +3,7 @@
 use super::arena::Arena;
 use super::chunk::{CHUNK_ROWS, Chunk, Frame, Held, PackedRow};
 use super::revisions::Revisions;
-use crate::model::{BLOCK_READINGS, Block, HeldReading};
+use crate::model::{BLOCK_READINGS, Block, HeldReading, Revision};
 
 const _: () = assert!(CHUNK_ROWS == BLOCK_READINGS);
 
@@ -32,6 +32,8 @@ impl Part {
 pub enum View<'a> {
     Open(&'a Chunk),
     Packed(&'a Block),
+    /// A block with a copy of its rows, whose header may not sum them up.
+    Copied(&'a Block, &'a Chunk),
 }
 
 impl<'a> View<'a> {
@@ -39,7 +41,7 @@ impl<'a> View<'a> {
     pub fn len(self) -> usize {
         match self {
             View::Open(chunk) => usize::from(chunk.len),
-            View::Packed(block) => block.len(),
+            View::Packed(block) | View::Copied(block, _) => block.len(),
         }
     }
 
@@ -48,32 +50,58 @@ impl<'a> View<'a> {
     pub fn last_millis(self) -> i64 {
         match self {
             View::Open(chunk) => chunk.last_millis(),
-            View::Packed(block) => block.last_millis(),
+            View::Packed(block) | View::Copied(block, _) => block.last_millis(),
         }
     }
 
     pub fn millis(self, row: usize) -> i64 {
         match self {
-            View::Open(chunk) => chunk.millis(row),
+            View::Open(chunk) | View::Copied(_, chunk) => chunk.millis(row),
             View::Packed(block) => block.millis(row),
+        }
+    }
+
+    pub fn held(self, row: usize) -> Held {
+        match self {
+            View::Open(chunk) | View::Copied(_, chunk) => chunk.rows[row].held(),
+            View::Packed(block) => {
+                let (heat_index, category) = block.value(row);
+                Held::new(heat_index, category)
+            }
+        }
+    }
+
+    pub fn revision(self, row: usize) -> Option<Revision> {
+        match self {
+            View::Open(chunk) => chunk.revisions.as_ref().and_then(|revisions| revisions.get(row)),
+            View::Packed(block) | View::Copied(block, _) => {
+                let mut found = None;
+                block.revisions(|i, revision| found = if i == row { revision } else { found });
+                found
+            }
         }
     }
 
     pub fn sum(self) -> i64 {
         match self {
             View::Open(chunk) => chunk.sum,
-            View::Packed(block) => block.sum(),
+            View::Packed(block) | View::Copied(block, _) => block.sum(),
         }
     }
 
-    /// The sum of the first `count` readings.
-    pub fn sum_of(self, count: usize) -> i64 {
+    /// The sum of the readings from index `first` to before `last`.
+    pub fn sum_between(self, first: usize, last: usize) -> i64 {
         match self {
-            _ if count == self.len() => self.sum(),
-            View::Open(chunk) => chunk.rows()[..count].iter().map(|row| row.held().micros()).sum(),
+            _ if first >= last => 0,
+            _ if first == 0 && last == self.len() => self.sum(),
+            View::Open(chunk) | View::Copied(_, chunk) => {
+                chunk.rows()[first..last].iter().map(|row| row.held().micros()).sum()
+            }
+            // Values are packed as differences: what lies before is unpacked in any case.
+            View::Packed(block) if last == block.len() => block.sum() - self.sum_between(0, first),
             View::Packed(block) => {
                 let mut sum = 0;
-                block.values(count, |_, micros| sum += micros);
+                block.values(last, |i, micros| sum += if i >= first { micros } else { 0 });
                 sum
             }
         }
@@ -82,14 +110,14 @@ impl<'a> View<'a> {
     pub fn peak(self) -> i64 {
         match self {
             View::Open(chunk) => chunk.peak,
-            View::Packed(block) => block.peak(),
+            View::Packed(block) | View::Copied(block, _) => block.peak(),
         }
     }
 
     /// The first row at `millis` or later, the number of rows where there is none.
     pub fn seek(self, millis: i64) -> usize {
         match self {
-            View::Open(chunk) => chunk.seek(millis),
+            View::Open(chunk) | View::Copied(_, chunk) => chunk.seek(millis),
             View::Packed(block) => block.seek(millis),
         }
     }
@@ -97,12 +125,36 @@ impl<'a> View<'a> {
     /// The rows in order; those of a block are unpacked into `buffer`.
     pub fn rows(self, buffer: &mut Vec<PackedRow>) -> (Frame, Rows<'a>) {
         match self {
-            View::Open(chunk) => (chunk.frame, Rows::Chunk(chunk.rows())),
+            View::Open(chunk) | View::Copied(_, chunk) => (chunk.frame, Rows::Chunk(chunk.rows())),
             View::Packed(block) => {
                 buffer.resize(block.len(), PackedRow::default());
                 (unpack(block, buffer), Rows::Buffer)
             }
         }
+    }
+
+    /// Writes times and heat indexes of the rows from index `first` on, as many as there is room for; returns how many.
+    pub fn read(self, first: usize, out: &mut [(i64, i64)]) -> usize {
+        let count = out.len().min(self.len().saturating_sub(first));
+        let out = &mut out[..count];
+        match self {
+            View::Open(chunk) | View::Copied(_, chunk) => {
+                for (out, row) in out.iter_mut().zip(&chunk.rows()[first..]) {
+                    *out = (chunk.frame.millis(*row), row.held().micros());
+                }
+            }
+            View::Packed(block) => {
+                let place = |i: usize| i.wrapping_sub(first);
+                let base = block.first_millis();
+                block.offsets(|i, offset| {
+                    out.get_mut(place(i)).into_iter().for_each(|out| out.0 = base + offset)
+                });
+                block.values(first + count, |i, micros| {
+                    out.get_mut(place(i)).into_iter().for_each(|out| out.1 = micros);
+                });
+            }
+        }
+        count
     }
 
     /// Gives `each` the time and value of every reading.

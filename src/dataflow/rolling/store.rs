@@ -52,7 +52,7 @@ impl Retention {
 #[repr(align(64))]
 pub struct Head {
     pub run_sum: i64,
-    /// The newest time the city knows of, held or withdrawn: what is newer is an append.
+    /// The time of the newest reading: one that is newer is an append, unless it was withdrawn before.
     pub newest: i64,
     /// The newest `reading_at` that was ever accepted: it never falls, and retention is counted from it.
     pub high: i64,
@@ -66,6 +66,8 @@ pub struct Head {
     pub lo_len: u16,
     /// The tail holds revisions.
     pub tail_revisions: bool,
+    /// Keys newer than the newest reading may have been withdrawn.
+    pub marks_ahead: bool,
     pub edits: Edits,
 }
 
@@ -88,10 +90,16 @@ pub struct CityIndex {
     pub parts: VecDeque<Part>,
     /// Keys that hold no reading because they were withdrawn, with the revision of the withdrawal.
     pub withdrawn: BTreeMap<i64, Option<Revision>>,
+    /// A reading was ever accepted: known in log order, where the head's `high` is that of the whole epoch.
+    pub has_read: bool,
     /// The part in which the running window begins, by index.
     pub lo_part: u32,
+    /// Parts that have left: the number of a part, of all that there were, is this and its index.
+    pub gone: u64,
     /// The first part that the epoch at hand may have opened, by index.
     pub opened: u32,
+    /// The first part that was edited since the current row was looked at, by number.
+    pub changed_part: u64,
     /// What the head's `lo` is a copy of, unless it is the tail.
     pub lo_block: Option<Block>,
     /// Where the running window begins, while the city is edited.
@@ -112,8 +120,11 @@ impl Default for CityIndex {
         CityIndex {
             parts: VecDeque::new(),
             withdrawn: BTreeMap::new(),
+            has_read: false,
             lo_part: 0,
+            gone: 0,
             opened: NO_PART,
+            changed_part: u64::MAX,
             lo_block: None,
             floor: NEVER,
             edited_from: END,
@@ -153,6 +164,7 @@ impl Store {
             lo_row: 0,
             lo_len: 0,
             tail_revisions: false,
+            marks_ahead: false,
             edits: Edits::None,
         });
         self.index.push(CityIndex::default());
@@ -231,6 +243,7 @@ impl Store {
             self.arena.get_mut(head.tail).len = head.tail_len;
         }
         self.trim(city);
+        self.index[city as usize].has_read = true;
         let fresh = self.arena.allocate();
         let frame = Frame::starting_at(millis);
         self.arena.get_mut(fresh).frame = frame;
@@ -261,11 +274,7 @@ impl Store {
         if head.tail == NO_CHUNK {
             return;
         }
-        let tail = self.arena.get_mut(head.tail);
-        if tail.len != head.tail_len {
-            tail.len = head.tail_len;
-            tail.summarize();
-        }
+        self.arena.get_mut(head.tail).grow(head.tail_len);
         if head.lo == head.tail {
             head.lo_len = head.tail_len;
         }
@@ -282,7 +291,7 @@ impl Store {
             && index.parts.front().is_some_and(|first| is_old(first, arena))
             && let Some(first) = index.parts.pop_front()
         {
-            index.lo_part -= 1;
+            (index.lo_part, index.gone) = (index.lo_part - 1, index.gone + 1);
             if let Some(departed) = departed {
                 first.view(arena).for_each(|millis, held| departed.push((city, millis, held)));
             }
@@ -302,7 +311,11 @@ impl Store {
 
     /// Makes the city fit for appends again: packs all but the tail, and moves the running window to the newest reading.
     pub fn finish_edits(&mut self, city: u32) {
-        if let Some(last) = self.index[city as usize].parts.len().checked_sub(1) {
+        let index = &mut self.index[city as usize];
+        if index.opened != NO_PART {
+            index.changed_part = index.changed_part.min(index.gone + u64::from(index.opened));
+        }
+        if let Some(last) = index.parts.len().checked_sub(1) {
             self.open(city, last);
         }
         self.pack_opened(city);
@@ -361,8 +374,8 @@ impl Store {
         };
         let Store { arena, heads, index, .. } = self;
         let (head, index) = (&mut heads[city as usize], &mut index[city as usize]);
-        let newest_withdrawn = index.withdrawn.last_key_value().map_or(NEVER, |(&millis, _)| millis);
-        head.newest = last.unwrap_or(NEVER).max(newest_withdrawn);
+        head.newest = last.unwrap_or(NEVER);
+        head.marks_ahead = index.withdrawn.last_key_value().is_some_and(|(&millis, _)| millis > head.newest);
         (head.run_sum, head.run_count) = (sum, count);
         let (Some(lo), Some(&Part::Open(tail_id))) = (lo, index.parts.back()) else {
             if index.lo_block.take().is_some() {
@@ -388,6 +401,7 @@ impl Store {
         let index = &mut self.index[city as usize];
         index.parts = blocks.into_iter().flat_map(part::fitting).map(Part::Packed).collect();
         index.withdrawn = withdrawn.collect();
+        index.has_read = high != NEVER;
         // An empty window behind the last reading.
         index.floor = index.parts.back().map_or(NEVER, |last| last.view(&self.arena).last_millis() + 1);
         self.heads[city as usize].high = high;

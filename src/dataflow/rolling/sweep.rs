@@ -1,29 +1,45 @@
 //! Rolling results from held readings: for one place, for a range, and for all rows that edits have changed.
 
+use std::ops::ControlFlow;
+
 use super::chunk::{Frame, Held, PackedRow};
 use super::edit::{Delta, Place};
-use super::part::{Rows, View};
-use super::store::{END, Store};
+use super::part::{Part, Rows, View};
+use super::store::{END, Edits, Store};
 use crate::model::Row;
 
 impl Store {
     #[inline(always)]
     pub fn part(&self, city: u32, part: usize) -> View<'_> {
-        self.index[city as usize].parts[part].view(&self.arena)
+        let index = &self.index[city as usize];
+        match &index.parts[part] {
+            Part::Packed(block) if index.lo_block.as_ref().is_some_and(|lo| lo.is(block)) => {
+                View::Copied(block, self.arena.get(self.heads[city as usize].lo))
+            }
+            part => part.view(&self.arena),
+        }
     }
 
     /// The first place at `millis` or later; the city must be sealed.
     pub fn seek(&self, city: u32, millis: i64) -> Place {
-        let parts = &self.index[city as usize].parts;
-        // Most searches are for the newest part or beyond.
-        let last = parts.len().saturating_sub(1);
-        let in_tail = parts.len() > 1 && self.part(city, last - 1).last_millis() < millis;
-        let chunk = match in_tail {
-            true => last + usize::from(self.part(city, last).last_millis() < millis),
-            false => parts.partition_point(|part| part.view(&self.arena).last_millis() < millis),
-        };
-        let row = if chunk < parts.len() { self.part(city, chunk).seek(millis) } else { 0 };
+        let chunk = self.seek_part(city, millis);
+        let row = if chunk < self.end(city).chunk { self.part(city, chunk).seek(millis) } else { 0 };
         Place { chunk, row }
+    }
+
+    /// The first part that ends at `millis` or later. Most searches are for what is near the newest reading, or near the end of
+    /// its window; headers of other parts are mostly not in any cache.
+    fn seek_part(&self, city: u32, millis: i64) -> usize {
+        let index = &self.index[city as usize];
+        let is_before = |part: usize| index.parts[part].view(&self.arena).last_millis() < millis;
+        let (lo, end) = (index.lo_part as usize, index.parts.len());
+        if end > 0 && is_before(end - 1) {
+            return end;
+        }
+        if lo + 1 < end && !(end - 2 > lo && is_before(end - 2)) && !is_before(lo) {
+            return gallop_back(0, lo, is_before);
+        }
+        gallop_back(0, end.saturating_sub(1), is_before)
     }
 
     /// The place behind the last row.
@@ -31,19 +47,30 @@ impl Store {
         Place { chunk: self.index[city as usize].parts.len(), row: 0 }
     }
 
-    /// A reading that is in an open part.
-    pub fn get(&self, city: u32, place: Place) -> Option<(i64, Held)> {
-        let View::Open(chunk) = (place.chunk < self.end(city).chunk).then(|| self.part(city, place.chunk))?
-        else {
-            return None;
-        };
-        let row = chunk.rows().get(place.row)?;
-        Some((chunk.frame.millis(*row), row.held()))
+    /// The reading at `millis`, which [`Store::seek`] found to be at `place` if anywhere.
+    pub fn get(&self, city: u32, place: Place, millis: i64) -> Option<Held> {
+        let part = (place != self.end(city)).then(|| self.part(city, place.chunk))?;
+        (part.millis(place.row) == millis).then(|| part.held(place.row))
     }
 
     /// The time of the city's newest reading; the city must be sealed.
     pub fn last_millis(&self, city: u32) -> Option<i64> {
         self.index[city as usize].parts.back().map(|part| part.view(&self.arena).last_millis())
+    }
+
+    /// Time and value of the city's newest reading; the city must be sealed.
+    pub fn newest(&self, city: u32) -> Option<(i64, Held)> {
+        let last = self.end(city).chunk.checked_sub(1)?;
+        let (part, row) = (self.part(city, last), self.part(city, last).len() - 1);
+        Some((part.last_millis(), part.held(row)))
+    }
+
+    /// The time of the row before `place`.
+    pub fn millis_before(&self, city: u32, place: Place) -> Option<i64> {
+        match place.row.checked_sub(1) {
+            Some(row) => Some(self.part(city, place.chunk).millis(row)),
+            None => Some(self.part(city, place.chunk.checked_sub(1)?).last_millis()),
+        }
     }
 
     /// Sum and count of the readings in `from..to`.
@@ -53,12 +80,37 @@ impl Store {
             let part = self.part(city, chunk);
             let first = if chunk == from.chunk { from.row } else { 0 };
             let last = if chunk == to.chunk { to.row } else { part.len() };
-            if first < last {
-                sum += part.sum_of(last) - part.sum_of(first);
-                count += (last - first) as u32;
-            }
+            sum += part.sum_between(first, last);
+            count += last.saturating_sub(first) as u32;
         }
         (sum, count)
+    }
+
+    /// [`Store::span`] of a window, by what it has that the running one has not, and the other way around, where that is less.
+    pub fn window(&self, city: u32, from: Place, to: Place) -> (i64, u32) {
+        let (head, end) = (&self.heads[city as usize], self.end(city));
+        let lo = self.run_lo(city);
+        let beside = from.chunk.abs_diff(lo.chunk) + (end.chunk - to.chunk);
+        if to.chunk.saturating_sub(from.chunk) <= beside {
+            return self.span(city, from, to);
+        }
+        let (behind, behind_count) = self.span(city, to, end);
+        if from <= lo {
+            let (more, more_count) = self.span(city, from, lo);
+            (head.run_sum + more - behind, head.run_count + more_count - behind_count)
+        } else {
+            let (less, less_count) = self.span(city, lo, from);
+            (head.run_sum - less - behind, head.run_count - less_count - behind_count)
+        }
+    }
+
+    /// Where the running window begins.
+    fn run_lo(&self, city: u32) -> Place {
+        let (head, index) = (&self.heads[city as usize], &self.index[city as usize]);
+        match head.edits {
+            Edits::Begun => self.seek(city, index.floor),
+            _ => Place { chunk: index.lo_part as usize, row: usize::from(head.lo_row) },
+        }
     }
 
     /// The greatest heat index in `from..=to` and when it was first; the city must be sealed.
@@ -79,39 +131,16 @@ impl Store {
         peak
     }
 
-    /// Time, sum and count of the newest row at or before `millis`; the city must be sealed and its running window that of its
-    /// newest reading.
-    pub fn rolling_at_or_before(&self, city: u32, millis: i64) -> Option<(i64, i64, u32)> {
-        let behind = self.seek(city, millis + 1);
-        let place = match behind.row {
-            0 if behind.chunk == 0 => return None,
-            0 => Place { chunk: behind.chunk - 1, row: self.part(city, behind.chunk - 1).len() - 1 },
-            row => Place { chunk: behind.chunk, row: row - 1 },
-        };
-        let at = self.part(city, place.chunk).millis(place.row);
-        let lo = self.seek(city, at - self.retention.window.millis());
-        let head = &self.heads[city as usize];
-        let index = &self.index[city as usize];
-        let run_lo = Place { chunk: index.lo_part as usize, row: usize::from(head.lo_row) };
-        let next = Place { row: place.row + 1, ..place };
-        if (run_lo.chunk, run_lo.row) > (next.chunk, next.row) {
-            let (sum, count) = self.span(city, lo, next);
-            return Some((at, sum, count));
-        }
-        // What the running window has lost since then, less what it has won.
-        let (lost, lost_count) = self.span(city, lo, run_lo);
-        let (won, won_count) = self.span(city, next, self.end(city));
-        Some((at, head.run_sum + lost - won, head.run_count + lost_count - won_count))
-    }
-
-    /// Gives `each` the row of every reading in `from..=to`, by time; the city must be sealed.
-    pub fn rows(&self, city: u32, from: i64, to: i64, mut each: impl FnMut(i64, Row)) {
+    /// Gives `each` the row of every reading in `from..=to`, by time, until it has enough; the city must be sealed.
+    pub fn rows(&self, city: u32, from: i64, to: i64, mut each: impl FnMut(i64, Row) -> ControlFlow<()>) {
         let window = self.retention.window.millis();
         let mut window_rows = WindowCursor::at(self, city, from.saturating_sub(window), from);
         while let Some((millis, held)) = window_rows.high.peek().filter(|(millis, _)| *millis <= to) {
             window_rows.take();
             window_rows.drop_before(millis - window);
-            each(millis, window_rows.row(held));
+            if each(millis, window_rows.row(held)).is_break() {
+                return;
+            }
         }
     }
 
@@ -182,6 +211,22 @@ impl Store {
     }
 }
 
+/// The first index from `start` on that `is_before` does not hold for, `end` where it holds for all before; found by steps from `end`
+/// backwards that double.
+fn gallop_back(start: usize, end: usize, is_before: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high, mut step) = (start, end, 1);
+    while low < high {
+        let probe = if step > 0 { high.saturating_sub(step).max(low) } else { low + (high - low) / 2 };
+        if is_before(probe) {
+            // From here on by halves.
+            (low, step) = (probe + 1, 0);
+        } else {
+            (high, step) = (probe, step * 2);
+        }
+    }
+    low
+}
+
 impl Delta {
     pub fn sum(&self) -> i64 {
         self.after.map_or(0, Held::micros) - self.before.map_or(0, Held::micros)
@@ -203,7 +248,7 @@ struct WindowCursor<'a> {
 impl<'a> WindowCursor<'a> {
     fn at(store: &'a Store, city: u32, low: i64, high: i64) -> WindowCursor<'a> {
         let (low, high) = (store.seek(city, low), store.seek(city, high));
-        let (sum, count) = store.span(city, low, high);
+        let (sum, count) = store.window(city, low, high);
         WindowCursor { low: Cursor::at(store, city, low), high: Cursor::at(store, city, high), sum, count }
     }
 

@@ -1,6 +1,7 @@
 //! What serving is told of an epoch, and the answers to its questions.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -57,6 +58,11 @@ impl Watched {
         }
     }
 
+    /// Whether changes of the city's rows are told.
+    pub fn is_watched(&self, CityId(city): CityId) -> bool {
+        !self.cities.is_empty() && self.cities.contains_key(&city)
+    }
+
     /// Tells what an epoch has changed. The answers of the epoch come after it.
     pub fn tell(&self, epoch: u64, changed: &Changed, rolling: &Rolling, told: &mut Vec<(Processes, Told)>) {
         let names = &rolling.cities.names;
@@ -100,11 +106,13 @@ impl Watched {
         let (mut rows, mut more) = (Vec::new(), false);
         if let Some((city, to)) = city.zip(to) {
             rolling.servable_rows(city, from, to, |millis, row| {
-                more = rows.len() == limit;
-                // Held times come from event times.
-                if let Some(reading_at) = EventTime::from_millis(millis).filter(|_| !more) {
-                    rows.push((reading_at, row));
+                if rows.len() == limit {
+                    more = true;
+                    return ControlFlow::Break(());
                 }
+                // Held times come from event times.
+                rows.extend(EventTime::from_millis(millis).map(|reading_at| (reading_at, row)));
+                ControlFlow::Continue(())
             });
         }
         let answer = Answer { query: id, epoch, city: name, known: city.is_some(), rows, more };
