@@ -6,21 +6,23 @@
 
 mod outgoing;
 mod reader;
+mod shared;
 mod teller;
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver, SyncSender};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::thread::{self, Thread};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration as Wait, Instant, SystemTime, UNIX_EPOCH};
 
 use timely::worker::Worker;
 
 use self::outgoing::Outgoing;
 pub use self::outgoing::{Cuts, Gate};
-use self::reader::{FULL, FULL_ROWS, Gathered, Reader};
+use self::reader::{FULL, FULL_ROWS, Gathered, LONGEST_RETRY, RETRY as FIRST_RETRY, Reader};
 pub use self::reader::{LetterPlaces, LogPartition, Refusals};
+use self::shared::QUESTIONS;
+pub use self::shared::Shared;
 pub use self::teller::Marked;
 use self::teller::Teller;
 use crate::admission::{Admission, AdmissionRules};
@@ -30,10 +32,10 @@ use crate::dataflow::rolling::snapshot::Resumed;
 use crate::dataflow::rolling::told::Read;
 use crate::dataflow::{self, Graph, GraphPlan};
 use crate::model::{
-    Arrival, Ask, CityName, CityState, EventTime, Mark, Parcel, Parcels, Query, Slot, Slots, Snapshots,
-    Topology,
+    Arrival, CityName, CityState, EventTime, Mark, Parcel, Parcels, Query, Slot, Slots, Snapshots, Topology,
 };
 use crate::serve::Publisher;
+use crate::sources::SourceError;
 
 /// Between two epochs of a worker; while it catches up it takes more into one.
 const BETWEEN_EPOCHS: Wait = Wait::from_millis(1);
@@ -46,8 +48,6 @@ const LONGEST_PARK: Wait = Wait::from_millis(10);
 const HELD_BACK: Wait = Wait::from_millis(1);
 /// How long a worker that stops tries to send what it has read.
 const LAST_WAIT: Wait = Wait::from_secs(5);
-/// Calls of [`Ask::ask`] that may wait.
-const QUESTIONS: usize = 1024;
 
 /// What the workers of a run do.
 #[derive(Clone)]
@@ -112,141 +112,6 @@ impl States {
     }
 }
 
-/// What the workers and the rest of the run have in common.
-pub struct Shared {
-    stop: AtomicBool,
-    /// What is told to the server is not taken fast enough.
-    congested: AtomicBool,
-    /// Epochs below this one are durably taken for this run; none above it is used.
-    reserved: AtomicU64,
-    /// The greatest epoch in use: ahead of the clock, where that was put back.
-    used: AtomicU64,
-    failed: Mutex<Option<String>>,
-    taken_over: AtomicBool,
-    pub refusals: Refusals,
-    /// Partitions that came after the start, and how many they are.
-    added: Mutex<Vec<LogPartition>>,
-    added_count: AtomicUsize,
-    sender: SyncSender<Vec<Query>>,
-    questions: Mutex<Receiver<Vec<Query>>>,
-    /// Checkpoints that are asked for, and those whose epoch is complete.
-    marks: Mutex<(Vec<Mark>, Vec<Marked>)>,
-    /// Partitions were read since somebody asked.
-    moved: AtomicBool,
-    positions: Mutex<HashMap<Slot, u64>>,
-    /// The worker that takes the questions.
-    asked: OnceLock<Thread>,
-}
-
-impl Shared {
-    /// No epoch before `floor` may be used, nor after `reserved`.
-    pub fn new(refusals: Refusals, reserved: u64) -> Shared {
-        let (sender, questions) = mpsc::sync_channel(QUESTIONS);
-        Shared {
-            stop: AtomicBool::new(false),
-            congested: AtomicBool::new(false),
-            reserved: AtomicU64::new(reserved),
-            used: AtomicU64::new(0),
-            failed: Mutex::new(None),
-            taken_over: AtomicBool::new(false),
-            refusals,
-            added: Mutex::new(Vec::new()),
-            added_count: AtomicUsize::new(0),
-            sender,
-            questions: Mutex::new(questions),
-            marks: Mutex::default(),
-            moved: AtomicBool::new(false),
-            positions: Mutex::default(),
-            asked: OnceLock::new(),
-        }
-    }
-
-    /// Asks the workers to end, once what they have read is told.
-    pub fn stop(&self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
-
-    /// The greatest epoch in use, or the clock's, where that is greater.
-    pub fn newest_epoch(&self) -> u64 {
-        self.used.load(Ordering::Relaxed).max(clock())
-    }
-
-    /// Has a partition read that came after the start.
-    pub fn add(&self, partition: LogPartition) {
-        self.added.lock().unwrap_or_else(PoisonError::into_inner).push(partition);
-        self.added_count.fetch_add(1, Ordering::Release);
-    }
-
-    /// Asks for a checkpoint, at process 0.
-    pub fn mark(&self, mark: Mark) {
-        self.marks.lock().unwrap_or_else(PoisonError::into_inner).0.push(mark);
-        if let Some(worker) = self.asked.get() {
-            worker.unpark();
-        }
-    }
-
-    /// The checkpoints whose epochs are complete, since the last call.
-    pub fn marked_since(&self) -> Vec<Marked> {
-        std::mem::take(&mut self.marks.lock().unwrap_or_else(PoisonError::into_inner).1)
-    }
-
-    /// Whether partitions were read since the last call.
-    pub fn has_moved(&self) -> bool {
-        self.moved.swap(false, Ordering::Relaxed)
-    }
-
-    fn marked(&self, marked: Marked) {
-        self.marks.lock().unwrap_or_else(PoisonError::into_inner).1.push(marked);
-    }
-
-    /// How far partitions were read, as far as they have moved.
-    pub fn positions(&self) -> HashMap<Slot, u64> {
-        self.positions.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn note_moved(&self, positions: impl Iterator<Item = (Slot, u64)>) {
-        self.positions.lock().unwrap_or_else(PoisonError::into_inner).extend(positions);
-        self.moved.store(true, Ordering::Relaxed);
-    }
-
-    /// More epochs may be used.
-    pub fn reserve(&self, upto: u64) {
-        self.reserved.store(upto, Ordering::Relaxed);
-    }
-
-    /// The first thing that nobody can do anything about.
-    pub fn failed(&self) -> Option<String> {
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Ends the run, since another generation has taken over.
-    pub fn hand_over(&self, why: String) {
-        self.taken_over.store(true, Ordering::Relaxed);
-        self.fail(why);
-    }
-
-    /// Whether that is why it has failed.
-    pub fn is_taken_over(&self) -> bool {
-        self.taken_over.load(Ordering::Relaxed)
-    }
-
-    /// Ends the run with this line, unless there is one already.
-    pub fn fail(&self, why: String) {
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
-        self.stop();
-    }
-}
-
-impl Ask for Shared {
-    fn ask(&self, queries: Vec<Query>) -> bool {
-        let queued = self.sender.try_send(queries).is_ok();
-        if let Some(worker) = self.asked.get() {
-            worker.unpark();
-        }
-        queued
-    }
-}
-
 /// The ingest clock, ms since 1970-01-01T00:00:00Z.
 pub fn clock() -> u64 {
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
@@ -294,12 +159,29 @@ pub fn run(worker: &mut Worker, job: &Job, first_epoch: u64) {
     own.finish();
 }
 
+/// A partition that came later, and could not be opened yet.
+struct Unopened {
+    log: LogPartition,
+    at: Instant,
+    backoff: Wait,
+}
+
+impl Unopened {
+    fn later(self, now: Instant, error: &SourceError) -> Unopened {
+        let LogPartition { name, .. } = &self.log;
+        tracing::warn!(source = %name.source, partition = name.partition, %error, "a partition that has come cannot be opened; it is tried again");
+        let backoff = (self.backoff * 2).min(LONGEST_RETRY);
+        Unopened { at: now + self.backoff, backoff, ..self }
+    }
+}
+
 /// What a worker keeps.
 struct Own<'a> {
     job: &'a Job,
     index: usize,
-    /// How many of those that came later were looked at.
+    /// How many of those that came later were looked at, and which could not be opened yet.
     added: usize,
+    unopened: Vec<Unopened>,
     graph: Graph,
     readers: Vec<Reader>,
     /// The reader that is polled first next time.
@@ -335,7 +217,8 @@ impl<'a> Own<'a> {
         let readers = own.filter_map(|partition| {
             let (states, retention) = (&job.states, job.graph.retention);
             let resume = |admission: &mut Admission| states.resume(partition.slot, retention, admission);
-            Reader::open(partition, job.rules, resume).map_err(|error| job.shared.fail(error)).ok()
+            let failed = |error| job.shared.fail(reader::failed(&partition.name, &error));
+            Reader::open(partition, job.rules, resume).map_err(failed).ok()
         });
         let readers = readers.collect();
         let teller = (index == topology.teller_of(topology.process)).then(|| {
@@ -359,6 +242,7 @@ impl<'a> Own<'a> {
             job,
             index,
             added: 0,
+            unopened: Vec::new(),
             graph,
             readers,
             first: 0,
@@ -399,7 +283,7 @@ impl<'a> Own<'a> {
                 self.progress.push(Read { epoch: 0, progress: None, caught_up: false });
             }
         }
-        self.open_added();
+        self.open_added(now);
         if self.readers.is_empty() || !self.may_poll() {
             return;
         }
@@ -425,20 +309,24 @@ impl<'a> Own<'a> {
         }
     }
 
-    /// Opens the partitions that have come since the last look.
-    fn open_added(&mut self) {
+    /// Opens the partitions that have come since the last look, and those that could not be opened then.
+    fn open_added(&mut self, now: Instant) {
         let shared = &self.job.shared;
-        if shared.added_count.load(Ordering::Acquire) == self.added {
-            return;
+        if shared.added_count.load(Ordering::Acquire) != self.added {
+            let added = shared.added.lock().unwrap_or_else(PoisonError::into_inner);
+            let topology = self.job.topology;
+            let own = added[self.added..].iter();
+            let own = own.filter(|log| topology.reader_of(log.slot, log.shared) == self.index);
+            self.unopened.extend(own.map(|log| Unopened { log: log.clone(), at: now, backoff: FIRST_RETRY }));
+            self.added = added.len();
         }
-        let added = shared.added.lock().unwrap_or_else(PoisonError::into_inner);
-        for partition in &added[self.added..] {
-            if self.job.topology.reader_of(partition.slot, partition.shared) == self.index {
-                let opened = Reader::open(partition, self.job.rules, |_| ());
-                self.readers.extend(opened.map_err(|error| shared.fail(error)));
+        for unopened in self.unopened.extract_if(.., |unopened| unopened.at <= now).collect::<Vec<_>>() {
+            match Reader::open(&unopened.log, self.job.rules, |_| ()) {
+                Ok(reader) => self.readers.push(reader),
+                Err(error @ SourceError::Transient(_)) => self.unopened.push(unopened.later(now, &error)),
+                Err(error) => shared.fail(reader::failed(&unopened.log.name, &error)),
             }
         }
-        self.added = added.len();
     }
 
     /// Whether the dataflow and whoever takes its results keep up.
@@ -447,7 +335,7 @@ impl<'a> Own<'a> {
         let lag = self.in_flight.front().map_or(0, |(epoch, _)| clock().saturating_sub(*epoch));
         self.arrivals_in_flight < limits.readings_in_flight
             && lag <= limits.frontier_lag.millis() as u64
-            && !self.job.shared.congested.load(Ordering::Relaxed)
+            && !self.job.shared.must_wait()
             && !self.outgoing.as_ref().is_some_and(Outgoing::is_full)
     }
 
@@ -489,7 +377,7 @@ impl<'a> Own<'a> {
     }
 
     fn reserved(&self, epoch: u64) -> bool {
-        epoch < self.job.shared.reserved.load(Ordering::Relaxed)
+        self.job.shared.reserved(epoch)
     }
 
     /// Sends what is there at an epoch, and says that nothing more comes for it.
@@ -546,18 +434,19 @@ impl<'a> Own<'a> {
             self.in_flight.pop_front();
             self.arrivals_in_flight -= arrivals;
         }
+        if let Some(outgoing) = &mut self.outgoing {
+            outgoing.hand_on(self.open);
+        }
         match (&mut self.teller, &self.graph.told) {
             (Some(teller), Some(told)) => {
                 let (shared, gate) = (&self.job.shared, &self.job.gate);
-                let congested = teller.tell(told, shared, gate.is_released(), self.open);
-                self.job.shared.congested.store(congested, Ordering::Relaxed);
+                let held_back = teller.tell(told, shared, gate.is_released(), self.open);
+                // The same sinks, whichever worker looks.
+                shared.set_congested(held_back || self.outgoing.as_ref().is_some_and(Outgoing::is_full));
             }
             // All is told elsewhere.
             (None, Some(told)) => while told.take().is_some() {},
             (_, None) => {}
-        }
-        if let Some(outgoing) = &mut self.outgoing {
-            outgoing.hand_on(self.open);
         }
     }
 

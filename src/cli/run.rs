@@ -80,31 +80,35 @@ impl RunArgs {
         }
         match process {
             None if processes > 1 => supervise(&config.plan),
-            process => {
-                let joining = self.joining(&config.plan, process.unwrap_or(0))?;
-                serve(config.plan, joining, |_| ())
-            }
+            process => match self.joining(&config.plan, process.unwrap_or(0))? {
+                Some(joining) => serve(config.plan, joining, |_| ()),
+                None => Ok(()),
+            },
         }
     }
 
-    /// How this process finds the others.
-    fn joining(&self, plan: &Plan, process: usize) -> Result<Joining, Stop> {
+    /// How this process finds the others; nothing where it was asked to stop before that.
+    fn joining(&self, plan: &Plan, process: usize) -> Result<Option<Joining>, Stop> {
         if plan.cluster.processes == 1 {
-            return Ok(Joining::alone(plan));
+            return Ok(Some(Joining::alone(plan)));
         }
         if self.supervised {
             let stops = Stops::default();
+            let failed = |error| Stop::Failed(format!("the supervisor cannot be followed: {error}"));
+            // First of all: whoever ends all of the group ends this one in order.
+            stops.catch_signals().map_err(failed)?;
             let asked = stops.clone();
-            let Supervised { listener, hosts } = supervisor::follow(Arc::new(move || asked.ask()))
-                .map_err(|error| Stop::Failed(format!("the supervisor cannot be followed: {error}")))?;
+            let supervised =
+                supervisor::follow(Arc::new(move || asked.ask()), &stops.flag()).map_err(failed)?;
+            let Some(Supervised { listener, hosts }) = supervised else { return Ok(None) };
             let joining = Joining::one_of(plan, process, hosts);
-            return Ok(Joining { listener: Some(listener), stops, ..joining });
+            return Ok(Some(Joining { listener: Some(listener), stops, ..joining }));
         }
         if plan.cluster.hosts.is_empty() {
             let problem = "cluster.hosts is empty: name a file with host:port of each process, one a line";
             return Err(Stop::Usage(problem.into()));
         }
-        Ok(Joining::one_of(plan, process, plan.cluster.hosts.clone()))
+        Ok(Some(Joining::one_of(plan, process, plan.cluster.hosts.clone())))
     }
 
     fn layers(&self) -> Layers {
@@ -135,7 +139,10 @@ impl RunArgs {
 /// Starts a cluster on this host, by this program and its arguments.
 fn supervise(plan: &Plan) -> Result<(), Stop> {
     let secret = plan.cluster.secret.clone().map_or_else(cluster::fresh_secret, Ok).map_err(Stop::Failed)?;
+    let program = supervisor::this_program()
+        .map_err(|error| Stop::Failed(format!("this program is not found: {error}")))?;
     let supervised = SupervisorPlan {
+        program,
         processes: plan.cluster.processes,
         arguments: std::env::args_os().skip(1).collect(),
         listen: plan.serve.listen,

@@ -1,30 +1,41 @@
 //! Who is at the other end of a connection, before anything else is said.
 //!
 //! ```text
-//! caller                                    listener
-//!   Hello: who, of what, what for, a nonce ─▶
-//!                                         ◀─ Challenge: a nonce, and proof of the secret; or why not
-//!   Proof of the secret                    ─▶
-//!                                         ◀─ Welcome; or why not
+//! caller                                      listener
+//!   Hello: who, of what, what for, a nonce   ─▶
+//!                                           ◀─ Challenge: a nonce, and proof of the secret
+//!   Proof of the secret                      ─▶
+//!                                           ◀─ Proven; or why not
+//!   the configuration that all have          ─▶
+//!                                           ◀─ Welcome; or why not
 //! ```
 //!
-//! Each is a line of JSON, so that versions that differ understand that they do. The secret keeps strangers out; nothing is
-//! encrypted, so the network must be one that is trusted.
+//! Each is a line of JSON, so that versions that differ understand that they do. The secret keeps strangers out, who are listened to
+//! neither long nor much; nothing is encrypted, so the network must be one that is trusted.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration as Wait, Instant};
 
 use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::ClusterPlan;
 use crate::model::Topology;
 
 const MAGIC: &str = "swelter cluster 1";
+/// All of a handshake, however little is said at a time.
+pub const TIME: Wait = Wait::from_secs(5);
+/// The longest line of one that has not proved that it knows the secret.
+const UNPROVEN_LINE: usize = 4 * 1024;
 /// A line holds the whole configuration.
-const MAX_LINE: usize = 1 << 20;
+const LINE: usize = 1 << 20;
+/// Bytes looked at for a line's end at once.
+const PIECE: usize = 4 * 1024;
 
 /// What a connection is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,13 +50,11 @@ pub enum Purpose {
 
 /// What a process says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hello {
+struct Hello {
     magic: String,
     version: String,
     topology: Topology,
     purpose: Purpose,
-    agreement: BTreeMap<String, String>,
-    #[serde(default)]
     nonce: String,
 }
 
@@ -53,7 +62,19 @@ pub struct Hello {
 #[serde(rename_all = "snake_case")]
 enum Reply {
     Challenge { nonce: String, proof: String },
+    Proven,
+    Verdict(Verdict),
+}
+
+/// What becomes of a call.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
     Welcome,
+    /// It is too early.
+    NotYet(String),
+    /// Another process has come in its place, or so it seems as long as the end of that one is not noticed.
+    Taken(String),
     Refused(String),
 }
 
@@ -62,139 +83,167 @@ struct Proof {
     proof: String,
 }
 
+/// A process that has proved that it knows the secret, and is configured as this one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    pub process: usize,
+    pub purpose: Purpose,
+}
+
 /// Why a call came to nothing.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Failure {
     /// It is of no use to call again.
     Refused(String),
+    /// It is, until whoever was there before counts as gone.
+    Taken(String),
     /// It may be.
     Broken(String),
 }
 
+impl From<String> for Failure {
+    fn from(why: String) -> Failure {
+        Failure::Broken(why)
+    }
+}
+
 impl Hello {
-    pub fn new(plan: &ClusterPlan, purpose: Purpose) -> Hello {
-        Hello {
-            magic: MAGIC.into(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            topology: plan.topology,
-            purpose,
-            agreement: plan.agreement.clone(),
-            nonce: String::new(),
-        }
+    fn new(plan: &ClusterPlan, purpose: Purpose) -> Result<Hello, String> {
+        let (magic, version) = (MAGIC.into(), env!("CARGO_PKG_VERSION").into());
+        Ok(Hello { magic, version, topology: plan.topology, purpose, nonce: nonce()? })
     }
 
     /// Why a process that says this is not one of ours.
-    fn mismatch(&self, theirs: &Hello) -> Option<String> {
-        let Hello { version, topology, purpose, agreement, .. } = theirs;
-        let who = topology.process;
-        if *version != self.version {
+    fn mismatch(&self, plan: &ClusterPlan) -> Option<String> {
+        let Hello { version, topology: theirs, .. } = self;
+        let (who, ours) = (theirs.process, plan.topology);
+        if version != env!("CARGO_PKG_VERSION") {
             return Some(format!(
                 "process {who} is version {version}, this one is {}: use one version",
-                self.version
+                env!("CARGO_PKG_VERSION")
             ));
         }
-        let (ours, theirs) = (self.topology, *topology);
-        if (ours.processes, ours.workers) != (theirs.processes, theirs.workers) {
-            return Some(format!(
+        ((ours.processes, ours.workers) != (theirs.processes, theirs.workers)).then(|| {
+            format!(
                 "process {who} counts {} processes of {} workers, this one {} of {}: give all the same --processes and --workers",
                 theirs.processes, theirs.workers, ours.processes, ours.workers
-            ));
-        }
-        for key in self.agreement.keys().chain(agreement.keys()) {
-            let (ours, theirs) = (self.agreement.get(key), agreement.get(key));
-            if ours != theirs {
-                let text = |value: Option<&String>| value.map_or("nothing".to_owned(), String::clone);
-                return Some(format!(
-                    "process {who} has {key} = {}, this one has {}: give all the same configuration",
-                    text(theirs),
-                    text(ours)
-                ));
-            }
-        }
-        match (&self.purpose, purpose) {
-            (Purpose::Data { generation: ours }, Purpose::Data { generation: theirs }) if ours != theirs => {
-                Some(format!("process {who} is of generation {theirs}, this is {ours}"))
-            }
-            (ours, theirs) if std::mem::discriminant(ours) != std::mem::discriminant(theirs) => {
-                Some(format!("process {who} is at another point of its start"))
-            }
-            _ => None,
-        }
+            )
+        })
     }
+}
+
+/// The first setting that a process has otherwise.
+fn disagreement(
+    who: usize,
+    ours: &BTreeMap<String, String>,
+    theirs: &BTreeMap<String, String>,
+) -> Option<String> {
+    let key = ours.keys().chain(theirs.keys()).find(|key| ours.get(*key) != theirs.get(*key))?;
+    let text = |of: &BTreeMap<String, String>| of.get(key).map_or("nothing".to_owned(), String::clone);
+    Some(format!(
+        "process {who} has {key} = {}, this one has {}: give all the same configuration",
+        text(theirs),
+        text(ours)
+    ))
 }
 
 /// Says who we are, to a process that is expected to be `process`.
 pub fn call(
     socket: &mut TcpStream,
     plan: &ClusterPlan,
-    hello: &Hello,
+    purpose: &Purpose,
     process: usize,
+    deadline: Instant,
 ) -> Result<(), Failure> {
-    let broken = |why: String| Failure::Broken(why);
-    let hello = Hello { nonce: nonce().map_err(broken)?, ..hello.clone() };
-    write(socket, &hello).map_err(broken)?;
-    let nonce = match read(socket).map_err(broken)? {
+    let mut talk = Talk { socket, deadline };
+    let hello = Hello::new(plan, purpose.clone())?;
+    let said = talk.say(&hello)?;
+    let (reply, _) = talk.hear(UNPROVEN_LINE)?;
+    let nonce = match reply {
         Reply::Challenge { nonce, proof } => {
-            let said = format!("listener {process} {} {nonce}", hello.nonce);
-            if !proves(&plan.secret, &said, &proof) {
-                let why = format!(
+            if !proves(&plan.secret, &listener_says(process, &hello.nonce, &nonce), &proof) {
+                return Err(Failure::Refused(format!(
                     "process {process} does not know this process's cluster secret: give all the same"
-                );
-                return Err(Failure::Refused(why));
+                )));
             }
             nonce
         }
-        Reply::Refused(why) => return Err(Failure::Refused(why)),
-        Reply::Welcome => return Err(Failure::Broken("it welcomes without a challenge".into())),
+        // Whoever that is: it may not even be one of ours.
+        Reply::Verdict(Verdict::Refused(why) | Verdict::Taken(why) | Verdict::NotYet(why)) => {
+            return Err(Failure::Broken(format!("who listens there has proved nothing, and says {why:?}")));
+        }
+        Reply::Proven | Reply::Verdict(Verdict::Welcome) => {
+            return Err(Failure::Broken("who listens there has proved nothing".into()));
+        }
     };
-    let proof = prove(&plan.secret, &caller_says(&hello, &nonce));
-    write(socket, &Proof { proof }).map_err(broken)?;
-    match read(socket).map_err(broken)? {
-        Reply::Welcome => Ok(()),
-        Reply::Refused(why) => Err(Failure::Refused(why)),
-        Reply::Challenge { .. } => Err(Failure::Broken("it challenges twice".into())),
+    talk.say(&Proof { proof: prove(&plan.secret, &caller_says(&nonce, &said)) })?;
+    match talk.hear(LINE)?.0 {
+        Reply::Proven => {}
+        reply => return Err(failure(reply)),
+    }
+    talk.say(&plan.agreement)?;
+    match talk.hear(LINE)?.0 {
+        Reply::Verdict(Verdict::Welcome) => Ok(()),
+        reply => Err(failure(reply)),
     }
 }
 
-/// Finds out who calls: the number of its process, `first` or greater.
+fn failure(reply: Reply) -> Failure {
+    match reply {
+        Reply::Verdict(Verdict::Refused(why)) => Failure::Refused(why),
+        Reply::Verdict(Verdict::Taken(why)) => Failure::Taken(why),
+        Reply::Verdict(Verdict::NotYet(why)) => Failure::Broken(why),
+        Reply::Verdict(Verdict::Welcome) | Reply::Challenge { .. } | Reply::Proven => {
+            Failure::Broken("it does not keep to the protocol of a cluster".into())
+        }
+    }
+}
+
+/// Finds out who calls, and tells those that differ in what; `proven` says once it knows the secret. The caller waits for a
+/// [`reply`].
 pub fn answer(
     socket: &mut TcpStream,
     plan: &ClusterPlan,
-    ours: &Hello,
-    first: usize,
-) -> Result<usize, String> {
-    let theirs: Hello = read(socket)?;
-    if theirs.magic != MAGIC {
+    proven: &AtomicBool,
+    deadline: Instant,
+) -> Result<Caller, String> {
+    let mut talk = Talk { socket, deadline };
+    let (hello, said): (Hello, _) = talk.hear(UNPROVEN_LINE)?;
+    if hello.magic != MAGIC {
         return Err("it is no process of a cluster of this protocol".into());
     }
+    let (ours, process) = (plan.topology.process, hello.topology.process);
     let fresh = nonce()?;
-    let said = format!("listener {} {} {fresh}", plan.topology.process, theirs.nonce);
-    write(socket, &Reply::Challenge { nonce: fresh.clone(), proof: prove(&plan.secret, &said) })?;
-    let Proof { proof } = read(socket)?;
-    let process = theirs.topology.process;
-    let expected = (first..plan.topology.processes).contains(&process);
-    let refusal = if !proves(&plan.secret, &caller_says(&theirs, &fresh), &proof) {
-        Some(format!(
-            "process {process} does not know the cluster secret of process {}",
-            plan.topology.process
-        ))
-    } else if let Some(why) = ours.mismatch(&theirs) {
-        Some(why)
-    } else {
-        (!expected).then(|| format!("process {process} is not expected by process {}", plan.topology.process))
-    };
-    match refusal {
-        Some(why) => {
-            write(socket, &Reply::Refused(why.clone()))?;
-            Err(why)
-        }
-        None => write(socket, &Reply::Welcome).map(|()| process),
+    let proof = prove(&plan.secret, &listener_says(ours, &hello.nonce, &fresh));
+    talk.say(&Reply::Challenge { nonce: fresh.clone(), proof })?;
+    let (Proof { proof }, _) = talk.hear(UNPROVEN_LINE)?;
+    if !proves(&plan.secret, &caller_says(&fresh, &said), &proof) {
+        return talk.refuse(format!("process {process} does not know the cluster secret of process {ours}"));
+    }
+    proven.store(true, Ordering::Relaxed);
+    if let Some(why) = hello.mismatch(plan) {
+        return talk.refuse(why);
+    }
+    talk.say(&Reply::Proven)?;
+    let (theirs, _) = talk.hear(LINE)?;
+    match disagreement(process, &plan.agreement, &theirs) {
+        Some(why) => talk.refuse(why),
+        None => Ok(Caller { process, purpose: hello.purpose }),
     }
 }
 
-/// All that the caller has said is proved with the secret.
-fn caller_says(hello: &Hello, nonce: &str) -> String {
-    format!("caller {nonce} {}", serde_json::to_string(hello).unwrap_or_default())
+/// Tells a caller what becomes of its call.
+pub fn reply(socket: &mut TcpStream, verdict: &Verdict, deadline: Instant) -> Result<(), String> {
+    Talk { socket, deadline }.say(&Reply::Verdict(verdict.clone())).map(drop)
+}
+
+fn listener_says(process: usize, theirs: &str, fresh: &str) -> Vec<u8> {
+    format!("listener {process} {theirs} {fresh}").into_bytes()
+}
+
+/// All that the caller has said is proved with the secret, just as it came.
+fn caller_says(nonce: &str, hello: &[u8]) -> Vec<u8> {
+    [format!("caller {nonce} ").as_bytes(), hello].concat()
 }
 
 /// Something that nobody has said before, or can guess.
@@ -213,34 +262,77 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
     Some(digits?.chunks(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect())
 }
 
-fn prove(secret: &[u8], said: &str) -> String {
-    hex(hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), said.as_bytes()).as_ref())
+fn prove(secret: &[u8], said: &[u8]) -> String {
+    hex(hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), said).as_ref())
 }
 
-fn proves(secret: &[u8], said: &str, proof: &str) -> bool {
+fn proves(secret: &[u8], said: &[u8], proof: &str) -> bool {
     let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
-    unhex(proof).is_some_and(|proof| hmac::verify(&key, said.as_bytes(), &proof).is_ok())
+    unhex(proof).is_some_and(|proof| hmac::verify(&key, said, &proof).is_ok())
 }
 
-fn write(socket: &mut TcpStream, said: &impl Serialize) -> Result<(), String> {
-    let mut line = serde_json::to_vec(said).map_err(|error| error.to_string())?;
-    line.push(b'\n');
-    socket.write_all(&line).map_err(|error| error.to_string())
+/// Lines to and from the other end, until the deadline of all of them.
+struct Talk<'a> {
+    socket: &'a mut TcpStream,
+    deadline: Instant,
 }
 
-/// Reads a line and not a byte more: what follows is of another protocol.
-fn read<T: for<'a> Deserialize<'a>>(socket: &mut TcpStream) -> Result<T, String> {
-    let (mut line, mut byte) = (Vec::new(), [0u8]);
-    loop {
-        match socket.read(&mut byte) {
-            Ok(0) => return Err("the connection was closed".into()),
-            Ok(_) if byte[0] == b'\n' => break,
-            Ok(_) => line.push(byte[0]),
-            Err(error) => return Err(error.to_string()),
-        }
-        if line.len() > MAX_LINE {
-            return Err("it says too much".into());
-        }
+impl Talk<'_> {
+    fn left(&self) -> Result<Wait, String> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(too_slow()) } else { Ok(left) }
     }
-    serde_json::from_slice(&line).map_err(|_| "it does not speak the protocol of a cluster".into())
+
+    /// Gives the line that it has written.
+    fn say(&mut self, said: &impl Serialize) -> Result<Vec<u8>, String> {
+        let mut line = serde_json::to_vec(said).map_err(|error| error.to_string())?;
+        line.push(b'\n');
+        self.socket.set_write_timeout(Some(self.left()?)).map_err(text)?;
+        self.socket.write_all(&line).map_err(text)?;
+        line.pop();
+        Ok(line)
+    }
+
+    /// Reads a line and not a byte more: what follows may be of another protocol.
+    fn hear<T: DeserializeOwned>(&mut self, longest: usize) -> Result<(T, Vec<u8>), String> {
+        let (mut line, mut piece) = (Vec::new(), [0u8; PIECE]);
+        loop {
+            self.socket.set_read_timeout(Some(self.left()?)).map_err(text)?;
+            let there = self.socket.peek(&mut piece).map_err(text)?;
+            if there == 0 {
+                return Err("the connection was closed".into());
+            }
+            let end = piece[..there].iter().position(|byte| *byte == b'\n');
+            let taken = end.map_or(there, |end| end + 1);
+            self.socket.read_exact(&mut piece[..taken]).map_err(text)?;
+            line.extend_from_slice(&piece[..end.unwrap_or(there)]);
+            if line.len() > longest {
+                return Err("it says too much".into());
+            }
+            if end.is_some() {
+                break;
+            }
+        }
+        let said = serde_json::from_slice(&line);
+        Ok((said.map_err(|_| "it does not speak the protocol of a cluster".to_owned())?, line))
+    }
+
+    fn refuse<T>(&mut self, why: String) -> Result<T, String> {
+        self.say(&Reply::Verdict(Verdict::Refused(why.clone())))?;
+        Err(why)
+    }
 }
+
+fn too_slow() -> String {
+    "it takes too long to say who it is".into()
+}
+
+fn text(error: io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => too_slow(),
+        _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! Connections between process 0 and the others, for what is no data: messages in order, and signs of life.
 
 use std::io::{self, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,17 +11,21 @@ use std::time::{Duration as Wait, Instant};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::message::Message;
-use super::{ClusterError, ClusterPlan};
+use super::message::{Message, Value};
+use super::{ClusterError, StopFlag};
 
 /// Messages that may wait for a peer.
 const QUEUED: usize = 1_024;
 /// The greatest message: a posted body, or what a progress topic keeps.
 const MAX_FRAME: usize = 128 * 1024 * 1024;
-/// Between two signs of life.
+/// Between two signs of life, or less where peers are given up soon.
 const ALIVE: Wait = Wait::from_secs(1);
+/// Signs of life before a peer that gives none is given up.
+const MISSED: u32 = 4;
 /// How long what was said last may take on its way.
 const FLUSH: Wait = Wait::from_millis(500);
+/// Between two looks whether a wait is over.
+const LOOK: Wait = Wait::from_millis(20);
 
 /// Who hears what peers say, by process, from a thread of the link's own that it must not hold up; and why a peer is lost, once.
 #[derive(Clone)]
@@ -30,13 +34,23 @@ pub struct Heard {
     pub lost: Arc<dyn Fn(usize, String) + Send + Sync>,
 }
 
+/// What all links of a process begin with.
+#[derive(Clone)]
+pub(super) struct LinkPlan {
+    pub heard: Heard,
+    /// After this long without a sign of life a peer counts as gone.
+    pub timeout: Wait,
+    /// All have come: from now on one that is gone is lost. Before, another one may take its place.
+    pub is_whole: Arc<AtomicBool>,
+}
+
 /// The links of this process: process 0 has one to each other, the others one to process 0.
 #[derive(Clone, Default)]
 pub struct Links(Arc<Vec<(usize, Peer)>>);
 
-struct Peer {
+pub(super) struct Peer {
     outgoing: SyncSender<Vec<u8>>,
-    values: Mutex<Receiver<Vec<u8>>>,
+    values: Mutex<Receiver<Value>>,
     state: Arc<State>,
 }
 
@@ -44,12 +58,19 @@ struct Peer {
 struct State {
     /// It has said that nothing more comes.
     bye: AtomicBool,
-    /// We have.
-    said_bye: AtomicBool,
     /// Nothing more comes from it, whatever it has said.
     ended: AtomicBool,
     /// Messages that are queued and not yet written.
     waiting: AtomicUsize,
+}
+
+/// Why a message is not on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unsent {
+    #[error("there is no room for it now")]
+    Full,
+    #[error("it is longer than {} MiB, the most that processes say to each other at once", MAX_FRAME >> 20)]
+    TooLong,
 }
 
 impl Links {
@@ -58,69 +79,95 @@ impl Links {
         Links::default()
     }
 
-    pub(super) fn start(
-        plan: &ClusterPlan,
-        peers: Vec<(usize, TcpStream)>,
-        heard: Heard,
-    ) -> Result<Links, ClusterError> {
-        let start = |(process, socket): (usize, TcpStream)| {
-            let peer = Peer::start(process, socket, plan.peer_timeout, heard.clone());
-            peer.map(|peer| (process, peer)).map_err(|error| ClusterError::Threads(Arc::new(error)))
-        };
-        peers.into_iter().map(start).collect::<Result<_, _>>().map(|peers| Links(Arc::new(peers)))
+    pub(super) fn new(peers: Vec<(usize, Peer)>) -> Links {
+        Links(Arc::new(peers))
     }
 
     /// Waits for room to say it; a peer that takes nothing is lost before long, which ends the wait.
     pub fn send(&self, process: usize, message: &Message) {
-        if let Some(peer) = self.peer(process) {
-            peer.state.waiting.fetch_add(1, Ordering::AcqRel);
-            if peer.outgoing.send(frame(message)).is_err() {
-                peer.state.waiting.fetch_sub(1, Ordering::AcqRel);
-            }
+        if let (Some(peer), Some(frame)) = (self.peer(process), frame_or_log(message)) {
+            peer.send(frame);
         }
     }
 
     /// Says it where there is room for it.
-    pub fn try_send(&self, process: usize, message: &Message) -> bool {
-        let Some(peer) = self.peer(process) else { return false };
+    pub fn try_send(&self, process: usize, message: &Message) -> Result<(), Unsent> {
+        let peer = self.peer(process).ok_or(Unsent::Full)?;
+        let frame = frame(message)?;
         peer.state.waiting.fetch_add(1, Ordering::AcqRel);
-        let queued = peer.outgoing.try_send(frame(message)).is_ok();
-        if !queued {
+        let queued = peer.outgoing.try_send(frame);
+        if queued.is_err() {
             peer.state.waiting.fetch_sub(1, Ordering::AcqRel);
         }
-        queued
+        queued.map_err(|_| Unsent::Full)
     }
 
     /// Says it to all that there is a link to.
     pub fn send_all(&self, message: &Message) {
-        for (process, _) in self.0.iter() {
-            self.send(*process, message);
+        if self.0.is_empty() {
+            return;
+        }
+        if let Some(frame) = frame_or_log(message) {
+            self.0.iter().for_each(|(_, peer)| peer.send(frame.clone()));
         }
     }
 
-    pub(super) fn send_value(&self, value: &impl Serialize) -> Result<(), ClusterError> {
+    /// Says it to all that have room for it.
+    pub fn try_send_all(&self, message: &Message) {
+        for (process, _) in self.0.iter() {
+            let _ = self.try_send(*process, message);
+        }
+    }
+
+    pub(super) fn send_value<T: Serialize>(&self, step: u64, value: &T) -> Result<(), ClusterError> {
         let bytes = postcard::to_stdvec(value).map_err(|error| ClusterError::Malformed(error.to_string()))?;
-        self.send_all(&Message::Value(bytes));
+        let value = Message::Value(Value { step, of: std::any::type_name::<T>().into(), bytes });
+        let frame = frame(&value).map_err(|error| ClusterError::Malformed(error.to_string()))?;
+        self.0.iter().for_each(|(_, peer)| peer.send(frame.clone()));
         Ok(())
     }
 
-    /// Waits for the next value of a peer.
-    pub(super) fn value<T: DeserializeOwned>(&self, process: usize) -> Result<T, ClusterError> {
+    /// Waits for the next value of a peer; where it `heeds` the wish to stop, not longer than until there is one.
+    pub(super) fn value<T: DeserializeOwned>(
+        &self,
+        process: usize,
+        step: u64,
+        (stop, heeds): (&StopFlag, bool),
+    ) -> Result<T, ClusterError> {
         let peer = self.peer(process).ok_or(ClusterError::Gone(process))?;
         let values = peer.values.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes = values.recv().map_err(|_| ClusterError::Gone(process))?;
-        postcard::from_bytes(&bytes).map_err(|error| ClusterError::Malformed(error.to_string()))
+        let value = loop {
+            match values.recv_timeout(LOOK) {
+                Ok(value) => break value,
+                Err(RecvTimeoutError::Timeout) if heeds && stop.is_raised() => {
+                    return Err(ClusterError::Stopped);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) if stop.is_raised() => return Err(ClusterError::Stopped),
+                Err(RecvTimeoutError::Disconnected) => return Err(ClusterError::Gone(process)),
+            }
+        };
+        let (ours, Value { step: at, of, bytes }) = (std::any::type_name::<T>(), value);
+        if (at, &*of) != (step, ours) {
+            return Err(ClusterError::OutOfStep { process, theirs: (at, of), ours: (step, ours.into()) });
+        }
+        match postcard::take_from_bytes(&bytes) {
+            Ok((value, [])) => Ok(value),
+            Ok(_) => Err(ClusterError::Malformed(format!("a {of} is too long"))),
+            Err(error) => Err(ClusterError::Malformed(error.to_string())),
+        }
+    }
+
+    /// The first one whose end is gone.
+    pub(super) fn gone(&self) -> Option<usize> {
+        self.0.iter().find(|(_, peer)| !peer.lives()).map(|(process, _)| *process)
     }
 
     /// Says goodbye, and waits until all peers have as well or are gone, or the deadline.
     pub fn end(&self, deadline: Instant) {
-        for (process, peer) in self.0.iter() {
-            peer.state.said_bye.store(true, Ordering::Relaxed);
-            self.send(*process, &Message::Bye);
-        }
+        self.send_all(&Message::Bye);
         self.flush();
-        let has_said =
-            |peer: &Peer| peer.state.bye.load(Ordering::Acquire) || peer.state.ended.load(Ordering::Acquire);
+        let has_said = |peer: &Peer| peer.state.bye.load(Ordering::Acquire) || !peer.lives();
         while !self.0.iter().all(|(_, peer)| has_said(peer)) && Instant::now() < deadline {
             thread::sleep(Wait::from_millis(5));
         }
@@ -141,44 +188,65 @@ impl Links {
     }
 }
 
-fn frame(message: &Message) -> Vec<u8> {
+fn frame(message: &Message) -> Result<Vec<u8>, Unsent> {
     // Nothing that is said cannot be written; an empty frame would be refused.
-    postcard::to_stdvec(message).unwrap_or_default()
+    let frame = postcard::to_stdvec(message).unwrap_or_default();
+    if frame.len() > MAX_FRAME { Err(Unsent::TooLong) } else { Ok(frame) }
+}
+
+fn frame_or_log(message: &Message) -> Option<Vec<u8>> {
+    frame(message).map_err(|error| tracing::error!("a message to another process is not sent: {error}")).ok()
 }
 
 impl Peer {
-    fn start(process: usize, socket: TcpStream, timeout: Wait, heard: Heard) -> io::Result<Peer> {
-        socket.set_read_timeout(Some(timeout))?;
-        socket.set_write_timeout(Some(timeout))?;
+    pub fn start(process: usize, socket: TcpStream, plan: &LinkPlan) -> io::Result<Peer> {
+        socket.set_read_timeout(Some(plan.timeout))?;
+        socket.set_write_timeout(Some(plan.timeout))?;
         let (outgoing, frames) = mpsc::sync_channel(QUEUED);
         let (values, received) = mpsc::channel();
         let state = Arc::new(State::default());
-        let (writing, writer) = (state.clone(), socket.try_clone()?);
+        let (writing, writer, alive) = (state.clone(), socket.try_clone()?, ALIVE.min(plan.timeout / MISSED));
         thread::Builder::new()
             .name(format!("link {process} out"))
-            .spawn(move || write(writer, &frames, &writing))?;
-        let reading = state.clone();
+            .spawn(move || write(writer, &frames, &writing, alive))?;
+        let (reading, plan) = (state.clone(), plan.clone());
         thread::Builder::new().name(format!("link {process} in")).spawn(move || {
-            let why = read(process, socket, &values, &reading, &heard);
+            let why = read(process, socket, &values, &reading, &plan);
             // Whoever waits for a value waits no more.
             drop(values);
-            reading.ended.store(true, Ordering::Release);
-            if !reading.bye.load(Ordering::Acquire) {
-                (heard.lost)(process, why);
+            reading.ended.store(true, Ordering::SeqCst);
+            if reading.bye.load(Ordering::Acquire) {
+                return;
+            }
+            match plan.is_whole.load(Ordering::SeqCst) {
+                true => (plan.heard.lost)(process, why),
+                false => tracing::warn!(process, "a process is gone before all have come: {why}"),
             }
         })?;
         Ok(Peer { outgoing, values: Mutex::new(received), state })
     }
+
+    /// Its end is there still.
+    pub fn lives(&self) -> bool {
+        !self.state.ended.load(Ordering::SeqCst)
+    }
+
+    fn send(&self, frame: Vec<u8>) {
+        self.state.waiting.fetch_add(1, Ordering::AcqRel);
+        if self.outgoing.send(frame).is_err() {
+            self.state.waiting.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
 }
 
 /// Writes what is queued, and a sign of life where there is nothing. An error shows at the reading end.
-fn write(mut socket: TcpStream, frames: &Receiver<Vec<u8>>, state: &State) {
-    let alive = frame(&Message::Alive);
+fn write(mut socket: TcpStream, frames: &Receiver<Vec<u8>>, state: &State, every: Wait) {
+    let alive = postcard::to_stdvec(&Message::Alive).unwrap_or_default();
     loop {
-        let (body, queued) = match frames.recv_timeout(ALIVE) {
+        let (body, queued) = match frames.recv_timeout(every) {
             Ok(body) => (body, 1),
             Err(RecvTimeoutError::Timeout) => (alive.clone(), 0),
-            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Disconnected) => break,
         };
         let mut bytes = Vec::with_capacity(4 + body.len());
         bytes.extend_from_slice(&(body.len() as u32).to_le_bytes());
@@ -186,19 +254,19 @@ fn write(mut socket: TcpStream, frames: &Receiver<Vec<u8>>, state: &State) {
         let written = socket.write_all(&bytes);
         state.waiting.fetch_sub(queued, Ordering::AcqRel);
         if written.is_err() {
-            let _ = socket.shutdown(std::net::Shutdown::Both);
-            return;
+            break;
         }
     }
+    let _ = socket.shutdown(Shutdown::Both);
 }
 
 /// Reads until the connection ends, and says why it has.
 fn read(
     process: usize,
     socket: TcpStream,
-    values: &mpsc::Sender<Vec<u8>>,
+    values: &mpsc::Sender<Value>,
     state: &State,
-    heard: &Heard,
+    plan: &LinkPlan,
 ) -> String {
     let mut socket = BufReader::new(socket);
     loop {
@@ -214,9 +282,10 @@ fn read(
         };
         match message {
             Ok(Message::Alive) => {}
-            Ok(Message::Value(bytes)) => drop(values.send(bytes)),
+            Ok(Message::Value(value)) => drop(values.send(value)),
             Ok(Message::Bye) => state.bye.store(true, Ordering::Release),
-            Ok(message) => (heard.message)(process, message),
+            Ok(Message::Failed { why, .. }) if !plan.is_whole.load(Ordering::SeqCst) => return why,
+            Ok(message) => (plan.heard.message)(process, message),
             Err(error) => return format!("what it says is not understood: {error}"),
         }
     }

@@ -9,13 +9,15 @@ use crate::sinks::kafka::progress::Positions;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Message {
     /// A part of the start: what all or one have to know.
-    Value(Vec<u8>),
+    Value(Value),
     /// There is nothing to say.
     Alive,
     /// To process 0: append this; the number is the caller's own.
     Append { call: u64, records: Vec<NewRecord> },
     /// Up to where the partitions were appended to.
     Appended { call: u64, result: Result<Vec<(PartitionName, u64)>, AppendError> },
+    /// Results are not taken fast enough: to process 0 of one process, from it of any, so that all sources wait.
+    Congested(bool),
     /// To process 0: the greatest epoch in use, or wanted by a clock that is ahead.
     Newest { epoch: u64 },
     /// From process 0: epochs below may be used.
@@ -26,8 +28,12 @@ pub enum Message {
     AskSchema { call: u64, source: String, id: u32 },
     /// The answer as JSON.
     Schema { call: u64, answer: Result<String, String> },
-    /// From process 0: a partition has come.
+    /// From process 0: a partition has come. Nobody reads it before all know of it.
     Partition { slot: Slot, name: PartitionName, start: u64 },
+    /// To process 0: this process does.
+    PartitionKnown { slot: Slot },
+    /// From process 0: all do.
+    ReadPartition { slot: Slot },
     /// From process 0: the epoch of a checkpoint is complete, and includes the logs up to these positions.
     Sealed { checkpoint: u64, positions: Positions },
     /// To process 0: a process's part of a checkpoint, as the checkpoints have it, or why there is none.
@@ -38,8 +44,17 @@ pub enum Message {
     TakeOver,
     /// It is time to stop: to process 0 a wish, from it an order.
     Stop,
-    /// The sender ends, for this reason.
-    Failed(String),
+    /// The sender ends, for this reason; perhaps because another generation has taken over.
+    Failed { why: String, taken_over: bool },
     /// The sender has done all that it had to do, and nothing more comes.
     Bye,
+}
+
+/// A value of the start. Both ends must be at the same step of it, and mean the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Value {
+    pub step: u64,
+    /// What it is, as the program calls it.
+    pub of: String,
+    pub bytes: Vec<u8>,
 }

@@ -5,31 +5,40 @@
 //! which are connected once all is agreed ([`Cluster::connect_workers`]). A process that loses another ends: a
 //! dataflow is whole or not at all.
 
+mod acceptor;
 mod handshake;
 mod link;
 pub mod message;
+pub mod signals;
 pub mod supervisor;
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration as Wait, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use self::acceptor::Acceptor;
 pub use self::handshake::nonce as fresh_secret;
-use self::handshake::{Hello, Purpose};
-pub use self::link::{Heard, Links};
+use self::handshake::{Failure, Purpose};
+pub use self::link::{Heard, Links, Unsent};
+use self::link::{LinkPlan, Peer};
 use self::message::Message;
 use crate::model::Topology;
 
-/// Between two tries to reach a process that does not listen yet.
+/// Between two tries to reach a process that does not listen yet, or where another one is in the way.
 const RETRY: Wait = Wait::from_millis(50);
-/// Until a connection has said who it is.
-const HANDSHAKE: Wait = Wait::from_secs(5);
+const RETRY_TAKEN: Wait = Wait::from_millis(250);
+/// How long the others may take to hear why a start has failed.
+const LAST_WORDS: Wait = Wait::from_secs(1);
 
 /// How the processes find each other.
 #[derive(Clone)]
@@ -77,47 +86,84 @@ pub enum ClusterError {
     Gone(usize),
     #[error("what a process of the cluster says is not understood: {0}")]
     Malformed(String),
+    #[error(
+        "process {process} is at step {} of its start ({}), this one at {} ({}): start all anew, with the same flags",
+        .theirs.0, .theirs.1, .ours.0, .ours.1
+    )]
+    OutOfStep { process: usize, theirs: (u64, String), ours: (u64, String) },
+    /// While it starts.
+    #[error("asked to stop")]
+    Stopped,
     #[error("threads of the cluster cannot be started: {0}")]
     Threads(Arc<io::Error>),
+}
+
+/// Whether somebody has asked for a stop: whoever waits looks at it.
+#[derive(Clone, Debug, Default)]
+pub struct StopFlag(Arc<AtomicBool>);
+
+impl StopFlag {
+    /// True where nobody has before.
+    pub fn raise(&self) -> bool {
+        !self.0.swap(true, Ordering::AcqRel)
+    }
+
+    pub fn is_raised(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
 }
 
 /// The processes of a run, connected.
 pub struct Cluster {
     plan: ClusterPlan,
     /// None where there is one process.
-    listener: Option<TcpListener>,
+    acceptor: Option<Acceptor>,
     links: Links,
+    stop: StopFlag,
+    /// Counts what is shared, gathered and waited for.
+    steps: AtomicU64,
 }
 
 impl Cluster {
-    /// Meets the other processes. `heard` hears what they say that is not part of the start, and `lost` why one is gone.
+    /// Meets the other processes. `heard` hears what they say that is not part of the start, and why one is lost.
     ///
     /// # Errors
     ///
-    /// Where they do not come in time, or disagree.
+    /// Where they do not come in time, or disagree, or it is time to `stop`.
     pub fn meet(
         plan: &ClusterPlan,
         listener: Option<TcpListener>,
         heard: Heard,
+        stop: StopFlag,
     ) -> Result<Cluster, ClusterError> {
         let Topology { processes, process, .. } = plan.topology;
+        let (plan, steps) = (plan.clone(), AtomicU64::new(0));
         if processes == 1 {
-            return Ok(Cluster { plan: plan.clone(), listener: None, links: Links::none() });
+            return Ok(Cluster { plan, acceptor: None, links: Links::none(), stop, steps });
         }
         let listener = listener.map_or_else(|| listen(&plan.hosts[process]), Ok)?;
+        let is_whole = Arc::new(AtomicBool::new(process > 0));
+        let link = LinkPlan { heard, timeout: plan.peer_timeout, is_whole: Arc::clone(&is_whole) };
+        let acceptor = Acceptor::start(&plan, listener, &link)?;
         let links = match process {
             0 => {
-                let hello = Hello::new(plan, Purpose::Link);
-                let peers = accept(plan, &listener, &hello, 1)?;
-                Links::start(plan, peers, heard)?
+                let met = acceptor.meet(&stop);
+                let links = Links::new(acceptor.take_peers());
+                is_whole.store(met.is_ok(), Ordering::SeqCst);
+                let gone = links.gone().map_or(Ok(()), |process| Err(ClusterError::Gone(process)));
+                if let Err(error) = met.and(gone) {
+                    say_last(&links, &error);
+                    return Err(error);
+                }
+                links
             }
             _ => {
-                let hello = Hello::new(plan, Purpose::Link);
-                let socket = reach(plan, 0, &hello)?;
-                Links::start(plan, vec![(0, socket)], heard)?
+                let socket = reach(&plan, 0, &Purpose::Link, &stop)?;
+                let peer = Peer::start(0, socket, &link);
+                Links::new(vec![(0, peer.map_err(|error| ClusterError::Threads(Arc::new(error)))?)])
             }
         };
-        Ok(Cluster { plan: plan.clone(), listener: Some(listener), links })
+        Ok(Cluster { plan, acceptor: Some(acceptor), links, stop, steps })
     }
 
     pub fn topology(&self) -> Topology {
@@ -138,52 +184,81 @@ impl Cluster {
         T: Serialize + DeserializeOwned,
         E: From<ClusterError> + ToString,
     {
+        let step = self.step();
+        self.check_stop()?;
         if !self.plan.topology.is_first() {
-            return Ok(self.links.value(0)?);
+            return Ok(self.links.value(0, step, (&self.stop, true))?);
         }
-        match make() {
-            Ok(value) => {
-                self.links.send_value(&value)?;
-                Ok(value)
-            }
-            Err(error) => {
-                self.fail(&error.to_string());
-                Err(error)
-            }
-        }
+        let value = make()?;
+        self.links.send_value(step, &value)?;
+        Ok(value)
     }
 
     /// Gives process 0 a value of each process, in their order; the others get nothing.
     pub fn gather<T: Serialize + DeserializeOwned>(&self, mine: T) -> Result<Vec<T>, ClusterError> {
+        let step = self.step();
+        self.check_stop()?;
         if !self.plan.topology.is_first() {
-            self.links.send_value(&mine)?;
+            self.links.send_value(step, &mine)?;
             return Ok(Vec::new());
         }
-        let others = (1..self.plan.topology.processes).map(|process| self.links.value(process));
+        let others = (1..self.plan.topology.processes).map(|process| self.value(process, step));
         std::iter::once(Ok(mine)).chain(others).collect()
     }
 
+    /// Waits until all have come here: process 0 alone decides that they go on, or stop instead, so that none goes on without another.
+    pub fn go_on_together(&self) -> Result<(), ClusterError> {
+        self.gather(())?;
+        let step = self.step();
+        match self.plan.topology.is_first() {
+            true => self.links.send_value(step, &()),
+            false => self.links.value(0, step, (&self.stop, false)),
+        }
+    }
+
+    /// An error where it is time to stop.
+    pub fn check_stop(&self) -> Result<(), ClusterError> {
+        if self.stop.is_raised() { Err(ClusterError::Stopped) } else { Ok(()) }
+    }
+
+    fn value<T: DeserializeOwned>(&self, process: usize, step: u64) -> Result<T, ClusterError> {
+        self.links.value(process, step, (&self.stop, true))
+    }
+
+    fn step(&self) -> u64 {
+        self.steps.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// Tells the others why this process ends.
-    pub fn fail(&self, why: &str) {
-        self.links.send_all(&Message::Failed(why.to_owned()));
+    pub fn fail(&self, why: &str, taken_over: bool) {
+        self.links.send_all(&Message::Failed { why: why.to_owned(), taken_over });
     }
 
     /// Connects every two processes for the dataflow: by process, none for this one. Only those of the same generation are taken.
     pub fn connect_workers(&self, generation: &str) -> Result<Vec<Option<TcpStream>>, ClusterError> {
         let Topology { processes, process, .. } = self.plan.topology;
         let mut sockets: Vec<Option<TcpStream>> = (0..processes).map(|_| None).collect();
-        let hello = Hello::new(&self.plan, Purpose::Data { generation: generation.to_owned() });
+        let Some(acceptor) = &self.acceptor else { return Ok(sockets) };
+        acceptor.expect_workers(generation);
+        let purpose = Purpose::Data { generation: generation.to_owned() };
         // To those before this one; they have listened since before they were met.
         for (other, socket) in sockets.iter_mut().enumerate().take(process) {
-            *socket = Some(reach(&self.plan, other, &hello)?);
+            *socket = Some(reach(&self.plan, other, &purpose, &self.stop)?);
         }
-        if let Some(listener) = &self.listener {
-            for (other, socket) in accept(&self.plan, listener, &hello, process + 1)? {
-                sockets[other] = Some(socket);
-            }
+        for (other, socket) in acceptor.take_workers(&self.stop)? {
+            sockets[other] = Some(socket);
         }
         Ok(sockets)
     }
+}
+
+/// Those that have come hear what has become of the start.
+fn say_last(links: &Links, error: &ClusterError) {
+    match error {
+        ClusterError::Stopped => links.send_all(&Message::Stop),
+        error => links.send_all(&Message::Failed { why: error.to_string(), taken_over: false }),
+    }
+    links.end(Instant::now() + LAST_WORDS);
 }
 
 /// Listens for the other processes.
@@ -193,30 +268,55 @@ pub fn listen(address: &str) -> Result<TcpListener, ClusterError> {
 }
 
 /// Connects to a process that may not be there yet.
-fn reach(plan: &ClusterPlan, process: usize, hello: &Hello) -> Result<TcpStream, ClusterError> {
+fn reach(
+    plan: &ClusterPlan,
+    process: usize,
+    purpose: &Purpose,
+    stop: &StopFlag,
+) -> Result<TcpStream, ClusterError> {
     let address = plan.hosts[process].clone();
     let deadline = Instant::now() + plan.connect_time;
+    let mut taken: Option<Instant> = None;
     loop {
-        let why = match connect(&address) {
-            Ok(mut socket) => match handshake::call(&mut socket, plan, hello, process) {
-                Ok(()) => return Ok(socket),
-                Err(handshake::Failure::Refused(why)) => return Err(ClusterError::Refused(why)),
-                Err(handshake::Failure::Broken(why)) => why,
-            },
-            Err(error) => error.to_string(),
+        let (why, pause) = match call(&address, plan, purpose, process) {
+            Ok(socket) => return Ok(socket),
+            Err(Failure::Refused(why)) => return Err(ClusterError::Refused(why)),
+            Err(Failure::Taken(why)) => {
+                if taken.is_none() {
+                    tracing::warn!(process, "this process is not taken in yet: {why}");
+                }
+                // By then, one that was gone would have counted as gone.
+                if taken.get_or_insert_with(Instant::now).elapsed() > plan.peer_timeout {
+                    return Err(ClusterError::Refused(why));
+                }
+                (why, RETRY_TAKEN)
+            }
+            Err(Failure::Broken(why)) => {
+                taken = None;
+                (why, RETRY)
+            }
         };
+        if stop.is_raised() {
+            return Err(ClusterError::Stopped);
+        }
         if Instant::now() >= deadline {
             return Err(ClusterError::NotThere { process, address, why, wait: plan.connect_time });
         }
-        thread::sleep(RETRY);
+        thread::sleep(pause);
     }
+}
+
+fn call(address: &str, plan: &ClusterPlan, purpose: &Purpose, process: usize) -> Result<TcpStream, Failure> {
+    let mut socket = connect(address).map_err(|error| Failure::Broken(error.to_string()))?;
+    handshake::call(&mut socket, plan, purpose, process, Instant::now() + handshake::TIME)?;
+    Ok(socket)
 }
 
 fn connect(address: &str) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in address.to_socket_addrs()? {
         let address: SocketAddr = address;
-        match TcpStream::connect_timeout(&address, HANDSHAKE) {
+        match TcpStream::connect_timeout(&address, handshake::TIME) {
             Ok(socket) => {
                 prepare(&socket)?;
                 return Ok(socket);
@@ -229,57 +329,5 @@ fn connect(address: &str) -> io::Result<TcpStream> {
 
 fn prepare(socket: &TcpStream) -> io::Result<()> {
     socket.set_nodelay(true)?;
-    socket.set_nonblocking(false)?;
-    socket.set_read_timeout(Some(HANDSHAKE))?;
-    socket.set_write_timeout(Some(HANDSHAKE))
+    socket.set_nonblocking(false)
 }
-
-/// Waits for all processes from `first` on; whoever else connects is refused, and nobody waits for somebody who says nothing.
-fn accept(
-    plan: &ClusterPlan,
-    listener: &TcpListener,
-    hello: &Hello,
-    first: usize,
-) -> Result<Vec<(usize, TcpStream)>, ClusterError> {
-    let threads = |error: io::Error| ClusterError::Threads(Arc::new(error));
-    let deadline = Instant::now() + plan.connect_time;
-    let mut come: BTreeMap<usize, TcpStream> = BTreeMap::new();
-    listener.set_nonblocking(true).map_err(threads)?;
-    let (answers, answered) = std::sync::mpsc::channel();
-    let mut answering = 0usize;
-    while come.len() < plan.topology.processes - first {
-        while let Ok((process, socket)) = answered.try_recv() {
-            answering -= 1;
-            if let Some(process) = process {
-                // One that was lost on its way and comes again takes its place.
-                come.insert(process, socket);
-            }
-        }
-        match listener.accept() {
-            Ok((mut socket, from)) if answering < MAX_ANSWERING => {
-                answering += 1;
-                let (plan, hello, answers) = (plan.clone(), hello.clone(), answers.clone());
-                let answer = move || {
-                    let answered = prepare(&socket)
-                        .map_err(|error| error.to_string())
-                        .and_then(|()| handshake::answer(&mut socket, &plan, &hello, first));
-                    let process = answered.map_err(
-                        |why| tracing::warn!(%from, "a connection to the cluster is refused: {why}"),
-                    );
-                    let _ = answers.send((process.ok(), socket));
-                };
-                thread::Builder::new().name("handshake".into()).spawn(answer).map_err(threads)?;
-            }
-            _ => thread::sleep(Wait::from_millis(5)),
-        }
-        if Instant::now() >= deadline {
-            let missing = (first..plan.topology.processes).find(|process| !come.contains_key(process));
-            let missing = missing.unwrap_or(first);
-            return Err(ClusterError::NotCome(missing, plan.topology.processes, plan.connect_time.as_secs()));
-        }
-    }
-    Ok(come.into_iter().collect())
-}
-
-/// Connections that say who they are at once.
-const MAX_ANSWERING: usize = 64;

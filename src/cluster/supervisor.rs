@@ -1,26 +1,30 @@
 //! A cluster of processes on this host: started, restarted together, and stopped together.
 //!
 //! A child says on its standard output where it listens for the others (`cluster ADDRESS`), is told all addresses on its standard
-//! input (`hosts A B ..`), and says later where it serves (`listening on URL`). `stop` on its input asks it to stop. The input's end
-//! means that the supervisor is gone: the child ends at once, so that none is left behind.
+//! input (`hosts A B ..`), and says later where it serves (`listening on URL`). `stop` on its input, at any time, asks it to stop. The
+//! input's end means that the supervisor is gone or has no use for it: the child ends at once, so that none is left behind.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration as Wait, Instant};
 
-use tokio::signal::unix::{SignalKind, signal};
+use super::{StopFlag, signals};
 
 /// The exit code of a process whose results another generation has taken over.
 pub const TAKEN_OVER: u8 = 3;
 
 /// Between two looks at the children.
 const LOOK: Wait = Wait::from_millis(20);
-/// Once one has ended, the others end by themselves; after this long they are made to.
+/// Once one has ended, the others end by themselves: those that are connected at once, others when they are let go. After this long they
+/// are made to.
+const LET_GO: Wait = Wait::from_secs(1);
 const END_TOGETHER: Wait = Wait::from_secs(5);
 /// What comes so soon after a signal is the same one, sent to the process and to its group.
 const SAME_SIGNAL: Wait = Wait::from_millis(300);
@@ -36,6 +40,7 @@ const MAX_FAILED_STARTS: u32 = 5;
 /// Which children there are.
 pub struct SupervisorPlan {
     pub processes: usize,
+    pub program: PathBuf,
     /// The program's own arguments; each child gets some more behind them.
     pub arguments: Vec<OsString>,
     /// Of process 0; the others take the next ports, or free ones where this is 0.
@@ -56,6 +61,8 @@ pub enum SupervisorError {
     TakenOver,
     #[error("process {0} has ended with {1} while the cluster was stopped")]
     BadEnd(usize, ExitStatus),
+    #[error("processes of the cluster had not stopped after {} s, and were killed", .0.as_secs())]
+    Killed(Wait),
     #[error("the cluster was asked to stop twice")]
     Asked,
 }
@@ -67,9 +74,32 @@ enum Event {
 
 struct Running {
     child: Child,
-    input: ChildStdin,
+    /// Until it is let go.
+    input: Option<ChildStdin>,
     cluster: Option<String>,
     ended: Option<ExitStatus>,
+}
+
+impl Running {
+    /// One that is not there any more does not hear it.
+    fn say(&mut self, line: &str) {
+        if let Some(input) = &mut self.input {
+            let _ = input.write_all(line.as_bytes());
+        }
+    }
+
+    /// How it has ended, if that is not what it was asked for.
+    fn bad_end(&self, is_stopping: bool) -> Option<ExitStatus> {
+        let status = self.ended.filter(|status| !status.success())?;
+        // A signal to all of the group comes before a child listens for it.
+        let early = is_stopping && self.cluster.is_none() && status.signal().is_some_and(is_polite);
+        (!early).then_some(status)
+    }
+}
+
+/// SIGHUP, SIGINT or SIGTERM.
+fn is_polite(signal: i32) -> bool {
+    [1, 2, 15].contains(&signal)
 }
 
 struct Supervisor {
@@ -82,55 +112,77 @@ struct Supervisor {
     listens: Vec<Option<String>>,
     said: usize,
     stopping: Option<Instant>,
+    /// How long an orderly stop may take.
+    patience: Wait,
+}
+
+/// This program, as it is now: all children are of one version, whatever takes its place on the disk.
+pub fn this_program() -> io::Result<PathBuf> {
+    if cfg!(target_os = "linux") { Ok("/proc/self/exe".into()) } else { std::env::current_exe() }
 }
 
 /// Runs the cluster until it is asked to stop. `announce` hears the lines for the standard output.
-pub fn run(plan: SupervisorPlan, mut announce: impl FnMut(&str)) -> Result<(), SupervisorError> {
+pub fn run(plan: SupervisorPlan, announce: impl FnMut(&str)) -> Result<(), SupervisorError> {
     let (events, happened) = mpsc::channel();
-    listen_for_signals(events.clone())?;
-    let listens = vec![None; plan.processes];
-    let mut supervisor =
-        Supervisor { plan, events, children: Vec::new(), start: 0, listens, said: 0, stopping: None };
-    let (mut backoff, mut failed_starts) = (FIRST_BACKOFF, 0);
-    loop {
-        let began = Instant::now();
-        supervisor.spawn()?;
-        let (process, status) = match supervisor.watch(&happened, &mut announce)? {
-            Some(ended) => ended,
-            None => return Ok(()),
-        };
-        let taken_over = supervisor.end_all();
-        if taken_over || status.code() == Some(i32::from(TAKEN_OVER)) {
-            return Err(SupervisorError::TakenOver);
-        }
-        if status.code() == Some(2) {
-            return Err(SupervisorError::Refused(process));
-        }
-        failed_starts = if supervisor.said == supervisor.plan.processes { 0 } else { failed_starts + 1 };
-        if failed_starts == MAX_FAILED_STARTS {
-            return Err(SupervisorError::FailedStarts);
-        }
-        backoff = if began.elapsed() > STEADY { FIRST_BACKOFF } else { backoff };
-        tracing::warn!(process, %status, "a process of the cluster has ended: all start again in {} ms", backoff.as_millis());
-        if supervisor.pause(&happened, backoff) {
-            return Ok(());
-        }
-        backoff = (backoff * 2).min(LAST_BACKOFF);
-    }
+    let asked = events.clone();
+    signals::listen(move || asked.send(Event::Signal).is_ok())?;
+    Supervisor::new(plan, events).run(&happened, announce)
 }
 
 impl Supervisor {
+    fn new(plan: SupervisorPlan, events: Sender<Event>) -> Supervisor {
+        let listens = vec![None; plan.processes];
+        let (children, start, said, stopping) = (Vec::new(), 0, 0, None);
+        Supervisor { plan, events, children, start, listens, said, stopping, patience: STOP }
+    }
+
+    fn run(
+        mut self,
+        happened: &Receiver<Event>,
+        mut announce: impl FnMut(&str),
+    ) -> Result<(), SupervisorError> {
+        let (mut backoff, mut failed_starts) = (FIRST_BACKOFF, 0);
+        loop {
+            let began = Instant::now();
+            self.spawn()?;
+            let (process, status) = match self.watch(happened, &mut announce)? {
+                Some(ended) => ended,
+                None => return Ok(()),
+            };
+            let taken_over = self.end_all();
+            if taken_over || status.code() == Some(i32::from(TAKEN_OVER)) {
+                return Err(SupervisorError::TakenOver);
+            }
+            if status.code() == Some(2) {
+                return Err(SupervisorError::Refused(process));
+            }
+            failed_starts = if self.said == self.plan.processes { 0 } else { failed_starts + 1 };
+            if failed_starts == MAX_FAILED_STARTS {
+                return Err(SupervisorError::FailedStarts);
+            }
+            backoff = if began.elapsed() > STEADY { FIRST_BACKOFF } else { backoff };
+            tracing::warn!(process, %status, "a process of the cluster has ended: all start again in {} ms", backoff.as_millis());
+            if self.pause(happened, backoff) {
+                return Ok(());
+            }
+            backoff = (backoff * 2).min(LAST_BACKOFF);
+        }
+    }
+
     fn spawn(&mut self) -> Result<(), SupervisorError> {
         self.start += 1;
         self.said = 0;
         for process in 0..self.plan.processes {
             let listen = self.listen(process);
-            let mut child = Command::new(std::env::current_exe()?)
+            let mut child = Command::new(&self.plan.program)
+                .arg0(std::env::args_os().next().unwrap_or_else(|| "swelter".into()))
                 .args(&self.plan.arguments)
                 .args(["--process", &process.to_string(), "--supervised", "--listen", &listen])
                 .env("SWELTER_CLUSTER__SECRET", &self.plan.secret)
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
+                // What a terminal sends to the group is for the supervisor, which passes it on.
+                .process_group(0)
                 .spawn()?;
             let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
                 return Err(SupervisorError::Start(io::ErrorKind::BrokenPipe.into()));
@@ -142,7 +194,7 @@ impl Supervisor {
                     let _ = events.send(Event::Line { start, process, line });
                 }
             })?;
-            self.children.push(Running { child, input, cluster: None, ended: None });
+            self.children.push(Running { child, input: Some(input), cluster: None, ended: None });
         }
         Ok(())
     }
@@ -180,25 +232,28 @@ impl Supervisor {
             for child in &mut self.children {
                 child.ended = child.child.try_wait()?;
             }
-            let mut ended = self.children.iter().enumerate().filter_map(|(i, child)| Some((i, child.ended?)));
+            let is_stopping = self.stopping.is_some();
+            let bad = self.children.iter().enumerate();
+            let bad = bad.filter_map(|(process, child)| Some((process, child.bad_end(is_stopping)?)));
             // One that was killed is the reason that others end.
-            let bad = ended.clone().filter(|(_, status)| !status.success());
-            let bad = bad.min_by_key(|(_, status)| status.code().is_some());
-            if let Some((process, status)) = bad {
-                return match self.stopping {
-                    Some(_) => {
-                        self.end_all();
-                        Err(SupervisorError::BadEnd(process, status))
-                    }
-                    None => Ok(Some((process, status))),
-                };
+            if let Some((process, status)) = bad.min_by_key(|(_, status)| status.code().is_some()) {
+                if is_stopping {
+                    self.end_all();
+                    return Err(SupervisorError::BadEnd(process, status));
+                }
+                return Ok(Some((process, status)));
             }
-            // Whoever is asked to stop stops all.
-            if ended.by_ref().count() == self.children.len() {
+            let ended = self.children.iter().filter(|child| child.ended.is_some()).count();
+            if ended == self.children.len() {
                 return Ok(None);
             }
-            if self.stopping.is_some_and(|since| since.elapsed() > STOP) {
+            // Whoever is asked to stop stops all.
+            if ended > 0 && !is_stopping {
+                self.stop();
+            }
+            if self.stopping.is_some_and(|since| since.elapsed() > self.patience) {
                 self.kill_all();
+                return Err(SupervisorError::Killed(self.patience));
             }
         }
     }
@@ -209,7 +264,7 @@ impl Supervisor {
             let all: Option<Vec<&str>> = self.children.iter().map(|child| child.cluster.as_deref()).collect();
             if let Some(all) = all {
                 let line = format!("hosts {}\n", all.join(" "));
-                self.children.iter_mut().for_each(|child| drop(child.input.write_all(line.as_bytes())));
+                self.children.iter_mut().for_each(|child| child.say(&line));
             }
         } else if let Some(url) = line.strip_prefix("listening on ") {
             self.listens[process] = Some(url.to_owned());
@@ -222,7 +277,7 @@ impl Supervisor {
 
     fn stop(&mut self) {
         self.stopping = Some(Instant::now());
-        self.children.iter_mut().for_each(|child| drop(child.input.write_all(b"stop\n")));
+        self.children.iter_mut().for_each(|child| child.say("stop\n"));
     }
 
     /// Waits before the next start; true where it is asked to stop meanwhile.
@@ -237,12 +292,16 @@ impl Supervisor {
         }
     }
 
-    /// The children have no reason to live on: they notice by themselves, or are killed. Whether one says that it was taken over from.
+    /// The children have no reason to live on: they notice by themselves, or are let go, or killed. Whether one says that it was taken
+    /// over from.
     fn end_all(&mut self) -> bool {
-        let deadline = Instant::now() + END_TOGETHER;
-        while Instant::now() < deadline
+        let began = Instant::now();
+        while began.elapsed() < END_TOGETHER
             && self.children.iter_mut().any(|child| matches!(child.child.try_wait(), Ok(None)))
         {
+            if began.elapsed() > LET_GO {
+                self.children.iter_mut().for_each(|child| child.input = None);
+            }
             thread::sleep(LOOK);
         }
         let taken_over = |child: &mut Running| {
@@ -268,59 +327,38 @@ impl Drop for Supervisor {
     }
 }
 
-fn listen_for_signals(events: Sender<Event>) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut signals = {
-        let _inside = runtime.enter();
-        [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal)
-    };
-    for signal in &signals {
-        if let Err(error) = signal {
-            return Err(error.kind().into());
-        }
-    }
-    thread::Builder::new().name("signals".into()).spawn(move || {
-        runtime.block_on(async {
-            let [Ok(terminate), Ok(interrupt), Ok(hangup)] = &mut signals else { return };
-            loop {
-                tokio::select! {
-                    _ = terminate.recv() => {}
-                    _ = interrupt.recv() => {}
-                    _ = hangup.recv() => {}
-                }
-                if events.send(Event::Signal).is_err() {
-                    return;
-                }
-            }
-        });
-    })?;
-    Ok(())
-}
-
 /// What a child begins with.
 pub struct Supervised {
     pub listener: TcpListener,
     pub hosts: Vec<String>,
 }
 
-/// The child's side of the start: meets the supervisor, which is followed from then on; `stop` hears that it is time to.
-pub fn follow(stop: Arc<dyn Fn() + Send + Sync>) -> io::Result<Supervised> {
+/// The child's side of the start: meets the supervisor, which is followed from then on; `stop` hears that it is time to. Nothing where
+/// that is so already.
+pub fn follow(stop: Arc<dyn Fn() + Send + Sync>, asked: &StopFlag) -> io::Result<Option<Supervised>> {
     let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
     let mut output = io::stdout();
     writeln!(output, "cluster {}", listener.local_addr()?)?;
     output.flush()?;
-    let mut line = String::new();
-    io::stdin().lock().read_line(&mut line)?;
-    let hosts = line.trim_end().strip_prefix("hosts ").ok_or(io::ErrorKind::UnexpectedEof)?;
-    let hosts = hosts.split(' ').map(str::to_owned).collect();
+    let (say_hosts, hosts) = mpsc::channel();
     thread::Builder::new().name("supervised".into()).spawn(move || {
         for line in io::stdin().lines().map_while(Result::ok) {
-            if line == "stop" {
-                stop();
+            match line.strip_prefix("hosts ") {
+                Some(hosts) => drop(say_hosts.send(hosts.split(' ').map(str::to_owned).collect())),
+                None if line == "stop" => stop(),
+                None => tracing::warn!("the supervisor says what is not understood: {line:?}"),
             }
         }
-        tracing::error!("the supervisor is gone: ending");
+        tracing::error!("the supervisor is gone, or has given this start up: ending");
         std::process::exit(1);
     })?;
-    Ok(Supervised { listener, hosts })
+    while !asked.is_raised() {
+        if let Ok(hosts) = hosts.recv_timeout(LOOK) {
+            return Ok(Some(Supervised { listener, hosts }));
+        }
+    }
+    Ok(None)
 }
+
+#[cfg(test)]
+mod tests;

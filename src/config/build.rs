@@ -1,7 +1,7 @@
 //! From keys to a plan.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use tracing_subscriber::EnvFilter;
@@ -38,6 +38,14 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
     let checkpoints = checkpoints(keys, &data_dir);
     let serve = serve(keys);
     let cluster = cluster(keys);
+    let forwards = cluster.processes > 1 && ingest.as_ref().is_some_and(|ingest| ingest.into.is_none());
+    if forwards && serve.limits.body_bytes > MAX_FORWARDED {
+        let problem = format!(
+            "is more than {} MiB, the most that a process of a cluster forwards to process 0 at once: lower it",
+            MAX_FORWARDED >> 20
+        );
+        keys.refuse("serve.limits.body_bytes", problem);
+    }
     let limits = PipelineLimits {
         readings_in_flight: keys.whole("limits.readings_in_flight", 1..=1_000_000_000),
         frontier_lag: keys.duration("limits.frontier_lag", "10ms", "10m"),
@@ -234,11 +242,19 @@ fn cluster(keys: &mut Keys) -> ClusterKeys {
         keys.refuse("cluster.hosts", problem);
         Vec::new()
     });
+    let secret = keys.secret("cluster.secret").filter(|secret| !secret.is_empty());
+    if process.is_some() && secret.is_none() && !hosts.iter().take(processes).all(|host| is_loopback(host)) {
+        keys.refuse(
+            "cluster.secret",
+            "is empty, and cluster.hosts are not all on this host, so that everybody who reaches them could join: give all processes the \
+             same SWELTER_CLUSTER__SECRET",
+        );
+    }
     ClusterKeys {
         processes,
         process,
         hosts,
-        secret: keys.secret("cluster.secret"),
+        secret,
         start: match keys.one_of("cluster.start", &["claim", "takeover", "standby"]).as_deref() {
             Some("takeover") => StartKind::Takeover,
             Some("standby") => StartKind::Standby,
@@ -248,6 +264,16 @@ fn cluster(keys: &mut Keys) -> ClusterKeys {
         connect_time: keys.wait("cluster.connect_time", "1s", "10m"),
         peer_timeout: keys.wait("cluster.peer_timeout", "1s", "10m"),
     }
+}
+
+/// What a frame between processes holds, and as much again for what stands beside each record.
+const MAX_FORWARDED: usize = 60 << 20;
+
+/// Whether `host:port` is of this host alone.
+fn is_loopback(address: &str) -> bool {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
 /// Processes of a cluster: what says which of them watch a city is one word.

@@ -140,12 +140,14 @@ impl Config {
     }
 }
 
-/// Keys of what is a process's own.
+/// Keys of what is a process's own; but for how a cluster starts, which decides what its processes tell each other.
 const OWN: [&str; 4] = ["serve.", "log.", "cluster.", "data_dir"];
+const COMMON: &str = "cluster.start";
 
 /// What the processes of a cluster must have in common. Secrets are left out.
 fn agreement(settings: &BTreeMap<String, Setting>) -> BTreeMap<String, String> {
-    let common = settings.iter().filter(|(key, _)| !OWN.iter().any(|own| key.starts_with(own)));
+    let is_own = |key: &str| key != COMMON && OWN.iter().any(|own| key.starts_with(own));
+    let common = settings.iter().filter(|(key, _)| !is_own(key));
     common.map(|(key, setting)| (key.clone(), setting.toml.clone())).collect()
 }
 

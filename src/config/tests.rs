@@ -385,3 +385,61 @@ fn tokens_are_said_once_over_both_places() {
     assert_eq!(load("ingest xyz").unwrap().plan.serve.tokens.len(), 2);
     assert!(load("ingest abc").unwrap_err().to_string().starts_with("SWELTER_TOKENS: holds a token"));
 }
+
+#[test]
+fn a_cluster_on_several_hosts_has_a_secret() {
+    let written = Written::new("[cluster]\nprocesses = 2\nhosts = \"hosts\"\n");
+    let hosts = written.0.path().join("hosts");
+    let load = |process: &str, secret: Option<&str>| {
+        let mut flags = vec![
+            ("cluster.hosts".to_owned(), "--hosts", hosts.display().to_string()),
+            ("cluster.process".to_owned(), "--process", process.to_owned()),
+        ];
+        flags.extend(secret.map(|secret| ("cluster.secret".to_owned(), "a flag", secret.to_owned())));
+        Config::load(&Layers { flags, ..written.layers() })
+    };
+    for (addresses, needed) in [
+        ("127.0.0.1:1\nlocalhost:2\n10.0.0.1:3\n", false),
+        ("[::1]:1\n127.1.2.3:2\n", false),
+        ("127.0.0.1:1\n10.0.0.1:2\n", true),
+        ("127.0.0.1:1\nexample.org:2\n", true),
+    ] {
+        std::fs::write(&hosts, addresses).unwrap();
+        assert!(load("1", Some("s3cr3t")).is_ok());
+        for none in [None, Some("")] {
+            let loaded = load("1", none);
+            assert_eq!(loaded.is_err(), needed, "{addresses}");
+            if let Err(errors) = loaded {
+                let line = errors.to_string();
+                assert!(
+                    line.starts_with("cluster.secret") && line.contains("SWELTER_CLUSTER__SECRET"),
+                    "{line}"
+                );
+            }
+        }
+        // A supervisor makes one up.
+        assert!(load("", None).is_ok());
+    }
+}
+
+#[test]
+fn a_cluster_takes_no_body_that_it_cannot_forward() {
+    let load = |text: &str| {
+        Written::new(&format!("{text}\n[serve.limits]\nbody_bytes = \"100 MiB\"\n[cluster]\nprocesses = 2\n"))
+            .load()
+    };
+    let errors = load("").unwrap_err().to_string();
+    assert!(errors.contains("serve.limits.body_bytes") && errors.contains("60 MiB"), "{errors}");
+    assert!(load("[ingest]\nenabled = false\n").is_ok());
+    assert!(Written::new("[serve.limits]\nbody_bytes = \"100 MiB\"\n").load().is_ok());
+}
+
+#[test]
+fn processes_agree_on_all_but_what_is_their_own() {
+    let agreement = |text: &str| Written::new(text).load().unwrap().plan.agreement;
+    let of = agreement("");
+    assert_eq!(of, agreement("[serve]\nlisten = \"127.0.0.1:1\"\n[log]\nlevel = \"debug\"\n"));
+    assert_eq!(of, agreement("data_dir = \"elsewhere\"\n[cluster]\npeer_timeout = \"2s\"\n"));
+    assert_ne!(of, agreement("[results]\nformula = \"nws\"\n"));
+    assert_ne!(of, agreement("[cluster]\nstart = \"takeover\"\n"), "it decides what they tell each other");
+}

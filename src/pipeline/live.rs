@@ -1,31 +1,27 @@
 //! The service: sources in, what is served out, until it is asked to stop.
 
-use std::any::Any;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
-use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration as Wait, Instant};
 
 use serde::{Deserialize, Serialize};
-use timely::WorkerConfig;
-use timely::communication::allocator::zero_copy::initialize::initialize_networking_from_sockets;
-use timely::communication::allocator::{AllocatorBuilder, ProcessBuilder};
-use timely::communication::initialize::Hooks;
-use timely::execute::execute_from;
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::checkpoints::{Checkpointed, Making, Parts};
 use super::data_dir::{DataDir, DataDirError};
+use super::epochs::{EpochBound, keep_reserving};
 use super::logs::{Logs, needs_data_dir, rules};
 use super::outlets::{Outlets, Prepared, Starts, Writing};
 use super::processes::Processes;
 use super::retry::{Retrying, spawn_retry};
 use super::standby::Following;
+use super::stops::Event;
+pub use super::stops::Stops;
+use super::workers;
 use crate::checkpoint::CheckpointError;
 use crate::cluster::message::Message;
 use crate::cluster::{ClusterError, ClusterPlan};
@@ -37,18 +33,13 @@ use crate::model::{PartitionName, Slots, Topology};
 use crate::registry::RegistryError;
 use crate::serve::{self, Bound, Facts, Ports, ServeError};
 use crate::sinks::dead_letters::DeadLettersError;
+use crate::sinks::kafka::OutletError;
 use crate::sinks::kafka::progress::Kept;
-use crate::sinks::kafka::{Keeper, OutletError};
 use crate::sources::generator::PlanError;
 use crate::sources::generator::feed::{Feed, FeedError};
 use crate::sources::journal::JournalError;
 use crate::worker::{self, Cuts, Gate, Job, LogPartition, Refusals, Shared};
 
-/// Epochs are taken for this long ahead, in ms, and so often. After a crash the first epochs are that much ahead of the clock at
-/// most, so it is short; a disk that takes longer to write a few bytes holds results up.
-const RESERVED_MS: u64 = 3_000;
-const RESERVE_EVERY_MS: u64 = 1_000;
-const LOOK_AT_EPOCHS: Wait = Wait::from_millis(250);
 /// Between two looks at what goes on.
 const LOOK: Wait = Wait::from_millis(50);
 /// Between two looks at what should be looked at now and then.
@@ -57,8 +48,6 @@ const HOUSEKEEPING: Wait = Wait::from_millis(500);
 const TAKE_OVER: Wait = Wait::from_secs(30);
 /// How long a stop waits for clients to take what was sent to them.
 const GRACE: Wait = Wait::from_secs(3);
-/// What comes so soon after a signal is the same one, sent to the process and to its group.
-const SAME_SIGNAL: Wait = Wait::from_millis(300);
 /// Threads that serve.
 const SERVING_THREADS: usize = 2;
 
@@ -100,34 +89,6 @@ pub enum RunError {
     TakenOver(String),
 }
 
-/// What ends the wait for the end.
-enum Event {
-    Signal,
-    /// All processes stop.
-    Stop,
-    Ended(Result<(), RunError>),
-}
-
-/// Asks a run to stop from elsewhere, as a signal does.
-#[derive(Clone, Default)]
-pub struct Stops(Arc<(OnceLock<SyncSender<Event>>, AtomicBool)>);
-
-impl Stops {
-    pub fn ask(&self) {
-        self.0.1.store(true, Ordering::Release);
-        if let Some(events) = self.0.0.get() {
-            let _ = events.try_send(Event::Signal);
-        }
-    }
-
-    fn listen(&self, events: &SyncSender<Event>) {
-        let _ = self.0.0.set(events.clone());
-        if self.0.1.load(Ordering::Acquire) {
-            let _ = events.try_send(Event::Signal);
-        }
-    }
-}
-
 /// How this process meets the others of its run.
 pub struct Joining {
     pub cluster: ClusterPlan,
@@ -164,8 +125,10 @@ fn cluster_plan(plan: &Plan, process: usize, hosts: Vec<String>) -> ClusterPlan 
 /// Runs the service until it is asked to stop, by SIGTERM, Ctrl-C or a closed terminal. `announce` hears the address once it is listened on, and
 /// from when on readings are accepted.
 pub fn run(plan: Plan, joining: Joining, announce: impl FnOnce(SocketAddr)) -> Result<(), RunError> {
+    let Joining { cluster, listener, stops } = joining;
+    stops.catch_signals().map_err(RunError::Threads)?;
     let (events, happened) = mpsc::sync_channel(4);
-    joining.stops.listen(&events);
+    stops.listen(&events);
     // First of all: it waits for a process that is still dying, which may hold the address as well.
     let data_dir = needs_data_dir(&plan).then(|| DataDir::open(&plan.data_dir).map(Arc::new)).transpose()?;
     let bound = serve::bind(plan.serve.clone())?;
@@ -174,16 +137,24 @@ pub fn run(plan: Plan, joining: Joining, announce: impl FnOnce(SocketAddr)) -> R
         .enable_all()
         .build()
         .map_err(RunError::Threads)?;
-    listen_for_signals(&runtime, &events)?;
-    let stop = events.clone();
-    let asked_to_stop = Box::new(move || drop(stop.try_send(Event::Stop)));
-    let processes = Processes::meet(&joining.cluster, joining.listener, asked_to_stop)?;
-    let processes = Arc::new(processes);
-    let ran = run_together(plan, data_dir, bound, &runtime, &processes, (events, &happened), announce);
-    match &ran {
-        Ok(()) => processes.end(),
-        Err(error) => processes.fail(&error.to_string()),
-    }
+    let processes = match Processes::meet(&cluster, listener, &stops) {
+        Err(ClusterError::Stopped) => return Ok(()),
+        met => Arc::new(met?),
+    };
+    stops.meet(&processes);
+    let ran =
+        run_together(plan, data_dir, bound, &runtime, &processes, (&stops, events, &happened), announce);
+    let ran = match ran {
+        Err(error) if error.is_stop() => {
+            tracing::info!("asked to stop while it starts: ending");
+            processes.give_up();
+            Ok(())
+        }
+        ran => {
+            ran.as_ref().map_or_else(|error| processes.fail(error), |()| processes.end());
+            ran
+        }
+    };
     runtime.shutdown_timeout(GRACE);
     ran
 }
@@ -203,6 +174,8 @@ struct Opening {
     cuts: Cuts,
     /// Not before this epoch.
     floor: u64,
+    /// Epochs below are durably taken.
+    reserved: u64,
 }
 
 /// The run of this process among the others, from start to end.
@@ -212,7 +185,7 @@ fn run_together(
     bound: Bound,
     runtime: &Runtime,
     processes: &Arc<Processes>,
-    (events, happened): (SyncSender<Event>, &Receiver<Event>),
+    (stops, events, happened): (&Stops, SyncSender<Event>, &Receiver<Event>),
     announce: impl FnOnce(SocketAddr),
 ) -> Result<(), RunError> {
     let topology = processes.topology();
@@ -244,11 +217,14 @@ fn run_together(
     let partitions = logs.readable(&starts, &partitions);
     let first_epoch = first_epoch.max(taken.as_ref().map_or(0, |taken| taken.epoch + 1));
     let letters = logs.dead_letters(&plan)?;
-    // Of a generation that is hydrated nothing is seen, so its epochs are its own.
-    let reserved = if following.is_some() { u64::MAX } else { first_epoch + RESERVED_MS };
+    // Of a generation that is hydrated nothing is seen, so its epochs are its own; the others are taken in time.
+    let reserved = if following.is_some() { u64::MAX } else { 0 };
     let shared = Arc::new(Shared::new(Refusals::new(letters), reserved));
-    processes.serve(Arc::clone(&shared), logs.appender());
+    processes.serve(Arc::clone(&shared), slots.clone(), logs.appender());
     let sockets = processes.cluster().connect_workers(&generation)?;
+    if following.is_some() {
+        processes.cluster().go_on_together()?;
+    }
 
     let facts = facts(&plan, slots.clone(), generation.clone());
     let ports = Ports { ask: shared.clone(), appender: logs.appender() };
@@ -300,7 +276,8 @@ fn run_together(
         states: Arc::new(states),
         shared: Arc::clone(&shared),
     };
-    start_workers(job, sockets, first_epoch, events)?;
+    workers::start(job, sockets, first_epoch, events)?;
+    stops.start_is_done();
     let (workers_ended, end) = own.keep(happened);
     tracing::info!("stopping");
     if let (Err(error), false) = (&end, topology.is_alone()) {
@@ -391,30 +368,27 @@ impl Own<'_> {
     /// The outlets are this run's: from now on it writes, and whatever else only one generation does.
     fn begin(&mut self, outlets: Outlets, first_epoch: u64) -> Result<(), RunError> {
         let (logs, first) = (self.logs, self.processes.topology().is_first());
-        let opening = self.processes.share(|| {
-            let floor = outlets.epoch_floor()?.max(first_epoch);
-            Ok::<_, RunError>(Opening { cuts: outlets.cuts(&self.partitions)?, floor })
-        })?;
         let bound = EpochBound::of(logs.data_dir().cloned(), outlets.keeper());
-        let reserved = opening.floor.max(worker::clock()) + RESERVED_MS;
-        if first {
-            bound.reserve(reserved)?;
-        }
+        let Opening { cuts, floor, reserved } = self.processes.share(|| {
+            let floor = outlets.epoch_floor()?.max(first_epoch);
+            let cuts = outlets.cuts(&self.partitions)?;
+            Ok(Opening { cuts, floor, reserved: bound.begin(floor)? })
+        })?;
         let failing = Arc::clone(&self.shared);
         let failed = move |error: OutletError| match error {
             OutletError::Fenced { .. } => failing.hand_over(error.to_string()),
             error => failing.fail(error.to_string()),
         };
         let writing = outlets.start_writing(self.processes, Arc::new(failed))?;
-        self.gate.install(opening.cuts, writing.ends());
+        self.gate.install(cuts, writing.ends());
         if self.following.is_some() {
             self.wait_for_workers_to_know()?;
         }
+        // Before process 0 goes on, and takes more.
+        self.shared.begin_reserving(reserved);
         // All know where to wait: whoever is released first leaves nobody behind.
-        self.processes.gather(())?;
-        self.processes.share(|| Ok::<_, RunError>(()))?;
-        self.shared.reserve(reserved);
-        self.gate.release(opening.floor);
+        self.processes.cluster().go_on_together()?;
+        self.gate.release(floor);
         if let Some((kept, parts)) = self.checkpoints.take() {
             let journal = logs.journal().map(|(journal, _)| journal);
             let (generation, slots) = (self.generation.clone(), self.slots.clone());
@@ -422,7 +396,8 @@ impl Own<'_> {
             self.making = Some(Making::new(kept, generation, slots, Arc::clone(self.processes), from));
         }
         self.writing = Some(writing);
-        reserve_epochs(bound, Arc::clone(self.processes), self.shared.clone(), reserved, self.ended.clone())?;
+        let (processes, shared) = (Arc::clone(self.processes), Arc::clone(&self.shared));
+        keep_reserving(bound, processes, shared, reserved, Arc::clone(&self.ended))?;
         if first {
             self.feeds = logs.feed(self.plan)?;
             self.retrying = Some(spawn_retry(self.plan, logs.journal()).map_err(RunError::Threads)?);
@@ -433,6 +408,7 @@ impl Own<'_> {
     fn wait_for_workers_to_know(&self) -> Result<(), RunError> {
         let deadline = Instant::now() + TAKE_OVER;
         while self.gate.seen() < self.processes.topology().workers {
+            self.processes.cluster().check_stop()?;
             if Instant::now() > deadline {
                 return Err(RunError::Failed("the workers do not come to take over".into()));
             }
@@ -477,7 +453,7 @@ impl Own<'_> {
         let mut next = Instant::now();
         loop {
             match happened.recv_timeout(LOOK) {
-                Ok(Event::Signal) => self.processes.ask_to_stop(),
+                Ok(Event::Asked) => self.processes.ask_to_stop(),
                 Ok(Event::Stop) => return (false, Ok(())),
                 Ok(Event::Ended(ended)) => {
                     let failed = self.shared.failed();
@@ -490,8 +466,14 @@ impl Own<'_> {
             if Instant::now() >= next {
                 next = Instant::now() + HOUSEKEEPING;
             }
-            if let Err(error) = looked {
-                return (false, Err(error));
+            match looked {
+                // On its way to take over: what was begun by then is nothing that others wait for.
+                Err(error) if error.is_stop() => {
+                    self.processes.tell(&Message::Stop);
+                    return (false, Ok(()));
+                }
+                Err(error) => return (false, Err(error)),
+                Ok(()) => {}
             }
         }
     }
@@ -507,10 +489,12 @@ impl Own<'_> {
         if let Some(failed) = failed.or_else(|| self.logs.failed()) {
             return Err(RunError::ended(failed, &self.shared));
         }
+        self.logs.read_added(self.starts, &self.shared, self.processes);
         if at_all {
             self.processes.exchange_refused(&self.shared);
+            self.processes.say_congestion_again();
             if self.gate.is_released() {
-                self.logs.add_new(self.starts, &self.slots, &self.shared, self.processes)?;
+                self.logs.add_new(self.starts, &self.slots, self.processes)?;
             }
         }
         Ok(())
@@ -526,7 +510,7 @@ impl Own<'_> {
         }
         self.making = None;
         self.shared.stop();
-        let waited = if workers_ended { Ok(()) } else { wait_for_workers(happened) };
+        let waited = if workers_ended { Ok(()) } else { workers::wait_for_end(happened) };
         self.ended.store(true, Ordering::Relaxed);
         // Workers that do not end would keep the sinks waiting for more. The gate has ends of theirs.
         self.gate = Arc::default();
@@ -548,6 +532,11 @@ impl RunError {
     pub fn is_takeover(&self) -> bool {
         matches!(self, RunError::TakenOver(_) | RunError::Outlet(OutletError::Fenced { .. }))
     }
+
+    /// Whether it was asked to stop, and had not started.
+    pub fn is_stop(&self) -> bool {
+        matches!(self, RunError::Cluster(ClusterError::Stopped))
+    }
 }
 
 /// The workers have ended: what they have given to the sinks becomes durable.
@@ -561,69 +550,10 @@ fn finish_writing(writing: Writing, shared: &Shared) -> Result<(), RunError> {
     }
 }
 
-/// Where the bound of the epochs in use is kept.
-enum EpochBound {
-    DataDir(Arc<DataDir>),
-    Progress(Keeper),
-    /// Nothing of this run outlives it.
-    Nowhere,
-}
-
-impl EpochBound {
-    fn of(data_dir: Option<Arc<DataDir>>, keeper: Option<Keeper>) -> EpochBound {
-        match (data_dir, keeper) {
-            (Some(data_dir), _) => EpochBound::DataDir(data_dir),
-            (None, Some(keeper)) => EpochBound::Progress(keeper),
-            (None, None) => EpochBound::Nowhere,
-        }
-    }
-
-    /// Makes durable that epochs below `upto` may be in use.
-    fn reserve(&self, upto: u64) -> Result<(), RunError> {
-        match self {
-            EpochBound::DataDir(data_dir) => Ok(data_dir.reserve_epochs(upto)?),
-            EpochBound::Progress(keeper) => Ok(keeper.reserve_epochs(upto)?),
-            EpochBound::Nowhere => Ok(()),
-        }
-    }
-
-    /// Whether it gets better by itself where it does not work.
-    fn is_retried(&self) -> bool {
-        matches!(self, EpochBound::Progress(_))
-    }
-}
-
 /// Without a directory nothing is taken up again, and so that nobody thinks so, no two runs have the same.
 fn unkept_generation() -> Arc<str> {
     use std::hash::{BuildHasher, RandomState};
     format!("0-{:016x}", RandomState::new().hash_one(worker::clock())).into()
-}
-
-/// The first signal asks for an end, the second one is the end.
-fn listen_for_signals(runtime: &Runtime, events: &SyncSender<Event>) -> Result<(), RunError> {
-    let _inside = runtime.enter();
-    let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Threads)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Threads)?;
-    let mut hangup = signal(SignalKind::hangup()).map_err(RunError::Threads)?;
-    let events = events.clone();
-    runtime.spawn(async move {
-        let mut asked: Option<Instant> = None;
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-                _ = hangup.recv() => {}
-            }
-            if asked.is_some_and(|since| since.elapsed() > SAME_SIGNAL) {
-                tracing::warn!("asked to stop again: ending at once");
-                std::process::exit(130);
-            }
-            asked.get_or_insert_with(Instant::now);
-            // There is room for it: others send at most one event more.
-            let _ = events.try_send(Event::Signal);
-        }
-    });
-    Ok(())
 }
 
 fn facts(plan: &Plan, partitions: Slots, generation: Arc<str>) -> Facts {
@@ -637,96 +567,5 @@ fn facts(plan: &Plan, partitions: Slots, generation: Arc<str>) -> Facts {
         partitions,
         directory: Directory::shipped(),
         decode: plan.decode,
-    }
-}
-
-/// Starts the workers on threads of their own; `events` hears when they have ended.
-fn start_workers(
-    job: Job,
-    sockets: Vec<Option<TcpStream>>,
-    first_epoch: u64,
-    events: SyncSender<Event>,
-) -> Result<(), RunError> {
-    let (builders, guard) = allocators(job.topology, sockets).map_err(RunError::Workers)?;
-    let work = move || {
-        let guards = execute_from(builders, guard, WorkerConfig::default(), move |worker| {
-            // The other workers would wait for one that has panicked, for ever; the message is out by now.
-            catch_unwind(AssertUnwindSafe(|| worker::run(worker, &job, first_epoch)))
-                .unwrap_or_else(|_| std::process::exit(101));
-        });
-        let joined = guards.and_then(|guards| guards.join().into_iter().collect::<Result<Vec<()>, _>>());
-        let _ = events.send(Event::Ended(joined.map(drop).map_err(RunError::Workers)));
-    };
-    thread::Builder::new().name("workers".into()).spawn(work).map(drop).map_err(RunError::Threads)
-}
-
-type Allocators = (Vec<AllocatorBuilder>, Box<dyn Any + Send>);
-
-/// How workers reach each other: by sockets those of other processes.
-fn allocators(topology: Topology, sockets: Vec<Option<TcpStream>>) -> Result<Allocators, String> {
-    let Topology { process, workers, .. } = topology;
-    if topology.is_alone() {
-        return match workers {
-            1 => timely::CommunicationConfig::Thread,
-            workers => timely::CommunicationConfig::Process(workers),
-        }
-        .try_build();
-    }
-    for socket in sockets.iter().flatten() {
-        // Whether a peer lives is found out elsewhere.
-        let untimed = socket.set_read_timeout(None).and_then(|()| socket.set_write_timeout(None));
-        untimed.map_err(|error| error.to_string())?;
-    }
-    let hooks = Hooks::default();
-    let within = ProcessBuilder::new_typed_vector(workers, hooks.refill.clone(), hooks.spill.clone());
-    let (builders, guard) = initialize_networking_from_sockets(within, sockets, process, workers, hooks)
-        .map_err(|error| format!("the dataflow's connections fail: {error}"))?;
-    Ok((builders.into_iter().map(AllocatorBuilder::Tcp).collect(), Box::new(guard)))
-}
-
-/// Takes epochs ahead of their use, until the run has ended: they are needed while it stops, too. Process 0 takes them for all.
-fn reserve_epochs(
-    bound: EpochBound,
-    processes: Arc<Processes>,
-    shared: Arc<Shared>,
-    mut reserved: u64,
-    ended: Arc<AtomicBool>,
-) -> Result<(), RunError> {
-    let first = processes.topology().is_first();
-    if first && matches!(bound, EpochBound::Nowhere) {
-        shared.reserve(u64::MAX);
-        processes.tell(&Message::Reserved { upto: u64::MAX });
-        return Ok(());
-    }
-    let reserve = move || {
-        while !ended.load(Ordering::Relaxed) {
-            let newest = shared.newest_epoch().max(processes.newest_epoch());
-            let wanted = newest + RESERVED_MS;
-            if !first {
-                processes.tell(&Message::Newest { epoch: newest });
-            } else if wanted >= reserved + RESERVE_EVERY_MS {
-                match bound.reserve(wanted) {
-                    Ok(()) => reserved = wanted,
-                    Err(error) if bound.is_retried() => tracing::warn!(%error, "epochs wait"),
-                    Err(error) => return shared.fail(error.to_string()),
-                }
-                shared.reserve(reserved);
-                processes.tell(&Message::Reserved { upto: reserved });
-            }
-            thread::sleep(LOOK_AT_EPOCHS);
-        }
-    };
-    thread::Builder::new().name("epochs".into()).spawn(reserve).map(drop).map_err(RunError::Threads)
-}
-
-/// Waits until the workers have told all that they have read.
-fn wait_for_workers(happened: &Receiver<Event>) -> Result<(), RunError> {
-    let deadline = Instant::now() + Wait::from_secs(30);
-    loop {
-        match happened.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(Event::Signal | Event::Stop) => {}
-            Ok(Event::Ended(ended)) => return ended,
-            Err(_) => return Err(RunError::Failed("the workers do not come to an end".into())),
-        }
     }
 }

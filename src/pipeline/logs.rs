@@ -10,7 +10,6 @@ use super::outlets::Starts;
 use super::processes::Processes;
 use super::standby::Following;
 use crate::admission::AdmissionRules;
-use crate::cluster::message::Message;
 use crate::config::{FileInput, GeneratorSource, IngestPlan, Plan, SourceKind, SourcePlan};
 use crate::model::{Appender, EventTime, PartitionName, Slot, Slots};
 use crate::registry::{Client, ClientSettings, Schemas, ask_and_record};
@@ -190,21 +189,9 @@ impl Logs {
         readable.collect()
     }
 
-    /// Has the workers of all processes read the partitions that have come since the start.
-    pub fn add_new(
-        &self,
-        starts: &Starts,
-        slots: &Slots,
-        shared: &Shared,
-        processes: &Processes,
-    ) -> Result<(), RunError> {
+    /// At process 0: finds the partitions that have come since the start, and has all processes know of them.
+    pub fn add_new(&self, starts: &Starts, slots: &Slots, processes: &Processes) -> Result<(), RunError> {
         if !processes.topology().is_first() {
-            for (slot, name, start) in processes.partitions_that_came() {
-                slots.push(name.clone());
-                if let Some(source) = self.sources.iter().find(|source| *source.name() == *name.source) {
-                    shared.add(starts.at(source, name.partition, slot, start));
-                }
-            }
             return Ok(());
         }
         let known = slots.all();
@@ -229,12 +216,19 @@ impl Logs {
                     added => added?,
                 };
                 let name = PartitionName { source: name.clone(), partition };
-                let slot = slots.push(name.clone());
-                processes.tell(&Message::Partition { slot, name, start: added.start });
-                shared.add(LogPartition { slot, ..added });
+                processes.introduce(slots.push(name.clone()), name, added.start);
             }
         }
         Ok(())
+    }
+
+    /// Has the workers of this process read those that all know of.
+    pub fn read_added(&self, starts: &Starts, shared: &Shared, processes: &Processes) {
+        for (slot, name, start) in processes.partitions_to_read() {
+            if let Some(source) = self.sources.iter().find(|source| *source.name() == *name.source) {
+                shared.add(starts.at(source, name.partition, slot, start));
+            }
+        }
     }
 
     /// Starts the generators that append to the log.

@@ -3,6 +3,7 @@
 pub mod batch;
 mod checkpoints;
 pub mod data_dir;
+mod epochs;
 mod intake;
 pub mod letters;
 pub mod live;
@@ -11,3 +12,5 @@ mod outlets;
 mod processes;
 pub mod retry;
 mod standby;
+mod stops;
+mod workers;

@@ -1,5 +1,9 @@
 //! The other processes of a run: what this one asks of them and does for them, beside the dataflow.
 
+mod forward;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,11 +11,13 @@ use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration as Wait, Instant};
 
+use self::forward::{Appends, Forward};
+use super::live::RunError;
+use super::stops::Stops;
 use crate::cluster::message::Message;
+use crate::cluster::supervisor::TAKEN_OVER;
 use crate::cluster::{Cluster, ClusterError, ClusterPlan, Heard, Links};
-use crate::model::{
-    Acknowledge, AppendError, Appended, Appender, NewRecord, PartitionName, Reason, Slot, Topology,
-};
+use crate::model::{Appender, PartitionName, Reason, Slot, Slots, Topology};
 use crate::registry::{FindAnswer, Lookup, Schemas};
 use crate::sinks::kafka::progress::Positions;
 use crate::worker::Shared;
@@ -19,8 +25,9 @@ use crate::worker::Shared;
 /// How long another process may take to find out about a schema, and how often it is asked.
 const SCHEMA_PATIENCE: Wait = Wait::from_secs(10);
 const ASK_AGAIN: Wait = Wait::from_millis(50);
-/// How long the end of one process waits for the others'.
+/// How long the end of one process waits for the others', and that of one that has not started.
 const LAST_WAIT: Wait = Wait::from_secs(30);
+const GIVE_UP: Wait = Wait::from_secs(1);
 
 /// The processes of this run.
 pub struct Processes {
@@ -33,9 +40,10 @@ struct Desk {
     topology: Topology,
     /// This process is about to end, so that others may, too.
     ending: AtomicBool,
-    asked_to_stop: Box<dyn Fn() + Send + Sync>,
+    stops: Stops,
     links: OnceLock<Links>,
     shared: OnceLock<Arc<Shared>>,
+    slots: OnceLock<Slots>,
     /// At process 0: takes what the others forward.
     appender: OnceLock<Arc<dyn Appender>>,
     appends: Mutex<Appends>,
@@ -47,7 +55,10 @@ struct Desk {
     newest: AtomicU64,
     /// Refused at each process.
     refused: Mutex<BTreeMap<usize, Vec<u64>>>,
-    partitions: Mutex<Vec<(Slot, PartitionName, u64)>>,
+    /// A bit for each process that does not take its results fast enough.
+    congested: Mutex<u64>,
+    /// Partitions that have come and that not all know of yet.
+    coming: Mutex<Vec<Coming>>,
     parts: Mutex<Vec<CheckpointPart>>,
     sealed: Mutex<Option<(u64, Positions)>>,
     follow: Mutex<Vec<(Slot, u64)>>,
@@ -57,27 +68,31 @@ struct Desk {
 /// A process, the number of a checkpoint, and the process's part of it.
 pub type CheckpointPart = (usize, u64, Result<Vec<u8>, String>);
 
-/// Appends that wait for their acknowledgement.
-#[derive(Default)]
-struct Appends {
-    waiting: HashMap<u64, (Acknowledge, usize, usize)>,
-    records: usize,
-    bytes: usize,
+/// A partition that came after the start.
+struct Coming {
+    slot: Slot,
+    name: PartitionName,
+    start: u64,
+    /// At process 0: how many others know of it.
+    known: usize,
+    /// All do.
+    may_be_read: bool,
 }
 
 impl Processes {
-    /// Meets the others. `asked_to_stop` hears that it is time for all to stop.
+    /// Meets the others. `stops` hears that it is time for all to stop, and ends the wait for them.
     pub fn meet(
         plan: &ClusterPlan,
         listener: Option<TcpListener>,
-        asked_to_stop: Box<dyn Fn() + Send + Sync>,
+        stops: &Stops,
     ) -> Result<Processes, ClusterError> {
         let desk = Arc::new(Desk {
             topology: plan.topology,
             ending: AtomicBool::new(false),
-            asked_to_stop,
+            stops: stops.clone(),
             links: OnceLock::new(),
             shared: OnceLock::new(),
+            slots: OnceLock::new(),
             appender: OnceLock::new(),
             appends: Mutex::default(),
             schemas: Mutex::default(),
@@ -85,7 +100,8 @@ impl Processes {
             calls: AtomicU64::new(0),
             newest: AtomicU64::new(0),
             refused: Mutex::default(),
-            partitions: Mutex::default(),
+            congested: Mutex::default(),
+            coming: Mutex::default(),
             parts: Mutex::default(),
             sealed: Mutex::default(),
             follow: Mutex::default(),
@@ -96,7 +112,7 @@ impl Processes {
             message: Arc::new(move |process, message| hearing.hear(process, message)),
             lost: Arc::new(move |process, why| losing.lose(process, &why)),
         };
-        let cluster = Cluster::meet(plan, listener, heard)?;
+        let cluster = Cluster::meet(plan, listener, heard, stops.flag())?;
         // What was heard before could not be answered, and was nothing that has an answer.
         let _ = desk.links.set(cluster.links().clone());
         Ok(Processes { cluster, desk })
@@ -106,13 +122,16 @@ impl Processes {
         self.desk.topology
     }
 
-    /// See [`Cluster::share`].
-    pub fn share<T, E>(&self, make: impl FnOnce() -> Result<T, E>) -> Result<T, E>
+    /// See [`Cluster::share`]. The others hear at once why it could not be made.
+    pub fn share<T>(&self, make: impl FnOnce() -> Result<T, RunError>) -> Result<T, RunError>
     where
         T: serde::Serialize + serde::de::DeserializeOwned,
-        E: From<ClusterError> + ToString,
     {
-        self.cluster.share(make)
+        self.cluster.share(make).inspect_err(|error| {
+            if !error.is_stop() {
+                self.fail(error);
+            }
+        })
     }
 
     /// See [`Cluster::gather`].
@@ -133,7 +152,14 @@ impl Processes {
     }
 
     /// From now on, what is heard is for this run; at process 0, what is forwarded is appended.
-    pub fn serve(&self, shared: Arc<Shared>, appender: Option<Arc<dyn Appender>>) {
+    pub fn serve(&self, shared: Arc<Shared>, slots: Slots, appender: Option<Arc<dyn Appender>>) {
+        let desk = Arc::downgrade(&self.desk);
+        shared.on_congestion(Box::new(move |is_congested| {
+            if let Some(desk) = desk.upgrade() {
+                desk.say_congested(is_congested);
+            }
+        }));
+        let _ = self.desk.slots.set(slots);
         let _ = self.desk.shared.set(shared);
         if let (true, Some(appender)) = (self.topology().is_first(), appender) {
             let _ = self.desk.appender.set(appender);
@@ -142,7 +168,7 @@ impl Processes {
 
     /// Appends at process 0; not more records and bytes than this wait for it.
     pub fn forward(&self, records: usize, bytes: usize) -> Arc<dyn Appender> {
-        Arc::new(Forward { desk: Arc::clone(&self.desk), records, bytes })
+        Arc::new(Forward::new(Arc::clone(&self.desk), records, bytes))
     }
 
     /// Finds answers of a source's registry at process 0.
@@ -161,15 +187,33 @@ impl Processes {
         match self.topology().is_first() {
             true => {
                 self.tell(&Message::Stop);
-                (self.desk.asked_to_stop)();
+                self.desk.stops.order();
             }
             false => self.tell(&Message::Stop),
         }
     }
 
-    /// At other processes than the first: those that it has told of since the last call.
-    pub fn partitions_that_came(&self) -> Vec<(Slot, PartitionName, u64)> {
-        std::mem::take(&mut locked(&self.desk.partitions))
+    /// At process 0: a partition has come, which is read once all processes know of it: what any of them writes says of each partition how
+    /// far it was read.
+    pub fn introduce(&self, slot: Slot, name: PartitionName, start: u64) {
+        let may_be_read = self.topology().is_alone();
+        let coming = Coming { slot, name: name.clone(), start, known: 0, may_be_read };
+        locked(&self.desk.coming).push(coming);
+        self.tell(&Message::Partition { slot, name, start });
+    }
+
+    /// The partitions that all know of since the last call.
+    pub fn partitions_to_read(&self) -> Vec<(Slot, PartitionName, u64)> {
+        let mut coming = locked(&self.desk.coming);
+        let ready = coming.extract_if(.., |coming| coming.may_be_read);
+        ready.map(|Coming { slot, name, start, .. }| (slot, name, start)).collect()
+    }
+
+    /// Where something was not said for want of room, it is said now.
+    pub fn say_congestion_again(&self) {
+        if let Some(shared) = self.desk.shared.get() {
+            self.desk.say_congested(shared.is_congested());
+        }
     }
 
     /// At process 0: the parts of checkpoints that have come since the last call.
@@ -217,10 +261,17 @@ impl Processes {
     }
 
     /// This process ends for a reason that ends the others.
-    pub fn fail(&self, why: &str) {
+    pub fn fail(&self, why: &RunError) {
         self.desk.ending.store(true, Ordering::Relaxed);
-        self.cluster.fail(why);
+        self.cluster.fail(&why.to_string(), why.is_takeover());
         self.cluster.links().flush();
+    }
+
+    /// This process stops before it has started, and the others with it.
+    pub fn give_up(&self) {
+        self.desk.ending.store(true, Ordering::Relaxed);
+        self.tell(&Message::Stop);
+        self.cluster.links().end(Instant::now() + GIVE_UP);
     }
 
     /// All have stopped: waits for the others to say so, since they may need this process until then.
@@ -281,7 +332,20 @@ impl Desk {
                     let _ = waiting.try_send(answer);
                 }
             }
-            Message::Partition { slot, name, start } => locked(&self.partitions).push((slot, name, start)),
+            Message::Congested(is_congested) if self.topology.is_first() => {
+                self.note_congested(process, is_congested);
+            }
+            Message::Congested(is_congested) => {
+                let shared = self.shared.get();
+                shared.into_iter().for_each(|shared| shared.set_congested_elsewhere(is_congested));
+            }
+            Message::Partition { slot, name, start } => self.learn(slot, name, start),
+            Message::PartitionKnown { slot } => self.note_known(slot),
+            Message::ReadPartition { slot } => {
+                let mut coming = locked(&self.coming);
+                let of_slot = coming.iter_mut().filter(|coming| coming.slot == slot);
+                of_slot.for_each(|coming| coming.may_be_read = true);
+            }
             Message::Checkpoint { checkpoint, part } => locked(&self.parts).push((process, checkpoint, part)),
             Message::Follow(positions) => locked(&self.follow).extend(positions),
             Message::TakeOver => self.take_over.store(true, Ordering::Release),
@@ -292,56 +356,75 @@ impl Desk {
                 if let (true, Some(links)) = (self.topology.is_first(), self.links.get()) {
                     links.send_all(&Message::Stop);
                 }
-                (self.asked_to_stop)();
+                self.stops.order();
             }
-            Message::Failed(why) => self.end_with(process, &why),
+            Message::Failed { why, taken_over } => self.end_with(process, &why, taken_over),
             // These the link takes itself.
             Message::Value(_) | Message::Alive | Message::Bye => {}
         }
     }
 
     /// Another process has failed, and said why.
-    fn end_with(&self, process: usize, why: &str) {
+    fn end_with(&self, process: usize, why: &str, taken_over: bool) {
         if self.ending.swap(true, Ordering::Relaxed) {
             return;
         }
         tracing::error!(process, "a process of the cluster has failed, so all end: {why}");
         if let (true, Some(links)) = (self.topology.is_first(), self.links.get()) {
-            links.send_all(&Message::Failed(format!("process {process}: {why}")));
+            links.send_all(&Message::Failed { why: format!("process {process}: {why}"), taken_over });
             links.flush();
         }
-        std::process::exit(1);
+        std::process::exit(if taken_over { i32::from(TAKEN_OVER) } else { 1 });
     }
 
     fn lose(&self, process: usize, why: &str) {
-        self.end_with(process, &format!("it is gone: {why}"));
+        self.end_with(process, &format!("it is gone: {why}"), false);
     }
 
-    fn append(self: &Arc<Desk>, process: usize, call: u64, records: Vec<NewRecord>) {
-        let Some(appender) = self.appender.get() else {
-            let result = Err(AppendError::Busy);
-            return self.send(process, &Message::Appended { call, result });
-        };
-        let desk = Arc::clone(self);
-        appender.append(
-            records,
-            Box::new(move |result| {
-                let places = |places: Vec<Appended>| {
-                    places.into_iter().map(|place| (place.partition, place.position)).collect()
-                };
-                desk.send(process, &Message::Appended { call, result: result.map(places) });
-            }),
-        );
+    /// Tells process 0 of this process, or all of any. What finds no room is said again before long.
+    fn say_congested(&self, is_congested: bool) {
+        match (self.topology.is_first(), self.links.get()) {
+            (true, _) => self.note_congested(0, is_congested),
+            (false, Some(links)) => links.try_send_all(&Message::Congested(is_congested)),
+            (false, None) => {}
+        }
     }
 
-    fn appended(&self, call: u64, result: Result<Vec<(PartitionName, u64)>, AppendError>) {
-        let mut appends = locked(&self.appends);
-        let Some((done, records, bytes)) = appends.waiting.remove(&call) else { return };
-        appends.records -= records;
-        appends.bytes -= bytes;
-        drop(appends);
-        let place = |(partition, position)| Appended { partition, position };
-        done(result.map(|places| places.into_iter().map(place).collect()));
+    /// At process 0.
+    fn note_congested(&self, process: usize, is_congested: bool) {
+        // Under the lock, so that what is said last is what is so.
+        let mut congested = locked(&self.congested);
+        let bit = 1u64 << process;
+        *congested = if is_congested { *congested | bit } else { *congested & !bit };
+        if let Some(shared) = self.shared.get() {
+            shared.set_congested_elsewhere(*congested & !1 != 0);
+        }
+        if let Some(links) = self.links.get() {
+            links.try_send_all(&Message::Congested(*congested != 0));
+        }
+    }
+
+    /// A partition gets the number here that it has at process 0.
+    fn learn(&self, slot: Slot, name: PartitionName, start: u64) {
+        let (Some(slots), Some(shared)) = (self.slots.get(), self.shared.get()) else { return };
+        if slots.push(name.clone()) != slot {
+            return shared
+                .fail(format!("the partitions have other numbers here than at process 0: {name:?}"));
+        }
+        let coming = Coming { slot, name, start, known: 0, may_be_read: false };
+        locked(&self.coming).push(coming);
+        self.send(0, &Message::PartitionKnown { slot });
+    }
+
+    /// At process 0: one more knows of it.
+    fn note_known(&self, slot: Slot) {
+        let mut coming = locked(&self.coming);
+        let Some(coming) = coming.iter_mut().find(|coming| coming.slot == slot) else { return };
+        coming.known += 1;
+        coming.may_be_read = coming.known == self.topology.processes - 1;
+        if let (true, Some(links)) = (coming.may_be_read, self.links.get()) {
+            links.send_all(&Message::ReadPartition { slot });
+        }
     }
 
     fn schema(&self, source: &str, id: u32) -> Result<String, String> {
@@ -370,37 +453,6 @@ impl Desk {
                 Ok(Err(_)) => std::thread::sleep(ASK_AGAIN),
                 Err(_) => return Err("process 0 does not answer".into()),
             }
-        }
-    }
-}
-
-/// Appends to the log of process 0.
-struct Forward {
-    desk: Arc<Desk>,
-    records: usize,
-    bytes: usize,
-}
-
-impl Appender for Forward {
-    fn append(&self, records: Vec<NewRecord>, done: Acknowledge) {
-        let bytes = records.iter().map(|record| record.bytes.len()).sum::<usize>();
-        let count = records.len();
-        let mut appends = locked(&self.desk.appends);
-        let fits = appends.records + count <= self.records && appends.bytes + bytes <= self.bytes;
-        let links = self.desk.links.get().filter(|_| fits || appends.waiting.is_empty());
-        let Some(links) = links else {
-            drop(appends);
-            return done(Err(AppendError::Busy));
-        };
-        let call = self.desk.calls.fetch_add(1, Ordering::Relaxed);
-        // Under the lock, so that what one connection appends keeps its order.
-        if links.try_send(0, &Message::Append { call, records }) {
-            appends.records += count;
-            appends.bytes += bytes;
-            appends.waiting.insert(call, (done, count, bytes));
-        } else {
-            drop(appends);
-            done(Err(AppendError::Busy));
         }
     }
 }

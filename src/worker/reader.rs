@@ -15,8 +15,8 @@ use crate::sinks::dead_letters::{DeadLetters, DeadLettersError};
 use crate::sources::{Next, Partition, Place, Polled, Source, SourceError, Take};
 
 /// How long after a fault a partition is polled again, at first and at most.
-const RETRY: Wait = Wait::from_millis(100);
-const LONGEST_RETRY: Wait = Wait::from_secs(10);
+pub const RETRY: Wait = Wait::from_millis(100);
+pub const LONGEST_RETRY: Wait = Wait::from_secs(10);
 
 /// One partition of one source.
 #[derive(Clone)]
@@ -163,10 +163,9 @@ impl Reader {
         log: &LogPartition,
         rules: AdmissionRules,
         resume: impl FnOnce(&mut Admission),
-    ) -> Result<Reader, String> {
+    ) -> Result<Reader, SourceError> {
         let LogPartition { slot, name, source, start, letters, .. } = log;
-        let partition = source.open(name.partition, *start, thread::current());
-        let partition = partition.map_err(|error| failed(name, &error))?;
+        let partition = source.open(name.partition, *start, thread::current())?;
         let first_end = partition.end();
         let mut admission = Admission::new(slot.0, rules);
         resume(&mut admission);
@@ -258,7 +257,7 @@ impl Reader {
     }
 }
 
-fn failed(name: &PartitionName, error: &SourceError) -> String {
+pub fn failed(name: &PartitionName, error: &SourceError) -> String {
     format!("source {}, partition {}: {error}", name.source, name.partition)
 }
 

@@ -275,3 +275,91 @@ fn a_peer_that_never_comes_is_not_waited_for_for_ever() {
         assert!(log.lines().last().unwrap().contains(expected), "{log}");
     }
 }
+
+/// Both processes of a cluster that is given its hosts.
+fn two_by_hosts(folder: &Path, config: &str) -> [Program; 2] {
+    let hosts = folder.join("hosts");
+    std::fs::write(&hosts, format!("127.0.0.1:{}\n127.0.0.1:{}\n", free_port(), free_port())).unwrap();
+    let hosts = hosts.to_str().unwrap();
+    ["0", "1"].map(|process| {
+        let arguments = ["--processes", "2", "--process", process, "--hosts", hosts];
+        Program::start(&folder.join("data"), config, &arguments, None)
+    })
+}
+
+#[test]
+fn who_loses_a_peer_ends_soon_with_an_error() {
+    for killed in 0..2 {
+        let folder = tempfile::tempdir().unwrap();
+        let mut both = two_by_hosts(folder.path(), CONFIG);
+        both.iter().for_each(|one| drop(one.addresses(1)));
+        signal("-KILL", both[killed].child.id());
+        let began = Instant::now();
+        let other = &mut both[1 - killed];
+        assert_eq!(other.end().code(), Some(1), "{}", other.log());
+        assert!(began.elapsed() < Duration::from_secs(4), "it took {:?}", began.elapsed());
+        assert!(other.log().contains("it is gone"), "{}", other.log());
+    }
+}
+
+#[test]
+fn a_start_that_is_asked_to_stop_ends_well_and_soon() {
+    let config = "[cluster]\nconnect_time = \"60s\"\n";
+    let folder = tempfile::tempdir().unwrap();
+    let hosts = folder.path().join("hosts");
+    std::fs::write(
+        &hosts,
+        format!("127.0.0.1:{0}\n127.0.0.1:{1}\n127.0.0.1:{2}\n", free_port(), free_port(), free_port()),
+    )
+    .unwrap();
+    // The third one never comes, so the others wait.
+    let of = |process| ["--processes", "3", "--process", process, "--hosts", hosts.to_str().unwrap()];
+    let mut two = ["0", "1"].map(|process| Program::start(folder.path(), config, &of(process), None));
+    wait_for("a handler of signals", || {
+        let caught = |program: &Program| {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", program.child.id())).ok()?;
+            let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"))?.trim().to_owned();
+            Some(u64::from_str_radix(&mask, 16).ok()? & 1 << 14 != 0)
+        };
+        two.iter().all(|program| caught(program) == Some(true)).then_some(())
+    });
+    let began = Instant::now();
+    two.iter().for_each(|program| signal("-TERM", program.child.id()));
+    for program in &mut two {
+        assert_eq!(program.end().code(), Some(0), "{}", program.log());
+    }
+    assert!(began.elapsed() < Duration::from_secs(6), "it took {:?}", began.elapsed());
+
+    // At different points of a supervised start.
+    for pause in [0, 5, 20, 80, 200] {
+        let data = tempfile::tempdir().unwrap();
+        let mut program = Program::start(data.path(), CONFIG, &["--processes", "2"], None);
+        wait_for("its children", || (program.children().len() == 2).then_some(()));
+        thread::sleep(Duration::from_millis(pause));
+        program.terminate();
+    }
+}
+
+#[test]
+fn processes_serve_at_the_ports_behind_a_given_one() {
+    let data = tempfile::tempdir().unwrap();
+    for _ in 0..5 {
+        let port = free_port();
+        let is_free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
+        if port > u16::MAX - 2 || !is_free(port + 1) || !is_free(port + 2) {
+            continue;
+        }
+        let listen = format!("127.0.0.1:{port}");
+        let arguments = ["--processes", "3", "--listen", &listen];
+        let mut program = Program::start(data.path(), CONFIG, &arguments, None);
+        let lines: Vec<String> = (0..3).map_while(|_| program.lines.recv_timeout(DEADLINE).ok()).collect();
+        if lines.is_empty() && program.end().code() == Some(1) {
+            // Somebody else has taken one of them.
+            continue;
+        }
+        let expected = (0..3).map(|process| format!("listening on http://127.0.0.1:{}", port + process));
+        assert_eq!(lines, expected.collect::<Vec<_>>());
+        return program.terminate();
+    }
+    panic!("no three ports in a row are free");
+}

@@ -9,6 +9,7 @@ mod kills;
 mod letters;
 pub mod log;
 mod measure;
+mod processes;
 mod reading;
 mod refusals;
 mod rig;

@@ -1,0 +1,270 @@
+//! Takes the calls of other processes, from the start of a run to its end: those that are expected, and those that come too late
+//! and are told so.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::mem;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration as Wait, Instant};
+
+use super::handshake::{self, Caller, Purpose, Verdict};
+use super::link::{LinkPlan, Peer};
+use super::{ClusterError, ClusterPlan, StopFlag};
+use crate::model::Topology;
+
+/// Connections that say who they are at once.
+const MAX_GUESTS: usize = 64;
+/// Between two looks for connections, at the start and later.
+const LOOK: Wait = Wait::from_millis(5);
+const LATE_LOOK: Wait = Wait::from_millis(100);
+
+/// Listens until it is dropped.
+pub(super) struct Acceptor(Arc<Room>);
+
+struct Room {
+    plan: ClusterPlan,
+    links: LinkPlan,
+    stage: Mutex<Stage>,
+    ended: AtomicBool,
+}
+
+/// What a run has come to, which decides who is expected.
+enum Stage {
+    /// At process 0, until all have come: their links.
+    Meeting(BTreeMap<usize, Peer>),
+    Starting,
+    /// The connections of the dataflow, from processes behind this one.
+    Connecting {
+        generation: String,
+        come: BTreeMap<usize, TcpStream>,
+    },
+    Running {
+        generation: String,
+    },
+}
+
+/// A connection that has not said all yet.
+struct Guest {
+    /// As long as it has not: then it is somebody else's, or closed.
+    socket: Mutex<Option<TcpStream>>,
+    proven: AtomicBool,
+}
+
+impl Guest {
+    fn socket(&self) -> MutexGuard<'_, Option<TcpStream>> {
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Acceptor {
+    pub fn start(
+        plan: &ClusterPlan,
+        listener: TcpListener,
+        links: &LinkPlan,
+    ) -> Result<Acceptor, ClusterError> {
+        let threads = |error: io::Error| ClusterError::Threads(Arc::new(error));
+        listener.set_nonblocking(true).map_err(threads)?;
+        let is_first = plan.topology.is_first();
+        let stage = if is_first { Stage::Meeting(BTreeMap::new()) } else { Stage::Starting };
+        let (plan, links) = (plan.clone(), links.clone());
+        let room = Arc::new(Room { plan, links, stage: Mutex::new(stage), ended: AtomicBool::new(false) });
+        let accepting = Arc::clone(&room);
+        let accept = move || accept(&accepting, &listener);
+        thread::Builder::new().name("acceptor".into()).spawn(accept).map_err(threads)?;
+        Ok(Acceptor(room))
+    }
+
+    /// At process 0: waits until all others have come, and are there still.
+    pub fn meet(&self, stop: &StopFlag) -> Result<(), ClusterError> {
+        self.wait(stop, 1, |stage| match stage {
+            Stage::Meeting(peers) => {
+                peers.retain(|_, peer| peer.lives());
+                peers.keys().copied().collect()
+            }
+            _ => Vec::new(),
+        })
+    }
+
+    /// The links of those that have come; from now on nobody else is expected.
+    pub fn take_peers(&self) -> Vec<(usize, Peer)> {
+        match mem::replace(&mut *self.0.stage(), Stage::Starting) {
+            Stage::Meeting(peers) => peers.into_iter().collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// From now on, those behind this process connect for the dataflow of a generation.
+    pub fn expect_workers(&self, generation: &str) {
+        *self.0.stage() = Stage::Connecting { generation: generation.to_owned(), come: BTreeMap::new() };
+    }
+
+    /// Waits until they all have: the cluster runs.
+    pub fn take_workers(&self, stop: &StopFlag) -> Result<BTreeMap<usize, TcpStream>, ClusterError> {
+        self.wait(stop, self.0.plan.topology.process + 1, |stage| match stage {
+            Stage::Connecting { come, .. } => come.keys().copied().collect(),
+            _ => Vec::new(),
+        })?;
+        let mut stage = self.0.stage();
+        match mem::replace(&mut *stage, Stage::Starting) {
+            Stage::Connecting { generation, come } => {
+                *stage = Stage::Running { generation };
+                Ok(come)
+            }
+            _ => Ok(BTreeMap::new()),
+        }
+    }
+
+    /// Until all from `first` on are `there`.
+    fn wait(
+        &self,
+        stop: &StopFlag,
+        first: usize,
+        there: impl Fn(&mut Stage) -> Vec<usize>,
+    ) -> Result<(), ClusterError> {
+        let ClusterPlan { topology, connect_time, .. } = &self.0.plan;
+        let deadline = Instant::now() + *connect_time;
+        loop {
+            let there = there(&mut self.0.stage());
+            let missing = (first..topology.processes).find(|process| !there.contains(process));
+            let Some(missing) = missing else { return Ok(()) };
+            if stop.is_raised() {
+                return Err(ClusterError::Stopped);
+            }
+            if Instant::now() >= deadline {
+                return Err(ClusterError::NotCome(missing, topology.processes, connect_time.as_secs()));
+            }
+            thread::sleep(LOOK);
+        }
+    }
+}
+
+impl Drop for Acceptor {
+    fn drop(&mut self) {
+        self.0.ended.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Room {
+    fn stage(&self) -> MutexGuard<'_, Stage> {
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hears who a guest is, and takes it in or tells it why not.
+    fn greet(&self, mut socket: TcpStream, guest: &Guest) -> Result<(), String> {
+        super::prepare(&socket).map_err(|error| error.to_string())?;
+        let deadline = Instant::now() + handshake::TIME;
+        let caller = handshake::answer(&mut socket, &self.plan, &guest.proven, deadline)?;
+        // Under the lock, so that of two that say the same number one is taken in.
+        let mut stage = self.stage();
+        let verdict = stage.judge(self.plan.topology, &caller);
+        if verdict == Verdict::Welcome {
+            handshake::reply(&mut socket, &verdict, deadline)?;
+            return stage.take_in(&caller, socket, &self.links).map_err(|error| error.to_string());
+        }
+        drop(stage);
+        handshake::reply(&mut socket, &verdict, deadline)?;
+        match verdict {
+            Verdict::Refused(why) => Err(why),
+            Verdict::Welcome | Verdict::NotYet(_) | Verdict::Taken(_) => Ok(()),
+        }
+    }
+}
+
+impl Stage {
+    fn judge(&self, topology: Topology, Caller { process, purpose }: &Caller) -> Verdict {
+        let first = match purpose {
+            Purpose::Link if topology.is_first() => 1,
+            Purpose::Link => topology.processes,
+            Purpose::Data { .. } => topology.process + 1,
+        };
+        if !(first..topology.processes).contains(process) {
+            let ours = topology.process;
+            return Verdict::Refused(format!("process {process} is not expected by process {ours}"));
+        }
+        match (self, purpose) {
+            (Stage::Meeting(peers), Purpose::Link) => match peers.get(process).filter(|peer| peer.lives()) {
+                None => Verdict::Welcome,
+                Some(_) => Verdict::Taken(taken(*process)),
+            },
+            (Stage::Connecting { generation: ours, .. }, Purpose::Data { generation: theirs }) => {
+                match ours == theirs {
+                    true => Verdict::Welcome,
+                    false => Verdict::Refused(format!(
+                        "process {process} is of generation {theirs}, this is {ours}"
+                    )),
+                }
+            }
+            (Stage::Meeting(_) | Stage::Starting, Purpose::Data { .. }) => {
+                Verdict::NotYet(format!("process {process} is at another point of its start"))
+            }
+            (Stage::Starting | Stage::Connecting { .. }, Purpose::Link) => Verdict::Taken(taken(*process)),
+            (Stage::Running { generation }, _) => {
+                Verdict::Taken(format!("the cluster already runs as generation {generation}"))
+            }
+        }
+    }
+
+    fn take_in(&mut self, caller: &Caller, socket: TcpStream, links: &LinkPlan) -> io::Result<()> {
+        match self {
+            Stage::Meeting(peers) => {
+                let peer = Peer::start(caller.process, socket, links)?;
+                peers.insert(caller.process, peer);
+            }
+            // One that was lost on its way and comes again takes its place.
+            Stage::Connecting { come, .. } => drop(come.insert(caller.process, socket)),
+            Stage::Starting | Stage::Running { .. } => {}
+        }
+        Ok(())
+    }
+}
+
+fn taken(process: usize) -> String {
+    format!("another process {process} has come already: give each a --process of its own")
+}
+
+fn accept(room: &Arc<Room>, listener: &TcpListener) {
+    let mut guests: VecDeque<Arc<Guest>> = VecDeque::new();
+    while !room.ended.load(Ordering::Relaxed) {
+        match listener.accept() {
+            Ok((socket, from)) => {
+                make_room(&mut guests);
+                match begin(room, socket, from) {
+                    Ok(guest) => guests.push_back(guest),
+                    Err(error) => tracing::warn!(%from, "a connection to the cluster is dropped: {error}"),
+                }
+            }
+            Err(_) => {
+                let is_late = matches!(&*room.stage(), Stage::Running { .. });
+                thread::sleep(if is_late { LATE_LOOK } else { LOOK });
+            }
+        }
+    }
+}
+
+/// Strangers hold nobody up: the first that has proved nothing makes way.
+fn make_room(guests: &mut VecDeque<Arc<Guest>>) {
+    guests.retain(|guest| guest.socket().is_some());
+    if guests.len() < MAX_GUESTS {
+        return;
+    }
+    let oldest = guests.iter().position(|guest| !guest.proven.load(Ordering::Relaxed)).unwrap_or(0);
+    if let Some(socket) = guests.remove(oldest).and_then(|guest| guest.socket().take()) {
+        let _ = socket.shutdown(Shutdown::Both);
+    }
+}
+
+fn begin(room: &Arc<Room>, socket: TcpStream, from: SocketAddr) -> io::Result<Arc<Guest>> {
+    let held = Mutex::new(Some(socket.try_clone()?));
+    let guest = Arc::new(Guest { socket: held, proven: AtomicBool::new(false) });
+    let (room, greeted) = (Arc::clone(room), Arc::clone(&guest));
+    thread::Builder::new().name("handshake".into()).spawn(move || {
+        if let Err(why) = room.greet(socket, &greeted) {
+            tracing::warn!(%from, "a connection to the cluster is refused: {why}");
+        }
+        drop(greeted.socket().take());
+    })?;
+    Ok(guest)
+}

@@ -1,0 +1,33 @@
+//! Signals that ask a process to end.
+
+use std::io;
+use std::thread;
+
+use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// From now on, `hear` hears of each SIGTERM, SIGINT and SIGHUP, on a thread of its own, until it says false.
+pub fn listen(mut hear: impl FnMut() -> bool + Send + 'static) -> io::Result<()> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let [mut terminate, mut interrupt, mut hangup] = {
+        let _inside = runtime.enter();
+        let [terminate, interrupt, hangup] =
+            [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
+        [terminate?, interrupt?, hangup?]
+    };
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        runtime.block_on(async {
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                    _ = hangup.recv() => {}
+                }
+                if !hear() {
+                    return;
+                }
+            }
+        });
+    })?;
+    Ok(())
+}

@@ -1,0 +1,91 @@
+//! Posted readings of other processes, which go to the log of process 0.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{Desk, locked};
+use crate::cluster::Unsent;
+use crate::cluster::message::Message;
+use crate::model::{Acknowledge, AppendError, Appended, Appender, NewRecord, PartitionName};
+
+/// Appends that wait for their acknowledgement.
+#[derive(Default)]
+pub(super) struct Appends {
+    waiting: HashMap<u64, (Acknowledge, usize, usize)>,
+    records: usize,
+    bytes: usize,
+}
+
+/// Appends to the log of process 0.
+pub(super) struct Forward {
+    desk: Arc<Desk>,
+    records: usize,
+    bytes: usize,
+}
+
+impl Forward {
+    /// Not more records and bytes than this wait for their acknowledgement.
+    pub fn new(desk: Arc<Desk>, records: usize, bytes: usize) -> Forward {
+        Forward { desk, records, bytes }
+    }
+}
+
+impl Appender for Forward {
+    fn append(&self, records: Vec<NewRecord>, done: Acknowledge) {
+        let bytes = records.iter().map(|record| record.bytes.len()).sum::<usize>();
+        let count = records.len();
+        let mut appends = locked(&self.desk.appends);
+        let fits = appends.records + count <= self.records && appends.bytes + bytes <= self.bytes;
+        let links = self.desk.links.get().filter(|_| fits || appends.waiting.is_empty());
+        let Some(links) = links else {
+            drop(appends);
+            return done(Err(AppendError::Busy));
+        };
+        let call = self.desk.calls.fetch_add(1, Ordering::Relaxed);
+        // Under the lock, so that what one connection appends keeps its order.
+        let unsent = match links.try_send(0, &Message::Append { call, records }) {
+            Ok(()) => {
+                appends.records += count;
+                appends.bytes += bytes;
+                appends.waiting.insert(call, (done, count, bytes));
+                return;
+            }
+            Err(unsent) => unsent,
+        };
+        drop(appends);
+        done(Err(match unsent {
+            Unsent::Full => AppendError::Busy,
+            Unsent::TooLong => AppendError::Failed(unsent.to_string().into()),
+        }));
+    }
+}
+
+impl Desk {
+    pub(super) fn append(self: &Arc<Desk>, process: usize, call: u64, records: Vec<NewRecord>) {
+        let Some(appender) = self.appender.get() else {
+            let result = Err(AppendError::Busy);
+            return self.send(process, &Message::Appended { call, result });
+        };
+        let desk = Arc::clone(self);
+        appender.append(
+            records,
+            Box::new(move |result| {
+                let places = |places: Vec<Appended>| {
+                    places.into_iter().map(|place| (place.partition, place.position)).collect()
+                };
+                desk.send(process, &Message::Appended { call, result: result.map(places) });
+            }),
+        );
+    }
+
+    pub(super) fn appended(&self, call: u64, result: Result<Vec<(PartitionName, u64)>, AppendError>) {
+        let mut appends = locked(&self.appends);
+        let Some((done, records, bytes)) = appends.waiting.remove(&call) else { return };
+        appends.records -= records;
+        appends.bytes -= bytes;
+        drop(appends);
+        let place = |(partition, position)| Appended { partition, position };
+        done(result.map(|places| places.into_iter().map(place).collect()));
+    }
+}
