@@ -11,11 +11,13 @@ pub mod log;
 mod measure;
 mod reading;
 mod refusals;
+mod retries;
 mod rig;
 mod source;
 mod swelter;
 mod takeover;
 mod topics;
+mod variants;
 
 use std::ffi::OsString;
 use std::io::Write as _;
