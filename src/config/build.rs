@@ -18,6 +18,7 @@ use crate::codec::DecodeSettings;
 use crate::dataflow::rolling::Retention;
 use crate::model::Duration;
 use crate::serve::{Limits, ServePlan, TlsPlan, Token};
+use crate::sinks::kafka::Delivery;
 
 /// Where something is wrong, `keys` knows of it, and the values are any.
 pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
@@ -45,6 +46,11 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
             MAX_FORWARDED >> 20
         );
         keys.refuse("serve.limits.body_bytes", problem);
+    }
+    let is_fenced = sink.as_ref().is_none_or(|sink| sink.outlet.delivery == Delivery::ExactlyOnce);
+    if cluster.start != StartKind::Claim && !is_fenced {
+        let problem = "needs a sink with delivery = \"exactly_once\": nothing would keep the generation that is taken over from writing on";
+        keys.refuse("cluster.start", problem);
     }
     let limits = PipelineLimits {
         readings_in_flight: keys.whole("limits.readings_in_flight", 1..=1_000_000_000),
@@ -260,7 +266,7 @@ fn cluster(keys: &mut Keys) -> ClusterKeys {
             Some("standby") => StartKind::Standby,
             _ => StartKind::Claim,
         },
-        standby_after: keys.wait("cluster.standby_after", "1s", "10m"),
+        standby_after: keys.wait("cluster.standby_after", "3s", "10m"),
         connect_time: keys.wait("cluster.connect_time", "1s", "10m"),
         peer_timeout: keys.wait("cluster.peer_timeout", "1s", "10m"),
     }

@@ -63,6 +63,29 @@ pub fn describe(
     topics.iter().map(|topic| Ok((topic.to_string(), asking.retry(|| asking.describe(topic))?))).collect()
 }
 
+/// Whether there is a topic, as far as this client may know.
+pub fn exists(cluster: &Cluster, topic: &str) -> Result<bool, TopicsError> {
+    let asking = Asking::new(cluster)?;
+    match asking.retry(|| asking.partitions(topic)) {
+        Ok(partitions) => Ok(partitions.is_some()),
+        Err(TopicsError::NotAuthorised { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether a topic has ever been written to, and still holds something of it.
+pub fn has_records(cluster: &Cluster, topic: &str) -> Result<bool, TopicsError> {
+    let asking = Asking::new(cluster)?;
+    let partitions = asking.retry(|| asking.partitions(topic))?.unwrap_or(0);
+    for partition in 0..partitions {
+        let (low, high) = asking.retry(|| asking.ends(topic, partition))?;
+        if low < high {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Makes topics, and returns when all of them can be used. One that is there already is left as it is.
 pub fn create(cluster: &Cluster, topics: &[NewTopicPlan]) -> Result<(), TopicsError> {
     let asking = Asking::new(cluster)?;
@@ -195,6 +218,12 @@ impl<'a> Asking<'a> {
             Some(code) => Err(Failure::of(&doing, code)),
             None => Ok(Some(found.partitions().len() as u32)),
         }
+    }
+
+    /// Where a partition's records begin and end.
+    fn ends(&self, topic: &str, partition: u32) -> Result<(i64, i64), Failure> {
+        let found = self.metadata.fetch_watermarks(topic, partition as i32, REQUEST);
+        found.map_err(|error| Failure::of_error(&format!("find the ends of topic {topic}"), &error))
     }
 
     fn describe(&self, topic: &str) -> Result<Option<TopicFacts>, Failure> {

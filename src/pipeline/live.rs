@@ -18,7 +18,7 @@ use super::logs::{Logs, needs_data_dir, rules};
 use super::outlets::{Outlets, Prepared, Starts, Writing};
 use super::processes::Processes;
 use super::retry::{Retrying, spawn_retry};
-use super::standby::Following;
+use super::standby::{Following, not_taken_over};
 use super::stops::Event;
 pub use super::stops::Stops;
 use super::workers;
@@ -44,6 +44,8 @@ use crate::worker::{self, Cuts, Gate, Job, LogPartition, Refusals, Shared};
 const LOOK: Wait = Wait::from_millis(50);
 /// Between two looks at what should be looked at now and then.
 const HOUSEKEEPING: Wait = Wait::from_millis(500);
+/// How long the outlets may take to say what they hold, brokers that are starting included.
+const FIRST_LOOK: Wait = Wait::from_secs(60);
 /// How long workers may take to learn that the results are theirs.
 const TAKE_OVER: Wait = Wait::from_secs(30);
 /// How long a stop waits for clients to take what was sent to them.
@@ -302,15 +304,15 @@ fn follow(
     processes: &Processes,
 ) -> Result<(Option<Arc<Following>>, Vec<Kept>), RunError> {
     let ClusterKeys { start, standby_after, .. } = plan.cluster;
+    let kept = processes.share(|| look(prepared, logs))?;
     if start == StartKind::Claim {
-        return Ok((None, Vec::new()));
+        return Ok((None, kept));
     }
     if prepared.is_empty() || logs.data_dir().is_some() || !plan.sources.iter().all(is_topic) {
         return Err(RunError::Failed(
             "cluster.start: only a run whose sources are all topics of Kafka can take over from another one: a journal has one owner".into(),
         ));
     }
-    let kept = processes.share(|| prepared.look())?;
     // The same at all processes but for the claims, which only the first one makes.
     let following = Following::new(start, standby_after, prepared, &kept)?.map(Arc::new);
     if let (Some(following), true) = (&following, processes.topology().is_first()) {
@@ -318,6 +320,15 @@ fn follow(
         tracing::info!("another generation is followed");
     }
     Ok((following, kept))
+}
+
+/// What the outlets hold; refused before anything is claimed, where it could not be gone on with.
+fn look(prepared: &Prepared, logs: &Logs) -> Result<Vec<Kept>, RunError> {
+    let kept = prepared.look(FIRST_LOOK)?;
+    prepared.check_letters(&kept)?;
+    let starts = prepared.starts(&kept.iter().collect::<Vec<_>>())?;
+    prepared.check(&kept, &logs.partitions(&starts, true)?)?;
+    Ok(kept)
 }
 
 fn is_topic(source: &SourcePlan) -> bool {
@@ -426,7 +437,8 @@ impl Own<'_> {
             let least = following.least(&self.slots);
             self.gate.follow(least.iter().copied());
             self.processes.tell(&Message::Follow(least.clone()));
-            let is_time = following.is_time(&least, &self.shared.positions())?;
+            let is_time = following.is_time(&least, &self.shared.positions())?
+                && following.may_claim(self.prepared, &self.partitions)?;
             if is_time {
                 self.processes.tell(&Message::TakeOver);
             }
@@ -440,9 +452,10 @@ impl Own<'_> {
             return Ok(());
         }
         let began = Instant::now();
-        let outlets = self.prepared.claim(Some(following.successors()), self.processes)?;
+        let outlets = self.prepared.claim(Some(following.successors()), self.processes);
+        let outlets = outlets.map_err(not_taken_over)?;
         self.starts.claimed(&outlets);
-        following.end();
+        following.end(&outlets.kept());
         self.begin(outlets, self.shared.newest_epoch() + 1)?;
         tracing::info!(took = ?began.elapsed(), generation = &*self.generation, "taken over");
         Ok(())

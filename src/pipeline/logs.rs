@@ -153,13 +153,12 @@ impl Logs {
         Ok(Some(letters))
     }
 
-    /// The partitions, by slot, and from where each is read; of a generation that is `followed` those that it reads.
-    pub fn partitions(&self, starts: &Starts, followed: bool) -> Result<Vec<LogPartition>, RunError> {
+    /// The partitions, by slot, and from where each is read; those that are read already, where no others may be.
+    pub fn partitions(&self, starts: &Starts, known_only: bool) -> Result<Vec<LogPartition>, RunError> {
         let mut partitions = Vec::new();
         for source in &self.sources {
-            let known = starts.known(source.name());
             for partition in 0..source.partitions() {
-                if followed && !known.contains_key(&partition) {
+                if known_only && !starts.knows(source.name(), partition) {
                     continue;
                 }
                 let slot = Slot(partitions.len() as u16);

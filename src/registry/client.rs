@@ -46,6 +46,9 @@ pub enum RegistryError {
     /// It answers, and does not have it.
     #[error("the schema registry does not have it")]
     Unknown,
+    /// It has it, but what it has cannot be used, now or later.
+    #[error("{0}")]
+    Unusable(String),
     /// It may be there later: try again.
     #[error("the schema registry cannot be reached: {0}")]
     Unavailable(String),
@@ -101,7 +104,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`RegistryError::Unknown`] where the registry says that no schema has the id.
+    /// [`RegistryError::Unknown`] where the registry says that no schema has the id, [`RegistryError::Unusable`] where asking again
+    /// would not help either.
     pub fn schema(&self, id: u32) -> Result<Answer, RegistryError> {
         let found: Schema = self.get(&format!("/schemas/ids/{id}"))?;
         match found.schema_type {
@@ -122,13 +126,13 @@ impl Client {
                 continue;
             }
             if seen.len() > MAX_REFERENCES {
-                let detail = format!("a schema refers to more than {MAX_REFERENCES} others");
-                return Err(RegistryError::Refused(detail));
+                let detail = format!("it refers to more than {MAX_REFERENCES} others");
+                return Err(RegistryError::Unusable(detail));
             }
             // A version that was deleted since is still what the data were written with.
             let found: Schema = self.get(&format!("{path}?deleted=true")).map_err(|error| match error {
                 RegistryError::Unknown => {
-                    RegistryError::Refused(format!("it lacks {path}, to which a schema refers: register it"))
+                    RegistryError::Unusable(format!("it refers to {path}, which the registry does not have"))
                 }
                 error => error,
             })?;
@@ -199,7 +203,8 @@ impl Client {
                 },
                 Err(error) => RegistryError::Unavailable(format!("{url}: {error}")),
             };
-            if error != RegistryError::Unknown || worst.is_none() {
+            let is_answer = matches!(error, RegistryError::Unknown | RegistryError::Unusable(_));
+            if !is_answer || worst.is_none() {
                 worst = Some(error);
             }
         }
@@ -225,7 +230,12 @@ struct Reference {
 fn answer<T: for<'de> Deserialize<'de>>(url: &str, mut response: Response<Body>) -> Result<T, RegistryError> {
     let status = response.status().as_u16();
     let body = response.body_mut().with_config().limit(MAX_ANSWER_BYTES).read_to_vec();
-    let body = body.map_err(|error| RegistryError::Unavailable(format!("{url}: {error}")))?;
+    let body = body.map_err(|error| match error {
+        ureq::Error::BodyExceedsLimit(_) if status == 200 => {
+            RegistryError::Unusable(format!("the registry's answer is longer than {MAX_ANSWER_BYTES} bytes"))
+        }
+        error => RegistryError::Unavailable(format!("{url}: {error}")),
+    })?;
     if status == 200 {
         return serde_json::from_slice(&body).map_err(|error| {
             RegistryError::Unavailable(format!("{url} does not answer as a registry does: {error}"))

@@ -82,6 +82,10 @@ impl AvroRecords {
                     let detail = format!("the schema registry has no schema {id}");
                     return Decoded::Record(Err(Refusal::new(Reason::UnknownSchema, detail)));
                 }
+                Lookup::Known(Answer::Unusable { problem }) => {
+                    let detail = format!("schema {id} cannot be used: {problem}");
+                    return Decoded::Record(Err(Refusal::new(Reason::NotDecodable, detail)));
+                }
                 Lookup::Pending => return Decoded::Pending,
                 Lookup::Unavailable(why) => return Decoded::Unavailable(why),
             },

@@ -35,6 +35,8 @@ pub enum Answer {
     Other { schema_type: Arc<str> },
     /// No schema has the id.
     Unknown,
+    /// A schema, but one that cannot be used.
+    Unusable { problem: Arc<str> },
 }
 
 /// Takes note of an answer for good before it is used. It may take its time; where it fails, the answer is dropped and asked for
@@ -50,6 +52,7 @@ pub fn ask_and_record(client: Client, record: RecordAnswer) -> FindAnswer {
         let answer = match client.schema(id) {
             Ok(answer) => answer,
             Err(RegistryError::Unknown) => Answer::Unknown,
+            Err(RegistryError::Unusable(problem)) => Answer::Unusable { problem: problem.into() },
             Err(error) => return Err(error.to_string()),
         };
         record(id, &answer).map_err(|error| format!("the registry's answer cannot be recorded: {error}"))?;

@@ -254,7 +254,7 @@ impl Outgoing {
             .enumerate()
             .flat_map(|(at, outlet)| outlet.shards().map(move |shard| (at, shard)));
         let own = all.filter(|(_, shard)| self.topology.writer_of(*shard) == self.index);
-        let shards = own.map(|(outlet, shard)| OwnShard { shard, outlet, waiting: Vec::new(), moved: false });
+        let shards = own.map(|(outlet, shard)| OwnShard { shard, outlet, waiting: Vec::new(), moved: true });
         self.shards = shards.collect();
     }
 
@@ -290,7 +290,8 @@ impl Outgoing {
         let mut moved = false;
         while let Some((_, reads)) = before(&mut self.open_reads, upper) {
             reads.iter().for_each(|read| self.replay.hear(read));
-            moved = true;
+            // Questions come without: were they counted, what waits for a sink that is away would have no end.
+            moved |= reads.iter().any(|read| read.progress.is_some());
         }
         self.replay.pass();
         while let Some((epoch, parcels)) = before(&mut self.open_parcels, upper) {

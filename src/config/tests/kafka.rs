@@ -122,6 +122,23 @@ fn every_key_is_read() {
     assert!(!format!("{:?}", config.plan).contains("hunter2"));
 }
 
+/// Only transactions keep whoever is taken over from writing on.
+#[test]
+fn what_takes_over_writes_exactly_once() {
+    let start = |start: &str, delivery: &str| {
+        let written = PLAIN.replace("exactly_once", delivery);
+        Written::new(&format!("cluster.start = '{start}'\n{written}")).load()
+    };
+    assert!(start("claim", "at_least_once").is_ok());
+    for kind in ["takeover", "standby"] {
+        assert!(start(kind, "exactly_once").is_ok());
+        let refused = start(kind, "at_least_once").err().unwrap().to_string();
+        assert!(refused.contains("cluster.start") && refused.contains("exactly_once"), "{refused}");
+    }
+    let short = Written::new(&format!("cluster.standby_after = '2s'\n{PLAIN}")).load().err().unwrap();
+    assert!(short.to_string().contains("standby_after"), "{short}");
+}
+
 #[test]
 fn problems_name_their_place() {
     let written = Written::new(

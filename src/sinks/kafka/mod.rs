@@ -4,7 +4,9 @@
 //! partitions, and the [`progress`] topic. A shard writes whole epochs, and with them, in the same transaction, the positions
 //! of the input that they are complete up to.
 
+pub mod follow;
 mod outlet;
+mod producer;
 pub mod progress;
 pub mod render;
 mod shard;
@@ -13,6 +15,7 @@ use std::time::Duration as Wait;
 
 use rdkafka::error::KafkaError;
 
+pub use self::follow::Alive;
 pub use self::outlet::{Claimed, Ends, Fenced, Identity, Keeper, Outlet, Running, Successor, look};
 pub use self::shard::Portion;
 
@@ -90,10 +93,11 @@ pub enum OutletError {
     #[error("transactional id {id} cannot be used: {error}")]
     Transactions { id: String, error: KafkaError },
     #[error(
-        "topic {topic} was not read to its end in time: at offset {seen}, before {}: see whether transactions of other producers hang, with kafka-transactions.sh",
+        "topic {topic} was not read to its end in time: {}, before {}: see whether transactions of other producers hang, with kafka-transactions.sh",
+        seen.map_or("nothing was read".into(), |seen| format!("at offset {seen}")),
         marker.map_or("its end".into(), |marker| marker.to_string())
     )]
-    Hangs { topic: String, seen: i64, marker: Option<i64> },
+    Hangs { topic: String, seen: Option<i64>, marker: Option<i64> },
     #[error("topic {topic}, key {key}: {problem}: is it a progress topic of swelter?")]
     Damaged { topic: String, key: String, problem: String },
     #[error(

@@ -2,14 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration as Wait;
 
 use serde::{Deserialize, Serialize};
 
-use super::progress::{self, CLAIM, Claim, EPOCHS, IDENTITY, Kept, MARKER, Positions, ShardProgress, Writer};
+use super::follow::{self, Alive};
+use super::progress::{
+    self, CLAIM, Claim, EPOCHS, Extent, IDENTITY, Kept, MARKER, Patience, Positions, ShardProgress, Stopping,
+    Writer,
+};
 use super::shard::{Durable, Portion, ShardWriter};
 use super::{Delivery, OutletError, OutletPlan};
 use crate::model::Shard;
@@ -29,7 +34,8 @@ pub struct Outlet {
     /// Those of this process.
     writers: Vec<(u16, ShardWriter)>,
     kept: Kept,
-    ended: Arc<AtomicBool>,
+    stopping: Arc<Stopping>,
+    alive: Option<Alive>,
 }
 
 /// A claim that is to follow another one, chosen before it is made.
@@ -63,11 +69,14 @@ impl Claim {
     }
 }
 
-/// What a running generation has written of an outlet, and how its successor compares to it.
-pub fn look(plan: &OutletPlan, identity: &Identity) -> Result<Kept, OutletError> {
-    let kept = progress::read(&plan.cluster, &plan.progress_topic, None)?;
-    check(&plan.progress_topic, kept.get::<Identity>(IDENTITY)?.as_ref(), identity)?;
-    Ok(kept)
+/// What others have written of an outlet until now, and how whoever goes on with it compares to them; within so much time.
+pub fn look(plan: &OutletPlan, identity: &Identity, within: Wait) -> Result<Kept, OutletError> {
+    let (topic, patience) = (&plan.progress_topic, Patience::of(within));
+    let read = |extent| progress::read(&plan.cluster, topic, extent, &patience);
+    let kept = read(Extent::Now)?;
+    check(topic, kept.get::<Identity>(IDENTITY)?.as_ref(), identity)?;
+    // Where a shard stands is not said by transactions that are open or were given up.
+    Ok(kept.with_shards_of(read(Extent::Committed)?))
 }
 
 /// A claim of an outlet, and what was there before it.
@@ -93,7 +102,7 @@ impl Claimed {
         after: Option<&Successor>,
     ) -> Result<Claimed, OutletError> {
         let (cluster, topic) = (&plan.cluster, &plan.progress_topic);
-        let before = progress::read(cluster, topic, None)?;
+        let before = Kept::now(cluster, topic)?;
         let recorded = before.get::<Identity>(IDENTITY)?;
         check(topic, recorded.as_ref(), identity)?;
         let last = before.get::<Claim>(CLAIM)?;
@@ -109,6 +118,10 @@ impl Claimed {
         Ok(Claimed { claim, at, recorded })
     }
 
+    pub(super) fn nonce(&self) -> &str {
+        &self.claim.nonce
+    }
+
     /// Reads what is durable, once every process has fenced its shards: nothing is added to it any more but by this start.
     ///
     /// # Errors
@@ -119,7 +132,7 @@ impl Claimed {
         let writer = Writer::new(cluster, topic)?;
         // Behind all that was committed, and behind the marks of all that was given up: what can be read up to here is all.
         let marker = writer.write(MARKER, &self.claim.nonce)?;
-        let kept = progress::read(cluster, topic, Some(marker))?;
+        let kept = progress::read(cluster, topic, Extent::Marker(marker), &Patience::default())?;
         if let Some(other) = kept.get::<Claim>(CLAIM)?.filter(|last| *last != self.claim) {
             return Err(OutletError::Fenced { topic: topic.clone(), generation: other.generation });
         }
@@ -136,7 +149,7 @@ impl Claimed {
 pub struct Fenced {
     writers: Vec<(u16, ShardWriter)>,
     topics: Arc<[String]>,
-    ended: Arc<AtomicBool>,
+    stopping: Arc<Stopping>,
 }
 
 impl Fenced {
@@ -148,10 +161,10 @@ impl Fenced {
         claimed: &Claimed,
     ) -> Result<Fenced, OutletError> {
         let topics: Arc<[String]> = topics.into();
-        let ended = Arc::<AtomicBool>::default();
-        let open = |shard| Ok((shard, ShardWriter::open(plan, &topics, shard, &claimed.claim, &ended)?));
+        let stopping = Arc::<Stopping>::default();
+        let open = |shard| Ok((shard, ShardWriter::open(plan, &topics, shard, &claimed.claim, &stopping)?));
         let writers = shards.map(open).collect::<Result<_, OutletError>>()?;
-        Ok(Fenced { writers, topics, ended })
+        Ok(Fenced { writers, topics, stopping })
     }
 }
 
@@ -161,15 +174,16 @@ impl Outlet {
         plan: &OutletPlan,
         first_shard: Shard,
         claimed: Claimed,
-        fenced: Fenced,
+        (fenced, alive): (Fenced, Option<Alive>),
         kept: Kept,
     ) -> Result<Outlet, OutletError> {
         let writer = Arc::new(Writer::new(&plan.cluster, &plan.progress_topic)?);
-        let Fenced { writers, topics, ended } = fenced;
+        let Fenced { writers, topics, stopping } = fenced;
         let Claimed { claim, at, .. } = claimed;
         let plan = plan.clone();
         let first_shard = first_shard.0;
-        Ok(Outlet { plan, topics, first_shard, claim, claimed_at: at, writer, writers, kept, ended })
+        let claimed_at = at;
+        Ok(Outlet { plan, topics, first_shard, claim, claimed_at, writer, writers, kept, stopping, alive })
     }
 
     /// The number of this start and a random one, as `17-9f2c41d06b3e8a55`.
@@ -220,9 +234,9 @@ impl Outlet {
     ) -> Result<Running, OutletError> {
         let threads = |error| OutletError::Threads(Arc::new(error));
         let pending = Arc::new(AtomicUsize::new(0));
-        let ended = self.ended;
+        let (stopping, _alive) = (self.stopping, self.alive);
         let mut running =
-            Running { ends: Vec::new(), pending, durable: Vec::new(), ended, threads: Vec::new() };
+            Running { ends: Vec::new(), pending, durable: Vec::new(), stopping, threads: Vec::new(), _alive };
         for (number, mut writer) in self.writers {
             let (end, portions) = mpsc::channel();
             running.ends.push((Shard(self.first_shard + number), end));
@@ -238,8 +252,10 @@ impl Outlet {
         if !watches {
             return Ok(running);
         }
-        let (plan, claim, from, ended) = (self.plan, self.claim, self.claimed_at, Arc::clone(&running.ended));
-        let watch = move || match progress::watch(&plan.cluster, &plan.progress_topic, from, &claim, &ended) {
+        let (plan, claim, from) = (self.plan, self.claim, self.claimed_at);
+        let stopping = Arc::clone(&running.stopping);
+        let watch = move || match follow::watch(&plan.cluster, &plan.progress_topic, from, &claim, &stopping)
+        {
             Ok(None) => {}
             Ok(Some(Claim { generation, .. })) => {
                 failed(OutletError::Fenced { topic: plan.progress_topic, generation });
@@ -290,8 +306,9 @@ pub struct Running {
     /// Bytes that wait to be durable.
     pending: Arc<AtomicUsize>,
     durable: Vec<Durable>,
-    ended: Arc<AtomicBool>,
+    stopping: Arc<Stopping>,
     threads: Vec<JoinHandle<bool>>,
+    _alive: Option<Alive>,
 }
 
 /// The ends that workers give portions to.
@@ -344,7 +361,7 @@ impl Running {
 
     /// Waits until everything that was given is durable; the workers have given back their ends. False where it is not.
     pub fn finish(self) -> bool {
-        self.ended.store(true, Ordering::Relaxed);
+        self.stopping.begin();
         drop(self.ends);
         // All of them, also behind one that has failed.
         let written: Vec<bool> =

@@ -7,18 +7,19 @@
 //! | `start/SOURCE` | where its partitions were first read from: `{PARTITION:..}` |
 //! | `shard/N` | written in the shard's transactions: `{"epoch":..,"positions":{SOURCE:{PARTITION:..}}}` |
 //! | `epochs` | epochs below may be in use |
+//! | `marker` | nothing: it marks a place, or is a sign of life |
 //! | `schema/SOURCE/ID` | what a registry has answered |
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedProducer};
-use rdkafka::{ClientConfig, ClientContext, Offset, TopicPartitionList};
+use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use serde::{Deserialize, Serialize};
 
 use super::OutletError;
@@ -26,21 +27,26 @@ use crate::kafka::Cluster;
 
 /// How long reading or writing it may take, brokers that are starting included.
 const DEADLINE: Duration = Duration::from_secs(60);
-const POLL: Duration = Duration::from_millis(100);
+/// How long a stop waits for a cluster that does not answer.
+const LAST_WAIT: Duration = Duration::from_secs(20);
+pub(super) const POLL: Duration = Duration::from_millis(100);
 
 pub const CLAIM: &str = "claim";
 pub const IDENTITY: &str = "identity";
 pub const EPOCHS: &str = "epochs";
 pub const MARKER: &str = "marker";
+/// What the keys of shards and of starts begin with.
+pub const SHARD: &str = "shard/";
+pub const START: &str = "start/";
 
 /// The key of a shard's progress, by its number within the outlet.
 pub fn shard_key(shard: u16) -> String {
-    format!("shard/{shard}")
+    format!("{SHARD}{shard}")
 }
 
 /// The key of where the partitions of a source were first read from.
 pub fn start_key(source: &str) -> String {
-    format!("start/{source}")
+    format!("{START}{source}")
 }
 
 /// What the keys of the answers of a source's registry begin with, before the id.
@@ -65,17 +71,98 @@ pub struct ShardProgress {
 /// The position of each partition, by the name of its source.
 pub type Positions = BTreeMap<Arc<str>, BTreeMap<u32, u64>>;
 
+/// When a run has begun to end, for all who wait for a cluster.
+#[derive(Debug, Default)]
+pub struct Stopping(OnceLock<Instant>);
+
+impl Stopping {
+    pub fn begin(&self) {
+        let _ = self.0.set(Instant::now());
+    }
+
+    pub fn has_begun(&self) -> bool {
+        self.0.get().is_some()
+    }
+
+    /// How long the cluster may still take.
+    pub fn left(&self) -> Duration {
+        self.0.get().map_or(Duration::MAX, |since| LAST_WAIT.saturating_sub(since.elapsed()))
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.left().is_zero()
+    }
+}
+
+/// How long a call waits for the cluster: to a time, and no longer than the end of the run allows.
+#[derive(Clone, Debug)]
+pub struct Patience {
+    deadline: Instant,
+    stopping: Arc<Stopping>,
+}
+
+impl Patience {
+    pub fn of(wait: Duration) -> Patience {
+        Patience { deadline: Instant::now() + wait, stopping: Arc::default() }
+    }
+
+    pub fn until_stopped(stopping: &Arc<Stopping>) -> Patience {
+        Patience { deadline: Instant::now() + DEADLINE, stopping: Arc::clone(stopping) }
+    }
+
+    fn is_over(&self) -> bool {
+        self.stopping.is_over() || Instant::now() > self.deadline
+    }
+}
+
+impl Default for Patience {
+    fn default() -> Patience {
+        Patience::of(DEADLINE)
+    }
+}
+
+/// How much of the topic is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// All up to the end that it has now, whatever waits for a commit.
+    Now,
+    /// What is committed by now, before the first transaction that is open.
+    Committed,
+    /// What is committed, up to this offset, which is known to be there.
+    Marker(i64),
+}
+
 /// All that the topic holds, by key.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Kept {
     values: BTreeMap<String, Vec<u8>>,
     topic: String,
+    /// The offset of the last record, where there is one.
+    last: Option<i64>,
 }
 
 impl Kept {
     /// Reads what a topic holds now, while others may be writing.
     pub fn now(cluster: &Cluster, topic: &str) -> Result<Kept, OutletError> {
-        read(cluster, topic, None)
+        read(cluster, topic, Extent::Now, &Patience::default())
+    }
+
+    #[cfg(test)]
+    pub fn of(topic: &str, values: impl Iterator<Item = (String, Vec<u8>)>, last: i64) -> Kept {
+        Kept { values: values.collect(), topic: topic.to_owned(), last: Some(last) }
+    }
+
+    /// The offset of the last record that was read.
+    pub fn last(&self) -> Option<i64> {
+        self.last
+    }
+
+    /// With the shards' progress that another reading has.
+    pub(super) fn with_shards_of(mut self, other: Kept) -> Kept {
+        let is_shard = |key: &String| key.starts_with(SHARD);
+        self.values.retain(|key, _| !is_shard(key));
+        self.values.extend(other.values.into_iter().filter(|(key, _)| is_shard(key)));
+        self
     }
 
     /// What is kept under a key.
@@ -106,7 +193,7 @@ pub struct Writer {
 /// Hands on what became of a record.
 struct Acknowledging;
 
-type Heard = std::sync::mpsc::SyncSender<Result<i64, KafkaError>>;
+type Heard = SyncSender<Result<i64, KafkaError>>;
 
 impl ClientContext for Acknowledging {
     fn log(&self, level: rdkafka::config::RDKafkaLogLevel, facility: &str, text: &str) {
@@ -137,6 +224,8 @@ impl Writer {
         config
             .set("enable.idempotence", "true")
             .set("linger.ms", "0")
+            // Whoever stands by takes a longer silence after an outage for an end.
+            .set("reconnect.backoff.max.ms", "1000")
             .set("message.timeout.ms", DEADLINE.as_millis().to_string());
         let producer =
             config.create_with_context(Acknowledging).map_err(|error| OutletError::client(cluster, error))?;
@@ -145,37 +234,55 @@ impl Writer {
 
     /// Writes a value, and gives its offset.
     pub fn write(&self, key: &str, value: &impl Serialize) -> Result<i64, OutletError> {
+        self.write_within(key, value, &Patience::default())
+    }
+
+    pub fn write_within(
+        &self,
+        key: &str,
+        value: &impl Serialize,
+        patience: &Patience,
+    ) -> Result<i64, OutletError> {
         let failed = |error| OutletError::writing(&self.topic, error);
         let value = serde_json::to_vec(value).unwrap_or_default();
-        let (heard, answer) = std::sync::mpsc::sync_channel(1);
+        let (heard, answer) = sync_channel(1);
         let record =
             BaseRecord::with_opaque_to(&self.topic, Box::new(heard)).key(key).payload(&value).partition(0);
         self.producer.send(record).map_err(|(error, _)| failed(error))?;
-        match answer.recv_timeout(DEADLINE + POLL) {
-            Ok(delivered) => delivered.map_err(failed),
-            Err(_) => Err(failed(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut))),
+        loop {
+            match answer.recv_timeout(POLL) {
+                Ok(delivered) => return delivered.map_err(failed),
+                Err(RecvTimeoutError::Timeout) if !patience.is_over() => {}
+                Err(_) => {
+                    return Err(failed(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut)));
+                }
+            }
         }
     }
 }
 
-/// Reads the whole topic: all that is committed up to `marker`, an offset that is known to be there; without one, all up to the
-/// end that it has now, whatever waits for a commit.
-pub fn read(cluster: &Cluster, topic: &str, marker: Option<i64>) -> Result<Kept, OutletError> {
+/// Reads the topic from its beginning.
+pub fn read(
+    cluster: &Cluster,
+    topic: &str,
+    extent: Extent,
+    patience: &Patience,
+) -> Result<Kept, OutletError> {
     let failed = |error| OutletError::reading(topic, error);
-    let mut config = reader(cluster, topic);
-    config.set("isolation.level", if marker.is_some() { "read_committed" } else { "read_uncommitted" });
-    let consumer: BaseConsumer = config.create().map_err(|error| OutletError::client(cluster, error))?;
+    let consumer = reader(cluster, topic, if extent == Extent::Now { UNCOMMITTED } else { COMMITTED })?;
     assign(&consumer, topic, Offset::Beginning).map_err(failed)?;
-    let deadline = Instant::now() + DEADLINE;
+    let marker = match extent {
+        Extent::Marker(marker) => Some(marker),
+        Extent::Now | Extent::Committed => None,
+    };
     let mut kept = Kept { topic: topic.to_owned(), ..Kept::default() };
-    let mut seen = -1;
-    while marker.is_none_or(|marker| seen < marker) {
-        if Instant::now() > deadline {
-            return Err(OutletError::Hangs { topic: topic.to_owned(), seen, marker });
+    while marker.is_none_or(|marker| kept.last < Some(marker)) {
+        if patience.is_over() {
+            return Err(OutletError::Hangs { topic: topic.to_owned(), seen: kept.last, marker });
         }
         match consumer.poll(POLL) {
             Some(Ok(message)) => {
-                seen = message.offset();
+                kept.last = Some(message.offset());
                 if let (Some(key), Some(value)) = (message.key(), message.payload()) {
                     kept.values.insert(String::from_utf8_lossy(key).into_owned(), value.to_vec());
                 }
@@ -188,93 +295,28 @@ pub fn read(cluster: &Cluster, topic: &str, marker: Option<i64>) -> Result<Kept,
     Ok(kept)
 }
 
-fn reader(cluster: &Cluster, topic: &str) -> ClientConfig {
+/// Isolation levels.
+pub(super) const COMMITTED: &str = "read_committed";
+pub(super) const UNCOMMITTED: &str = "read_uncommitted";
+
+pub(super) fn reader(cluster: &Cluster, topic: &str, isolation: &str) -> Result<BaseConsumer, OutletError> {
     let mut config = cluster.client();
     config
         .set("group.id", format!("{topic}.reader"))
+        .set("isolation.level", isolation)
         .set("enable.auto.commit", "false")
         .set("auto.offset.reset", "earliest")
         .set("enable.partition.eof", "true")
+        .set("reconnect.backoff.max.ms", "1000")
         .set("fetch.wait.max.ms", "20")
         .set("fetch.queue.backoff.ms", "20");
-    config
+    config.create().map_err(|error| OutletError::client(cluster, error))
 }
 
-fn assign(consumer: &BaseConsumer, topic: &str, from: Offset) -> Result<(), KafkaError> {
+pub(super) fn assign(consumer: &BaseConsumer, topic: &str, from: Offset) -> Result<(), KafkaError> {
     let mut assignment = TopicPartitionList::new();
     assignment.add_partition_offset(topic, 0, from)?;
     consumer.assign(&assignment)
-}
-
-/// Watches for the claim of another start, until there is one or `ended`.
-pub fn watch(
-    cluster: &Cluster,
-    topic: &str,
-    from: i64,
-    own: &Claim,
-    ended: &AtomicBool,
-) -> Result<Option<Claim>, OutletError> {
-    let mut config = reader(cluster, topic);
-    config.set("isolation.level", "read_uncommitted").set("fetch.wait.max.ms", "500");
-    let consumer: BaseConsumer = config.create().map_err(|error| OutletError::client(cluster, error))?;
-    assign(&consumer, topic, Offset::Offset(from)).map_err(|error| OutletError::reading(topic, error))?;
-    while !ended.load(Ordering::Relaxed) {
-        // Whatever goes wrong here goes wrong where results are written, too, and is said there.
-        let Some(Ok(message)) = consumer.poll(POLL) else { continue };
-        if message.key() == Some(CLAIM.as_bytes())
-            && let Some(claim) =
-                message.payload().and_then(|value| serde_json::from_slice::<Claim>(value).ok())
-            && claim != *own
-        {
-            return Ok(Some(claim));
-        }
-    }
-    Ok(None)
-}
-
-/// Something that a running generation has said.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Sign {
-    /// How far a shard has come, by its number.
-    Shard(u16, ShardProgress),
-    Claim(Claim),
-    /// What is kept under a key besides.
-    Kept(String, Vec<u8>),
-}
-
-/// Follows the topic: `hear` hears everything committed that it holds and everything that comes, until it says that this was enough.
-pub fn follow(
-    cluster: &Cluster,
-    topic: &str,
-    mut hear: impl FnMut(Option<Sign>) -> bool,
-) -> Result<(), OutletError> {
-    let mut config = reader(cluster, topic);
-    config.set("isolation.level", "read_committed");
-    let consumer: BaseConsumer = config.create().map_err(|error| OutletError::client(cluster, error))?;
-    assign(&consumer, topic, Offset::Beginning).map_err(|error| OutletError::reading(topic, error))?;
-    loop {
-        let sign = match consumer.poll(POLL) {
-            Some(Ok(message)) => {
-                sign(message.key().unwrap_or_default(), message.payload().unwrap_or_default())
-            }
-            Some(Err(error)) if is_final(&error) => return Err(OutletError::reading(topic, error)),
-            Some(Err(_)) | None => None,
-        };
-        if !hear(sign) {
-            return Ok(());
-        }
-    }
-}
-
-fn sign(key: &[u8], value: &[u8]) -> Option<Sign> {
-    let key = std::str::from_utf8(key).ok()?;
-    if let Some(number) = key.strip_prefix("shard/") {
-        return Some(Sign::Shard(number.parse().ok()?, serde_json::from_slice(value).ok()?));
-    }
-    if key == CLAIM {
-        return Some(Sign::Claim(serde_json::from_slice(value).ok()?));
-    }
-    Some(Sign::Kept(key.to_owned(), value.to_vec()))
 }
 
 /// Whether waiting does not help.
@@ -294,4 +336,33 @@ pub fn is_final(error: &KafkaError) -> bool {
                 | Code::UnknownPartition
         )
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stop_ends_every_wait() {
+        let stopping = Arc::<Stopping>::default();
+        let patience = Patience::until_stopped(&stopping);
+        assert!(!patience.is_over() && !stopping.has_begun() && stopping.left() > LAST_WAIT);
+        stopping.begin();
+        assert!(!patience.is_over() && stopping.left() <= LAST_WAIT);
+        let begun = Instant::now().checked_sub(LAST_WAIT).unwrap();
+        let stopping = Arc::new(Stopping(OnceLock::from(begun)));
+        assert!(Patience::until_stopped(&stopping).is_over());
+        assert!(Patience::of(Duration::ZERO).is_over());
+    }
+
+    #[test]
+    fn shards_are_those_that_are_committed() {
+        let kept = |values: &[(&str, &str)]| Kept {
+            values: values.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
+            ..Kept::default()
+        };
+        let now = kept(&[("claim", "2"), ("shard/0", "open"), ("shard/1", "aborted")]);
+        let committed = kept(&[("claim", "1"), ("shard/0", "before")]);
+        assert_eq!(now.with_shards_of(committed), kept(&[("claim", "2"), ("shard/0", "before")]));
+    }
 }

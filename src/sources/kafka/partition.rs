@@ -29,6 +29,8 @@ pub(super) struct KafkaPartition {
     held: Option<OwnedMessage>,
     /// What a poll has met behind records that it gave.
     fault: Option<SourceError>,
+    /// The client fetches it no more, until it is assigned again.
+    given_up: bool,
     /// The log's end stands at the position, as far as the last fetch says.
     at_end: bool,
     shared: Arc<Shared>,
@@ -79,6 +81,7 @@ impl KafkaPartition {
             partition,
             held: None,
             fault: None,
+            given_up: false,
             at_end: false,
             shared,
         };
@@ -104,21 +107,29 @@ impl KafkaPartition {
         let _ = self.shared.consumer.incremental_unassign(&assigned);
     }
 
+    /// Has the client fetch on where it has given the partition up, if the log still goes on there. What fails in passing is done at the
+    /// next poll: nothing else would ever come.
+    fn take_up_again(&mut self) -> Result<(), SourceError> {
+        if self.given_up {
+            self.shared.check_reach(self.partition, self.cursor.position)?;
+            self.unassign();
+            self.assign()?;
+            self.given_up = false;
+        }
+        Ok(())
+    }
+
     fn fault(&mut self, error: &KafkaError) -> SourceError {
         match error {
             KafkaError::MessageConsumption(
                 RDKafkaErrorCode::AutoOffsetReset
                 | RDKafkaErrorCode::OffsetOutOfRange
                 | RDKafkaErrorCode::LogTruncation,
-            ) => match self.shared.check_reach(self.partition, self.cursor.position) {
-                Err(error) => error,
-                Ok(_) => {
-                    // The client has given the partition up.
-                    self.unassign();
-                    let again = self.assign().err();
-                    again.unwrap_or_else(|| self.shared.transient(self.partition, &error.to_string()))
-                }
-            },
+            ) => {
+                self.given_up = true;
+                let again = self.take_up_again().err();
+                again.unwrap_or_else(|| self.shared.transient(self.partition, &error.to_string()))
+            }
             KafkaError::MessageConsumptionFatal(code) => SourceError::Fatal(format!(
                 "partition {} of topic {}: the client has failed for good: {code}; start again",
                 self.partition, self.shared.plan.topic
@@ -133,6 +144,7 @@ impl Partition for KafkaPartition {
         if let Some(fault) = self.fault.take() {
             return Err(fault);
         }
+        self.take_up_again()?;
         let mut records = 0;
         let mut next = Next::Now;
         while records < limit && self.cursor.position < upto && !take.is_full() {

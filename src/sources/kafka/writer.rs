@@ -45,7 +45,9 @@ impl RecordWriter {
             .and_then(|client| client.register(&format!("{topic}-value"), READING_SCHEMA))
             .map_err(|error| match error {
                 RegistryError::Unavailable(_) => SourceError::Transient(error.to_string()),
-                RegistryError::Unknown | RegistryError::Refused(_) => SourceError::Fatal(error.to_string()),
+                RegistryError::Unknown | RegistryError::Unusable(_) | RegistryError::Refused(_) => {
+                    SourceError::Fatal(error.to_string())
+                }
             })?;
         Ok(RecordWriter::avro(Some(id), decode))
     }

@@ -12,11 +12,13 @@ mod measure;
 mod processes;
 mod reading;
 mod refusals;
+mod retries;
 mod rig;
 mod source;
 mod swelter;
 mod takeover;
 mod topics;
+mod variants;
 
 use std::ffi::OsString;
 use std::io::Write as _;

@@ -2,6 +2,7 @@
 
 use super::broker::{Access, OwnBroker, shared};
 use super::case::{Case, PARTITIONS};
+use super::swelter::{Setup, Swelter, is_ready};
 use super::topics::{COMPACT, Topics};
 
 /// Starts the program, which must end, with a line that has all these words.
@@ -99,6 +100,39 @@ fn another_number_of_shards_is_refused() {
     refused(&case, &["shards"]);
 }
 
+/// What is wrong with a start is said before it claims anything: the one that runs goes on.
+#[test]
+fn a_start_with_a_wrong_configuration_ends_nobody_else() {
+    let Some(access) = shared() else { return };
+    let mut case = Case::new(&access, 19, 500);
+    case.produce(200);
+    let mut running = case.start(1).ready();
+    let address = running.address();
+    case.wait_for_results();
+    let setup = case.setup.clone();
+    let other = tempfile::tempdir().unwrap();
+    let refused = |change: &dyn Fn(&mut Setup), words: &[&str]| {
+        let mut wrong = setup.clone();
+        change(&mut wrong);
+        for arguments in [&[][..], &["--takeover"]] {
+            let said = Swelter::start_with(&wrong, other.path(), 1, None, arguments).fails();
+            assert!(words.iter().all(|word| said.contains(word)), "no {words:?} in: {said}");
+        }
+    };
+    refused(&|wrong| wrong.source = "name = \"renamed\"\n".into(), &["not there any more"]);
+    // Its second outlet is of another cluster, as far as names say.
+    let second = format!("{}.progress", setup.input);
+    Topics::of(&access).create(&second, 1, &[COMPACT]);
+    refused(
+        &|wrong| wrong.source = "properties.\"socket.timeout.ms\" = 9999\n".into(),
+        &[&second, "set it back"],
+    );
+    assert!(is_ready(&address) && running.has_ended().is_none(), "{}", running.log());
+    case.produce(100);
+    case.check_exactly_once();
+    running.terminate();
+}
+
 #[test]
 fn a_compacted_input_is_refused() {
     let Some(access) = shared() else { return };
@@ -113,7 +147,7 @@ fn an_input_that_no_longer_reaches_back_is_refused() {
     let Some(access) = shared() else { return };
     let case = after_a_run(&access, 17);
     Topics::of(&access).delete_before(&case.setup.input, 1, 5);
-    refused(&case, &[&case.setup.input, "5"]);
+    refused(&case, &[&case.setup.input, "its records before 5 are gone"]);
 }
 
 #[test]

@@ -21,6 +21,8 @@ pub struct Setup {
     pub current: String,
     pub progress: String,
     pub ingest: bool,
+    /// Whether there are results.
+    pub has_sink: bool,
     /// Of the input.
     pub format: &'static str,
     /// Further lines of their tables.
@@ -40,6 +42,7 @@ impl Setup {
             progress: format!("{input}-progress"),
             input,
             ingest: false,
+            has_sink: true,
             format: "json",
             rules: String::new(),
             source: String::new(),
@@ -74,20 +77,30 @@ impl Setup {
     }
 
     pub fn to_toml(&self) -> String {
-        let Setup { access, input, results, current, progress, ingest, format, rules, source, sink } = self;
+        let Setup { access, input, results, current, progress, ingest, format, rules, source, .. } = self;
         let properties = access.properties().into_iter().filter(|(name, _)| *name != "bootstrap.servers");
         let properties: Vec<_> =
-            properties.map(|(name, value)| format!("\"{name}\" = \"{value}\"")).collect();
-        let cluster =
-            format!("brokers = \"{}\"\nproperties = {{ {} }}", access.address, properties.join(", "));
+            properties.map(|(name, value)| format!("properties.\"{name}\" = \"{value}\"")).collect();
+        let cluster = format!("brokers = \"{}\"\n{}", access.address, properties.join("\n"));
+        let sink = match self.has_sink {
+            false => String::new(),
+            true => format!(
+                "[[sinks]]\ntype = \"kafka\"\n{cluster}\ntopic = \"{results}\"\ncurrent_topic = \"{current}\"\n\
+                 progress_topic = \"{progress}\"\n{}\n",
+                self.sink
+            ),
+        };
         format!(
             "[results]\nwindow = \"30m\"\nlateness = \"90m\"\nhistory = \"1h\"\n{rules}\n\
              [ingest]\nenabled = {ingest}\n\
-             [[sources]]\ntype = \"kafka\"\n{cluster}\ntopic = \"{input}\"\nformat = \"{format}\"\n{source}\n\
-             [[sinks]]\ntype = \"kafka\"\n{cluster}\ntopic = \"{results}\"\ncurrent_topic = \"{current}\"\n\
-             progress_topic = \"{progress}\"\n{sink}\n"
+             [[sources]]\ntype = \"kafka\"\n{cluster}\ntopic = \"{input}\"\nformat = \"{format}\"\n{source}\n{sink}"
         )
     }
+}
+
+/// Whether what is served at an address has caught up.
+pub fn is_ready(address: &str) -> bool {
+    get(address, "/readyz").is_ok_and(|answer| answer.status == 200)
 }
 
 /// `swelter run`. It is killed when this is dropped.
@@ -153,7 +166,7 @@ impl Swelter {
         let address = self.address();
         wait_for("readiness", || {
             assert!(self.has_ended().is_none(), "it has ended: {}", self.log());
-            (get(&address, "/readyz").ok()?.status == 200).then_some(())
+            is_ready(&address).then_some(())
         });
         self
     }
@@ -183,10 +196,15 @@ impl Swelter {
         assert!(!self.log().contains("panicked"), "{}", self.log());
     }
 
-    /// Asks it to end, which it must do with 0 within seconds.
-    pub fn terminate(mut self) {
+    /// Asks it to end.
+    pub fn ask_to_stop(&self) {
         let asked = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
         assert!(asked.unwrap().success());
+    }
+
+    /// Asks it to end, which it must do with 0 within seconds.
+    pub fn terminate(mut self) {
+        self.ask_to_stop();
         let began = Instant::now();
         let status = wait_for("the end", || self.has_ended());
         assert_eq!(status.code(), Some(0), "{}", self.log());

@@ -3,11 +3,14 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::broker::shared;
-use super::case::Case;
-use super::reading::committed;
-use super::swelter::Swelter;
-use crate::process::{get, wait_for};
+use super::broker::{OwnBroker, shared};
+use super::case::{Case, PARTITIONS};
+use super::swelter::{Swelter, is_ready};
+use super::topics::Topics;
+use crate::process::wait_for;
+
+/// How long neither of two may be ready: while one fences the other.
+const GAP: Duration = Duration::from_secs(10);
 
 /// Starts the next generation.
 fn next(case: &Case, workers: u64, arguments: &[&str]) -> Swelter {
@@ -24,8 +27,15 @@ fn produce_until(case: &mut Case, what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-fn is_ready(address: &str) -> bool {
-    get(address, "/readyz").is_ok_and(|answer| answer.status == 200)
+/// Looks for so long whether it stands by, and the other one serves.
+fn stands_by(primary: &mut Swelter, standby: &mut Swelter, time: Duration) {
+    let (serving, following) = (primary.address(), standby.address());
+    let until = Instant::now() + time;
+    while Instant::now() < until {
+        assert!(!is_ready(&following) && standby.has_ended().is_none(), "{}", standby.log());
+        assert!(is_ready(&serving) && primary.has_ended().is_none(), "{}", primary.log());
+        thread::sleep(Duration::from_millis(50));
+    }
 }
 
 #[test]
@@ -42,13 +52,23 @@ fn a_planned_takeover_costs_nothing() {
     {
         case.produce(100);
         let mut successor = next(&case, workers, arguments);
-        let address = successor.address();
+        let (old, address) = (running.address(), successor.address());
+        let (mut beside, mut neither) = (false, None);
         produce_until(&mut case, "the takeover", || {
-            let ready = is_ready(&address);
+            if is_ready(&address) {
+                return true;
+            }
             // While it is not, the other one is.
-            assert!(ready || running.has_ended().is_none() || successor.has_ended().is_none());
-            ready
+            match is_ready(&old) {
+                true => (beside, neither) = (true, None),
+                false => {
+                    let since: Instant = *neither.get_or_insert_with(Instant::now);
+                    assert!(since.elapsed() < GAP, "{}", successor.log());
+                }
+            }
+            false
         });
+        assert!(beside, "the old one has not served while the new one caught up");
         let log = successor.log();
         eprintln!("{}", log.lines().find(|line| line.contains("taken over")).unwrap_or_default());
         running.ends_taken_over();
@@ -63,7 +83,7 @@ fn a_planned_takeover_costs_nothing() {
 fn a_standby_goes_on_when_the_primary_is_killed() {
     let Some(access) = shared() else { return };
     let mut case = Case::new(&access, 52, 6_000);
-    case.setup.rules = "[cluster]\nstandby_after = \"2s\"\n".into();
+    case.setup.rules = "[cluster]\nstandby_after = \"3s\"\n".into();
     case.produce(500);
     let mut primary = case.start(2).ready();
     for round in 0..3 {
@@ -90,24 +110,95 @@ fn a_standby_goes_on_when_the_primary_is_killed() {
 #[test]
 fn a_standby_waits_for_what_is_durable() {
     let Some(access) = shared() else { return };
-    let mut case = Case::new(&access, 53, 3_000);
+    let mut case = Case::new(&access, 53, 6_000);
     case.setup.sink = "shards = 2\ncommit_interval = \"1s\"\n".into();
-    case.setup.rules = "[cluster]\nstandby_after = \"2s\"\n".into();
+    case.setup.rules = "[cluster]\nstandby_after = \"3s\"\n".into();
     case.produce(300);
     let mut primary = case.start(1).ready();
-    wait_for("the first results", || {
-        (!committed(&case.setup.access, &case.setup.results).is_empty()).then_some(())
-    });
-    let mut standby = next(&case, 2, &["--standby"]);
-    let address = standby.address();
-    for _ in 0..20 {
-        case.produce(20);
-        thread::sleep(Duration::from_millis(40));
+    case.wait_for_results();
+    for _ in 0..5 {
+        let mut standby = next(&case, 2, &["--standby"]);
+        let address = standby.address();
+        wait_for("an open transaction", || {
+            case.produce(4);
+            (case.aborted() > 0).then_some(())
+        });
+        primary.kill();
+        produce_until(&mut case, "the takeover", || is_ready(&address));
+        case.wait_for_results();
+        primary = standby;
+        // It may have been committed just before.
+        if case.aborted() > 0 {
+            break;
+        }
     }
-    assert!(primary.has_ended().is_none());
-    // In the middle of a transaction, as it commits once a second.
-    primary.kill();
-    produce_until(&mut case, "the takeover", || is_ready(&address));
+    assert!(case.aborted() > 0, "no process died within a transaction");
     case.check_exactly_once();
-    standby.terminate();
+    primary.terminate();
+}
+
+#[test]
+fn a_standby_beside_an_idle_primary_stands_by() {
+    let Some(access) = shared() else { return };
+    let mut case = Case::new(&access, 54, 1_000);
+    case.setup.rules = "[cluster]\nstandby_after = \"3s\"\n".into();
+    case.produce(100);
+    let mut primary = case.start(1).ready();
+    let mut standby = next(&case, 1, &["--standby"]);
+    stands_by(&mut primary, &mut standby, Duration::from_secs(12));
+    // A pause of its own is no silence of the other one.
+    standby.pause(Duration::from_secs(5));
+    stands_by(&mut primary, &mut standby, Duration::from_secs(4));
+    case.produce(100);
+    case.check_exactly_once();
+    standby.kill();
+    primary.terminate();
+}
+
+#[test]
+fn an_outage_of_the_broker_is_no_silence() {
+    let Some(mut broker) = OwnBroker::start() else { return };
+    let mut case = Case::new(&broker.access, 55, 1_000);
+    case.setup.rules = "[cluster]\nstandby_after = \"3s\"\n".into();
+    case.produce(100);
+    let mut primary = case.start(1).ready();
+    let mut standby = next(&case, 1, &["--standby"]);
+    stands_by(&mut primary, &mut standby, Duration::from_secs(2));
+    broker.pause(Duration::from_secs(6));
+    stands_by(&mut primary, &mut standby, Duration::from_secs(5));
+    broker.kill();
+    thread::sleep(Duration::from_secs(5));
+    broker.start_again();
+    stands_by(&mut primary, &mut standby, Duration::from_secs(12));
+    case.produce(100);
+    case.check_exactly_once();
+    standby.kill();
+    primary.terminate();
+}
+
+/// It has numbered the partitions at its start; whoever supervises it starts it again.
+#[test]
+fn a_partition_that_comes_ends_a_standby_and_nobody_else() {
+    let Some(access) = shared() else { return };
+    let mut case = Case::new(&access, 56, 1_000);
+    case.produce(100);
+    let mut primary = case.start(1).ready();
+    let mut standby = next(&case, 1, &["--standby"]);
+    standby.address();
+    Topics::of(&access).add_partitions(&case.setup.input, PARTITIONS as usize + 1);
+    let status = wait_for("that the standby ends", || standby.has_ended());
+    assert_eq!(status.code(), Some(1), "{}", standby.log());
+    assert!(standby.log().contains(&format!("partition {PARTITIONS}")), "{}", standby.log());
+    // Started again, it follows.
+    let mut standby = next(&case, 1, &["--standby"]);
+    stands_by(&mut primary, &mut standby, Duration::from_secs(3));
+    let mut successor = next(&case, 1, &["--takeover"]);
+    let address = successor.address();
+    produce_until(&mut case, "the takeover", || is_ready(&address));
+    primary.ends_taken_over();
+    // It has followed the one before, so it is started again as well.
+    let status = wait_for("that the standby ends", || standby.has_ended());
+    assert_eq!(status.code(), Some(1), "{}", standby.log());
+    case.check_exactly_once();
+    successor.terminate();
 }

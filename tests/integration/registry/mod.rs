@@ -266,6 +266,51 @@ fn each_record_of_an_unreadable_schema_says_so() {
     }
 }
 
+/// Nothing that is wrong with one schema holds back what others were written with.
+#[test]
+fn a_schema_that_cannot_be_used_is_an_answer() {
+    let server = Server::start(None);
+    let record = |more: usize| {
+        let doc = "x".repeat(more);
+        json!({"type": "record", "name": "R", "doc": doc, "fields": [{"name": "city", "type": "string"}]})
+            .to_string()
+    };
+    let gone = json!([{"name": "Gone", "subject": "gone", "version": 1}]);
+    let gone = server.add("a-value", &record(1), gone);
+    let many: Vec<Value> = (0..101)
+        .map(|at| {
+            server.add(&format!("many {at}"), &record(2 + at), json!([]));
+            json!({"name": "Many", "subject": format!("many {at}"), "version": 1})
+        })
+        .collect();
+    let many = server.add("b-value", &record(0), many.into());
+    let long = server.add("c-value", &record(5 << 20), json!([]));
+    let recorded: Arc<Mutex<HashMap<u32, Answer>>> = Arc::default();
+    let note = recorded.clone();
+    let record: RecordAnswer = Box::new(move |id, answer| {
+        note.lock().unwrap().insert(id, answer.clone());
+        Ok(())
+    });
+    let schemas = Schemas::new(Vec::new(), ask_and_record(client(&server), record)).unwrap();
+    let mut records = AvroRecords::from_registry(schemas, DecodeSettings::default());
+    let cases = [(gone, "/subjects/gone/"), (many, "more than 100"), (long, "longer than")];
+    for (id, what) in cases {
+        let (reason, detail) = decoded(&mut records, &value(id, "x")).unwrap_err();
+        assert_eq!(reason, Reason::NotDecodable);
+        assert!(detail.contains(what), "{detail}");
+    }
+    // A replay decides the same.
+    let json = serde_json::to_string(&recorded.lock().unwrap().clone()).unwrap();
+    let kept: HashMap<u32, Answer> = serde_json::from_str(&json).unwrap();
+    server.set(Health::Errors);
+    let schemas =
+        Schemas::new(kept.into_iter().collect(), ask_and_record(client(&server), forgetful())).unwrap();
+    let mut records = AvroRecords::from_registry(schemas, DecodeSettings::default());
+    for (id, what) in cases {
+        assert!(decoded(&mut records, &value(id, "x")).unwrap_err().1.contains(what));
+    }
+}
+
 #[test]
 fn a_schema_file_stands_for_a_registry() {
     let mut records = AvroRecords::from_schema(READING_SCHEMA, DecodeSettings::default()).unwrap();

@@ -1,0 +1,145 @@
+//! Where the shards of a run's outlets stand, as cuts of its logs.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::model::{Shard, Slot};
+use crate::pipeline::live::RunError;
+use crate::sinks::kafka::progress::ShardProgress;
+use crate::worker::{Cuts, LogPartition};
+
+/// The positions at which shards go on, in order, and which shard goes on at which.
+///
+/// # Errors
+///
+/// Where they are not of these partitions, not of one run, or a log does not go on there.
+pub(super) fn find(all: Vec<(Shard, ShardProgress)>, partitions: &[LogPartition]) -> Result<Cuts, RunError> {
+    let cuts = in_order(all, partitions).map_err(RunError::Failed)?;
+    for log in partitions {
+        let positions = cuts.positions.iter().filter_map(|cut| cut.get(&log.slot));
+        if let Some(position) = positions.max() {
+            let checked = log.source.check(log.name.partition, *position);
+            checked.map_err(|error| RunError::Source { name: log.name.source.to_string(), error })?;
+        }
+    }
+    Ok(cuts)
+}
+
+fn in_order(all: Vec<(Shard, ShardProgress)>, partitions: &[LogPartition]) -> Result<Cuts, String> {
+    let located = all.iter().map(|(shard, progress)| Ok((*shard, locate(progress, partitions)?)));
+    let mut all = located.collect::<Result<Vec<(Shard, HashMap<Slot, u64>)>, String>>()?;
+    // In the order of the log, which is not that of epochs: a shard that is behind gets newer epochs while it catches up. No
+    // partition is read past another shard's place before all have come to it, so the sums are in that order.
+    all.sort_by_key(|(_, positions)| positions.values().sum::<u64>());
+    let mut cuts = Cuts::default();
+    for (shard, positions) in all {
+        if cuts.positions.last() != Some(&positions) {
+            let falls = |(slot, before): (&Slot, &u64)| positions.get(slot).is_none_or(|now| now < before);
+            if cuts.positions.last().is_some_and(|before| before.iter().any(falls)) {
+                return Err(
+                    "the shards' progress records contradict each other: were their topics restored from different times? Name \
+                     new progress and result topics to begin anew"
+                        .into(),
+                );
+            }
+            cuts.positions.push(positions);
+        }
+        cuts.of_shards.insert(shard, cuts.positions.len() - 1);
+    }
+    Ok(cuts)
+}
+
+/// The position of every partition: of one that came after the record was written, where it begins.
+fn locate(progress: &ShardProgress, partitions: &[LogPartition]) -> Result<HashMap<Slot, u64>, String> {
+    for (source, of_source) in &progress.positions {
+        let is_there = |partition: &&u32| {
+            partitions.iter().any(|log| log.name.source == *source && log.name.partition == **partition)
+        };
+        if let Some(gone) = of_source.keys().find(|partition| !is_there(partition)) {
+            return Err(format!(
+                "the results include source {source}, partition {gone}, which is not there any more: configure the source \
+                 again, or name new progress and result topics to begin anew"
+            ));
+        }
+    }
+    let position = |log: &LogPartition| {
+        let of_source: Option<&BTreeMap<u32, u64>> = progress.positions.get(&log.name.source);
+        of_source.and_then(|of_source| of_source.get(&log.name.partition)).copied().unwrap_or(log.start)
+    };
+    Ok(partitions.iter().map(|log| (log.slot, position(log))).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::thread::Thread;
+
+    use super::*;
+    use crate::model::PartitionName;
+    use crate::sources::{Partition, Source, SourceError};
+
+    struct Log;
+
+    impl Source for Log {
+        fn name(&self) -> &str {
+            "log"
+        }
+
+        fn partitions(&self) -> u32 {
+            2
+        }
+
+        fn open(&self, _: u32, _: u64, _: Thread) -> Result<Box<dyn Partition>, SourceError> {
+            Err(SourceError::Fatal("not to be read".into()))
+        }
+    }
+
+    fn partitions() -> Vec<LogPartition> {
+        let log = |partition: u32| LogPartition {
+            slot: Slot(partition as u16),
+            name: PartitionName { source: "log".into(), partition },
+            source: Arc::new(Log),
+            start: 0,
+            shared: false,
+            letters: None,
+        };
+        vec![log(0), log(1)]
+    }
+
+    fn at(shard: u16, epoch: u64, positions: &[u64]) -> (Shard, ShardProgress) {
+        let positions = (0..).zip(positions.iter().copied()).collect();
+        (Shard(shard), ShardProgress { epoch, positions: [("log".into(), positions)].into() })
+    }
+
+    #[test]
+    fn cuts_are_in_the_order_of_the_log() {
+        // Shard 0 has caught up a little, in newer epochs, to before where shard 1 has been all the time; shard 2 stands with it.
+        let all = vec![at(1, 50, &[40, 7]), at(0, 90, &[10, 7]), at(2, 91, &[10, 7]), at(3, 20, &[3])];
+        let cuts = in_order(all, &partitions()).unwrap();
+        let of =
+            |positions: &[u64]| (0..).map(Slot).zip(positions.iter().copied()).collect::<HashMap<_, _>>();
+        assert_eq!(cuts.positions, [of(&[3, 0]), of(&[10, 7]), of(&[40, 7])]);
+        let of_shards = [(Shard(0), 1), (Shard(1), 2), (Shard(2), 1), (Shard(3), 0)];
+        assert_eq!(cuts.of_shards, of_shards.into());
+    }
+
+    #[test]
+    fn records_that_contradict_each_other_are_refused() {
+        let refused = in_order(vec![at(0, 1, &[5, 1]), at(1, 2, &[4, 9])], &partitions()).unwrap_err();
+        assert!(refused.contains("contradict"), "{refused}");
+        let gone = in_order(vec![at(0, 1, &[5, 1, 1])], &partitions()).unwrap_err();
+        assert!(gone.contains("source log, partition 2"), "{gone}");
+    }
+
+    /// Killed while shard 0 catches up, beside a partition that neither had at first.
+    #[test]
+    fn a_partition_that_a_record_lacks_stands_where_it_begins() {
+        let mut partitions = partitions();
+        partitions[1].start = 1_000;
+        let cuts = in_order(vec![at(0, 90, &[90, 1_000]), at(1, 50, &[100])], &partitions).unwrap();
+        let of = |first, second| HashMap::from([(Slot(0), first), (Slot(1), second)]);
+        assert_eq!(cuts.positions, [of(90, 1_000), of(100, 1_000)]);
+        // It was read further than the shard that lacks it has come.
+        let cuts = in_order(vec![at(0, 90, &[110, 1_005]), at(1, 50, &[100])], &partitions).unwrap();
+        assert_eq!(cuts.positions, [of(100, 1_000), of(110, 1_005)]);
+    }
+}

@@ -1,0 +1,94 @@
+//! The topics of outlets: which there must be, and how they are made.
+
+use std::collections::BTreeMap;
+
+use super::{Draft, kafka_sources};
+use crate::config::Plan;
+use crate::kafka::topics::{self, NewTopicPlan, TopicFacts};
+use crate::kafka::{Cluster, letter_topics};
+use crate::pipeline::live::RunError;
+use crate::sinks::kafka::OutletPlan;
+
+/// Newest value of a key.
+const COMPACTED: [(&str, &str); 1] = [("cleanup.policy", "compact")];
+/// Cleaned often: a start reads all of it.
+const PROGRESS: [(&str, &str); 4] = [
+    ("cleanup.policy", "compact"),
+    ("segment.bytes", "16777216"),
+    ("segment.ms", "600000"),
+    ("min.cleanable.dirty.ratio", "0.1"),
+];
+/// Kept until somebody has looked at them. A letter is longer than its record by its headers.
+const LETTERS: [(&str, &str); 3] =
+    [("cleanup.policy", "delete"), ("retention.ms", "-1"), ("max.message.bytes", "16777216")];
+
+fn new_topic(name: &str, partitions: u32, config: &[(&'static str, &'static str)]) -> NewTopicPlan {
+    NewTopicPlan { name: name.to_owned(), partitions, config: config.to_vec() }
+}
+
+/// What is known of the topics of an outlet, which are all there; those that may be made are made.
+pub(super) fn facts(plan: &Plan, draft: &Draft) -> Result<BTreeMap<String, TopicFacts>, RunError> {
+    let OutletPlan { cluster, progress_topic, .. } = &draft.plan;
+    let mut wanted: Vec<NewTopicPlan> = Vec::new();
+    let results = plan.sink.as_ref().filter(|_| draft.has_results);
+    if let Some(sink) = results {
+        let partitions = sink.create_topics;
+        for topic in [Some(&sink.topic), sink.current_topic.as_ref()].into_iter().flatten() {
+            wanted.push(new_topic(topic, partitions.unwrap_or(1), &COMPACTED));
+        }
+    }
+    wanted.push(new_topic(progress_topic, 1, &PROGRESS));
+    let mut may_create = results.is_some_and(|sink| sink.create_topics.is_some());
+    for (_, source) in
+        kafka_sources(plan).filter(|(_, source)| draft.topics.contains(&letter_topics(&source.topic)[0]))
+    {
+        may_create |= source.create_topics.is_some();
+        for topic in letter_topics(&source.topic) {
+            wanted.push(new_topic(&topic, source.create_topics.unwrap_or(1), &LETTERS));
+        }
+    }
+    let facts = found(cluster, &wanted, may_create)?;
+    if facts.get(progress_topic).is_some_and(|facts| facts.partitions != 1) {
+        return Err(RunError::Failed(format!(
+            "progress topic {progress_topic} has more than one partition: make it with one, and cleanup.policy=compact"
+        )));
+    }
+    for topic in [
+        Some(progress_topic),
+        results.map(|sink| &sink.topic),
+        results.and_then(|sink| sink.current_topic.as_ref()),
+    ] {
+        if let Some(topic) = topic.filter(|topic| facts.get(*topic).is_some_and(|facts| !facts.compacted)) {
+            tracing::warn!(
+                topic,
+                "the topic is not compacted: it keeps every change, or loses results with its retention; set cleanup.policy=compact"
+            );
+        }
+    }
+    Ok(facts)
+}
+
+fn found(
+    cluster: &Cluster,
+    wanted: &[NewTopicPlan],
+    may_create: bool,
+) -> Result<BTreeMap<String, TopicFacts>, RunError> {
+    let names: Vec<&str> = wanted.iter().map(|topic| topic.name.as_str()).collect();
+    let mut described = topics::describe(cluster, &names)?;
+    let is_missing = |topic: &&NewTopicPlan| described.get(&topic.name).is_none_or(Option::is_none);
+    let missing: Vec<NewTopicPlan> = wanted.iter().filter(is_missing).cloned().collect();
+    if !missing.is_empty() {
+        let list: Vec<&str> = missing.iter().map(|topic| topic.name.as_str()).collect();
+        if !may_create {
+            return Err(RunError::Failed(format!(
+                "topics are missing at {}: {}: make them, or set create_topics = true",
+                cluster.brokers,
+                list.join(", ")
+            )));
+        }
+        tracing::info!(topics = list.join(", "), "making topics");
+        topics::create(cluster, &missing)?;
+        described = topics::describe(cluster, &names)?;
+    }
+    Ok(described.into_iter().filter_map(|(name, facts)| Some((name, facts?))).collect())
+}

@@ -1,0 +1,220 @@
+//! The producer of a shard, and what becomes of what it is given.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration as Wait, Instant};
+
+use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, Message, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
+
+use super::progress::{self, Stopping};
+use super::shard::Portion;
+use super::{OutletError, OutletPlan};
+use crate::kafka::AS_OF;
+use crate::model::ParcelRecord;
+
+/// Between two looks at what was acknowledged.
+const LOOK: Wait = Wait::from_micros(300);
+/// Between two attempts, at first.
+pub(super) const RETRY: Wait = Wait::from_millis(100);
+/// Of one call that waits for the cluster.
+pub(super) const CALL: Wait = Wait::from_secs(10);
+
+/// Counts what could not be delivered.
+#[derive(Default)]
+pub(super) struct Deliveries {
+    failed: AtomicU64,
+    /// What was said of the last one, and its topic.
+    last: Mutex<Option<(String, KafkaError)>>,
+}
+
+impl Deliveries {
+    fn fail(&self, topic: &str, error: &KafkaError) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        // What is purged goes with one that has failed before.
+        if !matches!(
+            error.rdkafka_error_code(),
+            Some(RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight)
+        ) {
+            *last = Some((topic.to_owned(), error.clone()));
+        }
+    }
+
+    /// How many there were since the last call.
+    pub fn take_failed(&self) -> u64 {
+        self.failed.swap(0, Ordering::Relaxed)
+    }
+
+    /// Why waiting does not help, where it does not.
+    pub fn final_error(&self) -> Option<OutletError> {
+        use RDKafkaErrorCode::{ClusterAuthorizationFailed, MessageSizeTooLarge, TopicAuthorizationFailed};
+        let (topic, error) = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        match error.rdkafka_error_code() {
+            Some(MessageSizeTooLarge) => Some(OutletError::TooLarge { topic }),
+            Some(TopicAuthorizationFailed | ClusterAuthorizationFailed) => {
+                Some(OutletError::Writing { topic, error })
+            }
+            _ => None,
+        }
+    }
+}
+
+impl ClientContext for Deliveries {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        crate::kafka::log(level, facility, text);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "sink");
+    }
+}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, delivered: &DeliveryResult<'_>, (): ()) {
+        if let Err((error, message)) = delivered {
+            tracing::debug!(%error, topic = message.topic(), "a record was not written");
+            self.fail(message.topic(), error);
+        }
+    }
+}
+
+/// Why an attempt has ended.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// Nothing of it counts: it can be made again.
+    Abort(KafkaError),
+    /// What became of it is not known, or the producer is of no use any more.
+    Lost(KafkaError),
+}
+
+/// Makes a producer; no earlier one of this shard writes any more then.
+pub(super) fn producer(
+    plan: &OutletPlan,
+    number: u16,
+    wait: Wait,
+    stopping: &Stopping,
+) -> Result<BaseProducer<Deliveries>, OutletError> {
+    let mut config = plan.cluster.producer();
+    let timeout = plan.transaction_timeout.as_millis().to_string();
+    // More goes into a request; a commit waits for the last one.
+    let linger =
+        if plan.is_transactional() { (plan.commit_interval.as_millis() / 10).clamp(1, 5) } else { 1 };
+    config
+        .set("enable.idempotence", "true")
+        .set("linger.ms", linger.to_string())
+        .set("queue.buffering.max.messages", "500000")
+        .set("queue.buffering.max.kbytes", "262144")
+        .set("delivery.report.only.error", "true");
+    let id = format!("{}.shard.{number}", plan.progress_topic);
+    if plan.is_transactional() {
+        config.set("transactional.id", &id).set("transaction.timeout.ms", &timeout);
+    } else {
+        config.set("message.timeout.ms", &timeout);
+    }
+    let producer: BaseProducer<Deliveries> = config
+        .create_with_context(Deliveries::default())
+        .map_err(|error| OutletError::client(&plan.cluster, error))?;
+    if !plan.is_transactional() {
+        return Ok(producer);
+    }
+    let deadline = Instant::now() + wait;
+    loop {
+        match producer.init_transactions(call(stopping)) {
+            Ok(()) => return Ok(producer),
+            Err(error) if progress::is_final(&error) || stopping.is_over() || Instant::now() > deadline => {
+                return Err(OutletError::Transactions { id, error });
+            }
+            Err(KafkaError::Transaction(error)) if error.is_retriable() => thread::sleep(RETRY),
+            Err(error) => return Err(OutletError::Transactions { id, error }),
+        }
+    }
+}
+
+pub(super) fn classify(error: KafkaError) -> Trouble {
+    match &error {
+        KafkaError::Transaction(inner) if inner.txn_requires_abort() => Trouble::Abort(error),
+        _ => Trouble::Lost(error),
+    }
+}
+
+/// Waits a moment for acknowledgements. A poll that waits would be busy for the last part of a millisecond.
+pub(super) fn wait(producer: &BaseProducer<Deliveries>) {
+    producer.poll(Wait::ZERO);
+    thread::sleep(LOOK);
+}
+
+/// How long a call may wait for the cluster.
+pub(super) fn call(stopping: &Stopping) -> Wait {
+    stopping.left().clamp(RETRY, CALL)
+}
+
+/// How long a portion waits for room in the queue of its producer.
+pub(super) struct Room {
+    pub patience: Wait,
+    pub stopping: Arc<Stopping>,
+}
+
+/// Queues the records of a portion, and waits where there is no room.
+pub(super) fn send(
+    producer: &BaseProducer<Deliveries>,
+    topics: &[String],
+    as_of: &mut String,
+    portion: &Portion,
+    room: &Room,
+) -> Result<(), Trouble> {
+    use std::fmt::Write as _;
+    for parcel in &portion.parcels {
+        as_of.clear();
+        let _ = write!(as_of, "{}", parcel.epoch);
+        for record in parcel.records() {
+            let Some(topic) = topics.get(usize::from(record.topic)) else { continue };
+            queue(producer, topic, as_of, &record, room)?;
+        }
+    }
+    producer.poll(Wait::ZERO);
+    Ok(())
+}
+
+fn queue(
+    producer: &BaseProducer<Deliveries>,
+    topic: &str,
+    as_of: &str,
+    record: &ParcelRecord<'_>,
+    room: &Room,
+) -> Result<(), Trouble> {
+    let mut headers = OwnedHeaders::new_with_capacity(1);
+    let mut own = record.headers.clone().peekable();
+    if own.peek().is_none() {
+        headers = headers.insert(Header { key: AS_OF, value: Some(as_of) });
+    }
+    headers = own.fold(headers, |headers, (key, value)| headers.insert(Header { key, value: Some(value) }));
+    let mut next = BaseRecord::to(topic).partition(record.partition as i32).headers(headers);
+    next.key = record.key;
+    next.payload = record.value;
+    let mut deadline = None;
+    loop {
+        match producer.send(next) {
+            Ok(()) => return Ok(()),
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
+                let deadline = *deadline.get_or_insert_with(|| Instant::now() + room.patience);
+                if Instant::now() > deadline || room.stopping.is_over() {
+                    return Err(Trouble::Lost(KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)));
+                }
+                wait(producer);
+                next = back;
+            }
+            // Of a transaction that has failed: committing it says so, and how.
+            Err((error, _)) => {
+                producer.context().fail(topic, &error);
+                return Err(Trouble::Abort(error));
+            }
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Dead letters of the service itself, and what becomes of them when they are sent again.
+
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::broker::shared;
+use super::case::Case;
+use super::reading::{Record, committed};
+use super::swelter::Setup;
+use super::topics::{NewRecord, Producer};
+use crate::process::wait_for;
+
+/// How far ahead a reading may be dated, and how far ahead those are that are refused for it.
+const MAX_AHEAD: &str = "max_ahead = \"2s\"\n";
+const AHEAD: i64 = 6_000;
+
+fn millis(time: i64) -> Timestamp {
+    Timestamp::from_millisecond(time).unwrap()
+}
+
+fn reading(city: &str, at: i64, temperature: i64) -> NewRecord {
+    let (at, humidity) = (millis(at), 50);
+    let value = format!(
+        "{{\"city\":\"{city}\",\"reading_at\":\"{at}\",\"temperature\":{temperature},\"humidity\":{humidity}}}"
+    );
+    NewRecord::new(1, city, &value)
+}
+
+fn write(setup: &Setup, records: &[&NewRecord]) {
+    let producer = Producer::to(&setup.access);
+    records.iter().for_each(|record| producer.send(&setup.input, record));
+    producer.flush();
+}
+
+/// Waits until the clock has come so far that a record dated there is taken.
+fn wait_until(at: i64) {
+    let left = at - Timestamp::now().as_millisecond();
+    thread::sleep(Duration::from_millis(u64::try_from(left).unwrap_or(0)));
+}
+
+fn letters(setup: &Setup, number: u8, count: usize) -> Vec<Record> {
+    let topic = format!("{}.failed.{number}", setup.input);
+    wait_for("dead letters", || {
+        let letters = committed(&setup.access, &topic);
+        (letters.len() >= count).then_some(letters)
+    })
+}
+
+/// All values that a city's rows have had.
+fn rows(setup: &Setup, city: &str) -> Vec<serde_json::Value> {
+    let rows = committed(&setup.access, &setup.results);
+    rows.iter().filter_map(Record::json).filter(|row| row["city"] == city).collect()
+}
+
+fn retry(setup: &Setup) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("swelter.toml");
+    std::fs::write(&config, setup.to_toml()).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
+    let output = command.args(["dead-letters", "retry", "--config"]).arg(&config).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn what_is_sent_again_counts_once_and_only_where_nothing_came() {
+    let Some(access) = shared() else { return };
+    let mut case = Case::new(&access, 61, 1);
+    case.setup.rules = MAX_AHEAD.into();
+    let setup = case.setup.clone();
+    let swelter = case.start(2).ready();
+    let at = Timestamp::now().as_millisecond() + AHEAD;
+    let (early, beaten) = (reading("early", at, 90), reading("beaten", at, 90));
+    let bad = NewRecord::new(1, "bad", "not JSON");
+    write(&setup, &[&early, &bad, &beaten]);
+    let first = letters(&setup, 1, 3);
+    for (offset, (letter, (record, reason))) in first
+        .iter()
+        .zip([(&early, "in_the_future"), (&bad, "not_decodable"), (&beaten, "in_the_future")])
+        .enumerate()
+    {
+        let place = format!("{}/1/{offset}", setup.input);
+        assert_eq!((&letter.key, &letter.value), (&record.key, &record.value));
+        assert_eq!((letter.partition, &*letter.headers["swelter-reason"]), (1, reason));
+        assert_eq!(
+            (&letter.headers["swelter-position"], &letter.headers["swelter-origin"]),
+            (&place, &place)
+        );
+        assert_eq!(letter.headers["swelter-attempt"], "0");
+        let seen: Timestamp = letter.headers["swelter-first-seen"].parse().unwrap();
+        assert!((seen.as_millisecond() - (at - AHEAD)).abs() < 60_000, "{seen}");
+    }
+
+    wait_until(at);
+    write(&setup, &[&reading("beaten", at, 70)]);
+    let before = wait_for("a result", || Some(rows(&setup, "beaten")).filter(|rows| !rows.is_empty()));
+    assert!(retry(&setup).contains("sent 3 dead letters"));
+    wait_for("the result of what was sent again", || (!rows(&setup, "early").is_empty()).then_some(()));
+    let second = letters(&setup, 2, 1);
+    let headers = &second[0].headers;
+    assert_eq!((second.len(), &second[0].value), (1, &bad.value));
+    assert_eq!(headers["swelter-origin"], format!("{}/1/1", setup.input));
+    assert_eq!((&*headers["swelter-attempt"], &*headers["swelter-reason"]), ("1", "not_decodable"));
+    assert_eq!(headers["swelter-first-seen"], first[1].headers["swelter-first-seen"]);
+    assert_ne!(headers["swelter-position"], headers["swelter-origin"]);
+
+    assert!(retry(&setup).contains("sent 0 dead letters"));
+    // Behind all of that, of the same partition.
+    write(&setup, &[&reading("last", at, 70)]);
+    wait_for("the last result", || (!rows(&setup, "last").is_empty()).then_some(()));
+    assert_eq!(rows(&setup, "early").len(), 1);
+    assert_eq!(rows(&setup, "beaten"), before, "what came meanwhile counts");
+    let sent = committed(&setup.access, &setup.input);
+    assert_eq!(sent.iter().filter(|record| record.headers.contains_key("swelter-attempt")).count(), 3);
+    assert_eq!((letters(&setup, 1, 3).len(), letters(&setup, 2, 1).len()), (3, 1));
+    swelter.terminate();
+}
+
+#[test]
+fn a_topics_letters_are_sent_again_by_themselves_but_not_those_that_are_too_late() {
+    let Some(access) = shared() else { return };
+    let mut case = Case::new(&access, 62, 1);
+    case.setup.rules = MAX_AHEAD.into();
+    case.setup.source = "retry_after = \"5s\"\n".into();
+    let setup = case.setup.clone();
+    let swelter = case.start(1).ready();
+    let now = Timestamp::now().as_millisecond();
+    let late = reading("early", now - 24 * 3_600_000, 70);
+    write(&setup, &[&reading("early", now, 80), &late, &reading("early", now + AHEAD, 90)]);
+    let first = letters(&setup, 1, 2);
+    let reasons: Vec<&str> = first.iter().map(|letter| &*letter.headers["swelter-reason"]).collect();
+    assert_eq!(reasons, ["too_late", "in_the_future"]);
+    wait_for("the result of what was sent again", || (rows(&setup, "early").len() == 2).then_some(()));
+    let again = |records: &[Record]| {
+        let again = records.iter().filter(|record| record.headers.contains_key("swelter-attempt"));
+        again.map(|record| record.headers["swelter-origin"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(again(&committed(&access, &setup.input)), [format!("{}/1/2", setup.input)]);
+    // The one that is too late came first, so it would have been sent with it.
+    let said = retry(&setup);
+    assert!(said.contains("sent 0 dead letters"), "{said}");
+    swelter.terminate();
+}
