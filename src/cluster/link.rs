@@ -18,10 +18,9 @@ use super::{ClusterError, StopFlag};
 const QUEUED: usize = 1_024;
 /// The greatest message: a posted body, or what a progress topic keeps.
 const MAX_FRAME: usize = 128 * 1024 * 1024;
-/// Between two signs of life, or less where peers are given up soon.
-const ALIVE: Wait = Wait::from_secs(1);
-/// Signs of life before a peer that gives none is given up.
-const MISSED: u32 = 4;
+/// Between two signs of life, or less where peers are given up soon: several come in the shortest timeout that a peer may have.
+const ALIVE: Wait = Wait::from_millis(250);
+const IN_TIMEOUT: u32 = 4;
 /// How long what was said last may take on its way.
 const FLUSH: Wait = Wait::from_millis(500);
 /// Between two looks whether a wait is over.
@@ -205,7 +204,8 @@ impl Peer {
         let (outgoing, frames) = mpsc::sync_channel(QUEUED);
         let (values, received) = mpsc::channel();
         let state = Arc::new(State::default());
-        let (writing, writer, alive) = (state.clone(), socket.try_clone()?, ALIVE.min(plan.timeout / MISSED));
+        let (writing, writer, alive) =
+            (state.clone(), socket.try_clone()?, ALIVE.min(plan.timeout / IN_TIMEOUT));
         thread::Builder::new()
             .name(format!("link {process} out"))
             .spawn(move || write(writer, &frames, &writing, alive))?;

@@ -96,8 +96,8 @@ impl Stops {
 
     fn hear(&self, event: Event) {
         let is_first = self.0.flag.raise();
-        if let Some(events) = self.0.events.get() {
-            // There is room for it, or as much is there already.
+        if let Some(events) = self.0.events.get().filter(|_| is_first || matches!(event, Event::Stop)) {
+            // There is room for it: each is sent once, and once more by `listen`.
             let _ = events.try_send(event);
         }
         if is_first && !self.has_started() {
@@ -151,6 +151,7 @@ mod tests {
         stops.listen(&events);
         assert!(stops.flag().is_raised());
         assert!(matches!(happened.try_recv(), Ok(Event::Asked)));
+        (0..10).for_each(|_| stops.ask());
         stops.order();
         stops.order();
         assert!(matches!(happened.try_recv(), Ok(Event::Stop)));

@@ -1,6 +1,8 @@
 //! Several processes at one log: what comes while they run, and how they end together.
 
 use std::net::TcpListener;
+use std::thread;
+use std::time::Duration;
 
 use super::broker::shared;
 use super::case::{Case, PARTITIONS};
@@ -57,4 +59,30 @@ fn a_takeover_ends_all_processes_alike() {
     let new = Swelter::start(&case.setup, other.path(), 1);
     both.into_iter().for_each(Swelter::ends_taken_over);
     new.ready().terminate();
+}
+
+/// Whatever it is at: still behind, taking over, or done with it.
+#[test]
+fn a_stop_is_one_at_any_point_of_a_takeover() {
+    let Some(access) = shared() else { return };
+    let mut case = Case::new(&access, 63, 1_000);
+    case.produce(200);
+    let mut running = Some(case.start(1).ready());
+    for pause in [0, 400, 1_000, 1_800] {
+        let successor =
+            Swelter::start_with(&case.setup, case.data.path(), 1, None, &["--takeover", "--processes", "2"]);
+        wait_for("that it follows the other one", || {
+            successor.log().contains("another generation is followed").then_some(())
+        });
+        thread::sleep(Duration::from_millis(pause));
+        successor.terminate();
+        case.produce(50);
+        if running.as_mut().is_some_and(|running| running.has_ended().is_some()) {
+            running.take().into_iter().for_each(Swelter::ends_taken_over);
+            running = Some(case.start(1).ready());
+        }
+    }
+    case.wait_for_results();
+    running.take().into_iter().for_each(Swelter::terminate);
+    case.check_exactly_once();
 }
