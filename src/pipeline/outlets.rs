@@ -43,7 +43,7 @@ const REGISTRY_RETRY: Wait = Wait::from_millis(500);
 pub struct Prepared {
     drafts: Vec<Draft>,
     places: Option<Places>,
-    written: Written,
+    written: RowsWritten,
     /// By the source's name.
     letters: HashMap<String, Letters>,
 }
@@ -54,13 +54,13 @@ pub struct Outlets(Vec<Outlet>);
 /// What one process finds out for all.
 #[derive(Serialize, Deserialize)]
 struct Found {
-    written: Written,
+    written: RowsWritten,
     facts: Vec<BTreeMap<String, TopicFacts>>,
 }
 
 /// How rows are written; in Avro with the ids of their schemas, where they have any.
 #[derive(Clone, Copy, Serialize, Deserialize)]
-enum Written {
+enum RowsWritten {
     Json,
     Avro(Option<(u32, u32)>),
 }
@@ -74,6 +74,20 @@ struct Letters {
     shards: u16,
     /// Number and partitions of the first and the second topic.
     topics: [(u8, u32); 2],
+}
+
+/// What a shard has made durable.
+pub struct Written {
+    pub positions: progress::Positions,
+    /// Where it writes the dead letters of these alone.
+    pub only: Option<Vec<String>>,
+}
+
+impl Written {
+    /// Whether it writes anything of a source.
+    pub fn is_of(&self, source: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| only.iter().any(|own| own == source))
+    }
 }
 
 /// An outlet before it is opened.
@@ -141,7 +155,7 @@ impl Prepared {
             draft.topics.extend(letter_topics(&source.topic));
         }
         let Found { written, facts } = cluster.share(|| {
-            let written = plan.sink.as_ref().map_or(Ok(Written::Json), written)?;
+            let written = plan.sink.as_ref().map_or(Ok(RowsWritten::Json), written)?;
             let facts = drafts.iter().map(|draft| facts(plan, draft)).collect::<Result<Vec<_>, _>>()?;
             Ok::<_, RunError>(Found { written, facts })
         })?;
@@ -188,6 +202,21 @@ impl Prepared {
         self.drafts.iter().map(look).collect()
     }
 
+    /// What every shard has made durable, by what is kept in the outlets.
+    pub fn written(&self, kept: &[&Kept]) -> Result<Vec<Written>, RunError> {
+        let mut all = Vec::new();
+        for (at, (draft, kept)) in self.drafts.iter().zip(kept).enumerate() {
+            let own = self.letters.iter().filter(|(_, letters)| letters.outlet == at);
+            let only = (!draft.has_results).then(|| own.map(|(source, _)| source.clone()).collect());
+            for shard in 0..draft.plan.shards {
+                let progress: Option<ShardProgress> = kept.get(&progress::shard_key(shard))?;
+                let positions = progress.unwrap_or_default().positions;
+                all.push(Written { positions, only: Option::clone(&only) });
+            }
+        }
+        Ok(all)
+    }
+
     /// Cluster, progress topic and number of shards of each outlet.
     pub fn topics(&self) -> impl Iterator<Item = (&Cluster, &str, u16)> {
         self.drafts.iter().map(|draft| {
@@ -204,8 +233,8 @@ impl Prepared {
         let Prepared { written, .. } = *self;
         let render = self.places.map(|places| -> Arc<dyn Fn() -> Box<dyn Render> + Send + Sync> {
             match written {
-                Written::Json => Arc::new(move || Box::new(Results::new(places, Json))),
-                Written::Avro(ids) => Arc::new(move || Box::new(Results::new(places, Avro { ids }))),
+                RowsWritten::Json => Arc::new(move || Box::new(Results::new(places, Json))),
+                RowsWritten::Avro(ids) => Arc::new(move || Box::new(Results::new(places, Avro { ids }))),
             }
         });
         let current = self.places.is_some_and(|places| places.current_partitions.is_some());
@@ -384,10 +413,10 @@ impl Letters {
 }
 
 /// Registers the schemas of rows, where there is a registry.
-fn written(sink: &KafkaSinkPlan) -> Result<Written, RunError> {
+fn written(sink: &KafkaSinkPlan) -> Result<RowsWritten, RunError> {
     let (urls, user) = match &sink.format {
-        RowFormat::Json => return Ok(Written::Json),
-        RowFormat::BareAvro => return Ok(Written::Avro(None)),
+        RowFormat::Json => return Ok(RowsWritten::Json),
+        RowFormat::BareAvro => return Ok(RowsWritten::Avro(None)),
         RowFormat::Avro { urls, user } => (urls.clone(), user.clone()),
     };
     let client = Client::new(&ClientSettings { urls, user, timeout: REGISTRY_TIMEOUT })?;
@@ -404,7 +433,7 @@ fn written(sink: &KafkaSinkPlan) -> Result<Written, RunError> {
     };
     let row = register(&sink.topic, ROW_SCHEMA)?;
     let current = sink.current_topic.as_ref().map(|topic| register(topic, CURRENT_SCHEMA));
-    Ok(Written::Avro(Some((row, current.transpose()?.unwrap_or(0)))))
+    Ok(RowsWritten::Avro(Some((row, current.transpose()?.unwrap_or(0)))))
 }
 
 /// Outlets that are written to.

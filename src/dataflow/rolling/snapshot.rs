@@ -33,7 +33,7 @@ pub struct Snapshooter {
 }
 
 struct Running {
-    full: bool,
+    mark: Mark,
     /// Which cities were given or have not changed; there are no others.
     given: Vec<bool>,
     /// The first that may not be.
@@ -47,18 +47,23 @@ impl Snapshooter {
 
     /// Begins a snapshot of the state as it is, which is that after `epoch`; one that is going on is finished.
     pub fn begin(&mut self, mark: Mark, epoch: u64, rolling: &mut Rolling) {
+        self.look_if_wanted();
+        if self.taker.has_given_up(mark) {
+            return;
+        }
         while let Some(running) = &mut self.running {
             running.give_next(rolling, &mut *self.taker);
             self.end_if_all_are_given();
         }
         self.taker.begin(mark, epoch);
         let given = vec![false; rolling.store.heads.len()];
-        self.running = Some(Running { full: mark.full, given, next: 0 });
+        self.running = Some(Running { mark, given, next: 0 });
         self.end_if_all_are_given();
     }
 
     /// Gives the cities that an epoch is about to touch.
     pub fn make_way(&mut self, arrivals: &[Vec<Arrival>], rolling: &mut Rolling) {
+        self.look_if_wanted();
         let Some(running) = &mut self.running else { return };
         for arrival in arrivals.iter().flatten() {
             let city = rolling.cities.get(arrival.city) as usize;
@@ -71,6 +76,7 @@ impl Snapshooter {
     /// Gives the next slice; returns after how long it wants to go on, unless nothing is left to give.
     pub fn go_on(&mut self, rolling: &mut Rolling) -> Option<Span> {
         let start = Instant::now();
+        self.look_if_wanted();
         while let Some(running) = &mut self.running {
             if self.taker.is_full() {
                 return Some(PAUSE);
@@ -89,6 +95,10 @@ impl Snapshooter {
     /// Gives up a snapshot that is going on.
     pub fn stop(&mut self) {
         self.running = None;
+    }
+
+    fn look_if_wanted(&mut self) {
+        self.running.take_if(|running| self.taker.has_given_up(running.mark));
     }
 
     fn end_if_all_are_given(&mut self) {
@@ -111,7 +121,7 @@ impl Running {
 
     fn give(&mut self, city: usize, rolling: &mut Rolling, taker: &mut dyn Snapshots) {
         self.given[city] = true;
-        if let Some(state) = rolling.take_state(city as u32, self.full) {
+        if let Some(state) = rolling.take_state(city as u32, self.mark.full) {
             taker.city(state);
         }
     }
