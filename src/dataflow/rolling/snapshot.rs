@@ -211,3 +211,88 @@ impl super::Cities {
         (!self.by_name.contains_key(&name)).then(|| self.push(name, slot.0))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::dataflow::heat_index::Formula;
+    use crate::dataflow::rolling::{Retention, Wanted};
+    use crate::model::{Category, CityNames, Duration, HeatIndex, HeldReading};
+
+    #[derive(Clone, Default)]
+    struct Taker {
+        given_up: Rc<Cell<u64>>,
+        full: Rc<Cell<bool>>,
+        begun: Rc<RefCell<Vec<u64>>>,
+        given: Rc<Cell<usize>>,
+        ended: Rc<Cell<usize>>,
+    }
+
+    impl Snapshots for Taker {
+        fn begin(&mut self, mark: Mark, _: u64) {
+            self.begun.borrow_mut().push(mark.checkpoint);
+        }
+
+        fn city(&mut self, _: CityState) {
+            self.given.set(self.given.get() + 1);
+        }
+
+        fn end(&mut self) {
+            self.ended.set(self.ended.get() + 1);
+        }
+
+        fn is_full(&self) -> bool {
+            self.full.get()
+        }
+
+        fn has_given_up(&self, mark: Mark) -> bool {
+            mark.checkpoint <= self.given_up.get()
+        }
+    }
+
+    fn city(number: i64) -> CityState {
+        let reading = HeldReading {
+            reading_at: EventTime::from_millis(60_000 * number).unwrap(),
+            heat_index: HeatIndex::from_micros(70_000_000),
+            category: Category::ALL[0],
+            revision: None,
+        };
+        CityState {
+            name: format!("city {number}").into(),
+            slot: Slot(0),
+            high: Some(reading.reading_at),
+            since: EventTime::MIN,
+            blocks: vec![Block::pack(&[reading])],
+            withdrawn: Vec::new(),
+            measured: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_is_given_up_is_given_no_further() {
+        let day = Duration::from_millis(86_400_000).unwrap();
+        let retention = Retention { window: day, lateness: day, history: day };
+        let mut rolling = Rolling::new(Formula::Nws, retention, Wanted::default(), CityNames::default());
+        rolling.resume((0..40).map(city).collect(), &mut Changed::default());
+        let taker = Taker::default();
+        let mut snapshots = Snapshooter::new(Box::new(taker.clone()));
+        let mark = |checkpoint: u64| Mark { checkpoint, full: true };
+        taker.full.set(true);
+        snapshots.begin(mark(1), 1, &mut rolling);
+        assert!(snapshots.go_on(&mut rolling).is_some());
+        taker.given_up.set(2);
+        assert!(snapshots.go_on(&mut rolling).is_none());
+        // One whose mark comes after it was given up does not begin.
+        snapshots.begin(mark(2), 2, &mut rolling);
+        taker.full.set(false);
+        assert!(snapshots.go_on(&mut rolling).is_none());
+        assert_eq!((taker.given.get(), taker.ended.get()), (0, 0));
+        snapshots.begin(mark(3), 3, &mut rolling);
+        while snapshots.go_on(&mut rolling).is_some() {}
+        assert_eq!((taker.given.get(), taker.ended.get()), (40, 1));
+        assert_eq!(*taker.begun.borrow(), [1, 3]);
+    }
+}

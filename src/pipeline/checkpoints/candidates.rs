@@ -105,7 +105,7 @@ impl<'a> Candidates<'a> {
             let check = || (self.beginning.check)(&partition.source, partition.partition, *start);
             if let Err(why) = patiently(check, LOG_PATIENCE, LOG_RETRY)? {
                 return Err(RunError::Failed(format!(
-                    "the checkpoint {name} includes what the sinks lack ({lacks}), and it cannot be computed again ({why}): configure the sinks \
+                    "the checkpoint {name} includes what was not written ({lacks}), and that cannot be computed again ({why}): configure the sinks \
                      as they were, restore their progress topics, or begin with another data directory and another place for checkpoints"
                 )));
             }
@@ -135,7 +135,8 @@ pub(super) fn lacks(
             // One that is not recorded was not read beyond its start.
             let has = shard.positions.get(source).and_then(|of| of.get(&partition)).copied();
             let has = has.unwrap_or_else(|| start_of(source, partition));
-            (has < at).then(|| format!("they are complete up to {source}/{partition}/{has}, it up to {at}"))
+            (has < at)
+                .then(|| format!("the sinks are complete up to {source}/{partition}/{has}, it up to {at}"))
         })
     };
     written.iter().find_map(of_shard)

@@ -10,6 +10,7 @@ use super::candidates::{lacks, patiently};
 use super::making::covered;
 use super::*;
 use crate::checkpoint::{Cut, FileEntry, Name, Segment};
+use crate::config::{FileInput, SourcePlan};
 use crate::model::Duration;
 use crate::pipeline::outlets::Written;
 use crate::sources::{Partition, Source, SourceError};
@@ -215,9 +216,26 @@ fn what_sinks_lack_must_be_in_the_logs() {
     let all = || Ok(vec![written(&[("journal", &[(0, 50), (1, 40)])])]);
     assert!(next(0, &nothing).unwrap().is_none(), "everything is written anew");
     let line = next(10, &nothing).unwrap_err().to_string();
-    assert!(line.contains("the sinks lack") && line.contains("it begins at 10"), "{line}");
+    assert!(line.contains("was not written") && line.contains("it begins at 10"), "{line}");
     assert!(next(10, &all).unwrap().is_some());
     assert!(next(45, &all).unwrap().is_none(), "the log does not go on there");
+}
+
+#[test]
+fn another_file_under_the_same_name_is_another_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, new) = (folder.path().join("readings.csv"), folder.path().join("new.csv"));
+    let (format, compression) = (crate::codec::Format::Csv, crate::codec::Compression::None);
+    let input = FileInput { path: path.clone(), format, compression, follow: true };
+    let source = SourcePlan { name: "a".into(), kind: SourceKind::File(input) };
+    fs::write(&path, "city\n").unwrap();
+    let before = file_identity(&source).unwrap();
+    assert_eq!(before.0, "source a");
+    fs::write(&path, "city\nx\n").unwrap();
+    assert_eq!(file_identity(&source).unwrap(), before, "it has grown");
+    fs::write(&new, "city\n").unwrap();
+    fs::rename(&new, &path).unwrap();
+    assert_ne!(file_identity(&source).unwrap(), before);
 }
 
 #[test]
