@@ -15,6 +15,9 @@ pub(super) const FORMAT: u32 = 1;
 /// Increments that are added to one full checkpoint. Each costs a start some requests more.
 const LONGEST_CHAIN: u32 = 20;
 
+/// What the keys of an identity begin with that are of one source, before its name.
+pub const SOURCE: &str = "source ";
+
 /// Source, partition, and the position of its next record.
 pub type Positions = BTreeMap<String, BTreeMap<u32, u64>>;
 
@@ -197,13 +200,16 @@ impl Manifest {
         self.segments.iter().flat_map(Segment::files)
     }
 
-    /// Refuses a checkpoint that was computed otherwise than a run computes.
+    /// Refuses a checkpoint that was computed otherwise than a run computes. A source that only one of them has is no difference: one that has come is
+    /// read from its start, and the positions say of one that is gone.
     pub fn check_identity(&self, identity: &BTreeMap<String, String>) -> Result<(), CheckpointError> {
         let keys: BTreeSet<&String> = self.identity.keys().chain(identity.keys()).collect();
         let (ours, theirs) = (identity, &self.identity);
-        let Some(key) = keys.into_iter().find(|key| ours.get(*key) != theirs.get(*key)) else {
-            return Ok(());
+        let differs = |key: &&String| {
+            let (our, their) = (ours.get(*key), theirs.get(*key));
+            our != their && !(key.starts_with(SOURCE) && (our.is_none() || their.is_none()))
         };
+        let Some(key) = keys.into_iter().find(differs) else { return Ok(()) };
         let shown =
             |value: Option<&String>| value.map_or_else(|| "nothing".into(), |value| format!("{value:?}"));
         let (found, wanted) = (shown(theirs.get(key)), shown(ours.get(key)));

@@ -26,7 +26,7 @@ mod trim;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -34,8 +34,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use self::catalog::Catalog;
 pub use self::load::CityHigh;
-pub use self::manifest::{Chain, Cut, FileEntry, Manifest, Name, Part, Positions, Segment};
-pub use self::part::PartWriter;
+pub use self::manifest::{Chain, Cut, FileEntry, Manifest, Name, Part, Positions, SOURCE, Segment};
+pub use self::part::{PartWriter, Writers};
 pub use self::store::Place;
 use self::store::Store;
 
@@ -80,6 +80,12 @@ pub enum CheckpointError {
     Superseded { name: Name, newer: Name },
     #[error("the parts of the checkpoint do not fit: {0}; the next one has to be full")]
     Parts(String),
+    #[error("the checkpoint was given up")]
+    GivenUp,
+    #[error(
+        "the checkpoint {name} is not published: {path} is not there as it was written: make sure that all processes reach the same store"
+    )]
+    Elsewhere { name: Name, path: String },
     #[error(
         "the checkpoint {name} has readings of {partition}, which this run does not read: configure that source again"
     )]
@@ -140,21 +146,64 @@ impl Checkpoints {
         Manifest::parse(name, &bytes.ok_or(CheckpointError::Missing(name))?)
     }
 
-    /// Makes a checkpoint of what was written: it is there when this returns.
+    /// A name for a generation that no checkpoint has, and that is greater than those of all: its own, unless its counter has begun again.
+    pub fn name_generation(&self, generation: &str) -> Result<String, CheckpointError> {
+        let newest = self.list()?.first().map(|name| name.generation);
+        let known = newest.zip(manifest::parse_generation(generation));
+        match known.filter(|(newest, (number, _))| number <= newest) {
+            // So starts that publish nothing differ, too.
+            Some((newest, (number, nonce))) => {
+                Ok(format!("{}-{nonce}", newest.saturating_add(number.max(1))))
+            }
+            None => Ok(generation.to_owned()),
+        }
+    }
+
+    /// Makes a checkpoint of what was written: it is there when this returns. Where it certainly is not, its files are removed.
     ///
     /// # Errors
     ///
-    /// Also where a generation after this one has published, which has taken over then.
+    /// Also where a generation after this one has published, which has taken over then, and where its files are not all there.
     pub fn publish(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
+        let Err(error) = self.try_to_publish(manifest) else { return Ok(()) };
+        match self.read(manifest.name()) {
+            // Only the answer was lost.
+            Ok(found) if found == *manifest => return Ok(()),
+            Ok(_) | Err(CheckpointError::Missing(_)) => {
+                self.store.start_delete(manifest.files().map(|file| file.path.clone()).collect());
+            }
+            Err(_) => {}
+        }
+        Err(error)
+    }
+
+    fn try_to_publish(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
         let name = manifest.name();
         if let Some(newer) =
             self.list()?.first().copied().filter(|newest| newest.generation > name.generation)
         {
             return Err(CheckpointError::Superseded { name, newer });
         }
+        self.check_written(manifest)?;
         #[cfg(debug_assertions)]
         fault::between_files_and_manifest();
         self.store.put(manifest_path(name), manifest.to_bytes()?.into())
+    }
+
+    /// Other processes have written most of it, into what they take for the same store.
+    fn check_written(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
+        let folders: BTreeSet<&str> =
+            manifest.files().filter_map(|file| Some(file.path.rsplit_once('/')?.0)).collect();
+        let mut found = BTreeMap::new();
+        for folder in folders {
+            found.extend(self.store.list(folder)?);
+        }
+        let is_there =
+            |file: &&FileEntry| found.get(&file.path).is_some_and(|found| found.bytes == file.bytes);
+        match manifest.files().find(|file| !is_there(file)) {
+            None => Ok(()),
+            Some(file) => Err(CheckpointError::Elsewhere { name: manifest.name(), path: file.path.clone() }),
+        }
     }
 
     /// Those that a run of this identity can start from, newest first: manifest and chain are whole, and all files are there. Of others the log
@@ -162,21 +211,23 @@ impl Checkpoints {
     ///
     /// # Errors
     ///
-    /// Where the store cannot be asked: what it has is not known then.
+    /// Where the newest that is whole has another identity; and where the store cannot be asked: what it has is not known then.
     pub fn usable(&self, identity: &BTreeMap<String, String>) -> Result<Vec<Manifest>, CheckpointError> {
         let catalog = Catalog::read(self)?;
         let files = self.store.list("data")?;
-        let check = |manifest: Arc<Manifest>| {
-            manifest.check_identity(identity)?;
-            catalog.check_files(&manifest, &files)?;
-            Ok(Arc::unwrap_or_clone(manifest))
-        };
-        let checked = catalog.names().rev().map(|name| catalog.get(name).and_then(check));
-        Ok(checked
-            .filter_map(|checked| {
-                checked.inspect_err(|error: &CheckpointError| tracing::warn!("not used: {error}")).ok()
-            })
-            .collect())
+        let mut usable = Vec::new();
+        for name in catalog.names().rev() {
+            let checked = catalog.get(name).and_then(|manifest| {
+                catalog.check_files(&manifest, &files)?;
+                manifest.check_identity(identity).map(|()| manifest)
+            });
+            match checked {
+                Ok(manifest) => usable.push(Arc::unwrap_or_clone(manifest)),
+                Err(error @ CheckpointError::Identity { .. }) if usable.is_empty() => return Err(error),
+                Err(error) => tracing::warn!("not used: {error}"),
+            }
+        }
+        Ok(usable)
     }
 
     /// Takes a checkpoint that turned out to be damaged out of the list, so that the next start does not try it again. Its manifest stays, under

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use parquet::errors::ParquetError;
 
@@ -25,13 +26,49 @@ const CITY_BYTES: usize = 256;
 /// Files that are on their way to the store.
 const PUTS_AT_ONCE: usize = 4;
 
+/// How often a writer that waits looks whether it still should.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// Hears of each mark what became of it, from the writer's thread. A mark that is cut off by a stop is not heard of.
 pub type Done = Box<dyn FnMut(Mark, u64, Result<Part, CheckpointError>) + Send>;
+
+/// What the writers of a process have in common.
+#[derive(Debug, Default)]
+pub struct Writers {
+    /// The checkpoint of this number is not wanted any more, nor is any before.
+    given_up: AtomicU64,
+    /// Marks that have begun at a writer and not ended.
+    busy: AtomicUsize,
+    /// That were written, ever.
+    files: AtomicU64,
+}
+
+impl Writers {
+    pub fn give_up(&self, checkpoint: u64) {
+        self.given_up.fetch_max(checkpoint, Ordering::Relaxed);
+    }
+
+    pub fn has_given_up(&self, checkpoint: u64) -> bool {
+        checkpoint <= self.given_up.load(Ordering::Relaxed)
+    }
+
+    /// Whether none has anything left to do.
+    pub fn are_idle(&self) -> bool {
+        self.busy.load(Ordering::Relaxed) == 0
+    }
+
+    /// How many files they have written, ever: whether they get on.
+    pub fn files(&self) -> u64 {
+        self.files.load(Ordering::Relaxed)
+    }
+}
 
 /// Takes what a worker snapshots, and writes it from a thread of its own.
 pub struct PartWriter {
     commands: Option<Sender<Command>>,
     held: Arc<AtomicUsize>,
+    writers: Arc<Writers>,
+    stopped: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -47,9 +84,10 @@ impl PartWriter {
         checkpoints: Checkpoints,
         generation: &str,
         slots: Slots,
+        writers: Arc<Writers>,
         done: Done,
     ) -> io::Result<PartWriter> {
-        PartWriter::with_runs_of(RUN_BYTES, checkpoints, generation, slots, done)
+        PartWriter::with_runs_of(RUN_BYTES, checkpoints, generation, slots, writers, done)
     }
 
     pub(super) fn with_runs_of(
@@ -57,22 +95,25 @@ impl PartWriter {
         checkpoints: Checkpoints,
         generation: &str,
         slots: Slots,
+        writers: Arc<Writers>,
         done: Done,
     ) -> io::Result<PartWriter> {
         let (number, nonce) = parse_generation(generation)
             .ok_or_else(|| io::Error::other(format!("{generation:?} is not a generation")))?;
-        let held = Arc::new(AtomicUsize::new(0));
+        let (held, stopped) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
         let (commands, received) = mpsc::channel();
         let work = Work {
             checkpoints,
             generation: (number, nonce.into()),
             slots,
             held: held.clone(),
+            writers: writers.clone(),
+            stopped: stopped.clone(),
             run_bytes,
             done,
         };
         let thread = thread::Builder::new().name("checkpoint".into()).spawn(move || work.run(&received))?;
-        Ok(PartWriter { commands: Some(commands), held, thread: Some(thread) })
+        Ok(PartWriter { commands: Some(commands), held, writers, stopped, thread: Some(thread) })
     }
 
     fn send(&self, command: Command) {
@@ -85,6 +126,7 @@ impl PartWriter {
 
 impl Snapshots for PartWriter {
     fn begin(&mut self, mark: Mark, epoch: u64) {
+        self.writers.busy.fetch_add(1, Ordering::Relaxed);
         self.send(Command::Begin(mark, epoch));
     }
 
@@ -100,10 +142,16 @@ impl Snapshots for PartWriter {
     fn is_full(&self) -> bool {
         self.held.load(Ordering::Relaxed) >= HELD_BYTES
     }
+
+    fn has_given_up(&self, mark: Mark) -> bool {
+        self.writers.has_given_up(mark.checkpoint)
+    }
 }
 
 impl Drop for PartWriter {
+    /// On the worker's thread, so nothing is waited for that takes long.
     fn drop(&mut self) {
+        self.stopped.store(true, Ordering::Relaxed);
         self.commands = None;
         if let Some(Err(_)) = self.thread.take().map(JoinHandle::join) {
             tracing::error!("the writer of checkpoints has panicked");
@@ -121,6 +169,8 @@ struct Work {
     generation: (u64, Box<str>),
     slots: Slots,
     held: Arc<AtomicUsize>,
+    writers: Arc<Writers>,
+    stopped: Arc<AtomicBool>,
     run_bytes: usize,
     done: Done,
 }
@@ -128,14 +178,23 @@ struct Work {
 impl Work {
     fn run(mut self, commands: &Receiver<Command>) {
         while let Ok(command) = commands.recv() {
-            // What comes without a beginning is of one that the operator has given up.
-            if let Command::Begin(mark, epoch) = command {
-                let mut next = Some((mark, epoch));
-                while let Some((mark, epoch)) = next.take() {
-                    next = self.one(mark, epoch, commands);
+            match command {
+                _ if self.is_stopped() => return,
+                // What comes without a beginning is of one that was given up.
+                Command::City(city) => drop(self.held.fetch_sub(size(&city), Ordering::Relaxed)),
+                Command::End => {}
+                Command::Begin(mark, epoch) => {
+                    let mut next = Some((mark, epoch));
+                    while let Some((mark, epoch)) = next.take() {
+                        next = self.one(mark, epoch, commands);
+                    }
                 }
             }
         }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
     }
 
     /// Writes a part, up to its end, the beginning of the next one, or a stop.
@@ -144,53 +203,89 @@ impl Work {
         let name = Name { generation: *number, epoch };
         let mut writing = Writing {
             folder: format!("data/{name}-{nonce}"),
-            checkpoints: &self.checkpoints,
-            slots: &self.slots,
+            work: self,
+            mark,
             segments: Vec::new(),
             puts: VecDeque::new(),
+            started: Vec::new(),
             runs: 0,
         };
-        let mut result = Ok(());
-        let (mut run, mut run_bytes) = (Vec::new(), 0);
-        let (finished, next) = loop {
-            match commands.recv() {
-                Ok(Command::City(city)) => {
-                    run_bytes += size(&city);
-                    run.push(city);
-                }
-                Ok(Command::End) => break (true, None),
-                Ok(Command::Begin(mark, epoch)) => break (false, Some((mark, epoch))),
-                Err(_) => return None,
-            }
-            if run_bytes >= self.run_bytes || result.is_err() {
-                result = result.and_then(|()| writing.run(std::mem::take(&mut run)));
-                run.clear();
-                self.held.fetch_sub(run_bytes, Ordering::Relaxed);
-                run_bytes = 0;
+        let (written, next) = writing.take(commands);
+        let written = written.and_then(|()| writing.finish());
+        if self.is_stopped() {
+            return None;
+        }
+        let result = match written {
+            Ok(()) => Ok(Part { mark, epoch, segments: std::mem::take(&mut writing.segments) }),
+            Err(error) => {
+                writing.discard();
+                Err(error)
             }
         };
-        let result = match finished {
-            true => result.and_then(|()| writing.run(run)),
-            false => Err(CheckpointError::Parts("the next one began before this one was complete".into())),
-        };
-        let part = result.and_then(|()| writing.finish()).map(|segments| Part { mark, epoch, segments });
-        self.held.fetch_sub(run_bytes, Ordering::Relaxed);
-        (self.done)(mark, epoch, part);
+        drop(writing);
+        (self.done)(mark, epoch, result);
+        self.writers.busy.fetch_sub(1, Ordering::Relaxed);
         next
     }
 }
 
+/// A part that is being written.
 struct Writing<'a> {
     folder: String,
-    checkpoints: &'a Checkpoints,
-    slots: &'a Slots,
+    work: &'a Work,
+    mark: Mark,
     segments: Vec<Segment>,
     puts: VecDeque<Putting>,
+    /// The paths of all.
+    started: Vec<String>,
     /// How often all shards were written.
     runs: usize,
 }
 
 impl Writing<'_> {
+    /// Takes the cities of the part and writes them, in runs that fit the memory. Also gives what began meanwhile.
+    fn take(&mut self, commands: &Receiver<Command>) -> (Result<(), CheckpointError>, Option<(Mark, u64)>) {
+        let (mut run, mut run_bytes) = (Vec::new(), 0);
+        let mut result = Ok(());
+        let next = loop {
+            if self.is_given_up() {
+                result = Err(CheckpointError::GivenUp);
+                break None;
+            }
+            match commands.recv_timeout(LOOK) {
+                Ok(Command::City(city)) => {
+                    run_bytes += size(&city);
+                    run.push(city);
+                }
+                Ok(Command::End) => break None,
+                Ok(Command::Begin(mark, epoch)) => {
+                    let why = "the next one began before this one was complete";
+                    result = result.and(Err(CheckpointError::Parts(why.into())));
+                    break Some((mark, epoch));
+                }
+                Err(RecvTimeoutError::Timeout) => continue,
+                // A stop, which is seen above.
+                Err(RecvTimeoutError::Disconnected) => {
+                    result = Err(CheckpointError::GivenUp);
+                    break None;
+                }
+            }
+            if run_bytes >= self.work.run_bytes || result.is_err() {
+                result = result.and_then(|()| self.run(std::mem::take(&mut run)));
+                run.clear();
+                self.work.held.fetch_sub(std::mem::take(&mut run_bytes), Ordering::Relaxed);
+            }
+        };
+        let result = result.and_then(|()| self.run(run));
+        self.work.held.fetch_sub(run_bytes, Ordering::Relaxed);
+        (result, next)
+    }
+
+    /// Whether nobody wants it any more.
+    fn is_given_up(&self) -> bool {
+        self.work.is_stopped() || self.work.writers.has_given_up(self.mark.checkpoint)
+    }
+
     /// Writes cities that fit the memory, shard by shard.
     fn run(&mut self, cities: Vec<CityState>) -> Result<(), CheckpointError> {
         let mut shards: BTreeMap<u32, Vec<CityState>> = BTreeMap::new();
@@ -198,6 +293,9 @@ impl Writing<'_> {
             shards.entry(state_shard(CityKey::hash(&city.name))).or_default().push(city);
         }
         for (shard, mut cities) in shards {
+            if self.is_given_up() {
+                return Err(CheckpointError::GivenUp);
+            }
             cities.sort_by(|a, b| a.name.cmp(&b.name));
             self.shard(shard, cities)?;
         }
@@ -210,7 +308,7 @@ impl Writing<'_> {
         let mut cities = Vec::with_capacity(states.len());
         let mut readings = Writer::new().map_err(invalid)?;
         for state in states {
-            let partition = self.slots.name(state.slot);
+            let partition = self.work.slots.name(state.slot);
             let partition = partition.ok_or_else(|| {
                 CheckpointError::Parts(format!("{} is of a partition that is not known", state.name))
             })?;
@@ -239,15 +337,34 @@ impl Writing<'_> {
         let entry =
             FileEntry { path: path.clone(), bytes: content.len() as u64, rows, xxh3: checksum(&content) };
         if self.puts.len() == PUTS_AT_ONCE {
-            self.puts.pop_front().map_or(Ok(()), Putting::wait)?;
+            self.wait_for_first()?;
         }
-        self.puts.push_back(self.checkpoints.store.start_put(path, content.into()));
+        self.started.push(path.clone());
+        self.puts.push_back(self.work.checkpoints.store.start_put(path, content.into()));
         Ok(entry)
     }
 
+    fn wait_for_first(&mut self) -> Result<(), CheckpointError> {
+        let Some(first) = self.puts.pop_front() else { return Ok(()) };
+        first.wait(&|| self.is_given_up())?;
+        self.work.writers.files.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Once all is written for good.
-    fn finish(mut self) -> Result<Vec<Segment>, CheckpointError> {
-        self.puts.drain(..).try_for_each(Putting::wait)?;
-        Ok(self.segments)
+    fn finish(&mut self) -> Result<(), CheckpointError> {
+        while !self.puts.is_empty() {
+            self.wait_for_first()?;
+        }
+        Ok(())
+    }
+
+    /// Begins to remove what was written of a part that will not be.
+    fn discard(&mut self) {
+        while let Some(put) = self.puts.pop_front() {
+            // What is removed while it is on its way comes after that.
+            let _ = put.wait(&|| self.is_given_up());
+        }
+        self.work.checkpoints.store.start_delete(std::mem::take(&mut self.started));
     }
 }

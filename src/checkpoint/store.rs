@@ -1,6 +1,9 @@
 //! Objects in a folder or in a store that speaks S3, for callers that are plain threads.
 
-use std::collections::BTreeMap;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path as FilePath, PathBuf};
 use std::str::FromStr;
@@ -14,10 +17,9 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
 use object_store::{
-    BackoffConfig, ClientConfigKey, Error, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions,
-    RetryConfig, WriteMultipart,
+    BackoffConfig, ClientConfigKey, Error, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, RetryConfig,
 };
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 use tokio::task::JoinHandle;
 
 use super::CheckpointError;
@@ -32,6 +34,13 @@ const RETRIES: usize = 5;
 const RETRY_TIME: Duration = Duration::from_secs(60);
 /// Of all that is done to one object, retries included.
 const OPERATION_TIME: Duration = Duration::from_secs(300);
+/// Of giving up an object that went in parts.
+const ABORT_TIME: Duration = Duration::from_secs(30);
+/// The client does not try a put of a new object again whose answer did not come: it cannot know what became of it. We compare.
+const PUT_TRIES: u32 = 3;
+const PUT_PAUSE: Duration = Duration::from_millis(500);
+/// How often a wait looks whether it is still wanted.
+const LOOK: Duration = Duration::from_millis(100);
 /// As the client reads them.
 const REQUEST_TIMEOUT: &str = "30 seconds";
 const CONNECT_TIMEOUT: &str = "5 seconds";
@@ -93,9 +102,25 @@ pub(super) struct Object {
 /// How a store is reached. Cloned by reference.
 #[derive(Clone)]
 pub(super) struct Store {
+    access: Access,
+    handle: Handle,
+    _threads: Arc<Threads>,
+}
+
+/// What tasks have of a store: not its threads, which the last one of them would wait for.
+#[derive(Clone)]
+struct Access {
     place: Arc<Place>,
     objects: Arc<dyn ObjectStore>,
-    runtime: Arc<Runtime>,
+}
+
+/// They end with the store, and nobody waits for them.
+struct Threads(Option<Runtime>);
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.0.take().into_iter().for_each(Runtime::shutdown_background);
+    }
 }
 
 impl Store {
@@ -109,47 +134,124 @@ impl Store {
                 Arc::new(PrefixStore::new(store, prefix))
             }
         };
+        Store::of(place, objects).map_err(|error| refused(error.to_string()))
+    }
+
+    fn of(place: &Place, objects: Arc<dyn ObjectStore>) -> std::io::Result<Store> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .max_blocking_threads(8)
             .thread_name("checkpoint-store")
             .enable_all()
-            .build();
-        let runtime = Arc::new(runtime.map_err(|error| refused(error.to_string()))?);
-        Ok(Store { place: Arc::new(place.clone()), objects, runtime })
+            .build()?;
+        let access = Access { place: Arc::new(place.clone()), objects };
+        Ok(Store { access, handle: runtime.handle().clone(), _threads: Arc::new(Threads(Some(runtime))) })
     }
 
     pub(super) fn place(&self) -> &Place {
-        &self.place
+        &self.access.place
     }
 
     /// Begins to put an object that is not to be there yet.
     pub(super) fn start_put(&self, path: String, content: Bytes) -> Putting {
-        let store = self.clone();
-        let task = self.runtime.spawn(async move {
-            let put = put(&*store.objects, &path, content);
-            store.in_time(&path, put).await?.then_some(()).ok_or(CheckpointError::Exists(path))
+        let access = self.access.clone();
+        let task = self.handle.spawn(async move {
+            access.put(&path, content).await?.then_some(()).ok_or(CheckpointError::Exists(path))
         });
         Putting { store: self.clone(), task }
     }
 
     pub(super) fn put(&self, path: String, content: Bytes) -> Result<(), CheckpointError> {
-        self.start_put(path, content).wait()
+        self.start_put(path, content).wait(&|| false)
     }
 
     /// The content, or nothing where there is no such object; an error where it is larger than `most`.
     pub(super) fn get(&self, path: &str, most: u64) -> Result<Option<Bytes>, CheckpointError> {
-        self.runtime.block_on(self.fetch(path, most))
+        self.handle.block_on(self.access.fetch(path, most))
     }
 
     /// Many small objects at once, in their order.
     pub(super) fn get_all(&self, paths: &[String], most: u64) -> Result<Vec<Option<Bytes>>, CheckpointError> {
-        self.runtime.block_on(async {
-            let fetches = stream::iter(paths).map(|path| self.fetch(path, most));
+        self.handle.block_on(async {
+            let fetches = stream::iter(paths).map(|path| self.access.fetch(path, most));
             fetches.buffered(REQUESTS_AT_ONCE).try_collect().await
         })
     }
 
+    /// The objects below a folder, by their paths.
+    pub(super) fn list(&self, folder: &str) -> Result<BTreeMap<String, Object>, CheckpointError> {
+        let list = async {
+            let mut found = BTreeMap::new();
+            let prefix = Path::from(folder);
+            let mut listed = self.access.objects.list(Some(&prefix));
+            while let Some(object) = listed.next().await {
+                let object = object?;
+                let (bytes, modified_ms) = (object.size, object.last_modified.timestamp_millis());
+                found.insert(object.location.to_string(), Object { bytes, modified_ms });
+            }
+            Ok(found)
+        };
+        self.handle.block_on(self.access.in_time(folder, list))
+    }
+
+    /// Deletes objects, and folders that become empty. One that is not there is deleted already.
+    pub(super) fn delete(&self, paths: Vec<String>) -> Result<(), CheckpointError> {
+        self.handle.block_on(self.access.delete(paths))
+    }
+
+    /// Deletes objects that nobody waits for to be gone.
+    pub(super) fn start_delete(&self, paths: Vec<String>) {
+        if paths.is_empty() {
+            return;
+        }
+        let access = self.access.clone();
+        self.handle.spawn(async move {
+            if let Err(error) = access.delete(paths).await {
+                tracing::warn!("files of a checkpoint that is none cannot be removed yet: {error}");
+            }
+        });
+    }
+
+    /// Removes what killed processes have left in a folder of what they were writing, where its path is `left`: lists do not show it.
+    pub(super) fn remove_unfinished(&self, left: impl Fn(&str) -> bool) -> std::io::Result<()> {
+        let Place::Folder(root) = self.place() else { return Ok(()) };
+        for folder in folders(root)? {
+            for entry in std::fs::read_dir(&folder)? {
+                let path = entry?.path();
+                let Some(whole) =
+                    path.strip_prefix(root).ok().and_then(|path| path.to_str()).and_then(unfinished)
+                else {
+                    continue;
+                };
+                if left(whole) {
+                    std::fs::remove_file(&path)?;
+                }
+            }
+            // Where it is not empty it is still used.
+            let _ = std::fs::remove_dir(&folder);
+        }
+        Ok(())
+    }
+}
+
+/// Where a folder has its objects.
+fn folders(root: &FilePath) -> std::io::Result<Vec<PathBuf>> {
+    let mut folders = vec![root.join("manifests")];
+    let data = root.join("data");
+    for entry in if data.is_dir() { Some(std::fs::read_dir(&data)?) } else { None }.into_iter().flatten() {
+        folders.push(entry?.path());
+    }
+    folders.retain(|folder| folder.is_dir());
+    Ok(folders)
+}
+
+/// What an object was to be called whose file is being written.
+fn unfinished(path: &str) -> Option<&str> {
+    let (whole, number) = path.rsplit_once('#')?;
+    (!number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())).then_some(whole)
+}
+
+impl Access {
     async fn fetch(&self, path: &str, most: u64) -> Result<Option<Bytes>, CheckpointError> {
         let fetch = async {
             let found = match self.objects.get(&Path::from(path)).await {
@@ -166,24 +268,9 @@ impl Store {
         self.in_time(path, fetch).await?.map(|found| found.map_err(too_large)).transpose()
     }
 
-    /// The objects below a folder, by their paths.
-    pub(super) fn list(&self, folder: &str) -> Result<BTreeMap<String, Object>, CheckpointError> {
-        let list = async {
-            let mut found = BTreeMap::new();
-            let prefix = Path::from(folder);
-            let mut listed = self.objects.list(Some(&prefix));
-            while let Some(object) = listed.next().await {
-                let object = object?;
-                let (bytes, modified_ms) = (object.size, object.last_modified.timestamp_millis());
-                found.insert(object.location.to_string(), Object { bytes, modified_ms });
-            }
-            Ok(found)
-        };
-        self.runtime.block_on(self.in_time(folder, list))
-    }
-
-    /// Deletes objects. One that is not there is deleted already.
-    pub(super) fn delete(&self, paths: Vec<String>) -> Result<(), CheckpointError> {
+    async fn delete(&self, paths: Vec<String>) -> Result<(), CheckpointError> {
+        let folder = |path: &String| Some(path.rsplit_once('/')?.0.to_owned());
+        let folders: BTreeSet<String> = paths.iter().filter_map(folder).collect();
         let deletes = paths.into_iter().map(|path| async move {
             let delete = async {
                 match self.objects.delete(&Path::from(path.as_str())).await {
@@ -193,21 +280,56 @@ impl Store {
             };
             self.in_time(&path, delete).await
         });
-        self.runtime.block_on(async {
-            let mut deletes = stream::iter(deletes).buffer_unordered(REQUESTS_AT_ONCE);
-            while let Some(deleted) = deletes.next().await {
-                deleted?;
-            }
-            Ok(())
-        })
-    }
-
-    /// Removes the folder of objects that are gone. Only folders leave something behind.
-    pub(super) fn remove_folder(&self, folder: &str) {
+        let mut deletes = stream::iter(deletes).buffer_unordered(REQUESTS_AT_ONCE);
+        while let Some(deleted) = deletes.next().await {
+            deleted?;
+        }
         if let Place::Folder(root) = &*self.place {
             // Where it is not empty it is still used.
-            let _ = std::fs::remove_dir(root.join(folder));
+            folders.iter().for_each(|folder| drop(std::fs::remove_dir(root.join(folder))));
         }
+        Ok(())
+    }
+
+    /// Whether the object is there now, with this content. An object that goes in parts replaces one that is there: its name has the nonce
+    /// of who writes it.
+    async fn put(&self, path: &str, content: Bytes) -> Result<bool, CheckpointError> {
+        let at = Path::from(path);
+        if content.len() > PART_BYTES {
+            return self.put_in_parts(path, &at, content).await.map(|()| true);
+        }
+        let put = async {
+            for wait in (0..PUT_TRIES - 1).map(|tries| PUT_PAUSE * 2u32.pow(tries)) {
+                match put_new(&*self.objects, &at, content.clone()).await {
+                    Err(Error::Generic { .. }) if self.is_remote() => tokio::time::sleep(wait).await,
+                    done => return done,
+                }
+            }
+            put_new(&*self.objects, &at, content).await
+        };
+        self.in_time(path, put).await
+    }
+
+    async fn put_in_parts(&self, path: &str, at: &Path, content: Bytes) -> Result<(), CheckpointError> {
+        let mut upload = self.in_time(path, self.objects.put_multipart(at)).await?;
+        let parts: Vec<_> = (0..content.len())
+            .step_by(PART_BYTES)
+            .map(|from| upload.put_part(content.slice(from..content.len().min(from + PART_BYTES)).into()))
+            .collect();
+        let put = async {
+            stream::iter(parts).buffer_unordered(PARTS_AT_ONCE).try_collect::<()>().await?;
+            upload.complete().await
+        };
+        let done = self.in_time(path, put).await;
+        if done.is_err() {
+            // Its parts would be kept, and paid for.
+            let _ = tokio::time::timeout(ABORT_TIME, upload.abort()).await;
+        }
+        done.map(drop)
+    }
+
+    fn is_remote(&self) -> bool {
+        matches!(&*self.place, Place::S3 { .. })
     }
 
     async fn in_time<T>(
@@ -228,44 +350,42 @@ impl Store {
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Store({})", self.place)
+        write!(f, "Store({})", self.place())
     }
 }
 
-/// An object that is on its way.
+/// An object that is on its way; it is given up when this is dropped.
 pub(super) struct Putting {
     store: Store,
     task: JoinHandle<Result<(), CheckpointError>>,
 }
 
 impl Putting {
-    pub(super) fn wait(self) -> Result<(), CheckpointError> {
-        match self.store.runtime.block_on(self.task) {
-            Ok(done) => done,
-            Err(error) => Err(self.store.failed("", error.to_string())),
+    /// Waits until it is there, or until nobody wants it any more.
+    pub(super) fn wait(mut self, is_given_up: &dyn Fn() -> bool) -> Result<(), CheckpointError> {
+        let handle = self.store.handle.clone();
+        loop {
+            match handle.block_on(async { tokio::time::timeout(LOOK, &mut self.task).await }) {
+                Ok(Ok(done)) => return done,
+                Ok(Err(error)) => return Err(self.store.access.failed("", error.to_string())),
+                Err(_) if is_given_up() => return Err(CheckpointError::GivenUp),
+                Err(_) => {}
+            }
         }
     }
 }
 
-/// Whether the object is there now, with this content. An object that goes in parts replaces one that is there: its name has the nonce
-/// of who writes it.
-async fn put(objects: &dyn ObjectStore, path: &str, content: Bytes) -> Result<bool, Error> {
-    let path = Path::from(path);
-    if content.len() > PART_BYTES {
-        let mut upload = WriteMultipart::new_with_chunk_size(objects.put_multipart(&path).await?, PART_BYTES);
-        for from in (0..content.len()).step_by(PART_BYTES) {
-            if let Err(error) = upload.wait_for_capacity(PARTS_AT_ONCE).await {
-                let _ = upload.abort().await;
-                return Err(error);
-            }
-            upload.put(content.slice(from..content.len().min(from + PART_BYTES)));
-        }
-        return upload.finish().await.map(|_| true);
+impl Drop for Putting {
+    fn drop(&mut self) {
+        self.task.abort();
     }
+}
+
+async fn put_new(objects: &dyn ObjectStore, path: &Path, content: Bytes) -> Result<bool, Error> {
     let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-    match objects.put_opts(&path, content.clone().into(), options).await {
+    match objects.put_opts(path, content.clone().into(), options).await {
         // The answer to an earlier try may have been lost.
-        Err(Error::AlreadyExists { .. }) => Ok(objects.get(&path).await?.bytes().await? == content),
+        Err(Error::AlreadyExists { .. }) => Ok(objects.get(path).await?.bytes().await? == content),
         done => done.map(|_| true),
     }
 }
@@ -291,27 +411,4 @@ fn s3_store(bucket: &str) -> Result<impl ObjectStore + use<>, Error> {
             retry_timeout: RETRY_TIME,
         })
         .build()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn places_are_folders_or_buckets() {
-        let s3 = |bucket: &str, prefix: &str| Place::S3 { bucket: bucket.into(), prefix: prefix.into() };
-        for (text, place, shown) in [
-            ("data/checkpoints", Place::Folder("data/checkpoints".into()), "data/checkpoints"),
-            ("file:///var/lib/x", Place::Folder("/var/lib/x".into()), "/var/lib/x"),
-            ("s3://bucket", s3("bucket", ""), "s3://bucket"),
-            ("s3://a-bucket/one/two/", s3("a-bucket", "one/two"), "s3://a-bucket/one/two"),
-        ] {
-            let parsed: Place = text.parse().unwrap();
-            assert_eq!((&parsed, parsed.to_string().as_str()), (&place, shown));
-        }
-        for text in ["", "s3://", "s3:///prefix", "s3://user@bucket", "http://host/bucket", "file://relative"]
-        {
-            assert!(text.parse::<Place>().is_err(), "{text}");
-        }
-    }
 }

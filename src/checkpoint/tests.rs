@@ -1,12 +1,14 @@
 //! What is loaded is what was written, or an error that names what is wrong.
 
 mod faults;
+mod s3;
 mod trips;
+mod writers;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::model::{
@@ -26,10 +28,20 @@ fn slots() -> Slots {
 }
 
 fn writer(checkpoints: &Checkpoints, generation: &str, run_bytes: usize) -> (PartWriter, Told) {
+    writer_of(Arc::default(), checkpoints, generation, run_bytes)
+}
+
+fn writer_of(
+    writers: Arc<Writers>,
+    checkpoints: &Checkpoints,
+    generation: &str,
+    run_bytes: usize,
+) -> (PartWriter, Told) {
     let (sender, told) = mpsc::channel();
     let done = Box::new(move |mark, epoch, part| drop(sender.send((mark, epoch, part))));
-    let writer = PartWriter::with_runs_of(run_bytes, checkpoints.clone(), generation, slots(), done).unwrap();
-    (writer, told)
+    let checkpoints = checkpoints.clone();
+    let writer = PartWriter::with_runs_of(run_bytes, checkpoints, generation, slots(), writers, done);
+    (writer.unwrap(), told)
 }
 
 /// Writes the parts of so many workers.
@@ -128,4 +140,13 @@ fn flat(cities: impl IntoIterator<Item = CityState>) -> BTreeMap<String, Flat> {
         (city.name.to_string(), (CityState { blocks: Vec::new(), ..city }, readings))
     };
     cities.into_iter().map(flat).collect()
+}
+
+/// Waits until something is so.
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what} does not happen");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }

@@ -1,21 +1,22 @@
 //! What is no longer needed.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::catalog::Catalog;
-use super::{CheckpointError, Checkpoints, Name, Positions, manifest_path};
+use super::{CheckpointError, Checkpoints, Manifest, Name, Part, Segment, manifest_path};
 
 /// Files that no manifest names are left alone for so long: their checkpoint may be published yet.
 const UNPUBLISHED_MS: i64 = 3_600_000;
 
 impl Checkpoints {
-    /// Removes all checkpoints but the newest `keep` that are whole and what those add to, with their files. Returns the positions of the oldest one
-    /// that is left, below which logs may be trimmed; nothing where there is none.
+    /// Removes all checkpoints but the newest `keep` that are whole and what those add to, with their files. Returns what is left of them, the newest
+    /// first: logs may be trimmed below the positions of all, as far as they are of these logs.
     ///
     /// Files that no manifest names are what a crash or a failed write has left, or of a checkpoint that is being written. They are removed where they
     /// are older than the newest manifest and, beside that, of an earlier generation than it, which cannot publish any more, or an hour old.
-    pub fn trim(&self, keep: usize) -> Result<Option<Positions>, CheckpointError> {
+    pub fn trim(&self, keep: usize) -> Result<Vec<Arc<Manifest>>, CheckpointError> {
         let catalog = Catalog::read(self)?;
         let files = self.store.list("data")?;
         let whole = |name: Name| {
@@ -23,7 +24,7 @@ impl Checkpoints {
             catalog.check_files(&manifest, &files).is_ok().then_some(manifest)
         };
         let newest: Vec<_> = catalog.names().rev().filter_map(whole).take(keep.max(1)).collect();
-        let Some(last) = newest.first().map(|manifest| manifest.name()) else { return Ok(None) };
+        let Some(last) = newest.first().map(|manifest| manifest.name()) else { return Ok(Vec::new()) };
         let mut kept = BTreeSet::new();
         let mut named = BTreeSet::new();
         for manifest in &newest {
@@ -53,16 +54,39 @@ impl Checkpoints {
         let aside =
             |path: &String| set_aside_as(path).is_some_and(|name| name < last && !kept.contains(&name));
         self.store.delete(self.store.list("manifests")?.into_keys().filter(aside).collect())?;
-        let folders: BTreeSet<String> = files
-            .iter()
-            .filter_map(|path| path.rsplit_once('/'))
-            .map(|(folder, _)| folder.to_owned())
-            .collect();
         self.store.delete(files)?;
-        folders.iter().for_each(|folder| self.store.remove_folder(folder));
-        let oldest = kept.first().map(|name| catalog.get(*name)).transpose()?;
-        Ok(oldest.map(|manifest| manifest.positions.clone()))
+        kept.into_iter().rev().map(|name| catalog.get(name)).collect()
     }
+
+    /// Removes what generations before this one have left behind without a manifest. It is to be called once they cannot publish any more: room that
+    /// they have taken may be what the next checkpoint lacks.
+    pub fn sweep(&self, generation: &str) -> Result<(), CheckpointError> {
+        let Some((own, _)) = super::manifest::parse_generation(generation) else { return Ok(()) };
+        let manifests = self.store.list("manifests")?;
+        let name = |path: &String| published_as(path).or_else(|| set_aside_as(path));
+        let named: BTreeSet<Name> = manifests.keys().filter_map(name).collect();
+        let is_left = |name: Name| name.generation < own && !named.contains(&name);
+        let files = self.store.list("data")?;
+        let left = files.into_keys().filter(|path| name_of(path).is_some_and(is_left));
+        self.store.delete(left.collect())?;
+        let unfinished = |path: &str| {
+            name_of(path).or_else(|| published_as(path)).is_some_and(|name| name.generation < own)
+        };
+        self.store.remove_unfinished(unfinished).map_err(|error| CheckpointError::Store {
+            path: self.place().to_string(),
+            problem: error.to_string(),
+        })
+    }
+
+    /// Begins to remove what was written of a checkpoint that will not be.
+    pub fn discard(&self, parts: &[Part]) {
+        let files = parts.iter().flat_map(|part| &part.segments).flat_map(Segment::files);
+        self.store.start_delete(files.map(|file| file.path.clone()).collect());
+    }
+}
+
+fn published_as(path: &str) -> Option<Name> {
+    path.strip_prefix("manifests/")?.strip_suffix(".json")?.parse().ok()
 }
 
 fn set_aside_as(path: &str) -> Option<Name> {

@@ -65,7 +65,7 @@ pub struct BatchArgs {
     #[arg(long)]
     lateness: Option<Duration>,
     /// Worker threads
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     workers: u16,
     /// Records after which results become visible as changes
     #[arg(long, default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(1..))]

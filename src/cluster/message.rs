@@ -36,6 +36,8 @@ pub enum Message {
     ReadPartition { slot: Slot },
     /// From process 0: the epoch of a checkpoint is complete, and includes the logs up to these positions.
     Sealed { checkpoint: u64, positions: Positions },
+    /// From process 0: nothing more is wanted of this checkpoint, nor of any before.
+    GivenUp { checkpoint: u64 },
     /// To process 0: a process's part of a checkpoint, as the checkpoints have it, or why there is none.
     Checkpoint { checkpoint: u64, part: Result<Vec<u8>, String> },
     /// From process 0: so far the generation that is followed has come, for certain.

@@ -16,7 +16,7 @@ use super::{kafka, sources, tokens};
 use crate::checkpoint::{self, Place};
 use crate::codec::DecodeSettings;
 use crate::dataflow::rolling::Retention;
-use crate::model::Duration;
+use crate::model::{Duration, STATE_SHARDS};
 use crate::serve::{Limits, ServePlan, TlsPlan, Token};
 use crate::sinks::kafka::Delivery;
 
@@ -27,7 +27,7 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
     if data_dir.as_os_str().is_empty() && keys.is_right("data_dir") {
         keys.refuse("data_dir", "is empty: name a folder");
     }
-    let workers = keys.whole("workers", 1..=256);
+    let workers: usize = keys.whole("workers", 1..=i64::from(STATE_SHARDS));
     let formula = keys.choice("results.formula");
     let retention = retention(keys);
     let max_ahead = keys.duration("results.max_ahead", "0s", "366d");
@@ -51,6 +51,13 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
     if cluster.start != StartKind::Claim && !is_fenced {
         let problem = "needs a sink with delivery = \"exactly_once\": nothing would keep the generation that is taken over from writing on";
         keys.refuse("cluster.start", problem);
+    }
+    if workers * cluster.processes > STATE_SHARDS as usize && keys.is_right("workers") {
+        let problem = format!(
+            "{workers} in each of {} processes are more than {STATE_SHARDS} in all, over which cities are spread: take fewer",
+            cluster.processes
+        );
+        keys.refuse("workers", problem);
     }
     let limits = PipelineLimits {
         readings_in_flight: keys.whole("limits.readings_in_flight", 1..=1_000_000_000),

@@ -209,7 +209,7 @@ fn all_errors_come_at_once_with_key_and_place() {
     let lines = lines(&errors, &written);
     let expected = [
         "wrokers (swelter.toml, line 1): is not a key: did you mean workers?",
-        "workers (swelter.toml, line 2): \"two\" is not a whole number from 1 to 256",
+        "workers (swelter.toml, line 2): \"two\" is not a whole number from 1 to 64",
         "results.formula (swelter.toml, line 4): \"heat\" is not rothfusz, nws or lu-romps",
         "results.window (swelter.toml, line 5): \"0s\" is not a duration from 1s to 366d",
         "results.history (swelter.toml, line 6): 5 is not a text",
@@ -233,6 +233,17 @@ fn all_errors_come_at_once_with_key_and_place() {
     }
     assert_eq!(lines.len(), expected.len(), "{lines:#?}");
     assert!(!lines.concat().contains("hunter2"));
+}
+
+#[test]
+fn workers_beyond_the_parts_of_the_state_are_refused() {
+    let lines = |text: &str| {
+        let written = Written::new(text);
+        written.load().err().map_or_else(Vec::new, |errors| lines(&errors, &written))
+    };
+    assert!(lines("workers = 8\ncluster.processes = 8\ncluster.secret = 's3cr3t'").is_empty());
+    let refused = lines("workers = 9\ncluster.processes = 8\ncluster.secret = 's3cr3t'");
+    assert!(refused.len() == 1 && refused[0].contains("more than 64 in all"), "{refused:?}");
 }
 
 #[test]

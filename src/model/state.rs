@@ -88,4 +88,9 @@ pub trait Snapshots {
 
     /// Whether it should be given no more for a moment. A city that is about to change is given all the same.
     fn is_full(&self) -> bool;
+
+    /// Whether nobody wants this one any more: no more of it is given. The next one is full then.
+    fn has_given_up(&self, _mark: Mark) -> bool {
+        false
+    }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration as Wait, Instant};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::{Builder, Runtime};
 
-use super::checkpoints::{Checkpointed, Making, Parts};
+use super::checkpoints::{Beginning, Checkpointed, Making, Parts};
 use super::data_dir::{DataDir, DataDirError};
 use super::epochs::{EpochBound, keep_reserving};
 use super::logs::{Logs, needs_data_dir, rules};
@@ -207,9 +207,16 @@ fn run_together(
     let start = processes.share(|| begin(&logs, outlets.as_ref(), following.as_deref(), &starts))?;
     let Start { generation, partitions, first_epoch } = start;
     let slots = Slots::new(partitions.iter().map(|(name, _)| name.clone()).collect());
-    let checkpoints = Checkpointed::open(&plan, &logs, processes)?;
-    let taken =
-        checkpoints.as_ref().map(|kept| kept.take_up(&logs, &slots, processes)).transpose()?.flatten();
+    let checkpoints = Checkpointed::open(&plan, &logs, processes, &generation)?;
+    let written = || match following {
+        Some(_) => prepared.written(&prepared.look(FIRST_LOOK)?.iter().collect::<Vec<_>>()),
+        None => prepared.written(&kept),
+    };
+    let check = |source: &str, partition, position| logs.check(source, partition, position);
+    let is_following = following.is_some();
+    let beginning = Beginning { check: &check, partitions: &partitions, written: &written, is_following };
+    let taken = checkpoints.as_ref().map(|kept| kept.take_up(&beginning, &slots, processes));
+    let taken = taken.transpose()?.flatten();
     let from = |(name, start): (PartitionName, u64)| {
         let position = taken.as_ref().map_or(start, |taken| taken.position(&name, start));
         (name, position)
@@ -238,8 +245,7 @@ fn run_together(
     let mut graph = GraphPlan::serving(plan.formula, plan.retention, topology);
     graph.parcels = prepared.parcels();
     let parts = Arc::<Parts>::default();
-    let states =
-        checkpoints.as_ref().map(|kept| kept.states(taken, &generation, &slots, topology.workers, &parts));
+    let states = checkpoints.as_ref().map(|kept| kept.states(taken, &slots, topology.workers, &parts));
     let states = states.transpose()?.unwrap_or_default();
     let gate = Arc::<Gate>::default();
     let (logs, starts, following_) = (&logs, &starts, following.clone());
@@ -402,9 +408,8 @@ impl Own<'_> {
         self.gate.release(floor);
         if let Some((kept, parts)) = self.checkpoints.take() {
             let journal = logs.journal().map(|(journal, _)| journal);
-            let (generation, slots) = (self.generation.clone(), self.slots.clone());
             let from = (parts, writing.ends(), journal);
-            self.making = Some(Making::new(kept, generation, slots, Arc::clone(self.processes), from));
+            self.making = Some(Making::start(kept, self.slots.clone(), Arc::clone(self.processes), from)?);
         }
         self.writing = Some(writing);
         let (processes, shared) = (Arc::clone(self.processes), Arc::clone(&self.shared));

@@ -10,6 +10,7 @@ use super::outlets::Starts;
 use super::processes::Processes;
 use super::standby::Following;
 use crate::admission::AdmissionRules;
+use crate::checkpoint;
 use crate::config::{FileInput, GeneratorSource, IngestPlan, Plan, SourceKind, SourcePlan};
 use crate::model::{Appender, EventTime, PartitionName, Slot, Slots};
 use crate::registry::{Client, ClientSettings, Schemas, ask_and_record};
@@ -169,13 +170,11 @@ impl Logs {
     }
 
     /// Whether a log goes on at a position that was read up to before.
-    pub fn check(&self, source: &str, partition: u32, position: u64) -> Result<(), String> {
+    pub fn check(&self, source: &str, partition: u32, position: u64) -> Result<(), SourceError> {
         let log = self.sources.iter().find(|log| log.name() == source);
         let log = log.filter(|log| partition < log.partitions());
-        let log = log.ok_or_else(|| {
-            format!("it includes source {source}, partition {partition}, which is not there")
-        })?;
-        log.check(partition, position).map_err(|error| format!("source {source}: {error}"))
+        let log = log.ok_or_else(|| SourceError::Fatal(format!("partition {partition} is not there")))?;
+        log.check(partition, position)
     }
 
     /// Those of all partitions that this process can read, from where they are read.
@@ -294,6 +293,15 @@ fn appender(plan: &Plan, ingest: &IngestPlan, into: &str) -> Result<Option<Arc<d
 pub fn rules(plan: &Plan) -> AdmissionRules {
     let (max_ahead, max_cities) = (Some(plan.max_ahead), plan.max_cities);
     AdmissionRules { max_ahead, max_cities, ..AdmissionRules::new(plan.retention.lateness) }
+}
+
+/// What says that a file is the one that was read before; not its device, whose number may be another one after a boot.
+pub fn file_identity(source: &SourcePlan) -> Option<(String, String)> {
+    use std::os::unix::fs::MetadataExt;
+    let SourceKind::File(FileInput { path, format, compression, .. }) = &source.kind else { return None };
+    let number = std::fs::metadata(path).map_or(0, |metadata| metadata.ino());
+    let value = format!("file {} with inode {number} as {format:?}, {compression:?}", path.display());
+    Some((format!("{}{}", checkpoint::SOURCE, source.name), value))
 }
 
 /// What decides which records are refused.

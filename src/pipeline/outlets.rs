@@ -26,7 +26,7 @@ use crate::kafka::topics::TopicFacts;
 use crate::kafka::{Cluster, letter_topics};
 use crate::model::{Render, Shard};
 use crate::registry::{Client, ClientSettings, RegistryError};
-use crate::sinks::kafka::progress::{Kept, ShardProgress, shard_key};
+use crate::sinks::kafka::progress::{Kept, Positions, ShardProgress, shard_key};
 use crate::sinks::kafka::render::{Avro, Json, Places, Results};
 use crate::sinks::kafka::{
     self, Alive, Claimed, Delivery, Ends, Fenced, Identity, KafkaSinkPlan, Keeper, Outlet, OutletError,
@@ -49,7 +49,7 @@ const REGISTRY_RETRY: Wait = Wait::from_millis(500);
 pub struct Prepared {
     drafts: Vec<Draft>,
     places: Option<Places>,
-    written: Written,
+    written: RowsWritten,
     /// By the source's name.
     letters: HashMap<String, Letters>,
 }
@@ -60,15 +60,29 @@ pub struct Outlets(Vec<Outlet>);
 /// What one process finds out for all.
 #[derive(Serialize, Deserialize)]
 struct Found {
-    written: Written,
+    written: RowsWritten,
     facts: Vec<BTreeMap<String, TopicFacts>>,
 }
 
 /// How rows are written; in Avro with the ids of their schemas, where they have any.
 #[derive(Clone, Copy, Serialize, Deserialize)]
-enum Written {
+enum RowsWritten {
     Json,
     Avro(Option<(u32, u32)>),
+}
+
+/// What a shard has made durable.
+pub struct Written {
+    pub positions: Positions,
+    /// Where it writes the dead letters of these alone.
+    pub only: Option<Vec<String>>,
+}
+
+impl Written {
+    /// Whether it writes anything of a source.
+    pub fn is_of(&self, source: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| only.iter().any(|own| own == source))
+    }
 }
 
 /// An outlet before it is opened.
@@ -138,7 +152,7 @@ impl Prepared {
             draft.topics.extend(letter_topics(&source.topic));
         }
         let Found { written, facts } = cluster.share(|| {
-            let written = plan.sink.as_ref().map_or(Ok(Written::Json), written)?;
+            let written = plan.sink.as_ref().map_or(Ok(RowsWritten::Json), written)?;
             let facts = drafts.iter().map(|draft| facts(plan, draft)).collect::<Result<Vec<_>, _>>()?;
             Ok::<_, RunError>(Found { written, facts })
         })?;
@@ -217,6 +231,21 @@ impl Prepared {
         })
     }
 
+    /// What every shard has made durable, by what is kept in the outlets.
+    pub fn written(&self, kept: &[&Kept]) -> Result<Vec<Written>, RunError> {
+        let mut all = Vec::new();
+        for (at, (draft, kept)) in self.drafts.iter().zip(kept).enumerate() {
+            let own = self.letters.iter().filter(|(_, letters)| letters.outlet == at);
+            let only = (!draft.has_results).then(|| own.map(|(source, _)| source.clone()).collect());
+            for shard in 0..draft.plan.shards {
+                let progress: Option<ShardProgress> = kept.get(&shard_key(shard))?;
+                let positions = progress.unwrap_or_default().positions;
+                all.push(Written { positions, only: Option::clone(&only) });
+            }
+        }
+        Ok(all)
+    }
+
     /// Cluster, progress topic and number of shards of each outlet.
     pub fn topics(&self) -> impl Iterator<Item = (&Cluster, &str, u16)> {
         self.drafts.iter().map(|draft| {
@@ -233,8 +262,8 @@ impl Prepared {
         let Prepared { written, .. } = *self;
         let render = self.places.map(|places| -> Arc<dyn Fn() -> Box<dyn Render> + Send + Sync> {
             match written {
-                Written::Json => Arc::new(move || Box::new(Results::new(places, Json))),
-                Written::Avro(ids) => Arc::new(move || Box::new(Results::new(places, Avro { ids }))),
+                RowsWritten::Json => Arc::new(move || Box::new(Results::new(places, Json))),
+                RowsWritten::Avro(ids) => Arc::new(move || Box::new(Results::new(places, Avro { ids }))),
             }
         });
         let current = self.places.is_some_and(|places| places.current_partitions.is_some());
@@ -293,10 +322,10 @@ impl Outlets {
 }
 
 /// Registers the schemas of rows, where there is a registry.
-fn written(sink: &KafkaSinkPlan) -> Result<Written, RunError> {
+fn written(sink: &KafkaSinkPlan) -> Result<RowsWritten, RunError> {
     let (urls, user) = match &sink.format {
-        RowFormat::Json => return Ok(Written::Json),
-        RowFormat::BareAvro => return Ok(Written::Avro(None)),
+        RowFormat::Json => return Ok(RowsWritten::Json),
+        RowFormat::BareAvro => return Ok(RowsWritten::Avro(None)),
         RowFormat::Avro { urls, user } => (urls.clone(), user.clone()),
     };
     let client = Client::new(&ClientSettings { urls, user, timeout: REGISTRY_TIMEOUT })?;
@@ -313,7 +342,7 @@ fn written(sink: &KafkaSinkPlan) -> Result<Written, RunError> {
     };
     let row = register(&sink.topic, ROW_SCHEMA)?;
     let current = sink.current_topic.as_ref().map(|topic| register(topic, CURRENT_SCHEMA));
-    Ok(Written::Avro(Some((row, current.transpose()?.unwrap_or(0)))))
+    Ok(RowsWritten::Avro(Some((row, current.transpose()?.unwrap_or(0)))))
 }
 
 /// Outlets that are written to.

@@ -61,6 +61,7 @@ struct Desk {
     coming: Mutex<Vec<Coming>>,
     parts: Mutex<Vec<CheckpointPart>>,
     sealed: Mutex<Option<(u64, Positions)>>,
+    given_up: AtomicU64,
     follow: Mutex<Vec<(Slot, u64)>>,
     take_over: AtomicBool,
 }
@@ -104,6 +105,7 @@ impl Processes {
             coming: Mutex::default(),
             parts: Mutex::default(),
             sealed: Mutex::default(),
+            given_up: AtomicU64::new(0),
             follow: Mutex::default(),
             take_over: AtomicBool::new(false),
         });
@@ -224,6 +226,11 @@ impl Processes {
     /// At other processes than the first: the last checkpoint whose epoch is complete, once.
     pub fn take_sealed(&self) -> Option<(u64, Positions)> {
         locked(&self.desk.sealed).take()
+    }
+
+    /// At other processes than the first: the last checkpoint that is not wanted any more; 0 before there is any.
+    pub fn given_up_checkpoint(&self) -> u64 {
+        self.desk.given_up.load(Ordering::Relaxed)
     }
 
     /// At other processes than the first: how far the generation that is followed has come since the last call, and whether it is time to
@@ -351,6 +358,9 @@ impl Desk {
             Message::TakeOver => self.take_over.store(true, Ordering::Release),
             Message::Sealed { checkpoint, positions } => {
                 *locked(&self.sealed) = Some((checkpoint, positions));
+            }
+            Message::GivenUp { checkpoint } => {
+                self.given_up.fetch_max(checkpoint, Ordering::Relaxed);
             }
             Message::Stop => {
                 if let (true, Some(links)) = (self.topology.is_first(), self.links.get()) {

@@ -116,12 +116,20 @@ fn damaged_manifests_are_refused() {
 #[test]
 fn what_was_computed_otherwise_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
-    let (checkpoints, [first, ..]) = three(folder.path());
+    let (checkpoints, [first, _, newest]) = three(folder.path());
     let mut other = identity();
     other.insert("formula".into(), "nws".into());
-    assert!(checkpoints.usable(&other).unwrap().is_empty());
-    let line = first.check_identity(&other).unwrap_err().to_string();
-    assert!(line.contains("formula = \"rothfusz\", and this run has \"nws\""), "{line}");
+    let line = checkpoints.usable(&other).unwrap_err().to_string();
+    assert!(
+        line.contains("0000000002-") && line.contains("formula = \"rothfusz\", and this run has \"nws\""),
+        "{line}"
+    );
+    // Also where it is not the newest of all, but the newest that is whole.
+    let manifest = folder.path().join(manifest_path(newest.name()));
+    let whole = fs::read(&manifest).unwrap();
+    fs::write(&manifest, "").unwrap();
+    assert!(matches!(checkpoints.usable(&other), Err(CheckpointError::Identity { .. })));
+    fs::write(&manifest, whole).unwrap();
     other.insert("formula".into(), "rothfusz".into());
     other.insert("window".into(), "1d".into());
     let line = first.check_identity(&other).unwrap_err().to_string();
@@ -130,6 +138,37 @@ fn what_was_computed_otherwise_is_refused_by_name() {
     let fewer = Slots::new(slots().all()[..1].to_vec());
     let error = checkpoints.load(&first, &all_shards(), &fewer).unwrap_err();
     assert!(error.to_string().contains("journal/1"), "{error}");
+}
+
+#[test]
+fn sources_come_and_go_but_do_not_change() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoints = open(folder.path());
+    let mut cut = cut("1-a", 1);
+    cut.identity.insert("source a".into(), "topic a as json".into());
+    let manifest = Manifest::new(cut.clone(), Vec::new(), None).unwrap();
+    checkpoints.publish(&manifest).unwrap();
+    let mut own = cut.identity;
+    own.insert("source b".into(), "topic b as json".into());
+    assert_eq!(checkpoints.usable(&own).unwrap().len(), 1);
+    own.remove("source a");
+    assert_eq!(checkpoints.usable(&own).unwrap().len(), 1);
+    own.insert("source a".into(), "topic a as avro".into());
+    let line = checkpoints.usable(&own).unwrap_err().to_string();
+    assert!(line.contains("source a = \"topic a as json\""), "{line}");
+}
+
+#[test]
+fn generations_that_are_counted_anew_go_on_in_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoints = open(folder.path());
+    assert_eq!(checkpoints.name_generation("1-a").unwrap(), "1-a");
+    publish(&checkpoints, "7-a", 1, &cities(1), None);
+    assert_eq!(checkpoints.name_generation("8-b").unwrap(), "8-b");
+    let (first, second) = (checkpoints.name_generation("1-c"), checkpoints.name_generation("2-d"));
+    assert_eq!((first.unwrap(), second.unwrap()), ("8-c".into(), "9-d".into()));
+    publish(&checkpoints, "9-d", 1, &cities(1), None);
+    assert_eq!(checkpoints.name_generation("0-e").unwrap(), "10-e");
 }
 
 #[test]
@@ -182,12 +221,13 @@ fn data(folder: &Path) -> Vec<String> {
 fn trimming_keeps_what_is_needed() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = open(folder.path());
-    assert_eq!(checkpoints.trim(3).unwrap(), None);
+    assert_eq!(checkpoints.trim(3).unwrap(), []);
     let orphan = |generation: &str, epoch: u64| {
         let mark = Mark { checkpoint: epoch, full: true };
         drop(parts(&checkpoints, generation, 1, mark, epoch, &cities(1)[..1]));
     };
-    let position = |positions: Option<Positions>| positions.unwrap()["journal"][&0];
+    let position =
+        |kept: Vec<Arc<Manifest>>| kept.iter().map(|one| one.positions["journal"][&0]).min().unwrap();
     orphan("1-dead", 5);
     let first = publish(&checkpoints, "2-a", 10, &cities(1), None);
     let second = publish(&checkpoints, "2-a", 20, &cities(2)[..1], Some(&first));
@@ -259,12 +299,60 @@ fn a_part_that_is_cut_off_is_none() {
     writer.end();
     writer.begin(Mark { checkpoint: 3, full: false }, 3);
     writer.city(cities(1).remove(0));
+    let heard: Vec<_> = (0..2).map(|_| told.recv_timeout(Duration::from_secs(60)).unwrap()).collect();
     drop(writer);
-    let told: Vec<_> = told.into_iter().collect();
-    assert_eq!(told.len(), 2);
+    assert!(told.recv().is_err());
+    let told = heard;
     assert!(matches!((told[0].1, &told[0].2), (1, Err(CheckpointError::Parts(_)))));
     let part = told[1].2.as_ref().unwrap();
     assert_eq!((part.epoch, part.segments.len(), part.segments[0].cities.rows), (2, 1, 1));
+}
+
+#[test]
+fn what_others_have_written_elsewhere_is_not_published() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoints = open(folder.path());
+    let mark = Mark { checkpoint: 1, full: true };
+    let parts = parts(&checkpoints, "1-a", 2, mark, 1, &cities(1));
+    let manifest = Manifest::new(cut("1-a", 1), parts, None).unwrap();
+    let lost = manifest.files().last().unwrap();
+    fs::remove_file(folder.path().join(&lost.path)).unwrap();
+    let line = checkpoints.publish(&manifest).unwrap_err().to_string();
+    assert!(line.contains(&lost.path) && line.contains("same store"), "{line}");
+    assert!(checkpoints.list().unwrap().is_empty());
+    until("that its files are removed", || data(folder.path()).is_empty());
+}
+
+#[test]
+fn what_earlier_generations_have_not_finished_is_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoints = open(folder.path());
+    let orphan = |generation: &str, epoch: u64| {
+        let mark = Mark { checkpoint: epoch, full: true };
+        drop(parts(&checkpoints, generation, 1, mark, epoch, &cities(1)[..1]));
+    };
+    let published = publish(&checkpoints, "1-a", 1, &cities(1), None);
+    let damaged = publish(&checkpoints, "1-a", 2, &cities(1), None);
+    checkpoints.set_aside(damaged.name()).unwrap();
+    orphan("1-a", 3);
+    orphan("2-b", 4);
+    // As a process that is killed leaves them.
+    let cut_off = |path: String| fs::write(folder.path().join(path), "PAR1").unwrap();
+    let own = published.files().next().unwrap();
+    cut_off(format!("{}#1", own.path));
+    cut_off(format!("data/{}-b/cities-01.parquet#12", Name { generation: 2, epoch: 4 }));
+    cut_off(format!("manifests/{}.json#1", Name { generation: 1, epoch: 3 }));
+    checkpoints.sweep("2-b").unwrap();
+    let folders = data(folder.path());
+    assert_eq!(folders.len(), 3, "{folders:?}");
+    assert!(load(&checkpoints, &published).is_ok());
+    let unfinished = |folder: &Path| {
+        let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        entries.filter(|path| path.display().to_string().contains('#')).count()
+    };
+    assert_eq!(unfinished(&folder.path().join("manifests")), 0);
+    let left: usize = folders.iter().map(|name| unfinished(&folder.path().join("data").join(name))).sum();
+    assert_eq!(left, 1, "that of the generation that runs");
 }
 
 /// The process that dies with all files written and no manifest.

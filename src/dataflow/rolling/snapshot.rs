@@ -33,7 +33,7 @@ pub struct Snapshooter {
 }
 
 struct Running {
-    full: bool,
+    mark: Mark,
     /// Which cities were given or have not changed; there are no others.
     given: Vec<bool>,
     /// The first that may not be.
@@ -47,18 +47,23 @@ impl Snapshooter {
 
     /// Begins a snapshot of the state as it is, which is that after `epoch`; one that is going on is finished.
     pub fn begin(&mut self, mark: Mark, epoch: u64, rolling: &mut Rolling) {
+        self.look_if_wanted();
+        if self.taker.has_given_up(mark) {
+            return;
+        }
         while let Some(running) = &mut self.running {
             running.give_next(rolling, &mut *self.taker);
             self.end_if_all_are_given();
         }
         self.taker.begin(mark, epoch);
         let given = vec![false; rolling.store.heads.len()];
-        self.running = Some(Running { full: mark.full, given, next: 0 });
+        self.running = Some(Running { mark, given, next: 0 });
         self.end_if_all_are_given();
     }
 
     /// Gives the cities that an epoch is about to touch.
     pub fn make_way(&mut self, arrivals: &[Vec<Arrival>], rolling: &mut Rolling) {
+        self.look_if_wanted();
         let Some(running) = &mut self.running else { return };
         for arrival in arrivals.iter().flatten() {
             let city = rolling.cities.get(arrival.city) as usize;
@@ -71,6 +76,7 @@ impl Snapshooter {
     /// Gives the next slice; returns after how long it wants to go on, unless nothing is left to give.
     pub fn go_on(&mut self, rolling: &mut Rolling) -> Option<Span> {
         let start = Instant::now();
+        self.look_if_wanted();
         while let Some(running) = &mut self.running {
             if self.taker.is_full() {
                 return Some(PAUSE);
@@ -89,6 +95,10 @@ impl Snapshooter {
     /// Gives up a snapshot that is going on.
     pub fn stop(&mut self) {
         self.running = None;
+    }
+
+    fn look_if_wanted(&mut self) {
+        self.running.take_if(|running| self.taker.has_given_up(running.mark));
     }
 
     fn end_if_all_are_given(&mut self) {
@@ -111,7 +121,7 @@ impl Running {
 
     fn give(&mut self, city: usize, rolling: &mut Rolling, taker: &mut dyn Snapshots) {
         self.given[city] = true;
-        if let Some(state) = rolling.take_state(city as u32, self.full) {
+        if let Some(state) = rolling.take_state(city as u32, self.mark.full) {
             taker.city(state);
         }
     }
@@ -199,5 +209,90 @@ impl super::Cities {
     /// A city that no source has introduced in this run; nothing where there already is one of the name.
     fn resume(&mut self, name: Arc<str>, slot: Slot) -> Option<u32> {
         (!self.by_name.contains_key(&name)).then(|| self.push(name, slot.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::dataflow::heat_index::Formula;
+    use crate::dataflow::rolling::{Retention, Wanted};
+    use crate::model::{Category, CityNames, Duration, HeatIndex, HeldReading};
+
+    #[derive(Clone, Default)]
+    struct Taker {
+        given_up: Rc<Cell<u64>>,
+        full: Rc<Cell<bool>>,
+        begun: Rc<RefCell<Vec<u64>>>,
+        given: Rc<Cell<usize>>,
+        ended: Rc<Cell<usize>>,
+    }
+
+    impl Snapshots for Taker {
+        fn begin(&mut self, mark: Mark, _: u64) {
+            self.begun.borrow_mut().push(mark.checkpoint);
+        }
+
+        fn city(&mut self, _: CityState) {
+            self.given.set(self.given.get() + 1);
+        }
+
+        fn end(&mut self) {
+            self.ended.set(self.ended.get() + 1);
+        }
+
+        fn is_full(&self) -> bool {
+            self.full.get()
+        }
+
+        fn has_given_up(&self, mark: Mark) -> bool {
+            mark.checkpoint <= self.given_up.get()
+        }
+    }
+
+    fn city(number: i64) -> CityState {
+        let reading = HeldReading {
+            reading_at: EventTime::from_millis(60_000 * number).unwrap(),
+            heat_index: HeatIndex::from_micros(70_000_000),
+            category: Category::ALL[0],
+            revision: None,
+        };
+        CityState {
+            name: format!("city {number}").into(),
+            slot: Slot(0),
+            high: Some(reading.reading_at),
+            since: EventTime::MIN,
+            blocks: vec![Block::pack(&[reading])],
+            withdrawn: Vec::new(),
+            measured: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_is_given_up_is_given_no_further() {
+        let day = Duration::from_millis(86_400_000).unwrap();
+        let retention = Retention { window: day, lateness: day, history: day };
+        let mut rolling = Rolling::new(Formula::Nws, retention, Wanted::default(), CityNames::default());
+        rolling.resume((0..40).map(city).collect(), &mut Changed::default());
+        let taker = Taker::default();
+        let mut snapshots = Snapshooter::new(Box::new(taker.clone()));
+        let mark = |checkpoint: u64| Mark { checkpoint, full: true };
+        taker.full.set(true);
+        snapshots.begin(mark(1), 1, &mut rolling);
+        assert!(snapshots.go_on(&mut rolling).is_some());
+        taker.given_up.set(2);
+        assert!(snapshots.go_on(&mut rolling).is_none());
+        // One whose mark comes after it was given up does not begin.
+        snapshots.begin(mark(2), 2, &mut rolling);
+        taker.full.set(false);
+        assert!(snapshots.go_on(&mut rolling).is_none());
+        assert_eq!((taker.given.get(), taker.ended.get()), (0, 0));
+        snapshots.begin(mark(3), 3, &mut rolling);
+        while snapshots.go_on(&mut rolling).is_some() {}
+        assert_eq!((taker.given.get(), taker.ended.get()), (40, 1));
+        assert_eq!(*taker.begun.borrow(), [1, 3]);
     }
 }

@@ -96,6 +96,11 @@ pub enum JournalError {
     InUse { dir: PathBuf },
     #[error("the journal in {} is damaged: {what}; {REMEDY}", dir.display())]
     Damaged { dir: PathBuf, what: String },
+    #[error(
+        "partition {partition} of the journal in {} ends at {end}, so nothing is removed before {upto}: what covers that is of another journal",
+        dir.display()
+    )]
+    Beyond { dir: PathBuf, partition: u32, end: u64, upto: u64 },
 }
 
 const REMEDY: &str = "restore it from a backup, or move it away to begin anew";
@@ -197,12 +202,22 @@ impl Journal {
     /// Removes the records of partitions that lie before a position, as far as whole blocks of them do; each partition keeps its last block.
     /// That they are gone is durable before they go, so a crash leaves at most some that the next call removes. It is to be called
     /// by one thread, which may have to wait until the storage has given the room back.
+    ///
+    /// # Errors
+    ///
+    /// Also where a position lies behind the end, before anything is removed: it is not of this journal.
     pub fn trim(&self, upto: &[(u32, u64)]) -> Result<(), JournalError> {
         let dir = &self.shared.dir;
         let failed = |failure: Failure| match failure {
             Failure::Io(source) => JournalError::Io { path: dir.clone(), source },
             failure => JournalError::damaged(dir, &failure.to_string()),
         };
+        let beyond =
+            |(partition, upto): &&(u32, u64)| *partition < self.partitions() && *upto > self.end(*partition);
+        if let Some((partition, upto)) = upto.iter().find(beyond) {
+            let (dir, end) = (dir.clone(), self.end(*partition));
+            return Err(JournalError::Beyond { dir, partition: *partition, end, upto: *upto });
+        }
         let mut begins = Vec::new();
         for (partition, upto) in upto.iter().filter(|(partition, _)| *partition < self.partitions()) {
             let begin = self.shared.store.begin_of_block(*partition, *upto).map_err(failed)?;

@@ -4,6 +4,7 @@ mod appender;
 mod avro;
 pub mod broker;
 pub mod case;
+mod checkpoints;
 mod faults;
 mod kills;
 mod letters;

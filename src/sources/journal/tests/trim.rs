@@ -30,8 +30,8 @@ fn what_lies_before_a_position_goes() {
     journal.shared.store.flush();
     fill(&journal, 50, 50);
     let before = read_all(&journal).unwrap();
-    // A position in the middle, one behind the end, and a partition that there is not.
-    journal.trim(&[(0, 31), (1, 10_000), (7, 5)]).unwrap();
+    // A position in the middle, the end, and a partition that there is not.
+    journal.trim(&[(0, 31), (1, journal.end(1)), (7, 5)]).unwrap();
     let check = |journal: &Journal| {
         for partition in 0..2u32 {
             let (begin, end) = (journal.begin(partition), journal.end(partition));
@@ -64,6 +64,17 @@ fn what_lies_before_a_position_goes() {
     drop(journal);
     let journal = Journal::open(dir.path(), plan(2)).unwrap();
     assert_eq!([journal.end(0), journal.end(1)], ends);
+}
+
+#[test]
+fn a_position_of_another_journal_removes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Journal::open(dir.path(), plan(2)).unwrap();
+    fill(&journal, 0, 50);
+    let before = read_all(&journal).unwrap();
+    let refused = journal.trim(&[(0, 20), (1, journal.end(1) + 1)]).unwrap_err();
+    assert!(refused.to_string().contains("of another journal"), "{refused}");
+    assert_eq!(read_all(&journal).unwrap(), before);
 }
 
 #[test]

@@ -1,0 +1,164 @@
+//! Which checkpoints a start may take up.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::thread;
+use std::time::{Duration as Wait, Instant};
+
+use crate::checkpoint::{Checkpoints, Manifest, Name};
+use crate::model::PartitionName;
+use crate::pipeline::live::RunError;
+use crate::pipeline::outlets::Written;
+use crate::sources::SourceError;
+
+/// How long a log may not answer before the start fails, and how often it is asked.
+const LOG_PATIENCE: Wait = Wait::from_secs(60);
+const LOG_RETRY: Wait = Wait::from_millis(500);
+/// How often a start lists them anew while they are given up as fast as it tries.
+const MOST_LISTS: u32 = 100;
+
+/// What a run begins with beside checkpoints.
+pub struct Beginning<'a> {
+    /// Whether a log goes on at a position.
+    pub check: &'a dyn Fn(&str, u32, u64) -> Result<(), SourceError>,
+    /// All there are, and from where each is read without a checkpoint.
+    pub partitions: &'a [(PartitionName, u64)],
+    /// How far each shard of the sinks has come, as it is now.
+    pub written: &'a dyn Fn() -> Result<Vec<Written>, RunError>,
+    /// Another generation writes them, and makes checkpoints.
+    pub is_following: bool,
+}
+
+/// Gives checkpoints to try, the newest first.
+pub(super) struct Candidates<'a> {
+    checkpoints: &'a Checkpoints,
+    identity: &'a BTreeMap<String, String>,
+    beginning: &'a Beginning<'a>,
+    /// Those that were given or will not do.
+    tried: BTreeSet<Name>,
+    /// The newest that the sinks lack something of, and what.
+    lacking: Option<(Name, String)>,
+    lists: u32,
+}
+
+impl<'a> Candidates<'a> {
+    pub(super) fn new(
+        checkpoints: &'a Checkpoints,
+        identity: &'a BTreeMap<String, String>,
+        beginning: &'a Beginning<'a>,
+    ) -> Candidates<'a> {
+        Candidates { checkpoints, identity, beginning, tried: BTreeSet::new(), lacking: None, lists: 0 }
+    }
+
+    /// The newest that was not tried yet, of all that there are now: a generation that runs gives up some and publishes others.
+    pub(super) fn next(&mut self) -> Result<Option<Manifest>, RunError> {
+        while self.lists < MOST_LISTS {
+            self.lists += 1;
+            let newest = self.checkpoints.list()?.first().copied();
+            let usable = self.checkpoints.usable(self.identity)?;
+            let written = (self.beginning.written)()?;
+            for manifest in usable {
+                if self.tried.insert(manifest.name()) && self.fits(&manifest, &written)? {
+                    return Ok(Some(manifest));
+                }
+            }
+            if self.checkpoints.list()?.first().copied() == newest {
+                return self.none().map(|()| None);
+            }
+        }
+        Err(RunError::Failed(
+            "checkpoints are given up faster than one can be loaded: set checkpoints.keep or checkpoints.every higher"
+                .into(),
+        ))
+    }
+
+    /// Whether the sinks have all that a checkpoint includes, and the logs go on where it ends; where not, the log says why.
+    fn fits(&mut self, manifest: &Manifest, written: &[Written]) -> Result<bool, RunError> {
+        let name = manifest.name();
+        let lacks = lacks(manifest, written, self.beginning.partitions);
+        let why = match &lacks {
+            Some(lacks) => Some(lacks.clone()),
+            None => self.does_not_go_on(manifest)?,
+        };
+        if let Some(why) = &why {
+            tracing::warn!(checkpoint = %name, "a checkpoint is not used: {why}");
+        }
+        if let (Some(lacks), None) = (lacks, &self.lacking) {
+            self.lacking = Some((name, lacks));
+        }
+        Ok(why.is_none())
+    }
+
+    fn does_not_go_on(&self, manifest: &Manifest) -> Result<Option<String>, RunError> {
+        for (source, partition, at) in positions(manifest) {
+            let check = || (self.beginning.check)(source, partition, at);
+            if let Err(why) = patiently(check, LOG_PATIENCE, LOG_RETRY)? {
+                return Ok(Some(format!("source {source}: {why}")));
+            }
+        }
+        Ok(None)
+    }
+
+    /// There is none: what one has that the sinks lack must be in the logs then.
+    fn none(&self) -> Result<(), RunError> {
+        let Some((name, lacks)) = &self.lacking else { return Ok(()) };
+        for (partition, start) in self.beginning.partitions {
+            let check = || (self.beginning.check)(&partition.source, partition.partition, *start);
+            if let Err(why) = patiently(check, LOG_PATIENCE, LOG_RETRY)? {
+                return Err(RunError::Failed(format!(
+                    "the checkpoint {name} includes what was not written ({lacks}), and that cannot be computed again ({why}): configure the sinks \
+                     as they were, restore their progress topics, or begin with another data directory and another place for checkpoints"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn positions(manifest: &Manifest) -> impl Iterator<Item = (&str, u32, u64)> {
+    let each = manifest.positions.iter();
+    each.flat_map(|(source, of)| of.iter().map(move |(partition, at)| (source.as_str(), *partition, *at)))
+}
+
+/// What a shard of the sinks lacks of what a checkpoint includes: nobody would ever write it.
+pub(super) fn lacks(
+    manifest: &Manifest,
+    written: &[Written],
+    partitions: &[(PartitionName, u64)],
+) -> Option<String> {
+    let start_of = |source: &str, partition: u32| {
+        let known =
+            partitions.iter().find(|(name, _)| *name.source == *source && name.partition == partition);
+        known.map_or(0, |(_, start)| *start)
+    };
+    let of_shard = |shard: &Written| {
+        positions(manifest).filter(|(source, ..)| shard.is_of(source)).find_map(|(source, partition, at)| {
+            // One that is not recorded was not read beyond its start.
+            let has = shard.positions.get(source).and_then(|of| of.get(&partition)).copied();
+            let has = has.unwrap_or_else(|| start_of(source, partition));
+            (has < at)
+                .then(|| format!("the sinks are complete up to {source}/{partition}/{has}, it up to {at}"))
+        })
+    };
+    written.iter().find_map(of_shard)
+}
+
+/// What a log says, once it answers.
+pub(super) fn patiently(
+    check: impl Fn() -> Result<(), SourceError>,
+    patience: Wait,
+    retry: Wait,
+) -> Result<Result<(), String>, RunError> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match check() {
+            Ok(()) => return Ok(Ok(())),
+            Err(SourceError::Fatal(why)) => return Ok(Err(why)),
+            Err(SourceError::Transient(why)) if Instant::now() >= deadline => {
+                return Err(RunError::Failed(format!(
+                    "whether checkpoints fit the logs cannot be found out: {why}"
+                )));
+            }
+            Err(SourceError::Transient(_)) => thread::sleep(retry),
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! Which checkpoints are taken up, which are put aside, and how far the journal is trimmed.
+
+use std::cell::{Cell, RefCell};
+use std::fs;
+use std::path::Path;
+use std::thread::Thread;
+use std::time::Duration as Wait;
+
+use super::candidates::{lacks, patiently};
+use super::making::covered;
+use super::*;
+use crate::checkpoint::{Cut, FileEntry, Name, Segment};
+use crate::config::{FileInput, SourcePlan};
+use crate::model::Duration;
+use crate::pipeline::outlets::Written;
+use crate::sources::{Partition, Source, SourceError};
+
+/// A log of two partitions that ends there.
+struct Log([u64; 2]);
+
+impl Source for Log {
+    fn name(&self) -> &str {
+        "journal"
+    }
+
+    fn partitions(&self) -> u32 {
+        2
+    }
+
+    fn check(&self, partition: u32, position: u64) -> Result<(), SourceError> {
+        match position <= self.0[partition as usize] {
+            true => Ok(()),
+            false => Err(SourceError::Fatal("it ends before".into())),
+        }
+    }
+
+    fn open(&self, _: u32, _: u64, _: Thread) -> Result<Box<dyn Partition>, SourceError> {
+        Err(SourceError::Fatal("not to be read".into()))
+    }
+}
+
+fn cut(generation: &str, epoch: u64, positions: [u64; 2]) -> Cut {
+    let identity = BTreeMap::from([("formula".to_owned(), "nws".to_owned())]);
+    let positions = BTreeMap::from([("journal".to_owned(), (0..).zip(positions).collect())]);
+    Cut { generation: generation.into(), epoch, identity, positions }
+}
+
+fn manifest(generation: &str, epoch: u64, positions: [u64; 2]) -> Manifest {
+    Manifest::new(cut(generation, epoch, positions), Vec::new(), None).unwrap()
+}
+
+fn kept_in(folder: &Path) -> Checkpointed {
+    let place = Place::Folder(folder.into());
+    let every = Duration::from_millis(60_000).unwrap();
+    Checkpointed {
+        checkpoints: Checkpoints::open(&place).unwrap(),
+        plan: CheckpointPlan { place, is_given: true, every, keep: 3 },
+        identity: cut("1-a", 1, [0, 0]).identity,
+        generation: "1-a".into(),
+    }
+}
+
+/// A checkpoint whose manifest is whole, with a file that is not what it says.
+fn damaged(kept: &Checkpointed, folder: &Path, epoch: u64) -> Manifest {
+    let path = format!("data/{}-a/cities-00.parquet", Name { generation: 1, epoch });
+    fs::create_dir_all(folder.join(&path).parent().unwrap()).unwrap();
+    fs::write(folder.join(&path), "PAR1").unwrap();
+    let cities = FileEntry { path, bytes: 4, rows: 1, xxh3: "0123456789abcdef".into() };
+    let segments = vec![Segment { shard: 0, cities, readings: None }];
+    let part = Part { mark: Mark { checkpoint: epoch, full: true }, epoch, segments };
+    let manifest = Manifest::new(cut("1-a", epoch, [5, 5]), vec![part], None).unwrap();
+    kept.checkpoints.publish(&manifest).unwrap();
+    manifest
+}
+
+#[test]
+fn the_journal_is_kept_from_the_oldest_that_is_of_it() {
+    let newest = manifest("9-c", 90, [50, 60]);
+    let kept = |others: Vec<Manifest>| -> Vec<Arc<Manifest>> {
+        others.into_iter().chain([newest.clone()]).map(Arc::new).collect()
+    };
+    let of = |others: Vec<Manifest>| covered(&newest, &kept(others), &Log([55, 65]));
+    assert_eq!(of(vec![]), [(0, 50), (1, 60)]);
+    // Each is the oldest in one partition.
+    assert_eq!(of(vec![manifest("9-c", 70, [20, 55]), manifest("9-c", 80, [45, 30])]), [(0, 20), (1, 30)]);
+    // Of a journal that was longer, or read further by then.
+    assert_eq!(of(vec![manifest("8-b", 70, [10, 1_000])]), [(0, 50), (1, 60)]);
+    assert_eq!(of(vec![manifest("8-b", 70, [54, 64])]), [(0, 50), (1, 60)]);
+    let mut other = manifest("8-b", 70, [10, 10]);
+    other.identity.insert("formula".into(), "lu-romps".into());
+    assert_eq!(of(vec![other]), [(0, 50), (1, 60)]);
+    // One that does not say is of nothing of it.
+    let mut without = manifest("8-b", 70, [10, 10]);
+    without.positions.clear();
+    assert_eq!(of(vec![without]), [(0, 0), (1, 0)]);
+}
+
+fn written(positions: &[(&str, &[(u32, u64)])]) -> Written {
+    let of = |(source, of): &(&str, &[(u32, u64)])| (Arc::from(*source), of.iter().copied().collect());
+    Written { positions: positions.iter().map(of).collect(), only: None }
+}
+
+#[test]
+fn sinks_that_are_behind_a_checkpoint_are_noticed() {
+    let start = |partition: u32, at: u64| (PartitionName { source: "journal".into(), partition }, at);
+    let starts = [start(0, 0), start(1, 40)];
+    let lacks = |written: &[Written]| lacks(&manifest("1-a", 1, [50, 40]), written, &starts);
+    assert_eq!(lacks(&[]), None);
+    let whole = || written(&[("journal", &[(0, 50), (1, 41)])]);
+    assert_eq!(lacks(&[whole(), whole()]), None);
+    // A partition that is not recorded was read up to its start.
+    assert_eq!(lacks(&[whole(), written(&[("journal", &[(0, 50)])])]), None);
+    for behind in
+        [written(&[]), written(&[("journal", &[(0, 49), (1, 41)])]), written(&[("other", &[(0, 90)])])]
+    {
+        let line = lacks(&[whole(), behind]).unwrap();
+        assert!(line.contains("journal/0/") && line.contains("up to 50"), "{line}");
+    }
+}
+
+#[test]
+fn a_log_that_does_not_answer_is_asked_again() {
+    let asked = Cell::new(0);
+    let check = |answers: u32| {
+        let check = || {
+            asked.set(asked.get() + 1);
+            match asked.get() >= answers {
+                true => Err(SourceError::Fatal("it ends before".into())),
+                false => Err(SourceError::Transient("no broker".into())),
+            }
+        };
+        patiently(check, Wait::from_millis(200), Wait::from_millis(1))
+    };
+    assert_eq!(check(4).unwrap(), Err("it ends before".into()));
+    let line = check(u32::MAX).unwrap_err().to_string();
+    assert!(line.contains("no broker"), "{line}");
+    assert_eq!(patiently(|| Ok(()), Wait::ZERO, Wait::ZERO).unwrap(), Ok(()));
+}
+
+fn failed(kind: FailureKind) -> Option<Failure> {
+    Some(Failure { why: "as the test wants".into(), kind })
+}
+
+#[test]
+fn only_what_is_damaged_here_is_put_aside() {
+    use FailureKind::{Damaged, Missing, Store, Unfit};
+    let folder = tempfile::tempdir().unwrap();
+    let kept = kept_in(folder.path());
+    let whole = manifest("1-a", 1, [5, 5]);
+    kept.checkpoints.publish(&whole).unwrap();
+    let broken = damaged(&kept, folder.path(), 2);
+    let is_left = |manifest: &Manifest| kept.checkpoints.list().unwrap().contains(&manifest.name());
+
+    assert!(kept.judge(&whole, vec![None, None], false).unwrap());
+    // What process 0 can read is not damaged, and not missing.
+    for kind in [Damaged, Missing] {
+        let line = kept.judge(&whole, vec![None, failed(kind)], false).unwrap_err().to_string();
+        assert!(line.contains("process 1") && line.contains("not the same store"), "{line}");
+    }
+    assert!(!kept.judge(&whole, vec![failed(Damaged), None], false).unwrap(), "it was read better since");
+    assert!(!kept.judge(&whole, vec![None, failed(Unfit)], false).unwrap());
+    assert!(kept.judge(&whole, vec![None, failed(Store)], false).is_err());
+    assert!(is_left(&whole));
+    // While another generation runs, it is that one's.
+    assert!(!kept.judge(&broken, vec![None, failed(Damaged)], true).unwrap());
+    assert!(is_left(&broken));
+    assert!(!kept.judge(&broken, vec![None, failed(Damaged)], false).unwrap());
+    assert!(!is_left(&broken));
+    // It is gone by now.
+    assert!(!kept.judge(&broken, vec![None, failed(Missing)], false).unwrap());
+}
+
+#[test]
+fn what_comes_while_others_are_tried_is_tried_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept = kept_in(folder.path());
+    let publish = |epoch: u64| kept.checkpoints.publish(&manifest("1-a", epoch, [5, 5])).unwrap();
+    publish(1);
+    publish(2);
+    let come = RefCell::new(vec![4, 3]);
+    let check = |_: &str, _: u32, _: u64| Ok(());
+    // Another generation publishes, and gives all others up, whenever it is looked at.
+    let written = || {
+        if let Some(epoch) = come.borrow_mut().pop() {
+            publish(epoch);
+            kept.checkpoints.trim(1).unwrap();
+        }
+        Ok(vec![])
+    };
+    let beginning = Beginning { check: &check, partitions: &[], written: &written, is_following: true };
+    let mut candidates = Candidates::new(&kept.checkpoints, &kept.identity, &beginning);
+    let mut epochs = Vec::new();
+    while let Some(next) = candidates.next().unwrap() {
+        epochs.push(next.epoch);
+    }
+    assert_eq!(epochs, [2, 3, 4]);
+}
+
+#[test]
+fn what_sinks_lack_must_be_in_the_logs() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept = kept_in(folder.path());
+    kept.checkpoints.publish(&manifest("1-a", 1, [50, 40])).unwrap();
+    let partitions: Vec<_> =
+        (0..2).map(|partition| (PartitionName { source: "journal".into(), partition }, 0)).collect();
+    let next = |begin: u64, written_: &dyn Fn() -> Result<Vec<Written>, RunError>| {
+        let check = |_: &str, _: u32, at: u64| match at >= begin {
+            true => Ok(()),
+            false => Err(SourceError::Fatal(format!("it begins at {begin}"))),
+        };
+        let beginning =
+            Beginning { check: &check, partitions: &partitions, written: written_, is_following: false };
+        Candidates::new(&kept.checkpoints, &kept.identity, &beginning).next()
+    };
+    let nothing = || Ok(vec![written(&[])]);
+    let all = || Ok(vec![written(&[("journal", &[(0, 50), (1, 40)])])]);
+    assert!(next(0, &nothing).unwrap().is_none(), "everything is written anew");
+    let line = next(10, &nothing).unwrap_err().to_string();
+    assert!(line.contains("was not written") && line.contains("it begins at 10"), "{line}");
+    assert!(next(10, &all).unwrap().is_some());
+    assert!(next(45, &all).unwrap().is_none(), "the log does not go on there");
+}
+
+#[test]
+fn another_file_under_the_same_name_is_another_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, new) = (folder.path().join("readings.csv"), folder.path().join("new.csv"));
+    let (format, compression) = (crate::codec::Format::Csv, crate::codec::Compression::None);
+    let input = FileInput { path: path.clone(), format, compression, follow: true };
+    let source = SourcePlan { name: "a".into(), kind: SourceKind::File(input) };
+    fs::write(&path, "city\n").unwrap();
+    let before = file_identity(&source).unwrap();
+    assert_eq!(before.0, "source a");
+    fs::write(&path, "city\nx\n").unwrap();
+    assert_eq!(file_identity(&source).unwrap(), before, "it has grown");
+    fs::write(&new, "city\n").unwrap();
+    fs::rename(&new, &path).unwrap();
+    assert_ne!(file_identity(&source).unwrap(), before);
+}
+
+#[test]
+fn parts_of_what_was_given_up_are_given_back() {
+    let parts = Parts::default();
+    let mark = |checkpoint: u64| Mark { checkpoint, full: true };
+    let part = |checkpoint: u64| Part { mark: mark(checkpoint), epoch: checkpoint, segments: Vec::new() };
+    assert_eq!(parts.add(mark(1), Ok(part(1))), None);
+    assert_eq!(parts.add(mark(1), Err("full".into())), None);
+    assert_eq!(parts.give_up(1), [part(1)]);
+    assert_eq!(parts.add(mark(1), Ok(part(1))), Some(part(1)));
+    assert_eq!(parts.add(mark(2), Ok(part(2))), None);
+    assert_eq!(parts.take(2, 2), None);
+    assert_eq!(parts.add(mark(2), Ok(part(2))), None);
+    assert_eq!(parts.take(2, 2).map(|parts| parts.len()), Some(2));
+}
