@@ -298,7 +298,11 @@ impl Talk<'_> {
         let (mut line, mut piece) = (Vec::new(), [0u8; PIECE]);
         loop {
             self.socket.set_read_timeout(Some(self.left()?)).map_err(text)?;
-            let there = self.socket.peek(&mut piece).map_err(text)?;
+            let there = match self.socket.peek(&mut piece) {
+                // By a signal, which a socket with a timeout does not hide.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                there => there.map_err(text)?,
+            };
             if there == 0 {
                 return Err("the connection was closed".into());
             }

@@ -33,6 +33,7 @@ fn meet(caller: ClusterPlan, verdict: Verdict) -> (Result<(), Failure>, Result<C
         Ok(caller)
     });
     let called = call(&mut calling, &caller, &Purpose::Link, 0, soon());
+    drop(calling);
     (called, listener.join().unwrap())
 }
 

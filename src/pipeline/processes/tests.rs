@@ -67,7 +67,7 @@ fn sources_wait_everywhere_for_the_slowest_process() {
     }
     all[1].shared.set_congested(true);
     all[2].shared.set_congested(true);
-    wait_for("that all wait", || all.iter().all(all_wait(true)));
+    wait_for("that process 0 knows of both", || *locked(&all[0].processes.desk.congested) == 0b110);
     all[1].shared.set_congested(false);
     // What is heard of one process is heard in order: the other one still counts.
     all[1].processes.tell(&Message::Newest { epoch: 1 });
