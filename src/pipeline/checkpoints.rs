@@ -177,9 +177,8 @@ impl Checkpointed {
             tracing::warn!(process, "a checkpoint is not used: {why}");
         }
         let is_doubtful = |failure: &Failure| failure.kind != FailureKind::Unfit;
-        match failed.iter().find(|(_, failure)| is_doubtful(failure)) {
-            Some((process, failure)) => self.doubt(manifest, *process, &failure.why, is_following)?,
-            None => {}
+        if let Some((process, failure)) = failed.iter().find(|(_, failure)| is_doubtful(failure)) {
+            self.doubt(manifest, *process, &failure.why, is_following)?;
         }
         Ok(failed.is_empty())
     }

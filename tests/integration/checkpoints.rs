@@ -200,9 +200,10 @@ fn duckdb_reads_them() {
     });
     service.terminate();
 
-    let counted = duckdb(&python, &readme_sql(&kept));
+    // As text, since Python has no types for times with zones of its own.
+    let counted = duckdb(&python, &format!("SELECT COLUMNS(*)::VARCHAR FROM ({})", readme_sql(&kept)));
     assert_eq!(counted.len(), 30);
-    assert!(counted.iter().all(|row| row[1] == 25), "{counted:?}");
+    assert!(counted.iter().all(|row| row[1] == "25"), "{counted:?}");
     let newest = format!(
         "SELECT city, arg_max(heat_index, reading_at), epoch_ms(max(reading_at)) FROM '{}/data/*/readings-*.parquet' GROUP BY city",
         url[1]
@@ -313,19 +314,16 @@ fn a_journal_that_was_begun_anew_is_not_trimmed_by_old_checkpoints() {
 
     let known: Vec<Value> = list(&url, &[]).iter().map(|one| one["name"].clone()).collect();
     let service = Service::start(&data, &config).ready();
-    for minute in 0..10 {
-        post_minutes(&service.address, minute..minute + 1);
-    }
-    wait_for_readings(&service.address, 10);
+    let mut posted = 0;
     wait_for("a checkpoint of it", || {
-        let new: u64 = list(&url, &[]).iter().filter(|one| !known.contains(&one["name"])).map(cities).sum();
-        (new >= 300).then_some(())
+        post_minutes(&service.address, posted..posted + 1);
+        posted += 1;
+        list(&url, &[]).iter().any(|one| cities(one) > 0 && !known.contains(&one["name"])).then_some(())
     });
+    post_minutes(&service.address, posted..posted + 5);
     service.kill();
-    // Without checkpoints all of it is read.
-    std::fs::rename(&kept, folder.path().join("kept-away")).unwrap();
-    let service = Service::start(&data, &config);
-    wait_for_readings(&service.address, 10);
+    let service = Service::start(&data, &config).ready();
+    wait_for_readings(&service.address, posted + 5);
     service.terminate();
 }
 
