@@ -290,8 +290,7 @@ impl Outgoing {
         let mut moved = false;
         while let Some((_, reads)) = before(&mut self.open_reads, upper) {
             reads.iter().for_each(|read| self.replay.hear(read));
-            // Questions come without: were they counted, what waits for a sink that is away would have no end.
-            moved |= reads.iter().any(|read| read.progress.is_some());
+            moved |= have_moved(&reads);
         }
         self.replay.pass();
         while let Some((epoch, parcels)) = before(&mut self.open_parcels, upper) {
@@ -321,6 +320,11 @@ impl Outgoing {
             outlets[own.outlet].give(own.shard, portion);
         }
     }
+}
+
+/// Whether partitions were read. Questions are no such reads: were they counted, what waits for a sink that is away would have no end.
+fn have_moved(reads: &[Read]) -> bool {
+    reads.iter().any(|read| read.progress.is_some())
 }
 
 /// The first piece, if it is of an epoch before `upper`.
@@ -367,6 +371,14 @@ mod tests {
             replay.pass();
         }
         (replay, epochs)
+    }
+
+    #[test]
+    fn questions_move_nothing() {
+        let question = Read { epoch: 1, progress: None, caught_up: false };
+        let progress = Some(Progress { slot: Slot(0), applied: 1, end: 1 });
+        assert!(!have_moved(&[]) && !have_moved(&[question]));
+        assert!(have_moved(&[question, Read { progress, ..question }]));
     }
 
     proptest! {
