@@ -1,4 +1,4 @@
-# All tests, the property tests with 2,000 cases each
+# All tests, the property tests with 500 cases each
 test *args:
     scripts/test {{args}}
 

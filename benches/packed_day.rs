@@ -22,8 +22,8 @@ use swelter::dataflow::rolling::Retention;
 use swelter::dataflow::rolling::snapshot::Resumed;
 use swelter::dataflow::{self, Graph, GraphPlan};
 use swelter::model::{
-    Arrival, CityName, Duration, Event, EventTime, Mark, Measurement, PartitionName, STATE_SHARDS, Slots, Topology,
-    Upsert,
+    Arrival, CityName, Duration, Event, EventTime, Mark, Measurement, PartitionName, STATE_SHARDS, Slots,
+    Topology, Upsert,
 };
 use timely::worker::Worker;
 
@@ -78,7 +78,9 @@ fn checkpoints(folder: &Path) -> Checkpoints {
 
 /// Each worker has a partition of its own, of some of the cities, whichever worker has them.
 fn slots(workers: usize) -> Slots {
-    Slots::new((0..workers as u32).map(|partition| PartitionName { source: "day".into(), partition }).collect())
+    Slots::new(
+        (0..workers as u32).map(|partition| PartitionName { source: "day".into(), partition }).collect(),
+    )
 }
 
 /// Runs workers; the others would wait for one that has panicked.
@@ -94,7 +96,10 @@ impl Day {
     fn plan(self) -> GraphPlan {
         let small = Duration::from_millis(self.lateness * 1000).unwrap();
         let retention = Retention { window: Duration::DAY, lateness: small, history: small };
-        GraphPlan { rows: true, ..GraphPlan::serving(Formula::Rothfusz, retention, Topology::alone(self.workers)) }
+        GraphPlan {
+            rows: true,
+            ..GraphPlan::serving(Formula::Rothfusz, retention, Topology::alone(self.workers))
+        }
     }
 
     /// Fills the state, corrects some of it, and writes a checkpoint while readings go on.
@@ -127,7 +132,11 @@ impl Day {
             Feed::new(self, worker, graph).run(worker, &written);
         });
         let manifest = publish.join().unwrap();
-        println!("  in it: {:.1} M readings, {:.1} MB", manifest.readings as f64 / 1e6, manifest.bytes() as f64 / 1e6);
+        println!(
+            "  in it: {:.1} M readings, {:.1} MB",
+            manifest.readings as f64 / 1e6,
+            manifest.bytes() as f64 / 1e6
+        );
     }
 
     /// Begins with the checkpoint, as a start does.
@@ -138,7 +147,8 @@ impl Day {
         let highs = kept.highs(&manifest, &|_| true).unwrap().len();
         execute(self.workers, move |worker| {
             let (index, peers) = (worker.index(), worker.peers());
-            let shards: Vec<u32> = (0..STATE_SHARDS).filter(|shard| *shard as usize % peers == index).collect();
+            let shards: Vec<u32> =
+                (0..STATE_SHARDS).filter(|shard| *shard as usize % peers == index).collect();
             let cities = kept.load(&manifest, &shards, &slots(self.workers)).unwrap();
             let loaded = start.elapsed();
             let mut graph = dataflow::build(worker, &self.plan(), Resumed { epoch: 0, cities }, None);
@@ -176,7 +186,8 @@ impl Feed {
         let lateness = Duration::from_millis(day.lateness * 1000).unwrap();
         let mut admission = Admission::new(index as u16, AdmissionRules::new(lateness));
         let mut introduce = |city: &u32| {
-            let (name, measurement) = (format!("city_{city:05}"), Measurement::new(70.0, 50.0, None).unwrap());
+            let (name, measurement) =
+                (format!("city_{city:05}"), Measurement::new(70.0, 50.0, None).unwrap());
             let event = Event::Reading(measurement);
             let upsert = Upsert { city: &name, reading_at: second(0), event, revision: None };
             admission.admit(&upsert, None).unwrap().introduction(&name)
@@ -231,13 +242,21 @@ impl Feed {
             let h = mix(n, 1 << 48);
             let at = self.day.seconds - 1 - (h >> 32) as i64 % self.day.lateness.min(self.day.seconds);
             let event = Event::Reading(Measurement::new(40.0 + n as f64, 50.0, None).unwrap());
-            let correction =
-                Arrival { city: self.names[0].key, reading_at: second(at), event, revision: None, position: 0 };
+            let correction = Arrival {
+                city: self.names[0].key,
+                reading_at: second(at),
+                event,
+                revision: None,
+                position: 0,
+            };
             let (start, rows) = (Instant::now(), self.rows);
             self.send(worker, &mut Vec::new(), vec![correction], 0);
             if self.index == 0 {
                 let (elapsed, rows) = (start.elapsed(), self.rows - rows);
-                println!("  corrections {} s old: {elapsed:.1?}, {rows} rows here", self.day.seconds - 1 - at);
+                println!(
+                    "  corrections {} s old: {elapsed:.1?}, {rows} rows here",
+                    self.day.seconds - 1 - at
+                );
             }
         }
     }
@@ -256,12 +275,20 @@ impl Feed {
             times.push(start.elapsed());
         }
         times.sort();
-        let at = |share: usize| times.get(times.len().saturating_sub(1) * share / 100).copied().unwrap_or_default();
+        let at = |share: usize| {
+            times.get(times.len().saturating_sub(1) * share / 100).copied().unwrap_or_default()
+        };
         format!("p50 {:.1?}, p99 {:.1?}, max {:.1?} of {}", at(50), at(99), at(100), times.len())
     }
 
     /// Sends an epoch, and waits until all but the newest so many are complete.
-    fn send(&mut self, worker: &mut Worker, cities: &mut Vec<CityName>, mut arrivals: Vec<Arrival>, ahead: u64) {
+    fn send(
+        &mut self,
+        worker: &mut Worker,
+        cities: &mut Vec<CityName>,
+        mut arrivals: Vec<Arrival>,
+        ahead: u64,
+    ) {
         self.graph.send(self.epoch, cities, &mut arrivals);
         self.epoch += 1;
         while self.graph.probe.less_than(&self.epoch.saturating_sub(ahead)) {

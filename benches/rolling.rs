@@ -4,12 +4,7 @@
 //! Times are CPU times of the thread, so that what else the machine does counts only by the caches it takes.
 //!
 //! `taskset -c 1 cargo bench --bench rolling -- [SCENARIO...]`, scenarios: `in-order`, `cities`, `corrections`, `late`,
-//! `every-second`, `memory`, `resume`; all without an argument. Only when asked for:
-//!
-//! `cargo bench --bench rolling -- packed-day`: 15,000 cities, each with a sensor that sends a reading a second, for a day (1.3 G
-//! readings), through the graph of 2 workers; what is held and what memory that takes, every few seconds; and what corrections of
-//! a random age then take. The window is a day, history and lateness 10 minutes. Smaller ones by environment: `CITIES`,
-//! `SECONDS` (of data), `WORKERS`, `LATENESS` (seconds).
+//! `every-second`, `memory`, `resume`; all without an argument.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
@@ -29,6 +24,11 @@ use swelter::model::{
 };
 use timely::worker::Worker;
 
+#[path = "common/sensor.rs"]
+mod sensor;
+
+use sensor::{Sensor, mix, resident_bytes};
+
 /// The CPU time of this thread.
 fn cpu() -> Span {
     let time = clock_gettime(ClockId::ThreadCPUTime);
@@ -41,14 +41,6 @@ const REPETITIONS: usize = 5;
 
 fn retention() -> Retention {
     Retention { window: Duration::DAY, lateness: Duration::DAY, history: Duration::DAY }
-}
-
-/// A well-mixed function of the arguments (splitmix64's).
-fn mix(a: u64, b: u64) -> u64 {
-    let mut z = (a << 32 ^ b).wrapping_add(0x9E37_79B9_7F4A_7C15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
 }
 
 fn measurement(city: u32, minute: i64, salt: u64) -> Measurement {
@@ -400,117 +392,6 @@ fn seconds_of(cities: &Cities, flow: &mut Flow, worker: &mut Worker, at: &mut i6
     median(times.collect())
 }
 
-fn resident_bytes() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<usize>().ok()).unwrap_or(0) * 4096
-}
-
-/// A sensor that reports tenths of a degree and of a percent, and mostly the same as before.
-struct Sensor {
-    temperature: i32,
-    humidity: i32,
-}
-
-impl Sensor {
-    fn new(city: u32) -> Sensor {
-        let h = mix(u64::from(city), 1 << 50);
-        Sensor { temperature: 600 + (h % 400) as i32, humidity: 300 + (h >> 32 & 511) as i32 }
-    }
-
-    /// The next measurement, `sensor` by `sensor` and `n` after `n`.
-    fn next(&mut self, sensor: u32, n: i64) -> Measurement {
-        let h = mix(u64::from(sensor), n as u64 | 1 << 49);
-        let step = |bit: u64| if h >> bit & 1 == 0 { 1 } else { -1 };
-        if h.is_multiple_of(10) {
-            self.temperature = (self.temperature + step(40)).clamp(400, 1150);
-        }
-        if h >> 8 & 3 == 0 {
-            self.humidity = (self.humidity + step(41)).clamp(50, 990);
-        }
-        Measurement::new(f64::from(self.temperature) / 10.0, f64::from(self.humidity) / 10.0, None).unwrap()
-    }
-}
-
-#[derive(Clone, Copy)]
-struct PackedDay {
-    cities: u32,
-    seconds: i64,
-    workers: usize,
-    lateness: i64,
-}
-
-fn packed_day() {
-    let number = |name: &str, default: i64| {
-        std::env::var(name).map_or(default, |text| text.parse().expect("a number in the environment"))
-    };
-    let day = PackedDay {
-        cities: number("CITIES", 15_000) as u32,
-        seconds: number("SECONDS", 86_400),
-        workers: number("WORKERS", 2) as usize,
-        lateness: number("LATENESS", 600),
-    };
-    println!(
-        "{} cities, a reading a second for {} s, {} workers, window 1 day, history and lateness {} s:",
-        day.cities, day.seconds, day.workers, day.lateness
-    );
-    let guards = timely::execute(timely::Config::process(day.workers), move |worker| {
-        // The others would wait for a worker that has panicked.
-        let run = std::panic::AssertUnwindSafe(|| day.run(worker));
-        std::panic::catch_unwind(run).unwrap_or_else(|_| std::process::exit(101));
-    });
-    drop(guards.unwrap().join());
-}
-
-impl PackedDay {
-    fn run(self, worker: &mut Worker) {
-        let small = Duration::from_millis(self.lateness * 1000).unwrap();
-        let retention = Retention { window: Duration::DAY, lateness: small, history: small };
-        let plan = GraphPlan::new(Formula::Rothfusz, retention);
-        let graph = dataflow::build(worker, &plan, Resumed::default(), None);
-        // Each worker reads a part of the cities, whichever worker has them.
-        let (index, peers) = (worker.index() as u32, worker.peers() as u32);
-        let own: Vec<u32> = (0..self.cities).filter(|city| city % peers == index).collect();
-        let mut admission = Admission::new(worker.index() as u16, AdmissionRules::new(small));
-        let names: Vec<CityName> = own
-            .iter()
-            .map(|city| {
-                let name = format!("city_{city:05}");
-                let event = Event::Reading(measurement(*city, 0, 0));
-                let upsert = Upsert { city: &name, reading_at: second(0), event, revision: None };
-                admission.admit(&upsert, None).unwrap().introduction(&name)
-            })
-            .collect();
-        let mut sensors: Vec<Sensor> = own.iter().map(|city| Sensor::new(*city)).collect();
-        let mut flow = Flow { graph, epoch: 0, seen: 0, rows: 0 };
-        let mut introductions = names.clone();
-        let before = resident_bytes();
-        let mut report = Report { start: Instant::now(), last: Instant::now(), at: 0 };
-        for at in 0..self.seconds {
-            let arrivals = own.iter().zip(&names).zip(&mut sensors).map(|((city, name), sensor)| {
-                let event = Event::Reading(sensor.next(*city, at));
-                Arrival { city: name.key, reading_at: second(at), event, revision: None, position: 0 }
-            });
-            flow.send(worker, &mut introductions, arrivals.collect(), 2);
-            if index == 0 && (report.last.elapsed() > Span::from_secs(5) || at + 1 == self.seconds) {
-                report.print(self.cities, at + 1, before);
-            }
-        }
-        for n in 0..8 {
-            let h = mix(n, u64::from(index) | 1 << 48);
-            let at = self.seconds - 1 - (h >> 32) as i64 % self.lateness.min(self.seconds);
-            let event = Event::Reading(measurement(own[0], n as i64, 7));
-            let correction =
-                Arrival { city: names[0].key, reading_at: second(at), event, revision: None, position: 0 };
-            let (start, rows) = (Instant::now(), flow.rows);
-            flow.send(worker, &mut Vec::new(), vec![correction], 0);
-            let (elapsed, rows) = (start.elapsed(), flow.rows - rows);
-            if index == 0 {
-                println!("  corrections {} s old: {elapsed:.1?}, {rows} rows here", self.seconds - 1 - at);
-            }
-        }
-    }
-}
-
 fn second(second: i64) -> EventTime {
     EventTime::from_millis(1_764_000_000_000 + second * 1000).unwrap()
 }
@@ -541,29 +422,6 @@ impl Flow {
             look_at(rows, &mut self.seen, &mut self.rows);
         }
         while self.graph.told.as_ref().is_some_and(|told| told.take().is_some()) {}
-    }
-}
-
-struct Report {
-    start: Instant,
-    last: Instant,
-    /// Seconds of data at the last line.
-    at: i64,
-}
-
-impl Report {
-    fn print(&mut self, cities: u32, at: i64, before: usize) {
-        let readings = |seconds: i64| seconds as f64 * f64::from(cities);
-        let (held, resident) = (readings(at), resident_bytes());
-        println!(
-            "  {:6.1} s  {:8.1} M readings held, {:8.1} MB resident, {:5.2} bytes a reading, {:5.2} M readings/s",
-            self.start.elapsed().as_secs_f64(),
-            held / 1e6,
-            resident as f64 / 1e6,
-            resident.saturating_sub(before) as f64 / held,
-            readings(at - self.at) / self.last.elapsed().as_secs_f64() / 1e6
-        );
-        (self.last, self.at) = (Instant::now(), at);
     }
 }
 
@@ -706,10 +564,6 @@ fn main() {
         return memory_of(kind.parse().unwrap());
     }
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
-    if wanted.iter().any(|wanted| wanted == "packed-day") {
-        packed_day();
-        return;
-    }
     let scenarios: [(&str, fn()); 7] = [
         ("in-order", in_order),
         ("cities", by_cities),

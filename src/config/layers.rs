@@ -119,8 +119,19 @@ const PROPERTIES: &str = "properties";
 
 /// What the variables that are meant for the service begin with.
 const TOP: [&str; 13] = [
-    "DATA_DIR", "WORKERS", "TOKENS", "LOG", "RESULTS", "DECODE", "INGEST", "SERVE", "CLUSTER", "LIMITS",
-    "SOURCES", "SINKS", "CHECKPOINTS",
+    "DATA_DIR",
+    "WORKERS",
+    "TOKENS",
+    "LOG",
+    "RESULTS",
+    "DECODE",
+    "INGEST",
+    "SERVE",
+    "CLUSTER",
+    "LIMITS",
+    "SOURCES",
+    "SINKS",
+    "CHECKPOINTS",
 ];
 
 impl Entries {

@@ -143,7 +143,8 @@ fn with_kafka() {
         .replace("localhost:8080", &format!("localhost:{port}"))
         .replace("/tmp/swelter-data", "swelter-data");
     // What the last command shows at once on a quiet machine.
-    let results = format!("kcat -C -b {} -X isolation.level=read_committed -t heat-index-{number} -e", access.address);
+    let results =
+        format!("kcat -C -b {} -X isolation.level=read_committed -t heat-index-{number} -e", access.address);
     let commands = format!("{commands}\nuntil {results} | grep JFK | grep -q danger; do sleep 0.2; done\n");
     let out = Shell::run(&commands, folder, port).finish();
     for city in ["JFK {", "LGA {", "EWR {"] {

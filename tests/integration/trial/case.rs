@@ -281,9 +281,8 @@ fn rules() -> &'static str {
 
 /// The tables of a configuration that both kinds of cases have. Without a journal checkpoints need a place.
 fn tables(folder: Option<&Path>) -> String {
-    let mut tables = String::from(
-        "[cluster]\nconnect_time = \"10s\"\npeer_timeout = \"3s\"\nstandby_after = \"3s\"\n",
-    );
+    let mut tables =
+        String::from("[cluster]\nconnect_time = \"10s\"\npeer_timeout = \"3s\"\nstandby_after = \"3s\"\n");
     if CHECKPOINTS {
         let place = folder.map(|folder| checkpoints::folder(folder).display().to_string());
         let place = place.unwrap_or_default();
