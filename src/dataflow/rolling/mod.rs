@@ -71,11 +71,12 @@ pub struct Changed {
     pub outcomes: Vec<Outcome>,
     /// What became of the arrivals.
     pub counts: Counts,
+    /// For how many rows the first piece has room at first.
+    room: usize,
 }
 
-/// Row changes in a piece, and for how many the first has room at first.
+/// Row changes in a piece.
 const PIECE: usize = 1024;
-const FIRST_PIECE: usize = 16;
 
 impl Changed {
     fn clear(&mut self) {
@@ -91,8 +92,9 @@ impl Changed {
     #[inline(always)]
     fn piece(&mut self) -> &mut Vec<Change> {
         if self.rows.last().is_none_or(|piece| piece.len() == PIECE) {
-            // Most epochs have a row or a few.
-            self.rows.push(Vec::with_capacity(if self.rows.is_empty() { FIRST_PIECE } else { PIECE }));
+            // Most epochs have a row of each arrival.
+            let room = if self.rows.is_empty() { self.room } else { PIECE };
+            self.rows.push(Vec::with_capacity(room));
         }
         let last = self.rows.len() - 1;
         &mut self.rows[last]
@@ -194,6 +196,7 @@ impl Rolling {
     ) {
         changed.clear();
         changed.counts = Counts { split_city: std::mem::take(&mut self.cities.split), ..Counts::default() };
+        changed.room = arrivals.iter().map(Vec::len).sum::<usize>().min(PIECE);
         self.look_ahead(arrivals);
         let mut cities = std::mem::take(&mut self.arrival_cities);
         let mut next = 0;
