@@ -127,7 +127,8 @@ impl Day {
         execute(self.workers, move |worker| {
             let sender = sender.clone();
             let done = Box::new(move |_, _, part: Result<Part, _>| sender.send(part.unwrap()).unwrap());
-            let writer = PartWriter::spawn(kept.clone(), GENERATION, slots.clone(), done).unwrap();
+            let writer = PartWriter::spawn(kept.clone(), GENERATION, slots.clone(), Arc::default(), done);
+            let writer = writer.unwrap();
             let graph = dataflow::build(worker, &self.plan(), Resumed::default(), Some(Box::new(writer)));
             Feed::new(self, worker, graph).run(worker, &written);
         });
