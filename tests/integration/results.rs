@@ -11,8 +11,8 @@ use swelter::admission::{Admission, AdmissionRules};
 use swelter::dataflow::rolling::told::Told;
 use swelter::dataflow::rolling::{Changed, Rolling, Wanted};
 use swelter::model::{
-    Category, CityId, CityNames, CityState, Counts, CurrentAt, CurrentRow, EventTime, Mark, OutcomeKind, Row,
-    Slot,
+    Category, CityId, CityNames, CityState, Counts, CurrentAt, CurrentRow, Event, EventTime, Mark,
+    Measurement, OutcomeKind, Row, Slot,
 };
 
 use self::logs::{case, sensors, withdrawals};
@@ -127,32 +127,63 @@ fn check_resumed(log: &[Entry], settings: Settings, cuts: &[usize], legs: &[Plan
             .map(|(epoch, (checkpoint, full, busy))| (epoch, (Mark { checkpoint, full }, busy)))
             .collect();
         let last = *marks.last_key_value().expect("each leg has marks").0;
-        let translated = kept.values().cloned().map(|city| {
-            // Worker `n` reads partition `n`.
-            let slot = Slot((city_number(&city.name) as usize % workers) as u16);
-            CityState { slot, ..city }
-        });
-        let resumed = at.map(|at| (at, translated.collect()));
-        let leg = Leg { workers, days: at.is_none(), resumed, marks, ..Leg::default() };
-        let (outputs, mut taken) = harness::run_leg(log, settings, cuts, leg);
-        check_outputs(log, settings, cuts, &outputs, at);
-        taken.sort_by_key(|taken| taken.epoch);
-        for part in taken.chunk_by(|a, b| a.epoch == b.epoch) {
-            if part[0].mark.full {
-                kept.clear();
-            }
-            for city in part.iter().flat_map(|taken| taken.cities.iter().cloned()) {
-                match kept.get_mut(&*city.name) {
-                    Some(base) => base.add(city),
-                    None => drop(kept.insert(city.name.to_string(), city)),
-                }
-            }
-        }
+        check_leg((log, settings, cuts), workers, at, marks, &mut kept);
         if last + 1 == cuts.len() {
             break;
         }
         at = Some(last);
     }
+}
+
+/// A run that is resumed from what is kept as of an epoch, where there is one, and adds what it gives to that.
+fn check_leg(
+    (log, settings, cuts): (&[Entry], Settings, &[usize]),
+    workers: usize,
+    at: Option<usize>,
+    marks: BTreeMap<usize, (Mark, u32)>,
+    kept: &mut BTreeMap<String, CityState>,
+) {
+    let translated = kept.values().cloned().map(|city| {
+        // Worker `n` reads partition `n`.
+        let slot = Slot((city_number(&city.name) as usize % workers) as u16);
+        CityState { slot, ..city }
+    });
+    let resumed = at.map(|at| (at, translated.collect()));
+    let leg = Leg { workers, days: at.is_none(), resumed, marks, ..Leg::default() };
+    let (outputs, mut taken) = harness::run_leg(log, settings, cuts, leg);
+    check_outputs(log, settings, cuts, &outputs, at);
+    taken.sort_by_key(|taken| taken.epoch);
+    for part in taken.chunk_by(|a, b| a.epoch == b.epoch) {
+        if part[0].mark.full {
+            kept.clear();
+        }
+        for city in part.iter().flat_map(|taken| taken.cities.iter().cloned()) {
+            match kept.get_mut(&*city.name) {
+                Some(base) => base.add(city),
+                None => drop(kept.insert(city.name.to_string(), city)),
+            }
+        }
+    }
+}
+
+/// A sensor's clock was ahead, and its reading is withdrawn between two snapshots: what comes behind that is older than what the first one
+/// has taken.
+#[test]
+fn an_increment_has_what_comes_behind_a_withdrawn_newest_reading() {
+    let day = 86_400_000;
+    let settings = Settings { formula: FORMULA, window: day, lateness: day, history: 0 };
+    let entry = |minute: i64, event| Entry { city: 0, millis: minute * 60_000, event, revision: None };
+    let reading = |minute: i64| {
+        entry(minute, Event::Reading(Measurement::new(60.0 + minute as f64, 50.0, None).unwrap()))
+    };
+    let log =
+        [reading(0), reading(9), entry(9, Event::Withdrawal), reading(1), reading(2), reading(3), reading(1)];
+    let (cuts, mut kept) = ([2, 5, 6, 7], BTreeMap::new());
+    let mark = |checkpoint, full| (Mark { checkpoint, full }, 0);
+    let marks = BTreeMap::from([(0, mark(0, true)), (1, mark(1, false))]);
+    check_leg((&log, settings, &cuts), 1, None, marks, &mut kept);
+    let marks = BTreeMap::from([(2, mark(0, true))]);
+    check_leg((&log, settings, &cuts), 1, Some(1), marks, &mut kept);
 }
 
 #[derive(Clone, Debug)]

@@ -375,6 +375,8 @@ impl Store {
         let Store { arena, heads, index, .. } = self;
         let (head, index) = (&mut heads[city as usize], &mut index[city as usize]);
         head.newest = last.unwrap_or(NEVER);
+        // Appends keep no books: what a snapshot has taken must be older than all of them, also where its newest is no more.
+        index.marked.0 = index.marked.0.min(head.newest);
         head.marks_ahead = index.withdrawn.last_key_value().is_some_and(|(&millis, _)| millis > head.newest);
         (head.run_sum, head.run_count) = (sum, count);
         let (Some(lo), Some(&Part::Open(tail_id))) = (lo, index.parts.back()) else {
