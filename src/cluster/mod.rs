@@ -208,12 +208,16 @@ impl Cluster {
 
     /// Waits until all have come here: process 0 alone decides that they go on, or stop instead, so that none goes on without another.
     pub fn go_on_together(&self) -> Result<(), ClusterError> {
-        self.gather(())?;
+        let all = self.gather(());
         let step = self.step();
-        match self.plan.topology.is_first() {
-            true => self.links.send_value(step, &()),
-            false => self.links.value(0, step, (&self.stop, false)),
+        if self.plan.topology.is_first() {
+            // In any case: whoever waits for it does not heed a stop.
+            self.links.send_value(step, &all.is_ok())?;
+            return all.map(drop);
         }
+        all?;
+        let go_on: bool = self.links.value(0, step, (&self.stop, false))?;
+        if go_on { Ok(()) } else { Err(ClusterError::Stopped) }
     }
 
     /// An error where it is time to stop.

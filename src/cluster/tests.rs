@@ -262,3 +262,16 @@ fn a_peer_is_lost_when_it_gives_no_sign_of_life() {
     let (process, why) = ears.lost.recv_timeout(PATIENCE).unwrap();
     assert_eq!((process, &*why), (1, "it gives no sign of life"));
 }
+
+/// Those that wait for its word do not heed a stop themselves.
+#[test]
+fn whom_process_0_leaves_behind_by_a_stop_stops_too() {
+    let mut run = Run::of(2);
+    let (first, second) = (run.meet(0), run.meet(1));
+    let stop = first.stop.clone();
+    let ((first, _ears), (second, _others)) = (first.cluster(), second.cluster());
+    let waits = thread::spawn(move || second.go_on_together());
+    stop.raise();
+    assert!(matches!(first.go_on_together(), Err(ClusterError::Stopped)));
+    assert!(matches!(waits.join().unwrap(), Err(ClusterError::Stopped)));
+}

@@ -18,7 +18,7 @@ use super::logs::{Logs, needs_data_dir, rules};
 use super::outlets::{Outlets, Prepared, Starts, Writing};
 use super::processes::Processes;
 use super::retry::{Retrying, spawn_retry};
-use super::standby::{Following, not_taken_over};
+use super::standby::Following;
 use super::stops::Event;
 pub use super::stops::Stops;
 use super::workers;
@@ -424,7 +424,6 @@ impl Own<'_> {
     fn wait_for_workers_to_know(&self) -> Result<(), RunError> {
         let deadline = Instant::now() + TAKE_OVER;
         while self.gate.seen() < self.processes.topology().workers {
-            self.processes.cluster().check_stop()?;
             if Instant::now() > deadline {
                 return Err(RunError::Failed("the workers do not come to take over".into()));
             }
@@ -457,8 +456,7 @@ impl Own<'_> {
             return Ok(());
         }
         let began = Instant::now();
-        let outlets = self.prepared.claim(Some(following.successors()), self.processes);
-        let outlets = outlets.map_err(not_taken_over)?;
+        let outlets = self.prepared.claim(Some(following.successors()), self.processes)?;
         self.starts.claimed(&outlets);
         following.end(&outlets.kept());
         self.begin(outlets, self.shared.newest_epoch() + 1)?;
@@ -480,8 +478,9 @@ impl Own<'_> {
                 }
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
-            let looked = self.look(Instant::now() >= next);
-            if Instant::now() >= next {
+            let at_all = Instant::now() >= next;
+            let looked = self.look(at_all);
+            if at_all {
                 next = Instant::now() + HOUSEKEEPING;
             }
             match looked {

@@ -19,6 +19,7 @@ pub use self::starts::Starts;
 use self::topics::facts;
 use super::live::RunError;
 use super::processes::Processes;
+use super::standby::not_taken_over;
 use crate::codec::{CURRENT_SCHEMA, ROW_SCHEMA};
 use crate::config::{Plan, SourceKind, SourcePlan};
 use crate::dataflow::ParcelsPlan;
@@ -104,7 +105,12 @@ impl Draft {
 fn claim(draft: &Draft, after: Option<&Successor>, cluster: &Processes) -> Result<Outlet, RunError> {
     let Draft { plan, first_shard, identity, .. } = draft;
     let topology = cluster.topology();
-    let claimed = cluster.share(|| Claimed::make(plan, identity, after).map_err(RunError::from))?;
+    // Here already, since it is told to the others, too: whoever loses the race for a succession was not taken over from.
+    let failed = |error: OutletError| match after {
+        Some(_) => not_taken_over(error.into()),
+        None => error.into(),
+    };
+    let claimed = cluster.share(|| Claimed::make(plan, identity, after).map_err(failed))?;
     // From now on: what follows may take long, and whoever stands by would take the silence for an end.
     let alive = topology.is_first().then(|| Alive::begin(plan, &claimed)).transpose()?;
     let is_ours = |shard: &u16| {
@@ -112,9 +118,9 @@ fn claim(draft: &Draft, after: Option<&Successor>, cluster: &Processes) -> Resul
         topology.process_of(writer) == topology.process
     };
     let shards = (0..plan.shards).filter(is_ours);
-    let fenced = Fenced::make(plan, draft.topics.clone(), shards, &claimed)?;
+    let fenced = Fenced::make(plan, draft.topics.clone(), shards, &claimed).map_err(failed)?;
     cluster.gather(())?;
-    let kept = cluster.share(|| claimed.read(plan, identity).map_err(RunError::from))?;
+    let kept = cluster.share(|| claimed.read(plan, identity).map_err(failed))?;
     Ok(Outlet::new(plan, *first_shard, claimed, (fenced, alive), kept)?)
 }
 
