@@ -324,7 +324,7 @@ fn wrong_usage_is_code_2() {
     for (args, says) in [
         ("batch", "required"),
         ("batch good.csv --window 1w", "not a duration"),
-        ("batch good.csv --workers 0", "1..=256"),
+        ("batch good.csv --workers 0", "1..=64"),
         ("batch good.csv --epoch-size 0", "invalid value"),
         ("batch good.csv --formula steadman", "possible values"),
         ("batch good.csv -o rows.txt", "does not say its format"),

@@ -205,7 +205,7 @@ fn duckdb_reads_them() {
     assert_eq!(counted.len(), 30);
     assert!(counted.iter().all(|row| row[1] == "25"), "{counted:?}");
     let newest = format!(
-        "SELECT city, arg_max(heat_index, reading_at), epoch_ms(max(reading_at)) FROM '{}/data/*/readings-*.parquet' GROUP BY city",
+        "SELECT city, arg_max(heat_index_e6, reading_at), epoch_ms(max(reading_at)) FROM '{}/data/*/readings-*.parquet' GROUP BY city",
         url[1]
     );
     let rows: BTreeMap<String, (i64, i64)> = duckdb(&python, &newest)
