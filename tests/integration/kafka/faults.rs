@@ -90,6 +90,7 @@ fn a_program_that_pauses_for_longer_than_its_transaction_costs_nothing() {
 fn a_stop_does_not_wait_long_for_a_broker_that_is_away() {
     let Some(mut broker) = OwnBroker::start() else { return };
     let mut case = Case::new(&broker.access, 9, 1_000);
+    case.setup.rules = "[log]\nlevel = \"info,swelter=debug,librdkafka=debug\"\n".into();
     case.produce(200);
     let mut swelter = case.start(2).ready();
     case.produce(200);

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::broker::{Access, pause};
 use super::topics::{COMPACT, LOG_APPEND_TIME, Topics, unique};
-use crate::process::{get, wait_for};
+use crate::process::{DEADLINE, get, wait_for};
 
 /// What a configuration says.
 #[derive(Clone, Debug)]
@@ -152,13 +152,18 @@ impl Swelter {
 
     /// Waits until it serves, and says at which address.
     pub fn address(&mut self) -> String {
-        wait_for("that it listens", || {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
             assert!(self.has_ended().is_none(), "it has ended: {}", self.log());
+            assert!(Instant::now() < deadline, "it does not listen: {}", self.log());
             let out = std::fs::read_to_string(self.folder.path().join("out")).unwrap();
             // The first process's, of several.
-            let lines = out.strip_suffix('\n')?;
-            Some(lines.lines().next()?.strip_prefix("listening on http://")?.to_string())
-        })
+            let line = out.strip_suffix('\n').and_then(|lines| lines.lines().next());
+            if let Some(address) = line.and_then(|line| line.strip_prefix("listening on http://")) {
+                return address.to_string();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Waits until it has caught up.
