@@ -1,6 +1,6 @@
 //! The processes of a run: who they are, how they find each other, and what they say to each other beside the dataflow.
 //!
-//! Process 0 has a connection ([`link`]) to each other one. Over it they agree on how to start ([`Cluster::share`]), and
+//! Process 0 has a connection (`link`) to each other one. Over it they agree on how to start ([`Cluster::share`]), and
 //! later on what is no data: forwarded appends, epochs, the end. The dataflow has sockets of its own between every two processes,
 //! which are connected once all is agreed ([`Cluster::connect_workers`]). A process that loses another ends: a
 //! dataflow is whole or not at all.

@@ -27,7 +27,7 @@ pub enum Event {
     Ended(Result<(), RunError>),
 }
 
-/// Hears that it is time to stop. A start gives up then: it has nothing yet that must come to an end. A run is told by an [`Event`].
+/// Hears that it is time to stop. A start gives up then: it has nothing yet that must come to an end. A run is told by an `Event`.
 #[derive(Clone, Default)]
 pub struct Stops(Arc<Inner>);
 
