@@ -166,6 +166,11 @@ impl Swelter {
         }
     }
 
+    /// Whether it has said where.
+    pub fn listens(&self) -> bool {
+        std::fs::read_to_string(self.folder.path().join("out")).unwrap().ends_with('\n')
+    }
+
     /// Waits until it has caught up.
     pub fn ready(mut self) -> Swelter {
         let address = self.address();
