@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use super::broker::Access;
+use crate::process::DEADLINE;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
@@ -76,9 +78,16 @@ fn kcat(access: &Access, topic: &str, isolation: &str, format: &[&str]) -> Vec<u
     }
     let isolation = format!("isolation.level={isolation}");
     command.args(["-X", &isolation, "-C", "-q", "-e", "-o", "beginning", "-t", topic]).args(format);
-    let output = command.stdin(Stdio::null()).output().expect("kcat is missing");
-    assert!(output.status.success(), "kcat: {}", String::from_utf8_lossy(&output.stderr));
-    output.stdout
+    // It gives up at the first sign that a broker is away, which one that was just paused or started may be.
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let output = command.stdin(Stdio::null()).output().expect("kcat is missing");
+        if output.status.success() {
+            return output.stdout;
+        }
+        assert!(Instant::now() < deadline, "kcat: {}", String::from_utf8_lossy(&output.stderr));
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }
 
 fn headers(line: &str) -> ((i64, i64), BTreeMap<String, String>) {
