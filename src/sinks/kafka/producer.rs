@@ -3,18 +3,19 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration as Wait, Instant};
+use std::time::{Duration as Wait, Instant, SystemTime, UNIX_EPOCH};
 
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Header, Message, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
+use rdkafka::message::Message;
+use rdkafka::producer::{BaseProducer, DeliveryResult, Producer, ProducerContext};
 
 use super::progress::{self, Stopping};
 use super::shard::Portion;
 use super::{OutletError, OutletPlan};
 use crate::kafka::AS_OF;
+use crate::kafka::native::{NewRecord, TopicProducer};
 use crate::model::ParcelRecord;
 
 /// Between two looks at what was acknowledged.
@@ -94,8 +95,19 @@ pub(super) enum Trouble {
     Lost(KafkaError),
 }
 
-/// Makes a producer; no earlier one of this shard writes any more then.
+/// Makes a producer of these topics; no earlier one of this shard writes any more then.
 pub(super) fn producer(
+    plan: &OutletPlan,
+    topics: &[String],
+    number: u16,
+    wait: Wait,
+    stopping: &Stopping,
+) -> Result<TopicProducer<Deliveries>, OutletError> {
+    let claimed = claim(plan, number, wait, stopping)?;
+    TopicProducer::new(claimed, topics).map_err(|error| OutletError::client(&plan.cluster, error))
+}
+
+fn claim(
     plan: &OutletPlan,
     number: u16,
     wait: Wait,
@@ -163,56 +175,58 @@ pub(super) struct Room {
 
 /// Queues the records of a portion, and waits where there is no room.
 pub(super) fn send(
-    producer: &BaseProducer<Deliveries>,
+    producer: &TopicProducer<Deliveries>,
     topics: &[String],
     as_of: &mut String,
     portion: &Portion,
     room: &Room,
 ) -> Result<(), Trouble> {
     use std::fmt::Write as _;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let timestamp = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
     for parcel in &portion.parcels {
         as_of.clear();
         let _ = write!(as_of, "{}", parcel.epoch);
         for record in parcel.records() {
             let Some(topic) = topics.get(usize::from(record.topic)) else { continue };
-            queue(producer, topic, as_of, &record, room)?;
+            queue(producer, topic, (as_of, timestamp), &record, room)?;
         }
     }
-    producer.poll(Wait::ZERO);
+    producer.client().poll(Wait::ZERO);
     Ok(())
 }
 
 fn queue(
-    producer: &BaseProducer<Deliveries>,
+    producer: &TopicProducer<Deliveries>,
     topic: &str,
-    as_of: &str,
+    (as_of, timestamp): (&str, i64),
     record: &ParcelRecord<'_>,
     room: &Room,
 ) -> Result<(), Trouble> {
-    let mut headers = OwnedHeaders::new_with_capacity(1);
-    let mut own = record.headers.clone().peekable();
-    if own.peek().is_none() {
-        headers = headers.insert(Header { key: AS_OF, value: Some(as_of) });
-    }
-    headers = own.fold(headers, |headers, (key, value)| headers.insert(Header { key, value: Some(value) }));
-    let mut next = BaseRecord::to(topic).partition(record.partition as i32).headers(headers);
-    next.key = record.key;
-    next.payload = record.value;
+    let own = record.headers.clone();
+    let of_result = own.clone().next().is_none().then_some((AS_OF, as_of.as_bytes()));
+    let next = NewRecord {
+        topic: usize::from(record.topic),
+        partition: record.partition as i32,
+        timestamp,
+        key: record.key,
+        value: record.value,
+        headers: of_result.into_iter().chain(own),
+    };
     let mut deadline = None;
     loop {
-        match producer.send(next) {
+        match producer.send(&next) {
             Ok(()) => return Ok(()),
-            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
+            Err(full @ KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)) => {
                 let deadline = *deadline.get_or_insert_with(|| Instant::now() + room.patience);
                 if Instant::now() > deadline || room.stopping.is_over() {
-                    return Err(Trouble::Lost(KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)));
+                    return Err(Trouble::Lost(full));
                 }
-                wait(producer);
-                next = back;
+                wait(producer.client());
             }
             // Of a transaction that has failed: committing it says so, and how.
-            Err((error, _)) => {
-                producer.context().fail(topic, &error);
+            Err(error) => {
+                producer.client().context().fail(topic, &error);
                 return Err(Trouble::Abort(error));
             }
         }

@@ -7,13 +7,14 @@ use std::thread;
 use std::time::{Duration as Wait, Instant};
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::producer::{BaseRecord, Producer};
 
 use super::producer::{CALL, Deliveries, RETRY, Room, Trouble, call, classify, producer, send, wait};
 use super::progress::{
     self, CLAIM, Claim, Extent, Kept, MARKER, Patience, Positions, ShardProgress, Stopping, Writer,
 };
 use super::{Delivery, OutletError, OutletPlan};
+use crate::kafka::native::TopicProducer;
 use crate::model::Parcel;
 
 /// What a portion takes beside its parcels, about, and a position.
@@ -51,7 +52,7 @@ pub(super) struct ShardWriter {
     plan: OutletPlan,
     topics: Arc<[String]>,
     claim: Claim,
-    producer: BaseProducer<Deliveries>,
+    producer: TopicProducer<Deliveries>,
     stopping: Arc<Stopping>,
     as_of: String,
     durable: Durable,
@@ -71,11 +72,11 @@ impl ShardWriter {
         claim: &Claim,
         stopping: &Arc<Stopping>,
     ) -> Result<ShardWriter, OutletError> {
-        let producer = producer(plan, number, FIRST_WAIT, stopping)?;
+        let producer = producer(plan, topics, number, FIRST_WAIT, stopping)?;
         if !plan.is_transactional() {
             // An earlier start may have left a transaction open, which readers would wait for.
             let transactional = OutletPlan { delivery: Delivery::ExactlyOnce, ..plan.clone() };
-            drop(self::producer(&transactional, number, FIRST_WAIT, stopping)?);
+            drop(self::producer(&transactional, &[], number, FIRST_WAIT, stopping)?);
         }
         Ok(ShardWriter {
             number,
@@ -117,7 +118,7 @@ impl ShardWriter {
                 Err(trouble) => trouble,
             };
             let (Trouble::Abort(error) | Trouble::Lost(error)) = &trouble;
-            if let Some(error) = self.producer.context().final_error() {
+            if let Some(error) = self.producer.client().context().final_error() {
                 return Err(error);
             }
             tracing::warn!(shard = self.number, %error, "results could not be written; they are written again");
@@ -168,7 +169,7 @@ impl ShardWriter {
         begun: Instant,
     ) -> Result<(), Trouble> {
         if self.plan.is_transactional() {
-            self.producer.begin_transaction().map_err(classify)?;
+            self.producer.client().begin_transaction().map_err(classify)?;
         }
         let mut empty = true;
         let mut bytes = 0;
@@ -207,7 +208,7 @@ impl ShardWriter {
         let value = serde_json::to_vec(&progress).unwrap_or_default();
         let key = progress::shard_key(self.number);
         let record = BaseRecord::to(&self.plan.progress_topic).key(&key).payload(&value).partition(0);
-        self.producer.send(record).map_err(|(error, _)| Trouble::Lost(error))?;
+        self.producer.client().send(record).map_err(|(error, _)| Trouble::Lost(error))?;
         self.flush()?;
         #[cfg(debug_assertions)]
         fault::between_flush_and_commit();
@@ -217,7 +218,7 @@ impl ShardWriter {
         let deadline = Instant::now() + self.plan.transaction_timeout;
         loop {
             let is_late = Instant::now() > deadline || self.stopping.is_over();
-            match self.producer.commit_transaction(call(&self.stopping)) {
+            match self.producer.client().commit_transaction(call(&self.stopping)) {
                 Ok(()) => return Ok(()),
                 Err(KafkaError::Transaction(error)) if error.is_retriable() && !is_late => {
                     thread::sleep(RETRY);
@@ -230,13 +231,13 @@ impl ShardWriter {
     /// Waits until all that was sent is acknowledged.
     fn flush(&self) -> Result<(), Trouble> {
         let deadline = Instant::now() + self.plan.transaction_timeout;
-        while self.producer.in_flight_count() > 0 {
-            wait(&self.producer);
+        while self.producer.client().in_flight_count() > 0 {
+            wait(self.producer.client());
             if Instant::now() > deadline || self.stopping.is_over() {
                 return Err(Trouble::Lost(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut)));
             }
         }
-        match self.producer.context().take_failed() {
+        match self.producer.client().context().take_failed() {
             0 => Ok(()),
             _ => Err(Trouble::Abort(KafkaError::Flush(RDKafkaErrorCode::MessageTimedOut))),
         }
@@ -249,8 +250,8 @@ impl ShardWriter {
         }
         let _ = self.flush();
         let aborted =
-            self.producer.abort_transaction(self.plan.transaction_timeout.min(call(&self.stopping)));
-        self.producer.context().take_failed();
+            self.producer.client().abort_transaction(self.plan.transaction_timeout.min(call(&self.stopping)));
+        self.producer.client().context().take_failed();
         aborted.is_ok()
     }
 
@@ -281,7 +282,7 @@ impl ShardWriter {
         // First of all: a producer that is made would fence whoever has taken over.
         let patience = Patience::until_stopped(&self.stopping);
         still_ours(&progress::read(cluster, progress_topic, Extent::Now, &patience)?)?;
-        let made = producer(&self.plan, self.number, CALL, &self.stopping)?;
+        let made = producer(&self.plan, &self.topics, self.number, CALL, &self.stopping)?;
         let writer = Writer::new(cluster, progress_topic)?;
         let marker = writer.write_within(MARKER, &self.claim.nonce, &patience)?;
         let kept = progress::read(cluster, progress_topic, Extent::Marker(marker), &patience)?;

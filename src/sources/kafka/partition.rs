@@ -5,14 +5,13 @@ use std::thread::Thread;
 use std::time::{Duration as Wait, Instant};
 
 use rdkafka::consumer::Consumer;
-use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Message, OwnedMessage, Timestamp};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::record::{Content, Records};
 use super::watch::{Context, Marks};
 use super::{REQUEST, Shared};
+use crate::kafka::native::{Record, RecordQueue};
 use crate::model::EventTime;
 use crate::sources::{Next, Partition, Place, Polled, SourceError, Take};
 
@@ -20,13 +19,10 @@ use crate::sources::{Next, Partition, Place, Polled, SourceError, Take};
 const PENDING: Wait = Wait::from_millis(20);
 
 pub(super) struct KafkaPartition {
-    // Dropped before the consumer, that of `shared`, which it belongs to.
-    queue: PartitionQueue<Context>,
+    queue: RecordQueue<Context>,
     cursor: Cursor,
     marks: Arc<Marks>,
     partition: u32,
-    /// What could not be given yet: it was taken from the queue by then.
-    held: Option<OwnedMessage>,
     /// What a poll has met behind records that it gave.
     fault: Option<SourceError>,
     /// The client fetches it no more, until it is assigned again.
@@ -43,7 +39,7 @@ struct Cursor {
     position: u64,
 }
 
-/// What became of a message.
+/// What became of a record.
 enum Offer {
     Given,
     /// Before the position.
@@ -68,18 +64,16 @@ impl KafkaPartition {
         let number = shared.number(partition)?;
         // Before it is assigned: else the first records would go to the consumer's own queue. librdkafka keeps a queue split
         // once an application has asked, also when the partition is assigned again.
-        let queue = shared.consumer.split_partition_queue(&shared.plan.topic, number);
-        let mut queue = queue.ok_or_else(|| {
+        let queue = RecordQueue::split(&shared.consumer, &shared.plan.topic, number, move || worker.unpark());
+        let queue = queue.ok_or_else(|| {
             shared.finish(partition);
             SourceError::Transient(format!("partition {partition} of {} has no queue", shared.plan.topic))
         })?;
-        queue.set_nonempty_callback(move || worker.unpark());
         let opened = KafkaPartition {
             queue,
             cursor: Cursor { records, position },
             marks,
             partition,
-            held: None,
             fault: None,
             given_up: false,
             at_end: false,
@@ -113,6 +107,7 @@ impl KafkaPartition {
         if self.given_up {
             self.shared.check_reach(self.partition, self.cursor.position)?;
             self.unassign();
+            self.queue.clear();
             self.assign()?;
             self.given_up = false;
         }
@@ -148,33 +143,27 @@ impl Partition for KafkaPartition {
         let mut records = 0;
         let mut next = Next::Now;
         while records < limit && self.cursor.position < upto && !take.is_full() {
-            let offer = match self.held.take() {
-                Some(held) => {
-                    let offer = self.cursor.offer(&held, upto, take);
-                    if !matches!(offer, Offer::Given | Offer::Skipped) {
-                        self.held = Some(held);
+            let offer = match self.queue.first() {
+                None => {
+                    next = Next::Woken;
+                    break;
+                }
+                Some(Ok(record)) => {
+                    self.at_end = false;
+                    let offer = self.cursor.offer(record, upto, take);
+                    if matches!(offer, Offer::Given | Offer::Skipped) {
+                        self.queue.pop();
                     }
                     offer
                 }
-                None => match self.queue.poll(Wait::ZERO) {
-                    None => {
-                        next = Next::Woken;
-                        break;
-                    }
-                    Some(Ok(message)) => {
-                        self.at_end = false;
-                        let offer = self.cursor.offer(&message, upto, take);
-                        if !matches!(offer, Offer::Given | Offer::Skipped) {
-                            self.held = Some(message.detach());
-                        }
-                        offer
-                    }
-                    Some(Err(KafkaError::PartitionEOF(_))) => {
+                Some(Err(error)) => {
+                    self.queue.pop();
+                    if let KafkaError::PartitionEOF(_) = error {
                         self.at_end = true;
                         continue;
                     }
-                    Some(Err(error)) => Offer::Failed(self.fault(&error)),
-                },
+                    Offer::Failed(self.fault(&error))
+                }
             };
             match offer {
                 Offer::Given => records += 1,
@@ -213,20 +202,16 @@ impl Partition for KafkaPartition {
 
 impl Cursor {
     #[inline]
-    fn offer(&mut self, message: &impl Message, upto: u64, take: &mut dyn Take) -> Offer {
-        let Ok(position) = u64::try_from(message.offset()) else { return Offer::Skipped };
+    fn offer(&mut self, record: Record<'_>, upto: u64, take: &mut dyn Take) -> Offer {
+        let Ok(position) = u64::try_from(record.offset()) else { return Offer::Skipped };
         if position < self.position {
             return Offer::Skipped;
         }
         if position >= upto {
             return Offer::Beyond;
         }
-        let arrived = match message.timestamp() {
-            Timestamp::NotAvailable => None,
-            Timestamp::CreateTime(ms) | Timestamp::LogAppendTime(ms) => EventTime::from_millis(ms),
-        };
-        let place = Place { position, arrived };
-        match self.records.give(message, place, take) {
+        let place = Place { position, arrived: record.timestamp().and_then(EventTime::from_millis) };
+        match self.records.give(record, place, take) {
             Content::Given => {
                 self.position = position + 1;
                 Offer::Given

@@ -1,15 +1,14 @@
-//! What a message of a topic says.
-
-use rdkafka::message::{Headers, Message};
+//! What a record of a topic says.
 
 use super::{RecordFormat, Shared};
 use crate::codec::RecordDecoder;
 use crate::kafka::letter;
+use crate::kafka::native::Record;
 use crate::model::{EventTime, Raw, Reason, Refusal, Retried, Upsert};
 use crate::registry::{AvroRecords, Decoded};
 use crate::sources::{Place, SourceError, Take};
 
-/// Gives messages as arrivals.
+/// Gives records as arrivals.
 pub(super) struct Records {
     /// Of values, and of the keys of tombstones.
     json: RecordDecoder,
@@ -17,7 +16,7 @@ pub(super) struct Records {
     avro: Option<AvroRecords>,
 }
 
-/// What became of a message.
+/// What became of a record.
 pub(super) enum Content {
     /// Taken or refused.
     Given,
@@ -51,9 +50,9 @@ impl Records {
     }
 
     #[inline]
-    pub(super) fn give(&mut self, message: &impl Message, place: Place, take: &mut dyn Take) -> Content {
-        let (key, value) = (message.key(), message.payload());
-        let retried = message.headers().and_then(retried);
+    pub(super) fn give(&mut self, record: Record<'_>, place: Place, take: &mut dyn Take) -> Content {
+        let (key, value) = (record.key(), record.value());
+        let retried = retried(record);
         let decoded = match (value, &mut self.avro) {
             (None, _) => withdrawn(&mut self.json, key),
             (Some(value), None) => self.json.decode(value),
@@ -85,10 +84,10 @@ fn withdrawn<'a>(decoder: &'a mut RecordDecoder, key: Option<&'a [u8]>) -> Resul
 }
 
 /// What the headers of a dead letter that was sent again say. Others have no such headers, or not of this form.
-fn retried(headers: &impl Headers) -> Option<Retried> {
+fn retried(record: Record<'_>) -> Option<Retried> {
     let text = |name: &str| {
-        let header = headers.iter().find(|header| header.key == name)?;
-        std::str::from_utf8(header.value?).ok()
+        let (_, value) = record.headers().find(|(found, _)| *found == name)?;
+        std::str::from_utf8(value?).ok()
     };
     let attempt = text(letter::ATTEMPT)?.parse().ok().filter(|attempt| *attempt > 0)?;
     let origin = text(letter::ORIGIN)?.into();

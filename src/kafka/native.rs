@@ -1,0 +1,343 @@
+//! librdkafka's own interface for the two calls that every record goes through: records are taken from the queue of a partition many
+//! at once, and handed to a producer by the handle of their topic. By rdkafka's safe ones, a record at a time with an event of its own
+//! and its topic looked up by name, both cost about twice as much CPU time (`benches/runs` has the figures).
+//!
+//! The one module with unsafe code. It is safe since
+//! - pointers that librdkafka gives are kept by one owner each, which gives each back once, when it is dropped;
+//! - what they belong to, the client, is owned by or borrowed for the same value, and is given up after them;
+//! - slices of a record borrow from the queue that holds it, and the queue is borrowed mutably to let go of it;
+//! - what librdkafka is given (names, keys, values, headers) it copies before the call returns.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::marker::PhantomData;
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+
+use rdkafka::bindings as native;
+use rdkafka::consumer::base_consumer::PartitionQueue;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
+use rdkafka::types::RDKafkaRespErr;
+
+/// How many are taken at once. What they may hold in all is limited where the client's queue is: it had room for them.
+const BATCH: usize = 256;
+
+/// What a client has fetched of a partition.
+pub struct RecordQueue<C: ConsumerContext> {
+    queue: NonNull<native::rd_kafka_queue_t>,
+    /// Taken from the queue; those before `next` are given back.
+    taken: [*mut native::rd_kafka_message_t; BATCH],
+    next: usize,
+    end: usize,
+    /// Keeps the client, the queue's separation from that of all partitions, and who is woken.
+    _split: PartitionQueue<C>,
+}
+
+/// A record as it was fetched.
+#[derive(Clone, Copy)]
+pub struct Record<'a> {
+    message: &'a native::rd_kafka_message_t,
+}
+
+impl<C: ConsumerContext + 'static> RecordQueue<C> {
+    /// The queue of a partition, from now on apart from the consumer's. Whenever something comes into the empty queue, `woken` is
+    /// called, by a thread of the client. None where there can be no such partition.
+    pub fn split(
+        consumer: &Arc<BaseConsumer<C>>,
+        topic: &str,
+        partition: i32,
+        woken: impl Fn() + Send + Sync + 'static,
+    ) -> Option<RecordQueue<C>> {
+        let mut split = consumer.split_partition_queue(topic, partition)?;
+        split.set_nonempty_callback(woken);
+        let name = CString::new(topic).ok()?;
+        // SAFETY: the consumer is kept by `split`; the name is read before the call returns.
+        let queue = unsafe {
+            native::rd_kafka_queue_get_partition(consumer.client().native_ptr(), name.as_ptr(), partition)
+        };
+        let queue = NonNull::new(queue)?;
+        Some(RecordQueue { queue, taken: [ptr::null_mut(); BATCH], next: 0, end: 0, _split: split })
+    }
+
+    /// The first record, or what was met in its place; none where nothing has come.
+    pub fn first(&mut self) -> Option<KafkaResult<Record<'_>>> {
+        if self.next == self.end {
+            // SAFETY: the array has room for as many. All that it had is given back.
+            let count = unsafe {
+                native::rd_kafka_consume_batch_queue(
+                    self.queue.as_ptr(),
+                    0,
+                    self.taken.as_mut_ptr(),
+                    self.taken.len(),
+                )
+            };
+            self.next = 0;
+            self.end = usize::try_from(count).unwrap_or(0);
+        }
+        let message = self.taken[self.next..self.end].first()?;
+        // SAFETY: it was taken and is not given back before `self` is borrowed mutably.
+        let message = unsafe { message.as_ref()? };
+        Some(match message.err {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(Record { message }),
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__PARTITION_EOF => {
+                Err(KafkaError::PartitionEOF(message.partition))
+            }
+            fatal @ RDKafkaRespErr::RD_KAFKA_RESP_ERR__FATAL => {
+                Err(KafkaError::MessageConsumptionFatal(fatal.into()))
+            }
+            error => Err(KafkaError::MessageConsumption(error.into())),
+        })
+    }
+
+    /// Lets go of the first.
+    pub fn pop(&mut self) {
+        if self.next < self.end {
+            // SAFETY: it was taken, is given back once, and nothing borrows it.
+            unsafe { native::rd_kafka_message_destroy(self.taken[self.next]) };
+            self.next += 1;
+        }
+    }
+
+    /// Lets go of all that was taken.
+    pub fn clear(&mut self) {
+        while self.next < self.end {
+            self.pop();
+        }
+    }
+}
+
+impl<C: ConsumerContext> Drop for RecordQueue<C> {
+    fn drop(&mut self) {
+        // SAFETY: each is given back once; the client goes after them, with the fields.
+        unsafe {
+            for message in &self.taken[self.next..self.end] {
+                native::rd_kafka_message_destroy(*message);
+            }
+            native::rd_kafka_queue_destroy(self.queue.as_ptr());
+        }
+    }
+}
+
+impl<'a> Record<'a> {
+    pub fn offset(self) -> i64 {
+        self.message.offset
+    }
+
+    pub fn key(self) -> Option<&'a [u8]> {
+        // SAFETY: the client keeps so many bytes there as long as the record.
+        unsafe { bytes(self.message.key, self.message.key_len) }
+    }
+
+    pub fn value(self) -> Option<&'a [u8]> {
+        // SAFETY: as above.
+        unsafe { bytes(self.message.payload, self.message.len) }
+    }
+
+    /// In ms since 1970; the producer's or the log's.
+    pub fn timestamp(self) -> Option<i64> {
+        let mut kind = native::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
+        // SAFETY: it reads the record and writes the kind.
+        let time = unsafe { native::rd_kafka_message_timestamp(self.message, &raw mut kind) };
+        (kind != native::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE).then_some(time)
+    }
+
+    pub fn headers(self) -> Headers<'a> {
+        let mut headers = ptr::null_mut();
+        // SAFETY: the client reads them at the first call and keeps them in the record, which nobody else has: a queue is of one
+        // thread. Where there are none or they cannot be read, it says so and writes nothing.
+        let answer =
+            unsafe { native::rd_kafka_message_headers(ptr::from_ref(self.message), &raw mut headers) };
+        let found = answer == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR;
+        Headers { headers: found.then(|| NonNull::new(headers)).flatten(), next: 0, record: PhantomData }
+    }
+}
+
+/// The headers of a record in their order: names that are text, and values.
+pub struct Headers<'a> {
+    headers: Option<NonNull<native::rd_kafka_headers_t>>,
+    next: usize,
+    record: PhantomData<Record<'a>>,
+}
+
+impl<'a> Iterator for Headers<'a> {
+    type Item = (&'a str, Option<&'a [u8]>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let (name, value) = self.at(self.next)?;
+            self.next += 1;
+            if let Ok(name) = name.to_str() {
+                return Some((name, value));
+            }
+        }
+    }
+}
+
+impl<'a> Headers<'a> {
+    fn at(&self, number: usize) -> Option<(&'a CStr, Option<&'a [u8]>)> {
+        let headers = self.headers?;
+        let (mut name, mut value, mut length) = (ptr::null(), ptr::null(), 0);
+        // SAFETY: the record keeps the headers, whose names end with a zero; a number behind the last is answered with an error.
+        unsafe {
+            let answer = native::rd_kafka_header_get_all(
+                headers.as_ptr(),
+                number,
+                &raw mut name,
+                &raw mut value,
+                &raw mut length,
+            );
+            if answer != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR || name.is_null() {
+                return None;
+            }
+            Some((CStr::from_ptr(name), bytes(value, length)))
+        }
+    }
+}
+
+/// # Safety
+///
+/// Where `start` is not null, so many bytes must stand there for `'a`.
+unsafe fn bytes<'a>(start: *const c_void, length: usize) -> Option<&'a [u8]> {
+    // SAFETY: the caller's.
+    (!start.is_null()).then(|| unsafe { std::slice::from_raw_parts(start.cast(), length) })
+}
+
+/// A producer of some topics.
+pub struct TopicProducer<C: ProducerContext + 'static> {
+    topics: Vec<TopicHandle>,
+    // Goes after the handles of its topics.
+    client: BaseProducer<C>,
+}
+
+struct TopicHandle(NonNull<native::rd_kafka_topic_t>);
+
+// SAFETY: librdkafka's handles are made for use by any thread.
+unsafe impl Send for TopicHandle {}
+
+impl Drop for TopicHandle {
+    fn drop(&mut self) {
+        // SAFETY: it is given back once, before the client.
+        unsafe { native::rd_kafka_topic_destroy(self.0.as_ptr()) };
+    }
+}
+
+/// What a record is made of; nothing of it need live longer than the call that it is for.
+pub struct NewRecord<'a, H> {
+    /// The topic's number among those of the producer.
+    pub topic: usize,
+    pub partition: i32,
+    /// When it was made, in ms since 1970.
+    pub timestamp: i64,
+    pub key: Option<&'a [u8]>,
+    pub value: Option<&'a [u8]>,
+    pub headers: H,
+}
+
+impl<C: ProducerContext + 'static> TopicProducer<C> {
+    /// # Errors
+    ///
+    /// Where a name cannot be one of a topic.
+    pub fn new(client: BaseProducer<C>, topics: &[String]) -> KafkaResult<TopicProducer<C>> {
+        let refused =
+            || KafkaError::MessageProduction(RDKafkaRespErr::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC.into());
+        let mut handles = Vec::with_capacity(topics.len());
+        for topic in topics {
+            let name = CString::new(topic.as_str()).map_err(|_| refused())?;
+            // SAFETY: the client is there; the name is copied. Without settings the topic has those of the client.
+            let handle = unsafe {
+                native::rd_kafka_topic_new(client.client().native_ptr(), name.as_ptr(), ptr::null_mut())
+            };
+            handles.push(TopicHandle(NonNull::new(handle).ok_or_else(refused)?));
+        }
+        Ok(TopicProducer { topics: handles, client })
+    }
+
+    /// For all but records of its topics.
+    pub fn client(&self) -> &BaseProducer<C> {
+        &self.client
+    }
+
+    /// Queues a record. It is reported as others of the client are, without an opaque value.
+    ///
+    /// # Errors
+    ///
+    /// Where it was not queued, and why.
+    pub fn send<'a, H>(&self, record: &NewRecord<'a, H>) -> KafkaResult<()>
+    where
+        H: Iterator<Item = (&'a str, &'a [u8])> + Clone,
+    {
+        use native::rd_kafka_vtype_t as Kind;
+        let Some(topic) = self.topics.get(record.topic) else {
+            return Err(KafkaError::MessageProduction(
+                RDKafkaRespErr::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC.into(),
+            ));
+        };
+        let headers = OwnHeaders::new(record.headers.clone());
+        let parts = [
+            part(Kind::RD_KAFKA_VTYPE_RKT, Value { rkt: topic.0.as_ptr() }),
+            part(Kind::RD_KAFKA_VTYPE_PARTITION, Value { i32_: record.partition }),
+            part(Kind::RD_KAFKA_VTYPE_MSGFLAGS, Value { i: native::RD_KAFKA_MSG_F_COPY }),
+            part(Kind::RD_KAFKA_VTYPE_TIMESTAMP, Value { i64_: record.timestamp }),
+            part(Kind::RD_KAFKA_VTYPE_KEY, Value { mem: memory(record.key) }),
+            part(Kind::RD_KAFKA_VTYPE_VALUE, Value { mem: memory(record.value) }),
+            part(Kind::RD_KAFKA_VTYPE_HEADERS, Value { headers: headers.0 }),
+        ];
+        // SAFETY: each part has the member of the union that its kind says; key and value are copied; the headers are the client's
+        // where the call succeeds, and else remain ours.
+        unsafe {
+            let error =
+                native::rd_kafka_produceva(self.client.client().native_ptr(), parts.as_ptr(), parts.len());
+            if error.is_null() {
+                std::mem::forget(headers);
+                return Ok(());
+            }
+            let code = native::rd_kafka_error_code(error);
+            native::rd_kafka_error_destroy(error);
+            Err(KafkaError::MessageProduction(code.into()))
+        }
+    }
+}
+
+type Value = native::rd_kafka_vu_s__bindgen_ty_1;
+
+fn part(vtype: native::rd_kafka_vtype_t, u: Value) -> native::rd_kafka_vu_t {
+    native::rd_kafka_vu_t { vtype, u }
+}
+
+fn memory(bytes: Option<&[u8]>) -> native::rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_1 {
+    native::rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_1 {
+        ptr: bytes.map_or(ptr::null_mut(), |bytes| bytes.as_ptr().cast_mut().cast()),
+        size: bytes.map_or(0, <[u8]>::len),
+    }
+}
+
+/// Headers of a record that is not queued yet.
+struct OwnHeaders(*mut native::rd_kafka_headers_t);
+
+impl OwnHeaders {
+    fn new<'a>(headers: impl Iterator<Item = (&'a str, &'a [u8])>) -> OwnHeaders {
+        // SAFETY: names and values are copied. It fails only for headers that are read-only.
+        unsafe {
+            let made = OwnHeaders(native::rd_kafka_headers_new(1));
+            for (name, value) in headers {
+                native::rd_kafka_header_add(
+                    made.0,
+                    name.as_ptr().cast::<c_char>(),
+                    name.len().cast_signed(),
+                    value.as_ptr().cast::<c_void>(),
+                    value.len().cast_signed(),
+                );
+            }
+            made
+        }
+    }
+}
+
+impl Drop for OwnHeaders {
+    fn drop(&mut self) {
+        // SAFETY: ours as long as no record has them.
+        unsafe { native::rd_kafka_headers_destroy(self.0) };
+    }
+}
