@@ -58,10 +58,11 @@ impl RecordDecoder {
         };
         self.escaped.text.clear();
         self.escaped.fields.clear();
-        let object = Object { settings: &self.settings, escaped: &mut self.escaped };
+        let mut record = Record::new();
+        let object = Object { record: &mut record, settings: &self.settings, escaped: &mut self.escaped };
         let mut json = serde_json::Deserializer::from_str(text);
-        let parsed = object.deserialize(&mut json).and_then(|parsed| json.end().map(|()| parsed));
-        let (mut record, ignored_fields) = parsed.map_err(|error| not_decodable(&error, text))?;
+        let parsed = object.deserialize(&mut json).and_then(|ignored| json.end().map(|()| ignored));
+        let ignored_fields = parsed.map_err(|error| not_decodable(&error, text))?;
         for (field, range) in &self.escaped.fields {
             record.set(*field, Value::Text(&self.escaped.text[range.clone()]));
         }
@@ -126,28 +127,29 @@ fn not_decodable(error: &serde_json::Error, text: &str) -> Refusal {
     Refusal::new(Reason::NotDecodable, format!("not a JSON object of a reading: {why} at byte {byte}"))
 }
 
-struct Object<'a> {
+/// Fills a record; its value is how many fields were ignored.
+struct Object<'a, 'de> {
+    record: &'a mut Record<'de>,
     settings: &'a DecodeSettings,
     escaped: &'a mut Escaped,
 }
 
-impl<'de> DeserializeSeed<'de> for Object<'_> {
-    type Value = (Record<'de>, u64);
+impl<'de> DeserializeSeed<'de> for Object<'_, 'de> {
+    type Value = u64;
 
-    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Self::Value, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<u64, D::Error> {
         json.deserialize_map(self)
     }
 }
 
-impl<'de> Visitor<'de> for Object<'_> {
-    type Value = (Record<'de>, u64);
+impl<'de> Visitor<'de> for Object<'_, 'de> {
+    type Value = u64;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut record = Record::new();
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<u64, A::Error> {
         let mut met = 0u16;
         let mut ignored = 0;
         while let Some(field) = map.next_key_seed(Name(self.settings))? {
@@ -161,9 +163,9 @@ impl<'de> Visitor<'de> for Object<'_> {
                 return Err(A::Error::custom(format_args!("{name} is there twice")));
             }
             met |= 1 << field as u16;
-            record.set(field, map.next_value_seed(Scalar { field, escaped: &mut *self.escaped })?);
+            self.record.set(field, map.next_value_seed(Scalar { field, escaped: &mut *self.escaped })?);
         }
-        Ok((record, ignored))
+        Ok(ignored)
     }
 }
 

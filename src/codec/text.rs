@@ -92,21 +92,33 @@ pub(crate) fn push_integer(number: i64, out: &mut Vec<u8>) {
 fn push_digits(mut number: u64, width: usize, out: &mut Vec<u8>) {
     let mut digits = [b'0'; 20];
     let mut from = digits.len();
-    while number > 0 {
+    // Two at a time: each division waits for the one before.
+    while number >= 10 {
+        let two = (number % 100) as u8;
+        number /= 100;
+        from -= 2;
+        digits[from] = b'0' + two / 10;
+        digits[from + 1] = b'0' + two % 10;
+    }
+    if number > 0 {
         from -= 1;
-        digits[from] = b'0' + (number % 10) as u8;
-        number /= 10;
+        digits[from] = b'0' + number as u8;
     }
     out.extend_from_slice(&digits[from.min(digits.len() - width)..]);
 }
 
-/// The shortest decimal that reads back to the same f64, as the standard library writes it: whole numbers, which most
-/// measurements are, in a fifth of the time.
+/// The shortest decimal that reads back to the same f64, as the standard library writes it, in a fifth of the time.
+///
+/// From 2^50 on a number may lie in the middle of two of them, where the libraries differ.
 #[inline]
 pub(crate) fn push_number(number: f64, out: &mut Vec<u8>) {
     let whole = number as i64;
     if whole as f64 == number && whole.unsigned_abs() < 1 << 53 && (whole != 0 || number.is_sign_positive()) {
         push_integer(whole, out);
+        return;
+    }
+    if (1e-3..1e15).contains(&number.abs()) {
+        out.extend_from_slice(zmij::Buffer::new().format_finite(number).as_bytes());
     } else {
         // A Vec takes everything.
         let _ = write!(out, "{number}");
@@ -148,7 +160,15 @@ mod tests {
     proptest! {
         #[test]
         fn numbers_are_written_as_the_library_writes_them(
-            number in prop_oneof![any::<f64>(), (-5000i64..5000).prop_map(|n| n as f64), (-1e7..1e7f64).prop_map(|n| n.round() / 100.0)]
+            number in prop_oneof![
+                any::<f64>(),
+                (-5000i64..5000).prop_map(|n| n as f64),
+                (-1e7..1e7f64).prop_map(|n| n.round() / 100.0),
+                -1e7..1e7f64,
+                (any::<i64>(), 1..64u32, 0..20u32).prop_map(|(n, bits, digits)| (n >> bits) as f64 / 10f64.powi(digits as i32)),
+                // With fractions that end with a 5 in the binary system.
+                (any::<i64>(), 0..64u32, 0..12u32).prop_map(|(n, bits, halves)| (n >> bits) as f64 / f64::from(1 << halves)),
+            ]
         ) {
             prop_assert_eq!(written(|out| push_number(number, out)), number.to_string());
         }

@@ -136,7 +136,8 @@ impl Parcels {
         let mut all = std::mem::take(&mut self.full);
         for (open, length) in self.open.iter_mut().zip(&mut self.lengths) {
             if let Some(parcel) = open.take() {
-                *length = parcel.bytes.len();
+                // What is left over may be short; the next is not.
+                *length = parcel.bytes.len().max(*length / 2);
                 all.push(parcel);
             }
         }
