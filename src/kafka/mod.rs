@@ -1,6 +1,7 @@
 //! What sources and sinks have in common of Kafka: how to reach a cluster, who a key belongs to, names of headers.
 
 pub mod letters;
+pub mod native;
 pub mod partitioner;
 pub mod properties;
 pub mod retry;
@@ -8,9 +9,11 @@ pub mod topics;
 pub mod trouble;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use rdkafka::ClientConfig;
+use rdkafka::client::Client;
 use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::{ClientConfig, ClientContext};
 
 /// A Kafka cluster as a client reaches it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,6 +35,8 @@ impl Cluster {
     /// The settings that every client of the cluster begins with.
     pub fn client(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
+        // While a partition has no leader its clients may stop asking for one; librdkafka's own five minutes would be a long time.
+        config.set("topic.metadata.refresh.interval.ms", "10000");
         for (name, value) in &self.properties {
             config.set(name, value);
         }
@@ -40,6 +45,10 @@ impl Cluster {
     }
 }
 
+/// How long a request may stay without an answer before it is made again: after an outage, librdkafka's own minute would add to it. A
+/// transaction limits those of its producer by itself.
+pub const ANSWER: &str = "10000";
+
 impl Cluster {
     /// Those of a producer: topics say how large a record may be, not the client.
     pub fn producer(&self) -> ClientConfig {
@@ -47,6 +56,16 @@ impl Cluster {
         config.set("message.max.bytes", "1000000000");
         config
     }
+}
+
+/// How long an introduction may take: what follows does without, and takes as long as it did.
+const INTRODUCTION: Duration = Duration::from_secs(1);
+
+/// Has a new client learn who leads a topic, ahead of its first use. Else librdkafka looks half a second after that, for a leader to read
+/// from and for a broker that gives a producer its id.
+pub fn introduce<C: ClientContext>(client: &Client<C>, topic: &str) {
+    // Whatever is wrong is said where the topic is used.
+    let _ = client.fetch_metadata(Some(topic), INTRODUCTION);
 }
 
 /// Headers of results: the epoch, in ms, at which the change became visible.

@@ -18,12 +18,12 @@ use std::time::{Duration, Instant};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
-use rdkafka::producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use serde::{Deserialize, Serialize};
 
 use super::OutletError;
-use crate::kafka::Cluster;
+use crate::kafka::{ANSWER, Cluster, introduce};
 
 /// How long reading or writing it may take, brokers that are starting included.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -224,11 +224,13 @@ impl Writer {
         config
             .set("enable.idempotence", "true")
             .set("linger.ms", "0")
+            .set("socket.timeout.ms", ANSWER)
             // Whoever stands by takes a longer silence after an outage for an end.
             .set("reconnect.backoff.max.ms", "1000")
             .set("message.timeout.ms", DEADLINE.as_millis().to_string());
-        let producer =
+        let producer: ThreadedProducer<Acknowledging> =
             config.create_with_context(Acknowledging).map_err(|error| OutletError::client(cluster, error))?;
+        introduce(producer.client(), topic);
         Ok(Writer { topic: topic.to_owned(), producer })
     }
 
@@ -308,9 +310,12 @@ pub(super) fn reader(cluster: &Cluster, topic: &str, isolation: &str) -> Result<
         .set("auto.offset.reset", "earliest")
         .set("enable.partition.eof", "true")
         .set("reconnect.backoff.max.ms", "1000")
+        .set("socket.timeout.ms", ANSWER)
         .set("fetch.wait.max.ms", "20")
         .set("fetch.queue.backoff.ms", "20");
-    config.create().map_err(|error| OutletError::client(cluster, error))
+    let consumer: BaseConsumer = config.create().map_err(|error| OutletError::client(cluster, error))?;
+    introduce(consumer.client(), topic);
+    Ok(consumer)
 }
 
 pub(super) fn assign(consumer: &BaseConsumer, topic: &str, from: Offset) -> Result<(), KafkaError> {

@@ -22,8 +22,8 @@ use self::partition::KafkaPartition;
 use self::watch::{Context, Marks};
 pub use self::writer::RecordWriter;
 use crate::codec::DecodeSettings;
-use crate::kafka::Cluster;
 use crate::kafka::partitioner::Partitioner;
+use crate::kafka::{ANSWER, Cluster};
 use crate::model::{Duration, EventTime};
 use crate::registry::Schemas;
 use crate::sources::{Partition, Source, SourceError};
@@ -35,8 +35,12 @@ const REQUEST: Wait = Wait::from_secs(10);
 /// What all partitions together may hold that workers have not taken yet, and one of them at least and at most.
 const QUEUED_KIB: u32 = 256 * 1024;
 const PARTITION_KIB: (u32, u32) = (1024, 32 * 1024);
-const QUEUED_RECORDS: u32 = 1_000_000;
+const QUEUED_RECORDS: u32 = 200_000;
 const PARTITION_RECORDS: (u32, u32) = (1_000, 100_000);
+
+/// Of one answer of a broker. The allocator gives pieces of more than 8 MiB back to the system at once, which then clears them anew for
+/// every fetch.
+const FETCH_BYTES: u32 = 4 * 1024 * 1024;
 
 /// A topic to read.
 #[derive(Clone, Debug, PartialEq)]
@@ -271,6 +275,8 @@ fn consumer(
         .set("auto.offset.reset", "error")
         .set("isolation.level", "read_committed")
         .set("enable.partition.eof", "true")
+        .set("fetch.max.bytes", FETCH_BYTES.to_string())
+        .set("socket.timeout.ms", ANSWER)
         .set("allow.auto.create.topics", "false")
         .set("queued.min.messages", share(QUEUED_RECORDS, PARTITION_RECORDS))
         .set("queued.max.messages.kbytes", share(QUEUED_KIB, PARTITION_KIB))
