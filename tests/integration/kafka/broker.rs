@@ -69,6 +69,11 @@ impl OwnBroker {
         OwnBroker::with(&["--secured"], Some("admin"))
     }
 
+    /// One that its controller misses only after 9 s.
+    pub fn patient() -> Option<OwnBroker> {
+        OwnBroker::with(&["--session", "9000"], None)
+    }
+
     fn with(options: &[&str], user: Option<&'static str>) -> Option<OwnBroker> {
         if !OwnBroker::is_prepared() {
             return None;
@@ -129,6 +134,8 @@ impl Drop for OwnBroker {
             let _ = child.kill();
             let _ = child.wait();
         }
+        // Shown where the test fails.
+        eprintln!("the broker:\n{}", std::fs::read_to_string(self.path("log")).unwrap_or_default());
     }
 }
 

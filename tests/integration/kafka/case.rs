@@ -158,10 +158,14 @@ impl Case {
 /// the log, up to the last one.
 fn check_changes(records: &[Record], values: &Values) {
     let mut found: BTreeMap<&str, Vec<Option<Value>>> = BTreeMap::new();
+    let same = |record: &Record| {
+        let all = records.iter().filter(|other| other.key() == record.key());
+        all.map(|record| format!("{record:?}\n")).collect::<String>()
+    };
     for record in records {
         let value = record.json().map(|value| numbers(&value));
         let before = found.entry(record.key()).or_default();
-        assert_ne!(before.last().unwrap_or(&None), &value, "no change: {record:?}");
+        assert_ne!(before.last().unwrap_or(&None), &value, "no change:\n{}", same(record));
         before.push(value);
     }
     for (key, found) in &found {

@@ -7,7 +7,7 @@ use super::case::Case;
 use super::reading::committed;
 use super::swelter::Swelter;
 use super::topics::{NewRecord, Producer, Topics};
-use crate::process::{DEADLINE, post, wait_for};
+use crate::process::{DEADLINE, get, post, wait_for};
 
 #[test]
 fn a_broker_that_is_killed_costs_nothing() {
@@ -30,7 +30,9 @@ fn a_broker_that_is_killed_costs_nothing() {
 /// As whoever runs the program: starts it again where it has ended, which it may as long as it says why, until the results are there.
 fn supervise(case: &Case, mut swelter: Swelter) -> Swelter {
     let mut starts = 0;
-    wait_for("the results", || {
+    // What is stuck when a cluster goes away may be tried again only once it has timed out.
+    let deadline = Instant::now() + DEADLINE * 2;
+    while let Some(difference) = case.difference() {
         if let Some(status) = swelter.has_ended() {
             let log = swelter.log();
             let said = log.lines().last().unwrap_or_default();
@@ -41,15 +43,18 @@ fn supervise(case: &Case, mut swelter: Swelter) -> Swelter {
             starts += 1;
             assert!(starts <= 3, "{log}");
         }
-        case.difference().is_none().then_some(())
-    });
+        assert!(Instant::now() < deadline, "{difference}\n{}", metrics(&mut swelter));
+        std::thread::sleep(Duration::from_millis(200));
+    }
     swelter
 }
 
 #[test]
 fn a_broker_that_pauses_for_longer_than_a_transaction_costs_nothing() {
-    let Some(broker) = OwnBroker::start() else { return };
+    // It is not taken for gone: Kafka does not end transactions of partitions without a leader as it should.
+    let Some(broker) = OwnBroker::patient() else { return };
     let mut case = Case::new(&broker.access, 4, 2_000);
+    case.setup.rules = "[log]\nlevel = \"info,swelter=debug,librdkafka=debug\"\n".into();
     case.setup.sink = "shards = 2\ncommit_interval = \"200ms\"\ntransaction_timeout = \"2s\"\n".into();
     case.produce(200);
     let swelter = case.start(2).ready();
@@ -110,6 +115,10 @@ fn a_stop_does_not_wait_long_for_a_broker_that_is_away() {
     let swelter = started_again(&case);
     case.check_exactly_once();
     swelter.terminate();
+}
+
+fn metrics(swelter: &mut Swelter) -> String {
+    get(&swelter.address(), "/metrics").map_or_else(|error| error.to_string(), |answer| answer.body)
 }
 
 /// As whoever runs the program: starts it until it listens.

@@ -243,5 +243,7 @@ impl Drop for Swelter {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // Shown where the test fails.
+        eprintln!("{}", self.log());
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -10,9 +11,9 @@ use rdkafka::admin::{
 };
 use rdkafka::client::DefaultClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer};
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::message::{Header, Message as _, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
 use super::broker::Access;
 use crate::process::{DEADLINE, wait_for};
@@ -110,7 +111,23 @@ impl NewRecord {
 }
 
 /// Produces each record once and in order, whatever becomes of the broker meanwhile.
-pub struct Producer(ThreadedProducer<DefaultProducerContext>);
+pub struct Producer(ThreadedProducer<Delivered>);
+
+/// Why records could not be delivered.
+#[derive(Default)]
+struct Delivered(Mutex<Vec<String>>);
+
+impl ClientContext for Delivered {}
+
+impl ProducerContext for Delivered {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if let Err((error, message)) = result {
+            self.0.lock().unwrap().push(format!("{error} ({} {})", message.topic(), message.partition()));
+        }
+    }
+}
 
 impl Producer {
     pub fn to(access: &Access) -> Producer {
@@ -128,10 +145,12 @@ impl Producer {
         config.set("enable.idempotence", "true").set("linger.ms", "1");
         // A request that a broker loses while it is paused is sent again well before the deadline.
         config.set("socket.timeout.ms", "10000");
+        // And one that has found no leader looks again.
+        config.set("topic.metadata.refresh.interval.ms", "5000");
         for (name, value) in properties {
             config.set(*name, *value);
         }
-        Producer(config.create().unwrap())
+        Producer(config.create_with_context(Delivered::default()).unwrap())
     }
 
     pub fn begin(&self) {
@@ -169,5 +188,7 @@ impl Producer {
     /// Waits until all that was sent is in the log.
     pub fn flush(&self) {
         self.0.flush(DEADLINE).unwrap();
+        let failed = self.0.context().0.lock().unwrap();
+        assert!(failed.is_empty(), "{} records are not in the log: {}", failed.len(), failed[0]);
     }
 }
