@@ -1,6 +1,6 @@
 //! librdkafka's own interface for the two calls that every record goes through: records are taken from the queue of a partition many
 //! at once, and handed to a producer by the handle of their topic. By rdkafka's safe ones, a record at a time with an event of its own
-//! and its topic looked up by name, both cost about twice as much CPU time (`benches/runs` has the figures).
+//! and its topic looked up by name, a worker took a quarter more CPU time and a shard a seventh (`benches/runs`, kafka-profile.txt).
 //!
 //! The one module with unsafe code. It is safe since
 //! - pointers that librdkafka gives are kept by one owner each, which gives each back once, when it is dropped;
