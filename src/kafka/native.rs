@@ -235,7 +235,8 @@ pub struct NewRecord<'a, H> {
     pub headers: H,
 }
 
-impl<C: ProducerContext + 'static> TopicProducer<C> {
+// The context's opaque value of a record is nothing, so none need be given with it.
+impl<C: ProducerContext<DeliveryOpaque = ()> + 'static> TopicProducer<C> {
     /// # Errors
     ///
     /// Where a name cannot be one of a topic.
