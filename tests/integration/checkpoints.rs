@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::Write as _;
-use std::net::TcpListener;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -75,46 +74,42 @@ fn config(url: &str) -> String {
     format!("[checkpoints]\nevery = \"1s\"\nkeep = 2\nurl = \"{url}\"\n")
 }
 
-/// A process that is killed when this is dropped.
-struct Server(Child);
+/// A store that speaks S3; it is killed when this is dropped.
+struct S3 {
+    child: Child,
+    port: u16,
+}
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+impl S3 {
+    /// On a port of its own where that is 0.
+    fn start(python: &OsString, port: u16) -> S3 {
+        let mut child = Command::new(python)
+            .args([concat!(env!("CARGO_MANIFEST_DIR"), "/tests/real/s3_store.py"), &port.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut port = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut port).unwrap();
+        S3 { child, port: port.trim().parse().unwrap() }
     }
 }
 
-fn s3(python: &OsString, port: u16) -> Server {
-    let script = "import sys; from moto.server import main; main(['-H', '127.0.0.1', '-p', sys.argv[1]])";
-    let child = Command::new(python)
-        .args(["-c", script, &port.to_string()])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let server = Server(child);
-    wait_for("the store", || std::net::TcpStream::connect(("127.0.0.1", port)).ok());
-    server
-}
-
-fn make_bucket(python: &OsString, endpoint: &str) {
-    let script = "import boto3, sys; boto3.client('s3', endpoint_url=sys.argv[1], region_name='us-east-1', \
-                  aws_access_key_id='k', aws_secret_access_key='s').create_bucket(Bucket='heat')";
-    let made = Command::new(python).args(["-c", script, endpoint]).output().unwrap();
-    assert!(made.status.success(), "{}", text(&made.stderr));
+impl Drop for S3 {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 #[test]
 fn a_store_that_speaks_s3_keeps_them() {
     let Some(python) = python() else { return };
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let server = s3(&python, port);
+    let store = S3::start(&python, 0);
+    let port = store.port;
     let endpoint = format!("http://127.0.0.1:{port}");
-    make_bucket(&python, &endpoint);
     let variables = [
-        ("AWS_ENDPOINT_URL", endpoint.clone()),
+        ("AWS_ENDPOINT_URL", endpoint),
         ("AWS_ACCESS_KEY_ID", "k".into()),
         ("AWS_SECRET_ACCESS_KEY", "s".into()),
         ("AWS_REGION", "us-east-1".into()),
@@ -137,11 +132,10 @@ fn a_store_that_speaks_s3_keeps_them() {
     assert_eq!(wait_for_readings(&service.address, 20), before);
 
     // The store is away for a while: that is a warning, and when it is back there is one, though nothing has come since.
-    drop(server);
+    drop(store);
     post_minutes(&service.address, 20..30);
     wait_for("that it is missed", || service.log().contains("a checkpoint could not be made").then_some(()));
-    let server = s3(&python, port);
-    make_bucket(&python, &endpoint);
+    let _store = S3::start(&python, port);
     wait_for("the next one", || (!list(&url, &variables).is_empty()).then_some(()));
     let verified = swelter(&[&["checkpoints", "verify"], &url[..]].concat(), &variables);
     assert!(verified.status.success(), "{}", text(&verified.stdout));
@@ -160,7 +154,6 @@ fn a_store_that_speaks_s3_keeps_them() {
     // One may have been published and those before not given up yet.
     assert!(unneeded == 0, "{left:?}");
     service.terminate();
-    drop(server);
 }
 
 /// What DuckDB says.

@@ -1,7 +1,6 @@
 //! The store itself, where it speaks S3.
 
-use std::io::Write as _;
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, Command, Stdio};
 
 use crate::checkpoint::store::Store;
@@ -60,23 +59,16 @@ fn objects_in_parts_and_races_on_s3() {
         );
         return;
     };
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let endpoint = format!("http://127.0.0.1:{port}");
-    let script = |script: &str, argument: &str| {
-        let mut command = Command::new(&python);
-        command
-            .args(["-c", script, argument])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        command
-    };
-    let serve = "import sys; from moto.server import main; main(['-H', '127.0.0.1', '-p', sys.argv[1]])";
-    let _server = Server(script(serve, &port.to_string()).spawn().unwrap());
-    until("the store", || TcpStream::connect(("127.0.0.1", port)).is_ok());
-    let make = "import boto3, sys; boto3.client('s3', endpoint_url=sys.argv[1], region_name='us-east-1', \
-                aws_access_key_id='k', aws_secret_access_key='s').create_bucket(Bucket='heat')";
-    assert!(script(make, &endpoint).status().unwrap().success());
+    let mut server = Command::new(&python)
+        .args([concat!(env!("CARGO_MANIFEST_DIR"), "/tests/real/s3_store.py"), "0"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map(Server)
+        .unwrap();
+    let mut port = String::new();
+    BufReader::new(server.0.stdout.take().unwrap()).read_line(&mut port).unwrap();
+    let endpoint = format!("http://127.0.0.1:{}", port.trim());
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["checkpoint::tests::s3::s3_process", "--exact", "--ignored", "--nocapture"])
         .envs([("AWS_ACCESS_KEY_ID", "k"), ("AWS_SECRET_ACCESS_KEY", "s"), ("AWS_REGION", "us-east-1")])
