@@ -69,11 +69,6 @@ impl OwnBroker {
         OwnBroker::with(&["--secured"], Some("admin"))
     }
 
-    /// One that its controller misses only after 9 s.
-    pub fn patient() -> Option<OwnBroker> {
-        OwnBroker::with(&["--session", "9000"], None)
-    }
-
     fn with(options: &[&str], user: Option<&'static str>) -> Option<OwnBroker> {
         if !OwnBroker::is_prepared() {
             return None;
