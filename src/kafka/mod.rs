@@ -5,6 +5,7 @@ pub mod native;
 pub mod partitioner;
 pub mod properties;
 pub mod retry;
+pub mod silence;
 pub mod topics;
 pub mod trouble;
 

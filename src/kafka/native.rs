@@ -1,6 +1,7 @@
 //! librdkafka's own interface for the two calls that every record goes through: records are taken from the queue of a partition many
 //! at once, and handed to a producer by the handle of their topic. By rdkafka's safe ones, a record at a time with an event of its own
 //! and its topic looked up by name, a worker took a quarter more CPU time and a shard a seventh (`benches/runs`, kafka-profile.txt).
+//! And for one call that rdkafka does not have, [`add_brokers`].
 //!
 //! The one module with unsafe code. It is safe since
 //! - pointers that librdkafka gives are kept by one owner each, which gives each back once, when it is dropped;
@@ -14,7 +15,9 @@ use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
+use rdkafka::ClientContext;
 use rdkafka::bindings as native;
+use rdkafka::client::Client;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
@@ -23,6 +26,14 @@ use rdkafka::types::RDKafkaRespErr;
 
 /// How many are taken at once. What they may hold in all is limited where the client's queue is: it had room for them.
 const BATCH: usize = 256;
+
+/// Tells a client of brokers, `host:port` separated by commas, beside those that it knows.
+pub fn add_brokers<C: ClientContext>(client: &Client<C>, brokers: &str) {
+    if let Ok(brokers) = CString::new(brokers) {
+        // SAFETY: the client is borrowed; the text is copied before the call returns.
+        unsafe { native::rd_kafka_brokers_add(client.native_ptr(), brokers.as_ptr()) };
+    }
+}
 
 /// What a client has fetched of a partition.
 pub struct RecordQueue<C: ConsumerContext> {

@@ -6,13 +6,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rdkafka::Offset;
-use rdkafka::consumer::Consumer;
 use rdkafka::message::Message;
 
 use super::outlet::Claimed;
 use super::progress::{
-    CLAIM, COMMITTED, Claim, MARKER, POLL, SHARD, ShardProgress, Stopping, UNCOMMITTED, Writer, assign,
-    is_final, reader,
+    CLAIM, COMMITTED, Claim, MARKER, Reader, SHARD, ShardProgress, Stopping, UNCOMMITTED, Writer, is_final,
 };
 use super::{OutletError, OutletPlan};
 use crate::kafka::Cluster;
@@ -33,11 +31,10 @@ pub fn watch(
     own: &Claim,
     stopping: &Arc<Stopping>,
 ) -> Result<Option<Claim>, OutletError> {
-    let consumer = reader(cluster, topic, UNCOMMITTED)?;
-    assign(&consumer, topic, Offset::Offset(from)).map_err(|error| OutletError::reading(topic, error))?;
+    let mut reader = Reader::open(cluster, topic, UNCOMMITTED, Offset::Offset(from))?;
     while !stopping.has_begun() {
         // Whatever goes wrong here goes wrong where results are written, too, and is said there.
-        let Some(Ok(message)) = consumer.poll(POLL) else { continue };
+        let Some(Ok(message)) = reader.poll() else { continue };
         let sign = sign(message.key().unwrap_or_default(), message.payload().unwrap_or_default());
         if let Some(Sign::Claim(claim)) = sign
             && claim != *own
@@ -64,10 +61,9 @@ pub fn follow(
     topic: &str,
     mut hear: impl FnMut(Option<Sign>) -> bool,
 ) -> Result<(), OutletError> {
-    let consumer = reader(cluster, topic, COMMITTED)?;
-    assign(&consumer, topic, Offset::Beginning).map_err(|error| OutletError::reading(topic, error))?;
+    let mut reader = Reader::open(cluster, topic, COMMITTED, Offset::Beginning)?;
     loop {
-        let sign = match consumer.poll(POLL) {
+        let sign = match reader.poll() {
             Some(Ok(message)) => {
                 sign(message.key().unwrap_or_default(), message.payload().unwrap_or_default())
             }
@@ -96,11 +92,10 @@ pub enum Life {
 /// Listens to a topic as [`follow`] does, but also to what is not committed: an open transaction hides from those who wait for it
 /// whatever comes behind it.
 pub fn listen(cluster: &Cluster, topic: &str, mut hear: impl FnMut(Life) -> bool) -> Result<(), OutletError> {
-    let consumer = reader(cluster, topic, UNCOMMITTED)?;
-    assign(&consumer, topic, Offset::Beginning).map_err(|error| OutletError::reading(topic, error))?;
+    let mut reader = Reader::open(cluster, topic, UNCOMMITTED, Offset::Beginning)?;
     let mut since = Instant::now();
     loop {
-        let life = match consumer.poll(POLL) {
+        let life = match reader.poll() {
             Some(Ok(message)) => {
                 since = Instant::now();
                 let sign = sign(message.key().unwrap_or_default(), message.payload().unwrap_or_default());
@@ -110,7 +105,7 @@ pub fn listen(cluster: &Cluster, topic: &str, mut hear: impl FnMut(Life) -> bool
             Some(Err(_)) | None if since.elapsed() < PROBE => Life::Nothing,
             Some(Err(_)) | None => {
                 let silence = since.elapsed().min(LONGEST);
-                let answers = consumer.fetch_watermarks(topic, 0, ANSWER).is_ok();
+                let answers = reader.is_answered(ANSWER);
                 since = Instant::now();
                 if answers { Life::Silence(silence) } else { Life::Away }
             }

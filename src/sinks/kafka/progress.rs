@@ -17,19 +17,20 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::Message;
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use serde::{Deserialize, Serialize};
 
 use super::OutletError;
+use crate::kafka::silence::Silence;
 use crate::kafka::{ANSWER, Cluster, introduce};
 
 /// How long reading or writing it may take, brokers that are starting included.
 const DEADLINE: Duration = Duration::from_secs(60);
 /// How long a stop waits for a cluster that does not answer.
 const LAST_WAIT: Duration = Duration::from_secs(20);
-pub(super) const POLL: Duration = Duration::from_millis(100);
+const POLL: Duration = Duration::from_millis(100);
 
 pub const CLAIM: &str = "claim";
 pub const IDENTITY: &str = "identity";
@@ -186,6 +187,7 @@ impl Kept {
 
 /// Writes to the topic outside of transactions, and waits until it is durable.
 pub struct Writer {
+    cluster: Cluster,
     topic: String,
     producer: ThreadedProducer<Acknowledging>,
 }
@@ -231,7 +233,7 @@ impl Writer {
         let producer: ThreadedProducer<Acknowledging> =
             config.create_with_context(Acknowledging).map_err(|error| OutletError::client(cluster, error))?;
         introduce(producer.client(), topic);
-        Ok(Writer { topic: topic.to_owned(), producer })
+        Ok(Writer { cluster: cluster.clone(), topic: topic.to_owned(), producer })
     }
 
     /// Writes a value, and gives its offset.
@@ -251,10 +253,13 @@ impl Writer {
         let record =
             BaseRecord::with_opaque_to(&self.topic, Box::new(heard)).key(key).payload(&value).partition(0);
         self.producer.send(record).map_err(|(error, _)| failed(error))?;
+        let mut silence = Silence::of(&self.cluster);
         loop {
             match answer.recv_timeout(POLL) {
                 Ok(delivered) => return delivered.map_err(failed),
-                Err(RecvTimeoutError::Timeout) if !patience.is_over() => {}
+                Err(RecvTimeoutError::Timeout) if !patience.is_over() => {
+                    silence.lasts(self.producer.client());
+                }
                 Err(_) => {
                     return Err(failed(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut)));
                 }
@@ -271,8 +276,8 @@ pub fn read(
     patience: &Patience,
 ) -> Result<Kept, OutletError> {
     let failed = |error| OutletError::reading(topic, error);
-    let consumer = reader(cluster, topic, if extent == Extent::Now { UNCOMMITTED } else { COMMITTED })?;
-    assign(&consumer, topic, Offset::Beginning).map_err(failed)?;
+    let isolation = if extent == Extent::Now { UNCOMMITTED } else { COMMITTED };
+    let mut reader = Reader::open(cluster, topic, isolation, Offset::Beginning)?;
     let marker = match extent {
         Extent::Marker(marker) => Some(marker),
         Extent::Now | Extent::Committed => None,
@@ -282,7 +287,7 @@ pub fn read(
         if patience.is_over() {
             return Err(OutletError::Hangs { topic: topic.to_owned(), seen: kept.last, marker });
         }
-        match consumer.poll(POLL) {
+        match reader.poll() {
             Some(Ok(message)) => {
                 kept.last = Some(message.offset());
                 if let (Some(key), Some(value)) = (message.key(), message.payload()) {
@@ -301,27 +306,54 @@ pub fn read(
 pub(super) const COMMITTED: &str = "read_committed";
 pub(super) const UNCOMMITTED: &str = "read_uncommitted";
 
-pub(super) fn reader(cluster: &Cluster, topic: &str, isolation: &str) -> Result<BaseConsumer, OutletError> {
-    let mut config = cluster.client();
-    config
-        .set("group.id", format!("{topic}.reader"))
-        .set("isolation.level", isolation)
-        .set("enable.auto.commit", "false")
-        .set("auto.offset.reset", "earliest")
-        .set("enable.partition.eof", "true")
-        .set("reconnect.backoff.max.ms", "1000")
-        .set("socket.timeout.ms", ANSWER)
-        .set("fetch.wait.max.ms", "20")
-        .set("fetch.queue.backoff.ms", "20");
-    let consumer: BaseConsumer = config.create().map_err(|error| OutletError::client(cluster, error))?;
-    introduce(consumer.client(), topic);
-    Ok(consumer)
+/// A client that reads the topic.
+pub(super) struct Reader {
+    topic: String,
+    consumer: BaseConsumer,
+    silence: Silence,
 }
 
-pub(super) fn assign(consumer: &BaseConsumer, topic: &str, from: Offset) -> Result<(), KafkaError> {
-    let mut assignment = TopicPartitionList::new();
-    assignment.add_partition_offset(topic, 0, from)?;
-    consumer.assign(&assignment)
+impl Reader {
+    pub fn open(
+        cluster: &Cluster,
+        topic: &str,
+        isolation: &str,
+        from: Offset,
+    ) -> Result<Reader, OutletError> {
+        let mut config = cluster.client();
+        config
+            .set("group.id", format!("{topic}.reader"))
+            .set("isolation.level", isolation)
+            .set("enable.auto.commit", "false")
+            .set("auto.offset.reset", "earliest")
+            .set("enable.partition.eof", "true")
+            .set("reconnect.backoff.max.ms", "1000")
+            .set("socket.timeout.ms", ANSWER)
+            .set("fetch.wait.max.ms", "20")
+            .set("fetch.queue.backoff.ms", "20");
+        let consumer: BaseConsumer = config.create().map_err(|error| OutletError::client(cluster, error))?;
+        introduce(consumer.client(), topic);
+        let mut assignment = TopicPartitionList::new();
+        let added = assignment.add_partition_offset(topic, 0, from);
+        let assigned = added.and_then(|()| consumer.assign(&assignment));
+        assigned.map_err(|error| OutletError::reading(topic, error))?;
+        Ok(Reader { topic: topic.to_owned(), consumer, silence: Silence::of(cluster) })
+    }
+
+    /// What comes next, if it comes soon.
+    pub fn poll(&mut self) -> Option<Result<BorrowedMessage<'_>, KafkaError>> {
+        let polled = self.consumer.poll(POLL);
+        match polled {
+            Some(Ok(_) | Err(KafkaError::PartitionEOF(_))) => self.silence.ends(),
+            Some(Err(_)) | None => self.silence.may_last(self.consumer.client(), &self.topic),
+        }
+        polled
+    }
+
+    /// Whether the cluster answers.
+    pub fn is_answered(&self, within: Duration) -> bool {
+        self.consumer.fetch_watermarks(&self.topic, 0, within).is_ok()
+    }
 }
 
 /// Whether waiting does not help.

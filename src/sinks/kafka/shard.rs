@@ -15,6 +15,7 @@ use super::progress::{
 };
 use super::{Delivery, OutletError, OutletPlan};
 use crate::kafka::native::TopicProducer;
+use crate::kafka::silence::Silence;
 use crate::model::Parcel;
 
 /// What a portion takes beside its parcels, about, and a position.
@@ -231,8 +232,10 @@ impl ShardWriter {
     /// Waits until all that was sent is acknowledged.
     fn flush(&self) -> Result<(), Trouble> {
         let deadline = Instant::now() + self.plan.transaction_timeout;
+        let mut silence = Silence::of(&self.plan.cluster);
         while self.producer.client().in_flight_count() > 0 {
             wait(self.producer.client());
+            silence.lasts(self.producer.client().client());
             if Instant::now() > deadline || self.stopping.is_over() {
                 return Err(Trouble::Lost(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut)));
             }

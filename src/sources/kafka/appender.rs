@@ -1,7 +1,7 @@
 //! The end of a topic that takes new records: what is posted, and what is made up.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration as Wait;
 
@@ -14,6 +14,7 @@ use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, T
 use super::{KafkaPlan, RecordWriter};
 use crate::codec::DecodeSettings;
 use crate::kafka::partitioner::Partitioner;
+use crate::kafka::silence::Silence;
 use crate::kafka::trouble::Trouble;
 use crate::kafka::{self, Cluster, letter};
 use crate::model::{
@@ -45,6 +46,14 @@ pub struct AppendLimits {
     pub bytes: usize,
 }
 
+/// What queues records.
+struct Queueing {
+    writer: RecordWriter,
+    /// How many were acknowledged when that was last looked at, and since when it is no more.
+    acknowledged: u64,
+    silence: Silence,
+}
+
 /// Appends to the topic of a source. The records of a city stand in it in the order in which they were appended.
 pub struct KafkaAppender {
     source: Arc<str>,
@@ -52,7 +61,7 @@ pub struct KafkaAppender {
     limits: AppendLimits,
     room: Arc<Room>,
     /// Held while an append is queued, so that its records stand together.
-    writer: Mutex<RecordWriter>,
+    writer: Mutex<Queueing>,
     stopping: AtomicBool,
     producer: ThreadedProducer<Delivery>,
 }
@@ -98,7 +107,7 @@ impl KafkaAppender {
             topic,
             limits: plan.limits,
             room: Arc::default(),
-            writer: Mutex::new(writer),
+            writer: Mutex::new(Queueing { writer, acknowledged: 0, silence: Silence::of(&plan.cluster) }),
             stopping: AtomicBool::new(false),
             producer,
         })
@@ -109,6 +118,17 @@ impl KafkaAppender {
         self.stopping.store(true, Ordering::Relaxed);
         if let Err(error) = self.producer.flush(LAST_WAIT) {
             tracing::warn!(source = &*self.source, topic = self.topic, %error, "records are left that were not acknowledged");
+        }
+    }
+
+    /// Looks whether the cluster has acknowledged something since the last append.
+    fn listen(&self, queueing: &mut Queueing) {
+        let acknowledged = self.room.acknowledged.load(Ordering::Relaxed);
+        if acknowledged != queueing.acknowledged || self.room.is_settled() {
+            queueing.acknowledged = acknowledged;
+            queueing.silence.ends();
+        } else {
+            queueing.silence.lasts(self.producer.client());
         }
     }
 
@@ -140,7 +160,8 @@ impl Appender for KafkaAppender {
             return done(Ok(Vec::new()));
         }
         let bytes = records.iter().map(|record| record.bytes.len() + RECORD_BYTES).sum();
-        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queueing = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        self.listen(&mut queueing);
         let refused = if self.stopping.load(Ordering::Relaxed) {
             Some(AppendError::Stopping)
         } else if let Some((code, reason)) = self.producer.client().fatal_error() {
@@ -151,7 +172,7 @@ impl Appender for KafkaAppender {
             None
         };
         if let Some(error) = refused {
-            drop(writer);
+            drop(queueing);
             return done(Err(error));
         }
         let append = Arc::new(Append {
@@ -164,11 +185,11 @@ impl Appender for KafkaAppender {
         });
         let mut sent = 0;
         let failed = records.iter().find_map(|record| {
-            let error = self.send(&mut writer, record, &append).err();
+            let error = self.send(&mut queueing.writer, record, &append).err();
             sent += usize::from(error.is_none());
             error
         });
-        drop(writer);
+        drop(queueing);
         if let Some(error) = failed {
             append.settle(records.len() - sent, Err(error.to_string()));
         }
@@ -196,9 +217,18 @@ impl Drop for KafkaAppender {
 struct Room {
     records: AtomicUsize,
     bytes: AtomicUsize,
+    /// In all.
+    acknowledged: AtomicU64,
+    /// Nothing was since one was not.
+    missed: AtomicBool,
 }
 
 impl Room {
+    /// Whether no acknowledgement is due.
+    fn is_settled(&self) -> bool {
+        self.records.load(Ordering::Acquire) == 0 && !self.missed.load(Ordering::Relaxed)
+    }
+
     /// One that is larger than all there is may be alone. Whoever asks holds the lock of the writer, and only acknowledgements,
     /// which make room, come between.
     fn take(&self, records: usize, bytes: usize, limits: AppendLimits) -> bool {
@@ -243,13 +273,18 @@ impl Append {
         let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
         match result {
             Ok((partition, offset)) => {
+                self.room.acknowledged.fetch_add(1, Ordering::Relaxed);
+                self.room.missed.store(false, Ordering::Relaxed);
                 // A record that was sent twice, and kept once, has no offset here.
                 if let (Ok(partition), Ok(offset)) = (u32::try_from(partition), u64::try_from(offset)) {
                     let end = outcome.ends.entry(partition).or_default();
                     *end = (*end).max(offset + 1);
                 }
             }
-            Err(reason) => drop(outcome.failed.get_or_insert_with(|| reason.into())),
+            Err(reason) => {
+                self.room.missed.store(true, Ordering::Relaxed);
+                outcome.failed.get_or_insert_with(|| reason.into());
+            }
         }
         if self.left.fetch_sub(records, Ordering::AcqRel) > records {
             return;

@@ -14,7 +14,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::Shared;
-use crate::kafka::{self, trouble::Trouble};
+use crate::kafka::{self, silence::Silence, trouble::Trouble};
 
 /// How soon a stop is seen.
 const SERVE: Wait = Wait::from_millis(100);
@@ -61,13 +61,14 @@ pub(super) fn watch(shared: &Shared) {
     let mut ends = Instant::now();
     let mut topic = Instant::now();
     let mut committed = BTreeMap::new();
+    let mut silence = Silence::of(&shared.plan.cluster);
     while !shared.stopped.load(Ordering::Relaxed) {
         if let Some(Err(error)) = shared.consumer.poll(SERVE) {
             tracing::debug!(source = &*shared.name, %error, "the consumer's own queue");
         }
         if ends.elapsed() >= ENDS {
             let open = shared.open_partitions();
-            look_at_ends(shared, &open);
+            look_at_ends(shared, &open, &mut silence);
             show_lag(shared, &open);
             ends = Instant::now();
         }
@@ -81,7 +82,7 @@ pub(super) fn watch(shared: &Shared) {
 }
 
 /// One request a broker, whatever the number of partitions.
-fn look_at_ends(shared: &Shared, open: &BTreeMap<u32, Arc<Marks>>) {
+fn look_at_ends(shared: &Shared, open: &BTreeMap<u32, Arc<Marks>>, silence: &mut Silence) {
     let mut asked = TopicPartitionList::with_capacity(open.len());
     for partition in open.keys() {
         let number = *partition as i32;
@@ -90,10 +91,13 @@ fn look_at_ends(shared: &Shared, open: &BTreeMap<u32, Arc<Marks>>) {
         }
     }
     if open.is_empty() {
-        return;
+        return silence.ends();
     }
     // Brokers that do not answer are heard of from the consumer's context.
-    let Ok(found) = shared.consumer.offsets_for_times(asked, ANSWER) else { return };
+    let Ok(found) = shared.consumer.offsets_for_times(asked, ANSWER) else {
+        return silence.lasts(shared.consumer.client());
+    };
+    silence.ends();
     for element in found.elements() {
         let marks = u32::try_from(element.partition()).ok().and_then(|partition| open.get(&partition));
         if let (Some(marks), Ok(()), Offset::Offset(end)) = (marks, element.error(), element.offset()) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::admin::{
     AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
@@ -14,6 +14,8 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
+use swelter::kafka::Cluster;
+use swelter::kafka::silence::Silence;
 
 use super::broker::Access;
 use crate::process::{DEADLINE, wait_for};
@@ -111,7 +113,7 @@ impl NewRecord {
 }
 
 /// Produces each record once and in order, whatever becomes of the broker meanwhile.
-pub struct Producer(ThreadedProducer<Delivered>);
+pub struct Producer(ThreadedProducer<Delivered>, Cluster);
 
 /// Why records could not be delivered.
 #[derive(Default)]
@@ -150,7 +152,8 @@ impl Producer {
         for (name, value) in properties {
             config.set(*name, *value);
         }
-        Producer(config.create_with_context(Delivered::default()).unwrap())
+        let cluster = Cluster { brokers: access.address.clone(), properties: BTreeMap::new() };
+        Producer(config.create_with_context(Delivered::default()).unwrap(), cluster)
     }
 
     pub fn begin(&self) {
@@ -187,7 +190,12 @@ impl Producer {
 
     /// Waits until all that was sent is in the log.
     pub fn flush(&self) {
-        self.0.flush(DEADLINE).unwrap();
+        let deadline = Instant::now() + DEADLINE;
+        let mut silence = Silence::of(&self.1);
+        while let Err(error) = self.0.flush(Duration::from_secs(1)) {
+            assert!(Instant::now() < deadline, "{error}");
+            silence.lasts(self.0.client());
+        }
         let failed = self.0.context().0.lock().unwrap();
         assert!(failed.is_empty(), "{} records are not in the log: {}", failed.len(), failed[0]);
     }
