@@ -14,6 +14,7 @@ use std::ffi::{CStr, CString, c_char, c_void};
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rdkafka::ClientContext;
 use rdkafka::bindings as native;
@@ -269,6 +270,16 @@ impl<C: ProducerContext<DeliveryOpaque = ()> + 'static> TopicProducer<C> {
     /// For all but records of its topics.
     pub fn client(&self) -> &BaseProducer<C> {
         &self.client
+    }
+
+    /// Has all that is queued sent at once, whatever `linger.ms` says, and waits a while: whether nothing is under way any more.
+    pub fn flush(&self, wait: Duration) -> bool {
+        let wait = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
+        // SAFETY: the client is there.
+        let answer = unsafe { native::rd_kafka_flush(self.client.client().native_ptr(), wait) };
+        // What has failed is reported here.
+        self.client.poll(Duration::ZERO);
+        answer == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR
     }
 
     /// Queues a record. It is reported as others of the client are, without an opaque value.

@@ -20,6 +20,8 @@ use crate::model::ParcelRecord;
 
 /// Between two looks at what was acknowledged.
 const LOOK: Wait = Wait::from_micros(300);
+/// With commits that are far apart, their last requests are not to be large.
+const LONGEST_LINGER_MS: u128 = 50;
 /// Between two attempts, at first.
 pub(super) const RETRY: Wait = Wait::from_millis(100);
 /// Of one call that waits for the cluster.
@@ -115,9 +117,11 @@ fn claim(
 ) -> Result<BaseProducer<Deliveries>, OutletError> {
     let mut config = plan.cluster.producer();
     let timeout = plan.transaction_timeout.as_millis().to_string();
-    // More goes into a request; a commit waits for the last one.
-    let linger =
-        if plan.is_transactional() { (plan.commit_interval.as_millis() / 10).clamp(1, 5) } else { 1 };
+    // A request is of one partition, so the fewer, the more in each. What waits for a commit may wait here: the commit has it sent.
+    let linger = match plan.is_transactional() {
+        true => plan.commit_interval.as_millis().clamp(1, LONGEST_LINGER_MS),
+        false => 1,
+    };
     config
         .set("enable.idempotence", "true")
         .set("linger.ms", linger.to_string())
@@ -157,7 +161,7 @@ pub(super) fn classify(error: KafkaError) -> Trouble {
 }
 
 /// Waits a moment for acknowledgements. A poll that waits would be busy for the last part of a millisecond.
-pub(super) fn wait(producer: &BaseProducer<Deliveries>) {
+fn wait(producer: &BaseProducer<Deliveries>) {
     producer.poll(Wait::ZERO);
     thread::sleep(LOOK);
 }

@@ -9,7 +9,7 @@ use std::time::{Duration as Wait, Instant};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseRecord, Producer};
 
-use super::producer::{CALL, Deliveries, RETRY, Room, Trouble, call, classify, producer, send, wait};
+use super::producer::{CALL, Deliveries, RETRY, Room, Trouble, call, classify, producer, send};
 use super::progress::{
     self, CLAIM, Claim, Extent, Kept, MARKER, Patience, Positions, ShardProgress, Stopping, Writer,
 };
@@ -23,6 +23,8 @@ const PORTION_BYTES: usize = 128;
 const POSITION_BYTES: usize = 32;
 /// A transaction of more bytes is ended at once.
 const FULL_BYTES: usize = 16 * 1024 * 1024;
+/// How often a wait for acknowledgements looks about.
+const FLUSH: Wait = Wait::from_millis(20);
 /// How often progress alone is written.
 const PROGRESS_ONLY: Wait = Wait::from_secs(1);
 /// Between two attempts, at most.
@@ -233,8 +235,7 @@ impl ShardWriter {
     fn flush(&self) -> Result<(), Trouble> {
         let deadline = Instant::now() + self.plan.transaction_timeout;
         let mut silence = Silence::of(&self.plan.cluster);
-        while self.producer.client().in_flight_count() > 0 {
-            wait(self.producer.client());
+        while !self.producer.flush(FLUSH) {
             silence.lasts(self.producer.client().client());
             if Instant::now() > deadline || self.stopping.is_over() {
                 return Err(Trouble::Lost(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut)));
