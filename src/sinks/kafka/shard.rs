@@ -59,6 +59,8 @@ pub(super) struct ShardWriter {
     stopping: Arc<Stopping>,
     as_of: String,
     durable: Durable,
+    /// When the last commit was due: the next one is an interval later, however long that one takes.
+    due: Instant,
     /// From when they count on.
     meters: Option<Meters>,
 }
@@ -90,6 +92,7 @@ impl ShardWriter {
             stopping: Arc::clone(stopping),
             as_of: String::new(),
             durable: Durable::default(),
+            due: Instant::now(),
             meters: None,
         })
     }
@@ -181,7 +184,9 @@ impl ShardWriter {
             empty &= portion.parcels.is_empty();
             bytes += portion.bytes();
         }
-        let mut due = begun + if empty { PROGRESS_ONLY } else { self.plan.commit_interval };
+        let interval = self.plan.commit_interval;
+        let soon = (self.due + interval).clamp(begun + interval / 4, begun + interval);
+        let mut due = if empty { begun + PROGRESS_ONLY } else { soon };
         while bytes < FULL_BYTES && batch.len() < 100_000 {
             let portion = match portions.recv_timeout(due.saturating_duration_since(Instant::now())) {
                 Ok(portion) => portion,
@@ -189,7 +194,7 @@ impl ShardWriter {
             };
             if empty && !portion.parcels.is_empty() {
                 empty = false;
-                due = due.min(Instant::now() + self.plan.commit_interval);
+                due = due.min(Instant::now() + interval);
             }
             bytes += portion.bytes();
             // First of all: whatever happens while it is sent, it belongs to the batch that is written again.
@@ -197,6 +202,7 @@ impl ShardWriter {
             let Some(portion) = batch.last() else { break };
             self.send(portion)?;
         }
+        self.due = Instant::now();
         self.finish(batch)
     }
 
