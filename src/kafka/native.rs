@@ -1,7 +1,7 @@
 //! librdkafka's own interface for the two calls that every record goes through: records are taken from the queue of a partition many
 //! at once, and handed to a producer by the handle of their topic. By rdkafka's safe ones, a record at a time with an event of its own
 //! and its topic looked up by name, a worker took a quarter more CPU time and a shard a seventh (`benches/runs`, kafka-profile.txt).
-//! And for one call that rdkafka does not have, [`add_brokers`].
+//! And for what rdkafka does not have: [`add_brokers`], and a flush that waits without looking, [`TopicProducer::flush`].
 //!
 //! The one module with unsafe code. It is safe since
 //! - pointers that librdkafka gives are kept by one owner each, which gives each back once, when it is dropped;
@@ -277,9 +277,12 @@ impl<C: ProducerContext<DeliveryOpaque = ()> + 'static> TopicProducer<C> {
         let wait = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
         // SAFETY: the client is there.
         let answer = unsafe { native::rd_kafka_flush(self.client.client().native_ptr(), wait) };
-        // What has failed is reported here.
-        self.client.poll(Duration::ZERO);
-        answer == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR
+        let is_done = answer == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR;
+        if !is_done {
+            // Reports of what has failed count as under way; without a wait, one of them would be heard of.
+            self.client.poll(Duration::from_millis(1));
+        }
+        is_done
     }
 
     /// Queues a record. It is reported as others of the client are, without an opaque value.

@@ -11,8 +11,10 @@ use rdkafka::client::Client;
 
 use super::{Cluster, native};
 
-/// How long a client may hear nothing. It is no harm to be told of brokers that are known.
-const LONGEST: Wait = Wait::from_secs(5);
+/// How long a client may hear nothing. Each time that it is told, which is no harm where it knows its brokers, it may twice as long, up
+/// to the longest: librdkafka keeps all that it is told.
+const FIRST: Wait = Wait::from_secs(5);
+const LONGEST: Wait = Wait::from_secs(300);
 /// How long the cluster may take to answer a question in between.
 const PROBE: Wait = Wait::from_secs(1);
 
@@ -20,35 +22,43 @@ const PROBE: Wait = Wait::from_secs(1);
 pub struct Silence {
     cluster: Cluster,
     since: Instant,
+    /// How long it may go on.
+    wait: Wait,
 }
 
 impl Silence {
     /// Begins now.
     pub fn of(cluster: &Cluster) -> Silence {
-        Silence { cluster: cluster.clone(), since: Instant::now() }
+        Silence { cluster: cluster.clone(), since: Instant::now(), wait: FIRST }
     }
 
     /// Something has come.
     pub fn ends(&mut self) {
         self.since = Instant::now();
+        self.wait = FIRST;
     }
 
     /// An answer is due and does not come.
     pub fn lasts<C: ClientContext>(&mut self, client: &Client<C>) {
-        if self.since.elapsed() >= LONGEST {
+        if self.since.elapsed() >= self.wait {
             native::add_brokers(client, &self.cluster.brokers);
-            self.ends();
+            self.since = Instant::now();
+            self.wait = (self.wait * 2).min(LONGEST);
         }
     }
 
-    /// Nothing comes, though there may be nothing to come: the cluster is asked for a topic first.
-    pub fn may_last<C: ClientContext>(&mut self, client: &Client<C>, topic: &str) {
-        if self.since.elapsed() >= LONGEST {
-            if client.fetch_metadata(Some(topic), PROBE).is_err() {
-                native::add_brokers(client, &self.cluster.brokers);
-            }
-            self.ends();
+    /// Nothing comes, though there may be nothing to come: the cluster is asked for a topic first. False where it does not answer.
+    pub fn may_last<C: ClientContext>(&mut self, client: &Client<C>, topic: &str) -> bool {
+        if self.since.elapsed() < self.wait {
+            return true;
         }
+        let is_answered = client.fetch_metadata(Some(topic), PROBE).is_ok();
+        if is_answered {
+            self.ends();
+        } else {
+            self.lasts(client);
+        }
+        is_answered
     }
 }
 
@@ -154,16 +164,16 @@ mod tests {
             assert!(Instant::now() < deadline, "the broker is not found");
         }
         // It depends on which of the client's threads is first, so it takes some answers.
-        while finds(Wait::from_secs(3)).is_ok() {
+        while finds(Wait::from_secs(5)).is_ok() {
             assert!(Instant::now() < deadline, "it comes back by itself: librdkafka needs no help any more");
             broker.is_gone.store(true, Ordering::SeqCst);
         }
         broker.is_gone.store(false, Ordering::SeqCst);
-        let long_ago = Instant::now().checked_sub(LONGEST).unwrap();
-        let mut silence = Silence { cluster, since: long_ago };
-        silence.may_last(client, "topic");
-        while finds(Wait::from_secs(10)) != Ok(1) {
+        let deadline = Instant::now() + Wait::from_secs(60);
+        let mut silence = Silence::of(&cluster);
+        while finds(Wait::from_secs(2)) != Ok(1) {
             assert!(Instant::now() < deadline, "it does not come back");
+            silence.may_last(client, "topic");
         }
     }
 }

@@ -311,6 +311,8 @@ pub(super) struct Reader {
     topic: String,
     consumer: BaseConsumer,
     silence: Silence,
+    /// The last poll has asked the cluster, which did not answer.
+    is_away: bool,
 }
 
 impl Reader {
@@ -337,22 +339,27 @@ impl Reader {
         let added = assignment.add_partition_offset(topic, 0, from);
         let assigned = added.and_then(|()| consumer.assign(&assignment));
         assigned.map_err(|error| OutletError::reading(topic, error))?;
-        Ok(Reader { topic: topic.to_owned(), consumer, silence: Silence::of(cluster) })
+        Ok(Reader { topic: topic.to_owned(), consumer, silence: Silence::of(cluster), is_away: false })
     }
 
     /// What comes next, if it comes soon.
     pub fn poll(&mut self) -> Option<Result<BorrowedMessage<'_>, KafkaError>> {
         let polled = self.consumer.poll(POLL);
         match polled {
-            Some(Ok(_) | Err(KafkaError::PartitionEOF(_))) => self.silence.ends(),
-            Some(Err(_)) | None => self.silence.may_last(self.consumer.client(), &self.topic),
+            Some(Ok(_) | Err(KafkaError::PartitionEOF(_))) => {
+                self.silence.ends();
+                self.is_away = false;
+            }
+            Some(Err(_)) | None => {
+                self.is_away = !self.silence.may_last(self.consumer.client(), &self.topic);
+            }
         }
         polled
     }
 
     /// Whether the cluster answers.
     pub fn is_answered(&self, within: Duration) -> bool {
-        self.consumer.fetch_watermarks(&self.topic, 0, within).is_ok()
+        !self.is_away && self.consumer.fetch_watermarks(&self.topic, 0, within).is_ok()
     }
 }
 

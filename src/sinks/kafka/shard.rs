@@ -185,8 +185,9 @@ impl ShardWriter {
             bytes += portion.bytes();
         }
         let interval = self.plan.commit_interval;
-        let soon = (self.due + interval).clamp(begun + interval / 4, begun + interval);
-        let mut due = if empty { begun + PROGRESS_ONLY } else { soon };
+        let last = self.due;
+        let soon = |from: Instant| (last + interval).clamp(from + interval / 4, from + interval);
+        let mut due = if empty { begun + PROGRESS_ONLY } else { soon(begun) };
         while bytes < FULL_BYTES && batch.len() < 100_000 {
             let portion = match portions.recv_timeout(due.saturating_duration_since(Instant::now())) {
                 Ok(portion) => portion,
@@ -194,7 +195,7 @@ impl ShardWriter {
             };
             if empty && !portion.parcels.is_empty() {
                 empty = false;
-                due = due.min(Instant::now() + interval);
+                due = due.min(soon(Instant::now()));
             }
             bytes += portion.bytes();
             // First of all: whatever happens while it is sent, it belongs to the batch that is written again.
@@ -225,11 +226,13 @@ impl ShardWriter {
             return Ok(());
         }
         let deadline = Instant::now() + self.plan.transaction_timeout;
+        let mut silence = Silence::of(&self.plan.cluster);
         loop {
             let is_late = Instant::now() > deadline || self.stopping.is_over();
             match self.producer.client().commit_transaction(call(&self.stopping)) {
                 Ok(()) => return Ok(()),
                 Err(KafkaError::Transaction(error)) if error.is_retriable() && !is_late => {
+                    silence.lasts(self.producer.client().client());
                     thread::sleep(RETRY);
                 }
                 Err(error) => return Err(classify(error)),
