@@ -124,8 +124,17 @@ impl Case {
     /// Records of results in transactions that were not committed.
     pub fn aborted(&self) -> usize {
         let Setup { access, results, .. } = &self.setup;
-        // Some may be committed in between.
-        uncommitted(access, results).len().saturating_sub(committed(access, results).len())
+        let all = uncommitted(access, results);
+        let place = |record: &Record| (record.partition, record.offset);
+        let committed: BTreeSet<_> = committed(access, results).iter().map(place).collect();
+        // Behind the last of its partition, one may be of a transaction that goes on.
+        let is_over = |record: &Record| {
+            committed
+                .range(place(record)..)
+                .next()
+                .is_some_and(|(partition, _)| *partition == record.partition)
+        };
+        all.iter().filter(|record| !committed.contains(&place(record)) && is_over(record)).count()
     }
 
     /// What the topics hold otherwise than they should.

@@ -122,8 +122,8 @@ fn a_standby_waits_for_what_is_durable() {
     produce_until(&mut case, "the primary's death", || primary.has_ended().is_some());
     primary.kill();
     produce_until(&mut case, "the takeover", || is_ready(&address));
-    assert!(case.aborted() > 0, "the primary has not died within a transaction");
     case.check_exactly_once();
+    assert!(case.aborted() > 0, "the primary has not died within a transaction");
     standby.terminate();
 }
 
