@@ -32,7 +32,8 @@ use crate::dataflow::rolling::snapshot::Resumed;
 use crate::dataflow::rolling::told::Read;
 use crate::dataflow::{self, Graph, GraphPlan};
 use crate::model::{
-    Arrival, CityName, CityState, EventTime, Mark, Parcel, Parcels, Query, Slot, Slots, Snapshots, Topology,
+    Arrival, CityName, CityState, EventTime, LogPosition, Mark, Parcel, Parcels, Query, Slot, Slots,
+    Snapshots, Topology,
 };
 use crate::serve::Publisher;
 use crate::sources::SourceError;
@@ -64,7 +65,7 @@ pub struct Job {
     /// Durable sinks, and where a replay stops for them.
     pub gate: Arc<Gate>,
     /// Where each partition is read from, by slot.
-    pub starts: Arc<[u64]>,
+    pub starts: Arc<[LogPosition]>,
     /// What the workers of this process begin with.
     pub states: Arc<States>,
     pub shared: Arc<Shared>,

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::CheckpointError;
-use crate::model::{EventTime, Mark, STATE_SHARDS};
+use crate::model::{EventTime, LogRecord, Mark, STATE_SHARDS};
 
 pub(super) const FORMAT: u32 = 1;
 /// Increments that are added to one full checkpoint. Each costs a start some requests more.
@@ -98,6 +98,8 @@ pub struct Cut {
     pub identity: BTreeMap<String, String>,
     /// The state is complete up to here.
     pub positions: Positions,
+    /// By source: what the logs are known by beside their names.
+    pub logs: BTreeMap<String, LogRecord>,
 }
 
 /// The size of a checkpoint and of those that it adds to.
@@ -121,6 +123,9 @@ pub struct Manifest {
     pub created_at: EventTime,
     pub identity: BTreeMap<String, String>,
     pub positions: Positions,
+    /// By source: what the logs are known by beside their names.
+    #[serde(default)]
+    pub logs: BTreeMap<String, LogRecord>,
     pub state_shards: u32,
     /// The name of the checkpoint that this one adds to; a full one adds to none.
     pub adds_to: Option<String>,
@@ -170,6 +175,7 @@ impl Manifest {
             created_at: now(),
             identity: cut.identity,
             positions: cut.positions,
+            logs: cut.logs,
             state_shards: STATE_SHARDS,
             adds_to: adds_to.map(|manifest| manifest.name().to_string()),
             chain,

@@ -73,7 +73,7 @@ fn parts(
 fn cut(generation: &str, epoch: u64) -> Cut {
     let identity = BTreeMap::from([("formula".to_owned(), "rothfusz".to_owned())]);
     let positions = BTreeMap::from([("journal".to_owned(), BTreeMap::from([(0, epoch), (1, 2 * epoch)]))]);
-    Cut { generation: generation.into(), epoch, identity, positions }
+    Cut { generation: generation.into(), epoch, identity, positions, logs: BTreeMap::new() }
 }
 
 /// Writes and publishes a checkpoint.

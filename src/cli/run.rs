@@ -51,6 +51,9 @@ pub struct RunArgs {
     /// Catch up beside the generation that runs, and take over when it gives no sign of life (Kafka sources)
     #[arg(long)]
     standby: bool,
+    /// Go on with logs that have another id than those that were read, if their records fit: a restored journal, a mirrored topic
+    #[arg(long)]
+    adopt_logs: bool,
     /// It is a child of a cluster on this host
     #[arg(long, hide = true)]
     supervised: bool,
@@ -64,7 +67,8 @@ pub struct RunArgs {
 
 impl RunArgs {
     pub(super) fn run(self) -> Result<(), Stop> {
-        let config = Config::load(&self.layers()).map_err(Stop::Config)?;
+        let mut config = Config::load(&self.layers()).map_err(Stop::Config)?;
+        config.plan.adopt_logs = self.adopt_logs;
         if self.check_config {
             return print("ok\n");
         }

@@ -79,6 +79,7 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
         serve,
         cluster,
         limits,
+        adopt_logs: false,
         agreement: BTreeMap::new(),
     });
     (plan, log)

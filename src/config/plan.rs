@@ -36,6 +36,8 @@ pub struct Plan {
     pub serve: ServePlan,
     pub cluster: ClusterKeys,
     pub limits: PipelineLimits,
+    /// Logs with other ids than those that were read are gone on with if their records fit; for one start, by a flag.
+    pub adopt_logs: bool,
     /// What all processes must have in common, as keys and values.
     pub agreement: BTreeMap<String, String>,
 }

@@ -1,5 +1,6 @@
 //! Logs: partitions of records with positions, what is appended to them, and how far they have been applied.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -44,6 +45,55 @@ impl Slots {
     }
 }
 
+/// The last record before a position: what tells later whether a log of the same name is still the same log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// The position of that record. Positions between it and the fingerprint's own may hold no record, such as the marks of
+    /// transactions in Kafka.
+    pub position: u64,
+    /// The xxh3 digest of what the log says it is of: the record, the file up to there.
+    #[serde(serialize_with = "write_digest", deserialize_with = "read_digest")]
+    pub digest: u64,
+    /// In Kafka, the epoch of the partition's leader that took the record (KIP-320), if the broker says.
+    pub leader_epoch: Option<i32>,
+}
+
+/// As 16 hexadecimal digits: not every reader of JSON keeps integers of 64 bits.
+fn write_digest<S: serde::Serializer>(digest: &u64, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(&format_args!("{digest:016x}"))
+}
+
+fn read_digest<'de, D: serde::Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    let text = String::deserialize(from)?;
+    u64::from_str_radix(&text, 16).map_err(serde::de::Error::custom)
+}
+
+/// A position, and the record before it if that is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct LogPosition {
+    /// The number of the next record: all before it are included.
+    pub position: u64,
+    pub before: Option<Fingerprint>,
+}
+
+impl From<u64> for LogPosition {
+    /// Without a known record before it.
+    fn from(position: u64) -> LogPosition {
+        LogPosition { position, before: None }
+    }
+}
+
+/// What a run recorded about a log beside the positions.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogRecord {
+    /// The log's own id, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// By partition, the record before its position.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub before: BTreeMap<u32, Fingerprint>,
+}
+
 /// How far a partition has come. A position is the number of the next record: all before it are meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Progress {
@@ -52,6 +102,8 @@ pub struct Progress {
     pub applied: u64,
     /// The log's end, as far as the reader knows it.
     pub end: u64,
+    /// The last record before `applied`, if there is one that is known.
+    pub before: Option<Fingerprint>,
 }
 
 /// A record as its log has it.
@@ -162,4 +214,18 @@ pub trait Appender: Send + Sync {
     /// Queues records, which keep their order, and returns at once. They are durable when `done` hears so; where they cannot
     /// even be queued, it hears that before this returns.
     fn append(&self, records: Vec<NewRecord>, done: Acknowledge);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fingerprint_is_written_as_hexadecimal() {
+        let fingerprint = Fingerprint { position: 7, digest: u64::MAX - 1, leader_epoch: Some(3) };
+        let json = r#"{"position":7,"digest":"fffffffffffffffe","leader_epoch":3}"#;
+        assert_eq!(serde_json::to_string(&fingerprint).unwrap(), json);
+        assert_eq!(serde_json::from_str::<Fingerprint>(json).unwrap(), fingerprint);
+        assert!(serde_json::from_str::<Fingerprint>(&json.replace("ffff", "zz")).is_err());
+    }
 }

@@ -26,7 +26,7 @@ use crate::checkpoint::{
     CheckpointError, Checkpoints, Manifest, Part, PartWriter, Place, Positions, Writers,
 };
 use crate::config::{CheckpointPlan, Plan, SourceKind};
-use crate::model::{Mark, PartitionName, STATE_SHARDS, Slot, Slots};
+use crate::model::{LogPosition, LogRecord, Mark, PartitionName, STATE_SHARDS, Slot, Slots};
 use crate::worker::{CityHigh, State, States};
 
 /// Where a run has its checkpoints, and what they are computed with.
@@ -34,6 +34,8 @@ pub struct Checkpointed {
     checkpoints: Checkpoints,
     plan: CheckpointPlan,
     identity: BTreeMap<String, String>,
+    /// By source: the ids of the logs that have one.
+    ids: BTreeMap<String, String>,
     /// As checkpoints of this run are named.
     generation: String,
 }
@@ -72,6 +74,7 @@ pub struct TakenUp {
     /// The epoch of the checkpoint, and up to where it includes the logs.
     pub epoch: u64,
     pub positions: Positions,
+    pub logs: BTreeMap<String, LogRecord>,
     /// By worker of this process.
     states: Vec<State>,
     highs: HashMap<Slot, Vec<CityHigh>>,
@@ -82,6 +85,7 @@ impl Checkpointed {
     pub fn open(
         plan: &Plan,
         logs: &Logs,
+        ids: BTreeMap<String, String>,
         processes: &Processes,
         generation: &str,
     ) -> Result<Option<Checkpointed>, RunError> {
@@ -99,7 +103,8 @@ impl Checkpointed {
                 "generations are counted anew: in the names of checkpoints they go on"
             );
         }
-        Ok(Some(Checkpointed { checkpoints: kept, plan: plan_, identity: identity(plan), generation: named }))
+        let identity = identity(plan);
+        Ok(Some(Checkpointed { checkpoints: kept, plan: plan_, identity, ids, generation: named }))
     }
 
     /// Takes up the newest checkpoint that all processes can load, if there is one.
@@ -113,7 +118,7 @@ impl Checkpointed {
         slots: &Slots,
         processes: &Processes,
     ) -> Result<Option<TakenUp>, RunError> {
-        let mut candidates = Candidates::new(&self.checkpoints, &self.identity, beginning);
+        let mut candidates = Candidates::new(self, beginning);
         loop {
             let began = Instant::now();
             let mut next = None;
@@ -158,7 +163,8 @@ impl Checkpointed {
                 });
             }
         }
-        Ok(TakenUp { epoch: manifest.epoch, positions: manifest.positions, states, highs })
+        let Manifest { epoch, positions, logs, .. } = manifest;
+        Ok(TakenUp { epoch, positions, logs, states, highs })
     }
 
     /// Whether all have loaded it. What another process cannot read may be fine, so this one reads all of it before it is put aside.
@@ -205,6 +211,24 @@ impl Checkpointed {
             Err((FailureKind::Damaged, _)) => Ok(self.checkpoints.set_aside(name)?),
             Err((_, error)) => Err(error.into()),
         }
+    }
+
+    /// Up to where a checkpoint includes the logs, and what they are known by.
+    fn covered_logs(
+        &self,
+        covered: &BTreeMap<Slot, LogPosition>,
+        slots: &Slots,
+    ) -> (Positions, BTreeMap<String, LogRecord>) {
+        let (mut positions, mut logs) = (Positions::new(), BTreeMap::<String, LogRecord>::new());
+        let names = slots.all();
+        let named = covered.iter().filter_map(|(slot, at)| Some((names.get(usize::from(slot.0))?, at)));
+        for (PartitionName { source, partition }, at) in named {
+            positions.entry(source.to_string()).or_default().insert(*partition, at.position);
+            let id = || LogRecord { id: self.ids.get(&**source).cloned(), ..LogRecord::default() };
+            let log = logs.entry(source.to_string()).or_insert_with(id);
+            log.before.extend(at.before.map(|before| (*partition, before)));
+        }
+        (positions, logs)
     }
 
     /// What the workers of this process begin with; what they write is collected in `parts`.
@@ -301,8 +325,9 @@ impl Parts {
 
 impl TakenUp {
     /// Where a partition is read from that would otherwise be read from `start`.
-    pub fn position(&self, name: &PartitionName, start: u64) -> u64 {
+    pub fn at(&self, name: &PartitionName, start: u64) -> LogPosition {
         let known = self.positions.get(&*name.source).and_then(|of| of.get(&name.partition));
-        known.copied().unwrap_or(start)
+        let before = self.logs.get(&*name.source).and_then(|log| log.before.get(&name.partition));
+        known.map_or(start.into(), |position| LogPosition { position: *position, before: before.copied() })
     }
 }

@@ -1,5 +1,6 @@
 //! The service: sources in, what is served out, until it is asked to stop.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -167,6 +168,8 @@ struct Start {
     generation: Arc<str>,
     /// By slot: the partitions, and from where they are read.
     partitions: Vec<(PartitionName, u64)>,
+    /// By source: what the logs are known by beside their names.
+    ids: BTreeMap<String, String>,
     first_epoch: u64,
 }
 
@@ -205,24 +208,26 @@ fn run_together(
     }
     logs.use_schemas(&starts, processes, following.as_ref())?;
     let start = processes.share(|| begin(&logs, outlets.as_ref(), following.as_deref(), &starts))?;
-    let Start { generation, partitions, first_epoch } = start;
+    let Start { generation, partitions, ids, first_epoch } = start;
     let slots = Slots::new(partitions.iter().map(|(name, _)| name.clone()).collect());
-    let checkpoints = Checkpointed::open(&plan, &logs, processes, &generation)?;
+    let checkpoints = Checkpointed::open(&plan, &logs, ids, processes, &generation)?;
     let written = || match following {
         Some(_) => prepared.written(&prepared.look(FIRST_LOOK)?.iter().collect::<Vec<_>>()),
         None => prepared.written(&kept),
     };
-    let check = |source: &str, partition, position| logs.check(source, partition, position);
+    let check = |source: &str, partition, at| logs.check(source, partition, at);
     let is_following = following.is_some();
-    let beginning = Beginning { check: &check, partitions: &partitions, written: &written, is_following };
+    let adopt_logs = plan.adopt_logs;
+    let beginning =
+        Beginning { check: &check, partitions: &partitions, written: &written, is_following, adopt_logs };
     let taken = checkpoints.as_ref().map(|kept| kept.take_up(&beginning, &slots, processes));
     let taken = taken.transpose()?.flatten();
     let from = |(name, start): (PartitionName, u64)| {
-        let position = taken.as_ref().map_or(start, |taken| taken.position(&name, start));
-        (name, position)
+        let at = taken.as_ref().map_or(start.into(), |taken| taken.at(&name, start));
+        (name, at)
     };
     let partitions: Vec<_> = partitions.into_iter().map(from).collect();
-    let positions = partitions.iter().map(|(_, position)| *position).collect();
+    let positions = partitions.iter().map(|(_, at)| *at).collect();
     let partitions = logs.readable(&starts, &partitions);
     let first_epoch = first_epoch.max(taken.as_ref().map_or(0, |taken| taken.epoch + 1));
     let letters = logs.dead_letters(&plan)?;
@@ -354,8 +359,9 @@ fn begin(
     let partitions = logs.partitions(starts, following.is_some())?;
     let floor = outlets.map_or(Ok(0), Outlets::epoch_floor)?;
     let floor = floor.max(logs.data_dir().map_or(0, |dir| dir.epoch_floor()));
-    let partitions = partitions.into_iter().map(|log| (log.name, log.start)).collect();
-    Ok(Start { generation, partitions, first_epoch: floor.max(worker::clock()) })
+    let partitions = partitions.into_iter().map(|log| (log.name, log.start.position)).collect();
+    let (ids, first_epoch) = (logs.ids()?, floor.max(worker::clock()));
+    Ok(Start { generation, partitions, ids, first_epoch })
 }
 
 /// What a run has in hand while its workers work.

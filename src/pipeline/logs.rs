@@ -1,5 +1,6 @@
 //! The logs of a run, opened by their plans.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration as Wait;
@@ -12,7 +13,7 @@ use super::standby::Following;
 use crate::admission::AdmissionRules;
 use crate::checkpoint;
 use crate::config::{FileInput, GeneratorSource, IngestPlan, Plan, SourceKind, SourcePlan};
-use crate::model::{Appender, EventTime, PartitionName, Slot, Slots};
+use crate::model::{Appender, EventTime, LogPosition, PartitionName, Slot, Slots};
 use crate::registry::{Client, ClientSettings, Schemas, ask_and_record};
 use crate::sinks::dead_letters::DeadLetters;
 use crate::sources::file::{FileSource, Input};
@@ -170,15 +171,24 @@ impl Logs {
     }
 
     /// Whether a log goes on at a position that was read up to before.
-    pub fn check(&self, source: &str, partition: u32, position: u64) -> Result<(), SourceError> {
+    pub fn check(&self, source: &str, partition: u32, at: LogPosition) -> Result<(), SourceError> {
         let log = self.sources.iter().find(|log| log.name() == source);
         let log = log.filter(|log| partition < log.partitions());
         let log = log.ok_or_else(|| SourceError::Fatal(format!("partition {partition} is not there")))?;
-        log.check(partition, position)
+        log.check(partition, at)
+    }
+
+    /// The ids of the logs that have one, by source.
+    pub fn ids(&self) -> Result<BTreeMap<String, String>, RunError> {
+        let id = |source: &Arc<dyn Source>| match source.log_id() {
+            Ok(id) => Ok(id.map(|id| (source.name().to_owned(), id))),
+            Err(error) => Err(RunError::Source { name: source.name().to_owned(), error }),
+        };
+        self.sources.iter().filter_map(|source| id(source).transpose()).collect()
     }
 
     /// Those of all partitions that this process can read, from where they are read.
-    pub fn readable(&self, starts: &Starts, all: &[(PartitionName, u64)]) -> Vec<LogPartition> {
+    pub fn readable(&self, starts: &Starts, all: &[(PartitionName, LogPosition)]) -> Vec<LogPartition> {
         let numbered = (0..).map(Slot).zip(all);
         let readable = numbered.filter_map(|(slot, (name, start))| {
             let source = self.sources.iter().find(|source| *source.name() == *name.source)?;
@@ -214,7 +224,7 @@ impl Logs {
                     added => added?,
                 };
                 let name = PartitionName { source: name.clone(), partition };
-                processes.introduce(slots.push(name.clone()), name, added.start);
+                processes.introduce(slots.push(name.clone()), name, added.start.position);
             }
         }
         Ok(())
@@ -224,7 +234,7 @@ impl Logs {
     pub fn read_added(&self, starts: &Starts, shared: &Shared, processes: &Processes) {
         for (slot, name, start) in processes.partitions_to_read() {
             if let Some(source) = self.sources.iter().find(|source| *source.name() == *name.source) {
-                shared.add(starts.at(source, name.partition, slot, start));
+                shared.add(starts.at(source, name.partition, slot, start.into()));
             }
         }
     }

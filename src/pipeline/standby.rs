@@ -390,7 +390,7 @@ mod tests {
     fn partitions_that_have_come_end_it_before_a_claim() {
         let more = |partition: u32| {
             let positions = [("log".into(), [(0, 5), (partition, 9)].into())].into();
-            Some(Sign::Shard(0, ShardProgress { epoch: 1, positions }))
+            Some(Sign::Shard(0, ShardProgress { epoch: 1, positions, before: Default::default() }))
         };
         let start = |value: &str| Some(Sign::Kept("start/log".into(), value.into()));
         for (sign, is_known) in [

@@ -12,7 +12,7 @@ pub mod weather;
 use std::thread::Thread;
 use std::time::Instant;
 
-use crate::model::{EventTime, Raw, Refusal, Upsert};
+use crate::model::{EventTime, Fingerprint, LogPosition, Raw, Refusal, Upsert};
 
 /// A log of partitions.
 pub trait Source: Send + Sync {
@@ -33,12 +33,22 @@ pub trait Source: Send + Sync {
         Ok(0)
     }
 
-    /// Whether a position that was read before is one of this log still.
-    fn check(&self, _partition: u32, _position: u64) -> Result<(), SourceError> {
+    /// What the log is known by beside its name: another one after it was deleted and made again, or copied. Logs that have no
+    /// id are known by their records alone.
+    fn log_id(&self) -> Result<Option<String>, SourceError> {
+        Ok(None)
+    }
+
+    /// Whether the log still reaches a position that was read up to before, and still has the record before it.
+    ///
+    /// # Errors
+    ///
+    /// [`SourceError::Fatal`] if it does not, with what to do.
+    fn check(&self, _partition: u32, _at: LogPosition) -> Result<(), SourceError> {
         Ok(())
     }
 
-    /// Opens a partition at a position: the number of the first record that it will give. `worker` is unparked when there is
+    /// Opens a partition at a position: the number of the first record that it will give, if [`Source::check`] allows. `worker` is unparked when there is
     /// something to poll after a poll has found nothing.
     fn open(&self, partition: u32, position: u64, worker: Thread) -> Result<Box<dyn Partition>, SourceError>;
 }
@@ -52,6 +62,11 @@ pub trait Partition {
     /// The position behind the last record that is known to be in the log; grows while it is written. [`u64::MAX`] where it is
     /// not known, as long as there is more to poll at once.
     fn end(&self) -> u64;
+
+    /// Of the last record that was given, if one was; logs that cannot be compared have none.
+    fn fingerprint(&self) -> Option<Fingerprint> {
+        None
+    }
 }
 
 /// Where a record stands.

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::dataflow::Closed;
 use crate::dataflow::rolling::told::Read;
-use crate::model::{Batch, Parcel, Progress, Shard, Slot, Slots, Topology};
-use crate::sinks::kafka::progress::Positions;
+use crate::model::{Batch, Fingerprint, LogPosition, Parcel, Progress, Shard, Slot, Slots, Topology};
+use crate::sinks::kafka::progress::BySource;
 use crate::sinks::kafka::{Ends, Portion};
 
 /// Bytes that may wait for the sinks before sources wait for them.
@@ -108,18 +108,21 @@ pub struct Replay {
     passed: Vec<u64>,
     /// When each partition came to the next one.
     reached: HashMap<Slot, u64>,
-    /// How far each was read.
+    /// How far each was read, and the last record before that.
     read: BTreeMap<Slot, u64>,
+    before: BTreeMap<Slot, Fingerprint>,
     /// How many there were at the start.
     partitions: usize,
 }
 
 impl Replay {
     /// `starts` is where each partition is read from, by slot.
-    pub fn new(gate: Arc<Gate>, starts: &[u64]) -> Replay {
-        let read = (0..).map(Slot).zip(starts.iter().copied()).collect();
+    pub fn new(gate: Arc<Gate>, starts: &[LogPosition]) -> Replay {
+        let read = (0..).map(Slot).zip(starts.iter().map(|start| start.position)).collect();
+        let known = (0..).map(Slot).zip(starts).filter_map(|(slot, start)| Some((slot, start.before?)));
+        let before = known.collect();
         let (passed, reached) = (Vec::new(), HashMap::new());
-        Replay { gate, is_open: false, passed, reached, read, partitions: starts.len() }
+        Replay { gate, is_open: false, passed, reached, read, before, partitions: starts.len() }
     }
 
     /// Learns of the opening; all epochs before `upper` are closed, and none that goes beyond a cut is sent before everybody has learned
@@ -167,8 +170,11 @@ impl Replay {
 
     /// Hears how far a partition was read; in the order of epochs.
     fn hear(&mut self, read: &Read) {
-        let Some(Progress { slot, applied, .. }) = read.progress else { return };
+        let Some(Progress { slot, applied, before, .. }) = read.progress else { return };
         self.read.insert(slot, applied);
+        if let Some(before) = before {
+            self.before.insert(slot, before);
+        }
         // Those that came later are read behind the last cut only.
         let from_start = usize::from(slot.0) < self.partitions;
         let is_there = |cut: &HashMap<Slot, u64>| cut.get(&slot).is_none_or(|cut| *cut <= applied);
@@ -223,7 +229,7 @@ impl Outgoing {
         (index, topology): (usize, Topology),
         gate: Arc<Gate>,
         slots: Slots,
-        starts: &[u64],
+        starts: &[LogPosition],
     ) -> Outgoing {
         let mut outgoing = Outgoing {
             parcels,
@@ -305,7 +311,7 @@ impl Outgoing {
     }
 
     fn give(&mut self, epoch: u64, moved: bool) {
-        let mut positions = None;
+        let mut at = None;
         let Some(Opened { outlets, .. }) = self.replay.gate.opened.get() else { return };
         for own in &mut self.shards {
             own.moved |= moved;
@@ -313,10 +319,13 @@ impl Outgoing {
                 continue;
             }
             own.moved = false;
-            let positions =
-                positions.get_or_insert_with(|| Arc::new(positions_of(&self.replay.read, &self.slots)));
+            let (positions, before) = at.get_or_insert_with(|| {
+                let Replay { read, before, .. } = &self.replay;
+                (Arc::new(by_source(read, &self.slots)), Arc::new(by_source(before, &self.slots)))
+            });
             let parcels = std::mem::take(&mut own.waiting);
-            let portion = Portion { parcels, epoch, positions: Arc::clone(positions) };
+            let (positions, before) = (Arc::clone(positions), Arc::clone(before));
+            let portion = Portion { parcels, epoch, positions, before };
             outlets[own.outlet].give(own.shard, portion);
         }
     }
@@ -332,15 +341,15 @@ fn before<T>(open: &mut VecDeque<(u64, T)>, upper: u64) -> Option<(u64, T)> {
     open.front().is_some_and(|(epoch, _)| *epoch < upper).then(|| open.pop_front()).flatten()
 }
 
-fn positions_of(read: &BTreeMap<Slot, u64>, slots: &Slots) -> Positions {
+fn by_source<T: Copy>(values: &BTreeMap<Slot, T>, slots: &Slots) -> BySource<T> {
     let names = slots.all();
-    let mut positions = Positions::new();
-    for (slot, position) in read {
+    let mut by_source = BySource::new();
+    for (slot, value) in values {
         if let Some(name) = names.get(usize::from(slot.0)) {
-            positions.entry(name.source.clone()).or_default().insert(name.partition, *position);
+            by_source.entry(name.source.clone()).or_default().insert(name.partition, *value);
         }
     }
-    positions
+    by_source
 }
 
 #[cfg(test)]
@@ -351,7 +360,8 @@ mod tests {
 
     /// Partitions are read as they may be, a few records an epoch, by workers that all hear of it when the epoch has closed.
     fn replay(cuts: &Cuts, starts: &[u64], ends: &[u64], steps: &[(usize, u64)]) -> (Replay, Vec<Vec<u64>>) {
-        let mut replay = Replay::new(Arc::new(Gate::open(cuts.clone(), Vec::new())), starts);
+        let from: Vec<LogPosition> = starts.iter().map(|start| (*start).into()).collect();
+        let mut replay = Replay::new(Arc::new(Gate::open(cuts.clone(), Vec::new())), &from);
         replay.learn(0);
         let mut read = starts.to_vec();
         let mut epochs: Vec<Vec<u64>> = starts.iter().map(|start| vec![0; *start as usize]).collect();
@@ -365,7 +375,8 @@ mod tests {
             read[at] = epochs[at].len() as u64;
             if said[at] != Some(read[at]) {
                 said[at] = Some(read[at]);
-                let progress = Progress { slot: Slot(at as u16), applied: read[at], end: ends[at] };
+                let progress =
+                    Progress { slot: Slot(at as u16), applied: read[at], end: ends[at], before: None };
                 replay.hear(&Read { epoch, progress: Some(progress), caught_up: false });
             }
             replay.pass();
@@ -376,7 +387,7 @@ mod tests {
     #[test]
     fn questions_move_nothing() {
         let question = Read { epoch: 1, progress: None, caught_up: false };
-        let progress = Some(Progress { slot: Slot(0), applied: 1, end: 1 });
+        let progress = Some(Progress { slot: Slot(0), applied: 1, end: 1, before: None });
         assert!(!have_moved(&[]) && !have_moved(&[question]));
         assert!(have_moved(&[question, Read { progress, ..question }]));
     }

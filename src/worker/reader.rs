@@ -9,7 +9,8 @@ use crate::admission::{Admission, AdmissionRules};
 use crate::dataflow::rolling::told::Read;
 use crate::kafka::letter;
 use crate::model::{
-    Arrival, CityName, Parcels, PartitionName, Progress, Raw, Reason, Refusal, Shard, Slot, Upsert,
+    Arrival, CityName, Fingerprint, LogPosition, Parcels, PartitionName, Progress, Raw, Reason, Refusal,
+    Shard, Slot, Upsert,
 };
 use crate::sinks::dead_letters::{DeadLetters, DeadLettersError};
 use crate::sources::{Next, Partition, Place, Polled, Source, SourceError, Take};
@@ -25,7 +26,7 @@ pub struct LogPartition {
     pub name: PartitionName,
     pub source: Arc<dyn Source>,
     /// Where it is read from.
-    pub start: u64,
+    pub start: LogPosition,
     /// Every process can read it, not the first one alone.
     pub shared: bool,
     /// The topics of its dead letters; without them they are written to the file, where there is one.
@@ -147,6 +148,8 @@ pub struct Reader {
     letters: Option<LetterPlaces>,
     admission: Admission,
     position: u64,
+    /// The last record before it, of this run or as it was recorded.
+    before: Option<Fingerprint>,
     /// It waits for the others there.
     held_at: u64,
     /// The log's end at the start.
@@ -165,7 +168,7 @@ impl Reader {
         resume: impl FnOnce(&mut Admission),
     ) -> Result<Reader, SourceError> {
         let LogPartition { slot, name, source, start, letters, .. } = log;
-        let partition = source.open(name.partition, *start, thread::current())?;
+        let partition = source.open(name.partition, start.position, thread::current())?;
         let first_end = partition.end();
         let mut admission = Admission::new(slot.0, rules);
         resume(&mut admission);
@@ -174,12 +177,13 @@ impl Reader {
             name: name.clone(),
             partition,
             admission,
-            start: *start,
+            start: start.position,
             letters: letters.clone(),
-            position: *start,
+            position: start.position,
+            before: start.before,
             held_at: u64::MAX,
             first_end,
-            caught_up: first_end <= *start,
+            caught_up: first_end <= start.position,
             due: Due::Next(Next::Now),
             said: None,
         })
@@ -252,7 +256,8 @@ impl Reader {
         let end = self.partition.end();
         // A generator's end is not known.
         let end = if end == u64::MAX { self.position } else { end };
-        let progress = Progress { slot: self.slot, applied: self.position, end };
+        self.before = self.partition.fingerprint().or(self.before);
+        let progress = Progress { slot: self.slot, applied: self.position, end, before: self.before };
         Some(Read { epoch: 0, progress: Some(progress), caught_up: self.caught_up })
     }
 }

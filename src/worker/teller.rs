@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use super::Shared;
 use crate::dataflow::Closed;
 use crate::dataflow::rolling::told::{Read, Told};
-use crate::model::{Batch, Counts, CurrentAt, Mark, Reason, Slot, Update};
+use crate::model::{Batch, Counts, CurrentAt, LogPosition, Mark, Reason, Slot, Update};
 use crate::serve::Publisher;
 
 pub struct Teller {
@@ -17,7 +17,7 @@ pub struct Teller {
     /// Partitions that have not come to the end that they had at the start.
     behind: HashSet<Slot>,
     /// How far each partition was read.
-    positions: BTreeMap<Slot, u64>,
+    positions: BTreeMap<Slot, LogPosition>,
     /// Checkpoints of epochs that are not complete yet.
     marks: VecDeque<Marked>,
 }
@@ -27,13 +27,13 @@ pub struct Teller {
 pub struct Marked {
     pub mark: Mark,
     pub epoch: u64,
-    pub positions: BTreeMap<Slot, u64>,
+    pub positions: BTreeMap<Slot, LogPosition>,
 }
 
 impl Teller {
     /// `starts` is where each partition is read from, by slot.
-    pub fn new(publisher: Publisher, starts: &[u64]) -> Teller {
-        let positions: BTreeMap<Slot, u64> = (0..).map(Slot).zip(starts.iter().copied()).collect();
+    pub fn new(publisher: Publisher, starts: &[LogPosition]) -> Teller {
+        let positions: BTreeMap<Slot, LogPosition> = (0..).map(Slot).zip(starts.iter().copied()).collect();
         let behind = positions.keys().copied().collect();
         let (counts, refused, marks) = (Counts::default(), Vec::new(), VecDeque::new());
         Teller { publisher, waiting: None, counts, refused, behind, positions, marks }
@@ -80,7 +80,8 @@ impl Teller {
                 Told::Answer(answer) => update.answers.push(answer),
                 Told::Counts(more) => counts.add(&more),
                 Told::Read(Read { progress: Some(progress), caught_up, .. }) => {
-                    self.positions.insert(progress.slot, progress.applied);
+                    let at = LogPosition { position: progress.applied, before: progress.before };
+                    self.positions.insert(progress.slot, at);
                     moved.insert(progress.slot, progress);
                     if caught_up {
                         self.behind.remove(&progress.slot);

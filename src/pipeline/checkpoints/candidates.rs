@@ -5,7 +5,8 @@ use std::thread;
 use std::time::{Duration as Wait, Instant};
 
 use crate::checkpoint::{Checkpoints, Manifest, Name};
-use crate::model::PartitionName;
+use crate::model::{LogPosition, PartitionName};
+use crate::pipeline::checkpoints::Checkpointed;
 use crate::pipeline::live::RunError;
 use crate::pipeline::outlets::Written;
 use crate::sources::SourceError;
@@ -19,19 +20,22 @@ const MOST_LISTS: u32 = 100;
 /// What a run begins with beside checkpoints.
 pub struct Beginning<'a> {
     /// Whether a log goes on at a position.
-    pub check: &'a dyn Fn(&str, u32, u64) -> Result<(), SourceError>,
+    pub check: &'a dyn Fn(&str, u32, LogPosition) -> Result<(), SourceError>,
     /// All there are, and from where each is read without a checkpoint.
     pub partitions: &'a [(PartitionName, u64)],
     /// How far each shard of the sinks has come, as it is now.
     pub written: &'a dyn Fn() -> Result<Vec<Written>, RunError>,
     /// Another generation writes them, and makes checkpoints.
     pub is_following: bool,
+    /// Logs with other ids whose records fit are taken for those that were read.
+    pub adopt_logs: bool,
 }
 
 /// Gives checkpoints to try, the newest first.
 pub(super) struct Candidates<'a> {
     checkpoints: &'a Checkpoints,
     identity: &'a BTreeMap<String, String>,
+    ids: &'a BTreeMap<String, String>,
     beginning: &'a Beginning<'a>,
     /// Those that were given or will not do.
     tried: BTreeSet<Name>,
@@ -41,12 +45,9 @@ pub(super) struct Candidates<'a> {
 }
 
 impl<'a> Candidates<'a> {
-    pub(super) fn new(
-        checkpoints: &'a Checkpoints,
-        identity: &'a BTreeMap<String, String>,
-        beginning: &'a Beginning<'a>,
-    ) -> Candidates<'a> {
-        Candidates { checkpoints, identity, beginning, tried: BTreeSet::new(), lacking: None, lists: 0 }
+    pub(super) fn new(kept: &'a Checkpointed, beginning: &'a Beginning<'a>) -> Candidates<'a> {
+        let Checkpointed { checkpoints, identity, ids, .. } = kept;
+        Candidates { checkpoints, identity, ids, beginning, tried: BTreeSet::new(), lacking: None, lists: 0 }
     }
 
     /// The newest that was not tried yet, of all that there are now: a generation that runs gives up some and publishes others.
@@ -89,20 +90,23 @@ impl<'a> Candidates<'a> {
     }
 
     fn does_not_go_on(&self, manifest: &Manifest) -> Result<Option<String>, RunError> {
-        for (source, partition, at) in positions(manifest) {
+        for (source, partition, position) in positions(manifest) {
+            let before = manifest.logs.get(source).and_then(|log| log.before.get(&partition)).copied();
+            let at = LogPosition { position, before };
             let check = || (self.beginning.check)(source, partition, at);
             if let Err(why) = patiently(check, LOG_PATIENCE, LOG_RETRY)? {
                 return Ok(Some(format!("source {source}: {why}")));
             }
         }
-        Ok(None)
+        let recorded = manifest.logs.iter().filter_map(|(source, log)| Some((source, log.id.as_ref()?)));
+        Ok(another_id(recorded, self.ids).filter(|_| !self.beginning.adopt_logs))
     }
 
     /// There is none: what one has that the sinks lack must be in the logs then.
     fn none(&self) -> Result<(), RunError> {
         let Some((name, lacks)) = &self.lacking else { return Ok(()) };
         for (partition, start) in self.beginning.partitions {
-            let check = || (self.beginning.check)(&partition.source, partition.partition, *start);
+            let check = || (self.beginning.check)(&partition.source, partition.partition, (*start).into());
             if let Err(why) = patiently(check, LOG_PATIENCE, LOG_RETRY)? {
                 return Err(RunError::Failed(format!(
                     "the checkpoint {name} includes what was not written ({lacks}), and that cannot be computed again ({why}): configure the sinks \
@@ -117,6 +121,19 @@ impl<'a> Candidates<'a> {
 fn positions(manifest: &Manifest) -> impl Iterator<Item = (&str, u32, u64)> {
     let each = manifest.positions.iter();
     each.flat_map(|(source, of)| of.iter().map(move |(partition, at)| (source.as_str(), *partition, *at)))
+}
+
+/// Says which log has another id than the one that was recorded, though its records fit.
+pub fn another_id<'a>(
+    recorded: impl Iterator<Item = (&'a String, &'a String)>,
+    ids: &BTreeMap<String, String>,
+) -> Option<String> {
+    let mut known = recorded.filter_map(|(source, id)| Some((source, id, ids.get(source)?)));
+    let (source, recorded, id) = known.find(|(_, recorded, id)| recorded != id)?;
+    Some(format!(
+        "source {source}: the log has the id {id}, and was read as {recorded}, though what can be compared of its records fits: it is a \
+         copy, or was made anew and filled again; if it is to be gone on with, start once with --adopt-logs"
+    ))
 }
 
 /// What a shard of the sinks lacks of what a checkpoint includes: nobody would ever write it.

@@ -6,7 +6,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration as Wait, Instant};
 
 use super::{Checkpointed, Parts};
-use crate::checkpoint::{CheckpointError, Checkpoints, Cut, Manifest, Part, Positions};
+use crate::checkpoint::{CheckpointError, Checkpoints, Cut, Manifest, Part};
 use crate::cluster::message::Message;
 use crate::config::CheckpointPlan;
 use crate::model::{Mark, Slots};
@@ -128,9 +128,9 @@ impl Making {
             };
             let mut positions = sinks::Positions::new();
             let names = self.slots.all();
-            for (slot, position) in &marked.positions {
+            for (slot, at) in &marked.positions {
                 if let Some(name) = names.get(usize::from(slot.0)) {
-                    positions.entry(name.source.clone()).or_default().insert(name.partition, *position);
+                    positions.entry(name.source.clone()).or_default().insert(name.partition, at.position);
                 }
             }
             let checkpoint = marked.mark.checkpoint;
@@ -210,18 +210,13 @@ impl Making {
         let Some(marked) = running.marked.as_ref().filter(|_| all && running.publishing.is_none()) else {
             return;
         };
-        let mut positions = Positions::new();
-        let names = self.slots.all();
-        for (slot, position) in &marked.positions {
-            if let Some(name) = names.get(usize::from(slot.0)) {
-                positions.entry(name.source.to_string()).or_default().insert(name.partition, *position);
-            }
-        }
+        let (positions, logs) = self.kept.covered_logs(&marked.positions, &self.slots);
         let cut = Cut {
             generation: self.kept.generation.clone(),
             epoch: marked.epoch,
             identity: self.kept.identity.clone(),
             positions,
+            logs,
         };
         let parts = std::mem::take(&mut running.parts).into_values().flatten().collect();
         let adds_to = self.last.clone().filter(|_| !running.mark.full);
@@ -324,7 +319,7 @@ pub(super) fn covered(newest: &Manifest, kept: &[Arc<Manifest>], journal: &dyn S
     let of_journal =
         |manifest: &Manifest| manifest.positions.get(journal.name()).cloned().unwrap_or_default();
     let may_be_of_it = |positions: &BTreeMap<u32, u64>| {
-        positions.iter().all(|(partition, at)| journal.check(*partition, *at).is_ok())
+        positions.iter().all(|(partition, at)| journal.check(*partition, (*at).into()).is_ok())
     };
     let own = kept.iter().filter(|manifest| manifest.check_identity(&newest.identity).is_ok());
     let others: Vec<_> = own.map(|manifest| of_journal(manifest)).filter(may_be_of_it).collect();

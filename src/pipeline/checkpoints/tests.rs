@@ -11,7 +11,7 @@ use super::making::covered;
 use super::*;
 use crate::checkpoint::{Cut, FileEntry, Name, Segment};
 use crate::config::{FileInput, SourcePlan};
-use crate::model::Duration;
+use crate::model::{Duration, Fingerprint};
 use crate::pipeline::outlets::Written;
 use crate::sources::{Partition, Source, SourceError};
 
@@ -27,8 +27,8 @@ impl Source for Log {
         2
     }
 
-    fn check(&self, partition: u32, position: u64) -> Result<(), SourceError> {
-        match position <= self.0[partition as usize] {
+    fn check(&self, partition: u32, at: LogPosition) -> Result<(), SourceError> {
+        match at.position <= self.0[partition as usize] {
             true => Ok(()),
             false => Err(SourceError::Fatal("it ends before".into())),
         }
@@ -42,7 +42,7 @@ impl Source for Log {
 fn cut(generation: &str, epoch: u64, positions: [u64; 2]) -> Cut {
     let identity = BTreeMap::from([("formula".to_owned(), "nws".to_owned())]);
     let positions = BTreeMap::from([("journal".to_owned(), (0..).zip(positions).collect())]);
-    Cut { generation: generation.into(), epoch, identity, positions }
+    Cut { generation: generation.into(), epoch, identity, positions, logs: BTreeMap::new() }
 }
 
 fn manifest(generation: &str, epoch: u64, positions: [u64; 2]) -> Manifest {
@@ -56,6 +56,7 @@ fn kept_in(folder: &Path) -> Checkpointed {
         checkpoints: Checkpoints::open(&place).unwrap(),
         plan: CheckpointPlan { place, is_given: true, every, keep: 3 },
         identity: cut("1-a", 1, [0, 0]).identity,
+        ids: BTreeMap::new(),
         generation: "1-a".into(),
     }
 }
@@ -178,7 +179,7 @@ fn what_comes_while_others_are_tried_is_tried_too() {
     publish(1);
     publish(2);
     let come = RefCell::new(vec![4, 3]);
-    let check = |_: &str, _: u32, _: u64| Ok(());
+    let check = |_: &str, _: u32, _: LogPosition| Ok(());
     // Another generation publishes, and gives all others up, whenever it is looked at.
     let written = || {
         if let Some(epoch) = come.borrow_mut().pop() {
@@ -187,8 +188,14 @@ fn what_comes_while_others_are_tried_is_tried_too() {
         }
         Ok(vec![])
     };
-    let beginning = Beginning { check: &check, partitions: &[], written: &written, is_following: true };
-    let mut candidates = Candidates::new(&kept.checkpoints, &kept.identity, &beginning);
+    let beginning = Beginning {
+        check: &check,
+        partitions: &[],
+        written: &written,
+        is_following: true,
+        adopt_logs: false,
+    };
+    let mut candidates = Candidates::new(&kept, &beginning);
     let mut epochs = Vec::new();
     while let Some(next) = candidates.next().unwrap() {
         epochs.push(next.epoch);
@@ -204,13 +211,18 @@ fn what_sinks_lack_must_be_in_the_logs() {
     let partitions: Vec<_> =
         (0..2).map(|partition| (PartitionName { source: "journal".into(), partition }, 0)).collect();
     let next = |begin: u64, written_: &dyn Fn() -> Result<Vec<Written>, RunError>| {
-        let check = |_: &str, _: u32, at: u64| match at >= begin {
+        let check = |_: &str, _: u32, at: LogPosition| match at.position >= begin {
             true => Ok(()),
             false => Err(SourceError::Fatal(format!("it begins at {begin}"))),
         };
-        let beginning =
-            Beginning { check: &check, partitions: &partitions, written: written_, is_following: false };
-        Candidates::new(&kept.checkpoints, &kept.identity, &beginning).next()
+        let beginning = Beginning {
+            check: &check,
+            partitions: &partitions,
+            written: written_,
+            is_following: false,
+            adopt_logs: false,
+        };
+        Candidates::new(&kept, &beginning).next()
     };
     let nothing = || Ok(vec![written(&[])]);
     let all = || Ok(vec![written(&[("journal", &[(0, 50), (1, 40)])])]);
@@ -236,6 +248,38 @@ fn another_file_under_the_same_name_is_another_log() {
     fs::write(&new, "city\n").unwrap();
     fs::rename(&new, &path).unwrap();
     assert_ne!(file_identity(&source).unwrap(), before);
+}
+
+#[test]
+fn checkpoint_of_a_log_with_another_id_is_not_restored_unless_adopted() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut kept = kept_in(folder.path());
+    let id = |id: &str| BTreeMap::from([("journal".to_owned(), id.to_owned())]);
+    kept.ids = id("new");
+    let mut read = manifest("1-a", 1, [5, 5]);
+    let before = Fingerprint { position: 4, digest: 77, leader_epoch: None };
+    read.logs =
+        [("journal".into(), LogRecord { id: Some("old".into()), before: [(1, before)].into() })].into();
+    kept.checkpoints.publish(&read).unwrap();
+    let checked = RefCell::new(Vec::new());
+    let check = |_: &str, _: u32, at: LogPosition| {
+        checked.borrow_mut().push(at.before);
+        Ok(())
+    };
+    let written = || Ok(vec![]);
+    let next = |kept: &Checkpointed, adopt_logs| {
+        let (check, written) = (&check, &written);
+        let beginning = Beginning { check, partitions: &[], written, is_following: false, adopt_logs };
+        Candidates::new(kept, &beginning).next().unwrap().is_some()
+    };
+    assert!(!next(&kept, false), "it may be another log");
+    assert_eq!(checked.take(), [None, Some(before)], "what lies before each position is compared");
+    assert!(next(&kept, true));
+    kept.ids = id("old");
+    assert!(next(&kept, false));
+    // A log without an id is known by its records alone.
+    kept.ids.clear();
+    assert!(next(&kept, false));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::model::{Shard, Slot};
+use crate::model::{PartitionName, Shard, Slot};
 use crate::pipeline::live::RunError;
 use crate::sinks::kafka::progress::ShardProgress;
 use crate::worker::{Cuts, LogPartition};
@@ -13,15 +13,15 @@ use crate::worker::{Cuts, LogPartition};
 ///
 /// Where they are not of these partitions, not of one run, or a log does not go on there.
 pub(super) fn find(all: Vec<(Shard, ShardProgress)>, partitions: &[LogPartition]) -> Result<Cuts, RunError> {
-    let cuts = in_order(all, partitions).map_err(RunError::Failed)?;
     for log in partitions {
-        let positions = cuts.positions.iter().filter_map(|cut| cut.get(&log.slot));
-        if let Some(position) = positions.max() {
-            let checked = log.source.check(log.name.partition, *position);
-            checked.map_err(|error| RunError::Source { name: log.name.source.to_string(), error })?;
+        let PartitionName { source, partition } = &log.name;
+        let recorded = all.iter().map(|(_, progress)| progress.at(source, *partition).unwrap_or(log.start));
+        if let Some(at) = recorded.max_by_key(|at| at.position) {
+            let checked = log.source.check(*partition, at);
+            checked.map_err(|error| RunError::Source { name: source.to_string(), error })?;
         }
     }
-    Ok(cuts)
+    in_order(all, partitions).map_err(RunError::Failed)
 }
 
 fn in_order(all: Vec<(Shard, ShardProgress)>, partitions: &[LogPartition]) -> Result<Cuts, String> {
@@ -63,7 +63,10 @@ fn locate(progress: &ShardProgress, partitions: &[LogPartition]) -> Result<HashM
     }
     let position = |log: &LogPartition| {
         let of_source: Option<&BTreeMap<u32, u64>> = progress.positions.get(&log.name.source);
-        of_source.and_then(|of_source| of_source.get(&log.name.partition)).copied().unwrap_or(log.start)
+        of_source
+            .and_then(|of_source| of_source.get(&log.name.partition))
+            .copied()
+            .unwrap_or(log.start.position)
     };
     Ok(partitions.iter().map(|log| (log.slot, position(log))).collect())
 }
@@ -74,7 +77,6 @@ mod tests {
     use std::thread::Thread;
 
     use super::*;
-    use crate::model::PartitionName;
     use crate::sources::{Partition, Source, SourceError};
 
     struct Log;
@@ -98,7 +100,7 @@ mod tests {
             slot: Slot(partition as u16),
             name: PartitionName { source: "log".into(), partition },
             source: Arc::new(Log),
-            start: 0,
+            start: 0.into(),
             shared: false,
             letters: None,
         };
@@ -107,7 +109,10 @@ mod tests {
 
     fn at(shard: u16, epoch: u64, positions: &[u64]) -> (Shard, ShardProgress) {
         let positions = (0..).zip(positions.iter().copied()).collect();
-        (Shard(shard), ShardProgress { epoch, positions: [("log".into(), positions)].into() })
+        (
+            Shard(shard),
+            ShardProgress { epoch, positions: [("log".into(), positions)].into(), before: BTreeMap::new() },
+        )
     }
 
     #[test]
@@ -134,7 +139,7 @@ mod tests {
     #[test]
     fn a_partition_that_a_record_lacks_stands_where_it_begins() {
         let mut partitions = partitions();
-        partitions[1].start = 1_000;
+        partitions[1].start = 1_000.into();
         let cuts = in_order(vec![at(0, 90, &[90, 1_000]), at(1, 50, &[100])], &partitions).unwrap();
         let of = |first, second| HashMap::from([(Slot(0), first), (Slot(1), second)]);
         assert_eq!(cuts.positions, [of(90, 1_000), of(100, 1_000)]);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::Outlets;
-use crate::model::{PartitionName, Shard, Slot};
+use crate::model::{LogPosition, PartitionName, Shard, Slot};
 use crate::pipeline::live::RunError;
 use crate::registry::{Answer, RecordAnswer};
 use crate::sinks::kafka::Keeper;
@@ -98,11 +98,17 @@ impl Starts {
     ) -> Result<LogPartition, RunError> {
         let of_source = self.0.get(source.name());
         let start = of_source.map_or(Ok(0), |starts| starts.start(&**source, partition))?;
-        Ok(self.at(source, partition, slot, start))
+        Ok(self.at(source, partition, slot, start.into()))
     }
 
     /// A partition as it is read from a position on.
-    pub fn at(&self, source: &Arc<dyn Source>, partition: u32, slot: Slot, start: u64) -> LogPartition {
+    pub fn at(
+        &self,
+        source: &Arc<dyn Source>,
+        partition: u32,
+        slot: Slot,
+        start: LogPosition,
+    ) -> LogPartition {
         let name = PartitionName { source: source.name().into(), partition };
         let letters = self.0.get(source.name()).map(|starts| starts.letters.of(partition));
         let shared = source.is_shared();

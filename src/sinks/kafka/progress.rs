@@ -5,7 +5,7 @@
 //! | `claim` | the generation that may write: `{"generation":7,"nonce":".."}` |
 //! | `identity` | what the results were made with |
 //! | `start/SOURCE` | where its partitions were first read from: `{PARTITION:..}` |
-//! | `shard/N` | written in the shard's transactions: `{"epoch":..,"positions":{SOURCE:{PARTITION:..}}}` |
+//! | `shard/N` | written in the shard's transactions: `{"epoch":..,"positions":{SOURCE:{PARTITION:..}},"before":{SOURCE:{PARTITION:{"position":..,"digest":..}}}}` |
 //! | `epochs` | epochs below may be in use |
 //! | `marker` | nothing: it marks a place, or is a sign of life |
 //! | `schema/SOURCE/ID` | what a registry has answered |
@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::OutletError;
 use crate::kafka::silence::Silence;
 use crate::kafka::{ANSWER, Cluster, introduce};
+use crate::model::{Fingerprint, LogPosition};
 
 /// How long reading or writing it may take, brokers that are starting included.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -67,10 +68,26 @@ pub struct Claim {
 pub struct ShardProgress {
     pub epoch: u64,
     pub positions: Positions,
+    /// The last record of each partition before that, as far as it is known.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub before: Fingerprints,
 }
 
-/// The position of each partition, by the name of its source.
-pub type Positions = BTreeMap<Arc<str>, BTreeMap<u32, u64>>;
+/// Something of each partition, by the name of its source.
+pub type BySource<T> = BTreeMap<Arc<str>, BTreeMap<u32, T>>;
+
+pub type Positions = BySource<u64>;
+
+pub type Fingerprints = BySource<Fingerprint>;
+
+impl ShardProgress {
+    /// How far a partition has come, with the record before that; nothing if it is not recorded.
+    pub fn at(&self, source: &str, partition: u32) -> Option<LogPosition> {
+        let position = *self.positions.get(source)?.get(&partition)?;
+        let before = self.before.get(source).and_then(|of| of.get(&partition)).copied();
+        Some(LogPosition { position, before })
+    }
+}
 
 /// When a run has begun to end, for all who wait for a cluster.
 #[derive(Debug, Default)]
@@ -397,6 +414,21 @@ mod tests {
         let stopping = Arc::new(Stopping(OnceLock::from(begun)));
         assert!(Patience::until_stopped(&stopping).is_over());
         assert!(Patience::of(Duration::ZERO).is_over());
+    }
+
+    #[test]
+    fn shard_progress_of_earlier_versions_has_no_fingerprints() {
+        let old = r#"{"epoch":3,"positions":{"readings":{"0":7}}}"#;
+        let progress: ShardProgress = serde_json::from_str(old).unwrap();
+        assert_eq!(progress.at("readings", 0), Some(7.into()));
+        assert_eq!((progress.at("readings", 1), progress.at("other", 0)), (None, None));
+        assert_eq!(serde_json::to_string(&progress).unwrap(), old);
+        let before = Fingerprint { position: 5, digest: 9, leader_epoch: None };
+        let progress =
+            ShardProgress { before: [("readings".into(), [(0, before)].into())].into(), ..progress };
+        let json = serde_json::to_vec(&progress).unwrap();
+        let read: ShardProgress = serde_json::from_slice(&json).unwrap();
+        assert_eq!(read.at("readings", 0), Some(LogPosition { position: 7, before: Some(before) }));
     }
 
     #[test]

@@ -11,7 +11,8 @@ use rdkafka::producer::{BaseRecord, Producer};
 
 use super::producer::{CALL, Deliveries, RETRY, Room, Trouble, call, classify, producer, send};
 use super::progress::{
-    self, CLAIM, Claim, Extent, Kept, MARKER, Patience, Positions, ShardProgress, Stopping, Writer,
+    self, CLAIM, Claim, Extent, Fingerprints, Kept, MARKER, Patience, Positions, ShardProgress, Stopping,
+    Writer,
 };
 use super::{Delivery, OutletError, OutletPlan};
 use crate::kafka::native::TopicProducer;
@@ -41,6 +42,8 @@ pub struct Portion {
     pub epoch: u64,
     /// The input that it is complete up to.
     pub positions: Arc<Positions>,
+    /// The last record of each partition before that.
+    pub before: Arc<Fingerprints>,
 }
 
 impl Portion {
@@ -214,7 +217,8 @@ impl ShardWriter {
             // Progress must not be durable before what it speaks of.
             self.flush()?;
         }
-        let progress = ShardProgress { epoch: last.epoch, positions: Positions::clone(&last.positions) };
+        let (positions, before) = (Positions::clone(&last.positions), Fingerprints::clone(&last.before));
+        let progress = ShardProgress { epoch: last.epoch, positions, before };
         let value = serde_json::to_vec(&progress).unwrap_or_default();
         let key = progress::shard_key(self.number);
         let record = BaseRecord::to(&self.plan.progress_topic).key(&key).payload(&value).partition(0);

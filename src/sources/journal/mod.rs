@@ -40,7 +40,7 @@ use self::tail::Tail;
 use self::writer::{SizeWarning, Writer};
 use super::{Partition, Source, SourceError};
 use crate::codec::DecodeSettings;
-use crate::model::{AppendError, Appender, EventTime};
+use crate::model::{AppendError, Appender, EventTime, LogPosition};
 
 /// The name of the source.
 pub const NAME: &str = "journal";
@@ -302,7 +302,8 @@ impl Source for Journal {
         self.shared.tails.len() as u32
     }
 
-    fn check(&self, partition: u32, position: u64) -> Result<(), SourceError> {
+    fn check(&self, partition: u32, at: LogPosition) -> Result<(), SourceError> {
+        let position = at.position;
         let end = self.end(partition);
         if position > end {
             return Err(SourceError::Fatal(format!(

@@ -24,7 +24,7 @@ pub use self::writer::RecordWriter;
 use crate::codec::DecodeSettings;
 use crate::kafka::partitioner::Partitioner;
 use crate::kafka::{ANSWER, Cluster};
-use crate::model::{Duration, EventTime};
+use crate::model::{Duration, EventTime, LogPosition};
 use crate::registry::Schemas;
 use crate::sources::{Partition, Source, SourceError};
 
@@ -179,8 +179,8 @@ impl Source for KafkaSource {
         }
     }
 
-    fn check(&self, partition: u32, position: u64) -> Result<(), SourceError> {
-        self.shared.check_reach(partition, position).map(drop)
+    fn check(&self, partition: u32, at: LogPosition) -> Result<(), SourceError> {
+        self.shared.check_reach(partition, at.position).map(drop)
     }
 
     fn open(&self, partition: u32, position: u64, worker: Thread) -> Result<Box<dyn Partition>, SourceError> {

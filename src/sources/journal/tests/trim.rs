@@ -43,13 +43,13 @@ fn what_lies_before_a_position_goes() {
             let left = read_from(journal, partition, begin, 7).unwrap();
             assert_eq!(left, before[partition as usize][begin as usize..]);
             for refused in [
-                journal.check(partition, begin - 1).unwrap_err(),
+                journal.check(partition, (begin - 1).into()).unwrap_err(),
                 Source::open(journal, partition, begin - 1, thread::current()).err().unwrap(),
             ] {
                 let line = refused.to_string();
                 assert!(matches!(refused, SourceError::Fatal(_)) && line.contains("restore one"), "{line}");
             }
-            assert!(journal.check(partition, begin).is_ok());
+            assert!(journal.check(partition, begin.into()).is_ok());
         }
     };
     check(&journal);
