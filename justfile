@@ -28,5 +28,6 @@ demo-nyc:
     cargo run --release --locked -- batch data/nyc2013.csv data/nyc2013-corrections.csv --city JFK \
         -o target/demo/nyc2013.parquet --changes target/demo/nyc2013-changes.jsonl --plot target/demo/nyc2013.svg
 
+# Licences, bans, sources and advisories of what is depended on
 deny:
-    cargo deny check
+    scripts/deny
