@@ -10,6 +10,7 @@ pub mod dataflow;
 pub mod directory;
 pub mod kafka;
 pub mod model;
+pub mod panics;
 pub mod pipeline;
 pub mod registry;
 pub mod serve;

@@ -7,13 +7,14 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::config::{LogFormat, LogPlan};
+use crate::panics;
 use crate::sources::journal;
 
 /// The exit code of a program that has found itself in a state that cannot be.
 const PANICKED: i32 = 101;
 
 /// Starts the log of this process, whose lines say which of a cluster it is, and ends the process with 101 as soon as any thread panics: what is left of it would go
-/// on with wrong results.
+/// on with wrong results. What a client owns alone ends without the process ([`panics`]).
 pub fn start(plan: &LogPlan, process: Option<usize>) {
     let human = match plan.format {
         LogFormat::Auto => io::stderr().is_terminal(),
@@ -33,6 +34,9 @@ pub fn start(plan: &LogPlan, process: Option<usize>) {
         if journal::catches_panics() {
             // The journal makes an error of it, that says what to do.
             return;
+        }
+        if let Some(scope) = panics::caught_scope(panic) {
+            return log_caught_panic(panic, scope);
         }
         if is_lost_peer(panic) {
             // The dataflow's own connections are gone; another thread says whose, if it is quicker.
@@ -92,19 +96,34 @@ where
     if human { Box::new(builder.finish()) } else { Box::new(builder.json().flatten_event(true).finish()) }
 }
 
+/// Says what has ended one client, at a limited rate: a client may be able to repeat it.
+fn log_caught_panic(panic: &PanicHookInfo<'_>, scope: panics::Scope) {
+    let Some(place) = panic.location() else { return };
+    let Some(unreported) = panics::unreported_if_due(place) else { return };
+    let (scope, place, backtrace) = (scope.name(), place.to_string(), backtrace());
+    let what = panics::message_of(panic).unwrap_or(UNKNOWN_CAUSE);
+    tracing::error!(
+        scope,
+        place,
+        unreported,
+        backtrace,
+        "a bug in swelter ended one {scope}, and nothing else; please report it: panicked: {what}"
+    );
+}
+
+const UNKNOWN_CAUSE: &str = "of unknown cause";
+
+/// Nothing where RUST_BACKTRACE does not ask for it.
+fn backtrace() -> Option<String> {
+    let backtrace = std::backtrace::Backtrace::capture();
+    (backtrace.status() == std::backtrace::BacktraceStatus::Captured).then(|| backtrace.to_string())
+}
+
 fn log_panic(panic: &PanicHookInfo<'_>) {
-    let payload = panic.payload();
-    let text = payload.downcast_ref::<&str>().copied();
-    let what =
-        text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("of unknown cause");
+    let what = panics::message_of(panic).unwrap_or(UNKNOWN_CAUSE);
     let place = panic.location().map_or("unknown".into(), ToString::to_string);
     let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
-    // Without a backtrace where RUST_BACKTRACE does not ask for one.
-    let backtrace = std::backtrace::Backtrace::capture();
-    let backtrace = match backtrace.status() {
-        std::backtrace::BacktraceStatus::Captured => Some(backtrace.to_string()),
-        _ => None,
-    };
+    let backtrace = backtrace();
     tracing::error!(
         place,
         thread,

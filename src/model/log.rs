@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::EventTime;
+use crate::panics::locks::SharedRwLock;
 
 /// A partition of one of a run's logs: dense numbers over all sources, in the order of the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -23,25 +24,25 @@ pub struct PartitionName {
 
 /// The partitions of a run, by slot. More can come while it runs, none goes.
 #[derive(Clone, Debug, Default)]
-pub struct Slots(Arc<RwLock<Vec<PartitionName>>>);
+pub struct Slots(Arc<SharedRwLock<Vec<PartitionName>>>);
 
 impl Slots {
     pub fn new(names: Vec<PartitionName>) -> Slots {
-        Slots(Arc::new(RwLock::new(names)))
+        Slots(Arc::new(SharedRwLock::new(names)))
     }
 
     pub fn push(&self, name: PartitionName) -> Slot {
-        let mut names = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut names = self.0.write();
         names.push(name);
         Slot((names.len() - 1) as u16)
     }
 
     pub fn name(&self, slot: Slot) -> Option<PartitionName> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(usize::from(slot.0)).cloned()
+        self.0.read().get(usize::from(slot.0)).cloned()
     }
 
     pub fn all(&self) -> Vec<PartitionName> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.read().clone()
     }
 }
 

@@ -2,11 +2,14 @@
 
 use std::collections::HashMap;
 use std::io::{self, Write};
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::LazyLock;
 
 use bytes::Bytes;
 use warp::http::header::ACCEPT_ENCODING;
 use warp::http::{HeaderMap, HeaderValue};
+
+use crate::panics::locks::SharedMutex;
+use crate::panics::run_blocking;
 
 /// Smaller bodies fit a packet either way.
 const MIN_BYTES: usize = 1_024;
@@ -67,24 +70,23 @@ impl Coding {
             return self.compress(&bytes, Effort::Each).map(Bytes::from);
         }
         let compress = move || self.compress(&bytes, Effort::Each);
-        tokio::task::spawn_blocking(compress).await.map_err(io::Error::other)?.map(Bytes::from)
+        run_blocking(compress).await.map_err(io::Error::other)?.map(Bytes::from)
     }
 
     /// Compresses what is compiled in: once, since there is little of it and it never changes.
     pub(super) async fn encode_static(self, bytes: &'static [u8]) -> io::Result<Bytes> {
         type Coded = HashMap<(usize, Coding), Bytes>;
-        static CODED: LazyLock<Mutex<Coded>> = LazyLock::new(Mutex::default);
+        static CODED: LazyLock<SharedMutex<Coded>> = LazyLock::new(SharedMutex::default);
         if self == Coding::Identity {
             return Ok(Bytes::from_static(bytes));
         }
         let key = (bytes.as_ptr() as usize, self);
-        let coded = || CODED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(coded) = coded().get(&key) {
+        if let Some(coded) = CODED.lock().get(&key) {
             return Ok(coded.clone());
         }
         let compress = move || self.compress(bytes, Effort::Once);
-        let compressed = Bytes::from(tokio::task::spawn_blocking(compress).await.map_err(io::Error::other)??);
-        coded().insert(key, compressed.clone());
+        let compressed = Bytes::from(run_blocking(compress).await.map_err(io::Error::other)??);
+        CODED.lock().insert(key, compressed.clone());
         Ok(compressed)
     }
 }

@@ -17,6 +17,7 @@ use super::problem::{Code, Problem};
 use super::{Limits, telemetry};
 use crate::codec::{DecodeSettings, RecordDecoder};
 use crate::model::{AppendError, Appended, Appender, NewRecord, Reason};
+use crate::panics::run_blocking;
 
 /// Refusals that are told one by one; of the rest, their number.
 const TOLD: usize = 100;
@@ -179,7 +180,7 @@ impl Ingest {
             form.decode(&bytes, settings)?
         } else {
             let failed = |_| Problem::new(Code::Stopping, "the service is stopping");
-            tokio::task::spawn_blocking(move || form.decode(&bytes, settings)).await.map_err(failed)??
+            run_blocking(move || form.decode(&bytes, settings)).await.map_err(failed)??
         };
         let Decoded { records, refusals } = decoded;
         let accepted = records.len();

@@ -3,6 +3,7 @@
 //! Serving never reads the dataflow's state: it keeps a view that it builds from [updates](crate::model::Update), and asks what needs history.
 
 mod api;
+mod backends;
 mod connection;
 mod documents;
 mod encoding;
@@ -12,6 +13,7 @@ pub mod publish;
 mod routes;
 mod security;
 mod server;
+mod target;
 mod telemetry;
 mod text;
 mod tls;

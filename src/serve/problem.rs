@@ -28,6 +28,7 @@ pub(super) enum Code {
     UpgradeRequired,
     Busy,
     LogFailed,
+    InternalError,
     CatchingUp,
     Overloaded,
     NoIngest,
@@ -36,7 +37,7 @@ pub(super) enum Code {
 
 impl Code {
     #[cfg(test)]
-    pub(super) const ALL: [Code; 22] = [
+    pub(super) const ALL: [Code; 23] = [
         Code::BadRequest,
         Code::BadParameter,
         Code::NotJson,
@@ -55,6 +56,7 @@ impl Code {
         Code::UpgradeRequired,
         Code::Busy,
         Code::LogFailed,
+        Code::InternalError,
         Code::CatchingUp,
         Code::Overloaded,
         Code::NoIngest,
@@ -82,6 +84,7 @@ impl Code {
             Code::UpgradeRequired => (426, "upgrade_required", "The path takes WebSockets only"),
             Code::Busy => (429, "busy", "The service is busy"),
             Code::LogFailed => (500, "log_failed", "The log cannot be written"),
+            Code::InternalError => (500, "internal_error", "The service has a bug"),
             Code::CatchingUp => (503, "catching_up", "The service is catching up"),
             Code::Overloaded => (503, "overloaded", "The service cannot answer now"),
             Code::NoIngest => (503, "no_ingest", "The service takes no readings"),

@@ -8,6 +8,7 @@ use std::thread::{self, JoinHandle};
 use super::view::View;
 use super::ws::Sessions;
 use crate::model::Update;
+use crate::panics::fail_point;
 
 /// Updates that may wait.
 const QUEUED: usize = 64;
@@ -51,6 +52,7 @@ pub fn spawn(view: Arc<View>, sessions: Sessions) -> std::io::Result<(Publisher,
 fn run(view: &View, sessions: &Sessions, waiting: &Receiver<Update>, queued: &AtomicUsize) {
     for update in waiting {
         queued.fetch_sub(1, Ordering::Relaxed);
+        fail_point("publisher");
         let applied = view.apply(update);
         sessions.route(&applied);
     }

@@ -10,8 +10,8 @@ use hyper::body::Body as _;
 use hyper::upgrade::OnUpgrade;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use warp::http::header::{
-    ACCESS_CONTROL_REQUEST_METHOD, ALLOW, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, IF_NONE_MATCH,
-    VARY,
+    ACCESS_CONTROL_REQUEST_METHOD, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, ETAG,
+    IF_NONE_MATCH, VARY,
 };
 use warp::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use warp::path::FullPath;
@@ -22,10 +22,12 @@ use super::encoding::Coding;
 use super::ingest::Ingest;
 use super::problem::{Code, Problem};
 use super::security::{self, Guard, Origin, Scope};
+use super::target::Pathless;
 use super::upgrade::{self, Upgrade};
 use super::view::View;
 use super::ws::{self, Sessions};
 use super::{Limits, api, documents, telemetry, text, ui};
+use crate::panics::fail_point;
 
 /// A path with what it needs and gives. Nothing else is served.
 pub(super) struct Route {
@@ -127,6 +129,7 @@ type Body = Pin<Box<dyn Stream<Item = Result<Bytes, warp::Error>> + Send>>;
 
 /// A request, without its method and path.
 struct Request {
+    pathless: Option<Pathless>,
     query: String,
     headers: HeaderMap,
     upgrade: Option<OnUpgrade>,
@@ -139,14 +142,16 @@ pub(super) fn filter(
 ) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync + 'static {
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
     warp::method()
+        // Safe only behind `target::normalize`: it panics where there is no path.
         .and(warp::path::full())
         .and(query)
+        .and(warp::ext::optional::<Pathless>())
         .and(warp::header::headers_cloned())
         .and(warp::ext::optional::<OnUpgrade>())
         .and(warp::body::stream())
-        .then(move |method: Method, path: FullPath, query, headers, upgrade, body| {
+        .then(move |method: Method, path: FullPath, query, pathless, headers, upgrade, body| {
             let server = server.clone();
-            let request = Request { query, headers, upgrade, body: boxed(body) };
+            let request = Request { pathless, query, headers, upgrade, body: boxed(body) };
             async move { server.respond(method, path.as_str(), request).await }
         })
 }
@@ -175,9 +180,19 @@ impl Server {
         self.limits.connections.saturating_sub(self.slots.available_permits())
     }
 
+    /// The answer to a request whose handling has panicked.
+    pub(super) fn internal_error(method: &Method, took: Duration) -> Response {
+        let detail = "the request met a bug in swelter, which its log describes: please report it";
+        let mut response = Problem::new(Code::InternalError, detail).into_response();
+        security::harden(&mut response, false);
+        telemetry::answered("none", name(method), response.status().as_u16(), took);
+        response
+    }
+
     async fn respond(&self, method: Method, path: &str, request: Request) -> Response {
         let started = Instant::now();
-        let found = find(path, self.echo);
+        fail_point("request");
+        let found = if request.pathless.is_none() { find(path, self.echo) } else { Vec::new() };
         let (template, page) = found
             .first()
             .map_or(("none", false), |(route, _)| (route.path, matches!(route.give, Give::Page)));
@@ -198,7 +213,15 @@ impl Server {
         origin: &Origin,
         mut request: Request,
     ) -> Result<Response, Problem> {
+        if let Some(Pathless::Refused(why)) = request.pathless {
+            // Who frames requests like that may frame the next one badly too.
+            let problem = Problem::new(Code::BadRequest, why);
+            return Err(problem.header(CONNECTION, HeaderValue::from_static("close")));
+        }
         self.guard.check_host(&request.headers)?;
+        if request.pathless == Some(Pathless::Server) {
+            return Ok(no_content(HeaderValue::from_static("GET, HEAD, POST, OPTIONS")));
+        }
         if found.is_empty() {
             return Err(Problem::new(Code::NotFound, "see /v1/openapi.json for the paths that are served"));
         }
@@ -348,12 +371,17 @@ fn allowed(found: &[(&'static Route, &str)]) -> HeaderValue {
 }
 
 fn options(found: &[(&'static Route, &str)], preflight: bool) -> Response {
-    let mut response = Response::default();
-    *response.status_mut() = StatusCode::NO_CONTENT;
     let methods = allowed(found);
+    let mut response = no_content(methods.clone());
     if preflight {
         security::preflight(&mut response, &methods);
     }
+    response
+}
+
+fn no_content(methods: HeaderValue) -> Response {
+    let mut response = Response::default();
+    *response.status_mut() = StatusCode::NO_CONTENT;
     response.headers_mut().insert(ALLOW, methods);
     response
 }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
@@ -26,10 +26,12 @@ use super::ingest::Ingest;
 use super::publish::{self, Publisher};
 use super::routes::{self, Room, Server};
 use super::security::Guard;
+use super::target;
 use super::tls::Tls;
 use super::view::View;
 use super::ws::Sessions;
-use super::{Facts, Limits, Ports, ServeError, ServePlan, telemetry};
+use super::{Facts, Limits, Ports, ServeError, ServePlan, backends, telemetry};
+use crate::panics::{self, Panicked, Scope};
 
 /// Of a request's head, URI included.
 const HEAD_BYTES: usize = 16 * 1024;
@@ -85,6 +87,7 @@ impl Bound {
         let listener =
             TcpListener::from_std(listener).map_err(|error| ServeError::Listen { address, error })?;
         let limits = plan.limits.clone();
+        let ports = backends::marked(ports);
         let ingest = Ingest::new(ports.appender, facts.decode, &limits);
         let view = View::new(facts, &limits, ports.ask);
         let sessions = Sessions::new(view.clone(), &limits);
@@ -175,29 +178,24 @@ impl Accepting {
         });
     }
 
-    fn admit<S, B>(&self, socket: TcpStream, service: &S)
-    where
-        S: Routes<B>,
-        S::Future: Send,
-        B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
-    {
+    fn admit(&self, socket: TcpStream, service: &impl Routes) {
         // What is sent is sent at once: messages are put together before.
         let _ = socket.set_nodelay(true);
         let Ok(slot) = self.server.slots.clone().try_acquire_owned() else {
             telemetry::turned_away();
             if let (None, Ok(place)) = (&self.tls, self.refusals.clone().try_acquire_owned()) {
-                tokio::spawn(turn_away(socket, place));
+                tokio::spawn(panics::catch_future(Scope::Connection, turn_away(socket, place)));
             }
             return;
         };
         let (server, service, tls) = (self.server.clone(), service.clone(), self.tls.clone());
         let (stop, mut cut) = (self.stop.clone(), self.cut.clone());
-        tokio::spawn(async move {
+        tokio::spawn(panics::catch_future(Scope::Connection, async move {
             tokio::select! {
                 () = connect(server, service, socket, tls, slot, stop) => {}
                 () = told(&mut cut) => {}
             }
-        });
+        }));
     }
 }
 
@@ -234,18 +232,15 @@ async fn turn_away(mut socket: TcpStream, _place: OwnedSemaphorePermit) {
 }
 
 /// One connection, from the TLS handshake to its end or its upgrade.
-async fn connect<S, B>(
+async fn connect(
     server: Arc<Server>,
-    service: S,
+    service: impl Routes,
     socket: TcpStream,
     tls: Option<Arc<Tls>>,
     slot: OwnedSemaphorePermit,
     mut stop: watch::Receiver<bool>,
-) where
-    S: Routes<B>,
-    S::Future: Send,
-    B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
-{
+) {
+    panics::fail_point("connection");
     let Limits { header_time, send_time, idle_time, .. } = server.limits;
     let stream = match tls {
         None => Stream::Plain(socket),
@@ -289,28 +284,33 @@ async fn connect<S, B>(
     }
 }
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
 /// The routes as a service, cheap to clone.
-trait Routes<B>:
-    Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static
+trait Routes: Route + Clone + Send + Sync + 'static {}
+
+impl<S: Route + Clone + Send + Sync + 'static> Routes for S {}
+
+trait Route:
+    Service<Request<Incoming>, Response = warp::reply::Response, Error = Infallible, Future: Send>
 {
 }
 
-impl<B, S> Routes<B> for S where
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static
+impl<S> Route for S where
+    S: Service<Request<Incoming>, Response = warp::reply::Response, Error = Infallible, Future: Send>
 {
 }
 
-async fn answer<S, B>(
-    service: S,
+async fn answer(
+    service: impl Routes,
     activity: Arc<Activity>,
-    request: Request<Incoming>,
-) -> Result<Response<Sent<B>>, Infallible>
-where
-    S: Routes<B>,
-{
-    let response = service.call(request).await;
+    mut request: Request<Incoming>,
+) -> Result<Response<impl Body<Data = Bytes, Error = warp::Error> + Send + Unpin>, Infallible> {
+    let (began, method) = (Instant::now(), request.method().clone());
+    let routed = panics::catch_future(Scope::Request, async move {
+        target::normalize(&mut request);
+        service.call(request).await
+    });
+    let response =
+        routed.await.unwrap_or_else(|Panicked| Ok(Server::internal_error(&method, began.elapsed())));
     activity.end();
     let (mut parts, body) = response?.into_parts();
     let room = parts.extensions.remove();

@@ -7,6 +7,8 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogra
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::view::View;
+use crate::panics;
+use crate::panics::locks::SharedStateMark;
 
 /// Histograms are folded into their buckets so often.
 pub(super) const UPKEEP: Duration = Duration::from_secs(5);
@@ -25,6 +27,10 @@ static RECORDER: LazyLock<PrometheusHandle> = LazyLock::new(|| {
         tracing::warn!("another recorder of metrics is installed: /metrics is empty");
     }
     describe();
+    // Seen before the first one.
+    for scope in panics::Scope::ALL {
+        counter!(panics::CAUGHT_PANICS, "where" => scope.name()).increment(0);
+    }
     handle
 });
 
@@ -99,6 +105,8 @@ pub(super) fn render(view: &View, connections: usize) -> String {
         gauge!("swelter_log_applied_position", &labels).set(progress.applied as f64);
         gauge!("swelter_log_end_position", &labels).set(progress.end as f64);
     }
+    // It holds locks of its own that every meter takes.
+    let _mark = SharedStateMark::set();
     RECORDER.render()
 }
 
@@ -111,6 +119,10 @@ fn describe() {
     );
     describe_gauge!("swelter_connections", "Open connections, WebSockets included");
     describe_counter!("swelter_connections_refused_total", "Connections over the limit, turned away");
+    describe_counter!(
+        panics::CAUGHT_PANICS,
+        "Panics that ended a client's connection, request or session, and nothing else"
+    );
     describe_counter!("swelter_readings_total", "Readings and withdrawals since the start, by what they did");
     describe_gauge!("swelter_split_cities", "Cities that came from more than one partition");
     describe_counter!("swelter_refused_total", "Readings refused since the start, by reason");

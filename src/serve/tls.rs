@@ -1,7 +1,7 @@
 //! The server's certificate, read again when its files change.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use rustls_pki_types::pem::PemObject;
@@ -10,11 +10,12 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::{self, ServerConfig};
 
 use super::{ServeError, TlsPlan};
+use crate::panics::locks::SharedRwLock;
 
 /// Accepts TLS with the certificate that is valid now.
 pub(super) struct Tls {
     plan: TlsPlan,
-    current: RwLock<Current>,
+    current: SharedRwLock<Current>,
 }
 
 struct Current {
@@ -29,22 +30,21 @@ impl Tls {
     pub(super) fn load(plan: &TlsPlan) -> Result<Tls, ServeError> {
         let stamp = stamp(plan);
         let config = Arc::new(config(plan)?);
-        Ok(Tls { plan: plan.clone(), current: RwLock::new(Current { config, stamp }) })
+        Ok(Tls { plan: plan.clone(), current: SharedRwLock::new(Current { config, stamp }) })
     }
 
     pub(super) fn acceptor(&self) -> TlsAcceptor {
-        self.current.read().unwrap_or_else(PoisonError::into_inner).config.clone().into()
+        self.current.read().config.clone().into()
     }
 
     /// Reads the files again where they have changed. What cannot be used leaves the certificate as it was.
     pub(super) fn reload(&self) -> Result<bool, ServeError> {
         let stamp = stamp(&self.plan);
-        let current = |lock: &RwLock<Current>| lock.read().unwrap_or_else(PoisonError::into_inner).stamp;
-        if stamp == current(&self.current) {
+        if stamp == self.current.read().stamp {
             return Ok(false);
         }
         let config = Arc::new(config(&self.plan)?);
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Current { config, stamp };
+        *self.current.write() = Current { config, stamp };
         Ok(true)
     }
 }

@@ -17,6 +17,7 @@ use warp::reply::Response;
 use super::connection::{Connection, Timed};
 use super::problem::{Code, Problem};
 use super::security::{SUBPROTOCOL, subprotocols};
+use crate::panics::{self, Scope};
 
 /// A handshake that can be answered.
 pub(super) struct Upgrade {
@@ -68,7 +69,8 @@ impl Upgrade {
         F: Future<Output = ()> + Send,
         R: FnOnce(WebSocketStream<Connection>) -> F + Send + 'static,
     {
-        tokio::spawn(async move {
+        // What panics outside of a session's loop, which ends with a close frame, ends without one.
+        tokio::spawn(panics::catch_future(Scope::Session, async move {
             // The client is gone, or the server stops.
             let Ok(upgraded) = self.upgrade.await else { return };
             // Without hyper's layers around it, and without a time limit of HTTP's.
@@ -78,7 +80,7 @@ impl Upgrade {
             let connection = io.into_inner().into_inner();
             let (begun, role) = (read_buf.to_vec(), Role::Server);
             run(WebSocketStream::from_partially_read(connection, begun, role, Some(config)).await).await;
-        });
+        }));
         let mut response = Response::default();
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         let headers = response.headers_mut();

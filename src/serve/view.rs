@@ -6,7 +6,7 @@ mod table;
 mod watches;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, MutexGuard, RwLockReadGuard};
 use std::time::Duration;
 
 use self::asked::Asked;
@@ -19,6 +19,8 @@ use self::watches::Watches;
 pub use self::watches::WindowSince;
 use super::{Facts, Limits};
 use crate::model::{Answer, Ask, Counts, Progress, Question, Reason, Update, WatchedRow};
+use crate::panics::fail_point;
+use crate::panics::locks::{SharedGuard, SharedMutex, SharedRwLock};
 
 /// How long a client that comes from another process waits for this one to come as far, and how often it looks.
 const CATCH_UP: Duration = Duration::from_secs(5);
@@ -29,9 +31,9 @@ pub struct View {
     facts: Facts,
     as_of: AtomicU64,
     ready: AtomicBool,
-    table: RwLock<Table>,
-    tally: Mutex<Tally>,
-    watches: Mutex<Watches>,
+    table: SharedRwLock<Table>,
+    tally: SharedMutex<Tally>,
+    watches: SharedMutex<Watches>,
     asked: Arc<Asked>,
     room: Room,
 }
@@ -49,12 +51,12 @@ impl View {
         let ring_ms = u64::try_from(limits.ring_time.as_millis()).unwrap_or(u64::MAX);
         let room = Room::new();
         Arc::new(View {
-            table: RwLock::new(Table::new(facts.directory, ring_ms, limits.ring_bytes)),
+            table: SharedRwLock::new(Table::new(facts.directory, ring_ms, limits.ring_bytes)),
             facts,
             as_of: AtomicU64::new(0),
             ready: AtomicBool::new(false),
-            tally: Mutex::default(),
-            watches: Mutex::new(Watches::new(limits.ring_time, limits.ring_bytes)),
+            tally: SharedMutex::default(),
+            watches: SharedMutex::new(Watches::new(limits.ring_time, limits.ring_bytes)),
             asked: Arc::new(Asked::new(ask, room.clone())),
             room,
         })
@@ -193,7 +195,7 @@ impl View {
         watches.expire(|city| self.asked.tell(city, Question::Unwatch));
         drop(watches);
 
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.table.write();
         let current = table.apply(as_of, update.current);
         drop(table);
 
@@ -203,8 +205,10 @@ impl View {
         Applied { as_of, current, rows: update.rows }
     }
 
-    fn table(&self) -> RwLockReadGuard<'_, Table> {
-        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    fn table(&self) -> SharedGuard<RwLockReadGuard<'_, Table>> {
+        let table = self.table.read();
+        fail_point("view");
+        table
     }
 }
 
@@ -241,9 +245,8 @@ impl Bounds {
     }
 }
 
-/// A lock's data is whole whenever it is let go, so that a panic elsewhere does not end serving a second time.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+fn locked<T>(mutex: &SharedMutex<T>) -> SharedGuard<MutexGuard<'_, T>> {
+    mutex.lock()
 }
 
 #[cfg(test)]

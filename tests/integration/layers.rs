@@ -5,8 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Layer, module, and what else of its own layer it may import.
-const LAYERS: [(u8, &str, &[&str]); 18] = [
-    (0, "model", &[]),
+const LAYERS: [(u8, &str, &[&str]); 19] = [
+    (0, "panics", &[]),
+    (0, "model", &["panics"]),
     (1, "codec", &[]),
     (1, "admission", &[]),
     (1, "directory", &[]),

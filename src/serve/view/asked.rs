@@ -1,7 +1,7 @@
 //! Questions to the dataflow that wait for their answers.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use super::locked;
 use super::room::{Held, Room};
 use crate::model::{Answer, Ask, EventTime, Query, Question, Row};
+use crate::panics::locks::SharedMutex;
 
 /// Queries that may wait at once.
 pub const MAX_WAITING: usize = 10_000;
@@ -28,7 +29,7 @@ pub enum Busy {
 pub(super) struct Asked {
     ask: Arc<dyn Ask>,
     room: Room,
-    calls: Mutex<Calls>,
+    calls: SharedMutex<Calls>,
 }
 
 #[derive(Default)]
@@ -80,7 +81,7 @@ impl Call {
 
 impl Asked {
     pub(super) fn new(ask: Arc<dyn Ask>, room: Room) -> Asked {
-        Asked { ask, room, calls: Mutex::default() }
+        Asked { ask, room, calls: SharedMutex::default() }
     }
 
     /// Queues questions that are answered at one epoch.

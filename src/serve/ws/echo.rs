@@ -25,17 +25,16 @@ pub(in crate::serve) async fn run<S: AsyncRead + AsyncWrite + Unpin + Send>(
     stop: watch::Receiver<bool>,
 ) {
     let mut socket = Socket::new(stream, SEND_TIME, stop);
-    let end = loop {
-        let said = match socket.next().await {
-            Ok(message @ (Message::Text(_) | Message::Binary(_))) => socket.echo(message).await,
-            Ok(Message::Close(_)) => Err(End::Gone),
-            Ok(_) => Ok(()),
-            Err(end) => Err(end),
-        };
-        if let Err(end) = said {
-            break end;
+    let end = End::of(async {
+        loop {
+            match socket.next().await? {
+                message @ (Message::Text(_) | Message::Binary(_)) => socket.echo(message).await?,
+                Message::Close(_) => return Err(End::Gone),
+                _ => {}
+            }
         }
-    };
+    });
+    let end = end.await;
     socket.end(end).await;
 }
 

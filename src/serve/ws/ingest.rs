@@ -11,6 +11,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::{Bytes, Message};
 
 use super::socket::{End, STOPPING, Socket};
+use crate::panics::fail_point;
 use crate::serve::Limits;
 use crate::serve::ingest::{self, Ingest};
 
@@ -49,10 +50,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> IngestSession<S> {
 
     /// Runs the session to its end.
     pub(in crate::serve) async fn run(mut self) {
-        let end = match self.serve().await {
-            Err(end) => end,
-            Ok(()) => STOPPING,
-        };
+        let end = End::of(self.serve()).await;
         tracing::debug!(?end, "a session of the WebSocket ingest ends");
         self.socket.end(end).await;
     }
@@ -79,6 +77,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> IngestSession<S> {
     }
 
     async fn read(&mut self, message: Message) -> Result<(), End> {
+        fail_point("ingest_session");
         self.heard = Instant::now();
         match message {
             Message::Text(text) => {

@@ -14,7 +14,7 @@ mod subscriptions;
 mod tests;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use metrics::{Counter, Gauge};
@@ -31,6 +31,7 @@ use self::socket::Socket;
 use super::Limits;
 use super::view::{Applied, View};
 use super::wire::Said;
+use crate::panics::locks::{SharedGuard, SharedMutex};
 
 /// The socket settings of every WebSocket here: small buffers, since there are many connections.
 pub fn config(limits: &Limits) -> WebSocketConfig {
@@ -54,7 +55,7 @@ struct Shared {
     limits: Limits,
     hello: String,
     tokens: Tokens,
-    routes: Mutex<Routes>,
+    routes: SharedMutex<Routes>,
     /// Messages up to this epoch are in the outboxes.
     routed: AtomicU64,
     stop: watch::Sender<bool>,
@@ -73,8 +74,8 @@ struct Meters {
 }
 
 impl Shared {
-    fn routes(&self) -> MutexGuard<'_, Routes> {
-        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn routes(&self) -> SharedGuard<MutexGuard<'_, Routes>> {
+        self.routes.lock()
     }
 }
 
@@ -87,7 +88,7 @@ impl Sessions {
             view,
             limits: limits.clone(),
             tokens,
-            routes: Mutex::new(Routes::new(tokens)),
+            routes: SharedMutex::new(Routes::new(tokens)),
             routed: AtomicU64::new(0),
             stop: watch::Sender::new(false),
             sessions: watch::Sender::new(0),

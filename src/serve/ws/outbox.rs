@@ -1,15 +1,17 @@
 //! What waits to be written to one client.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 
 use tokio::sync::Notify;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
+use crate::panics::locks::{SharedGuard, SharedMutex};
+
 /// A queue of shared messages, limited by bytes. Past the limit a subscription's messages are dropped: what it misses is merged
 /// from the view when the client has taken the rest.
 pub(super) struct Outbox {
-    queue: Mutex<Queue>,
+    queue: SharedMutex<Queue>,
     wake: Notify,
     limit: usize,
 }
@@ -46,11 +48,11 @@ const KEPT_ITEMS: usize = 64;
 
 impl Outbox {
     pub(super) fn new(limit: usize) -> Outbox {
-        Outbox { queue: Mutex::default(), wake: Notify::new(), limit }
+        Outbox { queue: SharedMutex::default(), wake: Notify::new(), limit }
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    fn queue(&self) -> SharedGuard<MutexGuard<'_, Queue>> {
+        self.queue.lock()
     }
 
     /// Holds a slot's messages back until [`Outbox::open`].

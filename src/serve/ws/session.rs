@@ -12,10 +12,11 @@ use super::Shared;
 use super::outbox::Outbox;
 use super::request::{self, Problem, Request};
 use super::selection::{Reset, Rows, Selection};
-use super::socket::{End, STOPPING, Socket};
+use super::socket::{End, Socket};
 use super::subscriptions::Subscriptions;
 use crate::codec;
 use crate::model::Answer;
+use crate::panics::fail_point;
 use crate::serve::view::{Busy, Held, MAX_WAITING, Since};
 use crate::serve::wire::Said;
 
@@ -88,10 +89,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
 
     pub(super) async fn run(mut self) {
         let _counted = Counted::new(self.shared.clone());
-        let end = match self.serve().await {
-            Err(end) => end,
-            Ok(()) => STOPPING,
-        };
+        let end = End::of(self.serve()).await;
         tracing::debug!(?end, "a subscriber's session ends");
         drop(self.subscriptions);
         self.socket.end(end).await;
@@ -157,6 +155,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     }
 
     async fn read(&mut self, message: Message) -> Result<(), End> {
+        fail_point("session");
         let now = Instant::now();
         let rate = f64::from(self.shared.limits.messages_per_second);
         let earned = (now - self.heard).as_secs_f64() * rate;

@@ -11,6 +11,8 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, O
 use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame};
 use tokio_tungstenite::tungstenite::{Bytes, Message};
 
+use crate::panics::{self, Panicked, Scope};
+
 /// Longer messages are written as fragments, so that a socket holds no more of them.
 pub(super) const FRAGMENT_BYTES: usize = 32 * 1024;
 /// Until a client has answered a close, or has taken it.
@@ -37,9 +39,19 @@ pub(super) enum End {
 }
 
 pub(super) const STOPPING: End = End::Close(1001, "the service is stopping, reconnect");
+const BUG: End = End::Close(1011, "the session met a bug in the service, reconnect");
 const TOO_SLOW: End = End::Close(4413, "the client reads too slowly");
 
 impl End {
+    /// Runs the loop of a session to its end, a panic included.
+    pub(super) async fn of(session: impl Future<Output = Result<(), End>>) -> End {
+        match panics::catch_future(Scope::Session, session).await {
+            Ok(Err(end)) => end,
+            Ok(Ok(())) => STOPPING,
+            Err(Panicked) => BUG,
+        }
+    }
+
     pub(super) fn of_read(error: &Error) -> End {
         match error {
             Error::Capacity(CapacityError::MessageTooLong { .. }) => {

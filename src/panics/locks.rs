@@ -1,0 +1,85 @@
+//! Locks of state that clients share. A panic while one is held ends the process, also in a scope that catches panics.
+
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::sync::{self, PoisonError};
+
+use super::{BROKEN, HELD};
+
+/// Says that this thread changes shared state, whatever protects it: a lock of any crate, or the part of the program that is called.
+pub struct SharedStateMark {
+    // It marks the thread that it was made on.
+    _not_send: PhantomData<*const ()>,
+}
+
+impl SharedStateMark {
+    #[must_use]
+    pub fn set() -> SharedStateMark {
+        HELD.set(HELD.get() + 1);
+        SharedStateMark { _not_send: PhantomData }
+    }
+}
+
+impl Drop for SharedStateMark {
+    fn drop(&mut self) {
+        HELD.set(HELD.get() - 1);
+        if std::thread::panicking() {
+            BROKEN.set(true);
+        }
+    }
+}
+
+/// A lock that is held, with the mark of that.
+pub struct SharedGuard<G> {
+    guard: G,
+    _mark: SharedStateMark,
+}
+
+impl<G: Deref> Deref for SharedGuard<G> {
+    type Target = G::Target;
+
+    fn deref(&self) -> &G::Target {
+        &self.guard
+    }
+}
+
+impl<G: DerefMut> DerefMut for SharedGuard<G> {
+    fn deref_mut(&mut self) -> &mut G::Target {
+        &mut self.guard
+    }
+}
+
+/// A mutex of shared state. It is never found poisoned: a panic that would poison it ends the process.
+#[derive(Debug, Default)]
+pub struct SharedMutex<T>(sync::Mutex<T>);
+
+impl<T> SharedMutex<T> {
+    pub const fn new(value: T) -> SharedMutex<T> {
+        SharedMutex(sync::Mutex::new(value))
+    }
+
+    pub fn lock(&self) -> SharedGuard<sync::MutexGuard<'_, T>> {
+        let mark = SharedStateMark::set();
+        SharedGuard { guard: self.0.lock().unwrap_or_else(PoisonError::into_inner), _mark: mark }
+    }
+}
+
+/// The same with readers. Reading is marked too: a reader may fail because the state is wrong already.
+#[derive(Debug, Default)]
+pub struct SharedRwLock<T>(sync::RwLock<T>);
+
+impl<T> SharedRwLock<T> {
+    pub const fn new(value: T) -> SharedRwLock<T> {
+        SharedRwLock(sync::RwLock::new(value))
+    }
+
+    pub fn read(&self) -> SharedGuard<sync::RwLockReadGuard<'_, T>> {
+        let mark = SharedStateMark::set();
+        SharedGuard { guard: self.0.read().unwrap_or_else(PoisonError::into_inner), _mark: mark }
+    }
+
+    pub fn write(&self) -> SharedGuard<sync::RwLockWriteGuard<'_, T>> {
+        let mark = SharedStateMark::set();
+        SharedGuard { guard: self.0.write().unwrap_or_else(PoisonError::into_inner), _mark: mark }
+    }
+}

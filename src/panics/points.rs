@@ -1,0 +1,29 @@
+//! Named points at which a test makes the built program panic.
+
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// For tests only: `NAME:N` panics where the point is passed for the N-th time, once. It is read once.
+const VARIABLE: &str = "SWELTER_PANIC_POINT";
+
+struct Armed {
+    name: String,
+    passes_left: AtomicU64,
+}
+
+static ARMED: LazyLock<Option<Armed>> = LazyLock::new(|| {
+    let value = std::env::var(VARIABLE).ok()?;
+    let (name, passes) = value.split_once(':')?;
+    Some(Armed { name: name.into(), passes_left: AtomicU64::new(passes.parse().ok()?) })
+});
+
+/// Does nothing, but where a test has asked for a panic here.
+#[inline]
+pub fn fail_point(name: &str) {
+    if let Some(armed) = &*ARMED
+        && armed.name == name
+        && armed.passes_left.fetch_sub(1, Ordering::Relaxed) == 1
+    {
+        panic!("{VARIABLE} asks for it at {name}");
+    }
+}

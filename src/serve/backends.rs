@@ -1,0 +1,33 @@
+//! The rest of the program as requests and sessions call it: what they call belongs to all, so that a panic in it ends the process.
+
+use std::sync::Arc;
+
+use super::Ports;
+use crate::model::{Acknowledge, Appender, Ask, NewRecord, Query};
+use crate::panics::fail_point;
+use crate::panics::locks::SharedStateMark;
+
+/// The same ends, with a mark of shared state around each call.
+pub(super) fn marked(ports: Ports) -> Ports {
+    Ports {
+        ask: Arc::new(Marked(ports.ask)),
+        appender: ports.appender.map(|appender| Arc::new(Marked(appender)) as Arc<dyn Appender>),
+    }
+}
+
+struct Marked<T: ?Sized>(Arc<T>);
+
+impl Ask for Marked<dyn Ask> {
+    fn ask(&self, queries: Vec<Query>) -> bool {
+        let _mark = SharedStateMark::set();
+        self.0.ask(queries)
+    }
+}
+
+impl Appender for Marked<dyn Appender> {
+    fn append(&self, records: Vec<NewRecord>, done: Acknowledge) {
+        let _mark = SharedStateMark::set();
+        fail_point("append");
+        self.0.append(records, done);
+    }
+}
