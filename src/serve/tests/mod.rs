@@ -5,6 +5,7 @@ mod hostile;
 mod ingest;
 mod rest;
 mod sockets;
+mod targets;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};

@@ -64,11 +64,12 @@ fn allow_open_files() {
 
 type Attack = fn(SocketAddr);
 
-const ATTACKS: [(&str, Attack); 10] = [
+const ATTACKS: [(&str, Attack); 11] = [
     ("headers that come byte by byte", slow_headers),
     ("bodies that come byte by byte", slow_bodies),
     ("connections without a request", silent_connections),
     ("more connections than there may be", many_connections),
+    ("targets that are no path", bad_targets),
     ("requests that are none", garbage),
     ("huge heads", huge_heads),
     ("bodies that are huge, cut off or badly framed", bad_bodies),
@@ -168,6 +169,40 @@ fn throw(at: SocketAddr, bytes: &[u8]) -> Option<u16> {
         String::from_utf8_lossy(&bytes[..bytes.len().min(200)])
     );
     status
+}
+
+/// Before host, origin and token are looked at: everybody can send them.
+fn bad_targets(at: SocketAddr) {
+    for line in [
+        "GET x HTTP/1.1",
+        "GET a:80 HTTP/1.1",
+        "GET *x HTTP/1.1",
+        "GET * HTTP/1.1",
+        "GET ? HTTP/1.1",
+        "GET # HTTP/1.1",
+        "GET u:p@h HTTP/1.1",
+        "CONNECT a:80 HTTP/1.1",
+        "CONNECT / HTTP/1.1",
+        "CONNECT http://a/ HTTP/1.1",
+        "POST x HTTP/1.1",
+        "OPTIONS x HTTP/1.1",
+        "GET http:// HTTP/1.1",
+        "GET http://[::1/ HTTP/1.1",
+        "GET http://u@localhost/ HTTP/1.1",
+        "GET ftp://localhost/ HTTP/1.1",
+        "GET x HTTP/1.0",
+        "GET / HTTP/1.0",
+    ] {
+        for host in ["", "host: localhost\r\n", "host: a\r\nhost: b\r\n"] {
+            // Without a host `GET / HTTP/1.0` is bad too, and with one it is good.
+            let expected = if line == "GET / HTTP/1.0" && host == "host: localhost\r\n" { 200 } else { 400 };
+            assert_eq!(
+                throw(at, format!("{line}\r\n{host}\r\n").as_bytes()),
+                Some(expected),
+                "{line}, {host:?}"
+            );
+        }
+    }
 }
 
 fn garbage(at: SocketAddr) {

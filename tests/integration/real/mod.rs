@@ -7,6 +7,7 @@ mod conformance;
 mod hostile;
 mod http;
 mod page;
+mod panics;
 mod recorder;
 mod service;
 

@@ -27,10 +27,16 @@ pub struct Service {
 impl Service {
     /// `swelter run` with a configuration file, on any free port.
     pub fn run(config: &str) -> Service {
+        Service::run_with(config, &[])
+    }
+
+    /// With further variables.
+    pub fn run_with(config: &str, variables: &[(&str, &str)]) -> Service {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("swelter.toml"), config).unwrap();
         let log = Arc::default();
-        let (child, address) = start(&mut run_command(&folder, "127.0.0.1:0"), &log);
+        let mut command = run_command(&folder, "127.0.0.1:0");
+        let (child, address) = start(command.envs(variables.iter().copied()), &log);
         Service { folder, child, address, log }
     }
 
@@ -61,7 +67,12 @@ impl Service {
     /// SIGTERM, and how it ends.
     pub fn terminate(&mut self) -> ExitStatus {
         kill_process(self.pid(), Signal::TERM).unwrap();
-        wait_for("the service ends after SIGTERM", || self.child.try_wait().unwrap())
+        self.wait()
+    }
+
+    /// How it ends.
+    pub fn wait(&mut self) -> ExitStatus {
+        wait_for("the service ends", || self.child.try_wait().unwrap())
     }
 
     pub fn pid(&self) -> Pid {

@@ -1,0 +1,161 @@
+//! Panics at named points of the built program: what a client owns alone ends that client, everything else ends the process.
+
+use std::net::TcpStream;
+
+use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::{Message, WebSocket, client};
+
+use super::http;
+use super::service::Service;
+use crate::process::wait_for;
+
+/// A service that panics where a point is passed for the so-many-th time.
+fn panicking_at(point: &str) -> Service {
+    let service = Service::run_with("", &[("SWELTER_PANIC_POINT", point)]);
+    service.wait_until_ready();
+    service
+}
+
+fn open(service: &Service, path: &str) -> WebSocket<TcpStream> {
+    let stream = http::connect(service.address).unwrap();
+    client(format!("ws://{}{path}", service.address), stream).unwrap().0
+}
+
+fn send(socket: &mut WebSocket<TcpStream>, message: Value) {
+    socket.send(Message::text(message.to_string())).unwrap();
+}
+
+/// The next message, or the code that closes the session.
+fn next(socket: &mut WebSocket<TcpStream>) -> Result<Value, CloseCode> {
+    loop {
+        match socket.read().unwrap() {
+            Message::Text(text) => return Ok(serde_json::from_str(&text).unwrap()),
+            Message::Close(frame) => return Err(frame.unwrap().code),
+            _ => {}
+        }
+    }
+}
+
+fn ping(socket: &mut WebSocket<TcpStream>) -> Result<Value, CloseCode> {
+    send(socket, json!({"type": "ping"}));
+    next(socket).map(|message| message["type"].clone())
+}
+
+fn caught(service: &Service, scope: &str) -> u64 {
+    let text = String::from_utf8(service.get("/metrics").body).unwrap();
+    let name = format!("swelter_caught_panics_total{{where=\"{scope}\"}} ");
+    text.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse().unwrap()
+}
+
+/// The log names the place of the panic, once.
+fn check_log(service: &Service, scope: &str, place: &str) {
+    let line = wait_for("the log says so", || {
+        let log = service.log();
+        let mut lines = log.lines().filter(|line| line.contains("panicked"));
+        let line = lines.next()?.to_string();
+        assert_eq!(lines.next(), None);
+        Some(line)
+    });
+    let line: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((&line["level"], &line["scope"]), (&"ERROR".into(), &scope.into()), "{line}");
+    assert!(line["place"].as_str().unwrap().contains(place), "{line}");
+}
+
+/// Ends as the panic of anything shared does.
+fn check_end(mut service: Service) {
+    let status = service.wait();
+    assert_eq!(status.code(), Some(101), "{}", service.log());
+    assert!(service.log().contains("a bug in swelter ended it"), "{}", service.log());
+}
+
+fn reading() -> Value {
+    json!({"city": "x", "reading_at": "2025-11-24T16:00:00Z", "temperature": 90, "humidity": 50})
+}
+
+#[test]
+fn request_that_panics_is_answered_500_and_others_go_on() {
+    let mut service = panicking_at("request:200");
+    let mut subscriber = open(&service, "/v1/subscribe");
+    assert_eq!(next(&mut subscriber).unwrap()["type"], "hello");
+    let failed = (0..300).map(|_| service.get("/healthz")).filter(|answer| answer.status != 200);
+    let failed: Vec<_> = failed.map(|answer| (answer.status, answer.json())).collect();
+    assert_eq!(failed.len(), 1);
+    assert_eq!((failed[0].0, &failed[0].1["code"]), (500, &"internal_error".into()));
+    assert_eq!(ping(&mut subscriber).unwrap(), "pong");
+    service.wait_until_applied(&service.post(&reading()));
+    assert_eq!(caught(&service, "request"), 1);
+    check_log(&service, "request", "points.rs");
+    drop(subscriber);
+    assert_eq!(service.terminate().code(), Some(0));
+}
+
+#[test]
+fn connection_that_panics_is_dropped_and_others_go_on() {
+    let service = panicking_at("connection:200");
+    let failed = (0..300).filter(|_| http::get(service.address, "/healthz").is_err()).count();
+    assert_eq!(failed, 1);
+    assert_eq!(caught(&service, "connection"), 1);
+    check_log(&service, "connection", "points.rs");
+}
+
+#[test]
+fn session_that_panics_is_closed_with_1011_and_others_go_on() {
+    let service = panicking_at("session:3");
+    let mut first = open(&service, "/v1/subscribe");
+    let mut other = open(&service, "/v1/subscribe");
+    for socket in [&mut first, &mut other] {
+        assert_eq!(next(socket).unwrap()["type"], "hello");
+        assert_eq!(ping(socket).unwrap(), "pong");
+    }
+    assert_eq!(ping(&mut first), Err(CloseCode::Error));
+    assert_eq!(ping(&mut other).unwrap(), "pong");
+    assert_eq!(caught(&service, "session"), 1);
+    check_log(&service, "session", "points.rs");
+    drop((first, other));
+    // Nothing of it is left.
+    wait_for("no session is open", || {
+        let metrics = String::from_utf8(service.get("/metrics").body).unwrap();
+        metrics.lines().any(|line| line == "swelter_subscriber_sessions 0").then_some(())
+    });
+}
+
+#[test]
+fn ingest_session_that_panics_is_closed_with_1011() {
+    let service = panicking_at("ingest_session:2");
+    let mut socket = open(&service, "/v1/ingest");
+    send(&mut socket, reading());
+    assert_eq!(next(&mut socket).unwrap()["accepted"], 1);
+    send(&mut socket, reading());
+    assert_eq!(next(&mut socket), Err(CloseCode::Error));
+    assert_eq!(caught(&service, "session"), 1);
+    service.wait_until_applied(&service.post(&reading()));
+}
+
+#[test]
+fn panic_of_a_session_that_holds_the_view_ends_the_process() {
+    let service = panicking_at("view:1");
+    let mut socket = open(&service, "/v1/subscribe");
+    send(&mut socket, json!({"type": "subscribe", "id": "a", "cities": "all"}));
+    check_end(service);
+}
+
+#[test]
+fn panic_of_a_request_that_holds_the_view_ends_the_process() {
+    let service = panicking_at("view:1");
+    assert!(http::get(service.address, "/v1/cities").is_err());
+    check_end(service);
+}
+
+#[test]
+fn panic_in_the_log_of_a_request_ends_the_process() {
+    let service = panicking_at("append:1");
+    assert!(http::post(service.address, "/v1/readings", &reading()).is_err());
+    check_end(service);
+}
+
+#[test]
+fn panic_of_the_publisher_ends_the_process() {
+    let service = Service::run_with("", &[("SWELTER_PANIC_POINT", "publisher:100")]);
+    check_end(service);
+}
