@@ -8,6 +8,8 @@ pub mod codec;
 pub mod config;
 pub mod dataflow;
 pub mod directory;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod kafka;
 pub mod model;
 pub mod panics;

@@ -258,6 +258,25 @@ impl Manifest {
     }
 }
 
+/// A manifest of any bytes, if its name is right: whether it has its checksum. One that is read is written as it was.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_manifest(bytes: &[u8]) -> bool {
+    let name = Name { generation: 17, epoch: 1_764_000_000_000 };
+    match Manifest::parse(name, bytes) {
+        Ok(manifest) => {
+            let again = manifest.to_bytes().expect("what was read is written");
+            assert_eq!(Manifest::parse(name, &again).expect("what was written is read"), manifest);
+            let _ = (manifest.wants_full(), manifest.bytes(), manifest.check_identity(&BTreeMap::new()));
+            true
+        }
+        Err(CheckpointError::Format { .. }) => true,
+        Err(error) => {
+            let why = error.to_string();
+            !why.contains("cut off") && !why.contains("checksum")
+        }
+    }
+}
+
 fn now() -> EventTime {
     let ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
     EventTime::from_millis(ms).unwrap_or(EventTime::MAX)

@@ -34,6 +34,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use self::catalog::Catalog;
 pub use self::load::CityHigh;
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::manifest::fuzz_manifest;
 pub use self::manifest::{Chain, Cut, FileEntry, Manifest, Name, Part, Positions, SOURCE, Segment};
 pub use self::part::{PartWriter, Writers};
 pub use self::store::Place;

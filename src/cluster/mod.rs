@@ -6,6 +6,9 @@
 //! dataflow is whole or not at all.
 
 mod acceptor;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod handshake;
+#[cfg(not(any(test, fuzzing)))]
 mod handshake;
 mod link;
 pub mod message;

@@ -69,6 +69,9 @@ impl Field {
     }
 }
 
+/// How many of a file's columns an error names.
+const SHOWN_COLUMNS: usize = 40;
+
 /// Which field each of a file's columns holds, if any.
 ///
 /// # Errors
@@ -81,7 +84,13 @@ pub(super) fn columns<'a>(
     let columns: Vec<Option<Field>> = names.clone().map(|name| Field::named(name, settings)).collect();
     for field in Field::ALL {
         let column = field.name(settings);
-        let of_file = || names.clone().map(quoted).collect::<Vec<_>>().join(", ");
+        let of_file = || {
+            let shown = names.clone().take(SHOWN_COLUMNS).map(quoted).collect::<Vec<_>>().join(", ");
+            match columns.len().checked_sub(SHOWN_COLUMNS) {
+                None | Some(0) => shown,
+                Some(more) => format!("{shown} and {more} more"),
+            }
+        };
         match columns.iter().filter(|&&column| column == Some(field)).count() {
             0 if field.required() => {
                 return Err(DecodeError::MissingColumn { column, columns: of_file() });

@@ -26,6 +26,8 @@ pub use self::plan::{
     CheckpointPlan, ClusterKeys, FileInput, GeneratorSource, IngestPlan, LogFormat, LogPlan, PipelineLimits,
     Plan, SourceKind, SourcePlan, StartKind,
 };
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::tokens::from_variable as tokens_from_variable;
 
 /// All keys, with their defaults.
 const SHIPPED: &str = include_str!("../../config/default.toml");

@@ -1,5 +1,6 @@
 //! Rows of a Parquet file.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -244,11 +245,12 @@ fn batches(
 
 /// The file with its columns of strings read as [`read_as`] says, if it takes that.
 fn with_dictionaries(found: &ArrowReaderMetadata) -> Option<ArrowReaderMetadata> {
+    let in_dictionary = columns_in_dictionary(found.metadata());
     let fields: Vec<_> = found
         .schema()
         .fields()
         .iter()
-        .map(|field| match read_as(field.data_type(), in_dictionary(found.metadata(), field.name())) {
+        .map(|field| match read_as(field.data_type(), in_dictionary.contains(field.name().as_str())) {
             Some(kind) => Arc::new(field.as_ref().clone().with_data_type(kind)),
             None => field.clone(),
         })
@@ -258,14 +260,18 @@ fn with_dictionaries(found: &ArrowReaderMetadata) -> Option<ArrowReaderMetadata>
     ArrowReaderMetadata::try_new(found.metadata().clone(), options).ok()
 }
 
-/// Whether the column of that name begins with a dictionary.
-fn in_dictionary(metadata: &ParquetMetaData, name: &str) -> bool {
-    let Some(group) = metadata.row_groups().first() else { return false };
-    group.columns().iter().filter(|chunk| chunk.column_path().parts() == [name]).any(|chunk| {
-        chunk
-            .encodings()
-            .any(|encoding| matches!(encoding, Encoding::RLE_DICTIONARY | Encoding::PLAIN_DICTIONARY))
-    })
+/// The names of the columns that begin with a dictionary.
+fn columns_in_dictionary(metadata: &ParquetMetaData) -> HashSet<&str> {
+    let is_dictionary =
+        |encoding: Encoding| matches!(encoding, Encoding::RLE_DICTIONARY | Encoding::PLAIN_DICTIONARY);
+    let chunks = metadata.row_groups().first().into_iter().flat_map(|group| group.columns());
+    chunks
+        .filter(|chunk| chunk.encodings().any(is_dictionary))
+        .filter_map(|chunk| match chunk.column_path().parts() {
+            [name] => Some(name.as_str()),
+            _ => None,
+        })
+        .collect()
 }
 
 fn check_compression(metadata: &ParquetMetaData) -> Result<(), DecodeError> {

@@ -287,6 +287,54 @@ proptest! {
     }
 }
 
+/// The bytes of a file with one reading and many columns beside it; without a humidity it is refused.
+fn wide_parquet(notes: usize, has_humidity: bool) -> Vec<u8> {
+    use arrow_array::{ArrayRef, Float64Array, RecordBatch, StringArray};
+    let text = |value: &str| Arc::new(StringArray::from(vec![value])) as ArrayRef;
+    let number = |value: f64| Arc::new(Float64Array::from(vec![value])) as ArrayRef;
+    let mut columns = vec![
+        ("city".to_owned(), text("x")),
+        ("reading_at".to_owned(), text("2025-01-01T00:00:00Z")),
+        ("temperature".to_owned(), number(45.0)),
+    ];
+    columns.extend((0..notes).map(|at| (format!("note_{at}"), text("y"))));
+    columns.extend(has_humidity.then(|| ("humidity".to_owned(), number(66.0))));
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let mut bytes = Vec::new();
+    let mut writer = ::parquet::arrow::ArrowWriter::try_new(&mut bytes, batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    bytes
+}
+
+#[test]
+fn parquet_of_many_columns_is_read_in_linear_time() {
+    let read = |notes: usize| {
+        let bytes = wide_parquet(notes, true);
+        let started = std::time::Instant::now();
+        let (records, ignored) =
+            decode_with(&bytes, Format::Parquet, Compression::None, DecodeSettings::default()).unwrap();
+        assert!(records[0].2.is_ok() && ignored == notes as u64);
+        started.elapsed()
+    };
+    let few = (0..5).map(|_| read(2_500)).max().unwrap();
+    // Twenty times as many: four hundred times as long where each column is compared with all.
+    let many = read(50_000);
+    assert!(many < few * 100, "{many:?} after {few:?}");
+}
+
+#[test]
+fn an_error_names_some_of_many_columns() {
+    let refused = decode_with(
+        &wide_parquet(50_000, false),
+        Format::Parquet,
+        Compression::None,
+        DecodeSettings::default(),
+    );
+    let error = refused.unwrap_err().1.to_string();
+    assert!(error.contains("humidity") && error.contains("49963 more") && error.len() < 1_000, "{error}");
+}
+
 /// Among them the signs of all offsets and lengths.
 #[test]
 fn every_flipped_bit_of_parquet_is_an_error_or_read() {

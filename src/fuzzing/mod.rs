@@ -1,0 +1,249 @@
+//! What each decoder owes any bytes whatever: an answer, without a panic, in which every record is accounted for.
+//!
+//! `cargo fuzz` finds the bytes ([`TARGETS`] are its targets, in `fuzz/`), and the tests here mutate valid inputs. A function panics if the
+//! decoder does, or if what it owes does not hold; it returns whether the bytes passed the decoder's first stage, such as the
+//! syntax of JSON or the footer of Parquet.
+
+#[cfg(test)]
+mod mutate;
+#[cfg(test)]
+mod seeds;
+#[cfg(test)]
+mod tests;
+
+use std::io::Cursor;
+
+use crate::codec::{
+    AvroDecoder, CURRENT_SCHEMA, Compression, DecodeSettings, Decoder, Fields, Format, MAX_RECORD_BYTES,
+    Moisture, READING_SCHEMA, ROW_SCHEMA, RecordDecoder, Units, json_record,
+};
+use crate::model::{Event, Reason, Refusal, Upsert};
+
+/// A decoder, by the name of its target.
+pub struct Target {
+    pub name: &'static str,
+    pub run: fn(&[u8]) -> bool,
+}
+
+pub const TARGETS: [Target; 9] = [
+    Target { name: "json", run: json },
+    Target { name: "json_lines", run: json_lines },
+    Target { name: "csv", run: csv },
+    Target { name: "parquet", run: parquet },
+    Target { name: "avro", run: avro },
+    Target { name: "avro_schema", run: avro_schema },
+    Target { name: "tokens", run: tokens },
+    Target { name: "handshake", run: crate::cluster::handshake::fuzz_line },
+    Target { name: "manifest", run: crate::checkpoint::fuzz_manifest },
+];
+
+/// Runs the target of that name.
+pub fn run(name: &str, bytes: &[u8]) -> bool {
+    let target = TARGETS.iter().find(|target| target.name == name).expect("a target of that name");
+    (target.run)(bytes)
+}
+
+/// Each kind of settings, since they choose other ways through the rules.
+fn settings(choice: u8) -> DecodeSettings {
+    DecodeSettings {
+        assume_offset: (choice & 1 == 1).then(|| jiff::tz::Offset::constant(-5)),
+        units: if choice & 2 == 2 { Units::Celsius } else { Units::Fahrenheit },
+        moisture: if choice & 4 == 4 { Moisture::DewPoint } else { Moisture::Humidity },
+    }
+}
+
+/// Whether what is wrong, if anything is, is a matter of the rules and not of the format.
+fn is_decodable(refusal: Option<&Refusal>) -> bool {
+    refusal.is_none_or(|refusal| refusal.reason != Reason::NotDecodable)
+}
+
+fn check_refusal(refusal: &Refusal) {
+    assert!(!refusal.detail.is_empty() && refusal.detail.len() <= 2_048, "{} bytes", refusal.detail.len());
+}
+
+/// Written as JSON and read again, an accepted record must be the same.
+fn check_upsert(upsert: &Upsert<'_>) {
+    let fields =
+        Fields { revision: upsert.revision, ..Fields::of(upsert.city, upsert.reading_at, &upsert.event) };
+    let mut written = Vec::new();
+    json_record(&fields, &mut written);
+    let mut decoder = RecordDecoder::new(DecodeSettings::default());
+    let read = decoder.decode(&written).expect("what was accepted is written so that it is accepted");
+    assert_eq!(
+        (read.city, read.reading_at, read.event, read.revision),
+        (upsert.city, upsert.reading_at, upsert.event, upsert.revision)
+    );
+}
+
+fn check(decoded: Result<Upsert<'_>, Refusal>) -> Option<Refusal> {
+    match decoded {
+        Ok(upsert) => {
+            check_upsert(&upsert);
+            None
+        }
+        Err(refusal) => {
+            check_refusal(&refusal);
+            Some(refusal)
+        }
+    }
+}
+
+/// One record, as it is posted or lies in a topic, and the key of a tombstone.
+pub fn json(bytes: &[u8]) -> bool {
+    let mut passed = false;
+    for choice in 0..8 {
+        let mut decoder = RecordDecoder::new(settings(choice));
+        passed |= is_decodable(check(decoder.decode(bytes)).as_ref());
+        if let Ok(upsert) = decoder.decode_withdrawn(bytes) {
+            assert_eq!(upsert.event, Event::Withdrawal);
+        }
+    }
+    passed
+}
+
+pub fn json_lines(bytes: &[u8]) -> bool {
+    let body = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
+    text(bytes, body, 1, Format::Json)
+}
+
+/// The first byte chooses the settings.
+pub fn csv(bytes: &[u8]) -> bool {
+    // What lies behind the header is found again by its own line number, so the header may be anything of one line.
+    let header = bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |end| end + 1);
+    let has_quotes = bytes[..header].contains(&b'"');
+    match has_quotes {
+        true => decode_all(bytes, Format::Csv, &mut |_, _| ()).unwrap_or(false),
+        false => text(bytes, &bytes[header..], 2, Format::Csv),
+    }
+}
+
+/// Lines of which each must be a record, blank, or the rest of one that was cut.
+fn text(bytes: &[u8], body: &[u8], first_line: u64, format: Format) -> bool {
+    let (mut rest, mut line) = (body, first_line);
+    let passed = decode_all(bytes, format, &mut |at, raw| {
+        while line < at {
+            let end = rest.iter().position(|byte| *byte == b'\n').expect("a blank line has an end");
+            assert!(rest[..end].trim_ascii().is_empty(), "line {line} is lost");
+            rest = &rest[end + 1..];
+            line += 1;
+        }
+        assert!(rest.starts_with(raw), "line {line} is not what was read");
+        line += 1 + raw.iter().filter(|byte| **byte == b'\n').count() as u64;
+        rest = &rest[raw.len()..];
+        if raw.len() == MAX_RECORD_BYTES {
+            rest = &rest[rest.iter().position(|byte| *byte == b'\n').unwrap_or(rest.len())..];
+        }
+        rest = rest.strip_prefix(b"\r").unwrap_or(rest);
+        assert!(rest.is_empty() || rest[0] == b'\n', "line {line} goes on");
+        rest = rest.get(1..).unwrap_or_default();
+    });
+    if passed.is_some() {
+        let is_blank = |line: &[u8]| line.trim_ascii().is_empty();
+        assert!(rest.split(|byte| *byte == b'\n').all(is_blank), "the end is lost");
+    }
+    passed.unwrap_or(false)
+}
+
+/// A file of dew points says so in its header.
+fn settings_of_file(bytes: &[u8]) -> DecodeSettings {
+    let has_dew_points = bytes.windows(9).take(100).any(|window| window == b"dew_point");
+    settings((bytes.len() as u8 & 3) | if has_dew_points { 4 } else { 0 })
+}
+
+/// Gives the line and the bytes of each record. If the file was read to its end: whether any of them had the format.
+fn decode_all(bytes: &[u8], format: Format, give: &mut dyn FnMut(u64, &[u8])) -> Option<bool> {
+    let reader = Box::new(Cursor::new(bytes.to_vec()));
+    let Ok(mut decoder) = Decoder::from_reader(reader, format, Compression::None, settings_of_file(bytes))
+    else {
+        return None;
+    };
+    let mut is_one_decodable = false;
+    loop {
+        match decoder.next() {
+            Ok(None) => return Some(is_one_decodable),
+            Ok(Some(decoded)) => is_one_decodable |= is_decodable(check(decoded).as_ref()),
+            Err(error) => {
+                assert!(!error.to_string().is_empty());
+                assert!(decoder.next().is_ok_and(|next| next.is_none()), "nothing comes after an error");
+                return None;
+            }
+        }
+        let line = decoder.line();
+        give(line, &decoder.raw());
+    }
+}
+
+pub fn parquet(bytes: &[u8]) -> bool {
+    let (reader, settings) = (Box::new(Cursor::new(bytes.to_vec())), settings_of_file(&[]));
+    let Ok(mut decoder) = Decoder::from_reader(reader, Format::Parquet, Compression::None, settings) else {
+        return false;
+    };
+    let mut rows = 0u64;
+    while let Ok(Some(decoded)) = decoder.next() {
+        rows += 1;
+        let refused = check(decoded).is_some();
+        assert_eq!(decoder.line(), rows, "each row is given once");
+        if refused && rows < 100 {
+            let raw = decoder.raw();
+            assert!(raw.is_empty() || serde_json::from_slice::<serde_json::Value>(&raw).is_ok());
+        }
+    }
+    true
+}
+
+/// Of all fields in unions, nested and beside others: what a writer may make of a reading.
+const UNIONS: &str = r#"{"type":"record","name":"Sensor","fields":[
+    {"name":"note","type":["null","string",{"type":"map","values":{"type":"array","items":"long"}}]},
+    {"name":"city","type":["string","bytes","int"]},
+    {"name":"kind","type":{"type":"enum","name":"Kind","symbols":["a","b"]}},
+    {"name":"reading_at","type":["null",{"type":"long","logicalType":"timestamp-micros"},"string"]},
+    {"name":"temperature","type":["null","double","float","int","long"]},
+    {"name":"humidity","type":["double","null"]},
+    {"name":"id","type":{"type":"fixed","name":"Id","size":3}},
+    {"name":"wind_speed","type":["null","float"],"default":null},
+    {"name":"revision","type":["null","long"],"default":null},
+    {"name":"deleted","type":["boolean","null"]}]}"#;
+
+/// The first byte chooses the writer's schema, the rest is the datum.
+pub fn avro(bytes: &[u8]) -> bool {
+    let Some((choice, datum)) = bytes.split_first() else { return false };
+    let schema = if choice & 1 == 0 { READING_SCHEMA } else { UNIONS };
+    let Ok(mut decoder) = AvroDecoder::new(schema, settings(choice >> 1 & 3)) else { return false };
+    is_decodable(check(decoder.decode(datum)).as_ref())
+}
+
+/// A writer's schema as a registry may give it, and data that fit it or not.
+pub fn avro_schema(bytes: &[u8]) -> bool {
+    let Ok(schema) = std::str::from_utf8(bytes) else { return false };
+    let references = [ROW_SCHEMA, CURRENT_SCHEMA];
+    match AvroDecoder::with_references(schema, &references, settings(bytes.len() as u8 & 3)) {
+        Ok(mut decoder) => {
+            for datum in [&[][..], &[0; 64], &[2; 64], &[0x80; 64], bytes] {
+                let _ = check(decoder.decode(datum));
+            }
+            true
+        }
+        Err(error) => {
+            assert!(!error.to_string().is_empty());
+            false
+        }
+    }
+}
+
+/// A file or a variable of tokens. No message may hold a part of a line: it may be a secret.
+pub fn tokens(bytes: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(bytes) else { return false };
+    match crate::config::tokens_from_variable(text) {
+        Ok(tokens) => {
+            for token in &tokens {
+                assert!(token.read || token.ingest);
+                assert!((1..=512).contains(&token.secret.len()));
+            }
+            !tokens.is_empty()
+        }
+        Err(problems) => {
+            assert!(!problems.is_empty());
+            false
+        }
+    }
+}
