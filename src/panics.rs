@@ -24,18 +24,21 @@ pub use self::points::fail_point;
 pub enum Scope {
     Connection,
     Request,
+    /// Of a log, or of a request: it becomes a dead letter, or is refused.
+    Record,
     /// Of a WebSocket.
     Session,
 }
 
 impl Scope {
-    pub const ALL: [Scope; 3] = [Scope::Connection, Scope::Request, Scope::Session];
+    pub const ALL: [Scope; 4] = [Scope::Connection, Scope::Request, Scope::Record, Scope::Session];
 
     /// As metrics and the log name it.
     pub fn name(self) -> &'static str {
         match self {
             Scope::Connection => "connection",
             Scope::Request => "request",
+            Scope::Record => "record",
             Scope::Session => "session",
         }
     }

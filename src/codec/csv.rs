@@ -5,6 +5,7 @@ use std::io::Read;
 use memchr::memchr;
 
 use super::fields::{self, Field, Record, Value};
+use super::guard::guarded;
 use super::lines::{Advance, Lines, too_long};
 use super::{DecodeError, DecodeSettings};
 use crate::model::refusal::quoted;
@@ -62,23 +63,27 @@ impl CsvReader {
         let Ok(line) = std::str::from_utf8(self.lines.record()) else {
             return Ok(Some(Err(Refusal::new(Reason::NotDecodable, "the line is not UTF-8"))));
         };
-        let mut record = Record::new();
-        let count = if has_quotes {
-            unquote(line, &mut self.unquoted, &mut self.ends);
-            for (column, text) in self.columns.iter().zip(fields_of(&self.unquoted, &self.ends)) {
-                if let &Some(field) = column {
-                    record.set(field, Value::Untyped(text));
+        let (columns, settings, rows) = (&self.columns, &self.settings, &mut self.rows);
+        let (unquoted, ends) = (&mut self.unquoted, &mut self.ends);
+        Ok(Some(guarded(move || {
+            let mut record = Record::new();
+            let count = if has_quotes {
+                unquote(line, unquoted, ends);
+                for (column, text) in columns.iter().zip(fields_of(unquoted, ends)) {
+                    if let &Some(field) = column {
+                        record.set(field, Value::Untyped(text));
+                    }
                 }
+                ends.len()
+            } else {
+                split(line, columns, &mut record)
+            };
+            if count != columns.len() {
+                return Err(wrong_count(count, columns.len(), line));
             }
-            self.ends.len()
-        } else {
-            split(line, &self.columns, &mut record)
-        };
-        if count != self.columns.len() {
-            return Ok(Some(Err(wrong_count(count, self.columns.len(), line))));
-        }
-        self.rows += 1;
-        Ok(Some(record.upsert(&self.settings)))
+            *rows += 1;
+            record.upsert(settings)
+        })))
     }
 
     pub(super) fn line(&self) -> u64 {

@@ -7,6 +7,7 @@ use std::ops::Range;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::fields::{Field, Record, Value};
+use super::guard::guarded;
 use super::lines::{Advance, Lines, too_long};
 use super::{DecodeError, DecodeSettings, MAX_RECORD_BYTES};
 use crate::model::{Reason, Refusal, Upsert};
@@ -56,6 +57,15 @@ impl RecordDecoder {
         let Ok(text) = std::str::from_utf8(bytes) else {
             return Err(Refusal::new(Reason::NotDecodable, "the record is not UTF-8"));
         };
+        guarded(move || self.decode_text(text, implied))
+    }
+
+    #[inline]
+    fn decode_text<'a>(
+        &'a mut self,
+        text: &'a str,
+        implied: Option<(Field, Value<'a>)>,
+    ) -> Result<Upsert<'a>, Refusal> {
         self.escaped.text.clear();
         self.escaped.fields.clear();
         let mut record = Record::new();

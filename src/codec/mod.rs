@@ -8,6 +8,7 @@ mod avro;
 mod compress;
 mod csv;
 mod fields;
+mod guard;
 mod json;
 mod lines;
 mod parquet;

@@ -1,11 +1,13 @@
 //! A datum to an [`Upsert`].
 
 use super::super::fields::{Record, Value};
+use super::super::guard::guarded;
 use super::super::{DecodeSettings, MAX_RECORD_BYTES};
 use super::cursor::{Cursor, Fault};
 use super::shape::{Id, Part, SchemaError, Shape, Shapes, compile};
 use crate::model::refusal::quoted;
 use crate::model::{Reason, Refusal, Upsert};
+use crate::panics::{self, Scope};
 
 /// How many values a datum may be made of: four for each byte of the longest.
 const MAX_STEPS: u32 = 4 * MAX_RECORD_BYTES as u32;
@@ -38,7 +40,8 @@ impl AvroDecoder {
         references: &[S],
         settings: DecodeSettings,
     ) -> Result<AvroDecoder, SchemaError> {
-        let (parts, shapes) = compile(writer, references, &settings)?;
+        let compiled = panics::catch(Scope::Record, || compile(writer, references, &settings));
+        let (parts, shapes) = compiled.unwrap_or(Err(SchemaError::Panicked))?;
         let unknown_fields = parts.iter().filter(|part| part.field.is_none()).count() as u64;
         Ok(AvroDecoder { settings, parts, shapes, unknown_fields, ignored_fields: 0 })
     }
@@ -51,6 +54,11 @@ impl AvroDecoder {
                 format!("the record is longer than {MAX_RECORD_BYTES} bytes, the longest that is read");
             return Err(Refusal::new(Reason::NotDecodable, detail));
         }
+        guarded(move || self.decode_datum(datum))
+    }
+
+    #[inline]
+    fn decode_datum<'a>(&'a mut self, datum: &'a [u8]) -> Result<Upsert<'a>, Refusal> {
         let mut record = Record::new();
         let mut cursor = Cursor::new(datum);
         let mut steps = MAX_STEPS;

@@ -26,6 +26,8 @@ pub enum SchemaError {
     Twice(&'static str),
     #[error("its types are nested more than {MAX_DEPTH} deep")]
     TooDeep,
+    #[error("a bug of swelter: reading it panicked; please report it with the schema")]
+    Panicked,
 }
 
 /// A type, by its place in [`Shapes`].

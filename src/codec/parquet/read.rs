@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use arrow_schema::{Schema, SchemaRef};
@@ -15,9 +14,11 @@ use parquet::basic::{Compression, Encoding};
 use parquet::file::metadata::ParquetMetaData;
 
 use super::super::fields::{self, Field, Record, Value};
+use super::super::guard::guarded;
 use super::super::{DecodeError, DecodeSettings, text};
 use super::column::{Column, expected, read_as};
 use crate::model::{EventTime, Refusal, Upsert};
+use crate::panics::{self, Scope};
 
 /// Few enough for a batch to stay in the cache.
 const BATCH_ROWS: usize = 8 * 1024;
@@ -83,22 +84,23 @@ impl ParquetReader {
         }
         let row = self.returned;
         self.returned += 1;
-        self.city.clear();
-        let mut record = Record::new();
-        for (&field, column) in self.fields.iter().zip(&self.columns) {
-            match (field, column.value(row)) {
-                (Field::City, Value::Integer(_) | Value::Number(_)) => {
-                    city_of_number(column, row, &mut self.city);
+        let ParquetReader { fields, columns, city, settings, .. } = self;
+        Ok(Some(guarded(move || {
+            city.clear();
+            let mut record = Record::new();
+            for (&field, column) in fields.iter().zip(&*columns) {
+                match (field, column.value(row)) {
+                    (Field::City, Value::Integer(_) | Value::Number(_)) => city_of_number(column, row, city),
+                    // How data frames write that a column of floats has nothing there.
+                    (Field::WindSpeed, Value::Number(number)) if number.is_nan() => {}
+                    (_, value) => record.set(field, value),
                 }
-                // How data frames write that a column of floats has nothing there.
-                (Field::WindSpeed, Value::Number(number)) if number.is_nan() => {}
-                (_, value) => record.set(field, value),
             }
-        }
-        if !self.city.is_empty() {
-            record.set(Field::City, Value::Text(&self.city));
-        }
-        Ok(Some(record.upsert(&self.settings)))
+            if !city.is_empty() {
+                record.set(Field::City, Value::Text(city));
+            }
+            record.upsert(settings)
+        })))
     }
 
     #[cold]
@@ -288,12 +290,9 @@ fn check_compression(metadata: &ParquetMetaData) -> Result<(), DecodeError> {
 /// What the parquet crate says of a file, panics included: it has some for damage that it does not expect.
 fn caught<T, E: std::fmt::Display>(read: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
     // No reader is asked again after a panic.
-    match catch_unwind(AssertUnwindSafe(read)) {
+    match panics::catch(Scope::Record, read) {
         Ok(result) => result.map_err(|error| error.to_string()),
-        Err(panic) => Err(match panic.downcast_ref::<&str>() {
-            Some(message) => (*message).to_owned(),
-            None => panic.downcast_ref::<String>().cloned().unwrap_or_default(),
-        }),
+        Err(_) => Err("the reader of Parquet did not expect what it holds".into()),
     }
 }
 

@@ -159,3 +159,43 @@ fn panic_of_the_publisher_ends_the_process() {
     let service = Service::run_with("", &[("SWELTER_PANIC_POINT", "publisher:100")]);
     check_end(service);
 }
+
+fn dead_letters(service: &Service) -> Vec<Value> {
+    let text = std::fs::read_to_string(service.data_dir().join("dead-letters.jsonl")).unwrap_or_default();
+    let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+    lines.filter(|line: &Value| line["reason"].is_string()).collect()
+}
+
+#[test]
+fn posted_record_whose_decoder_panics_is_refused() {
+    let service = panicking_at("decode:3");
+    let [mut other, mut third] = [reading(), reading()];
+    (other["city"], third["city"]) = ("y".into(), "z".into());
+    // The journal's reader decodes it again.
+    service.wait_until_applied(&service.post(&reading()));
+    let answer = http::post(service.address, "/v1/readings", &json!([other, third])).unwrap();
+    let answer: Value = answer.json();
+    assert_eq!(answer["accepted"], 1, "{answer}");
+    let refused = &answer["refused"][0];
+    assert_eq!((&refused["index"], &refused["reason"]), (&0.into(), &"not_decodable".into()), "{answer}");
+    assert!(refused["detail"].as_str().unwrap().contains("a bug of swelter"), "{answer}");
+    service.wait_until_applied(answer["positions"].as_array().unwrap());
+    assert_eq!(service.get("/v1/cities/z").status, 200);
+    assert_eq!(caught(&service, "record"), 1);
+    check_log(&service, "record", "points.rs");
+}
+
+#[test]
+fn record_of_a_log_whose_decoder_panics_is_a_dead_letter() {
+    let mut service = panicking_at("decode:2");
+    service.wait_until_applied(&service.post(&reading()));
+    let mut other = reading();
+    other["city"] = "y".into();
+    service.wait_until_applied(&service.post(&other));
+    assert_eq!(service.get("/v1/cities/x").status, 404);
+    assert_eq!(service.get("/v1/cities/y").status, 200);
+    let letter = wait_for("a dead letter", || dead_letters(&service).pop());
+    assert_eq!((&letter["reason"], &letter["raw"]), (&"not_decodable".into(), &reading().to_string().into()));
+    assert!(letter["detail"].as_str().unwrap().contains("a bug of swelter"), "{letter}");
+    assert_eq!(service.terminate().code(), Some(0));
+}

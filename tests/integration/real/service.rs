@@ -83,6 +83,10 @@ impl Service {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    pub fn data_dir(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
