@@ -2,6 +2,7 @@
 
 mod batch;
 mod checkpoints;
+mod cluster;
 mod dead_letters;
 mod demo;
 mod generate;
@@ -38,6 +39,7 @@ enum Command {
     Produce(produce::ProduceArgs),
     DeadLetters(dead_letters::DeadLettersArgs),
     Checkpoints(checkpoints::CheckpointsArgs),
+    Cluster(cluster::ClusterArgs),
 }
 
 impl Cli {
@@ -53,6 +55,7 @@ impl Cli {
             Command::Produce(args) => args.run(),
             Command::DeadLetters(args) => args.run(),
             Command::Checkpoints(args) => args.run(),
+            Command::Cluster(args) => args.run(),
         };
         match result {
             Ok(()) => ExitCode::SUCCESS,

@@ -8,10 +8,9 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::{Stop, logging};
-use crate::cluster;
 use crate::cluster::supervisor::{self, Supervised, SupervisorError, SupervisorPlan};
 use crate::config::layers::Layers;
-use crate::config::{ClusterKeys, Config, Plan};
+use crate::config::{ClusterKeys, Config, Plan, make_cluster_secret};
 use crate::pipeline::live::{self, Joining, Stops};
 
 /// Serve the rolling heat index of every city, live
@@ -105,14 +104,14 @@ impl RunArgs {
             let supervised =
                 supervisor::follow(Arc::new(move || asked.ask()), &stops.flag()).map_err(failed)?;
             let Some(Supervised { listener, hosts }) = supervised else { return Ok(None) };
-            let joining = Joining::one_of(plan, process, hosts);
+            let joining = one_of(plan, process, hosts)?;
             return Ok(Some(Joining { listener: Some(listener), stops, ..joining }));
         }
         if plan.cluster.hosts.is_empty() {
             let problem = "cluster.hosts is empty: name a file with host:port of each process, one a line";
             return Err(Stop::Usage(problem.into()));
         }
-        Ok(Some(Joining::one_of(plan, process, plan.cluster.hosts.clone())))
+        one_of(plan, process, plan.cluster.hosts.clone()).map(Some)
     }
 
     fn layers(&self) -> Layers {
@@ -140,9 +139,13 @@ impl RunArgs {
     }
 }
 
+fn one_of(plan: &Plan, process: usize, hosts: Vec<String>) -> Result<Joining, Stop> {
+    Joining::one_of(plan, process, hosts).map_err(|error| Stop::Failed(error.to_string()))
+}
+
 /// Starts a cluster on this host, by this program and its arguments.
 fn supervise(plan: &Plan) -> Result<(), Stop> {
-    let secret = plan.cluster.secret.clone().map_or_else(cluster::fresh_secret, Ok).map_err(Stop::Failed)?;
+    let secret = plan.cluster.secret.clone().map_or_else(make_cluster_secret, Ok).map_err(Stop::Failed)?;
     let program = supervisor::this_program()
         .map_err(|error| Stop::Failed(format!("this program is not found: {error}")))?;
     let supervised = SupervisorPlan {

@@ -1,25 +1,29 @@
 //! Takes the calls of other processes, from the start of a run to its end: those that are expected, and those that come too late
 //! and are told so.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::io;
 use std::mem;
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration as Wait, Instant};
 
+use super::guests::{Guest, Guests};
 use super::handshake::{self, Caller, Purpose, Verdict};
 use super::link::{LinkPlan, Peer};
+use super::stranger_log::StrangerLog;
+use super::stream::PeerStream;
+use super::tls::TlsFailure;
 use super::{ClusterError, ClusterPlan, StopFlag};
 use crate::model::Topology;
 
-/// Connections that say who they are at once.
-const MAX_GUESTS: usize = 64;
 /// Between two looks for connections, at the start and later.
 const LOOK: Wait = Wait::from_millis(5);
 const LATE_LOOK: Wait = Wait::from_millis(100);
+/// Connections that are taken between two looks once nobody is expected any more.
+const LATE_CALLS: usize = 16;
 
 /// Listens until it is dropped.
 pub(super) struct Acceptor(Arc<Room>);
@@ -28,6 +32,7 @@ struct Room {
     plan: ClusterPlan,
     links: LinkPlan,
     stage: Mutex<Stage>,
+    strangers: StrangerLog,
     ended: AtomicBool,
 }
 
@@ -39,24 +44,11 @@ enum Stage {
     /// The connections of the dataflow, from processes behind this one.
     Connecting {
         generation: String,
-        come: BTreeMap<usize, TcpStream>,
+        come: BTreeMap<usize, PeerStream>,
     },
     Running {
         generation: String,
     },
-}
-
-/// A connection that has not said all yet.
-struct Guest {
-    /// As long as it has not: then it is somebody else's, or closed.
-    socket: Mutex<Option<TcpStream>>,
-    proven: AtomicBool,
-}
-
-impl Guest {
-    fn socket(&self) -> MutexGuard<'_, Option<TcpStream>> {
-        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Acceptor {
@@ -70,7 +62,8 @@ impl Acceptor {
         let is_first = plan.topology.is_first();
         let stage = if is_first { Stage::Meeting(BTreeMap::new()) } else { Stage::Starting };
         let (plan, links) = (plan.clone(), links.clone());
-        let room = Arc::new(Room { plan, links, stage: Mutex::new(stage), ended: AtomicBool::new(false) });
+        let (strangers, ended) = (StrangerLog::default(), AtomicBool::new(false));
+        let room = Arc::new(Room { plan, links, stage: Mutex::new(stage), strangers, ended });
         let accepting = Arc::clone(&room);
         let accept = move || accept(&accepting, &listener);
         thread::Builder::new().name("acceptor".into()).spawn(accept).map_err(threads)?;
@@ -102,7 +95,7 @@ impl Acceptor {
     }
 
     /// Waits until they all have: the cluster runs.
-    pub fn take_workers(&self, stop: &StopFlag) -> Result<BTreeMap<usize, TcpStream>, ClusterError> {
+    pub fn take_workers(&self, stop: &StopFlag) -> Result<BTreeMap<usize, PeerStream>, ClusterError> {
         self.wait(stop, self.0.plan.topology.process + 1, |stage| match stage {
             Stage::Connecting { come, .. } => come.keys().copied().collect(),
             _ => Vec::new(),
@@ -153,19 +146,23 @@ impl Room {
     }
 
     /// Hears who a guest is, and takes it in or tells it why not.
-    fn greet(&self, mut socket: TcpStream, guest: &Guest) -> Result<(), String> {
+    fn greet(&self, socket: TcpStream, guest: &Guest) -> Result<(), String> {
         super::prepare(&socket).map_err(|error| error.to_string())?;
         let deadline = Instant::now() + handshake::TIME;
-        let caller = handshake::answer(&mut socket, &self.plan, &guest.proven, deadline)?;
+        let mut stream = match &self.plan.tls {
+            None => PeerStream::Plain(socket),
+            Some(tls) => PeerStream::Tls(tls.accept(socket, deadline).map_err(TlsFailure::into_text)?),
+        };
+        let caller = handshake::answer(&mut stream, &self.plan, &guest.proven, deadline)?;
         // Under the lock, so that of two that say the same number one is taken in.
         let mut stage = self.stage();
         let verdict = stage.judge(self.plan.topology, &caller);
         if verdict == Verdict::Welcome {
-            handshake::reply(&mut socket, &verdict, deadline)?;
-            return stage.take_in(&caller, socket, &self.links).map_err(|error| error.to_string());
+            handshake::reply(&mut stream, &verdict, deadline)?;
+            return stage.take_in(&caller, stream, &self.links).map_err(|error| error.to_string());
         }
         drop(stage);
-        handshake::reply(&mut socket, &verdict, deadline)?;
+        handshake::reply(&mut stream, &verdict, deadline)?;
         match verdict {
             Verdict::Refused(why) => Err(why),
             Verdict::Welcome | Verdict::NotYet(_) | Verdict::Taken(_) => Ok(()),
@@ -207,14 +204,14 @@ impl Stage {
         }
     }
 
-    fn take_in(&mut self, caller: &Caller, socket: TcpStream, links: &LinkPlan) -> io::Result<()> {
+    fn take_in(&mut self, caller: &Caller, stream: PeerStream, links: &LinkPlan) -> io::Result<()> {
         match self {
             Stage::Meeting(peers) => {
-                let peer = Peer::start(caller.process, socket, links)?;
+                let peer = Peer::start(caller.process, stream, links)?;
                 peers.insert(caller.process, peer);
             }
             // One that was lost on its way and comes again takes its place.
-            Stage::Connecting { come, .. } => drop(come.insert(caller.process, socket)),
+            Stage::Connecting { come, .. } => drop(come.insert(caller.process, stream)),
             Stage::Starting | Stage::Running { .. } => {}
         }
         Ok(())
@@ -226,45 +223,42 @@ fn taken(process: usize) -> String {
 }
 
 fn accept(room: &Arc<Room>, listener: &TcpListener) {
-    let mut guests: VecDeque<Arc<Guest>> = VecDeque::new();
+    let (mut guests, mut late_calls) = (Guests::default(), 0);
     while !room.ended.load(Ordering::Relaxed) {
-        match listener.accept() {
+        room.strangers.catch_up();
+        let is_late = matches!(&*room.stage(), Stage::Running { .. });
+        let has_room = guests.make_room() && (!is_late || late_calls < LATE_CALLS);
+        match if has_room { listener.accept() } else { Err(io::ErrorKind::WouldBlock.into()) } {
             Ok((socket, from)) => {
-                make_room(&mut guests);
+                late_calls += 1;
                 match begin(room, socket, from) {
-                    Ok(guest) => guests.push_back(guest),
-                    Err(error) => tracing::warn!(%from, "a connection to the cluster is dropped: {error}"),
+                    Ok(guest) => guests.add(guest),
+                    Err(error) => room.strangers.refuse(Some(from), format!("it is dropped: {error}")),
                 }
             }
-            Err(_) => {
-                let is_late = matches!(&*room.stage(), Stage::Running { .. });
+            Err(error) => {
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    room.strangers.refuse(None, format!("none can be taken: {error}"));
+                }
+                late_calls = 0;
                 thread::sleep(if is_late { LATE_LOOK } else { LOOK });
             }
         }
     }
 }
 
-/// Strangers hold nobody up: the first that has proved nothing makes way.
-fn make_room(guests: &mut VecDeque<Arc<Guest>>) {
-    guests.retain(|guest| guest.socket().is_some());
-    if guests.len() < MAX_GUESTS {
-        return;
-    }
-    let oldest = guests.iter().position(|guest| !guest.proven.load(Ordering::Relaxed)).unwrap_or(0);
-    if let Some(socket) = guests.remove(oldest).and_then(|guest| guest.socket().take()) {
-        let _ = socket.shutdown(Shutdown::Both);
-    }
-}
-
 fn begin(room: &Arc<Room>, socket: TcpStream, from: SocketAddr) -> io::Result<Arc<Guest>> {
-    let held = Mutex::new(Some(socket.try_clone()?));
-    let guest = Arc::new(Guest { socket: held, proven: AtomicBool::new(false) });
+    let guest = Arc::new(Guest::new(socket.try_clone()?, from.ip()));
     let (room, greeted) = (Arc::clone(room), Arc::clone(&guest));
     thread::Builder::new().name("handshake".into()).spawn(move || {
         if let Err(why) = room.greet(socket, &greeted) {
-            tracing::warn!(%from, "a connection to the cluster is refused: {why}");
+            if greeted.proven.load(Ordering::Relaxed) {
+                tracing::warn!(%from, "a process of the cluster is refused: {why}");
+            } else {
+                room.strangers.refuse(Some(from), why);
+            }
         }
-        drop(greeted.socket().take());
+        greeted.finish();
     })?;
     Ok(guest)
 }

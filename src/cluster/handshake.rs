@@ -1,21 +1,36 @@
 //! Who is at the other end of a connection, before anything else is said.
 //!
 //! ```text
-//! caller                                      listener
-//!   Hello: who, of what, what for, a nonce   ─▶
-//!                                           ◀─ Challenge: a nonce, and proof of the secret
-//!   Proof of the secret                      ─▶
-//!                                           ◀─ Proven; or why not
-//!   the configuration that all have          ─▶
-//!                                           ◀─ Welcome; or why not
+//! caller                                                    listener
+//!   Hello: who, of what, to whom, what for, a nonce         ─▶
+//!                                                          ◀─ Challenge: a nonce
+//!   Proof: HMAC(secret, "caller", nonce, Hello)             ─▶
+//!                                                          ◀─ Proven: HMAC(secret, "listener", nonce, Hello); or why not
+//!   the configuration that all have                         ─▶
+//!                                                          ◀─ Welcome; or why not
 //! ```
 //!
-//! Each is a line of JSON, so that versions that differ understand that they do. The secret keeps strangers out, who are listened to
-//! neither long nor much; nothing is encrypted, so the network must be one that is trusted.
+//! Each is a line of JSON, so that versions that differ understand that they do.
+//!
+//! **Why this is enough.** A stranger that calls gets a random number and no HMAC of anything: the caller proves itself first. Somebody
+//! has to, and callers call only the addresses in `cluster.hosts`, while anybody can call a listener. What a stranger that listens
+//! at such an address gets is an HMAC by a secret of 32 random bytes, in which there is nothing to guess (`swelter cluster secret`,
+//! asked for between hosts).
+//! Both ends are authenticated: each makes an HMAC over a nonce that the other one has just made, the listener's in the challenge, the
+//! caller's in its `Hello`, so that nothing said before can be said again. The words `caller` and `listener` keep either from
+//! being given back as the other. All that the caller says it is stands in the `Hello` and is proved with it, byte for byte: version,
+//! numbers of processes and workers, its own number and whom it means to call, and for the dataflow the generation. Neither nonce nor
+//! `Hello` can hold a line's end, which separates them, so no two sets of them make the same bytes.
+//! Nothing that is said before the listener has proved itself decides anything but whether to try again.
+//!
+//! With [TLS](super::tls) the handshake goes on inside it, and both HMACs also cover what is exported from that very TLS session: whoever
+//! has a certificate, but not the secret, cannot pass on what two others say. Without TLS somebody on the way can do that, and read and
+//! change what follows, so the network must be one that is trusted.
+//!
+//! A stranger is listened to for 5 s and 4 KiB at most, and gives way to others before that (`guests`).
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration as Wait, Instant};
 
@@ -24,10 +39,14 @@ use ring::rand::{SecureRandom, SystemRandom};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::ClusterPlan;
+use super::stream::PeerStream;
+use super::tls::{self, TlsFailure};
+use super::{ClusterPlan, host_of_process};
 use crate::model::Topology;
 
-const MAGIC: &str = "swelter cluster 1";
+/// What all versions of this protocol begin with, and this one.
+const PROTOCOL: &str = "swelter cluster ";
+const MAGIC: &str = "swelter cluster 2";
 /// All of a handshake, however little is said at a time.
 pub const TIME: Wait = Wait::from_secs(5);
 /// The longest line of one that has not proved that it knows the secret.
@@ -36,6 +55,10 @@ const UNPROVEN_LINE: usize = 4 * 1024;
 const LINE: usize = 1 << 20;
 /// Bytes looked at for a line's end at once.
 const PIECE: usize = 4 * 1024;
+/// Of a nonce, before it is written as hexadecimal digits.
+const NONCE_BYTES: usize = 16;
+/// What is shown of what was said by one that has proved nothing.
+const QUOTED_CHARS: usize = 200;
 
 /// What a connection is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,15 +77,23 @@ struct Hello {
     magic: String,
     version: String,
     topology: Topology,
+    /// The process that it means to call.
+    to: usize,
     purpose: Purpose,
     nonce: String,
+}
+
+/// What a line begins with in every version.
+#[derive(Deserialize)]
+struct Protocol {
+    magic: String,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Reply {
-    Challenge { nonce: String, proof: String },
-    Proven,
+    Challenge { nonce: String },
+    Proven { proof: String },
     Verdict(Verdict),
 }
 
@@ -99,6 +130,8 @@ pub enum Failure {
     Taken(String),
     /// It may be.
     Broken(String),
+    /// It may be: whoever has said so has proved nothing.
+    Unproven(String),
 }
 
 impl From<String> for Failure {
@@ -107,10 +140,27 @@ impl From<String> for Failure {
     }
 }
 
+impl From<TlsFailure> for Failure {
+    fn from(failure: TlsFailure) -> Failure {
+        match failure {
+            TlsFailure::Refused(why) => Failure::Refused(why),
+            TlsFailure::Broken(why) => Failure::Broken(why),
+        }
+    }
+}
+
+impl Failure {
+    fn into_text(self) -> String {
+        match self {
+            Failure::Refused(why) | Failure::Taken(why) | Failure::Broken(why) | Failure::Unproven(why) => why,
+        }
+    }
+}
+
 impl Hello {
-    fn new(plan: &ClusterPlan, purpose: Purpose) -> Result<Hello, String> {
+    fn new(plan: &ClusterPlan, purpose: Purpose, to: usize) -> Result<Hello, String> {
         let (magic, version) = (MAGIC.into(), env!("CARGO_PKG_VERSION").into());
-        Ok(Hello { magic, version, topology: plan.topology, purpose, nonce: nonce()? })
+        Ok(Hello { magic, version, topology: plan.topology, to, purpose, nonce: nonce()? })
     }
 
     /// Why a process that says this is not one of ours.
@@ -123,10 +173,16 @@ impl Hello {
                 env!("CARGO_PKG_VERSION")
             ));
         }
-        ((ours.processes, ours.workers) != (theirs.processes, theirs.workers)).then(|| {
-            format!(
+        if (ours.processes, ours.workers) != (theirs.processes, theirs.workers) {
+            return Some(format!(
                 "process {who} counts {} processes of {} workers, this one {} of {}: give all the same --processes and --workers",
                 theirs.processes, theirs.workers, ours.processes, ours.workers
+            ));
+        }
+        (self.to != ours.process).then(|| {
+            format!(
+                "process {who} calls process {} at the address of process {}: give all the same cluster.hosts",
+                self.to, ours.process
             )
         })
     }
@@ -149,37 +205,29 @@ fn disagreement(
 
 /// Says who we are, to a process that is expected to be `process`.
 pub fn call(
-    socket: &mut TcpStream,
+    stream: &mut PeerStream,
     plan: &ClusterPlan,
     purpose: &Purpose,
     process: usize,
     deadline: Instant,
 ) -> Result<(), Failure> {
-    let mut talk = Talk { socket, deadline };
-    let hello = Hello::new(plan, purpose.clone())?;
-    let said = talk.say(&hello)?;
-    let (reply, _) = talk.hear(UNPROVEN_LINE)?;
-    let nonce = match reply {
-        Reply::Challenge { nonce, proof } => {
-            if !proves(&plan.secret, &listener_says(process, &hello.nonce, &nonce), &proof) {
-                return Err(Failure::Refused(format!(
-                    "process {process} does not know this process's cluster secret: give all the same"
-                )));
-            }
-            nonce
-        }
-        // Whoever that is: it may not even be one of ours.
-        Reply::Verdict(Verdict::Refused(why) | Verdict::Taken(why) | Verdict::NotYet(why)) => {
-            return Err(Failure::Broken(format!("who listens there has proved nothing, and says {why:?}")));
-        }
-        Reply::Proven | Reply::Verdict(Verdict::Welcome) => {
-            return Err(Failure::Broken("who listens there has proved nothing".into()));
-        }
+    let binding = stream.channel_binding()?;
+    let mut talk = Talk { stream, deadline };
+    let said = talk.say(&Hello::new(plan, purpose.clone(), process)?)?;
+    let nonce = match talk.hear(UNPROVEN_LINE)?.0 {
+        Reply::Challenge { nonce } if unhex(&nonce).is_some_and(|bytes| bytes.len() == NONCE_BYTES) => nonce,
+        reply => return Err(unproven(reply)),
     };
-    talk.say(&Proof { proof: prove(&plan.secret, &caller_says(&nonce, &said)) })?;
-    match talk.hear(LINE)?.0 {
-        Reply::Proven => {}
-        reply => return Err(failure(reply)),
+    talk.say(&Proof { proof: prove(&plan.secret, &proved(Side::Caller, &binding, &nonce, &said)) })?;
+    match talk.hear(UNPROVEN_LINE)?.0 {
+        Reply::Proven { proof } => {
+            let says = proved(Side::Listener { process }, &binding, &nonce, &said);
+            if !proves(&plan.secret, &says, &proof) {
+                let why = "who listens there does not know the cluster secret, whatever it says: look who that is";
+                return Err(Failure::Unproven(why.into()));
+            }
+        }
+        reply => return Err(unproven(reply)),
     }
     talk.say(&plan.agreement)?;
     match talk.hear(LINE)?.0 {
@@ -193,8 +241,21 @@ fn failure(reply: Reply) -> Failure {
         Reply::Verdict(Verdict::Refused(why)) => Failure::Refused(why),
         Reply::Verdict(Verdict::Taken(why)) => Failure::Taken(why),
         Reply::Verdict(Verdict::NotYet(why)) => Failure::Broken(why),
-        Reply::Verdict(Verdict::Welcome) | Reply::Challenge { .. } | Reply::Proven => {
+        Reply::Verdict(Verdict::Welcome) | Reply::Challenge { .. } | Reply::Proven { .. } => {
             Failure::Broken("it does not keep to the protocol of a cluster".into())
+        }
+    }
+}
+
+/// Whoever that is: it may not even be one of ours.
+fn unproven(reply: Reply) -> Failure {
+    match reply {
+        Reply::Verdict(Verdict::Refused(why) | Verdict::Taken(why) | Verdict::NotYet(why)) => {
+            let why: String = why.chars().take(QUOTED_CHARS).collect();
+            Failure::Unproven(format!("who listens there has proved nothing, and says {why:?}"))
+        }
+        Reply::Proven { .. } | Reply::Challenge { .. } | Reply::Verdict(Verdict::Welcome) => {
+            Failure::Unproven("who listens there has proved nothing".into())
         }
     }
 }
@@ -202,53 +263,78 @@ fn failure(reply: Reply) -> Failure {
 /// Finds out who calls, and tells those that differ in what; `proven` says once it knows the secret. The caller waits for a
 /// [`reply`].
 pub fn answer(
-    socket: &mut TcpStream,
+    stream: &mut PeerStream,
     plan: &ClusterPlan,
     proven: &AtomicBool,
     deadline: Instant,
 ) -> Result<Caller, String> {
-    let mut talk = Talk { socket, deadline };
-    let (hello, said): (Hello, _) = talk.hear(UNPROVEN_LINE)?;
-    if hello.magic != MAGIC {
-        return Err("it is no process of a cluster of this protocol".into());
+    let binding = stream.channel_binding()?;
+    let mut talk = Talk { stream, deadline };
+    let answered = authenticate(&mut talk, plan, proven, &binding);
+    answered.map_err(Failure::into_text)
+}
+
+fn authenticate(
+    talk: &mut Talk<'_>,
+    plan: &ClusterPlan,
+    proven: &AtomicBool,
+    binding: &[u8],
+) -> Result<Caller, Failure> {
+    let (Protocol { magic }, said) = talk.hear(UNPROVEN_LINE)?;
+    if magic != MAGIC {
+        let why = "it is no process of a cluster of this protocol: use one version of swelter";
+        return if magic.starts_with(PROTOCOL) { talk.refuse(why.into()) } else { Err(why.to_owned().into()) };
     }
+    let hello: Hello = serde_json::from_slice(&said).map_err(|_| no_protocol(&said))?;
     let (ours, process) = (plan.topology.process, hello.topology.process);
     let fresh = nonce()?;
-    let proof = prove(&plan.secret, &listener_says(ours, &hello.nonce, &fresh));
-    talk.say(&Reply::Challenge { nonce: fresh.clone(), proof })?;
+    talk.say(&Reply::Challenge { nonce: fresh.clone() })?;
     let (Proof { proof }, _) = talk.hear(UNPROVEN_LINE)?;
-    if !proves(&plan.secret, &caller_says(&fresh, &said), &proof) {
+    if !proves(&plan.secret, &proved(Side::Caller, binding, &fresh, &said), &proof) {
         return talk.refuse(format!("process {process} does not know the cluster secret of process {ours}"));
     }
     proven.store(true, Ordering::Relaxed);
-    if let Some(why) = hello.mismatch(plan) {
+    let says = proved(Side::Listener { process: ours }, binding, &fresh, &said);
+    talk.say(&Reply::Proven { proof: prove(&plan.secret, &says) })?;
+    // All that it has to say is heard before it is refused: what is not read when a socket is closed resets the connection.
+    let (theirs, _) = talk.hear(LINE)?;
+    let differs = hello.mismatch(plan).or_else(|| disagreement(process, &plan.agreement, &theirs));
+    if let Some(why) = differs {
         return talk.refuse(why);
     }
-    talk.say(&Reply::Proven)?;
-    let (theirs, _) = talk.hear(LINE)?;
-    match disagreement(process, &plan.agreement, &theirs) {
-        Some(why) => talk.refuse(why),
-        None => Ok(Caller { process, purpose: hello.purpose }),
+    if let Some(host) = host_of_process(plan, process)
+        && let Err(why) = talk.stream.check_host(host)
+    {
+        return talk.refuse(format!("process {process} is at {host} by cluster.hosts of process {ours}, and {why}"));
     }
+    Ok(Caller { process, purpose: hello.purpose })
 }
 
 /// Tells a caller what becomes of its call.
-pub fn reply(socket: &mut TcpStream, verdict: &Verdict, deadline: Instant) -> Result<(), String> {
-    Talk { socket, deadline }.say(&Reply::Verdict(verdict.clone())).map(drop)
+pub fn reply(stream: &mut PeerStream, verdict: &Verdict, deadline: Instant) -> Result<(), String> {
+    let said = Talk { stream, deadline }.say(&Reply::Verdict(verdict.clone()));
+    said.map(drop).map_err(Failure::into_text)
 }
 
-fn listener_says(process: usize, theirs: &str, fresh: &str) -> Vec<u8> {
-    format!("listener {process} {theirs} {fresh}").into_bytes()
+/// Who proves that it knows the secret.
+#[derive(Clone, Copy)]
+enum Side {
+    Caller,
+    Listener { process: usize },
 }
 
-/// All that the caller has said is proved with the secret, just as it came.
-fn caller_says(nonce: &str, hello: &[u8]) -> Vec<u8> {
-    [format!("caller {nonce} ").as_bytes(), hello].concat()
+/// What one side proves: the listener's nonce and all that the caller has said, its own nonce in it, just as it came.
+fn proved(side: Side, binding: &[u8], nonce: &str, hello: &[u8]) -> Vec<u8> {
+    let side = match side {
+        Side::Caller => "caller".to_owned(),
+        Side::Listener { process } => format!("listener {process}"),
+    };
+    [format!("{MAGIC}\n{side}\n{}\n{nonce}\n", hex(binding)).as_bytes(), hello].concat()
 }
 
 /// Something that nobody has said before, or can guess.
-pub fn nonce() -> Result<String, String> {
-    let mut bytes = [0u8; 16];
+fn nonce() -> Result<String, String> {
+    let mut bytes = [0u8; NONCE_BYTES];
     SystemRandom::new().fill(&mut bytes).map_err(|_| "the system gives no random numbers".to_owned())?;
     Ok(hex(&bytes))
 }
@@ -258,6 +344,9 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
+    if !text.len().is_multiple_of(2) {
+        return None;
+    }
     let digits: Option<Vec<u8>> = text.chars().map(|c| c.to_digit(16).map(|digit| digit as u8)).collect();
     Some(digits?.chunks(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect())
 }
@@ -273,57 +362,61 @@ fn proves(secret: &[u8], said: &[u8], proof: &str) -> bool {
 
 /// Lines to and from the other end, until the deadline of all of them.
 struct Talk<'a> {
-    socket: &'a mut TcpStream,
+    stream: &'a mut PeerStream,
     deadline: Instant,
 }
 
 impl Talk<'_> {
-    fn left(&self) -> Result<Wait, String> {
+    fn left(&self) -> Result<Wait, Failure> {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(too_slow()) } else { Ok(left) }
+        if left.is_zero() { Err(too_slow().into()) } else { Ok(left) }
     }
 
     /// Gives the line that it has written.
-    fn say(&mut self, said: &impl Serialize) -> Result<Vec<u8>, String> {
+    fn say(&mut self, said: &impl Serialize) -> Result<Vec<u8>, Failure> {
         let mut line = serde_json::to_vec(said).map_err(|error| error.to_string())?;
         line.push(b'\n');
-        self.socket.set_write_timeout(Some(self.left()?)).map_err(text)?;
-        self.socket.write_all(&line).map_err(text)?;
+        self.stream.socket().set_write_timeout(Some(self.left()?)).map_err(failed)?;
+        self.stream.write_all(&line).map_err(failed)?;
         line.pop();
         Ok(line)
     }
 
     /// Reads a line and not a byte more: what follows may be of another protocol.
-    fn hear<T: DeserializeOwned>(&mut self, longest: usize) -> Result<(T, Vec<u8>), String> {
+    fn hear<T: DeserializeOwned>(&mut self, longest: usize) -> Result<(T, Vec<u8>), Failure> {
         let (mut line, mut piece) = (Vec::new(), [0u8; PIECE]);
         loop {
-            self.socket.set_read_timeout(Some(self.left()?)).map_err(text)?;
-            let there = match self.socket.peek(&mut piece) {
+            self.stream.socket().set_read_timeout(Some(self.left()?)).map_err(failed)?;
+            let there = match self.stream.peek(&mut piece) {
                 // By a signal, which a socket with a timeout does not hide.
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                there => there.map_err(text)?,
+                there => there.map_err(failed)?,
             };
             if there == 0 {
-                return Err("the connection was closed".into());
+                let closed = || "the connection was closed".to_owned();
+                return Err(tls_without(&line).unwrap_or_else(closed).into());
             }
             let end = piece[..there].iter().position(|byte| *byte == b'\n');
             let taken = end.map_or(there, |end| end + 1);
-            self.socket.read_exact(&mut piece[..taken]).map_err(text)?;
+            self.stream.read_exact(&mut piece[..taken]).map_err(failed)?;
             line.extend_from_slice(&piece[..end.unwrap_or(there)]);
             if line.len() > longest {
-                return Err("it says too much".into());
+                return Err("it says too much".to_owned().into());
             }
             if end.is_some() {
                 break;
             }
+            if let Some(why) = tls_without(&line) {
+                return Err(why.into());
+            }
         }
         let said = serde_json::from_slice(&line);
-        Ok((said.map_err(|_| "it does not speak the protocol of a cluster".to_owned())?, line))
+        Ok((said.map_err(|_| no_protocol(&line))?, line))
     }
 
-    fn refuse<T>(&mut self, why: String) -> Result<T, String> {
+    fn refuse<T>(&mut self, why: String) -> Result<T, Failure> {
         self.say(&Reply::Verdict(Verdict::Refused(why.clone())))?;
-        Err(why)
+        Err(why.into())
     }
 }
 
@@ -342,15 +435,31 @@ pub(crate) fn fuzz_line(line: &[u8]) -> bool {
     is_hello || is_proof || is_reply || serde_json::from_slice::<BTreeMap<String, String>>(line).is_ok()
 }
 
-fn too_slow() -> String {
+fn no_protocol(line: &[u8]) -> String {
+    tls_without(line).unwrap_or_else(|| "it does not speak the protocol of a cluster".into())
+}
+
+/// A handshake or an alert of TLS begins so, and no line of ours does.
+fn tls_without(line: &[u8]) -> Option<String> {
+    let is_tls = matches!(line, [0x15 | 0x16, 3, ..]);
+    is_tls.then(|| "it speaks TLS, and this process has no cluster.tls: give all processes theirs".to_owned())
+}
+
+pub(super) fn too_slow() -> String {
     "it takes too long to say who it is".into()
 }
 
-fn text(error: io::Error) -> String {
+pub(super) fn text(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => too_slow(),
+        io::ErrorKind::UnexpectedEof => "the connection was closed".into(),
         _ => error.to_string(),
     }
+}
+
+fn failed(error: io::Error) -> Failure {
+    let of_tls = error.get_ref().and_then(|inner| inner.downcast_ref());
+    of_tls.map_or_else(|| Failure::Broken(text(&error)), |of_tls| tls::failure(of_tls).into())
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Connections between process 0 and the others, for what is no data: messages in order, and signs of life.
 
 use std::io::{self, BufReader, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,14 +10,18 @@ use std::time::{Duration as Wait, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use timely::communication::allocator::zero_copy::stream::Stream as _;
 
 use super::message::{Message, Value};
+use super::stream::PeerStream;
 use super::{ClusterError, StopFlag};
 
 /// Messages that may wait for a peer.
 const QUEUED: usize = 1_024;
 /// The greatest message: a posted body, or what a progress topic keeps.
 const MAX_FRAME: usize = 128 * 1024 * 1024;
+/// What there is room for before any of a message has come; then as much again as has come.
+const FIRST_PIECE: usize = 64 * 1024;
 /// Between two signs of life, or less where peers are given up soon: several come in the shortest timeout that a peer may have.
 const ALIVE: Wait = Wait::from_millis(250);
 const IN_TIMEOUT: u32 = 4;
@@ -198,20 +202,20 @@ fn frame_or_log(message: &Message) -> Option<Vec<u8>> {
 }
 
 impl Peer {
-    pub fn start(process: usize, socket: TcpStream, plan: &LinkPlan) -> io::Result<Peer> {
-        socket.set_read_timeout(Some(plan.timeout))?;
-        socket.set_write_timeout(Some(plan.timeout))?;
+    pub fn start(process: usize, stream: PeerStream, plan: &LinkPlan) -> io::Result<Peer> {
+        stream.socket().set_read_timeout(Some(plan.timeout))?;
+        stream.socket().set_write_timeout(Some(plan.timeout))?;
         let (outgoing, frames) = mpsc::sync_channel(QUEUED);
         let (values, received) = mpsc::channel();
         let state = Arc::new(State::default());
         let (writing, writer, alive) =
-            (state.clone(), socket.try_clone()?, ALIVE.min(plan.timeout / IN_TIMEOUT));
+            (state.clone(), stream.try_clone()?, ALIVE.min(plan.timeout / IN_TIMEOUT));
         thread::Builder::new()
             .name(format!("link {process} out"))
             .spawn(move || write(writer, &frames, &writing, alive))?;
         let (reading, plan) = (state.clone(), plan.clone());
         thread::Builder::new().name(format!("link {process} in")).spawn(move || {
-            let why = read(process, socket, &values, &reading, &plan);
+            let why = read(process, stream, &values, &reading, &plan);
             // Whoever waits for a value waits no more.
             drop(values);
             reading.ended.store(true, Ordering::SeqCst);
@@ -240,7 +244,7 @@ impl Peer {
 }
 
 /// Writes what is queued, and a sign of life where there is nothing. An error shows at the reading end.
-fn write(mut socket: TcpStream, frames: &Receiver<Vec<u8>>, state: &State, every: Wait) {
+fn write(mut stream: PeerStream, frames: &Receiver<Vec<u8>>, state: &State, every: Wait) {
     let alive = postcard::to_stdvec(&Message::Alive).unwrap_or_default();
     loop {
         let (body, queued) = match frames.recv_timeout(every) {
@@ -251,26 +255,26 @@ fn write(mut socket: TcpStream, frames: &Receiver<Vec<u8>>, state: &State, every
         let mut bytes = Vec::with_capacity(4 + body.len());
         bytes.extend_from_slice(&(body.len() as u32).to_le_bytes());
         bytes.extend_from_slice(&body);
-        let written = socket.write_all(&bytes);
+        let written = stream.write_all(&bytes);
         state.waiting.fetch_sub(queued, Ordering::AcqRel);
         if written.is_err() {
             break;
         }
     }
-    let _ = socket.shutdown(Shutdown::Both);
+    let _ = stream.shutdown(Shutdown::Both);
 }
 
 /// Reads until the connection ends, and says why it has.
 fn read(
     process: usize,
-    socket: TcpStream,
+    stream: PeerStream,
     values: &mpsc::Sender<Value>,
     state: &State,
     plan: &LinkPlan,
 ) -> String {
-    let mut socket = BufReader::new(socket);
+    let mut stream = BufReader::new(stream);
     loop {
-        let message = match read_frame(&mut socket) {
+        let message = match read_frame(&mut stream) {
             Ok(body) => postcard::from_bytes::<Message>(&body),
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
                 return "it gives no sign of life".into();
@@ -291,14 +295,57 @@ fn read(
     }
 }
 
-fn read_frame(socket: &mut impl Read) -> io::Result<Vec<u8>> {
+/// Memory is taken as bytes come, not as their number is said.
+fn read_frame(stream: &mut impl Read) -> io::Result<Vec<u8>> {
     let mut length = [0; 4];
-    socket.read_exact(&mut length)?;
+    stream.read_exact(&mut length)?;
     let length = u32::from_le_bytes(length) as usize;
     if length > MAX_FRAME {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "a message is too long"));
     }
-    let mut body = vec![0; length];
-    socket.read_exact(&mut body)?;
+    let mut body = Vec::new();
+    while body.len() < length {
+        let (start, step) = (body.len(), (length - body.len()).min(body.len().max(FIRST_PIECE)));
+        body.try_reserve_exact(step).map_err(io::Error::other)?;
+        body.resize(start + step, 0);
+        stream.read_exact(&mut body[start..])?;
+    }
     Ok(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frame_is_read_whole_and_takes_no_memory_for_what_does_not_come() {
+        let body: Vec<u8> = (0..3 * FIRST_PIECE + 5).map(|at| at as u8).collect();
+        let mut bytes = (body.len() as u32).to_le_bytes().to_vec();
+        bytes.extend_from_slice(&body);
+        assert_eq!(read_frame(&mut &*bytes).unwrap(), body);
+        assert!(read_frame(&mut &[0; 4][..]).unwrap().is_empty());
+
+        /// Says that the greatest frame follows, and then gives a byte at a time; keeps the longest buffer that it was given.
+        struct Promise(usize, usize);
+        impl Read for Promise {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                self.1 = self.1.max(buffer.len());
+                self.0 += 1;
+                match self.0 {
+                    1 => {
+                        buffer.copy_from_slice(&(MAX_FRAME as u32).to_le_bytes());
+                        Ok(4)
+                    }
+                    2 => Ok(1),
+                    _ => Ok(0),
+                }
+            }
+        }
+        let mut promise = Promise(0, 0);
+        assert_eq!(read_frame(&mut promise).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert!(promise.1 <= FIRST_PIECE, "{} bytes were made room for", promise.1);
+
+        let too_long = ((MAX_FRAME + 1) as u32).to_le_bytes();
+        assert_eq!(read_frame(&mut &too_long[..]).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
 }

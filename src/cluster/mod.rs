@@ -6,6 +6,7 @@
 //! dataflow is whole or not at all.
 
 mod acceptor;
+mod guests;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod handshake;
 #[cfg(not(any(test, fuzzing)))]
@@ -13,7 +14,10 @@ mod handshake;
 mod link;
 pub mod message;
 pub mod signals;
+mod stranger_log;
+mod stream;
 pub mod supervisor;
+mod tls;
 
 #[cfg(test)]
 mod tests;
@@ -21,6 +25,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -30,11 +35,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use self::acceptor::Acceptor;
-pub use self::handshake::nonce as fresh_secret;
 use self::handshake::{Failure, Purpose};
 pub use self::link::{Heard, Links, Unsent};
 use self::link::{LinkPlan, Peer};
 use self::message::Message;
+pub use self::stream::PeerStream;
+pub use self::tls::PeerTls;
+use crate::config::host_of;
 use crate::model::Topology;
 
 /// Between two tries to reach a process that does not listen yet, or where another one is in the way.
@@ -51,6 +58,8 @@ pub struct ClusterPlan {
     pub hosts: Vec<String>,
     /// What each must know.
     pub secret: Vec<u8>,
+    /// Encrypts all that they send each other.
+    pub tls: Option<PeerTls>,
     /// How long they wait for each other at the start.
     pub connect_time: Wait,
     /// After this long without a sign of life a process counts as gone.
@@ -97,6 +106,8 @@ pub enum ClusterError {
     /// While it starts.
     #[error("asked to stop")]
     Stopped,
+    #[error("cluster.tls: {path}: {problem}")]
+    Tls { path: PathBuf, problem: String },
     #[error("threads of the cluster cannot be started: {0}")]
     Threads(Arc<io::Error>),
 }
@@ -161,8 +172,8 @@ impl Cluster {
                 links
             }
             _ => {
-                let socket = reach(&plan, 0, &Purpose::Link, &stop)?;
-                let peer = Peer::start(0, socket, &link);
+                let stream = reach(&plan, 0, &Purpose::Link, &stop)?;
+                let peer = Peer::start(0, stream, &link);
                 Links::new(vec![(0, peer.map_err(|error| ClusterError::Threads(Arc::new(error)))?)])
             }
         };
@@ -242,20 +253,20 @@ impl Cluster {
     }
 
     /// Connects every two processes for the dataflow: by process, none for this one. Only those of the same generation are taken.
-    pub fn connect_workers(&self, generation: &str) -> Result<Vec<Option<TcpStream>>, ClusterError> {
+    pub fn connect_workers(&self, generation: &str) -> Result<Vec<Option<PeerStream>>, ClusterError> {
         let Topology { processes, process, .. } = self.plan.topology;
-        let mut sockets: Vec<Option<TcpStream>> = (0..processes).map(|_| None).collect();
-        let Some(acceptor) = &self.acceptor else { return Ok(sockets) };
+        let mut streams: Vec<Option<PeerStream>> = (0..processes).map(|_| None).collect();
+        let Some(acceptor) = &self.acceptor else { return Ok(streams) };
         acceptor.expect_workers(generation);
         let purpose = Purpose::Data { generation: generation.to_owned() };
         // To those before this one; they have listened since before they were met.
-        for (other, socket) in sockets.iter_mut().enumerate().take(process) {
-            *socket = Some(reach(&self.plan, other, &purpose, &self.stop)?);
+        for (other, stream) in streams.iter_mut().enumerate().take(process) {
+            *stream = Some(reach(&self.plan, other, &purpose, &self.stop)?);
         }
-        for (other, socket) in acceptor.take_workers(&self.stop)? {
-            sockets[other] = Some(socket);
+        for (other, stream) in acceptor.take_workers(&self.stop)? {
+            streams[other] = Some(stream);
         }
-        Ok(sockets)
+        Ok(streams)
     }
 }
 
@@ -280,13 +291,13 @@ fn reach(
     process: usize,
     purpose: &Purpose,
     stop: &StopFlag,
-) -> Result<TcpStream, ClusterError> {
+) -> Result<PeerStream, ClusterError> {
     let address = plan.hosts[process].clone();
     let deadline = Instant::now() + plan.connect_time;
-    let mut taken: Option<Instant> = None;
+    let (mut taken, mut is_warned): (Option<Instant>, bool) = (None, false);
     loop {
         let (why, pause) = match call(&address, plan, purpose, process) {
-            Ok(socket) => return Ok(socket),
+            Ok(stream) => return Ok(stream),
             Err(Failure::Refused(why)) => return Err(ClusterError::Refused(why)),
             Err(Failure::Taken(why)) => {
                 if taken.is_none() {
@@ -296,6 +307,13 @@ fn reach(
                 if taken.get_or_insert_with(Instant::now).elapsed() > plan.peer_timeout {
                     return Err(ClusterError::Refused(why));
                 }
+                (why, RETRY_TAKEN)
+            }
+            Err(Failure::Unproven(why)) => {
+                if !is_warned {
+                    tracing::warn!(process, address, "another process is not found, and is called again: {why}");
+                }
+                (taken, is_warned) = (None, true);
                 (why, RETRY_TAKEN)
             }
             Err(Failure::Broken(why)) => {
@@ -313,10 +331,20 @@ fn reach(
     }
 }
 
-fn call(address: &str, plan: &ClusterPlan, purpose: &Purpose, process: usize) -> Result<TcpStream, Failure> {
-    let mut socket = connect(address).map_err(|error| Failure::Broken(error.to_string()))?;
-    handshake::call(&mut socket, plan, purpose, process, Instant::now() + handshake::TIME)?;
-    Ok(socket)
+fn call(address: &str, plan: &ClusterPlan, purpose: &Purpose, process: usize) -> Result<PeerStream, Failure> {
+    let socket = connect(address).map_err(|error| Failure::Broken(error.to_string()))?;
+    let deadline = Instant::now() + handshake::TIME;
+    let mut stream = match &plan.tls {
+        None => PeerStream::Plain(socket),
+        Some(tls) => PeerStream::Tls(tls.connect(socket, host_of(address), deadline)?),
+    };
+    handshake::call(&mut stream, plan, purpose, process, deadline)?;
+    Ok(stream)
+}
+
+/// The host of a process, where the plan says it.
+fn host_of_process(plan: &ClusterPlan, process: usize) -> Option<&str> {
+    plan.hosts.get(process).map(|address| host_of(address))
 }
 
 fn connect(address: &str) -> io::Result<TcpStream> {

@@ -51,6 +51,7 @@ impl Run {
             topology: Topology { processes, process: 0, workers: 1 },
             hosts,
             secret: b"s3cr3t".to_vec(),
+            tls: None,
             connect_time: PATIENCE,
             peer_timeout: Wait::from_millis(400),
             agreement: BTreeMap::new(),

@@ -1,18 +1,16 @@
 //! From keys to a plan.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use tracing_subscriber::EnvFilter;
 
 use super::keys::{Keys, offset, quoted};
-use super::layers::read_text;
 use super::plan::{
-    CheckpointPlan, ClusterKeys, IngestPlan, LogFormat, LogPlan, PipelineLimits, Plan, SourceKind,
-    SourcePlan, StartKind,
+    CheckpointPlan, IngestPlan, LogFormat, LogPlan, PipelineLimits, Plan, SourceKind, SourcePlan, StartKind,
 };
-use super::{kafka, sources, tokens};
+use super::{cluster, kafka, sources, tokens};
 use crate::checkpoint::{self, Place};
 use crate::codec::DecodeSettings;
 use crate::dataflow::rolling::Retention;
@@ -38,7 +36,7 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
     let ingest = ingest(keys, &sources.plans, retention.lateness);
     let checkpoints = checkpoints(keys, &data_dir);
     let serve = serve(keys);
-    let cluster = cluster(keys);
+    let cluster = cluster::cluster(keys);
     let forwards = cluster.processes > 1 && ingest.as_ref().is_some_and(|ingest| ingest.into.is_none());
     if forwards && serve.limits.body_bytes > MAX_FORWARDED {
         let problem = format!(
@@ -242,77 +240,8 @@ fn all_tokens(keys: &mut Keys) -> Vec<Token> {
     all
 }
 
-fn cluster(keys: &mut Keys) -> ClusterKeys {
-    let processes: usize = keys.whole("cluster.processes", 1..=MAX_PROCESSES);
-    let key = "cluster.process";
-    let given = Some(keys.scalar(key)).filter(|given| !given.is_empty());
-    let process = given.as_ref().and_then(|given| given.parse().ok()).filter(|process| *process < processes);
-    if given.is_some() && process.is_none() && keys.is_right("cluster.processes") {
-        keys.refuse(key, format!("is not one of {processes} processes: they are counted from 0"));
-    }
-    let hosts = keys.optional("cluster.hosts").map(PathBuf::from);
-    let hosts = hosts.map_or(Ok(Vec::new()), |path| hosts_of(&path, processes));
-    let hosts = hosts.unwrap_or_else(|problem| {
-        keys.refuse("cluster.hosts", problem);
-        Vec::new()
-    });
-    let secret = keys.secret("cluster.secret").filter(|secret| !secret.is_empty());
-    if process.is_some() && secret.is_none() && !hosts.iter().take(processes).all(|host| is_loopback(host)) {
-        keys.refuse(
-            "cluster.secret",
-            "is empty, and cluster.hosts are not all on this host, so that everybody who reaches them could join: give all processes the \
-             same SWELTER_CLUSTER__SECRET",
-        );
-    }
-    ClusterKeys {
-        processes,
-        process,
-        hosts,
-        secret,
-        start: match keys.one_of("cluster.start", &["claim", "takeover", "standby"]).as_deref() {
-            Some("takeover") => StartKind::Takeover,
-            Some("standby") => StartKind::Standby,
-            _ => StartKind::Claim,
-        },
-        standby_after: keys.wait("cluster.standby_after", "3s", "10m"),
-        connect_time: keys.wait("cluster.connect_time", "1s", "10m"),
-        peer_timeout: keys.wait("cluster.peer_timeout", "1s", "10m"),
-    }
-}
-
 /// What a frame between processes holds, and as much again for what stands beside each record.
 const MAX_FORWARDED: usize = 60 << 20;
-
-/// Whether `host:port` is of this host alone.
-fn is_loopback(address: &str) -> bool {
-    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
-}
-
-/// Processes of a cluster: what says which of them watch a city is one word.
-const MAX_PROCESSES: i64 = 64;
-const MAX_HOSTS_BYTES: u64 = 64 * 1024;
-
-fn hosts_of(path: &Path, processes: usize) -> Result<Vec<String>, String> {
-    let text = read_text(path, MAX_HOSTS_BYTES).map_err(|problem| format!("{} {problem}", path.display()))?;
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-    let hosts: Vec<String> = lines.map(str::to_owned).collect();
-    let is_address = |host: &String| {
-        host.rsplit_once(':').is_some_and(|(name, port)| !name.is_empty() && port.parse::<u16>().is_ok())
-    };
-    if let Some(wrong) = hosts.iter().find(|host| !is_address(host)) {
-        return Err(format!("{} holds {wrong:?}: write host:port on each line", path.display()));
-    }
-    if hosts.len() < processes {
-        let path = path.display();
-        return Err(format!(
-            "{path} names {} processes of {processes}: write host:port of each",
-            hosts.len()
-        ));
-    }
-    Ok(hosts)
-}
 
 fn limits(keys: &mut Keys) -> Limits {
     let limits = Limits {

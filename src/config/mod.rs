@@ -5,6 +5,8 @@
 //! place.
 
 mod build;
+mod cluster;
+mod cluster_secret;
 mod kafka;
 mod keys;
 pub mod layers;
@@ -19,12 +21,14 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 
+pub use self::cluster::host_of;
+pub use self::cluster_secret::make_cluster_secret;
 pub use self::keys::offset;
 use self::keys::{Keys, Setting};
 use self::layers::{Entries, Item, Layers, Origin};
 pub use self::plan::{
-    CheckpointPlan, ClusterKeys, FileInput, GeneratorSource, IngestPlan, LogFormat, LogPlan, PipelineLimits,
-    Plan, SourceKind, SourcePlan, StartKind,
+    CheckpointPlan, ClusterKeys, ClusterTlsPlan, FileInput, GeneratorSource, IngestPlan, LogFormat, LogPlan,
+    PipelineLimits, Plan, SourceKind, SourcePlan, StartKind,
 };
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::tokens::from_variable as tokens_from_variable;
@@ -95,6 +99,7 @@ impl Config {
     /// What is allowed and yet rarely meant.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = kafka::warnings(&self.plan);
+        warnings.extend(cluster::warnings(&self.plan));
         let serve = &self.plan.serve;
         let address = serve.listen;
         if address.ip().to_canonical().is_loopback() {

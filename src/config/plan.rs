@@ -61,12 +61,26 @@ pub struct ClusterKeys {
     pub process: Option<usize>,
     /// Of each process, where there are several.
     pub hosts: Vec<String>,
+    /// This is one process of several, and they are not all at loopback addresses.
+    pub spans_hosts: bool,
     pub secret: Option<String>,
+    /// Without it what they say to each other is not encrypted.
+    pub tls: Option<ClusterTlsPlan>,
     pub start: StartKind,
     /// After this long without a sign of the generation that runs, a standby takes over.
     pub standby_after: Wait,
     pub connect_time: Wait,
     pub peer_timeout: Wait,
+}
+
+/// PEM files by which the processes of a cluster know each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterTlsPlan {
+    /// Of this process; intermediate ones behind it.
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    /// Which signs the certificates of all, and nobody else's.
+    pub ca: PathBuf,
 }
 
 // The secret is never shown.

@@ -25,7 +25,7 @@ pub use super::stops::Stops;
 use super::workers;
 use crate::checkpoint::CheckpointError;
 use crate::cluster::message::Message;
-use crate::cluster::{ClusterError, ClusterPlan};
+use crate::cluster::{ClusterError, ClusterPlan, PeerTls};
 use crate::config::{ClusterKeys, Plan, SourceKind, SourcePlan, StartKind};
 use crate::dataflow::GraphPlan;
 use crate::directory::Directory;
@@ -102,23 +102,30 @@ pub struct Joining {
 
 impl Joining {
     pub fn alone(plan: &Plan) -> Joining {
-        let cluster = cluster_plan(plan, 0, Vec::new());
+        let cluster = cluster_plan(plan, 0, Vec::new(), None);
         Joining { cluster, listener: None, stops: Stops::default() }
     }
 
     /// One of several, which are at `hosts`.
-    pub fn one_of(plan: &Plan, process: usize, hosts: Vec<String>) -> Joining {
-        Joining { cluster: cluster_plan(plan, process, hosts), listener: None, stops: Stops::default() }
+    ///
+    /// # Errors
+    ///
+    /// If the files of `cluster.tls` cannot be used.
+    pub fn one_of(plan: &Plan, process: usize, hosts: Vec<String>) -> Result<Joining, ClusterError> {
+        let tls = plan.cluster.tls.as_ref().map(PeerTls::load).transpose()?;
+        let cluster = cluster_plan(plan, process, hosts, tls);
+        Ok(Joining { cluster, listener: None, stops: Stops::default() })
     }
 }
 
-fn cluster_plan(plan: &Plan, process: usize, hosts: Vec<String>) -> ClusterPlan {
+fn cluster_plan(plan: &Plan, process: usize, hosts: Vec<String>, tls: Option<PeerTls>) -> ClusterPlan {
     let keys = &plan.cluster;
     let topology = Topology { processes: keys.processes, process, workers: plan.workers };
     ClusterPlan {
         topology,
         hosts,
         secret: keys.secret.clone().unwrap_or_default().into_bytes(),
+        tls,
         connect_time: keys.connect_time,
         peer_timeout: keys.peer_timeout,
         agreement: plan.agreement.clone(),
@@ -235,7 +242,7 @@ fn run_together(
     let reserved = if following.is_some() { u64::MAX } else { 0 };
     let shared = Arc::new(Shared::new(Refusals::new(letters), reserved));
     processes.serve(Arc::clone(&shared), slots.clone(), logs.appender());
-    let sockets = processes.cluster().connect_workers(&generation)?;
+    let streams = processes.cluster().connect_workers(&generation)?;
     if following.is_some() {
         processes.cluster().go_on_together()?;
     }
@@ -289,7 +296,7 @@ fn run_together(
         states: Arc::new(states),
         shared: Arc::clone(&shared),
     };
-    workers::start(job, sockets, first_epoch, events)?;
+    workers::start(job, streams, first_epoch, events)?;
     stops.start_is_done();
     let (workers_ended, end) = own.keep(happened);
     tracing::info!("stopping");

@@ -1,7 +1,6 @@
 //! The threads of the workers, and how they reach those of other processes.
 
 use std::any::Any;
-use std::net::TcpStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::thread;
@@ -15,6 +14,7 @@ use timely::execute::execute_from;
 
 use super::live::RunError;
 use super::stops::Event;
+use crate::cluster::PeerStream;
 use crate::model::Topology;
 use crate::worker::{self, Job};
 
@@ -24,11 +24,11 @@ const END: Wait = Wait::from_secs(30);
 /// Starts the workers on threads of their own; `events` hears when they have ended.
 pub fn start(
     job: Job,
-    sockets: Vec<Option<TcpStream>>,
+    streams: Vec<Option<PeerStream>>,
     first_epoch: u64,
     events: SyncSender<Event>,
 ) -> Result<(), RunError> {
-    let (builders, guard) = allocators(job.topology, sockets).map_err(RunError::Workers)?;
+    let (builders, guard) = allocators(job.topology, streams).map_err(RunError::Workers)?;
     let work = move || {
         let guards = execute_from(builders, guard, WorkerConfig::default(), move |worker| {
             // The other workers would wait for one that has panicked, for ever; the message is out by now.
@@ -43,8 +43,8 @@ pub fn start(
 
 type Allocators = (Vec<AllocatorBuilder>, Box<dyn Any + Send>);
 
-/// How workers reach each other: by sockets those of other processes.
-fn allocators(topology: Topology, sockets: Vec<Option<TcpStream>>) -> Result<Allocators, String> {
+/// How workers reach each other: by streams those of other processes.
+fn allocators(topology: Topology, streams: Vec<Option<PeerStream>>) -> Result<Allocators, String> {
     let Topology { process, workers, .. } = topology;
     if topology.is_alone() {
         return match workers {
@@ -53,14 +53,14 @@ fn allocators(topology: Topology, sockets: Vec<Option<TcpStream>>) -> Result<All
         }
         .try_build();
     }
-    for socket in sockets.iter().flatten() {
+    for socket in streams.iter().flatten().map(PeerStream::socket) {
         // Whether a peer lives is found out elsewhere.
         let untimed = socket.set_read_timeout(None).and_then(|()| socket.set_write_timeout(None));
         untimed.map_err(|error| error.to_string())?;
     }
     let hooks = Hooks::default();
     let within = ProcessBuilder::new_typed_vector(workers, hooks.refill.clone(), hooks.spill.clone());
-    let (builders, guard) = initialize_networking_from_sockets(within, sockets, process, workers, hooks)
+    let (builders, guard) = initialize_networking_from_sockets(within, streams, process, workers, hooks)
         .map_err(|error| format!("the dataflow's connections fail: {error}"))?;
     Ok((builders.into_iter().map(AllocatorBuilder::Tcp).collect(), Box::new(guard)))
 }

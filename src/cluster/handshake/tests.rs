@@ -8,6 +8,7 @@ fn plan(process: usize) -> ClusterPlan {
         topology: Topology { processes: 3, process, workers: 2 },
         hosts: Vec::new(),
         secret: b"s3cr3t".to_vec(),
+        tls: None,
         connect_time: TIME,
         peer_timeout: TIME,
         agreement: BTreeMap::from([("results.formula".to_owned(), "\"nws\"".to_owned())]),

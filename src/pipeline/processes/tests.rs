@@ -28,6 +28,7 @@ fn run(processes: usize) -> Vec<One> {
             topology: Topology { processes, process, workers: 1 },
             hosts: hosts.clone(),
             secret: Vec::new(),
+            tls: None,
             connect_time: PATIENCE,
             peer_timeout: PATIENCE,
             agreement: BTreeMap::new(),

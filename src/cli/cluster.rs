@@ -1,0 +1,35 @@
+//! `swelter cluster`: what the processes of a cluster need before they can start.
+
+use std::io::{self, Write as _};
+
+use clap::{Args, Subcommand};
+
+use super::Stop;
+use crate::config::make_cluster_secret;
+
+/// Make what a cluster needs
+#[derive(Args, Debug)]
+pub struct ClusterArgs {
+    #[command(subcommand)]
+    command: ClusterCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ClusterCommand {
+    /// Print a secret for the processes of a cluster, which nobody can guess
+    ///
+    /// Give it to all of them as SWELTER_CLUSTER__SECRET. Each call prints another one.
+    Secret,
+}
+
+impl ClusterArgs {
+    pub(super) fn run(self) -> Result<(), Stop> {
+        match self.command {
+            ClusterCommand::Secret => {
+                let secret = make_cluster_secret().map_err(Stop::Failed)?;
+                let mut out = io::stdout().lock();
+                writeln!(out, "{secret}").map_err(|error| Stop::writing(None, &error))
+            }
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! What the log says of strangers: one line a minute at most, however many there are.
+
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+const INTERVAL: Duration = Duration::from_secs(60);
+
+#[derive(Default)]
+pub(super) struct StrangerLog(Mutex<Refused>);
+
+/// What has not been said yet, and when something was said last.
+#[derive(Default)]
+struct Refused {
+    count: u64,
+    last: Option<(Option<SocketAddr>, String)>,
+    said_at: Option<Instant>,
+}
+
+impl StrangerLog {
+    /// Somebody is refused, at an address where that is known.
+    pub fn refuse(&self, from: Option<SocketAddr>, why: String) {
+        let mut refused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.add(from, why);
+        refused.say(Instant::now());
+    }
+
+    /// Says what is not said yet, once it is time to.
+    pub fn catch_up(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).say(Instant::now());
+    }
+}
+
+impl Refused {
+    fn add(&mut self, from: Option<SocketAddr>, why: String) {
+        self.count += 1;
+        self.last = Some((from, why));
+    }
+
+    /// The line that is due.
+    fn line(&mut self, now: Instant) -> Option<String> {
+        if self.said_at.is_some_and(|said_at| now.saturating_duration_since(said_at) < INTERVAL) {
+            return None;
+        }
+        let (from, why) = self.last.take()?;
+        let count = std::mem::take(&mut self.count);
+        self.said_at = Some(now);
+        let from = from.map_or_else(String::new, |from| format!(" from {from}"));
+        Some(match count {
+            1 => format!("a connection to the cluster{from} is refused: {why}"),
+            count => format!(
+                "{count} connections to the cluster are refused since the last line of this kind; the last one{from}: {why}"
+            ),
+        })
+    }
+
+    fn say(&mut self, now: Instant) {
+        if let Some(line) = self.line(now) {
+            tracing::warn!("{line}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stranger_log_says_one_line_a_minute_with_a_count() {
+        let (mut refused, began) = (Refused::default(), Instant::now());
+        let from = Some("10.0.0.9:77".parse().unwrap());
+        let mut lines = Vec::new();
+        for second in 0..150 {
+            let now = began + Duration::from_secs(second);
+            if second < 100 {
+                for _ in 0..1_000 {
+                    refused.add(from, format!("at {second}"));
+                    lines.extend(refused.line(now));
+                }
+            }
+            lines.extend(refused.line(now));
+        }
+        assert_eq!(lines.len(), 3, "{lines:?}");
+        assert_eq!(lines[0], "a connection to the cluster from 10.0.0.9:77 is refused: at 0");
+        assert!(lines[1].starts_with("60000 connections") && lines[1].ends_with("10.0.0.9:77: at 60"), "{lines:?}");
+        assert!(lines[2].starts_with("39999 connections"), "also once no more come: {lines:?}");
+    }
+}

@@ -1,0 +1,294 @@
+//! TLS between processes, both of which show a certificate that the cluster's own CA has signed.
+//!
+//! The name in a certificate is checked against the host that `cluster.hosts` gives its process, by both ends: by the caller in the
+//! TLS handshake, by the listener once the caller has proved which process it is. So a certificate opens the place of the processes
+//! of its host and no others', and whatever makes certificates for hosts makes these. One wildcard certificate, or one with all names,
+//! does as well where the processes are replicas.
+//!
+//! Nothing is resumed and no tickets are sent: there are few connections, and each is authenticated in full.
+
+mod stream;
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::net::{Shutdown, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use tokio_rustls::rustls::client::danger::ServerCertVerifier;
+use tokio_rustls::rustls::client::{Resumption, WebPkiServerVerifier};
+use tokio_rustls::rustls::crypto::CryptoProvider;
+use tokio_rustls::rustls::server::danger::ClientCertVerifier;
+use tokio_rustls::rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use tokio_rustls::rustls::version::TLS13;
+use tokio_rustls::rustls::{
+    AlertDescription, CertificateError, ClientConfig, ClientConnection, Connection, Error, RootCertStore,
+    ServerConfig, ServerConnection,
+};
+
+pub use self::stream::TlsStream;
+use super::ClusterError;
+use crate::config::ClusterTlsPlan;
+
+/// A certificate that is valid for no longer than this is warned of.
+const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 3600);
+/// How long, and for how many bytes, whoever is refused is listened to, so that it hears why rather than a reset.
+const LINGER: Duration = Duration::from_millis(500);
+const LINGER_BYTES: usize = 64 * 1024;
+
+/// What this process shows others, and what it asks of them.
+#[derive(Clone)]
+pub struct PeerTls {
+    client: Arc<ClientConfig>,
+    server: Arc<ServerConfig>,
+}
+
+/// Why there is no encrypted connection.
+#[derive(Debug, PartialEq, Eq)]
+pub enum TlsFailure {
+    /// The other end, which has proved who it is, does not take our certificate.
+    Refused(String),
+    Broken(String),
+}
+
+impl TlsFailure {
+    pub(super) fn into_text(self) -> String {
+        match self {
+            TlsFailure::Refused(why) | TlsFailure::Broken(why) => why,
+        }
+    }
+}
+
+/// The files of a plan, read.
+struct Identity {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    client_verifier: Arc<dyn ClientCertVerifier>,
+    server_verifier: Arc<WebPkiServerVerifier>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl PeerTls {
+    /// Reads the files, and checks that others will take this certificate.
+    ///
+    /// # Errors
+    ///
+    /// If a file is not as it must be, the certificate is not signed by the CA, or is not valid now.
+    pub fn load(plan: &ClusterTlsPlan) -> Result<PeerTls, ClusterError> {
+        let identity = Identity::read(plan)?;
+        identity.check(UnixTime::now()).map_err(|error| refused(&plan.certificate, &error))?;
+        let soon = UnixTime::since_unix_epoch(Duration::from_secs(UnixTime::now().as_secs()) + EXPIRES_SOON);
+        if identity.check(soon).is_err() {
+            let (path, days) = (plan.certificate.display(), EXPIRES_SOON.as_secs() / 86_400);
+            tracing::warn!(
+                "cluster.tls: {path} or the CA expires within {days} days; then no process can join: make new ones"
+            );
+        }
+        identity.configure().map_err(|error| refused(&plan.certificate, &error))
+    }
+
+    /// As the process that listens at `host`.
+    pub(super) fn accept(&self, socket: TcpStream, deadline: Instant) -> Result<TlsStream, TlsFailure> {
+        let connection = ServerConnection::new(Arc::clone(&self.server));
+        let connection = connection.map_err(|error| TlsFailure::Broken(error.to_string()))?;
+        secure(socket, Connection::Server(connection), deadline)
+    }
+
+    /// To the process that must be at `host`.
+    pub(super) fn connect(
+        &self,
+        socket: TcpStream,
+        host: &str,
+        deadline: Instant,
+    ) -> Result<TlsStream, TlsFailure> {
+        let name = server_name(host).map_err(TlsFailure::Broken)?;
+        let connection = ClientConnection::new(Arc::clone(&self.client), name);
+        let connection = connection.map_err(|error| TlsFailure::Broken(error.to_string()))?;
+        secure(socket, Connection::Client(connection), deadline)
+    }
+}
+
+fn server_name(host: &str) -> Result<ServerName<'static>, String> {
+    ServerName::try_from(host.to_owned())
+        .map_err(|_| format!("{host:?} in cluster.hosts is neither a name nor an address"))
+}
+
+fn refused(path: &Path, error: &Error) -> ClusterError {
+    ClusterError::Tls { path: path.to_owned(), problem: format!("{}: make it anew", describe(error)) }
+}
+
+impl Identity {
+    fn read(plan: &ClusterTlsPlan) -> Result<Identity, ClusterError> {
+        let (chain, authorities) = (certificates(&plan.certificate)?, certificates(&plan.ca)?);
+        let key = PrivateKeyDer::from_pem_file(&plan.key).map_err(|error| unreadable(&plan.key, error))?;
+        let mut roots = RootCertStore::empty();
+        for authority in authorities {
+            roots.add(authority).map_err(|error| unreadable(&plan.ca, error))?;
+        }
+        let (roots, provider) =
+            (Arc::new(roots), Arc::new(tokio_rustls::rustls::crypto::ring::default_provider()));
+        let client_verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider)).build();
+        let server_verifier =
+            WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider)).build();
+        Ok(Identity {
+            chain,
+            key,
+            client_verifier: client_verifier.map_err(|error| unreadable(&plan.ca, error))?,
+            server_verifier: server_verifier.map_err(|error| unreadable(&plan.ca, error))?,
+            provider,
+        })
+    }
+
+    /// Whether other processes take this certificate at some time, by whatever name.
+    fn check(&self, now: UnixTime) -> Result<(), Error> {
+        let Some((own, intermediates)) = self.chain.split_first() else {
+            return Err(Error::NoCertificatesPresented);
+        };
+        self.client_verifier.verify_client_cert(own, intermediates, now)?;
+        // Its names are the hosts by which others know it, so any will do here.
+        let any = ServerName::from(std::net::IpAddr::from([127, 0, 0, 1]));
+        match self.server_verifier.verify_server_cert(own, intermediates, &any, &[], now) {
+            Err(Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) => Ok(()),
+            checked => checked.map(drop),
+        }
+    }
+
+    fn configure(self) -> Result<PeerTls, Error> {
+        let Identity { chain, key, client_verifier, server_verifier, provider } = self;
+        let mut client = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&[&TLS13])?
+            .with_webpki_verifier(server_verifier)
+            .with_client_auth_cert(chain.clone(), key.clone_key())?;
+        client.resumption = Resumption::disabled();
+        let mut server = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&TLS13])?
+            .with_client_cert_verifier(client_verifier)
+            .with_single_cert(chain, key)?;
+        server.session_storage = Arc::new(NoServerSessionStorage {});
+        server.send_tls13_tickets = 0;
+        Ok(PeerTls { client: Arc::new(client), server: Arc::new(server) })
+    }
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ClusterError> {
+    let all = CertificateDer::pem_file_iter(path).and_then(|all| all.collect::<Result<Vec<_>, _>>());
+    let all = all.map_err(|error| unreadable(path, error))?;
+    if all.is_empty() {
+        return Err(unreadable(path, "there is no certificate in it"));
+    }
+    Ok(all)
+}
+
+fn unreadable(path: &Path, problem: impl ToString) -> ClusterError {
+    ClusterError::Tls { path: path.to_owned(), problem: problem.to_string() }
+}
+
+/// The TLS handshake, all of it before the deadline however little is said at a time.
+fn secure(
+    socket: TcpStream,
+    mut connection: Connection,
+    deadline: Instant,
+) -> Result<TlsStream, TlsFailure> {
+    let broken = |error: io::Error| TlsFailure::Broken(super::handshake::text(&error));
+    let left = || {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(TlsFailure::Broken(super::handshake::too_slow())) } else { Ok(left) }
+    };
+    loop {
+        while connection.wants_write() {
+            socket.set_write_timeout(Some(left()?)).map_err(broken)?;
+            connection.write_tls(&mut &socket).map_err(broken)?;
+        }
+        if !connection.is_handshaking() {
+            return Ok(TlsStream::new(socket, connection));
+        }
+        socket.set_read_timeout(Some(left()?)).map_err(broken)?;
+        match connection.read_tls(&mut &socket) {
+            Ok(0) => return Err(TlsFailure::Broken("the connection was closed in the TLS handshake".into())),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(broken(error)),
+        }
+        if let Err(error) = connection.process_new_packets() {
+            say_alert(&socket, &mut connection);
+            return Err(failure(&error));
+        }
+    }
+}
+
+/// Tells the other end why, and waits a little until it has heard.
+fn say_alert(socket: &TcpStream, connection: &mut Connection) {
+    let until = Instant::now() + LINGER;
+    let _ = socket.set_write_timeout(Some(LINGER));
+    let _ = connection.write_tls(&mut &*socket);
+    let _ = socket.shutdown(Shutdown::Write);
+    let (mut rest, mut read) = ([0; 4096], 0);
+    while read < LINGER_BYTES {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() || socket.set_read_timeout(Some(left)).is_err() {
+            return;
+        }
+        match io::Read::read(&mut &*socket, &mut rest) {
+            Ok(0) | Err(_) => return,
+            Ok(length) => read += length,
+        }
+    }
+}
+
+/// What an error of TLS means for a call.
+pub(super) fn failure(error: &Error) -> TlsFailure {
+    match error {
+        Error::AlertReceived(alert) if refuses_certificate(*alert) => TlsFailure::Refused(describe(error)),
+        error => TlsFailure::Broken(describe(error)),
+    }
+}
+
+fn refuses_certificate(alert: AlertDescription) -> bool {
+    use AlertDescription as Alert;
+    matches!(
+        alert,
+        Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+            | Alert::AccessDenied
+            | Alert::CertificateRequired
+    )
+}
+
+/// An error of TLS in words that say what to do; of the other end, "it".
+fn describe(error: &Error) -> String {
+    match error {
+        Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            "its certificate is not signed by the CA of cluster.tls.ca".into()
+        }
+        Error::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
+        ) => "its certificate has expired".into(),
+        Error::InvalidCertificate(
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+        ) => "its certificate is not valid yet, by the clock of this host".into(),
+        Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => "its certificate is not for the host that it has in cluster.hosts".into(),
+        Error::InvalidCertificate(problem) => format!("its certificate is not taken ({problem})"),
+        Error::NoCertificatesPresented => "it shows no certificate: give it cluster.tls as well".into(),
+        Error::InvalidMessage(_) => {
+            "it does not speak TLS, and this process has cluster.tls: give all processes theirs".into()
+        }
+        Error::AlertReceived(alert) if refuses_certificate(*alert) => format!(
+            "it does not take the certificate of this process ({alert:?}): look at cluster.tls of both, and at its log"
+        ),
+        error => error.to_string(),
+    }
+}

@@ -1,0 +1,203 @@
+//! An encrypted stream that one thread reads while another one writes.
+//!
+//! The TLS state of both directions is one value, under a lock that is held to encrypt or decrypt what is in memory, and never while a
+//! socket is waited for. A reader waits for ciphertext under a lock of its own, so that a writer goes on meanwhile. A writer holds
+//! another one from encrypting until the socket has taken the records, so that they leave in the order of their numbers; whatever
+//! TLS itself has to say (an answer to new keys) leaves with the next write. No lock is taken in the other order, so none waits
+//! for another for ever.
+
+use std::io::{self, BufRead as _, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio_rustls::rustls::client::verify_server_name;
+use tokio_rustls::rustls::server::ParsedCertificate;
+use tokio_rustls::rustls::{Connection, Error};
+
+use super::{describe, server_name};
+
+/// Ciphertext taken from the socket at once.
+const INCOMING_BYTES: usize = 64 * 1024;
+const BINDING_LABEL: &[u8] = b"EXPORTER-swelter-cluster";
+const BINDING_BYTES: usize = 32;
+
+/// Clones are the same stream.
+#[derive(Clone)]
+pub struct TlsStream(Arc<Shared>);
+
+struct Shared {
+    socket: TcpStream,
+    connection: Mutex<Connection>,
+    incoming: Mutex<Ciphertext>,
+    outgoing: Mutex<Vec<u8>>,
+}
+
+/// What the socket has given and TLS has not yet taken.
+struct Ciphertext {
+    bytes: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl TlsStream {
+    /// After the handshake.
+    pub(super) fn new(socket: TcpStream, mut connection: Connection) -> TlsStream {
+        connection.set_buffer_limit(None);
+        let incoming = Ciphertext { bytes: vec![0; INCOMING_BYTES].into(), start: 0, end: 0 };
+        TlsStream(Arc::new(Shared {
+            socket,
+            connection: Mutex::new(connection),
+            incoming: Mutex::new(incoming),
+            outgoing: Mutex::default(),
+        }))
+    }
+
+    pub fn socket(&self) -> &TcpStream {
+        &self.0.socket
+    }
+
+    pub fn channel_binding(&self) -> Result<Vec<u8>, String> {
+        let exported =
+            lock(&self.0.connection).export_keying_material(vec![0; BINDING_BYTES], BINDING_LABEL, None);
+        exported.map_err(|error| error.to_string())
+    }
+
+    /// Whether the certificate of the other end is valid for a host.
+    pub fn check_host(&self, host: &str) -> Result<(), String> {
+        let connection = lock(&self.0.connection);
+        let shown = connection.peer_certificates().and_then(<[_]>::first);
+        let shown = shown.ok_or(Error::NoCertificatesPresented);
+        shown
+            .and_then(ParsedCertificate::try_from)
+            .map_err(|error| describe(&error))
+            .and_then(|shown| {
+                verify_server_name(&shown, &server_name(host)?).map_err(|error| describe(&error))
+            })
+    }
+
+    /// See [`PeerStream::peek`](super::super::stream::PeerStream).
+    pub fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.receive(|mut plaintext| {
+            let chunk = plaintext.fill_buf()?;
+            let length = chunk.len().min(buffer.len());
+            buffer[..length].copy_from_slice(&chunk[..length]);
+            Ok(length)
+        })
+    }
+
+    /// Waits until there is plaintext for `take`; nothing to take means that the other end has ended in order.
+    fn receive(
+        &self,
+        mut take: impl FnMut(tokio_rustls::rustls::Reader<'_>) -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        let mut incoming = lock(&self.0.incoming);
+        loop {
+            {
+                let mut connection = lock(&self.0.connection);
+                loop {
+                    match take(connection.reader()) {
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                        taken => return taken,
+                    }
+                    if incoming.is_empty() {
+                        break;
+                    }
+                    incoming.decrypt(&mut connection)?;
+                }
+            }
+            // Without the lock of the connection: the writer needs it.
+            let length = incoming.fill(&self.0.socket)?;
+            if length == 0 {
+                // So it learns that nothing more comes, and says whether that was in order.
+                lock(&self.0.connection).read_tls(&mut io::empty())?;
+            }
+        }
+    }
+
+    /// Encrypts what `say` says, and writes it.
+    fn send(&self, say: impl FnOnce(&mut Connection) -> io::Result<usize>) -> io::Result<usize> {
+        let mut outgoing = lock(&self.0.outgoing);
+        outgoing.clear();
+        let said = {
+            let mut connection = lock(&self.0.connection);
+            let said = say(&mut connection)?;
+            while connection.wants_write() {
+                connection.write_tls(&mut *outgoing)?;
+            }
+            said
+        };
+        let written = (&self.0.socket).write_all(&outgoing);
+        if written.is_err() {
+            // Some of a record may have left: nothing that follows would be understood.
+            let _ = self.0.socket.shutdown(Shutdown::Both);
+        }
+        written.map(|()| said)
+    }
+
+    /// Ends the stream. Writing ends in order; whoever has both ended does not wait for it.
+    pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+        if how == Shutdown::Write {
+            self.send(|connection| {
+                connection.send_close_notify();
+                Ok(0)
+            })?;
+        }
+        self.0.socket.shutdown(how)
+    }
+
+    /// Takes new keys for what is sent, and has the other end do so.
+    #[cfg(test)]
+    pub fn refresh_keys(&self) -> io::Result<()> {
+        self.send(|connection| connection.refresh_traffic_keys().map(|()| 0).map_err(io::Error::other))
+            .map(drop)
+    }
+}
+
+impl Ciphertext {
+    fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    fn fill(&mut self, mut socket: &TcpStream) -> io::Result<usize> {
+        let length = loop {
+            match socket.read(&mut self.bytes) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => break read?,
+            }
+        };
+        (self.start, self.end) = (0, length);
+        Ok(length)
+    }
+
+    fn decrypt(&mut self, connection: &mut Connection) -> io::Result<()> {
+        let mut rest = &self.bytes[self.start..self.end];
+        self.start += connection.read_tls(&mut rest)?;
+        let processed = connection.process_new_packets();
+        processed.map(drop).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    }
+}
+
+impl Read for TlsStream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        self.receive(|mut plaintext| plaintext.read(buffer))
+    }
+}
+
+impl Write for TlsStream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // Not more at once than its records take a little time under the locks.
+        let bytes = &bytes[..bytes.len().min(INCOMING_BYTES)];
+        self.send(|connection| connection.writer().write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
