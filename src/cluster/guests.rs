@@ -30,7 +30,12 @@ pub(super) struct Guest {
 impl Guest {
     pub fn new(socket: TcpStream, from: IpAddr) -> Guest {
         let socket = Mutex::new(Some(socket));
-        Guest { socket, network: network(from), proven: AtomicBool::new(false), leaves: AtomicBool::new(false) }
+        Guest {
+            socket,
+            network: network(from),
+            proven: AtomicBool::new(false),
+            leaves: AtomicBool::new(false),
+        }
     }
 
     /// It has said all, or is refused: nobody shuts its socket down any more.
@@ -57,7 +62,9 @@ impl Guest {
 fn network(address: IpAddr) -> u128 {
     match address.to_canonical() {
         IpAddr::V4(address) => u128::from(u32::from(address)),
-        IpAddr::V6(address) => u128::from(address) >> (u128::BITS - NETWORK_BITS) << (u128::BITS - NETWORK_BITS),
+        IpAddr::V6(address) => {
+            u128::from(address) >> (u128::BITS - NETWORK_BITS) << (u128::BITS - NETWORK_BITS)
+        }
     }
 }
 

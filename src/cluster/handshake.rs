@@ -152,7 +152,9 @@ impl From<TlsFailure> for Failure {
 impl Failure {
     fn into_text(self) -> String {
         match self {
-            Failure::Refused(why) | Failure::Taken(why) | Failure::Broken(why) | Failure::Unproven(why) => why,
+            Failure::Refused(why) | Failure::Taken(why) | Failure::Broken(why) | Failure::Unproven(why) => {
+                why
+            }
         }
     }
 }
@@ -223,7 +225,8 @@ pub fn call(
         Reply::Proven { proof } => {
             let says = proved(Side::Listener { process }, &binding, &nonce, &said);
             if !proves(&plan.secret, &says, &proof) {
-                let why = "who listens there does not know the cluster secret, whatever it says: look who that is";
+                let why =
+                    "who listens there does not know the cluster secret, whatever it says: look who that is";
                 return Err(Failure::Unproven(why.into()));
             }
         }
@@ -283,7 +286,11 @@ fn authenticate(
     let (Protocol { magic }, said) = talk.hear(UNPROVEN_LINE)?;
     if magic != MAGIC {
         let why = "it is no process of a cluster of this protocol: use one version of swelter";
-        return if magic.starts_with(PROTOCOL) { talk.refuse(why.into()) } else { Err(why.to_owned().into()) };
+        return if magic.starts_with(PROTOCOL) {
+            talk.refuse(why.into())
+        } else {
+            Err(why.to_owned().into())
+        };
     }
     let hello: Hello = serde_json::from_slice(&said).map_err(|_| no_protocol(&said))?;
     let (ours, process) = (plan.topology.process, hello.topology.process);
@@ -305,7 +312,8 @@ fn authenticate(
     if let Some(host) = host_of_process(plan, process)
         && let Err(why) = talk.stream.check_host(host)
     {
-        return talk.refuse(format!("process {process} is at {host} by cluster.hosts of process {ours}, and {why}"));
+        return talk
+            .refuse(format!("process {process} is at {host} by cluster.hosts of process {ours}, and {why}"));
     }
     Ok(Caller { process, purpose: hello.purpose })
 }

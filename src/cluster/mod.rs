@@ -311,7 +311,11 @@ fn reach(
             }
             Err(Failure::Unproven(why)) => {
                 if !is_warned {
-                    tracing::warn!(process, address, "another process is not found, and is called again: {why}");
+                    tracing::warn!(
+                        process,
+                        address,
+                        "another process is not found, and is called again: {why}"
+                    );
                 }
                 (taken, is_warned) = (None, true);
                 (why, RETRY_TAKEN)

@@ -82,7 +82,10 @@ mod tests {
         }
         assert_eq!(lines.len(), 3, "{lines:?}");
         assert_eq!(lines[0], "a connection to the cluster from 10.0.0.9:77 is refused: at 0");
-        assert!(lines[1].starts_with("60000 connections") && lines[1].ends_with("10.0.0.9:77: at 60"), "{lines:?}");
+        assert!(
+            lines[1].starts_with("60000 connections") && lines[1].ends_with("10.0.0.9:77: at 60"),
+            "{lines:?}"
+        );
         assert!(lines[2].starts_with("39999 connections"), "also once no more come: {lines:?}");
     }
 }

@@ -7,6 +7,7 @@ use timely::communication::allocator::zero_copy::stream::Stream;
 
 use super::tls::TlsStream;
 
+#[derive(Debug)]
 pub enum PeerStream {
     Plain(TcpStream),
     Tls(TlsStream),

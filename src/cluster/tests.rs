@@ -79,7 +79,7 @@ impl Run {
     }
 
     /// As `process` calls process 0.
-    fn call(&self, process: usize, purpose: &Purpose) -> Result<TcpStream, Failure> {
+    fn call(&self, process: usize, purpose: &Purpose) -> Result<PeerStream, Failure> {
         call(&self.plan.hosts[0], &self.plan(process), purpose, 0)
     }
 }
@@ -197,6 +197,58 @@ fn strangers_that_say_nothing_hold_nobody_up() {
     let _met = [first, second].map(Meeting::cluster);
     assert!(began.elapsed() < handshake::TIME, "{:?}", began.elapsed());
     drop(silent);
+}
+
+/// A flood from the address that the processes themselves have: nothing tells them apart before they have proved who they are.
+#[test]
+fn a_flood_of_strangers_does_not_keep_processes_from_meeting() {
+    let mut run = Run::of(3);
+    let address = run.plan.hosts[0].clone();
+    let (ended, calls) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let first = run.meet(0);
+    let flood = (0..3).map(|caller| {
+        let (ended, calls, address) = (Arc::clone(&ended), Arc::clone(&calls), address.clone());
+        thread::spawn(move || {
+            let mut held = std::collections::VecDeque::new();
+            while !ended.load(Ordering::Relaxed) {
+                let Ok(mut socket) = TcpStream::connect(&address) else { continue };
+                calls.fetch_add(1, Ordering::Relaxed);
+                let _ = match caller {
+                    0 => Ok(()),
+                    1 => io::Write::write_all(&mut socket, b"GET / HTTP/1.1\r\n\r\n"),
+                    _ => io::Write::write_all(&mut socket, b"{\"magic\":"),
+                };
+                held.push_back(socket);
+                if held.len() > 100 {
+                    held.pop_front();
+                }
+            }
+        })
+    });
+    let flood: Vec<_> = flood.collect();
+    let deadline = Instant::now() + PATIENCE;
+    while calls.load(Ordering::Relaxed) < 1_000 {
+        assert!(Instant::now() < deadline, "a flood of {calls:?} in {PATIENCE:?}");
+        thread::sleep(RETRY);
+    }
+    let began = Instant::now();
+    let (second, third) = (run.meet(1), run.meet(2));
+    let all = [first, second, third].map(Meeting::cluster);
+    let met = began.elapsed();
+    let threads = std::fs::read_dir("/proc/self/task").unwrap().count();
+    let said = each(&all, |cluster| {
+        cluster.go_on_together().unwrap();
+        cluster.connect_workers("1-a").unwrap().iter().flatten().count()
+    });
+    ended.store(true, Ordering::Relaxed);
+    flood.into_iter().for_each(|caller| caller.join().unwrap());
+    assert_eq!(said, [2, 2, 2]);
+    assert!(met < PATIENCE / 2, "they met after {met:?} and {calls:?} calls");
+    // Those of the other tests of this process as well.
+    assert!(threads < 600, "{threads} threads");
+    for (_, ears) in &all {
+        assert!(ears.lost.try_recv().is_err());
+    }
 }
 
 #[test]

@@ -192,11 +192,7 @@ fn unreadable(path: &Path, problem: impl ToString) -> ClusterError {
 }
 
 /// The TLS handshake, all of it before the deadline however little is said at a time.
-fn secure(
-    socket: TcpStream,
-    mut connection: Connection,
-    deadline: Instant,
-) -> Result<TlsStream, TlsFailure> {
+fn secure(socket: TcpStream, mut connection: Connection, deadline: Instant) -> Result<TlsStream, TlsFailure> {
     let broken = |error: io::Error| TlsFailure::Broken(super::handshake::text(&error));
     let left = || {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -263,18 +259,20 @@ fn refuses_certificate(alert: AlertDescription) -> bool {
             | Alert::UnknownCA
             | Alert::AccessDenied
             | Alert::CertificateRequired
+            | Alert::DecryptError
     )
 }
 
 /// An error of TLS in words that say what to do; of the other end, "it".
 fn describe(error: &Error) -> String {
     match error {
-        Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+        // Another CA of the same name shows as a wrong signature.
+        Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
             "its certificate is not signed by the CA of cluster.tls.ca".into()
         }
-        Error::InvalidCertificate(
-            CertificateError::Expired | CertificateError::ExpiredContext { .. },
-        ) => "its certificate has expired".into(),
+        Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
+            "its certificate has expired".into()
+        }
         Error::InvalidCertificate(
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
         ) => "its certificate is not valid yet, by the clock of this host".into(),

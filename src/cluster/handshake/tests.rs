@@ -1,4 +1,4 @@
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::thread;
 
 use super::*;
@@ -15,10 +15,10 @@ fn plan(process: usize) -> ClusterPlan {
     }
 }
 
-fn pair() -> (TcpStream, TcpStream) {
+fn pair() -> (PeerStream, PeerStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let caller = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    (caller, listener.accept().unwrap().0)
+    (PeerStream::Plain(caller), PeerStream::Plain(listener.accept().unwrap().0))
 }
 
 fn soon() -> Instant {
@@ -63,7 +63,6 @@ fn who_differs_hears_in_what() {
         (ClusterPlan { agreement: BTreeMap::new(), ..of.clone() }, "results.formula = nothing"),
         (ClusterPlan { topology: Topology { workers: 3, ..of.topology }, ..of.clone() }, "--workers"),
         (ClusterPlan { topology: Topology { processes: 2, ..of.topology }, ..of.clone() }, "--processes"),
-        (ClusterPlan { secret: b"other".to_vec(), ..of.clone() }, "cluster secret"),
     ] {
         let (called, answered) = meet(caller, Verdict::Welcome);
         let Err(Failure::Refused(why)) = called else { panic!("{called:?}") };
@@ -72,18 +71,173 @@ fn who_differs_hears_in_what() {
     }
 }
 
+/// A caller that says what a test wants it to say, against an honest process 0 that is given back.
+struct Impostor {
+    stream: PeerStream,
+    listener: thread::JoinHandle<Result<Caller, String>>,
+}
+
+impl Impostor {
+    fn new() -> Impostor {
+        let (stream, mut listening) = pair();
+        let answer = move || answer(&mut listening, &plan(0), &AtomicBool::new(false), soon());
+        Impostor { stream, listener: thread::spawn(answer) }
+    }
+
+    fn talk(&mut self) -> Talk<'_> {
+        Talk { stream: &mut self.stream, deadline: soon() }
+    }
+
+    /// All that the listener still says.
+    fn rest(mut self) -> (String, Result<Caller, String>) {
+        let mut rest = Vec::new();
+        let _ = self.stream.socket().shutdown(std::net::Shutdown::Write);
+        let _ = self.stream.read_to_end(&mut rest);
+        (String::from_utf8(rest).unwrap(), self.listener.join().unwrap())
+    }
+}
+
+fn hello() -> Hello {
+    Hello::new(&plan(1), Purpose::Link, 0).unwrap()
+}
+
 #[test]
 fn another_version_is_refused_by_name() {
-    let (mut calling, mut listening) = pair();
-    let listener = thread::spawn(move || answer(&mut listening, &plan(0), &AtomicBool::new(false), soon()));
-    let mut talk = Talk { socket: &mut calling, deadline: soon() };
-    let hello = Hello { version: "0.0.0".into(), ..Hello::new(&plan(1), Purpose::Link).unwrap() };
-    let said = talk.say(&hello).unwrap();
+    let mut impostor = Impostor::new();
+    let mut talk = impostor.talk();
+    let said = talk.say(&Hello { version: "0.0.0".into(), ..hello() }).unwrap();
     let (Reply::Challenge { nonce, .. }, _) = talk.hear(LINE).unwrap() else { panic!("no challenge") };
-    talk.say(&Proof { proof: prove(b"s3cr3t", &caller_says(&nonce, &said)) }).unwrap();
+    talk.say(&Proof { proof: prove(b"s3cr3t", &proved(Side::Caller, &[], &nonce, &said)) }).unwrap();
+    let (Reply::Proven { .. }, _) = talk.hear(LINE).unwrap() else { panic!("not proven") };
+    talk.say(&plan(1).agreement).unwrap();
     let (Reply::Verdict(Verdict::Refused(why)), _) = talk.hear(LINE).unwrap() else { panic!("not refused") };
     assert!(why.contains("process 1 is version 0.0.0"), "{why}");
-    assert_eq!(listener.join().unwrap(), Err(why));
+    assert_eq!(impostor.listener.join().unwrap(), Err(why));
+}
+
+#[test]
+fn another_protocol_version_is_told_to_use_one_version() {
+    let mut impostor = Impostor::new();
+    impostor.talk().say(&serde_json::json!({"magic": "swelter cluster 1", "anything": [1, 2]})).unwrap();
+    let (said, answered) = impostor.rest();
+    assert!(said.contains("use one version"), "{said}");
+    assert!(answered.is_err());
+    // Others get no answer.
+    let mut impostor = Impostor::new();
+    impostor.talk().say(&serde_json::json!({"magic": "something else"})).unwrap();
+    assert_eq!(impostor.rest().0, "");
+}
+
+/// What could be tried out against guesses of the secret, without asking anybody again.
+#[test]
+fn a_stranger_gets_no_hmac_of_anything() {
+    let mut impostor = Impostor::new();
+    let mut talk = impostor.talk();
+    talk.say(&hello()).unwrap();
+    let (challenge, line) = talk.hear::<serde_json::Value>(LINE).unwrap();
+    let nonce = challenge["challenge"]["nonce"].as_str().unwrap();
+    assert_eq!(nonce.len(), 2 * NONCE_BYTES);
+    assert_eq!(line.len(), format!(r#"{{"challenge":{{"nonce":"{nonce}"}}}}"#).len(), "and nothing else");
+    talk.say(&Proof { proof: "00".repeat(32) }).unwrap();
+    let (said, answered) = impostor.rest();
+    let digits = |text: &&str| text.len() >= 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    assert!(!said.split('"').any(|text| digits(&text)), "{said}");
+    assert!(said.contains("does not know the cluster secret"), "{said}");
+    assert!(answered.is_err());
+}
+
+#[test]
+fn a_recorded_proof_is_not_taken_again() {
+    let mut impostor = Impostor::new();
+    let mut talk = impostor.talk();
+    let said = talk.say(&hello()).unwrap();
+    let (Reply::Challenge { nonce, .. }, _) = talk.hear(LINE).unwrap() else { panic!("no challenge") };
+    let proof = prove(b"s3cr3t", &proved(Side::Caller, &[], &nonce, &said));
+    talk.say(&Proof { proof: proof.clone() }).unwrap();
+    let (Reply::Proven { proof: of_listener }, _) = talk.hear(LINE).unwrap() else { panic!("not proven") };
+    drop(impostor);
+
+    for recorded in [proof, of_listener] {
+        let mut impostor = Impostor::new();
+        impostor.stream.write_all(&[&said[..], b"\n"].concat()).unwrap();
+        let mut talk = impostor.talk();
+        talk.hear::<Reply>(LINE).unwrap();
+        talk.say(&Proof { proof: recorded }).unwrap();
+        let (said, _) = impostor.rest();
+        assert!(said.contains("does not know the cluster secret"), "{said}");
+    }
+}
+
+/// One that listens in the place of a process learns nothing that it could show, and is not believed.
+#[test]
+fn a_listener_must_prove_that_it_knows_the_secret() {
+    for reflects in [true, false] {
+        let (mut calling, mut listening) = pair();
+        let listener = thread::spawn(move || {
+            let mut talk = Talk { stream: &mut listening, deadline: soon() };
+            talk.hear::<Hello>(LINE).unwrap();
+            talk.say(&Reply::Challenge { nonce: nonce().unwrap() }).unwrap();
+            let (Proof { proof }, _) = talk.hear(LINE).unwrap();
+            let proof = if reflects { proof } else { "00".repeat(32) };
+            talk.say(&Reply::Proven { proof }).unwrap();
+            talk.hear::<serde_json::Value>(LINE).err()
+        });
+        let called = call(&mut calling, &plan(1), &Purpose::Link, 0, soon());
+        assert!(matches!(&called, Err(Failure::Unproven(why)) if why.contains("secret")), "{called:?}");
+        drop(calling);
+        assert!(listener.join().unwrap().is_some(), "it hears nothing of the configuration");
+    }
+    // A nonce that could hold something else than a nonce is not proved.
+    let (mut calling, mut listening) = pair();
+    let crafted = Reply::Challenge { nonce: format!("{}\n{{}}", "0".repeat(27)) };
+    Talk { stream: &mut listening, deadline: soon() }.say(&crafted).unwrap();
+    let called = call(&mut calling, &plan(1), &Purpose::Link, 0, soon());
+    assert!(matches!(called, Err(Failure::Unproven(_))), "{called:?}");
+}
+
+#[test]
+fn who_does_not_know_the_secret_is_told_so_and_may_try_again() {
+    let (called, answered) = meet(ClusterPlan { secret: b"other".to_vec(), ..plan(1) }, Verdict::Welcome);
+    assert!(matches!(&called, Err(Failure::Unproven(why)) if why.contains("cluster secret")), "{called:?}");
+    assert!(answered.unwrap_err().contains("process 1 does not know"));
+}
+
+#[test]
+fn who_calls_another_process_than_it_means_is_told_so() {
+    let (mut calling, mut listening) = pair();
+    let listener = thread::spawn(move || answer(&mut listening, &plan(0), &AtomicBool::new(false), soon()));
+    // It is process 0 that is there, so its proof is not that of process 2.
+    let called = call(&mut calling, &plan(1), &Purpose::Link, 2, soon());
+    assert!(matches!(called, Err(Failure::Unproven(_))), "{called:?}");
+    drop((calling, listener));
+
+    let mut impostor = Impostor::new();
+    let mut talk = impostor.talk();
+    let said = talk.say(&Hello { to: 2, ..hello() }).unwrap();
+    let (Reply::Challenge { nonce, .. }, _) = talk.hear(LINE).unwrap() else { panic!("no challenge") };
+    talk.say(&Proof { proof: prove(b"s3cr3t", &proved(Side::Caller, &[], &nonce, &said)) }).unwrap();
+    talk.hear::<Reply>(LINE).unwrap();
+    talk.say(&plan(1).agreement).unwrap();
+    let (said, _) = impostor.rest();
+    assert!(said.contains("calls process 2 at the address of process 0"), "{said}");
+}
+
+#[test]
+fn strangers_of_other_protocols_are_refused_with_a_reason() {
+    for (bytes, expected) in [
+        (&b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"[..], "it does not speak the protocol"),
+        (b"\x16\x03\x01\x02\x00\x01", "it speaks TLS"),
+        (b"\x15\x03\x03\x00\x02\x02\x28", "it speaks TLS"),
+        (b"[[[[[[[[", "the connection was closed"),
+        (b"", "the connection was closed"),
+        (&[b"[".repeat(UNPROVEN_LINE - 1), b"\n".to_vec()].concat(), "it does not speak the protocol"),
+    ] {
+        let mut impostor = Impostor::new();
+        impostor.stream.write_all(bytes).unwrap();
+        let (said, answered) = impostor.rest();
+        assert_eq!(said, "");
+        assert!(answered.as_ref().unwrap_err().contains(expected), "{expected}: {answered:?}");
+    }
 }
 
 #[test]
@@ -92,7 +246,7 @@ fn who_has_proved_nothing_decides_nothing() {
         let (mut calling, mut listening) = pair();
         reply(&mut listening, &said, soon()).unwrap();
         let called = call(&mut calling, &plan(1), &Purpose::Link, 0, soon());
-        let Err(Failure::Broken(why)) = called else { panic!("{called:?}") };
+        let Err(Failure::Unproven(why)) = called else { panic!("{called:?}") };
         assert!(why.contains("has proved nothing"), "{why}");
         assert_eq!(why.contains("\"go away\""), said != Verdict::Welcome, "quoted: {why}");
     }
@@ -125,10 +279,10 @@ fn a_stranger_is_not_listened_to_for_long() {
 #[test]
 fn what_follows_is_left_alone() {
     let (mut calling, mut listening) = pair();
-    let line = serde_json::to_string(&Reply::Proven).unwrap();
+    let line = serde_json::to_string(&Verdict::Welcome).unwrap();
     listening.write_all(format!("{line}\nrest").as_bytes()).unwrap();
-    let (reply, _) = Talk { socket: &mut calling, deadline: soon() }.hear::<Reply>(LINE).unwrap();
-    assert!(matches!(reply, Reply::Proven));
+    let (reply, _) = Talk { stream: &mut calling, deadline: soon() }.hear::<Verdict>(LINE).unwrap();
+    assert_eq!(reply, Verdict::Welcome);
     let mut rest = [0; 4];
     calling.read_exact(&mut rest).unwrap();
     assert_eq!(&rest, b"rest");

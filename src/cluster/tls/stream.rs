@@ -6,6 +6,7 @@
 //! TLS itself has to say (an answer to new keys) leaves with the next write. No lock is taken in the other order, so none waits
 //! for another for ever.
 
+use std::fmt;
 use std::io::{self, BufRead as _, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -71,12 +72,9 @@ impl TlsStream {
         let connection = lock(&self.0.connection);
         let shown = connection.peer_certificates().and_then(<[_]>::first);
         let shown = shown.ok_or(Error::NoCertificatesPresented);
-        shown
-            .and_then(ParsedCertificate::try_from)
-            .map_err(|error| describe(&error))
-            .and_then(|shown| {
-                verify_server_name(&shown, &server_name(host)?).map_err(|error| describe(&error))
-            })
+        shown.and_then(ParsedCertificate::try_from).map_err(|error| describe(&error)).and_then(|shown| {
+            verify_server_name(&shown, &server_name(host)?).map_err(|error| describe(&error))
+        })
     }
 
     /// See [`PeerStream::peek`](super::super::stream::PeerStream).
@@ -154,6 +152,12 @@ impl TlsStream {
     pub fn refresh_keys(&self) -> io::Result<()> {
         self.send(|connection| connection.refresh_traffic_keys().map(|()| 0).map_err(io::Error::other))
             .map(drop)
+    }
+}
+
+impl fmt::Debug for TlsStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("TlsStream").field(&self.0.socket).finish()
     }
 }
 

@@ -9,7 +9,7 @@ mod faults;
 mod feeder;
 mod follower;
 mod plan;
-mod proxy;
+pub mod proxy;
 mod report;
 
 use std::io::Write as _;

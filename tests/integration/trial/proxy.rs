@@ -1,4 +1,4 @@
-//! A TCP proxy that can cut off what goes through it.
+//! A TCP proxy that can cut off what goes through it, or keep a copy.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -16,9 +16,14 @@ const ENDED: u8 = 3;
 
 const TICK: Duration = Duration::from_millis(10);
 
+/// What has gone one way through a connection.
+type Record = Arc<Mutex<Vec<u8>>>;
+
 #[derive(Default)]
 struct Shared {
     state: AtomicU8,
+    /// Both ways of every connection, where a copy is kept.
+    records: Option<Mutex<Vec<Record>>>,
     /// Both ends of every connection.
     streams: Mutex<Vec<TcpStream>>,
 }
@@ -45,10 +50,25 @@ pub struct Proxy {
 impl Proxy {
     /// To a port of this host, where nobody has to listen yet.
     pub fn to(target: u16) -> Proxy {
+        Proxy::start(target, Shared::default())
+    }
+
+    /// One that keeps all that goes through it.
+    pub fn recording(target: u16) -> Proxy {
+        Proxy::start(target, Shared { records: Some(Mutex::default()), ..Shared::default() })
+    }
+
+    /// By connection and way.
+    pub fn records(&self) -> Vec<Vec<u8>> {
+        let records = self.shared.records.as_ref().unwrap().lock().unwrap();
+        records.iter().map(|record| record.lock().unwrap().clone()).collect()
+    }
+
+    fn start(target: u16, shared: Shared) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(shared);
         let of_acceptor = Arc::clone(&shared);
         let acceptor = Some(thread::spawn(move || accept(&listener, target, &of_acceptor)));
         Proxy { port, shared, acceptor }
@@ -110,13 +130,18 @@ fn join(from: &TcpStream, to: &TcpStream, shared: &Arc<Shared>) -> std::io::Resu
     }
     for (from, to) in [(from, to), (to, from)] {
         let (from, to, shared) = (from.try_clone()?, to.try_clone()?, Arc::clone(shared));
-        thread::spawn(move || pump(from, to, &shared));
+        let record = shared.records.as_ref().map(|records| {
+            let record = Record::default();
+            records.lock().unwrap().push(Arc::clone(&record));
+            record
+        });
+        thread::spawn(move || pump(from, to, &shared, record.as_ref()));
     }
     Ok(())
 }
 
 /// Until its source ends.
-fn pump(mut from: TcpStream, mut to: TcpStream, shared: &Shared) {
+fn pump(mut from: TcpStream, mut to: TcpStream, shared: &Shared, record: Option<&Record>) {
     let mut buffer = [0; 16 * 1024];
     let wait = || {
         while shared.state() == STALLED {
@@ -129,6 +154,9 @@ fn pump(mut from: TcpStream, mut to: TcpStream, shared: &Shared) {
             // The other direction goes on.
             Ok(0) => return drop(to.shutdown(Shutdown::Write)),
             Ok(length) => {
+                if let Some(record) = record {
+                    record.lock().unwrap().extend_from_slice(&buffer[..length]);
+                }
                 wait();
                 if to.write_all(&buffer[..length]).is_err() {
                     break;

@@ -1,0 +1,293 @@
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::thread;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
+use tempfile::TempDir;
+use timely::communication::allocator::zero_copy::stream::Stream as _;
+
+use super::super::stream::PeerStream;
+use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A CA that signs certificates of processes.
+struct Authority {
+    folder: TempDir,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Authority {
+        Authority::called("swelter")
+    }
+
+    fn called(name: &str) -> Authority {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("ca.pem"), issuer.pem()).unwrap();
+        Authority { folder, issuer }
+    }
+
+    fn ca(&self) -> PathBuf {
+        self.folder.path().join("ca.pem")
+    }
+
+    fn plan(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> ClusterTlsPlan {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let path = |kind: &str| self.folder.path().join(format!("{name}.{kind}").replace('*', "any"));
+        std::fs::write(path("pem"), certificate.pem()).unwrap();
+        std::fs::write(path("key"), key.serialize_pem()).unwrap();
+        ClusterTlsPlan { certificate: path("pem"), key: path("key"), ca: self.ca() }
+    }
+
+    fn tls(&self, name: &str) -> PeerTls {
+        PeerTls::load(&self.plan(name, |_| ())).unwrap()
+    }
+}
+
+/// One that does not look at its own certificate first.
+fn careless(plan: &ClusterTlsPlan) -> PeerTls {
+    Identity::read(plan).unwrap().configure().unwrap()
+}
+
+fn soon() -> Instant {
+    Instant::now() + PATIENCE
+}
+
+fn sockets() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let caller = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    (caller, listener.accept().unwrap().0)
+}
+
+type Met = (Result<TlsStream, TlsFailure>, Result<TlsStream, TlsFailure>);
+
+/// Has one call another, which must be at `host`.
+fn meet(caller: PeerTls, listener: PeerTls, host: &'static str) -> Met {
+    let (calling, listening) = sockets();
+    let calling = thread::spawn(move || caller.connect(calling, host, soon()));
+    let listening = listener.accept(listening, soon());
+    (calling.join().unwrap(), listening)
+}
+
+fn met(authority: &Authority) -> (TlsStream, TlsStream) {
+    let tls = authority.tls("127.0.0.1");
+    let (caller, listener) = meet(tls.clone(), tls, "127.0.0.1");
+    let (caller, listener) = (caller.map_err(TlsFailure::into_text), listener.map_err(TlsFailure::into_text));
+    let streams = (caller.unwrap(), listener.unwrap());
+    for stream in [&streams.0, &streams.1] {
+        stream.socket().set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.socket().set_write_timeout(Some(PATIENCE)).unwrap();
+    }
+    streams
+}
+
+/// Bytes that are not the same anywhere near.
+fn bytes(seed: u64, count: usize) -> Vec<u8> {
+    let mut state = seed;
+    let next = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) as u8
+    };
+    std::iter::repeat_with(next).take(count).collect()
+}
+
+#[test]
+fn tls_stream_carries_both_directions_at_once_and_takes_new_keys() {
+    const SIZE: usize = 3 << 20;
+    let (caller, listener) = met(&Authority::new());
+    let mut all = Vec::new();
+    for (stream, seed, others) in [(caller, 1, 2), (listener, 2, 1)] {
+        let (mut writer, mut reader) = (stream.clone(), stream);
+        all.push(thread::spawn(move || {
+            for (at, piece) in bytes(seed, SIZE).chunks(7_777).enumerate() {
+                if at % 100 == 50 {
+                    writer.refresh_keys().unwrap();
+                }
+                io::Write::write_all(&mut writer, piece).unwrap();
+            }
+            writer.shutdown(Shutdown::Write).unwrap();
+        }));
+        all.push(thread::spawn(move || {
+            let mut heard = Vec::new();
+            // It ends in order, or this is an error.
+            io::Read::read_to_end(&mut reader, &mut heard).unwrap();
+            assert!(heard == bytes(others, SIZE), "{} bytes", heard.len());
+        }));
+    }
+    all.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+#[test]
+fn tls_stream_that_is_cut_off_is_no_orderly_end() {
+    let authority = Authority::new();
+    let mut buffer = [0; 10];
+    let (caller, mut listener) = met(&authority);
+    io::Write::write_all(&mut listener.clone(), b"x").unwrap();
+    let mut reader = caller.clone();
+    io::Read::read_exact(&mut reader, &mut buffer[..1]).unwrap();
+    let waits = thread::spawn(move || io::Read::read(&mut reader, &mut [0; 10]).unwrap_err().kind());
+    // As the kernel does when a process is killed.
+    listener.socket().shutdown(Shutdown::Both).unwrap();
+    assert_eq!(waits.join().unwrap(), io::ErrorKind::UnexpectedEof);
+    assert!(io::Read::read(&mut listener, &mut buffer).is_err());
+
+    // Somebody on the way who changes a bit, or says something of his own.
+    let (mut caller, listener) = met(&authority);
+    io::Write::write_all(
+        &mut &*listener.socket(),
+        &[0x17, 3, 3, 0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+    )
+    .unwrap();
+    assert_eq!(io::Read::read(&mut caller, &mut buffer).unwrap_err().kind(), io::ErrorKind::InvalidData);
+}
+
+#[test]
+fn tls_stream_peek_leaves_what_it_gives() {
+    let (caller, listener) = met(&Authority::new());
+    let (mut caller, mut listener) = (PeerStream::Tls(caller), PeerStream::Tls(listener));
+    io::Write::write_all(&mut caller, b"line\nrest").unwrap();
+    let mut buffer = [0; 20];
+    for _ in 0..2 {
+        assert_eq!(listener.peek(&mut buffer).unwrap(), 9);
+    }
+    io::Read::read_exact(&mut listener, &mut buffer[..5]).unwrap();
+    assert_eq!(listener.peek(&mut buffer[5..]).unwrap(), 4);
+    assert_eq!(&buffer[..9], b"line\nrest");
+    caller.shutdown(Shutdown::Write).unwrap();
+    io::Read::read_exact(&mut listener, &mut buffer[..4]).unwrap();
+    assert_eq!(listener.peek(&mut buffer).unwrap(), 0);
+    let bindings = [&caller, &listener].map(|stream| stream.channel_binding().unwrap());
+    assert!(bindings[0] == bindings[1] && bindings[0].len() == 32);
+}
+
+#[test]
+fn tls_peers_of_other_authorities_and_hosts_are_refused_by_both_ends() {
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let own = ours.tls("127.0.0.1");
+    let why = |failure: Result<TlsStream, TlsFailure>| failure.map(drop).unwrap_err().into_text();
+
+    // Also one that has another name than ours.
+    for theirs in [&theirs, &Authority::called("other")] {
+        let (caller, _) = meet(own.clone(), theirs.tls("127.0.0.1"), "127.0.0.1");
+        assert!(why(caller).contains("not signed by the CA of cluster.tls.ca"));
+    }
+    let (caller, _) = meet(own.clone(), ours.tls("example.org"), "127.0.0.1");
+    assert!(why(caller).contains("not for the host"));
+    for host in ["a.example.org", "127.0.0.1"] {
+        let (caller, listener) = meet(own.clone(), ours.tls("*.example.org"), host);
+        assert_eq!(caller.is_ok(), host.starts_with('a'), "{host}");
+        // Which process calls is not known yet here.
+        drop(listener);
+    }
+    // With the right CA but a certificate of another one, which its own start would refuse.
+    let mixed = ClusterTlsPlan { ca: ours.ca(), ..theirs.plan("127.0.0.1", |_| ()) };
+    assert!(PeerTls::load(&mixed).map(drop).unwrap_err().to_string().contains("not signed by the CA"));
+    let (caller, listener) = meet(careless(&mixed), own.clone(), "127.0.0.1");
+    assert!(why(listener).contains("not signed by the CA of cluster.tls.ca"));
+    let heard = io::Read::read(&mut caller.unwrap(), &mut [0; 10]).unwrap_err();
+    let error: &Error = heard.get_ref().unwrap().downcast_ref().unwrap();
+    let TlsFailure::Refused(heard) = failure(error) else { panic!("{error:?}") };
+    assert!(heard.contains("does not take the certificate of this process"), "{heard}");
+
+    let (caller, listener) = meet(own.clone(), own, "127.0.0.1");
+    let (caller, listener) = (caller.unwrap(), listener.unwrap());
+    for stream in [&caller, &listener] {
+        assert_eq!(stream.check_host("127.0.0.1"), Ok(()));
+        assert!(stream.check_host("127.0.0.2").unwrap_err().contains("not for the host"));
+    }
+}
+
+#[test]
+fn tls_certificate_that_is_not_valid_now_is_refused_by_its_own_start_and_by_others() {
+    let authority = Authority::new();
+    let own = authority.tls("localhost");
+    type Change = fn(&mut CertificateParams);
+    let expired: Change = |params| {
+        params.not_before = date_time_ymd(2001, 1, 1);
+        params.not_after = date_time_ymd(2001, 2, 1);
+    };
+    let early: Change = |params| params.not_before = date_time_ymd(3001, 1, 1);
+    let one_way: Change =
+        |params| params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+    for (change, expected) in
+        [(expired, "has expired"), (early, "is not valid yet"), (one_way, "certificate is not taken")]
+    {
+        let plan = authority.plan("127.0.0.1", change);
+        let loaded = PeerTls::load(&plan).map(drop).unwrap_err().to_string();
+        assert!(loaded.starts_with("cluster.tls: ") && loaded.contains(expected), "{loaded}");
+        let (_, listener) = meet(careless(&plan), own.clone(), "localhost");
+        let Err(TlsFailure::Broken(why)) = listener.map(drop) else { panic!("it is taken") };
+        assert!(why.contains(expected), "{why}");
+    }
+}
+
+#[test]
+fn tls_files_that_cannot_be_used_are_named() {
+    let authority = Authority::new();
+    let plan = authority.plan("127.0.0.1", |_| ());
+    let empty = authority.folder.path().join("empty");
+    std::fs::write(&empty, "nothing").unwrap();
+    let other = authority.plan("other", |_| ()).key;
+    for (plan, named) in [
+        (ClusterTlsPlan { certificate: empty.clone(), ..plan.clone() }, "empty"),
+        (ClusterTlsPlan { key: empty.clone(), ..plan.clone() }, "empty"),
+        (ClusterTlsPlan { ca: empty, ..plan.clone() }, "empty"),
+        (ClusterTlsPlan { ca: PathBuf::from("/no/such/file"), ..plan.clone() }, "/no/such/file"),
+        (ClusterTlsPlan { key: other, ..plan }, "127.0.0.1.pem"),
+    ] {
+        let error = PeerTls::load(&plan).map(drop).unwrap_err().to_string();
+        assert!(error.starts_with("cluster.tls: ") && error.contains(named), "{named}: {error}");
+    }
+}
+
+#[test]
+fn tls_handshake_is_bounded_however_little_is_said_at_a_time() {
+    let authority = Authority::new();
+    let tls = authority.tls("127.0.0.1");
+    let limit = Duration::from_millis(300);
+    for calls in [true, false] {
+        let (one, mut other) = sockets();
+        // The head of a record that never comes, a byte at a time.
+        let dribble = thread::spawn(move || {
+            let mut bytes = [0x16, 3, 1, 0x3F, 0xFF].into_iter().chain(std::iter::repeat(1));
+            while bytes.next().is_some_and(|byte| io::Write::write_all(&mut other, &[byte]).is_ok()) {
+                thread::sleep(Duration::from_millis(10));
+            }
+        });
+        let began = Instant::now();
+        let made = match calls {
+            true => tls.connect(one, "127.0.0.1", began + limit),
+            false => tls.accept(one, began + limit),
+        };
+        let Err(TlsFailure::Broken(why)) = made.map(drop) else { panic!("it is done") };
+        assert!(began.elapsed() < limit * 10, "{:?}: {why}", began.elapsed());
+        dribble.join().unwrap();
+    }
+}
+
+#[test]
+fn tls_listener_refuses_plain_text_with_a_reason() {
+    let tls = Authority::new().tls("127.0.0.1");
+    for said in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"{\"magic\":\"swelter cluster 2\"}\n"] {
+        let (mut caller, listener) = sockets();
+        io::Write::write_all(&mut caller, said).unwrap();
+        let waits = thread::spawn(move || {
+            let mut heard = Vec::new();
+            io::Read::read_to_end(&mut caller, &mut heard).map(|_| heard)
+        });
+        let Err(TlsFailure::Broken(why)) = tls.accept(listener, soon()).map(drop) else {
+            panic!("it is taken")
+        };
+        assert!(why.contains("does not speak TLS"), "{why}");
+        // An alert, by which a process without TLS sees what is missing.
+        assert_eq!(waits.join().unwrap().unwrap()[..2], [0x15, 3]);
+    }
+}

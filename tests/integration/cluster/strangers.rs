@@ -1,0 +1,131 @@
+//! Those who call the port of a cluster and are not of it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use super::*;
+
+/// Calls a port as fast as it can until it is dropped, from several threads that each say something else.
+pub(super) struct Flood {
+    ended: Arc<AtomicBool>,
+    calls: Arc<AtomicU64>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Flood {
+    pub fn of(port: u16) -> Flood {
+        let (ended, calls) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let said: [&[u8]; 4] =
+            [b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00", &[b'x'; 5000]];
+        let call = |said: &'static [u8]| {
+            let (ended, calls) = (Arc::clone(&ended), Arc::clone(&calls));
+            thread::spawn(move || {
+                let address = ([127, 0, 0, 1], port).into();
+                let mut held = VecDeque::new();
+                while !ended.load(Ordering::Relaxed) {
+                    let Ok(mut socket) = TcpStream::connect_timeout(&address, Duration::from_millis(300))
+                    else {
+                        thread::sleep(Duration::from_millis(1));
+                        continue;
+                    };
+                    calls.fetch_add(1, Ordering::Relaxed);
+                    let _ = socket.write_all(said);
+                    held.push_back(socket);
+                    // They are kept open.
+                    if held.len() > 50 {
+                        held.pop_front();
+                    }
+                }
+            })
+        };
+        let threads = said.map(call).into();
+        Flood { ended, calls, threads }
+    }
+
+    pub fn wait_for_calls(&self, count: u64) {
+        let before = self.calls.load(Ordering::Relaxed);
+        wait_for("the flood", || (self.calls.load(Ordering::Relaxed) >= before + count).then_some(()));
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        self.threads.drain(..).for_each(|thread| drop(thread.join()));
+    }
+}
+
+fn status(pid: u32, field: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+    line.trim_start_matches(':').split_whitespace().next().unwrap().parse().unwrap()
+}
+
+fn lines_of_strangers(program: &Program) -> Vec<String> {
+    let log = program.log();
+    log.lines()
+        .filter(|line| line.contains("to the cluster") && line.contains("refused"))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn cluster_meets_and_serves_while_strangers_flood_its_ports() {
+    let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let ports = [free_port(), free_port()];
+    let hosts = folder.path().join("hosts");
+    std::fs::write(&hosts, format!("127.0.0.1:{}\n127.0.0.1:{}\n", ports[0], ports[1])).unwrap();
+    let of = |process: &'static str| {
+        ["--processes", "2", "--process", process, "--hosts", hosts.to_str().unwrap()]
+    };
+    let mut first = Program::start(data.path(), CONFIG, &of("0"), Some("s3cr3t"));
+    wait_for("its port", || TcpStream::connect(("127.0.0.1", ports[0])).ok());
+    let resident = status(first.child.id(), "VmRSS");
+    let floods = [Flood::of(ports[0]), Flood::of(ports[1])];
+    floods[0].wait_for_calls(500);
+    let mut second = Program::start(data.path(), CONFIG, &of("1"), Some("s3cr3t"));
+    let addresses = [first.addresses(1), second.addresses(1)].concat();
+    post_some(&addresses, 0);
+    said_by_all(&addresses, 2);
+    floods[0].wait_for_calls(500);
+    let threads = [&first, &second].map(|program| status(program.child.id(), "Threads"));
+    let grown = status(first.child.id(), "VmRSS").saturating_sub(resident) / 1024;
+    drop(floods);
+    assert!(threads.iter().all(|threads| *threads < 200), "{threads:?} threads");
+    assert!(grown < 200, "{grown} MiB more");
+    // At most one a minute, with a count.
+    for program in [&first, &second] {
+        let lines = lines_of_strangers(program);
+        assert!(lines.len() <= 2, "{lines:#?}");
+    }
+    assert_eq!(lines_of_strangers(&first)[0].matches("refused:").count(), 1);
+    signal("-TERM", second.child.id());
+    assert_eq!((first.end().code(), second.end().code()), (Some(0), Some(0)), "{}", second.log());
+}
+
+#[test]
+fn cluster_secret_that_can_be_guessed_does_not_start_between_hosts() {
+    let folder = tempfile::tempdir().unwrap();
+    let hosts = folder.path().join("hosts");
+    std::fs::write(&hosts, "127.0.0.1:1\n192.0.2.1:1\n").unwrap();
+    let made = Command::new(env!("CARGO_BIN_EXE_swelter")).args(["cluster", "secret"]).output().unwrap();
+    assert!(made.status.success());
+    let made = String::from_utf8(made.stdout).unwrap();
+    assert_eq!(made.lines().count(), 1, "{made}");
+    let arguments = ["--processes", "2", "--process", "0", "--hosts", hosts.to_str().unwrap()];
+    for secret in [None, Some("s3cr3t"), Some("correct horse battery staple")] {
+        let mut weak = Program::start(folder.path(), "", &arguments, secret);
+        assert_eq!(weak.end().code(), Some(2));
+        let log = weak.log();
+        assert!(log.contains("run `swelter cluster secret`"), "{log}");
+        assert!(secret.is_none_or(|secret| !log.contains(secret)), "{log}");
+    }
+    let config = "[cluster]\nconnect_time = \"1s\"\n";
+    let mut strong = Program::start(&folder.path().join("data"), config, &arguments, Some(&made));
+    assert_eq!(strong.end().code(), Some(1));
+    let log = strong.log();
+    assert!(log.contains("process 1 of 2 has not come within 1 s"), "{log}");
+    assert_eq!(log.matches("there is no cluster.tls").count(), 1, "warned of once: {log}");
+}

@@ -1,0 +1,233 @@
+//! Processes that speak TLS to each other, with certificates of a CA of the test.
+
+use std::path::PathBuf;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
+
+use super::strangers::Flood;
+use super::*;
+use crate::trial::proxy::Proxy;
+
+struct Authority {
+    folder: TempDir,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new(name: &str) -> Authority {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("ca.pem"), issuer.pem()).unwrap();
+        Authority { folder, issuer }
+    }
+
+    fn ca(&self) -> PathBuf {
+        self.folder.path().join("ca.pem")
+    }
+
+    /// A certificate, and a configuration that has it and trusts `ca`.
+    fn config(&self, name: &str, ca: &Path, change: impl FnOnce(&mut CertificateParams)) -> String {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let path = |kind: &str| self.folder.path().join(format!("{name}.{kind}"));
+        std::fs::write(path("pem"), certificate.pem()).unwrap();
+        std::fs::write(path("key"), key.serialize_pem()).unwrap();
+        tls_config(&path("pem"), &path("key"), ca)
+    }
+
+    /// As it should be.
+    fn right(&self) -> String {
+        self.config("127.0.0.1", &self.ca(), |_| ())
+    }
+}
+
+fn tls_config(certificate: &Path, key: &Path, ca: &Path) -> String {
+    format!("{CONFIG}[cluster.tls]\ncertificate = {certificate:?}\nkey = {key:?}\nca = {ca:?}\n")
+}
+
+#[test]
+fn cluster_with_tls_has_the_results_of_one_without() {
+    let authority = Authority::new("ours");
+    for (processes, workers) in [(2, "1"), (2, "2"), (3, "1")] {
+        let said = [CONFIG.to_owned(), authority.right()].map(|config| {
+            let (data, count) = (tempfile::tempdir().unwrap(), processes.to_string());
+            let arguments = ["--processes", &count, "--workers", workers];
+            let mut program = Program::start(data.path(), &config, &arguments, None);
+            let addresses = program.addresses(processes);
+            for minute in 0..5 {
+                post_some(&addresses, minute);
+            }
+            let said = said_by_all(&addresses, 5 * processes);
+            program.terminate();
+            said
+        });
+        assert_eq!(said[0], said[1], "{processes} processes of {workers} workers");
+    }
+}
+
+/// Process 1 calls process 0 through a proxy, for its link and for the dataflow.
+#[test]
+fn cluster_tls_leaves_no_plain_text_on_either_link() {
+    let authority = Authority::new("ours");
+    for (config, is_plain) in [(CONFIG.to_owned(), true), (authority.right(), false)] {
+        let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let ports = [free_port(), free_port()];
+        let proxy = Proxy::recording(ports[0]);
+        let start = |process: usize, first: u16| {
+            let hosts = folder.path().join(format!("hosts-{process}"));
+            std::fs::write(&hosts, format!("127.0.0.1:{first}\n127.0.0.1:{}\n", ports[1])).unwrap();
+            let process = process.to_string();
+            let arguments = ["--processes", "2", "--process", &process, "--hosts", hosts.to_str().unwrap()];
+            Program::start(data.path(), &config, &arguments, Some("s3cr3t"))
+        };
+        let (mut first, mut second) = (start(0, ports[0]), start(1, proxy.port));
+        let addresses = [first.addresses(1), second.addresses(1)].concat();
+        post_some(&addresses, 0);
+        said_by_all(&addresses, 2);
+        let records = proxy.records();
+        let has =
+            |record: &Vec<u8>, text: &str| record.windows(text.len()).any(|part| part == text.as_bytes());
+        // Two ways a connection; one that has only said who it is has no cities.
+        let with_cities = records.chunks(2).filter(|ways| ways.iter().any(|way| has(way, "city 7"))).count();
+        let with_hello = records.iter().filter(|way| has(way, "swelter cluster")).count();
+        let busy = records.chunks(2).filter(|ways| ways.iter().map(Vec::len).sum::<usize>() > 2_000).count();
+        assert!(busy >= 2, "both links: {:?}", records.iter().map(Vec::len).collect::<Vec<_>>());
+        assert_eq!((with_cities >= 2, with_hello >= 2), (is_plain, is_plain), "{with_cities} {with_hello}");
+        signal("-TERM", first.child.id());
+        assert_eq!((first.end().code(), second.end().code()), (Some(0), Some(0)), "{}", second.log());
+    }
+}
+
+#[test]
+fn cluster_tls_refuses_other_certificates_and_plain_text() {
+    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+    let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let ports = [free_port(), free_port()];
+    let hosts = folder.path().join("hosts");
+    std::fs::write(&hosts, format!("127.0.0.1:{}\n127.0.0.1:{}\n", ports[0], ports[1])).unwrap();
+    let of = |process: &'static str| {
+        ["--processes", "2", "--process", process, "--hosts", hosts.to_str().unwrap()]
+    };
+    let mut first = Program::start(data.path(), &ours.right(), &of("0"), Some("s3cr3t"));
+    let mut plain = wait_for("its port", || TcpStream::connect(("127.0.0.1", ports[0])).ok());
+    plain.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    let expired = |params: &mut CertificateParams| {
+        params.not_before = date_time_ymd(2001, 1, 1);
+        params.not_after = date_time_ymd(2001, 2, 1);
+    };
+    for (config, expected) in [
+        (theirs.right(), "its certificate is not signed by the CA of cluster.tls.ca"),
+        (theirs.config("127.0.0.1", &ours.ca(), |_| ()), "not signed by the CA of cluster.tls.ca"),
+        (ours.config("127.0.0.1", &ours.ca(), expired), "its certificate has expired"),
+        (ours.config("example.org", &ours.ca(), |_| ()), "its certificate is not for the host"),
+        (CONFIG.to_owned(), "it speaks TLS, and this process has no cluster.tls"),
+    ] {
+        let config = config.replace("20s", "2s");
+        let mut refused = Program::start(data.path(), &config, &of("1"), Some("s3cr3t"));
+        assert_eq!(refused.end().code(), Some(1));
+        let log = refused.log();
+        assert!(log.lines().last().unwrap().contains(expected), "{expected}: {log}");
+    }
+    // What the certificate of another host was good for: its name was not that of process 1. The plain ones were strangers.
+    let log = first.log();
+    assert!(log.contains("process 1 is at 127.0.0.1 by cluster.hosts of process 0"), "{log}");
+    assert!(log.contains("it does not speak TLS, and this process has cluster.tls"), "{log}");
+    let mut second = Program::start(data.path(), &ours.right(), &of("1"), Some("s3cr3t"));
+    let addresses = [first.addresses(1), second.addresses(1)].concat();
+    post_some(&addresses, 0);
+    said_by_all(&addresses, 2);
+    signal("-TERM", second.child.id());
+    assert_eq!((first.end().code(), second.end().code()), (Some(0), Some(0)), "{}", second.log());
+}
+
+#[test]
+fn cluster_tls_caller_of_a_plain_listener_is_told_what_is_missing() {
+    let authority = Authority::new("ours");
+    let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let hosts = folder.path().join("hosts");
+    std::fs::write(&hosts, format!("127.0.0.1:{}\n127.0.0.1:{}\n", free_port(), free_port())).unwrap();
+    let of = |process: &'static str| {
+        ["--processes", "2", "--process", process, "--hosts", hosts.to_str().unwrap()]
+    };
+    let short = |config: &str| config.replace("20s", "3s");
+    let mut first = Program::start(data.path(), &short(CONFIG), &of("0"), None);
+    let mut second = Program::start(data.path(), &short(&authority.right()), &of("1"), None);
+    assert_eq!((first.end().code(), second.end().code()), (Some(1), Some(1)));
+    assert!(first.log().contains("it speaks TLS, and this process has no cluster.tls"), "{}", first.log());
+    let log = second.log();
+    assert!(log.lines().last().unwrap().contains("in the TLS handshake"), "{log}");
+}
+
+#[test]
+fn cluster_tls_peer_that_is_lost_ends_all_soon() {
+    let authority = Authority::new("ours");
+    for (lost, how, expected) in
+        [(0, "-KILL", "it is gone"), (1, "-KILL", "it is gone"), (1, "-STOP", "no sign of life")]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let config = authority.right().replace("connect_time", "peer_timeout = \"2s\"\nconnect_time");
+        let mut both = two_by_hosts(folder.path(), &config);
+        both.iter().for_each(|one| drop(one.addresses(1)));
+        signal(how, both[lost].child.id());
+        let began = Instant::now();
+        let other = &mut both[1 - lost];
+        assert_eq!(other.end().code(), Some(1), "{}", other.log());
+        assert!(began.elapsed() < Duration::from_secs(6), "it took {:?}", began.elapsed());
+        assert!(other.log().contains(expected), "{expected}: {}", other.log());
+    }
+}
+
+#[test]
+fn cluster_tls_meets_beside_stalled_handshakes_and_ends_them() {
+    let authority = Authority::new("ours");
+    let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let ports = [free_port(), free_port()];
+    let hosts = folder.path().join("hosts");
+    std::fs::write(&hosts, format!("127.0.0.1:{}\n127.0.0.1:{}\n", ports[0], ports[1])).unwrap();
+    let of = |process: &'static str| {
+        ["--processes", "2", "--process", process, "--hosts", hosts.to_str().unwrap()]
+    };
+    let mut first = Program::start(data.path(), &authority.right(), &of("0"), None);
+    let mut stalled = wait_for("its port", || TcpStream::connect(("127.0.0.1", ports[0])).ok());
+    // The head of a hello whose rest does not come.
+    stalled.write_all(&[0x16, 3, 1, 2, 0, 1, 0]).unwrap();
+    let began = Instant::now();
+    stalled.set_read_timeout(Some(DEADLINE)).unwrap();
+    while std::io::Read::read(&mut stalled, &mut [0; 100]).unwrap_or(0) > 0 {}
+    assert!(began.elapsed() < Duration::from_secs(10), "it is closed after {:?}", began.elapsed());
+
+    let flood = Flood::of(ports[0]);
+    flood.wait_for_calls(200);
+    let mut second = Program::start(data.path(), &authority.right(), &of("1"), None);
+    let addresses = [first.addresses(1), second.addresses(1)].concat();
+    drop(flood);
+    post_some(&addresses, 0);
+    said_by_all(&addresses, 2);
+    signal("-TERM", second.child.id());
+    assert_eq!((first.end().code(), second.end().code()), (Some(0), Some(0)), "{}", second.log());
+}
+
+/// The commands of docs/cluster.md, as they are written but for the hosts.
+#[test]
+fn cluster_tls_takes_the_certificates_of_the_documented_commands() {
+    let folder = tempfile::tempdir().unwrap();
+    let page =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/cluster.md")).unwrap();
+    let commands = page.split("```sh\n").find(|block| block.contains("openssl req -x509")).unwrap();
+    let commands = commands.split("```").next().unwrap().replace("10.0.0.1 10.0.0.2", "127.0.0.1");
+    let made = Command::new("bash").args(["-euc", &commands]).current_dir(folder.path()).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let path = |name: &str| folder.path().join(name);
+    let config = tls_config(&path("127.0.0.1.pem"), &path("127.0.0.1.key"), &path("ca.pem"));
+    let data = folder.path().join("data");
+    let mut program = Program::start(&data, &config, &["--processes", "2"], None);
+    let addresses = program.addresses(2);
+    post_some(&addresses, 0);
+    said_by_all(&addresses, 2);
+    program.terminate();
+}
