@@ -10,7 +10,7 @@ use clap::Args;
 use super::{Stop, logging};
 use crate::cluster::supervisor::{self, Supervised, SupervisorError, SupervisorPlan};
 use crate::config::layers::Layers;
-use crate::config::{ClusterKeys, Config, Plan, make_cluster_secret};
+use crate::config::{ClusterKeys, Config, ConfigError, ConfigErrors, Plan, make_cluster_secret};
 use crate::pipeline::live::{self, Joining, Stops};
 
 /// Serve the rolling heat index of every city, live
@@ -139,8 +139,12 @@ impl RunArgs {
     }
 }
 
+/// Files that cannot be used are an error of the configuration: a supervisor does not try again.
 fn one_of(plan: &Plan, process: usize, hosts: Vec<String>) -> Result<Joining, Stop> {
-    Joining::one_of(plan, process, hosts).map_err(|error| Stop::Failed(error.to_string()))
+    Joining::one_of(plan, process, hosts).map_err(|error| {
+        let error = ConfigError { key: None, origin: None, problem: error.to_string() };
+        Stop::Config(ConfigErrors(vec![error]))
+    })
 }
 
 /// Starts a cluster on this host, by this program and its arguments.

@@ -224,13 +224,20 @@ fn taken(process: usize) -> String {
 
 fn accept(room: &Arc<Room>, listener: &TcpListener) {
     let (mut guests, mut late_calls) = (Guests::default(), 0);
-    while !room.ended.load(Ordering::Relaxed) {
+    let has_ended = || room.ended.load(Ordering::Relaxed);
+    while !has_ended() {
         room.strangers.catch_up();
         let is_late = matches!(&*room.stage(), Stage::Running { .. });
-        let has_room = guests.make_room() && (!is_late || late_calls < LATE_CALLS);
-        match if has_room { listener.accept() } else { Err(io::ErrorKind::WouldBlock.into()) } {
+        let accepted = match is_late && late_calls >= LATE_CALLS {
+            true => Err(io::ErrorKind::WouldBlock.into()),
+            false => listener.accept(),
+        };
+        match accepted {
             Ok((socket, from)) => {
                 late_calls += 1;
+                while !guests.make_room() && !has_ended() {
+                    thread::sleep(LOOK);
+                }
                 match begin(room, socket, from) {
                     Ok(guest) => guests.add(guest),
                     Err(error) => room.strangers.refuse(Some(from), format!("it is dropped: {error}")),

@@ -73,18 +73,15 @@ fn network(address: IpAddr) -> u128 {
 pub(super) struct Guests(Vec<Arc<Guest>>);
 
 impl Guests {
-    /// Whether there is room for one more; one that has proved nothing is told to go where there is not.
+    /// Whether there is room for the one that comes; one that has proved nothing is told to go where there is not.
     pub fn make_room(&mut self) -> bool {
         self.0.retain(|guest| guest.socket().is_some());
         let staying = self.0.iter().filter(|guest| !guest.leaves.load(Ordering::Relaxed)).count();
-        if staying < MAX_GUESTS {
+        if self.0.len() >= MAX_THREADS || staying < MAX_GUESTS {
             return self.0.len() < MAX_THREADS;
         }
-        if let Some(guest) = self.next_to_go(RandomState::new().hash_one(0)) {
-            guest.tell_to_go();
-            return self.0.len() < MAX_THREADS;
-        }
-        false
+        let next = self.next_to_go(RandomState::new().hash_one(0));
+        next.inspect(|guest| guest.tell_to_go()).is_some()
     }
 
     pub fn add(&mut self, guest: Arc<Guest>) {

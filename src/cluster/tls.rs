@@ -208,9 +208,11 @@ fn secure(socket: TcpStream, mut connection: Connection, deadline: Instant) -> R
         }
         socket.set_read_timeout(Some(left()?)).map_err(broken)?;
         match connection.read_tls(&mut &socket) {
-            Ok(0) => return Err(TlsFailure::Broken("the connection was closed in the TLS handshake".into())),
+            Ok(0) => return Err(closed()),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            // One that does not know what to make of TLS has closed before it has read all.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(closed()),
             Err(error) => return Err(broken(error)),
         }
         if let Err(error) = connection.process_new_packets() {
@@ -218,6 +220,11 @@ fn secure(socket: TcpStream, mut connection: Connection, deadline: Instant) -> R
             return Err(failure(&error));
         }
     }
+}
+
+fn closed() -> TlsFailure {
+    let why = "the connection was closed in the TLS handshake: its log says why; if it has no cluster.tls, give it its own";
+    TlsFailure::Broken(why.into())
 }
 
 /// Tells the other end why, and waits a little until it has heard.

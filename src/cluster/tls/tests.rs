@@ -1,13 +1,18 @@
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::thread;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
 use tempfile::TempDir;
 use timely::communication::allocator::zero_copy::stream::Stream as _;
 
+use super::super::ClusterPlan;
+use super::super::handshake::{self, Purpose, Verdict};
 use super::super::stream::PeerStream;
 use super::*;
+use crate::model::Topology;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -202,6 +207,58 @@ fn tls_peers_of_other_authorities_and_hosts_are_refused_by_both_ends() {
     for stream in [&caller, &listener] {
         assert_eq!(stream.check_host("127.0.0.1"), Ok(()));
         assert!(stream.check_host("127.0.0.2").unwrap_err().contains("not for the host"));
+    }
+}
+
+/// One that has a certificate of the cluster, and not the secret, between two that have both.
+#[test]
+fn tls_peer_without_the_secret_cannot_pass_on_what_others_say() {
+    let authority = Authority::new();
+    let tls = authority.tls("127.0.0.1");
+    let plan = |process| ClusterPlan {
+        topology: Topology { processes: 2, process, workers: 1 },
+        hosts: vec!["127.0.0.1:1".into(), "127.0.0.1:2".into()],
+        secret: b"s3cr3t".to_vec(),
+        tls: Some(tls.clone()),
+        connect_time: PATIENCE,
+        peer_timeout: PATIENCE,
+        agreement: BTreeMap::new(),
+    };
+    for is_relayed in [false, true] {
+        let ((caller, near), (far, listener)) = if is_relayed {
+            let ((caller, near), (far, listener)) = (met(&authority), met(&authority));
+            ((caller, Some(near)), (Some(far), listener))
+        } else {
+            let (caller, listener) = met(&authority);
+            ((caller, None), (None, listener))
+        };
+        let answering = plan(0);
+        let answer = thread::spawn(move || {
+            let (mut stream, proven) = (PeerStream::Tls(listener), AtomicBool::new(false));
+            let caller = handshake::answer(&mut stream, &answering, &proven, soon())?;
+            handshake::reply(&mut stream, &Verdict::Welcome, soon())?;
+            Ok::<_, String>(caller)
+        });
+        if let (Some(near), Some(far)) = (near, far) {
+            for (mut from, mut to) in [(near.clone(), far.clone()), (far, near)] {
+                thread::spawn(move || {
+                    let mut piece = [0; 4096];
+                    while let Ok(length @ 1..) = io::Read::read(&mut from, &mut piece) {
+                        let _ = io::Write::write_all(&mut to, &piece[..length]);
+                    }
+                    let _ = to.shutdown(Shutdown::Both);
+                });
+            }
+        }
+        let mut stream = PeerStream::Tls(caller);
+        let called = handshake::call(&mut stream, &plan(1), &Purpose::Link, 0, soon());
+        drop(stream);
+        assert_eq!(called.is_ok(), !is_relayed, "{called:?}");
+        let answered = answer.join().unwrap();
+        assert_eq!(answered.is_ok(), !is_relayed, "{answered:?}");
+        if is_relayed {
+            assert!(answered.unwrap_err().contains("does not know the cluster secret"));
+        }
     }
 }
 

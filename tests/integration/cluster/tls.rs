@@ -124,16 +124,16 @@ fn cluster_tls_refuses_other_certificates_and_plain_text() {
         params.not_before = date_time_ymd(2001, 1, 1);
         params.not_after = date_time_ymd(2001, 2, 1);
     };
-    for (config, expected) in [
-        (theirs.right(), "its certificate is not signed by the CA of cluster.tls.ca"),
-        (theirs.config("127.0.0.1", &ours.ca(), |_| ()), "not signed by the CA of cluster.tls.ca"),
-        (ours.config("127.0.0.1", &ours.ca(), expired), "its certificate has expired"),
-        (ours.config("example.org", &ours.ca(), |_| ()), "its certificate is not for the host"),
-        (CONFIG.to_owned(), "it speaks TLS, and this process has no cluster.tls"),
+    for (config, code, expected) in [
+        (theirs.right(), 1, "its certificate is not signed by the CA of cluster.tls.ca"),
+        (theirs.config("127.0.0.1", &ours.ca(), |_| ()), 2, "not signed by the CA of cluster.tls.ca"),
+        (ours.config("127.0.0.1", &ours.ca(), expired), 2, "its certificate has expired"),
+        (ours.config("example.org", &ours.ca(), |_| ()), 1, "its certificate is not for the host"),
+        (CONFIG.to_owned(), 1, "it speaks TLS, and this process has no cluster.tls"),
     ] {
         let config = config.replace("20s", "2s");
         let mut refused = Program::start(data.path(), &config, &of("1"), Some("s3cr3t"));
-        assert_eq!(refused.end().code(), Some(1));
+        assert_eq!(refused.end().code(), Some(code), "{}", refused.log());
         let log = refused.log();
         assert!(log.lines().last().unwrap().contains(expected), "{expected}: {log}");
     }
