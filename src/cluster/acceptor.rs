@@ -18,6 +18,7 @@ use super::stream::PeerStream;
 use super::tls::TlsFailure;
 use super::{ClusterError, ClusterPlan, StopFlag};
 use crate::model::Topology;
+use crate::panics::{self, Scope, fail_point};
 
 /// Between two looks for connections, at the start and later.
 const LOOK: Wait = Wait::from_millis(5);
@@ -145,15 +146,28 @@ impl Room {
         self.stage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hears who a guest is, and takes it in or tells it why not.
-    fn greet(&self, socket: TcpStream, guest: &Guest) -> Result<(), String> {
+    fn hear(
+        &self,
+        socket: TcpStream,
+        guest: &Guest,
+        deadline: Instant,
+    ) -> Result<(PeerStream, Caller), String> {
+        fail_point("handshake");
         super::prepare(&socket).map_err(|error| error.to_string())?;
-        let deadline = Instant::now() + handshake::TIME;
         let mut stream = match &self.plan.tls {
             None => PeerStream::Plain(socket),
             Some(tls) => PeerStream::Tls(tls.accept(socket, deadline).map_err(TlsFailure::into_text)?),
         };
         let caller = handshake::answer(&mut stream, &self.plan, &guest.proven, deadline)?;
+        Ok((stream, caller))
+    }
+
+    /// Hears who a guest is, and takes it in or tells it why not.
+    fn greet(&self, socket: TcpStream, guest: &Guest) -> Result<(), String> {
+        let deadline = Instant::now() + handshake::TIME;
+        // What a stranger says reaches nothing that is not its own.
+        let heard = panics::catch(Scope::Connection, || self.hear(socket, guest, deadline));
+        let (mut stream, caller) = heard.map_err(|panicked| panicked.to_string())??;
         // Under the lock, so that of two that say the same number one is taken in.
         let mut stage = self.stage();
         let verdict = stage.judge(self.plan.topology, &caller);

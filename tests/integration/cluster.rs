@@ -28,6 +28,12 @@ struct Program {
 
 impl Program {
     fn start(data: &Path, config: &str, arguments: &[&str], secret: Option<&str>) -> Program {
+        let secret = secret.map(|secret| ("SWELTER_CLUSTER__SECRET", secret));
+        Program::start_with(data, config, arguments, secret.as_slice())
+    }
+
+    /// With variables.
+    fn start_with(data: &Path, config: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Program {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("swelter.toml");
         std::fs::write(&path, config).unwrap();
@@ -39,9 +45,7 @@ impl Program {
         }
         command.args(["run", "--listen", "127.0.0.1:0", "--config"]).arg(&path).arg("--data-dir").arg(data);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
-        if let Some(secret) = secret {
-            command.env("SWELTER_CLUSTER__SECRET", secret);
-        }
+        command.envs(variables.iter().copied());
         command.stderr(File::create(folder.path().join("log")).unwrap());
         let mut child = command.spawn().unwrap();
         let (sender, lines) = mpsc::channel();

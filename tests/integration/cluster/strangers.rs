@@ -129,3 +129,25 @@ fn cluster_secret_that_can_be_guessed_does_not_start_between_hosts() {
     assert!(log.contains("process 1 of 2 has not come within 1 s"), "{log}");
     assert_eq!(log.matches("there is no cluster.tls").count(), 1, "warned of once: {log}");
 }
+
+#[test]
+fn cluster_handshake_that_panics_ends_that_connection_alone() {
+    let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let ports = [free_port(), free_port()];
+    let hosts = folder.path().join("hosts");
+    std::fs::write(&hosts, format!("127.0.0.1:{}\n127.0.0.1:{}\n", ports[0], ports[1])).unwrap();
+    let of = |process: &'static str| {
+        ["--processes", "2", "--process", process, "--hosts", hosts.to_str().unwrap()]
+    };
+    let point = [("SWELTER_PANIC_POINT", "handshake:1")];
+    let mut first = Program::start_with(data.path(), CONFIG, &of("0"), &point);
+    let mut stranger = wait_for("its port", || TcpStream::connect(("127.0.0.1", ports[0])).ok());
+    assert_eq!(std::io::Read::read(&mut stranger, &mut [0]).unwrap_or(0), 0, "it is closed");
+    let mut second = Program::start(data.path(), CONFIG, &of("1"), None);
+    let addresses = [first.addresses(1), second.addresses(1)].concat();
+    post_some(&addresses, 0);
+    said_by_all(&addresses, 2);
+    assert!(first.log().contains("asks for it at handshake"), "{}", first.log());
+    signal("-TERM", second.child.id());
+    assert_eq!((first.end().code(), second.end().code()), (Some(0), Some(0)), "{}", second.log());
+}
