@@ -97,9 +97,10 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
             owned(&["read abc", "read,ingest a-b.c_d~e+f;ingest 12345", "# people\nread abc\n\ningest xyz\n"])
         }
         "handshake" => owned(&[
-            r#"{"magic":"swelter cluster 1","version":"0.1.0","topology":{"processes":2,"process":1,"workers":1},"purpose":"link","nonce":"00ff"}"#,
-            r#"{"magic":"swelter cluster 1","version":"0.1.0","topology":{"processes":2,"process":1,"workers":1},"purpose":{"data":{"generation":"7-ab"}},"nonce":"00ff"}"#,
-            r#"{"challenge":{"nonce":"00ff","proof":"abcdef0123456789"}}"#,
+            r#"{"magic":"swelter cluster 2","version":"0.1.0","topology":{"processes":2,"process":1,"workers":1},"to":0,"purpose":"link","nonce":"00ff"}"#,
+            r#"{"magic":"swelter cluster 2","version":"0.1.0","topology":{"processes":2,"process":1,"workers":1},"to":0,"purpose":{"data":{"generation":"7-ab"}},"nonce":"00ff"}"#,
+            r#"{"challenge":{"nonce":"00ff"}}"#,
+            r#"{"proven":{"proof":"abcdef0123456789"}}"#,
             r#"{"proof":"abcdef0123456789"}"#,
             r#"{"verdict":{"refused":"x"}}"#,
             r#"{"results.formula":"nws","workers":"2"}"#,
