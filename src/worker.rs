@@ -13,7 +13,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration as Wait, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration as Wait, Instant};
 
 use timely::worker::Worker;
 
@@ -31,6 +31,7 @@ use crate::dataflow::rolling::Retention;
 use crate::dataflow::rolling::snapshot::Resumed;
 use crate::dataflow::rolling::told::Read;
 use crate::dataflow::{self, Graph, GraphPlan};
+use crate::model::clock::wall_clock_ms;
 use crate::model::{
     Arrival, CityName, CityState, EventTime, LogPosition, Mark, Parcel, Parcels, Query, Slot, Slots,
     Snapshots, Topology,
@@ -115,21 +116,7 @@ impl States {
 
 /// The ingest clock, ms since 1970-01-01T00:00:00Z.
 pub fn clock() -> u64 {
-    let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
-    #[cfg(debug_assertions)]
-    let clock = clock.saturating_add_signed(*fault::CLOCK_OFFSET);
-    clock
-}
-
-/// Where tests put a process's clock forward or back.
-#[cfg(debug_assertions)]
-mod fault {
-    use std::sync::LazyLock;
-
-    pub static CLOCK_OFFSET: LazyLock<i64> = LazyLock::new(|| {
-        let offset = std::env::var("SWELTER_TEST_CLOCK_OFFSET_MS").ok();
-        offset.and_then(|offset| offset.parse().ok()).unwrap_or(0)
-    });
+    wall_clock_ms()
 }
 
 /// Runs one worker until it is asked to stop.
@@ -176,6 +163,14 @@ impl Unopened {
     }
 }
 
+/// An epoch that was sent.
+struct SentEpoch {
+    epoch: u64,
+    arrivals: usize,
+    /// Epochs may be ahead of the clock, so they do not tell how long ago it was.
+    at: Instant,
+}
+
 /// What a worker keeps.
 struct Own<'a> {
     job: &'a Job,
@@ -199,8 +194,8 @@ struct Own<'a> {
     gate: Instant,
     idle: Instant,
     stopping_since: Option<Instant>,
-    /// Epochs that were sent and are not complete, with their arrivals.
-    in_flight: VecDeque<(u64, usize)>,
+    /// Epochs that were sent and are not complete, oldest first.
+    in_flight: VecDeque<SentEpoch>,
     arrivals_in_flight: usize,
     cities: Vec<CityName>,
     arrivals: Vec<Arrival>,
@@ -333,9 +328,9 @@ impl<'a> Own<'a> {
     /// Whether the dataflow and whoever takes its results keep up.
     fn may_poll(&self) -> bool {
         let limits = &self.job.limits;
-        let lag = self.in_flight.front().map_or(0, |(epoch, _)| clock().saturating_sub(*epoch));
+        let lag = self.in_flight.front().map_or(Wait::ZERO, |sent| sent.at.elapsed());
         self.arrivals_in_flight < limits.readings_in_flight
-            && lag <= limits.frontier_lag.millis() as u64
+            && lag.as_millis() <= u128::from(limits.frontier_lag.millis().unsigned_abs())
             && !self.job.shared.must_wait()
             && !self.outgoing.as_ref().is_some_and(Outgoing::is_full)
     }
@@ -387,7 +382,7 @@ impl<'a> Own<'a> {
             for read in &mut self.progress {
                 read.epoch = epoch;
             }
-            self.in_flight.push_back((epoch, self.arrivals.len()));
+            self.in_flight.push_back(SentEpoch { epoch, arrivals: self.arrivals.len(), at: now });
             self.arrivals_in_flight += self.arrivals.len();
             self.rows = 0;
             let mut letters: Vec<Parcel> = self.letters.take_all();
@@ -429,11 +424,8 @@ impl<'a> Own<'a> {
 
     /// Takes what the dataflow has closed.
     fn settle(&mut self) {
-        while let Some((epoch, arrivals)) = self.in_flight.front().copied()
-            && !self.graph.probe.less_equal(&epoch)
-        {
-            self.in_flight.pop_front();
-            self.arrivals_in_flight -= arrivals;
+        while let Some(sent) = self.in_flight.pop_front_if(|sent| !self.graph.probe.less_equal(&sent.epoch)) {
+            self.arrivals_in_flight -= sent.arrivals;
         }
         if let Some(outgoing) = &mut self.outgoing {
             outgoing.hand_on(self.open);

@@ -14,6 +14,7 @@ use crate::codec::{DecodeSettings, Format, Moisture, Units};
 use crate::config::offset;
 use crate::dataflow::heat_index::Formula;
 use crate::model::Duration;
+use crate::model::printable::printable;
 use crate::pipeline::batch::{self, BatchError, BatchPlan, BatchSummary, PlotPlan, Target};
 use crate::sinks::output;
 use crate::sources::file::Input;
@@ -195,7 +196,7 @@ pub(super) fn progress_bar() -> ProgressBar {
 fn report(summary: &BatchSummary, seconds: f64) -> io::Result<()> {
     let mut out = io::stderr().lock();
     for example in &summary.examples {
-        writeln!(out, "refused {example}")?;
+        writeln!(out, "refused {}", printable(example))?;
     }
     let refused: u64 = summary.refused.values().sum();
     if refused > summary.examples.len() as u64 && !summary.examples.is_empty() {

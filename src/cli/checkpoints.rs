@@ -10,6 +10,7 @@ use super::Stop;
 use crate::checkpoint::{CheckpointError, Checkpoints, FOLDER, Manifest, Name, Place};
 use crate::config::Config;
 use crate::config::layers::Layers;
+use crate::model::printable::{printable, printable_json};
 use crate::model::{CityState, EventTime, HeldReading, PartitionName, Revision};
 
 /// Look at the checkpoints of a service, and check them
@@ -126,7 +127,7 @@ impl Located {
         let mut out = io::BufWriter::new(io::stdout().lock());
         let written = match self.json {
             true => {
-                serde_json::to_writer(&mut out, &json()).map_err(io::Error::from).and_then(|()| writeln!(out))
+                writeln!(out, "{}", printable_json(&json().to_string()))
             }
             false => text(&mut out),
         };
@@ -178,7 +179,7 @@ impl ListArgs {
                             kind(manifest)
                         )?;
                     }
-                    Err(error) => writeln!(out, "{name:<26} {error}")?,
+                    Err(error) => writeln!(out, "{name:<26} {}", printable(&error.to_string()))?,
                 }
             }
             Ok(())
@@ -225,7 +226,7 @@ impl VerifyArgs {
             }
             results.iter().try_for_each(|(name, result)| match result {
                 Ok((cities, readings)) => writeln!(out, "{name}  ok: {cities} cities, {readings} readings"),
-                Err(error) => writeln!(out, "{name}  {error}"),
+                Err(error) => writeln!(out, "{name}  {}", printable(&error.to_string())),
             })
         })?;
         match results.iter().filter(|(_, result)| result.is_err()).count() {
@@ -279,8 +280,8 @@ fn facts(manifest: &Manifest) -> Value {
 
 fn show(manifest: &Manifest, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "name        {}", manifest.name())?;
-    writeln!(out, "made        {} by swelter {}", manifest.created_at, manifest.program)?;
-    writeln!(out, "generation  {}", manifest.generation)?;
+    writeln!(out, "made        {} by swelter {}", manifest.created_at, printable(&manifest.program))?;
+    writeln!(out, "generation  {}", printable(&manifest.generation))?;
     match &manifest.adds_to {
         None => writeln!(out, "kind        full")?,
         Some(below) => writeln!(
@@ -297,12 +298,12 @@ fn show(manifest: &Manifest, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "files       {files}, {}", size(manifest.bytes()))?;
     writeln!(out, "computed with")?;
     for (key, value) in &manifest.identity {
-        writeln!(out, "  {key} = {value}")?;
+        writeln!(out, "  {} = {}", printable(key), printable(value))?;
     }
     writeln!(out, "complete up to")?;
     for (source, partitions) in &manifest.positions {
         for (partition, position) in partitions {
-            writeln!(out, "  {source}/{partition}/{position}")?;
+            writeln!(out, "  {}/{partition}/{position}", printable(source))?;
         }
     }
     Ok(())
@@ -342,8 +343,8 @@ fn show_city(partition: &PartitionName, state: &CityState, out: &mut dyn Write) 
     let revision = |revision: Option<Revision>| {
         revision.map_or_else(String::new, |r| format!("  revision {}", r.number()))
     };
-    writeln!(out, "city        {}", state.name)?;
-    writeln!(out, "partition   {}/{}", partition.source, partition.partition)?;
+    writeln!(out, "city        {}", printable(&state.name))?;
+    writeln!(out, "partition   {}/{}", printable(&partition.source), partition.partition)?;
     writeln!(out, "newest      {}", state.high.map_or_else(|| "none".to_owned(), |high| high.to_string()))?;
     writeln!(out, "measured")?;
     for (at, measurement) in &state.measured {

@@ -11,8 +11,10 @@ use crate::config::layers::Layers;
 use crate::config::{Config, Plan};
 use crate::kafka::retry::{Outcome, Wanted};
 use crate::model::letter::LetterLine;
+use crate::model::printable::{printable, printable_json};
 use crate::model::{EventTime, Letter, Reason, RecordPlace};
 use crate::pipeline::letters::{DeadLetterError, Places};
+use crate::pipeline::permissions::restrict_new_files;
 use crate::sinks::output::OutputFile;
 
 /// Look at refused readings, and send them once more
@@ -60,13 +62,18 @@ struct ListArgs {
     json: bool,
 }
 
-/// Show all of one dead letter, its exact bytes included
+/// Show all of one dead letter
+///
+/// What a terminal would obey is shown as in \\x1b; --raw gives the exact bytes of the record.
 #[derive(Args, Debug)]
 struct ShowArgs {
     #[command(flatten)]
     configured: Configured,
     /// Where the refused record stands, as in readings/3/1017: source or topic, partition, position
     position: RecordPlace,
+    /// Write the record's bytes as they are, and nothing else: a terminal obeys what is in them
+    #[arg(long)]
+    raw: bool,
 }
 
 /// Write dead letters as JSON lines that can be edited and resubmitted
@@ -218,6 +225,7 @@ fn list_text(
     }
     writeln!(out, "{:>10}  {:<16} {:<16} attempt", "letters", "source", "reason")?;
     for ((source, reason, attempt), count) in counts {
+        let (source, reason) = (printable(source), printable(reason));
         writeln!(out, "{count:>10}  {source:<16} {reason:<16} {attempt}")?;
     }
     if !newest.is_empty() {
@@ -225,7 +233,8 @@ fn list_text(
     }
     for (_, letter) in newest {
         let at = letter.at.map_or_else(|| "-".to_owned(), |at| at.to_string());
-        writeln!(out, "{at}  {}  {}: {}", letter.place, letter.reason, letter.detail)?;
+        let line = format!("{at}  {}  {}: {}", letter.place, letter.reason, letter.detail);
+        writeln!(out, "{}", printable(&line))?;
     }
     Ok(())
 }
@@ -239,8 +248,8 @@ fn list_json(
     let lines: Vec<LetterLine> =
         newest.iter().map(|(source, letter)| LetterLine::of(source, letter)).collect();
     let counts: Vec<_> = counts.iter().map(count).collect();
-    serde_json::to_writer(&mut *out, &serde_json::json!({"counts": counts, "newest": lines}))?;
-    writeln!(out)
+    let json = serde_json::json!({"counts": counts, "newest": lines}).to_string();
+    writeln!(out, "{}", printable_json(&json))
 }
 
 impl ShowArgs {
@@ -253,6 +262,9 @@ impl ShowArgs {
                 self.position
             )));
         }
+        if let (true, Some((_, letter))) = (self.raw, found.first()) {
+            return to_stdout(|out| out.write_all(letter.value.as_deref().unwrap_or_default()));
+        }
         to_stdout(|out| found.iter().try_for_each(|(source, letter)| show(source, letter, out)))
     }
 }
@@ -260,20 +272,20 @@ impl ShowArgs {
 fn show(source: &str, letter: &Letter, out: &mut dyn Write) -> io::Result<()> {
     let time = |time: Option<EventTime>| time.map_or_else(|| "unknown".to_owned(), |time| time.to_string());
     let line = LetterLine::of(source, letter);
-    writeln!(out, "position    {}", line.position)?;
-    writeln!(out, "source      {source}")?;
-    writeln!(out, "reason      {}", line.reason)?;
-    writeln!(out, "detail      {}", line.detail)?;
+    writeln!(out, "position    {}", printable(&line.position))?;
+    writeln!(out, "source      {}", printable(source))?;
+    writeln!(out, "reason      {}", printable(&line.reason))?;
+    writeln!(out, "detail      {}", printable(&line.detail))?;
     writeln!(out, "arrived     {}", time(letter.at))?;
     writeln!(out, "first seen  {}", time(letter.first_seen))?;
     writeln!(out, "attempt     {}", line.attempt)?;
     if let Some(origin) = &line.origin {
-        writeln!(out, "origin      {origin}")?;
+        writeln!(out, "origin      {}", printable(origin))?;
     }
     for (what, text, base64) in [("key", &line.key, &line.key_base64), ("bytes", &line.raw, &line.raw_base64)]
     {
         match (text, base64) {
-            (Some(text), _) => writeln!(out, "{what:<11} {text}")?,
+            (Some(text), _) => writeln!(out, "{what:<11} {}", printable(text))?,
             (None, Some(base64)) => writeln!(out, "{what:<11} not UTF-8, in base64: {base64}")?,
             (None, None) => writeln!(out, "{what:<11} none")?,
         }
@@ -312,6 +324,7 @@ impl ExportArgs {
 impl RetryArgs {
     fn run(self) -> Result<(), Stop> {
         let plan = self.configured.plan()?;
+        restrict_new_files(plan.data_dir_mode);
         let reasons: BTreeSet<String> = self.chosen.reasons.into_iter().collect();
         let wanted = Wanted { reasons, before: None };
         let outcome = Places::of(&plan).retry(self.chosen.source.as_deref(), &wanted).map_err(stop)?;
@@ -322,7 +335,7 @@ impl RetryArgs {
 fn tell(outcome: &Outcome, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "sent {} dead letters", outcome.total())?;
     for (reason, sent) in &outcome.sent {
-        writeln!(out, "  {reason}: {sent}")?;
+        writeln!(out, "  {}: {sent}", printable(reason))?;
     }
     let left = [
         (outcome.already, "were sent before"),
@@ -341,6 +354,7 @@ fn tell(outcome: &Outcome, out: &mut dyn Write) -> io::Result<()> {
 impl ResubmitArgs {
     fn run(self) -> Result<(), Stop> {
         let plan = self.configured.plan()?;
+        restrict_new_files(plan.data_dir_mode);
         let text = std::fs::read_to_string(&self.file);
         let text =
             text.map_err(|error| Stop::Failed(format!("{} cannot be read: {error}", self.file.display())))?;

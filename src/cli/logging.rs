@@ -4,9 +4,12 @@ use std::io::{self, IsTerminal as _};
 use std::panic::PanicHookInfo;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt as _;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format;
 
 use crate::config::{LogFormat, LogPlan};
+use crate::model::printable::{printable, printable_json};
 use crate::panics;
 use crate::sources::journal;
 
@@ -28,7 +31,7 @@ pub fn start(plan: &LogPlan, process: Option<usize>) {
         true => format!("[{process}] "),
         false => format!("{{\"process\":{process},"),
     });
-    let writer = move || Tagged { tag: tag.clone(), instead: usize::from(!human), to: io::stderr() };
+    let writer = move || Tagged { tag: tag.clone(), is_json: !human, to: io::stderr() };
     let _ = tracing::subscriber::set_global_default(subscriber(&plan.filter, human, colours, writer));
     std::panic::set_hook(Box::new(|panic| {
         if journal::catches_panics() {
@@ -52,17 +55,17 @@ pub fn start(plan: &LogPlan, process: Option<usize>) {
 /// Begins each line with a tag, which takes the place of its first byte where the line is an object.
 struct Tagged<W> {
     tag: String,
-    instead: usize,
+    is_json: bool,
     to: W,
 }
 
 impl<W: io::Write> io::Write for Tagged<W> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self.tag.is_empty() {
-            return self.to.write(line);
-        }
+        let instead = if self.tag.is_empty() { 0 } else { usize::from(self.is_json) };
+        let rest = line.get(instead..).unwrap_or_default();
+        let text = str::from_utf8(rest).ok().filter(|_| self.is_json).map(printable_json);
+        let rest = text.as_deref().map_or(rest, str::as_bytes);
         // At once, so that the lines of several processes do not mix.
-        let rest = line.get(self.instead..).unwrap_or_default();
         self.to.write_all(&[self.tag.as_bytes(), rest].concat()).map(|()| line.len())
     }
 
@@ -93,7 +96,20 @@ where
         // They would be printed to the same standard error, by a call that panics where it cannot be written.
         .log_internal_errors(false)
         .with_ansi(colours);
-    if human { Box::new(builder.finish()) } else { Box::new(builder.json().flatten_event(true).finish()) }
+    // A line stays one line, whatever is in its values, and a terminal obeys none of them.
+    let fields = format::debug_fn(|writer, field, value| {
+        let text = format!("{value:?}");
+        let text = printable(&text);
+        if field.name() == "message" {
+            write!(writer, "{text}")
+        } else {
+            write!(writer, "{}={text}", field.name())
+        }
+    });
+    match human {
+        true => Box::new(builder.fmt_fields(fields.delimited(" ")).finish()),
+        false => Box::new(builder.json().flatten_event(true).finish()),
+    }
 }
 
 /// Says what has ended one client, at a limited rate: a client may be able to repeat it.
@@ -185,6 +201,31 @@ mod tests {
             rest.contains("INFO") && rest.contains("begins cities=3") && text.lines().count() == 1,
             "{text}"
         );
+    }
+
+    /// A person that reads the log must not be told what a client made up.
+    #[test]
+    fn values_cannot_begin_a_line_or_command_a_terminal() {
+        let hostile = "a\x1b]52;c;aGk=\x07\n2026-01-01T00:00:00Z ERROR swelter: all is lost\u{9b}2J\u{202e}";
+        for human in [true, false] {
+            for colours in [true, false] {
+                let written = Written::default();
+                let to = written.clone();
+                let writer = move || Tagged { tag: String::new(), is_json: !human, to: to.clone() };
+                tracing::subscriber::with_default(
+                    subscriber("info", human, colours && human, writer),
+                    || {
+                        tracing::info!(shown = %hostile, debugged = ?hostile, plain = hostile, "said {hostile}");
+                    },
+                );
+                let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+                assert_eq!(text.lines().count(), 1, "{text:?}");
+                for command in ["\x1b]", "\x07", "\u{9b}", "\u{202e}"] {
+                    assert!(!text.contains(command), "{text:?}");
+                }
+                assert!(text.contains("all is lost"));
+            }
+        }
     }
 
     const CHILD: &str = "SWELTER_TEST_PANICS";

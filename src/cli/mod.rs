@@ -20,6 +20,7 @@ use clap::{Parser, Subcommand};
 use crate::cluster::supervisor::TAKEN_OVER;
 use crate::codec::{self, Compression, Format};
 use crate::config::ConfigErrors;
+use crate::model::printable::printable;
 
 /// The rolling heat index of every city, exact and incremental.
 #[derive(Debug, Parser)]
@@ -60,22 +61,26 @@ impl Cli {
         match result {
             Ok(()) => ExitCode::SUCCESS,
             Err(Stop::Usage(message)) => {
-                let _ = writeln!(io::stderr(), "error: {message}\n\nFor more information, try '--help'.");
+                let _ = writeln!(
+                    io::stderr(),
+                    "error: {}\n\nFor more information, try '--help'.",
+                    printable(&message)
+                );
                 ExitCode::from(2)
             }
             Err(Stop::Failed(message)) => {
-                let _ = writeln!(io::stderr(), "error: {message}");
+                let _ = writeln!(io::stderr(), "error: {}", printable(&message));
                 ExitCode::FAILURE
             }
             Err(Stop::Config(errors)) => {
                 let mut out = io::stderr().lock();
                 for error in &errors.0 {
-                    let _ = writeln!(out, "error: {error}");
+                    let _ = writeln!(out, "error: {}", printable(&error.to_string()));
                 }
                 ExitCode::from(2)
             }
             Err(Stop::TakenOver(message)) => {
-                let _ = writeln!(io::stderr(), "error: {message}");
+                let _ = writeln!(io::stderr(), "error: {}", printable(&message));
                 ExitCode::from(TAKEN_OVER)
             }
             // Whoever read our output has seen enough.

@@ -16,6 +16,7 @@ use super::{Stop, file};
 use crate::codec::{Decoder, Fields, Format, json_record};
 use crate::kafka::partitioner::Partitioner;
 use crate::kafka::{Cluster, properties, topics};
+use crate::model::printable::printable;
 use crate::model::{AppendError, Appended, Appender, NewRecord, Refusal};
 use crate::sources::generator::{BadReading, Generator, Record};
 use crate::sources::kafka::{AppendLimits, AppendPlan, KafkaAppender, RecordWriter, RegistryPlan};
@@ -305,7 +306,10 @@ impl Producing {
     fn refused(&mut self, path: &Path, line: u64, refusal: &Refusal) {
         self.counts.refused += 1;
         if self.counts.refused <= EXAMPLES {
-            let shown = || writeln!(io::stderr(), "refused {}:{line}: {refusal}", path.display());
+            let shown = || {
+                let refused = format!("{}:{line}: {refusal}", path.display());
+                writeln!(io::stderr(), "refused {}", printable(&refused))
+            };
             let _ = self.bar.suspend(shown);
         }
     }

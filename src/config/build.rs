@@ -8,7 +8,8 @@ use tracing_subscriber::EnvFilter;
 
 use super::keys::{Keys, offset, quoted};
 use super::plan::{
-    CheckpointPlan, IngestPlan, LogFormat, LogPlan, PipelineLimits, Plan, SourceKind, SourcePlan, StartKind,
+    CheckpointPlan, DataDirMode, IngestPlan, LogFormat, LogPlan, PipelineLimits, Plan, SourceKind, SourcePlan,
+    StartKind,
 };
 use super::{cluster, kafka, sources, tokens};
 use crate::checkpoint::{self, Place};
@@ -16,6 +17,7 @@ use crate::codec::DecodeSettings;
 use crate::dataflow::rolling::Retention;
 use crate::model::{Duration, STATE_SHARDS};
 use crate::serve::{Limits, ServePlan, TlsPlan, Token};
+use crate::sinks::dead_letters::{DeadLetterLimits, WhenFull};
 use crate::sinks::kafka::Delivery;
 
 /// Where something is wrong, `keys` knows of it, and the values are any.
@@ -25,6 +27,10 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
     if data_dir.as_os_str().is_empty() && keys.is_right("data_dir") {
         keys.refuse("data_dir", "is empty: name a folder");
     }
+    let data_dir_mode = match keys.one_of("data_dir_mode", &["private", "group"]).as_deref() {
+        Some("group") => DataDirMode::Group,
+        _ => DataDirMode::Private,
+    };
     let workers: usize = keys.whole("workers", 1..=i64::from(STATE_SHARDS));
     let formula = keys.choice("results.formula");
     let retention = retention(keys);
@@ -35,6 +41,7 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
     let sink = sources::sink(keys, &mut sources);
     let ingest = ingest(keys, &sources.plans, retention.lateness);
     let checkpoints = checkpoints(keys, &data_dir);
+    let dead_letters = dead_letters(keys);
     let serve = serve(keys);
     let cluster = cluster::cluster(keys);
     let forwards = cluster.processes > 1 && ingest.as_ref().is_some_and(|ingest| ingest.into.is_none());
@@ -64,6 +71,7 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
     };
     let plan = formula.zip(decode).map(|(formula, decode)| Plan {
         data_dir,
+        data_dir_mode,
         workers,
         formula,
         retention,
@@ -74,6 +82,7 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
         ingest,
         sources: sources.plans,
         sink,
+        dead_letters,
         serve,
         cluster,
         limits,
@@ -124,6 +133,23 @@ fn checkpoints(keys: &mut Keys, data_dir: &Path) -> Option<CheckpointPlan> {
         keep: keys.whole("checkpoints.keep", 1..=1000),
     };
     (every > Duration::default()).then_some(plan)
+}
+
+fn dead_letters(keys: &mut Keys) -> DeadLetterLimits {
+    let (file, limit) = ("dead_letters.file_bytes", "dead_letters.limit_bytes");
+    let limits = DeadLetterLimits {
+        file_bytes: keys.bytes(file, "64 KiB", "1 GiB"),
+        limit_bytes: keys.bytes(limit, "256 KiB", "1 PiB"),
+        full: match keys.one_of("dead_letters.full", &["wait", "drop_oldest"]).as_deref() {
+            Some("drop_oldest") => WhenFull::DropOldest,
+            _ => WhenFull::Wait,
+        },
+        client_bytes: keys.bytes("dead_letters.client_bytes", "64 KiB", "1 PiB"),
+    };
+    if limits.limit_bytes < 4 * limits.file_bytes && keys.is_right(file) && keys.is_right(limit) {
+        keys.refuse(limit, format!("is less than 4 times {file}: whole files are kept and removed"));
+    }
+    limits
 }
 
 fn decode(keys: &mut Keys) -> Option<DecodeSettings> {

@@ -27,11 +27,12 @@ pub use self::keys::offset;
 use self::keys::{Keys, Setting};
 use self::layers::{Entries, Item, Layers, Origin};
 pub use self::plan::{
-    CheckpointPlan, ClusterKeys, ClusterTlsPlan, FileInput, GeneratorSource, IngestPlan, LogFormat, LogPlan,
-    PipelineLimits, Plan, SourceKind, SourcePlan, StartKind,
+    CheckpointPlan, ClusterKeys, ClusterTlsPlan, DataDirMode, FileInput, GeneratorSource, IngestPlan, LogFormat,
+    LogPlan, PipelineLimits, Plan, SourceKind, SourcePlan, StartKind,
 };
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::tokens::from_variable as tokens_from_variable;
+use crate::model::printable::printable;
 
 /// All keys, with their defaults.
 const SHIPPED: &str = include_str!("../../config/default.toml");
@@ -148,7 +149,7 @@ impl Config {
 }
 
 /// Keys of what is a process's own; but for how a cluster starts, which decides what its processes tell each other.
-const OWN: [&str; 4] = ["serve.", "log.", "cluster.", "data_dir"];
+const OWN: [&str; 5] = ["serve.", "log.", "cluster.", "data_dir", "dead_letters."];
 const COMMON: &str = "cluster.start";
 
 /// What the processes of a cluster must have in common. Secrets are left out.
@@ -163,9 +164,11 @@ impl Setting {
         let Setting { toml, origin, is_secret } = self;
         let _ = match (origin, is_secret) {
             (Origin::Default, true) => Ok(()),
-            (origin, true) => writeln!(text, "# {name} is secret and not shown: {origin}"),
+            (origin, true) => {
+                writeln!(text, "# {name} is secret and not shown: {}", printable(&origin.to_string()))
+            }
             (Origin::Default, false) => writeln!(text, "{name} = {toml}"),
-            (origin, false) => writeln!(text, "{name} = {toml}  # {origin}"),
+            (origin, false) => writeln!(text, "{name} = {toml}  # {}", printable(&origin.to_string())),
         };
     }
 }

@@ -10,6 +10,7 @@ use crate::dataflow::heat_index::Formula;
 use crate::dataflow::rolling::Retention;
 use crate::model::Duration;
 use crate::serve::ServePlan;
+use crate::sinks::dead_letters::DeadLetterLimits;
 use crate::sinks::kafka::KafkaSinkPlan;
 use crate::sources::kafka::KafkaPlan;
 use crate::sources::weather::WeatherKind;
@@ -18,6 +19,7 @@ use crate::sources::weather::WeatherKind;
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub data_dir: PathBuf,
+    pub data_dir_mode: DataDirMode,
     pub workers: usize,
     pub formula: Formula,
     pub retention: Retention,
@@ -33,6 +35,8 @@ pub struct Plan {
     pub sources: Vec<SourcePlan>,
     /// Where every change of a row goes.
     pub sink: Option<KafkaSinkPlan>,
+    /// How many dead letters are kept in the data directory.
+    pub dead_letters: DeadLetterLimits,
     pub serve: ServePlan,
     pub cluster: ClusterKeys,
     pub limits: PipelineLimits,
@@ -40,6 +44,15 @@ pub struct Plan {
     pub adopt_logs: bool,
     /// What all processes must have in common, as keys and values.
     pub agreement: BTreeMap<String, String>,
+}
+
+/// Who may read what a run writes to disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DataDirMode {
+    /// The user of the service.
+    Private,
+    /// Its group too.
+    Group,
 }
 
 /// How a start treats a generation that runs.

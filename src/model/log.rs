@@ -116,6 +116,8 @@ pub struct Raw<'a> {
     pub value: Option<&'a [u8]>,
     /// Where it is a dead letter that was sent again.
     pub retried: Option<&'a Retried>,
+    /// Who has posted it, where that is not so long ago that it is forgotten.
+    pub client: Option<ClientId>,
 }
 
 impl<'a> Raw<'a> {
@@ -167,6 +169,10 @@ impl FromStr for RecordPlace {
     }
 }
 
+/// Who sends records, as a number that says nothing of a token or an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ClientId(pub u64);
+
 /// A record for the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewRecord {
@@ -176,12 +182,14 @@ pub struct NewRecord {
     pub bytes: Box<[u8]>,
     /// Where it is a dead letter that is sent again: it goes to the partition that it came from.
     pub retried: Option<Box<Retried>>,
+    /// Who has posted it. The log does not keep that.
+    pub client: Option<ClientId>,
 }
 
 impl NewRecord {
     /// One that was in no log before.
     pub fn new(city: Option<&str>, bytes: impl Into<Box<[u8]>>) -> NewRecord {
-        NewRecord { city: city.map(Into::into), bytes: bytes.into(), retried: None }
+        NewRecord { city: city.map(Into::into), bytes: bytes.into(), retried: None, client: None }
     }
 }
 
@@ -202,9 +210,38 @@ pub enum AppendError {
     Busy,
     #[error("the service is stopping")]
     Stopping,
+    /// Nothing was appended, and nothing will be until what is named has passed.
+    #[error("{}", .0.detail)]
+    Held(Hold),
     /// The log has failed. Whether the records are in it is not known.
     #[error("the log cannot be written: {0}")]
     Failed(Arc<str>),
+}
+
+/// Why records are not taken for now, though nothing has failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    pub cause: HoldCause,
+    /// For people: what it is, and what to do.
+    pub detail: Arc<str>,
+    /// When it may be tried again.
+    pub retry_after_s: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HoldCause {
+    /// The clock of the host is ahead of what it should say.
+    ClockAhead,
+    /// There is no more room for dead letters.
+    DeadLettersFull,
+    /// Too many dead letters came of what this client sent.
+    DeadLetterShare,
+}
+
+/// Knows whether records are taken.
+pub trait Holds: Send + Sync {
+    /// Why none is, whoever sends it.
+    fn hold(&self) -> Option<Hold>;
 }
 
 /// Hears what became of an append: once, from a thread of the log's that it must not hold up.

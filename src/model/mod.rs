@@ -4,10 +4,12 @@ pub mod arrival;
 pub mod block;
 pub mod blocks;
 pub mod change;
+pub mod clock;
 pub mod heat;
 pub mod letter;
 pub mod log;
 pub mod outgoing;
+pub mod printable;
 pub mod reading;
 pub mod refusal;
 pub mod rows;
@@ -23,8 +25,8 @@ pub use change::{Batch, Change, CityId, CityNames, CurrentRow, DayChange, DaySum
 pub use heat::{Category, HeatIndex};
 pub use letter::Letter;
 pub use log::{
-    Acknowledge, AppendError, Appended, Appender, Fingerprint, LogPosition, LogRecord, NewRecord,
-    PartitionName, Progress, Raw, RecordPlace, Retried, Slot, Slots,
+    Acknowledge, AppendError, Appended, Appender, ClientId, Fingerprint, Hold, HoldCause, Holds, LogPosition,
+    LogRecord, NewRecord, PartitionName, Progress, Raw, RecordPlace, Retried, Slot, Slots,
 };
 pub use outgoing::{Parcel, ParcelRecord, Parcels, Render, Shard};
 pub use reading::{Event, Measurement, Revision, Upsert};

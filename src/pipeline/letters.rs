@@ -125,6 +125,7 @@ impl<'a> Places<'a> {
             queue_records: ingest.queue_records,
             queue_bytes: ingest.queue_bytes,
             warn_bytes: ingest.warn_bytes,
+            max_ahead: self.plan.max_ahead,
             decode: self.plan.decode,
             ..JournalPlan::default()
         };

@@ -30,7 +30,7 @@ use crate::config::{ClusterKeys, Plan, SourceKind, SourcePlan, StartKind};
 use crate::dataflow::GraphPlan;
 use crate::directory::Directory;
 use crate::kafka::topics::TopicsError;
-use crate::model::{PartitionName, Slots, Topology};
+use crate::model::{Appender, PartitionName, Slots, Topology};
 use crate::registry::RegistryError;
 use crate::serve::{self, Bound, Facts, Ports, ServeError};
 use crate::sinks::dead_letters::DeadLettersError;
@@ -241,14 +241,16 @@ fn run_together(
     // Of a generation that is hydrated nothing is seen, so its epochs are its own; the others are taken in time.
     let reserved = if following.is_some() { u64::MAX } else { 0 };
     let shared = Arc::new(Shared::new(Refusals::new(letters), reserved));
-    processes.serve(Arc::clone(&shared), slots.clone(), logs.appender());
+    let appender = logs.held_appender(&shared);
+    processes.serve(Arc::clone(&shared), slots.clone(), appender.clone());
     let streams = processes.cluster().connect_workers(&generation)?;
     if following.is_some() {
         processes.cluster().go_on_together()?;
     }
 
     let facts = facts(&plan, slots.clone(), generation.clone());
-    let ports = Ports { ask: shared.clone(), appender: logs.appender() };
+    let holds = Some(logs.hold_reasons(&shared));
+    let ports = Ports { ask: shared.clone(), appender: appender.clone(), holds };
     let address = bound.address();
     let serving = bound.start(runtime.handle(), facts, ports)?;
     announce(address);
@@ -278,6 +280,7 @@ fn run_together(
         writing: None,
         making: None,
         retrying: None,
+        appender,
         feeds: Vec::new(),
     };
     if let Some(outlets) = outlets {
@@ -391,6 +394,7 @@ struct Own<'a> {
     writing: Option<Writing>,
     making: Option<Making>,
     retrying: Option<Retrying>,
+    appender: Option<Arc<dyn Appender>>,
     feeds: Vec<(String, Feed)>,
 }
 
@@ -428,7 +432,7 @@ impl Own<'_> {
         let (processes, shared) = (Arc::clone(self.processes), Arc::clone(&self.shared));
         keep_reserving(bound, processes, shared, reserved, Arc::clone(&self.ended))?;
         if first {
-            self.feeds = logs.feed(self.plan)?;
+            self.feeds = logs.feed(self.plan, self.appender.clone())?;
             self.retrying = Some(spawn_retry(self.plan, logs.journal()).map_err(RunError::Threads)?);
         }
         Ok(())

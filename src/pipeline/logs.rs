@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration as Wait;
 
 use super::data_dir::DataDir;
+use super::held::{HeldAppender, HoldReasons};
 use super::live::RunError;
 use super::outlets::Starts;
 use super::processes::Processes;
@@ -13,7 +14,7 @@ use super::standby::Following;
 use crate::admission::AdmissionRules;
 use crate::checkpoint;
 use crate::config::{FileInput, GeneratorSource, IngestPlan, Plan, SourceKind, SourcePlan};
-use crate::model::{Appender, EventTime, LogPosition, PartitionName, Slot, Slots};
+use crate::model::{Appender, EventTime, Holds, LogPosition, PartitionName, Slot, Slots};
 use crate::registry::{Client, ClientSettings, Schemas, ask_and_record};
 use crate::sinks::dead_letters::DeadLetters;
 use crate::sources::file::{FileSource, Input};
@@ -67,6 +68,7 @@ impl Logs {
                     queue_records: ingest.queue_records,
                     queue_bytes: ingest.queue_bytes,
                     warn_bytes: ingest.warn_bytes,
+                    max_ahead: plan.max_ahead,
                     decode: plan.decode,
                     ..JournalPlan::default()
                 },
@@ -95,8 +97,17 @@ impl Logs {
         self.data_dir.as_ref()
     }
 
-    pub fn appender(&self) -> Option<Arc<dyn Appender>> {
-        self.appender.clone()
+    /// Where what is posted or made up goes. A journal's takes nothing while there is no room for its dead letters.
+    pub fn held_appender(&self, shared: &Arc<Shared>) -> Option<Arc<dyn Appender>> {
+        let appender = self.appender.clone()?;
+        Some(match self.journal {
+            Some(_) => Arc::new(HeldAppender::new(appender, Arc::clone(shared))),
+            None => appender,
+        })
+    }
+
+    pub fn hold_reasons(&self, shared: &Arc<Shared>) -> Arc<dyn Holds> {
+        Arc::new(HoldReasons { journal: self.journal.clone(), shared: Arc::clone(shared) })
     }
 
     /// The journal and where what belongs to it is kept.
@@ -140,7 +151,7 @@ impl Logs {
     /// The dead letters of the journal and of files.
     pub fn dead_letters(&self, plan: &Plan) -> Result<Option<DeadLetters>, RunError> {
         let Some((dir, journal)) = self.data_dir.as_ref().zip(self.journal.as_ref()) else { return Ok(None) };
-        let letters = DeadLetters::open(dir.path(), &refusal_rules(plan))?;
+        let letters = DeadLetters::open(dir.path(), &refusal_rules(plan), plan.dead_letters)?;
         let name: Arc<str> = journal.name().into();
         for partition in 0..journal.partitions() {
             // Its letters would keep those of the journal from being written.
@@ -240,9 +251,13 @@ impl Logs {
     }
 
     /// Starts the generators that append to the log.
-    pub fn feed(&self, plan: &Plan) -> Result<Vec<(String, Feed)>, RunError> {
+    pub fn feed(
+        &self,
+        plan: &Plan,
+        appender: Option<Arc<dyn Appender>>,
+    ) -> Result<Vec<(String, Feed)>, RunError> {
         let mut feeds = Vec::new();
-        let Some((appender, dir)) = self.appender().zip(self.data_dir.as_ref()) else { return Ok(feeds) };
+        let Some((appender, dir)) = appender.zip(self.data_dir.as_ref()) else { return Ok(feeds) };
         for source in &plan.sources {
             if let SourceKind::Generator(generator) = &source.kind {
                 let name = source.name.clone();

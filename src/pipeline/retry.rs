@@ -17,7 +17,7 @@ use crate::config::{Plan, SourceKind};
 use crate::kafka::letters::LettersError;
 use crate::kafka::retry::{Outcome, Retrier, Wanted};
 use crate::model::{
-    AppendError, Appender, Duration, Letter, NewRecord, Raw, Reason, RecordPlace, Refusal, Upsert,
+    AppendError, Appender, Duration, EventTime, Letter, NewRecord, Raw, Reason, RecordPlace, Refusal, Upsert,
 };
 use crate::sinks::dead_letters::{FILES, Lines};
 use crate::sources::journal::{self, Journal};
@@ -61,7 +61,10 @@ impl JournalRetry {
             let (sent, decoder) = (&self.sent, &mut self.decoder);
             self.lines.take_while(|letter| {
                 more = batch.len() == BATCH;
-                let is_old = wanted.before.zip(letter.at).is_none_or(|(before, at)| at.millis() < before);
+                // A stamp of a clock that was ahead says nothing, and must not keep those behind it waiting until then.
+                let now = worker::clock() as i64;
+                let is_old = |(before, at): (i64, EventTime)| at.millis() < before || at.millis() > now;
+                let is_old = wanted.before.zip(letter.at).is_none_or(is_old);
                 if more || !is_old {
                     return Some(letter);
                 }
@@ -111,7 +114,7 @@ fn record(decoder: &mut RecordDecoder, letter: Letter, outcome: &mut Outcome) ->
     *outcome.sent.entry(letter.reason).or_default() += 1;
     let bytes = letter.value.unwrap_or_default();
     let city = decoder.decode(&bytes).ok().map(|upsert| Box::from(upsert.city));
-    NewRecord { city, bytes: bytes.into(), retried }
+    NewRecord { city, bytes: bytes.into(), retried, client: None }
 }
 
 /// Appends records, and returns when they are durable.
@@ -335,11 +338,11 @@ impl Retrying {
 mod tests {
     use super::*;
     use crate::model::{PartitionName, Retried};
-    use crate::sinks::dead_letters::DeadLetters;
+    use crate::sinks::dead_letters::{DeadLetterLimits, DeadLetters};
     use crate::sources::journal::JournalPlan;
 
     fn letters(dir: &Path, positions: std::ops::Range<u64>) {
-        let mut letters = DeadLetters::open(dir, "rules").unwrap();
+        let mut letters = DeadLetters::open(dir, "rules", DeadLetterLimits::default()).unwrap();
         let name = PartitionName { source: journal::NAME.into(), partition: 1 };
         for position in positions {
             let raw = format!("{{\"number\":{position}}}");

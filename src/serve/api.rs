@@ -9,7 +9,6 @@ use serde_json::{Map, Value, json};
 
 use super::Facts;
 use super::problem::{Code, Problem};
-use super::telemetry::now_ms;
 use super::text::Parameters;
 use super::view::{CityState, View};
 use crate::codec::{push_current_json, push_integer, push_json_text, push_number, push_row_json};
@@ -249,7 +248,7 @@ pub(super) fn status(view: &View, subscribers: usize, connections: usize) -> Vec
     let refused = view.refused().into_iter().map(|(reason, count)| (reason.code().to_string(), count.into()));
     let status = json!({
         "as_of": as_of,
-        "lag_ms": now_ms().saturating_sub(as_of),
+        "lag_ms": view.lag_ms(),
         "ready": view.is_ready(),
         "version": env!("CARGO_PKG_VERSION"),
         "generation": facts.generation,
@@ -259,6 +258,7 @@ pub(super) fn status(view: &View, subscribers: usize, connections: usize) -> Vec
         "history_s": seconds(facts.history),
         "workers": facts.workers,
         "cities": view.city_count(),
+        "ahead_of_clock": ahead_of_clock(view),
         "sources": sources(view, facts),
         "counts": counts,
         "refused": refused.collect::<Map<String, Value>>(),
@@ -267,6 +267,14 @@ pub(super) fn status(view: &View, subscribers: usize, connections: usize) -> Vec
         "connections": connections,
     });
     status.to_string().into_bytes()
+}
+
+fn ahead_of_clock(view: &View) -> Value {
+    let ahead = view.ahead_of_clock();
+    let cities = ahead.furthest.iter();
+    let cities: Vec<Value> =
+        cities.map(|(city, at)| json!({"city": &**city, "reading_at": at.to_string()})).collect();
+    json!({"count": ahead.count, "cities": cities})
 }
 
 fn seconds(duration: crate::model::Duration) -> Value {

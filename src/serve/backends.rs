@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Ports;
-use crate::model::{Acknowledge, Appender, Ask, NewRecord, Query};
+use crate::model::{Acknowledge, Appender, Ask, Hold, Holds, NewRecord, Query};
 use crate::panics::fail_point;
 use crate::panics::locks::SharedStateMark;
 
@@ -12,6 +12,7 @@ pub(super) fn marked(ports: Ports) -> Ports {
     Ports {
         ask: Arc::new(Marked(ports.ask)),
         appender: ports.appender.map(|appender| Arc::new(Marked(appender)) as Arc<dyn Appender>),
+        holds: ports.holds.map(|holds| Arc::new(Marked(holds)) as Arc<dyn Holds>),
     }
 }
 
@@ -21,6 +22,13 @@ impl Ask for Marked<dyn Ask> {
     fn ask(&self, queries: Vec<Query>) -> bool {
         let _mark = SharedStateMark::set();
         self.0.ask(queries)
+    }
+}
+
+impl Holds for Marked<dyn Holds> {
+    fn hold(&self) -> Option<Hold> {
+        let _mark = SharedStateMark::set();
+        self.0.hold()
     }
 }
 

@@ -16,7 +16,7 @@ use warp::http::{HeaderMap, HeaderValue};
 use super::problem::{Code, Problem};
 use super::{Limits, telemetry};
 use crate::codec::{DecodeSettings, RecordDecoder};
-use crate::model::{AppendError, Appended, Appender, NewRecord, Reason};
+use crate::model::{AppendError, Appended, Appender, ClientId, Hold, Holds, NewRecord, Reason};
 use crate::panics::run_blocking;
 
 /// Refusals that are told one by one; of the rest, their number.
@@ -30,6 +30,9 @@ const ACKNOWLEDGE_TIME: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub(super) struct Ingest {
     appender: Option<Arc<dyn Appender>>,
+    holds: Option<Arc<dyn Holds>>,
+    /// Who sends, where that is known.
+    client: Option<ClientId>,
     decode: DecodeSettings,
     body_bytes: usize,
     body_time: Duration,
@@ -91,11 +94,30 @@ pub(super) struct Pending {
 impl Ingest {
     pub(super) fn new(
         appender: Option<Arc<dyn Appender>>,
+        holds: Option<Arc<dyn Holds>>,
         decode: DecodeSettings,
         limits: &Limits,
     ) -> Ingest {
         let room = Arc::new(Semaphore::new(limits.bodies_bytes.min(Semaphore::MAX_PERMITS)));
-        Ingest { appender, decode, body_bytes: limits.body_bytes, body_time: limits.body_time, room }
+        Ingest {
+            appender,
+            holds,
+            client: None,
+            decode,
+            body_bytes: limits.body_bytes,
+            body_time: limits.body_time,
+            room,
+        }
+    }
+
+    /// The same for what one client sends.
+    pub(super) fn of(&self, client: Option<ClientId>) -> Ingest {
+        Ingest { client, ..self.clone() }
+    }
+
+    /// Why nothing is taken for now, whoever sends it.
+    pub(super) fn hold(&self) -> Option<Hold> {
+        self.holds.as_ref().and_then(|holds| holds.hold())
     }
 
     /// Whether there is a log at all.
@@ -182,7 +204,8 @@ impl Ingest {
             let failed = |_| Problem::new(Code::Stopping, "the service is stopping");
             run_blocking(move || form.decode(&bytes, settings)).await.map_err(failed)??
         };
-        let Decoded { records, refusals } = decoded;
+        let Decoded { mut records, refusals } = decoded;
+        records.iter_mut().for_each(|record| record.client = self.client);
         let accepted = records.len();
         telemetry::ingested(len, accepted, refusals.refused_count);
         if accepted == 0 {
@@ -213,6 +236,7 @@ impl Pending {
         match result {
             Ok(positions) => Ok(Taken { accepted, refusals, positions }),
             Err(error @ AppendError::Busy) => Err(Problem::new(Code::Busy, error.to_string())),
+            Err(AppendError::Held(hold)) => Err(Problem::held(&hold)),
             Err(error @ AppendError::Stopping) => Err(Problem::new(Code::Stopping, error.to_string())),
             Err(error @ AppendError::Failed(_)) => {
                 tracing::error!("{error}");

@@ -36,7 +36,7 @@ pub use self::server::{Bound, Serving, bind};
 
 use crate::codec::DecodeSettings;
 use crate::directory::Directory;
-use crate::model::{Appender, Ask, Duration, Slots};
+use crate::model::{Appender, Ask, Duration, Holds, Slots};
 
 /// How to serve.
 #[derive(Clone, Debug)]
@@ -136,6 +136,8 @@ pub struct Ports {
     pub ask: Arc<dyn Ask>,
     /// Where posted readings go; without one there is no ingest.
     pub appender: Option<Arc<dyn Appender>>,
+    /// Says why that takes nothing for now.
+    pub holds: Option<Arc<dyn Holds>>,
 }
 
 /// Why serving cannot begin.

@@ -7,6 +7,8 @@ use warp::http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use warp::http::{HeaderName, HeaderValue, StatusCode};
 use warp::reply::Response;
 
+use crate::model::{Hold, HoldCause};
+
 /// What went wrong. Codes are part of the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Code {
@@ -33,11 +35,14 @@ pub(super) enum Code {
     Overloaded,
     NoIngest,
     Stopping,
+    ClockAhead,
+    DeadLettersFull,
+    DeadLetterShare,
 }
 
 impl Code {
     #[cfg(test)]
-    pub(super) const ALL: [Code; 23] = [
+    pub(super) const ALL: [Code; 26] = [
         Code::BadRequest,
         Code::BadParameter,
         Code::NotJson,
@@ -61,6 +66,9 @@ impl Code {
         Code::Overloaded,
         Code::NoIngest,
         Code::Stopping,
+        Code::ClockAhead,
+        Code::DeadLettersFull,
+        Code::DeadLetterShare,
     ];
 
     /// Status, code, title.
@@ -89,6 +97,9 @@ impl Code {
             Code::Overloaded => (503, "overloaded", "The service cannot answer now"),
             Code::NoIngest => (503, "no_ingest", "The service takes no readings"),
             Code::Stopping => (503, "stopping", "The service is stopping"),
+            Code::ClockAhead => (503, "clock_ahead", "The clock of the service is in doubt"),
+            Code::DeadLettersFull => (503, "dead_letters_full", "There is no room for more dead letters"),
+            Code::DeadLetterShare => (429, "too_many_dead_letters", "Too much of what was sent was refused"),
         }
     }
 
@@ -110,6 +121,16 @@ pub(super) struct Problem {
 impl Problem {
     pub(super) fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Problem {
         Problem { code, detail: detail.into(), members: Map::new(), headers: Vec::new() }
+    }
+
+    /// Nothing is taken for now.
+    pub(super) fn held(hold: &Hold) -> Problem {
+        let code = match hold.cause {
+            HoldCause::ClockAhead => Code::ClockAhead,
+            HoldCause::DeadLettersFull => Code::DeadLettersFull,
+            HoldCause::DeadLetterShare => Code::DeadLetterShare,
+        };
+        Problem::new(code, hold.detail.to_string()).header(RETRY_AFTER, hold.retry_after_s.into())
     }
 
     pub(super) fn header(mut self, name: HeaderName, value: HeaderValue) -> Problem {

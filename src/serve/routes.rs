@@ -21,7 +21,7 @@ use warp::{Filter, Rejection};
 use super::encoding::Coding;
 use super::ingest::Ingest;
 use super::problem::{Code, Problem};
-use super::security::{self, Guard, Origin, Scope};
+use super::security::{self, Guard, Origin, PeerAddress, Scope};
 use super::target::Pathless;
 use super::upgrade::{self, Upgrade};
 use super::view::View;
@@ -133,6 +133,7 @@ struct Request {
     query: String,
     headers: HeaderMap,
     upgrade: Option<OnUpgrade>,
+    peer: Option<PeerAddress>,
     body: Body,
 }
 
@@ -148,10 +149,11 @@ pub(super) fn filter(
         .and(warp::ext::optional::<Pathless>())
         .and(warp::header::headers_cloned())
         .and(warp::ext::optional::<OnUpgrade>())
+        .and(warp::ext::optional::<PeerAddress>())
         .and(warp::body::stream())
-        .then(move |method: Method, path: FullPath, query, pathless, headers, upgrade, body| {
+        .then(move |method: Method, path: FullPath, query, pathless, headers, upgrade, peer, body| {
             let server = server.clone();
-            let request = Request { pathless, query, headers, upgrade, body: boxed(body) };
+            let request = Request { pathless, query, headers, upgrade, peer, body: boxed(body) };
             async move { server.respond(method, path.as_str(), request).await }
         })
 }
@@ -282,7 +284,8 @@ impl Server {
                 json(headers, body).await
             }
             Give::Readings => {
-                let taken = self.ingest.post(headers, request.body).await?;
+                let ingest = self.ingest.of(self.guard.client(headers, request.peer));
+                let taken = ingest.post(headers, request.body).await?;
                 json(headers, serde_json::to_vec(&taken).unwrap_or_default()).await
             }
             Give::Subscribe | Give::Ingest | Give::Echo => self.upgrade(route, request),
@@ -292,9 +295,10 @@ impl Server {
                 coded(headers, kind, text.into_bytes()).await
             }
             Give::Health => json(headers, br#"{"status":"ok"}"#.to_vec()).await,
-            Give::Readiness => match self.view.is_ready() {
-                true => json(headers, br#"{"status":"ready"}"#.to_vec()).await,
-                false => Err(Problem::new(Code::CatchingUp, "the logs are being replayed")),
+            Give::Readiness => match (self.ingest.hold(), self.view.is_ready()) {
+                (Some(hold), _) => Err(Problem::held(&hold)),
+                (None, true) => json(headers, br#"{"status":"ready"}"#.to_vec()).await,
+                (None, false) => Err(Problem::new(Code::CatchingUp, "the logs are being replayed")),
             },
             Give::Document(document) => fixed(headers, "application/json", document(), None).await,
             Give::Page => {
@@ -307,13 +311,13 @@ impl Server {
     }
 
     fn upgrade(&self, route: &Route, request: Request) -> Result<Response, Problem> {
+        let ingest = self.ingest.of(self.guard.client(&request.headers, request.peer));
         let upgrade = Upgrade::check(&request.headers, request.upgrade)?;
         let (limits, stop) = (self.limits.clone(), self.stop.clone());
         let config = ws::config(&limits);
         Ok(match route.give {
             Give::Ingest => {
                 self.ingest.check()?;
-                let ingest = self.ingest.clone();
                 upgrade.accept(config, |socket| {
                     ws::ingest::IngestSession::new(socket, ingest, limits, stop).run()
                 })

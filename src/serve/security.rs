@@ -10,10 +10,12 @@ use warp::http::header::{
 };
 use warp::http::{HeaderMap, HeaderName, HeaderValue};
 use warp::reply::Response;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::problem::{Code, Problem};
 use super::ui::CONTENT_SECURITY_POLICY;
 use super::{ServePlan, Token};
+use crate::model::ClientId;
 
 /// The subprotocol that is answered; the token comes as another one, since browsers cannot set headers of WebSockets.
 pub(super) const SUBPROTOCOL: &str = "swelter.v1";
@@ -37,6 +39,20 @@ struct Grant {
     secret: Digest,
     read: bool,
     ingest: bool,
+}
+
+/// Where a connection comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PeerAddress(pub(super) IpAddr);
+
+impl PeerAddress {
+    /// What one client can choose freely is left out: of IPv6, the half that names a host.
+    fn network(self) -> u128 {
+        match self.0.to_canonical() {
+            IpAddr::V4(address) => u128::from(u32::from(address)),
+            IpAddr::V6(address) => u128::from(address) & (u128::MAX << 64),
+        }
+    }
 }
 
 /// Where a request comes from, as the browser says.
@@ -87,6 +103,17 @@ impl Guard {
             return Origin::Own;
         }
         if self.origins.contains(&origin) { Origin::Allowed(value.clone()) } else { Origin::Foreign }
+    }
+
+    /// Who sends a request: the one of its token, or where there is none the one at the other end of the connection.
+    pub(super) fn client(&self, headers: &HeaderMap, peer: Option<PeerAddress>) -> Option<ClientId> {
+        let secret = bearer(headers).filter(|_| !self.tokens.is_empty());
+        let given = secret.map(|secret| digest(&SHA256, secret.as_bytes()));
+        match (given, peer) {
+            (Some(given), _) => Some(ClientId(xxh3_64(given.as_ref()))),
+            (None, Some(peer)) => Some(ClientId(xxh3_64(&peer.network().to_be_bytes()))),
+            (None, None) => None,
+        }
     }
 
     /// Whether the request carries a token that allows `scope`.

@@ -25,7 +25,7 @@ use super::connection::{Activity, Connection, Stream, Timed};
 use super::ingest::Ingest;
 use super::publish::{self, Publisher};
 use super::routes::{self, Room, Server};
-use super::security::Guard;
+use super::security::{Guard, PeerAddress};
 use super::target;
 use super::tls::Tls;
 use super::view::View;
@@ -88,7 +88,7 @@ impl Bound {
             TcpListener::from_std(listener).map_err(|error| ServeError::Listen { address, error })?;
         let limits = plan.limits.clone();
         let ports = backends::marked(ports);
-        let ingest = Ingest::new(ports.appender, facts.decode, &limits);
+        let ingest = Ingest::new(ports.appender, ports.holds, facts.decode, &limits);
         let view = View::new(facts, &limits, ports.ask);
         let sessions = Sessions::new(view.clone(), &limits);
         let (publisher, _) = publish::spawn(view.clone(), sessions.clone()).map_err(ServeError::Thread)?;
@@ -242,6 +242,7 @@ async fn connect(
 ) {
     panics::fail_point("connection");
     let Limits { header_time, send_time, idle_time, .. } = server.limits;
+    let peer = socket.peer_addr().ok().map(|peer| PeerAddress(peer.ip()));
     let stream = match tls {
         None => Stream::Plain(socket),
         Some(tls) => match timeout(header_time, tls.acceptor().accept(socket)).await {
@@ -255,6 +256,10 @@ async fn connect(
     let begun = activity.clone();
     let answer = service_fn(move |request| {
         begun.begin();
+        let mut request: Request<Incoming> = request;
+        if let Some(peer) = peer {
+            request.extensions_mut().insert(peer);
+        }
         answer(service.clone(), begun.clone(), request)
     });
     let serving = http1::Builder::new()

@@ -1,7 +1,7 @@
 //! What the service counts of itself, as Prometheus reads it.
 
 use std::sync::LazyLock;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
@@ -73,15 +73,10 @@ pub(super) fn turned_away() {
     counter!("swelter_connections_refused_total").increment(1);
 }
 
-pub(super) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
 /// The text for Prometheus, as of now.
 pub(super) fn render(view: &View, connections: usize) -> String {
     gauge!("swelter_ready").set(f64::from(u8::from(view.is_ready())));
-    gauge!("swelter_as_of_lag_seconds").set(now_ms().saturating_sub(view.as_of()) as f64 / 1e3);
+    gauge!("swelter_as_of_lag_seconds").set(view.lag_ms() as f64 / 1e3);
     gauge!("swelter_connections").set(connections as f64);
     let counts = view.counts();
     for (outcome, count) in [
@@ -115,7 +110,7 @@ fn describe() {
     describe_gauge!(
         "swelter_as_of_lag_seconds",
         Unit::Seconds,
-        "Clock time less the newest epoch that is served"
+        "Clock time less the newest epoch that is served; where epochs are ahead of the clock, time since the last one"
     );
     describe_gauge!("swelter_connections", "Open connections, WebSockets included");
     describe_counter!("swelter_connections_refused_total", "Connections over the limit, turned away");

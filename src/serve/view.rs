@@ -7,17 +7,18 @@ mod watches;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard, RwLockReadGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use self::asked::Asked;
 pub use self::asked::{Busy, MAX_WAITING, Waiting};
 pub use self::room::Held;
 use self::room::Room;
-pub use self::table::{Changed, CityState, Expired, Since};
+pub use self::table::{AheadOfClock, Changed, CityState, Expired, Since};
 use self::table::{Table, Tally};
 use self::watches::Watches;
 pub use self::watches::WindowSince;
 use super::{Facts, Limits};
+use crate::model::clock::wall_clock_ms;
 use crate::model::{Answer, Ask, Counts, Progress, Question, Reason, Update, WatchedRow};
 use crate::panics::fail_point;
 use crate::panics::locks::{SharedGuard, SharedMutex, SharedRwLock};
@@ -25,6 +26,8 @@ use crate::panics::locks::{SharedGuard, SharedMutex, SharedRwLock};
 /// How long a client that comes from another process waits for this one to come as far, and how often it looks.
 const CATCH_UP: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(5);
+/// Between two looks at which cities are ahead of the clock.
+const AHEAD_LOOK: Duration = Duration::from_secs(1);
 
 /// What is served. Readers share it; one publisher thread applies the updates.
 pub struct View {
@@ -36,6 +39,8 @@ pub struct View {
     watches: SharedMutex<Watches>,
     asked: Arc<Asked>,
     room: Room,
+    updated_at: SharedMutex<Instant>,
+    ahead: SharedMutex<Option<(Instant, Arc<AheadOfClock>)>>,
 }
 
 /// What an update did to the view.
@@ -59,6 +64,8 @@ impl View {
             watches: SharedMutex::new(Watches::new(limits.ring_time, limits.ring_bytes)),
             asked: Arc::new(Asked::new(ask, room.clone())),
             room,
+            updated_at: SharedMutex::new(Instant::now()),
+            ahead: SharedMutex::default(),
         })
     }
 
@@ -87,6 +94,27 @@ impl View {
             tokio::time::sleep(LOOK).await;
         }
         true
+    }
+
+    /// How far results are behind the clock, in ms. Epochs never fall, so those after one of a clock that was ahead do not tell: then it is
+    /// the time since the last update.
+    pub fn lag_ms(&self) -> u64 {
+        let updated_at = *locked(&self.updated_at);
+        let since = u64::try_from(updated_at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        wall_clock_ms().saturating_sub(self.as_of()).max(since)
+    }
+
+    /// The cities whose newest reading is ahead of the clock, those that are furthest first, and how many they are. They are looked for
+    /// once a second at most.
+    pub fn ahead_of_clock(&self) -> Arc<AheadOfClock> {
+        let mut ahead = locked(&self.ahead);
+        match &*ahead {
+            Some((at, found)) if at.elapsed() < AHEAD_LOOK => found.clone(),
+            _ => {
+                let found = Arc::new(self.table().ahead_of(wall_clock_ms()));
+                ahead.insert((Instant::now(), found)).1.clone()
+            }
+        }
     }
 
     /// Replay has passed the ends that the logs had at the start.
@@ -200,6 +228,7 @@ impl View {
         drop(table);
 
         self.as_of.store(as_of, Ordering::Release);
+        *locked(&self.updated_at) = Instant::now();
         self.ready.fetch_or(update.ready, Ordering::AcqRel);
         self.asked.answered(update.answers);
         Applied { as_of, current, rows: update.rows }

@@ -1,6 +1,6 @@
 //! A partition of a log as a worker reads it: decoded records in, admitted arrivals out.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration as Wait, Instant};
@@ -9,15 +9,19 @@ use crate::admission::{Admission, AdmissionRules};
 use crate::dataflow::rolling::told::Read;
 use crate::kafka::letter;
 use crate::model::{
-    Arrival, CityName, Fingerprint, LogPosition, Parcels, PartitionName, Progress, Raw, Reason, Refusal,
+    Arrival, CityName, ClientId, Fingerprint, Hold, HoldCause, LogPosition, Parcels, PartitionName, Progress,
+    Raw, Reason, Refusal,
     Shard, Slot, Upsert,
 };
-use crate::sinks::dead_letters::{DeadLetters, DeadLettersError};
+use crate::sinks::dead_letters::{ClientShares, DeadLetters, DeadLettersError};
 use crate::sources::{Next, Partition, Place, Polled, Source, SourceError, Take};
 
 /// How long after a fault a partition is polled again, at first and at most.
 pub const RETRY: Wait = Wait::from_millis(100);
 pub const LONGEST_RETRY: Wait = Wait::from_secs(10);
+/// Until there may be room for dead letters: when a reader looks again, and when a client may.
+const ROOM_RETRY: Wait = Wait::from_millis(100);
+const ROOM_RETRY_S: u32 = 30;
 
 /// One partition of one source.
 #[derive(Clone)]
@@ -59,6 +63,11 @@ pub struct Refusals {
     /// Those of the other processes.
     others: [AtomicU64; Reason::ALL.len()],
     letters: Option<Mutex<DeadLetters>>,
+    /// There is no room for more letters.
+    is_full: AtomicBool,
+    /// What there is to do about that, and what clients may cause: known without waiting for who writes letters.
+    full: Arc<str>,
+    shares: Option<ClientShares>,
     /// Why a letter could not be written: the next [`Refusals::sync`] says so.
     failed: Mutex<Option<DeadLettersError>>,
 }
@@ -67,7 +76,16 @@ impl Refusals {
     /// Without a place for dead letters they are only counted.
     pub fn new(letters: Option<DeadLetters>) -> Refusals {
         let [counts, others] = [(), ()].map(|()| std::array::from_fn(|_| AtomicU64::new(0)));
-        Refusals { counts, others, letters: letters.map(Mutex::new), failed: Mutex::new(None) }
+        let full = letters.as_ref().map(DeadLetters::why_full).unwrap_or_default().into();
+        Refusals {
+            counts,
+            others,
+            shares: letters.as_ref().map(DeadLetters::shares),
+            letters: letters.map(Mutex::new),
+            is_full: AtomicBool::new(false),
+            full,
+            failed: Mutex::new(None),
+        }
     }
 
     /// Those that there are, since the start, at all processes.
@@ -93,12 +111,33 @@ impl Refusals {
             return Err(error);
         }
         let Some(letters) = &self.letters else { return Ok(()) };
-        let flushed = letters.lock().unwrap_or_else(PoisonError::into_inner).flushed()?;
+        let mut locked = letters.lock().unwrap_or_else(PoisonError::into_inner);
+        let flushed = locked.flushed()?;
+        self.is_full.store(locked.is_full(), Ordering::Relaxed);
+        drop(locked);
         // Without the lock: workers must not wait for the disk.
         for (path, file) in flushed {
             file.sync_data().map_err(|source| DeadLettersError::Io { path, source })?;
         }
         Ok(())
+    }
+
+    /// Whether there is no room for more letters in files.
+    pub fn is_full(&self) -> bool {
+        self.is_full.load(Ordering::Relaxed)
+    }
+
+    /// Why a client may not send now, or none may.
+    pub fn hold(&self, client: Option<ClientId>) -> Option<Hold> {
+        if self.is_full() {
+            let (cause, detail) = (HoldCause::DeadLettersFull, self.full.clone());
+            return Some(Hold { cause, detail, retry_after_s: ROOM_RETRY_S });
+        }
+        let wait = self.shares.as_ref()?.wait(client?)?;
+        let detail = "too many of the readings that you have sent within a day were refused after they were taken (dead letters): send \
+                      readings of the present, dated right";
+        let retry_after_s = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX);
+        Some(Hold { cause: HoldCause::DeadLetterShare, detail: detail.into(), retry_after_s })
     }
 
     fn count(&self, refusal: &Refusal) {
@@ -111,7 +150,9 @@ impl Refusals {
         if let Some(letters) = &self.letters {
             let Place { position, arrived } = place;
             let mut letters = letters.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Err(error) = letters.write(name, position, arrived, refusal, raw) {
+            let written = letters.write(name, position, arrived, refusal, raw);
+            self.is_full.store(letters.is_full(), Ordering::Relaxed);
+            if let Err(error) = written {
                 self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
             }
         }
@@ -207,6 +248,10 @@ impl Reader {
         if !matches!(self.due, Due::Next(Next::Woken)) && self.due(now).is_none_or(|due| due > now) {
             return Ok(());
         }
+        if self.letters.is_none() && into.refusals.is_full() {
+            self.due = Due::Next(Next::At(now + ROOM_RETRY));
+            return Ok(());
+        }
         let Reader { admission, name, letters, position, .. } = self;
         let mut admitting = Admitting { admission, name, letters: letters.as_ref(), into, position };
         match self.partition.poll(limit, upto, &mut admitting) {
@@ -292,7 +337,7 @@ impl Take for Admitting<'_> {
     }
 
     fn is_full(&self) -> bool {
-        self.into.is_full()
+        self.into.is_full() || self.letters.is_none() && self.into.refusals.is_full()
     }
 
     fn refused(&mut self, place: Place, refusal: &Refusal, raw: &Raw<'_>) {

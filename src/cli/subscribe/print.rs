@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 
 use super::message::{Row, RowKey};
 use crate::directory::Directory;
+use crate::model::printable::{printable, printable_json};
 
 /// Goes to the printer, in order.
 #[derive(Debug, PartialEq)]
@@ -67,8 +68,8 @@ impl Style {
     pub fn reset(self, reason: &str) -> Output {
         match self {
             Style::Json => {
-                let line = serde_json::json!({"event": "reset", "reason": reason});
-                Output::Lines(format!("{line}\n"))
+                let line = serde_json::json!({"event": "reset", "reason": reason}).to_string();
+                Output::Lines(format!("{}\n", printable_json(&line)))
             }
             Style::Human => Output::Notice(format!("all rows anew ({})", clean(reason))),
         }
@@ -78,6 +79,7 @@ impl Style {
 /// The row as it came, but for line ends, which JSON has only between its parts.
 fn push_json(event: &str, as_of: u64, row: &RawValue, out: &mut String) {
     let row = row.get().replace(['\n', '\r'], " ");
+    let row = printable_json(&row);
     let _ = writeln!(out, "{{\"event\":\"{event}\",\"as_of\":{as_of},\"row\":{row}}}");
 }
 
@@ -89,7 +91,7 @@ fn city(key: &str) -> String {
 
 /// Text of the service's for a terminal, which must not obey it.
 pub fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+    printable(text).into_owned()
 }
 
 /// Writes until nothing more can come.

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::model::HoldCause;
 
 const JSON: &str = "application/json";
 const LINES: &str = "application/x-ndjson";
@@ -85,12 +86,31 @@ fn what_is_not_json_or_said_to_be_something_else_is_not_read() {
     assert!(service.log.bytes().is_empty());
 }
 
+fn on_hold(cause: HoldCause) -> AppendError {
+    AppendError::Held(Hold { cause, detail: "until the test has ended".into(), retry_after_s: 42 })
+}
+
+#[test]
+fn readiness_says_why_readings_are_held_back() {
+    let service = Service::ready(plan());
+    *service.log.error.lock().unwrap() = Some(on_hold(HoldCause::ClockAhead));
+    let reply = service.get("/readyz");
+    assert_eq!((reply.status, &*reply.code(), reply.header("retry-after")), (503, "clock_ahead", Some("42")));
+    assert_eq!(reply.json()["detail"], "until the test has ended");
+    assert_eq!(service.get("/v1/cities").status, 200, "what was taken is still served");
+    *service.log.error.lock().unwrap() = None;
+    assert_eq!(service.get("/readyz").status, 200);
+}
+
 #[test]
 fn a_log_that_does_not_take_readings_is_told() {
     let service = Service::ready(plan());
     for (error, status, code, retry) in [
         (AppendError::Busy, 429, "busy", Some("1")),
         (AppendError::Stopping, 503, "stopping", Some("1")),
+        (on_hold(HoldCause::ClockAhead), 503, "clock_ahead", Some("42")),
+        (on_hold(HoldCause::DeadLettersFull), 503, "dead_letters_full", Some("42")),
+        (on_hold(HoldCause::DeadLetterShare), 429, "too_many_dead_letters", Some("42")),
         (AppendError::Failed("disk full".into()), 500, "log_failed", None),
     ] {
         *service.log.error.lock().unwrap() = Some(error);

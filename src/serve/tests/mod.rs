@@ -19,8 +19,8 @@ use tokio::runtime::Runtime;
 use super::publish::Publisher;
 use super::*;
 use crate::model::{
-    Acknowledge, Answer, AppendError, Appended, Category, CurrentAt, CurrentRow, EventTime, HeatIndex,
-    Measurement, NewRecord, PartitionName, Query, Question, Row, Slots, Update,
+    Acknowledge, Answer, AppendError, Appended, Category, CurrentAt, CurrentRow, EventTime, HeatIndex, Hold,
+    Holds, Measurement, NewRecord, PartitionName, Query, Question, Row, Slots, Update,
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -89,6 +89,15 @@ impl Log {
     fn bytes(&self) -> Vec<String> {
         let text = |record: &NewRecord| String::from_utf8(record.bytes.to_vec()).unwrap();
         self.records.lock().unwrap().iter().map(text).collect()
+    }
+}
+
+impl Holds for Log {
+    fn hold(&self) -> Option<Hold> {
+        match &*self.error.lock().unwrap() {
+            Some(AppendError::Held(hold)) => Some(hold.clone()),
+            _ => None,
+        }
     }
 }
 
@@ -193,8 +202,11 @@ impl Service {
         let bound = bind(plan).unwrap();
         let address = bound.address();
         let (appender, dataflow) = (Arc::new(Log::default()), Arc::new(Dataflow::default()));
-        let ports =
-            Ports { ask: dataflow.clone(), appender: log.then(|| appender.clone() as Arc<dyn Appender>) };
+        let ports = Ports {
+            ask: dataflow.clone(),
+            appender: log.then(|| appender.clone() as Arc<dyn Appender>),
+            holds: Some(appender.clone()),
+        };
         let serving = bound.start(runtime.handle(), facts(), ports).unwrap();
         dataflow.publisher.set(serving.publisher()).ok().unwrap();
         Service { address, log: appender, dataflow, serving: Some(serving), runtime }

@@ -46,6 +46,18 @@ impl Since {
     }
 }
 
+/// Cities whose newest reading is ahead of the clock.
+#[derive(Debug, Default, PartialEq)]
+pub struct AheadOfClock {
+    pub count: usize,
+    /// The furthest, at most [`AheadOfClock::LISTED`].
+    pub furthest: Vec<(Arc<str>, EventTime)>,
+}
+
+impl AheadOfClock {
+    pub const LISTED: usize = 100;
+}
+
 #[derive(Default)]
 pub(super) struct Tally {
     pub(super) progress: BTreeMap<Slot, Progress>,
@@ -172,6 +184,21 @@ impl Table {
         number
     }
 
+    pub(super) fn ahead_of(&self, now_ms: u64) -> AheadOfClock {
+        let now = i64::try_from(now_ms).unwrap_or(i64::MAX);
+        let newest = self.cities.iter().filter_map(|city| Some((city, city.state.current?.reading_at)));
+        let mut ahead: Vec<_> = newest.filter(|(_, at)| at.millis() > now).collect();
+        let count = ahead.len();
+        let by_time = |(_, at): &(&City, EventTime)| std::cmp::Reverse(*at);
+        if count > AheadOfClock::LISTED {
+            ahead.select_nth_unstable_by_key(AheadOfClock::LISTED, by_time);
+            ahead.truncate(AheadOfClock::LISTED);
+        }
+        ahead.sort_by_key(by_time);
+        let furthest = ahead.into_iter().map(|(city, at)| (city.state.key.clone(), at)).collect();
+        AheadOfClock { count, furthest }
+    }
+
     fn move_to_front(&mut self, number: u32) {
         if self.newest == number {
             return;
@@ -295,6 +322,21 @@ mod tests {
         assert_eq!([3, 4].map(|epoch| since(&table, epoch)), [None, Some((0, 1))], "the oldest is forgotten");
         apply(&mut table, 1500, Vec::new());
         assert_eq!([499, 500].map(|epoch| since(&table, epoch)), [None, Some((0, 0))]);
+    }
+
+    #[test]
+    fn cities_ahead_of_the_clock_are_counted_and_the_furthest_listed() {
+        let mut table = Table::new(Directory::shipped(), 1000, 1 << 20);
+        let listed = AheadOfClock::LISTED as i64;
+        let rows = (0..listed + 20).map(|minute| (minute.to_string().into(), row(minute)));
+        apply(&mut table, 1, rows.chain([("withdrawn".into(), None)]).collect());
+        // Ten are not ahead: the clock says minute 9.
+        let ahead = table.ahead_of(9 * 60_000);
+        assert_eq!((ahead.count as i64, ahead.furthest.len() as i64), (listed + 10, listed));
+        let first = &ahead.furthest[0];
+        assert_eq!((&*first.0, first.1.millis()), (&*(listed + 19).to_string(), (listed + 19) * 60_000));
+        assert!(ahead.furthest.is_sorted_by(|a, b| a.1 > b.1));
+        assert_eq!(table.ahead_of(u64::MAX), AheadOfClock::default());
     }
 
     /// However epochs are put together to updates.

@@ -1,4 +1,4 @@
-//! Dead letters read back from their file, also while a service writes it.
+//! Dead letters read back from their files, also while a service writes it.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
@@ -6,17 +6,21 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{DeadLettersError, MAX_LINE_BYTES};
+use super::head::Head;
+use super::{DeadLettersError, MAX_LINE_BYTES, folder};
 use crate::model::letter::bytes_of;
 use crate::model::{EventTime, Letter, RecordPlace, Retried};
 
-/// Reads a file's letters in their order, up to the last whole line; goes on from there when it is asked again.
+/// Reads the letters of a file and of the full ones before it in their order, up to the last whole line; goes on from there when it is
+/// asked again. Files that were removed meanwhile are passed over.
 #[derive(Debug)]
 pub struct Lines {
     path: PathBuf,
+    /// The file that is being read; 0 before the first.
+    file: u64,
     /// Behind the last line that was taken.
     offset: u64,
-    number: u64,
+    line: u64,
 }
 
 /// All letters of a file; none where there is no file.
@@ -29,9 +33,18 @@ pub fn read(path: &Path) -> Result<Vec<Letter>, DeadLettersError> {
     Ok(letters)
 }
 
+/// A file to read on.
+struct Opened {
+    path: PathBuf,
+    number: u64,
+    file: File,
+    /// Nothing is added to it any more.
+    is_full: bool,
+}
+
 impl Lines {
     pub fn new(path: &Path) -> Lines {
-        Lines { path: path.into(), offset: 0, number: 0 }
+        Lines { path: path.into(), file: 0, offset: 0, line: 0 }
     }
 
     /// Gives the letters behind those that were taken to `take`. One that it gives back was not taken: it ends the reading, and
@@ -40,11 +53,30 @@ impl Lines {
         &mut self,
         mut take: impl FnMut(Letter) -> Option<Letter>,
     ) -> Result<(), DeadLettersError> {
-        let failed = |source| DeadLettersError::Io { path: self.path.clone(), source };
-        let mut file = match File::open(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            opened => opened.map_err(failed)?,
-        };
+        let mut from = self.file;
+        loop {
+            let opened = open(&self.path, from);
+            let opened = opened.map_err(|source| DeadLettersError::Io { path: self.path.clone(), source })?;
+            let Some(opened) = opened else { return Ok(()) };
+            if opened.number != self.file {
+                (self.file, self.offset, self.line) = (opened.number, 0, 0);
+            }
+            let is_at_end = self.read_on(&opened, &mut take)?;
+            if !is_at_end || !opened.is_full {
+                return Ok(());
+            }
+            from = self.file + 1;
+        }
+    }
+
+    /// Reads one file; false where a letter was given back.
+    fn read_on(
+        &mut self,
+        opened: &Opened,
+        take: &mut dyn FnMut(Letter) -> Option<Letter>,
+    ) -> Result<bool, DeadLettersError> {
+        let failed = |source| DeadLettersError::Io { path: opened.path.clone(), source };
+        let mut file = &opened.file;
         file.seek(SeekFrom::Start(self.offset)).map_err(failed)?;
         let mut reader = BufReader::new(file);
         let mut line = Vec::new();
@@ -53,19 +85,51 @@ impl Lines {
             let read = reader.by_ref().take(MAX_LINE_BYTES as u64).read_until(b'\n', &mut line);
             read.map_err(failed)?;
             if !line.ends_with(b"\n") && line.len() < MAX_LINE_BYTES {
-                return Ok(());
+                return Ok(true);
             }
-            let letter = serde_json::from_slice::<Line>(&line).ok().and_then(Line::letter);
-            let letter = letter.ok_or_else(|| DeadLettersError::Damaged {
-                path: self.path.clone(),
-                line: self.number + 1,
-            })?;
-            if take(letter).is_some() {
-                return Ok(());
+            let is_head = self.offset == 0 && Head::parse(&line).is_some();
+            if !is_head {
+                let letter = serde_json::from_slice::<Line>(&line).ok().and_then(Line::letter);
+                let letter = letter.ok_or_else(|| DeadLettersError::Damaged {
+                    path: opened.path.clone(),
+                    line: self.line + 1,
+                })?;
+                if take(letter).is_some() {
+                    return Ok(false);
+                }
             }
             self.offset += line.len() as u64;
-            self.number += 1;
+            self.line += 1;
         }
+    }
+}
+
+/// Opens the file of a number, or the first after it that is there.
+fn open(path: &Path, number: u64) -> io::Result<Option<Opened>> {
+    loop {
+        let parts = folder::parts(path)?;
+        let newest = parts.last().map_or(0, |(number, _)| *number);
+        if let Some((number, part)) = parts.into_iter().find(|(part, _)| *part >= number) {
+            match File::open(&part) {
+                // It was removed since.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                opened => return Ok(Some(Opened { path: part, number, file: opened?, is_full: true })),
+            }
+        }
+        let file = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened?,
+        };
+        let mut head = Vec::new();
+        BufReader::new(&file).take(MAX_LINE_BYTES as u64).read_until(b'\n', &mut head)?;
+        let found = Head::parse(&head).map_or(newest + 1, |head| head.number);
+        // It has become full, and another one was begun, since the others were looked for.
+        if folder::part(path, found).try_exists()?
+            || found > newest + 1 && folder::part(path, found - 1).try_exists()?
+        {
+            continue;
+        }
+        return Ok(Some(Opened { path: path.into(), number: found, file, is_full: false }));
     }
 }
 

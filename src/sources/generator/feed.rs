@@ -1,7 +1,8 @@
 //! Plays a made-up log into another one, so that a city that is made up has no second log beside those who post readings.
 
+use std::collections::VecDeque;
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
@@ -22,6 +23,8 @@ const IN_FLIGHT: usize = 4;
 /// what others have corrected meanwhile.
 const WRITE_DOWN: Wait = Wait::from_secs(1);
 const RETRY: Wait = Wait::from_millis(20);
+/// While nothing is taken.
+const HELD_RETRY: Wait = Wait::from_secs(1);
 /// How long a stop waits for what is under way.
 const LAST_WAIT: Wait = Wait::from_secs(10);
 /// How soon a stop is seen.
@@ -117,21 +120,27 @@ impl Feeding {
         }
         let mut next = self.log.next(&self.paced);
         let (sender, durable) = mpsc::channel();
-        let mut in_flight = 0;
-        let mut written_down = Instant::now();
+        let (mut in_flight, mut held) = (VecDeque::new(), VecDeque::new());
+        let (mut written_down, mut retry_at) = (Instant::now(), Instant::now());
         let mut batch = Vec::new();
         while !self.stop.load(Ordering::Relaxed) {
             let mut wait = LONGEST_WAIT;
-            if in_flight < IN_FLIGHT {
+            if !held.is_empty() {
+                // In their order, and before all else.
+                if in_flight.is_empty() && Instant::now() >= retry_at {
+                    for batch in held.drain(..) {
+                        self.append(batch, &sender, &mut in_flight)?;
+                    }
+                }
+            } else if in_flight.len() < IN_FLIGHT {
                 wait = self.fill(&mut batch, &mut next);
                 if !batch.is_empty() {
-                    self.append(&batch, &sender, &mut in_flight)?;
-                    batch.clear();
+                    self.append(std::mem::take(&mut batch), &sender, &mut in_flight)?;
                 }
             }
             while let Ok(appended) = durable.recv_timeout(wait) {
-                self.kept.records += appended?;
-                in_flight -= 1;
+                held.extend(self.answered(appended, &mut in_flight)?);
+                retry_at = Instant::now() + HELD_RETRY;
                 wait = Wait::ZERO;
             }
             if written_down.elapsed() > WRITE_DOWN {
@@ -139,14 +148,28 @@ impl Feeding {
                 written_down = Instant::now();
             }
         }
-        while in_flight > 0
+        while !in_flight.is_empty()
             && let Ok(appended) = durable.recv_timeout(LAST_WAIT)
         {
-            self.kept.records += appended?;
-            in_flight -= 1;
+            self.answered(appended, &mut in_flight)?;
         }
         self.write_down();
         Ok(())
+    }
+
+    /// What the log says of the oldest append that is under way; gives it back where it is to be appended again, later.
+    fn answered(
+        &mut self,
+        appended: Result<u64, AppendError>,
+        in_flight: &mut VecDeque<Vec<Due>>,
+    ) -> Result<Option<Vec<Due>>, AppendError> {
+        let batch = in_flight.pop_front();
+        match appended {
+            Ok(records) => self.kept.records += records,
+            Err(AppendError::Held(_)) => return Ok(batch),
+            Err(error) => return Err(error),
+        }
+        Ok(None)
     }
 
     /// Takes what is due now, and says how long nothing more will be.
@@ -168,9 +191,9 @@ impl Feeding {
     /// Queues a batch; while the log is busy, again and again, so that nothing overtakes it.
     fn append(
         &self,
-        batch: &[Due],
+        batch: Vec<Due>,
         sender: &mpsc::Sender<Result<u64, AppendError>>,
-        in_flight: &mut usize,
+        in_flight: &mut VecDeque<Vec<Due>>,
     ) -> Result<(), AppendError> {
         loop {
             let records = batch.iter().map(|due| self.record(*due)).collect();
@@ -183,7 +206,7 @@ impl Feeding {
             };
             self.appender.append(records, Box::new(done));
             if !busy.load(Ordering::Acquire) {
-                *in_flight += 1;
+                in_flight.push_back(batch);
                 return Ok(());
             }
             if self.stop.load(Ordering::Relaxed) {
@@ -216,8 +239,9 @@ impl Feeding {
 
 /// Writes the file as a whole.
 fn write_down(path: &Path, kept: &Kept) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    let temporary = path.with_extension("json.new");
+    let mut file = fs::File::create(&temporary)?;
     serde_json::to_writer(&mut file, kept)?;
-    file.persist(path).map(drop).map_err(|error| error.error)
+    file.flush()?;
+    fs::rename(&temporary, path)
 }

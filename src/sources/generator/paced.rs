@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 use std::thread::Thread;
-use std::time::{Duration as Wait, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration as Wait, Instant};
 
 use super::{Cursor, Delivery, Generator, GeneratorPlan, HeldUp, PlanError, Record};
 use crate::codec::{DecodeSettings, RecordDecoder};
+use crate::model::clock::wall_clock_ms;
 use crate::model::{Duration, Event, EventTime, Raw, Upsert};
 use crate::sources::weather::WeatherKind;
 use crate::sources::{Next, Partition, Place, Polled, Source, SourceError, Take, mix, unit};
@@ -157,13 +158,12 @@ impl Log {
 
 /// The clock that readings are due by, ms since 1970-01-01T00:00:00Z.
 pub(super) fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64
+    wall_clock_ms() as i64
 }
 
 /// How long it is until then.
 pub(super) fn until(time: EventTime) -> Wait {
-    let then = UNIX_EPOCH + Wait::from_millis(time.millis().max(0) as u64);
-    then.duration_since(SystemTime::now()).unwrap_or_default()
+    Wait::from_millis(time.millis().saturating_sub(now()).max(0) as u64)
 }
 
 /// Plays the log into the dataflow, without keeping it anywhere.

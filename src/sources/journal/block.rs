@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::model::{EventTime, Retried};
+use crate::model::{ClientId, EventTime, Retried};
 
 /// From here on a block is compressed by itself. Below, the storage's own compression of neighbouring blocks does as well.
 const COMPRESS_BYTES: usize = 2 * 1024;
@@ -49,11 +49,13 @@ pub(super) struct Block {
     /// All of its records are dead letters that were sent again; otherwise none is.
     pub retried: bool,
     records: Vec<u8>,
+    /// Who has posted them, and how many in a row; only of blocks that were written since the start.
+    clients: Vec<(Option<ClientId>, u32)>,
 }
 
 impl Block {
     pub(super) fn new(first: u64, arrived: EventTime, retried: bool) -> Block {
-        Block { first, count: 0, arrived, retried, records: Vec::new() }
+        Block { first, count: 0, arrived, retried, records: Vec::new(), clients: Vec::new() }
     }
 
     /// Adds a record, of the block's kind.
@@ -71,6 +73,26 @@ impl Block {
         self.records.extend_from_slice(&from);
         self.records.extend_from_slice(record);
         self.count += 1;
+    }
+
+    /// Notes who has posted the record that was added last.
+    pub(super) fn note_client(&mut self, client: Option<ClientId>) {
+        match self.clients.last_mut() {
+            Some((last, count)) if *last == client => *count += 1,
+            _ => self.clients.push((client, 1)),
+        }
+    }
+
+    /// Who has posted the record at a position, where that is known.
+    pub(super) fn client(&self, position: u64) -> Option<ClientId> {
+        let mut left = position.checked_sub(self.first)?;
+        for (client, count) in &self.clients {
+            if left < u64::from(*count) {
+                return *client;
+            }
+            left -= u64::from(*count);
+        }
+        None
     }
 
     /// One past the last position.
@@ -167,7 +189,14 @@ impl Decoder {
             _ => return None,
         };
         first.checked_add(u64::from(count))?;
-        (records.len() == length).then_some(Block { first, count, arrived, retried, records })
+        (records.len() == length).then_some(Block {
+            first,
+            count,
+            arrived,
+            retried,
+            records,
+            clients: Vec::new(),
+        })
     }
 }
 

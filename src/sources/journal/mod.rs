@@ -17,6 +17,7 @@ mod block;
 mod marks;
 mod queue;
 mod reader;
+mod stamps;
 mod store;
 mod tail;
 #[cfg(test)]
@@ -26,7 +27,7 @@ mod writer;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 
 use self::begins::Begins;
@@ -34,13 +35,14 @@ use self::block::{Decoder, Encoder};
 use self::marks::Marks;
 use self::queue::Queue;
 use self::reader::Reader;
+use self::stamps::{Clock, HostClock, SharedHold, Stamps};
 pub use self::store::catches_panics;
 use self::store::{Failure, Store};
 use self::tail::Tail;
 use self::writer::{SizeWarning, Writer};
 use super::{Partition, Source, SourceError};
 use crate::codec::DecodeSettings;
-use crate::model::{AppendError, Appender, EventTime, LogPosition};
+use crate::model::{AppendError, Appender, Duration, EventTime, Hold, Holds, LogPosition};
 
 /// The name of the source.
 pub const NAME: &str = "journal";
@@ -59,6 +61,8 @@ pub struct JournalPlan {
     pub tail_bytes: usize,
     /// Warns when the journal has become so large, and each time it has doubled; 0 never does.
     pub warn_bytes: u64,
+    /// A clock that is further ahead than this of what it should say holds appends back, until it is right or has said so for a minute.
+    pub max_ahead: Duration,
     pub decode: DecodeSettings,
 }
 
@@ -70,6 +74,7 @@ impl Default for JournalPlan {
             queue_bytes: 32 << 20,
             tail_bytes: 16 << 20,
             warn_bytes: 10_000_000_000,
+            max_ahead: Duration::from_millis(10 * 60_000).unwrap_or_default(),
             decode: DecodeSettings::default(),
         }
     }
@@ -116,6 +121,7 @@ impl JournalError {
 pub struct Journal {
     shared: Arc<Shared>,
     queue: Arc<Queue>,
+    clock: SharedHold,
     writer: Option<JoinHandle<()>>,
 }
 
@@ -134,6 +140,10 @@ struct Shared {
 impl Journal {
     /// Opens the journal in a directory, and begins one where there is none.
     pub fn open(dir: &Path, plan: JournalPlan) -> Result<Journal, JournalError> {
+        Journal::open_with(dir, plan, Box::new(HostClock))
+    }
+
+    fn open_with(dir: &Path, plan: JournalPlan, clock: Box<dyn Clock>) -> Result<Journal, JournalError> {
         let JournalPlan { partitions, .. } = plan;
         if !(1..=MAX_PARTITIONS).contains(&partitions) {
             return Err(JournalError::Plan(partitions));
@@ -154,7 +164,7 @@ impl Journal {
         let store = Store::open(dir, marks.is_new())?;
         let begins = Begins::open(dir, partitions)?;
         check_begins(dir, &store, &begins)?;
-        let arrived = read_ends(dir, &store, &mut marks)?;
+        let last_arrival = read_ends(dir, &store, &mut marks)?;
         let mut size = SizeWarning { next: plan.warn_bytes };
         size.check(store.disk_bytes(), dir);
         let tail_bytes = plan.tail_bytes / partitions as usize;
@@ -166,17 +176,19 @@ impl Journal {
             tails: marks.ends.iter().map(|end| Tail::new(*end, tail_bytes)).collect(),
             failed: OnceLock::new(),
         });
+        let stamps = Stamps::open(dir, plan.max_ahead, last_arrival, clock);
+        let clock = stamps.held();
         let queue = Arc::new(Queue::new(plan.queue_records, plan.queue_bytes));
         let writer = Writer {
             shared: shared.clone(),
             queue: queue.clone(),
             marks,
             encoder: Encoder::new().map_err(at_dir)?,
-            arrived,
+            stamps,
             size,
         };
         let writer = thread::Builder::new().name("journal".into()).spawn(|| writer.run()).map_err(at_dir)?;
-        Ok(Journal { shared, queue, writer: Some(writer) })
+        Ok(Journal { shared, queue, clock, writer: Some(writer) })
     }
 
     /// The end that takes new records.
@@ -248,10 +260,10 @@ fn check_begins(dir: &Path, store: &Store, begins: &Begins) -> Result<(), Journa
     Ok(())
 }
 
-/// Brings the marks up to the ends of the partitions, and returns when the last record of each arrived.
-fn read_ends(dir: &Path, store: &Store, marks: &mut Marks) -> Result<Vec<EventTime>, JournalError> {
+/// Brings the marks up to the ends of the partitions, and returns when the last record of all arrived.
+fn read_ends(dir: &Path, store: &Store, marks: &mut Marks) -> Result<Option<EventTime>, JournalError> {
     let mut decoder = Decoder::new().map_err(|source| JournalError::Io { path: dir.into(), source })?;
-    let mut arrived = Vec::with_capacity(marks.ends.len());
+    let mut arrived = None;
     for (partition, mark) in marks.ends.iter_mut().enumerate() {
         let last = store.last(partition as u32, &mut decoder);
         let last = last.map_err(|failure| JournalError::damaged(dir, &failure.to_string()))?;
@@ -262,7 +274,7 @@ fn read_ends(dir: &Path, store: &Store, marks: &mut Marks) -> Result<Vec<EventTi
             return Err(JournalError::damaged(dir, &what));
         }
         *mark = end;
-        arrived.push(last.map_or(EventTime::MIN, |block| block.arrived));
+        arrived = arrived.max(last.map(|block| block.arrived));
     }
     Ok(arrived)
 }
@@ -290,6 +302,12 @@ impl Shared {
     #[cold]
     fn unreadable(&self, failure: &Failure) -> SourceError {
         SourceError::Fatal(format!("the journal in {} is damaged: {failure}; {REMEDY}", self.dir.display()))
+    }
+}
+
+impl Holds for Journal {
+    fn hold(&self) -> Option<Hold> {
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

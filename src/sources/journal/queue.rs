@@ -2,6 +2,7 @@
 
 use std::mem;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::model::{Acknowledge, AppendError, Appender, NewRecord};
 
@@ -34,9 +35,10 @@ impl Queue {
         Queue { max_records, max_bytes, waiting: Mutex::default(), filled: Condvar::new() }
     }
 
-    /// All that waits, once there is some; nothing when the queue is closed and empty.
-    pub(super) fn take(&self) -> Option<Vec<Append>> {
+    /// All that waits, once there is some, and none after a while without; nothing when the queue is closed and empty.
+    pub(super) fn take(&self, patience: Duration) -> Option<Vec<Append>> {
         let mut waiting = self.lock();
+        let mut is_late = false;
         loop {
             if !waiting.appends.is_empty() {
                 (waiting.records, waiting.bytes) = (0, 0);
@@ -45,7 +47,11 @@ impl Queue {
             if waiting.closed.is_some() {
                 return None;
             }
-            waiting = self.filled.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+            if is_late {
+                return Some(Vec::new());
+            }
+            let waited = self.filled.wait_timeout(waiting, patience).unwrap_or_else(PoisonError::into_inner);
+            (waiting, is_late) = (waited.0, waited.1.timed_out());
         }
     }
 

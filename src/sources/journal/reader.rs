@@ -118,7 +118,8 @@ impl Partition for Reader {
                 let decoded = if retried.is_some() { decoded.and_then(Upsert::retried) } else { decoded };
                 let taken = decoded.and_then(|upsert| take.upsert(place(self.position), &upsert));
                 if let Err(refusal) = taken {
-                    let raw = Raw { retried: retried.as_ref(), ..Raw::value(raw) };
+                    let client = block.client(self.position);
+                    let raw = Raw { retried: retried.as_ref(), client, ..Raw::value(raw) };
                     take.refused(place(self.position), &refusal, &raw);
                 }
                 self.position += 1;

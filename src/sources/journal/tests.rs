@@ -1,5 +1,6 @@
 //! What was acknowledged is what is read, whatever happens in between.
 
+mod clock;
 mod damage;
 mod kill;
 mod measure;
@@ -294,7 +295,7 @@ fn a_failed_write_is_the_end() {
         queue: queue.clone(),
         marks,
         encoder: Encoder::new().unwrap(),
-        arrived: vec![EventTime::MIN],
+        stamps: Stamps::open(dir.path(), plan(1).max_ahead, None, Box::new(HostClock)),
         size: SizeWarning { next: 0 },
     };
     writer.run();

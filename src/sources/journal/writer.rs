@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::block::{self, Block, Encoder};
 use super::marks::Marks;
 use super::queue::{Append, Queue};
+use super::stamps::Stamps;
 use super::store::{Failure, caught};
 use super::{NAME, Shared};
 use crate::model::{AppendError, Appended, EventTime, NewRecord, PartitionName, RecordPlace};
@@ -17,14 +18,15 @@ use crate::model::{AppendError, Appended, EventTime, NewRecord, PartitionName, R
 /// Where a partition's records of one commit go on in a further block, so that no reader must hold much.
 const BLOCK_BYTES: usize = 256 * 1024;
 const SIZE_CHECK: Duration = Duration::from_secs(10);
+/// The clock is looked at so often, also where nothing is appended.
+const CLOCK_CHECK: Duration = Duration::from_secs(1);
 
 pub(super) struct Writer {
     pub shared: Arc<Shared>,
     pub queue: Arc<Queue>,
     pub marks: Marks,
     pub encoder: Encoder,
-    /// When the last record of each partition arrived.
-    pub arrived: Vec<EventTime>,
+    pub stamps: Stamps,
     pub size: SizeWarning,
 }
 
@@ -32,9 +34,19 @@ impl Writer {
     /// Writes until the queue is closed and empty, or something fails.
     pub(super) fn run(mut self) {
         let mut next_check = Instant::now();
-        while let Some(appends) = self.queue.take() {
+        while let Some(appends) = self.queue.take(CLOCK_CHECK) {
+            let now = match self.stamps.now() {
+                Ok(now) => now,
+                Err(held) => {
+                    appends.into_iter().for_each(|append| (append.done)(Err(held.clone())));
+                    continue;
+                }
+            };
+            if appends.is_empty() {
+                continue;
+            }
             let ends_before = self.marks.ends.clone();
-            let written = caught(|| self.write(&appends));
+            let written = caught(|| self.write(&appends, now));
             match written {
                 Ok(blocks) => self.publish(blocks, appends, ends_before),
                 Err(failure) => return self.fail(&failure, appends),
@@ -49,22 +61,20 @@ impl Writer {
         }
     }
 
-    fn write(&mut self, appends: &[Append]) -> Result<Vec<(u32, Block)>, Failure> {
+    fn write(&mut self, appends: &[Append], now: EventTime) -> Result<Vec<(u32, Block)>, Failure> {
         let mut parts: BTreeMap<u32, Vec<Block>> = BTreeMap::new();
-        let now = now();
         for record in appends.iter().flat_map(|append| &append.records) {
             let partition = partition_of(record, self.marks.partitions());
             let blocks = parts.entry(partition).or_default();
             let retried = record.retried.as_deref();
             let fits = |block: &Block| block.len() < BLOCK_BYTES && block.retried == retried.is_some();
             if !blocks.last().is_some_and(fits) {
-                let arrived = &mut self.arrived[partition as usize];
-                *arrived = now.max(*arrived);
                 let first = blocks.last().map_or(self.marks.ends[partition as usize], Block::end);
-                blocks.push(Block::new(first, *arrived, retried.is_some()));
+                blocks.push(Block::new(first, now, retried.is_some()));
             }
             if let Some(block) = blocks.last_mut() {
                 block.push(&record.bytes, retried);
+                block.note_client(record.client);
             }
         }
         let mut stored = Vec::with_capacity(parts.len());
@@ -111,7 +121,7 @@ impl Writer {
         let reason = AppendError::Failed(self.shared.failed.get_or_init(|| line).clone());
         self.queue.close(reason.clone());
         self.shared.tails.iter().for_each(|tail| tail.wake());
-        let left = std::iter::from_fn(|| self.queue.take()).flatten();
+        let left = std::iter::from_fn(|| self.queue.take(Duration::ZERO)).flatten();
         for append in appends.into_iter().chain(left) {
             (append.done)(Err(reason.clone()));
         }
@@ -149,11 +159,6 @@ fn partition_of(record: &NewRecord, partitions: u32) -> u32 {
         return origin.partition;
     }
     record.city.as_ref().map_or(0, |city| (xxh3_64(city.as_bytes()) % u64::from(partitions)) as u32)
-}
-
-fn now() -> EventTime {
-    let ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
-    EventTime::from_millis(ms).unwrap_or(EventTime::MAX)
 }
 
 /// Says once that the journal has become large, and again each time it has doubled.

@@ -66,7 +66,7 @@ impl Records {
             .and_then(|upsert| if retried.is_some() { upsert.retried() } else { Ok(upsert) })
             .and_then(|upsert| take.upsert(place, &upsert));
         if let Err(refusal) = taken {
-            take.refused(place, &refusal, &Raw { key, value, retried: retried.as_ref() });
+            take.refused(place, &refusal, &Raw { key, value, retried: retried.as_ref(), client: None });
         }
         Content::Given
     }

@@ -1,0 +1,47 @@
+//! The clocks of this host: what time it is, and how long the host has been up.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The wall clock, ms since 1970-01-01T00:00:00Z.
+pub fn wall_clock_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let clock = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+    #[cfg(debug_assertions)]
+    let clock = clock.saturating_add_signed(fault::offset_ms());
+    clock
+}
+
+/// How long the host has been up, in ms, its sleep included. It never goes back, and nobody can set it.
+pub fn uptime_ms() -> i64 {
+    #[cfg(target_os = "linux")]
+    let clock = rustix::time::ClockId::Boottime;
+    #[cfg(not(target_os = "linux"))]
+    let clock = rustix::time::ClockId::Monotonic;
+    let time = rustix::time::clock_gettime(clock);
+    time.tv_sec.saturating_mul(1_000) + time.tv_nsec / 1_000_000
+}
+
+/// Differs with every start of the host; empty where that is not known.
+pub fn boot_id() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim().to_owned()
+}
+
+/// Where tests put the clock of a process forward or back: at its start, or by a file that is read at each look. Builds without debug
+/// assertions have neither.
+#[cfg(debug_assertions)]
+mod fault {
+    use std::env::{var, var_os};
+    use std::ffi::OsString;
+    use std::sync::LazyLock;
+
+    static AT_THE_START: LazyLock<i64> =
+        LazyLock::new(|| var("SWELTER_TEST_CLOCK_OFFSET_MS").map_or(0, |text| text.parse().unwrap_or(0)));
+    static FILE: LazyLock<Option<OsString>> = LazyLock::new(|| var_os("SWELTER_TEST_CLOCK_OFFSET_FILE"));
+
+    pub fn offset_ms() -> i64 {
+        let Some(file) = &*FILE else { return *AT_THE_START };
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        text.trim().parse().unwrap_or(*AT_THE_START)
+    }
+}

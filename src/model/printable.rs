@@ -1,0 +1,98 @@
+//! Text from elsewhere as a person sees it: a terminal must not obey it, nor must it look like something else.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+/// What a terminal takes for a command, or what changes where a line ends or in which direction it is read.
+fn is_escaped(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Text on one line, in which what a terminal would obey is shown as `\n`, `\x1b` or `\u{202e}`.
+///
+/// ```
+/// use swelter::model::printable::printable;
+///
+/// assert_eq!(printable("Jos\u{e9}"), "Jos\u{e9}");
+/// assert_eq!(printable("a\x1b[2Jb\nc\u{9b}\u{202e}"), "a\\x1b[2Jb\\nc\\x9b\\u{202e}");
+/// ```
+pub fn printable(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_escaped) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match c {
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if !is_escaped(c) => out.push(c),
+            c if u32::from(c) < 0x100 => drop(write!(out, "\\x{:02x}", u32::from(c))),
+            c => drop(write!(out, "\\u{{{:x}}}", u32::from(c))),
+        }
+    }
+    Cow::Owned(out)
+}
+
+/// The same for bytes: those that are no UTF-8 are shown as `\xff`.
+pub fn printable_bytes(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        out.push_str(&printable(chunk.valid()));
+        for byte in chunk.invalid() {
+            let _ = write!(out, "\\x{byte:02x}");
+        }
+    }
+    out
+}
+
+/// JSON that says the same, in which what a terminal would obey is `\u009b`: JSON itself escapes less than that.
+pub fn printable_json(json: &str) -> Cow<'_, str> {
+    // The others are outside of strings, where they are between values.
+    let is_inside = |c: char| is_escaped(c) && c > '\x7e';
+    if !json.contains(is_inside) {
+        return Cow::Borrowed(json);
+    }
+    let mut out = String::with_capacity(json.len() + 16);
+    for c in json.chars() {
+        match is_inside(c) {
+            true => drop(write!(out, "\\u{:04x}", u32::from(c))),
+            false => out.push(c),
+        }
+    }
+    Cow::Owned(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn nothing_that_a_terminal_obeys_is_left(bytes in prop::collection::vec(any::<u8>(), 0..60), text in "\\PC{0,20}[\u{0}-\u{9f}\u{202a}-\u{2069}]{0,9}") {
+            for shown in [printable_bytes(&bytes), printable_bytes(text.as_bytes()), printable(&text).into_owned()] {
+                prop_assert!(!shown.contains(is_escaped), "{shown:?}");
+            }
+            let json = serde_json::to_string(&text).unwrap();
+            let shown = printable_json(&json);
+            prop_assert!(!shown.contains(is_escaped), "{shown:?}");
+            prop_assert_eq!(serde_json::from_str::<String>(&shown).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn commands_of_terminals_are_shown() {
+        for (text, shown) in [
+            ("\x1b]52;c;aGk=\x07", "\\x1b]52;c;aGk=\\x07"),
+            ("\u{9b}31m", "\\x9b31m"),
+            ("one\r\ntwo\tthree", "one\\r\\ntwo\\tthree"),
+            ("\u{202e}txt.exe\u{2069}\u{2028}", "\\u{202e}txt.exe\\u{2069}\\u{2028}"),
+            ("ночь 夜 🌡", "ночь 夜 🌡"),
+        ] {
+            assert_eq!(printable(text), shown);
+        }
+        assert_eq!(printable_bytes(b"a\xff\x1b\xc3"), "a\\xff\\x1b\\xc3");
+    }
+}

@@ -1,0 +1,80 @@
+//! Who may read what a run writes to disk.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::Mode;
+
+use crate::config::DataDirMode;
+
+/// A look at what is there goes so deep, and over so many entries.
+const DEPTH: usize = 4;
+const MOST_ENTRIES: usize = 10_000;
+
+/// From now on, what this process makes is for whom the mode says: the storage of the journal and of checkpoints makes files of its own, so
+/// the process is the only place to say so.
+pub fn restrict_new_files(mode: DataDirMode) {
+    rustix::process::umask(Mode::from_bits_retain(closed_to(mode)));
+}
+
+/// What nobody else may.
+fn closed_to(mode: DataDirMode) -> u32 {
+    match mode {
+        DataDirMode::Private => 0o077,
+        DataDirMode::Group => 0o027,
+    }
+}
+
+/// Warns where something in a folder may be read by more than the mode says: older versions made it so, or a person.
+pub fn warn_where_open(folder: &Path, mode: DataDirMode) {
+    if let Some((example, count)) = find_open(folder, closed_to(mode)) {
+        let (folder, others) = (folder.display(), if mode == DataDirMode::Private { "go" } else { "o" });
+        tracing::warn!(
+            entries = count, example = %example.display(),
+            "others may read or change what is in {folder}: close it with `chmod -R {others}-rwx {folder}`, or see data_dir_mode"
+        );
+    }
+}
+
+/// The first entry that is open, the folder itself before what is in it, and how many are.
+fn find_open(folder: &Path, closed: u32) -> Option<(PathBuf, usize)> {
+    let mut waiting = vec![(folder.to_path_buf(), 0)];
+    let (mut first, mut open, mut seen) = (None, 0, 0);
+    while let Some((path, depth)) = waiting.pop() {
+        let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
+        seen += 1;
+        if !metadata.is_symlink() && metadata.permissions().mode() & closed != 0 {
+            open += 1;
+            first.get_or_insert_with(|| path.clone());
+        }
+        if metadata.is_dir() && depth < DEPTH && seen < MOST_ENTRIES {
+            let entries = fs::read_dir(&path).into_iter().flatten().flatten();
+            waiting.extend(entries.take(MOST_ENTRIES).map(|entry| (entry.path(), depth + 1)));
+        }
+    }
+    first.map(|first| (first, open))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_open_to_others_is_found() {
+        let root = tempfile::tempdir().unwrap();
+        let (folder, file) = (root.path().join("journal"), root.path().join("journal/marks"));
+        fs::create_dir(&folder).unwrap();
+        fs::write(&file, "").unwrap();
+        let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        let found = |mode| find_open(root.path(), closed_to(mode));
+        set(&folder, 0o700);
+        set(&file, 0o600);
+        assert_eq!(found(DataDirMode::Private), None);
+        set(&file, 0o640);
+        assert_eq!((found(DataDirMode::Private), found(DataDirMode::Group)), (Some((file.clone(), 1)), None));
+        set(&folder, 0o755);
+        set(&file, 0o644);
+        assert_eq!(found(DataDirMode::Group), Some((folder, 2)));
+    }
+}

@@ -1,0 +1,178 @@
+//! One file of dead letters as it is written, and the full ones before it.
+//!
+//! A file that is full is renamed, and a new one begins with how far all before it go. The new one is whole and synced before it takes the
+//! name. Ended between the two renames there is no file of the name: then the last full one says how far the letters go.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use super::head::{Head, Scanned, scan};
+use super::{BUFFER_BYTES, DeadLettersError, folder};
+use crate::model::{DeadLetter, EventTime, PartitionName, Raw, RecordAt, Refusal};
+
+/// A partition's letters come in the order of their positions.
+#[derive(Debug)]
+pub(super) struct LetterFile {
+    pub path: PathBuf,
+    file: File,
+    number: u64,
+    buffer: Vec<u8>,
+    unsynced: bool,
+    /// Of the last letter of each partition.
+    pub last: BTreeMap<PartitionName, u64>,
+    /// The file's length up to its last whole write.
+    whole: u64,
+}
+
+impl LetterFile {
+    pub(super) fn open(path: &Path, rules: &str) -> Result<LetterFile, DeadLettersError> {
+        let at_path = |source| DeadLettersError::Io { path: path.into(), source };
+        set_aside(path, rules).map_err(at_path)?;
+        let parts = folder::parts(path).map_err(at_path)?;
+        let options = File::options().read(true).write(true).create(true).truncate(false).open(path);
+        let mut file = options.map_err(at_path)?;
+        let Scanned { number, mut last, whole } = scan(&file, path)?;
+        // It was ended while it began this file, or a person has moved that away.
+        if let (None, Some((_, part))) = (number, parts.last()) {
+            let part_file =
+                File::open(part).map_err(|source| DeadLettersError::Io { path: part.clone(), source })?;
+            for (name, position) in scan(&part_file, part)?.last {
+                let last = last.entry(name).or_insert(position);
+                *last = position.max(*last);
+            }
+        }
+        file.set_len(whole).map_err(at_path)?;
+        file.seek(SeekFrom::End(0)).map_err(at_path)?;
+        let number = number.unwrap_or_else(|| parts.last().map_or(1, |(number, _)| number + 1));
+        let path = path.to_path_buf();
+        let mut letters = LetterFile { path, file, number, buffer: Vec::new(), unsynced: true, last, whole };
+        if letters.whole == 0 && letters.number > 1 {
+            letters.begin(letters.number).map_err(|error| letters.failed(error))?;
+        }
+        Ok(letters)
+    }
+
+    /// Adds a letter, and says how many bytes; none where it is there already.
+    pub(super) fn write(
+        &mut self,
+        partition: &PartitionName,
+        position: u64,
+        arrived_at: Option<EventTime>,
+        refusal: &Refusal,
+        raw: &Raw<'_>,
+    ) -> Result<u64, DeadLettersError> {
+        match self.last.get_mut(partition) {
+            Some(last) if position <= *last => return Ok(0),
+            Some(last) => *last = position,
+            None => drop(self.last.insert(partition.clone(), position)),
+        }
+        let at = RecordAt::Position { partition: partition.partition, position, arrived_at };
+        let letter = DeadLetter {
+            source: &partition.source,
+            at,
+            refusal,
+            retried: raw.retried,
+            raw: raw.value.unwrap_or_default(),
+        };
+        let before = self.buffer.len();
+        serde_json::to_writer(&mut self.buffer, &letter).map_err(|error| self.failed(error.into()))?;
+        self.buffer.push(b'\n');
+        self.unsynced = true;
+        let bytes = (self.buffer.len() - before) as u64;
+        if self.buffer.len() >= BUFFER_BYTES {
+            self.flush()?;
+        }
+        Ok(bytes)
+    }
+
+    pub(super) fn flushed(&mut self) -> Result<Option<File>, DeadLettersError> {
+        if !self.unsynced {
+            return Ok(None);
+        }
+        self.flush()?;
+        self.unsynced = false;
+        self.file.try_clone().map(Some).map_err(|error| self.failed(error))
+    }
+
+    pub(super) fn flush(&mut self) -> Result<(), DeadLettersError> {
+        if let Err(error) = self.file.write_all(&self.buffer) {
+            // No part of a line may stay: what comes later would stand behind it.
+            let _ = self.file.set_len(self.whole).and_then(|()| self.file.seek(SeekFrom::End(0)));
+            return Err(self.failed(error));
+        }
+        self.whole += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+
+    /// Begins another file once this one has so many bytes; true where it did. Each step may fail and be tried again.
+    pub(super) fn rotate(&mut self, file_bytes: u64) -> Result<bool, DeadLettersError> {
+        if self.whole < file_bytes {
+            return Ok(false);
+        }
+        self.flush()?;
+        let rotated = self.file.sync_data().and_then(|()| {
+            // Not where the step behind this one has failed before.
+            if self.path.try_exists()? {
+                fs::rename(&self.path, folder::part(&self.path, self.number))?;
+            }
+            self.begin(self.number + 1)
+        });
+        rotated.map(|()| true).map_err(|error| self.failed(error))
+    }
+
+    /// Puts a file that has only its head under the name.
+    fn begin(&mut self, number: u64) -> io::Result<()> {
+        let head = Head::line(number, &self.last)?;
+        let temporary = self.path.with_extension("jsonl.new");
+        let options = File::options().read(true).write(true).create(true).truncate(true).open(&temporary);
+        let mut file = options?;
+        file.write_all(&head)?;
+        file.sync_all()?;
+        let folder = File::open(self.path.parent().unwrap_or(Path::new(".")))?;
+        folder.sync_all()?;
+        fs::rename(&temporary, &self.path)?;
+        folder.sync_all()?;
+        (self.file, self.number, self.whole) = (file, number, head.len() as u64);
+        Ok(())
+    }
+
+    pub(super) fn failed(&self, source: io::Error) -> DeadLettersError {
+        DeadLettersError::Io { path: self.path.clone(), source }
+    }
+}
+
+/// Keeps files that were written by other rules under another name, and notes the rules.
+fn set_aside(path: &Path, rules: &str) -> io::Result<()> {
+    let noted = path.with_extension("rules");
+    let before = match fs::read_to_string(&noted) {
+        Ok(before) => Some(before),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    if before.as_deref() == Some(rules) {
+        return Ok(());
+    }
+    // A file without rules is none of ours under this name.
+    let (parts, is_there) = (folder::parts(path)?, path.try_exists()?);
+    if is_there || !parts.is_empty() {
+        let aside = (1..).map(|number: u32| path.with_extension(format!("old-{number}.jsonl")));
+        let mut free =
+            aside.filter(|aside| !aside.exists() && folder::parts(aside).is_ok_and(|parts| parts.is_empty()));
+        let aside = free.next().unwrap_or_default();
+        for (number, part) in parts {
+            fs::rename(part, folder::part(&aside, number))?;
+        }
+        if is_there {
+            fs::rename(path, &aside)?;
+        }
+        tracing::info!(kept = %aside.display(), "dead letters begin anew: what decides about them has changed");
+    }
+    let temporary = path.with_extension("rules.new");
+    let mut file = File::create(&temporary)?;
+    file.write_all(rules.as_bytes())?;
+    file.sync_data()?;
+    fs::rename(&temporary, &noted)
+}

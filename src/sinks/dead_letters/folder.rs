@@ -1,0 +1,95 @@
+//! The files of dead letters in a folder: those that are written, those that are full, and what all of them hold.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// Between a file's name and the number of those that are full: `dead-letters.part-00000007.jsonl`.
+const PART: &str = ".part-";
+
+/// Where a full file is kept. Numbers go on from 1.
+pub(super) fn part(path: &Path, number: u64) -> PathBuf {
+    path.with_extension(format!("part-{number:08}.jsonl"))
+}
+
+/// The full files of a file, by number.
+pub(super) fn parts(path: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned() + PART;
+    let mut parts = Vec::new();
+    for file in files(path.parent().unwrap_or(Path::new(".")))? {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let number = name.strip_prefix(&stem).and_then(|rest| rest.strip_suffix(".jsonl"));
+        if let Some(number) = number.and_then(|number| number.parse().ok()) {
+            parts.push((number, file));
+        }
+    }
+    parts.sort();
+    Ok(parts)
+}
+
+/// All files of dead letters; none where there is no folder.
+fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with("dead-letters") && name.ends_with(".jsonl") {
+            files.push(entry.path());
+        }
+    }
+    Ok(files)
+}
+
+/// Bytes of all files of dead letters in a folder, those that were set aside included.
+pub(super) fn used(folder: &Path) -> io::Result<u64> {
+    let mut used = 0;
+    for file in files(folder)? {
+        match fs::metadata(&file) {
+            Ok(metadata) => used += metadata.len(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(used)
+}
+
+/// A file that was removed.
+pub(super) struct Removed {
+    pub path: PathBuf,
+    pub letters: u64,
+}
+
+/// Removes the file that was written first, other than those that are being written; nothing where there are only these.
+pub(super) fn remove_oldest(folder: &Path, written: &[&Path]) -> io::Result<Option<Removed>> {
+    let mut oldest: Option<(SystemTime, PathBuf)> = None;
+    for path in files(folder)?.into_iter().filter(|path| !written.contains(&&**path)) {
+        let age = (fs::metadata(&path)?.modified()?, path);
+        if oldest.as_ref().is_none_or(|oldest| age < *oldest) {
+            oldest = Some(age);
+        }
+    }
+    let Some((_, path)) = oldest else { return Ok(None) };
+    let letters = count_letters(&path)?;
+    fs::remove_file(&path)?;
+    Ok(Some(Removed { path, letters }))
+}
+
+fn count_letters(path: &Path) -> io::Result<u64> {
+    let mut reader = BufReader::new(fs::File::open(path)?);
+    let mut lines = 0;
+    let has_head = reader.fill_buf()?.starts_with(super::head::BEGINNING);
+    loop {
+        let bytes = reader.fill_buf()?;
+        if bytes.is_empty() {
+            return Ok(u64::saturating_sub(lines, u64::from(has_head)));
+        }
+        lines += bytes.iter().filter(|byte| **byte == b'\n').count() as u64;
+        let length = bytes.len();
+        reader.consume(length);
+    }
+}

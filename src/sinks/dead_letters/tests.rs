@@ -1,0 +1,266 @@
+//! Each letter once, whatever is cut off, and within the limit.
+
+use super::head::Position;
+use super::*;
+use crate::model::{Reason, Retried};
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+
+fn write(letters: &mut LetterFile, partition: u32, position: u64) -> bool {
+    let name = PartitionName { source: "journal".into(), partition };
+    let refusal = Refusal::new(Reason::NotDecodable, "no JSON");
+    let raw = if position.is_multiple_of(2) { &b"{\n\"x\""[..] } else { b"\xFF" };
+    letters.write(&name, position, EventTime::from_millis(7), &refusal, &Raw::value(raw)).unwrap() > 0
+}
+
+#[test]
+fn letters_say_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("dead-letters.jsonl");
+    let mut letters = LetterFile::open(&path, "rules").unwrap();
+    assert!(write(&mut letters, 3, 10) && write(&mut letters, 3, 11));
+    letters.flushed().unwrap();
+    let expected = concat!(
+        r#"{"source":"journal","partition":3,"position":10,"arrived_at":"1970-01-01T00:00:00.007Z","#,
+        r#""reason":"not_decodable","detail":"no JSON","raw":"{\n\"x\""}"#,
+        "\n",
+        r#"{"source":"journal","partition":3,"position":11,"arrived_at":"1970-01-01T00:00:00.007Z","#,
+        r#""reason":"not_decodable","detail":"no JSON","raw_base64":"/w=="}"#,
+        "\n"
+    );
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), expected);
+}
+
+#[test]
+fn what_comes_again_has_its_own_file_and_says_where_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = PartitionName { source: "journal".into(), partition: 3 };
+    let refusal = Refusal::new(Reason::BadTime, "no time");
+    let first_seen = EventTime::from_millis(5);
+    let retried = Retried { origin: "journal/3/10".into(), attempt: 1, first_seen };
+    let again = Raw { retried: Some(&retried), ..Raw::value(b"x") };
+    for new in [true, false] {
+        let mut letters = DeadLetters::open(dir.path(), "rules", DeadLetterLimits::default()).unwrap();
+        assert_eq!(letters.write(&name, 12, None, &refusal, &again).unwrap(), new);
+        assert_eq!(letters.write(&name, 10, None, &refusal, &Raw::value(b"x")).unwrap(), new);
+        letters.flushed().unwrap();
+        let beyond = |end| letters.beyond(&name, end).map(|path| path.file_name().unwrap().to_owned());
+        assert_eq!(beyond(13), None);
+        assert_eq!(beyond(12).unwrap(), FILES[1]);
+    }
+    let line = std::fs::read_to_string(dir.path().join(FILES[1])).unwrap();
+    assert!(
+        line.contains(r#""origin":"journal/3/10","attempt":1,"first_seen_at":"1970-01-01T00:00:00.005Z""#)
+    );
+    let all: Vec<_> = FILES.map(|name| read(&dir.path().join(name)).unwrap()).concat();
+    let places: Vec<_> = all.iter().map(|letter| (letter.place.position, letter.retried.clone())).collect();
+    assert_eq!(places, [(10, None), (12, Some(retried))]);
+}
+
+#[test]
+fn damage_in_the_middle_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("letters");
+    drop(LetterFile::open(&path, "rules").unwrap());
+    std::fs::write(&path, "{\"source\":\"a\",\"partition\":0,\"position\":1}\nx\n{}\n").unwrap();
+    let refused = LetterFile::open(&path, "rules").unwrap_err();
+    assert!(matches!(refused, DeadLettersError::Damaged { line: 2, .. }), "{refused}");
+}
+
+#[test]
+fn replays_write_nothing_twice() {
+    let runs = proptest::collection::vec((0..60u64, any::<proptest::sample::Index>()), 1..6);
+    // A disk is synced at each step: few cases, however many others run.
+    let config = ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() };
+    let ran = TestRunner::new(config).run(&runs, |runs| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("letters");
+        let mut furthest = 0;
+        for (upto, torn) in runs {
+            let mut letters = LetterFile::open(&path, "rules").unwrap();
+            for position in 0..upto {
+                write(&mut letters, (position % 3) as u32, position);
+            }
+            letters.flushed().unwrap();
+            furthest = furthest.max(upto);
+            let bytes = std::fs::read(&path).unwrap();
+            let places: Vec<Position> = bytes
+                .split_inclusive(|byte| *byte == b'\n')
+                .map(|line| serde_json::from_slice(line).unwrap())
+                .collect();
+            let mut positions: Vec<u64> = places.iter().map(|place| place.position).collect();
+            positions.sort();
+            prop_assert!(positions.iter().copied().eq(0..furthest));
+            let kept = torn.index(bytes.len() + 1);
+            std::fs::write(&path, &bytes[..kept]).unwrap();
+            let whole = bytes[..kept].iter().filter(|byte| **byte == b'\n').count();
+            let mut letters = LetterFile::open(&path, "rules").unwrap();
+            let again =
+                (0..furthest).filter(|position| write(&mut letters, (position % 3) as u32, *position));
+            prop_assert_eq!(again.count(), furthest as usize - whole);
+            letters.flushed().unwrap();
+        }
+        Ok(())
+    });
+    ran.unwrap();
+}
+
+const SMALL: DeadLetterLimits =
+    DeadLetterLimits { file_bytes: 1_000, limit_bytes: 8_000, full: WhenFull::Wait, client_bytes: 1 << 20 };
+
+fn refuse(letters: &mut DeadLetters, partition: u32, position: u64) -> bool {
+    let name = PartitionName { source: "journal".into(), partition };
+    let refusal = Refusal::new(Reason::TooLate, "older than its city's newest reading");
+    let raw = format!("{{\"city\":\"a\",\"number\":{position}}}");
+    letters.write(&name, position, EventTime::from_millis(7), &refusal, &Raw::value(raw.as_bytes())).unwrap()
+}
+
+fn places(path: &Path) -> Vec<(u32, u64)> {
+    let letters = read(path).unwrap();
+    letters.iter().map(|letter| (letter.place.partition, letter.place.position)).collect()
+}
+
+#[test]
+fn full_files_are_kept_and_read_in_their_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(FILES[0]);
+    let mut lines = Lines::new(&path);
+    let (mut followed, mut written) = (Vec::new(), Vec::new());
+    for start in 0..3 {
+        let mut letters = DeadLetters::open(dir.path(), "rules", SMALL).unwrap();
+        for position in 0..(start + 1) * 10 {
+            let partition = (position % 3) as u32;
+            if refuse(&mut letters, partition, position) {
+                written.push((partition, position));
+            }
+            letters.flushed().unwrap();
+            // Goes on from where it was, whichever file that is in by now.
+            if position % 4 == 0 {
+                let take = |letter: crate::model::Letter| {
+                    followed.push((letter.place.partition, letter.place.position));
+                    None
+                };
+                lines.take_while(take).unwrap();
+            }
+        }
+    }
+    assert_eq!((written.len(), places(&path)), (30, written.clone()));
+    assert!(followed.len() > 20 && written.starts_with(&followed), "{followed:?}");
+    let parts = folder::parts(&path).unwrap();
+    assert!(parts.len() >= 3, "{parts:?}");
+    for (number, part) in &parts {
+        let first = std::fs::read_to_string(part).unwrap().lines().next().unwrap().to_owned();
+        let head =
+            format!("{{\"dead_letters_file\":{number},\"last\":[{{\"source\":\"journal\",\"partition\":0,");
+        assert_eq!(first.starts_with(&head), *number > 1, "{first}");
+    }
+    // Without the full ones, a start knows all the same which letters were written.
+    parts.iter().for_each(|(_, part)| std::fs::remove_file(part).unwrap());
+    let mut letters = DeadLetters::open(dir.path(), "rules", SMALL).unwrap();
+    assert!((0..30).all(|position| !refuse(&mut letters, (position % 3) as u32, position)));
+    assert!(refuse(&mut letters, 0, 30));
+}
+
+/// The states of a folder that a process leaves which is ended anywhere in between.
+#[test]
+fn each_letter_is_written_once_whatever_a_rotation_leaves() {
+    type Cut = fn(&Path);
+    let cuts: [Cut; 4] = [
+        |_| (),
+        // Before the new file had its name.
+        |path| {
+            let newest = folder::parts(path).unwrap().pop().unwrap();
+            let current = std::fs::read(path).unwrap();
+            std::fs::write(path.with_extension("jsonl.new"), current).unwrap();
+            std::fs::remove_file(path).unwrap();
+            assert!(newest.0 > 1);
+        },
+        // The file that a start begins where there is none, and nothing in it.
+        |path| std::fs::write(path, b"").unwrap(),
+        |path| {
+            std::fs::write(path.with_extension("jsonl.new"), b"{\"dead_let").unwrap();
+        },
+    ];
+    for cut in cuts {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILES[0]);
+        let mut letters = DeadLetters::open(dir.path(), "rules", SMALL).unwrap();
+        let mut count = 0;
+        // Until another file has just begun.
+        while folder::parts(&path).unwrap().len() < 2 {
+            refuse(&mut letters, 0, count);
+            letters.flushed().unwrap();
+            count += 1;
+        }
+        let current = std::fs::read_to_string(&path).unwrap();
+        let lost = current.lines().filter(|line| !line.contains("dead_letters_file")).count() as u64;
+        drop(letters);
+        cut(&path);
+        let missing = count - places(&path).len() as u64;
+        assert!(missing <= lost);
+        let mut letters = DeadLetters::open(dir.path(), "rules", SMALL).unwrap();
+        let again = (0..count + 5).filter(|position| refuse(&mut letters, 0, *position)).count() as u64;
+        letters.flushed().unwrap();
+        assert_eq!(again, missing + 5);
+        assert_eq!(places(&path), (0..count + 5).map(|position| (0, position)).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn files_of_other_rules_are_set_aside_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(FILES[0]);
+    for rules in ["some", "others", "more"] {
+        let mut letters = DeadLetters::open(dir.path(), rules, SMALL).unwrap();
+        for position in 0..20 {
+            assert!(refuse(&mut letters, 0, position));
+            letters.flushed().unwrap();
+        }
+        assert_eq!(places(&path).len(), 20);
+    }
+    for aside in ["dead-letters.old-1.jsonl", "dead-letters.old-2.jsonl"] {
+        assert_eq!(places(&dir.path().join(aside)).len(), 20, "{aside}");
+    }
+}
+
+#[test]
+fn limit_has_the_source_wait_until_files_are_moved_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(FILES[0]);
+    let mut letters = DeadLetters::open(dir.path(), "rules", SMALL).unwrap();
+    let mut count = 0;
+    while !letters.is_full() {
+        assert!(refuse(&mut letters, 0, count));
+        letters.flushed().unwrap();
+        count += 1;
+    }
+    let used = folder::used(dir.path()).unwrap();
+    assert!((SMALL.limit_bytes..SMALL.limit_bytes + 500).contains(&used), "{used}");
+    drop(letters);
+    // A start reads on what is written already, and waits at the first that is not.
+    let mut letters = DeadLetters::open(dir.path(), "rules", SMALL).unwrap();
+    assert!((0..count).all(|position| !refuse(&mut letters, 0, position)) && !letters.is_full());
+    assert!(refuse(&mut letters, 0, count) && letters.is_full());
+    letters.flushed().unwrap();
+    std::fs::remove_file(&folder::parts(&path).unwrap()[0].1).unwrap();
+    letters.next_look = Instant::now();
+    letters.flushed().unwrap();
+    assert!(!letters.is_full());
+    assert_eq!(places(&path).last(), Some(&(0, count)));
+}
+
+#[test]
+fn oldest_file_is_dropped_where_that_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = DeadLetterLimits { full: WhenFull::DropOldest, ..SMALL };
+    let mut letters = DeadLetters::open(dir.path(), "rules", limits).unwrap();
+    for position in 0..500 {
+        assert!(refuse(&mut letters, 0, position) && !letters.is_full());
+        letters.flushed().unwrap();
+        assert!(folder::used(dir.path()).unwrap() < limits.limit_bytes + 500);
+    }
+    let left = places(&dir.path().join(FILES[0]));
+    assert!(left.len() > 20 && left.len() < 100, "{}", left.len());
+    let newest: Vec<_> = (500 - left.len() as u64..500).map(|position| (0, position)).collect();
+    assert_eq!(left, newest);
+}

@@ -1,0 +1,224 @@
+//! Stamps by a clock that is put forward and back.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use super::*;
+use crate::admission::{Admission, AdmissionRules};
+use crate::model;
+use crate::model::{HoldCause, Reason};
+use crate::sources::journal::stamps::{Clock, Stamps};
+
+const MINUTE: i64 = 60_000;
+const DAY: i64 = 86_400_000;
+/// 2026-11-30T00:00:00Z.
+const START: i64 = 1_796_428_800_000;
+
+/// A host whose time goes by as a test says.
+#[derive(Clone, Default)]
+struct Host(Arc<HostState>);
+
+#[derive(Default)]
+struct HostState {
+    uptime: AtomicI64,
+    offset: AtomicI64,
+    boot: AtomicI64,
+}
+
+impl Host {
+    fn new() -> Host {
+        let host = Host::default();
+        host.0.offset.store(START, Ordering::Relaxed);
+        host
+    }
+
+    fn pass(&self, ms: i64) {
+        self.0.uptime.fetch_add(ms, Ordering::Relaxed);
+    }
+
+    /// Puts the wall clock forward or back.
+    fn step(&self, ms: i64) {
+        self.0.offset.fetch_add(ms, Ordering::Relaxed);
+    }
+
+    /// Starts anew after having been off.
+    fn boot_after(&self, off_ms: i64) {
+        let uptime = self.0.uptime.swap(0, Ordering::Relaxed);
+        self.step(uptime + off_ms);
+        self.0.boot.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Clock for Host {
+    fn wall_ms(&self) -> i64 {
+        self.0.offset.load(Ordering::Relaxed) + self.uptime_ms()
+    }
+
+    fn uptime_ms(&self) -> i64 {
+        self.0.uptime.load(Ordering::Relaxed)
+    }
+
+    fn boot_id(&self) -> String {
+        format!("boot-{}", self.0.boot.load(Ordering::Relaxed))
+    }
+}
+
+fn stamps(dir: &Path, host: &Host, last: Option<EventTime>) -> Stamps {
+    Stamps::open(dir, model::Duration::from_millis(10 * MINUTE).unwrap(), last, Box::new(host.clone()))
+}
+
+fn is_held(stamps: &mut Stamps) -> bool {
+    let held = stamps.held();
+    match stamps.now() {
+        Ok(_) => {
+            assert_eq!(*held.lock().unwrap(), None);
+            false
+        }
+        Err(AppendError::Held(hold)) => {
+            assert_eq!(hold.cause, HoldCause::ClockAhead);
+            assert!((1..=61).contains(&hold.retry_after_s), "{hold:?}");
+            assert_eq!(held.lock().unwrap().as_ref(), Some(&hold));
+            true
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn clock_ahead_for_one_look_holds_records_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = Host::new();
+    let mut stamps = stamps(dir.path(), &host, None);
+    host.pass(DAY);
+    assert!(!is_held(&mut stamps), "a day without a record is no step");
+    host.step(30 * DAY);
+    assert!(is_held(&mut stamps));
+    host.step(-30 * DAY);
+    host.pass(1_000);
+    assert_eq!(stamps.now().unwrap().millis(), START + DAY + 1_000);
+}
+
+#[test]
+fn clock_ahead_is_believed_once_two_looks_a_minute_apart_agree() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = Host::new();
+    let mut stamps = stamps(dir.path(), &host, None);
+    host.step(DAY);
+    assert!(is_held(&mut stamps));
+    host.pass(40_000);
+    // It says something else again: the minute begins anew.
+    host.step(DAY);
+    assert!(is_held(&mut stamps));
+    host.pass(59_000);
+    assert!(is_held(&mut stamps));
+    host.pass(1_000);
+    assert_eq!(stamps.now().unwrap().millis(), START + 2 * DAY + 100_000);
+    // Right again: stamps fall at once, and the way up is doubted again.
+    host.step(-2 * DAY);
+    assert_eq!(stamps.now().unwrap().millis(), START + 100_000);
+    host.step(2 * DAY);
+    assert!(is_held(&mut stamps));
+}
+
+#[test]
+fn clock_steps_within_the_bound_do_not_add_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = Host::new();
+    let mut stamps = stamps(dir.path(), &host, None);
+    host.step(9 * MINUTE);
+    assert!(!is_held(&mut stamps));
+    host.pass(1_000);
+    host.step(9 * MINUTE);
+    assert!(is_held(&mut stamps));
+}
+
+#[test]
+fn clock_of_the_same_boot_is_known_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = Host::new();
+    drop(stamps(dir.path(), &host, None));
+    host.pass(7 * DAY);
+    let last = EventTime::from_millis(START);
+    assert!(!is_held(&mut stamps(dir.path(), &host, last)), "a week off");
+    host.step(30 * DAY);
+    assert!(is_held(&mut stamps(dir.path(), &host, last)));
+    host.step(-30 * DAY);
+    assert!(!is_held(&mut stamps(dir.path(), &host, last)));
+}
+
+#[test]
+fn clock_of_another_boot_needs_a_minute_only_where_much_time_is_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = Host::new();
+    drop(stamps(dir.path(), &host, None));
+    host.boot_after(5 * MINUTE);
+    assert!(!is_held(&mut stamps(dir.path(), &host, None)));
+    host.boot_after(7 * DAY);
+    let mut stamps = stamps(dir.path(), &host, None);
+    assert!(is_held(&mut stamps));
+    host.pass(MINUTE);
+    assert!(!is_held(&mut stamps));
+}
+
+#[test]
+fn clock_behind_the_last_record_is_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = Host::new();
+    // As a journal whose stamps could not fall.
+    let mut stamps = stamps(dir.path(), &host, EventTime::from_millis(START + 30 * DAY));
+    assert_eq!(stamps.now().unwrap().millis(), START);
+}
+
+/// The journal as a whole: what was stamped stays as it was stamped, a reading of the future is refused as soon as the clock is
+/// right, also by a replay.
+#[test]
+fn clock_ahead_for_a_post_leaves_the_bound_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = Host::new();
+    let open = || Journal::open_with(dir.path(), plan(1), Box::new(host.clone())).unwrap();
+    let journal = open();
+    let post = |journal: &Journal, at: i64| {
+        let posted = append(&*journal.appender(), vec![reading("a", at)]);
+        posted.recv_timeout(std::time::Duration::from_secs(60)).unwrap()
+    };
+    post(&journal, START).unwrap();
+    host.step(30 * DAY);
+    let refused = post(&journal, START + 30 * DAY).unwrap_err();
+    assert!(matches!(refused, AppendError::Held(_)), "{refused}");
+    assert_eq!(journal.hold().map(|hold| hold.cause), Some(HoldCause::ClockAhead));
+    host.step(-30 * DAY);
+    post(&journal, START + 20 * DAY).unwrap();
+    assert_eq!(journal.hold(), None);
+    // Wrong for more than a minute, it is believed; then it is put right.
+    host.step(30 * DAY);
+    post(&journal, START).unwrap_err();
+    host.pass(MINUTE);
+    post(&journal, START + 30 * DAY).unwrap();
+    host.step(-30 * DAY);
+    post(&journal, START + 20 * DAY).unwrap();
+    drop(journal);
+    let journal = open();
+    post(&journal, START + 20 * DAY).unwrap();
+
+    let seen = read_from(&journal, 0, 0, 100).unwrap();
+    let arrived: Vec<i64> = seen.iter().map(|seen| seen.arrived.unwrap().millis() - START).collect();
+    assert_eq!(arrived, [0, 0, 30 * DAY + MINUTE, MINUTE, MINUTE]);
+    let rules = AdmissionRules {
+        max_ahead: model::Duration::from_millis(10 * MINUTE),
+        ..AdmissionRules::new(model::Duration::DAY)
+    };
+    let mut admission = Admission::new(0, rules);
+    let decided: Vec<Option<Reason>> = seen
+        .iter()
+        .map(|seen| {
+            let upsert = Upsert {
+                city: "a",
+                reading_at: seen.reading_at.unwrap(),
+                event: Event::Reading(Measurement::new(80.5, 60.0, None).unwrap()),
+                revision: None,
+            };
+            admission.admit(&upsert, seen.arrived).err().map(|refusal| refusal.reason)
+        })
+        .collect();
+    let future = Some(Reason::InTheFuture);
+    assert_eq!(decided, [None, future, None, future, future]);
+}
