@@ -1,8 +1,10 @@
 //! `swelter demo`: the service with made-up weather, and nothing to set up.
 
 use std::ffi::OsString;
+use std::fs::Permissions;
 use std::io::{self, Write as _};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt as _;
 
 use clap::Args;
 
@@ -53,7 +55,10 @@ const SETTINGS: [(&str, &str); 10] = [
 impl DemoArgs {
     pub(super) fn run(self) -> Result<(), Stop> {
         // Removed when the demo ends.
-        let folder = tempfile::Builder::new().prefix("swelter-demo-").tempdir();
+        let folder = tempfile::Builder::new()
+            .prefix("swelter-demo-")
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir();
         let folder =
             folder.map_err(|error| Stop::Failed(format!("no temporary folder can be made: {error}")))?;
         let mut config = self.config(&folder.path().display().to_string()).map_err(Stop::Config)?;

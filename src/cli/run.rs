@@ -12,7 +12,7 @@ use crate::cluster::supervisor::{self, Supervised, SupervisorError, SupervisorPl
 use crate::config::layers::Layers;
 use crate::config::{ClusterKeys, Config, ConfigError, ConfigErrors, Plan, make_cluster_secret};
 use crate::pipeline::live::{self, Joining, Stops};
-use crate::pipeline::permissions::{restrict_new_files, warn_where_open};
+use crate::pipeline::permissions::{restrict_new_files, share_with_group, warn_where_open};
 
 /// Serve the rolling heat index of every city, live
 ///
@@ -171,6 +171,7 @@ fn supervise(plan: &Plan) -> Result<(), Stop> {
 pub(super) fn serve(plan: Plan, joining: Joining, then: impl FnOnce(&str)) -> Result<(), Stop> {
     restrict_new_files(plan.data_dir_mode);
     warn_where_open(&plan.data_dir, plan.data_dir_mode);
+    let _shared = share_with_group(&plan.data_dir, plan.data_dir_mode);
     let scheme = if plan.serve.tls.is_some() { "https" } else { "http" };
     let announce = |address: SocketAddr| {
         let url = format!("{scheme}://{address}");

@@ -159,7 +159,7 @@ impl Logs {
             if let Some(path) = letters.beyond(&name, journal.end(partition)) {
                 let path = path.display();
                 return Err(RunError::Failed(format!(
-                    "{path} has dead letters of records that the journal does not have: move it away, it is of another journal"
+                    "{path} has dead letters of records that the journal does not have: move it away with the full files beside it (dead-letters*.part-*.jsonl), they are of another journal"
                 )));
             }
         }

@@ -176,9 +176,11 @@ impl DeadLetters {
         }
         let is_over = self.used >= self.limits.limit_bytes && Instant::now() >= self.next_look;
         if has_rotated || is_over {
-            self.next_look = Instant::now() + ROOM_LOOK;
             let folder = self.folder.clone();
             self.make_room().map_err(|source| DeadLettersError::Io { path: folder, source })?;
+            if self.used >= self.limits.limit_bytes {
+                self.next_look = Instant::now() + ROOM_LOOK;
+            }
         }
         Ok(flushed)
     }

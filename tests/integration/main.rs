@@ -5,8 +5,10 @@
 
 mod batch;
 mod checkpoints;
+mod clock;
 mod cluster;
 mod commands;
+mod data_files;
 mod dead_letters;
 mod harness;
 mod heat_index;

@@ -310,7 +310,7 @@ async fn people_get_lines() {
         lines[0],
         "2025-11-24T16:00:00Z  New York City, US (5128581)             91.3 °F  mean   84.0 °F  extreme caution"
     );
-    assert!(lines[1].contains("a\u{fffd}[2Jb ") && lines.len() == 2, "{lines:?}");
+    assert!(lines[1].contains("a\\x1b[2Jb ") && lines.len() == 2, "{lines:?}");
     let removed = stage.lines().await;
     assert!(
         removed[0].starts_with("2025-11-24T16:00:00Z  x ") && removed[0].ends_with("  removed"),

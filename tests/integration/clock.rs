@@ -1,0 +1,148 @@
+//! A service whose clock is put forward and back while it runs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use swelter::model::EventTime;
+
+use crate::process::{Answer, Service, get, post, wait_for};
+
+const DAY: i64 = 86_400_000;
+
+fn now() -> i64 {
+    jiff::Timestamp::now().as_millisecond()
+}
+
+fn reading(city: &str, at: i64) -> String {
+    let at = EventTime::from_millis(at).unwrap();
+    format!(r#"{{"city":"{city}","reading_at":"{at}","temperature":80,"humidity":50}}"#)
+}
+
+/// A folder with the offset of the clock in a file that the service looks at.
+struct Host {
+    folder: tempfile::TempDir,
+}
+
+impl Host {
+    fn new() -> Host {
+        let host = Host { folder: tempfile::tempdir().unwrap() };
+        host.put_clock(0);
+        host
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    fn offset_file(&self) -> PathBuf {
+        self.folder.path().join("offset")
+    }
+
+    fn put_clock(&self, offset_ms: i64) {
+        // As a whole: it is read at any time.
+        let new = self.folder.path().join("offset.new");
+        fs::write(&new, offset_ms.to_string()).unwrap();
+        fs::rename(new, self.offset_file()).unwrap();
+    }
+
+    /// `agree` is how long a clock that is ahead must say the same, in ms.
+    fn start(&self, agree: Option<u64>) -> Service {
+        let file = |path: &Path| path.to_str().unwrap().to_owned();
+        let mut variables = vec![("SWELTER_TEST_CLOCK_OFFSET_FILE", file(&self.offset_file()))];
+        variables.extend(agree.map(|ms| ("SWELTER_TEST_CLOCK_AGREE_MS", ms.to_string())));
+        Service::start_with(&self.data(), "", &variables)
+    }
+}
+
+fn send(service: &Service, reading: &str) -> Answer {
+    post(&service.address, "application/json", reading).unwrap()
+}
+
+fn code(answer: &Answer) -> String {
+    let body: Value = serde_json::from_str(&answer.body).unwrap_or_default();
+    body["code"].as_str().unwrap_or_default().to_owned()
+}
+
+fn refused_as_future(host: &Host, count: usize) {
+    wait_for("the dead letter", || {
+        let letters = fs::read_to_string(host.data().join("dead-letters.jsonl")).unwrap_or_default();
+        (letters.matches("in_the_future").count() == count).then_some(())
+    });
+}
+
+#[test]
+fn clock_ahead_for_one_post_holds_it_back_and_leaves_the_bound_on() {
+    let host = Host::new();
+    let service = host.start(None).ready();
+    assert_eq!(send(&service, &reading("a", now())).status, 200);
+    wait_for("the reading", || (get(&service.address, "/v1/cities/a").ok()?.status == 200).then_some(()));
+    host.put_clock(30 * DAY);
+    let held = send(&service, &reading("a", now() + 30 * DAY));
+    assert_eq!((held.status, &*code(&held)), (503, "clock_ahead"), "{}", held.body);
+    assert!(held.body.contains("ahead of what it should"), "{}", held.body);
+    let ready = get(&service.address, "/readyz").unwrap();
+    assert_eq!((ready.status, &*code(&ready)), (503, "clock_ahead"));
+    assert_eq!(get(&service.address, "/v1/cities/a").unwrap().status, 200);
+    host.put_clock(0);
+    let service = service.ready();
+    let future = reading("a", now() + 20 * DAY);
+    assert_eq!(send(&service, &future).status, 200);
+    refused_as_future(&host, 1);
+    service.terminate();
+    // Also where it was ahead before the end, and in between.
+    host.put_clock(30 * DAY);
+    let service = host.start(None);
+    assert_eq!(code(&send(&service, &future)), "clock_ahead");
+    host.put_clock(0);
+    let service = service.ready();
+    assert_eq!(send(&service, &future).status, 200);
+    refused_as_future(&host, 2);
+    let row = service.get("/v1/cities/a")["current"]["reading_at"].as_str().unwrap().to_owned();
+    assert!(EventTime::parse(&row, None).unwrap().millis() <= now(), "{row}");
+    service.terminate();
+}
+
+#[test]
+fn clock_that_stays_ahead_is_believed_and_what_came_of_it_is_listed() {
+    let host = Host::new();
+    let service = host.start(Some(1_500)).ready();
+    assert_eq!(send(&service, &reading("right", now())).status, 200);
+    host.put_clock(30 * DAY);
+    let began = Instant::now();
+    wait_for("the clock to be believed", || {
+        (send(&service, &reading("ahead", now() + 30 * DAY)).status == 200).then_some(())
+    });
+    assert!(began.elapsed() >= Duration::from_millis(1_400), "{:?}", began.elapsed());
+    wait_for("the reading", || (get(&service.address, "/v1/cities/ahead").ok()?.status == 200).then_some(()));
+    host.put_clock(0);
+    assert_eq!(
+        send(&service, &reading("right", now())).status,
+        200,
+        "a clock that falls is believed at once"
+    );
+    assert_eq!(send(&service, &reading("right", now() + DAY)).status, 200);
+    refused_as_future(&host, 1);
+    let listed = |service: &Service| {
+        wait_for("the city that is ahead", || {
+            let ahead = service.get("/v1/status")["ahead_of_clock"].clone();
+            (ahead["count"] == 1).then(|| ahead["cities"][0]["city"].clone())
+        })
+    };
+    assert_eq!(listed(&service), "ahead");
+    let status = service.get("/v1/status");
+    assert!(status["as_of"].as_i64().unwrap() > now() + 29 * DAY, "epochs never fall: {status}");
+    thread::sleep(Duration::from_millis(2_500));
+    let status = service.get("/v1/status");
+    assert!((0..2_000).contains(&status["lag_ms"].as_i64().unwrap()), "{status}");
+    assert_eq!(service.log().matches("was put back by 30 d").count(), 1, "{}", service.log());
+    let counts = status["counts"].clone();
+    service.terminate();
+    // What was decided stays decided.
+    let service = host.start(None).ready();
+    assert_eq!(listed(&service), "ahead");
+    assert_eq!(service.get("/v1/status")["counts"]["inserted"], counts["inserted"]);
+    service.terminate();
+}

@@ -1,0 +1,300 @@
+//! What a service writes to its data directory: who may read it, how much it is, and what of it a terminal sees.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use swelter::model::EventTime;
+
+use crate::dead_letters::dead_letters;
+use crate::process::{Service, get, post, wait_for};
+
+fn now() -> i64 {
+    jiff::Timestamp::now().as_millisecond()
+}
+
+fn reading(city: &str, at: i64) -> String {
+    let at = EventTime::from_millis(at).unwrap();
+    format!(r#"{{"city":"{city}","reading_at":"{at}","temperature":80,"humidity":50}}"#)
+}
+
+/// Readings that are too late, about 300 bytes each as a dead letter.
+fn late(count: usize) -> String {
+    let line = reading("x", now() - 10 * 86_400_000) + "\n";
+    line.repeat(count)
+}
+
+fn code(body: &str) -> String {
+    let body: Value = serde_json::from_str(body).unwrap_or_default();
+    body["code"].as_str().unwrap_or_default().to_owned()
+}
+
+/// All entries of a folder, with their modes.
+fn modes(folder: &Path) -> Vec<(PathBuf, bool, u32)> {
+    let mut found = Vec::new();
+    let mut waiting = vec![folder.to_path_buf()];
+    while let Some(path) = waiting.pop() {
+        let metadata = fs::metadata(&path).unwrap();
+        if metadata.is_dir() {
+            waiting.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+        found.push((path, metadata.is_dir(), metadata.permissions().mode() & 0o777));
+    }
+    found
+}
+
+#[test]
+fn data_files_are_for_their_user_alone_or_for_its_group() {
+    for (mode, folder_mode, file_mode) in [("private", 0o700, 0o600), ("group", 0o750, 0o640)] {
+        let folder = tempfile::tempdir().unwrap();
+        let (data, file) = (folder.path().join("data"), folder.path().join("old.csv"));
+        fs::write(&file, "city,reading_at,temperature,humidity\nold,2025-07-01T01:00:00Z,hot,50\n").unwrap();
+        let config = format!(
+            "data_dir_mode = '{mode}'\n[checkpoints]\nevery = '1s'\n[ingest]\nretry_after = '1s'\n[dead_letters]\nfile_bytes = '64 KiB'\n\
+             [results]\nmax_ahead = '1s'\n[[sources]]\ntype = 'file'\nname = 'old'\npath = '{}'\n[[sources]]\ntype = 'generator'\n\
+             name = 'made-up'\ncities = 5\nhistory = '1h'\n",
+            file.display()
+        );
+        let service = Service::start(&data, &config).ready();
+        let posts = [reading("x", now()), reading("x", now() + 30_000), late(400)];
+        for body in posts {
+            assert_eq!(post(&service.address, "application/x-ndjson", &body).unwrap().status, 200);
+        }
+        let wanted =
+            ["dead-letters.part-00000001.jsonl", "dead-letters.sent", "feeds/made-up.json", "checkpoints"];
+        for wanted in wanted {
+            wait_for(wanted, || data.join(wanted).exists().then_some(()));
+        }
+        let is_checkpoint =
+            |path: &Path| fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
+        wait_for("a checkpoint", || is_checkpoint(&data.join("checkpoints")).then_some(()));
+        service.terminate();
+        let found = modes(&data);
+        assert!(found.len() > 20, "{found:?}");
+        for (path, is_folder, mode) in &found {
+            let expected = if *is_folder { folder_mode } else { file_mode };
+            assert_eq!(*mode, expected, "{}: {mode:o}", path.display());
+        }
+        // What an older version has made is warned of.
+        fs::set_permissions(data.join("journal"), fs::Permissions::from_mode(0o755)).unwrap();
+        let service = Service::start(&data, &config).ready();
+        assert!(service.log().contains("others may read or change"), "{}", service.log());
+        service.terminate();
+    }
+}
+
+const SMALL: &str = "[dead_letters]\nfile_bytes = '64 KiB'\nlimit_bytes = '256 KiB'\n";
+
+/// The positions of all letters of the journal in a folder, which are each there once.
+fn positions(folders: &[&Path]) -> BTreeSet<u64> {
+    let mut positions = BTreeSet::new();
+    for folder in folders {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap();
+            if !name.starts_with("dead-letters") || !name.ends_with(".jsonl") {
+                continue;
+            }
+            for line in fs::read_to_string(&path).unwrap().lines() {
+                let line: Value = serde_json::from_str(line).unwrap();
+                if let Some(position) = line["position"].as_u64() {
+                    assert!(positions.insert(position), "{position} is there twice");
+                }
+            }
+        }
+    }
+    positions
+}
+
+fn bytes(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    let letters =
+        entries.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "jsonl"));
+    letters.map(|entry| entry.metadata().unwrap().len()).sum()
+}
+
+#[test]
+fn dead_letters_at_their_limit_have_their_source_wait() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, away) = (folder.path().join("data"), folder.path().join("away"));
+    fs::create_dir(&away).unwrap();
+    let service = Service::start(&data, SMALL).ready();
+    assert_eq!(post(&service.address, "application/json", &reading("x", now())).unwrap().status, 200);
+    let mut sent = 0;
+    let full = wait_for("that there is no room", || {
+        let answer = post(&service.address, "application/x-ndjson", &late(200)).unwrap();
+        sent += if answer.status == 200 { 200 } else { 0 };
+        (answer.status != 200).then_some(answer)
+    });
+    assert_eq!((full.status, &*code(&full.body)), (503, "dead_letters_full"), "{}", full.body);
+    let ready = get(&service.address, "/readyz").unwrap();
+    assert_eq!((ready.status, &*code(&ready.body)), (503, "dead_letters_full"));
+    assert!(ready.body.contains("dead_letters.limit_bytes"), "{}", ready.body);
+    assert_eq!(get(&service.address, "/v1/cities/x").unwrap().status, 200);
+    let limit = 256 * 1024;
+    wait_for("the last letter", || (bytes(&data) >= limit).then_some(()));
+    assert!(bytes(&data) < limit + 2_000, "{}", bytes(&data));
+    service.kill();
+    // It waits where it has waited, as long as there is no room.
+    let service = Service::start(&data, SMALL);
+    wait_for("that there is no room", || {
+        (code(&get(&service.address, "/readyz").ok()?.body) == "dead_letters_full").then_some(())
+    });
+    assert!(bytes(&data) < limit + 4_000, "{}", bytes(&data));
+    for entry in fs::read_dir(&data).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap();
+        if name.to_str().unwrap().starts_with("dead-letters.part-") {
+            fs::rename(&path, away.join(name)).unwrap();
+        }
+    }
+    let service = service.ready();
+    let all: BTreeSet<u64> = (1..=sent).collect();
+    wait_for("all letters", || (positions(&[&data, &away]) == all).then_some(()));
+    service.terminate();
+    let list = dead_letters(&data, &["list", "--json"]);
+    let list: Value = serde_json::from_slice(&list.stdout).unwrap();
+    assert_eq!(list["counts"][0]["letters"], positions(&[&data]).len() as u64);
+    let last = format!(
+        "journal/{}/{sent}",
+        list["newest"][0]["position"].as_str().unwrap().split('/').nth(1).unwrap()
+    );
+    assert!(dead_letters(&data, &["show", &last]).status.success());
+}
+
+#[test]
+fn oldest_dead_letters_are_dropped_and_counted_where_that_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let service = Service::start(&data, &format!("{SMALL}full = 'drop_oldest'\n")).ready();
+    assert_eq!(post(&service.address, "application/json", &reading("x", now())).unwrap().status, 200);
+    for _ in 0..12 {
+        assert_eq!(post(&service.address, "application/x-ndjson", &late(200)).unwrap().status, 200);
+    }
+    let status = || service.get("/v1/status")["refused"]["too_late"].clone();
+    wait_for("all refusals", || (status() == 2_400).then_some(()));
+    let (dropped, left) = wait_for("the count of what was dropped", || {
+        let metrics = get(&service.address, "/metrics").unwrap().body;
+        let dropped =
+            metrics.lines().find_map(|line| line.strip_prefix("swelter_dead_letters_dropped_total "));
+        let (dropped, left) = (dropped?.parse::<u64>().unwrap(), positions(&[&data]));
+        (dropped + left.len() as u64 == 2_400 && bytes(&data) < 256 * 1024).then_some((dropped, left))
+    });
+    assert_eq!(left, (dropped + 1..=2_400).collect());
+    service.terminate();
+}
+
+#[test]
+fn each_dead_letter_is_there_once_however_often_a_service_is_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let config = "[dead_letters]\nfile_bytes = '64 KiB'\n[checkpoints]\nevery = '1s'\n";
+    let mut least = 0;
+    for (start, lifetime) in [350, 700, 150, 900, 500].into_iter().enumerate() {
+        let service = Service::start(&data, config);
+        if start == 0 {
+            assert_eq!(post(&service.address, "application/json", &reading("x", now())).unwrap().status, 200);
+        }
+        let kill = service.killer();
+        let killed = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(lifetime));
+            kill();
+        });
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_millis(lifetime) {
+            match post(&service.address, "application/x-ndjson", &late(150)) {
+                Ok(answer) if answer.status == 200 => least += 150,
+                _ => {}
+            }
+        }
+        killed.join().unwrap();
+        service.kill();
+    }
+    let service = Service::start(&data, config).ready();
+    service.terminate();
+    let found = positions(&[&data]);
+    assert!(found.len() as u64 >= least && least > 1_000, "{} of {least}", found.len());
+    assert!(found.iter().copied().eq(1..=found.len() as u64));
+    assert!(data.join("dead-letters.part-00000003.jsonl").exists());
+}
+
+fn post_as(token: &str, service: &Service, body: &str) -> (u16, String) {
+    let mut socket = TcpStream::connect(&service.address).unwrap();
+    let head = format!(
+        "POST /v1/readings HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {token}\r\ncontent-type: application/x-ndjson\r\n\
+         content-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    );
+    socket.write_all(head.as_bytes()).unwrap();
+    socket.write_all(body.as_bytes()).unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    (answer.split(' ').nth(1).unwrap().parse().unwrap(), answer)
+}
+
+#[test]
+fn one_client_cannot_take_all_the_room_for_dead_letters() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let config = "[dead_letters]\nclient_bytes = '64 KiB'\n";
+    let tokens = ("SWELTER_TOKENS", "read,ingest greedy;read,ingest other".to_owned());
+    let service = Service::start_with(&data, config, &[tokens]);
+    assert_eq!(post_as("other", &service, &reading("x", now())).0, 200);
+    let (status, answer) = wait_for("that it is enough", || {
+        let (status, answer) = post_as("greedy", &service, &late(100));
+        (status != 200).then_some((status, answer))
+    });
+    assert_eq!(status, 429, "{answer}");
+    assert!(answer.contains("too_many_dead_letters") && answer.contains("retry-after: "), "{answer}");
+    assert!(bytes(&data) < 256 * 1024, "{}", bytes(&data));
+    assert_eq!(post_as("other", &service, &reading("x", now())).0, 200);
+    service.terminate();
+}
+
+#[test]
+fn dead_letters_shown_to_a_person_command_no_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, file) = (folder.path().join("data"), folder.path().join("lines.jsonl"));
+    let hostile = "\u{1b}]52;c;aGk=\u{7}\u{9b}2J\u{202e}\rhidden";
+    fs::write(&file, format!("{hostile}\n")).unwrap();
+    let config = format!("[[sources]]\ntype = 'file'\nname = 'lines'\npath = '{}'\n", file.display());
+    let service = Service::start(&data, &config).ready();
+    let city = format!(
+        "{{\"city\":\"\u{9b}2J\u{202e}\",\"reading_at\":\"{}\",\"temperature\":80,\"humidity\":50}}",
+        EventTime::from_millis(now() + 86_400_000).unwrap()
+    );
+    let taken = post(&service.address, "application/json", &city).unwrap();
+    assert_eq!(taken.status, 200, "{}", taken.body);
+    wait_for("the refusals", || {
+        let refused = &service.get("/v1/status")["refused"];
+        (refused["not_decodable"] == 1 && refused["in_the_future"] == 1).then_some(())
+    });
+    service.terminate();
+    let list = dead_letters(&data, &["list", "--json"]);
+    let list: Value = serde_json::from_slice(&list.stdout).unwrap();
+    let places: Vec<String> = list["newest"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|line| line["position"].as_str().unwrap().into())
+        .collect();
+    assert_eq!(places.len(), 2);
+    let mut outputs = vec![dead_letters(&data, &["list"]), dead_letters(&data, &["list", "--json"])];
+    outputs.extend(places.iter().map(|place| dead_letters(&data, &["show", place])));
+    outputs.push(dead_letters(&data, &["show", "\u{1b}[31m/0/7"]));
+    for output in outputs {
+        let text = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+        let obeyed = |c: char| c != '\n' && c.is_control() || c == '\u{202e}';
+        assert!(!text.is_empty() && !text.contains(obeyed), "{text:?}");
+    }
+    let shown = dead_letters(&data, &["show", "lines/0/0"]);
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains("\\x1b]52;c;aGk=\\x07\\x9b2J\\u{202e}\\rhidden"), "{shown}");
+    let raw = dead_letters(&data, &["show", "lines/0/0", "--raw"]);
+    assert_eq!(raw.stdout, hostile.as_bytes());
+}
