@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -144,5 +145,30 @@ fn clock_that_stays_ahead_is_believed_and_what_came_of_it_is_listed() {
     let service = host.start(None).ready();
     assert_eq!(listed(&service), "ahead");
     assert_eq!(service.get("/v1/status")["counts"]["inserted"], counts["inserted"]);
+    // A right reading is too late for the city, as docs/troubleshooting.md says: it is rebuilt in another folder.
+    assert_eq!(send(&service, &reading("ahead", now())).status, 200);
+    wait_for("the refusal", || (service.get("/v1/status")["refused"]["too_late"] == 1).then_some(()));
+    service.terminate();
+    rebuild(&host);
+}
+
+fn rebuild(host: &Host) {
+    let (wrong, exported) = (host.folder.path().join("wrong"), host.folder.path().join("refused.jsonl"));
+    fs::rename(host.data(), &wrong).unwrap();
+    let run = |data: &Path, args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
+        let output = command.arg("dead-letters").args(args).arg("--data-dir").arg(data).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let file = exported.to_str().unwrap();
+    run(&wrong, &["export", "--reason", "too_late", "--out", file]);
+    let service = host.start(None).ready();
+    assert_eq!(send(&service, &reading("ahead", now() - 3_600_000)).status, 200);
+    service.terminate();
+    run(&host.data(), &["resubmit", file]);
+    let service = host.start(None).ready();
+    let city = service.get("/v1/cities/ahead");
+    assert_eq!(city["current"]["count"], 2, "{city}");
+    assert_eq!(service.get("/v1/status")["ahead_of_clock"]["count"], 0);
     service.terminate();
 }

@@ -264,11 +264,9 @@ fn dead_letters_shown_to_a_person_command_no_terminal() {
     fs::write(&file, format!("{hostile}\n")).unwrap();
     let config = format!("[[sources]]\ntype = 'file'\nname = 'lines'\npath = '{}'\n", file.display());
     let service = Service::start(&data, &config).ready();
-    let city = format!(
-        "{{\"city\":\"\u{9b}2J\u{202e}\",\"reading_at\":\"{}\",\"temperature\":80,\"humidity\":50}}",
-        EventTime::from_millis(now() + 86_400_000).unwrap()
-    );
-    let taken = post(&service.address, "application/json", &city).unwrap();
+    let tomorrow = reading("x", now() + 86_400_000);
+    let noted = format!("{{\"note\":\"\u{9b}2J\u{202e}\",{}", tomorrow.trim_start_matches('{'));
+    let taken = post(&service.address, "application/json", &noted).unwrap();
     assert_eq!(taken.status, 200, "{}", taken.body);
     wait_for("the refusals", || {
         let refused = &service.get("/v1/status")["refused"];
