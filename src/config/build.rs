@@ -8,8 +8,8 @@ use tracing_subscriber::EnvFilter;
 
 use super::keys::{Keys, offset, quoted};
 use super::plan::{
-    CheckpointPlan, DataDirMode, IngestPlan, LogFormat, LogPlan, PipelineLimits, Plan, SourceKind, SourcePlan,
-    StartKind,
+    CheckpointPlan, DataDirMode, IngestPlan, LogFormat, LogPlan, PipelineLimits, Plan, SourceKind,
+    SourcePlan, StartKind,
 };
 use super::{cluster, kafka, sources, tokens};
 use crate::checkpoint::{self, Place};

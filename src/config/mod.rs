@@ -27,8 +27,8 @@ pub use self::keys::offset;
 use self::keys::{Keys, Setting};
 use self::layers::{Entries, Item, Layers, Origin};
 pub use self::plan::{
-    CheckpointPlan, ClusterKeys, ClusterTlsPlan, DataDirMode, FileInput, GeneratorSource, IngestPlan, LogFormat,
-    LogPlan, PipelineLimits, Plan, SourceKind, SourcePlan, StartKind,
+    CheckpointPlan, ClusterKeys, ClusterTlsPlan, DataDirMode, FileInput, GeneratorSource, IngestPlan,
+    LogFormat, LogPlan, PipelineLimits, Plan, SourceKind, SourcePlan, StartKind,
 };
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::tokens::from_variable as tokens_from_variable;

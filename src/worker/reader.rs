@@ -10,8 +10,7 @@ use crate::dataflow::rolling::told::Read;
 use crate::kafka::letter;
 use crate::model::{
     Arrival, CityName, ClientId, Fingerprint, Hold, HoldCause, LogPosition, Parcels, PartitionName, Progress,
-    Raw, Reason, Refusal,
-    Shard, Slot, Upsert,
+    Raw, Reason, Refusal, Shard, Slot, Upsert,
 };
 use crate::sinks::dead_letters::{ClientShares, DeadLetters, DeadLettersError};
 use crate::sources::{Next, Partition, Place, Polled, Source, SourceError, Take};
