@@ -1,5 +1,6 @@
 //! What sources and sinks have in common of Kafka: how to reach a cluster, who a key belongs to, names of headers.
 
+pub mod identity;
 pub mod letters;
 pub mod native;
 pub mod partitioner;

@@ -1,16 +1,21 @@
 //! librdkafka's own interface for the two calls that every record goes through: records are taken from the queue of a partition many
 //! at once, and handed to a producer by the handle of their topic. By rdkafka's safe ones, a record at a time with an event of its own
 //! and its topic looked up by name, a worker took a quarter more CPU time and a shard a seventh (`benches/runs`, kafka-profile.txt).
-//! And for what rdkafka does not have: [`add_brokers`], and a flush that waits without looking, [`TopicProducer::flush`].
+//! And for what rdkafka does not have: [`add_brokers`], a flush that waits without looking, [`TopicProducer::flush`], and the ids of
+//! topics, [`topic_ids`].
 //!
 //! The one module with unsafe code. It is safe since
 //! - pointers that librdkafka gives are kept by one owner each, which gives each back once, when it is dropped;
 //! - what they belong to, the client, is owned by or borrowed for the same value, and is given up after them;
 //! - slices of a record borrow from the queue that holds it, and the queue is borrowed mutably to let go of it;
-//! - what librdkafka is given (names, keys, values, headers) it copies before the call returns.
+//! - what librdkafka is given (names, keys, values, headers) it copies before the call returns;
+//! - error codes are read as integers: a code that the bindings' enum does not have would be no value of it;
+//! - records are reached through the pointer that librdkafka gave, since it writes to them when headers are first asked for.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, CString, c_char, c_void};
+mod topic_ids;
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
@@ -21,9 +26,49 @@ use rdkafka::bindings as native;
 use rdkafka::client::Client;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
 use rdkafka::types::RDKafkaRespErr;
+
+pub use self::topic_ids::{TopicState, topic_ids};
+
+/// The functions that answer with an error code, as C has them: with an integer.
+mod coded {
+    use std::ffi::{c_char, c_int, c_void};
+
+    use rdkafka::bindings as native;
+
+    unsafe extern "C" {
+        pub fn rd_kafka_flush(client: *mut native::rd_kafka_t, timeout_ms: c_int) -> c_int;
+        pub fn rd_kafka_error_code(error: *const native::rd_kafka_error_t) -> c_int;
+        pub fn rd_kafka_event_error(event: *mut native::rd_kafka_event_t) -> c_int;
+        pub fn rd_kafka_AdminOptions_set_request_timeout(
+            options: *mut native::rd_kafka_AdminOptions_t,
+            timeout_ms: c_int,
+            problem: *mut c_char,
+            problem_length: usize,
+        ) -> c_int;
+        pub fn rd_kafka_message_headers(
+            message: *const native::rd_kafka_message_t,
+            headers: *mut *mut native::rd_kafka_headers_t,
+        ) -> c_int;
+        pub fn rd_kafka_header_get_all(
+            headers: *const native::rd_kafka_headers_t,
+            number: usize,
+            name: *mut *const c_char,
+            value: *mut *const c_void,
+            length: *mut usize,
+        ) -> c_int;
+    }
+}
+
+/// `RD_KAFKA_RESP_ERR_NO_ERROR`.
+const NO_ERROR: c_int = 0;
+
+/// A code of librdkafka; one that rdkafka does not know is an unknown error.
+fn error_code(code: c_int) -> RDKafkaErrorCode {
+    RDKafkaRespErr::try_from(code).unwrap_or(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN).into()
+}
 
 /// How many are taken at once. What they may hold in all is limited where the client's queue is: it had room for them.
 const BATCH: usize = 256;
@@ -43,6 +88,8 @@ pub struct RecordQueue<C: ConsumerContext> {
     taken: [*mut native::rd_kafka_message_t; BATCH],
     next: usize,
     end: usize,
+    /// Taken as well, and not given back yet.
+    given: Option<NonNull<native::rd_kafka_message_t>>,
     /// Keeps the client, the queue's separation from that of all partitions, and who is woken.
     _split: PartitionQueue<C>,
 }
@@ -50,7 +97,9 @@ pub struct RecordQueue<C: ConsumerContext> {
 /// A record as it was fetched.
 #[derive(Clone, Copy)]
 pub struct Record<'a> {
-    message: &'a native::rd_kafka_message_t,
+    /// No reference: librdkafka writes to what it points to.
+    message: NonNull<native::rd_kafka_message_t>,
+    queue: PhantomData<&'a ()>,
 }
 
 impl<C: ConsumerContext + 'static> RecordQueue<C> {
@@ -70,7 +119,7 @@ impl<C: ConsumerContext + 'static> RecordQueue<C> {
             native::rd_kafka_queue_get_partition(consumer.client().native_ptr(), name.as_ptr(), partition)
         };
         let queue = NonNull::new(queue)?;
-        Some(RecordQueue { queue, taken: [ptr::null_mut(); BATCH], next: 0, end: 0, _split: split })
+        Some(RecordQueue { queue, taken: [ptr::null_mut(); BATCH], next: 0, end: 0, given: None, _split: split })
     }
 
     /// The first record, or what was met in its place; none where nothing has come.
@@ -88,19 +137,38 @@ impl<C: ConsumerContext + 'static> RecordQueue<C> {
             self.next = 0;
             self.end = usize::try_from(count).unwrap_or(0);
         }
-        let message = self.taken[self.next..self.end].first()?;
-        // SAFETY: it was taken and is not given back before `self` is borrowed mutably.
-        let message = unsafe { message.as_ref()? };
-        Some(match message.err {
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(Record { message }),
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__PARTITION_EOF => {
-                Err(KafkaError::PartitionEOF(message.partition))
-            }
-            fatal @ RDKafkaRespErr::RD_KAFKA_RESP_ERR__FATAL => {
-                Err(KafkaError::MessageConsumptionFatal(fatal.into()))
-            }
-            error => Err(KafkaError::MessageConsumption(error.into())),
+        let message = NonNull::new(*self.taken[self.next..self.end].first()?)?;
+        let record = Record { message, queue: PhantomData };
+        Some(match record.code() {
+            NO_ERROR => Ok(record),
+            code => Err(match error_code(code) {
+                RDKafkaErrorCode::PartitionEOF => KafkaError::PartitionEOF(record.partition()),
+                fatal @ RDKafkaErrorCode::Fatal => KafkaError::MessageConsumptionFatal(fatal),
+                error => KafkaError::MessageConsumption(error),
+            }),
         })
+    }
+
+    /// Lets go of the first, but keeps it as the last one that was given: [`RecordQueue::last_given`].
+    pub fn pop_given(&mut self) {
+        if self.next < self.end {
+            self.forget_given();
+            self.given = NonNull::new(self.taken[self.next]);
+            self.next += 1;
+        }
+    }
+
+    /// The record that [`RecordQueue::pop_given`] has kept.
+    pub fn last_given(&mut self) -> Option<Record<'_>> {
+        self.given.map(|message| Record { message, queue: PhantomData })
+    }
+
+    /// Lets go of the one that was kept: it may hold all of the answer that it came in.
+    pub fn forget_given(&mut self) {
+        if let Some(message) = self.given.take() {
+            // SAFETY: it was taken, is given back once, and nothing borrows it.
+            unsafe { native::rd_kafka_message_destroy(message.as_ptr()) };
+        }
     }
 
     /// Lets go of the first.
@@ -120,8 +188,9 @@ impl<C: ConsumerContext + 'static> RecordQueue<C> {
     }
 }
 
-impl<C: ConsumerContext> Drop for RecordQueue<C> {
+impl<C: ConsumerContext + 'static> Drop for RecordQueue<C> {
     fn drop(&mut self) {
+        self.forget_given();
         // SAFETY: each is given back once; the client goes after them, with the fields.
         unsafe {
             for message in &self.taken[self.next..self.end] {
@@ -133,35 +202,55 @@ impl<C: ConsumerContext> Drop for RecordQueue<C> {
 }
 
 impl<'a> Record<'a> {
+    /// What stands in place of a record, if anything.
+    fn code(self) -> c_int {
+        // SAFETY: the queue has the record; the code is as wide as C's integer, and read as one.
+        unsafe { (&raw const (*self.message.as_ptr()).err).cast::<c_int>().read() }
+    }
+
+    fn partition(self) -> i32 {
+        // SAFETY: the queue has the record.
+        unsafe { (*self.message.as_ptr()).partition }
+    }
+
     pub fn offset(self) -> i64 {
-        self.message.offset
+        // SAFETY: the queue has the record.
+        unsafe { (*self.message.as_ptr()).offset }
     }
 
     pub fn key(self) -> Option<&'a [u8]> {
+        let message = self.message.as_ptr();
         // SAFETY: the client keeps so many bytes there as long as the record.
-        unsafe { bytes(self.message.key, self.message.key_len) }
+        unsafe { bytes((*message).key, (*message).key_len) }
     }
 
     pub fn value(self) -> Option<&'a [u8]> {
+        let message = self.message.as_ptr();
         // SAFETY: as above.
-        unsafe { bytes(self.message.payload, self.message.len) }
+        unsafe { bytes((*message).payload, (*message).len) }
     }
 
     /// In ms since 1970; the producer's or the log's.
     pub fn timestamp(self) -> Option<i64> {
         let mut kind = native::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
-        // SAFETY: it reads the record and writes the kind.
-        let time = unsafe { native::rd_kafka_message_timestamp(self.message, &raw mut kind) };
+        // SAFETY: it reads the record and writes the kind, one of the three that there are.
+        let time = unsafe { native::rd_kafka_message_timestamp(self.message.as_ptr(), &raw mut kind) };
         (kind != native::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE).then_some(time)
+    }
+
+    /// The number of the leader that took it, where the broker says so.
+    pub fn leader_epoch(self) -> Option<i32> {
+        // SAFETY: it reads the record.
+        let epoch = unsafe { native::rd_kafka_message_leader_epoch(self.message.as_ptr()) };
+        (epoch >= 0).then_some(epoch)
     }
 
     pub fn headers(self) -> Headers<'a> {
         let mut headers = ptr::null_mut();
         // SAFETY: the client reads them at the first call and keeps them in the record, which nobody else has: a queue is of one
         // thread. Where there are none or they cannot be read, it says so and writes nothing.
-        let answer =
-            unsafe { native::rd_kafka_message_headers(ptr::from_ref(self.message), &raw mut headers) };
-        let found = answer == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR;
+        let answer = unsafe { coded::rd_kafka_message_headers(self.message.as_ptr(), &raw mut headers) };
+        let found = answer == NO_ERROR;
         Headers { headers: found.then(|| NonNull::new(headers)).flatten(), next: 0, record: PhantomData }
     }
 }
@@ -193,14 +282,14 @@ impl<'a> Headers<'a> {
         let (mut name, mut value, mut length) = (ptr::null(), ptr::null(), 0);
         // SAFETY: the record keeps the headers, whose names end with a zero; a number behind the last is answered with an error.
         unsafe {
-            let answer = native::rd_kafka_header_get_all(
+            let answer = coded::rd_kafka_header_get_all(
                 headers.as_ptr(),
                 number,
                 &raw mut name,
                 &raw mut value,
                 &raw mut length,
             );
-            if answer != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR || name.is_null() {
+            if answer != NO_ERROR || name.is_null() {
                 return None;
             }
             Some((CStr::from_ptr(name), bytes(value, length)))
@@ -253,8 +342,7 @@ impl<C: ProducerContext<DeliveryOpaque = ()> + 'static> TopicProducer<C> {
     ///
     /// Where a name cannot be one of a topic.
     pub fn new(client: BaseProducer<C>, topics: &[String]) -> KafkaResult<TopicProducer<C>> {
-        let refused =
-            || KafkaError::MessageProduction(RDKafkaRespErr::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC.into());
+        let refused = || KafkaError::MessageProduction(RDKafkaErrorCode::UnknownTopic);
         let mut handles = Vec::with_capacity(topics.len());
         for topic in topics {
             let name = CString::new(topic.as_str()).map_err(|_| refused())?;
@@ -276,8 +364,8 @@ impl<C: ProducerContext<DeliveryOpaque = ()> + 'static> TopicProducer<C> {
     pub fn flush(&self, wait: Duration) -> bool {
         let wait = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
         // SAFETY: the client is there.
-        let answer = unsafe { native::rd_kafka_flush(self.client.client().native_ptr(), wait) };
-        let is_done = answer == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR;
+        let answer = unsafe { coded::rd_kafka_flush(self.client.client().native_ptr(), wait) };
+        let is_done = answer == NO_ERROR;
         if !is_done {
             // Reports of what has failed count as under way; without a wait, one of them would be heard of.
             self.client.poll(Duration::from_millis(1));
@@ -296,9 +384,7 @@ impl<C: ProducerContext<DeliveryOpaque = ()> + 'static> TopicProducer<C> {
     {
         use native::rd_kafka_vtype_t as Kind;
         let Some(topic) = self.topics.get(record.topic) else {
-            return Err(KafkaError::MessageProduction(
-                RDKafkaRespErr::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC.into(),
-            ));
+            return Err(KafkaError::MessageProduction(RDKafkaErrorCode::UnknownTopic));
         };
         let headers = OwnHeaders::new(record.headers.clone());
         let parts = [
@@ -319,9 +405,9 @@ impl<C: ProducerContext<DeliveryOpaque = ()> + 'static> TopicProducer<C> {
                 std::mem::forget(headers);
                 return Ok(());
             }
-            let code = native::rd_kafka_error_code(error);
+            let code = error_code(coded::rd_kafka_error_code(error));
             native::rd_kafka_error_destroy(error);
-            Err(KafkaError::MessageProduction(code.into()))
+            Err(KafkaError::MessageProduction(code))
         }
     }
 }
@@ -365,5 +451,31 @@ impl Drop for OwnHeaders {
     fn drop(&mut self) {
         // SAFETY: ours as long as no record has them.
         unsafe { native::rd_kafka_headers_destroy(self.0) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_that_the_bindings_do_not_know_are_unknown_errors() {
+        assert_eq!(error_code(3), RDKafkaErrorCode::UnknownTopicOrPartition);
+        assert_eq!(error_code(-191), RDKafkaErrorCode::PartitionEOF);
+        for unknown in [999, -999, i32::MAX, i32::MIN] {
+            assert_eq!(error_code(unknown), RDKafkaErrorCode::Unknown);
+        }
+    }
+
+    /// A record is given with whatever code librdkafka has for it, also one that is newer than its bindings.
+    #[test]
+    fn a_record_with_an_unknown_code_is_read_as_an_error() {
+        let mut message = std::mem::MaybeUninit::<native::rd_kafka_message_t>::zeroed();
+        // SAFETY: the field is within the message, and is written and read as an integer.
+        unsafe { (&raw mut (*message.as_mut_ptr()).err).cast::<c_int>().write(12_345) };
+        let message = NonNull::new(message.as_mut_ptr()).unwrap();
+        let record = Record { message, queue: PhantomData };
+        assert_eq!((record.code(), error_code(record.code())), (12_345, RDKafkaErrorCode::Unknown));
+        assert_eq!((record.offset(), record.key(), record.value()), (0, None, None));
     }
 }

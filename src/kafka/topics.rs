@@ -1,6 +1,6 @@
 //! What a cluster says of topics, and how they are made.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration as Wait, Instant};
@@ -10,8 +10,10 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::{Offset, TopicPartitionList};
 
 use super::Cluster;
+use super::native::{self, TopicState};
 
 /// How long a cluster may take to be up.
 const PATIENCE: Wait = Wait::from_secs(30);
@@ -73,17 +75,29 @@ pub fn exists(cluster: &Cluster, topic: &str) -> Result<bool, TopicsError> {
     }
 }
 
-/// Whether a topic has ever been written to, and still holds something of it.
-pub fn has_records(cluster: &Cluster, topic: &str) -> Result<bool, TopicsError> {
+/// Asks which topics there are, and for their ids: one request, whatever their number.
+pub fn identify(cluster: &Cluster, topics: &[&str]) -> Result<BTreeMap<String, TopicState>, TopicsError> {
     let asking = Asking::new(cluster)?;
-    let partitions = asking.retry(|| asking.partitions(topic))?.unwrap_or(0);
-    for partition in 0..partitions {
-        let (low, high) = asking.retry(|| asking.ends(topic, partition))?;
-        if low < high {
-            return Ok(true);
+    asking.retry(|| asking.identify(topics))
+}
+
+/// The topics that have ever been written to, as far as their ends say: all that was ever in them may be gone.
+pub fn written(cluster: &Cluster, topics: &BTreeMap<String, TopicState>) -> Result<BTreeSet<String>, TopicsError> {
+    let asking = Asking::new(cluster)?;
+    asking.retry(|| asking.written(topics))
+}
+
+/// The first of these topics that holds a record which is committed. Those of transactions that were given up do not count, nor do the
+/// marks of transactions.
+pub fn first_with_committed(cluster: &Cluster, topics: &[&str]) -> Result<Option<String>, TopicsError> {
+    let asking = Asking::new(cluster)?;
+    for topic in topics {
+        let partitions = asking.retry(|| asking.partitions(topic))?.unwrap_or(0);
+        if partitions > 0 && asking.has_committed(topic, partitions)? {
+            return Ok(Some((*topic).to_owned()));
         }
     }
-    Ok(false)
+    Ok(None)
 }
 
 /// Makes topics, and returns when all of them can be used. One that is there already is left as it is.
@@ -220,10 +234,95 @@ impl<'a> Asking<'a> {
         }
     }
 
-    /// Where a partition's records begin and end.
-    fn ends(&self, topic: &str, partition: u32) -> Result<(i64, i64), Failure> {
-        let found = self.metadata.fetch_watermarks(topic, partition as i32, REQUEST);
-        found.map_err(|error| Failure::of_error(&format!("find the ends of topic {topic}"), &error))
+    fn identify(&self, topics: &[&str]) -> Result<BTreeMap<String, TopicState>, Failure> {
+        let doing = "describe topics (DescribeTopics)";
+        let found = native::topic_ids(self.metadata.client(), topics, REQUEST);
+        let mut found = found.map_err(|error| Failure::of_error(doing, &error))?;
+        for topic in topics {
+            match found.get(*topic) {
+                Some(TopicState::Unknown(code)) => {
+                    return Err(Failure::of(&format!("describe topic {topic}"), *code));
+                }
+                Some(_) => {}
+                None => drop(found.insert((*topic).to_owned(), TopicState::Missing)),
+            }
+        }
+        Ok(found)
+    }
+
+    fn written(&self, topics: &BTreeMap<String, TopicState>) -> Result<BTreeSet<String>, Failure> {
+        let doing = "find the ends of topics";
+        let failed = |error| Failure::of_error(doing, &error);
+        let mut asked = TopicPartitionList::new();
+        for (topic, state) in topics {
+            let TopicState::Present { partitions, .. } = state else { continue };
+            for partition in 0..*partitions {
+                asked.add_partition_offset(topic, partition as i32, Offset::End).map_err(failed)?;
+            }
+        }
+        if asked.count() == 0 {
+            return Ok(BTreeSet::new());
+        }
+        let found = self.metadata.offsets_for_times(asked, REQUEST).map_err(failed)?;
+        let mut written = BTreeSet::new();
+        for element in found.elements() {
+            element.error().map_err(failed)?;
+            if matches!(element.offset(), Offset::Offset(1..)) {
+                written.insert(element.topic().to_owned());
+            }
+        }
+        Ok(written)
+    }
+
+    /// Reads until there is a record or all has been read.
+    fn has_committed(&self, topic: &str, partitions: u32) -> Result<bool, TopicsError> {
+        let mut config = self.cluster.client();
+        config
+            .set("group.id", format!("{topic}.reader"))
+            .set("isolation.level", "read_committed")
+            .set("enable.auto.commit", "false")
+            .set("auto.offset.reset", "earliest")
+            .set("enable.partition.eof", "true")
+            .set("allow.auto.create.topics", "false");
+        let brokers = &self.cluster.brokers;
+        let other = |error: KafkaError| TopicsError::Other { brokers: brokers.clone(), reason: error.to_string() };
+        let consumer: BaseConsumer<Heard> = config.create_with_context(Heard::default()).map_err(other)?;
+        let mut assigned = TopicPartitionList::new();
+        for partition in 0..partitions {
+            assigned.add_partition_offset(topic, partition as i32, Offset::Beginning).map_err(other)?;
+        }
+        consumer.assign(&assigned).map_err(other)?;
+        let mut at_end = BTreeSet::new();
+        let mut heard = Instant::now();
+        while at_end.len() < partitions as usize {
+            match consumer.poll(Wait::from_millis(100)) {
+                Some(Ok(_)) => return Ok(true),
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    at_end.insert(partition);
+                    heard = Instant::now();
+                }
+                Some(Err(error)) => {
+                    let failure = Failure::of_error(&format!("read topic {topic}"), &error);
+                    self.retry_unless_lasting(failure, heard)?;
+                }
+                None if heard.elapsed() < PATIENCE => {}
+                None => {
+                    let reason = format!("topic {topic} does not come to its end");
+                    return Err(TopicsError::Unreachable { brokers: brokers.clone(), reason });
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    fn retry_unless_lasting(&self, failure: Failure, since: Instant) -> Result<(), TopicsError> {
+        let brokers = self.cluster.brokers.clone();
+        match failure {
+            Failure::Passing(_) if since.elapsed() < PATIENCE => Ok(()),
+            Failure::Passing(reason) => Err(TopicsError::Unreachable { brokers, reason }),
+            Failure::NotAuthorised(reason) => Err(TopicsError::NotAuthorised { brokers, reason }),
+            Failure::Lasting(reason) => Err(TopicsError::Other { brokers, reason }),
+        }
     }
 
     fn describe(&self, topic: &str) -> Result<Option<TopicFacts>, Failure> {

@@ -1,0 +1,195 @@
+//! What topics are known by beside their names: ids, which a topic that was deleted and made again does not keep.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::Duration as Wait;
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use serde::{Deserialize, Serialize};
+
+use super::Cluster;
+use super::native::{self, TopicState};
+
+/// How often topics are looked at while a run goes on, and how long an answer may take.
+const LOOK: Wait = Wait::from_secs(5);
+const ANSWER: Wait = Wait::from_secs(4);
+
+/// What is recorded of a topic that is read or written.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopicRecord {
+    /// As Kafka's own tools write it; brokers before 2.8 have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Ids of the topics that it has taken the place of, with --adopt-logs.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub former_ids: BTreeSet<String>,
+    /// It had been written to when this was recorded.
+    #[serde(default)]
+    pub is_written: bool,
+}
+
+/// By topic.
+pub type TopicRecords = BTreeMap<String, TopicRecord>;
+
+/// How a topic differs from what was recorded of it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TopicChange {
+    #[error("topic {topic} is gone")]
+    Gone { topic: String },
+    #[error("topic {topic} is another one: it has the id {id}, and had {recorded}")]
+    AnotherId { topic: String, recorded: String, id: String },
+    #[error("topic {topic} is another one: it was written to, and is empty as a new one is")]
+    Empty { topic: String },
+}
+
+impl TopicChange {
+    pub fn topic(&self) -> &str {
+        match self {
+            TopicChange::Gone { topic } | TopicChange::AnotherId { topic, .. } | TopicChange::Empty { topic } => {
+                topic
+            }
+        }
+    }
+}
+
+impl TopicRecord {
+    /// How a topic that is as `state` says differs from what was recorded; `is_written` says whether it has ever been written to.
+    pub fn change(&self, topic: &str, state: &TopicState, is_written: bool) -> Option<TopicChange> {
+        let topic = topic.to_owned();
+        match (state, &self.id) {
+            (TopicState::Missing, _) => Some(TopicChange::Gone { topic }),
+            // Nothing is known of it just now.
+            (TopicState::Unknown(_), _) => None,
+            _ if self.is_written && !is_written => Some(TopicChange::Empty { topic }),
+            (TopicState::Present { id: Some(id), .. }, Some(recorded)) if id != recorded => {
+                Some(TopicChange::AnotherId { topic, recorded: recorded.clone(), id: id.clone() })
+            }
+            (TopicState::Present { .. }, _) => None,
+        }
+    }
+
+    /// What is recorded once the topic is as `state` says, and that was found right.
+    pub fn renewed(&self, state: &TopicState, is_written: bool) -> TopicRecord {
+        let TopicState::Present { id: Some(id), .. } = state else {
+            return TopicRecord { is_written, ..self.clone() };
+        };
+        let mut former_ids = self.former_ids.clone();
+        former_ids.extend(self.id.clone().filter(|before| before != id));
+        former_ids.remove(id);
+        TopicRecord { id: Some(id.clone()), former_ids, is_written }
+    }
+}
+
+/// Looks at the topics of a run again and again, until it is dropped.
+pub struct TopicWatch {
+    /// Its end is the end.
+    _ends: Vec<Sender<()>>,
+}
+
+/// The topics of a cluster, and the ids that they have.
+pub type ClusterTopics = (Cluster, BTreeMap<String, Option<String>>);
+
+impl TopicWatch {
+    /// `changed` hears of the first change of each cluster.
+    ///
+    /// # Errors
+    ///
+    /// Where no thread can be started, or no client made.
+    pub fn begin(
+        clusters: Vec<ClusterTopics>,
+        changed: impl Fn(TopicChange) + Clone + Send + 'static,
+    ) -> Result<TopicWatch, String> {
+        let mut ends = Vec::new();
+        for (cluster, topics) in clusters {
+            let (end, ended) = channel::<()>();
+            let mut config = cluster.client();
+            config.set("allow.auto.create.topics", "false").set("socket.timeout.ms", super::ANSWER);
+            let client: BaseConsumer = config.create().map_err(|error| format!("{}: {error}", cluster.brokers))?;
+            let changed = changed.clone();
+            let watch = move || {
+                while ended.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+                    if let Some(change) = look(&client, &topics) {
+                        changed(change);
+                        break;
+                    }
+                }
+            };
+            let spawned = thread::Builder::new().name("topics".into()).spawn(watch);
+            spawned.map_err(|error| format!("no thread can be started: {error}"))?;
+            ends.push(end);
+        }
+        Ok(TopicWatch { _ends: ends })
+    }
+}
+
+/// One request. A cluster that does not answer is heard of elsewhere.
+fn look(client: &BaseConsumer, topics: &BTreeMap<String, Option<String>>) -> Option<TopicChange> {
+    let names: Vec<&str> = topics.keys().map(String::as_str).collect();
+    let found = match native::topic_ids(client.client(), &names, ANSWER) {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::debug!(%error, "topics cannot be described");
+            return None;
+        }
+    };
+    topics.iter().find_map(|(topic, id)| {
+        let recorded = TopicRecord { id: id.clone(), ..TopicRecord::default() };
+        recorded.change(topic, found.get(topic)?, true)
+    })
+}
+
+/// Whether an error of a consumer may come of a topic that is another one by now.
+pub fn may_be_another_topic(error: &KafkaError) -> bool {
+    matches!(
+        error,
+        KafkaError::MessageConsumption(
+            RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange | RDKafkaErrorCode::LogTruncation
+        )
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn present(id: &str) -> TopicState {
+        TopicState::Present { id: Some(id.into()), partitions: 1 }
+    }
+
+    #[test]
+    fn topic_record_notices_what_was_deleted_made_anew_or_emptied() {
+        let record = TopicRecord { id: Some("a".into()), is_written: true, ..TopicRecord::default() };
+        let change = |state: &TopicState, is_written| record.change("t", state, is_written);
+        let (topic, none) = (|| "t".to_owned(), TopicState::Present { id: None, partitions: 1 });
+        assert_eq!(change(&present("a"), true), None);
+        assert_eq!(change(&TopicState::Missing, true), Some(TopicChange::Gone { topic: topic() }));
+        let another = TopicChange::AnotherId { topic: topic(), recorded: "a".into(), id: "b".into() };
+        assert_eq!(change(&present("b"), true), Some(another));
+        for empty in [&present("b"), &none] {
+            assert_eq!(change(empty, false), Some(TopicChange::Empty { topic: topic() }));
+        }
+        // A cluster that says no ids, or cannot say just now, says nothing against it.
+        assert_eq!(change(&none, true), None);
+        assert_eq!(change(&TopicState::Unknown(RDKafkaErrorCode::BrokerNotAvailable), false), None);
+        // What was recorded before there were ids.
+        assert_eq!(TopicRecord::default().change("t", &present("b"), false), None);
+    }
+
+    #[test]
+    fn topic_record_keeps_the_ids_that_were_adopted() {
+        let first = TopicRecord::default().renewed(&present("a"), false);
+        assert_eq!((first.id.as_deref(), first.former_ids.len(), first.is_written), (Some("a"), 0, false));
+        let second = first.renewed(&present("b"), true);
+        assert_eq!((second.id.as_deref(), second.is_written), (Some("b"), true));
+        assert_eq!(second.former_ids, ["a".to_owned()].into());
+        let back = second.renewed(&present("a"), true);
+        assert_eq!((back.id.as_deref(), back.former_ids), (Some("a"), ["b".to_owned()].into()));
+        let kept = second.renewed(&TopicState::Present { id: None, partitions: 1 }, true);
+        assert_eq!(kept.id.as_deref(), Some("b"));
+        let json = serde_json::to_string(&second).unwrap();
+        assert_eq!(json, r#"{"id":"b","former_ids":["a"],"is_written":true}"#);
+        assert_eq!(serde_json::from_str::<TopicRecord>("{}").unwrap(), TopicRecord::default());
+    }
+}

@@ -1,0 +1,154 @@
+//! The ids of topics, which rdkafka has no call for: one request for all.
+
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::ptr::{self, NonNull};
+use std::time::Duration;
+
+use rdkafka::ClientContext;
+use rdkafka::bindings as native;
+use rdkafka::client::Client;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+
+use super::{NO_ERROR, coded, error_code};
+
+/// What a cluster says of a topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TopicState {
+    Missing,
+    /// With its id, as Kafka's own tools write it; brokers before 2.8 have none.
+    Present { id: Option<String>, partitions: u32 },
+    /// It cannot be said.
+    Unknown(RDKafkaErrorCode),
+}
+
+/// Asks which topics there are, and for their ids: all in one request (DescribeTopics). It makes none.
+///
+/// # Errors
+///
+/// Where no broker has answered in this time.
+pub fn topic_ids<C: ClientContext>(
+    client: &Client<C>,
+    topics: &[&str],
+    wait: Duration,
+) -> KafkaResult<BTreeMap<String, TopicState>> {
+    let mut states = BTreeMap::new();
+    if topics.is_empty() {
+        return Ok(states);
+    }
+    let answer = Answer::ask(client, topics, wait)?;
+    let mut count = 0;
+    // SAFETY: the event is an answer to DescribeTopics, and what it holds lives as long as it.
+    unsafe {
+        let result = native::rd_kafka_event_DescribeTopics_result(answer.0.as_ptr());
+        let found = match result.is_null() {
+            true => ptr::null_mut(),
+            false => native::rd_kafka_DescribeTopics_result_topics(result, &raw mut count),
+        };
+        for at in 0..if found.is_null() { 0 } else { count } {
+            let topic = *found.add(at);
+            let name = CStr::from_ptr(native::rd_kafka_TopicDescription_name(topic));
+            states.insert(name.to_string_lossy().into_owned(), state(topic));
+        }
+    }
+    Ok(states)
+}
+
+/// # Safety
+///
+/// The description must live.
+unsafe fn state(topic: *const native::rd_kafka_TopicDescription_t) -> TopicState {
+    // SAFETY: the description lives, by the caller; so do the error, the id and the partitions, which it has.
+    let (code, id, partitions) = unsafe {
+        let error = native::rd_kafka_TopicDescription_error(topic);
+        let code = if error.is_null() { NO_ERROR } else { coded::rd_kafka_error_code(error) };
+        let mut partitions = 0;
+        native::rd_kafka_TopicDescription_partitions(topic, &raw mut partitions);
+        (code, id_of(native::rd_kafka_TopicDescription_topic_id(topic)), partitions as u32)
+    };
+    match code {
+        NO_ERROR => TopicState::Present { id, partitions },
+        code => match error_code(code) {
+            RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => TopicState::Missing,
+            code => TopicState::Unknown(code),
+        },
+    }
+}
+
+/// # Safety
+///
+/// The id must live, where there is one.
+unsafe fn id_of(id: *const native::rd_kafka_Uuid_t) -> Option<String> {
+    if id.is_null() {
+        return None;
+    }
+    // SAFETY: the id lives, by the caller, and has its own text, which ends with a zero.
+    let (is_zero, text) = unsafe {
+        let is_zero = native::rd_kafka_Uuid_most_significant_bits(id) == 0
+            && native::rd_kafka_Uuid_least_significant_bits(id) == 0;
+        (is_zero, native::rd_kafka_Uuid_base64str(id))
+    };
+    if is_zero || text.is_null() {
+        return None;
+    }
+    // SAFETY: as above.
+    let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
+    Some(url_safe(&text))
+}
+
+/// As `kafka-topics.sh --describe` writes ids: librdkafka has the other alphabet of base64.
+pub(crate) fn url_safe(id: &str) -> String {
+    id.replace('+', "-").replace('/', "_")
+}
+
+/// An answer's event, which is given back once.
+struct Answer(NonNull<native::rd_kafka_event_t>);
+
+impl Answer {
+    fn ask<C: ClientContext>(client: &Client<C>, topics: &[&str], wait: Duration) -> KafkaResult<Answer> {
+        let invalid = || KafkaError::AdminOp(RDKafkaErrorCode::InvalidTopic);
+        let names = topics.iter().map(|topic| CString::new(*topic).map_err(|_| invalid()));
+        let names = names.collect::<KafkaResult<Vec<CString>>>()?;
+        let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
+        let wait = c_int::try_from(wait.as_millis()).unwrap_or(c_int::MAX);
+        let mut problem = [0 as c_char; 128];
+        // SAFETY: the client is borrowed; names and options are copied by the call; each thing that is made here is given back
+        // once, the queue after the only event that comes to it.
+        let answer = unsafe {
+            let client = client.native_ptr();
+            let queue = native::rd_kafka_queue_new(client);
+            let topics = native::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
+            let options = native::rd_kafka_AdminOptions_new(
+                client,
+                native::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS,
+            );
+            coded::rd_kafka_AdminOptions_set_request_timeout(
+                options,
+                wait,
+                problem.as_mut_ptr(),
+                problem.len(),
+            );
+            native::rd_kafka_DescribeTopics(client, topics, options, queue);
+            // It answers within its own time, with an error if need be.
+            let answer = native::rd_kafka_queue_poll(queue, wait.saturating_add(1_000));
+            native::rd_kafka_AdminOptions_destroy(options);
+            native::rd_kafka_TopicCollection_destroy(topics);
+            native::rd_kafka_queue_destroy(queue);
+            answer
+        };
+        let timed_out = KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut);
+        let answer = Answer(NonNull::new(answer).ok_or(timed_out)?);
+        // SAFETY: the event is ours.
+        match unsafe { coded::rd_kafka_event_error(answer.0.as_ptr()) } {
+            NO_ERROR => Ok(answer),
+            code => Err(KafkaError::AdminOp(error_code(code))),
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        // SAFETY: it is ours, and given back once.
+        unsafe { native::rd_kafka_event_destroy(self.0.as_ptr()) };
+    }
+}
