@@ -2,7 +2,7 @@
 //! at once, and handed to a producer by the handle of their topic. By rdkafka's safe ones, a record at a time with an event of its own
 //! and its topic looked up by name, a worker took a quarter more CPU time and a shard a seventh (`benches/runs`, kafka-profile.txt).
 //! And for what rdkafka does not have: [`add_brokers`], a flush that waits without looking, [`TopicProducer::flush`], and the ids of
-//! topics, [`topic_ids`].
+//! topics, [`topic_ids`], and a client's log as it is written, [`LogQueue`].
 //!
 //! The one module with unsafe code. It is safe since
 //! - pointers that librdkafka gives are kept by one owner each, which gives each back once, when it is dropped;
@@ -13,6 +13,7 @@
 //! - records are reached through the pointer that librdkafka gave, since it writes to them when headers are first asked for.
 #![allow(unsafe_code)]
 
+mod log_queue;
 mod topic_ids;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -30,7 +31,8 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
 use rdkafka::types::RDKafkaRespErr;
 
-pub use self::topic_ids::{TopicState, topic_ids};
+pub use self::log_queue::LogQueue;
+pub use self::topic_ids::{TopicState, topic_ids, url_safe};
 
 /// The functions that answer with an error code, as C has them: with an integer.
 mod coded {
@@ -42,6 +44,10 @@ mod coded {
         pub fn rd_kafka_flush(client: *mut native::rd_kafka_t, timeout_ms: c_int) -> c_int;
         pub fn rd_kafka_error_code(error: *const native::rd_kafka_error_t) -> c_int;
         pub fn rd_kafka_event_error(event: *mut native::rd_kafka_event_t) -> c_int;
+        pub fn rd_kafka_set_log_queue(
+            client: *mut native::rd_kafka_t,
+            queue: *mut native::rd_kafka_queue_t,
+        ) -> c_int;
         pub fn rd_kafka_AdminOptions_set_request_timeout(
             options: *mut native::rd_kafka_AdminOptions_t,
             timeout_ms: c_int,
@@ -82,7 +88,7 @@ pub fn add_brokers<C: ClientContext>(client: &Client<C>, brokers: &str) {
 }
 
 /// What a client has fetched of a partition.
-pub struct RecordQueue<C: ConsumerContext> {
+pub struct RecordQueue<C: ConsumerContext + 'static> {
     queue: NonNull<native::rd_kafka_queue_t>,
     /// Taken from the queue; those before `next` are given back.
     taken: [*mut native::rd_kafka_message_t; BATCH],
@@ -122,8 +128,8 @@ impl<C: ConsumerContext + 'static> RecordQueue<C> {
         Some(RecordQueue { queue, taken: [ptr::null_mut(); BATCH], next: 0, end: 0, given: None, _split: split })
     }
 
-    /// The first record, or what was met in its place; none where nothing has come.
-    pub fn first(&mut self) -> Option<KafkaResult<Record<'_>>> {
+    /// Takes more where nothing is left of what was taken: whether something was.
+    pub fn take_more(&mut self) -> bool {
         if self.next == self.end {
             // SAFETY: the array has room for as many. All that it had is given back.
             let count = unsafe {
@@ -136,7 +142,13 @@ impl<C: ConsumerContext + 'static> RecordQueue<C> {
             };
             self.next = 0;
             self.end = usize::try_from(count).unwrap_or(0);
+            return self.end > 0;
         }
+        false
+    }
+
+    /// The first record of those that were taken, or what was met in its place; none where none is left.
+    pub fn first(&mut self) -> Option<KafkaResult<Record<'_>>> {
         let message = NonNull::new(*self.taken[self.next..self.end].first()?)?;
         let record = Record { message, queue: PhantomData };
         Some(match record.code() {

@@ -75,16 +75,20 @@ pub fn exists(cluster: &Cluster, topic: &str) -> Result<bool, TopicsError> {
     }
 }
 
-/// Asks which topics there are, and for their ids: one request, whatever their number.
-pub fn identify(cluster: &Cluster, topics: &[&str]) -> Result<BTreeMap<String, TopicState>, TopicsError> {
-    let asking = Asking::new(cluster)?;
-    asking.retry(|| asking.identify(topics))
+/// What topics are known by.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Survey {
+    pub states: BTreeMap<String, TopicState>,
+    /// Those that have ever been written to, as far as their ends say: all that was in them may be gone.
+    pub written: BTreeSet<String>,
 }
 
-/// The topics that have ever been written to, as far as their ends say: all that was ever in them may be gone.
-pub fn written(cluster: &Cluster, topics: &BTreeMap<String, TopicState>) -> Result<BTreeSet<String>, TopicsError> {
+/// Asks which topics there are, for their ids and for their ends: one request, and one more of each broker, whatever their number.
+pub fn survey(cluster: &Cluster, topics: &[&str]) -> Result<Survey, TopicsError> {
     let asking = Asking::new(cluster)?;
-    asking.retry(|| asking.written(topics))
+    let states = asking.retry(|| asking.identify(topics))?;
+    let written = asking.retry(|| asking.written(&states))?;
+    Ok(Survey { states, written })
 }
 
 /// The first of these topics that holds a record which is committed. Those of transactions that were given up do not count, nor do the

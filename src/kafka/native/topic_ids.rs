@@ -97,7 +97,7 @@ unsafe fn id_of(id: *const native::rd_kafka_Uuid_t) -> Option<String> {
 }
 
 /// As `kafka-topics.sh --describe` writes ids: librdkafka has the other alphabet of base64.
-pub(crate) fn url_safe(id: &str) -> String {
+pub fn url_safe(id: &str) -> String {
     id.replace('+', "-").replace('/', "_")
 }
 

@@ -77,7 +77,7 @@ pub(super) fn check_letters_place(
     let [first, second] = letter_topics(&source.topic);
     if own == used && !draft.has_results {
         let cluster = &source.cluster;
-        return match topics::has_records(cluster, &first)? || topics::has_records(cluster, &second)? {
+        return match topics::first_with_committed(cluster, &[&first, &second])?.is_some() {
             false => Ok(()),
             true => Err(RunError::Failed(format!(
                 "source {name}: {first} or {second} holds dead letters, of which progress topic {used} knows nothing: where a sink was \

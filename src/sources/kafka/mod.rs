@@ -1,6 +1,7 @@
 //! Topics of Kafka as logs: partitions are theirs, positions are offsets.
 
 mod appender;
+mod identity;
 mod partition;
 mod record;
 mod topic;
@@ -14,14 +15,17 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration as Wait, Instant};
 
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 
 pub use self::appender::{AppendLimits, AppendPlan, KafkaAppender};
+use self::identity::FetchedTopic;
 use self::partition::KafkaPartition;
 use self::watch::{Context, Marks};
 pub use self::writer::RecordWriter;
 use crate::codec::DecodeSettings;
+use crate::kafka::identity::TopicRecord;
 use crate::kafka::partitioner::Partitioner;
 use crate::kafka::{ANSWER, Cluster};
 use crate::model::{Duration, EventTime, LogPosition};
@@ -112,6 +116,11 @@ struct Shared {
     partitions: AtomicU32,
     open: Mutex<BTreeMap<u32, Arc<Marks>>>,
     stopped: AtomicBool,
+    fetched: FetchedTopic,
+    /// What earlier starts have recorded of the topic.
+    recorded: Mutex<TopicRecord>,
+    /// Reads single records.
+    probing: Mutex<Option<Arc<BaseConsumer<Context>>>>,
 }
 
 impl KafkaSource {
@@ -121,19 +130,24 @@ impl KafkaSource {
     ///
     /// Where it is missing, compacted or not to be read, or the cluster cannot be reached within half a minute.
     pub fn open(name: &str, plan: KafkaPlan, decode: DecodeSettings) -> Result<KafkaSource, SourceError> {
-        let partitions = topic::check(&plan)?;
+        let (partitions, id) = topic::check(&plan)?;
         let name: Arc<str> = name.into();
-        let consumer = consumer(&name, &plan, partitions);
-        let consumer = consumer.map_err(|error| SourceError::Fatal(format!("{}: {error}", plan.topic)))?;
+        let failed = |error: &dyn std::fmt::Display| SourceError::Fatal(format!("{}: {error}", plan.topic));
+        let consumer = Arc::new(consumer(&name, &plan, partitions).map_err(|error| failed(&error))?);
+        let fetched = FetchedTopic::new(&plan.topic, id, &consumer);
+        let fetched = fetched.ok_or_else(|| failed(&"the client does not give its log away"))?;
         let shared = Arc::new(Shared {
             name,
             plan,
             decode,
             schemas: OnceLock::new(),
-            consumer: Arc::new(consumer),
+            consumer,
             partitions: AtomicU32::new(partitions),
             open: Mutex::default(),
             stopped: AtomicBool::new(false),
+            fetched,
+            recorded: Mutex::default(),
+            probing: Mutex::default(),
         });
         let watched = shared.clone();
         let watch = thread::Builder::new().name(format!("kafka {}", shared.name));
@@ -146,6 +160,15 @@ impl KafkaSource {
     /// Has it read with the answers of the registry that the plan names; before a partition is opened.
     pub fn use_schemas(&self, schemas: Schemas) {
         self.shared.schemas.get_or_init(|| schemas);
+    }
+
+    /// Has it compared with what earlier starts have recorded of the topic; before positions are checked.
+    pub fn compare_with(&self, recorded: TopicRecord) {
+        *self.shared.recorded.lock().unwrap_or_else(PoisonError::into_inner) = recorded;
+    }
+
+    pub fn topic(&self) -> &str {
+        &self.shared.plan.topic
     }
 
     /// The registry that names the schemas of its records.
@@ -179,8 +202,12 @@ impl Source for KafkaSource {
         }
     }
 
+    fn log_id(&self) -> Result<Option<String>, SourceError> {
+        Ok(self.shared.fetched.id().map(str::to_owned))
+    }
+
     fn check(&self, partition: u32, at: LogPosition) -> Result<(), SourceError> {
-        self.shared.check_reach(partition, at.position).map(drop)
+        self.shared.check_position(partition, at)
     }
 
     fn open(&self, partition: u32, position: u64, worker: Thread) -> Result<Box<dyn Partition>, SourceError> {
@@ -269,6 +296,9 @@ fn consumer(
         |all: u32, (least, most): (u32, u32)| (all / partitions.max(1)).clamp(least, most).to_string();
     plan.cluster
         .client()
+        // Which topic is fetched is said in the client's log alone.
+        .set("debug", "topic")
+        .set_log_level(RDKafkaLogLevel::Debug)
         .set("group.id", &plan.group)
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")

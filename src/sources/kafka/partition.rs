@@ -1,18 +1,21 @@
 //! A partition as a worker reads it.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::thread::Thread;
 use std::time::{Duration as Wait, Instant};
 
 use rdkafka::consumer::Consumer;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
 
+use super::identity::fingerprint;
 use super::record::{Content, Records};
 use super::watch::{Context, Marks};
 use super::{REQUEST, Shared};
+use crate::kafka::identity::may_be_another_topic;
 use crate::kafka::native::{Record, RecordQueue};
-use crate::model::EventTime;
+use crate::model::{EventTime, Fingerprint};
 use crate::sources::{Next, Partition, Place, Polled, SourceError, Take};
 
 /// How soon a record is tried again that waits for its schema.
@@ -29,6 +32,8 @@ pub(super) struct KafkaPartition {
     given_up: bool,
     /// The log's end stands at the position, as far as the last fetch says.
     at_end: bool,
+    /// Of the last record that was given.
+    fingerprint: Option<Fingerprint>,
     shared: Arc<Shared>,
 }
 
@@ -58,7 +63,7 @@ impl KafkaPartition {
         position: u64,
         worker: Thread,
     ) -> Result<KafkaPartition, SourceError> {
-        let end = shared.check_reach(partition, position)?;
+        let end = shared.check_reach(partition, position)?.end;
         let records = Records::new(&shared)?;
         let marks = shared.begin(partition, position, end)?;
         let number = shared.number(partition)?;
@@ -77,6 +82,7 @@ impl KafkaPartition {
             fault: None,
             given_up: false,
             at_end: false,
+            fingerprint: None,
             shared,
         };
         opened.assign()?;
@@ -116,12 +122,11 @@ impl KafkaPartition {
 
     fn fault(&mut self, error: &KafkaError) -> SourceError {
         match error {
-            KafkaError::MessageConsumption(
-                RDKafkaErrorCode::AutoOffsetReset
-                | RDKafkaErrorCode::OffsetOutOfRange
-                | RDKafkaErrorCode::LogTruncation,
-            ) => {
+            error if may_be_another_topic(error) => {
                 self.given_up = true;
+                if let Err(another) = self.shared.check_still_there() {
+                    return another;
+                }
                 let again = self.take_up_again().err();
                 again.unwrap_or_else(|| self.shared.transient(self.partition, &error.to_string()))
             }
@@ -143,6 +148,12 @@ impl Partition for KafkaPartition {
         let mut records = 0;
         let mut next = Next::Now;
         while records < limit && self.cursor.position < upto && !take.is_full() {
+            if self.queue.take_more()
+                && let Err(fault) = self.shared.fetched.check()
+            {
+                self.fault = Some(fault);
+                break;
+            }
             let offer = match self.queue.first() {
                 None => {
                     next = Next::Woken;
@@ -151,8 +162,10 @@ impl Partition for KafkaPartition {
                 Some(Ok(record)) => {
                     self.at_end = false;
                     let offer = self.cursor.offer(record, upto, take);
-                    if matches!(offer, Offer::Given | Offer::Skipped) {
-                        self.queue.pop();
+                    match offer {
+                        Offer::Given => self.queue.pop_given(),
+                        Offer::Skipped => self.queue.pop(),
+                        Offer::Beyond | Offer::Pending | Offer::Failed(_) => {}
                     }
                     offer
                 }
@@ -183,6 +196,11 @@ impl Partition for KafkaPartition {
             }
         }
         self.marks.moved(self.cursor.position, self.at_end);
+        // Once a poll, not once a record.
+        if let Some(last) = self.queue.last_given() {
+            self.fingerprint = Some(fingerprint(last));
+            self.queue.forget_given();
+        }
         match self.fault.take() {
             // What was given must be told; the next poll says the rest.
             Some(fault) if records > 0 => {
@@ -197,6 +215,10 @@ impl Partition for KafkaPartition {
     fn end(&self) -> u64 {
         // Aborted records and marks of transactions lie before an end that no record's position reaches.
         if self.at_end { self.cursor.position } else { self.marks.end().max(self.cursor.position) }
+    }
+
+    fn fingerprint(&self) -> Option<Fingerprint> {
+        self.fingerprint
     }
 }
 
@@ -230,8 +252,8 @@ impl Drop for KafkaPartition {
 }
 
 impl Shared {
-    /// The log's end, where it holds the position or ends there.
-    pub(super) fn check_reach(&self, partition: u32, position: u64) -> Result<u64, SourceError> {
+    /// The log's beginning and end, where it holds the position or ends there.
+    pub(super) fn check_reach(&self, partition: u32, position: u64) -> Result<Range<u64>, SourceError> {
         let (low, high) = self.watermarks(partition)?;
         let topic = &self.plan.topic;
         if position < low {
@@ -246,7 +268,7 @@ impl Shared {
                  anew or has lost records; start over with empty outputs, or name the topic that they were made of"
             )));
         }
-        Ok(high)
+        Ok(low..high)
     }
 
     /// Where the partition's records begin and end.

@@ -2,7 +2,8 @@
 
 use super::KafkaPlan;
 use crate::kafka::letter_topics;
-use crate::kafka::topics::{NewTopicPlan, TopicFacts, TopicsError, create, describe};
+use crate::kafka::native::TopicState;
+use crate::kafka::topics::{NewTopicPlan, TopicFacts, TopicsError, create, describe, survey};
 use crate::sources::SourceError;
 
 /// A start reads the log from the first start's positions on, so what is made here keeps its records.
@@ -11,8 +12,8 @@ const KEPT: [(&str, &str); 3] =
 const APPEND_TIME: (&str, &str) = ("message.timestamp.type", "LogAppendTime");
 
 /// Looks at the topic and those of its dead letters, makes what is missing where it may, and says how many partitions the
-/// topic has.
-pub(super) fn check(plan: &KafkaPlan) -> Result<u32, SourceError> {
+/// topic has, and its id, where the cluster has ids. What earlier starts know of is not missing: that was looked at before.
+pub(super) fn check(plan: &KafkaPlan) -> Result<(u32, Option<String>), SourceError> {
     let letters = letter_topics(&plan.topic);
     let names = [&*plan.topic, &*letters[0], &*letters[1]];
     let mut found = describe(&plan.cluster, &names).map_err(failed)?;
@@ -41,7 +42,11 @@ pub(super) fn check(plan: &KafkaPlan) -> Result<u32, SourceError> {
     let facts = found.remove(&plan.topic).flatten();
     let facts = facts.ok_or_else(|| SourceError::Transient(format!("topic {} has gone", plan.topic)))?;
     warn_of_clocks(&plan.topic, &facts);
-    Ok(facts.partitions)
+    let survey = survey(&plan.cluster, &[&plan.topic]).map_err(failed)?;
+    match survey.states.into_values().next() {
+        Some(TopicState::Present { id, .. }) => Ok((facts.partitions, id)),
+        _ => Err(SourceError::Transient(format!("topic {} has gone", plan.topic))),
+    }
 }
 
 fn new_topic(name: &str, is_input: bool, partitions: u32) -> NewTopicPlan {

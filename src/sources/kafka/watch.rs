@@ -66,6 +66,8 @@ pub(super) fn watch(shared: &Shared) {
         if let Some(Err(error)) = shared.consumer.poll(SERVE) {
             tracing::debug!(source = &*shared.name, %error, "the consumer's own queue");
         }
+        // The client's log is not to pile up. Whoever reads says what is wrong.
+        let _ = shared.fetched.check();
         if ends.elapsed() >= ENDS {
             let open = shared.open_partitions();
             look_at_ends(shared, &open, &mut silence);

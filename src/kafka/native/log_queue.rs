@@ -1,0 +1,72 @@
+//! What a client says of itself, in a queue of its own: in the order of what it does.
+
+use std::ffi::{CStr, c_int};
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+
+use rdkafka::bindings as native;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+
+/// The lines of a client's log, which are no longer given to its context.
+pub struct LogQueue<C: ConsumerContext + 'static> {
+    queue: NonNull<native::rd_kafka_queue_t>,
+    // Goes after the queue.
+    _client: Arc<BaseConsumer<C>>,
+}
+
+// SAFETY: librdkafka's queues are made for use by any thread.
+unsafe impl<C: ConsumerContext + 'static> Send for LogQueue<C> {}
+
+impl<C: ConsumerContext + 'static> LogQueue<C> {
+    /// From now on the client's lines come here. None where it does not give them away.
+    pub fn of(client: &Arc<BaseConsumer<C>>) -> Option<LogQueue<C>> {
+        let native = client.client().native_ptr();
+        // SAFETY: the client is kept; the queue is given back once, when this is dropped.
+        let queue = unsafe { NonNull::new(native::rd_kafka_queue_new(native))? };
+        let taken = LogQueue { queue, _client: Arc::clone(client) };
+        // SAFETY: client and queue live.
+        let answer = unsafe { super::coded::rd_kafka_set_log_queue(native, queue.as_ptr()) };
+        (answer == super::NO_ERROR).then_some(taken)
+    }
+
+    /// Gives the lines that are there, without waiting: level, facility, text.
+    pub fn drain(&mut self, mut hear: impl FnMut(RDKafkaLogLevel, &str, &str)) {
+        // SAFETY: the queue lives; an event is given back once, and what it says is read before that.
+        unsafe {
+            while let Some(event) = NonNull::new(native::rd_kafka_queue_poll(self.queue.as_ptr(), 0)) {
+                let (mut facility, mut text, mut severity) = (ptr::null(), ptr::null(), 0);
+                let found = native::rd_kafka_event_log(
+                    event.as_ptr(),
+                    &raw mut facility,
+                    &raw mut text,
+                    &raw mut severity,
+                );
+                if found == 0 && !facility.is_null() && !text.is_null() {
+                    let [facility, text] = [facility, text].map(|text| CStr::from_ptr(text).to_string_lossy());
+                    hear(level(severity), &facility, &text);
+                }
+                native::rd_kafka_event_destroy(event.as_ptr());
+            }
+        }
+    }
+}
+
+/// By the numbers of syslog.
+fn level(severity: c_int) -> RDKafkaLogLevel {
+    match severity {
+        ..=2 => RDKafkaLogLevel::Critical,
+        3 => RDKafkaLogLevel::Error,
+        4 => RDKafkaLogLevel::Warning,
+        5 => RDKafkaLogLevel::Notice,
+        6 => RDKafkaLogLevel::Info,
+        _ => RDKafkaLogLevel::Debug,
+    }
+}
+
+impl<C: ConsumerContext + 'static> Drop for LogQueue<C> {
+    fn drop(&mut self) {
+        // SAFETY: it is ours, and given back once, before the client.
+        unsafe { native::rd_kafka_queue_destroy(self.queue.as_ptr()) };
+    }
+}
