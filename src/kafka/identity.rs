@@ -5,8 +5,9 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration as Wait;
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::{Offset, TopicPartitionList};
 use serde::{Deserialize, Serialize};
 
 use super::Cluster;
@@ -15,6 +16,8 @@ use super::native::{self, TopicState};
 /// How often topics are looked at while a run goes on, and how long an answer may take.
 const LOOK: Wait = Wait::from_secs(5);
 const ANSWER: Wait = Wait::from_secs(4);
+/// Before a topic counts as gone.
+const ANOTHER_LOOK: Wait = Wait::from_millis(500);
 
 /// What is recorded of a topic that is read or written.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,36 +85,44 @@ impl TopicRecord {
     }
 }
 
+/// The topics of a cluster, and what they are known by.
+pub struct WatchedCluster {
+    pub cluster: Cluster,
+    pub topics: TopicRecords,
+}
+
 /// Looks at the topics of a run again and again, until it is dropped.
 pub struct TopicWatch {
     /// Its end is the end.
     _ends: Vec<Sender<()>>,
 }
 
-/// The topics of a cluster, and the ids that they have.
-pub type ClusterTopics = (Cluster, BTreeMap<String, Option<String>>);
-
 impl TopicWatch {
-    /// `changed` hears of the first change of each cluster.
+    /// `changed` hears of the first change of each cluster, by its number. `written` hears of topics that were written to for the first
+    /// time, again and again until it has recorded that.
     ///
     /// # Errors
     ///
     /// Where no thread can be started, or no client made.
     pub fn begin(
-        clusters: Vec<ClusterTopics>,
-        changed: impl Fn(TopicChange) + Clone + Send + 'static,
+        clusters: Vec<WatchedCluster>,
+        changed: impl Fn(usize, &TopicChange) + Clone + Send + 'static,
+        written: impl Fn(usize, &BTreeSet<String>) -> bool + Clone + Send + 'static,
     ) -> Result<TopicWatch, String> {
         let mut ends = Vec::new();
-        for (cluster, topics) in clusters {
+        for (number, WatchedCluster { cluster, mut topics }) in clusters.into_iter().enumerate() {
             let (end, ended) = channel::<()>();
             let mut config = cluster.client();
             config.set("allow.auto.create.topics", "false").set("socket.timeout.ms", super::ANSWER);
-            let client: BaseConsumer = config.create().map_err(|error| format!("{}: {error}", cluster.brokers))?;
-            let changed = changed.clone();
+            let client: BaseConsumer =
+                config.create().map_err(|error| format!("{}: {error}", cluster.brokers))?;
+            let (changed, written) = (changed.clone(), written.clone());
             let watch = move || {
                 while ended.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
-                    if let Some(change) = look(&client, &topics) {
-                        changed(change);
+                    // What the client says of itself is heard from the others, too.
+                    while client.poll(Wait::ZERO).is_some() {}
+                    if let Some(change) = look(&client, &mut topics, &|topics| written(number, topics)) {
+                        changed(number, &change);
                         break;
                     }
                 }
@@ -124,20 +135,66 @@ impl TopicWatch {
     }
 }
 
-/// One request. A cluster that does not answer is heard of elsewhere.
-fn look(client: &BaseConsumer, topics: &BTreeMap<String, Option<String>>) -> Option<TopicChange> {
-    let names: Vec<&str> = topics.keys().map(String::as_str).collect();
-    let found = match native::topic_ids(client.client(), &names, ANSWER) {
-        Ok(found) => found,
-        Err(error) => {
-            tracing::debug!(%error, "topics cannot be described");
-            return None;
+/// A cluster that does not answer is heard of elsewhere.
+fn look(
+    client: &BaseConsumer,
+    topics: &mut TopicRecords,
+    written: &dyn Fn(&BTreeSet<String>) -> bool,
+) -> Option<TopicChange> {
+    let found = states(client, topics)?;
+    let change = change(topics, &found);
+    if matches!(change, Some(TopicChange::Gone { .. })) {
+        // A broker may have forgotten, or not learned yet, what the next one knows.
+        thread::sleep(ANOTHER_LOOK);
+        return self::change(topics, &states(client, topics)?);
+    }
+    let is_new = |topic: &String| topics.get(topic).is_some_and(|record| !record.is_written);
+    let unwritten: BTreeMap<_, _> = found.into_iter().filter(|(topic, _)| is_new(topic)).collect();
+    let now_written = written_topics(client, &unwritten, ANSWER).unwrap_or_default();
+    if !now_written.is_empty() && written(&now_written) {
+        for topic in now_written {
+            topics.entry(topic).or_default().is_written = true;
         }
-    };
-    topics.iter().find_map(|(topic, id)| {
-        let recorded = TopicRecord { id: id.clone(), ..TopicRecord::default() };
-        recorded.change(topic, found.get(topic)?, true)
-    })
+    }
+    change
+}
+
+fn change(topics: &TopicRecords, found: &BTreeMap<String, TopicState>) -> Option<TopicChange> {
+    topics.iter().find_map(|(topic, record)| record.change(topic, found.get(topic)?, true))
+}
+
+/// One request.
+fn states(client: &BaseConsumer, topics: &TopicRecords) -> Option<BTreeMap<String, TopicState>> {
+    let names: Vec<&str> = topics.keys().map(String::as_str).collect();
+    let found = native::topic_ids(client.client(), &names, ANSWER);
+    found.inspect_err(|error| tracing::debug!(%error, "topics cannot be described")).ok()
+}
+
+/// The topics that have ever been written to, as far as their ends say: one request a broker, whatever the number of partitions.
+pub fn written_topics<C: ConsumerContext>(
+    client: &BaseConsumer<C>,
+    topics: &BTreeMap<String, TopicState>,
+    wait: Wait,
+) -> KafkaResult<BTreeSet<String>> {
+    let mut asked = TopicPartitionList::new();
+    for (topic, state) in topics {
+        let TopicState::Present { partitions, .. } = state else { continue };
+        for partition in 0..*partitions {
+            asked.add_partition_offset(topic, partition as i32, Offset::End)?;
+        }
+    }
+    if asked.count() == 0 {
+        return Ok(BTreeSet::new());
+    }
+    let found = client.offsets_for_times(asked, wait)?;
+    let mut written = BTreeSet::new();
+    for element in found.elements() {
+        element.error()?;
+        if matches!(element.offset(), Offset::Offset(1..)) {
+            written.insert(element.topic().to_owned());
+        }
+    }
+    Ok(written)
 }
 
 /// Whether an error of a consumer may come of a topic that is another one by now.

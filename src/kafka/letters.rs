@@ -9,6 +9,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
+use super::native::{TopicState, topic_ids};
 use super::{Cluster, letter};
 use crate::model::{EventTime, Letter, RecordPlace, Retried};
 
@@ -85,6 +86,18 @@ impl TopicReader {
         let metadata = metadata.map_err(|error| self.failed(format!("describe topic {topic}"), error))?;
         let found = metadata.topics().iter().find(|found| found.name() == topic);
         Ok(found.map(|found| found.partitions().len() as i32).filter(|partitions| *partitions > 0))
+    }
+
+    /// What the cluster says of a topic: nothing where there is none.
+    pub fn state(&self, topic: &str) -> Result<Option<TopicState>, LettersError> {
+        let states = topic_ids(self.consumer.client(), &[topic], REQUEST);
+        let mut states = states.map_err(|error| self.failed(format!("describe topic {topic}"), error))?;
+        match states.remove(topic) {
+            Some(TopicState::Unknown(code)) => {
+                Err(self.failed(format!("describe topic {topic}"), KafkaError::AdminOp(code)))
+            }
+            state => Ok(state.filter(|state| *state != TopicState::Missing)),
+        }
     }
 
     /// Gives each record to `each`, of each partition from its offset in `next` on, and moves that behind it. A partition of

@@ -13,9 +13,11 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
+use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
 use super::letters::{LettersError, Posted, Quiet, REQUEST, TopicReader, consumer};
+use super::native::TopicState;
 use super::partitioner::Partitioner;
 use super::{Cluster, letter, letter_topics};
 use crate::model::clock::wall_clock_ms;
@@ -105,6 +107,8 @@ pub struct Retrier {
     progress_topic: String,
     producer: BaseProducer<Deliveries>,
     groups: BTreeMap<String, Group>,
+    /// By topic of dead letters: its id, where the cluster has ids.
+    ids: BTreeMap<String, String>,
     /// By topic, and where it is read on.
     readers: BTreeMap<String, (TopicReader, BTreeMap<i32, i64>)>,
 }
@@ -147,7 +151,8 @@ impl Retrier {
             config.create_with_context(Deliveries::default()).map_err(failed)?;
         patiently(|| producer.init_transactions(REQUEST)).map_err(failed)?;
         let (cluster, progress_topic) = (cluster.clone(), progress_topic.to_owned());
-        Ok(Retrier { cluster, progress_topic, producer, groups: BTreeMap::new(), readers: BTreeMap::new() })
+        let (groups, readers, ids) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Ok(Retrier { cluster, progress_topic, producer, groups, ids, readers })
     }
 
     /// Sends the wanted letters of a topic that were not sent yet. After an error the retrier is of no use any more.
@@ -158,7 +163,13 @@ impl Retrier {
             None => (TopicReader::new(&self.cluster, &letters)?, BTreeMap::new()),
         };
         let mut outcome = Outcome::default();
-        if reader.partitions(&letters)?.is_some() {
+        if let Some(TopicState::Present { id, .. }) = reader.state(&letters)? {
+            // Of another topic of the name, nothing was read or sent.
+            if self.ids.get(&letters) != id.as_ref() {
+                next.clear();
+                self.groups.clear();
+                self.ids.extend(id.map(|id| (letters.clone(), id)));
+            }
             let partitions = reader.partitions(topic)?.ok_or_else(|| LettersError::Missing(topic.into()))?;
             let mut sending = Sending {
                 topic,
@@ -269,6 +280,12 @@ impl Retrier {
                 let added = list.add_partition_offset(topic, *partition, Offset::Offset(*offset));
                 added.map_err(|error| self.failed("keep what was sent", error))?;
             }
+            // A topic that is made anew under the name begins at its beginning.
+            for mut element in list.elements() {
+                if let Some(id) = self.ids.get(element.topic()) {
+                    element.set_metadata(id);
+                }
+            }
             let Some(metadata) = group.consumer.group_metadata() else { continue };
             let kept = patiently(|| self.producer.send_offsets_to_transaction(&list, &metadata, REQUEST));
             kept.map_err(|error| self.failed("keep what was sent", error))?;
@@ -311,9 +328,17 @@ impl Retrier {
         }
         let committed = patiently(|| consumer.committed_offsets(asked.clone(), REQUEST));
         let committed = committed.map_err(|error| self.failed(doing, error))?;
-        let offset = |offset| if let Offset::Offset(offset) = offset { offset } else { 0 };
+        let own = self.ids.get(letters);
+        let offset = |element: &TopicPartitionListElem<'_>| match element.offset() {
+            // One that was kept before there were ids is taken.
+            Offset::Offset(offset) => {
+                let kept_of = Some(element.metadata()).filter(|id| !id.is_empty());
+                if kept_of.zip(own).is_none_or(|(kept_of, own)| kept_of == own) { offset } else { 0 }
+            }
+            _ => 0,
+        };
         let entries = committed.elements();
-        Ok(entries.iter().map(|e| ((letters.to_owned(), e.partition()), offset(e.offset()))).collect())
+        Ok(entries.iter().map(|e| ((letters.to_owned(), e.partition()), offset(e))).collect())
     }
 
     fn failed(&self, doing: &str, error: KafkaError) -> LettersError {

@@ -13,6 +13,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::Cluster;
+use super::identity::written_topics;
 use super::native::{self, TopicState};
 
 /// How long a cluster may take to be up.
@@ -255,27 +256,8 @@ impl<'a> Asking<'a> {
     }
 
     fn written(&self, topics: &BTreeMap<String, TopicState>) -> Result<BTreeSet<String>, Failure> {
-        let doing = "find the ends of topics";
-        let failed = |error| Failure::of_error(doing, &error);
-        let mut asked = TopicPartitionList::new();
-        for (topic, state) in topics {
-            let TopicState::Present { partitions, .. } = state else { continue };
-            for partition in 0..*partitions {
-                asked.add_partition_offset(topic, partition as i32, Offset::End).map_err(failed)?;
-            }
-        }
-        if asked.count() == 0 {
-            return Ok(BTreeSet::new());
-        }
-        let found = self.metadata.offsets_for_times(asked, REQUEST).map_err(failed)?;
-        let mut written = BTreeSet::new();
-        for element in found.elements() {
-            element.error().map_err(failed)?;
-            if matches!(element.offset(), Offset::Offset(1..)) {
-                written.insert(element.topic().to_owned());
-            }
-        }
-        Ok(written)
+        let written = written_topics(&self.metadata, topics, REQUEST);
+        written.map_err(|error| Failure::of_error("find the ends of topics", &error))
     }
 
     /// Reads until there is a record or all has been read.

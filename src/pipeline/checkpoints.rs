@@ -9,7 +9,7 @@ mod making;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -23,7 +23,7 @@ use super::live::RunError;
 use super::logs::{Logs, file_identity};
 use super::processes::Processes;
 use crate::checkpoint::{
-    CheckpointError, Checkpoints, Manifest, Part, PartWriter, Place, Positions, Writers,
+    CheckpointError, Checkpoints, Manifest, Part, PartWriter, Place, Positions, SOURCE, Writers,
 };
 use crate::config::{CheckpointPlan, Plan, SourceKind};
 use crate::model::{LogPosition, LogRecord, Mark, PartitionName, STATE_SHARDS, Slot, Slots};
@@ -280,6 +280,21 @@ fn place(plan: &Plan, in_data_dir: bool) -> Option<String> {
 }
 
 /// What decides results.
+/// The topics of which the newest checkpoint that can be read includes records.
+pub fn topics_in_checkpoints(plan: &Plan, in_data_dir: bool) -> Result<BTreeSet<String>, RunError> {
+    let Some(place) = place(plan, in_data_dir) else { return Ok(BTreeSet::new()) };
+    let place: Place =
+        place.parse().map_err(|error| RunError::Failed(format!("checkpoints.url: {error}")))?;
+    let kept = Checkpoints::open(&place)?;
+    let newest = kept.list()?.into_iter().find_map(|name| kept.read(name).ok());
+    let Some(Manifest { positions, identity, .. }) = newest else { return Ok(BTreeSet::new()) };
+    let topic = |source: &String| {
+        let read = identity.get(&format!("{SOURCE}{source}"))?.strip_prefix("topic ")?;
+        Some(read.split(" as ").next()?.to_owned())
+    };
+    Ok(positions.keys().filter_map(topic).collect())
+}
+
 fn identity(plan: &Plan) -> BTreeMap<String, String> {
     let mut identity = super::outlets::log_identity(plan);
     identity.insert("results.formula".into(), plan.formula.name().to_owned());

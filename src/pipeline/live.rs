@@ -16,7 +16,7 @@ use super::checkpoints::{Beginning, Checkpointed, Making, Parts};
 use super::data_dir::{DataDir, DataDirError};
 use super::epochs::{EpochBound, keep_reserving};
 use super::logs::{Logs, needs_data_dir, rules};
-use super::outlets::{Outlets, Prepared, Starts, Writing};
+use super::outlets::{Outlets, Prepared, Starts, Writing, check_nothing_is_lost};
 use super::processes::Processes;
 use super::retry::{Retrying, spawn_retry};
 use super::standby::Following;
@@ -201,6 +201,8 @@ fn run_together(
     announce: impl FnOnce(SocketAddr),
 ) -> Result<(), RunError> {
     let topology = processes.topology();
+    // Before anything is made that is missing.
+    processes.share(|| check_nothing_is_lost(&plan, data_dir.is_some()))?;
     let logs = Logs::open(&plan, data_dir, processes)?;
     let prepared = Prepared::new(&plan, processes)?;
     let (following, kept) = follow(&plan, &prepared, &logs, processes)?;
@@ -224,7 +226,8 @@ fn run_together(
     };
     let check = |source: &str, partition, at| logs.check(source, partition, at);
     let is_following = following.is_some();
-    let adopt_logs = plan.adopt_logs;
+    // A topic that was adopted has passed by its id: checkpoints from before that are compared by its records alone.
+    let adopt_logs = plan.adopt_logs || (logs.journal().is_none() && prepared.has_adopted_topics());
     let beginning =
         Beginning { check: &check, partitions: &partitions, written: &written, is_following, adopt_logs };
     let taken = checkpoints.as_ref().map(|kept| kept.take_up(&beginning, &slots, processes));
@@ -241,6 +244,9 @@ fn run_together(
     // Of a generation that is hydrated nothing is seen, so its epochs are its own; the others are taken in time.
     let reserved = if following.is_some() { u64::MAX } else { 0 };
     let shared = Arc::new(Shared::new(Refusals::new(letters), reserved));
+    let failing = Arc::clone(&shared);
+    let watch = || prepared.watch_topics(move |why| failing.fail(why));
+    let _watch = topology.is_first().then(watch).transpose()?;
     let appender = logs.held_appender(&shared);
     processes.serve(Arc::clone(&shared), slots.clone(), appender.clone());
     let streams = processes.cluster().connect_workers(&generation)?;
@@ -348,6 +354,7 @@ fn look(prepared: &Prepared, logs: &Logs) -> Result<Vec<Kept>, RunError> {
     let kept = prepared.look(FIRST_LOOK)?;
     prepared.check_letters(&kept)?;
     let starts = prepared.starts(&kept.iter().collect::<Vec<_>>())?;
+    logs.compare_topics(|source| prepared.recorded_topic(&kept, source))?;
     prepared.check(&kept, &logs.partitions(&starts, true)?)?;
     Ok(kept)
 }

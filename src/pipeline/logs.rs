@@ -14,6 +14,7 @@ use super::standby::Following;
 use crate::admission::AdmissionRules;
 use crate::checkpoint;
 use crate::config::{FileInput, GeneratorSource, IngestPlan, Plan, SourceKind, SourcePlan};
+use crate::kafka::identity::TopicRecord;
 use crate::model::{Appender, EventTime, Holds, LogPosition, PartitionName, Slot, Slots};
 use crate::registry::{Client, ClientSettings, Schemas, ask_and_record};
 use crate::sinks::dead_letters::DeadLetters;
@@ -139,6 +140,17 @@ impl Logs {
                 processes.answer_schemas(topic.name(), schemas.clone());
                 topic.use_schemas(schemas);
             }
+        }
+        Ok(())
+    }
+
+    /// Has the topics compared with what earlier starts have recorded of them.
+    pub fn compare_topics(
+        &self,
+        recorded: impl Fn(&str) -> Result<TopicRecord, RunError>,
+    ) -> Result<(), RunError> {
+        for topic in &self.topics {
+            topic.compare_with(recorded(topic.name())?);
         }
         Ok(())
     }

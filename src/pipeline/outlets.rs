@@ -2,6 +2,7 @@
 
 mod cuts;
 mod identity;
+mod recorded_topics;
 mod starts;
 mod topics;
 
@@ -14,6 +15,8 @@ use serde::{Deserialize, Serialize};
 
 pub use self::identity::log_identity;
 use self::identity::{check_letters_place, identity, letters_key};
+pub use self::recorded_topics::check_nothing_is_lost;
+use self::recorded_topics::{RecordedTopics, recorded_of};
 use self::starts::Letters;
 pub use self::starts::Starts;
 use self::topics::facts;
@@ -23,6 +26,7 @@ use super::standby::not_taken_over;
 use crate::codec::{CURRENT_SCHEMA, ROW_SCHEMA};
 use crate::config::{Plan, SourceKind, SourcePlan};
 use crate::dataflow::ParcelsPlan;
+use crate::kafka::identity::{TopicRecord, TopicRecords, TopicWatch};
 use crate::kafka::topics::TopicFacts;
 use crate::kafka::{Cluster, letter_topics};
 use crate::model::{Render, Shard};
@@ -53,6 +57,40 @@ pub struct Prepared {
     written: RowsWritten,
     /// By the source's name.
     letters: HashMap<String, Letters>,
+    recorded: Arc<RecordedTopics>,
+}
+
+/// The outlets as the configuration has them.
+struct Drafts {
+    drafts: Vec<Draft>,
+    /// By source: its outlet, and the number of its first dead-letter topic there.
+    letters: HashMap<String, (usize, u8)>,
+}
+
+impl Drafts {
+    fn of(plan: &Plan) -> Drafts {
+        let mut drafts = Vec::new();
+        if let Some(sink) = &plan.sink {
+            let mut topics = vec![sink.topic.clone()];
+            topics.extend(sink.current_topic.clone());
+            drafts.push(Draft::new(sink.outlet.clone(), topics, true));
+        }
+        let mut letters = HashMap::new();
+        for (name, source) in kafka_sources(plan) {
+            let same = |draft: &Draft| {
+                draft.plan.cluster == source.cluster
+                    && (draft.has_results || draft.plan.progress_topic == source.progress_topic)
+            };
+            let outlet = drafts.iter().position(same).unwrap_or_else(|| {
+                drafts.push(Draft::new(letters_only(source), Vec::new(), false));
+                drafts.len() - 1
+            });
+            let draft = &mut drafts[outlet];
+            letters.insert(name.to_owned(), (outlet, draft.topics.len() as u8));
+            draft.topics.extend(letter_topics(&source.topic));
+        }
+        Drafts { drafts, letters }
+    }
 }
 
 /// The outlets, claimed, with what earlier starts have written.
@@ -102,7 +140,12 @@ impl Draft {
 }
 
 /// Claims an outlet; every process fences the shards that it writes, and only then one reads what is durable.
-fn claim(draft: &Draft, after: Option<&Successor>, cluster: &Processes) -> Result<Outlet, RunError> {
+fn claim(
+    draft: &Draft,
+    topics: &TopicRecords,
+    after: Option<&Successor>,
+    cluster: &Processes,
+) -> Result<Outlet, RunError> {
     let Draft { plan, first_shard, identity, .. } = draft;
     let topology = cluster.topology();
     // Here already, since it is told to the others, too: whoever loses the race for a succession was not taken over from.
@@ -120,14 +163,13 @@ fn claim(draft: &Draft, after: Option<&Successor>, cluster: &Processes) -> Resul
     let shards = (0..plan.shards).filter(is_ours);
     let fenced = Fenced::make(plan, draft.topics.clone(), shards, &claimed).map_err(failed)?;
     cluster.gather(())?;
-    let kept = cluster.share(|| claimed.read(plan, identity).map_err(failed))?;
+    let kept = cluster.share(|| claimed.read(plan, identity, topics).map_err(failed))?;
     Ok(Outlet::new(plan, *first_shard, claimed, (fenced, alive), kept)?)
 }
 
 impl Prepared {
     /// Checks the topics, together with the other processes.
     pub fn new(plan: &Plan, cluster: &Processes) -> Result<Prepared, RunError> {
-        let mut drafts = Vec::new();
         let is_generator = |source: &&SourcePlan| matches!(source.kind, SourceKind::Generator(_));
         if let (Some(_), None, Some(source)) =
             (&plan.sink, &plan.ingest, plan.sources.iter().find(is_generator))
@@ -138,25 +180,7 @@ impl Prepared {
                 source.name
             )));
         }
-        if let Some(sink) = &plan.sink {
-            let mut topics = vec![sink.topic.clone()];
-            topics.extend(sink.current_topic.clone());
-            drafts.push(Draft::new(sink.outlet.clone(), topics, true));
-        }
-        let mut places_of = HashMap::new();
-        for (name, source) in kafka_sources(plan) {
-            let same = |draft: &Draft| {
-                draft.plan.cluster == source.cluster
-                    && (draft.has_results || draft.plan.progress_topic == source.progress_topic)
-            };
-            let outlet = drafts.iter().position(same).unwrap_or_else(|| {
-                drafts.push(Draft::new(letters_only(source), Vec::new(), false));
-                drafts.len() - 1
-            });
-            let draft = &mut drafts[outlet];
-            places_of.insert(name.to_owned(), (outlet, draft.topics.len() as u8));
-            draft.topics.extend(letter_topics(&source.topic));
-        }
+        let Drafts { mut drafts, letters: places_of } = Drafts::of(plan);
         let Found { written, facts } = cluster.share(|| {
             let written = plan.sink.as_ref().map_or(Ok(RowsWritten::Json), written)?;
             let facts = drafts.iter().map(|draft| facts(plan, draft)).collect::<Result<Vec<_>, _>>()?;
@@ -192,7 +216,8 @@ impl Prepared {
             partitions: partitions(0, &sink.topic),
             current_partitions: sink.current_topic.as_ref().map(|topic| partitions(0, topic)),
         });
-        Ok(Prepared { drafts, places, written, letters })
+        let recorded = Arc::new(RecordedTopics::new(plan, &drafts));
+        Ok(Prepared { drafts, places, written, letters, recorded })
     }
 
     pub fn is_empty(&self) -> bool {
@@ -202,8 +227,13 @@ impl Prepared {
     /// Claims the outlets, together with the other processes; each after its own of `after`, where they are to follow others.
     pub fn claim(&self, after: Option<&[Successor]>, cluster: &Processes) -> Result<Outlets, RunError> {
         let each = self.drafts.iter().enumerate();
-        let claim = each.map(|(at, draft)| claim(draft, after.and_then(|after| after.get(at)), cluster));
-        claim.collect::<Result<_, _>>().map(Outlets)
+        let claim = each.map(|(at, draft)| {
+            let topics = self.recorded.of_outlet(at);
+            claim(draft, &topics, after.and_then(|after| after.get(at)), cluster)
+        });
+        let outlets = claim.collect::<Result<Vec<Outlet>, _>>()?;
+        self.recorded.claimed(outlets.iter().map(Outlet::keeper).collect());
+        Ok(Outlets(outlets))
     }
 
     /// What others have written of the outlets until now, within so much time.
@@ -226,7 +256,32 @@ impl Prepared {
                 all.extend(progress.map(|progress| (Shard(draft.first_shard.0 + number), progress)));
             }
         }
-        cuts::find(all, partitions).map(drop)
+        cuts::find(all, partitions)?;
+        self.recorded.check(kept)
+    }
+
+    /// What earlier starts have recorded of the topic of a source.
+    pub fn recorded_topic(&self, kept: &[Kept], source: &str) -> Result<TopicRecord, RunError> {
+        match self.letters.get(source) {
+            Some(letters) => recorded_of(&kept[letters.outlet], &letters.source.topic),
+            None => Ok(TopicRecord::default()),
+        }
+    }
+
+    /// Whether a topic that is read has taken the place of another one, with --adopt-logs.
+    pub fn has_adopted_topics(&self) -> bool {
+        self.letters.values().any(|letters| {
+            let records = self.recorded.of_outlet(letters.outlet);
+            records.get(&letters.source.topic).is_some_and(|record| !record.former_ids.is_empty())
+        })
+    }
+
+    /// Looks at the topics while the run goes on, until this is dropped; `failed` hears why it cannot.
+    pub fn watch_topics(
+        &self,
+        failed: impl Fn(String) + Clone + Send + 'static,
+    ) -> Result<TopicWatch, RunError> {
+        self.recorded.watch(failed)
     }
 
     /// Refuses a first start of an outlet whose sources' dead letters another progress topic says more of.

@@ -79,10 +79,7 @@ pub(super) fn check_letters_place(
         let cluster = &source.cluster;
         return match topics::first_with_committed(cluster, &[&first, &second])?.is_some() {
             false => Ok(()),
-            true => Err(RunError::Failed(format!(
-                "source {name}: {first} or {second} holds dead letters, of which progress topic {used} knows nothing: where a sink was \
-                 removed, set it back; to begin anew, delete both topics, or they would be written twice"
-            ))),
+            true => Err(unknown_letters(name, source, used)),
         };
     }
     let own_holds =
@@ -96,4 +93,14 @@ pub(super) fn check_letters_place(
              {first} and {second}"
         ))),
     }
+}
+
+/// Why dead letters that nothing is known of are not added to.
+pub(super) fn unknown_letters(name: &str, source: &KafkaPlan, used: &str) -> RunError {
+    let [first, second] = letter_topics(&source.topic);
+    RunError::Failed(format!(
+        "source {name}: {first} or {second} holds dead letters, of which progress topic {used} knows nothing: where a sink was removed, set \
+         it back; where {used} was lost, restore it; to begin anew, delete both topics, or they would be written twice \
+         (docs/disaster-recovery.md)"
+    ))
 }

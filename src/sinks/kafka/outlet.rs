@@ -13,10 +13,11 @@ use serde::{Deserialize, Serialize};
 use super::follow::{self, Alive};
 use super::progress::{
     self, CLAIM, Claim, EPOCHS, Extent, IDENTITY, Kept, MARKER, Patience, Positions, ShardProgress, Stopping,
-    Writer,
+    TOPICS, Writer,
 };
 use super::shard::{Durable, Portion, ShardWriter};
 use super::{Delivery, OutletError, OutletPlan};
+use crate::kafka::identity::TopicRecords;
 use crate::model::Shard;
 
 /// What an outlet's results were made with, by what people call it.
@@ -127,7 +128,12 @@ impl Claimed {
     /// # Errors
     ///
     /// Where another start has claimed the outlet meanwhile.
-    pub fn read(&self, plan: &OutletPlan, identity: &Identity) -> Result<Kept, OutletError> {
+    pub fn read(
+        &self,
+        plan: &OutletPlan,
+        identity: &Identity,
+        topics: &TopicRecords,
+    ) -> Result<Kept, OutletError> {
         let (cluster, topic) = (&plan.cluster, &plan.progress_topic);
         let writer = Writer::new(cluster, topic)?;
         // Behind all that was committed, and behind the marks of all that was given up: what can be read up to here is all.
@@ -140,6 +146,10 @@ impl Claimed {
             let mut all = self.recorded.clone().unwrap_or_default();
             all.extend(identity.clone());
             writer.write(IDENTITY, &all)?;
+        }
+        // Before anything is written to them or read of them.
+        if kept.get::<TopicRecords>(TOPICS)?.as_ref() != Some(topics) {
+            writer.write(TOPICS, topics)?;
         }
         Ok(kept)
     }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `claim` | the generation that may write: `{"generation":7,"nonce":".."}` |
 //! | `identity` | what the results were made with |
+//! | `topics` | what the topics that are read and written are known by: `{TOPIC:{"id":..}}` |
 //! | `start/SOURCE` | where its partitions were first read from: `{PARTITION:..}` |
 //! | `shard/N` | written in the shard's transactions: `{"epoch":..,"positions":{SOURCE:{PARTITION:..}},"before":{SOURCE:{PARTITION:{"position":..,"digest":..}}}}` |
 //! | `epochs` | epochs below may be in use |
@@ -35,6 +36,7 @@ const POLL: Duration = Duration::from_millis(100);
 
 pub const CLAIM: &str = "claim";
 pub const IDENTITY: &str = "identity";
+pub const TOPICS: &str = "topics";
 pub const EPOCHS: &str = "epochs";
 pub const MARKER: &str = "marker";
 /// What the keys of shards and of starts begin with.

@@ -6,6 +6,7 @@ pub mod broker;
 pub mod case;
 mod checkpoints;
 mod faults;
+mod identity;
 mod kills;
 mod letters;
 pub mod log;

@@ -54,6 +54,12 @@ impl Topics {
         wait_for("that a topic is known", || (self.partitions(name) == partitions as usize).then_some(()));
     }
 
+    /// Deletes a topic, and waits until nobody knows of it.
+    pub fn delete(&self, name: &str) {
+        block_on(self.0.delete_topics(&[name], &options())).unwrap().remove(0).unwrap();
+        wait_for("that a topic is gone", || (self.partitions(name) == 0).then_some(()));
+    }
+
     /// 0 where there is no such topic.
     pub fn partitions(&self, name: &str) -> usize {
         let metadata = self.0.inner().fetch_metadata(Some(name), Duration::from_secs(10));
