@@ -50,9 +50,9 @@ pub enum TopicChange {
 impl TopicChange {
     pub fn topic(&self) -> &str {
         match self {
-            TopicChange::Gone { topic } | TopicChange::AnotherId { topic, .. } | TopicChange::Empty { topic } => {
-                topic
-            }
+            TopicChange::Gone { topic }
+            | TopicChange::AnotherId { topic, .. }
+            | TopicChange::Empty { topic } => topic,
         }
     }
 }
@@ -71,6 +71,11 @@ impl TopicRecord {
             }
             (TopicState::Present { .. }, _) => None,
         }
+    }
+
+    /// Whether the id was the topic's from the start on.
+    pub fn is_only(&self, id: Option<&str>) -> bool {
+        self.id.as_deref() == id && self.former_ids.is_empty()
     }
 
     /// What is recorded once the topic is as `state` says, and that was found right.
@@ -202,7 +207,9 @@ pub fn may_be_another_topic(error: &KafkaError) -> bool {
     matches!(
         error,
         KafkaError::MessageConsumption(
-            RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange | RDKafkaErrorCode::LogTruncation
+            RDKafkaErrorCode::AutoOffsetReset
+                | RDKafkaErrorCode::OffsetOutOfRange
+                | RDKafkaErrorCode::LogTruncation
         )
     )
 }

@@ -83,6 +83,8 @@ pub mod letter {
     pub const FIRST_SEEN: &str = "swelter-first-seen";
     /// Where the refused record stands: `topic/partition/offset`.
     pub const POSITION: &str = "swelter-position";
+    /// The progress topic of whoever wrote the letter: where that knows nothing of it, the progress was lost.
+    pub const PROGRESS: &str = "swelter-progress";
     /// A reason code, such as `not_decodable`.
     pub const REASON: &str = "swelter-reason";
     /// What is wrong, for a person.

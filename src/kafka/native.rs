@@ -125,7 +125,14 @@ impl<C: ConsumerContext + 'static> RecordQueue<C> {
             native::rd_kafka_queue_get_partition(consumer.client().native_ptr(), name.as_ptr(), partition)
         };
         let queue = NonNull::new(queue)?;
-        Some(RecordQueue { queue, taken: [ptr::null_mut(); BATCH], next: 0, end: 0, given: None, _split: split })
+        Some(RecordQueue {
+            queue,
+            taken: [ptr::null_mut(); BATCH],
+            next: 0,
+            end: 0,
+            given: None,
+            _split: split,
+        })
     }
 
     /// Takes more where nothing is left of what was taken: whether something was.

@@ -10,6 +10,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::Cluster;
@@ -95,10 +96,30 @@ pub fn survey(cluster: &Cluster, topics: &[&str]) -> Result<Survey, TopicsError>
 /// The first of these topics that holds a record which is committed. Those of transactions that were given up do not count, nor do the
 /// marks of transactions.
 pub fn first_with_committed(cluster: &Cluster, topics: &[&str]) -> Result<Option<String>, TopicsError> {
+    first_with(cluster, topics, |_| true)
+}
+
+/// The first of these topics that holds a record which is committed and has this header.
+pub fn first_with_header(
+    cluster: &Cluster,
+    topics: &[&str],
+    (name, value): (&str, &str),
+) -> Result<Option<String>, TopicsError> {
+    first_with(cluster, topics, |record| {
+        let mut headers = record.headers().into_iter().flat_map(Headers::iter);
+        headers.any(|header| header.key == name && header.value == Some(value.as_bytes()))
+    })
+}
+
+fn first_with(
+    cluster: &Cluster,
+    topics: &[&str],
+    is_wanted: impl Fn(&BorrowedMessage<'_>) -> bool,
+) -> Result<Option<String>, TopicsError> {
     let asking = Asking::new(cluster)?;
     for topic in topics {
         let partitions = asking.retry(|| asking.partitions(topic))?.unwrap_or(0);
-        if partitions > 0 && asking.has_committed(topic, partitions)? {
+        if partitions > 0 && asking.has_committed(topic, partitions, &is_wanted)? {
             return Ok(Some((*topic).to_owned()));
         }
     }
@@ -147,6 +168,9 @@ impl Failure {
             | Code::BrokerNotAvailable
             | Code::CoordinatorLoadInProgress
             | Code::NetworkException
+            | Code::OffsetNotAvailable
+            | Code::UnknownLeaderEpoch
+            | Code::FencedLeaderEpoch
             | Code::UnknownTopicOrPartition => Failure::Passing(format!("{doing}: {code}")),
             _ => Failure::Lasting(format!("{doing}: {code}")),
         }
@@ -260,8 +284,13 @@ impl<'a> Asking<'a> {
         written.map_err(|error| Failure::of_error("find the ends of topics", &error))
     }
 
-    /// Reads until there is a record or all has been read.
-    fn has_committed(&self, topic: &str, partitions: u32) -> Result<bool, TopicsError> {
+    /// Reads until there is such a record or all has been read.
+    fn has_committed(
+        &self,
+        topic: &str,
+        partitions: u32,
+        is_wanted: &dyn Fn(&BorrowedMessage<'_>) -> bool,
+    ) -> Result<bool, TopicsError> {
         let mut config = self.cluster.client();
         config
             .set("group.id", format!("{topic}.reader"))
@@ -271,7 +300,8 @@ impl<'a> Asking<'a> {
             .set("enable.partition.eof", "true")
             .set("allow.auto.create.topics", "false");
         let brokers = &self.cluster.brokers;
-        let other = |error: KafkaError| TopicsError::Other { brokers: brokers.clone(), reason: error.to_string() };
+        let other =
+            |error: KafkaError| TopicsError::Other { brokers: brokers.clone(), reason: error.to_string() };
         let consumer: BaseConsumer<Heard> = config.create_with_context(Heard::default()).map_err(other)?;
         let mut assigned = TopicPartitionList::new();
         for partition in 0..partitions {
@@ -282,7 +312,8 @@ impl<'a> Asking<'a> {
         let mut heard = Instant::now();
         while at_end.len() < partitions as usize {
             match consumer.poll(Wait::from_millis(100)) {
-                Some(Ok(_)) => return Ok(true),
+                Some(Ok(record)) if is_wanted(&record) => return Ok(true),
+                Some(Ok(_)) => heard = Instant::now(),
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     at_end.insert(partition);
                     heard = Instant::now();

@@ -136,7 +136,12 @@ impl Logs {
                     }
                     (false, _) => processes.ask_schemas(topic.name()),
                 };
-                let schemas = Schemas::new(known, find).map_err(RunError::Threads)?;
+                // One process compares for all.
+                let schemas = match processes.topology().is_first() {
+                    true => Schemas::verified(known, find, Client::new(&settings)?),
+                    false => Schemas::new(known, find),
+                };
+                let schemas = schemas.map_err(RunError::Threads)?;
                 processes.answer_schemas(topic.name(), schemas.clone());
                 topic.use_schemas(schemas);
             }
@@ -155,9 +160,13 @@ impl Logs {
         Ok(())
     }
 
-    /// Why posted readings can not be taken any more.
+    /// Why posted readings can not be taken any more, or a topic not be read.
     pub fn failed(&self) -> Option<String> {
-        self.journal.as_ref().and_then(|journal| journal.failed()).map(|failed| failed.to_string())
+        let contradiction = |topic: &Arc<KafkaSource>| {
+            Some(format!("source {}: {}", topic.name(), topic.schema_contradiction()?))
+        };
+        let journal = self.journal.as_ref().and_then(|journal| journal.failed());
+        journal.map(|failed| failed.to_string()).or_else(|| self.topics.iter().find_map(contradiction))
     }
 
     /// The dead letters of the journal and of files.

@@ -207,7 +207,8 @@ impl Prepared {
             let (topic, first_shard, shards) =
                 (name.into(), drafts[outlet].first_shard, drafts[outlet].plan.shards);
             let source = source.clone();
-            Some((name.to_owned(), Letters { outlet, source, topic, first_shard, shards, topics }))
+            let progress = drafts[outlet].plan.progress_topic.as_str().into();
+            Some((name.to_owned(), Letters { outlet, source, topic, progress, first_shard, shards, topics }))
         });
         let letters = letters.collect();
         let places = plan.sink.as_ref().map(|sink| Places {

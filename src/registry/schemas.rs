@@ -1,6 +1,6 @@
 //! What a registry has answered, and a thread that asks it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -46,6 +46,45 @@ pub type RecordAnswer = Box<dyn Fn(u32, &Answer) -> Result<(), String> + Send + 
 /// Finds an answer that is good for all of a run and for every replay, or says why there is none for now. It runs on the asking thread.
 pub type FindAnswer = Box<dyn Fn(u32) -> Result<Answer, String> + Send + Sync>;
 
+/// What a registry says now of an answer that was recorded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Verdict {
+    Same,
+    /// It does not say any more.
+    Forgotten,
+    Another(String),
+}
+
+/// Whether a registry still gives the schema that was recorded under an id: one that was made anew gives its ids again. The recorded
+/// answer has the schema's text, so that is what is compared, as JSON.
+fn verify(client: &Client, id: u32, recorded: &Answer) -> Result<Verdict, String> {
+    let Answer::Avro { schema, references } = recorded else { return Ok(Verdict::Same) };
+    let another = |what: &str| {
+        Ok(Verdict::Another(format!(
+            "the schema registry gives {what} under the id {id} than it gave before, so records of that id cannot be told apart: it was made \
+             anew, or is another registry; restore it, or name the one that the topic was written with"
+        )))
+    };
+    match client.schema(id) {
+        Ok(Answer::Avro { schema: now, references: of_now }) => {
+            let same = is_same_text(schema, &now)
+                && references.len() == of_now.len()
+                && references.iter().zip(&of_now).all(|(recorded, now)| is_same_text(recorded, now));
+            if same { Ok(Verdict::Same) } else { another("another schema") }
+        }
+        Ok(_) => another("a schema of another type"),
+        Err(RegistryError::Unknown) => Ok(Verdict::Forgotten),
+        Err(RegistryError::Unusable(_)) => another("one that cannot be used"),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Registries may write a schema with other spaces than it was registered with.
+fn is_same_text(recorded: &str, now: &str) -> bool {
+    let parsed = |text| serde_json::from_str::<serde_json::Value>(text).ok();
+    recorded == now || parsed(recorded).is_some_and(|recorded| parsed(now) == Some(recorded))
+}
+
 /// Asks a registry, and records what it answers.
 pub fn ask_and_record(client: Client, record: RecordAnswer) -> FindAnswer {
     Box::new(move |id| {
@@ -77,6 +116,8 @@ struct Handle(Arc<Shared>);
 
 struct Shared {
     find: FindAnswer,
+    /// Asked whether the recorded answers that are used still hold.
+    verifier: Option<Client>,
     state: Mutex<State>,
     /// Something is wanted, or nothing will be any more.
     changed: Condvar,
@@ -86,6 +127,13 @@ struct Shared {
 struct State {
     answers: HashMap<u32, Answer>,
     wanted: VecDeque<u32>,
+    /// Recorded by earlier starts, and not used yet by this one.
+    unverified: HashSet<u32>,
+    /// Used, and to be compared with what the registry says now; not before that time.
+    to_verify: VecDeque<u32>,
+    verify_after: Option<Instant>,
+    /// The registry says something else now, and what to do.
+    contradiction: Option<Arc<str>>,
     /// Why the last question had no answer.
     trouble: Option<Arc<str>>,
     stopped: bool,
@@ -104,8 +152,23 @@ impl Schemas {
     ///
     /// Where no thread can be started.
     pub fn new(known: Vec<(u32, Answer)>, find: FindAnswer) -> io::Result<Schemas> {
-        let state = Mutex::new(State { answers: known.into_iter().collect(), ..State::default() });
-        let shared = Arc::new(Shared { find, state, changed: Condvar::new() });
+        Schemas::start(known, find, None)
+    }
+
+    /// The same, and each recorded answer that is used is compared with what the registry says now.
+    ///
+    /// # Errors
+    ///
+    /// Where no thread can be started.
+    pub fn verified(known: Vec<(u32, Answer)>, find: FindAnswer, registry: Client) -> io::Result<Schemas> {
+        Schemas::start(known, find, Some(registry))
+    }
+
+    fn start(known: Vec<(u32, Answer)>, find: FindAnswer, verifier: Option<Client>) -> io::Result<Schemas> {
+        let unverified = known.iter().map(|(id, _)| *id).filter(|_| verifier.is_some()).collect();
+        let answers = known.into_iter().collect();
+        let state = Mutex::new(State { answers, unverified, ..State::default() });
+        let shared = Arc::new(Shared { find, verifier, state, changed: Condvar::new() });
         let asking = shared.clone();
         thread::Builder::new().name("registry".into()).spawn(move || asking.run())?;
         Ok(Schemas(Arc::new(Handle(shared))))
@@ -119,8 +182,12 @@ impl Schemas {
         }
         let shared = &self.0.0;
         let mut state = shared.lock();
-        if let Some(answer) = state.answers.get(&id) {
-            return Lookup::Known(answer.clone());
+        if let Some(answer) = state.answers.get(&id).cloned() {
+            if state.unverified.remove(&id) {
+                state.to_verify.push_back(id);
+                shared.changed.notify_one();
+            }
+            return Lookup::Known(answer);
         }
         if !state.wanted.contains(&id) && state.wanted.len() < MAX_WANTED {
             if state.answers.len() + state.wanted.len() >= MAX_ANSWERS {
@@ -134,6 +201,19 @@ impl Schemas {
             None => Lookup::Pending,
         }
     }
+}
+
+impl Schemas {
+    /// Why a recorded answer cannot be gone on with, where the registry says something else now.
+    pub fn contradiction(&self) -> Option<Arc<str>> {
+        self.0.0.lock().contradiction.clone()
+    }
+}
+
+/// What the thread does next.
+enum Task {
+    Ask(u32),
+    Verify(u32),
 }
 
 impl Drop for Handle {
@@ -150,7 +230,14 @@ impl Shared {
 
     fn run(&self) {
         let mut retry = FIRST_RETRY;
-        while let Some(id) = self.next() {
+        while let Some(task) = self.next() {
+            let id = match task {
+                Task::Ask(id) => id,
+                Task::Verify(id) => {
+                    self.verify(id);
+                    continue;
+                }
+            };
             match self.ask(id) {
                 Ok(()) => retry = FIRST_RETRY,
                 Err(trouble) => {
@@ -162,12 +249,48 @@ impl Shared {
         }
     }
 
-    /// Waits until something is wanted; nothing once it is over.
-    fn next(&self) -> Option<u32> {
-        let state = self.lock();
-        let idle = |state: &mut State| state.wanted.is_empty() && !state.stopped;
-        let state = self.changed.wait_while(state, idle).unwrap_or_else(PoisonError::into_inner);
-        if state.stopped { None } else { state.wanted.front().copied() }
+    /// Waits until there is something to do; nothing once it is over.
+    fn next(&self) -> Option<Task> {
+        let mut state = self.lock();
+        loop {
+            if state.stopped {
+                return None;
+            }
+            if let Some(id) = state.wanted.front() {
+                return Some(Task::Ask(*id));
+            }
+            let wait = state.verify_after.map(|after| after.saturating_duration_since(Instant::now()));
+            match wait.filter(|wait| !wait.is_zero()) {
+                None => match state.to_verify.pop_front() {
+                    Some(id) => return Some(Task::Verify(id)),
+                    None => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                },
+                Some(wait) => {
+                    let waited = self.changed.wait_timeout(state, wait);
+                    state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                }
+            }
+        }
+    }
+
+    /// Compares an answer that is used with what the registry says now. One that is away is asked later.
+    fn verify(&self, id: u32) {
+        let recorded = self.lock().answers.get(&id).cloned();
+        let Some((registry, recorded)) = self.verifier.as_ref().zip(recorded) else { return };
+        let verdict = verify(registry, id, &recorded);
+        let mut state = self.lock();
+        state.verify_after = None;
+        match verdict {
+            Ok(Verdict::Same) => {}
+            Ok(Verdict::Forgotten) => {
+                warn!(id, "the schema registry no longer knows a schema; what it answered before is used");
+            }
+            Ok(Verdict::Another(why)) => drop(state.contradiction.get_or_insert(why.into())),
+            Err(_) => {
+                state.to_verify.push_back(id);
+                state.verify_after = Some(Instant::now() + LAST_RETRY);
+            }
+        }
     }
 
     fn ask(&self, id: u32) -> Result<(), String> {

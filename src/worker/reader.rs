@@ -41,6 +41,8 @@ pub struct LogPartition {
 pub struct LetterPlaces {
     /// As positions call the topic that it is a partition of.
     pub topic: Arc<str>,
+    /// The progress topic that knows of them.
+    pub progress: Arc<str>,
     /// Shard, number of the topic, and partition: of letters that come for the first time, and of those that came again.
     pub places: [(Shard, u8, u32); 2],
 }
@@ -371,6 +373,7 @@ impl Admitting<'_> {
         draft.header(letter::POSITION, position.as_bytes());
         draft.header(letter::REASON, refusal.reason.code().as_bytes());
         draft.header(letter::DETAIL, refusal.detail.as_bytes());
+        draft.header(letter::PROGRESS, letters.progress.as_bytes());
         draft.header(letter::ORIGIN, origin.as_bytes());
         draft.header(letter::ATTEMPT, attempt.to_string().as_bytes());
         if let Some(first_seen) = first_seen {

@@ -43,7 +43,8 @@ impl<C: ConsumerContext + 'static> LogQueue<C> {
                     &raw mut severity,
                 );
                 if found == 0 && !facility.is_null() && !text.is_null() {
-                    let [facility, text] = [facility, text].map(|text| CStr::from_ptr(text).to_string_lossy());
+                    let [facility, text] =
+                        [facility, text].map(|text| CStr::from_ptr(text).to_string_lossy());
                     hear(level(severity), &facility, &text);
                 }
                 native::rd_kafka_event_destroy(event.as_ptr());

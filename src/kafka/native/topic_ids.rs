@@ -17,7 +17,10 @@ use super::{NO_ERROR, coded, error_code};
 pub enum TopicState {
     Missing,
     /// With its id, as Kafka's own tools write it; brokers before 2.8 have none.
-    Present { id: Option<String>, partitions: u32 },
+    Present {
+        id: Option<String>,
+        partitions: u32,
+    },
     /// It cannot be said.
     Unknown(RDKafkaErrorCode),
 }
@@ -117,7 +120,8 @@ impl Answer {
         let answer = unsafe {
             let client = client.native_ptr();
             let queue = native::rd_kafka_queue_new(client);
-            let topics = native::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
+            let topics =
+                native::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
             let options = native::rd_kafka_AdminOptions_new(
                 client,
                 native::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS,

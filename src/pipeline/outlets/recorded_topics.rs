@@ -6,11 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use super::identity::unknown_letters;
 use super::{Draft, Drafts, kafka_sources};
 use crate::config::Plan;
-use crate::kafka::Cluster;
 use crate::kafka::identity::{TopicChange, TopicRecord, TopicRecords, TopicWatch, WatchedCluster};
-use crate::kafka::letter_topics;
 use crate::kafka::native::TopicState;
 use crate::kafka::topics::{self, Survey};
+use crate::kafka::{Cluster, letter, letter_topics};
 use crate::pipeline::checkpoints::topics_in_checkpoints;
 use crate::pipeline::live::RunError;
 use crate::sinks::kafka::progress::{CLAIM, Claim, IDENTITY, Kept, TOPICS};
@@ -30,11 +29,15 @@ pub(super) struct OutletTopics {
 impl OutletTopics {
     pub(super) fn of(plan: &Plan, draft: &Draft) -> OutletTopics {
         let own = |source: &&(&str, &crate::sources::kafka::KafkaPlan)| {
-            source.1.cluster == draft.plan.cluster && draft.topics.contains(&letter_topics(&source.1.topic)[0])
+            source.1.cluster == draft.plan.cluster
+                && draft.topics.contains(&letter_topics(&source.1.topic)[0])
         };
         let sources: Vec<_> = kafka_sources(plan).collect();
-        let inputs: BTreeMap<String, String> =
-            sources.iter().filter(own).map(|(name, source)| ((*name).to_owned(), source.topic.clone())).collect();
+        let inputs: BTreeMap<String, String> = sources
+            .iter()
+            .filter(own)
+            .map(|(name, source)| ((*name).to_owned(), source.topic.clone()))
+            .collect();
         let letters: Vec<String> = inputs.values().flat_map(|topic| letter_topics(topic)).collect();
         let results = draft.topics.iter().filter(|topic| !letters.contains(topic)).cloned().collect();
         OutletTopics { progress: draft.plan.progress_topic.clone(), results, letters, inputs }
@@ -62,23 +65,26 @@ impl OutletTopics {
             let made_of = identity.get(&format!("source {source}"));
             made_of.is_some_and(|made_of| made_of.starts_with(&format!("topic {topic} as ")))
         };
-        let inputs: Vec<&str> = self.inputs.iter().filter(has_read).map(|(_, topic)| topic.as_str()).collect();
-        let is_of_inputs = |letters: &&String| inputs.iter().any(|topic| letter_topics(topic).contains(letters));
+        let inputs: Vec<&str> =
+            self.inputs.iter().filter(has_read).map(|(_, topic)| topic.as_str()).collect();
+        let is_of_inputs =
+            |letters: &&String| inputs.iter().any(|topic| letter_topics(topic).contains(letters));
         let letters: Vec<&str> = self.letters.iter().filter(is_of_inputs).map(String::as_str).collect();
         let is_written = |topic: &&String| identity.contains_key(&format!("partitions of topic {topic}"));
         let results = self.results.iter().filter(is_written).map(String::as_str);
         Ok(results.chain(inputs).chain(letters).collect())
     }
 
-    /// Why a run cannot go on with a topic as it is, and what to do.
-    fn refuse(&self, change: &TopicChange) -> RunError {
+    /// Why a run cannot go on with a topic as it is, and what to do; `is_compared` where the records of inputs fit.
+    fn refuse(&self, change: &TopicChange, is_compared: bool) -> RunError {
         let (topic, progress, outputs) = (change.topic(), &self.progress, self.outputs());
         let is_input = self.inputs.values().any(|input| input == topic);
-        let is_copy = matches!(change, TopicChange::AnotherId { .. });
+        let is_copy = is_compared && matches!(change, TopicChange::AnotherId { .. });
         let what = match (is_input, topic == progress) {
             (true, _) if is_copy => format!(
                 "what can be compared of its records fits what progress topic {progress} says was read, so it may be a copy or a restored one"
             ),
+            (true, _) if !is_compared => "it was deleted, or made anew, while it was read".to_owned(),
             (true, _) => format!("progress topic {progress} says how far it was read"),
             (false, true) => "it says what was read and written".to_owned(),
             (false, false) => {
@@ -86,12 +92,27 @@ impl OutletTopics {
             }
         };
         let adopt = match is_copy {
-            true => "if it is a copy with all that the other one had, start once with --adopt-logs; otherwise ",
+            true => {
+                "if it is a copy with all that the other one had, start once with --adopt-logs; otherwise "
+            }
             false => "",
         };
         RunError::Failed(format!(
             "{change}: {what}: {adopt}restore it and start with --adopt-logs, or begin anew: delete {outputs} \
              (docs/disaster-recovery.md)"
+        ))
+    }
+}
+
+impl OutletTopics {
+    /// Why outputs that the progress knows nothing of are not added to.
+    fn refuse_unknown(&self, topic: &str, what: &str) -> RunError {
+        RunError::Failed(format!(
+            "topic {topic} holds {what}, of which progress topic {} knows nothing: it was lost, or made anew, or is not the one that they \
+             were written with; they would be written twice: restore it and start with --adopt-logs, name the right one, or begin anew: \
+             delete {} (docs/disaster-recovery.md)",
+            self.progress,
+            self.outputs()
         ))
     }
 }
@@ -113,7 +134,7 @@ pub fn check_nothing_is_lost(plan: &Plan, in_data_dir: bool) -> Result<(), RunEr
             }
         };
         if let Some(gone) = known.into_iter().find(|topic| is_gone(topic)) {
-            return Err(topics.refuse(&TopicChange::Gone { topic: gone.to_owned() }));
+            return Err(topics.refuse(&TopicChange::Gone { topic: gone.to_owned() }, true));
         }
         check_checkpoints(plan, in_data_dir, topics.inputs.values().filter(|topic| is_gone(topic)))?;
     }
@@ -129,20 +150,19 @@ fn check_progress_is_new(
 ) -> Result<(), RunError> {
     let results: Vec<&str> = topics.results.iter().map(String::as_str).collect();
     if let Some(topic) = topics::first_with_committed(cluster, &results)? {
-        return Err(RunError::Failed(format!(
-            "topic {topic} holds results, of which progress topic {} knows nothing: it was lost, or made anew, or is not the one that they \
-             were written with; they would be written twice: restore it and start with --adopt-logs, name the right one, or begin anew: \
-             delete {} (docs/disaster-recovery.md)",
-            topics.progress,
-            topics.outputs()
-        )));
+        return Err(topics.refuse_unknown(&topic, "results"));
     }
     for (name, source) in kafka_sources(plan).filter(|(name, _)| topics.inputs.contains_key(*name)) {
         let letters = letter_topics(&source.topic);
         let letters = [&*letters[0], &*letters[1]];
-        let is_known = draft.has_results || source.progress_topic != topics.progress;
-        if !is_known && topics::first_with_committed(cluster, &letters)?.is_some() {
+        let is_own = !draft.has_results && source.progress_topic == topics.progress;
+        if is_own && topics::first_with_committed(cluster, &letters)?.is_some() {
             return Err(unknown_letters(name, source, &topics.progress));
+        }
+        // New results may be made beside others of the same input, whose letters are there.
+        let written = topics::first_with_header(cluster, &letters, (letter::PROGRESS, &topics.progress))?;
+        if let Some(topic) = written {
+            return Err(topics.refuse_unknown(&topic, "dead letters"));
         }
     }
     Ok(())
@@ -216,7 +236,7 @@ impl RecordedTopics {
                 Some(change @ TopicChange::AnotherId { .. }) if self.adopt => {
                     tracing::warn!("{change}: it is gone on with, as --adopt-logs says");
                 }
-                Some(change) => return Err(topics.refuse(&change)),
+                Some(change) => return Err(topics.refuse(&change, true)),
             }
             *record = record.renewed(state, is_written);
         }
@@ -243,7 +263,7 @@ impl RecordedTopics {
         let watched = watched.map(|(cluster, topics)| WatchedCluster { cluster, topics }).collect();
         let (changing, writing) = (Arc::clone(self), Arc::clone(self));
         let changed = move |outlet: usize, change: &TopicChange| {
-            failed(format!("while the service runs: {}", changing.topics[outlet].refuse(change)));
+            failed(format!("while the service runs: {}", changing.topics[outlet].refuse(change, false)));
         };
         let written = move |outlet: usize, topics: &BTreeSet<String>| writing.note_written(outlet, topics);
         TopicWatch::begin(watched, changed, written).map_err(RunError::Failed)

@@ -19,6 +19,7 @@ pub(super) struct Letters {
     pub outlet: usize,
     pub source: KafkaPlan,
     pub topic: Arc<str>,
+    pub progress: Arc<str>,
     pub first_shard: Shard,
     pub shards: u16,
     /// Number and partitions of the first and the second topic.
@@ -143,6 +144,6 @@ impl Letters {
             let shard = Shard(self.first_shard.0 + (partition % u32::from(self.shards)) as u16);
             (shard, topic, partition % partitions.max(1))
         });
-        LetterPlaces { topic: self.topic.clone(), places }
+        LetterPlaces { topic: self.topic.clone(), progress: self.progress.clone(), places }
     }
 }

@@ -1,7 +1,6 @@
 //! What says that a topic is the one that was read before: its id, and the record before a position. And which topic it is that
 //! records come from: librdkafka goes on with another one of the same name without an error.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration as Wait, Instant};
@@ -95,6 +94,42 @@ fn new_id(text: &str, topic: &str) -> Option<String> {
     Some(url_safe(id.trim()))
 }
 
+/// A topic, and what is recorded of it.
+struct ComparedTopic<'a> {
+    topic: &'a str,
+    id: Option<&'a str>,
+    recorded: &'a TopicRecord,
+}
+
+impl ComparedTopic<'_> {
+    /// Whether the record before a position is the one that was read.
+    fn compare(&self, partition: u32, before: Fingerprint, found: Found) -> Result<(), String> {
+        let ComparedTopic { topic, id, recorded } = *self;
+        let position = before.position;
+        match found {
+            Found::Gone => match (id, recorded.id.as_deref()) {
+                (Some(id), Some(was)) if id != was => Err(format!(
+                    "topic {topic} is another one than was read: its id is {id}, and was {was}, and its record at position {position} of \
+                     partition {partition}, which would tell whether it is a copy, is gone: {WHAT_TO_DO}"
+                )),
+                _ => Ok(()),
+            },
+            Found::Record(now) if now.digest != before.digest => Err(format!(
+                "topic {topic} is another one than was read: its record at position {position} of partition {partition} is another one; \
+                 it was made anew, or its records were replaced: {WHAT_TO_DO}"
+            )),
+            Found::Record(now) => match (now.leader_epoch, before.leader_epoch) {
+                // A copy has leaders of its own.
+                (Some(now), Some(was)) if now != was && id.is_some() && recorded.is_only(id) => Err(format!(
+                    "partition {partition} of topic {topic} was cut back and written anew: its record at position {position} was taken in \
+                     leader epoch {now}, the one that was read in {was}, as after an unclean leader election: {WHAT_TO_DO}"
+                )),
+                _ => Ok(()),
+            },
+        }
+    }
+}
+
 /// The record that is at a position now.
 enum Found {
     Record(Fingerprint),
@@ -107,40 +142,13 @@ impl Shared {
     pub(super) fn check_position(&self, partition: u32, at: LogPosition) -> Result<(), SourceError> {
         let low = self.check_reach(partition, at.position)?.start;
         let Some(before) = at.before else { return Ok(()) };
-        let topic = &self.plan.topic;
         let recorded = self.recorded.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let found = match before.position < low {
             true => Found::Gone,
             false => self.probe(partition, before.position)?,
         };
-        match found {
-            Found::Gone if recorded.id.is_some() && self.fetched.id().is_some_and(|id| Some(id) != recorded.id.as_deref()) => {
-                Err(SourceError::Fatal(format!(
-                    "topic {topic} is another one (its id is {}, and was {}), and its record at position {} of partition {partition}, \
-                     which would tell whether it is a copy, is gone: {WHAT_TO_DO}",
-                    self.fetched.id().unwrap_or("none"),
-                    recorded.id.as_deref().unwrap_or("none"),
-                    before.position
-                )))
-            }
-            Found::Gone => Ok(()),
-            Found::Record(now) if now.digest != before.digest => Err(SourceError::Fatal(format!(
-                "topic {topic} is another one than was read: its record at position {} of partition {partition} is another one; it was \
-                 made anew, or its records were replaced: {WHAT_TO_DO}",
-                before.position
-            ))),
-            Found::Record(now) => match (now.leader_epoch, before.leader_epoch) {
-                // A copy has its own leaders.
-                (Some(now), Some(was)) if now != was && is_same(&recorded, self.fetched.id()) => {
-                    Err(SourceError::Fatal(format!(
-                        "partition {partition} of topic {topic} was cut back and written anew: its record at position {} was taken in \
-                         leader epoch {now}, the one that was read in {was}, as after an unclean leader election: {WHAT_TO_DO}",
-                        before.position
-                    )))
-                }
-                _ => Ok(()),
-            },
-        }
+        let topic = ComparedTopic { topic: &self.plan.topic, id: self.fetched.id(), recorded: &recorded };
+        topic.compare(partition, before, found).map_err(SourceError::Fatal)
     }
 
     /// Whether the topic is the one that was opened: to be asked where the client has lost its place.
@@ -150,9 +158,9 @@ impl Shared {
         let found = topic_ids(self.consumer.client(), &[topic], REQUEST);
         let states = found.map_err(|error| SourceError::Transient(format!("topic {topic}: {error}")))?;
         match (states.get(topic), self.fetched.id()) {
-            (Some(TopicState::Present { id: Some(id), .. }), Some(own)) if id != own => Err(SourceError::Fatal(
-                made_anew(topic, id, own),
-            )),
+            (Some(TopicState::Present { id: Some(id), .. }), Some(own)) if id != own => {
+                Err(SourceError::Fatal(made_anew(topic, id, own)))
+            }
             _ => Ok(()),
         }
     }
@@ -198,7 +206,11 @@ impl Shared {
                 Some(Ok(record)) => {
                     let found = fingerprint(record);
                     if found.position >= position {
-                        return Ok(if found.position == position { Found::Record(found) } else { Found::Gone });
+                        return Ok(if found.position == position {
+                            Found::Record(found)
+                        } else {
+                            Found::Gone
+                        });
                     }
                     queue.pop();
                 }
@@ -231,13 +243,8 @@ impl Shared {
     }
 }
 
-const WHAT_TO_DO: &str = "restore the topic that was read, or begin anew with empty outputs (docs/disaster-recovery.md)";
-
-/// Whether leader epochs of a topic can be compared.
-fn is_same(recorded: &TopicRecord, id: Option<&str>) -> bool {
-    let none = BTreeSet::new();
-    recorded.id.is_some() && recorded.id.as_deref() == id && recorded.former_ids == none
-}
+const WHAT_TO_DO: &str =
+    "restore the topic that was read, or begin anew with empty outputs (docs/disaster-recovery.md)";
 
 #[cfg(test)]
 mod tests {
@@ -245,9 +252,43 @@ mod tests {
 
     #[test]
     fn new_id_is_read_from_the_clients_line() {
-        let line = "[thrd:main]: Topic readings changed id from AAAAAAAAAAAAAAAAAAAAAA to b+c/fE1xT4qk5Vn0Zs2zUg";
+        let line =
+            "[thrd:main]: Topic readings changed id from AAAAAAAAAAAAAAAAAAAAAA to b+c/fE1xT4qk5Vn0Zs2zUg";
         assert_eq!(new_id(line, "readings").as_deref(), Some("b-c_fE1xT4qk5Vn0Zs2zUg"));
         assert_eq!(new_id(line, "reading"), None);
         assert_eq!(new_id("Topic readings [0] Leader 1 Epoch 0", "readings"), None);
+    }
+
+    #[test]
+    fn compared_topic_is_known_by_id_digest_and_leader_epoch() {
+        let read = Fingerprint { position: 7, digest: 1, leader_epoch: Some(3) };
+        let record = |former: &[&str]| TopicRecord {
+            id: Some("a".into()),
+            former_ids: former.iter().map(|id| (*id).to_owned()).collect(),
+            is_written: true,
+        };
+        let compare = |id: Option<&str>, recorded: &TopicRecord, found: Option<Fingerprint>| {
+            let found = found.map_or(Found::Gone, Found::Record);
+            ComparedTopic { topic: "t", id, recorded }.compare(2, read, found)
+        };
+        let (own, none) = (record(&[]), TopicRecord::default());
+        for id in [Some("a"), Some("b"), None] {
+            assert!(compare(id, &own, Some(read)).is_ok());
+            let another = Fingerprint { digest: 2, ..read };
+            assert!(compare(id, &own, Some(another)).unwrap_err().contains("is another one than was read"));
+        }
+        // The id decides where the record is gone.
+        assert!(compare(Some("a"), &own, None).is_ok() && compare(None, &own, None).is_ok());
+        assert!(compare(Some("b"), &none, None).is_ok());
+        assert!(compare(Some("b"), &own, None).unwrap_err().contains("is gone"));
+        // The same record of another leader: what was read was cut off. A copy's leaders are its own.
+        let again = Some(Fingerprint { leader_epoch: Some(4), ..read });
+        assert!(compare(Some("a"), &own, again).unwrap_err().contains("unclean leader election"));
+        for (id, recorded) in
+            [(Some("b"), &own), (None, &own), (Some("a"), &none), (Some("a"), &record(&["b"]))]
+        {
+            assert!(compare(id, recorded, again).is_ok());
+        }
+        assert!(compare(Some("a"), &own, Some(Fingerprint { leader_epoch: None, ..read })).is_ok());
     }
 }

@@ -162,6 +162,11 @@ impl KafkaSource {
         self.shared.schemas.get_or_init(|| schemas);
     }
 
+    /// Why its schemas cannot be relied on, where the registry gives others now than it gave before.
+    pub fn schema_contradiction(&self) -> Option<Arc<str>> {
+        self.shared.schemas.get().and_then(Schemas::contradiction)
+    }
+
     /// Has it compared with what earlier starts have recorded of the topic; before positions are checked.
     pub fn compare_with(&self, recorded: TopicRecord) {
         *self.shared.recorded.lock().unwrap_or_else(PoisonError::into_inner) = recorded;

@@ -151,6 +151,7 @@ impl Partition for KafkaPartition {
             if self.queue.take_more()
                 && let Err(fault) = self.shared.fetched.check()
             {
+                self.queue.clear();
                 self.fault = Some(fault);
                 break;
             }

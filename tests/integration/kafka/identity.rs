@@ -1,10 +1,11 @@
 //! Topics that are not the ones that were read or written: lost, made anew, copied. Nothing is skipped, and nothing comes twice.
 
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::broker::{Access, shared};
 use super::case::{Case, PARTITIONS};
@@ -96,6 +97,16 @@ fn progress(setup: &Setup) -> Vec<String> {
     ["shard/0", "shard/1"].iter().filter_map(|key| last(key)).collect()
 }
 
+/// How many records of the input the newest checkpoint includes.
+fn covered(place: &Path) -> u64 {
+    let Ok(manifests) = place.join("manifests").read_dir() else { return 0 };
+    let newest = manifests.map(|manifest| manifest.unwrap().path()).max();
+    let Some(text) = newest.and_then(|newest| std::fs::read_to_string(newest).ok()) else { return 0 };
+    let manifest: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    let sources = manifest["positions"].as_object().unwrap().values();
+    sources.flat_map(|source| source.as_object().unwrap().values()).map(|at| at.as_u64().unwrap()).sum()
+}
+
 #[test]
 fn input_made_anew_with_more_records_is_refused_at_a_start() {
     let Some(access) = shared() else { return };
@@ -103,7 +114,8 @@ fn input_made_anew_with_more_records_is_refused_at_a_start() {
         let mut case = Case::new(&access, 201, 500);
         let kept = tempfile::tempdir().unwrap();
         if has_checkpoints {
-            case.setup.rules = format!("[checkpoints]\nevery = \"1s\"\nurl = \"{}\"\n", kept.path().display());
+            case.setup.rules =
+                format!("[checkpoints]\nevery = \"1s\"\nurl = \"{}\"\n", kept.path().display());
         }
         case.produce(200);
         let swelter = case.start(1).ready();
@@ -126,29 +138,44 @@ fn input_made_anew_with_more_records_is_refused_at_a_start() {
 #[test]
 fn input_made_anew_while_it_is_read_ends_the_process() {
     let Some(access) = shared() else { return };
-    let mut case = Case::new(&access, 202, 500);
-    case.produce(200);
-    let swelter = case.start(2).ready();
-    case.wait_for_results();
-    let before = progress(&case.setup);
-    let input = case.setup.input.clone();
-    make_anew(&case.setup, &input);
-    write(&case.setup, &input, &intruders(400));
-    let said = swelter.fails();
-    for word in [&*input, "made anew while it was read", "disaster-recovery"] {
-        assert!(said.contains(word), "no {word:?} in: {said}");
+    // Where it is paused meanwhile, it finds the new one with records at its positions at once.
+    for (seed, is_paused) in [(202, false), (203, true)] {
+        let mut case = Case::new(&access, seed, 500);
+        case.produce(200);
+        let swelter = case.start(2).ready();
+        case.wait_for_results();
+        // So that all positions are recorded, and nothing more is written of them.
+        thread::sleep(Duration::from_secs(2));
+        let before = progress(&case.setup);
+        let input = case.setup.input.clone();
+        thread::scope(|scope| {
+            if is_paused {
+                scope.spawn(|| swelter.pause(Duration::from_secs(6)));
+                thread::sleep(Duration::from_millis(300));
+            }
+            make_anew(&case.setup, &input);
+            write(&case.setup, &input, &intruders(400));
+        });
+        let said = swelter.fails();
+        // Whoever notices first: the one that reads, or the look every few seconds.
+        for word in [&*input, "while it was read", "disaster-recovery"] {
+            assert!(said.contains(word), "no {word:?} in: {said}");
+        }
+        check_nothing_of_intruders(&case.setup);
+        assert_eq!(progress(&case.setup), before);
+        refused(&case, &[], &[&input, "is another one than was read"]);
     }
-    // Nothing of the new one is in any output, nor in the positions.
-    for records in outputs(&case.setup) {
-        let is_intruder = |record: &&Record| {
-            [&record.key, &record.value].into_iter().flatten().any(|bytes| {
-                String::from_utf8_lossy(bytes).contains("intruder")
-            })
-        };
+}
+
+/// Not even in what was given up.
+fn check_nothing_of_intruders(setup: &Setup) {
+    let is_intruder = |record: &&Record| {
+        let mut texts = [&record.key, &record.value].into_iter().flatten();
+        texts.any(|bytes| String::from_utf8_lossy(bytes).contains("intruder"))
+    };
+    for records in outputs(setup) {
         assert_eq!(records.iter().find(is_intruder), None);
     }
-    assert_eq!(progress(&case.setup), before);
-    refused(&case, &[], &[&input, "is another one than was read"]);
 }
 
 #[test]
@@ -214,6 +241,25 @@ fn progress_that_is_lost_is_refused_and_not_made() {
 }
 
 #[test]
+fn progress_that_is_lost_is_refused_where_there_are_dead_letters_alone() {
+    let Some(access) = shared() else { return };
+    for has_sink in [true, false] {
+        let mut case = Case::new(&access, 229, 1);
+        case.setup.has_sink = has_sink;
+        may_create(&mut case.setup);
+        let setup = case.setup.clone();
+        let progress = if has_sink { setup.progress.clone() } else { format!("{}.progress", setup.input) };
+        write(&setup, &setup.input, &[NewRecord::new(1, "bad", "not JSON")]);
+        let swelter = case.start(1).ready();
+        wait_for("a dead letter", || (!committed(&access, &setup.letters()).is_empty()).then_some(()));
+        swelter.terminate();
+        Topics::of(&access).delete(&progress);
+        refused(&case, &[], &[&setup.letters(), "dead letters", &progress, "would be written twice"]);
+        assert_eq!(committed(&access, &setup.letters()).len(), 1);
+    }
+}
+
+#[test]
 fn outputs_with_nothing_but_aborted_records_are_new() {
     let Some(access) = shared() else { return };
     let mut case = Case::new(&access, 223, 500);
@@ -270,11 +316,7 @@ fn input_whose_record_before_has_gone_is_known_by_its_id() {
     case.produce(200);
     let swelter = case.start(1).ready();
     case.wait_for_results();
-    let manifests = || kept.path().join("manifests").read_dir().map_or(0, Iterator::count);
-    wait_for("a checkpoint", || (manifests() > 0).then_some(()));
-    // One that has all of it.
-    let before = manifests();
-    wait_for("another checkpoint", || (manifests() != before).then_some(()));
+    wait_for("a checkpoint with all of it", || (covered(kept.path()) == case.log.records()).then_some(()));
     swelter.terminate();
     let ends: Vec<i64> = (0..PARTITIONS as i32)
         .map(|partition| {
@@ -303,7 +345,8 @@ fn topics_that_were_not_recorded_are_recorded_at_the_next_start() {
     case.check_exactly_once();
     swelter.terminate();
     let records = committed(&access, &setup.progress);
-    let last = records.iter().rfind(|record| record.key.as_deref() == Some(b"topics")).unwrap().json().unwrap();
+    let last =
+        records.iter().rfind(|record| record.key.as_deref() == Some(b"topics")).unwrap().json().unwrap();
     for topic in [&setup.input, &setup.results, &setup.current, &setup.letters(), &setup.progress] {
         assert_eq!(last[topic]["id"].as_str().map(str::len), Some(22), "{topic} in {last}");
     }
@@ -325,7 +368,11 @@ fn retry_of_a_dead_letter_topic_made_anew_skips_nothing() {
     let Some(access) = shared() else { return };
     let case = Case::new(&access, 227, 1);
     let setup = case.setup.clone();
-    write(&setup, &setup.input, &[NewRecord::new(1, "bad", "not JSON"), NewRecord::new(1, "bad", "nor this")]);
+    write(
+        &setup,
+        &setup.input,
+        &[NewRecord::new(1, "bad", "not JSON"), NewRecord::new(1, "bad", "nor this")],
+    );
     let swelter = case.start(1).ready();
     wait_for("dead letters", || (committed(&access, &setup.letters()).len() == 2).then_some(()));
     swelter.terminate();

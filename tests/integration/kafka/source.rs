@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use swelter::codec::DecodeSettings;
 use swelter::kafka::{Cluster, letter, letter_topics};
-use swelter::model::{Event, EventTime, Raw, Reason, Refusal, Upsert};
+use swelter::model::{Event, EventTime, Fingerprint, LogPosition, Raw, Reason, Refusal, Upsert};
 use swelter::sources::kafka::{KafkaPlan, KafkaSource, RecordFormat, Start};
 use swelter::sources::{Next, Partition, Place, Source, SourceError, Take};
 
@@ -98,6 +98,66 @@ impl Worker {
             (self.got.len() >= records).then_some(())
         });
     }
+}
+
+/// At a position that both topics have, with nobody else looking.
+#[test]
+fn topic_made_anew_while_it_is_read_gives_no_record() {
+    let Some(access) = shared() else { return };
+    let topic = topic(&access, 1);
+    let source = source(&plan(&access, &topic));
+    let mut partition = source.open(0, 0, thread::current()).unwrap();
+    let mut worker = Worker::default();
+    assert_eq!(partition.poll(10, u64::MAX, &mut worker).unwrap().records, 0);
+    Topics::of(&access).delete(&topic);
+    Topics::of(&access).create(&topic, 1, &[LOG_APPEND_TIME]);
+    write_readings(&access, &topic, 20);
+    let error = wait_for("that another topic is noticed", || partition.poll(10, u64::MAX, &mut worker).err());
+    assert_eq!(worker.got, []);
+    let said = error.to_string();
+    assert!(matches!(error, SourceError::Fatal(_)) && said.contains("was deleted and made anew"), "{said}");
+    // Nor afterwards.
+    for _ in 0..100 {
+        let _ = partition.poll(10, u64::MAX, &mut worker);
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(worker.got, []);
+}
+
+#[test]
+fn record_before_a_position_is_compared_by_key_and_value() {
+    let Some(access) = shared() else { return };
+    let topic = topic(&access, 1);
+    write_readings(&access, &topic, 10);
+    let opened = source(&plan(&access, &topic));
+    let mut partition = opened.open(0, 0, thread::current()).unwrap();
+    assert_eq!(partition.fingerprint(), None);
+    let mut worker = Worker::default();
+    worker.read(&mut *partition, 10);
+    let before = partition.fingerprint();
+    let own = before.unwrap();
+    assert_eq!((own.position, own.leader_epoch), (9, Some(0)));
+    assert_eq!(opened.check(0, LogPosition { position: 10, before }), Ok(()));
+    for changed in [Fingerprint { position: 8, ..own }, Fingerprint { digest: own.digest ^ 1, ..own }] {
+        let refused = opened.check(0, LogPosition { position: 10, before: Some(changed) }).unwrap_err();
+        assert!(refused.to_string().contains("is another one than was read"), "{refused}");
+    }
+    // What is gone cannot be compared.
+    Topics::of(&access).delete_before(&topic, 0, 10);
+    let at = LogPosition { position: 10, before: Some(Fingerprint { digest: 0, ..own }) };
+    assert_eq!(opened.check(0, at), Ok(()));
+    assert_eq!(opened.log_id().unwrap().unwrap().len(), 22);
+}
+
+fn write_readings(access: &Access, topic: &str, readings: u32) {
+    let producer = Producer::to(access);
+    for second in 0..readings {
+        let value = format!(
+            r#"{{"city":"c","reading_at":"2026-01-01T00:00:{second:02}Z","temperature":80,"humidity":50}}"#
+        );
+        producer.send(topic, &NewRecord::new(0, "c", &value));
+    }
+    producer.flush();
 }
 
 struct Dice(u64);

@@ -339,3 +339,34 @@ fn the_asking_thread_ends_with_the_last_reader() {
     drop(other);
     until(|| Arc::strong_count(&alive) == 1);
 }
+
+#[test]
+fn schema_of_a_registry_made_anew_contradicts_the_recorded_answer() {
+    let server = Server::start(None);
+    let id = client(&server).register("readings-value", READING_SCHEMA).unwrap();
+    let recorded = client(&server).schema(id).unwrap();
+    let known = |recorded: &Answer| vec![(id, recorded.clone())];
+    let never = || -> swelter::registry::FindAnswer { Box::new(|_| Err("not to be asked".into())) };
+
+    // The same registry, and an answer that was recorded with other spaces.
+    let Answer::Avro { schema, references } = &recorded else { panic!("{recorded:?}") };
+    let spaced = serde_json::to_string_pretty(&serde_json::from_str::<Value>(schema).unwrap()).unwrap();
+    assert_ne!(*spaced, **schema);
+    let spaced = Answer::Avro { schema: spaced.into(), references: references.clone() };
+    for answer in [&recorded, &spaced] {
+        let schemas = Schemas::verified(known(answer), never(), client(&server)).unwrap();
+        let asked = server.asked();
+        assert_eq!(schemas.lookup(id), Lookup::Known(answer.clone()));
+        until(|| server.asked() > asked);
+        assert_eq!(schemas.contradiction(), None);
+    }
+
+    let anew = Server::start(None);
+    assert_eq!(client(&anew).register("rows-value", ROW_SCHEMA).unwrap(), id);
+    let schemas = Schemas::verified(known(&recorded), never(), client(&anew)).unwrap();
+    assert_eq!(schemas.contradiction(), None, "before it is used");
+    assert_eq!(schemas.lookup(id), Lookup::Known(recorded));
+    until(|| schemas.contradiction().is_some());
+    let said = schemas.contradiction().unwrap();
+    assert!(said.contains("another schema") && said.contains("restore it"), "{said}");
+}
