@@ -214,6 +214,11 @@ pub fn may_be_another_topic(error: &KafkaError) -> bool {
     )
 }
 
+/// Whether the brokers say that what was read is not in the log any more (KIP-320).
+pub fn is_truncation(error: &KafkaError) -> bool {
+    matches!(error, KafkaError::MessageConsumption(RDKafkaErrorCode::LogTruncation))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

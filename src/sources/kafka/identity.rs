@@ -165,6 +165,15 @@ impl Shared {
         }
     }
 
+    /// What the brokers say where the leader of a later epoch does not have what was read.
+    pub(super) fn cut_back(&self, partition: u32, position: u64) -> SourceError {
+        SourceError::Fatal(format!(
+            "partition {partition} of topic {} was cut back before position {position}, up to which it was read, as after an unclean \
+             leader election: {WHAT_TO_DO}",
+            self.plan.topic
+        ))
+    }
+
     /// Reads the record at a position.
     fn probe(&self, partition: u32, position: u64) -> Result<Found, SourceError> {
         let failed = |error: KafkaError| self.transient(partition, &error.to_string());

@@ -13,9 +13,9 @@ use super::identity::fingerprint;
 use super::record::{Content, Records};
 use super::watch::{Context, Marks};
 use super::{REQUEST, Shared};
-use crate::kafka::identity::may_be_another_topic;
+use crate::kafka::identity::{is_truncation, may_be_another_topic};
 use crate::kafka::native::{Record, RecordQueue};
-use crate::model::{EventTime, Fingerprint};
+use crate::model::{EventTime, Fingerprint, LogPosition};
 use crate::sources::{Next, Partition, Place, Polled, SourceError, Take};
 
 /// How soon a record is tried again that waits for its schema.
@@ -111,7 +111,8 @@ impl KafkaPartition {
     /// next poll: nothing else would ever come.
     fn take_up_again(&mut self) -> Result<(), SourceError> {
         if self.given_up {
-            self.shared.check_reach(self.partition, self.cursor.position)?;
+            let at = LogPosition { position: self.cursor.position, before: self.fingerprint };
+            self.shared.check_position(self.partition, at)?;
             self.unassign();
             self.queue.clear();
             self.assign()?;
@@ -126,6 +127,9 @@ impl KafkaPartition {
                 self.given_up = true;
                 if let Err(another) = self.shared.check_still_there() {
                     return another;
+                }
+                if is_truncation(error) {
+                    return self.shared.cut_back(self.partition, self.cursor.position);
                 }
                 let again = self.take_up_again().err();
                 again.unwrap_or_else(|| self.shared.transient(self.partition, &error.to_string()))

@@ -5,6 +5,8 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::{Offset, TopicPartitionList};
 use serde_json::{Value, json};
 
 use super::broker::{Access, shared};
@@ -12,7 +14,7 @@ use super::case::{Case, PARTITIONS};
 use super::reading::{Record, committed, uncommitted};
 use super::swelter::{Setup, Swelter};
 use super::topics::{COMPACT, LOG_APPEND_TIME, NewRecord, Producer, Topics};
-use crate::process::wait_for;
+use crate::process::{DEADLINE, wait_for};
 use crate::recovery::MINUTE;
 
 /// One that has run, and has ended after some results.
@@ -352,6 +354,20 @@ fn topics_that_were_not_recorded_are_recorded_at_the_next_start() {
     }
 }
 
+fn retry_group(setup: &Setup) -> BaseConsumer {
+    let mut config = setup.access.client();
+    config.set("group.id", format!("{}.retry.not_decodable", setup.progress)).create().unwrap()
+}
+
+/// How far the letters were sent, with what the offsets say of their topic.
+fn kept_offsets(setup: &Setup) -> TopicPartitionList {
+    let mut asked = TopicPartitionList::new();
+    asked.add_partition(&setup.letters(), 1);
+    let kept = retry_group(setup).committed_offsets(asked, DEADLINE).unwrap();
+    assert_eq!((kept.elements()[0].offset(), kept.elements()[0].metadata().len()), (Offset::Offset(2), 22));
+    kept
+}
+
 /// `swelter dead-letters retry`, and what it says.
 fn retry(setup: &Setup) -> String {
     let folder = tempfile::tempdir().unwrap();
@@ -378,7 +394,11 @@ fn retry_of_a_dead_letter_topic_made_anew_skips_nothing() {
     swelter.terminate();
     assert!(retry(&setup).contains("sent 2 dead letters"));
     assert!(retry(&setup).contains("sent 0 dead letters"));
+    // A broker forgets the offsets of a topic that is deleted, but what copies clusters brings them back.
+    let kept = kept_offsets(&setup);
     copy_anew(&setup, &setup.letters());
+    let group = retry_group(&setup);
+    group.commit(&kept, CommitMode::Sync).unwrap();
     assert!(retry(&setup).contains("sent 2 dead letters"), "those of another topic were not sent");
     assert!(retry(&setup).contains("sent 0 dead letters"));
 }
