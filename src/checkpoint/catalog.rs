@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::store::Object;
-use super::{CheckpointError, Checkpoints, MANIFEST_BYTES, Manifest, Name, manifest_path};
+use super::store::{Fetched, Object};
+use super::{CheckpointError, Checkpoints, FileEntry, MANIFEST_BYTES, Manifest, Name, manifest_path};
 
 pub(super) struct Catalog {
     /// Or why it cannot be used.
@@ -16,9 +16,8 @@ impl Catalog {
         let names = checkpoints.list()?;
         let paths: Vec<String> = names.iter().map(|name| manifest_path(*name)).collect();
         let contents = checkpoints.store.get_all(&paths, MANIFEST_BYTES)?;
-        let parse = |(name, content): (Name, Option<bytes::Bytes>)| {
-            let content = content.ok_or(CheckpointError::Missing(name));
-            let manifest = content.and_then(|content| Manifest::parse(name, &content));
+        let parse = |(name, found): (Name, Fetched)| {
+            let manifest = super::parse_manifest(name, found);
             (name, manifest.map(Arc::new).map_err(|error| error.to_string()))
         };
         Ok(Catalog { manifests: names.into_iter().zip(contents).map(parse).collect() })
@@ -65,14 +64,15 @@ impl Catalog {
         manifest: &Manifest,
         files: &BTreeMap<String, Object>,
     ) -> Result<(), CheckpointError> {
-        let damaged = |what| Err(CheckpointError::damaged(manifest.name(), what));
-        for file in self.chain(manifest)?.iter().flat_map(|manifest| manifest.files()) {
-            match files.get(&file.path) {
-                Some(found) if found.bytes == file.bytes => {}
-                Some(found) => {
-                    return damaged(&format!("{} has {} bytes, not {}", file.path, found.bytes, file.bytes));
-                }
-                None => return damaged(&format!("{} is missing", file.path)),
+        let found = |file: &FileEntry| match files.get(&file.path) {
+            Some(found) if found.bytes == file.bytes => None,
+            Some(found) => Some(Fetched::OtherSize(found.bytes)),
+            None => Some(Fetched::Missing),
+        };
+        for part in self.chain(manifest)? {
+            let wrong = part.files().find_map(|file| Some((file, found(file)?)));
+            if let Some((file, found)) = wrong {
+                super::content_of(part.name(), file, found)?;
             }
         }
         Ok(())

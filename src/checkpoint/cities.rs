@@ -19,7 +19,7 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 
-use super::readings::time_column;
+use super::readings::{check_sizes, time_column};
 use crate::model::reading::check_city;
 use crate::model::{CityState, EventTime, Measurement, PartitionName, Revision};
 
@@ -160,9 +160,10 @@ fn push<B: ArrayBuilder>(
         .ok_or_else(|| ParquetError::General(format!("field {at} is of another type")))
 }
 
-/// The cities of a file, or what is wrong.
-pub(super) fn decode(file: Bytes) -> Result<Vec<City>, ParquetError> {
+/// The cities of a file, or what is wrong. `rows` are those that it must have.
+pub(super) fn decode(file: Bytes, rows: u64) -> Result<Vec<City>, ParquetError> {
     let builder = ParquetRecordBatchReaderBuilder::try_new(file)?;
+    check_sizes(builder.metadata(), rows)?;
     if !builder.schema().fields().iter().eq(schema().fields().iter()) {
         return Err(ParquetError::General("its columns are not those of cities".into()));
     }

@@ -114,13 +114,13 @@ impl Checkpoints {
 
     fn cities(&self, name: Name, segment: &Segment) -> Result<Vec<City>, CheckpointError> {
         let file = &segment.cities;
-        let cities =
-            cities::decode(self.file(name, file)?).map_err(|error| unreadable(name, file, &error))?;
+        let cities = cities::decode(self.file(name, file)?, file.rows)
+            .map_err(|error| unreadable(name, file, &error))?;
         let readings: u64 = cities.iter().map(|city| city.readings).fold(0, u64::saturating_add);
         if cities.len() as u64 != file.rows
             || readings != segment.readings.as_ref().map_or(0, |readings| readings.rows)
         {
-            return Err(CheckpointError::damaged(name, &format!("{} does not have its rows", file.path)));
+            return Err(CheckpointError::damaged_object(name, &file.path, "does not have its rows"));
         }
         Ok(cities)
     }
@@ -128,7 +128,7 @@ impl Checkpoints {
 
 #[cold]
 fn unreadable(name: Name, file: &FileEntry, error: &ParquetError) -> CheckpointError {
-    CheckpointError::damaged(name, &format!("{} cannot be read: {error}", file.path))
+    CheckpointError::damaged_object(name, &file.path, &format!("cannot be read: {error}"))
 }
 
 /// Does the same for many shards, on as many threads as there are cores. The first error ends it.
@@ -150,7 +150,10 @@ fn in_parallel<T: Send>(
     };
     thread::scope(|scope| {
         for _ in 1..cores.min(MOST_THREADS).min(shards.len()) {
-            scope.spawn(take);
+            // With fewer threads it takes longer.
+            if thread::Builder::new().name("load".into()).spawn_scoped(scope, take).is_err() {
+                break;
+            }
         }
         take();
     });
@@ -259,7 +262,9 @@ impl Fold<'_> {
             let file = segment.readings.as_ref().unwrap_or(&segment.cities);
             let wrong = |error: ParquetError| unreadable(name, file, &error);
             let mut reader = match &segment.readings {
-                Some(file) => Some(Reader::open(self.checkpoints.file(name, file)?).map_err(wrong)?),
+                Some(file) => {
+                    Some(Reader::open(self.checkpoints.file(name, file)?, file.rows).map_err(wrong)?)
+                }
                 None => None,
             };
             for city in cities {

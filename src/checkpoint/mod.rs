@@ -30,7 +30,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use self::catalog::Catalog;
 pub use self::load::CityHigh;
@@ -39,7 +39,7 @@ pub(crate) use self::manifest::fuzz_manifest;
 pub use self::manifest::{Chain, Cut, FileEntry, Manifest, Name, Part, Positions, SOURCE, Segment};
 pub use self::part::{PartWriter, Writers};
 pub use self::store::Place;
-use self::store::Store;
+use self::store::{Fetched, Store};
 
 /// Where a run with a data directory has them unless it says otherwise, in that.
 pub const FOLDER: &str = "checkpoints";
@@ -57,7 +57,12 @@ pub enum CheckpointError {
     )]
     Store { path: String, problem: String },
     #[error("the checkpoint {name} is damaged: {what}; use the one before, or restore it from a backup")]
-    Damaged { name: String, what: String },
+    Damaged {
+        name: String,
+        what: String,
+        /// The object that is not what it was, where it is just one.
+        path: Option<String>,
+    },
     #[error(
         "the checkpoint {name} is of format {found}, this program knows {known}: use the version that wrote it"
     )]
@@ -96,7 +101,21 @@ pub enum CheckpointError {
 
 impl CheckpointError {
     fn damaged(name: Name, what: &str) -> CheckpointError {
-        CheckpointError::Damaged { name: name.to_string(), what: what.into() }
+        CheckpointError::Damaged { name: name.to_string(), what: what.into(), path: None }
+    }
+
+    /// What is wrong with an object of a checkpoint: `what` follows its path.
+    fn damaged_object(name: Name, path: &str, what: &str) -> CheckpointError {
+        let (what, path) = (format!("{path} {what}"), Some(path.to_owned()));
+        CheckpointError::Damaged { name: name.to_string(), what, path }
+    }
+
+    /// The object that is damaged, where it is just one.
+    pub fn damaged_path(&self) -> Option<&str> {
+        match self {
+            CheckpointError::Damaged { path, .. } => path.as_deref(),
+            _ => None,
+        }
     }
 
     /// Whether another checkpoint may be better; otherwise it is the store, or the program, that does not work.
@@ -112,6 +131,15 @@ impl CheckpointError {
                 | UnknownPartition { .. }
         )
     }
+}
+
+/// What there is to start from.
+#[derive(Debug, Default)]
+pub struct Usable {
+    /// Newest first.
+    pub usable: Vec<Manifest>,
+    /// Why others cannot be used, the newest first.
+    pub unusable: Vec<String>,
 }
 
 /// The checkpoints of a service. Cloned by reference; every call waits, for minutes at most.
@@ -144,8 +172,7 @@ impl Checkpoints {
 
     /// A manifest that is whole. What it names is not looked at.
     pub fn read(&self, name: Name) -> Result<Manifest, CheckpointError> {
-        let bytes = self.store.get(&manifest_path(name), MANIFEST_BYTES)?;
-        Manifest::parse(name, &bytes.ok_or(CheckpointError::Missing(name))?)
+        parse_manifest(name, self.store.get(&manifest_path(name), MANIFEST_BYTES)?)
     }
 
     /// A name for a generation that no checkpoint has, and that is greater than those of all: its own, unless its counter has begun again.
@@ -208,42 +235,39 @@ impl Checkpoints {
         }
     }
 
-    /// Those that a run of this identity can start from, newest first: manifest and chain are whole, and all files are there. Of others the log
-    /// says why not. What is in the files shows when they are loaded.
+    /// Those that a run of this identity can start from, newest first: manifest and chain are whole, and all files are there. Of others it is
+    /// said why not, in the log as well. What is in the files shows when they are loaded.
     ///
     /// # Errors
     ///
     /// Where the newest that is whole has another identity; and where the store cannot be asked: what it has is not known then.
-    pub fn usable(&self, identity: &BTreeMap<String, String>) -> Result<Vec<Manifest>, CheckpointError> {
+    pub fn usable(&self, identity: &BTreeMap<String, String>) -> Result<Usable, CheckpointError> {
         let catalog = Catalog::read(self)?;
         let files = self.store.list("data")?;
-        let mut usable = Vec::new();
+        let mut found = Usable::default();
         for name in catalog.names().rev() {
             let checked = catalog.get(name).and_then(|manifest| {
                 catalog.check_files(&manifest, &files)?;
                 manifest.check_identity(identity).map(|()| manifest)
             });
             match checked {
-                Ok(manifest) => usable.push(Arc::unwrap_or_clone(manifest)),
-                Err(error @ CheckpointError::Identity { .. }) if usable.is_empty() => return Err(error),
-                Err(error) => tracing::warn!("not used: {error}"),
+                Ok(manifest) => found.usable.push(Arc::unwrap_or_clone(manifest)),
+                Err(error @ CheckpointError::Identity { .. }) if found.usable.is_empty() => {
+                    return Err(error);
+                }
+                Err(error) => {
+                    tracing::warn!("not used: {error}");
+                    found.unusable.push(error.to_string());
+                }
             }
         }
-        Ok(usable)
+        Ok(found)
     }
 
-    /// Takes a checkpoint that turned out to be damaged out of the list, so that the next start does not try it again. Its manifest stays, under
-    /// another name.
-    pub fn set_aside(&self, name: Name) -> Result<(), CheckpointError> {
-        let path = manifest_path(name);
-        if let Some(bytes) = self.store.get(&path, MANIFEST_BYTES)? {
-            match self.store.put(format!("{path}.damaged"), bytes) {
-                // An earlier one was, or is being, set aside.
-                Ok(()) | Err(CheckpointError::Exists(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        self.store.delete(vec![path])
+    /// Gives a damaged object another name, so that the next start does not try it again, and the right one can be put in its place. All
+    /// else of its checkpoint, and those that add to it, stay as they are: with the right object they can be used again.
+    pub fn set_aside(&self, path: &str) -> Result<(), CheckpointError> {
+        self.store.rename(path, &format!("{path}{DAMAGED}"))
     }
 
     /// What a checkpoint is made of: the full one first, itself last.
@@ -254,18 +278,62 @@ impl Checkpoints {
         }
     }
 
-    /// The content of a file as it was written.
+    /// The content of a file as it was written. Its size is compared before it is read.
     fn file(&self, name: Name, file: &FileEntry) -> Result<Bytes, CheckpointError> {
-        let damaged = |what: &str| CheckpointError::damaged(name, &format!("{} {what}", file.path));
-        let bytes = self.store.get(&file.path, u64::MAX)?.ok_or_else(|| damaged("is missing"))?;
-        if bytes.len() as u64 != file.bytes {
-            return Err(damaged(&format!("has {} bytes, not {}", bytes.len(), file.bytes)));
-        }
+        let bytes = content_of(name, file, self.store.get_sized(&file.path, file.bytes)?)?;
         match checksum(&bytes) == file.xxh3 {
             true => Ok(bytes),
-            false => Err(damaged("does not have its checksum")),
+            false => Err(CheckpointError::damaged_object(name, &file.path, NO_CHECKSUM)),
         }
     }
+
+    /// Reads a file piece by piece, and says whether it is as it was written. `pace` hears how many bytes were read, and may wait, or end it.
+    pub fn check_file(
+        &self,
+        name: Name,
+        file: &FileEntry,
+        pace: &mut dyn FnMut(u64) -> Result<(), CheckpointError>,
+    ) -> Result<(), CheckpointError> {
+        let mut hasher = Xxh3::new();
+        let mut each = |piece: &[u8]| {
+            hasher.update(piece);
+            pace(piece.len() as u64)
+        };
+        if let Some(other) = self.store.read_pieces(&file.path, file.bytes, &mut each)? {
+            return content_of(name, file, other).map(drop);
+        }
+        match format!("{:016x}", hasher.digest()) == file.xxh3 {
+            true => Ok(()),
+            false => Err(CheckpointError::damaged_object(name, &file.path, NO_CHECKSUM)),
+        }
+    }
+
+    /// All manifests that there are, the oldest first, or why one cannot be used.
+    pub fn manifests(&self) -> Result<Vec<(Name, Result<Arc<Manifest>, CheckpointError>)>, CheckpointError> {
+        let catalog = Catalog::read(self)?;
+        Ok(catalog.names().map(|name| (name, catalog.get(name))).collect())
+    }
+}
+
+/// Added to the name of what is damaged.
+const DAMAGED: &str = ".damaged";
+const NO_CHECKSUM: &str = "does not have its checksum";
+
+fn parse_manifest(name: Name, found: Fetched) -> Result<Manifest, CheckpointError> {
+    match found {
+        Fetched::Missing => Err(CheckpointError::Missing(name)),
+        Fetched::Content(content) => Manifest::parse(name, &content),
+        Fetched::OtherSize(bytes) => Err(CheckpointError::damaged_object(
+            name,
+            &manifest_path(name),
+            &format!("has {bytes} bytes, more than any manifest"),
+        )),
+    }
+}
+
+fn content_of(name: Name, file: &FileEntry, found: Fetched) -> Result<Bytes, CheckpointError> {
+    let wrong = |what: String| CheckpointError::damaged_object(name, &file.path, &what);
+    found.content(&file.bytes.to_string()).map_err(wrong)
 }
 
 fn manifest_path(name: Name) -> String {

@@ -19,6 +19,7 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::basic::Encoding;
 use parquet::errors::ParquetError;
+use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
@@ -26,6 +27,10 @@ use crate::model::{Category, EventTime, HeatIndex, HeldReading, Revision};
 
 const BATCH_ROWS: usize = 16 * 1024;
 const ROW_GROUP_ROWS: usize = 1 << 20;
+/// A group has more rows, but for the last one of a file.
+const MIN_GROUP_ROWS: u64 = 1 << 16;
+/// Of a column in a row group.
+const MOST_COLUMN_BYTES: i64 = 1 << 30;
 /// What is read of a file to load it.
 const LOADED: [&str; 4] = ["reading_at", "heat_index_e6", "category", "revision"];
 
@@ -134,6 +139,21 @@ impl Writer {
     }
 }
 
+/// Compares what a footer says with what is known of the file, before anything is decoded by it.
+pub(super) fn check_sizes(footer: &ParquetMetaData, rows: u64) -> Result<(), ParquetError> {
+    let counted = footer.row_groups().iter().map(|group| u64::try_from(group.num_rows()).unwrap_or(u64::MAX));
+    let groups = footer.num_row_groups() as u64;
+    let is_so = counted.fold(0, u64::saturating_add) == rows && groups <= rows / MIN_GROUP_ROWS + 1;
+    let is_small = |column: &ColumnChunkMetaData| {
+        let sizes = [column.uncompressed_size(), column.compressed_size()];
+        sizes.iter().all(|size| (0..=MOST_COLUMN_BYTES).contains(size))
+    };
+    match is_so && footer.row_groups().iter().flat_map(|group| group.columns()).all(is_small) {
+        true => Ok(()),
+        false => Err(ParquetError::General("its footer does not have the sizes of its rows".into())),
+    }
+}
+
 /// A file that is being read, in the order in which it was written.
 pub(super) struct Reader {
     batches: ParquetRecordBatchReader,
@@ -151,8 +171,10 @@ struct Columns {
 }
 
 impl Reader {
-    pub(super) fn open(file: Bytes) -> Result<Reader, ParquetError> {
+    /// `rows` are those that it must have.
+    pub(super) fn open(file: Bytes, rows: u64) -> Result<Reader, ParquetError> {
         let builder = ParquetRecordBatchReaderBuilder::try_new(file)?;
+        check_sizes(builder.metadata(), rows)?;
         if !builder.schema().fields().iter().eq(schema().fields().iter()) {
             return Err(ParquetError::General("its columns are not those of readings".into()));
         }

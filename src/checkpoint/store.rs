@@ -1,7 +1,10 @@
 //! Objects in a folder or in a store that speaks S3, for callers that are plain threads.
 
+mod read;
 #[cfg(test)]
 mod tests;
+
+pub use self::read::Fetched;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -165,19 +168,6 @@ impl Store {
         self.start_put(path, content).wait(&|| false)
     }
 
-    /// The content, or nothing where there is no such object; an error where it is larger than `most`.
-    pub(super) fn get(&self, path: &str, most: u64) -> Result<Option<Bytes>, CheckpointError> {
-        self.handle.block_on(self.access.fetch(path, most))
-    }
-
-    /// Many small objects at once, in their order.
-    pub(super) fn get_all(&self, paths: &[String], most: u64) -> Result<Vec<Option<Bytes>>, CheckpointError> {
-        self.handle.block_on(async {
-            let fetches = stream::iter(paths).map(|path| self.access.fetch(path, most));
-            fetches.buffered(REQUESTS_AT_ONCE).try_collect().await
-        })
-    }
-
     /// The objects below a folder, by their paths.
     pub(super) fn list(&self, folder: &str) -> Result<BTreeMap<String, Object>, CheckpointError> {
         let list = async {
@@ -192,6 +182,17 @@ impl Store {
             Ok(found)
         };
         self.handle.block_on(self.access.in_time(folder, list))
+    }
+
+    /// Gives an object another name; one that has it is replaced. An object that is not there stays so.
+    pub(super) fn rename(&self, from: &str, to: &str) -> Result<(), CheckpointError> {
+        let rename = async {
+            match self.access.objects.rename(&Path::from(from), &Path::from(to)).await {
+                Err(Error::NotFound { .. }) => Ok(()),
+                renamed => renamed,
+            }
+        };
+        self.handle.block_on(self.access.in_time(from, rename))
     }
 
     /// Deletes objects, and folders that become empty. One that is not there is deleted already.
@@ -252,22 +253,6 @@ fn unfinished(path: &str) -> Option<&str> {
 }
 
 impl Access {
-    async fn fetch(&self, path: &str, most: u64) -> Result<Option<Bytes>, CheckpointError> {
-        let fetch = async {
-            let found = match self.objects.get(&Path::from(path)).await {
-                Err(Error::NotFound { .. }) => return Ok(None),
-                found => found?,
-            };
-            match found.meta.size > most {
-                true => Ok(Some(Err(found.meta.size))),
-                false => found.bytes().await.map(|content| Some(Ok(content))),
-            }
-        };
-        let too_large =
-            |size| self.failed(path, format!("it has {size} bytes, more than the {most} that it may have"));
-        self.in_time(path, fetch).await?.map(|found| found.map_err(too_large)).transpose()
-    }
-
     async fn delete(&self, paths: Vec<String>) -> Result<(), CheckpointError> {
         let folder = |path: &String| Some(path.rsplit_once('/')?.0.to_owned());
         let folders: BTreeSet<String> = paths.iter().filter_map(folder).collect();
@@ -385,7 +370,10 @@ async fn put_new(objects: &dyn ObjectStore, path: &Path, content: Bytes) -> Resu
     let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
     match objects.put_opts(path, content.clone().into(), options).await {
         // The answer to an earlier try may have been lost.
-        Err(Error::AlreadyExists { .. }) => Ok(objects.get(path).await?.bytes().await? == content),
+        Err(Error::AlreadyExists { .. }) => {
+            let found = objects.get(path).await?;
+            Ok(found.meta.size == content.len() as u64 && found.bytes().await? == content)
+        }
         done => done.map(|_| true),
     }
 }

@@ -1,61 +1,84 @@
 //! What is no longer needed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::catalog::Catalog;
-use super::{CheckpointError, Checkpoints, Manifest, Name, Part, Segment, manifest_path};
+use super::store::Object;
+use super::{CheckpointError, Checkpoints, DAMAGED, Manifest, Name, Part, Segment, manifest_path};
 
 /// Files that no manifest names are left alone for so long: their checkpoint may be published yet.
 const UNPUBLISHED_MS: i64 = 3_600_000;
 
 impl Checkpoints {
-    /// Removes all checkpoints but the newest `keep` that are whole and what those add to, with their files. Returns what is left of them, the newest
-    /// first: logs may be trimmed below the positions of all, as far as they are of these logs.
+    /// Removes the checkpoints before the newest `keep` bases that are whole and that `counts` says yes to, with their files. A base is a full
+    /// checkpoint; it is kept with all its increments, and whatever is newer stays, also what is damaged: the right files may come back.
     ///
-    /// Files that no manifest names are what a crash or a failed write has left, or of a checkpoint that is being written. They are removed where they
-    /// are older than the newest manifest and, beside that, of an earlier generation than it, which cannot publish any more, or an hour old.
-    pub fn trim(&self, keep: usize) -> Result<Vec<Arc<Manifest>>, CheckpointError> {
+    /// Nothing is removed before there are two such bases. Returns what logs must reach back to, the newest first: nothing before there are two, else
+    /// the kept checkpoints that are whole and count, and those of the second base where only one is kept.
+    ///
+    /// Files that no manifest names are what a crash or a failed write has left, or of a checkpoint that is being written. They are removed if they
+    /// are older than the newest manifest and, besides, of an earlier generation than it, which cannot publish any more, or an hour old.
+    pub fn trim(
+        &self,
+        keep: usize,
+        counts: &dyn Fn(&Manifest) -> bool,
+    ) -> Result<Vec<Arc<Manifest>>, CheckpointError> {
         let catalog = Catalog::read(self)?;
         let files = self.store.list("data")?;
         let whole = |name: Name| {
             let manifest = catalog.get(name).ok()?;
-            catalog.check_files(&manifest, &files).is_ok().then_some(manifest)
+            let chain = catalog.chain(&manifest).ok()?;
+            let is_good =
+                catalog.check_files(&manifest, &files).is_ok() && chain.iter().all(|part| counts(part));
+            is_good.then_some(manifest)
         };
-        let newest: Vec<_> = catalog.names().rev().filter_map(whole).take(keep.max(1)).collect();
-        let Some(last) = newest.first().map(|manifest| manifest.name()) else { return Ok(Vec::new()) };
-        let mut kept = BTreeSet::new();
-        let mut named = BTreeSet::new();
-        for manifest in &newest {
-            for part in catalog.chain(manifest)? {
-                kept.insert(part.name());
-                named.extend(part.files().map(|file| file.path.clone()));
-            }
+        let whole: Vec<_> = catalog.names().rev().filter_map(whole).collect();
+        let bases = whole.iter().filter(|manifest| manifest.adds_to.is_none()).map(|base| base.name());
+        let bases: Vec<Name> = bases.take(keep.max(2)).collect();
+        let Some(oldest) = bases.last().copied().filter(|_| bases.len() > 1) else { return Ok(Vec::new()) };
+        let first_kept = bases.get(keep.max(1) - 1).copied().unwrap_or(oldest);
+        self.remove_before(first_kept, &catalog, files)?;
+        Ok(whole.into_iter().filter(|manifest| manifest.name() >= oldest).collect())
+    }
+
+    fn remove_before(
+        &self,
+        first_kept: Name,
+        catalog: &Catalog,
+        files: BTreeMap<String, Object>,
+    ) -> Result<(), CheckpointError> {
+        let Some(last) = catalog.names().next_back() else { return Ok(()) };
+        let mut kept: BTreeSet<Name> = catalog.names().filter(|name| *name >= first_kept).collect();
+        for name in kept.clone() {
+            let chain = catalog.get(name).and_then(|manifest| catalog.chain(&manifest));
+            kept.extend(chain.into_iter().flatten().map(|part| part.name()));
         }
-        let dropped: BTreeSet<Name> =
-            catalog.names().filter(|name| !kept.contains(name) && *name < last).collect();
+        let named: BTreeSet<String> = (kept.iter().filter_map(|name| catalog.get(*name).ok()))
+            .flat_map(|manifest| manifest.files().map(|file| file.path.clone()).collect::<Vec<_>>())
+            .collect();
+        let dropped: BTreeSet<Name> = catalog.names().filter(|name| !kept.contains(name)).collect();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
         let is_left_over = |path: &str, modified_ms: i64| {
             let name = name_of(path);
             let is_old = |name: Name| name.generation < last.generation || now - modified_ms > UNPUBLISHED_MS;
-            !named.contains(path)
-                && name.is_some_and(|name| name < last && (dropped.contains(&name) || is_old(name)))
+            // What was set aside stays for as long as its checkpoint, and what a damaged manifest may name as well.
+            let is_kept = |name: &Name| catalog.get(*name).is_err() && kept.contains(name);
+            !named.contains(path.strip_suffix(DAMAGED).unwrap_or(path))
+                && name.is_some_and(|name| {
+                    !is_kept(&name) && name < last && (dropped.contains(&name) || is_old(name))
+                })
         };
-        let files: Vec<String> = files
-            .into_iter()
-            .filter(|(path, object)| is_left_over(path, object.modified_ms))
-            .map(|(path, _)| path)
-            .collect();
+        let left = files.into_iter().filter(|(path, object)| is_left_over(path, object.modified_ms));
+        let files: Vec<String> = left.map(|(path, _)| path).collect();
         // First the manifests: one without its files would be taken for damage. Newest first, so that none loses what it adds to.
         for name in dropped.iter().rev() {
             self.store.delete(vec![manifest_path(*name)])?;
         }
-        let aside =
-            |path: &String| set_aside_as(path).is_some_and(|name| name < last && !kept.contains(&name));
+        let aside = |path: &String| set_aside_as(path).is_some_and(|name| name < first_kept);
         self.store.delete(self.store.list("manifests")?.into_keys().filter(aside).collect())?;
-        self.store.delete(files)?;
-        kept.into_iter().rev().map(|name| catalog.get(name)).collect()
+        self.store.delete(files)
     }
 
     /// Removes what generations before this one have left behind without a manifest. It is to be called once they cannot publish any more: room that

@@ -131,6 +131,7 @@ fn checkpoints(keys: &mut Keys, data_dir: &Path) -> Option<CheckpointPlan> {
         is_given,
         every,
         keep: keys.whole("checkpoints.keep", 1..=1000),
+        verify_every: keys.duration("checkpoints.verify_every", "1s", "30d"),
     };
     (every > Duration::default()).then_some(plan)
 }

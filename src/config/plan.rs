@@ -116,7 +116,10 @@ pub struct CheckpointPlan {
     pub is_given: bool,
     /// More than nothing.
     pub every: Duration,
+    /// Full checkpoints, each with its increments.
     pub keep: usize,
+    /// From one reading of all that there are to the next.
+    pub verify_every: Duration,
 }
 
 /// The embedded journal, or the topic in its place.

@@ -2,12 +2,14 @@
 //!
 //! Process 0 asks for one with a mark, which is data: it has an epoch, the same at all workers. Each worker writes the state after that epoch
 //! ([`PartWriter`]). Once all workers of a process have, and its shards have made durable all that the epoch includes, the process hands
-//! in its part; with the parts of all, process 0 publishes, and gives up what only older checkpoints needed.
+//! in its part; with the parts of all, process 0 publishes. What was published it reads back, and gives up what only older checkpoints needed
+//! once that is whole (`verifying`).
 
 mod candidates;
 mod making;
 #[cfg(test)]
 mod tests;
+mod verifying;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -189,7 +191,7 @@ impl Checkpointed {
         Ok(failed.is_empty())
     }
 
-    /// Puts a checkpoint aside that is damaged for this process, too.
+    /// Puts the object aside that is damaged for this process, too. What adds to its checkpoint stays as it is.
     fn doubt(
         &self,
         manifest: &Manifest,
@@ -208,7 +210,16 @@ impl Checkpointed {
             Ok(_) | Err((FailureKind::Missing, _)) => Ok(()),
             // While another generation runs, they are that one's.
             Err((FailureKind::Damaged, _)) if is_following => Ok(()),
-            Err((FailureKind::Damaged, _)) => Ok(self.checkpoints.set_aside(name)?),
+            Err((FailureKind::Damaged, error)) => {
+                let Some(path) = error.damaged_path() else { return Ok(()) };
+                self.checkpoints.set_aside(path)?;
+                tracing::warn!(
+                    checkpoint = %name,
+                    path,
+                    "a file of a checkpoint is damaged: it is renamed to end in .damaged; with the right file in its place, what needs it is used again"
+                );
+                Ok(())
+            }
             Err((_, error)) => Err(error.into()),
         }
     }

@@ -13,7 +13,7 @@ fn identity() -> BTreeMap<String, String> {
 }
 
 fn usable(checkpoints: &Checkpoints) -> Vec<u64> {
-    checkpoints.usable(&identity()).unwrap().iter().map(|manifest| manifest.epoch).collect()
+    checkpoints.usable(&identity()).unwrap().usable.iter().map(|manifest| manifest.epoch).collect()
 }
 
 fn epochs(checkpoints: &Checkpoints) -> Vec<u64> {
@@ -61,10 +61,16 @@ fn damaged_files_are_refused_and_the_one_before_is_used() {
         fs::write(&path, whole).unwrap();
     }
     assert!(load(&checkpoints, &newest).is_ok());
-    // What only shows in the files is set aside by who finds it.
-    checkpoints.set_aside(newest.name()).unwrap();
-    checkpoints.set_aside(newest.name()).unwrap();
+    // What only shows in the files is set aside by who finds it: just that file.
+    let file = newest.files().next().unwrap();
+    let whole = fs::read(folder.path().join(&file.path)).unwrap();
+    checkpoints.set_aside(&file.path).unwrap();
+    checkpoints.set_aside(&file.path).unwrap();
     assert_eq!(usable(&checkpoints), [2, 1]);
+    assert_eq!(fs::read(folder.path().join(format!("{}.damaged", file.path))).unwrap(), whole);
+    fs::write(folder.path().join(&file.path), whole).unwrap();
+    assert_eq!(usable(&checkpoints), [3, 2, 1]);
+    assert!(load(&checkpoints, &newest).is_ok());
 }
 
 #[test]
@@ -150,9 +156,9 @@ fn sources_come_and_go_but_do_not_change() {
     checkpoints.publish(&manifest).unwrap();
     let mut own = cut.identity;
     own.insert("source b".into(), "topic b as json".into());
-    assert_eq!(checkpoints.usable(&own).unwrap().len(), 1);
+    assert_eq!(checkpoints.usable(&own).unwrap().usable.len(), 1);
     own.remove("source a");
-    assert_eq!(checkpoints.usable(&own).unwrap().len(), 1);
+    assert_eq!(checkpoints.usable(&own).unwrap().usable.len(), 1);
     own.insert("source a".into(), "topic a as avro".into());
     let line = checkpoints.usable(&own).unwrap_err().to_string();
     assert!(line.contains("source a = \"topic a as json\""), "{line}");
@@ -217,17 +223,20 @@ fn data(folder: &Path) -> Vec<String> {
     names
 }
 
+fn oldest(kept: &[Arc<Manifest>]) -> Option<u64> {
+    kept.iter().map(|one| one.positions["journal"][&0]).min()
+}
+
 #[test]
-fn trimming_keeps_what_is_needed() {
+fn trim_keeps_bases_with_their_increments() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = open(folder.path());
-    assert_eq!(checkpoints.trim(3).unwrap(), []);
+    let trim = |keep: usize| oldest(&checkpoints.trim(keep, &|_| true).unwrap());
+    assert_eq!(trim(3), None);
     let orphan = |generation: &str, epoch: u64| {
         let mark = Mark { checkpoint: epoch, full: true };
         drop(parts(&checkpoints, generation, 1, mark, epoch, &cities(1)[..1]));
     };
-    let position =
-        |kept: Vec<Arc<Manifest>>| kept.iter().map(|one| one.positions["journal"][&0]).min().unwrap();
     orphan("1-dead", 5);
     let first = publish(&checkpoints, "2-a", 10, &cities(1), None);
     let second = publish(&checkpoints, "2-a", 20, &cities(2)[..1], Some(&first));
@@ -235,27 +244,95 @@ fn trimming_keeps_what_is_needed() {
     // A failed write of this generation, and one that goes on.
     orphan("2-a", 25);
     orphan("2-a", 40);
-    assert_eq!(position(checkpoints.trim(1).unwrap()), 10);
-    assert_eq!(epochs(&checkpoints), [30, 20, 10]);
-    let folders = data(folder.path());
-    assert_eq!(folders.len(), 5, "{folders:?}");
-    assert!(!folders.iter().any(|folder| folder.ends_with("dead")));
-    let before = flat(load(&checkpoints, &third).unwrap());
+    // One base is never enough to give anything up.
+    assert_eq!((trim(1), trim(2)), (None, None));
+    assert_eq!((epochs(&checkpoints), data(folder.path()).len()), (vec![30, 20, 10], 6));
     let full = publish(&checkpoints, "2-a", 50, &cities(4), None);
-    assert_eq!(position(checkpoints.trim(2).unwrap()), 10);
-    assert_eq!(flat(load(&checkpoints, &third).unwrap()), before);
-    // A damaged one does not count.
+    assert_eq!(trim(2), Some(10));
+    let folders = data(folder.path());
+    assert_eq!((epochs(&checkpoints), folders.len()), (vec![50, 30, 20, 10], 6), "{folders:?}");
+    assert!(!folders.iter().any(|folder| folder.ends_with("dead")));
+    // A damaged base does not count, and neither does one that was not read back.
     let damaged = publish(&checkpoints, "2-a", 60, &cities(5), None);
-    let file = damaged.files().next().unwrap();
-    fs::write(folder.path().join(&file.path), "").unwrap();
-    assert_eq!(position(checkpoints.trim(1).unwrap()), 50);
+    let file = folder.path().join(&damaged.files().next().unwrap().path);
+    let right = fs::read(&file).unwrap();
+    fs::write(&file, "").unwrap();
+    assert_eq!(trim(2), Some(10));
+    fs::write(&file, right).unwrap();
+    assert_eq!(oldest(&checkpoints.trim(2, &|manifest| manifest.epoch != 60).unwrap()), Some(10));
+    assert_eq!(epochs(&checkpoints), [60, 50, 30, 20, 10]);
+    assert!(load(&checkpoints, &third).is_ok());
+    // Now there are three bases, of which two are kept.
+    assert_eq!(trim(2), Some(50));
     assert_eq!(epochs(&checkpoints), [60, 50]);
     let last = publish(&checkpoints, "3-b", 70, &cities(6), None);
-    checkpoints.set_aside(damaged.name()).unwrap();
-    assert_eq!(position(checkpoints.trim(1).unwrap()), 70);
+    // Where one is kept, the logs must reach back to the one before all the same.
+    assert_eq!(trim(1), Some(60));
     assert_eq!((epochs(&checkpoints), data(folder.path()).len()), (vec![70], 1));
-    assert_eq!(fs::read_dir(folder.path().join("manifests")).unwrap().count(), 1);
     assert!(load(&checkpoints, &last).is_ok() && load(&checkpoints, &full).is_err());
+}
+
+#[test]
+fn trim_leaves_what_was_set_aside_until_its_checkpoint_goes() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoints = open(folder.path());
+    let trim = || oldest(&checkpoints.trim(2, &|_| true).unwrap());
+    publish(&checkpoints, "1-a", 10, &cities(1), None);
+    let damaged = publish(&checkpoints, "1-a", 20, &cities(2), None);
+    let increment = publish(&checkpoints, "1-a", 30, &cities(3)[..1], Some(&damaged));
+    let file = &damaged.files().next().unwrap().path;
+    checkpoints.set_aside(file).unwrap();
+    publish(&checkpoints, "2-b", 40, &cities(4), None);
+    assert_eq!(trim(), Some(10));
+    fs::rename(folder.path().join(format!("{file}.damaged")), folder.path().join(file)).unwrap();
+    assert!(load(&checkpoints, &increment).is_ok(), "with the right file it is whole");
+    checkpoints.set_aside(file).unwrap();
+    publish(&checkpoints, "2-b", 50, &cities(5), None);
+    assert_eq!(trim(), Some(40));
+    assert_eq!((epochs(&checkpoints), data(folder.path()).len()), (vec![50, 40], 2));
+}
+
+#[test]
+fn sparse_file_in_place_of_another_is_damage_and_not_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let (checkpoints, [_, _, newest]) = three(folder.path());
+    let replace = |path: &str| {
+        let path = folder.path().join(path);
+        let right = fs::read(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::File::create(&path).unwrap().set_len(6 << 30).unwrap();
+        move || {
+            fs::remove_file(&path).unwrap();
+            fs::write(&path, &right).unwrap();
+        }
+    };
+    let began = Instant::now();
+    let file = newest.files().last().unwrap();
+    let put_back = replace(&file.path);
+    let line = load(&checkpoints, &newest).unwrap_err().to_string();
+    assert!(line.contains(&file.path) && line.contains("has 6442450944 bytes"), "{line}");
+    let checked = checkpoints.check_file(newest.name(), file, &mut |_| Ok(())).unwrap_err();
+    assert_eq!((checked.to_string(), checked.damaged_path()), (line, Some(&*file.path)));
+    assert_eq!(usable(&checkpoints), [2, 1]);
+    put_back();
+    let put_back = replace(&manifest_path(newest.name()));
+    assert!(checkpoints.read(newest.name()).unwrap_err().is_of_this_one());
+    assert_eq!(usable(&checkpoints), [2, 1]);
+    put_back();
+    assert_eq!(usable(&checkpoints), [3, 2, 1]);
+    assert!(began.elapsed() < Duration::from_secs(20), "it was read");
+}
+
+#[test]
+fn footer_of_other_rows_is_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    let (checkpoints, [_, _, newest]) = three(folder.path());
+    let mut other = newest.clone();
+    let segment = other.segments.iter_mut().find(|segment| segment.readings.is_some()).unwrap();
+    segment.readings.as_mut().unwrap().rows += 1;
+    segment.cities.rows += 1;
+    let line = load(&checkpoints, &other).unwrap_err().to_string();
+    assert!(line.contains("does not have the sizes of its rows"), "{line}");
 }
 
 #[test]
@@ -333,7 +410,8 @@ fn what_earlier_generations_have_not_finished_is_removed() {
     };
     let published = publish(&checkpoints, "1-a", 1, &cities(1), None);
     let damaged = publish(&checkpoints, "1-a", 2, &cities(1), None);
-    checkpoints.set_aside(damaged.name()).unwrap();
+    let manifest = manifest_path(damaged.name());
+    fs::rename(folder.path().join(&manifest), folder.path().join(format!("{manifest}.damaged"))).unwrap();
     orphan("1-a", 3);
     orphan("2-b", 4);
     // As a process that is killed leaves them.
@@ -380,6 +458,6 @@ fn a_death_before_the_manifest_leaves_the_one_before() {
     let checkpoints = open(folder.path());
     assert_eq!((usable(&checkpoints), data(folder.path()).len()), (vec![1], 2));
     publish(&checkpoints, "2-b", 3, &cities(3), None);
-    checkpoints.trim(5).unwrap();
+    checkpoints.trim(5, &|_| true).unwrap();
     assert_eq!((usable(&checkpoints), data(folder.path()).len()), (vec![3, 1], 2));
 }

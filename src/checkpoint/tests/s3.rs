@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, Command, Stdio};
 
-use crate::checkpoint::store::Store;
+use crate::checkpoint::store::{Fetched, Store};
 
 use super::*;
 
@@ -31,7 +31,7 @@ fn s3_process() {
     // Three parts, the last one short.
     let large: Bytes = (0..36u32 << 20).map(|n| (n.wrapping_mul(0x9E37_79B9) >> 24) as u8).collect();
     store.put("data/large".into(), large.clone()).unwrap();
-    assert!(store.get("data/large", u64::MAX).unwrap() == Some(large));
+    assert!(store.get_sized("data/large", 36 << 20).unwrap() == Fetched::Content(large));
     assert_eq!(store.list("data").unwrap()["data/large"].bytes, 36 << 20);
 
     let won: Vec<bool> = std::thread::scope(|scope| {
@@ -42,10 +42,13 @@ fn s3_process() {
     });
     assert_eq!(won.iter().filter(|won| **won).count(), 1, "{won:?}");
     let winner = won.iter().position(|won| *won).unwrap() as u8;
-    assert_eq!(store.get("manifests/one", 1_000).unwrap().unwrap(), vec![winner; 100]);
+    assert_eq!(store.get("manifests/one", 1_000).unwrap(), Fetched::Content(vec![winner; 100].into()));
+    store.rename("data/large", "data/large.damaged").unwrap();
+    assert_eq!(store.get_sized("data/large", 36 << 20).unwrap(), Fetched::Missing);
+    assert_eq!(store.get("data/large.damaged", 1_000).unwrap(), Fetched::OtherSize(36 << 20));
     // Again what is there: as after an answer that was lost.
     store.put("manifests/one".into(), vec![winner; 100].into()).unwrap();
-    store.delete(vec!["data/large".into(), "manifests/one".into(), "none".into()]).unwrap();
+    store.delete(vec!["data/large.damaged".into(), "manifests/one".into(), "none".into()]).unwrap();
     assert!(store.list("data").unwrap().is_empty());
 }
 

@@ -4,18 +4,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 use std::time::{Duration as Wait, Instant};
 
-use crate::checkpoint::{Checkpoints, Manifest, Name};
+use crate::checkpoint::{Checkpoints, Manifest, Name, Usable};
 use crate::model::{LogPosition, PartitionName};
 use crate::pipeline::checkpoints::Checkpointed;
 use crate::pipeline::live::RunError;
 use crate::pipeline::outlets::Written;
-use crate::sources::SourceError;
+use crate::sources::{SourceError, journal};
 
 /// How long a log may not answer before the start fails, and how often it is asked.
 const LOG_PATIENCE: Wait = Wait::from_secs(60);
 const LOG_RETRY: Wait = Wait::from_millis(500);
 /// How often a start lists them anew while they are given up as fast as it tries.
 const MOST_LISTS: u32 = 100;
+/// Of those that cannot be used, so many are named.
+const MOST_SHOWN: usize = 4;
 
 /// What a run begins with beside checkpoints.
 pub struct Beginning<'a> {
@@ -41,13 +43,24 @@ pub(super) struct Candidates<'a> {
     tried: BTreeSet<Name>,
     /// The newest that the sinks lack something of, and what.
     lacking: Option<(Name, String)>,
+    /// Why others cannot be used, the newest first, as it was when they were last listed.
+    unusable: Vec<String>,
     lists: u32,
 }
 
 impl<'a> Candidates<'a> {
     pub(super) fn new(kept: &'a Checkpointed, beginning: &'a Beginning<'a>) -> Candidates<'a> {
         let Checkpointed { checkpoints, identity, ids, .. } = kept;
-        Candidates { checkpoints, identity, ids, beginning, tried: BTreeSet::new(), lacking: None, lists: 0 }
+        Candidates {
+            checkpoints,
+            identity,
+            ids,
+            beginning,
+            tried: BTreeSet::new(),
+            lacking: None,
+            unusable: Vec::new(),
+            lists: 0,
+        }
     }
 
     /// The newest that was not tried yet, of all that there are now: a generation that runs gives up some and publishes others.
@@ -55,7 +68,8 @@ impl<'a> Candidates<'a> {
         while self.lists < MOST_LISTS {
             self.lists += 1;
             let newest = self.checkpoints.list()?.first().copied();
-            let usable = self.checkpoints.usable(self.identity)?;
+            let Usable { usable, unusable } = self.checkpoints.usable(self.identity)?;
+            self.unusable = unusable;
             let written = (self.beginning.written)()?;
             for manifest in usable {
                 if self.tried.insert(manifest.name()) && self.fits(&manifest, &written)? {
@@ -82,11 +96,24 @@ impl<'a> Candidates<'a> {
         };
         if let Some(why) = &why {
             tracing::warn!(checkpoint = %name, "a checkpoint is not used: {why}");
+            if lacks.is_none() && self.is_of_this_journal(manifest) && !self.beginning.adopt_logs {
+                return Err(RunError::Failed(format!(
+                    "the checkpoint {name} in {} is of this journal, which is another one now or ends before it ({why}): this data directory is an older \
+                     copy, or two have gone on from one. To go on with this one, without what the checkpoint includes, start it once with \
+                     --adopt-logs; to leave the checkpoints to the other one, name another place in checkpoints.url",
+                    self.checkpoints.place(),
+                )));
+            }
         }
         if let (Some(lacks), None) = (lacks, &self.lacking) {
             self.lacking = Some((name, lacks));
         }
         Ok(why.is_none())
+    }
+
+    fn is_of_this_journal(&self, manifest: &Manifest) -> bool {
+        let recorded = manifest.logs.get(journal::NAME).and_then(|log| log.id.as_ref());
+        recorded.is_some() && recorded == self.ids.get(journal::NAME)
     }
 
     fn does_not_go_on(&self, manifest: &Manifest) -> Result<Option<String>, RunError> {
@@ -102,8 +129,35 @@ impl<'a> Candidates<'a> {
         Ok(another_id(recorded, self.ids).filter(|_| !self.beginning.adopt_logs))
     }
 
-    /// There is none: what one has that the sinks lack must be in the logs then.
+    /// There is none: everything must be in the logs then.
     fn none(&self) -> Result<(), RunError> {
+        self.refuse_lacking()?;
+        if self.unusable.is_empty() || self.beginning.is_following {
+            return Ok(());
+        }
+        for (partition, start) in self.beginning.partitions {
+            let check = || (self.beginning.check)(&partition.source, partition.partition, (*start).into());
+            if let Err(why) = patiently(check, LOG_PATIENCE, LOG_RETRY)? {
+                let shown = self.unusable.iter().take(MOST_SHOWN).cloned().collect::<Vec<_>>().join("; ");
+                let more = self.unusable.len().saturating_sub(MOST_SHOWN);
+                let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+                return Err(RunError::Failed(format!(
+                    "none of the checkpoints in {} can be used ({shown}{more}), and the logs do not reach back to their beginnings (source {}: {why}): \
+                     put the right files back in their places, or restore a backup with `swelter restore` into a new data directory",
+                    self.checkpoints.place(),
+                    partition.source,
+                )));
+            }
+        }
+        tracing::warn!(
+            unusable = self.unusable.len(),
+            "none of the checkpoints can be used: the logs are read from their beginnings"
+        );
+        Ok(())
+    }
+
+    /// What one has that the sinks lack must be in the logs.
+    fn refuse_lacking(&self) -> Result<(), RunError> {
         let Some((name, lacks)) = &self.lacking else { return Ok(()) };
         for (partition, start) in self.beginning.partitions {
             let check = || (self.beginning.check)(&partition.source, partition.partition, (*start).into());

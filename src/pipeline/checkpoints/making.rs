@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration as Wait, Instant};
 
+use super::verifying::Verifier;
 use super::{Checkpointed, Parts};
 use crate::checkpoint::{CheckpointError, Checkpoints, Cut, Manifest, Part};
 use crate::cluster::message::Message;
@@ -13,7 +14,6 @@ use crate::model::{Mark, Slots};
 use crate::pipeline::live::RunError;
 use crate::pipeline::processes::Processes;
 use crate::sinks::kafka::{Ends, progress as sinks};
-use crate::sources::Source;
 use crate::sources::journal::Journal;
 use crate::worker::{Marked, Shared};
 
@@ -27,8 +27,6 @@ pub struct Making {
     processes: Arc<Processes>,
     parts: Arc<Parts>,
     outlets: Vec<Ends>,
-    /// At process 0.
-    journal: Option<Arc<Journal>>,
     next: Instant,
     count: u64,
     /// The last one has failed, so there is one to make though nothing has come since.
@@ -36,6 +34,8 @@ pub struct Making {
     running: Option<Running>,
     /// What the next one may add to.
     last: Option<Manifest>,
+    /// At process 0: reads back what was published.
+    verifier: Option<Verifier>,
     /// Of this process: the checkpoint that it owes its part of, and what that includes.
     owed: Option<(u64, Arc<sinks::Positions>)>,
 }
@@ -62,8 +62,10 @@ impl Making {
         processes: Arc<Processes>,
         (parts, outlets, journal): (Arc<Parts>, Vec<Ends>, Option<Arc<Journal>>),
     ) -> Result<Making, RunError> {
+        let mut verifier = None;
         if processes.topology().is_first() {
             sweep(&kept)?;
+            verifier = Some(Verifier::start(&kept, journal).map_err(RunError::Threads)?);
         }
         let next = Instant::now() + every(&kept.plan);
         Ok(Making {
@@ -72,12 +74,12 @@ impl Making {
             processes,
             parts,
             outlets,
-            journal,
             next,
             count: 0,
             again: false,
             running: None,
             last: None,
+            verifier,
             owed: None,
         })
     }
@@ -103,6 +105,11 @@ impl Making {
 
     /// Asks for the next one, where it is time and there is anything new.
     fn begin(&mut self, shared: &Shared) {
+        if self.verifier.as_ref().is_some_and(Verifier::take_damage) {
+            // What stands on what is damaged is not added to: a base is due, now.
+            (self.last, self.again) = (None, true);
+            self.next = Instant::now();
+        }
         if self.running.is_some() || Instant::now() < self.next || !self.parts.writers.are_idle() {
             return;
         }
@@ -199,6 +206,9 @@ impl Making {
                     metrics::gauge!("swelter_checkpoint_seconds").set(took.as_secs_f64());
                     metrics::gauge!("swelter_checkpoint_bytes").set(manifest.bytes() as f64);
                     metrics::counter!("swelter_checkpoints_total").increment(1);
+                    if let Some(verifier) = &self.verifier {
+                        verifier.published(manifest.name());
+                    }
                     (self.last, self.running) = (Some(manifest), None);
                 }
                 Ok(Err(error)) => self.give_up(&error.to_string()),
@@ -220,12 +230,8 @@ impl Making {
         };
         let parts = std::mem::take(&mut running.parts).into_values().flatten().collect();
         let adds_to = self.last.clone().filter(|_| !running.mark.full);
-        let publisher = Publisher {
-            checkpoints: self.kept.checkpoints.clone(),
-            keep: self.kept.plan.keep,
-            journal: self.journal.clone(),
-        };
-        let publish = move || publisher.publish(cut, parts, adds_to.as_ref());
+        let checkpoints = self.kept.checkpoints.clone();
+        let publish = move || publish(&checkpoints, cut, parts, adds_to.as_ref());
         match thread::Builder::new().name("publish".into()).spawn(publish) {
             Ok(publishing) => running.publishing = Some(publishing),
             Err(error) => self.give_up(&format!("no thread can be started: {error}")),
@@ -278,54 +284,14 @@ fn sweep(kept: &Checkpointed) -> Result<(), RunError> {
     thread::Builder::new().name("sweep".into()).spawn(sweep).map(drop).map_err(RunError::Threads)
 }
 
-/// What publishing a checkpoint takes.
-struct Publisher {
-    checkpoints: Checkpoints,
-    keep: usize,
-    journal: Option<Arc<Journal>>,
-}
-
-impl Publisher {
-    fn publish(
-        self,
-        cut: Cut,
-        parts: Vec<Part>,
-        adds_to: Option<&Manifest>,
-    ) -> Result<Manifest, CheckpointError> {
-        let manifest = Manifest::new(cut, parts.clone(), adds_to);
-        let manifest = manifest.inspect_err(|_| self.checkpoints.discard(&parts))?;
-        self.checkpoints.publish(&manifest)?;
-        if let Err(error) = self.trim(&manifest) {
-            tracing::warn!("what older checkpoints needed cannot be given up; it is tried again: {error}");
-        }
-        Ok(manifest)
-    }
-
-    /// Gives up checkpoints beyond those that are kept, and the records of the journal that lie before all of them.
-    fn trim(&self, newest: &Manifest) -> Result<(), String> {
-        let kept = self.checkpoints.trim(self.keep).map_err(|error| error.to_string())?;
-        match &self.journal {
-            Some(journal) => {
-                journal.trim(&covered(newest, &kept, &**journal)).map_err(|error| error.to_string())
-            }
-            None => Ok(()),
-        }
-    }
-}
-
-/// Up to where the newest checkpoint includes the journal, and all others that are kept and may be of it: one beside it may be of a journal
-/// that was here before.
-pub(super) fn covered(newest: &Manifest, kept: &[Arc<Manifest>], journal: &dyn Source) -> Vec<(u32, u64)> {
-    let of_journal =
-        |manifest: &Manifest| manifest.positions.get(journal.name()).cloned().unwrap_or_default();
-    let may_be_of_it = |positions: &BTreeMap<u32, u64>| {
-        positions.iter().all(|(partition, at)| journal.check(*partition, (*at).into()).is_ok())
-    };
-    let own = kept.iter().filter(|manifest| manifest.check_identity(&newest.identity).is_ok());
-    let others: Vec<_> = own.map(|manifest| of_journal(manifest)).filter(may_be_of_it).collect();
-    let least = |(partition, at): (u32, u64)| {
-        let others = others.iter().map(|positions| positions.get(&partition).copied().unwrap_or(0));
-        (partition, others.fold(at, u64::min))
-    };
-    of_journal(newest).into_iter().map(least).collect()
+fn publish(
+    checkpoints: &Checkpoints,
+    cut: Cut,
+    parts: Vec<Part>,
+    adds_to: Option<&Manifest>,
+) -> Result<Manifest, CheckpointError> {
+    let manifest = Manifest::new(cut, parts.clone(), adds_to);
+    let manifest = manifest.inspect_err(|_| checkpoints.discard(&parts))?;
+    checkpoints.publish(&manifest)?;
+    Ok(manifest)
 }

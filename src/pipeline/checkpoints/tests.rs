@@ -7,7 +7,7 @@ use std::thread::Thread;
 use std::time::Duration as Wait;
 
 use super::candidates::{lacks, patiently};
-use super::making::covered;
+use super::verifying::{Verifier, covered};
 use super::*;
 use crate::checkpoint::{Cut, FileEntry, Name, Segment};
 use crate::config::{FileInput, SourcePlan};
@@ -54,7 +54,7 @@ fn kept_in(folder: &Path) -> Checkpointed {
     let every = Duration::from_millis(60_000).unwrap();
     Checkpointed {
         checkpoints: Checkpoints::open(&place).unwrap(),
-        plan: CheckpointPlan { place, is_given: true, every, keep: 3 },
+        plan: CheckpointPlan { place, is_given: true, every, keep: 3, verify_every: every },
         identity: cut("1-a", 1, [0, 0]).identity,
         ids: BTreeMap::new(),
         generation: "1-a".into(),
@@ -77,19 +77,13 @@ fn damaged(kept: &Checkpointed, folder: &Path, epoch: u64) -> Manifest {
 #[test]
 fn the_journal_is_kept_from_the_oldest_that_is_of_it() {
     let newest = manifest("9-c", 90, [50, 60]);
-    let kept = |others: Vec<Manifest>| -> Vec<Arc<Manifest>> {
-        others.into_iter().chain([newest.clone()]).map(Arc::new).collect()
+    let of = |others: Vec<Manifest>| {
+        let kept: Vec<_> = [newest.clone()].into_iter().chain(others).map(Arc::new).collect();
+        covered(&kept, &Log([55, 65]))
     };
-    let of = |others: Vec<Manifest>| covered(&newest, &kept(others), &Log([55, 65]));
-    assert_eq!(of(vec![]), [(0, 50), (1, 60)]);
+    assert_eq!(covered(&[], &Log([55, 65])), []);
     // Each is the oldest in one partition.
     assert_eq!(of(vec![manifest("9-c", 70, [20, 55]), manifest("9-c", 80, [45, 30])]), [(0, 20), (1, 30)]);
-    // Of a journal that was longer, or read further by then.
-    assert_eq!(of(vec![manifest("8-b", 70, [10, 1_000])]), [(0, 50), (1, 60)]);
-    assert_eq!(of(vec![manifest("8-b", 70, [54, 64])]), [(0, 50), (1, 60)]);
-    let mut other = manifest("8-b", 70, [10, 10]);
-    other.identity.insert("formula".into(), "lu-romps".into());
-    assert_eq!(of(vec![other]), [(0, 50), (1, 60)]);
     // One that does not say is of nothing of it.
     let mut without = manifest("8-b", 70, [10, 10]);
     without.positions.clear();
@@ -150,7 +144,8 @@ fn only_what_is_damaged_here_is_put_aside() {
     let whole = manifest("1-a", 1, [5, 5]);
     kept.checkpoints.publish(&whole).unwrap();
     let broken = damaged(&kept, folder.path(), 2);
-    let is_left = |manifest: &Manifest| kept.checkpoints.list().unwrap().contains(&manifest.name());
+    let is_left =
+        |manifest: &Manifest| kept.checkpoints.usable(&kept.identity).unwrap().usable.contains(manifest);
 
     assert!(kept.judge(&whole, vec![None, None], false).unwrap());
     // What process 0 can read is not damaged, and not missing.
@@ -166,7 +161,10 @@ fn only_what_is_damaged_here_is_put_aside() {
     assert!(!kept.judge(&broken, vec![None, failed(Damaged)], true).unwrap());
     assert!(is_left(&broken));
     assert!(!kept.judge(&broken, vec![None, failed(Damaged)], false).unwrap());
-    assert!(!is_left(&broken));
+    // Its file is, and its manifest is not: with the right file it can be used again.
+    assert!(!is_left(&broken) && kept.checkpoints.list().unwrap().contains(&broken.name()));
+    let file = folder.path().join(&broken.files().next().unwrap().path);
+    assert!(!file.exists() && file.with_extension("parquet.damaged").exists());
     // It is gone by now.
     assert!(!kept.judge(&broken, vec![None, failed(Missing)], false).unwrap());
 }
@@ -184,7 +182,7 @@ fn what_comes_while_others_are_tried_is_tried_too() {
     let written = || {
         if let Some(epoch) = come.borrow_mut().pop() {
             publish(epoch);
-            kept.checkpoints.trim(1).unwrap();
+            kept.checkpoints.trim(1, &|_| true).unwrap();
         }
         Ok(vec![])
     };
@@ -234,6 +232,31 @@ fn what_sinks_lack_must_be_in_the_logs() {
 }
 
 #[test]
+fn start_without_checkpoint_names_what_is_damaged_and_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept = kept_in(folder.path());
+    let broken = damaged(&kept, folder.path(), 2);
+    let file = broken.files().next().unwrap().path.clone();
+    fs::remove_file(folder.path().join(&file)).unwrap();
+    let partitions = [(PartitionName { source: "journal".into(), partition: 0 }, 0)];
+    let written = || Ok(vec![]);
+    let next = |begin: u64| {
+        let check = |_: &str, _: u32, at: LogPosition| match at.position >= begin {
+            true => Ok(()),
+            false => Err(SourceError::Fatal(format!("it begins at {begin}"))),
+        };
+        let beginning =
+            Beginning { check: &check, partitions: &partitions, written: &written, is_following: false, adopt_logs: false };
+        Candidates::new(&kept, &beginning).next()
+    };
+    assert!(next(0).unwrap().is_none(), "the log reaches back");
+    let line = next(1).unwrap_err().to_string();
+    for says in [&*file, "is missing", "it begins at 1", "put the right files back", "swelter restore"] {
+        assert!(line.contains(says), "{says}: {line}");
+    }
+}
+
+#[test]
 fn another_file_under_the_same_name_is_another_log() {
     let folder = tempfile::tempdir().unwrap();
     let (path, new) = (folder.path().join("readings.csv"), folder.path().join("new.csv"));
@@ -250,36 +273,53 @@ fn another_file_under_the_same_name_is_another_log() {
     assert_ne!(file_identity(&source).unwrap(), before);
 }
 
+/// A full checkpoint with one file that is whole.
+fn base(kept: &Checkpointed, folder: &Path, epoch: u64) -> (Manifest, PathBuf) {
+    let path = format!("data/{}-a/cities-00.parquet", Name { generation: 1, epoch });
+    fs::create_dir_all(folder.join(&path).parent().unwrap()).unwrap();
+    fs::write(folder.join(&path), "PAR1").unwrap();
+    let xxh3 = format!("{:016x}", xxhash_rust::xxh3::xxh3_64(b"PAR1"));
+    let cities = FileEntry { path: path.clone(), bytes: 4, rows: 1, xxh3 };
+    let segments = vec![Segment { shard: 0, cities, readings: None }];
+    let part = Part { mark: Mark { checkpoint: epoch, full: true }, epoch, segments };
+    let manifest = Manifest::new(cut("1-a", epoch, [5, 5]), vec![part], None).unwrap();
+    kept.checkpoints.publish(&manifest).unwrap();
+    (manifest, folder.join(&path))
+}
+
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + Wait::from_secs(30);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what} does not happen");
+        std::thread::sleep(Wait::from_millis(5));
+    }
+}
+
 #[test]
-fn checkpoint_of_a_log_with_another_id_is_not_restored_unless_adopted() {
+fn verifier_finds_damage_sets_it_aside_and_trims_by_nothing_that_is_damaged() {
     let folder = tempfile::tempdir().unwrap();
     let mut kept = kept_in(folder.path());
-    let id = |id: &str| BTreeMap::from([("journal".to_owned(), id.to_owned())]);
-    kept.ids = id("new");
-    let mut read = manifest("1-a", 1, [5, 5]);
-    let before = Fingerprint { position: 4, digest: 77, leader_epoch: None };
-    read.logs =
-        [("journal".into(), LogRecord { id: Some("old".into()), before: [(1, before)].into() })].into();
-    kept.checkpoints.publish(&read).unwrap();
-    let checked = RefCell::new(Vec::new());
-    let check = |_: &str, _: u32, at: LogPosition| {
-        checked.borrow_mut().push(at.before);
-        Ok(())
-    };
-    let written = || Ok(vec![]);
-    let next = |kept: &Checkpointed, adopt_logs| {
-        let (check, written) = (&check, &written);
-        let beginning = Beginning { check, partitions: &[], written, is_following: false, adopt_logs };
-        Candidates::new(kept, &beginning).next().unwrap().is_some()
-    };
-    assert!(!next(&kept, false), "it may be another log");
-    assert_eq!(checked.take(), [None, Some(before)], "what lies before each position is compared");
-    assert!(next(&kept, true));
-    kept.ids = id("old");
-    assert!(next(&kept, false));
-    // A log without an id is known by its records alone.
-    kept.ids.clear();
-    assert!(next(&kept, false));
+    (kept.plan.keep, kept.plan.verify_every) = (2, Duration::from_millis(50).unwrap());
+    let epochs = || kept.checkpoints.list().unwrap().iter().map(|name| name.epoch).collect::<Vec<_>>();
+    let (first, _) = base(&kept, folder.path(), 1);
+    let (_, second) = base(&kept, folder.path(), 2);
+    let verifier = Verifier::start(&kept, None).unwrap();
+    base(&kept, folder.path(), 3);
+    until("that the first one is given up", || epochs() == [3, 2]);
+    assert!(!verifier.take_damage() && kept.checkpoints.read(first.name()).is_err());
+
+    // The same size, another content.
+    fs::write(&second, "PAR2").unwrap();
+    until("that damage is found", || verifier.take_damage());
+    let aside = second.with_extension("parquet.damaged");
+    until("that it is set aside", || aside.exists() && !second.exists());
+    std::thread::sleep(Wait::from_millis(200));
+    assert!(epochs() == [3, 2] && !verifier.take_damage(), "it is said once");
+    // One whole base is left, so nothing goes, whatever is published.
+    fs::write(&second, "PAR1").unwrap();
+    base(&kept, folder.path(), 4);
+    verifier.published(Name { generation: 1, epoch: 4 });
+    until("that older ones are given up", || epochs() == [4, 3]);
 }
 
 #[test]

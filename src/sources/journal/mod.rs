@@ -27,7 +27,7 @@ mod writer;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, TryLockError};
 use std::thread::{self, JoinHandle, Thread};
 
 use self::begins::Begins;
@@ -135,6 +135,8 @@ struct Shared {
     tails: Vec<Tail>,
     /// Why nothing more is written.
     failed: OnceLock<Arc<str>>,
+    /// Held by whoever needs that nothing is removed.
+    keeping: RwLock<()>,
 }
 
 impl Journal {
@@ -175,6 +177,7 @@ impl Journal {
             begins,
             tails: marks.ends.iter().map(|end| Tail::new(*end, tail_bytes)).collect(),
             failed: OnceLock::new(),
+            keeping: RwLock::default(),
         });
         let stamps = Stamps::open(dir, plan.max_ahead, last_arrival, clock);
         let clock = stamps.held();
@@ -238,6 +241,21 @@ impl Journal {
         let at_dir = |source| JournalError::Io { path: dir.clone(), source };
         self.shared.begins.raise(&begins).map_err(at_dir)?;
         self.shared.store.remove_before(&self.shared.begins.all()).map_err(failed)
+    }
+
+    /// Nothing is trimmed while this is held.
+    pub fn hold_trimming(&self) -> RwLockReadGuard<'_, ()> {
+        self.shared.keeping.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something that trims; nothing while somebody holds that.
+    pub fn unless_held<T>(&self, trim: impl FnOnce() -> T) -> Option<T> {
+        let _free = match self.shared.keeping.try_write() {
+            Ok(free) => free,
+            Err(TryLockError::Poisoned(free)) => free.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        Some(trim())
     }
 
     /// Why the journal has stopped to take records, where it has: the program is to end with this line. Readers that have
