@@ -38,8 +38,7 @@ pub use self::load::CityHigh;
 pub(crate) use self::manifest::fuzz_manifest;
 pub use self::manifest::{Chain, Cut, FileEntry, Manifest, Name, Part, Positions, SOURCE, Segment};
 pub use self::part::{PartWriter, Writers};
-pub use self::store::Place;
-use self::store::{Fetched, Store};
+pub use self::store::{Fetched, Place, Store};
 
 /// Where a run with a data directory has them unless it says otherwise, in that.
 pub const FOLDER: &str = "checkpoints";
@@ -306,6 +305,18 @@ impl Checkpoints {
             true => Ok(()),
             false => Err(CheckpointError::damaged_object(name, &file.path, NO_CHECKSUM)),
         }
+    }
+
+    /// Gives every object of a checkpoint of its own, with its path, as a copy needs them: the manifest last.
+    pub fn each_object(
+        &self,
+        manifest: &Manifest,
+        each: &mut dyn FnMut(&str, Bytes) -> Result<(), CheckpointError>,
+    ) -> Result<(), CheckpointError> {
+        for file in manifest.files() {
+            each(&file.path, self.file(manifest.name(), file)?)?;
+        }
+        each(&manifest_path(manifest.name()), manifest.to_bytes()?.into())
     }
 
     /// All manifests that there are, the oldest first, or why one cannot be used.

@@ -86,6 +86,21 @@ impl FromStr for Place {
     }
 }
 
+impl Place {
+    /// What is below this under a name.
+    pub fn join(&self, name: &str) -> Place {
+        match self {
+            Place::Folder(folder) => Place::Folder(folder.join(name)),
+            Place::S3 { bucket, prefix } if prefix.is_empty() => {
+                Place::S3 { bucket: bucket.clone(), prefix: name.into() }
+            }
+            Place::S3 { bucket, prefix } => {
+                Place::S3 { bucket: bucket.clone(), prefix: format!("{prefix}/{name}") }
+            }
+        }
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -97,14 +112,14 @@ impl fmt::Display for Place {
 }
 
 /// An object of the store.
-pub(super) struct Object {
+pub struct Object {
     pub bytes: u64,
     pub modified_ms: i64,
 }
 
 /// How a store is reached. Cloned by reference.
 #[derive(Clone)]
-pub(super) struct Store {
+pub struct Store {
     access: Access,
     handle: Handle,
     _threads: Arc<Threads>,
@@ -127,7 +142,7 @@ impl Drop for Threads {
 }
 
 impl Store {
-    pub(super) fn open(place: &Place) -> Result<Store, CheckpointError> {
+    pub fn open(place: &Place) -> Result<Store, CheckpointError> {
         let refused = |problem: String| CheckpointError::Place { place: place.to_string(), problem };
         let objects: Arc<dyn ObjectStore> = match place {
             Place::Folder(folder) => Arc::new(folder_store(folder).map_err(refused)?),
@@ -151,7 +166,7 @@ impl Store {
         Ok(Store { access, handle: runtime.handle().clone(), _threads: Arc::new(Threads(Some(runtime))) })
     }
 
-    pub(super) fn place(&self) -> &Place {
+    pub fn place(&self) -> &Place {
         &self.access.place
     }
 
@@ -164,12 +179,12 @@ impl Store {
         Putting { store: self.clone(), task }
     }
 
-    pub(super) fn put(&self, path: String, content: Bytes) -> Result<(), CheckpointError> {
+    pub fn put(&self, path: String, content: Bytes) -> Result<(), CheckpointError> {
         self.start_put(path, content).wait(&|| false)
     }
 
     /// The objects below a folder, by their paths.
-    pub(super) fn list(&self, folder: &str) -> Result<BTreeMap<String, Object>, CheckpointError> {
+    pub fn list(&self, folder: &str) -> Result<BTreeMap<String, Object>, CheckpointError> {
         let list = async {
             let mut found = BTreeMap::new();
             let prefix = Path::from(folder);
@@ -196,7 +211,7 @@ impl Store {
     }
 
     /// Deletes objects, and folders that become empty. One that is not there is deleted already.
-    pub(super) fn delete(&self, paths: Vec<String>) -> Result<(), CheckpointError> {
+    pub fn delete(&self, paths: Vec<String>) -> Result<(), CheckpointError> {
         self.handle.block_on(self.access.delete(paths))
     }
 

@@ -1,5 +1,6 @@
 //! What is loaded is what was written, or an error that names what is wrong.
 
+mod damage;
 mod faults;
 mod s3;
 mod trips;

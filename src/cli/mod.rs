@@ -1,5 +1,6 @@
 //! The command line: one file per command.
 
+mod backup;
 mod batch;
 mod checkpoints;
 mod cluster;
@@ -41,6 +42,8 @@ enum Command {
     DeadLetters(dead_letters::DeadLettersArgs),
     Checkpoints(checkpoints::CheckpointsArgs),
     Cluster(cluster::ClusterArgs),
+    Backup(backup::BackupArgs),
+    Restore(backup::RestoreArgs),
 }
 
 impl Cli {
@@ -57,6 +60,8 @@ impl Cli {
             Command::DeadLetters(args) => args.run(),
             Command::Checkpoints(args) => args.run(),
             Command::Cluster(args) => args.run(),
+            Command::Backup(args) => args.run(),
+            Command::Restore(args) => args.run(),
         };
         match result {
             Ok(()) => ExitCode::SUCCESS,

@@ -109,6 +109,10 @@ impl Checkpointed {
         Ok(Some(Checkpointed { checkpoints: kept, plan: plan_, identity, ids, generation: named }))
     }
 
+    pub fn place(&self) -> &Place {
+        self.checkpoints.place()
+    }
+
     /// Takes up the newest checkpoint that all processes can load, if there is one.
     ///
     /// # Errors

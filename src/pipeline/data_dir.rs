@@ -102,6 +102,11 @@ impl DataDir {
     }
 }
 
+/// Holds a data directory that is there, without beginning a generation: nobody else uses it until this is dropped.
+pub fn hold(path: &Path) -> Result<File, DataDirError> {
+    lock(path, Duration::ZERO)
+}
+
 fn lock(path: &Path, wait: Duration) -> Result<File, DataDirError> {
     let lock_path = path.join("LOCK");
     let at_lock = |source| DataDirError::Io { path: lock_path.clone(), source };

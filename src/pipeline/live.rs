@@ -12,6 +12,7 @@ use std::time::{Duration as Wait, Instant};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::{Builder, Runtime};
 
+use super::backup::BackupService;
 use super::checkpoints::{Beginning, Checkpointed, Making, Parts};
 use super::data_dir::{DataDir, DataDirError};
 use super::epochs::{EpochBound, keep_reserving};
@@ -285,6 +286,7 @@ fn run_together(
         ended: Arc::default(),
         writing: None,
         making: None,
+        backups: None,
         retrying: None,
         appender,
         feeds: Vec::new(),
@@ -400,6 +402,7 @@ struct Own<'a> {
     ended: Arc<AtomicBool>,
     writing: Option<Writing>,
     making: Option<Making>,
+    backups: Option<BackupService>,
     retrying: Option<Retrying>,
     appender: Option<Arc<dyn Appender>>,
     feeds: Vec<(String, Feed)>,
@@ -430,6 +433,13 @@ impl Own<'_> {
         // All know where to wait: whoever is released first leaves nobody behind.
         self.processes.cluster().go_on_together()?;
         self.gate.release(floor);
+        let place = self.checkpoints.as_ref().map(|(kept, _)| kept.place().to_string());
+        self.backups = logs.journal().and_then(|(journal, dir)| {
+            let started = BackupService::start(journal, &dir, place);
+            started
+                .inspect_err(|error| tracing::warn!(%error, "backups cannot be taken while this runs"))
+                .ok()
+        });
         if let Some((kept, parts)) = self.checkpoints.take() {
             let journal = logs.journal().map(|(journal, _)| journal);
             let from = (parts, writing.ends(), journal);
@@ -549,7 +559,7 @@ impl Own<'_> {
                 tracing::warn!(source = name, %error, "a generator has ended early");
             }
         }
-        self.making = None;
+        (self.making, self.backups) = (None, None);
         self.shared.stop();
         let waited = if workers_ended { Ok(()) } else { workers::wait_for_end(happened) };
         self.ended.store(true, Ordering::Relaxed);

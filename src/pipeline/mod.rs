@@ -1,5 +1,6 @@
 //! The one place that wires everything.
 
+pub mod backup;
 pub mod batch;
 mod checkpoints;
 pub mod data_dir;

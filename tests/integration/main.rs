@@ -3,6 +3,7 @@
 // What fails here fails a test.
 #![allow(clippy::unwrap_used)]
 
+mod backup;
 mod batch;
 mod checkpoints;
 mod clock;

@@ -7,7 +7,7 @@ use std::thread::Thread;
 use std::time::Duration as Wait;
 
 use super::candidates::{lacks, patiently};
-use super::verifying::{Verifier, covered};
+use super::verifying::{Verifier, covered, is_of_journal};
 use super::*;
 use crate::checkpoint::{Cut, FileEntry, Name, Segment};
 use crate::config::{FileInput, SourcePlan};
@@ -245,8 +245,13 @@ fn start_without_checkpoint_names_what_is_damaged_and_what_to_do() {
             true => Ok(()),
             false => Err(SourceError::Fatal(format!("it begins at {begin}"))),
         };
-        let beginning =
-            Beginning { check: &check, partitions: &partitions, written: &written, is_following: false, adopt_logs: false };
+        let beginning = Beginning {
+            check: &check,
+            partitions: &partitions,
+            written: &written,
+            is_following: false,
+            adopt_logs: false,
+        };
         Candidates::new(&kept, &beginning).next()
     };
     assert!(next(0).unwrap().is_none(), "the log reaches back");
@@ -320,6 +325,80 @@ fn verifier_finds_damage_sets_it_aside_and_trims_by_nothing_that_is_damaged() {
     base(&kept, folder.path(), 4);
     verifier.published(Name { generation: 1, epoch: 4 });
     until("that older ones are given up", || epochs() == [4, 3]);
+}
+
+#[test]
+fn checkpoint_of_a_log_with_another_id_is_not_restored_unless_adopted() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut kept = kept_in(folder.path());
+    let id = |id: &str| BTreeMap::from([("journal".to_owned(), id.to_owned())]);
+    kept.ids = id("new");
+    let mut read = manifest("1-a", 1, [5, 5]);
+    let before = Fingerprint { position: 4, digest: 77, leader_epoch: None };
+    read.logs =
+        [("journal".into(), LogRecord { id: Some("old".into()), before: [(1, before)].into() })].into();
+    kept.checkpoints.publish(&read).unwrap();
+    let checked = RefCell::new(Vec::new());
+    let check = |_: &str, _: u32, at: LogPosition| {
+        checked.borrow_mut().push(at.before);
+        Ok(())
+    };
+    let written = || Ok(vec![]);
+    let next = |kept: &Checkpointed, adopt_logs| {
+        let (check, written) = (&check, &written);
+        let beginning = Beginning { check, partitions: &[], written, is_following: false, adopt_logs };
+        Candidates::new(kept, &beginning).next().unwrap().is_some()
+    };
+    assert!(!next(&kept, false), "it may be another log");
+    assert_eq!(checked.take(), [None, Some(before)], "what lies before each position is compared");
+    assert!(next(&kept, true));
+    kept.ids = id("old");
+    assert!(next(&kept, false));
+    // A log without an id is known by its records alone.
+    kept.ids.clear();
+    assert!(next(&kept, false));
+}
+
+/// The data directory is a copy from before, or two have gone on from one: what the other one has made stands in the same place.
+#[test]
+fn checkpoint_of_this_journal_that_it_does_not_reach_refuses_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut kept = kept_in(folder.path());
+    kept.ids = BTreeMap::from([("journal".to_owned(), "own".to_owned())]);
+    let publish = |epoch: u64, at: u64, id: &str| {
+        let mut made = manifest("1-a", epoch, [at, 0]);
+        let before = [(0, Fingerprint { position: at - 1, digest: at, leader_epoch: None })].into();
+        made.logs = [("journal".into(), LogRecord { id: Some(id.into()), before })].into();
+        kept.checkpoints.publish(&made).unwrap();
+    };
+    let check = |_: &str, _: u32, at: LogPosition| match at.position <= 50 {
+        true => Ok(()),
+        false => Err(SourceError::Fatal("it ends at 50".into())),
+    };
+    let written = || Ok(vec![]);
+    let next = |adopt_logs| {
+        let (check, written) = (&check, &written);
+        let beginning = Beginning { check, partitions: &[], written, is_following: false, adopt_logs };
+        Candidates::new(&kept, &beginning).next().map(|next| next.map(|next| next.epoch))
+    };
+    publish(1, 40, "own");
+    publish(2, 70, "own");
+    let line = next(false).unwrap_err().to_string();
+    for says in ["it ends at 50", "--adopt-logs", "checkpoints.url", "older copy"] {
+        assert!(line.contains(says), "{says}: {line}");
+    }
+    assert_eq!(next(true).unwrap(), Some(1), "it goes on from what it has");
+    // What it has made since is newer, so there is nothing to refuse any more.
+    publish(3, 45, "own");
+    assert_eq!(next(false).unwrap(), Some(3));
+    // And what is of another journal is for nobody's start, nor for anybody's trimming.
+    publish(4, 45, "other");
+    assert_eq!(next(false).unwrap(), Some(3));
+    let of = |epoch: u64| {
+        let name = Name { generation: 1, epoch };
+        is_of_journal(&kept.checkpoints.read(name).unwrap(), kept.ids.get("journal"), &Log([50, 50]))
+    };
+    assert_eq!([1, 2, 3, 4].map(of), [true, false, true, false]);
 }
 
 #[test]

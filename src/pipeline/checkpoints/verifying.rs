@@ -21,6 +21,8 @@ const BYTES_A_SECOND: u64 = 64 << 20;
 const RETRY: Wait = Wait::from_secs(60);
 /// How often a wait looks whether it is to end.
 const LOOK: Wait = Wait::from_millis(100);
+/// How long a stop waits for the thread.
+const LONGEST_END: Wait = Wait::from_secs(1);
 
 /// Reads checkpoints back, on a thread of its own. It ends when this is dropped.
 pub(super) struct Verifier {
@@ -64,7 +66,11 @@ impl Verifier {
 impl Drop for Verifier {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        // It waits for nothing but the store, and for that no longer than one request takes.
+        let deadline = Instant::now() + LONGEST_END;
+        // It waits for nothing but the store; what that takes longer for is not waited for.
+        while self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) && Instant::now() < deadline {
+            thread::sleep(LOOK / 10);
+        }
         drop(self.thread.take());
     }
 }
@@ -150,6 +156,8 @@ impl Work {
         for file in manifest.files() {
             match self.check(name, file) {
                 Ok(()) => drop(self.damaged.remove(&file.path)),
+                // Somebody else has given it up meanwhile.
+                Err(CheckpointError::Damaged { .. }) if !self.is_there(name)? => return Ok(()),
                 Err(error @ CheckpointError::Damaged { .. }) => {
                     is_whole = false;
                     self.report(name, &file.path, &error);
@@ -162,6 +170,10 @@ impl Work {
             false => drop(self.verified.remove(&name)),
         }
         Ok(())
+    }
+
+    fn is_there(&self, name: Name) -> Result<bool, CheckpointError> {
+        Ok(self.checkpoints.list()?.contains(&name))
     }
 
     /// Damage is believed when it is read twice.
@@ -235,9 +247,10 @@ impl Work {
     fn counts(&self, manifest: &Manifest) -> bool {
         self.verified.contains(&manifest.name())
             && manifest.check_identity(&self.identity).is_ok()
-            && self.journal.as_ref().is_none_or(|journal| {
-                is_of_journal(manifest, self.journal_id.as_ref(), &**journal)
-            })
+            && self
+                .journal
+                .as_ref()
+                .is_none_or(|journal| is_of_journal(manifest, self.journal_id.as_ref(), &**journal))
     }
 }
 

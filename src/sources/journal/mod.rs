@@ -14,6 +14,7 @@
 
 mod begins;
 mod block;
+mod copy;
 mod marks;
 mod queue;
 mod reader;
@@ -27,11 +28,12 @@ mod writer;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, TryLockError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, TryLockError};
 use std::thread::{self, JoinHandle, Thread};
 
 use self::begins::Begins;
 use self::block::{Decoder, Encoder};
+pub use self::copy::{BlockSequence, JournalCopy, StoredBlock, id_of};
 use self::marks::Marks;
 use self::queue::Queue;
 use self::reader::Reader;
@@ -137,6 +139,8 @@ struct Shared {
     failed: OnceLock<Arc<str>>,
     /// Held by whoever needs that nothing is removed.
     keeping: RwLock<()>,
+    /// Held while a commit is shown to the readers of all its partitions.
+    publishing: Mutex<()>,
 }
 
 impl Journal {
@@ -178,6 +182,7 @@ impl Journal {
             tails: marks.ends.iter().map(|end| Tail::new(*end, tail_bytes)).collect(),
             failed: OnceLock::new(),
             keeping: RwLock::default(),
+            publishing: Mutex::default(),
         });
         let stamps = Stamps::open(dir, plan.max_ahead, last_arrival, clock);
         let clock = stamps.held();

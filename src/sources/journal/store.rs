@@ -172,6 +172,30 @@ impl Store {
         })
     }
 
+    /// Blocks as they are stored, from the one that begins at the start of the range on, about so many bytes of them; none that begins
+    /// behind it.
+    pub(super) fn stored(
+        &self,
+        partition: u32,
+        range: std::ops::Range<u64>,
+        bytes: usize,
+    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Failure> {
+        caught(|| {
+            let mut found = Vec::new();
+            let mut left = bytes;
+            let keys = block::key(partition, range.start)..block::key(partition, range.end);
+            for guard in self.blocks.range(keys) {
+                let (key, value) = guard.into_inner()?;
+                found.push((key.to_vec(), value.to_vec()));
+                left = left.saturating_sub(value.len());
+                if left == 0 {
+                    break;
+                }
+            }
+            Ok::<_, Failure>(found)
+        })
+    }
+
     /// Bytes on disk, the write-ahead log left out, which is reused.
     pub(super) fn disk_bytes(&self) -> u64 {
         self.blocks.disk_space()

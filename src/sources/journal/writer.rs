@@ -1,7 +1,7 @@
 //! The one thread that writes: all that waits becomes one commit.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -98,9 +98,11 @@ impl Writer {
     /// Shows the readers what is durable now, then tells those who have appended it.
     fn publish(&self, blocks: Vec<(u32, Block)>, appends: Vec<Append>, mut ends: Vec<u64>) {
         let partitions: Vec<u32> = blocks.iter().map(|(partition, _)| *partition).collect();
+        let whole = self.shared.publishing.lock().unwrap_or_else(PoisonError::into_inner);
         for (partition, block) in blocks {
             self.shared.tails[partition as usize].push(block);
         }
+        drop(whole);
         for partition in partitions {
             self.shared.tails[partition as usize].wake();
         }

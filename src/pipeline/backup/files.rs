@@ -1,0 +1,122 @@
+//! The small files of a data directory that a backup has: generations, dead letters, the places of generators.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Component, Path};
+
+/// What is one object, in bytes.
+const PIECE_BYTES: u64 = 32 << 20;
+/// How often files may be renamed while they are opened.
+const TRIES: usize = 20;
+const FEEDS: &str = "feeds";
+
+/// Files that are open, by their names in the data directory. What is renamed from now on is still read.
+pub(super) struct OpenFiles(BTreeMap<String, File>);
+
+/// Whether a backup has a file.
+fn is_wanted(name: &str) -> bool {
+    name.starts_with("generation-") && !name.ends_with(".new") || name.starts_with("dead-letters")
+}
+
+/// Whether a name that a backup says is one that a backup has: nothing is written elsewhere.
+pub(super) fn is_allowed(name: &str) -> bool {
+    let parts: Vec<_> = Path::new(name).components().collect();
+    match &parts[..] {
+        [Component::Normal(file)] => file.to_str().is_some_and(is_wanted),
+        [Component::Normal(folder), Component::Normal(_)] => *folder == FEEDS,
+        _ => false,
+    }
+}
+
+impl OpenFiles {
+    pub(super) fn open(data_dir: &Path) -> io::Result<OpenFiles> {
+        let mut names = names(data_dir)?;
+        for _ in 0..TRIES {
+            let mut files = BTreeMap::new();
+            for name in &names {
+                match File::open(data_dir.join(name)) {
+                    Ok(file) => drop(files.insert(name.clone(), file)),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            let again = self::names(data_dir)?;
+            if again == names && files.len() == names.len() {
+                return Ok(OpenFiles(files));
+            }
+            names = again;
+        }
+        Err(io::Error::other("its files are renamed all the time"))
+    }
+
+    /// Gives the files piece by piece. Of files of lines the last one is left out if it is not whole yet.
+    pub(super) fn each_piece<E: From<io::Error>>(
+        self,
+        mut each: impl FnMut(&str, Vec<u8>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        for (name, file) in self.0 {
+            let length = match is_of_lines(&name) {
+                true => whole_lines(&file)?,
+                false => file.metadata()?.len(),
+            };
+            let mut left = file.take(length);
+            loop {
+                let mut piece = Vec::new();
+                left.by_ref().take(PIECE_BYTES).read_to_end(&mut piece)?;
+                let is_last = (piece.len() as u64) < PIECE_BYTES;
+                each(&name, piece)?;
+                if is_last {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn names(data_dir: &Path) -> io::Result<Vec<String>> {
+    let mut found = Vec::new();
+    for (folder, prefix) in
+        [(data_dir.to_path_buf(), String::new()), (data_dir.join(FEEDS), format!("{FEEDS}/"))]
+    {
+        let entries = match fs::read_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let Some(name) = entry.file_name().to_str().map(|name| format!("{prefix}{name}")) else {
+                continue;
+            };
+            let is_file = entry.file_type()?.is_file();
+            // Those of generators that are being written have names of their own.
+            if is_file && is_allowed(&name) && (prefix.is_empty() || name.ends_with(".json")) {
+                found.push(name);
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn is_of_lines(name: &str) -> bool {
+    name.ends_with(".jsonl") || name.ends_with(".sent")
+}
+
+/// Up to where a file has whole lines.
+fn whole_lines(file: &File) -> io::Result<u64> {
+    use std::os::unix::fs::FileExt as _;
+    let mut end = file.metadata()?.len();
+    let mut buffer = [0; 8192];
+    while end > 0 {
+        let from = end.saturating_sub(buffer.len() as u64);
+        let part = &mut buffer[..(end - from) as usize];
+        file.read_exact_at(part, from)?;
+        if let Some(at) = part.iter().rposition(|byte| *byte == b'\n') {
+            return Ok(from + at as u64 + 1);
+        }
+        end = from;
+    }
+    Ok(0)
+}

@@ -1,0 +1,135 @@
+//! Where a journal is copied from: the service that has it open, or its folder.
+
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, Read as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use super::BackupError;
+use super::service::{self, EndsRequest, LAST_KEY, Offer, Request};
+use crate::pipeline::data_dir::{self, DataDirError};
+use crate::sources::journal::{Journal, JournalError, JournalPlan};
+
+const LINE_BYTES: u64 = 1 << 20;
+/// More than any block has.
+const MOST_BLOCK_BYTES: u32 = 64 << 20;
+
+/// Nothing of the journal and its checkpoints is trimmed while this is there.
+pub(super) struct Origin {
+    pub offer: Offer,
+    from: From,
+}
+
+enum From {
+    Service(BufReader<UnixStream>),
+    /// The lock is given back last.
+    Folder(Journal, #[allow(dead_code)] File),
+}
+
+impl Origin {
+    /// `checkpoints` says where those are if no service does.
+    pub(super) fn open(data_dir: &Path, checkpoints: Option<String>) -> Result<Origin, BackupError> {
+        let at_dir = |source| BackupError::Io { path: data_dir.into(), source };
+        if let Some(stream) = service::connect(data_dir).map_err(at_dir)? {
+            let mut reader = BufReader::new(stream);
+            service::write_line(reader.get_mut(), &Request { backup: 1 }).map_err(ended)?;
+            let offer: Offer = service::parse(&line(&mut reader)?).map_err(ended)?;
+            return Ok(Origin { offer, from: From::Service(reader) });
+        }
+        let folder = data_dir.join("journal");
+        if !folder.is_dir() {
+            return Err(BackupError::Refused(format!(
+                "{} has no journal: --data-dir or --config says where the data directory is; what is in topics is backed up where those are",
+                data_dir.display()
+            )));
+        }
+        let held = data_dir::hold(data_dir).map_err(|error| match error {
+            DataDirError::InUse(_) => BackupError::Refused(format!(
+                "{} is in use by a process that takes no backups, as one does that is starting or ending: try again, or stop it first",
+                data_dir.display()
+            )),
+            error => error.into(),
+        })?;
+        let partitions = Journal::partitions_in(&folder)?;
+        let journal = Journal::open(&folder, JournalPlan { partitions, ..JournalPlan::default() })?;
+        let offer = Offer::of(&journal, data_dir, checkpoints);
+        Ok(Origin { offer, from: From::Folder(journal, held) })
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        matches!(self.from, From::Service(_))
+    }
+
+    /// Gives the blocks of all partitions, and where they end: behind all that was acknowledged when this is called.
+    pub(super) fn copy_journal(
+        &mut self,
+        each: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), BackupError>,
+    ) -> Result<Vec<u64>, BackupError> {
+        match &mut self.from {
+            From::Service(reader) => receive(reader, each),
+            From::Folder(journal, _) => {
+                let ends = journal.ends();
+                for (partition, (begin, end)) in (0..).zip(self.offer.begins.iter().zip(&ends)) {
+                    each_stored(journal, partition, *begin, *end, each)??;
+                }
+                Ok(ends)
+            }
+        }
+    }
+}
+
+/// Gives the stored blocks of a partition one by one.
+pub(super) fn each_stored<E>(
+    journal: &Journal,
+    partition: u32,
+    begin: u64,
+    end: u64,
+    each: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), E>,
+) -> Result<Result<(), E>, JournalError> {
+    let mut from = begin;
+    loop {
+        let blocks = journal.stored_blocks(partition, from, end)?;
+        let Some((last, _)) = blocks.last() else { return Ok(Ok(())) };
+        // A key ends with its position; the next block begins behind it.
+        let position = last.last_chunk::<8>().map_or(end, |position| u64::from_be_bytes(*position));
+        from = position.saturating_add(1);
+        for (key, stored) in &blocks {
+            if let Err(error) = each(key, stored) {
+                return Ok(Err(error));
+            }
+        }
+    }
+}
+
+fn receive(
+    reader: &mut BufReader<UnixStream>,
+    each: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), BackupError>,
+) -> Result<Vec<u64>, BackupError> {
+    service::write_line(reader.get_mut(), &EndsRequest { ends: true }).map_err(ended)?;
+    let ends: Vec<u64> = service::parse(&line(reader)?).map_err(ended)?;
+    loop {
+        let (mut key, mut length) = ([0; 12], [0; 4]);
+        reader.read_exact(&mut key).and_then(|()| reader.read_exact(&mut length)).map_err(ended)?;
+        let length = u32::from_le_bytes(length);
+        if length > MOST_BLOCK_BYTES {
+            return Err(BackupError::Service(format!("it sends a block of {length} bytes")));
+        }
+        let mut stored = vec![0; length as usize];
+        reader.read_exact(&mut stored).map_err(ended)?;
+        match key {
+            LAST_KEY if stored.is_empty() => return Ok(ends),
+            LAST_KEY => return Err(BackupError::Service(String::from_utf8_lossy(&stored).into_owned())),
+            key => each(&key, &stored)?,
+        }
+    }
+}
+
+fn line(reader: &mut BufReader<UnixStream>) -> Result<Vec<u8>, BackupError> {
+    let mut line = Vec::new();
+    reader.take(LINE_BYTES).read_until(b'\n', &mut line).map_err(ended)?;
+    Ok(line)
+}
+
+fn ended(error: io::Error) -> BackupError {
+    BackupError::Service(format!("{error}; its log says more"))
+}

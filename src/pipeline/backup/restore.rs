@@ -1,0 +1,140 @@
+//! A backup becomes a data directory.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::archive::{Checked, Found, verify_found};
+use super::{BackupError, files};
+use crate::checkpoint::{FOLDER, Place, Store};
+use crate::sources::journal::{self, Journal, JournalCopy, JournalPlan};
+
+/// A data directory that was restored.
+#[derive(Clone, Debug, Serialize)]
+pub struct Restored {
+    #[serde(flatten)]
+    pub checked: Checked,
+    pub data_dir: String,
+    pub journal_id: String,
+    /// Of the journal that was copied, if it had one.
+    pub parent_id: Option<String>,
+}
+
+/// Restores a backup, or the newest below a place, to a data directory that is not there yet, or empty: as a whole or not at all. Its journal has an
+/// id of its own, and its checkpoints are of that.
+pub fn restore(from: &Place, data_dir: &Path) -> Result<Restored, BackupError> {
+    refuse_what_is_there(data_dir)?;
+    let found = Found::open(from)?;
+    let checked = verify_found(&found)?;
+    let unfinished = Unfinished::begin(data_dir)?;
+    let parent_id = found.manifest.journal.id.clone();
+    let journal_id = restore_journal(&found, &unfinished.0.join("journal"))?;
+    restore_files(&found, &unfinished.0)?;
+    restore_checkpoints(&found, &unfinished.0.join(FOLDER), &journal_id)?;
+    unfinished.finish(data_dir)?;
+    Ok(Restored { checked, data_dir: data_dir.display().to_string(), journal_id, parent_id })
+}
+
+fn refuse_what_is_there(data_dir: &Path) -> Result<(), BackupError> {
+    let refused = |what: &str| {
+        Err(BackupError::Refused(format!(
+            "{} {what}: name a folder that is not there yet, or an empty one",
+            data_dir.display()
+        )))
+    };
+    let first = fs::read_dir(data_dir).map(|mut entries| entries.next());
+    match first {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(_) => refused("is not a folder that can be read"),
+        Ok(None) => Ok(()),
+        Ok(Some(_)) => refused("is not empty"),
+    }
+}
+
+/// What is restored lies beside its place until it is whole; it is removed where it does not become so.
+struct Unfinished(PathBuf);
+
+impl Unfinished {
+    fn begin(data_dir: &Path) -> Result<Unfinished, BackupError> {
+        let absolute = std::path::absolute(data_dir).map_err(BackupError::io(data_dir))?;
+        let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
+            return Err(BackupError::Refused(format!("{} is no name for a folder", data_dir.display())));
+        };
+        fs::create_dir_all(parent).map_err(BackupError::io(parent))?;
+        let path = parent.join(format!(".{}.restoring-{}", name.display(), std::process::id()));
+        DirBuilder::new().mode(0o700).create(&path).map_err(BackupError::io(&path))?;
+        Ok(Unfinished(path))
+    }
+
+    fn finish(self, data_dir: &Path) -> Result<(), BackupError> {
+        sync_folders(&self.0).map_err(BackupError::io(&self.0))?;
+        fs::rename(&self.0, data_dir).map_err(BackupError::io(data_dir))?;
+        let parent = self.0.parent().unwrap_or(Path::new("/"));
+        File::open(parent).and_then(|folder| folder.sync_all()).map_err(BackupError::io(parent))
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // It is gone where it was finished.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn sync_folders(folder: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_folders(&entry.path())?;
+        }
+    }
+    File::open(folder)?.sync_all()
+}
+
+fn restore_journal(found: &Found, dir: &Path) -> Result<String, BackupError> {
+    let part = &found.manifest.journal;
+    let mut copy = JournalCopy::create(dir, &part.begins)?;
+    found.each_block(&mut |key, stored| Ok(copy.push(key, stored)?))?;
+    let id = copy.finish(&part.ends, part.id.clone())?;
+    // It is opened as a start will open it.
+    let plan = JournalPlan { partitions: part.ends.len() as u32, ..JournalPlan::default() };
+    drop(Journal::open(dir, plan)?);
+    Ok(id)
+}
+
+fn restore_files(found: &Found, data_dir: &Path) -> Result<(), BackupError> {
+    for piece in &found.manifest.files {
+        if !files::is_allowed(&piece.file) {
+            return Err(found.damaged(format!("it names the file {:?}", piece.file)));
+        }
+        let path = data_dir.join(&piece.file);
+        if let Some(folder) = path.parent().filter(|folder| !folder.is_dir()) {
+            DirBuilder::new().mode(0o700).create(folder).map_err(BackupError::io(folder))?;
+        }
+        let content = found.read(&piece.object)?;
+        let written =
+            File::options().append(true).create(true).mode(0o600).open(&path).and_then(|mut file| {
+                file.write_all(&content)?;
+                file.sync_all()
+            });
+        written.map_err(BackupError::io(&path))?;
+    }
+    Ok(())
+}
+
+/// They were made of the journal that was copied, and what they include is in this one: so they say.
+fn restore_checkpoints(found: &Found, folder: &Path, journal_id: &str) -> Result<(), BackupError> {
+    let names = found.checkpoint_names()?;
+    let (from, to) = (found.checkpoints()?, Store::open(&Place::Folder(folder.into()))?);
+    for name in names {
+        let mut manifest = from.read(name)?;
+        if let Some(log) = manifest.logs.get_mut(journal::NAME).filter(|log| log.id.is_some()) {
+            log.id = Some(journal_id.to_owned());
+        }
+        from.each_object(&manifest, &mut |path, content| to.put(path.to_owned(), content))?;
+    }
+    Ok(())
+}

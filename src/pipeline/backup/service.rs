@@ -1,0 +1,289 @@
+//! The end of a running service: it copies its own journal to whoever asks on a socket in the data directory, which only its user can reach.
+//!
+//! ```text
+//! -> {"backup":1}                 line      <- Offer                line; nothing is trimmed from now on
+//! -> {"ends":true}                line      <- [end of each partition]   line: all that is acknowledged by now lies before
+//!                                           <- blocks: key (12 bytes), length (u32, little endian), block
+//!                                           <- key of 0xFF, length 0: all were sent; or a length and why not
+//!    the connection is closed when all is copied that must not be trimmed
+//! ```
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _, Write};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration as Wait, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::sources::journal::{self, Journal};
+
+/// In the data directory.
+const SOCKET: &str = "backup.sock";
+/// A path of a socket that is longer is not taken by the system.
+const LONGEST_PATH: usize = 100;
+/// How often whoever waits looks whether to end.
+const LOOK: Wait = Wait::from_millis(200);
+/// A client that takes nothing for so long is given up, and may not keep the journal from being trimmed.
+const PATIENCE: Wait = Wait::from_secs(60);
+/// How long a backup may keep the journal from being trimmed.
+const LONGEST: Wait = Wait::from_secs(24 * 3_600);
+const LINE_BYTES: u64 = 1 << 20;
+pub(super) const LAST_KEY: [u8; 12] = [0xFF; 12];
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct Request {
+    /// The version of what is spoken.
+    pub backup: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct EndsRequest {
+    pub ends: bool,
+}
+
+/// What there is to copy.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Offer {
+    pub journal_id: Option<String>,
+    pub begins: Vec<u64>,
+    /// Where the checkpoints are, if there are any.
+    pub checkpoints: Option<String>,
+}
+
+impl Offer {
+    pub(super) fn of(journal: &Journal, dir: &Path, checkpoints: Option<String>) -> Offer {
+        Offer { journal_id: journal::id_of(&dir.join("journal")), begins: journal.begins(), checkpoints }
+    }
+}
+
+/// Answers backups, one after the other, on a thread of its own, until this is dropped.
+pub struct BackupService {
+    stop: Arc<AtomicBool>,
+    socket: PathBuf,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl BackupService {
+    /// The directory is held by this process.
+    pub fn start(
+        journal: Arc<Journal>,
+        data_dir: &Path,
+        checkpoints: Option<String>,
+    ) -> io::Result<BackupService> {
+        let listener = listen(data_dir)?;
+        listener.set_nonblocking(true)?;
+        let stop = Arc::<AtomicBool>::default();
+        let serving = Serving { journal, dir: data_dir.into(), checkpoints, stop: Arc::clone(&stop) };
+        let thread = thread::Builder::new().name("backup".into()).spawn(move || serving.run(&listener))?;
+        Ok(BackupService { stop, socket: data_dir.join(SOCKET), thread: Some(thread) })
+    }
+}
+
+impl Drop for BackupService {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(Err(_)) = self.thread.take().map(JoinHandle::join) {
+            tracing::error!("what copies the journal has panicked");
+        }
+        let _ = fs::remove_file(&self.socket);
+    }
+}
+
+/// Listens on a socket that is never open to others, not for a moment.
+fn listen(data_dir: &Path) -> io::Result<UnixListener> {
+    let private = tempfile::Builder::new().prefix(".backup").tempdir_in(data_dir)?;
+    let (_folder, path) = reachable(private.path(), SOCKET)?;
+    let listener = UnixListener::bind(path)?;
+    let socket = private.path().join(SOCKET);
+    fs::set_permissions(&socket, Permissions::from_mode(0o600))?;
+    fs::rename(socket, data_dir.join(SOCKET))?;
+    Ok(listener)
+}
+
+/// A path that is short enough for a socket, as long as the folder is open.
+fn reachable(folder: &Path, name: &str) -> io::Result<(Option<File>, PathBuf)> {
+    let path = folder.join(name);
+    if path.as_os_str().len() <= LONGEST_PATH {
+        return Ok((None, path));
+    }
+    let folder = File::open(folder)?;
+    let path = PathBuf::from(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd()));
+    Ok((Some(folder), path))
+}
+
+/// Reaches the service that uses a data directory; nothing where there is none.
+pub(super) fn connect(data_dir: &Path) -> io::Result<Option<UnixStream>> {
+    let (_folder, path) = match reachable(data_dir, SOCKET) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        reachable => reachable?,
+    };
+    match UnixStream::connect(path) {
+        Ok(stream) => Ok(Some(stream)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+struct Serving {
+    journal: Arc<Journal>,
+    dir: PathBuf,
+    checkpoints: Option<String>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Serving {
+    fn run(self, listener: &UnixListener) {
+        while !self.stop.load(Ordering::Relaxed) {
+            match listener.accept() {
+                Ok((stream, _)) => match self.answer(&stream) {
+                    Ok(()) => tracing::info!("the journal was copied for a backup"),
+                    Err(error) => {
+                        tracing::warn!(%error, "the copy of the journal for a backup has ended early")
+                    }
+                },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(LOOK),
+                Err(error) => {
+                    tracing::warn!(%error, "backups cannot be taken just now");
+                    thread::sleep(LOOK * 5);
+                }
+            }
+        }
+    }
+
+    fn answer(&self, stream: &UnixStream) -> io::Result<()> {
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(Some(LOOK))?;
+        stream.set_write_timeout(Some(LOOK))?;
+        let began = Instant::now();
+        let mut lines = Lines { reader: BufReader::new(stream), stop: &self.stop };
+        let Request { backup } = parse(&lines.next(PATIENCE)?.ok_or(io::ErrorKind::UnexpectedEof)?)?;
+        if backup != 1 {
+            return Err(io::Error::other(format!(
+                "version {backup} of the copy is asked for, this program knows 1"
+            )));
+        }
+        let _held = self.journal.hold_trimming();
+        let mut out = BufWriter::new(Patient { stream, stop: &self.stop });
+        let offer = Offer::of(&self.journal, &self.dir, self.checkpoints.clone());
+        write_line(&mut out, &offer)?;
+        let Some(line) = lines.next(LONGEST)? else { return Ok(()) };
+        let EndsRequest { .. } = parse(&line)?;
+        let ends = self.journal.ends();
+        write_line(&mut out, &ends)?;
+        match self.send_blocks(&offer.begins, &ends, &mut out)? {
+            Ok(()) => write_block(&mut out, &LAST_KEY, &[])?,
+            Err(why) => write_block(&mut out, &LAST_KEY, why.as_bytes())?,
+        }
+        out.flush()?;
+        // The checkpoints are copied yet.
+        match lines.next(LONGEST.saturating_sub(began.elapsed()))? {
+            None => Ok(()),
+            Some(_) => Err(io::Error::other("there is nothing more to ask for")),
+        }
+    }
+
+    fn send_blocks(
+        &self,
+        begins: &[u64],
+        ends: &[u64],
+        out: &mut impl Write,
+    ) -> io::Result<Result<(), String>> {
+        for (partition, (begin, end)) in (0..).zip(begins.iter().zip(ends)) {
+            let copied =
+                super::origin::each_stored(&self.journal, partition, *begin, *end, &mut |key, stored| {
+                    match self.stop.load(Ordering::Relaxed) {
+                        true => Err(io::Error::other("the service stops")),
+                        false => write_block(out, key, stored),
+                    }
+                });
+            match copied {
+                Ok(sent) => sent?,
+                Err(error) => return Ok(Err(error.to_string())),
+            }
+        }
+        Ok(Ok(()))
+    }
+}
+
+/// Lines that come while somebody may ask to stop.
+struct Lines<'a> {
+    reader: BufReader<&'a UnixStream>,
+    stop: &'a AtomicBool,
+}
+
+impl Lines<'_> {
+    /// The next one; nothing at the end.
+    fn next(&mut self, patience: Wait) -> io::Result<Option<Vec<u8>>> {
+        let deadline = Instant::now() + patience;
+        let mut line = Vec::new();
+        loop {
+            let left = LINE_BYTES.saturating_sub(line.len() as u64);
+            match self.reader.by_ref().take(left).read_until(b'\n', &mut line) {
+                Ok(_) if line.ends_with(b"\n") => return Ok(Some(line)),
+                Ok(_) if line.is_empty() => return Ok(None),
+                Ok(_) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(error) => return Err(error),
+            }
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(io::Error::other("the service stops"));
+            }
+            if Instant::now() > deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+    }
+}
+
+/// Waits for a client that is slow, but not for ever.
+struct Patient<'a> {
+    stream: &'a UnixStream,
+    stop: &'a AtomicBool,
+}
+
+impl Write for Patient<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.stream.write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return done,
+            }
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(io::Error::other("the service stops"));
+            }
+            if Instant::now() > deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+pub(super) fn parse<'a, T: Deserialize<'a>>(line: &'a [u8]) -> io::Result<T> {
+    serde_json::from_slice(line).map_err(io::Error::from)
+}
+
+pub(super) fn write_line(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, value)?;
+    out.write_all(b"\n")?;
+    out.flush()
+}
+
+fn write_block(out: &mut impl Write, key: &[u8], stored: &[u8]) -> io::Result<()> {
+    out.write_all(key)?;
+    out.write_all(&(stored.len() as u32).to_le_bytes())?;
+    out.write_all(stored)
+}

@@ -1,0 +1,303 @@
+//! Backups of the built program: taken while readings come, restored elsewhere, and damaged.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use serde_json::{Value, json};
+
+use crate::checkpoints::{S3, python};
+use crate::oracle::{Entry, Oracle};
+use crate::process::{DEADLINE, Service, post, wait_for};
+use crate::recovery::{MINUTE, Random, SETTINGS, written};
+use crate::served::{Status, check_current, check_history};
+use crate::subscriber::Subscriber;
+
+const CITIES: u32 = 5;
+
+fn config() -> String {
+    "[results]\nwindow = \"30m\"\nlateness = \"90m\"\nhistory = \"1h\"\n[ingest]\npartitions = 5\n\
+     [checkpoints]\nevery = \"1s\"\n"
+        .into()
+}
+
+fn swelter(arguments: &[&str], variables: &[(&str, String)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
+    command.args(arguments).envs(variables.iter().map(|(name, value)| (name, value))).output().unwrap()
+}
+
+/// What a command says, which must be JSON.
+fn said(arguments: &[&str], variables: &[(&str, String)]) -> Value {
+    let output = swelter(&[arguments, &["--json"]].concat(), variables);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Why a command refuses.
+fn refused(arguments: &[&str]) -> String {
+    let output = swelter(arguments, &[]);
+    let line = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {line}");
+    line
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Posts batches until it is stopped, one after the other, and keeps those that were acknowledged.
+struct Poster {
+    random: Random,
+    now: i64,
+    acked: Arc<Mutex<Vec<Vec<Entry>>>>,
+}
+
+impl Poster {
+    fn new(seed: u64) -> Poster {
+        let now = jiff::Timestamp::now().as_millisecond() - 6 * 3_600_000;
+        Poster { random: Random(seed), now: now - now.rem_euclid(MINUTE), acked: Arc::default() }
+    }
+
+    fn post(&mut self, address: &str) {
+        self.now += self.random.next(3) as i64 * MINUTE / 8;
+        let entries: Vec<Entry> =
+            (0..1 + self.random.next(40)).map(|_| self.random.entry(self.now)).collect();
+        let records: Vec<String> = entries.iter().map(written).collect();
+        let answer = post(address, "application/x-ndjson", &records.join("\n")).unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        self.acked.lock().unwrap().push(entries);
+    }
+}
+
+/// The oracle of these batches, and the records that it refuses.
+fn oracle(batches: &[Vec<Entry>]) -> (Oracle, Vec<String>) {
+    let mut oracle = Oracle::new(SETTINGS);
+    let entries = batches.iter().flatten();
+    let late = entries.filter(|entry| oracle.apply(entry).is_none()).map(written).collect();
+    (oracle, late)
+}
+
+fn records(batches: &[Vec<Entry>]) -> u64 {
+    batches.iter().map(|batch| batch.len() as u64).sum()
+}
+
+/// Once everything is in the results: how many records there are, and as of when.
+fn applied(address: &str) -> (u64, u64) {
+    wait_for("that all is applied", || {
+        let status = Status::of(address, DEADLINE)?;
+        (status.ready && status.applied == status.end).then_some((status.applied, status.as_of))
+    })
+}
+
+/// REST, a new subscriber and the dead letters say what the oracle of these batches says.
+fn check(service: &Service, data: &Path, batches: &[Vec<Entry>]) {
+    let (records_, as_of) = applied(&service.address);
+    assert_eq!(records_, records(batches), "nothing is lost, and nothing there twice");
+    let (oracle, mut late) = oracle(batches);
+    check_current(&service.address, &oracle);
+    (0..CITIES).for_each(|city| drop(check_history(&service.address, &oracle, city)));
+    let mut subscriber = Subscriber::new(&[0, 1]);
+    subscriber.connect(&service.address, DEADLINE).unwrap();
+    wait_for("what a subscriber gets", || subscriber.has_all(as_of, DEADLINE).unwrap().then_some(()));
+    subscriber.kept.check_current(&oracle);
+    subscriber.kept.check_windows(&oracle);
+    late.sort();
+    wait_for("the dead letters, each once", || {
+        let mut letters = dead_letters(data);
+        letters.sort();
+        (letters == late).then_some(())
+    });
+}
+
+fn dead_letters(data: &Path) -> Vec<String> {
+    let text = fs::read_to_string(data.join("dead-letters.jsonl")).unwrap_or_default();
+    let raw = |line: &str| Some(serde_json::from_str::<Value>(line).ok()?["raw"].as_str()?.to_owned());
+    text.lines().filter_map(raw).collect()
+}
+
+fn has_checkpoints(data: &Path, at_least: usize) -> Option<()> {
+    let manifests = fs::read_dir(data.join("checkpoints/manifests")).ok()?;
+    (manifests.count() >= at_least).then_some(())
+}
+
+/// The batches that a restored journal has: all that were acknowledged before, whole ones, in their order.
+fn restored_batches(acked: &[Vec<Entry>], before: usize, found: u64) -> Vec<Vec<Entry>> {
+    let whole = (before..=acked.len()).find(|count| records(&acked[..*count]) == found);
+    acked[..whole.unwrap_or_else(|| panic!("{found} records are not whole batches from {before} on"))]
+        .to_vec()
+}
+
+/// Takes a backup in the middle of posts, restores it elsewhere, and goes on with both.
+fn under_load(place: &str, variables: &[(&str, String)]) {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, other) = (folder.path().join("data"), folder.path().join("other"));
+    let service = Service::start(&data, &config()).ready();
+    let mut poster = Poster::new(7);
+    let acked = Arc::clone(&poster.acked);
+    (0..20).for_each(|_| poster.post(&service.address));
+    wait_for("checkpoints", || has_checkpoints(&data, 2));
+    let stop = Arc::new(AtomicBool::new(false));
+    let (stopped, address) = (Arc::clone(&stop), service.address.clone());
+    let posting = thread::spawn(move || {
+        while !stopped.load(Ordering::Relaxed) {
+            poster.post(&address);
+        }
+        poster
+    });
+    wait_for("posts on their way", || (acked.lock().unwrap().len() > 40).then_some(()));
+    let before = acked.lock().unwrap().len();
+    let taken = said(&["backup", "--to", place, "--data-dir", text(&data)], variables);
+    assert_eq!(taken["online"], true, "{taken}");
+    assert!(taken["checkpoints"].as_u64().unwrap() >= 1 && taken["left_out"] == json!([]), "{taken}");
+    let ended = acked.lock().unwrap().len() + 1;
+    wait_for("posts behind it", || (acked.lock().unwrap().len() > ended + 5).then_some(()));
+    stop.store(true, Ordering::Relaxed);
+    let mut poster = posting.join().unwrap();
+
+    let restored = said(&["restore", "--from", place, "--data-dir", text(&other)], variables);
+    assert_eq!(restored["records"], taken["records"]);
+    let mut copied = Service::start(&other, &config()).ready();
+    assert!(copied.log().contains("a checkpoint is taken up"), "{}", copied.log());
+    let mine = acked.lock().unwrap().clone();
+    let mut theirs = restored_batches(&mine, before, applied(&copied.address).0);
+    assert!(theirs.len() <= ended, "a backup has nothing from behind its end");
+    check(&copied, &other, &theirs);
+    check(&service, &data, &mine);
+
+    // Both go on, each for itself, also from checkpoints of their own.
+    poster.post(&service.address);
+    let mut another = Poster { acked: Arc::new(Mutex::new(theirs)), ..Poster::new(8) };
+    (0..3).for_each(|_| another.post(&copied.address));
+    let names = |data: &Path| -> BTreeMap<_, _> {
+        let entries = fs::read_dir(data.join("checkpoints/manifests")).unwrap().map(|entry| entry.unwrap());
+        entries.map(|entry| (entry.file_name(), ())).collect()
+    };
+    let known = names(&other);
+    wait_for("a checkpoint of the restored one", || {
+        names(&other).keys().any(|name| !known.contains_key(name)).then_some(())
+    });
+    copied.kill();
+    copied = Service::start(&other, &config()).ready();
+    theirs = another.acked.lock().unwrap().clone();
+    check(&copied, &other, &theirs);
+    check(&service, &data, &acked.lock().unwrap().clone());
+    copied.terminate();
+    service.terminate();
+}
+
+#[test]
+fn backup_under_load_restores_all_that_was_acknowledged() {
+    let folder = tempfile::tempdir().unwrap();
+    under_load(text(&folder.path().join("backups")), &[]);
+}
+
+#[test]
+fn backup_to_s3_restores_all_that_was_acknowledged() {
+    let Some(python) = python() else { return };
+    let store = S3::start(&python, 0);
+    let variables = [
+        ("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{}", store.port)),
+        ("AWS_ACCESS_KEY_ID", "k".into()),
+        ("AWS_SECRET_ACCESS_KEY", "s".into()),
+        ("AWS_REGION", "us-east-1".into()),
+        ("AWS_ALLOW_HTTP", "true".into()),
+    ];
+    under_load("s3://heat/backups", &variables);
+}
+
+/// All files below a folder.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<PathBuf> =
+        entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect();
+    files.sort();
+    files
+}
+
+/// A stopped data directory with checkpoints and dead letters, and what was posted to it.
+fn stopped(data: &Path) -> Vec<Vec<Entry>> {
+    let service = Service::start(data, &config()).ready();
+    let mut poster = Poster::new(3);
+    (0..20).for_each(|_| poster.post(&service.address));
+    wait_for("checkpoints", || has_checkpoints(data, 1));
+    (0..5).for_each(|_| poster.post(&service.address));
+    service.terminate();
+    poster.acked.lock().unwrap().clone()
+}
+
+#[test]
+fn backup_that_is_damaged_is_refused_and_restores_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, place) = (folder.path().join("data"), folder.path().join("backups"));
+    let batches = stopped(&data);
+    let taken = said(&["backup", "--to", text(&place), "--data-dir", text(&data)], &[]);
+    assert_eq!((&taken["online"], &taken["records"]), (&false.into(), &records(&batches).into()));
+    let backup = PathBuf::from(taken["backup"].as_str().unwrap());
+    assert_eq!(said(&["backup", "--verify", text(&place)], &[])["backup"], taken["backup"]);
+
+    let all = files(&backup);
+    // Of the many files of checkpoints some will do.
+    let is_chosen =
+        |(at, path): &(usize, &PathBuf)| !path.starts_with(backup.join("checkpoints")) || at % 9 == 0;
+    let out = folder.path().join("out");
+    for (at, path) in all.iter().enumerate().filter(is_chosen) {
+        let right = fs::read(path).unwrap();
+        let mut flipped = right.clone();
+        flipped[(at * 7_919) % right.len()] ^= 1 << (at % 8);
+        for wrong in [Some(flipped), Some(right[..right.len() / 2].to_vec()), None] {
+            match wrong {
+                Some(wrong) => fs::write(path, wrong).unwrap(),
+                None => fs::remove_file(path).unwrap(),
+            }
+            let line = refused(&["restore", "--from", text(&place), "--data-dir", text(&out)]);
+            assert!(line.contains(text(&backup)) || line.contains("there is no backup"), "{path:?}: {line}");
+            assert!(!out.exists());
+        }
+        refused(&["backup", "--verify", text(&place)]);
+        fs::write(path, right).unwrap();
+    }
+    let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().contains("restoring")), "{left:?}");
+
+    // Where something is, nothing is restored.
+    fs::create_dir(&out).unwrap();
+    fs::write(out.join("mine"), "").unwrap();
+    let line = refused(&["restore", "--from", text(&place), "--data-dir", text(&out)]);
+    assert!(line.contains("is not empty"), "{line}");
+    fs::remove_file(out.join("mine")).unwrap();
+
+    // A second one has a name of its own, and the newest is taken.
+    let second = said(&["backup", "--to", text(&place), "--data-dir", text(&data)], &[]);
+    assert_ne!(second["backup"], taken["backup"]);
+    assert_eq!(files(&backup), all);
+    let restored = said(&["restore", "--from", text(&backup), "--data-dir", text(&out)], &[]);
+    let id: Value = serde_json::from_slice(&fs::read(out.join("journal/id")).unwrap()).unwrap();
+    assert_eq!(id["id"], restored["journal_id"]);
+    let service = Service::start(&out, &config()).ready();
+    check(&service, &out, &batches);
+    service.terminate();
+}
+
+#[test]
+fn backup_of_nothing_or_of_a_busy_directory_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, place) = (folder.path().join("data"), folder.path().join("backups"));
+    let line = refused(&["backup", "--to", text(&place), "--data-dir", text(&data)]);
+    assert!(line.contains("has no journal"), "{line}");
+    assert!(!data.exists() && !place.exists());
+    let line = refused(&["restore", "--from", text(&place), "--data-dir", text(&data)]);
+    assert!(line.contains("is not a folder"), "{line}");
+    let service = Service::start(&data, &config()).ready();
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode =
+        wait_for("the socket", || Some(fs::metadata(data.join("backup.sock")).ok()?.permissions().mode()));
+    assert_eq!(mode & 0o777, 0o600);
+    fs::remove_file(data.join("backup.sock")).unwrap();
+    let line = refused(&["backup", "--to", text(&place), "--data-dir", text(&data)]);
+    assert!(line.contains("in use by a process that takes no backups"), "{line}");
+    service.terminate();
+}
