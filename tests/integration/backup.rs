@@ -99,7 +99,8 @@ fn check(service: &Service, data: &Path, batches: &[Vec<Entry>]) {
     assert_eq!(records_, records(batches), "nothing is lost, and nothing there twice");
     let (oracle, mut late) = oracle(batches);
     check_current(&service.address, &oracle);
-    (0..CITIES).for_each(|city| drop(check_history(&service.address, &oracle, city)));
+    let rows: usize = (0..CITIES).map(|city| check_history(&service.address, &oracle, city)).sum();
+    assert!(rows > 0);
     let mut subscriber = Subscriber::new(&[0, 1]);
     subscriber.connect(&service.address, DEADLINE).unwrap();
     wait_for("what a subscriber gets", || subscriber.has_all(as_of, DEADLINE).unwrap().then_some(()));
@@ -246,9 +247,13 @@ fn backup_that_is_damaged_is_refused_and_restores_nothing() {
     let out = folder.path().join("out");
     for (at, path) in all.iter().enumerate().filter(is_chosen) {
         let right = fs::read(path).unwrap();
-        let mut flipped = right.clone();
-        flipped[(at * 7_919) % right.len()] ^= 1 << (at % 8);
-        for wrong in [Some(flipped), Some(right[..right.len() / 2].to_vec()), None] {
+        let mut changed = right.clone();
+        match changed.len() {
+            0 => changed.push(b'x'),
+            length => changed[(at * 7_919) % length] ^= 1 << (at % 8),
+        }
+        let cut = Some(right[..right.len() / 2].to_vec()).filter(|cut| *cut != right);
+        for wrong in [Some(changed), cut.or(Some(b"xx".to_vec())), None] {
             match wrong {
                 Some(wrong) => fs::write(path, wrong).unwrap(),
                 None => fs::remove_file(path).unwrap(),

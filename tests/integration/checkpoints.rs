@@ -140,17 +140,17 @@ fn a_store_that_speaks_s3_keeps_them() {
     let verified = swelter(&[&["checkpoints", "verify"], &url[..]].concat(), &variables);
     assert!(verified.status.success(), "{}", text(&verified.stdout));
 
-    // Older ones are given up: two bases are left, and one more if it was just published.
+    // Older ones are given up once newer ones are read back: two bases are left, and one more if it was just published.
     let first = list(&url, &variables)[0]["name"].clone();
-    let mut minutes = 30..;
-    let left = wait_for("that the first is given up", || {
-        let minute = minutes.next()?;
+    (30..36).for_each(|minute| {
         post_minutes(&service.address, minute..minute + 1);
-        let listed = list(&url, &variables);
-        listed.iter().all(|one| one["name"] != first).then_some(listed)
+        std::thread::sleep(Duration::from_millis(700));
     });
-    let bases = left.iter().filter(|one| one["kind"] == "full").count();
-    assert!((2..=3).contains(&bases), "{left:?}");
+    wait_for("that the first is given up", || {
+        let listed = list(&url, &variables);
+        let bases = listed.iter().filter(|one| one["kind"] == "full").count();
+        (listed.iter().all(|one| one["name"] != first) && (2..=3).contains(&bases)).then_some(())
+    });
     service.terminate();
 }
 
@@ -285,6 +285,67 @@ fn a_trimmed_journal_without_its_checkpoint_is_refused() {
     }
     // Nothing has become of it.
     Service::start(&data, &config).ready().terminate();
+}
+
+/// The files of a checkpoint.
+fn files_of(place: &[&str], name: &Value) -> Vec<String> {
+    let shown = swelter(&[&["checkpoints", "show", name.as_str().unwrap(), "--json"], place].concat(), &[]);
+    let facts: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    facts["files"].as_array().unwrap().iter().map(|file| file["path"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn start_falls_back_over_a_damaged_base_and_refuses_if_all_are_damaged() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, kept) = (folder.path().join("data"), folder.path().join("kept"));
+    let (config, url) = (config(kept.to_str().unwrap()), ["--url", kept.to_str().unwrap()]);
+    trimmed(&data, &config);
+    let service = Service::start(&data, &config).ready();
+    let expected = wait_for_readings(&service.address, 3);
+    service.terminate();
+    let listed = list(&url, &[]);
+    let bases: Vec<&Value> = listed.iter().filter(|one| one["kind"] == "full").collect();
+    assert!(bases.len() >= 2, "{listed:?}");
+
+    // Sparse files in place of one of each: none is read, and the start says which, and what to do.
+    let replaced: Vec<_> = bases.iter().map(|base| kept.join(&files_of(&url, &base["name"])[0])).collect();
+    let right: Vec<Vec<u8>> = replaced.iter().map(|path| std::fs::read(path).unwrap()).collect();
+    for path in &replaced {
+        std::fs::remove_file(path).unwrap();
+        std::fs::File::create(path).unwrap().set_len(6 << 30).unwrap();
+    }
+    let (code, said) = Service::refused(&data, &config, "127.0.0.1:0");
+    let last = said.lines().last().unwrap_or_default();
+    assert_eq!(code, Some(1), "{said}");
+    let file = replaced[0].strip_prefix(&kept).unwrap().to_str().unwrap();
+    for says in [
+        "none of the checkpoints",
+        file,
+        "has 6442450944 bytes",
+        "put the right files back",
+        "swelter restore",
+    ] {
+        assert!(last.contains(says), "{says}: {last}");
+    }
+    for (path, right) in replaced.iter().zip(&right) {
+        std::fs::remove_file(path).unwrap();
+        std::fs::write(path, right).unwrap();
+    }
+
+    // One flipped bit in the newest base: the one before is used, and only that file has another name.
+    let mut bytes = right[0].clone();
+    bytes[100] ^= 1;
+    std::fs::write(&replaced[0], bytes).unwrap();
+    let service = Service::start(&data, &config).ready();
+    assert_eq!(wait_for_readings(&service.address, 3), expected);
+    let log = service.log();
+    assert!(
+        log.contains("a file of a checkpoint is damaged") && log.contains("a checkpoint is taken up"),
+        "{log}"
+    );
+    service.terminate();
+    let aside = replaced[0].with_extension("parquet.damaged");
+    assert!(aside.exists() && !replaced[0].exists());
 }
 
 /// What was acknowledged since stays, though the checkpoints of another journal lie beside it.

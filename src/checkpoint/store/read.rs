@@ -69,6 +69,12 @@ impl Store {
         bytes: u64,
         each: &mut dyn FnMut(&[u8]) -> Result<(), CheckpointError>,
     ) -> Result<Option<Fetched>, CheckpointError> {
+        if bytes <= PIECE_BYTES {
+            return match self.get_sized(path, bytes)? {
+                Fetched::Content(content) => each(&content).map(|()| None),
+                other => Ok(Some(other)),
+            };
+        }
         match self.handle.block_on(self.access.size(path))? {
             Some(found) if found == bytes => {}
             Some(found) => return Ok(Some(Fetched::OtherSize(found))),
