@@ -36,6 +36,7 @@ use timely::worker::Worker;
 pub use self::closed::Closed;
 use self::heat_index::Formula;
 use self::rankings::{CountryCategory, Ranked};
+use self::rolling::answers::AnswerLimits;
 use self::rolling::snapshot::Resumed;
 use self::rolling::told::{Processes, Read, Told};
 use self::rolling::{Inputs, Retention, Rolling, Wanted};
@@ -68,6 +69,7 @@ pub struct GraphPlan {
     pub topology: Topology,
     /// What durable sinks need: parcels, and the progress that they are complete up to.
     pub parcels: Option<ParcelsPlan>,
+    pub answers: AnswerLimits,
 }
 
 /// How results become the records of durable sinks.
@@ -96,7 +98,7 @@ impl GraphPlan {
     /// What serving needs only.
     pub fn serving(formula: Formula, retention: Retention, topology: Topology) -> GraphPlan {
         let (rows, days, outcomes, current, hottest, by_country) = (false, false, false, false, None, None);
-        let parcels = None;
+        let (parcels, answers) = (None, AnswerLimits::default());
         GraphPlan {
             formula,
             retention,
@@ -109,6 +111,7 @@ impl GraphPlan {
             told: true,
             topology,
             parcels,
+            answers,
         }
     }
 }
@@ -222,7 +225,7 @@ pub fn build(
         let (letter_input, letters) = scope.new_input();
         let state = Rolling::new(plan.formula, plan.retention, wanted, names.clone());
         let inputs = Inputs { cities, arrivals, queries, marks: marks.broadcast() };
-        let streams = rolling::rolling(inputs, state, render, resumed, snapshots);
+        let streams = rolling::rolling(inputs, state, render, resumed, snapshots, plan.answers);
 
         let probe = ProbeHandle::new();
         let heard = Rc::new(Cell::new(0));

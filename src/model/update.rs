@@ -25,8 +25,14 @@ pub enum Question {
     Watch,
     /// Ends a watch. It has no answer.
     Unwatch,
+    /// Allows so many further rows of the answer to the query of this id: none are made that were not granted. It has no
+    /// answer of its own.
+    Grant { rows: u32 },
+    /// Ends the answer to the query of this id. It has no answer of its own.
+    Cancel,
 }
 
+/// A piece of an answer. All pieces of one have the same epoch, and their rows follow each other.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Answer {
     /// That of the query.
@@ -38,8 +44,20 @@ pub struct Answer {
     pub known: bool,
     /// Oldest first.
     pub rows: Vec<(EventTime, Row)>,
-    /// The limit has cut off further rows.
+    /// The limit has cut off further rows; the last piece says so.
     pub more: bool,
+    pub rest: Rest,
+}
+
+/// What follows a piece of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Rest {
+    /// It was the last piece.
+    Nothing,
+    /// No more than so many rows. Until the last of them is made, so many bytes are held for the answer.
+    AtMost { rows: u64, pinned_bytes: u64 },
+    /// Nothing, since too much is held for other answers.
+    Refused,
 }
 
 /// The queries of one call are answered at one epoch. Whoever takes them says which process asks.

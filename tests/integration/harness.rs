@@ -9,13 +9,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use swelter::admission::{Admission, AdmissionRules, Admitted};
 use swelter::dataflow::heat_index::Formula;
 use swelter::dataflow::rolling::Retention;
+use swelter::dataflow::rolling::answers::AnswerLimits;
 use swelter::dataflow::rolling::snapshot::Resumed;
 use swelter::dataflow::rolling::told::Told;
 use swelter::dataflow::{self, Closed, Graph, GraphPlan};
 use swelter::directory::Directory;
 use swelter::model::{
-    Arrival, CityId, CityKey, CityState, CurrentRow, DaySummary, Duration, EventTime, Mark, OutcomeKind,
-    Query, Question, Row, Snapshots, Upsert, state_shard,
+    Answer, Arrival, CityId, CityKey, CityState, CurrentRow, DaySummary, Duration, EventTime, Mark,
+    OutcomeKind, Query, Question, Rest, Row, Snapshots, Upsert, state_shard,
 };
 
 use crate::oracle::Entry;
@@ -75,8 +76,14 @@ pub fn city_number(name: &str) -> u32 {
 
 /// Epoch `k` holds the entries before `cuts[k]` that no earlier epoch holds. The city of an entry decides which worker
 /// reads it.
-pub fn run(log: &[Entry], settings: Settings, workers: usize, cuts: &[usize]) -> Vec<EpochOutput> {
-    let leg = Leg { workers, days: true, ..Leg::default() };
+pub fn run(
+    log: &[Entry],
+    settings: Settings,
+    workers: usize,
+    cuts: &[usize],
+    slice_rows: Option<usize>,
+) -> Vec<EpochOutput> {
+    let leg = Leg { workers, days: true, slice_rows, ..Leg::default() };
     run_leg(log, settings, cuts, leg).0
 }
 
@@ -89,6 +96,8 @@ pub struct Leg {
     pub told_only: bool,
     /// The epoch whose state is resumed, with that state: epochs begin there, without arrivals.
     pub resumed: Option<(usize, Vec<CityState>)>,
+    /// Rows of answers that a worker makes at a time; any number without.
+    pub slice_rows: Option<usize>,
     /// After which epochs the state is taken, and for how many looks at it the taker is then full.
     pub marks: BTreeMap<usize, (Mark, u32)>,
 }
@@ -161,6 +170,11 @@ pub fn run_leg(
             hottest: Some(HOTTEST),
             by_country: Some(Directory::shipped()),
             told: true,
+            answers: AnswerLimits {
+                slice_rows: leg.slice_rows.unwrap_or(usize::MAX),
+                slice_time: std::time::Duration::from_secs(1),
+                ..AnswerLimits::default()
+            },
             ..GraphPlan::new(settings.formula, settings.retention())
         };
         let (index, peers) = (worker.index() as u32, worker.peers() as u32);
@@ -201,7 +215,7 @@ pub fn run_leg(
                 continue;
             }
             if worker.index() == 0 {
-                graph.send_aside(epoch as u64, &mut queries(epoch), &mut Vec::new(), &mut Vec::new());
+                graph.send_aside(epoch as u64, &mut queries(epoch, epoch + 1 == epochs), &mut Vec::new(), &mut Vec::new());
             }
             if let (0, Some((mark, _))) = (worker.index(), leg.marks.get(&epoch)) {
                 graph.mark(epoch as u64, *mark);
@@ -237,22 +251,41 @@ pub fn run_leg(
 /// The city that is watched, and from and to which epoch.
 pub const WATCHED: (u32, std::ops::Range<usize>) = (0, 1..20);
 
-/// What is asked at an epoch: all of every city, and part of the one that is watched.
-fn queries(epoch: usize) -> Vec<Query> {
+/// Ids of queries that belong to one epoch.
+pub const QUERIES: u64 = 8;
+
+/// What is asked at an epoch: all of every city, and part of the one that is watched. Rows are granted with the question, or some of
+/// them then and the others an epoch later.
+fn queries(epoch: usize, is_last: bool) -> Vec<Query> {
     let city = |city| Arc::from(city_name(city));
     let (from, to) = (EventTime::MIN, EventTime::MAX);
-    let query = |id, question| Query { id: u64::from(id), process: 0, city: city(id), question };
+    let first = epoch as u64 * QUERIES;
+    let query = |id, question| Query { id: first + u64::from(id), process: 0, city: city(id), question };
     let all = |id| query(id, Question::History { from, to, limit: u32::MAX });
     let mut queries: Vec<_> = (0..4).map(all).collect();
-    queries.push(Query { id: 4, ..query(WATCHED.0, Question::History { from, to, limit: 3 }) });
+    queries
+        .push(Query { id: first + 4, ..query(WATCHED.0, Question::History { from, to, limit: 3 }) });
     match epoch {
         epoch if epoch == WATCHED.1.start => {
-            queries.push(Query { id: 5, ..query(WATCHED.0, Question::Watch) })
+            queries.push(Query { id: first + 5, ..query(WATCHED.0, Question::Watch) })
         }
         epoch if epoch == WATCHED.1.end => queries.push(query(WATCHED.0, Question::Unwatch)),
         _ => {}
     }
-    queries
+    // Nobody waits for this one: whatever was made of it, no more is.
+    queries.push(Query { id: first + 7, ..all(1) });
+    let grant = |query: &Query, rows| Query { question: Question::Grant { rows }, ..query.clone() };
+    let asked = |query: &&Query| query.question != Question::Unwatch;
+    let mut all: Vec<Query> = queries.clone();
+    for (query, n) in queries.iter().filter(asked).zip(0..) {
+        all.push(grant(query, if is_last || n % 2 == 0 { u32::MAX } else { n }));
+    }
+    if let Some(before) = first.checked_sub(QUERIES) {
+        let of_before = |n: u64| Query { id: before + n, ..query((n % 4) as u32, Question::Cancel) };
+        all.extend([1, 3, 5].map(|n| grant(&Query { city: city(if n == 5 { 0 } else { n as u32 }), ..of_before(n) }, u32::MAX)));
+        all.push(Query { city: city(1), ..of_before(7) });
+    }
+    all
 }
 
 /// Says so when its thread panics.
@@ -301,8 +334,29 @@ fn finish(
         out[epoch].hottest.push((ranked.city, micros, diff));
     });
     each(&by_country.unwrap(), |epoch, change| out[epoch].categories.push(change));
-    each(&told.unwrap(), |epoch, told| out[epoch].told.push(told));
+    let mut answers = BTreeMap::new();
+    each(&told.unwrap(), |epoch, told| match told {
+        Told::Answer(piece) => join(&mut answers, piece),
+        told => out[epoch].told.push(told),
+    });
+    for answer in answers.into_values().filter(|answer| answer.query % QUERIES != 7) {
+        assert_eq!(answer.rest, Rest::Nothing, "an answer has no end: {answer:?}");
+        out[answer.epoch as usize].told.push(Told::Answer(answer));
+    }
     out
+}
+
+/// Adds a piece to its answer.
+fn join(answers: &mut BTreeMap<u64, Answer>, mut piece: Answer) {
+    let Some(answer) = answers.get_mut(&piece.query) else {
+        return drop(answers.insert(piece.query, piece));
+    };
+    let Rest::AtMost { rows, .. } = answer.rest else { panic!("{piece:?} comes behind the end") };
+    let left = if let Rest::AtMost { rows, .. } = piece.rest { rows } else { 0 };
+    assert!(piece.rows.len() as u64 + left <= rows, "more than was said: {piece:?}");
+    assert_eq!((piece.epoch, &piece.city, piece.known), (answer.epoch, &answer.city, answer.known));
+    answer.rows.append(&mut piece.rows);
+    (answer.rest, answer.more) = (piece.rest, piece.more);
 }
 
 /// Batches must join without a gap, and each epoch be in the batch that covers it.

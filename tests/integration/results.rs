@@ -48,7 +48,18 @@ fn accumulate_diffs<D: Ord + Clone + Debug>(
 }
 
 fn check(log: &[Entry], settings: Settings, workers: usize, cuts: &[usize]) {
-    let outputs = harness::run(log, settings, workers, cuts);
+    check_sliced(log, settings, workers, cuts, None);
+}
+
+/// Answers are made so many rows at a time.
+fn check_sliced(
+    log: &[Entry],
+    settings: Settings,
+    workers: usize,
+    cuts: &[usize],
+    slice_rows: Option<usize>,
+) {
+    let outputs = harness::run(log, settings, workers, cuts, slice_rows);
     check_outputs(log, settings, cuts, &outputs, None);
 }
 
@@ -234,7 +245,7 @@ impl Knows {
                 }
                 Told::Answer(answer) => {
                     assert_eq!(answer.epoch, self.epoch as u64);
-                    answers.insert(answer.query, answer);
+                    answers.insert(answer.query % harness::QUERIES, answer);
                 }
                 Told::Counts(counts) => self.counts.add(counts),
                 Told::Read(_) => unreachable!("no progress was sent"),
@@ -302,6 +313,24 @@ proptest! {
         workers in prop::sample::select(&[1usize, 2, 4]),
     ) {
         check(&log, settings, workers, &cuts);
+    }
+
+    /// Answers of one epoch are made while many others follow, a row at a time.
+    #[test]
+    fn answers_in_slices_of_one_row_are_of_their_epoch(
+        (log, settings, cuts) in prop_oneof![case(0..90, 30).boxed(), sensors().boxed()],
+        workers in prop::sample::select(&[1usize, 2, 4]),
+    ) {
+        check_sliced(&log, settings, workers, &cuts, Some(1));
+    }
+
+    /// The same where chunks fill, split and leave while they are pinned.
+    #[test]
+    fn answers_in_slices_are_of_their_epoch_in_long_logs(
+        (log, settings, cuts) in case(300..900, 12),
+        workers in prop::sample::select(&[1usize, 2]),
+    ) {
+        check_sliced(&log, settings, workers, &cuts, Some(16));
     }
 
     /// Few epochs of many entries: chunks fill, split and leave.

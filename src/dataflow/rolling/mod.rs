@@ -6,6 +6,7 @@
 //! arrivals are applied one by one in log order, and then one sweep over the rows they have changed gives each row's
 //! result before and after (`sweep`). So nothing depends on where epochs are cut, and no key is changed twice in one.
 
+pub mod answers;
 mod arena;
 #[cfg(debug_assertions)]
 mod check;
@@ -16,6 +17,7 @@ mod edit;
 mod hour_ago;
 mod operator;
 mod part;
+mod pinned;
 mod revisions;
 pub mod snapshot;
 pub mod store;

@@ -11,6 +11,7 @@ use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::progress::frontier::MutableAntichain;
 
+use super::answers::{AnswerLimits, Answers};
 use super::snapshot::{Resumed, Snapshooter};
 use super::told::{Processes, Told, Watched};
 use super::{Changed, Rolling};
@@ -58,13 +59,14 @@ pub struct Inputs<'scope> {
 
 /// Sends each arrival and query to the worker that owns its city, and its epoch through `rolling` once the epoch is complete. What is
 /// changed is written by `render`, where there is one. It begins with what is `resumed`, and gives the state to `snapshots` whenever
-/// a mark comes.
+/// a mark comes. Answers are made within `limits`.
 pub fn rolling<'scope>(
     inputs: Inputs<'scope>,
     mut rolling: Rolling,
     mut render: Option<Box<dyn Render>>,
     resumed: Resumed,
     snapshots: Option<Box<dyn Snapshots>>,
+    limits: AnswerLimits,
 ) -> Streams<'scope> {
     let Inputs { cities, arrivals, queries, marks } = inputs;
     let scope = arrivals.scope();
@@ -95,6 +97,9 @@ pub fn rolling<'scope>(
         let mut pending: BTreeMap<u64, Pending> = BTreeMap::new();
         let mut changed = Changed::default();
         let mut watched = Watched::default();
+        let mut answers = Answers::new(limits);
+        // For what is said of answers between epochs.
+        let mut answering: Option<Capability<u64>> = None;
         let mut telling = Vec::new();
         let mut written = Parcels::default();
         let mut snapshots = snapshots.map(Snapshooter::new);
@@ -140,6 +145,7 @@ pub fn rolling<'scope>(
                 pending.keep(|output| capability.retain_least(output));
                 pending.marks.append(data);
             });
+            let mut slice = answers.slice();
             while let Some(entry) = pending.first_entry() {
                 if frontiers.iter().any(|frontier| frontier.less_equal(entry.key())) {
                     break;
@@ -153,6 +159,7 @@ pub fn rolling<'scope>(
                 if let Some(snapshots) = &mut snapshots {
                     snapshots.make_way(&arrivals, &mut rolling);
                 }
+                answers.make_way(&arrivals, &mut rolling);
                 let all = rolling.wanted.rows || render.is_some();
                 rolling.apply(&arrivals, |city| all || watched.is_watched(city), &mut changed);
                 for mark in marks {
@@ -167,9 +174,14 @@ pub fn rolling<'scope>(
                 }
                 if rolling.wanted.told {
                     watched.tell(epoch, &changed, &rolling, &mut telling);
-                    let answers = queries.into_iter();
-                    telling.extend(answers.filter_map(|query| watched.answer(epoch, query, &mut rolling)));
+                    for query in queries {
+                        watched.note(&query, &rolling);
+                        answers.take(epoch, query, &mut rolling, &mut telling);
+                    }
+                    answers.work(&mut rolling, &mut slice, &mut telling);
+                    answers.say_begun(&mut telling);
                     told_out.activate().session(tells).give_container(&mut telling);
+                    answering = answers.has_ready().then(|| tells.clone());
                 }
                 if rolling.wanted.rows {
                     rows_out.activate().session(rows).give_containers(changed.rows.iter_mut());
@@ -178,6 +190,19 @@ pub fn rolling<'scope>(
                 current_out.activate().session(currents).give_iterator(current);
                 days_out.activate().session(days).give_container(&mut changed.days);
                 outcomes_out.activate().session(outcomes).give_container(&mut changed.outcomes);
+            }
+            if let Some(capability) = &mut answering {
+                // As late as the inputs, so that no epoch waits for it.
+                let next = frontiers.iter().filter_map(|frontier| frontier.frontier().first().copied()).min();
+                if let Some(next) = next.filter(|next| *next > *capability.time()) {
+                    capability.downgrade(&next);
+                }
+                answers.work(&mut rolling, &mut slice, &mut telling);
+                told_out.activate().session(&*capability).give_container(&mut telling);
+                match answers.has_ready() {
+                    true => activator.activate(),
+                    false => answering = None,
+                }
             }
             if let Some(snapshots) = &mut snapshots {
                 if frontiers.iter().all(MutableAntichain::is_empty) {

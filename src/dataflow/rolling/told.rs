@@ -1,15 +1,12 @@
 //! What serving is told of an epoch, and the answers to its questions.
 
 use std::collections::HashMap;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Changed, Rolling};
-use crate::model::{
-    Answer, CityId, CityName, Counts, CurrentAt, EventTime, Progress, Query, Question, WatchedRow,
-};
+use crate::model::{Answer, CityId, CityName, Counts, CurrentAt, Progress, Query, Question, WatchedRow};
 
 /// A piece of what closed epochs say, for serving. It carries names, so it means the same to every worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,6 +32,11 @@ pub struct Read {
 
 /// A set of processes: the bit of each.
 pub type Processes = u64;
+
+/// The set of one process.
+pub fn process_bit(process: u8) -> Processes {
+    1 << (process % 64)
+}
 
 /// What is for every process.
 pub const EVERY_PROCESS: Processes = Processes::MAX;
@@ -85,38 +87,15 @@ impl Watched {
         }
     }
 
-    /// Answers a query as of `epoch`, which has been applied.
-    pub fn answer(&mut self, epoch: u64, query: Query, rolling: &mut Rolling) -> Option<(Processes, Told)> {
-        let Query { id, process, city: name, question } = query;
-        let asker: Processes = 1 << (process % 64);
-        let city = rolling.city(&name);
-        let (from, to, limit) = match question {
-            Question::Unwatch => {
-                self.watch(&name, city, |watching| watching & !asker);
-                return None;
-            }
-            Question::Watch => {
-                self.watch(&name, city, |watching| watching | asker);
-                (EventTime::MIN, Some(EventTime::MAX), usize::MAX)
-            }
-            Question::History { from, to, limit } => {
-                (from, EventTime::from_millis(to.millis() - 1), limit as usize)
-            }
-        };
-        let (mut rows, mut more) = (Vec::new(), false);
-        if let Some((city, to)) = city.zip(to) {
-            rolling.servable_rows(city, from, to, |millis, row| {
-                if rows.len() == limit {
-                    more = true;
-                    return ControlFlow::Break(());
-                }
-                // Held times come from event times.
-                rows.extend(EventTime::from_millis(millis).map(|reading_at| (reading_at, row)));
-                ControlFlow::Continue(())
-            });
+    /// Notes whether a process watches a city, where the query is about that.
+    pub fn note(&mut self, query: &Query, rolling: &Rolling) {
+        let asker = process_bit(query.process);
+        let city = || rolling.city(&query.city);
+        match query.question {
+            Question::Watch => self.watch(&query.city, city(), |watching| watching | asker),
+            Question::Unwatch => self.watch(&query.city, city(), |watching| watching & !asker),
+            Question::History { .. } | Question::Grant { .. } | Question::Cancel => {}
         }
-        let answer = Answer { query: id, epoch, city: name, known: city.is_some(), rows, more };
-        Some((asker, Told::Answer(answer)))
     }
 
     fn watch(&mut self, name: &Arc<str>, city: Option<CityId>, change: impl Fn(Processes) -> Processes) {
