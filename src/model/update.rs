@@ -32,7 +32,7 @@ pub enum Question {
     Cancel,
 }
 
-/// A piece of an answer. All pieces of one have the same epoch, and their rows follow each other.
+/// A piece of an answer. All pieces of one have the same epoch; those of different numbers of rows before them may come in any order.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Answer {
     /// That of the query.
@@ -42,6 +42,8 @@ pub struct Answer {
     pub city: Arc<str>,
     /// Whether there has ever been a reading or withdrawal of the city.
     pub known: bool,
+    /// Rows of the answer before these.
+    pub first: u64,
     /// Oldest first.
     pub rows: Vec<(EventTime, Row)>,
     /// The limit has cut off further rows; the last piece says so.
@@ -59,6 +61,9 @@ pub enum Rest {
     /// Nothing, since too much is held for other answers.
     Refused,
 }
+
+/// Bytes that a worker holds for the answers that it is making, so that they are of the epoch of their query.
+pub const PINNED_BYTES: usize = 128 << 20;
 
 /// The queries of one call are answered at one epoch. Whoever takes them says which process asks.
 pub trait Ask: Send + Sync {

@@ -10,11 +10,11 @@ use serde_json::{Map, Value, json};
 use super::Facts;
 use super::problem::{Code, Problem};
 use super::text::Parameters;
-use super::view::{CityState, View};
+use super::view::{Busy, CityState, View};
 use crate::codec::{push_current_json, push_integer, push_json_text, push_number, push_row_json};
 use crate::directory::Directory;
 use crate::model::refusal::quoted;
-use crate::model::{Category, EventTime, Question};
+use crate::model::{Answer, Category, EventTime, Question};
 
 /// What a city takes in a list, at most or nearly so.
 pub(super) const CITY_BYTES: usize = 512;
@@ -212,26 +212,28 @@ fn read_cursor(text: &str) -> Option<EventTime> {
 pub(super) async fn history(view: &View, key: &str, range: Range) -> Result<Vec<u8>, Problem> {
     let key: Arc<str> = key.into();
     let question = Question::History { from: range.from, to: range.to, limit: range.limit };
-    let answer = view
-        .ask(key.clone(), question)
-        .await
-        .map_err(|busy| Problem::new(Code::Overloaded, busy.to_string()))?;
-    if !answer.known {
-        return Err(unknown(&key));
-    }
-    let mut out = Vec::with_capacity(answer.rows.len() * ROW_BYTES / 2 + 128);
-    push_as_of(&mut out, answer.epoch);
+    let busy = |busy: Busy| Problem::new(Code::Overloaded, busy.to_string());
+    let mut waiting = view.ask(key.clone(), question).map_err(busy)?;
+    let mut out = Vec::with_capacity(512);
+    push_as_of(&mut out, waiting.epoch().await.map_err(busy)?);
     out.extend_from_slice(b",\"city\":");
     push_json_text(&key, &mut out);
     out.extend_from_slice(b",\"rows\":[");
-    for (at, (reading_at, row)) in answer.rows.iter().enumerate() {
-        if at > 0 {
-            out.push(b',');
+    let (mut count, mut last, mut has_more) = (0, None, false);
+    while let Some(Answer { known, rows, more, .. }) = waiting.next().await.map_err(busy)? {
+        if !known {
+            return Err(unknown(&key));
         }
-        push_row_json(&mut out, &key, *reading_at, row);
+        for (reading_at, row) in rows {
+            if count > 0 {
+                out.push(b',');
+            }
+            push_row_json(&mut out, &key, reading_at, &row);
+            (count, last) = (count + 1, Some(reading_at));
+        }
+        has_more |= more;
     }
-    let last = answer.rows.last().filter(|_| answer.more);
-    let next = last.and_then(|(reading_at, _)| EventTime::from_millis(reading_at.millis() + 1)).map(cursor);
+    let next = last.filter(|_| has_more).and_then(|at| EventTime::from_millis(at.millis() + 1)).map(cursor);
     out.extend_from_slice(b"],\"next\":");
     match next {
         Some(next) => push_json_text(&next, &mut out),

@@ -1,6 +1,7 @@
 //! The view: the current row of every city and the recent changes of watched ones, built from updates.
 
 mod asked;
+pub mod calls;
 mod room;
 mod table;
 mod watches;
@@ -19,7 +20,7 @@ use self::watches::Watches;
 pub use self::watches::WindowSince;
 use super::{Facts, Limits};
 use crate::model::clock::wall_clock_ms;
-use crate::model::{Answer, Ask, Counts, Progress, Question, Reason, Update, WatchedRow};
+use crate::model::{Ask, Counts, Progress, Question, Reason, Update, WatchedRow};
 use crate::panics::fail_point;
 use crate::panics::locks::{SharedGuard, SharedMutex, SharedRwLock};
 
@@ -54,7 +55,7 @@ pub struct Applied {
 impl View {
     pub fn new(facts: Facts, limits: &Limits, ask: Arc<dyn Ask>) -> Arc<View> {
         let ring_ms = u64::try_from(limits.ring_time.as_millis()).unwrap_or(u64::MAX);
-        let room = Room::new();
+        let (room, workers) = (Room::new(), facts.workers);
         Arc::new(View {
             table: SharedRwLock::new(Table::new(facts.directory, ring_ms, limits.ring_bytes)),
             facts,
@@ -62,7 +63,7 @@ impl View {
             ready: AtomicBool::new(false),
             tally: SharedMutex::default(),
             watches: SharedMutex::new(Watches::new(limits.ring_time, limits.ring_bytes)),
-            asked: Arc::new(Asked::new(ask, room.clone())),
+            asked: Arc::new(Asked::new(ask, workers)),
             room,
             updated_at: SharedMutex::new(Instant::now()),
             ahead: SharedMutex::default(),
@@ -154,10 +155,9 @@ impl View {
         locked(&self.tally).refused.iter().map(|(&reason, &count)| (reason, count)).collect()
     }
 
-    /// Asks the dataflow, and waits a limited time for its answer.
-    pub async fn ask(&self, city: Arc<str>, question: Question) -> Result<Answer, Busy> {
-        let waiting = self.asked.ask(vec![(city, question)])?;
-        waiting.answers().await?.0.pop().ok_or(Busy::Questions)
+    /// Asks the dataflow; the answer comes in pieces.
+    pub fn ask(&self, city: Arc<str>, question: Question) -> Result<Waiting, Busy> {
+        self.asked.ask(vec![(city, question)])
     }
 
     /// The rows that `select` takes and the removals of cities that it had taken: what has changed after epoch `since`, or all

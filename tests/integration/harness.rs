@@ -334,29 +334,40 @@ fn finish(
         out[epoch].hottest.push((ranked.city, micros, diff));
     });
     each(&by_country.unwrap(), |epoch, change| out[epoch].categories.push(change));
-    let mut answers = BTreeMap::new();
+    let mut answers: BTreeMap<u64, Vec<Answer>> = BTreeMap::new();
     each(&told.unwrap(), |epoch, told| match told {
-        Told::Answer(piece) => join(&mut answers, piece),
+        Told::Answer(piece) => answers.entry(piece.query).or_default().push(piece),
         told => out[epoch].told.push(told),
     });
-    for answer in answers.into_values().filter(|answer| answer.query % QUERIES != 7) {
-        assert_eq!(answer.rest, Rest::Nothing, "an answer has no end: {answer:?}");
+    for (_, pieces) in answers.into_iter().filter(|(query, _)| query % QUERIES != 7) {
+        let answer = joined(pieces);
         out[answer.epoch as usize].told.push(Told::Answer(answer));
     }
     out
 }
 
-/// Adds a piece to its answer.
-fn join(answers: &mut BTreeMap<u64, Answer>, mut piece: Answer) {
-    let Some(answer) = answers.get_mut(&piece.query) else {
-        return drop(answers.insert(piece.query, piece));
+/// An answer from its pieces.
+fn joined(mut pieces: Vec<Answer>) -> Answer {
+    // What says only how much there is comes first.
+    pieces.sort_by_key(|piece| (piece.first, piece.rows.len()));
+    let bound = |piece: &Answer| match piece.rest {
+        Rest::AtMost { rows, .. } => Some(piece.first + piece.rows.len() as u64 + rows),
+        _ => None,
     };
-    let Rest::AtMost { rows, .. } = answer.rest else { panic!("{piece:?} comes behind the end") };
-    let left = if let Rest::AtMost { rows, .. } = piece.rest { rows } else { 0 };
-    assert!(piece.rows.len() as u64 + left <= rows, "more than was said: {piece:?}");
-    assert_eq!((piece.epoch, &piece.city, piece.known), (answer.epoch, &answer.city, answer.known));
-    answer.rows.append(&mut piece.rows);
-    (answer.rest, answer.more) = (piece.rest, piece.more);
+    let mut pieces = pieces.into_iter();
+    let mut answer = pieces.next().expect("there are pieces");
+    let most = bound(&answer);
+    for mut piece in pieces {
+        assert_eq!(answer.rows.len() as u64, piece.first, "pieces follow each other");
+        assert_ne!(answer.rest, Rest::Nothing, "{piece:?} comes behind the end");
+        assert!(bound(&piece).is_none_or(|rows| Some(rows) == most), "{piece:?} says other than {most:?}");
+        assert_eq!((piece.epoch, &piece.city, piece.known), (answer.epoch, &answer.city, answer.known));
+        answer.rows.append(&mut piece.rows);
+        (answer.rest, answer.more) = (piece.rest, piece.more);
+    }
+    assert_eq!(answer.rest, Rest::Nothing, "an answer has no end: {answer:?}");
+    assert!(most.is_none_or(|most| answer.rows.len() as u64 <= most), "more than was said");
+    answer
 }
 
 /// Batches must join without a gap, and each epoch be in the batch that covers it.

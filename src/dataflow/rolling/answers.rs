@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::Rolling;
 use super::pinned::{PinnedRows, RowRange};
 use super::told::{Processes, Told, process_bit};
-use crate::model::{Answer, Arrival, CityId, EventTime, Query, Question, Rest, Row};
+use crate::model::{Answer, Arrival, CityId, EventTime, PINNED_BYTES, Query, Question, Rest, Row};
 
 /// How much of the answers is made at a time, and how much is held for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,9 +22,6 @@ pub struct AnswerLimits {
     /// Bytes that are pinned for all answers of a worker. A query that goes beyond is refused, unless nothing else is held.
     pub pinned_bytes: usize,
 }
-
-/// Bytes that a worker pins for answers.
-pub const PINNED_BYTES: usize = 128 << 20;
 
 impl Default for AnswerLimits {
     fn default() -> AnswerLimits {
@@ -61,6 +58,7 @@ struct Open {
     rows: Option<Box<PinnedRows>>,
     /// A bound of the rows that are still to be made.
     at_most: usize,
+    made: u64,
     granted: usize,
     is_ready: bool,
     bytes: usize,
@@ -120,7 +118,7 @@ impl Answers {
         }
         if !matches!(rest, Rest::AtMost { .. }) {
             let (query, city, known) = (query.id, query.city, city.is_some());
-            let answer = Answer { query, epoch, city, known, rows: Vec::new(), more: false, rest };
+            let answer = Answer { query, epoch, city, known, first: 0, rows: Vec::new(), more: false, rest };
             told.push((process_bit(key.0), Told::Answer(answer)));
         }
     }
@@ -161,6 +159,7 @@ impl Answers {
             range,
             rows: None,
             at_most: size.rows,
+            made: 0,
             granted: 0,
             is_ready: false,
             bytes: size.bytes,
@@ -289,9 +288,11 @@ impl Open {
             // Held times come from event times.
             rows.extend(EventTime::from_millis(millis).map(|reading_at| (reading_at, row)));
         }
+        debug_assert!(rows.len() <= self.at_most, "{} rows of at most {}", rows.len(), self.at_most);
         self.granted -= rows.len();
         self.range.limit -= rows.len();
         self.at_most = self.at_most.saturating_sub(rows.len());
+        self.made += rows.len() as u64;
         let more = pinned.has_next();
         let rest = if !more || self.range.limit == 0 { Rest::Nothing } else { self.rest() };
         self.answer(query, rows, more && rest == Rest::Nothing, rest)
@@ -307,6 +308,7 @@ impl Open {
     }
 
     fn answer(&self, query: u64, rows: Vec<(EventTime, Row)>, more: bool, rest: Rest) -> Answer {
-        Answer { query, epoch: self.epoch, city: Arc::clone(&self.name), known: true, rows, more, rest }
+        let (epoch, city, first) = (self.epoch, Arc::clone(&self.name), self.made - rows.len() as u64);
+        Answer { query, epoch, city, known: true, first, rows, more, rest }
     }
 }

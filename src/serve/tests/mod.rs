@@ -20,7 +20,7 @@ use super::publish::Publisher;
 use super::*;
 use crate::model::{
     Acknowledge, Answer, AppendError, Appended, Category, CurrentAt, CurrentRow, EventTime, HeatIndex, Hold,
-    Holds, Measurement, NewRecord, PartitionName, Query, Question, Row, Slots, Update,
+    Holds, Measurement, NewRecord, PartitionName, Query, Question, Rest, Row, Slots, Update,
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -149,14 +149,15 @@ impl Dataflow {
         let (from, to, limit) = match query.question {
             Question::History { from, to, limit } => (from, to, limit as usize),
             Question::Watch => (EventTime::MIN, EventTime::MAX, usize::MAX),
-            Question::Unwatch => return None,
+            Question::Unwatch | Question::Grant { .. } | Question::Cancel => return None,
         };
         let within = of_city.into_iter().flatten().filter(|(at, _)| (from..to).contains(at));
         let mut found: Vec<_> = within.map(|(at, row)| (*at, *row)).collect();
         let more = found.len() > limit;
         found.truncate(limit);
         let (query, city, known) = (query.id, query.city.clone(), of_city.is_some());
-        Some(Answer { query, epoch: 0, city, known, rows: found, more })
+        let (first, rest) = (0, Rest::Nothing);
+        Some(Answer { query, epoch: 0, city, known, first, rows: found, more, rest })
     }
 }
 
@@ -165,8 +166,10 @@ impl Ask for Dataflow {
         if *self.full.lock().unwrap() {
             return false;
         }
-        let answers = queries.iter().filter_map(|query| self.answer(query)).collect();
-        self.publish(Update { answers, ..Update::default() });
+        let answers: Vec<_> = queries.iter().filter_map(|query| self.answer(query)).collect();
+        if !answers.is_empty() {
+            self.publish(Update { answers, ..Update::default() });
+        }
         true
     }
 }

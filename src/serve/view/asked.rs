@@ -1,19 +1,24 @@
 //! Questions to the dataflow that wait for their answers.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
 
+use super::calls::{Calls, Said};
 use super::locked;
-use super::room::{Held, Room};
-use crate::model::{Answer, Ask, EventTime, Query, Question, Row};
+use crate::model::{Answer, Ask, PINNED_BYTES, Query, Question, Rest};
 use crate::panics::locks::SharedMutex;
 
 /// Queries that may wait at once.
 pub const MAX_WAITING: usize = 10_000;
+/// Until an answer begins; and from one piece of it to the next.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
+/// How long an answer may take while others wait for their turn: so much, and a second more for so many rows.
+const SHARE_TIME: Duration = Duration::from_secs(10);
+const SHARE_ROWS: u64 = 20_000;
 
 /// There is no answer for now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,87 +29,46 @@ pub enum Busy {
     Watches,
     #[error("too many snapshots are being sent: try again in a moment")]
     Room,
+    #[error("too much is held for other answers: try again in a moment")]
+    Pinned,
+    #[error("the answer was read too slowly while others waited: try again, or ask for less")]
+    Slow,
+    #[error("too many cities are named by all subscriptions: try again in a moment, or name fewer")]
+    Names,
 }
 
 pub(super) struct Asked {
     ask: Arc<dyn Ask>,
-    room: Room,
+    /// While so many bytes are pinned, nothing further is asked.
+    most_pinned: u64,
     calls: SharedMutex<Calls>,
 }
 
-#[derive(Default)]
-struct Calls {
-    next: u64,
-    waiting: usize,
-    /// By the id of its first query; the ids of a call are dense.
-    open: BTreeMap<u64, Call>,
-}
-
-/// All answers of a call, in the order of the questions, with the room that they take.
-type Answered = (Vec<Answer>, Held);
-
-struct Call {
-    /// By query.
-    answers: Vec<Option<Answer>>,
-    missing: usize,
-    done: oneshot::Sender<Result<Answered, Busy>>,
-}
-
-impl Calls {
-    fn close(&mut self, first: u64) -> Option<Call> {
-        let call = self.open.remove(&first)?;
-        self.waiting -= call.answers.len();
-        Some(call)
-    }
-
-    /// Returns the call that the answer completes.
-    fn take(&mut self, answer: Answer) -> Option<Call> {
-        let (&first, call) = self.open.range_mut(..=answer.query).next_back()?;
-        let slot = call.answers.get_mut(usize::try_from(answer.query - first).ok()?)?;
-        if slot.replace(answer).is_none() {
-            call.missing -= 1;
-        }
-        if call.missing == 0 { self.close(first) } else { None }
-    }
-}
-
-impl Call {
-    /// What nobody may have taken yet is held against the room, from now on.
-    fn finish(self, room: &Room) {
-        let answers: Vec<Answer> = self.answers.into_iter().flatten().collect();
-        let rows: usize = answers.iter().map(|answer| answer.rows.capacity()).sum();
-        let bytes = rows * size_of::<(EventTime, Row)>() + answers.len() * size_of::<Answer>();
-        // Whoever asked may have gone.
-        let _ = self.done.send(room.take_now(bytes).map(|held| (answers, held)));
-    }
-}
-
 impl Asked {
-    pub(super) fn new(ask: Arc<dyn Ask>, room: Room) -> Asked {
-        Asked { ask, room, calls: SharedMutex::default() }
+    /// Of a dataflow with so many workers.
+    pub(super) fn new(ask: Arc<dyn Ask>, workers: usize) -> Asked {
+        // The other half is for what was asked meanwhile.
+        let most_pinned = (PINNED_BYTES / 2 * workers.max(1)) as u64;
+        Asked { ask, most_pinned, calls: SharedMutex::default() }
     }
 
     /// Queues questions that are answered at one epoch.
     pub(super) fn ask(self: &Arc<Asked>, questions: Vec<(Arc<str>, Question)>) -> Result<Waiting, Busy> {
         let mut calls = locked(&self.calls);
-        if calls.waiting + questions.len() > MAX_WAITING {
+        if calls.waiting() + questions.len() > MAX_WAITING {
             return Err(Busy::Questions);
         }
-        let (first, queries) = (calls.next, questions.len());
-        let numbered = (first..)
-            .zip(questions)
-            .map(|(id, (city, question))| Query { id, process: 0, city, question })
-            .collect();
+        let (pieces, received) = mpsc::unbounded_channel();
+        let left = questions.len();
+        let first_in_line = !calls.has_queued();
+        let first = calls.open(questions, pieces);
         // The call is open before an answer can come: answers take the lock too.
-        if !self.ask.ask(numbered) {
+        if !self.go_on(&mut calls) && first_in_line {
+            calls.forget(first);
             return Err(Busy::Questions);
         }
-        let (done, answered) = oneshot::channel();
-        calls.next += queries as u64;
-        calls.waiting += queries;
-        let answers = (0..queries).map(|_| None).collect();
-        calls.open.insert(first, Call { answers, missing: queries, done });
-        Ok(Waiting { asked: self.clone(), first, answered })
+        let (asked, due) = (self.clone(), Instant::now() + ANSWER_TIME);
+        Ok(Waiting { asked, first, left, untaken: 0, due, received, early: VecDeque::new() })
     }
 
     /// Queues what has no answer; false where the queue is full.
@@ -112,19 +76,34 @@ impl Asked {
         let mut calls = locked(&self.calls);
         let id = calls.next;
         calls.next += 1;
-        self.ask.ask(vec![Query { id, process: 0, city: city.clone(), question }])
+        // In the order of the calls: the end of a watch must not come before it.
+        self.flush(&mut calls) && self.ask.ask(vec![Query { id, process: 0, city: city.clone(), question }])
     }
 
     pub(super) fn answered(&self, answers: Vec<Answer>) {
-        if answers.is_empty() {
-            return;
-        }
         let mut calls = locked(&self.calls);
         for answer in answers {
-            if let Some(call) = calls.take(answer) {
-                call.finish(&self.room);
-            }
+            calls.take(answer);
         }
+        self.go_on(&mut calls);
+    }
+
+    /// Sends the dataflow what waits and may be asked; false where it has taken no more.
+    fn go_on(&self, calls: &mut Calls) -> bool {
+        while self.flush(calls) {
+            let Some(queries) = calls.next_to_ask(self.most_pinned) else { return true };
+            calls.outbound().extend(queries);
+        }
+        false
+    }
+
+    fn flush(&self, calls: &mut Calls) -> bool {
+        let outbound = calls.outbound();
+        let sent = outbound.is_empty() || self.ask.ask(outbound.clone());
+        if sent {
+            outbound.clear();
+        }
+        sent
     }
 }
 
@@ -132,7 +111,14 @@ impl Asked {
 pub struct Waiting {
     asked: Arc<Asked>,
     first: u64,
-    answered: oneshot::Receiver<Result<Answered, Busy>>,
+    /// Queries without their last piece.
+    left: usize,
+    /// Rows of the last piece.
+    untaken: usize,
+    due: Instant,
+    received: mpsc::UnboundedReceiver<Said>,
+    /// Pieces that have come before all was counted.
+    early: VecDeque<Answer>,
 }
 
 impl Waiting {
@@ -141,17 +127,65 @@ impl Waiting {
         self.first
     }
 
-    /// In the order of the questions.
-    pub async fn answers(mut self) -> Result<Answered, Busy> {
-        match tokio::time::timeout(ANSWER_TIME, &mut self.answered).await {
-            Ok(Ok(answered)) => answered,
+    /// Waits until all questions are counted; returns their epoch. From then on the answer is not refused.
+    pub async fn epoch(&mut self) -> Result<u64, Busy> {
+        loop {
+            match self.said().await? {
+                Said::Counted(epoch) => return Ok(epoch),
+                Said::Piece(answer) => self.early.push_back(answer),
+                Said::Failed(busy) => return Err(busy),
+            }
+        }
+    }
+
+    /// The next piece: those of a question in their order. The one before is taken by then.
+    pub async fn next(&mut self) -> Result<Option<Answer>, Busy> {
+        self.take_last()?;
+        let answer = match self.early.pop_front() {
+            Some(answer) => answer,
+            None if self.left == 0 => return Ok(None),
+            None => loop {
+                self.due = Instant::now() + ANSWER_TIME;
+                match self.said().await? {
+                    Said::Counted(_) => {}
+                    Said::Piece(answer) => break answer,
+                    Said::Failed(busy) => return Err(busy),
+                }
+            },
+        };
+        self.left -= usize::from(answer.rest == Rest::Nothing);
+        self.untaken = answer.rows.len();
+        Ok(Some(answer))
+    }
+
+    async fn said(&mut self) -> Result<Said, Busy> {
+        match timeout_at(self.due, self.received.recv()).await {
+            Ok(Some(said)) => Ok(said),
             _ => Err(Busy::Questions),
         }
+    }
+
+    fn take_last(&mut self) -> Result<(), Busy> {
+        let rows = std::mem::take(&mut self.untaken);
+        let mut calls = locked(&self.asked.calls);
+        if rows > 0 {
+            calls.taken(self.first, rows);
+            self.asked.go_on(&mut calls);
+        }
+        if let Some((began, taken)) = calls.progress(self.first)
+            && calls.is_short(self.asked.most_pinned)
+            && began.elapsed() > SHARE_TIME + Duration::from_secs(taken / SHARE_ROWS)
+        {
+            return Err(Busy::Slow);
+        }
+        Ok(())
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        locked(&self.asked.calls).close(self.first);
+        let mut calls = locked(&self.asked.calls);
+        calls.close(self.first);
+        self.asked.go_on(&mut calls);
     }
 }

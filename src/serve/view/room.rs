@@ -30,6 +30,7 @@ impl Room {
         taken.ok().and_then(Result::ok).map(Held).ok_or(Busy::Room)
     }
 
+    #[cfg(test)]
     pub(super) fn take_now(&self, bytes: usize) -> Result<Held, Busy> {
         self.0.clone().try_acquire_many_owned(permits(bytes)).map(Held).map_err(|_| Busy::Room)
     }

@@ -214,6 +214,7 @@ impl Watches {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Rest;
 
     fn change(epoch: u64, city: &Arc<str>) -> WatchedRow {
         WatchedRow { epoch, city: city.clone(), reading_at: EventTime::default(), row: None }
@@ -230,8 +231,10 @@ mod tests {
             epoch: 1,
             city: city.clone(),
             known: true,
+            first: 0,
             rows: Vec::new(),
             more: false,
+            rest: Rest::Nothing,
         };
         watches.apply(1, &[], &[answer(6, &a), answer(9, &b)]);
         assert!(!watches.reach(&cities, 9), "nothing is complete before the answer");

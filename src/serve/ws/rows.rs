@@ -14,45 +14,75 @@ use crate::serve::wire;
 /// A part of a snapshot, before it is closed.
 const PART_BYTES: usize = FRAGMENT_BYTES - 1024;
 
+/// A snapshot that is written in parts.
+pub(super) struct Snapshot {
+    id: Arc<str>,
+    digest: u64,
+    as_of: u64,
+    text: Vec<u8>,
+    rows: u64,
+}
+
+impl Snapshot {
+    pub(super) fn new(id: Arc<str>, digest: u64, as_of: u64) -> Snapshot {
+        let mut snapshot = Snapshot { id, digest, as_of, text: Vec::new(), rows: 0 };
+        snapshot.begin();
+        snapshot
+    }
+
+    fn begin(&mut self) {
+        self.rows = 0;
+        wire::begin_snapshot(&mut self.text, &self.id, self.as_of);
+    }
+}
+
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
-    /// Writes a snapshot in parts.
+    /// Adds a row; writes the part before it, where that is full.
+    pub(super) async fn add_row(
+        &mut self,
+        snapshot: &mut Snapshot,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<(), End> {
+        if snapshot.text.len() >= PART_BYTES {
+            snapshot.text.extend_from_slice(b"],\"complete\":false}");
+            self.send_part(snapshot).await?;
+            snapshot.begin();
+        }
+        comma(&mut snapshot.text, snapshot.rows);
+        write(&mut snapshot.text);
+        snapshot.rows += 1;
+        Ok(())
+    }
+
+    /// Writes the last part.
+    pub(super) async fn complete(&mut self, mut snapshot: Snapshot) -> Result<(), End> {
+        snapshot.text.extend_from_slice(b"],\"complete\":true,\"token\":\"");
+        self.shared.tokens.push(&mut snapshot.text, snapshot.as_of, snapshot.digest);
+        snapshot.text.extend_from_slice(b"\"}");
+        self.send_part(&mut snapshot).await
+    }
+
+    async fn send_part(&mut self, snapshot: &mut Snapshot) -> Result<(), End> {
+        let text = std::mem::take(&mut snapshot.text);
+        self.count(text.len(), snapshot.rows);
+        self.send(text).await?;
+        self.socket.flush().await
+    }
+
+    /// Writes a snapshot of rows that are all there.
     pub(super) async fn snapshot<R>(
         &mut self,
-        id: &str,
+        id: &Arc<str>,
         digest: u64,
         as_of: u64,
         rows: impl Iterator<Item = R>,
         write: impl Fn(&mut Vec<u8>, &R),
     ) -> Result<(), End> {
-        let mut rows = rows.peekable();
-        loop {
-            let mut text = Vec::new();
-            wire::begin_snapshot(&mut text, id, as_of);
-            let mut count = 0;
-            while text.len() < PART_BYTES
-                && let Some(row) = rows.next()
-            {
-                comma(&mut text, count);
-                write(&mut text, &row);
-                count += 1;
-            }
-            let complete = rows.peek().is_none();
-            text.extend_from_slice(if complete {
-                b"],\"complete\":true,\"token\":\""
-            } else {
-                b"],\"complete\":false}"
-            });
-            if complete {
-                self.shared.tokens.push(&mut text, as_of, digest);
-                text.extend_from_slice(b"\"}");
-            }
-            self.count(text.len(), count);
-            self.send(text).await?;
-            self.socket.flush().await?;
-            if complete {
-                return Ok(());
-            }
+        let mut snapshot = Snapshot::new(id.clone(), digest, as_of);
+        for row in rows {
+            self.add_row(&mut snapshot, |out| write(out, &row)).await?;
         }
+        self.complete(snapshot).await
     }
 
     /// Writes a merged `changes` message, a long one in fragments.

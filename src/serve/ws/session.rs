@@ -12,12 +12,13 @@ use super::Shared;
 use super::outbox::Outbox;
 use super::request::{self, Problem, Request};
 use super::selection::{Reset, Rows, Selection};
-use super::socket::{End, Socket};
+use super::rows::Snapshot;
+use super::socket::{End, STOPPING, Socket, TOO_SLOW};
 use super::subscriptions::Subscriptions;
 use crate::codec;
 use crate::model::Answer;
 use crate::panics::fail_point;
-use crate::serve::view::{Busy, Held, MAX_WAITING, Since};
+use crate::serve::view::{Busy, MAX_WAITING, Since, Waiting};
 use crate::serve::wire::Said;
 
 /// What is written before the socket is flushed.
@@ -39,12 +40,15 @@ pub(super) struct Session<S> {
     /// Numbers the watches of the session.
     watches: u64,
     heard: Instant,
+    /// When the client had taken a long snapshot: until then it was not listened to.
+    wrote: Instant,
     /// Messages that the client may send at once.
     allowance: f64,
 }
 
-type Answers = Result<(Vec<Answer>, Held), Busy>;
-type Watched = (u16, u64, Answers);
+/// The epoch of a snapshot, and where its rows come from.
+type Begun = Result<(u64, Waiting), Busy>;
+type Watched = (u16, u64, Begun);
 type Watching = Pin<Box<dyn Future<Output = Watched> + Send>>;
 
 enum Event {
@@ -84,6 +88,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             unasked: VecDeque::new(),
             watches: 0,
             heard: Instant::now(),
+            wrote: Instant::now(),
         }
     }
 
@@ -110,8 +115,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             };
             match event {
                 Event::Read(message) => self.read(message).await?,
-                Event::Watched((slot, watch, answers)) => {
-                    self.watched(slot, watch, answers).await?;
+                Event::Watched((slot, watch, begun)) => {
+                    self.watched(slot, watch, begun).await?;
                     self.ask_next().await?;
                 }
                 Event::Work => self.work().await?,
@@ -124,7 +129,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     }
 
     async fn beat(&mut self) -> Result<(), End> {
-        if self.heard.elapsed() >= self.shared.limits.heartbeat * SILENT_BEATS {
+        if self.heard.max(self.wrote).elapsed() >= self.shared.limits.heartbeat * SILENT_BEATS {
             return Err(End::Close(4408, "nothing came from the client for too long"));
         }
         let as_of = self.subscriptions.as_of();
@@ -270,9 +275,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             let subscription = self.subscriptions.get_mut(slot).filter(|sub| sub.watch == Some(watch));
             let Some(subscription) = subscription else { continue };
             match self.shared.view.watch(subscription.selection.listed()) {
-                Ok(waiting) => {
+                Ok(mut waiting) => {
                     subscription.holds = true;
-                    self.watching = Some(Box::pin(async move { (slot, watch, waiting.answers().await) }));
+                    self.watching = Some(Box::pin(async move {
+                        let epoch = waiting.epoch().await;
+                        (slot, watch, epoch.map(|epoch| (epoch, waiting)))
+                    }));
                 }
                 Err(busy) => self.give_up(slot, busy).await?,
             }
@@ -287,28 +295,40 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         self.refuse(problem).await
     }
 
-    async fn watched(&mut self, slot: u16, watch: u64, answers: Answers) -> Result<(), End> {
+    async fn watched(&mut self, slot: u16, watch: u64, begun: Begun) -> Result<(), End> {
         let Some(subscription) = self.subscriptions.get_mut(slot) else { return Ok(()) };
         if subscription.watch != Some(watch) {
             return Ok(());
         }
         subscription.watch = None;
-        let (answers, held) = match answers {
-            Ok(answers) => answers,
+        let (as_of, mut waiting) = match begun {
+            Ok(begun) => begun,
             Err(busy) => return self.give_up(slot, busy).await,
         };
-        let as_of = answers.iter().map(|answer| answer.epoch).min().unwrap_or_default();
-        let rows = answers.into_iter().flat_map(|Answer { city, rows, .. }| {
-            rows.into_iter().map(move |(reading_at, row)| (city.clone(), reading_at, row))
-        });
         let (id, digest) = (subscription.id.clone(), subscription.selection.digest());
         subscription.sent = Some(as_of);
-        let write = |out: &mut Vec<u8>, row: &_| {
-            let (city, reading_at, row): &(Arc<str>, _, _) = row;
-            codec::push_row_json(out, city, *reading_at, row);
-        };
-        self.snapshot(&id, digest, as_of, rows, write).await?;
-        drop(held);
+        let mut snapshot = Snapshot::new(id, digest, as_of);
+        loop {
+            let next = tokio::select! {
+                next = waiting.next() => next,
+                () = Socket::<S>::stopped(self.socket.stop()) => return Err(STOPPING),
+            };
+            match next {
+                Ok(None) => break,
+                Ok(Some(Answer { city, rows, .. })) => {
+                    for (reading_at, row) in rows {
+                        let write = |out: &mut Vec<u8>| codec::push_row_json(out, &city, reading_at, &row);
+                        self.add_row(&mut snapshot, write).await?;
+                    }
+                }
+                Err(Busy::Slow) => return Err(TOO_SLOW),
+                // What it has of the snapshot is not complete, and never will be.
+                Err(busy) => return self.give_up(slot, busy).await,
+            }
+        }
+        drop(waiting);
+        self.complete(snapshot).await?;
+        self.wrote = Instant::now();
         self.update(slot, Reset::Behind).await
     }
 

@@ -40,7 +40,7 @@ pub(super) enum End {
 
 pub(super) const STOPPING: End = End::Close(1001, "the service is stopping, reconnect");
 const BUG: End = End::Close(1011, "the session met a bug in the service, reconnect");
-const TOO_SLOW: End = End::Close(4413, "the client reads too slowly");
+pub(super) const TOO_SLOW: End = End::Close(4413, "the client reads too slowly");
 
 impl End {
     /// Runs the loop of a session to its end, a panic included.
@@ -71,6 +71,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         stop: watch::Receiver<bool>,
     ) -> Socket<S> {
         Socket { stream, send_time, stop, begun: false }
+    }
+
+    pub(super) fn stop(&mut self) -> &mut watch::Receiver<bool> {
+        &mut self.stop
     }
 
     /// Waits for [`STOPPING`].

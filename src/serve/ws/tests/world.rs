@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::*;
 use crate::codec;
 use crate::model::{
-    Answer, Ask, Category, CurrentAt, CurrentRow, EventTime, HeatIndex, Measurement, Query, Question, Row,
+    Answer, Ask, Category, CurrentAt, CurrentRow, EventTime, HeatIndex, Measurement, Query, Question, Rest, Row,
     Update, WatchedRow,
 };
 
@@ -36,14 +36,43 @@ pub(super) struct World {
     queries: Mutex<Vec<Query>>,
     /// Refuses questions.
     pub(super) full: AtomicBool,
+    /// Makes all rows that are granted at once.
+    pub(super) whole: AtomicBool,
     pub(super) as_of: AtomicU64,
 }
 
 struct Log {
     rng: Rng,
+    /// Answers that are not complete, by query.
+    open: BTreeMap<u64, OpenAnswer>,
     watched: BTreeSet<Arc<str>>,
     currents: Vec<(u64, Arc<str>, Option<CurrentRow>)>,
     rows: Vec<WatchedRow>,
+}
+
+/// An answer that is made a row at a time, as far as rows are granted.
+struct OpenAnswer {
+    epoch: u64,
+    city: Arc<str>,
+    rows: Vec<(EventTime, Row)>,
+    made: usize,
+    granted: usize,
+}
+
+/// How many more rows than there are a piece may say.
+const BOUND: u64 = 3;
+
+impl OpenAnswer {
+    fn piece(&self, query: u64, first: usize, rows: usize) -> Answer {
+        let left = self.rows.len() - first - rows;
+        let rest = match left {
+            0 => Rest::Nothing,
+            _ => Rest::AtMost { rows: left as u64 + BOUND, pinned_bytes: 1000 },
+        };
+        let rows = self.rows[first..first + rows].to_vec();
+        let (epoch, city, first) = (self.epoch, self.city.clone(), first as u64);
+        Answer { query, epoch, city, known: true, first, rows, more: false, rest }
+    }
 }
 
 impl Ask for World {
@@ -58,12 +87,19 @@ impl Ask for World {
 
 impl World {
     pub(super) fn new(seed: u64, cities: Vec<Arc<str>>) -> Arc<World> {
-        let log = Log { rng: Rng(seed), watched: BTreeSet::new(), currents: Vec::new(), rows: Vec::new() };
+        let log = Log {
+            rng: Rng(seed),
+            open: BTreeMap::new(),
+            watched: BTreeSet::new(),
+            currents: Vec::new(),
+            rows: Vec::new(),
+        };
         Arc::new(World {
             cities,
             log: Mutex::new(log),
             queries: Mutex::default(),
             full: AtomicBool::new(false),
+            whole: AtomicBool::new(false),
             as_of: AtomicU64::new(1_000),
         })
     }
@@ -92,9 +128,11 @@ impl World {
                 told.retain(|row| row.city != city);
                 told.extend(rows.iter().filter(|row| row.city == city && row.epoch > answered).cloned());
             }
-            let rows = log.rows_at(&city, answered).into_iter().collect();
-            answers.push(Answer { query: id, epoch: answered, city, known: true, rows, more: false });
+            answers.extend(log.take(id, answered, city, question));
         }
+        let whole = self.whole.load(Ordering::Relaxed);
+        let most = if whole { usize::MAX } else { log.rng.below(4) as usize };
+        answers.extend(log.make(most));
         told.sort_by_key(|row| row.epoch);
         let current = log.change_currents(as_of, &self.cities).into_iter();
         let current = current.map(|(city, row)| CurrentAt { epoch: as_of, city, row }).collect();
@@ -108,16 +146,17 @@ impl World {
         let mut answers = Vec::new();
         for Query { id, city, question, .. } in std::mem::take(&mut *self.queries.lock().unwrap()) {
             if question != Question::Unwatch {
-                let rows = log.rows_at(&city, epoch).into_iter().collect();
-                answers.push(Answer { query: id, epoch, city, known: true, rows, more: false });
+                answers.extend(log.take(id, epoch, city, question));
             }
         }
+        answers.extend(log.make(usize::MAX));
         Update { upper: epoch + 1, ready: true, answers, ..Update::default() }
     }
 
     /// Questions that wait.
     pub(super) fn asked(&self) -> usize {
-        self.queries.lock().unwrap().len()
+        let queries = self.queries.lock().unwrap();
+        queries.iter().filter(|query| !matches!(query.question, Question::Grant { .. } | Question::Cancel)).count()
     }
 
     pub(super) fn now(&self) -> u64 {
@@ -153,6 +192,45 @@ impl World {
 }
 
 impl Log {
+    /// Takes a query; says how much there is.
+    fn take(&mut self, id: u64, epoch: u64, city: Arc<str>, question: Question) -> Option<Answer> {
+        match question {
+            Question::Grant { rows } => {
+                self.open.get_mut(&id)?.granted += rows as usize;
+                None
+            }
+            Question::Cancel => {
+                self.open.remove(&id);
+                None
+            }
+            _ => {
+                let rows = self.rows_at(&city, epoch).into_iter().collect();
+                let open = OpenAnswer { epoch, city, rows, made: 0, granted: 0 };
+                let piece = open.piece(id, 0, 0);
+                if piece.rest != Rest::Nothing {
+                    self.open.insert(id, open);
+                }
+                Some(piece)
+            }
+        }
+    }
+
+    /// Makes granted rows, each a piece of its own, in any order.
+    fn make(&mut self, most: usize) -> Vec<Answer> {
+        let mut answers = Vec::new();
+        for (&id, open) in &mut self.open {
+            for _ in 0..most.min(open.granted).min(open.rows.len() - open.made) {
+                answers.push(open.piece(id, open.made, 1));
+                (open.made, open.granted) = (open.made + 1, open.granted - 1);
+            }
+        }
+        self.open.retain(|_, open| open.made < open.rows.len());
+        if self.rng.one_in(2) {
+            answers.reverse();
+        }
+        answers
+    }
+
     fn row(&mut self) -> Row {
         let heat_index = HeatIndex::from_micros(self.rng.below(130_000_000) as i64);
         let count = 1 + self.rng.below(2000) as u32;
