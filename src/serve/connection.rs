@@ -13,6 +13,9 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_rustls::server::TlsStream;
 
+use super::budget::Budget;
+use super::least_rate::Pace;
+
 /// What a client still sends after the last answer is read for so long and no further: closing earlier would reset the
 /// connection, and the answer could be lost on its way.
 const LINGER_TIME: Duration = Duration::from_secs(1);
@@ -125,6 +128,13 @@ pub(super) struct Timed<C> {
     /// Made where a head does not come at once.
     head_timer: Option<Pin<Box<Sleep>>>,
     write_due: Option<Pin<Box<Sleep>>>,
+    pace: Pace,
+    /// Since when the client has taken nothing, though there is something to take.
+    blocked: Option<Instant>,
+    /// When its pace is looked at next.
+    look: Option<Pin<Box<Sleep>>>,
+    /// What answers are held in.
+    budget: Option<Arc<Budget>>,
     linger: Option<Linger>,
 }
 
@@ -142,7 +152,26 @@ impl<C> Timed<C> {
     ) -> Timed<C> {
         let head_due = Some(Instant::now() + head_time);
         let (head_timer, write_due, linger) = (None, None, None);
-        Timed { inner, activity, head_time, write_time, head_due, head_timer, write_due, linger }
+        let (pace, blocked, look, budget) = (Pace::new(write_time), None, None, None);
+        Timed {
+            inner,
+            activity,
+            head_time,
+            write_time,
+            head_due,
+            head_timer,
+            write_due,
+            pace,
+            blocked,
+            look,
+            budget,
+            linger,
+        }
+    }
+
+    /// What is written is held in a budget that others may wait for.
+    pub(super) fn sharing(self, budget: Arc<Budget>) -> Timed<C> {
+        Timed { budget: Some(budget), ..self }
     }
 
     /// Whether the head that is coming takes too long; if not, the task is woken when it does.
@@ -159,15 +188,46 @@ impl<C> Timed<C> {
         self.inner
     }
 
-    fn written<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            self.write_due = None;
-            return written;
+    /// Ends a connection whose client takes nothing for too long, or too little.
+    fn written<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+        bytes: impl FnOnce(&T) -> usize,
+    ) -> Poll<io::Result<T>> {
+        match &written {
+            Poll::Ready(Ok(done)) => {
+                let is_too_slow = self.is_too_slow(bytes(done));
+                (self.write_due, self.blocked, self.look) = (None, None, None);
+                return if is_too_slow { Poll::Ready(Err(ErrorKind::TimedOut.into())) } else { written };
+            }
+            Poll::Ready(Err(_)) => return written,
+            Poll::Pending => {}
+        }
+        self.blocked.get_or_insert_with(Instant::now);
+        loop {
+            let next = self.pace.next_look();
+            let look = self.look.get_or_insert_with(|| Box::pin(sleep(next)));
+            if look.as_mut().poll(cx).is_pending() {
+                break;
+            }
+            self.look = None;
+            if self.is_too_slow(0) {
+                return Poll::Ready(Err(ErrorKind::TimedOut.into()));
+            }
         }
         let write_time = self.write_time;
         let due = self.write_due.get_or_insert_with(|| Box::pin(sleep(write_time)));
         ready!(due.as_mut().poll(cx));
         Poll::Ready(Err(ErrorKind::TimedOut.into()))
+    }
+
+    /// Notes what the client has taken since it was looked at last.
+    fn is_too_slow(&mut self, bytes: usize) -> bool {
+        let now = Instant::now();
+        let waited = self.blocked.replace(now).map_or(Duration::ZERO, |since| now - since);
+        let short = self.budget.as_ref().is_some_and(|budget| budget.is_short());
+        self.pace.is_too_slow(waited, bytes, short)
     }
 }
 
@@ -201,7 +261,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Timed<C> {
         let written = Pin::new(&mut this.inner).poll_write(cx, buf);
         // Something is answered only once its request has come.
         this.head_due = None;
-        this.written(cx, written)
+        this.written(cx, written, |bytes| *bytes)
     }
 
     fn poll_write_vectored(
@@ -212,7 +272,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Timed<C> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.inner).poll_write_vectored(cx, bufs);
         this.head_due = None;
-        this.written(cx, written)
+        this.written(cx, written, |bytes| *bytes)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -222,14 +282,14 @@ impl<C: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Timed<C> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let flushed = Pin::new(&mut this.inner).poll_flush(cx);
-        this.written(cx, flushed)
+        this.written(cx, flushed, |()| 0)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.linger.is_none() {
             let shut = Pin::new(&mut this.inner).poll_shutdown(cx);
-            ready!(this.written(cx, shut))?;
+            ready!(this.written(cx, shut, |()| 0))?;
         }
         let due = || Box::pin(tokio::time::sleep_until(Instant::now() + LINGER_TIME));
         let linger = this.linger.get_or_insert_with(|| Linger { due: due(), bytes: 0 });

@@ -3,11 +3,14 @@
 //! Serving never reads the dataflow's state: it keeps a view that it builds from [updates](crate::model::Update), and asks what needs history.
 
 mod api;
+pub mod budget;
 mod backends;
 mod connection;
 mod documents;
 mod encoding;
 mod ingest;
+pub mod least_rate;
+pub mod memory;
 mod problem;
 pub mod publish;
 mod routes;

@@ -8,7 +8,7 @@ use bytes::{Buf, Bytes};
 use futures_util::{Stream, StreamExt};
 use hyper::body::Body as _;
 use hyper::upgrade::OnUpgrade;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use warp::http::header::{
     ACCESS_CONTROL_REQUEST_METHOD, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, ETAG,
     IF_NONE_MATCH, VARY,
@@ -18,6 +18,7 @@ use warp::path::FullPath;
 use warp::reply::Response;
 use warp::{Filter, Rejection};
 
+use super::budget::{Budget, Held};
 use super::encoding::Coding;
 use super::ingest::Ingest;
 use super::problem::{Code, Problem};
@@ -97,7 +98,7 @@ pub(super) static ROUTES: [Route; 15] = [
 ];
 
 /// Bytes of the long answers that are being made or sent, all together.
-const ANSWERS_BYTES: usize = 256 << 20;
+pub const ANSWERS_BYTES: usize = 256 << 20;
 /// Until there is room for one more.
 const ANSWER_WAIT: Duration = Duration::from_secs(5);
 
@@ -111,18 +112,18 @@ pub(super) struct Server {
     pub(super) echo: bool,
     /// One for each connection that may still be opened.
     pub(super) slots: Arc<Semaphore>,
-    pub(super) answers: Arc<Semaphore>,
+    pub(super) answers: Arc<Budget>,
     pub(super) stop: watch::Receiver<bool>,
 }
 
-pub(super) fn answers_room() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(ANSWERS_BYTES))
+pub(super) fn answers_room() -> Arc<Budget> {
+    Budget::new(ANSWERS_BYTES, ANSWER_WAIT)
 }
 
 /// Goes with an answer until it has been sent.
 #[derive(Clone)]
 pub(super) struct Room {
-    _bytes: Arc<OwnedSemaphorePermit>,
+    _bytes: Arc<Held>,
 }
 
 type Body = Pin<Box<dyn Stream<Item = Result<Bytes, warp::Error>> + Send>>;
@@ -314,33 +315,28 @@ impl Server {
         let ingest = self.ingest.of(self.guard.client(&request.headers, request.peer));
         let upgrade = Upgrade::check(&request.headers, request.upgrade)?;
         let (limits, stop) = (self.limits.clone(), self.stop.clone());
-        let config = ws::config(&limits);
+        let (config, unfinished) = (ws::config(&limits), self.sessions.unfinished());
         Ok(match route.give {
             Give::Ingest => {
                 self.ingest.check()?;
-                upgrade.accept(config, |socket| {
+                upgrade.accept(config, unfinished, |socket| {
                     ws::ingest::IngestSession::new(socket, ingest, limits, stop).run()
                 })
             }
-            Give::Echo => upgrade.accept(ws::echo::config(&limits), |socket| ws::echo::run(socket, stop)),
+            Give::Echo => {
+                upgrade.accept(ws::echo::config(&limits), unfinished, |socket| ws::echo::run(socket, stop))
+            },
             _ => {
                 let sessions = self.sessions.clone();
-                upgrade.accept(config, |socket| async move { sessions.serve_session(socket).await })
+                upgrade.accept(config, unfinished, |socket| async move { sessions.serve_session(socket).await })
             }
         })
     }
 
     /// Waits a little until a long answer may be made.
-    async fn room(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Problem> {
-        let bytes = u32::try_from(bytes.clamp(1, ANSWERS_BYTES)).unwrap_or(u32::MAX);
-        let room = self.answers.clone().acquire_many_owned(bytes);
-        match tokio::time::timeout(ANSWER_WAIT, room).await {
-            Ok(Ok(room)) => Ok(room),
-            _ => Err(Problem::new(
-                Code::Overloaded,
-                "too many long answers are being sent: try again in a moment",
-            )),
-        }
+    async fn room(&self, bytes: usize) -> Result<Held, Problem> {
+        let detail = "too many long answers are being sent: try again in a moment";
+        self.answers.take(bytes).await.ok_or_else(|| Problem::new(Code::Overloaded, detail))
     }
 }
 
@@ -452,10 +448,10 @@ fn tagged(mut response: Response, tag: &str) -> Response {
 }
 
 /// Keeps the room that the answer takes, now that it is known.
-fn with(mut room: OwnedSemaphorePermit, mut response: Response) -> Response {
+fn with(mut room: Held, mut response: Response) -> Response {
     let bytes = response.body().size_hint().exact().and_then(|bytes| usize::try_from(bytes).ok());
-    if let Some(taken) = bytes.and_then(|bytes| room.split(bytes)) {
-        room = taken;
+    if let Some(bytes) = bytes {
+        room.shrink(bytes);
     }
     response.extensions_mut().insert(Room { _bytes: Arc::new(room) });
     response

@@ -253,6 +253,7 @@ async fn connect(
     };
     let activity = Arc::new(Activity::default());
     let timed = Timed::new(Connection::new(stream, slot), activity.clone(), header_time, send_time);
+    let timed = timed.sharing(server.answers.clone());
     let begun = activity.clone();
     let answer = service_fn(move |request| {
         begun.begin();

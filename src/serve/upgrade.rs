@@ -1,5 +1,7 @@
 //! The server's side of the WebSocket handshake (RFC 6455, section 4.2).
 
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use hyper::upgrade::{OnUpgrade, Parts};
@@ -14,9 +16,11 @@ use warp::http::header::{
 use warp::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use warp::reply::Response;
 
+use super::budget::Shares;
 use super::connection::{Connection, Timed};
 use super::problem::{Code, Problem};
 use super::security::{SUBPROTOCOL, subprotocols};
+use super::ws::metered::Metered;
 use crate::panics::{self, Scope};
 
 /// A handshake that can be answered.
@@ -64,11 +68,12 @@ impl Upgrade {
     }
 
     /// Answers 101; `run` gets the socket once that has been sent.
-    pub(super) fn accept<F, R>(self, config: WebSocketConfig, run: R) -> Response
+    pub(super) fn accept<F, R>(self, config: WebSocketConfig, unfinished: &Arc<Shares>, run: R) -> Response
     where
         F: Future<Output = ()> + Send,
-        R: FnOnce(WebSocketStream<Connection>) -> F + Send + 'static,
+        R: FnOnce(WebSocketStream<Metered<Connection>>) -> F + Send + 'static,
     {
+        let unfinished = unfinished.clone();
         // What panics outside of a session's loop, which ends with a close frame, ends without one.
         tokio::spawn(panics::catch_future(Scope::Session, async move {
             // The client is gone, or the server stops.
@@ -79,6 +84,7 @@ impl Upgrade {
             };
             let connection = io.into_inner().into_inner();
             let (begun, role) = (read_buf.to_vec(), Role::Server);
+            let connection = Metered::new(connection, begun.len(), &unfinished);
             run(WebSocketStream::from_partially_read(connection, begun, role, Some(config)).await).await;
         }));
         let mut response = Response::default();

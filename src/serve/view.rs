@@ -2,7 +2,6 @@
 
 mod asked;
 pub mod calls;
-mod room;
 mod table;
 mod watches;
 
@@ -12,12 +11,11 @@ use std::time::{Duration, Instant};
 
 use self::asked::Asked;
 pub use self::asked::{Busy, MAX_WAITING, Waiting};
-pub use self::room::Held;
-use self::room::Room;
 pub use self::table::{AheadOfClock, Changed, CityState, Expired, Since};
 use self::table::{Table, Tally};
 use self::watches::Watches;
-pub use self::watches::WindowSince;
+pub use self::watches::{MAX_WATCHED, WindowSince};
+use super::budget::{Budget, Held};
 use super::{Facts, Limits};
 use crate::model::clock::wall_clock_ms;
 use crate::model::{Ask, Counts, Progress, Question, Reason, Update, WatchedRow};
@@ -30,6 +28,10 @@ const LOOK: Duration = Duration::from_millis(5);
 /// Between two looks at which cities are ahead of the clock.
 const AHEAD_LOOK: Duration = Duration::from_secs(1);
 
+/// What clients have subscribed to or have missed, and have not taken yet.
+pub const ROOM_BYTES: usize = 256 << 20;
+const ROOM_WAIT: Duration = Duration::from_secs(5);
+
 /// What is served. Readers share it; one publisher thread applies the updates.
 pub struct View {
     facts: Facts,
@@ -39,7 +41,7 @@ pub struct View {
     tally: SharedMutex<Tally>,
     watches: SharedMutex<Watches>,
     asked: Arc<Asked>,
-    room: Room,
+    room: Arc<Budget>,
     updated_at: SharedMutex<Instant>,
     ahead: SharedMutex<Option<(Instant, Arc<AheadOfClock>)>>,
 }
@@ -55,7 +57,7 @@ pub struct Applied {
 impl View {
     pub fn new(facts: Facts, limits: &Limits, ask: Arc<dyn Ask>) -> Arc<View> {
         let ring_ms = u64::try_from(limits.ring_time.as_millis()).unwrap_or(u64::MAX);
-        let (room, workers) = (Room::new(), facts.workers);
+        let (room, workers) = (Budget::new(ROOM_BYTES, ROOM_WAIT), facts.workers);
         Arc::new(View {
             table: SharedRwLock::new(Table::new(facts.directory, ring_ms, limits.ring_bytes)),
             facts,
@@ -200,13 +202,18 @@ impl View {
     /// Takes room for what [`View::latest`] answers, before it is collected.
     pub async fn room_for_latest(&self, select: &Select<'_>) -> Result<Held, Busy> {
         let cities = if let Select::Listed(keys) = select { keys.len() } else { self.city_count() };
-        self.room.take(cities * Since::ROW_BYTES).await
+        self.room.take(cities * Since::ROW_BYTES).await.ok_or(Busy::Room)
     }
 
     /// Takes room for what [`View::window`] answers, before it is collected.
     pub async fn room_for_window(&self, cities: &[Arc<str>]) -> Result<Held, Busy> {
         let changes = locked(&self.watches).changes(cities);
-        self.room.take(changes * WindowSince::ROW_BYTES).await
+        self.room.take(changes * WindowSince::ROW_BYTES).await.ok_or(Busy::Room)
+    }
+
+    /// What snapshots and merged changes are held in.
+    pub fn room(&self) -> &Arc<Budget> {
+        &self.room
     }
 
     /// Takes in the next update. Whoever reads the view once this has returned finds the update in it.

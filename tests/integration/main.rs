@@ -15,6 +15,7 @@ mod harness;
 mod heat_index;
 mod kafka;
 mod layers;
+mod limits;
 mod oracle;
 mod process;
 mod readme;

@@ -50,7 +50,7 @@ struct Ring {
 }
 
 /// Cities that can be watched at once, or have been lately.
-const MAX_WATCHED: usize = 100_000;
+pub const MAX_WATCHED: usize = 100_000;
 
 type Entry = ((u64, EventTime, Option<Row>), (u64, Arc<str>, u64));
 

@@ -8,6 +8,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
+use super::metered::Metered;
 use super::socket::{End, Socket};
 use crate::serve::Limits;
 
@@ -21,7 +22,7 @@ pub(in crate::serve) fn config(limits: &Limits) -> WebSocketConfig {
 }
 
 pub(in crate::serve) async fn run<S: AsyncRead + AsyncWrite + Unpin + Send>(
-    stream: WebSocketStream<S>,
+    stream: WebSocketStream<Metered<S>>,
     stop: watch::Receiver<bool>,
 ) {
     let mut socket = Socket::new(stream, SEND_TIME, stop);

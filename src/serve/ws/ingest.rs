@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::{Bytes, Message};
 
+use super::metered::Metered;
 use super::socket::{End, STOPPING, Socket};
 use crate::panics::fail_point;
 use crate::serve::Limits;
@@ -38,7 +39,7 @@ enum Event {
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> IngestSession<S> {
     pub(in crate::serve) fn new(
-        stream: WebSocketStream<S>,
+        stream: WebSocketStream<Metered<S>>,
         ingest: Ingest,
         limits: Limits,
         stop: watch::Receiver<bool>,

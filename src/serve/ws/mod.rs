@@ -2,6 +2,8 @@
 
 pub(in crate::serve) mod echo;
 pub(in crate::serve) mod ingest;
+pub mod metered;
+pub mod names;
 mod outbox;
 mod request;
 mod routes;
@@ -23,12 +25,14 @@ use tokio::sync::watch;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
+use self::metered::Metered;
 use self::outbox::Outbox;
 use self::routes::Routes;
 use self::selection::Tokens;
 use self::session::Session;
 use self::socket::Socket;
 use super::Limits;
+use super::budget::Shares;
 use super::view::{Applied, View};
 use super::wire::Said;
 use crate::panics::locks::{SharedGuard, SharedMutex};
@@ -61,8 +65,15 @@ struct Shared {
     stop: watch::Sender<bool>,
     sessions: watch::Sender<usize>,
     subscriptions: AtomicUsize,
+    /// Bytes that wait in outboxes, of messages that clients have not ended, and of names that subscriptions list.
+    outboxes: Arc<Shares>,
+    unfinished: Arc<Shares>,
+    names: Arc<Shares>,
     meters: Meters,
 }
+
+/// Bytes that wait in all outboxes.
+pub const OUTBOXES_BYTES: usize = 512 << 20;
 
 struct Meters {
     sessions: Gauge,
@@ -93,14 +104,21 @@ impl Sessions {
             stop: watch::Sender::new(false),
             sessions: watch::Sender::new(0),
             subscriptions: AtomicUsize::new(0),
+            outboxes: Shares::new(OUTBOXES_BYTES),
+            unfinished: Shares::new(metered::UNFINISHED_BYTES),
+            names: Shares::new(names::all_names_bytes(limits)),
             meters: Meters::new(),
         }))
     }
 
     /// Runs one session to its end: the client's, a violation of the protocol or of a limit, or [`Sessions::close_all`].
-    pub async fn serve_session<S: AsyncRead + AsyncWrite + Unpin + Send>(&self, stream: WebSocketStream<S>) {
-        let outbox = Arc::new(Outbox::new(self.0.limits.backlog_bytes));
+    pub async fn serve_session<S: AsyncRead + AsyncWrite + Unpin + Send>(
+        &self,
+        stream: WebSocketStream<Metered<S>>,
+    ) {
+        let outbox = Arc::new(Outbox::new(self.0.limits.backlog_bytes, self.0.outboxes.share()));
         let socket = Socket::new(stream, self.0.limits.send_time, self.0.stop.subscribe());
+        let socket = socket.sharing(self.0.view.room().clone());
         Session::new(self.0.clone(), outbox, socket).run().await;
     }
 
@@ -110,6 +128,11 @@ impl Sessions {
         let mut sessions = self.0.sessions.subscribe();
         // Those that take longer are cut off with the runtime.
         let _ = tokio::time::timeout(CLOSE_TIME, sessions.wait_for(|open| *open == 0)).await;
+    }
+
+    /// What WebSockets hold of messages that are not ended.
+    pub(super) fn unfinished(&self) -> &Arc<Shares> {
+        &self.0.unfinished
     }
 
     /// Open sessions.

@@ -7,6 +7,7 @@ use tokio::sync::Notify;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use crate::panics::locks::{SharedGuard, SharedMutex};
+use crate::serve::budget::Share;
 
 /// A queue of shared messages, limited by bytes. Past the limit a subscription's messages are dropped: what it misses is merged
 /// from the view when the client has taken the rest.
@@ -16,10 +17,9 @@ pub(super) struct Outbox {
     limit: usize,
 }
 
-#[derive(Default)]
 struct Queue {
     items: VecDeque<Item>,
-    bytes: usize,
+    bytes: Share,
     flows: Vec<Flow>,
 }
 
@@ -47,8 +47,10 @@ const ITEM_BYTES: usize = size_of::<Item>();
 const KEPT_ITEMS: usize = 64;
 
 impl Outbox {
-    pub(super) fn new(limit: usize) -> Outbox {
-        Outbox { queue: SharedMutex::default(), wake: Notify::new(), limit }
+    /// Its bytes are a share of those of all outboxes.
+    pub(super) fn new(limit: usize, bytes: Share) -> Outbox {
+        let queue = Queue { items: VecDeque::new(), bytes, flows: Vec::new() };
+        Outbox { queue: SharedMutex::new(queue), wake: Notify::new(), limit }
     }
 
     fn queue(&self) -> SharedGuard<MutexGuard<'_, Queue>> {
@@ -79,8 +81,7 @@ impl Outbox {
             Some(Flow::Behind) => return u64::from(rows),
             Some(Flow::On) => {
                 let bytes = text.len() + ITEM_BYTES;
-                if queue.items.is_empty() || queue.bytes + bytes <= self.limit {
-                    queue.bytes += bytes;
+                if queue.takes(bytes, self.limit) {
                     queue.items.push_back(Item { slot, rows, as_of, text: text.clone() });
                     0
                 } else {
@@ -99,7 +100,7 @@ impl Outbox {
         let mut queue = self.queue();
         let mut left = bytes;
         while let Some(item) = queue.items.pop_front() {
-            queue.bytes -= item.text.len() + ITEM_BYTES;
+            queue.bytes.shrink(item.text.len() + ITEM_BYTES);
             left = left.saturating_sub(item.text.len());
             taken.push(item);
             if left == 0 {
@@ -131,13 +132,19 @@ impl Outbox {
 }
 
 impl Queue {
+    /// Whether a message may wait: the first one in any case, further ones within the client's limit and its share.
+    fn takes(&mut self, bytes: usize, limit: usize) -> bool {
+        let within = self.bytes.bytes() + bytes <= limit && self.bytes.grow(bytes);
+        within || self.items.is_empty()
+    }
+
     fn drop_items(&mut self, slot: u16) -> u64 {
         let mut rows = 0;
         let bytes = &mut self.bytes;
         self.items.retain(|item| {
             let kept = item.slot != slot;
             if !kept {
-                *bytes -= item.text.len() + ITEM_BYTES;
+                bytes.shrink(item.text.len() + ITEM_BYTES);
                 rows += u64::from(item.rows);
             }
             kept
@@ -149,10 +156,11 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::serve::budget::Shares;
 
     #[test]
     fn a_full_outbox_drops_the_messages_of_the_subscription_that_is_too_much() {
-        let outbox = Outbox::new(3 * (ITEM_BYTES + 10));
+        let outbox = Outbox::new(3 * (ITEM_BYTES + 10), Shares::new(1 << 20).share());
         let text = Utf8Bytes::from_static("0123456789");
         outbox.hold(0);
         outbox.hold(1);

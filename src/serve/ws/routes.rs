@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
+use super::names::names_bytes;
 use super::outbox::Outbox;
 use super::selection::{Cities, Rows, Selection, Tokens};
 use crate::codec;
 use crate::model::WatchedRow;
+use crate::serve::budget::Share;
 use crate::serve::view::{Applied, Changed};
 use crate::serve::wire;
 
@@ -31,6 +33,8 @@ struct Group {
     selection: Arc<Selection>,
     id: Arc<str>,
     members: Vec<(Arc<Outbox>, u16)>,
+    /// What its names take.
+    _names: Share,
     /// What of the update at hand concerns the group, as numbers of pieces.
     picked: Vec<u32>,
 }
@@ -81,25 +85,32 @@ impl Routes {
         }
     }
 
-    /// Returns the selection as the group holds it, so that equal ones are held once.
+    /// Returns the selection as the group holds it, so that equal ones are held once; nothing where the names of a new group would
+    /// take more than their share.
     pub(super) fn join(
         &mut self,
         selection: Selection,
         id: &Arc<str>,
         outbox: &Arc<Outbox>,
         slot: u16,
-    ) -> Arc<Selection> {
-        let selection = Arc::new(selection);
-        let key = (selection.clone(), id.clone());
-        let number = self.numbers.get(&key).copied().unwrap_or_else(|| self.add(key));
-        let Some(group) = &mut self.groups[number as usize] else { return selection };
+        mut names: Share,
+    ) -> Option<Arc<Selection>> {
+        let bytes = names_bytes(&selection);
+        let key = (Arc::new(selection), id.clone());
+        let number = match self.numbers.get(&key) {
+            Some(&number) => number,
+            None if names.grow(bytes) => self.add(key, names),
+            None => return None,
+        };
+        let group = self.groups[number as usize].as_mut()?;
         group.members.push((outbox.clone(), slot));
-        group.selection.clone()
+        Some(group.selection.clone())
     }
 
-    fn add(&mut self, key: (Arc<Selection>, Arc<str>)) -> u32 {
+    fn add(&mut self, key: (Arc<Selection>, Arc<str>), names: Share) -> u32 {
         let (selection, id) = key.clone();
-        let group = Some(Group { selection: selection.clone(), id, members: Vec::new(), picked: Vec::new() });
+        let (members, picked) = (Vec::new(), Vec::new());
+        let group = Some(Group { selection: selection.clone(), id, members, _names: names, picked });
         let number = match self.free.pop() {
             Some(number) => {
                 self.groups[number as usize] = group;

@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::tungstenite::{Bytes, Message};
 
 use super::Shared;
+use super::names::{names_bytes, session_names_bytes};
 use super::outbox::Outbox;
 use super::request::{self, Problem, Request};
 use super::selection::{Reset, Rows, Selection};
@@ -220,8 +221,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             let detail = format!("the window subscriptions of a session list at most {MAX_WATCHED} cities");
             return self.refuse(Problem::of(&id, "too_many_cities", &detail)).await;
         }
+        if self.subscriptions.names_bytes() + names_bytes(&selection)
+            > session_names_bytes(&self.shared.limits)
+        {
+            let detail = "the subscriptions of this session name too many cities, or in too long names";
+            return self.refuse(Problem::of(&id, "too_many_cities", detail)).await;
+        }
         let (rows, digest) = (selection.rows, selection.digest());
-        let slot = self.subscriptions.open(id.clone(), selection);
+        let Some(slot) = self.subscriptions.open(id.clone(), selection) else {
+            return self.refuse(Problem::of(&id, "busy", &Busy::Names.to_string())).await;
+        };
         let Some(token) = resume else { return self.begin(slot).await };
         match self.resume(slot, rows, &token, digest).await {
             Ok(()) => self.update(slot, Reset::Expired).await,

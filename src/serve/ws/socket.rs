@@ -1,6 +1,7 @@
 //! Writing to a client within its time limit, and ending.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -11,7 +12,10 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, O
 use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame};
 use tokio_tungstenite::tungstenite::{Bytes, Message};
 
+use super::metered::Metered;
 use crate::panics::{self, Panicked, Scope};
+use crate::serve::budget::Budget;
+use crate::serve::least_rate::Pace;
 
 /// Longer messages are written as fragments, so that a socket holds no more of them.
 pub(super) const FRAGMENT_BYTES: usize = 32 * 1024;
@@ -21,11 +25,13 @@ const END_TIME: Duration = Duration::from_secs(1);
 const END_BYTES: u64 = 1 << 20;
 
 pub(super) struct Socket<S> {
-    pub(super) stream: WebSocketStream<S>,
+    pub(super) stream: WebSocketStream<Metered<S>>,
     send_time: Duration,
     stop: watch::Receiver<bool>,
     /// Inside a message of fragments.
     begun: bool,
+    pace: Pace,
+    budget: Option<Arc<Budget>>,
 }
 
 /// Why a session ends.
@@ -40,6 +46,7 @@ pub(super) enum End {
 
 pub(super) const STOPPING: End = End::Close(1001, "the service is stopping, reconnect");
 const BUG: End = End::Close(1011, "the session met a bug in the service, reconnect");
+const TOO_MUCH: End = End::Violation(1013, "too much is held for unfinished messages: try again later");
 pub(super) const TOO_SLOW: End = End::Close(4413, "the client reads too slowly");
 
 impl End {
@@ -66,11 +73,16 @@ impl End {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     pub(super) fn new(
-        stream: WebSocketStream<S>,
+        stream: WebSocketStream<Metered<S>>,
         send_time: Duration,
         stop: watch::Receiver<bool>,
     ) -> Socket<S> {
-        Socket { stream, send_time, stop, begun: false }
+        Socket { stream, send_time, stop, begun: false, pace: Pace::new(send_time), budget: None }
+    }
+
+    /// What is written is held in a budget that others may wait for.
+    pub(super) fn sharing(self, budget: Arc<Budget>) -> Socket<S> {
+        Socket { budget: Some(budget), ..self }
     }
 
     pub(super) fn stop(&mut self) -> &mut watch::Receiver<bool> {
@@ -79,8 +91,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
 
     /// Waits for [`STOPPING`].
     pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
-        // The sender lives as long as the session.
-        let _ = stop.wait_for(|stop| *stop).await;
+        stopped(stop).await;
     }
 
     pub(super) async fn next(&mut self) -> Result<Message, End> {
@@ -88,7 +99,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             biased;
             () = Self::stopped(&mut self.stop) => Err(STOPPING),
             read = self.stream.next() => match read {
-                Some(Ok(message)) => Ok(message),
+                Some(Ok(message)) => {
+                    self.stream.get_mut().end_message();
+                    Ok(message)
+                }
+                Some(Err(_)) if self.stream.get_ref().is_refused() => Err(TOO_MUCH),
                 Some(Err(error)) => Err(End::of_read(&error)),
                 None => Err(End::Gone),
             },
@@ -118,19 +133,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     }
 
     async fn feed_whole(&mut self, message: Message) -> Result<(), End> {
-        tokio::select! {
-            biased;
-            fed = tokio::time::timeout(self.send_time, self.stream.feed(message)) => within(fed),
-            () = Self::stopped(&mut self.stop) => Err(STOPPING),
-        }
+        let bytes = message.len();
+        let writing = self.stream.feed(message);
+        let limits = Writing { send_time: self.send_time, pace: &mut self.pace, budget: &self.budget };
+        limits.write(writing, bytes, &mut self.stop).await
     }
 
     pub(super) async fn flush(&mut self) -> Result<(), End> {
-        tokio::select! {
-            biased;
-            flushed = tokio::time::timeout(self.send_time, self.stream.flush()) => within(flushed),
-            () = Self::stopped(&mut self.stop) => Err(STOPPING),
-        }
+        let writing = self.stream.flush();
+        let limits = Writing { send_time: self.send_time, pace: &mut self.pace, budget: &self.budget };
+        limits.write(writing, 0, &mut self.stop).await
     }
 
     /// Tells the client why, and waits a little until it has heard.
@@ -154,10 +166,46 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     }
 }
 
-fn within(written: Result<Result<(), Error>, tokio::time::error::Elapsed>) -> Result<(), End> {
-    match written {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err(End::Gone),
-        Err(_) => Err(TOO_SLOW),
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // The sender lives as long as the session.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// How long a client may take to take what is written.
+struct Writing<'a> {
+    send_time: Duration,
+    pace: &'a mut Pace,
+    budget: &'a Option<Arc<Budget>>,
+}
+
+impl Writing<'_> {
+    async fn write(
+        self,
+        writing: impl Future<Output = Result<(), Error>>,
+        bytes: usize,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Result<(), End> {
+        tokio::pin!(writing);
+        let began = Instant::now();
+        let mut looked = began;
+        loop {
+            let written = tokio::select! {
+                biased;
+                written = &mut writing => Some(written),
+                () = stopped(stop) => return Err(STOPPING),
+                () = tokio::time::sleep(self.pace.next_look()) => None,
+            };
+            let now = Instant::now();
+            let waited = now - std::mem::replace(&mut looked, now);
+            let taken = if written.is_some() { bytes } else { 0 };
+            let short = self.budget.as_ref().is_some_and(|budget| budget.is_short());
+            let too_slow = self.pace.is_too_slow(waited, taken, short);
+            match written {
+                Some(Err(_)) => return Err(End::Gone),
+                _ if too_slow || now - began >= self.send_time => return Err(TOO_SLOW),
+                Some(Ok(())) => return Ok(()),
+                None => {}
+            }
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Shared;
+use super::names::names_bytes;
 use super::outbox::Outbox;
 use super::selection::{Rows, Selection};
 
@@ -53,19 +54,26 @@ impl Subscriptions {
         self.slots.get_mut(usize::from(slot))?.as_mut()
     }
 
-    /// Adds a subscription; its messages are held back.
-    pub(super) fn open(&mut self, id: Arc<str>, selection: Selection) -> u16 {
+    /// Bytes that the names of all subscriptions take.
+    pub(super) fn names_bytes(&self) -> usize {
+        self.iter().map(|sub| names_bytes(&sub.selection)).sum()
+    }
+
+    /// Adds a subscription; its messages are held back. Nothing where all subscriptions name too much.
+    pub(super) fn open(&mut self, id: Arc<str>, selection: Selection) -> Option<u16> {
         let slot = self.slots.iter().position(Option::is_none).unwrap_or_else(|| {
             self.slots.push(None);
             self.slots.len() - 1
         });
         let number = slot as u16;
         self.outbox.hold(number);
-        let selection = self.shared.routes().join(selection, &id, &self.outbox, number);
+        let names = self.shared.names.share();
+        let joined = self.shared.routes().join(selection, &id, &self.outbox, number, names);
+        let selection = joined?;
         self.slots[slot] = Some(Subscription { id, selection, sent: None, watch: None, holds: false });
         self.shared.subscriptions.fetch_add(1, Ordering::Relaxed);
         self.shared.meters.subscriptions.increment(1);
-        number
+        Some(number)
     }
 
     /// Ends a subscription: nothing of it is in the outbox any more.

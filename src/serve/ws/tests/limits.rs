@@ -3,7 +3,9 @@
 use futures_util::SinkExt;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::client::{Stream, next, say};
 use super::*;
@@ -232,7 +234,9 @@ fn tokens_that_do_not_fit_are_answered_with_a_reset() {
 fn a_session_is_small() {
     run(async {
         let service = Service::start(1, limits()).await;
-        let stream = connect(service.address).await;
+        let stream = TcpStream::connect(service.address).await.unwrap();
+        let stream = Metered::new(stream, 0, service.sessions.unfinished());
+        let stream = WebSocketStream::from_raw_socket(stream, Role::Server, None).await;
         let session = service.sessions.serve_session(stream);
         let bytes = size_of_val(&session);
         assert!(bytes < 6 * 1024, "{bytes} bytes");

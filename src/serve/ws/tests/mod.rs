@@ -99,6 +99,7 @@ async fn accept(listener: TcpListener, sessions: Sessions, limits: Limits) {
         let sessions = sessions.clone();
         let config = config(&limits);
         tokio::spawn(async move {
+            let stream = Metered::new(stream, 0, sessions.unfinished());
             if let Ok(stream) = tokio_tungstenite::accept_async_with_config(stream, Some(config)).await {
                 sessions.serve_session(stream).await;
             }

@@ -1,0 +1,86 @@
+//! A client's bytes, counted until they are a whole message: what all clients have begun and not ended is limited.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::serve::budget::{Share, Shares};
+
+/// Bytes of unfinished messages of all WebSockets.
+pub const UNFINISHED_BYTES: usize = 64 << 20;
+/// What each may have begun in any case: as much as its socket's buffer holds.
+pub const UNCOUNTED_BYTES: usize = 8 << 10;
+
+/// A stream that fails where its unfinished message would be more than its share.
+pub struct Metered<S> {
+    inner: S,
+    begun: usize,
+    share: Share,
+    is_refused: bool,
+}
+
+impl<S> Metered<S> {
+    /// Of which so many bytes were read before.
+    pub fn new(inner: S, begun: usize, unfinished: &Arc<Shares>) -> Metered<S> {
+        Metered { inner, begun, share: unfinished.share(), is_refused: false }
+    }
+
+    /// A whole message was read.
+    pub(super) fn end_message(&mut self) {
+        self.begun = 0;
+        self.share.shrink(usize::MAX);
+    }
+
+    /// Whether reading has failed since all have begun too much.
+    pub(super) fn is_refused(&self) -> bool {
+        self.is_refused
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
+        self.begun += buf.filled().len() - before;
+        let missing = self.begun.saturating_sub(UNCOUNTED_BYTES).saturating_sub(self.share.bytes());
+        // Buffers grow by doubling.
+        if missing > 0 && !self.share.grow(2 * missing) {
+            self.is_refused = true;
+            return Poll::Ready(Err(io::Error::other("too much is held for unfinished messages")));
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
