@@ -35,6 +35,4 @@ pub use rows::{ChangeLine, CityRows, DayLine, DeadLetter, RecordAt, ResultRow};
 pub use state::{CityState, Mark, STATE_SHARDS, Snapshots, state_shard};
 pub use time::{Duration, EventTime};
 pub use topology::Topology;
-pub use update::{
-    Answer, Ask, Counts, CurrentAt, PINNED_BYTES, Query, Question, Rest, Update, WatchedRow,
-};
+pub use update::{Answer, Ask, Counts, CurrentAt, PINNED_BYTES, Query, Question, Rest, Update, WatchedRow};

@@ -148,7 +148,7 @@ mod tests {
         let shares = Shares::new(8_000);
         let mut first = shares.share();
         assert!(first.grow(1_000) && !first.grow(1));
-        let mut others: Vec<Share> = (0..40).map(|_| shares.share()).collect();
+        let mut others: Vec<Share> = (0..20).map(|_| shares.share()).collect();
         others.iter_mut().for_each(|other| while other.grow(10) {});
         assert!(others.iter().all(|other| other.bytes() > 0), "{others:?}");
         assert!(shares.used() <= 8_000);

@@ -3,8 +3,8 @@
 //! Serving never reads the dataflow's state: it keeps a view that it builds from [updates](crate::model::Update), and asks what needs history.
 
 mod api;
-pub mod budget;
 mod backends;
+pub mod budget;
 mod connection;
 mod documents;
 mod encoding;

@@ -325,10 +325,14 @@ impl Server {
             }
             Give::Echo => {
                 upgrade.accept(ws::echo::config(&limits), unfinished, |socket| ws::echo::run(socket, stop))
-            },
+            }
             _ => {
                 let sessions = self.sessions.clone();
-                upgrade.accept(config, unfinished, |socket| async move { sessions.serve_session(socket).await })
+                upgrade.accept(
+                    config,
+                    unfinished,
+                    |socket| async move { sessions.serve_session(socket).await },
+                )
             }
         })
     }

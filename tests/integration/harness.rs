@@ -215,7 +215,12 @@ pub fn run_leg(
                 continue;
             }
             if worker.index() == 0 {
-                graph.send_aside(epoch as u64, &mut queries(epoch, epoch + 1 == epochs), &mut Vec::new(), &mut Vec::new());
+                graph.send_aside(
+                    epoch as u64,
+                    &mut queries(epoch, epoch + 1 == epochs),
+                    &mut Vec::new(),
+                    &mut Vec::new(),
+                );
             }
             if let (0, Some((mark, _))) = (worker.index(), leg.marks.get(&epoch)) {
                 graph.mark(epoch as u64, *mark);
@@ -263,8 +268,7 @@ fn queries(epoch: usize, is_last: bool) -> Vec<Query> {
     let query = |id, question| Query { id: first + u64::from(id), process: 0, city: city(id), question };
     let all = |id| query(id, Question::History { from, to, limit: u32::MAX });
     let mut queries: Vec<_> = (0..4).map(all).collect();
-    queries
-        .push(Query { id: first + 4, ..query(WATCHED.0, Question::History { from, to, limit: 3 }) });
+    queries.push(Query { id: first + 4, ..query(WATCHED.0, Question::History { from, to, limit: 3 }) });
     match epoch {
         epoch if epoch == WATCHED.1.start => {
             queries.push(Query { id: first + 5, ..query(WATCHED.0, Question::Watch) })
@@ -282,7 +286,9 @@ fn queries(epoch: usize, is_last: bool) -> Vec<Query> {
     }
     if let Some(before) = first.checked_sub(QUERIES) {
         let of_before = |n: u64| Query { id: before + n, ..query((n % 4) as u32, Question::Cancel) };
-        all.extend([1, 3, 5].map(|n| grant(&Query { city: city(if n == 5 { 0 } else { n as u32 }), ..of_before(n) }, u32::MAX)));
+        all.extend([1, 3, 5].map(|n| {
+            grant(&Query { city: city(if n == 5 { 0 } else { n as u32 }), ..of_before(n) }, u32::MAX)
+        }));
         all.push(Query { city: city(1), ..of_before(7) });
     }
     all

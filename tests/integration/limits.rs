@@ -21,7 +21,10 @@ fn tables(page: &str) -> BTreeMap<&str, Vec<&str>> {
     let mut cells = rows.map(|row| row.split('|').map(str::trim).collect::<Vec<_>>());
     let mut tables = BTreeMap::new();
     while let Some(row) = cells.next() {
-        assert!(tables.insert(row[0], row[1..].to_vec()).is_none() || row[0].starts_with("---"), "{row:?} twice");
+        assert!(
+            tables.insert(row[0], row[1..].to_vec()).is_none() || row[0].starts_with("---"),
+            "{row:?} twice"
+        );
     }
     tables
 }

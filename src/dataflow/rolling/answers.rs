@@ -146,9 +146,7 @@ impl Answers {
         }
         // The queries of a call that is larger than all that may be held have it alone.
         let of_same_call = |(asker, open): (&Key, &Open)| asker.0 == key.0 && open.epoch == epoch;
-        if self.pinned_bytes + size.bytes > self.limits.pinned_bytes
-            && !self.open.iter().all(of_same_call)
-        {
+        if self.pinned_bytes + size.bytes > self.limits.pinned_bytes && !self.open.iter().all(of_same_call) {
             return Rest::Refused;
         }
         self.pinned_bytes += size.bytes;
@@ -232,12 +230,7 @@ impl Answers {
     }
 
     /// Makes granted rows, of one answer after the other, until the slice ends.
-    pub fn work(
-        &mut self,
-        rolling: &mut Rolling,
-        slice: &mut Slice,
-        told: &mut Vec<(Processes, Told)>,
-    ) {
+    pub fn work(&mut self, rolling: &mut Rolling, slice: &mut Slice, told: &mut Vec<(Processes, Told)>) {
         while self.has_ready() && slice.goes_on(self.limits.slice_time) {
             let Some(key) = self.ready.pop_front() else { return };
             self.pin(key, rolling);

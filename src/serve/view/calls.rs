@@ -310,3 +310,103 @@ fn size(answer: &Answer) -> (Option<u64>, u64) {
         Rest::Nothing | Rest::Refused => (Some(made), 0),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn piece(query: u64, first: u64, rows: usize, rest: Rest) -> Answer {
+        let row = crate::model::Row::new(Default::default(), crate::model::Category::None, 0, 1);
+        let rows = vec![(Default::default(), row); rows];
+        Answer { query, epoch: 7, city: "x".into(), known: true, first, rows, more: false, rest }
+    }
+
+    fn granted(queries: &[Query]) -> u64 {
+        let rows = queries.iter().map(|query| match query.question {
+            Question::Grant { rows } => u64::from(rows),
+            _ => 0,
+        });
+        rows.sum()
+    }
+
+    /// Opens calls and has all counted that are asked; returns how many rows were granted.
+    fn ask_all(calls: &mut Calls) -> u64 {
+        let mut rows = 0;
+        while let Some(queries) = calls.next_to_ask(u64::MAX) {
+            rows += granted(&queries);
+            for query in queries.iter().filter(|query| query.question == Question::Watch) {
+                calls.take(piece(query.id, 0, 0, Rest::AtMost { rows: 1_000_000, pinned_bytes: 10 }));
+            }
+            rows += granted(&std::mem::take(calls.outbound()));
+        }
+        rows
+    }
+
+    #[test]
+    fn rows_in_flight_stay_within_their_budget_and_everybody_has_some() {
+        let mut calls = Calls::default();
+        let mut open = Vec::new();
+        for _ in 0..MAX_CALLS + 500 {
+            let (pieces, received) = mpsc::unbounded_channel();
+            let first = calls.open(vec![("x".into(), Question::Watch); 3], pieces);
+            open.push((first, received));
+        }
+        let rows = ask_all(&mut calls);
+        assert!(rows as usize <= MAX_CALLS * CALL_ROWS + SHARED_ROWS, "{rows} rows in flight");
+        assert_eq!((calls.asked, calls.queue.len()), (MAX_CALLS, 500));
+        assert!(calls.all.values().filter(|call| call.is_asked).all(|call| call.rows >= CALL_ROWS / 2));
+        // What one takes is granted to it anew, but not what is shared by then.
+        let last = open[MAX_CALLS - 1].0;
+        let has = calls.all[&last].rows;
+        calls.taken(last, has);
+        assert!(granted(&std::mem::take(calls.outbound())) as usize >= CALL_ROWS);
+        let first = open[0].0;
+        calls.close(first);
+        let cancelled = std::mem::take(calls.outbound());
+        assert_eq!(cancelled.iter().filter(|query| query.question == Question::Cancel).count(), 3);
+        assert!(calls.next_to_ask(u64::MAX).is_some(), "the next has its turn");
+        let all: Vec<u64> = calls.all.keys().copied().collect();
+        all.into_iter().for_each(|first| calls.close(first));
+        assert_eq!((calls.waiting, calls.asked, calls.uncounted, calls.shared_rows), (0, 0, 0, 0));
+        assert_eq!((calls.pinned_bytes, calls.queue.len()), (0, 0));
+    }
+
+    #[test]
+    fn pieces_are_handed_on_in_their_order_and_a_refusal_ends_the_call() {
+        let mut calls = Calls::default();
+        let (pieces, mut received) = mpsc::unbounded_channel();
+        let first = calls.open(vec![("x".into(), Question::Watch)], pieces);
+        assert!(calls.next_to_ask(u64::MAX).is_some());
+        calls.take(piece(first, 2, 1, Rest::AtMost { rows: 3, pinned_bytes: 0 }));
+        calls.take(piece(first, 3, 1, Rest::Nothing));
+        calls.take(piece(first, 0, 2, Rest::AtMost { rows: 4, pinned_bytes: 0 }));
+        assert!(matches!(received.try_recv(), Ok(Said::Counted(7))));
+        let order = std::iter::from_fn(|| match received.try_recv() {
+            Ok(Said::Piece(answer)) => Some(answer.first),
+            _ => None,
+        });
+        assert_eq!(order.collect::<Vec<_>>(), [0, 2, 3]);
+        calls.taken(first, 4);
+        assert_eq!(calls.all[&first].rows, 0, "what was granted beyond the last row is free");
+
+        let (pieces, mut received) = mpsc::unbounded_channel();
+        let first = calls.open(vec![("x".into(), Question::Watch); 2], pieces);
+        assert!(calls.next_to_ask(u64::MAX).is_some());
+        calls.take(piece(first + 1, 0, 0, Rest::Refused));
+        assert!(matches!(received.try_recv(), Ok(Said::Failed(Busy::Pinned))));
+        assert!(!calls.all.contains_key(&first) && calls.uncounted == 0);
+    }
+
+    #[test]
+    fn nothing_is_asked_while_too_much_is_pinned() {
+        let mut calls = Calls::default();
+        let (pieces, _received) = mpsc::unbounded_channel();
+        let first = calls.open(vec![("x".into(), Question::Watch)], pieces.clone());
+        assert!(calls.next_to_ask(100).is_some());
+        calls.take(piece(first, 0, 0, Rest::AtMost { rows: 9, pinned_bytes: 100 }));
+        calls.open(vec![("x".into(), Question::Watch)], pieces);
+        assert!(calls.next_to_ask(100).is_none() && calls.is_short(100));
+        calls.close(first);
+        assert!(calls.next_to_ask(100).is_some() && !calls.is_short(100));
+    }
+}

@@ -79,12 +79,12 @@ const ATTACKS: [(&str, Attack); 11] = [
 ];
 
 /// Bytes of resident memory now.
-fn resident(service: &Service) -> u64 {
+pub(super) fn resident(service: &Service) -> u64 {
     memory(service, "VmRSS:")
 }
 
 /// The same at most, since it started.
-fn peak(service: &Service) -> u64 {
+pub(super) fn peak(service: &Service) -> u64 {
     memory(service, "VmHWM:")
 }
 

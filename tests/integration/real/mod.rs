@@ -8,6 +8,7 @@ mod hostile;
 mod http;
 mod page;
 mod panics;
+mod readers;
 mod recorder;
 mod service;
 

@@ -9,7 +9,7 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::client::{Stream, next, say};
 use super::*;
-use crate::serve::view::Select;
+use crate::serve::view::{Busy, Select};
 use crate::serve::ws::selection::{Cities, Rows, Selection, Tokens};
 
 /// Reads without answering to pings, up to the code of the close frame.
@@ -271,7 +271,7 @@ fn a_session_gets_one_window_snapshot_after_the_other() {
 }
 
 #[test]
-fn snapshots_that_nobody_takes_leave_no_room_for_others() {
+fn room_large_snapshots_leave_room_for_small_ones() {
     run(async {
         let service = Service::start(1, limits()).await;
         service.step().await;
@@ -280,15 +280,16 @@ fn snapshots_that_nobody_takes_leave_no_room_for_others() {
         let held = service.view.room_for_latest(&Select::Listed(&many)).await.unwrap();
         let mut stream = connect(service.address).await;
         let subscribe = json!({"type": "subscribe", "id": "a", "cities": "all"});
-        assert_eq!(answer(&mut stream, &subscribe).await["code"], "busy");
-        // Rows of a window are granted one after the other: they need no room here.
+        // What is small has room of its own, and rows of a window are granted one after the other.
+        assert_eq!(service.view.room_for_latest(&Select::Listed(&many)).await.err(), Some(Busy::Room));
+        assert_eq!(answer(&mut stream, &subscribe).await["type"], "snapshot");
         service.world.whole.store(true, Ordering::Relaxed);
         say(&mut stream, &window("b", &["x"])).await;
         until(|| service.world.asked() > 0).await;
         service.step().await;
         assert_eq!(said(&mut stream).await["type"], "snapshot");
         drop(held);
-        assert_eq!(answer(&mut stream, &subscribe).await["type"], "snapshot");
+        assert!(service.view.room_for_latest(&Select::Listed(&many)).await.is_ok());
     });
 }
 
@@ -304,5 +305,66 @@ fn a_session_watches_no_more_cities_than_can_be_asked_for() {
         assert_eq!(answer(&mut stream, &window("b", &cities)).await["code"], "too_many_cities");
         say(&mut stream, &window("b", &cities[..4_000])).await;
         assert_eq!(answer(&mut stream, &json!({"type": "ping"})).await["type"], "pong");
+    });
+}
+
+#[test]
+fn names_that_no_city_has_are_bounded_for_a_session_and_for_all() {
+    run(async {
+        let limits = Limits { message_bytes: 1 << 20, cities: 20_000, subscriptions: 1000, ..limits() };
+        let service = Service::start(1, limits.clone()).await;
+        service.step().await;
+        let names = |session: usize| -> Vec<String> {
+            (0..7_000).map(|n| format!("nobody lives in {session} {n} {:64}", "")).collect()
+        };
+        let (mut refused, mut busy) = (0, 0);
+        let mut streams = Vec::new();
+        for session in 0..80 {
+            let mut stream = connect(service.address).await;
+            let cities = names(session);
+            for id in 0..3 {
+                let subscribe = json!({"type": "subscribe", "id": id.to_string(), "cities": cities});
+                let answer = answer(&mut stream, &subscribe).await;
+                match answer["code"].as_str() {
+                    Some("too_many_cities") => refused += 1,
+                    Some("busy") => busy += 1,
+                    _ => assert_eq!(answer["type"], "snapshot"),
+                }
+            }
+            streams.push(stream);
+        }
+        assert!(refused > 0 && busy > 0, "{refused} refused, {busy} busy");
+        let mut healthy = connect(service.address).await;
+        let subscribe = json!({"type": "subscribe", "id": "a", "cities": ["x", "y", "z"]});
+        assert_eq!(answer(&mut healthy, &subscribe).await["type"], "snapshot");
+        drop(streams);
+        until(|| service.sessions.open() == 1).await;
+        let mut stream = connect(service.address).await;
+        let subscribe = json!({"type": "subscribe", "id": "a", "cities": names(0)});
+        assert_eq!(answer(&mut stream, &subscribe).await["type"], "snapshot", "all was given back");
+    });
+}
+
+#[test]
+fn unfinished_messages_of_all_clients_are_bounded() {
+    run(async {
+        let limits = Limits { message_bytes: 16 << 20, ..limits() };
+        let service = Service::start(1, limits).await;
+        let unfinished = service.sessions.unfinished().clone();
+        let mut streams = Vec::new();
+        let mut closed = false;
+        while !closed {
+            let mut stream = connect(service.address).await;
+            // A frame of 4 MiB, without its last byte.
+            let mut frame = vec![0x81, 0xff, 0, 0, 0, 0, 0, 0x40, 0, 0, 0, 0, 0, 0];
+            frame.resize(frame.len() + (4 << 20) - 1, b' ');
+            closed = stream.get_mut().write_all(&frame).await.is_err();
+            streams.push(stream);
+            assert!(unfinished.used() <= crate::serve::ws::metered::UNFINISHED_BYTES && streams.len() < 40);
+        }
+        let mut healthy = connect(service.address).await;
+        assert_eq!(answer(&mut healthy, &json!({"type": "ping"})).await["type"], "pong");
+        drop(streams);
+        until(|| unfinished.used() == 0).await;
     });
 }

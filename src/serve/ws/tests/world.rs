@@ -9,8 +9,8 @@ use serde_json::Value;
 use super::*;
 use crate::codec;
 use crate::model::{
-    Answer, Ask, Category, CurrentAt, CurrentRow, EventTime, HeatIndex, Measurement, Query, Question, Rest, Row,
-    Update, WatchedRow,
+    Answer, Ask, Category, CurrentAt, CurrentRow, EventTime, HeatIndex, Measurement, Query, Question, Rest,
+    Row, Update, WatchedRow,
 };
 
 /// SplitMix64.
@@ -156,7 +156,10 @@ impl World {
     /// Questions that wait.
     pub(super) fn asked(&self) -> usize {
         let queries = self.queries.lock().unwrap();
-        queries.iter().filter(|query| !matches!(query.question, Question::Grant { .. } | Question::Cancel)).count()
+        queries
+            .iter()
+            .filter(|query| !matches!(query.question, Question::Grant { .. } | Question::Cancel))
+            .count()
     }
 
     pub(super) fn now(&self) -> u64 {
