@@ -55,7 +55,7 @@ fn hostile_clients_harm_nobody() {
 }
 
 /// More than the connections of the test, where a thousand is usual.
-fn allow_open_files() {
+pub fn allow_open_files() {
     let mut limit = getrlimit(Resource::Nofile);
     let wanted = limit.maximum.map_or(8192, |most| most.min(8192));
     limit.current = limit.current.map(|current| current.max(wanted));

@@ -64,7 +64,7 @@ pub fn exchange(address: SocketAddr, request: &[u8]) -> io::Result<Answer> {
 fn parse(bytes: &[u8]) -> Option<Answer> {
     let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")?;
     let head = String::from_utf8_lossy(&bytes[..end]).to_ascii_lowercase();
-    let status = head.strip_prefix("http/1.1 ")?.get(..3)?.parse().ok()?;
+    let status = head.strip_prefix("http/1.")?.get(2..5)?.parse().ok()?;
     let rest = &bytes[end + 4..];
     let header = |name| head.lines().find_map(|line| Some(line.strip_prefix(name)?.trim_start()));
     if header("transfer-encoding:") == Some("chunked") {

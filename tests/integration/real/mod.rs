@@ -4,6 +4,7 @@
 mod browser;
 mod cdp;
 mod conformance;
+mod fuzz;
 mod hostile;
 mod http;
 mod page;

@@ -1,0 +1,251 @@
+//! Seeded hostile bytes over many sockets, against the built program: requests and WebSocket messages that are nearly right.
+//!
+//! `scripts/fuzz socket` sends more of them.
+
+mod healthy;
+mod messages;
+mod random;
+mod requests;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use self::healthy::Healthy;
+use self::random::Random;
+use super::hostile::{allow_open_files, peak, resident};
+use super::service::Service;
+use super::{alone, http, say};
+use crate::process::wait_for;
+
+/// Limits so small that the odd ones are reached, and times so short that nobody waits long for a client that says no more.
+const CONFIG: &str = "[serve]\necho = true\n[serve.limits]\nconnections = 600\nheader_time = \"500ms\"\nbody_time = \"500ms\"\n\
+     idle_time = \"1s\"\nbody_bytes = \"64 KiB\"\nbodies_bytes = \"8 MiB\"\nmessage_bytes = \"64 KiB\"\nheartbeat = \"1s\"\n";
+/// What `scripts/test` sends, and the seed that it begins with.
+const REQUESTS: u64 = 100_000;
+const SEED: u64 = 1;
+const THREADS: u64 = 4;
+/// Requests of one connection, at most: one that is malformed is the last that is looked at.
+const REQUEST_BURST: usize = 6;
+/// Messages of one connection, at most.
+const MESSAGE_BURST: usize = 60;
+/// Connections that a thread leaves open with something half said.
+const HELD: usize = 40;
+/// Beside what the service took when it was ready: its connections, what they send, and what the allocator keeps.
+const MEMORY_BYTES: u64 = 128 << 20;
+
+/// A number from the environment, as `scripts/fuzz` sets it.
+fn variable(name: &str, otherwise: u64) -> u64 {
+    let value = std::env::var(name).ok().filter(|value| !value.is_empty());
+    value.map_or(otherwise, |value| value.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
+}
+
+/// What the service has answered.
+#[derive(Default)]
+struct Answers {
+    /// Connections by the status of their first answer, 0 where there was none.
+    statuses: BTreeMap<u16, usize>,
+    /// Answers to requests, and messages of sessions.
+    count: usize,
+}
+
+#[test]
+fn hostile_bytes_end_nothing_and_cost_nobody() {
+    let _alone = alone();
+    allow_open_files();
+    let (requests, seed) = (variable("TEST_FUZZ_REQUESTS", REQUESTS), variable("TEST_FUZZ_SEED", SEED));
+    say(&format!("fuzz: {requests} requests and messages, seed {seed}"));
+    let mut service = Service::run(CONFIG);
+    service.wait_until_ready();
+    let (at, before) = (service.address, resident(&service));
+    let healthy = Healthy::start(at);
+    let token = healthy.token();
+    let began = Instant::now();
+    let answered = AtomicUsize::new(0);
+    let answers = thread::scope(|scope| {
+        let attack = |thread: u64| {
+            let (token, answered) = (&token, &answered);
+            scope.spawn(move || {
+                Attacker::new(at, seed.wrapping_mul(THREADS).wrapping_add(thread), token)
+                    .run(answered, requests)
+            })
+        };
+        let attackers: Vec<_> = (0..THREADS).map(attack).collect();
+        attackers.into_iter().map(|attacker| attacker.join().unwrap()).fold(Answers::default(), Answers::with)
+    });
+    let took = began.elapsed();
+    let (rows, most) = (healthy.finish(), peak(&service));
+    say(&format!(
+        "fuzz: {} answered in {:.1} s, first answers {:?}; {} to {} MB; a healthy subscriber has had {rows} rows",
+        answers.count,
+        took.as_secs_f64(),
+        answers.statuses,
+        before >> 20,
+        most >> 20
+    ));
+    check_variety(&answers.statuses);
+    assert!(most < before + MEMORY_BYTES, "{before} bytes before, {most} at most");
+    check_whole(&mut service);
+}
+
+/// What was sent has come past the first checks: it was answered in all these ways.
+fn check_variety(statuses: &BTreeMap<u16, usize>) {
+    for status in [101, 200, 204, 400, 403, 404, 405, 413, 415, 422, 426] {
+        assert!(statuses.contains_key(&status), "nothing was answered {status}: {statuses:?}");
+    }
+    let failed = statuses.keys().filter(|status| **status >= 500 && **status != 503);
+    assert_eq!(failed.count(), 0, "{statuses:?}");
+}
+
+/// The service lives, has caught nothing, and holds nothing of those that are gone.
+fn check_whole(service: &mut Service) {
+    assert_eq!(service.get("/healthz").status, 200);
+    let metric = |name: &str| -> Vec<u64> {
+        let text = String::from_utf8(service.get("/metrics").body).unwrap();
+        let lines = text.lines().filter(|line| line.starts_with(name));
+        lines.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect()
+    };
+    assert_eq!(metric("swelter_caught_panics_total{"), [0, 0, 0], "{}", service.log());
+    wait_for("their connections are gone", || (metric("swelter_connections ") == [1]).then_some(()));
+    wait_for("their sessions are gone", || (metric("swelter_subscriber_sessions ") == [0]).then_some(()));
+    wait_for("their subscriptions are gone", || (metric("swelter_subscriptions ") == [0]).then_some(()));
+    assert_eq!(service.terminate().code(), Some(0), "{}", service.log());
+    assert!(!service.log().contains("panicked"), "{}", service.log());
+}
+
+struct Attacker<'a> {
+    at: SocketAddr,
+    random: Random,
+    token: &'a str,
+    held: VecDeque<TcpStream>,
+    answers: Answers,
+}
+
+impl Answers {
+    fn with(mut self, other: Answers) -> Answers {
+        self.count += other.count;
+        for (status, count) in other.statuses {
+            *self.statuses.entry(status).or_default() += count;
+        }
+        self
+    }
+
+    /// Takes all that has come on a connection; returns how many answers and messages that is.
+    fn take(&mut self, bytes: &[u8]) -> usize {
+        let heads = bytes.windows(9).filter(|nine| nine.starts_with(b"HTTP/1.") && nine.ends_with(b" "));
+        let status = status(bytes);
+        let count = if status == 101 { 1 + messages_of(bytes) } else { heads.count() };
+        *self.statuses.entry(status).or_default() += 1;
+        self.count += count;
+        count
+    }
+}
+
+impl Attacker<'_> {
+    fn new(at: SocketAddr, seed: u64, token: &str) -> Attacker<'_> {
+        let mut seeds = Random::new(seed);
+        let random = Random::new(seeds.next());
+        Attacker { at, random, token, held: VecDeque::new(), answers: Answers::default() }
+    }
+
+    /// Until all have been answered so often together.
+    fn run(mut self, answered: &AtomicUsize, requests: u64) -> Answers {
+        while (answered.load(Ordering::Relaxed) as u64) < requests {
+            let mut bytes = Vec::new();
+            match self.random.below(20) {
+                0..16 => self.push_requests(&mut bytes),
+                16 => bytes = self.random.bytes(2_000),
+                _ => self.push_session(&mut bytes),
+            }
+            if let Some(answer) = self.throw(&bytes) {
+                answered.fetch_add(self.answers.take(&answer), Ordering::Relaxed);
+            }
+        }
+        self.answers
+    }
+
+    /// One after the other without waiting.
+    fn push_requests(&mut self, bytes: &mut Vec<u8>) {
+        let count = self.random.within(1..REQUEST_BURST + 1);
+        (0..count).for_each(|_| requests::push_request(&mut self.random, bytes));
+    }
+
+    /// A handshake, and what follows an upgrade without waiting for it.
+    fn push_session(&mut self, bytes: &mut Vec<u8>) {
+        let path = self.random.mostly(&["/v1/subscribe", "/v1/subscribe", "/v1/ingest"], 10, &["/echo", "/"]);
+        requests::push_handshake(&mut self.random, path, bytes);
+        for _ in 0..self.random.below(MESSAGE_BURST) {
+            messages::push_message(&mut self.random, path == "/v1/ingest", self.token, bytes);
+        }
+        if self.random.percent(3) {
+            requests::push_request(&mut self.random, bytes);
+        }
+        messages::push_frame(&mut self.random, 0x88, &1000_u16.to_be_bytes(), bytes);
+    }
+
+    /// Sends bytes, whole or in pieces, and takes what is answered; or goes away in the middle, or says no more.
+    fn throw(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
+        let mut stream = http::connect(self.at).unwrap();
+        let sent = match self.random.percent(20) {
+            true => bytes.chunks(self.random.within(1..2_000)).try_for_each(|piece| stream.write_all(piece)),
+            false => stream.write_all(bytes),
+        };
+        match self.random.below(100) {
+            0..5 => return None,
+            5..8 => {
+                self.held.push_back(stream);
+                self.held.truncate(HELD);
+                if self.random.percent(50) {
+                    self.held.pop_front();
+                }
+                return None;
+            }
+            // It may have closed already.
+            _ => drop(stream.shutdown(Shutdown::Write)),
+        }
+        drop(sent);
+        Some(read_to_end(&mut stream))
+    }
+}
+
+/// All that comes. The service must end the connection: the client has said that it sends no more.
+fn read_to_end(stream: &mut TcpStream) -> Vec<u8> {
+    let (mut all, mut piece) = (Vec::new(), [0; 16 * 1024]);
+    let until = Instant::now() + Duration::from_secs(30);
+    loop {
+        match stream.read(&mut piece) {
+            Ok(0) => return all,
+            Ok(read) => all.extend_from_slice(&piece[..read]),
+            Err(error) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => {
+                return all;
+            }
+            Err(error) => panic!("the connection stays open: {error}"),
+        }
+        assert!(Instant::now() < until, "it goes on answering");
+    }
+}
+
+/// Of the first answer.
+fn status(answer: &[u8]) -> u16 {
+    let text = String::from_utf8_lossy(answer.get(..12).unwrap_or_default());
+    text.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..)?.parse().ok()).unwrap_or(0)
+}
+
+/// Frames behind the head of an upgrade, as many as are whole.
+fn messages_of(answer: &[u8]) -> usize {
+    let Some(head) = answer.windows(4).position(|four| four == b"\r\n\r\n") else { return 0 };
+    let (mut rest, mut count) = (&answer[head + 4..], 0);
+    while let [_, length, after @ ..] = rest {
+        let (length, after) = match (length, after) {
+            (0..126, after) => (usize::from(*length), after),
+            (126, [a, b, after @ ..]) => (usize::from(u16::from_be_bytes([*a, *b])), after),
+            _ => return count,
+        };
+        let Some(after) = after.get(length..) else { return count };
+        (rest, count) = (after, count + 1);
+    }
+    count
+}
