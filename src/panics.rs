@@ -23,6 +23,8 @@ pub use self::points::fail_point;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     Connection,
+    /// A stranger's, with the cluster.
+    Handshake,
     Request,
     /// Of a log, or of a request: it becomes a dead letter, or is refused.
     Record,
@@ -31,12 +33,14 @@ pub enum Scope {
 }
 
 impl Scope {
-    pub const ALL: [Scope; 4] = [Scope::Connection, Scope::Request, Scope::Record, Scope::Session];
+    pub const ALL: [Scope; 5] =
+        [Scope::Connection, Scope::Handshake, Scope::Request, Scope::Record, Scope::Session];
 
     /// As metrics and the log name it.
     pub fn name(self) -> &'static str {
         match self {
             Scope::Connection => "connection",
+            Scope::Handshake => "handshake",
             Scope::Request => "request",
             Scope::Record => "record",
             Scope::Session => "session",

@@ -166,7 +166,7 @@ impl Room {
     fn greet(&self, socket: TcpStream, guest: &Guest) -> Result<(), String> {
         let deadline = Instant::now() + handshake::TIME;
         // What a stranger says reaches nothing that is not its own.
-        let heard = panics::catch(Scope::Connection, || self.hear(socket, guest, deadline));
+        let heard = panics::catch(Scope::Handshake, || self.hear(socket, guest, deadline));
         let (mut stream, caller) = heard.map_err(|panicked| panicked.to_string())??;
         // Under the lock, so that of two that say the same number one is taken in.
         let mut stage = self.stage();

@@ -96,6 +96,28 @@ fn modules_import_only_what_lies_below() {
     }
 }
 
+/// A panic that is caught must not leave behind what others go on with, so what requests and sessions share says that it is held.
+#[test]
+fn locks_that_clients_share_are_marked() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let files = ["serve", "model"].iter().flat_map(|module| sources(&src.join(module)));
+    for path in files.filter(|path| path.extension().is_some_and(|extension| extension == "rs")) {
+        let name = path.to_str().unwrap();
+        if name.contains("/tests") {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        // Guards are named as the guards of marked locks.
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+        let code =
+            code.replace("MutexGuard", "").replace("RwLockReadGuard", "").replace("RwLockWriteGuard", "");
+        let code = code.replace("SharedMutex", "").replace("SharedRwLock", "");
+        for lock in ["Mutex", "RwLock", "parking_lot", "Condvar"] {
+            assert!(!code.contains(lock), "{name} has a {lock}: take one of panics::locks");
+        }
+    }
+}
+
 #[test]
 fn imports_are_found() {
     let text =

@@ -133,6 +133,51 @@ fn what_is_not_http_or_too_much_of_it_is_refused() {
     assert_eq!(service.get("/healthz").status, 200);
 }
 
+/// The first bytes of a TLS client.
+fn client_hello() -> Vec<u8> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let made = rcgen::generate_simple_self_signed(["localhost".to_string()]).unwrap();
+    let client = runtime.spawn(sockets::https(address, made.cert.der().clone()));
+    let mut hello = vec![0; 16 * 1024];
+    let read = listener.accept().unwrap().0.read(&mut hello).unwrap();
+    client.abort();
+    hello.truncate(read);
+    hello
+}
+
+#[test]
+fn tls_handshakes_that_are_none_harm_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = TlsPlan { certificate: folder.path().join("cert.pem"), key: folder.path().join("key.pem") };
+    let made = rcgen::generate_simple_self_signed(["localhost".to_string()]).unwrap();
+    std::fs::write(&files.certificate, made.cert.pem()).unwrap();
+    std::fs::write(&files.key, made.signing_key.serialize_pem()).unwrap();
+    let limits = Limits { header_time: PATIENCE / 20, ..limits() };
+    let service = Service::start(ServePlan { tls: Some(files), limits, ..plan() }, true);
+    let hello = client_hello();
+    assert!(hello.len() > 100 && hello[0] == 0x16, "{hello:?}");
+    // Some that say nothing, or half.
+    let stalled: Vec<_> = (0..50)
+        .map(|n| {
+            let mut socket = service.connect();
+            socket.write_all(&hello[..hello.len() * n / 50]).unwrap();
+            socket
+        })
+        .collect();
+    for round in 0..hello.len() {
+        let mut socket = service.connect();
+        let mut bytes = hello.clone();
+        bytes[round] = bytes[round].wrapping_add(1 + (round % 255) as u8);
+        let _ = socket.write_all(&bytes).and_then(|()| socket.shutdown(Shutdown::Write));
+        ended(socket);
+    }
+    stalled.into_iter().for_each(|socket| drop(ended(socket)));
+    let answer = service.runtime.block_on(sockets::https(service.address, made.cert.der().clone()));
+    assert_eq!(Reply::parse(&answer).status, 200);
+}
+
 #[test]
 fn half_closed_and_cut_off_connections_leave_nothing_behind() {
     let service = Service::ready(plan());

@@ -313,7 +313,10 @@ fn tls_is_spoken_and_a_new_certificate_is_taken() {
     assert!(tls.reload().is_err());
 }
 
-async fn https(address: SocketAddr, certificate: rustls_pki_types::CertificateDer<'static>) -> Vec<u8> {
+pub(super) async fn https(
+    address: SocketAddr,
+    certificate: rustls_pki_types::CertificateDer<'static>,
+) -> Vec<u8> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto::ring};
     let mut roots = RootCertStore::empty();

@@ -108,7 +108,8 @@ fn check_whole(service: &mut Service) {
         let lines = text.lines().filter(|line| line.starts_with(name));
         lines.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect()
     };
-    assert_eq!(metric("swelter_caught_panics_total{"), [0, 0, 0], "{}", service.log());
+    let caught = metric("swelter_caught_panics_total{");
+    assert!(!caught.is_empty() && caught.iter().all(|count| *count == 0), "{}", service.log());
     wait_for("their connections are gone", || (metric("swelter_connections ") == [1]).then_some(()));
     wait_for("their sessions are gone", || (metric("swelter_subscriber_sessions ") == [0]).then_some(()));
     wait_for("their subscriptions are gone", || (metric("swelter_subscriptions ") == [0]).then_some(()));

@@ -1,13 +1,18 @@
 //! Requests that are nearly right: most have one or two oddities, so that they come past the first check.
 
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+
 use super::messages;
 use super::random::Random;
 
-const PATHS: [&str; 16] = [
+const PATHS: [&str; 18] = [
     "/",
     "/v1/cities",
     "/v1/cities/fuzz-1",
     "/v1/cities/fuzz-2/history",
+    "/v1/cities/fuzz-3/history",
+    "/v1/cities/fuzz-4/history",
     "/v1/status",
     "/v1/readings",
     "/v1/subscribe",
@@ -178,7 +183,9 @@ fn push_target(random: &mut Random, posts: bool, out: &mut Vec<u8>) {
     let path = if posts && random.percent(85) { "/v1/readings" } else { random.pick(&PATHS) };
     let start = out.len();
     out.extend_from_slice(path.as_bytes());
-    if random.percent(15) {
+    if path.ends_with("/history") && random.percent(70) {
+        push_range(random, out);
+    } else if random.percent(15) {
         out.push(b'?');
         out.extend_from_slice(random.pick(&QUERIES).as_bytes());
     }
@@ -186,6 +193,31 @@ fn push_target(random: &mut Random, posts: bool, out: &mut Vec<u8>) {
         let mut target = out.split_off(start);
         random.mutate(&mut target);
         out.extend(target);
+    }
+}
+
+const TIMES: [&str; 10] = [
+    "2025-11-24T16:00:00Z",
+    "2025-11-24T16:05:00.001Z",
+    "2025-11-24T16:09:00Z",
+    "2025-11-23T15:59:59.999Z",
+    "-009999-01-02T01:59:59Z",
+    "-009999-01-01T00:00:00Z",
+    "0000-01-01T00:00:00Z",
+    "9999-12-30T22:00:00Z",
+    "9999-12-31T23:59:59.999Z",
+    "2025-11-24T16:05:00%2B23:59",
+];
+
+/// Of a history, the other way round too, and behind cursors of any time.
+fn push_range(random: &mut Random, out: &mut Vec<u8>) {
+    let (from, to, limit) = (random.pick(&TIMES), random.pick(&TIMES), random.pick(&["0", "1", "2", "1000"]));
+    out.extend_from_slice(format!("?from={from}&to={to}&limit={limit}").as_bytes());
+    if random.percent(40) {
+        let near = 1_764_000_000_000_i64 + random.below(1_000_000) as i64;
+        let millis = if random.percent(50) { near } else { (random.next() as i64) >> random.below(60) };
+        let cursor = [&[1_u8][..], &millis.to_be_bytes()].concat();
+        out.extend_from_slice(format!("&cursor={}", BASE64_URL_SAFE_NO_PAD.encode(cursor)).as_bytes());
     }
 }
 
