@@ -230,32 +230,83 @@ mod tests {
 
     const CHILD: &str = "SWELTER_TEST_PANICS";
 
-    /// Does something only as the child of the test below.
+    struct PanicsWhenDropped;
+
+    impl Drop for PanicsWhenDropped {
+        fn drop(&mut self) {
+            panic!("as asked, in a destructor");
+        }
+    }
+
+    /// What the child does where it is named so.
+    fn panic_as(name: &str) {
+        let scope = panics::Scope::Session;
+        match name {
+            "thread" => panic!("as asked"),
+            "caught" => (0..3).for_each(|_| assert!(panics::catch(scope, || panic!("as asked")).is_err())),
+            "destructor" => drop(panics::catch(scope, || {
+                let _dropped = PanicsWhenDropped;
+                panic!("as asked");
+            })),
+            "poisoned" => {
+                let lock = Mutex::new(());
+                let poison = || panics::catch(scope, || panic!("as asked: {:?}", lock.lock().unwrap()));
+                assert!(poison().is_err());
+                let _ = panics::catch(scope, || drop(lock.lock().unwrap()));
+            }
+            "shared" => {
+                let lock = panics::locks::SharedMutex::new(());
+                let _ = panics::catch(scope, || panic!("as asked: {:?}", *lock.lock()));
+            }
+            _ => unreachable!("{name}"),
+        }
+    }
+
+    /// Does something only as the child of the tests below.
     #[test]
     fn panics_in_a_thread() {
-        if std::env::var_os(CHILD).is_some() {
+        if let Ok(name) = std::env::var(CHILD) {
             start(&LogPlan { format: LogFormat::Auto, filter: "info".into() }, None);
-            let _ = std::thread::Builder::new()
-                .name("a worker".into())
-                .spawn(|| panic!("as asked"))
-                .unwrap()
-                .join();
+            let thread = std::thread::Builder::new().name("a worker".into());
+            let _ = thread.spawn(move || panic_as(&name)).unwrap().join();
             std::process::exit(0);
         }
     }
 
-    #[test]
-    fn a_panic_in_any_thread_is_logged_and_ends_the_process() {
+    /// The child's exit code and log.
+    fn child(name: &str) -> (Option<i32>, Vec<serde_json::Value>) {
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "cli::logging::tests::panics_in_a_thread", "--nocapture"])
-            .env(CHILD, "1")
+            .env(CHILD, name)
             .output()
             .unwrap();
         let log = String::from_utf8(child.stderr).unwrap();
-        assert_eq!(child.status.code(), Some(PANICKED), "{log}");
-        let line: serde_json::Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
+        (child.status.code(), log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    }
+
+    #[test]
+    fn a_panic_in_any_thread_is_logged_and_ends_the_process() {
+        let (code, log) = child("thread");
+        let [line] = &log[..] else { panic!("{log:?}") };
+        assert_eq!(code, Some(PANICKED), "{line}");
         assert_eq!((&line["level"], &line["thread"]), (&"ERROR".into(), &"a worker".into()));
         assert!(line["message"].as_str().unwrap().ends_with("panicked: as asked"), "{line}");
         assert!(line["place"].as_str().unwrap().contains("logging.rs"), "{line}");
+    }
+
+    #[test]
+    fn a_caught_panic_is_logged_once_a_place_and_ends_nothing() {
+        let (code, log) = child("caught");
+        assert_eq!((code, log.len()), (Some(0), 1), "{log:?}");
+        assert_eq!((&log[0]["level"], &log[0]["scope"]), (&"ERROR".into(), &"session".into()));
+        assert!(log[0]["place"].as_str().unwrap().contains("logging.rs"), "{log:?}");
+    }
+
+    #[test]
+    fn a_panic_that_leaves_shared_state_broken_ends_the_process() {
+        for name in ["shared", "poisoned", "destructor"] {
+            let (code, log) = child(name);
+            assert_eq!(code, Some(PANICKED), "{name}: {log:?}");
+        }
     }
 }

@@ -18,7 +18,9 @@ static ARMED: LazyLock<Option<Armed>> = LazyLock::new(|| {
 });
 
 /// Does nothing, but where a test has asked for a panic here.
+/// The panic is of the line that has the point.
 #[inline]
+#[track_caller]
 pub fn fail_point(name: &str) {
     if let Some(armed) = &*ARMED
         && armed.name == name

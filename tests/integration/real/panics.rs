@@ -85,7 +85,7 @@ fn request_that_panics_is_answered_500_and_others_go_on() {
     assert_eq!(ping(&mut subscriber).unwrap(), "pong");
     service.wait_until_applied(&service.post(&reading()));
     assert_eq!(caught(&service, "request"), 1);
-    check_log(&service, "request", "points.rs");
+    check_log(&service, "request", "routes.rs:");
     drop(subscriber);
     assert_eq!(service.terminate().code(), Some(0));
 }
@@ -96,7 +96,7 @@ fn connection_that_panics_is_dropped_and_others_go_on() {
     let failed = (0..300).filter(|_| http::get(service.address, "/healthz").is_err()).count();
     assert_eq!(failed, 1);
     assert_eq!(caught(&service, "connection"), 1);
-    check_log(&service, "connection", "points.rs");
+    check_log(&service, "connection", "server.rs:");
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn session_that_panics_is_closed_with_1011_and_others_go_on() {
     assert_eq!(ping(&mut first), Err(CloseCode::Error));
     assert_eq!(ping(&mut other).unwrap(), "pong");
     assert_eq!(caught(&service, "session"), 1);
-    check_log(&service, "session", "points.rs");
+    check_log(&service, "session", "session.rs:");
     drop((first, other));
     // Nothing of it is left.
     wait_for("no session is open", || {
@@ -182,7 +182,7 @@ fn posted_record_whose_decoder_panics_is_refused() {
     service.wait_until_applied(answer["positions"].as_array().unwrap());
     assert_eq!(service.get("/v1/cities/z").status, 200);
     assert_eq!(caught(&service, "record"), 1);
-    check_log(&service, "record", "points.rs");
+    check_log(&service, "record", "guard.rs:");
 }
 
 #[test]
