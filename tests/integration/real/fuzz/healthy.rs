@@ -113,13 +113,13 @@ fn post_until(at: SocketAddr, stop: &AtomicBool) -> usize {
 /// The keys of all rows that are sent, until nothing more comes after the last reading.
 fn rows(socket: &mut WebSocket<TcpStream>, posted: &AtomicBool) -> BTreeSet<String> {
     let mut keys = BTreeSet::new();
-    let mut ended: Option<u64> = None;
-    let deadline = Instant::now() + DEADLINE * 60;
+    let mut ended: Option<(u64, Instant)> = None;
     socket.get_mut().set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-    while Instant::now() < deadline {
+    while ended.is_none_or(|(_, deadline)| Instant::now() < deadline) {
         if posted.load(Ordering::Acquire) && ended.is_none() {
             // What was posted is applied within a moment of now.
-            ended = Some(jiff::Timestamp::now().as_millisecond() as u64 + 1_000);
+            let as_of = jiff::Timestamp::now().as_millisecond() as u64 + 1_000;
+            ended = Some((as_of, Instant::now() + DEADLINE));
         }
         let message = match next(socket) {
             Ok(Some(message)) => message,
@@ -135,7 +135,7 @@ fn rows(socket: &mut WebSocket<TcpStream>, posted: &AtomicBool) -> BTreeSet<Stri
             assert!(message["type"] == "snapshot" || keys.insert(key.clone()), "{key} comes twice");
             keys.insert(key);
         }
-        if ended.is_some_and(|ended| message["as_of"].as_u64() > Some(ended)) {
+        if ended.is_some_and(|(ended, _)| message["as_of"].as_u64() > Some(ended)) {
             return keys;
         }
     }

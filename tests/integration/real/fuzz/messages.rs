@@ -66,6 +66,23 @@ const CITIES: [&str; 11] = [
 const ROWS: [&str; 6] =
     ["", r#","rows":"latest""#, r#","rows":"window""#, r#","rows":7"#, r#","rows":null"#, r#","rows":"w""#];
 
+/// Which cities a subscriber names.
+fn selection(random: &mut Random) -> String {
+    match random.below(10) {
+        0 => {
+            let mut side = |span: usize| random.below(span * 20) as f64 / 10.0 - span as f64;
+            let (west, south, east, north) = (side(190), side(95), side(190), side(95));
+            format!(r#""box":[{west},{south},{east},{north}]"#)
+        }
+        1 => {
+            let count = random.below(120);
+            let keys: Vec<_> = (0..count).map(|_| format!("\"fuzz-{}\"", random.below(200))).collect();
+            format!(r#""cities":[{}]"#, keys.join(","))
+        }
+        _ => random.mostly(&CITIES[..2], 30, &CITIES).to_string(),
+    }
+}
+
 /// What a subscriber says. `token` is one that the service has given.
 fn said(random: &mut Random, token: &str) -> Vec<u8> {
     let id = random.mostly(&IDS[..2], 10, &IDS);
@@ -76,7 +93,7 @@ fn said(random: &mut Random, token: &str) -> Vec<u8> {
             .pick(&["{}", "[]", "null", "{\"type\":7}", "{\"type\":\"hello\"}", "", "\u{feff}{}"])
             .into(),
         _ => {
-            let cities = random.mostly(&CITIES[..2], 30, &CITIES);
+            let cities = selection(random);
             let rows = random.mostly(&ROWS[..3], 10, &ROWS);
             let mut token = token.as_bytes().to_vec();
             if random.percent(60) {
