@@ -23,7 +23,7 @@ use crate::process::wait_for;
 
 /// Limits so small that the odd ones are reached, and times so short that nobody waits long for a client that says no more.
 const CONFIG: &str = "[serve]\necho = true\n[serve.limits]\nconnections = 600\nheader_time = \"500ms\"\nbody_time = \"500ms\"\n\
-     idle_time = \"1s\"\nbody_bytes = \"64 KiB\"\nbodies_bytes = \"8 MiB\"\nmessage_bytes = \"64 KiB\"\nheartbeat = \"1s\"\n";
+     idle_time = \"1s\"\nbody_bytes = \"64 KiB\"\nbodies_bytes = \"8 MiB\"\nmessage_bytes = \"64 KiB\"\nheartbeat = \"1s\"\nring_bytes = \"16 MiB\"\n";
 /// What `scripts/test` sends, and the seed that it begins with.
 const REQUESTS: u64 = 100_000;
 const SEED: u64 = 1;
@@ -34,7 +34,8 @@ const REQUEST_BURST: usize = 6;
 const MESSAGE_BURST: usize = 60;
 /// Connections that a thread leaves open with something half said.
 const HELD: usize = 40;
-/// Beside what the service took when it was ready: its connections, what they send, and what the allocator keeps.
+/// Beside what the service took when it was ready: its connections and what they send, the newest of the log (16 MiB), what of it is
+/// in tables that are not on disk yet, the rings, and what the allocator keeps.
 const MEMORY_BYTES: u64 = 128 << 20;
 /// For each city: some names are mutated, and the readings of each new one are kept, as they must be.
 const CITY_BYTES: u64 = 8 << 10;
