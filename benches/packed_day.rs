@@ -117,6 +117,7 @@ impl Day {
                     epoch: parts[0].epoch,
                     identity: BTreeMap::new(),
                     positions: BTreeMap::from([("day".into(), positions.collect())]),
+                    logs: BTreeMap::new(),
                 };
                 let manifest = Manifest::new(cut, parts, None).unwrap();
                 kept.publish(&manifest).unwrap();
@@ -144,7 +145,7 @@ impl Day {
     fn resume(self, folder: &Path) {
         let start = Instant::now();
         let kept = checkpoints(folder);
-        let manifest = Arc::new(kept.usable(&BTreeMap::new()).unwrap().remove(0));
+        let manifest = Arc::new(kept.usable(&BTreeMap::new()).unwrap().usable.remove(0));
         let highs = kept.highs(&manifest, &|_| true).unwrap().len();
         execute(self.workers, move |worker| {
             let (index, peers) = (worker.index(), worker.peers());

@@ -80,8 +80,8 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
             let mut seeds = Vec::new();
             for (at, (city, time, event)) in log().iter().enumerate() {
                 for choice in 0..4u8 {
-                    let mut datum = vec![(choice << 1) | u8::from(at % 5 == 0)];
-                    if at % 5 == 0 {
+                    let mut datum = vec![(choice << 1) | u8::from(at.is_multiple_of(5))];
+                    if at.is_multiple_of(5) {
                         // By the schema of unions: nothing, city, a, time, temperature, humidity, id, wind, revision, deleted.
                         datum.extend(b"\0\0\x02x\0\x02\x80\x80\xde\xef\xf5\xe5\xa6\x06\x02\0\0\0\0\0\0\x54\x40\0\0\0\0\0\0\0\x49\x40abc\0\0\0\0");
                     } else {
