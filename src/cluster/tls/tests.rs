@@ -147,7 +147,7 @@ fn tls_stream_that_is_cut_off_is_no_orderly_end() {
     // Somebody on the way who changes a bit, or says something of his own.
     let (mut caller, listener) = met(&authority);
     io::Write::write_all(
-        &mut &*listener.socket(),
+        &mut listener.socket(),
         &[0x17, 3, 3, 0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
     )
     .unwrap();
