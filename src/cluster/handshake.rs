@@ -431,14 +431,19 @@ impl Talk<'_> {
 /// A line of a handshake of any bytes: whether it is one of the lines that are said.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz_line(line: &[u8]) -> bool {
+    let _ = (tls_without(line), no_protocol(line));
     let is_hello = serde_json::from_slice::<Hello>(line).is_ok();
+    assert!(!is_hello || serde_json::from_slice::<Protocol>(line).is_ok(), "each hello says its protocol");
+    let reply = serde_json::from_slice::<Reply>(line);
+    if let Ok(Reply::Proven { proof }) = &reply {
+        let says = proved(Side::Listener { process: 0 }, &[], "", line);
+        assert!(!proves(b"secret", &says, proof), "nobody knows the secret");
+    }
     let is_proof = match serde_json::from_slice(line) {
-        Ok(Proof { proof }) => !proves(b"secret of nobody", b"", &proof),
+        Ok(Proof { proof }) => !proves(b"secret", &proved(Side::Caller, &[], "", line), &proof),
         Err(_) => false,
     };
-    let is_reply = serde_json::from_slice::<Reply>(line).is_ok();
-    let _ = no_protocol(line);
-    is_hello || is_proof || is_reply || serde_json::from_slice::<BTreeMap<String, String>>(line).is_ok()
+    is_hello || is_proof || reply.is_ok() || serde_json::from_slice::<BTreeMap<String, String>>(line).is_ok()
 }
 
 fn no_protocol(line: &[u8]) -> String {
