@@ -427,8 +427,11 @@ impl<'a> Own<'a> {
 
     /// Takes what the dataflow has closed.
     fn settle(&mut self) {
-        while let Some(sent) = self.in_flight.pop_front_if(|sent| !self.graph.probe.less_equal(&sent.epoch)) {
-            self.arrivals_in_flight -= sent.arrivals;
+        while let Some(SentEpoch { epoch, arrivals, .. }) = self.in_flight.front()
+            && !self.graph.probe.less_equal(epoch)
+        {
+            self.arrivals_in_flight -= arrivals;
+            self.in_flight.pop_front();
         }
         if let Some(outgoing) = &mut self.outgoing {
             outgoing.hand_on(self.open);
