@@ -93,8 +93,8 @@ fn outputs(setup: &Setup) -> Vec<Vec<Record>> {
 fn progress(setup: &Setup) -> Vec<String> {
     let records = committed(&setup.access, &setup.progress);
     let last = |key: &str| {
-        let of_key = records.iter().filter(|record| record.key.as_deref() == Some(key.as_bytes()));
-        of_key.last().map(|record| record.json().unwrap()["positions"].to_string())
+        let last = records.iter().rfind(|record| record.key.as_deref() == Some(key.as_bytes()));
+        last.map(|record| record.json().unwrap()["positions"].to_string())
     };
     ["shard/0", "shard/1"].iter().filter_map(|key| last(key)).collect()
 }
@@ -356,7 +356,7 @@ fn topics_that_were_not_recorded_are_recorded_at_the_next_start() {
 
 fn retry_group(setup: &Setup) -> BaseConsumer {
     let mut config = setup.access.client();
-    config.set("group.id", format!("{}.retry.not_decodable", setup.progress)).create().unwrap()
+    config.set("group.id", format!("{}.progress.retry.not_decodable", setup.input)).create().unwrap()
 }
 
 /// How far the letters were sent, with what the offsets say of their topic.
