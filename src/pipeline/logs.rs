@@ -28,6 +28,8 @@ use crate::worker::{self, LogPartition, Shared};
 
 /// One question to a schema registry.
 const REGISTRY_TIMEOUT: Wait = Wait::from_secs(10);
+/// How long after its first use a registry's answer is compared with what it says now.
+const VERIFY_AFTER: Wait = Wait::from_secs(30);
 
 /// The logs of a run, and what is kept beside them.
 pub struct Logs {
@@ -138,7 +140,7 @@ impl Logs {
                 };
                 // One process compares for all.
                 let schemas = match processes.topology().is_first() {
-                    true => Schemas::verified(known, find, Client::new(&settings)?),
+                    true => Schemas::verified(known, find, Client::new(&settings)?, VERIFY_AFTER),
                     false => Schemas::new(known, find),
                 };
                 let schemas = schemas.map_err(RunError::Threads)?;

@@ -1,6 +1,7 @@
 //! What a registry has answered, and a thread that asks it.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -17,6 +18,8 @@ use super::{Client, RegistryError};
 const MAX_ANSWERS: usize = 1 << 18;
 /// Ids that are waited for at once: a reader waits for one.
 const MAX_WANTED: usize = 4_096;
+/// Delays after which an answer that was compared is compared again.
+const SELDOM: u32 = 20;
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(10);
 
@@ -116,8 +119,8 @@ struct Handle(Arc<Shared>);
 
 struct Shared {
     find: FindAnswer,
-    /// Asked whether the recorded answers that are used still hold.
-    verifier: Option<Client>,
+    /// Asked whether the answers that are used still hold, and how long after their first use: a start asks nobody.
+    verifier: Option<(Client, Duration)>,
     state: Mutex<State>,
     /// Something is wanted, or nothing will be any more.
     changed: Condvar,
@@ -129,9 +132,8 @@ struct State {
     wanted: VecDeque<u32>,
     /// Recorded by earlier starts, and not used yet by this one.
     unverified: HashSet<u32>,
-    /// Used, and to be compared with what the registry says now; not before that time.
-    to_verify: VecDeque<u32>,
-    verify_after: Option<Instant>,
+    /// Used, and then to be compared with what the registry says.
+    to_verify: BinaryHeap<Reverse<(Instant, u32)>>,
     /// The registry says something else now, and what to do.
     contradiction: Option<Arc<str>>,
     /// Why the last question had no answer.
@@ -155,16 +157,26 @@ impl Schemas {
         Schemas::start(known, find, None)
     }
 
-    /// The same, and each recorded answer that is used is compared with what the registry says now.
+    /// The same, and each answer that is used is compared with what the registry says: so long after its first use, and later now and
+    /// then.
     ///
     /// # Errors
     ///
     /// Where no thread can be started.
-    pub fn verified(known: Vec<(u32, Answer)>, find: FindAnswer, registry: Client) -> io::Result<Schemas> {
-        Schemas::start(known, find, Some(registry))
+    pub fn verified(
+        known: Vec<(u32, Answer)>,
+        find: FindAnswer,
+        registry: Client,
+        after: Duration,
+    ) -> io::Result<Schemas> {
+        Schemas::start(known, find, Some((registry, after)))
     }
 
-    fn start(known: Vec<(u32, Answer)>, find: FindAnswer, verifier: Option<Client>) -> io::Result<Schemas> {
+    fn start(
+        known: Vec<(u32, Answer)>,
+        find: FindAnswer,
+        verifier: Option<(Client, Duration)>,
+    ) -> io::Result<Schemas> {
         let unverified = known.iter().map(|(id, _)| *id).filter(|_| verifier.is_some()).collect();
         let answers = known.into_iter().collect();
         let state = Mutex::new(State { answers, unverified, ..State::default() });
@@ -184,8 +196,7 @@ impl Schemas {
         let mut state = shared.lock();
         if let Some(answer) = state.answers.get(&id).cloned() {
             if state.unverified.remove(&id) {
-                state.to_verify.push_back(id);
-                shared.changed.notify_one();
+                shared.verify_later(&mut state, id, 1);
             }
             return Lookup::Known(answer);
         }
@@ -259,13 +270,16 @@ impl Shared {
             if let Some(id) = state.wanted.front() {
                 return Some(Task::Ask(*id));
             }
-            let wait = state.verify_after.map(|after| after.saturating_duration_since(Instant::now()));
-            match wait.filter(|wait| !wait.is_zero()) {
-                None => match state.to_verify.pop_front() {
-                    Some(id) => return Some(Task::Verify(id)),
-                    None => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-                },
-                Some(wait) => {
+            let now = Instant::now();
+            let due =
+                state.to_verify.peek().map(|Reverse((due, id))| (due.saturating_duration_since(now), *id));
+            match due {
+                None => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some((Duration::ZERO, id)) => {
+                    state.to_verify.pop();
+                    return Some(Task::Verify(id));
+                }
+                Some((wait, _)) => {
                     let waited = self.changed.wait_timeout(state, wait);
                     state = waited.unwrap_or_else(PoisonError::into_inner).0;
                 }
@@ -273,23 +287,27 @@ impl Shared {
         }
     }
 
+    /// Has an answer compared after so many delays.
+    fn verify_later(&self, state: &mut State, id: u32, delays: u32) {
+        if let Some((_, after)) = &self.verifier {
+            state.to_verify.push(Reverse((Instant::now() + *after * delays, id)));
+            self.changed.notify_one();
+        }
+    }
+
     /// Compares an answer that is used with what the registry says now. One that is away is asked later.
     fn verify(&self, id: u32) {
         let recorded = self.lock().answers.get(&id).cloned();
-        let Some((registry, recorded)) = self.verifier.as_ref().zip(recorded) else { return };
+        let Some(((registry, _), recorded)) = self.verifier.as_ref().zip(recorded) else { return };
         let verdict = verify(registry, id, &recorded);
         let mut state = self.lock();
-        state.verify_after = None;
         match verdict {
-            Ok(Verdict::Same) => {}
+            Ok(Verdict::Same) => self.verify_later(&mut state, id, SELDOM),
             Ok(Verdict::Forgotten) => {
                 warn!(id, "the schema registry no longer knows a schema; what it answered before is used");
             }
             Ok(Verdict::Another(why)) => drop(state.contradiction.get_or_insert(why.into())),
-            Err(_) => {
-                state.to_verify.push_back(id);
-                state.verify_after = Some(Instant::now() + LAST_RETRY);
-            }
+            Err(_) => self.verify_later(&mut state, id, 1),
         }
     }
 
@@ -297,6 +315,9 @@ impl Shared {
         let answer = (self.find)(id).map_err(|error| format!("schema {id}: {error}"))?;
         let mut state = self.lock();
         state.wanted.retain(|&wanted| wanted != id);
+        if matches!(answer, Answer::Avro { .. }) {
+            self.verify_later(&mut state, id, SELDOM);
+        }
         state.answers.insert(id, answer);
         if state.answers.len() == MAX_ANSWERS {
             warn!("{MAX_ANSWERS} schema ids have been asked for: records of further ones are refused");
