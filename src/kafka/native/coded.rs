@@ -1,0 +1,32 @@
+//! The functions that answer with an error code, as C has them: with an integer.
+
+use std::ffi::{c_char, c_int, c_void};
+
+use rdkafka::bindings as native;
+
+unsafe extern "C" {
+    pub fn rd_kafka_flush(client: *mut native::rd_kafka_t, timeout_ms: c_int) -> c_int;
+    pub fn rd_kafka_error_code(error: *const native::rd_kafka_error_t) -> c_int;
+    pub fn rd_kafka_event_error(event: *mut native::rd_kafka_event_t) -> c_int;
+    pub fn rd_kafka_set_log_queue(
+        client: *mut native::rd_kafka_t,
+        queue: *mut native::rd_kafka_queue_t,
+    ) -> c_int;
+    pub fn rd_kafka_AdminOptions_set_request_timeout(
+        options: *mut native::rd_kafka_AdminOptions_t,
+        timeout_ms: c_int,
+        problem: *mut c_char,
+        problem_length: usize,
+    ) -> c_int;
+    pub fn rd_kafka_message_headers(
+        message: *const native::rd_kafka_message_t,
+        headers: *mut *mut native::rd_kafka_headers_t,
+    ) -> c_int;
+    pub fn rd_kafka_header_get_all(
+        headers: *const native::rd_kafka_headers_t,
+        number: usize,
+        name: *mut *const c_char,
+        value: *mut *const c_void,
+        length: *mut usize,
+    ) -> c_int;
+}
