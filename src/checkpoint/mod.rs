@@ -132,6 +132,9 @@ impl CheckpointError {
     }
 }
 
+/// A manifest that is published, or why it cannot be used.
+pub type NamedManifest = (Name, Result<Arc<Manifest>, CheckpointError>);
+
 /// What there is to start from.
 #[derive(Debug, Default)]
 pub struct Usable {
@@ -320,7 +323,7 @@ impl Checkpoints {
     }
 
     /// All manifests that there are, the oldest first, or why one cannot be used.
-    pub fn manifests(&self) -> Result<Vec<(Name, Result<Arc<Manifest>, CheckpointError>)>, CheckpointError> {
+    pub fn manifests(&self) -> Result<Vec<NamedManifest>, CheckpointError> {
         let catalog = Catalog::read(self)?;
         Ok(catalog.names().map(|name| (name, catalog.get(name))).collect())
     }

@@ -92,8 +92,7 @@ impl BackupArgs {
 impl RestoreArgs {
     pub(super) fn run(self) -> Result<(), Stop> {
         let restored = backup::restore(&self.from, &self.data_dir)?;
-        let parent =
-            restored.parent_id.as_ref().map_or_else(|| "one without an id".into(), |id| format!("{id}"));
+        let parent = restored.parent_id.as_ref().map_or_else(|| "one without an id".into(), String::clone);
         let text = format!(
             "{}\nrestored to {}; its journal has the id {}, made from {parent}\n",
             contents(&restored.checked),

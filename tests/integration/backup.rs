@@ -140,7 +140,10 @@ fn under_load(place: &str, variables: &[(&str, String)]) {
     let mut poster = Poster::new(7);
     let acked = Arc::clone(&poster.acked);
     (0..20).for_each(|_| poster.post(&service.address));
-    wait_for("checkpoints", || has_checkpoints(&data, 2));
+    for at_least in 1..=2 {
+        wait_for("a checkpoint", || has_checkpoints(&data, at_least));
+        poster.post(&service.address);
+    }
     let stop = Arc::new(AtomicBool::new(false));
     let (stopped, address) = (Arc::clone(&stop), service.address.clone());
     let posting = thread::spawn(move || {
@@ -240,6 +243,8 @@ fn backup_that_is_damaged_is_refused_and_restores_nothing() {
     let backup = PathBuf::from(taken["backup"].as_str().unwrap());
     assert_eq!(said(&["backup", "--verify", text(&place)], &[])["backup"], taken["backup"]);
 
+    use std::os::unix::fs::PermissionsExt as _;
+    assert_eq!(fs::metadata(&backup).unwrap().permissions().mode() & 0o777, 0o700);
     let all = files(&backup);
     // Of the many files of checkpoints some will do.
     let is_chosen =

@@ -1,12 +1,14 @@
 //! What a backup is made of, and how it is read.
 
 use std::collections::BTreeSet;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt as _;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
-use super::BackupError;
+use super::{BackupError, TakeBlock};
 use crate::checkpoint::{Checkpoints, FOLDER, Fetched, Name, Place, Store};
 use crate::sources::journal::BlockSequence;
 
@@ -104,6 +106,10 @@ pub(super) struct Archive {
 
 impl Archive {
     pub(super) fn create(place: &Place) -> Result<Archive, BackupError> {
+        if let Place::Folder(folder) = place {
+            // It has all readings: nobody else is to read them.
+            DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(BackupError::io(folder))?;
+        }
         Ok(Archive { store: Store::open(place)?, put: Vec::new() })
     }
 
@@ -204,10 +210,7 @@ impl Found {
     }
 
     /// Gives all blocks of the journal, in the order in which they were copied: whole, and one behind the other.
-    pub(super) fn each_block(
-        &self,
-        each: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), BackupError>,
-    ) -> Result<(), BackupError> {
+    pub(super) fn each_block(&self, each: &mut TakeBlock<'_, BackupError>) -> Result<(), BackupError> {
         let JournalPart { begins, ends, chunks, .. } = &self.manifest.journal;
         let mut sequence = BlockSequence::new(begins).map_err(BackupError::io("the journal"))?;
         for chunk in chunks {

@@ -27,6 +27,9 @@ use super::data_dir::DataDirError;
 use crate::checkpoint::CheckpointError;
 use crate::sources::journal::JournalError;
 
+/// Takes the key of a block, and the block as it is stored.
+type TakeBlock<'a, E> = dyn FnMut(&[u8], &[u8]) -> Result<(), E> + 'a;
+
 /// Why there is no backup, or none was restored.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {

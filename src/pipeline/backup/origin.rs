@@ -5,8 +5,8 @@ use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use super::BackupError;
 use super::service::{self, EndsRequest, LAST_KEY, Offer, Request};
+use super::{BackupError, TakeBlock};
 use crate::pipeline::data_dir::{self, DataDirError};
 use crate::sources::journal::{Journal, JournalError, JournalPlan};
 
@@ -63,7 +63,7 @@ impl Origin {
     /// Gives the blocks of all partitions, and where they end: behind all that was acknowledged when this is called.
     pub(super) fn copy_journal(
         &mut self,
-        each: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), BackupError>,
+        each: &mut TakeBlock<'_, BackupError>,
     ) -> Result<Vec<u64>, BackupError> {
         match &mut self.from {
             From::Service(reader) => receive(reader, each),
@@ -84,7 +84,7 @@ pub(super) fn each_stored<E>(
     partition: u32,
     begin: u64,
     end: u64,
-    each: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), E>,
+    each: &mut TakeBlock<'_, E>,
 ) -> Result<Result<(), E>, JournalError> {
     let mut from = begin;
     loop {
@@ -103,7 +103,7 @@ pub(super) fn each_stored<E>(
 
 fn receive(
     reader: &mut BufReader<UnixStream>,
-    each: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), BackupError>,
+    each: &mut TakeBlock<'_, BackupError>,
 ) -> Result<Vec<u64>, BackupError> {
     service::write_line(reader.get_mut(), &EndsRequest { ends: true }).map_err(ended)?;
     let ends: Vec<u64> = service::parse(&line(reader)?).map_err(ended)?;

@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration as Wait, Instant};
 
 use super::Checkpointed;
-use crate::checkpoint::{CheckpointError, Checkpoints, FileEntry, Manifest, Name};
+use crate::checkpoint::{CheckpointError, Checkpoints, FileEntry, Manifest, Name, NamedManifest};
 use crate::model::LogPosition;
 use crate::sources::Source;
 use crate::sources::journal::{self, Journal};
@@ -43,6 +43,7 @@ impl Verifier {
             keep: kept.plan.keep,
             verify_every: Wait::from_millis(kept.plan.verify_every.millis().unsigned_abs()),
             journal,
+            seen: BTreeSet::new(),
             verified: BTreeSet::new(),
             damaged: BTreeSet::new(),
             has_damage: Arc::clone(&has_damage),
@@ -83,7 +84,8 @@ struct Work {
     keep: usize,
     verify_every: Wait,
     journal: Option<Arc<Journal>>,
-    /// Those that were read back whole, each for itself.
+    /// Those that were read back, and those that were whole, each for itself.
+    seen: BTreeSet<Name>,
     verified: BTreeSet<Name>,
     /// Objects that are known to be damaged or missing.
     damaged: BTreeSet<String>,
@@ -123,12 +125,12 @@ impl Work {
     fn verify(&mut self, all: bool) -> Result<(), CheckpointError> {
         let began = Instant::now();
         let manifests = self.checkpoints.manifests()?;
-        let names: BTreeSet<Name> = manifests.iter().map(|(name, _)| *name).collect();
-        self.verified.retain(|name| names.contains(name));
+        self.forget_others(&manifests);
         // The newest first: that is what a start would take.
         for (name, manifest) in manifests.into_iter().rev() {
-            if all || !self.verified.contains(&name) {
+            if all || !self.seen.contains(&name) {
                 self.verify_one(name, manifest)?;
+                self.seen.insert(name);
             }
         }
         if all {
@@ -139,16 +141,32 @@ impl Work {
         Ok(())
     }
 
+    /// What was given up is no damage any more.
+    fn forget_others(&mut self, manifests: &[NamedManifest]) {
+        let names: BTreeSet<Name> = manifests.iter().map(|(name, _)| *name).collect();
+        self.seen.retain(|name| names.contains(name));
+        self.verified.retain(|name| names.contains(name));
+        let files = manifests.iter().filter_map(|(_, manifest)| manifest.as_ref().ok());
+        let files = files.flat_map(|manifest| manifest.files().map(|file| &file.path));
+        let mut paths: BTreeSet<&String> = files.collect();
+        let unreadable: Vec<String> = names.iter().map(manifest_path).collect();
+        paths.extend(&unreadable);
+        self.damaged.retain(|path| paths.contains(path));
+    }
+
     fn verify_one(
         &mut self,
         name: Name,
         manifest: Result<Arc<Manifest>, CheckpointError>,
     ) -> Result<(), CheckpointError> {
         let manifest = match manifest {
-            Ok(manifest) => manifest,
+            Ok(manifest) => {
+                self.damaged.remove(&manifest_path(&name));
+                manifest
+            }
             Err(error) => {
                 self.verified.remove(&name);
-                self.report(name, &format!("manifests/{name}.json"), &error);
+                self.report(name, &manifest_path(&name), &error);
                 return Ok(());
             }
         };
@@ -252,6 +270,10 @@ impl Work {
                 .as_ref()
                 .is_none_or(|journal| is_of_journal(manifest, self.journal_id.as_ref(), &**journal))
     }
+}
+
+fn manifest_path(name: &Name) -> String {
+    format!("manifests/{name}.json")
 }
 
 /// Whether a checkpoint is of a journal: by its id if both have one, and by what lies before its positions.

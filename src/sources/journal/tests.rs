@@ -1,6 +1,7 @@
 //! What was acknowledged is what is read, whatever happens in between.
 
 mod clock;
+mod copy;
 mod damage;
 mod kill;
 mod measure;

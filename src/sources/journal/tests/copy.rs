@@ -1,0 +1,87 @@
+//! A copy reads as the journal that it was made of, and is another one.
+
+use super::*;
+
+/// Fills a journal, of which some is trimmed then.
+fn trimmed(dir: &Path) -> Journal {
+    let journal = Journal::open(dir, plan(3)).unwrap();
+    for number in 0..200 {
+        let mut record = reading(["a", "b", "c", "d"][number % 4], number as i64);
+        if number % 50 == 7 {
+            let origin = "journal/0/1".into();
+            record.retried = Some(Box::new(Retried { origin, attempt: 1, first_seen: None }));
+        }
+        acknowledged(&*journal.appender(), vec![record]);
+    }
+    journal.trim(&[(0, 20), (1, 0), (2, journal.end(2))]).unwrap();
+    journal
+}
+
+fn blocks(journal: &Journal) -> Vec<StoredBlock> {
+    let (begins, ends) = (journal.begins(), journal.ends());
+    let of = |partition: usize| {
+        journal.stored_blocks(partition as u32, begins[partition], ends[partition]).unwrap()
+    };
+    (0..begins.len()).flat_map(of).collect()
+}
+
+fn left(journal: &Journal) -> Vec<Vec<Seen>> {
+    let of = |partition| read_from(journal, partition, journal.begin(partition), 1000).unwrap();
+    (0..journal.partitions()).map(of).collect()
+}
+
+#[test]
+fn copied_journal_reads_the_same_under_an_id_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = trimmed(&folder.path().join("own"));
+    let dir = folder.path().join("copy");
+    let mut copy = JournalCopy::create(&dir, &journal.begins()).unwrap();
+    blocks(&journal).iter().for_each(|(key, stored)| copy.push(key, stored).unwrap());
+    let id = copy.finish(&journal.ends(), Some("of another".into())).unwrap();
+    assert_eq!(id_of(&dir).unwrap(), id);
+    assert!(std::fs::read_to_string(dir.join("id")).unwrap().contains("of another"));
+    let copy = Journal::open(&dir, plan(3)).unwrap();
+    assert_eq!((copy.begins(), copy.ends()), (journal.begins(), journal.ends()));
+    assert!(copy.begin(0) > 0);
+    assert_eq!(left(&copy), left(&journal));
+    // Both go on, each for itself.
+    acknowledged(&*copy.appender(), vec![reading("a", 900)]);
+    assert_eq!(copy.ends().iter().sum::<u64>(), journal.ends().iter().sum::<u64>() + 1);
+}
+
+#[test]
+fn copy_refuses_blocks_that_are_damaged_missing_or_exchanged() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = trimmed(&folder.path().join("own"));
+    let (begins, ends, blocks) = (journal.begins(), journal.ends(), blocks(&journal));
+    let check = |blocks: &[StoredBlock]| {
+        let mut sequence = BlockSequence::new(&begins).unwrap();
+        blocks.iter().try_for_each(|(key, stored)| sequence.push(key, stored).map(drop))?;
+        sequence.check_ends(&ends)
+    };
+    assert_eq!(check(&blocks), Ok(()));
+    for at in 0..blocks.len() {
+        let mut wrong = blocks.clone();
+        wrong.remove(at);
+        assert!(check(&wrong).is_err(), "without block {at}");
+        let mut wrong = blocks.clone();
+        let bytes = &mut wrong[at].1;
+        let byte = at * 31 % bytes.len();
+        bytes[byte] ^= 1 << (at % 8);
+        assert!(check(&wrong).is_err(), "block {at} changed");
+        let mut wrong = blocks.clone();
+        wrong.swap(at, (at + 1) % blocks.len());
+        let partition = |at: usize| blocks[at % blocks.len()].0[..4].to_vec();
+        assert!(check(&wrong).is_err() || partition(at) != partition(at + 1), "block {at} exchanged");
+    }
+}
+
+#[test]
+fn nothing_is_trimmed_while_somebody_holds_that() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = trimmed(&folder.path().join("own"));
+    let held = journal.hold_trimming();
+    assert_eq!(journal.unless_held(|| 1), None);
+    drop(held);
+    assert_eq!(journal.unless_held(|| 1), Some(1));
+}
