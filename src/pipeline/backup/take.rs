@@ -76,7 +76,8 @@ fn copy(
     })
     .map_err(|error| error.at(data_dir))?;
     let journal = copy_journal(origin, archive)?;
-    let (checkpoints, checkpoint_objects, left_out) = kept.copy(archive)?;
+    let CopiedCheckpoints { names: checkpoints, objects: checkpoint_objects, left_out } =
+        kept.copy(archive)?;
     if checkpoints.is_empty() && journal.begins.iter().any(|begin| *begin > 0) {
         return Err(BackupError::Refused(format!(
             "no checkpoint is whole, and the journal does not reach back to its beginning, so nothing could be restored from this ({}): mend the \
@@ -142,6 +143,15 @@ struct Kept {
     left_out: Vec<String>,
 }
 
+#[derive(Default)]
+struct CopiedCheckpoints {
+    /// The oldest first.
+    names: Vec<String>,
+    objects: Vec<Entry>,
+    /// Why others cannot be used.
+    left_out: Vec<String>,
+}
+
 impl Kept {
     fn choose(origin: &Origin) -> Result<Kept, BackupError> {
         let mut kept = Kept { from: None, manifests: Vec::new(), left_out: Vec::new() };
@@ -166,8 +176,10 @@ impl Kept {
     }
 
     /// Gives their names and objects, and what cannot be used.
-    fn copy(mut self, archive: &mut Archive) -> Result<(Vec<String>, Vec<Entry>, Vec<String>), BackupError> {
-        let Some(checkpoints) = &self.from else { return Ok((Vec::new(), Vec::new(), self.left_out)) };
+    fn copy(mut self, archive: &mut Archive) -> Result<CopiedCheckpoints, BackupError> {
+        let Some(checkpoints) = &self.from else {
+            return Ok(CopiedCheckpoints { left_out: self.left_out, ..CopiedCheckpoints::default() });
+        };
         let (mut good, mut entries) = (BTreeSet::<Name>::new(), Vec::new());
         for manifest in &self.manifests {
             let base = manifest.adds_to.as_ref().map(|base| base.parse::<Name>());
@@ -198,7 +210,8 @@ impl Kept {
                 (Err(error), None) => return Err(error.into()),
             }
         }
-        Ok((good.into_iter().map(|name| name.to_string()).collect(), entries, self.left_out))
+        let names = good.into_iter().map(|name| name.to_string()).collect();
+        Ok(CopiedCheckpoints { names, objects: entries, left_out: self.left_out })
     }
 }
 

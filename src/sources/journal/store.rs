@@ -15,6 +15,7 @@ use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistM
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::JournalError;
+use super::StoredBlock;
 use super::block::{self, Block, Decoder, Key};
 
 const CACHE_BYTES: u64 = 4 << 20;
@@ -179,7 +180,7 @@ impl Store {
         partition: u32,
         range: std::ops::Range<u64>,
         bytes: usize,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Failure> {
+    ) -> Result<Vec<StoredBlock>, Failure> {
         caught(|| {
             let mut found = Vec::new();
             let mut left = bytes;
