@@ -78,7 +78,7 @@ impl All {
 }
 
 /// Subscribes to all cities and waits for the snapshot.
-fn follow_all(fleet: &mut Fleet, all: &mut All) {
+pub fn follow_all(fleet: &mut Fleet, all: &mut All) {
     fleet.say(0, &subscribe("a", None, "latest"));
     while !all.complete {
         fleet.turn(Duration::from_millis(100), &mut |_, message| {
@@ -113,7 +113,7 @@ fn measured(server: &Server, time: Duration) -> (All, String) {
     (all, cores)
 }
 
-fn run(fleet: &mut Fleet, all: &mut All, time: Duration) {
+pub fn run(fleet: &mut Fleet, all: &mut All, time: Duration) {
     let end = Instant::now() + time;
     while Instant::now() < end {
         fleet.turn(Duration::from_millis(100), &mut |_, message| {

@@ -8,6 +8,7 @@
 //! - `http-latency`: from the scheduled time of a reading, through HTTP ingest with fsync, to a subscriber
 //! - `fan-out`: 10,000 subscribers of one city and 100 of all
 //! - `rows`: 10,000 subscribers of 30 cities, at rising rates
+//! - `hostile`: a subscriber of all cities, alone and beside 200 readers that take as much as they can
 //! - `rest`: `GET /v1/cities/{city}` on 1,500 connections
 //! - `ingest`: `POST /v1/readings` with fsync
 //! - `start`: start, size, idle, memory
@@ -18,6 +19,7 @@
 
 mod fan_out;
 mod fleet;
+mod hostile;
 mod http;
 mod ingest;
 mod latency;
@@ -37,12 +39,13 @@ pub struct Effort {
 
 type Scenario = (&'static str, fn(&Effort));
 
-const SCENARIOS: [Scenario; 8] = [
+const SCENARIOS: [Scenario; 9] = [
     ("latency", latency::generator),
     ("corrections", latency::corrections),
     ("http-latency", latency::http),
     ("fan-out", fan_out::one_and_all),
     ("rows", fan_out::most_rows),
+    ("hostile", hostile::readers),
     ("rest", rest::cities),
     ("ingest", ingest::posts),
     ("start", start::costs),

@@ -78,6 +78,13 @@ impl Server {
         text.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
     }
 
+    /// The same at most, since it started.
+    pub fn most_resident(&self) -> u64 {
+        let text = fs::read_to_string(self.proc("status")).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
     pub fn cpu(&self) -> Duration {
         cpu_of(self.proc("stat"))
     }
