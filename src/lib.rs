@@ -8,6 +8,7 @@ pub mod codec;
 pub mod config;
 pub mod dataflow;
 pub mod directory;
+pub mod fault;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod kafka;

@@ -332,6 +332,7 @@ impl<'a> Own<'a> {
         self.arrivals_in_flight < limits.readings_in_flight
             && lag.as_millis() <= u128::from(limits.frontier_lag.millis().unsigned_abs())
             && !self.job.shared.must_wait()
+            && !self.job.shared.refusals.must_wait()
             && !self.outgoing.as_ref().is_some_and(Outgoing::is_full)
     }
 

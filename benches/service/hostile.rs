@@ -124,9 +124,10 @@ fn get(path: &str) -> Vec<u8> {
 
 /// A handshake, and messages with masks of zeros.
 fn socket(messages: &[String]) -> Vec<u8> {
-    let mut bytes = b"GET /v1/subscribe HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\nconnection: upgrade\r\n\
+    let mut bytes =
+        b"GET /v1/subscribe HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\nconnection: upgrade\r\n\
         sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-        .to_vec();
+            .to_vec();
     for message in messages {
         bytes.extend([0x81, 0x80 | 127]);
         bytes.extend((message.len() as u64).to_be_bytes());

@@ -10,6 +10,7 @@ use parquet::errors::ParquetError;
 use super::cities::{self, City};
 use super::readings::Reader;
 use super::{CheckpointError, Checkpoints, FileEntry, Manifest, Name, Segment};
+use crate::fault;
 use crate::model::{
     BLOCK_READINGS, Block, CityKey, CityState, EventTime, HeldReading, PartitionName, STATE_SHARDS, Slot,
     Slots, state_shard,
@@ -131,7 +132,8 @@ fn unreadable(name: Name, file: &FileEntry, error: &ParquetError) -> CheckpointE
     CheckpointError::damaged_object(name, &file.path, &format!("cannot be read: {error}"))
 }
 
-/// Does the same for many shards, on as many threads as there are cores. The first error ends it.
+/// Does the same for many shards, on as many threads as there are cores, or fewer where the host does not allow them. The first error
+/// ends it.
 fn in_parallel<T: Send>(
     shards: &[u32],
     work: impl Fn(&u32) -> Result<T, CheckpointError> + Sync,
@@ -150,8 +152,8 @@ fn in_parallel<T: Send>(
     };
     thread::scope(|scope| {
         for _ in 1..cores.min(MOST_THREADS).min(shards.len()) {
-            // With fewer threads it takes longer.
-            if thread::Builder::new().name("load".into()).spawn_scoped(scope, take).is_err() {
+            if let Err(error) = thread::Builder::new().name("load".into()).spawn_scoped(scope, take) {
+                tracing::warn!("a checkpoint is read by fewer threads: {}", fault::cannot_start(&error));
                 break;
             }
         }

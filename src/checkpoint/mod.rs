@@ -51,9 +51,7 @@ const MANIFEST_BYTES: u64 = 64 << 20;
 pub enum CheckpointError {
     #[error("{place} is no place for checkpoints: {problem}")]
     Place { place: String, problem: String },
-    #[error(
-        "{path}: {problem}: make sure that the checkpoints can be read and written, and that there is room"
-    )]
+    #[error("{path}: {problem}")]
     Store { path: String, problem: String },
     #[error("the checkpoint {name} is damaged: {what}; use the one before, or restore it from a backup")]
     Damaged {

@@ -26,12 +26,15 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::task::JoinHandle;
 
 use super::CheckpointError;
+use crate::fault;
 
 /// What is larger goes in parts of so many bytes, so that no request takes long.
 const PART_BYTES: usize = 16 << 20;
 /// Parts of one object that are on their way at a time.
 const PARTS_AT_ONCE: usize = 4;
 const REQUESTS_AT_ONCE: usize = 16;
+/// Threads that read and write the files of a folder.
+const BLOCKING_THREADS: usize = 8;
 const RETRIES: usize = 5;
 /// From the first try of a request to the last.
 const RETRY_TIME: Duration = Duration::from_secs(60);
@@ -152,16 +155,12 @@ impl Store {
                 Arc::new(PrefixStore::new(store, prefix))
             }
         };
-        Store::of(place, objects).map_err(|error| refused(error.to_string()))
+        Store::of(place, objects).map_err(|error| refused(fault::cannot_start(&error)))
     }
 
     fn of(place: &Place, objects: Arc<dyn ObjectStore>) -> std::io::Result<Store> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .max_blocking_threads(8)
-            .thread_name("checkpoint-store")
-            .enable_all()
-            .build()?;
+        let mut threads = tokio::runtime::Builder::new_multi_thread();
+        let runtime = fault::build_runtime(threads.thread_name("checkpoint-store"), 1, BLOCKING_THREADS)?;
         let access = Access { place: Arc::new(place.clone()), objects };
         Ok(Store { access, handle: runtime.handle().clone(), _threads: Arc::new(Threads(Some(runtime))) })
     }
@@ -338,7 +337,13 @@ impl Access {
         work: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, CheckpointError> {
         match tokio::time::timeout(OPERATION_TIME, work).await {
-            Ok(done) => done.map_err(|error| self.failed(path, error.to_string())),
+            Ok(done) => done.map_err(|error| {
+                let remedy = match &*self.place {
+                    Place::Folder(folder) => fault::remedy_suffix(&error, &folder.join(path)),
+                    Place::S3 { .. } => String::new(),
+                };
+                self.failed(path, format!("{error}{remedy}"))
+            }),
             Err(_) => Err(self.failed(path, format!("it took longer than {} s", OPERATION_TIME.as_secs()))),
         }
     }
@@ -395,7 +400,7 @@ async fn put_new(objects: &dyn ObjectStore, path: &Path, content: Bytes) -> Resu
 
 fn folder_store(folder: &FilePath) -> Result<LocalFileSystem, String> {
     std::fs::create_dir_all(folder)
-        .map_err(|error| format!("{error}: make it readable and writable, or choose another place"))?;
+        .map_err(|error| format!("{error}: {}, or choose another place", fault::remedy(&error, folder)))?;
     let store = LocalFileSystem::new_with_prefix(folder).map_err(|error| error.to_string())?;
     Ok(store.with_fsync(true))
 }

@@ -10,12 +10,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 use jiff::tz::Offset;
 
 use super::{Stop, file};
+use crate::cluster::signals;
 use crate::codec::{DecodeSettings, Format, Moisture, Units};
 use crate::config::offset;
 use crate::dataflow::heat_index::Formula;
+use crate::fault::cannot_start;
 use crate::model::Duration;
 use crate::model::printable::printable;
 use crate::pipeline::batch::{self, BatchError, BatchPlan, BatchSummary, PlotPlan, Target};
+use crate::pipeline::process_limits::raise_open_files;
 use crate::sinks::output;
 use crate::sources::file::Input;
 
@@ -97,6 +100,8 @@ impl DecodeArgs {
 impl BatchArgs {
     pub(super) fn run(self) -> Result<(), Stop> {
         let plan = self.plan()?;
+        raise_open_files();
+        signals::catch_file_size_limit().map_err(|error| Stop::Failed(cannot_start(&error)))?;
         let start = Instant::now();
         let bar = progress_bar();
         let shown = bar.clone();

@@ -21,6 +21,7 @@ use clap::{Parser, Subcommand};
 use crate::cluster::supervisor::TAKEN_OVER;
 use crate::codec::{self, Compression, Format};
 use crate::config::ConfigErrors;
+use crate::fault::remedy_suffix;
 use crate::model::printable::printable;
 
 /// The rolling heat index of every city, exact and incremental.
@@ -110,7 +111,10 @@ impl Stop {
         match path {
             None if error.kind() == io::ErrorKind::BrokenPipe => Stop::PipeClosed,
             None => Stop::Failed(format!("standard output cannot be written: {error}")),
-            Some(path) => Stop::Failed(format!("{} cannot be written: {error}", path.display())),
+            Some(path) => {
+                let remedy = remedy_suffix(error, path);
+                Stop::Failed(format!("{} cannot be written: {error}{remedy}", path.display()))
+            }
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::config::layers::Layers;
 use crate::config::{ClusterKeys, Config, ConfigError, ConfigErrors, Plan, make_cluster_secret};
 use crate::pipeline::live::{self, Joining, Stops};
 use crate::pipeline::permissions::{restrict_new_files, share_with_group, warn_where_open};
+use crate::pipeline::process_limits::{LimitError, OpenFiles, check_threads_of, limit_connections};
 
 /// Serve the rolling heat index of every city, live
 ///
@@ -83,7 +84,7 @@ impl RunArgs {
             }
         }
         match process {
-            None if processes > 1 => supervise(&config.plan),
+            None if processes > 1 => supervise(config.plan),
             process => match self.joining(&config.plan, process.unwrap_or(0))? {
                 Some(joining) => serve(config.plan, joining, |_| ()),
                 None => Ok(()),
@@ -149,7 +150,9 @@ fn one_of(plan: &Plan, process: usize, hosts: Vec<String>) -> Result<Joining, St
 }
 
 /// Starts a cluster on this host, by this program and its arguments.
-fn supervise(plan: &Plan) -> Result<(), Stop> {
+fn supervise(mut plan: Plan) -> Result<(), Stop> {
+    // Its processes have the same limits, and would refuse them one by one.
+    limit_connections(&mut plan).map_err(|error| Stop::Failed(error.to_string()))?;
     let secret = plan.cluster.secret.clone().map_or_else(make_cluster_secret, Ok).map_err(Stop::Failed)?;
     let program = supervisor::this_program()
         .map_err(|error| Stop::Failed(format!("this program is not found: {error}")))?;
@@ -168,7 +171,16 @@ fn supervise(plan: &Plan) -> Result<(), Stop> {
 }
 
 /// Runs the service, and says on standard output where; `then` hears the address as a URL after that.
-pub(super) fn serve(plan: Plan, joining: Joining, then: impl FnOnce(&str)) -> Result<(), Stop> {
+pub(super) fn serve(mut plan: Plan, joining: Joining, then: impl FnOnce(&str)) -> Result<(), Stop> {
+    let refused = |error: LimitError| Stop::Failed(error.to_string());
+    let OpenFiles { limit, reserve, connections } = limit_connections(&mut plan).map_err(refused)?;
+    check_threads_of(&plan).map_err(refused)?;
+    tracing::info!(
+        connections,
+        open_files = limit,
+        reserved = reserve,
+        "connections are served up to this number"
+    );
     restrict_new_files(plan.data_dir_mode);
     warn_where_open(&plan.data_dir, plan.data_dir_mode);
     let _shared = share_with_group(&plan.data_dir, plan.data_dir_mode);

@@ -42,6 +42,7 @@ use self::message::Message;
 pub use self::stream::PeerStream;
 pub use self::tls::PeerTls;
 use crate::config::host_of;
+use crate::fault::cannot_start;
 use crate::model::Topology;
 
 /// Between two tries to reach a process that does not listen yet, or where another one is in the way.
@@ -108,7 +109,7 @@ pub enum ClusterError {
     Stopped,
     #[error("cluster.tls: {path}: {problem}")]
     Tls { path: PathBuf, problem: String },
-    #[error("threads of the cluster cannot be started: {0}")]
+    #[error("the cluster: {}", cannot_start(.0))]
     Threads(Arc<io::Error>),
 }
 

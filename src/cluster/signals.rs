@@ -3,11 +3,13 @@
 use std::io;
 use std::thread;
 
+use rustix::process::Signal;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// From now on, `hear` hears of each SIGTERM, SIGINT and SIGHUP, on a thread of its own, until it says false.
 pub fn listen(mut hear: impl FnMut() -> bool + Send + 'static) -> io::Result<()> {
+    catch_file_size_limit()?;
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let [mut terminate, mut interrupt, mut hangup] = {
         let _inside = runtime.enter();
@@ -30,4 +32,13 @@ pub fn listen(mut hear: impl FnMut() -> bool + Send + 'static) -> io::Result<()>
         });
     })?;
     Ok(())
+}
+
+/// From now on, a write beyond the limit of a file's size (`ulimit -f`) is an error with a text: without a handler of its signal it ends
+/// the process without a word.
+pub fn catch_file_size_limit() -> io::Result<()> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let _inside = runtime.enter();
+    // The handler stays when nobody listens any more.
+    signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).map(drop)
 }

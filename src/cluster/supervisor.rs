@@ -16,6 +16,7 @@ use std::thread;
 use std::time::{Duration as Wait, Instant};
 
 use super::{StopFlag, signals};
+use crate::fault::cannot_start;
 
 /// The exit code of a process whose results another generation has taken over.
 pub const TAKEN_OVER: u8 = 3;
@@ -51,7 +52,7 @@ pub struct SupervisorPlan {
 /// How a cluster has ended, other than by request.
 #[derive(Debug, thiserror::Error)]
 pub enum SupervisorError {
-    #[error("processes cannot be started: {0}")]
+    #[error("processes of the cluster: {}", cannot_start(.0))]
     Start(#[from] io::Error),
     #[error("the cluster has failed {MAX_FAILED_STARTS} times in a row before it listened: its log says why")]
     FailedStarts,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration as Wait;
@@ -19,6 +19,7 @@ use crate::dataflow::heat_index::Formula;
 use crate::dataflow::rolling::Retention;
 use crate::dataflow::rolling::snapshot::Resumed;
 use crate::dataflow::{self, Graph, GraphPlan};
+use crate::fault::{cannot_start, check_threads, remedy_suffix};
 use crate::model::{CityRows, Counts, DayLine, Duration, Reason};
 use crate::sinks::changes::{self, ChangesSink, ChangesThread};
 use crate::sinks::output::{OutputFile, StandardOutput, is_in_place};
@@ -28,6 +29,9 @@ use crate::sources::file::Input;
 
 /// Epochs under way, where there are other workers to work on them, before reading waits.
 const EPOCHS_IN_FLIGHT: usize = 2;
+
+/// The writer of changes, and who shows the progress.
+const OTHER_THREADS: usize = 2;
 
 /// A worker never parks without a limit, so that it does not sleep for ever should a wake-up get lost.
 const LONGEST_PARK: Wait = Wait::from_millis(10);
@@ -79,7 +83,7 @@ pub struct PlotPlan {
 pub enum BatchError {
     #[error("{name} {error}")]
     Input { name: String, error: DecodeError },
-    #[error("{name} cannot be written: {error}")]
+    #[error("{name} cannot be written: {error}{}", remedy_suffix(error, Path::new(name)))]
     Output { name: String, error: io::Error },
     #[error("--plot: there is no city {city} with readings in the log: name another with --city")]
     NoSuchCity { city: String },
@@ -87,6 +91,8 @@ pub enum BatchError {
     NothingToDraw,
     #[error("the workers cannot be started: {0}")]
     Workers(String),
+    #[error("{}", cannot_start(.0))]
+    Threads(io::Error),
 }
 
 impl BatchError {
@@ -118,6 +124,7 @@ pub fn run(
     plan: &BatchPlan,
     progress: impl Fn(u64) + Send + Sync + 'static,
 ) -> Result<BatchSummary, BatchError> {
+    check_threads(plan.workers + OTHER_THREADS).map_err(BatchError::Threads)?;
     for input in &plan.inputs {
         input.check(plan.decode).map_err(|error| BatchError::input(&input.name(), error))?;
     }

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::fault::{is_passing, remedy};
+
 /// How long a process that held the directory may take to die.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 const LOCK_RETRY: Duration = Duration::from_millis(50);
@@ -20,7 +22,7 @@ const FILES: [&str; 2] = ["generation-0", "generation-1"];
 
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
-    #[error("{}: {source}: make it readable and writable, or choose another data directory", path.display())]
+    #[error("{}: {source}: {}, or choose another data directory", path.display(), remedy(source, path))]
     Io { path: PathBuf, source: io::Error },
     #[error(
         "the data directory {} is in use by another process: stop that, or choose another data directory",
@@ -33,6 +35,13 @@ pub enum DataDirError {
         .0.display(), FILES[0], FILES[1]
     )]
     Damaged(PathBuf),
+}
+
+impl DataDirError {
+    /// Whether the same may be done later, as each write begins a file of its own.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, DataDirError::Io { source, .. } if is_passing(source))
+    }
 }
 
 /// What is durable.

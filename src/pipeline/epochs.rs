@@ -9,6 +9,7 @@ use super::data_dir::DataDir;
 use super::live::RunError;
 use super::processes::Processes;
 use crate::cluster::message::Message;
+use crate::fault::Retries;
 use crate::sinks::kafka::Keeper;
 use crate::worker::{self, Shared};
 
@@ -54,9 +55,12 @@ impl EpochBound {
         }
     }
 
-    /// Whether it gets better by itself where it does not work.
-    fn is_retried(&self) -> bool {
-        matches!(self, EpochBound::Progress(_))
+    /// Whether it may get better by itself.
+    fn is_passing(&self, error: &RunError) -> bool {
+        match error {
+            RunError::DataDir(error) => error.is_passing(),
+            _ => matches!(self, EpochBound::Progress(_)),
+        }
     }
 }
 
@@ -73,16 +77,20 @@ pub fn keep_reserving(
         return Ok(());
     }
     let first = processes.topology().is_first();
+    let mut retries = Retries::new("epochs", "reserve epochs", "results are held back");
     let reserve = move || {
         while !ended.load(Ordering::Relaxed) {
             let newest = shared.newest_epoch().max(processes.newest_epoch());
             let wanted = newest + RESERVED_MS;
             if !first {
                 processes.tell(&Message::Newest { epoch: newest });
-            } else if wanted >= reserved + RESERVE_EVERY_MS {
+            } else if wanted >= reserved + RESERVE_EVERY_MS && retries.is_due() {
                 match bound.reserve(wanted) {
-                    Ok(()) => reserved = wanted,
-                    Err(error) if bound.is_retried() => tracing::warn!(%error, "epochs wait"),
+                    Ok(()) => {
+                        reserved = wanted;
+                        retries.succeeded();
+                    }
+                    Err(error) if bound.is_passing(&error) => retries.failed(&error),
                     Err(error) => return shared.fail(error.to_string()),
                 }
                 shared.reserve(reserved);

@@ -30,6 +30,7 @@ use crate::cluster::{ClusterError, ClusterPlan, PeerTls};
 use crate::config::{ClusterKeys, Plan, SourceKind, SourcePlan, StartKind};
 use crate::dataflow::GraphPlan;
 use crate::directory::Directory;
+use crate::fault::{Retries, build_runtime, cannot_start};
 use crate::kafka::topics::TopicsError;
 use crate::model::{Appender, PartitionName, Slots, Topology};
 use crate::registry::RegistryError;
@@ -54,6 +55,8 @@ const TAKE_OVER: Wait = Wait::from_secs(30);
 const GRACE: Wait = Wait::from_secs(3);
 /// Threads that serve.
 const SERVING_THREADS: usize = 2;
+/// Threads that decode long bodies and compress long answers.
+const BLOCKING_THREADS: usize = 8;
 
 /// Why the service has ended, other than by request.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +85,7 @@ pub enum RunError {
     Generator { name: String, error: PlanError },
     #[error("source {name}: {error}")]
     Source { name: String, error: crate::sources::SourceError },
-    #[error("threads cannot be started: {0}")]
+    #[error("{}", cannot_start(.0))]
     Threads(io::Error),
     #[error("the workers cannot be started: {0}")]
     Workers(String),
@@ -143,11 +146,8 @@ pub fn run(plan: Plan, joining: Joining, announce: impl FnOnce(SocketAddr)) -> R
     // First of all: it waits for a process that is still dying, which may hold the address as well.
     let data_dir = needs_data_dir(&plan).then(|| DataDir::open(&plan.data_dir).map(Arc::new)).transpose()?;
     let bound = serve::bind(plan.serve.clone())?;
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(SERVING_THREADS)
-        .enable_all()
-        .build()
-        .map_err(RunError::Threads)?;
+    let runtime = build_runtime(&mut Builder::new_multi_thread(), SERVING_THREADS, BLOCKING_THREADS);
+    let runtime = runtime.map_err(RunError::Threads)?;
     let processes = match Processes::meet(&cluster, listener, &stops) {
         Err(ClusterError::Stopped) => return Ok(()),
         met => Arc::new(met?),
@@ -290,6 +290,7 @@ fn run_together(
         retrying: None,
         appender,
         feeds: Vec::new(),
+        letter_retries: Retries::new("dead_letters", "write dead letters", "the logs are not read on"),
     };
     if let Some(outlets) = outlets {
         own.begin(outlets, first_epoch)?;
@@ -406,6 +407,7 @@ struct Own<'a> {
     retrying: Option<Retrying>,
     appender: Option<Arc<dyn Appender>>,
     feeds: Vec<(String, Feed)>,
+    letter_retries: Retries,
 }
 
 impl Own<'_> {
@@ -530,9 +532,10 @@ impl Own<'_> {
     }
 
     fn look(&mut self, at_all: bool) -> Result<(), RunError> {
-        self.shared.refusals.sync()?;
+        let letters_are_durable = self.sync_letters()?;
         self.follow()?;
-        if let Some(making) = &mut self.making {
+        // A checkpoint covers only what has its dead letters on the disk.
+        if let Some(making) = self.making.as_mut().filter(|_| letters_are_durable) {
             making.look(&self.shared);
         }
         // Alone, the workers come to an end by themselves.
@@ -549,6 +552,22 @@ impl Own<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Makes the dead letters durable; false if that has to wait.
+    fn sync_letters(&mut self) -> Result<bool, RunError> {
+        if !self.letter_retries.is_due() {
+            return Ok(false);
+        }
+        match self.shared.refusals.sync() {
+            Ok(()) => self.letter_retries.succeeded(),
+            Err(error) if error.is_passing() => {
+                self.letter_retries.failed(&error);
+                return Ok(false);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(true)
     }
 
     /// From the sources on: what was taken in still goes all the way.

@@ -12,6 +12,7 @@ pub mod live;
 mod logs;
 mod outlets;
 pub mod permissions;
+pub mod process_limits;
 mod processes;
 pub mod retry;
 mod standby;

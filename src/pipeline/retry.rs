@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::letters::{DeadLetterError, retriers};
 use crate::codec::RecordDecoder;
 use crate::config::{Plan, SourceKind};
+use crate::fault::remedy;
 use crate::kafka::letters::LettersError;
 use crate::kafka::retry::{Outcome, Retrier, Wanted};
 use crate::model::{
@@ -151,7 +152,7 @@ enum Entry {
 
 impl Sent {
     fn open(path: &Path, journal: &Journal) -> Result<Sent, DeadLetterError> {
-        let failed = |error: io::Error| broken(path, error.to_string());
+        let failed = |error: io::Error| unwritable(path, &error);
         let options = File::options().read(true).write(true).create(true).truncate(false).open(path);
         let mut file = options.map_err(failed)?;
         let mut text = String::new();
@@ -205,8 +206,12 @@ impl Sent {
         let mut line = serde_json::to_vec(entry).map_err(|error| broken(&self.path, error.to_string()))?;
         line.push(b'\n');
         let written = self.file.write_all(&line).and_then(|()| self.file.sync_data());
-        written.map_err(|error| broken(&self.path, error.to_string()))
+        written.map_err(|error| unwritable(&self.path, &error))
     }
+}
+
+fn unwritable(path: &Path, error: &io::Error) -> DeadLetterError {
+    DeadLetterError::Sent { path: path.into(), problem: format!("{error}: {}", remedy(error, path)) }
 }
 
 fn broken(path: &Path, problem: String) -> DeadLetterError {

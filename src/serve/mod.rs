@@ -35,10 +35,11 @@ use std::sync::Arc;
 use std::time::Duration as Wait;
 
 pub use self::publish::Publisher;
-pub use self::server::{Bound, Serving, bind};
+pub use self::server::{Bound, Serving, bind, turned_away_at_once};
 
 use crate::codec::DecodeSettings;
 use crate::directory::Directory;
+use crate::fault::{cannot_start, limit_remedy, remedy};
 use crate::model::{Appender, Ask, Duration, Holds, Slots};
 
 /// How to serve.
@@ -146,14 +147,18 @@ pub struct Ports {
 /// Why serving cannot begin.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    #[error(
-        "cannot listen on {address} ({error}): take another address or a free port, or stop what listens there"
-    )]
+    #[error("cannot listen on {address} ({error}): {}", listen_remedy(error))]
     Listen { address: SocketAddr, error: std::io::Error },
+    #[error("{}: {source}: {}", path.display(), remedy(source, path))]
+    PemFile { path: PathBuf, source: std::io::Error },
     #[error("{}: {problem}: it must be a readable PEM file", path.display())]
     Pem { path: PathBuf, problem: String },
     #[error("the certificate and its key cannot be used ({0}): check that they belong together")]
     Certificate(String),
-    #[error("the publisher's thread cannot be started ({0}): allow the process more threads")]
+    #[error("the publisher: {}", cannot_start(.0))]
     Thread(std::io::Error),
+}
+
+fn listen_remedy(error: &std::io::Error) -> &'static str {
+    limit_remedy(error).unwrap_or("take another address or a free port, or stop what listens there")
 }

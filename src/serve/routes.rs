@@ -291,7 +291,7 @@ impl Server {
             }
             Give::Subscribe | Give::Ingest | Give::Echo => self.upgrade(route, request),
             Give::Metrics => {
-                let text = telemetry::render(&self.view, self.connections());
+                let text = telemetry::render(&self.view, self.connections(), self.limits.connections);
                 let kind = "text/plain; version=0.0.4; charset=utf-8";
                 coded(headers, kind, text.into_bytes()).await
             }

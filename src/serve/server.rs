@@ -31,6 +31,7 @@ use super::tls::Tls;
 use super::view::View;
 use super::ws::Sessions;
 use super::{Facts, Limits, Ports, ServeError, ServePlan, backends, telemetry};
+use crate::fault::{Retries, limit_remedy};
 use crate::panics::{self, Panicked, Scope};
 
 /// Of a request's head, URI included.
@@ -38,12 +39,15 @@ const HEAD_BYTES: usize = 16 * 1024;
 const HEADERS: usize = 100;
 /// What is read from and written to a socket at once.
 const BUFFER_BYTES: usize = 64 * 1024;
-/// After an accept that failed because something ran out, such as file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Connections over the limit that are told so at once; further ones are just closed.
+/// Connections over the limit that are told so at once, at most; further ones are just closed.
 const TURNED_AWAY: usize = 64;
 const TURN_AWAY_TIME: Duration = Duration::from_secs(1);
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(30);
+
+/// Connections over a limit that are told so at once: each needs an open file, too.
+pub fn turned_away_at_once(connections: usize) -> usize {
+    (connections / 8).clamp(8, TURNED_AWAY)
+}
 
 /// A socket that listens; clients wait until [`Bound::start`].
 pub struct Bound {
@@ -110,7 +114,7 @@ impl Bound {
         let accepting = Accepting {
             server,
             tls: tls.map(Arc::new),
-            refusals: Arc::new(Semaphore::new(TURNED_AWAY)),
+            refusals: Arc::new(Semaphore::new(turned_away_at_once(connections))),
             stop: stopping,
             cut: cutting,
         };
@@ -152,19 +156,25 @@ struct Accepting {
 impl Accepting {
     async fn run(self, listener: TcpListener) {
         let mut stop = self.stop.clone();
+        let mut retries = Retries::new("accept", "accept connections", "new ones wait");
         let service = TowerToHyperService::new(warp::service(routes::filter(self.server.clone())));
         let mut upkeep = tokio::time::interval(telemetry::UPKEEP);
         let mut certificate = tokio::time::interval(CERTIFICATE_CHECK);
         loop {
+            let pause = retries.delay();
             tokio::select! {
                 biased;
                 () = told(&mut stop) => return,
                 _ = upkeep.tick() => telemetry::upkeep(),
                 _ = certificate.tick() => self.check_certificate(),
-                accepted = listener.accept() => match accepted {
-                    Ok((socket, _)) => self.admit(socket, &service),
-                    Err(error) => pause(&error).await,
+                accepted = listener.accept(), if pause.is_zero() => match accepted {
+                    Ok((socket, _)) => {
+                        retries.succeeded();
+                        self.admit(socket, &service);
+                    }
+                    Err(error) => note_accept_error(&mut retries, &error),
                 },
+                () = sleep(pause), if !pause.is_zero() => {}
             }
         }
     }
@@ -174,7 +184,9 @@ impl Accepting {
         tokio::task::spawn_blocking(move || match tls.reload() {
             Ok(true) => tracing::info!("the certificate has changed: new connections get it"),
             Ok(false) => {}
-            Err(error) => tracing::warn!("the certificate has changed and is not used: {error}"),
+            Err(error) => {
+                tracing::warn!("the certificate's files have changed and are not used yet: {error}")
+            }
         });
     }
 
@@ -204,12 +216,12 @@ async fn told(word: &mut watch::Receiver<bool>) {
     let _ = word.wait_for(|word| *word).await;
 }
 
-async fn pause(error: &io::Error) {
+fn note_accept_error(retries: &mut Retries, error: &io::Error) {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
     // Of the connection alone; anything else is likely to come again at once.
     if !matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
-        tracing::warn!("connections cannot be accepted for now: {error}");
-        sleep(ACCEPT_PAUSE).await;
+        let remedy = limit_remedy(error).map_or(String::new(), |remedy| format!(": {remedy}"));
+        retries.failed(&format_args!("{error}{remedy}"));
     }
 }
 

@@ -74,10 +74,11 @@ pub(super) fn turned_away() {
 }
 
 /// The text for Prometheus, as of now.
-pub(super) fn render(view: &View, connections: usize) -> String {
+pub(super) fn render(view: &View, connections: usize, connections_limit: usize) -> String {
     gauge!("swelter_ready").set(f64::from(u8::from(view.is_ready())));
     gauge!("swelter_as_of_lag_seconds").set(view.lag_ms() as f64 / 1e3);
     gauge!("swelter_connections").set(connections as f64);
+    gauge!("swelter_connections_limit").set(connections_limit as f64);
     let counts = view.counts();
     for (outcome, count) in [
         ("inserted", counts.inserted),
@@ -113,6 +114,14 @@ fn describe() {
         "Clock time less the newest epoch that is served; where epochs are ahead of the clock, time since the last one"
     );
     describe_gauge!("swelter_connections", "Open connections, WebSockets included");
+    describe_gauge!(
+        "swelter_connections_limit",
+        "Connections that are served at once: serve.limits.connections, or fewer where the limit of open files is low"
+    );
+    describe_gauge!(
+        "swelter_task_failing",
+        "1 while a task of the service's own fails and is tried again; what waits for it is held back, as the log says"
+    );
     describe_counter!("swelter_connections_refused_total", "Connections over the limit, turned away");
     describe_counter!(
         panics::CAUGHT_PANICS,

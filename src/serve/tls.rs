@@ -54,9 +54,9 @@ fn stamp(plan: &TlsPlan) -> Stamp {
 }
 
 fn config(plan: &TlsPlan) -> Result<ServerConfig, ServeError> {
-    let unreadable = |path: &Path, error: rustls_pki_types::pem::Error| ServeError::Pem {
-        path: PathBuf::from(path),
-        problem: error.to_string(),
+    let unreadable = |path: &Path, error: rustls_pki_types::pem::Error| match error {
+        rustls_pki_types::pem::Error::Io(source) => ServeError::PemFile { path: PathBuf::from(path), source },
+        error => ServeError::Pem { path: PathBuf::from(path), problem: error.to_string() },
     };
     let certificates = CertificateDer::pem_file_iter(&plan.certificate)
         .and_then(|certificates| certificates.collect::<Result<Vec<_>, _>>())

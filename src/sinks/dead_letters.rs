@@ -22,6 +22,7 @@ use self::file::LetterFile;
 pub use self::lines::{Lines, read};
 pub use self::shares::ClientShares;
 use crate::codec::MAX_RECORD_BYTES;
+use crate::fault::{is_passing, remedy};
 use crate::model::{EventTime, PartitionName, Raw, Refusal};
 
 /// In a data directory: of records that are refused for the first time, and of those that were sent again.
@@ -35,14 +36,24 @@ const ROOM_LOOK: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum DeadLettersError {
-    #[error("{}: {source}: make room, or make it readable and writable", path.display())]
+    #[error("{}: {source}: {}", path.display(), remedy(source, path))]
     Io { path: PathBuf, source: io::Error },
+    /// It is not known what of the last letters is on the disk.
+    #[error("{}: {source}: {}, then start again", path.display(), remedy(source, path))]
+    Sync { path: PathBuf, source: io::Error },
     #[error(
         "{}: line {line} is not a dead letter: repair the file, or move it away (those that the log still has are then written \
          again)",
         path.display()
     )]
     Damaged { path: PathBuf, line: u64 },
+}
+
+impl DeadLettersError {
+    /// Whether the letters are in memory, and may be written later.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, DeadLettersError::Io { source, .. } if is_passing(source))
+    }
 }
 
 /// How much is kept on disk.
@@ -120,7 +131,8 @@ impl DeadLetters {
         beyond.next().map(|file| &*file.path)
     }
 
-    /// Writes a letter; false where its file has it already. It may stay in memory until the next [`DeadLetters::flushed`].
+    /// Writes a letter; false where its file has it already. It may stay in memory until the next [`DeadLetters::flushed`], and does
+    /// after an error.
     pub fn write(
         &mut self,
         partition: &PartitionName,
@@ -168,6 +180,15 @@ impl DeadLetters {
     /// Writes out what is in memory, begins new files where they are full, and keeps to the limit; whoever wants what is written durable
     /// syncs the files that this gives, without holding anybody up. To be called about once a second, and at the end.
     pub fn flushed(&mut self) -> Result<Vec<(PathBuf, File)>, DeadLettersError> {
+        let flushed = self.flush_all();
+        if flushed.is_err() {
+            // Nobody syncs any of them now.
+            self.files.iter_mut().for_each(|file| file.unsynced = true);
+        }
+        flushed
+    }
+
+    fn flush_all(&mut self) -> Result<Vec<(PathBuf, File)>, DeadLettersError> {
         let mut flushed = Vec::new();
         let mut has_rotated = false;
         for file in &mut self.files {

@@ -6,7 +6,7 @@ mod tests;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::Thread;
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::{Next, Partition, Place, Polled, Source, SourceError, Take};
 use crate::codec::{Compression, DecodeError, DecodeSettings, Decoder, Format};
+use crate::fault;
 use crate::model::Raw;
 
 /// One file of a log, or standard input.
@@ -190,6 +191,12 @@ impl FilePartition {
         Ok(())
     }
 
+    fn unreadable(&self, error: &io::Error) -> String {
+        let name = self.input.name();
+        let remedy = fault::remedy_suffix(error, Path::new(&name));
+        format!("{name} cannot be read: {error}{remedy}")
+    }
+
     /// What has been read so far must reach the position that reading was to begin at.
     fn ends(&mut self, next: Next, records: usize) -> Result<Polled, SourceError> {
         if self.read < self.from {
@@ -251,6 +258,10 @@ impl Partition for FilePartition {
                 Err(DecodeError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
                     return self.idle(records);
                 }
+                Err(DecodeError::Io(error)) if self.open.is_none() && fault::is_passing(&error) => {
+                    return Err(SourceError::Transient(self.unreadable(&error)));
+                }
+                Err(DecodeError::Io(error)) => return Err(SourceError::Fatal(self.unreadable(&error))),
                 Err(error) => return Err(SourceError::Fatal(format!("{} {error}", self.input.name()))),
             }
         }

@@ -64,13 +64,13 @@ pub struct Refusals {
     /// Those of the other processes.
     others: [AtomicU64; Reason::ALL.len()],
     letters: Option<Mutex<DeadLetters>>,
+    /// Letters could not be written: partitions are not read until they are.
+    waits: AtomicBool,
     /// There is no room for more letters.
     is_full: AtomicBool,
     /// What there is to do about that, and what clients may cause: known without waiting for who writes letters.
     full: Arc<str>,
     shares: Option<ClientShares>,
-    /// Why a letter could not be written: the next [`Refusals::sync`] says so.
-    failed: Mutex<Option<DeadLettersError>>,
 }
 
 impl Refusals {
@@ -85,7 +85,7 @@ impl Refusals {
             letters: letters.map(Mutex::new),
             is_full: AtomicBool::new(false),
             full,
-            failed: Mutex::new(None),
+            waits: AtomicBool::new(false),
         }
     }
 
@@ -106,11 +106,20 @@ impl Refusals {
         self.others.iter().zip(counts).for_each(|(others, count)| others.store(*count, Ordering::Relaxed));
     }
 
-    /// Makes the letters durable.
+    /// Whether letters wait in memory that could not be written, so that no more of them may come.
+    pub fn must_wait(&self) -> bool {
+        self.waits.load(Ordering::Relaxed)
+    }
+
+    /// Makes the letters durable, those included that could not be written before. Where it fails, no partition is read
+    /// until it has succeeded.
     pub fn sync(&self) -> Result<(), DeadLettersError> {
-        if let Some(error) = self.failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            return Err(error);
-        }
+        let synced = self.sync_all();
+        self.waits.store(synced.is_err(), Ordering::Relaxed);
+        synced
+    }
+
+    fn sync_all(&self) -> Result<(), DeadLettersError> {
         let Some(letters) = &self.letters else { return Ok(()) };
         let mut locked = letters.lock().unwrap_or_else(PoisonError::into_inner);
         let flushed = locked.flushed()?;
@@ -118,7 +127,7 @@ impl Refusals {
         drop(locked);
         // Without the lock: workers must not wait for the disk.
         for (path, file) in flushed {
-            file.sync_data().map_err(|source| DeadLettersError::Io { path, source })?;
+            file.sync_data().map_err(|source| DeadLettersError::Sync { path, source })?;
         }
         Ok(())
     }
@@ -153,8 +162,9 @@ impl Refusals {
             let mut letters = letters.lock().unwrap_or_else(PoisonError::into_inner);
             let written = letters.write(name, position, arrived, refusal, raw);
             self.is_full.store(letters.is_full(), Ordering::Relaxed);
-            if let Err(error) = written {
-                self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            if written.is_err() {
+                // It is in memory; the next sync tries again, and says what is wrong.
+                self.waits.store(true, Ordering::Relaxed);
             }
         }
     }

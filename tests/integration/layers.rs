@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// Layer, module, and what else of its own layer it may import.
 const LAYERS: &[(u8, &str, &[&str])] = &[
+    (0, "fault", &[]),
     (0, "panics", &[]),
     (0, "model", &["panics"]),
     (1, "codec", &[]),

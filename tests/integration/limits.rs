@@ -1,86 +1,477 @@
-//! `docs/limits.md` says what the code and its defaults do.
+//! The built program within limits of its host: open files, threads, and the size of files, which stands for a full disk. Nothing that
+//! a client or a neighbour does within them ends it, loses anything or gives a wrong remedy.
 
-use std::collections::BTreeMap;
 use std::fs;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use swelter::config::Config;
-use swelter::config::layers::Layers;
-use swelter::serve::least_rate::{LEAST_RATE, SHORT_RATE};
-use swelter::serve::memory::{memory_limits, most_memory};
-use swelter::serve::view::MAX_WAITING;
-use swelter::serve::ws::names::session_names_bytes;
+use rustix::process::{Resource, getrlimit, getuid, setrlimit};
+use serde_json::Value;
 
-fn page() -> String {
-    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/limits.md")).unwrap()
+use crate::oracle::{Entry, Oracle};
+use crate::process::{DEADLINE, Service, get, program, wait_for};
+use crate::recovery::{MINUTE, Random, SETTINGS, written};
+use crate::served::{check_current, check_history};
+
+const CONFIG: &str = "[results]\nwindow = \"30m\"\nlateness = \"90m\"\nhistory = \"1h\"\n[ingest]\npartitions = 5\n\
+     [checkpoints]\nevery = \"1s\"\n";
+const OPEN_FILES: u64 = 256;
+const IDLE: usize = 400;
+/// Epochs are reserved for 3 s.
+const SEVERAL_RESERVATIONS: Duration = Duration::from_secs(7);
+const BETWEEN_POSTS: Duration = Duration::from_millis(50);
+
+/// A connection that is kept.
+struct Client {
+    stream: TcpStream,
+    address: String,
 }
 
-/// The rows of all tables: first cell to the others.
-fn tables(page: &str) -> BTreeMap<&str, Vec<&str>> {
-    let rows = page.lines().filter_map(|line| line.strip_prefix('|')?.strip_suffix('|'));
-    let mut cells = rows.map(|row| row.split('|').map(str::trim).collect::<Vec<_>>());
-    let mut tables = BTreeMap::new();
-    while let Some(row) = cells.next() {
-        assert!(
-            tables.insert(row[0], row[1..].to_vec()).is_none() || row[0].starts_with("---"),
-            "{row:?} twice"
+impl Client {
+    fn open(address: &str) -> Client {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        Client { stream, address: address.into() }
+    }
+
+    fn get(&mut self, path: &str) -> (u16, String) {
+        let address = self.address.clone();
+        self.request(&format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n"))
+    }
+
+    fn status(&mut self) -> Value {
+        let (status, body) = self.get("/v1/status");
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str(&body).unwrap()
+    }
+
+    fn post(&mut self, lines: &str) -> (u16, String) {
+        let head = format!(
+            "POST /v1/readings HTTP/1.1\r\nHost: {}\r\nContent-Type: application/x-ndjson\r\nContent-Length: {}\r\n\r\n",
+            self.address,
+            lines.len()
         );
+        self.request(&(head + lines))
     }
-    tables
+
+    fn request(&mut self, text: &str) -> (u16, String) {
+        self.stream.write_all(text.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        loop {
+            if let Some(end) = answer.windows(4).position(|four| four == b"\r\n\r\n") {
+                let head = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
+                let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+                let length: usize = length.unwrap_or_else(|| panic!("{head}")).parse().unwrap();
+                if answer.len() >= end + 4 + length {
+                    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+                    return (status, String::from_utf8(answer.split_off(end + 4)).unwrap());
+                }
+            }
+            let mut piece = [0; 4096];
+            match self.stream.read(&mut piece) {
+                Ok(0) => panic!("it is closed after {:?}", String::from_utf8_lossy(&answer)),
+                Ok(read) => answer.extend_from_slice(&piece[..read]),
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
 }
 
-/// As the page writes it.
-fn size(bytes: usize) -> String {
-    match bytes {
-        _ if bytes % (1 << 20) == 0 => format!("{} MiB", bytes >> 20),
-        _ if bytes >= 1 << 20 => format!("{} MiB", ((bytes as f64) / f64::from(1 << 20)).round()),
-        _ => format!("{} KiB", bytes >> 10),
+/// Readings that are posted, and what is to come of them.
+struct Load {
+    random: Random,
+    oracle: Oracle,
+    now: i64,
+    records: u64,
+    too_late: Vec<String>,
+}
+
+impl Load {
+    fn new(seed: u64) -> Load {
+        let now = jiff::Timestamp::now().as_millisecond() - 24 * 3_600_000;
+        let now = now - now.rem_euclid(MINUTE);
+        let (random, oracle) = (Random(seed), Oracle::new(SETTINGS));
+        Load { random, oracle, now, records: 0, too_late: Vec::new() }
+    }
+
+    fn entries(&mut self) -> Vec<Entry> {
+        self.now += MINUTE;
+        (0..20).map(|_| self.random.entry(self.now)).collect()
+    }
+
+    /// Posts some, which must be acknowledged.
+    fn post(&mut self, client: &mut Client) {
+        let entries = self.entries();
+        let lines: Vec<String> = entries.iter().map(written).collect();
+        self.post_lines(client, &entries, lines);
+    }
+
+    fn post_lines(&mut self, client: &mut Client, entries: &[Entry], lines: Vec<String>) {
+        let (status, body) = client.post(&lines.join("\n"));
+        assert_eq!(status, 200, "{body}");
+        self.records += entries.len() as u64;
+        for (entry, line) in entries.iter().zip(lines) {
+            if self.oracle.apply(entry).is_none() {
+                self.too_late.push(line);
+            }
+        }
+    }
+
+    /// Posts one that is too late, with so many bytes that say nothing: its dead letter is long, in the journal it is not.
+    fn post_too_late(&mut self, client: &mut Client, padding: usize) {
+        let mut entry = self.random.entry(self.now);
+        entry.city = 0;
+        entry.millis = self.now - 180 * MINUTE;
+        let line = written(&entry).replacen('{', &format!("{{\"note\":\"{}\",", "x".repeat(padding)), 1);
+        let before = self.too_late.len();
+        self.post_lines(client, &[entry], vec![line]);
+        assert_eq!(self.too_late.len(), before + 1);
+    }
+
+    fn wait_until_applied(&self, client: &mut Client) {
+        wait_for("that all is applied", || (applied(&client.status()) == self.records).then_some(()));
+    }
+
+    /// The results, by new connections.
+    fn check(&self, address: &str) {
+        check_current(address, &self.oracle);
+        for city in 0..5 {
+            check_history(address, &self.oracle, city);
+        }
+    }
+
+    /// After the end: each dead letter once, with its bytes.
+    fn check_dead_letters(&mut self, data: &Path) {
+        let text = fs::read_to_string(data.join("dead-letters.jsonl")).unwrap();
+        let letters = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let mut raw: Vec<String> = letters.map(|letter| letter["raw"].as_str().unwrap().into()).collect();
+        raw.sort();
+        self.too_late.sort();
+        assert_eq!(raw, self.too_late);
     }
 }
 
-fn grouped(number: usize) -> String {
-    let digits = number.to_string();
-    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().map(|g| str::from_utf8(g).unwrap()).collect();
-    groups.join(",")
+/// A long record that nothing makes short.
+fn noisy(entry: &Entry, random: &mut Random) -> String {
+    let noise: String = (0..30_000).map(|_| (b'a' + random.next(26) as u8) as char).collect();
+    written(entry).replacen('{', &format!("{{\"note\":\"{noise}\","), 1)
+}
+
+/// Records of the journal that are in the results.
+fn applied(status: &Value) -> u64 {
+    let partitions = status["sources"].as_array().into_iter().flatten();
+    let partitions = partitions.flat_map(|source| source["partitions"].as_array().into_iter().flatten());
+    partitions.map(|partition| partition["applied"].as_u64().unwrap()).sum()
+}
+
+/// Sets a soft limit of a service that runs, as in `--nofile=8:`.
+fn limit(service: &Service, limit: &str) {
+    let pid = service.id().to_string();
+    let set = user_of(service, "prlimit").args(["--pid", &pid, limit]).status().unwrap();
+    assert!(set.success(), "{limit}");
+}
+
+/// A program that runs as the user of a service, who alone may limit it.
+fn user_of(service: &Service, program: &str) -> Command {
+    let owner = fs::metadata(format!("/proc/{}", service.id())).unwrap();
+    if owner.uid() == getuid().as_raw() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    let (user, group) = (format!("--reuid={}", owner.uid()), format!("--regid={}", owner.gid()));
+    command.args([&user, &group, "--clear-groups", program]);
+    command
+}
+
+/// More than a thousand, which is usual.
+fn allow_open_files() {
+    let mut limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.map_or(8192, |most| most.min(8192));
+    limit.current = limit.current.map(|current| current.max(wanted));
+    setrlimit(Resource::Nofile, limit).unwrap();
+}
+
+fn metric(client: &mut Client, name: &str) -> f64 {
+    let (_, text) = client.get("/metrics");
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("{name} is not in {text}")).parse().unwrap()
+}
+
+/// Epochs below this one are durably taken.
+fn epoch_bound(data: &Path) -> u64 {
+    let bound = |name: &&str| {
+        let text = fs::read_to_string(data.join(name)).ok()?;
+        serde_json::from_str::<Value>(text.lines().next()?).ok()?["epochs"].as_u64()
+    };
+    ["generation-0", "generation-1"].iter().filter_map(bound).max().unwrap()
+}
+
+fn assert_no_panic(log: &str) {
+    assert!(!log.contains("panic"), "{log}");
 }
 
 #[test]
-fn limits_page_has_every_key_with_its_default() {
-    let (page, config) = (page(), Config::load(&Layers::default()).unwrap());
-    let (tables, defaults) = (tables(&page), config.to_toml());
-    let limits = defaults.split("[serve.limits]").nth(1).unwrap().split("\n[").next().unwrap();
-    let mut keys = 0;
-    for line in limits.lines() {
-        let Some((key, rest)) = line.split('#').next().unwrap_or_default().split_once('=') else { continue };
-        let name = format!("`serve.limits.{}`", key.trim());
-        let value = rest.trim().trim_matches('"');
-        let row = tables.get(&*name).unwrap_or_else(|| panic!("{name} is not on the page"));
-        assert_eq!(row[0], value, "{name}");
-        keys += 1;
+fn idle_connections_beyond_the_open_files_end_nothing() {
+    allow_open_files();
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let service = Service::start_limited(&data, CONFIG, &format!("ulimit -n {OPEN_FILES}")).ready();
+    let (mut load, mut client) = (Load::new(1), Client::open(&service.address));
+    load.post(&mut client);
+    let served = metric(&mut client, "swelter_connections_limit") as usize;
+    assert!((64..OPEN_FILES as usize).contains(&served), "{served}");
+
+    let idle: Vec<TcpStream> = (0..IDLE).map(|_| TcpStream::connect(&service.address).unwrap()).collect();
+    let began = Instant::now();
+    while began.elapsed() < SEVERAL_RESERVATIONS {
+        load.post(&mut client);
+        load.wait_until_applied(&mut client);
+        thread::sleep(BETWEEN_POSTS);
     }
-    let written = tables.keys().filter(|name| name.starts_with("`serve.limits.")).count();
-    assert!(keys > 0 && keys == written, "{keys} keys, {written} on the page");
+    assert!(metric(&mut client, "swelter_connections_refused_total") >= (IDLE - served) as f64);
+    let open = idle.iter().filter(|stream| is_open(stream)).count();
+    assert!(open < served, "{open} of {served} are open");
+
+    drop(idle);
+    wait_for("connections", || (get(&service.address, "/readyz").ok()?.status == 200).then_some(()));
+    load.check(&service.address);
+    assert!(!load.too_late.is_empty(), "there are dead letters");
+    let log = service.log();
+    service.terminate();
+    load.check_dead_letters(&data);
+    assert_no_panic(&log);
+    assert!(log.contains(&format!("\"connections\":{served}")), "{log}");
+    assert!(!log.contains("os error 24"), "the reserve is enough: {log}");
+}
+
+/// Whether the other side has neither closed it nor said that there are too many.
+fn is_open(mut stream: &TcpStream) -> bool {
+    stream.set_nonblocking(true).unwrap();
+    matches!(stream.read(&mut [0; 16]), Err(error) if error.kind() == ErrorKind::WouldBlock)
 }
 
 #[test]
-fn limits_page_sums_up_what_the_code_allows() {
-    let (page, plan) = (page(), Config::load(&Layers::default()).unwrap().plan);
-    let (tables, limits) = (tables(&page), &plan.serve.limits);
-    let budgets = memory_limits(limits, 1);
-    for budget in &budgets {
-        let row = tables.get(budget.name).unwrap_or_else(|| panic!("{} is not on the page", budget.name));
-        assert_eq!(row[0], size(budget.bytes), "{}", budget.name);
+fn too_few_open_files_refuse_a_start_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let (code, text) = Service::refused_limited(&data, CONFIG, "ulimit -n 80");
+    assert_eq!(code, Some(1), "{text}");
+    let line = text.lines().last().unwrap();
+    for part in ["may open 80 files", "of which this run needs", "`ulimit -n ", "LimitNOFILE="] {
+        assert!(line.contains(part), "{part}: {text}");
     }
-    let mib = |bytes: usize| grouped((bytes as f64 / f64::from(1 << 20)).round() as usize);
-    let all: usize = budgets.iter().map(|budget| budget.bytes).sum();
-    assert!(page.contains(&format!("together are {} MiB with one worker", mib(all))), "{}", mib(all));
-    for clients in [100, 1_000, 20_000] {
-        let row = tables.get(&*grouped(clients)).unwrap();
-        assert_eq!(row[0], format!("{} MiB", mib(most_memory(limits, 1, clients))), "{clients} clients");
+    assert!(!data.exists(), "nothing was begun");
+    let demo = program(Some("ulimit -n 80")).args(["demo", "--listen", "127.0.0.1:0"]).output().unwrap();
+    let text = String::from_utf8(demo.stderr).unwrap();
+    assert!(demo.status.code() == Some(1) && text.contains("may open 80 files"), "{text}");
+    // What it asks for is enough.
+    let (_, needed) = line.split_once("LimitNOFILE=").unwrap();
+    let needed: u64 = needed.trim_end_matches(')').parse().unwrap();
+    Service::start_limited(&data, CONFIG, &format!("ulimit -n {needed}")).ready().terminate();
+}
+
+#[test]
+fn results_wait_while_no_file_can_be_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let service = Service::start(&data, CONFIG).ready();
+    let (mut load, mut client) = (Load::new(2), Client::open(&service.address));
+    load.post(&mut client);
+    load.wait_until_applied(&mut client);
+
+    limit(&service, "--nofile=8:");
+    let began = Instant::now();
+    while began.elapsed() < SEVERAL_RESERVATIONS {
+        load.post(&mut client);
+        let as_of = client.status()["as_of"].as_u64().unwrap();
+        assert!(as_of < epoch_bound(&data), "epochs beyond the durable bound are in use");
+        thread::sleep(BETWEEN_POSTS);
     }
-    assert_eq!(most_memory(limits, 3, 0) - all, 2 * (128 << 20));
-    assert_eq!(tables["names that a session's subscriptions list"][0], size(session_names_bytes(limits)));
-    assert_eq!(tables["cities of a session's `window` subscriptions"][0], MAX_WAITING.to_string());
-    assert_eq!(tables["least rate of reading"][0], size(LEAST_RATE));
-    assert_eq!(tables["the same while others wait for what it holds"][0], size(SHORT_RATE));
+    assert!(applied(&client.status()) < load.records, "results wait");
+    assert_eq!(metric(&mut client, "swelter_task_failing{task=\"epochs\"}"), 1.0);
+    let log = service.log();
+    for part in ["cannot reserve epochs", "os error 24", "raise `ulimit -n`", "results are held back"] {
+        assert!(log.contains(part), "{part}: {log}");
+    }
+    assert!(!log.contains("readable and writable"), "{log}");
+    assert_eq!(log.matches("cannot reserve epochs").count(), 1, "one line a minute: {log}");
+
+    limit(&service, "--nofile=1024:");
+    load.wait_until_applied(&mut client);
+    load.check(&service.address);
+    assert_eq!(metric(&mut client, "swelter_task_failing{task=\"epochs\"}"), 0.0);
+    assert_no_panic(&service.log());
+    service.terminate();
+    load.check_dead_letters(&data);
+}
+
+#[test]
+fn results_wait_while_dead_letters_cannot_be_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let service = Service::start(&data, CONFIG).ready();
+    let (mut load, mut client) = (Load::new(3), Client::open(&service.address));
+    load.post(&mut client);
+    for _ in 0..30 {
+        load.post_too_late(&mut client, 5_000);
+    }
+    load.wait_until_applied(&mut client);
+    let letters = data.join("dead-letters.jsonl");
+    let wanted: usize = load.too_late.iter().map(String::len).sum();
+    let full = wait_for("the dead letters", || {
+        Some(fs::metadata(&letters).unwrap().len()).filter(|len| *len > wanted as u64)
+    });
+
+    limit(&service, &format!("--fsize={full}:"));
+    load.post_too_late(&mut client, 5_000);
+    wait_for("the log", || service.log().contains("cannot write dead letters").then_some(()));
+    let before = applied(&client.status());
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(2) {
+        load.post(&mut client);
+        thread::sleep(BETWEEN_POSTS);
+    }
+    let status = client.status();
+    assert!(applied(&status) == before && before < load.records, "the logs are not read on: {status}");
+    let log = service.log();
+    for part in ["dead-letters.jsonl: File too large", "raise `ulimit -f`", "the logs are not read on"] {
+        assert!(log.contains(part), "{part}: {log}");
+    }
+    assert_eq!(fs::metadata(&letters).unwrap().len(), full, "no part of a line is left");
+
+    limit(&service, "--fsize=unlimited:");
+    load.wait_until_applied(&mut client);
+    load.check(&service.address);
+    assert_no_panic(&service.log());
+    service.terminate();
+    load.check_dead_letters(&data);
+}
+
+#[test]
+fn a_disk_without_room_for_the_journal_ends_it_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let mut service = Service::start(&data, CONFIG).ready();
+    let (mut load, mut client) = (Load::new(4), Client::open(&service.address));
+    load.post(&mut client);
+    load.wait_until_applied(&mut client);
+    // The log is a file, too: it stays below.
+    limit(&service, "--fsize=65536:");
+    let long: Vec<String> = load.entries().iter().map(|entry| noisy(entry, &mut load.random)).collect();
+    let (status, body) = client.post(&long.join("\n"));
+    assert!(status == 500 && body.contains("File too large"), "{status} {body}");
+    assert_eq!(service.wait_for_end(), Some(1), "{}", service.log());
+    let log = service.log();
+    let line = log.lines().last().unwrap();
+    for part in ["journal cannot be written (File too large", "raise `ulimit -f`", "then start again"] {
+        assert!(line.contains(part), "{part}: {log}");
+    }
+    for part in ["Poisoned", "readable and writable"] {
+        assert!(!log.contains(part), "{part}: {log}");
+    }
+    assert_no_panic(&log);
+    drop(service);
+    let service = Service::start(&data, CONFIG).ready();
+    let mut client = Client::open(&service.address);
+    load.wait_until_applied(&mut client);
+    load.check(&service.address);
+    service.terminate();
+    load.check_dead_letters(&data);
+}
+
+#[test]
+fn a_disk_without_room_for_the_results_of_a_batch_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("in.csv");
+    let mut text = String::from("city,reading_at,temperature,humidity\n");
+    for minute in 0..60 {
+        text += &format!("x,2025-11-24T16:{minute:02}:00Z,90,50\n");
+    }
+    fs::write(&input, text).unwrap();
+    // In blocks of 512 bytes.
+    let ran = program(Some("ulimit -f 1"))
+        .args(["batch", "in.csv", "-o", "rows.csv"])
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8(ran.stderr).unwrap();
+    assert_eq!(ran.status.code(), Some(1), "{text}");
+    assert!(
+        text.contains("rows.csv cannot be written: File too large") && text.contains("`ulimit -f`"),
+        "{text}"
+    );
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left");
+}
+
+/// What this user may start is counted of all its processes: so it is one that has none.
+#[test]
+fn too_few_threads_refuse_a_start_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    fs::write(
+        folder.path().join("in.csv"),
+        "city,reading_at,temperature,humidity\nx,2025-11-24T16:00:00Z,90,50\n",
+    )
+    .unwrap();
+    let run = |threads: u32, arguments: &[&str]| {
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nproc={threads}"));
+        if getuid().is_root() {
+            command.args(["setpriv", "--reuid=64321", "--regid=64321", "--clear-groups"]);
+        }
+        command.arg(env!("CARGO_BIN_EXE_swelter")).args(arguments);
+        let ran = command.current_dir(folder.path()).stdin(Stdio::null()).output().unwrap();
+        (ran.status.code(), String::from_utf8(ran.stderr).unwrap())
+    };
+    let counts: &[u32] = if getuid().is_root() { &[1, 2, 4, 8, 16] } else { &[1] };
+    for threads in counts {
+        for arguments in [
+            &["run", "--listen", "127.0.0.1:0", "--data-dir", "data"][..],
+            &["run", "--listen", "127.0.0.1:0", "--data-dir", "data", "--workers", "8"],
+            &["batch", "in.csv", "-o", "rows.csv", "--workers", "16"],
+        ] {
+            let (code, text) = run(*threads, arguments);
+            assert_eq!(code, Some(1), "{threads} threads, {arguments:?}: {text}");
+            let line = text.lines().last().unwrap();
+            for part in ["threads cannot be started", "`ulimit -u`", "pids.max"] {
+                assert!(line.contains(part), "{threads} threads, {arguments:?}: {text}");
+            }
+            assert_no_panic(&text);
+        }
+    }
+}
+
+/// Long bodies and long answers are worked on by threads that a client must not find missing.
+#[test]
+fn requests_are_answered_while_no_thread_can_be_started() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let data = folder.path().join("data");
+    // Whom no limit of threads stops, it does not test.
+    let other = "exec setpriv --reuid=64322 --regid=64322 --clear-groups \"$0\" \"$@\"";
+    let before = if getuid().is_root() { other } else { "true" };
+    let service = Service::start_limited(&data, CONFIG, before).ready();
+    limit(&service, "--nproc=1:");
+    let (mut load, mut client) = (Load::new(5), Client::open(&service.address));
+    for _ in 0..3 {
+        let entries = load.entries();
+        let long: Vec<String> = entries.iter().map(|entry| noisy(entry, &mut load.random)).collect();
+        load.post_lines(&mut client, &entries, long);
+        let address = client.address.clone();
+        let page = "GET /v1/openapi.json HTTP/1.1\r\nAccept-Encoding: gzip\r\nHost: ";
+        let mut stream = TcpStream::connect(&address).unwrap();
+        stream.write_all(format!("{page}{address}\r\nConnection: close\r\n\r\n").as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+        load.wait_until_applied(&mut client);
+    }
+    load.check(&service.address);
+    assert_no_panic(&service.log());
+    service.terminate();
 }

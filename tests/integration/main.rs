@@ -5,6 +5,7 @@
 
 mod backup;
 mod batch;
+mod budgets;
 mod checkpoints;
 mod clock;
 mod cluster;

@@ -26,6 +26,15 @@ pub fn wait_for<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// The built program, behind a command of the shell where there is one.
+pub fn program(limit: Option<&str>) -> Command {
+    let built = env!("CARGO_BIN_EXE_swelter");
+    let Some(limit) = limit else { return Command::new(built) };
+    let mut program = Command::new("sh");
+    program.args(["-c", &format!("{limit}; exec \"$0\" \"$@\""), built]);
+    program
+}
+
 /// A service that runs; it is killed when this is dropped.
 pub struct Service {
     child: Child,
@@ -41,19 +50,30 @@ impl Service {
     }
 
     pub fn start_on(data: &Path, config: &str, listen: &str) -> Service {
-        Service::launch(data, config, listen, &[])
+        Service::launch(program(None), data, config, listen, &[])
+    }
+
+    /// Behind a command of the shell, as in `ulimit -n 256`.
+    pub fn start_limited(data: &Path, config: &str, limit: &str) -> Service {
+        Service::launch(program(Some(limit)), data, config, "127.0.0.1:0", &[])
     }
 
     /// With further variables.
     pub fn start_with(data: &Path, config: &str, variables: &[(&str, String)]) -> Service {
-        Service::launch(data, config, "127.0.0.1:0", variables)
+        Service::launch(program(None), data, config, "127.0.0.1:0", variables)
     }
 
-    fn launch(data: &Path, config: &str, listen: &str, variables: &[(&str, String)]) -> Service {
+    fn launch(
+        mut program: Command,
+        data: &Path,
+        config: &str,
+        listen: &str,
+        variables: &[(&str, String)],
+    ) -> Service {
         let (config_file, log) = (data.with_extension("toml"), data.with_extension("log"));
         std::fs::write(&config_file, config).unwrap();
         let stderr = File::options().create(true).append(true).open(&log).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_swelter"))
+        let mut child = program
             .args(["run", "--listen", listen, "--config"])
             .arg(&config_file)
             .arg("--data-dir")
@@ -80,9 +100,18 @@ impl Service {
 
     /// Starts a service that must refuse to, and returns its exit code and what it says.
     pub fn refused(data: &Path, config: &str, listen: &str) -> (Option<i32>, String) {
+        Service::refused_by(program(None), data, config, listen)
+    }
+
+    /// Behind a command of the shell.
+    pub fn refused_limited(data: &Path, config: &str, limit: &str) -> (Option<i32>, String) {
+        Service::refused_by(program(Some(limit)), data, config, "127.0.0.1:0")
+    }
+
+    fn refused_by(mut program: Command, data: &Path, config: &str, listen: &str) -> (Option<i32>, String) {
         let config_file = data.with_extension("toml");
         std::fs::write(&config_file, config).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_swelter"))
+        let mut child = program
             .args(["run", "--listen", listen, "--config"])
             .arg(&config_file)
             .arg("--data-dir")
@@ -104,6 +133,15 @@ impl Service {
             thread::sleep(Duration::from_millis(5));
         };
         (status.code(), std::fs::read_to_string(data.with_extension("refused")).unwrap())
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The exit code, once it has ended by itself.
+    pub fn wait_for_end(&mut self) -> Option<i32> {
+        wait_for("the end", || self.child.try_wait().unwrap()).code()
     }
 
     pub fn log(&self) -> String {

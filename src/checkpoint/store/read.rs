@@ -1,6 +1,7 @@
 //! Objects read back: never more of one than whoever asks expects.
 
 use std::ops::Range;
+use std::path::Path as FilePath;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -9,6 +10,7 @@ use object_store::{Error, ObjectStoreExt as _};
 
 use super::{Access, REQUESTS_AT_ONCE, Store};
 use crate::checkpoint::CheckpointError;
+use crate::fault::{self, Retries};
 
 /// What is read at a time of an object that is larger, so that no request takes long.
 pub(in crate::checkpoint) const PIECE_BYTES: u64 = 4 << 20;
@@ -93,22 +95,46 @@ fn pieces(bytes: u64) -> impl Iterator<Item = Range<u64>> {
 
 impl Access {
     async fn size(&self, path: &str) -> Result<Option<u64>, CheckpointError> {
-        let size = async {
-            match self.objects.head(&Path::from(path)).await {
-                Err(Error::NotFound { .. }) => Ok(None),
-                found => Ok(Some(found?.size)),
-            }
+        let size = async || match self.objects.head(&Path::from(path)).await {
+            Err(Error::NotFound { .. }) => Ok(None),
+            found => Ok(Some(found?.size)),
         };
-        self.in_time(path, size).await
+        self.in_time(path, self.retry_passing(path, size)).await
+    }
+
+    /// Tries again while a fault of the host may pass, such as too many open files. A store that speaks S3 is asked again by its
+    /// client.
+    async fn retry_passing<T>(
+        &self,
+        path: &str,
+        attempt: impl AsyncFn() -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let (doing, waits) = ("read a file of a checkpoint", "what needs the checkpoint waits");
+        let mut retries = Retries::new("checkpoint_read", doing, waits);
+        loop {
+            match attempt().await {
+                Err(error) if fault::is_passing(&error) && !self.is_remote() => {
+                    let remedy = fault::remedy_suffix(&error, FilePath::new(path));
+                    retries.failed(&format_args!("{error}{remedy}"));
+                    tokio::time::sleep(retries.delay()).await;
+                }
+                done => {
+                    retries.succeeded();
+                    return done;
+                }
+            }
+        }
     }
 
     async fn piece(&self, path: &str, range: Range<u64>) -> Result<Bytes, CheckpointError> {
-        self.in_time(path, self.objects.get_range(&Path::from(path), range)).await
+        let at = Path::from(path);
+        let piece = async || self.objects.get_range(&at, range.clone()).await;
+        self.in_time(path, self.retry_passing(path, piece)).await
     }
 
     /// The content, where its size is one of these; the size is known before anything is read.
     async fn fetch(&self, path: &str, sizes: Range<u64>) -> Result<Fetched, CheckpointError> {
-        let fetch = async {
+        let fetch = async || {
             let found = match self.objects.get(&Path::from(path)).await {
                 Err(Error::NotFound { .. }) => return Ok(Err(Fetched::Missing)),
                 found => found?,
@@ -119,7 +145,7 @@ impl Access {
                 _ => found.bytes().await.map(|content| Err(Fetched::Content(content))),
             }
         };
-        match self.in_time(path, fetch).await? {
+        match self.in_time(path, self.retry_passing(path, fetch)).await? {
             Err(fetched) => Ok(fetched),
             Ok(size) => self.fetch_large(path, size).await.map(Fetched::Content),
         }

@@ -24,6 +24,7 @@ use tokio_tungstenite::tungstenite::http::{HeaderValue, Uri};
 use self::client::{Client, Pace, Target};
 use self::print::Style;
 use super::Stop;
+use crate::fault;
 
 /// Show a service's results as they change
 ///
@@ -78,7 +79,9 @@ impl SubscribeArgs {
             let (out, outputs) = mpsc::channel(UNPRINTED);
             let (ended, printer) = oneshot::channel();
             // A thread, so that Ctrl-C is heard while a full pipe holds the printer up.
-            std::thread::spawn(move || ended.send(print::print_all(outputs)));
+            let print = move || ended.send(print::print_all(outputs));
+            let printing = std::thread::Builder::new().name("print".into()).spawn(print);
+            printing.map_err(|error| Stop::Failed(fault::cannot_start(&error)))?;
             let pace = Pace::default();
             let mut client = Client { target, asked, style, pace, out, token: None, has_rows: false };
             let end = tokio::select! {

@@ -10,6 +10,7 @@ use super::{Checkpointed, Parts};
 use crate::checkpoint::{CheckpointError, Checkpoints, Cut, Manifest, Part};
 use crate::cluster::message::Message;
 use crate::config::CheckpointPlan;
+use crate::fault::cannot_start;
 use crate::model::{Mark, Slots};
 use crate::pipeline::live::RunError;
 use crate::pipeline::processes::Processes;
@@ -234,7 +235,7 @@ impl Making {
         let publish = move || publish(&checkpoints, cut, parts, adds_to.as_ref());
         match thread::Builder::new().name("publish".into()).spawn(publish) {
             Ok(publishing) => running.publishing = Some(publishing),
-            Err(error) => self.give_up(&format!("no thread can be started: {error}")),
+            Err(error) => self.give_up(&cannot_start(&error)),
         }
     }
 

@@ -19,11 +19,13 @@ pub(super) struct LetterFile {
     file: File,
     number: u64,
     buffer: Vec<u8>,
-    unsynced: bool,
+    pub unsynced: bool,
     /// Of the last letter of each partition.
     pub last: BTreeMap<PartitionName, u64>,
     /// The file's length up to its last whole write.
     whole: u64,
+    /// A write has failed, which may have left a part of a line behind that.
+    is_torn: bool,
 }
 
 impl LetterFile {
@@ -47,7 +49,8 @@ impl LetterFile {
         file.seek(SeekFrom::End(0)).map_err(at_path)?;
         let number = number.unwrap_or_else(|| parts.last().map_or(1, |(number, _)| number + 1));
         let path = path.to_path_buf();
-        let mut letters = LetterFile { path, file, number, buffer: Vec::new(), unsynced: true, last, whole };
+        let (buffer, unsynced, is_torn) = (Vec::new(), true, false);
+        let mut letters = LetterFile { path, file, number, buffer, unsynced, last, whole, is_torn };
         if letters.whole == 0 && letters.number > 1 {
             letters.begin(letters.number).map_err(|error| letters.failed(error))?;
         }
@@ -92,14 +95,20 @@ impl LetterFile {
             return Ok(None);
         }
         self.flush()?;
+        let file = self.file.try_clone().map_err(|error| self.failed(error))?;
         self.unsynced = false;
-        self.file.try_clone().map(Some).map_err(|error| self.failed(error))
+        Ok(Some(file))
     }
 
     pub(super) fn flush(&mut self) -> Result<(), DeadLettersError> {
+        // No part of a line may stay: what comes later would stand behind it.
+        let cut = |file: &mut File, whole| file.set_len(whole).and_then(|()| file.seek(SeekFrom::End(0)));
+        if self.is_torn {
+            cut(&mut self.file, self.whole).map_err(|error| self.failed(error))?;
+            self.is_torn = false;
+        }
         if let Err(error) = self.file.write_all(&self.buffer) {
-            // No part of a line may stay: what comes later would stand behind it.
-            let _ = self.file.set_len(self.whole).and_then(|()| self.file.seek(SeekFrom::End(0)));
+            self.is_torn = cut(&mut self.file, self.whole).is_err();
             return Err(self.failed(error));
         }
         self.whole += self.buffer.len() as u64;
@@ -113,14 +122,16 @@ impl LetterFile {
             return Ok(false);
         }
         self.flush()?;
-        let rotated = self.file.sync_data().and_then(|()| {
-            // Not where the step behind this one has failed before.
-            if self.path.try_exists()? {
-                fs::rename(&self.path, folder::part(&self.path, self.number))?;
-            }
-            self.begin(self.number + 1)
+        let path = &self.path;
+        let synced = self.file.sync_data();
+        synced.map_err(|source| DeadLettersError::Sync { path: path.clone(), source })?;
+        // Not where the step behind this one has failed before.
+        let renamed = self.path.try_exists().and_then(|is_there| match is_there {
+            true => fs::rename(&self.path, folder::part(&self.path, self.number)),
+            false => Ok(()),
         });
-        rotated.map(|()| true).map_err(|error| self.failed(error))
+        renamed.and_then(|()| self.begin(self.number + 1)).map_err(|error| self.failed(error))?;
+        Ok(true)
     }
 
     /// Puts a file that has only its head under the name.
@@ -137,6 +148,12 @@ impl LetterFile {
         folder.sync_all()?;
         (self.file, self.number, self.whole) = (file, number, head.len() as u64);
         Ok(())
+    }
+
+    /// As if the file were another one, for tests.
+    #[cfg(test)]
+    pub(super) fn replace_file(&mut self, file: File) -> File {
+        std::mem::replace(&mut self.file, file)
     }
 
     pub(super) fn failed(&self, source: io::Error) -> DeadLettersError {

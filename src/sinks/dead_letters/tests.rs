@@ -1,5 +1,7 @@
 //! Each letter once, whatever is cut off, and within the limit.
 
+use std::io::Write as _;
+
 use super::head::Position;
 use super::*;
 use crate::model::{Reason, Retried};
@@ -263,4 +265,28 @@ fn oldest_file_is_dropped_where_that_is_asked_for() {
     assert!(left.len() > 20 && left.len() < 100, "{}", left.len());
     let newest: Vec<_> = (500 - left.len() as u64..500).map(|position| (0, position)).collect();
     assert_eq!(left, newest);
+}
+
+#[test]
+fn letters_that_cannot_be_written_are_written_later_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("dead-letters.jsonl");
+    let mut letters = LetterFile::open(&path, "rules").unwrap();
+    write(&mut letters, 0, 1);
+    letters.flushed().unwrap();
+    // A write that was cut off, and whose rest cannot be removed either.
+    File::options().append(true).open(&path).unwrap().write_all(b"{\"sour").unwrap();
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let whole = letters.replace_file(full);
+    write(&mut letters, 0, 2);
+    let error = letters.flushed().unwrap_err();
+    assert!(error.is_passing(), "{error}");
+    let expected = format!("make room on the disk of {}", path.display());
+    assert!(error.to_string().contains(&expected), "{error}");
+    letters.replace_file(whole);
+    write(&mut letters, 0, 3);
+    letters.flushed().unwrap();
+    drop(letters);
+    let found = read(&path).unwrap();
+    assert_eq!(found.iter().map(|letter| letter.place.position).collect::<Vec<_>>(), [1, 2, 3]);
 }

@@ -19,6 +19,7 @@ pub use self::follow::Alive;
 pub use self::outlet::{Claimed, Ends, Fenced, Identity, Keeper, Outlet, Running, Successor, look};
 pub use self::shard::Portion;
 
+use crate::fault::cannot_start;
 use crate::kafka::Cluster;
 
 /// Where results go.
@@ -117,7 +118,7 @@ pub enum OutletError {
          and start again; nothing is lost"
     )]
     TooLarge { topic: String },
-    #[error("threads cannot be started: {0}")]
+    #[error("{}", cannot_start(.0))]
     Threads(std::sync::Arc<std::io::Error>),
 }
 

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::PlanError;
 use super::paced::{self, Due, Log, Paced, PacedPlan};
 use super::{BadReading, Record};
+use crate::fault::{Retries, cannot_start, remedy_suffix};
 use crate::model::{AppendError, Appended, Appender, EventTime, NewRecord};
 
 /// Records in an append, and appends that wait to be durable.
@@ -35,8 +36,10 @@ const LONGEST_WAIT: Wait = Wait::from_millis(100);
 pub enum FeedError {
     #[error("{0}")]
     Plan(#[from] PlanError),
-    #[error("{path} cannot be written: {error}")]
+    #[error("{path} cannot be written: {error}{}", remedy_suffix(error, path))]
     File { path: PathBuf, error: io::Error },
+    #[error("{}", cannot_start(.0))]
+    Thread(io::Error),
     #[error(
         "{path} does not hold the place of a generator ({error}): remove it, and the generator begins anew"
     )]
@@ -87,9 +90,14 @@ impl Feed {
         write_down(&path, &kept).map_err(file)?;
         let stop = Arc::new(AtomicBool::new(false));
         let (log, stopped) = (paced.log(), Arc::clone(&stop));
-        let feeding = Feeding { log, paced, kept, path, appender, stop: stopped };
-        let thread =
-            thread::Builder::new().name(format!("feed {name}")).spawn(move || feeding.run()).map_err(file)?;
+        let retries = Retries::new(
+            "generator",
+            "write down the generator's place",
+            "after a restart it begins earlier",
+        );
+        let feeding = Feeding { log, paced, kept, path, appender, stop: stopped, retries };
+        let thread = thread::Builder::new().name(format!("feed {name}")).spawn(move || feeding.run());
+        let thread = thread.map_err(FeedError::Thread)?;
         Ok(Feed { stop, thread })
     }
 
@@ -108,6 +116,7 @@ struct Feeding {
     path: PathBuf,
     appender: Arc<dyn Appender>,
     stop: Arc<AtomicBool>,
+    retries: Retries,
 }
 
 impl Feeding {
@@ -227,12 +236,13 @@ impl Feeding {
         NewRecord::new(city, bytes)
     }
 
-    fn write_down(&self) {
-        if let Err(error) = write_down(&self.path, &self.kept) {
-            tracing::warn!(
-                path = %self.path.display(), %error,
-                "the generator's place cannot be written down: after a restart it begins earlier"
-            );
+    fn write_down(&mut self) {
+        match write_down(&self.path, &self.kept) {
+            Ok(()) => self.retries.succeeded(),
+            Err(error) => {
+                let remedy = remedy_suffix(&error, &self.path);
+                self.retries.failed(&format_args!("{}: {error}{remedy}", self.path.display()));
+            }
         }
     }
 }

@@ -80,11 +80,16 @@ impl Marks {
 
     /// Writes the ends as they are now.
     pub(super) fn write(&mut self) -> io::Result<()> {
-        self.sequence += 1;
-        fill(&mut self.slot, self.sequence, &self.ends);
-        self.file.write_all_at(&self.slot, self.sequence % 2 * SLOT_BYTES as u64)?;
-        // From now on it is not new, whatever happens.
-        if self.sequence == 1 { self.sync() } else { Ok(()) }
+        // One that fails is written again in the same place: the other one is whole.
+        let next = self.sequence + 1;
+        fill(&mut self.slot, next, &self.ends);
+        self.file.write_all_at(&self.slot, next % 2 * SLOT_BYTES as u64)?;
+        if next == 1 {
+            // From now on it is not new, whatever happens.
+            self.sync()?;
+        }
+        self.sequence = next;
+        Ok(())
     }
 
     pub(super) fn sync(&self) -> io::Result<()> {
@@ -119,4 +124,29 @@ fn parse(slot: &[u8]) -> Option<Slot> {
     }
     let ends = (HEADER_BYTES..length).step_by(8).map(word).collect::<Option<_>>()?;
     Some(Slot { format: half(8)?, sequence: word(16)?, ends })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_that_fails_leaves_the_marks_before_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut marks = Marks::create(dir.path(), 2).unwrap();
+        for end in 1..=4 {
+            marks.ends = vec![end, 2 * end];
+            let full = File::options().write(true).open("/dev/full").unwrap();
+            let whole = std::mem::replace(&mut marks.file, full);
+            for _ in 0..3 {
+                let error = marks.write().unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::StorageFull, "{error}");
+            }
+            marks.file = whole;
+            let ends = Marks::open(dir.path()).unwrap().ends;
+            assert_eq!(ends, [end - 1, 2 * (end - 1)]);
+            marks.write().unwrap();
+            assert_eq!(Marks::open(dir.path()).unwrap().ends, marks.ends);
+        }
+    }
 }

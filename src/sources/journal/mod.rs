@@ -20,6 +20,7 @@ mod queue;
 mod reader;
 mod stamps;
 mod store;
+mod store_log;
 mod tail;
 #[cfg(test)]
 mod tests;
@@ -44,6 +45,7 @@ use self::tail::Tail;
 use self::writer::{SizeWarning, Writer};
 use super::{Partition, Source, SourceError};
 use crate::codec::DecodeSettings;
+use crate::fault::{cannot_start, is_passing, remedy};
 use crate::model::{AppendError, Appender, Duration, EventTime, Hold, Holds, LogPosition};
 
 /// The name of the source.
@@ -51,6 +53,10 @@ pub const NAME: &str = "journal";
 
 /// The most partitions that a journal may have.
 pub const MAX_PARTITIONS: u32 = 1024;
+
+/// Files that a journal may have open at once: tables that are read, its write-ahead log, what is flushed and merged, and files of its
+/// own that are replaced.
+pub const MAX_OPEN_FILES: u64 = store::OPEN_FILES as u64 + 36;
 
 #[derive(Clone, Debug)]
 pub struct JournalPlan {
@@ -85,8 +91,12 @@ impl Default for JournalPlan {
 /// Why a journal cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
-    #[error("{}: {source}: make it readable and writable, or choose another data directory", path.display())]
+    #[error("{}: {source}: {}, or choose another data directory", path.display(), remedy(source, path))]
     Io { path: PathBuf, source: io::Error },
+    #[error("the journal in {}: {}", dir.display(), cannot_start(source))]
+    Threads { dir: PathBuf, source: io::Error },
+    #[error("the journal in {} cannot be used: {what}: {remedy}, then start again", dir.display())]
+    Stopped { dir: PathBuf, what: String, remedy: String },
     #[error("a journal has 1 to {MAX_PARTITIONS} partitions, not {0}: change the configuration")]
     Plan(u32),
     #[error(
@@ -115,6 +125,18 @@ const REMEDY: &str = "restore it from a backup, or move it away to begin anew";
 impl JournalError {
     fn damaged(dir: &Path, what: &str) -> JournalError {
         JournalError::Damaged { dir: dir.into(), what: what.into() }
+    }
+
+    /// What the store has said, of the journal in `dir`.
+    fn of(dir: &Path, failure: Failure) -> JournalError {
+        match failure {
+            Failure::Io(source) => JournalError::Io { path: dir.into(), source },
+            Failure::Stopped(_) => {
+                let (what, remedy) = (failure.to_string(), failure.remedy(dir));
+                JournalError::Stopped { dir: dir.into(), what, remedy }
+            }
+            Failure::Store(_) | Failure::Damaged(_) => JournalError::damaged(dir, &failure.to_string()),
+        }
     }
 }
 
@@ -195,7 +217,8 @@ impl Journal {
             stamps,
             size,
         };
-        let writer = thread::Builder::new().name("journal".into()).spawn(|| writer.run()).map_err(at_dir)?;
+        let writer = thread::Builder::new().name("journal".into()).spawn(|| writer.run());
+        let writer = writer.map_err(|source| JournalError::Threads { dir: dir.into(), source })?;
         Ok(Journal { shared, queue, clock, writer: Some(writer) })
     }
 
@@ -228,10 +251,7 @@ impl Journal {
     /// Also where a position lies behind the end, before anything is removed: it is not of this journal.
     pub fn trim(&self, upto: &[(u32, u64)]) -> Result<(), JournalError> {
         let dir = &self.shared.dir;
-        let failed = |failure: Failure| match failure {
-            Failure::Io(source) => JournalError::Io { path: dir.clone(), source },
-            failure => JournalError::damaged(dir, &failure.to_string()),
-        };
+        let failed = |failure| JournalError::of(dir, failure);
         let beyond =
             |(partition, upto): &&(u32, u64)| *partition < self.partitions() && *upto > self.end(*partition);
         if let Some((partition, upto)) = upto.iter().find(beyond) {
@@ -273,8 +293,7 @@ impl Journal {
 /// What is there begins where it should, or before: a crash has kept some from being removed.
 fn check_begins(dir: &Path, store: &Store, begins: &Begins) -> Result<(), JournalError> {
     for (partition, begin) in (0..).zip(begins.all()) {
-        let first =
-            store.first(partition).map_err(|failure| JournalError::damaged(dir, &failure.to_string()))?;
+        let first = store.first(partition).map_err(|failure| JournalError::of(dir, failure))?;
         if first.unwrap_or(begin) > begin {
             let what = format!("partition {partition} cannot be read at position {begin}, where it begins");
             return Err(JournalError::damaged(dir, &what));
@@ -289,7 +308,7 @@ fn read_ends(dir: &Path, store: &Store, marks: &mut Marks) -> Result<Option<Even
     let mut arrived = None;
     for (partition, mark) in marks.ends.iter_mut().enumerate() {
         let last = store.last(partition as u32, &mut decoder);
-        let last = last.map_err(|failure| JournalError::damaged(dir, &failure.to_string()))?;
+        let last = last.map_err(|failure| JournalError::of(dir, failure))?;
         let end = last.as_ref().map_or(0, |block| block.end());
         if end < *mark {
             let what =
@@ -324,7 +343,21 @@ impl Shared {
 
     #[cold]
     fn unreadable(&self, failure: &Failure) -> SourceError {
-        SourceError::Fatal(format!("the journal in {} is damaged: {failure}; {REMEDY}", self.dir.display()))
+        let dir = self.dir.display();
+        match failure {
+            Failure::Io(error) => {
+                let text =
+                    format!("the journal in {dir} cannot be read: {error}: {}", remedy(error, &self.dir));
+                if is_passing(error) { SourceError::Transient(text) } else { SourceError::Fatal(text) }
+            }
+            Failure::Stopped(_) => SourceError::Fatal(format!(
+                "the journal in {dir} cannot be read: {failure}: {}, then start again",
+                failure.remedy(&self.dir)
+            )),
+            Failure::Store(_) | Failure::Damaged(_) => {
+                SourceError::Fatal(format!("the journal in {dir} is damaged: {failure}; {REMEDY}"))
+            }
+        }
     }
 }
 

@@ -14,9 +14,10 @@ use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistM
 
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::JournalError;
 use super::StoredBlock;
 use super::block::{self, Block, Decoder, Key};
+use super::{JournalError, store_log};
+use crate::fault::{self, Fault};
 
 const CACHE_BYTES: u64 = 4 << 20;
 const MEMTABLE_BYTES: u64 = 8 << 20;
@@ -24,7 +25,8 @@ const MEMTABLE_BYTES: u64 = 8 << 20;
 const WRITE_AHEAD_BYTES: u64 = 64 << 20;
 /// It flushes and compacts, which is little work: keys only ever grow.
 const THREADS: usize = 1;
-const OPEN_FILES: usize = 64;
+/// Tables that are kept open.
+pub(super) const OPEN_FILES: usize = 64;
 /// Read and compressed in one piece: replay is sequential, and small blocks compress well only together.
 const TABLE_BLOCK_BYTES: u32 = 32 << 10;
 /// What a replaying reader takes from the disk at once, in bytes of records.
@@ -67,7 +69,11 @@ impl Store {
         }
         caught(|| open_store(&path)).map_err(|failure| match failure {
             Failure::Store(fjall::Error::Locked) => JournalError::InUse { dir: dir.into() },
+            Failure::Io(source) if is_of_threads(&source) => {
+                JournalError::Threads { dir: dir.into(), source }
+            }
             Failure::Io(source) if source.raw_os_error().is_some() => JournalError::Io { path, source },
+            failure @ Failure::Stopped(_) => JournalError::of(dir, failure),
             failure => JournalError::damaged(dir, &format!("its storage cannot be opened ({failure})")),
         })
     }
@@ -209,7 +215,13 @@ impl Store {
     }
 }
 
+/// Opening files never says so, starting threads does.
+fn is_of_threads(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock
+}
+
 fn open_store(path: &PathBuf) -> Result<Store, fjall::Error> {
+    store_log::install();
     let database = Database::builder(path)
         .cache_size(CACHE_BYTES)
         .max_journaling_size(WRITE_AHEAD_BYTES)
@@ -276,6 +288,9 @@ pub(super) enum Failure {
     Io(#[from] io::Error),
     #[error("{0}")]
     Store(fjall::Error),
+    /// The store has stopped after a failure of its own threads, which they have logged.
+    #[error("its storage has stopped after {}", .0.as_deref().unwrap_or("a failed write of its own"))]
+    Stopped(Option<String>),
     #[error("{0}")]
     Damaged(String),
 }
@@ -284,12 +299,30 @@ impl From<fjall::Error> for Failure {
     fn from(error: fjall::Error) -> Failure {
         match error {
             fjall::Error::Io(error) => Failure::Io(error),
-            error => Failure::Store(error),
+            fjall::Error::Poisoned => Failure::Stopped(store_log::last_error()),
+            error => match fault::errno(&error) {
+                // What the host says of a file that is missing or cut off is damage here.
+                Some(errno) if fault::fault_of(&error) == Fault::Passing => Failure::Io(errno.into()),
+                _ => Failure::Store(error),
+            },
         }
     }
 }
 
 impl Failure {
+    /// What a person does about it, who finds the journal in `dir`.
+    pub(super) fn remedy(&self, dir: &Path) -> String {
+        let cause = match self {
+            Failure::Io(error) => return fault::remedy(error, dir),
+            Failure::Stopped(cause) => cause.as_deref().and_then(store_log::os_error),
+            Failure::Store(_) | Failure::Damaged(_) => None,
+        };
+        cause.map_or_else(
+            || format!("see that the disk of {} has room and works", dir.display()),
+            |error| fault::remedy(&error, dir),
+        )
+    }
+
     pub(super) fn damaged(partition: u32, position: u64) -> Failure {
         Failure::Damaged(format!("partition {partition} cannot be read at position {position}"))
     }

@@ -13,6 +13,7 @@ use super::queue::{Append, Queue};
 use super::stamps::Stamps;
 use super::store::{Failure, caught};
 use super::{NAME, Shared};
+use crate::fault::{self, Retries};
 use crate::model::{AppendError, Appended, EventTime, NewRecord, PartitionName, RecordPlace};
 
 /// Where a partition's records of one commit go on in a further block, so that no reader must hold much.
@@ -91,8 +92,28 @@ impl Writer {
         for (partition, block) in &written {
             self.marks.ends[*partition as usize] = block.end();
         }
-        self.marks.write()?;
+        self.write_marks()?;
         Ok(written)
+    }
+
+    /// Notes the ends. What is written is acknowledged only then, so a disk without room makes it wait, other than at the end.
+    fn write_marks(&mut self) -> Result<(), Failure> {
+        let mut retries = Retries::new("journal", "note the ends of the journal", "posted readings wait");
+        loop {
+            match self.marks.write() {
+                Ok(()) => {
+                    retries.succeeded();
+                    return Ok(());
+                }
+                Err(error) if fault::is_passing(&error) && !self.queue.is_closed() => {
+                    let dir = &self.shared.dir;
+                    let remedy = fault::remedy(&error, dir);
+                    retries.failed(&format_args!("{}: {error}: {remedy}", dir.display()));
+                    thread::sleep(retries.delay());
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Shows the readers what is durable now, then tells those who have appended it.
@@ -116,8 +137,8 @@ impl Writer {
     fn fail(&mut self, failure: &Failure, appends: Vec<Append>) {
         let dir = self.shared.dir.display();
         let line: Arc<str> = format!(
-            "the journal in {dir} cannot be written ({failure}): make room or repair the disk, then start again; what was \
-             acknowledged is there"
+            "the journal in {dir} cannot be written ({failure}): {}, then start again; what was acknowledged is there",
+            failure.remedy(&self.shared.dir)
         )
         .into();
         let reason = AppendError::Failed(self.shared.failed.get_or_init(|| line).clone());

@@ -25,6 +25,7 @@ use self::partition::KafkaPartition;
 use self::watch::{Context, Marks};
 pub use self::writer::RecordWriter;
 use crate::codec::DecodeSettings;
+use crate::fault;
 use crate::kafka::identity::TopicRecord;
 use crate::kafka::partitioner::Partitioner;
 use crate::kafka::{ANSWER, Cluster};
@@ -152,8 +153,7 @@ impl KafkaSource {
         let watched = shared.clone();
         let watch = thread::Builder::new().name(format!("kafka {}", shared.name));
         let watch = watch.spawn(move || watch::watch(&watched));
-        let watch =
-            watch.map_err(|error| SourceError::Fatal(format!("no thread can be started: {error}")))?;
+        let watch = watch.map_err(|error| SourceError::Fatal(fault::cannot_start(&error)))?;
         Ok(KafkaSource { shared, watch: Some(watch) })
     }
 
