@@ -18,16 +18,18 @@ use crate::process::wait_for;
 
 const CITIES: usize = 20;
 /// A reading a second.
-const READINGS: usize = 3_000;
+const READINGS: usize = 2_000;
 const WINDOWS: usize = 80;
 const HISTORIES: usize = 20;
 const LISTS: usize = 10;
 const NAMES: usize = 10;
-/// What the hostile readers may make the service hold: the rows of the windows alone are 150 MB.
+/// What the hostile readers may make the service hold: the rows of the windows alone would be 77 MB, the names 95 MB.
 const MEMORY_BYTES: u64 = 110 << 20;
 /// From a post to the message at the subscriber, whatever else the machine does.
 const LATEST: Duration = Duration::from_secs(10);
-const POSTS: usize = 100;
+const POSTS: usize = 20;
+/// What those read that read fast, bytes a second: the test itself must leave the service some time.
+const FAST: usize = 500_000;
 
 #[test]
 fn readers_that_take_much_and_slowly_cost_others_nothing() {
@@ -101,7 +103,7 @@ fn next_row(socket: &mut WebSocket<TcpStream>) -> Option<Value> {
     (message["type"] == "changes").then(|| message["upserts"][0].clone())
 }
 
-/// Clients that ask for much, and read it slowly or as fast as they can.
+/// Clients that ask for much, and read it slowly or fast.
 struct Crowd {
     stop: Arc<AtomicBool>,
     bytes: Arc<AtomicUsize>,
@@ -115,11 +117,11 @@ impl Crowd {
         let window = json!({"type": "subscribe", "id": "w", "cities": cities, "rows": "window"}).to_string();
         let mut begins: Vec<(Vec<u8>, usize)> = Vec::new();
         for number in 0..WINDOWS {
-            // Some read as fast as they can, and come again.
-            begins.push((socket(&[window.clone()]), if number % 8 == 0 { usize::MAX } else { 60_000 }));
+            // Some read fast, and come again.
+            begins.push((socket(&[window.clone()]), if number % 8 == 0 { FAST } else { 60_000 }));
         }
         for number in 0..HISTORIES {
-            begins.push((get(&format!("/v1/cities/city%20{}/history", number % CITIES)), usize::MAX));
+            begins.push((get(&format!("/v1/cities/city%20{}/history", number % CITIES)), FAST));
         }
         begins.extend((0..LISTS).map(|_| (get("/v1/cities"), 1_000)));
         for client in 0..NAMES {
