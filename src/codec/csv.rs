@@ -1,7 +1,5 @@
 //! CSV with a header line (RFC 4180).
 
-use std::io::Read;
-
 use memchr::memchr;
 
 use super::fields::{self, Field, Record, Value};
@@ -24,11 +22,8 @@ pub(super) struct CsvReader {
 }
 
 impl CsvReader {
-    pub(super) fn new(
-        reader: Box<dyn Read + Send>,
-        settings: DecodeSettings,
-    ) -> Result<CsvReader, DecodeError> {
-        let mut lines = Lines::new(reader)?;
+    /// Reads the header.
+    pub(super) fn new(mut lines: Lines, settings: DecodeSettings) -> Result<CsvReader, DecodeError> {
         let (mut unquoted, mut ends) = (String::new(), Vec::new());
         match lines.advance()? {
             Advance::End => return Err(DecodeError::NoHeader),
@@ -84,6 +79,18 @@ impl CsvReader {
             *rows += 1;
             record.upsert(settings)
         })))
+    }
+
+    pub(super) fn skip(&mut self) -> Result<bool, DecodeError> {
+        let advanced = self.lines.advance()?;
+        if advanced == Advance::Line && memchr(b'"', self.lines.record()).is_some() {
+            close_quotes(&mut self.lines)?;
+        }
+        Ok(advanced != Advance::End)
+    }
+
+    pub(super) fn digest(&mut self) -> Option<u64> {
+        self.lines.digest()
     }
 
     pub(super) fn line(&self) -> u64 {

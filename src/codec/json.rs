@@ -1,7 +1,6 @@
 //! JSON: one object a record, and lines of them.
 
 use std::fmt;
-use std::io::Read;
 use std::ops::Range;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -96,11 +95,8 @@ pub(super) struct JsonReader {
 }
 
 impl JsonReader {
-    pub(super) fn new(
-        reader: Box<dyn Read + Send>,
-        settings: DecodeSettings,
-    ) -> Result<JsonReader, DecodeError> {
-        Ok(JsonReader { lines: Lines::new(reader)?, decoder: RecordDecoder::new(settings) })
+    pub(super) fn new(lines: Lines, settings: DecodeSettings) -> JsonReader {
+        JsonReader { lines, decoder: RecordDecoder::new(settings) }
     }
 
     #[inline]
@@ -110,6 +106,14 @@ impl JsonReader {
             Advance::End => Ok(None),
             Advance::Cut => Ok(Some(Err(Refusal::new(Reason::NotDecodable, too_long())))),
         }
+    }
+
+    pub(super) fn skip(&mut self) -> Result<bool, DecodeError> {
+        Ok(self.lines.advance()? != Advance::End)
+    }
+
+    pub(super) fn digest(&mut self) -> Option<u64> {
+        self.lines.digest()
     }
 
     pub(super) fn line(&self) -> u64 {

@@ -4,6 +4,7 @@ use std::io::{self, Read};
 
 use memchr::memchr;
 
+use super::digest::RunningDigest;
 use super::{DecodeError, MAX_RECORD_BYTES};
 
 /// Several times the longest record, so that moving an unfinished record to the front is rare.
@@ -22,6 +23,8 @@ pub(super) struct Lines {
     /// Of the record at hand, from 1, and how many lines it has.
     line: u64,
     lines: u64,
+    /// Of the stream up to the end of the record at hand, if somebody wants it.
+    digest: Option<Box<RunningDigest>>,
 }
 
 /// What [`Lines::advance`] came to.
@@ -35,10 +38,19 @@ pub(super) enum Advance {
 
 impl Lines {
     /// Skips a byte order mark.
-    pub(super) fn new(reader: Box<dyn Read + Send>) -> Result<Lines, DecodeError> {
-        let buffer = vec![0; BUFFER_BYTES].into_boxed_slice();
-        let mut lines =
-            Lines { reader, buffer, start: 0, end: 0, next: 0, filled: 0, ended: false, line: 1, lines: 0 };
+    pub(super) fn new(reader: Box<dyn Read + Send>, with_digest: bool) -> Result<Lines, DecodeError> {
+        let mut lines = Lines {
+            reader,
+            buffer: vec![0; BUFFER_BYTES].into_boxed_slice(),
+            start: 0,
+            end: 0,
+            next: 0,
+            filled: 0,
+            ended: false,
+            line: 1,
+            lines: 0,
+            digest: with_digest.then(Box::default),
+        };
         while lines.filled < 3 && !lines.ended {
             lines.fill()?;
         }
@@ -63,9 +75,32 @@ impl Lines {
         &self.buffer[self.start + from..self.next]
     }
 
+    /// Of all bytes of the stream up to the end of the last record that was given, without its line end.
+    pub(super) fn digest(&mut self) -> Option<u64> {
+        self.note_end_for_digest();
+        Some(self.digest.as_mut()?.value(&self.buffer))
+    }
+
+    /// To be called before the record at hand is left.
+    #[inline]
+    fn note_end_for_digest(&mut self) {
+        if let Some(digest) = &mut self.digest
+            // Otherwise none is at hand since the last one was left.
+            && self.next > self.start
+        {
+            let end = match &self.buffer[self.end..self.next] {
+                b"" | b"\n" | b"\r\n" | b"\r" => self.end,
+                // It was cut: what was left out counts.
+                rest => self.next - usize::from(rest.ends_with(b"\n")),
+            };
+            digest.end_record(end);
+        }
+    }
+
     /// Goes on to the next line that is not blank.
     #[inline]
     pub(super) fn advance(&mut self) -> Result<Advance, DecodeError> {
+        self.note_end_for_digest();
         loop {
             self.line += self.lines;
             self.lines = 1;
@@ -165,6 +200,9 @@ impl Lines {
                     return Ok(Advance::Cut);
                 }
                 None => {
+                    if let Some(digest) = &mut self.digest {
+                        digest.cut(&self.buffer[..self.filled], kept);
+                    }
                     self.filled = kept;
                     searched = kept;
                     self.fill()?;
@@ -174,6 +212,9 @@ impl Lines {
     }
 
     fn move_to_front(&mut self) {
+        if let Some(digest) = &mut self.digest {
+            digest.leave(&self.buffer, self.start);
+        }
         self.buffer.copy_within(self.start..self.filled, 0);
         self.end = self.end.saturating_sub(self.start);
         self.next = self.next.saturating_sub(self.start);

@@ -7,6 +7,7 @@
 mod avro;
 mod compress;
 mod csv;
+mod digest;
 mod fields;
 mod guard;
 mod json;
@@ -158,6 +159,8 @@ pub enum DecodeError {
         "cannot be read as Parquet inside compression: decompress it first, Parquet compresses by itself"
     )]
     CompressedParquet,
+    #[error("is Parquet, which only `swelter batch` reads: convert it to CSV or JSON lines")]
+    NoText,
 }
 
 /// Reads the records of one file or pipe.
@@ -202,11 +205,8 @@ impl Decoder {
         settings: DecodeSettings,
     ) -> Result<Decoder, DecodeError> {
         let inner = match format {
-            Format::Csv => {
-                Inner::Csv(csv::CsvReader::new(compress::decompressed(reader, compression)?, settings)?)
-            }
-            Format::Json => {
-                Inner::Json(json::JsonReader::new(compress::decompressed(reader, compression)?, settings)?)
+            Format::Csv | Format::Json => {
+                return Decoder::from_text(reader, format, compression, settings, false);
             }
             Format::Parquet if compression != Compression::None => {
                 return Err(DecodeError::CompressedParquet);
@@ -219,6 +219,35 @@ impl Decoder {
             }
         };
         Ok(Decoder(inner))
+    }
+
+    /// Reads a stream of a text format and keeps a digest of it.
+    ///
+    /// # Errors
+    ///
+    /// Also of Parquet, which is read from its end.
+    pub fn with_digest(
+        reader: Box<dyn Read + Send>,
+        format: Format,
+        compression: Compression,
+        settings: DecodeSettings,
+    ) -> Result<Decoder, DecodeError> {
+        Decoder::from_text(reader, format, compression, settings, true)
+    }
+
+    fn from_text(
+        reader: Box<dyn Read + Send>,
+        format: Format,
+        compression: Compression,
+        settings: DecodeSettings,
+        with_digest: bool,
+    ) -> Result<Decoder, DecodeError> {
+        let lines = || lines::Lines::new(compress::decompressed(reader, compression)?, with_digest);
+        Ok(Decoder(match format {
+            Format::Csv => Inner::Csv(csv::CsvReader::new(lines()?, settings)?),
+            Format::Json => Inner::Json(json::JsonReader::new(lines()?, settings)),
+            Format::Parquet => return Err(DecodeError::NoText),
+        }))
     }
 
     /// The next record, or nothing at the end. After an error nothing more comes, except where the reader of a text format
@@ -234,6 +263,30 @@ impl Decoder {
             Inner::Csv(reader) => reader.next(),
             Inner::Json(reader) => reader.next(),
             Inner::Parquet(reader) => reader.next(),
+        }
+    }
+
+    /// Goes over the next record without decoding it: false at the end.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Decoder::next`].
+    pub fn skip(&mut self) -> Result<bool, DecodeError> {
+        match &mut self.0 {
+            Inner::Csv(reader) => reader.skip(),
+            Inner::Json(reader) => reader.skip(),
+            Inner::Parquet(reader) => Ok(reader.next()?.is_some()),
+        }
+    }
+
+    /// The xxh3 digest of all bytes of the stream, decompressed, up to the end of the record last returned or skipped, without its line end: so it is
+    /// the same whether the file goes on behind the record or not. Of a record that is too long, all of it counts. Nothing unless the decoder was made
+    /// [with a digest](Decoder::with_digest).
+    pub fn digest(&mut self) -> Option<u64> {
+        match &mut self.0 {
+            Inner::Csv(reader) => reader.digest(),
+            Inner::Json(reader) => reader.digest(),
+            Inner::Parquet(_) => None,
         }
     }
 

@@ -1,5 +1,6 @@
 //! The rules of decoding, and round trips through every format.
 
+mod digest;
 mod rules;
 mod trips;
 

@@ -22,7 +22,7 @@ pub use self::candidates::Beginning;
 use self::candidates::Candidates;
 pub use self::making::Making;
 use super::live::RunError;
-use super::logs::{Logs, file_identity};
+use super::logs::{Logs, file_identity, former_file_identity};
 use super::processes::Processes;
 use crate::checkpoint::{
     CheckpointError, Checkpoints, Manifest, Part, PartWriter, Place, Positions, SOURCE, Writers,
@@ -36,6 +36,8 @@ pub struct Checkpointed {
     checkpoints: Checkpoints,
     plan: CheckpointPlan,
     identity: BTreeMap<String, String>,
+    /// As versions that knew files by their inodes wrote it.
+    former_identity: BTreeMap<String, String>,
     /// By source: the ids of the logs that have one.
     ids: BTreeMap<String, String>,
     /// As checkpoints of this run are named.
@@ -105,8 +107,16 @@ impl Checkpointed {
                 "generations are counted anew: in the names of checkpoints they go on"
             );
         }
-        let identity = identity(plan);
-        Ok(Some(Checkpointed { checkpoints: kept, plan: plan_, identity, ids, generation: named }))
+        let (identity, mut former_identity) = (identity(plan), identity(plan));
+        former_identity.extend(plan.sources.iter().filter_map(former_file_identity));
+        Ok(Some(Checkpointed {
+            checkpoints: kept,
+            plan: plan_,
+            identity,
+            former_identity,
+            ids,
+            generation: named,
+        }))
     }
 
     pub fn place(&self) -> &Place {

@@ -295,6 +295,7 @@ fn run_together(
     if let Some(outlets) = outlets {
         own.begin(outlets, first_epoch)?;
     }
+    logs.keep_ids()?;
     let job = Job {
         topology,
         graph,

@@ -1,7 +1,7 @@
 //! The logs of a run, opened by their plans.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration as Wait;
 
@@ -13,11 +13,12 @@ use super::processes::Processes;
 use super::standby::Following;
 use crate::admission::AdmissionRules;
 use crate::checkpoint;
+use crate::codec::Format;
 use crate::config::{FileInput, GeneratorSource, IngestPlan, Plan, SourceKind, SourcePlan};
 use crate::kafka::identity::TopicRecord;
 use crate::model::{Appender, EventTime, Holds, LogPosition, PartitionName, Slot, Slots};
 use crate::registry::{Client, ClientSettings, Schemas, ask_and_record};
-use crate::sinks::dead_letters::DeadLetters;
+use crate::sinks::dead_letters::{self, DeadLetters};
 use crate::sources::file::{FileSource, Input};
 use crate::sources::generator::feed::Feed;
 use crate::sources::generator::paced::{Paced, PacedPlan};
@@ -30,6 +31,9 @@ use crate::worker::{self, LogPartition, Shared};
 const REGISTRY_TIMEOUT: Wait = Wait::from_secs(10);
 /// How long after its first use a registry's answer is compared with what it says now.
 const VERIFY_AFTER: Wait = Wait::from_secs(30);
+
+/// In the data directory: which files the logs of files were read from.
+const FILES_FOLDER: &str = "files";
 
 /// The logs of a run, and what is kept beside them.
 pub struct Logs {
@@ -86,7 +90,8 @@ impl Logs {
                 continue;
             }
             if is_first || matches!(source.kind, SourceKind::Kafka(_)) {
-                let opened = direct(source, plan, &mut logs.topics)?;
+                let folder = logs.data_dir.as_ref().map(|dir| dir.path().join(FILES_FOLDER));
+                let opened = direct(source, plan, folder.as_deref(), &mut logs.topics)?;
                 logs.sources.push(opened);
             }
         }
@@ -174,7 +179,9 @@ impl Logs {
     /// The dead letters of the journal and of files.
     pub fn dead_letters(&self, plan: &Plan) -> Result<Option<DeadLetters>, RunError> {
         let Some((dir, journal)) = self.data_dir.as_ref().zip(self.journal.as_ref()) else { return Ok(None) };
-        let letters = DeadLetters::open(dir.path(), &refusal_rules(plan), plan.dead_letters)?;
+        let rules = refusal_rules(plan);
+        dead_letters::rename_rules(dir.path(), &former_refusal_rules(plan), &rules)?;
+        let letters = DeadLetters::open(dir.path(), &rules, plan.dead_letters)?;
         let name: Arc<str> = journal.name().into();
         for partition in 0..journal.partitions() {
             // Its letters would keep those of the journal from being written.
@@ -219,6 +226,11 @@ impl Logs {
             Err(error) => Err(RunError::Source { name: source.name().to_owned(), error }),
         };
         self.sources.iter().filter_map(|source| id(source).transpose()).collect()
+    }
+
+    /// Keeps the ids of logs that have had none until now. To be called once it is known that what was made of them fits.
+    pub fn keep_ids(&self) -> Result<(), RunError> {
+        self.journal.as_ref().map_or(Ok(()), |journal| Ok(journal.keep_id()?))
     }
 
     /// Those of all partitions that this process can read, from where they are read.
@@ -296,6 +308,7 @@ impl Logs {
 fn direct(
     source: &SourcePlan,
     plan: &Plan,
+    files_folder: Option<&Path>,
     topics: &mut Vec<Arc<KafkaSource>>,
 ) -> Result<Arc<dyn Source>, RunError> {
     let name = source.name.clone();
@@ -308,7 +321,7 @@ fn direct(
         }
         SourceKind::File(FileInput { path, format, compression, follow }) => {
             let input = Input { path: Some(path.clone()), format: *format, compression: *compression };
-            let file = FileSource::new(&name, vec![input], *follow, plan.decode);
+            let file = FileSource::new(&name, vec![input], *follow, plan.decode, files_folder);
             Ok(Arc::new(file.map_err(|error| RunError::Source { name, error })?))
         }
         SourceKind::Kafka(kafka) => {
@@ -343,8 +356,23 @@ pub fn rules(plan: &Plan) -> AdmissionRules {
     AdmissionRules { max_ahead, max_cities, ..AdmissionRules::new(plan.retention.lateness) }
 }
 
-/// What says that a file is the one that was read before; not its device, whose number may be another one after a boot.
+/// What decides which records a file has, beside what is in it: that is compared with the positions.
 pub fn file_identity(source: &SourcePlan) -> Option<(String, String)> {
+    let SourceKind::File(file) = &source.kind else { return None };
+    Some((format!("{}{}", checkpoint::SOURCE, source.name), records_of(file)))
+}
+
+fn records_of(file: &FileInput) -> String {
+    let format = match file.format {
+        Format::Csv => "csv",
+        Format::Json => "json",
+        Format::Parquet => "parquet",
+    };
+    format!("file as {format}")
+}
+
+/// As versions that knew a file by its name and inode wrote it.
+pub fn former_file_identity(source: &SourcePlan) -> Option<(String, String)> {
     use std::os::unix::fs::MetadataExt;
     let SourceKind::File(FileInput { path, format, compression, .. }) = &source.kind else { return None };
     let number = std::fs::metadata(path).map_or(0, |metadata| metadata.ino());
@@ -352,12 +380,21 @@ pub fn file_identity(source: &SourcePlan) -> Option<(String, String)> {
     Some((format!("{}{}", checkpoint::SOURCE, source.name), value))
 }
 
-/// What decides which records are refused.
+/// What decides which records are refused. Another file under a name is noticed by what is in it.
 fn refusal_rules(plan: &Plan) -> String {
+    let file = |source: &SourcePlan| match &source.kind {
+        SourceKind::File(file) => Some(format!("{} {}\n", source.name, records_of(file))),
+        SourceKind::Generator(_) | SourceKind::Kafka(_) => None,
+    };
+    let files: String = plan.sources.iter().filter_map(file).collect();
+    format!("{:?}\n{:?}\n{files}", rules(plan), plan.decode)
+}
+
+/// As versions that knew a file by its name, device and inode wrote them.
+fn former_refusal_rules(plan: &Plan) -> String {
     use std::os::unix::fs::MetadataExt;
     let file = |source: &SourcePlan| match &source.kind {
         SourceKind::File(file) => {
-            // Another file under the same name is another log.
             let is = std::fs::metadata(&file.path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
             Some(format!("{} {file:?} {is:?}\n", source.name))
         }

@@ -9,6 +9,7 @@ mod held;
 mod intake;
 pub mod letters;
 pub mod live;
+mod log_identity;
 mod logs;
 mod outlets;
 pub mod permissions;

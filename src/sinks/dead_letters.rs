@@ -13,7 +13,7 @@ mod shares;
 #[cfg(test)]
 mod tests;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -222,4 +222,15 @@ impl DeadLetters {
         }
         Ok(())
     }
+}
+
+/// Notes the rules of a folder's files anew where they are noted as a former version did: nothing else has changed.
+pub fn rename_rules(folder: &Path, former: &str, rules: &str) -> Result<(), DeadLettersError> {
+    for noted in FILES.map(|name| folder.join(name).with_extension("rules")) {
+        if former != rules && fs::read_to_string(&noted).is_ok_and(|noted| noted == former) {
+            let written = file::write_rules(&noted, rules);
+            written.map_err(|source| DeadLettersError::Io { path: noted.clone(), source })?;
+        }
+    }
+    Ok(())
 }

@@ -43,7 +43,8 @@ pub trait Source: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`SourceError::Fatal`] if it does not, with what to do.
+    /// [`SourceError::Behind`] if it ends before, [`SourceError::Differs`] if the record is another one, [`SourceError::Fatal`] if it
+    /// does not go on there for another reason; each with what to do.
     fn check(&self, _partition: u32, _at: LogPosition) -> Result<(), SourceError> {
         Ok(())
     }
@@ -124,6 +125,12 @@ pub enum SourceError {
     /// It may: poll again later.
     #[error("{0}")]
     Transient(String),
+    /// The log ends before a position that was read up to. It will not get better by itself.
+    #[error("{0}")]
+    Behind(String),
+    /// A record before a position that was read up to is another one. It will not get better by itself.
+    #[error("{0}")]
+    Differs(String),
 }
 
 /// Mixes the bits of a word: the output step of SplitMix64 (Steele, Lea, Flood 2014). What is made up is made of hashes

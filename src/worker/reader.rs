@@ -280,7 +280,7 @@ impl Reader {
                 self.due =
                     Due::Retry { at: now + (RETRY * 2u32.pow(faults.min(10))).min(LONGEST_RETRY), faults };
             }
-            Err(error @ SourceError::Fatal(_)) => return Err(failed(&self.name, &error)),
+            Err(error) => return Err(failed(&self.name, &error)),
         }
         self.caught_up |= self.position >= self.first_end || self.position >= self.partition.end();
         Ok(())

@@ -348,14 +348,13 @@ fn start_falls_back_over_a_damaged_base_and_refuses_if_all_are_damaged() {
     assert!(aside.exists() && !replaced[0].exists());
 }
 
-/// What was acknowledged since stays, though the checkpoints of another journal lie beside it.
+/// What was acknowledged since stays: the checkpoints of the journal before are neither taken up nor is anything trimmed by them.
 #[test]
-fn a_journal_that_was_begun_anew_is_not_trimmed_by_old_checkpoints() {
+fn a_journal_that_was_begun_anew_needs_another_place() {
     let folder = tempfile::tempdir().unwrap();
     let (data, kept) = (folder.path().join("data"), folder.path().join("kept"));
-    // Many are kept, so those of before are the oldest.
-    let config = config(kept.to_str().unwrap()).replace("keep = 2", "keep = 100");
-    let service = Service::start(&data, &config).ready();
+    let other = folder.path().join("other");
+    let service = Service::start(&data, &config(kept.to_str().unwrap())).ready();
     post_minutes(&service.address, 0..40);
     wait_for_readings(&service.address, 40);
     let url = ["--url", kept.to_str().unwrap()];
@@ -364,18 +363,20 @@ fn a_journal_that_was_begun_anew_is_not_trimmed_by_old_checkpoints() {
     service.terminate();
     std::fs::rename(data.join("journal"), folder.path().join("journal-away")).unwrap();
 
-    let known: Vec<Value> = list(&url, &[]).iter().map(|one| one["name"].clone()).collect();
+    let known = list(&url, &[]);
+    let (code, said) = Service::refused(&data, &config(kept.to_str().unwrap()), "127.0.0.1:0");
+    let last = said.lines().last().unwrap_or_default();
+    assert!(code == Some(1) && last.contains("a place of its own"), "{said}");
+    assert_eq!(list(&url, &[]), known);
+
+    let (config, url) = (config(other.to_str().unwrap()), ["--url", other.to_str().unwrap()]);
     let service = Service::start(&data, &config).ready();
-    let mut posted = 0;
-    wait_for("a checkpoint of it", || {
-        post_minutes(&service.address, posted..posted + 1);
-        posted += 1;
-        list(&url, &[]).iter().any(|one| cities(one) > 0 && !known.contains(&one["name"])).then_some(())
-    });
-    post_minutes(&service.address, posted..posted + 5);
+    post_minutes(&service.address, 0..5);
+    wait_for("a checkpoint of it", || list(&url, &[]).iter().any(|one| cities(one) > 0).then_some(()));
+    post_minutes(&service.address, 5..10);
     service.kill();
     let service = Service::start(&data, &config).ready();
-    wait_for_readings(&service.address, posted + 5);
+    wait_for_readings(&service.address, 10);
     service.terminate();
 }
 

@@ -17,6 +17,7 @@ mod heat_index;
 mod kafka;
 mod layers;
 mod limits;
+mod logs;
 mod oracle;
 mod process;
 mod readme;

@@ -1,4 +1,5 @@
-//! The small files of a data directory that a backup has: generations, dead letters, the places of generators.
+//! The small files of a data directory that a backup has: generations, dead letters, the places of generators, which files a log was
+//! read from.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -9,7 +10,7 @@ use std::path::{Component, Path};
 const PIECE_BYTES: u64 = 32 << 20;
 /// How often files may be renamed while they are opened.
 const TRIES: usize = 20;
-const FEEDS: &str = "feeds";
+const FOLDERS: [&str; 2] = ["feeds", "files"];
 
 /// Files that are open, by their names in the data directory. What is renamed from now on is still read.
 pub(super) struct OpenFiles(BTreeMap<String, File>);
@@ -24,7 +25,7 @@ pub(super) fn is_allowed(name: &str) -> bool {
     let parts: Vec<_> = Path::new(name).components().collect();
     match &parts[..] {
         [Component::Normal(file)] => file.to_str().is_some_and(is_wanted),
-        [Component::Normal(folder), Component::Normal(_)] => *folder == FEEDS,
+        [Component::Normal(folder), Component::Normal(_)] => FOLDERS.iter().any(|known| folder == known),
         _ => false,
     }
 }
@@ -77,9 +78,9 @@ impl OpenFiles {
 
 fn names(data_dir: &Path) -> io::Result<Vec<String>> {
     let mut found = Vec::new();
-    for (folder, prefix) in
-        [(data_dir.to_path_buf(), String::new()), (data_dir.join(FEEDS), format!("{FEEDS}/"))]
-    {
+    let own = [(data_dir.to_path_buf(), String::new())];
+    let folders = FOLDERS.map(|folder| (data_dir.join(folder), format!("{folder}/")));
+    for (folder, prefix) in own.into_iter().chain(folders) {
         let entries = match fs::read_dir(&folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             entries => entries?,
@@ -91,7 +92,10 @@ fn names(data_dir: &Path) -> io::Result<Vec<String>> {
             };
             let is_file = entry.file_type()?.is_file();
             // Those of generators that are being written have names of their own.
-            if is_file && is_allowed(&name) && (prefix.is_empty() || name.ends_with(".json")) {
+            if is_file
+                && is_allowed(&name)
+                && (prefix.is_empty() || name.ends_with(".json") || name.ends_with(".jsonl"))
+            {
                 found.push(name);
             }
         }

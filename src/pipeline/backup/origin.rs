@@ -52,7 +52,7 @@ impl Origin {
         })?;
         let partitions = Journal::partitions_in(&folder)?;
         let journal = Journal::open(&folder, JournalPlan { partitions, ..JournalPlan::default() })?;
-        let offer = Offer::of(&journal, data_dir, checkpoints);
+        let offer = Offer::of(&journal, checkpoints);
         Ok(Origin { offer, from: From::Folder(journal, held) })
     }
 

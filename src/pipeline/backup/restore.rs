@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::archive::{Checked, Found, verify_found};
 use super::{BackupError, files};
 use crate::checkpoint::{FOLDER, Place, Store};
-use crate::sources::journal::{self, Journal, JournalCopy, JournalPlan};
+use crate::sources::journal::{self, Journal, JournalCopy, JournalId, JournalPlan, ParentJournal};
 
 /// A data directory that was restored.
 #[derive(Clone, Debug, Serialize)]
@@ -98,7 +98,9 @@ fn restore_journal(found: &Found, dir: &Path) -> Result<String, BackupError> {
     let part = &found.manifest.journal;
     let mut copy = JournalCopy::create(dir, &part.begins)?;
     found.each_block(&mut |key, stored| Ok(copy.push(key, stored)?))?;
-    let id = copy.finish(&part.ends, part.id.clone())?;
+    let parent = part.id.as_deref().and_then(JournalId::parse);
+    let parent = parent.map(|id| ParentJournal { id, ends: part.ends.clone() });
+    let id = copy.finish(&part.ends, parent)?;
     // It is opened as a start will open it.
     let plan = JournalPlan { partitions: part.ends.len() as u32, ..JournalPlan::default() };
     drop(Journal::open(dir, plan)?);

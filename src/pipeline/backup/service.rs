@@ -21,7 +21,7 @@ use std::time::{Duration as Wait, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::sources::journal::{self, Journal};
+use crate::sources::journal::Journal;
 
 /// In the data directory.
 const SOCKET: &str = "backup.sock";
@@ -57,8 +57,8 @@ pub(super) struct Offer {
 }
 
 impl Offer {
-    pub(super) fn of(journal: &Journal, dir: &Path, checkpoints: Option<String>) -> Offer {
-        Offer { journal_id: journal::id_of(&dir.join("journal")), begins: journal.begins(), checkpoints }
+    pub(super) fn of(journal: &Journal, checkpoints: Option<String>) -> Offer {
+        Offer { journal_id: Some(journal.id()), begins: journal.begins(), checkpoints }
     }
 }
 
@@ -79,7 +79,7 @@ impl BackupService {
         let listener = listen(data_dir)?;
         listener.set_nonblocking(true)?;
         let stop = Arc::<AtomicBool>::default();
-        let serving = Serving { journal, dir: data_dir.into(), checkpoints, stop: Arc::clone(&stop) };
+        let serving = Serving { journal, checkpoints, stop: Arc::clone(&stop) };
         let thread = thread::Builder::new().name("backup".into()).spawn(move || serving.run(&listener))?;
         Ok(BackupService { stop, socket: data_dir.join(SOCKET), thread: Some(thread) })
     }
@@ -134,7 +134,6 @@ pub(super) fn connect(data_dir: &Path) -> io::Result<Option<UnixStream>> {
 
 struct Serving {
     journal: Arc<Journal>,
-    dir: PathBuf,
     checkpoints: Option<String>,
     stop: Arc<AtomicBool>,
 }
@@ -172,7 +171,7 @@ impl Serving {
         }
         let _held = self.journal.hold_trimming();
         let mut out = BufWriter::new(Patient { stream, stop: &self.stop });
-        let offer = Offer::of(&self.journal, &self.dir, self.checkpoints.clone());
+        let offer = Offer::of(&self.journal, self.checkpoints.clone());
         write_line(&mut out, &offer)?;
         let Some(line) = lines.next(LONGEST)? else { return Ok(()) };
         let EndsRequest { .. } = parse(&line)?;

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 use std::time::{Duration as Wait, Instant};
 
-use crate::checkpoint::{Checkpoints, Manifest, Name, Usable};
+use crate::checkpoint::{CheckpointError, Checkpoints, Manifest, Name, Usable};
 use crate::model::{LogPosition, PartitionName};
 use crate::pipeline::checkpoints::Checkpointed;
 use crate::pipeline::live::RunError;
+use crate::pipeline::log_identity::{LogVerdict, compare_logs};
 use crate::pipeline::outlets::Written;
-use crate::sources::{SourceError, journal};
+use crate::sources::SourceError;
 
 /// How long a log may not answer before the start fails, and how often it is asked.
 const LOG_PATIENCE: Wait = Wait::from_secs(60);
@@ -37,10 +38,13 @@ pub struct Beginning<'a> {
 pub(super) struct Candidates<'a> {
     checkpoints: &'a Checkpoints,
     identity: &'a BTreeMap<String, String>,
+    former_identity: &'a BTreeMap<String, String>,
     ids: &'a BTreeMap<String, String>,
     beginning: &'a Beginning<'a>,
     /// Those that were given or will not do.
     tried: BTreeSet<Name>,
+    /// One of these logs was among them: what is older may be of others.
+    has_own: bool,
     /// The newest that the sinks lack something of, and what.
     lacking: Option<(Name, String)>,
     /// Why others cannot be used, the newest first, as it was when they were last listed.
@@ -50,13 +54,15 @@ pub(super) struct Candidates<'a> {
 
 impl<'a> Candidates<'a> {
     pub(super) fn new(kept: &'a Checkpointed, beginning: &'a Beginning<'a>) -> Candidates<'a> {
-        let Checkpointed { checkpoints, identity, ids, .. } = kept;
+        let Checkpointed { checkpoints, identity, former_identity, ids, .. } = kept;
         Candidates {
             checkpoints,
             identity,
+            former_identity,
             ids,
             beginning,
             tried: BTreeSet::new(),
+            has_own: false,
             lacking: None,
             unusable: Vec::new(),
             lists: 0,
@@ -68,7 +74,12 @@ impl<'a> Candidates<'a> {
         while self.lists < MOST_LISTS {
             self.lists += 1;
             let newest = self.checkpoints.list()?.first().copied();
-            let Usable { usable, unusable } = self.checkpoints.usable(self.identity)?;
+            let Usable { usable, unusable } = match self.checkpoints.usable(self.identity) {
+                Err(error @ CheckpointError::Identity { .. }) => {
+                    self.checkpoints.usable(self.former_identity).map_err(|_| error)?
+                }
+                found => found?,
+            };
             self.unusable = unusable;
             let written = (self.beginning.written)()?;
             for manifest in usable {
@@ -87,23 +98,38 @@ impl<'a> Candidates<'a> {
     }
 
     /// Whether the sinks have all that a checkpoint includes, and the logs go on where it ends; where not, the log says why.
+    ///
+    /// # Errors
+    ///
+    /// If it is of other logs and newer than all of these logs: the place belongs to another service.
     fn fits(&mut self, manifest: &Manifest, written: &[Written]) -> Result<bool, RunError> {
         let name = manifest.name();
+        let verdict = self.compare(manifest)?;
+        self.has_own |= verdict == LogVerdict::Same;
         let lacks = lacks(manifest, written, self.beginning.partitions);
-        let why = match &lacks {
-            Some(lacks) => Some(lacks.clone()),
-            None => self.does_not_go_on(manifest)?,
-        };
-        if let Some(why) = &why {
-            tracing::warn!(checkpoint = %name, "a checkpoint is not used: {why}");
-            if lacks.is_none() && self.is_of_this_journal(manifest) && !self.beginning.adopt_logs {
+        let why = match verdict {
+            LogVerdict::Copy(why) if self.beginning.adopt_logs => {
+                tracing::info!(checkpoint = %name, "a copy of the logs is gone on with: {why}");
+                lacks.clone()
+            }
+            LogVerdict::Another(why) | LogVerdict::Copy(why) if self.has_own => Some(why),
+            LogVerdict::Another(why) => return Err(self.of_another_service(name, &why, false)),
+            LogVerdict::Copy(why) => return Err(self.of_another_service(name, &why, true)),
+            LogVerdict::Behind(why) if !self.has_own && !self.beginning.adopt_logs => {
                 return Err(RunError::Failed(format!(
-                    "the checkpoint {name} in {} is of this journal, which is another one now or ends before it ({why}): this data directory is an older \
-                     copy, or two have gone on from one. To go on with this one, without what the checkpoint includes, start it once with \
-                     --adopt-logs; to leave the checkpoints to the other one, name another place in checkpoints.url",
-                    self.checkpoints.place(),
+                    "the newest checkpoint in {}, {name}, includes more than the log has ({why}): it was restored from an older copy, or two have \
+                     gone on from one. Restore the newer log; to go on with this one, without what the checkpoint includes, start it once \
+                     with --adopt-logs; to leave the checkpoints to another service, give this one a place of its own with checkpoints.url",
+                    self.checkpoints.place()
                 )));
             }
+            LogVerdict::Behind(why) | LogVerdict::Unreachable(why) => lacks.clone().or(Some(why)),
+            LogVerdict::Same => lacks.clone(),
+        };
+        // A copy that is gone on with.
+        self.has_own |= why.is_none();
+        if let Some(why) = &why {
+            tracing::warn!(checkpoint = %name, "a checkpoint is not used: {why}");
         }
         if let (Some(lacks), None) = (lacks, &self.lacking) {
             self.lacking = Some((name, lacks));
@@ -111,22 +137,23 @@ impl<'a> Candidates<'a> {
         Ok(why.is_none())
     }
 
-    fn is_of_this_journal(&self, manifest: &Manifest) -> bool {
-        let recorded = manifest.logs.get(journal::NAME).and_then(|log| log.id.as_ref());
-        recorded.is_some() && recorded == self.ids.get(journal::NAME)
+    fn compare(&self, manifest: &Manifest) -> Result<LogVerdict, RunError> {
+        patiently(|| compare_logs(manifest, self.ids, self.beginning.check), LOG_PATIENCE, LOG_RETRY)?
+            .map_err(|why| RunError::Failed(format!("the checkpoint {}: {why}", manifest.name())))
     }
 
-    fn does_not_go_on(&self, manifest: &Manifest) -> Result<Option<String>, RunError> {
-        for (source, partition, position) in positions(manifest) {
-            let before = manifest.logs.get(source).and_then(|log| log.before.get(&partition)).copied();
-            let at = LogPosition { position, before };
-            let check = || (self.beginning.check)(source, partition, at);
-            if let Err(why) = patiently(check, LOG_PATIENCE, LOG_RETRY)? {
-                return Ok(Some(format!("source {source}: {why}")));
+    fn of_another_service(&self, name: Name, why: &str, is_copy: bool) -> RunError {
+        let place = self.checkpoints.place();
+        let remedy = match is_copy {
+            true => {
+                "if this log is a copy of that one, or a restored one, start once with --adopt-logs; if not"
             }
-        }
-        let recorded = manifest.logs.iter().filter_map(|(source, log)| Some((source, log.id.as_ref()?)));
-        Ok(another_id(recorded, self.ids).filter(|_| !self.beginning.adopt_logs))
+            false => "restore the log that it was made of; if it is another service's",
+        };
+        RunError::Failed(format!(
+            "the newest checkpoint in {place}, {name}, was made of another log ({why}), and a place for checkpoints belongs to one service: \
+             {remedy}, give this one a place of its own with checkpoints.url, or begin with another data directory"
+        ))
     }
 
     /// There is none: everything must be in the logs then.
@@ -177,19 +204,6 @@ fn positions(manifest: &Manifest) -> impl Iterator<Item = (&str, u32, u64)> {
     each.flat_map(|(source, of)| of.iter().map(move |(partition, at)| (source.as_str(), *partition, *at)))
 }
 
-/// Says which log has another id than the one that was recorded, though its records fit.
-pub fn another_id<'a>(
-    recorded: impl Iterator<Item = (&'a String, &'a String)>,
-    ids: &BTreeMap<String, String>,
-) -> Option<String> {
-    let mut known = recorded.filter_map(|(source, id)| Some((source, id, ids.get(source)?)));
-    let (source, recorded, id) = known.find(|(_, recorded, id)| recorded != id)?;
-    Some(format!(
-        "source {source}: the log has the id {id}, and was read as {recorded}, though what can be compared of its records fits: it is a \
-         copy, or was made anew and filled again; if it is to be gone on with, start once with --adopt-logs"
-    ))
-}
-
 /// What a shard of the sinks lacks of what a checkpoint includes: nobody would ever write it.
 pub(super) fn lacks(
     manifest: &Manifest,
@@ -214,22 +228,22 @@ pub(super) fn lacks(
 }
 
 /// What a log says, once it answers.
-pub(super) fn patiently(
-    check: impl Fn() -> Result<(), SourceError>,
+pub(super) fn patiently<T>(
+    ask: impl Fn() -> Result<T, SourceError>,
     patience: Wait,
     retry: Wait,
-) -> Result<Result<(), String>, RunError> {
+) -> Result<Result<T, String>, RunError> {
     let deadline = Instant::now() + patience;
     loop {
-        match check() {
-            Ok(()) => return Ok(Ok(())),
-            Err(SourceError::Fatal(why)) => return Ok(Err(why)),
+        match ask() {
+            Ok(answer) => return Ok(Ok(answer)),
             Err(SourceError::Transient(why)) if Instant::now() >= deadline => {
                 return Err(RunError::Failed(format!(
                     "whether checkpoints fit the logs cannot be found out: {why}"
                 )));
             }
             Err(SourceError::Transient(_)) => thread::sleep(retry),
+            Err(error) => return Ok(Err(error.to_string())),
         }
     }
 }

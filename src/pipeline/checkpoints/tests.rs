@@ -56,6 +56,7 @@ fn kept_in(folder: &Path) -> Checkpointed {
         checkpoints: Checkpoints::open(&place).unwrap(),
         plan: CheckpointPlan { place, is_given: true, every, keep: 3, verify_every: every },
         identity: cut("1-a", 1, [0, 0]).identity,
+        former_identity: cut("1-a", 1, [0, 0]).identity,
         ids: BTreeMap::new(),
         generation: "1-a".into(),
     }
@@ -120,7 +121,7 @@ fn a_log_that_does_not_answer_is_asked_again() {
         let check = || {
             asked.set(asked.get() + 1);
             match asked.get() >= answers {
-                true => Err(SourceError::Fatal("it ends before".into())),
+                true => Err::<(), _>(SourceError::Fatal("it ends before".into())),
                 false => Err(SourceError::Transient("no broker".into())),
             }
         };
@@ -261,21 +262,42 @@ fn start_without_checkpoint_names_what_is_damaged_and_what_to_do() {
     }
 }
 
+/// As a version has left it that knew a file by its inode: by that it is known once more.
 #[test]
-fn another_file_under_the_same_name_is_another_log() {
+fn checkpoint_that_names_an_inode_is_used_while_the_file_has_it() {
     let folder = tempfile::tempdir().unwrap();
     let (path, new) = (folder.path().join("readings.csv"), folder.path().join("new.csv"));
     let (format, compression) = (crate::codec::Format::Csv, crate::codec::Compression::None);
     let input = FileInput { path: path.clone(), format, compression, follow: true };
     let source = SourcePlan { name: "a".into(), kind: SourceKind::File(input) };
     fs::write(&path, "city\n").unwrap();
-    let before = file_identity(&source).unwrap();
-    assert_eq!(before.0, "source a");
-    fs::write(&path, "city\nx\n").unwrap();
-    assert_eq!(file_identity(&source).unwrap(), before, "it has grown");
+    let mut kept = kept_in(&folder.path().join("kept"));
+    kept.identity.extend(file_identity(&source));
+    kept.former_identity.extend(former_file_identity(&source));
+    let former = former_file_identity(&source).unwrap().1;
+    assert!(
+        former.starts_with("file /") && former.contains(" with inode ") && former.ends_with(" as Csv, None")
+    );
+    let mut made = manifest("1-a", 1, [5, 5]);
+    made.identity = kept.former_identity.clone();
+    kept.checkpoints.publish(&made).unwrap();
+    let check = |_: &str, _: u32, _: LogPosition| Ok(());
+    let written = || Ok(vec![]);
+    let next = |kept: &Checkpointed| {
+        let (check, written) = (&check, &written);
+        let beginning = Beginning { check, partitions: &[], written, is_following: false, adopt_logs: false };
+        Candidates::new(kept, &beginning).next().map(|next| next.is_some())
+    };
+    assert!(next(&kept).unwrap());
     fs::write(&new, "city\n").unwrap();
     fs::rename(&new, &path).unwrap();
-    assert_ne!(file_identity(&source).unwrap(), before);
+    kept.former_identity.extend(former_file_identity(&source));
+    assert!(next(&kept).unwrap_err().to_string().contains("source a"));
+    // What is made from now on knows it by what is in it.
+    made.identity = kept.identity.clone();
+    made.epoch = 2;
+    kept.checkpoints.publish(&made).unwrap();
+    assert!(next(&kept).unwrap());
 }
 
 /// A full checkpoint with one file that is whole.
@@ -347,16 +369,52 @@ fn checkpoint_of_a_log_with_another_id_is_not_restored_unless_adopted() {
     let next = |kept: &Checkpointed, adopt_logs| {
         let (check, written) = (&check, &written);
         let beginning = Beginning { check, partitions: &[], written, is_following: false, adopt_logs };
-        Candidates::new(kept, &beginning).next().unwrap().is_some()
+        Candidates::new(kept, &beginning).next().map(|next| next.is_some())
     };
-    assert!(!next(&kept, false), "it may be another log");
+    let refused = next(&kept, false).unwrap_err().to_string();
+    assert!(refused.contains("--adopt-logs") && refused.contains("a place of its own"), "{refused}");
     assert_eq!(checked.take(), [None, Some(before)], "what lies before each position is compared");
-    assert!(next(&kept, true));
+    assert!(next(&kept, true).unwrap());
     kept.ids = id("old");
-    assert!(next(&kept, false));
+    assert!(next(&kept, false).unwrap());
     // A log without an id is known by its records alone.
     kept.ids.clear();
-    assert!(next(&kept, false));
+    assert!(next(&kept, false).unwrap());
+}
+
+#[test]
+fn checkpoint_of_other_records_is_refused_unless_an_older_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept = kept_in(folder.path());
+    let publish =
+        |epoch: u64, positions| kept.checkpoints.publish(&manifest("1-a", epoch, positions)).unwrap();
+    // Of a log that had other records at 7.
+    let check = |_: &str, _: u32, at: LogPosition| match at.position {
+        7 => Err(SourceError::Differs("it has another record".into())),
+        8 => Err(SourceError::Behind("it ends before".into())),
+        _ => Ok(()),
+    };
+    let written = || Ok(vec![]);
+    let beginning = |adopt_logs| Beginning {
+        check: &check,
+        partitions: &[],
+        written: &written,
+        is_following: false,
+        adopt_logs,
+    };
+    publish(1, [7, 7]);
+    for adopt_logs in [false, true] {
+        let refused = Candidates::new(&kept, &beginning(adopt_logs)).next().unwrap_err().to_string();
+        assert!(refused.contains("it has another record") && !refused.contains("--adopt-logs"), "{refused}");
+    }
+    publish(2, [8, 8]);
+    let refused = Candidates::new(&kept, &beginning(false)).next().unwrap_err().to_string();
+    assert!(refused.contains("it ends before") && refused.contains("Restore the newer log"), "{refused}");
+    publish(3, [5, 5]);
+    let beginning = beginning(false);
+    let mut candidates = Candidates::new(&kept, &beginning);
+    assert_eq!(candidates.next().unwrap().map(|manifest| manifest.epoch), Some(3));
+    assert!(candidates.next().unwrap().is_none(), "those before were made in the same place, earlier");
 }
 
 /// The data directory is a copy from before, or two have gone on from one: what the other one has made stands in the same place.
@@ -373,7 +431,7 @@ fn checkpoint_of_this_journal_that_it_does_not_reach_refuses_the_start() {
     };
     let check = |_: &str, _: u32, at: LogPosition| match at.position <= 50 {
         true => Ok(()),
-        false => Err(SourceError::Fatal("it ends at 50".into())),
+        false => Err(SourceError::Behind("it ends at 50".into())),
     };
     let written = || Ok(vec![]);
     let next = |adopt_logs| {
@@ -384,16 +442,18 @@ fn checkpoint_of_this_journal_that_it_does_not_reach_refuses_the_start() {
     publish(1, 40, "own");
     publish(2, 70, "own");
     let line = next(false).unwrap_err().to_string();
-    for says in ["it ends at 50", "--adopt-logs", "checkpoints.url", "older copy"] {
+    for says in ["it ends at 50", "--adopt-logs", "checkpoints.url", "an older copy"] {
         assert!(line.contains(says), "{says}: {line}");
     }
     assert_eq!(next(true).unwrap(), Some(1), "it goes on from what it has");
     // What it has made since is newer, so there is nothing to refuse any more.
     publish(3, 45, "own");
     assert_eq!(next(false).unwrap(), Some(3));
-    // And what is of another journal is for nobody's start, nor for anybody's trimming.
+    // What is of another journal is for nobody's start unless it is adopted, nor for anybody's trimming.
     publish(4, 45, "other");
-    assert_eq!(next(false).unwrap(), Some(3));
+    let line = next(false).unwrap_err().to_string();
+    assert!(line.contains("was made of another log") && line.contains("--adopt-logs"), "{line}");
+    assert_eq!(next(true).unwrap(), Some(4));
     let of = |epoch: u64| {
         let name = Name { generation: 1, epoch };
         is_of_journal(&kept.checkpoints.read(name).unwrap(), kept.ids.get("journal"), &Log([50, 50]))

@@ -11,7 +11,7 @@ use std::time::{Duration as Wait, Instant};
 
 use super::Checkpointed;
 use crate::checkpoint::{CheckpointError, Checkpoints, FileEntry, Manifest, Name, NamedManifest};
-use crate::model::LogPosition;
+use crate::pipeline::log_identity::{LogVerdict, compare_log, recorded_logs};
 use crate::sources::Source;
 use crate::sources::journal::{self, Journal};
 
@@ -276,17 +276,13 @@ fn manifest_path(name: &Name) -> String {
     format!("manifests/{name}.json")
 }
 
-/// Whether a checkpoint is of a journal: by its id if both have one, and by what lies before its positions.
+/// Whether a checkpoint is of this very journal: one of a copy, though its records fit, stands for nothing that is given up.
 pub(super) fn is_of_journal(manifest: &Manifest, id: Option<&String>, journal: &dyn Source) -> bool {
-    let log = manifest.logs.get(journal.name());
-    let recorded = log.and_then(|log| log.id.as_ref());
-    let has_its_id = id.is_none() || recorded.is_none() || recorded == id;
-    let goes_on = |(partition, position): (&u32, &u64)| {
-        let before = log.and_then(|log| log.before.get(partition)).copied();
-        journal.check(*partition, LogPosition { position: *position, before }).is_ok()
+    let recorded = recorded_logs(manifest).find(|recorded| recorded.source == journal.name());
+    let compare = |recorded| {
+        compare_log(recorded, id.map(String::as_str), &|partition, at| journal.check(partition, at))
     };
-    let positions = manifest.positions.get(journal.name());
-    has_its_id && positions.is_some_and(|of| of.iter().all(goes_on))
+    recorded.is_some_and(|recorded| compare(recorded).is_ok_and(|verdict| verdict == LogVerdict::Same))
 }
 
 /// Up to where all of these include the journal: nothing where there are none.

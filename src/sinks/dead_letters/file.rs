@@ -187,9 +187,13 @@ fn set_aside(path: &Path, rules: &str) -> io::Result<()> {
         }
         tracing::info!(kept = %aside.display(), "dead letters begin anew: what decides about them has changed");
     }
-    let temporary = path.with_extension("rules.new");
+    write_rules(&noted, rules)
+}
+
+pub(super) fn write_rules(noted: &Path, rules: &str) -> io::Result<()> {
+    let temporary = noted.with_extension("rules.new");
     let mut file = File::create(&temporary)?;
     file.write_all(rules.as_bytes())?;
     file.sync_data()?;
-    fs::rename(&temporary, &noted)
+    fs::rename(&temporary, noted)
 }

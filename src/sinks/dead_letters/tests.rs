@@ -290,3 +290,17 @@ fn letters_that_cannot_be_written_are_written_later_once() {
     let found = read(&path).unwrap();
     assert_eq!(found.iter().map(|letter| letter.place.position).collect::<Vec<_>>(), [1, 2, 3]);
 }
+
+#[test]
+fn rules_that_are_noted_otherwise_keep_their_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = PartitionName { source: "journal".into(), partition: 3 };
+    let refusal = Refusal::new(Reason::BadTime, "no time");
+    for (rules, new) in [("with an inode", true), ("by content", false), ("other", true)] {
+        rename_rules(dir.path(), "with an inode", "by content").unwrap();
+        let mut letters = DeadLetters::open(dir.path(), rules, DeadLetterLimits::default()).unwrap();
+        assert_eq!(letters.write(&name, 10, None, &refusal, &Raw::value(b"x")).unwrap(), new, "{rules}");
+        letters.flushed().unwrap();
+    }
+    assert!(dir.path().join("dead-letters.old-1.jsonl").exists());
+}

@@ -1,9 +1,14 @@
+//! Files as a live source.
+
+use std::fs::{self, File};
 use std::io::Write;
-use std::path::Path;
 use std::thread;
 
 use super::*;
-use crate::model::{Refusal, Upsert};
+use crate::model::{Raw, Refusal, Upsert};
+use crate::sources::{Next, Place, Take};
+
+mod rotation;
 
 /// A position, and the city or the bytes of what was refused.
 type Seen = (u64, Result<String, Vec<u8>>);
@@ -24,7 +29,7 @@ impl Take for Seer {
 
 fn partition(path: &Path, format: Format, follow: bool, position: u64) -> Box<dyn Partition> {
     let input = Input { path: Some(path.into()), format, compression: Compression::None };
-    let source = FileSource::new("files", vec![input], follow, DecodeSettings::default()).unwrap();
+    let source = FileSource::new("files", vec![input], follow, DecodeSettings::default(), None).unwrap();
     source.open(0, position, thread::current()).unwrap()
 }
 
@@ -108,13 +113,27 @@ fn a_followed_file_only_grows() {
     assert_eq!(drain(&mut *truncated, 5).unwrap().0.len(), 1);
     File::options().write(true).open(&path).unwrap().set_len(3).unwrap();
     fatal(&mut *truncated, "was truncated");
-    fs::write(&path, line(0)).unwrap();
+    let written_anew = |before: &str, after: &str| {
+        fs::write(&path, before).unwrap();
+        let mut written_anew = partition(&path, Format::Json, true, 0);
+        drain(&mut *written_anew, 5).unwrap();
+        fs::write(&path, after).unwrap();
+        fatal(&mut *written_anew, "was written anew");
+    };
+    written_anew(&line(0), &(line(1) + &line(2)));
+    written_anew(&line(10), &line(11));
+    written_anew(&line(10)[..20], &line(11));
+    // By one that begins alike, as an editor does it.
+    fs::write(&path, line(0) + &line(1)).unwrap();
     let mut replaced = partition(&path, Format::Json, true, 0);
-    assert_eq!(drain(&mut *replaced, 5).unwrap().0.len(), 1);
-    fs::write(dir.path().join("new"), line(1)).unwrap();
+    assert_eq!(drain(&mut *replaced, 5).unwrap().0.len(), 2);
+    fs::write(dir.path().join("new"), line(0) + &line(2) + &line(3)).unwrap();
     fs::rename(dir.path().join("new"), &path).unwrap();
-    fatal(&mut *replaced, "was replaced");
+    fatal(&mut *replaced, "was replaced by one with other records");
+    fs::write(&path, line(0)).unwrap();
     fatal(&mut *partition(&path, Format::Json, true, 2), "has 1 records, but 2 were read");
     let input = |compression| Input { path: Some(path.clone()), format: Format::Json, compression };
-    assert!(FileSource::new("f", vec![input(Compression::Gzip)], true, DecodeSettings::default()).is_err());
+    assert!(
+        FileSource::new("f", vec![input(Compression::Gzip)], true, DecodeSettings::default(), None).is_err()
+    );
 }

@@ -114,6 +114,25 @@ impl Block {
         (length <= rest.len()).then(|| start..start + length)
     }
 
+    /// Of the record at a position, as the block has it, and of its place and arrival.
+    pub(super) fn digest(&self, partition: u32, position: u64) -> Option<u64> {
+        let mut range = 0..0;
+        for _ in self.first..=position {
+            range = self.record_at(range.end)?;
+        }
+        Some(self.digest_of(partition, position, range))
+    }
+
+    /// [`Block::digest`] of a record whose bytes are known.
+    pub(super) fn digest_of(&self, partition: u32, position: u64, range: Range<usize>) -> u64 {
+        let mut hasher = Xxh3::new();
+        hasher.update(&partition.to_le_bytes());
+        hasher.update(&position.to_le_bytes());
+        hasher.update(&self.arrived.millis().to_le_bytes());
+        hasher.update(self.bytes(range));
+        hasher.digest()
+    }
+
     #[inline]
     pub(super) fn bytes(&self, range: Range<usize>) -> &[u8] {
         &self.records[range]

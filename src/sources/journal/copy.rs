@@ -1,58 +1,22 @@
 //! A journal copied block by block, as blocks are stored: out of one that may be in use, and into a new one.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
-use serde::{Deserialize, Serialize};
-
 use super::begins::Begins;
 use super::block::{self, Decoder, Key};
+use super::id::{JournalId, ParentJournal};
 use super::marks::Marks;
 use super::store::{Failure, Store};
 use super::{Journal, JournalError, MAX_PARTITIONS};
 
 /// Blocks that are read, or written, at a time.
 const BATCH_BYTES: usize = 4 << 20;
-/// Beside the marks: what the journal is known by.
-const ID_FILE: &str = "id";
 
 /// A block as it is stored, with its key.
 pub type StoredBlock = (Vec<u8>, Vec<u8>);
-
-#[derive(Serialize, Deserialize)]
-struct Identity {
-    id: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    parent: Option<Parent>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Parent {
-    id: String,
-    ends: Vec<u64>,
-}
-
-/// The id of the journal in a folder, if it has one.
-pub fn id_of(dir: &Path) -> Option<String> {
-    let identity: Identity = serde_json::from_slice(&fs::read(dir.join(ID_FILE)).ok()?).ok()?;
-    Some(identity.id)
-}
-
-/// Gives the journal in a folder a new id, with that of the one that it was copied from.
-fn write_new_id(dir: &Path, parent: Option<String>, ends: &[u64]) -> io::Result<String> {
-    use std::hash::{BuildHasher, RandomState};
-    // The keys of the hashers are random.
-    let half = || RandomState::new().hash_one(ends);
-    let id = format!("{:016x}{:016x}", half(), half());
-    let parent = parent.map(|id| Parent { id, ends: ends.to_vec() });
-    let mut file = fs::File::create(dir.join(ID_FILE))?;
-    serde_json::to_writer(&mut file, &Identity { id: id.clone(), parent })?;
-    file.write_all(b"\n")?;
-    file.sync_all()?;
-    Ok(id)
-}
 
 impl Journal {
     /// How many partitions the journal in a folder has.
@@ -160,7 +124,7 @@ impl JournalCopy {
     }
 
     /// Makes all of it durable, under a new id, which this gives.
-    pub fn finish(mut self, ends: &[u64], parent: Option<String>) -> Result<String, JournalError> {
+    pub fn finish(mut self, ends: &[u64], parent: Option<ParentJournal>) -> Result<String, JournalError> {
         self.commit()?;
         let dir = self.dir;
         self.sequence.check_ends(ends).map_err(|what| JournalError::damaged(&dir, &what))?;
@@ -168,9 +132,11 @@ impl JournalCopy {
         let at_dir = |source| JournalError::Io { path: dir.clone(), source };
         let begins: Vec<(u32, u64)> = (0..).zip(self.begins).collect();
         Begins::open(&dir, ends.len() as u32)?.raise(&begins).map_err(at_dir)?;
-        let mut marks = Marks::create(&dir, ends.len() as u32).map_err(at_dir)?;
+        let id = JournalId::random(parent);
+        id.write(&dir).map_err(at_dir)?;
+        let mut marks = Marks::create(&dir, ends.len() as u32, id.id).map_err(at_dir)?;
         marks.ends = ends.to_vec();
         marks.write().and_then(|()| marks.sync()).map_err(at_dir)?;
-        write_new_id(&dir, parent, ends).map_err(at_dir)
+        Ok(id.text())
     }
 }

@@ -5,6 +5,11 @@
 //! hides all that follows. The marks are written once a commit is durable and before it is acknowledged, so a journal that ends
 //! before them has lost records. They are not synced for each commit: they outlive a killed process, and after a power loss say
 //! less, never more.
+//!
+//! ```text
+//! magic 8 | format u32 | partitions u32 | sequence u64 | end of each partition u64 | checksum u64
+//! then, unless the journal was begun before there were ids: id u128 | checksum of all before it u64
+//! ```
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -29,24 +34,26 @@ pub(super) struct Marks {
     sequence: u64,
     /// By partition.
     pub ends: Vec<u64>,
+    /// What the journal is known by, if it has been.
+    pub id: Option<u128>,
     slot: Vec<u8>,
 }
 
 impl Marks {
     /// Begins the marks of an empty journal.
-    pub(super) fn create(dir: &Path, partitions: u32) -> io::Result<Marks> {
+    pub(super) fn create(dir: &Path, partitions: u32, id: u128) -> io::Result<Marks> {
         let temporary = dir.join("marks.new");
         let mut file = File::options().read(true).write(true).create(true).truncate(true).open(&temporary)?;
         let mut slot = Vec::new();
         let ends = vec![0; partitions as usize];
-        fill(&mut slot, 0, &ends);
+        fill(&mut slot, 0, &ends, Some(id));
         // All of it, so that no later write needs room.
         slot.resize(2 * SLOT_BYTES, 0);
         file.write_all(&slot)?;
         file.sync_all()?;
         fs::rename(&temporary, dir.join(FILE))?;
         File::open(dir)?.sync_all()?;
-        Ok(Marks { file, sequence: 0, ends, slot })
+        Ok(Marks { file, sequence: 0, ends, id: Some(id), slot })
     }
 
     pub(super) fn open(dir: &Path) -> Result<Marks, JournalError> {
@@ -64,7 +71,7 @@ impl Marks {
             Some(Slot { format, .. }) if format != FORMAT => {
                 Err(JournalError::Format { dir: dir.into(), found: format, known: FORMAT })
             }
-            Some(Slot { sequence, ends, .. }) => Ok(Marks { file, sequence, ends, slot: Vec::new() }),
+            Some(Slot { sequence, ends, id, .. }) => Ok(Marks { file, sequence, ends, id, slot: Vec::new() }),
             None => Err(JournalError::damaged(dir, "its file \"marks\" cannot be read")),
         }
     }
@@ -82,7 +89,7 @@ impl Marks {
     pub(super) fn write(&mut self) -> io::Result<()> {
         // One that fails is written again in the same place: the other one is whole.
         let next = self.sequence + 1;
-        fill(&mut self.slot, next, &self.ends);
+        fill(&mut self.slot, next, &self.ends, self.id);
         self.file.write_all_at(&self.slot, next % 2 * SLOT_BYTES as u64)?;
         if next == 1 {
             // From now on it is not new, whatever happens.
@@ -97,13 +104,21 @@ impl Marks {
     }
 }
 
-fn fill(slot: &mut Vec<u8>, sequence: u64, ends: &[u64]) {
+fn fill(slot: &mut Vec<u8>, sequence: u64, ends: &[u64], id: Option<u128>) {
     slot.clear();
     slot.extend_from_slice(MAGIC);
     slot.extend_from_slice(&FORMAT.to_le_bytes());
     slot.extend_from_slice(&(ends.len() as u32).to_le_bytes());
     slot.extend_from_slice(&sequence.to_le_bytes());
     ends.iter().for_each(|end| slot.extend_from_slice(&end.to_le_bytes()));
+    push_checksum(slot);
+    if let Some(id) = id {
+        slot.extend_from_slice(&id.to_le_bytes());
+        push_checksum(slot);
+    }
+}
+
+fn push_checksum(slot: &mut Vec<u8>) {
     let sum = xxh3_64(slot);
     slot.extend_from_slice(&sum.to_le_bytes());
 }
@@ -112,6 +127,7 @@ struct Slot {
     format: u32,
     sequence: u64,
     ends: Vec<u64>,
+    id: Option<u128>,
 }
 
 fn parse(slot: &[u8]) -> Option<Slot> {
@@ -123,7 +139,10 @@ fn parse(slot: &[u8]) -> Option<Slot> {
         return None;
     }
     let ends = (HEADER_BYTES..length).step_by(8).map(word).collect::<Option<_>>()?;
-    Some(Slot { format: half(8)?, sequence: word(16)?, ends })
+    let after = length + 8;
+    let id = slot.get(after..after + 16).and_then(|id| id.try_into().ok()).map(u128::from_le_bytes);
+    let is_whole = word(after + 16) == slot.get(..after + 16).map(xxh3_64);
+    Some(Slot { format: half(8)?, sequence: word(16)?, ends, id: id.filter(|_| is_whole) })
 }
 
 #[cfg(test)]
@@ -133,7 +152,7 @@ mod tests {
     #[test]
     fn a_write_that_fails_leaves_the_marks_before_it() {
         let dir = tempfile::tempdir().unwrap();
-        let mut marks = Marks::create(dir.path(), 2).unwrap();
+        let mut marks = Marks::create(dir.path(), 2, 7).unwrap();
         for end in 1..=4 {
             marks.ends = vec![end, 2 * end];
             let full = File::options().write(true).open("/dev/full").unwrap();

@@ -5,7 +5,7 @@
 //! block, or a few: the unit of compression, of the memory that readers share with the writer, and of reading from disk.
 //!
 //! The blocks lie in a key-value store (`blocks/`), which brings its write-ahead log, compaction and checksums; `marks` says
-//! beside it how far was acknowledged. Nothing is ever changed; what checkpoints cover is removed when it is told to, block by block
+//! beside it how far was acknowledged, and `id` which journal it is. Nothing is ever changed; what checkpoints cover is removed when it is told to, block by block
 //! from the beginning (`begins`).
 //!
 //! Memory: what waits in the queue and, as much again, what is being written; the tails; 4 MB of cache, up to 5 tables in
@@ -15,6 +15,7 @@
 mod begins;
 mod block;
 mod copy;
+mod id;
 mod marks;
 mod queue;
 mod reader;
@@ -26,7 +27,7 @@ mod tail;
 mod tests;
 mod writer;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, TryLockError};
@@ -34,7 +35,8 @@ use std::thread::{self, JoinHandle, Thread};
 
 use self::begins::Begins;
 use self::block::{Decoder, Encoder};
-pub use self::copy::{BlockSequence, JournalCopy, StoredBlock, id_of};
+pub use self::copy::{BlockSequence, JournalCopy, StoredBlock};
+pub use self::id::{JournalId, ParentJournal};
 use self::marks::Marks;
 use self::queue::Queue;
 use self::reader::Reader;
@@ -46,7 +48,7 @@ use self::writer::{SizeWarning, Writer};
 use super::{Partition, Source, SourceError};
 use crate::codec::DecodeSettings;
 use crate::fault::{cannot_start, is_passing, remedy};
-use crate::model::{AppendError, Appender, Duration, EventTime, Hold, Holds, LogPosition};
+use crate::model::{AppendError, Appender, Duration, EventTime, Fingerprint, Hold, Holds, LogPosition};
 
 /// The name of the source.
 pub const NAME: &str = "journal";
@@ -113,6 +115,8 @@ pub enum JournalError {
     InUse { dir: PathBuf },
     #[error("the journal in {} is damaged: {what}; {REMEDY}", dir.display())]
     Damaged { dir: PathBuf, what: String },
+    #[error("the journal in {}: its file \"id\" {what}: {}", dir.display(), id_remedy(*known))]
+    Id { dir: PathBuf, what: &'static str, known: Option<u128> },
     #[error(
         "partition {partition} of the journal in {} ends at {end}, so nothing is removed before {upto}: what covers that is of another journal",
         dir.display()
@@ -121,6 +125,17 @@ pub enum JournalError {
 }
 
 const REMEDY: &str = "restore it from a backup, or move it away to begin anew";
+
+fn id_remedy(known: Option<u128>) -> String {
+    match known {
+        Some(id) => {
+            format!("restore it, as the line {{\"id\":\"{}\"}}, or restore the journal from a backup", id::text(id))
+        }
+        None => "restore it, as a line {\"id\":\"..\"} with the id that the manifests of its checkpoints name (logs.journal.id); if none \
+                 names one, remove it"
+            .into(),
+    }
+}
 
 impl JournalError {
     fn damaged(dir: &Path, what: &str) -> JournalError {
@@ -152,6 +167,9 @@ pub struct Journal {
 /// What the writer and the readers share.
 struct Shared {
     dir: PathBuf,
+    id: JournalId,
+    /// It was begun before there were ids: this one is not in the folder yet.
+    is_id_new: Mutex<bool>,
     decode: DecodeSettings,
     store: Store,
     begins: Begins,
@@ -178,12 +196,17 @@ impl Journal {
         }
         let at_dir = |source| JournalError::Io { path: dir.into(), source };
         fs::create_dir_all(dir).map_err(at_dir)?;
-        let mut marks = if dir.join(marks::FILE).try_exists().map_err(at_dir)? {
-            Marks::open(dir)?
+        let (mut marks, id) = if dir.join(marks::FILE).try_exists().map_err(at_dir)? {
+            let marks = Marks::open(dir)?;
+            let id = JournalId::read(dir, marks.id)?;
+            (marks, id)
         } else if dir.join("blocks").try_exists().map_err(at_dir)? {
             return Err(JournalError::damaged(dir, "its file \"marks\" is missing"));
         } else {
-            Marks::create(dir, partitions).map_err(at_dir)?
+            let id = JournalId::random(None);
+            // What it is known by is there before it is.
+            id.write(dir).map_err(at_dir)?;
+            (Marks::create(dir, partitions, id.id).map_err(at_dir)?, Some(id))
         };
         if marks.partitions() != partitions {
             let (dir, found) = (dir.into(), marks.partitions());
@@ -193,11 +216,16 @@ impl Journal {
         let begins = Begins::open(dir, partitions)?;
         check_begins(dir, &store, &begins)?;
         let last_arrival = read_ends(dir, &store, &mut marks)?;
+        let is_id_new = Mutex::new(id.is_none());
+        marks.id = id.as_ref().map(|id| id.id);
+        let id = id.unwrap_or_else(|| JournalId::random(None));
         let mut size = SizeWarning { next: plan.warn_bytes };
         size.check(store.disk_bytes(), dir);
         let tail_bytes = plan.tail_bytes / partitions as usize;
         let shared = Arc::new(Shared {
             dir: dir.into(),
+            id,
+            is_id_new,
             decode: plan.decode,
             store,
             begins,
@@ -222,6 +250,11 @@ impl Journal {
         Ok(Journal { shared, queue, clock, writer: Some(writer) })
     }
 
+    /// What it is known by beside its folder.
+    pub fn id(&self) -> String {
+        self.shared.id.text()
+    }
+
     /// The end that takes new records.
     pub fn appender(&self) -> Arc<dyn Appender> {
         self.queue.clone()
@@ -230,6 +263,19 @@ impl Journal {
     /// What its records leave unsaid.
     pub fn decode(&self) -> DecodeSettings {
         self.shared.decode
+    }
+
+    /// Keeps the id of a journal that was begun before there were ids, once it is known that what was made of the journal fits; of
+    /// others it is in the folder since their beginning.
+    pub fn keep_id(&self) -> Result<(), JournalError> {
+        let mut is_new = self.shared.is_id_new.lock().unwrap_or_else(PoisonError::into_inner);
+        if *is_new {
+            let dir = &self.shared.dir;
+            self.shared.id.write(dir).map_err(|source| JournalError::Io { path: dir.clone(), source })?;
+            *is_new = false;
+            tracing::info!(id = self.shared.id.text(), "the journal has an id from now on");
+        }
+        Ok(())
     }
 
     /// The position behind the last record of a partition.
@@ -242,7 +288,8 @@ impl Journal {
         self.shared.begins.of(partition)
     }
 
-    /// Removes the records of partitions that lie before a position, as far as whole blocks of them do; each partition keeps its last block.
+    /// Removes the records of partitions that lie before a position, as far as whole blocks of them do. The block of the record before the
+    /// position stays, so that the record can be compared, and with it the last block of each partition.
     /// That they are gone is durable before they go, so a crash leaves at most some that the next call removes. It is to be called
     /// by one thread, which may have to wait until the storage has given the room back.
     ///
@@ -260,7 +307,8 @@ impl Journal {
         }
         let mut begins = Vec::new();
         for (partition, upto) in upto.iter().filter(|(partition, _)| *partition < self.partitions()) {
-            let begin = self.shared.store.begin_of_block(*partition, *upto).map_err(failed)?;
+            let begin =
+                self.shared.store.begin_of_block(*partition, upto.saturating_sub(1)).map_err(failed)?;
             begins.extend(begin.map(|begin| (*partition, begin)));
         }
         let at_dir = |source| JournalError::Io { path: dir.clone(), source };
@@ -288,6 +336,10 @@ impl Journal {
     pub fn failed(&self) -> Option<Arc<str>> {
         self.shared.failed.get().cloned()
     }
+}
+
+fn sync_folder(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
 }
 
 /// What is there begins where it should, or before: a crash has kept some from being removed.
@@ -341,6 +393,30 @@ impl Shared {
         }
     }
 
+    /// Refuses if the record before a position is another one. If it was removed, the id has to do.
+    fn check_before(&self, partition: u32, before: Fingerprint) -> Result<(), SourceError> {
+        let position = before.position;
+        if position < self.begins.of(partition) {
+            return Ok(());
+        }
+        let read = || {
+            let mut decoder = Decoder::new()?;
+            let block = self.store.read_block(partition, position, &mut decoder)?;
+            block.digest(partition, position).ok_or_else(|| Failure::damaged(partition, position))
+        };
+        match read() {
+            Ok(digest) if digest == before.digest => Ok(()),
+            Ok(_) => Err(SourceError::Differs(format!(
+                "the record of the journal in {} at position {position} of partition {partition} is not the one that was read: this is \
+                 another journal",
+                self.dir.display()
+            ))),
+            // It was removed just now.
+            Err(_) if position < self.begins.of(partition) => Ok(()),
+            Err(failure) => Err(self.unreadable(&failure)),
+        }
+    }
+
     #[cold]
     fn unreadable(&self, failure: &Failure) -> SourceError {
         let dir = self.dir.display();
@@ -376,16 +452,20 @@ impl Source for Journal {
         self.shared.tails.len() as u32
     }
 
+    fn log_id(&self) -> Result<Option<String>, SourceError> {
+        Ok(Some(self.id()))
+    }
+
     fn check(&self, partition: u32, at: LogPosition) -> Result<(), SourceError> {
-        let position = at.position;
-        let end = self.end(partition);
+        let (position, end) = (at.position, self.end(partition));
         if position > end {
-            return Err(SourceError::Fatal(format!(
+            return Err(SourceError::Behind(format!(
                 "results were made of partition {partition} of the journal up to position {position}, but it ends at {end}: restore it, \
                  or begin anew with empty outputs"
             )));
         }
-        self.shared.check_begin(partition, position)
+        self.shared.check_begin(partition, position)?;
+        at.before.map_or(Ok(()), |before| self.shared.check_before(partition, before))
     }
 
     fn open(&self, partition: u32, position: u64, worker: Thread) -> Result<Box<dyn Partition>, SourceError> {

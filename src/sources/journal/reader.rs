@@ -9,7 +9,7 @@ use super::block::{Block, Decoder};
 use super::store::Failure;
 use super::tail::Found;
 use crate::codec::RecordDecoder;
-use crate::model::{Raw, Upsert};
+use crate::model::{Fingerprint, Raw, Upsert};
 use crate::sources::{Next, Partition, Place, Polled, SourceError, Take};
 
 pub(super) struct Reader {
@@ -22,6 +22,8 @@ pub(super) struct Reader {
     blocks: Decoder,
     current: Option<Cursor>,
     ahead: VecDeque<Arc<Block>>,
+    /// Of the last record that was given.
+    last: Option<Fingerprint>,
 }
 
 /// Where in a block the next record begins.
@@ -48,8 +50,8 @@ impl Reader {
         shared.check_begin(partition, position)?;
         let blocks = Decoder::new().map_err(|error| SourceError::Fatal(error.to_string()))?;
         let records = RecordDecoder::new(shared.decode);
-        let (current, ahead) = (None, VecDeque::new());
-        Ok(Reader { shared, partition, position, worker, records, blocks, current, ahead })
+        let (current, ahead, last) = (None, VecDeque::new(), None);
+        Ok(Reader { shared, partition, position, worker, records, blocks, current, ahead, last })
     }
 
     /// Goes on to the block that holds the position: false where there is none yet.
@@ -104,9 +106,11 @@ impl Partition for Reader {
             let block = &*cursor.block;
             let place = |position| Place { position, arrived: Some(block.arrived) };
             let upto = block.end().min(self.position.saturating_add((limit - given) as u64));
+            let mut last = None;
             while self.position < upto && !take.is_full() {
                 let Some(range) = block.record_at(cursor.offset) else { return Err(self.damaged()) };
                 cursor.offset = range.end;
+                last = Some(range.clone());
                 let (retried, raw) = match block.retried {
                     false => (None, block.bytes(range)),
                     true => match block.split_retried(range) {
@@ -125,11 +129,20 @@ impl Partition for Reader {
                 self.position += 1;
                 given += 1;
             }
+            if let Some(range) = last {
+                let position = self.position - 1;
+                let digest = block.digest_of(self.partition, position, range);
+                self.last = Some(Fingerprint { position, digest, leader_epoch: None });
+            }
             if self.position == block.end() {
                 self.current = None;
             }
         }
         Ok(Polled { records: given, next: Next::Now })
+    }
+
+    fn fingerprint(&self) -> Option<Fingerprint> {
+        self.last
     }
 
     fn end(&self) -> u64 {

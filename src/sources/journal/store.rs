@@ -144,6 +144,21 @@ impl Store {
         })
     }
 
+    /// The block that holds the position.
+    pub(super) fn read_block(
+        &self,
+        partition: u32,
+        position: u64,
+        decoder: &mut Decoder,
+    ) -> Result<Block, Failure> {
+        caught(|| {
+            let mut before = self.blocks.range(block::key(partition, 0)..=block::key(partition, position));
+            let block = before.next_back().map(|guard| read(guard, decoder)).transpose()?;
+            let block = block.filter(|block| (block.first..block.end()).contains(&position));
+            block.ok_or_else(|| Failure::damaged(partition, position))
+        })
+    }
+
     /// The blocks from the one that holds the position on, about [`READ_AHEAD_BYTES`] of them.
     pub(super) fn read(
         &self,

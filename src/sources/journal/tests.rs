@@ -3,6 +3,7 @@
 mod clock;
 mod copy;
 mod damage;
+mod identity;
 mod kill;
 mod measure;
 mod trim;

@@ -148,7 +148,7 @@ impl Shared {
             false => self.probe(partition, before.position)?,
         };
         let topic = ComparedTopic { topic: &self.plan.topic, id: self.fetched.id(), recorded: &recorded };
-        topic.compare(partition, before, found).map_err(SourceError::Fatal)
+        topic.compare(partition, before, found).map_err(SourceError::Differs)
     }
 
     /// Whether the topic is the one that was opened: to be asked where the client has lost its place.

@@ -268,7 +268,7 @@ impl Shared {
             )));
         }
         if position > high {
-            return Err(SourceError::Fatal(format!(
+            return Err(SourceError::Behind(format!(
                 "partition {partition} of topic {topic} is needed from position {position}, but it ends at {high}: it was made \
                  anew or has lost records; start over with empty outputs, or name the topic that they were made of"
             )));

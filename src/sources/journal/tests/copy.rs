@@ -37,10 +37,12 @@ fn copied_journal_reads_the_same_under_an_id_of_its_own() {
     let dir = folder.path().join("copy");
     let mut copy = JournalCopy::create(&dir, &journal.begins()).unwrap();
     blocks(&journal).iter().for_each(|(key, stored)| copy.push(key, stored).unwrap());
-    let id = copy.finish(&journal.ends(), Some("of another".into())).unwrap();
-    assert_eq!(id_of(&dir).unwrap(), id);
-    assert!(std::fs::read_to_string(dir.join("id")).unwrap().contains("of another"));
+    let parent = ParentJournal { id: JournalId::parse(&journal.id()).unwrap(), ends: journal.ends() };
+    let id = copy.finish(&journal.ends(), Some(parent)).unwrap();
+    assert!(std::fs::read_to_string(dir.join("id")).unwrap().contains(&journal.id()));
     let copy = Journal::open(&dir, plan(3)).unwrap();
+    assert_eq!(copy.id(), id);
+    assert_ne!(copy.id(), journal.id());
     assert_eq!((copy.begins(), copy.ends()), (journal.begins(), journal.ends()));
     assert!(copy.begin(0) > 0);
     assert_eq!(left(&copy), left(&journal));

@@ -41,7 +41,10 @@ fn read(dir: &Path) -> Option<Vec<Vec<Seen>>> {
             Err(error) => panic!("{error}"),
         },
         Err(
-            error @ (JournalError::Damaged { .. } | JournalError::Io { .. } | JournalError::Format { .. }),
+            error @ (JournalError::Damaged { .. }
+            | JournalError::Id { .. }
+            | JournalError::Io { .. }
+            | JournalError::Format { .. }),
         ) => {
             assert!(error.to_string().contains("journal"), "{error}");
             None

@@ -1,0 +1,197 @@
+//! Whether a log is the one that a checkpoint or a sink has recorded: by its id, and by the records before its positions.
+//!
+//! | the log's id | what can be compared of its records | verdict |
+//! |---|---|---|
+//! | the recorded one, or one of the two is not known | fits | [`LogVerdict::Same`] |
+//! | another one | fits | [`LogVerdict::Copy`] |
+//! | any | a record before a position is another one | [`LogVerdict::Another`] |
+//! | the recorded one, or one of the two is not known | ends before a position | [`LogVerdict::Behind`] |
+//! | the recorded one, or one of the two is not known | begins after a position, or is not there | [`LogVerdict::Unreachable`] |
+//! | another one | ends before a position, begins after one, or has nothing that can be compared | [`LogVerdict::Another`] |
+
+use std::collections::BTreeMap;
+
+use crate::checkpoint::Manifest;
+use crate::model::{LogPosition, LogRecord};
+use crate::sources::SourceError;
+
+/// What a log is to the one that was recorded. The texts say why, not yet what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogVerdict {
+    /// It goes on where the record ends.
+    Same,
+    /// It has another id and the same records: a restored journal, a mirrored topic. It may be gone on with if somebody says so.
+    Copy(String),
+    /// It is another log.
+    Another(String),
+    /// It ends before what was recorded: it was restored from an older state, or cut off.
+    Behind(String),
+    /// It no longer reaches back to what was recorded, or is not there.
+    Unreachable(String),
+}
+
+impl LogVerdict {
+    /// The verdict on several logs is the worst on one of them.
+    fn rank(&self) -> u8 {
+        match self {
+            LogVerdict::Same => 0,
+            LogVerdict::Copy(_) => 1,
+            LogVerdict::Unreachable(_) => 2,
+            LogVerdict::Behind(_) => 3,
+            LogVerdict::Another(_) => 4,
+        }
+    }
+
+    fn or_worse(self, other: LogVerdict) -> LogVerdict {
+        if other.rank() > self.rank() { other } else { self }
+    }
+}
+
+/// What was recorded of one log.
+#[derive(Clone, Copy, Debug)]
+pub struct RecordedLog<'a> {
+    pub source: &'a str,
+    /// By partition.
+    pub positions: &'a BTreeMap<u32, u64>,
+    pub log: Option<&'a LogRecord>,
+}
+
+/// All logs that a checkpoint includes.
+pub fn recorded_logs(manifest: &Manifest) -> impl Iterator<Item = RecordedLog<'_>> {
+    manifest.positions.iter().map(|(source, positions)| RecordedLog {
+        source,
+        positions,
+        log: manifest.logs.get(source),
+    })
+}
+
+/// Compares a log with what was recorded of it. `id` is the log's own; `check` is [`Source::check`](crate::sources::Source::check).
+///
+/// # Errors
+///
+/// If the log does not answer now.
+pub fn compare_log(
+    recorded: RecordedLog<'_>,
+    id: Option<&str>,
+    check: &dyn Fn(u32, LogPosition) -> Result<(), SourceError>,
+) -> Result<LogVerdict, SourceError> {
+    let RecordedLog { source, positions, log } = recorded;
+    let of_source = |why: String| format!("source {source}: {why}");
+    let recorded_id = log.and_then(|log| log.id.as_deref());
+    let other_id = recorded_id.zip(id).filter(|(recorded, id)| recorded != id);
+    let mut verdict = LogVerdict::Same;
+    let (mut is_comparable, mut has_records) = (false, false);
+    for (partition, position) in positions {
+        let before = log.and_then(|log| log.before.get(partition)).copied();
+        has_records |= *position > 0;
+        is_comparable |= before.is_some();
+        let of_partition = match check(*partition, LogPosition { position: *position, before }) {
+            Ok(()) => continue,
+            Err(error @ SourceError::Transient(_)) => return Err(error),
+            Err(SourceError::Differs(why)) => LogVerdict::Another(of_source(why)),
+            Err(SourceError::Behind(why)) => LogVerdict::Behind(of_source(why)),
+            Err(SourceError::Fatal(why)) => LogVerdict::Unreachable(of_source(why)),
+        };
+        verdict = verdict.or_worse(of_partition);
+    }
+    let Some((recorded_id, id)) = other_id else { return Ok(verdict) };
+    let ids = format!("the log has the id {id}, and {recorded_id} was read");
+    Ok(match verdict {
+        LogVerdict::Same if has_records && !is_comparable => {
+            LogVerdict::Another(of_source(format!("{ids}; nothing of its records can be compared")))
+        }
+        LogVerdict::Same => {
+            LogVerdict::Copy(of_source(format!("{ids}, though what can be compared of its records fits")))
+        }
+        LogVerdict::Another(why) => LogVerdict::Another(format!("{why}; {ids}")),
+        // What it would take to reach back is not of interest then.
+        LogVerdict::Copy(_) | LogVerdict::Behind(_) | LogVerdict::Unreachable(_) => {
+            LogVerdict::Another(of_source(format!("{ids}; it does not have the records that were read")))
+        }
+    })
+}
+
+/// Compares all logs that a checkpoint includes with those that there are: the worst verdict on one of them.
+pub fn compare_logs(
+    manifest: &Manifest,
+    ids: &BTreeMap<String, String>,
+    check: &dyn Fn(&str, u32, LogPosition) -> Result<(), SourceError>,
+) -> Result<LogVerdict, SourceError> {
+    let mut verdict = LogVerdict::Same;
+    for recorded in recorded_logs(manifest) {
+        let id = ids.get(recorded.source).map(String::as_str);
+        let of_log = compare_log(recorded, id, &|partition, at| check(recorded.source, partition, at))?;
+        verdict = verdict.or_worse(of_log);
+    }
+    Ok(verdict)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Fingerprint;
+
+    fn compare(recorded: Option<&str>, own: Option<&str>, check: Result<(), SourceError>) -> LogVerdict {
+        let before = Fingerprint { position: 4, digest: 7, leader_epoch: None };
+        let log = LogRecord { id: recorded.map(Into::into), before: [(0, before)].into() };
+        let positions = BTreeMap::from([(0, 5)]);
+        let recorded = RecordedLog { source: "journal", positions: &positions, log: Some(&log) };
+        compare_log(recorded, own, &|partition, at| {
+            assert_eq!((partition, at), (0, LogPosition { position: 5, before: Some(before) }));
+            check.clone()
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn log_verdict_is_by_id_and_records() {
+        use LogVerdict::{Another, Behind, Copy, Unreachable};
+        let why = || "so".to_owned();
+        let (behind, differs, fatal) =
+            (SourceError::Behind(why()), SourceError::Differs(why()), SourceError::Fatal(why()));
+        for (recorded, own) in [(None, None), (Some("a"), Some("a")), (Some("a"), None), (None, Some("a"))] {
+            assert_eq!(compare(recorded, own, Ok(())), LogVerdict::Same);
+            assert!(matches!(compare(recorded, own, Err(behind.clone())), Behind(_)));
+            assert!(matches!(compare(recorded, own, Err(differs.clone())), Another(_)));
+            assert!(matches!(compare(recorded, own, Err(fatal.clone())), Unreachable(_)));
+        }
+        let other = |check| compare(Some("a"), Some("b"), check);
+        assert!(matches!(other(Ok(())), Copy(_)));
+        for error in [behind, differs, fatal] {
+            assert!(matches!(other(Err(error)), Another(_)));
+        }
+    }
+
+    #[test]
+    fn log_with_another_id_and_nothing_to_compare_is_another() {
+        let log = LogRecord { id: Some("a".into()), ..LogRecord::default() };
+        let compare = |positions: &[(u32, u64)]| {
+            let positions = positions.iter().copied().collect();
+            let recorded = RecordedLog { source: "journal", positions: &positions, log: Some(&log) };
+            compare_log(recorded, Some("b"), &|_, _| Ok(())).unwrap()
+        };
+        assert!(matches!(compare(&[(0, 5)]), LogVerdict::Another(_)));
+        // Nothing of it was read.
+        assert!(matches!(compare(&[(0, 0)]), LogVerdict::Copy(_)));
+    }
+
+    #[test]
+    fn log_verdict_waits_for_a_log_that_does_not_answer() {
+        let positions = BTreeMap::from([(0, 5)]);
+        let recorded = RecordedLog { source: "journal", positions: &positions, log: None };
+        let answer = compare_log(recorded, None, &|_, _| Err(SourceError::Transient("away".into())));
+        assert!(matches!(answer, Err(SourceError::Transient(_))));
+    }
+
+    #[test]
+    fn log_verdict_on_several_partitions_is_the_worst() {
+        let positions = BTreeMap::from([(0, 5), (1, 5), (2, 5)]);
+        let recorded = RecordedLog { source: "journal", positions: &positions, log: None };
+        let verdict = compare_log(recorded, None, &|partition, _| match partition {
+            0 => Err(SourceError::Fatal("begins later".into())),
+            1 => Err(SourceError::Differs("differs".into())),
+            _ => Err(SourceError::Behind("ends before".into())),
+        });
+        assert_eq!(verdict.unwrap(), LogVerdict::Another("source journal: differs".into()));
+    }
+}

@@ -1,0 +1,224 @@
+//! Which files a log was read from, one after the other: kept in the data directory, so that a start finds them again by their content.
+//!
+//! A line of JSON and its checksum for each file, written before its first record is given, and one for each that has ended, written with that:
+//!
+//! ```text
+//! {"begin":0,"head":"<digest up to its first record>"} <xxh3>
+//! {"begin":0,"records":1440,"digest":"<digest up to its last record>"} <xxh3>
+//! ```
+
+use std::fs::{self, File};
+use std::io::{self, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::sources::SourceError;
+
+/// A file that the log has been read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct KnownFile {
+    /// The position of its first record.
+    pub begin: u64,
+    /// The digest up to the end of that.
+    pub head: u64,
+    /// Once another one follows.
+    pub end: Option<FileEnd>,
+    /// It is in the data directory, if there is one.
+    pub is_kept: bool,
+}
+
+/// How a file has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FileEnd {
+    pub records: u64,
+    /// Up to the end of its last record.
+    pub digest: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Line {
+    Begin { begin: u64, head: String },
+    End { begin: u64, records: u64, digest: String },
+}
+
+/// What is known of a log's files.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    /// Nothing is kept without.
+    path: Option<PathBuf>,
+    /// Bytes of whole lines.
+    whole: u64,
+    files: Vec<KnownFile>,
+}
+
+impl History {
+    /// Reads what is kept there.
+    pub(super) fn open(path: Option<PathBuf>) -> Result<History, SourceError> {
+        let mut history = History { path, ..History::default() };
+        let Some(path) = &history.path else { return Ok(history) };
+        let bytes = match fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(history),
+            Err(error) => return Err(SourceError::Fatal(failed(path, &error))),
+        };
+        for (number, line) in (1..).zip(bytes.split_inclusive(|byte| *byte == b'\n')) {
+            // A last one without an end was cut off, before anything depended on it.
+            let Some(line) = line.strip_suffix(b"\n") else { break };
+            if parse(line).and_then(|line| add(&mut history.files, line)).is_none() {
+                return Err(SourceError::Fatal(format!(
+                    "{} is damaged in line {number}: restore it from a backup, or begin anew with another data directory",
+                    path.display()
+                )));
+            }
+            history.whole += line.len() as u64 + 1;
+        }
+        Ok(history)
+    }
+
+    /// The file that has the record before a position.
+    pub(super) fn holding(&self, position: u64) -> Option<KnownFile> {
+        self.files.iter().rev().find(|file| file.begin < position).copied()
+    }
+
+    /// Whether it is kept which file has its first record at a position.
+    pub(super) fn keeps(&self, position: u64) -> bool {
+        self.beginning_at(position).is_some_and(|file| file.is_kept)
+    }
+
+    /// The file whose first record is at a position.
+    pub(super) fn beginning_at(&self, position: u64) -> Option<KnownFile> {
+        self.files.iter().find(|file| file.begin == position).copied()
+    }
+
+    /// The one that comes first of all that are known.
+    pub(super) fn first(&self) -> Option<KnownFile> {
+        self.files.first().copied()
+    }
+
+    /// A further file of which a record is to be given, and how the one before it has ended: durable when this returns.
+    pub(super) fn begin(
+        &mut self,
+        ended: Option<(u64, FileEnd)>,
+        begin: u64,
+        head: u64,
+    ) -> Result<(), SourceError> {
+        let hex = |digest: u64| format!("{digest:016x}");
+        let end = ended.map(|(begin, FileEnd { records, digest })| Line::End {
+            begin,
+            records,
+            digest: hex(digest),
+        });
+        let lines: Vec<Line> = end.into_iter().chain([Line::Begin { begin, head: hex(head) }]).collect();
+        if let Some(path) = &self.path {
+            let written = append(path, self.whole, &lines);
+            // Room may be made.
+            self.whole = written.map_err(|error| SourceError::Transient(failed(path, &error)))?;
+        }
+        for line in lines {
+            add(&mut self.files, line);
+        }
+        Ok(())
+    }
+
+    /// A file that comes before all others, as it was found.
+    pub(super) fn add_first(&mut self, file: KnownFile) {
+        self.files.insert(0, file);
+    }
+}
+
+fn failed(path: &Path, error: &io::Error) -> String {
+    format!("{}: {error}: make room, or make it readable and writable", path.display())
+}
+
+fn append(path: &Path, whole: u64, lines: &[Line]) -> io::Result<u64> {
+    let mut bytes = Vec::new();
+    for line in lines {
+        let json = serde_json::to_string(line)?;
+        writeln!(bytes, "{json} {:016x}", xxh3_64(json.as_bytes()))?;
+    }
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)?;
+    let mut file = File::options().write(true).create(true).truncate(false).open(path)?;
+    // What a write that has failed has left goes.
+    file.set_len(whole)?;
+    file.seek(SeekFrom::Start(whole))?;
+    file.write_all(&bytes)?;
+    file.sync_all()?;
+    if whole == 0 {
+        File::open(folder)?.sync_all()?;
+        folder.parent().map_or(Ok(()), |above| File::open(above)?.sync_all())?;
+    }
+    Ok(whole + bytes.len() as u64)
+}
+
+fn parse(line: &[u8]) -> Option<Line> {
+    let (json, sum) = std::str::from_utf8(line).ok()?.rsplit_once(' ')?;
+    (sum == format!("{:016x}", xxh3_64(json.as_bytes()))).then(|| serde_json::from_str(json).ok())?
+}
+
+/// Nothing if the line makes no sense.
+fn add(files: &mut Vec<KnownFile>, line: Line) -> Option<()> {
+    let digest = |text: &str| u64::from_str_radix(text, 16).ok();
+    match line {
+        Line::Begin { begin, head } => {
+            let file = KnownFile { begin, head: digest(&head)?, end: None, is_kept: true };
+            // Mostly it is the last one, unless earlier ones are read again that were not known.
+            let at = files.partition_point(|file| file.begin < begin);
+            match files.get_mut(at).filter(|known| known.begin == begin) {
+                Some(known) => *known = KnownFile { end: known.end, ..file },
+                None => files.insert(at, file),
+            }
+        }
+        Line::End { begin, records, digest: text } => {
+            let file = files.iter_mut().find(|file| file.begin == begin && records > 0)?;
+            file.end = Some(FileEnd { records, digest: digest(&text)? });
+        }
+    }
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn history_is_what_was_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("files").join("a.jsonl");
+        let open = || History::open(Some(path.clone()));
+        let mut history = open().unwrap();
+        history.begin(None, 0, 7).unwrap();
+        history.begin(Some((0, FileEnd { records: 10, digest: u64::MAX })), 10, 8).unwrap();
+        let end = Some(FileEnd { records: 10, digest: u64::MAX });
+        let first = KnownFile { begin: 0, head: 7, end, is_kept: true };
+        let second = KnownFile { begin: 10, head: 8, end: None, is_kept: true };
+        for history in [history, open().unwrap()] {
+            assert_eq!((history.holding(10), history.holding(11)), (Some(first), Some(second)));
+            assert_eq!((history.holding(0), history.first()), (None, Some(first)));
+            assert_eq!((history.beginning_at(10), history.beginning_at(9)), (Some(second), None));
+        }
+        // A write that is cut off anywhere loses only itself.
+        let whole = fs::read(&path).unwrap();
+        let lines: Vec<usize> = (0..whole.len()).filter(|at| whole[*at] == b'\n').map(|at| at + 1).collect();
+        for cut in 0..whole.len() {
+            fs::write(&path, &whole[..cut]).unwrap();
+            let mut history = open().unwrap();
+            assert_eq!(
+                history.whole as usize,
+                lines.iter().copied().filter(|end| *end <= cut).max().unwrap_or(0)
+            );
+            history.begin(None, 50, 9).unwrap();
+            assert_eq!(open().unwrap().files, history.files);
+        }
+        for at in 0..lines[0] - 1 {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1;
+            fs::write(&path, damaged).unwrap();
+            let line = open().unwrap_err().to_string();
+            assert!(line.contains("damaged in line 1") && line.contains("restore it"), "{line}");
+        }
+    }
+}

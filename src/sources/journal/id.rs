@@ -1,0 +1,104 @@
+//! What a journal is known by beside its folder: a random id, so that a checkpoint says which journal it was made of.
+//!
+//! The file `id` lies beside `marks`, as one line of JSON: `{"id":"<32 hexadecimal digits>"}`, and in a restored copy
+//! `{"id":"..","parent":{"id":"..","ends":[..]}}`. The marks repeat the id, so that a file that is lost is noticed. A journal that was begun by a
+//! version without ids has none until a run has compared what there is to compare ([`Journal::keep_id`](super::Journal::keep_id)).
+
+use std::fs::{self, File};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use super::{JournalError, sync_folder};
+
+pub const FILE: &str = "id";
+
+/// The content of the file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalId {
+    /// 32 hexadecimal digits.
+    #[serde(serialize_with = "write_id", deserialize_with = "read_id")]
+    pub id: u128,
+    /// Of a restored copy: what it was copied from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<ParentJournal>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParentJournal {
+    #[serde(serialize_with = "write_id", deserialize_with = "read_id")]
+    pub id: u128,
+    /// By partition, where it ended when it was copied.
+    pub ends: Vec<u64>,
+}
+
+impl JournalId {
+    /// A new one, of a journal that is begun or of a copy.
+    pub fn random(parent: Option<ParentJournal>) -> JournalId {
+        // The keys of the hashers are random.
+        let half = |number: u8| {
+            let mut hasher = RandomState::new().build_hasher();
+            hasher.write_u8(number);
+            let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            hasher.write_u128(since.as_nanos());
+            hasher.finish()
+        };
+        JournalId { id: u128::from(half(0)) << 64 | u128::from(half(1)), parent }
+    }
+
+    /// The id that a text shows, as in [`JournalId::text`].
+    pub fn parse(text: &str) -> Option<u128> {
+        let is_id = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        u128::from_str_radix(text, 16).ok().filter(|_| is_id)
+    }
+
+    /// As manifests and log lines show it.
+    pub fn text(&self) -> String {
+        text(self.id)
+    }
+
+    /// That of the journal in a folder; nothing if it has none. `known` is what the marks say.
+    pub(super) fn read(dir: &Path, known: Option<u128>) -> Result<Option<JournalId>, JournalError> {
+        let unknown = |what: &'static str| JournalError::Id { dir: dir.into(), what, known };
+        let bytes = match fs::read(dir.join(FILE)) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return known.map_or(Ok(None), |_| Err(unknown("is missing")));
+            }
+            Err(source) => return Err(JournalError::Io { path: dir.join(FILE), source }),
+        };
+        let read: JournalId = serde_json::from_slice(&bytes).map_err(|_| unknown("cannot be read"))?;
+        let parent = read.parent.as_ref().map(|parent| parent.id);
+        match known.is_none_or(|known| known == read.id || Some(known) == parent) {
+            true => Ok(Some(read)),
+            false => Err(unknown("is of another journal")),
+        }
+    }
+
+    /// Durable, and there as a whole or not at all.
+    pub fn write(&self, dir: &Path) -> io::Result<()> {
+        let temporary = dir.join("id.new");
+        let mut file = File::create(&temporary)?;
+        file.write_all(&serde_json::to_vec(self)?)?;
+        file.write_all(b"\n")?;
+        file.sync_all()?;
+        fs::rename(&temporary, dir.join(FILE))?;
+        sync_folder(dir)
+    }
+}
+
+pub(super) fn text(id: u128) -> String {
+    format!("{id:032x}")
+}
+
+fn write_id<S: serde::Serializer>(id: &u128, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(&format_args!("{id:032x}"))
+}
+
+fn read_id<'de, D: serde::Deserializer<'de>>(from: D) -> Result<u128, D::Error> {
+    let text = String::deserialize(from)?;
+    JournalId::parse(&text).ok_or_else(|| serde::de::Error::custom("an id has 32 hexadecimal digits"))
+}

@@ -1,0 +1,332 @@
+//! A log is known by what it is: files by what is in them, the journal by its id and its records.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use serde_json::Value;
+
+use crate::process::{Service, get, post, wait_for};
+use crate::recovery::Random;
+
+const HEADER: &str = "city,reading_at,temperature,humidity\n";
+
+/// The reading of a minute.
+fn row(city: &str, minute: usize) -> String {
+    format!("{city},2025-07-24T{:02}:{:02}:00Z,{},50\n", minute / 60, minute % 60, 60 + minute % 40)
+}
+
+fn rows(city: &str, minutes: std::ops::Range<usize>) -> String {
+    minutes.map(|minute| row(city, minute)).collect()
+}
+
+/// How many readings each city has, by name.
+fn counts(service: &Service) -> Vec<(String, u64)> {
+    let Some(answer) = get(&service.address, "/v1/cities").ok().filter(|answer| answer.status == 200) else {
+        return Vec::new();
+    };
+    let body: Value = serde_json::from_str(&answer.body).unwrap();
+    let count = |city: &Value| Some((city["city"].as_str()?.to_owned(), city["current"]["count"].as_u64()?));
+    let mut counts: Vec<_> = body["cities"].as_array().unwrap().iter().filter_map(count).collect();
+    counts.sort();
+    counts
+}
+
+fn wait_for_counts(service: &Service, expected: &[(&str, u64)]) {
+    let expected: Vec<_> = expected.iter().map(|(city, count)| ((*city).to_owned(), *count)).collect();
+    wait_for(&format!("{expected:?}"), || (counts(service) == expected).then_some(()));
+}
+
+fn config(path: &Path) -> String {
+    format!(
+        "[checkpoints]\nevery = '1s'\n[[sources]]\nname = 'log'\ntype = 'file'\npath = '{}'\nfollow = true\n",
+        path.display()
+    )
+}
+
+/// How many checkpoints there are.
+fn checkpoints(place: &Path) -> usize {
+    fs::read_dir(place.join("manifests")).map_or(0, |entries| {
+        entries
+            .filter(|entry| entry.as_ref().unwrap().path().extension().is_some_and(|kind| kind == "json"))
+            .count()
+    })
+}
+
+/// Once a checkpoint has a position of the source.
+fn wait_for_checkpoint(place: &Path, source: &str, position: u64) {
+    wait_for("a checkpoint", || {
+        let manifests = fs::read_dir(place.join("manifests")).ok()?;
+        manifests.filter_map(|entry| fs::read_to_string(entry.unwrap().path()).ok()).find_map(|text| {
+            let manifest: Value = serde_json::from_str(text.lines().next()?).ok()?;
+            let positions = manifest["positions"][source].as_object()?;
+            let sum: u64 = positions.values().filter_map(Value::as_u64).sum();
+            (sum == position).then_some(())
+        })
+    });
+}
+
+struct Files {
+    folder: tempfile::TempDir,
+    data: PathBuf,
+    path: PathBuf,
+}
+
+/// A file of 100 readings and a service that has read it and made a checkpoint of all.
+fn read_file() -> (Files, Service) {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, path) = (folder.path().join("data"), folder.path().join("readings.csv"));
+    fs::write(&path, HEADER.to_owned() + &rows("lisbon", 0..100)).unwrap();
+    let service = Service::start(&data, &config(&path)).ready();
+    wait_for_counts(&service, &[("lisbon", 100)]);
+    wait_for_checkpoint(&data.join("checkpoints"), "log", 100);
+    (Files { folder, data, path }, service)
+}
+
+fn refused(files: &Files, says: &[&str]) {
+    let (code, said) = Service::refused(&files.data, &config(&files.path), "127.0.0.1:0");
+    assert_eq!(code, Some(1), "{said}");
+    let last = said.lines().last().unwrap_or_default();
+    assert!(says.iter().all(|says| last.contains(says)), "{last}");
+}
+
+/// 150 readings in its place: the first 100 of them were skipped.
+#[test]
+fn file_written_anew_while_the_service_is_down_is_refused() {
+    let (files, service) = read_file();
+    service.terminate();
+    let before = fs::read_to_string(&files.path).unwrap();
+    fs::write(&files.path, HEADER.to_owned() + &rows("madrid", 0..150)).unwrap();
+    refused(&files, &["is not the file that was read", "Restore it", "another data directory"]);
+    fs::write(&files.path, &before[..before.len() - 30]).unwrap();
+    refused(&files, &["99 records", "100 were read"]);
+    // Only the header.
+    fs::write(&files.path, before.replace("humidity", "humidity ")).unwrap();
+    refused(&files, &["is not the file that was read"]);
+    fs::write(&files.path, before + &rows("madrid", 0..5)).unwrap();
+    let service = Service::start(&files.data, &config(&files.path)).ready();
+    wait_for_counts(&service, &[("lisbon", 100), ("madrid", 5)]);
+    service.terminate();
+}
+
+/// The same inode, and longer: the rest of a line was taken for a reading of `adrid`.
+#[test]
+fn file_written_anew_while_it_is_followed_ends_the_service() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, path) = (folder.path().join("data"), folder.path().join("readings.csv"));
+    fs::write(&path, HEADER.to_owned() + &rows("rome", 0..3)).unwrap();
+    let service = Service::start(&data, &config(&path)).ready();
+    wait_for_counts(&service, &[("rome", 3)]);
+    fs::write(&path, HEADER.to_owned() + &rows("madrid", 0..3) + &rows("adrid", 0..3)).unwrap();
+    let says = "was written anew while it was followed: restore it";
+    wait_for("that it ends with a line", || service.log().contains(says).then_some(()));
+    let log = service.log();
+    assert!(!log.contains("panic"), "{log}");
+    // Nor does the next start take it for the same.
+    refused(
+        &Files { data: data.clone(), path: path.clone(), folder: tempfile::tempdir().unwrap() },
+        &["estore it", "another data directory"],
+    );
+    fs::write(&path, HEADER.to_owned() + &rows("rome", 0..4)).unwrap();
+    let service = Service::start(&data, &config(&path)).ready();
+    wait_for_counts(&service, &[("rome", 4)]);
+    service.terminate();
+}
+
+/// As on another disk: the same bytes under another inode, and another name.
+#[test]
+fn file_that_was_restored_is_read_on() {
+    let (files, service) = read_file();
+    service.terminate();
+    let elsewhere = files.folder.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    let copy = elsewhere.join("restored.csv");
+    fs::copy(&files.path, &copy).unwrap();
+    fs::remove_file(&files.path).unwrap();
+    File::options().append(true).open(&copy).unwrap().write_all(rows("lisbon", 100..110).as_bytes()).unwrap();
+    let service = Service::start(&files.data, &config(&copy)).ready();
+    assert!(service.log().contains("a checkpoint is taken up"), "{}", service.log());
+    wait_for_counts(&service, &[("lisbon", 110)]);
+    service.terminate();
+}
+
+/// Files are rotated and the service is killed at any time: what it has is what is in all of them.
+#[test]
+fn rotated_files_are_served_whatever_is_killed() {
+    for seed in [1, 2] {
+        let mut random = Random(seed);
+        let folder = tempfile::tempdir().unwrap();
+        let (data, path) = (folder.path().join("data"), folder.path().join("readings.csv"));
+        fs::write(&path, HEADER).unwrap();
+        let mut service = Some(Service::start(&data, &config(&path)).ready());
+        let (mut minute, mut rotated) = (0, 0);
+        for step in 0..24 {
+            match random.next(5) {
+                0 | 1 | 2 => {
+                    let count = 1 + random.next(9) as usize;
+                    let text = rows("lisbon", minute..minute + count);
+                    minute += count;
+                    File::options().append(true).open(&path).unwrap().write_all(text.as_bytes()).unwrap();
+                }
+                // Once there is something that says which log it is.
+                3 if minute > 0 => {
+                    if rotated == 0 {
+                        wait_for_minutes(
+                            service.get_or_insert_with(|| Service::start(&data, &config(&path)).ready()),
+                            minute,
+                        );
+                    }
+                    rotated += 1;
+                    rotate(&path, rotated, random.next(2) == 0);
+                }
+                _ => match service.take() {
+                    Some(service) if random.next(2) == 0 => service.kill(),
+                    Some(service) => service.terminate(),
+                    None => service = Some(Service::start(&data, &config(&path)).ready()),
+                },
+            }
+            if let Some(service) = service.as_ref().filter(|_| step % 6 == 5) {
+                wait_for_minutes(service, minute);
+            }
+        }
+        drop(service);
+        let service = Service::start(&data, &config(&path)).ready();
+        wait_for_minutes(&service, minute);
+        assert_eq!(service.get("/v1/status")["sources"][1]["partitions"][0]["applied"], minute);
+        let history = service.get("/v1/cities/lisbon/history?limit=1000");
+        assert_eq!(history["rows"].as_array().unwrap().len(), minute, "seed {seed}");
+        service.terminate();
+    }
+}
+
+fn wait_for_minutes(service: &Service, minutes: usize) {
+    wait_for(&format!("{minutes} readings"), || {
+        let counts = counts(service);
+        (minutes == 0 || counts == [("lisbon".to_owned(), minutes as u64)]).then_some(())
+    });
+}
+
+/// By date, so that names stay, with a new file in its place; some are compressed.
+fn rotate(path: &Path, number: usize, compress: bool) {
+    let to = PathBuf::from(format!("{}-{}", path.display(), 20_260_000 + number));
+    fs::rename(path, &to).unwrap();
+    fs::write(path, HEADER).unwrap();
+    File::options()
+        .write(true)
+        .open(&to)
+        .unwrap()
+        .set_modified(SystemTime::now() - Duration::from_secs(60))
+        .unwrap();
+    if compress {
+        let status = std::process::Command::new("gzip").arg(&to).status().unwrap();
+        assert!(status.success());
+    }
+}
+
+fn post_minutes(address: &str, cities: std::ops::Range<usize>) {
+    for city in cities {
+        let records: Vec<String> = (0..20)
+            .map(|minute| {
+                format!(
+                    r#"{{"city":"c{city}","reading_at":"2025-07-24T10:{minute:02}:00Z","temperature":80,"humidity":50}}"#
+                )
+            })
+            .collect();
+        let answer = post(address, "application/x-ndjson", &records.join("\n")).unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.body);
+    }
+}
+
+/// 200 of 1,000 readings were lost, and the cities of another service shown.
+#[test]
+fn checkpoint_of_another_journal_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let shared = folder.path().join("shared");
+    let config = |place: &Path| {
+        format!("[checkpoints]\nevery = '1s'\nurl = '{}'\n[ingest]\npartitions = 2\n", place.display())
+    };
+    let (first, second) = (folder.path().join("first"), folder.path().join("second"));
+    let service = Service::start(&first, &config(&shared)).ready();
+    post_minutes(&service.address, 0..10);
+    wait_for_checkpoint(&shared, "journal", 200);
+    service.terminate();
+    let made = checkpoints(&shared);
+    // A journal of its own, with more readings than the other one had.
+    let own = folder.path().join("own");
+    let service = Service::start(&second, &config(&own)).ready();
+    post_minutes(&service.address, 100..150);
+    wait_for_checkpoint(&own, "journal", 1_000);
+    service.terminate();
+    for start in 0..2 {
+        let (code, said) = Service::refused(&second, &config(&shared), "127.0.0.1:0");
+        assert_eq!(code, Some(1), "start {start}: {said}");
+        let last = said.lines().last().unwrap_or_default();
+        for says in ["made of another log", "the log has the id", "a place of its own", "checkpoints.url"] {
+            assert!(last.contains(says), "{says} is not in {last}");
+        }
+        assert_eq!(checkpoints(&shared), made, "nothing was given up");
+    }
+    let service = Service::start(&second, &config(&own)).ready();
+    let expected: Vec<(String, u64)> = (100..150).map(|city| (format!("c{city}"), 20)).collect();
+    wait_for("its own cities", || (counts(&service) == expected).then_some(()));
+    service.terminate();
+}
+
+/// A copy of the data directory is the same journal; one with an id of its own is gone on with if somebody says so.
+#[test]
+fn copy_of_a_journal_is_adopted_only_when_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let config = "[checkpoints]\nevery = '1s'\n[ingest]\npartitions = 2\n";
+    let service = Service::start(&data, config).ready();
+    post_minutes(&service.address, 0..3);
+    wait_for_checkpoint(&data.join("checkpoints"), "journal", 60);
+    service.terminate();
+    let id = data.join("journal").join("id");
+    let before: Value = serde_json::from_str(&fs::read_to_string(&id).unwrap()).unwrap();
+    fs::write(
+        &id,
+        format!(r#"{{"id":"{}","parent":{{"id":{},"ends":[30,30]}}}}"#, "12".repeat(16), before["id"]),
+    )
+    .unwrap();
+    let (code, said) = Service::refused(&data, config, "127.0.0.1:0");
+    let last = said.lines().last().unwrap_or_default();
+    assert!(code == Some(1) && last.contains("--adopt-logs") && last.contains(&"12".repeat(16)), "{said}");
+    let config_file = data.with_extension("toml");
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_swelter"))
+        .args(["run", "--listen", "127.0.0.1:0", "--adopt-logs", "--config"])
+        .arg(&config_file)
+        .arg("--data-dir")
+        .arg(&data)
+        .stdout(std::process::Stdio::null())
+        .stderr(File::create(folder.path().join("adopted")).unwrap())
+        .spawn()
+        .unwrap();
+    let said = || fs::read_to_string(folder.path().join("adopted")).unwrap();
+    wait_for("that it is adopted", || {
+        assert_eq!(child.try_wait().unwrap(), None, "{}", said());
+        let newest = fs::read_dir(data.join("checkpoints").join("manifests")).unwrap();
+        let names_it =
+            |path: PathBuf| fs::read_to_string(path).is_ok_and(|text| text.contains(&"12".repeat(16)));
+        said().contains("a copy of the logs is gone on with").then_some(())?;
+        // A checkpoint is made once something has come.
+        let address = said();
+        let address = address.lines().find_map(|line| {
+            Some(line.split("127.0.0.1:").nth(1)?.split(['"', ' ', ',']).next()?.to_owned())
+        })?;
+        let _ = post(
+            &format!("127.0.0.1:{address}"),
+            "application/json",
+            r#"{"city":"c0","reading_at":"2025-07-24T10:40:00Z","temperature":80,"humidity":50}"#,
+        );
+        newest.map(|entry| entry.unwrap().path()).any(names_it).then_some(())
+    });
+    let _ = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
+    assert!(wait_for("the end", || child.try_wait().unwrap()).success(), "{}", said());
+    // From then on it has checkpoints of its own.
+    let service = Service::start(&data, config).ready();
+    assert!(service.log().contains("a checkpoint is taken up"), "{}", service.log());
+    wait_for("all", || (counts(&service).len() == 3).then_some(()));
+    service.terminate();
+}
