@@ -311,7 +311,10 @@ fn a_session_watches_no_more_cities_than_can_be_asked_for() {
 #[test]
 fn names_that_no_city_has_are_bounded_for_a_session_and_for_all() {
     run(async {
-        let limits = Limits { message_bytes: 1 << 20, cities: 20_000, subscriptions: 1000, ..limits() };
+        // Nobody answers to pings here.
+        let heartbeat = Duration::from_secs(60);
+        let limits =
+            Limits { message_bytes: 1 << 20, cities: 20_000, subscriptions: 1000, heartbeat, ..limits() };
         let service = Service::start(1, limits.clone()).await;
         service.step().await;
         let names = |session: usize| -> Vec<String> {
@@ -348,7 +351,9 @@ fn names_that_no_city_has_are_bounded_for_a_session_and_for_all() {
 #[test]
 fn unfinished_messages_of_all_clients_are_bounded() {
     run(async {
-        let limits = Limits { message_bytes: 16 << 20, ..limits() };
+        // Nobody answers to pings here.
+        let heartbeat = Duration::from_secs(60);
+        let limits = Limits { message_bytes: 16 << 20, heartbeat, ..limits() };
         let service = Service::start(1, limits).await;
         let unfinished = service.sessions.unfinished().clone();
         let mut streams = Vec::new();
