@@ -36,7 +36,7 @@ pub fn memory_limits(limits: &Limits, workers: usize) -> Vec<MemoryLimit> {
         limit("removed cities", limits.ring_bytes),
         limit("watched cities", MAX_WATCHED * WATCHED_CITY_BYTES),
         limit("listed names", names::all_names_bytes(limits)),
-        limit("unfinished messages", metered::UNFINISHED_BYTES),
+        limit("unfinished messages", metered::unfinished_bytes(limits.message_bytes)),
     ]
 }
 

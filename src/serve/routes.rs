@@ -323,9 +323,9 @@ impl Server {
                     ws::ingest::IngestSession::new(socket, ingest, limits, stop).run()
                 })
             }
-            Give::Echo => {
-                upgrade.accept(ws::echo::config(&limits), unfinished, |socket| ws::echo::run(socket, stop))
-            }
+            Give::Echo => upgrade.accept(ws::echo::config(&limits), &ws::echo::unfinished(), |socket| {
+                ws::echo::run(socket, stop)
+            }),
             _ => {
                 let sessions = self.sessions.clone();
                 upgrade.accept(

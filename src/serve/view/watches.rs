@@ -39,7 +39,9 @@ pub(super) struct Watches {
 struct Ring {
     /// The query that began it: differs from that of an earlier ring of the city.
     query: u64,
-    /// The epoch of that query's answer: all changes after it are told. Answers to others say nothing of that.
+    /// The queries that watch the city, until one of them is answered: those of clients that have gone never are.
+    unanswered: Vec<u64>,
+    /// The epoch of the first answer to one of them: all changes after it are told. Answers to others say nothing of that.
     answered: Option<u64>,
     /// Changes up to this epoch may be gone.
     evicted: u64,
@@ -103,14 +105,18 @@ impl Watches {
     /// Begins the rings that are missing, and holds all. The cities are those of the queries from `first` on.
     pub(super) fn begin(&mut self, cities: &[Arc<str>], first: u64) {
         for (city, query) in cities.iter().zip(first..) {
-            self.rings.entry(city.clone()).or_insert_with(|| Ring {
+            let ring = self.rings.entry(city.clone()).or_insert_with(|| Ring {
                 query,
+                unanswered: Vec::new(),
                 answered: None,
                 evicted: 0,
                 changes: VecDeque::new(),
                 holders: 0,
                 end: None,
             });
+            if ring.answered.is_none() {
+                ring.unanswered.push(query);
+            }
         }
         self.hold(cities);
     }
@@ -159,8 +165,10 @@ impl Watches {
     pub(super) fn apply(&mut self, as_of: u64, rows: &[WatchedRow], answers: &[Answer]) {
         self.as_of = as_of;
         for answer in answers {
-            if let Some(ring) = self.rings.get_mut(&answer.city).filter(|ring| ring.query == answer.query) {
+            let ring = self.rings.get_mut(&answer.city);
+            if let Some(ring) = ring.filter(|ring| ring.unanswered.contains(&answer.query)) {
                 ring.answered = Some(answer.epoch);
+                ring.unanswered = Vec::new();
             }
         }
         for row in rows {
@@ -248,6 +256,32 @@ mod tests {
         assert_eq!(watches.since(&cities, 1).unwrap_err(), Expired);
         watches.apply(104, &[], &[]);
         assert!(!watches.reach(&cities, 3) && watches.reach(&cities, 4), "older than the ring's time");
+    }
+
+    #[test]
+    fn ring_of_a_client_that_has_gone_is_complete_from_the_next_answer_on() {
+        let city: Arc<str> = "a".into();
+        let cities = [city.clone()];
+        let mut watches = Watches::new(Duration::from_secs(600), 1000);
+        for query in [7, 8, 9] {
+            watches.begin(&cities, query);
+        }
+        let answer = |query: u64, epoch: u64| Answer {
+            query,
+            epoch,
+            city: city.clone(),
+            known: true,
+            first: 0,
+            rows: Vec::new(),
+            more: false,
+            rest: Rest::Nothing,
+        };
+        // Those who asked 7 and 9 have gone.
+        watches.apply(5, &[], &[answer(8, 4)]);
+        assert!(watches.reach(&cities, 4) && !watches.reach(&cities, 3));
+        watches.begin(&cities, 10);
+        watches.apply(6, &[], &[answer(10, 6)]);
+        assert!(watches.reach(&cities, 4), "it was complete before");
     }
 
     #[test]

@@ -9,8 +9,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::serve::budget::{Share, Shares};
 
-/// Bytes of unfinished messages of all WebSockets.
-pub const UNFINISHED_BYTES: usize = 64 << 20;
+/// Bytes of unfinished messages of all WebSockets, at least.
+const UNFINISHED_BYTES: usize = 64 << 20;
+
+/// Bytes of unfinished messages of all WebSockets. One alone may hold an eighth, and asks for twice what it has read, so that the
+/// longest message must fit 16 times.
+pub fn unfinished_bytes(message_bytes: usize) -> usize {
+    UNFINISHED_BYTES.max(16 * message_bytes)
+}
 /// What each may have begun in any case: as much as its socket's buffer holds.
 pub const UNCOUNTED_BYTES: usize = 8 << 10;
 

@@ -105,7 +105,7 @@ impl Sessions {
             sessions: watch::Sender::new(0),
             subscriptions: AtomicUsize::new(0),
             outboxes: Shares::new(OUTBOXES_BYTES),
-            unfinished: Shares::new(metered::UNFINISHED_BYTES),
+            unfinished: Shares::new(metered::unfinished_bytes(limits.message_bytes)),
             names: Shares::new(names::all_names_bytes(limits)),
             meters: Meters::new(),
         }))
