@@ -27,7 +27,7 @@ fn log() -> Vec<(String, EventTime, Event)> {
     let cities = ["5128581", "São Paulo", "a \"quoted\", city", "x"];
     let arrival = |at: usize| {
         let time = EventTime::from_millis(1_735_689_600_000 + 61_001 * at as i64).unwrap();
-        let wind = (at % 3 > 0).then_some(at as f64 / 3.0);
+        let wind = (!at.is_multiple_of(3)).then_some(at as f64 / 3.0);
         let measurement = Measurement::new(40.0 + at as f64 * 1.7, 66.0 + at as f64 / 7.0, wind).unwrap();
         let event = if at % 7 == 6 { Event::Withdrawal } else { Event::Reading(measurement) };
         (cities[at % cities.len()].to_owned(), time, event)

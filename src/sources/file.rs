@@ -2,7 +2,7 @@
 //!
 //! A live log is a file that may be rotated: it goes on in the file that is made under its name, and a position is the number of a record since the
 //! first one. It is known by what is in it: a position is kept with the digest of its file up to there, which a start compares, and the
-//! data directory has which files there were ([`history`]). So it does not matter where a file is, and one that was written anew is noticed.
+//! data directory has which files there were (`history`). So it does not matter where a file is, and one that was written anew is noticed.
 
 mod growing;
 mod history;

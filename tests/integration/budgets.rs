@@ -18,9 +18,9 @@ fn page() -> String {
 /// The rows of all tables: first cell to the others.
 fn tables(page: &str) -> BTreeMap<&str, Vec<&str>> {
     let rows = page.lines().filter_map(|line| line.strip_prefix('|')?.strip_suffix('|'));
-    let mut cells = rows.map(|row| row.split('|').map(str::trim).collect::<Vec<_>>());
+    let cells = rows.map(|row| row.split('|').map(str::trim).collect::<Vec<_>>());
     let mut tables = BTreeMap::new();
-    while let Some(row) = cells.next() {
+    for row in cells {
         assert!(
             tables.insert(row[0], row[1..].to_vec()).is_none() || row[0].starts_with("---"),
             "{row:?} twice"
@@ -32,7 +32,7 @@ fn tables(page: &str) -> BTreeMap<&str, Vec<&str>> {
 /// As the page writes it.
 fn size(bytes: usize) -> String {
     match bytes {
-        _ if bytes % (1 << 20) == 0 => format!("{} MiB", bytes >> 20),
+        _ if bytes.is_multiple_of(1 << 20) => format!("{} MiB", bytes >> 20),
         _ if bytes >= 1 << 20 => format!("{} MiB", ((bytes as f64) / f64::from(1 << 20)).round()),
         _ => format!("{} KiB", bytes >> 10),
     }

@@ -148,20 +148,29 @@ fn dead_letters_at_their_limit_have_their_source_wait() {
         (code(&get(&service.address, "/readyz").ok()?.body) == "dead_letters_full").then_some(())
     });
     assert!(bytes(&data) < limit + 4_000, "{}", bytes(&data));
-    for entry in fs::read_dir(&data).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap();
-        if name.to_str().unwrap().starts_with("dead-letters.part-") {
-            fs::rename(&path, away.join(name)).unwrap();
+    // As often as it is full again: how much was taken in before is a matter of speed.
+    wait_for("that it has read all", || {
+        for entry in fs::read_dir(&data).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap();
+            if name.to_str().unwrap().starts_with("dead-letters.part-") {
+                fs::rename(&path, away.join(name)).unwrap();
+            }
         }
-    }
+        (get(&service.address, "/readyz").ok()?.status == 200).then_some(())
+    });
     let service = service.ready();
     let all: BTreeSet<u64> = (1..=sent).collect();
     wait_for("all letters", || (positions(&[&data, &away])? == all).then_some(()));
     service.terminate();
+    let here = positions(&[&data]).unwrap();
+    // The last file may have been full with the last letter.
+    if here.is_empty() {
+        return;
+    }
     let list = dead_letters(&data, &["list", "--json"]);
     let list: Value = serde_json::from_slice(&list.stdout).unwrap();
-    assert_eq!(list["counts"][0]["letters"], positions(&[&data]).unwrap().len() as u64);
+    assert_eq!(list["counts"][0]["letters"], here.len() as u64);
     let last = format!(
         "journal/{}/{sent}",
         list["newest"][0]["position"].as_str().unwrap().split('/').nth(1).unwrap()

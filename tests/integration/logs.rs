@@ -163,7 +163,7 @@ fn rotated_files_are_served_whatever_is_killed() {
         let (mut minute, mut rotated) = (0, 0);
         for step in 0..24 {
             match random.next(5) {
-                0 | 1 | 2 => {
+                0..=2 => {
                     let count = 1 + random.next(9) as usize;
                     let text = rows("lisbon", minute..minute + count);
                     minute += count;

@@ -68,7 +68,12 @@ pub(super) struct Removed {
 pub(super) fn remove_oldest(folder: &Path, written: &[&Path]) -> io::Result<Option<Removed>> {
     let mut oldest: Option<(SystemTime, PathBuf)> = None;
     for path in files(folder)?.into_iter().filter(|path| !written.contains(&&**path)) {
-        let age = (fs::metadata(&path)?.modified()?, path);
+        let age = match fs::metadata(&path) {
+            Ok(metadata) => (metadata.modified()?, path),
+            // Somebody has moved it away meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
         if oldest.as_ref().is_none_or(|oldest| age < *oldest) {
             oldest = Some(age);
         }

@@ -46,7 +46,7 @@ fn readers_that_take_much_and_slowly_cost_others_nothing() {
         let began = Instant::now();
         let at = format!("2025-11-25T00:{:02}:{:02}Z", number / 60, number % 60);
         service.post(&json!({"city": "healthy", "reading_at": at, "temperature": 90, "humidity": 50}));
-        while !next_row(&mut healthy).is_some_and(|row| row["reading_at"].as_str() == Some(&at)) {
+        while next_row(&mut healthy).is_none_or(|row| row["reading_at"].as_str() != Some(&at)) {
             assert!(began.elapsed() < LATEST, "{at} does not come");
         }
         seen += 1;
@@ -118,7 +118,7 @@ impl Crowd {
         let mut begins: Vec<(Vec<u8>, usize)> = Vec::new();
         for number in 0..WINDOWS {
             // Some read fast, and come again.
-            begins.push((socket(&[window.clone()]), if number % 8 == 0 { FAST } else { 60_000 }));
+            begins.push((socket(std::slice::from_ref(&window)), if number % 8 == 0 { FAST } else { 60_000 }));
         }
         for number in 0..HISTORIES {
             begins.push((get(&format!("/v1/cities/city%20{}/history", number % CITIES)), FAST));
