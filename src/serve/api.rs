@@ -224,6 +224,7 @@ pub(super) async fn history(view: &View, key: &str, range: Range) -> Result<Vec<
         if !known {
             return Err(unknown(&key));
         }
+        let _turn = view.turns().take().await;
         for (reading_at, row) in rows {
             if count > 0 {
                 out.push(b',');

@@ -20,6 +20,7 @@ mod target;
 mod telemetry;
 mod text;
 mod tls;
+pub mod turns;
 pub mod ui;
 mod upgrade;
 pub mod view;

@@ -264,7 +264,10 @@ impl Server {
                 let listing = api::Listing::parse(query)?;
                 let cities = listing.limit.min(self.view.city_count());
                 let room = self.room(cities * api::CITY_BYTES).await?;
-                Ok(with(room, json(headers, listing.json(&self.view)).await?))
+                let turn = self.view.turns().take().await;
+                let body = listing.json(&self.view);
+                drop(turn);
+                Ok(with(room, json(headers, body).await?))
             }
             Give::City => {
                 text::Parameters::parse(query, &[])?;

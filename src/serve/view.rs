@@ -16,6 +16,7 @@ use self::table::{Table, Tally};
 use self::watches::Watches;
 pub use self::watches::{MAX_WATCHED, WindowSince};
 use super::budget::{Budget, Held};
+use super::turns::Turns;
 use super::{Facts, Limits};
 use crate::model::clock::wall_clock_ms;
 use crate::model::{Ask, Counts, Progress, Question, Reason, Update, WatchedRow};
@@ -42,6 +43,7 @@ pub struct View {
     watches: SharedMutex<Watches>,
     asked: Arc<Asked>,
     room: Arc<Budget>,
+    turns: Turns,
     updated_at: SharedMutex<Instant>,
     ahead: SharedMutex<Option<(Instant, Arc<AheadOfClock>)>>,
 }
@@ -67,9 +69,15 @@ impl View {
             watches: SharedMutex::new(Watches::new(limits.ring_time, limits.ring_bytes)),
             asked: Arc::new(Asked::new(ask, workers)),
             room,
+            turns: Turns::default(),
             updated_at: SharedMutex::new(Instant::now()),
             ahead: SharedMutex::default(),
         })
+    }
+
+    /// Whose turn it is to encode a piece of a long answer.
+    pub fn turns(&self) -> &Turns {
+        &self.turns
     }
 
     pub fn facts(&self) -> &Facts {

@@ -9,6 +9,7 @@ use super::session::Session;
 use super::socket::{End, FRAGMENT_BYTES};
 use crate::codec;
 use crate::model::EventTime;
+use crate::serve::turns::TURN_ROWS;
 use crate::serve::wire;
 
 /// A part of a snapshot, before it is closed.
@@ -21,11 +22,13 @@ pub(super) struct Snapshot {
     as_of: u64,
     text: Vec<u8>,
     rows: u64,
+    /// Parts that are full, and not written yet.
+    full: Vec<(Vec<u8>, u64)>,
 }
 
 impl Snapshot {
     pub(super) fn new(id: Arc<str>, digest: u64, as_of: u64) -> Snapshot {
-        let mut snapshot = Snapshot { id, digest, as_of, text: Vec::new(), rows: 0 };
+        let mut snapshot = Snapshot { id, digest, as_of, text: Vec::new(), rows: 0, full: Vec::new() };
         snapshot.begin();
         snapshot
     }
@@ -34,23 +37,31 @@ impl Snapshot {
         self.rows = 0;
         wire::begin_snapshot(&mut self.text, &self.id, self.as_of);
     }
+
+    pub(super) fn add_row(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        if self.text.len() >= PART_BYTES {
+            self.text.extend_from_slice(b"],\"complete\":false}");
+            self.end_part();
+            self.begin();
+        }
+        comma(&mut self.text, self.rows);
+        write(&mut self.text);
+        self.rows += 1;
+    }
+
+    fn end_part(&mut self) {
+        self.full.push((std::mem::take(&mut self.text), self.rows));
+    }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
-    /// Adds a row; writes the part before it, where that is full.
-    pub(super) async fn add_row(
-        &mut self,
-        snapshot: &mut Snapshot,
-        write: impl FnOnce(&mut Vec<u8>),
-    ) -> Result<(), End> {
-        if snapshot.text.len() >= PART_BYTES {
-            snapshot.text.extend_from_slice(b"],\"complete\":false}");
-            self.send_part(snapshot).await?;
-            snapshot.begin();
+    /// Writes the parts that are full.
+    pub(super) async fn write_parts(&mut self, snapshot: &mut Snapshot) -> Result<(), End> {
+        for (text, rows) in snapshot.full.drain(..) {
+            self.count(text.len(), rows);
+            self.send(text).await?;
+            self.socket.flush().await?;
         }
-        comma(&mut snapshot.text, snapshot.rows);
-        write(&mut snapshot.text);
-        snapshot.rows += 1;
         Ok(())
     }
 
@@ -59,14 +70,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         snapshot.text.extend_from_slice(b"],\"complete\":true,\"token\":\"");
         self.shared.tokens.push(&mut snapshot.text, snapshot.as_of, snapshot.digest);
         snapshot.text.extend_from_slice(b"\"}");
-        self.send_part(&mut snapshot).await
-    }
-
-    async fn send_part(&mut self, snapshot: &mut Snapshot) -> Result<(), End> {
-        let text = std::mem::take(&mut snapshot.text);
-        self.count(text.len(), snapshot.rows);
-        self.send(text).await?;
-        self.socket.flush().await
+        snapshot.end_part();
+        self.write_parts(&mut snapshot).await
     }
 
     /// Writes a snapshot of rows that are all there.
@@ -78,9 +83,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         rows: impl Iterator<Item = R>,
         write: impl Fn(&mut Vec<u8>, &R),
     ) -> Result<(), End> {
-        let mut snapshot = Snapshot::new(id.clone(), digest, as_of);
-        for row in rows {
-            self.add_row(&mut snapshot, |out| write(out, &row)).await?;
+        let (mut snapshot, view) = (Snapshot::new(id.clone(), digest, as_of), self.shared.view.clone());
+        let mut rows = rows.peekable();
+        while rows.peek().is_some() {
+            let turn = view.turns().take().await;
+            for row in rows.by_ref().take(TURN_ROWS) {
+                snapshot.add_row(|out| write(out, &row));
+            }
+            drop(turn);
+            self.write_parts(&mut snapshot).await?;
         }
         self.complete(snapshot).await
     }

@@ -316,7 +316,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         };
         let (id, digest) = (subscription.id.clone(), subscription.selection.digest());
         subscription.sent = Some(as_of);
-        let mut snapshot = Snapshot::new(id, digest, as_of);
+        let (mut snapshot, view) = (Snapshot::new(id, digest, as_of), self.shared.view.clone());
         loop {
             let next = tokio::select! {
                 next = waiting.next() => next,
@@ -325,10 +325,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             match next {
                 Ok(None) => break,
                 Ok(Some(Answer { city, rows, .. })) => {
+                    let turn = view.turns().take().await;
                     for (reading_at, row) in rows {
-                        let write = |out: &mut Vec<u8>| codec::push_row_json(out, &city, reading_at, &row);
-                        self.add_row(&mut snapshot, write).await?;
+                        snapshot.add_row(|out| codec::push_row_json(out, &city, reading_at, &row));
                     }
+                    drop(turn);
+                    self.write_parts(&mut snapshot).await?;
                 }
                 Err(Busy::Slow) => return Err(TOO_SLOW),
                 // What it has of the snapshot is not complete, and never will be.
