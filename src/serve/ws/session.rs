@@ -23,6 +23,8 @@ use crate::serve::view::{Busy, MAX_WAITING, Since, Waiting};
 use crate::serve::wire::Said;
 
 /// What is written before the socket is flushed.
+/// A longer message is parsed in turn, as the pieces of long answers are made.
+const LONG_REQUEST: usize = 4 * 1024;
 const BURST_BYTES: usize = 16 * 1024;
 /// Cities that a session's window subscriptions list: what can be asked for at once.
 const MAX_WATCHED: usize = MAX_WAITING;
@@ -171,10 +173,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             return Err(End::Close(1008, "messages faster than the limit"));
         }
         match message {
-            Message::Text(text) => match request::parse(&text, &self.shared.limits) {
-                Ok(request) => self.handle(request).await,
-                Err(problem) => self.refuse(problem).await,
-            },
+            Message::Text(text) => {
+                let view = self.shared.view.clone();
+                let turn = if text.len() > LONG_REQUEST { view.turns().take().await } else { None };
+                let parsed = request::parse(&text, &self.shared.limits);
+                drop(turn);
+                match parsed {
+                    Ok(request) => self.handle(request).await,
+                    Err(problem) => self.refuse(problem).await,
+                }
+            }
             Message::Binary(_) => Err(End::Close(1003, "messages are text")),
             Message::Close(_) => Err(End::Gone),
             _ => Ok(()),
@@ -359,10 +367,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             Ok(held) => held,
             Err(busy) => return self.give_up(slot, busy).await,
         };
-        let found = match view.latest(&selection.select(), sent) {
+        let turn = view.turns().take().await;
+        let found = view.latest(&selection.select(), sent);
+        drop(turn);
+        let found = match found {
             Ok(since) => Some((since, sent)),
             Err(_) => {
                 self.say(Said::Reset { id: &id, reason: why.reason() }).await?;
+                let _turn = view.turns().take().await;
                 view.latest(&selection.select(), None).ok().map(|all| (all, None))
             }
         };
