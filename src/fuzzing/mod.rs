@@ -106,14 +106,20 @@ pub fn json_lines(bytes: &[u8]) -> bool {
     text(bytes, body, 1, Format::Json)
 }
 
-/// The first byte chooses the settings.
+/// A file with a header.
 pub fn csv(bytes: &[u8]) -> bool {
-    // What lies behind the header is found again by its own line number, so the header may be anything of one line.
-    let header = bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |end| end + 1);
-    let has_quotes = bytes[..header].contains(&b'"');
-    match has_quotes {
+    // The header is the first line that is not blank.
+    let (mut header, mut first_line) = (0, 1);
+    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+        header += line.len();
+        first_line += 1;
+        if !line.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(line).trim_ascii().is_empty() {
+            break;
+        }
+    }
+    match bytes[..header].contains(&b'"') {
         true => decode_all(bytes, Format::Csv, &mut |_, _| ()).unwrap_or(false),
-        false => text(bytes, &bytes[header..], 2, Format::Csv),
+        false => text(bytes, &bytes[header..], first_line, Format::Csv),
     }
 }
 
