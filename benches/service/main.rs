@@ -24,6 +24,8 @@ mod http;
 mod ingest;
 mod latency;
 mod measure;
+#[path = "../../tests/integration/real/paced_readers.rs"]
+mod paced_readers;
 mod rest;
 mod rows;
 mod server;

@@ -1,6 +1,5 @@
 //! Backups of the built program: taken while readings come, restored elsewhere, and damaged.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -10,7 +9,7 @@ use std::thread;
 
 use serde_json::{Value, json};
 
-use crate::checkpoints::{S3, python};
+use crate::checkpoints::{S3, published_manifests, python};
 use crate::oracle::{Entry, Oracle};
 use crate::process::{DEADLINE, Service, post, wait_for};
 use crate::recovery::{MINUTE, Random, SETTINGS, written};
@@ -121,8 +120,7 @@ fn dead_letters(data: &Path) -> Vec<String> {
 }
 
 fn has_checkpoints(data: &Path, at_least: usize) -> Option<()> {
-    let manifests = fs::read_dir(data.join("checkpoints/manifests")).ok()?;
-    (manifests.count() >= at_least).then_some(())
+    (published_manifests(&data.join("checkpoints")).len() >= at_least).then_some(())
 }
 
 /// The batches that a restored journal has: all that were acknowledged before, whole ones, in their order.
@@ -176,13 +174,10 @@ fn under_load(place: &str, variables: &[(&str, String)]) {
     poster.post(&service.address);
     let mut another = Poster { acked: Arc::new(Mutex::new(theirs)), ..Poster::new(8) };
     (0..3).for_each(|_| another.post(&copied.address));
-    let names = |data: &Path| -> BTreeMap<_, _> {
-        let entries = fs::read_dir(data.join("checkpoints/manifests")).unwrap().map(|entry| entry.unwrap());
-        entries.map(|entry| (entry.file_name(), ())).collect()
-    };
-    let known = names(&other);
+    let manifests = || published_manifests(&other.join("checkpoints"));
+    let known = manifests();
     wait_for("a checkpoint of the restored one", || {
-        names(&other).keys().any(|name| !known.contains_key(name)).then_some(())
+        manifests().iter().any(|manifest| !known.contains(manifest)).then_some(())
     });
     copied.kill();
     copied = Service::start(&other, &config()).ready();

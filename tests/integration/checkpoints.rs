@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
@@ -55,6 +55,13 @@ fn wait_for_readings(address: &str, readings: usize) -> Value {
         let all = cities.as_array()?.iter().all(|city| city["current"]["count"] == readings);
         (all && cities.as_array()?.len() == 30).then_some(cities)
     })
+}
+
+/// The manifests in a folder. What is only being put is none yet: it has another name until it is whole.
+pub fn published_manifests(place: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(place.join("manifests")).into_iter().flatten();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths.filter(|path| path.extension().is_some_and(|kind| kind == "json")).collect()
 }
 
 /// The checkpoints that there are, newest first.
@@ -143,8 +150,9 @@ fn a_store_that_speaks_s3_keeps_them() {
     // Older ones are given up once newer ones are read back: two bases are left, and one more if it was just published.
     let first = list(&url, &variables)[0]["name"].clone();
     (30..36).for_each(|minute| {
+        let newest = list(&url, &variables)[0]["name"].clone();
         post_minutes(&service.address, minute..minute + 1);
-        std::thread::sleep(Duration::from_millis(700));
+        wait_for("one with that", || (list(&url, &variables)[0]["name"] != newest).then_some(()));
     });
     wait_for("that the first is given up", || {
         let listed = list(&url, &variables);
@@ -258,6 +266,7 @@ fn trimmed(data: &Path, config: &str) {
     // Until records are gone: a journal keeps its last block.
     wait_for("that the journal is trimmed", || {
         post_minutes(&service.address, 0..3);
+        // It is to have been trimmed for some hundred records, not for as many as can be posted.
         std::thread::sleep(Duration::from_millis(300));
         data.join("journal").join("begins").exists().then_some(())
     });

@@ -135,6 +135,8 @@ fn clock_that_stays_ahead_is_believed_and_what_came_of_it_is_listed() {
     assert_eq!(listed(&service), "ahead");
     let status = service.get("/v1/status");
     assert!(status["as_of"].as_i64().unwrap() > now() + 29 * DAY, "epochs never fall: {status}");
+    // It stays put back for longer than what is asserted: a lag that is counted from `as_of` would be negative, one from the last
+    // epoch more than that.
     thread::sleep(Duration::from_millis(2_500));
     let status = service.get("/v1/status");
     assert!((0..2_000).contains(&status["lag_ms"].as_i64().unwrap()), "{status}");

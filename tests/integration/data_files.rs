@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use swelter::model::EventTime;
 
+use crate::checkpoints::published_manifests;
 use crate::dead_letters::dead_letters;
 use crate::process::{Service, get, post, wait_for};
 
@@ -70,9 +71,9 @@ fn data_files_are_for_their_user_alone_or_for_its_group() {
         for wanted in wanted {
             wait_for(wanted, || data.join(wanted).exists().then_some(()));
         }
-        let is_checkpoint =
-            |path: &Path| fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
-        wait_for("a checkpoint", || is_checkpoint(&data.join("checkpoints")).then_some(()));
+        wait_for("a checkpoint", || {
+            (!published_manifests(&data.join("checkpoints")).is_empty()).then_some(())
+        });
         service.terminate();
         let found = modes(&data);
         assert!(found.len() > 20, "{found:?}");
@@ -213,6 +214,7 @@ fn each_dead_letter_is_there_once_however_often_a_service_is_killed() {
         }
         let kill = service.killer();
         let killed = std::thread::spawn(move || {
+            // At whatever it does then.
             std::thread::sleep(Duration::from_millis(lifetime));
             kill();
         });

@@ -24,6 +24,7 @@ const OPEN_FILES: u64 = 256;
 const IDLE: usize = 400;
 /// Epochs are reserved for 3 s.
 const SEVERAL_RESERVATIONS: Duration = Duration::from_secs(7);
+/// Posts go on while a state lasts, at a pace that leaves something to do for the tests beside this one.
 const BETWEEN_POSTS: Duration = Duration::from_millis(50);
 
 /// A connection that is kept.

@@ -1,11 +1,9 @@
 use std::collections::BTreeMap;
 use std::net::TcpListener;
-use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::thread;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
-use tempfile::TempDir;
+use rcgen::{CertificateParams, date_time_ymd};
 use timely::communication::allocator::zero_copy::stream::Stream as _;
 
 use super::super::ClusterPlan;
@@ -14,47 +12,24 @@ use super::super::stream::PeerStream;
 use super::*;
 use crate::model::Topology;
 
+#[path = "../../../tests/integration/cluster/authority.rs"]
+mod authority;
+
+use self::authority::Authority;
+
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A CA that signs certificates of processes.
-struct Authority {
-    folder: TempDir,
-    issuer: CertifiedIssuer<'static, KeyPair>,
+fn plan_for(
+    authority: &Authority,
+    host: &str,
+    change: impl FnOnce(&mut CertificateParams),
+) -> ClusterTlsPlan {
+    let files = authority.sign(host, change);
+    ClusterTlsPlan { certificate: files.certificate, key: files.key, ca: authority.ca() }
 }
 
-impl Authority {
-    fn new() -> Authority {
-        Authority::called("swelter")
-    }
-
-    fn called(name: &str) -> Authority {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.distinguished_name.push(rcgen::DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("ca.pem"), issuer.pem()).unwrap();
-        Authority { folder, issuer }
-    }
-
-    fn ca(&self) -> PathBuf {
-        self.folder.path().join("ca.pem")
-    }
-
-    fn plan(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> ClusterTlsPlan {
-        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-        change(&mut params);
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        let path = |kind: &str| self.folder.path().join(format!("{name}.{kind}").replace('*', "any"));
-        std::fs::write(path("pem"), certificate.pem()).unwrap();
-        std::fs::write(path("key"), key.serialize_pem()).unwrap();
-        ClusterTlsPlan { certificate: path("pem"), key: path("key"), ca: self.ca() }
-    }
-
-    fn tls(&self, name: &str) -> PeerTls {
-        PeerTls::load(&self.plan(name, |_| ())).unwrap()
-    }
+fn tls_for(authority: &Authority, host: &str) -> PeerTls {
+    PeerTls::load(&plan_for(authority, host, |_| ())).unwrap()
 }
 
 /// One that does not look at its own certificate first.
@@ -83,7 +58,7 @@ fn meet(caller: PeerTls, listener: PeerTls, host: &'static str) -> Met {
 }
 
 fn met(authority: &Authority) -> (TlsStream, TlsStream) {
-    let tls = authority.tls("127.0.0.1");
+    let tls = tls_for(&authority, "127.0.0.1");
     let (caller, listener) = meet(tls.clone(), tls, "127.0.0.1");
     let (caller, listener) = (caller.map_err(TlsFailure::into_text), listener.map_err(TlsFailure::into_text));
     let streams = (caller.unwrap(), listener.unwrap());
@@ -107,7 +82,7 @@ fn bytes(seed: u64, count: usize) -> Vec<u8> {
 #[test]
 fn tls_stream_carries_both_directions_at_once_and_takes_new_keys() {
     const SIZE: usize = 3 << 20;
-    let (caller, listener) = met(&Authority::new());
+    let (caller, listener) = met(&Authority::new("swelter"));
     let mut all = Vec::new();
     for (stream, seed, others) in [(caller, 1, 2), (listener, 2, 1)] {
         let (mut writer, mut reader) = (stream.clone(), stream);
@@ -132,7 +107,7 @@ fn tls_stream_carries_both_directions_at_once_and_takes_new_keys() {
 
 #[test]
 fn tls_stream_that_is_cut_off_is_no_orderly_end() {
-    let authority = Authority::new();
+    let authority = Authority::new("swelter");
     let mut buffer = [0; 10];
     let (caller, mut listener) = met(&authority);
     io::Write::write_all(&mut listener.clone(), b"x").unwrap();
@@ -156,7 +131,7 @@ fn tls_stream_that_is_cut_off_is_no_orderly_end() {
 
 #[test]
 fn tls_stream_peek_leaves_what_it_gives() {
-    let (caller, listener) = met(&Authority::new());
+    let (caller, listener) = met(&Authority::new("swelter"));
     let (mut caller, mut listener) = (PeerStream::Tls(caller), PeerStream::Tls(listener));
     io::Write::write_all(&mut caller, b"line\nrest").unwrap();
     let mut buffer = [0; 20];
@@ -175,25 +150,25 @@ fn tls_stream_peek_leaves_what_it_gives() {
 
 #[test]
 fn tls_peers_of_other_authorities_and_hosts_are_refused_by_both_ends() {
-    let (ours, theirs) = (Authority::new(), Authority::new());
-    let own = ours.tls("127.0.0.1");
+    let (ours, theirs) = (Authority::new("swelter"), Authority::new("swelter"));
+    let own = tls_for(&ours, "127.0.0.1");
     let why = |failure: Result<TlsStream, TlsFailure>| failure.map(drop).unwrap_err().into_text();
 
     // Also one that has another name than ours.
-    for theirs in [&theirs, &Authority::called("other")] {
-        let (caller, _) = meet(own.clone(), theirs.tls("127.0.0.1"), "127.0.0.1");
+    for theirs in [&theirs, &Authority::new("other")] {
+        let (caller, _) = meet(own.clone(), tls_for(theirs, "127.0.0.1"), "127.0.0.1");
         assert!(why(caller).contains("not signed by the CA of cluster.tls.ca"));
     }
-    let (caller, _) = meet(own.clone(), ours.tls("example.org"), "127.0.0.1");
+    let (caller, _) = meet(own.clone(), tls_for(&ours, "example.org"), "127.0.0.1");
     assert!(why(caller).contains("not for the host"));
     for host in ["a.example.org", "127.0.0.1"] {
-        let (caller, listener) = meet(own.clone(), ours.tls("*.example.org"), host);
+        let (caller, listener) = meet(own.clone(), tls_for(&ours, "*.example.org"), host);
         assert_eq!(caller.is_ok(), host.starts_with('a'), "{host}");
         // Which process calls is not known yet here.
         drop(listener);
     }
     // With the right CA but a certificate of another one, which its own start would refuse.
-    let mixed = ClusterTlsPlan { ca: ours.ca(), ..theirs.plan("127.0.0.1", |_| ()) };
+    let mixed = ClusterTlsPlan { ca: ours.ca(), ..plan_for(&theirs, "127.0.0.1", |_| ()) };
     assert!(PeerTls::load(&mixed).map(drop).unwrap_err().to_string().contains("not signed by the CA"));
     let (caller, listener) = meet(careless(&mixed), own.clone(), "127.0.0.1");
     assert!(why(listener).contains("not signed by the CA of cluster.tls.ca"));
@@ -213,8 +188,8 @@ fn tls_peers_of_other_authorities_and_hosts_are_refused_by_both_ends() {
 /// One that has a certificate of the cluster, and not the secret, between two that have both.
 #[test]
 fn tls_peer_without_the_secret_cannot_pass_on_what_others_say() {
-    let authority = Authority::new();
-    let tls = authority.tls("127.0.0.1");
+    let authority = Authority::new("swelter");
+    let tls = tls_for(&authority, "127.0.0.1");
     let plan = |process| ClusterPlan {
         topology: Topology { processes: 2, process, workers: 1 },
         hosts: vec!["127.0.0.1:1".into(), "127.0.0.1:2".into()],
@@ -264,8 +239,8 @@ fn tls_peer_without_the_secret_cannot_pass_on_what_others_say() {
 
 #[test]
 fn tls_certificate_that_is_not_valid_now_is_refused_by_its_own_start_and_by_others() {
-    let authority = Authority::new();
-    let own = authority.tls("localhost");
+    let authority = Authority::new("swelter");
+    let own = tls_for(&authority, "localhost");
     type Change = fn(&mut CertificateParams);
     let expired: Change = |params| {
         params.not_before = date_time_ymd(2001, 1, 1);
@@ -277,7 +252,7 @@ fn tls_certificate_that_is_not_valid_now_is_refused_by_its_own_start_and_by_othe
     for (change, expected) in
         [(expired, "has expired"), (early, "is not valid yet"), (one_way, "certificate is not taken")]
     {
-        let plan = authority.plan("127.0.0.1", change);
+        let plan = plan_for(&authority, "127.0.0.1", change);
         let loaded = PeerTls::load(&plan).map(drop).unwrap_err().to_string();
         assert!(loaded.starts_with("cluster.tls: ") && loaded.contains(expected), "{loaded}");
         let (_, listener) = meet(careless(&plan), own.clone(), "localhost");
@@ -288,16 +263,16 @@ fn tls_certificate_that_is_not_valid_now_is_refused_by_its_own_start_and_by_othe
 
 #[test]
 fn tls_files_that_cannot_be_used_are_named() {
-    let authority = Authority::new();
-    let plan = authority.plan("127.0.0.1", |_| ());
-    let empty = authority.folder.path().join("empty");
+    let authority = Authority::new("swelter");
+    let plan = plan_for(&authority, "127.0.0.1", |_| ());
+    let empty = authority.ca().with_file_name("empty");
     std::fs::write(&empty, "nothing").unwrap();
-    let other = authority.plan("other", |_| ()).key;
+    let other = plan_for(&authority, "other", |_| ()).key;
     for (plan, named) in [
         (ClusterTlsPlan { certificate: empty.clone(), ..plan.clone() }, "empty"),
         (ClusterTlsPlan { key: empty.clone(), ..plan.clone() }, "empty"),
         (ClusterTlsPlan { ca: empty, ..plan.clone() }, "empty"),
-        (ClusterTlsPlan { ca: PathBuf::from("/no/such/file"), ..plan.clone() }, "/no/such/file"),
+        (ClusterTlsPlan { ca: "/no/such/file".into(), ..plan.clone() }, "/no/such/file"),
         (ClusterTlsPlan { key: other, ..plan }, "127.0.0.1.pem"),
     ] {
         let error = PeerTls::load(&plan).map(drop).unwrap_err().to_string();
@@ -307,8 +282,8 @@ fn tls_files_that_cannot_be_used_are_named() {
 
 #[test]
 fn tls_handshake_is_bounded_however_little_is_said_at_a_time() {
-    let authority = Authority::new();
-    let tls = authority.tls("127.0.0.1");
+    let authority = Authority::new("swelter");
+    let tls = tls_for(&authority, "127.0.0.1");
     let limit = Duration::from_millis(300);
     for calls in [true, false] {
         let (one, mut other) = sockets();
@@ -332,7 +307,7 @@ fn tls_handshake_is_bounded_however_little_is_said_at_a_time() {
 
 #[test]
 fn tls_listener_refuses_plain_text_with_a_reason() {
-    let tls = Authority::new().tls("127.0.0.1");
+    let tls = tls_for(&Authority::new("swelter"), "127.0.0.1");
     for said in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"{\"magic\":\"swelter cluster 2\"}\n"] {
         let (mut caller, listener) = sockets();
         io::Write::write_all(&mut caller, said).unwrap();

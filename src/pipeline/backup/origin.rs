@@ -23,7 +23,10 @@ pub(super) struct Origin {
 enum From {
     Service(BufReader<UnixStream>),
     /// The lock is given back last.
-    Folder(Journal, #[allow(dead_code)] File),
+    Folder {
+        journal: Journal,
+        _lock: File,
+    },
 }
 
 impl Origin {
@@ -43,7 +46,7 @@ impl Origin {
                 data_dir.display()
             )));
         }
-        let held = data_dir::hold(data_dir).map_err(|error| match error {
+        let lock = data_dir::hold(data_dir).map_err(|error| match error {
             DataDirError::InUse(_) => BackupError::Refused(format!(
                 "{} is in use by a process that takes no backups, as one does that is starting or ending: try again, or stop it first",
                 data_dir.display()
@@ -53,7 +56,7 @@ impl Origin {
         let partitions = Journal::partitions_in(&folder)?;
         let journal = Journal::open(&folder, JournalPlan { partitions, ..JournalPlan::default() })?;
         let offer = Offer::of(&journal, checkpoints);
-        Ok(Origin { offer, from: From::Folder(journal, held) })
+        Ok(Origin { offer, from: From::Folder { journal, _lock: lock } })
     }
 
     pub(super) fn is_running(&self) -> bool {
@@ -67,7 +70,7 @@ impl Origin {
     ) -> Result<Vec<u64>, BackupError> {
         match &mut self.from {
             From::Service(reader) => receive(reader, each),
-            From::Folder(journal, _) => {
+            From::Folder { journal, .. } => {
                 let ends = journal.ends();
                 for (partition, (begin, end)) in (0..).zip(self.offer.begins.iter().zip(&ends)) {
                     each_stored(journal, partition, *begin, *end, each)??;

@@ -340,6 +340,7 @@ fn verifier_finds_damage_sets_it_aside_and_trims_by_nothing_that_is_damaged() {
     until("that damage is found", || verifier.take_damage());
     let aside = second.with_extension("parquet.damaged");
     until("that it is set aside", || aside.exists() && !second.exists());
+    // Several rounds of verification, of which none may say it again.
     std::thread::sleep(Wait::from_millis(200));
     assert!(epochs() == [3, 2] && !verifier.take_damage(), "it is said once");
     // One whole base is left, so nothing goes, whatever is published.

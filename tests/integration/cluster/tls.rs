@@ -1,49 +1,26 @@
 //! Processes that speak TLS to each other, with certificates of a CA of the test.
 
-use std::path::PathBuf;
+use rcgen::{CertificateParams, date_time_ymd};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
-
+use super::authority::Authority;
 use super::strangers::Flood;
 use super::*;
 use crate::trial::proxy::Proxy;
 
-struct Authority {
-    folder: TempDir,
-    issuer: CertifiedIssuer<'static, KeyPair>,
+/// A configuration with a certificate for a host, which trusts `ca`.
+fn config_for(
+    authority: &Authority,
+    host: &str,
+    ca: &Path,
+    change: impl FnOnce(&mut CertificateParams),
+) -> String {
+    let files = authority.sign(host, change);
+    tls_config(&files.certificate, &files.key, ca)
 }
 
-impl Authority {
-    fn new(name: &str) -> Authority {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("ca.pem"), issuer.pem()).unwrap();
-        Authority { folder, issuer }
-    }
-
-    fn ca(&self) -> PathBuf {
-        self.folder.path().join("ca.pem")
-    }
-
-    /// A certificate, and a configuration that has it and trusts `ca`.
-    fn config(&self, name: &str, ca: &Path, change: impl FnOnce(&mut CertificateParams)) -> String {
-        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-        change(&mut params);
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        let path = |kind: &str| self.folder.path().join(format!("{name}.{kind}"));
-        std::fs::write(path("pem"), certificate.pem()).unwrap();
-        std::fs::write(path("key"), key.serialize_pem()).unwrap();
-        tls_config(&path("pem"), &path("key"), ca)
-    }
-
-    /// As it should be.
-    fn right(&self) -> String {
-        self.config("127.0.0.1", &self.ca(), |_| ())
-    }
+/// As it should be.
+fn right_config(authority: &Authority) -> String {
+    config_for(authority, "127.0.0.1", &authority.ca(), |_| ())
 }
 
 fn tls_config(certificate: &Path, key: &Path, ca: &Path) -> String {
@@ -54,7 +31,7 @@ fn tls_config(certificate: &Path, key: &Path, ca: &Path) -> String {
 fn cluster_with_tls_has_the_results_of_one_without() {
     let authority = Authority::new("ours");
     for (processes, workers) in [(2, "1"), (2, "2"), (3, "1")] {
-        let said = [CONFIG.to_owned(), authority.right()].map(|config| {
+        let said = [CONFIG.to_owned(), right_config(&authority)].map(|config| {
             let (data, count) = (tempfile::tempdir().unwrap(), processes.to_string());
             let arguments = ["--processes", &count, "--workers", workers];
             let mut program = Program::start(data.path(), &config, &arguments, None);
@@ -74,7 +51,7 @@ fn cluster_with_tls_has_the_results_of_one_without() {
 #[test]
 fn cluster_tls_leaves_no_plain_text_on_either_link() {
     let authority = Authority::new("ours");
-    for (config, is_plain) in [(CONFIG.to_owned(), true), (authority.right(), false)] {
+    for (config, is_plain) in [(CONFIG.to_owned(), true), (right_config(&authority), false)] {
         let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let ports = [free_port(), free_port()];
         let proxy = Proxy::recording(ports[0]);
@@ -113,7 +90,7 @@ fn cluster_tls_refuses_other_certificates_and_plain_text() {
     let of = |process: &'static str| {
         ["--processes", "2", "--process", process, "--hosts", hosts.to_str().unwrap()]
     };
-    let mut first = Program::start(data.path(), &ours.right(), &of("0"), Some("s3cr3t"));
+    let mut first = Program::start(data.path(), &right_config(&ours), &of("0"), Some("s3cr3t"));
     let mut plain = wait_for("its port", || TcpStream::connect(("127.0.0.1", ports[0])).ok());
     plain.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     std::io::Read::read_to_end(&mut plain, &mut Vec::new()).unwrap();
@@ -125,10 +102,10 @@ fn cluster_tls_refuses_other_certificates_and_plain_text() {
         params.not_after = date_time_ymd(2001, 2, 1);
     };
     for (config, code, expected) in [
-        (theirs.right(), 1, "its certificate is not signed by the CA of cluster.tls.ca"),
-        (theirs.config("127.0.0.1", &ours.ca(), |_| ()), 2, "not signed by the CA of cluster.tls.ca"),
-        (ours.config("127.0.0.1", &ours.ca(), expired), 2, "its certificate has expired"),
-        (ours.config("example.org", &ours.ca(), |_| ()), 1, "its certificate is not for the host"),
+        (right_config(&theirs), 1, "its certificate is not signed by the CA of cluster.tls.ca"),
+        (config_for(&theirs, "127.0.0.1", &ours.ca(), |_| ()), 2, "not signed by the CA of cluster.tls.ca"),
+        (config_for(&ours, "127.0.0.1", &ours.ca(), expired), 2, "its certificate has expired"),
+        (config_for(&ours, "example.org", &ours.ca(), |_| ()), 1, "its certificate is not for the host"),
         (CONFIG.to_owned(), 1, "it speaks TLS, and this process has no cluster.tls"),
     ] {
         let config = config.replace("20s", "2s");
@@ -139,7 +116,7 @@ fn cluster_tls_refuses_other_certificates_and_plain_text() {
     }
     let log = first.log();
     assert!(log.contains("process 1 is at 127.0.0.1 by cluster.hosts of process 0"), "{log}");
-    let mut second = Program::start(data.path(), &ours.right(), &of("1"), Some("s3cr3t"));
+    let mut second = Program::start(data.path(), &right_config(&ours), &of("1"), Some("s3cr3t"));
     let addresses = [first.addresses(1), second.addresses(1)].concat();
     post_some(&addresses, 0);
     said_by_all(&addresses, 2);
@@ -157,7 +134,8 @@ fn cluster_tls_caller_of_a_plain_listener_is_told_what_is_missing() {
         ["--processes", "2", "--process", process, "--hosts", hosts.to_str().unwrap()]
     };
     let first = Program::start(data.path(), CONFIG, &of("0"), None);
-    let mut second = Program::start(data.path(), &authority.right().replace("20s", "2s"), &of("1"), None);
+    let mut second =
+        Program::start(data.path(), &right_config(&authority).replace("20s", "2s"), &of("1"), None);
     assert_eq!(second.end().code(), Some(1));
     assert!(first.log().contains("it speaks TLS, and this process has no cluster.tls"), "{}", first.log());
     let log = second.log();
@@ -171,7 +149,7 @@ fn cluster_tls_peer_that_is_lost_ends_all_soon() {
         [(0, "-KILL", "it is gone"), (1, "-KILL", "it is gone"), (1, "-STOP", "no sign of life")]
     {
         let folder = tempfile::tempdir().unwrap();
-        let config = authority.right().replace("connect_time", "peer_timeout = \"2s\"\nconnect_time");
+        let config = right_config(&authority).replace("connect_time", "peer_timeout = \"2s\"\nconnect_time");
         let mut both = two_by_hosts(folder.path(), &config);
         both.iter().for_each(|one| drop(one.addresses(1)));
         signal(how, both[lost].child.id());
@@ -193,7 +171,7 @@ fn cluster_tls_meets_beside_stalled_handshakes_and_ends_them() {
     let of = |process: &'static str| {
         ["--processes", "2", "--process", process, "--hosts", hosts.to_str().unwrap()]
     };
-    let mut first = Program::start(data.path(), &authority.right(), &of("0"), None);
+    let mut first = Program::start(data.path(), &right_config(&authority), &of("0"), None);
     let mut stalled = wait_for("its port", || TcpStream::connect(("127.0.0.1", ports[0])).ok());
     // The head of a hello whose rest does not come.
     stalled.write_all(&[0x16, 3, 1, 2, 0, 1, 0]).unwrap();
@@ -204,7 +182,7 @@ fn cluster_tls_meets_beside_stalled_handshakes_and_ends_them() {
 
     let flood = Flood::of(ports[0]);
     flood.wait_for_calls(200);
-    let mut second = Program::start(data.path(), &authority.right(), &of("1"), None);
+    let mut second = Program::start(data.path(), &right_config(&authority), &of("1"), None);
     let addresses = [first.addresses(1), second.addresses(1)].concat();
     drop(flood);
     post_some(&addresses, 0);

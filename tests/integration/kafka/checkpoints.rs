@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::broker::shared;
 use super::case::Case;
 use super::topics::{COMPACT, Topics};
+use crate::checkpoints::published_manifests;
 use crate::process::wait_for;
 
 /// What a checkpoint includes is in the topics that there were; new ones get it all the same.
@@ -17,10 +18,7 @@ fn new_topics_are_written_from_the_start_of_the_log() {
     case.produce(300);
     let swelter = case.start(1).ready();
     case.wait_for_results();
-    let manifests = || -> BTreeSet<_> {
-        let entries = kept.path().join("manifests").read_dir().into_iter().flatten();
-        entries.map(|entry| entry.unwrap().file_name()).collect()
-    };
+    let manifests = || BTreeSet::from_iter(published_manifests(kept.path()));
     wait_for("a checkpoint", || (!manifests().is_empty()).then_some(()));
     swelter.terminate();
 

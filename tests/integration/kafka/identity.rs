@@ -14,6 +14,7 @@ use super::case::{Case, PARTITIONS};
 use super::reading::{Record, committed, uncommitted};
 use super::swelter::{Setup, Swelter};
 use super::topics::{COMPACT, LOG_APPEND_TIME, NewRecord, Producer, Topics};
+use crate::checkpoints::published_manifests;
 use crate::process::{DEADLINE, wait_for};
 use crate::recovery::MINUTE;
 
@@ -99,10 +100,17 @@ fn progress(setup: &Setup) -> Vec<String> {
     ["shard/0", "shard/1"].iter().filter_map(|key| last(key)).collect()
 }
 
+/// How many records the positions of a shard include.
+fn recorded_records(positions: &str) -> i64 {
+    let sources: Value = serde_json::from_str(positions).unwrap();
+    let partitions =
+        sources.as_object().unwrap().values().flat_map(|source| source.as_object().unwrap().values());
+    partitions.map(|position| position.as_i64().unwrap()).sum()
+}
+
 /// How many records of the input the newest checkpoint includes.
 fn covered(place: &Path) -> u64 {
-    let Ok(manifests) = place.join("manifests").read_dir() else { return 0 };
-    let newest = manifests.map(|manifest| manifest.unwrap().path()).max();
+    let newest = published_manifests(place).into_iter().max();
     let Some(text) = newest.and_then(|newest| std::fs::read_to_string(newest).ok()) else { return 0 };
     let manifest: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
     let sources = manifest["positions"].as_object().unwrap().values();
@@ -122,7 +130,7 @@ fn input_made_anew_with_more_records_is_refused_at_a_start() {
         case.produce(200);
         let swelter = case.start(1).ready();
         case.wait_for_results();
-        let manifests = || kept.path().join("manifests").read_dir().map_or(0, Iterator::count);
+        let manifests = || published_manifests(kept.path()).len();
         wait_for("a checkpoint", || (manifests() > 0 || !has_checkpoints).then_some(()));
         swelter.terminate();
         let before = (outputs(&case.setup), progress(&case.setup));
@@ -146,13 +154,17 @@ fn input_made_anew_while_it_is_read_ends_the_process() {
         case.produce(200);
         let swelter = case.start(2).ready();
         case.wait_for_results();
-        // So that all positions are recorded, and nothing more is written of them.
-        thread::sleep(Duration::from_secs(2));
-        let before = progress(&case.setup);
+        // Nothing more is written of them then.
+        let before = wait_for("that all positions are recorded", || {
+            let recorded = progress(&case.setup);
+            (recorded.len() == 2 && recorded.iter().all(|shard| recorded_records(shard) == case.log.len()))
+                .then_some(recorded)
+        });
         let input = case.setup.input.clone();
         thread::scope(|scope| {
             if is_paused {
                 scope.spawn(|| swelter.pause(Duration::from_secs(6)));
+                // Nothing says that it is paused; that it is does not matter to what is asserted, only to what is tried.
                 thread::sleep(Duration::from_millis(300));
             }
             make_anew(&case.setup, &input);
@@ -287,7 +299,7 @@ fn copy_of_the_input_is_refused_and_then_adopted() {
     case.produce(200);
     let swelter = case.start(1).ready();
     case.wait_for_results();
-    let manifests = || kept.path().join("manifests").read_dir().map_or(0, Iterator::count);
+    let manifests = || published_manifests(kept.path()).len();
     wait_for("a checkpoint", || (manifests() > 0).then_some(()));
     swelter.terminate();
     let input = case.setup.input.clone();
@@ -412,11 +424,12 @@ fn topics_of_a_broker_that_is_away_are_not_gone() {
     let swelter = case.start(1).ready();
     case.wait_for_results();
     broker.kill();
+    // It stays away for longer than the watch takes from one look to the next.
     thread::sleep(Duration::from_secs(7));
     broker.start_again();
     case.produce(100);
     case.check_exactly_once();
-    // As long as the watch needs to look again.
+    // Nothing may come of the next look either: as long as the watch needs for it.
     thread::sleep(Duration::from_secs(6));
     swelter.terminate();
 }

@@ -45,6 +45,11 @@ pub struct Log {
 }
 
 impl Log {
+    /// How many records it has.
+    pub fn len(&self) -> i64 {
+        self.offsets.iter().sum()
+    }
+
     /// Of at most so many records: more would come to be dated in the future.
     pub fn new(seed: u64, partitions: u32, records: usize) -> Log {
         let steps = (records / STEP) as i64 + 1;

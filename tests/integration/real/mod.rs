@@ -7,6 +7,7 @@ mod conformance;
 mod fuzz;
 mod hostile;
 mod http;
+mod paced_readers;
 mod page;
 mod panics;
 mod readers;

@@ -1,17 +1,14 @@
 //! Readers that take much and slowly, beside one that means well: it misses nothing and waits for nobody, and memory stays small.
 
-use std::fmt::Write as _;
-use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::{Message, WebSocket, client};
 
 use super::hostile::{peak, resident};
+use super::paced_readers::{PacedReader, PacedReaders, get_request, subscribe_request};
 use super::service::Service;
 use super::{alone, http, say};
 use crate::process::wait_for;
@@ -22,14 +19,17 @@ const READINGS: usize = 2_000;
 const WINDOWS: usize = 80;
 const HISTORIES: usize = 20;
 const LISTS: usize = 10;
-const NAMES: usize = 10;
-/// What the hostile readers may make the service hold: the rows of the windows alone would be 77 MB, the names 95 MB.
+const NAMES: usize = 20;
+/// What the hostile readers may make the service hold: the rows of the windows alone would be 77 MB, the names 190 MB.
 const MEMORY_BYTES: u64 = 110 << 20;
 /// From a post to the message at the subscriber, whatever else the machine does.
 const LATEST: Duration = Duration::from_secs(10);
 const POSTS: usize = 20;
 /// What those read that read fast, bytes a second: the test itself must leave the service some time.
 const FAST: usize = 500_000;
+const SLOW: usize = 60_000;
+/// How long a reader stays.
+const SESSION: Duration = Duration::from_secs(4);
 
 #[test]
 fn readers_that_take_much_and_slowly_cost_others_nothing() {
@@ -39,8 +39,8 @@ fn readers_that_take_much_and_slowly_cost_others_nothing() {
     fill(&service);
     let mut healthy = subscribed(service.address, &json!(["healthy"]), "latest");
     let before = resident(&service);
-    let crowd = Crowd::start(service.address);
-    wait_for("the crowd reads", || (crowd.bytes.load(Ordering::Relaxed) > 4 << 20).then_some(()));
+    let crowd = PacedReaders::start(service.address, hostile_readers(), SESSION);
+    wait_for("the crowd reads", || (crowd.bytes() > 12 << 20).then_some(()));
     let (mut delays, mut seen) = (Vec::new(), 0);
     for number in 0..POSTS {
         let began = Instant::now();
@@ -51,7 +51,8 @@ fn readers_that_take_much_and_slowly_cost_others_nothing() {
         }
         seen += 1;
         delays.push(began.elapsed());
-        thread::sleep(Duration::from_millis(20));
+        // Posts are spread over the time in which the others read.
+        thread::sleep(Duration::from_millis(100));
     }
     let most = peak(&service);
     delays.sort();
@@ -104,91 +105,22 @@ fn next_row(socket: &mut WebSocket<TcpStream>) -> Option<Value> {
 }
 
 /// Clients that ask for much, and read it slowly or fast.
-struct Crowd {
-    stop: Arc<AtomicBool>,
-    bytes: Arc<AtomicUsize>,
-    clients: Vec<JoinHandle<()>>,
-}
-
-impl Crowd {
-    fn start(at: SocketAddr) -> Crowd {
-        let (stop, bytes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let cities: Vec<String> = (0..CITIES).map(city).collect();
-        let window = json!({"type": "subscribe", "id": "w", "cities": cities, "rows": "window"}).to_string();
-        let mut begins: Vec<(Vec<u8>, usize)> = Vec::new();
-        for number in 0..WINDOWS {
-            // Some read fast, and come again.
-            begins.push((socket(std::slice::from_ref(&window)), if number % 8 == 0 { FAST } else { 60_000 }));
-        }
-        for number in 0..HISTORIES {
-            begins.push((get(&format!("/v1/cities/city%20{}/history", number % CITIES)), FAST));
-        }
-        begins.extend((0..LISTS).map(|_| (get("/v1/cities"), 1_000)));
-        for client in 0..NAMES {
-            let names = |id: usize| -> String {
-                let names: Vec<String> = (0..5_000).map(|n| format!("{client} {id} {n}")).collect();
-                json!({"type": "subscribe", "id": id.to_string(), "cities": names}).to_string()
-            };
-            begins.push((socket(&(0..16).map(names).collect::<Vec<_>>()), 60_000));
-        }
-        let clients = begins.into_iter().map(|(begin, rate)| {
-            let (stop, bytes) = (stop.clone(), bytes.clone());
-            thread::spawn(move || read_again(at, &begin, rate, &stop, &bytes))
-        });
-        Crowd { clients: clients.collect(), stop, bytes }
-    }
-
-    /// Returns what all have read.
-    fn stop(self) -> usize {
-        self.stop.store(true, Ordering::Relaxed);
-        self.clients.into_iter().for_each(|client| client.join().unwrap());
-        self.bytes.load(Ordering::Relaxed)
-    }
-}
-
-fn get(path: &str) -> Vec<u8> {
-    format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").into_bytes()
-}
-
-/// A handshake, and messages with masks of zeros.
-fn socket(messages: &[String]) -> Vec<u8> {
-    let mut head = String::new();
-    let _ = write!(
-        head,
-        "GET /v1/subscribe HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\nconnection: upgrade\r\n\
-         sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    );
-    let mut bytes = head.into_bytes();
-    for message in messages {
-        bytes.extend([0x81, 0x80 | 127]);
-        bytes.extend((message.len() as u64).to_be_bytes());
-        bytes.extend([0; 4]);
-        bytes.extend(message.bytes());
-    }
-    bytes
-}
-
-/// Connects, says its part and reads so many bytes a second; comes again where it is closed.
-fn read_again(at: SocketAddr, begin: &[u8], rate: usize, stop: &AtomicBool, bytes: &AtomicUsize) {
-    while !stop.load(Ordering::Relaxed) {
-        let Ok(mut stream) = TcpStream::connect(at) else { continue };
-        stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-        let _ = stream.write_all(begin);
-        let (began, mut read, mut piece) = (Instant::now(), 0, vec![0; 16 * 1024]);
-        while !stop.load(Ordering::Relaxed) && began.elapsed() < Duration::from_secs(4) {
-            if read as f64 > began.elapsed().as_secs_f64() * rate as f64 {
-                thread::sleep(Duration::from_millis(20));
-                continue;
-            }
-            match stream.read(&mut piece) {
-                Ok(0) => break,
-                Ok(more) => {
-                    read += more;
-                    bytes.fetch_add(more, Ordering::Relaxed);
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(_) => break,
-            }
-        }
-    }
+fn hostile_readers() -> Vec<PacedReader> {
+    let cities: Vec<String> = (0..CITIES).map(city).collect();
+    let window = json!({"type": "subscribe", "id": "w", "cities": cities, "rows": "window"}).to_string();
+    let window = subscribe_request(&[window]);
+    // Some read fast, and come again.
+    let windows = (0..WINDOWS).map(|number| (window.clone(), if number % 8 == 0 { FAST } else { SLOW }));
+    let history = |number| get_request(&format!("/v1/cities/city%20{}/history", number % CITIES));
+    let histories = (0..HISTORIES).map(|number| (history(number), FAST));
+    let lists = (0..LISTS).map(|_| (get_request("/v1/cities"), 1_000));
+    let names = (0..NAMES).map(|client| {
+        let names = |id: usize| -> String {
+            let names: Vec<String> = (0..5_000).map(|n| format!("{client} {id} {n}")).collect();
+            json!({"type": "subscribe", "id": id.to_string(), "cities": names}).to_string()
+        };
+        (subscribe_request(&(0..16).map(names).collect::<Vec<_>>()), SLOW)
+    });
+    let all = windows.chain(histories).chain(lists).chain(names);
+    all.map(|(request, bytes_per_second)| PacedReader { request, bytes_per_second }).collect()
 }
