@@ -53,7 +53,8 @@ pub fn readers(effort: &Effort) {
         let cities = fleet_cities(&server);
         let crowd = PacedReaders::start(server.address, hostile_readers(&cities), SESSION);
         let beside = measure("beside");
-        let (most, read) = (server.most_resident(), crowd.stop());
+        let (most, read) = (server.most_resident(), crowd.bytes());
+        crowd.stop();
         println!(
             "    p99 {:.1} times; {} MB resident before, {} MB at most (budgets: {} MB more); {} MB/s read by the others",
             beside / alone,

@@ -40,11 +40,10 @@ impl PacedReaders {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Returns what all have read.
-    pub fn stop(self) -> usize {
+    /// Waits until none reads any more.
+    pub fn stop(self) {
         self.stop.store(true, Ordering::Relaxed);
         self.clients.into_iter().for_each(|client| client.join().unwrap());
-        self.bytes.load(Ordering::Relaxed)
     }
 }
 
