@@ -9,6 +9,9 @@ use super::{DecodeError, DecodeSettings};
 use crate::model::refusal::quoted;
 use crate::model::{Reason, Refusal, Upsert};
 
+/// What may stand up to the end of the header, blank lines included.
+const MAX_HEADER_BYTES: u64 = 1 << 20;
+
 pub(super) struct CsvReader {
     lines: Lines,
     settings: DecodeSettings,
@@ -25,10 +28,17 @@ impl CsvReader {
     /// Reads the header.
     pub(super) fn new(mut lines: Lines, settings: DecodeSettings) -> Result<CsvReader, DecodeError> {
         let (mut unquoted, mut ends) = (String::new(), Vec::new());
-        match lines.advance()? {
-            Advance::End => return Err(DecodeError::NoHeader),
-            Advance::Cut => return Err(DecodeError::BadHeader(too_long())),
-            Advance::Line => {}
+        // The rest of a line that is too long need not be read to say so.
+        lines.allow(MAX_HEADER_BYTES);
+        let advanced = lines.advance();
+        let is_too_long = lines.is_allowance_used();
+        lines.allow(u64::MAX);
+        match advanced {
+            Err(_) if is_too_long => return Err(DecodeError::BadHeader(too_long())),
+            Err(error) => return Err(error),
+            Ok(Advance::End) => return Err(DecodeError::NoHeader),
+            Ok(Advance::Cut) => return Err(DecodeError::BadHeader(too_long())),
+            Ok(Advance::Line) => {}
         }
         if memchr(b'"', lines.record()).is_some() && !close_quotes(&mut lines)? {
             return Err(DecodeError::BadHeader("its quotes do not match".into()));
@@ -79,6 +89,10 @@ impl CsvReader {
             *rows += 1;
             record.upsert(settings)
         })))
+    }
+
+    pub(super) fn lines(&mut self) -> &mut Lines {
+        &mut self.lines
     }
 
     pub(super) fn skip(&mut self) -> Result<bool, DecodeError> {

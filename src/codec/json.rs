@@ -108,6 +108,10 @@ impl JsonReader {
         }
     }
 
+    pub(super) fn lines(&mut self) -> &mut Lines {
+        &mut self.lines
+    }
+
     pub(super) fn skip(&mut self) -> Result<bool, DecodeError> {
         Ok(self.lines.advance()? != Advance::End)
     }

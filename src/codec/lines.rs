@@ -18,6 +18,8 @@ pub(super) struct Lines {
     end: usize,
     next: usize,
     filled: usize,
+    /// Bytes of the stream that may be read before [`Lines::allow`] is called again.
+    allowance: u64,
     /// The stream has ended or failed.
     ended: bool,
     /// Of the record at hand, from 1, and how many lines it has.
@@ -46,6 +48,7 @@ impl Lines {
             end: 0,
             next: 0,
             filled: 0,
+            allowance: u64::MAX,
             ended: false,
             line: 1,
             lines: 0,
@@ -58,6 +61,17 @@ impl Lines {
             lines.next = 3;
         }
         Ok(lines)
+    }
+
+    /// Lets so many bytes of the stream be read, and a buffer more. What would read on says [`io::ErrorKind::WouldBlock`], and goes on where it was
+    /// after the next call.
+    pub(super) fn allow(&mut self, bytes: u64) {
+        self.allowance = bytes;
+    }
+
+    /// Nothing more is read before [`Lines::allow`] is called.
+    pub(super) fn is_allowance_used(&self) -> bool {
+        self.allowance == 0
     }
 
     pub(super) fn line(&self) -> u64 {
@@ -228,19 +242,19 @@ impl Lines {
         if self.start > 0 {
             self.move_to_front();
         }
+        if self.is_allowance_used() {
+            return Err(self.pause(io::ErrorKind::WouldBlock.into()));
+        }
         loop {
             match self.reader.read(&mut self.buffer[self.filled..]) {
                 Ok(read) => {
                     self.filled += read;
+                    self.allowance = self.allowance.saturating_sub(read as u64);
                     self.ended = read == 0;
                     return Ok(());
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    // What is there of the record is looked at again, with more behind it.
-                    (self.end, self.next, self.lines) = (self.start, self.start, 0);
-                    return Err(DecodeError::Io(error));
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(self.pause(error)),
                 Err(error) => {
                     // What is left is part of a record: nothing more comes.
                     self.ended = true;
@@ -249,6 +263,12 @@ impl Lines {
                 }
             }
         }
+    }
+
+    /// What is there of the record is looked at again, with more behind it.
+    fn pause(&mut self, error: io::Error) -> DecodeError {
+        (self.end, self.next, self.lines) = (self.start, self.start, 0);
+        DecodeError::Io(error)
     }
 
     fn failed(&self, error: io::Error) -> DecodeError {

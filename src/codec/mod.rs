@@ -138,6 +138,10 @@ pub struct DecodeSettings {
 pub enum DecodeError {
     #[error("cannot be read: {0}")]
     Io(#[from] io::Error),
+    #[error(
+        "is a pipe, a device or a socket, and nothing of it could be read again after a restart: write it to a file, or post it"
+    )]
+    NoFile,
     /// `at` is the line, in Parquet the row, that could not be read; from 1.
     #[error("is damaged or cut off at line or row {at} ({detail}): fetch or write the file again")]
     Corrupt { at: u64, detail: String },
@@ -170,6 +174,17 @@ enum Inner {
     Csv(csv::CsvReader),
     Json(json::JsonReader),
     Parquet(Box<parquet::ParquetReader>),
+}
+
+impl Inner {
+    /// Of a text format.
+    fn lines(&mut self) -> Option<&mut lines::Lines> {
+        match self {
+            Inner::Csv(reader) => Some(reader.lines()),
+            Inner::Json(reader) => Some(reader.lines()),
+            Inner::Parquet(_) => None,
+        }
+    }
 }
 
 impl std::fmt::Debug for Decoder {
@@ -264,6 +279,19 @@ impl Decoder {
             Inner::Json(reader) => reader.next(),
             Inner::Parquet(reader) => reader.next(),
         }
+    }
+
+    /// Lets so many bytes of a text format be read, decompressed, and about 512 KiB more. Beyond that [`Decoder::next`] and [`Decoder::skip`] say
+    /// [`io::ErrorKind::WouldBlock`] until this is called again: so that no line, however long, keeps who reads it from everything else.
+    pub fn allow(&mut self, bytes: u64) {
+        if let Some(lines) = self.0.lines() {
+            lines.allow(bytes);
+        }
+    }
+
+    /// Whether it waits for [`Decoder::allow`].
+    pub fn is_allowance_used(&mut self) -> bool {
+        self.0.lines().is_some_and(|lines| lines.is_allowance_used())
     }
 
     /// Goes over the next record without decoding it: false at the end.

@@ -83,13 +83,14 @@ impl FilePartition {
     fn give(&mut self, take: &mut dyn Take) -> Result<ReadStep, SourceError> {
         if self.reader.is_none() {
             self.reader = lock(&self.log).open(self.from)?;
+            self.begin_poll();
         }
         let Some(reader) = &mut self.reader else { return Ok(ReadStep::Waits) };
-        if self.known.is_none() && reader.is_regular {
+        if self.known.is_none() {
             self.known = begin_file(reader, &mut lock(&self.log), &mut self.ended_file)?;
             if self.known.is_none() {
-                let may_grow = reader.followed().is_some_and(|followed| !followed.is_complete());
-                return Ok(if may_grow { ReadStep::Waits } else { ReadStep::FileEnds });
+                let may_have_record = reader.may_grow() || reader.is_poll_over();
+                return Ok(if may_have_record { ReadStep::Waits } else { ReadStep::FileEnds });
             }
             reader.head = self.known.map(|known| known.head);
         }
@@ -125,7 +126,6 @@ impl FilePartition {
         let next = match log.history.beginning_at(reader.position()).filter(|next| next.begin > reader.begin)
         {
             Some(known) => Some(log.find_known(&known)?),
-            None if !reader.is_regular => None,
             None => match log.find_next(reader)? {
                 Some(file) => log.open_next(&file, reader.position())?,
                 None => None,
@@ -142,6 +142,7 @@ impl FilePartition {
         tracing::info!(file = %next.path.display(), position = next.begin, "the next file of the log is read");
         drop(log);
         (self.reader, self.known, self.rotation) = (Some(next), None, Rotation::default());
+        self.begin_poll();
         Ok(true)
     }
 
@@ -201,11 +202,23 @@ impl FilePartition {
         }
     }
 
+    fn begin_poll(&mut self) {
+        if let Some(reader) = &mut self.reader {
+            reader.begin_poll();
+        }
+    }
+
+    fn is_poll_over(&mut self) -> bool {
+        self.reader.as_mut().is_some_and(FileReader::is_poll_over)
+    }
+
     fn poll_records(&mut self, limit: usize, upto: u64, take: &mut dyn Take) -> Result<Polled, SourceError> {
         let mut records = 0;
+        self.begin_poll();
         while records < limit && self.position() < upto && !take.is_full() {
             match self.give(take)? {
                 ReadStep::Given => records += 1,
+                ReadStep::Waits if self.is_poll_over() => return Ok(Polled { records, next: Next::Now }),
                 ReadStep::Waits => return self.wait(records),
                 ReadStep::FileEnds if self.open_next()? => {}
                 ReadStep::FileEnds if lock(&self.log).follows() => {
@@ -223,12 +236,14 @@ impl FilePartition {
 
 /// Makes sure that it is kept which file is read from a position on, before its first record is given: nothing while it has none.
 fn begin_file(
-    reader: &FileReader,
+    reader: &mut FileReader,
     log: &mut FileLog,
     ended_file: &mut Option<(u64, FileEnd)>,
 ) -> Result<Option<KnownFile>, SourceError> {
     if !log.history.keeps(reader.begin) {
-        let Some(head) = reader.find_head().map_err(|error| log.unreadable(&error))? else { return Ok(None) };
+        let Some(head) = reader.find_head_in_poll().map_err(|error| log.unreadable(&error))? else {
+            return Ok(None);
+        };
         log.history.begin(*ended_file, reader.begin, head)?;
         *ended_file = None;
     }

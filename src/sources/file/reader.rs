@@ -3,14 +3,20 @@
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use super::growing::{FileBytes, GrowingFile, GrowingFileReader};
 use super::names::LogFile;
 use crate::codec::{Compression, DecodeError, DecodeSettings, Decoder, Format};
 use crate::model::{Fingerprint, Refusal, Upsert};
+
+/// Bytes of a file, decompressed, that are read before the worker does something else: a line may have no end, and blank lines are no records.
+const POLL_BYTES: u64 = 4 << 20;
 
 /// How the files of a log are read.
 #[derive(Clone, Copy, Debug)]
@@ -28,8 +34,6 @@ pub(super) struct FileReader {
     pub path: PathBuf,
     file: Arc<File>,
     pub number: FileNumber,
-    /// What is no regular file, such as a pipe, is read once and cannot be compared.
-    pub is_regular: bool,
     plan: ReadPlan,
     compression: Compression,
     decoder: Decoder,
@@ -40,6 +44,8 @@ pub(super) struct FileReader {
     pub records: u64,
     /// The digest up to the end of the first record, once that is known.
     pub head: Option<u64>,
+    /// Looks for that, poll by poll, and whether it does so in a file that may grow.
+    head_search: Option<(bool, Decoder)>,
 }
 
 impl FileReader {
@@ -50,15 +56,14 @@ impl FileReader {
     /// [`io::ErrorKind::WouldBlock`] if a file that is followed does not say that yet.
     pub(super) fn open(file: &LogFile, plan: ReadPlan, begin: u64) -> Result<FileReader, DecodeError> {
         let LogFile { path, compression, .. } = file.clone();
-        let file = Arc::new(File::open(&path)?);
+        let file = Arc::new(open_regular_file(&path)?);
         let metadata = file.metadata()?;
-        let (number, is_regular) = ((metadata.dev(), metadata.ino()), metadata.is_file());
-        let is_followed = plan.follow && is_regular && compression == Compression::None;
+        let number = (metadata.dev(), metadata.ino());
+        let is_followed = plan.follow && compression == Compression::None;
         let followed = is_followed.then(|| Arc::new(GrowingFile::new(Arc::clone(&file))));
         let reader: Box<dyn Read + Send> = match &followed {
             Some(followed) => Box::new(GrowingFileReader(Arc::clone(followed))),
-            None if is_regular => Box::new(FileBytes { file: Arc::clone(&file), offset: 0, may_grow: false }),
-            None => Box::new(file.try_clone()?),
+            None => Box::new(FileBytes { file: Arc::clone(&file), offset: 0, may_grow: false }),
         };
         let decoder = Decoder::with_digest(reader, plan.format, compression, plan.settings)?;
         let (records, head) = (0, None);
@@ -66,7 +71,6 @@ impl FileReader {
             path,
             file,
             number,
-            is_regular,
             plan,
             compression,
             decoder,
@@ -74,6 +78,7 @@ impl FileReader {
             begin,
             records,
             head,
+            head_search: None,
         })
     }
 
@@ -86,6 +91,20 @@ impl FileReader {
         let next = self.decoder.next()?;
         self.records += u64::from(next.is_some());
         Ok(next)
+    }
+
+    /// Lets one poll read as much as it may.
+    pub(super) fn begin_poll(&mut self) {
+        self.decoder.allow(POLL_BYTES);
+        if let Some((_, search)) = &mut self.head_search {
+            search.allow(POLL_BYTES);
+        }
+    }
+
+    /// Whether the poll has read as much as it may.
+    pub(super) fn is_poll_over(&mut self) -> bool {
+        self.decoder.is_allowance_used()
+            || self.head_search.as_mut().is_some_and(|(_, search)| search.is_allowance_used())
     }
 
     /// Goes over the next record: false at the end.
@@ -115,20 +134,48 @@ impl FileReader {
 
     /// The digest up to the end of the first record, wherever this reader is; nothing while there is no record.
     pub(super) fn find_head(&self) -> Result<Option<u64>, DecodeError> {
-        if self.head.is_some() || !self.is_regular {
+        if self.head.is_some() {
             return Ok(self.head);
         }
-        let may_grow = self.followed.as_ref().is_some_and(|followed| !followed.is_complete());
-        let bytes = Box::new(FileBytes { file: Arc::clone(&self.file), offset: 0, may_grow });
         let head = || {
-            let mut decoder =
-                Decoder::with_digest(bytes, self.plan.format, self.compression, self.plan.settings)?;
+            let mut decoder = self.from_beginning(self.may_grow())?;
             Ok(if decoder.skip()? { decoder.digest() } else { None })
         };
         match head() {
             Err(error) if would_block(&error) => Ok(None),
             head => head,
         }
+    }
+
+    /// The same, reading no more than one poll may: nothing either if that was not enough.
+    pub(super) fn find_head_in_poll(&mut self) -> Result<Option<u64>, DecodeError> {
+        let may_grow = self.may_grow();
+        let mut search = match self.head_search.take() {
+            Some((grows, search)) if grows == may_grow => search,
+            _ => match self.from_beginning(may_grow) {
+                Err(error) if would_block(&error) => return Ok(None),
+                opened => opened?,
+            },
+        };
+        search.allow(POLL_BYTES);
+        match search.skip() {
+            Ok(true) => Ok(search.digest()),
+            Ok(false) => Ok(None),
+            Err(error) if would_block(&error) => {
+                self.head_search = Some((may_grow, search));
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn from_beginning(&self, may_grow: bool) -> Result<Decoder, DecodeError> {
+        let bytes = Box::new(FileBytes { file: Arc::clone(&self.file), offset: 0, may_grow });
+        Decoder::with_digest(bytes, self.plan.format, self.compression, self.plan.settings)
+    }
+
+    pub(super) fn may_grow(&self) -> bool {
+        self.followed.as_ref().is_some_and(|followed| !followed.is_complete())
     }
 
     /// Of a file that may grow.
@@ -146,6 +193,23 @@ impl FileReader {
     /// The file itself, whatever its name is by now.
     pub(super) fn file(&self) -> &Arc<File> {
         &self.file
+    }
+}
+
+/// Opens a file, and nothing that would keep the worker waiting: opening a pipe waits for who writes it, and reading a device may never end.
+fn open_regular_file(path: &Path) -> Result<File, DecodeError> {
+    let without_waiting = OFlags::NONBLOCK | OFlags::NOCTTY;
+    let opened = File::options().read(true).custom_flags(without_waiting.bits().cast_signed()).open(path);
+    let file = opened.map_err(|error| match Errno::from_io_error(&error) {
+        // So it is with sockets.
+        Some(Errno::NXIO) => DecodeError::NoFile,
+        _ => DecodeError::Io(error),
+    })?;
+    let kind = file.metadata()?.file_type();
+    match () {
+        () if kind.is_file() => Ok(file),
+        () if kind.is_dir() => Err(io::Error::from(Errno::ISDIR).into()),
+        () => Err(DecodeError::NoFile),
     }
 }
 

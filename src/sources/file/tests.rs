@@ -137,3 +137,95 @@ fn a_followed_file_only_grows() {
         FileSource::new("f", vec![input(Compression::Gzip)], true, DecodeSettings::default(), None).is_err()
     );
 }
+
+#[test]
+fn file_whose_line_has_no_end_is_read_poll_by_poll() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f.jsonl");
+    let mut seen = Seer::default();
+    // A hole, as a writer leaves it whose file was truncated; as the first record, between others, and at the end.
+    for (number, (before, follow)) in [(0, true), (3, true), (3, false)].into_iter().enumerate() {
+        let path = path.with_file_name(format!("{number}.jsonl"));
+        fs::write(&path, (0..before).map(line).collect::<String>()).unwrap();
+        let mut file = File::options().append(true).open(&path).unwrap();
+        file.set_len(file.metadata().unwrap().len() + (40 << 20)).unwrap();
+        file.write_all(format!("\n{}", line(9)).as_bytes()).unwrap();
+        let mut partition = partition(&path, Format::Json, follow, 0);
+        let mut polls = 0;
+        loop {
+            let polled = partition.poll(100, u64::MAX, &mut seen).unwrap();
+            if polled.next != Next::Now {
+                break;
+            }
+            polls += 1;
+        }
+        assert!((5..50).contains(&polls), "40 MiB took {polls} polls");
+        assert_eq!(partition.end(), before as u64 + 2);
+        let seen = std::mem::take(&mut seen.0);
+        assert_eq!(seen.len(), before + 2);
+        assert_eq!(seen[before].1.as_ref().map_err(Vec::len), Err(crate::codec::MAX_RECORD_BYTES));
+        assert_eq!(seen[before + 1], (before as u64 + 1, Ok("9".into())));
+        // The digest is the same as of a reader that is not interrupted.
+        let at = crate::model::LogPosition { position: before as u64 + 1, before: None };
+        let input = Input { path: Some(path), format: Format::Json, compression: Compression::None };
+        let source = FileSource::new("f", vec![input], follow, DecodeSettings::default(), None).unwrap();
+        source.check(0, at).unwrap();
+        let mut uninterrupted = source.open(0, at.position, thread::current()).unwrap();
+        drain(&mut *uninterrupted, 5).unwrap();
+        assert_eq!(uninterrupted.fingerprint(), partition.fingerprint());
+    }
+}
+
+#[test]
+fn blank_lines_are_read_poll_by_poll() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f.jsonl");
+    fs::write(&path, line(0) + &"\n".repeat(20 << 20) + &line(1)).unwrap();
+    let mut partition = partition(&path, Format::Json, false, 0);
+    let (mut seen, mut polls) = (Seer::default(), 0);
+    while partition.poll(100, u64::MAX, &mut seen).unwrap().next == Next::Now {
+        polls += 1;
+    }
+    assert!(polls >= 4, "20 MiB took {polls} polls");
+    assert_eq!(seen.0, [(0, Ok("0".into())), (1, Ok("1".into()))]);
+}
+
+#[test]
+fn header_without_an_end_is_refused_before_all_of_it_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f.csv");
+    // All of it would take hours.
+    File::create(&path).unwrap().set_len(1 << 42).unwrap();
+    for follow in [true, false] {
+        let error = drain(&mut *partition(&path, Format::Csv, follow, 0), 5).unwrap_err().to_string();
+        assert!(error.contains("cannot be a header (the line is longer than"), "{error}");
+    }
+}
+
+#[test]
+fn what_is_no_regular_file_is_refused_without_waiting() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f.jsonl");
+    let refused = |partition: &mut dyn Partition| {
+        let error = drain(partition, 5).unwrap_err().to_string();
+        assert!(error.contains("is a pipe, a device or a socket") && error.contains("post it"), "{error}");
+    };
+    let pipe = dir.path().join("pipe");
+    mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let socket = dir.path().join("socket");
+    let _listens = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    for other in [&pipe, &socket, Path::new("/dev/zero")] {
+        for follow in [true, false] {
+            refused(&mut *partition(other, Format::Json, follow, 0));
+        }
+        // In the place of a file that is followed.
+        fs::write(&path, line(0)).unwrap();
+        let mut followed = partition(&path, Format::Json, true, 0);
+        assert_eq!(drain(&mut *followed, 5).unwrap().0.len(), 1);
+        fs::rename(&path, dir.path().join("f.jsonl.1")).unwrap();
+        std::os::unix::fs::symlink(other, &path).unwrap();
+        refused(&mut *followed);
+        fs::remove_file(&path).unwrap();
+    }
+}
