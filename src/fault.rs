@@ -2,6 +2,7 @@
 //!
 //! [`fault_of`] is the only place that decides what is tried again, and [`remedy`] the only one that says what to do.
 
+mod files;
 mod retries;
 mod threads;
 
@@ -11,6 +12,9 @@ use std::path::Path;
 
 use rustix::io::Errno;
 
+pub use self::files::{
+    NotRegularFile, check_regular_file, open_regular_file, read_small_file, read_small_text,
+};
 pub use self::retries::Retries;
 pub use self::threads::{build_runtime, cannot_start, check_threads};
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::fault::{is_passing, remedy};
+use crate::fault::{is_passing, read_small_file, remedy};
 
 /// How long a process that held the directory may take to die.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -139,7 +139,7 @@ fn read(path: &Path) -> Result<Record, DataDirError> {
     let mut newest: Option<Record> = None;
     let mut unreadable = 0;
     for name in FILES {
-        match fs::read(path.join(name)) {
+        match read_small_file(&path.join(name)) {
             Ok(bytes) => match parse(&bytes) {
                 Some(record) if newest.is_none_or(|newest| newest.sequence < record.sequence) => {
                     newest = Some(record);
@@ -200,6 +200,32 @@ mod tests {
         generations.sort();
         generations.dedup();
         assert_eq!(generations.len(), 5);
+    }
+
+    #[test]
+    fn generation_that_is_no_small_file_is_refused() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("data");
+        drop(DataDir::open(&path).unwrap());
+        let file = path.join(FILES[0]);
+        let refused = |what: &str| {
+            let error = DataDir::open(&path).unwrap_err().to_string();
+            assert!(error.contains(FILES[0]) && error.contains(what), "{error}");
+        };
+        File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&file)
+            .unwrap()
+            .set_len(1 << 40)
+            .unwrap();
+        refused("is longer than");
+        // Opening it would wait for somebody who writes.
+        fs::remove_file(&file).unwrap();
+        mknodat(CWD, &file, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        refused("a pipe, a device or a socket is in its place");
     }
 
     #[test]

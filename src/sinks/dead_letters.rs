@@ -13,7 +13,7 @@ mod shares;
 #[cfg(test)]
 mod tests;
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ use self::file::LetterFile;
 pub use self::lines::{Lines, read};
 pub use self::shares::ClientShares;
 use crate::codec::MAX_RECORD_BYTES;
-use crate::fault::{is_passing, remedy};
+use crate::fault::{is_passing, read_small_text, remedy};
 use crate::model::{EventTime, PartitionName, Raw, Refusal};
 
 /// In a data directory: of records that are refused for the first time, and of those that were sent again.
@@ -227,7 +227,7 @@ impl DeadLetters {
 /// Notes the rules of a folder's files anew where they are noted as a former version did: nothing else has changed.
 pub fn rename_rules(folder: &Path, former: &str, rules: &str) -> Result<(), DeadLettersError> {
     for noted in FILES.map(|name| folder.join(name).with_extension("rules")) {
-        if former != rules && fs::read_to_string(&noted).is_ok_and(|noted| noted == former) {
+        if former != rules && read_small_text(&noted).is_ok_and(|noted| noted == former) {
             let written = file::write_rules(&noted, rules);
             written.map_err(|source| DeadLettersError::Io { path: noted.clone(), source })?;
         }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::head::{Head, Scanned, scan};
 use super::{BUFFER_BYTES, DeadLettersError, folder};
+use crate::fault;
 use crate::model::{DeadLetter, EventTime, PartitionName, Raw, RecordAt, Refusal};
 
 /// A partition's letters come in the order of their positions.
@@ -35,11 +36,12 @@ impl LetterFile {
         let parts = folder::parts(path).map_err(at_path)?;
         let options = File::options().read(true).write(true).create(true).truncate(false).open(path);
         let mut file = options.map_err(at_path)?;
+        fault::check_regular_file(&file).map_err(at_path)?;
         let Scanned { number, mut last, whole } = scan(&file, path)?;
         // It was ended while it began this file, or a person has moved that away.
         if let (None, Some((_, part))) = (number, parts.last()) {
-            let part_file =
-                File::open(part).map_err(|source| DeadLettersError::Io { path: part.clone(), source })?;
+            let part_file = fault::open_regular_file(part)
+                .map_err(|source| DeadLettersError::Io { path: part.clone(), source })?;
             for (name, position) in scan(&part_file, part)?.last {
                 let last = last.entry(name).or_insert(position);
                 *last = position.max(*last);
@@ -164,7 +166,7 @@ impl LetterFile {
 /// Keeps files that were written by other rules under another name, and notes the rules.
 fn set_aside(path: &Path, rules: &str) -> io::Result<()> {
     let noted = path.with_extension("rules");
-    let before = match fs::read_to_string(&noted) {
+    let before = match fault::read_small_text(&noted) {
         Ok(before) => Some(before),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(error),

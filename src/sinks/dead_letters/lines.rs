@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::head::Head;
 use super::{DeadLettersError, MAX_LINE_BYTES, folder};
+use crate::fault;
 use crate::model::letter::bytes_of;
 use crate::model::{EventTime, Letter, RecordPlace, Retried};
 
@@ -110,13 +111,13 @@ fn open(path: &Path, number: u64) -> io::Result<Option<Opened>> {
         let parts = folder::parts(path)?;
         let newest = parts.last().map_or(0, |(number, _)| *number);
         if let Some((number, part)) = parts.into_iter().find(|(part, _)| *part >= number) {
-            match File::open(&part) {
+            match fault::open_regular_file(&part) {
                 // It was removed since.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 opened => return Ok(Some(Opened { path: part, number, file: opened?, is_full: true })),
             }
         }
-        let file = match File::open(path) {
+        let file = match fault::open_regular_file(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened?,
         };

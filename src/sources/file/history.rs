@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::fault;
 use crate::sources::SourceError;
 
 /// A file that the log has been read from.
@@ -59,7 +60,7 @@ impl History {
     pub(super) fn open(path: Option<PathBuf>) -> Result<History, SourceError> {
         let mut history = History { path, ..History::default() };
         let Some(path) = &history.path else { return Ok(history) };
-        let bytes = match fs::read(path) {
+        let bytes = match fault::read_small_file(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(history),
             Err(error) => return Err(SourceError::Fatal(failed(path, &error))),

@@ -3,16 +3,14 @@
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::sync::Arc;
-
-use rustix::fs::OFlags;
-use rustix::io::Errno;
 
 use super::growing::{FileBytes, GrowingFile, GrowingFileReader};
 use super::names::LogFile;
 use crate::codec::{Compression, DecodeError, DecodeSettings, Decoder, Format};
+use crate::fault::{NotRegularFile, open_regular_file};
 use crate::model::{Fingerprint, Refusal, Upsert};
 
 /// Bytes of a file, decompressed, that are read before the worker does something else: a line may have no end, and blank lines are no records.
@@ -56,7 +54,10 @@ impl FileReader {
     /// [`io::ErrorKind::WouldBlock`] if a file that is followed does not say that yet.
     pub(super) fn open(file: &LogFile, plan: ReadPlan, begin: u64) -> Result<FileReader, DecodeError> {
         let LogFile { path, compression, .. } = file.clone();
-        let file = Arc::new(open_regular_file(&path)?);
+        let file = Arc::new(open_regular_file(&path).map_err(|error| match NotRegularFile::is(&error) {
+            true => DecodeError::NoFile,
+            false => DecodeError::Io(error),
+        })?);
         let metadata = file.metadata()?;
         let number = (metadata.dev(), metadata.ino());
         let is_followed = plan.follow && compression == Compression::None;
@@ -193,23 +194,6 @@ impl FileReader {
     /// The file itself, whatever its name is by now.
     pub(super) fn file(&self) -> &Arc<File> {
         &self.file
-    }
-}
-
-/// Opens a file, and nothing that would keep the worker waiting: opening a pipe waits for who writes it, and reading a device may never end.
-fn open_regular_file(path: &Path) -> Result<File, DecodeError> {
-    let without_waiting = OFlags::NONBLOCK | OFlags::NOCTTY;
-    let opened = File::options().read(true).custom_flags(without_waiting.bits().cast_signed()).open(path);
-    let file = opened.map_err(|error| match Errno::from_io_error(&error) {
-        // So it is with sockets.
-        Some(Errno::NXIO) => DecodeError::NoFile,
-        _ => DecodeError::Io(error),
-    })?;
-    let kind = file.metadata()?.file_type();
-    match () {
-        () if kind.is_file() => Ok(file),
-        () if kind.is_dir() => Err(io::Error::from(Errno::ISDIR).into()),
-        () => Err(DecodeError::NoFile),
     }
 }
 

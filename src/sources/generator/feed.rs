@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::PlanError;
 use super::paced::{self, Due, Log, Paced, PacedPlan};
 use super::{BadReading, Record};
-use crate::fault::{Retries, cannot_start, remedy_suffix};
+use crate::fault::{Retries, cannot_start, read_small_file, remedy_suffix};
 use crate::model::{AppendError, Appended, Appender, EventTime, NewRecord};
 
 /// Records in an append, and appends that wait to be durable.
@@ -75,7 +75,7 @@ impl Feed {
         let file = |error| FeedError::File { path: kept_in.clone(), error };
         fs::create_dir_all(folder).map_err(file)?;
         let described = format!("{plan:?}");
-        let kept: Option<Kept> = match fs::read(&path) {
+        let kept: Option<Kept> = match read_small_file(&path) {
             Ok(bytes) => Some(
                 serde_json::from_slice(&bytes)
                     .map_err(|error| FeedError::Damaged { path: kept_in.clone(), error })?,

@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::JournalError;
+use crate::fault;
 
 const FILE: &str = "begins";
 const FORMAT: u32 = 1;
@@ -24,7 +25,7 @@ pub(super) struct Begins {
 impl Begins {
     pub(super) fn open(dir: &Path, partitions: u32) -> Result<Begins, JournalError> {
         let path = dir.join(FILE);
-        let positions = match fs::read(&path) {
+        let positions = match fault::read_small_file(&path) {
             Ok(bytes) => parse(dir, &bytes)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => vec![0; partitions as usize],
             Err(source) => return Err(JournalError::Io { path, source }),

@@ -13,6 +13,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::{JournalError, sync_folder};
+use crate::fault;
 
 pub const FILE: &str = "id";
 
@@ -63,7 +64,7 @@ impl JournalId {
     /// That of the journal in a folder; nothing if it has none. `known` is what the marks say.
     pub(super) fn read(dir: &Path, known: Option<u128>) -> Result<Option<JournalId>, JournalError> {
         let unknown = |what: &'static str| JournalError::Id { dir: dir.into(), what, known };
-        let bytes = match fs::read(dir.join(FILE)) {
+        let bytes = match fault::read_small_file(&dir.join(FILE)) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return known.map_or(Ok(None), |_| Err(unknown("is missing")));

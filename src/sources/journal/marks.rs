@@ -19,6 +19,7 @@ use std::path::Path;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{JournalError, MAX_PARTITIONS};
+use crate::fault;
 
 const MAGIC: &[u8; 8] = b"swelterj";
 const FORMAT: u32 = 1;
@@ -60,6 +61,7 @@ impl Marks {
         let path = dir.join(FILE);
         let read = || -> io::Result<(File, Vec<u8>)> {
             let file = File::options().read(true).write(true).open(&path)?;
+            fault::check_regular_file(&file)?;
             let mut bytes = vec![0; 2 * SLOT_BYTES];
             let length = file.metadata()?.len().min(2 * SLOT_BYTES as u64) as usize;
             file.read_exact_at(&mut bytes[..length], 0)?;

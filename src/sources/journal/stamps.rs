@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::fault;
 use crate::model::clock::{boot_id, uptime_ms, wall_clock_ms};
 use crate::model::{AppendError, Duration, EventTime, Hold, HoldCause};
 
@@ -111,7 +112,8 @@ impl Stamps {
         clock: Box<dyn Clock>,
     ) -> Stamps {
         let path = dir.join(FILE);
-        let kept = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Kept>(&bytes).ok());
+        let kept =
+            fault::read_small_file(&path).ok().and_then(|bytes| serde_json::from_slice::<Kept>(&bytes).ok());
         let belief = match (kept, last) {
             (Some(kept), _) if !kept.boot_id.is_empty() && kept.boot_id == clock.boot_id() => {
                 Belief::Offset(kept.wall_ms.saturating_sub(kept.uptime_ms))

@@ -263,7 +263,7 @@ fn check_lists(dir: &Path, path: &Path) -> Result<(), JournalError> {
         let folder = path.join("keyspaces").join(id);
         let damaged =
             |what: &str| JournalError::damaged(dir, &format!("in \"blocks/keyspaces/{id}\", {what}"));
-        let read = |name: &str| match fs::read(folder.join(name)) {
+        let read = |name: &str| match fault::read_small_file(&folder.join(name)) {
             Ok(bytes) => Ok(bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Err(damaged(&format!("the file {name:?} is missing")))

@@ -1,0 +1,99 @@
+//! Files that are opened and read without waiting, however they were put in their place.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+/// What [`read_small_file`] reads at most: files of a data directory that hold a few lines have far less.
+const SMALL_FILE_BYTES: u64 = 16 << 20;
+
+/// Within an [`io::Error`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a pipe, a device or a socket is in its place: move that away")]
+pub struct NotRegularFile;
+
+impl NotRegularFile {
+    pub fn is(error: &io::Error) -> bool {
+        error.get_ref().is_some_and(|inner| inner.is::<NotRegularFile>())
+    }
+}
+
+/// Opens a file for reading, and nothing else: opening a pipe would wait for who writes it, and reading a device may never end.
+pub fn open_regular_file(path: &Path) -> io::Result<File> {
+    let without_waiting = OFlags::NONBLOCK | OFlags::NOCTTY;
+    let opened = File::options().read(true).custom_flags(without_waiting.bits().cast_signed()).open(path);
+    let file = opened.map_err(|error| match Errno::from_io_error(&error) {
+        // So it is with sockets.
+        Some(Errno::NXIO) => io::Error::other(NotRegularFile),
+        _ => error,
+    })?;
+    check_regular_file(&file)?;
+    Ok(file)
+}
+
+/// Refuses what reading might never come to the end of.
+pub fn check_regular_file(file: &File) -> io::Result<()> {
+    let kind = file.metadata()?.file_type();
+    match () {
+        () if kind.is_file() => Ok(()),
+        () if kind.is_dir() => Err(Errno::ISDIR.into()),
+        () => Err(io::Error::other(NotRegularFile)),
+    }
+}
+
+/// All of a file that is known to be small.
+pub fn read_small_file(path: &Path) -> io::Result<Vec<u8>> {
+    read_within(path, SMALL_FILE_BYTES)
+}
+
+/// The same of a text.
+pub fn read_small_text(path: &Path) -> io::Result<String> {
+    String::from_utf8(read_small_file(path)?)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+fn read_within(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_regular_file(path)?.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        let line = format!("it is longer than {limit} bytes, so it is not the file that belongs there");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, line));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::net::UnixListener;
+
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    use super::*;
+
+    #[test]
+    fn only_regular_files_of_a_small_size_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        mknodat(CWD, at("pipe"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let _listens = UnixListener::bind(at("socket")).unwrap();
+        for path in [at("pipe"), at("socket"), "/dev/zero".into(), "/dev/null".into()] {
+            let error = read_small_file(&path).unwrap_err();
+            assert!(NotRegularFile::is(&error), "{}: {error}", path.display());
+        }
+        let errno = |path: &Path| Errno::from_io_error(&read_small_file(path).unwrap_err());
+        assert_eq!(errno(dir.path()), Some(Errno::ISDIR));
+        assert_eq!(errno(&at("missing")), Some(Errno::NOENT));
+        fs::write(at("file"), "four").unwrap();
+        assert_eq!(read_within(&at("file"), 4).unwrap(), b"four");
+        assert_eq!(read_within(&at("file"), 3).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(read_small_text(&at("file")).unwrap(), "four");
+        // A hole takes nothing on the disk, and would take all memory.
+        File::options().write(true).open(at("file")).unwrap().set_len(1 << 40).unwrap();
+        assert!(read_small_file(&at("file")).unwrap_err().to_string().contains("is longer than"));
+    }
+}
