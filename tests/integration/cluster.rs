@@ -1,6 +1,6 @@
 //! Several processes: what each serves, who may join, and how they end.
 
-mod authority;
+pub mod authority;
 mod strangers;
 mod tls;
 

@@ -12,12 +12,14 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::CHECKPOINTS;
+use super::backups::Backup;
 use super::checkpoints;
 use super::cluster::{Cluster, Launch};
 use super::comparisons::{Comparisons, said};
 use super::feeder::{Feed, Feeder, Posted, Shared};
 use super::follower::Follower;
-use super::plan::{Mode, Plan, Topology};
+use super::plan::{Mode, Plan, Settings, Topology};
+use crate::cluster::authority::Authority;
 use crate::kafka::broker::OwnBroker;
 use crate::kafka::case::{Case as Topics, PARTITIONS};
 use crate::kafka::log;
@@ -30,6 +32,7 @@ const FOLLOWERS: u64 = 2;
 pub struct Outcome {
     pub seed: u64,
     pub mode: Option<Mode>,
+    pub settings: Option<Settings>,
     pub faults: BTreeMap<&'static str, usize>,
     pub topologies: Vec<Topology>,
     /// Times that processes were started.
@@ -58,7 +61,8 @@ pub fn run(plan: &Plan, broker: &mut Option<OwnBroker>) -> Outcome {
     let began = Instant::now();
     let folder = tempfile::Builder::new().prefix(&format!("trial-{}-", plan.seed)).tempdir().unwrap();
     fs::write(folder.path().join("plan.txt"), plan.to_string()).unwrap();
-    let mut outcome = Outcome { seed: plan.seed, mode: Some(plan.mode), ..Outcome::default() };
+    let (mode, settings) = (Some(plan.mode), Some(plan.settings));
+    let mut outcome = Outcome { seed: plan.seed, mode, settings, ..Outcome::default() };
     let done = catch_unwind(AssertUnwindSafe(|| {
         let mut case = Case::start(plan, folder.path(), broker, &mut outcome);
         for step in &plan.steps {
@@ -82,7 +86,9 @@ pub struct Case<'a> {
     /// None once all records are sent.
     feeder: Option<Feeder>,
     followers: Vec<Follower>,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
+    /// Taken so far.
+    pub(super) backups: Vec<Backup>,
     /// Of those who were ready last.
     pub(super) generation: Option<String>,
     /// What the clocks of processes are off, ms.
@@ -103,12 +109,15 @@ impl<'a> Case<'a> {
     ) -> Case<'a> {
         let (feed, cities) = feed(plan, folder, broker);
         let config = match &feed {
-            Feed::Journal(_) => format!("[results]\n{}\n[ingest]\npartitions = 5\n{}", rules(), tables(None)),
+            Feed::Journal(_) => {
+                let tables = tables(plan, folder);
+                format!("[results]\n{}\n[ingest]\npartitions = 5\n{tables}", rules())
+            }
             Feed::Kafka(case) => case.setup.to_toml(),
         };
         fs::write(folder.join("swelter.toml"), config).unwrap();
         let shared = Arc::new(Shared::default());
-        let cluster = Cluster::start(launch(folder, plan.first, None, &[]));
+        let cluster = Cluster::start(launch(plan, folder, plan.first, &[]));
         outcome.topologies.push(plan.first);
         let feeder = Some(Feeder::start(feed, plan.records, &shared));
         let followers =
@@ -123,6 +132,7 @@ impl<'a> Case<'a> {
             feeder,
             followers,
             shared,
+            backups: Vec::new(),
             generation: None,
             clocks,
             settled: false,
@@ -145,14 +155,15 @@ impl<'a> Case<'a> {
 
     /// Starts all processes anew, those that still live being killed.
     pub(super) fn start_again(&mut self, topology: Topology, dies: Option<(&'static str, u64)>) {
-        self.cluster.start_again(launch(self.folder, topology, dies, &self.clocks));
+        let launch = Launch { dies, ..launch(self.plan, self.folder, topology, &self.clocks) };
+        self.cluster.start_again(launch);
         self.outcome.topologies.push(topology);
         self.note(&format!("started: {topology}"));
     }
 
     /// Starts others that are to go on in the place of those that run.
     pub(super) fn succeed(&mut self, topology: Topology, how: &'static str) {
-        let launch = Launch { succeeds: Some(how), ..launch(self.folder, topology, None, &[]) };
+        let launch = Launch { succeeds: Some(how), ..launch(self.plan, self.folder, topology, &[]) };
         self.cluster.succeed(launch, self.settled);
         self.outcome.topologies.push(topology);
         self.note(&format!("started beside them: {topology}"));
@@ -182,7 +193,7 @@ impl<'a> Case<'a> {
         self.cluster.terminate();
         if let Feed::Journal(posted) = &feed {
             let letters = self.folder.join("data").join("dead-letters.jsonl");
-            self.outcome.comparisons.compare("dead letters", || check_letters(&letters, posted));
+            self.outcome.comparisons.compare("dead letters", || check_letters(&letters, &posted.too_late));
         }
         let before = self.generation.clone();
         self.start_again(self.plan.last, None);
@@ -190,6 +201,12 @@ impl<'a> Case<'a> {
         self.compare(&feed);
         self.note("compared");
         self.cluster.terminate();
+        if let Feed::Journal(posted) = &feed {
+            for backup in &self.backups {
+                let cities = cities(self.plan.mode);
+                self.outcome.comparisons.compare("a restored backup", || backup.check(posted, cities));
+            }
+        }
         if let Feed::Kafka(case) = &feed {
             let comparisons = &mut self.outcome.comparisons;
             comparisons.compare("the changes of rows", || case.check_rows());
@@ -265,7 +282,7 @@ fn feed(plan: &Plan, folder: &Path, broker: &mut Option<OwnBroker>) -> (Feed, u3
         Mode::Kafka => {
             let access = &broker.as_ref().expect("a case of Kafka needs a broker").access;
             let mut case = Topics::without_topics(access, plan.seed, plan.records);
-            case.setup.rules = tables(Some(folder));
+            case.setup.rules = tables(plan, folder);
             case.setup.sink =
                 "shards = 2\ncommit_interval = \"20ms\"\ntransaction_timeout = \"10s\"\n".into();
             case.setup.make_topics(PARTITIONS as i32);
@@ -275,25 +292,44 @@ fn feed(plan: &Plan, folder: &Path, broker: &mut Option<OwnBroker>) -> (Feed, u3
     (feed, cities(plan.mode))
 }
 
-fn rules() -> &'static str {
+pub(super) fn rules() -> &'static str {
     "window = \"30m\"\nlateness = \"90m\"\nhistory = \"1h\""
 }
 
 /// The tables of a configuration that both kinds of cases have. Without a journal checkpoints need a place.
-fn tables(folder: Option<&Path>) -> String {
+fn tables(plan: &Plan, folder: &Path) -> String {
     let mut tables =
         String::from("[cluster]\nconnect_time = \"10s\"\npeer_timeout = \"3s\"\nstandby_after = \"3s\"\n");
     if CHECKPOINTS {
-        let place = folder.map(|folder| checkpoints::folder(folder).display().to_string());
-        let place = place.unwrap_or_default();
+        let place = match plan.mode {
+            Mode::Journal => String::new(),
+            Mode::Kafka => checkpoints::folder(folder).display().to_string(),
+        };
         tables += &format!("[checkpoints]\nurl = '{place}'\nevery = \"1s\"\nkeep = 2\n");
+    }
+    if plan.settings.tls {
+        tables += &tls(&folder.join("certificates"));
     }
     tables
 }
 
-fn launch(folder: &Path, topology: Topology, dies: Option<(&'static str, u64)>, clocks: &[i64]) -> Launch {
-    let config = folder.join("swelter.toml");
-    Launch { folder: folder.into(), config, topology, dies, clocks: clocks.to_vec(), succeeds: None }
+/// The table of a certificate for this host, which is made in this folder.
+fn tls(folder: &Path) -> String {
+    let authority = Authority::new("trial");
+    let files = authority.sign("127.0.0.1", |_| ());
+    fs::create_dir(folder).unwrap();
+    let [certificate, key, ca] = [files.certificate, files.key, authority.ca()].map(|file| {
+        let kept = folder.join(file.file_name().unwrap());
+        fs::copy(&file, &kept).unwrap();
+        kept
+    });
+    format!("[cluster.tls]\ncertificate = {certificate:?}\nkey = {key:?}\nca = {ca:?}\n")
+}
+
+fn launch(plan: &Plan, folder: &Path, topology: Topology, clocks: &[i64]) -> Launch {
+    let (folder, config) = (folder.into(), folder.join("swelter.toml"));
+    let (clocks, open_files) = (clocks.to_vec(), plan.settings.open_files);
+    Launch { folder, config, topology, dies: None, clocks, open_files, succeeds: None }
 }
 
 /// Waits until each process has all records in its results; says where they are, and as of when all have them.
@@ -316,11 +352,11 @@ fn applied(cluster: &mut Cluster, records: u64) -> (Vec<String>, u64) {
 }
 
 /// The refused records of posts, each once.
-fn check_letters(file: &Path, posted: &Posted) -> usize {
+pub(super) fn check_letters(file: &Path, too_late: &[String]) -> usize {
     let text = fs::read_to_string(file).unwrap_or_default();
     let letters: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let mut raw: Vec<_> = letters.iter().map(|letter| letter["raw"].as_str().unwrap()).collect();
-    let mut expected: Vec<_> = posted.too_late.iter().map(String::as_str).collect();
+    let mut expected: Vec<_> = too_late.iter().map(String::as_str).collect();
     raw.sort_unstable();
     expected.sort_unstable();
     assert_eq!(raw, expected, "dead letters");

@@ -1,5 +1,6 @@
 //! The processes of a case: started, found, signalled, and never left behind.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
@@ -34,6 +35,8 @@ pub struct Launch {
     pub dies: Option<(&'static str, u64)>,
     /// What the clock of each process is off, ms.
     pub clocks: Vec<i64>,
+    /// The most files that each process may have open.
+    pub open_files: Option<u64>,
     /// `--takeover` or `--standby`: they are to go on in the place of those that run.
     pub succeeds: Option<&'static str>,
 }
@@ -181,11 +184,13 @@ impl Cluster {
     }
 
     fn member(&self, name: &str, process: Option<(usize, &PathBuf)>) -> Member {
-        let Launch { folder, config, topology, dies, clocks, succeeds } = &self.launch;
+        let Launch { folder, config, topology, dies, clocks, open_files, succeeds } = &self.launch;
         let (out, log) = (folder.join(format!("{name}.out")), folder.join(format!("{name}.log")));
         // It ends with whoever runs the trial. A full disk is an error to it, not its end.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "sh", "-c", "trap '' XFSZ; exec \"$0\" \"$@\""]);
+        let limit = open_files.map(|files| format!("ulimit -n {files}; ")).unwrap_or_default();
+        let exec = format!("trap '' XFSZ; {limit}exec \"$0\" \"$@\"");
+        command.args(["--pdeathsig", "KILL", "sh", "-c", &exec]);
         command.arg(env!("CARGO_BIN_EXE_swelter"));
         // What the trial is told is not for the program.
         for (name, _) in std::env::vars_os() {
@@ -238,6 +243,13 @@ impl Cluster {
             let processes = self.processes();
             processes.get(lot as usize % processes.len().max(1)).copied()
         })
+    }
+
+    /// The ports that processes listen at.
+    pub fn ports(&self) -> Vec<u16> {
+        let listening = listening_sockets();
+        let sockets = self.processes().into_iter().flat_map(sockets_of);
+        sockets.filter_map(|socket| listening.get(&socket).copied()).collect()
     }
 
     /// Of the process that `lot` means, in both directions.
@@ -426,6 +438,47 @@ impl Drop for Stopped {
     fn drop(&mut self) {
         send(self.0, Signal::CONT);
     }
+}
+
+/// A process that can open no more files, until this is dropped.
+pub struct NoMoreFiles(u32, Rlimit);
+
+impl NoMoreFiles {
+    pub fn of(pid: u32) -> NoMoreFiles {
+        let before = limit_open_files(pid, Rlimit { current: Some(0), maximum: None });
+        NoMoreFiles(pid, before.unwrap_or(Rlimit { current: None, maximum: None }))
+    }
+}
+
+impl Drop for NoMoreFiles {
+    fn drop(&mut self) {
+        limit_open_files(self.0, Rlimit { current: self.1.current, maximum: self.1.maximum });
+    }
+}
+
+/// Gives the limit before, unless the process has ended.
+fn limit_open_files(pid: u32, limit: Rlimit) -> Option<Rlimit> {
+    prlimit(Pid::from_raw(pid as i32), Resource::Nofile, limit).ok()
+}
+
+/// The numbers of the sockets that a process has open.
+fn sockets_of(pid: u32) -> Vec<u64> {
+    let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let targets = files.filter_map(|file| fs::read_link(file.path()).ok());
+    let number = |target: PathBuf| target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok();
+    targets.filter_map(number).collect()
+}
+
+/// The sockets of this host that listen, and their ports.
+fn listening_sockets() -> HashMap<u64, u16> {
+    let table = fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+    let listening = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (address, state, socket) = (fields.get(1)?, fields.get(3)?, fields.get(9)?);
+        let port = u16::from_str_radix(address.split_once(':')?.1, 16).ok()?;
+        (*state == "0A").then_some((socket.parse().ok()?, port))
+    };
+    table.lines().skip(1).filter_map(listening).collect()
 }
 
 /// The arguments of a process that has not ended.

@@ -7,8 +7,9 @@ use rustix::process::Signal;
 
 use super::case::Case;
 use super::checkpoints;
-use super::cluster::{Stopped, send};
+use super::cluster::{NoMoreFiles, Stopped, send};
 use super::plan::{Fault, Step};
+use super::strangers::Strangers;
 use crate::recovery::Random;
 
 /// How long a process may take to die that is to die by itself.
@@ -29,6 +30,7 @@ impl Case<'_> {
             let another = match happened {
                 Fault::Pause(_) | Fault::DiskFull(_) | Fault::CheckpointsAway(_) => None,
                 Fault::KillBroker(_) | Fault::PauseBroker(_) | Fault::Cut(_) | Fault::Stall(_) => None,
+                Fault::NoFiles(_) | Fault::Backup => None,
                 _ => before,
             };
             self.settle(another.as_deref());
@@ -110,6 +112,19 @@ impl Case<'_> {
                 }
                 self.cluster.kill_retiring();
             }
+            Fault::Strangers(time) => {
+                let strangers = Strangers::start(lot);
+                strangers.flood(&self.cluster, time / 2);
+                send(self.cluster.one(lot), Signal::KILL);
+                strangers.flood(&self.cluster, time);
+                self.start_again(topology, None);
+                strangers.flood(&self.cluster, time);
+            }
+            Fault::NoFiles(time) => {
+                let _limited = NoMoreFiles::of(self.cluster.one(lot));
+                thread::sleep(time);
+            }
+            Fault::Backup => self.back_up(),
         }
         fault
     }

@@ -1,6 +1,6 @@
 //! Records that come all the time: posted to the journal, or produced to a topic.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -28,6 +28,8 @@ pub struct Shared {
     addresses: Mutex<Vec<String>>,
     hurry: AtomicBool,
     stop: AtomicBool,
+    /// Batches that are in the journal.
+    posted: AtomicUsize,
 }
 
 impl Shared {
@@ -39,6 +41,11 @@ impl Shared {
     pub fn address(&self, lot: u64) -> Option<String> {
         let addresses = self.addresses.lock().unwrap();
         addresses.get(lot as usize % addresses.len().max(1)).cloned()
+    }
+
+    /// Batches that are known to be in the journal.
+    pub fn posted(&self) -> usize {
+        self.posted.load(Ordering::SeqCst)
     }
 
     pub fn stop(&self) {
@@ -138,6 +145,8 @@ pub struct Posted {
     pub records: u64,
     /// The records that are refused for it.
     pub too_late: Vec<String>,
+    /// All that is in the log, post by post.
+    pub batches: Vec<Vec<Entry>>,
 }
 
 impl Posted {
@@ -150,6 +159,7 @@ impl Posted {
             oracle: Oracle::new(SETTINGS),
             records: 0,
             too_late: Vec::new(),
+            batches: Vec::new(),
         }
     }
 
@@ -160,13 +170,16 @@ impl Posted {
         while !self.is_taken(&entries, &body, &refused, shared)? {
             assert!(Instant::now() < deadline, "nobody takes {body}");
         }
-        self.records += entries.len() as u64;
+        let count = entries.len() as u64;
+        self.records += count;
         for entry in &entries {
             if self.oracle.apply(entry).is_none() {
                 self.too_late.push(written(entry));
             }
         }
-        Some(entries.len() as u64)
+        self.batches.push(entries);
+        shared.posted.store(self.batches.len(), Ordering::SeqCst);
+        Some(count)
     }
 
     /// Up to so many entries, the array that says them, and the places of bad records among them.

@@ -1,6 +1,7 @@
 //! The trial: random logs, topologies and faults, each case drawn from a seed, and what has come of it compared with the
 //! recomputation. docs/trial.md says how to run it.
 
+mod backups;
 mod case;
 mod checkpoints;
 mod cluster;
@@ -11,6 +12,7 @@ mod follower;
 mod plan;
 pub mod proxy;
 mod report;
+mod strangers;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -74,7 +76,7 @@ fn short(mode: Mode) -> Vec<u64> {
 fn a_short_trial_has_the_faults_that_matter() {
     let faults = SHORT.iter().flat_map(|seed| Plan::new(*seed, SHORT_FAULTS).steps);
     let faults: Vec<Fault> = faults.map(|step| step.fault).collect();
-    let kinds: [fn(&Fault) -> bool; 7] = [
+    let kinds: [fn(&Fault) -> bool; 10] = [
         |fault| matches!(fault, Fault::KillOne),
         |fault| matches!(fault, Fault::DieBeforeCommit(_)),
         |fault| matches!(fault, Fault::DieBeforeManifest(_)),
@@ -82,10 +84,14 @@ fn a_short_trial_has_the_faults_that_matter() {
         |fault| matches!(fault, Fault::DiskFull(_)),
         |fault| matches!(fault, Fault::TakeOver),
         |fault| matches!(fault, Fault::StandIn),
+        |fault| matches!(fault, Fault::Strangers(_)),
+        |fault| matches!(fault, Fault::NoFiles(_)),
+        |fault| matches!(fault, Fault::Backup),
     ];
     for (number, kind) in kinds.iter().enumerate() {
         assert!(faults.iter().any(kind), "kind {number} is not in {faults:?}: take other seeds");
     }
+    assert!(SHORT.iter().any(|seed| Plan::new(*seed, SHORT_FAULTS).settings.tls), "no TLS: take other seeds");
 }
 
 fn check(outcomes: &[Outcome], faults: usize) {

@@ -8,6 +8,8 @@ use crate::recovery::Random;
 /// The most processes and workers of each.
 const PROCESSES: u64 = 3;
 const WORKERS: u64 = 2;
+/// What a process may have open where that is little: less than strangers hold connections.
+const OPEN_FILES: u64 = 768;
 /// Records that come for each fault.
 const RECORDS: usize = 140;
 
@@ -88,6 +90,12 @@ pub enum Fault {
     TakeOver,
     /// Those that run are killed while others stand by.
     StandIn,
+    /// Strangers say garbage to every port for so long before and behind a start; meanwhile a process is killed.
+    Strangers(Duration),
+    /// One process can open no more files.
+    NoFiles(Duration),
+    /// A copy is taken while records come. It is restored and compared in the end.
+    Backup,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,6 +139,9 @@ const KINDS: &[Kind] = &[
     Kind { weight: 2, draw: |_| Fault::Stop, possible: |_, _| true },
     Kind { weight: 3, draw: |_| Fault::TakeOver, possible: |m, _| m == Mode::Kafka },
     Kind { weight: 2, draw: |_| Fault::StandIn, possible: |m, _| m == Mode::Kafka },
+    Kind { weight: 3, draw: |r| Fault::Strangers(millis(r, 300, 1_500)), possible: |_, _| true },
+    Kind { weight: 2, draw: |r| Fault::NoFiles(millis(r, 500, 4_000)), possible: |_, _| true },
+    Kind { weight: 2, draw: |_| Fault::Backup, possible: |m, _| m == Mode::Journal },
 ];
 
 fn millis(random: &mut Random, from: u64, to: u64) -> Duration {
@@ -177,6 +188,9 @@ impl Fault {
             Fault::Stop => "stopped and started again (SIGTERM)",
             Fault::TakeOver => "taken over by another generation",
             Fault::StandIn => "kill -9 of all with a standby beside them",
+            Fault::Strangers(_) => "strangers flood every port, and kill -9 of a process",
+            Fault::NoFiles(_) => "a process that can open no more files",
+            Fault::Backup => "a backup taken, restored elsewhere and compared",
         }
     }
 
@@ -194,6 +208,7 @@ impl Fault {
                 | Stop
                 | TakeOver
                 | StandIn
+                | Strangers(_)
         )
     }
 }
@@ -210,9 +225,33 @@ pub struct Step {
     pub settle: bool,
 }
 
+/// What all starts of a case have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Processes speak TLS to each other.
+    pub tls: bool,
+    /// The most files that each process may have open.
+    pub open_files: Option<u64>,
+}
+
+impl Settings {
+    fn random(random: &mut Random) -> Settings {
+        let tls = random.next(2) == 0;
+        Settings { tls, open_files: (random.next(3) == 0).then_some(OPEN_FILES) }
+    }
+}
+
+impl fmt::Display for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.tls { "cluster.tls" } else { "no cluster.tls" })?;
+        self.open_files.map_or(Ok(()), |files| write!(f, ", {files} open files"))
+    }
+}
+
 pub struct Plan {
     pub seed: u64,
     pub mode: Mode,
+    pub settings: Settings,
     pub first: Topology,
     pub steps: Vec<Step>,
     /// What the last comparison is made in.
@@ -233,7 +272,16 @@ impl Plan {
         };
         let steps = (0..faults).map(step).collect();
         let last = Topology::random(&mut random);
-        Plan { seed, mode, first, steps, last, records: RECORDS * (faults + 1) }
+        let mut settings = Settings::random(&mut random);
+        let mut plan = Plan { seed, mode, settings, first, steps, last, records: RECORDS * (faults + 1) };
+        settings.tls &= plan.topologies().any(|topology| topology.processes > 1);
+        plan.settings = settings;
+        plan
+    }
+
+    fn topologies(&self) -> impl Iterator<Item = Topology> {
+        let of_steps = self.steps.iter().map(|step| step.topology);
+        [self.first, self.last].into_iter().chain(of_steps)
     }
 }
 
@@ -262,7 +310,8 @@ impl Step {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "seed {}: {:?}, {} records, first {}", self.seed, self.mode, self.records, self.first)?;
+        let Plan { seed, mode, records, settings, first, .. } = self;
+        writeln!(f, "seed {seed}: {mode:?}, {records} records, {settings}, first {first}")?;
         for (number, Step { wait, fault, topology, settle, .. }) in self.steps.iter().enumerate() {
             let settled = if *settle { "" } else { "; the next one at once" };
             writeln!(f, "{number}: after {wait:?} {fault:?}, then {topology}{settled}")?;

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::case::Outcome;
-use super::plan::Mode;
+use super::plan::{Mode, Settings};
 
 pub struct Report<'a> {
     pub outcomes: &'a [Outcome],
@@ -21,10 +21,11 @@ pub struct Report<'a> {
 
 /// A case in a line, with how to run it again where something is wrong.
 pub fn line(outcome: &Outcome, faults: usize) -> String {
-    let Outcome { seed, mode, comparisons, records, starts, time, failure, folder, .. } = outcome;
+    let Outcome { seed, mode, settings, comparisons, records, starts, time, failure, folder, .. } = outcome;
     let mode = mode.map(name).unwrap_or_default();
+    let settings = settings.map(|settings| settings.to_string()).unwrap_or_default();
     let mut line = format!(
-        "seed {seed} ({mode}): {} faults, {starts} starts, {records} records, {} comparisons, {} differences, {:.1} s",
+        "seed {seed} ({mode}, {settings}): {} faults, {starts} starts, {records} records, {} comparisons, {} differences, {:.1} s",
         outcome.faults.values().sum::<usize>(),
         comparisons.made,
         comparisons.differences.len(),
@@ -86,6 +87,13 @@ impl Report<'_> {
 
     fn facts(&self) -> Vec<(&'static str, String)> {
         let of_mode = |mode| self.outcomes.iter().filter(|outcome| outcome.mode == Some(mode)).count();
+        let of_setting = |has: fn(&Settings) -> bool| {
+            self.outcomes.iter().filter_map(|outcome| outcome.settings.as_ref()).filter(|s| has(s)).count()
+        };
+        let over_tls = |outcome: &Outcome| {
+            let tls = outcome.settings.is_some_and(|settings| settings.tls);
+            outcome.topologies.iter().filter(|topology| tls && topology.processes > 1).count()
+        };
         let now = jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string();
         let differences = self.sum(|outcome| outcome.comparisons.differences.len());
         let unfinished = self.sum(|outcome| usize::from(outcome.failure.is_some()));
@@ -97,6 +105,15 @@ impl Report<'_> {
             (
                 "cases",
                 format!("{} of the journal, {} of Kafka", of_mode(Mode::Journal), of_mode(Mode::Kafka)),
+            ),
+            (
+                "settings",
+                format!(
+                    "`cluster.tls` in {} cases ({} starts of several processes), few open files (`ulimit -n`) in {}",
+                    of_setting(|settings| settings.tls),
+                    self.sum(over_tls),
+                    of_setting(|settings| settings.open_files.is_some())
+                ),
             ),
             ("faults", self.sum(|outcome| outcome.faults.values().sum()).to_string()),
             ("starts of the service", self.sum(|outcome| outcome.starts).to_string()),
