@@ -1,0 +1,163 @@
+//! Columns of a block as they are packed.
+
+use super::layout::{
+    BLOCK_READINGS, CATEGORIES, FIRST, FIRST_CATEGORY, FIRST_PRESENT, FIRST_REVISION, FIRST_VALUE, FLAGS,
+    HAS_REVISIONS, LAST, Layout, PEAK, PRESENT, REVISION_STRIDE, REVISIONS, SECONDS, STRIDE, SUM, TIMES,
+    VALUES, bits_at, zigzag,
+};
+use crate::model::{Category, Revision};
+
+pub(super) fn pack_times(len: usize, millis: impl Fn(usize) -> i64, header: &mut [u8], columns: &mut Writer) {
+    let mut steps = [0; BLOCK_READINGS];
+    let (first, mut last, mut seconds) = (millis(0), millis(0), true);
+    for i in 1..len {
+        let at = millis(i);
+        steps[i - 1] = at - last;
+        seconds &= steps[i - 1] % 1000 == 0;
+        last = at;
+    }
+    let steps = &mut steps[..len - 1];
+    if seconds {
+        header[FLAGS] |= SECONDS;
+        steps.iter_mut().for_each(|step| *step /= 1000);
+    }
+    let stride = u32::try_from(majority(steps)).unwrap_or(0);
+    header[STRIDE..STRIDE + 4].copy_from_slice(&stride.to_le_bytes());
+    put(header, FIRST, first);
+    put(header, LAST, last);
+    header[TIMES] = columns.column(steps, i64::from(stride));
+}
+
+pub(super) fn pack_values(
+    len: usize,
+    value: impl Fn(usize) -> (i64, Category),
+    header: &mut [u8],
+    columns: &mut Writer,
+) {
+    let (mut steps, mut categories) = ([0; BLOCK_READINGS], [0; BLOCK_READINGS]);
+    let (first, first_category) = value(0);
+    let (mut sum, mut peak) = (first, first);
+    let (mut before, mut category_before) = (first, first_category as i64);
+    for i in 1..len {
+        let (micros, category) = value(i);
+        steps[i - 1] = micros.wrapping_sub(before);
+        categories[i - 1] = category as i64 - category_before;
+        (before, category_before) = (micros, category as i64);
+        sum = sum.wrapping_add(micros);
+        peak = peak.max(micros);
+    }
+    put(header, FIRST_VALUE, first);
+    put(header, SUM, sum);
+    put(header, PEAK, peak);
+    header[VALUES] = columns.column(&steps[..len - 1], 0);
+    header[FIRST_CATEGORY] = first_category as u8;
+    header[CATEGORIES] = columns.column(&categories[..len - 1], 0);
+}
+
+pub(super) fn pack_revisions(
+    len: usize,
+    revision: impl Fn(usize) -> Option<Revision>,
+    header: &mut [u8],
+    columns: &mut Writer,
+) {
+    let (mut steps, mut present) = ([0; BLOCK_READINGS], [0; BLOCK_READINGS]);
+    let first = revision(0);
+    let mut before = first.map_or(0, Revision::number);
+    put(header, FIRST_REVISION, before);
+    let mut present_before = i64::from(first.is_some());
+    for i in 1..len {
+        let number = revision(i).map(Revision::number);
+        present[i - 1] = i64::from(number.is_some()) - present_before;
+        present_before = i64::from(number.is_some());
+        // One that is none takes what its stride says.
+        steps[i - 1] = number.map_or(0, |number| number.wrapping_sub(before));
+        before = number.unwrap_or(before);
+    }
+    let stride = majority(&steps[..len - 1]);
+    // The numbers of those that are none drift by the stride, and the next one makes up for it.
+    let mut drift: i64 = 0;
+    for (step, present) in steps[..len - 1].iter_mut().zip(1..) {
+        if revision(present).is_some() {
+            *step = step.wrapping_sub(drift);
+            drift = 0;
+        } else {
+            *step = stride;
+            drift = drift.wrapping_add(stride);
+        }
+    }
+    header[FLAGS] |= HAS_REVISIONS | if first.is_some() { FIRST_PRESENT } else { 0 };
+    put(header, REVISION_STRIDE, stride);
+    header[PRESENT] = columns.column(&present[..len - 1], 0);
+    header[REVISIONS] = columns.column(&steps[..len - 1], stride);
+}
+
+/// The value that more than half of all are, if there is one.
+#[inline]
+fn majority(values: &[i64]) -> i64 {
+    let (mut candidate, mut lead) = (0, 0);
+    for &value in values {
+        if lead == 0 {
+            candidate = value;
+        }
+        lead += if value == candidate { 1 } else { -1 };
+    }
+    candidate
+}
+
+#[inline]
+fn put(header: &mut [u8], at: usize, value: i64) {
+    header[at..at + 8].copy_from_slice(&value.to_le_bytes());
+}
+
+/// Columns, one behind the other.
+pub(super) struct Writer {
+    bytes: [u8; Writer::ROOM],
+    len: usize,
+}
+
+impl Writer {
+    /// Four columns of 64 bits and one of 2 with their bitmaps, and what a code may write behind itself.
+    const ROOM: usize = 5 * (8 * BLOCK_READINGS + 16) + 8;
+
+    #[inline]
+    pub(super) fn new() -> Writer {
+        Writer { bytes: [0; Writer::ROOM], len: 0 }
+    }
+
+    #[inline]
+    pub(super) fn packed(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
+    /// Packs what steps are beside the stride; returns the layout.
+    #[inline]
+    fn column(&mut self, steps: &[i64], stride: i64) -> u8 {
+        let mut codes = [0; BLOCK_READINGS];
+        let (mut all_bits, mut map) = (0, 0u128);
+        for (i, (code, step)) in codes.iter_mut().zip(steps).enumerate() {
+            *code = zigzag(step.wrapping_sub(stride));
+            all_bits |= *code;
+            map |= u128::from(*code != 0) << i;
+        }
+        let layout = Layout::of(steps.len(), all_bits, map.count_ones() as usize);
+        let width = layout.width();
+        if width == 0 {
+            return layout.0;
+        }
+        if layout.is_sparse() {
+            let bytes = steps.len().div_ceil(8);
+            self.bytes[self.len..self.len + bytes].copy_from_slice(&map.to_le_bytes()[..bytes]);
+            self.len += bytes;
+        }
+        let mut bit = 8 * self.len;
+        for &code in &codes[..steps.len()] {
+            if code != 0 {
+                let word = bits_at(&self.bytes, bit / 8 * 8) | code << (bit % 8);
+                self.bytes[bit / 8..bit / 8 + 8].copy_from_slice(&word.to_le_bytes());
+            }
+            bit += if code != 0 || !layout.is_sparse() { width } else { 0 };
+        }
+        self.len = bit.div_ceil(8);
+        layout.0
+    }
+}
