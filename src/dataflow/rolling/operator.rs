@@ -6,12 +6,13 @@ use differential_dataflow::{AsCollection, VecCollection};
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::Stream;
 use timely::dataflow::channels::pact::{Exchange, Pipeline};
-use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+use timely::dataflow::operators::{Capability, InputCapability};
 use timely::progress::frontier::MutableAntichain;
+use timely::scheduling::Activator;
 
-use super::answers::{AnswerLimits, Answers};
+use super::answers::{AnswerLimits, Answers, Slice};
 use super::snapshot::{Resumed, Snapshooter};
 use super::told::{Processes, Told, Watched};
 use super::{Changed, Rolling};
@@ -34,19 +35,6 @@ pub struct Streams<'scope> {
 
 type CurrentDiff = ((CityId, CurrentRow), u64, isize);
 
-/// What has come for an epoch that is still open.
-#[derive(Default)]
-struct Pending {
-    cities: Vec<CityName>,
-    arrivals: Vec<Vec<Arrival>>,
-    queries: Vec<Query>,
-    marks: Vec<Mark>,
-    /// One per output.
-    capabilities: Vec<Capability<u64>>,
-}
-
-const OUTPUTS: usize = 6;
-
 /// What the operator takes in.
 pub struct Inputs<'scope> {
     /// A city's name must be here at the epoch of the city's first arrival or before.
@@ -62,8 +50,8 @@ pub struct Inputs<'scope> {
 /// a mark comes. Answers are made within `limits`.
 pub fn rolling<'scope>(
     inputs: Inputs<'scope>,
-    mut rolling: Rolling,
-    mut render: Option<Box<dyn Render>>,
+    rolling: Rolling,
+    render: Option<Box<dyn Render>>,
     resumed: Resumed,
     snapshots: Option<Box<dyn Snapshots>>,
     limits: AnswerLimits,
@@ -79,148 +67,230 @@ pub fn rolling<'scope>(
     let mut queries =
         builder.new_input(queries, Exchange::new(move |query: &Query| owner(CityKey::hash(&query.city))));
     let mut marks = builder.new_input(marks, Pipeline);
-    let (rows_out, rows) = builder.new_output::<Vec<Change>>();
-    let (current_out, current) = builder.new_output::<Vec<CurrentDiff>>();
-    let (days_out, days) = builder.new_output::<Vec<DayChange>>();
-    let (outcomes_out, outcomes) = builder.new_output::<Vec<Outcome>>();
-    let (told_out, told) = builder.new_output::<Vec<(Processes, Told)>>();
-    let (parcels_out, parcels) = builder.new_output::<Vec<Parcel>>();
-    let mut rows_out = OutputBuilder::<_, CapacityContainerBuilder<Vec<Change>>>::from(rows_out);
-    let mut current_out = OutputBuilder::<_, CapacityContainerBuilder<Vec<CurrentDiff>>>::from(current_out);
-    let mut days_out = OutputBuilder::<_, CapacityContainerBuilder<Vec<DayChange>>>::from(days_out);
-    let mut outcomes_out = OutputBuilder::<_, CapacityContainerBuilder<Vec<Outcome>>>::from(outcomes_out);
-    let mut told_out = OutputBuilder::<_, CapacityContainerBuilder<Vec<(Processes, Told)>>>::from(told_out);
-    let mut parcels_out = OutputBuilder::<_, CapacityContainerBuilder<Vec<Parcel>>>::from(parcels_out);
-
+    let (outputs, streams) = outputs(&mut builder);
     let activator = scope.activator_for(builder.operator_info().address);
     builder.build(move |initial| {
-        let mut pending: BTreeMap<u64, Pending> = BTreeMap::new();
-        let mut changed = Changed::default();
-        let mut watched = Watched::default();
-        let mut answers = Answers::new(limits);
-        // For what is said of answers between epochs.
-        let mut answering: Option<Capability<u64>> = None;
-        let mut telling = Vec::new();
-        let mut written = Parcels::default();
-        let mut snapshots = snapshots.map(Snapshooter::new);
+        let mut pending = PendingEpochs::default();
         let mut resumed = (!resumed.cities.is_empty()).then(|| {
             activator.activate();
             let capabilities: Vec<_> =
                 initial.iter().map(|capability| capability.delayed(&resumed.epoch)).collect();
             (resumed, capabilities)
         });
+        let mut operator = RollingOperator {
+            rolling,
+            render,
+            watched: Watched::default(),
+            answers: Answers::new(limits),
+            answering: None,
+            snapshots: snapshots.map(Snapshooter::new),
+            changed: Changed::default(),
+            telling: Vec::new(),
+            written: Parcels::default(),
+            outputs,
+        };
         move |frontiers: &[MutableAntichain<u64>]| {
-            if let Some((Resumed { epoch, cities }, capabilities)) = resumed.take()
-                && let [_, currents, _, _, tells, _] = &capabilities[..]
-            {
-                rolling.resume(cities, &mut changed);
-                if rolling.wanted.told {
-                    watched.tell(epoch, &changed, &rolling, &mut telling);
-                    told_out.activate().session(tells).give_container(&mut telling);
-                }
-                let current = changed.current.drain(..).map(|(city, row, diff)| ((city, row), epoch, diff));
-                current_out.activate().session(currents).give_iterator(current);
+            if let Some((resumed, capabilities)) = resumed.take() {
+                operator.resume(resumed, &capabilities);
             }
-            cities.for_each(|capability, data| {
-                let Some(&epoch) = capability.least() else { return };
-                let pending = pending.entry(epoch).or_default();
-                pending.keep(|output| capability.retain_least(output));
-                pending.cities.append(data);
-            });
+            cities.for_each(|capability, data| pending.add(&capability, |epoch| epoch.cities.append(data)));
             arrivals.for_each(|capability, data| {
-                let Some(&epoch) = capability.least() else { return };
-                let pending = pending.entry(epoch).or_default();
-                pending.keep(|output| capability.retain_least(output));
-                pending.arrivals.push(std::mem::take(data));
+                pending.add(&capability, |epoch| epoch.arrivals.push(std::mem::take(data)));
             });
-            queries.for_each(|capability, data| {
-                let Some(&epoch) = capability.least() else { return };
-                let pending = pending.entry(epoch).or_default();
-                pending.keep(|output| capability.retain_least(output));
-                pending.queries.append(data);
-            });
-            marks.for_each(|capability, data| {
-                let Some(&epoch) = capability.least() else { return };
-                let pending = pending.entry(epoch).or_default();
-                pending.keep(|output| capability.retain_least(output));
-                pending.marks.append(data);
-            });
-            let mut slice = answers.slice();
-            while let Some(entry) = pending.first_entry() {
-                if frontiers.iter().any(|frontier| frontier.less_equal(entry.key())) {
-                    break;
-                }
-                let (epoch, Pending { cities, arrivals, queries, marks, capabilities }) =
-                    entry.remove_entry();
-                for city in &cities {
-                    rolling.introduce(city);
-                    watched.introduced(city, &rolling);
-                }
-                if let Some(snapshots) = &mut snapshots {
-                    snapshots.make_way(&arrivals, &mut rolling);
-                }
-                answers.make_way(&arrivals, &mut rolling);
-                let all = rolling.wanted.rows || render.is_some();
-                rolling.apply(&arrivals, |city| all || watched.is_watched(city), &mut changed);
-                for mark in marks {
-                    if let Some(snapshots) = &mut snapshots {
-                        snapshots.begin(mark, epoch, &mut rolling);
-                    }
-                }
-                let [rows, currents, days, outcomes, tells, packed] = &capabilities[..] else { continue };
-                if let Some(render) = &mut render {
-                    changed.write(epoch, &rolling.cities.names, &mut **render, &mut written);
-                    parcels_out.activate().session(packed).give_container(&mut written.take_all());
-                }
-                if rolling.wanted.told {
-                    watched.tell(epoch, &changed, &rolling, &mut telling);
-                    for query in queries {
-                        watched.note(&query, &rolling);
-                        answers.take(epoch, query, &mut rolling, &mut telling);
-                    }
-                    answers.work(&mut rolling, &mut slice, &mut telling);
-                    answers.say_begun(&mut telling);
-                    told_out.activate().session(tells).give_container(&mut telling);
-                    answering = answers.has_ready().then(|| tells.clone());
-                }
-                if rolling.wanted.rows {
-                    rows_out.activate().session(rows).give_containers(changed.rows.iter_mut());
-                }
-                let current = changed.current.drain(..).map(|(city, row, diff)| ((city, row), epoch, diff));
-                current_out.activate().session(currents).give_iterator(current);
-                days_out.activate().session(days).give_container(&mut changed.days);
-                outcomes_out.activate().session(outcomes).give_container(&mut changed.outcomes);
+            queries.for_each(|capability, data| pending.add(&capability, |epoch| epoch.queries.append(data)));
+            marks.for_each(|capability, data| pending.add(&capability, |epoch| epoch.marks.append(data)));
+            let mut slice = operator.answers.slice();
+            while let Some((epoch, complete)) = pending.take_complete(frontiers) {
+                operator.apply_epoch(epoch, complete, &mut slice);
             }
-            if let Some(capability) = &mut answering {
-                // As late as the inputs, so that no epoch waits for it.
-                let next = frontiers.iter().filter_map(|frontier| frontier.frontier().first().copied()).min();
-                if let Some(next) = next.filter(|next| *next > *capability.time()) {
-                    capability.downgrade(&next);
-                }
-                answers.work(&mut rolling, &mut slice, &mut telling);
-                told_out.activate().session(&*capability).give_container(&mut telling);
-                match answers.has_ready() {
-                    true => activator.activate(),
-                    false => answering = None,
-                }
-            }
-            if let Some(snapshots) = &mut snapshots {
-                if frontiers.iter().all(MutableAntichain::is_empty) {
-                    snapshots.stop();
-                }
-                if let Some(after) = snapshots.go_on(&mut rolling) {
-                    activator.activate_after(after);
-                }
-            }
+            operator.continue_answers(frontiers, &mut slice, &activator);
+            operator.continue_snapshots(frontiers, &activator);
         }
     });
-    Streams { rows, current: current.as_collection(), days, outcomes, told, parcels }
+    streams
 }
 
-impl Pending {
-    fn keep(&mut self, retain: impl Fn(usize) -> Option<Capability<u64>>) {
-        if self.capabilities.is_empty() {
-            self.capabilities.extend((0..OUTPUTS).filter_map(retain));
+type Output<T> = OutputBuilder<u64, CapacityContainerBuilder<Vec<T>>>;
+
+/// In the order of the capabilities of an epoch.
+struct Outputs {
+    rows: Output<Change>,
+    current: Output<CurrentDiff>,
+    days: Output<DayChange>,
+    outcomes: Output<Outcome>,
+    told: Output<(Processes, Told)>,
+    parcels: Output<Parcel>,
+}
+
+const OUTPUTS: usize = 6;
+
+fn outputs<'scope>(builder: &mut OperatorBuilder<'scope, u64>) -> (Outputs, Streams<'scope>) {
+    let (rows_out, rows) = builder.new_output();
+    let (current_out, current) = builder.new_output::<Vec<CurrentDiff>>();
+    let (days_out, days) = builder.new_output();
+    let (outcomes_out, outcomes) = builder.new_output();
+    let (told_out, told) = builder.new_output();
+    let (parcels_out, parcels) = builder.new_output();
+    let outputs = Outputs {
+        rows: Output::from(rows_out),
+        current: Output::from(current_out),
+        days: Output::from(days_out),
+        outcomes: Output::from(outcomes_out),
+        told: Output::from(told_out),
+        parcels: Output::from(parcels_out),
+    };
+    (outputs, Streams { rows, current: current.as_collection(), days, outcomes, told, parcels })
+}
+
+/// What has come for an epoch that is still open.
+#[derive(Default)]
+struct Pending {
+    cities: Vec<CityName>,
+    arrivals: Vec<Vec<Arrival>>,
+    queries: Vec<Query>,
+    marks: Vec<Mark>,
+    /// One per output.
+    capabilities: Vec<Capability<u64>>,
+}
+
+/// The epochs that are still open.
+#[derive(Default)]
+struct PendingEpochs(BTreeMap<u64, Pending>);
+
+impl PendingEpochs {
+    #[inline]
+    fn add(&mut self, capability: &InputCapability<u64>, add: impl FnOnce(&mut Pending)) {
+        let Some(&epoch) = capability.least() else { return };
+        let pending = self.0.entry(epoch).or_default();
+        if pending.capabilities.is_empty() {
+            let retained = (0..OUTPUTS).filter_map(|output| capability.retain_least(output));
+            pending.capabilities.extend(retained);
+        }
+        add(pending);
+    }
+
+    /// The first epoch, if nothing more can come for it.
+    fn take_complete(&mut self, frontiers: &[MutableAntichain<u64>]) -> Option<(u64, Pending)> {
+        let entry = self.0.first_entry()?;
+        let is_open = frontiers.iter().any(|frontier| frontier.less_equal(entry.key()));
+        (!is_open).then(|| entry.remove_entry())
+    }
+}
+
+/// [`Rolling`] with all that follows it at the end of an epoch.
+struct RollingOperator {
+    rolling: Rolling,
+    render: Option<Box<dyn Render>>,
+    watched: Watched,
+    answers: Answers,
+    /// For what is said of answers between epochs.
+    answering: Option<Capability<u64>>,
+    snapshots: Option<Snapshooter>,
+    changed: Changed,
+    telling: Vec<(Processes, Told)>,
+    written: Parcels,
+    outputs: Outputs,
+}
+
+impl RollingOperator {
+    fn resume(&mut self, resumed: Resumed, capabilities: &[Capability<u64>]) {
+        let Resumed { epoch, cities } = resumed;
+        let [_, currents, _, _, tells, _] = capabilities else { return };
+        self.rolling.resume(cities, &mut self.changed);
+        if self.rolling.wanted.told {
+            self.watched.tell(epoch, &self.changed, &self.rolling, &mut self.telling);
+            self.outputs.told.activate().session(tells).give_container(&mut self.telling);
+        }
+        self.give_current(epoch, currents);
+    }
+
+    fn apply_epoch(&mut self, epoch: u64, complete: Pending, slice: &mut Slice) {
+        let Pending { cities, arrivals, queries, marks, capabilities } = complete;
+        self.apply_arrivals(&cities, &arrivals);
+        if let Some(snapshots) = &mut self.snapshots {
+            marks.into_iter().for_each(|mark| snapshots.begin(mark, epoch, &mut self.rolling));
+        }
+        let [rows, currents, days, outcomes, tells, packed] = &capabilities[..] else { return };
+        if let Some(render) = &mut self.render {
+            self.changed.write(epoch, &self.rolling.cities.names, &mut **render, &mut self.written);
+            let mut written = self.written.take_all();
+            self.outputs.parcels.activate().session(packed).give_container(&mut written);
+        }
+        if self.rolling.wanted.told {
+            self.tell(epoch, queries, slice, tells);
+        }
+        if self.rolling.wanted.rows {
+            self.outputs.rows.activate().session(rows).give_containers(self.changed.rows.iter_mut());
+        }
+        self.give_current(epoch, currents);
+        self.outputs.days.activate().session(days).give_container(&mut self.changed.days);
+        self.outputs.outcomes.activate().session(outcomes).give_container(&mut self.changed.outcomes);
+    }
+
+    /// What changes by the arrivals is in `changed` then. What others still need of the state before is copied first.
+    fn apply_arrivals(&mut self, cities: &[CityName], arrivals: &[Vec<Arrival>]) {
+        let RollingOperator { rolling, watched, answers, snapshots, changed, .. } = self;
+        for city in cities {
+            rolling.introduce(city);
+            watched.introduced(city, rolling);
+        }
+        if let Some(snapshots) = snapshots {
+            snapshots.make_way(arrivals, rolling);
+        }
+        answers.make_way(arrivals, rolling);
+        let all = rolling.wanted.rows || self.render.is_some();
+        rolling.apply(arrivals, |city| all || watched.is_watched(city), changed);
+    }
+
+    /// Tells serving what an epoch has changed, and begins the answers to its queries.
+    fn tell(&mut self, epoch: u64, queries: Vec<Query>, slice: &mut Slice, capability: &Capability<u64>) {
+        let RollingOperator { rolling, watched, answers, telling, .. } = self;
+        watched.tell(epoch, &self.changed, rolling, telling);
+        for query in queries {
+            watched.note(&query, rolling);
+            answers.take(epoch, query, rolling, telling);
+        }
+        answers.work(rolling, slice, telling);
+        answers.say_begun(telling);
+        self.outputs.told.activate().session(capability).give_container(telling);
+        self.answering = answers.has_ready().then(|| capability.clone());
+    }
+
+    fn give_current(&mut self, epoch: u64, capability: &Capability<u64>) {
+        let current = self.changed.current.drain(..).map(|(city, row, diff)| ((city, row), epoch, diff));
+        self.outputs.current.activate().session(capability).give_iterator(current);
+    }
+
+    /// Makes another slice of the answers that are not complete, whether or not an epoch came.
+    fn continue_answers(
+        &mut self,
+        frontiers: &[MutableAntichain<u64>],
+        slice: &mut Slice,
+        activator: &Activator,
+    ) {
+        let Some(capability) = &mut self.answering else { return };
+        // As late as the inputs, so that no epoch waits for it.
+        let next = frontiers.iter().filter_map(|frontier| frontier.frontier().first().copied()).min();
+        if let Some(next) = next.filter(|next| *next > *capability.time()) {
+            capability.downgrade(&next);
+        }
+        self.answers.work(&mut self.rolling, slice, &mut self.telling);
+        self.outputs.told.activate().session(&*capability).give_container(&mut self.telling);
+        if self.answers.has_ready() {
+            activator.activate();
+        } else {
+            self.answering = None;
+        }
+    }
+
+    /// Gives the next slice of a snapshot, if one is being taken.
+    fn continue_snapshots(&mut self, frontiers: &[MutableAntichain<u64>], activator: &Activator) {
+        let Some(snapshots) = &mut self.snapshots else { return };
+        if frontiers.iter().all(MutableAntichain::is_empty) {
+            snapshots.stop();
+        }
+        if let Some(after) = snapshots.go_on(&mut self.rolling) {
+            activator.activate_after(after);
         }
     }
 }
