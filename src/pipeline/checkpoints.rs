@@ -21,9 +21,9 @@ use serde::{Deserialize, Serialize};
 pub use self::candidates::Beginning;
 use self::candidates::Candidates;
 pub use self::making::Making;
-use super::live::RunError;
 use super::logs::{Logs, file_identity, former_file_identity};
 use super::processes::Processes;
+use super::run_error::RunError;
 use crate::checkpoint::{
     CheckpointError, Checkpoints, Manifest, Part, PartWriter, Place, Positions, SOURCE, Writers,
 };

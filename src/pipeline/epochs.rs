@@ -6,8 +6,8 @@ use std::thread;
 use std::time::Duration as Wait;
 
 use super::data_dir::DataDir;
-use super::live::RunError;
 use super::processes::Processes;
+use super::run_error::RunError;
 use crate::cluster::message::Message;
 use crate::fault::Retries;
 use crate::sinks::kafka::Keeper;

@@ -7,9 +7,9 @@ use std::time::Duration as Wait;
 
 use super::data_dir::DataDir;
 use super::held::{HeldAppender, HoldReasons};
-use super::live::RunError;
 use super::outlets::Starts;
 use super::processes::Processes;
+use super::run_error::RunError;
 use super::standby::Following;
 use crate::admission::AdmissionRules;
 use crate::checkpoint;

@@ -16,6 +16,7 @@ pub mod permissions;
 pub mod process_limits;
 mod processes;
 pub mod retry;
+pub mod run_error;
 mod standby;
 mod stops;
 mod workers;

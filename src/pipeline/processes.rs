@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration as Wait, Instant};
 
 use self::forward::{Appends, Forward};
-use super::live::RunError;
+use super::run_error::RunError;
 use super::stops::Stops;
 use crate::cluster::message::Message;
 use crate::cluster::supervisor::TAKEN_OVER;

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration as Wait, Instant};
 
-use super::live::RunError;
 use super::outlets::Prepared;
+use super::run_error::RunError;
 use crate::config::StartKind;
 use crate::model::{Slot, Slots};
 use crate::registry::{Answer, FindAnswer};

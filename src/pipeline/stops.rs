@@ -7,8 +7,8 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
 use std::time::{Duration as Wait, Instant};
 
-use super::live::RunError;
 use super::processes::Processes;
+use super::run_error::RunError;
 use crate::cluster::message::Message;
 use crate::cluster::{StopFlag, signals};
 

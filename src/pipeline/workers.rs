@@ -12,7 +12,7 @@ use timely::communication::allocator::{AllocatorBuilder, ProcessBuilder};
 use timely::communication::initialize::Hooks;
 use timely::execute::execute_from;
 
-use super::live::RunError;
+use super::run_error::RunError;
 use super::stops::Event;
 use crate::cluster::PeerStream;
 use crate::model::Topology;

@@ -7,9 +7,9 @@ use std::time::{Duration as Wait, Instant};
 use crate::checkpoint::{CheckpointError, Checkpoints, Manifest, Name, Usable};
 use crate::model::{LogPosition, PartitionName};
 use crate::pipeline::checkpoints::Checkpointed;
-use crate::pipeline::live::RunError;
 use crate::pipeline::log_identity::{LogVerdict, compare_logs};
 use crate::pipeline::outlets::Written;
+use crate::pipeline::run_error::RunError;
 use crate::sources::SourceError;
 
 /// How long a log may not answer before the start fails, and how often it is asked.

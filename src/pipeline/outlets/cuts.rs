@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::model::{PartitionName, Shard, Slot};
-use crate::pipeline::live::RunError;
+use crate::pipeline::run_error::RunError;
 use crate::sinks::kafka::progress::ShardProgress;
 use crate::worker::{Cuts, LogPartition};
 

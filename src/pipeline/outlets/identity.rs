@@ -7,7 +7,7 @@ use crate::codec::DecodeSettings;
 use crate::config::{Plan, SourceKind};
 use crate::kafka::letter_topics;
 use crate::kafka::topics::{self, TopicFacts};
-use crate::pipeline::live::RunError;
+use crate::pipeline::run_error::RunError;
 use crate::sinks::kafka::Identity;
 use crate::sinks::kafka::progress::{Kept, start_key};
 use crate::sources::kafka::{KafkaPlan, RecordFormat};

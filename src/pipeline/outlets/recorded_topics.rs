@@ -11,7 +11,7 @@ use crate::kafka::native::TopicState;
 use crate::kafka::topics::{self, Survey};
 use crate::kafka::{Cluster, letter, letter_topics};
 use crate::pipeline::checkpoints::topics_in_checkpoints;
-use crate::pipeline::live::RunError;
+use crate::pipeline::run_error::RunError;
 use crate::sinks::kafka::progress::{CLAIM, Claim, IDENTITY, Kept, TOPICS};
 use crate::sinks::kafka::{Identity, Keeper};
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::Outlets;
 use crate::model::{LogPosition, PartitionName, Shard, Slot};
-use crate::pipeline::live::RunError;
+use crate::pipeline::run_error::RunError;
 use crate::registry::{Answer, RecordAnswer};
 use crate::sinks::kafka::Keeper;
 use crate::sinks::kafka::progress::{self, Kept};

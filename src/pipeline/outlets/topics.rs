@@ -6,7 +6,7 @@ use super::{Draft, kafka_sources};
 use crate::config::Plan;
 use crate::kafka::topics::{self, NewTopicPlan, TopicFacts};
 use crate::kafka::{Cluster, letter_topics};
-use crate::pipeline::live::RunError;
+use crate::pipeline::run_error::RunError;
 use crate::sinks::kafka::OutletPlan;
 
 /// Newest value of a key.

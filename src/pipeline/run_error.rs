@@ -1,0 +1,74 @@
+//! Why a run ends.
+
+use std::io;
+
+use super::data_dir::DataDirError;
+use crate::checkpoint::CheckpointError;
+use crate::cluster::ClusterError;
+use crate::fault::cannot_start;
+use crate::kafka::topics::TopicsError;
+use crate::registry::RegistryError;
+use crate::serve::ServeError;
+use crate::sinks::dead_letters::DeadLettersError;
+use crate::sinks::kafka::OutletError;
+use crate::sources::generator::PlanError;
+use crate::sources::generator::feed::FeedError;
+use crate::sources::journal::JournalError;
+use crate::worker::Shared;
+
+/// Why the service has ended, other than by request.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    DeadLetters(#[from] DeadLettersError),
+    #[error(transparent)]
+    Topics(#[from] TopicsError),
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    #[error(transparent)]
+    Outlet(#[from] OutletError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error("source {name}: {error}")]
+    Feed { name: String, error: FeedError },
+    #[error("source {name}: {error}")]
+    Generator { name: String, error: PlanError },
+    #[error("source {name}: {error}")]
+    Source { name: String, error: crate::sources::SourceError },
+    #[error("{}", cannot_start(.0))]
+    Threads(io::Error),
+    #[error("the workers cannot be started: {0}")]
+    Workers(String),
+    /// A source or the log has failed for good.
+    #[error("{0}")]
+    Failed(String),
+    #[error("{0}")]
+    TakenOver(String),
+}
+
+impl RunError {
+    pub(super) fn ended(why: String, shared: &Shared) -> RunError {
+        match shared.is_taken_over() {
+            true => RunError::TakenOver(why),
+            false => RunError::Failed(why),
+        }
+    }
+
+    /// Whether the run has ended because another generation has taken over, so that it should not be started again.
+    pub fn is_takeover(&self) -> bool {
+        matches!(self, RunError::TakenOver(_) | RunError::Outlet(OutletError::Fenced { .. }))
+    }
+
+    /// Whether it was asked to stop, and had not started.
+    pub fn is_stop(&self) -> bool {
+        matches!(self, RunError::Cluster(ClusterError::Stopped))
+    }
+}
