@@ -7,7 +7,7 @@ use rustix::process::Signal;
 
 use super::case::Case;
 use super::checkpoints;
-use super::cluster::{NoMoreFiles, Stopped, send};
+use super::host::{NoMoreFiles, Stopped, send};
 use super::plan::{Fault, Step};
 use super::strangers::Strangers;
 use crate::recovery::Random;

@@ -9,6 +9,7 @@ mod comparisons;
 mod faults;
 mod feeder;
 mod follower;
+mod host;
 mod plan;
 pub mod proxy;
 mod report;
