@@ -58,7 +58,7 @@ fn meet(caller: PeerTls, listener: PeerTls, host: &'static str) -> Met {
 }
 
 fn met(authority: &Authority) -> (TlsStream, TlsStream) {
-    let tls = tls_for(&authority, "127.0.0.1");
+    let tls = tls_for(authority, "127.0.0.1");
     let (caller, listener) = meet(tls.clone(), tls, "127.0.0.1");
     let (caller, listener) = (caller.map_err(TlsFailure::into_text), listener.map_err(TlsFailure::into_text));
     let streams = (caller.unwrap(), listener.unwrap());

@@ -139,7 +139,7 @@ impl FileReader {
             return Ok(self.head);
         }
         let head = || {
-            let mut decoder = self.from_beginning(self.may_grow())?;
+            let mut decoder = self.begin_decoding(self.may_grow())?;
             Ok(if decoder.skip()? { decoder.digest() } else { None })
         };
         match head() {
@@ -153,7 +153,7 @@ impl FileReader {
         let may_grow = self.may_grow();
         let mut search = match self.head_search.take() {
             Some((grows, search)) if grows == may_grow => search,
-            _ => match self.from_beginning(may_grow) {
+            _ => match self.begin_decoding(may_grow) {
                 Err(error) if would_block(&error) => return Ok(None),
                 opened => opened?,
             },
@@ -170,7 +170,7 @@ impl FileReader {
         }
     }
 
-    fn from_beginning(&self, may_grow: bool) -> Result<Decoder, DecodeError> {
+    fn begin_decoding(&self, may_grow: bool) -> Result<Decoder, DecodeError> {
         let bytes = Box::new(FileBytes { file: Arc::clone(&self.file), offset: 0, may_grow });
         Decoder::with_digest(bytes, self.plan.format, self.compression, self.plan.settings)
     }
