@@ -1,6 +1,7 @@
 //! Objects in a folder or in a store that speaks S3, for callers that are plain threads.
 
 mod read;
+mod remote;
 #[cfg(test)]
 mod tests;
 
@@ -133,6 +134,8 @@ pub struct Store {
 struct Access {
     place: Arc<Place>,
     objects: Arc<dyn ObjectStore>,
+    /// Of all that is done to one object, retries included.
+    operation_time: Duration,
 }
 
 /// They end with the store, and nobody waits for them.
@@ -161,7 +164,7 @@ impl Store {
     fn of(place: &Place, objects: Arc<dyn ObjectStore>) -> std::io::Result<Store> {
         let mut threads = tokio::runtime::Builder::new_multi_thread();
         let runtime = fault::build_runtime(threads.thread_name("checkpoint-store"), 1, BLOCKING_THREADS)?;
-        let access = Access { place: Arc::new(place.clone()), objects };
+        let access = Access { place: Arc::new(place.clone()), objects, operation_time: OPERATION_TIME };
         Ok(Store { access, handle: runtime.handle().clone(), _threads: Arc::new(Threads(Some(runtime))) })
     }
 
@@ -336,15 +339,31 @@ impl Access {
         path: &str,
         work: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, CheckpointError> {
-        match tokio::time::timeout(OPERATION_TIME, work).await {
+        let most = self.operation_time;
+        let told = async {
+            let mut work = std::pin::pin!(work);
+            match tokio::time::timeout(remote::NOTICE_TIME, &mut work).await {
+                Ok(done) => done,
+                Err(_) => {
+                    if self.is_remote() {
+                        remote::tell_wait(&self.place, path, most);
+                    }
+                    work.await
+                }
+            }
+        };
+        match tokio::time::timeout(most, told).await {
             Ok(done) => done.map_err(|error| {
                 let remedy = match &*self.place {
                     Place::Folder(folder) => fault::remedy_suffix(&error, &folder.join(path)),
-                    Place::S3 { .. } => String::new(),
+                    Place::S3 { .. } => remote::remedy(&error),
                 };
                 self.failed(path, format!("{error}{remedy}"))
             }),
-            Err(_) => Err(self.failed(path, format!("it took longer than {} s", OPERATION_TIME.as_secs()))),
+            Err(_) => {
+                let remedy = if self.is_remote() { remote::silence_remedy() } else { String::new() };
+                Err(self.failed(path, format!("it took longer than {} s{remedy}", most.as_secs())))
+            }
         }
     }
 

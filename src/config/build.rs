@@ -278,6 +278,7 @@ fn limits(keys: &mut Keys) -> Limits {
         idle_time: keys.wait("serve.limits.idle_time", "100ms", "1h"),
         body_bytes: keys.bytes("serve.limits.body_bytes", "1 KiB", "1 GiB"),
         bodies_bytes: keys.bytes("serve.limits.bodies_bytes", "1 KiB", "64 GiB"),
+        new_cities_percent: keys.whole("serve.limits.new_cities_percent", 0..=100),
         history_rows: keys.whole("serve.limits.history_rows", 1..=1_000_000),
         message_bytes: keys.bytes("serve.limits.message_bytes", "1 KiB", "16 MiB"),
         messages_per_second: keys.whole("serve.limits.messages_per_second", 1..=1_000_000),

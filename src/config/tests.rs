@@ -74,6 +74,7 @@ fn the_shipped_defaults_are_the_documented_ones() {
         idle_time: Wait::from_secs(60),
         body_bytes: 8 << 20,
         bodies_bytes: 256 << 20,
+        new_cities_percent: 50,
         history_rows: 10_000,
         message_bytes: 256 << 10,
         messages_per_second: 50,

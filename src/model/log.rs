@@ -105,6 +105,8 @@ pub struct Progress {
     pub end: u64,
     /// The last record before `applied`, if there is one that is known.
     pub before: Option<Fingerprint>,
+    /// How many cities admission knows of the partition.
+    pub cities: u32,
 }
 
 /// A record as its log has it.

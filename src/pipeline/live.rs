@@ -24,13 +24,15 @@ use super::stops::Event;
 pub use super::stops::Stops;
 use super::workers;
 use crate::cluster::ClusterError;
-use crate::config::Plan;
+use crate::config::{IngestPlan, Plan};
 use crate::dataflow::GraphPlan;
 use crate::directory::Directory;
 use crate::fault::{Retries, build_runtime};
+use crate::kafka::partitioner;
 use crate::model::{PartitionName, Slots};
-use crate::serve::{self, Bound, Facts, Ports};
+use crate::serve::{self, Bound, Facts, IngestLog, Ports};
 use crate::sinks::kafka::progress::Kept;
+use crate::sources::journal;
 use crate::worker::{Gate, Job, Refusals, Shared};
 
 /// How long a stop waits for clients to take what was sent to them.
@@ -221,5 +223,20 @@ fn facts(plan: &Plan, partitions: Slots, generation: Arc<str>) -> Facts {
         partitions,
         directory: Directory::shipped(),
         decode: plan.decode,
+        ingest_log: plan.ingest.as_ref().map(|ingest| ingest_log(ingest, plan.max_cities)),
+    }
+}
+
+/// Where readings that are posted are admitted. Records of a topic are taken to be where Kafka's own partitioner has them.
+fn ingest_log(ingest: &IngestPlan, max_cities: u32) -> IngestLog {
+    match &ingest.into {
+        Some(topic) => {
+            let partition_of =
+                |city: &str, partitions| partitioner::partition_of(city.as_bytes(), partitions);
+            IngestLog { source: topic.as_str().into(), max_cities, partition_of }
+        }
+        None => {
+            IngestLog { source: journal::NAME.into(), max_cities, partition_of: journal::partition_of_city }
+        }
     }
 }

@@ -13,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use warp::http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use warp::http::{HeaderMap, HeaderValue};
 
+use super::new_cities::NewCities;
 use super::problem::{Code, Problem};
 use super::{Limits, telemetry};
 use crate::codec::{DecodeSettings, RecordDecoder};
@@ -21,6 +22,8 @@ use crate::panics::run_blocking;
 
 /// Refusals that are told one by one; of the rest, their number.
 const TOLD: usize = 100;
+/// No reading or withdrawal is shorter: its keys alone take 33.
+const SHORTEST_READING: usize = 40;
 /// Larger bodies are decoded on a thread that may take its time.
 const BLOCKING_BYTES: usize = 64 * 1024;
 /// Until the log has acknowledged an append.
@@ -31,6 +34,7 @@ const ACKNOWLEDGE_TIME: Duration = Duration::from_secs(30);
 pub(super) struct Ingest {
     appender: Option<Arc<dyn Appender>>,
     holds: Option<Arc<dyn Holds>>,
+    new_cities: Option<Arc<NewCities>>,
     /// Who sends, where that is known.
     client: Option<ClientId>,
     decode: DecodeSettings,
@@ -38,6 +42,8 @@ pub(super) struct Ingest {
     body_time: Duration,
     /// Bytes that bodies may still take, all together.
     room: Arc<Semaphore>,
+    /// Large bodies that are decoded at once: the others wait, so that they leave processors to what is small.
+    decoding: Arc<Semaphore>,
 }
 
 /// What became of readings.
@@ -95,6 +101,7 @@ impl Ingest {
     pub(super) fn new(
         appender: Option<Arc<dyn Appender>>,
         holds: Option<Arc<dyn Holds>>,
+        new_cities: Option<Arc<NewCities>>,
         decode: DecodeSettings,
         limits: &Limits,
     ) -> Ingest {
@@ -102,11 +109,13 @@ impl Ingest {
         Ingest {
             appender,
             holds,
+            new_cities,
             client: None,
             decode,
             body_bytes: limits.body_bytes,
             body_time: limits.body_time,
             room,
+            decoding: Arc::new(Semaphore::new(decoded_at_once())),
         }
     }
 
@@ -198,11 +207,18 @@ impl Ingest {
         let appender = self.check()?;
         let Body { bytes, room } = body;
         let (settings, len) = (self.decode, bytes.len());
+        let (new_cities, client) = (self.new_cities.clone(), self.client);
+        let decode = move || {
+            let decoded = form.decode(&bytes, settings)?;
+            let taken = new_cities.map(|new_cities| new_cities.take(client, &decoded.records));
+            taken.unwrap_or(Ok(())).map(|()| decoded)
+        };
         let decoded = if len < BLOCKING_BYTES {
-            form.decode(&bytes, settings)?
+            decode()?
         } else {
             let failed = |_| Problem::new(Code::Stopping, "the service is stopping");
-            run_blocking(move || form.decode(&bytes, settings)).await.map_err(failed)??
+            let _turn = self.decoding.acquire().await;
+            run_blocking(decode).await.map_err(failed)??
         };
         let Decoded { mut records, refusals } = decoded;
         records.iter_mut().for_each(|record| record.client = self.client);
@@ -245,6 +261,11 @@ impl Pending {
             }
         }
     }
+}
+
+/// Half of the processors.
+fn decoded_at_once() -> usize {
+    std::thread::available_parallelism().map_or(1, |count| count.get().div_ceil(2))
 }
 
 fn none_accepted(refusals: &Refusals) -> Problem {
@@ -324,6 +345,11 @@ impl<'de> Visitor<'de> for Records<'_> {
 
 impl Decoded {
     fn take(&mut self, decoder: &mut RecordDecoder, bytes: &[u8]) {
+        // A body may have millions of them. What is wrong with each is not told any more, so it costs no more than to count it.
+        if self.refusals.refused_count >= TOLD && bytes.len() < SHORTEST_READING {
+            self.refusals.refused_count += 1;
+            return;
+        }
         match decoder.decode(bytes) {
             Ok(upsert) => {
                 self.records.push(NewRecord::new(Some(upsert.city), bytes));
@@ -362,4 +388,38 @@ pub(super) async fn answer(seq: u64, pending: Result<Pending, Problem>) -> Strin
     };
     object["seq"] = seq.into();
     object.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    /// How long it takes to refuse so many records.
+    fn refuse(record: &str, count: usize) -> Duration {
+        let (lines, array) = (format!("{record}\n").repeat(count), vec![record; count].join(","));
+        let started = Instant::now();
+        for (form, body) in [(Form::Lines, lines), (Form::Json, format!("[{array}]"))] {
+            let decoded = form.decode(body.as_bytes(), DecodeSettings::default()).unwrap();
+            assert_eq!((decoded.records.len(), decoded.refusals.refused_count), (0, count));
+            assert_eq!(decoded.refusals.refused.len(), TOLD);
+        }
+        started.elapsed()
+    }
+
+    #[test]
+    fn records_too_short_for_a_reading_cost_little() {
+        let (short, long) =
+            (refuse("1", 200_000), refuse(r#"{"city":"x","reading_at":"never at all!"}"#, 200_000));
+        assert!(short * 3 < long, "{short:?} and {long:?}");
+    }
+
+    #[test]
+    fn shortest_withdrawal_is_taken_behind_many_refused_records() {
+        let shortest = r#"{"city":"a","reading_at":"2025-11-24T16:00:00Z","deleted":true}"#;
+        assert!(shortest.len() >= SHORTEST_READING);
+        let body = "1\n".repeat(1_000) + shortest;
+        assert_eq!(Form::Lines.decode(body.as_bytes(), DecodeSettings::default()).unwrap().records.len(), 1);
+    }
 }

@@ -1,6 +1,7 @@
 //! What clients can make the service hold, all limits together. `docs/limits.md` has the same as a table.
 
 use super::Limits;
+use super::new_cities::NEW_CITIES_BYTES;
 use super::routes::ANSWERS_BYTES;
 use super::view::calls::{CALL_ROWS, MAX_CALLS, SHARED_ROWS};
 use super::view::{MAX_WATCHED, ROOM_BYTES};
@@ -27,6 +28,7 @@ pub fn memory_limits(limits: &Limits, workers: usize) -> Vec<MemoryLimit> {
     let limit = |name, bytes| MemoryLimit { name, bytes };
     vec![
         limit("posted bodies", limits.bodies_bytes),
+        limit("new cities", NEW_CITIES_BYTES),
         limit("long answers", ANSWERS_BYTES),
         limit("snapshots", ROOM_BYTES),
         limit("rows in flight", rows * size_of::<(EventTime, Row)>()),

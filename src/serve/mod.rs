@@ -11,6 +11,7 @@ mod encoding;
 mod ingest;
 pub mod least_rate;
 pub mod memory;
+mod new_cities;
 mod problem;
 pub mod publish;
 mod routes;
@@ -35,6 +36,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration as Wait;
 
+pub use self::new_cities::IngestLog;
 pub use self::publish::Publisher;
 pub use self::server::{Bound, Serving, bind, turned_away_at_once};
 
@@ -99,6 +101,8 @@ pub struct Limits {
     pub body_bytes: usize,
     /// Bytes of all bodies that are being read or wait for the log.
     pub bodies_bytes: usize,
+    /// Of the cities that a partition may still have, the percentage that one client may add in a day.
+    pub new_cities_percent: u32,
     /// Rows of a history answer.
     pub history_rows: u32,
     /// WebSocket messages from a client.
@@ -133,6 +137,8 @@ pub struct Facts {
     pub directory: &'static Directory<'static>,
     /// How the readings that are posted are decoded.
     pub decode: DecodeSettings,
+    /// Where posted readings go.
+    pub ingest_log: Option<IngestLog>,
 }
 
 /// The ends of the rest of the program.

@@ -38,11 +38,12 @@ pub(super) enum Code {
     ClockAhead,
     DeadLettersFull,
     DeadLetterShare,
+    TooManyNewCities,
 }
 
 impl Code {
     #[cfg(test)]
-    pub(super) const ALL: [Code; 26] = [
+    pub(super) const ALL: [Code; 27] = [
         Code::BadRequest,
         Code::BadParameter,
         Code::NotJson,
@@ -69,6 +70,7 @@ impl Code {
         Code::ClockAhead,
         Code::DeadLettersFull,
         Code::DeadLetterShare,
+        Code::TooManyNewCities,
     ];
 
     /// Status, code, title.
@@ -100,6 +102,7 @@ impl Code {
             Code::ClockAhead => (503, "clock_ahead", "The clock of the service is in doubt"),
             Code::DeadLettersFull => (503, "dead_letters_full", "There is no room for more dead letters"),
             Code::DeadLetterShare => (429, "too_many_dead_letters", "Too much of what was sent was refused"),
+            Code::TooManyNewCities => (429, "too_many_new_cities", "Too many new cities were sent"),
         }
     }
 

@@ -23,6 +23,7 @@ use warp::http::{Request, Response};
 
 use super::connection::{Activity, Connection, Stream, Timed};
 use super::ingest::Ingest;
+use super::new_cities::NewCities;
 use super::publish::{self, Publisher};
 use super::routes::{self, Room, Server};
 use super::security::{Guard, PeerAddress};
@@ -92,8 +93,10 @@ impl Bound {
             TcpListener::from_std(listener).map_err(|error| ServeError::Listen { address, error })?;
         let limits = plan.limits.clone();
         let ports = backends::marked(ports);
-        let ingest = Ingest::new(ports.appender, ports.holds, facts.decode, &limits);
+        let (decode, ingest_log) = (facts.decode, facts.ingest_log.clone());
         let view = View::new(facts, &limits, ports.ask);
+        let new_cities = NewCities::new(&view, ingest_log, limits.new_cities_percent);
+        let ingest = Ingest::new(ports.appender, ports.holds, new_cities, decode, &limits);
         let sessions = Sessions::new(view.clone(), &limits);
         let (publisher, _) = publish::spawn(view.clone(), sessions.clone()).map_err(ServeError::Thread)?;
         let connections = limits.connections.clamp(1, Semaphore::MAX_PERMITS);

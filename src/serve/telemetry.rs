@@ -68,6 +68,11 @@ pub(super) fn ingested(bytes: usize, accepted: usize, refused: usize) {
     counter!("swelter_ingest_records_total", "outcome" => "refused").increment(refused as u64);
 }
 
+/// A post had more new cities than its client may add.
+pub(super) fn new_cities_refused() {
+    counter!("swelter_new_cities_refused_total").increment(1);
+}
+
 /// A connection was turned away, since there were too many.
 pub(super) fn turned_away() {
     counter!("swelter_connections_refused_total").increment(1);
@@ -143,6 +148,10 @@ fn describe() {
     describe_counter!(
         "swelter_ingest_records_total",
         "Readings sent to this server, by whether they went to the log"
+    );
+    describe_counter!(
+        "swelter_new_cities_refused_total",
+        "Posts and messages refused, as their new cities were more than the client may add"
     );
     describe_counter!(
         "swelter_http_requests_total",

@@ -5,6 +5,7 @@ pub mod calls;
 mod table;
 mod watches;
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard, RwLockReadGuard};
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use super::budget::{Budget, Held};
 use super::turns::Turns;
 use super::{Facts, Limits};
 use crate::model::clock::wall_clock_ms;
-use crate::model::{Ask, Counts, Progress, Question, Reason, Update, WatchedRow};
+use crate::model::{Ask, Counts, Progress, Question, Reason, Slot, Update, WatchedRow};
 use crate::panics::fail_point;
 use crate::panics::locks::{SharedGuard, SharedMutex, SharedRwLock};
 
@@ -149,6 +150,19 @@ impl View {
     /// Cities that have ever had a reading.
     pub fn city_count(&self) -> usize {
         self.table().cities().len()
+    }
+
+    /// Adds those names that are no city that has ever had a reading.
+    pub fn add_unknown<'a>(&self, names: &[&'a str], unknown: &mut HashSet<&'a str>) {
+        let table = self.table();
+        unknown.extend(names.iter().filter(|name| table.city(name).is_none()));
+    }
+
+    /// How many cities a partition has.
+    pub fn partition_cities(&self, slot: usize) -> u32 {
+        let slot = u16::try_from(slot).map(Slot);
+        let tally = locked(&self.tally);
+        slot.ok().and_then(|slot| tally.progress.get(&slot)).map_or(0, |progress| progress.cities)
     }
 
     /// By slot.

@@ -375,8 +375,13 @@ mod tests {
             read[at] = epochs[at].len() as u64;
             if said[at] != Some(read[at]) {
                 said[at] = Some(read[at]);
-                let progress =
-                    Progress { slot: Slot(at as u16), applied: read[at], end: ends[at], before: None };
+                let progress = Progress {
+                    slot: Slot(at as u16),
+                    applied: read[at],
+                    end: ends[at],
+                    before: None,
+                    cities: 0,
+                };
                 replay.hear(&Read { epoch, progress: Some(progress), caught_up: false });
             }
             replay.pass();
@@ -387,7 +392,7 @@ mod tests {
     #[test]
     fn questions_move_nothing() {
         let question = Read { epoch: 1, progress: None, caught_up: false };
-        let progress = Some(Progress { slot: Slot(0), applied: 1, end: 1, before: None });
+        let progress = Some(Progress { slot: Slot(0), applied: 1, end: 1, before: None, cities: 0 });
         assert!(!have_moved(&[]) && !have_moved(&[question]));
         assert!(have_moved(&[question, Read { progress, ..question }]));
     }

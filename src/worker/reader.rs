@@ -313,7 +313,8 @@ impl Reader {
         // A generator's end is not known.
         let end = if end == u64::MAX { self.position } else { end };
         self.before = self.partition.fingerprint().or(self.before);
-        let progress = Progress { slot: self.slot, applied: self.position, end, before: self.before };
+        let (applied, before, cities) = (self.position, self.before, self.admission.cities() as u32);
+        let progress = Progress { slot: self.slot, applied, end, before, cities };
         Some(Read { epoch: 0, progress: Some(progress), caught_up: self.caught_up })
     }
 }

@@ -105,6 +105,18 @@ fn a_put_without_an_answer_is_tried_again() {
 }
 
 #[test]
+fn store_that_hangs_is_given_up_with_a_remedy() {
+    let mut store = silent(0, true);
+    store.access.operation_time = Duration::from_millis(50);
+    let problem = store.put("one".into(), Bytes::new()).unwrap_err().to_string();
+    for said in ["s3://bucket/one", "it took longer than", "endpoint", "AWS_ENDPOINT_URL"] {
+        assert!(problem.contains(said), "{problem}");
+    }
+    let failed = silent(3, false).put("one".into(), Bytes::new()).unwrap_err().to_string();
+    assert!(failed.contains("timed out") && failed.contains("AWS_ENDPOINT_URL"), "{failed}");
+}
+
+#[test]
 fn a_put_that_hangs_is_given_up_when_it_is_not_wanted() {
     let given_up = silent(0, true).start_put("one".into(), Bytes::new()).wait(&|| true);
     assert!(matches!(given_up, Err(CheckpointError::GivenUp)), "{given_up:?}");

@@ -110,7 +110,10 @@ impl Archive {
             // It has all readings: nobody else is to read them.
             DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(BackupError::io(folder))?;
         }
-        Ok(Archive { store: Store::open(place)?, put: Vec::new() })
+        let store = Store::open(place)?;
+        // A store that does not answer is found now, in a minute, before anything is read and packed for it.
+        store.get(MANIFEST, MANIFEST_BYTES)?;
+        Ok(Archive { store, put: Vec::new() })
     }
 
     pub(super) fn put(&mut self, path: String, content: Bytes) -> Result<Entry, BackupError> {

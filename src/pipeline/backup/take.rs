@@ -35,6 +35,7 @@ pub struct Taken {
 /// service does that has the directory open.
 pub fn take(data_dir: &Path, checkpoints: Option<String>, to: &Place) -> Result<Taken, BackupError> {
     let began = Instant::now();
+    check_apart(data_dir, to)?;
     let mut origin = Origin::open(data_dir, checkpoints)?;
     let place = to.join(&fresh_name());
     let mut archive = Archive::create(&place)?;
@@ -45,6 +46,20 @@ pub fn take(data_dir: &Path, checkpoints: Option<String>, to: &Place) -> Result<
     let checked = published.and_then(|left_out| Ok((verify_found(&Found::open(&place)?)?, left_out)));
     let (checked, left_out) = checked.inspect_err(|_| archive.discard())?;
     Ok(Taken { checked, online, seconds: began.elapsed().as_secs_f64(), left_out })
+}
+
+/// A backup in the directory that it is of would be lost with it, and stand between the files of its journal or checkpoints.
+fn check_apart(data_dir: &Path, to: &Place) -> Result<(), BackupError> {
+    let (Place::Folder(folder), Ok(data_dir)) = (to, data_dir.canonicalize()) else { return Ok(()) };
+    let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.clone());
+    let existing = folder.ancestors().find_map(|above| above.canonicalize().ok());
+    if existing.is_some_and(|existing| existing.starts_with(&data_dir)) {
+        let folder = folder.display();
+        return Err(BackupError::Refused(format!(
+            "{folder} is in the data directory, with which it would be lost: name a place outside of it, best on another disk"
+        )));
+    }
+    Ok(())
 }
 
 /// By time, and by chance: no two backups have the same.
@@ -225,4 +240,29 @@ fn is_of(manifest: &checkpoint::Manifest, origin: &Origin) -> bool {
     let positions = manifest.positions.get(journal::NAME);
     (recorded.is_none() || id.is_none() || recorded == id)
         && positions.is_some_and(|of| of.iter().all(goes_on))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backup_into_its_own_data_directory_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let data_dir = dir.path().join("data");
+        std::fs::create_dir_all(data_dir.join("journal")).unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&data_dir, &link).unwrap();
+        let check = |folder: &Path| check_apart(&data_dir, &Place::Folder(folder.into()));
+        for inside in
+            [&data_dir, &data_dir.join("journal"), &data_dir.join("new/backups"), &link.join("backups")]
+        {
+            let refused = check(inside).unwrap_err().to_string();
+            assert!(refused.contains("is in the data directory"), "{refused}");
+        }
+        for outside in [dir.path(), &dir.path().join("data-backups"), &dir.path().join("new/backups")] {
+            check(outside).unwrap();
+        }
+        check_apart(&data_dir, &"s3://bucket".parse().unwrap()).unwrap();
+    }
 }

@@ -207,3 +207,24 @@ fn thousands_in_one_body_and_many_clients_one_by_one() {
     });
     assert_eq!(service.log.bytes().len(), 5_320);
 }
+
+#[test]
+fn new_cities_beyond_a_share_are_refused_and_known_ones_are_not() {
+    let service = Service::ready(plan());
+    let of = |names: std::ops::Range<u32>| {
+        let reading = |name| READING.replace("5128581", &format!("made-up-{name}"));
+        names.map(reading).collect::<Vec<_>>().join("\n")
+    };
+    let post = |body: String| service.post(LINES, body.as_bytes());
+    assert_eq!(post(of(0..500)).status, 200, "half of the 1,000 that are left");
+    assert_eq!(post(of(0..500)).status, 200, "the same ones");
+    assert_eq!(post(READING.into()).status, 200, "one that is known");
+    let taken = service.log.bytes().len();
+    let refused = post(format!("{READING}\n{}", of(500..501)));
+    assert_eq!((refused.status, &*refused.code()), (429, "too_many_new_cities"));
+    assert!(refused.header("retry-after").unwrap().parse::<u32>().unwrap() > 0);
+    assert_eq!(service.log.bytes().len(), taken, "nothing of it is taken");
+    let metrics = service.get("/metrics");
+    let said = String::from_utf8(metrics.body.clone()).unwrap();
+    assert!(said.contains("swelter_new_cities_refused_total 1"), "{said}");
+}

@@ -35,6 +35,7 @@ fn limits() -> Limits {
         idle_time: PATIENCE,
         body_bytes: 1 << 20,
         bodies_bytes: 4 << 20,
+        new_cities_percent: 50,
         history_rows: 100,
         message_bytes: 16 * 1024,
         messages_per_second: 1_000,
@@ -72,6 +73,7 @@ fn facts() -> Facts {
         partitions: Slots::new(vec![partition(0), partition(1)]),
         directory: Directory::shipped(),
         decode: DecodeSettings::default(),
+        ingest_log: Some(IngestLog { source: "journal".into(), max_cities: 1_000, partition_of: |_, _| 0 }),
     }
 }
 

@@ -117,7 +117,7 @@ fn before_it_is_ready_only_reads_wait() {
 #[test]
 fn the_status_and_the_metrics_say_how_it_is() {
     let service = Service::ready(plan());
-    let progress = vec![Progress { slot: Slot(1), applied: 7, end: 9, before: None }];
+    let progress = vec![Progress { slot: Slot(1), applied: 7, end: 9, before: None, cities: 0 }];
     let counts = Some(Counts { corrected: 3, split_city: 2, ..Counts::default() });
     service.dataflow.publish(Update {
         progress,

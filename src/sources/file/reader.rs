@@ -15,6 +15,8 @@ use crate::model::{Fingerprint, Refusal, Upsert};
 
 /// Bytes of a file, decompressed, that are read before the worker does something else: a line may have no end, and blank lines are no records.
 const POLL_BYTES: u64 = 4 << 20;
+/// The same, read at once to find the first record of a file beside the log.
+const HEAD_BYTES: u64 = 16 << 20;
 
 /// How the files of a log are read.
 #[derive(Clone, Copy, Debug)]
@@ -133,13 +135,15 @@ impl FileReader {
         Some(Fingerprint { position, digest: self.digest(), leader_epoch: None })
     }
 
-    /// The digest up to the end of the first record, wherever this reader is; nothing while there is no record.
+    /// The digest up to the end of the first record, wherever this reader is; nothing while there is no record, or where the first one does not
+    /// end within what may be read for that.
     pub(super) fn find_head(&self) -> Result<Option<u64>, DecodeError> {
         if self.head.is_some() {
             return Ok(self.head);
         }
         let head = || {
             let mut decoder = self.begin_decoding(self.may_grow())?;
+            decoder.allow(HEAD_BYTES);
             Ok(if decoder.skip()? { decoder.digest() } else { None })
         };
         match head() {

@@ -44,6 +44,7 @@ use self::stamps::{Clock, HostClock, SharedHold, Stamps};
 pub use self::store::catches_panics;
 use self::store::{Failure, Store};
 use self::tail::Tail;
+pub use self::writer::partition_of_city;
 use self::writer::{SizeWarning, Writer};
 use super::{Partition, Source, SourceError};
 use crate::codec::DecodeSettings;

@@ -181,7 +181,12 @@ fn partition_of(record: &NewRecord, partitions: u32) -> u32 {
     if let Some(origin) = origin.filter(|origin| &*origin.source == NAME && origin.partition < partitions) {
         return origin.partition;
     }
-    record.city.as_ref().map_or(0, |city| (xxh3_64(city.as_bytes()) % u64::from(partitions)) as u32)
+    record.city.as_ref().map_or(0, |city| partition_of_city(city, partitions))
+}
+
+/// The partition of a city's records.
+pub fn partition_of_city(city: &str, partitions: u32) -> u32 {
+    (xxh3_64(city.as_bytes()) % u64::from(partitions)) as u32
 }
 
 /// Says once that the journal has become large, and again each time it has doubled.

@@ -29,6 +29,7 @@ fn limits() -> Limits {
         idle_time: Duration::from_secs(5),
         body_bytes: 1 << 20,
         bodies_bytes: 1 << 20,
+        new_cities_percent: 50,
         history_rows: 100,
         message_bytes: 4096,
         messages_per_second: 100_000,
@@ -54,6 +55,7 @@ fn facts() -> Facts {
         partitions: Default::default(),
         directory: Directory::shipped(),
         decode: DecodeSettings::default(),
+        ingest_log: None,
     }
 }
 

@@ -408,3 +408,18 @@ fn files_that_are_read_once_are_rotated_too() {
     logs.append(4);
     assert_eq!((read_once(&logs, LogPosition::default()).position, read_once(&logs, at).position), (7, 7));
 }
+
+#[test]
+fn file_beside_the_log_whose_line_has_no_end_is_not_read_whole() {
+    let mut logs = Logs::new(Format::Json, true);
+    let at = read_some(&mut logs);
+    logs.rotate(false, false);
+    logs.append(3);
+    // It is looked at first, as the newest.
+    let beside = PathBuf::from(format!("{}.0", logs.path().display()));
+    File::create(&beside).unwrap().set_len(8 << 30).unwrap();
+    let started = Instant::now();
+    let mut partition = logs.open(at).unwrap();
+    logs.read(&mut *partition, at.position).unwrap();
+    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+}
