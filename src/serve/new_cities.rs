@@ -160,9 +160,9 @@ impl Room {
 }
 
 impl Share {
-    fn taken(self, allowed: f64, now: Instant) -> f64 {
-        let back = now.duration_since(self.at).as_secs_f64() / REFILL.as_secs_f64() * allowed;
-        (self.taken - back).max(0.0)
+    fn taken(self, now: Instant) -> f64 {
+        let age = now.duration_since(self.at).as_secs_f64() / REFILL.as_secs_f64();
+        self.taken * (1.0 - age).max(0.0)
     }
 }
 
@@ -185,10 +185,10 @@ impl Shares {
                 continue;
             }
             let share = self.clients.get(&key).copied().unwrap_or(Share { taken: 0.0, at: now });
-            let taken = share.taken(room.allowed(pending.names, share.taken), now);
+            let taken = share.taken(now);
             let (allowed, wanted) = (room.allowed(pending.names, taken), taken + names.len() as f64);
             if wanted > allowed {
-                let days = ((wanted - allowed) / allowed.max(1.0)).clamp(0.0, 1.0);
+                let days = ((wanted - allowed) / taken.max(1.0)).clamp(0.0, 1.0);
                 return Err(Exhausted { allowed: allowed as u32, wait: REFILL.mul_f64(days) });
             }
             let pending = Pending { names: pending.names + names.len() as u32, at: now, ..pending };
