@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
-use super::Stop;
+use super::{Stop, logging};
 use crate::checkpoint::Place;
 use crate::config::layers::Layers;
-use crate::config::{Config, Plan};
+use crate::config::{Config, LogFormat, LogPlan, Plan};
 use crate::pipeline::backup::{self, BackupError, Checked};
 
 /// Copy a data directory, its journal, checkpoints and dead letters, to a folder or an object store
@@ -59,6 +59,7 @@ impl From<BackupError> for Stop {
 
 impl BackupArgs {
     pub(super) fn run(self) -> Result<(), Stop> {
+        log_warnings();
         if let Some(place) = &self.verify {
             let checked = backup::verify(place)?;
             return tell(self.json, &checked, &format!("whole: {}\n", contents(&checked)));
@@ -91,6 +92,7 @@ impl BackupArgs {
 
 impl RestoreArgs {
     pub(super) fn run(self) -> Result<(), Stop> {
+        log_warnings();
         let restored = backup::restore(&self.from, &self.data_dir)?;
         let parent = restored.parent_id.as_ref().map_or_else(|| "one without an id".into(), String::clone);
         let text = format!(
@@ -101,6 +103,11 @@ impl RestoreArgs {
         );
         tell(self.json, &restored, &text)
     }
+}
+
+/// Says on standard error what a command waits for.
+fn log_warnings() {
+    logging::start(&LogPlan { format: LogFormat::Human, filter: "warn".into() }, None);
 }
 
 fn contents(checked: &Checked) -> String {
