@@ -35,7 +35,7 @@ impl AdmissionRules {
 /// let mut admission = Admission::new(0, AdmissionRules::new(Duration::DAY));
 /// let reading = |time: &str| Upsert {
 ///     city: "JFK",
-///     reading_at: EventTime::parse(time, None).unwrap(),
+///     reading_at: time.parse::<EventTime>().unwrap(),
 ///     event: Event::Reading(Measurement::new(80.0, 60.0, None).unwrap()),
 ///     revision: None,
 /// };

@@ -162,5 +162,5 @@ const GRACE: Duration = Duration::from_secs(3);
 fn reading(json: &[u8]) -> Option<(u64, i64)> {
     let mut pieces = std::str::from_utf8(json).ok()?.split('"').skip(3).step_by(4);
     let (city, at) = (pieces.next()?.parse().ok()?, pieces.next()?);
-    Some((city, EventTime::parse(at, None).ok()?.millis()))
+    Some((city, at.parse::<EventTime>().ok()?.millis()))
 }

@@ -63,7 +63,7 @@ impl Reader {
         let (second, fraction) = text.split_at(19);
         if second != self.second.0 {
             let whole = format!("{}Z", std::str::from_utf8(second).unwrap());
-            self.second = (second.try_into().unwrap(), EventTime::parse(&whole, None).unwrap().millis());
+            self.second = (second.try_into().unwrap(), whole.parse::<EventTime>().unwrap().millis());
         }
         let digits =
             fraction.strip_prefix(b".").unwrap_or_default().iter().take_while(|b| b.is_ascii_digit());

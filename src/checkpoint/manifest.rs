@@ -288,5 +288,5 @@ fn write_time<S: serde::Serializer>(time: &EventTime, to: S) -> Result<S::Ok, S:
 
 fn read_time<'de, D: serde::Deserializer<'de>>(from: D) -> Result<EventTime, D::Error> {
     let text = String::deserialize(from)?;
-    EventTime::parse(&text, None).map_err(|refusal| serde::de::Error::custom(refusal.detail))
+    text.parse::<EventTime>().map_err(serde::de::Error::custom)
 }

@@ -12,11 +12,11 @@ use jiff::tz::Offset;
 use super::{Stop, file};
 use crate::cluster::signals;
 use crate::codec::{DecodeSettings, Format, Moisture, Units};
-use crate::config::offset;
 use crate::dataflow::heat_index::Formula;
 use crate::fault::cannot_start;
-use crate::model::Duration;
 use crate::model::printable::printable;
+use crate::model::time::offset;
+use crate::model::{Duration, LocalTime};
 use crate::pipeline::batch::{self, BatchError, BatchPlan, BatchSummary, PlotPlan, Target};
 use crate::pipeline::process_limits::raise_open_files;
 use crate::sinks::output;
@@ -93,7 +93,8 @@ pub struct DecodeArgs {
 impl DecodeArgs {
     pub(super) fn settings(self) -> DecodeSettings {
         let DecodeArgs { assume_offset, units, moisture } = self;
-        DecodeSettings { assume_offset, units, moisture }
+        let local_time = assume_offset.map_or(LocalTime::Refuse, LocalTime::Offset);
+        DecodeSettings { local_time, units, moisture }
     }
 }
 

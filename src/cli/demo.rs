@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn the_hint_corrects_a_reading_that_is_there() {
-        let now = EventTime::parse("2025-11-24T16:03:59.5Z", None).unwrap();
+        let now = "2025-11-24T16:03:59.5Z".parse::<EventTime>().unwrap();
         let hint = hint("http://127.0.0.1:8080", now);
         assert!(hint.contains("\"reading_at\":\"2025-11-24T15:53:00Z\""), "{hint}");
         assert!(hint.contains("curl http://127.0.0.1:8080/v1/readings"), "{hint}");

@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::{Stop, file};
 use crate::codec::{Fields, Format, ReadingsWriter};
+use crate::model::time::TimeProblem;
 use crate::model::{Duration, EventTime};
 use crate::sinks::output::OutputFile;
 use crate::sources::generator::{BadReading, Generator, GeneratorPlan, Record};
@@ -109,17 +110,15 @@ impl LogArgs {
     }
 }
 
-/// RFC 3339, or a date, which is its first instant in UTC.
+/// A time, or a date, which is its first instant in UTC.
 fn time(text: &str) -> Result<EventTime, String> {
-    let is_date = text.parse::<jiff::civil::Date>().is_ok() && text.len() == "2025-01-01".len();
-    let read = if is_date {
-        EventTime::parse(&format!("{text}T00:00:00Z"), None)
-    } else {
-        EventTime::parse(text, None)
-    };
-    read.map_err(|_| {
-        format!("{text:?} is not a time: write 2025-01-01T06:00:00Z, or 2025-01-01 for its beginning in UTC")
-    })
+    let read = text.parse::<EventTime>().or_else(|error| match error.problem {
+        TimeProblem::NoTimeOfDay if text.len() == "2025-01-01".len() => {
+            format!("{text}T00:00:00Z").parse::<EventTime>()
+        }
+        _ => Err(error),
+    });
+    read.map_err(|error| format!("{error}, or 2013-07-18 for its beginning in UTC"))
 }
 
 /// The log while it is written.
@@ -187,7 +186,15 @@ mod tests {
         {
             assert_eq!(time(text).unwrap().to_string(), read);
         }
-        for text in ["", "today", "2025-02-29", "2025-01", "2025-01-01T00:00:00"] {
+        for text in [
+            "",
+            "today",
+            "2025-02-29",
+            "2025-01",
+            "2025-01-01T00:00:00",
+            "2025-01-01T00:00:60Z",
+            "2025-01-01Z",
+        ] {
             assert!(time(text).unwrap_err().contains("is not a time"), "{text}");
         }
     }

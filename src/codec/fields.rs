@@ -5,7 +5,7 @@ use std::fmt;
 use super::{DecodeError, DecodeSettings, Moisture, Units};
 use crate::model::reading::check_city;
 use crate::model::refusal::quoted;
-use crate::model::time::no_offset;
+use crate::model::time::TimeProblem;
 use crate::model::{Event, EventTime, Measurement, Reason, Refusal, Revision, Upsert};
 
 /// A field of a reading. `Moisture` is the humidity or the dew point, whichever the source has.
@@ -130,7 +130,14 @@ impl fmt::Display for Value<'_> {
             Value::Number(number) => write!(f, "{number:?}"),
             Value::Integer(number) => write!(f, "{number}"),
             Value::Boolean(boolean) => write!(f, "{boolean}"),
-            Value::Instant(ms) | Value::Local(ms) => write!(f, "{ms} ms since 1970"),
+            Value::Instant(ms) => match EventTime::from_millis(ms) {
+                Some(time) => write!(f, "{time}"),
+                None => write!(f, "{ms} ms since 1970"),
+            },
+            Value::Local(ms) => match EventTime::from_millis(ms) {
+                Some(time) => f.write_str(time.to_string().trim_end_matches('Z')),
+                None => write!(f, "{ms} ms since 1970"),
+            },
             Value::Other(kind) => f.write_str(kind),
         }
     }
@@ -183,28 +190,29 @@ impl<'a> Record<'a> {
 
     #[inline]
     fn reading_at(&self, settings: &DecodeSettings) -> Result<EventTime, Refusal> {
-        let out_of_range = |ms: i64| {
-            let detail = format!("reading_at {} is outside the years 0000 to 9999", Value::Instant(ms));
-            Refusal::new(Reason::BadTime, detail)
+        let value = *self.get(Field::ReadingAt);
+        let of_clock = |problem: TimeProblem| {
+            let detail = format!("reading_at {value} is not a time: {problem}");
+            Refusal::new(problem.reason(), detail)
         };
-        match *self.get(Field::ReadingAt) {
-            Value::Missing | Value::Untyped("") => Err(missing("reading_at")),
-            Value::Text(text) | Value::Untyped(text) => EventTime::parse(text, settings.assume_offset),
-            Value::Instant(ms) => EventTime::from_millis(ms).ok_or_else(|| out_of_range(ms)),
-            Value::Local(ms) => match settings.assume_offset {
-                Some(offset) => ms
-                    .checked_sub(i64::from(offset.seconds()) * 1_000)
-                    .and_then(EventTime::from_millis)
-                    .ok_or_else(|| out_of_range(ms)),
-                None => {
-                    let utc = EventTime::from_millis(ms).ok_or_else(|| out_of_range(ms))?.to_string();
-                    Err(no_offset(utc.trim_end_matches('Z')))
-                }
+        let read = match value {
+            Value::Missing => return Err(missing("reading_at")),
+            Value::Text(text) => EventTime::parse(text, settings.local_time),
+            Value::Untyped(text) => match trim(text) {
+                "" => return Err(missing("reading_at")),
+                text => EventTime::parse(text, settings.local_time),
             },
-            value => {
-                Err(Refusal::new(Reason::BadTime, format!("reading_at {value} is not an RFC 3339 time")))
+            Value::Instant(ms) => return EventTime::checked_from_millis(ms).map_err(of_clock),
+            Value::Local(ms) => {
+                return settings.local_time.resolve(ms).map(|read| read.at).map_err(of_clock);
             }
-        }
+            value => {
+                let detail =
+                    format!("reading_at {value} is not a time: write text, as in 2013-07-18T15:04:05Z");
+                return Err(Refusal::new(Reason::BadTime, detail));
+            }
+        };
+        read.map(|read| read.at).map_err(|error| error.refusal("reading_at"))
     }
 
     #[inline]

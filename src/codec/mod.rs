@@ -27,8 +27,6 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use jiff::tz::Offset;
-
 pub use self::avro::{
     AvroDecoder, CURRENT_SCHEMA, READING_SCHEMA, ROW_SCHEMA, SchemaError, current_to_avro, push_wire_header,
     reading_to_avro, row_to_avro, split_wire_header,
@@ -40,7 +38,7 @@ pub use self::reports::{ChangesWriter, DailyWriter, DeadLettersWriter};
 pub use self::results::RowsWriter;
 pub use self::row::{push_current_json, push_current_values, push_key_json, push_row_json, push_row_values};
 pub(crate) use self::text::{push_integer, push_json_text, push_number};
-use crate::model::{Refusal, Upsert};
+use crate::model::{LocalTime, Refusal, Upsert};
 
 /// The longest record of a text format, in bytes without its line end. What is longer is refused, so that a quote
 /// that never closes cannot swallow a file.
@@ -127,8 +125,8 @@ pub enum Moisture {
 /// What the records of a source leave unsaid.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DecodeSettings {
-    /// What a time without an offset is taken to have; without it such a time is refused.
-    pub assume_offset: Option<Offset>,
+    /// What a time without an offset is.
+    pub local_time: LocalTime,
     pub units: Units,
     pub moisture: Moisture,
 }

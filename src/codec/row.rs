@@ -79,7 +79,7 @@ mod tests {
 
     #[test]
     fn rows_are_written_as_the_protocol_shows_them() {
-        let reading_at = EventTime::parse("2025-11-24T16:00:00Z", None).unwrap();
+        let reading_at = "2025-11-24T16:00:00Z".parse::<EventTime>().unwrap();
         let measurement = Measurement::new(86.4, 63.1, None).unwrap();
         let current = CurrentRow { reading_at, row: row(), hour_ago: None, measurement: Some(measurement) };
         let start = "{\"city\":\"a \\\"b\\\"\",\"reading_at\":\"2025-11-24T16:00:00Z\",\"heat_index\":91.283411,\"rolling_heat_index\":";

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tracing_subscriber::EnvFilter;
 
-use super::keys::{Keys, offset, quoted};
+use super::keys::{Keys, quoted};
 use super::plan::{
     CheckpointPlan, DataDirMode, IngestPlan, LogFormat, LogPlan, PipelineLimits, Plan, SourceKind,
     SourcePlan, StartKind,
@@ -15,7 +15,8 @@ use super::{cluster, kafka, sources, tokens};
 use crate::checkpoint::{self, Place};
 use crate::codec::DecodeSettings;
 use crate::dataflow::rolling::Retention;
-use crate::model::{Duration, STATE_SHARDS};
+use crate::model::time::offset;
+use crate::model::{Duration, LocalTime, STATE_SHARDS};
 use crate::serve::{Limits, ServePlan, TlsPlan, Token};
 use crate::sinks::dead_letters::{DeadLetterLimits, WhenFull};
 use crate::sinks::kafka::Delivery;
@@ -156,14 +157,15 @@ fn dead_letters(keys: &mut Keys) -> DeadLetterLimits {
 fn decode(keys: &mut Keys) -> Option<DecodeSettings> {
     let units = keys.choice("decode.units");
     let moisture = keys.choice("decode.moisture");
-    let assume_offset = match keys.optional("decode.assume_offset").map(|text| offset(&text)).transpose() {
-        Ok(offset) => offset,
-        Err(problem) => {
+    let local_time = match keys.optional("decode.assume_offset").map(|text| offset(&text)) {
+        None => LocalTime::Refuse,
+        Some(Ok(offset)) => LocalTime::Offset(offset),
+        Some(Err(problem)) => {
             keys.refuse("decode.assume_offset", problem);
-            None
+            LocalTime::Refuse
         }
     };
-    Some(DecodeSettings { assume_offset, units: units?, moisture: moisture? })
+    Some(DecodeSettings { local_time, units: units?, moisture: moisture? })
 }
 
 fn ingest(keys: &mut Keys, sources: &[SourcePlan], lateness: Duration) -> Option<IngestPlan> {

@@ -184,11 +184,13 @@ fn brokers(text: &str) -> Result<String, String> {
 }
 
 fn start(text: &str) -> Result<Start, String> {
-    let time = || EventTime::parse(text, None).map(Start::At);
     match text {
         "earliest" => Ok(Start::Earliest),
         "latest" => Ok(Start::Latest),
-        _ => time().map_err(|_| "earliest, latest or a time such as 2025-06-01T00:00:00Z".into()),
+        _ => match text.parse::<EventTime>() {
+            Ok(time) => Ok(Start::At(time)),
+            Err(error) => Err(format!("earliest, latest or a time: {}", error.problem)),
+        },
     }
 }
 

@@ -6,7 +6,6 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use clap::ValueEnum;
-use jiff::tz::Offset;
 
 use super::layers::{Entries, Entry, Item, Origin, Value};
 use super::{ConfigError, suggest};
@@ -345,15 +344,4 @@ fn parse_bytes(text: &str) -> Option<u64> {
 fn show_bytes(bytes: u64) -> String {
     let unit = UNITS.iter().find(|(_, size)| bytes > 0 && bytes.is_multiple_of(*size));
     unit.map_or("0 B".into(), |(name, size)| format!("{} {name}", bytes / size))
-}
-
-/// The offset of times that have none, as a person writes it: `Z`, `+01:00`, `-05:00`.
-pub fn offset(text: &str) -> Result<Offset, String> {
-    if text.eq_ignore_ascii_case("z") {
-        return Ok(Offset::UTC);
-    }
-    let probe = format!("2000-01-01T00:00:00{text}");
-    let pieces = jiff::fmt::temporal::Pieces::parse(&probe).ok();
-    let offset = pieces.and_then(|pieces| pieces.to_numeric_offset());
-    offset.ok_or_else(|| format!("{text:?} is not an offset: write Z, +hh:mm or -hh:mm"))
 }

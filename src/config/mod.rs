@@ -23,7 +23,6 @@ use std::fmt::{self, Write as _};
 
 pub use self::cluster::host_of;
 pub use self::cluster_secret::make_cluster_secret;
-pub use self::keys::offset;
 use self::keys::{Keys, Setting};
 use self::layers::{Entries, Item, Layers, Origin};
 pub use self::plan::{

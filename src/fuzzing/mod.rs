@@ -17,7 +17,7 @@ use crate::codec::{
     AvroDecoder, CURRENT_SCHEMA, Compression, DecodeSettings, Decoder, Fields, Format, MAX_RECORD_BYTES,
     Moisture, READING_SCHEMA, ROW_SCHEMA, RecordDecoder, Units, json_record,
 };
-use crate::model::{Event, Reason, Refusal, Upsert};
+use crate::model::{Event, LocalTime, Reason, Refusal, Upsert};
 
 /// A decoder, by the name of its target.
 pub struct Target {
@@ -46,7 +46,11 @@ pub fn run(name: &str, bytes: &[u8]) -> bool {
 /// Each kind of settings, since they choose other ways through the rules.
 fn settings(choice: u8) -> DecodeSettings {
     DecodeSettings {
-        assume_offset: (choice & 1 == 1).then(|| jiff::tz::Offset::constant(-5)),
+        local_time: if choice & 1 == 1 {
+            LocalTime::Offset(jiff::tz::Offset::constant(-5))
+        } else {
+            LocalTime::Refuse
+        },
         units: if choice & 2 == 2 { Units::Celsius } else { Units::Fahrenheit },
         moisture: if choice & 4 == 4 { Moisture::DewPoint } else { Moisture::Humidity },
     }

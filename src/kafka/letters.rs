@@ -219,7 +219,7 @@ fn letter_of(message: &BorrowedMessage<'_>) -> Option<Letter> {
         std::str::from_utf8(found.value?).ok()
     };
     let place: RecordPlace = header(letter::POSITION)?.parse().ok()?;
-    let first_seen = header(letter::FIRST_SEEN).and_then(|text| EventTime::parse(text, None).ok());
+    let first_seen = header(letter::FIRST_SEEN).and_then(|text| text.parse::<EventTime>().ok());
     let attempt: u32 = header(letter::ATTEMPT).map_or(Some(0), |text| text.parse().ok())?;
     let origin = header(letter::ORIGIN).filter(|_| attempt > 0);
     Some(Letter {

@@ -33,6 +33,6 @@ pub use reading::{Event, Measurement, Revision, Upsert};
 pub use refusal::{Reason, Refusal};
 pub use rows::{ChangeLine, CityRows, DayLine, DeadLetter, RecordAt, ResultRow};
 pub use state::{CityState, Mark, STATE_SHARDS, Snapshots, state_shard};
-pub use time::{Duration, EventTime};
+pub use time::{Duration, EventTime, LocalTime, TimeError};
 pub use topology::Topology;
 pub use update::{Answer, Ask, Counts, CurrentAt, PINNED_BYTES, Query, Question, Rest, Update, WatchedRow};

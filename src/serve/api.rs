@@ -14,7 +14,8 @@ use super::view::{Busy, CityState, View};
 use crate::codec::{push_current_json, push_integer, push_json_text, push_number, push_row_json};
 use crate::directory::Directory;
 use crate::model::refusal::quoted;
-use crate::model::{Answer, Category, EventTime, Question};
+use crate::model::time::TimeProblem;
+use crate::model::{Answer, Category, EventTime, Question, TimeError};
 
 /// What a city takes in a list, at most or nearly so.
 pub(super) const CITY_BYTES: usize = 512;
@@ -177,8 +178,13 @@ impl Range {
         let bad = |detail: String| Problem::new(Code::BadParameter, detail);
         let time = |name: &str, default: EventTime| match parameters.get(name) {
             None => Ok(default),
-            Some(text) => EventTime::parse(text, None)
-                .map_err(|refusal| bad(format!("{name}: {}", refusal.detail.replace("reading_at ", "")))),
+            Some(text) => text.parse().map_err(|error: TimeError| {
+                let hint = match error.problem {
+                    TimeProblem::BadOffset if text.contains(' ') => "; in an address + is written %2B",
+                    _ => "",
+                };
+                bad(format!("{name}: {error}{hint}"))
+            }),
         };
         let mut from = time("from", EventTime::MIN)?;
         let to = time("to", EventTime::MAX)?;

@@ -280,7 +280,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn at(text: &str) -> EventTime {
-        EventTime::parse(text, None).unwrap()
+        text.parse::<EventTime>().unwrap()
     }
 
     /// A city of the directory by its geonameid.

@@ -333,6 +333,9 @@ fn wrong_usage_is_code_2() {
         ("batch good.csv -o a.csv --daily ./a.csv", "give each its own"),
         ("batch good.csv -o ./good.csv", "is an input"),
         ("batch good.csv --assume-offset noon", "not an offset"),
+        ("batch good.csv --assume-offset +24:00", "from -23:59 to +23:59"),
+        ("generate -o made.csv --from 2025-01-01T12:30:60Z", "second 60 is a leap second"),
+        ("generate -o made.csv --from 2025-01-01T00:00:00[UTC]", "names a zone in brackets"),
     ] {
         let stderr = run.fails(args, 2);
         assert!(stderr.contains(says), "{args}: {stderr}");

@@ -116,7 +116,7 @@ impl Kept {
         }
         // Final rows may stay, but never one that was withdrawn.
         for ((city, at), row) in windows {
-            let at = EventTime::parse(at, None).unwrap().millis();
+            let at = at.parse::<EventTime>().unwrap().millis();
             let expected = oracle.row(city_number(city), at).map(|row| row_json(city, at, &row));
             assert_eq!(Some(row), expected.as_ref(), "a row that is gone");
         }

@@ -10,7 +10,9 @@ use serde_json::json;
 
 use super::*;
 use crate::codec::{DecodeSettings, Fields, Moisture, RecordDecoder};
-use crate::model::{Category, CurrentRow, Event, EventTime, HeatIndex, Measurement, Revision, Row};
+use crate::model::{
+    Category, CurrentRow, Event, EventTime, HeatIndex, LocalTime, Measurement, Revision, Row,
+};
 
 /// An upsert that outlives its decoder.
 type Owned = (String, EventTime, Event, Option<Revision>);
@@ -306,8 +308,8 @@ fn local_times_need_an_offset() {
     let datum = b"\x02x\x00\x01";
     let refusal = decode(&schema, datum, DecodeSettings::default()).unwrap_err();
     assert_eq!(refusal.reason, Reason::NoOffset);
-    let assume_offset = Some(jiff::tz::offset(-1));
-    let taken = decode(&schema, datum, DecodeSettings { assume_offset, ..DecodeSettings::default() });
+    let local_time = LocalTime::Offset(jiff::tz::offset(-1));
+    let taken = decode(&schema, datum, DecodeSettings { local_time, ..DecodeSettings::default() });
     assert_eq!(taken.unwrap().1.to_string(), "1970-01-01T01:00:00Z");
 }
 

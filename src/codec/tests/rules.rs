@@ -14,11 +14,12 @@ const ALL: &str = "city,reading_at,temperature,humidity,wind_speed,revision,op,d
 #[test]
 fn csv_fields() {
     let t = "2025-01-01T00:00:00Z";
-    let at = EventTime::parse(t, None).unwrap();
+    let at = t.parse::<EventTime>().unwrap();
     let taken = |line: String| reason(&line, ALL).unwrap();
     let plain = ("x".to_string(), at, reading(45.0, 66.0, Some(12.0)), None);
     assert_eq!(taken(format!("x,{t},45,66,12,,,")), plain);
     assert_eq!(taken(format!("x,{t}, 45 ,6.6e1,+12.0,,upsert,false")), plain);
+    assert_eq!(taken(format!("x, {t}  ,45,66,12,,,")), plain);
     assert_eq!(taken(format!("x,{t},45,66,,7,,")).3, Revision::new(7));
     assert_eq!(taken(format!("x,{t},45,66, ,-7,,False")).2, reading(45.0, 66.0, None));
     for line in ["x,{t},bad,,nan,7,delete,", "x,{t},,,,7,,true", "x,{t},1e9,,,7,upsert,TRUE"] {
@@ -28,6 +29,7 @@ fn csv_fields() {
     for (line, reason_code) in [
         (",{t},45,66,12,,,", Reason::MissingField),
         ("x,,45,66,12,,,", Reason::MissingField),
+        ("x,  ,45,66,12,,,", Reason::MissingField),
         ("x,{t},,66,12,,,", Reason::MissingField),
         ("x,{t},45,  ,12,,,", Reason::MissingField),
         ("a\tb,{t},45,66,12,,,", Reason::BadCity),
@@ -73,6 +75,34 @@ fn details_name_the_value_and_are_short() {
     }
 }
 
+/// Every format reads a time as text by the one grammar; only CSV has blanks around it.
+#[test]
+fn times_are_the_same_in_every_format() {
+    for (text, detail) in [
+        ("2025-01-01T23:59:60Z", "second 60 is a leap second"),
+        ("2025-01-01T06:00:00[America/New_York]", "zone in brackets"),
+        ("2025-01-01T06:00:00+25:00", "offsets are"),
+        ("9999-12-31T23:59:59Z", "times end at 9999-12-30T22:00:00Z"),
+    ] {
+        let settings = DecodeSettings {
+            local_time: LocalTime::Offset(jiff::tz::offset(0)),
+            ..DecodeSettings::default()
+        };
+        let csv = format!("city,reading_at,temperature,humidity\nx,{text},45,66\n");
+        let json =
+            format!("{{\"city\":\"x\",\"reading_at\":\"{text}\",\"temperature\":45,\"humidity\":66}}\n");
+        for (lines, format) in [(csv, Format::Csv), (json, Format::Json)] {
+            let (records, _) = decode_with(lines.as_bytes(), format, Compression::None, settings).unwrap();
+            let refusal = records[0].2.as_ref().unwrap_err();
+            assert_eq!(refusal.reason, Reason::BadTime, "{text}");
+            assert!(refusal.detail.contains(detail) && refusal.detail.contains(text), "{}", refusal.detail);
+        }
+    }
+    let json = "{\"city\":\"x\",\"reading_at\":\" 2025-01-01T00:00:00Z\",\"temperature\":45,\"humidity\":66}";
+    let refusal = decode(json, Format::Json).remove(0).2.unwrap_err();
+    assert!(refusal.detail.contains("blanks around it"), "{}", refusal.detail);
+}
+
 #[test]
 fn headers() {
     let open = |header: &str, settings: DecodeSettings| {
@@ -99,7 +129,8 @@ fn headers() {
 
 #[test]
 fn offsets_are_assumed_where_they_may_be() {
-    let settings = DecodeSettings { assume_offset: Some(jiff::tz::offset(-5)), ..DecodeSettings::default() };
+    let settings =
+        DecodeSettings { local_time: LocalTime::Offset(jiff::tz::offset(-5)), ..DecodeSettings::default() };
     let text = "city,reading_at,temperature,humidity\nx,2025-01-01 00:00:00,45,66\n";
     let (records, _) = decode_with(text.as_bytes(), Format::Csv, Compression::None, settings).unwrap();
     assert_eq!(records[0].2.as_ref().unwrap().1.to_string(), "2025-01-01T05:00:00Z");
@@ -193,7 +224,7 @@ fn json_fields() {
         assert_eq!((records.len(), records[0].1.as_slice()), (1, line.as_bytes()));
         records.into_iter().next().unwrap().2.map_err(|refusal| refusal.reason)
     };
-    let at = EventTime::parse("2025-01-01T00:00:00Z", None).unwrap();
+    let at = "2025-01-01T00:00:00Z".parse::<EventTime>().unwrap();
     let key = r#""city":"x","reading_at":"2025-01-01T00:00:00Z""#;
     let taken = |rest: &str| one(&format!("{{{key}{rest}}}"));
     let plain = ("x".to_string(), at, reading(45.0, 66.0, Some(12.0)), None);

@@ -108,7 +108,7 @@ fn every_key_is_read() {
     let RecordFormat::AvroRegistry(RegistryPlan { urls, user }) = &plan.format else { panic!("{plan:?}") };
     assert_eq!(urls.as_slice(), ["http://a.example:8081", "https://b.example/registry"]);
     assert_eq!(user.as_ref().unwrap(), &("swelter".to_owned(), "hunter2:3".to_owned()));
-    let time = EventTime::parse("2025-06-01T00:00:00Z", None).unwrap();
+    let time = "2025-06-01T00:00:00Z".parse::<EventTime>().unwrap();
     assert_eq!((plan.start, plan.create_topics), (Start::At(time), Some(5)));
     assert_eq!((plan.partitioner, plan.retry_after), (Partitioner::Consistent, Some(duration("5m"))));
     let SourceKind::Kafka(second) = &config.plan.sources[1].kind else { panic!("{:?}", config.plan) };
@@ -158,7 +158,7 @@ fn problems_name_their_place() {
     let expected = [
         "sources.\"no topic\".topic (swelter.toml, line 5): \"no topic\" is not a name of a topic",
         "sources.\"no topic\".brokers (swelter.toml, line 6): \"localhost\" is not a list of brokers",
-        "sources.\"no topic\".start (swelter.toml, line 7): \"now\" is not earliest, latest or a time",
+        "sources.\"no topic\".start (swelter.toml, line 7): \"now\" is not earliest, latest or a time: it does not",
         "sources.kafka.topic (swelter.toml, line 8): is missing",
         "sources.journal (swelter.toml, line 11): has the name of the journal",
         "sources.one.retry_after (swelter.toml, line 19): is not less than results.lateness, 1h",

@@ -34,14 +34,14 @@ pub(super) fn identity(plan: &Plan, draft: &Draft, facts: &BTreeMap<String, Topi
 
 /// What decides how the logs are read.
 pub fn log_identity(plan: &Plan) -> Identity {
-    let DecodeSettings { assume_offset, units, moisture } = plan.decode;
+    let DecodeSettings { local_time, units, moisture } = plan.decode;
     let mut identity = Identity::new();
     let mut say = |what: &str, value: String| drop(identity.insert(what.to_owned(), value));
     say("rules version", RULES.to_string());
     say("results.lateness", plan.retention.lateness.to_string());
     say("results.max_ahead", plan.max_ahead.to_string());
     say("results.max_cities", plan.max_cities.to_string());
-    say("decode.assume_offset", assume_offset.map_or("\"\"".into(), |offset| offset.to_string()));
+    say("decode.assume_offset", format!("\"{local_time}\""));
     say("decode.units", format!("{units:?}").to_lowercase());
     say("decode.moisture", format!("{moisture:?}").to_lowercase());
     for source in &plan.sources {

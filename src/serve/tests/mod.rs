@@ -328,7 +328,7 @@ impl Reply {
 }
 
 fn time(text: &str) -> EventTime {
-    EventTime::parse(text, None).unwrap()
+    text.parse::<EventTime>().unwrap()
 }
 
 fn row(fahrenheit: f64, category: Category) -> Row {

@@ -91,6 +91,21 @@ fn histories_come_in_pages_that_miss_and_repeat_nothing() {
             "{query}"
         );
     }
+    for (text, says) in [
+        ("2025-11-24T12:30:60Z", "second 60 is a leap second"),
+        ("2025-11-24T00:00:00%2B25:00", "offsets are -23:59 to +23:59"),
+        ("2025-11-24T00:00:00Z[UTC]", "names a zone in brackets"),
+        ("2025-11-24T01:00:00+01:00", "in an address + is written %2B"),
+        ("2025-11-24", "it has no time of day"),
+        ("9999-12-31T23:59:59Z", "times end at 9999-12-30T22:00:00Z"),
+    ] {
+        let problem = service.get(&format!("/v1/cities/5128581/history?from={text}"));
+        let detail = problem.json()["detail"].to_string();
+        assert!(
+            problem.status == 400 && detail.contains("from: ") && detail.contains(says),
+            "{text}: {detail}"
+        );
+    }
     *service.dataflow.full.lock().unwrap() = true;
     let busy = service.get("/v1/cities/5128581/history");
     assert_eq!((busy.status, &*busy.code(), busy.header("retry-after")), (503, "overloaded", Some("1")));

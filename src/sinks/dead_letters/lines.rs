@@ -151,7 +151,7 @@ struct Line {
 
 impl Line {
     fn letter(self) -> Option<Letter> {
-        let time = |text: Option<String>| text.and_then(|text| EventTime::parse(&text, None).ok());
+        let time = |text: Option<String>| text.and_then(|text| text.parse::<EventTime>().ok());
         let at = time(self.arrived_at);
         let retried = self.origin.map(|origin| Retried {
             origin,

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
 fn time(text: &str) -> EventTime {
-    EventTime::parse(text, None).unwrap()
+    text.parse::<EventTime>().unwrap()
 }
 
 fn plan(weather: WeatherKind) -> GeneratorPlan {

@@ -91,6 +91,6 @@ fn retried(record: Record<'_>) -> Option<Retried> {
     };
     let attempt = text(letter::ATTEMPT)?.parse().ok().filter(|attempt| *attempt > 0)?;
     let origin = text(letter::ORIGIN)?.into();
-    let first_seen = text(letter::FIRST_SEEN).and_then(|text| EventTime::parse(text, None).ok());
+    let first_seen = text(letter::FIRST_SEEN).and_then(|text| text.parse::<EventTime>().ok());
     Some(Retried { origin, attempt, first_seen })
 }

@@ -300,7 +300,7 @@ fn the_demo_is_live_within_seconds_with_a_day_of_history() {
         .wait_for("Number(document.querySelector('[data-test=chart]').getAttribute('aria-valuemax')) > 1380");
     let city = browser.evaluate("document.querySelector('[data-test=city]').dataset.city");
     let newest = browser.evaluate("document.querySelector('[data-test=city-reading-at]').dateTime");
-    let newest = EventTime::parse(newest.as_str().unwrap(), None).unwrap().millis();
+    let newest = newest.as_str().unwrap().parse::<EventTime>().unwrap().millis();
     service.post(&reading(city.as_str().unwrap(), newest - 600 * MINUTE, 96.0));
     // Of a reading, or of a gap. Those of the demo itself are of the last minutes.
     browser.wait_for(
