@@ -60,7 +60,7 @@ pub struct BatchArgs {
     city: Option<String>,
 
     /// The heat index formula
-    #[arg(long, default_value = "rothfusz")]
+    #[arg(long, default_value = "nws")]
     formula: Formula,
     /// The span of the rolling mean, as in 90s, 15m, 6h or 1d; both of its ends count
     #[arg(long, default_value = "1d")]
@@ -201,6 +201,9 @@ pub(super) fn progress_bar() -> ProgressBar {
 /// On standard error; if that cannot be written, the work is done all the same.
 fn report(summary: &BatchSummary, seconds: f64) -> io::Result<()> {
     let mut out = io::stderr().lock();
+    if let Some(warning) = &summary.warning {
+        writeln!(out, "warning: {warning}")?;
+    }
     for example in &summary.examples {
         writeln!(out, "refused {}", printable(example))?;
     }

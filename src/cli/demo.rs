@@ -27,6 +27,9 @@ pub struct DemoArgs {
     /// The address and port to listen on, as in 127.0.0.1:8080; without it, a free port where that one is taken
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
+    /// The heat index formula: nws, lu-romps or rothfusz
+    #[arg(long, value_name = "NAME", default_value = "nws")]
+    formula: String,
     /// Worker threads
     #[arg(long, value_name = "N", default_value = "1")]
     workers: String,
@@ -38,9 +41,7 @@ pub struct DemoArgs {
 const ADDRESS: &str = "127.0.0.1:8080";
 
 /// What the demo has besides its flags.
-const SETTINGS: [(&str, &str); 10] = [
-    // Right in winter too, where many of the cities are.
-    ("results.formula", "nws"),
+const SETTINGS: [(&str, &str); 9] = [
     ("sources.demo.type", "generator"),
     ("sources.demo.interval", "1m"),
     ("sources.demo.history", "1d"),
@@ -82,6 +83,7 @@ impl DemoArgs {
         let flags = [
             ("sources.demo.cities", "--cities", self.cities.as_str()),
             ("serve.listen", "--listen", self.listen.as_deref().unwrap_or(ADDRESS)),
+            ("results.formula", "--formula", &self.formula),
             ("workers", "--workers", &self.workers),
             ("sources.demo.seed", "--seed", &self.seed),
             ("data_dir", "the temporary folder", folder),
@@ -127,7 +129,8 @@ mod tests {
     use crate::dataflow::heat_index::Formula;
 
     fn demo(cities: &str) -> DemoArgs {
-        DemoArgs { cities: cities.into(), listen: None, workers: "1".into(), seed: "7".into() }
+        let formula = "nws".into();
+        DemoArgs { cities: cities.into(), listen: None, formula, workers: "1".into(), seed: "7".into() }
     }
 
     #[test]

@@ -34,6 +34,10 @@ pub struct RunArgs {
     /// The folder of the journal and of what must outlive a restart
     #[arg(long, value_name = "FOLDER")]
     data_dir: Option<String>,
+    /// The heat index formula: nws, lu-romps or rothfusz; nws without it. The state keeps heat indexes, not measurements, so
+    /// another one later needs the readings again (docs/rebuild.md)
+    #[arg(long, value_name = "NAME")]
+    formula: Option<String>,
     /// Worker threads, of each process
     #[arg(long, value_name = "N")]
     workers: Option<String>,
@@ -126,6 +130,7 @@ impl RunArgs {
             ("cluster.start", if self.takeover { "--takeover" } else { "--standby" }, &start),
             ("serve.listen", "--listen", &self.listen),
             ("data_dir", "--data-dir", &self.data_dir),
+            ("results.formula", "--formula", &self.formula),
             ("workers", "--workers", &self.workers),
             ("cluster.processes", "--processes", &self.processes),
             ("cluster.process", "--process", &self.process),
@@ -219,11 +224,13 @@ mod tests {
 
     #[test]
     fn flags_are_the_last_layer() {
-        let layers = args("--listen 127.0.0.1:0 --data-dir d --workers 2").unwrap().layers();
+        let layers =
+            args("--listen 127.0.0.1:0 --data-dir d --workers 2 --formula lu-romps").unwrap().layers();
         let config = Config::load(&Layers { environment: Vec::new(), ..layers }).unwrap();
         let plan = config.plan;
         assert_eq!(plan.serve.listen, "127.0.0.1:0".parse().unwrap());
         assert_eq!((plan.data_dir, plan.workers), (PathBuf::from("d"), 2));
+        assert_eq!(plan.formula.name(), "lu-romps");
     }
 
     #[test]

@@ -54,7 +54,7 @@ fn the_shipped_defaults_are_the_documented_ones() {
     let config = Config::load(&Layers::default()).unwrap();
     let plan = &config.plan;
     assert_eq!((plan.data_dir.as_path(), plan.workers), (Path::new("swelter-data"), 1));
-    assert_eq!((plan.formula, plan.max_ahead, plan.max_cities), (Formula::Rothfusz, duration("10m"), 65_536));
+    assert_eq!((plan.formula, plan.max_ahead, plan.max_cities), (Formula::Nws, duration("10m"), 65_536));
     let retention = plan.retention;
     assert_eq!(
         [retention.window, retention.lateness, retention.history],

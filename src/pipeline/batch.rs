@@ -114,6 +114,8 @@ pub struct BatchSummary {
     /// The first refusals, in words, where they were not written.
     pub examples: Vec<String>,
     pub ignored_fields: u64,
+    /// What the formula was not made for.
+    pub warning: Option<String>,
     pub cities: usize,
     pub rows: u64,
 }
@@ -319,9 +321,17 @@ impl Ended {
 
     fn write(self, plan: &BatchPlan, outputs: &mut Outputs) -> Result<BatchSummary, BatchError> {
         let Ended { results, outcomes, first_rows, read } = self;
-        let Read { records, refused, examples, ignored_fields } = read;
-        let mut summary =
-            BatchSummary { records, outcomes, refused, examples, ignored_fields, cities: 0, rows: 0 };
+        let Read { records, refused, examples, ignored_fields, warning } = read;
+        let mut summary = BatchSummary {
+            records,
+            outcomes,
+            refused,
+            examples,
+            ignored_fields,
+            warning,
+            cities: 0,
+            rows: 0,
+        };
         let (mut writer, mut daily) = (outputs.rows(plan)?, outputs.daily(plan)?);
         let mut plotted = None;
         let mut rows = Vec::new();

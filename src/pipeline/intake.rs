@@ -7,6 +7,7 @@ use std::vec;
 use super::batch::{BatchError, BatchPlan, Target};
 use crate::admission::{Admission, AdmissionRules};
 use crate::codec::{DeadLettersWriter, DecodeSettings, Decoder};
+use crate::dataflow::heat_index::Formula;
 use crate::model::{Arrival, CityName, DeadLetter, Event, Reason, RecordAt, Refusal, Upsert};
 use crate::sources::file::Input;
 
@@ -27,6 +28,7 @@ pub struct Intake {
     inputs: vec::IntoIter<Input>,
     current: Option<(String, Decoder)>,
     settings: DecodeSettings,
+    formula: Formula,
     epoch_size: usize,
     admission: Admission,
     /// The file that refused records go to, and its name.
@@ -44,6 +46,8 @@ pub struct Read {
     /// The first refusals, in words, where they are not written.
     pub examples: Vec<String>,
     pub ignored_fields: u64,
+    /// What the formula was not made for.
+    pub warning: Option<String>,
 }
 
 impl Intake {
@@ -57,6 +61,7 @@ impl Intake {
             inputs: plan.inputs.clone().into_iter(),
             current: None,
             settings: plan.decode,
+            formula: plan.formula,
             epoch_size: plan.epoch_size.max(1),
             admission: Admission::new(0, rules),
             dead_letters: plan.dead_letters.as_ref().map(Target::name).zip(dead_letters),
@@ -84,8 +89,11 @@ impl Intake {
                     self.read.records += 1;
                     let admitted = match decoded {
                         Ok(upsert) => {
-                            if upsert.event != Event::Withdrawal {
+                            if let Event::Reading(measurement) = &upsert.event {
                                 self.first_city.get_or_init(|| upsert.city.to_string());
+                                if self.read.warning.is_none() && !self.formula.is_made_for(measurement) {
+                                    self.read.warning = Some(self.formula.warning(measurement));
+                                }
                             }
                             admit(&upsert, &mut self.admission, &self.read, epoch)
                         }

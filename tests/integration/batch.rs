@@ -88,7 +88,7 @@ fn messy(run: &Run, name: &str) -> PathBuf {
 #[test]
 fn new_york_equals_pandas() {
     let run = Run::new();
-    run.ok(&format!("batch {} -o rows.csv", data("nyc2013.csv").display()));
+    run.ok(&format!("batch {} -o rows.csv --formula rothfusz", data("nyc2013.csv").display()));
     let mut expected = String::new();
     let file = fs::File::open(reference("nyc2013_rolling.csv.gz")).unwrap();
     flate2::read::GzDecoder::new(file).read_to_string(&mut expected).unwrap();
@@ -358,6 +358,37 @@ fn the_first_refusals_are_shown_and_the_rest_counted() {
         String::from_utf8(run.ok("batch log.csv --assume-offset -05:00 -o rows.csv").stderr).unwrap();
     assert!(stderr.contains("14 records: 2 readings, 12 corrections"), "{stderr}");
     assert!(run.read("rows.csv").contains("x,2025-01-01T05:00:00Z,70,50,,"));
+}
+
+/// Moscow in January: 9.6 °F in air that is nearly saturated.
+#[test]
+fn cold_readings_are_sane_by_default_and_warned_of_once_by_rothfusz() {
+    let run = Run::new();
+    run.write(
+        "log.csv",
+        "city,reading_at,temperature,humidity\nMoscow,2025-01-10T06:00:00Z,9.6,86\nMoscow,2025-01-10T07:00:00Z,9.1,87\n\
+         Dubai,2025-01-10T06:00:00Z,80,50\n",
+    );
+    let heat_indexes = |rows: &str| -> Vec<(f64, String)> {
+        let row = |line: &str| {
+            let row: Value = serde_json::from_str(line).unwrap();
+            (row["heat_index"].as_f64().unwrap(), row["city"].as_str().unwrap().to_owned())
+        };
+        rows.lines().map(row).collect()
+    };
+    let quiet = run.ok("batch log.csv -o rows.jsonl");
+    assert!(!String::from_utf8(quiet.stderr).unwrap().contains("warning"));
+    let rows = heat_indexes(&run.read("rows.jsonl"));
+    assert_eq!(rows.iter().map(|row| row.0).collect::<Vec<_>>(), [80.802768, 9.6, 9.1]);
+    let stderr = String::from_utf8(run.ok("batch log.csv -o rows.jsonl --formula rothfusz").stderr).unwrap();
+    assert_eq!(stderr.matches("warning: the formula rothfusz is not made for").count(), 1, "{stderr}");
+    assert!(
+        stderr.contains("below 80 °F") && stderr.contains("9.6 °F and 86.0 % it says 326.9 °F"),
+        "{stderr}"
+    );
+    run.write("log.csv", "city,reading_at,temperature,humidity\nDubai,2025-01-10T06:00:00Z,80,50\n");
+    let stderr = String::from_utf8(run.ok("batch log.csv -o rows.jsonl --formula rothfusz").stderr).unwrap();
+    assert!(!stderr.contains("warning"), "{stderr}");
 }
 
 /// Whoever reads standard output may stop; the files are made all the same.

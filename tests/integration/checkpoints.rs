@@ -282,8 +282,8 @@ fn a_trimmed_journal_without_its_checkpoint_is_refused() {
     trimmed(&data, &config);
     for (other, says) in [
         (
-            format!("{config}[results]\nformula = \"nws\"\n"),
-            "results.formula = \"rothfusz\", and this run has \"nws\"",
+            format!("{config}[results]\nformula = \"rothfusz\"\n"),
+            "results.formula = \"nws\", and this run has \"rothfusz\"",
         ),
         (config.replace("kept", "elsewhere"), "begins at position"),
     ] {

@@ -248,7 +248,7 @@ fn who_differs_is_refused_and_strangers_hold_nobody_up() {
     // Who does not know the secret cannot be told by anybody that it trusts, and goes on until it is time to give up.
     let short = CONFIG.replace("20s", "2s");
     for (config, arguments, secret, expected) in [
-        ("[results]\nformula = \"nws\"\n", &of("1")[..], "s3cr3t", "results.formula = \"nws\""),
+        ("[results]\nformula = \"lu-romps\"\n", &of("1")[..], "s3cr3t", "results.formula = \"lu-romps\""),
         ("", &of("1")[..], "other", "cluster secret"),
         ("", &[&of("1")[..], &["--workers", "3"]].concat(), "s3cr3t", "--workers"),
     ] {

@@ -233,3 +233,6 @@ impl Oracle {
 
 /// The formula that property tests use: cheap, and reaching both ends of what is accepted.
 pub const FORMULA: Formula = Formula::Rothfusz;
+
+/// What the built program computes unless it is told otherwise.
+pub const DEFAULT_FORMULA: Formula = Formula::Nws;

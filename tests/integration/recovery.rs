@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use swelter::model::{CurrentRow, Event, EventTime, Measurement, Row};
 
 use crate::harness::{Settings, city_name};
-use crate::oracle::{Entry, FORMULA, Oracle};
+use crate::oracle::{DEFAULT_FORMULA, Entry, Oracle};
 use crate::process::{DEADLINE, Service, post, wait_for};
 use crate::served::{Status, check_current, check_history};
 use crate::subscriber::Subscriber;
@@ -16,7 +16,7 @@ use crate::subscriber::Subscriber;
 const CITIES: u32 = 5;
 pub const MINUTE: i64 = 60_000;
 pub const SETTINGS: Settings =
-    Settings { formula: FORMULA, window: 30 * MINUTE, lateness: 90 * MINUTE, history: 60 * MINUTE };
+    Settings { formula: DEFAULT_FORMULA, window: 30 * MINUTE, lateness: 90 * MINUTE, history: 60 * MINUTE };
 
 fn config(workers: u64) -> String {
     format!(

@@ -36,6 +36,30 @@ fn source(service: &Service, name: &str) -> Value {
     sources.iter().find(|source| source["name"] == name).unwrap_or_else(|| panic!("{status}")).clone()
 }
 
+/// A cold morning: by default the air's own temperature; by `rothfusz`, where that is asked for, a warning.
+#[test]
+fn cold_readings_are_sane_by_default_and_warned_of_once_by_rothfusz() {
+    for (config, heat_index, warnings) in [("", 9.6, 0), ("[results]\nformula = \"rothfusz\"\n", 329.5, 1)] {
+        let folder = tempfile::tempdir().unwrap();
+        let service = Service::start(&folder.path().join("data"), config).ready();
+        for minutes in [3, 2, 1] {
+            post(&service.address, "application/json", &reading("Moscow", minutes, 9.6)).unwrap();
+        }
+        let row =
+            wait_for("the last reading", || current(&service, "Moscow").filter(|row| row["count"] == 3));
+        let found = row["heat_index"].as_f64().unwrap();
+        assert!((found - heat_index).abs() <= 200.0 * warnings as f64, "{row}");
+        assert_eq!(row["category"], "none");
+        let log = service.log();
+        assert_eq!(
+            log.matches("the formula rothfusz is not made for readings below 80 °F").count(),
+            warnings,
+            "{log}"
+        );
+        service.terminate();
+    }
+}
+
 /// As where the log goes to a file, and the disk is full.
 #[test]
 fn a_log_that_cannot_be_written_ends_nothing() {

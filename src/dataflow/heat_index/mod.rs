@@ -18,12 +18,14 @@ pub use lu_romps::lu_romps;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Formula {
-    /// The regression of Rothfusz by itself, at any temperature and humidity.
-    #[default]
+    /// The plain regression of Rothfusz at any temperature and humidity: for parity with what computes so; it means
+    /// nothing in mild, cold or dry air
     Rothfusz,
-    /// The US National Weather Service's: the regression with its adjustments, and a simpler formula below 80 °F.
+    /// The US National Weather Service's, as its calculator computes it: the regression with its adjustments, a simpler
+    /// formula in mild air, and the temperature itself in cold air
+    #[default]
     Nws,
-    /// The physiological heat index of Lu and Romps, defined at any temperature and humidity.
+    /// The physiological heat index of Lu and Romps, defined at any temperature and humidity
     LuRomps,
 }
 
@@ -43,6 +45,26 @@ impl Formula {
             Formula::Nws => with_category(nws(t, rh)),
             Formula::LuRomps => with_category(lu_romps(t, rh)),
         }
+    }
+
+    /// Whether the formula was made for readings like this one: plain `rothfusz` is not below [`ROTHFUSZ_FROM`].
+    #[inline]
+    pub fn is_made_for(self, measurement: &Measurement) -> bool {
+        self != Formula::Rothfusz || measurement.temperature() >= ROTHFUSZ_FROM
+    }
+
+    /// What to say once of a log that has a reading which the formula was not made for.
+    #[cold]
+    pub fn warning(self, measurement: &Measurement) -> String {
+        let (heat_index, _) = self.evaluate(measurement);
+        format!(
+            "the formula {self} is not made for readings below {ROTHFUSZ_FROM} °F, and there are some: of {:?} °F and \
+             {:?} % it says {:.1} °F. Take nws or lu-romps, unless parity with the plain regression is what you need \
+             (www.wpc.ncep.noaa.gov/html/heatindex_equation.shtml)",
+            measurement.temperature(),
+            measurement.humidity(),
+            heat_index.fahrenheit(),
+        )
     }
 
     /// As configuration and the command line name it.
@@ -66,6 +88,10 @@ fn with_category(fahrenheit: f64) -> (HeatIndex, Category) {
     (heat_index, Category::of(heat_index))
 }
 
+/// °F: "the Rothfusz regression is not appropriate when conditions of temperature and humidity warrant a heat index value below
+/// about 80 degrees F" (<https://www.wpc.ncep.noaa.gov/html/heatindex_equation.shtml>).
+pub const ROTHFUSZ_FROM: f64 = 80.0;
+
 /// The regression of L. P. Rothfusz (National Weather Service technical attachment SR 90-23, 1990), in °F, for `t` in
 /// °F and `rh` in % (0 to 100). It was fitted to heat indexes from about 80 °F upwards and is evaluated everywhere.
 #[inline]
@@ -81,10 +107,12 @@ pub fn rothfusz(t: f64, rh: f64) -> f64 {
         - 0.00000199 * t * t * rh * rh
 }
 
-/// The heat index of the US National Weather Service, in °F, for `t` in °F and `rh` in % (0 to 100), as its Weather
-/// Prediction Center describes it (<https://www.wpc.ncep.noaa.gov/html/heatindex_equation.shtml>): the mean of the
-/// temperature and a simple formula where that is below 80 °F, otherwise the regression with an adjustment for very
-/// dry or very humid air.
+/// The heat index of the US National Weather Service, in °F, for `t` in °F and `rh` in % (0 to 100), as its own calculator
+/// computes it (<https://www.wpc.ncep.noaa.gov/html/heatindex.shtml>): the temperature up to 40 °F, a simple formula where that
+/// gives at most 79 °F, otherwise the regression with an adjustment for very dry or very humid air.
+///
+/// Its [description](https://www.wpc.ncep.noaa.gov/html/heatindex_equation.shtml) speaks of the mean of the simple formula and
+/// the temperature: the formula is that mean already. It jumps where its parts meet, as the calculator does.
 #[inline]
 pub fn nws(t: f64, rh: f64) -> f64 {
     nws_given(t, rh, || rothfusz(t, rh))
@@ -92,13 +120,15 @@ pub fn nws(t: f64, rh: f64) -> f64 {
 
 #[inline]
 fn nws_given(t: f64, rh: f64, regression: impl FnOnce() -> f64) -> f64 {
-    let simple = 0.5 * (t + 61.0 + (t - 68.0) * 1.2 + rh * 0.094);
-    let averaged = (simple + t) / 2.0;
-    if averaged < 80.0 {
-        return averaged;
+    if t <= 40.0 {
+        return t;
+    }
+    let simple = 0.5 * (t + (61.0 + (t - 68.0) * 1.2 + rh * 0.094));
+    if simple <= 79.0 {
+        return simple;
     }
     let regression = regression();
-    if rh < 13.0 && (80.0..=112.0).contains(&t) {
+    if rh <= 13.0 && (80.0..=112.0).contains(&t) {
         regression - (13.0 - rh) / 4.0 * ((17.0 - (t - 95.0).abs()) / 17.0).sqrt()
     } else if rh > 85.0 && (80.0..=87.0).contains(&t) {
         regression + (rh - 85.0) / 10.0 * ((87.0 - t) / 5.0)

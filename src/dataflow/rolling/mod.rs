@@ -27,6 +27,7 @@ pub mod told;
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use self::chunk::Held;
 use self::current::Current;
@@ -36,7 +37,7 @@ use self::store::{Edits, Store};
 use super::heat_index::Formula;
 use crate::model::{
     Arrival, Change, CityId, CityKey, CityName, CityNames, Counts, CurrentRow, DayChange, Event, EventTime,
-    Outcome, OutcomeKind, Parcels, Render, Row,
+    Measurement, Outcome, OutcomeKind, Parcels, Render, Row,
 };
 
 pub use self::edit::REMEMBERED_WITHDRAWALS;
@@ -151,6 +152,14 @@ pub struct Rolling {
 /// The city of an arrival that is older than the lateness allows.
 const TOO_LATE: u32 = u32::MAX;
 
+/// Says once in the process that there are readings which the formula was not made for.
+fn warn_once(formula: Formula, measurement: &Measurement) {
+    static WARNED: AtomicBool = AtomicBool::new(false);
+    if !WARNED.load(Ordering::Relaxed) && !WARNED.swap(true, Ordering::Relaxed) {
+        tracing::warn!(formula = formula.name(), "{}", formula.warning(measurement));
+    }
+}
+
 /// Appends whose memory is fetched together.
 const WARM_AHEAD: usize = 64;
 
@@ -263,6 +272,9 @@ impl Rolling {
         let millis = arrival.reading_at.millis();
         let measurement = arrival.event.measurement().copied();
         let held = measurement.map(|measurement| {
+            if !self.formula.is_made_for(&measurement) {
+                warn_once(self.formula, &measurement);
+            }
             let (heat_index, category) = self.formula.evaluate(&measurement);
             Held::new(heat_index, category)
         });

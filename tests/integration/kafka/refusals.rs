@@ -88,7 +88,7 @@ fn results_topics_with_other_partitions_are_refused() {
 fn another_formula_than_that_of_the_progress_is_refused() {
     let Some(access) = shared() else { return };
     let mut case = after_a_run(&access, 14);
-    case.setup.rules = "formula = \"nws\"\n".into();
+    case.setup.rules = "formula = \"lu-romps\"\n".into();
     refused(&case, &["formula"]);
 }
 

@@ -17,12 +17,12 @@ use super::http;
 use super::prepared;
 use super::service::Service;
 use crate::harness::Settings;
-use crate::oracle::{Entry, FORMULA, Oracle};
+use crate::oracle::{DEFAULT_FORMULA, Entry, Oracle};
 use crate::process::DEADLINE;
 
 const MINUTE: i64 = 60_000;
 const SETTINGS: Settings =
-    Settings { formula: FORMULA, window: 30 * MINUTE, lateness: 60 * MINUTE, history: 45 * MINUTE };
+    Settings { formula: DEFAULT_FORMULA, window: 30 * MINUTE, lateness: 60 * MINUTE, history: 45 * MINUTE };
 const CONFIG: &str = "workers = 2\n[results]\nwindow = \"30m\"\nlateness = \"60m\"\nhistory = \"45m\"\n\
      [serve.limits]\nheartbeat = \"1s\"\n";
 /// Two of them lie in the box; the last one never has a reading.
