@@ -7,6 +7,7 @@
 mod avro;
 mod compress;
 mod csv;
+mod decimal;
 mod digest;
 mod fields;
 mod guard;

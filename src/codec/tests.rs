@@ -1,6 +1,7 @@
 //! The rules of decoding, and round trips through every format.
 
 mod digest;
+mod foreign;
 mod rules;
 mod trips;
 

@@ -1,5 +1,9 @@
 //! A datum to an [`Upsert`].
 
+use arrow_array::ArrowPrimitiveType;
+use arrow_array::types::Decimal256Type;
+
+use super::super::decimal::{decimal, wide_decimal};
 use super::super::fields::{Record, Value};
 use super::super::guard::guarded;
 use super::super::{DecodeSettings, MAX_RECORD_BYTES};
@@ -8,6 +12,9 @@ use super::shape::{Id, Part, SchemaError, Shape, Shapes, compile};
 use crate::model::refusal::quoted;
 use crate::model::{Reason, Refusal, Upsert};
 use crate::panics::{self, Scope};
+
+/// An integer of 256 bits.
+type Unscaled = <Decimal256Type as ArrowPrimitiveType>::Native;
 
 /// How many values a datum may be made of: four for each byte of the longest.
 const MAX_STEPS: u32 = 4 * MAX_RECORD_BYTES as u32;
@@ -112,11 +119,35 @@ impl Shapes {
                 let ms = cursor.long()?.div_euclid(ticks);
                 if local { Value::Local(ms) } else { Value::Instant(ms) }
             }
+            &Shape::Decimal { size, scale } => {
+                let bytes = match size {
+                    Some(size) => cursor.take(size)?,
+                    None => cursor.bytes()?,
+                };
+                decimal_of_bytes(bytes, scale)
+            }
             other => {
                 self.skip(id, cursor, steps)?;
                 Value::Other(other.name())
             }
         })
+    }
+}
+
+/// A two's complement integer of at most 256 bits, as long as a decimal of Parquet may be.
+fn decimal_of_bytes(bytes: &[u8], scale: u32) -> Value<'static> {
+    let Some(first) = bytes.first() else { return Value::Other("a decimal without digits") };
+    let sign = if first & 0x80 == 0 { 0x00 } else { 0xFF };
+    let (extra, digits) = bytes.split_at(bytes.len().saturating_sub(32));
+    if extra.iter().any(|byte| *byte != sign) || (digits[0] ^ sign) & 0x80 != 0 {
+        return Value::Other("a decimal of more than 256 bits");
+    }
+    let mut wide = [sign; 32];
+    wide[32 - digits.len()..].copy_from_slice(digits);
+    let unscaled = Unscaled::from_be_bytes(wide);
+    match unscaled.to_i128() {
+        Some(unscaled) => decimal(unscaled, scale),
+        None => wide_decimal(&unscaled, scale),
     }
 }
 

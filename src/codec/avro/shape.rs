@@ -52,6 +52,11 @@ pub(super) enum Shape {
     /// Bytes that are not text.
     Bytes,
     Fixed(usize),
+    /// A big-endian integer in bytes or, where a size is given, so many of them, with `scale` digits behind the point.
+    Decimal {
+        size: Option<usize>,
+        scale: u32,
+    },
     Enum(Box<[String]>),
     Array(Id),
     Map(Id),
@@ -63,7 +68,7 @@ impl Shape {
     /// As a refusal calls it.
     pub(super) fn name(&self) -> &'static str {
         match self {
-            Shape::Bytes | Shape::Fixed(_) => "bytes",
+            Shape::Bytes | Shape::Fixed(_) | Shape::Decimal { .. } => "bytes",
             Shape::Array(_) => "a list",
             Shape::Map(_) | Shape::Record(_) => "an object",
             _ => "another type",
@@ -106,8 +111,8 @@ impl Shapes {
             Shape::Long | Shape::Time { .. } => drop(cursor.long()?),
             Shape::Float => drop(cursor.float()?),
             Shape::Double => drop(cursor.double()?),
-            Shape::Text | Shape::Bytes => drop(cursor.bytes()?),
-            Shape::Fixed(size) => drop(cursor.take(*size)?),
+            Shape::Text | Shape::Bytes | Shape::Decimal { size: None, .. } => drop(cursor.bytes()?),
+            Shape::Fixed(size) | Shape::Decimal { size: Some(size), .. } => drop(cursor.take(*size)?),
             Shape::Enum(symbols) => drop(cursor.choice(symbols.len())?),
             Shape::Union(branches) => {
                 let branch = branches[cursor.choice(branches.len())?];
@@ -207,10 +212,10 @@ impl<'s> Compiler<'s> {
             (Shape::Text | Shape::Enum(_), Field::City | Field::Op) => true,
             (Shape::Text | Shape::Time { .. }, Field::ReadingAt) => true,
             (
-                Shape::Int | Shape::Long | Shape::Float | Shape::Double,
+                Shape::Int | Shape::Long | Shape::Float | Shape::Double | Shape::Decimal { .. },
                 Field::Temperature | Field::Moisture | Field::WindSpeed,
             ) => true,
-            (Shape::Int | Shape::Long, Field::Revision) => true,
+            (Shape::Int | Shape::Long | Shape::Decimal { scale: 0, .. }, Field::Revision) => true,
             (Shape::Boolean, Field::Deleted) => true,
             _ => false,
         }
@@ -250,12 +255,17 @@ impl<'s> Compiler<'s> {
             // Bytes are read as text where text is needed, as the specification has it.
             Schema::Bytes | Schema::String | Schema::Uuid(UuidSchema::String) => Shape::Text,
             Schema::BigDecimal | Schema::Uuid(UuidSchema::Bytes) => Shape::Bytes,
-            Schema::Decimal(decimal) => match &decimal.inner {
-                InnerDecimalSchema::Bytes => Shape::Bytes,
-                InnerDecimalSchema::Fixed(fixed) => {
-                    return Ok(self.named(&fixed.name, space, Shape::Fixed(fixed.size)));
+            Schema::Decimal(decimal) => {
+                // The library takes no other scale than one that is not negative.
+                let scale = u32::try_from(decimal.scale).unwrap_or(u32::MAX);
+                match &decimal.inner {
+                    InnerDecimalSchema::Bytes => Shape::Decimal { size: None, scale },
+                    InnerDecimalSchema::Fixed(fixed) => {
+                        let shape = Shape::Decimal { size: Some(fixed.size), scale };
+                        return Ok(self.named(&fixed.name, space, shape));
+                    }
                 }
-            },
+            }
             Schema::Uuid(UuidSchema::Fixed(fixed)) | Schema::Fixed(fixed) | Schema::Duration(fixed) => {
                 return Ok(self.named(&fixed.name, space, Shape::Fixed(fixed.size)));
             }

@@ -313,6 +313,57 @@ fn local_times_need_an_offset() {
     assert_eq!(taken.unwrap().1.to_string(), "1970-01-01T01:00:00Z");
 }
 
+/// As databases write numbers: an integer in bytes, or in so many of them, and a scale.
+#[test]
+fn decimals_are_numbers() {
+    let decimal =
+        |scale: u32| json!({"type": "bytes", "logicalType": "decimal", "precision": 38, "scale": scale});
+    let fixed = json!({"type": "fixed", "name": "F", "size": 33, "logicalType": "decimal", "precision": 70, "scale": 60});
+    let of = |temperature: serde_json::Value, humidity: serde_json::Value| {
+        let time = json!({"type": "long", "logicalType": "timestamp-millis"});
+        record(&[
+            ("city", json!("string")),
+            ("reading_at", time),
+            ("temperature", temperature),
+            ("humidity", humidity),
+        ])
+    };
+    let plain = DecodeSettings::default();
+    let taken = |schema: &str, values: &[u8]| {
+        let datum = [b"\x02x\x00", values].concat();
+        decode(schema, &datum, plain).map(|taken| taken.2)
+    };
+    let reading = |t, h| Event::Reading(Measurement::new(t, h, None).unwrap());
+    let schema = of(decimal(1), json!(["null", decimal(2)]));
+    // 705 and 5025; -1 with leading sign bytes and 0.
+    assert_eq!(taken(&schema, b"\x04\x02\xC1\x02\x04\x13\xA1").unwrap(), reading(70.5, 50.25));
+    assert_eq!(taken(&schema, b"\x06\xFF\xFF\xFF\x02\x02\x00").unwrap(), reading(-0.1, 0.0));
+    // 40 bytes of sign before 705 are as good as none; 40 of digits are too many.
+    let padded = [b"\x54", &[0; 40][..], b"\x02\xC1\x02\x02\x00"].concat();
+    assert_eq!(taken(&schema, &padded).unwrap(), reading(70.5, 0.0));
+    let long = [b"\x54", &[7; 42][..], b"\x02\x02\x00"].concat();
+    let sign_lost = [b"\x42\x00\xFF", &[0; 31][..], b"\x02\x02\x00"].concat();
+    for values in [&long[..], &sign_lost, b"\x00\x02\x02\x00"] {
+        assert_eq!(taken(&schema, values).unwrap_err().reason, Reason::BadNumber);
+    }
+    // 33 bytes with 60 digits behind the point: 70.5e60, rounded once.
+    let schema = of(fixed, decimal(0));
+    let mut wide = vec![0; 33];
+    let unscaled = "70500000000000000000000000000000000000000000000000000000000000";
+    for digit in unscaled.bytes() {
+        let mut carry = u32::from(digit - b'0');
+        for byte in wide.iter_mut().rev() {
+            carry += u32::from(*byte) * 10;
+            *byte = carry as u8;
+            carry >>= 8;
+        }
+    }
+    wide.extend(b"\x02\x32");
+    assert_eq!(taken(&schema, &wide).unwrap(), reading(70.5, 50.0));
+    let negative = json!({"type": "bytes", "logicalType": "decimal", "precision": 4, "scale": -1});
+    assert!(AvroDecoder::new(&of(negative, json!("double")), plain).is_err(), "a negative scale is refused");
+}
+
 fn library(schema: &str, datum: &[u8]) -> serde_json::Value {
     let mut rest = datum;
     let schema = Schema::parse_str(schema).unwrap();

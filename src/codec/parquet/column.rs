@@ -8,6 +8,7 @@ use arrow_array::{
 };
 use arrow_schema::{DataType, TimeUnit};
 
+use super::super::decimal::{decimal, wide_decimal};
 use super::super::fields::{Field, Value};
 
 pub(super) enum Column {
@@ -18,6 +19,9 @@ pub(super) enum Column {
     Integer(Int64Array),
     /// Integers that need not fit an i64.
     Unsigned(PrimitiveArray<UInt64Type>),
+    /// With this many digits behind the point.
+    Decimal(PrimitiveArray<Decimal128Type>, u32),
+    WideDecimal(PrimitiveArray<Decimal256Type>, u32),
     Boolean(BooleanArray),
     Utf8(StringArray),
     LargeUtf8(LargeStringArray),
@@ -43,26 +47,40 @@ pub(super) fn expected(field: Field, kind: &DataType) -> Option<&'static str> {
         Dictionary(key, value) => **key == Int32 && **value == Utf8,
         _ => false,
     };
+    let whole = |kind: &DataType| kind.is_integer() || scale(kind) == Some(0);
     let fits = match field {
         _ if *kind == Null => true,
-        Field::City => text(kind) || kind.is_integer(),
+        Field::City => text(kind) || whole(kind),
         Field::ReadingAt => text(kind) || matches!(kind, Timestamp(_, _)),
         Field::Temperature | Field::Moisture | Field::WindSpeed => {
-            kind.is_integer() || matches!(kind, Float32 | Float64)
+            kind.is_integer() || matches!(kind, Float32 | Float64) || scale(kind).is_some()
         }
-        Field::Revision => kind.is_integer(),
+        Field::Revision => whole(kind),
         Field::Op => text(kind),
         Field::Deleted => *kind == Boolean,
     };
     let expected = match field {
         Field::City => "a string or an integer",
         Field::ReadingAt => "a timestamp with a time zone or an RFC 3339 string",
-        Field::Temperature | Field::Moisture | Field::WindSpeed => "a double, a float or an integer",
+        Field::Temperature | Field::Moisture | Field::WindSpeed => {
+            "a double, a float, an integer or a decimal whose scale is not negative"
+        }
         Field::Revision => "an integer",
         Field::Op => "a string",
         Field::Deleted => "a boolean",
     };
     (!fits).then_some(expected)
+}
+
+/// How many digits of a decimal are behind the point; nothing where it is none that is read.
+fn scale(kind: &DataType) -> Option<u32> {
+    use DataType::*;
+    match kind {
+        Decimal32(_, scale) | Decimal64(_, scale) | Decimal128(_, scale) | Decimal256(_, scale) => {
+            u32::try_from(*scale).ok()
+        }
+        _ => None,
+    }
 }
 
 impl Column {
@@ -73,6 +91,12 @@ impl Column {
             i64: From<T::Native>,
         {
             Column::Integer(array.as_primitive::<T>().unary(i64::from))
+        }
+        fn narrow<T: ArrowPrimitiveType>(array: &ArrayRef, digits: u32) -> Column
+        where
+            i128: From<T::Native>,
+        {
+            Column::Decimal(array.as_primitive::<T>().unary(i128::from), digits)
         }
         Some(match array.data_type() {
             DataType::Null => Column::Null,
@@ -86,6 +110,15 @@ impl Column {
             DataType::UInt16 => widened::<UInt16Type>(array),
             DataType::UInt32 => widened::<UInt32Type>(array),
             DataType::UInt64 => Column::Unsigned(array.as_primitive().clone()),
+            kind if scale(kind).is_some() => {
+                let digits = scale(kind)?;
+                match kind {
+                    DataType::Decimal32(_, _) => narrow::<Decimal32Type>(array, digits),
+                    DataType::Decimal64(_, _) => narrow::<Decimal64Type>(array, digits),
+                    DataType::Decimal128(_, _) => narrow::<Decimal128Type>(array, digits),
+                    _ => Column::WideDecimal(array.as_primitive().clone(), digits),
+                }
+            }
             DataType::Boolean => Column::Boolean(array.as_boolean().clone()),
             DataType::Utf8 => Column::Utf8(array.as_string().clone()),
             DataType::LargeUtf8 => Column::LargeUtf8(array.as_string().clone()),
@@ -126,6 +159,14 @@ impl Column {
                 let number = array.value(row);
                 i64::try_from(number).map_or(Value::Number(number as f64), Value::Integer)
             }
+            Column::Decimal(array, scale) if array.is_valid(row) => decimal(array.value(row), *scale),
+            Column::WideDecimal(array, scale) if array.is_valid(row) => {
+                let unscaled = array.value(row);
+                match unscaled.to_i128() {
+                    Some(unscaled) => decimal(unscaled, *scale),
+                    None => wide_decimal(&unscaled, *scale),
+                }
+            }
             Column::Boolean(array) if array.is_valid(row) => Value::Boolean(array.value(row)),
             Column::Utf8(array) if array.is_valid(row) => Value::Text(array.value(row)),
             Column::LargeUtf8(array) if array.is_valid(row) => Value::Text(array.value(row)),
@@ -162,5 +203,19 @@ pub(super) fn read_as(kind: &DataType, written_as_dictionary: bool) -> Option<Da
             Some(DataType::Dictionary(DataType::Int32.into(), DataType::Utf8.into()))
         }
         _ => Some(DataType::Utf8),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decimals_of_a_negative_scale_are_refused() {
+        assert_eq!(expected(Field::Temperature, &DataType::Decimal128(5, 0)), None);
+        let said = expected(Field::Temperature, &DataType::Decimal128(5, -1)).unwrap();
+        assert!(said.contains("a decimal whose scale is not negative"), "{said}");
+        assert_eq!(expected(Field::City, &DataType::Decimal128(38, 0)), None);
+        assert!(expected(Field::City, &DataType::Decimal128(38, 1)).is_some());
     }
 }

@@ -5,12 +5,12 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::sync::Arc;
 
-use arrow_schema::{Schema, SchemaRef};
+use arrow_schema::{DataType, Schema, SchemaRef, TimeUnit};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
-use parquet::basic::{Compression, Encoding};
+use parquet::basic::{Compression, Encoding, Type as PhysicalType};
 use parquet::file::metadata::ParquetMetaData;
 
 use super::super::fields::{self, Field, Record, Value};
@@ -47,7 +47,9 @@ impl ParquetReader {
         let found =
             caught(|| ArrowReaderMetadata::load(&file, ArrowReaderOptions::new())).map_err(corrupt)?;
         check_compression(found.metadata())?;
-        let metadata = with_dictionaries(&found).unwrap_or(found);
+        let metadata = with_read_types(&found, true)
+            .or_else(|| with_read_types(&found, false))
+            .ok_or_else(|| corrupt("its columns cannot be read as they are written".into()))?;
         let schema = metadata.schema().clone();
         let of_column =
             fields::columns(schema.fields().iter().map(|field| field.name().as_str()), &settings)?;
@@ -160,6 +162,8 @@ fn city_of_number(column: &Column, row: usize, city: &mut String) {
     // Writing to a string cannot fail.
     let _ = match column {
         Column::Unsigned(array) => write!(city, "{}", array.value(row)),
+        Column::Decimal(array, _) => write!(city, "{}", array.value(row)),
+        Column::WideDecimal(array, _) => write!(city, "{}", array.value(row)),
         column => write!(city, "{}", column.value(row)),
     };
 }
@@ -245,16 +249,24 @@ fn batches(
         .build()
 }
 
-/// The file with its columns of strings read as [`read_as`] says, if it takes that.
-fn with_dictionaries(found: &ArrowReaderMetadata) -> Option<ArrowReaderMetadata> {
+/// The file with its columns read as this needs them, if it takes that: those of strings as [`read_as`] says, where asked;
+/// times of 96 bits in milliseconds, since in nanoseconds those outside 1677 to 2262 would wrap.
+fn with_read_types(found: &ArrowReaderMetadata, strings: bool) -> Option<ArrowReaderMetadata> {
     let in_dictionary = columns_in_dictionary(found.metadata());
+    let wide_times = columns_of_wide_times(found.metadata());
     let fields: Vec<_> = found
         .schema()
         .fields()
         .iter()
-        .map(|field| match read_as(field.data_type(), in_dictionary.contains(field.name().as_str())) {
-            Some(kind) => Arc::new(field.as_ref().clone().with_data_type(kind)),
-            None => field.clone(),
+        .map(|field| {
+            let (name, kind) = (field.name().as_str(), field.data_type());
+            let read = match kind {
+                DataType::Timestamp(_, zone) if wide_times.contains(name) => {
+                    Some(DataType::Timestamp(TimeUnit::Millisecond, zone.clone()))
+                }
+                _ => read_as(kind, in_dictionary.contains(name)).filter(|_| strings),
+            };
+            read.map_or_else(|| field.clone(), |kind| Arc::new(field.as_ref().clone().with_data_type(kind)))
         })
         .collect();
     let schema = Arc::new(Schema::new_with_metadata(fields, found.schema().metadata().clone()));
@@ -270,6 +282,19 @@ fn columns_in_dictionary(metadata: &ParquetMetaData) -> HashSet<&str> {
     chunks
         .filter(|chunk| chunk.encodings().any(is_dictionary))
         .filter_map(|chunk| match chunk.column_path().parts() {
+            [name] => Some(name.as_str()),
+            _ => None,
+        })
+        .collect()
+}
+
+/// The names of the columns whose times have 96 bits: a day, and the nanoseconds of it.
+fn columns_of_wide_times(metadata: &ParquetMetaData) -> HashSet<&str> {
+    let columns = metadata.file_metadata().schema_descr().columns();
+    columns
+        .iter()
+        .filter(|column| column.physical_type() == PhysicalType::INT96)
+        .filter_map(|column| match column.path().parts() {
             [name] => Some(name.as_str()),
             _ => None,
         })
