@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::CheckpointError;
+use crate::model::rules::{MadeByRules, OtherRules, RULES_KEY};
 use crate::model::{EventTime, LogRecord, Mark, STATE_SHARDS};
 
 pub(super) const FORMAT: u32 = 1;
@@ -209,6 +210,9 @@ impl Manifest {
     /// Refuses a checkpoint that was computed otherwise than a run computes. A source that only one of them has is no difference: one that has come is
     /// read from its start, and the positions say of one that is gone.
     pub fn check_identity(&self, identity: &BTreeMap<String, String>) -> Result<(), CheckpointError> {
+        OtherRules::check(self.identity.get(RULES_KEY), identity.get(RULES_KEY), || {
+            MadeByRules::Checkpoint { name: self.name().to_string() }
+        })?;
         let keys: BTreeSet<&String> = self.identity.keys().chain(identity.keys()).collect();
         let (ours, theirs) = (identity, &self.identity);
         let differs = |key: &&String| {

@@ -39,6 +39,7 @@ pub(crate) use self::manifest::fuzz_manifest;
 pub use self::manifest::{Chain, Cut, FileEntry, Manifest, Name, Part, Positions, SOURCE, Segment};
 pub use self::part::{PartWriter, Writers};
 pub use self::store::{Fetched, Place, Store};
+use crate::model::rules::{OtherRules, rebuild_hint};
 
 /// Where a run with a data directory has them unless it says otherwise, in that.
 pub const FOLDER: &str = "checkpoints";
@@ -66,9 +67,12 @@ pub enum CheckpointError {
     Format { name: String, found: u32, known: u32 },
     #[error(
         "the checkpoint {name} was made with {key} = {found}, and this run has {wanted}: configure it as it was, or begin with new \
-         outputs and another place for checkpoints"
+         outputs and another place for checkpoints{}",
+        rebuild_hint(key)
     )]
     Identity { name: String, key: String, found: String, wanted: String },
+    #[error(transparent)]
+    Rules(#[from] OtherRules),
     /// As it was said when all were read.
     #[error("{0}")]
     Unreadable(String),
@@ -124,6 +128,7 @@ impl CheckpointError {
                 | Unreadable(_)
                 | Format { .. }
                 | Identity { .. }
+                | Rules(_)
                 | Missing(_)
                 | UnknownPartition { .. }
         )
@@ -252,7 +257,9 @@ impl Checkpoints {
             });
             match checked {
                 Ok(manifest) => found.usable.push(Arc::unwrap_or_clone(manifest)),
-                Err(error @ CheckpointError::Identity { .. }) if found.usable.is_empty() => {
+                Err(error @ (CheckpointError::Identity { .. } | CheckpointError::Rules(_)))
+                    if found.usable.is_empty() =>
+                {
                     return Err(error);
                 }
                 Err(error) => {

@@ -417,6 +417,6 @@ fn processes_agree_on_all_but_what_is_their_own() {
     let of = agreement("");
     assert_eq!(of, agreement("[serve]\nlisten = \"127.0.0.1:1\"\n[log]\nlevel = \"debug\"\n"));
     assert_eq!(of, agreement("data_dir = \"elsewhere\"\n[cluster]\npeer_timeout = \"2s\"\n"));
-    assert_ne!(of, agreement("[results]\nformula = \"nws\"\n"));
+    assert_ne!(of, agreement("[results]\nformula = \"lu-romps\"\n"));
     assert_ne!(of, agreement("[cluster]\nstart = \"takeover\"\n"), "it decides what they tell each other");
 }

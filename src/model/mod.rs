@@ -13,6 +13,7 @@ pub mod printable;
 pub mod reading;
 pub mod refusal;
 pub mod rows;
+pub mod rules;
 pub mod state;
 pub mod time;
 pub mod topology;

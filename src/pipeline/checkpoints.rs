@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 pub use self::candidates::Beginning;
 use self::candidates::Candidates;
 pub use self::making::Making;
-use super::logs::{Logs, file_identity, former_file_identity};
+use super::logs::{Logs, file_identity};
 use super::processes::Processes;
 use super::run_error::RunError;
 use crate::checkpoint::{
@@ -36,8 +36,6 @@ pub struct Checkpointed {
     checkpoints: Checkpoints,
     plan: CheckpointPlan,
     identity: BTreeMap<String, String>,
-    /// As versions that knew files by their inodes wrote it.
-    former_identity: BTreeMap<String, String>,
     /// By source: the ids of the logs that have one.
     ids: BTreeMap<String, String>,
     /// As checkpoints of this run are named.
@@ -107,13 +105,10 @@ impl Checkpointed {
                 "generations are counted anew: in the names of checkpoints they go on"
             );
         }
-        let (identity, mut former_identity) = (identity(plan), identity(plan));
-        former_identity.extend(plan.sources.iter().filter_map(former_file_identity));
         Ok(Some(Checkpointed {
             checkpoints: kept,
             plan: plan_,
-            identity,
-            former_identity,
+            identity: identity(plan),
             ids,
             generation: named,
         }))

@@ -7,7 +7,7 @@ use std::time::Duration as Wait;
 
 use super::data_dir::DataDir;
 use super::held::{HeldAppender, HoldReasons};
-use super::outlets::Starts;
+use super::outlets::{Starts, log_identity};
 use super::processes::Processes;
 use super::run_error::RunError;
 use super::standby::Following;
@@ -16,9 +16,10 @@ use crate::checkpoint;
 use crate::codec::Format;
 use crate::config::{FileInput, GeneratorSource, IngestPlan, Plan, SourceKind, SourcePlan};
 use crate::kafka::identity::TopicRecord;
+use crate::model::rules::RULES_KEY;
 use crate::model::{Appender, EventTime, Holds, LogPosition, PartitionName, Slot, Slots};
 use crate::registry::{Client, ClientSettings, Schemas, ask_and_record};
-use crate::sinks::dead_letters::{self, DeadLetters};
+use crate::sinks::dead_letters::DeadLetters;
 use crate::sources::file::{FileSource, Input};
 use crate::sources::generator::feed::Feed;
 use crate::sources::generator::paced::{Paced, PacedPlan};
@@ -180,7 +181,6 @@ impl Logs {
     pub fn dead_letters(&self, plan: &Plan) -> Result<Option<DeadLetters>, RunError> {
         let Some((dir, journal)) = self.data_dir.as_ref().zip(self.journal.as_ref()) else { return Ok(None) };
         let rules = refusal_rules(plan);
-        dead_letters::rename_rules(dir.path(), &former_refusal_rules(plan), &rules)?;
         let letters = DeadLetters::open(dir.path(), &rules, plan.dead_letters)?;
         let name: Arc<str> = journal.name().into();
         for partition in 0..journal.partitions() {
@@ -371,37 +371,14 @@ fn records_of(file: &FileInput) -> String {
     format!("file as {format}")
 }
 
-/// As versions that knew a file by its name and inode wrote it.
-pub fn former_file_identity(source: &SourcePlan) -> Option<(String, String)> {
-    use std::os::unix::fs::MetadataExt;
-    let SourceKind::File(FileInput { path, format, compression, .. }) = &source.kind else { return None };
-    let number = std::fs::metadata(path).map_or(0, |metadata| metadata.ino());
-    let value = format!("file {} with inode {number} as {format:?}, {compression:?}", path.display());
-    Some((format!("{}{}", checkpoint::SOURCE, source.name), value))
-}
-
-/// What decides which records are refused. Another file under a name is noticed by what is in it.
+/// What decides which records of the journal and of files are refused, a line each. Another file under a name is noticed by what is in it.
 fn refusal_rules(plan: &Plan) -> String {
-    let file = |source: &SourcePlan| match &source.kind {
-        SourceKind::File(file) => Some(format!("{} {}\n", source.name, records_of(file))),
-        SourceKind::Generator(_) | SourceKind::Kafka(_) => None,
-    };
-    let files: String = plan.sources.iter().filter_map(file).collect();
-    format!("{:?}\n{:?}\n{files}", rules(plan), plan.decode)
-}
-
-/// As versions that knew a file by its name, device and inode wrote them.
-fn former_refusal_rules(plan: &Plan) -> String {
-    use std::os::unix::fs::MetadataExt;
-    let file = |source: &SourcePlan| match &source.kind {
-        SourceKind::File(file) => {
-            let is = std::fs::metadata(&file.path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
-            Some(format!("{} {file:?} {is:?}\n", source.name))
-        }
-        SourceKind::Generator(_) | SourceKind::Kafka(_) => None,
-    };
-    let files: String = plan.sources.iter().filter_map(file).collect();
-    format!("{:?}\n{:?}\n{files}", rules(plan), plan.decode)
+    let mut identity = log_identity(plan);
+    let version = identity.remove(RULES_KEY).unwrap_or_default();
+    identity.retain(|key, _| !key.starts_with(checkpoint::SOURCE));
+    identity.extend(plan.sources.iter().filter_map(file_identity));
+    let lines = identity.iter().map(|(key, value)| format!("{key} = {value}\n"));
+    format!("{RULES_KEY} = {version}\n{}", lines.collect::<String>())
 }
 
 fn paced(generator: &GeneratorSource) -> PacedPlan {

@@ -22,7 +22,8 @@ use self::file::LetterFile;
 pub use self::lines::{Lines, read};
 pub use self::shares::ClientShares;
 use crate::codec::MAX_RECORD_BYTES;
-use crate::fault::{is_passing, read_small_text, remedy};
+use crate::fault::{is_passing, remedy};
+use crate::model::rules::OtherRules;
 use crate::model::{EventTime, PartitionName, Raw, Refusal};
 
 /// In a data directory: of records that are refused for the first time, and of those that were sent again.
@@ -47,6 +48,8 @@ pub enum DeadLettersError {
         path.display()
     )]
     Damaged { path: PathBuf, line: u64 },
+    #[error(transparent)]
+    Rules(#[from] OtherRules),
 }
 
 impl DeadLettersError {
@@ -222,15 +225,4 @@ impl DeadLetters {
         }
         Ok(())
     }
-}
-
-/// Notes the rules of a folder's files anew where they are noted as a former version did: nothing else has changed.
-pub fn rename_rules(folder: &Path, former: &str, rules: &str) -> Result<(), DeadLettersError> {
-    for noted in FILES.map(|name| folder.join(name).with_extension("rules")) {
-        if former != rules && read_small_text(&noted).is_ok_and(|noted| noted == former) {
-            let written = file::write_rules(&noted, rules);
-            written.map_err(|source| DeadLettersError::Io { path: noted.clone(), source })?;
-        }
-    }
-    Ok(())
 }

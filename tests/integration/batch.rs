@@ -379,7 +379,7 @@ fn cold_readings_are_sane_by_default_and_warned_of_once_by_rothfusz() {
     let quiet = run.ok("batch log.csv -o rows.jsonl");
     assert!(!String::from_utf8(quiet.stderr).unwrap().contains("warning"));
     let rows = heat_indexes(&run.read("rows.jsonl"));
-    assert_eq!(rows.iter().map(|row| row.0).collect::<Vec<_>>(), [80.802768, 9.6, 9.1]);
+    assert_eq!(rows.iter().map(|row| row.0).collect::<Vec<_>>(), [80.802905, 9.6, 9.1]);
     let stderr = String::from_utf8(run.ok("batch log.csv -o rows.jsonl --formula rothfusz").stderr).unwrap();
     assert_eq!(stderr.matches("warning: the formula rothfusz is not made for").count(), 1, "{stderr}");
     assert!(

@@ -19,6 +19,7 @@ mod layers;
 mod limits;
 mod logs;
 mod oracle;
+mod other_rules;
 mod process;
 mod readme;
 mod real;

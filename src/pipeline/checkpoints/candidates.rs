@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 use std::time::{Duration as Wait, Instant};
 
-use crate::checkpoint::{CheckpointError, Checkpoints, Manifest, Name, Usable};
+use crate::checkpoint::{Checkpoints, Manifest, Name, Usable};
 use crate::model::{LogPosition, PartitionName};
 use crate::pipeline::checkpoints::Checkpointed;
 use crate::pipeline::log_identity::{LogVerdict, compare_logs};
@@ -38,7 +38,6 @@ pub struct Beginning<'a> {
 pub(super) struct Candidates<'a> {
     checkpoints: &'a Checkpoints,
     identity: &'a BTreeMap<String, String>,
-    former_identity: &'a BTreeMap<String, String>,
     ids: &'a BTreeMap<String, String>,
     beginning: &'a Beginning<'a>,
     /// Those that were given or will not do.
@@ -54,11 +53,10 @@ pub(super) struct Candidates<'a> {
 
 impl<'a> Candidates<'a> {
     pub(super) fn new(kept: &'a Checkpointed, beginning: &'a Beginning<'a>) -> Candidates<'a> {
-        let Checkpointed { checkpoints, identity, former_identity, ids, .. } = kept;
+        let Checkpointed { checkpoints, identity, ids, .. } = kept;
         Candidates {
             checkpoints,
             identity,
-            former_identity,
             ids,
             beginning,
             tried: BTreeSet::new(),
@@ -74,12 +72,7 @@ impl<'a> Candidates<'a> {
         while self.lists < MOST_LISTS {
             self.lists += 1;
             let newest = self.checkpoints.list()?.first().copied();
-            let Usable { usable, unusable } = match self.checkpoints.usable(self.identity) {
-                Err(error @ CheckpointError::Identity { .. }) => {
-                    self.checkpoints.usable(self.former_identity).map_err(|_| error)?
-                }
-                found => found?,
-            };
+            let Usable { usable, unusable } = self.checkpoints.usable(self.identity)?;
             self.unusable = unusable;
             let written = (self.beginning.written)()?;
             for manifest in usable {

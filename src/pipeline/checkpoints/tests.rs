@@ -10,7 +10,6 @@ use super::candidates::{lacks, patiently};
 use super::verifying::{Verifier, covered, is_of_journal};
 use super::*;
 use crate::checkpoint::{Cut, FileEntry, Name, Segment};
-use crate::config::{FileInput, SourcePlan};
 use crate::model::{Duration, Fingerprint};
 use crate::pipeline::outlets::Written;
 use crate::sources::{Partition, Source, SourceError};
@@ -56,7 +55,6 @@ fn kept_in(folder: &Path) -> Checkpointed {
         checkpoints: Checkpoints::open(&place).unwrap(),
         plan: CheckpointPlan { place, is_given: true, every, keep: 3, verify_every: every },
         identity: cut("1-a", 1, [0, 0]).identity,
-        former_identity: cut("1-a", 1, [0, 0]).identity,
         ids: BTreeMap::new(),
         generation: "1-a".into(),
     }
@@ -260,44 +258,6 @@ fn start_without_checkpoint_names_what_is_damaged_and_what_to_do() {
     for says in [&*file, "is missing", "it begins at 1", "put the right files back", "swelter restore"] {
         assert!(line.contains(says), "{says}: {line}");
     }
-}
-
-/// As a version has left it that knew a file by its inode: by that it is known once more.
-#[test]
-fn checkpoint_that_names_an_inode_is_used_while_the_file_has_it() {
-    let folder = tempfile::tempdir().unwrap();
-    let (path, new) = (folder.path().join("readings.csv"), folder.path().join("new.csv"));
-    let (format, compression) = (crate::codec::Format::Csv, crate::codec::Compression::None);
-    let input = FileInput { path: path.clone(), format, compression, follow: true };
-    let source = SourcePlan { name: "a".into(), kind: SourceKind::File(input) };
-    fs::write(&path, "city\n").unwrap();
-    let mut kept = kept_in(&folder.path().join("kept"));
-    kept.identity.extend(file_identity(&source));
-    kept.former_identity.extend(former_file_identity(&source));
-    let former = former_file_identity(&source).unwrap().1;
-    assert!(
-        former.starts_with("file /") && former.contains(" with inode ") && former.ends_with(" as Csv, None")
-    );
-    let mut made = manifest("1-a", 1, [5, 5]);
-    made.identity = kept.former_identity.clone();
-    kept.checkpoints.publish(&made).unwrap();
-    let check = |_: &str, _: u32, _: LogPosition| Ok(());
-    let written = || Ok(vec![]);
-    let next = |kept: &Checkpointed| {
-        let (check, written) = (&check, &written);
-        let beginning = Beginning { check, partitions: &[], written, is_following: false, adopt_logs: false };
-        Candidates::new(kept, &beginning).next().map(|next| next.is_some())
-    };
-    assert!(next(&kept).unwrap());
-    fs::write(&new, "city\n").unwrap();
-    fs::rename(&new, &path).unwrap();
-    kept.former_identity.extend(former_file_identity(&source));
-    assert!(next(&kept).unwrap_err().to_string().contains("source a"));
-    // What is made from now on knows it by what is in it.
-    made.identity = kept.identity.clone();
-    made.epoch = 2;
-    kept.checkpoints.publish(&made).unwrap();
-    assert!(next(&kept).unwrap());
 }
 
 /// A full checkpoint with one file that is whole.

@@ -8,12 +8,10 @@ use crate::config::{Plan, SourceKind};
 use crate::kafka::letter_topics;
 use crate::kafka::topics::{self, TopicFacts};
 use crate::pipeline::run_error::RunError;
+use crate::model::rules::{RULES_KEY, RULES_VERSION};
 use crate::sinks::kafka::Identity;
 use crate::sinks::kafka::progress::{Kept, start_key};
 use crate::sources::kafka::{KafkaPlan, RecordFormat};
-
-/// Another number says that another version may compute other results from the same log.
-const RULES: u32 = 1;
 
 /// What the results, or the dead letters, of an outlet are made with.
 pub(super) fn identity(plan: &Plan, draft: &Draft, facts: &BTreeMap<String, TopicFacts>) -> Identity {
@@ -37,7 +35,7 @@ pub fn log_identity(plan: &Plan) -> Identity {
     let DecodeSettings { local_time, units, moisture } = plan.decode;
     let mut identity = Identity::new();
     let mut say = |what: &str, value: String| drop(identity.insert(what.to_owned(), value));
-    say("rules version", RULES.to_string());
+    say(RULES_KEY, RULES_VERSION.to_string());
     say("results.lateness", plan.retention.lateness.to_string());
     say("results.max_ahead", plan.max_ahead.to_string());
     say("results.max_cities", plan.max_cities.to_string());

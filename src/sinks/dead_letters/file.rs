@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use super::head::{Head, Scanned, scan};
 use super::{BUFFER_BYTES, DeadLettersError, folder};
 use crate::fault;
+use crate::model::rules::{MadeByRules, OtherRules, RULES_KEY};
 use crate::model::{DeadLetter, EventTime, PartitionName, Raw, RecordAt, Refusal};
 
 /// A partition's letters come in the order of their positions.
@@ -32,6 +33,7 @@ pub(super) struct LetterFile {
 impl LetterFile {
     pub(super) fn open(path: &Path, rules: &str) -> Result<LetterFile, DeadLettersError> {
         let at_path = |source| DeadLettersError::Io { path: path.into(), source };
+        check_version(path, rules)?;
         set_aside(path, rules).map_err(at_path)?;
         let parts = folder::parts(path).map_err(at_path)?;
         let options = File::options().read(true).write(true).create(true).truncate(false).open(path);
@@ -163,6 +165,25 @@ impl LetterFile {
     }
 }
 
+/// Refuses files that another version of the rules has written: what it refused, this one may have read.
+fn check_version(path: &Path, rules: &str) -> Result<(), DeadLettersError> {
+    let noted = path.with_extension("rules");
+    let before = match fault::read_small_text(&noted) {
+        Ok(before) => before,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(DeadLettersError::Io { path: noted, source }),
+    };
+    let path = || MadeByRules::DeadLetters { path: path.display().to_string() };
+    Ok(OtherRules::check(version_of(&before).as_ref(), version_of(rules).as_ref(), path)?)
+}
+
+/// The version that rules begin with. Version 1 did not write its own.
+fn version_of(rules: &str) -> Option<String> {
+    let first = rules.lines().next().unwrap_or_default();
+    let written = first.strip_prefix(RULES_KEY).and_then(|rest| rest.strip_prefix(" = "));
+    Some(written.unwrap_or("1").to_owned())
+}
+
 /// Keeps files that were written by other rules under another name, and notes the rules.
 fn set_aside(path: &Path, rules: &str) -> io::Result<()> {
     let noted = path.with_extension("rules");
@@ -192,7 +213,7 @@ fn set_aside(path: &Path, rules: &str) -> io::Result<()> {
     write_rules(&noted, rules)
 }
 
-pub(super) fn write_rules(noted: &Path, rules: &str) -> io::Result<()> {
+fn write_rules(noted: &Path, rules: &str) -> io::Result<()> {
     let temporary = noted.with_extension("rules.new");
     let mut file = File::create(&temporary)?;
     file.write_all(rules.as_bytes())?;

@@ -4,6 +4,7 @@ use std::io::Write as _;
 
 use super::head::Position;
 use super::*;
+use crate::model::rules::{RULES_KEY, RULES_VERSION};
 use crate::model::{Reason, Retried};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -292,15 +293,27 @@ fn letters_that_cannot_be_written_are_written_later_once() {
 }
 
 #[test]
-fn rules_that_are_noted_otherwise_keep_their_file() {
+fn letters_of_another_rules_version_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let name = PartitionName { source: "journal".into(), partition: 3 };
     let refusal = Refusal::new(Reason::BadTime, "no time");
-    for (rules, new) in [("with an inode", true), ("by content", false), ("other", true)] {
-        rename_rules(dir.path(), "with an inode", "by content").unwrap();
-        let mut letters = DeadLetters::open(dir.path(), rules, DeadLetterLimits::default()).unwrap();
-        assert_eq!(letters.write(&name, 10, None, &refusal, &Raw::value(b"x")).unwrap(), new, "{rules}");
+    let open = |rules: &str| DeadLetters::open(dir.path(), rules, DeadLetterLimits::default());
+    let own = format!("{RULES_KEY} = {RULES_VERSION}\n");
+    for (more, new) in [("a = 1\n", true), ("a = 1\n", false), ("a = 2\n", true)] {
+        let mut letters = open(&format!("{own}{more}")).unwrap();
+        assert_eq!(letters.write(&name, 10, None, &refusal, &Raw::value(b"x")).unwrap(), new, "{more}");
         letters.flushed().unwrap();
     }
     assert!(dir.path().join("dead-letters.old-1.jsonl").exists());
+    let noted = dir.path().join(FILES[0]).with_extension("rules");
+    for (rules, maker) in [
+        ("AdmissionRules { lateness: Duration(86400000) }\n", "swelter 0.1.0 of November 2026 or before"),
+        ("rules version = 3\na = 2\n", "another swelter (rules version 3)"),
+    ] {
+        std::fs::write(&noted, rules).unwrap();
+        let line = open(&format!("{own}a = 2\n")).unwrap_err().to_string();
+        assert!(line.contains("dead-letters.jsonl were written by") && line.contains(maker), "{line}");
+        assert_eq!(std::fs::read_to_string(&noted).unwrap(), rules);
+    }
+    assert!(!dir.path().join("dead-letters.old-2.jsonl").exists(), "nothing has become of it");
 }

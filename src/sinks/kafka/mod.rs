@@ -21,6 +21,7 @@ pub use self::shard::Portion;
 
 use crate::fault::cannot_start;
 use crate::kafka::Cluster;
+use crate::model::rules::{OtherRules, rebuild_hint};
 
 /// Where results go.
 #[derive(Clone, Debug, PartialEq)]
@@ -106,9 +107,12 @@ pub enum OutletError {
     )]
     Fenced { topic: String, generation: u64 },
     #[error(
-        "the results of progress topic {topic} were made with {what} {before}, now it is {now}: set it back, or name new progress and result topics to begin anew"
+        "the results of progress topic {topic} were made with {what} {before}, now it is {now}: set it back, or name new progress and result topics to begin anew{}",
+        rebuild_hint(what)
     )]
     Identity { topic: String, what: String, before: String, now: String },
+    #[error(transparent)]
+    Rules(#[from] OtherRules),
     #[error(
         "the cluster at {brokers} does not answer: not all that was read is written; the next start goes on where it ends"
     )]

@@ -19,6 +19,7 @@ use super::shard::{Durable, Portion, ShardWriter};
 use super::{Delivery, OutletError, OutletPlan};
 use crate::kafka::identity::TopicRecords;
 use crate::model::Shard;
+use crate::model::rules::{MadeByRules, OtherRules, RULES_KEY};
 
 /// What an outlet's results were made with, by what people call it.
 pub type Identity = BTreeMap<String, String>;
@@ -280,6 +281,9 @@ impl Outlet {
 /// Sources may be added: all of them is read then. Those that are gone are noticed by their positions.
 fn check(topic: &str, recorded: Option<&Identity>, identity: &Identity) -> Result<(), OutletError> {
     let Some(recorded) = recorded else { return Ok(()) };
+    OtherRules::check(recorded.get(RULES_KEY), identity.get(RULES_KEY), || MadeByRules::ProgressTopic {
+        topic: topic.to_owned(),
+    })?;
     let nothing = || "nothing".to_owned();
     for what in recorded.keys().chain(identity.keys()) {
         let (before, now) = (recorded.get(what), identity.get(what));

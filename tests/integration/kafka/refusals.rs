@@ -3,7 +3,8 @@
 use super::broker::{Access, OwnBroker, shared};
 use super::case::{Case, PARTITIONS};
 use super::swelter::{Setup, Swelter, is_ready};
-use super::topics::{COMPACT, Topics};
+use super::topics::{COMPACT, NewRecord, Producer, Topics};
+use crate::other_rules::{MAKER, PAGE, fixture};
 
 /// Starts the program, which must end, with a line that has all these words.
 fn refused(case: &Case, words: &[&str]) {
@@ -89,7 +90,29 @@ fn another_formula_than_that_of_the_progress_is_refused() {
     let Some(access) = shared() else { return };
     let mut case = after_a_run(&access, 14);
     case.setup.rules = "formula = \"lu-romps\"\n".into();
-    refused(&case, &["formula"]);
+    refused(
+        &case,
+        &["results.formula nws, now it is lu-romps", "new progress and result topics", "docs/rebuild.md"],
+    );
+}
+
+/// As swelter 0.1.0 of rules version 1 has left it.
+#[test]
+fn progress_topic_of_rules_version_1_is_refused() {
+    let Some(access) = shared() else { return };
+    let case = Case::new(&access, 31, 1);
+    let producer = Producer::to(&access);
+    let records = std::fs::read_to_string(fixture("progress.tsv")).unwrap();
+    for record in records.lines() {
+        let (key, value) = record.split_once('\t').unwrap();
+        producer.send(&case.setup.progress, &NewRecord::new(0, key, value));
+    }
+    producer.flush();
+    let said = case.start(1).fails();
+    let line = said.lines().last().unwrap_or_default();
+    for says in [&*case.setup.progress, MAKER, "rules version 2", "new result and progress topics", PAGE] {
+        assert!(line.contains(says), "{says}: {said}");
+    }
 }
 
 #[test]

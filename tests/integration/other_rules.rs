@@ -1,0 +1,132 @@
+//! What a swelter with other rules, or another formula, has made: refused by one line, and begun anew by the steps that it names.
+//! `tests/fixtures/rules-1/README.md` says how the fixtures were made.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::process::{Service, get, post, wait_for};
+
+/// As swelter is called that has made the fixtures.
+pub const MAKER: &str = "swelter 0.1.0 of November 2026 or before (rules version 1)";
+pub const PAGE: &str = "docs/troubleshooting.md, \"Made by another version\"";
+
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/rules-1").join(name)
+}
+
+/// The data directory of the fixture, in a folder.
+fn data_of_version_1(folder: &Path) -> PathBuf {
+    let unpacked = Command::new("tar").arg("-xzf").arg(fixture("data.tar.gz")).current_dir(folder).status();
+    assert!(unpacked.unwrap().success());
+    folder.join("data")
+}
+
+/// Moves what begins with a name out of a data directory.
+fn move_out(data: &Path, name: &str) {
+    let to = data.with_file_name("moved");
+    std::fs::create_dir_all(&to).unwrap();
+    let mut moved = 0;
+    for entry in std::fs::read_dir(data).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_name().to_str().unwrap().starts_with(name) {
+            std::fs::rename(entry.path(), to.join(entry.file_name())).unwrap();
+            moved += 1;
+        }
+    }
+    assert!(moved > 0, "there is no {name} in {}", data.display());
+}
+
+/// The last line of a start that is refused, which is one line that names who made it and where the steps are.
+fn refused(data: &Path, config: &str) -> String {
+    let (code, said) = Service::refused(data, config, "127.0.0.1:0");
+    assert_eq!(code, Some(1), "{said}");
+    said.lines().last().unwrap_or_default().to_owned()
+}
+
+fn current(service: &Service, city: &str) -> Option<Value> {
+    let answer = get(&service.address, &format!("/v1/cities/{city}")).ok()?;
+    let body: Value = serde_json::from_str(&answer.body).ok()?;
+    (answer.status == 200).then(|| body["current"].clone())
+}
+
+#[test]
+fn data_directory_of_rules_version_1_is_refused_and_begun_anew_from_its_journal() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = data_of_version_1(folder.path());
+    let line = refused(&data, "");
+    for says in ["dead-letters.jsonl were written by", MAKER, "rules version 2", "begin anew", PAGE] {
+        assert!(line.contains(says), "{says}: {line}");
+    }
+    // The dead letters alone are not all that was computed.
+    move_out(&data, "dead-letters");
+    let line = refused(&data, "");
+    for says in ["the checkpoint 000000", MAKER, "rules version 2", "begin anew", PAGE] {
+        assert!(line.contains(says), "{says}: {line}");
+    }
+    move_out(&data, "checkpoints");
+    // Posts may wait until the clock of this host has proved itself; what the journal has is read all the same.
+    let service = Service::start(&data, "");
+    let row =
+        wait_for("the journal's readings", || current(&service, "5128581").filter(|row| row["count"] == 2));
+    assert_eq!((row["heat_index"].as_f64(), &row["category"]), (Some(83.223224), &json!("caution")), "{row}");
+    let letters = wait_for("the refused reading", || {
+        let letters = std::fs::read_to_string(data.join("dead-letters.jsonl")).ok()?;
+        letters.contains("in_the_future").then_some(letters)
+    });
+    assert_eq!(letters.lines().count(), 1);
+    service.terminate();
+}
+
+/// Two readings of a mild morning, as an archive has them.
+const ARCHIVE: &str = "{\"city\":\"a\",\"reading_at\":\"2025-06-01T06:00:00Z\",\"temperature\":79,\"humidity\":93}\n\
+    {\"city\":\"a\",\"reading_at\":\"2025-06-01T07:00:00Z\",\"temperature\":45,\"humidity\":50}\n";
+
+/// The heat indexes of its readings, from a service that has them all.
+fn heat_indexes(service: &Service) -> Vec<f64> {
+    let rows = wait_for("both rows", || {
+        let answer = get(&service.address, "/v1/cities/a/history").ok()?;
+        let body: Value = serde_json::from_str(&answer.body).ok()?;
+        body["rows"].as_array().filter(|rows| rows.len() == 2).cloned()
+    });
+    rows.iter().map(|row| row["heat_index"].as_f64().unwrap()).collect()
+}
+
+/// What `docs/rebuild.md` says of an archive.
+#[test]
+fn another_formula_is_refused_with_the_steps_and_rebuilt_from_an_archive() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, rebuilt) = (folder.path().join("data"), folder.path().join("rebuilt"));
+    let rothfusz = "[results]\nformula = \"rothfusz\"\n[checkpoints]\nevery = \"1s\"\n";
+    let service = Service::start(&data, rothfusz).ready();
+    assert_eq!(post(&service.address, "application/x-ndjson", ARCHIVE).unwrap().status, 200);
+    let before = heat_indexes(&service);
+    wait_for("a checkpoint", || {
+        let manifests = std::fs::read_dir(data.join("checkpoints").join("manifests")).ok()?;
+        (manifests.count() > 0).then_some(())
+    });
+    service.terminate();
+    let line = refused(&data, "[results]\nformula = \"nws\"\n");
+    for says in [
+        "results.formula = \"rothfusz\", and this run has \"nws\"",
+        "heat indexes, not measurements",
+        "docs/rebuild.md",
+    ] {
+        assert!(line.contains(says), "{says}: {line}");
+    }
+    let steps =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/rebuild.md")).unwrap();
+    assert!(
+        steps.contains("swelter run --formula nws --data-dir") && steps.contains("/v1/readings"),
+        "{steps}"
+    );
+    let service = Service::start(&rebuilt, "[results]\nformula = \"nws\"\n").ready();
+    assert_eq!(post(&service.address, "application/x-ndjson", ARCHIVE).unwrap().status, 200);
+    assert_eq!(heat_indexes(&service), [83.223224, 41.55]);
+    service.terminate();
+    // Nothing has become of the first one.
+    let service = Service::start(&data, rothfusz).ready();
+    assert_eq!(heat_indexes(&service), before);
+    service.terminate();
+}
