@@ -12,6 +12,9 @@ use crate::process::{Service, get, post, wait_for};
 pub const MAKER: &str = "swelter 0.1.0 of November 2026 or before (rules version 1)";
 pub const PAGE: &str = "docs/troubleshooting.md, \"Made by another version\"";
 
+/// As the fixture's service was configured.
+const CONFIG: &str = "[ingest]\npartitions = 1\n";
+
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/rules-1").join(name)
 }
@@ -55,19 +58,19 @@ fn current(service: &Service, city: &str) -> Option<Value> {
 fn data_directory_of_rules_version_1_is_refused_and_begun_anew_from_its_journal() {
     let folder = tempfile::tempdir().unwrap();
     let data = data_of_version_1(folder.path());
-    let line = refused(&data, "");
+    let line = refused(&data, CONFIG);
     for says in ["dead-letters.jsonl were written by", MAKER, "rules version 2", "begin anew", PAGE] {
         assert!(line.contains(says), "{says}: {line}");
     }
     // The dead letters alone are not all that was computed.
     move_out(&data, "dead-letters");
-    let line = refused(&data, "");
+    let line = refused(&data, CONFIG);
     for says in ["the checkpoint 000000", MAKER, "rules version 2", "begin anew", PAGE] {
         assert!(line.contains(says), "{says}: {line}");
     }
     move_out(&data, "checkpoints");
     // Posts may wait until the clock of this host has proved itself; what the journal has is read all the same.
-    let service = Service::start(&data, "");
+    let service = Service::start(&data, CONFIG);
     let row =
         wait_for("the journal's readings", || current(&service, "5128581").filter(|row| row["count"] == 2));
     assert_eq!((row["heat_index"].as_f64(), &row["category"]), (Some(83.223224), &json!("caution")), "{row}");
