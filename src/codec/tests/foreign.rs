@@ -121,12 +121,9 @@ fn decimals_of_every_width_are_the_nearest_numbers() {
         writer.close().unwrap();
         bytes
     };
-    use arrow_array::types::{Decimal32Type, Decimal64Type, Decimal128Type, Decimal256Type};
+    use arrow_array::types::{Decimal32Type, Decimal64Type, Decimal128Type, Decimal256Type, DecimalType};
     use arrow_array::{ArrowPrimitiveType, PrimitiveArray};
-    fn column<T: arrow_array::types::DecimalType>(unscaled: T::Native, precision: u8, scale: i8) -> ArrayRef
-    where
-        T: ArrowPrimitiveType,
-    {
+    fn column<T: DecimalType>(unscaled: T::Native, precision: u8, scale: i8) -> ArrayRef {
         let array = PrimitiveArray::<T>::from_value(unscaled, 1);
         Arc::new(array.with_precision_and_scale(precision, scale).unwrap())
     }

@@ -33,7 +33,7 @@ pub(super) fn read(text: &[u8], local: LocalTime) -> Result<TimeRead, TimeProble
 #[inline(always)]
 fn two(tens: u8, ones: u8) -> Option<u8> {
     let (tens, ones) = (tens.wrapping_sub(b'0'), ones.wrapping_sub(b'0'));
-    (tens <= 9 && ones <= 9).then_some(tens * 10 + ones)
+    (tens <= 9 && ones <= 9).then(|| tens * 10 + ones)
 }
 
 /// Days since 1970-01-01, and what follows the date.

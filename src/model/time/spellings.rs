@@ -116,6 +116,10 @@ const SPELLINGS: &[(&str, Result<&str, &str>)] = &[
     ("2013-W29-4T15:04:05Z", Err("does not begin with a date")),
     ("2013-07", Err("does not begin with a date")),
     ("yesterday", Err("does not begin with a date")),
+    ("2013-zz-18T15:04:05Z", Err("does not begin with a date")),
+    ("2013-07-18Tzz:zz:05Z", Err("two digits each")),
+    ("2013-07-18T15:04:zzZ", Err("two digits each")),
+    ("2013-07-18T15:04:05+zz:zz", Err("write Z or ±hh:mm")),
     ("2\u{ff10}13-07-18T15:04:05Z", Err("does not begin with a date")),
     ("+2013-07-18T15:04:05Z", Err("years are 0000 to 9999")),
     ("-0001-12-31T23:00:00Z", Err("years are 0000 to 9999")),
@@ -316,7 +320,11 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_a_time_or_a_problem(text in ".{0,40}") {
+    fn any_text_is_a_time_or_a_problem(text in ".{0,40}", at in 0usize..32, other in "\\PC{0,2}") {
         let _ = text.parse::<EventTime>();
+        // Something else in the place of a part of a time.
+        let time = "2013-07-18T15:04:05.678901-04:00";
+        let changed = format!("{}{other}{}", &time[..at], &time[(at + other.len()).min(time.len())..]);
+        let _ = EventTime::parse(&changed, LocalTime::Offset(Offset::UTC));
     }
 }
