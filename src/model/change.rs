@@ -135,15 +135,15 @@ pub struct Batch<C = Change> {
 pub struct CurrentRow {
     pub reading_at: EventTime,
     pub row: Row,
-    /// The row's rolling heat index less that of the newest servable row an hour or more before it, as the two
-    /// `(sum, count)`; where there is none, nothing.
+    /// The window, as `(sum, count)`, of the newest servable row in `[reading_at - 2 h, reading_at - 1 h]`, if there is one.
     pub hour_ago: Option<(i64, u32)>,
     /// What was measured, while the operator still holds it.
     pub measurement: Option<Measurement>,
 }
 
 impl CurrentRow {
-    /// The row's rolling heat index less that of the newest servable row an hour or more before it, °F.
+    /// The change of the rolling mean over the last hour, °F: the row's rolling heat index less that of the newest servable row in
+    /// `[reading_at - 2 h, reading_at - 1 h]`.
     pub fn trend(&self) -> Option<f64> {
         let (sum, count) = self.hour_ago?;
         Some(self.row.rolling_heat_index() - mean_fahrenheit(sum, count))

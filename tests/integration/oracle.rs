@@ -149,13 +149,14 @@ impl Oracle {
         let mut current = BTreeMap::new();
         for (&city, &high) in &self.high {
             let servable = high - self.settings.lateness.max(self.settings.history);
-            let newest_at_or_before = |millis: i64| {
-                let mut range =
-                    (servable <= millis).then(|| self.readings.range((city, servable)..=(city, millis)))?;
+            let newest_within = |from: i64, to: i64| {
+                let from = from.max(servable);
+                let mut range = (from <= to).then(|| self.readings.range((city, from)..=(city, to)))?;
                 range.next_back().map(|(key, _)| key.1)
             };
-            let Some(millis) = newest_at_or_before(high) else { continue };
-            let hour_ago = newest_at_or_before(millis - 3_600_000).and_then(|at| self.row(city, at));
+            let Some(millis) = newest_within(servable, high) else { continue };
+            let hour_ago = newest_within(millis - 7_200_000, millis - 3_600_000);
+            let hour_ago = hour_ago.and_then(|at| self.row(city, at));
             let row = CurrentRow {
                 reading_at: EventTime::from_millis(millis).unwrap(),
                 row: self.row(city, millis).unwrap(),

@@ -197,6 +197,48 @@ fn an_increment_has_what_comes_behind_a_withdrawn_newest_reading() {
     check_leg((&log, settings, &cuts), 1, Some(1), marks, &mut kept);
 }
 
+/// Of a sensor that was lost for a while nothing is known of the last hour.
+#[test]
+fn trend_is_from_the_newest_row_of_one_to_two_hours_before() {
+    const HOUR: i64 = 3_600_000;
+    let settings = Settings { formula: FORMULA, window: 0, lateness: 48 * HOUR, history: 48 * HOUR };
+    let entry = |millis: i64, event| Entry { city: 0, millis, event, revision: None };
+    let reading = |millis: i64, temperature: f64| {
+        entry(millis, Event::Reading(Measurement::new(temperature, 50.0, None).unwrap()))
+    };
+    let now = 40 * HOUR;
+    for (before, expected) in [
+        (vec![HOUR - 1], None),
+        (vec![HOUR], Some(HOUR)),
+        (vec![2 * HOUR], Some(2 * HOUR)),
+        (vec![2 * HOUR + 1], None),
+        (vec![21 * HOUR], None),
+        (vec![21 * HOUR, 2 * HOUR, HOUR + 1, HOUR - 1, 1], Some(HOUR + 1)),
+        (vec![2 * HOUR + 1, HOUR - 1], None),
+    ] {
+        let temperature = |before: i64| 50.0 + before as f64 / HOUR as f64;
+        let mut log: Vec<Entry> =
+            before.iter().map(|before| reading(now - before, temperature(*before))).collect();
+        log.push(reading(now, 70.0));
+        let of = |before: i64| {
+            let (heat_index, _) =
+                FORMULA.evaluate(&Measurement::new(temperature(before), 50.0, None).unwrap());
+            (heat_index.micros(), 1)
+        };
+        let cuts: Vec<usize> = (1..=log.len()).collect();
+        let outputs = harness::run(&log, settings, 1, &cuts, None);
+        let newest = outputs.last().unwrap().current.iter().rfind(|(_, _, diff)| *diff == 1).unwrap().1;
+        assert_eq!((newest.reading_at.millis(), newest.hour_ago), (now, expected.map(of)), "{before:?}");
+        check(&log, settings, 1, &cuts);
+        // In any order of arrival.
+        log.reverse();
+        check(&log, settings, 1, &cuts);
+    }
+    // The row is withdrawn, then corrected back.
+    let log = [reading(0, 60.0), reading(HOUR, 80.0), entry(0, Event::Withdrawal), reading(0, 65.0)];
+    check(&log, settings, 1, &[2, 3, 4]);
+}
+
 #[derive(Clone, Debug)]
 struct PlannedLeg {
     workers: usize,

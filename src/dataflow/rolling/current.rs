@@ -7,8 +7,9 @@ use crate::model::{CityId, CurrentRow, EventTime, Measurement, Row};
 
 /// How many of its newest measurements a city keeps.
 const MEASUREMENTS: usize = 4;
-/// How far back the trend looks.
-const HOUR_MS: i64 = 3_600_000;
+/// How long before the newest row the row may be that its trend is counted from, both ends included.
+const TREND_FROM_MS: i64 = 3_600_000;
+const TREND_TO_MS: i64 = 7_200_000;
 
 #[derive(Debug, Default)]
 pub struct Current {
@@ -98,7 +99,7 @@ impl Current {
 /// Sum and count.
 type Window = (i64, u32);
 
-/// The newest servable row and the window, as `(sum, count)`, of the newest servable one an hour or more before it.
+/// The newest servable row and the window, as `(sum, count)`, of the newest servable one from one to two hours before it.
 fn newest_row(
     store: &mut Store,
     city: u32,
@@ -112,10 +113,10 @@ fn newest_row(
         return None;
     }
     let row = Row::new(held.heat_index(), held.category(), head.run_sum, head.run_count);
-    let limit = last - HOUR_MS;
+    let limit = last - TREND_FROM_MS;
     hour_ago.take_if(|hour_ago| !hour_ago.holds(store, city, limit));
     store.index[city as usize].changed_part = u64::MAX;
     let hour_ago = hour_ago.get_or_insert_with(|| Box::new(HourAgo::find(store, city, limit)));
     hour_ago.advance(store, city, limit);
-    Some((EventTime::from_millis(last)?, row, hour_ago.window(oldest_servable)))
+    Some((EventTime::from_millis(last)?, row, hour_ago.window(oldest_servable.max(last - TREND_TO_MS))))
 }

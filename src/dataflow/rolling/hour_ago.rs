@@ -1,4 +1,5 @@
-//! The row an hour before each city's newest: it moves on with every append, so that a trend costs no search.
+//! The newest row an hour or more before each city's newest: it moves on with every append, so that a trend costs no search.
+//! Whether it is recent enough for a trend is asked at the end.
 
 use super::edit::Place;
 use super::store::{NEVER, Store};

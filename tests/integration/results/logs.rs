@@ -44,6 +44,7 @@ fn step() -> impl Strategy<Value = Step> {
         8 => Just(Step::Forward(MINUTE)),
         2 => (0..5i64).prop_map(|n| Step::Forward(n * 20 * MINUTE)),
         1 => (0..2 * DAY).prop_map(Step::Forward),
+        1 => prop::sample::select(&[HOUR - 1, HOUR, 2 * HOUR, 2 * HOUR + 1]).prop_map(Step::Forward),
         4 => (1..20usize).prop_map(Step::Again),
         3 => (1..90i64).prop_map(|n| Step::Back(n * MINUTE)),
         1 => (1..2 * DAY).prop_map(Step::Back),
