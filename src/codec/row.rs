@@ -22,6 +22,15 @@ pub fn push_current_json(out: &mut Vec<u8>, city: &str, current: &CurrentRow) {
     out.push(b'}');
 }
 
+/// The current row of a city with its age in ms, for an answer that is read when it is made.
+pub fn push_aged_current_json(out: &mut Vec<u8>, city: &str, current: &CurrentRow, stale: bool, age_ms: i64) {
+    begin(out, city, current.reading_at);
+    push_current_values(out, current);
+    out.extend_from_slice(if stale { b",\"stale\":true,\"age_s\":" } else { b",\"stale\":false,\"age_s\":" });
+    push_number(age_ms as f64 / 1e3, out);
+    out.push(b'}');
+}
+
 /// The members of a current row behind its key.
 pub fn push_current_values(out: &mut Vec<u8>, current: &CurrentRow) {
     push_row_values(out, &current.row);
@@ -87,6 +96,12 @@ mod tests {
         assert!(text.starts_with(start), "{text}");
         let end = ",\"count\":3001,\"category\":\"extreme_caution\",\"trend\":null,\"temperature\":86.4,\"humidity\":63.1,\"wind_speed\":null}";
         assert!(text.ends_with(end), "{text}");
+        for (stale, age_ms, said) in
+            [(false, 63_250, "false,\"age_s\":63.25}"), (true, 7_000, "true,\"age_s\":7}")]
+        {
+            let aged = written(|out| push_aged_current_json(out, "a \"b\"", &current, stale, age_ms));
+            assert_eq!(aged, format!("{},\"stale\":{said}", &text[..text.len() - 1]));
+        }
         let text = written(|out| push_row_json(out, "a", reading_at, &row()));
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["rolling_heat_index"].as_f64(), Some(row().rolling_heat_index()));

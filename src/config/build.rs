@@ -37,6 +37,7 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
     let retention = retention(keys);
     let max_ahead = keys.duration("results.max_ahead", "0s", "366d");
     let max_cities = keys.whole("results.max_cities", 1..=100_000_000);
+    let stale_after = keys.duration("results.stale_after", "1s", "36525d");
     let decode = decode(keys);
     let mut sources = sources::sources(keys, retention.lateness);
     let sink = sources::sink(keys, &mut sources);
@@ -78,6 +79,7 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
         retention,
         max_ahead,
         max_cities,
+        stale_after,
         decode,
         checkpoints,
         ingest,

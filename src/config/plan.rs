@@ -27,6 +27,8 @@ pub struct Plan {
     pub max_ahead: Duration,
     /// Cities that a partition may have.
     pub max_cities: u32,
+    /// A current row that is older is stale. It decides what is said of rows, never what they are.
+    pub stale_after: Duration,
     pub decode: DecodeSettings,
     /// Without it a start reads the logs from their beginning.
     pub checkpoints: Option<CheckpointPlan>,

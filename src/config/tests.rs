@@ -63,6 +63,7 @@ fn the_shipped_defaults_are_the_documented_ones() {
     let decode = plan.decode;
     assert_eq!((decode.units, decode.moisture), (Units::Fahrenheit, Moisture::Humidity));
     assert!(decode.local_time == LocalTime::Refuse && plan.sources.is_empty());
+    assert_eq!(plan.stale_after, duration("3h"));
     assert_eq!(plan.ingest.as_ref().unwrap().partitions, 16);
     let serve = &plan.serve;
     assert_eq!(serve.listen.to_string(), "127.0.0.1:8080");

@@ -219,6 +219,7 @@ fn facts(plan: &Plan, partitions: Slots, generation: Arc<str>) -> Facts {
         window: plan.retention.window,
         lateness: plan.retention.lateness,
         history: plan.retention.history,
+        stale_after: plan.stale_after,
         workers: plan.workers * plan.cluster.processes,
         partitions,
         directory: Directory::shipped(),

@@ -8,14 +8,15 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde_json::{Map, Value, json};
 
 use super::Facts;
+use super::freshness::Freshness;
 use super::problem::{Code, Problem};
 use super::text::Parameters;
-use super::view::{Busy, CityState, View};
-use crate::codec::{push_current_json, push_integer, push_json_text, push_number, push_row_json};
+use super::view::{AgainstClock, Busy, CityState, View};
+use crate::codec::{push_aged_current_json, push_integer, push_json_text, push_number, push_row_json};
 use crate::directory::Directory;
 use crate::model::refusal::quoted;
 use crate::model::time::TimeProblem;
-use crate::model::{Answer, Category, EventTime, Question, TimeError};
+use crate::model::{Answer, Category, Duration, EventTime, Question, TimeError};
 
 /// What a city takes in a list, at most or nearly so.
 pub(super) const CITY_BYTES: usize = 512;
@@ -33,13 +34,15 @@ enum Order {
 pub(super) struct Listing {
     category: Option<Category>,
     country: Option<String>,
+    /// Only rows that are no older.
+    max_age: Option<Duration>,
     order: Order,
     pub(super) limit: usize,
 }
 
 impl Listing {
     pub(super) fn parse(query: &str) -> Result<Listing, Problem> {
-        let parameters = Parameters::parse(query, &["category", "country", "order", "limit"])?;
+        let parameters = Parameters::parse(query, &["category", "country", "max_age", "order", "limit"])?;
         let bad = |detail: String| Problem::new(Code::BadParameter, detail);
         let category = match parameters.get("category") {
             None => None,
@@ -65,38 +68,54 @@ impl Listing {
             return Err(bad(format!("country {} is not two letters (ISO 3166-1)", quoted(country))));
         }
         let limit = parameters.read("limit", "a whole number")?.unwrap_or(usize::MAX);
-        Ok(Listing { category, country, order, limit })
+        let max_age = parameters.get("max_age").map(parse_max_age).transpose()?;
+        Ok(Listing { category, country, max_age, order, limit })
     }
 
-    /// `{"as_of":..,"cities":[..]}`.
+    /// `{"as_of":..,"now":..,"stale_after_s":..,"stale_cities":..,"cities":[..]}`.
     pub(super) fn json(&self, view: &View) -> Vec<u8> {
         let directory = view.facts().directory;
-        let mut cities = Vec::new();
+        let (mut cities, mut stale) = (Vec::new(), 0);
+        let freshness = view.freshness();
         let as_of = view.cities(&mut |city| {
-            if self.takes(city, directory) {
-                cities.push(city.clone());
+            if self.is_of_country(city, directory) {
+                stale += i64::from(is_stale(city, freshness));
+                if self.takes(city, freshness) {
+                    cities.push(city.clone());
+                }
             }
         });
         cities.sort_unstable_by(|a, b| self.compare(a, b));
         cities.truncate(self.limit);
         let mut out = Vec::with_capacity(cities.len() * CITY_BYTES * 3 / 4 + 64);
         push_as_of(&mut out, as_of);
+        push_now(&mut out, freshness);
+        out.extend_from_slice(b",\"stale_after_s\":");
+        push_number(view.facts().stale_after.millis() as f64 / 1e3, &mut out);
+        out.extend_from_slice(b",\"stale_cities\":");
+        push_integer(stale, &mut out);
         out.extend_from_slice(b",\"cities\":[");
         for (at, city) in cities.iter().enumerate() {
             out.extend_from_slice(if at == 0 { b"{" } else { b",{" });
-            push_city(&mut out, city, directory);
+            push_city(&mut out, city, directory, freshness);
         }
         out.extend_from_slice(b"]}");
         out
     }
 
-    fn takes(&self, city: &CityState, directory: &Directory<'_>) -> bool {
-        let category = || city.current.map(|current| current.row.category());
-        self.category.is_none_or(|wanted| category() == Some(wanted))
-            && self
-                .country
-                .as_deref()
-                .is_none_or(|wanted| directory.find(&city.key).is_some_and(|entry| entry.country == wanted))
+    fn is_of_country(&self, city: &CityState, directory: &Directory<'_>) -> bool {
+        let is_in = |wanted| directory.find(&city.key).is_some_and(|entry| entry.country == wanted);
+        self.country.as_deref().is_none_or(is_in)
+    }
+
+    /// A stale row is in no category and no ranking.
+    fn takes(&self, city: &CityState, freshness: Freshness) -> bool {
+        let Some(current) = city.current else { return self.category.is_none() && self.max_age.is_none() };
+        let age_ms = freshness.age_ms(current.reading_at);
+        let ranks = self.category.is_some() || self.order != Order::City;
+        self.max_age.is_none_or(|most| age_ms <= most.millis())
+            && self.category.is_none_or(|wanted| current.row.category() == wanted)
+            && !(ranks && freshness.is_stale(current.reading_at))
     }
 
     /// Hottest first, cities without a current row last, equals by their keys.
@@ -114,13 +133,37 @@ impl Listing {
     }
 }
 
+fn is_stale(city: &CityState, freshness: Freshness) -> bool {
+    city.current.is_some_and(|current| freshness.is_stale(current.reading_at))
+}
+
+/// Whole seconds, or a duration such as `90m`.
+fn parse_max_age(text: &str) -> Result<Duration, Problem> {
+    let seconds = |text: &str| -> Option<Duration> {
+        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        digits.then(|| text.parse::<i64>().ok()?.checked_mul(1_000)).flatten().and_then(Duration::from_millis)
+    };
+    seconds(text).or_else(|| text.parse().ok()).ok_or_else(|| {
+        let detail = format!(
+            "max_age {} is neither whole seconds nor a duration such as 90s, 15m, 6h or 1d",
+            quoted(text)
+        );
+        Problem::new(Code::BadParameter, detail)
+    })
+}
+
 fn push_as_of(out: &mut Vec<u8>, as_of: u64) {
     out.extend_from_slice(b"{\"as_of\":");
     push_integer(i64::try_from(as_of).unwrap_or(i64::MAX), out);
 }
 
+fn push_now(out: &mut Vec<u8>, freshness: Freshness) {
+    out.extend_from_slice(b",\"now\":");
+    push_integer(i64::try_from(freshness.now_ms()).unwrap_or(i64::MAX), out);
+}
+
 /// The members of a city's object, and its end.
-fn push_city(out: &mut Vec<u8>, city: &CityState, directory: &Directory<'_>) {
+fn push_city(out: &mut Vec<u8>, city: &CityState, directory: &Directory<'_>, freshness: Freshness) {
     out.extend_from_slice(b"\"city\":");
     push_json_text(&city.key, out);
     match directory.find(&city.key) {
@@ -142,22 +185,38 @@ fn push_city(out: &mut Vec<u8>, city: &CityState, directory: &Directory<'_>) {
     }
     out.extend_from_slice(b",\"current\":");
     match &city.current {
-        Some(current) => push_current_json(out, &city.key, current),
+        Some(current) => {
+            let (at, key) = (current.reading_at, &city.key);
+            push_aged_current_json(out, key, current, freshness.is_stale(at), freshness.age_ms(at));
+        }
         None => out.extend_from_slice(b"null"),
     }
     out.push(b'}');
 }
 
-/// A city's object with `as_of`, and its entity tag: the answers with one tag differ in nothing else.
-pub(super) fn city(view: &View, key: &str) -> Result<(Vec<u8>, String), Problem> {
+/// A city's object, and what the head of its answer says.
+pub(super) struct CityAnswer {
+    pub(super) body: Vec<u8>,
+    /// An entity tag: the answers with one tag differ in nothing but `as_of`, `now` and `age_s`.
+    pub(super) tag: String,
+    /// Of the current row.
+    pub(super) age_ms: Option<i64>,
+}
+
+pub(super) fn city(view: &View, key: &str) -> Result<CityAnswer, Problem> {
     // Asked first, so that it never says more than the row holds.
     let as_of = view.as_of();
     let city = view.city(key).ok_or_else(|| unknown(key))?;
+    let freshness = view.freshness();
     let mut out = Vec::with_capacity(CITY_BYTES);
     push_as_of(&mut out, as_of);
+    push_now(&mut out, freshness);
     out.push(b',');
-    push_city(&mut out, &city, view.facts().directory);
-    Ok((out, format!("W/\"{}.{}\"", view.facts().generation, city.changed)))
+    push_city(&mut out, &city, view.facts().directory, freshness);
+    let stale = if is_stale(&city, freshness) { ".stale" } else { "" };
+    let tag = format!("W/\"{}.{}{stale}\"", view.facts().generation, city.changed);
+    let age_ms = city.current.map(|current| freshness.age_ms(current.reading_at));
+    Ok(CityAnswer { body: out, tag, age_ms })
 }
 
 fn unknown(key: &str) -> Problem {
@@ -253,10 +312,11 @@ pub(super) async fn history(view: &View, key: &str, range: Range) -> Result<Vec<
 /// How the service is.
 pub(super) fn status(view: &View, subscribers: usize, connections: usize) -> Vec<u8> {
     let facts = view.facts();
-    let (as_of, counts) = (view.as_of(), view.counts());
+    let (as_of, counts, against_clock) = (view.as_of(), view.counts(), view.against_clock());
     let refused = view.refused().into_iter().map(|(reason, count)| (reason.code().to_string(), count.into()));
     let status = json!({
         "as_of": as_of,
+        "now": view.freshness().now_ms(),
         "lag_ms": view.lag_ms(),
         "ready": view.is_ready(),
         "version": env!("CARGO_PKG_VERSION"),
@@ -265,9 +325,11 @@ pub(super) fn status(view: &View, subscribers: usize, connections: usize) -> Vec
         "window_s": seconds(facts.window),
         "lateness_s": seconds(facts.lateness),
         "history_s": seconds(facts.history),
+        "stale_after_s": seconds(facts.stale_after),
         "workers": facts.workers,
         "cities": view.city_count(),
-        "ahead_of_clock": ahead_of_clock(view),
+        "stale_cities": against_clock.stale,
+        "ahead_of_clock": ahead_of_clock(&against_clock),
         "sources": sources(view, facts),
         "counts": counts,
         "refused": refused.collect::<Map<String, Value>>(),
@@ -278,15 +340,14 @@ pub(super) fn status(view: &View, subscribers: usize, connections: usize) -> Vec
     status.to_string().into_bytes()
 }
 
-fn ahead_of_clock(view: &View) -> Value {
-    let ahead = view.ahead_of_clock();
-    let cities = ahead.furthest.iter();
+fn ahead_of_clock(found: &AgainstClock) -> Value {
+    let cities = found.furthest_ahead.iter();
     let cities: Vec<Value> =
         cities.map(|(city, at)| json!({"city": &**city, "reading_at": at.to_string()})).collect();
-    json!({"count": ahead.count, "cities": cities})
+    json!({"count": found.ahead, "cities": cities})
 }
 
-fn seconds(duration: crate::model::Duration) -> Value {
+fn seconds(duration: Duration) -> Value {
     let ms = duration.millis();
     if ms % 1_000 == 0 { json!(ms / 1_000) } else { json!(ms as f64 / 1e3) }
 }

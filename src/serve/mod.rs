@@ -8,6 +8,7 @@ pub mod budget;
 mod connection;
 mod documents;
 mod encoding;
+pub mod freshness;
 mod ingest;
 pub mod least_rate;
 pub mod memory;
@@ -132,6 +133,8 @@ pub struct Facts {
     pub window: Duration,
     pub lateness: Duration,
     pub history: Duration,
+    /// A current row that is older is stale.
+    pub stale_after: Duration,
     pub workers: usize,
     pub partitions: Slots,
     pub directory: &'static Directory<'static>,

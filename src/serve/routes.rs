@@ -27,7 +27,7 @@ use super::target::Pathless;
 use super::upgrade::{self, Upgrade};
 use super::view::View;
 use super::ws::{self, Sessions};
-use super::{Limits, api, documents, telemetry, text, ui};
+use super::{Limits, api, documents, freshness, telemetry, text, ui};
 use crate::panics::fail_point;
 
 /// A path with what it needs and gives. Nothing else is served.
@@ -271,11 +271,14 @@ impl Server {
             }
             Give::City => {
                 text::Parameters::parse(query, &[])?;
-                let (body, tag) = api::city(&self.view, &city_key(parameter)?)?;
-                if matches_tag(headers, &tag) {
-                    return Ok(not_modified(&tag));
-                }
-                Ok(tagged(json(headers, body).await?, &tag))
+                let api::CityAnswer { body, tag, age_ms } = api::city(&self.view, &city_key(parameter)?)?;
+                let mut response = if matches_tag(headers, &tag) {
+                    not_modified(&tag)
+                } else {
+                    tagged(json(headers, body).await?, &tag)
+                };
+                freshness::set_age(response.headers_mut(), age_ms);
+                Ok(response)
             }
             Give::History => {
                 let range = api::Range::parse(query, self.limits.history_rows)?;

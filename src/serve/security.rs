@@ -203,7 +203,7 @@ pub(super) fn share(response: &mut Response, origin: Origin) {
     headers.append(VARY, HeaderValue::from_static("Origin"));
     if let Origin::Allowed(origin) = origin {
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        let exposed = HeaderValue::from_static("ETag, Retry-After, WWW-Authenticate");
+        let exposed = HeaderValue::from_static("ETag, Reading-Age, Retry-After, WWW-Authenticate");
         headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
     }
 }

@@ -97,6 +97,9 @@ pub(super) fn render(view: &View, connections: usize, connections_limit: usize) 
         counter!("swelter_readings_total", "outcome" => outcome).absolute(count);
     }
     gauge!("swelter_split_cities").set(counts.split_city as f64);
+    let against_clock = view.against_clock();
+    gauge!("swelter_current_cities").set(against_clock.current as f64);
+    gauge!("swelter_stale_cities").set(against_clock.stale as f64);
     for (reason, count) in view.refused() {
         counter!("swelter_refused_total", "reason" => reason.code()).absolute(count);
     }
@@ -133,6 +136,11 @@ fn describe() {
         "Panics that ended a client's connection, request or session, and nothing else"
     );
     describe_counter!("swelter_readings_total", "Readings and withdrawals since the start, by what they did");
+    describe_gauge!("swelter_current_cities", "Cities that have a current row");
+    describe_gauge!(
+        "swelter_stale_cities",
+        "Cities whose current row is older than results.stale_after, by this host's clock"
+    );
     describe_gauge!("swelter_split_cities", "Cities that came from more than one partition");
     describe_counter!("swelter_refused_total", "Readings refused since the start, by reason");
     describe_gauge!(

@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 
 use self::asked::Asked;
 pub use self::asked::{Busy, MAX_WAITING, Waiting};
-pub use self::table::{AheadOfClock, Changed, CityState, Expired, Since};
+pub use self::table::{AgainstClock, Changed, CityState, Expired, Since};
 use self::table::{Table, Tally};
 use self::watches::Watches;
 pub use self::watches::{MAX_WATCHED, WindowSince};
 use super::budget::{Budget, Held};
+use super::freshness::Freshness;
 use super::turns::Turns;
 use super::{Facts, Limits};
 use crate::model::clock::wall_clock_ms;
@@ -27,8 +28,8 @@ use crate::panics::locks::{SharedGuard, SharedMutex, SharedRwLock};
 /// How long a client that comes from another process waits for this one to come as far, and how often it looks.
 const CATCH_UP: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(5);
-/// Between two looks at which cities are ahead of the clock.
-const AHEAD_LOOK: Duration = Duration::from_secs(1);
+/// Between two comparisons of all current rows with the clock.
+const CLOCK_COMPARISON_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What clients have subscribed to or have missed, and have not taken yet.
 pub const ROOM_BYTES: usize = 256 << 20;
@@ -46,7 +47,7 @@ pub struct View {
     room: Arc<Budget>,
     turns: Turns,
     updated_at: SharedMutex<Instant>,
-    ahead: SharedMutex<Option<(Instant, Arc<AheadOfClock>)>>,
+    against_clock: SharedMutex<Option<(Instant, Arc<AgainstClock>)>>,
 }
 
 /// What an update did to the view.
@@ -72,7 +73,7 @@ impl View {
             room,
             turns: Turns::default(),
             updated_at: SharedMutex::new(Instant::now()),
-            ahead: SharedMutex::default(),
+            against_clock: SharedMutex::default(),
         })
     }
 
@@ -116,17 +117,21 @@ impl View {
         wall_clock_ms().saturating_sub(self.as_of()).max(since)
     }
 
-    /// The cities whose newest reading is ahead of the clock, those that are furthest first, and how many they are. They are looked for
-    /// once a second at most.
-    pub fn ahead_of_clock(&self) -> Arc<AheadOfClock> {
-        let mut ahead = locked(&self.ahead);
-        match &*ahead {
-            Some((at, found)) if at.elapsed() < AHEAD_LOOK => found.clone(),
+    /// How all current rows stand against the clock. They are compared once a second at most.
+    pub fn against_clock(&self) -> Arc<AgainstClock> {
+        let mut last = locked(&self.against_clock);
+        match &*last {
+            Some((at, found)) if at.elapsed() < CLOCK_COMPARISON_INTERVAL => found.clone(),
             _ => {
-                let found = Arc::new(self.table().ahead_of(wall_clock_ms()));
-                ahead.insert((Instant::now(), found)).1.clone()
+                let found = Arc::new(self.table().against_clock(self.freshness()));
+                last.insert((Instant::now(), found)).1.clone()
             }
         }
+    }
+
+    /// What is fresh as of now.
+    pub fn freshness(&self) -> Freshness {
+        Freshness::now(self.facts.stale_after)
     }
 
     /// Replay has passed the ends that the logs had at the start.

@@ -36,6 +36,8 @@ pub(super) enum Said<'a> {
         generation: &'a str,
         formula: &'a str,
         window_s: Number,
+        stale_after_s: Number,
+        now: u64,
         heartbeat_s: Number,
         limits: SaidLimits,
     },
@@ -48,9 +50,11 @@ pub(super) enum Said<'a> {
     },
     Heartbeat {
         as_of: u64,
+        now: u64,
     },
     Pong {
         as_of: u64,
+        now: u64,
     },
     Error {
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -71,12 +75,14 @@ pub(super) struct SaidLimits {
 }
 
 impl<'a> Said<'a> {
-    pub(super) fn hello(facts: &'a Facts, limits: &Limits) -> Said<'a> {
+    pub(super) fn hello(facts: &'a Facts, limits: &Limits, now: u64) -> Said<'a> {
         Said::Hello {
             protocol: 1,
             generation: &facts.generation,
             formula: facts.formula,
             window_s: seconds(facts.window.millis()),
+            stale_after_s: seconds(facts.stale_after.millis()),
+            now,
             heartbeat_s: seconds(i64::try_from(limits.heartbeat.as_millis()).unwrap_or(i64::MAX)),
             limits: SaidLimits {
                 message_bytes: limits.message_bytes,

@@ -5,6 +5,7 @@ mod hostile;
 mod ingest;
 mod rest;
 mod sockets;
+mod stale;
 mod targets;
 
 use std::collections::BTreeMap;
@@ -69,6 +70,7 @@ fn facts() -> Facts {
         window: "1d".parse().unwrap(),
         lateness: "1d".parse().unwrap(),
         history: "1d".parse().unwrap(),
+        stale_after: "36500d".parse().unwrap(),
         workers: 2,
         partitions: Slots::new(vec![partition(0), partition(1)]),
         directory: Directory::shipped(),
@@ -202,6 +204,10 @@ impl Service {
     }
 
     fn start(plan: ServePlan, log: bool) -> Service {
+        Service::start_with(plan, log, facts())
+    }
+
+    fn start_with(plan: ServePlan, log: bool, facts: Facts) -> Service {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let bound = bind(plan).unwrap();
@@ -212,7 +218,7 @@ impl Service {
             appender: log.then(|| appender.clone() as Arc<dyn Appender>),
             holds: Some(appender.clone()),
         };
-        let serving = bound.start(runtime.handle(), facts(), ports).unwrap();
+        let serving = bound.start(runtime.handle(), facts, ports).unwrap();
         dataflow.publisher.set(serving.publisher()).ok().unwrap();
         Service { address, log: appender, dataflow, serving: Some(serving), runtime }
     }

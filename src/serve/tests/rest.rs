@@ -226,8 +226,16 @@ fn long_answers_are_compressed_where_that_is_accepted() {
         }
         let mut expected = service.get(path).json();
         let mut given: Value = serde_json::from_slice(&body).unwrap();
-        expected["as_of"] = Value::Null;
-        given["as_of"] = Value::Null;
+        // What differs from answer to answer.
+        for answer in [&mut expected, &mut given] {
+            answer["as_of"] = Value::Null;
+            answer["now"] = Value::Null;
+            for city in answer["cities"].as_array_mut().into_iter().flatten() {
+                if let Some(row) = city["current"].as_object_mut() {
+                    row.remove("age_s").unwrap();
+                }
+            }
+        }
         assert_eq!(given, expected);
     }
     let none = service.send("GET", "/healthz", &[("accept-encoding", "identity;q=0, br")], b"");

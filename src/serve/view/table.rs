@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::{Place, Select};
 use crate::directory::Directory;
 use crate::model::{Counts, CurrentAt, CurrentRow, EventTime, Progress, Reason, Slot};
+use crate::serve::freshness::Freshness;
 
 /// A city that has ever had a reading.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,15 +47,20 @@ impl Since {
     }
 }
 
-/// Cities whose newest reading is ahead of the clock.
+/// How current rows stand against the clock.
 #[derive(Debug, Default, PartialEq)]
-pub struct AheadOfClock {
-    pub count: usize,
-    /// The furthest, at most [`AheadOfClock::LISTED`].
-    pub furthest: Vec<(Arc<str>, EventTime)>,
+pub struct AgainstClock {
+    /// Cities with a current row.
+    pub current: usize,
+    /// Those of them whose row is stale.
+    pub stale: usize,
+    /// Those whose newest reading is ahead of the clock.
+    pub ahead: usize,
+    /// The furthest ahead first, at most [`AgainstClock::LISTED`].
+    pub furthest_ahead: Vec<(Arc<str>, EventTime)>,
 }
 
-impl AheadOfClock {
+impl AgainstClock {
     pub const LISTED: usize = 100;
 }
 
@@ -184,19 +190,26 @@ impl Table {
         number
     }
 
-    pub(super) fn ahead_of(&self, now_ms: u64) -> AheadOfClock {
-        let now = i64::try_from(now_ms).unwrap_or(i64::MAX);
-        let newest = self.cities.iter().filter_map(|city| Some((city, city.state.current?.reading_at)));
-        let mut ahead: Vec<_> = newest.filter(|(_, at)| at.millis() > now).collect();
-        let count = ahead.len();
+    pub(super) fn against_clock(&self, freshness: Freshness) -> AgainstClock {
+        let now = i64::try_from(freshness.now_ms()).unwrap_or(i64::MAX);
+        let (mut found, mut ahead) = (AgainstClock::default(), Vec::new());
+        for city in &self.cities {
+            let Some(CurrentRow { reading_at, .. }) = city.state.current else { continue };
+            found.current += 1;
+            found.stale += usize::from(freshness.is_stale(reading_at));
+            if reading_at.millis() > now {
+                ahead.push((city, reading_at));
+            }
+        }
+        found.ahead = ahead.len();
         let by_time = |(_, at): &(&City, EventTime)| std::cmp::Reverse(*at);
-        if count > AheadOfClock::LISTED {
-            ahead.select_nth_unstable_by_key(AheadOfClock::LISTED, by_time);
-            ahead.truncate(AheadOfClock::LISTED);
+        if ahead.len() > AgainstClock::LISTED {
+            ahead.select_nth_unstable_by_key(AgainstClock::LISTED, by_time);
+            ahead.truncate(AgainstClock::LISTED);
         }
         ahead.sort_by_key(by_time);
-        let furthest = ahead.into_iter().map(|(city, at)| (city.state.key.clone(), at)).collect();
-        AheadOfClock { count, furthest }
+        found.furthest_ahead = ahead.into_iter().map(|(city, at)| (city.state.key.clone(), at)).collect();
+        found
     }
 
     fn move_to_front(&mut self, number: u32) {
@@ -325,18 +338,21 @@ mod tests {
     }
 
     #[test]
-    fn cities_ahead_of_the_clock_are_counted_and_the_furthest_listed() {
+    fn rows_are_counted_against_the_clock_and_the_furthest_ahead_listed() {
         let mut table = Table::new(Directory::shipped(), 1000, 1 << 20);
-        let listed = AheadOfClock::LISTED as i64;
+        let listed = AgainstClock::LISTED as i64;
         let rows = (0..listed + 20).map(|minute| (minute.to_string().into(), row(minute)));
         apply(&mut table, 1, rows.chain([("withdrawn".into(), None)]).collect());
-        // Ten are not ahead: the clock says minute 9.
-        let ahead = table.ahead_of(9 * 60_000);
-        assert_eq!((ahead.count as i64, ahead.furthest.len() as i64), (listed + 10, listed));
-        let first = &ahead.furthest[0];
+        // Ten are not ahead: the clock says minute 9. Four of those are older than five minutes.
+        let stale_after = "5m".parse().unwrap();
+        let found = table.against_clock(Freshness::at(9 * 60_000, stale_after));
+        assert_eq!((found.ahead as i64, found.furthest_ahead.len() as i64), (listed + 10, listed));
+        assert_eq!((found.current as i64, found.stale), (listed + 20, 4));
+        let first = &found.furthest_ahead[0];
         assert_eq!((&*first.0, first.1.millis()), (&*(listed + 19).to_string(), (listed + 19) * 60_000));
-        assert!(ahead.furthest.is_sorted_by(|a, b| a.1 > b.1));
-        assert_eq!(table.ahead_of(u64::MAX), AheadOfClock::default());
+        assert!(found.furthest_ahead.is_sorted_by(|a, b| a.1 > b.1));
+        let found = table.against_clock(Freshness::at(u64::MAX, stale_after));
+        assert_eq!((found.ahead, found.stale), (0, found.current));
     }
 
     /// However epochs are put together to updates.

@@ -34,7 +34,6 @@ use self::socket::Socket;
 use super::Limits;
 use super::budget::Shares;
 use super::view::{Applied, View};
-use super::wire::Said;
 use crate::panics::locks::{SharedGuard, SharedMutex};
 
 /// The socket settings of every WebSocket here: small buffers, since there are many connections.
@@ -57,7 +56,6 @@ pub struct Sessions(Arc<Shared>);
 struct Shared {
     view: Arc<View>,
     limits: Limits,
-    hello: String,
     tokens: Tokens,
     routes: SharedMutex<Routes>,
     /// Messages up to this epoch are in the outboxes.
@@ -95,7 +93,6 @@ impl Sessions {
     pub fn new(view: Arc<View>, limits: &Limits) -> Sessions {
         let tokens = Tokens::new(&view.facts().generation);
         Sessions(Arc::new(Shared {
-            hello: Said::hello(view.facts(), limits).to_json(),
             view,
             limits: limits.clone(),
             tokens,

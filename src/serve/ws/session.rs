@@ -18,6 +18,7 @@ use super::socket::{End, STOPPING, Socket, TOO_SLOW};
 use super::subscriptions::Subscriptions;
 use crate::codec;
 use crate::model::Answer;
+use crate::model::clock::wall_clock_ms;
 use crate::panics::fail_point;
 use crate::serve::view::{Busy, MAX_WAITING, Since, Waiting};
 use crate::serve::wire::Said;
@@ -104,7 +105,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     }
 
     async fn serve(&mut self) -> Result<(), End> {
-        self.write(self.shared.hello.clone()).await?;
+        let hello = Said::hello(self.shared.view.facts(), &self.shared.limits, wall_clock_ms()).to_json();
+        self.write(hello).await?;
         let heartbeat = self.shared.limits.heartbeat;
         let beat = tokio::time::sleep(heartbeat);
         tokio::pin!(beat);
@@ -137,7 +139,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         }
         let as_of = self.subscriptions.as_of();
         self.socket.feed(Message::Ping(Bytes::new())).await?;
-        self.say(Said::Heartbeat { as_of }).await
+        self.say(Said::Heartbeat { as_of, now: wall_clock_ms() }).await
     }
 
     /// Writes what waits in the outbox, and merges what was dropped there.
@@ -193,7 +195,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         match request {
             Request::Ping => {
                 let as_of = self.subscriptions.as_of();
-                self.say(Said::Pong { as_of }).await
+                self.say(Said::Pong { as_of, now: wall_clock_ms() }).await
             }
             Request::Unsubscribe { id } => match self.subscriptions.find(&id) {
                 Some(slot) => {

@@ -9,6 +9,7 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::client::{Stream, next, say};
 use super::*;
+use crate::model::clock::wall_clock_ms;
 use crate::serve::view::{Busy, Select};
 use crate::serve::ws::selection::{Cities, Rows, Selection, Tokens};
 
@@ -48,11 +49,14 @@ async fn said(stream: &mut Stream) -> Value {
 fn says_what_a_client_must_know() {
     run(async {
         let service = Service::start(1, limits()).await;
-        let hello = next(&mut connect(service.address).await).await.unwrap();
+        let mut hello = next(&mut connect(service.address).await).await.unwrap();
+        let now = hello["now"].take().as_u64().unwrap();
+        assert!(now.abs_diff(wall_clock_ms()) < 60_000, "{now}");
         let limits = json!({"message_bytes": 4096, "messages_per_s": 100_000, "subscriptions": 8, "cities": 20, "window_cities": 10});
         assert_eq!(
             hello,
-            json!({"type": "hello", "protocol": 1, "generation": "1-abc", "formula": "rothfusz", "window_s": 86400, "heartbeat_s": 1, "limits": limits})
+            json!({"type": "hello", "protocol": 1, "generation": "1-abc", "formula": "rothfusz", "window_s": 86400, "stale_after_s": 3_153_600_000u64, "now": null,
+                "heartbeat_s": 1, "limits": limits})
         );
     });
 }
@@ -149,6 +153,8 @@ fn heartbeats_come_and_a_silent_client_is_closed() {
         while newest < service.world.now() {
             let message = next(&mut stream).await.unwrap();
             newest = message["as_of"].as_u64().unwrap_or(0);
+            let now = message["now"].as_u64().unwrap();
+            assert!(now.abs_diff(wall_clock_ms()) < 60_000, "{message}");
         }
         assert_eq!(service.sessions.open(), 1);
         // From here on nothing answers to pings.

@@ -51,6 +51,7 @@ fn facts() -> Facts {
         window: "1d".parse().unwrap(),
         lateness: "1d".parse().unwrap(),
         history: "1d".parse().unwrap(),
+        stale_after: "36500d".parse().unwrap(),
         workers: 1,
         partitions: Default::default(),
         directory: Directory::shipped(),

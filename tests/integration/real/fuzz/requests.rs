@@ -57,7 +57,7 @@ const ODD_TARGETS: [&str; 27] = [
     "/v1/cities/%ff%fe/history",
 ];
 
-const QUERIES: [&str; 14] = [
+const QUERIES: [&str; 17] = [
     "limit=1",
     "limit=0",
     "limit=-1",
@@ -66,6 +66,9 @@ const QUERIES: [&str; 14] = [
     "order=heat_index",
     "category=danger",
     "country=US",
+    "max_age=90m",
+    "max_age=99999999999999999999",
+    "max_age=-1",
     "from=2025-11-24T16:00:00Z",
     "to=9999-12-31T23:59:59Z",
     "from=2025-11-24T16:00:00Z&to=2025-11-24T15:00:00Z",

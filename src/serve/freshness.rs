@@ -1,0 +1,76 @@
+//! Whether current rows are fresh: by this host's clock when an answer is made, never by anything that results hold.
+
+use warp::http::header::CACHE_CONTROL;
+use warp::http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::model::clock::wall_clock_ms;
+use crate::model::{Duration, EventTime};
+
+/// The age of a city's current row in seconds, in an answer that has only that row.
+pub(super) static READING_AGE: HeaderName = HeaderName::from_static("reading-age");
+
+/// A look at the clock, and how old a fresh row may be.
+#[derive(Clone, Copy, Debug)]
+pub struct Freshness {
+    now_ms: u64,
+    stale_after: Duration,
+}
+
+impl Freshness {
+    /// By the clock as it is now.
+    pub fn now(stale_after: Duration) -> Freshness {
+        Freshness { now_ms: wall_clock_ms(), stale_after }
+    }
+
+    pub fn at(now_ms: u64, stale_after: Duration) -> Freshness {
+        Freshness { now_ms, stale_after }
+    }
+
+    /// When the clock was looked at, ms since 1970-01-01T00:00:00Z.
+    pub fn now_ms(&self) -> u64 {
+        self.now_ms
+    }
+
+    /// How old a reading is, in ms; 0 if it is dated ahead of the clock.
+    pub fn age_ms(&self, reading_at: EventTime) -> i64 {
+        i64::try_from(self.now_ms).unwrap_or(i64::MAX).saturating_sub(reading_at.millis()).max(0)
+    }
+
+    /// A row whose age is exactly `stale_after` is still fresh.
+    pub fn is_stale(&self, reading_at: EventTime) -> bool {
+        self.age_ms(reading_at) > self.stale_after.millis()
+    }
+}
+
+/// Says how old the row of an answer is. Such an answer is not to be stored: who finds it in a cache would read an old age.
+pub(super) fn set_age(headers: &mut HeaderMap, age_ms: Option<i64>) {
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let age = age_ms.and_then(|ms| HeaderValue::try_from((ms as f64 / 1e3).to_string()).ok());
+    if let Some(age) = age {
+        headers.insert(READING_AGE.clone(), age);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_stale_once_they_are_older_than_the_limit() {
+        let at = |ms: i64| EventTime::from_millis(ms).unwrap();
+        let freshness = Freshness::at(1_000_000, "10s".parse().unwrap());
+        for (reading_at, age, stale) in [
+            (1_000_000, 0, false),
+            (999_999, 1, false),
+            (990_000, 10_000, false),
+            (989_999, 10_001, true),
+            (-5, 1_000_005, true),
+            (1_600_000, 0, false),
+            (EventTime::MAX.millis(), 0, false),
+            (EventTime::MIN.millis(), 1_000_000 - EventTime::MIN.millis(), true),
+        ] {
+            let found = (freshness.age_ms(at(reading_at)), freshness.is_stale(at(reading_at)));
+            assert_eq!(found, (age, stale), "{reading_at}");
+        }
+    }
+}

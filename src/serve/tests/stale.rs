@@ -1,0 +1,154 @@
+//! Rows that are too old: marked wherever they are listed, in no ranking and no category, and never by the results alone.
+
+use serde_json::json;
+
+use super::documents::check;
+use super::*;
+use crate::model::clock::wall_clock_ms;
+
+fn ago(text: &str) -> EventTime {
+    let age: crate::model::Duration = text.parse().unwrap();
+    EventTime::from_millis(wall_clock_ms() as i64 - age.millis()).unwrap()
+}
+
+/// The cities of [`cities`] with a current row, with the times of their readings.
+fn dated(times: [EventTime; 3]) -> Update {
+    let mut current: Vec<CurrentAt> = cities().into_iter().filter(|city| city.row.is_some()).collect();
+    for (city, reading_at) in current.iter_mut().zip(times) {
+        city.row = city.row.map(|row| CurrentRow { reading_at, ..row });
+    }
+    Update { current, ..Update::default() }
+}
+
+/// New York is fresh, Los Angeles, the hottest, 16 months old, and the city of no directory a little in the future.
+fn service(stale_after: &str) -> Service {
+    let facts = Facts { stale_after: stale_after.parse().unwrap(), ..facts() };
+    let service = Service::start_with(plan(), true, facts);
+    let mut had = cities();
+    had[2].row = had[0].row;
+    service.dataflow.publish(Update { current: had, ..Update::default() });
+    service.dataflow.publish(Update { current: cities(), ..Update::default() });
+    service.dataflow.publish(dated([
+        ago("1h"),
+        ago("480d"),
+        EventTime::from_millis(ago("0s").millis() + 300_000).unwrap(),
+    ]));
+    service.until("/v1/cities", |reply| {
+        reply.status == 200
+            && reply.json()["cities"][0]["current"]["age_s"].as_f64().is_some_and(|age| age < 4_000.0)
+    });
+    service
+}
+
+fn keys(reply: &Reply) -> Vec<String> {
+    let key = |city: &Value| city["city"].as_str().unwrap().to_string();
+    reply.json()["cities"].as_array().unwrap().iter().map(key).collect()
+}
+
+const NOWHERE: &str = "Zürich / \"Süd\" %";
+
+#[test]
+fn stale_rows_are_marked_and_in_no_ranking_and_no_category() {
+    let service = service("3h");
+    let all = service.get("/v1/cities").json();
+    check("CitiesAnswer", &all);
+    assert_eq!((&all["stale_after_s"], &all["stale_cities"]), (&json!(10_800), &json!(1)));
+    let now = all["now"].as_u64().unwrap();
+    assert!(now.abs_diff(wall_clock_ms()) < 60_000, "{now}");
+    for (n, stale, age) in [(0, false, 3_600.0), (1, true, 480.0 * 86_400.0), (2, false, 0.0)] {
+        let row = &all["cities"][n]["current"];
+        assert_eq!(row["stale"], stale, "{row}");
+        let said = row["age_s"].as_f64().unwrap();
+        assert!((age..age + 60.0).contains(&said) && (age > 0.0 || said == 0.0), "{row}");
+        let reading_at = time(row["reading_at"].as_str().unwrap()).millis() as u64;
+        assert_eq!(said, now.saturating_sub(reading_at) as f64 / 1e3, "age is now less reading_at");
+    }
+    for (query, listed, stale) in [
+        ("order=heat_index", vec!["5128581", NOWHERE, "gone"], 1),
+        ("order=rolling_heat_index&limit=1", vec!["5128581"], 1),
+        ("order=heat_index&limit=0", vec![], 1),
+        ("category=danger", vec![], 1),
+        ("category=extreme_caution", vec!["5128581"], 1),
+        ("country=US", vec!["5128581", "5368361"], 1),
+        ("country=US&order=heat_index", vec!["5128581"], 1),
+        ("country=DE", vec![], 0),
+    ] {
+        let reply = service.get(&format!("/v1/cities?{query}"));
+        assert_eq!(
+            (keys(&reply), &reply.json()["stale_cities"]),
+            (listed.iter().map(|key| key.to_string()).collect(), &json!(stale)),
+            "{query}"
+        );
+    }
+    let status = service.until("/v1/status", |reply| reply.json()["stale_cities"] == 1).json();
+    check("StatusAnswer", &status);
+    assert_eq!((&status["stale_after_s"], &status["ahead_of_clock"]["count"]), (&json!(10_800), &json!(1)));
+    // What the recorder says may be of another server of this process.
+    for name in ["# HELP swelter_stale_cities ", "# HELP swelter_current_cities "] {
+        assert!(service.get("/metrics").text().contains(name), "{name}");
+    }
+}
+
+#[test]
+fn max_age_lists_rows_that_are_no_older() {
+    let service = service("3h");
+    for (query, listed) in [
+        ("max_age=2h", vec!["5128581", NOWHERE]),
+        ("max_age=7200", vec!["5128581", NOWHERE]),
+        ("max_age=3599", vec![NOWHERE]),
+        ("max_age=0", vec![NOWHERE]),
+        ("max_age=481d", vec!["5128581", "5368361", NOWHERE]),
+        // It takes rows away, and puts no stale one into a ranking.
+        ("max_age=481d&order=heat_index", vec!["5128581", NOWHERE]),
+        ("max_age=481d&category=danger", vec![]),
+        ("max_age=2h&country=us", vec!["5128581"]),
+    ] {
+        assert_eq!(keys(&service.get(&format!("/v1/cities?{query}"))), listed, "{query}");
+    }
+    for given in ["", "-1", "%2B1", "1.5", "1 h", "h", "3w", "99999999999999999999", "1e3", "2h30m"] {
+        let query = format!("/v1/cities?max_age={}", given.replace(' ', "%20"));
+        assert_eq!(service.get(&query).code(), "bad_parameter", "{given}");
+    }
+    assert_eq!(service.get("/v1/cities?max_age=1h&max_age=2h").code(), "bad_parameter");
+}
+
+/// Nothing happens but time.
+#[test]
+fn a_city_becomes_stale_by_time_alone_and_its_entity_tag_with_it() {
+    let service = service("2s");
+    service.dataflow.publish(dated([ago("0s"), ago("480d"), ago("0s")]));
+    let path = "/v1/cities/5128581";
+    let fresh = service.until(path, |reply| reply.json()["current"]["stale"] == false);
+    let tag = fresh.header("etag").unwrap().to_owned();
+    let conditional = || service.send("GET", path, &[("if-none-match", &tag)], b"");
+    let age = |reply: &Reply| reply.header("reading-age").unwrap().parse::<f64>().unwrap();
+    assert_eq!(fresh.json()["current"]["age_s"].as_f64(), Some(age(&fresh)));
+    let started = Instant::now();
+    let mut last = age(&fresh);
+    let stale = loop {
+        let reply = conditional();
+        // Nobody finds the age of an earlier answer in a cache.
+        assert_eq!(reply.header("cache-control"), Some("no-store"));
+        let is_older = age(&reply) >= last;
+        last = age(&reply);
+        assert!(is_older && started.elapsed() < PATIENCE, "{reply:?}");
+        match reply.status {
+            304 => assert!(last <= 2.0 && reply.body.is_empty(), "{reply:?}"),
+            _ => break reply,
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    check("CityAnswer", &stale.json());
+    assert_eq!((stale.status, &stale.json()["current"]["stale"]), (200, &json!(true)));
+    let new_tag = stale.header("etag").unwrap();
+    assert!(last > 2.0 && new_tag != tag, "{stale:?}");
+    let again = service.send("GET", path, &[("if-none-match", new_tag)], b"");
+    assert_eq!((again.status, again.header("etag")), (304, Some(new_tag)));
+    assert_eq!(service.get("/v1/cities?order=heat_index").json()["stale_cities"], 3);
+    let gone = service.get("/v1/cities/gone");
+    assert_eq!((gone.status, &gone.json()["current"], gone.header("reading-age")), (200, &Value::Null, None));
+    service.until("/v1/status", |reply| reply.json()["stale_cities"] == 3);
+    // A reading that is fresh again.
+    service.dataflow.publish(dated([ago("0s"), ago("480d"), ago("480d")]));
+    service.until("/v1/cities?order=heat_index", |reply| keys(reply).contains(&"5128581".to_owned()));
+}
