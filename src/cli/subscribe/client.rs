@@ -17,7 +17,7 @@ use tokio_tungstenite::tungstenite::{Error, Message as Frame};
 use tokio_tungstenite::{Connector, MaybeTlsStream, WebSocketStream, connect_async_tls_with_config};
 
 use super::message::{Changes, Failure, Hello, Message, PROTOCOL, Snapshot};
-use super::print::{Output, Style, clean};
+use super::print::{Output, ServiceClock, Style, clean};
 
 /// The longest message of a service.
 const MAX_MESSAGE_BYTES: usize = 256 << 20;
@@ -65,6 +65,8 @@ pub struct Client {
     pub token: Option<String>,
     /// Rows have been shown that a snapshot would make void.
     pub has_rows: bool,
+    /// Of the service, where current rows are shown.
+    pub clock: Option<ServiceClock>,
 }
 
 /// Why a session is over.
@@ -135,6 +137,8 @@ impl Client {
         };
         let patience = patience(&hello)?;
         let subscribe = self.subscribe(&hello)?;
+        let has_current_rows = self.asked.get("rows").is_none_or(|rows| rows == "latest");
+        self.clock = ServiceClock::new(&hello).filter(|_| has_current_rows);
         let sending = timeout(self.pace.hello, socket.send(Frame::text(subscribe)));
         sending.await.map_err(|_| lost("the service takes no message"))?.map_err(|error| failed(&error))?;
         // Changes before a snapshot or without a token would be changes of nothing.
@@ -206,7 +210,8 @@ impl Client {
             self.begin_anew("snapshot").await?;
         }
         let mut lines = String::new();
-        if !snapshot.rows.iter().all(|row| self.style.upsert(snapshot.as_of, row, &mut lines)) {
+        let (as_of, style, clock) = (snapshot.as_of, self.style, self.clock.as_ref());
+        if !snapshot.rows.iter().all(|row| style.upsert(as_of, row, clock, &mut lines)) {
             return Err(lost("the service sent a row that is none"));
         }
         self.has_rows |= !lines.is_empty();
@@ -223,8 +228,8 @@ impl Client {
 
     async fn changes(&mut self, changes: Changes<'_>) -> Result<(), End> {
         let mut lines = String::new();
-        let (as_of, style) = (changes.as_of, self.style);
-        let right = changes.upserts.iter().all(|row| style.upsert(as_of, row, &mut lines))
+        let (as_of, style, clock) = (changes.as_of, self.style, self.clock.as_ref());
+        let right = changes.upserts.iter().all(|row| style.upsert(as_of, row, clock, &mut lines))
             && changes.removals.iter().all(|key| style.removal(as_of, key, &mut lines));
         if !right {
             return Err(lost("the service sent a row that is none"));

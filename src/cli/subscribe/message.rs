@@ -22,6 +22,10 @@ pub enum Message<'a> {
 pub struct Hello {
     pub protocol: u32,
     pub heartbeat_s: f64,
+    /// From when on a current row is stale; an older service does not say it.
+    pub stale_after_s: Option<f64>,
+    /// The service's clock, ms.
+    pub now: Option<u64>,
     pub limits: Option<HelloLimits>,
 }
 

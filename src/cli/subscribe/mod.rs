@@ -29,7 +29,8 @@ use crate::fault;
 /// Show a service's results as they change
 ///
 /// First come the rows that there are, then every change: each as a line with the time, the city, its heat index, the rolling
-/// mean and the category. A lost connection is taken up where it ended. Ctrl-C ends it.
+/// mean and the category. A current row that is older than the service's results.stale_after is marked as stale, with its age. A
+/// lost connection is taken up where it ended. Ctrl-C ends it.
 #[derive(Args, Debug)]
 pub struct SubscribeArgs {
     /// Where the service is, as in http://127.0.0.1:8080 or wss://example.org
@@ -83,7 +84,8 @@ impl SubscribeArgs {
             let printing = std::thread::Builder::new().name("print".into()).spawn(print);
             printing.map_err(|error| Stop::Failed(fault::cannot_start(&error)))?;
             let pace = Pace::default();
-            let mut client = Client { target, asked, style, pace, out, token: None, has_rows: false };
+            let mut client =
+                Client { target, asked, style, pace, out, token: None, has_rows: false, clock: None };
             let end = tokio::select! {
                 end = client.run() => end,
                 _ = tokio::signal::ctrl_c() => Ok(()),

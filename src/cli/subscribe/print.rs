@@ -2,12 +2,14 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
+use std::time::Instant;
 
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 
-use super::message::{Row, RowKey};
+use super::message::{Hello, Row, RowKey};
 use crate::directory::Directory;
+use crate::model::EventTime;
 use crate::model::printable::{printable, printable_json};
 
 /// Goes to the printer, in order.
@@ -25,16 +27,46 @@ pub enum Style {
     Json,
 }
 
+/// The service's clock, by which rows are stale.
+#[derive(Clone, Copy, Debug)]
+pub struct ServiceClock {
+    now_ms: u64,
+    heard: Instant,
+    stale_after_ms: f64,
+}
+
+impl ServiceClock {
+    pub fn new(hello: &Hello) -> Option<ServiceClock> {
+        let stale_after_ms = hello.stale_after_s? * 1e3;
+        Some(ServiceClock { now_ms: hello.now?, heard: Instant::now(), stale_after_ms })
+    }
+
+    /// "stale: 5 h old", of a row that is.
+    fn remark(&self, reading_at: &str) -> Option<String> {
+        let reading_at = reading_at.parse::<EventTime>().ok()?.millis() as f64;
+        let age_ms = self.now_ms as f64 + self.heard.elapsed().as_secs_f64() * 1e3 - reading_at;
+        let (age, unit) = match age_ms / 60_000.0 {
+            minutes if minutes < 1.0 => (age_ms / 1e3, "s"),
+            minutes if minutes < 120.0 => (minutes, "min"),
+            minutes if minutes < 48.0 * 60.0 => (minutes / 60.0, "h"),
+            minutes => (minutes / (24.0 * 60.0), "d"),
+        };
+        (age_ms > self.stale_after_ms).then(|| format!("stale: {:.0} {unit} old", age.floor()))
+    }
+}
+
 impl Style {
-    /// Adds a line; false where the row is not one.
-    pub fn upsert(self, as_of: u64, row: &RawValue, out: &mut String) -> bool {
+    /// Adds a line; false where the row is not one. With a clock the row is a current one, and may be stale.
+    pub fn upsert(self, as_of: u64, row: &RawValue, clock: Option<&ServiceClock>, out: &mut String) -> bool {
         let Ok(fields) = serde_json::from_str::<Row<'_>>(row.get()) else { return false };
         match self {
             Style::Json => push_json("upsert", as_of, row, out),
             Style::Human => {
+                let remark = clock.and_then(|clock| clock.remark(&fields.reading_at));
+                let remark = remark.map_or(String::new(), |remark| format!("  ({remark})"));
                 let _ = writeln!(
                     out,
-                    "{:<20}  {:<36}  {:>6.1} °F  mean {:>6.1} °F  {}",
+                    "{:<20}  {:<36}  {:>6.1} °F  mean {:>6.1} °F  {}{remark}",
                     clean(&fields.reading_at),
                     city(&fields.city),
                     fields.heat_index,

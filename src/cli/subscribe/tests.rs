@@ -15,6 +15,7 @@ use tokio_tungstenite::tungstenite::Message as Frame;
 use super::client::{Client, Pace, Target};
 use super::print::{Output, Style};
 use super::*;
+use crate::model::EventTime;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -45,9 +46,19 @@ impl Stage {
     }
 
     fn with(listener: TcpListener, target: Target, style: Style) -> Stage {
+        let asked = [("cities".to_owned(), json!(["1", "2"]))].into_iter().collect();
+        Stage::subscribing(listener, target, style, asked)
+    }
+
+    fn asking(listener: TcpListener, target: Target, style: Style, rows: &str) -> Stage {
+        let asked = [("cities".to_owned(), json!(["1"])), ("rows".to_owned(), json!(rows))];
+        Stage::subscribing(listener, target, style, asked.into_iter().collect())
+    }
+
+    fn subscribing(listener: TcpListener, target: Target, style: Style, asked: Map<String, Value>) -> Stage {
         let (out, outputs) = mpsc::channel(8);
-        let asked: Map<String, Value> = [("cities".to_owned(), json!(["1", "2"]))].into_iter().collect();
-        let mut client = Client { target, asked, style, pace: pace(), out, token: None, has_rows: false };
+        let mut client =
+            Client { target, asked, style, pace: pace(), out, token: None, has_rows: false, clock: None };
         Stage { listener, outputs, client: tokio::spawn(async move { client.run().await }) }
     }
 
@@ -316,6 +327,33 @@ async fn people_get_lines() {
         removed[0].starts_with("2025-11-24T16:00:00Z  x ") && removed[0].ends_with("  removed"),
         "{removed:?}"
     );
+}
+
+/// By the service's clock, which may be far from this host's; a service of before says nothing of it.
+#[tokio::test]
+async fn people_are_told_which_current_rows_are_stale() {
+    let now = "2025-11-24T21:30:00Z".parse::<EventTime>().unwrap().millis();
+    let mut said = hello(30.0);
+    (said["now"], said["stale_after_s"]) = (json!(now), json!(10_800));
+    for (hello, rows, marks) in [
+        (said.clone(), "latest", ["  (stale: 5 h old)", ""]),
+        (said.clone(), "window", ["", ""]),
+        (hello(30.0), "latest", ["", ""]),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = service(&listener.local_addr().unwrap().to_string()).unwrap();
+        let target = Target { uri, bearer: None, connector: None };
+        let mut stage = Stage::asking(listener, target, Style::Human, rows);
+        let mut session = Session::new(stage.accept().await).await;
+        session.send(hello).await;
+        session.hear().await;
+        let mut fresh = row("b", 0);
+        fresh["reading_at"] = json!("2025-11-24T19:00:00Z");
+        session.send(snapshot(5, &[row("a", 0), fresh])).await;
+        let lines = stage.lines().await;
+        let ends: Vec<_> = lines.iter().map(|line| line.split("extreme caution").nth(1).unwrap()).collect();
+        assert_eq!(ends, marks, "{rows}");
+    }
 }
 
 #[tokio::test]
