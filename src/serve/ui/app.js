@@ -1,18 +1,19 @@
 // The live page: the feed's rows go to the map, the lists and the panel of a city.
 import { Cities } from './cities.js';
 import { Feed } from './feed.js';
-import { CATEGORIES, Units, fullTime, integer, lag, timeWithSeconds } from './format.js';
+import { CATEGORIES, Units, age, fullTime, integer, lag, timeWithSeconds } from './format.js';
+import { ServiceClock, liveState } from './freshness.js';
 import { Lists } from './lists.js';
 import { WorldMap } from './map.js';
 import { Panel } from './panel.js';
 
 const LISTS_EVERY_MS = 250;
 const DESCRIBE_EVERY_MS = 1000;
+const TICK_MS = 1000;
 /** More new cities at once are described by the whole list. */
 const FEW_CITIES = 8;
 const STATES = {
   connecting: 'Connecting',
-  live: 'Live',
   waiting: 'Reconnecting',
   catching_up: 'Catching up',
   unauthorized: 'Token needed',
@@ -42,7 +43,8 @@ function recall(storage, key) {
 const local = () => localStorage;
 const session = () => sessionStorage;
 
-const cities = new Cities();
+const clock = new ServiceClock();
+const cities = new Cities(clock);
 let units = new Units(recall(local, 'units') === 'celsius');
 let state = { name: 'connecting', retryAt: 0 };
 let asOf = 0;
@@ -52,9 +54,15 @@ let described = 'no';
 let landIsDrawn = false;
 let shownRows = -1;
 
-const feed = new Feed({ state: showState, hello: showHello, asOf: (ms) => (asOf = ms), status: showStatus });
-const panel = new Panel(feed, units);
-const lists = new Lists(cities, { select: choose, filter: (ranks) => (map.setFilter(ranks), showLists()) });
+const feed = new Feed({
+  state: showState,
+  hello: showHello,
+  now: (ms) => clock.tell(ms),
+  asOf: (ms) => (asOf = ms),
+  status: showStatus,
+});
+const panel = new Panel(feed, clock, units);
+const lists = new Lists(cities, clock, { select: choose, filter: (ranks) => (map.setFilter(ranks), showLists()) });
 const map = new WorldMap(
   { frame: byId('map'), base: byId('map-base'), overlay: byId('map-overlay') },
   cities,
@@ -64,9 +72,6 @@ cities.onChange = (city, categoryChanged) => map.pulse(city, categoryChanged);
 
 function showState(name, retryAt) {
   state = { name, retryAt };
-  const element = part('state');
-  element.dataset.state = name;
-  byId('state-name').textContent = STATES[name];
   document.body.dataset.state = name;
   if (name === 'live') {
     describeCities();
@@ -84,8 +89,16 @@ async function drawLand() {
   if (landIsDrawn) map.setLand(body);
 }
 
+/** A connection alone makes nothing live. */
+function nameState() {
+  if (state.name === 'live') return liveState(cities);
+  const wait = Math.max(0, Math.ceil((state.retryAt - Date.now()) / 1000));
+  return { name: state.name, text: STATES[state.name], detail: state.name === 'waiting' ? ` in ${wait} s` : '' };
+}
+
 // The directory does not change while a service runs; a restarted one may have another.
 function showHello(hello) {
+  clock.hello(hello);
   if (hello.generation !== generation) described = 'no';
   generation = hello.generation;
   panel.hello(hello);
@@ -141,8 +154,10 @@ function showStatus({ lag_ms: ms, counts, as_of: at }) {
 
 /** What changes with time alone. */
 function showTicks() {
-  const wait = Math.max(0, Math.ceil((state.retryAt - Date.now()) / 1000));
-  byId('retry').textContent = state.name === 'waiting' ? ` in ${wait} s` : '';
+  const { name, text, detail } = nameState();
+  part('state').dataset.state = name;
+  if (byId('state-name').textContent !== text) byId('state-name').textContent = text;
+  if (byId('state-detail').textContent !== detail) byId('state-detail').textContent = detail;
   const element = part('as-of');
   if (!asOf) return;
   const iso = new Date(asOf).toISOString();
@@ -164,7 +179,7 @@ function showTip(city, x, y) {
   if (tip.hidden) return;
   tip.querySelector('strong').textContent = city.name;
   tip.querySelector('span').textContent =
-    `${units.temperature(city.row.heat_index)} · ${CATEGORIES[city.rank].name}`;
+    `${units.temperature(city.row.heat_index)} · ${city.stale ? `stale: ${age(clock.age(city.at))}` : CATEGORIES[city.rank].name}`;
   const left = Math.max(4, Math.min(x + 14, map.view.width - tip.offsetWidth - 4));
   const top = y + 14 + tip.offsetHeight > map.view.height ? y - 14 - tip.offsetHeight : y + 14;
   tip.style.transform = `translate(${Math.round(left)}px, ${Math.round(top)}px)`;
@@ -254,6 +269,10 @@ setInterval(() => {
   showTicks();
   if (shownRows !== cities.rowChanges) showLists();
 }, LISTS_EVERY_MS);
+setInterval(() => {
+  cities.tick();
+  panel.tick();
+}, TICK_MS);
 requestAnimationFrame(frame);
 keepDescribing();
 drawLand();

@@ -1,5 +1,5 @@
 // The chart of one city: heat index and rolling mean over time. What a correction changed flashes, and the old lines stay for a while.
-import { CATEGORIES, dayAndTime, time as clock } from './format.js';
+import { CATEGORIES, time as clock, day } from './format.js';
 import { palette } from './palette.js';
 
 const MARGIN = { left: 44, right: 12, top: 12, bottom: 24 };
@@ -156,12 +156,12 @@ export class Chart {
     context.fillStyle = this.#colours.muted;
     context.strokeStyle = this.#colours.grid;
     const span = scales.last - scales.first;
-    const spacing = TIME_STEPS.find((each) => (each / span) * (right - MARGIN.left) > 64) ?? span;
+    const spacing = TIME_STEPS.find((each) => (each / span) * (right - MARGIN.left) > (span > 36 * HOUR ? 84 : 64)) ?? span;
     const zone = new Date(scales.last).getTimezoneOffset() * 60000;
     for (let time = Math.ceil((scales.first - zone) / spacing) * spacing + zone; time <= scales.last; time += spacing) {
       const x = Math.round(scales.x(time)) + 0.5;
       this.#stroke(context, x, bottom, x, bottom + 4);
-      const label = span > 36 * HOUR ? dayAndTime(time) : clock(time);
+      const label = span > 36 * HOUR ? `${day(time)} ${clock(time)}` : clock(time);
       context.fillText(label, Math.min(Math.max(x, MARGIN.left + 10), right - 12), bottom + 8);
     }
   }

@@ -1,5 +1,6 @@
 // Every city and its current row.
-import { CATEGORIES, folded, rankOf } from './format.js';
+import { CATEGORIES, STALE, folded, rankOf } from './format.js';
+import { Arrivals } from './freshness.js';
 import { project } from './projection.js';
 
 class City {
@@ -12,10 +13,18 @@ class City {
     this.x = 0;
     this.y = 0;
     this.row = null;
+    /** When it was read, ms. */
+    this.at = 0;
     this.rank = -1;
+    /** Its rank, or [`STALE`]: what it is counted and shown as. */
+    this.group = -1;
     this.folded = '';
     this.described = false;
     this.snapshot = 0;
+  }
+
+  get stale() {
+    return this.group === STALE;
   }
 }
 
@@ -25,10 +34,14 @@ const hotter = (a, b) => b.rank - a.rank || b.row.heat_index - a.row.heat_index 
 export class Cities {
   #byKey = new Map();
   #snapshots = 0;
+  #clock;
   /** Cities by population, greatest first, as far as the directory has come. */
   all = [];
-  /** Cities with a current row, by category. */
-  counts = CATEGORIES.map(() => 0);
+  /** Cities with a fresh row by category, and at [`STALE`] those with a stale one. */
+  counts = [...CATEGORIES.map(() => 0), 0];
+  arrivals = new Arrivals();
+  /** The time of the newest reading of all, ms. */
+  newest = -Infinity;
   /** Counts up whenever a row changes, or a city its place or category. */
   rowChanges = 0;
   dotChanges = 0;
@@ -36,6 +49,18 @@ export class Cities {
   undescribed = new Set();
   /** Called with each city whose row has changed, and whether its category has. */
   onChange = () => {};
+
+  constructor(clock) {
+    this.#clock = clock;
+  }
+
+  get stale() {
+    return this.counts[STALE];
+  }
+
+  get fresh() {
+    return this.counts.reduce((sum, count) => sum + count, 0) - this.stale;
+  }
 
   get(key) {
     return this.#byKey.get(key);
@@ -72,17 +97,37 @@ export class Cities {
 
   #set(city, row) {
     if (row && !city.described) this.undescribed.add(city.key);
-    const rank = row ? rankOf(row.category) : -1;
-    const moved = rank !== city.rank;
-    if (moved) {
-      if (city.rank >= 0) this.counts[city.rank] -= 1;
-      if (rank >= 0) this.counts[rank] += 1;
-      city.rank = rank;
-      this.dotChanges += 1;
-    }
     city.row = row;
+    city.at = row ? Date.parse(row.reading_at) : 0;
+    city.rank = row ? rankOf(row.category) : -1;
+    this.newest = Math.max(this.newest, row ? city.at : -Infinity);
     this.rowChanges += 1;
-    return moved;
+    return this.#group(city);
+  }
+
+  /** Counts a city where it belongs by now, and says whether that has changed. */
+  #group(city) {
+    const group = city.row && this.#clock.isStale(city.at) ? STALE : city.rank;
+    if (group === city.group) return false;
+    if (city.group >= 0) this.counts[city.group] -= 1;
+    if (group >= 0) this.counts[group] += 1;
+    city.group = group;
+    this.dotChanges += 1;
+    return true;
+  }
+
+  /** A second has passed: rows become stale by that alone. */
+  tick() {
+    this.arrivals.tick();
+    let newest = -Infinity;
+    for (const city of this.all) {
+      if (!city.row) continue;
+      newest = Math.max(newest, city.at);
+      this.#group(city);
+    }
+    this.newest = newest;
+    // Their ages are shown.
+    if (this.stale) this.rowChanges += 1;
   }
 
   /** The rows of a snapshot take the place of all others once it is complete. */
@@ -104,15 +149,18 @@ export class Cities {
     }
     for (const row of upserts) {
       const city = this.named(row.city);
-      this.onChange(city, this.#set(city, row));
+      const before = city.row ? city.at : -Infinity;
+      const moved = this.#set(city, row);
+      if (city.at > before) this.arrivals.add(city.stale);
+      this.onChange(city, moved);
     }
   }
 
-  /** The `limit` hottest cities of the categories in `filter` (of all, where it is empty). */
+  /** The `limit` hottest cities of the categories in `filter` (of all, where it is empty); none of them is stale. */
   hottest(limit, filter) {
     const best = [];
     for (const city of this.all) {
-      if (!city.row || (filter.size && !filter.has(city.rank))) continue;
+      if (!city.row || city.stale || (filter.size && !filter.has(city.group))) continue;
       if (best.length === limit && hotter(best[limit - 1], city) <= 0) continue;
       let at = best.length;
       while (at > 0 && hotter(city, best[at - 1]) < 0) at -= 1;

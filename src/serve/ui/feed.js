@@ -51,7 +51,7 @@ export class Feed {
   #worker = new Worker(new URL('requests.js', import.meta.url), { type: 'module' });
   #answers = new Map();
 
-  /** `on` has `state(name, retryAt)`, `hello(message)`, `asOf(ms)` and `status(body)`. */
+  /** `on` has `state(name, retryAt)`, `hello(message)`, `now(ms)`, `asOf(ms)` and `status(body)`. */
   constructor(on) {
     this.#on = on;
     this.#worker.onmessage = ({ data: { id, ...answer } }) => {
@@ -185,7 +185,7 @@ export class Feed {
       return;
     }
     if (message.type === 'hello') this.#greet(message);
-    else if (message.type === 'heartbeat') this.#on.asOf(message.as_of);
+    else if (message.type === 'heartbeat') this.#tell(message);
     else if (message.type === 'pong') this.#pong(message);
     else this.#deliver(message);
   }
@@ -206,8 +206,13 @@ export class Feed {
     this.#send({ type: 'ping' });
   }
 
+  #tell({ as_of: asOf, now }) {
+    this.#on.now(now);
+    this.#on.asOf(asOf);
+  }
+
   #pong(message) {
-    this.#on.asOf(message.as_of);
+    this.#tell(message);
     this.#checkLive();
   }
 

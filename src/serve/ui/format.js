@@ -8,6 +8,9 @@ export const CATEGORIES = [
   { key: 'extreme_danger', name: 'Extreme danger', from: 125 },
 ];
 
+/** The place of cities whose row is stale, behind those of the categories. */
+export const STALE = CATEGORIES.length;
+
 export const RANK = new Map(CATEGORIES.map(({ key }, rank) => [key, rank]));
 
 /** The rank of a category; of one that is not known here, that of `none`. */
@@ -33,16 +36,32 @@ const dayClock = new Intl.DateTimeFormat(undefined, {
   minute: '2-digit',
   hourCycle: 'h23',
 });
+const monthDay = new Intl.DateTimeFormat(undefined, { day: 'numeric', month: 'short' });
+const WEEK_MS = 6 * 86400000;
+const dated = new Intl.DateTimeFormat(undefined, {
+  day: 'numeric',
+  month: 'short',
+  year: 'numeric',
+  hour: '2-digit',
+  minute: '2-digit',
+  hourCycle: 'h23',
+  timeZoneName: 'short',
+});
 const full = new Intl.DateTimeFormat(undefined, { dateStyle: 'long', timeStyle: 'long' });
 const regions = new Intl.DisplayNames(undefined, { type: 'region', fallback: 'code' });
 
+/** Of the month. */
+export const day = (ms) => monthDay.format(ms);
 export const integer = (n) => whole.format(n);
 export const time = (ms) => clock.format(ms);
 export const timeWithSeconds = (ms) => clockSeconds.format(ms);
-export const dayAndTime = (ms) => dayClock.format(ms);
 /** Without the day, where that is today. */
 export const shortTime = (ms) =>
   new Date(ms).toDateString() === new Date().toDateString() ? time(ms) : dayAndTime(ms);
+/** With date and time zone. */
+export const datedTime = (ms) => dated.format(ms);
+/** With the day of the week, or with the date where that could be of another week. */
+export const dayAndTime = (ms) => (Math.abs(Date.now() - ms) < WEEK_MS ? dayClock : dated).format(ms);
 export const fullTime = (ms) => full.format(ms);
 export const percent = (n) => `${whole.format(n)} %`;
 
@@ -89,6 +108,28 @@ export class Units {
 
 export function lag(ms) {
   return ms < 1000 ? `${whole.format(Math.max(0, ms))} ms` : `${one.format(ms / 1000)} s`;
+}
+
+const MINUTE_MS = 60000;
+const SPANS = [
+  ['year', 525960 * MINUTE_MS],
+  ['month', 43830 * MINUTE_MS],
+  ['day', 1440 * MINUTE_MS],
+  ['hour', 60 * MINUTE_MS],
+  ['minute', MINUTE_MS],
+];
+
+/** A length of time in its largest unit of which there are two, as in "16 months" and "90 minutes". */
+export function span(ms) {
+  const [unit, length] = SPANS.find(([, each]) => ms >= 2 * each) ?? SPANS[SPANS.length - 1];
+  const count = Math.floor(ms / length);
+  return `${integer(count)} ${unit}${count === 1 ? '' : 's'}`;
+}
+
+/** An age in words. */
+export function age(ms) {
+  if (ms <= -MINUTE_MS) return `${span(-ms)} ahead of the clock`;
+  return ms < MINUTE_MS ? 'less than a minute ago' : `${span(ms)} ago`;
 }
 
 const MARKS = /\p{M}/gu;

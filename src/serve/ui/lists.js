@@ -1,5 +1,5 @@
 // The lists beside the map, which are also what it says in words: counts by category, the hottest cities, and the search.
-import { CATEGORIES, Units, country, integer } from './format.js';
+import { CATEGORIES, STALE, Units, age, country, datedTime, integer, span } from './format.js';
 
 const HOTTEST = 20;
 const FOUND = 8;
@@ -29,7 +29,10 @@ function setText(node, text) {
 
 /** A button that names a city, its country, heat index and category; they are changed in place. */
 class CityButton {
-  constructor(select) {
+  #clock;
+
+  constructor(clock, select) {
+    this.#clock = clock;
     this.key = '';
     this.city = null;
     this.mark = mark('none');
@@ -55,8 +58,10 @@ class CityButton {
     this.value.value = row?.heat_index ?? '';
     setText(this.value, row ? units.temperature(row.heat_index) : '–');
     const category = row ? CATEGORIES[city.rank] : null;
-    setText(this.category, category?.name ?? 'No reading');
-    const href = `#mark-${category?.key ?? 'none'}`;
+    const stale = city.stale ? `Stale: ${age(this.#clock.age(city.at))}` : null;
+    this.button.classList.toggle('stale', city.stale);
+    setText(this.category, stale ?? category?.name ?? 'No reading');
+    const href = `#mark-${city.stale ? 'stale' : (category?.key ?? 'none')}`;
     const use = this.mark.firstChild;
     if (use.getAttribute('href') !== href) use.setAttribute('href', href);
     const current = String(city === selected);
@@ -64,8 +69,11 @@ class CityButton {
   }
 }
 
+const KINDS = [...CATEGORIES, { key: 'stale', name: 'Stale' }];
+
 export class Lists {
   #cities;
+  #clock;
   #on;
   #units = new Units(false);
   #selected = null;
@@ -78,13 +86,14 @@ export class Lists {
   #search = document.getElementById('search');
 
   /** `on` has `select(city)` and `filter(ranks)`. */
-  constructor(cities, on) {
+  constructor(cities, clock, on) {
     this.#cities = cities;
+    this.#clock = clock;
     this.#on = on;
     this.#buildCategories();
-    this.#hottest = Array.from({ length: HOTTEST }, () => new CityButton(on.select));
+    this.#hottest = Array.from({ length: HOTTEST }, () => new CityButton(clock, on.select));
     this.#list.append(...this.#hottest.map(({ item }) => item));
-    this.#found = Array.from({ length: FOUND }, () => new CityButton((city) => this.#choose(city)));
+    this.#found = Array.from({ length: FOUND }, () => new CityButton(clock, (city) => this.#choose(city)));
     document.querySelector('[data-test="found"]').append(...this.#found.map(({ item }) => item));
     this.#search.addEventListener('input', () => this.#showFound());
     this.#search.form.addEventListener('submit', (event) => this.#submit(event));
@@ -93,7 +102,7 @@ export class Lists {
 
   #buildCategories() {
     const list = document.querySelector('[data-test="counts"]');
-    CATEGORIES.forEach(({ key, name }, rank) => {
+    KINDS.forEach(({ key, name }, rank) => {
       const count = make('data', 'count', '0');
       const range = make('span', 'range');
       const button = make('button', 'category-button', mark(key), make('span', 'name', name), range, count);
@@ -101,8 +110,11 @@ export class Lists {
       button.dataset.category = key;
       button.setAttribute('aria-pressed', 'false');
       button.addEventListener('click', () => this.#toggle(rank));
-      this.#categories.push({ button, count, range });
-      list.prepend(make('li', '', button));
+      const item = make('li', '', button);
+      this.#categories.push({ button, count, range, item });
+      // The hottest are first, and those that are in no category last.
+      if (rank === STALE) list.append(item);
+      else list.prepend(item);
     });
     document.getElementById('all-categories').addEventListener('click', () => this.#toggle(null));
   }
@@ -116,13 +128,13 @@ export class Lists {
   }
 
   update(units, selected) {
-    this.#categories.forEach(({ count, range }, rank) => {
+    this.#categories.forEach(({ count, range, item }, rank) => {
+      if (rank === STALE) item.hidden = !this.#cities.stale && !this.#filter.has(STALE);
       count.value = this.#cities.counts[rank];
       setText(count, integer(this.#cities.counts[rank]));
       setText(range, this.#range(rank, units));
     });
-    const total = this.#cities.counts.reduce((sum, count) => sum + count, 0);
-    setText(document.querySelector('[data-test="total"]'), integer(total));
+    setText(document.querySelector('[data-test="total"]'), integer(this.#cities.fresh));
     this.#updateHottest(units, selected);
     for (const button of this.#found) if (button.city) button.show(button.city, units, selected);
     this.#units = units;
@@ -131,6 +143,7 @@ export class Lists {
 
   #range(rank, units) {
     const degrees = (f) => `${Math.round(units.degrees(f))}`;
+    if (rank === STALE) return Number.isFinite(this.#clock.staleAfterMs) ? `older than ${span(this.#clock.staleAfterMs)}` : '';
     if (rank === 0) return `below ${degrees(CATEGORIES[1].from)} ${units.symbol}`;
     return `from ${degrees(CATEGORIES[rank].from)} ${units.symbol}`;
   }
@@ -140,8 +153,15 @@ export class Lists {
     const held = (this.#points.matches && this.#list.matches(':hover')) || this.#list.querySelector(':focus-visible');
     const best = held ? null : this.#cities.hottest(HOTTEST, this.#filter);
     this.#hottest.forEach((button, i) => button.show(best ? (best[i] ?? null) : button.city, units, selected));
-    const empty = this.#hottest.every(({ city }) => !city);
-    document.getElementById('hottest-empty').hidden = !empty;
+    const empty = document.getElementById('hottest-empty');
+    empty.hidden = !this.#hottest.every(({ city }) => !city);
+    if (!empty.hidden) setText(empty, this.#whyEmpty());
+  }
+
+  #whyEmpty() {
+    const { fresh, stale, newest } = this.#cities;
+    if (fresh) return 'No city with a fresh reading is in these categories.';
+    return stale ? `No fresh readings. The newest is of ${datedTime(newest)}.` : 'No readings yet.';
   }
 
   #showFound() {

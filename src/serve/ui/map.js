@@ -1,7 +1,7 @@
 // The world map. The land is drawn once for each view, the dots when one changes its category, and pulses, selection and labels on
 // a canvas above; nothing more than once a frame.
 import { DotLayer, Sprite } from './dots.js';
-import { CATEGORIES } from './format.js';
+import { CATEGORIES, STALE } from './format.js';
 import { palette } from './palette.js';
 import { project, projectRing } from './projection.js';
 import { View } from './view.js';
@@ -23,6 +23,8 @@ const EDGE = [...LATITUDES.map((latitude) => [180, latitude]), ...LATITUDES.toRe
 
 /** Half the size of each category's dot, in pixels: hotter is larger, and has another shape. */
 const RADII = [1.7, 2.4, 3.3, 3.8, 3.4];
+/** Of what is stale: a ring, whatever its category was. */
+const STALE_RADIUS = 2.8;
 
 function shape(context, rank, centre, r) {
   context.beginPath();
@@ -87,7 +89,7 @@ export class WorldMap {
     this.#moved();
   }
 
-  /** The ranks that are shown; all, where it is empty. */
+  /** The ranks that are shown, [`STALE`] beside them; all, where it is empty. */
   setFilter(filter) {
     this.#filter = new Set(filter);
     this.#dotsAreOld = true;
@@ -106,6 +108,7 @@ export class WorldMap {
     if (size === this.#dotSize) return;
     this.#dotSize = size;
     this.#sprites = CATEGORIES.map(({ key }, rank) => this.#sprite(RADII[rank] * size, rank, this.#colours[key]));
+    this.#sprites[STALE] = this.#ringSprite(STALE_RADIUS * size);
   }
 
   select(city) {
@@ -171,6 +174,20 @@ export class WorldMap {
     return new Sprite(canvas, half);
   }
 
+  #ringSprite(radius) {
+    const ratio = this.#pixelRatio;
+    const half = Math.ceil((radius + 1.5) * ratio);
+    const canvas = new OffscreenCanvas(2 * half, 2 * half);
+    const context = canvas.getContext('2d');
+    context.arc(half, half, radius * ratio, 0, 2 * Math.PI);
+    context.fillStyle = this.#colours.land;
+    context.fill();
+    context.strokeStyle = this.#colours.muted;
+    context.lineWidth = 1.1 * ratio;
+    context.stroke();
+    return new Sprite(canvas, half);
+  }
+
   #drawLand() {
     const context = this.#land.getContext('2d', { alpha: false, willReadFrequently: true });
     const { view } = this;
@@ -216,13 +233,13 @@ export class WorldMap {
   }
 
   #shown(city) {
-    return city.placed && city.rank >= 0 && (!this.#filter.size || this.#filter.has(city.rank));
+    return city.placed && city.group >= 0 && (!this.#filter.size || this.#filter.has(city.group));
   }
 
   #drawDots() {
     this.#sizeDots();
     const context = this.#base.getContext('2d', { alpha: false });
-    const byRank = CATEGORIES.map(() => []);
+    const byGroup = this.#sprites.map(() => []);
     // The selected city is above the others.
     let chosen = null;
     const { width, height } = this.#base;
@@ -237,11 +254,13 @@ export class WorldMap {
       const [x, y] = [city.x * scale + left, city.y * scale + top];
       if (!(x > -9 && y > -9 && x < width + 9 && y < height + 9)) continue;
       if (city === this.#selected) chosen = [x, y];
-      else byRank[city.rank].push(x, y);
+      else byGroup[city.group].push(x, y);
     }
     this.#dots.clear();
-    byRank.forEach((places, rank) => this.#dots.draw(this.#sprites[rank], places));
-    if (chosen) this.#dots.draw(this.#sprites[this.#selected.rank], chosen);
+    // What is stale is below what is not.
+    this.#dots.draw(this.#sprites[STALE], byGroup[STALE]);
+    byGroup.slice(0, STALE).forEach((places, rank) => this.#dots.draw(this.#sprites[rank], places));
+    if (chosen) this.#dots.draw(this.#sprites[this.#selected.group], chosen);
     this.#dots.put(context);
     if (this.view.zoom >= LABELS_FROM_ZOOM) this.#drawLabels(context, ratio);
   }

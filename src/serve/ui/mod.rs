@@ -23,7 +23,7 @@ const JSON: &str = "application/json";
 const SVG: &str = "image/svg+xml";
 
 /// By path.
-const FILES: [(&str, &str, &[u8]); 20] = [
+const FILES: [(&str, &str, &[u8]); 21] = [
     ("/", HTML, include_bytes!("index.html")),
     ("/ui/app.js", SCRIPT, include_bytes!("app.js")),
     ("/ui/chart.js", SCRIPT, include_bytes!("chart.js")),
@@ -31,6 +31,7 @@ const FILES: [(&str, &str, &[u8]); 20] = [
     ("/ui/dots.js", SCRIPT, include_bytes!("dots.js")),
     ("/ui/feed.js", SCRIPT, include_bytes!("feed.js")),
     ("/ui/format.js", SCRIPT, include_bytes!("format.js")),
+    ("/ui/freshness.js", SCRIPT, include_bytes!("freshness.js")),
     ("/ui/icon.svg", SVG, include_bytes!("icon.svg")),
     ("/ui/land.json", JSON, include_bytes!("../../../data/land110m.json")),
     ("/ui/lists.js", SCRIPT, include_bytes!("lists.js")),

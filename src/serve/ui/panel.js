@@ -1,6 +1,6 @@
 // The panel of the selected city: its current values, chart, and what has just changed.
 import { Chart } from './chart.js';
-import { CATEGORIES, country, dayAndTime, fullTime, integer, percent, rankOf, shortTime, timeWithSeconds } from './format.js';
+import { CATEGORIES, age, country, datedTime, dayAndTime, fullTime, integer, percent, rankOf, shortTime, timeWithSeconds } from './format.js';
 import { Series } from './series.js';
 
 const MAX_CHANGES = 12;
@@ -12,6 +12,7 @@ const part = (name) => document.querySelector(`[data-test="${name}"]`);
 
 export class Panel {
   #feed;
+  #clock;
   #element = document.getElementById('city');
   #chart;
   #units;
@@ -22,9 +23,11 @@ export class Panel {
   #formula = '';
   #announcedAt = 0;
   #shown = null;
+  #shownGroup = -1;
 
-  constructor(feed, units) {
+  constructor(feed, clock, units) {
     this.#feed = feed;
+    this.#clock = clock;
     this.#units = units;
     this.#chart = new Chart(document.getElementById('chart'), { readout: (index) => this.#readout(index) });
     document.getElementById('table').addEventListener('toggle', () => this.#fillTable());
@@ -79,17 +82,35 @@ export class Panel {
     const city = this.#city;
     if (!city) return;
     const named = part('city-name').textContent === city.name;
-    if (named && this.#shown === (city.row ?? city.name)) return;
+    if (named && this.#shown === (city.row ?? city.name) && this.#shownGroup === city.group) return;
     this.#shown = city.row ?? city.name;
+    this.#shownGroup = city.group;
     part('city-name').textContent = city.name;
     part('city-country').textContent = country(city.country);
     this.#element.dataset.city = city.key;
     document.getElementById('city-values').hidden = !city.row;
     document.getElementById('city-none').hidden = Boolean(city.row);
-    if (city.row) this.#showRow(city.row);
+    if (city.row) this.#showRow(city.row, city.stale);
+    this.tick();
   }
 
-  #showRow(row) {
+  /** Shows how old the reading is by now. */
+  tick() {
+    const city = this.#city;
+    if (!city?.row) return;
+    const text = age(this.#clock.age(city.at));
+    if (part('city-age').textContent !== text) part('city-age').textContent = text;
+    if (this.#series.times.length) this.#showChartNote();
+    const note = part('city-stale');
+    const was = note.hidden;
+    note.hidden = !city.stale;
+    if (note.hidden) return;
+    const stale = `Stale: read ${text}. It says nothing of now.`;
+    if (note.textContent !== stale) note.textContent = stale;
+    if (was) this.#announce(stale);
+  }
+
+  #showRow(row, stale) {
     const units = this.#units;
     const set = (name, value, text) => {
       const element = part(name);
@@ -99,17 +120,18 @@ export class Panel {
     set('city-heat-index', row.heat_index, (f) => units.temperature(f));
     set('city-rolling', row.rolling_heat_index, (f) => units.temperature(f));
     set('city-count', row.count, integer);
-    set('city-trend', row.trend, (f) => `${units.difference(f)} in an hour`);
+    set('city-trend', row.trend, (f) => units.difference(f));
     set('city-temperature', row.temperature, (f) => units.temperature(f));
     set('city-humidity', row.humidity, percent);
     set('city-wind', row.wind_speed, (mph) => units.speed(mph));
     const category = CATEGORIES[rankOf(row.category)];
-    part('city-category').textContent = category.name;
+    part('city-category').textContent = stale ? `Was: ${category.name.toLowerCase()}` : category.name;
     this.#element.dataset.category = category.key;
-    document.querySelector('#city-mark use').setAttribute('href', `#mark-${category.key}`);
+    this.#element.classList.toggle('stale', stale);
+    document.querySelector('#city-mark use').setAttribute('href', `#mark-${stale ? 'stale' : category.key}`);
     const at = part('city-reading-at');
     at.dateTime = row.reading_at;
-    at.textContent = timeWithSeconds(Date.parse(row.reading_at));
+    at.textContent = datedTime(Date.parse(row.reading_at));
     at.title = fullTime(Date.parse(row.reading_at));
     document.getElementById('formula-note').hidden = this.#formula !== 'rothfusz' || category.key !== 'none';
   }
@@ -132,12 +154,20 @@ export class Panel {
   #changed(change) {
     this.#chart.changed(change);
     const { times } = this.#series;
-    const note = document.getElementById('chart-note');
-    note.textContent = times.length ? '' : 'No reading in the window yet.';
+    this.#showChartNote();
     this.#fillTable();
     this.#setSlider(times.length - 1);
     const past = change?.events.filter(({ kind }) => kind !== 'new') ?? [];
     if (past.length) this.#listChange(past, change.changed);
+  }
+
+  /** The chart's own times have no date. */
+  #showChartNote() {
+    const newest = this.#series.times.at(-1);
+    const dated = () => (this.#clock.isStale(newest) ? `Until ${datedTime(newest)}` : '');
+    const text = newest === undefined ? 'No reading in the window yet.' : dated();
+    const note = document.getElementById('chart-note');
+    if (note.textContent !== text) note.textContent = text;
   }
 
   #listChange(events, rows) {

@@ -9,6 +9,7 @@ mod hostile;
 mod http;
 mod paced_readers;
 mod page;
+mod page_freshness;
 mod panics;
 mod readers;
 mod recorder;

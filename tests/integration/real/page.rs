@@ -11,20 +11,20 @@ use super::service::Service;
 use super::{alone, prepared, say};
 use crate::process::wait_for;
 
-const MINUTE: i64 = 60_000;
-const CITY: &str = "5128581";
+pub(super) const MINUTE: i64 = 60_000;
+pub(super) const CITY: &str = "5128581";
 const CITIES: [&str; 4] = [CITY, "1796236", "5368361", "a place that no directory has"];
 /// Readings a minute of each city.
 const READINGS: i64 = 120;
 /// The wide screen and the phone, in CSS pixels.
-const WIDE: (u32, u32) = (1280, 800);
-const PHONE: (u32, u32) = (360, 740);
+pub(super) const WIDE: (u32, u32) = (1280, 800);
+pub(super) const PHONE: (u32, u32) = (360, 740);
 
-const STATE: &str = "document.querySelector('[data-test=state]').dataset.state";
-const IS_LIVE: &str = "document.querySelector('[data-test=state]').dataset.state === 'live'";
-const COUNTS: &str = "Object.fromEntries([...document.querySelectorAll('[data-test=counts] button')].map((b) => \
+pub(super) const STATE: &str = "document.querySelector('[data-test=state]').dataset.state";
+pub(super) const IS_LIVE: &str = "document.querySelector('[data-test=state]').dataset.state === 'live'";
+pub(super) const COUNTS: &str = "Object.fromEntries([...document.querySelectorAll('[data-test=counts] button')].map((b) => \
      [b.dataset.category, Number(b.querySelector('data').value)]))";
-const HOTTEST: &str = "[...document.querySelectorAll('[data-test=hottest] li:not([hidden])')].map((li) => \
+pub(super) const HOTTEST: &str = "[...document.querySelectorAll('[data-test=hottest] li:not([hidden])')].map((li) => \
      [li.dataset.city, Number(li.querySelector('data').value)])";
 const CURRENT: &str = "[...['heat-index', 'rolling', 'count', 'temperature'].map((name) => \
      Number(document.querySelector(`[data-test=city-${name}]`).value)), \
@@ -47,12 +47,12 @@ const NEWEST_CHANGE: &str = "(() => {
     return [kind, Number(rows)];
 })()";
 
-fn now() -> i64 {
+pub(super) fn now() -> i64 {
     let millis = jiff::Timestamp::now().as_millisecond();
     millis - millis.rem_euclid(MINUTE)
 }
 
-fn reading(city: &str, at: i64, temperature: f64) -> Value {
+pub(super) fn reading(city: &str, at: i64, temperature: f64) -> Value {
     let at = EventTime::from_millis(at).unwrap().to_string();
     json!({"city": city, "reading_at": at, "temperature": temperature, "humidity": 55.5})
 }
@@ -78,7 +78,9 @@ fn compare(browser: &mut Browser, service: &Service) {
     let listed = service.get("/v1/cities?order=heat_index").json();
     let rows: Vec<&Value> =
         listed["cities"].as_array().unwrap().iter().map(|city| &city["current"]).collect();
-    let mut counts = json!({"none": 0, "caution": 0, "extreme_caution": 0, "danger": 0, "extreme_danger": 0});
+    let mut counts =
+        json!({"none": 0, "caution": 0, "extreme_caution": 0, "danger": 0, "extreme_danger": 0, "stale": 0});
+    counts["stale"] = listed["stale_cities"].clone();
     for row in &rows {
         let count = &mut counts[row["category"].as_str().unwrap()];
         *count = (count.as_u64().unwrap() + 1).into();
@@ -127,25 +129,25 @@ fn wait_for_change(browser: &mut Browser, kind: &str, rows: i64) {
     browser.wait_for_value(NEWEST_CHANGE, &json!([kind, rows]));
 }
 
-fn assert_fits(browser: &mut Browser) {
+pub(super) fn assert_fits(browser: &mut Browser) {
     let beyond =
         browser.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth");
     assert_eq!(beyond, 0, "the page is wider than the screen");
 }
 
-fn assert_quiet(browser: &mut Browser) {
+pub(super) fn assert_quiet(browser: &mut Browser) {
     let console = browser.console();
     assert!(console.is_empty(), "{console:#?}");
 }
 
 /// Where screenshots go: they are kept where TEST_SCREENSHOTS names a folder.
-struct Album {
+pub(super) struct Album {
     folder: PathBuf,
     _temporary: Option<tempfile::TempDir>,
 }
 
 impl Album {
-    fn open() -> Album {
+    pub(super) fn open() -> Album {
         match std::env::var_os("TEST_SCREENSHOTS") {
             Some(folder) => Album { folder: folder.into(), _temporary: None },
             None => {
@@ -155,7 +157,7 @@ impl Album {
         }
     }
 
-    fn take(&self, browser: &mut Browser, name: &str, whole: bool) {
+    pub(super) fn take(&self, browser: &mut Browser, name: &str, whole: bool) {
         let path = self.folder.join(name);
         browser.screenshot(&path, whole);
         assert!(is_drawn(&path), "{} is empty", path.display());
@@ -167,7 +169,7 @@ fn is_drawn(path: &Path) -> bool {
     std::fs::metadata(path).unwrap().len() > 10_000
 }
 
-const CONFIG: &str = "[results]\nformula = \"nws\"\n[serve.limits]\nheartbeat = \"1s\"\n";
+pub(super) const CONFIG: &str = "[results]\nformula = \"nws\"\n[serve.limits]\nheartbeat = \"1s\"\n";
 
 #[test]
 fn the_page_shows_what_changes_and_outlives_a_kill() {
@@ -235,7 +237,7 @@ fn the_page_shows_what_changes_and_outlives_a_kill() {
     compare(&mut browser, &service);
     assert_eq!(browser.evaluate("window.sameDocument"), true, "the page was loaded again");
 
-    screens(&mut browser, &Album::open());
+    screens(&mut browser, &Album::open(), "");
     compare(&mut browser, &service);
     assert_quiet(&mut browser);
     assert_eq!(service.terminate().code(), Some(0));
@@ -244,7 +246,7 @@ fn the_page_shows_what_changes_and_outlives_a_kill() {
 }
 
 /// Light and dark, wide and on a phone.
-fn screens(browser: &mut Browser, album: &Album) {
+pub(super) fn screens(browser: &mut Browser, album: &Album, prefix: &str) {
     for scheme in ["light", "dark"] {
         browser.prefer(scheme);
         for ((width, height), name) in [(WIDE, "wide"), (PHONE, "phone")] {
@@ -257,7 +259,7 @@ fn screens(browser: &mut Browser, album: &Album) {
                 "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))",
             );
             assert_fits(browser);
-            album.take(browser, &format!("{name}-{scheme}.png"), name == "phone");
+            album.take(browser, &format!("{prefix}{name}-{scheme}.png"), name == "phone");
         }
     }
     browser.resize(WIDE.0, WIDE.1, false);
