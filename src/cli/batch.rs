@@ -5,22 +5,20 @@ use std::io::{self, IsTerminal, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
-use jiff::tz::Offset;
-
+use super::read_args::ReadArgs;
 use super::{Stop, file};
 use crate::cluster::signals;
-use crate::codec::{DecodeSettings, Format, Moisture, Units};
+use crate::codec::Format;
 use crate::dataflow::heat_index::Formula;
 use crate::fault::cannot_start;
+use crate::model::Duration;
 use crate::model::printable::printable;
-use crate::model::time::offset;
-use crate::model::{Duration, LocalTime};
 use crate::pipeline::batch::{self, BatchError, BatchPlan, BatchSummary, PlotPlan, Target};
 use crate::pipeline::process_limits::raise_open_files;
 use crate::sinks::output;
 use crate::sources::file::Input;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
 
 /// Compute the rolling heat index of all readings in files
 ///
@@ -35,7 +33,7 @@ pub struct BatchArgs {
     #[arg(long, value_name = "FORMAT")]
     input_format: Option<Format>,
     #[command(flatten)]
-    decode: DecodeArgs,
+    read: ReadArgs,
 
     /// Where result rows go; standard output without it
     #[arg(short, long, value_name = "FILE")]
@@ -46,7 +44,7 @@ pub struct BatchArgs {
     /// Write every change of a row, as JSON lines, epoch by epoch
     #[arg(long, value_name = "FILE")]
     changes: Option<PathBuf>,
-    /// Write a summary of each city and UTC day
+    /// Write a summary of each city and day: of the days of --time-zone, or else of UTC
     #[arg(long, value_name = "FILE")]
     daily: Option<PathBuf>,
     /// Write what was refused and why, as JSON lines; without it, the first ten are shown
@@ -74,32 +72,14 @@ pub struct BatchArgs {
     /// Records after which results become visible as changes
     #[arg(long, default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(1..))]
     epoch_size: u32,
-}
-
-/// What the records of files leave unsaid.
-#[derive(Args, Clone, Copy, Debug)]
-pub struct DecodeArgs {
-    /// What a time without an offset is in, such as Z or -05:00; without it, such a reading is refused
-    #[arg(long, value_name = "OFFSET", value_parser = offset, allow_hyphen_values = true)]
-    assume_offset: Option<Offset>,
-    /// The unit of temperatures
-    #[arg(long, default_value = "fahrenheit")]
-    units: Units,
-    /// What says how moist the air is
-    #[arg(long, default_value = "humidity")]
-    moisture: Moisture,
-}
-
-impl DecodeArgs {
-    pub(super) fn settings(self) -> DecodeSettings {
-        let DecodeArgs { assume_offset, units, moisture } = self;
-        let local_time = assume_offset.map_or(LocalTime::Refuse, LocalTime::Offset);
-        DecodeSettings { local_time, units, moisture }
-    }
+    /// Do not fail where nothing of any file was taken
+    #[arg(long)]
+    allow_empty: bool,
 }
 
 impl BatchArgs {
     pub(super) fn run(self) -> Result<(), Stop> {
+        let allow_empty = self.allow_empty;
         let plan = self.plan()?;
         raise_open_files();
         signals::catch_file_size_limit().map_err(|error| Stop::Failed(cannot_start(&error)))?;
@@ -113,6 +93,9 @@ impl BatchArgs {
             _ => Stop::Failed(error.to_string()),
         })?;
         let _ = report(&summary, start.elapsed().as_secs_f64());
+        if summary.taken() == 0 && !allow_empty {
+            return Err(Stop::NothingTaken(NOTHING_TAKEN.into()));
+        }
         Ok(())
     }
 
@@ -125,6 +108,7 @@ impl BatchArgs {
         if inputs.iter().filter(|input| input.path.is_none()).count() > 1 {
             return Err(Stop::Usage("standard input can be read only once: give - once".into()));
         }
+        let read = self.read.options_for(inputs.iter().map(|input| input.format))?;
         let lines = |path: &Option<PathBuf>| {
             path.as_deref().map(|path| target(path, Some(Format::Json), None)).transpose()
         };
@@ -135,12 +119,17 @@ impl BatchArgs {
         let output = match &self.output {
             Some(path) => Some(target(path, self.output_format, Some(Format::Csv))?),
             // Standard output belongs to whatever asked for it by name.
+            None if taken && self.output_format.is_some() => {
+                let problem = "--output-format is of no use where standard output holds something else: give --output too";
+                return Err(Stop::Usage(problem.into()));
+            }
             None if taken => None,
             None => Some(target(Path::new("-"), self.output_format, Some(Format::Csv))?),
         };
         let plan = BatchPlan {
             inputs,
-            decode: self.decode.settings(),
+            read,
+            day_zone: self.read.time_zone,
             formula: self.formula,
             window: self.window,
             lateness: self.lateness.unwrap_or(Duration::MAX),
@@ -156,6 +145,10 @@ impl BatchArgs {
         Ok(plan)
     }
 }
+
+/// What pipelines that want success say is in it.
+pub(super) const NOTHING_TAKEN: &str =
+    "nothing of any file was taken: see above why, or give --allow-empty if that is as it should be";
 
 const STDOUT: &str = "standard output";
 
@@ -233,6 +226,9 @@ fn report(summary: &BatchSummary, seconds: f64) -> io::Result<()> {
     let rate = number((summary.records as f64 / seconds.max(1e-9)) as u64);
     let (rows, cities) = (number(summary.rows), number(summary.cities as u64));
     writeln!(out, "{rows} rows of {cities} cities in {seconds:.2} s, {rate} records/s")?;
+    for warning in &summary.warnings {
+        writeln!(out, "warning: {}", printable(warning))?;
+    }
     Ok(())
 }
 

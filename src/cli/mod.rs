@@ -9,6 +9,7 @@ mod demo;
 mod generate;
 mod logging;
 mod produce;
+mod read_args;
 mod run;
 mod subscribe;
 
@@ -23,6 +24,9 @@ use crate::codec::{self, Compression, Format};
 use crate::config::ConfigErrors;
 use crate::fault::remedy_suffix;
 use crate::model::printable::printable;
+
+/// The exit code where nothing of any input was taken.
+const NOTHING_TAKEN: u8 = 4;
 
 /// The rolling heat index of every city, exact and incremental.
 #[derive(Debug, Parser)]
@@ -49,7 +53,7 @@ enum Command {
 
 impl Cli {
     /// Runs the command. 0: done, also where single readings were refused; 1: stopped; 2: it was called wrongly; 3: another generation has
-    /// taken over.
+    /// taken over; 4: done, but nothing of any input was taken.
     pub fn run(self) -> ExitCode {
         let result = match self.command {
             Command::Run(args) => args.run(),
@@ -85,6 +89,10 @@ impl Cli {
                 }
                 ExitCode::from(2)
             }
+            Err(Stop::NothingTaken(message)) => {
+                let _ = writeln!(io::stderr(), "error: {}", printable(&message));
+                ExitCode::from(NOTHING_TAKEN)
+            }
             Err(Stop::TakenOver(message)) => {
                 let _ = writeln!(io::stderr(), "error: {}", printable(&message));
                 ExitCode::from(TAKEN_OVER)
@@ -102,6 +110,8 @@ enum Stop {
     Config(ConfigErrors),
     Failed(String),
     TakenOver(String),
+    /// It was done, but of nothing.
+    NothingTaken(String),
     PipeClosed,
 }
 

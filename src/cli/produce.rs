@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration as Wait, Instant};
@@ -10,14 +10,16 @@ use std::time::{Duration as Wait, Instant};
 use clap::{Args, Parser, ValueEnum};
 use indicatif::ProgressBar;
 
-use super::batch::{DecodeArgs, number, progress_bar};
+use super::batch::{NOTHING_TAKEN, number, progress_bar};
 use super::generate::LogArgs;
+use super::read_args::ReadArgs;
 use super::{Stop, file};
-use crate::codec::{Decoder, Fields, Format, json_record};
+use crate::codec::{Fields, Format, ReadNotes, ReadOptions, json_record};
 use crate::kafka::partitioner::Partitioner;
 use crate::kafka::{Cluster, properties, topics};
 use crate::model::printable::printable;
 use crate::model::{AppendError, Appended, Appender, NewRecord, Refusal};
+use crate::sources::file::Input;
 use crate::sources::generator::{BadReading, Generator, Record};
 use crate::sources::kafka::{AppendLimits, AppendPlan, KafkaAppender, RecordWriter, RegistryPlan};
 
@@ -33,8 +35,8 @@ const EXAMPLES: u64 = 10;
 
 /// Write readings to a topic of Kafka, from files or made up
 ///
-/// The key of a record is its city. A record of a JSON file is sent just as it is, good or bad; of other files what is no
-/// reading is left out, counted and shown.
+/// The key of a record is its city. A record of a JSON file is sent just as it is, good or bad, unless options say how the file
+/// is written; of other files what is no reading is left out, counted and shown.
 #[derive(Args, Debug)]
 pub struct ProduceArgs {
     /// Files of readings, .csv, .json or .parquet, the first two also .gz or .zst; - is standard input
@@ -50,7 +52,7 @@ pub struct ProduceArgs {
     #[arg(long, value_name = "FORMAT")]
     format: Option<Format>,
     #[command(flatten)]
-    decode: DecodeArgs,
+    read: ReadArgs,
     /// The format of the records
     #[arg(long, value_name = "FORMAT", default_value = "json", requires_if("avro", "registry"))]
     value_format: ValueFormat,
@@ -66,8 +68,11 @@ pub struct ProduceArgs {
     /// A property of librdkafka; may be repeated
     #[arg(long = "property", value_name = "NAME=VALUE", value_parser = property)]
     properties: Vec<(String, String)>,
+    /// Do not fail where nothing of any file was taken
+    #[arg(long, conflicts_with = "generate")]
+    allow_empty: bool,
     /// Make readings up, rather than read files
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["ReadArgs", "format"])]
     generate: bool,
     #[command(flatten, next_help_heading = "Options of --generate")]
     log: Option<LogArgs>,
@@ -104,18 +109,30 @@ impl ProduceArgs {
         if !self.generate && log.is_some() {
             return Err(Stop::Usage("options of made-up readings need --generate".into()));
         }
+        if self.value_format == ValueFormat::Json && self.registry.is_some() {
+            return Err(Stop::Usage("--registry is for --value-format avro: leave it out".into()));
+        }
+        let files = self.files()?;
+        let options = self.read.options_for(files.iter().map(|file| file.format))?;
         let generator = self.generate.then(|| log.unwrap_or_else(defaults).generator()).transpose()?;
         let mut producing = Producing::new(self.appender()?, self.rate);
         let start = Instant::now();
         let result = match &generator {
             Some(generator) => producing.made_up(generator),
-            None => self.files.iter().try_for_each(|path| self.file(path, &mut producing)),
+            None => files.iter().try_for_each(|file| self.file(file, &options, &mut producing)),
         };
         let result = result.and_then(|()| producing.flush());
         let waited = producing.wait_for_all();
         producing.bar.finish_and_clear();
         let _ = producing.counts.report(&self.topic, start.elapsed().as_secs_f64());
-        result.and(waited)
+        for warning in producing.notes.warnings(&options) {
+            let _ = writeln!(io::stderr(), "warning: {}", printable(&warning));
+        }
+        result.and(waited)?;
+        if producing.counts.acknowledged == 0 && !self.generate && !self.allow_empty {
+            return Err(Stop::NothingTaken(NOTHING_TAKEN.into()));
+        }
+        Ok(())
     }
 
     fn appender(&self) -> Result<KafkaAppender, Stop> {
@@ -133,7 +150,7 @@ impl ProduceArgs {
             (ValueFormat::Avro, Some(url)) => {
                 let registry = RegistryPlan { urls: vec![url.clone()], user: None };
                 // What is encoded is JSON of our own by then, whatever the files are in.
-                RecordWriter::registered(&self.topic, &registry, Default::default())
+                RecordWriter::registered(&self.topic, &registry, &ReadOptions::default())
                     .map_err(|error| failed(&error))?
             }
             (ValueFormat::Avro, None) => return Err(Stop::Usage("Avro needs --registry".into())),
@@ -148,22 +165,31 @@ impl ProduceArgs {
         KafkaAppender::new(&self.topic, &plan, writer).map_err(|error| failed(&error))
     }
 
-    fn file(&self, path: &Path, producing: &mut Producing) -> Result<(), Stop> {
-        let failed = |error: &dyn std::fmt::Display| Stop::Failed(format!("{}: {error}", path.display()));
-        let (name, format, compression) = file(path, self.format, None, "--format")?;
-        let settings = self.decode.settings();
-        let opened = match &name {
-            Some(path) => Decoder::open(path, format, compression, settings),
-            None => Decoder::from_reader(Box::new(io::stdin()), format, compression, settings),
+    fn files(&self) -> Result<Vec<Input>, Stop> {
+        let input = |path: &PathBuf| {
+            let (path, format, compression) = file(path, self.format, None, "--format")?;
+            Ok(Input { path, format, compression })
         };
-        let mut decoder = opened.map_err(|error| failed(&error))?;
-        let as_it_is = format == Format::Json && self.value_format == ValueFormat::Json;
+        self.files.iter().map(input).collect()
+    }
+
+    fn file(&self, file: &Input, options: &ReadOptions, producing: &mut Producing) -> Result<(), Stop> {
+        let name = file.name();
+        let failed = |error: &dyn std::fmt::Display| Stop::Failed(format!("{name}: {error}"));
+        let mut decoder = file.open(options).map_err(|error| failed(&error))?;
+        // Whoever reads the topic reads what is written as readings are, and not what options say.
+        let is_as_written = file.format == Format::Json && options.is_default();
+        let as_it_is = is_as_written && self.value_format == ValueFormat::Json;
         let mut bytes = Vec::new();
         loop {
             bytes.clear();
             let (city, refusal) = match decoder.next().map_err(|error| failed(&error))? {
-                None => return Ok(()),
+                None => {
+                    producing.notes.local_times += decoder.local_times();
+                    return Ok(());
+                }
                 Some(Ok(upsert)) => {
+                    producing.notes.humidities.note(&upsert);
                     json_record(&Fields::of_upsert(&upsert), &mut bytes);
                     (Some(Box::from(upsert.city)), None)
                 }
@@ -172,7 +198,7 @@ impl ProduceArgs {
             if as_it_is {
                 producing.push(NewRecord::new(city.as_deref(), &*decoder.raw()))?;
             } else if let Some(refusal) = refusal {
-                producing.refused(path, decoder.line(), &refusal);
+                producing.refused(&name, decoder.line(), &refusal);
             } else {
                 producing.push(NewRecord::new(city.as_deref(), &*bytes))?;
             }
@@ -199,6 +225,7 @@ struct Producing {
     heard: Receiver<(usize, Result<Vec<Appended>, AppendError>)>,
     hear: Sender<(usize, Result<Vec<Appended>, AppendError>)>,
     counts: Counts,
+    notes: ReadNotes,
     bar: ProgressBar,
 }
 
@@ -227,7 +254,8 @@ impl Producing {
         let (hear, heard) = mpsc::channel();
         let pace = rate.map(|rate| Pace { rate, start: Instant::now(), records: 0 });
         let (batch, counts, bar) = (Vec::with_capacity(RECORDS), Counts::default(), progress_bar());
-        Producing { appender, pace, batch, under_way: 0, heard, hear, counts, bar }
+        let notes = ReadNotes::default();
+        Producing { appender, pace, batch, under_way: 0, heard, hear, counts, notes, bar }
     }
 
     fn made_up(&mut self, generator: &Generator) -> Result<(), Stop> {
@@ -303,11 +331,11 @@ impl Producing {
         first
     }
 
-    fn refused(&mut self, path: &Path, line: u64, refusal: &Refusal) {
+    fn refused(&mut self, file: &str, line: u64, refusal: &Refusal) {
         self.counts.refused += 1;
         if self.counts.refused <= EXAMPLES {
             let shown = || {
-                let refused = format!("{}:{line}: {refusal}", path.display());
+                let refused = format!("{file}:{line}: {refusal}");
                 writeln!(io::stderr(), "refused {}", printable(&refused))
             };
             let _ = self.bar.suspend(shown);

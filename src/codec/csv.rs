@@ -5,7 +5,8 @@ use memchr::memchr;
 use super::fields::{self, Field, Record, Value};
 use super::guard::guarded;
 use super::lines::{Advance, Lines, too_long};
-use super::{DecodeError, DecodeSettings};
+use super::options::Preparation;
+use super::{DecodeError, DecodeSettings, LocalTimeCounts, ReadOptions};
 use crate::model::refusal::quoted;
 use crate::model::{Reason, Refusal, Upsert};
 
@@ -15,6 +16,8 @@ const MAX_HEADER_BYTES: u64 = 1 << 20;
 pub(super) struct CsvReader {
     lines: Lines,
     settings: DecodeSettings,
+    preparation: Option<Box<Preparation>>,
+    delimiter: u8,
     /// By column.
     columns: Vec<Option<Field>>,
     ignored_columns: u64,
@@ -25,31 +28,30 @@ pub(super) struct CsvReader {
 }
 
 impl CsvReader {
-    /// Reads the header.
-    pub(super) fn new(mut lines: Lines, settings: DecodeSettings) -> Result<CsvReader, DecodeError> {
-        let (mut unquoted, mut ends) = (String::new(), Vec::new());
-        // The rest of a line that is too long need not be read to say so.
-        lines.allow(MAX_HEADER_BYTES);
-        let advanced = lines.advance();
-        let is_too_long = lines.is_allowance_used();
-        lines.allow(u64::MAX);
-        match advanced {
-            Err(_) if is_too_long => return Err(DecodeError::BadHeader(too_long())),
-            Err(error) => return Err(error),
-            Ok(Advance::End) => return Err(DecodeError::NoHeader),
-            Ok(Advance::Cut) => return Err(DecodeError::BadHeader(too_long())),
-            Ok(Advance::Line) => {}
-        }
-        if memchr(b'"', lines.record()).is_some() && !close_quotes(&mut lines)? {
-            return Err(DecodeError::BadHeader("its quotes do not match".into()));
-        }
-        let header = std::str::from_utf8(lines.record())
-            .map_err(|_| DecodeError::BadHeader("it is not UTF-8".into()))?;
-        unquote(header, &mut unquoted, &mut ends);
-        let names = fields_of(&unquoted, &ends).map(|name| name.trim_matches(' '));
-        let columns = fields::columns(names, &settings)?;
+    /// Reads the header, unless the options have it.
+    pub(super) fn new(mut lines: Lines, options: &ReadOptions) -> Result<CsvReader, DecodeError> {
+        let delimiter = options.layout.delimiter();
+        let columns = match &options.layout.header {
+            Some(header) => fields::columns(header.iter().map(String::as_str), options)?,
+            None => {
+                let (mut unquoted, mut ends) = (String::new(), Vec::new());
+                read_header(&mut lines, delimiter, &mut unquoted, &mut ends)?;
+                let names = fields_of(&unquoted, &ends).map(|name| name.trim_matches(' '));
+                fields::columns(names, options)?
+            }
+        };
         let ignored_columns = columns.iter().filter(|column| column.is_none()).count() as u64;
-        Ok(CsvReader { lines, settings, columns, ignored_columns, rows: 0, unquoted, ends })
+        Ok(CsvReader {
+            lines,
+            settings: options.settings,
+            preparation: Preparation::new(options),
+            delimiter,
+            columns,
+            ignored_columns,
+            rows: 0,
+            unquoted: String::new(),
+            ends: Vec::new(),
+        })
     }
 
     #[inline]
@@ -60,7 +62,7 @@ impl CsvReader {
             Advance::Cut => return Ok(Some(Err(Refusal::new(Reason::NotDecodable, too_long())))),
         }
         let has_quotes = memchr(b'"', self.lines.record()).is_some();
-        if has_quotes && !close_quotes(&mut self.lines)? {
+        if has_quotes && !close_quotes(&mut self.lines, self.delimiter)? {
             let detail =
                 "a quoted field does not end, or goes on after its closing quote: write \"\" for a quote";
             return Ok(Some(Err(Refusal::new(Reason::NotDecodable, detail))));
@@ -69,24 +71,31 @@ impl CsvReader {
             return Ok(Some(Err(Refusal::new(Reason::NotDecodable, "the line is not UTF-8"))));
         };
         let (columns, settings, rows) = (&self.columns, &self.settings, &mut self.rows);
-        let (unquoted, ends) = (&mut self.unquoted, &mut self.ends);
+        let (unquoted, ends, delimiter) = (&mut self.unquoted, &mut self.ends, self.delimiter);
+        let preparation = &mut self.preparation;
         Ok(Some(guarded(move || {
             let mut record = Record::new();
             let count = if has_quotes {
-                unquote(line, unquoted, ends);
+                unquote(line, delimiter, unquoted, ends);
                 for (column, text) in columns.iter().zip(fields_of(unquoted, ends)) {
                     if let &Some(field) = column {
                         record.set(field, Value::Untyped(text));
                     }
                 }
                 ends.len()
+            } else if delimiter == b',' {
+                // Known when it is compiled, which is faster.
+                split(line, b',', columns, &mut record)
             } else {
-                split(line, columns, &mut record)
+                split(line, delimiter, columns, &mut record)
             };
             if count != columns.len() {
                 return Err(wrong_count(count, columns.len(), line));
             }
             *rows += 1;
+            if let Some(preparation) = preparation {
+                preparation.apply(&mut record)?;
+            }
             record.upsert(settings)
         })))
     }
@@ -98,7 +107,7 @@ impl CsvReader {
     pub(super) fn skip(&mut self) -> Result<bool, DecodeError> {
         let advanced = self.lines.advance()?;
         if advanced == Advance::Line && memchr(b'"', self.lines.record()).is_some() {
-            close_quotes(&mut self.lines)?;
+            close_quotes(&mut self.lines, self.delimiter)?;
         }
         Ok(advanced != Advance::End)
     }
@@ -115,6 +124,10 @@ impl CsvReader {
         self.lines.record()
     }
 
+    pub(super) fn local_times(&self) -> LocalTimeCounts {
+        self.preparation.as_ref().map(|preparation| preparation.local_times()).unwrap_or_default()
+    }
+
     pub(super) fn ignored_fields(&self) -> u64 {
         self.ignored_columns * self.rows
     }
@@ -122,8 +135,8 @@ impl CsvReader {
 
 /// Sets the fields of a record without quotes and returns how many there are. Fields are so short that looking at
 /// byte after byte beats searching for each comma.
-#[inline]
-fn split<'a>(line: &'a str, columns: &[Option<Field>], record: &mut Record<'a>) -> usize {
+#[inline(always)]
+fn split<'a>(line: &'a str, delimiter: u8, columns: &[Option<Field>], record: &mut Record<'a>) -> usize {
     let mut from = 0;
     let mut count = 0;
     let mut field_to = |to: usize| {
@@ -134,12 +147,40 @@ fn split<'a>(line: &'a str, columns: &[Option<Field>], record: &mut Record<'a>) 
         count += 1;
     };
     for (at, byte) in line.bytes().enumerate() {
-        if byte == b',' {
+        if byte == delimiter {
             field_to(at);
         }
     }
     field_to(line.len());
     count
+}
+
+/// Reads the first line, as fields.
+pub(super) fn read_header(
+    lines: &mut Lines,
+    delimiter: u8,
+    unquoted: &mut String,
+    ends: &mut Vec<usize>,
+) -> Result<(), DecodeError> {
+    // The rest of a line that is too long need not be read to say so.
+    lines.allow(MAX_HEADER_BYTES);
+    let advanced = lines.advance();
+    let is_too_long = lines.is_allowance_used();
+    lines.allow(u64::MAX);
+    match advanced {
+        Err(_) if is_too_long => return Err(DecodeError::BadHeader(too_long())),
+        Err(error) => return Err(error),
+        Ok(Advance::End) => return Err(DecodeError::NoHeader),
+        Ok(Advance::Cut) => return Err(DecodeError::BadHeader(too_long())),
+        Ok(Advance::Line) => {}
+    }
+    if memchr(b'"', lines.record()).is_some() && !close_quotes(lines, delimiter)? {
+        return Err(DecodeError::BadHeader("its quotes do not match".into()));
+    }
+    let header =
+        std::str::from_utf8(lines.record()).map_err(|_| DecodeError::BadHeader("it is not UTF-8".into()))?;
+    unquote(header, delimiter, unquoted, ends);
+    Ok(())
 }
 
 #[cold]
@@ -152,19 +193,19 @@ fn wrong_count(count: usize, columns: usize, line: &str) -> Refusal {
 /// Adds lines to the record at hand until its quoted fields end: false where they do not, or are not RFC 4180's. The
 /// first line is then alone again, so that a stray quote costs one line and no more.
 #[cold]
-fn close_quotes(lines: &mut Lines) -> Result<bool, DecodeError> {
+fn close_quotes(lines: &mut Lines, delimiter: u8) -> Result<bool, DecodeError> {
     let first_line = lines.mark();
     let mut scan = Scan::FieldStart;
     let mut scanned = 0;
     loop {
-        scan = scan.over(&lines.record()[scanned..]);
+        scan = scan.over(&lines.record()[scanned..], delimiter);
         if !matches!(scan, Scan::Quoted | Scan::Bad) {
             return Ok(true);
         }
         scanned = lines.record().len();
         let line_end = lines.record_and_line_end(scanned);
         scanned += line_end.len();
-        scan = scan.over(line_end);
+        scan = scan.over(line_end, delimiter);
         if matches!(scan, Scan::Bad) || !lines.extend()? {
             lines.reset(first_line);
             return Ok(false);
@@ -184,10 +225,10 @@ enum Scan {
 }
 
 impl Scan {
-    fn over(self, bytes: &[u8]) -> Scan {
-        bytes.iter().fold(self, |scan, byte| match (scan, byte) {
+    fn over(self, bytes: &[u8], delimiter: u8) -> Scan {
+        bytes.iter().fold(self, |scan, &byte| match (scan, byte) {
             (Scan::FieldStart | Scan::Quote, b'"') => Scan::Quoted,
-            (Scan::FieldStart | Scan::Unquoted | Scan::Quote, b',') => Scan::FieldStart,
+            (Scan::FieldStart | Scan::Unquoted | Scan::Quote, byte) if byte == delimiter => Scan::FieldStart,
             (Scan::FieldStart | Scan::Unquoted, _) => Scan::Unquoted,
             (Scan::Quoted, b'"') => Scan::Quote,
             (Scan::Quoted, _) => Scan::Quoted,
@@ -197,7 +238,7 @@ impl Scan {
 }
 
 /// Splits a record whose quotes are known to match.
-fn unquote(record: &str, unquoted: &mut String, ends: &mut Vec<usize>) {
+pub(super) fn unquote(record: &str, delimiter: u8, unquoted: &mut String, ends: &mut Vec<usize>) {
     unquoted.clear();
     ends.clear();
     let mut rest = record;
@@ -218,19 +259,19 @@ fn unquote(record: &str, unquoted: &mut String, ends: &mut Vec<usize>) {
                 }
             }
         } else {
-            let end = memchr(b',', rest.as_bytes()).unwrap_or(rest.len());
+            let end = memchr(delimiter, rest.as_bytes()).unwrap_or(rest.len());
             unquoted.push_str(&rest[..end]);
             rest = &rest[end..];
         }
         ends.push(unquoted.len());
-        match rest.strip_prefix(',') {
+        match rest.strip_prefix(char::from(delimiter)) {
             Some(more) => rest = more,
             None => return,
         }
     }
 }
 
-fn fields_of<'a>(unquoted: &'a str, ends: &'a [usize]) -> impl Iterator<Item = &'a str> + Clone {
+pub(super) fn fields_of<'a>(unquoted: &'a str, ends: &'a [usize]) -> impl Iterator<Item = &'a str> + Clone {
     let starts = std::iter::once(0).chain(ends.iter().copied());
     starts.zip(ends).map(|(start, &end)| &unquoted[start..end])
 }

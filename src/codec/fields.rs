@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{DecodeError, DecodeSettings, Moisture, Units};
+use super::{DecodeError, DecodeSettings, HumidityScale, Moisture, ReadOptions, Units, WindUnits};
 use crate::model::reading::check_city;
 use crate::model::refusal::quoted;
 use crate::model::time::TimeProblem;
@@ -19,10 +19,18 @@ pub(super) enum Field {
     Revision,
     Op,
     Deleted,
+    /// Parts of a time that stands in several columns, behind the first one.
+    TimePart2,
+    TimePart3,
+    TimePart4,
 }
 
+/// How many there are.
+const FIELDS: usize = 11;
+
 impl Field {
-    const ALL: [Field; 8] = [
+    /// Those of a reading.
+    pub(super) const ALL: [Field; 8] = [
         Field::City,
         Field::ReadingAt,
         Field::Temperature,
@@ -61,6 +69,7 @@ impl Field {
             (Field::Revision, _) => "revision",
             (Field::Op, _) => "op",
             (Field::Deleted, _) => "deleted",
+            (Field::TimePart2 | Field::TimePart3 | Field::TimePart4, _) => "a part of reading_at",
         }
     }
 
@@ -72,31 +81,43 @@ impl Field {
 /// How many of a file's columns an error names.
 const SHOWN_COLUMNS: usize = 40;
 
-/// Which field each of a file's columns holds, if any.
+/// Which field each of a file's columns holds, if any. Cases of letters do not matter.
 ///
 /// # Errors
 ///
-/// Where a column that every reading needs is missing, or a field has two.
+/// Where a column that every reading needs, or that was named, is missing, or a field has two.
 pub(super) fn columns<'a>(
     names: impl Iterator<Item = &'a str> + Clone,
-    settings: &DecodeSettings,
+    options: &ReadOptions,
 ) -> Result<Vec<Option<Field>>, DecodeError> {
-    let columns: Vec<Option<Field>> = names.clone().map(|name| Field::named(name, settings)).collect();
+    let (settings, given) = (&options.settings, &options.record.columns);
+    let columns: Vec<Option<Field>> = names.clone().map(|name| given.column(name, settings)).collect();
+    let of_file = || {
+        let shown = names.clone().take(SHOWN_COLUMNS).map(quoted).collect::<Vec<_>>().join(", ");
+        match columns.len().checked_sub(SHOWN_COLUMNS) {
+            None | Some(0) => shown,
+            Some(more) => format!("{shown} and {more} more"),
+        }
+    };
+    let count = |field: Field| columns.iter().filter(|&&column| column == Some(field)).count();
+    for (name, field) in given.given() {
+        if count(field) == 0 {
+            let (name, column) = (quoted(name), field.name(settings));
+            return Err(DecodeError::MissingNamedColumn { name, column, columns: of_file() });
+        }
+    }
     for field in Field::ALL {
         let column = field.name(settings);
-        let of_file = || {
-            let shown = names.clone().take(SHOWN_COLUMNS).map(quoted).collect::<Vec<_>>().join(", ");
-            match columns.len().checked_sub(SHOWN_COLUMNS) {
-                None | Some(0) => shown,
-                Some(more) => format!("{shown} and {more} more"),
-            }
-        };
-        match columns.iter().filter(|&&column| column == Some(field)).count() {
-            0 if field.required() => {
-                return Err(DecodeError::MissingColumn { column, columns: of_file() });
-            }
+        let is_required = field.required() && !(field == Field::City && given.city().is_some());
+        match count(field) {
+            0 if is_required => return Err(DecodeError::MissingColumn { column, columns: of_file() }),
             0 | 1 => {}
             _ => return Err(DecodeError::DuplicateColumn { column, columns: of_file() }),
+        }
+    }
+    for field in [Field::TimePart2, Field::TimePart3, Field::TimePart4] {
+        if count(field) > 1 {
+            return Err(DecodeError::DuplicateColumn { column: field.name(settings), columns: of_file() });
         }
     }
     Ok(columns)
@@ -145,12 +166,12 @@ impl fmt::Display for Value<'_> {
 
 /// A record before any rule.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Record<'a>([Value<'a>; 8]);
+pub(super) struct Record<'a>([Value<'a>; FIELDS]);
 
 impl<'a> Record<'a> {
     #[inline]
     pub(super) fn new() -> Record<'a> {
-        Record([Value::Missing; 8])
+        Record([Value::Missing; FIELDS])
     }
 
     #[inline]
@@ -160,7 +181,7 @@ impl<'a> Record<'a> {
 
     /// By reference: a copy would be loaded in one piece that was just stored in two, and wait for everything before it.
     #[inline(always)]
-    fn get(&self, field: Field) -> &Value<'a> {
+    pub(super) fn get(&self, field: Field) -> &Value<'a> {
         &self.0[field as usize]
     }
 
@@ -288,8 +309,8 @@ struct Numbers {
 impl Numbers {
     #[inline]
     fn measurement(&self, settings: &DecodeSettings) -> Result<Measurement, Refusal> {
-        match (settings.units, settings.moisture) {
-            (Units::Fahrenheit, Moisture::Humidity) => {
+        match (settings.units, settings.moisture, settings.humidity, settings.wind_units) {
+            (Units::Fahrenheit, Moisture::Humidity, HumidityScale::Percent, WindUnits::Mph) => {
                 Measurement::new(self.temperature, self.moisture, self.wind_speed)
             }
             _ => self.converted(settings),
@@ -301,11 +322,15 @@ impl Numbers {
         let (fahrenheit, celsius): (f64, fn(f64) -> f64) = match settings.units {
             Units::Fahrenheit => (temperature, |fahrenheit| (fahrenheit - 32.0) / 1.8),
             Units::Celsius => (temperature * 1.8 + 32.0, |celsius| celsius),
+            Units::Kelvin => ((temperature - 273.15) * 1.8 + 32.0, |kelvin| kelvin - 273.15),
         };
-        let humidity = match settings.moisture {
-            Moisture::Humidity => moisture,
-            Moisture::DewPoint => relative_humidity(celsius(temperature), celsius(moisture)),
+        let humidity = match (settings.moisture, settings.humidity) {
+            (Moisture::Humidity, HumidityScale::Percent) => moisture,
+            // Rounded, since 0.57 * 100 is not 57.
+            (Moisture::Humidity, HumidityScale::Fraction) => (moisture * 1e12).round_ties_even() / 1e10,
+            (Moisture::DewPoint, _) => relative_humidity(celsius(temperature), celsius(moisture)),
         };
+        let wind_speed = wind_speed.map(|speed| speed * settings.wind_units.mph());
         Measurement::new(fahrenheit, humidity, wind_speed).map_err(|refusal| {
             let name = Field::Moisture.name(settings);
             let detail = format!("{} (from temperature {temperature}, {name} {moisture})", refusal.detail);

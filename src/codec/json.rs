@@ -8,13 +8,15 @@ use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Seq
 use super::fields::{Field, Record, Value};
 use super::guard::guarded;
 use super::lines::{Advance, Lines, too_long};
-use super::{DecodeError, DecodeSettings, MAX_RECORD_BYTES};
+use super::options::Preparation;
+use super::{DecodeError, DecodeSettings, LocalTimeCounts, MAX_RECORD_BYTES, ReadOptions};
 use crate::model::{Reason, Refusal, Upsert};
 
 /// Decodes records that come one by one, each as one JSON object.
 #[derive(Debug)]
 pub struct RecordDecoder {
     settings: DecodeSettings,
+    preparation: Option<Box<Preparation>>,
     ignored_fields: u64,
     escaped: Escaped,
 }
@@ -27,8 +29,15 @@ struct Escaped {
 }
 
 impl RecordDecoder {
-    pub fn new(settings: DecodeSettings) -> RecordDecoder {
-        RecordDecoder { settings, ignored_fields: 0, escaped: Escaped::default() }
+    pub fn new(options: impl Into<ReadOptions>) -> RecordDecoder {
+        let options = options.into();
+        let preparation = Preparation::new(&options);
+        RecordDecoder {
+            settings: options.settings,
+            preparation,
+            ignored_fields: 0,
+            escaped: Escaped::default(),
+        }
     }
 
     /// Decodes one object, which may span lines, of at most [`MAX_RECORD_BYTES`] bytes.
@@ -68,7 +77,8 @@ impl RecordDecoder {
         self.escaped.text.clear();
         self.escaped.fields.clear();
         let mut record = Record::new();
-        let object = Object { record: &mut record, settings: &self.settings, escaped: &mut self.escaped };
+        let names = Names { settings: &self.settings, preparation: self.preparation.as_deref() };
+        let object = Object { record: &mut record, names, escaped: &mut self.escaped };
         let mut json = serde_json::Deserializer::from_str(text);
         let parsed = object.deserialize(&mut json).and_then(|ignored| json.end().map(|()| ignored));
         let ignored_fields = parsed.map_err(|error| not_decodable(&error, text))?;
@@ -79,7 +89,15 @@ impl RecordDecoder {
             record.set(field, value);
         }
         self.ignored_fields += ignored_fields;
+        if let Some(preparation) = &mut self.preparation {
+            preparation.apply(&mut record)?;
+        }
         record.upsert(&self.settings)
+    }
+
+    /// Times that the zone's clocks do not show just once, in the records so far.
+    pub fn local_times(&self) -> LocalTimeCounts {
+        self.preparation.as_ref().map(|preparation| preparation.local_times()).unwrap_or_default()
     }
 
     /// How many fields were met that are none of a reading's, in the records so far.
@@ -95,8 +113,8 @@ pub(super) struct JsonReader {
 }
 
 impl JsonReader {
-    pub(super) fn new(lines: Lines, settings: DecodeSettings) -> JsonReader {
-        JsonReader { lines, decoder: RecordDecoder::new(settings) }
+    pub(super) fn new(lines: Lines, options: &ReadOptions) -> JsonReader {
+        JsonReader { lines, decoder: RecordDecoder::new(options) }
     }
 
     #[inline]
@@ -128,6 +146,10 @@ impl JsonReader {
         self.lines.record()
     }
 
+    pub(super) fn local_times(&self) -> LocalTimeCounts {
+        self.decoder.local_times()
+    }
+
     pub(super) fn ignored_fields(&self) -> u64 {
         self.decoder.ignored_fields()
     }
@@ -148,7 +170,7 @@ fn not_decodable(error: &serde_json::Error, text: &str) -> Refusal {
 /// Fills a record; its value is how many fields were ignored.
 struct Object<'a, 'de> {
     record: &'a mut Record<'de>,
-    settings: &'a DecodeSettings,
+    names: Names<'a>,
     escaped: &'a mut Escaped,
 }
 
@@ -170,14 +192,14 @@ impl<'de> Visitor<'de> for Object<'_, 'de> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<u64, A::Error> {
         let mut met = 0u16;
         let mut ignored = 0;
-        while let Some(field) = map.next_key_seed(Name(self.settings))? {
+        while let Some(field) = map.next_key_seed(self.names)? {
             let Some(field) = field else {
                 map.next_value::<IgnoredAny>()?;
                 ignored += 1;
                 continue;
             };
             if met & 1 << field as u16 != 0 {
-                let name = field.name(self.settings);
+                let name = field.name(self.names.settings);
                 return Err(A::Error::custom(format_args!("{name} is there twice")));
             }
             met |= 1 << field as u16;
@@ -187,10 +209,14 @@ impl<'de> Visitor<'de> for Object<'_, 'de> {
     }
 }
 
-/// A key, as the field that it names.
-struct Name<'a>(&'a DecodeSettings);
+/// Reads a key as the field that it names.
+#[derive(Clone, Copy)]
+struct Names<'a> {
+    settings: &'a DecodeSettings,
+    preparation: Option<&'a Preparation>,
+}
 
-impl<'de> DeserializeSeed<'de> for Name<'_> {
+impl<'de> DeserializeSeed<'de> for Names<'_> {
     type Value = Option<Field>;
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Self::Value, D::Error> {
@@ -198,7 +224,7 @@ impl<'de> DeserializeSeed<'de> for Name<'_> {
     }
 }
 
-impl Visitor<'_> for Name<'_> {
+impl Visitor<'_> for Names<'_> {
     type Value = Option<Field>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -206,7 +232,10 @@ impl Visitor<'_> for Name<'_> {
     }
 
     fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
-        Ok(Field::named(name, self.0))
+        Ok(match self.preparation {
+            None => Field::named(name, self.settings),
+            Some(preparation) => preparation.field(name),
+        })
     }
 }
 

@@ -74,6 +74,29 @@ impl Lines {
         self.allowance == 0
     }
 
+    /// Goes past so many lines, blank ones too.
+    pub(super) fn skip_lines(&mut self, count: u32) -> Result<(), DecodeError> {
+        (0..count).try_for_each(|_| self.skip_line())
+    }
+
+    fn skip_line(&mut self) -> Result<(), DecodeError> {
+        self.note_end_for_digest();
+        self.line += self.lines;
+        self.lines = 1;
+        self.start = self.next;
+        loop {
+            let found = memchr(b'\n', &self.buffer[self.start..self.filled]);
+            if found.is_some() || self.ended {
+                self.set_end(self.start, found);
+                return Ok(());
+            }
+            if self.filled - self.start > MAX_RECORD_BYTES + 1 {
+                return self.cut().map(drop);
+            }
+            self.fill()?;
+        }
+    }
+
     pub(super) fn line(&self) -> u64 {
         self.line
     }

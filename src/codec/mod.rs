@@ -13,7 +13,9 @@ mod fields;
 mod guard;
 mod json;
 mod lines;
+mod options;
 mod parquet;
+mod read_notes;
 mod readings;
 mod reports;
 mod results;
@@ -34,6 +36,11 @@ pub use self::avro::{
 };
 pub use self::compress::{Compressed, compressed};
 pub use self::json::RecordDecoder;
+pub use self::options::{
+    ColumnNames, LocalTimeCounts, OptionProblem, ReadOptions, RecordOptions, TextLayout, TimeFormat,
+    parse_delimiter, parse_list,
+};
+pub use self::read_notes::{HumidityCounts, ReadNotes};
 pub use self::readings::{Fields, ReadingsWriter, json_record};
 pub use self::reports::{ChangesWriter, DailyWriter, DeadLettersWriter};
 pub use self::results::RowsWriter;
@@ -114,6 +121,41 @@ pub enum Units {
     #[default]
     Fahrenheit,
     Celsius,
+    Kelvin,
+}
+
+/// The unit of a source's wind speeds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
+pub enum WindUnits {
+    #[default]
+    Mph,
+    #[value(name = "km/h")]
+    KilometresPerHour,
+    #[value(name = "m/s")]
+    MetresPerSecond,
+    Knots,
+}
+
+impl WindUnits {
+    /// Miles an hour in one of it.
+    fn mph(self) -> f64 {
+        match self {
+            WindUnits::Mph => 1.0,
+            WindUnits::KilometresPerHour => 1.0 / 1.609_344,
+            WindUnits::MetresPerSecond => 3.6 / 1.609_344,
+            WindUnits::Knots => 1.852 / 1.609_344,
+        }
+    }
+}
+
+/// How a source writes relative humidities.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
+pub enum HumidityScale {
+    /// 0 to 100
+    #[default]
+    Percent,
+    /// 0 to 1
+    Fraction,
 }
 
 /// What a source says of the moisture of the air.
@@ -127,12 +169,21 @@ pub enum Moisture {
 }
 
 /// What the records of a source leave unsaid.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct DecodeSettings {
     /// What a time without an offset is.
     pub local_time: LocalTime,
     pub units: Units,
     pub moisture: Moisture,
+    pub humidity: HumidityScale,
+    pub wind_units: WindUnits,
+}
+
+impl DecodeSettings {
+    /// Whether times without an offset are taken.
+    pub fn has_local_times(&self) -> bool {
+        self.local_time != LocalTime::Refuse
+    }
 }
 
 /// Why a file cannot be read, or not to its end.
@@ -155,6 +206,8 @@ pub enum DecodeError {
     BadHeader(String),
     #[error("has no column {column} (its columns: {columns}): add it, or rename the one that holds it")]
     MissingColumn { column: &'static str, columns: String },
+    #[error("has no column {name}, which was named for {column} (its columns: {columns}): name one of these")]
+    MissingNamedColumn { name: String, column: &'static str, columns: String },
     #[error("has more than one column for {column} (its columns: {columns}): remove or rename all but one")]
     DuplicateColumn { column: &'static str, columns: String },
     #[error("has column {column} of type {kind}, which cannot be read as one: write it as {expected}")]
@@ -165,6 +218,8 @@ pub enum DecodeError {
         "cannot be read as Parquet inside compression: decompress it first, Parquet compresses by itself"
     )]
     CompressedParquet,
+    #[error("cannot be read with {}: it {}", .0.key, .0.problem)]
+    Option(OptionProblem),
     #[error("is Parquet, which only `swelter batch` reads: convert it to CSV or JSON lines")]
     NoText,
 }
@@ -201,15 +256,16 @@ impl Decoder {
         path: &Path,
         format: Format,
         compression: Compression,
-        settings: DecodeSettings,
+        options: impl Into<ReadOptions>,
     ) -> Result<Decoder, DecodeError> {
+        let options = options.into();
         let file = File::open(path)?;
         match format {
             Format::Parquet if compression == Compression::None && file.metadata()?.is_file() => {
-                let reader = parquet::ParquetReader::new(file, settings)?;
+                let reader = parquet::ParquetReader::new(file, &options)?;
                 Ok(Decoder(Inner::Parquet(Box::new(reader))))
             }
-            _ => Decoder::from_reader(Box::new(file), format, compression, settings),
+            _ => Decoder::from_reader(Box::new(file), format, compression, options),
         }
     }
 
@@ -219,11 +275,12 @@ impl Decoder {
         reader: Box<dyn Read + Send>,
         format: Format,
         compression: Compression,
-        settings: DecodeSettings,
+        options: impl Into<ReadOptions>,
     ) -> Result<Decoder, DecodeError> {
+        let options = options.into();
         let inner = match format {
             Format::Csv | Format::Json => {
-                return Decoder::from_text(reader, format, compression, settings, false);
+                return Decoder::from_text(reader, format, compression, &options, false);
             }
             Format::Parquet if compression != Compression::None => {
                 return Err(DecodeError::CompressedParquet);
@@ -232,7 +289,7 @@ impl Decoder {
                 let mut reader = reader;
                 let mut file = tempfile::tempfile()?;
                 io::copy(&mut reader, &mut file)?;
-                Inner::Parquet(Box::new(parquet::ParquetReader::new(file, settings)?))
+                Inner::Parquet(Box::new(parquet::ParquetReader::new(file, &options)?))
             }
         };
         Ok(Decoder(inner))
@@ -247,22 +304,27 @@ impl Decoder {
         reader: Box<dyn Read + Send>,
         format: Format,
         compression: Compression,
-        settings: DecodeSettings,
+        options: impl Into<ReadOptions>,
     ) -> Result<Decoder, DecodeError> {
-        Decoder::from_text(reader, format, compression, settings, true)
+        Decoder::from_text(reader, format, compression, &options.into(), true)
     }
 
     fn from_text(
         reader: Box<dyn Read + Send>,
         format: Format,
         compression: Compression,
-        settings: DecodeSettings,
+        options: &ReadOptions,
         with_digest: bool,
     ) -> Result<Decoder, DecodeError> {
-        let lines = || lines::Lines::new(compress::decompressed(reader, compression)?, with_digest);
+        options.check(format).map_err(DecodeError::Option)?;
+        let lines = || {
+            let mut lines = lines::Lines::new(compress::decompressed(reader, compression)?, with_digest)?;
+            lines.skip_lines(options.layout.skip_lines)?;
+            Ok::<_, DecodeError>(lines)
+        };
         Ok(Decoder(match format {
-            Format::Csv => Inner::Csv(csv::CsvReader::new(lines()?, settings)?),
-            Format::Json => Inner::Json(json::JsonReader::new(lines()?, settings)),
+            Format::Csv => Inner::Csv(csv::CsvReader::new(lines()?, options)?),
+            Format::Json => Inner::Json(json::JsonReader::new(lines()?, options)),
             Format::Parquet => return Err(DecodeError::NoText),
         }))
     }
@@ -337,6 +399,15 @@ impl Decoder {
             Inner::Csv(reader) => Cow::Borrowed(reader.raw()),
             Inner::Json(reader) => Cow::Borrowed(reader.raw()),
             Inner::Parquet(reader) => Cow::Owned(reader.raw()),
+        }
+    }
+
+    /// Times that the zone's clocks do not show just once, in the records so far.
+    pub fn local_times(&self) -> LocalTimeCounts {
+        match &self.0 {
+            Inner::Csv(reader) => reader.local_times(),
+            Inner::Json(reader) => reader.local_times(),
+            Inner::Parquet(reader) => reader.local_times(),
         }
     }
 

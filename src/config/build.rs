@@ -11,12 +11,10 @@ use super::plan::{
     CheckpointPlan, DataDirMode, IngestPlan, LogFormat, LogPlan, PipelineLimits, Plan, SourceKind,
     SourcePlan, StartKind,
 };
-use super::{cluster, kafka, sources, tokens};
+use super::{cluster, kafka, read_options, sources, tokens};
 use crate::checkpoint::{self, Place};
-use crate::codec::DecodeSettings;
 use crate::dataflow::rolling::Retention;
-use crate::model::time::offset;
-use crate::model::{Duration, LocalTime, STATE_SHARDS};
+use crate::model::{Duration, STATE_SHARDS};
 use crate::serve::{Limits, ServePlan, TlsPlan, Token};
 use crate::sinks::dead_letters::{DeadLetterLimits, WhenFull};
 use crate::sinks::kafka::Delivery;
@@ -38,8 +36,9 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
     let max_ahead = keys.duration("results.max_ahead", "0s", "366d");
     let max_cities = keys.whole("results.max_cities", 1..=100_000_000);
     let stale_after = keys.duration("results.stale_after", "1s", "36525d");
-    let decode = decode(keys);
-    let mut sources = sources::sources(keys, retention.lateness);
+    let decode = read_options::decode(keys);
+    let common = decode.unwrap_or_default();
+    let mut sources = sources::sources(keys, common, retention.lateness);
     let sink = sources::sink(keys, &mut sources);
     let ingest = ingest(keys, &sources.plans, retention.lateness);
     let checkpoints = checkpoints(keys, &data_dir);
@@ -154,20 +153,6 @@ fn dead_letters(keys: &mut Keys) -> DeadLetterLimits {
         keys.refuse(limit, format!("is less than 4 times {file}: whole files are kept and removed"));
     }
     limits
-}
-
-fn decode(keys: &mut Keys) -> Option<DecodeSettings> {
-    let units = keys.choice("decode.units");
-    let moisture = keys.choice("decode.moisture");
-    let local_time = match keys.optional("decode.assume_offset").map(|text| offset(&text)) {
-        None => LocalTime::Refuse,
-        Some(Ok(offset)) => LocalTime::Offset(offset),
-        Some(Err(problem)) => {
-            keys.refuse("decode.assume_offset", problem);
-            LocalTime::Refuse
-        }
-    };
-    Some(DecodeSettings { local_time, units: units?, moisture: moisture? })
 }
 
 fn ingest(keys: &mut Keys, sources: &[SourcePlan], lateness: Duration) -> Option<IngestPlan> {

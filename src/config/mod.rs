@@ -11,6 +11,7 @@ mod kafka;
 mod keys;
 pub mod layers;
 mod plan;
+mod read_options;
 mod sources;
 mod suggest;
 mod tokens;

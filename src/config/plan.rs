@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration as Wait;
 
 use crate::checkpoint::Place;
-use crate::codec::{Compression, DecodeSettings, Format};
+use crate::codec::{Compression, DecodeSettings, Format, ReadOptions};
 use crate::dataflow::heat_index::Formula;
 use crate::dataflow::rolling::Retention;
 use crate::model::Duration;
@@ -46,6 +46,15 @@ pub struct Plan {
     pub adopt_logs: bool,
     /// What all processes must have in common, as keys and values.
     pub agreement: BTreeMap<String, String>,
+}
+
+impl Plan {
+    /// How readings that are posted are written, and stay in the log that they go to.
+    pub fn posts(&self) -> ReadOptions {
+        let into = self.ingest.as_ref().and_then(|ingest| ingest.into.as_deref());
+        let source = into.and_then(|into| self.sources.iter().find(|source| source.name == into));
+        source.map_or(self.decode.into(), |source| source.read.clone())
+    }
 }
 
 /// Who may read what a run writes to disk.
@@ -144,6 +153,8 @@ pub struct SourcePlan {
     /// As positions and dead letters call it.
     pub name: String,
     pub kind: SourceKind,
+    /// How its records are written; as those of all are, where nothing else is said.
+    pub read: ReadOptions,
 }
 
 #[derive(Clone, Debug, PartialEq)]

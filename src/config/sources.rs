@@ -6,7 +6,8 @@ use super::kafka::{self, Topics};
 use super::keys::{Keys, quoted};
 use super::layers::{Item, Value};
 use super::plan::{FileInput, GeneratorSource, SourceKind, SourcePlan};
-use crate::codec::{self, Compression, Format};
+use super::read_options;
+use crate::codec::{self, Compression, DecodeSettings, Format, ReadOptions};
 use crate::directory::Directory;
 use crate::model::Duration;
 use crate::sinks::kafka::KafkaSinkPlan;
@@ -25,7 +26,7 @@ pub struct Sources {
     topics: Topics,
 }
 
-pub fn sources(keys: &mut Keys, lateness: Duration) -> Sources {
+pub fn sources(keys: &mut Keys, common: DecodeSettings, lateness: Duration) -> Sources {
     let items = keys.items("sources");
     let mut sources = Sources::default();
     if items.len() > MAX_SOURCES {
@@ -35,13 +36,16 @@ pub fn sources(keys: &mut Keys, lateness: Duration) -> Sources {
     for Item { name, key: at, .. } in items {
         let types = ["kafka", "generator", "file"];
         let kind = match keys.one_of(&format!("{at}.type"), &types).as_deref() {
-            Some("kafka") => kafka::source(keys, &at, lateness, &mut sources.topics).map(SourceKind::Kafka),
-            Some("generator") => Some(SourceKind::Generator(generator(keys, &at))),
-            Some(_) => file(keys, &at).map(SourceKind::File),
+            Some("kafka") => {
+                let topic = kafka::source(keys, &at, lateness, &mut sources.topics).map(SourceKind::Kafka);
+                topic.zip(read_options::of_source(keys, &at, common, Format::Json))
+            }
+            Some("generator") => Some((SourceKind::Generator(generator(keys, &at)), ReadOptions::default())),
+            Some(_) => file(keys, &at, common),
             None => None,
         };
         if is_named(keys, &at, &name) {
-            sources.plans.extend(kind.map(|kind| SourcePlan { name, kind }));
+            sources.plans.extend(kind.map(|(kind, read)| SourcePlan { name, kind, read }));
         }
     }
     sources
@@ -114,7 +118,7 @@ fn generator(keys: &mut Keys, at: &str) -> GeneratorSource {
     source
 }
 
-fn file(keys: &mut Keys, at: &str) -> Option<FileInput> {
+fn file(keys: &mut Keys, at: &str, common: DecodeSettings) -> Option<(SourceKind, ReadOptions)> {
     let key = |name: &str| format!("{at}.{name}");
     keys.default(&key("format"), Value::Text("auto".into()));
     keys.default(&key("compression"), Value::Text("auto".into()));
@@ -153,5 +157,10 @@ fn file(keys: &mut Keys, at: &str) -> Option<FileInput> {
     if follow && compression != Compression::None {
         keys.refuse(&key("follow"), "cannot be with a compressed file: its end is not known while it grows");
     }
-    Some(FileInput { path, format, compression, follow })
+    let read = read_options::of_file(keys, at, common, format)?.for_file(Some(&path));
+    if follow && read.layout.wide.is_some() {
+        keys.refuse(&key("follow"), "cannot be with wide: both files would have to grow alike");
+        return None;
+    }
+    Some((SourceKind::File(FileInput { path, format, compression, follow }), read))
 }

@@ -12,14 +12,14 @@ use timely::worker::Worker;
 
 use super::intake::{Epoch, Intake, Read};
 use crate::codec::{
-    ChangesWriter, Compression, DailyWriter, DeadLettersWriter, DecodeError, DecodeSettings, Format,
-    RowsWriter,
+    ChangesWriter, Compression, DailyWriter, DeadLettersWriter, DecodeError, Format, ReadOptions, RowsWriter,
 };
 use crate::dataflow::heat_index::Formula;
 use crate::dataflow::rolling::Retention;
 use crate::dataflow::rolling::snapshot::Resumed;
 use crate::dataflow::{self, Graph, GraphPlan};
 use crate::fault::{cannot_start, check_threads, remedy_suffix};
+use crate::model::time::IanaZone;
 use crate::model::{CityRows, Counts, DayLine, Duration, Reason};
 use crate::sinks::changes::{self, ChangesSink, ChangesThread};
 use crate::sinks::output::{OutputFile, StandardOutput, is_in_place};
@@ -40,7 +40,9 @@ const LONGEST_PARK: Wait = Wait::from_millis(10);
 #[derive(Clone, Debug)]
 pub struct BatchPlan {
     pub inputs: Vec<Input>,
-    pub decode: DecodeSettings,
+    pub read: ReadOptions,
+    /// Whose days the daily summaries are of; UTC's without it.
+    pub day_zone: Option<IanaZone>,
     pub formula: Formula,
     pub window: Duration,
     pub lateness: Duration,
@@ -118,6 +120,15 @@ pub struct BatchSummary {
     pub warning: Option<String>,
     pub cities: usize,
     pub rows: u64,
+    /// What may be wrong with the input, in words.
+    pub warnings: Vec<String>,
+}
+
+impl BatchSummary {
+    /// Records that were not refused.
+    pub fn taken(&self) -> u64 {
+        self.records - self.refused.values().sum::<u64>()
+    }
 }
 
 /// Runs the plan to its end. `progress` hears now and then how many records were read. Where this fails, no output has
@@ -128,7 +139,7 @@ pub fn run(
 ) -> Result<BatchSummary, BatchError> {
     check_threads(plan.workers + OTHER_THREADS).map_err(BatchError::Threads)?;
     for input in &plan.inputs {
-        input.check(plan.decode).map_err(|error| BatchError::input(&input.name(), error))?;
+        input.check(&plan.read).map_err(|error| BatchError::input(&input.name(), error))?;
     }
     let mut outputs = Outputs::create(plan)?;
     let first_city = Arc::new(OnceLock::new());
@@ -321,7 +332,8 @@ impl Ended {
 
     fn write(self, plan: &BatchPlan, outputs: &mut Outputs) -> Result<BatchSummary, BatchError> {
         let Ended { results, outcomes, first_rows, read } = self;
-        let Read { records, refused, examples, ignored_fields, warning } = read;
+        let warnings = read.warnings(plan);
+        let Read { records, refused, examples, ignored_fields, warning, .. } = read;
         let mut summary = BatchSummary {
             records,
             outcomes,
@@ -331,6 +343,7 @@ impl Ended {
             warning,
             cities: 0,
             rows: 0,
+            warnings,
         };
         let (mut writer, mut daily) = (outputs.rows(plan)?, outputs.daily(plan)?);
         let mut plotted = None;
@@ -360,7 +373,8 @@ impl Ended {
         daily
             .map_or(Ok(()), DailyWriter::finish)
             .map_err(|e| BatchError::output(&name_of(&plan.daily), e))?;
-        if let Some(plot) = &plan.plot {
+        // Of nothing there is no picture; that nothing was taken is said by the summary.
+        if let Some(plot) = plan.plot.as_ref().filter(|_| summary.taken() > 0) {
             let missing =
                 plot.city.clone().map_or(BatchError::NothingToDraw, |city| BatchError::NoSuchCity { city });
             outputs.plot(plot, &plotted.ok_or(missing)?)?;

@@ -6,7 +6,7 @@ use std::vec;
 
 use super::batch::{BatchError, BatchPlan, Target};
 use crate::admission::{Admission, AdmissionRules};
-use crate::codec::{DeadLettersWriter, DecodeSettings, Decoder};
+use crate::codec::{DeadLettersWriter, Decoder, ReadNotes, ReadOptions};
 use crate::dataflow::heat_index::Formula;
 use crate::model::{Arrival, CityName, DeadLetter, Event, Reason, RecordAt, Refusal, Upsert};
 use crate::sources::file::Input;
@@ -27,7 +27,7 @@ pub struct Epoch {
 pub struct Intake {
     inputs: vec::IntoIter<Input>,
     current: Option<(String, Decoder)>,
-    settings: DecodeSettings,
+    options: ReadOptions,
     formula: Formula,
     epoch_size: usize,
     admission: Admission,
@@ -35,6 +35,8 @@ pub struct Intake {
     dead_letters: Option<(String, DeadLettersWriter)>,
     /// The city of the log's first reading, for who wants to know it early.
     first_city: Arc<OnceLock<String>>,
+    /// Records of the file at hand, and those that were refused.
+    of_file: (u64, u64),
     pub read: Read,
 }
 
@@ -48,6 +50,24 @@ pub struct Read {
     pub ignored_fields: u64,
     /// What the formula was not made for.
     pub warning: Option<String>,
+    pub notes: ReadNotes,
+    /// The files that had records, of which none was taken.
+    pub refused_files: Vec<(String, u64)>,
+}
+
+impl Read {
+    /// What may be wrong with the input, in words.
+    pub fn warnings(&self, plan: &BatchPlan) -> Vec<String> {
+        let mut warnings: Vec<String> = self
+            .refused_files
+            .iter()
+            .map(|(name, records)| {
+                format!("nothing of {name} was taken: all of its {records} records were refused")
+            })
+            .collect();
+        warnings.extend(self.notes.warnings(&plan.read));
+        warnings
+    }
 }
 
 impl Intake {
@@ -60,12 +80,13 @@ impl Intake {
         Intake {
             inputs: plan.inputs.clone().into_iter(),
             current: None,
-            settings: plan.decode,
+            options: plan.read.clone(),
             formula: plan.formula,
             epoch_size: plan.epoch_size.max(1),
             admission: Admission::new(0, rules),
             dead_letters: plan.dead_letters.as_ref().map(Target::name).zip(dead_letters),
             first_city,
+            of_file: (0, 0),
             read: Read::default(),
         }
     }
@@ -80,13 +101,14 @@ impl Intake {
             let Some((name, decoder)) = &mut self.current else {
                 let Some(input) = self.inputs.next() else { return Ok(false) };
                 let name = input.name();
-                let decoder = input.open(self.settings).map_err(|error| BatchError::input(&name, error))?;
+                let decoder = input.open(&self.options).map_err(|error| BatchError::input(&name, error))?;
                 self.current = Some((name, decoder));
                 continue;
             };
             let end = match decoder.next().map_err(|error| BatchError::input(name, error))? {
                 Some(decoded) => {
                     self.read.records += 1;
+                    self.of_file.0 += 1;
                     let admitted = match decoded {
                         Ok(upsert) => {
                             if let Event::Reading(measurement) = &upsert.event {
@@ -95,17 +117,24 @@ impl Intake {
                                     self.read.warning = Some(self.formula.warning(measurement));
                                 }
                             }
+                            self.read.notes.humidities.note(&upsert);
                             admit(&upsert, &mut self.admission, &self.read, epoch)
                         }
                         Err(refusal) => Err(refusal),
                     };
                     if let Err(refusal) = admitted {
+                        self.of_file.1 += 1;
                         refuse(&refusal, name, decoder, &mut self.dead_letters, &mut self.read)?;
                     }
                     self.read.records - first == self.epoch_size as u64
                 }
                 None => {
                     self.read.ignored_fields += decoder.ignored_fields();
+                    self.read.notes.local_times += decoder.local_times();
+                    let (records, refused) = std::mem::take(&mut self.of_file);
+                    if records > 0 && records == refused {
+                        self.read.refused_files.push((std::mem::take(name), records));
+                    }
                     self.current = None;
                     self.read.records > first
                 }

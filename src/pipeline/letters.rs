@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::data_dir::{DataDir, DataDirError};
 use super::retry::{JournalRetry, append_all};
-use crate::codec::RecordDecoder;
+use crate::codec::{ReadOptions, RecordDecoder};
 use crate::config::{IngestPlan, Plan, SourceKind};
 use crate::kafka::letters::{self, LettersError};
 use crate::kafka::retry::{Keyed, Outcome, Retrier, Wanted, produce};
@@ -118,6 +118,11 @@ impl<'a> Places<'a> {
         }
     }
 
+    fn read_options(&self, source: &str) -> ReadOptions {
+        let found = self.plan.sources.iter().find(|known| known.name == source);
+        found.map_or(self.plan.decode.into(), |found| found.read.clone())
+    }
+
     fn open_journal(&self, ingest: &IngestPlan) -> Result<(DataDir, Journal), DeadLetterError> {
         let dir = DataDir::open(&self.plan.data_dir)?;
         let plan = JournalPlan {
@@ -136,7 +141,6 @@ impl<'a> Places<'a> {
     /// Appends what a person has edited as ordinary arrivals, each to its city's partition; all or, where a line is wrong,
     /// nothing. Returns how many.
     pub fn resubmit(&self, lines: &[String]) -> Result<usize, DeadLetterError> {
-        let mut decoder = RecordDecoder::new(self.plan.decode);
         let mut topics: BTreeMap<&str, (&KafkaPlan, Vec<Keyed>)> = BTreeMap::new();
         let mut posted = Vec::new();
         for (line, text) in (1..).zip(lines).filter(|(_, text)| !text.trim().is_empty()) {
@@ -155,6 +159,7 @@ impl<'a> Places<'a> {
             if kafka.is_some_and(|(_, kafka)| kafka.format != RecordFormat::Json) {
                 return Err(wrong(format!("{source} reads Avro: write it with `swelter produce` instead")));
             }
+            let mut decoder = RecordDecoder::new(self.read_options(&source));
             let upsert = decoder.decode(&bytes).map_err(|refusal| wrong(refusal.to_string()))?;
             match kafka {
                 Some((name, kafka)) => {

@@ -223,7 +223,7 @@ fn facts(plan: &Plan, partitions: Slots, generation: Arc<str>) -> Facts {
         workers: plan.workers * plan.cluster.processes,
         partitions,
         directory: Directory::shipped(),
-        decode: plan.decode,
+        read: plan.posts(),
         ingest_log: plan.ingest.as_ref().map(|ingest| ingest_log(ingest, plan.max_cities)),
     }
 }

@@ -13,7 +13,7 @@ use super::run_error::RunError;
 use super::standby::Following;
 use crate::admission::AdmissionRules;
 use crate::checkpoint;
-use crate::codec::Format;
+use crate::codec::{DecodeSettings, Format, ReadOptions};
 use crate::config::{FileInput, GeneratorSource, IngestPlan, Plan, SourceKind, SourcePlan};
 use crate::kafka::identity::TopicRecord;
 use crate::model::rules::RULES_KEY;
@@ -92,7 +92,7 @@ impl Logs {
             }
             if is_first || matches!(source.kind, SourceKind::Kafka(_)) {
                 let folder = logs.data_dir.as_ref().map(|dir| dir.path().join(FILES_FOLDER));
-                let opened = direct(source, plan, folder.as_deref(), &mut logs.topics)?;
+                let opened = direct(source, folder.as_deref(), &mut logs.topics)?;
                 logs.sources.push(opened);
             }
         }
@@ -307,7 +307,6 @@ impl Logs {
 /// A source that is a log of its own.
 fn direct(
     source: &SourcePlan,
-    plan: &Plan,
     files_folder: Option<&Path>,
     topics: &mut Vec<Arc<KafkaSource>>,
 ) -> Result<Arc<dyn Source>, RunError> {
@@ -321,11 +320,11 @@ fn direct(
         }
         SourceKind::File(FileInput { path, format, compression, follow }) => {
             let input = Input { path: Some(path.clone()), format: *format, compression: *compression };
-            let file = FileSource::new(&name, vec![input], *follow, plan.decode, files_folder);
+            let file = FileSource::new(&name, vec![input], *follow, source.read.clone(), files_folder);
             Ok(Arc::new(file.map_err(|error| RunError::Source { name, error })?))
         }
         SourceKind::Kafka(kafka) => {
-            let topic = KafkaSource::open(&name, kafka.clone(), plan.decode);
+            let topic = KafkaSource::open(&name, kafka.clone(), &source.read);
             let topic = Arc::new(topic.map_err(|error| RunError::Source { name, error })?);
             topics.push(Arc::clone(&topic));
             Ok(topic)
@@ -341,7 +340,7 @@ fn appender(plan: &Plan, ingest: &IngestPlan, into: &str) -> Result<Option<Arc<d
         return Err(RunError::Failed(format!("ingest.into is {into}, which is not a topic of Kafka")));
     };
     let limits = AppendLimits { records: ingest.queue_records, bytes: ingest.queue_bytes };
-    match KafkaAppender::of_source(into, kafka, plan.decode, limits) {
+    match KafkaAppender::of_source(into, kafka, &plan.posts(), limits) {
         Ok(appender) => Ok(Some(Arc::new(appender))),
         Err(error) if kafka.format != RecordFormat::Json => {
             tracing::warn!(source = into, %error, "readings cannot be posted to this topic; ingest.enabled = false says so");
@@ -359,16 +358,19 @@ pub fn rules(plan: &Plan) -> AdmissionRules {
 /// What decides which records a file has, beside what is in it: that is compared with the positions.
 pub fn file_identity(source: &SourcePlan) -> Option<(String, String)> {
     let SourceKind::File(file) = &source.kind else { return None };
-    Some((format!("{}{}", checkpoint::SOURCE, source.name), records_of(file)))
+    Some((format!("{}{}", checkpoint::SOURCE, source.name), records_of(file, &source.read)))
 }
 
-fn records_of(file: &FileInput) -> String {
+fn records_of(file: &FileInput, read: &ReadOptions) -> String {
     let format = match file.format {
         Format::Csv => "csv",
         Format::Json => "json",
         Format::Parquet => "parquet",
     };
-    format!("file as {format}")
+    let followed = if file.follow { ", followed" } else { "" };
+    let options = read.identity(&DecodeSettings::default());
+    let comma = if options.is_empty() { "" } else { ", " };
+    format!("file as {format}{followed}{comma}{options}")
 }
 
 /// What decides which records of the journal and of files are refused, a line each. Another file under a name is noticed by what is in it.

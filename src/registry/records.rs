@@ -7,7 +7,7 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 
 use super::schemas::{Answer, Lookup, Schemas};
-use crate::codec::{AvroDecoder, DecodeSettings, SchemaError, split_wire_header};
+use crate::codec::{AvroDecoder, ReadOptions, SchemaError, split_wire_header};
 use crate::model::refusal::quoted;
 use crate::model::{Reason, Refusal, Upsert};
 
@@ -24,7 +24,7 @@ pub enum Decoded<'a> {
 /// Decodes the values of one reader.
 #[derive(Debug)]
 pub struct AvroRecords {
-    settings: DecodeSettings,
+    options: ReadOptions,
     written: Written,
 }
 
@@ -38,8 +38,11 @@ enum Written {
 
 impl AvroRecords {
     /// For values in the Confluent wire format.
-    pub fn from_registry(schemas: Schemas, settings: DecodeSettings) -> AvroRecords {
-        AvroRecords { settings, written: Written::Named { schemas, decoders: HashMap::default() } }
+    pub fn from_registry(schemas: Schemas, options: impl Into<ReadOptions>) -> AvroRecords {
+        AvroRecords {
+            options: options.into(),
+            written: Written::Named { schemas, decoders: HashMap::default() },
+        }
     }
 
     /// For values that are bare data, without a header, all written with one schema.
@@ -47,9 +50,10 @@ impl AvroRecords {
     /// # Errors
     ///
     /// Where none of them could be a reading.
-    pub fn from_schema(writer: &str, settings: DecodeSettings) -> Result<AvroRecords, SchemaError> {
-        let decoder = Box::new(AvroDecoder::new(writer, settings)?);
-        Ok(AvroRecords { settings, written: Written::Bare(decoder) })
+    pub fn from_schema(writer: &str, options: impl Into<ReadOptions>) -> Result<AvroRecords, SchemaError> {
+        let options = options.into();
+        let decoder = Box::new(AvroDecoder::new(writer, &options)?);
+        Ok(AvroRecords { options, written: Written::Bare(decoder) })
     }
 
     /// Decodes one value. Never waits: what needs a schema that is not there yet is not decoded.
@@ -67,7 +71,7 @@ impl AvroRecords {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => match schemas.lookup(id) {
                 Lookup::Known(Answer::Avro { schema, references }) => {
-                    let decoder = AvroDecoder::with_references(&schema, &references, self.settings);
+                    let decoder = AvroDecoder::with_references(&schema, &references, &self.options);
                     entry.insert(decoder.map_err(|error| {
                         let detail = format!("schema {id} cannot be read as a reading: {error}");
                         Refusal::new(Reason::NotDecodable, detail)

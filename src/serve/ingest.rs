@@ -16,7 +16,7 @@ use warp::http::{HeaderMap, HeaderValue};
 use super::new_cities::NewCities;
 use super::problem::{Code, Problem};
 use super::{Limits, telemetry};
-use crate::codec::{DecodeSettings, RecordDecoder};
+use crate::codec::{ReadOptions, RecordDecoder};
 use crate::model::{AppendError, Appended, Appender, ClientId, Hold, Holds, NewRecord, Reason};
 use crate::panics::run_blocking;
 
@@ -37,7 +37,8 @@ pub(super) struct Ingest {
     new_cities: Option<Arc<NewCities>>,
     /// Who sends, where that is known.
     client: Option<ClientId>,
-    decode: DecodeSettings,
+    /// How the log's records are read, which these will be.
+    read: Arc<ReadOptions>,
     body_bytes: usize,
     body_time: Duration,
     /// Bytes that bodies may still take, all together.
@@ -102,7 +103,7 @@ impl Ingest {
         appender: Option<Arc<dyn Appender>>,
         holds: Option<Arc<dyn Holds>>,
         new_cities: Option<Arc<NewCities>>,
-        decode: DecodeSettings,
+        read: ReadOptions,
         limits: &Limits,
     ) -> Ingest {
         let room = Arc::new(Semaphore::new(limits.bodies_bytes.min(Semaphore::MAX_PERMITS)));
@@ -111,7 +112,7 @@ impl Ingest {
             holds,
             new_cities,
             client: None,
-            decode,
+            read: Arc::new(read),
             body_bytes: limits.body_bytes,
             body_time: limits.body_time,
             room,
@@ -206,10 +207,10 @@ impl Ingest {
     async fn submit(&self, form: Form, body: Body) -> Result<Pending, Problem> {
         let appender = self.check()?;
         let Body { bytes, room } = body;
-        let (settings, len) = (self.decode, bytes.len());
+        let (read, len) = (Arc::clone(&self.read), bytes.len());
         let (new_cities, client) = (self.new_cities.clone(), self.client);
         let decode = move || {
-            let decoded = form.decode(&bytes, settings)?;
+            let decoded = form.decode(&bytes, &read)?;
             let taken = new_cities.map(|new_cities| new_cities.take(client, &decoded.records));
             taken.unwrap_or(Ok(())).map(|()| decoded)
         };
@@ -298,8 +299,8 @@ impl Form {
         }
     }
 
-    fn decode(self, bytes: &[u8], settings: DecodeSettings) -> Result<Decoded, Problem> {
-        let mut decoder = RecordDecoder::new(settings);
+    fn decode(self, bytes: &[u8], read: &ReadOptions) -> Result<Decoded, Problem> {
+        let mut decoder = RecordDecoder::new(read);
         let mut decoded = Decoded { records: Vec::new(), refusals: Refusals::default() };
         if self == Form::Lines {
             let lines = bytes.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii);

@@ -41,7 +41,7 @@ pub use self::new_cities::IngestLog;
 pub use self::publish::Publisher;
 pub use self::server::{Bound, Serving, bind, turned_away_at_once};
 
-use crate::codec::DecodeSettings;
+use crate::codec::ReadOptions;
 use crate::directory::Directory;
 use crate::fault::{cannot_start, limit_remedy, remedy};
 use crate::model::{Appender, Ask, Duration, Holds, Slots};
@@ -139,7 +139,7 @@ pub struct Facts {
     pub partitions: Slots,
     pub directory: &'static Directory<'static>,
     /// How the readings that are posted are decoded.
-    pub decode: DecodeSettings,
+    pub read: ReadOptions,
     /// Where posted readings go.
     pub ingest_log: Option<IngestLog>,
 }

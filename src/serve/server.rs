@@ -93,10 +93,10 @@ impl Bound {
             TcpListener::from_std(listener).map_err(|error| ServeError::Listen { address, error })?;
         let limits = plan.limits.clone();
         let ports = backends::marked(ports);
-        let (decode, ingest_log) = (facts.decode, facts.ingest_log.clone());
+        let (read, ingest_log) = (facts.read.clone(), facts.ingest_log.clone());
         let view = View::new(facts, &limits, ports.ask);
         let new_cities = NewCities::new(&view, ingest_log, limits.new_cities_percent);
-        let ingest = Ingest::new(ports.appender, ports.holds, new_cities, decode, &limits);
+        let ingest = Ingest::new(ports.appender, ports.holds, new_cities, read, &limits);
         let sessions = Sessions::new(view.clone(), &limits);
         let (publisher, _) = publish::spawn(view.clone(), sessions.clone()).map_err(ServeError::Thread)?;
         let connections = limits.connections.clamp(1, Semaphore::MAX_PERMITS);

@@ -24,7 +24,7 @@ use self::log::FileLog;
 use self::partition::FilePartition;
 use self::reader::ReadPlan;
 use super::{Partition, Source, SourceError};
-use crate::codec::{Compression, DecodeSettings, Format};
+use crate::codec::{Compression, Format, ReadOptions};
 use crate::model::LogPosition;
 
 /// Files as logs of a partition each.
@@ -44,9 +44,10 @@ impl FileSource {
         name: &str,
         inputs: Vec<Input>,
         follow: bool,
-        settings: DecodeSettings,
+        options: impl Into<ReadOptions>,
         folder: Option<&Path>,
     ) -> Result<FileSource, SourceError> {
+        let options: ReadOptions = options.into();
         let mut logs = Vec::new();
         for (number, input) in inputs.into_iter().enumerate() {
             let (called, Input { path, format, compression }) = (input.name(), input);
@@ -70,7 +71,8 @@ impl FileSource {
                 0 => folder.join(format!("{name}.jsonl")),
                 number => folder.join(format!("{name}.{number}.jsonl")),
             });
-            let plan = ReadPlan { format, settings, follow };
+            let options = options.for_file(Some(&path));
+            let plan = ReadPlan { format, options, follow };
             logs.push(Arc::new(Mutex::new(FileLog::new(path, compression, plan, History::open(kept)?))));
         }
         Ok(FileSource { name: name.into(), logs })

@@ -6,7 +6,8 @@ use arrow_array::types::Decimal256Type;
 use super::super::decimal::{decimal, wide_decimal};
 use super::super::fields::{Record, Value};
 use super::super::guard::guarded;
-use super::super::{DecodeSettings, MAX_RECORD_BYTES};
+use super::super::options::Preparation;
+use super::super::{DecodeSettings, MAX_RECORD_BYTES, ReadOptions};
 use super::cursor::{Cursor, Fault};
 use super::shape::{Id, Part, SchemaError, Shape, Shapes, compile};
 use crate::model::refusal::quoted;
@@ -23,6 +24,7 @@ const MAX_STEPS: u32 = 4 * MAX_RECORD_BYTES as u32;
 #[derive(Debug)]
 pub struct AvroDecoder {
     settings: DecodeSettings,
+    preparation: Option<Box<Preparation>>,
     parts: Vec<Part>,
     shapes: Shapes,
     /// In each record.
@@ -37,20 +39,22 @@ impl AvroDecoder {
     ///
     /// Where none of its records can be a reading. A field that a reading needs and that the schema lacks, or whose type
     /// is a union of what fits and what does not, is left to the records.
-    pub fn new(writer: &str, settings: DecodeSettings) -> Result<AvroDecoder, SchemaError> {
-        AvroDecoder::with_references::<&str>(writer, &[], settings)
+    pub fn new(writer: &str, options: impl Into<ReadOptions>) -> Result<AvroDecoder, SchemaError> {
+        AvroDecoder::with_references::<&str>(writer, &[], options)
     }
 
     /// As [`AvroDecoder::new`], with the schemas of types that the writer's schema names but does not define.
     pub fn with_references<S: AsRef<str>>(
         writer: &str,
         references: &[S],
-        settings: DecodeSettings,
+        options: impl Into<ReadOptions>,
     ) -> Result<AvroDecoder, SchemaError> {
-        let compiled = panics::catch(Scope::Record, || compile(writer, references, &settings));
+        let options = &options.into();
+        let compiled = panics::catch(Scope::Record, || compile(writer, references, options));
         let (parts, shapes) = compiled.unwrap_or(Err(SchemaError::Panicked))?;
         let unknown_fields = parts.iter().filter(|part| part.field.is_none()).count() as u64;
-        Ok(AvroDecoder { settings, parts, shapes, unknown_fields, ignored_fields: 0 })
+        let (settings, preparation) = (options.settings, Preparation::new(options));
+        Ok(AvroDecoder { settings, preparation, parts, shapes, unknown_fields, ignored_fields: 0 })
     }
 
     /// Decodes one datum of at most [`MAX_RECORD_BYTES`] bytes.
@@ -85,6 +89,9 @@ impl AvroDecoder {
             return Err(not_decodable("bytes are left over", None, datum.len() - cursor.left()));
         }
         self.ignored_fields += self.unknown_fields;
+        if let Some(preparation) = &mut self.preparation {
+            preparation.apply(&mut record)?;
+        }
         record.upsert(&self.settings)
     }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use apache_avro::Schema;
 use apache_avro::schema::{InnerDecimalSchema, Name, RecordSchema, UuidSchema};
 
-use super::super::DecodeSettings;
+use super::super::ReadOptions;
 use super::super::fields::Field;
 use super::cursor::{Cursor, Fault};
 use crate::model::refusal::quoted;
@@ -148,7 +148,7 @@ impl Shapes {
 pub(super) fn compile(
     schema: &str,
     references: &[impl AsRef<str>],
-    settings: &DecodeSettings,
+    options: &ReadOptions,
 ) -> Result<(Vec<Part>, Shapes), SchemaError> {
     let not_a_schema = |error: apache_avro::Error| SchemaError::NotASchema(error.to_string());
     let (schema, references) = if references.is_empty() {
@@ -166,7 +166,7 @@ pub(super) fn compile(
         },
         _ => return Err(SchemaError::NotARecord),
     };
-    let parts = compiler.parts(record, settings)?;
+    let parts = compiler.parts(record, options)?;
     Ok((parts, Shapes(compiler.shapes)))
 }
 
@@ -178,20 +178,17 @@ struct Compiler<'s> {
 }
 
 impl<'s> Compiler<'s> {
-    fn parts(
-        &mut self,
-        record: &'s RecordSchema,
-        settings: &DecodeSettings,
-    ) -> Result<Vec<Part>, SchemaError> {
+    fn parts(&mut self, record: &'s RecordSchema, options: &ReadOptions) -> Result<Vec<Part>, SchemaError> {
+        let settings = &options.settings;
         let ids = self.record(record, None, MAX_DEPTH)?;
         let mut parts: Vec<Part> = Vec::with_capacity(ids.len());
         for (written, &shape) in record.fields.iter().zip(&ids) {
-            let field = Field::named(&written.name, settings);
+            let field = options.record.columns.field(&written.name, settings);
             if let Some(field) = field {
                 if parts.iter().any(|part| part.field == Some(field)) {
                     return Err(SchemaError::Twice(field.name(settings)));
                 }
-                if !self.fits(field, shape) {
+                if !self.fits(field, shape, options) {
                     let kind = serde_json::to_string(&written.schema).unwrap_or_default();
                     let (name, kind) = (written.name.clone(), quoted(&kind));
                     return Err(SchemaError::WrongType { name, kind, expected: expected(field) });
@@ -203,14 +200,21 @@ impl<'s> Compiler<'s> {
     }
 
     /// Whether at least some values of a type can be those of a field.
-    fn fits(&self, field: Field, id: Id) -> bool {
+    fn fits(&self, field: Field, id: Id, options: &ReadOptions) -> bool {
         match (&self.shapes[id.0], field) {
-            (Shape::Union(branches), _) => branches
-                .iter()
-                .any(|&branch| !matches!(self.shapes[branch.0], Shape::Null) && self.fits(field, branch)),
+            (Shape::Union(branches), _) => branches.iter().any(|&branch| {
+                !matches!(self.shapes[branch.0], Shape::Null) && self.fits(field, branch, options)
+            }),
             (Shape::Null, _) => true,
             (Shape::Text | Shape::Enum(_), Field::City | Field::Op) => true,
             (Shape::Text | Shape::Time { .. }, Field::ReadingAt) => true,
+            (Shape::Int | Shape::Long | Shape::Float | Shape::Double, Field::ReadingAt) => {
+                options.record.time_format.is_number()
+            }
+            (
+                Shape::Text | Shape::Int | Shape::Long,
+                Field::TimePart2 | Field::TimePart3 | Field::TimePart4,
+            ) => true,
             (
                 Shape::Int | Shape::Long | Shape::Float | Shape::Double | Shape::Decimal { .. },
                 Field::Temperature | Field::Moisture | Field::WindSpeed,
@@ -320,5 +324,7 @@ fn expected(field: Field) -> &'static str {
         Field::Temperature | Field::Moisture | Field::WindSpeed => "a number",
         Field::Revision => "an integer",
         Field::Deleted => "a boolean",
+        // Only text has times in parts.
+        Field::TimePart2 | Field::TimePart3 | Field::TimePart4 => "text",
     }
 }

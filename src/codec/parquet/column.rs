@@ -8,6 +8,7 @@ use arrow_array::{
 };
 use arrow_schema::{DataType, TimeUnit};
 
+use super::super::RecordOptions;
 use super::super::decimal::{decimal, wide_decimal};
 use super::super::fields::{Field, Value};
 
@@ -40,7 +41,7 @@ pub(super) enum Column {
 }
 
 /// What a column must be for its field, as an error names it; nothing where it is.
-pub(super) fn expected(field: Field, kind: &DataType) -> Option<&'static str> {
+pub(super) fn expected(field: Field, kind: &DataType, options: &RecordOptions) -> Option<&'static str> {
     use DataType::*;
     let text = |kind: &DataType| match kind {
         Utf8 | LargeUtf8 | Utf8View => true,
@@ -51,7 +52,12 @@ pub(super) fn expected(field: Field, kind: &DataType) -> Option<&'static str> {
     let fits = match field {
         _ if *kind == Null => true,
         Field::City => text(kind) || whole(kind),
+        Field::ReadingAt if options.time_format.is_number() => {
+            kind.is_integer() || matches!(kind, Float32 | Float64)
+        }
+        Field::ReadingAt if !options.time_format.is_default() => text(kind) || kind.is_integer(),
         Field::ReadingAt => text(kind) || matches!(kind, Timestamp(_, _)),
+        Field::TimePart2 | Field::TimePart3 | Field::TimePart4 => text(kind) || kind.is_integer(),
         Field::Temperature | Field::Moisture | Field::WindSpeed => {
             kind.is_integer() || matches!(kind, Float32 | Float64) || scale(kind).is_some()
         }
@@ -61,6 +67,9 @@ pub(super) fn expected(field: Field, kind: &DataType) -> Option<&'static str> {
     };
     let expected = match field {
         Field::City => "a string or an integer",
+        Field::ReadingAt if options.time_format.is_number() => "a number since 1970",
+        Field::ReadingAt if !options.time_format.is_default() => "a string",
+        Field::TimePart2 | Field::TimePart3 | Field::TimePart4 => "a string or an integer",
         Field::ReadingAt => "a timestamp with a time zone or an RFC 3339 string",
         Field::Temperature | Field::Moisture | Field::WindSpeed => {
             "a double, a float, an integer or a decimal whose scale is not negative"

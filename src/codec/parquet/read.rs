@@ -15,7 +15,8 @@ use parquet::file::metadata::ParquetMetaData;
 
 use super::super::fields::{self, Field, Record, Value};
 use super::super::guard::guarded;
-use super::super::{DecodeError, DecodeSettings, text};
+use super::super::options::Preparation;
+use super::super::{DecodeError, DecodeSettings, Format, LocalTimeCounts, ReadOptions, text};
 use super::column::{Column, expected, read_as};
 use crate::model::{EventTime, Refusal, Upsert};
 use crate::panics::{self, Scope};
@@ -27,6 +28,7 @@ pub(in super::super) struct ParquetReader {
     file: File,
     metadata: ArrowReaderMetadata,
     settings: DecodeSettings,
+    preparation: Option<Box<Preparation>>,
     batches: ParquetRecordBatchReader,
     fields: Vec<Field>,
     columns: Vec<Column>,
@@ -42,7 +44,8 @@ pub(in super::super) struct ParquetReader {
 }
 
 impl ParquetReader {
-    pub(in super::super) fn new(file: File, settings: DecodeSettings) -> Result<ParquetReader, DecodeError> {
+    pub(in super::super) fn new(file: File, options: &ReadOptions) -> Result<ParquetReader, DecodeError> {
+        options.check(Format::Parquet).map_err(DecodeError::Option)?;
         let corrupt = |detail: String| damaged(1, detail);
         let found =
             caught(|| ArrowReaderMetadata::load(&file, ArrowReaderOptions::new())).map_err(corrupt)?;
@@ -51,10 +54,11 @@ impl ParquetReader {
             .or_else(|| with_read_types(&found, false))
             .ok_or_else(|| corrupt("its columns cannot be read as they are written".into()))?;
         let schema = metadata.schema().clone();
-        let of_column =
-            fields::columns(schema.fields().iter().map(|field| field.name().as_str()), &settings)?;
+        let of_column = fields::columns(schema.fields().iter().map(|field| field.name().as_str()), options)?;
         for (field, column) in of_column.iter().zip(schema.fields()) {
-            if let Some(expected) = field.and_then(|field| expected(field, column.data_type())) {
+            if let Some(expected) =
+                field.and_then(|field| expected(field, column.data_type(), &options.record))
+            {
                 let (column, kind) = (column.name().clone(), column.data_type().to_string());
                 return Err(DecodeError::UnsupportedColumn { column, kind, expected });
             }
@@ -65,7 +69,8 @@ impl ParquetReader {
         Ok(ParquetReader {
             file,
             metadata,
-            settings,
+            settings: options.settings,
+            preparation: Preparation::new(options),
             batches,
             ignored_columns: (of_column.len() - fields.len()) as u64,
             fields,
@@ -86,7 +91,7 @@ impl ParquetReader {
         }
         let row = self.returned;
         self.returned += 1;
-        let ParquetReader { fields, columns, city, settings, .. } = self;
+        let ParquetReader { fields, columns, city, settings, preparation, .. } = self;
         Ok(Some(guarded(move || {
             city.clear();
             let mut record = Record::new();
@@ -100,6 +105,9 @@ impl ParquetReader {
             }
             if !city.is_empty() {
                 record.set(Field::City, Value::Text(city));
+            }
+            if let Some(preparation) = preparation {
+                preparation.apply(&mut record)?;
             }
             record.upsert(settings)
         })))
@@ -132,6 +140,10 @@ impl ParquetReader {
 
     pub(in super::super) fn row(&self) -> u64 {
         self.before + self.returned as u64
+    }
+
+    pub(in super::super) fn local_times(&self) -> LocalTimeCounts {
+        self.preparation.as_ref().map(|preparation| preparation.local_times()).unwrap_or_default()
     }
 
     pub(in super::super) fn ignored_fields(&self) -> u64 {

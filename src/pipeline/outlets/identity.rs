@@ -32,7 +32,7 @@ pub(super) fn identity(plan: &Plan, draft: &Draft, facts: &BTreeMap<String, Topi
 
 /// What decides how the logs are read.
 pub fn log_identity(plan: &Plan) -> Identity {
-    let DecodeSettings { local_time, units, moisture } = plan.decode;
+    let DecodeSettings { local_time, units, moisture, humidity, wind_units } = plan.decode;
     let mut identity = Identity::new();
     let mut say = |what: &str, value: String| drop(identity.insert(what.to_owned(), value));
     say(RULES_KEY, RULES_VERSION.to_string());
@@ -40,8 +40,10 @@ pub fn log_identity(plan: &Plan) -> Identity {
     say("results.max_ahead", plan.max_ahead.to_string());
     say("results.max_cities", plan.max_cities.to_string());
     say("decode.assume_offset", format!("\"{local_time}\""));
-    say("decode.units", format!("{units:?}").to_lowercase());
-    say("decode.moisture", format!("{moisture:?}").to_lowercase());
+    say("decode.units", units.name().to_owned());
+    say("decode.moisture", moisture.name().to_owned());
+    say("decode.humidity", humidity.name().to_owned());
+    say("decode.wind_units", wind_units.name().to_owned());
     for source in &plan.sources {
         if let SourceKind::Kafka(KafkaPlan { topic, format, .. }) = &source.kind {
             let format = match format {
@@ -49,7 +51,9 @@ pub fn log_identity(plan: &Plan) -> Identity {
                 RecordFormat::AvroRegistry(_) => "avro",
                 RecordFormat::AvroFile(_) => "avro with a schema file",
             };
-            say(&format!("source {}", source.name), format!("topic {topic} as {format}"));
+            let options = source.read.identity(&plan.decode);
+            let comma = if options.is_empty() { "" } else { ", " };
+            say(&format!("source {}", source.name), format!("topic {topic} as {format}{comma}{options}"));
         }
     }
     identity

@@ -74,7 +74,7 @@ fn facts() -> Facts {
         workers: 2,
         partitions: Slots::new(vec![partition(0), partition(1)]),
         directory: Directory::shipped(),
-        decode: DecodeSettings::default(),
+        read: ReadOptions::default(),
         ingest_log: Some(IngestLog { source: "journal".into(), max_cities: 1_000, partition_of: |_, _| 0 }),
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::codec::{Compression, DecodeError, DecodeSettings, Decoder, Format};
+use crate::codec::{Compression, DecodeError, Decoder, Format, ReadOptions};
 
 /// One file of a log, or standard input.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,18 +20,19 @@ impl Input {
         self.path.as_ref().map_or("-".into(), |path| path.display().to_string())
     }
 
-    pub fn open(&self, settings: DecodeSettings) -> Result<Decoder, DecodeError> {
+    pub fn open(&self, options: &ReadOptions) -> Result<Decoder, DecodeError> {
+        let options = options.for_file(self.path.as_deref());
         match &self.path {
-            Some(path) => Decoder::open(path, self.format, self.compression, settings),
-            None => Decoder::from_reader(Box::new(io::stdin()), self.format, self.compression, settings),
+            Some(path) => Decoder::open(path, self.format, self.compression, options),
+            None => Decoder::from_reader(Box::new(io::stdin()), self.format, self.compression, options),
         }
     }
 
     /// Whether it could be read at all, for an error before the work instead of after it. What can be read only once, such as
     /// a pipe, is left alone.
-    pub fn check(&self, settings: DecodeSettings) -> Result<(), DecodeError> {
+    pub fn check(&self, options: &ReadOptions) -> Result<(), DecodeError> {
         match &self.path {
-            Some(path) if !path.exists() || path.is_file() => self.open(settings).map(drop),
+            Some(path) if !path.exists() || path.is_file() => self.open(options).map(drop),
             _ => Ok(()),
         }
     }

@@ -78,7 +78,7 @@ impl FileLog {
         if let Some(first) = self.history.beginning_at(0) {
             return self.find_known(&first).map(Some);
         }
-        match FileReader::open(&LogFile::current(&self.path, self.compression), self.plan, 0) {
+        match FileReader::open(&LogFile::current(&self.path, self.compression), &self.plan, 0) {
             Err(error) if would_block(&error) => Ok(None),
             opened => opened.map(Some).map_err(|error| self.unreadable(&error)),
         }
@@ -166,7 +166,7 @@ impl FileLog {
             files[..own].iter().rev().find(|file| file.rank < files[own].rank && file.is_ranked())
         });
         let Some(before) = before.flatten() else { return Err(gone()) };
-        let mut reader = FileReader::open(before, self.plan, 0).map_err(|error| self.unreadable(&error))?;
+        let mut reader = FileReader::open(before, &self.plan, 0).map_err(|error| self.unreadable(&error))?;
         while skip(&mut reader, before).map_err(|error| self.unreadable(&error))? {}
         let begin = first.begin.checked_sub(reader.records).ok_or_else(gone)?;
         let Some(head) = reader.head else { return Err(gone()) };
@@ -258,7 +258,7 @@ impl FileLog {
 
     /// Opens the file that follows, if it says what its columns are yet.
     pub(super) fn open_next(&self, file: &LogFile, begin: u64) -> Result<Option<FileReader>, SourceError> {
-        match FileReader::open(file, self.plan, begin) {
+        match FileReader::open(file, &self.plan, begin) {
             Err(error) if would_block(&error) => Ok(None),
             // It was renamed just now.
             Err(DecodeError::Io(error)) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -273,7 +273,7 @@ impl FileLog {
         begin: u64,
         head: Option<u64>,
     ) -> Result<Option<FileReader>, SourceError> {
-        let opened = FileReader::open(file, self.plan, begin).and_then(|reader| {
+        let opened = FileReader::open(file, &self.plan, begin).and_then(|reader| {
             let fits = head.is_none() || reader.find_head()? == head;
             Ok(fits.then_some(reader))
         });

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::growing::{FileBytes, GrowingFile, GrowingFileReader};
 use super::names::LogFile;
-use crate::codec::{Compression, DecodeError, DecodeSettings, Decoder, Format};
+use crate::codec::{Compression, DecodeError, Decoder, Format, ReadOptions};
 use crate::fault::{NotRegularFile, open_regular_file};
 use crate::model::{Fingerprint, Refusal, Upsert};
 
@@ -19,10 +19,10 @@ const POLL_BYTES: u64 = 4 << 20;
 const HEAD_BYTES: u64 = 16 << 20;
 
 /// How the files of a log are read.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct ReadPlan {
     pub format: Format,
-    pub settings: DecodeSettings,
+    pub options: ReadOptions,
     pub follow: bool,
 }
 
@@ -54,7 +54,7 @@ impl FileReader {
     /// # Errors
     ///
     /// [`io::ErrorKind::WouldBlock`] if a file that is followed does not say that yet.
-    pub(super) fn open(file: &LogFile, plan: ReadPlan, begin: u64) -> Result<FileReader, DecodeError> {
+    pub(super) fn open(file: &LogFile, plan: &ReadPlan, begin: u64) -> Result<FileReader, DecodeError> {
         let LogFile { path, compression, .. } = file.clone();
         let file = Arc::new(open_regular_file(&path).map_err(|error| match NotRegularFile::is(&error) {
             true => DecodeError::NoFile,
@@ -68,13 +68,13 @@ impl FileReader {
             Some(followed) => Box::new(GrowingFileReader(Arc::clone(followed))),
             None => Box::new(FileBytes { file: Arc::clone(&file), offset: 0, may_grow: false }),
         };
-        let decoder = Decoder::with_digest(reader, plan.format, compression, plan.settings)?;
+        let decoder = Decoder::with_digest(reader, plan.format, compression, &plan.options)?;
         let (records, head) = (0, None);
         Ok(FileReader {
             path,
             file,
             number,
-            plan,
+            plan: plan.clone(),
             compression,
             decoder,
             followed,
@@ -176,7 +176,7 @@ impl FileReader {
 
     fn begin_decoding(&self, may_grow: bool) -> Result<Decoder, DecodeError> {
         let bytes = Box::new(FileBytes { file: Arc::clone(&self.file), offset: 0, may_grow });
-        Decoder::with_digest(bytes, self.plan.format, self.compression, self.plan.settings)
+        Decoder::with_digest(bytes, self.plan.format, self.compression, &self.plan.options)
     }
 
     pub(super) fn may_grow(&self) -> bool {

@@ -12,7 +12,7 @@ use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 
 use super::{KafkaPlan, RecordWriter};
-use crate::codec::DecodeSettings;
+use crate::codec::ReadOptions;
 use crate::kafka::partitioner::Partitioner;
 use crate::kafka::silence::Silence;
 use crate::kafka::trouble::Trouble;
@@ -75,10 +75,10 @@ impl KafkaAppender {
     pub fn of_source(
         source: &str,
         plan: &KafkaPlan,
-        decode: DecodeSettings,
+        read: &ReadOptions,
         limits: AppendLimits,
     ) -> Result<KafkaAppender, SourceError> {
-        let writer = RecordWriter::of_source(plan, decode)?;
+        let writer = RecordWriter::of_source(plan, read)?;
         let KafkaPlan { cluster, topic, partitioner, .. } = plan;
         let (cluster, topic, partitioner) = (cluster.clone(), topic.clone(), *partitioner);
         KafkaAppender::new(source, &AppendPlan { cluster, topic, partitioner, limits }, writer)

@@ -24,7 +24,7 @@ use self::identity::FetchedTopic;
 use self::partition::KafkaPartition;
 use self::watch::{Context, Marks};
 pub use self::writer::RecordWriter;
-use crate::codec::DecodeSettings;
+use crate::codec::ReadOptions;
 use crate::fault;
 use crate::kafka::identity::TopicRecord;
 use crate::kafka::partitioner::Partitioner;
@@ -111,7 +111,7 @@ pub struct KafkaSource {
 struct Shared {
     name: Arc<str>,
     plan: KafkaPlan,
-    decode: DecodeSettings,
+    read: ReadOptions,
     schemas: OnceLock<Schemas>,
     consumer: Arc<BaseConsumer<Context>>,
     partitions: AtomicU32,
@@ -130,7 +130,11 @@ impl KafkaSource {
     /// # Errors
     ///
     /// Where it is missing, compacted or not to be read, or the cluster cannot be reached within half a minute.
-    pub fn open(name: &str, plan: KafkaPlan, decode: DecodeSettings) -> Result<KafkaSource, SourceError> {
+    pub fn open(
+        name: &str,
+        plan: KafkaPlan,
+        read: impl Into<ReadOptions>,
+    ) -> Result<KafkaSource, SourceError> {
         let (partitions, id) = topic::check(&plan)?;
         let name: Arc<str> = name.into();
         let failed = |error: &dyn std::fmt::Display| SourceError::Fatal(format!("{}: {error}", plan.topic));
@@ -140,7 +144,7 @@ impl KafkaSource {
         let shared = Arc::new(Shared {
             name,
             plan,
-            decode,
+            read: read.into(),
             schemas: OnceLock::new(),
             consumer,
             partitions: AtomicU32::new(partitions),

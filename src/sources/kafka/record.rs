@@ -28,7 +28,7 @@ pub(super) enum Content {
 
 impl Records {
     pub(super) fn new(shared: &Shared) -> Result<Records, SourceError> {
-        let (topic, decode) = (&shared.plan.topic, shared.decode);
+        let (topic, read) = (&shared.plan.topic, &shared.read);
         let avro = match &shared.plan.format {
             RecordFormat::Json => None,
             RecordFormat::AvroRegistry(_) => {
@@ -36,17 +36,17 @@ impl Records {
                 let schemas = schemas.ok_or_else(|| {
                     SourceError::Fatal(format!("topic {topic}: there is no client of its schema registry"))
                 })?;
-                Some(AvroRecords::from_registry(schemas, decode))
+                Some(AvroRecords::from_registry(schemas, read))
             }
             RecordFormat::AvroFile(path) => {
                 let failed = |error: &dyn std::fmt::Display| {
                     SourceError::Fatal(format!("the schema of topic {topic}, {}: {error}", path.display()))
                 };
                 let schema = std::fs::read_to_string(path).map_err(|error| failed(&error))?;
-                Some(AvroRecords::from_schema(&schema, decode).map_err(|error| failed(&error))?)
+                Some(AvroRecords::from_schema(&schema, read).map_err(|error| failed(&error))?)
             }
         };
-        Ok(Records { json: RecordDecoder::new(decode), avro })
+        Ok(Records { json: RecordDecoder::new(read), avro })
     }
 
     #[inline]

@@ -4,8 +4,9 @@ use std::time::Duration as Wait;
 
 use super::{KafkaPlan, RecordFormat, RegistryPlan};
 use crate::codec::{
-    DecodeSettings, Fields, Moisture, READING_SCHEMA, RecordDecoder, Units, push_wire_header, reading_to_avro,
+    DecodeSettings, Fields, READING_SCHEMA, ReadOptions, RecordDecoder, push_wire_header, reading_to_avro,
 };
+use crate::model::LocalTime;
 use crate::registry::{Client, ClientSettings, RegistryError};
 use crate::sources::SourceError;
 
@@ -37,7 +38,7 @@ impl RecordWriter {
     pub fn registered(
         topic: &str,
         registry: &RegistryPlan,
-        decode: DecodeSettings,
+        read: &ReadOptions,
     ) -> Result<RecordWriter, SourceError> {
         let settings =
             ClientSettings { urls: registry.urls.clone(), user: registry.user.clone(), timeout: REGISTRY };
@@ -49,22 +50,23 @@ impl RecordWriter {
                     SourceError::Fatal(error.to_string())
                 }
             })?;
-        Ok(RecordWriter::avro(Some(id), decode))
+        Ok(RecordWriter::avro(Some(id), read))
     }
 
-    pub(super) fn of_source(plan: &KafkaPlan, decode: DecodeSettings) -> Result<RecordWriter, SourceError> {
+    pub(super) fn of_source(plan: &KafkaPlan, read: &ReadOptions) -> Result<RecordWriter, SourceError> {
         let topic = &plan.topic;
-        if plan.format != RecordFormat::Json
-            && (decode.units, decode.moisture) != (Units::Fahrenheit, Moisture::Humidity)
-        {
+        // What comes with an offset is the same in any zone.
+        let settings = DecodeSettings { local_time: LocalTime::Refuse, ..read.settings };
+        let with_offsets = ReadOptions { settings, ..read.clone() };
+        if plan.format != RecordFormat::Json && !with_offsets.is_default() {
             return Err(SourceError::Fatal(format!(
-                "what is appended to topic {topic} as Avro is in °F and % of humidity, but its records are read in other \
-                 units: append to a topic of JSON, or read in these"
+                "what is appended to topic {topic} as Avro is in °F and % of humidity, with the names of readings, but its records are read \
+                 otherwise: append to a topic of JSON, or read in these"
             )));
         }
         match &plan.format {
             RecordFormat::Json => Ok(RecordWriter::json()),
-            RecordFormat::AvroRegistry(registry) => RecordWriter::registered(topic, registry, decode),
+            RecordFormat::AvroRegistry(registry) => RecordWriter::registered(topic, registry, read),
             RecordFormat::AvroFile(path) => {
                 let file = std::fs::read_to_string(path).map_err(|error| {
                     SourceError::Fatal(format!("the schema of topic {topic}, {}: {error}", path.display()))
@@ -77,13 +79,13 @@ impl RecordWriter {
                         path.display()
                     )));
                 }
-                Ok(RecordWriter::avro(None, decode))
+                Ok(RecordWriter::avro(None, read))
             }
         }
     }
 
-    fn avro(schema: Option<u32>, decode: DecodeSettings) -> RecordWriter {
-        let decoder = RecordDecoder::new(decode);
+    fn avro(schema: Option<u32>, read: &ReadOptions) -> RecordWriter {
+        let decoder = RecordDecoder::new(read);
         RecordWriter(Inner::Avro(Box::new(Avro { decoder, schema, value: Vec::new() })))
     }
 

@@ -16,7 +16,7 @@ use tokio_tungstenite::WebSocketStream;
 use self::client::Client;
 use self::world::{Rng, World};
 use super::*;
-use crate::codec::DecodeSettings;
+use crate::codec::ReadOptions;
 use crate::directory::Directory;
 use crate::serve::publish::{self, Publisher};
 use crate::serve::{Facts, Limits};
@@ -55,7 +55,7 @@ fn facts() -> Facts {
         workers: 1,
         partitions: Default::default(),
         directory: Directory::shipped(),
-        decode: DecodeSettings::default(),
+        read: ReadOptions::default(),
         ingest_log: None,
     }
 }

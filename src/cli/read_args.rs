@@ -1,0 +1,119 @@
+//! Options that say how files of readings are written.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use jiff::tz::Offset;
+
+use super::Stop;
+use crate::codec::{
+    ColumnNames, DecodeSettings, Format, HumidityScale, Moisture, ReadOptions, RecordOptions, TextLayout,
+    TimeFormat, Units, WindUnits, parse_delimiter, parse_list,
+};
+use crate::model::LocalTime;
+use crate::model::time::{IanaZone, offset};
+
+/// How the records of files are written, where it is not as swelter writes them itself.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "How the files are written")]
+pub struct ReadArgs {
+    /// What a time without an offset is in, such as Z or -05:00; without it, such a reading is refused
+    #[arg(long, value_name = "OFFSET", value_parser = offset, allow_hyphen_values = true)]
+    assume_offset: Option<Offset>,
+    /// The IANA time zone of times without an offset, such as America/New_York; of a time that its clocks show
+    /// twice the earlier one is meant, and one that they skip is refused
+    #[arg(long, value_name = "ZONE", value_parser = IanaZone::named, conflicts_with = "assume_offset")]
+    pub(super) time_zone: Option<IanaZone>,
+    /// The unit of temperatures and dew points
+    #[arg(long, default_value = "fahrenheit")]
+    units: Units,
+    /// What says how moist the air is
+    #[arg(long, default_value = "humidity")]
+    moisture: Moisture,
+    /// The scale of humidities
+    #[arg(long, default_value = "percent")]
+    humidity: HumidityScale,
+    /// The unit of wind speeds
+    #[arg(long, default_value = "mph", value_name = "UNITS")]
+    wind_units: WindUnits,
+    /// What is between the fields of CSV, as in ; or | or \t
+    #[arg(long, value_name = "CHARACTER", value_parser = parse_delimiter)]
+    delimiter: Option<u8>,
+    /// Numbers of CSV have a comma where others have a point
+    #[arg(long)]
+    decimal_comma: bool,
+    /// Which columns hold what, as in city=station,reading_at=Date+Time,temperature=tmpf; city=@NAME is the city of
+    /// all records, city=@ the name of the file up to its first dot
+    #[arg(long, value_name = "FIELD=COLUMN,..", value_parser = ColumnNames::parse)]
+    columns: Option<ColumnNames>,
+    /// What stands for nothing, as in M,T,NA,---
+    #[arg(long, value_name = "TEXT,..", value_parser = list)]
+    null: Option<List>,
+    /// What may stand behind a number of CSV, such as marks of its quality, as in s,V; with others it is refused
+    #[arg(long, value_name = "TEXT,..", value_parser = list)]
+    flags: Option<List>,
+    /// How times are written: seconds or milliseconds since 1970, or a pattern of strptime, as in "%d.%m.%Y %H:%M"
+    #[arg(long, value_name = "FORMAT")]
+    time_format: Option<TimeFormat>,
+    /// Lines before the header, or before the first record
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    skip_lines: u32,
+    /// The names of the columns of CSV without a header line
+    #[arg(long, value_name = "NAME,..", value_parser = list)]
+    header: Option<List>,
+    /// Each column of CSV but that of the time is a city, and this file has the humidities as the other has the temperatures
+    #[arg(long, value_name = "FILE")]
+    wide: Option<PathBuf>,
+}
+
+/// A list is one value.
+#[derive(Clone, Debug)]
+struct List(Box<[String]>);
+
+fn list(text: &str) -> Result<List, String> {
+    parse_list(text).map(List)
+}
+
+impl ReadArgs {
+    pub(super) fn options(&self) -> ReadOptions {
+        let local_time = match (self.assume_offset, self.time_zone) {
+            (Some(offset), _) => LocalTime::Offset(offset),
+            (None, Some(zone)) => LocalTime::Zone(zone),
+            (None, None) => LocalTime::Refuse,
+        };
+        let items = |list: &Option<List>| list.as_ref().map(|List(items)| items.clone());
+        ReadOptions {
+            settings: DecodeSettings {
+                local_time,
+                units: self.units,
+                moisture: self.moisture,
+                humidity: self.humidity,
+                wind_units: self.wind_units,
+            },
+            record: RecordOptions {
+                columns: self.columns.clone().unwrap_or_default(),
+                null: items(&self.null).unwrap_or_default(),
+                flags: items(&self.flags).unwrap_or_default(),
+                decimal_comma: self.decimal_comma,
+                time_format: self.time_format.clone().unwrap_or_default(),
+            },
+            layout: TextLayout {
+                delimiter: self.delimiter,
+                skip_lines: self.skip_lines,
+                header: items(&self.header),
+                wide: self.wide.clone(),
+            },
+        }
+    }
+
+    /// For files of these formats: an option that could not be applied to one of them is refused.
+    pub(super) fn options_for(&self, formats: impl Iterator<Item = Format>) -> Result<ReadOptions, Stop> {
+        let options = self.options();
+        for format in formats {
+            options.check(format).map_err(|refused| {
+                Stop::Usage(format!("--{} {}", refused.key.replace('_', "-"), refused.problem))
+            })?;
+        }
+        Ok(options)
+    }
+}

@@ -1,0 +1,246 @@
+//! Which column, or field of JSON, each field of a reading is.
+
+use std::fmt;
+
+use super::super::fields::Field;
+use super::super::{DecodeSettings, Moisture};
+use super::lists;
+use crate::model::reading::check_city;
+
+/// What means something outside of quotes: `field=name`, names that are joined, a constant, a divisor.
+const SIGNS: &str = "=+@/";
+
+/// What can be named, as readings of JSON call it.
+const FIELDS: [(&str, Field); 9] = [
+    ("city", Field::City),
+    ("reading_at", Field::ReadingAt),
+    ("temperature", Field::Temperature),
+    ("humidity", Field::Moisture),
+    ("dew_point", Field::Moisture),
+    ("wind_speed", Field::WindSpeed),
+    ("revision", Field::Revision),
+    ("op", Field::Op),
+    ("deleted", Field::Deleted),
+];
+
+/// The most columns that a time is joined of.
+const TIME_PARTS: [Field; 4] = [Field::ReadingAt, Field::TimePart2, Field::TimePart3, Field::TimePart4];
+
+/// Names of columns, by the fields that they are: `city=station,reading_at=Date+Time,temperature=TMP/10`. What is not named is
+/// called as the field is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ColumnNames {
+    named: Vec<NamedColumn>,
+    city: Option<ConstantCity>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct NamedColumn {
+    field: Field,
+    /// What the field is called where it is named, which says whether it is the humidity or the dew point.
+    option: &'static str,
+    name: String,
+    /// By which its numbers are divided.
+    divisor: Option<f64>,
+}
+
+/// The city of all records of a file.
+#[derive(Clone, Debug, PartialEq)]
+enum ConstantCity {
+    Named(String),
+    /// As the file is called, up to its first dot.
+    FileName(String),
+}
+
+impl ColumnNames {
+    /// Reads `field=name` pairs with commas between them. A name with `,`, `=`, `+`, `@`, `/` or `"` in it is written in quotes.
+    /// Cases of letters do not matter in names.
+    ///
+    /// # Errors
+    ///
+    /// The text says what to write.
+    pub fn parse(text: &str) -> Result<ColumnNames, String> {
+        let mut columns = ColumnNames::default();
+        if text.trim().is_empty() {
+            return Ok(columns);
+        }
+        for item in lists::items(text, SIGNS)? {
+            columns.add(&item)?;
+        }
+        Ok(columns)
+    }
+
+    fn add(&mut self, item: &lists::Item) -> Result<(), String> {
+        let Some((&(at, '='), signs)) = item.signs.split_first() else {
+            return Err(format!("{:?} is not field=column, as in temperature=tmpf", item.text));
+        };
+        let (field_name, names) = item.text.split_at(at);
+        let option = FIELDS.iter().find(|(name, _)| *name == field_name).copied();
+        let (field_name, field) = option.ok_or_else(|| {
+            let known: Vec<&str> = FIELDS.iter().map(|(name, _)| *name).collect();
+            format!("{field_name:?} is no field of a reading: name one of {}", known.join(", "))
+        })?;
+        if self.has(field) {
+            return Err(format!("{field_name} is there twice"));
+        }
+        match signs {
+            [(start, '@')] if *start == at && field == Field::City => {
+                self.city = Some(constant_city(names)?);
+                Ok(())
+            }
+            [(slash, '/')] if matches!(field, Field::Temperature | Field::Moisture | Field::WindSpeed) => {
+                let (name, divisor) = item.text[at..].split_at(slash - at);
+                let number = divisor.parse().ok().filter(|number: &f64| number.is_finite() && *number > 0.0);
+                let number = number.ok_or_else(|| format!("{divisor:?} is no divisor, as in TMP/10"))?;
+                self.push(field, field_name, name, Some(number))
+            }
+            joined if joined.iter().all(|(_, sign)| *sign == '+') => {
+                let ends: Vec<usize> = joined.iter().map(|(end, _)| end - at).chain([names.len()]).collect();
+                self.join((field_name, field), names, &ends)
+            }
+            _ => Err(format!(
+                "{field_name} is given by {names:?} with a sign that means nothing there: write names with one of {SIGNS} in quotes"
+            )),
+        }
+    }
+
+    /// Names the columns that end at `ends` in `names`, of which a time may have several.
+    fn join(
+        &mut self,
+        (option, field): (&'static str, Field),
+        names: &str,
+        ends: &[usize],
+    ) -> Result<(), String> {
+        let parts: &[Field] = if field == Field::ReadingAt { &TIME_PARTS } else { &[field] };
+        if ends.len() > parts.len() {
+            return Err(format!(
+                "{option} is joined of too many columns: only times can be joined, of at most 4"
+            ));
+        }
+        let mut from = 0;
+        for (part, end) in parts.iter().zip(ends) {
+            self.push(*part, option, &names[from..*end], None)?;
+            from = *end;
+        }
+        Ok(())
+    }
+
+    fn push(
+        &mut self,
+        field: Field,
+        option: &'static str,
+        name: &str,
+        divisor: Option<f64>,
+    ) -> Result<(), String> {
+        if name.is_empty() {
+            return Err("a name of a column is missing, as in temperature=tmpf".into());
+        }
+        if self.named.iter().any(|column| same_name(&column.name, name)) {
+            return Err(format!("{name:?} is named for two fields"));
+        }
+        self.named.push(NamedColumn { field, option, name: name.to_owned(), divisor });
+        Ok(())
+    }
+
+    fn has(&self, field: Field) -> bool {
+        let is_city = |_: &ConstantCity| field == Field::City;
+        self.named.iter().any(|column| column.field == field) || self.city.as_ref().is_some_and(is_city)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.named.is_empty() && self.city.is_none()
+    }
+
+    /// Whether nothing but the time is named.
+    pub(super) fn is_of_times_alone(&self) -> bool {
+        self.city.is_none() && self.named.iter().all(|column| TIME_PARTS.contains(&column.field))
+    }
+
+    /// Whether a column is named for the humidity where the source has dew points, or the other way round.
+    pub(super) fn names_other_moisture(&self, moisture: Moisture) -> bool {
+        let other = match moisture {
+            Moisture::Humidity => "dew_point",
+            Moisture::DewPoint => "humidity",
+        };
+        self.named.iter().any(|column| column.option == other)
+    }
+
+    pub(super) fn set_file_name(&mut self, file: &str) {
+        if let Some(ConstantCity::FileName(city)) = &mut self.city {
+            *city = file.split('.').find(|part| !part.is_empty()).unwrap_or_default().to_owned();
+        }
+    }
+
+    /// The city of every record, if they do not say it themselves.
+    pub(in super::super) fn city(&self) -> Option<&str> {
+        self.city.as_ref().map(|(ConstantCity::Named(city) | ConstantCity::FileName(city))| city.as_str())
+    }
+
+    /// Numbers of fields that are to be divided.
+    pub(super) fn divisors(&self) -> impl Iterator<Item = (Field, f64)> {
+        self.named.iter().filter_map(|column| Some((column.field, column.divisor?)))
+    }
+
+    /// How many columns a time is joined of, if it is.
+    pub(super) fn time_parts(&self) -> &'static [Field] {
+        let count = self.named.iter().filter(|column| TIME_PARTS.contains(&column.field)).count();
+        &TIME_PARTS[..count.max(1)]
+    }
+
+    /// The field that a column, or a field of JSON, of that name is.
+    pub(in super::super) fn field(&self, name: &str, settings: &DecodeSettings) -> Option<Field> {
+        if let Some(column) = self.named.iter().find(|column| same_name(&column.name, name)) {
+            return Some(column.field);
+        }
+        let field = Field::named(name, settings)?;
+        let is_named = self.named.iter().any(|column| column.field == field);
+        (!is_named && !(field == Field::City && self.city.is_some())).then_some(field)
+    }
+
+    /// The field that a column of a header is, in which cases of letters do not matter.
+    pub(in super::super) fn column(&self, name: &str, settings: &DecodeSettings) -> Option<Field> {
+        self.field(name, settings).or_else(|| self.field(&name.to_lowercase(), settings))
+    }
+
+    /// The names that were given, each with the field that it is for.
+    pub(in super::super) fn given(&self) -> impl Iterator<Item = (&str, Field)> {
+        self.named.iter().map(|column| (column.name.as_str(), column.field))
+    }
+}
+
+/// Behind `@`: a name, or none for that of the file.
+fn constant_city(name: &str) -> Result<ConstantCity, String> {
+    if name.is_empty() {
+        return Ok(ConstantCity::FileName(String::new()));
+    }
+    check_city(name).map_err(|refusal| refusal.detail)?;
+    Ok(ConstantCity::Named(name.to_owned()))
+}
+
+/// Whether names differ in the cases of their letters at most.
+pub(in super::super) fn same_name(a: &str, b: &str) -> bool {
+    a.eq_ignore_ascii_case(b) || (!(a.is_ascii() && b.is_ascii()) && a.to_lowercase() == b.to_lowercase())
+}
+
+/// As [`ColumnNames::parse`] reads it.
+impl fmt::Display for ColumnNames {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut comma = "";
+        if let Some(city) = self.city() {
+            write!(f, "city=@{}", lists::quoted_if_needed(city, SIGNS))?;
+            comma = ",";
+        }
+        for NamedColumn { field, option, name, divisor } in &self.named {
+            let name = lists::quoted_if_needed(name, SIGNS);
+            match TIME_PARTS[1..].contains(field) {
+                true => write!(f, "+{name}")?,
+                false => write!(f, "{comma}{}={name}", option)?,
+            }
+            if let Some(divisor) = divisor {
+                write!(f, "/{divisor}")?;
+            }
+            comma = ",";
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,92 @@
+//! Lists in one text: separated by commas, with quotes around what has a comma, a quote or another sign in it.
+
+/// An item of a list and whether any of it was quoted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Item {
+    pub text: String,
+    /// The signs outside of quotes that mean something, and where in `text` each would stand.
+    pub signs: Vec<(usize, char)>,
+}
+
+/// The items of a list without the blanks around them, as in `M, T,"1,5"`. A quote within quotes is doubled.
+///
+/// # Errors
+///
+/// Where a quote does not end, or an item is empty.
+pub fn parse_list(text: &str) -> Result<Box<[String]>, String> {
+    if text.trim().is_empty() {
+        return Ok(Box::default());
+    }
+    Ok(items(text, "")?.into_iter().map(|item| item.text).collect())
+}
+
+/// The items of a list; outside of quotes, the characters of `signs` are noted and left out.
+pub(super) fn items(text: &str, signs: &str) -> Result<Vec<Item>, String> {
+    let mut items = vec![Item::default()];
+    let mut quoted = false;
+    let mut was_quoted = false;
+    let mut characters = text.chars().peekable();
+    while let Some(character) = characters.next() {
+        let Some(item) = items.last_mut() else { break };
+        match character {
+            '"' if quoted && characters.peek() == Some(&'"') => {
+                characters.next();
+                item.text.push('"');
+            }
+            '"' => {
+                quoted = !quoted;
+                was_quoted = true;
+            }
+            ',' if !quoted => {
+                end(item, was_quoted, text)?;
+                items.push(Item::default());
+                was_quoted = false;
+            }
+            sign if !quoted && signs.contains(sign) => {
+                trim_end(item);
+                item.signs.push((item.text.len(), sign));
+            }
+            // Blanks around an item and around a sign.
+            ' ' if !quoted
+                && item.text.len() == item.signs.last().map_or(0, |(at, _)| *at)
+                && !was_quoted => {}
+            other => item.text.push(other),
+        }
+    }
+    if quoted {
+        return Err(format!("{text:?} has a quote that does not end: write \"\" for a quote within quotes"));
+    }
+    if let Some(item) = items.last_mut() {
+        end(item, was_quoted, text)?;
+    }
+    Ok(items)
+}
+
+fn trim_end(item: &mut Item) {
+    let from = item.signs.last().map_or(0, |(at, _)| *at);
+    let end = from + item.text[from..].trim_end_matches(' ').len();
+    item.text.truncate(end);
+}
+
+fn end(item: &mut Item, was_quoted: bool, text: &str) -> Result<(), String> {
+    if !was_quoted {
+        trim_end(item);
+    }
+    match item.text.is_empty() && item.signs.is_empty() && !was_quoted {
+        true => Err(format!("{text:?} has an empty item: remove a comma")),
+        false => Ok(()),
+    }
+}
+
+/// A list as [`parse_list`] reads it.
+pub(super) fn written(list: &[impl AsRef<str>]) -> String {
+    let items: Vec<String> = list.iter().map(|item| quoted_if_needed(item.as_ref(), "")).collect();
+    items.join(",")
+}
+
+pub(super) fn quoted_if_needed(text: &str, signs: &str) -> String {
+    let is_plain = !text.is_empty()
+        && text.trim_matches(' ').len() == text.len()
+        && !text.chars().any(|character| character == '"' || character == ',' || signs.contains(character));
+    if is_plain { text.to_owned() } else { format!("\"{}\"", text.replace('"', "\"\"")) }
+}
