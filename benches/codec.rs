@@ -92,7 +92,8 @@ fn write(criterion: &mut Criterion) {
             let heat_index = HeatIndex::from_micros(micros);
             let count = (at % PER_CITY + 1) as u32;
             let sum = i64::from(count) * micros + (at * 7_919 % 100_003) as i64;
-            ResultRow { reading_at: time(at % PER_CITY), measurement, heat_index, sum, count }
+            let category = Category::of(heat_index);
+            ResultRow { reading_at: time(at % PER_CITY), measurement, heat_index, sum, count, category }
         })
         .collect();
     let cities: Vec<String> = (0..CITIES).map(|city| format!("city_{city:05}")).collect();

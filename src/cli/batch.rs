@@ -13,6 +13,7 @@ use crate::dataflow::heat_index::Formula;
 use crate::fault::cannot_start;
 use crate::model::Duration;
 use crate::model::printable::printable;
+use crate::model::time::DayZone;
 use crate::pipeline::batch::{self, BatchError, BatchPlan, BatchSummary, PlotPlan, Target};
 use crate::pipeline::process_limits::raise_open_files;
 use crate::sinks::output;
@@ -129,7 +130,7 @@ impl BatchArgs {
         let plan = BatchPlan {
             inputs,
             read,
-            day_zone: self.read.time_zone,
+            day_zone: self.read.time_zone.map_or(DayZone::Utc, DayZone::Zone),
             formula: self.formula,
             window: self.window,
             lateness: self.lateness.unwrap_or(Duration::MAX),

@@ -193,7 +193,7 @@ fn wrong_count(count: usize, columns: usize, line: &str) -> Refusal {
 /// Adds lines to the record at hand until its quoted fields end: false where they do not, or are not RFC 4180's. The
 /// first line is then alone again, so that a stray quote costs one line and no more.
 #[cold]
-fn close_quotes(lines: &mut Lines, delimiter: u8) -> Result<bool, DecodeError> {
+pub(super) fn close_quotes(lines: &mut Lines, delimiter: u8) -> Result<bool, DecodeError> {
     let first_line = lines.mark();
     let mut scan = Scan::FieldStart;
     let mut scanned = 0;

@@ -210,7 +210,7 @@ impl<'a> Record<'a> {
     }
 
     #[inline]
-    fn reading_at(&self, settings: &DecodeSettings) -> Result<EventTime, Refusal> {
+    pub(super) fn reading_at(&self, settings: &DecodeSettings) -> Result<EventTime, Refusal> {
         let value = *self.get(Field::ReadingAt);
         let of_clock = |problem: TimeProblem| {
             let detail = format!("reading_at {value} is not a time: {problem}");

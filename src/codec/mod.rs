@@ -21,6 +21,7 @@ mod reports;
 mod results;
 mod row;
 mod text;
+mod wide;
 
 #[cfg(test)]
 mod tests;
@@ -218,6 +219,8 @@ pub enum DecodeError {
         "cannot be read as Parquet inside compression: decompress it first, Parquet compresses by itself"
     )]
     CompressedParquet,
+    #[error("{0}")]
+    Wide(String),
     #[error("cannot be read with {}: it {}", .0.key, .0.problem)]
     Option(OptionProblem),
     #[error("is Parquet, which only `swelter batch` reads: convert it to CSV or JSON lines")]
@@ -229,6 +232,7 @@ pub struct Decoder(Inner);
 
 enum Inner {
     Csv(csv::CsvReader),
+    Wide(Box<wide::WideReader>),
     Json(json::JsonReader),
     Parquet(Box<parquet::ParquetReader>),
 }
@@ -322,6 +326,9 @@ impl Decoder {
             lines.skip_lines(options.layout.skip_lines)?;
             Ok::<_, DecodeError>(lines)
         };
+        if let Some(wide) = &options.layout.wide {
+            return Ok(Decoder(Inner::Wide(Box::new(wide::WideReader::new(lines()?, wide, options)?))));
+        }
         Ok(Decoder(match format {
             Format::Csv => Inner::Csv(csv::CsvReader::new(lines()?, options)?),
             Format::Json => Inner::Json(json::JsonReader::new(lines()?, options)),
@@ -340,6 +347,7 @@ impl Decoder {
     pub fn next(&mut self) -> Result<Option<Result<Upsert<'_>, Refusal>>, DecodeError> {
         match &mut self.0 {
             Inner::Csv(reader) => reader.next(),
+            Inner::Wide(reader) => reader.next(),
             Inner::Json(reader) => reader.next(),
             Inner::Parquet(reader) => reader.next(),
         }
@@ -366,6 +374,7 @@ impl Decoder {
     pub fn skip(&mut self) -> Result<bool, DecodeError> {
         match &mut self.0 {
             Inner::Csv(reader) => reader.skip(),
+            Inner::Wide(reader) => Ok(reader.next()?.is_some()),
             Inner::Json(reader) => reader.skip(),
             Inner::Parquet(reader) => Ok(reader.next()?.is_some()),
         }
@@ -377,6 +386,7 @@ impl Decoder {
     pub fn digest(&mut self) -> Option<u64> {
         match &mut self.0 {
             Inner::Csv(reader) => reader.digest(),
+            Inner::Wide(reader) => reader.digest(),
             Inner::Json(reader) => reader.digest(),
             Inner::Parquet(_) => None,
         }
@@ -386,6 +396,7 @@ impl Decoder {
     pub fn line(&self) -> u64 {
         match &self.0 {
             Inner::Csv(reader) => reader.line(),
+            Inner::Wide(reader) => reader.line(),
             Inner::Json(reader) => reader.line(),
             Inner::Parquet(reader) => reader.row(),
         }
@@ -397,6 +408,7 @@ impl Decoder {
     pub fn raw(&mut self) -> Cow<'_, [u8]> {
         match &mut self.0 {
             Inner::Csv(reader) => Cow::Borrowed(reader.raw()),
+            Inner::Wide(reader) => Cow::Borrowed(reader.raw()),
             Inner::Json(reader) => Cow::Borrowed(reader.raw()),
             Inner::Parquet(reader) => Cow::Owned(reader.raw()),
         }
@@ -406,6 +418,7 @@ impl Decoder {
     pub fn local_times(&self) -> LocalTimeCounts {
         match &self.0 {
             Inner::Csv(reader) => reader.local_times(),
+            Inner::Wide(reader) => reader.local_times(),
             Inner::Json(reader) => reader.local_times(),
             Inner::Parquet(reader) => reader.local_times(),
         }
@@ -415,6 +428,7 @@ impl Decoder {
     pub fn ignored_fields(&self) -> u64 {
         match &self.0 {
             Inner::Csv(reader) => reader.ignored_fields(),
+            Inner::Wide(_) => 0,
             Inner::Json(reader) => reader.ignored_fields(),
             Inner::Parquet(reader) => reader.ignored_fields(),
         }

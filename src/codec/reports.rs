@@ -9,8 +9,8 @@ use arrow_schema::{DataType, Field};
 use super::parquet::{Cities, Encoded, Table, city_column, time_column, times};
 use super::text::{TextFile, push_csv_text, push_heat_index, push_integer, push_json_text, push_number};
 use super::{Compression, Format};
-use crate::model::time::DAY_MS;
-use crate::model::{Category, ChangeLine, DayLine, DeadLetter, EventTime, Row};
+use crate::model::time::civil_from_days;
+use crate::model::{Category, ChangeLine, DayLine, DeadLetter, Row};
 
 /// Writes changes of rows as JSON lines. The file is whole once it is [finished](ChangesWriter::finish).
 #[derive(Debug)]
@@ -147,10 +147,9 @@ impl DailyWriter {
 
 /// `YYYY-MM-DD`.
 fn push_day(day: i32, line: &mut Vec<u8>) {
-    if let Some(midnight) = EventTime::from_millis(i64::from(day) * DAY_MS) {
-        midnight.write_to(line);
-        line.truncate(line.len() - "T00:00:00Z".len());
-    }
+    let (year, month, day) = civil_from_days(day.into());
+    // A Vec takes everything.
+    let _ = write!(line, "{year:04}-{month:02}-{day:02}");
 }
 
 fn push_csv_day(day: &DayLine<'_>, line: &mut Vec<u8>) {

@@ -1,9 +1,9 @@
-//! Result rows: `city,reading_at,temperature,humidity,wind_speed,heat_index,rolling_heat_index,count`.
+//! Result rows: `city,reading_at,temperature,humidity,wind_speed,heat_index,rolling_heat_index,count,category`.
 
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use arrow_array::{ArrayRef, Float64Array, Int64Array};
+use arrow_array::{ArrayRef, Float64Array, Int64Array, StringArray};
 use arrow_schema::{DataType, Field};
 
 use super::parquet::{Cities, Encoded, Table, city_column, time_column, times};
@@ -36,7 +36,7 @@ impl RowsWriter {
             Format::Csv => {
                 let mut file = TextFile::new(out, compression)?;
                 file.line.extend_from_slice(
-                    b"city,reading_at,temperature,humidity,wind_speed,heat_index,rolling_heat_index,count",
+                    b"city,reading_at,temperature,humidity,wind_speed,heat_index,rolling_heat_index,count,category",
                 );
                 file.end_line()?;
                 Inner::Csv(file)
@@ -99,6 +99,8 @@ fn push_csv(city: &[u8], row: &ResultRow, line: &mut Vec<u8>) {
     push_number(row.rolling_heat_index(), line);
     line.push(b',');
     push_integer(i64::from(row.count), line);
+    line.push(b',');
+    line.extend_from_slice(row.category.name().as_bytes());
 }
 
 fn push_json(start: &[u8], row: &ResultRow, line: &mut Vec<u8>) {
@@ -120,7 +122,9 @@ fn push_json(start: &[u8], row: &ResultRow, line: &mut Vec<u8>) {
     push_number(row.rolling_heat_index(), line);
     line.extend_from_slice(b",\"count\":");
     push_integer(i64::from(row.count), line);
-    line.push(b'}');
+    line.extend_from_slice(b",\"category\":\"");
+    line.extend_from_slice(row.category.name().as_bytes());
+    line.extend_from_slice(b"\"}");
 }
 
 #[derive(Debug)]
@@ -134,6 +138,7 @@ struct Columns {
     heat_index: Vec<f64>,
     rolling_heat_index: Vec<f64>,
     count: Vec<i64>,
+    category: Vec<&'static str>,
 }
 
 impl Columns {
@@ -150,6 +155,7 @@ impl Columns {
                 (double("heat_index"), Encoded::Few),
                 (double("rolling_heat_index"), Encoded::Unique),
                 (Field::new("count", DataType::Int64, false), Encoded::Delta),
+                (Field::new("category", DataType::Utf8, false), Encoded::Few),
             ],
         )?;
         Ok(Columns {
@@ -162,6 +168,7 @@ impl Columns {
             heat_index: Vec::new(),
             rolling_heat_index: Vec::new(),
             count: Vec::new(),
+            category: Vec::new(),
         })
     }
 
@@ -177,6 +184,7 @@ impl Columns {
             self.heat_index.extend(rows.iter().map(|row| row.heat_index.fahrenheit()));
             self.rolling_heat_index.extend(rows.iter().map(|row| row.rolling_heat_index()));
             self.count.extend(rows.iter().map(|row| i64::from(row.count)));
+            self.category.extend(rows.iter().map(|row| row.category.name()));
             if self.cities.len() == BATCH_ROWS {
                 self.encode()?;
             }
@@ -198,6 +206,7 @@ impl Columns {
             doubles(&mut self.heat_index),
             doubles(&mut self.rolling_heat_index),
             Arc::new(Int64Array::from(std::mem::replace(&mut self.count, Vec::with_capacity(BATCH_ROWS)))),
+            Arc::new(StringArray::from_iter_values(self.category.drain(..))),
         ])
     }
 

@@ -41,6 +41,7 @@ use self::rolling::snapshot::Resumed;
 use self::rolling::told::{Processes, Read, Told};
 use self::rolling::{Inputs, Retention, Rolling, Wanted};
 use crate::directory::Directory;
+use crate::model::time::DayZone;
 use crate::model::{
     Arrival, Change, CityId, CityName, CityNames, CurrentRow, DayChange, Mark, Outcome, Parcel, Query,
     Render, Snapshots, Topology,
@@ -55,6 +56,8 @@ pub struct GraphPlan {
     pub rows: bool,
     /// Summaries of each city and UTC day.
     pub days: bool,
+    /// Whose days they are.
+    pub day_zone: DayZone,
     /// What became of each arrival.
     pub outcomes: bool,
     /// The current row of each city.
@@ -104,6 +107,7 @@ impl GraphPlan {
             retention,
             rows,
             days,
+            day_zone: DayZone::default(),
             outcomes,
             current,
             hottest,
@@ -208,11 +212,11 @@ pub fn build(
     snapshots: Option<Box<dyn Snapshots>>,
 ) -> Graph {
     let ranked = plan.hottest.is_some() || plan.by_country.is_some();
-    let GraphPlan { rows, days, outcomes, told, .. } = *plan;
+    let GraphPlan { rows, days, day_zone, outcomes, told, .. } = *plan;
     let written = plan.parcels.as_ref().filter(|parcels| parcels.render.is_some());
     let current = plan.current || ranked || written.is_some_and(|parcels| parcels.current);
     let touched = written.is_some_and(|parcels| parcels.touched);
-    let wanted = Wanted { rows, current, days, outcomes, told, touched };
+    let wanted = Wanted { rows, current, days, day_zone, outcomes, told, touched };
     let render = written.and_then(|parcels| parcels.render.as_ref().map(|make| make()));
     let names = CityNames::default();
     let (index, topology) = (worker.index(), plan.topology);

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::heat::mean_fahrenheit;
-use super::{DaySummary, EventTime, HeatIndex, Measurement, Refusal, Retried, Row};
+use super::{Category, DaySummary, EventTime, HeatIndex, Measurement, Refusal, Retried, Row};
 
 /// One line of `batch`'s result.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -16,6 +16,8 @@ pub struct ResultRow {
     pub sum: i64,
     /// How many they are.
     pub count: u32,
+    /// Of the heat index.
+    pub category: Category,
 }
 
 impl ResultRow {
@@ -47,7 +49,7 @@ pub struct ChangeLine<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct DayLine<'a> {
     pub city: &'a str,
-    /// Days since 1970-01-01, UTC.
+    /// Days from 1970-01-01 to that date, in UTC or the zone whose days they are.
     pub day: i32,
     pub summary: DaySummary,
 }

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 mod calendar;
+mod days;
 mod error;
 mod grammar;
 mod local;
@@ -13,6 +14,7 @@ mod local;
 mod spellings;
 
 pub use calendar::civil_from_days;
+pub use days::{Day, DayZone};
 pub use error::{TimeError, TimeProblem};
 pub use grammar::offset;
 pub use local::{IanaZone, LocalTime, TimeRead};

@@ -19,7 +19,7 @@ use crate::dataflow::rolling::Retention;
 use crate::dataflow::rolling::snapshot::Resumed;
 use crate::dataflow::{self, Graph, GraphPlan};
 use crate::fault::{cannot_start, check_threads, remedy_suffix};
-use crate::model::time::IanaZone;
+use crate::model::time::DayZone;
 use crate::model::{CityRows, Counts, DayLine, Duration, Reason};
 use crate::sinks::changes::{self, ChangesSink, ChangesThread};
 use crate::sinks::output::{OutputFile, StandardOutput, is_in_place};
@@ -41,8 +41,8 @@ const LONGEST_PARK: Wait = Wait::from_millis(10);
 pub struct BatchPlan {
     pub inputs: Vec<Input>,
     pub read: ReadOptions,
-    /// Whose days the daily summaries are of; UTC's without it.
-    pub day_zone: Option<IanaZone>,
+    /// Whose days the daily summaries are of.
+    pub day_zone: DayZone,
     pub formula: Formula,
     pub window: Duration,
     pub lateness: Duration,
@@ -203,8 +203,12 @@ fn execute(
     // Nothing is servable here: rows are written when the log ends.
     let history = Duration::default();
     let retention = Retention { window: plan.window, lateness: plan.lateness, history };
-    let graph_plan =
-        GraphPlan { days: plan.daily.is_some(), outcomes: true, ..GraphPlan::new(plan.formula, retention) };
+    let graph_plan = GraphPlan {
+        days: plan.daily.is_some(),
+        day_zone: plan.day_zone,
+        outcomes: true,
+        ..GraphPlan::new(plan.formula, retention)
+    };
     let config = match plan.workers {
         1 => timely::Config::thread(),
         workers => timely::Config::process(workers),
@@ -350,7 +354,9 @@ impl Ended {
         let mut rows = Vec::new();
         for mut city in results {
             let name = city.name.clone();
-            city.take_rows(&mut rows);
+            city.take_rows(&mut rows, |heat_index, measurement| {
+                plan.formula.category(heat_index, measurement)
+            });
             summary.rows += rows.len() as u64;
             summary.cities += usize::from(!rows.is_empty());
             if let Some(writer) = &mut writer {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::model::{
-    Batch, Blocks, Change, CityId, CityNames, Counts, DayChange, DaySummary, Event, EventTime, HeatIndex,
-    Measurement, Outcome, OutcomeKind, ResultRow, Row,
+    Batch, Blocks, Category, Change, CityId, CityNames, Counts, DayChange, DaySummary, Event, EventTime,
+    HeatIndex, Measurement, Outcome, OutcomeKind, ResultRow, Row,
 };
 
 /// What each time holds after sets and removals in any order of time: the last one of a time counts. In order a set is a push;
@@ -150,9 +150,13 @@ pub struct CityResults {
 }
 
 impl CityResults {
-    /// How many rows the city has.
-    /// Moves the city's rows into `rows`, by time, each with the measurement of the arrival that won.
-    pub fn take_rows(&mut self, rows: &mut Vec<ResultRow>) {
+    /// Moves the city's rows into `rows`, by time, each with the measurement of the arrival that won. The category of a heat index
+    /// and its measurement is what `category` says.
+    pub fn take_rows(
+        &mut self,
+        rows: &mut Vec<ResultRow>,
+        category: impl Fn(HeatIndex, &Measurement) -> Category,
+    ) {
         let held = std::mem::replace(&mut self.city.rows, Timeline::new()).into_sorted();
         let winners = std::mem::replace(&mut self.city.winners, Timeline::new()).into_sorted();
         debug_assert_eq!(held.len(), winners.len(), "a key has a row just where an arrival won");
@@ -160,10 +164,12 @@ impl CityResults {
         rows.reserve(held.len());
         rows.extend(held.iter().zip(winners.iter()).filter_map(|((millis, row), (won_at, measurement))| {
             debug_assert_eq!(millis, won_at);
+            let heat_index = HeatIndex::from_compact(row.heat_index);
             Some(ResultRow {
                 reading_at: EventTime::from_millis(*millis)?,
                 measurement: *measurement,
-                heat_index: HeatIndex::from_compact(row.heat_index),
+                heat_index,
+                category: category(heat_index, measurement),
                 sum: row.sum,
                 count: row.count,
             })

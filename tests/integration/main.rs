@@ -21,6 +21,7 @@ mod logs;
 mod oracle;
 mod other_rules;
 mod process;
+mod read_files;
 mod readme;
 mod real;
 mod recovery;

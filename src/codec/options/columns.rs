@@ -182,7 +182,7 @@ impl ColumnNames {
     }
 
     /// How many columns a time is joined of, if it is.
-    pub(super) fn time_parts(&self) -> &'static [Field] {
+    pub(in super::super) fn time_parts(&self) -> &'static [Field] {
         let count = self.named.iter().filter(|column| TIME_PARTS.contains(&column.field)).count();
         &TIME_PARTS[..count.max(1)]
     }
@@ -200,6 +200,11 @@ impl ColumnNames {
     /// The field that a column of a header is, in which cases of letters do not matter.
     pub(in super::super) fn column(&self, name: &str, settings: &DecodeSettings) -> Option<Field> {
         self.field(name, settings).or_else(|| self.field(&name.to_lowercase(), settings))
+    }
+
+    /// The part of a time that a column of a wide file is; the others are cities.
+    pub(in super::super) fn time_part(&self, name: &str, settings: &DecodeSettings) -> Option<Field> {
+        self.column(name, settings).filter(|field| TIME_PARTS.contains(field))
     }
 
     /// The names that were given, each with the field that it is for.

@@ -8,6 +8,7 @@ mod time_format;
 use std::path::{Path, PathBuf};
 
 pub use self::columns::ColumnNames;
+pub(super) use self::columns::same_name;
 pub use self::lists::parse_list;
 pub use self::prepare::LocalTimeCounts;
 pub(super) use self::prepare::Preparation;

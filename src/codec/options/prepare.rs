@@ -39,12 +39,13 @@ impl Preparation {
     /// Nothing where records are written as they are everywhere.
     pub fn new(options: &ReadOptions) -> Option<Box<Preparation>> {
         let has_zone = matches!(options.settings.local_time, LocalTime::Zone(_));
-        if options.record.is_default() && !has_zone {
-            return None;
-        }
+        (!options.record.is_default() || has_zone).then(|| Preparation::always(options))
+    }
+
+    pub fn always(options: &ReadOptions) -> Box<Preparation> {
         let record = options.record.clone();
         let numbers = record.null.iter().filter_map(|text| text.parse().ok());
-        Some(Box::new(Preparation {
+        Box::new(Preparation {
             settings: options.settings,
             null_numbers: numbers.filter(|number: &f64| number.is_finite()).collect(),
             divisors: record.columns.divisors().collect(),
@@ -52,7 +53,7 @@ impl Preparation {
             time: String::new(),
             local_times: LocalTimeCounts::default(),
             options: record,
-        }))
+        })
     }
 
     /// The field that a column, or a field of JSON, of that name is.
@@ -95,6 +96,11 @@ impl Preparation {
 
     pub fn local_times(&self) -> LocalTimeCounts {
         self.local_times
+    }
+
+    /// Whether a text is blank or stands for nothing.
+    pub fn is_nothing(&self, text: &str) -> bool {
+        text.trim_matches(' ').is_empty() || self.is_null(&Value::Untyped(text))
     }
 
     fn is_null(&self, value: &Value<'_>) -> bool {

@@ -55,13 +55,14 @@ fn result_rows() -> impl Strategy<Value = Vec<ResultRow>> {
     let row = (times(), measurements(), -425_000_000..3_600_000_000i64, any::<i32>(), 1..100_000u32);
     let row = row.prop_map(|(reading_at, measurement, heat_index, sum, count)| {
         let heat_index = HeatIndex::from_micros(heat_index);
-        ResultRow { reading_at, measurement, heat_index, sum: i64::from(sum), count }
+        let category = Category::of(heat_index);
+        ResultRow { reading_at, measurement, heat_index, sum: i64::from(sum), count, category }
     });
     proptest::collection::vec(row, 0..20)
 }
 
 /// A result row as a file holds it, with its doubles bit for bit.
-type Written = (String, String, [Option<u64>; 5], i64);
+type Written = (String, String, [Option<u64>; 5], i64, String);
 
 fn expected(city: &str, row: &ResultRow) -> Written {
     let measurement = &row.measurement;
@@ -73,7 +74,7 @@ fn expected(city: &str, row: &ResultRow) -> Written {
         Some(row.rolling_heat_index()),
     ];
     let numbers = numbers.map(|number| number.map(f64::to_bits));
-    (city.into(), row.reading_at.to_string(), numbers, i64::from(row.count))
+    (city.into(), row.reading_at.to_string(), numbers, i64::from(row.count), row.category.name().into())
 }
 
 const NUMBERS: [&str; 5] = ["temperature", "humidity", "wind_speed", "heat_index", "rolling_heat_index"];
@@ -85,7 +86,7 @@ fn rows_of_json(bytes: &[u8]) -> Vec<Written> {
             let row: serde_json::Value = serde_json::from_str(line).unwrap();
             let text = |name: &str| row[name].as_str().unwrap().to_string();
             let numbers = NUMBERS.map(|name| row[name].as_f64().map(f64::to_bits));
-            (text("city"), text("reading_at"), numbers, row["count"].as_i64().unwrap())
+            (text("city"), text("reading_at"), numbers, row["count"].as_i64().unwrap(), text("category"))
         })
         .collect()
 }
@@ -106,12 +107,12 @@ fn rows_of_csv(bytes: &[u8]) -> Vec<Written> {
             let from = if at == 0 { 0 } else { ends[at - 1] };
             std::str::from_utf8(&text[from..ends[at]]).unwrap().to_string()
         };
-        assert_eq!(count, 8);
+        assert_eq!(count, 9);
         if field(0) != "city" || field(7) != "count" {
             let number =
                 |at: usize| (!field(at).is_empty()).then(|| field(at).parse::<f64>().unwrap().to_bits());
             let numbers = [2, 3, 4, 5, 6].map(number);
-            rows.push((field(0), field(1), numbers, field(7).parse().unwrap()));
+            rows.push((field(0), field(1), numbers, field(7).parse().unwrap(), field(8)));
         }
     }
     rows
@@ -141,7 +142,8 @@ fn rows_of_parquet(bytes: Vec<u8>) -> Vec<Written> {
                 array.is_valid(at).then(|| array.value(at).to_bits())
             });
             let count = batch["count"].as_primitive::<Int64Type>().value(at);
-            rows.push((city, EventTime::from_millis(ms).unwrap().to_string(), numbers, count));
+            let category = batch["category"].as_string::<i32>().value(at).to_string();
+            rows.push((city, EventTime::from_millis(ms).unwrap().to_string(), numbers, count, category));
         }
     }
     rows
@@ -420,6 +422,7 @@ fn a_full_disk_is_an_error() {
         heat_index: HeatIndex::default(),
         sum: 1,
         count: 3,
+        category: Category::None,
     };
     for (format, compression) in FILES {
         let failed = RowsWriter::new(format, compression, Box::new(Full(30))).and_then(|mut writer| {

@@ -67,6 +67,14 @@ impl Formula {
         )
     }
 
+    /// The category that [`Formula::evaluate`] gives, where the heat index is known already.
+    pub fn category(self, heat_index: HeatIndex, measurement: &Measurement) -> Category {
+        match self {
+            Formula::Rothfusz => Formula::Nws.evaluate(measurement).1,
+            Formula::Nws | Formula::LuRomps => Category::of(heat_index),
+        }
+    }
+
     /// As configuration and the command line name it.
     pub fn name(self) -> &'static str {
         match self {

@@ -1,14 +1,17 @@
-//! Summaries of each city's UTC days, kept while anything can still change them.
+//! Summaries of each city's days, of UTC or a zone, kept while anything can still change them.
 
 use std::collections::BTreeMap;
 
 use super::chunk::Held;
 use super::store::Store;
-use crate::model::time::DAY_MS;
+use crate::model::time::{Day, DayZone};
 use crate::model::{CityId, DayChange, DaySummary, EventTime, HeatIndex};
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Days {
+    zone: DayZone,
+    /// The day of the last instant: the next one mostly is of the same.
+    last: Day,
     /// By city: the days whose last instant is not older than the lateness allows.
     open: Vec<BTreeMap<i32, OpenDay>>,
     /// Days that the epoch at hand has changed, each once.
@@ -31,13 +34,25 @@ struct OpenDay {
 }
 
 impl Days {
+    pub fn new(zone: DayZone) -> Days {
+        Days { zone, last: zone.day_of(0), open: Vec::new(), touched: Vec::new() }
+    }
+
+    #[inline]
+    fn day_of(&mut self, millis: i64) -> i32 {
+        if !self.last.instants.contains(&millis) {
+            self.last = self.zone.day_of(millis);
+        }
+        self.last.number
+    }
+
     pub fn add_city(&mut self) {
         self.open.push(BTreeMap::new());
     }
 
     #[inline]
     pub fn replace(&mut self, city: u32, millis: i64, before: Option<Held>, after: Option<Held>) {
-        let day = millis.div_euclid(DAY_MS) as i32;
+        let day = self.day_of(millis);
         let open = self.open[city as usize].entry(day).or_default();
         if !std::mem::replace(&mut open.touched, true) {
             self.touched.push((city, day));
@@ -58,7 +73,8 @@ impl Days {
 
     /// A reading leaves memory: its day, if still open, must not forget its maximum.
     pub fn depart(&mut self, city: u32, millis: i64, held: Held) {
-        if let Some(open) = self.open[city as usize].get_mut(&(millis.div_euclid(DAY_MS) as i32)) {
+        let day = self.day_of(millis);
+        if let Some(open) = self.open[city as usize].get_mut(&day) {
             open.departed_max = greater(open.departed_max, (held.micros(), millis));
         }
     }
@@ -70,8 +86,8 @@ impl Days {
             let Some(open) = days.get_mut(&day) else { continue };
             open.touched = false;
             if std::mem::take(&mut open.stale) {
-                let start = i64::from(day) * DAY_MS;
-                let held = store.peak(city, start, start + DAY_MS - 1);
+                let instants = self.zone.day(day).instants;
+                let held = store.peak(city, instants.start, instants.end - 1);
                 open.max = held.map_or(open.departed_max, |held| greater(open.departed_max, held));
             }
             let (before, after) = (open.emitted, open.summary());
@@ -85,7 +101,7 @@ impl Days {
             let oldest_accepted = store.retention.oldest_accepted(store.heads[city as usize].high);
             // A day of this epoch that is still to be emitted is closed when its own turn comes.
             while let Some(entry) = days.first_entry()
-                && (i64::from(*entry.key()) + 1) * DAY_MS <= oldest_accepted
+                && self.zone.day(*entry.key()).instants.end <= oldest_accepted
                 && !entry.get().touched
             {
                 entry.remove();

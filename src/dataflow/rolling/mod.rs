@@ -35,6 +35,7 @@ use self::days::Days;
 use self::edit::Delta;
 use self::store::{Edits, Store};
 use super::heat_index::Formula;
+use crate::model::time::DayZone;
 use crate::model::{
     Arrival, Change, CityId, CityKey, CityName, CityNames, Counts, CurrentRow, DayChange, Event, EventTime,
     Measurement, Outcome, OutcomeKind, Parcels, Render, Row,
@@ -53,6 +54,8 @@ pub struct Wanted {
     pub current: bool,
     /// The summary of each city and UTC day.
     pub days: bool,
+    /// Whose days they are.
+    pub day_zone: DayZone,
     /// What became of each arrival.
     pub outcomes: bool,
     /// What serving is told: the changes of current rows and of watched cities, answers, and counts.
@@ -172,7 +175,7 @@ impl Rolling {
             store: Store::new(retention, wanted.days),
             cities: Cities { names, ..Cities::default() },
             current: (wanted.current || wanted.told).then(Current::default),
-            days: wanted.days.then(Days::default),
+            days: wanted.days.then(|| Days::new(wanted.day_zone)),
             arrival_cities: Vec::new(),
             edited: Vec::new(),
             deltas: Vec::new(),

@@ -106,6 +106,10 @@ impl IanaZone {
         Ok(IanaZone(Box::leak(Box::new(Rules { name, zone }))))
     }
 
+    pub(super) fn rules(self) -> &'static TimeZone {
+        &self.0.zone
+    }
+
     pub fn name(self) -> &'static str {
         self.0.name
     }
