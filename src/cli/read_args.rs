@@ -47,7 +47,7 @@ pub struct ReadArgs {
     #[arg(long, value_name = "FIELD=COLUMN,..", value_parser = ColumnNames::parse)]
     columns: Option<ColumnNames>,
     /// What stands for nothing, as in M,T,NA,---
-    #[arg(long, value_name = "TEXT,..", value_parser = list)]
+    #[arg(long, value_name = "TEXT,..", value_parser = list, allow_hyphen_values = true)]
     null: Option<List>,
     /// What may stand behind a number of CSV, such as marks of its quality, as in s,V; with others it is refused
     #[arg(long, value_name = "TEXT,..", value_parser = list)]

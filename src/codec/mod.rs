@@ -38,8 +38,8 @@ pub use self::avro::{
 pub use self::compress::{Compressed, compressed};
 pub use self::json::RecordDecoder;
 pub use self::options::{
-    ColumnNames, LocalTimeCounts, OptionProblem, ReadOptions, RecordOptions, TextLayout, TimeFormat,
-    parse_delimiter, parse_list,
+    ColumnNames, LOCAL_TIMES, LocalTimeCounts, OptionProblem, ReadOptions, RecordOptions, TextLayout,
+    TimeFormat, parse_delimiter, parse_list,
 };
 pub use self::read_notes::{HumidityCounts, ReadNotes};
 pub use self::readings::{Fields, ReadingsWriter, json_record};

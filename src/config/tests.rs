@@ -1,5 +1,6 @@
 mod cluster;
 mod kafka;
+mod read_options;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

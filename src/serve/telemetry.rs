@@ -7,6 +7,7 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogra
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::view::View;
+use crate::codec;
 use crate::panics;
 use crate::panics::locks::SharedStateMark;
 
@@ -28,6 +29,9 @@ static RECORDER: LazyLock<PrometheusHandle> = LazyLock::new(|| {
     }
     describe();
     // Seen before the first one.
+    for clocks in ["showed_twice", "skipped"] {
+        counter!(codec::LOCAL_TIMES, "clocks" => clocks).increment(0);
+    }
     for scope in panics::Scope::ALL {
         counter!(panics::CAUGHT_PANICS, "where" => scope.name()).increment(0);
     }
@@ -142,6 +146,10 @@ fn describe() {
         "Cities whose current row is older than results.stale_after, by this host's clock"
     );
     describe_gauge!("swelter_split_cities", "Cities that came from more than one partition");
+    describe_counter!(
+        codec::LOCAL_TIMES,
+        "Times without an offset that the clocks of their zone showed twice, or skipped"
+    );
     describe_counter!("swelter_refused_total", "Readings refused since the start, by reason");
     describe_gauge!(
         "swelter_log_applied_position",

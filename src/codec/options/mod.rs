@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 pub use self::columns::ColumnNames;
 pub(super) use self::columns::same_name;
 pub use self::lists::parse_list;
-pub use self::prepare::LocalTimeCounts;
 pub(super) use self::prepare::Preparation;
+pub use self::prepare::{LOCAL_TIMES, LocalTimeCounts};
 pub use self::time_format::TimeFormat;
 use super::{DecodeSettings, Format, HumidityScale, Moisture, Units, WindUnits};
 

@@ -19,6 +19,9 @@ pub(in super::super) struct Preparation {
     local_times: LocalTimeCounts,
 }
 
+/// The metric of what [`LocalTimeCounts`] has.
+pub const LOCAL_TIMES: &str = "swelter_local_times_total";
+
 /// Times that a zone's clocks do not show just once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LocalTimeCounts {
@@ -131,11 +134,17 @@ impl LocalTimeCounts {
         };
         match read {
             Ok(read) => {
-                self.ambiguous += u64::from(read.ambiguous);
+                if read.ambiguous {
+                    self.ambiguous += 1;
+                    metrics::counter!(LOCAL_TIMES, "clocks" => "showed_twice").increment(1);
+                }
                 Value::Instant(read.at.millis())
             }
             Err(problem) => {
-                self.skipped += u64::from(matches!(problem, TimeProblem::SkippedLocalTime(_)));
+                if matches!(problem, TimeProblem::SkippedLocalTime(_)) {
+                    self.skipped += 1;
+                    metrics::counter!(LOCAL_TIMES, "clocks" => "skipped").increment(1);
+                }
                 value
             }
         }

@@ -366,6 +366,14 @@ impl Partition for FilePartition {
         }
         self.found_end = false;
         let polled = self.poll_records(limit, upto, take)?;
+        let is_at_end = self.found_end;
+        if let Some(reader) = &mut self.reader
+            && reader.records > 0
+        {
+            for warning in reader.warnings(is_at_end) {
+                tracing::warn!(file = %reader.path.display(), "{warning}");
+            }
+        }
         if let Some(before) = self.reader.as_mut().and_then(FileReader::fingerprint) {
             self.last = Some(before);
         }

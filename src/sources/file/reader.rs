@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::growing::{FileBytes, GrowingFile, GrowingFileReader};
 use super::names::LogFile;
-use crate::codec::{Compression, DecodeError, Decoder, Format, ReadOptions};
+use crate::codec::{Compression, DecodeError, Decoder, Format, ReadNotes, ReadOptions};
 use crate::fault::{NotRegularFile, open_regular_file};
 use crate::model::{Fingerprint, Refusal, Upsert};
 
@@ -17,6 +17,9 @@ use crate::model::{Fingerprint, Refusal, Upsert};
 const POLL_BYTES: u64 = 4 << 20;
 /// The same, read at once to find the first record of a file beside the log.
 const HEAD_BYTES: u64 = 16 << 20;
+
+/// Of so many it is clear how they are written.
+const RECORDS_TO_WARN: u64 = 1_000;
 
 /// How the files of a log are read.
 #[derive(Clone, Debug)]
@@ -46,6 +49,8 @@ pub(super) struct FileReader {
     pub head: Option<u64>,
     /// Looks for that, poll by poll, and whether it does so in a file that may grow.
     head_search: Option<(bool, Decoder)>,
+    notes: ReadNotes,
+    is_warned: bool,
 }
 
 impl FileReader {
@@ -82,6 +87,8 @@ impl FileReader {
             records,
             head,
             head_search: None,
+            notes: ReadNotes::default(),
+            is_warned: false,
         })
     }
 
@@ -93,6 +100,9 @@ impl FileReader {
     pub(super) fn next(&mut self) -> Result<Option<Result<Upsert<'_>, Refusal>>, DecodeError> {
         let next = self.decoder.next()?;
         self.records += u64::from(next.is_some());
+        if let Some(Ok(upsert)) = &next {
+            self.notes.humidities.note(upsert);
+        }
         Ok(next)
     }
 
@@ -108,6 +118,17 @@ impl FileReader {
     pub(super) fn is_poll_over(&mut self) -> bool {
         self.decoder.is_allowance_used()
             || self.head_search.as_mut().is_some_and(|(_, search)| search.is_allowance_used())
+    }
+
+    /// What may be wrong with how it is read, once: at its end, or when enough is read to tell.
+    pub(super) fn warnings(&mut self, is_at_end: bool) -> Vec<String> {
+        if self.is_warned || !(is_at_end || self.records >= RECORDS_TO_WARN) {
+            return Vec::new();
+        }
+        let notes = ReadNotes { local_times: self.decoder.local_times(), ..self.notes };
+        let warnings = notes.warnings(&self.plan.options);
+        self.is_warned = !warnings.is_empty() || self.records >= RECORDS_TO_WARN;
+        warnings
     }
 
     /// Goes over the next record: false at the end.

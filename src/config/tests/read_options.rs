@@ -1,0 +1,89 @@
+//! Keys that say how the records of a source are written.
+
+use super::*;
+use crate::codec::{DecodeSettings, HumidityScale, ReadOptions, TimeFormat, WindUnits};
+use crate::model::LocalTime;
+
+const FILE: &str = "[[sources]]\ntype = 'file'\nname = 'x'\npath = 'x.csv'\n";
+
+fn options(keys: &str) -> ReadOptions {
+    let config = Written::new(&format!("{FILE}{keys}")).load();
+    config.unwrap_or_else(|errors| panic!("{errors:?}")).plan.sources[0].read.clone()
+}
+
+fn refused(text: &str) -> String {
+    let written = Written::new(text);
+    lines(&written.load().unwrap_err(), &written).join("\n")
+}
+
+#[test]
+fn file_source_takes_every_option() {
+    let read = options(
+        "units = 'kelvin'\nhumidity = 'fraction'\nwind_units = 'm/s'\ntime_zone = 'America/New_York'\n\
+         columns = 'city=@,temperature=T/10'\nnull = 'M,NA'\ntime_format = '%d.%m.%Y %H:%M'\n\
+         delimiter = ';'\ndecimal_comma = true\nflags = 's'\nheader = 'a,b'\nskip_lines = 3\n",
+    );
+    let settings = read.settings;
+    assert_eq!((settings.units, settings.humidity), (Units::Kelvin, HumidityScale::Fraction));
+    assert_eq!(settings.wind_units, WindUnits::MetresPerSecond);
+    assert!(matches!(settings.local_time, LocalTime::Zone(zone) if zone.name() == "America/New_York"));
+    assert_eq!(read.record.columns.to_string(), "city=@x,temperature=T/10");
+    assert_eq!(
+        (&read.record.null[..], &read.record.flags[..]),
+        (&["M".into(), "NA".into()][..], &["s".into()][..])
+    );
+    assert!(matches!(read.record.time_format, TimeFormat::Pattern(_)) && read.record.decimal_comma);
+    assert_eq!((read.layout.delimiter, read.layout.skip_lines), (Some(b';'), 3));
+    assert_eq!(read.layout.header.as_deref().unwrap(), ["a", "b"]);
+}
+
+#[test]
+fn sources_are_as_decode_says_unless_they_say_otherwise() {
+    let decode = "[decode]\nunits = 'celsius'\ntime_zone = 'Europe/Berlin'\n";
+    let config = Written::new(&format!("{decode}{FILE}assume_offset = '-05:00'\n")).load().unwrap();
+    let read = &config.plan.sources[0].read;
+    assert_eq!(read.settings.units, Units::Celsius);
+    assert!(matches!(read.settings.local_time, LocalTime::Offset(_)));
+    assert!(matches!(config.plan.decode.local_time, LocalTime::Zone(_)));
+    assert_eq!(config.plan.posts(), config.plan.decode.into(), "the journal's");
+    let topic = "[[sources]]\ntype = 'kafka'\nbrokers = '127.0.0.1:1'\ntopic = 'r'\nunits = 'kelvin'\ncolumns = 'temperature=t'\n";
+    let config = Written::new(topic).load().unwrap();
+    assert_eq!(config.plan.posts(), config.plan.sources[0].read);
+    assert_eq!(config.plan.posts().settings.units, Units::Kelvin);
+}
+
+#[test]
+fn options_that_cannot_be_applied_are_refused_by_key() {
+    let json = FILE.replace("x.csv", "x.jsonl");
+    for (text, key) in [
+        (format!("{json}delimiter = ';'\n"), "delimiter is for CSV alone"),
+        (format!("{json}decimal_comma = true\n"), "decimal_comma is for CSV alone"),
+        (format!("{json}wide = 'h.csv'\n"), "wide is for CSV alone"),
+        (format!("{FILE}delimiter = 'ab'\n"), "delimiter"),
+        (format!("{FILE}time_zone = 'Mars'\n"), "time_zone"),
+        (
+            format!("{FILE}time_zone = 'UTC'\nassume_offset = 'Z'\n"),
+            "time_zone is there beside assume_offset",
+        ),
+        (format!("{FILE}time_format = 'seconds'\nassume_offset = 'Z'\n"), "time_format"),
+        (format!("{FILE}columns = 'temp=x'\n"), "columns"),
+        (format!("{FILE}units = 'rankine'\n"), "units"),
+        (format!("{FILE}wide = 'h.csv'\nfollow = true\n"), "follow cannot be with wide"),
+        ("[decode]\nmoisture = 'dew-point'\nhumidity = 'fraction'\n".into(), "decode.humidity"),
+        ("[[sources]]\ntype = 'generator'\nname = 'g'\ncities = 3\nunits = 'celsius'\n".into(), "units"),
+    ] {
+        let said = refused(&text);
+        assert!(said.contains(key), "{text}: {said}");
+    }
+}
+
+#[test]
+fn identity_of_a_file_says_how_it_is_read() {
+    let identity = |keys: &str| options(keys).identity(&DecodeSettings::default());
+    assert_eq!(identity(""), "");
+    assert_eq!(identity("delimiter = ','\n"), "", "as it is without it");
+    assert_eq!(
+        identity("delimiter = ';'\nnull = 'M'\nunits = 'celsius'\ncolumns = 'city=@'\n"),
+        "units celsius, delimiter ';', columns city=@x, null M"
+    );
+}
