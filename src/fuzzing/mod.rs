@@ -53,6 +53,7 @@ fn settings(choice: u8) -> DecodeSettings {
         },
         units: if choice & 2 == 2 { Units::Celsius } else { Units::Fahrenheit },
         moisture: if choice & 4 == 4 { Moisture::DewPoint } else { Moisture::Humidity },
+        ..DecodeSettings::default()
     }
 }
 

@@ -29,7 +29,7 @@ impl Take for Seer {
 
 fn partition(path: &Path, format: Format, follow: bool, position: u64) -> Box<dyn Partition> {
     let input = Input { path: Some(path.into()), format, compression: Compression::None };
-    let source = FileSource::new("files", vec![input], follow, DecodeSettings::default(), None).unwrap();
+    let source = FileSource::new("files", vec![input], follow, ReadOptions::default(), None).unwrap();
     source.open(0, position, thread::current()).unwrap()
 }
 
@@ -134,7 +134,7 @@ fn a_followed_file_only_grows() {
     fatal(&mut *partition(&path, Format::Json, true, 2), "has 1 records, but 2 were read");
     let input = |compression| Input { path: Some(path.clone()), format: Format::Json, compression };
     assert!(
-        FileSource::new("f", vec![input(Compression::Gzip)], true, DecodeSettings::default(), None).is_err()
+        FileSource::new("f", vec![input(Compression::Gzip)], true, ReadOptions::default(), None).is_err()
     );
 }
 

@@ -97,7 +97,7 @@ impl Logs {
         let input = Input { path: Some(self.path()), format: self.format, compression: Compression::None };
         let folder = self.dir.path().join("data").join("files");
         let folder = self.kept.then_some(&*folder);
-        FileSource::new("f", vec![input], true, DecodeSettings::default(), folder).unwrap()
+        FileSource::new("f", vec![input], true, ReadOptions::default(), folder).unwrap()
     }
 
     fn open(&self, at: LogPosition) -> Result<Box<dyn Partition>, SourceError> {
@@ -393,8 +393,7 @@ fn files_that_are_read_once_are_rotated_too() {
     let read_once = |logs: &Logs, at: LogPosition| {
         let input = Input { path: Some(logs.path()), format: Format::Csv, compression: Compression::None };
         let folder = logs.dir.path().join("files");
-        let source =
-            FileSource::new("f", vec![input], false, DecodeSettings::default(), Some(&folder)).unwrap();
+        let source = FileSource::new("f", vec![input], false, ReadOptions::default(), Some(&folder)).unwrap();
         source.check(0, at).unwrap();
         let mut partition = source.open(0, at.position, thread::current()).unwrap();
         let (seen, next) = drain(&mut *partition, 5).unwrap();
