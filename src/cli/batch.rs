@@ -109,7 +109,7 @@ impl BatchArgs {
         if inputs.iter().filter(|input| input.path.is_none()).count() > 1 {
             return Err(Stop::Usage("standard input can be read only once: give - once".into()));
         }
-        let read = self.read.options_for(inputs.iter().map(|input| input.format))?;
+        let read = self.read.options_for(&inputs)?;
         let lines = |path: &Option<PathBuf>| {
             path.as_deref().map(|path| target(path, Some(Format::Json), None)).transpose()
         };
@@ -160,8 +160,13 @@ fn target(path: &Path, format: Option<Format>, default: Option<Format>) -> Resul
 
 /// Two outputs in one file would be neither, and a log that is overwritten is lost.
 fn check_outputs(plan: &BatchPlan) -> Result<(), Stop> {
-    let inputs: HashSet<PathBuf> =
-        plan.inputs.iter().filter_map(|input| input.path.as_deref()).map(output::destination).collect();
+    let inputs: HashSet<PathBuf> = plan
+        .inputs
+        .iter()
+        .filter_map(|input| input.path.as_deref())
+        .chain(plan.read.layout.wide.as_deref())
+        .map(output::destination)
+        .collect();
     let targets = [&plan.output, &plan.changes, &plan.daily, &plan.dead_letters].into_iter().flatten();
     let plot = plan.plot.as_ref().map(|plot| Some(plot.path.clone()));
     let mut seen = HashSet::new();

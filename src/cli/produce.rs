@@ -113,7 +113,7 @@ impl ProduceArgs {
             return Err(Stop::Usage("--registry is for --value-format avro: leave it out".into()));
         }
         let files = self.files()?;
-        let options = self.read.options_for(files.iter().map(|file| file.format))?;
+        let options = self.read.options_for(&files)?;
         let generator = self.generate.then(|| log.unwrap_or_else(defaults).generator()).transpose()?;
         let mut producing = Producing::new(self.appender()?, self.rate);
         let start = Instant::now();

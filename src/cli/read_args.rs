@@ -7,11 +7,12 @@ use jiff::tz::Offset;
 
 use super::Stop;
 use crate::codec::{
-    ColumnNames, DecodeSettings, Format, HumidityScale, Moisture, ReadOptions, RecordOptions, TextLayout,
-    TimeFormat, Units, WindUnits, parse_delimiter, parse_list,
+    ColumnNames, DecodeSettings, HumidityScale, Moisture, ReadOptions, RecordOptions, TextLayout, TimeFormat,
+    Units, WindUnits, parse_delimiter, parse_list,
 };
 use crate::model::LocalTime;
 use crate::model::time::{IanaZone, offset};
+use crate::sources::file::Input;
 
 /// How the records of files are written, where it is not as swelter writes them itself.
 #[derive(Args, Clone, Debug)]
@@ -106,13 +107,18 @@ impl ReadArgs {
         }
     }
 
-    /// For files of these formats: an option that could not be applied to one of them is refused.
-    pub(super) fn options_for(&self, formats: impl Iterator<Item = Format>) -> Result<ReadOptions, Stop> {
+    /// For these files: an option that could not be applied to one of them is refused.
+    pub(super) fn options_for(&self, files: &[Input]) -> Result<ReadOptions, Stop> {
         let options = self.options();
-        for format in formats {
-            options.check(format).map_err(|refused| {
+        for file in files {
+            options.check(file.format).map_err(|refused| {
                 Stop::Usage(format!("--{} {}", refused.key.replace('_', "-"), refused.problem))
             })?;
+        }
+        if options.record.columns.needs_file_name() && files.iter().any(|file| file.path.is_none()) {
+            let problem =
+                "--columns city=@ is the name of the file, and standard input has none: write city=@NAME";
+            return Err(Stop::Usage(problem.into()));
         }
         Ok(options)
     }

@@ -52,7 +52,7 @@ fn checkpoints(place: &Path) -> usize {
 }
 
 /// Once a checkpoint has a position of the source.
-fn wait_for_checkpoint(place: &Path, source: &str, position: u64) {
+pub fn wait_for_checkpoint(place: &Path, source: &str, position: u64) {
     wait_for("a checkpoint", || {
         let manifests = published_manifests(place).into_iter();
         manifests.filter_map(|path| fs::read_to_string(path).ok()).find_map(|text| {

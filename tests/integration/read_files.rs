@@ -1,7 +1,13 @@
 //! Files as people have them: the samples of public formats, option by option.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::logs::wait_for_checkpoint;
+use crate::process::{Service, get, wait_for};
 
 fn samples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/samples")
@@ -306,6 +312,8 @@ fn options_that_contradict_each_other_are_refused() {
         (&batch, &["--delimiter", "5"]),
         (&batch, &["--wide", "h.csv", "--columns", "city=@x"]),
         (&batch, &["--changes", "-", "--output-format", "csv"]),
+        (&batch, &["--wide", "h.csv", "--output", "h.csv"]),
+        (&["batch", "-", "--input-format", "csv"], &["--columns", "city=@"]),
         (&generate, &["--units", "celsius"]),
         (&generate, &["--format", "csv"]),
         (&generate, &["--allow-empty"]),
@@ -403,4 +411,66 @@ fn days_of_a_zone_have_23_and_25_hours() {
         "spring,2013-03-11,20",
     ];
     assert_eq!(readings(&["--time-zone", "America/New_York"]), new_york);
+}
+
+/// A folder, a file in it that a service follows, and how the configuration says that it is written.
+fn source(path: &Path, keys: &str) -> String {
+    let path = path.display();
+    format!("[checkpoints]\nevery = '1s'\n[[sources]]\nname = 'log'\ntype = 'file'\npath = '{path}'\n{keys}")
+}
+
+fn temperature(service: &Service, city: &str) -> Option<(String, f64, f64)> {
+    let answer =
+        get(&service.address, &format!("/v1/cities/{city}")).ok().filter(|answer| answer.status == 200)?;
+    let body: Value = serde_json::from_str(&answer.body).unwrap();
+    let current = &body["current"];
+    let at = current["reading_at"].as_str()?.to_owned();
+    Some((at, current["temperature"].as_f64()?, current["humidity"].as_f64()?))
+}
+
+fn wait_for_temperature(service: &Service, city: &str, expected: (&str, f64, f64)) {
+    let expected = (expected.0.to_owned(), expected.1, expected.2);
+    wait_for(&format!("{expected:?}"), || (temperature(service, city)? == expected).then_some(()));
+}
+
+#[test]
+fn file_source_reads_what_its_keys_say_and_goes_on_only_with_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, path) = (folder.path().join("data"), folder.path().join("garden.csv"));
+    std::fs::write(&path, "a\n\nWhen;T;RH\n18.07.2013 11:00;308,15;0,5\n").unwrap();
+    let keys = "follow = true\nskip_lines = 2\ndelimiter = ';'\ndecimal_comma = true\nunits = 'kelvin'\n\
+                humidity = 'fraction'\ntime_zone = 'America/New_York'\ntime_format = '%d.%m.%Y %H:%M'\n\
+                columns = 'city=@,reading_at=when,temperature=t,humidity=rh'\n";
+    let service = Service::start(&data, &source(&path, keys)).ready();
+    wait_for_temperature(&service, "garden", ("2013-07-18T15:00:00Z", 95.0, 50.0));
+    let mut file = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
+    file.write_all(b"18.07.2013 12:00;309,15;0,57\n").unwrap();
+    wait_for_temperature(&service, "garden", ("2013-07-18T16:00:00Z", 96.8, 57.0));
+    wait_for_checkpoint(&data.join("checkpoints"), "log", 2);
+    service.terminate();
+    let other = keys.replace("fraction", "percent");
+    let (code, said) = Service::refused(&data, &source(&path, &other), "127.0.0.1:0");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("humidity fraction"), "{said}");
+    let service = Service::start(&data, &source(&path, keys)).ready();
+    wait_for_temperature(&service, "garden", ("2013-07-18T16:00:00Z", 96.8, 57.0));
+    service.terminate();
+}
+
+#[test]
+fn wide_file_source_is_known_by_both_of_its_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let [data, path, other] = ["data", "t.csv", "h.csv"].map(|name| folder.path().join(name));
+    std::fs::write(&path, "at;a;b\n2013-07-18T15:00:00Z;95;90\n").unwrap();
+    std::fs::write(&other, "at;b;a\n2013-07-18T15:00:00Z;40;50\n").unwrap();
+    let keys = format!("wide = '{}'\ndelimiter = ';'\ncolumns = 'reading_at=at'\n", other.display());
+    let service = Service::start(&data, &source(&path, &keys)).ready();
+    wait_for_temperature(&service, "a", ("2013-07-18T15:00:00Z", 95.0, 50.0));
+    wait_for_temperature(&service, "b", ("2013-07-18T15:00:00Z", 90.0, 40.0));
+    wait_for_checkpoint(&data.join("checkpoints"), "log", 2);
+    service.terminate();
+    std::fs::write(&other, "at;b;a\n2013-07-18T15:00:00Z;41;50\n").unwrap();
+    let (code, said) = Service::refused(&data, &source(&path, &keys), "127.0.0.1:0");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("is not the file that was read"), "{said}");
 }

@@ -165,6 +165,11 @@ impl ColumnNames {
         self.named.iter().any(|column| column.option == other)
     }
 
+    /// Whether the city is the one that the file is called.
+    pub fn needs_file_name(&self) -> bool {
+        matches!(self.city, Some(ConstantCity::FileName(_)))
+    }
+
     pub(super) fn set_file_name(&mut self, file: &str) {
         if let Some(ConstantCity::FileName(city)) = &mut self.city {
             *city = file.split('.').find(|part| !part.is_empty()).unwrap_or_default().to_owned();

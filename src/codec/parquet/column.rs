@@ -53,7 +53,7 @@ pub(super) fn expected(field: Field, kind: &DataType, options: &RecordOptions) -
         _ if *kind == Null => true,
         Field::City => text(kind) || whole(kind),
         Field::ReadingAt if options.time_format.is_number() => {
-            kind.is_integer() || matches!(kind, Float32 | Float64)
+            kind.is_integer() || matches!(kind, Float32 | Float64) || scale(kind).is_some()
         }
         Field::ReadingAt if !options.time_format.is_default() => text(kind) || kind.is_integer(),
         Field::ReadingAt => text(kind) || matches!(kind, Timestamp(_, _)),
@@ -221,6 +221,7 @@ mod tests {
 
     #[test]
     fn decimals_of_a_negative_scale_are_refused() {
+        let expected = |field, kind: &DataType| expected(field, kind, &RecordOptions::default());
         assert_eq!(expected(Field::Temperature, &DataType::Decimal128(5, 0)), None);
         let said = expected(Field::Temperature, &DataType::Decimal128(5, -1)).unwrap();
         assert!(said.contains("a decimal whose scale is not negative"), "{said}");

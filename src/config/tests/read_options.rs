@@ -56,19 +56,22 @@ fn sources_are_as_decode_says_unless_they_say_otherwise() {
 fn options_that_cannot_be_applied_are_refused_by_key() {
     let json = FILE.replace("x.csv", "x.jsonl");
     for (text, key) in [
-        (format!("{json}delimiter = ';'\n"), "delimiter is for CSV alone"),
-        (format!("{json}decimal_comma = true\n"), "decimal_comma is for CSV alone"),
-        (format!("{json}wide = 'h.csv'\n"), "wide is for CSV alone"),
+        (format!("{json}delimiter = ';'\n"), "x.delimiter (swelter.toml, line 5): is for CSV alone"),
+        (format!("{json}decimal_comma = true\n"), "x.decimal_comma (swelter.toml, line 5): is for CSV alone"),
+        (format!("{json}wide = 'h.csv'\n"), "x.wide (swelter.toml, line 5): is for CSV alone"),
         (format!("{FILE}delimiter = 'ab'\n"), "delimiter"),
         (format!("{FILE}time_zone = 'Mars'\n"), "time_zone"),
         (
             format!("{FILE}time_zone = 'UTC'\nassume_offset = 'Z'\n"),
-            "time_zone is there beside assume_offset",
+            "x.time_zone (swelter.toml, line 5): is there beside assume_offset",
         ),
         (format!("{FILE}time_format = 'seconds'\nassume_offset = 'Z'\n"), "time_format"),
         (format!("{FILE}columns = 'temp=x'\n"), "columns"),
         (format!("{FILE}units = 'rankine'\n"), "units"),
-        (format!("{FILE}wide = 'h.csv'\nfollow = true\n"), "follow cannot be with wide"),
+        (
+            format!("{FILE}wide = 'h.csv'\nfollow = true\n"),
+            "x.follow (swelter.toml, line 6): cannot be with wide",
+        ),
         ("[decode]\nmoisture = 'dew-point'\nhumidity = 'fraction'\n".into(), "decode.humidity"),
         ("[[sources]]\ntype = 'generator'\nname = 'g'\ncities = 3\nunits = 'celsius'\n".into(), "units"),
     ] {

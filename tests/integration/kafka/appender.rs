@@ -140,6 +140,32 @@ fn files_are_produced_record_by_record() {
     assert_eq!(bad, ["{"]);
 }
 
+/// What options say of a file holds for each of its records: 30 °C was once sent as 30 °F.
+#[test]
+fn files_of_json_are_produced_as_options_say() {
+    let Some(access) = shared() else { return };
+    let topic = unique("produce");
+    Topics::of(&access).create(&topic, 1, &[]);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.jsonl");
+    let reading = r#"{"City":"x","reading_at":1735689600,"temperature":30,"humidity":50,"revision":3}"#;
+    let withdrawal = r#"{"City":"x","reading_at":1735693200,"deleted":true}"#;
+    std::fs::write(&path, format!("{reading}\n{withdrawal}\n{{\n")).unwrap();
+    let options = ["--units", "celsius", "--time-format", "seconds", "--columns", "city=city"];
+    let (output, said) = produce(&access, &topic, &[&[path.to_str().unwrap()], &options[..]].concat());
+    assert!(output.status.success() && said.contains("2 records acknowledged, 1 refused"), "{said}");
+    let values: Vec<String> = committed(&access, &topic).iter().map(text).collect();
+    let expected = [
+        r#"{"city":"x","reading_at":"2025-01-01T00:00:00Z","temperature":86,"humidity":50,"revision":3}"#,
+        r#"{"city":"x","reading_at":"2025-01-01T01:00:00Z","deleted":true}"#,
+    ];
+    assert_eq!(values, expected);
+    std::fs::write(&path, "{}\n").unwrap();
+    let nothing = [path.to_str().unwrap(), "--units", "celsius"];
+    assert_eq!(produce(&access, &topic, &nothing).0.status.code(), Some(4));
+    assert!(produce(&access, &topic, &[&nothing[..], &["--allow-empty"]].concat()).0.status.success());
+}
+
 #[test]
 fn made_up_readings_are_produced_and_paced() {
     let Some(access) = shared() else { return };
