@@ -91,6 +91,9 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
         adopt_logs: false,
         agreement: BTreeMap::new(),
     });
+    if let Some(plan) = &plan {
+        sources::check_made_up(keys, plan);
+    }
     (plan, log)
 }
 

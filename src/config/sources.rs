@@ -1,15 +1,15 @@
 //! The lists of sources and sinks.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::kafka::{self, Topics};
 use super::keys::{Keys, quoted};
 use super::layers::{Item, Value};
-use super::plan::{FileInput, GeneratorSource, SourceKind, SourcePlan};
+use super::plan::{FileInput, GeneratorSource, Plan, SourceKind, SourcePlan};
 use super::read_options;
 use crate::codec::{self, Compression, DecodeSettings, Format, ReadOptions};
 use crate::directory::Directory;
-use crate::model::Duration;
+use crate::model::{Duration, LocalTime};
 use crate::sinks::kafka::KafkaSinkPlan;
 use crate::sources::weather::WeatherKind;
 
@@ -127,27 +127,10 @@ fn file(keys: &mut Keys, at: &str, common: DecodeSettings) -> Option<(SourceKind
     let format = keys.one_of(&key("format"), &["auto", "csv", "json"]);
     let compression = keys.one_of(&key("compression"), &["auto", "none", "gzip", "zstd"]);
     let follow = keys.flag(&key("follow"));
-    if !keys.is_right(&key("path")) {
-        return None;
-    }
-    let format = match format?.as_str() {
-        "csv" => Format::Csv,
-        "json" => Format::Json,
-        _ => match codec::detect(&path) {
-            Ok((Format::Parquet, _)) => {
-                keys.refuse(
-                    &key("path"),
-                    "is Parquet, which only `swelter batch` reads: convert it to CSV or JSON lines",
-                );
-                return None;
-            }
-            Ok((format, _)) => format,
-            Err(error) => {
-                keys.refuse(&key("path"), error.to_string());
-                return None;
-            }
-        },
-    };
+    let format = if keys.is_right(&key("path")) { format_of_file(keys, at, &path, &format?) } else { None };
+    // Read in any case, so that no key of them is taken for an unknown one.
+    let read = read_options::of_file(keys, at, common, format.unwrap_or(Format::Csv));
+    let (format, read) = (format?, read?.for_file(Some(&path)));
     let compression = match compression?.as_str() {
         "none" => Compression::None,
         "gzip" => Compression::Gzip,
@@ -157,10 +140,38 @@ fn file(keys: &mut Keys, at: &str, common: DecodeSettings) -> Option<(SourceKind
     if follow && compression != Compression::None {
         keys.refuse(&key("follow"), "cannot be with a compressed file: its end is not known while it grows");
     }
-    let read = read_options::of_file(keys, at, common, format)?.for_file(Some(&path));
     if follow && read.layout.wide.is_some() {
         keys.refuse(&key("follow"), "cannot be with wide: both files would have to grow alike");
         return None;
     }
     Some((SourceKind::File(FileInput { path, format, compression, follow }), read))
+}
+
+fn format_of_file(keys: &mut Keys, at: &str, path: &Path, format: &str) -> Option<Format> {
+    let problem = match (format, codec::detect(path)) {
+        ("csv", _) => return Some(Format::Csv),
+        ("json", _) => return Some(Format::Json),
+        (_, Ok((Format::Parquet, _))) => {
+            "is Parquet, which only `swelter batch` reads: convert it to CSV or JSON lines".to_owned()
+        }
+        (_, Ok((format, _))) => return Some(format),
+        (_, Err(error)) => error.to_string(),
+    };
+    keys.refuse(&format!("{at}.path"), problem);
+    None
+}
+
+/// What is made up is in °F and %, with the names of readings: a log whose posts are read otherwise cannot take it.
+pub fn check_made_up(keys: &mut Keys, plan: &Plan) {
+    let posts = plan.posts();
+    let settings = DecodeSettings { local_time: LocalTime::Refuse, ..posts.settings };
+    let is_as_made_up = ReadOptions { settings, ..posts }.is_default();
+    if plan.ingest.is_none() || is_as_made_up {
+        return;
+    }
+    for source in plan.sources.iter().filter(|source| matches!(source.kind, SourceKind::Generator(_))) {
+        let problem = "makes readings up in °F and %, with the names of readings, but the log that takes them is read otherwise: \
+                       leave one of them out, or set ingest.enabled = false";
+        keys.refuse(&format!("sources.{}", source.name), problem);
+    }
 }

@@ -72,6 +72,10 @@ fn options_that_cannot_be_applied_are_refused_by_key() {
             format!("{FILE}wide = 'h.csv'\nfollow = true\n"),
             "x.follow (swelter.toml, line 6): cannot be with wide",
         ),
+        (
+            "[decode]\nunits = 'celsius'\n[[sources]]\ntype = 'generator'\nname = 'g'\ncities = 3\n".into(),
+            "makes readings up in °F",
+        ),
         ("[decode]\nmoisture = 'dew-point'\nhumidity = 'fraction'\n".into(), "decode.humidity"),
         ("[[sources]]\ntype = 'generator'\nname = 'g'\ncities = 3\nunits = 'celsius'\n".into(), "units"),
     ] {
@@ -89,4 +93,11 @@ fn identity_of_a_file_says_how_it_is_read() {
         identity("delimiter = ';'\nnull = 'M'\nunits = 'celsius'\ncolumns = 'city=@'\n"),
         "units celsius, delimiter ';', columns city=@x, null M"
     );
+}
+
+/// What is wrong with a path is said alone, and not that its other keys are unknown.
+#[test]
+fn wrong_path_is_the_only_problem() {
+    let said = refused(&format!("{}delimiter = ';'\nskip_lines = 2\n", FILE.replace("x.csv", "x.txt")));
+    assert!(said.lines().count() == 1 && said.contains("does not say its format"), "{said}");
 }
