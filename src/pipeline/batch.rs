@@ -379,7 +379,9 @@ impl Ended {
         daily
             .map_or(Ok(()), DailyWriter::finish)
             .map_err(|e| BatchError::output(&name_of(&plan.daily), e))?;
-        // Of nothing there is no picture; that nothing was taken is said by the summary.
+        if plan.plot.is_some() && summary.taken() == 0 {
+            summary.warnings.push("the plot is not drawn: there are no readings".into());
+        }
         if let Some(plot) = plan.plot.as_ref().filter(|_| summary.taken() > 0) {
             let missing =
                 plot.city.clone().map_or(BatchError::NothingToDraw, |city| BatchError::NoSuchCity { city });

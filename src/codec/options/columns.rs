@@ -199,7 +199,8 @@ impl ColumnNames {
         }
         let field = Field::named(name, settings)?;
         let is_named = self.named.iter().any(|column| column.field == field);
-        (!is_named && !(field == Field::City && self.city.is_some())).then_some(field)
+        let is_constant = field == Field::City && self.city.is_some();
+        (!is_named && !is_constant).then_some(field)
     }
 
     /// The field that a column of a header is, in which cases of letters do not matter.
