@@ -242,6 +242,7 @@ impl Inner {
     fn lines(&mut self) -> Option<&mut lines::Lines> {
         match self {
             Inner::Csv(reader) => Some(reader.lines()),
+            Inner::Wide(reader) => Some(reader.lines()),
             Inner::Json(reader) => Some(reader.lines()),
             Inner::Parquet(_) => None,
         }

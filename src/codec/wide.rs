@@ -311,6 +311,11 @@ impl WideReader {
         Some(self.temperatures.lines.digest()?.rotate_left(1) ^ self.digest)
     }
 
+    /// Of the file of temperatures.
+    pub(super) fn lines(&mut self) -> &mut Lines {
+        &mut self.temperatures.lines
+    }
+
     pub(super) fn line(&self) -> u64 {
         self.line
     }

@@ -168,7 +168,7 @@ fn file_whose_line_has_no_end_is_read_poll_by_poll() {
         // The digest is the same as of a reader that is not interrupted.
         let at = crate::model::LogPosition { position: before as u64 + 1, before: None };
         let input = Input { path: Some(path), format: Format::Json, compression: Compression::None };
-        let source = FileSource::new("f", vec![input], follow, DecodeSettings::default(), None).unwrap();
+        let source = FileSource::new("f", vec![input], follow, ReadOptions::default(), None).unwrap();
         source.check(0, at).unwrap();
         let mut uninterrupted = source.open(0, at.position, thread::current()).unwrap();
         drain(&mut *uninterrupted, 5).unwrap();
