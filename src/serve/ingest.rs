@@ -402,7 +402,7 @@ mod tests {
         let (lines, array) = (format!("{record}\n").repeat(count), vec![record; count].join(","));
         let started = Instant::now();
         for (form, body) in [(Form::Lines, lines), (Form::Json, format!("[{array}]"))] {
-            let decoded = form.decode(body.as_bytes(), DecodeSettings::default()).unwrap();
+            let decoded = form.decode(body.as_bytes(), &ReadOptions::default()).unwrap();
             assert_eq!((decoded.records.len(), decoded.refusals.refused_count), (0, count));
             assert_eq!(decoded.refusals.refused.len(), TOLD);
         }
@@ -421,6 +421,6 @@ mod tests {
         let shortest = r#"{"city":"a","reading_at":"2025-11-24T16:00:00Z","deleted":true}"#;
         assert!(shortest.len() >= SHORTEST_READING);
         let body = "1\n".repeat(1_000) + shortest;
-        assert_eq!(Form::Lines.decode(body.as_bytes(), DecodeSettings::default()).unwrap().records.len(), 1);
+        assert_eq!(Form::Lines.decode(body.as_bytes(), &ReadOptions::default()).unwrap().records.len(), 1);
     }
 }
