@@ -1,26 +1,93 @@
 //! Compression of whole files.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 
-use flate2::read::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 use flate2::write::GzEncoder;
 
-use super::Compression;
+use super::{Compression, content};
 
 /// Fast rather than small: a result is written once and read a few times.
 const ZSTD_LEVEL: i32 = 1;
 const GZIP_LEVEL: u32 = 3;
 
-/// What `reader` holds. All members of a gzip file are read, and all frames of a zstd file.
+/// The largest window of zstd, 2 GiB, as `zstd --long=31` writes it: so much memory reading such a file takes, and no more than
+/// its frame asks for.
+const ZSTD_WINDOW_LOG: u32 = 31;
+
+/// What `reader` holds, by its first bytes rather than by what is said of it: text that is called compressed is read as it is. All
+/// members of a gzip file are read, and all frames of a zstd file.
 pub(super) fn decompressed(
     reader: Box<dyn Read + Send>,
     compression: Compression,
 ) -> io::Result<Box<dyn Read + Send>> {
+    let (compression, reader) = content::compression(reader, compression)?;
     Ok(match compression {
         Compression::None => reader,
-        Compression::Gzip => Box::new(MultiGzDecoder::new(reader)),
-        Compression::Zstd => Box::new(zstd::stream::read::Decoder::new(reader)?),
+        Compression::Gzip => Box::new(GzipMembers::new(BufReader::new(reader))),
+        Compression::Zstd => {
+            let mut decoder = zstd::stream::read::Decoder::new(reader)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG)?;
+            Box::new(decoder)
+        }
     })
+}
+
+/// Reads all members of gzip, and zeros behind them, with which tapes and block devices fill a file up.
+pub struct GzipMembers<R>(State<R>);
+
+enum State<R> {
+    Member(GzDecoder<R>),
+    Between(R),
+    Ended,
+}
+
+impl<R: BufRead> GzipMembers<R> {
+    pub fn new(reader: R) -> GzipMembers<R> {
+        GzipMembers(State::Member(GzDecoder::new(reader)))
+    }
+}
+
+impl<R: BufRead> Read for GzipMembers<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            match std::mem::replace(&mut self.0, State::Ended) {
+                State::Member(mut member) => {
+                    let read = member.read(buffer);
+                    if matches!(read, Ok(0)) {
+                        self.0 = State::Between(member.into_inner());
+                        continue;
+                    }
+                    self.0 = State::Member(member);
+                    return read;
+                }
+                State::Between(mut reader) => match skip_zeros(&mut reader) {
+                    Ok(true) => self.0 = State::Member(GzDecoder::new(reader)),
+                    Ok(false) => return Ok(0),
+                    Err(error) => {
+                        self.0 = State::Between(reader);
+                        return Err(error);
+                    }
+                },
+                State::Ended => return Ok(0),
+            }
+        }
+    }
+}
+
+/// Whether something else follows.
+fn skip_zeros(reader: &mut impl BufRead) -> io::Result<bool> {
+    loop {
+        let bytes = reader.fill_buf()?;
+        let (length, zeros) = (bytes.len(), bytes.iter().take_while(|byte| **byte == 0).count());
+        reader.consume(zeros);
+        if zeros < length || length == 0 {
+            return Ok(zeros < length);
+        }
+    }
 }
 
 /// Compresses what is written into `writer`.

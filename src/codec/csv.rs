@@ -6,7 +6,7 @@ use super::fields::{self, Field, Record, Value};
 use super::guard::guarded;
 use super::lines::{Advance, Lines, too_long};
 use super::options::Preparation;
-use super::{DecodeError, DecodeSettings, LocalTimeCounts, ReadOptions};
+use super::{DecodeError, DecodeSettings, Framing, LocalTimeCounts, MAX_FIELD_LINES, ReadOptions};
 use crate::model::refusal::quoted;
 use crate::model::{Reason, Refusal, Upsert};
 
@@ -63,9 +63,7 @@ impl CsvReader {
         }
         let has_quotes = memchr(b'"', self.lines.record()).is_some();
         if has_quotes && !close_quotes(&mut self.lines, self.delimiter)? {
-            let detail =
-                "a quoted field does not end, or goes on after its closing quote: write \"\" for a quote";
-            return Ok(Some(Err(Refusal::new(Reason::NotDecodable, detail))));
+            return Ok(Some(Err(bad_quotes(self.lines.framing()))));
         }
         let Ok(line) = std::str::from_utf8(self.lines.record()) else {
             return Ok(Some(Err(Refusal::new(Reason::NotDecodable, "the line is not UTF-8"))));
@@ -190,30 +188,62 @@ fn wrong_count(count: usize, columns: usize, line: &str) -> Refusal {
     Refusal::new(Reason::NotDecodable, detail)
 }
 
-/// Adds lines to the record at hand until its quoted fields end: false where they do not, or are not RFC 4180's. The
-/// first line is then alone again, so that a stray quote costs one line and no more.
+#[cold]
+fn bad_quotes(framing: Framing) -> Refusal {
+    let detail = match framing {
+        Framing::Quotes => format!(
+            "a quoted field does not end within {MAX_FIELD_LINES} lines, or goes on after its closing quote: write \"\" for a quote"
+        ),
+        Framing::Line => "a quoted field does not end in its line, which a followed file asks for, or goes on after its closing quote: \
+                          write \"\" for a quote"
+            .into(),
+    };
+    Refusal::new(Reason::NotDecodable, detail)
+}
+
+/// Adds lines to the record at hand until its quoted fields end: false if one spans more than [`MAX_FIELD_LINES`] lines, does not end
+/// at all, or is not RFC 4180's. The first line is then alone again, so that a stray quote costs one line and no more.
 #[cold]
 pub(super) fn close_quotes(lines: &mut Lines, delimiter: u8) -> Result<bool, DecodeError> {
     let first_line = lines.mark();
-    let mut scan = Scan::FieldStart;
+    let mut quotes = QuoteScan { at: Scan::FieldStart, field_lines: 1, delimiter };
     let mut scanned = 0;
     loop {
-        scan = scan.over(&lines.record()[scanned..], delimiter);
-        if !matches!(scan, Scan::Quoted | Scan::Bad) {
+        quotes.scan(&lines.record()[scanned..]);
+        if !matches!(quotes.at, Scan::Quoted | Scan::Bad) {
             return Ok(true);
         }
         scanned = lines.record().len();
         let line_end = lines.record_and_line_end(scanned);
         scanned += line_end.len();
-        scan = scan.over(line_end, delimiter);
-        if matches!(scan, Scan::Bad) || !lines.extend()? {
+        quotes.scan(line_end);
+        quotes.field_lines += 1;
+        let is_over = matches!(quotes.at, Scan::Bad) || quotes.field_lines > MAX_FIELD_LINES;
+        if is_over || !lines.extend()? {
             lines.reset(first_line);
             return Ok(false);
         }
     }
 }
 
-/// Where in a record a byte stands.
+/// Where in a record a byte stands, and how many lines its field has so far.
+struct QuoteScan {
+    at: Scan,
+    field_lines: usize,
+    delimiter: u8,
+}
+
+impl QuoteScan {
+    fn scan(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.at = self.at.over(*byte, self.delimiter);
+            if matches!(self.at, Scan::FieldStart) {
+                self.field_lines = 1;
+            }
+        }
+    }
+}
+
 #[derive(Clone, Copy)]
 enum Scan {
     FieldStart,
@@ -225,15 +255,15 @@ enum Scan {
 }
 
 impl Scan {
-    fn over(self, bytes: &[u8], delimiter: u8) -> Scan {
-        bytes.iter().fold(self, |scan, &byte| match (scan, byte) {
+    fn over(self, byte: u8, delimiter: u8) -> Scan {
+        match (self, byte) {
             (Scan::FieldStart | Scan::Quote, b'"') => Scan::Quoted,
             (Scan::FieldStart | Scan::Unquoted | Scan::Quote, byte) if byte == delimiter => Scan::FieldStart,
             (Scan::FieldStart | Scan::Unquoted, _) => Scan::Unquoted,
             (Scan::Quoted, b'"') => Scan::Quote,
             (Scan::Quoted, _) => Scan::Quoted,
             (Scan::Quote | Scan::Bad, _) => Scan::Bad,
-        })
+        }
     }
 }
 

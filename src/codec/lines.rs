@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use memchr::memchr;
 
 use super::digest::RunningDigest;
-use super::{DecodeError, MAX_RECORD_BYTES};
+use super::{DecodeError, Framing, MAX_RECORD_BYTES, content};
 
 /// Several times the longest record, so that moving an unfinished record to the front is rare.
 const BUFFER_BYTES: usize = 8 * MAX_RECORD_BYTES;
@@ -22,6 +22,7 @@ pub(super) struct Lines {
     allowance: u64,
     /// The stream has ended or failed.
     ended: bool,
+    framing: Framing,
     /// Of the record at hand, from 1, and how many lines it has.
     line: u64,
     lines: u64,
@@ -40,7 +41,15 @@ pub(super) enum Advance {
 
 impl Lines {
     /// Skips a byte order mark.
-    pub(super) fn new(reader: Box<dyn Read + Send>, with_digest: bool) -> Result<Lines, DecodeError> {
+    ///
+    /// # Errors
+    ///
+    /// Also of what is no text, such as a workbook, and of text that is not UTF-8.
+    pub(super) fn new(
+        reader: Box<dyn Read + Send>,
+        framing: Framing,
+        with_digest: bool,
+    ) -> Result<Lines, DecodeError> {
         let mut lines = Lines {
             reader,
             buffer: vec![0; BUFFER_BYTES].into_boxed_slice(),
@@ -50,13 +59,15 @@ impl Lines {
             filled: 0,
             allowance: u64::MAX,
             ended: false,
+            framing,
             line: 1,
             lines: 0,
             digest: with_digest.then(Box::default),
         };
-        while lines.filled < 3 && !lines.ended {
+        while !lines.ended && content::may_be_foreign(&lines.buffer[..lines.filled]) {
             lines.fill()?;
         }
+        content::check(&lines.buffer[..lines.filled])?;
         if lines.buffer[..lines.filled].starts_with(b"\xEF\xBB\xBF") {
             lines.next = 3;
         }
@@ -99,6 +110,11 @@ impl Lines {
 
     pub(super) fn line(&self) -> u64 {
         self.line
+    }
+
+    /// What ends a record.
+    pub(super) fn framing(&self) -> Framing {
+        self.framing
     }
 
     /// The line or lines at hand without the line end.
@@ -175,8 +191,11 @@ impl Lines {
         }
     }
 
-    /// Adds the next line to the record at hand: false where there is none, or the record would grow too long.
+    /// Adds the next line to the record at hand: false where there is none, the record would grow too long, or ends with its line.
     pub(super) fn extend(&mut self) -> Result<bool, DecodeError> {
+        if self.framing == Framing::Line {
+            return Ok(false);
+        }
         let length = self.next - self.start;
         let mut searched = length;
         let found = loop {

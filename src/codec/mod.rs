@@ -6,12 +6,14 @@
 
 mod avro;
 mod compress;
+mod content;
 mod csv;
 mod decimal;
 mod digest;
 mod fields;
 mod guard;
 mod json;
+mod json_stream;
 mod lines;
 mod options;
 mod parquet;
@@ -35,8 +37,10 @@ pub use self::avro::{
     AvroDecoder, CURRENT_SCHEMA, READING_SCHEMA, ROW_SCHEMA, SchemaError, current_to_avro, push_wire_header,
     reading_to_avro, row_to_avro, split_wire_header,
 };
-pub use self::compress::{Compressed, compressed};
+pub use self::compress::{Compressed, GzipMembers, compressed};
 pub use self::json::RecordDecoder;
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::json_stream::is_one_record_a_line;
 pub use self::options::{
     ColumnNames, LOCAL_TIMES, LocalTimeCounts, OptionProblem, ReadOptions, RecordOptions, TextLayout,
     TimeFormat, parse_delimiter, parse_list,
@@ -56,12 +60,26 @@ use crate::model::{LocalTime, Refusal, Upsert};
 /// that never closes cannot swallow a file.
 pub const MAX_RECORD_BYTES: usize = 64 * 1024;
 
+/// The most lines of a quoted field of CSV. The first line of a longer one is refused alone, and reading goes on at the next line.
+pub const MAX_FIELD_LINES: usize = 100;
+
+/// What ends a record of a text format: always decided by the bytes alone, never by how they come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Framing {
+    /// The end of its line, but for the line ends within a quoted field of CSV. JSON may also be an array of records, or records
+    /// that span lines.
+    #[default]
+    Quotes,
+    /// The end of its line, whatever it holds: so nothing that comes later can belong to it.
+    Line,
+}
+
 /// How records are written down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum Format {
     /// Comma-separated values (RFC 4180), with a header line
     Csv,
-    /// One JSON object a line
+    /// One JSON object a line; where a file is read once also an array of them, or objects that span lines
     Json,
     /// Apache Parquet
     Parquet,
@@ -85,6 +103,12 @@ pub enum NameError {
     Unknown(String),
     #[error("{0:?} is Parquet inside a compressed file: decompress it, Parquet compresses by itself")]
     CompressedParquet(String),
+    #[error(
+        "{0:?} is compressed as .{1}, which is not read: decompress it first, or compress it with gzip or zstd"
+    )]
+    UnreadCompression(String, String),
+    #[error("{0:?} is a workbook or an archive: save the sheet as CSV (UTF-8), or unpack it first")]
+    Packed(String),
 }
 
 /// The format and the compression that a file's name says, by its suffixes in small or capital letters.
@@ -95,6 +119,12 @@ pub fn detect(path: &Path) -> Result<(Format, Compression), NameError> {
         Some("csv") => Format::Csv,
         Some("json" | "jsonl" | "ndjson") => Format::Json,
         Some("parquet") => Format::Parquet,
+        Some(suffix @ ("bz2" | "xz" | "lz4" | "lzma" | "br" | "z")) => {
+            return Err(NameError::UnreadCompression(path.display().to_string(), suffix.into()));
+        }
+        Some("xls" | "xlsx" | "ods" | "zip" | "7z" | "rar" | "tar" | "tgz") => {
+            return Err(NameError::Packed(path.display().to_string()));
+        }
         _ => return Err(NameError::Unknown(path.display().to_string())),
     };
     if format == Format::Parquet && compression != Compression::None {
@@ -200,9 +230,11 @@ pub enum DecodeError {
     #[error("is damaged or cut off at line or row {at} ({detail}): fetch or write the file again")]
     Corrupt { at: u64, detail: String },
     #[error(
-        "has no header line: the first line must name the columns, as in city,reading_at,temperature,humidity"
+        "is empty, without a header line: the first line must name the columns, as in city,reading_at,temperature,humidity"
     )]
     NoHeader,
+    #[error("is {what}, not a file of readings: {remedy}")]
+    Foreign { what: &'static str, remedy: &'static str },
     #[error("has a first line that cannot be a header ({0}): it must name the columns, separated by commas")]
     BadHeader(String),
     #[error("has no column {column} (its columns: {columns}): add it, or rename the one that holds it")]
@@ -285,7 +317,7 @@ impl Decoder {
         let options = options.into();
         let inner = match format {
             Format::Csv | Format::Json => {
-                return Decoder::from_text(reader, format, compression, &options, false);
+                return Decoder::from_text(reader, format, compression, &options, Framing::Quotes, false);
             }
             Format::Parquet if compression != Compression::None => {
                 return Err(DecodeError::CompressedParquet);
@@ -310,8 +342,9 @@ impl Decoder {
         format: Format,
         compression: Compression,
         options: impl Into<ReadOptions>,
+        framing: Framing,
     ) -> Result<Decoder, DecodeError> {
-        Decoder::from_text(reader, format, compression, &options.into(), true)
+        Decoder::from_text(reader, format, compression, &options.into(), framing, true)
     }
 
     fn from_text(
@@ -319,21 +352,29 @@ impl Decoder {
         format: Format,
         compression: Compression,
         options: &ReadOptions,
+        framing: Framing,
         with_digest: bool,
     ) -> Result<Decoder, DecodeError> {
         options.check(format).map_err(DecodeError::Option)?;
-        let lines = || {
-            let mut lines = lines::Lines::new(compress::decompressed(reader, compression)?, with_digest)?;
-            lines.skip_lines(options.layout.skip_lines)?;
-            Ok::<_, DecodeError>(lines)
+        if format == Format::Parquet {
+            return Err(DecodeError::NoText);
+        }
+        let is_followed = framing == Framing::Line && compression == Compression::None;
+        // What is followed has perhaps not come yet: only what it is not is looked at.
+        let reader = if is_followed { reader } else { compress::decompressed(reader, compression)? };
+        let skip_lines = options.layout.skip_lines;
+        let reader = match (format, framing) {
+            (Format::Json, Framing::Quotes) if skip_lines == 0 => json_stream::one_record_a_line(reader),
+            _ => reader,
         };
+        let mut lines = lines::Lines::new(reader, framing, with_digest)?;
+        lines.skip_lines(skip_lines)?;
         if let Some(wide) = &options.layout.wide {
-            return Ok(Decoder(Inner::Wide(Box::new(wide::WideReader::new(lines()?, wide, options)?))));
+            return Ok(Decoder(Inner::Wide(Box::new(wide::WideReader::new(lines, wide, options)?))));
         }
         Ok(Decoder(match format {
-            Format::Csv => Inner::Csv(csv::CsvReader::new(lines()?, options)?),
-            Format::Json => Inner::Json(json::JsonReader::new(lines()?, options)),
-            Format::Parquet => return Err(DecodeError::NoText),
+            Format::Csv => Inner::Csv(csv::CsvReader::new(lines, options)?),
+            _ => Inner::Json(json::JsonReader::new(lines, options)),
         }))
     }
 

@@ -1,7 +1,9 @@
 //! The rules of decoding, and round trips through every format.
 
+mod content;
 mod digest;
 mod foreign;
+mod framing;
 mod rules;
 mod trips;
 

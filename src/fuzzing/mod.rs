@@ -15,7 +15,7 @@ use std::io::Cursor;
 
 use crate::codec::{
     AvroDecoder, CURRENT_SCHEMA, Compression, DecodeSettings, Decoder, Fields, Format, MAX_RECORD_BYTES,
-    Moisture, READING_SCHEMA, ROW_SCHEMA, RecordDecoder, Units, json_record,
+    Moisture, READING_SCHEMA, ROW_SCHEMA, RecordDecoder, Units, is_one_record_a_line, json_record,
 };
 use crate::model::{Event, LocalTime, Reason, Refusal, Upsert};
 
@@ -108,7 +108,10 @@ pub fn json(bytes: &[u8]) -> bool {
 
 pub fn json_lines(bytes: &[u8]) -> bool {
     let body = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
-    text(bytes, body, 1, Format::Json)
+    match is_one_record_a_line(bytes) {
+        true => text(bytes, body, 1, Format::Json),
+        false => decode_all(bytes, Format::Json, &mut |_, _| ()).unwrap_or(false),
+    }
 }
 
 /// A file with a header.

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 pub use self::candidates::Beginning;
 use self::candidates::Candidates;
 pub use self::making::Making;
-use super::logs::{Logs, file_identity};
+use super::logs::Logs;
 use super::processes::Processes;
 use super::run_error::RunError;
 use crate::checkpoint::{
@@ -320,7 +320,6 @@ fn identity(plan: &Plan) -> BTreeMap<String, String> {
     identity.insert("results.formula".into(), plan.formula.name().to_owned());
     identity.insert("results.window".into(), plan.retention.window.to_string());
     identity.insert("results.history".into(), plan.retention.history.to_string());
-    identity.extend(plan.sources.iter().filter_map(file_identity));
     identity
 }
 

@@ -7,13 +7,12 @@ use std::time::Duration as Wait;
 
 use super::data_dir::DataDir;
 use super::held::{HeldAppender, HoldReasons};
-use super::outlets::{Starts, log_identity};
+use super::outlets::{Starts, file_identity, log_identity};
 use super::processes::Processes;
 use super::run_error::RunError;
 use super::standby::Following;
 use crate::admission::AdmissionRules;
 use crate::checkpoint;
-use crate::codec::{DecodeSettings, Format, ReadOptions};
 use crate::config::{FileInput, GeneratorSource, IngestPlan, Plan, SourceKind, SourcePlan};
 use crate::kafka::identity::TopicRecord;
 use crate::model::rules::RULES_KEY;
@@ -47,10 +46,14 @@ pub struct Logs {
     data_dir: Option<Arc<DataDir>>,
 }
 
-/// Whether a run keeps anything on disk.
+/// Whether this process of a run keeps anything on disk.
 pub fn needs_data_dir(plan: &Plan) -> bool {
-    let is_first = plan.cluster.process.is_none_or(|process| process == 0);
-    let Some(ingest) = plan.ingest.as_ref().filter(|_| is_first) else { return false };
+    plan.cluster.process.is_none_or(|process| process == 0) && uses_data_dir(plan)
+}
+
+/// Whether a run keeps anything on disk: a journal, or the place of a generator that appends to a topic.
+pub fn uses_data_dir(plan: &Plan) -> bool {
+    let Some(ingest) = &plan.ingest else { return false };
     ingest.into.is_none() || plan.sources.iter().any(|source| matches!(source.kind, SourceKind::Generator(_)))
 }
 
@@ -353,24 +356,6 @@ fn appender(plan: &Plan, ingest: &IngestPlan, into: &str) -> Result<Option<Arc<d
 pub fn rules(plan: &Plan) -> AdmissionRules {
     let (max_ahead, max_cities) = (Some(plan.max_ahead), plan.max_cities);
     AdmissionRules { max_ahead, max_cities, ..AdmissionRules::new(plan.retention.lateness) }
-}
-
-/// What decides which records a file has, beside what is in it: that is compared with the positions.
-pub fn file_identity(source: &SourcePlan) -> Option<(String, String)> {
-    let SourceKind::File(file) = &source.kind else { return None };
-    Some((format!("{}{}", checkpoint::SOURCE, source.name), records_of(file, &source.read)))
-}
-
-fn records_of(file: &FileInput, read: &ReadOptions) -> String {
-    let format = match file.format {
-        Format::Csv => "csv",
-        Format::Json => "json",
-        Format::Parquet => "parquet",
-    };
-    let followed = if file.follow { ", followed" } else { "" };
-    let options = read.identity(&DecodeSettings::default());
-    let comma = if options.is_empty() { "" } else { ", " };
-    format!("file as {format}{followed}{comma}{options}")
 }
 
 /// What decides which records of the journal and of files are refused, a line each. Another file under a name is noticed by what is in it.

@@ -13,8 +13,8 @@ use std::time::{Duration as Wait, Instant};
 
 use serde::{Deserialize, Serialize};
 
-pub use self::identity::log_identity;
 use self::identity::{check_letters_place, identity, letters_key};
+pub use self::identity::{file_identity, log_identity};
 pub use self::recorded_topics::check_nothing_is_lost;
 use self::recorded_topics::{RecordedTopics, recorded_of};
 use self::starts::Letters;

@@ -37,9 +37,9 @@ fn digests(text: &[u8], format: Format, sizes: &[usize], skips: &[bool]) -> Vec<
     let mut pieces = Some(pieces);
     let mut decoder = loop {
         // A header that is not whole is asked for anew: with all of it in one piece.
-        let reader = pieces.take().unwrap();
+        let (reader, settings) = (pieces.take().unwrap(), DecodeSettings::default());
         let whole = Pieces { text: text.to_vec(), at: 0, sizes: Vec::new(), calls: 0 };
-        match Decoder::with_digest(Box::new(reader), format, Compression::None, DecodeSettings::default()) {
+        match Decoder::with_digest(Box::new(reader), format, Compression::None, settings, Framing::Quotes) {
             Ok(decoder) => break decoder,
             Err(DecodeError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => pieces = Some(whole),
             Err(error) => panic!("{error}"),
@@ -131,8 +131,14 @@ fn running_digest_is_of_what_was_compressed() {
         writer.write_all(text.as_bytes()).unwrap();
         writer.finish().unwrap();
         let reader = Box::new(io::Cursor::new(shared.bytes()));
-        let mut decoder =
-            Decoder::with_digest(reader, Format::Csv, compression, DecodeSettings::default()).unwrap();
+        let mut decoder = Decoder::with_digest(
+            reader,
+            Format::Csv,
+            compression,
+            DecodeSettings::default(),
+            Framing::Quotes,
+        )
+        .unwrap();
         assert!(decoder.skip().unwrap());
         assert_eq!(decoder.digest(), Some(xxh3_64(text.trim_end().as_bytes())));
     }

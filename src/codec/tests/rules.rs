@@ -320,6 +320,16 @@ fn names_say_formats() {
     for name in ["b.tsv", "b", "csv", "b.parquet.gz", "b.gz", "-"] {
         assert_eq!(of(name), None, "{name}");
     }
+    for (name, said) in [
+        ("b.csv.bz2", "compressed as .bz2"),
+        ("b.csv.XZ", "compressed as .xz"),
+        ("b.xlsx", "save the sheet as CSV"),
+        ("b.csv.zip", "unpack it"),
+        ("b.tar.gz", "unpack it"),
+    ] {
+        let error = detect(Path::new(name)).unwrap_err().to_string();
+        assert!(error.contains(said) && error.contains(name), "{error}");
+    }
     assert_eq!(detect_compression(Path::new("log.gz")), Compression::Gzip);
 }
 

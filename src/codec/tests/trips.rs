@@ -186,8 +186,11 @@ fn csv_is_accounted_for(body: &[u8]) {
 }
 
 fn json_is_accounted_for(input: &[u8]) {
-    let (records, _) =
-        decode_with(input, Format::Json, Compression::None, DecodeSettings::default()).unwrap();
+    let decoded = decode_with(input, Format::Json, Compression::None, DecodeSettings::default());
+    if !is_one_record_a_line(input) || matches!(decoded, Err((_, DecodeError::Foreign { .. }))) {
+        return;
+    }
+    let (records, _) = decoded.unwrap();
     accounted(input.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(input), &records);
 }
 

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::Draft;
-use crate::codec::DecodeSettings;
-use crate::config::{Plan, SourceKind};
+use crate::checkpoint;
+use crate::codec::{DecodeSettings, Format, ReadOptions};
+use crate::config::{FileInput, Plan, SourceKind, SourcePlan};
 use crate::kafka::letter_topics;
 use crate::kafka::topics::{self, TopicFacts};
 use crate::model::rules::{RULES_KEY, RULES_VERSION};
@@ -56,7 +57,26 @@ pub fn log_identity(plan: &Plan) -> Identity {
             say(&format!("source {}", source.name), format!("topic {topic} as {format}{comma}{options}"));
         }
     }
+    identity.extend(plan.sources.iter().filter_map(file_identity));
     identity
+}
+
+/// What decides which records a file has, beside what is in it: that is compared with the positions.
+pub fn file_identity(source: &SourcePlan) -> Option<(String, String)> {
+    let SourceKind::File(file) = &source.kind else { return None };
+    Some((format!("{}{}", checkpoint::SOURCE, source.name), records_of(file, &source.read)))
+}
+
+fn records_of(file: &FileInput, read: &ReadOptions) -> String {
+    let format = match file.format {
+        Format::Csv => "csv",
+        Format::Json => "json",
+        Format::Parquet => "parquet",
+    };
+    let followed = if file.follow { ", followed" } else { "" };
+    let options = read.identity(&DecodeSettings::default());
+    let comma = if options.is_empty() { "" } else { ", " };
+    format!("file as {format}{followed}{comma}{options}")
 }
 
 /// Under which the identities of all outlets say which progress topic knows of a source's dead letters, start and schemas.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::growing::{FileBytes, GrowingFile, GrowingFileReader};
 use super::names::LogFile;
-use crate::codec::{Compression, DecodeError, Decoder, Format, ReadNotes, ReadOptions};
+use crate::codec::{Compression, DecodeError, Decoder, Format, Framing, ReadNotes, ReadOptions};
 use crate::fault::{NotRegularFile, open_regular_file};
 use crate::model::{Fingerprint, Refusal, Upsert};
 
@@ -27,6 +27,13 @@ pub(super) struct ReadPlan {
     pub format: Format,
     pub options: ReadOptions,
     pub follow: bool,
+}
+
+impl ReadPlan {
+    /// The same for all files of the log, also for those that were rotated and do not grow any more.
+    fn framing(&self) -> Framing {
+        if self.follow { Framing::Line } else { Framing::Quotes }
+    }
 }
 
 /// Which file it is, on this system, at this time.
@@ -73,7 +80,8 @@ impl FileReader {
             Some(followed) => Box::new(GrowingFileReader(Arc::clone(followed))),
             None => Box::new(FileBytes { file: Arc::clone(&file), offset: 0, may_grow: false }),
         };
-        let decoder = Decoder::with_digest(reader, plan.format, compression, &plan.options)?;
+        let framing = plan.framing();
+        let decoder = Decoder::with_digest(reader, plan.format, compression, &plan.options, framing)?;
         let (records, head) = (0, None);
         Ok(FileReader {
             path,
@@ -197,7 +205,8 @@ impl FileReader {
 
     fn begin_decoding(&self, may_grow: bool) -> Result<Decoder, DecodeError> {
         let bytes = Box::new(FileBytes { file: Arc::clone(&self.file), offset: 0, may_grow });
-        Decoder::with_digest(bytes, self.plan.format, self.compression, &self.plan.options)
+        let ReadPlan { format, options, .. } = &self.plan;
+        Decoder::with_digest(bytes, *format, self.compression, options, self.plan.framing())
     }
 
     pub(super) fn may_grow(&self) -> bool {

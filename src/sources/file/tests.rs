@@ -92,12 +92,70 @@ fn a_followed_file_gives_whole_lines_as_it_grows() {
         all.extend(seen);
     }
     let positions: Vec<u64> = all.iter().map(|(position, _)| *position).collect();
-    assert_eq!(positions, [0, 1, 2, 3]);
+    assert_eq!(positions, [0, 1, 2, 3, 4]);
     assert_eq!(all[0].1, Ok("a".into()));
-    // A city with a line end is refused, as one record.
-    assert_eq!(all[1].1, Err(b"\"b\nb\",2025-01-01T00:00:00Z,70,50".to_vec()));
-    assert_eq!(all[2].1.as_ref().map_err(Vec::len), Err(crate::codec::MAX_RECORD_BYTES));
-    assert_eq!((&all[3].1, partition.end()), (&Ok("c".into()), 4));
+    // A record ends with its line, whatever it holds.
+    assert_eq!(all[1].1, Err(b"\"b".to_vec()));
+    assert_eq!(all[2].1, Err(b"b\",2025-01-01T00:00:00Z,70,50".to_vec()));
+    assert_eq!(all[3].1.as_ref().map_err(Vec::len), Err(crate::codec::MAX_RECORD_BYTES));
+    assert_eq!((&all[4].1, partition.end()), (&Ok("c".into()), 5));
+}
+
+/// What a followed file gives, with pauses wherever it ends for now.
+fn followed(path: &Path, text: &str, piece: usize) -> Vec<Seen> {
+    fs::write(path, "").unwrap();
+    let mut file = File::options().append(true).open(path).unwrap();
+    let mut partition = partition(path, Format::Csv, true, 0);
+    let mut all = Vec::new();
+    for bytes in text.as_bytes().chunks(piece) {
+        file.write_all(bytes).unwrap();
+        all.extend(drain(&mut *partition, 5).unwrap().0);
+    }
+    all
+}
+
+#[test]
+fn followed_file_gives_the_same_records_however_it_grew_and_when_it_is_replayed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f.csv");
+    let line = |city: &str| format!("{city},2025-01-01T00:00:00Z,70,50\n");
+    let text =
+        ["city,reading_at,temperature,humidity\n", &line("a"), &line("\"oops"), &line("b"), &line("\"c\"")];
+    let text = [&text.concat(), "\"d\"\",T,\"\n", &line("e"), "\n\"\n", &line("\"f\"\"\"")].concat();
+    let whole = followed(&path, &text, text.len());
+    let cities: Vec<_> = whole.iter().map(|(_, seen)| seen.as_deref().unwrap_or("-")).collect();
+    assert_eq!(cities, ["a", "-", "b", "c", "-", "e", "-", "f\""]);
+    // The line with the stray quote is there as soon as it has an end.
+    let early = text.find("b,").unwrap();
+    assert_eq!(followed(&path, &text[..early], early).last(), Some(&whole[1]));
+    for piece in [1, 2, 7, 30, 50] {
+        assert_eq!(followed(&path, &text, piece), whole, "in pieces of {piece}");
+    }
+    for from in 0..whole.len() as u64 {
+        let seen = drain(&mut *partition(&path, Format::Csv, true, from), 3).unwrap().0;
+        assert_eq!(seen, whole[from as usize..], "replayed from {from}");
+    }
+    // Rotated, and then compressed, it is framed in the same way.
+    let rotated = dir.path().join("f.csv.1.gz");
+    let mut writer =
+        crate::codec::compressed(Box::new(File::create(rotated).unwrap()), Compression::Gzip).unwrap();
+    writer.write_all(text.as_bytes()).unwrap();
+    writer.finish().unwrap();
+    let input = Input { path: Some(path.clone()), format: Format::Csv, compression: Compression::None };
+    let folder = dir.path().join("kept");
+    let open =
+        || FileSource::new("f", vec![input.clone()], true, DecodeSettings::default(), Some(&folder)).unwrap();
+    let first = drain(&mut *open().open(0, 0, thread::current()).unwrap(), 100).unwrap().0;
+    assert_eq!(first, whole);
+    fs::write(&path, ["city,reading_at,temperature,humidity\n", &line("g")].concat()).unwrap();
+    let mut replayed = open().open(0, 0, thread::current()).unwrap();
+    let mut seen = Vec::new();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while seen.len() <= whole.len() && std::time::Instant::now() < deadline {
+        seen.extend(drain(&mut *replayed, 3).unwrap().0);
+    }
+    assert_eq!(seen[..whole.len()], whole);
+    assert_eq!(seen[whole.len()].1, Ok("g".into()));
 }
 
 #[test]
