@@ -224,7 +224,7 @@ impl Peer {
             }
             match plan.is_whole.load(Ordering::SeqCst) {
                 true => (plan.heard.lost)(process, why),
-                false => tracing::warn!(process, "a process is gone before all have come: {why}"),
+                false => tracing::warn!(peer = process, "a process is gone before all have come: {why}"),
             }
         })?;
         Ok(Peer { outgoing, values: Mutex::new(received), state })

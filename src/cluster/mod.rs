@@ -302,7 +302,7 @@ fn reach(
             Err(Failure::Refused(why)) => return Err(ClusterError::Refused(why)),
             Err(Failure::Taken(why)) => {
                 if taken.is_none() {
-                    tracing::warn!(process, "this process is not taken in yet: {why}");
+                    tracing::warn!(peer = process, "this process is not taken in yet: {why}");
                 }
                 // By then, one that was gone would have counted as gone.
                 if taken.get_or_insert_with(Instant::now).elapsed() > plan.peer_timeout {
@@ -313,7 +313,7 @@ fn reach(
             Err(Failure::Unproven(why)) => {
                 if !is_warned {
                     tracing::warn!(
-                        process,
+                        peer = process,
                         address,
                         "another process is not found, and is called again: {why}"
                     );

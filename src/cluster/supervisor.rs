@@ -162,7 +162,7 @@ impl Supervisor {
                 return Err(SupervisorError::FailedStarts);
             }
             backoff = if began.elapsed() > STEADY { FIRST_BACKOFF } else { backoff };
-            tracing::warn!(process, %status, "a process of the cluster has ended: all start again in {} ms", backoff.as_millis());
+            tracing::warn!(peer = process, %status, "a process of the cluster has ended: all start again in {} ms", backoff.as_millis());
             if self.pause(happened, backoff) {
                 return Ok(());
             }
@@ -188,7 +188,7 @@ impl Supervisor {
             let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
                 return Err(SupervisorError::Start(io::ErrorKind::BrokenPipe.into()));
             };
-            tracing::info!(process, pid = child.id(), "started");
+            tracing::info!(peer = process, pid = child.id(), "started");
             let (events, start) = (self.events.clone(), self.start);
             thread::Builder::new().name(format!("output {process}")).spawn(move || {
                 for line in BufReader::new(output).lines().map_while(Result::ok) {

@@ -191,7 +191,7 @@ impl Checkpointed {
             if *kind == FailureKind::Store {
                 return Err(RunError::Failed(format!("process {process}: {why}")));
             }
-            tracing::warn!(process, "a checkpoint is not used: {why}");
+            tracing::warn!(peer = process, "a checkpoint is not used: {why}");
         }
         let is_doubtful = |failure: &Failure| failure.kind != FailureKind::Unfit;
         if let Some((process, failure)) = failed.iter().find(|(_, failure)| is_doubtful(failure)) {

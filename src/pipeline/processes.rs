@@ -379,7 +379,7 @@ impl Desk {
         if self.ending.swap(true, Ordering::Relaxed) {
             return;
         }
-        tracing::error!(process, "a process of the cluster has failed, so all end: {why}");
+        tracing::error!(peer = process, "a process of the cluster has failed, so all end: {why}");
         if let (true, Some(links)) = (self.topology.is_first(), self.links.get()) {
             links.send_all(&Message::Failed { why: format!("process {process}: {why}"), taken_over });
             links.flush();
