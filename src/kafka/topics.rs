@@ -31,12 +31,30 @@ pub struct TopicFacts {
     pub partitions: u32,
     /// Older records of a key go away.
     pub compacted: bool,
-    /// Old records go away, by time or by size.
-    pub expires: bool,
+    /// Old records go away: after so long, and beyond so many bytes of a partition.
+    pub retention_ms: Option<u64>,
+    pub retention_bytes: Option<u64>,
     /// Timestamps are the broker's; otherwise they are what producers say.
     pub append_time: bool,
     /// How far ahead of the broker's clock a producer's timestamp may be, in ms, where there is a limit.
     pub max_ahead_ms: Option<u64>,
+}
+
+impl TopicFacts {
+    /// By what settings old records go away; nothing where they are kept.
+    pub fn retention(&self) -> Option<String> {
+        let by_time = self.retention_ms.map(|ms| format!("retention.ms={ms}, {}", span(ms)));
+        let by_size = self.retention_bytes.map(|bytes| format!("retention.bytes={bytes} of a partition"));
+        let both: Vec<String> = by_time.into_iter().chain(by_size).collect();
+        (!both.is_empty()).then(|| both.join(" and "))
+    }
+}
+
+/// In the largest unit that shows what it is.
+fn span(ms: u64) -> String {
+    let units = [("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1_000)];
+    let unit = units.iter().find(|(_, unit)| ms >= 2 * unit);
+    unit.map_or_else(|| format!("{ms} ms"), |(name, unit)| format!("{} {name}", ms / unit))
 }
 
 /// A topic to be made, with the cluster's own replication.
@@ -358,7 +376,8 @@ impl<'a> Asking<'a> {
         Ok(Some(TopicFacts {
             partitions,
             compacted: setting("cleanup.policy").contains("compact"),
-            expires: deleted && (limit("retention.ms").is_some() || limit("retention.bytes").is_some()),
+            retention_ms: limit("retention.ms").filter(|_| deleted).map(i64::unsigned_abs),
+            retention_bytes: limit("retention.bytes").filter(|_| deleted).map(i64::unsigned_abs),
             append_time: setting("message.timestamp.type") == "LogAppendTime",
             max_ahead_ms: limit("message.timestamp.after.max.ms").map(i64::unsigned_abs),
         }))

@@ -64,6 +64,15 @@ pub(super) fn facts(plan: &Plan, draft: &Draft) -> Result<BTreeMap<String, Topic
                 "the topic is not compacted: it keeps every change, or loses results with its retention; set cleanup.policy=compact"
             );
         }
+        let expires = |topic: &&String| facts.get(*topic).filter(|facts| facts.compacted)?.retention();
+        if let Some((topic, retention)) = topic.and_then(|topic| Some((topic, expires(&topic)?))) {
+            tracing::warn!(
+                topic,
+                retention,
+                "the topic is compacted, and loses its old records all the same: results and progress go with them; set \
+                 cleanup.policy=compact without delete"
+            );
+        }
     }
     Ok(facts)
 }

@@ -39,6 +39,12 @@ pub(super) fn check(plan: &KafkaPlan) -> Result<(u32, Option<String>), SourceErr
             return Err(SourceError::Fatal(compacted(name, *name == plan.topic)));
         }
     }
+    for (name, facts) in &found {
+        let warning = facts.as_ref().and_then(|facts| retention_warning(name, facts, *name == plan.topic));
+        if let Some(warning) = warning {
+            tracing::warn!("{warning}");
+        }
+    }
     let facts = found.remove(&plan.topic).flatten();
     let facts = facts.ok_or_else(|| SourceError::Transient(format!("topic {} has gone", plan.topic)))?;
     warn_of_clocks(&plan.topic, &facts);
@@ -64,6 +70,23 @@ fn compacted(name: &str, is_input: bool) -> String {
     format!("topic {name} is compacted: {why}; set cleanup.policy=delete, or use another topic")
 }
 
+/// What it means that old records go away, and what to do.
+fn retention_warning(topic: &str, facts: &TopicFacts, is_input: bool) -> Option<String> {
+    let retention = facts.retention()?;
+    let meaning = match is_input {
+        true => {
+            "a start goes on from its newest checkpoint, and is refused once that is older than what is kept; whatever needs all of the log, \
+             as another formula or lost state does, can no longer be computed. Set retention.ms=-1 and retention.bytes=-1, or keep records \
+             for much longer than the service and its checkpoints may be away"
+        }
+        false => {
+            "dead letters go away whether anybody has looked at them or not, and cannot be sent again. Set retention.ms=-1 and \
+             retention.bytes=-1, or export them in time (swelter dead-letters export)"
+        }
+    };
+    Some(format!("topic {topic} loses its old records ({retention}): {meaning}"))
+}
+
 fn warn_of_clocks(topic: &str, facts: &TopicFacts) {
     if facts.append_time {
         return;
@@ -82,6 +105,37 @@ fn failed(error: TopicsError) -> SourceError {
         TopicsError::Unreachable { .. } => SourceError::Transient(error.to_string()),
         TopicsError::NotAuthorised { .. } | TopicsError::Other { .. } => {
             SourceError::Fatal(error.to_string())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retention_of_input_and_of_dead_letters_is_warned_of_with_what_it_means() {
+        let kept = TopicFacts {
+            partitions: 1,
+            compacted: false,
+            retention_ms: None,
+            retention_bytes: None,
+            append_time: true,
+            max_ahead_ms: None,
+        };
+        assert_eq!(retention_warning("t", &kept, true), None);
+        let by_time = TopicFacts { retention_ms: Some(604_800_000), ..kept.clone() };
+        let by_size = TopicFacts { retention_bytes: Some(1_000), ..kept.clone() };
+        let both = TopicFacts { retention_bytes: Some(0), ..by_time.clone() };
+        for (facts, said) in [
+            (&by_time, "(retention.ms=604800000, 7 d)"),
+            (&by_size, "(retention.bytes=1000 of a partition)"),
+            (&both, "(retention.ms=604800000, 7 d and retention.bytes=0 of a partition)"),
+        ] {
+            let input = retention_warning("readings", facts, true).unwrap();
+            assert!(input.contains(said) && input.contains("newest checkpoint"), "{input}");
+            let letters = retention_warning("readings.failed.1", facts, false).unwrap();
+            assert!(letters.contains(said) && letters.contains("dead letters go away"), "{letters}");
         }
     }
 }
