@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
-use super::Stop;
+use super::{Stop, unused_data_dir};
 use crate::config::layers::Layers;
 use crate::config::{Config, Plan};
 use crate::kafka::retry::{Outcome, Wanted};
@@ -144,7 +144,11 @@ impl Configured {
             environment: std::env::vars_os().collect(),
             flags: flags.collect(),
         };
-        Ok(Config::load(&layers).map_err(Stop::Config)?.plan)
+        let plan = Config::load(&layers).map_err(Stop::Config)?.plan;
+        if let Some(dir) = self.data_dir.as_ref().filter(|_| !Places::of(&plan).has_journal()) {
+            return Err(unused_data_dir(dir, "dead letters of a journal"));
+        }
+        Ok(plan)
     }
 }
 
@@ -199,6 +203,7 @@ impl ListArgs {
         let plan = self.configured.plan()?;
         let mut counts: BTreeMap<(String, String, u32), u64> = BTreeMap::new();
         let mut newest = Newest { limit: self.limit, letters: Vec::new() };
+        Places::of(&plan).check_letters_of(self.chosen.source.as_deref()).map_err(stop)?;
         let read = Places::of(&plan).read(|source, letter| {
             if self.chosen.has(source, &letter) {
                 let key = (source.to_owned(), letter.reason.clone(), letter.attempt());
@@ -296,6 +301,7 @@ fn show(source: &str, letter: &Letter, out: &mut dyn Write) -> io::Result<()> {
 impl ExportArgs {
     fn run(self) -> Result<(), Stop> {
         let plan = self.configured.plan()?;
+        Places::of(&plan).check_letters_of(self.chosen.source.as_deref()).map_err(stop)?;
         let path = Some(&*self.out).filter(|path| *path != Path::new("-"));
         let writing = |error: io::Error| Stop::writing(path, &error);
         let file = path.map(OutputFile::create).transpose().map_err(writing)?;

@@ -129,6 +129,13 @@ impl Stop {
     }
 }
 
+/// What to say of a data directory that is named and not used.
+fn unused_data_dir(dir: &str, used_by: &str) -> Stop {
+    Stop::Usage(format!(
+        "--data-dir {dir} is not used: {used_by} would, and the configuration has none (ingest.enabled, ingest.into); leave it out"
+    ))
+}
+
 /// A file on the command line and how it is written: by `format` where it is given, else by its name. `-` is a standard
 /// stream, with `default` as its format.
 fn file(

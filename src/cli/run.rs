@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::{Stop, logging};
+use super::{Stop, logging, unused_data_dir};
 use crate::cluster::supervisor::{self, Supervised, SupervisorError, SupervisorPlan};
 use crate::config::layers::Layers;
 use crate::config::{ClusterKeys, Config, ConfigError, ConfigErrors, Plan, make_cluster_secret};
-use crate::pipeline::live::{self, Joining, Stops};
+use crate::pipeline::live::{self, Joining, Stops, uses_data_dir};
 use crate::pipeline::permissions::{restrict_new_files, share_with_group, warn_where_open};
 use crate::pipeline::process_limits::{LimitError, OpenFiles, check_threads_of, limit_connections};
 
@@ -74,6 +74,9 @@ impl RunArgs {
     pub(super) fn run(self) -> Result<(), Stop> {
         let mut config = Config::load(&self.layers()).map_err(Stop::Config)?;
         config.plan.adopt_logs = self.adopt_logs;
+        if let Some(dir) = self.data_dir.as_ref().filter(|_| !uses_data_dir(&config.plan)) {
+            return Err(unused_data_dir(dir, "a journal"));
+        }
         if self.check_config {
             return print("ok\n");
         }

@@ -35,6 +35,11 @@ impl Keys {
         Keys { entries, read: BTreeMap::new(), errors }
     }
 
+    /// What is said of variables that nothing reads.
+    pub fn warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.entries.warnings)
+    }
+
     pub fn tokens(&mut self) -> Option<String> {
         self.entries.tokens.take()
     }
@@ -279,7 +284,11 @@ impl Keys {
         });
         for (key, origin) in values.chain(tables) {
             if !self.read.contains_key(key) && self.is_right_above(key) {
-                let problem = suggest::unknown(key, &known);
+                let is_table = known.iter().any(|other| other.starts_with(&format!("{key}.")));
+                let problem = match origin {
+                    Origin::Variable(_) if !is_table => suggest::unknown_variable(key, &known),
+                    _ => suggest::unknown(key, &known),
+                };
                 self.errors.push(ConfigError {
                     key: Some(key.clone()),
                     origin: Some(origin.clone()),

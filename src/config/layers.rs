@@ -101,6 +101,8 @@ pub struct Entries {
     pub tables: BTreeMap<String, Origin>,
     /// In the order in which they were written.
     pub items: Vec<Item>,
+    /// What is said of variables that nothing reads.
+    pub warnings: Vec<String>,
     /// What `SWELTER_TOKENS` holds. It is no key, so that it is never shown.
     pub tokens: Option<String>,
     pub errors: Vec<ConfigError>,
@@ -117,22 +119,31 @@ const LISTS: [&str; 2] = ["sources", "sinks"];
 /// A table of an item whose keys are not ours, and have dots.
 const PROPERTIES: &str = "properties";
 
-/// What the variables that are meant for the service begin with.
-const TOP: [&str; 13] = [
-    "DATA_DIR",
-    "WORKERS",
-    "TOKENS",
-    "LOG",
-    "RESULTS",
-    "DECODE",
-    "INGEST",
-    "SERVE",
-    "CLUSTER",
-    "LIMITS",
-    "SOURCES",
-    "SINKS",
-    "CHECKPOINTS",
+/// What variables that are no keys of the shipped defaults begin with.
+const BESIDE_KEYS: [&str; 4] = ["TOKENS", "LOG", "SOURCES", "SINKS"];
+
+/// The variables of the tests and tools: they are for other programs than the service. Those that end with `_` are beginnings.
+const TOOLS: [&str; 10] = [
+    "KAFKA",
+    "KAFKA_LIB",
+    "KAFKA_JAVA",
+    "PANIC_POINT",
+    "KILLS",
+    "KILLS_SEED",
+    "TEST_",
+    "TRIAL_",
+    "RECOVERY_",
+    "FUZZ_",
 ];
+
+/// Whose a variable is.
+enum Variable {
+    Ours,
+    /// Of another program that uses the prefix too.
+    Foreign,
+    /// Nobody's that is known here.
+    Unknown,
+}
 
 impl Entries {
     pub fn merge(shipped: &str, layers: &Layers) -> Entries {
@@ -269,13 +280,14 @@ impl Entries {
     fn add_variable(&mut self, name: &OsString, value: &OsString) {
         let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else { return };
         let rest = &name[PREFIX.len()..];
-        // Other programs use the prefix too: Kubernetes for a service of this name, the tests for the parts that they need.
-        let is_meant = |known: &&str| {
-            suggest::is_alike(rest, known) || rest.strip_prefix(*known).is_some_and(|r| r.starts_with('_'))
-        };
-        let of_kubernetes = rest.ends_with("_PORT") || rest.contains("_PORT_") || rest.contains("_SERVICE_");
-        if !rest.contains("__") && (of_kubernetes || !TOP.iter().any(is_meant)) {
-            return;
+        match self.owner(rest, value) {
+            Variable::Ours => {}
+            Variable::Foreign => return,
+            Variable::Unknown => {
+                return self.warnings.push(format!(
+                    "{name} is not a variable of swelter, and changes nothing: a key of --print-config is written as in SWELTER_SERVE__LISTEN"
+                ));
+            }
         }
         let origin = Origin::Variable(name.to_owned());
         let Some(value) = value.to_str() else {
@@ -286,6 +298,30 @@ impl Entries {
             "TOKENS" => self.tokens = Some(value.to_owned()),
             "LOG" => self.add_loose("log.level", value, origin),
             _ => self.add_loose(&rest.to_ascii_lowercase().replace("__", "."), value, origin),
+        }
+    }
+
+    /// Whose a variable is, by its name without the prefix. One that is alike to a key is ours, and found not to be one later.
+    fn owner(&self, rest: &str, value: &OsString) -> Variable {
+        if rest.contains("__") {
+            return Variable::Ours;
+        }
+        // Kubernetes has some for each service, of one that has our name too.
+        let is_address = value.to_str().is_some_and(|value| value.contains("://"));
+        let of_kubernetes = rest.ends_with("_PORT") || rest.contains("_PORT_") || rest.contains("SERVICE_");
+        let is_tool = |tool: &&str| rest == *tool || (tool.ends_with('_') && rest.starts_with(*tool));
+        if of_kubernetes || (rest == "PORT" && is_address) || TOOLS.iter().any(is_tool) {
+            return Variable::Foreign;
+        }
+        let tops = self.values.keys().filter_map(|key| key.split('.').next()).map(str::to_ascii_uppercase);
+        let mut tops = tops.chain(BESIDE_KEYS.map(str::to_owned));
+        let is_below = |top: &str| rest.strip_prefix(top).is_some_and(|r| r.starts_with('_'));
+        let is_of_table = tops.any(|top| suggest::is_alike(rest, &top) || is_below(&top));
+        let name = rest.to_ascii_lowercase();
+        let of_key = |key: &String| suggest::is_nearly(&name, key.rsplit('.').next().unwrap_or_default());
+        match is_of_table || name == "port" || self.values.keys().any(of_key) {
+            true => Variable::Ours,
+            false => Variable::Unknown,
         }
     }
 

@@ -44,6 +44,8 @@ pub struct Config {
     pub log: LogPlan,
     settings: BTreeMap<String, Setting>,
     items: Vec<Item>,
+    /// Of variables that nothing reads.
+    variable_warnings: Vec<String>,
 }
 
 /// Everything that is wrong with a configuration.
@@ -86,12 +88,13 @@ impl Config {
     pub fn load(layers: &Layers) -> Result<Config, ConfigErrors> {
         let mut keys = Keys::new(Entries::merge(SHIPPED, layers));
         let (plan, log) = build::build(&mut keys);
+        let variable_warnings = keys.warnings();
         let items = ["sources", "sinks"].into_iter().flat_map(|list| keys.items(list)).collect();
         let settings = keys.finish().map_err(ConfigErrors)?;
         match plan {
             Some(mut plan) => {
                 plan.agreement = agreement(&settings);
-                Ok(Config { plan, log, settings, items })
+                Ok(Config { plan, log, settings, items, variable_warnings })
             }
             None => Err(ConfigErrors(Vec::new())),
         }
@@ -99,7 +102,8 @@ impl Config {
 
     /// What is allowed and yet rarely meant.
     pub fn warnings(&self) -> Vec<String> {
-        let mut warnings = kafka::warnings(&self.plan);
+        let mut warnings = self.variable_warnings.clone();
+        warnings.extend(kafka::warnings(&self.plan));
         warnings.extend(cluster::warnings(&self.plan));
         let serve = &self.plan.serve;
         let address = serve.listen;

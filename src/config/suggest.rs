@@ -29,6 +29,24 @@ pub fn is_alike(a: &str, b: &str) -> bool {
     distance(a, b) <= 1 + b.len() / 4
 }
 
+/// Whether one is the other, or a slip of the finger away from it.
+pub fn is_nearly(a: &str, b: &str) -> bool {
+    a == b || (b.len() >= 5 && distance(a, b) <= 1)
+}
+
+/// What to say of a variable that is none of the keys.
+pub fn unknown_variable(key: &str, known: &[&str]) -> String {
+    // A port alone is what other services ask for.
+    let meant = if key == "port" { Some("serve.listen") } else { nearest(key, known) };
+    match meant {
+        Some(other) => {
+            let variable = other.to_ascii_uppercase().replace('.', "__").replace('-', "_");
+            format!("is not a key: did you mean {other}, as SWELTER_{variable}?")
+        }
+        None => unknown(key, known),
+    }
+}
+
 /// How many letters must be put in, taken out or changed to get from one text to the other (Levenshtein).
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();

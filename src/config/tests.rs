@@ -422,3 +422,49 @@ fn processes_agree_on_all_but_what_is_their_own() {
     assert_ne!(of, agreement("[results]\nformula = \"lu-romps\"\n"));
     assert_ne!(of, agreement("[cluster]\nstart = \"takeover\"\n"), "it decides what they tell each other");
 }
+
+/// What becomes of a variable: an error, a warning, or nothing.
+fn told(name: &str, value: &str) -> Result<Vec<String>, String> {
+    let config = Config::load(&variables(&[(name, value)])).map_err(|errors| errors.to_string())?;
+    Ok(config.warnings())
+}
+
+#[test]
+fn variable_that_is_nearly_a_key_is_an_error_that_names_the_right_one() {
+    for (name, meant) in [
+        ("SWELTER_FORMULA", "SWELTER_RESULTS__FORMULA"),
+        ("SWELTER_FORMULLA", "SWELTER_RESULTS__FORMULA"),
+        ("SWELTER_LISTEN", "SWELTER_SERVE__LISTEN"),
+        ("SWELTER_PORT", "SWELTER_SERVE__LISTEN"),
+        ("SWELTER_WINDOW", "SWELTER_RESULTS__WINDOW"),
+        ("SWELTER_RESULTS_FORMULA", "SWELTER_RESULTS__FORMULA"),
+        ("SWELTER_RESULTS__FORMULLA", "SWELTER_RESULTS__FORMULA"),
+        ("SWELTER_WORKRES", "SWELTER_WORKERS"),
+    ] {
+        let error = told(name, "8080").unwrap_err();
+        assert!(error.contains(name) && error.contains(meant), "{name}: {error}");
+    }
+    assert!(told("SWELTER_DEAD_LETTERS_FULL", "wait").unwrap_err().contains("SWELTER_DEAD_LETTERS__FULL"));
+}
+
+#[test]
+fn variable_that_is_like_no_key_is_warned_of_unless_it_is_another_programs() {
+    for name in ["SWELTER_COLOUR", "SWELTER_KAFKA_BROKERS", "SWELTER_HOME"] {
+        let warnings = told(name, "x").unwrap();
+        assert!(warnings.len() == 1 && warnings[0].contains(name), "{name}: {warnings:?}");
+    }
+    for (name, value) in [
+        ("SWELTER_PORT", "tcp://10.0.0.1:8080"),
+        ("SWELTER_PORT_8080_TCP", "tcp://10.0.0.1:8080"),
+        ("SWELTER_API_SERVICE_HOST", "10.0.0.1"),
+        ("SWELTER_SERVICE_PORT", "8080"),
+        ("SWELTER_KAFKA", "127.0.0.1:9092"),
+        ("SWELTER_KAFKA_LIB", "/somewhere"),
+        ("SWELTER_PANIC_POINT", "decode:1"),
+        ("SWELTER_TEST_DIE_BEFORE_COMMIT", "3"),
+        ("SWELTERING", "x"),
+        ("PATH", "/bin"),
+    ] {
+        assert_eq!(told(name, value), Ok(Vec::new()), "{name}");
+    }
+}

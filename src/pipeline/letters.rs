@@ -1,6 +1,8 @@
 //! The dead letters of all that a configuration names: read, sent once more, and what was edited appended anew.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::io;
 use std::path::PathBuf;
 
 use super::data_dir::{DataDir, DataDirError};
@@ -19,6 +21,8 @@ use crate::sources::kafka::{KafkaPlan, RecordFormat};
 
 /// Records of one append.
 const CHUNK: usize = 1_000;
+/// In the data directory.
+const JOURNAL_FOLDER: &str = "journal";
 
 /// Why dead letters cannot be dealt with.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +43,12 @@ pub enum DeadLetterError {
     Hangs,
     #[error("{}: {problem}", path.display())]
     Sent { path: PathBuf, problem: String },
-    #[error("there is no source {asked:?} with dead letters that can be sent again: there are {known}")]
+    #[error(
+        "{} is no data directory of a service: there is no folder journal in it; --data-dir or --config says where it is",
+        .0.display()
+    )]
+    NoJournal(PathBuf),
+    #[error("there is no source {asked:?} with dead letters: there are {known}")]
     UnknownSource { asked: String, known: String },
     #[error("line {line}: {problem}; nothing was sent")]
     Line { line: u64, problem: String },
@@ -67,8 +76,51 @@ impl<'a> Places<'a> {
         self.plan.ingest.as_ref().filter(|ingest| ingest.into.is_none())
     }
 
+    /// Whether there is a journal, whose letters lie in the data directory.
+    pub fn has_journal(&self) -> bool {
+        self.journal().is_some()
+    }
+
+    /// Whether letters of a source can be there: those of files lie in the journal's data directory.
+    pub fn check_letters_of(&self, source: Option<&str>) -> Result<(), DeadLetterError> {
+        let Some(asked) = source else { return Ok(()) };
+        let of_files = self.plan.sources.iter().filter(|source| matches!(source.kind, SourceKind::File(_)));
+        let mut known: Vec<&str> = self.topics().map(|(name, _)| name).collect();
+        if self.has_journal() {
+            known.push(journal::NAME);
+            known.extend(of_files.map(|source| &*source.name));
+        }
+        match known.contains(&asked) {
+            true => Ok(()),
+            false => Err(DeadLetterError::UnknownSource { asked: asked.into(), known: known.join(", ") }),
+        }
+    }
+
+    /// A place that is not there has no letters, and is an error: it is a misspelled one.
+    fn check_data_dir(&self) -> Result<(), DeadLetterError> {
+        let dir = &self.plan.data_dir;
+        match !self.has_journal() || dir.join(JOURNAL_FOLDER).is_dir() {
+            true => Ok(()),
+            false => Err(DeadLetterError::NoJournal(dir.clone())),
+        }
+    }
+
+    /// Letters may also have been moved away, to a folder without a journal.
+    fn check_letters_dir(&self) -> Result<(), DeadLetterError> {
+        let is_letters = |entry: io::Result<fs::DirEntry>| {
+            entry.is_ok_and(|entry| entry.file_name().as_encoded_bytes().starts_with(b"dead-letters"))
+        };
+        let has_letters = fs::read_dir(&self.plan.data_dir).is_ok_and(|mut entries| entries.any(is_letters));
+        if has_letters { Ok(()) } else { self.check_data_dir() }
+    }
+
     /// Gives all letters to `each`, with the name of their source; those of one place in their order.
+    ///
+    /// # Errors
+    ///
+    /// Also if the data directory is not there, or has neither a journal nor letters.
     pub fn read(&self, mut each: impl FnMut(&str, Letter)) -> Result<(), DeadLetterError> {
+        self.check_letters_dir()?;
         for (name, kafka) in self.topics() {
             for topic in letter_topics(&kafka.topic) {
                 letters::read(&kafka.cluster, &topic, |letter| each(name, letter))?;
@@ -90,6 +142,7 @@ impl<'a> Places<'a> {
     pub fn retry(&self, source: Option<&str>, wanted: &Wanted) -> Result<Outcome, DeadLetterError> {
         let is_asked = |name: &str| source.is_none_or(|source| source == name);
         self.check_source(source)?;
+        self.check_data_dir()?;
         let mut outcome = Outcome::default();
         for (cluster, progress_topic, topics) in retriers(self.topics().filter(|(name, _)| is_asked(name))) {
             let mut retrier = Retrier::open(cluster, progress_topic)?;
@@ -124,6 +177,8 @@ impl<'a> Places<'a> {
     }
 
     fn open_journal(&self, ingest: &IngestPlan) -> Result<(DataDir, Journal), DeadLetterError> {
+        // What is not there is not made by asking for it.
+        self.check_data_dir()?;
         let dir = DataDir::open(&self.plan.data_dir)?;
         let plan = JournalPlan {
             partitions: ingest.partitions,
@@ -134,7 +189,7 @@ impl<'a> Places<'a> {
             decode: self.plan.decode,
             ..JournalPlan::default()
         };
-        let journal = Journal::open(&dir.path().join("journal"), plan)?;
+        let journal = Journal::open(&dir.path().join(JOURNAL_FOLDER), plan)?;
         Ok((dir, journal))
     }
 

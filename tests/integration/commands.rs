@@ -38,7 +38,7 @@ fn a_configuration_is_checked_and_printed() {
     for line in [
         "error: --config: no-such-file.toml cannot be read",
         "error: workers (--workers): \"0\" is not",
-        "error: serve.listn (SWELTER_SERVE__LISTN): is not a key: did you mean serve.listen?",
+        "error: serve.listn (SWELTER_SERVE__LISTN): is not a key: did you mean serve.listen, as SWELTER_SERVE__LISTEN?",
     ] {
         assert!(err.contains(line), "{line}\n{err}");
     }
@@ -147,4 +147,86 @@ fn a_subscriber_that_is_refused_says_so() {
     let wrong = swelter("subscribe ftp://example.org 1").output().unwrap();
     assert_eq!(wrong.status.code(), Some(1));
     assert!(texts(&wrong).1.starts_with("error: \"ftp://example.org\" is neither http"));
+}
+
+/// Each command that reads a place, with one that is not there: an error that names it, and nothing is made.
+#[test]
+fn place_that_does_not_exist_is_an_error_of_every_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (typo, empty, file) = (path("typo"), path("empty"), path("typo.jsonl"));
+    std::fs::create_dir(folder.path().join("empty")).unwrap();
+    for line in [
+        format!("dead-letters list --data-dir {typo}"),
+        format!("dead-letters list --json --data-dir {typo}"),
+        format!("dead-letters list --data-dir {empty}"),
+        format!("dead-letters show --data-dir {typo} journal/0/0"),
+        format!("dead-letters export --data-dir {typo} --out {}", path("out.jsonl")),
+        format!("dead-letters retry --data-dir {typo}"),
+        format!("dead-letters resubmit --data-dir {typo} {file}"),
+        format!("checkpoints list --data-dir {typo}"),
+        format!("checkpoints list --data-dir {empty}"),
+        format!("checkpoints list --url {typo}"),
+        format!("checkpoints verify --data-dir {typo}"),
+        format!("checkpoints verify --url {empty}"),
+        format!("checkpoints show --url {empty}"),
+        format!("backup --data-dir {typo} --to {}", path("backups")),
+        format!("backup --data-dir {empty} --to {}", path("backups")),
+        format!("backup --verify {typo}"),
+        format!("backup --verify {empty}"),
+        format!("restore --from {typo} --data-dir {}", path("restored")),
+        format!("batch {}", path("typo.csv")),
+        format!("dead-letters list --config {}", path("typo.toml")),
+        format!("run --check-config --config {}", path("typo.toml")),
+    ] {
+        let output = swelter(&line).output().unwrap();
+        let (out, err) = texts(&output);
+        assert!(!output.status.success(), "{line}: {out}");
+        assert!(err.starts_with("error: ") && !out.contains("no dead letters"), "{line}: {out} {err}");
+    }
+    let left: Vec<_> =
+        std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["empty"], "nothing is made by looking for it");
+    assert!(std::fs::read_dir(&empty).unwrap().next().is_none());
+}
+
+#[test]
+fn what_is_asked_for_and_not_used_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("swelter.toml");
+    std::fs::write(&config, "[ingest]\nenabled = false\n").unwrap();
+    let config = config.display();
+    let data = folder.path().join("data");
+    for line in [
+        format!("run --check-config --config {config} --data-dir {}", data.display()),
+        format!("dead-letters list --config {config} --data-dir {}", data.display()),
+    ] {
+        let output = swelter(&line).output().unwrap();
+        let (_, err) = texts(&output);
+        assert_eq!(output.status.code(), Some(2), "{line}: {err}");
+        assert!(err.contains("--data-dir") && err.contains("is not used"), "{line}: {err}");
+    }
+    std::fs::create_dir_all(data.join("journal")).unwrap();
+    let line = format!("dead-letters list --data-dir {} --source typo", data.display());
+    let (_, err) = texts(&swelter(&line).output().unwrap());
+    assert!(err.contains("there is no source \"typo\"") && err.contains("journal"), "{err}");
+}
+
+#[test]
+fn subscriber_says_which_cities_have_no_reading_yet() {
+    let (mut child, mut session) = subscriber("5128581 nowhere");
+    let row = r#"{"city":"5128581","reading_at":"2025-11-24T16:00:00Z","heat_index":91.2,"rolling_heat_index":84.0,"count":1,"category":"none"}"#;
+    for (complete, rows) in [("false", row), ("true", "")] {
+        let token = if complete == "true" { ",\"token\":\"t\"" } else { "" };
+        let snapshot = format!(
+            r#"{{"type":"snapshot","id":"a","as_of":1,"complete":{complete}{token},"rows":[{rows}]}}"#
+        );
+        session.send(Message::text(snapshot)).unwrap();
+    }
+    let mut line = String::new();
+    BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(line.contains("no reading yet of nowhere: waiting"), "{line}");
+    assert!(!line.contains("5128581"), "{line}");
 }

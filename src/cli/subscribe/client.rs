@@ -1,5 +1,6 @@
 //! A subscriber that keeps its subscription over lost connections.
 
+use std::collections::HashSet;
 use std::hash::{BuildHasher as _, RandomState};
 use std::time::{Duration, Instant};
 
@@ -16,11 +17,13 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message as Frame};
 use tokio_tungstenite::{Connector, MaybeTlsStream, WebSocketStream, connect_async_tls_with_config};
 
-use super::message::{Changes, Failure, Hello, Message, PROTOCOL, Snapshot};
+use super::message::{Changes, Failure, Hello, Message, PROTOCOL, RowKey, Snapshot};
 use super::print::{Output, ServiceClock, Style, clean};
 
 /// The longest message of a service.
 const MAX_MESSAGE_BYTES: usize = 256 << 20;
+/// Cities without a reading that are named.
+const NAMED: usize = 10;
 /// The name of the only subscription.
 const ID: &str = "a";
 
@@ -67,6 +70,8 @@ pub struct Client {
     pub has_rows: bool,
     /// Of the service, where current rows are shown.
     pub clock: Option<ServiceClock>,
+    /// The cities of the snapshot that is coming.
+    pub seen: HashSet<String>,
 }
 
 /// Why a session is over.
@@ -208,6 +213,11 @@ impl Client {
     async fn snapshot(&mut self, snapshot: Snapshot<'_>, stage: Stage) -> Result<Stage, End> {
         if stage != Stage::Snapshot {
             self.begin_anew("snapshot").await?;
+            self.seen.clear();
+        }
+        for row in &snapshot.rows {
+            let key = serde_json::from_str::<RowKey<'_>>(row.get());
+            self.seen.extend(key.map(|key| key.city.into_owned()));
         }
         let mut lines = String::new();
         let (as_of, style, clock) = (snapshot.as_of, self.style, self.clock.as_ref());
@@ -223,7 +233,28 @@ impl Client {
         if let Some(end) = self.style.snapshot_end(snapshot.as_of) {
             self.send(end).await?;
         }
+        if let Some(waits) = self.without_rows() {
+            self.send(Output::Notice(waits)).await?;
+        }
         Ok(Stage::Follows)
+    }
+
+    /// What has no row yet of all that was asked for; silence would look like a service that has failed.
+    fn without_rows(&self) -> Option<String> {
+        let Some(cities) = self.asked.get("cities").and_then(Value::as_array) else {
+            let none = "no city there has a reading yet: waiting for the first one";
+            return self.seen.is_empty().then(|| none.to_owned());
+        };
+        let cities = cities.iter().filter_map(Value::as_str);
+        let missing: Vec<&str> = cities.filter(|city| !self.seen.contains(*city)).collect();
+        let named = missing.iter().take(NAMED).map(|city| clean(city)).collect::<Vec<_>>().join(", ");
+        let more = match missing.len().saturating_sub(NAMED) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        (!missing.is_empty()).then(|| {
+            format!("no reading yet of {named}{more}: waiting for the first one (GET /v1/cities has the keys that there are)")
+        })
     }
 
     async fn changes(&mut self, changes: Changes<'_>) -> Result<(), End> {

@@ -142,7 +142,8 @@ impl Swelter {
             }
         }
         command.args(["run", "--listen", "127.0.0.1:0", "--workers", &workers.to_string(), "--config"]);
-        command.arg(&config).arg("--data-dir").arg(data).args(arguments);
+        // Not by its flag, which is refused where there is no journal.
+        command.arg(&config).env("SWELTER_DATA_DIR", data).args(arguments);
         if let Some(after) = after {
             command.env("SWELTER_TEST_DIE_BEFORE_COMMIT", after.to_string());
         }

@@ -199,7 +199,7 @@ impl Cluster {
             }
         }
         command.args(["run", "--listen", "127.0.0.1:0", "--workers", &topology.workers.to_string()]);
-        command.arg("--config").arg(config).arg("--data-dir").arg(folder.join("data"));
+        command.arg("--config").arg(config).env("SWELTER_DATA_DIR", folder.join("data"));
         command.args(succeeds);
         if topology.processes > 1 {
             command.args(["--processes", &topology.processes.to_string()]);
