@@ -205,8 +205,9 @@ impl City {
     }
 }
 
+/// Why a reading is too late, by the newest one of its city.
 #[cold]
-fn too_late(at: EventTime, high: Option<EventTime>, lateness: Duration) -> Refusal {
+pub fn too_late(at: EventTime, high: Option<EventTime>, lateness: Duration) -> Refusal {
     let high = high.map_or(String::new(), |high| high.to_string());
     let detail = format!("reading_at {at} is more than {lateness} older than {high}, the newest of its city");
     Refusal::new(Reason::TooLate, detail)

@@ -18,7 +18,7 @@ use crate::codec::{Fields, Format, ReadNotes, ReadOptions, json_record};
 use crate::kafka::partitioner::Partitioner;
 use crate::kafka::{Cluster, properties, topics};
 use crate::model::printable::printable;
-use crate::model::{AppendError, Appended, Appender, NewRecord, Refusal};
+use crate::model::{AppendError, AppendReport, Appender, NewRecord, Refusal};
 use crate::sources::file::Input;
 use crate::sources::generator::{BadReading, Generator, Record};
 use crate::sources::kafka::{AppendLimits, AppendPlan, KafkaAppender, RecordWriter, RegistryPlan};
@@ -222,8 +222,8 @@ struct Producing {
     pace: Option<Pace>,
     batch: Vec<NewRecord>,
     under_way: usize,
-    heard: Receiver<(usize, Result<Vec<Appended>, AppendError>)>,
-    hear: Sender<(usize, Result<Vec<Appended>, AppendError>)>,
+    heard: Receiver<(usize, Result<AppendReport, AppendError>)>,
+    hear: Sender<(usize, Result<AppendReport, AppendError>)>,
     counts: Counts,
     notes: ReadNotes,
     bar: ProgressBar,

@@ -14,8 +14,8 @@ pub enum Message {
     Alive,
     /// To process 0: append this; the number is the caller's own.
     Append { call: u64, records: Vec<NewRecord> },
-    /// Up to where the partitions were appended to.
-    Appended { call: u64, result: Result<Vec<(PartitionName, u64)>, AppendError> },
+    /// What became of that.
+    Appended { call: u64, result: Result<AppendedParts, AppendError> },
     /// Results are not taken fast enough: to process 0 of one process, from it of any, so that all sources wait.
     Congested(bool),
     /// To process 0: the greatest epoch in use, or wanted by a clock that is ahead.
@@ -50,6 +50,15 @@ pub enum Message {
     Failed { why: String, taken_over: bool },
     /// The sender has done all that it had to do, and nothing more comes.
     Bye,
+}
+
+/// What became of an append.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppendedParts {
+    /// Partition, position of the first record, and behind the last one.
+    pub positions: Vec<(PartitionName, u64, u64)>,
+    /// Number of the record in the append, number of the reason in `Reason::ALL`, and why.
+    pub refused: Vec<(u32, u8, String)>,
 }
 
 /// A value of the start. Both ends must be at the same step of it, and mean the same.

@@ -54,6 +54,23 @@ pub fn add_brokers<C: ClientContext>(client: &Client<C>, brokers: &str) {
     }
 }
 
+/// Where a partition ends, as the client's last fetch has said it: open transactions lie before it. Nothing before the first answer.
+pub fn high_watermark<C: ClientContext>(client: &Client<C>, topic: &str, partition: i32) -> Option<u64> {
+    let name = CString::new(topic).ok()?;
+    let (mut low, mut high) = (-1, -1);
+    // SAFETY: the client is borrowed; the name is read and the numbers are written before the call returns.
+    let code = unsafe {
+        coded::rd_kafka_get_watermark_offsets(
+            client.native_ptr(),
+            name.as_ptr(),
+            partition,
+            &raw mut low,
+            &raw mut high,
+        )
+    };
+    (code == NO_ERROR).then(|| u64::try_from(high).ok()).flatten()
+}
+
 /// What a client has fetched of a partition.
 pub struct RecordQueue<C: ConsumerContext + 'static> {
     queue: NonNull<native::rd_kafka_queue_t>,
@@ -133,6 +150,12 @@ impl<C: ConsumerContext + 'static> RecordQueue<C> {
                 error => KafkaError::MessageConsumption(error),
             }),
         })
+    }
+
+    /// Of the first one; of the end of the partition, where the client stands: behind marks of transactions.
+    pub fn first_offset(&self) -> Option<u64> {
+        let message = NonNull::new(*self.taken[self.next..self.end].first()?)?;
+        u64::try_from(Record { message, queue: PhantomData }.offset()).ok()
     }
 
     /// Lets go of the first, but keeps it as the last one that was given: [`RecordQueue::last_given`].

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::EventTime;
+use super::{EventTime, Refusal};
 use crate::panics::locks::SharedRwLock;
 
 /// A partition of one of a run's logs: dense numbers over all sources, in the order of the configuration.
@@ -103,6 +103,8 @@ pub struct Progress {
     pub applied: u64,
     /// The log's end, as far as the reader knows it.
     pub end: u64,
+    /// Of the positions before it, those that wait for the end of an open transaction.
+    pub withheld: u64,
     /// The last record before `applied`, if there is one that is known.
     pub before: Option<Fingerprint>,
     /// How many cities admission knows of the partition.
@@ -180,6 +182,8 @@ pub struct ClientId(pub u64);
 pub struct NewRecord {
     /// What decides the partition; nothing where the record cannot be decoded.
     pub city: Option<Box<str>>,
+    /// Of a posted reading: a log that stamps records itself refuses one of the future by it. Of others nothing is said here.
+    pub reading_at: Option<EventTime>,
     /// A reading or withdrawal as one JSON object, just as it came.
     pub bytes: Box<[u8]>,
     /// Where it is a dead letter that is sent again: it goes to the partition that it came from.
@@ -191,17 +195,28 @@ pub struct NewRecord {
 impl NewRecord {
     /// One that was in no log before.
     pub fn new(city: Option<&str>, bytes: impl Into<Box<[u8]>>) -> NewRecord {
-        NewRecord { city: city.map(Into::into), bytes: bytes.into(), retried: None, client: None }
+        let (city, bytes) = (city.map(Into::into), bytes.into());
+        NewRecord { city, reading_at: None, bytes, retried: None, client: None }
     }
 }
 
-/// Where an append has ended in one partition.
+/// Where the records of an append are in one partition.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Appended {
     #[serde(flatten)]
     pub partition: PartitionName,
-    /// One past the last of the appended records.
-    pub position: u64,
+    /// The position of the first of them; records of others may lie between it and `end`.
+    pub first: u64,
+    /// One past the last of them: results include them all once the partition is applied up to there.
+    pub end: u64,
+}
+
+/// What became of an append.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AppendReport {
+    pub positions: Vec<Appended>,
+    /// What the log has not taken, by its number in the append. It is in no log, and no dead letter.
+    pub refused: Vec<(u32, Refusal)>,
 }
 
 /// Why records are not in the log.
@@ -247,7 +262,7 @@ pub trait Holds: Send + Sync {
 }
 
 /// Hears what became of an append: once, from a thread of the log's that it must not hold up.
-pub type Acknowledge = Box<dyn FnOnce(Result<Vec<Appended>, AppendError>) + Send>;
+pub type Acknowledge = Box<dyn FnOnce(Result<AppendReport, AppendError>) + Send>;
 
 /// The end of a log that takes new records.
 pub trait Appender: Send + Sync {

@@ -26,8 +26,9 @@ pub use change::{Batch, Change, CityId, CityNames, CurrentRow, DayChange, DaySum
 pub use heat::{Category, HeatIndex};
 pub use letter::Letter;
 pub use log::{
-    Acknowledge, AppendError, Appended, Appender, ClientId, Fingerprint, Hold, HoldCause, Holds, LogPosition,
-    LogRecord, NewRecord, PartitionName, Progress, Raw, RecordPlace, Retried, Slot, Slots,
+    Acknowledge, AppendError, AppendReport, Appended, Appender, ClientId, Fingerprint, Hold, HoldCause,
+    Holds, LogPosition, LogRecord, NewRecord, PartitionName, Progress, Raw, RecordPlace, Retried, Slot,
+    Slots,
 };
 pub use outgoing::{Parcel, ParcelRecord, Parcels, Render, Shard};
 pub use reading::{Event, Measurement, Revision, Upsert};

@@ -16,6 +16,7 @@ pub use self::joining::Joining;
 use self::start::{FIRST_LOOK, Start, begin, follow};
 use super::checkpoints::{Beginning, Checkpointed, Parts};
 use super::data_dir::DataDir;
+pub use super::logs::uses_data_dir;
 use super::logs::{Logs, needs_data_dir, rules};
 use super::outlets::{Outlets, Prepared, check_nothing_is_lost};
 use super::processes::Processes;
@@ -142,11 +143,13 @@ fn run_together(
 
     let facts = facts(&plan, slots.clone(), generation.clone());
     let holds = Some(logs.hold_reasons(&shared));
-    let ports = Ports { ask: shared.clone(), appender: appender.clone(), holds };
+    // The journal decides by its own stamps; a topic's are not known before.
+    let warn_ahead = plan.ingest.as_ref().and_then(|ingest| ingest.into.as_ref()).map(|_| plan.max_ahead);
+    let ports = Ports { ask: shared.clone(), appender: appender.clone(), holds, warn_ahead };
     let address = bound.address();
     let serving = bound.start(runtime.handle(), facts, ports)?;
     announce(address);
-    tracing::info!(%address, generation = &*generation, process = topology.process, "listening");
+    tracing::info!(%address, generation = &*generation, "listening");
 
     let mut graph = GraphPlan::serving(plan.formula, plan.retention, topology);
     graph.parcels = prepared.parcels();

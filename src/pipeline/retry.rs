@@ -115,7 +115,7 @@ fn record(decoder: &mut RecordDecoder, letter: Letter, outcome: &mut Outcome) ->
     *outcome.sent.entry(letter.reason).or_default() += 1;
     let bytes = letter.value.unwrap_or_default();
     let city = decoder.decode(&bytes).ok().map(|upsert| Box::from(upsert.city));
-    NewRecord { city, bytes: bytes.into(), retried, client: None }
+    NewRecord { city, retried, ..NewRecord::new(None, bytes) }
 }
 
 /// Appends records, and returns when they are durable.

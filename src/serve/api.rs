@@ -331,7 +331,14 @@ pub(super) fn status(view: &View, subscribers: usize, connections: usize) -> Vec
         "stale_cities": against_clock.stale,
         "ahead_of_clock": ahead_of_clock(&against_clock),
         "sources": sources(view, facts),
-        "counts": counts,
+        "counts": {
+            "inserted": counts.inserted,
+            "corrected": counts.corrected,
+            "withdrawn": counts.withdrawn,
+            "nothing_to_withdraw": counts.nothing_to_withdraw,
+            "old_revision": counts.old_revision,
+            "superseded": counts.superseded,
+        },
         "refused": refused.collect::<Map<String, Value>>(),
         "split_city": counts.split_city,
         "subscribers": subscribers,
@@ -359,7 +366,10 @@ fn sources(view: &View, facts: &Facts) -> Vec<Value> {
     for (slot, name) in facts.partitions.all().into_iter().enumerate() {
         let come = progress.iter().find(|progress| usize::from(progress.slot.0) == slot);
         let (applied, end) = come.map_or((0, 0), |progress| (progress.applied, progress.end));
-        let partition = json!({"partition": name.partition, "applied": applied, "end": end});
+        let withheld = come.map_or(0, |progress| progress.withheld);
+        let partition = json!({
+            "partition": name.partition, "applied": applied, "end": end, "in_open_transaction": withheld,
+        });
         match sources.iter_mut().find(|(source, _)| *source == name.source) {
             Some((_, partitions)) => partitions.push(partition),
             None => sources.push((name.source, vec![partition])),

@@ -13,6 +13,7 @@ pub(super) fn marked(ports: Ports) -> Ports {
         ask: Arc::new(Marked(ports.ask)),
         appender: ports.appender.map(|appender| Arc::new(Marked(appender)) as Arc<dyn Appender>),
         holds: ports.holds.map(|holds| Arc::new(Marked(holds)) as Arc<dyn Holds>),
+        warn_ahead: ports.warn_ahead,
     }
 }
 

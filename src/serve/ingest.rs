@@ -1,4 +1,8 @@
 //! Readings that come in over HTTP and WebSocket: each goes to the log with its exact bytes, and is answered when it is durable.
+//! What is refused in the answer is in no log.
+
+mod body;
+mod heard;
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,20 +14,24 @@ use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde_json::json;
 use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
-use warp::http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
-use warp::http::{HeaderMap, HeaderValue};
+use warp::http::HeaderMap;
+use warp::http::header::CONTENT_LENGTH;
 
+use self::body::{BodyCoding, Form, Room};
+pub(super) use self::heard::TimeRules;
 use super::new_cities::NewCities;
 use super::problem::{Code, Problem};
 use super::{Limits, telemetry};
 use crate::codec::{ReadOptions, RecordDecoder};
-use crate::model::{AppendError, Appended, Appender, ClientId, Hold, Holds, NewRecord, Reason};
+use crate::model::{
+    AppendError, AppendReport, Appended, Appender, ClientId, Hold, Holds, NewRecord, Reason, Refusal, Upsert,
+};
 use crate::panics::run_blocking;
 
 /// Refusals that are told one by one; of the rest, their number.
 const TOLD: usize = 100;
-/// No reading or withdrawal is shorter: its keys alone take 33.
-const SHORTEST_READING: usize = 40;
+/// No reading or withdrawal is shorter, also where a source names its columns by a letter each: `{"t":1,"x":9,"h":5}`.
+const SHORTEST_READING: usize = 16;
 /// Larger bodies are decoded on a thread that may take its time.
 const BLOCKING_BYTES: usize = 64 * 1024;
 /// Until the log has acknowledged an append.
@@ -39,6 +47,7 @@ pub(super) struct Ingest {
     client: Option<ClientId>,
     /// How the log's records are read, which these will be.
     read: Arc<ReadOptions>,
+    times: TimeRules,
     body_bytes: usize,
     body_time: Duration,
     /// Bytes that bodies may still take, all together.
@@ -53,6 +62,9 @@ pub(super) struct Taken {
     accepted: usize,
     #[serde(flatten)]
     refusals: Refusals,
+    /// Of what was taken, what may still become a dead letter; the first ones.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<Refused>,
     positions: Vec<Appended>,
 }
 
@@ -65,18 +77,9 @@ struct Refusals {
 
 #[derive(Serialize)]
 struct Refused {
-    index: usize,
+    index: u32,
     reason: Reason,
     detail: String,
-}
-
-/// How records stand in a body.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
-    /// One object, or an array of them.
-    Json,
-    /// One a line.
-    Lines,
 }
 
 /// Bytes of readings, with the room that they take.
@@ -85,17 +88,23 @@ struct Body {
     room: Option<OwnedSemaphorePermit>,
 }
 
+#[derive(Default)]
 struct Decoded {
     records: Vec<NewRecord>,
+    /// Of each record, its number in the body.
+    numbers: Vec<u32>,
     refusals: Refusals,
+    warnings: Vec<Refused>,
 }
 
 /// Readings that wait for the log.
 pub(super) struct Pending {
-    accepted: usize,
+    /// By number in the append, the number in the body.
+    numbers: Vec<u32>,
     refusals: Refusals,
+    warnings: Vec<Refused>,
     /// Nothing where none was accepted.
-    heard: Option<oneshot::Receiver<Result<Vec<Appended>, AppendError>>>,
+    heard: Option<oneshot::Receiver<Result<AppendReport, AppendError>>>,
 }
 
 impl Ingest {
@@ -104,6 +113,7 @@ impl Ingest {
         holds: Option<Arc<dyn Holds>>,
         new_cities: Option<Arc<NewCities>>,
         read: ReadOptions,
+        times: TimeRules,
         limits: &Limits,
     ) -> Ingest {
         let room = Arc::new(Semaphore::new(limits.bodies_bytes.min(Semaphore::MAX_PERMITS)));
@@ -113,6 +123,7 @@ impl Ingest {
             new_cities,
             client: None,
             read: Arc::new(read),
+            times,
             body_bytes: limits.body_bytes,
             body_time: limits.body_time,
             room,
@@ -142,8 +153,8 @@ impl Ingest {
         B: Stream<Item = Result<bytes::Bytes, E>> + Unpin,
     {
         self.check()?;
-        let form = Form::of(headers)?;
-        let body = self.read(headers, body).await?;
+        let (form, coding) = body::form_of(headers)?;
+        let body = self.decompress(coding, self.read(headers, body).await?).await?;
         let taken = self.submit(form, body).await?.taken().await?;
         if taken.accepted == 0 { Err(none_accepted(&taken.refusals)) } else { Ok(taken) }
     }
@@ -186,31 +197,40 @@ impl Ingest {
         if body.bytes.len() + bytes.len() > self.body_bytes {
             return Err(self.too_large());
         }
-        let wanted = u32::try_from(bytes.len()).map_err(|_| self.too_large())?;
-        let room = self.room.clone().try_acquire_many_owned(wanted).map_err(|_| {
-            Problem::new(Code::Busy, "too many readings wait for the log: try again in a moment")
-        })?;
-        match &mut body.room {
-            Some(held) => held.merge(room),
-            None => body.room = Some(room),
-        }
+        body::take_room(&self.room, &mut body.room, bytes.len())?;
         body.bytes.extend_from_slice(bytes);
         Ok(())
     }
 
+    /// What a body is once it is decompressed: not more than a plain one may be, and counted before it is made.
+    async fn decompress(&self, coding: BodyCoding, body: Body) -> Result<Body, Problem> {
+        if coding == BodyCoding::Identity {
+            return Ok(body);
+        }
+        let mut room = Room::new(self.room.clone(), self.body_bytes);
+        let failed = |_| Problem::new(Code::Stopping, "the service is stopping");
+        // The packed bytes and their room go with the closure.
+        let unpack = move || {
+            let Body { bytes, room: _packed } = body;
+            let bytes = coding.decompress(&bytes, &mut room)?;
+            Ok(Body { bytes, room: room.into_permit() })
+        };
+        run_blocking(unpack).await.map_err(failed)?
+    }
+
     fn too_large(&self) -> Problem {
-        let detail = format!("send at most {} bytes at once", self.body_bytes);
-        Problem::new(Code::BodyTooLarge, detail)
+        body::too_large(self.body_bytes)
     }
 
     /// Decodes a body and appends what it holds.
     async fn submit(&self, form: Form, body: Body) -> Result<Pending, Problem> {
         let appender = self.check()?;
         let Body { bytes, room } = body;
-        let (read, len) = (Arc::clone(&self.read), bytes.len());
+        let (read, len, times) = (Arc::clone(&self.read), bytes.len(), self.times.clone());
         let (new_cities, client) = (self.new_cities.clone(), self.client);
         let decode = move || {
-            let decoded = form.decode(&bytes, &read)?;
+            let newest = times.begin();
+            let decoded = decode(form, &bytes, &read, &|upsert| newest.judge(upsert))?;
             let taken = new_cities.map(|new_cities| new_cities.take(client, &decoded.records));
             taken.unwrap_or(Ok(())).map(|()| decoded)
         };
@@ -221,12 +241,11 @@ impl Ingest {
             let _turn = self.decoding.acquire().await;
             run_blocking(decode).await.map_err(failed)??
         };
-        let Decoded { mut records, refusals } = decoded;
+        let Decoded { mut records, numbers, refusals, warnings } = decoded;
         records.iter_mut().for_each(|record| record.client = self.client);
-        let accepted = records.len();
-        telemetry::ingested(len, accepted, refusals.refused_count);
-        if accepted == 0 {
-            return Ok(Pending { accepted, refusals, heard: None });
+        telemetry::ingested(len, 0, refusals.refused_count);
+        if records.is_empty() {
+            return Ok(Pending { numbers, refusals, warnings, heard: None });
         }
         let (done, heard) = oneshot::channel();
         appender.append(
@@ -237,21 +256,34 @@ impl Ingest {
                 let _ = done.send(result);
             }),
         );
-        Ok(Pending { accepted, refusals, heard: Some(heard) })
+        Ok(Pending { numbers, refusals, warnings, heard: Some(heard) })
     }
 }
 
 impl Pending {
     /// Waits until the readings are durable.
     pub(super) async fn taken(self) -> Result<Taken, Problem> {
-        let Pending { accepted, refusals, heard } = self;
-        let Some(heard) = heard else { return Ok(Taken { accepted, refusals, positions: Vec::new() }) };
+        let Pending { numbers, mut refusals, warnings, heard } = self;
+        let Some(heard) = heard else {
+            return Ok(Taken { accepted: 0, refusals, warnings, positions: Vec::new() });
+        };
         let Ok(Ok(result)) = tokio::time::timeout(ACKNOWLEDGE_TIME, heard).await else {
             let detail = "the log did not answer: whether the readings are in it is not known";
             return Err(Problem::new(Code::LogFailed, detail));
         };
         match result {
-            Ok(positions) => Ok(Taken { accepted, refusals, positions }),
+            Ok(AppendReport { positions, refused }) => {
+                let accepted = numbers.len().saturating_sub(refused.len());
+                telemetry::ingested(0, accepted, refused.len());
+                refusals.refused_count += refused.len();
+                refusals.refused.extend(refused.into_iter().map(|(at, Refusal { reason, detail })| {
+                    let index = numbers.get(at as usize).copied().unwrap_or(at);
+                    Refused { index, reason, detail }
+                }));
+                refusals.refused.sort_by_key(|refused| refused.index);
+                refusals.refused.truncate(TOLD);
+                Ok(Taken { accepted, refusals, warnings, positions })
+            }
             Err(error @ AppendError::Busy) => Err(Problem::new(Code::Busy, error.to_string())),
             Err(AppendError::Held(hold)) => Err(Problem::held(&hold)),
             Err(error @ AppendError::Stopping) => Err(Problem::new(Code::Stopping, error.to_string())),
@@ -281,55 +313,39 @@ fn none_accepted(refusals: &Refusals) -> Problem {
         .member("refused_count", json!(refusals.refused_count))
 }
 
-impl Form {
-    fn of(headers: &HeaderMap) -> Result<Form, Problem> {
-        let coding = headers.get(CONTENT_ENCODING).map(HeaderValue::as_bytes).unwrap_or_default();
-        let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-        let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-        let plain = coding.is_empty() || coding.eq_ignore_ascii_case(b"identity");
-        match kind.as_str() {
-            "application/json" if plain => Ok(Form::Json),
-            "application/x-ndjson" if plain => Ok(Form::Lines),
-            _ => {
-                let detail = "send application/json (a reading or an array of them) or application/x-ndjson (a \
-                              reading a line), without a Content-Encoding";
-                let accepted = HeaderValue::from_static("application/json, application/x-ndjson");
-                Err(Problem::new(Code::UnsupportedMediaType, detail).header(ACCEPT, accepted))
-            }
-        }
-    }
+/// What is known of a reading's time: a refusal, or what is warned of.
+type Judge<'a> = &'a dyn Fn(&Upsert<'_>) -> Result<Option<Refusal>, Refusal>;
 
-    fn decode(self, bytes: &[u8], read: &ReadOptions) -> Result<Decoded, Problem> {
-        let mut decoder = RecordDecoder::new(read);
-        let mut decoded = Decoded { records: Vec::new(), refusals: Refusals::default() };
-        if self == Form::Lines {
-            let lines = bytes.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii);
-            for line in lines.filter(|line| !line.is_empty()) {
-                decoded.take(&mut decoder, line);
-            }
-            return Ok(decoded);
-        }
-        let not_json = |error: serde_json::Error| Problem::new(Code::NotJson, format!("not JSON: {error}"));
-        let bytes = bytes.trim_ascii();
-        if bytes.first() == Some(&b'[') {
-            let records = Records { decoder: &mut decoder, decoded: &mut decoded };
-            let mut json = serde_json::Deserializer::from_slice(bytes);
-            json.deserialize_seq(records).and_then(|()| json.end()).map_err(not_json)?;
-        } else {
-            serde_json::from_slice::<&RawValue>(bytes).map_err(not_json)?;
-            decoded.take(&mut decoder, bytes);
-        }
-        Ok(decoded)
+fn decode(form: Form, bytes: &[u8], read: &ReadOptions, judge: Judge<'_>) -> Result<Decoded, Problem> {
+    let mut taking = Taking { decoder: RecordDecoder::new(read), judge, decoded: Decoded::default() };
+    if form == Form::Lines {
+        let lines = bytes.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii);
+        lines.filter(|line| !line.is_empty()).for_each(|line| taking.take(line));
+        return Ok(taking.decoded);
     }
+    let not_json = |error: serde_json::Error| Problem::new(Code::NotJson, format!("not JSON: {error}"));
+    let bytes = bytes.trim_ascii();
+    if bytes.first() == Some(&b'[') {
+        let mut json = serde_json::Deserializer::from_slice(bytes);
+        json.deserialize_seq(Records(&mut taking)).and_then(|()| json.end()).map_err(not_json)?;
+    } else {
+        serde_json::from_slice::<&RawValue>(bytes).map_err(not_json)?;
+        taking.take(bytes);
+    }
+    Ok(taking.decoded)
+}
+
+/// The records of a body on their way.
+struct Taking<'a> {
+    decoder: RecordDecoder,
+    judge: Judge<'a>,
+    decoded: Decoded,
 }
 
 /// The records of an array, taken as they come: a list of them would be many times as long as the shortest.
-struct Records<'a> {
-    decoder: &'a mut RecordDecoder,
-    decoded: &'a mut Decoded,
-}
+struct Records<'a, 'b>(&'a mut Taking<'b>);
 
-impl<'de> Visitor<'de> for Records<'_> {
+impl<'de> Visitor<'de> for Records<'_, '_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -338,31 +354,41 @@ impl<'de> Visitor<'de> for Records<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut records: A) -> Result<(), A::Error> {
         while let Some(record) = records.next_element::<&RawValue>()? {
-            self.decoded.take(self.decoder, record.get().as_bytes());
+            self.0.take(record.get().as_bytes());
         }
         Ok(())
     }
 }
 
-impl Decoded {
-    fn take(&mut self, decoder: &mut RecordDecoder, bytes: &[u8]) {
+impl Taking<'_> {
+    fn take(&mut self, bytes: &[u8]) {
+        let Taking { decoder, judge, decoded } = self;
         // A body may have millions of them. What is wrong with each is not told any more, so it costs no more than to count it.
-        if self.refusals.refused_count >= TOLD && bytes.len() < SHORTEST_READING {
-            self.refusals.refused_count += 1;
+        if decoded.refusals.refused_count >= TOLD && bytes.len() < SHORTEST_READING {
+            decoded.refusals.refused_count += 1;
             return;
         }
-        match decoder.decode(bytes) {
-            Ok(upsert) => {
-                self.records.push(NewRecord::new(Some(upsert.city), bytes));
-            }
-            Err(refusal) => {
-                let index = self.records.len() + self.refusals.refused_count;
-                self.refusals.refused_count += 1;
-                if self.refusals.refused.len() < TOLD {
-                    let refused = Refused { index, reason: refusal.reason, detail: refusal.detail };
-                    self.refusals.refused.push(refused);
+        let number = (decoded.records.len() + decoded.refusals.refused_count) as u32;
+        let judged = decoder.decode(bytes).and_then(|upsert| judge(&upsert).map(|warning| (upsert, warning)));
+        match judged {
+            Ok((Upsert { city, reading_at, .. }, warning)) => {
+                let reading_at = Some(reading_at);
+                decoded.records.push(NewRecord { reading_at, ..NewRecord::new(Some(city), bytes) });
+                decoded.numbers.push(number);
+                if let Some(Refusal { reason, detail }) = warning.filter(|_| decoded.warnings.len() < TOLD) {
+                    decoded.warnings.push(Refused { index: number, reason, detail });
                 }
             }
+            Err(refusal) => decoded.refusals.add(number, refusal),
+        }
+    }
+}
+
+impl Refusals {
+    fn add(&mut self, index: u32, refusal: Refusal) {
+        self.refused_count += 1;
+        if self.refused.len() < TOLD {
+            self.refused.push(Refused { index, reason: refusal.reason, detail: refusal.detail });
         }
     }
 }
@@ -402,7 +428,7 @@ mod tests {
         let (lines, array) = (format!("{record}\n").repeat(count), vec![record; count].join(","));
         let started = Instant::now();
         for (form, body) in [(Form::Lines, lines), (Form::Json, format!("[{array}]"))] {
-            let decoded = form.decode(body.as_bytes(), &ReadOptions::default()).unwrap();
+            let decoded = decode(form, body.as_bytes(), &ReadOptions::default(), &|_| Ok(None)).unwrap();
             assert_eq!((decoded.records.len(), decoded.refusals.refused_count), (0, count));
             assert_eq!(decoded.refusals.refused.len(), TOLD);
         }
@@ -419,8 +445,7 @@ mod tests {
     #[test]
     fn shortest_withdrawal_is_taken_behind_many_refused_records() {
         let shortest = r#"{"city":"a","reading_at":"2025-11-24T16:00:00Z","deleted":true}"#;
-        assert!(shortest.len() >= SHORTEST_READING);
         let body = "1\n".repeat(1_000) + shortest;
-        assert_eq!(Form::Lines.decode(body.as_bytes(), &ReadOptions::default()).unwrap().records.len(), 1);
+        assert_eq!(decode(Form::Lines, body.as_bytes(), &ReadOptions::default(), &|_| Ok(None)).unwrap().records.len(), 1);
     }
 }

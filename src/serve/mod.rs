@@ -152,6 +152,9 @@ pub struct Ports {
     pub appender: Option<Arc<dyn Appender>>,
     /// Says why that takes nothing for now.
     pub holds: Option<Arc<dyn Holds>>,
+    /// How far after the clock of this host a posted reading may be dated before its answer warns of it. Nothing where the log
+    /// refuses it by its own stamps.
+    pub warn_ahead: Option<Duration>,
 }
 
 /// Why serving cannot begin.

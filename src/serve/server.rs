@@ -22,7 +22,7 @@ use tokio::time::{sleep, timeout};
 use warp::http::{Request, Response};
 
 use super::connection::{Activity, Connection, Stream, Timed};
-use super::ingest::Ingest;
+use super::ingest::{Ingest, TimeRules};
 use super::new_cities::NewCities;
 use super::publish::{self, Publisher};
 use super::routes::{self, Room, Server};
@@ -96,7 +96,8 @@ impl Bound {
         let (read, ingest_log) = (facts.read.clone(), facts.ingest_log.clone());
         let view = View::new(facts, &limits, ports.ask);
         let new_cities = NewCities::new(&view, ingest_log, limits.new_cities_percent);
-        let ingest = Ingest::new(ports.appender, ports.holds, new_cities, read, &limits);
+        let times = TimeRules::new(view.clone(), ports.warn_ahead);
+        let ingest = Ingest::new(ports.appender, ports.holds, new_cities, read, times, &limits);
         let sessions = Sessions::new(view.clone(), &limits);
         let (publisher, _) = publish::spawn(view.clone(), sessions.clone()).map_err(ServeError::Thread)?;
         let connections = limits.connections.clamp(1, Semaphore::MAX_PERMITS);

@@ -96,7 +96,6 @@ pub(super) fn render(view: &View, connections: usize, connections_limit: usize) 
         ("nothing_to_withdraw", counts.nothing_to_withdraw),
         ("old_revision", counts.old_revision),
         ("superseded", counts.superseded),
-        ("too_late", counts.too_late),
     ] {
         counter!("swelter_readings_total", "outcome" => outcome).absolute(count);
     }
@@ -112,6 +111,7 @@ pub(super) fn render(view: &View, connections: usize, connections_limit: usize) 
         let labels = [("source", name.source.to_string()), ("partition", name.partition.to_string())];
         gauge!("swelter_log_applied_position", &labels).set(progress.applied as f64);
         gauge!("swelter_log_end_position", &labels).set(progress.end as f64);
+        gauge!("swelter_log_withheld_positions", &labels).set(progress.withheld as f64);
     }
     // It holds locks of its own that every meter takes.
     let _mark = SharedStateMark::set();
@@ -156,6 +156,10 @@ fn describe() {
         "Results include every record of the partition before this one"
     );
     describe_gauge!("swelter_log_end_position", "The end of the partition");
+    describe_gauge!(
+        "swelter_log_withheld_positions",
+        "Positions before the end that wait for the end of an open transaction of another producer"
+    );
     describe_counter!(
         "swelter_ingest_bytes_total",
         Unit::Bytes,
@@ -178,7 +182,10 @@ fn describe() {
         Unit::Seconds,
         "From the head of a request to the head of its answer"
     );
-    describe_gauge!("swelter_kafka_lag", "Records of a partition that are not read yet");
+    describe_gauge!(
+        "swelter_kafka_lag",
+        "Positions of a partition that are not read yet, those in open transactions included"
+    );
     describe_counter!("swelter_sink_records_total", "Records that a shard has made durable");
     describe_counter!(
         "swelter_sink_commits_total",

@@ -21,7 +21,7 @@ use super::freshness::Freshness;
 use super::turns::Turns;
 use super::{Facts, Limits};
 use crate::model::clock::wall_clock_ms;
-use crate::model::{Ask, Counts, Progress, Question, Reason, Slot, Update, WatchedRow};
+use crate::model::{Ask, Counts, EventTime, Progress, Question, Reason, Slot, Update, WatchedRow};
 use crate::panics::fail_point;
 use crate::panics::locks::{SharedGuard, SharedMutex, SharedRwLock};
 
@@ -144,6 +144,11 @@ impl View {
         self.table().city(key).cloned()
     }
 
+    /// When a city's newest reading was made, of those that are shown.
+    pub fn newest_reading_of(&self, key: &str) -> Option<EventTime> {
+        Some(self.table().city(key)?.current.as_ref()?.reading_at)
+    }
+
     /// Calls `each` for every city that has ever had a reading, all as of one epoch, which is returned. Updates wait
     /// meanwhile.
     pub fn cities(&self, each: &mut dyn FnMut(&CityState)) -> u64 {
@@ -179,9 +184,14 @@ impl View {
         locked(&self.tally).counts
     }
 
-    /// Readings refused since the start.
+    /// Readings refused since the start, by whoever refuses them: the dataflow does what is too late of a city of two partitions.
     pub fn refused(&self) -> Vec<(Reason, u64)> {
-        locked(&self.tally).refused.iter().map(|(&reason, &count)| (reason, count)).collect()
+        let tally = locked(&self.tally);
+        let mut refused = tally.refused.clone();
+        if tally.counts.too_late > 0 {
+            *refused.entry(Reason::TooLate).or_default() += tally.counts.too_late;
+        }
+        refused.into_iter().collect()
     }
 
     /// Asks the dataflow; the answer comes in pieces.

@@ -64,6 +64,16 @@ pub trait Partition {
     /// not known, as long as there is more to poll at once.
     fn end(&self) -> u64;
 
+    /// The position that all records before have been given of, where it may lie behind the last one: not every position holds a record.
+    fn position(&self) -> Option<u64> {
+        None
+    }
+
+    /// How many positions from [`Partition::end`] on are in the log and wait for the end of a transaction.
+    fn withheld(&self) -> u64 {
+        0
+    }
+
     /// Of the last record that was given, if one was; logs that cannot be compared have none.
     fn fingerprint(&self) -> Option<Fingerprint> {
         None

@@ -209,7 +209,7 @@ pub struct Reader {
     caught_up: bool,
     due: Due,
     /// What was said last.
-    said: Option<(u64, bool)>,
+    said: Option<(u64, bool, u64)>,
 }
 
 impl Reader {
@@ -282,6 +282,9 @@ impl Reader {
             }
             Err(error) => return Err(failed(&self.name, &error)),
         }
+        if let Some(position) = self.partition.position() {
+            self.position = self.position.max(position.min(upto));
+        }
         self.caught_up |= self.position >= self.first_end || self.position >= self.partition.end();
         Ok(())
     }
@@ -304,17 +307,19 @@ impl Reader {
 
     /// How far it has read, where that has changed since the last call. Whoever sends it gives it its epoch.
     pub fn moved(&mut self) -> Option<Read> {
-        let news = Some((self.position, self.caught_up));
+        let withheld = self.partition.withheld();
+        let news = Some((self.position, self.caught_up, withheld));
         if self.said == news {
             return None;
         }
         self.said = news;
         let end = self.partition.end();
         // A generator's end is not known.
-        let end = if end == u64::MAX { self.position } else { end };
+        let end = if end == u64::MAX { self.position } else { end.saturating_add(withheld) };
         self.before = self.partition.fingerprint().or(self.before);
-        let (applied, before, cities) = (self.position, self.before, self.admission.cities() as u32);
-        let progress = Progress { slot: self.slot, applied, end, before, cities };
+        let (slot, applied, before) = (self.slot, self.position, self.before);
+        let cities = self.admission.cities() as u32;
+        let progress = Progress { slot, applied, end, withheld, before, cities };
         Some(Read { epoch: 0, progress: Some(progress), caught_up: self.caught_up })
     }
 }

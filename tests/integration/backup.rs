@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::checkpoints::{S3, published_manifests, python};
 use crate::oracle::{Entry, Oracle};
 use crate::process::{DEADLINE, Service, post, wait_for};
-use crate::recovery::{MINUTE, Random, SETTINGS, written};
+use crate::recovery::{MINUTE, Random, SETTINGS, unrefused, written};
 use crate::served::{Status, check_current, check_history};
 use crate::subscriber::Subscriber;
 
@@ -52,22 +52,27 @@ fn text(path: &Path) -> &str {
 struct Poster {
     random: Random,
     now: i64,
+    oracle: Oracle,
     acked: Arc<Mutex<Vec<Vec<Entry>>>>,
 }
 
 impl Poster {
     fn new(seed: u64) -> Poster {
         let now = jiff::Timestamp::now().as_millisecond() - 6 * 3_600_000;
-        Poster { random: Random(seed), now: now - now.rem_euclid(MINUTE), acked: Arc::default() }
+        let (now, oracle) = (now - now.rem_euclid(MINUTE), Oracle::new(SETTINGS));
+        Poster { random: Random(seed), now, oracle, acked: Arc::default() }
     }
 
     fn post(&mut self, address: &str) {
         self.now += self.random.next(3) as i64 * MINUTE / 8;
-        let entries: Vec<Entry> =
-            (0..1 + self.random.next(40)).map(|_| self.random.entry(self.now)).collect();
+        let entries = (0..1 + self.random.next(40)).map(|_| self.random.entry(self.now)).collect();
+        let entries = unrefused(&self.oracle, entries, &mut self.random, self.now);
         let records: Vec<String> = entries.iter().map(written).collect();
         let answer = post(address, "application/x-ndjson", &records.join("\n")).unwrap();
         assert_eq!(answer.status, 200, "{}", answer.body);
+        for entry in &entries {
+            self.oracle.apply(entry);
+        }
         self.acked.lock().unwrap().push(entries);
     }
 }

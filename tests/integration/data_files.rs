@@ -6,6 +6,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -24,10 +25,17 @@ fn reading(city: &str, at: i64) -> String {
     format!(r#"{{"city":"{city}","reading_at":"{at}","temperature":80,"humidity":50}}"#)
 }
 
-/// Readings that are too late, about 300 bytes each as a dead letter.
+/// A new city's reading, and behind it so many that are too late for it.
 fn late(count: usize) -> String {
-    let line = reading("x", now() - 10 * 86_400_000) + "\n";
-    line.repeat(count)
+    static CITIES: AtomicU64 = AtomicU64::new(0);
+    let city = format!("late-{}", CITIES.fetch_add(1, Ordering::Relaxed));
+    let line = reading(&city, now() - 10 * 86_400_000) + "\n";
+    reading(&city, now()) + "\n" + &line.repeat(count)
+}
+
+/// Of a partition that has its only city, readings of another one: about 300 bytes each as a dead letter.
+fn of_another_city(count: usize) -> String {
+    (reading("y", now() - 10 * 86_400_000) + "\n").repeat(count)
 }
 
 fn code(body: &str) -> String {
@@ -58,11 +66,11 @@ fn data_files_are_for_their_user_alone_or_for_its_group() {
         let config = format!(
             "data_dir_mode = '{mode}'\n[checkpoints]\nevery = '1s'\n[ingest]\nretry_after = '1s'\n[dead_letters]\nfile_bytes = '64 KiB'\n\
              [results]\nmax_ahead = '1s'\n[[sources]]\ntype = 'file'\nname = 'old'\npath = '{}'\n[[sources]]\ntype = 'generator'\n\
-             name = 'made-up'\ncities = 5\nhistory = '1h'\n",
+             name = 'made-up'\ncities = 5\nhistory = '1h'\ninvalid = 0.5\n",
             file.display()
         );
         let service = Service::start(&data, &config).ready();
-        let posts = [reading("x", now()), reading("x", now() + 30_000), late(400)];
+        let posts = [reading("x", now()), late(400)];
         for body in posts {
             assert_eq!(post(&service.address, "application/x-ndjson", &body).unwrap().status, 200);
         }
@@ -89,7 +97,7 @@ fn data_files_are_for_their_user_alone_or_for_its_group() {
     }
 }
 
-const SMALL: &str = "[dead_letters]\nfile_bytes = '64 KiB'\nlimit_bytes = '256 KiB'\n";
+const SMALL: &str = "[results]\nmax_cities = 1\n[ingest]\npartitions = 1\n[dead_letters]\nfile_bytes = '64 KiB'\nlimit_bytes = '256 KiB'\n";
 
 /// The positions of all letters of the journal in folders; nothing where one is there twice, or a file was renamed or removed meanwhile.
 fn positions(folders: &[&Path]) -> Option<BTreeSet<u64>> {
@@ -130,7 +138,7 @@ fn dead_letters_at_their_limit_have_their_source_wait() {
     assert_eq!(post(&service.address, "application/json", &reading("x", now())).unwrap().status, 200);
     let mut sent = 0;
     let full = wait_for("that there is no room", || {
-        let answer = post(&service.address, "application/x-ndjson", &late(200)).unwrap();
+        let answer = post(&service.address, "application/x-ndjson", &of_another_city(200)).unwrap();
         sent += if answer.status == 200 { 200 } else { 0 };
         (answer.status != 200).then_some(answer)
     });
@@ -186,9 +194,12 @@ fn oldest_dead_letters_are_dropped_and_counted_where_that_is_asked_for() {
     let service = Service::start(&data, &format!("{SMALL}full = 'drop_oldest'\n")).ready();
     assert_eq!(post(&service.address, "application/json", &reading("x", now())).unwrap().status, 200);
     for _ in 0..12 {
-        assert_eq!(post(&service.address, "application/x-ndjson", &late(200)).unwrap().status, 200);
+        assert_eq!(
+            post(&service.address, "application/x-ndjson", &of_another_city(200)).unwrap().status,
+            200
+        );
     }
-    let status = || service.get("/v1/status")["refused"]["too_late"].clone();
+    let status = || service.get("/v1/status")["refused"]["too_many_cities"].clone();
     wait_for("all refusals", || (status() == 2_400).then_some(()));
     let (dropped, left) = wait_for("the count of what was dropped", || {
         let metrics = get(&service.address, "/metrics").unwrap().body;
@@ -205,7 +216,7 @@ fn oldest_dead_letters_are_dropped_and_counted_where_that_is_asked_for() {
 fn each_dead_letter_is_there_once_however_often_a_service_is_killed() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
-    let config = "[dead_letters]\nfile_bytes = '64 KiB'\n[checkpoints]\nevery = '1s'\n";
+    let config = "[results]\nmax_cities = 1\n[ingest]\npartitions = 1\n[dead_letters]\nfile_bytes = '64 KiB'\n[checkpoints]\nevery = '1s'\n";
     let mut least = 0;
     for (start, lifetime) in [350, 700, 150, 900, 500].into_iter().enumerate() {
         let service = Service::start(&data, config);
@@ -220,7 +231,7 @@ fn each_dead_letter_is_there_once_however_often_a_service_is_killed() {
         });
         let began = Instant::now();
         while began.elapsed() < Duration::from_millis(lifetime) {
-            match post(&service.address, "application/x-ndjson", &late(150)) {
+            match post(&service.address, "application/x-ndjson", &of_another_city(150)) {
                 Ok(answer) if answer.status == 200 => least += 150,
                 _ => {}
             }
@@ -277,13 +288,14 @@ fn dead_letters_shown_to_a_person_command_no_terminal() {
     fs::write(&file, format!("{hostile}\n")).unwrap();
     let config = format!("[[sources]]\ntype = 'file'\nname = 'lines'\npath = '{}'\n", file.display());
     let service = Service::start(&data, &config).ready();
-    let tomorrow = reading("x", now() + 86_400_000);
-    let noted = format!("{{\"note\":\"\u{9b}2J\u{202e}\",{}", tomorrow.trim_start_matches('{'));
+    let late = reading("x", now() - 10 * 86_400_000);
+    let noted = format!("{{\"note\":\"\u{9b}2J\u{202e}\",{}", late.trim_start_matches('{'));
+    let noted = format!("[{},{noted}]", reading("x", now()));
     let taken = post(&service.address, "application/json", &noted).unwrap();
     assert_eq!(taken.status, 200, "{}", taken.body);
     wait_for("the refusals", || {
         let refused = &service.get("/v1/status")["refused"];
-        (refused["not_decodable"] == 1 && refused["in_the_future"] == 1).then_some(())
+        (refused["not_decodable"] == 1 && refused["too_late"] == 1).then_some(())
     });
     service.terminate();
     let list = dead_letters(&data, &["list", "--json"]);

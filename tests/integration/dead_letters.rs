@@ -65,18 +65,23 @@ fn lines(data: &Path, name: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
+/// A journal with readings that other rules refuse: a stricter start reads them again.
+const BEFORE: &str = "[results]\nmax_ahead = '1h'\n";
+
 /// Starts a service with readings of the cities a, b, c, which were too far in the future and are not any more; b was corrected
 /// and c withdrawn since. `late` is refused for good.
 fn with_letters(data: &Path) -> i64 {
-    let service = Service::start(data, CONFIG).ready();
-    let at = now() + 4_000;
+    let service = Service::start(data, BEFORE).ready();
+    let at = now() + 8_000;
     for city in ["a", "b", "c"] {
         take(&service, &reading(city, at, 90.0));
     }
     take(&service, &withdrawal("a", at));
+    service.terminate();
+    let service = Service::start(data, CONFIG).ready();
     refused(&service, "in_the_future", 4);
-    take(&service, &reading("late", now(), 80.0));
-    take(&service, &reading("late", now() - 2 * 86_400_000, 80.0));
+    let late = [now(), now() - 2 * 86_400_000].map(|at| reading("late", at, 80.0));
+    take(&service, &format!("[{}]", late.join(",")));
     refused(&service, "too_late", 1);
     wait_for("the future", || (now() > at).then_some(()));
     take(&service, &reading("b", at, 70.0));
@@ -178,10 +183,12 @@ fn a_service_retries_by_itself_after_a_delay() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let config = CONFIG.to_owned() + "[ingest]\nretry_after = '3s'\n";
-    let service = Service::start(&data, &config).ready();
+    let service = Service::start(&data, BEFORE).ready();
     take(&service, &reading("a", now() + 3_500, 90.0));
-    take(&service, &reading("late", now(), 80.0));
-    take(&service, &reading("late", now() - 2 * 86_400_000, 80.0));
+    service.terminate();
+    let service = Service::start(&data, &config).ready();
+    let late = [now(), now() - 2 * 86_400_000].map(|at| reading("late", at, 80.0));
+    take(&service, &format!("[{}]", late.join(",")));
     refused(&service, "in_the_future", 1);
     refused(&service, "too_late", 1);
     let row = wait_for("the reading that came too early", || current(&service, "a"));

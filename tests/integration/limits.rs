@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit, getuid, setrlimit};
 use serde_json::Value;
+use swelter::model::{Event, Measurement};
 
 use crate::oracle::{Entry, Oracle};
 use crate::process::{DEADLINE, Service, get, program, wait_for};
-use crate::recovery::{MINUTE, Random, SETTINGS, written};
+use crate::recovery::{MINUTE, Random, SETTINGS, unrefused, written};
 use crate::served::{check_current, check_history};
 
 const CONFIG: &str = "[results]\nwindow = \"30m\"\nlateness = \"90m\"\nhistory = \"1h\"\n[ingest]\npartitions = 5\n\
@@ -102,7 +103,8 @@ impl Load {
 
     fn entries(&mut self) -> Vec<Entry> {
         self.now += MINUTE;
-        (0..20).map(|_| self.random.entry(self.now)).collect()
+        let entries = (0..20).map(|_| self.random.entry(self.now)).collect();
+        unrefused(&self.oracle, entries, &mut self.random, self.now)
     }
 
     /// Posts some, which must be acknowledged.
@@ -125,12 +127,15 @@ impl Load {
 
     /// Posts one that is too late, with so many bytes that say nothing: its dead letter is long, in the journal it is not.
     fn post_too_late(&mut self, client: &mut Client, padding: usize) {
-        let mut entry = self.random.entry(self.now);
-        entry.city = 0;
-        entry.millis = self.now - 180 * MINUTE;
-        let line = written(&entry).replacen('{', &format!("{{\"note\":\"{}\",", "x".repeat(padding)), 1);
+        self.now += MINUTE;
+        let event = Event::Reading(Measurement::new(80.0, 50.0, None).unwrap());
+        // Only in the log it is known that the one is too late for the other.
+        let newest = Entry { city: 0, millis: self.now, event, revision: None };
+        let late = Entry { millis: self.now - SETTINGS.lateness - MINUTE / 2, ..newest };
+        let line = written(&late).replacen('{', &format!("{{\"note\":\"{}\",", "x".repeat(padding)), 1);
         let before = self.too_late.len();
-        self.post_lines(client, &[entry], vec![line]);
+        let lines = vec![written(&newest), line];
+        self.post_lines(client, &[newest, late], lines);
         assert_eq!(self.too_late.len(), before + 1);
     }
 

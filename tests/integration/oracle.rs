@@ -47,11 +47,15 @@ impl Oracle {
         Oracle { settings, readings, revisions, high: BTreeMap::new(), measured: BTreeMap::new() }
     }
 
+    /// Whether admission would refuse it now.
+    pub fn is_too_late(&self, entry: &Entry) -> bool {
+        self.high.get(&entry.city).is_some_and(|high| entry.millis < high - self.settings.lateness)
+    }
+
     /// What becomes of the next arrival; `None` where admission refuses it as too late.
     pub fn apply(&mut self, entry: &Entry) -> Option<OutcomeKind> {
         let key = (entry.city, entry.millis);
-        let lateness = self.settings.lateness;
-        if self.high.get(&entry.city).is_some_and(|high| entry.millis < high - lateness) {
+        if self.is_too_late(entry) {
             return None;
         }
         if entry.event != Event::Withdrawal {

@@ -54,6 +54,21 @@ impl Random {
     }
 }
 
+/// Of entries those that a server takes, whatever it has heard of: what is too late then is refused in its answer. What one post itself
+/// makes too late is a dead letter, and some of that is added.
+pub fn unrefused(oracle: &Oracle, mut entries: Vec<Entry>, random: &mut Random, now: i64) -> Vec<Entry> {
+    entries.retain(|entry| !oracle.is_too_late(entry));
+    let event = Event::Reading(Measurement::new(75.0, 50.0, None).unwrap());
+    let city = random.next(CITIES.into()) as u32;
+    let newest = Entry { city, millis: now, event, revision: None };
+    let late = Entry { millis: now - SETTINGS.lateness - MINUTE / 20, ..newest };
+    if entries.is_empty() || random.next(3) == 0 {
+        entries.push(newest);
+        entries.extend(Some(late).filter(|late| !oracle.is_too_late(late)));
+    }
+    entries
+}
+
 pub fn written(entry: &Entry) -> String {
     let mut record = json!({
         "city": city_name(entry.city),
@@ -129,7 +144,8 @@ impl Case {
 
     fn entries(&mut self) -> Vec<Entry> {
         self.now += self.random.next(3) as i64 * MINUTE;
-        (0..1 + self.random.next(40)).map(|_| self.random.entry(self.now)).collect()
+        let entries = (0..1 + self.random.next(40)).map(|_| self.random.entry(self.now)).collect();
+        unrefused(&self.oracle, entries, &mut self.random, self.now)
     }
 
     /// Posts a batch; false where the server did not live to answer.

@@ -6,6 +6,13 @@ use rdkafka::bindings as native;
 
 unsafe extern "C" {
     pub fn rd_kafka_flush(client: *mut native::rd_kafka_t, timeout_ms: c_int) -> c_int;
+    pub fn rd_kafka_get_watermark_offsets(
+        client: *mut native::rd_kafka_t,
+        topic: *const c_char,
+        partition: i32,
+        low: *mut i64,
+        high: *mut i64,
+    ) -> c_int;
     pub fn rd_kafka_error_code(error: *const native::rd_kafka_error_t) -> c_int;
     pub fn rd_kafka_event_error(event: *mut native::rd_kafka_event_t) -> c_int;
     pub fn rd_kafka_set_log_queue(

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 
 use super::{Desk, locked};
 use crate::cluster::Unsent;
-use crate::cluster::message::Message;
-use crate::model::{Acknowledge, AppendError, Appended, Appender, NewRecord, PartitionName};
+use crate::cluster::message::{AppendedParts, Message};
+use crate::model::{Acknowledge, AppendError, AppendReport, Appended, Appender, NewRecord, Reason, Refusal};
 
 /// Appends that wait for their acknowledgement.
 #[derive(Default)]
@@ -71,21 +71,40 @@ impl Desk {
         appender.append(
             records,
             Box::new(move |result| {
-                let places = |places: Vec<Appended>| {
-                    places.into_iter().map(|place| (place.partition, place.position)).collect()
-                };
-                desk.send(process, &Message::Appended { call, result: result.map(places) });
+                desk.send(process, &Message::Appended { call, result: result.map(parts_of) });
             }),
         );
     }
 
-    pub(super) fn appended(&self, call: u64, result: Result<Vec<(PartitionName, u64)>, AppendError>) {
+    pub(super) fn appended(&self, call: u64, result: Result<AppendedParts, AppendError>) {
         let mut appends = locked(&self.appends);
         let Some((done, records, bytes)) = appends.waiting.remove(&call) else { return };
         appends.records -= records;
         appends.bytes -= bytes;
         drop(appends);
-        let place = |(partition, position)| Appended { partition, position };
-        done(result.map(|places| places.into_iter().map(place).collect()));
+        done(result.map(report_of));
+    }
+}
+
+fn parts_of(report: AppendReport) -> AppendedParts {
+    let AppendReport { positions, refused } = report;
+    let place = |Appended { partition, first, end }| (partition, first, end);
+    let number =
+        |reason: Reason| Reason::ALL.iter().position(|other| *other == reason).unwrap_or_default() as u8;
+    let part = |(index, refusal): (u32, Refusal)| (index, number(refusal.reason), refusal.detail);
+    AppendedParts {
+        positions: positions.into_iter().map(place).collect(),
+        refused: refused.into_iter().map(part).collect(),
+    }
+}
+
+fn report_of(parts: AppendedParts) -> AppendReport {
+    let AppendedParts { positions, refused } = parts;
+    let place = |(partition, first, end)| Appended { partition, first, end };
+    let reason = |number: u8| Reason::ALL.get(usize::from(number)).copied().unwrap_or(Reason::NotDecodable);
+    let refusal = |(index, number, detail): (u32, u8, String)| (index, Refusal::new(reason(number), detail));
+    AppendReport {
+        positions: positions.into_iter().map(place).collect(),
+        refused: refused.into_iter().map(refusal).collect(),
     }
 }

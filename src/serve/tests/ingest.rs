@@ -18,7 +18,7 @@ fn the_log_gets_the_exact_bytes() {
     assert_eq!(
         one.json(),
         json!({"accepted": 1, "refused": [], "refused_count": 0,
-               "positions": [{"source": "journal", "partition": 0, "position": 1}]})
+               "positions": [{"source": "journal", "partition": 0, "first": 0, "end": 1}]})
     );
     let spread = READING.replace(",", " ,\n  ");
     let array = service.post(JSON, format!("[{READING},\n{spread} , {WITHDRAWAL}]").as_bytes());
@@ -81,8 +81,12 @@ fn what_is_not_json_or_said_to_be_something_else_is_not_read() {
         let reply = service.post(kind, READING.as_bytes());
         assert_eq!((reply.status, &*reply.code()), (415, "unsupported_media_type"), "{kind}");
     }
-    let packed = [("content-type", JSON), ("content-encoding", "gzip")];
-    assert_eq!(service.send("POST", "/v1/readings", &packed, b"x").code(), "unsupported_media_type");
+    for coding in ["br", "deflate", "gzip, gzip", "zstd, gzip"] {
+        let packed = [("content-type", JSON), ("content-encoding", coding)];
+        let reply = service.send("POST", "/v1/readings", &packed, READING.as_bytes());
+        assert_eq!((reply.status, &*reply.code()), (415, "unsupported_media_type"), "{coding}");
+        assert_eq!(reply.header("accept-encoding"), Some("gzip, zstd, identity"), "{coding}");
+    }
     assert!(service.log.bytes().is_empty());
 }
 
@@ -138,7 +142,7 @@ fn an_answer_waits_for_the_log_and_its_bytes_take_room_until_then() {
         assert_eq!((second.status, &*second.code()), (429, "busy"));
         assert!(!waiting.is_finished());
         for done in service.log.held.lock().unwrap().take().unwrap() {
-            done(Ok(Vec::new()));
+            done(Ok(AppendReport::default()));
         }
         assert_eq!(waiting.join().unwrap().status, 200);
     });

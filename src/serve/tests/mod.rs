@@ -1,5 +1,6 @@
 //! The server on a real socket, with a log and a dataflow that the tests play.
 
+mod compressed;
 mod documents;
 mod hostile;
 mod ingest;
@@ -7,6 +8,7 @@ mod rest;
 mod sockets;
 mod stale;
 mod targets;
+mod times;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -20,8 +22,9 @@ use tokio::runtime::Runtime;
 use super::publish::Publisher;
 use super::*;
 use crate::model::{
-    Acknowledge, Answer, AppendError, Appended, Category, CurrentAt, CurrentRow, EventTime, HeatIndex, Hold,
-    Holds, Measurement, NewRecord, PartitionName, Query, Question, Rest, Row, Slots, Update,
+    Acknowledge, Answer, AppendError, AppendReport, Appended, Category, CurrentAt, CurrentRow, EventTime,
+    HeatIndex, Hold, Holds, Measurement, NewRecord, PartitionName, Query, Question, Reason, Refusal, Rest,
+    Row, Slots, Update,
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -85,6 +88,8 @@ struct Log {
     records: Mutex<Vec<NewRecord>>,
     /// Instead of taking records.
     error: Mutex<Option<AppendError>>,
+    /// What is dated then or later is of the future.
+    future: Mutex<Option<EventTime>>,
     /// Where it is there, acknowledgements wait in it.
     held: Mutex<Option<Vec<Acknowledge>>>,
 }
@@ -114,9 +119,19 @@ impl Appender for Log {
             return done(Err(error));
         }
         let mut log = self.records.lock().unwrap();
-        log.extend(records);
+        let first = log.len() as u64;
+        let (mut refused, mut number) = (Vec::new(), 0);
+        log.extend(records.into_iter().filter(|record| {
+            let is_refused = record.reading_at >= *self.future.lock().unwrap() && record.reading_at.is_some();
+            refused
+                .extend(is_refused.then(|| (number, Refusal::new(Reason::InTheFuture, "as the test says"))));
+            number += 1;
+            !is_refused
+        }));
+        let end = log.len() as u64;
         let partition = PartitionName { source: "journal".into(), partition: 0 };
-        done(Ok(vec![Appended { partition, position: log.len() as u64 }]));
+        let positions = (end > first).then_some(Appended { partition, first, end });
+        done(Ok(AppendReport { positions: positions.into_iter().collect(), refused }));
     }
 }
 
@@ -208,6 +223,16 @@ impl Service {
     }
 
     fn start_with(plan: ServePlan, log: bool, facts: Facts) -> Service {
+        Service::start_warning(plan, log, facts, None)
+    }
+
+    /// With a log whose stamps are not known before.
+    fn start_warning(
+        plan: ServePlan,
+        log: bool,
+        facts: Facts,
+        warn_ahead: Option<crate::model::Duration>,
+    ) -> Service {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let bound = bind(plan).unwrap();
@@ -217,6 +242,7 @@ impl Service {
             ask: dataflow.clone(),
             appender: log.then(|| appender.clone() as Arc<dyn Appender>),
             holds: Some(appender.clone()),
+            warn_ahead,
         };
         let serving = bound.start(runtime.handle(), facts, ports).unwrap();
         dataflow.publisher.set(serving.publisher()).ok().unwrap();

@@ -132,7 +132,7 @@ fn before_it_is_ready_only_reads_wait() {
 #[test]
 fn the_status_and_the_metrics_say_how_it_is() {
     let service = Service::ready(plan());
-    let progress = vec![Progress { slot: Slot(1), applied: 7, end: 9, before: None, cities: 0 }];
+    let progress = vec![Progress { slot: Slot(1), applied: 7, end: 9, withheld: 2, before: None, cities: 0 }];
     let counts = Some(Counts { corrected: 3, split_city: 2, ..Counts::default() });
     service.dataflow.publish(Update {
         progress,
@@ -141,10 +141,10 @@ fn the_status_and_the_metrics_say_how_it_is() {
         ..Update::default()
     });
     let status = service.until("/v1/status", |reply| reply.json()["split_city"] == 2).json();
-    let partition = |partition, applied, end| json!({"partition": partition, "applied": applied, "end": end});
+    let partition = |partition, applied, end, waits| json!({"partition": partition, "applied": applied, "end": end, "in_open_transaction": waits});
     assert_eq!(
         status["sources"],
-        json!([{"name": "journal", "partitions": [partition(0, 0, 0), partition(1, 7, 9)]}])
+        json!([{"name": "journal", "partitions": [partition(0, 0, 0, 0), partition(1, 7, 9, 2)]}])
     );
     assert_eq!((&status["counts"]["corrected"], &status["refused"]), (&json!(3), &json!({"too_late": 4})));
     assert_eq!(

@@ -163,7 +163,7 @@ fn messages_wait_for_the_log_within_a_limit() {
         std::thread::yield_now();
     }
     for done in service.log.held.lock().unwrap().replace(Vec::new()).unwrap() {
-        done(Ok(Vec::new()));
+        done(Ok(AppendReport::default()));
     }
     for seq in 0..64 {
         assert_eq!(service.hear_json(&mut client)["seq"], seq);
@@ -266,7 +266,7 @@ fn stopping_ends_sessions_and_finishes_requests() {
     assert_eq!(service.hear_close(&mut sensor), CloseCode::Away);
     assert!(!stopping.is_finished());
     for done in service.log.held.lock().unwrap().take().unwrap() {
-        done(Ok(Vec::new()));
+        done(Ok(AppendReport::default()));
     }
     assert_eq!(Reply::read(&mut posting).status, 200);
     drop((subscriber, sensor));

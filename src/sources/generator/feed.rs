@@ -15,7 +15,7 @@ use super::PlanError;
 use super::paced::{self, Due, Log, Paced, PacedPlan};
 use super::{BadReading, Record};
 use crate::fault::{Retries, cannot_start, read_small_file, remedy_suffix};
-use crate::model::{AppendError, Appended, Appender, EventTime, NewRecord};
+use crate::model::{AppendError, AppendReport, Appender, EventTime, NewRecord};
 
 /// Records in an append, and appends that wait to be durable.
 const RECORDS: usize = 1000;
@@ -209,7 +209,7 @@ impl Feeding {
             let (sender, count) = (sender.clone(), batch.len() as u64);
             let busy = Arc::new(AtomicBool::new(false));
             let said = Arc::clone(&busy);
-            let done = move |result: Result<Vec<Appended>, AppendError>| match result {
+            let done = move |result: Result<AppendReport, AppendError>| match result {
                 Err(AppendError::Busy) => said.store(true, Ordering::Release),
                 result => drop(sender.send(result.map(|_| count))),
             };

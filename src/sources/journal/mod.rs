@@ -244,6 +244,7 @@ impl Journal {
             marks,
             encoder: Encoder::new().map_err(at_dir)?,
             stamps,
+            max_ahead: plan.max_ahead,
             size,
         };
         let writer = thread::Builder::new().name("journal".into()).spawn(|| writer.run());

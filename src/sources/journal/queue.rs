@@ -4,7 +4,7 @@ use std::mem;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::model::{Acknowledge, AppendError, Appender, NewRecord};
+use crate::model::{Acknowledge, AppendError, AppendReport, Appender, NewRecord};
 
 /// What a waiting record takes beside its bytes, about.
 const RECORD_BYTES: usize = 64;
@@ -93,7 +93,7 @@ impl Queue {
 impl Appender for Queue {
     fn append(&self, records: Vec<NewRecord>, done: Acknowledge) {
         if records.is_empty() {
-            return done(Ok(Vec::new()));
+            return done(Ok(AppendReport::default()));
         }
         if let Err((done, reason)) = self.push(records, done) {
             done(Err(reason));

@@ -19,7 +19,9 @@ use proptest::test_runner::TestRunner;
 
 use super::*;
 use crate::codec::{Fields, json_record};
-use crate::model::{Acknowledge, Appended, Event, Measurement, NewRecord, Raw, Refusal, Retried, Upsert};
+use crate::model::{
+    Acknowledge, AppendReport, Appended, Event, Measurement, NewRecord, Raw, Refusal, Retried, Upsert,
+};
 use crate::sources::{Next, Place, Take};
 
 /// A record as it was read: position, arrival, bytes or what they came to.
@@ -64,7 +66,7 @@ fn reading(city: &str, number: i64) -> NewRecord {
 fn append(
     appender: &dyn Appender,
     records: Vec<NewRecord>,
-) -> mpsc::Receiver<Result<Vec<Appended>, AppendError>> {
+) -> mpsc::Receiver<Result<AppendReport, AppendError>> {
     let (sender, receiver) = mpsc::channel();
     let done: Acknowledge = Box::new(move |result| drop(sender.send(result)));
     appender.append(records, done);
@@ -72,7 +74,7 @@ fn append(
 }
 
 fn acknowledged(appender: &dyn Appender, records: Vec<NewRecord>) -> Vec<Appended> {
-    append(appender, records).recv_timeout(Duration::from_secs(60)).unwrap().unwrap()
+    append(appender, records).recv_timeout(Duration::from_secs(60)).unwrap().unwrap().positions
 }
 
 /// All that a partition has from a position on.
@@ -105,7 +107,10 @@ fn partitions_are_fixed_and_cities_stay_in_theirs() {
         let journal = Journal::open(dir.path(), plan(4)).unwrap();
         let nameless = NewRecord::new(None, &b"no record"[..]);
         let appended = acknowledged(&*journal.appender(), vec![nameless.clone(), nameless]);
-        assert_eq!((appended.len(), appended[0].partition.partition, appended[0].position), (1, 0, 2));
+        assert_eq!(
+            (appended.len(), appended[0].partition.partition, appended[0].first, appended[0].end),
+            (1, 0, 0, 2)
+        );
         assert_eq!(&*appended[0].partition.source, "journal");
     }
     let refused = Journal::open(dir.path(), plan(5)).err().unwrap().to_string();
@@ -210,10 +215,10 @@ fn a_full_queue_is_busy_and_a_closed_journal_stops() {
     let busy = append(&*appender, vec![reading("a", 0)]);
     assert_eq!(busy.try_recv().unwrap(), Err(AppendError::Busy));
     release.send(()).unwrap();
-    assert_eq!(first.recv().unwrap().unwrap()[0].position, 12);
+    assert_eq!(first.recv().unwrap().unwrap().positions[0].end, 12);
     drop(journal);
     assert_eq!(append(&*appender, vec![reading("a", 0)]).try_recv().unwrap(), Err(AppendError::Stopping));
-    assert_eq!(append(&*appender, Vec::new()).try_recv().unwrap(), Ok(Vec::new()));
+    assert_eq!(append(&*appender, Vec::new()).try_recv().unwrap(), Ok(AppendReport::default()));
 }
 
 #[test]
@@ -256,7 +261,7 @@ fn appenders_at_once_keep_their_order() {
                 let pending: Vec<_> =
                     (0..200).map(|number| append(&*appender, vec![reading(&city, number)])).collect();
                 let ends: Vec<u64> =
-                    pending.iter().map(|pending| pending.recv().unwrap().unwrap()[0].position).collect();
+                    pending.iter().map(|pending| pending.recv().unwrap().unwrap().positions[0].end).collect();
                 assert!(ends.is_sorted_by(|a, b| a < b));
             });
         }
@@ -298,6 +303,7 @@ fn a_failed_write_is_the_end() {
         marks,
         encoder: Encoder::new().unwrap(),
         stamps: Stamps::open(dir.path(), plan(1).max_ahead, None, Box::new(HostClock)),
+        max_ahead: plan(1).max_ahead,
         size: SizeWarning { next: 0 },
     };
     writer.run();
@@ -363,7 +369,7 @@ fn replay_is_what_was_acknowledged() {
                     };
                     let expected = &mut oracle[at.partition.partition as usize];
                     expected.push(record.bytes.into());
-                    prop_assert_eq!(at.position, expected.len() as u64);
+                    prop_assert_eq!(at.end, expected.len() as u64);
                 }
                 if flush {
                     journal.shared.store.flush();

@@ -14,7 +14,10 @@ use super::stamps::Stamps;
 use super::store::{Failure, caught};
 use super::{NAME, Shared};
 use crate::fault::{self, Retries};
-use crate::model::{AppendError, Appended, EventTime, NewRecord, PartitionName, RecordPlace};
+use crate::model::{
+    self, AppendError, AppendReport, Appended, EventTime, NewRecord, PartitionName, Reason, RecordPlace,
+    Refusal,
+};
 
 /// Where a partition's records of one commit go on in a further block, so that no reader must hold much.
 const BLOCK_BYTES: usize = 256 * 1024;
@@ -28,6 +31,8 @@ pub(super) struct Writer {
     pub marks: Marks,
     pub encoder: Encoder,
     pub stamps: Stamps,
+    /// How far a posted reading may be dated after its stamp.
+    pub max_ahead: model::Duration,
     pub size: SizeWarning,
 }
 
@@ -43,13 +48,14 @@ impl Writer {
                     continue;
                 }
             };
+            let (appends, refused) = refuse_future(appends, now, self.max_ahead);
             if appends.is_empty() {
                 continue;
             }
             let ends_before = self.marks.ends.clone();
             let written = caught(|| self.write(&appends, now));
             match written {
-                Ok(blocks) => self.publish(blocks, appends, ends_before),
+                Ok(blocks) => self.publish(blocks, appends, refused, ends_before),
                 Err(failure) => return self.fail(&failure, appends),
             }
             if Instant::now() >= next_check {
@@ -117,7 +123,13 @@ impl Writer {
     }
 
     /// Shows the readers what is durable now, then tells those who have appended it.
-    fn publish(&self, blocks: Vec<(u32, Block)>, appends: Vec<Append>, mut ends: Vec<u64>) {
+    fn publish(
+        &self,
+        blocks: Vec<(u32, Block)>,
+        appends: Vec<Append>,
+        refused: Vec<RefusedRecords>,
+        mut ends: Vec<u64>,
+    ) {
         let partitions: Vec<u32> = blocks.iter().map(|(partition, _)| *partition).collect();
         let whole = self.shared.publishing.lock().unwrap_or_else(PoisonError::into_inner);
         for (partition, block) in blocks {
@@ -127,8 +139,8 @@ impl Writer {
         for partition in partitions {
             self.shared.tails[partition as usize].wake();
         }
-        for Append { records, done } in appends {
-            done(Ok(appended(&records, &mut ends)));
+        for (Append { records, done }, refused) in appends.into_iter().zip(refused) {
+            done(Ok(AppendReport { positions: appended(&records, &mut ends), refused }));
         }
     }
 
@@ -161,18 +173,59 @@ impl Drop for Writer {
 
 /// Where an append has ended in each of its partitions; `ends` are those before it, then those behind it.
 fn appended(records: &[NewRecord], ends: &mut [u64]) -> Vec<Appended> {
-    let mut touched: BTreeMap<u32, u64> = BTreeMap::new();
+    let mut touched: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
     for record in records {
         let partition = partition_of(record, ends.len() as u32);
-        ends[partition as usize] += 1;
-        touched.insert(partition, ends[partition as usize]);
+        let end = &mut ends[partition as usize];
+        touched.entry(partition).or_insert((*end, *end)).1 = *end + 1;
+        *end += 1;
     }
     let source: Arc<str> = NAME.into();
     let name = |partition| PartitionName { source: source.clone(), partition };
     touched
         .into_iter()
-        .map(|(partition, position)| Appended { partition: name(partition), position })
+        .map(|(partition, (first, end))| Appended { partition: name(partition), first, end })
         .collect()
+}
+
+/// The records of one append that are not written.
+type RefusedRecords = Vec<(u32, Refusal)>;
+
+/// Takes posted readings out that are dated too far after the stamp that they would get: admission would refuse them. Appends of which
+/// nothing is left are answered.
+fn refuse_future(
+    appends: Vec<Append>,
+    now: EventTime,
+    max_ahead: model::Duration,
+) -> (Vec<Append>, Vec<RefusedRecords>) {
+    let is_of_future = |record: &NewRecord| {
+        record
+            .reading_at
+            .filter(|at| record.retried.is_none() && at.millis() - now.millis() > max_ahead.millis())
+    };
+    let (mut left, mut all_refused) = (Vec::with_capacity(appends.len()), Vec::with_capacity(appends.len()));
+    for Append { mut records, done } in appends {
+        let (mut refused, mut number) = (RefusedRecords::new(), 0);
+        records.retain(|record| {
+            let at = is_of_future(record);
+            refused.extend(at.map(|at| (number, in_the_future(at, now, max_ahead))));
+            number += 1;
+            at.is_none()
+        });
+        if records.is_empty() {
+            done(Ok(AppendReport { positions: Vec::new(), refused }));
+        } else {
+            left.push(Append { records, done });
+            all_refused.push(refused);
+        }
+    }
+    (left, all_refused)
+}
+
+#[cold]
+fn in_the_future(at: EventTime, now: EventTime, max_ahead: model::Duration) -> Refusal {
+    let detail = format!("reading_at {at} is more than {max_ahead} after its arrival at {now}");
+    Refusal::new(Reason::InTheFuture, detail)
 }
 
 fn partition_of(record: &NewRecord, partitions: u32) -> u32 {

@@ -18,7 +18,8 @@ use crate::kafka::silence::Silence;
 use crate::kafka::trouble::Trouble;
 use crate::kafka::{self, Cluster, letter};
 use crate::model::{
-    Acknowledge, AppendError, Appended, Appender, NewRecord, PartitionName, RecordPlace, Retried,
+    Acknowledge, AppendError, AppendReport, Appended, Appender, NewRecord, PartitionName, RecordPlace,
+    Retried,
 };
 use crate::sources::SourceError;
 
@@ -157,7 +158,7 @@ impl KafkaAppender {
 impl Appender for KafkaAppender {
     fn append(&self, records: Vec<NewRecord>, done: Acknowledge) {
         if records.is_empty() {
-            return done(Ok(Vec::new()));
+            return done(Ok(AppendReport::default()));
         }
         let bytes = records.iter().map(|record| record.bytes.len() + RECORD_BYTES).sum();
         let mut queueing = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
@@ -181,7 +182,7 @@ impl Appender for KafkaAppender {
             bytes,
             records: records.len(),
             left: AtomicUsize::new(records.len()),
-            outcome: Mutex::new(Outcome { ends: BTreeMap::new(), failed: None, done: Some(done) }),
+            outcome: Mutex::new(Outcome { places: BTreeMap::new(), failed: None, done: Some(done) }),
         });
         let mut sent = 0;
         let failed = records.iter().find_map(|record| {
@@ -261,8 +262,8 @@ struct Append {
 }
 
 struct Outcome {
-    /// Behind the last record, by partition.
-    ends: BTreeMap<u32, u64>,
+    /// By partition, the first record, and behind the last one.
+    places: BTreeMap<u32, (u64, u64)>,
     failed: Option<Arc<str>>,
     done: Option<Acknowledge>,
 }
@@ -277,8 +278,8 @@ impl Append {
                 self.room.missed.store(false, Ordering::Relaxed);
                 // A record that was sent twice, and kept once, has no offset here.
                 if let (Ok(partition), Ok(offset)) = (u32::try_from(partition), u64::try_from(offset)) {
-                    let end = outcome.ends.entry(partition).or_default();
-                    *end = (*end).max(offset + 1);
+                    let (first, end) = outcome.places.entry(partition).or_insert((offset, offset + 1));
+                    (*first, *end) = ((*first).min(offset), (*end).max(offset + 1));
                 }
             }
             Err(reason) => {
@@ -290,18 +291,22 @@ impl Append {
             return;
         }
         let (failed, done) = (outcome.failed.take(), outcome.done.take());
-        let ends = std::mem::take(&mut outcome.ends);
+        let places = std::mem::take(&mut outcome.places);
         drop(outcome);
         self.room.free(self.records, self.bytes);
         let Some(done) = done else { return };
         done(match failed {
             Some(reason) => Err(AppendError::Failed(reason)),
-            None => Ok(ends.into_iter().map(|(partition, position)| self.end(partition, position)).collect()),
+            None => {
+                let place = |(partition, (first, end))| Appended {
+                    partition: PartitionName { source: self.source.clone(), partition },
+                    first,
+                    end,
+                };
+                // What the topic says of time is decided by its own stamps, when it is read.
+                Ok(AppendReport { positions: places.into_iter().map(place).collect(), refused: Vec::new() })
+            }
         });
-    }
-
-    fn end(&self, partition: u32, position: u64) -> Appended {
-        Appended { partition: PartitionName { source: self.source.clone(), partition }, position }
     }
 }
 

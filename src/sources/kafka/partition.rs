@@ -175,9 +175,12 @@ impl Partition for KafkaPartition {
                     offer
                 }
                 Some(Err(error)) => {
+                    let stands_at = self.queue.first_offset();
                     self.queue.pop();
                     if let KafkaError::PartitionEOF(_) = error {
                         self.at_end = true;
+                        // No record lies between, only marks of transactions and what was aborted.
+                        self.cursor.position = self.cursor.position.max(stands_at.unwrap_or_default());
                         continue;
                     }
                     Offer::Failed(self.fault(&error))
@@ -218,8 +221,16 @@ impl Partition for KafkaPartition {
     }
 
     fn end(&self) -> u64 {
-        // Aborted records and marks of transactions lie before an end that no record's position reaches.
+        // Records of open transactions lie behind it.
         if self.at_end { self.cursor.position } else { self.marks.end().max(self.cursor.position) }
+    }
+
+    fn position(&self) -> Option<u64> {
+        Some(self.cursor.position)
+    }
+
+    fn withheld(&self) -> u64 {
+        self.marks.withheld()
     }
 
     fn fingerprint(&self) -> Option<Fingerprint> {

@@ -14,6 +14,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::Shared;
+use crate::kafka::native::high_watermark;
 use crate::kafka::{self, silence::Silence, trouble::Trouble};
 
 /// How soon a stop is seen.
@@ -24,18 +25,36 @@ const ANSWER: Wait = Wait::from_secs(2);
 /// committed.
 const ENDS: Wait = Wait::from_secs(1);
 const TOPIC: Wait = Wait::from_secs(5);
+/// How long records may wait for the end of a transaction before that is said.
+const OPEN_TRANSACTION: Wait = Wait::from_secs(10);
 
 /// How far a partition is read, and how far it goes.
 #[derive(Debug)]
 pub(super) struct Marks {
+    /// Where the client stands: of the next record, or behind the marks of transactions that follow on the last one.
     position: AtomicU64,
+    /// Of what may be read: the first record of an open transaction, or the log's end.
     end: AtomicU64,
+    /// The log's end.
+    high: AtomicU64,
     at_end: AtomicBool,
+    withheld: AtomicU64,
 }
 
 impl Marks {
     pub(super) fn new(position: u64, end: u64) -> Marks {
-        Marks { position: position.into(), end: end.into(), at_end: false.into() }
+        Marks {
+            position: position.into(),
+            end: end.into(),
+            high: end.into(),
+            at_end: false.into(),
+            withheld: 0.into(),
+        }
+    }
+
+    /// Positions from the end of what may be read on that wait for the end of a transaction.
+    pub(super) fn withheld(&self) -> u64 {
+        self.withheld.load(Ordering::Relaxed)
     }
 
     pub(super) fn moved(&self, position: u64, at_end: bool) {
@@ -52,7 +71,67 @@ impl Marks {
     }
 
     fn lag(&self) -> u64 {
-        if self.at_end.load(Ordering::Relaxed) { 0 } else { self.end().saturating_sub(self.position()) }
+        let end = if self.at_end.load(Ordering::Relaxed) { self.position() } else { self.end() };
+        end.max(self.high.load(Ordering::Relaxed)).saturating_sub(self.position())
+    }
+}
+
+/// What was seen of a partition whose reader has come to the end of what may be read, though the log goes on.
+struct StalledAt {
+    position: u64,
+    since: Instant,
+    is_said: bool,
+}
+
+/// Looks for transactions of other producers that hold records up.
+#[derive(Default)]
+struct OpenTransactions(BTreeMap<u32, StalledAt>);
+
+impl OpenTransactions {
+    /// By then a partition has stood still for one look at least: what has just come is fetched within less.
+    fn look(&mut self, shared: &Shared, open: &BTreeMap<u32, Arc<Marks>>) {
+        self.0.retain(|partition, _| open.contains_key(partition));
+        for (partition, marks) in open {
+            let (client, topic) = (shared.consumer.client(), &*shared.plan.topic);
+            if let Some(high) = high_watermark(client, topic, *partition as i32) {
+                marks.high.fetch_max(high, Ordering::Relaxed);
+            }
+            let (position, high) = (marks.position(), marks.high.load(Ordering::Relaxed));
+            // Where more may be read, whoever reads it is held up by something else.
+            let is_all_read = marks.at_end.load(Ordering::Relaxed) && marks.end() <= position;
+            let stands = is_all_read && high > position;
+            let stalled = self.0.get_mut(partition).filter(|stalled| stands && stalled.position == position);
+            let Some(stalled) = stalled else {
+                marks.withheld.store(0, Ordering::Relaxed);
+                let before = self.0.remove(partition);
+                if before.is_some_and(|before| before.is_said) {
+                    tracing::info!(
+                        source = &*shared.name,
+                        partition,
+                        position,
+                        "the open transaction has ended: records are read on"
+                    );
+                }
+                if stands {
+                    self.0.insert(*partition, StalledAt { position, since: Instant::now(), is_said: false });
+                }
+                continue;
+            };
+            let withheld = high - position;
+            marks.withheld.store(withheld, Ordering::Relaxed);
+            if !stalled.is_said && stalled.since.elapsed() >= OPEN_TRANSACTION {
+                stalled.is_said = true;
+                tracing::warn!(
+                    source = &*shared.name,
+                    partition,
+                    position,
+                    withheld,
+                    "records wait behind a transaction that another producer of topic {topic} has left open: they are read once it is \
+                     committed or aborted, or the broker gives it up (transaction.timeout.ms of that producer); \
+                     `kafka-transactions.sh find-hanging` shows one that hangs"
+                );
+            }
+        }
     }
 }
 
@@ -62,6 +141,7 @@ pub(super) fn watch(shared: &Shared) {
     let mut topic = Instant::now();
     let mut committed = BTreeMap::new();
     let mut silence = Silence::of(&shared.plan.cluster);
+    let mut transactions = OpenTransactions::default();
     while !shared.stopped.load(Ordering::Relaxed) {
         if let Some(Err(error)) = shared.consumer.poll(SERVE) {
             tracing::debug!(source = &*shared.name, %error, "the consumer's own queue");
@@ -71,6 +151,7 @@ pub(super) fn watch(shared: &Shared) {
         if ends.elapsed() >= ENDS {
             let open = shared.open_partitions();
             look_at_ends(shared, &open, &mut silence);
+            transactions.look(shared, &open);
             show_lag(shared, &open);
             ends = Instant::now();
         }

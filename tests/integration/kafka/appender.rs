@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use swelter::codec::DecodeSettings;
 use swelter::kafka::Cluster;
 use swelter::kafka::partitioner::{Partitioner, partition_of};
-use swelter::model::{AppendError, Appended, Appender, NewRecord as New};
+use swelter::model::{AppendError, AppendReport, Appender, NewRecord as New};
 use swelter::sources::kafka::{AppendLimits, AppendPlan, KafkaAppender, RecordWriter};
 
 use super::broker::{Access, OwnBroker, shared};
@@ -31,7 +31,7 @@ fn records(cities: usize, first: usize, count: usize) -> Vec<New> {
     (first..first + count).map(record).collect()
 }
 
-type Heard = mpsc::Receiver<Result<Vec<Appended>, AppendError>>;
+type Heard = mpsc::Receiver<Result<AppendReport, AppendError>>;
 
 fn append(appender: &KafkaAppender, records: Vec<New>) -> Heard {
     let (sender, heard) = mpsc::channel();
@@ -53,10 +53,10 @@ fn appends_are_in_the_log_when_they_are_acknowledged_and_in_order_of_each_city()
     let heard: Vec<Heard> = (0..50).map(|at| append(&appender, records(CITIES, at * 20, 20))).collect();
     let mut ends = BTreeMap::new();
     for heard in heard {
-        for appended in heard.recv_timeout(DEADLINE).unwrap().unwrap() {
+        for appended in heard.recv_timeout(DEADLINE).unwrap().unwrap().positions {
             assert_eq!(&*appended.partition.source, "posted");
             let end: &mut u64 = ends.entry(appended.partition.partition).or_default();
-            *end = appended.position.max(*end);
+            *end = appended.end.max(*end);
         }
     }
     let log = committed(&access, &topic);
@@ -75,7 +75,7 @@ fn appends_are_in_the_log_when_they_are_acknowledged_and_in_order_of_each_city()
         let last = log.iter().rfind(|record| record.partition as u32 == partition).unwrap();
         assert_eq!(end, last.offset as u64 + 1);
     }
-    assert_eq!(append(&appender, Vec::new()).recv().unwrap(), Ok(Vec::new()));
+    assert_eq!(append(&appender, Vec::new()).recv().unwrap(), Ok(AppendReport::default()));
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod checkpoints;
 mod faults;
 mod identity;
 mod kills;
+mod lag;
 mod letters;
 pub mod log;
 mod measure;

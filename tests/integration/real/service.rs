@@ -128,7 +128,7 @@ fn is_applied(status: &Value, position: &Value) -> bool {
         .flat_map(|source| source["partitions"].as_array().into_iter().flatten());
     partitions
         .filter(|partition| partition["partition"] == position["partition"])
-        .any(|partition| partition["applied"].as_u64() >= position["position"].as_u64())
+        .any(|partition| partition["applied"].as_u64() >= position["end"].as_u64())
 }
 
 impl Drop for Service {

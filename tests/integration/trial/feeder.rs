@@ -11,7 +11,7 @@ use crate::harness::city_name;
 use crate::kafka::case::Case as Topics;
 use crate::oracle::{Entry, Oracle};
 use crate::process::post;
-use crate::recovery::{MINUTE, Random, SETTINGS, written};
+use crate::recovery::{MINUTE, Random, SETTINGS, unrefused, written};
 use crate::served::Status;
 
 /// Between two sendings, and how many records each has at most.
@@ -185,7 +185,8 @@ impl Posted {
     /// Up to so many entries, the array that says them, and the places of bad records among them.
     fn batch(&mut self, most: u64) -> (Vec<Entry>, String, Vec<usize>) {
         self.now += u64::from(self.random.next(8) == 0) as i64 * MINUTE;
-        let entries: Vec<_> = (0..1 + self.random.next(most)).map(|_| self.random.entry(self.now)).collect();
+        let entries = (0..1 + self.random.next(most)).map(|_| self.random.entry(self.now)).collect();
+        let entries = unrefused(&self.oracle, entries, &mut self.random, self.now);
         let mut records: Vec<String> = entries.iter().map(written).collect();
         let mut refused = Vec::new();
         if self.random.next(6) == 0 {

@@ -222,3 +222,33 @@ fn clock_ahead_for_a_post_leaves_the_bound_on() {
     let future = Some(Reason::InTheFuture);
     assert_eq!(decided, [None, future, None, future, future]);
 }
+
+#[test]
+fn posted_reading_is_refused_by_the_stamp_that_it_would_get() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = Host::new();
+    let plan = JournalPlan { max_ahead: model::Duration::from_millis(10 * MINUTE).unwrap(), ..plan(1) };
+    let journal = Journal::open_with(dir.path(), plan, Box::new(host.clone())).unwrap();
+    let posted = |at: i64| {
+        let reading_at = EventTime::from_millis(at);
+        NewRecord { reading_at, ..NewRecord::new(Some("x"), at.to_string().as_bytes()) }
+    };
+    let future = posted(START + 10 * MINUTE + 1);
+    let report = |records: Vec<NewRecord>| {
+        append(&*journal.appender(), records).recv_timeout(Duration::from_secs(60)).unwrap().unwrap()
+    };
+    let mixed = report(vec![posted(START), future.clone(), posted(START + 10 * MINUTE), future.clone()]);
+    let refused: Vec<_> = mixed.refused.iter().map(|(number, refusal)| (*number, refusal.reason)).collect();
+    assert_eq!(refused, [(1, Reason::InTheFuture), (3, Reason::InTheFuture)]);
+    assert_eq!((mixed.positions[0].first, mixed.positions[0].end), (0, 2));
+    let alone = report(vec![future.clone()]);
+    assert_eq!((alone.positions.len(), alone.refused.len()), (0, 1));
+    // What says no time, or was in the log before, is decided there.
+    let retried = Some(Box::new(Retried { origin: "journal/0/0".into(), attempt: 1, first_seen: None }));
+    let untimed = NewRecord { reading_at: None, ..future.clone() };
+    let again = report(vec![untimed, NewRecord { retried, ..future.clone() }]);
+    assert_eq!((again.positions[0].first, again.positions[0].end, again.refused.len()), (2, 4, 0));
+    // Once its time has come, it is taken.
+    host.pass(1);
+    assert_eq!(report(vec![future]).positions[0].end, 5);
+}

@@ -18,9 +18,9 @@ fn appending_process() {
     thread::scope(|scope| {
         scope.spawn(move || {
             for receiver in acknowledgements {
-                let (number, receiver): (i64, mpsc::Receiver<Result<Vec<Appended>, AppendError>>) = receiver;
-                let appended = receiver.recv().unwrap().unwrap();
-                let (partition, end) = (appended[0].partition.partition, appended[0].position);
+                let (number, receiver): (i64, mpsc::Receiver<Result<AppendReport, AppendError>>) = receiver;
+                let appended = receiver.recv().unwrap().unwrap().positions;
+                let (partition, end) = (appended[0].partition.partition, appended[0].end);
                 writeln!(std::io::stdout().lock(), "acknowledged {number} {partition} {end}").unwrap();
             }
         });

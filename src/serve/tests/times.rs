@@ -1,0 +1,85 @@
+//! What a post is told of the times of its readings.
+
+use serde_json::json;
+
+use super::*;
+
+const JSON: &str = "application/json";
+
+fn reading(city: &str, at: &str) -> String {
+    format!(r#"{{"city":"{city}","reading_at":"{at}","temperature":80,"humidity":50}}"#)
+}
+
+#[test]
+fn reading_of_the_future_is_refused_in_the_answer_where_the_log_stamps_it() {
+    let service = Service::ready(plan());
+    *service.log.future.lock().unwrap() = Some(time("2030-01-01T00:00:00Z"));
+    let (past, future) = (reading("x", "2025-11-24T16:00:00Z"), reading("x", "2030-01-01T00:00:00Z"));
+    let mixed = service.post(JSON, format!("[{future},7,{past},{future}]").as_bytes());
+    assert_eq!(mixed.status, 200, "{}", mixed.text());
+    documents::check("TakenAnswer", &mixed.json());
+    let answer = mixed.json();
+    let refused: Vec<_> = answer["refused"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| (one["index"].clone(), one["reason"].clone()))
+        .collect();
+    let expected =
+        [(0, "in_the_future"), (1, "not_decodable"), (3, "in_the_future")].map(|(i, r)| (json!(i), json!(r)));
+    assert_eq!(refused, expected);
+    assert_eq!((&answer["accepted"], &answer["refused_count"]), (&json!(1), &json!(3)));
+    assert_eq!(answer["positions"], json!([{"source": "journal", "partition": 0, "first": 0, "end": 1}]));
+    assert!(answer.get("warnings").is_none());
+    let alone = service.post(JSON, future.as_bytes());
+    assert_eq!((alone.status, &*alone.code()), (422, "none_accepted"));
+    assert_eq!(alone.json()["refused"][0]["reason"], "in_the_future");
+    assert_eq!(service.log.bytes(), [past], "what is refused is not in the log");
+}
+
+#[test]
+fn reading_that_is_too_late_by_what_was_heard_is_refused_in_the_answer() {
+    let service = Service::ready(plan());
+    // The newest reading of New York is of 2025-11-24T16:00:00Z, and lateness is a day.
+    let (late, just) = ("2025-11-23T15:59:59.999Z", "2025-11-23T16:00:00Z");
+    let refused = service.post(JSON, reading("5128581", late).as_bytes());
+    assert_eq!((refused.status, &*refused.code()), (422, "none_accepted"), "{}", refused.text());
+    let one = &refused.json()["refused"][0];
+    assert_eq!(one["reason"], "too_late");
+    assert!(one["detail"].as_str().unwrap().contains("2025-11-24T16:00:00Z"), "{one}");
+    let withdrawal = format!(r#"{{"city":"5128581","reading_at":"{late}","deleted":true}}"#);
+    assert_eq!(service.post(JSON, withdrawal.as_bytes()).status, 422);
+    // Silence proves nothing: of a city without a row, or that was never heard of.
+    for (city, at) in [("5128581", just), ("gone", late), ("never", late)] {
+        assert_eq!(service.post(JSON, reading(city, at).as_bytes()).status, 200, "{city}");
+    }
+    assert_eq!(service.log.bytes().len(), 3);
+}
+
+#[test]
+fn reading_of_the_future_is_only_warned_of_where_a_topic_stamps_it() {
+    let service = Service::start_warning(plan(), true, facts(), Some("10m".parse().unwrap()));
+    let now = jiff::Timestamp::now().as_millisecond();
+    let at = |ms: i64| EventTime::from_millis(now + ms).unwrap().to_string();
+    let (soon, future) = (reading("x", &at(500_000)), reading("x", &at(900_000)));
+    let answer = service.post(JSON, format!("[{soon},{future}]").as_bytes());
+    documents::check("TakenAnswer", &answer.json());
+    assert_eq!((answer.status, &answer.json()["accepted"]), (200, &json!(2)), "{}", answer.text());
+    assert_eq!(answer.json()["refused"], json!([]));
+    let warnings = answer.json()["warnings"].clone();
+    assert_eq!((&warnings[0]["index"], &warnings[0]["reason"]), (&json!(1), &json!("in_the_future")));
+    assert!(warnings.get(1).is_none(), "{warnings}");
+    assert_eq!(service.log.bytes(), [soon, future]);
+}
+
+#[test]
+fn what_is_too_late_is_counted_once_whoever_refuses_it() {
+    let service = Service::ready(plan());
+    let counts = Some(crate::model::Counts { too_late: 2, ..Default::default() });
+    let refused = vec![(Reason::TooLate, 3)];
+    service.dataflow.publish(Update { counts, refused, ..Update::default() });
+    let status = service.until("/v1/status", |reply| reply.json()["refused"]["too_late"] == 5).json();
+    assert!(status["counts"].get("too_late").is_none(), "{}", status["counts"]);
+    let metrics = service.get("/metrics");
+    assert!(!metrics.text().contains("outcome=\"too_late\""), "{}", metrics.text());
+}
