@@ -157,6 +157,10 @@ impl ListArgs {
                 read => found.push((name, read)),
             }
         }
+        // An object store has no empty folders: nothing there is a place that is not there.
+        if found.is_empty() && !matches!(checkpoints.place(), Place::Folder(_)) {
+            return Err(Stop::Failed(format!("there is no checkpoint in {}", checkpoints.place())));
+        }
         let json = || found.iter().map(|(name, read)| line_json(*name, read)).collect();
         self.located.tell(json, |out| {
             if found.is_empty() {

