@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
+use swelter::kafka::topics::describe;
 use swelter::model::{Raw, Refusal, Upsert};
 use swelter::sources::{Partition, Place, Source, Take};
 
 use super::broker::{Access, shared};
 use super::source::{plan, source, topic};
-use super::topics::{NewRecord, Producer, unique};
+use super::topics::{NewRecord, Producer, Topics, unique};
 use crate::process::wait_for;
 
 /// The positions of what was read.
@@ -94,4 +95,19 @@ fn lag_comes_to_nothing_behind_marks_of_transactions_and_what_is_open_is_said() 
         (again.position().unwrap() >= 8).then_some(())
     });
     assert_eq!(read.0, [5, 6]);
+}
+
+/// What the start warns of; the words are tested beside them.
+#[test]
+fn retention_of_a_topic_is_read_from_its_settings() {
+    let Some(access) = shared() else { return };
+    let (topics, kept, lost) = (Topics::of(&access), unique("kept"), unique("lost"));
+    topics.create(&kept, 1, &[("retention.ms", "-1"), ("retention.bytes", "-1")]);
+    topics.create(&lost, 1, &[("retention.ms", "3600000"), ("retention.bytes", "1000")]);
+    let cluster = plan(&access, &kept).cluster;
+    let facts = describe(&cluster, &[&kept, &lost]).unwrap();
+    let retention = |name: &str| facts[name].as_ref().unwrap().retention();
+    assert_eq!(retention(&kept), None);
+    let both = "retention.ms=3600000, 60 min and retention.bytes=1000 of a partition";
+    assert_eq!(retention(&lost).as_deref(), Some(both));
 }
