@@ -177,7 +177,8 @@ fn under_load(place: &str, variables: &[(&str, String)]) {
 
     // Both go on, each for itself, also from checkpoints of their own.
     poster.post(&service.address);
-    let mut another = Poster { acked: Arc::new(Mutex::new(theirs)), ..Poster::new(8) };
+    let (known, _) = oracle(&theirs);
+    let mut another = Poster { oracle: known, acked: Arc::new(Mutex::new(theirs)), ..Poster::new(8) };
     (0..3).for_each(|_| another.post(&copied.address));
     let manifests = || published_manifests(&other.join("checkpoints"));
     let known = manifests();

@@ -76,8 +76,8 @@ impl Service {
         let mut child = program
             .args(["run", "--listen", listen, "--config"])
             .arg(&config_file)
-            .arg("--data-dir")
-            .arg(data)
+            // Not by its flag, which is refused where there is no journal.
+            .env("SWELTER_DATA_DIR", data)
             .envs(variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -114,8 +114,7 @@ impl Service {
         let mut child = program
             .args(["run", "--listen", listen, "--config"])
             .arg(&config_file)
-            .arg("--data-dir")
-            .arg(data)
+            .env("SWELTER_DATA_DIR", data)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(data.with_extension("refused")).unwrap())
