@@ -37,14 +37,14 @@ pub(super) fn decompressed(
 pub struct GzipMembers<R>(State<R>);
 
 enum State<R> {
-    Member(GzDecoder<R>),
+    Member(Box<GzDecoder<R>>),
     Between(R),
     Ended,
 }
 
 impl<R: BufRead> GzipMembers<R> {
     pub fn new(reader: R) -> GzipMembers<R> {
-        GzipMembers(State::Member(GzDecoder::new(reader)))
+        GzipMembers(State::Member(Box::new(GzDecoder::new(reader))))
     }
 }
 
@@ -65,7 +65,7 @@ impl<R: BufRead> Read for GzipMembers<R> {
                     return read;
                 }
                 State::Between(mut reader) => match skip_zeros(&mut reader) {
-                    Ok(true) => self.0 = State::Member(GzDecoder::new(reader)),
+                    Ok(true) => self.0 = State::Member(Box::new(GzDecoder::new(reader))),
                     Ok(false) => return Ok(0),
                     Err(error) => {
                         self.0 = State::Between(reader);

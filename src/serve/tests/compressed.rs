@@ -12,6 +12,8 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
+type Pack = fn(&[u8]) -> Vec<u8>;
+
 /// Without its size in the header, as what is compressed while it comes.
 fn zstd_stream(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 19).unwrap();
@@ -52,7 +54,7 @@ fn compressed_bodies_are_taken_as_plain_ones() {
 #[test]
 fn compressed_bodies_that_are_cut_off_or_damaged_are_bad_requests() {
     let service = Service::ready(plan());
-    let packed: [(&str, fn(&[u8]) -> Vec<u8>); 3] = [("gzip", gzip), ("zstd", zstd), ("zstd", zstd_stream)];
+    let packed: [(&str, Pack); 3] = [("gzip", gzip), ("zstd", zstd), ("zstd", zstd_stream)];
     for (coding, pack) in packed {
         let whole = pack([READING; 20].join("\n").as_bytes());
         let mut damaged = whole.clone();
