@@ -332,7 +332,8 @@ impl WideReader {
 
 fn open(path: &Path, options: &ReadOptions) -> Result<WideFile, DecodeError> {
     let file = File::open(path)?;
-    let mut lines = Lines::new(decompressed(Box::new(file), detect_compression(path))?, true)?;
+    let mut lines =
+        Lines::new(decompressed(Box::new(file), detect_compression(path))?, super::Framing::Quotes, true)?;
     lines.skip_lines(options.layout.skip_lines)?;
     WideFile::new(lines, options)
 }

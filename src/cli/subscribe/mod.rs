@@ -85,7 +85,8 @@ impl SubscribeArgs {
             printing.map_err(|error| Stop::Failed(fault::cannot_start(&error)))?;
             let pace = Pace::default();
             let (clock, seen) = (None, Default::default());
-            let mut client = Client { target, asked, style, pace, out, token: None, has_rows: false, clock, seen };
+            let mut client =
+                Client { target, asked, style, pace, out, token: None, has_rows: false, clock, seen };
             let end = tokio::select! {
                 end = client.run() => end,
                 _ = tokio::signal::ctrl_c() => Ok(()),

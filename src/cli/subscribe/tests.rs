@@ -58,7 +58,8 @@ impl Stage {
     fn subscribing(listener: TcpListener, target: Target, style: Style, asked: Map<String, Value>) -> Stage {
         let (out, outputs) = mpsc::channel(8);
         let (clock, seen, pace) = (None, Default::default(), pace());
-        let mut client = Client { target, asked, style, pace, out, token: None, has_rows: false, clock, seen };
+        let mut client =
+            Client { target, asked, style, pace, out, token: None, has_rows: false, clock, seen };
         Stage { listener, outputs, client: tokio::spawn(async move { client.run().await }) }
     }
 

@@ -290,7 +290,14 @@ fn headers_may_be_given_and_lines_skipped() {
         let text = format!("{before}{row}");
         assert_eq!(csv(&text, &options), [Ok(x(95.0, 49.0))]);
         let reader = Box::new(std::io::Cursor::new(text.into_bytes()));
-        let mut decoder = Decoder::with_digest(reader, Format::Csv, Compression::None, &options, crate::codec::Framing::Quotes).unwrap();
+        let mut decoder = Decoder::with_digest(
+            reader,
+            Format::Csv,
+            Compression::None,
+            &options,
+            crate::codec::Framing::Quotes,
+        )
+        .unwrap();
         assert!(decoder.next().unwrap().unwrap().is_ok());
         assert_eq!((decoder.line(), decoder.raw().len()), (4, row.len() - 1));
     }
@@ -314,7 +321,14 @@ fn skipped_lines_are_part_of_the_digest() {
     let digest = |first: &str| {
         let text = format!("{first}\ncity,reading_at,temperature,humidity\nx,2013-07-18T15:00:00Z,95,49\n");
         let reader = Box::new(std::io::Cursor::new(text.into_bytes()));
-        let mut decoder = Decoder::with_digest(reader, Format::Csv, Compression::None, &options, crate::codec::Framing::Quotes).unwrap();
+        let mut decoder = Decoder::with_digest(
+            reader,
+            Format::Csv,
+            Compression::None,
+            &options,
+            crate::codec::Framing::Quotes,
+        )
+        .unwrap();
         assert!(decoder.skip().unwrap());
         decoder.digest().unwrap()
     };

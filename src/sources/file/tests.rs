@@ -144,7 +144,7 @@ fn followed_file_gives_the_same_records_however_it_grew_and_when_it_is_replayed(
     let input = Input { path: Some(path.clone()), format: Format::Csv, compression: Compression::None };
     let folder = dir.path().join("kept");
     let open =
-        || FileSource::new("f", vec![input.clone()], true, DecodeSettings::default(), Some(&folder)).unwrap();
+        || FileSource::new("f", vec![input.clone()], true, ReadOptions::default(), Some(&folder)).unwrap();
     let first = drain(&mut *open().open(0, 0, thread::current()).unwrap(), 100).unwrap().0;
     assert_eq!(first, whole);
     fs::write(&path, ["city,reading_at,temperature,humidity\n", &line("g")].concat()).unwrap();
