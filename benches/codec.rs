@@ -10,7 +10,9 @@ use swelter::codec::{
     AvroDecoder, Compression, DecodeSettings, Decoder, Fields, Format, READING_SCHEMA, ReadingsWriter,
     RecordDecoder, RowsWriter, json_record, push_row_json, reading_to_avro, row_to_avro,
 };
-use swelter::model::{Category, CityRows, Event, EventTime, HeatIndex, Measurement, ResultRow, Row};
+use swelter::model::{
+    Category, CityRows, Event, EventTime, HeatIndex, Measurement, OutputUnits, ResultRow, Row,
+};
 
 const CITIES: u64 = 1_000;
 const PER_CITY: u64 = 288;
@@ -109,7 +111,7 @@ fn write(criterion: &mut Criterion) {
             bencher.iter_batched(
                 || Box::new(Cursor::new(Vec::with_capacity(1 << 26))),
                 |out| {
-                    let mut writer = RowsWriter::new(format, compression, out).expect("a writer");
+                    let mut writer = RowsWriter::new(format, compression, OutputUnits::STORED, out).expect("a writer");
                     for (city, rows) in cities.iter().zip(rows.chunks(PER_CITY as usize)) {
                         writer.write(&CityRows { city, rows }).expect("memory takes it");
                     }
@@ -155,7 +157,7 @@ fn one_by_one(criterion: &mut Criterion) {
     group.bench_function("write/Json", |bencher| {
         bencher.iter(|| {
             out.clear();
-            rows.iter().for_each(|(at, row)| push_row_json(&mut out, "city_00001", *at, row));
+            rows.iter().for_each(|(at, row)| push_row_json(&mut out, "city_00001", *at, row, OutputUnits::STORED));
             black_box(out.len())
         });
     });

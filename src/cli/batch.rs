@@ -14,6 +14,7 @@ use crate::fault::cannot_start;
 use crate::model::Duration;
 use crate::model::printable::printable;
 use crate::model::time::DayZone;
+use crate::model::{OutputUnits, TemperatureUnit, WindUnit};
 use crate::pipeline::batch::{self, BatchError, BatchPlan, BatchSummary, PlotPlan, Target};
 use crate::pipeline::process_limits::raise_open_files;
 use crate::sinks::output;
@@ -42,6 +43,12 @@ pub struct BatchArgs {
     /// The format of --output, instead of by its name; csv on standard output
     #[arg(long, value_name = "FORMAT")]
     output_format: Option<Format>,
+    /// The unit of temperatures, heat indexes included, in every output; each says it
+    #[arg(long, value_name = "UNIT", default_value = "fahrenheit")]
+    output_units: TemperatureUnit,
+    /// The unit of wind speeds in --output
+    #[arg(long, value_name = "UNIT", default_value = "mph")]
+    output_wind_units: WindUnit,
     /// Write every change of a row, as JSON lines, epoch by epoch
     #[arg(long, value_name = "FILE")]
     changes: Option<PathBuf>,
@@ -136,6 +143,7 @@ impl BatchArgs {
             lateness: self.lateness.unwrap_or(Duration::MAX),
             workers: usize::from(self.workers),
             epoch_size: self.epoch_size as usize,
+            output_units: OutputUnits { temperature: self.output_units, wind: self.output_wind_units },
             output,
             changes,
             daily,

@@ -51,7 +51,7 @@ pub use self::reports::{ChangesWriter, DailyWriter, DeadLettersWriter};
 pub use self::results::RowsWriter;
 pub use self::row::{
     push_aged_current_json, push_current_json, push_current_values, push_key_json, push_row_json,
-    push_row_values,
+    push_row_values, push_units,
 };
 pub(crate) use self::text::{push_integer, push_json_text, push_number};
 use crate::model::{LocalTime, Refusal, Upsert};

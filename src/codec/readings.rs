@@ -224,7 +224,7 @@ impl Columns {
             columns.push((Field::new("op", DataType::Utf8, false), Encoded::Few));
         }
         Ok(Columns {
-            table: Table::new(out, columns)?,
+            table: Table::new(out, columns, &[])?,
             cities: Cities::default(),
             reading_at: Vec::new(),
             temperature: Vec::new(),

@@ -6,23 +6,32 @@ use std::sync::Arc;
 use arrow_array::{ArrayRef, Date32Array, Float64Array, Int64Array};
 use arrow_schema::{DataType, Field};
 
-use super::parquet::{Cities, Encoded, Table, city_column, time_column, times};
-use super::text::{TextFile, push_csv_text, push_heat_index, push_integer, push_json_text, push_number};
+use super::parquet::{Cities, Encoded, Table, city_column, time_column, times, unit_column};
+use super::row::push_degrees;
+use super::text::{TextFile, push_csv_text, push_integer, push_json_text, push_number};
 use super::{Compression, Format};
 use crate::model::time::civil_from_days;
-use crate::model::{Category, ChangeLine, DayLine, DeadLetter, Row};
+use crate::model::{Category, ChangeLine, DayLine, DeadLetter, Row, TemperatureUnit};
 
 /// Writes changes of rows as JSON lines. The file is whole once it is [finished](ChangesWriter::finish).
 #[derive(Debug)]
-pub struct ChangesWriter(TextFile);
+pub struct ChangesWriter {
+    file: TextFile,
+    unit: TemperatureUnit,
+}
 
 impl ChangesWriter {
-    pub fn new(compression: Compression, out: Box<dyn Write + Send>) -> io::Result<ChangesWriter> {
-        TextFile::new(out, compression).map(ChangesWriter)
+    /// Heat indexes are written in `unit`, which each line names.
+    pub fn new(
+        compression: Compression,
+        unit: TemperatureUnit,
+        out: Box<dyn Write + Send>,
+    ) -> io::Result<ChangesWriter> {
+        Ok(ChangesWriter { file: TextFile::new(out, compression)?, unit })
     }
 
     pub fn write(&mut self, change: &ChangeLine<'_>) -> io::Result<()> {
-        let line = &mut self.0.line;
+        let (line, unit) = (&mut self.file.line, self.unit);
         line.extend_from_slice(b"{\"as_of\":");
         let _ = write!(line, "{}", change.as_of);
         line.extend_from_slice(b",\"city\":");
@@ -30,34 +39,42 @@ impl ChangesWriter {
         line.extend_from_slice(b",\"reading_at\":\"");
         change.reading_at.write_to(line);
         line.extend_from_slice(b"\",\"before\":");
-        push_row(change.before.as_ref(), line);
+        push_row(change.before.as_ref(), unit, line);
         line.extend_from_slice(b",\"after\":");
-        push_row(change.after.as_ref(), line);
+        push_row(change.after.as_ref(), unit, line);
+        push_unit(unit, line);
         line.push(b'}');
-        self.0.end_line()
+        self.file.end_line()
     }
 
     /// Lets whoever reads the file see what was written so far.
     pub fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
+        self.file.flush()
     }
 
     pub fn finish(self) -> io::Result<()> {
-        self.0.finish()
+        self.file.finish()
     }
 }
 
-fn push_row(row: Option<&Row>, line: &mut Vec<u8>) {
+fn push_row(row: Option<&Row>, unit: TemperatureUnit, line: &mut Vec<u8>) {
     let Some(row) = row else { return line.extend_from_slice(b"null") };
     line.extend_from_slice(b"{\"heat_index\":");
-    push_heat_index(row.heat_index(), line);
+    push_degrees(row.heat_index(), unit, line);
     line.extend_from_slice(b",\"rolling_heat_index\":");
-    push_number(row.rolling_heat_index(), line);
+    push_number(unit.mean(row.sum(), row.count()), line);
     line.extend_from_slice(b",\"count\":");
     push_integer(i64::from(row.count()), line);
     line.extend_from_slice(b",\"category\":\"");
     line.extend_from_slice(row.category().name().as_bytes());
     line.extend_from_slice(b"\"}");
+}
+
+/// A last member of an object: `,"units":"celsius"`.
+fn push_unit(unit: TemperatureUnit, line: &mut Vec<u8>) {
+    line.extend_from_slice(b",\"units\":\"");
+    line.extend_from_slice(unit.name().as_bytes());
+    line.push(b'"');
 }
 
 /// Writes dead letters as JSON lines. The file is whole once it is [finished](DeadLettersWriter::finish).
@@ -85,9 +102,12 @@ impl DeadLettersWriter {
 }
 
 /// Writes summaries of days: `city,day,readings,mean_heat_index,max_heat_index,max_at` and how many readings are in
-/// each category. The file is whole once it is [finished](DailyWriter::finish).
+/// each category, in `unit`, which CSV and JSON name in each line and Parquet in its metadata. The file is whole once it is [finished](DailyWriter::finish).
 #[derive(Debug)]
-pub struct DailyWriter(Daily);
+pub struct DailyWriter {
+    unit: TemperatureUnit,
+    inner: Daily,
+}
 
 #[derive(Debug)]
 enum Daily {
@@ -101,31 +121,34 @@ impl DailyWriter {
     pub fn new(
         format: Format,
         compression: Compression,
+        unit: TemperatureUnit,
         out: Box<dyn Write + Send>,
     ) -> io::Result<DailyWriter> {
-        Ok(DailyWriter(match format {
+        let inner = match format {
             Format::Csv => {
                 let mut file = TextFile::new(out, compression)?;
                 file.line.extend_from_slice(b"city,day,readings,mean_heat_index,max_heat_index,max_at");
                 for category in Category::ALL {
                     let _ = write!(file.line, ",{}", category.name());
                 }
+                file.line.extend_from_slice(b",units");
                 file.end_line()?;
                 Daily::Csv(file)
             }
             Format::Json => Daily::Json(TextFile::new(out, compression)?),
-            Format::Parquet => Daily::Parquet(Box::new(Columns::new(out)?)),
-        }))
+            Format::Parquet => Daily::Parquet(Box::new(Columns::new(unit, out)?)),
+        };
+        Ok(DailyWriter { unit, inner })
     }
 
     pub fn write(&mut self, day: &DayLine<'_>) -> io::Result<()> {
-        match &mut self.0 {
+        match &mut self.inner {
             Daily::Csv(file) => {
-                push_csv_day(day, &mut file.line);
+                push_csv_day(day, self.unit, &mut file.line);
                 file.end_line()
             }
             Daily::Json(file) => {
-                push_json_day(day, &mut file.line);
+                push_json_day(day, self.unit, &mut file.line);
                 file.end_line()
             }
             Daily::Parquet(columns) => columns.write(day),
@@ -138,7 +161,7 @@ impl DailyWriter {
     ///
     /// Where not everything could be written: the file is then not whole.
     pub fn finish(self) -> io::Result<()> {
-        match self.0 {
+        match self.inner {
             Daily::Csv(file) | Daily::Json(file) => file.finish(),
             Daily::Parquet(columns) => columns.finish(),
         }
@@ -152,25 +175,27 @@ fn push_day(day: i32, line: &mut Vec<u8>) {
     let _ = write!(line, "{year:04}-{month:02}-{day:02}");
 }
 
-fn push_csv_day(day: &DayLine<'_>, line: &mut Vec<u8>) {
+fn push_csv_day(day: &DayLine<'_>, unit: TemperatureUnit, line: &mut Vec<u8>) {
     push_csv_text(day.city, line);
     line.push(b',');
     push_day(day.day, line);
     line.push(b',');
     push_integer(i64::from(day.summary.readings), line);
     line.push(b',');
-    push_number(day.summary.mean_heat_index(), line);
+    push_number(unit.mean(day.summary.sum, day.summary.readings), line);
     line.push(b',');
-    push_heat_index(day.summary.max_heat_index, line);
+    push_degrees(day.summary.max_heat_index, unit, line);
     line.push(b',');
     day.summary.max_at.write_to(line);
     for readings in day.summary.categories {
         line.push(b',');
         push_integer(i64::from(readings), line);
     }
+    line.push(b',');
+    line.extend_from_slice(unit.name().as_bytes());
 }
 
-fn push_json_day(day: &DayLine<'_>, line: &mut Vec<u8>) {
+fn push_json_day(day: &DayLine<'_>, unit: TemperatureUnit, line: &mut Vec<u8>) {
     line.extend_from_slice(b"{\"city\":");
     push_json_text(day.city, line);
     line.extend_from_slice(b",\"day\":\"");
@@ -178,20 +203,22 @@ fn push_json_day(day: &DayLine<'_>, line: &mut Vec<u8>) {
     line.extend_from_slice(b"\",\"readings\":");
     push_integer(i64::from(day.summary.readings), line);
     line.extend_from_slice(b",\"mean_heat_index\":");
-    push_number(day.summary.mean_heat_index(), line);
+    push_number(unit.mean(day.summary.sum, day.summary.readings), line);
     line.extend_from_slice(b",\"max_heat_index\":");
-    push_heat_index(day.summary.max_heat_index, line);
+    push_degrees(day.summary.max_heat_index, unit, line);
     line.extend_from_slice(b",\"max_at\":\"");
     day.summary.max_at.write_to(line);
     line.push(b'"');
     for (category, readings) in Category::ALL.iter().zip(day.summary.categories) {
         let _ = write!(line, ",\"{}\":{readings}", category.name());
     }
+    push_unit(unit, line);
     line.push(b'}');
 }
 
 #[derive(Debug)]
 struct Columns {
+    unit: TemperatureUnit,
     table: Table,
     cities: Cities,
     day: Vec<i32>,
@@ -204,19 +231,20 @@ struct Columns {
 impl Columns {
     const BATCH_ROWS: usize = 8 * 1024;
 
-    fn new(out: Box<dyn Write + Send>) -> io::Result<Columns> {
+    fn new(unit: TemperatureUnit, out: Box<dyn Write + Send>) -> io::Result<Columns> {
         let count = |name: &str| (Field::new(name, DataType::Int64, false), Encoded::Delta);
         let mut columns = vec![
             (Field::new("city", city_column(), false), Encoded::Few),
             (Field::new("day", DataType::Date32, false), Encoded::Delta),
             count("readings"),
-            (Field::new("mean_heat_index", DataType::Float64, false), Encoded::Unique),
-            (Field::new("max_heat_index", DataType::Float64, false), Encoded::Few),
+            (unit_column("mean_heat_index", unit.name(), false), Encoded::Unique),
+            (unit_column("max_heat_index", unit.name(), false), Encoded::Few),
             (Field::new("max_at", time_column(), false), Encoded::Delta),
         ];
         columns.extend(Category::ALL.iter().map(|category| count(category.name())));
         Ok(Columns {
-            table: Table::new(out, columns)?,
+            unit,
+            table: Table::new(out, columns, &[("units", unit.name())])?,
             cities: Cities::default(),
             day: Vec::new(),
             max_at: Vec::new(),
@@ -230,8 +258,8 @@ impl Columns {
         self.cities.push(Some(line.city), 1);
         self.day.push(line.day);
         self.max_at.push(summary.max_at.millis());
-        self.doubles[0].push(summary.mean_heat_index());
-        self.doubles[1].push(summary.max_heat_index.fahrenheit());
+        self.doubles[0].push(self.unit.mean(summary.sum, summary.readings));
+        self.doubles[1].push(self.unit.heat_index(summary.max_heat_index));
         let counts = std::iter::once(summary.readings).chain(summary.categories);
         self.counts.iter_mut().zip(counts).for_each(|(column, count)| column.push(i64::from(count)));
         if self.cities.len() == Self::BATCH_ROWS { self.encode() } else { Ok(()) }

@@ -1,4 +1,5 @@
-//! Result rows: `city,reading_at,temperature,humidity,wind_speed,heat_index,rolling_heat_index,count,category`.
+//! Result rows: `city,reading_at,temperature,humidity,wind_speed,heat_index,rolling_heat_index,count,category`, and the units that
+//! they are in: in CSV and JSON of each row, in Parquet in the metadata of columns and file.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -6,17 +7,21 @@ use std::sync::Arc;
 use arrow_array::{ArrayRef, Float64Array, Int64Array, StringArray};
 use arrow_schema::{DataType, Field};
 
-use super::parquet::{Cities, Encoded, Table, city_column, time_column, times};
-use super::text::{TextFile, push_csv_text, push_heat_index, push_integer, push_json_text, push_number};
+use super::parquet::{Cities, Encoded, Table, city_column, time_column, times, unit_column};
+use super::row::{push_degrees, push_units};
+use super::text::{TextFile, push_csv_text, push_integer, push_json_text, push_number};
 use super::{Compression, Format};
-use crate::model::{CityRows, ResultRow};
+use crate::model::{CityRows, OutputUnits, ResultRow};
 
 /// Rows that are held before they are encoded.
 const BATCH_ROWS: usize = 8 * 1024;
 
 /// Writes result rows. The file is whole once it is [finished](RowsWriter::finish).
 #[derive(Debug)]
-pub struct RowsWriter(Inner);
+pub struct RowsWriter {
+    units: OutputUnits,
+    inner: Inner,
+}
 
 #[derive(Debug)]
 enum Inner {
@@ -30,29 +35,31 @@ impl RowsWriter {
     pub fn new(
         format: Format,
         compression: Compression,
+        units: OutputUnits,
         out: Box<dyn Write + Send>,
     ) -> io::Result<RowsWriter> {
-        Ok(RowsWriter(match format {
+        let inner = match format {
             Format::Csv => {
                 let mut file = TextFile::new(out, compression)?;
                 file.line.extend_from_slice(
-                    b"city,reading_at,temperature,humidity,wind_speed,heat_index,rolling_heat_index,count,category",
+                    b"city,reading_at,temperature,humidity,wind_speed,heat_index,rolling_heat_index,count,category,units,wind_units",
                 );
                 file.end_line()?;
                 Inner::Csv(file)
             }
             Format::Json => Inner::Json(TextFile::new(out, compression)?),
-            Format::Parquet => Inner::Parquet(Box::new(Columns::new(out)?)),
-        }))
+            Format::Parquet => Inner::Parquet(Box::new(Columns::new(units, out)?)),
+        };
+        Ok(RowsWriter { units, inner })
     }
 
     pub fn write(&mut self, rows: &CityRows<'_>) -> io::Result<()> {
-        let mut start = Vec::new();
-        match &mut self.0 {
+        let (mut start, units) = (Vec::new(), self.units);
+        match &mut self.inner {
             Inner::Csv(file) => {
                 push_csv_text(rows.city, &mut start);
                 rows.rows.iter().try_for_each(|row| {
-                    push_csv(&start, row, &mut file.line);
+                    push_csv(&start, row, units, &mut file.line);
                     file.end_line()
                 })
             }
@@ -60,7 +67,7 @@ impl RowsWriter {
                 start.extend_from_slice(b"{\"city\":");
                 push_json_text(rows.city, &mut start);
                 rows.rows.iter().try_for_each(|row| {
-                    push_json(&start, row, &mut file.line);
+                    push_json(&start, row, units, &mut file.line);
                     file.end_line()
                 })
             }
@@ -74,61 +81,70 @@ impl RowsWriter {
     ///
     /// Where not everything could be written: the file is then not whole.
     pub fn finish(self) -> io::Result<()> {
-        match self.0 {
+        match self.inner {
             Inner::Csv(file) | Inner::Json(file) => file.finish(),
             Inner::Parquet(columns) => columns.finish(),
         }
     }
 }
 
-fn push_csv(city: &[u8], row: &ResultRow, line: &mut Vec<u8>) {
+fn push_csv(city: &[u8], row: &ResultRow, units: OutputUnits, line: &mut Vec<u8>) {
+    let OutputUnits { temperature, wind } = units;
     line.extend_from_slice(city);
     line.push(b',');
     row.reading_at.write_to(line);
     line.push(b',');
-    push_number(row.measurement.temperature(), line);
+    push_number(temperature.temperature(row.measurement.temperature()), line);
     line.push(b',');
     push_number(row.measurement.humidity(), line);
     line.push(b',');
     if let Some(wind_speed) = row.measurement.wind_speed() {
-        push_number(wind_speed, line);
+        push_number(wind.speed(wind_speed), line);
     }
     line.push(b',');
-    push_heat_index(row.heat_index, line);
+    push_degrees(row.heat_index, temperature, line);
     line.push(b',');
-    push_number(row.rolling_heat_index(), line);
+    push_number(temperature.mean(row.sum, row.count), line);
     line.push(b',');
     push_integer(i64::from(row.count), line);
     line.push(b',');
     line.extend_from_slice(row.category.name().as_bytes());
+    for name in [temperature.name(), wind.name()] {
+        line.push(b',');
+        line.extend_from_slice(name.as_bytes());
+    }
 }
 
-fn push_json(start: &[u8], row: &ResultRow, line: &mut Vec<u8>) {
+fn push_json(start: &[u8], row: &ResultRow, units: OutputUnits, line: &mut Vec<u8>) {
+    let OutputUnits { temperature, wind } = units;
     line.extend_from_slice(start);
     line.extend_from_slice(b",\"reading_at\":\"");
     row.reading_at.write_to(line);
     line.extend_from_slice(b"\",\"temperature\":");
-    push_number(row.measurement.temperature(), line);
+    push_number(temperature.temperature(row.measurement.temperature()), line);
     line.extend_from_slice(b",\"humidity\":");
     push_number(row.measurement.humidity(), line);
     line.extend_from_slice(b",\"wind_speed\":");
     match row.measurement.wind_speed() {
-        Some(wind_speed) => push_number(wind_speed, line),
+        Some(wind_speed) => push_number(wind.speed(wind_speed), line),
         None => line.extend_from_slice(b"null"),
     }
     line.extend_from_slice(b",\"heat_index\":");
-    push_heat_index(row.heat_index, line);
+    push_degrees(row.heat_index, temperature, line);
     line.extend_from_slice(b",\"rolling_heat_index\":");
-    push_number(row.rolling_heat_index(), line);
+    push_number(temperature.mean(row.sum, row.count), line);
     line.extend_from_slice(b",\"count\":");
     push_integer(i64::from(row.count), line);
     line.extend_from_slice(b",\"category\":\"");
     line.extend_from_slice(row.category.name().as_bytes());
-    line.extend_from_slice(b"\"}");
+    line.extend_from_slice(b"\",");
+    push_units(line, units);
+    line.push(b'}');
 }
 
 #[derive(Debug)]
 struct Columns {
+    units: OutputUnits,
     table: Table,
     cities: Cities,
     reading_at: Vec<i64>,
@@ -142,23 +158,26 @@ struct Columns {
 }
 
 impl Columns {
-    fn new(out: Box<dyn Write + Send>) -> io::Result<Columns> {
-        let double = |name: &str| Field::new(name, DataType::Float64, false);
+    fn new(units: OutputUnits, out: Box<dyn Write + Send>) -> io::Result<Columns> {
+        let (unit, wind_unit) = (units.temperature.name(), units.wind.name());
+        let degrees = |name: &str| unit_column(name, unit, false);
         let table = Table::new(
             out,
             vec![
                 (Field::new("city", city_column(), false), Encoded::Few),
                 (Field::new("reading_at", time_column(), false), Encoded::Delta),
-                (double("temperature"), Encoded::Few),
-                (double("humidity"), Encoded::Few),
-                (Field::new("wind_speed", DataType::Float64, true), Encoded::Few),
-                (double("heat_index"), Encoded::Few),
-                (double("rolling_heat_index"), Encoded::Unique),
+                (degrees("temperature"), Encoded::Few),
+                (Field::new("humidity", DataType::Float64, false), Encoded::Few),
+                (unit_column("wind_speed", wind_unit, true), Encoded::Few),
+                (degrees("heat_index"), Encoded::Few),
+                (degrees("rolling_heat_index"), Encoded::Unique),
                 (Field::new("count", DataType::Int64, false), Encoded::Delta),
                 (Field::new("category", DataType::Utf8, false), Encoded::Few),
             ],
+            &[("units", unit), ("wind_units", wind_unit)],
         )?;
         Ok(Columns {
+            units,
             table,
             cities: Cities::default(),
             reading_at: Vec::new(),
@@ -173,16 +192,19 @@ impl Columns {
     }
 
     fn write(&mut self, city: &CityRows<'_>) -> io::Result<()> {
+        let OutputUnits { temperature, wind } = self.units;
         let mut rest = city.rows;
         while !rest.is_empty() {
             let (rows, after) = rest.split_at(rest.len().min(BATCH_ROWS - self.cities.len()));
             self.cities.push(Some(city.city), rows.len());
             self.reading_at.extend(rows.iter().map(|row| row.reading_at.millis()));
-            self.temperature.extend(rows.iter().map(|row| row.measurement.temperature()));
+            self.temperature
+                .extend(rows.iter().map(|row| temperature.temperature(row.measurement.temperature())));
             self.humidity.extend(rows.iter().map(|row| row.measurement.humidity()));
-            self.wind_speed.extend(rows.iter().map(|row| row.measurement.wind_speed()));
-            self.heat_index.extend(rows.iter().map(|row| row.heat_index.fahrenheit()));
-            self.rolling_heat_index.extend(rows.iter().map(|row| row.rolling_heat_index()));
+            let speed = |row: &ResultRow| row.measurement.wind_speed().map(|mph| wind.speed(mph));
+            self.wind_speed.extend(rows.iter().map(speed));
+            self.heat_index.extend(rows.iter().map(|row| temperature.heat_index(row.heat_index)));
+            self.rolling_heat_index.extend(rows.iter().map(|row| temperature.mean(row.sum, row.count)));
             self.count.extend(rows.iter().map(|row| i64::from(row.count)));
             self.category.extend(rows.iter().map(|row| row.category.name()));
             if self.cities.len() == BATCH_ROWS {

@@ -14,7 +14,7 @@ use super::plan::{
 use super::{cluster, kafka, read_options, sources, tokens};
 use crate::checkpoint::{self, Place};
 use crate::dataflow::rolling::Retention;
-use crate::model::{Duration, STATE_SHARDS};
+use crate::model::{Duration, OutputUnits, STATE_SHARDS};
 use crate::serve::{Limits, ServePlan, TlsPlan, Token};
 use crate::sinks::dead_letters::{DeadLetterLimits, WhenFull};
 use crate::sinks::kafka::Delivery;
@@ -36,6 +36,10 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
     let max_ahead = keys.duration("results.max_ahead", "0s", "366d");
     let max_cities = keys.whole("results.max_cities", 1..=100_000_000);
     let stale_after = keys.duration("results.stale_after", "1s", "36525d");
+    let output_units = OutputUnits {
+        temperature: keys.choice("results.units").unwrap_or_default(),
+        wind: keys.choice("results.wind_units").unwrap_or_default(),
+    };
     let decode = read_options::decode(keys);
     let common = decode.unwrap_or_default();
     let mut sources = sources::sources(keys, common, retention.lateness);
@@ -79,6 +83,7 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
         max_ahead,
         max_cities,
         stale_after,
+        output_units,
         decode,
         checkpoints,
         ingest,

@@ -8,7 +8,7 @@ use crate::checkpoint::Place;
 use crate::codec::{Compression, DecodeSettings, Format, ReadOptions};
 use crate::dataflow::heat_index::Formula;
 use crate::dataflow::rolling::Retention;
-use crate::model::Duration;
+use crate::model::{Duration, OutputUnits};
 use crate::serve::ServePlan;
 use crate::sinks::dead_letters::DeadLetterLimits;
 use crate::sinks::kafka::KafkaSinkPlan;
@@ -29,6 +29,8 @@ pub struct Plan {
     pub max_cities: u32,
     /// A current row that is older is stale. It decides what is said of rows, never what they are.
     pub stale_after: Duration,
+    /// What is given out is in these units where nobody asks for others.
+    pub output_units: OutputUnits,
     pub decode: DecodeSettings,
     /// Without it a start reads the logs from their beginning.
     pub checkpoints: Option<CheckpointPlan>,

@@ -9,7 +9,7 @@ use std::time::Duration as Wait;
 use super::*;
 use crate::codec::{Compression, Format, Moisture, Units};
 use crate::dataflow::heat_index::Formula;
-use crate::model::{Duration, LocalTime};
+use crate::model::{Duration, LocalTime, OutputUnits};
 use crate::serve::Limits;
 
 /// A folder with a file `swelter.toml`.
@@ -65,6 +65,7 @@ fn the_shipped_defaults_are_the_documented_ones() {
     assert_eq!((decode.units, decode.moisture), (Units::Fahrenheit, Moisture::Humidity));
     assert!(decode.local_time == LocalTime::Refuse && plan.sources.is_empty());
     assert_eq!(plan.stale_after, duration("3h"));
+    assert_eq!(plan.output_units, OutputUnits::STORED);
     assert_eq!(plan.ingest.as_ref().unwrap().partitions, 16);
     let serve = &plan.serve;
     assert_eq!(serve.listen.to_string(), "127.0.0.1:8080");

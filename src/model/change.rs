@@ -163,13 +163,6 @@ pub struct DaySummary {
     pub categories: [u32; 5],
 }
 
-impl DaySummary {
-    /// °F.
-    pub fn mean_heat_index(&self) -> f64 {
-        mean_fahrenheit(self.sum, self.readings)
-    }
-}
-
 /// What an epoch did to the summary of one day of one city; `before` and `after` differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DayChange {

@@ -46,25 +46,35 @@ impl HeatIndex {
 // What `to_compact` says.
 const _: () = assert!(HeatIndex::MAX.0 - HeatIndex::MIN.0 <= u32::MAX as i64);
 
-/// The mean in °F of `count` heat indexes that add up to `sum` micro-degrees: the f64 nearest to
-/// `sum / (count * 1e6)`. The divisor is always below 2^53; where the sum is too, one division of exact operands rounds
-/// once. Greater sums (millions of readings in a window) are divided as integers first.
+/// The mean in °F of `count` heat indexes that add up to `sum` micro-degrees: the f64 nearest to `sum / (count * 1e6)`.
 pub fn mean_fahrenheit(sum: i64, count: u32) -> f64 {
-    const EXACT: u64 = 1 << 53;
-    let divisor = u64::from(count) * 1_000_000;
-    if sum.unsigned_abs() <= EXACT {
-        return sum as f64 / divisor as f64;
-    }
-    nearest_quotient(sum, divisor)
+    nearest_quotient(sum.into(), u128::from(count) * 1_000_000)
 }
 
-/// `sum / divisor` rounded once, for sums above 2^53: the quotient with 64 more bits as an integer, the remainder as
-/// a sticky last bit.
-fn nearest_quotient(sum: i64, divisor: u64) -> f64 {
-    let scaled = u128::from(sum.unsigned_abs()) << 64;
-    let (quotient, rest) = (scaled / u128::from(divisor), scaled % u128::from(divisor));
-    let magnitude = (quotient | u128::from(rest != 0)) as f64 / 2f64.powi(64);
-    if sum < 0 { -magnitude } else { magnitude }
+/// The f64 nearest to `numerator / divisor`, ties to even: rounded once, however large they are. The divisor is at most 2^95.
+#[inline]
+pub(super) fn nearest_quotient(numerator: i128, divisor: u128) -> f64 {
+    const EXACT: u128 = 1 << 53;
+    if numerator.unsigned_abs() <= EXACT && divisor <= EXACT {
+        // One division of exact operands; as 64 bits, which are turned into an f64 at once.
+        return numerator as i64 as f64 / divisor as u64 as f64;
+    }
+    let magnitude = long_quotient(numerator.unsigned_abs(), divisor);
+    if numerator < 0 { -magnitude } else { magnitude }
+}
+
+/// Long division, 32 bits a step, until there are 64 bits or no rest; what rest there is then decides as a sticky last bit.
+fn long_quotient(numerator: u128, divisor: u128) -> f64 {
+    const STEP: u32 = 32;
+    let (mut quotient, mut rest) = (numerator / divisor, numerator % divisor);
+    let mut shift = 0;
+    while quotient < 1 << 64 && rest > 0 {
+        rest <<= STEP;
+        quotient = quotient << STEP | rest / divisor;
+        rest %= divisor;
+        shift += STEP;
+    }
+    (quotient | u128::from(rest != 0)) as f64 / 2f64.powi(shift as i32)
 }
 
 /// The danger category of a heat index, by the thresholds of the US National Weather Service.
@@ -127,13 +137,22 @@ mod tests {
     }
 
     #[test]
-    fn the_wide_mean_agrees_with_the_narrow_one() {
+    fn quotients_are_rounded_once_however_large() {
         for (sum, count) in
             [(1 << 53, 7), (-(1 << 53), 3), ((1 << 53) - 1, 86_400), (9_000_000_000_000_001, u32::MAX)]
         {
-            let divisor = u64::from(count) * 1_000_000;
-            assert_eq!(mean_fahrenheit(sum, count), nearest_quotient(sum, divisor), "{sum} / {count}");
+            let narrow = mean_fahrenheit(sum, count);
+            let wide = long_quotient(u128::from(sum.unsigned_abs()), u128::from(count) * 1_000_000);
+            assert_eq!(narrow.abs(), wide, "{sum} / {count}");
         }
         assert_eq!(mean_fahrenheit(i64::MAX, 1 << 31), i64::MAX as f64 / (2f64.powi(31) * 1e6));
+        // Behind a tie between two doubles, what decides is far to the right.
+        let tie = (1i128 << 53) + 1;
+        assert_eq!(nearest_quotient(tie, 1), (1i64 << 53) as f64);
+        assert_eq!(nearest_quotient(tie << 20, 1 << 20), (1i64 << 53) as f64);
+        assert_eq!(nearest_quotient((tie << 20) + 1, 1 << 20), ((1i64 << 53) + 2) as f64);
+        assert_eq!(nearest_quotient(-((tie << 20) + 1), 1 << 20), -((1i64 << 53) + 2) as f64);
+        assert_eq!(nearest_quotient(1, 1 << 90), 2f64.powi(-90));
+        assert_eq!(nearest_quotient(0, 1 << 90).to_bits(), 0.0f64.to_bits());
     }
 }

@@ -17,6 +17,7 @@ pub mod rules;
 pub mod state;
 pub mod time;
 pub mod topology;
+pub mod units;
 pub mod update;
 
 pub use arrival::{Arrival, CityKey, CityName, Outcome, OutcomeKind};
@@ -37,4 +38,5 @@ pub use rows::{ChangeLine, CityRows, DayLine, DeadLetter, RecordAt, ResultRow};
 pub use state::{CityState, Mark, STATE_SHARDS, Snapshots, state_shard};
 pub use time::{Duration, EventTime, LocalTime, TimeError};
 pub use topology::Topology;
+pub use units::{OutputUnits, TemperatureUnit, WindUnit};
 pub use update::{Answer, Ask, Counts, CurrentAt, PINNED_BYTES, Query, Question, Rest, Update, WatchedRow};

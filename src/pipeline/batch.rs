@@ -20,7 +20,7 @@ use crate::dataflow::rolling::snapshot::Resumed;
 use crate::dataflow::{self, Graph, GraphPlan};
 use crate::fault::{cannot_start, check_threads, remedy_suffix};
 use crate::model::time::DayZone;
-use crate::model::{CityRows, Counts, DayLine, Duration, Reason};
+use crate::model::{CityRows, Counts, DayLine, Duration, OutputUnits, Reason};
 use crate::sinks::changes::{self, ChangesSink, ChangesThread};
 use crate::sinks::output::{OutputFile, StandardOutput, is_in_place};
 use crate::sinks::plot::{self, FirstRows};
@@ -49,6 +49,8 @@ pub struct BatchPlan {
     pub workers: usize,
     /// Records in an epoch, at least 1. An epoch also ends with its file.
     pub epoch_size: usize,
+    /// Of all outputs.
+    pub output_units: OutputUnits,
     /// Result rows.
     pub output: Option<Target>,
     pub changes: Option<Target>,
@@ -369,7 +371,7 @@ impl Ended {
                 result.map_err(|error| BatchError::output(&name_of(&plan.daily), error))?;
             }
             if let Some(first) = first_rows.iter().find(|first| first.city() == &*name && !first.is_empty()) {
-                plotted = plot::render(first, &rows, plan.window)
+                plotted = plot::render(first, &rows, plan.window, plan.output_units.temperature)
                     .map_err(|error| BatchError::output("the plot", error))?;
             }
         }
@@ -432,11 +434,15 @@ impl Outputs {
     }
 
     fn rows(&mut self, plan: &BatchPlan) -> Result<Option<RowsWriter>, BatchError> {
-        self.begin(&plan.output, RowsWriter::new)
+        self.begin(&plan.output, |format, compression, out| {
+            RowsWriter::new(format, compression, plan.output_units, out)
+        })
     }
 
     fn daily(&mut self, plan: &BatchPlan) -> Result<Option<DailyWriter>, BatchError> {
-        self.begin(&plan.daily, DailyWriter::new)
+        self.begin(&plan.daily, |format, compression, out| {
+            DailyWriter::new(format, compression, plan.output_units.temperature, out)
+        })
     }
 
     fn dead_letters(&mut self, plan: &BatchPlan) -> Result<Option<DeadLettersWriter>, BatchError> {
@@ -445,7 +451,8 @@ impl Outputs {
 
     fn changes(&mut self, plan: &BatchPlan) -> Result<Option<(Vec<ChangesSink>, ChangesThread)>, BatchError> {
         self.begin(&plan.changes, |_, compression, out| {
-            changes::spawn(ChangesWriter::new(compression, out)?, plan.workers)
+            let writer = ChangesWriter::new(compression, plan.output_units.temperature, out)?;
+            changes::spawn(writer, plan.workers)
         })
     }
 

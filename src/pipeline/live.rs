@@ -223,6 +223,7 @@ fn facts(plan: &Plan, partitions: Slots, generation: Arc<str>) -> Facts {
         lateness: plan.retention.lateness,
         history: plan.retention.history,
         stale_after: plan.stale_after,
+        units: plan.output_units,
         workers: plan.workers * plan.cluster.processes,
         partitions,
         directory: Directory::shipped(),

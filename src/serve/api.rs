@@ -11,12 +11,15 @@ use super::Facts;
 use super::freshness::Freshness;
 use super::problem::{Code, Problem};
 use super::text::Parameters;
+use super::units;
 use super::view::{AgainstClock, Busy, CityState, View};
-use crate::codec::{push_aged_current_json, push_integer, push_json_text, push_number, push_row_json};
+use crate::codec::{
+    push_aged_current_json, push_integer, push_json_text, push_number, push_row_json, push_units,
+};
 use crate::directory::Directory;
 use crate::model::refusal::quoted;
 use crate::model::time::TimeProblem;
-use crate::model::{Answer, Category, Duration, EventTime, Question, TimeError};
+use crate::model::{Answer, Category, Duration, EventTime, OutputUnits, Question, TimeError};
 
 /// What a city takes in a list, at most or nearly so.
 pub(super) const CITY_BYTES: usize = 512;
@@ -38,11 +41,15 @@ pub(super) struct Listing {
     max_age: Option<Duration>,
     order: Order,
     pub(super) limit: usize,
+    units: OutputUnits,
 }
 
 impl Listing {
-    pub(super) fn parse(query: &str) -> Result<Listing, Problem> {
-        let parameters = Parameters::parse(query, &["category", "country", "max_age", "order", "limit"])?;
+    /// In `default` units where the query names no others.
+    pub(super) fn parse(query: &str, default: OutputUnits) -> Result<Listing, Problem> {
+        let known = ["category", "country", "max_age", "order", "limit", units::UNITS, units::WIND_UNITS];
+        let parameters = Parameters::parse(query, &known)?;
+        let units = units::of_query(&parameters, default)?;
         let bad = |detail: String| Problem::new(Code::BadParameter, detail);
         let category = match parameters.get("category") {
             None => None,
@@ -69,10 +76,10 @@ impl Listing {
         }
         let limit = parameters.read("limit", "a whole number")?.unwrap_or(usize::MAX);
         let max_age = parameters.get("max_age").map(parse_max_age).transpose()?;
-        Ok(Listing { category, country, max_age, order, limit })
+        Ok(Listing { category, country, max_age, order, limit, units })
     }
 
-    /// `{"as_of":..,"now":..,"stale_after_s":..,"stale_cities":..,"cities":[..]}`.
+    /// `{"as_of":..,"now":..,"units":..,"wind_units":..,"stale_after_s":..,"stale_cities":..,"cities":[..]}`.
     pub(super) fn json(&self, view: &View) -> Vec<u8> {
         let directory = view.facts().directory;
         let (mut cities, mut stale) = (Vec::new(), 0);
@@ -90,6 +97,8 @@ impl Listing {
         let mut out = Vec::with_capacity(cities.len() * CITY_BYTES * 3 / 4 + 64);
         push_as_of(&mut out, as_of);
         push_now(&mut out, freshness);
+        out.push(b',');
+        push_units(&mut out, self.units);
         out.extend_from_slice(b",\"stale_after_s\":");
         push_number(view.facts().stale_after.millis() as f64 / 1e3, &mut out);
         out.extend_from_slice(b",\"stale_cities\":");
@@ -97,7 +106,7 @@ impl Listing {
         out.extend_from_slice(b",\"cities\":[");
         for (at, city) in cities.iter().enumerate() {
             out.extend_from_slice(if at == 0 { b"{" } else { b",{" });
-            push_city(&mut out, city, directory, freshness);
+            push_city(&mut out, city, directory, freshness, self.units);
         }
         out.extend_from_slice(b"]}");
         out
@@ -163,7 +172,13 @@ fn push_now(out: &mut Vec<u8>, freshness: Freshness) {
 }
 
 /// The members of a city's object, and its end.
-fn push_city(out: &mut Vec<u8>, city: &CityState, directory: &Directory<'_>, freshness: Freshness) {
+fn push_city(
+    out: &mut Vec<u8>,
+    city: &CityState,
+    directory: &Directory<'_>,
+    freshness: Freshness,
+    units: OutputUnits,
+) {
     out.extend_from_slice(b"\"city\":");
     push_json_text(&city.key, out);
     match directory.find(&city.key) {
@@ -187,7 +202,7 @@ fn push_city(out: &mut Vec<u8>, city: &CityState, directory: &Directory<'_>, fre
     match &city.current {
         Some(current) => {
             let (at, key) = (current.reading_at, &city.key);
-            push_aged_current_json(out, key, current, freshness.is_stale(at), freshness.age_ms(at));
+            push_aged_current_json(out, key, current, units, freshness.is_stale(at), freshness.age_ms(at));
         }
         None => out.extend_from_slice(b"null"),
     }
@@ -203,7 +218,9 @@ pub(super) struct CityAnswer {
     pub(super) age_ms: Option<i64>,
 }
 
-pub(super) fn city(view: &View, key: &str) -> Result<CityAnswer, Problem> {
+pub(super) fn city(view: &View, key: &str, query: &str) -> Result<CityAnswer, Problem> {
+    let parameters = Parameters::parse(query, &[units::UNITS, units::WIND_UNITS])?;
+    let units = units::of_query(&parameters, view.facts().units)?;
     // Asked first, so that it never says more than the row holds.
     let as_of = view.as_of();
     let city = view.city(key).ok_or_else(|| unknown(key))?;
@@ -212,9 +229,13 @@ pub(super) fn city(view: &View, key: &str) -> Result<CityAnswer, Problem> {
     push_as_of(&mut out, as_of);
     push_now(&mut out, freshness);
     out.push(b',');
-    push_city(&mut out, &city, view.facts().directory, freshness);
+    push_units(&mut out, units);
+    out.push(b',');
+    push_city(&mut out, &city, view.facts().directory, freshness, units);
     let stale = if is_stale(&city, freshness) { ".stale" } else { "" };
-    let tag = format!("W/\"{}.{}{stale}\"", view.facts().generation, city.changed);
+    let OutputUnits { temperature, wind } = units;
+    let (unit, wind_unit) = (temperature.name(), wind.name());
+    let tag = format!("W/\"{}.{}{stale}.{unit}.{wind_unit}\"", view.facts().generation, city.changed);
     let age_ms = city.current.map(|current| freshness.age_ms(current.reading_at));
     Ok(CityAnswer { body: out, tag, age_ms })
 }
@@ -228,12 +249,15 @@ pub(super) struct Range {
     from: EventTime,
     to: EventTime,
     pub(super) limit: u32,
+    units: OutputUnits,
 }
 
 impl Range {
-    /// At most `most` rows.
-    pub(super) fn parse(query: &str, most: u32) -> Result<Range, Problem> {
-        let parameters = Parameters::parse(query, &["from", "to", "limit", "cursor"])?;
+    /// At most `most` rows, in `default` units where the query names no others.
+    pub(super) fn parse(query: &str, most: u32, default: OutputUnits) -> Result<Range, Problem> {
+        let known = ["from", "to", "limit", "cursor", units::UNITS, units::WIND_UNITS];
+        let parameters = Parameters::parse(query, &known)?;
+        let units = units::of_query(&parameters, default)?;
         let bad = |detail: String| Problem::new(Code::BadParameter, detail);
         let time = |name: &str, default: EventTime| match parameters.get(name) {
             None => Ok(default),
@@ -253,7 +277,7 @@ impl Range {
         }
         match parameters.read("limit", "a whole number from 1")? {
             Some(0) => Err(bad("limit \"0\" is not a whole number from 1".into())),
-            limit => Ok(Range { from, to, limit: limit.unwrap_or(most).min(most) }),
+            limit => Ok(Range { from, to, limit: limit.unwrap_or(most).min(most), units }),
         }
     }
 }
@@ -273,7 +297,7 @@ fn read_cursor(text: &str) -> Option<EventTime> {
     EventTime::from_millis(i64::from_be_bytes(millis))
 }
 
-/// `{"as_of":..,"city":..,"rows":[..],"next":cursor|null}`.
+/// `{"as_of":..,"units":..,"wind_units":..,"city":..,"rows":[..],"next":cursor|null}`.
 pub(super) async fn history(view: &View, key: &str, range: Range) -> Result<Vec<u8>, Problem> {
     let key: Arc<str> = key.into();
     let question = Question::History { from: range.from, to: range.to, limit: range.limit };
@@ -281,6 +305,8 @@ pub(super) async fn history(view: &View, key: &str, range: Range) -> Result<Vec<
     let mut waiting = view.ask(key.clone(), question).map_err(busy)?;
     let mut out = Vec::with_capacity(512);
     push_as_of(&mut out, waiting.epoch().await.map_err(busy)?);
+    out.push(b',');
+    push_units(&mut out, range.units);
     out.extend_from_slice(b",\"city\":");
     push_json_text(&key, &mut out);
     out.extend_from_slice(b",\"rows\":[");
@@ -294,7 +320,7 @@ pub(super) async fn history(view: &View, key: &str, range: Range) -> Result<Vec<
             if count > 0 {
                 out.push(b',');
             }
-            push_row_json(&mut out, &key, reading_at, &row);
+            push_row_json(&mut out, &key, reading_at, &row, range.units);
             (count, last) = (count + 1, Some(reading_at));
         }
         has_more |= more;
@@ -326,6 +352,8 @@ pub(super) fn status(view: &View, subscribers: usize, connections: usize) -> Vec
         "lateness_s": seconds(facts.lateness),
         "history_s": seconds(facts.history),
         "stale_after_s": seconds(facts.stale_after),
+        "units": facts.units.temperature.name(),
+        "wind_units": facts.units.wind.name(),
         "workers": facts.workers,
         "cities": view.city_count(),
         "stale_cities": against_clock.stale,

@@ -24,6 +24,7 @@ mod text;
 mod tls;
 pub mod turns;
 pub mod ui;
+mod units;
 mod upgrade;
 pub mod view;
 pub mod wire;
@@ -44,7 +45,7 @@ pub use self::server::{Bound, Serving, bind, turned_away_at_once};
 use crate::codec::ReadOptions;
 use crate::directory::Directory;
 use crate::fault::{cannot_start, limit_remedy, remedy};
-use crate::model::{Appender, Ask, Duration, Holds, Slots};
+use crate::model::{Appender, Ask, Duration, Holds, OutputUnits, Slots};
 
 /// How to serve.
 #[derive(Clone, Debug)]
@@ -135,6 +136,8 @@ pub struct Facts {
     pub history: Duration,
     /// A current row that is older is stale.
     pub stale_after: Duration,
+    /// Of answers and subscriptions that ask for no others.
+    pub units: OutputUnits,
     pub workers: usize,
     pub partitions: Slots,
     pub directory: &'static Directory<'static>,

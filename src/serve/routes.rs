@@ -261,7 +261,7 @@ impl Server {
         let (headers, query) = (&request.headers, request.query.as_str());
         match route.give {
             Give::Cities => {
-                let listing = api::Listing::parse(query)?;
+                let listing = api::Listing::parse(query, self.view.facts().units)?;
                 let cities = listing.limit.min(self.view.city_count());
                 let room = self.room(cities * api::CITY_BYTES).await?;
                 let turn = self.view.turns().take().await;
@@ -270,8 +270,8 @@ impl Server {
                 Ok(with(room, json(headers, body).await?))
             }
             Give::City => {
-                text::Parameters::parse(query, &[])?;
-                let api::CityAnswer { body, tag, age_ms } = api::city(&self.view, &city_key(parameter)?)?;
+                let answer = api::city(&self.view, &city_key(parameter)?, query)?;
+                let api::CityAnswer { body, tag, age_ms } = answer;
                 let mut response = if matches_tag(headers, &tag) {
                     not_modified(&tag)
                 } else {
@@ -281,7 +281,7 @@ impl Server {
                 Ok(response)
             }
             Give::History => {
-                let range = api::Range::parse(query, self.limits.history_rows)?;
+                let range = api::Range::parse(query, self.limits.history_rows, self.view.facts().units)?;
                 let room = self.room(range.limit as usize * api::ROW_BYTES).await?;
                 let body = api::history(&self.view, &city_key(parameter)?, range).await?;
                 Ok(with(room, json(headers, body).await?))

@@ -4,21 +4,26 @@ use serde::Serialize;
 use serde_json::Number;
 
 use super::{Facts, Limits};
-use crate::codec::{push_integer, push_json_text};
+use crate::codec::{push_integer, push_json_text, push_units};
+use crate::model::OutputUnits;
 
 /// A `changes` message up to its token.
-pub(super) fn begin_changes(out: &mut Vec<u8>, id: &str, as_of: u64) {
+pub(super) fn begin_changes(out: &mut Vec<u8>, id: &str, as_of: u64, units: OutputUnits) {
     out.extend_from_slice(b"{\"type\":\"changes\",\"id\":");
     push_json_text(id, out);
     push_as_of(out, as_of);
+    out.push(b',');
+    push_units(out, units);
     out.extend_from_slice(b",\"token\":\"");
 }
 
 /// A part of a snapshot up to its rows.
-pub(super) fn begin_snapshot(out: &mut Vec<u8>, id: &str, as_of: u64) {
+pub(super) fn begin_snapshot(out: &mut Vec<u8>, id: &str, as_of: u64, units: OutputUnits) {
     out.extend_from_slice(b"{\"type\":\"snapshot\",\"id\":");
     push_json_text(id, out);
     push_as_of(out, as_of);
+    out.push(b',');
+    push_units(out, units);
     out.extend_from_slice(b",\"rows\":[");
 }
 
@@ -37,6 +42,8 @@ pub(super) enum Said<'a> {
         formula: &'a str,
         window_s: Number,
         stale_after_s: Number,
+        units: &'static str,
+        wind_units: &'static str,
         now: u64,
         heartbeat_s: Number,
         limits: SaidLimits,
@@ -82,6 +89,8 @@ impl<'a> Said<'a> {
             formula: facts.formula,
             window_s: seconds(facts.window.millis()),
             stale_after_s: seconds(facts.stale_after.millis()),
+            units: facts.units.temperature.name(),
+            wind_units: facts.units.wind.name(),
             now,
             heartbeat_s: seconds(i64::try_from(limits.heartbeat.as_millis()).unwrap_or(i64::MAX)),
             limits: SaidLimits {

@@ -7,7 +7,7 @@ use std::ops::Range;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
-use crate::model::{Batch, Change, CityNames, Duration, EventTime, ResultRow, Row};
+use crate::model::{Batch, Change, CityNames, Duration, EventTime, ResultRow, Row, TemperatureUnit};
 
 /// The results of one city as they were first given out.
 #[derive(Debug)]
@@ -60,13 +60,18 @@ type DrawError<'a> = DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::Er
 
 /// The plot as SVG: all rows above; below, where corrections changed anything, the days around the greatest change, with
 /// the results as they first were. Nothing where the city never had a row.
-pub fn render(first: &FirstRows, rows: &[ResultRow], window: Duration) -> io::Result<Option<String>> {
+pub fn render(
+    first: &FirstRows,
+    rows: &[ResultRow],
+    window: Duration,
+    unit: TemperatureUnit,
+) -> io::Result<Option<String>> {
     let corrected = first.corrected(rows);
     // A reading that was withdrawn may lie outside what is left.
     let times = || rows.iter().map(|row| row.reading_at.millis()).chain(corrected.keys().copied());
     let (Some(oldest), Some(newest)) = (times().min(), times().max()) else { return Ok(None) };
     let mut svg = String::new();
-    let plot = Plot { city: &first.city, rows, corrected: &corrected };
+    let plot = Plot { city: &first.city, rows, corrected: &corrected, unit };
     let drawn =
         plot.draw(&mut svg, oldest..newest.max(oldest + 1), window).map_err(|error| error.to_string());
     drawn.map_err(io::Error::other)?;
@@ -77,6 +82,7 @@ struct Plot<'a> {
     city: &'a str,
     rows: &'a [ResultRow],
     corrected: &'a BTreeMap<i64, Row>,
+    unit: TemperatureUnit,
 }
 
 impl Plot<'_> {
@@ -115,14 +121,15 @@ impl Plot<'_> {
         x: &Range<i64>,
         legend: bool,
     ) -> Result<(), DrawError<'s>> {
+        let unit = self.unit;
         let shown: Vec<&ResultRow> =
             self.rows.iter().filter(|row| (x.start..=x.end).contains(&row.reading_at.millis())).collect();
         let firsts: Vec<(i64, Row)> =
             self.corrected.range(x.start..=x.end).map(|(at, row)| (*at, *row)).collect();
         let values = shown
             .iter()
-            .map(|row| row.heat_index.fahrenheit())
-            .chain(firsts.iter().filter(|_| legend).map(|(_, row)| row.heat_index().fahrenheit()));
+            .map(|row| unit.heat_index(row.heat_index))
+            .chain(firsts.iter().filter(|_| legend).map(|(_, row)| unit.heat_index(row.heat_index())));
         let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
         let (low, high) = if low <= high { (low, high) } else { (0.0, 0.0) };
         let margin = ((high - low) * 0.05).max(1.0);
@@ -138,31 +145,32 @@ impl Plot<'_> {
             .light_line_style(TRANSPARENT)
             .bold_line_style(INK.mix(0.12))
             .axis_style(INK)
-            .y_desc("°F")
+            .y_desc(unit.symbol())
             .x_labels(12)
             .x_label_formatter(&|at| label(*at, days))
             .draw()?;
-        let heat = shown.iter().map(|row| (row.reading_at.millis(), row.heat_index.fahrenheit()));
+        let heat = shown.iter().map(|row| (row.reading_at.millis(), unit.heat_index(row.heat_index)));
         chart
             .draw_series(LineSeries::new(heat, HEAT_INDEX.stroke_width(1)))?
             .label("heat index")
             .legend(key(HEAT_INDEX));
-        let rolling = shown.iter().map(|row| (row.reading_at.millis(), row.rolling_heat_index()));
+        let rolling = shown.iter().map(|row| (row.reading_at.millis(), unit.mean(row.sum, row.count)));
         chart
             .draw_series(LineSeries::new(rolling, ROLLING.stroke_width(2)))?
             .label("rolling mean")
             .legend(key(ROLLING));
         if legend {
             for run in self.runs(&firsts) {
-                let first = run.iter().map(|(at, row)| (*at, row.rolling_heat_index()));
+                let first = run.iter().map(|(at, row)| (*at, unit.mean(row.sum(), row.count())));
                 let line = chart.draw_series(LineSeries::new(first, FIRST.stroke_width(2)))?;
                 if run.first() == firsts.first() {
                     line.label("rolling mean before corrections").legend(key(FIRST));
                 }
             }
             let readings = firsts.iter().filter(|(at, row)| self.reading_changed(*at, row));
-            let crosses = readings
-                .map(|(at, row)| Cross::new((*at, row.heat_index().fahrenheit()), 5, FIRST.stroke_width(2)));
+            let crosses = readings.map(|(at, row)| {
+                Cross::new((*at, unit.heat_index(row.heat_index())), 5, FIRST.stroke_width(2))
+            });
             chart
                 .draw_series(crosses)?
                 .label("reading before its correction")

@@ -1,5 +1,6 @@
 //! Tables of columns that are put together batch by batch.
 
+use std::collections::HashMap;
 use std::io::{self, Write};
 use std::sync::Arc;
 
@@ -8,10 +9,11 @@ use arrow_array::{
     ArrayRef, DictionaryArray, Int32Array, RecordBatch, StringArray, TimestampMillisecondArray,
 };
 use arrow_schema::{DataType, Field, Schema, SchemaRef, TimeUnit};
-use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
+use parquet::arrow::{ArrowWriter, add_encoded_arrow_schema_to_metadata};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::errors::ParquetError;
+use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
@@ -29,6 +31,15 @@ pub(in super::super) enum Encoded {
     Delta,
 }
 
+/// The key of the unit of a column in its metadata.
+const UNITS: &str = "units";
+
+/// A column of doubles that says the unit of its values.
+pub(in super::super) fn unit_column(name: &str, unit: &str, nullable: bool) -> Field {
+    let metadata = HashMap::from([(UNITS.to_owned(), unit.to_owned())]);
+    Field::new(name, DataType::Float64, nullable).with_metadata(metadata)
+}
+
 /// A Parquet file that is being written.
 pub(in super::super) struct Table {
     writer: ArrowWriter<Box<dyn Write + Send>>,
@@ -36,14 +47,18 @@ pub(in super::super) struct Table {
 }
 
 impl Table {
+    /// `metadata` is that of the file.
     pub(in super::super) fn new(
         out: Box<dyn Write + Send>,
         columns: Vec<(Field, Encoded)>,
+        metadata: &[(&str, &str)],
     ) -> io::Result<Table> {
+        let pairs = metadata.iter().map(|(key, value)| KeyValue::new((*key).to_owned(), (*value).to_owned()));
         let mut properties = WriterProperties::builder()
             .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).map_err(io_error)?))
             .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
             .set_statistics_enabled(EnabledStatistics::None)
+            .set_key_value_metadata(Some(pairs.collect()))
             .set_write_batch_size(8 * 1024);
         for (field, encoded) in &columns {
             let path = ColumnPath::from(field.name().as_str());
@@ -60,9 +75,11 @@ impl Table {
         }
         let fields: Vec<Field> = columns.into_iter().map(|(field, _)| field).collect();
         let schema = Arc::new(Schema::new(fields));
-        // Without arrow's own schema, so that a city is a string to whoever reads it.
-        let options =
-            ArrowWriterOptions::new().with_properties(properties.build()).with_skip_arrow_metadata(true);
+        let mut properties = properties.build();
+        // Parquet itself has no metadata of columns, so units are in the schema that arrow keeps beside it; in which a city is a
+        // string, as it is to whoever reads the file.
+        add_encoded_arrow_schema_to_metadata(&with_strings(&schema), &mut properties);
+        let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
         let writer = ArrowWriter::try_new_with_options(out, schema.clone(), options).map_err(io_error)?;
         Ok(Table { writer, schema })
     }
@@ -84,6 +101,15 @@ impl std::fmt::Debug for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Table")
     }
+}
+
+/// The schema with strings instead of dictionaries of them.
+fn with_strings(schema: &Schema) -> Schema {
+    let plain = |field: &Arc<Field>| match field.data_type() {
+        DataType::Dictionary(_, values) => field.as_ref().clone().with_data_type(values.as_ref().clone()),
+        _ => field.as_ref().clone(),
+    };
+    Schema::new(schema.fields().iter().map(plain).collect::<Vec<_>>())
 }
 
 /// The error of the file beneath, where it is one, so that a full disk is named as such.

@@ -74,6 +74,7 @@ fn facts() -> Facts {
         lateness: "1d".parse().unwrap(),
         history: "1d".parse().unwrap(),
         stale_after: "36500d".parse().unwrap(),
+        units: Default::default(),
         workers: 2,
         partitions: Slots::new(vec![partition(0), partition(1)]),
         directory: Directory::shipped(),

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::selection::{Cities, Rows, Selection};
+use crate::model::OutputUnits;
 use crate::model::reading::check_city;
 use crate::serve::Limits;
+use crate::serve::units;
 use crate::serve::view::Bounds;
 use crate::serve::wire::Said;
 
@@ -37,7 +39,8 @@ impl Problem {
 
 const MAX_ID_CHARS: usize = 64;
 
-pub(super) fn parse(text: &str, limits: &Limits) -> Result<Request, Problem> {
+/// A subscription that names no units gets those of `default`.
+pub(super) fn parse(text: &str, limits: &Limits, default: OutputUnits) -> Result<Request, Problem> {
     let bad = |detail: &str| Problem { id: None, code: "bad_message", detail: detail.into() };
     let message: Map<String, Value> =
         serde_json::from_str(text).map_err(|error| bad(&format!("not a JSON object: {error}")))?;
@@ -47,7 +50,7 @@ pub(super) fn parse(text: &str, limits: &Limits) -> Result<Request, Problem> {
         Some("subscribe") => {
             let id = id(&message)?;
             let problem = |(code, detail)| Problem { id: Some(id.clone()), code, detail };
-            let selection = selection(&message, limits).map_err(problem)?;
+            let selection = selection(&message, limits, default).map_err(problem)?;
             // What is not a string is no token either: the subscription begins anew.
             let token = |token: &Value| token.as_str().unwrap_or_default().to_string();
             let resume = field(&message, "resume").map(token);
@@ -79,7 +82,11 @@ fn bad(detail: impl Into<String>) -> Refused {
     ("bad_subscription", detail.into())
 }
 
-fn selection(message: &Map<String, Value>, limits: &Limits) -> Result<Selection, Refused> {
+fn selection(
+    message: &Map<String, Value>,
+    limits: &Limits,
+    default: OutputUnits,
+) -> Result<Selection, Refused> {
     let rows = match field(message, "rows").map(Value::as_str) {
         None | Some(Some("latest")) => Rows::Latest,
         Some(Some("window")) => Rows::Window,
@@ -95,7 +102,15 @@ fn selection(message: &Map<String, Value>, limits: &Limits) -> Result<Selection,
     if rows == Rows::Window && !matches!(cities, Cities::Listed(_)) {
         return Err(bad("a window subscription takes a list of cities"));
     }
-    Ok(Selection::new(cities, rows))
+    Ok(Selection::new(cities, rows, chosen_units(message, default)?))
+}
+
+fn chosen_units(message: &Map<String, Value>, default: OutputUnits) -> Result<OutputUnits, Refused> {
+    let name = |key: &str| match field(message, key) {
+        None => Ok(None),
+        Some(value) => value.as_str().map(Some).ok_or_else(|| bad(format!("{key} must be a string"))),
+    };
+    units::chosen(name(units::UNITS)?, name(units::WIND_UNITS)?, default).map_err(bad)
 }
 
 fn listed(keys: &[Value], rows: Rows, limits: &Limits) -> Result<Box<[Arc<str>]>, Refused> {

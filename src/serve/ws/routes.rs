@@ -10,14 +10,14 @@ use super::names::names_bytes;
 use super::outbox::Outbox;
 use super::selection::{Cities, Rows, Selection, Tokens};
 use crate::codec;
-use crate::model::WatchedRow;
+use crate::model::{OutputUnits, WatchedRow};
 use crate::serve::budget::Share;
 use crate::serve::view::{Applied, Changed};
 use crate::serve::wire;
 
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
-/// Subscriptions of equal selection and id form a group.
+/// Subscriptions of equal selection, units included, and of equal id form a group.
 pub(super) struct Routes {
     tokens: Tokens,
     groups: Vec<Option<Group>>,
@@ -39,11 +39,20 @@ struct Group {
     picked: Vec<u32>,
 }
 
-/// The changes of an update as JSON, each encoded once.
+/// The changes of an update as JSON, each encoded once in each of the units that it is asked for in.
 #[derive(Default)]
 struct Pieces {
     text: Vec<u8>,
     ranges: Vec<(Range<usize>, bool)>,
+    /// Those of the change at hand, by their units; a removal is the same in all.
+    at_hand: Vec<(Option<OutputUnits>, u32)>,
+}
+
+/// A change that groups are to be told of.
+#[derive(Clone, Copy)]
+enum Piece<'a> {
+    Latest(&'a Changed),
+    Window(&'a WatchedRow),
 }
 
 impl Pieces {
@@ -55,20 +64,29 @@ impl Pieces {
         self.ranges.len() as u32 - 1
     }
 
-    fn latest(&mut self, change: &Changed) -> Option<u32> {
-        let city = &change.city;
-        match (change.now, change.was) {
-            (Some(row), _) => Some(self.add(true, |out| codec::push_current_json(out, city, &row))),
-            (None, Some(was)) => Some(self.add(false, |out| codec::push_key_json(out, city, was))),
-            (None, None) => None,
+    /// The number of the change at hand in some units; encoded, where it is not yet.
+    fn number(&mut self, piece: Piece<'_>, units: OutputUnits) -> Option<u32> {
+        let encoded = self.at_hand.iter().find(|(of, _)| of.is_none_or(|of| of == units));
+        if let Some(&(_, number)) = encoded {
+            return Some(number);
         }
-    }
-
-    fn window(&mut self, WatchedRow { city, reading_at, row, .. }: &WatchedRow) -> u32 {
-        match row {
-            Some(row) => self.add(true, |out| codec::push_row_json(out, city, *reading_at, row)),
-            None => self.add(false, |out| codec::push_key_json(out, city, *reading_at)),
-        }
+        let (of, number) = match piece {
+            Piece::Latest(Changed { city, now: Some(row), .. }) => {
+                (Some(units), self.add(true, |out| codec::push_current_json(out, city, row, units)))
+            }
+            Piece::Latest(Changed { city, was, .. }) => {
+                let was = (*was)?;
+                (None, self.add(false, |out| codec::push_key_json(out, city, was)))
+            }
+            Piece::Window(WatchedRow { city, reading_at, row: Some(row), .. }) => {
+                (Some(units), self.add(true, |out| codec::push_row_json(out, city, *reading_at, row, units)))
+            }
+            Piece::Window(WatchedRow { city, reading_at, .. }) => {
+                (None, self.add(false, |out| codec::push_key_json(out, city, *reading_at)))
+            }
+        };
+        self.at_hand.push((of, number));
+        Some(number)
     }
 }
 
@@ -181,8 +199,8 @@ impl Routes {
             for row in applied.rows.iter().rev() {
                 let Some(groups) = self.window.get(&row.city) else { continue };
                 if seen.insert((&row.city, row.reading_at)) {
-                    let piece = pieces.window(row);
-                    pick(&mut self.groups, groups, piece, &mut picking);
+                    pieces.at_hand.clear();
+                    pick(&mut self.groups, groups, Piece::Window(row), &mut pieces, &mut picking);
                 }
             }
         }
@@ -199,17 +217,16 @@ impl Routes {
         if listed.is_empty() && wide.is_empty() {
             return;
         }
-        if let Some(piece) = pieces.latest(change) {
-            pick(&mut self.groups, listed, piece, picking);
-            pick(&mut self.groups, &wide, piece, picking);
-        }
+        pieces.at_hand.clear();
+        pick(&mut self.groups, listed, Piece::Latest(change), pieces, picking);
+        pick(&mut self.groups, &wide, Piece::Latest(change), pieces, picking);
     }
 
     fn send(&mut self, number: u32, as_of: u64, pieces: &Pieces) -> u64 {
         let Some(group) = &mut self.groups[number as usize] else { return 0 };
         let bytes: usize = group.picked.iter().map(|&piece| pieces.ranges[piece as usize].0.len() + 1).sum();
-        let mut text = Vec::with_capacity(bytes + 192);
-        wire::begin_changes(&mut text, &group.id, as_of);
+        let mut text = Vec::with_capacity(bytes + 256);
+        wire::begin_changes(&mut text, &group.id, as_of, group.selection.units);
         self.tokens.push(&mut text, as_of, group.selection.digest());
         for (upserts, between) in [(true, &b"\",\"upserts\":["[..]), (false, b"],\"removals\":[")] {
             text.extend_from_slice(between);
@@ -233,13 +250,19 @@ impl Routes {
     }
 }
 
-fn pick(groups: &mut [Option<Group>], numbers: &[u32], piece: u32, picking: &mut Vec<u32>) {
+fn pick(
+    groups: &mut [Option<Group>],
+    numbers: &[u32],
+    piece: Piece<'_>,
+    pieces: &mut Pieces,
+    picking: &mut Vec<u32>,
+) {
     for &number in numbers {
-        if let Some(group) = &mut groups[number as usize] {
-            if group.picked.is_empty() {
-                picking.push(number);
-            }
-            group.picked.push(piece);
+        let Some(group) = &mut groups[number as usize] else { continue };
+        let Some(picked) = pieces.number(piece, group.selection.units) else { return };
+        if group.picked.is_empty() {
+            picking.push(number);
         }
+        group.picked.push(picked);
     }
 }

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
+use super::selection::Selection;
 use super::session::Session;
 use super::socket::{End, FRAGMENT_BYTES};
 use crate::codec;
-use crate::model::EventTime;
+use crate::model::{EventTime, OutputUnits};
 use crate::serve::turns::TURN_ROWS;
 use crate::serve::wire;
 
@@ -19,6 +20,7 @@ const PART_BYTES: usize = FRAGMENT_BYTES - 1024;
 pub(super) struct Snapshot {
     id: Arc<str>,
     digest: u64,
+    units: OutputUnits,
     as_of: u64,
     text: Vec<u8>,
     rows: u64,
@@ -27,15 +29,16 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    pub(super) fn new(id: Arc<str>, digest: u64, as_of: u64) -> Snapshot {
-        let mut snapshot = Snapshot { id, digest, as_of, text: Vec::new(), rows: 0, full: Vec::new() };
+    pub(super) fn new(id: Arc<str>, selection: &Selection, as_of: u64) -> Snapshot {
+        let (digest, units) = (selection.digest(), selection.units);
+        let mut snapshot = Snapshot { id, digest, units, as_of, text: Vec::new(), rows: 0, full: Vec::new() };
         snapshot.begin();
         snapshot
     }
 
     fn begin(&mut self) {
         self.rows = 0;
-        wire::begin_snapshot(&mut self.text, &self.id, self.as_of);
+        wire::begin_snapshot(&mut self.text, &self.id, self.as_of, self.units);
     }
 
     pub(super) fn add_row(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
@@ -78,12 +81,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     pub(super) async fn snapshot<R>(
         &mut self,
         id: &Arc<str>,
-        digest: u64,
+        selection: &Selection,
         as_of: u64,
         rows: impl Iterator<Item = R>,
         write: impl Fn(&mut Vec<u8>, &R),
     ) -> Result<(), End> {
-        let (mut snapshot, view) = (Snapshot::new(id.clone(), digest, as_of), self.shared.view.clone());
+        let (mut snapshot, view) = (Snapshot::new(id.clone(), selection, as_of), self.shared.view.clone());
         let mut rows = rows.peekable();
         while rows.peek().is_some() {
             let turn = view.turns().take().await;
@@ -100,7 +103,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     pub(super) async fn changes<R>(
         &mut self,
         id: &str,
-        digest: u64,
+        selection: &Selection,
         as_of: u64,
         upserts: Vec<R>,
         write: impl Fn(&mut Vec<u8>, &R),
@@ -108,8 +111,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     ) -> Result<(), End> {
         let rows = upserts.len() + removals.len();
         let mut text = Vec::new();
-        wire::begin_changes(&mut text, id, as_of);
-        self.shared.tokens.push(&mut text, as_of, digest);
+        wire::begin_changes(&mut text, id, as_of, selection.units);
+        self.shared.tokens.push(&mut text, as_of, selection.digest());
         text.extend_from_slice(b"\",\"upserts\":[");
         let mut fragments = 0;
         for (count, row) in (0..).zip(upserts) {

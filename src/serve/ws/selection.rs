@@ -7,6 +7,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
+use crate::model::OutputUnits;
 use crate::serve::view::{Bounds, Select};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,11 +24,13 @@ pub(super) enum Cities {
     Inside(Bounds),
 }
 
-/// The cities and rows of a subscription; equal where subscriptions get the same rows.
+/// The cities and rows of a subscription, and the units that they are written in; equal where subscriptions get the same bytes.
 #[derive(Debug, PartialEq)]
 pub(super) struct Selection {
     pub(super) cities: Cities,
     pub(super) rows: Rows,
+    pub(super) units: OutputUnits,
+    /// Of cities and rows: a token continues a subscription in any units.
     digest: u64,
 }
 
@@ -41,7 +44,7 @@ impl Hash for Selection {
 }
 
 impl Selection {
-    pub(super) fn new(cities: Cities, rows: Rows) -> Selection {
+    pub(super) fn new(cities: Cities, rows: Rows, units: OutputUnits) -> Selection {
         let mut digest = Xxh3::new();
         digest.update(&[rows as u8]);
         match &cities {
@@ -58,7 +61,7 @@ impl Selection {
                 }
             }
         }
-        Selection { cities, rows, digest: digest.digest() }
+        Selection { cities, rows, units, digest: digest.digest() }
     }
 
     pub(super) fn select(&self) -> Select<'_> {

@@ -178,7 +178,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             Message::Text(text) => {
                 let view = self.shared.view.clone();
                 let turn = if text.len() > LONG_REQUEST { view.turns().take().await } else { None };
-                let parsed = request::parse(&text, &self.shared.limits);
+                let parsed = request::parse(&text, &self.shared.limits, view.facts().units);
                 drop(turn);
                 match parsed {
                     Ok(request) => self.handle(request).await,
@@ -324,9 +324,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             Ok(begun) => begun,
             Err(busy) => return self.give_up(slot, busy).await,
         };
-        let (id, digest) = (subscription.id.clone(), subscription.selection.digest());
+        let (id, units) = (subscription.id.clone(), subscription.selection.units);
         subscription.sent = Some(as_of);
-        let (mut snapshot, view) = (Snapshot::new(id, digest, as_of), self.shared.view.clone());
+        let mut snapshot = Snapshot::new(id, &subscription.selection, as_of);
+        let view = self.shared.view.clone();
         loop {
             let next = tokio::select! {
                 next = waiting.next() => next,
@@ -337,7 +338,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 Ok(Some(Answer { city, rows, .. })) => {
                     let turn = view.turns().take().await;
                     for (reading_at, row) in rows {
-                        snapshot.add_row(|out| codec::push_row_json(out, &city, reading_at, &row));
+                        snapshot.add_row(|out| codec::push_row_json(out, &city, reading_at, &row, units));
                     }
                     drop(turn);
                     self.write_parts(&mut snapshot).await?;
@@ -386,12 +387,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         if let Some(subscription) = self.subscriptions.get_mut(slot) {
             subscription.sent = Some(as_of);
         }
-        let write = |out: &mut Vec<u8>, (city, row): &(Arc<str>, _)| codec::push_current_json(out, city, row);
-        let digest = selection.digest();
+        let write = |out: &mut Vec<u8>, (city, row): &(Arc<str>, _)| {
+            codec::push_current_json(out, city, row, selection.units);
+        };
         match sent {
-            None => self.snapshot(&id, digest, as_of, upserts.into_iter(), write).await,
+            None => self.snapshot(&id, &selection, as_of, upserts.into_iter(), write).await,
             Some(_) if upserts.is_empty() && removals.is_empty() && !is_resumed(why) => Ok(()),
-            Some(_) => self.changes(&id, digest, as_of, upserts, write, removals).await,
+            Some(_) => self.changes(&id, &selection, as_of, upserts, write, removals).await,
         }
     }
 
@@ -429,9 +431,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         }
         let write = |out: &mut Vec<u8>, row: &_| {
             let (city, reading_at, row): &(Arc<str>, _, _) = row;
-            codec::push_row_json(out, city, *reading_at, row);
+            codec::push_row_json(out, city, *reading_at, row, selection.units);
         };
-        self.changes(id, selection.digest(), since.as_of, upserts, write, removals).await
+        self.changes(id, selection, since.as_of, upserts, write, removals).await
     }
 
     async fn refuse(&mut self, problem: Problem) -> Result<(), End> {

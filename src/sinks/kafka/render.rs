@@ -6,7 +6,9 @@ use crate::codec::{
     current_to_avro, push_current_values, push_json_text, push_row_values, push_wire_header, row_to_avro,
 };
 use crate::kafka::partitioner::partition_of;
-use crate::model::{Change, CityId, CityNames, CurrentRow, EventTime, Parcels, Render, Row, Shard};
+use crate::model::{
+    Change, CityId, CityNames, CurrentRow, EventTime, OutputUnits, Parcels, Render, Row, Shard,
+};
 
 /// The place of the results among an outlet's topics.
 pub const RESULTS: u8 = 0;
@@ -135,19 +137,19 @@ impl<W: RowWriter> Render for Results<W> {
     }
 }
 
-/// Rows as JSON: the key's object, with the row's fields behind it.
+/// Rows as JSON: the key's object, with the row's fields behind it. Topics are in °F and mph, whatever a service gives out.
 pub struct Json;
 
 impl RowWriter for Json {
     fn row(&mut self, key: &Key<'_>, row: &Row, out: &mut Vec<u8>) {
         out.extend_from_slice(&key.json[..key.json.len() - 1]);
-        push_row_values(out, row);
+        push_row_values(out, row, OutputUnits::STORED);
         out.push(b'}');
     }
 
     fn current(&mut self, key: &Key<'_>, row: &CurrentRow, out: &mut Vec<u8>) {
         out.extend_from_slice(&key.json[..key.json.len() - 1]);
-        push_current_values(out, row);
+        push_current_values(out, row, OutputUnits::STORED);
         out.push(b'}');
     }
 }

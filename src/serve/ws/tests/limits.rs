@@ -207,7 +207,7 @@ fn tokens_that_do_not_fit_are_answered_with_a_reset() {
         until(|| service.view.as_of() == service.world.now()).await;
         let token = |generation: &str, epoch: u64, cities: Cities| {
             let mut token = Vec::new();
-            let digest = Selection::new(cities, Rows::Latest).digest();
+            let digest = Selection::new(cities, Rows::Latest, Default::default()).digest();
             Tokens::new(generation).push(&mut token, epoch, digest);
             String::from_utf8(token).unwrap()
         };

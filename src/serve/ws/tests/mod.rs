@@ -52,6 +52,7 @@ fn facts() -> Facts {
         lateness: "1d".parse().unwrap(),
         history: "1d".parse().unwrap(),
         stale_after: "36500d".parse().unwrap(),
+        units: Default::default(),
         workers: 1,
         partitions: Default::default(),
         directory: Directory::shipped(),
