@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::read_args::ReadArgs;
 use super::{Stop, file};
 use crate::cluster::signals;
-use crate::codec::Format;
+use crate::codec::{Format, unknown_field_names};
 use crate::dataflow::heat_index::Formula;
 use crate::fault::cannot_start;
 use crate::model::Duration;
@@ -158,6 +158,8 @@ impl BatchArgs {
 /// What pipelines that want success say is in it.
 pub(super) const NOTHING_TAKEN: &str =
     "nothing of any file was taken: see above why, or give --allow-empty if that is as it should be";
+/// Fields that are ignored and named.
+const NAMED_FIELDS: usize = 10;
 
 const STDOUT: &str = "standard output";
 
@@ -234,6 +236,12 @@ fn report(summary: &BatchSummary, seconds: f64) -> io::Result<()> {
     parts.extend(rare.into_iter().filter(|(count, _)| *count > 0));
     let parts: Vec<String> = parts.iter().map(|(count, what)| format!("{} {what}", number(*count))).collect();
     writeln!(out, "{} records: {}", number(summary.records), parts.join(", "))?;
+    let ignored = unknown_field_names();
+    if !ignored.is_empty() {
+        let more = if ignored.len() > NAMED_FIELDS { ", .." } else { "" };
+        let names = ignored[..ignored.len().min(NAMED_FIELDS)].join(", ");
+        writeln!(out, "  fields ignored, whatever they say of units: {names}{more}")?;
+    }
     for (reason, count) in &summary.refused {
         writeln!(out, "  {reason}: {}", number(*count))?;
     }

@@ -4,6 +4,7 @@ use memchr::memchr;
 
 use super::fields::{self, Field, Record, Value};
 use super::guard::guarded;
+use super::unknown_fields::UnknownFields;
 use super::lines::{Advance, Lines, too_long};
 use super::options::Preparation;
 use super::{DecodeError, DecodeSettings, Framing, LocalTimeCounts, MAX_FIELD_LINES, ReadOptions};
@@ -70,7 +71,7 @@ impl CsvReader {
         };
         let (columns, settings, rows) = (&self.columns, &self.settings, &mut self.rows);
         let (unquoted, ends, delimiter) = (&mut self.unquoted, &mut self.ends, self.delimiter);
-        let preparation = &mut self.preparation;
+        let (preparation, ignored_columns) = (&mut self.preparation, self.ignored_columns);
         Ok(Some(guarded(move || {
             let mut record = Record::new();
             let count = if has_quotes {
@@ -91,6 +92,9 @@ impl CsvReader {
                 return Err(wrong_count(count, columns.len(), line));
             }
             *rows += 1;
+            if ignored_columns > 0 {
+                UnknownFields::count(ignored_columns);
+            }
             if let Some(preparation) = preparation {
                 preparation.apply(&mut record)?;
             }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::unknown_fields::UnknownFields;
 use super::{DecodeError, DecodeSettings, HumidityScale, Moisture, ReadOptions, Units, WindUnits};
 use crate::model::reading::check_city;
 use crate::model::refusal::quoted;
@@ -120,6 +121,8 @@ pub(super) fn columns<'a>(
             return Err(DecodeError::DuplicateColumn { column: field.name(settings), columns: of_file() });
         }
     }
+    let unknown = names.zip(&columns).filter(|(_, column)| column.is_none());
+    unknown.for_each(|(name, _)| UnknownFields::default().meet(name));
     Ok(columns)
 }
 

@@ -9,6 +9,7 @@ use super::fields::{Field, Record, Value};
 use super::guard::guarded;
 use super::lines::{Advance, Lines, too_long};
 use super::options::Preparation;
+use super::unknown_fields::UnknownFields;
 use super::{DecodeError, DecodeSettings, LocalTimeCounts, MAX_RECORD_BYTES, ReadOptions};
 use crate::model::{Reason, Refusal, Upsert};
 
@@ -18,6 +19,8 @@ pub struct RecordDecoder {
     settings: DecodeSettings,
     preparation: Option<Box<Preparation>>,
     ignored_fields: u64,
+    /// Where it tells of them.
+    unknown: Option<UnknownFields>,
     escaped: Escaped,
 }
 
@@ -36,8 +39,15 @@ impl RecordDecoder {
             settings: options.settings,
             preparation,
             ignored_fields: 0,
+            unknown: None,
             escaped: Escaped::default(),
         }
+    }
+
+    /// As [`RecordDecoder::new`], for the records of a source: fields that are none of a reading's are counted by the process, and
+    /// the log names each once.
+    pub fn of_source(options: impl Into<ReadOptions>) -> RecordDecoder {
+        RecordDecoder { unknown: Some(UnknownFields::default()), ..RecordDecoder::new(options) }
     }
 
     /// Decodes one object, which may span lines, of at most [`MAX_RECORD_BYTES`] bytes.
@@ -77,7 +87,8 @@ impl RecordDecoder {
         self.escaped.text.clear();
         self.escaped.fields.clear();
         let mut record = Record::new();
-        let names = Names { settings: &self.settings, preparation: self.preparation.as_deref() };
+        let (preparation, unknown) = (self.preparation.as_deref(), self.unknown.as_mut());
+        let names = Names { settings: &self.settings, preparation, unknown };
         let object = Object { record: &mut record, names, escaped: &mut self.escaped };
         let mut json = serde_json::Deserializer::from_str(text);
         let parsed = object.deserialize(&mut json).and_then(|ignored| json.end().map(|()| ignored));
@@ -114,7 +125,7 @@ pub(super) struct JsonReader {
 
 impl JsonReader {
     pub(super) fn new(lines: Lines, options: &ReadOptions) -> JsonReader {
-        JsonReader { lines, decoder: RecordDecoder::new(options) }
+        JsonReader { lines, decoder: RecordDecoder::of_source(options) }
     }
 
     #[inline]
@@ -189,10 +200,10 @@ impl<'de> Visitor<'de> for Object<'_, 'de> {
         f.write_str("an object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<u64, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<u64, A::Error> {
         let mut met = 0u16;
         let mut ignored = 0;
-        while let Some(field) = map.next_key_seed(self.names)? {
+        while let Some(field) = map.next_key_seed(self.names.again())? {
             let Some(field) = field else {
                 map.next_value::<IgnoredAny>()?;
                 ignored += 1;
@@ -209,11 +220,19 @@ impl<'de> Visitor<'de> for Object<'_, 'de> {
     }
 }
 
-/// Reads a key as the field that it names.
-#[derive(Clone, Copy)]
+/// Reads a key as the field that it names; one that names none may be told of.
 struct Names<'a> {
     settings: &'a DecodeSettings,
     preparation: Option<&'a Preparation>,
+    unknown: Option<&'a mut UnknownFields>,
+}
+
+impl Names<'_> {
+    /// For the next key.
+    fn again(&mut self) -> Names<'_> {
+        let Names { settings, preparation, unknown } = self;
+        Names { settings, preparation: *preparation, unknown: unknown.as_deref_mut() }
+    }
 }
 
 impl<'de> DeserializeSeed<'de> for Names<'_> {
@@ -232,10 +251,16 @@ impl Visitor<'_> for Names<'_> {
     }
 
     fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
-        Ok(match self.preparation {
+        let field = match self.preparation {
             None => Field::named(name, self.settings),
             Some(preparation) => preparation.field(name),
-        })
+        };
+        if field.is_none()
+            && let Some(unknown) = self.unknown
+        {
+            unknown.meet(name);
+        }
+        Ok(field)
     }
 }
 

@@ -23,6 +23,7 @@ mod reports;
 mod results;
 mod row;
 mod text;
+mod unknown_fields;
 mod wide;
 
 #[cfg(test)]
@@ -54,6 +55,7 @@ pub use self::row::{
     push_row_values, push_units,
 };
 pub(crate) use self::text::{push_integer, push_json_text, push_number};
+pub use self::unknown_fields::{unknown_field_count, unknown_field_names};
 use crate::model::{LocalTime, Refusal, Upsert};
 
 /// The longest record of a text format, in bytes without its line end. What is longer is refused, so that a quote

@@ -6,6 +6,7 @@ mod foreign;
 mod framing;
 mod rules;
 mod trips;
+mod units;
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};

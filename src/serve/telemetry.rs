@@ -7,7 +7,7 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogra
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::view::View;
-use crate::codec;
+use crate::codec::{self, unknown_field_count};
 use crate::panics;
 use crate::panics::locks::SharedStateMark;
 
@@ -103,6 +103,7 @@ pub(super) fn render(view: &View, connections: usize, connections_limit: usize) 
     let against_clock = view.against_clock();
     gauge!("swelter_current_cities").set(against_clock.current as f64);
     gauge!("swelter_stale_cities").set(against_clock.stale as f64);
+    counter!("swelter_unknown_fields_total").absolute(unknown_field_count());
     for (reason, count) in view.refused() {
         counter!("swelter_refused_total", "reason" => reason.code()).absolute(count);
     }
@@ -149,6 +150,10 @@ fn describe() {
     describe_counter!(
         codec::LOCAL_TIMES,
         "Times without an offset that the clocks of their zone showed twice, or skipped"
+    );
+    describe_counter!(
+        "swelter_unknown_fields_total",
+        "Fields of readings that none of a reading's is, such as unit, since the start; replayed readings count again"
     );
     describe_counter!("swelter_refused_total", "Readings refused since the start, by reason");
     describe_gauge!(

@@ -220,8 +220,9 @@ impl Client {
             self.seen.extend(key.map(|key| key.city.into_owned()));
         }
         let mut lines = String::new();
-        let (as_of, style, clock) = (snapshot.as_of, self.style, self.clock.as_ref());
-        if !snapshot.rows.iter().all(|row| style.upsert(as_of, row, clock, &mut lines)) {
+        let (as_of, style) = (snapshot.as_of, self.style);
+        let (units, clock) = (snapshot.row_units(), self.clock.as_ref());
+        if !snapshot.rows.iter().all(|row| style.upsert(as_of, row, units, clock, &mut lines)) {
             return Err(lost("the service sent a row that is none"));
         }
         self.has_rows |= !lines.is_empty();
@@ -259,8 +260,9 @@ impl Client {
 
     async fn changes(&mut self, changes: Changes<'_>) -> Result<(), End> {
         let mut lines = String::new();
-        let (as_of, style, clock) = (changes.as_of, self.style, self.clock.as_ref());
-        let right = changes.upserts.iter().all(|row| style.upsert(as_of, row, clock, &mut lines))
+        let (as_of, style) = (changes.as_of, self.style);
+        let (units, clock) = (changes.row_units(), self.clock.as_ref());
+        let right = changes.upserts.iter().all(|row| style.upsert(as_of, row, units, clock, &mut lines))
             && changes.removals.iter().all(|key| style.removal(as_of, key, &mut lines));
         if !right {
             return Err(lost("the service sent a row that is none"));

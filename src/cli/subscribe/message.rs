@@ -41,6 +41,10 @@ pub struct Snapshot<'a> {
     pub complete: bool,
     pub token: Option<String>,
     #[serde(borrow)]
+    pub units: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    pub wind_units: Option<Cow<'a, str>>,
+    #[serde(borrow)]
     pub rows: Vec<&'a RawValue>,
 }
 
@@ -49,6 +53,10 @@ pub struct Changes<'a> {
     pub id: String,
     pub as_of: u64,
     pub token: String,
+    #[serde(borrow)]
+    pub units: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    pub wind_units: Option<Cow<'a, str>>,
     #[serde(borrow)]
     pub upserts: Vec<&'a RawValue>,
     #[serde(borrow)]
@@ -88,6 +96,25 @@ pub struct RowKey<'a> {
     pub city: Cow<'a, str>,
     #[serde(borrow)]
     pub reading_at: Cow<'a, str>,
+}
+
+/// The units of a message's rows, as it names them; an older service does not, and has °F and mph.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RowUnits<'a> {
+    pub temperature: Option<&'a str>,
+    pub wind: Option<&'a str>,
+}
+
+impl Snapshot<'_> {
+    pub fn row_units(&self) -> RowUnits<'_> {
+        RowUnits { temperature: self.units.as_deref(), wind: self.wind_units.as_deref() }
+    }
+}
+
+impl Changes<'_> {
+    pub fn row_units(&self) -> RowUnits<'_> {
+        RowUnits { temperature: self.units.as_deref(), wind: self.wind_units.as_deref() }
+    }
 }
 
 impl Message<'_> {

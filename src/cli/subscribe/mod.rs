@@ -25,6 +25,7 @@ use self::client::{Client, Pace, Target};
 use self::print::Style;
 use super::Stop;
 use crate::fault;
+use crate::model::{TemperatureUnit, WindUnit};
 
 /// Show a service's results as they change
 ///
@@ -47,6 +48,12 @@ pub struct SubscribeArgs {
     /// The cities between these degrees: west, south, east, north
     #[arg(id = "box", long, value_name = "W,S,E,N", value_parser = bounds, allow_hyphen_values = true)]
     bounds: Option<[f64; 4]>,
+    /// The unit of heat indexes, trends and temperatures; without it, that of the service
+    #[arg(long, value_name = "UNIT")]
+    output_units: Option<TemperatureUnit>,
+    /// The unit of wind speeds, in the same way
+    #[arg(long, value_name = "UNIT")]
+    output_wind_units: Option<WindUnit>,
     /// Write one JSON object a line: upsert and removal with a row, reset (forget all rows), snapshot_end
     #[arg(long)]
     json: bool,
@@ -109,7 +116,10 @@ impl SubscribeArgs {
             None => ("cities", json!(self.city)),
         };
         let rows = if self.rows == Rows::Window { "window" } else { "latest" };
-        Ok([(name.to_owned(), which), ("rows".to_owned(), json!(rows))].into_iter().collect())
+        let units = self.output_units.map(|unit| ("units", json!(unit.name())));
+        let wind_units = self.output_wind_units.map(|unit| ("wind_units", json!(unit.name())));
+        let asked = [(name, which), ("rows", json!(rows))].into_iter().chain(units).chain(wind_units);
+        Ok(asked.map(|(name, value)| (name.to_owned(), value)).collect())
     }
 
     fn target(&self) -> Result<Target, Stop> {

@@ -1,5 +1,6 @@
 //! What a subscriber shows: lines for people, or one JSON object a line.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::time::Instant;
@@ -7,9 +8,9 @@ use std::time::Instant;
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 
-use super::message::{Hello, Row, RowKey};
+use super::message::{Hello, Row, RowKey, RowUnits};
 use crate::directory::Directory;
-use crate::model::EventTime;
+use crate::model::{EventTime, TemperatureUnit};
 use crate::model::printable::{printable, printable_json};
 
 /// Goes to the printer, in order.
@@ -57,16 +58,24 @@ impl ServiceClock {
 
 impl Style {
     /// Adds a line; false where the row is not one. With a clock the row is a current one, and may be stale.
-    pub fn upsert(self, as_of: u64, row: &RawValue, clock: Option<&ServiceClock>, out: &mut String) -> bool {
+    pub fn upsert(
+        self,
+        as_of: u64,
+        row: &RawValue,
+        units: RowUnits<'_>,
+        clock: Option<&ServiceClock>,
+        out: &mut String,
+    ) -> bool {
         let Ok(fields) = serde_json::from_str::<Row<'_>>(row.get()) else { return false };
         match self {
-            Style::Json => push_json("upsert", as_of, row, out),
+            Style::Json => push_json("upsert", as_of, units, row, out),
             Style::Human => {
+                let unit = symbol(units);
                 let remark = clock.and_then(|clock| clock.remark(&fields.reading_at));
                 let remark = remark.map_or(String::new(), |remark| format!("  ({remark})"));
                 let _ = writeln!(
                     out,
-                    "{:<20}  {:<36}  {:>6.1} °F  mean {:>6.1} °F  {}{remark}",
+                    "{:<20}  {:<36}  {:>6.1} {unit}  mean {:>6.1} {unit}  {}{remark}",
                     clean(&fields.reading_at),
                     city(&fields.city),
                     fields.heat_index,
@@ -82,7 +91,7 @@ impl Style {
     pub fn removal(self, as_of: u64, key: &RawValue, out: &mut String) -> bool {
         let Ok(fields) = serde_json::from_str::<RowKey<'_>>(key.get()) else { return false };
         match self {
-            Style::Json => push_json("removal", as_of, key, out),
+            Style::Json => push_json("removal", as_of, RowUnits::default(), key, out),
             Style::Human => {
                 let _ =
                     writeln!(out, "{:<20}  {:<36}  removed", clean(&fields.reading_at), city(&fields.city));
@@ -109,10 +118,25 @@ impl Style {
 }
 
 /// The row as it came, but for line ends, which JSON has only between its parts.
-fn push_json(event: &str, as_of: u64, row: &RawValue, out: &mut String) {
+fn push_json(event: &str, as_of: u64, units: RowUnits<'_>, row: &RawValue, out: &mut String) {
     let row = row.get().replace(['\n', '\r'], " ");
     let row = printable_json(&row);
-    let _ = writeln!(out, "{{\"event\":\"{event}\",\"as_of\":{as_of},\"row\":{row}}}");
+    let _ = write!(out, "{{\"event\":\"{event}\",\"as_of\":{as_of}");
+    for (name, unit) in [("units", units.temperature), ("wind_units", units.wind)] {
+        if let Some(unit) = unit {
+            let unit = serde_json::json!(unit).to_string();
+            let _ = write!(out, ",\"{name}\":{}", printable_json(&unit));
+        }
+    }
+    let _ = writeln!(out, ",\"row\":{row}}}");
+}
+
+/// The sign of the unit of heat indexes; the name of one that is not known here.
+fn symbol(units: RowUnits<'_>) -> Cow<'_, str> {
+    match units.temperature {
+        None => TemperatureUnit::Fahrenheit.symbol().into(),
+        Some(name) => TemperatureUnit::named(name).map_or_else(|| printable(name), |unit| unit.symbol().into()),
+    }
 }
 
 /// The city's name, where the directory has it, and its key.

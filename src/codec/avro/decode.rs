@@ -7,6 +7,7 @@ use super::super::decimal::{decimal, wide_decimal};
 use super::super::fields::{Record, Value};
 use super::super::guard::guarded;
 use super::super::options::Preparation;
+use super::super::unknown_fields::UnknownFields;
 use super::super::{DecodeSettings, MAX_RECORD_BYTES, ReadOptions};
 use super::cursor::{Cursor, Fault};
 use super::shape::{Id, Part, SchemaError, Shape, Shapes, compile};
@@ -52,7 +53,9 @@ impl AvroDecoder {
         let options = &options.into();
         let compiled = panics::catch(Scope::Record, || compile(writer, references, options));
         let (parts, shapes) = compiled.unwrap_or(Err(SchemaError::Panicked))?;
-        let unknown_fields = parts.iter().filter(|part| part.field.is_none()).count() as u64;
+        let unknown: Vec<_> = parts.iter().filter(|part| part.field.is_none()).collect();
+        unknown.iter().for_each(|part| UnknownFields::default().meet(&part.name));
+        let unknown_fields = unknown.len() as u64;
         let (settings, preparation) = (options.settings, Preparation::new(options));
         Ok(AvroDecoder { settings, preparation, parts, shapes, unknown_fields, ignored_fields: 0 })
     }
@@ -89,6 +92,9 @@ impl AvroDecoder {
             return Err(not_decodable("bytes are left over", None, datum.len() - cursor.left()));
         }
         self.ignored_fields += self.unknown_fields;
+        if self.unknown_fields > 0 {
+            UnknownFields::count(self.unknown_fields);
+        }
         if let Some(preparation) = &mut self.preparation {
             preparation.apply(&mut record)?;
         }

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::{
-    Category, ChangeLine, CityRows, DayLine, DaySummary, DeadLetter, HeatIndex, RecordAt, ResultRow, Row,
+    Category, ChangeLine, CityRows, DayLine, DaySummary, DeadLetter, HeatIndex, OutputUnits, RecordAt, ResultRow, Row,
+    TemperatureUnit,
 };
 
 const FILES: [(Format, Compression); 7] = [
@@ -107,7 +108,7 @@ fn rows_of_csv(bytes: &[u8]) -> Vec<Written> {
             let from = if at == 0 { 0 } else { ends[at - 1] };
             std::str::from_utf8(&text[from..ends[at]]).unwrap().to_string()
         };
-        assert_eq!(count, 9);
+        assert_eq!(count, 11);
         if field(0) != "city" || field(7) != "count" {
             let number =
                 |at: usize| (!field(at).is_empty()).then(|| field(at).parse::<f64>().unwrap().to_bits());
@@ -251,7 +252,7 @@ proptest! {
             cities.iter().flat_map(|(city, rows)| rows.iter().map(|row| expected(city, row))).collect();
         let written = |format: Format| {
             let shared = Shared::default();
-            let mut writer = RowsWriter::new(format, Compression::None, Box::new(shared.clone())).unwrap();
+            let mut writer = RowsWriter::new(format, Compression::None, OutputUnits::STORED, Box::new(shared.clone())).unwrap();
             for (city, rows) in &cities {
                 writer.write(&CityRows { city, rows }).unwrap();
             }
@@ -428,7 +429,8 @@ fn a_full_disk_is_an_error() {
         category: Category::None,
     };
     for (format, compression) in FILES {
-        let failed = RowsWriter::new(format, compression, Box::new(Full(30))).and_then(|mut writer| {
+        let begun = RowsWriter::new(format, compression, OutputUnits::STORED, Box::new(Full(30)));
+        let failed = begun.and_then(|mut writer| {
             writer.write(&CityRows { city: "x", rows: &[row; 100] })?;
             writer.finish()
         });
@@ -442,13 +444,13 @@ fn reports() {
     let row = Row::new(heat_index, Category::Caution, 163_000_001, 2);
     let at = EventTime::from_millis(1_500).unwrap();
     let shared = Shared::default();
-    let mut writer = ChangesWriter::new(Compression::None, Box::new(shared.clone())).unwrap();
+    let mut writer = ChangesWriter::new(Compression::None, TemperatureUnit::Fahrenheit, Box::new(shared.clone())).unwrap();
     let change = ChangeLine { as_of: 7, city: "a\"b", reading_at: at, before: None, after: Some(row) };
     writer.write(&change).unwrap();
     writer.finish().unwrap();
     assert_eq!(
         String::from_utf8(shared.bytes()).unwrap(),
-        "{\"as_of\":7,\"city\":\"a\\\"b\",\"reading_at\":\"1970-01-01T00:00:01.5Z\",\"before\":null,\"after\":{\"heat_index\":81.5,\"rolling_heat_index\":81.5000005,\"count\":2,\"category\":\"caution\"}}\n"
+        "{\"as_of\":7,\"city\":\"a\\\"b\",\"reading_at\":\"1970-01-01T00:00:01.5Z\",\"before\":null,\"after\":{\"heat_index\":81.5,\"rolling_heat_index\":81.5000005,\"count\":2,\"category\":\"caution\"},\"units\":\"fahrenheit\"}\n"
     );
 
     let summary = DaySummary {
@@ -461,16 +463,16 @@ fn reports() {
     for (format, text) in [
         (
             Format::Csv,
-            "city,day,readings,mean_heat_index,max_heat_index,max_at,none,caution,extreme_caution,danger,extreme_danger\n\"a,b\",1969-12-31,2,81.5000005,81.5,1970-01-01T00:00:01.5Z,0,2,0,0,0\n",
+            "city,day,readings,mean_heat_index,max_heat_index,max_at,none,caution,extreme_caution,danger,extreme_danger,units\n\"a,b\",1969-12-31,2,81.5000005,81.5,1970-01-01T00:00:01.5Z,0,2,0,0,0,fahrenheit\n",
         ),
         (
             Format::Json,
-            "{\"city\":\"a,b\",\"day\":\"1969-12-31\",\"readings\":2,\"mean_heat_index\":81.5000005,\"max_heat_index\":81.5,\"max_at\":\"1970-01-01T00:00:01.5Z\",\"none\":0,\"caution\":2,\"extreme_caution\":0,\"danger\":0,\"extreme_danger\":0}\n",
+            "{\"city\":\"a,b\",\"day\":\"1969-12-31\",\"readings\":2,\"mean_heat_index\":81.5000005,\"max_heat_index\":81.5,\"max_at\":\"1970-01-01T00:00:01.5Z\",\"none\":0,\"caution\":2,\"extreme_caution\":0,\"danger\":0,\"extreme_danger\":0,\"units\":\"fahrenheit\"}\n",
         ),
         (Format::Parquet, ""),
     ] {
         let shared = Shared::default();
-        let mut writer = DailyWriter::new(format, Compression::None, Box::new(shared.clone())).unwrap();
+        let mut writer = DailyWriter::new(format, Compression::None, TemperatureUnit::Fahrenheit, Box::new(shared.clone())).unwrap();
         writer.write(&DayLine { city: "a,b", day: -1, summary }).unwrap();
         writer.finish().unwrap();
         match format {

@@ -9,6 +9,8 @@ mod sockets;
 mod stale;
 mod targets;
 mod times;
+mod units;
+use crate::model::{};
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};

@@ -10,10 +10,10 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use super::documents::check_message;
 use super::*;
 
-type Client = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
+pub(super) type Client = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
 
 impl Service {
-    fn open(&self, path: &str, headers: &[(&'static str, &str)]) -> Result<Client, Error> {
+    pub(super) fn open(&self, path: &str, headers: &[(&'static str, &str)]) -> Result<Client, Error> {
         let mut request = format!("ws://{}{path}", self.address).into_client_request().unwrap();
         for (name, value) in headers {
             request.headers_mut().insert(*name, value.parse().unwrap());
@@ -31,7 +31,7 @@ impl Service {
         }
     }
 
-    fn say(&self, client: &mut Client, text: &str) {
+    pub(super) fn say(&self, client: &mut Client, text: &str) {
         self.runtime.block_on(client.send(Message::text(text))).unwrap();
     }
 
@@ -40,7 +40,7 @@ impl Service {
         self.runtime.block_on(next).unwrap().unwrap().unwrap()
     }
 
-    fn hear_json(&self, client: &mut Client) -> Value {
+    pub(super) fn hear_json(&self, client: &mut Client) -> Value {
         loop {
             match self.hear(client) {
                 Message::Text(text) => return serde_json::from_str(&text).unwrap(),

@@ -45,6 +45,7 @@ const session = () => sessionStorage;
 
 const clock = new ServiceClock();
 const cities = new Cities(clock);
+let unitsAreChosen = recall(local, 'units') !== null;
 let units = new Units(recall(local, 'units') === 'celsius');
 let state = { name: 'connecting', retryAt: 0 };
 let asOf = 0;
@@ -101,6 +102,8 @@ function showHello(hello) {
   clock.hello(hello);
   if (hello.generation !== generation) described = 'no';
   generation = hello.generation;
+  // Until somebody has chosen, the page has the units of the service.
+  if (!unitsAreChosen) showUnits(hello.units === 'celsius');
   panel.hello(hello);
 }
 
@@ -214,11 +217,18 @@ function closeCity() {
   (item ?? byId('map')).focus();
 }
 
-function setUnits(celsius) {
+function showUnits(celsius) {
+  byId(celsius ? 'celsius' : 'fahrenheit').checked = true;
+  if (celsius === units.celsius) return;
   units = new Units(celsius);
-  remember(local, 'units', celsius ? 'celsius' : 'fahrenheit');
   panel.setUnits(units);
   showLists();
+}
+
+function setUnits(celsius) {
+  remember(local, 'units', celsius ? 'celsius' : 'fahrenheit');
+  unitsAreChosen = true;
+  showUnits(celsius);
 }
 
 function setTheme(theme) {
@@ -242,7 +252,7 @@ function listen() {
   byId('zoom-reset').addEventListener('click', () => map.view.reset());
   byId('city').addEventListener('keydown', (event) => event.key === 'Escape' && closeCity());
   const celsius = byId('celsius');
-  (units.celsius ? celsius : byId('fahrenheit')).checked = true;
+  showUnits(units.celsius);
   celsius.form.addEventListener('change', () => setUnits(celsius.checked));
   const theme = byId('theme');
   theme.value = recall(local, 'theme') ?? 'auto';

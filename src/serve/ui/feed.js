@@ -2,6 +2,8 @@
 // resumes by its last token, or starts again with a snapshot.
 
 const PROTOCOL = 1;
+/** Rows are held in these, whatever the service prefers and the page shows: so switching needs nothing from the service. */
+const WIRE_UNITS = { units: 'fahrenheit', wind_units: 'mph' };
 const FIRST_RETRY_MS = 500;
 const LAST_RETRY_MS = 15000;
 const CATCHING_UP_RETRY_MS = 1000;
@@ -31,7 +33,7 @@ class Subscription {
 
   request() {
     const resume = this.token ? { resume: this.token } : {};
-    return { type: 'subscribe', id: this.id, ...this.wanted, ...resume };
+    return { type: 'subscribe', id: this.id, ...this.wanted, ...WIRE_UNITS, ...resume };
   }
 }
 

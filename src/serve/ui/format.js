@@ -73,16 +73,16 @@ export function country(code) {
   }
 }
 
-/** How temperatures and speeds are shown: what the wire has is °F and mph. */
+/** How temperatures and speeds are shown: what the page holds is °F and mph. */
 export class Units {
   constructor(celsius) {
     this.celsius = celsius;
     this.symbol = celsius ? '°C' : '°F';
   }
 
-  /** A temperature as a number of these units. */
+  /** A temperature as a number of these units: as the service has it, from whole 1e-6 °F and divided once. */
   degrees(fahrenheit) {
-    return this.celsius ? (fahrenheit - 32) / 1.8 : fahrenheit;
+    return this.celsius ? (Math.round(fahrenheit * 1e6) - 32e6) / 1.8e6 : fahrenheit;
   }
 
   fahrenheit(degrees) {

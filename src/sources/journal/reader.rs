@@ -49,7 +49,7 @@ impl Reader {
         }
         shared.check_begin(partition, position)?;
         let blocks = Decoder::new().map_err(|error| SourceError::Fatal(error.to_string()))?;
-        let records = RecordDecoder::new(shared.decode);
+        let records = RecordDecoder::of_source(shared.decode);
         let (current, ahead, last) = (None, VecDeque::new(), None);
         Ok(Reader { shared, partition, position, worker, records, blocks, current, ahead, last })
     }

@@ -46,7 +46,7 @@ impl Records {
                 Some(AvroRecords::from_schema(&schema, read).map_err(|error| failed(&error))?)
             }
         };
-        Ok(Records { json: RecordDecoder::new(read), avro })
+        Ok(Records { json: RecordDecoder::of_source(read), avro })
     }
 
     #[inline]

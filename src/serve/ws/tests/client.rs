@@ -9,6 +9,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::world::{Rng, World};
 use super::*;
+use crate::model::{OutputUnits, TemperatureUnit, WindUnit};
 
 pub(super) type Stream = WebSocketStream<TcpStream>;
 
@@ -93,6 +94,11 @@ impl Client {
             2 => (json!({"cities": listed}), false),
             _ => (json!({"cities": listed, "rows": "window"}), true),
         };
+        let mut ask = ask;
+        let units = [None, Some("fahrenheit"), Some("celsius")][self.rng.below(3) as usize];
+        let wind_units = [None, Some("km/h")][self.rng.below(2) as usize];
+        ask["units"] = units.into();
+        ask["wind_units"] = wind_units.into();
         self.next_id += 1;
         // Equal ids in several sessions share messages.
         let id = self.next_id.to_string();
@@ -206,11 +212,26 @@ impl Sub {
     }
 
     fn check(&self, world: &World, as_of: u64) {
-        let expected = world.map(self.window, |city| self.takes(city), as_of);
+        let expected = world.map(self.window, |city| self.takes(city), self.units(), as_of);
         assert_eq!(self.map, expected, "{} as of {as_of}", self.ask);
     }
 
+    /// Those that it asks for, or else those of the service.
+    fn units(&self) -> OutputUnits {
+        let name = |key: &str| self.ask[key].as_str();
+        OutputUnits {
+            temperature: name("units").and_then(TemperatureUnit::named).unwrap_or_default(),
+            wind: name("wind_units").and_then(WindUnit::named).unwrap_or_default(),
+        }
+    }
+
+    fn check_units(&self, message: &Value) {
+        let OutputUnits { temperature, wind } = self.units();
+        assert_eq!((&message["units"], &message["wind_units"]), (&json!(temperature.name()), &json!(wind.name())));
+    }
+
     fn snapshot(&mut self, message: &Value, world: &World) {
+        self.check_units(message);
         assert!(self.fresh, "an unexpected snapshot");
         for row in message["rows"].as_array().unwrap() {
             assert!(self.map.insert(key(self.window, row), row.clone()).is_none(), "a key twice");
@@ -224,6 +245,7 @@ impl Sub {
     }
 
     fn changes(&mut self, message: &Value, world: &World) {
+        self.check_units(message);
         let as_of = message["as_of"].as_u64().unwrap();
         assert!(!self.fresh, "changes before the snapshot");
         assert!(as_of >= self.as_of, "as_of fell from {} to {as_of}", self.as_of);

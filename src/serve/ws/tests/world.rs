@@ -9,8 +9,8 @@ use serde_json::Value;
 use super::*;
 use crate::codec;
 use crate::model::{
-    Answer, Ask, Category, CurrentAt, CurrentRow, EventTime, HeatIndex, Measurement, Query, Question, Rest,
-    Row, Update, WatchedRow,
+    Answer, Ask, Category, CurrentAt, CurrentRow, EventTime, HeatIndex, Measurement, OutputUnits, Query, Question,
+    Rest, Row, Update, WatchedRow,
 };
 
 /// SplitMix64.
@@ -171,6 +171,7 @@ impl World {
         &self,
         window: bool,
         takes: impl Fn(&str) -> bool,
+        units: OutputUnits,
         as_of: u64,
     ) -> BTreeMap<String, Value> {
         let log = self.log.lock().unwrap();
@@ -184,10 +185,10 @@ impl World {
             };
             if window {
                 for (reading_at, row) in log.rows_at(city, as_of) {
-                    add(&|out| codec::push_row_json(out, city, reading_at, &row));
+                    add(&|out| codec::push_row_json(out, city, reading_at, &row, units));
                 }
             } else if let Some(row) = log.current_at(city, as_of) {
-                add(&|out| codec::push_current_json(out, city, &row));
+                add(&|out| codec::push_current_json(out, city, &row, units));
             }
         }
         map

@@ -1,0 +1,183 @@
+//! Other units: asked for or by default, the same numbers in REST and WebSocket, and never without being said.
+
+use serde_json::json;
+
+use super::documents::{check, check_message};
+use super::sockets::Client;
+use super::*;
+use crate::model::{OutputUnits, TemperatureUnit, WindUnit};
+
+const METRIC: OutputUnits =
+    OutputUnits { temperature: TemperatureUnit::Celsius, wind: WindUnit::KilometresPerHour };
+
+fn service(units: OutputUnits) -> Service {
+    let service = Service::start_with(plan(), true, Facts { units, ..facts() });
+    let at = time("2025-11-24T16:00:00Z");
+    let row = row(-40.0, Category::None);
+    service.dataflow.rows.lock().unwrap().entry("5128581".into()).or_default().insert(at, row);
+    service.dataflow.publish(Update { current: cities(), ..Update::default() });
+    service.until("/v1/cities", |reply| {
+        reply.status == 200 && reply.json()["cities"].as_array().unwrap().len() >= 3
+    });
+    service
+}
+
+fn units_of(value: &Value) -> (&str, &str) {
+    (value["units"].as_str().unwrap(), value["wind_units"].as_str().unwrap())
+}
+
+/// Of New York: 91.283411 °F, a trend of 10.783411 °F, 86.4 °F, 8.05 mph.
+const CELSIUS: [f64; 5] =
+    [32.935228333333335, 32.657450555555556, 5.990783888888889, 30.22222222222222, 12.9552192];
+
+fn values(row: &Value) -> [f64; 5] {
+    ["heat_index", "rolling_heat_index", "trend", "temperature", "wind_speed"].map(|name| row[name].as_f64().unwrap())
+}
+
+#[test]
+fn answers_are_in_the_units_that_are_asked_for() {
+    let service = service(OutputUnits::STORED);
+    for (query, units) in [
+        ("", ("fahrenheit", "mph")),
+        ("?units=celsius", ("celsius", "mph")),
+        ("?wind_units=m/s", ("fahrenheit", "m/s")),
+        ("?wind_units=km%2Fh&units=celsius", ("celsius", "km/h")),
+    ] {
+        for (path, schema) in [
+            ("/v1/cities", "CitiesAnswer"),
+            ("/v1/cities/5128581", "CityAnswer"),
+            ("/v1/cities/5128581/history", "HistoryAnswer"),
+        ] {
+            let answer = service.get(&format!("{path}{query}")).json();
+            check(schema, &answer);
+            assert_eq!(units_of(&answer), units, "{path}{query}");
+        }
+    }
+    let asked = "?units=celsius&wind_units=km/h";
+    let city = service.get(&format!("/v1/cities/5128581{asked}")).json();
+    assert_eq!(values(&city["current"]), CELSIUS);
+    assert_eq!(city["current"]["humidity"], 63.1);
+    assert_eq!(city["current"]["category"], "extreme_caution", "thresholds are those of °F");
+    let listed = service.get(&format!("/v1/cities{asked}&category=extreme_caution")).json();
+    assert_eq!(values(&listed["cities"][0]["current"]), CELSIUS);
+    let history = service.get("/v1/cities/5128581/history?units=celsius").json();
+    assert_eq!(history["rows"][0]["heat_index"], -40);
+    for query in ["units=kelvin", "units=Celsius", "units=", "wind_units=knots", "units=celsius&units=celsius"] {
+        for path in ["/v1/cities", "/v1/cities/5128581", "/v1/cities/5128581/history"] {
+            assert_eq!(service.get(&format!("{path}?{query}")).code(), "bad_parameter", "{query}");
+        }
+    }
+    let refused = service.get("/v1/cities?units=kelvin").json();
+    assert_eq!(refused["detail"], "units \"kelvin\" is none of fahrenheit, celsius");
+}
+
+#[test]
+fn units_are_part_of_the_entity_tag() {
+    let service = service(OutputUnits::STORED);
+    let tag = |query: &str| {
+        let reply = service.get(&format!("/v1/cities/5128581{query}"));
+        reply.header("etag").unwrap().to_string()
+    };
+    let stored = tag("");
+    assert_eq!(tag("?units=fahrenheit&wind_units=mph"), stored);
+    let others = [tag("?units=celsius"), tag("?wind_units=km/h"), tag("?units=celsius&wind_units=km/h")];
+    for (at, other) in others.iter().enumerate() {
+        assert!(*other != stored && !others[..at].contains(other), "{other}");
+    }
+    let cached = |path: &str, tag: &str| service.send("GET", path, &[("if-none-match", tag)], b"").status;
+    assert_eq!(cached("/v1/cities/5128581?units=celsius", &stored), 200);
+    assert_eq!(cached("/v1/cities/5128581?units=celsius", &others[0]), 304);
+}
+
+#[test]
+fn the_units_of_the_service_hold_where_nothing_is_asked() {
+    let service = service(METRIC);
+    let city = service.get("/v1/cities/5128581").json();
+    assert_eq!((units_of(&city), values(&city["current"])), (("celsius", "km/h"), CELSIUS));
+    let city = service.get("/v1/cities/5128581?units=fahrenheit").json();
+    assert_eq!(units_of(&city), ("fahrenheit", "km/h"));
+    assert_eq!(city["current"]["heat_index"], 91.283411);
+    let status = service.get("/v1/status").json();
+    check("StatusAnswer", &status);
+    assert_eq!(units_of(&status), ("celsius", "km/h"));
+    let mut client = service.open("/v1/subscribe", &[]).unwrap();
+    let hello = service.hear_json(&mut client);
+    check_message("HelloMessage", &hello);
+    assert_eq!(units_of(&hello), ("celsius", "km/h"));
+    let message = subscribe(&service, &mut client, json!({"id": "a", "cities": ["5128581"]}));
+    assert_eq!((units_of(&message), values(&message["rows"][0])), (("celsius", "km/h"), CELSIUS));
+}
+
+/// Subscribes, and hears the answer.
+fn subscribe(service: &Service, client: &mut Client, mut asked: Value) -> Value {
+    asked["type"] = "subscribe".into();
+    check_message("SubscribeMessage", &asked);
+    service.say(client, &asked.to_string());
+    loop {
+        let message = service.hear_json(client);
+        if message["id"] == asked["id"] {
+            return message;
+        }
+    }
+}
+
+#[test]
+fn subscriptions_of_one_id_are_in_units_of_their_own() {
+    let service = service(OutputUnits::STORED);
+    let mut clients = Vec::new();
+    for (units, wind_units) in [(None, None), (Some("celsius"), None), (Some("celsius"), Some("km/h"))] {
+        let mut client = service.open("/v1/subscribe", &[]).unwrap();
+        let asked = json!({"id": "a", "cities": "all", "units": units, "wind_units": wind_units});
+        let snapshot = subscribe(&service, &mut client, clean(asked));
+        check_message("SnapshotMessage", &snapshot);
+        let expected = (units.unwrap_or("fahrenheit"), wind_units.unwrap_or("mph"));
+        assert_eq!(units_of(&snapshot), expected);
+        clients.push((client, expected));
+    }
+    service.dataflow.publish(hotter());
+    for (client, expected) in &mut clients {
+        let changes = loop {
+            let message = service.hear_json(client);
+            if message["type"] == "changes" {
+                break message;
+            }
+        };
+        check_message("ChangesMessage", &changes);
+        assert_eq!(units_of(&changes), *expected);
+        let row = &changes["upserts"][0];
+        let [heat, wind] = ["heat_index", "wind_speed"].map(|name| row[name].as_f64().unwrap());
+        assert_eq!(heat, if expected.0 == "celsius" { 35.0 } else { 95.0 });
+        assert_eq!(wind, if expected.1 == "km/h" { 12.9552192 } else { 8.05 });
+    }
+}
+
+/// Without what is null.
+fn clean(asked: Value) -> Value {
+    let Value::Object(members) = asked else { panic!("{asked}") };
+    members.into_iter().filter(|(_, value)| !value.is_null()).collect()
+}
+
+#[test]
+fn tokens_continue_in_any_units() {
+    let service = service(OutputUnits::STORED);
+    let mut client = service.open("/v1/subscribe", &[]).unwrap();
+    let snapshot = subscribe(&service, &mut client, json!({"id": "a", "cities": ["5128581"]}));
+    service.dataflow.publish(hotter());
+    let resume = json!({"id": "b", "cities": ["5128581"], "units": "celsius", "resume": snapshot["token"]});
+    service.until("/v1/cities/5128581", |reply| reply.json()["current"]["heat_index"] == 95);
+    let changes = subscribe(&service, &mut client, resume);
+    assert_eq!((&changes["type"], units_of(&changes)), (&json!("changes"), ("celsius", "mph")));
+    assert_eq!(changes["upserts"][0]["heat_index"], 35);
+    for (name, unit) in [("units", json!("kelvin")), ("units", json!(7)), ("wind_units", json!("kmh"))] {
+        let mut asked = json!({"type": "subscribe", "id": "c", "cities": "all"});
+        asked[name] = unit;
+        service.say(&mut client, &asked.to_string());
+        let refused = loop {
+            let message = service.hear_json(&mut client);
+            if message["type"] == "error" {
+                break message;
+            }
+        };
+        assert_eq!(refused["code"], "bad_subscription", "{refused}");
+    }
+}
