@@ -1,7 +1,15 @@
 //! Names and places of cities. A city that is not in the directory is served all the same, under its key.
 
+mod places;
+mod search;
+
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
+
+use self::places::Place;
+pub use self::places::{Places, PlacesError};
+pub use self::search::Search;
 
 /// The shipped directory's text: see `data/README.md`.
 static SHIPPED: &str = include_str!("../data/cities.csv");
@@ -22,12 +30,35 @@ pub struct City<'a> {
     pub population: u32,
 }
 
-/// Cities in the order of their file, found by id. It borrows from the file's text.
+/// Degrees.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Coordinates {
+    /// North, -90 to 90.
+    pub latitude: f64,
+    /// East, -180 to 180.
+    pub longitude: f64,
+}
+
+/// What is known of the city that a key names.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CityEntry<'a> {
+    pub name: &'a str,
+    /// ISO 3166-1 alpha-2.
+    pub country: Option<&'a str>,
+    pub coordinates: Option<Coordinates>,
+    /// An IANA time zone; the shipped directory has none.
+    pub time_zone: Option<&'a str>,
+    pub population: Option<u32>,
+}
+
+/// Cities in the order of their file, found by id, and places beside them. It borrows from the file's text.
 #[derive(Clone, Debug)]
 pub struct Directory<'a> {
     cities: Vec<City<'a>>,
     /// Ids with the places of their cities in `cities`, by id.
     by_id: Vec<(u32, u32)>,
+    /// By key; they stand in front of the cities.
+    places: BTreeMap<Box<str>, Place>,
 }
 
 /// What is wrong with a directory file.
@@ -47,6 +78,11 @@ impl<'a> Directory<'a> {
         static DIRECTORY: LazyLock<Directory<'static>> =
             LazyLock::new(|| Directory::from_csv(SHIPPED).expect("the shipped directory is well formed"));
         &DIRECTORY
+    }
+
+    /// The shipped cities and places, which add to them or replace them. It lasts as long as the process.
+    pub fn shipped_with(places: Places) -> &'static Directory<'static> {
+        Box::leak(Box::new(Directory { places: places.0, ..Directory::shipped().clone() }))
     }
 
     /// Reads a CSV file with a header that names at least the columns id, name, country, latitude, longitude and
@@ -77,7 +113,7 @@ impl<'a> Directory<'a> {
             let line = records.nth(twice[1].1 as usize).map_or(0, |(i, _)| i + 1);
             return Err(DirectoryError { line, problem });
         }
-        Ok(Directory { cities, by_id })
+        Ok(Directory { cities, by_id, places: BTreeMap::new() })
     }
 
     pub fn get(&self, id: u32) -> Option<&City<'a>> {
@@ -85,10 +121,28 @@ impl<'a> Directory<'a> {
         self.cities.get(self.by_id[found].1 as usize)
     }
 
-    /// The city that a key names: by its id, as it is written here. "+5128581" and "005128581" are keys of other cities.
-    pub fn find(&self, key: &str) -> Option<&City<'a>> {
+    /// What is known of the city that a key names: as a place, or else by its id, as it is written here. "+5128581" and "005128581"
+    /// are keys of other cities.
+    pub fn find(&self, key: &str) -> Option<CityEntry<'_>> {
+        let shipped = self.shipped_id(key).and_then(|id| self.get(id));
+        let population = shipped.map(|city| city.population);
+        if let Some(Place { name, country, coordinates, time_zone }) = self.places.get(key) {
+            let (country, time_zone) = (country.as_deref(), time_zone.as_deref());
+            return Some(CityEntry { name, country, coordinates: *coordinates, time_zone, population });
+        }
+        shipped.map(|city| CityEntry {
+            name: &city.name,
+            country: Some(city.country),
+            coordinates: Some(Coordinates { latitude: city.latitude, longitude: city.longitude }),
+            time_zone: None,
+            population,
+        })
+    }
+
+    /// The id that a key is.
+    fn shipped_id(&self, key: &str) -> Option<u32> {
         let is_written_so = key == "0" || !key.starts_with(['+', '0']);
-        key.parse().ok().filter(|_| is_written_so).and_then(|id| self.get(id))
+        key.parse().ok().filter(|_| is_written_so)
     }
 
     /// In the order of the file.
@@ -218,7 +272,10 @@ mod tests {
         assert_eq!((new_york.latitude, new_york.longitude), (40.71427, -74.00597));
         assert_eq!(directory.get(6_822_137).unwrap().name, "Misato, Saitama");
         assert!(directory.get(0).is_none());
-        assert_eq!(directory.find("5128581"), Some(new_york));
+        let found = directory.find("5128581").unwrap();
+        assert_eq!((found.name, found.country), ("New York City", Some("US")));
+        let Coordinates { latitude, longitude } = found.coordinates.unwrap();
+        assert_eq!((latitude, longitude, found.population), (new_york.latitude, new_york.longitude, Some(new_york.population)));
         assert!(
             ["+5128581", "005128581", "0", "", " 5128581"].iter().all(|key| directory.find(key).is_none())
         );

@@ -38,6 +38,9 @@ pub struct RunArgs {
     /// another one later needs the readings again (docs/rebuild.md)
     #[arg(long, value_name = "NAME")]
     formula: Option<String>,
+    /// A CSV file of places: id, name, country, latitude, longitude, time_zone; they add to the shipped cities or replace them
+    #[arg(long, value_name = "FILE")]
+    places: Option<String>,
     /// Worker threads, of each process
     #[arg(long, value_name = "N")]
     workers: Option<String>,
@@ -134,6 +137,7 @@ impl RunArgs {
             ("serve.listen", "--listen", &self.listen),
             ("data_dir", "--data-dir", &self.data_dir),
             ("results.formula", "--formula", &self.formula),
+            ("places", "--places", &self.places),
             ("workers", "--workers", &self.workers),
             ("cluster.processes", "--processes", &self.processes),
             ("cluster.process", "--process", &self.process),

@@ -15,7 +15,7 @@ const MAX_KNOWN: usize = 16;
 const MAX_NAME_CHARS: usize = 64;
 
 static COUNT: AtomicU64 = AtomicU64::new(0);
-static NAMES: SharedMutex<BTreeSet<Box<str>>> = SharedMutex::new(BTreeSet::new());
+static NAMES: SharedMutex<Names> = SharedMutex::new(Names(BTreeSet::new()));
 static IS_FULL: AtomicBool = AtomicBool::new(false);
 
 /// How many there were since the process began, in the records of its sources.
@@ -25,7 +25,7 @@ pub fn unknown_field_count() -> u64 {
 
 /// Their names, cut and printable: the first [`MAX_NAMES`] that were met.
 pub fn unknown_field_names() -> Vec<String> {
-    NAMES.lock().iter().map(|name| printable(name).into_owned()).collect()
+    NAMES.lock().0.iter().map(|name| printable(name).into_owned()).collect()
 }
 
 /// The fields that one decoder has met.
@@ -42,13 +42,7 @@ impl UnknownFields {
         if IS_FULL.load(Ordering::Relaxed) || self.known.iter().any(|known| **known == *name) {
             return;
         }
-        if remember(name) {
-            tracing::warn!(
-                field = %shown(name),
-                "readings have a field that none of a reading's is: it is passed over, and the units of values are those of the \
-                 configuration whatever it says"
-            );
-        }
+        tell(name);
         if self.known.len() < MAX_KNOWN {
             self.known.push(name.into());
         }
@@ -60,16 +54,47 @@ impl UnknownFields {
     }
 }
 
-/// Whether the name is new, and there is room for it.
-fn remember(name: &str) -> bool {
-    let mut names = NAMES.lock();
-    if names.len() >= MAX_NAMES {
-        if !IS_FULL.swap(true, Ordering::Relaxed) {
+#[cold]
+fn tell(name: &str) {
+    let remembered = NAMES.lock().remember(name);
+    match remembered {
+        Remembered::New => tracing::warn!(
+            field = %shown(name),
+            "readings have a field that none of a reading's is: it is passed over, and the units of values are those of the \
+             configuration whatever it says"
+        ),
+        Remembered::Before => {}
+        Remembered::Full if IS_FULL.swap(true, Ordering::Relaxed) => {}
+        Remembered::Full => {
             tracing::warn!(names = MAX_NAMES, "readings have more unknown fields: further ones are counted only");
         }
-        return false;
     }
-    names.insert(name.chars().take(MAX_NAME_CHARS).collect::<String>().into())
+}
+
+/// Names that were told, cut.
+#[derive(Debug, Default)]
+struct Names(BTreeSet<Box<str>>);
+
+#[derive(Debug, PartialEq, Eq)]
+enum Remembered {
+    New,
+    Before,
+    /// There is no room for it.
+    Full,
+}
+
+impl Names {
+    fn remember(&mut self, name: &str) -> Remembered {
+        let name: String = name.chars().take(MAX_NAME_CHARS).collect();
+        if self.0.contains(&*name) {
+            return Remembered::Before;
+        }
+        if self.0.len() >= MAX_NAMES {
+            return Remembered::Full;
+        }
+        self.0.insert(name.into());
+        Remembered::New
+    }
 }
 
 /// Nothing that a terminal obeys, and not too much of it.
@@ -82,23 +107,34 @@ fn shown(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::{DecodeSettings, RecordDecoder};
 
     #[test]
     fn names_are_told_once_and_of_a_bounded_number() {
+        let mut names = Names::default();
+        assert_eq!(names.remember("unit"), Remembered::New);
+        assert_eq!(names.remember("unit"), Remembered::Before);
+        let long = "x".repeat(100_000);
+        assert_eq!((names.remember(&long), names.remember(&long)), (Remembered::New, Remembered::Before));
+        let new = (0..10 * MAX_NAMES).filter(|n| names.remember(&format!("field {n}")) == Remembered::New);
+        assert_eq!(new.count(), MAX_NAMES - 2);
+        assert_eq!((names.remember("one more"), names.remember("unit")), (Remembered::Full, Remembered::Before));
+        assert!(names.0.iter().all(|name| name.len() <= MAX_NAME_CHARS));
+    }
+
+    #[test]
+    fn fields_are_counted_by_all_decoders_of_sources() {
         let before = unknown_field_count();
-        let mut fields = UnknownFields::default();
-        assert!(remember("a field of this test") && !remember("a field of this test"));
+        let mut decoder = RecordDecoder::of_source(DecodeSettings::default());
+        let reading = br#"{"city":"x","reading_at":"2025-11-24T16:00:00Z","temperature":30,"humidity":50,"unit":"C","":{"a":[1]}}"#;
         for _ in 0..3 {
-            fields.meet("a field of this test");
+            decoder.decode(reading).unwrap();
         }
-        assert!(unknown_field_count() >= before + 3);
-        assert_eq!(fields.known.len(), 1);
-        let told = (0..10 * MAX_NAMES).filter(|n| remember(&format!("field {n}"))).count();
-        assert!(told < MAX_NAMES, "{told}");
-        for n in 0..10 * MAX_NAMES {
-            fields.meet(&format!("other field {n}"));
-        }
-        assert!(fields.known.len() <= MAX_KNOWN && NAMES.lock().len() <= MAX_NAMES);
+        assert_eq!(decoder.ignored_fields(), 6);
+        assert!(unknown_field_count() >= before + 6);
+        let mut fields = UnknownFields::default();
+        (0..10 * MAX_NAMES).for_each(|n| fields.meet(&format!("other field {n}")));
+        assert!(fields.known.len() <= MAX_KNOWN && unknown_field_names().len() <= MAX_NAMES);
     }
 
     #[test]

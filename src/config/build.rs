@@ -14,6 +14,7 @@ use super::plan::{
 use super::{cluster, kafka, read_options, sources, tokens};
 use crate::checkpoint::{self, Place};
 use crate::dataflow::rolling::Retention;
+use crate::directory::{Directory, Places};
 use crate::model::{Duration, OutputUnits, STATE_SHARDS};
 use crate::serve::{Limits, ServePlan, TlsPlan, Token};
 use crate::sinks::dead_letters::{DeadLetterLimits, WhenFull};
@@ -30,6 +31,7 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
         Some("group") => DataDirMode::Group,
         _ => DataDirMode::Private,
     };
+    let directory = directory(keys);
     let workers: usize = keys.whole("workers", 1..=i64::from(STATE_SHARDS));
     let formula = keys.choice("results.formula");
     let retention = retention(keys);
@@ -77,6 +79,7 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
     let plan = formula.zip(decode).map(|(formula, decode)| Plan {
         data_dir,
         data_dir_mode,
+        directory,
         workers,
         formula,
         retention,
@@ -100,6 +103,26 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
         sources::check_made_up(keys, plan);
     }
     (plan, log)
+}
+
+/// The shipped directory, with the places of a file where one is named.
+fn directory(keys: &mut Keys) -> &'static Directory<'static> {
+    let key = "places";
+    let Some(path) = keys.optional(key) else { return Directory::shipped() };
+    let text = std::fs::read(&path).map_err(|error| format!("{path} cannot be read: {error}"));
+    let text = text.and_then(|bytes| {
+        String::from_utf8(bytes).map_err(|_| format!("{path} is not UTF-8: save it as UTF-8"))
+    });
+    let places = text.and_then(|text| {
+        Places::from_csv(&text).map_err(|error| format!("{path}, {error}"))
+    });
+    match places {
+        Ok(places) => Directory::shipped_with(places),
+        Err(problem) => {
+            keys.refuse(key, problem);
+            Directory::shipped()
+        }
+    }
 }
 
 fn log(keys: &mut Keys) -> LogPlan {

@@ -153,7 +153,7 @@ impl Config {
 }
 
 /// Keys of what is a process's own; but for how a cluster starts, which decides what its processes tell each other.
-const OWN: [&str; 5] = ["serve.", "log.", "cluster.", "data_dir", "dead_letters."];
+const OWN: [&str; 6] = ["serve.", "log.", "cluster.", "data_dir", "dead_letters.", "places"];
 const COMMON: &str = "cluster.start";
 
 /// What the processes of a cluster must have in common. Secrets are left out.

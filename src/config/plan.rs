@@ -8,6 +8,7 @@ use crate::checkpoint::Place;
 use crate::codec::{Compression, DecodeSettings, Format, ReadOptions};
 use crate::dataflow::heat_index::Formula;
 use crate::dataflow::rolling::Retention;
+use crate::directory::Directory;
 use crate::model::{Duration, OutputUnits};
 use crate::serve::ServePlan;
 use crate::sinks::dead_letters::DeadLetterLimits;
@@ -20,6 +21,8 @@ use crate::sources::weather::WeatherKind;
 pub struct Plan {
     pub data_dir: PathBuf,
     pub data_dir_mode: DataDirMode,
+    /// What cities are called and where they are: the shipped directory, and the file of places.
+    pub directory: &'static Directory<'static>,
     pub workers: usize,
     pub formula: Formula,
     pub retention: Retention,

@@ -68,11 +68,7 @@ pub fn by_country<'scope>(
 ) -> VecCollection<'scope, u64, CountryCategory, isize> {
     current
         .map(move |(city, current)| {
-            let country = city
-                .parse()
-                .ok()
-                .and_then(|id| directory.get(id))
-                .map_or(String::new(), |city| city.country.to_string());
+            let country = directory.find(&city).and_then(|entry| entry.country).unwrap_or_default().to_owned();
             (country, current.row.category())
         })
         .count()

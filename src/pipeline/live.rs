@@ -27,7 +27,6 @@ use super::workers;
 use crate::cluster::ClusterError;
 use crate::config::{IngestPlan, Plan};
 use crate::dataflow::GraphPlan;
-use crate::directory::Directory;
 use crate::fault::{Retries, build_runtime};
 use crate::kafka::partitioner;
 use crate::model::{PartitionName, Slots};
@@ -226,7 +225,7 @@ fn facts(plan: &Plan, partitions: Slots, generation: Arc<str>) -> Facts {
         units: plan.output_units,
         workers: plan.workers * plan.cluster.processes,
         partitions,
-        directory: Directory::shipped(),
+        directory: plan.directory,
         read: plan.posts(),
         ingest_log: plan.ingest.as_ref().map(|ingest| ingest_log(ingest, plan.max_cities)),
     }

@@ -16,7 +16,7 @@ use super::view::{AgainstClock, Busy, CityState, View};
 use crate::codec::{
     push_aged_current_json, push_integer, push_json_text, push_number, push_row_json, push_units,
 };
-use crate::directory::Directory;
+use crate::directory::{CityEntry, Directory, Search};
 use crate::model::refusal::quoted;
 use crate::model::time::TimeProblem;
 use crate::model::{Answer, Category, Duration, EventTime, OutputUnits, Question, TimeError};
@@ -25,6 +25,9 @@ use crate::model::{Answer, Category, Duration, EventTime, OutputUnits, Question,
 pub(super) const CITY_BYTES: usize = 512;
 /// The same for a row of a history.
 pub(super) const ROW_BYTES: usize = 384;
+
+/// Of a text that is searched for.
+const MAX_SEARCH_CHARS: usize = 128;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Order {
@@ -37,6 +40,8 @@ enum Order {
 pub(super) struct Listing {
     category: Option<Category>,
     country: Option<String>,
+    /// Only cities that are called so.
+    search: Option<String>,
     /// Only rows that are no older.
     max_age: Option<Duration>,
     order: Order,
@@ -47,7 +52,8 @@ pub(super) struct Listing {
 impl Listing {
     /// In `default` units where the query names no others.
     pub(super) fn parse(query: &str, default: OutputUnits) -> Result<Listing, Problem> {
-        let known = ["category", "country", "max_age", "order", "limit", units::UNITS, units::WIND_UNITS];
+        let known =
+            ["category", "country", "search", "max_age", "order", "limit", units::UNITS, units::WIND_UNITS];
         let parameters = Parameters::parse(query, &known)?;
         let units = units::of_query(&parameters, default)?;
         let bad = |detail: String| Problem::new(Code::BadParameter, detail);
@@ -74,9 +80,13 @@ impl Listing {
         if let Some(country) = country.as_deref().filter(|country| country.len() != 2) {
             return Err(bad(format!("country {} is not two letters (ISO 3166-1)", quoted(country))));
         }
+        let search = parameters.get("search").map(str::to_owned);
+        if let Some(text) = search.as_deref().filter(|text| text.chars().count() > MAX_SEARCH_CHARS) {
+            return Err(bad(format!("search {} is longer than {MAX_SEARCH_CHARS} characters", quoted(text))));
+        }
         let limit = parameters.read("limit", "a whole number")?.unwrap_or(usize::MAX);
         let max_age = parameters.get("max_age").map(parse_max_age).transpose()?;
-        Ok(Listing { category, country, max_age, order, limit, units })
+        Ok(Listing { category, country, search, max_age, order, limit, units })
     }
 
     /// `{"as_of":..,"now":..,"units":..,"wind_units":..,"stale_after_s":..,"stale_cities":..,"cities":[..]}`.
@@ -84,8 +94,11 @@ impl Listing {
         let directory = view.facts().directory;
         let (mut cities, mut stale) = (Vec::new(), 0);
         let freshness = view.freshness();
+        // Made before the view is read. A blank text finds all.
+        let search = self.search.as_deref().and_then(|text| Search::new(directory, text));
         let as_of = view.cities(&mut |city| {
-            if self.is_of_country(city, directory) {
+            let is_found = search.as_ref().is_none_or(|search| search.finds(&city.key));
+            if is_found && self.is_of_country(city, directory) {
                 stale += i64::from(is_stale(city, freshness));
                 if self.takes(city, freshness) {
                     cities.push(city.clone());
@@ -113,7 +126,7 @@ impl Listing {
     }
 
     fn is_of_country(&self, city: &CityState, directory: &Directory<'_>) -> bool {
-        let is_in = |wanted| directory.find(&city.key).is_some_and(|entry| entry.country == wanted);
+        let is_in = |wanted| directory.find(&city.key).is_some_and(|entry| entry.country == Some(wanted));
         self.country.as_deref().is_none_or(is_in)
     }
 
@@ -181,23 +194,7 @@ fn push_city(
 ) {
     out.extend_from_slice(b"\"city\":");
     push_json_text(&city.key, out);
-    match directory.find(&city.key) {
-        Some(entry) => {
-            out.extend_from_slice(b",\"name\":");
-            push_json_text(&entry.name, out);
-            out.extend_from_slice(b",\"country\":");
-            push_json_text(entry.country, out);
-            out.extend_from_slice(b",\"latitude\":");
-            push_number(entry.latitude, out);
-            out.extend_from_slice(b",\"longitude\":");
-            push_number(entry.longitude, out);
-            out.extend_from_slice(b",\"population\":");
-            push_integer(entry.population.into(), out);
-        }
-        None => out.extend_from_slice(
-            b",\"name\":null,\"country\":null,\"latitude\":null,\"longitude\":null,\"population\":null",
-        ),
-    }
+    push_entry(out, directory.find(&city.key));
     out.extend_from_slice(b",\"current\":");
     match &city.current {
         Some(current) => {
@@ -207,6 +204,33 @@ fn push_city(
         None => out.extend_from_slice(b"null"),
     }
     out.push(b'}');
+}
+
+/// What the directory says of a city, null where it says nothing.
+fn push_entry(out: &mut Vec<u8>, entry: Option<CityEntry<'_>>) {
+    let coordinates = entry.and_then(|entry| entry.coordinates);
+    for (name, text) in [
+        (&b",\"name\":"[..], entry.map(|entry| entry.name)),
+        (b",\"country\":", entry.and_then(|entry| entry.country)),
+        (b",\"time_zone\":", entry.and_then(|entry| entry.time_zone)),
+    ] {
+        out.extend_from_slice(name);
+        match text {
+            Some(text) => push_json_text(text, out),
+            None => out.extend_from_slice(b"null"),
+        }
+    }
+    for (name, number) in [
+        (&b",\"latitude\":"[..], coordinates.map(|at| at.latitude)),
+        (b",\"longitude\":", coordinates.map(|at| at.longitude)),
+        (b",\"population\":", entry.and_then(|entry| entry.population).map(f64::from)),
+    ] {
+        out.extend_from_slice(name);
+        match number {
+            Some(number) => push_number(number, out),
+            None => out.extend_from_slice(b"null"),
+        }
+    }
 }
 
 /// A city's object, and what the head of its answer says.

@@ -142,7 +142,7 @@ fn symbol(units: RowUnits<'_>) -> Cow<'_, str> {
 /// The city's name, where the directory has it, and its key.
 fn city(key: &str) -> String {
     let city = Directory::shipped().find(key);
-    city.map_or_else(|| clean(key), |city| format!("{}, {} ({key})", city.name, city.country))
+    city.map_or_else(|| clean(key), |city| format!("{}, {} ({key})", city.name, city.country.unwrap_or_default()))
 }
 
 /// Text of the service's for a terminal, which must not obey it.

@@ -4,6 +4,7 @@ mod compressed;
 mod documents;
 mod hostile;
 mod ingest;
+mod places;
 mod rest;
 mod sockets;
 mod stale;

@@ -10,6 +10,8 @@ import { Panel } from './panel.js';
 const LISTS_EVERY_MS = 250;
 const DESCRIBE_EVERY_MS = 1000;
 const TICK_MS = 1000;
+/** Cities that the service is asked for by a search. */
+const MOST_FOUND = 200;
 /** More new cities at once are described by the whole list. */
 const FEW_CITIES = 8;
 const STATES = {
@@ -63,13 +65,23 @@ const feed = new Feed({
   status: showStatus,
 });
 const panel = new Panel(feed, clock, units);
-const lists = new Lists(cities, clock, { select: choose, filter: (ranks) => (map.setFilter(ranks), showLists()) });
+const lists = new Lists(cities, clock, {
+  select: choose,
+  filter: (ranks) => (map.setFilter(ranks), showLists()),
+  search: findKeys,
+});
 const map = new WorldMap(
   { frame: byId('map'), base: byId('map-base'), overlay: byId('map-overlay') },
   cities,
   { select: choose, hover: showTip },
 );
 cities.onChange = (city, categoryChanged) => map.pulse(city, categoryChanged);
+
+/** The keys of the cities that the service finds, by names in any language: the page has only one of each. */
+async function findKeys(text) {
+  const { body } = await feed.get(`v1/cities?search=${encodeURIComponent(text)}&limit=${MOST_FOUND}`);
+  return body?.cities?.map(({ city }) => city) ?? [];
+}
 
 function showState(name, retryAt) {
   state = { name, retryAt };

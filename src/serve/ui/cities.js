@@ -1,5 +1,5 @@
 // Every city and its current row.
-import { CATEGORIES, STALE, folded, rankOf } from './format.js';
+import { CATEGORIES, STALE, country, folded, rankOf } from './format.js';
 import { Arrivals } from './freshness.js';
 import { project } from './projection.js';
 
@@ -19,6 +19,7 @@ class City {
     /** Its rank, or [`STALE`]: what it is counted and shown as. */
     this.group = -1;
     this.folded = '';
+    this.foldedCountry = '';
     this.described = false;
     this.snapshot = 0;
   }
@@ -30,6 +31,10 @@ class City {
 
 /** Greatest first: by category, and by heat index within one. Plain `rothfusz` says 101.7 °F of a cold and humid day. */
 const hotter = (a, b) => b.rank - a.rank || b.row.heat_index - a.row.heat_index || (a.key < b.key ? -1 : 1);
+
+/** By its code, or the beginning of its name in the language of the browser. */
+const isCountry = (city, wanted) =>
+  city.country.toLowerCase() === wanted || (wanted.length > 2 && city.foldedCountry.startsWith(wanted));
 
 export class Cities {
   #byKey = new Map();
@@ -79,10 +84,11 @@ export class Cities {
 
   /** Takes entries of `GET /v1/cities`, all or some; their rows come by the feed. */
   describe(entries) {
-    for (const { city: key, name, country, latitude, longitude, population } of entries) {
+    for (const { city: key, name, country: code, latitude, longitude, population } of entries) {
       const city = this.named(key);
       city.name = name ?? key;
-      city.country = country ?? '';
+      city.country = code ?? '';
+      city.foldedCountry = folded(country(city.country));
       city.population = population ?? 0;
       city.folded = '';
       city.described = true;
@@ -156,32 +162,49 @@ export class Cities {
     }
   }
 
-  /** The `limit` hottest cities of the categories in `filter` (of all, where it is empty); none of them is stale. */
-  hottest(limit, filter) {
-    const best = [];
+  /** How many cities `takes` takes, and the first `limit` of them by `order`. */
+  #first(limit, takes, order) {
+    const found = [];
+    let total = 0;
     for (const city of this.all) {
-      if (!city.row || city.stale || (filter.size && !filter.has(city.group))) continue;
-      if (best.length === limit && hotter(best[limit - 1], city) <= 0) continue;
-      let at = best.length;
-      while (at > 0 && hotter(city, best[at - 1]) < 0) at -= 1;
-      best.splice(at, 0, city);
-      if (best.length > limit) best.pop();
+      if (!city.row || !takes(city)) continue;
+      total += 1;
+      if (found.length === limit && order(found[limit - 1], city) <= 0) continue;
+      let at = found.length;
+      while (at > 0 && order(city, found[at - 1]) < 0) at -= 1;
+      found.splice(at, 0, city);
+      if (found.length > limit) found.pop();
     }
-    return best;
+    return { total, found };
   }
 
-  /** How many cities a search finds, and the first `limit`: those whose name starts with it before those where a later word does. */
-  search(text, limit) {
+  /** The `limit` hottest cities of the categories in `filter` (of all, where it is empty); none of them is stale. */
+  hottest(limit, filter) {
+    const takes = (city) => !city.stale && (!filter.size || filter.has(city.group));
+    return this.#first(limit, takes, hotter).found;
+  }
+
+  /** How many cities with a row are on no map, and the first `limit` of them: the hottest, stale ones last. */
+  unplaced(limit) {
+    return this.#first(limit, (city) => city.described && !city.placed, (a, b) => a.stale - b.stale || hotter(a, b));
+  }
+
+  /**
+   * How many cities a search finds, and the first `limit`: those whose name starts with it, then those where a later word does, those
+   * that the service finds by another name, whose keys are `others`, and those of a country of that name.
+   */
+  search(text, limit, others) {
     const wanted = folded(text.trim());
     if (!wanted) return { total: 0, found: [] };
-    const starts = [];
-    const within = [];
+    const [starts, within, ofCountry, renamed] = [[], [], [], []];
     for (const city of this.all) {
       city.folded ||= folded(city.name);
       if (city.folded.startsWith(wanted) || city.key === wanted) starts.push(city);
       else if (city.folded.includes(` ${wanted}`) || city.folded.includes(`-${wanted}`)) within.push(city);
+      else if (city.country && isCountry(city, wanted)) ofCountry.push(city);
+      else if (others.has(city.key)) renamed.push(city);
     }
-    const found = [...starts.slice(0, limit), ...within.slice(0, limit)].slice(0, limit);
-    return { total: starts.length + within.length, found };
+    const all = [...starts, ...within, ...renamed, ...ofCountry];
+    return { total: all.length, found: all.slice(0, limit) };
   }
 }

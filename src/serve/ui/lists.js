@@ -3,6 +3,9 @@ import { CATEGORIES, STALE, Units, age, country, datedTime, integer, span } from
 
 const HOTTEST = 20;
 const FOUND = 8;
+const UNPLACED = 50;
+/** After the last key, before the service is asked for other names. */
+const SEARCH_AFTER_MS = 200;
 const SVG = 'http://www.w3.org/2000/svg';
 
 function make(tag, className, ...children) {
@@ -82,10 +85,14 @@ export class Lists {
   #categories = [];
   #hottest = [];
   #found = [];
+  #unplaced = [];
+  /** Keys that the service has found for the text that was searched for. */
+  #others = { text: '', keys: new Set() };
+  #searchTimer = 0;
   #list = document.querySelector('[data-test="hottest"]');
   #search = document.getElementById('search');
 
-  /** `on` has `select(city)` and `filter(ranks)`. */
+  /** `on` has `select(city)`, `filter(ranks)`, and `search(text)`, the keys that the service finds. */
   constructor(cities, clock, on) {
     this.#cities = cities;
     this.#clock = clock;
@@ -95,7 +102,9 @@ export class Lists {
     this.#list.append(...this.#hottest.map(({ item }) => item));
     this.#found = Array.from({ length: FOUND }, () => new CityButton(clock, (city) => this.#choose(city)));
     document.querySelector('[data-test="found"]').append(...this.#found.map(({ item }) => item));
-    this.#search.addEventListener('input', () => this.#showFound());
+    this.#unplaced = Array.from({ length: UNPLACED }, () => new CityButton(clock, on.select));
+    document.querySelector('[data-test="unplaced"]').append(...this.#unplaced.map(({ item }) => item));
+    this.#search.addEventListener('input', () => this.#searchText());
     this.#search.form.addEventListener('submit', (event) => this.#submit(event));
     this.#search.form.addEventListener('keydown', (event) => this.#key(event));
   }
@@ -136,6 +145,7 @@ export class Lists {
     });
     setText(document.querySelector('[data-test="total"]'), integer(this.#cities.fresh));
     this.#updateHottest(units, selected);
+    this.#updateUnplaced(units, selected);
     for (const button of this.#found) if (button.city) button.show(button.city, units, selected);
     this.#units = units;
     this.#selected = selected;
@@ -158,20 +168,43 @@ export class Lists {
     if (!empty.hidden) setText(empty, this.#whyEmpty());
   }
 
+  #updateUnplaced(units, selected) {
+    const { total, found } = this.#cities.unplaced(UNPLACED);
+    document.getElementById('unplaced-section').hidden = !total;
+    this.#unplaced.forEach((button, i) => button.show(found[i] ?? null, units, selected));
+    const more = total > UNPLACED ? `; the first ${UNPLACED} are shown, the search finds all` : '';
+    setText(document.getElementById('unplaced-count'), `${integer(total)} without a place${more}`);
+  }
+
   #whyEmpty() {
     const { fresh, stale, newest } = this.#cities;
     if (fresh) return 'No city with a fresh reading is in these categories.';
     return stale ? `No fresh readings. The newest is of ${datedTime(newest)}.` : 'No readings yet.';
   }
 
+  #searchText() {
+    this.#showFound();
+    clearTimeout(this.#searchTimer);
+    const text = this.#search.value.trim();
+    if (!text) return;
+    this.#searchTimer = setTimeout(async () => {
+      const keys = await this.#on.search(text);
+      if (this.#search.value.trim() !== text) return;
+      this.#others = { text, keys: new Set(keys) };
+      this.#showFound();
+    }, SEARCH_AFTER_MS);
+  }
+
   #showFound() {
-    const { total, found } = this.#cities.search(this.#search.value, FOUND);
+    const text = this.#search.value.trim();
+    const others = this.#others.text === text ? this.#others.keys : new Set();
+    const { total, found } = this.#cities.search(text, FOUND, others);
     this.#found.forEach((button, i) => button.show(found[i] ?? null, this.#units, this.#selected));
     const asked = this.#search.value.trim() !== '';
     document.getElementById('found').hidden = !asked;
     const more = total > FOUND ? `, the first ${FOUND} are shown` : '';
-    const text = total === 0 ? 'No city found' : `${integer(total)} ${total === 1 ? 'city' : 'cities'} found${more}`;
-    setText(document.getElementById('found-count'), asked ? text : '');
+    const count = total === 0 ? 'No city found' : `${integer(total)} ${total === 1 ? 'city' : 'cities'} found${more}`;
+    setText(document.getElementById('found-count'), asked ? count : '');
   }
 
   #choose(city) {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::{Place, Select};
-use crate::directory::Directory;
+use crate::directory::{Coordinates, Directory};
 use crate::model::{Counts, CurrentAt, CurrentRow, EventTime, Progress, Reason, Slot};
 use crate::serve::freshness::Freshness;
 
@@ -183,7 +183,8 @@ impl Table {
         let place = self
             .directory
             .find(&key)
-            .map(|city| Place { latitude: city.latitude, longitude: city.longitude });
+            .and_then(|city| city.coordinates)
+            .map(|Coordinates { latitude, longitude }| Place { latitude, longitude });
         let state = CityState { key: key.clone(), current: None, changed: epoch };
         self.cities.push(City { state, place, since: epoch, newer: NONE, older: NONE, update: (0, 0) });
         self.numbers.insert(key, number);

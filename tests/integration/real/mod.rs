@@ -10,6 +10,7 @@ mod http;
 mod paced_readers;
 mod page;
 mod page_freshness;
+mod page_places;
 mod page_units;
 mod panics;
 mod readers;

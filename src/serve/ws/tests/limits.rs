@@ -55,7 +55,8 @@ fn says_what_a_client_must_know() {
         let limits = json!({"message_bytes": 4096, "messages_per_s": 100_000, "subscriptions": 8, "cities": 20, "window_cities": 10});
         assert_eq!(
             hello,
-            json!({"type": "hello", "protocol": 1, "generation": "1-abc", "formula": "rothfusz", "window_s": 86400, "stale_after_s": 3_153_600_000u64, "now": null,
+            json!({"type": "hello", "protocol": 1, "generation": "1-abc", "formula": "rothfusz", "window_s": 86400, "stale_after_s": 3_153_600_000u64,
+                "units": "fahrenheit", "wind_units": "mph", "now": null,
                 "heartbeat_s": 1, "limits": limits})
         );
     });

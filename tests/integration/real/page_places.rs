@@ -1,0 +1,66 @@
+//! The page and places: what is on no map is listed all the same, and the search finds local names and countries.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use super::browser::Browser;
+use super::page::*;
+use super::service::Service;
+use super::{alone, prepared};
+
+const UNPLACED: &str = "[...document.querySelectorAll('[data-test=unplaced] li:not([hidden])')].map((li) => \
+     [li.dataset.city, li.querySelector('.name').textContent])";
+const FOUND: &str =
+    "[...document.querySelectorAll('[data-test=found] li:not([hidden])')].map((li) => li.dataset.city)";
+
+fn search(browser: &mut Browser, text: &str) {
+    browser.evaluate(&format!(
+        "(() => {{ const search = document.getElementById('search'); search.value = '{text}'; \
+         search.dispatchEvent(new Event('input')); }})()"
+    ));
+}
+
+#[test]
+fn the_page_lists_what_has_no_place_and_finds_local_names() {
+    let Some(chromium) = prepared("TEST_CHROMIUM") else { return };
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let places = folder.path().join("places.csv");
+    let text = "id,name,country,latitude,longitude,time_zone\nroof,Roof,AT,48.2,16.4,\ncellar,Cellar,DE,,,\n";
+    fs::write(&places, text).unwrap();
+    let mut service = Service::run(&format!("places = '{}'\n{CONFIG}", places.display()));
+    service.wait_until_ready();
+    let newest = now();
+    let readings: Value = ["roof", "cellar", "a place that no directory has", CITY, "2867714"]
+        .iter()
+        .zip(0..)
+        .map(|(city, n)| reading(city, newest, 70.0 + f64::from(n)))
+        .collect();
+    service.wait_until_applied(&service.post(&readings));
+    let mut browser = Browser::start(&chromium);
+    browser.resize(WIDE.0, WIDE.1, false);
+    browser.open(&service.url());
+    browser.wait_for(IS_LIVE);
+    let nowhere = "a place that no directory has";
+    browser.wait_for_value(UNPLACED, &json!([[nowhere, nowhere], ["cellar", "Cellar"]]));
+    browser.wait_for("document.querySelector('[data-test=unplaced-count]').textContent === '2 without a place'");
+    for (text, found) in [
+        ("München", json!(["2867714"])),
+        ("Мюнхен", json!(["2867714"])),
+        ("big apple", json!([CITY])),
+        ("Austria", json!(["roof"])),
+        ("Germany", json!(["2867714", "cellar"])),
+        ("roof", json!(["roof"])),
+    ] {
+        search(&mut browser, text);
+        browser.wait_for_value(FOUND, &found);
+    }
+    browser.evaluate("document.querySelector('[data-test=unplaced] [data-city=cellar] button').click()");
+    browser.wait_for("document.querySelector('[data-test=city-name]').textContent === 'Cellar'");
+
+    screens(&mut browser, &Album::open(), "places-");
+    assert_fits(&mut browser);
+    assert_quiet(&mut browser);
+    assert_eq!(service.terminate().code(), Some(0));
+}
