@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn rows_in_celsius_are_converted_from_the_integer() {
-        let reading_at = EventTime::parse("2025-11-24T16:00:00Z", None).unwrap();
+        let reading_at = "2025-11-24T16:00:00Z".parse().unwrap();
         let measurement = Measurement::new(-57.82, 63.1, Some(10.0)).unwrap();
         let hour_ago = Some((81_800_000 * 7, 7));
         let current = CurrentRow { reading_at, row: row(), hour_ago, measurement: Some(measurement) };
