@@ -111,7 +111,8 @@ fn write(criterion: &mut Criterion) {
             bencher.iter_batched(
                 || Box::new(Cursor::new(Vec::with_capacity(1 << 26))),
                 |out| {
-                    let mut writer = RowsWriter::new(format, compression, OutputUnits::STORED, out).expect("a writer");
+                    let mut writer =
+                        RowsWriter::new(format, compression, OutputUnits::STORED, out).expect("a writer");
                     for (city, rows) in cities.iter().zip(rows.chunks(PER_CITY as usize)) {
                         writer.write(&CityRows { city, rows }).expect("memory takes it");
                     }
@@ -157,7 +158,8 @@ fn one_by_one(criterion: &mut Criterion) {
     group.bench_function("write/Json", |bencher| {
         bencher.iter(|| {
             out.clear();
-            rows.iter().for_each(|(at, row)| push_row_json(&mut out, "city_00001", *at, row, OutputUnits::STORED));
+            rows.iter()
+                .for_each(|(at, row)| push_row_json(&mut out, "city_00001", *at, row, OutputUnits::STORED));
             black_box(out.len())
         });
     });

@@ -275,7 +275,10 @@ mod tests {
         let found = directory.find("5128581").unwrap();
         assert_eq!((found.name, found.country), ("New York City", Some("US")));
         let Coordinates { latitude, longitude } = found.coordinates.unwrap();
-        assert_eq!((latitude, longitude, found.population), (new_york.latitude, new_york.longitude, Some(new_york.population)));
+        assert_eq!(
+            (latitude, longitude, found.population),
+            (new_york.latitude, new_york.longitude, Some(new_york.population))
+        );
         assert!(
             ["+5128581", "005128581", "0", "", " 5128581"].iter().all(|key| directory.find(key).is_none())
         );

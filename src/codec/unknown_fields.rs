@@ -66,7 +66,10 @@ fn tell(name: &str) {
         Remembered::Before => {}
         Remembered::Full if IS_FULL.swap(true, Ordering::Relaxed) => {}
         Remembered::Full => {
-            tracing::warn!(names = MAX_NAMES, "readings have more unknown fields: further ones are counted only");
+            tracing::warn!(
+                names = MAX_NAMES,
+                "readings have more unknown fields: further ones are counted only"
+            );
         }
     }
 }
@@ -118,7 +121,10 @@ mod tests {
         assert_eq!((names.remember(&long), names.remember(&long)), (Remembered::New, Remembered::Before));
         let new = (0..10 * MAX_NAMES).filter(|n| names.remember(&format!("field {n}")) == Remembered::New);
         assert_eq!(new.count(), MAX_NAMES - 2);
-        assert_eq!((names.remember("one more"), names.remember("unit")), (Remembered::Full, Remembered::Before));
+        assert_eq!(
+            (names.remember("one more"), names.remember("unit")),
+            (Remembered::Full, Remembered::Before)
+        );
         assert!(names.0.iter().all(|name| name.len() <= MAX_NAME_CHARS));
     }
 

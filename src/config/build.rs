@@ -113,9 +113,7 @@ fn directory(keys: &mut Keys) -> &'static Directory<'static> {
     let text = text.and_then(|bytes| {
         String::from_utf8(bytes).map_err(|_| format!("{path} is not UTF-8: save it as UTF-8"))
     });
-    let places = text.and_then(|text| {
-        Places::from_csv(&text).map_err(|error| format!("{path}, {error}"))
-    });
+    let places = text.and_then(|text| Places::from_csv(&text).map_err(|error| format!("{path}, {error}")));
     match places {
         Ok(places) => Directory::shipped_with(places),
         Err(problem) => {

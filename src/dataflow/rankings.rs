@@ -68,7 +68,8 @@ pub fn by_country<'scope>(
 ) -> VecCollection<'scope, u64, CountryCategory, isize> {
     current
         .map(move |(city, current)| {
-            let country = directory.find(&city).and_then(|entry| entry.country).unwrap_or_default().to_owned();
+            let country =
+                directory.find(&city).and_then(|entry| entry.country).unwrap_or_default().to_owned();
             (country, current.row.category())
         })
         .count()

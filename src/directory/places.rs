@@ -53,9 +53,7 @@ impl Places {
     /// Of the first line that cannot be taken.
     pub fn from_csv(text: &str) -> Result<Places, PlacesError> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let at = |line: usize| {
-            move |(column, problem): Problem| PlacesError { line, column, problem }
-        };
+        let at = |line: usize| move |(column, problem): Problem| PlacesError { line, column, problem };
         let mut lines = text.lines().enumerate().map(|(i, line)| (i + 1, line));
         let mut lines = lines.by_ref().filter(|(_, line)| !line.trim().is_empty());
         let needs_header = || (None, format!("the file is empty: begin with {}", COLUMNS.join(",")));
@@ -116,7 +114,8 @@ fn place(record: &str, columns: &[Option<usize>]) -> Result<(Box<str>, Place), P
     let found = fields(record).map_err(|problem| (None, problem))?;
     if found.len() != columns.len() {
         let (fields, names) = (found.len(), columns.len());
-        let problem = format!("has {fields} fields, and the header {names}: put a name with a comma into quotes");
+        let problem =
+            format!("has {fields} fields, and the header {names}: put a name with a comma into quotes");
         return Err((None, problem));
     }
     let mut values = [""; COLUMNS.len()];
@@ -126,9 +125,12 @@ fn place(record: &str, columns: &[Option<usize>]) -> Result<(Box<str>, Place), P
         }
     }
     let [id, name, country, latitude, longitude, time_zone] = values;
-    check_city(id).map_err(|refusal| (Some("id"), format!("{}: write the city's key as readings have it", refusal.detail)))?;
+    check_city(id).map_err(|refusal| {
+        (Some("id"), format!("{}: write the city's key as readings have it", refusal.detail))
+    })?;
     if name.is_empty() || name.chars().any(char::is_control) {
-        let problem = format!("{} is empty or holds a control character: write how the city is called", quoted(name));
+        let problem =
+            format!("{} is empty or holds a control character: write how the city is called", quoted(name));
         return Err((Some("name"), problem));
     }
     let is_code = country.len() == 2 && country.bytes().all(|byte| byte.is_ascii_uppercase());
@@ -187,7 +189,10 @@ mod tests {
         assert_eq!(places.len(), 3);
         let directory = Directory::shipped_with(places);
         let roof = directory.find("roof-1").unwrap();
-        assert_eq!((roof.name, roof.country, roof.time_zone), ("Roof, north", Some("DE"), Some("Europe/Berlin")));
+        assert_eq!(
+            (roof.name, roof.country, roof.time_zone),
+            ("Roof, north", Some("DE"), Some("Europe/Berlin"))
+        );
         assert_eq!(roof.coordinates, Some(Coordinates { latitude: 52.5, longitude: 13.4 }));
         assert_eq!(roof.population, None);
         let city = directory.find("5128581").unwrap();
@@ -201,14 +206,38 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said_with_line_column_and_remedy() {
         for (record, said) in [
-            ("1,a,DE,91,2,", "line 2, column latitude: \"91\" is not a number from -90 to 90: write degrees north with a decimal point, such as 52.52"),
-            ("1,a,DE,1,181,", "line 2, column longitude: \"181\" is not a number from -180 to 180: write degrees east with a decimal point, such as 52.52"),
-            ("1,a,DE,NaN,2,", "line 2, column latitude: \"NaN\" is not a number from -90 to 90: write degrees north with a decimal point, such as 52.52"),
-            ("1,a,DE,1,,", "line 2, column longitude: \"\" is not a number from -180 to 180: write degrees east with a decimal point, such as 52.52"),
-            ("1,a,de,1,2,", "line 2, column country: \"de\" is not two capital letters: write the code of ISO 3166-1, such as DE, or nothing"),
-            ("1,a,DE,1,2,Mars/Base", "line 2, column time_zone: \"Mars/Base\" is not known: write a name of the IANA database, such as Europe/Berlin, or nothing"),
-            ("1,,DE,1,2,", "line 2, column name: \"\" is empty or holds a control character: write how the city is called"),
-            ("1,a,DE,1,2,\n\n2,b,DE,1,2,\n1,c,DE,1,2,", "line 5, column id: \"1\" is in line 2 too: write each city once"),
+            (
+                "1,a,DE,91,2,",
+                "line 2, column latitude: \"91\" is not a number from -90 to 90: write degrees north with a decimal point, such as 52.52",
+            ),
+            (
+                "1,a,DE,1,181,",
+                "line 2, column longitude: \"181\" is not a number from -180 to 180: write degrees east with a decimal point, such as 52.52",
+            ),
+            (
+                "1,a,DE,NaN,2,",
+                "line 2, column latitude: \"NaN\" is not a number from -90 to 90: write degrees north with a decimal point, such as 52.52",
+            ),
+            (
+                "1,a,DE,1,,",
+                "line 2, column longitude: \"\" is not a number from -180 to 180: write degrees east with a decimal point, such as 52.52",
+            ),
+            (
+                "1,a,de,1,2,",
+                "line 2, column country: \"de\" is not two capital letters: write the code of ISO 3166-1, such as DE, or nothing",
+            ),
+            (
+                "1,a,DE,1,2,Mars/Base",
+                "line 2, column time_zone: \"Mars/Base\" is not known: write a name of the IANA database, such as Europe/Berlin, or nothing",
+            ),
+            (
+                "1,,DE,1,2,",
+                "line 2, column name: \"\" is empty or holds a control character: write how the city is called",
+            ),
+            (
+                "1,a,DE,1,2,\n\n2,b,DE,1,2,\n1,c,DE,1,2,",
+                "line 5, column id: \"1\" is in line 2 too: write each city once",
+            ),
             ("1,a,b,DE,1,2,", "line 2: has 7 fields, and the header 6: put a name with a comma into quotes"),
             ("1,\"a,DE,1,2,", "line 2: a quoted field does not end on its line"),
         ] {
@@ -219,7 +248,10 @@ mod tests {
         assert_eq!((no_key.line, no_key.column), (2, Some("id")));
         assert!(no_key.problem.ends_with(": write the city's key as readings have it"), "{no_key}");
         let empty = Places::from_csv("\n").unwrap_err().to_string();
-        assert_eq!(empty, "line 1: the file is empty: begin with id,name,country,latitude,longitude,time_zone");
+        assert_eq!(
+            empty,
+            "line 1: the file is empty: begin with id,name,country,latitude,longitude,time_zone"
+        );
         let missing = Places::from_csv("id,name,country,longitude,time_zone\n").unwrap_err().to_string();
         assert_eq!(
             missing,

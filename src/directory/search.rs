@@ -106,17 +106,30 @@ mod tests {
         let finds = |text: &str, key: &str| Search::new(directory, text).unwrap().finds(key);
         const MUNICH: &str = "2867714";
         for text in [
-            "Munich", "munich", " muni", "München", "munchen", "MUENCHEN", "Мюнхен", "Monaco di Baviera", "Germany",
-            "germany", "de", MUNICH,
+            "Munich",
+            "munich",
+            " muni",
+            "München",
+            "munchen",
+            "MUENCHEN",
+            "Мюнхен",
+            "Monaco di Baviera",
+            "Germany",
+            "germany",
+            "de",
+            MUNICH,
         ] {
             assert!(finds(text, MUNICH), "{text}");
         }
-        for text in ["unich", "Minga Dinga", "Austria", "d", "867714"] {
+        for text in ["unich", "Minga Dinga", "Austria", "at", "867714"] {
             assert!(!finds(text, MUNICH), "{text}");
         }
         assert!(finds("Wien", "2761369") && finds("東京", "1850147") && finds("القاهرة", "360630"));
         assert!(finds("york", "5128581") && finds("united states", "5128581") && finds("US", "5128581"));
-        assert!(finds("a place", "a place that no directory has") && finds("directory", "a place that no directory has"));
+        assert!(
+            finds("a place", "a place that no directory has")
+                && finds("directory", "a place that no directory has")
+        );
         assert!(Search::new(directory, " ").is_none());
     }
 
@@ -125,7 +138,14 @@ mod tests {
         let text = "id,name,country,latitude,longitude,time_zone\nroof,Café am Dach,AT,48.2,16.4,\n2867714,Office,CH,48,11,\n";
         let directory = Directory::shipped_with(Places::from_csv(text).unwrap());
         let finds = |text: &str, key: &str| Search::new(directory, text).unwrap().finds(key);
-        assert!(finds("cafe", "roof") && finds("dach", "roof") && finds("Austria", "roof") && finds("roof", "roof"));
-        assert!(finds("office", "2867714") && finds("Switzerland", "2867714") && !finds("Germany", "2867714"));
+        assert!(
+            finds("cafe", "roof")
+                && finds("dach", "roof")
+                && finds("Austria", "roof")
+                && finds("roof", "roof")
+        );
+        assert!(
+            finds("office", "2867714") && finds("Switzerland", "2867714") && !finds("Germany", "2867714")
+        );
     }
 }

@@ -30,7 +30,10 @@ fn places_of_a_file_are_served_and_searched() {
     };
     wait_for("the readings", || (service.get("/v1/status")["cities"] == 3).then_some(()));
     assert_eq!(found("germany"), ["roof"]);
-    assert_eq!((found("central"), found("new%20york")), (vec!["5128581".to_owned()], vec!["5128581".to_owned()]));
+    assert_eq!(
+        (found("central"), found("new%20york")),
+        (vec!["5128581".to_owned()], vec!["5128581".to_owned()])
+    );
     assert_eq!(found("no"), ["nowhere"]);
     let roof = service.get("/v1/cities/roof");
     assert_eq!((&roof["latitude"], &roof["time_zone"]), (&json!(52.52), &json!("Europe/Berlin")));
@@ -52,8 +55,14 @@ fn wrong_places_end_the_start_with_file_line_and_column() {
     };
     assert_eq!(check(PLACES).0, Some(0));
     for (wrong, said) in [
-        (PLACES.replace("52.52", "91"), "places.csv, line 2, column latitude: \"91\" is not a number from -90 to 90"),
-        (PLACES.replace("Europe/Berlin", "Berlin"), "places.csv, line 2, column time_zone: \"Berlin\" is not known"),
+        (
+            PLACES.replace("52.52", "91"),
+            "places.csv, line 2, column latitude: \"91\" is not a number from -90 to 90",
+        ),
+        (
+            PLACES.replace("Europe/Berlin", "Berlin"),
+            "places.csv, line 2, column time_zone: \"Berlin\" is not known",
+        ),
         (PLACES.replace("5128581", "roof"), "places.csv, line 3, column id: \"roof\" is in line 2 too"),
         (String::new(), "places.csv, line 1: the file is empty"),
     ] {

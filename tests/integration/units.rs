@@ -26,9 +26,13 @@ fn batch_writes_every_output_in_the_units_of_its_flags() {
     let dir = folder.path();
     fs::write(dir.join("log.csv"), LOG).unwrap();
     let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap();
-    let outputs = ["--changes", "changes.jsonl", "--daily", "days.csv", "--plot", "x.svg", "--formula", "nws"];
+    let outputs =
+        ["--changes", "changes.jsonl", "--daily", "days.csv", "--plot", "x.svg", "--formula", "nws"];
     let said = swelter(dir, &[&["batch", "log.csv", "-o", "rows.csv"], &outputs[..]].concat());
-    assert!(said.contains("2 fields ignored") && said.contains("whatever they say of units: unit\n"), "{said}");
+    assert!(
+        said.contains("2 fields ignored") && said.contains("whatever they say of units: unit\n"),
+        "{said}"
+    );
     let header = "city,reading_at,temperature,humidity,wind_speed,heat_index,rolling_heat_index,count";
     let rows = read("rows.csv");
     let line = |text: &str, at: usize| text.lines().nth(at).unwrap().to_owned();
@@ -46,7 +50,9 @@ fn batch_writes_every_output_in_the_units_of_its_flags() {
     assert!(line(&rows, 1).contains("celsius,km/h"), "{rows}");
     // By nws it is the temperature, where it is cold.
     assert_eq!((&*second[2], &*second[4], &*second[5]), ("-40", "", "-40"));
-    assert!(line(&read("days.csv"), 0).ends_with(",units") && line(&read("days.csv"), 1).ends_with(",celsius"));
+    assert!(
+        line(&read("days.csv"), 0).ends_with(",units") && line(&read("days.csv"), 1).ends_with(",celsius")
+    );
     for change in read("changes.jsonl").lines() {
         let change: Value = serde_json::from_str(change).unwrap();
         assert_eq!(change["units"], "celsius");

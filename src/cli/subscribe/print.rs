@@ -10,8 +10,8 @@ use tokio::sync::mpsc;
 
 use super::message::{Hello, Row, RowKey, RowUnits};
 use crate::directory::Directory;
-use crate::model::{EventTime, TemperatureUnit};
 use crate::model::printable::{printable, printable_json};
+use crate::model::{EventTime, TemperatureUnit};
 
 /// Goes to the printer, in order.
 #[derive(Debug, PartialEq)]
@@ -135,14 +135,19 @@ fn push_json(event: &str, as_of: u64, units: RowUnits<'_>, row: &RawValue, out: 
 fn symbol(units: RowUnits<'_>) -> Cow<'_, str> {
     match units.temperature {
         None => TemperatureUnit::Fahrenheit.symbol().into(),
-        Some(name) => TemperatureUnit::named(name).map_or_else(|| printable(name), |unit| unit.symbol().into()),
+        Some(name) => {
+            TemperatureUnit::named(name).map_or_else(|| printable(name), |unit| unit.symbol().into())
+        }
     }
 }
 
 /// The city's name, where the directory has it, and its key.
 fn city(key: &str) -> String {
     let city = Directory::shipped().find(key);
-    city.map_or_else(|| clean(key), |city| format!("{}, {} ({key})", city.name, city.country.unwrap_or_default()))
+    city.map_or_else(
+        || clean(key),
+        |city| format!("{}, {} ({key})", city.name, city.country.unwrap_or_default()),
+    )
 }
 
 /// Text of the service's for a terminal, which must not obey it.

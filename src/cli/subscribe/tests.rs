@@ -185,7 +185,8 @@ async fn rows_are_shown_in_the_units_of_their_message() {
     let mut stage = Stage::new(Style::Json).await;
     let (mut session, _) = stage.session().await;
     session.send(celsius(snapshot(5, &[row("1", 0)]))).await;
-    let upsert = json!({"event": "upsert", "as_of": 5, "units": "celsius", "wind_units": "km/h", "row": row("1", 0)});
+    let upsert =
+        json!({"event": "upsert", "as_of": 5, "units": "celsius", "wind_units": "km/h", "row": row("1", 0)});
     assert_eq!(stage.events().await, [upsert]);
     let mut stage = Stage::new(Style::Human).await;
     let (mut session, _) = stage.session().await;

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::{
-    Category, ChangeLine, CityRows, DayLine, DaySummary, DeadLetter, HeatIndex, OutputUnits, RecordAt, ResultRow, Row,
-    TemperatureUnit,
+    Category, ChangeLine, CityRows, DayLine, DaySummary, DeadLetter, HeatIndex, OutputUnits, RecordAt,
+    ResultRow, Row, TemperatureUnit,
 };
 
 const FILES: [(Format, Compression); 7] = [
@@ -444,7 +444,8 @@ fn reports() {
     let row = Row::new(heat_index, Category::Caution, 163_000_001, 2);
     let at = EventTime::from_millis(1_500).unwrap();
     let shared = Shared::default();
-    let mut writer = ChangesWriter::new(Compression::None, TemperatureUnit::Fahrenheit, Box::new(shared.clone())).unwrap();
+    let mut writer =
+        ChangesWriter::new(Compression::None, TemperatureUnit::Fahrenheit, Box::new(shared.clone())).unwrap();
     let change = ChangeLine { as_of: 7, city: "a\"b", reading_at: at, before: None, after: Some(row) };
     writer.write(&change).unwrap();
     writer.finish().unwrap();
@@ -472,7 +473,13 @@ fn reports() {
         (Format::Parquet, ""),
     ] {
         let shared = Shared::default();
-        let mut writer = DailyWriter::new(format, Compression::None, TemperatureUnit::Fahrenheit, Box::new(shared.clone())).unwrap();
+        let mut writer = DailyWriter::new(
+            format,
+            Compression::None,
+            TemperatureUnit::Fahrenheit,
+            Box::new(shared.clone()),
+        )
+        .unwrap();
         writer.write(&DayLine { city: "a,b", day: -1, summary }).unwrap();
         writer.finish().unwrap();
         match format {

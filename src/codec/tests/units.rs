@@ -62,10 +62,10 @@ fn result_rows_in_celsius_are_the_same_in_every_format() {
 
 /// The columns of the Parquet file, by rows; what it says of units is checked.
 fn parquet_numbers(columns: &[&str]) -> Vec<Vec<Option<f64>>> {
+    use ::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
     use arrow_array::Array as _;
     use arrow_array::cast::AsArray as _;
     use arrow_array::types::Float64Type;
-    use ::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
     use std::io::Write as _;
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&written(Format::Parquet)).unwrap();
@@ -96,7 +96,9 @@ fn reports_in_celsius_say_so() {
     let shared = Shared::default();
     let mut writer =
         ChangesWriter::new(Compression::None, TemperatureUnit::Celsius, Box::new(shared.clone())).unwrap();
-    writer.write(&ChangeLine { as_of: 7, city: "x", reading_at: at, before: Some(row), after: None }).unwrap();
+    writer
+        .write(&ChangeLine { as_of: 7, city: "x", reading_at: at, before: Some(row), after: None })
+        .unwrap();
     writer.finish().unwrap();
     assert_eq!(
         String::from_utf8(shared.bytes()).unwrap(),

@@ -27,7 +27,8 @@ fn places_stand_in_front_of_the_directory() {
     let city = |key: &str| {
         let answer = service.get(&format!("/v1/cities/{key}")).json();
         check("CityAnswer", &answer);
-        let values = ["name", "country", "time_zone", "latitude", "longitude"].map(|name| answer[name].clone());
+        let values =
+            ["name", "country", "time_zone", "latitude", "longitude"].map(|name| answer[name].clone());
         (Value::from(values.to_vec()), answer["population"].clone())
     };
     let (harbour, population) = city("5368361");
@@ -57,7 +58,8 @@ fn search_finds_names_countries_and_keys() {
     ] {
         let answer = service.get(&format!("/v1/cities?{query}")).json();
         check("CitiesAnswer", &answer);
-        let found: Vec<_> = answer["cities"].as_array().unwrap().iter().map(|city| city["city"].as_str().unwrap()).collect();
+        let found: Vec<_> =
+            answer["cities"].as_array().unwrap().iter().map(|city| city["city"].as_str().unwrap()).collect();
         assert_eq!(found, keys, "{query}");
     }
     let all = service.get("/v1/cities").json()["cities"].as_array().unwrap().len();

@@ -31,7 +31,8 @@ const CELSIUS: [f64; 5] =
     [32.935228333333335, 32.657450555555556, 5.990783888888889, 30.22222222222222, 12.9552192];
 
 fn values(row: &Value) -> [f64; 5] {
-    ["heat_index", "rolling_heat_index", "trend", "temperature", "wind_speed"].map(|name| row[name].as_f64().unwrap())
+    ["heat_index", "rolling_heat_index", "trend", "temperature", "wind_speed"]
+        .map(|name| row[name].as_f64().unwrap())
 }
 
 #[test]
@@ -62,7 +63,9 @@ fn answers_are_in_the_units_that_are_asked_for() {
     assert_eq!(values(&listed["cities"][0]["current"]), CELSIUS);
     let history = service.get("/v1/cities/5128581/history?units=celsius").json();
     assert_eq!(history["rows"][0]["heat_index"], -40);
-    for query in ["units=kelvin", "units=Celsius", "units=", "wind_units=knots", "units=celsius&units=celsius"] {
+    for query in
+        ["units=kelvin", "units=Celsius", "units=", "wind_units=knots", "units=celsius&units=celsius"]
+    {
         for path in ["/v1/cities", "/v1/cities/5128581", "/v1/cities/5128581/history"] {
             assert_eq!(service.get(&format!("{path}?{query}")).code(), "bad_parameter", "{query}");
         }

@@ -44,7 +44,8 @@ fn the_page_lists_what_has_no_place_and_finds_local_names() {
     browser.wait_for(IS_LIVE);
     let nowhere = "a place that no directory has";
     browser.wait_for_value(UNPLACED, &json!([[nowhere, nowhere], ["cellar", "Cellar"]]));
-    browser.wait_for("document.querySelector('[data-test=unplaced-count]').textContent === '2 without a place'");
+    browser
+        .wait_for("document.querySelector('[data-test=unplaced-count]').textContent === '2 without a place'");
     for (text, found) in [
         ("München", json!(["2867714"])),
         ("Мюнхен", json!(["2867714"])),

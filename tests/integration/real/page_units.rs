@@ -22,7 +22,8 @@ fn shows_celsius(browser: &mut Browser, service: &Service) {
     let city = service.get(&format!("/v1/cities/{CITY}?units=celsius")).json();
     assert_eq!(city["units"], "celsius");
     let row = &city["current"];
-    let values = [("heat_index", false), ("rolling_heat_index", false), ("trend", true), ("temperature", false)];
+    let values =
+        [("heat_index", false), ("rolling_heat_index", false), ("trend", true), ("temperature", false)];
     let expected = values.map(|(name, is_difference)| celsius(&row[name], is_difference));
     browser.wait_for_value(SHOWN, &json!(expected));
     let hottest = "document.querySelector('[data-test=hottest] li:not([hidden]) data').textContent";
@@ -48,7 +49,8 @@ fn the_page_shows_celsius_and_remembers_it() {
     browser.wait_for_value(CHOSEN, &json!("fahrenheit"));
     let fahrenheit = service.get(&format!("/v1/cities/{CITY}")).json();
     let shown = format!("{:.1} °F", fahrenheit["current"]["heat_index"].as_f64().unwrap());
-    browser.wait_for_value("document.querySelector('[data-test=city-heat-index]').textContent", &json!(shown));
+    browser
+        .wait_for_value("document.querySelector('[data-test=city-heat-index]').textContent", &json!(shown));
     browser.evaluate("document.getElementById('celsius').click()");
     shows_celsius(&mut browser, &service);
     browser.evaluate("location.reload()");
@@ -70,10 +72,9 @@ fn the_page_begins_in_the_units_of_the_service() {
     let mut service = Service::run(&config);
     service.wait_until_ready();
     let newest = now();
-    service.wait_until_applied(&service.post(&json!([
-        reading(CITY, newest, 90.0),
-        reading(CITY, newest - 70 * MINUTE, 80.0)
-    ])));
+    service.wait_until_applied(
+        &service.post(&json!([reading(CITY, newest, 90.0), reading(CITY, newest - 70 * MINUTE, 80.0)])),
+    );
     let mut browser = Browser::start(&chromium);
     browser.open(&format!("{}/#city={CITY}", service.url()));
     browser.wait_for(IS_LIVE);

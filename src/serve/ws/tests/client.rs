@@ -227,7 +227,10 @@ impl Sub {
 
     fn check_units(&self, message: &Value) {
         let OutputUnits { temperature, wind } = self.units();
-        assert_eq!((&message["units"], &message["wind_units"]), (&json!(temperature.name()), &json!(wind.name())));
+        assert_eq!(
+            (&message["units"], &message["wind_units"]),
+            (&json!(temperature.name()), &json!(wind.name()))
+        );
     }
 
     fn snapshot(&mut self, message: &Value, world: &World) {

@@ -9,8 +9,8 @@ use serde_json::Value;
 use super::*;
 use crate::codec;
 use crate::model::{
-    Answer, Ask, Category, CurrentAt, CurrentRow, EventTime, HeatIndex, Measurement, OutputUnits, Query, Question,
-    Rest, Row, Update, WatchedRow,
+    Answer, Ask, Category, CurrentAt, CurrentRow, EventTime, HeatIndex, Measurement, OutputUnits, Query,
+    Question, Rest, Row, Update, WatchedRow,
 };
 
 /// SplitMix64.
