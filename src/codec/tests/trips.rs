@@ -8,6 +8,8 @@ use crate::model::{
     ResultRow, Row, TemperatureUnit,
 };
 
+const UNIT: TemperatureUnit = TemperatureUnit::Fahrenheit;
+
 const FILES: [(Format, Compression); 7] = [
     (Format::Csv, Compression::None),
     (Format::Csv, Compression::Gzip),
@@ -252,7 +254,8 @@ proptest! {
             cities.iter().flat_map(|(city, rows)| rows.iter().map(|row| expected(city, row))).collect();
         let written = |format: Format| {
             let shared = Shared::default();
-            let mut writer = RowsWriter::new(format, Compression::None, OutputUnits::STORED, Box::new(shared.clone())).unwrap();
+            let out = Box::new(shared.clone());
+            let mut writer = RowsWriter::new(format, Compression::None, OutputUnits::STORED, out).unwrap();
             for (city, rows) in &cities {
                 writer.write(&CityRows { city, rows }).unwrap();
             }
@@ -444,8 +447,7 @@ fn reports() {
     let row = Row::new(heat_index, Category::Caution, 163_000_001, 2);
     let at = EventTime::from_millis(1_500).unwrap();
     let shared = Shared::default();
-    let mut writer =
-        ChangesWriter::new(Compression::None, TemperatureUnit::Fahrenheit, Box::new(shared.clone())).unwrap();
+    let mut writer = ChangesWriter::new(Compression::None, UNIT, Box::new(shared.clone())).unwrap();
     let change = ChangeLine { as_of: 7, city: "a\"b", reading_at: at, before: None, after: Some(row) };
     writer.write(&change).unwrap();
     writer.finish().unwrap();
@@ -473,13 +475,7 @@ fn reports() {
         (Format::Parquet, ""),
     ] {
         let shared = Shared::default();
-        let mut writer = DailyWriter::new(
-            format,
-            Compression::None,
-            TemperatureUnit::Fahrenheit,
-            Box::new(shared.clone()),
-        )
-        .unwrap();
+        let mut writer = DailyWriter::new(format, Compression::None, UNIT, Box::new(shared.clone())).unwrap();
         writer.write(&DayLine { city: "a,b", day: -1, summary }).unwrap();
         writer.finish().unwrap();
         match format {
