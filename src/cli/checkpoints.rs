@@ -11,7 +11,7 @@ use crate::checkpoint::{CheckpointError, Checkpoints, FOLDER, Manifest, Name, Pl
 use crate::config::Config;
 use crate::config::layers::Layers;
 use crate::model::printable::{printable, printable_json};
-use crate::model::{CityState, EventTime, HeldReading, PartitionName, Revision};
+use crate::model::{CityState, EventTime, HeldReading, OutputUnits, PartitionName, Revision};
 
 /// Look at the checkpoints of a service, and check them
 ///
@@ -336,6 +336,7 @@ fn city_json(partition: &PartitionName, state: &CityState) -> Value {
     });
     json!({
         "city": state.name, "source": partition.source, "partition": partition.partition, "high": state.high.map(time),
+        "units": OutputUnits::STORED.temperature.name(), "wind_units": OutputUnits::STORED.wind.name(),
         "readings": readings, "withdrawn": withdrawn.collect::<Vec<_>>(), "measured": measured.collect::<Vec<_>>(),
     })
 }

@@ -9,7 +9,6 @@ use crate::model::{
 };
 
 const UNIT: TemperatureUnit = TemperatureUnit::Fahrenheit;
-
 const FILES: [(Format, Compression); 7] = [
     (Format::Csv, Compression::None),
     (Format::Csv, Compression::Gzip),
