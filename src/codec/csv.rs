@@ -4,9 +4,9 @@ use memchr::memchr;
 
 use super::fields::{self, Field, Record, Value};
 use super::guard::guarded;
-use super::unknown_fields::UnknownFields;
 use super::lines::{Advance, Lines, too_long};
 use super::options::Preparation;
+use super::unknown_fields::UnknownFields;
 use super::{DecodeError, DecodeSettings, Framing, LocalTimeCounts, MAX_FIELD_LINES, ReadOptions};
 use crate::model::refusal::quoted;
 use crate::model::{Reason, Refusal, Upsert};

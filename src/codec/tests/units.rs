@@ -16,6 +16,7 @@ fn row(fahrenheit: f64, micros: i64, sum: i64, count: u32, wind: Option<f64>) ->
         heat_index: HeatIndex::from_micros(micros),
         sum,
         count,
+        category: Category::Caution,
     }
 }
 
@@ -36,10 +37,10 @@ fn written(format: Format) -> Vec<u8> {
 }
 
 const CSV: &str = "\
-city,reading_at,temperature,humidity,wind_speed,heat_index,rolling_heat_index,count,units,wind_units
-x,1970-01-01T00:00:01.5Z,30.1,63.1,3.6011128384,32.935228333333335,28.880408382391053,3001,celsius,m/s
-x,1970-01-01T00:00:01.5Z,-49.9,63.1,,-253.88888888888889,-253.88888888888889,7,celsius,m/s
-x,1970-01-01T00:00:01.5Z,0,63.1,0,1982.2222222222222,1982.2222222222222,3,celsius,m/s
+city,reading_at,temperature,humidity,wind_speed,heat_index,rolling_heat_index,count,category,units,wind_units
+x,1970-01-01T00:00:01.5Z,30.1,63.1,3.6011128384,32.935228333333335,28.880408382391053,3001,caution,celsius,m/s
+x,1970-01-01T00:00:01.5Z,-49.9,63.1,,-253.88888888888889,-253.88888888888889,7,caution,celsius,m/s
+x,1970-01-01T00:00:01.5Z,0,63.1,0,1982.2222222222222,1982.2222222222222,3,caution,celsius,m/s
 ";
 
 #[test]
