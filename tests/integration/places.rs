@@ -34,7 +34,7 @@ fn places_of_a_file_are_served_and_searched() {
         (found("central"), found("new%20york")),
         (vec!["5128581".to_owned()], vec!["5128581".to_owned()])
     );
-    assert_eq!(found("no"), ["nowhere"]);
+    assert_eq!(found("nowh"), ["nowhere"]);
     let roof = service.get("/v1/cities/roof");
     assert_eq!((&roof["latitude"], &roof["time_zone"]), (&json!(52.52), &json!("Europe/Berlin")));
     assert_eq!(service.get("/v1/cities/nowhere")["latitude"], json!(null));
