@@ -4,6 +4,7 @@ mod content;
 mod digest;
 mod foreign;
 mod framing;
+mod reports;
 mod rules;
 mod trips;
 mod units;

@@ -11,7 +11,6 @@ mod stale;
 mod targets;
 mod times;
 mod units;
-use crate::model::{};
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
