@@ -422,6 +422,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::codec::{ColumnNames, RecordOptions};
 
     /// How long it takes to refuse so many records.
     fn refuse(record: &str, count: usize) -> Duration {
@@ -443,9 +444,13 @@ mod tests {
     }
 
     #[test]
-    fn shortest_withdrawal_is_taken_behind_many_refused_records() {
-        let shortest = r#"{"city":"a","reading_at":"2025-11-24T16:00:00Z","deleted":true}"#;
-        let body = "1\n".repeat(1_000) + shortest;
-        assert_eq!(decode(Form::Lines, body.as_bytes(), &ReadOptions::default(), &|_| Ok(None)).unwrap().records.len(), 1);
+    fn shortest_readings_are_taken_behind_many_refused_records() {
+        let columns = ColumnNames::parse("city=@a,reading_at=t,temperature=x,humidity=h").unwrap();
+        let time_format = "seconds".parse().unwrap();
+        let record = RecordOptions { columns, time_format, ..RecordOptions::default() };
+        let read = ReadOptions { record, ..ReadOptions::default() };
+        let body = "1\n".repeat(1_000) + r#"{"t":1,"x":9,"h":5}"#;
+        let decoded = decode(Form::Lines, body.as_bytes(), &read, &|_| Ok(None)).unwrap();
+        assert_eq!(decoded.records.len(), 1);
     }
 }

@@ -393,7 +393,8 @@ mod tests {
     #[test]
     fn questions_move_nothing() {
         let question = Read { epoch: 1, progress: None, caught_up: false };
-        let progress = Some(Progress { slot: Slot(0), applied: 1, end: 1, withheld: 0, before: None, cities: 0 });
+        let progress =
+            Some(Progress { slot: Slot(0), applied: 1, end: 1, withheld: 0, before: None, cities: 0 });
         assert!(!have_moved(&[]) && !have_moved(&[question]));
         assert!(have_moved(&[question, Read { progress, ..question }]));
     }
