@@ -11,6 +11,7 @@ mod logging;
 mod produce;
 mod read_args;
 mod run;
+mod shift;
 mod subscribe;
 
 use std::io::{self, Write as _};

@@ -13,12 +13,13 @@ use indicatif::ProgressBar;
 use super::batch::{NOTHING_TAKEN, number, progress_bar};
 use super::generate::LogArgs;
 use super::read_args::ReadArgs;
+use super::shift::{Shift, ShiftTo};
 use super::{Stop, file};
 use crate::codec::{Fields, Format, ReadNotes, ReadOptions, json_record};
 use crate::kafka::partitioner::Partitioner;
 use crate::kafka::{Cluster, properties, topics};
 use crate::model::printable::printable;
-use crate::model::{AppendError, AppendReport, Appender, NewRecord, Refusal};
+use crate::model::{AppendError, AppendReport, Appender, NewRecord, Refusal, Upsert};
 use crate::sources::file::Input;
 use crate::sources::generator::{BadReading, Generator, Record};
 use crate::sources::kafka::{AppendLimits, AppendPlan, KafkaAppender, RecordWriter, RegistryPlan};
@@ -68,6 +69,9 @@ pub struct ProduceArgs {
     /// A property of librdkafka; may be repeated
     #[arg(long = "property", value_name = "NAME=VALUE", value_parser = property)]
     properties: Vec<(String, String)>,
+    /// Move all times of the files by as much as brings the newest to this one: now, or as in 2025-07-24T16:00:00Z
+    #[arg(long, value_name = "TIME", conflicts_with = "generate")]
+    shift_to: Option<ShiftTo>,
     /// Do not fail where nothing of any file was taken
     #[arg(long, conflicts_with = "generate")]
     allow_empty: bool,
@@ -114,12 +118,13 @@ impl ProduceArgs {
         }
         let files = self.files()?;
         let options = self.read.options_for(&files)?;
+        let shift = self.shift_to.map(|to| Shift::of(&files, &options, to)).transpose()?;
         let generator = self.generate.then(|| log.unwrap_or_else(defaults).generator()).transpose()?;
         let mut producing = Producing::new(self.appender()?, self.rate);
         let start = Instant::now();
         let result = match &generator {
             Some(generator) => producing.made_up(generator),
-            None => files.iter().try_for_each(|file| self.file(file, &options, &mut producing)),
+            None => files.iter().try_for_each(|file| self.file(file, &options, shift, &mut producing)),
         };
         let result = result.and_then(|()| producing.flush());
         let waited = producing.wait_for_all();
@@ -173,12 +178,18 @@ impl ProduceArgs {
         self.files.iter().map(input).collect()
     }
 
-    fn file(&self, file: &Input, options: &ReadOptions, producing: &mut Producing) -> Result<(), Stop> {
+    fn file(
+        &self,
+        file: &Input,
+        options: &ReadOptions,
+        shift: Option<Shift>,
+        producing: &mut Producing,
+    ) -> Result<(), Stop> {
         let name = file.name();
         let failed = |error: &dyn std::fmt::Display| Stop::Failed(format!("{name}: {error}"));
         let mut decoder = file.open(options).map_err(|error| failed(&error))?;
         // Whoever reads the topic reads what is written as readings are, and not what options say.
-        let is_as_written = file.format == Format::Json && options.is_default();
+        let is_as_written = file.format == Format::Json && options.is_default() && shift.is_none();
         let as_it_is = is_as_written && self.value_format == ValueFormat::Json;
         let mut bytes = Vec::new();
         loop {
@@ -189,6 +200,8 @@ impl ProduceArgs {
                     return Ok(());
                 }
                 Some(Ok(upsert)) => {
+                    let reading_at = shift.map_or(upsert.reading_at, |shift| shift.apply(upsert.reading_at));
+                    let upsert = Upsert { reading_at, ..upsert };
                     producing.notes.humidities.note(&upsert);
                     json_record(&Fields::of_upsert(&upsert), &mut bytes);
                     (Some(Box::from(upsert.city)), None)
@@ -375,7 +388,8 @@ mod tests {
         assert!(args("a.csv").unwrap().log.is_none());
         assert!(args("--generate").unwrap().log.is_none());
         assert!(args("--generate --cities 7").unwrap().log.is_some());
-        for wrong in ["", "a.csv --generate", "--generate --value-format avro"] {
+        assert!(args("a.csv --shift-to now").unwrap().shift_to.is_some());
+        for wrong in ["", "a.csv --generate", "--generate --value-format avro", "--generate --shift-to now"] {
             assert!(args(wrong).is_err(), "{wrong}");
         }
         let refused = args("a.csv --cities 7").unwrap().run();

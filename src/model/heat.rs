@@ -70,7 +70,7 @@ fn long_quotient(numerator: u128, divisor: u128) -> f64 {
     let mut shift = 0;
     while quotient < 1 << 64 && rest > 0 {
         rest <<= STEP;
-        quotient = quotient << STEP | rest / divisor;
+        quotient = (quotient << STEP) | (rest / divisor);
         rest %= divisor;
         shift += STEP;
     }

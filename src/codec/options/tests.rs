@@ -359,7 +359,7 @@ fn parquet_columns_are_named_too() {
     let mut decoder = Decoder::open(&path, Format::Parquet, Compression::None, &options).unwrap();
     assert_eq!(taken(&decoder.next().unwrap().unwrap().unwrap()), x(95.0, 49.0));
     assert_eq!(decoder.next().unwrap().unwrap().unwrap_err().reason, Reason::MissingField);
-    let refused = Decoder::open(&path, Format::Parquet, Compression::None, &columns("temperature=tmpf"));
+    let refused = Decoder::open(&path, Format::Parquet, Compression::None, columns("temperature=tmpf"));
     assert!(refused.is_err());
 }
 
