@@ -70,6 +70,9 @@ pub fn published_manifests(place: &Path) -> Vec<PathBuf> {
 /// The checkpoints that there are, newest first.
 fn list(place: &[&str], variables: &[(&str, String)]) -> Vec<Value> {
     let output = swelter(&[&["checkpoints", "list", "--json"], place].concat(), variables);
+    if text(&output.stderr).contains("there is no checkpoint in") {
+        return Vec::new();
+    }
     assert!(output.status.success(), "{}", text(&output.stderr));
     let listed: Value = serde_json::from_slice(&output.stdout).unwrap();
     listed.as_array().unwrap().clone()

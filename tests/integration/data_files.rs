@@ -97,7 +97,7 @@ fn data_files_are_for_their_user_alone_or_for_its_group() {
     }
 }
 
-const SMALL: &str = "[results]\nmax_cities = 1\n[ingest]\npartitions = 1\n[dead_letters]\nfile_bytes = '64 KiB'\nlimit_bytes = '256 KiB'\n";
+const SMALL: &str = "[serve.limits]\nnew_cities_percent = 100\n[results]\nmax_cities = 1\n[ingest]\npartitions = 1\n[dead_letters]\nfile_bytes = '64 KiB'\nlimit_bytes = '256 KiB'\n";
 
 /// The positions of all letters of the journal in folders; nothing where one is there twice, or a file was renamed or removed meanwhile.
 fn positions(folders: &[&Path]) -> Option<BTreeSet<u64>> {
@@ -216,7 +216,7 @@ fn oldest_dead_letters_are_dropped_and_counted_where_that_is_asked_for() {
 fn each_dead_letter_is_there_once_however_often_a_service_is_killed() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
-    let config = "[results]\nmax_cities = 1\n[ingest]\npartitions = 1\n[dead_letters]\nfile_bytes = '64 KiB'\n[checkpoints]\nevery = '1s'\n";
+    let config = "[serve.limits]\nnew_cities_percent = 100\n[results]\nmax_cities = 1\n[ingest]\npartitions = 1\n[dead_letters]\nfile_bytes = '64 KiB'\n[checkpoints]\nevery = '1s'\n";
     let mut least = 0;
     for (start, lifetime) in [350, 700, 150, 900, 500].into_iter().enumerate() {
         let service = Service::start(&data, config);
