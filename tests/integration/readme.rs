@@ -12,6 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::kafka::broker::shared;
+use crate::served::remove_ages;
 
 /// For all the commands of a section.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -120,9 +121,11 @@ fn run_a_cluster() {
     commands = commands.replace("swelter-cluster", &format!("swelter-cluster{own}"));
     let out = Shell::run(&commands, folder, first).finish();
     assert_eq!(objects(&out, "accepted")[0]["accepted"], 1, "{out}");
-    let rows = objects(&out, "current");
+    let mut rows = Value::from(objects(&out, "current"));
+    remove_ages(&mut rows);
+    let rows = rows.as_array().unwrap();
     assert_eq!(rows.len(), 4, "of three processes, and of one after the kill: {out}");
-    for row in &rows {
+    for row in rows {
         assert_eq!(row["current"], rows[0]["current"]);
         assert_eq!(row["current"]["temperature"], 91.4);
     }
@@ -144,12 +147,13 @@ fn with_kafka() {
     fs::write(folder.path().join("swelter.toml"), config).unwrap();
     let commands = topics(&commands.concat())
         .replace("--topic readings", &format!("--topic {readings}"))
-        .replace("localhost:8080", &format!("localhost:{port}"))
-        .replace("/tmp/swelter-data", "swelter-data");
+        .replace("localhost:8080", &format!("localhost:{port}"));
     // What the last command shows at once on a quiet machine.
     let results =
         format!("kcat -C -b {} -X isolation.level=read_committed -t heat-index-{number} -e", access.address);
-    let commands = format!("{commands}\nuntil {results} | grep JFK | grep -q danger; do sleep 0.2; done\necho hour $hour\n");
+    let commands = format!(
+        "{commands}\nuntil {results} | grep JFK | grep -q danger; do sleep 0.2; done\necho hour $hour\n"
+    );
     let out = Shell::run(&commands, folder, port).finish();
     let hour = out.lines().find_map(|line| line.strip_prefix("hour ")).expect("the hour");
     let last = |city: &str| {
@@ -169,7 +173,7 @@ ready() { until curl -sf localhost:8080/readyz > ready; do kill -0 $1; sleep 0.2
 serve() { "$@" > served 2> served.log & service=$!; ready $service; }
 stop() { kill -TERM $service; wait $service; }
 refused() {
-    if swelter run --config swelter.toml --data-dir /tmp/swelter-data > refused 2> refused.log; then exit 9; fi
+    if swelter run --config swelter.toml > refused 2> refused.log; then exit 9; fi
     for word in "$@"; do tail -n 1 refused.log | grep -qF -e "$word" || { cat refused.log; exit 8; }; done
 }
 rows() { kcat -C -q -b 127.0.0.1:9092 -X isolation.level=read_committed -t heat-index -e -f '%k %s\n'; }
@@ -195,7 +199,7 @@ fn disaster_recovery() {
     let delete = "kafka-topics.sh --bootstrap-server 127.0.0.1:9092 --delete --topic";
     let commands = format!(
         "{RECOVERY}
-        serve swelter run --config swelter.toml --data-dir /tmp/swelter-data; post 0 4; stop
+        serve swelter run --config swelter.toml; post 0 4; stop
         {delete} heat-index
         refused heat-index 'is gone' 'begin anew: delete'
         {anew}
@@ -208,7 +212,7 @@ fn disaster_recovery() {
         refused readings 'is another one: it has the id' '--adopt-logs'
         {adopt}
         post 1 8; stop
-        serve swelter run --config swelter.toml --data-dir /tmp/swelter-data; post 2 12; stop
+        serve swelter run --config swelter.toml; post 2 12; stop
         rows | sed 's/^/row /'",
         anew = anew.replace("heat-index,heat-index-now", "heat-index-now"),
         adopt = run(adopt),
@@ -219,7 +223,6 @@ fn disaster_recovery() {
         let named = text
             .replace("127.0.0.1:9092", &access.address)
             .replace("localhost:8080", &format!("localhost:{port}"));
-        let named = named.replace("/tmp/swelter-data", "swelter-data");
         // Not the type of the sources, nor files.
         let named = named.replace("heat-index", &format!("recovery-{number}-index"));
         named

@@ -22,6 +22,7 @@ mod reader;
 mod stamps;
 mod store;
 mod store_log;
+mod tables;
 mod tail;
 #[cfg(test)]
 mod tests;

@@ -16,6 +16,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::StoredBlock;
 use super::block::{self, Block, Decoder, Key};
+use super::tables::find_impossible_contents;
 use super::{JournalError, store_log};
 use crate::fault::{self, Fault};
 
@@ -66,6 +67,15 @@ impl Store {
         } else if path.try_exists().map_err(at_path)? {
             // What a start that was killed in its first moment has left.
             fs::remove_dir_all(&path).map_err(at_path)?;
+        }
+        if path.is_dir()
+            && let Some(file) = find_impossible_contents(&path).map_err(at_path)?
+        {
+            let file = file.strip_prefix(dir).unwrap_or(&file).display().to_string();
+            return Err(JournalError::damaged(
+                dir,
+                &format!("its file {file:?} says more contents than it has"),
+            ));
         }
         caught(|| open_store(&path)).map_err(|failure| match failure {
             Failure::Store(fjall::Error::Locked) => JournalError::InUse { dir: dir.into() },

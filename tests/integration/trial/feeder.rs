@@ -105,7 +105,7 @@ impl Feeder {
             let mut left = records as u64;
             while left > 0 {
                 let Some(sent) = feed.send(left.min(TOGETHER), &of_thread) else { break };
-                left -= sent;
+                left = left.saturating_sub(sent);
                 let next = Instant::now() + PACE;
                 while Instant::now() < next && !of_thread.hurry.load(Ordering::SeqCst) {
                     thread::sleep(Duration::from_millis(10));

@@ -97,6 +97,37 @@ fn flipped_bytes() {
     assert!(noticed > 100, "{noticed} noticed, {harmless} harmless");
 }
 
+/// The store would allocate as many entries as a table of contents says, before it compares a checksum.
+#[test]
+fn flipped_length_of_contents_is_refused_before_it_is_allocated() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("journal");
+    journal(&dir);
+    let mut kept = Vec::new();
+    keep(&dir, &mut kept);
+    let mut tables = 0;
+    for Kept(path, bytes, length) in kept.iter().filter(|kept| kept.0.to_string_lossy().contains("/tables/"))
+    {
+        let Some(at) = bytes.windows(4).rposition(|window| window == b"TOC!") else { continue };
+        tables += 1;
+        for bit in [16, 24, 30, 31] {
+            restore(&dir, &kept);
+            let mut bytes = bytes.clone();
+            bytes[at + 4 + bit / 8] ^= 1 << (bit % 8);
+            fs::write(path, &bytes).unwrap();
+            fs::File::options().write(true).open(path).unwrap().set_len(*length).unwrap();
+            let error = Journal::open(&dir, plan(2)).err().expect("it is refused");
+            let said = "says more contents than it has";
+            assert!(
+                matches!(&error, JournalError::Damaged { what, .. } if what.contains(said)),
+                "{}: {error}",
+                path.display()
+            );
+        }
+    }
+    assert!(tables > 0);
+}
+
 #[test]
 fn missing_files() {
     let root = tempfile::tempdir().unwrap();
