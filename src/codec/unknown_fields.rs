@@ -23,7 +23,7 @@ pub fn unknown_field_count() -> u64 {
     COUNT.load(Ordering::Relaxed)
 }
 
-/// Their names, cut and printable: the first [`MAX_NAMES`] that were met.
+/// Their names, cut and printable: the first 100 that were met.
 pub fn unknown_field_names() -> Vec<String> {
     NAMES.lock().0.iter().map(|name| printable(name).into_owned()).collect()
 }

@@ -55,7 +55,7 @@ impl EventTime {
         self.0.div_euclid(DAY_MS) as i32
     }
 
-    /// Reads a time as [`time::grammar`](grammar) says; `local` says what a time without an offset is.
+    /// Reads a time as the grammar of docs/times.md says; `local` says what a time without an offset is.
     ///
     /// ```
     /// use swelter::model::{EventTime, LocalTime};
