@@ -193,7 +193,8 @@ fn paths_and_methods_that_are_not_served_say_what_is() {
     }
     let options = service.send("OPTIONS", "/v1/readings", &[], b"");
     assert_eq!((options.status, options.header("allow")), (204, Some("POST, OPTIONS")));
-    for path in ["/", "/v1/cities", "/v1/openapi.json", "/v1/nothing"] {
+    // Without rows: their ages are longer or shorter from one request to the next.
+    for path in ["/", "/v1/cities?country=AQ", "/v1/openapi.json", "/v1/nothing"] {
         let (get, head) = (service.get(path), service.send("HEAD", path, &[], b""));
         assert_eq!((head.status, head.header("content-type")), (get.status, get.header("content-type")));
         assert_eq!(
