@@ -120,6 +120,12 @@ pub(super) fn render(view: &View, connections: usize, connections_limit: usize) 
 }
 
 fn describe() {
+    describe_process();
+    describe_readings();
+    describe_answers_and_sinks();
+}
+
+fn describe_process() {
     describe_gauge!("swelter_ready", "1 once replay has passed the ends that the logs had at the start");
     describe_gauge!(
         "swelter_as_of_lag_seconds",
@@ -140,6 +146,9 @@ fn describe() {
         panics::CAUGHT_PANICS,
         "Panics that ended a client's connection, request or session, and nothing else"
     );
+}
+
+fn describe_readings() {
     describe_counter!("swelter_readings_total", "Readings and withdrawals since the start, by what they did");
     describe_gauge!("swelter_current_cities", "Cities that have a current row");
     describe_gauge!(
@@ -178,6 +187,9 @@ fn describe() {
         "swelter_new_cities_refused_total",
         "Posts and messages refused, as their new cities were more than the client may add"
     );
+}
+
+fn describe_answers_and_sinks() {
     describe_counter!(
         "swelter_http_requests_total",
         "Requests answered, by route, method and class of status"

@@ -289,15 +289,7 @@ fn headers_may_be_given_and_lines_skipped() {
     for before in ["a\n\n\"b\n".to_owned(), format!("{long}\n\r\n{long}{long}\n")] {
         let text = format!("{before}{row}");
         assert_eq!(csv(&text, &options), [Ok(x(95.0, 49.0))]);
-        let reader = Box::new(std::io::Cursor::new(text.into_bytes()));
-        let mut decoder = Decoder::with_digest(
-            reader,
-            Format::Csv,
-            Compression::None,
-            &options,
-            crate::codec::Framing::Quotes,
-        )
-        .unwrap();
+        let mut decoder = csv_decoder(text, &options);
         assert!(decoder.next().unwrap().unwrap().is_ok());
         assert_eq!((decoder.line(), decoder.raw().len()), (4, row.len() - 1));
     }
@@ -313,6 +305,12 @@ fn headers_may_be_given_and_lines_skipped() {
     assert_eq!(json.unwrap(), [Err(Reason::MissingField)]);
 }
 
+fn csv_decoder(text: String, options: &ReadOptions) -> Decoder {
+    let reader = Box::new(std::io::Cursor::new(text.into_bytes()));
+    Decoder::with_digest(reader, Format::Csv, Compression::None, options, crate::codec::Framing::Quotes)
+        .unwrap()
+}
+
 /// A digest is of all bytes, so lines that are skipped count.
 #[test]
 fn skipped_lines_are_part_of_the_digest() {
@@ -320,15 +318,7 @@ fn skipped_lines_are_part_of_the_digest() {
     options.layout.skip_lines = 1;
     let digest = |first: &str| {
         let text = format!("{first}\ncity,reading_at,temperature,humidity\nx,2013-07-18T15:00:00Z,95,49\n");
-        let reader = Box::new(std::io::Cursor::new(text.into_bytes()));
-        let mut decoder = Decoder::with_digest(
-            reader,
-            Format::Csv,
-            Compression::None,
-            &options,
-            crate::codec::Framing::Quotes,
-        )
-        .unwrap();
+        let mut decoder = csv_decoder(text, &options);
         assert!(decoder.skip().unwrap());
         decoder.digest().unwrap()
     };

@@ -228,22 +228,18 @@ mod tests {
         WatchedRow { epoch, city: city.clone(), reading_at: EventTime::default(), row: None }
     }
 
+    fn answer_without_rows(query: u64, epoch: u64, city: &Arc<str>) -> Answer {
+        let (city, rows) = (city.clone(), Vec::new());
+        Answer { query, epoch, city, known: true, first: 0, rows, more: false, rest: Rest::Nothing }
+    }
+
     #[test]
     fn rings_forget_the_oldest_changes_first_and_say_so() {
         let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
         let cities = [a.clone(), b.clone()];
         let mut watches = Watches::new(Duration::from_millis(100), 3 * size_of::<Entry>());
         watches.begin(&cities, 7);
-        let answer = |query: u64, city: &Arc<str>| Answer {
-            query,
-            epoch: 1,
-            city: city.clone(),
-            known: true,
-            first: 0,
-            rows: Vec::new(),
-            more: false,
-            rest: Rest::Nothing,
-        };
+        let answer = |query, city: &Arc<str>| answer_without_rows(query, 1, city);
         watches.apply(1, &[], &[answer(6, &a), answer(9, &b)]);
         assert!(!watches.reach(&cities, 9), "nothing is complete before the answer");
         watches.apply(
@@ -266,16 +262,7 @@ mod tests {
         for query in [7, 8, 9] {
             watches.begin(&cities, query);
         }
-        let answer = |query: u64, epoch: u64| Answer {
-            query,
-            epoch,
-            city: city.clone(),
-            known: true,
-            first: 0,
-            rows: Vec::new(),
-            more: false,
-            rest: Rest::Nothing,
-        };
+        let answer = |query, epoch| answer_without_rows(query, epoch, &city);
         // Those who asked 7 and 9 have gone.
         watches.apply(5, &[], &[answer(8, 4)]);
         assert!(watches.reach(&cities, 4) && !watches.reach(&cities, 3));

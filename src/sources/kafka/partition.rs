@@ -141,6 +141,33 @@ impl KafkaPartition {
             error => self.shared.transient(self.partition, &error.to_string()),
         }
     }
+
+    /// Offers the first of the queue, and takes it off if it was taken; nothing where the queue is empty.
+    fn offer_first(&mut self, upto: u64, take: &mut dyn Take) -> Option<Offer> {
+        match self.queue.first()? {
+            Ok(record) => {
+                self.at_end = false;
+                let offer = self.cursor.offer(record, upto, take);
+                match offer {
+                    Offer::Given => self.queue.pop_given(),
+                    Offer::Skipped => self.queue.pop(),
+                    Offer::Beyond | Offer::Pending | Offer::Failed(_) => {}
+                }
+                Some(offer)
+            }
+            Err(error) => {
+                let stands_at = self.queue.first_offset();
+                self.queue.pop();
+                if let KafkaError::PartitionEOF(_) = error {
+                    self.at_end = true;
+                    // No record lies between, only marks of transactions and what was aborted.
+                    self.cursor.position = self.cursor.position.max(stands_at.unwrap_or_default());
+                    return Some(Offer::Skipped);
+                }
+                Some(Offer::Failed(self.fault(&error)))
+            }
+        }
+    }
 }
 
 impl Partition for KafkaPartition {
@@ -159,32 +186,9 @@ impl Partition for KafkaPartition {
                 self.fault = Some(fault);
                 break;
             }
-            let offer = match self.queue.first() {
-                None => {
-                    next = Next::Woken;
-                    break;
-                }
-                Some(Ok(record)) => {
-                    self.at_end = false;
-                    let offer = self.cursor.offer(record, upto, take);
-                    match offer {
-                        Offer::Given => self.queue.pop_given(),
-                        Offer::Skipped => self.queue.pop(),
-                        Offer::Beyond | Offer::Pending | Offer::Failed(_) => {}
-                    }
-                    offer
-                }
-                Some(Err(error)) => {
-                    let stands_at = self.queue.first_offset();
-                    self.queue.pop();
-                    if let KafkaError::PartitionEOF(_) = error {
-                        self.at_end = true;
-                        // No record lies between, only marks of transactions and what was aborted.
-                        self.cursor.position = self.cursor.position.max(stands_at.unwrap_or_default());
-                        continue;
-                    }
-                    Offer::Failed(self.fault(&error))
-                }
+            let Some(offer) = self.offer_first(upto, take) else {
+                next = Next::Woken;
+                break;
             };
             match offer {
                 Offer::Given => records += 1,
