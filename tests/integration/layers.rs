@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use crate::imports::{Imports, rust_files};
 
 /// Layer, module, and what else of its own layer it may import.
 const LAYERS: &[(u8, &str, &[&str])] = &[
@@ -30,66 +32,32 @@ const LAYERS: &[(u8, &str, &[&str])] = &[
     (4, "lib", &[]),
 ];
 
-/// Only these may name timely or differential dataflow.
-const TIMELY: [&str; 4] = ["cluster", "dataflow", "pipeline", "worker"];
-
-/// Only these may name rdkafka.
-const RDKAFKA: [&str; 3] = ["kafka", "sinks", "sources"];
-
-fn sources(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    entries.flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] }).collect()
-}
-
-/// The top-level modules that a source file names.
-fn imports(text: &str) -> BTreeSet<String> {
-    let code = text.lines().map(|line| line.split("//").next().unwrap_or_default());
-    let code = code.collect::<Vec<_>>().join("\n");
-    let mut found = BTreeSet::new();
-    for (start, prefix) in ["crate::", "swelter::"].iter().flat_map(|p| code.match_indices(p)) {
-        let rest = &code[start + prefix.len()..];
-        let names = match rest.strip_prefix('{') {
-            Some(list) => list.split('}').next().unwrap_or_default().split(',').map(str::trim).collect(),
-            None => vec![rest],
-        };
-        for name in names {
-            found.insert(name.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect());
-        }
-    }
-    found
-}
+/// Outer crates, and the modules that may name them.
+const CRATES: &[(&[&str], &[&str])] = &[
+    (&["timely::", "differential_dataflow::"], &["cluster", "dataflow", "pipeline", "worker"]),
+    (&["rdkafka::"], &["kafka", "sinks", "sources"]),
+    (&["warp::"], &["serve"]),
+    (&["object_store::"], &["checkpoint"]),
+];
 
 #[test]
 fn modules_import_only_what_lies_below() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let layer = |name: &str| LAYERS.iter().find(|(_, module, _)| *module == name);
+    let imports = Imports::read(&src);
     let mut seen = BTreeSet::new();
-    for path in sources(&src) {
-        if path.extension().is_none_or(|extension| extension != "rs") {
-            continue;
-        }
-        let relative = path.strip_prefix(&src).unwrap().with_extension("");
-        let module = relative.components().next().unwrap().as_os_str().to_str().unwrap().to_string();
+    for (file, targets) in imports.by_file() {
+        let module = top_module(file);
         let (own, _, friends) =
-            layer(&module).unwrap_or_else(|| panic!("{module} has no layer: give it one here"));
-        let text = fs::read_to_string(&path).unwrap();
-        for import in imports(&text) {
-            let Some((below, name, _)) = layer(&import).filter(|(_, name, _)| *name != module) else {
+            layer(module).unwrap_or_else(|| panic!("{module} has no layer: give it one here"));
+        for target in targets {
+            let Some((below, name, _)) = layer(top_module(target)).filter(|(_, name, _)| *name != module)
+            else {
                 continue;
             };
             let allowed = below < own || friends.contains(name);
-            assert!(allowed, "{} (layer {own}) imports {name} (layer {below})", path.display());
+            assert!(allowed, "{file} (layer {own}) imports {target} (layer {below})");
         }
-        let names_timely = text.contains("timely::") || text.contains("differential_dataflow::");
-        assert!(!names_timely || TIMELY.contains(&&*module), "{} names timely", path.display());
-        let names_rdkafka = text.contains("rdkafka::");
-        assert!(!names_rdkafka || RDKAFKA.contains(&&*module), "{} names rdkafka", path.display());
-        assert!(!text.contains("warp::") || module == "serve", "{} names warp", path.display());
-        assert!(
-            !text.contains("object_store::") || module == "checkpoint",
-            "{} names object_store",
-            path.display()
-        );
         seen.insert(module);
     }
     for (_, module, _) in LAYERS {
@@ -97,12 +65,50 @@ fn modules_import_only_what_lies_below() {
     }
 }
 
+#[test]
+fn only_the_modules_of_the_map_name_outer_crates() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for path in rust_files(&src) {
+        let file = path.strip_prefix(&src).unwrap().to_str().unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        for (names, modules) in CRATES {
+            let is_named = names.iter().any(|name| text.contains(name));
+            assert!(!is_named || modules.contains(&top_module(file)), "{file} names {}", names[0]);
+        }
+    }
+}
+
+#[test]
+fn no_circle_of_files() {
+    let imports = Imports::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    let circles = imports.circles();
+    assert!(circles.is_empty(), "{}", describe(&imports, &circles));
+}
+
+/// The circles with the arrows inside each.
+fn describe(imports: &Imports, circles: &[BTreeSet<&str>]) -> String {
+    let by_file = imports.by_file();
+    let mut text = String::new();
+    for circle in circles {
+        text.push_str("\na circle of files:\n");
+        for file in circle {
+            let inside: Vec<_> = by_file[file].intersection(circle).collect();
+            text.push_str(&format!("  {file} imports {inside:?}\n"));
+        }
+    }
+    text
+}
+
+fn top_module(file: &str) -> &str {
+    file.split('/').next().unwrap_or_default().trim_end_matches(".rs")
+}
+
 /// A panic that is caught must not leave behind what others go on with, so what requests and sessions share says that it is held.
 #[test]
 fn locks_that_clients_share_are_marked() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let files = ["serve", "model"].iter().flat_map(|module| sources(&src.join(module)));
-    for path in files.filter(|path| path.extension().is_some_and(|extension| extension == "rs")) {
+    let files = ["serve", "model"].iter().flat_map(|module| rust_files(&src.join(module)));
+    for path in files {
         let name = path.to_str().unwrap();
         if name.contains("/tests") {
             continue;
@@ -117,12 +123,4 @@ fn locks_that_clients_share_are_marked() {
             assert!(!code.contains(lock), "{name} has a {lock}: take one of panics::locks");
         }
     }
-}
-
-#[test]
-fn imports_are_found() {
-    let text =
-        "use crate::{model, codec::Format};\nuse crate::sinks::table; // crate::nothing\nswelter::cli::run()";
-    let expected = ["cli", "codec", "model", "sinks"].map(String::from);
-    assert_eq!(imports(text).into_iter().collect::<Vec<_>>(), expected);
 }

@@ -14,6 +14,7 @@ mod data_files;
 mod dead_letters;
 mod harness;
 mod heat_index;
+mod imports;
 mod kafka;
 mod layers;
 mod limits;
