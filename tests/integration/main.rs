@@ -12,6 +12,7 @@ mod cluster;
 mod commands;
 mod data_files;
 mod dead_letters;
+mod earlier_build;
 mod harness;
 mod heat_index;
 mod imports;

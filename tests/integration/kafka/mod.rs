@@ -5,6 +5,7 @@ mod avro;
 pub mod broker;
 pub mod case;
 mod checkpoints;
+mod earlier_build;
 mod faults;
 mod identity;
 mod kills;

@@ -130,9 +130,20 @@ impl Swelter {
         after: Option<u64>,
         arguments: &[&str],
     ) -> Swelter {
+        Swelter::start_configured(&setup.to_toml(), data, workers, after, arguments)
+    }
+
+    /// One with a configuration in TOML.
+    pub fn start_configured(
+        toml: &str,
+        data: &Path,
+        workers: u64,
+        after: Option<u64>,
+        arguments: &[&str],
+    ) -> Swelter {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("swelter.toml");
-        std::fs::write(&config, setup.to_toml()).unwrap();
+        std::fs::write(&config, toml).unwrap();
         let out = |name: &str| File::create(folder.path().join(name)).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
         // What the tests are told is not for the program.
