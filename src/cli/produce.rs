@@ -85,8 +85,10 @@ pub struct ProduceArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum ValueFormat {
     /// One JSON object a record
+    #[value(name = "json")]
     Json,
     /// In Confluent's wire format
+    #[value(name = "avro")]
     Avro,
 }
 

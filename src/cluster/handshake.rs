@@ -62,13 +62,12 @@ const QUOTED_CHARS: usize = 200;
 
 /// What a connection is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
 pub enum Purpose {
+    #[serde(rename = "link")]
     Link,
     /// The dataflow of this generation.
-    Data {
-        generation: String,
-    },
+    #[serde(rename = "data")]
+    Data { generation: String },
 }
 
 /// What a process says of itself.
@@ -90,22 +89,27 @@ struct Protocol {
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
 enum Reply {
+    #[serde(rename = "challenge")]
     Challenge { nonce: String },
+    #[serde(rename = "proven")]
     Proven { proof: String },
+    #[serde(rename = "verdict")]
     Verdict(Verdict),
 }
 
 /// What becomes of a call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
 pub enum Verdict {
+    #[serde(rename = "welcome")]
     Welcome,
     /// It is too early.
+    #[serde(rename = "not_yet")]
     NotYet(String),
     /// Another process has come in its place, or so it seems as long as the end of that one is not noticed.
+    #[serde(rename = "taken")]
     Taken(String),
+    #[serde(rename = "refused")]
     Refused(String),
 }
 

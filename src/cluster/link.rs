@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use timely::communication::allocator::zero_copy::stream::Stream as _;
 
-use super::message::{Message, Value};
+use super::message::{Message, Value, ValueName};
 use super::stream::PeerStream;
 use super::{ClusterError, StopFlag};
 
@@ -122,9 +122,14 @@ impl Links {
         }
     }
 
-    pub(super) fn send_value<T: Serialize>(&self, step: u64, value: &T) -> Result<(), ClusterError> {
+    pub(super) fn send_value<T: Serialize>(
+        &self,
+        step: u64,
+        name: ValueName,
+        value: &T,
+    ) -> Result<(), ClusterError> {
         let bytes = postcard::to_stdvec(value).map_err(|error| ClusterError::Malformed(error.to_string()))?;
-        let value = Message::Value(Value { step, of: std::any::type_name::<T>().into(), bytes });
+        let value = Message::Value(Value { step, of: name.0.into(), bytes });
         let frame = frame(&value).map_err(|error| ClusterError::Malformed(error.to_string()))?;
         self.0.iter().for_each(|(_, peer)| peer.send(frame.clone()));
         Ok(())
@@ -134,7 +139,7 @@ impl Links {
     pub(super) fn value<T: DeserializeOwned>(
         &self,
         process: usize,
-        step: u64,
+        (step, name): (u64, ValueName),
         (stop, heeds): (&StopFlag, bool),
     ) -> Result<T, ClusterError> {
         let peer = self.peer(process).ok_or(ClusterError::Gone(process))?;
@@ -150,7 +155,7 @@ impl Links {
                 Err(RecvTimeoutError::Disconnected) => return Err(ClusterError::Gone(process)),
             }
         };
-        let (ours, Value { step: at, of, bytes }) = (std::any::type_name::<T>(), value);
+        let (ours, Value { step: at, of, bytes }) = (name.0, value);
         if (at, &*of) != (step, ours) {
             return Err(ClusterError::OutOfStep { process, theirs: (at, of), ours: (step, ours.into()) });
         }

@@ -52,6 +52,39 @@ pub enum Message {
     Bye,
 }
 
+/// What a value of the start is, as both ends call it.
+///
+/// These texts are on the wire. They are the paths that the types had in the first version, and stay as they are, whatever the types
+/// are called and wherever they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ValueName(pub(super) &'static str);
+
+impl ValueName {
+    /// Only that its step was reached.
+    pub const NOTHING: ValueName = ValueName("()");
+    /// Whether all go on, or whether a checkpoint is good.
+    pub const FLAG: ValueName = ValueName("bool");
+    /// Generation of a run's checkpoints.
+    pub const TEXT: ValueName = ValueName("alloc::string::String");
+    /// Where checkpoints are, or the name of one.
+    pub const OPTIONAL_TEXT: ValueName = ValueName("core::option::Option<alloc::string::String>");
+    /// Why a process has not loaded a checkpoint.
+    pub const LOAD_FAILURE: ValueName =
+        ValueName("core::option::Option<swelter::pipeline::checkpoints::Failure>");
+    /// What was found of topics before a start.
+    pub const TOPICS: ValueName = ValueName("swelter::pipeline::outlets::Found");
+    /// A claim of results, and what was there before it.
+    pub const CLAIM: ValueName = ValueName("swelter::sinks::kafka::outlet::Claimed");
+    /// What a progress topic holds.
+    pub const PROGRESS: ValueName = ValueName("swelter::sinks::kafka::progress::Kept");
+    /// What all progress topics hold.
+    pub const ALL_PROGRESS: ValueName = ValueName("alloc::vec::Vec<swelter::sinks::kafka::progress::Kept>");
+    /// Generation, partitions and first epoch of a start.
+    pub const START: ValueName = ValueName("swelter::pipeline::live::start::Start");
+    /// Where shards go on, and the epochs that may be used.
+    pub const OPENING: ValueName = ValueName("swelter::pipeline::live::active_run::Opening");
+}
+
 /// What became of an append.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppendedParts {
@@ -65,7 +98,10 @@ pub struct AppendedParts {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Value {
     pub step: u64,
-    /// What it is, as the program calls it.
+    /// What it is: a [`ValueName`].
     pub of: String,
     pub bytes: Vec<u8>,
 }
+
+#[cfg(test)]
+mod tests;

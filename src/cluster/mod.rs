@@ -39,6 +39,7 @@ use self::handshake::{Failure, Purpose};
 pub use self::link::{Heard, Links, Unsent};
 use self::link::{LinkPlan, Peer};
 use self::message::Message;
+pub use self::message::ValueName;
 pub use self::stream::PeerStream;
 pub use self::tls::PeerTls;
 use crate::config::host_of;
@@ -194,7 +195,7 @@ impl Cluster {
     /// # Errors
     ///
     /// Where it cannot be made, at all processes.
-    pub fn share<T, E>(&self, make: impl FnOnce() -> Result<T, E>) -> Result<T, E>
+    pub fn share<T, E>(&self, name: ValueName, make: impl FnOnce() -> Result<T, E>) -> Result<T, E>
     where
         T: Serialize + DeserializeOwned,
         E: From<ClusterError> + ToString,
@@ -202,36 +203,40 @@ impl Cluster {
         let step = self.step();
         self.check_stop()?;
         if !self.plan.topology.is_first() {
-            return Ok(self.links.value(0, step, (&self.stop, true))?);
+            return Ok(self.links.value(0, (step, name), (&self.stop, true))?);
         }
         let value = make()?;
-        self.links.send_value(step, &value)?;
+        self.links.send_value(step, name, &value)?;
         Ok(value)
     }
 
     /// Gives process 0 a value of each process, in their order; the others get nothing.
-    pub fn gather<T: Serialize + DeserializeOwned>(&self, mine: T) -> Result<Vec<T>, ClusterError> {
+    pub fn gather<T: Serialize + DeserializeOwned>(
+        &self,
+        name: ValueName,
+        mine: T,
+    ) -> Result<Vec<T>, ClusterError> {
         let step = self.step();
         self.check_stop()?;
         if !self.plan.topology.is_first() {
-            self.links.send_value(step, &mine)?;
+            self.links.send_value(step, name, &mine)?;
             return Ok(Vec::new());
         }
-        let others = (1..self.plan.topology.processes).map(|process| self.value(process, step));
+        let others = (1..self.plan.topology.processes).map(|process| self.value(process, (step, name)));
         std::iter::once(Ok(mine)).chain(others).collect()
     }
 
     /// Waits until all have come here: process 0 alone decides that they go on, or stop instead, so that none goes on without another.
     pub fn go_on_together(&self) -> Result<(), ClusterError> {
-        let all = self.gather(());
+        let all = self.gather(ValueName::NOTHING, ());
         let step = self.step();
         if self.plan.topology.is_first() {
             // In any case: whoever waits for it does not heed a stop.
-            self.links.send_value(step, &all.is_ok())?;
+            self.links.send_value(step, ValueName::FLAG, &all.is_ok())?;
             return all.map(drop);
         }
         all?;
-        let go_on: bool = self.links.value(0, step, (&self.stop, false))?;
+        let go_on: bool = self.links.value(0, (step, ValueName::FLAG), (&self.stop, false))?;
         if go_on { Ok(()) } else { Err(ClusterError::Stopped) }
     }
 
@@ -240,7 +245,7 @@ impl Cluster {
         if self.stop.is_raised() { Err(ClusterError::Stopped) } else { Ok(()) }
     }
 
-    fn value<T: DeserializeOwned>(&self, process: usize, step: u64) -> Result<T, ClusterError> {
+    fn value<T: DeserializeOwned>(&self, process: usize, step: (u64, ValueName)) -> Result<T, ClusterError> {
         self.links.value(process, step, (&self.stop, true))
     }
 

@@ -106,8 +106,8 @@ fn who_comes_early_waits_for_who_comes_late() {
     let third = run.meet(2);
     let all = [first, second, third].map(Meeting::cluster);
     let said = each(&all, |cluster| {
-        let shared: u64 = cluster.share(|| Ok::<_, ClusterError>(7)).unwrap();
-        let gathered = cluster.gather(cluster.topology().process).unwrap();
+        let shared: u64 = cluster.share(ValueName("u64"), || Ok::<_, ClusterError>(7)).unwrap();
+        let gathered = cluster.gather(ValueName("usize"), cluster.topology().process).unwrap();
         cluster.go_on_together().unwrap();
         let sockets = cluster.connect_workers("1-a").unwrap();
         (shared, gathered, sockets.iter().map(Option::is_some).collect::<Vec<_>>())
@@ -273,7 +273,7 @@ fn a_stop_ends_each_wait_of_a_start() {
     let said = second.1.said.recv_timeout(PATIENCE).unwrap();
     assert_eq!(said, (0, Message::Stop));
     second.0.stop.raise();
-    let waited: Result<u64, ClusterError> = second.0.share(|| Ok(1));
+    let waited: Result<u64, ClusterError> = second.0.share(ValueName("u64"), || Ok(1));
     assert!(matches!(waited, Err(ClusterError::Stopped)));
 
     // One that nobody listens to.
@@ -289,8 +289,8 @@ fn processes_at_different_steps_say_so() {
     let mut run = Run::of(2);
     let all = run.meet_all();
     let said = each(&all, |cluster| match cluster.topology().is_first() {
-        true => cluster.share(|| Ok::<u64, ClusterError>(1)).map(drop),
-        false => cluster.share(|| Ok::<String, ClusterError>(String::new())).map(drop),
+        true => cluster.share(ValueName("u64"), || Ok::<u64, ClusterError>(1)).map(drop),
+        false => cluster.share(ValueName::TEXT, || Ok::<String, ClusterError>(String::new())).map(drop),
     });
     assert!(said[0].is_ok());
     assert!(
@@ -301,7 +301,7 @@ fn processes_at_different_steps_say_so() {
         if cluster.topology().is_first() {
             cluster.step();
         }
-        cluster.gather(1u64).map(drop)
+        cluster.gather(ValueName("u64"), 1u64).map(drop)
     });
     assert!(matches!(&said[0], Err(ClusterError::OutOfStep { process: 1, .. })), "{said:?}");
 }

@@ -80,10 +80,13 @@ pub enum Framing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum Format {
     /// Comma-separated values (RFC 4180), with a header line
+    #[value(name = "csv")]
     Csv,
     /// One JSON object a line; where a file is read once also an array of them, or objects that span lines
+    #[value(name = "json")]
     Json,
     /// Apache Parquet
+    #[value(name = "parquet")]
     Parquet,
 }
 
@@ -152,8 +155,11 @@ fn split_compression(name: &str) -> (&str, Compression) {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum Units {
     #[default]
+    #[value(name = "fahrenheit")]
     Fahrenheit,
+    #[value(name = "celsius")]
     Celsius,
+    #[value(name = "kelvin")]
     Kelvin,
 }
 
@@ -161,11 +167,13 @@ pub enum Units {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum WindUnits {
     #[default]
+    #[value(name = "mph")]
     Mph,
     #[value(name = "km/h")]
     KilometresPerHour,
     #[value(name = "m/s")]
     MetresPerSecond,
+    #[value(name = "knots")]
     Knots,
 }
 
@@ -186,8 +194,10 @@ impl WindUnits {
 pub enum HumidityScale {
     /// 0 to 100
     #[default]
+    #[value(name = "percent")]
     Percent,
     /// 0 to 1
+    #[value(name = "fraction")]
     Fraction,
 }
 
@@ -196,8 +206,10 @@ pub enum HumidityScale {
 pub enum Moisture {
     /// Relative humidity, %, as `humidity`
     #[default]
+    #[value(name = "humidity")]
     Humidity,
     /// The dew point, as `dew_point`
+    #[value(name = "dew-point")]
     DewPoint,
 }
 

@@ -79,17 +79,21 @@ fn long_quotient(numerator: u128, divisor: u128) -> f64 {
 
 /// The danger category of a heat index, by the thresholds of the US National Weather Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
 pub enum Category {
     /// Below 80 °F.
+    #[serde(rename = "none")]
     None,
     /// From 80 °F.
+    #[serde(rename = "caution")]
     Caution,
     /// From 90 °F.
+    #[serde(rename = "extreme_caution")]
     ExtremeCaution,
     /// From 103 °F.
+    #[serde(rename = "danger")]
     Danger,
     /// From 125 °F.
+    #[serde(rename = "extreme_danger")]
     ExtremeDanger,
 }
 

@@ -6,32 +6,43 @@ use serde::Serialize;
 
 /// The reason code of a dead letter. Codes are part of the interface: programs branch on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Reason {
     /// The bytes are not a record of the format.
+    #[serde(rename = "not_decodable")]
     NotDecodable,
     /// A field that a reading needs is absent or blank.
+    #[serde(rename = "missing_field")]
     MissingField,
     /// `city` is empty, longer than 128 bytes, or holds a control character.
+    #[serde(rename = "bad_city")]
     BadCity,
     /// `reading_at` is not an RFC 3339 time.
+    #[serde(rename = "bad_time")]
     BadTime,
     /// `reading_at` has no offset, and the source assumes none.
+    #[serde(rename = "no_offset")]
     NoOffset,
     /// A number is not one.
+    #[serde(rename = "bad_number")]
     BadNumber,
     /// The operation is neither `upsert` nor `delete`.
+    #[serde(rename = "bad_operation")]
     BadOperation,
     /// A number is outside what is accepted.
+    #[serde(rename = "out_of_range")]
     OutOfRange,
     /// Older than the city's newest reading less the lateness.
+    #[serde(rename = "too_late")]
     TooLate,
     /// Dated after its arrival by more than the source allows.
+    #[serde(rename = "in_the_future")]
     InTheFuture,
     /// Of a new city, where the partition has as many as it may.
+    #[serde(rename = "too_many_cities")]
     TooManyCities,
     /// The schema registry knows no schema of the id that the record names.
+    #[serde(rename = "unknown_schema")]
     UnknownSchema,
 }
 

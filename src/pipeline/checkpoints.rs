@@ -27,6 +27,7 @@ use super::run_error::RunError;
 use crate::checkpoint::{
     CheckpointError, Checkpoints, Manifest, Part, PartWriter, Place, Positions, SOURCE, Writers,
 };
+use crate::cluster::ValueName;
 use crate::config::{CheckpointPlan, Plan, SourceKind};
 use crate::model::{LogPosition, LogRecord, Mark, PartitionName, STATE_SHARDS, Slot, Slots};
 use crate::worker::{CityHigh, State, States};
@@ -92,12 +93,14 @@ impl Checkpointed {
         generation: &str,
     ) -> Result<Option<Checkpointed>, RunError> {
         let in_data_dir = logs.data_dir().is_some();
-        let place = processes.share(|| Ok::<_, RunError>(place(plan, in_data_dir)))?;
+        let place =
+            processes.share(ValueName::OPTIONAL_TEXT, || Ok::<_, RunError>(place(plan, in_data_dir)))?;
         let Some((place, checkpoints)) = place.zip(plan.checkpoints.clone()) else { return Ok(None) };
         let place: Place =
             place.parse().map_err(|error| RunError::Failed(format!("checkpoints.url: {error}")))?;
         let (kept, plan_) = (Checkpoints::open(&place)?, checkpoints);
-        let named = processes.share(|| Ok::<_, RunError>(kept.name_generation(generation)?))?;
+        let named =
+            processes.share(ValueName::TEXT, || Ok::<_, RunError>(kept.name_generation(generation)?))?;
         if named != generation {
             tracing::info!(
                 generation,
@@ -133,14 +136,14 @@ impl Checkpointed {
         loop {
             let began = Instant::now();
             let mut next = None;
-            let name: Option<String> = processes.share(|| {
+            let name: Option<String> = processes.share(ValueName::OPTIONAL_TEXT, || {
                 next = candidates.next()?;
                 Ok::<_, RunError>(next.as_ref().map(|manifest| manifest.name().to_string()))
             })?;
             let Some(name) = name else { return Ok(None) };
             let loaded = self.load(&name, slots, processes);
-            let all = processes.gather(loaded.as_ref().err().map(Failure::of))?;
-            let is_good = processes.share(|| match &next {
+            let all = processes.gather(ValueName::LOAD_FAILURE, loaded.as_ref().err().map(Failure::of))?;
+            let is_good = processes.share(ValueName::FLAG, || match &next {
                 Some(manifest) => self.judge(manifest, all, beginning.is_following),
                 None => Ok(false),
             })?;

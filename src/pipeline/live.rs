@@ -24,7 +24,7 @@ use super::run_error::RunError;
 use super::stops::Event;
 pub use super::stops::Stops;
 use super::workers;
-use crate::cluster::ClusterError;
+use crate::cluster::{ClusterError, ValueName};
 use crate::config::{IngestPlan, Plan};
 use crate::dataflow::GraphPlan;
 use crate::fault::{Retries, build_runtime};
@@ -88,7 +88,7 @@ fn run_together(
 ) -> Result<(), RunError> {
     let topology = processes.topology();
     // Before anything is made that is missing.
-    processes.share(|| check_nothing_is_lost(&plan, data_dir.is_some()))?;
+    processes.share(ValueName::NOTHING, || check_nothing_is_lost(&plan, data_dir.is_some()))?;
     let logs = Logs::open(&plan, data_dir, processes)?;
     let prepared = Prepared::new(&plan, processes)?;
     let (following, kept) = follow(&plan, &prepared, &logs, processes)?;
@@ -102,7 +102,8 @@ fn run_together(
         starts.claimed(outlets);
     }
     logs.use_schemas(&starts, processes, following.as_ref())?;
-    let start = processes.share(|| begin(&logs, outlets.as_ref(), following.as_deref(), &starts))?;
+    let start = processes
+        .share(ValueName::START, || begin(&logs, outlets.as_ref(), following.as_deref(), &starts))?;
     let Start { generation, partitions, ids, first_epoch } = start;
     let slots = Slots::new(partitions.iter().map(|(name, _)| name.clone()).collect());
     let checkpoints = Checkpointed::open(&plan, &logs, ids, processes, &generation)?;

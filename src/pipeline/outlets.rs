@@ -23,6 +23,7 @@ use self::topics::facts;
 use super::processes::Processes;
 use super::run_error::RunError;
 use super::standby::not_taken_over;
+use crate::cluster::ValueName;
 use crate::codec::{CURRENT_SCHEMA, ROW_SCHEMA};
 use crate::config::{Plan, SourceKind, SourcePlan};
 use crate::dataflow::ParcelsPlan;
@@ -153,7 +154,7 @@ fn claim(
         Some(_) => not_taken_over(error.into()),
         None => error.into(),
     };
-    let claimed = cluster.share(|| Claimed::make(plan, identity, after).map_err(failed))?;
+    let claimed = cluster.share(ValueName::CLAIM, || Claimed::make(plan, identity, after).map_err(failed))?;
     // From now on: what follows may take long, and whoever stands by would take the silence for an end.
     let alive = topology.is_first().then(|| Alive::begin(plan, &claimed)).transpose()?;
     let is_ours = |shard: &u16| {
@@ -162,8 +163,8 @@ fn claim(
     };
     let shards = (0..plan.shards).filter(is_ours);
     let fenced = Fenced::make(plan, draft.topics.clone(), shards, &claimed).map_err(failed)?;
-    cluster.gather(())?;
-    let kept = cluster.share(|| claimed.read(plan, identity, topics).map_err(failed))?;
+    cluster.gather(ValueName::NOTHING, ())?;
+    let kept = cluster.share(ValueName::PROGRESS, || claimed.read(plan, identity, topics).map_err(failed))?;
     Ok(Outlet::new(plan, *first_shard, claimed, (fenced, alive), kept)?)
 }
 
@@ -181,7 +182,7 @@ impl Prepared {
             )));
         }
         let Drafts { mut drafts, letters: places_of } = Drafts::of(plan);
-        let Found { written, facts } = cluster.share(|| {
+        let Found { written, facts } = cluster.share(ValueName::TOPICS, || {
             let written = plan.sink.as_ref().map_or(Ok(RowsWritten::Json), written)?;
             let facts = drafts.iter().map(|draft| facts(plan, draft)).collect::<Result<Vec<_>, _>>()?;
             Ok::<_, RunError>(Found { written, facts })

@@ -16,7 +16,7 @@ use super::run_error::RunError;
 use super::stops::Stops;
 use crate::cluster::message::Message;
 use crate::cluster::supervisor::TAKEN_OVER;
-use crate::cluster::{Cluster, ClusterError, ClusterPlan, Heard, Links};
+use crate::cluster::{Cluster, ClusterError, ClusterPlan, Heard, Links, ValueName};
 use crate::model::{Appender, PartitionName, Reason, Slot, Slots, Topology};
 use crate::registry::{FindAnswer, Lookup, Schemas};
 use crate::sinks::kafka::progress::Positions;
@@ -125,11 +125,11 @@ impl Processes {
     }
 
     /// See [`Cluster::share`]. The others hear at once why it could not be made.
-    pub fn share<T>(&self, make: impl FnOnce() -> Result<T, RunError>) -> Result<T, RunError>
+    pub fn share<T>(&self, name: ValueName, make: impl FnOnce() -> Result<T, RunError>) -> Result<T, RunError>
     where
         T: serde::Serialize + serde::de::DeserializeOwned,
     {
-        self.cluster.share(make).inspect_err(|error| {
+        self.cluster.share(name, make).inspect_err(|error| {
             if !error.is_stop() {
                 self.fail(error);
             }
@@ -139,9 +139,10 @@ impl Processes {
     /// See [`Cluster::gather`].
     pub fn gather<T: serde::Serialize + serde::de::DeserializeOwned>(
         &self,
+        name: ValueName,
         mine: T,
     ) -> Result<Vec<T>, ClusterError> {
-        self.cluster.gather(mine)
+        self.cluster.gather(name, mine)
     }
 
     pub fn cluster(&self) -> &Cluster {

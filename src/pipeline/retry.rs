@@ -142,11 +142,12 @@ struct Sent {
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
 enum Entry {
     /// The ends of the journal's partitions before an append.
+    #[serde(rename = "sending")]
     Sending(Vec<u64>),
     /// The letters that were appended.
+    #[serde(rename = "sent")]
     Sent(Vec<String>),
 }
 

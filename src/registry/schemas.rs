@@ -26,8 +26,8 @@ const LAST_RETRY: Duration = Duration::from_secs(10);
 /// What a registry says of an id. It decides what the records of the id are, so it is kept for good: a replay must decide
 /// the same, whatever the registry says by then.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
 pub enum Answer {
+    #[serde(rename = "avro")]
     Avro {
         schema: Arc<str>,
         /// The schemas of the types that it names but does not define.
@@ -35,10 +35,13 @@ pub enum Answer {
         references: Vec<Arc<str>>,
     },
     /// A schema, but not of Avro.
+    #[serde(rename = "other")]
     Other { schema_type: Arc<str> },
     /// No schema has the id.
+    #[serde(rename = "unknown")]
     Unknown,
     /// A schema, but one that cannot be used.
+    #[serde(rename = "unusable")]
     Unusable { problem: Arc<str> },
 }
 

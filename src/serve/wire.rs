@@ -34,8 +34,9 @@ fn push_as_of(out: &mut Vec<u8>, as_of: u64) {
 
 /// The messages without rows.
 #[derive(Serialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
+#[serde(tag = "type")]
 pub(super) enum Said<'a> {
+    #[serde(rename = "hello")]
     Hello {
         protocol: u32,
         generation: &'a str,
@@ -48,21 +49,15 @@ pub(super) enum Said<'a> {
         heartbeat_s: Number,
         limits: SaidLimits,
     },
-    Reset {
-        id: &'a str,
-        reason: &'a str,
-    },
-    Unsubscribed {
-        id: &'a str,
-    },
-    Heartbeat {
-        as_of: u64,
-        now: u64,
-    },
-    Pong {
-        as_of: u64,
-        now: u64,
-    },
+    #[serde(rename = "reset")]
+    Reset { id: &'a str, reason: &'a str },
+    #[serde(rename = "unsubscribed")]
+    Unsubscribed { id: &'a str },
+    #[serde(rename = "heartbeat")]
+    Heartbeat { as_of: u64, now: u64 },
+    #[serde(rename = "pong")]
+    Pong { as_of: u64, now: u64 },
+    #[serde(rename = "error")]
     Error {
         #[serde(skip_serializing_if = "Option::is_none")]
         id: Option<&'a str>,

@@ -110,6 +110,8 @@ fn data_directory_of_an_earlier_build_resumes_from_its_checkpoint() {
     let expected = json_fixture("data.json");
     let letters = fs::read_to_string(data.join("dead-letters.jsonl")).unwrap();
     let again = fs::read_to_string(data.join("dead-letters.2.jsonl")).unwrap();
+    let files = ["generation-0", "generation-1", "journal/id", "journal/clock"];
+    let before = files.map(|name| json_file(&data, name));
     let (base, newest) = (checkpoints(&data.join("checkpoints")), expected["checkpoint"].as_str().unwrap());
     assert_eq!(base.keys().last().unwrap(), newest);
     assert!(base[newest]["adds_to"].is_string(), "the newest of the fixture is an increment");
@@ -121,8 +123,9 @@ fn data_directory_of_an_earlier_build_resumes_from_its_checkpoint() {
     assert_eq!(records_since_start(&service.get("/v1/status")), number("applied") - number("covered"));
     assert!(number("applied") > number("covered"));
     assert!(service.log().contains(newest), "{}", service.log());
-    let before: u64 = expected["generation"].as_str().unwrap().split_once('-').unwrap().0.parse().unwrap();
-    assert_eq!(generation(&service), before + 1);
+    let generation_before: u64 =
+        expected["generation"].as_str().unwrap().split_once('-').unwrap().0.parse().unwrap();
+    assert_eq!(generation(&service), generation_before + 1);
     assert!(service.get("/v1/status")["as_of"].as_u64() > expected["as_of"].as_u64());
 
     // It goes on: a reading that was there is corrected, one is withdrawn, another city comes.
@@ -151,6 +154,11 @@ fn data_directory_of_an_earlier_build_resumes_from_its_checkpoint() {
     });
     let rows: Vec<Value> = ["5128581", "2643743", "b", "new"].map(|city| history(&service, city)).into();
     service.terminate();
+    let (_, own) = checkpoints(&data.join("checkpoints")).pop_last().unwrap();
+    check_written("manifest", &base[newest], &own);
+    for (name, before) in files.iter().zip(&before) {
+        check_written(name, before, &json_file(&data, name));
+    }
     assert_eq!(
         fs::read_to_string(data.join("dead-letters.jsonl")).unwrap(),
         letters,
@@ -278,6 +286,30 @@ fn check_fields(name: &str, expected: &Value, found: &Value) {
     }
 }
 
+/// What [`check_fields`] compares a value with.
+fn shape(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => fields.iter().map(|(name, value)| (name.clone(), shape(value))).collect(),
+        Value::Array(items) => items.iter().take(1).map(shape).collect(),
+        Value::Null => json!("null"),
+        Value::Bool(_) => json!("boolean"),
+        Value::Number(_) => json!("number"),
+        Value::String(_) => json!("string"),
+    }
+}
+
+/// Whether what is written now has the fields of what an earlier build wrote.
+pub fn check_written(name: &str, earlier: &Value, now: &Value) {
+    check_fields(name, &shape(earlier), now);
+}
+
+/// The first line of a file of a data directory, as JSON.
+fn json_file(data: &Path, name: &str) -> Value {
+    let text = fs::read_to_string(data.join(name)).unwrap();
+    serde_json::from_str(text.lines().next().unwrap())
+        .unwrap_or_else(|error| panic!("{name}: {error}: {text}"))
+}
+
 /// The metrics of a service: types and label names.
 pub fn metrics_of(text: &str) -> BTreeMap<String, (String, Vec<Vec<String>>)> {
     let mut found = BTreeMap::<String, (String, Vec<Vec<String>>)>::new();
@@ -357,10 +389,14 @@ fn answers_and_metrics_have_all_fields_and_names_of_an_earlier_build() {
         let name = asked["name"].as_str().unwrap();
         check_fields(name, &heard[name], &hear(Some(&asked["ask"]), &asked["hear"]));
     }
-    let late =
-        json!({"city": "late", "reading_at": "2025-07-01T00:00:00Z", "temperature": 80, "humidity": 50});
-    let answer = post(&service.address, "application/json", &late.to_string()).unwrap();
-    assert_eq!(answer.status, 422, "{}", answer.body);
+    let reading = |at: &str| json!({"city": "two", "reading_at": at, "temperature": 80, "humidity": 50});
+    post_all(&service, &[reading("2025-08-01T10:00:00Z"), reading("2025-07-01T10:00:00Z")]);
+    wait_for("a refusal", || (service.get("/v1/status")["refused"]["too_late"] == 1).then_some(()));
+    let letter = wait_for("its dead letter", || {
+        let text = fs::read_to_string(data.join("dead-letters.jsonl")).ok()?;
+        text.lines().nth(3).and_then(|line| serde_json::from_str(line).ok())
+    });
+    check_written("dead letter", &json_file(&data, "dead-letters.jsonl"), &letter);
     wait_for("a checkpoint of this run", || {
         get(&service.address, "/metrics").unwrap().body.contains("swelter_checkpoint_bytes").then_some(())
     });

@@ -67,7 +67,9 @@ pub struct SubscribeArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Rows {
+    #[value(name = "latest")]
     Latest,
+    #[value(name = "window")]
     Window,
 }
 

@@ -287,3 +287,36 @@ fn what_follows_is_left_alone() {
     calling.read_exact(&mut rest).unwrap();
     assert_eq!(&rest, b"rest");
 }
+
+/// The lines of commit 868f70f, with its proofs. Processes that differ must still understand that they do.
+#[test]
+fn handshake_lines_are_those_of_868f70f() {
+    fn line(said: &impl Serialize) -> String {
+        serde_json::to_string(said).unwrap()
+    }
+    let hello = |purpose| Hello {
+        magic: MAGIC.into(),
+        version: "0.1.0".into(),
+        topology: Topology { processes: 3, process: 1, workers: 2 },
+        to: 0,
+        purpose,
+        nonce: "00112233445566778899aabbccddeeff".into(),
+    };
+    let link = line(&hello(Purpose::Link));
+    let says = |side| proved(side, &[0xAB], "ffeeddccbbaa99887766554433221100", link.as_bytes());
+    let verdict = |verdict| line(&Reply::Verdict(verdict));
+    let found = [
+        link.clone(),
+        line(&hello(Purpose::Data { generation: "17-9f2c41d06b3e8a55".into() })),
+        line(&Reply::Challenge { nonce: "ffeeddccbbaa99887766554433221100".into() }),
+        line(&Proof { proof: prove(b"s3cr3t", &says(Side::Caller)) }),
+        line(&Reply::Proven { proof: prove(b"s3cr3t", &says(Side::Listener { process: 0 })) }),
+        line(&plan(1).agreement),
+        verdict(Verdict::Welcome),
+        verdict(Verdict::NotYet("a".into())),
+        verdict(Verdict::Taken("b".into())),
+        verdict(Verdict::Refused("c".into())),
+    ];
+    let golden: Vec<&str> = include_str!("golden.txt").lines().collect();
+    assert_eq!(found.iter().map(String::as_str).collect::<Vec<_>>(), golden);
+}

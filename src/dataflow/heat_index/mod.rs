@@ -16,16 +16,21 @@ pub use lu_romps::lu_romps;
 
 /// Which heat index readings get.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
 pub enum Formula {
     /// The plain regression of Rothfusz at any temperature and humidity: for parity with what computes so; it means
     /// nothing in mild, cold or dry air
+    #[serde(rename = "rothfusz")]
+    #[value(name = "rothfusz")]
     Rothfusz,
     /// The US National Weather Service's, as its calculator computes it: the regression with its adjustments, a simpler
     /// formula in mild air, and the temperature itself in cold air
     #[default]
+    #[serde(rename = "nws")]
+    #[value(name = "nws")]
     Nws,
     /// The physiological heat index of Lu and Romps, defined at any temperature and humidity
+    #[serde(rename = "lu-romps")]
+    #[value(name = "lu-romps")]
     LuRomps,
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration as Wait, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::ValueName;
 use crate::cluster::message::Message;
 use crate::config::Plan;
 use crate::fault::Retries;
@@ -75,7 +76,7 @@ impl Own<'_> {
     pub(super) fn begin(&mut self, outlets: Outlets, first_epoch: u64) -> Result<(), RunError> {
         let (logs, first) = (self.logs, self.processes.topology().is_first());
         let bound = EpochBound::of(logs.data_dir().cloned(), outlets.keeper());
-        let Opening { cuts, floor, reserved } = self.processes.share(|| {
+        let Opening { cuts, floor, reserved } = self.processes.share(ValueName::OPENING, || {
             let floor = outlets.epoch_floor()?.max(first_epoch);
             let cuts = outlets.cuts(&self.partitions)?;
             Ok(Opening { cuts, floor, reserved: bound.begin(floor)? })

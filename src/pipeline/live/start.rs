@@ -6,6 +6,7 @@ use std::time::Duration as Wait;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::ValueName;
 use crate::config::{ClusterKeys, Plan, SourceKind, SourcePlan, StartKind};
 use crate::model::PartitionName;
 use crate::pipeline::logs::Logs;
@@ -38,7 +39,7 @@ pub(super) fn follow(
     processes: &Processes,
 ) -> Result<(Option<Arc<Following>>, Vec<Kept>), RunError> {
     let ClusterKeys { start, standby_after, .. } = plan.cluster;
-    let kept = processes.share(|| look(prepared, logs))?;
+    let kept = processes.share(ValueName::ALL_PROGRESS, || look(prepared, logs))?;
     if start == StartKind::Claim {
         return Ok((None, kept));
     }

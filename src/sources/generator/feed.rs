@@ -16,6 +16,7 @@ use super::paced::{self, Due, Log, Paced, PacedPlan};
 use super::{BadReading, Record};
 use crate::fault::{Retries, cannot_start, read_small_file, remedy_suffix};
 use crate::model::{AppendError, AppendReport, Appender, EventTime, NewRecord};
+use crate::sources::weather::WeatherKind;
 
 /// Records in an append, and appends that wait to be durable.
 const RECORDS: usize = 1000;
@@ -74,7 +75,7 @@ impl Feed {
         let kept_in = path.clone();
         let file = |error| FeedError::File { path: kept_in.clone(), error };
         fs::create_dir_all(folder).map_err(file)?;
-        let described = format!("{plan:?}");
+        let described = describe(&plan);
         let kept: Option<Kept> = match read_small_file(&path) {
             Ok(bytes) => Some(
                 serde_json::from_slice(&bytes)
@@ -107,6 +108,25 @@ impl Feed {
         let panicked = || Err(AppendError::Failed("its feed has panicked".into()));
         self.thread.join().unwrap_or_else(|_| panicked())
     }
+}
+
+/// What the file says of a plan: the text of the first version, whatever types and fields are called. A feed whose plan reads otherwise
+/// begins anew.
+fn describe(plan: &PacedPlan) -> String {
+    let PacedPlan { cities, interval, history, history_interval, .. } = plan;
+    let PacedPlan { late, corrections, withdrawals, duplicates, invalid, weather, seed, .. } = plan;
+    let weather = match weather {
+        WeatherKind::Uniform => "Uniform",
+        WeatherKind::Plausible => "Plausible",
+    };
+    let [interval, history, history_interval] =
+        [interval, history, history_interval].map(|time| time.millis());
+    format!(
+        "PacedPlan {{ cities: {cities}, interval: Duration({interval}), history: Duration({history}), \
+         history_interval: Duration({history_interval}), late: {late:?}, corrections: {corrections:?}, \
+         withdrawals: {withdrawals:?}, duplicates: {duplicates:?}, invalid: {invalid:?}, weather: {weather}, \
+         seed: {seed} }}"
+    )
 }
 
 struct Feeding {
@@ -254,4 +274,36 @@ fn write_down(path: &Path, kept: &Kept) -> io::Result<()> {
     serde_json::to_writer(&mut file, kept)?;
     file.flush()?;
     fs::rename(&temporary, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As files of commit 868f70f have them.
+    #[test]
+    fn feed_plans_are_described_as_they_always_were() {
+        let millis = |text: &str| text.parse().unwrap();
+        let plan = PacedPlan {
+            cities: 3,
+            interval: millis("1m"),
+            history: millis("1h"),
+            history_interval: millis("2m"),
+            late: 0.01,
+            corrections: 0.25,
+            withdrawals: 0.0,
+            duplicates: 0.0,
+            invalid: 0.0,
+            weather: WeatherKind::Uniform,
+            seed: 7,
+        };
+        let expected = "PacedPlan { cities: 3, interval: Duration(60000), history: Duration(3600000), \
+             history_interval: Duration(120000), late: 0.01, corrections: 0.25, withdrawals: 0.0, duplicates: 0.0, \
+             invalid: 0.0, weather: Uniform, seed: 7 }";
+        assert_eq!(describe(&plan), expected);
+        let plan = PacedPlan { weather: WeatherKind::Plausible, late: 1e-7, corrections: 1.0, ..plan };
+        let described = describe(&plan);
+        assert!(described.contains("late: 1e-7, corrections: 1.0, "), "{described}");
+        assert!(described.contains("weather: Plausible, "), "{described}");
+    }
 }

@@ -13,7 +13,9 @@ use super::broker::{Access, OwnBroker};
 use super::reading::{Record, committed, compacted};
 use super::swelter::Swelter;
 use super::topics::{COMPACT, LOG_APPEND_TIME, NewRecord, Producer, Topics};
-use crate::earlier_build::{check_metrics, checkpoints, fixture, json_fixture, records_since_start, unpack};
+use crate::earlier_build::{
+    check_metrics, check_written, checkpoints, fixture, json_fixture, records_since_start, unpack,
+};
 use crate::process::{DEADLINE, wait_for};
 use crate::served::fetch;
 
@@ -21,6 +23,7 @@ const READINGS: &str = "fixture-readings";
 const STATIONS: &str = "fixture-stations";
 const RESULTS: &str = "fixture-results";
 const CURRENT: &str = "fixture-current";
+const PROGRESS: &str = "fixture-progress";
 const LETTERS: [&str; 2] = ["fixture-readings.failed.1", "fixture-readings.failed.2"];
 
 /// A record as the fixture has it.
@@ -130,6 +133,11 @@ fn state(first: &[Record], more: &[Record]) -> BTreeMap<String, Value> {
     compacted(&all).into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
+/// The newest value under each key of a progress topic.
+fn newest_values(records: &[Record]) -> BTreeMap<String, Value> {
+    records.iter().map(|record| (record.key().to_owned(), record.json().unwrap())).collect()
+}
+
 /// What was written behind the fixture's records, which are as they were.
 fn added(access: &Access, topic: &str, before: &[Record]) -> Vec<Record> {
     let mut now = committed(access, topic);
@@ -229,6 +237,13 @@ fn topics_of_an_earlier_build_are_gone_on_with() {
         }
     }
     check_metrics("kafka", &address);
+    // What it writes of its progress can be read as before.
+    let written = committed(access, PROGRESS);
+    let (before, now) = (newest_values(&all[PROGRESS]), newest_values(&written));
+    assert_eq!(before.keys().collect::<Vec<_>>(), now.keys().collect::<Vec<_>>());
+    for (key, value) in &before {
+        check_written(key, value, &now[key]);
+    }
 
     // It goes on with what comes now.
     let reading =
