@@ -7,16 +7,17 @@ use std::sync::{Arc, Mutex};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use swelter::codec::{
-    AvroDecoder, Compression, DecodeSettings, Decoder, Fields, Format, READING_SCHEMA, ReadingsWriter,
-    RecordDecoder, RowsWriter, json_record, push_row_json, reading_to_avro, row_to_avro,
+    AvroDecoder, Compression, DecodeSettings, FileDecoder, Format, JsonRecordDecoder, READING_SCHEMA,
+    ReadingsWriter, RecordFields, ResultRowsWriter, push_json_record, push_row_json, reading_to_avro,
+    row_to_avro,
 };
 use swelter::model::{
-    Category, CityRows, Event, EventTime, HeatIndex, Measurement, OutputUnits, ResultRow, Row,
+    Category, CityRows, EventTime, HeatIndex, Measurement, OutputUnits, ReadingEvent, ResultRow, Row,
 };
 
 const CITIES: u64 = 1_000;
-const PER_CITY: u64 = 288;
-const RECORDS: u64 = CITIES * PER_CITY;
+const READINGS_PER_CITY: u64 = 288;
+const RECORDS: u64 = CITIES * READINGS_PER_CITY;
 
 /// The same numbers on every machine.
 fn measurement(at: u64) -> Measurement {
@@ -30,9 +31,9 @@ fn time(step: u64) -> EventTime {
 }
 
 #[derive(Clone, Default)]
-struct Shared(Arc<Mutex<Vec<u8>>>);
+struct SharedBuffer(Arc<Mutex<Vec<u8>>>);
 
-impl Write for Shared {
+impl Write for SharedBuffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.lock().map_err(|_| io::Error::other("poisoned"))?.write(bytes)
     }
@@ -43,13 +44,13 @@ impl Write for Shared {
 }
 
 /// A log by time, all cities at each step.
-fn log(format: Format, compression: Compression) -> Vec<u8> {
-    let shared = Shared::default();
+fn encoded_log(format: Format, compression: Compression) -> Vec<u8> {
+    let shared = SharedBuffer::default();
     let mut writer =
         ReadingsWriter::new(format, compression, false, Box::new(shared.clone())).expect("a writer");
-    for step in 0..PER_CITY {
+    for step in 0..READINGS_PER_CITY {
         for city in 0..CITIES {
-            let event = Event::Reading(measurement(step * CITIES + city));
+            let event = ReadingEvent::Reading(measurement(step * CITIES + city));
             writer.write(&format!("city_{city:05}"), time(step), &event).expect("memory takes it");
         }
     }
@@ -57,7 +58,7 @@ fn log(format: Format, compression: Compression) -> Vec<u8> {
     shared.0.lock().expect("not poisoned").clone()
 }
 
-fn read(criterion: &mut Criterion) {
+fn bench_decode(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("read");
     group.throughput(Throughput::Elements(RECORDS)).sample_size(20);
     for (format, compression) in [
@@ -67,14 +68,14 @@ fn read(criterion: &mut Criterion) {
         (Format::Json, Compression::None),
         (Format::Parquet, Compression::None),
     ] {
-        let bytes = log(format, compression);
+        let bytes = encoded_log(format, compression);
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
         std::fs::write(file.path(), bytes).expect("the disk takes it");
         group.bench_function(format!("{format:?}/{compression:?}"), |bencher| {
             bencher.iter(|| {
                 let settings = DecodeSettings::default();
                 let mut decoder =
-                    Decoder::open(file.path(), format, compression, settings).expect("a decoder");
+                    FileDecoder::open(file.path(), format, compression, settings).expect("a decoder");
                 let mut taken = 0;
                 while let Some(record) = decoder.next().expect("a whole file") {
                     taken += u64::from(black_box(record).is_ok());
@@ -86,16 +87,23 @@ fn read(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn write(criterion: &mut Criterion) {
+fn bench_encode(criterion: &mut Criterion) {
     let rows: Vec<ResultRow> = (0..RECORDS)
         .map(|at| {
             let measurement = measurement(at);
             let micros = (measurement.temperature() * 1.1e6 + measurement.humidity() * 12_345.0) as i64;
             let heat_index = HeatIndex::from_micros(micros);
-            let count = (at % PER_CITY + 1) as u32;
+            let count = (at % READINGS_PER_CITY + 1) as u32;
             let sum = i64::from(count) * micros + (at * 7_919 % 100_003) as i64;
             let category = Category::of(heat_index);
-            ResultRow { reading_at: time(at % PER_CITY), measurement, heat_index, sum, count, category }
+            ResultRow {
+                reading_at: time(at % READINGS_PER_CITY),
+                measurement,
+                heat_index,
+                sum,
+                count,
+                category,
+            }
         })
         .collect();
     let cities: Vec<String> = (0..CITIES).map(|city| format!("city_{city:05}")).collect();
@@ -111,9 +119,9 @@ fn write(criterion: &mut Criterion) {
             bencher.iter_batched(
                 || Box::new(Cursor::new(Vec::with_capacity(1 << 26))),
                 |out| {
-                    let mut writer =
-                        RowsWriter::new(format, compression, OutputUnits::STORED, out).expect("a writer");
-                    for (city, rows) in cities.iter().zip(rows.chunks(PER_CITY as usize)) {
+                    let mut writer = ResultRowsWriter::new(format, compression, OutputUnits::STORED, out)
+                        .expect("a writer");
+                    for (city, rows) in cities.iter().zip(rows.chunks(READINGS_PER_CITY as usize)) {
                         writer.write(&CityRows { city, rows }).expect("memory takes it");
                     }
                     writer.finish().expect("memory takes it");
@@ -126,20 +134,21 @@ fn write(criterion: &mut Criterion) {
 }
 
 /// Readings that come one by one, as from a topic, and rows that go there.
-fn one_by_one(criterion: &mut Criterion) {
-    let events: Vec<_> = (0..PER_CITY).map(|at| (time(at), Event::Reading(measurement(at)))).collect();
-    let encoded = |encode: fn(&Fields<'_>, &mut Vec<u8>)| -> Vec<Vec<u8>> {
+fn bench_single_records(criterion: &mut Criterion) {
+    let events: Vec<_> =
+        (0..READINGS_PER_CITY).map(|at| (time(at), ReadingEvent::Reading(measurement(at)))).collect();
+    let encoded = |encode: fn(&RecordFields<'_>, &mut Vec<u8>)| -> Vec<Vec<u8>> {
         let each = events.iter().map(|(reading_at, event)| {
             let mut out = Vec::new();
-            encode(&Fields::of("city_00001", *reading_at, event), &mut out);
+            encode(&RecordFields::from_event("city_00001", *reading_at, event), &mut out);
             out
         });
         each.collect()
     };
     let mut group = criterion.benchmark_group("record");
-    group.throughput(Throughput::Elements(PER_CITY));
-    let records = encoded(json_record);
-    let mut decoder = RecordDecoder::new(DecodeSettings::default());
+    group.throughput(Throughput::Elements(READINGS_PER_CITY));
+    let records = encoded(push_json_record);
+    let mut decoder = JsonRecordDecoder::new(DecodeSettings::default());
     group.bench_function("read/Json", |bencher| {
         bencher.iter(|| assert!(records.iter().all(|record| black_box(decoder.decode(record)).is_ok())));
     });
@@ -153,7 +162,7 @@ fn one_by_one(criterion: &mut Criterion) {
         let (count, category) = (at as u32 + 1, Category::ALL[at as usize % 5]);
         (time(at), Row::new(HeatIndex::from_micros(micros), category, micros * i64::from(count) - 31, count))
     };
-    let rows: Vec<_> = (0..PER_CITY).map(row).collect();
+    let rows: Vec<_> = (0..READINGS_PER_CITY).map(row).collect();
     let mut out = Vec::with_capacity(1 << 20);
     group.bench_function("write/Json", |bencher| {
         bencher.iter(|| {
@@ -173,5 +182,5 @@ fn one_by_one(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, read, write, one_by_one);
+criterion_group!(benches, bench_decode, bench_encode, bench_single_records);
 criterion_main!(benches);

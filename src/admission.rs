@@ -6,22 +6,22 @@ use std::sync::Arc;
 
 use foldhash::fast;
 
-use crate::model::{CityKey, CityName, Duration, Event, EventTime, Reason, Refusal, Upsert};
+use crate::model::{CityIntroduction, CityKey, EventTime, Millis, ReadingEvent, Reason, Refusal, Upsert};
 
 /// The rules that look at more than the reading itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AdmissionRules {
     /// How much older than its city's newest reading an arrival may be.
-    pub lateness: Duration,
+    pub lateness: Millis,
     /// How much newer than its arrival a reading may be, where the log knows when that was.
-    pub max_ahead: Option<Duration>,
+    pub max_ahead: Option<Millis>,
     /// How many cities the partition may have: each is remembered for ever.
     pub max_cities: u32,
 }
 
 impl AdmissionRules {
     /// Lateness alone.
-    pub fn new(lateness: Duration) -> AdmissionRules {
+    pub fn new(lateness: Millis) -> AdmissionRules {
         AdmissionRules { lateness, max_ahead: None, max_cities: u32::MAX }
     }
 }
@@ -49,66 +49,70 @@ pub struct Admission {
     rules: AdmissionRules,
     source: u16,
     /// By number.
-    cities: Vec<City>,
+    cities: Vec<CityAdmission>,
     numbers: HashMap<Arc<str>, u32, fast::RandomState>,
     /// The city of the last arrival.
-    last: u32,
+    last_city: u32,
 }
 
 #[derive(Debug)]
-struct City {
+struct CityAdmission {
     name: Arc<str>,
     hash: u32,
     /// Which city came after this one the last time. Logs repeat their order, so the guess is mostly right, and spares the
     /// look-up.
-    successor: u32,
+    likely_next: u32,
     /// The newest `reading_at` of an admitted reading; none while only withdrawals were.
     high: Option<EventTime>,
     /// About how many arrivals of `first` and later were admitted: an estimate of one lateness to two, so that it follows the
     /// city's rate.
-    admitted: u32,
-    first: EventTime,
+    admitted_estimate: u32,
+    estimate_since: EventTime,
     /// The dataflow knows its number.
-    introduced: bool,
+    is_introduced: bool,
 }
 
 /// The city of an admitted arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Admitted {
+pub struct AdmittedArrival {
     pub city: CityKey,
     /// The first arrival of the city in this run: the dataflow must learn its name.
     pub is_new: bool,
     /// About how many rows it may change: 1 of a reading that is its city's newest; of another one as many as the city has had
     /// since, on average.
-    pub rows: u32,
+    pub estimated_rows: u32,
 }
 
-impl Admitted {
+impl AdmittedArrival {
     /// What introduces the city to the dataflow.
-    pub fn introduction(&self, name: &str) -> CityName {
-        CityName { key: self.city, name: name.into() }
+    pub fn introduction(&self, name: &str) -> CityIntroduction {
+        CityIntroduction { key: self.city, name: name.into() }
     }
 }
 
 impl Admission {
     /// The admission of a partition; `source` tells its city numbers from those of others.
     pub fn new(source: u16, rules: AdmissionRules) -> Admission {
-        Admission { rules, source, cities: Vec::new(), numbers: HashMap::default(), last: 0 }
+        Admission { rules, source, cities: Vec::new(), numbers: HashMap::default(), last_city: 0 }
     }
 
     /// Takes over a city as it was when the log was read up to where it is read from now: `high` as it was then, and about how many
     /// of its readings are held, since `first`.
-    pub fn resume(&mut self, name: &str, high: Option<EventTime>, readings: u32, first: EventTime) {
+    pub fn resume_city(&mut self, name: &str, high: Option<EventTime>, readings: u32, first: EventTime) {
         if !self.numbers.contains_key(name) {
-            let number = self.add(name, first);
+            let number = self.add_city(name, first);
             let city = &mut self.cities[number as usize];
-            (city.high, city.admitted) = (high, readings);
+            (city.high, city.admitted_estimate) = (high, readings);
         }
     }
 
     /// Decides about the next arrival of the log; `arrived` is when the log took it, where it knows.
-    pub fn admit(&mut self, upsert: &Upsert<'_>, arrived: Option<EventTime>) -> Result<Admitted, Refusal> {
-        let is_reading = upsert.event != Event::Withdrawal;
+    pub fn admit(
+        &mut self,
+        upsert: &Upsert<'_>,
+        arrived: Option<EventTime>,
+    ) -> Result<AdmittedArrival, Refusal> {
+        let is_reading = upsert.event != ReadingEvent::Withdrawal;
         let at = upsert.reading_at;
         if let (Some(max_ahead), Some(arrived)) = (self.rules.max_ahead, arrived)
             && at.millis() - arrived.millis() > max_ahead.millis()
@@ -116,18 +120,18 @@ impl Admission {
             let detail = format!("reading_at {at} is more than {max_ahead} after its arrival at {arrived}");
             return Err(Refusal::new(Reason::InTheFuture, detail));
         }
-        let known = self.find(upsert.city);
+        let known = self.find_city(upsert.city);
         if known.is_none() && self.cities.len() >= self.rules.max_cities as usize {
             let detail = format!("the partition has {} cities, and may not have more", self.cities.len());
             return Err(Refusal::new(Reason::TooManyCities, detail));
         }
-        let number = known.unwrap_or_else(|| self.add(upsert.city, at));
+        let number = known.unwrap_or_else(|| self.add_city(upsert.city, at));
         let city = &mut self.cities[number as usize];
         let oldest = city.high.map(|high| high.millis() - self.rules.lateness.millis());
         if oldest.is_some_and(|oldest| at.millis() < oldest) {
-            return Err(too_late(at, city.high, self.rules.lateness));
+            return Err(too_late_refusal(at, city.high, self.rules.lateness));
         }
-        city.admitted = city.admitted.saturating_add(1);
+        city.admitted_estimate = city.admitted_estimate.saturating_add(1);
         let rows = match city.high {
             Some(high) if at <= high => city.rows_since(at, high),
             _ => 1,
@@ -135,79 +139,87 @@ impl Admission {
         if is_reading {
             city.advance(at, self.rules.lateness);
         }
-        let is_new = !std::mem::replace(&mut city.introduced, true);
+        let is_new = !std::mem::replace(&mut city.is_introduced, true);
         let city = CityKey { source: self.source, number, hash: city.hash };
-        Ok(Admitted { city, is_new, rows })
+        Ok(AdmittedArrival { city, is_new, estimated_rows: rows })
     }
 
     #[inline]
-    fn find(&mut self, name: &str) -> Option<u32> {
-        let last = self.cities.get(self.last as usize)?;
-        let guess = last.successor;
+    fn find_city(&mut self, name: &str) -> Option<u32> {
+        let last = self.cities.get(self.last_city as usize)?;
+        let guess = last.likely_next;
         let number = match &*self.cities[guess as usize].name == name {
             true => guess,
             false => *self.numbers.get(name)?,
         };
-        self.cities[self.last as usize].successor = number;
-        self.last = number;
+        self.cities[self.last_city as usize].likely_next = number;
+        self.last_city = number;
         Some(number)
     }
 
-    fn add(&mut self, name: &str, first: EventTime) -> u32 {
+    fn add_city(&mut self, name: &str, first: EventTime) -> u32 {
         let number = self.cities.len() as u32;
         let name: Arc<str> = name.into();
         let hash = CityKey::hash(&name);
         let (name_of, introduced) = (Arc::clone(&name), false);
-        let city = City { name: name_of, hash, successor: 0, high: None, admitted: 0, first, introduced };
+        let city = CityAdmission {
+            name: name_of,
+            hash,
+            likely_next: 0,
+            high: None,
+            admitted_estimate: 0,
+            estimate_since: first,
+            is_introduced: introduced,
+        };
         self.cities.push(city);
         self.numbers.insert(name, number);
         number
     }
 
     /// How many cities the partition has.
-    pub fn cities(&self) -> usize {
+    pub fn city_count(&self) -> usize {
         self.cities.len()
     }
 }
 
-impl City {
+impl CityAdmission {
     #[inline]
-    fn advance(&mut self, at: EventTime, lateness: Duration) {
+    fn advance(&mut self, at: EventTime, lateness: Millis) {
         if self.high.is_some_and(|high| at <= high) {
             return;
         }
-        let (first, span) = (self.first.millis(), lateness.millis());
+        let (first, span) = (self.estimate_since.millis(), lateness.millis());
         match self.high {
             Some(high) if at.millis() - high.millis() <= span => {
                 if at.millis() - first > span.saturating_mul(2) {
-                    self.forget(at, span);
+                    self.shrink_estimate(at, span);
                 }
             }
             // Nothing that came before can still change.
-            _ => (self.first, self.admitted) = (at, 1),
+            _ => (self.estimate_since, self.admitted_estimate) = (at, 1),
         }
         self.high = Some(at);
     }
 
     /// Keeps of the estimate what belongs to the newest `span`.
     #[cold]
-    fn forget(&mut self, high: EventTime, span: i64) {
-        let share = span as f64 / (high.millis() - self.first.millis()) as f64;
-        self.admitted = (f64::from(self.admitted) * share) as u32;
-        self.first = EventTime::from_millis(high.millis() - span).unwrap_or(high);
+    fn shrink_estimate(&mut self, high: EventTime, span: i64) {
+        let share = span as f64 / (high.millis() - self.estimate_since.millis()) as f64;
+        self.admitted_estimate = (f64::from(self.admitted_estimate) * share) as u32;
+        self.estimate_since = EventTime::from_millis(high.millis() - span).unwrap_or(high);
     }
 
     #[cold]
     fn rows_since(&self, at: EventTime, high: EventTime) -> u32 {
-        let (since, all) = (high.millis() - at.millis(), high.millis() - self.first.millis());
+        let (since, all) = (high.millis() - at.millis(), high.millis() - self.estimate_since.millis());
         let share = since as f64 / all.max(since).max(1) as f64;
-        ((f64::from(self.admitted) * share) as u32).saturating_add(1)
+        ((f64::from(self.admitted_estimate) * share) as u32).saturating_add(1)
     }
 }
 
 /// Why a reading is too late, by the newest one of its city.
 #[cold]
-pub fn too_late(at: EventTime, high: Option<EventTime>, lateness: Duration) -> Refusal {
+pub fn too_late_refusal(at: EventTime, high: Option<EventTime>, lateness: Millis) -> Refusal {
     let high = high.map_or(String::new(), |high| high.to_string());
     let detail = format!("reading_at {at} is more than {lateness} older than {high}, the newest of its city");
     Refusal::new(Reason::TooLate, detail)
@@ -222,28 +234,28 @@ mod tests {
         EventTime::from_millis(millis).unwrap()
     }
 
-    fn upsert(city: &str, millis: i64, event: Event) -> Upsert<'_> {
+    fn upsert(city: &str, millis: i64, event: ReadingEvent) -> Upsert<'_> {
         Upsert { city, reading_at: at(millis), event, revision: None }
     }
 
     fn admission(lateness: i64) -> Admission {
-        let max_ahead = Duration::from_millis(5);
-        let lateness = Duration::from_millis(lateness).unwrap();
+        let max_ahead = Millis::from_millis(5);
+        let lateness = Millis::from_millis(lateness).unwrap();
         Admission::new(3, AdmissionRules { lateness, max_ahead, max_cities: 2 })
     }
 
-    fn reading() -> Event {
-        Event::Reading(Measurement::new(80.0, 50.0, None).unwrap())
+    fn reading() -> ReadingEvent {
+        ReadingEvent::Reading(Measurement::new(80.0, 50.0, None).unwrap())
     }
 
     #[test]
-    fn both_ends_are_accepted() {
+    fn event_time_bounds_are_inclusive() {
         let mut admission = admission(10);
         assert!(admission.admit(&upsert("a", 105, reading()), Some(at(100))).is_ok());
         let ahead = admission.admit(&upsert("a", 106, reading()), Some(at(100)));
         assert_eq!(ahead.unwrap_err().reason, Reason::InTheFuture);
         assert!(admission.admit(&upsert("a", 95, reading()), Some(at(100))).is_ok());
-        let late = admission.admit(&upsert("a", 94, Event::Withdrawal), Some(at(100)));
+        let late = admission.admit(&upsert("a", 94, ReadingEvent::Withdrawal), Some(at(100)));
         assert_eq!(late.unwrap_err().reason, Reason::TooLate);
         assert!(
             admission.admit(&upsert("b", 0, reading()), Some(at(100))).is_ok(),
@@ -252,16 +264,16 @@ mod tests {
     }
 
     #[test]
-    fn only_admitted_readings_move_high() {
+    fn refused_readings_do_not_advance_newest_event_time() {
         let mut admission = admission(10);
-        admission.admit(&upsert("a", 1000, Event::Withdrawal), None).unwrap();
+        admission.admit(&upsert("a", 1000, ReadingEvent::Withdrawal), None).unwrap();
         admission.admit(&upsert("a", 0, reading()), None).unwrap();
         assert!(admission.admit(&upsert("a", 500, reading()), Some(at(100))).is_err());
         assert!(admission.admit(&upsert("a", -10, reading()), None).is_ok());
     }
 
     #[test]
-    fn numbers_are_dense_and_a_refused_city_takes_none() {
+    fn city_numbers_are_dense_and_refused_city_gets_none() {
         let mut admission = admission(10);
         assert!(admission.admit(&upsert("x", 500, reading()), Some(at(0))).is_err());
         let keys: Vec<_> = ["a", "b", "a"]
@@ -273,22 +285,23 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_the_newest_may_change_as_many_rows_as_came_since() {
+    fn estimated_rows_of_late_reading_are_readings_since() {
         let mut admission = admission(1000);
         for at in 0..=100 {
-            assert_eq!(admission.admit(&upsert("a", at, reading()), None).unwrap().rows, 1);
+            assert_eq!(admission.admit(&upsert("a", at, reading()), None).unwrap().estimated_rows, 1);
         }
         for (at, rows) in [(100, 1), (50, 50), (0, 100), (-100, 100)] {
             let admitted = admission.admit(&upsert("a", at, reading()), None).unwrap();
-            assert!(admitted.rows.abs_diff(rows) < 10, "{at}: {}", admitted.rows);
+            assert!(admitted.estimated_rows.abs_diff(rows) < 10, "{at}: {}", admitted.estimated_rows);
         }
     }
 
     #[test]
-    fn the_estimate_of_rows_follows_the_rate() {
+    fn estimated_rows_follow_reading_rate() {
         let mut admission = admission(1000);
-        let rows =
-            |admission: &mut Admission, at| admission.admit(&upsert("a", at, reading()), None).unwrap().rows;
+        let rows = |admission: &mut Admission, at| {
+            admission.admit(&upsert("a", at, reading()), None).unwrap().estimated_rows
+        };
         // One early time, then a slow sensor, then a fast one.
         rows(&mut admission, -1_000_000_000_000);
         (0..1000).for_each(|i| assert_eq!(rows(&mut admission, i * 100), 1));
@@ -300,14 +313,14 @@ mod tests {
     }
 
     #[test]
-    fn the_estimate_of_rows_has_a_greatest_value() {
-        let mut admission = Admission::new(0, AdmissionRules::new(Duration::MAX));
-        admission.resume("a", Some(at(1000)), u32::MAX, at(0));
-        assert_eq!(admission.admit(&upsert("a", 0, reading()), None).unwrap().rows, u32::MAX);
+    fn estimated_rows_are_capped() {
+        let mut admission = Admission::new(0, AdmissionRules::new(Millis::MAX));
+        admission.resume_city("a", Some(at(1000)), u32::MAX, at(0));
+        assert_eq!(admission.admit(&upsert("a", 0, reading()), None).unwrap().estimated_rows, u32::MAX);
     }
 
     #[test]
-    fn there_are_only_so_many_cities() {
+    fn cities_are_limited() {
         let mut admission = admission(10);
         for (city, admitted) in [("a", true), ("b", true), ("c", false), ("a", true)] {
             let result = admission.admit(&upsert(city, 0, reading()), None);
@@ -317,8 +330,8 @@ mod tests {
     }
 
     #[test]
-    fn an_unlimited_lateness_takes_the_whole_of_event_time() {
-        let rules = AdmissionRules::new(Duration::MAX);
+    fn unlimited_lateness_accepts_all_event_times() {
+        let rules = AdmissionRules::new(Millis::MAX);
         let mut admission = Admission::new(0, rules);
         for time in [EventTime::MAX, EventTime::MIN] {
             assert!(admission.admit(&Upsert { reading_at: time, ..upsert("a", 0, reading()) }, None).is_ok());

@@ -1,22 +1,22 @@
 //! Names and places of cities. A city that is not in the directory is served all the same, under its key.
 
-mod places;
+mod places_file;
 mod search;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-use self::places::Place;
-pub use self::places::{Places, PlacesError};
-pub use self::search::Search;
+use self::places_file::PlacesEntry;
+pub use self::places_file::{PlacesFile, PlacesFileError};
+pub use self::search::CitySearch;
 
 /// The shipped directory's text: see `data/README.md`.
-static SHIPPED: &str = include_str!("../data/cities.csv");
+static SHIPPED_CITIES_CSV: &str = include_str!("../data/cities.csv");
 
 /// A city of the directory.
 #[derive(Clone, Debug, PartialEq)]
-pub struct City<'a> {
+pub struct DirectoryCity<'a> {
     /// GeoNames' `geonameid` in the shipped directory.
     pub id: u32,
     /// For display; names are not unique.
@@ -41,7 +41,7 @@ pub struct Coordinates {
 
 /// What is known of the city that a key names.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct CityEntry<'a> {
+pub struct CityInfo<'a> {
     pub name: &'a str,
     /// ISO 3166-1 alpha-2.
     pub country: Option<&'a str>,
@@ -54,11 +54,11 @@ pub struct CityEntry<'a> {
 /// Cities in the order of their file, found by id, and places beside them. It borrows from the file's text.
 #[derive(Clone, Debug)]
 pub struct Directory<'a> {
-    cities: Vec<City<'a>>,
+    cities: Vec<DirectoryCity<'a>>,
     /// Ids with the places of their cities in `cities`, by id.
     by_id: Vec<(u32, u32)>,
     /// By key; they stand in front of the cities.
-    places: BTreeMap<Box<str>, Place>,
+    places: BTreeMap<Box<str>, PlacesEntry>,
 }
 
 /// What is wrong with a directory file.
@@ -70,18 +70,19 @@ pub struct DirectoryError {
     pub problem: String,
 }
 
-const COLUMNS: [&str; 6] = ["id", "name", "country", "latitude", "longitude", "population"];
+const CITY_COLUMNS: [&str; 6] = ["id", "name", "country", "latitude", "longitude", "population"];
 
 impl<'a> Directory<'a> {
     /// The shipped cities, greatest first. They are read at the first call.
     pub fn shipped() -> &'static Directory<'static> {
-        static DIRECTORY: LazyLock<Directory<'static>> =
-            LazyLock::new(|| Directory::from_csv(SHIPPED).expect("the shipped directory is well formed"));
+        static DIRECTORY: LazyLock<Directory<'static>> = LazyLock::new(|| {
+            Directory::from_csv(SHIPPED_CITIES_CSV).expect("the shipped directory is well formed")
+        });
         &DIRECTORY
     }
 
     /// The shipped cities and places, which add to them or replace them. It lasts as long as the process.
-    pub fn shipped_with(places: Places) -> &'static Directory<'static> {
+    pub fn shipped_with(places: PlacesFile) -> &'static Directory<'static> {
         Box::leak(Box::new(Directory { places: places.0, ..Directory::shipped().clone() }))
     }
 
@@ -96,12 +97,12 @@ impl<'a> Directory<'a> {
             problem: "the file is empty: it needs a header".into(),
         })?;
         let columns =
-            Columns::new(header).map_err(|problem| DirectoryError { line: header_line, problem })?;
+            ColumnIndexes::new(header).map_err(|problem| DirectoryError { line: header_line, problem })?;
         // Lines of the shipped file are 45 bytes long.
         let mut cities = Vec::with_capacity(text.len() / 40);
         let mut by_id = Vec::with_capacity(text.len() / 40);
         for (line, record) in lines {
-            let city = columns.city(record).map_err(|problem| DirectoryError { line, problem })?;
+            let city = columns.parse_city(record).map_err(|problem| DirectoryError { line, problem })?;
             by_id.push((city.id, cities.len() as u32));
             cities.push(city);
         }
@@ -116,21 +117,21 @@ impl<'a> Directory<'a> {
         Ok(Directory { cities, by_id, places: BTreeMap::new() })
     }
 
-    pub fn get(&self, id: u32) -> Option<&City<'a>> {
+    pub fn city_by_id(&self, id: u32) -> Option<&DirectoryCity<'a>> {
         let found = self.by_id.binary_search_by_key(&id, |&(id, _)| id).ok()?;
         self.cities.get(self.by_id[found].1 as usize)
     }
 
     /// What is known of the city that a key names: as a place, or else by its id, as it is written here. "+5128581" and "005128581"
     /// are keys of other cities.
-    pub fn find(&self, key: &str) -> Option<CityEntry<'_>> {
-        let shipped = self.shipped_id(key).and_then(|id| self.get(id));
+    pub fn find_by_key(&self, key: &str) -> Option<CityInfo<'_>> {
+        let shipped = self.id_of_key(key).and_then(|id| self.city_by_id(id));
         let population = shipped.map(|city| city.population);
-        if let Some(Place { name, country, coordinates, time_zone }) = self.places.get(key) {
+        if let Some(PlacesEntry { name, country, coordinates, time_zone }) = self.places.get(key) {
             let (country, time_zone) = (country.as_deref(), time_zone.as_deref());
-            return Some(CityEntry { name, country, coordinates: *coordinates, time_zone, population });
+            return Some(CityInfo { name, country, coordinates: *coordinates, time_zone, population });
         }
-        shipped.map(|city| CityEntry {
+        shipped.map(|city| CityInfo {
             name: &city.name,
             country: Some(city.country),
             coordinates: Some(Coordinates { latitude: city.latitude, longitude: city.longitude }),
@@ -140,45 +141,45 @@ impl<'a> Directory<'a> {
     }
 
     /// The id that a key is.
-    fn shipped_id(&self, key: &str) -> Option<u32> {
+    fn id_of_key(&self, key: &str) -> Option<u32> {
         let is_written_so = key == "0" || !key.starts_with(['+', '0']);
         key.parse().ok().filter(|_| is_written_so)
     }
 
     /// In the order of the file.
-    pub fn cities(&self) -> &[City<'a>] {
+    pub fn cities(&self) -> &[DirectoryCity<'a>] {
         &self.cities
     }
 }
 
 /// Where the columns are in a line.
-struct Columns([usize; COLUMNS.len()]);
+struct ColumnIndexes([usize; CITY_COLUMNS.len()]);
 
-impl Columns {
-    fn new(header: &str) -> Result<Columns, String> {
-        let mut found = [None; COLUMNS.len()];
-        let mut fields = Fields(Some(header));
+impl ColumnIndexes {
+    fn new(header: &str) -> Result<ColumnIndexes, String> {
+        let mut found = [None; CITY_COLUMNS.len()];
+        let mut fields = CsvLineFields(Some(header));
         let mut index = 0;
         while let Some(name) = fields.next()? {
-            if let Some(column) = COLUMNS.iter().position(|column| *column == name)
+            if let Some(column) = CITY_COLUMNS.iter().position(|column| *column == name)
                 && found[column].replace(index).is_some()
             {
                 return Err(format!("column {name} is here twice"));
             }
             index += 1;
         }
-        let mut columns = [0; COLUMNS.len()];
-        for ((place, found), name) in columns.iter_mut().zip(found).zip(COLUMNS) {
+        let mut columns = [0; CITY_COLUMNS.len()];
+        for ((place, found), name) in columns.iter_mut().zip(found).zip(CITY_COLUMNS) {
             *place = found.ok_or_else(|| {
-                format!("there is no column {name}: the header must name {}", COLUMNS.join(", "))
+                format!("there is no column {name}: the header must name {}", CITY_COLUMNS.join(", "))
             })?;
         }
-        Ok(Columns(columns))
+        Ok(ColumnIndexes(columns))
     }
 
-    fn city<'a>(&self, record: &'a str) -> Result<City<'a>, String> {
-        let mut values = [const { None }; COLUMNS.len()];
-        let mut fields = Fields(Some(record));
+    fn parse_city<'a>(&self, record: &'a str) -> Result<DirectoryCity<'a>, String> {
+        let mut values = [const { None }; CITY_COLUMNS.len()];
+        let mut fields = CsvLineFields(Some(record));
         let mut index = 0;
         while let Some(field) = fields.next()? {
             if let Some(column) = self.0.iter().position(|&place| place == index) {
@@ -187,9 +188,11 @@ impl Columns {
             index += 1;
         }
         let mut take = |column: usize| {
-            values[column].take().ok_or_else(|| format!("the line ends before column {}", COLUMNS[column]))
+            values[column]
+                .take()
+                .ok_or_else(|| format!("the line ends before column {}", CITY_COLUMNS[column]))
         };
-        let id = whole(&take(0)?, "id")?;
+        let id = parse_whole_number(&take(0)?, "id")?;
         let name = take(1)?;
         if name.is_empty() || name.chars().any(char::is_control) {
             return Err(format!("name {name:?} is empty or holds a control character"));
@@ -200,27 +203,27 @@ impl Columns {
                 return Err(format!("country {other:?} is not two capital letters (ISO 3166-1 alpha-2)"));
             }
         };
-        let latitude = degrees(&take(3)?, "latitude", 90.0)?;
-        let longitude = degrees(&take(4)?, "longitude", 180.0)?;
-        let population = whole(&take(5)?, "population")?;
-        Ok(City { id, name, country, latitude, longitude, population })
+        let latitude = parse_degrees(&take(3)?, "latitude", 90.0)?;
+        let longitude = parse_degrees(&take(4)?, "longitude", 180.0)?;
+        let population = parse_whole_number(&take(5)?, "population")?;
+        Ok(DirectoryCity { id, name, country, latitude, longitude, population })
     }
 }
 
-fn whole(text: &str, name: &str) -> Result<u32, String> {
+fn parse_whole_number(text: &str, name: &str) -> Result<u32, String> {
     text.parse().map_err(|_| format!("{name} {text:?} is not a whole number from 0 to {}", u32::MAX))
 }
 
-fn degrees(text: &str, name: &str, limit: f64) -> Result<f64, String> {
+fn parse_degrees(text: &str, name: &str, limit: f64) -> Result<f64, String> {
     let parsed = text.parse().ok().filter(|degrees: &f64| degrees.abs() <= limit);
     parsed.ok_or_else(|| format!("{name} {text:?} is not a number from -{limit} to {limit}"))
 }
 
 /// The fields that are left of one CSV line, or nothing when the last one was taken. A quoted field must end on its
 /// line, since a name holds no line break.
-struct Fields<'a>(Option<&'a str>);
+struct CsvLineFields<'a>(Option<&'a str>);
 
-impl<'a> Fields<'a> {
+impl<'a> CsvLineFields<'a> {
     fn next(&mut self) -> Result<Option<Cow<'a, str>>, String> {
         let Some(rest) = self.0 else { return Ok(None) };
         let Some(quoted) = rest.strip_prefix('"') else {
@@ -262,17 +265,17 @@ mod tests {
     }
 
     #[test]
-    fn the_shipped_directory_is_complete() {
+    fn shipped_directory_is_complete() {
         let directory = Directory::shipped();
         assert_eq!(directory.cities().len(), 34_006);
         assert_eq!(directory.cities()[0].name, "Shanghai");
         assert!(directory.cities().is_sorted_by(|a, b| a.population >= b.population));
-        let new_york = directory.get(5_128_581).unwrap();
+        let new_york = directory.city_by_id(5_128_581).unwrap();
         assert_eq!((new_york.name.as_ref(), new_york.country), ("New York City", "US"));
         assert_eq!((new_york.latitude, new_york.longitude), (40.71427, -74.00597));
-        assert_eq!(directory.get(6_822_137).unwrap().name, "Misato, Saitama");
-        assert!(directory.get(0).is_none());
-        let found = directory.find("5128581").unwrap();
+        assert_eq!(directory.city_by_id(6_822_137).unwrap().name, "Misato, Saitama");
+        assert!(directory.city_by_id(0).is_none());
+        let found = directory.find_by_key("5128581").unwrap();
         assert_eq!((found.name, found.country), ("New York City", Some("US")));
         let Coordinates { latitude, longitude } = found.coordinates.unwrap();
         assert_eq!(
@@ -280,19 +283,21 @@ mod tests {
             (new_york.latitude, new_york.longitude, Some(new_york.population))
         );
         assert!(
-            ["+5128581", "005128581", "0", "", " 5128581"].iter().all(|key| directory.find(key).is_none())
+            ["+5128581", "005128581", "0", "", " 5128581"]
+                .iter()
+                .all(|key| directory.find_by_key(key).is_none())
         );
-        assert!(directory.cities().iter().all(|city| directory.get(city.id) == Some(city)));
+        assert!(directory.cities().iter().all(|city| directory.city_by_id(city.id) == Some(city)));
     }
 
     #[test]
-    fn reads_columns_in_any_order_and_quotes() {
+    fn csv_accepts_any_column_order_and_quotes() {
         let text = "\u{feff}population,zone,country,id,longitude,latitude,name\r\n\
                     \r\n\
                     5,\"a,b\",AQ,7,-180,90,\"The \"\"Pole\"\", South\"\r\n\
                     6,,AQ,8,180,-90.0,plain";
         let directory = Directory::from_csv(text).unwrap();
-        let pole = City {
+        let pole = DirectoryCity {
             id: 7,
             name: "The \"Pole\", South".into(),
             country: "AQ",
@@ -301,11 +306,11 @@ mod tests {
             population: 5,
         };
         assert_eq!(directory.cities()[0], pole);
-        assert!(matches!(directory.get(8).unwrap().name, Cow::Borrowed("plain")));
+        assert!(matches!(directory.city_by_id(8).unwrap().name, Cow::Borrowed("plain")));
     }
 
     #[test]
-    fn says_what_is_wrong_and_where() {
+    fn csv_errors_name_problem_and_position() {
         for (record, said) in [
             ("x,a,DE,1,2,3", "line 2: id \"x\" is not a whole number from 0 to 4294967295"),
             ("1,,DE,1,2,3", "line 2: name \"\" is empty or holds a control character"),

@@ -3,7 +3,7 @@
 //! [`fault_of`] is the only place that decides what is tried again, and [`remedy`] the only one that says what to do.
 
 mod files;
-mod retries;
+mod retry_backoff;
 mod threads;
 
 use std::error::Error;
@@ -15,28 +15,28 @@ use rustix::io::Errno;
 pub use self::files::{
     NotRegularFile, check_regular_file, open_regular_file, read_small_file, read_small_text,
 };
-pub use self::retries::Retries;
-pub use self::threads::{build_runtime, cannot_start, check_threads};
+pub use self::retry_backoff::RetryBackoff;
+pub use self::threads::{build_runtime, check_threads_available, start_failure_text};
 
-pub const RAISE_OPEN_FILES: &str =
+pub const REMEDY_OPEN_FILES: &str =
     "too many open files: raise `ulimit -n` (with systemd LimitNOFILE=), or end what holds them";
-const RAISE_FILES_OF_HOST: &str =
+const REMEDY_OPEN_FILES_OF_HOST: &str =
     "too many open files on this host: raise fs.file-max (sysctl), or end what holds them";
-const FREE_MEMORY: &str = "free memory on this host, or allow this process more";
+const REMEDY_MEMORY: &str = "free memory on this host, or allow this process more";
 
 /// What becomes of an error if the same is tried again later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub enum FaultClass {
     /// It goes away once something is free again: open files, memory, room on a disk. What fails so waits and is tried again.
-    Passing,
+    Transient,
     /// It stays: the run ends.
-    Final,
+    Permanent,
 }
 
 /// Whether an error passes. To be asked only where trying again is safe: a failed sync of a file loses what it was to make
 /// durable, so that is always final.
-pub fn fault_of(error: &(dyn Error + 'static)) -> Fault {
-    match errno(error) {
+pub fn classify_fault(error: &(dyn Error + 'static)) -> FaultClass {
+    match find_errno(error) {
         Some(
             Errno::MFILE
             | Errno::NFILE
@@ -47,38 +47,38 @@ pub fn fault_of(error: &(dyn Error + 'static)) -> Fault {
             | Errno::NOSPC
             | Errno::DQUOT
             | Errno::FBIG,
-        ) => Fault::Passing,
-        _ => Fault::Final,
+        ) => FaultClass::Transient,
+        _ => FaultClass::Permanent,
     }
 }
 
-pub fn is_passing(error: &(dyn Error + 'static)) -> bool {
-    fault_of(error) == Fault::Passing
+pub fn is_transient(error: &(dyn Error + 'static)) -> bool {
+    classify_fault(error) == FaultClass::Transient
 }
 
 /// What a person does about an error of the file or folder at `path`.
-pub fn remedy(error: &(dyn Error + 'static), path: &Path) -> String {
-    let known = errno(error).and_then(|errno| remedy_of(errno, path));
+pub fn remedy_for(error: &(dyn Error + 'static), path: &Path) -> String {
+    let known = find_errno(error).and_then(|errno| remedy_for_errno(errno, path));
     known.unwrap_or_else(|| format!("see that {} is whole and can be read and written", path.display()))
 }
 
 /// The remedy behind a colon; nothing where the error's own text has to do.
 pub fn remedy_suffix(error: &(dyn Error + 'static), path: &Path) -> String {
-    let known = errno(error).and_then(|errno| remedy_of(errno, path));
+    let known = find_errno(error).and_then(|errno| remedy_for_errno(errno, path));
     known.map_or(String::new(), |remedy| format!(": {remedy}"))
 }
 
 /// What a person does about an error that says that a limit of the process or of the host is reached.
 pub fn limit_remedy(error: &(dyn Error + 'static)) -> Option<&'static str> {
-    match errno(error)? {
-        Errno::MFILE => Some(RAISE_OPEN_FILES),
-        Errno::NFILE => Some(RAISE_FILES_OF_HOST),
-        Errno::NOMEM | Errno::NOBUFS => Some(FREE_MEMORY),
+    match find_errno(error)? {
+        Errno::MFILE => Some(REMEDY_OPEN_FILES),
+        Errno::NFILE => Some(REMEDY_OPEN_FILES_OF_HOST),
+        Errno::NOMEM | Errno::NOBUFS => Some(REMEDY_MEMORY),
         _ => None,
     }
 }
 
-fn remedy_of(errno: Errno, path: &Path) -> Option<String> {
+fn remedy_for_errno(errno: Errno, path: &Path) -> Option<String> {
     let path = path.display();
     Some(match errno {
         Errno::NOSPC => format!("make room on the disk of {path}"),
@@ -106,7 +106,7 @@ fn remedy_of(errno: Errno, path: &Path) -> Option<String> {
 }
 
 /// The number of an error of the operating system, wherever in a chain of errors it is.
-pub fn errno(error: &(dyn Error + 'static)) -> Option<Errno> {
+pub fn find_errno(error: &(dyn Error + 'static)) -> Option<Errno> {
     let mut next = Some(error);
     while let Some(error) = next {
         next = match error.downcast_ref::<io::Error>() {
@@ -151,25 +151,25 @@ mod tests {
     }
 
     #[test]
-    fn errors_that_pass_are_those_of_limits_and_of_room() {
+    fn transient_errors_are_limits_and_disk_space() {
         use Errno as E;
         for errno in [E::MFILE, E::NFILE, E::AGAIN, E::INTR, E::NOMEM, E::NOBUFS, E::NOSPC, E::DQUOT, E::FBIG]
         {
             for error in as_it_comes(errno) {
-                assert_eq!(fault_of(&*error), Fault::Passing, "{error:?}");
+                assert_eq!(classify_fault(&*error), FaultClass::Transient, "{error:?}");
             }
         }
         for errno in [E::IO, E::ROFS, E::NOENT, E::ACCESS, E::PERM, E::NOTDIR, E::BADF, E::INVAL, E::STALE] {
             for error in as_it_comes(errno) {
-                assert_eq!(fault_of(&*error), Fault::Final, "{error:?}");
+                assert_eq!(classify_fault(&*error), FaultClass::Permanent, "{error:?}");
             }
         }
-        assert_eq!(fault_of(&io::Error::other("of nothing known")), Fault::Final);
-        assert_eq!(fault_of(&io::Error::from(io::ErrorKind::StorageFull)), Fault::Passing);
+        assert_eq!(classify_fault(&io::Error::other("of nothing known")), FaultClass::Permanent);
+        assert_eq!(classify_fault(&io::Error::from(io::ErrorKind::StorageFull)), FaultClass::Transient);
     }
 
     #[test]
-    fn remedies_fit_the_error_and_name_the_path() {
+    fn remedies_match_error_and_name_path() {
         let path = Path::new("/data/x");
         for (errno, expected) in [
             (Errno::MFILE, "`ulimit -n`"),
@@ -184,7 +184,7 @@ mod tests {
             (Errno::NOMEM, "free memory"),
         ] {
             for error in as_it_comes(errno) {
-                let remedy = remedy(&*error, path);
+                let remedy = remedy_for(&*error, path);
                 assert!(remedy.contains(expected), "{errno:?}: {remedy}");
                 assert!(errno == Errno::ACCESS || !remedy.contains("readable and writable"), "{remedy}");
                 assert_eq!(remedy_suffix(&*error, path), format!(": {remedy}"));

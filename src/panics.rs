@@ -5,7 +5,7 @@
 //! ([`locks`]): what others would go on with may be half changed.
 
 pub mod locks;
-mod points;
+mod panic_points;
 #[cfg(test)]
 mod tests;
 
@@ -17,11 +17,11 @@ use std::sync::{LazyLock, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-pub use self::points::fail_point;
+pub use self::panic_points::panic_point;
 
 /// What a caught panic ends. All of it belongs to one client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
+pub enum PanicScope {
     Connection,
     /// A stranger's, with the cluster.
     Handshake,
@@ -32,78 +32,83 @@ pub enum Scope {
     Session,
 }
 
-impl Scope {
-    pub const ALL: [Scope; 5] =
-        [Scope::Connection, Scope::Handshake, Scope::Request, Scope::Record, Scope::Session];
+impl PanicScope {
+    pub const ALL: [PanicScope; 5] = [
+        PanicScope::Connection,
+        PanicScope::Handshake,
+        PanicScope::Request,
+        PanicScope::Record,
+        PanicScope::Session,
+    ];
 
     /// As metrics and the log name it.
     pub fn name(self) -> &'static str {
         match self {
-            Scope::Connection => "connection",
-            Scope::Handshake => "handshake",
-            Scope::Request => "request",
-            Scope::Record => "record",
-            Scope::Session => "session",
+            PanicScope::Connection => "connection",
+            PanicScope::Handshake => "handshake",
+            PanicScope::Request => "request",
+            PanicScope::Record => "record",
+            PanicScope::Session => "session",
         }
     }
 }
 
 /// Caught panics by scope.
-pub const CAUGHT_PANICS: &str = "swelter_caught_panics_total";
+pub const CAUGHT_PANICS_METRIC: &str = "swelter_caught_panics_total";
 
 thread_local! {
     /// The innermost scope that this thread runs code of.
-    static SCOPE: Cell<Option<Scope>> = const { Cell::new(None) };
+    static CURRENT_SCOPE: Cell<Option<PanicScope>> = const { Cell::new(None) };
     /// Locks and calls of shared state that this thread is inside.
-    static HELD: Cell<u32> = const { Cell::new(0) };
+    static SHARED_STATE_DEPTH: Cell<u32> = const { Cell::new(0) };
     /// The hook has let a panic go to its scope, which it has not reached yet.
-    static UNWINDING: Cell<bool> = const { Cell::new(false) };
+    static IS_UNWINDING: Cell<bool> = const { Cell::new(false) };
     /// A panic has gone through shared state. Only where no hook has ended the process.
-    static BROKEN: Cell<bool> = const { Cell::new(false) };
+    static IS_SHARED_STATE_BROKEN: Cell<bool> = const { Cell::new(false) };
 }
 
 /// A panic was caught. The hook has logged it.
 #[derive(Debug, thiserror::Error)]
 #[error("a bug in swelter ended it")]
-pub struct Panicked;
+pub struct CaughtPanic;
 
 /// Runs `work`, which a client owns alone, and catches its panic.
-pub fn catch<T>(scope: Scope, work: impl FnOnce() -> T) -> Result<T, Panicked> {
-    let outer = SCOPE.replace(Some(scope));
-    UNWINDING.set(false);
+pub fn catch_panic<T>(scope: PanicScope, work: impl FnOnce() -> T) -> Result<T, CaughtPanic> {
+    let outer = CURRENT_SCOPE.replace(Some(scope));
+    IS_UNWINDING.set(false);
     // What the work leaves behind is its own, and goes with it; what is shared is not left behind: see `locks`.
     let result = catch_unwind(AssertUnwindSafe(work));
-    SCOPE.set(outer);
-    UNWINDING.set(false);
+    CURRENT_SCOPE.set(outer);
+    IS_UNWINDING.set(false);
     result.map_err(|panic| {
-        if BROKEN.get() {
+        if IS_SHARED_STATE_BROKEN.get() {
             resume_unwind(panic);
         }
         // One that another thread has caught for this one is counted already.
-        if !panic.is::<Panicked>() {
-            metrics::counter!(CAUGHT_PANICS, "where" => scope.name()).increment(1);
+        if !panic.is::<CaughtPanic>() {
+            metrics::counter!(CAUGHT_PANICS_METRIC, "where" => scope.name()).increment(1);
         }
-        Panicked
+        CaughtPanic
     })
 }
 
 /// The same for a future, at each of its polls.
-pub fn catch_future<F: Future>(scope: Scope, future: F) -> CatchPanics<F> {
-    CatchPanics { scope, future: Box::pin(future) }
+pub fn catch_future_panic<F: Future>(scope: PanicScope, future: F) -> CatchPanicFuture<F> {
+    CatchPanicFuture { scope, future: Box::pin(future) }
 }
 
 /// See [`catch_future`].
-pub struct CatchPanics<F> {
-    scope: Scope,
+pub struct CatchPanicFuture<F> {
+    scope: PanicScope,
     future: Pin<Box<F>>,
 }
 
-impl<F: Future> Future for CatchPanics<F> {
-    type Output = Result<F::Output, Panicked>;
+impl<F: Future> Future for CatchPanicFuture<F> {
+    type Output = Result<F::Output, CaughtPanic>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let CatchPanics { scope, future } = &mut *self;
-        match catch(*scope, || future.as_mut().poll(cx)) {
+        let CatchPanicFuture { scope, future } = &mut *self;
+        match catch_panic(*scope, || future.as_mut().poll(cx)) {
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
             Err(panicked) => Poll::Ready(Err(panicked)),
@@ -115,9 +120,9 @@ impl<F: Future> Future for CatchPanics<F> {
 pub async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, tokio::task::JoinError> {
-    let scope = SCOPE.get();
+    let scope = CURRENT_SCOPE.get();
     let run = move || match scope {
-        Some(scope) => catch(scope, work),
+        Some(scope) => catch_panic(scope, work),
         None => Ok(work()),
     };
     let result = tokio::task::spawn_blocking(run).await?;
@@ -125,10 +130,10 @@ pub async fn run_blocking<T: Send + 'static>(
 }
 
 /// Asked by the panic hook, once a panic: the scope that the panic of this thread ends, or nothing where it must end the process.
-pub fn caught_scope(panic: &PanicHookInfo<'_>) -> Option<Scope> {
-    let scope = SCOPE.get()?;
+pub fn scope_ended_by(panic: &PanicHookInfo<'_>) -> Option<PanicScope> {
+    let scope = CURRENT_SCOPE.get()?;
     // A destructor that panics while a panic unwinds would abort the process, without a word.
-    if HELD.get() > 0 || UNWINDING.replace(true) || is_of_poisoned_lock(panic) {
+    if SHARED_STATE_DEPTH.get() > 0 || IS_UNWINDING.replace(true) || is_of_poisoned_lock(panic) {
         return None;
     }
     Some(scope)
@@ -136,11 +141,11 @@ pub fn caught_scope(panic: &PanicHookInfo<'_>) -> Option<Scope> {
 
 /// Some panic has gone through what a lock protects, in whatever crate: every further client would find the same.
 fn is_of_poisoned_lock(panic: &PanicHookInfo<'_>) -> bool {
-    message_of(panic).is_some_and(|text| text.contains("PoisonError"))
+    panic_message(panic).is_some_and(|text| text.contains("PoisonError"))
 }
 
 /// What a panic says, where it is text.
-pub fn message_of<'a>(panic: &'a PanicHookInfo<'_>) -> Option<&'a str> {
+pub fn panic_message<'a>(panic: &'a PanicHookInfo<'_>) -> Option<&'a str> {
     let payload = panic.payload();
     let text = payload.downcast_ref::<&str>().copied();
     text.or_else(|| payload.downcast_ref::<String>().map(String::as_str))
@@ -149,7 +154,7 @@ pub fn message_of<'a>(panic: &'a PanicHookInfo<'_>) -> Option<&'a str> {
 /// Reports of one place in the source are at least this far apart.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
-struct Reports {
+struct ReportState {
     last: Instant,
     /// Since the last one.
     unreported: u64,
@@ -157,13 +162,13 @@ struct Reports {
 
 /// Whether a caught panic is to be logged: the first of its place, then one a minute. Gives the number of those since the last
 /// that were not.
-pub fn unreported_if_due(place: &Location<'_>) -> Option<u64> {
-    static PLACES: LazyLock<Mutex<HashMap<String, Reports>>> = LazyLock::new(Mutex::default);
+pub fn unreported_count_if_due(place: &Location<'_>) -> Option<u64> {
+    static REPORTS_BY_LOCATION: LazyLock<Mutex<HashMap<String, ReportState>>> = LazyLock::new(Mutex::default);
     // A hook never waits, nor panics.
-    let mut places = PLACES.try_lock().ok()?;
+    let mut places = REPORTS_BY_LOCATION.try_lock().ok()?;
     let now = Instant::now();
     let Some(reports) = places.get_mut(&place.to_string()) else {
-        places.insert(place.to_string(), Reports { last: now, unreported: 0 });
+        places.insert(place.to_string(), ReportState { last: now, unreported: 0 });
         return Some(0);
     };
     if now - reports.last < REPORT_INTERVAL {

@@ -5,51 +5,56 @@ use std::time::{Duration, Instant};
 
 use rdkafka::Offset;
 
-use crate::Effort;
-use crate::bare::{self, Sample};
+use crate::BenchOptions;
+use crate::bare_client::{self, RecordSample};
 use crate::broker::{Broker, PARTITIONS, Topic};
-use crate::load::{CITIES, Form, Loader, SCHEMA, Shape};
+use crate::load::{CITIES, LoadProducer, PayloadFormat, READING_SCHEMA, RecordShape};
 use crate::server::Server;
 
-const PATIENCE: Duration = Duration::from_secs(900);
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(900);
 
-const SHAPES: [Shape; 4] = [
-    Shape { form: Form::Json, bytes: 100 },
-    Shape { form: Form::Avro, bytes: 100 },
-    Shape { form: Form::Json, bytes: 1000 },
-    Shape { form: Form::Avro, bytes: 1000 },
+const RECORD_SHAPES: [RecordShape; 4] = [
+    RecordShape { form: PayloadFormat::Json, bytes: 100 },
+    RecordShape { form: PayloadFormat::Avro, bytes: 100 },
+    RecordShape { form: PayloadFormat::Json, bytes: 1000 },
+    RecordShape { form: PayloadFormat::Avro, bytes: 1000 },
 ];
 
-pub fn all(broker: &Broker, effort: &Effort) {
+pub fn bench_backlog(broker: &Broker, effort: &BenchOptions) {
     let millions = effort.readings as f64 / 1e6;
     println!(
         "a backlog of {millions} M readings of {CITIES} cities, {PARTITIONS} partitions, exactly once, commits every 100 ms:"
     );
-    for shape in SHAPES {
-        let input = broker.topic("in", PARTITIONS, &[("message.timestamp.type", "LogAppendTime")]);
-        Loader::new(broker, 20).past(&input.name, shape, effort.readings);
+    for shape in RECORD_SHAPES {
+        let input = broker.create_topic("in", PARTITIONS, &[("message.timestamp.type", "LogAppendTime")]);
+        LoadProducer::new(broker, 20).send_history(&input.name, shape, effort.readings);
         for round in 0..effort.rounds {
-            let output = broker.topic("out", PARTITIONS, &[("cleanup.policy", "compact")]);
-            swelter(broker, &input, &output, effort.readings, shape);
-            let sample = Sample::take(broker, &output.name);
-            let copy = broker.topic("copy", PARTITIONS, &[("cleanup.policy", "compact")]);
-            let took = bare::run(broker, &input.name, &copy.name, effort.readings, &sample);
-            show(&format!("bare loop, {} bytes out", sample.bytes()), effort.readings, took);
+            let output = broker.create_topic("out", PARTITIONS, &[("cleanup.policy", "compact")]);
+            bench_swelter(broker, &input, &output, effort.readings, shape);
+            let sample = RecordSample::read_from_topic(broker, &output.name);
+            let copy = broker.create_topic("copy", PARTITIONS, &[("cleanup.policy", "compact")]);
+            let took = bare_client::run_bare_copy(broker, &input.name, &copy.name, effort.readings, &sample);
+            print_rates(
+                &format!("bare loop, {} bytes out", sample.bytes_per_record()),
+                effort.readings,
+                took,
+            );
             if round == 0 && shape.bytes == 100 {
-                again(broker, &input, &output, shape);
+                bench_restart(broker, &input, &output, shape);
             }
         }
-        if shape.form == Form::Json && shape.bytes == 100 {
-            let output = broker.topic("out", PARTITIONS, &[("cleanup.policy", "compact")]);
+        if shape.form == PayloadFormat::Json && shape.bytes == 100 {
+            let output = broker.create_topic("out", PARTITIONS, &[("cleanup.policy", "compact")]);
             let current = format!("current_topic = \"{}-now\"\n", output.name);
-            let (server, took) = run(broker, &input, &output, effort.readings, shape, &current);
-            show("swelter, current rows too", effort.readings, took);
+            let (server, took) =
+                run_until_committed(broker, &input, &output, effort.readings, shape, &current);
+            print_rates("swelter, current rows too", effort.readings, took);
             drop(server);
         }
     }
 }
 
-fn show(what: &str, readings: u64, (wall, cpu): (f64, f64)) {
+fn print_rates(what: &str, readings: u64, (wall, cpu): (f64, f64)) {
     let thousands = readings as f64 / 1e3;
     println!(
         "  {what:34} {:6.0} k readings/s  {:6.0} k a CPU second  ({wall:.1} s, {cpu:.1} CPU s)",
@@ -58,48 +63,48 @@ fn show(what: &str, readings: u64, (wall, cpu): (f64, f64)) {
     );
 }
 
-fn swelter(broker: &Broker, input: &Topic<'_>, output: &Topic<'_>, readings: u64, shape: Shape) {
-    let (server, took) = run(broker, input, output, readings, shape, "");
-    show(&format!("swelter, {}", shape.name()), readings, took);
-    println!("    {:.0} MB resident", server.resident() as f64 / 1e6);
+fn bench_swelter(broker: &Broker, input: &Topic<'_>, output: &Topic<'_>, readings: u64, shape: RecordShape) {
+    let (server, took) = run_until_committed(broker, input, output, readings, shape, "");
+    print_rates(&format!("swelter, {}", shape.name()), readings, took);
+    println!("    {:.0} MB resident", server.resident_bytes() as f64 / 1e6);
 }
 
 /// Wall and CPU seconds from the start of the process until everything is committed.
-fn run(
+fn run_until_committed(
     broker: &Broker,
     input: &Topic<'_>,
     output: &Topic<'_>,
     readings: u64,
-    shape: Shape,
+    shape: RecordShape,
     more: &str,
 ) -> (Server, (f64, f64)) {
     let begun = Instant::now();
-    let server = Server::listening(&config(broker, &input.name, &output.name, shape, more));
+    let server = Server::start_listening(&swelter_config(broker, &input.name, &output.name, shape, more));
     let consumer = broker.consumer(&output.name, Offset::End);
     while server.metric("swelter_readings_total") < readings as f64
-        || broker.committed(&consumer, &output.name) < readings
+        || broker.committed_offsets(&consumer, &output.name) < readings
     {
-        assert!(begun.elapsed() < PATIENCE, "the backlog is not worked off");
+        assert!(begun.elapsed() < COMMIT_TIMEOUT, "the backlog is not worked off");
         std::thread::sleep(Duration::from_millis(50));
     }
-    let took = (begun.elapsed().as_secs_f64(), server.cpu().as_secs_f64());
+    let took = (begun.elapsed().as_secs_f64(), server.cpu_time().as_secs_f64());
     (server, took)
 }
 
 /// How long the next start takes: everything is replayed, and nothing is written.
-fn again(broker: &Broker, input: &Topic<'_>, output: &Topic<'_>, shape: Shape) {
+fn bench_restart(broker: &Broker, input: &Topic<'_>, output: &Topic<'_>, shape: RecordShape) {
     let begun = Instant::now();
-    let server = Server::ready(&config(broker, &input.name, &output.name, shape, ""));
+    let server = Server::start_ready(&swelter_config(broker, &input.name, &output.name, shape, ""));
     let wall = begun.elapsed().as_secs_f64();
-    println!("    started again: serves after {wall:.1} s, {:.1} CPU s", server.cpu().as_secs_f64());
+    println!("    started again: serves after {wall:.1} s, {:.1} CPU s", server.cpu_time().as_secs_f64());
 }
 
-pub fn config(broker: &Broker, input: &str, output: &str, shape: Shape, more: &str) -> String {
+pub fn swelter_config(broker: &Broker, input: &str, output: &str, shape: RecordShape, more: &str) -> String {
     let format = match shape.form {
-        Form::Json => String::new(),
-        Form::Avro => {
+        PayloadFormat::Json => String::new(),
+        PayloadFormat::Avro => {
             let file = format!("{}/bench-reading.avsc", env!("CARGO_TARGET_TMPDIR"));
-            fs::write(&file, SCHEMA).unwrap();
+            fs::write(&file, READING_SCHEMA).unwrap();
             format!("format = \"avro\"\nschema_file = \"{file}\"\n")
         }
     };

@@ -15,7 +15,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use tempfile::TempDir;
 
 pub const PARTITIONS: i32 = 12;
-const REQUEST: Duration = Duration::from_secs(30);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Ends with the bench, its data too.
 pub struct Broker {
@@ -44,7 +44,7 @@ impl Broker {
         broker
     }
 
-    pub fn client(&self) -> ClientConfig {
+    pub fn client_config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.address);
         config
@@ -56,7 +56,7 @@ impl Broker {
     }
 
     pub fn consumer_of(&self, topic: &str, partitions: Range<i32>, from: Offset) -> BaseConsumer {
-        let mut config = self.client();
+        let mut config = self.client_config();
         config
             .set("group.id", "bench")
             .set("enable.auto.commit", "false")
@@ -72,14 +72,15 @@ impl Broker {
     }
 
     /// Offsets that are committed, over all partitions: records, and the marks of transactions.
-    pub fn committed(&self, consumer: &BaseConsumer, topic: &str) -> u64 {
-        let end =
-            |partition| consumer.fetch_watermarks(topic, partition, REQUEST).map_or(0, |(_, high)| high);
+    pub fn committed_offsets(&self, consumer: &BaseConsumer, topic: &str) -> u64 {
+        let end = |partition| {
+            consumer.fetch_watermarks(topic, partition, REQUEST_TIMEOUT).map_or(0, |(_, high)| high)
+        };
         (0..PARTITIONS).map(|partition| end(partition).unsigned_abs()).sum()
     }
 
     /// A topic that is removed when this is dropped, with those whose names are longer.
-    pub fn topic(&self, name: &str, partitions: i32, config: &[(&str, &str)]) -> Topic<'_> {
+    pub fn create_topic(&self, name: &str, partitions: i32, config: &[(&str, &str)]) -> Topic<'_> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let unique = format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let topic = Topic { broker: self, name: format!("bench-{unique}-{name}") };
@@ -93,7 +94,7 @@ impl Broker {
     }
 
     fn admin(&self) -> AdminClient<DefaultClientContext> {
-        self.client().create().unwrap()
+        self.client_config().create().unwrap()
     }
 }
 
@@ -113,8 +114,8 @@ pub struct Topic<'a> {
 
 impl Drop for Topic<'_> {
     fn drop(&mut self) {
-        let consumer: BaseConsumer = self.broker.client().create().unwrap();
-        let Ok(metadata) = consumer.fetch_metadata(None, REQUEST) else { return };
+        let consumer: BaseConsumer = self.broker.client_config().create().unwrap();
+        let Ok(metadata) = consumer.fetch_metadata(None, REQUEST_TIMEOUT) else { return };
         let names = metadata.topics().iter().map(|topic| topic.name().to_owned());
         let own: Vec<String> = names.filter(|name| name.starts_with(&self.name)).collect();
         let own: Vec<&str> = own.iter().map(String::as_str).collect();

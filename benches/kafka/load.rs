@@ -11,37 +11,37 @@ use crate::broker::Broker;
 pub const CITIES: u64 = 15_000;
 
 #[derive(Clone, Copy, PartialEq)]
-pub enum Form {
+pub enum PayloadFormat {
     Json,
     Avro,
 }
 
 /// What records look like. All beyond the fields of a reading is in one more field, which is not known to the reader.
 #[derive(Clone, Copy)]
-pub struct Shape {
-    pub form: Form,
+pub struct RecordShape {
+    pub form: PayloadFormat,
     pub bytes: usize,
 }
 
 /// Of bare data.
-pub const SCHEMA: &str = r#"{"type":"record","name":"Reading","fields":[
+pub const READING_SCHEMA: &str = r#"{"type":"record","name":"Reading","fields":[
 {"name":"city","type":"string"},{"name":"reading_at","type":{"type":"long","logicalType":"timestamp-millis"}},
 {"name":"temperature","type":"double"},{"name":"humidity","type":"double"},{"name":"wind_speed","type":"double"},
 {"name":"station","type":"string"}]}"#;
 
-impl Shape {
+impl RecordShape {
     pub fn name(self) -> String {
-        let form = if self.form == Form::Json { "JSON" } else { "Avro" };
+        let form = if self.form == PayloadFormat::Json { "JSON" } else { "Avro" };
         format!("{form}, {:4} bytes", self.bytes)
     }
 
-    pub fn write(self, city: u64, at: i64, number: u64, out: &mut Vec<u8>) {
+    pub fn write_record(self, city: u64, at: i64, number: u64, out: &mut Vec<u8>) {
         use std::io::Write as _;
         out.clear();
         let temperature = 60.0 + (number * 7 % 400) as f64 / 10.0;
         let humidity = 30.0 + (number * 11 % 600) as f64 / 10.0;
         let wind = (number * 13 % 200) as f64 / 10.0;
-        if self.form == Form::Avro {
+        if self.form == PayloadFormat::Avro {
             push_text(format!("{city}").as_bytes(), out);
             push_long(at, out);
             [temperature, humidity, wind]
@@ -83,29 +83,29 @@ fn push_long(number: i64, out: &mut Vec<u8>) {
 }
 
 /// The key of a city, as `data/cities.csv` might have it.
-pub fn city(number: u64) -> u64 {
+pub fn city_key(number: u64) -> u64 {
     1_000_000 + number * 37 % 5_000_000
 }
 
-pub struct Loader {
+pub struct LoadProducer {
     producer: BaseProducer,
     value: Vec<u8>,
 }
 
-impl Loader {
-    pub fn new(broker: &Broker, linger_ms: u32) -> Loader {
-        let mut config = broker.client();
+impl LoadProducer {
+    pub fn new(broker: &Broker, linger_ms: u32) -> LoadProducer {
+        let mut config = broker.client_config();
         config
             .set("partitioner", "murmur2_random")
             .set("acks", "all")
             .set("linger.ms", linger_ms.to_string())
             .set("queue.buffering.max.messages", "1000000");
-        Loader { producer: config.create().unwrap(), value: Vec::new() }
+        LoadProducer { producer: config.create().unwrap(), value: Vec::new() }
     }
 
     /// Queues one record.
-    pub fn send(&mut self, topic: &str, shape: Shape, city: u64, at: i64, number: u64) {
-        shape.write(city, at, number, &mut self.value);
+    pub fn send_reading(&mut self, topic: &str, shape: RecordShape, city: u64, at: i64, number: u64) {
+        shape.write_record(city, at, number, &mut self.value);
         let key = city.to_string();
         let mut record = BaseRecord::to(topic).key(&key).payload(&self.value);
         loop {
@@ -129,12 +129,12 @@ impl Loader {
     }
 
     /// Readings a minute apart, of which the last are of this minute.
-    pub fn past(&mut self, topic: &str, shape: Shape, readings: u64) {
+    pub fn send_history(&mut self, topic: &str, shape: RecordShape, readings: u64) {
         let rounds = readings.div_ceil(CITIES) as i64;
         let begin = crate::measure::now_micros() / 60_000_000 - rounds;
         for number in 0..readings {
             let minute = begin + (number / CITIES) as i64;
-            self.send(topic, shape, city(number % CITIES), minute * 60_000, number);
+            self.send_reading(topic, shape, city_key(number % CITIES), minute * 60_000, number);
             if number % 1024 == 0 {
                 self.poll();
             }

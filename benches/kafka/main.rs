@@ -14,7 +14,7 @@
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 mod backlog;
-mod bare;
+mod bare_client;
 mod broker;
 mod latency;
 mod load;
@@ -35,19 +35,19 @@ use std::time::Duration;
 use broker::Broker;
 
 /// How much, how long and how often is measured.
-pub struct Effort {
+pub struct BenchOptions {
     pub readings: u64,
     pub time: Duration,
     pub rounds: usize,
 }
 
-type Scenario = (&'static str, fn(&Broker, &Effort));
+type Scenario = (&'static str, fn(&Broker, &BenchOptions));
 
-const SCENARIOS: [Scenario; 2] = [("backlog", backlog::all), ("latency", latency::all)];
+const SCENARIOS: [Scenario; 2] = [("backlog", backlog::bench_backlog), ("latency", latency::bench_latency)];
 
 fn main() {
     let mut wanted = Vec::new();
-    let mut effort = Effort { readings: 3_000_000, time: Duration::from_secs(60), rounds: 1 };
+    let mut effort = BenchOptions { readings: 3_000_000, time: Duration::from_secs(60), rounds: 1 };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut number = || args.next().and_then(|text| text.parse::<f64>().ok()).expect("a number");

@@ -8,18 +8,18 @@ use memchr::memmem;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
-const SPACE: usize = 256 * 1024;
-const PING: u8 = 9;
-const CLOSE: u8 = 8;
+const READ_BUFFER_BYTES: usize = 256 * 1024;
+const PING_OPCODE: u8 = 9;
+const CLOSE_OPCODE: u8 = 8;
 
-pub struct Fleet {
+pub struct SubscriberFleet {
     poll: Poll,
     events: Events,
-    clients: Vec<Client>,
+    clients: Vec<FleetClient>,
     space: Vec<u8>,
 }
 
-struct Client {
+struct FleetClient {
     stream: TcpStream,
     /// Of a frame that is not complete.
     left: Vec<u8>,
@@ -27,26 +27,31 @@ struct Client {
     begun: Vec<u8>,
 }
 
-impl Fleet {
+impl SubscriberFleet {
     /// Opens so many WebSockets.
-    pub fn connect(address: SocketAddr, count: usize) -> Fleet {
+    pub fn connect(address: SocketAddr, count: usize) -> SubscriberFleet {
         let poll = Poll::new().unwrap();
         let mut clients = Vec::with_capacity(count);
         for number in 0..count {
-            let mut client = Client::connect(address);
+            let mut client = FleetClient::connect(address);
             poll.registry().register(&mut client.stream, Token(number), Interest::READABLE).unwrap();
             clients.push(client);
         }
-        Fleet { poll, events: Events::with_capacity(1024), clients, space: vec![0; SPACE] }
+        SubscriberFleet {
+            poll,
+            events: Events::with_capacity(1024),
+            clients,
+            space: vec![0; READ_BUFFER_BYTES],
+        }
     }
 
     /// Sends a message.
-    pub fn say(&mut self, client: usize, text: &str) {
-        self.clients[client].send(0x81, text.as_bytes());
+    pub fn send_text(&mut self, client: usize, text: &str) {
+        self.clients[client].send_frame(0x81, text.as_bytes());
     }
 
     /// Reads what comes within a time, or has come, and calls `each` with client and message.
-    pub fn turn(&mut self, wait: Duration, each: &mut impl FnMut(usize, &[u8])) {
+    pub fn poll_messages(&mut self, wait: Duration, each: &mut impl FnMut(usize, &[u8])) {
         match self.poll.poll(&mut self.events, Some(wait)) {
             Err(error) if error.kind() == ErrorKind::Interrupted => return,
             polled => polled.unwrap(),
@@ -58,8 +63,8 @@ impl Fleet {
     }
 }
 
-impl Client {
-    fn connect(address: SocketAddr) -> Client {
+impl FleetClient {
+    fn connect(address: SocketAddr) -> FleetClient {
         let mut stream = std::net::TcpStream::connect(address).unwrap();
         stream.set_nodelay(true).unwrap();
         let request = format!(
@@ -79,11 +84,11 @@ impl Client {
         assert!(left.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&left));
         left.drain(..head);
         stream.set_nonblocking(true).unwrap();
-        Client { stream: TcpStream::from_std(stream), left, begun: Vec::new() }
+        FleetClient { stream: TcpStream::from_std(stream), left, begun: Vec::new() }
     }
 
     /// Writes a frame; what clients say is short, so that the socket always has room for it.
-    fn send(&mut self, first: u8, payload: &[u8]) {
+    fn send_frame(&mut self, first: u8, payload: &[u8]) {
         let mut frame = vec![first];
         match payload.len() {
             length @ 0..126 => frame.push(0x80 | length as u8),
@@ -108,12 +113,12 @@ impl Client {
                 Err(error) => panic!("{error}"),
             };
             if self.left.is_empty() {
-                let used = self.frames(&space[..read], each);
+                let used = self.handle_frames(&space[..read], each);
                 self.left.extend_from_slice(&space[used..read]);
             } else {
                 let mut left = std::mem::take(&mut self.left);
                 left.extend_from_slice(&space[..read]);
-                let used = self.frames(&left, each);
+                let used = self.handle_frames(&left, each);
                 left.drain(..used);
                 self.left = left;
             }
@@ -128,14 +133,16 @@ impl Client {
     }
 
     /// Takes the complete frames; returns their length.
-    fn frames(&mut self, bytes: &[u8], each: &mut impl FnMut(&[u8])) -> usize {
+    fn handle_frames(&mut self, bytes: &[u8], each: &mut impl FnMut(&[u8])) -> usize {
         let mut used = 0;
-        while let Some((first, start, length)) = frame(&bytes[used..]) {
+        while let Some((first, start, length)) = parse_frame(&bytes[used..]) {
             let payload = &bytes[used + start..used + start + length];
             used += start + length;
             match (first & 0x0f, first & 0x80 != 0) {
-                (PING, _) => self.send(0x8a, payload),
-                (CLOSE, _) => panic!("closed by the server: {}", String::from_utf8_lossy(&payload[2..])),
+                (PING_OPCODE, _) => self.send_frame(0x8a, payload),
+                (CLOSE_OPCODE, _) => {
+                    panic!("closed by the server: {}", String::from_utf8_lossy(&payload[2..]))
+                }
                 (_, true) if self.begun.is_empty() => each(payload),
                 (_, true) => {
                     let mut message = std::mem::take(&mut self.begun);
@@ -150,7 +157,7 @@ impl Client {
 }
 
 /// The first byte of a complete frame, where its payload begins, and its length.
-fn frame(bytes: &[u8]) -> Option<(u8, usize, usize)> {
+fn parse_frame(bytes: &[u8]) -> Option<(u8, usize, usize)> {
     let [first, short, rest @ ..] = bytes else { return None };
     let (start, length) = match short & 0x7f {
         126 => (4, usize::from(u16::from_be_bytes(*rest.first_chunk()?))),
@@ -161,7 +168,7 @@ fn frame(bytes: &[u8]) -> Option<(u8, usize, usize)> {
 }
 
 /// A request to subscribe; `cities` is a list, or all.
-pub fn subscribe(id: &str, cities: Option<&[String]>, rows: &str) -> String {
+pub fn subscribe_request(id: &str, cities: Option<&[String]>, rows: &str) -> String {
     let cities = match cities {
         Some(cities) => format!("[\"{}\"]", cities.join("\",\"")),
         None => "\"all\"".into(),

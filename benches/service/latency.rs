@@ -8,21 +8,21 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::Effort;
-use crate::fleet::{Fleet, subscribe};
-use crate::http::{Kept, post};
-use crate::ingest::Batch;
-use crate::measure::{Cores, Latencies, now_micros};
-use crate::rows::Reader;
+use crate::BenchOptions;
+use crate::fleet::{SubscriberFleet, subscribe_request};
+use crate::http::{KeepAliveClient, post_request};
+use crate::ingest::PostBatch;
+use crate::measure::{CoreUsage, Latencies, now_micros};
+use crate::row_reader::RowReader;
 use crate::server::Server;
 
 const CITIES: u32 = 15_000;
 /// A day, a reading a minute.
-const HISTORY: u64 = CITIES as u64 * 1440;
+const HISTORY_READINGS: u64 = CITIES as u64 * 1440;
 const WARM_UP: Duration = Duration::from_secs(5);
 
 /// A load of the generator: windows are full, a reading a minute.
-pub fn load(interval: &str, history: &str, corrections: f64) -> String {
+pub fn generator_config(interval: &str, history: &str, corrections: f64) -> String {
     format!(
         "[[sources]]\ntype = \"generator\"\nname = \"load\"\ncities = {CITIES}\ninterval = \"{interval}\"\nhistory = \"{history}\"\n\
          history_interval = \"1m\"\ncorrections = {corrections:?}\n"
@@ -30,18 +30,18 @@ pub fn load(interval: &str, history: &str, corrections: f64) -> String {
 }
 
 /// A subscriber of all cities: what is new to it is timed.
-pub struct All {
-    reader: Reader,
+pub struct AllCitiesSubscriber {
+    reader: RowReader,
     /// The newest reading of each city: a row that was only changed is not new.
     newest: HashMap<u64, i64, foldhash::fast::RandomState>,
     complete: bool,
     pub latencies: Latencies,
 }
 
-impl All {
-    pub fn new() -> All {
-        All {
-            reader: Reader::new(),
+impl AllCitiesSubscriber {
+    pub fn new() -> AllCitiesSubscriber {
+        AllCitiesSubscriber {
+            reader: RowReader::new(),
             newest: HashMap::default(),
             complete: false,
             latencies: Latencies::new(),
@@ -49,19 +49,19 @@ impl All {
     }
 
     /// The keys of all cities, once there is a snapshot.
-    pub fn cities(&self) -> Vec<String> {
+    pub fn city_keys(&self) -> Vec<String> {
         let mut cities: Vec<u64> = self.newest.keys().copied().collect();
         cities.sort_unstable();
         cities.iter().map(u64::to_string).collect()
     }
 
     /// Takes a message; returns when the earliest of what is new in it was due, in ms.
-    pub fn take(&mut self, message: &[u8]) -> Option<i64> {
-        let All { reader, newest, complete, latencies } = self;
-        let is_changes = Reader::is_changes(message);
-        *complete |= Reader::is_complete_snapshot(message);
+    pub fn handle_message(&mut self, message: &[u8]) -> Option<i64> {
+        let AllCitiesSubscriber { reader, newest, complete, latencies } = self;
+        let is_changes = RowReader::is_changes(message);
+        *complete |= RowReader::is_complete_snapshot(message);
         let mut new = Vec::new();
-        reader.rows(message, |row| {
+        reader.for_each_row(message, |row| {
             let city = row.city.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0'));
             let known = newest.entry(city).or_insert(i64::MIN);
             if row.reading_at > *known {
@@ -78,52 +78,55 @@ impl All {
 }
 
 /// Subscribes to all cities and waits for the snapshot.
-pub fn follow_all(fleet: &mut Fleet, all: &mut All) {
-    fleet.say(0, &subscribe("a", None, "latest"));
+pub fn subscribe_to_all(fleet: &mut SubscriberFleet, all: &mut AllCitiesSubscriber) {
+    fleet.send_text(0, &subscribe_request("a", None, "latest"));
     while !all.complete {
-        fleet.turn(Duration::from_millis(100), &mut |_, message| {
-            all.take(message);
+        fleet.poll_messages(Duration::from_millis(100), &mut |_, message| {
+            all.handle_message(message);
         });
     }
 }
 
-pub fn generator(effort: &Effort) {
+pub fn bench_generator(effort: &BenchOptions) {
     println!(
         "from schedule to a subscriber of all cities, {CITIES} cities, full windows of a day, generator:"
     );
     for (interval, rate) in [("500ms", 30_000), ("1s", 15_000)] {
         for _ in 0..effort.rounds {
-            let server = Server::ready(&format!("[ingest]\nenabled = false\n{}", load(interval, "1d", 0.0)));
-            server.wait_for_readings(HISTORY);
-            let (all, cores) = measured(&server, effort.time);
-            println!("  {rate:6} readings/s  {}  {cores}", all.latencies.shown());
-            check(&server, &all, rate, effort.time);
+            let server = Server::start_ready(&format!(
+                "[ingest]\nenabled = false\n{}",
+                generator_config(interval, "1d", 0.0)
+            ));
+            server.wait_for_readings(HISTORY_READINGS);
+            let (all, cores) = measure_latency(&server, effort.time);
+            println!("  {rate:6} readings/s  {}  {cores}", all.latencies.to_text());
+            print_caveats(&server, &all, rate, effort.time);
         }
     }
 }
 
-fn measured(server: &Server, time: Duration) -> (All, String) {
-    let (mut fleet, mut all) = (Fleet::connect(server.address, 1), All::new());
-    follow_all(&mut fleet, &mut all);
-    run(&mut fleet, &mut all, WARM_UP);
+fn measure_latency(server: &Server, time: Duration) -> (AllCitiesSubscriber, String) {
+    let (mut fleet, mut all) = (SubscriberFleet::connect(server.address, 1), AllCitiesSubscriber::new());
+    subscribe_to_all(&mut fleet, &mut all);
+    run_fleet(&mut fleet, &mut all, WARM_UP);
     all.latencies.clear();
-    let cores = Cores::since_now(server);
-    run(&mut fleet, &mut all, time);
-    let cores = cores.shown(server);
+    let cores = CoreUsage::start_measuring(server);
+    run_fleet(&mut fleet, &mut all, time);
+    let cores = cores.to_text(server);
     (all, cores)
 }
 
-pub fn run(fleet: &mut Fleet, all: &mut All, time: Duration) {
+pub fn run_fleet(fleet: &mut SubscriberFleet, all: &mut AllCitiesSubscriber, time: Duration) {
     let end = Instant::now() + time;
     while Instant::now() < end {
-        fleet.turn(Duration::from_millis(100), &mut |_, message| {
-            all.take(message);
+        fleet.poll_messages(Duration::from_millis(100), &mut |_, message| {
+            all.handle_message(message);
         });
     }
 }
 
 /// Says what would make the figures above mean less than they seem to.
-fn check(server: &Server, all: &All, rate: u64, time: Duration) {
+fn print_caveats(server: &Server, all: &AllCitiesSubscriber, rate: u64, time: Duration) {
     let (seen, due) = (all.latencies.len(), rate * time.as_secs());
     let conflated = server.metric("swelter_conflated_rows_total");
     if seen < due * 98 / 100 || conflated > 0.0 {
@@ -132,22 +135,25 @@ fn check(server: &Server, all: &All, rate: u64, time: Duration) {
 }
 
 /// Windows of so many cities are watched, a hundred in each subscription.
-const WATCHED: usize = 500;
+const WATCHED_CITIES: usize = 500;
 /// A row that is older was corrected.
-const OLD_MS: i64 = 30_000;
+const OLD_READING_MS: i64 = 30_000;
 
-pub fn corrections(effort: &Effort) {
+pub fn bench_corrections(effort: &BenchOptions) {
     println!(
-        "the same with 1 % corrections of a random age, which are timed at subscribers of {WATCHED} windows:"
+        "the same with 1 % corrections of a random age, which are timed at subscribers of {WATCHED_CITIES} windows:"
     );
     for (interval, rate) in [("500ms", 30_000), ("1s", 15_000)] {
         for _ in 0..effort.rounds {
-            let server = Server::ready(&format!("[ingest]\nenabled = false\n{}", load(interval, "1d", 0.01)));
-            server.wait_for_readings(HISTORY);
-            let (all, corrected, cores) = measured_windows(&server, effort.time);
-            println!("  {rate:6} readings/s  {}  {cores}", all.latencies.shown());
-            println!("    {:6} corrections {}", corrected.len(), corrected.shown());
-            check(&server, &all, rate, effort.time);
+            let server = Server::start_ready(&format!(
+                "[ingest]\nenabled = false\n{}",
+                generator_config(interval, "1d", 0.01)
+            ));
+            server.wait_for_readings(HISTORY_READINGS);
+            let (all, corrected, cores) = measure_window_latency(&server, effort.time);
+            println!("  {rate:6} readings/s  {}  {cores}", all.latencies.to_text());
+            println!("    {:6} corrections {}", corrected.len(), corrected.to_text());
+            print_caveats(&server, &all, rate, effort.time);
         }
     }
 }
@@ -155,46 +161,46 @@ pub fn corrections(effort: &Effort) {
 /// A correction comes with the reading before it in the log, and becomes visible at its epoch: it counts from when the earliest
 /// new reading of that epoch was due, which is never later.
 #[derive(Default)]
-struct Epochs {
+struct EpochLatencies {
     due: HashMap<i64, i64>,
     corrected: Vec<(i64, i64)>,
 }
 
-fn measured_windows(server: &Server, time: Duration) -> (All, Latencies, String) {
-    let (mut fleet, mut all) = (Fleet::connect(server.address, 2), All::new());
-    follow_all(&mut fleet, &mut all);
-    let watched = all.cities();
-    for (number, cities) in watched[..WATCHED].chunks(100).enumerate() {
-        fleet.say(1, &subscribe(&format!("w{number}"), Some(cities), "window"));
+fn measure_window_latency(server: &Server, time: Duration) -> (AllCitiesSubscriber, Latencies, String) {
+    let (mut fleet, mut all) = (SubscriberFleet::connect(server.address, 2), AllCitiesSubscriber::new());
+    subscribe_to_all(&mut fleet, &mut all);
+    let watched = all.city_keys();
+    for (number, cities) in watched[..WATCHED_CITIES].chunks(100).enumerate() {
+        fleet.send_text(1, &subscribe_request(&format!("w{number}"), Some(cities), "window"));
     }
-    let (mut epochs, mut windows, mut snapshots) = (Epochs::default(), Reader::new(), 0);
-    let (mut cores, mut begun, mut end) = (Cores::since_now(server), false, None);
+    let (mut epochs, mut windows, mut snapshots) = (EpochLatencies::default(), RowReader::new(), 0);
+    let (mut cores, mut begun, mut end) = (CoreUsage::start_measuring(server), false, None);
     while end.is_none_or(|end| Instant::now() < end) {
-        fleet.turn(Duration::from_millis(100), &mut |client, message| {
+        fleet.poll_messages(Duration::from_millis(100), &mut |client, message| {
             if client == 0 {
-                if let Some(due) = all.take(message) {
+                if let Some(due) = all.handle_message(message) {
                     epochs.due.insert(all.reader.as_of(message), due);
                 }
-            } else if Reader::is_changes(message) {
+            } else if RowReader::is_changes(message) {
                 let (mut oldest, as_of) = (i64::MAX, windows.as_of(message));
-                windows.rows(message, |row| oldest = oldest.min(row.reading_at));
-                if oldest < as_of - OLD_MS {
+                windows.for_each_row(message, |row| oldest = oldest.min(row.reading_at));
+                if oldest < as_of - OLD_READING_MS {
                     epochs.corrected.push((as_of, now_micros()));
                 }
             } else {
-                snapshots += usize::from(Reader::is_complete_snapshot(message));
+                snapshots += usize::from(RowReader::is_complete_snapshot(message));
             }
         });
-        if snapshots == WATCHED / 100 && end.is_none() {
+        if snapshots == WATCHED_CITIES / 100 && end.is_none() {
             end = Some(Instant::now() + WARM_UP);
         }
         if !begun && end.is_some_and(|end| Instant::now() >= end) {
-            (begun, end, cores) = (true, Some(Instant::now() + time), Cores::since_now(server));
+            (begun, end, cores) = (true, Some(Instant::now() + time), CoreUsage::start_measuring(server));
             all.latencies.clear();
-            epochs = Epochs::default();
+            epochs = EpochLatencies::default();
         }
     }
-    let cores = cores.shown(server);
+    let cores = cores.to_text(server);
     let mut latencies = Latencies::new();
     for (as_of, arrived) in &epochs.corrected {
         if let Some(due) = epochs.due.get(as_of) {
@@ -207,39 +213,40 @@ fn measured_windows(server: &Server, time: Duration) -> (All, Latencies, String)
 /// Between two posts.
 const TICK_MS: i64 = 5;
 /// Posts that can be under way.
-const POSTERS: usize = 16;
+const POSTER_THREADS: usize = 16;
 
-pub fn http(effort: &Effort) {
+pub fn bench_http(effort: &BenchOptions) {
     println!("through HTTP ingest with fsync, posts of all that is due in {TICK_MS} ms:");
-    let history = load("1h", "1d", 0.0);
+    let history = generator_config("1h", "1d", 0.0);
     for _ in 0..effort.rounds {
-        println!("  a bare fsync of 8 KiB here   {}", bare_fsync().shown());
+        println!("  a bare fsync of 8 KiB here   {}", measure_bare_fsync().to_text());
         for rate in [30_000u64, 15_000, 1_000] {
             // The journal is filled with the past; what comes beside the posts later is 4 readings/s.
-            let server = Server::ready(&history);
-            server.wait_for_readings(HISTORY);
-            let (mut fleet, mut all) = (Fleet::connect(server.address, 1), All::new());
-            follow_all(&mut fleet, &mut all);
-            let posting = Posting::start(&server, &all.cities(), rate);
-            run(&mut fleet, &mut all, WARM_UP);
+            let server = Server::start_ready(&history);
+            server.wait_for_readings(HISTORY_READINGS);
+            let (mut fleet, mut all) =
+                (SubscriberFleet::connect(server.address, 1), AllCitiesSubscriber::new());
+            subscribe_to_all(&mut fleet, &mut all);
+            let posting = PostingLoad::start(&server, &all.city_keys(), rate);
+            run_fleet(&mut fleet, &mut all, WARM_UP);
             all.latencies.clear();
-            let cores = Cores::since_now(&server);
-            run(&mut fleet, &mut all, effort.time);
-            let cores = cores.shown(&server);
-            println!("  {rate:6} readings/s  {}  {cores}", all.latencies.shown());
-            println!("    answered           {}", posting.stop().shown());
-            check(&server, &all, rate, effort.time);
+            let cores = CoreUsage::start_measuring(&server);
+            run_fleet(&mut fleet, &mut all, effort.time);
+            let cores = cores.to_text(&server);
+            println!("  {rate:6} readings/s  {}  {cores}", all.latencies.to_text());
+            println!("    answered           {}", posting.stop().to_text());
+            print_caveats(&server, &all, rate, effort.time);
         }
     }
 }
 
-struct Posting {
+struct PostingLoad {
     stop: Arc<AtomicBool>,
     posters: Vec<thread::JoinHandle<Latencies>>,
 }
 
-impl Posting {
-    fn start(server: &Server, cities: &[String], rate: u64) -> Posting {
+impl PostingLoad {
+    fn start(server: &Server, cities: &[String], rate: u64) -> PostingLoad {
         let (stop, next) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let first = now_micros() / 1000 + 100;
         let readings = (rate as usize * TICK_MS as usize) / 1000;
@@ -247,7 +254,7 @@ impl Posting {
             let (stop, next, address) = (stop.clone(), next.clone(), server.address);
             let cities = cities.to_vec();
             thread::spawn(move || {
-                let (mut kept, mut latencies) = (Kept::connect(address), Latencies::new());
+                let (mut kept, mut latencies) = (KeepAliveClient::connect(address), Latencies::new());
                 while !stop.load(Ordering::Relaxed) {
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     let due = first + number as i64 * TICK_MS;
@@ -255,16 +262,17 @@ impl Posting {
                     thread::sleep(Duration::from_micros(wait.max(0) as u64));
                     let from = number as usize * readings;
                     let mut batch =
-                        Batch::new(cities.iter().cycle().skip(from % cities.len()).take(readings), 0);
+                        PostBatch::new(cities.iter().cycle().skip(from % cities.len()).take(readings), 0);
                     batch.set_time(due);
-                    let status = kept.ask(&post(address, "application/x-ndjson", batch.body()));
+                    let status =
+                        kept.request_status(&post_request(address, "application/x-ndjson", batch.body()));
                     assert_eq!(status, 200);
                     latencies.record(now_micros() - due * 1000);
                 }
                 latencies
             })
         };
-        Posting { posters: (0..POSTERS).map(poster).collect(), stop }
+        PostingLoad { posters: (0..POSTER_THREADS).map(poster).collect(), stop }
     }
 
     fn stop(self) -> Latencies {
@@ -275,18 +283,18 @@ impl Posting {
     }
 }
 
-fn bare_fsync() -> Latencies {
+fn measure_bare_fsync() -> Latencies {
     let mut file = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let mut latencies = Latencies::new();
     for _ in 0..500 {
         let start = Instant::now();
-        append(&mut file);
+        append_and_sync(&mut file);
         latencies.record(start.elapsed().as_micros() as i64);
     }
     latencies
 }
 
-fn append(file: &mut File) {
+fn append_and_sync(file: &mut File) {
     file.write_all(&[7; 8192]).unwrap();
     file.sync_data().unwrap();
 }

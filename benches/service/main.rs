@@ -27,35 +27,35 @@ mod measure;
 #[path = "../../tests/integration/real/paced_readers.rs"]
 mod paced_readers;
 mod rest;
-mod rows;
+mod row_reader;
 mod server;
 mod start;
 
 use std::time::Duration;
 
 /// How long and how often is measured.
-pub struct Effort {
+pub struct BenchOptions {
     pub time: Duration,
     pub rounds: usize,
 }
 
-type Scenario = (&'static str, fn(&Effort));
+type Scenario = (&'static str, fn(&BenchOptions));
 
 const SCENARIOS: [Scenario; 9] = [
-    ("latency", latency::generator),
-    ("corrections", latency::corrections),
-    ("http-latency", latency::http),
-    ("fan-out", fan_out::one_and_all),
-    ("rows", fan_out::most_rows),
-    ("hostile", hostile::readers),
-    ("rest", rest::cities),
-    ("ingest", ingest::posts),
-    ("start", start::costs),
+    ("latency", latency::bench_generator),
+    ("corrections", latency::bench_corrections),
+    ("http-latency", latency::bench_http),
+    ("fan-out", fan_out::bench_listed_and_all),
+    ("rows", fan_out::bench_most_rows),
+    ("hostile", hostile::bench_hostile_readers),
+    ("rest", rest::bench_cities),
+    ("ingest", ingest::bench_posts),
+    ("start", start::bench_start),
 ];
 
 fn main() {
     let mut wanted = Vec::new();
-    let mut effort = Effort { time: Duration::from_secs(60), rounds: 1 };
+    let mut effort = BenchOptions { time: Duration::from_secs(60), rounds: 1 };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut number = || args.next().and_then(|text| text.parse().ok()).expect("a number");

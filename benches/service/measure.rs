@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hdrhistogram::Histogram;
 
-use crate::server::{Server, own_cpu};
+use crate::server::{Server, own_cpu_time};
 
 /// Latencies in µs.
 pub struct Latencies(Histogram<u64>);
@@ -32,18 +32,18 @@ impl Latencies {
     }
 
     /// In ms.
-    pub fn at(&self, quantile: f64) -> f64 {
+    pub fn quantile_ms(&self, quantile: f64) -> f64 {
         self.0.value_at_quantile(quantile) as f64 / 1e3
     }
 
-    pub fn shown(&self) -> String {
+    pub fn to_text(&self) -> String {
         let Latencies(histogram) = self;
         format!(
             "p50 {:7.2}  p90 {:7.2}  p99 {:7.2}  p99.9 {:7.2}  max {:7.2} ms",
-            self.at(0.5),
-            self.at(0.9),
-            self.at(0.99),
-            self.at(0.999),
+            self.quantile_ms(0.5),
+            self.quantile_ms(0.9),
+            self.quantile_ms(0.99),
+            self.quantile_ms(0.999),
             histogram.max() as f64 / 1e3
         )
     }
@@ -55,29 +55,34 @@ pub fn now_micros() -> i64 {
 }
 
 /// How many cores the server and its clients took, and everything else on the machine, which is the noise.
-pub struct Cores {
+pub struct CoreUsage {
     at: Instant,
     server: Duration,
     own: Duration,
     machine: Duration,
 }
 
-impl Cores {
-    pub fn since_now(server: &Server) -> Cores {
-        Cores { at: Instant::now(), server: server.cpu(), own: own_cpu(), machine: machine_cpu() }
+impl CoreUsage {
+    pub fn start_measuring(server: &Server) -> CoreUsage {
+        CoreUsage {
+            at: Instant::now(),
+            server: server.cpu_time(),
+            own: own_cpu_time(),
+            machine: machine_cpu_time(),
+        }
     }
 
-    pub fn shown(&self, server: &Server) -> String {
+    pub fn to_text(&self, server: &Server) -> String {
         let wall = self.at.elapsed().as_secs_f64();
         let cores = |now: Duration, then: Duration| (now - then).as_secs_f64() / wall;
-        let (of_server, own) = (cores(server.cpu(), self.server), cores(own_cpu(), self.own));
-        let others = (cores(machine_cpu(), self.machine) - of_server - own).max(0.0);
+        let (of_server, own) = (cores(server.cpu_time(), self.server), cores(own_cpu_time(), self.own));
+        let others = (cores(machine_cpu_time(), self.machine) - of_server - own).max(0.0);
         format!("cores: server {of_server:.2}, client {own:.2}, others {others:.2}")
     }
 }
 
 /// CPU time that all processes have taken, and the host's others from this machine.
-fn machine_cpu() -> Duration {
+fn machine_cpu_time() -> Duration {
     let text = fs::read_to_string("/proc/stat").unwrap();
     let fields = text.lines().next().unwrap().split_whitespace().skip(1);
     let ticks: Vec<u64> = fields.map(|field| field.parse().unwrap()).collect();

@@ -14,7 +14,7 @@ use crate::http;
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_swelter");
 /// A day of history of 15,000 cities takes a while, above all through the journal.
-const READY: Duration = Duration::from_secs(300);
+const READY_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Ends with the scenario, its data too.
 pub struct Server {
@@ -28,7 +28,7 @@ pub struct Server {
 
 impl Server {
     /// Starts with this configuration; returns when it listens.
-    pub fn listening(config: &str) -> Server {
+    pub fn start_listening(config: &str) -> Server {
         let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let file = dir.path().join("swelter.toml");
         let data = dir.path().join("data");
@@ -44,9 +44,9 @@ impl Server {
     }
 
     /// Starts with this configuration; returns when it serves.
-    pub fn ready(config: &str) -> Server {
-        let server = Server::listening(config);
-        let deadline = Instant::now() + READY;
+    pub fn start_ready(config: &str) -> Server {
+        let server = Server::start_listening(config);
+        let deadline = Instant::now() + READY_TIMEOUT;
         while http::get(server.address, "/readyz").is_none_or(|(status, _)| status != 200) {
             assert!(Instant::now() < deadline, "the service does not get ready");
             thread::sleep(Duration::from_millis(50));
@@ -56,7 +56,7 @@ impl Server {
 
     /// Waits until the results hold so many readings.
     pub fn wait_for_readings(&self, count: u64) {
-        let deadline = Instant::now() + READY;
+        let deadline = Instant::now() + READY_TIMEOUT;
         while self.metric("swelter_readings_total") < count as f64 {
             assert!(Instant::now() < deadline, "the results do not come to hold {count} readings");
             thread::sleep(Duration::from_millis(20));
@@ -73,23 +73,23 @@ impl Server {
     }
 
     /// Bytes in memory.
-    pub fn resident(&self) -> u64 {
-        let text = fs::read_to_string(self.proc("statm")).unwrap();
+    pub fn resident_bytes(&self) -> u64 {
+        let text = fs::read_to_string(self.proc_file("statm")).unwrap();
         text.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
     }
 
     /// The same at most, since it started.
-    pub fn most_resident(&self) -> u64 {
-        let text = fs::read_to_string(self.proc("status")).unwrap();
+    pub fn peak_resident_bytes(&self) -> u64 {
+        let text = fs::read_to_string(self.proc_file("status")).unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 
-    pub fn cpu(&self) -> Duration {
-        cpu_of(self.proc("stat"))
+    pub fn cpu_time(&self) -> Duration {
+        cpu_time_of(self.proc_file("stat"))
     }
 
-    fn proc(&self, file: &str) -> PathBuf {
+    fn proc_file(&self, file: &str) -> PathBuf {
         format!("/proc/{}/{file}", self.child.id()).into()
     }
 }
@@ -108,11 +108,11 @@ fn command(config: &std::path::Path) -> Command {
 }
 
 /// CPU time that this process has taken.
-pub fn own_cpu() -> Duration {
-    cpu_of("/proc/self/stat".into())
+pub fn own_cpu_time() -> Duration {
+    cpu_time_of("/proc/self/stat".into())
 }
 
-fn cpu_of(stat: PathBuf) -> Duration {
+fn cpu_time_of(stat: PathBuf) -> Duration {
     let text = fs::read_to_string(stat).unwrap();
     // The name, in parentheses, may hold spaces.
     let fields: Vec<&str> = text[text.rfind(')').unwrap() + 2..].split(' ').collect();

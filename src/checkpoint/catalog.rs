@@ -3,32 +3,34 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::store::{Fetched, Object};
-use super::{CheckpointError, Checkpoints, FileEntry, MANIFEST_BYTES, Manifest, Name, manifest_path};
+use super::store::{FetchResult, StoredObject};
+use super::{
+    CheckpointError, CheckpointName, Checkpoints, FileEntry, MAX_MANIFEST_BYTES, Manifest, manifest_path,
+};
 
-pub(super) struct Catalog {
+pub(super) struct ManifestCatalog {
     /// Or why it cannot be used.
-    manifests: BTreeMap<Name, Result<Arc<Manifest>, String>>,
+    manifests: BTreeMap<CheckpointName, Result<Arc<Manifest>, String>>,
 }
 
-impl Catalog {
-    pub(super) fn read(checkpoints: &Checkpoints) -> Result<Catalog, CheckpointError> {
-        let names = checkpoints.list()?;
+impl ManifestCatalog {
+    pub(super) fn read_all(checkpoints: &Checkpoints) -> Result<ManifestCatalog, CheckpointError> {
+        let names = checkpoints.list_names()?;
         let paths: Vec<String> = names.iter().map(|name| manifest_path(*name)).collect();
-        let contents = checkpoints.store.get_all(&paths, MANIFEST_BYTES)?;
-        let parse = |(name, found): (Name, Fetched)| {
+        let contents = checkpoints.store.get_objects(&paths, MAX_MANIFEST_BYTES)?;
+        let parse = |(name, found): (CheckpointName, FetchResult)| {
             let manifest = super::parse_manifest(name, found);
             (name, manifest.map(Arc::new).map_err(|error| error.to_string()))
         };
-        Ok(Catalog { manifests: names.into_iter().zip(contents).map(parse).collect() })
+        Ok(ManifestCatalog { manifests: names.into_iter().zip(contents).map(parse).collect() })
     }
 
     /// Oldest first.
-    pub(super) fn names(&self) -> impl DoubleEndedIterator<Item = Name> {
+    pub(super) fn names_oldest_first(&self) -> impl DoubleEndedIterator<Item = CheckpointName> {
         self.manifests.keys().copied()
     }
 
-    pub(super) fn get(&self, name: Name) -> Result<Arc<Manifest>, CheckpointError> {
+    pub(super) fn manifest(&self, name: CheckpointName) -> Result<Arc<Manifest>, CheckpointError> {
         match self.manifests.get(&name) {
             Some(Ok(manifest)) => Ok(manifest.clone()),
             Some(Err(why)) => Err(CheckpointError::Unreadable(why.clone())),
@@ -43,12 +45,12 @@ impl Catalog {
         while let Some((above, below)) =
             chain.last().and_then(|last| Some((last.name(), last.adds_to.clone()?)))
         {
-            let below: Name = below.parse().map_err(broken)?;
+            let below: CheckpointName = below.parse().map_err(broken)?;
             if below >= above {
                 return Err(broken(format!("{above} adds to {below}, which is not older")));
             }
             let found =
-                self.get(below).map_err(|error| broken(format!("it adds to {below}, but {error}")))?;
+                self.manifest(below).map_err(|error| broken(format!("it adds to {below}, but {error}")))?;
             if found.identity != manifest.identity {
                 return Err(broken(format!("it adds to {below}, which was computed otherwise")));
             }
@@ -62,17 +64,17 @@ impl Catalog {
     pub(super) fn check_files(
         &self,
         manifest: &Manifest,
-        files: &BTreeMap<String, Object>,
+        files: &BTreeMap<String, StoredObject>,
     ) -> Result<(), CheckpointError> {
         let found = |file: &FileEntry| match files.get(&file.path) {
             Some(found) if found.bytes == file.bytes => None,
-            Some(found) => Some(Fetched::OtherSize(found.bytes)),
-            None => Some(Fetched::Missing),
+            Some(found) => Some(FetchResult::SizeMismatch(found.bytes)),
+            None => Some(FetchResult::Missing),
         };
         for part in self.chain(manifest)? {
             let wrong = part.files().find_map(|file| Some((file, found(file)?)));
             if let Some((file, found)) = wrong {
-                super::content_of(part.name(), file, found)?;
+                super::expect_content(part.name(), file, found)?;
             }
         }
         Ok(())

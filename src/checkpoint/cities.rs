@@ -19,44 +19,44 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 
-use super::readings::{check_sizes, time_column};
-use crate::model::reading::check_city;
-use crate::model::{CityState, EventTime, Measurement, PartitionName, Revision};
+use super::readings::{check_footer_sizes, time_column};
+use crate::model::reading::check_city_key;
+use crate::model::{CitySnapshot, EventTime, Measurement, PartitionName, Revision};
 
-const BATCH_ROWS: usize = 4 * 1024;
+const CITY_BATCH_ROWS: usize = 4 * 1024;
 
 /// A city without its readings.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct City {
+pub(super) struct CityRecord {
     pub name: Arc<str>,
     pub partition: PartitionName,
     pub high: Option<EventTime>,
     pub since: EventTime,
     /// How many are in the file of readings.
     pub readings: u64,
-    pub withdrawn: Vec<(EventTime, Option<Revision>)>,
-    pub measured: Vec<(EventTime, Measurement)>,
+    pub tombstones: Vec<(EventTime, Option<Revision>)>,
+    pub measurements: Vec<(EventTime, Measurement)>,
 }
 
-impl City {
-    pub(super) fn of(state: &CityState, partition: PartitionName) -> City {
-        City {
+impl CityRecord {
+    pub(super) fn from_state(state: &CitySnapshot, partition: PartitionName) -> CityRecord {
+        CityRecord {
             name: state.name.clone(),
             partition,
             high: state.high,
-            since: state.since,
+            since: state.changed_since,
             readings: state.blocks.iter().map(|block| block.len() as u64).sum(),
-            withdrawn: state.withdrawn.clone(),
-            measured: state.measured.clone(),
+            tombstones: state.tombstones.clone(),
+            measurements: state.measurements.clone(),
         }
     }
 }
 
-fn withdrawn_fields() -> Fields {
+fn tombstone_fields() -> Fields {
     Fields::from(vec![time_column("reading_at", false), Field::new("revision", DataType::Int64, true)])
 }
 
-fn measured_fields() -> Fields {
+fn measurement_fields() -> Fields {
     Fields::from(vec![
         time_column("reading_at", false),
         Field::new("temperature", DataType::Float64, false),
@@ -65,7 +65,7 @@ fn measured_fields() -> Fields {
     ])
 }
 
-fn item(fields: Fields) -> Arc<Field> {
+fn list_item(fields: Fields) -> Arc<Field> {
     Arc::new(Field::new("item", DataType::Struct(fields), false))
 }
 
@@ -78,27 +78,28 @@ fn schema() -> SchemaRef {
         // Of an increment that does not have all readings of the city.
         time_column("since", true),
         Field::new("readings", DataType::UInt64, false),
-        Field::new("withdrawn", DataType::List(item(withdrawn_fields())), false),
-        Field::new("measured", DataType::List(item(measured_fields())), false),
+        Field::new("withdrawn", DataType::List(list_item(tombstone_fields())), false),
+        Field::new("measured", DataType::List(list_item(measurement_fields())), false),
     ]))
 }
 
 /// A file of these cities.
-pub(super) fn encode(cities: &[City]) -> Result<Vec<u8>, ParquetError> {
+pub(super) fn encode_cities(cities: &[CityRecord]) -> Result<Vec<u8>, ParquetError> {
     let properties = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?));
     let mut writer = ArrowWriter::try_new(Vec::new(), schema(), Some(properties.build()))?;
-    for cities in cities.chunks(BATCH_ROWS) {
-        writer.write(&batch(cities)?)?;
+    for cities in cities.chunks(CITY_BATCH_ROWS) {
+        writer.write(&record_batch(cities)?)?;
     }
     writer.into_inner()
 }
 
-fn batch(cities: &[City]) -> Result<RecordBatch, ParquetError> {
+fn record_batch(cities: &[CityRecord]) -> Result<RecordBatch, ParquetError> {
     let mut text = [StringBuilder::new(), StringBuilder::new()];
     let mut partition = UInt32Builder::new();
     let mut times = [TimestampMillisecondBuilder::new(), TimestampMillisecondBuilder::new()];
     let mut readings = UInt64Builder::new();
-    let (mut withdrawn, mut measured) = (list(withdrawn_fields()), list(measured_fields()));
+    let (mut withdrawn, mut measured) =
+        (list_builder(tombstone_fields()), list_builder(measurement_fields()));
     for city in cities {
         text[0].append_value(&city.name);
         text[1].append_value(&city.partition.source);
@@ -106,19 +107,19 @@ fn batch(cities: &[City]) -> Result<RecordBatch, ParquetError> {
         times[0].append_option(city.high.map(EventTime::millis));
         times[1].append_option(Some(city.since.millis()).filter(|_| city.since > EventTime::MIN));
         readings.append_value(city.readings);
-        for (at, revision) in &city.withdrawn {
+        for (at, revision) in &city.tombstones {
             let row = withdrawn.values();
-            push::<TimestampMillisecondBuilder>(row, 0, |b| b.append_value(at.millis()))?;
-            push::<Int64Builder>(row, 1, |b| b.append_option(revision.map(Revision::number)))?;
+            push_field::<TimestampMillisecondBuilder>(row, 0, |b| b.append_value(at.millis()))?;
+            push_field::<Int64Builder>(row, 1, |b| b.append_option(revision.map(Revision::number)))?;
             row.append(true);
         }
         withdrawn.append(true);
-        for (at, measurement) in &city.measured {
+        for (at, measurement) in &city.measurements {
             let row = measured.values();
-            push::<TimestampMillisecondBuilder>(row, 0, |b| b.append_value(at.millis()))?;
-            push::<Float64Builder>(row, 1, |b| b.append_value(measurement.temperature()))?;
-            push::<Float64Builder>(row, 2, |b| b.append_value(measurement.humidity()))?;
-            push::<Float64Builder>(row, 3, |b| b.append_option(measurement.wind_speed()))?;
+            push_field::<TimestampMillisecondBuilder>(row, 0, |b| b.append_value(at.millis()))?;
+            push_field::<Float64Builder>(row, 1, |b| b.append_value(measurement.temperature()))?;
+            push_field::<Float64Builder>(row, 2, |b| b.append_value(measurement.humidity()))?;
+            push_field::<Float64Builder>(row, 3, |b| b.append_option(measurement.wind_speed()))?;
             row.append(true);
         }
         measured.append(true);
@@ -138,7 +139,7 @@ fn batch(cities: &[City]) -> Result<RecordBatch, ParquetError> {
     Ok(RecordBatch::try_new(schema(), columns)?)
 }
 
-fn list(fields: Fields) -> ListBuilder<StructBuilder> {
+fn list_builder(fields: Fields) -> ListBuilder<StructBuilder> {
     let builder = |field: &Arc<Field>| -> Box<dyn ArrayBuilder> {
         match field.data_type() {
             DataType::Int64 => Box::new(Int64Builder::new()),
@@ -147,10 +148,10 @@ fn list(fields: Fields) -> ListBuilder<StructBuilder> {
         }
     };
     let builders = fields.iter().map(builder).collect();
-    ListBuilder::new(StructBuilder::new(fields.clone(), builders)).with_field(item(fields))
+    ListBuilder::new(StructBuilder::new(fields.clone(), builders)).with_field(list_item(fields))
 }
 
-fn push<B: ArrayBuilder>(
+fn push_field<B: ArrayBuilder>(
     row: &mut StructBuilder,
     at: usize,
     push: impl FnOnce(&mut B),
@@ -161,21 +162,21 @@ fn push<B: ArrayBuilder>(
 }
 
 /// The cities of a file, or what is wrong. `rows` are those that it must have.
-pub(super) fn decode(file: Bytes, rows: u64) -> Result<Vec<City>, ParquetError> {
+pub(super) fn decode_cities(file: Bytes, rows: u64) -> Result<Vec<CityRecord>, ParquetError> {
     let builder = ParquetRecordBatchReaderBuilder::try_new(file)?;
-    check_sizes(builder.metadata(), rows)?;
+    check_footer_sizes(builder.metadata(), rows)?;
     if !builder.schema().fields().iter().eq(schema().fields().iter()) {
         return Err(ParquetError::General("its columns are not those of cities".into()));
     }
     let mut cities = Vec::new();
-    for batch in builder.with_batch_size(BATCH_ROWS).build()? {
-        cities_of(&batch?, &mut cities)
+    for batch in builder.with_batch_size(CITY_BATCH_ROWS).build()? {
+        read_batch(&batch?, &mut cities)
             .ok_or_else(|| ParquetError::General(format!("its city {} is none", cities.len() + 1)))?;
     }
     Ok(cities)
 }
 
-fn cities_of(batch: &RecordBatch, cities: &mut Vec<City>) -> Option<()> {
+fn read_batch(batch: &RecordBatch, cities: &mut Vec<CityRecord>) -> Option<()> {
     let column = |name: &str| batch.column_by_name(name);
     let (name, source) = (column("city")?.as_string::<i32>(), column("source")?.as_string::<i32>());
     let partition = column("partition")?.as_primitive::<UInt32Type>();
@@ -185,49 +186,54 @@ fn cities_of(batch: &RecordBatch, cities: &mut Vec<City>) -> Option<()> {
     let (withdrawn, measured) = (column("withdrawn")?.as_list::<i32>(), column("measured")?.as_list::<i32>());
     let mut last: Option<Arc<str>> = None;
     for row in 0..batch.num_rows() {
-        check_city(name.value(row)).ok()?;
+        check_city_key(name.value(row)).ok()?;
         // Of a source there are few names.
         let source = match last.take() {
             Some(last) if *last == *source.value(row) => last,
             _ => source.value(row).into(),
         };
         last = Some(source.clone());
-        let time = |times: &PrimitiveArray<TimestampMillisecondType>| match optional(times, row) {
+        let time = |times: &PrimitiveArray<TimestampMillisecondType>| match value_or_null(times, row) {
             Some(millis) => Some(Some(EventTime::from_millis(millis)?)),
             None => Some(None),
         };
-        cities.push(City {
+        cities.push(CityRecord {
             name: name.value(row).into(),
             partition: PartitionName { source, partition: partition.value(row) },
             high: time(high)?,
             since: time(since)?.unwrap_or(EventTime::MIN),
             readings: readings.value(row),
-            withdrawn: items(withdrawn, row, |items, at| {
-                let revision = match optional(items.column(1).as_primitive::<Int64Type>(), at) {
+            tombstones: list_items(withdrawn, row, |items, at| {
+                let revision = match value_or_null(items.column(1).as_primitive::<Int64Type>(), at) {
                     Some(number) => Some(Revision::new(number)?),
                     None => None,
                 };
-                Some((time_at(items, at)?, revision))
+                Some((event_time_at(items, at)?, revision))
             })?,
-            measured: items(measured, row, |items, at| {
-                let number = |column: usize| optional(items.column(column).as_primitive::<Float64Type>(), at);
+            measurements: list_items(measured, row, |items, at| {
+                let number =
+                    |column: usize| value_or_null(items.column(column).as_primitive::<Float64Type>(), at);
                 let measurement = Measurement::new(number(1)?, number(2)?, number(3)).ok()?;
-                Some((time_at(items, at)?, measurement))
+                Some((event_time_at(items, at)?, measurement))
             })?,
         });
     }
     Some(())
 }
 
-fn optional<T: ArrowPrimitiveType>(array: &PrimitiveArray<T>, row: usize) -> Option<T::Native> {
+fn value_or_null<T: ArrowPrimitiveType>(array: &PrimitiveArray<T>, row: usize) -> Option<T::Native> {
     array.is_valid(row).then(|| array.value(row))
 }
 
-fn time_at(items: &StructArray, at: usize) -> Option<EventTime> {
+fn event_time_at(items: &StructArray, at: usize) -> Option<EventTime> {
     EventTime::from_millis(items.column(0).as_primitive::<TimestampMillisecondType>().value(at))
 }
 
-fn items<T>(list: &ListArray, row: usize, item: impl Fn(&StructArray, usize) -> Option<T>) -> Option<Vec<T>> {
+fn list_items<T>(
+    list: &ListArray,
+    row: usize,
+    item: impl Fn(&StructArray, usize) -> Option<T>,
+) -> Option<Vec<T>> {
     let items = list.value(row);
     let items = items.as_struct();
     (0..items.len()).map(|at| item(items, at)).collect()

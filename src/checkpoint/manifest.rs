@@ -9,39 +9,39 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::CheckpointError;
-use crate::model::rules::{MadeByRules, OtherRules, RULES_KEY};
-use crate::model::{EventTime, LogRecord, Mark, STATE_SHARDS};
+use crate::model::rules_version::{RULES_VERSION_KEY, RulesVersionMismatch, VersionedArtifact};
+use crate::model::{CheckpointBarrier, EventTime, LogIdentity, STATE_SHARDS};
 
-pub(super) const FORMAT: u32 = 1;
+pub(super) const MANIFEST_FORMAT: u32 = 1;
 /// Increments that are added to one full checkpoint. Each costs a start some requests more.
-const LONGEST_CHAIN: u32 = 20;
+const MAX_INCREMENTS: u32 = 20;
 
 /// What the keys of an identity begin with that are of one source, before its name.
-pub const SOURCE: &str = "source ";
+pub const SOURCE_KEY_PREFIX: &str = "source ";
 
 /// Source, partition, and the position of its next record.
-pub type Positions = BTreeMap<String, BTreeMap<u32, u64>>;
+pub type PositionsBySource = BTreeMap<String, BTreeMap<u32, u64>>;
 
 /// A checkpoint's name. Later ones are greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Name {
+pub struct CheckpointName {
     /// The number of the generation, without its nonce.
     pub generation: u64,
     pub epoch: u64,
 }
 
-impl fmt::Display for Name {
+impl fmt::Display for CheckpointName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:010}-{:015}", self.generation, self.epoch)
     }
 }
 
-impl FromStr for Name {
+impl FromStr for CheckpointName {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Name, String> {
+    fn from_str(text: &str) -> Result<CheckpointName, String> {
         let parsed = text.split_once('-').and_then(|(generation, epoch)| {
-            Some(Name { generation: generation.parse().ok()?, epoch: epoch.parse().ok()? })
+            Some(CheckpointName { generation: generation.parse().ok()?, epoch: epoch.parse().ok()? })
         });
         parsed.ok_or_else(|| {
             format!("{text:?} is not the name of a checkpoint: `swelter checkpoints list` shows what they are called")
@@ -69,13 +69,13 @@ pub struct FileEntry {
 
 /// Cities of one state shard and, where they have any, their readings in the same order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Segment {
+pub struct StateSegment {
     pub shard: u32,
     pub cities: FileEntry,
     pub readings: Option<FileEntry>,
 }
 
-impl Segment {
+impl StateSegment {
     pub fn files(&self) -> impl Iterator<Item = &FileEntry> {
         [Some(&self.cities), self.readings.as_ref()].into_iter().flatten()
     }
@@ -83,29 +83,30 @@ impl Segment {
 
 /// What one worker has written of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Part {
-    pub mark: Mark,
+pub struct WorkerPart {
+    #[serde(rename = "mark")]
+    pub barrier: CheckpointBarrier,
     pub epoch: u64,
-    pub segments: Vec<Segment>,
+    pub segments: Vec<StateSegment>,
 }
 
 /// What a run says of a checkpoint beside the parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cut {
+pub struct CheckpointHeader {
     /// Number and nonce.
     pub generation: String,
     pub epoch: u64,
     /// What decides results. A run whose own differs does not use the checkpoint.
     pub identity: BTreeMap<String, String>,
     /// The state is complete up to here.
-    pub positions: Positions,
+    pub positions: PositionsBySource,
     /// By source: what the logs are known by beside their names.
-    pub logs: BTreeMap<String, LogRecord>,
+    pub logs: BTreeMap<String, LogIdentity>,
 }
 
 /// The size of a checkpoint and of those that it adds to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Chain {
+pub struct ChainSize {
     /// How many increments there are.
     pub increments: u32,
     /// Of the full checkpoint at its beginning.
@@ -123,57 +124,61 @@ pub struct Manifest {
     #[serde(serialize_with = "write_time", deserialize_with = "read_time")]
     pub created_at: EventTime,
     pub identity: BTreeMap<String, String>,
-    pub positions: Positions,
+    pub positions: PositionsBySource,
     /// By source: what the logs are known by beside their names.
     #[serde(default)]
-    pub logs: BTreeMap<String, LogRecord>,
+    pub logs: BTreeMap<String, LogIdentity>,
     pub state_shards: u32,
     /// The name of the checkpoint that this one adds to; a full one adds to none.
     pub adds_to: Option<String>,
-    pub chain: Chain,
+    pub chain: ChainSize,
     /// In its own files.
     pub cities: u64,
     pub readings: u64,
-    pub segments: Vec<Segment>,
+    pub segments: Vec<StateSegment>,
 }
 
 impl Manifest {
     /// Of the parts of all workers. Increments add to the checkpoint of the mark before; what they add to must be published.
-    pub fn new(cut: Cut, parts: Vec<Part>, adds_to: Option<&Manifest>) -> Result<Manifest, CheckpointError> {
-        let wrong = |what: &str| CheckpointError::Parts(what.to_owned());
+    pub fn new(
+        cut: CheckpointHeader,
+        parts: Vec<WorkerPart>,
+        adds_to: Option<&Manifest>,
+    ) -> Result<Manifest, CheckpointError> {
+        let wrong = |what: &str| CheckpointError::IncompatibleParts(what.to_owned());
         if parse_generation(&cut.generation).is_none() {
             return Err(wrong("the generation is not a number and a nonce"));
         }
         let mut shards = BTreeSet::new();
         for part in &parts {
-            if part.epoch != cut.epoch || part.mark != parts[0].mark {
+            if part.epoch != cut.epoch || part.barrier != parts[0].barrier {
                 return Err(wrong("they are of different epochs"));
             }
             let own: BTreeSet<u32> = part.segments.iter().map(|segment| segment.shard).collect();
-            if part.mark.full != adds_to.is_none() {
+            if part.barrier.full != adds_to.is_none() {
                 return Err(wrong("a full checkpoint adds to none, and an increment to one"));
             }
             if own.iter().any(|shard| *shard >= STATE_SHARDS || !shards.insert(*shard)) {
                 return Err(wrong("two workers have written the same shard"));
             }
         }
-        let segments: Vec<Segment> = parts.into_iter().flat_map(|part| part.segments).collect();
+        let segments: Vec<StateSegment> = parts.into_iter().flat_map(|part| part.segments).collect();
         let rows = |file: &FileEntry| file.rows;
-        let bytes = segments.iter().flat_map(Segment::files).map(|file| file.bytes).sum();
+        let bytes = segments.iter().flat_map(StateSegment::files).map(|file| file.bytes).sum();
         let chain = match adds_to {
-            None => Chain { full_bytes: bytes, ..Chain::default() },
-            Some(Manifest { chain, .. }) => Chain {
+            None => ChainSize { full_bytes: bytes, ..ChainSize::default() },
+            Some(Manifest { chain, .. }) => ChainSize {
                 increments: chain.increments + 1,
                 increment_bytes: chain.increment_bytes + bytes,
                 ..*chain
             },
         };
         Ok(Manifest {
-            format: FORMAT,
+            format: MANIFEST_FORMAT,
             program: env!("CARGO_PKG_VERSION").into(),
             generation: cut.generation,
             epoch: cut.epoch,
-            created_at: now(),
+            created_at: created_now(),
             identity: cut.identity,
             positions: cut.positions,
             logs: cut.logs,
@@ -186,38 +191,40 @@ impl Manifest {
         })
     }
 
-    pub fn name(&self) -> Name {
+    pub fn name(&self) -> CheckpointName {
         let generation = parse_generation(&self.generation).map_or(0, |(number, _)| number);
-        Name { generation, epoch: self.epoch }
+        CheckpointName { generation, epoch: self.epoch }
     }
 
     /// Whether the next checkpoint should be a full one: once increments have half the bytes of what they add to, a start would read more
     /// of what was replaced since than a full checkpoint costs to write; and a chain does not grow for ever.
-    pub fn wants_full(&self) -> bool {
-        let Chain { increments, full_bytes, increment_bytes } = self.chain;
-        increments >= LONGEST_CHAIN || increment_bytes > full_bytes / 2
+    pub fn next_should_be_full(&self) -> bool {
+        let ChainSize { increments, full_bytes, increment_bytes } = self.chain;
+        increments >= MAX_INCREMENTS || increment_bytes > full_bytes / 2
     }
 
     /// Bytes of its own files.
-    pub fn bytes(&self) -> u64 {
+    pub fn own_bytes(&self) -> u64 {
         self.files().map(|file| file.bytes).sum()
     }
 
     pub fn files(&self) -> impl Iterator<Item = &FileEntry> {
-        self.segments.iter().flat_map(Segment::files)
+        self.segments.iter().flat_map(StateSegment::files)
     }
 
     /// Refuses a checkpoint that was computed otherwise than a run computes. A source that only one of them has is no difference: one that has come is
     /// read from its start, and the positions say of one that is gone.
     pub fn check_identity(&self, identity: &BTreeMap<String, String>) -> Result<(), CheckpointError> {
-        OtherRules::check(self.identity.get(RULES_KEY), identity.get(RULES_KEY), || {
-            MadeByRules::Checkpoint { name: self.name().to_string() }
-        })?;
+        RulesVersionMismatch::check_version(
+            self.identity.get(RULES_VERSION_KEY),
+            identity.get(RULES_VERSION_KEY),
+            || VersionedArtifact::Checkpoint { name: self.name().to_string() },
+        )?;
         let keys: BTreeSet<&String> = self.identity.keys().chain(identity.keys()).collect();
         let (ours, theirs) = (identity, &self.identity);
         let differs = |key: &&String| {
             let (our, their) = (ours.get(*key), theirs.get(*key));
-            our != their && !(key.starts_with(SOURCE) && (our.is_none() || their.is_none()))
+            our != their && !(key.starts_with(SOURCE_KEY_PREFIX) && (our.is_none() || their.is_none()))
         };
         let Some(key) = keys.into_iter().find(differs) else { return Ok(()) };
         let shown =
@@ -228,11 +235,12 @@ impl Manifest {
 
     /// A line of JSON and its checksum.
     pub(super) fn to_bytes(&self) -> Result<Vec<u8>, CheckpointError> {
-        let json = serde_json::to_string(self).map_err(|error| CheckpointError::Parts(error.to_string()))?;
+        let json = serde_json::to_string(self)
+            .map_err(|error| CheckpointError::IncompatibleParts(error.to_string()))?;
         Ok(format!("{json}\n{:016x}\n", xxh3_64(json.as_bytes())).into_bytes())
     }
 
-    pub(super) fn parse(name: Name, bytes: &[u8]) -> Result<Manifest, CheckpointError> {
+    pub(super) fn parse(name: CheckpointName, bytes: &[u8]) -> Result<Manifest, CheckpointError> {
         let damaged = |what: &str| CheckpointError::damaged(name, what);
         let lines =
             std::str::from_utf8(bytes).ok().and_then(|text| text.strip_suffix('\n')?.split_once('\n'));
@@ -246,8 +254,12 @@ impl Manifest {
         }
         let unreadable = |error: serde_json::Error| damaged(&format!("its manifest is none ({error})"));
         let Format { format } = serde_json::from_str(json).map_err(unreadable)?;
-        if format != FORMAT {
-            return Err(CheckpointError::Format { name: name.to_string(), found: format, known: FORMAT });
+        if format != MANIFEST_FORMAT {
+            return Err(CheckpointError::Format {
+                name: name.to_string(),
+                found: format,
+                known: MANIFEST_FORMAT,
+            });
         }
         let manifest: Manifest = serde_json::from_str(json).map_err(unreadable)?;
         if manifest.name() != name || parse_generation(&manifest.generation).is_none() {
@@ -265,12 +277,16 @@ impl Manifest {
 /// A manifest of any bytes, if its name is right: whether it has its checksum. One that is read is written as it was.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz_manifest(bytes: &[u8]) -> bool {
-    let name = Name { generation: 17, epoch: 1_764_000_000_000 };
+    let name = CheckpointName { generation: 17, epoch: 1_764_000_000_000 };
     match Manifest::parse(name, bytes) {
         Ok(manifest) => {
             let again = manifest.to_bytes().expect("what was read is written");
             assert_eq!(Manifest::parse(name, &again).expect("what was written is read"), manifest);
-            let _ = (manifest.wants_full(), manifest.bytes(), manifest.check_identity(&BTreeMap::new()));
+            let _ = (
+                manifest.next_should_be_full(),
+                manifest.own_bytes(),
+                manifest.check_identity(&BTreeMap::new()),
+            );
             true
         }
         Err(CheckpointError::Format { .. }) => true,
@@ -281,7 +297,7 @@ pub(crate) fn fuzz_manifest(bytes: &[u8]) -> bool {
     }
 }
 
-fn now() -> EventTime {
+fn created_now() -> EventTime {
     let ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
     EventTime::from_millis(ms).unwrap_or(EventTime::MAX)
 }

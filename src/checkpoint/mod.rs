@@ -18,10 +18,10 @@ mod catalog;
 mod cities;
 mod load;
 mod manifest;
-mod part;
+mod part_writer;
+mod prune;
 mod readings;
 mod store;
-mod trim;
 
 #[cfg(test)]
 mod tests;
@@ -32,28 +32,31 @@ use std::sync::Arc;
 use bytes::Bytes;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use self::catalog::Catalog;
-pub use self::load::CityHigh;
+use self::catalog::ManifestCatalog;
+pub use self::load::CityAdmissionState;
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::manifest::fuzz_manifest;
-pub use self::manifest::{Chain, Cut, FileEntry, Manifest, Name, Part, Positions, SOURCE, Segment};
-pub use self::part::{PartWriter, Writers};
-pub use self::store::{Fetched, Place, Store};
-use crate::model::rules::{OtherRules, rebuild_hint};
+pub use self::manifest::{
+    ChainSize, CheckpointHeader, CheckpointName, FileEntry, Manifest, PositionsBySource, SOURCE_KEY_PREFIX,
+    StateSegment, WorkerPart,
+};
+pub use self::part_writer::{PartWriter, PartWriterControl};
+pub use self::store::{BlobStore, CheckpointLocation, FetchResult};
+use crate::model::rules_version::{RulesVersionMismatch, rebuild_hint};
 
 /// Where a run with a data directory has them unless it says otherwise, in that.
-pub const FOLDER: &str = "checkpoints";
+pub const DEFAULT_FOLDER: &str = "checkpoints";
 
 /// More than any manifest has.
-const MANIFEST_BYTES: u64 = 64 << 20;
+const MAX_MANIFEST_BYTES: u64 = 64 << 20;
 
 /// Why there is no checkpoint, or not this one.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     #[error("{place} is no place for checkpoints: {problem}")]
-    Place { place: String, problem: String },
+    Location { place: String, problem: String },
     #[error("{path}: {problem}")]
-    Store { path: String, problem: String },
+    StoreFailed { path: String, problem: String },
     #[error("the checkpoint {name} is damaged: {what}; use the one before, or restore it from a backup")]
     Damaged {
         name: String,
@@ -72,28 +75,28 @@ pub enum CheckpointError {
     )]
     Identity { name: String, key: String, found: String, wanted: String },
     #[error(transparent)]
-    Rules(#[from] OtherRules),
+    OtherRules(#[from] RulesVersionMismatch),
     /// As it was said when all were read.
     #[error("{0}")]
     Unreadable(String),
     #[error("there is no checkpoint {0}: `swelter checkpoints list` shows those that there are")]
-    Missing(Name),
+    Missing(CheckpointName),
     #[error(
         "{0} is there already: another process writes checkpoints there; give each service a place of its own"
     )]
-    Exists(String),
+    AlreadyPublished(String),
     #[error(
         "the checkpoint {name} is not published: a newer generation has published {newer}; stop this one"
     )]
-    Superseded { name: Name, newer: Name },
+    Superseded { name: CheckpointName, newer: CheckpointName },
     #[error("the parts of the checkpoint do not fit: {0}; the next one has to be full")]
-    Parts(String),
+    IncompatibleParts(String),
     #[error("the checkpoint was given up")]
-    GivenUp,
+    Cancelled,
     #[error(
         "the checkpoint {name} is not published: {path} is not there as it was written: make sure that all processes reach the same store"
     )]
-    Elsewhere { name: Name, path: String },
+    FileMissing { name: CheckpointName, path: String },
     #[error(
         "the checkpoint {name} has readings of {partition}, which this run does not read: configure that source again"
     )]
@@ -101,12 +104,12 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
-    fn damaged(name: Name, what: &str) -> CheckpointError {
+    fn damaged(name: CheckpointName, what: &str) -> CheckpointError {
         CheckpointError::Damaged { name: name.to_string(), what: what.into(), path: None }
     }
 
     /// What is wrong with an object of a checkpoint: `what` follows its path.
-    fn damaged_object(name: Name, path: &str, what: &str) -> CheckpointError {
+    fn damaged_object(name: CheckpointName, path: &str, what: &str) -> CheckpointError {
         let (what, path) = (format!("{path} {what}"), Some(path.to_owned()));
         CheckpointError::Damaged { name: name.to_string(), what, path }
     }
@@ -120,7 +123,7 @@ impl CheckpointError {
     }
 
     /// Whether another checkpoint may be better; otherwise it is the store, or the program, that does not work.
-    pub fn is_of_this_one(&self) -> bool {
+    pub fn is_specific_to_checkpoint(&self) -> bool {
         use CheckpointError::*;
         matches!(
             self,
@@ -128,7 +131,7 @@ impl CheckpointError {
                 | Unreadable(_)
                 | Format { .. }
                 | Identity { .. }
-                | Rules(_)
+                | OtherRules(_)
                 | Missing(_)
                 | UnknownPartition { .. }
         )
@@ -136,11 +139,11 @@ impl CheckpointError {
 }
 
 /// A manifest that is published, or why it cannot be used.
-pub type NamedManifest = (Name, Result<Arc<Manifest>, CheckpointError>);
+pub type NamedManifest = (CheckpointName, Result<Arc<Manifest>, CheckpointError>);
 
 /// What there is to start from.
 #[derive(Debug, Default)]
-pub struct Usable {
+pub struct UsableCheckpoints {
     /// Newest first.
     pub usable: Vec<Manifest>,
     /// Why others cannot be used, the newest first.
@@ -150,39 +153,40 @@ pub struct Usable {
 /// The checkpoints of a service. Cloned by reference; every call waits, for minutes at most.
 #[derive(Clone, Debug)]
 pub struct Checkpoints {
-    store: Store,
+    store: BlobStore,
 }
 
 impl Checkpoints {
     /// Nothing is asked of a remote store yet; a folder is made where it is missing.
-    pub fn open(place: &Place) -> Result<Checkpoints, CheckpointError> {
-        Ok(Checkpoints { store: Store::open(place)? })
+    pub fn open(place: &CheckpointLocation) -> Result<Checkpoints, CheckpointError> {
+        Ok(Checkpoints { store: BlobStore::open(place)? })
     }
 
-    pub fn place(&self) -> &Place {
-        self.store.place()
+    pub fn location(&self) -> &CheckpointLocation {
+        self.store.location()
     }
 
     /// What is published, newest first.
-    pub fn list(&self) -> Result<Vec<Name>, CheckpointError> {
-        let found = self.store.list("manifests")?;
-        let name =
-            |path: &String| path.strip_prefix("manifests/")?.strip_suffix(".json")?.parse::<Name>().ok();
+    pub fn list_names(&self) -> Result<Vec<CheckpointName>, CheckpointError> {
+        let found = self.store.list_objects("manifests")?;
+        let name = |path: &String| {
+            path.strip_prefix("manifests/")?.strip_suffix(".json")?.parse::<CheckpointName>().ok()
+        };
         // A name that is spelt otherwise would not be found under its own.
-        let mut names: Vec<Name> =
+        let mut names: Vec<CheckpointName> =
             found.keys().filter_map(|path| name(path).filter(|name| manifest_path(*name) == *path)).collect();
         names.sort_by(|a, b| b.cmp(a));
         Ok(names)
     }
 
     /// A manifest that is whole. What it names is not looked at.
-    pub fn read(&self, name: Name) -> Result<Manifest, CheckpointError> {
-        parse_manifest(name, self.store.get(&manifest_path(name), MANIFEST_BYTES)?)
+    pub fn read_manifest(&self, name: CheckpointName) -> Result<Manifest, CheckpointError> {
+        parse_manifest(name, self.store.get_object(&manifest_path(name), MAX_MANIFEST_BYTES)?)
     }
 
     /// A name for a generation that no checkpoint has, and that is greater than those of all: its own, unless its counter has begun again.
-    pub fn name_generation(&self, generation: &str) -> Result<String, CheckpointError> {
-        let newest = self.list()?.first().map(|name| name.generation);
+    pub fn unused_generation_name(&self, generation: &str) -> Result<String, CheckpointError> {
+        let newest = self.list_names()?.first().map(|name| name.generation);
         let known = newest.zip(manifest::parse_generation(generation));
         match known.filter(|(newest, (number, _))| number <= newest) {
             // So starts that publish nothing differ, too.
@@ -199,44 +203,46 @@ impl Checkpoints {
     ///
     /// Also where a generation after this one has published, which has taken over then, and where its files are not all there.
     pub fn publish(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
-        let Err(error) = self.try_to_publish(manifest) else { return Ok(()) };
-        match self.read(manifest.name()) {
+        let Err(error) = self.try_publish(manifest) else { return Ok(()) };
+        match self.read_manifest(manifest.name()) {
             // Only the answer was lost.
             Ok(found) if found == *manifest => return Ok(()),
             Ok(_) | Err(CheckpointError::Missing(_)) => {
-                self.store.start_delete(manifest.files().map(|file| file.path.clone()).collect());
+                self.store.start_delete_objects(manifest.files().map(|file| file.path.clone()).collect());
             }
             Err(_) => {}
         }
         Err(error)
     }
 
-    fn try_to_publish(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
+    fn try_publish(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
         let name = manifest.name();
         if let Some(newer) =
-            self.list()?.first().copied().filter(|newest| newest.generation > name.generation)
+            self.list_names()?.first().copied().filter(|newest| newest.generation > name.generation)
         {
             return Err(CheckpointError::Superseded { name, newer });
         }
-        self.check_written(manifest)?;
+        self.check_files_present(manifest)?;
         #[cfg(debug_assertions)]
-        fault::between_files_and_manifest();
-        self.store.put(manifest_path(name), manifest.to_bytes()?.into())
+        crash_points::crash_before_manifest();
+        self.store.put_object(manifest_path(name), manifest.to_bytes()?.into())
     }
 
     /// Other processes have written most of it, into what they take for the same store.
-    fn check_written(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
+    fn check_files_present(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
         let folders: BTreeSet<&str> =
             manifest.files().filter_map(|file| Some(file.path.rsplit_once('/')?.0)).collect();
         let mut found = BTreeMap::new();
         for folder in folders {
-            found.extend(self.store.list(folder)?);
+            found.extend(self.store.list_objects(folder)?);
         }
         let is_there =
             |file: &&FileEntry| found.get(&file.path).is_some_and(|found| found.bytes == file.bytes);
         match manifest.files().find(|file| !is_there(file)) {
             None => Ok(()),
-            Some(file) => Err(CheckpointError::Elsewhere { name: manifest.name(), path: file.path.clone() }),
+            Some(file) => {
+                Err(CheckpointError::FileMissing { name: manifest.name(), path: file.path.clone() })
+            }
         }
     }
 
@@ -246,18 +252,21 @@ impl Checkpoints {
     /// # Errors
     ///
     /// Where the newest that is whole has another identity; and where the store cannot be asked: what it has is not known then.
-    pub fn usable(&self, identity: &BTreeMap<String, String>) -> Result<Usable, CheckpointError> {
-        let catalog = Catalog::read(self)?;
-        let files = self.store.list("data")?;
-        let mut found = Usable::default();
-        for name in catalog.names().rev() {
-            let checked = catalog.get(name).and_then(|manifest| {
+    pub fn find_usable(
+        &self,
+        identity: &BTreeMap<String, String>,
+    ) -> Result<UsableCheckpoints, CheckpointError> {
+        let catalog = ManifestCatalog::read_all(self)?;
+        let files = self.store.list_objects("data")?;
+        let mut found = UsableCheckpoints::default();
+        for name in catalog.names_oldest_first().rev() {
+            let checked = catalog.manifest(name).and_then(|manifest| {
                 catalog.check_files(&manifest, &files)?;
                 manifest.check_identity(identity).map(|()| manifest)
             });
             match checked {
                 Ok(manifest) => found.usable.push(Arc::unwrap_or_clone(manifest)),
-                Err(error @ (CheckpointError::Identity { .. } | CheckpointError::Rules(_)))
+                Err(error @ (CheckpointError::Identity { .. } | CheckpointError::OtherRules(_)))
                     if found.usable.is_empty() =>
                 {
                     return Err(error);
@@ -273,21 +282,21 @@ impl Checkpoints {
 
     /// Gives a damaged object another name, so that the next start does not try it again, and the right one can be put in its place. All
     /// else of its checkpoint, and those that add to it, stay as they are: with the right object they can be used again.
-    pub fn set_aside(&self, path: &str) -> Result<(), CheckpointError> {
-        self.store.rename(path, &format!("{path}{DAMAGED}"))
+    pub fn quarantine_object(&self, path: &str) -> Result<(), CheckpointError> {
+        self.store.rename_object(path, &format!("{path}{DAMAGED_SUFFIX}"))
     }
 
     /// What a checkpoint is made of: the full one first, itself last.
-    fn chain(&self, manifest: &Manifest) -> Result<Vec<Arc<Manifest>>, CheckpointError> {
+    fn read_chain(&self, manifest: &Manifest) -> Result<Vec<Arc<Manifest>>, CheckpointError> {
         match manifest.adds_to {
             None => Ok(vec![Arc::new(manifest.clone())]),
-            Some(_) => Catalog::read(self)?.chain(manifest),
+            Some(_) => ManifestCatalog::read_all(self)?.chain(manifest),
         }
     }
 
     /// The content of a file as it was written. Its size is compared before it is read.
-    fn file(&self, name: Name, file: &FileEntry) -> Result<Bytes, CheckpointError> {
-        let bytes = content_of(name, file, self.store.get_sized(&file.path, file.bytes)?)?;
+    fn read_file(&self, name: CheckpointName, file: &FileEntry) -> Result<Bytes, CheckpointError> {
+        let bytes = expect_content(name, file, self.store.get_object_of_size(&file.path, file.bytes)?)?;
         match checksum(&bytes) == file.xxh3 {
             true => Ok(bytes),
             false => Err(CheckpointError::damaged_object(name, &file.path, NO_CHECKSUM)),
@@ -295,9 +304,9 @@ impl Checkpoints {
     }
 
     /// Reads a file piece by piece, and says whether it is as it was written. `pace` hears how many bytes were read, and may wait, or end it.
-    pub fn check_file(
+    pub fn verify_file(
         &self,
-        name: Name,
+        name: CheckpointName,
         file: &FileEntry,
         pace: &mut dyn FnMut(u64) -> Result<(), CheckpointError>,
     ) -> Result<(), CheckpointError> {
@@ -307,7 +316,7 @@ impl Checkpoints {
             pace(piece.len() as u64)
         };
         if let Some(other) = self.store.read_pieces(&file.path, file.bytes, &mut each)? {
-            return content_of(name, file, other).map(drop);
+            return expect_content(name, file, other).map(drop);
         }
         match format!("{:016x}", hasher.digest()) == file.xxh3 {
             true => Ok(()),
@@ -316,33 +325,33 @@ impl Checkpoints {
     }
 
     /// Gives every object of a checkpoint of its own, with its path, as a copy needs them: the manifest last.
-    pub fn each_object(
+    pub fn for_each_object(
         &self,
         manifest: &Manifest,
         each: &mut dyn FnMut(&str, Bytes) -> Result<(), CheckpointError>,
     ) -> Result<(), CheckpointError> {
         for file in manifest.files() {
-            each(&file.path, self.file(manifest.name(), file)?)?;
+            each(&file.path, self.read_file(manifest.name(), file)?)?;
         }
         each(&manifest_path(manifest.name()), manifest.to_bytes()?.into())
     }
 
     /// All manifests that there are, the oldest first, or why one cannot be used.
-    pub fn manifests(&self) -> Result<Vec<NamedManifest>, CheckpointError> {
-        let catalog = Catalog::read(self)?;
-        Ok(catalog.names().map(|name| (name, catalog.get(name))).collect())
+    pub fn read_manifests(&self) -> Result<Vec<NamedManifest>, CheckpointError> {
+        let catalog = ManifestCatalog::read_all(self)?;
+        Ok(catalog.names_oldest_first().map(|name| (name, catalog.manifest(name))).collect())
     }
 }
 
 /// Added to the name of what is damaged.
-const DAMAGED: &str = ".damaged";
+const DAMAGED_SUFFIX: &str = ".damaged";
 const NO_CHECKSUM: &str = "does not have its checksum";
 
-fn parse_manifest(name: Name, found: Fetched) -> Result<Manifest, CheckpointError> {
+fn parse_manifest(name: CheckpointName, found: FetchResult) -> Result<Manifest, CheckpointError> {
     match found {
-        Fetched::Missing => Err(CheckpointError::Missing(name)),
-        Fetched::Content(content) => Manifest::parse(name, &content),
-        Fetched::OtherSize(bytes) => Err(CheckpointError::damaged_object(
+        FetchResult::Missing => Err(CheckpointError::Missing(name)),
+        FetchResult::Content(content) => Manifest::parse(name, &content),
+        FetchResult::SizeMismatch(bytes) => Err(CheckpointError::damaged_object(
             name,
             &manifest_path(name),
             &format!("has {bytes} bytes, more than any manifest"),
@@ -350,12 +359,16 @@ fn parse_manifest(name: Name, found: Fetched) -> Result<Manifest, CheckpointErro
     }
 }
 
-fn content_of(name: Name, file: &FileEntry, found: Fetched) -> Result<Bytes, CheckpointError> {
+fn expect_content(
+    name: CheckpointName,
+    file: &FileEntry,
+    found: FetchResult,
+) -> Result<Bytes, CheckpointError> {
     let wrong = |what: String| CheckpointError::damaged_object(name, &file.path, &what);
-    found.content(&file.bytes.to_string()).map_err(wrong)
+    found.into_content(&file.bytes.to_string()).map_err(wrong)
 }
 
-fn manifest_path(name: Name) -> String {
+fn manifest_path(name: CheckpointName) -> String {
     format!("manifests/{name}.json")
 }
 
@@ -365,19 +378,19 @@ fn checksum(bytes: &[u8]) -> String {
 
 /// Where tests have the process die.
 #[cfg(debug_assertions)]
-mod fault {
+mod crash_points {
     use std::sync::LazyLock;
     use std::sync::atomic::{AtomicI64, Ordering};
 
     /// How many manifests are published before the process dies with all files of the next one written.
-    static LEFT: LazyLock<AtomicI64> = LazyLock::new(|| {
+    static PUBLISHES_BEFORE_CRASH: LazyLock<AtomicI64> = LazyLock::new(|| {
         let after =
             std::env::var("SWELTER_TEST_DIE_BEFORE_MANIFEST").ok().and_then(|after| after.parse().ok());
         AtomicI64::new(after.unwrap_or(i64::MAX))
     });
 
-    pub fn between_files_and_manifest() {
-        if LEFT.fetch_sub(1, Ordering::Relaxed) <= 0 {
+    pub fn crash_before_manifest() {
+        if PUBLISHES_BEFORE_CRASH.fetch_sub(1, Ordering::Relaxed) <= 0 {
             std::process::abort();
         }
     }

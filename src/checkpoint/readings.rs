@@ -23,37 +23,37 @@ use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
-use crate::model::{Category, EventTime, HeatIndex, HeldReading, Revision};
+use crate::model::{Category, EventTime, HeatIndex, Revision, StoredReading};
 
-const BATCH_ROWS: usize = 16 * 1024;
+const READING_BATCH_ROWS: usize = 16 * 1024;
 const ROW_GROUP_ROWS: usize = 1 << 20;
 /// A group has more rows, but for the last one of a file.
 const MIN_GROUP_ROWS: u64 = 1 << 16;
 /// Of a column in a row group.
-const MOST_COLUMN_BYTES: i64 = 1 << 30;
+const MAX_COLUMN_BYTES: i64 = 1 << 30;
 /// What is read of a file to load it.
-const LOADED: [&str; 4] = ["reading_at", "heat_index_e6", "category", "revision"];
+const LOADED_COLUMNS: [&str; 4] = ["reading_at", "heat_index_e6", "category", "revision"];
 
 pub(super) fn time_column(name: &str, nullable: bool) -> Field {
     Field::new(name, DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into())), nullable)
 }
 
-fn words(keys: DataType) -> DataType {
+fn dictionary_type(keys: DataType) -> DataType {
     DataType::Dictionary(keys.into(), DataType::Utf8.into())
 }
 
 fn schema() -> SchemaRef {
     Arc::new(Schema::new(vec![
-        Field::new("city", words(DataType::Int32), false),
+        Field::new("city", dictionary_type(DataType::Int32), false),
         time_column("reading_at", false),
         Field::new("heat_index_e6", DataType::Int64, false),
-        Field::new("category", words(DataType::Int8), false),
+        Field::new("category", dictionary_type(DataType::Int8), false),
         Field::new("revision", DataType::Int64, true),
     ]))
 }
 
 /// A file that is being written, in memory.
-pub(super) struct Writer {
+pub(super) struct ReadingsFileWriter {
     writer: ArrowWriter<Vec<u8>>,
     schema: SchemaRef,
     categories: ArrayRef,
@@ -66,11 +66,11 @@ pub(super) struct Writer {
     revision: Int64Builder,
 }
 
-impl Writer {
-    pub(super) fn new() -> Result<Writer, ParquetError> {
+impl ReadingsFileWriter {
+    pub(super) fn new() -> Result<ReadingsFileWriter, ParquetError> {
         let mut properties = WriterProperties::builder()
             .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
-            .set_write_batch_size(BATCH_ROWS)
+            .set_write_batch_size(READING_BATCH_ROWS)
             .set_statistics_enabled(EnabledStatistics::None);
         for name in ["reading_at", "heat_index_e6", "revision"] {
             let path = ColumnPath::from(name);
@@ -82,25 +82,25 @@ impl Writer {
         let schema = schema();
         let writer = ArrowWriter::try_new(Vec::new(), schema.clone(), Some(properties.build()))?;
         let categories = StringArray::from_iter_values(Category::ALL.map(Category::name));
-        Ok(Writer {
+        Ok(ReadingsFileWriter {
             writer,
             schema,
             categories: Arc::new(categories),
             rows: 0,
             cities: Vec::new(),
-            city: Vec::with_capacity(BATCH_ROWS),
-            reading_at: Vec::with_capacity(BATCH_ROWS),
-            heat_index: Vec::with_capacity(BATCH_ROWS),
-            category: Vec::with_capacity(BATCH_ROWS),
-            revision: Int64Builder::with_capacity(BATCH_ROWS),
+            city: Vec::with_capacity(READING_BATCH_ROWS),
+            reading_at: Vec::with_capacity(READING_BATCH_ROWS),
+            heat_index: Vec::with_capacity(READING_BATCH_ROWS),
+            category: Vec::with_capacity(READING_BATCH_ROWS),
+            revision: Int64Builder::with_capacity(READING_BATCH_ROWS),
         })
     }
 
     /// Adds readings of a city.
-    pub(super) fn write(
+    pub(super) fn write_city(
         &mut self,
         city: &Arc<str>,
-        readings: impl Iterator<Item = HeldReading>,
+        readings: impl Iterator<Item = StoredReading>,
     ) -> Result<(), ParquetError> {
         if self.cities.last().is_none_or(|last| last != city) {
             self.cities.push(city.clone());
@@ -112,7 +112,7 @@ impl Writer {
             self.revision.append_option(reading.revision.map(Revision::number));
         }
         self.city.resize(self.reading_at.len(), self.cities.len() as i32 - 1);
-        if self.city.len() >= BATCH_ROWS { self.flush() } else { Ok(()) }
+        if self.city.len() >= READING_BATCH_ROWS { self.flush() } else { Ok(()) }
     }
 
     fn flush(&mut self) -> Result<(), ParquetError> {
@@ -140,13 +140,13 @@ impl Writer {
 }
 
 /// Compares what a footer says with what is known of the file, before anything is decoded by it.
-pub(super) fn check_sizes(footer: &ParquetMetaData, rows: u64) -> Result<(), ParquetError> {
+pub(super) fn check_footer_sizes(footer: &ParquetMetaData, rows: u64) -> Result<(), ParquetError> {
     let counted = footer.row_groups().iter().map(|group| u64::try_from(group.num_rows()).unwrap_or(u64::MAX));
     let groups = footer.num_row_groups() as u64;
     let is_so = counted.fold(0, u64::saturating_add) == rows && groups <= rows / MIN_GROUP_ROWS + 1;
     let is_small = |column: &ColumnChunkMetaData| {
         let sizes = [column.uncompressed_size(), column.compressed_size()];
-        sizes.iter().all(|size| (0..=MOST_COLUMN_BYTES).contains(size))
+        sizes.iter().all(|size| (0..=MAX_COLUMN_BYTES).contains(size))
     };
     match is_so && footer.row_groups().iter().flat_map(|group| group.columns()).all(is_small) {
         true => Ok(()),
@@ -155,13 +155,13 @@ pub(super) fn check_sizes(footer: &ParquetMetaData, rows: u64) -> Result<(), Par
 }
 
 /// A file that is being read, in the order in which it was written.
-pub(super) struct Reader {
+pub(super) struct ReadingsFileReader {
     batches: ParquetRecordBatchReader,
-    batch: Option<Columns>,
+    batch: Option<ReadingColumns>,
     at: usize,
 }
 
-struct Columns {
+struct ReadingColumns {
     reading_at: TimestampMillisecondArray,
     heat_index: Int64Array,
     category: Int8Array,
@@ -170,21 +170,25 @@ struct Columns {
     revision: Option<Int64Array>,
 }
 
-impl Reader {
+impl ReadingsFileReader {
     /// `rows` are those that it must have.
-    pub(super) fn open(file: Bytes, rows: u64) -> Result<Reader, ParquetError> {
+    pub(super) fn open(file: Bytes, rows: u64) -> Result<ReadingsFileReader, ParquetError> {
         let builder = ParquetRecordBatchReaderBuilder::try_new(file)?;
-        check_sizes(builder.metadata(), rows)?;
+        check_footer_sizes(builder.metadata(), rows)?;
         if !builder.schema().fields().iter().eq(schema().fields().iter()) {
             return Err(ParquetError::General("its columns are not those of readings".into()));
         }
-        let columns = ProjectionMask::columns(builder.parquet_schema(), LOADED);
-        let batches = builder.with_projection(columns).with_batch_size(BATCH_ROWS).build()?;
-        Ok(Reader { batches, batch: None, at: 0 })
+        let columns = ProjectionMask::columns(builder.parquet_schema(), LOADED_COLUMNS);
+        let batches = builder.with_projection(columns).with_batch_size(READING_BATCH_ROWS).build()?;
+        Ok(ReadingsFileReader { batches, batch: None, at: 0 })
     }
 
     /// Gives the next `count` readings: all of a city. They are right and in order, or there is an error.
-    pub(super) fn take(&mut self, count: u64, mut each: impl FnMut(HeldReading)) -> Result<(), ParquetError> {
+    pub(super) fn read_city(
+        &mut self,
+        count: u64,
+        mut each: impl FnMut(StoredReading),
+    ) -> Result<(), ParquetError> {
         let mut left = count;
         let mut before = i64::MIN;
         while left > 0 {
@@ -192,7 +196,7 @@ impl Reader {
             if self.at == rows {
                 self.at = 0;
                 self.batch = Some(match self.batches.next() {
-                    Some(batch) => Columns::of(&batch?)?,
+                    Some(batch) => ReadingColumns::from_batch(&batch?)?,
                     None => {
                         return Err(ParquetError::General("it has less readings than its cities say".into()));
                     }
@@ -214,8 +218,8 @@ impl Reader {
     }
 }
 
-impl Columns {
-    fn of(batch: &RecordBatch) -> Result<Columns, ParquetError> {
+impl ReadingColumns {
+    fn from_batch(batch: &RecordBatch) -> Result<ReadingColumns, ParquetError> {
         let column = |name: &str| {
             batch
                 .column_by_name(name)
@@ -226,7 +230,7 @@ impl Columns {
         let category_of =
             |word: Option<&str>| Category::ALL.into_iter().find(|category| word == Some(category.name()));
         let revision = column("revision")?.as_primitive::<Int64Type>();
-        Ok(Columns {
+        Ok(ReadingColumns {
             reading_at: column("reading_at")?.as_primitive::<TimestampMillisecondType>().clone(),
             heat_index: column("heat_index_e6")?.as_primitive::<Int64Type>().clone(),
             category: category.keys().clone(),
@@ -236,13 +240,13 @@ impl Columns {
     }
 
     #[inline]
-    fn reading(&self, row: usize, millis: i64) -> Option<HeldReading> {
+    fn reading(&self, row: usize, millis: i64) -> Option<StoredReading> {
         let heat_index = HeatIndex::from_micros(self.heat_index.value(row));
         let revision = match &self.revision {
             Some(revision) if revision.is_valid(row) => Some(Revision::new(revision.value(row))?),
             _ => None,
         };
-        Some(HeldReading {
+        Some(StoredReading {
             reading_at: EventTime::from_millis(millis)?,
             heat_index: Some(heat_index).filter(|hi| (HeatIndex::MIN..=HeatIndex::MAX).contains(hi))?,
             category: (*self.categories.get(usize::try_from(self.category.value(row)).ok()?)?)?,

@@ -1,11 +1,11 @@
 //! Objects in a folder or in a store that speaks S3, for callers that are plain threads.
 
+mod diagnostics;
 mod read;
-mod remote;
 #[cfg(test)]
 mod tests;
 
-pub use self::read::Fetched;
+pub use self::read::FetchResult;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -30,31 +30,31 @@ use super::CheckpointError;
 use crate::fault;
 
 /// What is larger goes in parts of so many bytes, so that no request takes long.
-const PART_BYTES: usize = 16 << 20;
+const MULTIPART_BYTES: usize = 16 << 20;
 /// Parts of one object that are on their way at a time.
-const PARTS_AT_ONCE: usize = 4;
-const REQUESTS_AT_ONCE: usize = 16;
+const MAX_CONCURRENT_PARTS: usize = 4;
+const MAX_CONCURRENT_REQUESTS: usize = 16;
 /// Threads that read and write the files of a folder.
 const BLOCKING_THREADS: usize = 8;
-const RETRIES: usize = 5;
+const MAX_RETRIES: usize = 5;
 /// From the first try of a request to the last.
-const RETRY_TIME: Duration = Duration::from_secs(60);
+const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Of all that is done to one object, retries included.
-const OPERATION_TIME: Duration = Duration::from_secs(300);
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(300);
 /// Of giving up an object that went in parts.
-const ABORT_TIME: Duration = Duration::from_secs(30);
+const ABORT_TIMEOUT: Duration = Duration::from_secs(30);
 /// The client does not try a put of a new object again whose answer did not come: it cannot know what became of it. We compare.
-const PUT_TRIES: u32 = 3;
-const PUT_PAUSE: Duration = Duration::from_millis(500);
+const MAX_PUT_ATTEMPTS: u32 = 3;
+const PUT_RETRY_INTERVAL: Duration = Duration::from_millis(500);
 /// How often a wait looks whether it is still wanted.
-const LOOK: Duration = Duration::from_millis(100);
+const CANCEL_POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// As the client reads them.
 const REQUEST_TIMEOUT: &str = "30 seconds";
 const CONNECT_TIMEOUT: &str = "5 seconds";
 
 /// Where checkpoints are.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum CheckpointLocation {
     Folder(PathBuf),
     /// `s3://bucket/prefix`. How to reach it, and who asks, is in the standard variables: `AWS_ACCESS_KEY_ID`,
     /// `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT_URL`, `AWS_ALLOW_HTTP` and others.
@@ -64,17 +64,17 @@ pub enum Place {
     },
 }
 
-impl FromStr for Place {
+impl FromStr for CheckpointLocation {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Place, String> {
+    fn from_str(text: &str) -> Result<CheckpointLocation, String> {
         let Some((scheme, rest)) = text.split_once("://") else {
-            return Some(Place::Folder(text.into()))
+            return Some(CheckpointLocation::Folder(text.into()))
                 .filter(|_| !text.is_empty())
                 .ok_or_else(|| "it is empty".into());
         };
         match scheme {
-            "file" if rest.starts_with('/') => Ok(Place::Folder(rest.into())),
+            "file" if rest.starts_with('/') => Ok(CheckpointLocation::Folder(rest.into())),
             "s3" => {
                 let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
                 let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
@@ -83,148 +83,157 @@ impl FromStr for Place {
                         "{text:?} does not name a bucket: write it as in s3://bucket/prefix"
                     ));
                 }
-                Ok(Place::S3 { bucket: bucket.into(), prefix: prefix.trim_matches('/').into() })
+                Ok(CheckpointLocation::S3 { bucket: bucket.into(), prefix: prefix.trim_matches('/').into() })
             }
             _ => Err(format!("{text:?} is neither a folder nor of the form s3://bucket/prefix")),
         }
     }
 }
 
-impl Place {
+impl CheckpointLocation {
     /// What is below this under a name.
-    pub fn join(&self, name: &str) -> Place {
+    pub fn join(&self, name: &str) -> CheckpointLocation {
         match self {
-            Place::Folder(folder) => Place::Folder(folder.join(name)),
-            Place::S3 { bucket, prefix } if prefix.is_empty() => {
-                Place::S3 { bucket: bucket.clone(), prefix: name.into() }
+            CheckpointLocation::Folder(folder) => CheckpointLocation::Folder(folder.join(name)),
+            CheckpointLocation::S3 { bucket, prefix } if prefix.is_empty() => {
+                CheckpointLocation::S3 { bucket: bucket.clone(), prefix: name.into() }
             }
-            Place::S3 { bucket, prefix } => {
-                Place::S3 { bucket: bucket.clone(), prefix: format!("{prefix}/{name}") }
+            CheckpointLocation::S3 { bucket, prefix } => {
+                CheckpointLocation::S3 { bucket: bucket.clone(), prefix: format!("{prefix}/{name}") }
             }
         }
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for CheckpointLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Place::Folder(folder) => folder.display().fmt(f),
-            Place::S3 { bucket, prefix } if prefix.is_empty() => write!(f, "s3://{bucket}"),
-            Place::S3 { bucket, prefix } => write!(f, "s3://{bucket}/{prefix}"),
+            CheckpointLocation::Folder(folder) => folder.display().fmt(f),
+            CheckpointLocation::S3 { bucket, prefix } if prefix.is_empty() => write!(f, "s3://{bucket}"),
+            CheckpointLocation::S3 { bucket, prefix } => write!(f, "s3://{bucket}/{prefix}"),
         }
     }
 }
 
 /// An object of the store.
-pub struct Object {
+pub struct StoredObject {
     pub bytes: u64,
     pub modified_ms: i64,
 }
 
 /// How a store is reached. Cloned by reference.
 #[derive(Clone)]
-pub struct Store {
-    access: Access,
+pub struct BlobStore {
+    client: StoreClient,
     handle: Handle,
-    _threads: Arc<Threads>,
+    _runtime: Arc<StoreRuntime>,
 }
 
 /// What tasks have of a store: not its threads, which the last one of them would wait for.
 #[derive(Clone)]
-struct Access {
-    place: Arc<Place>,
+struct StoreClient {
+    location: Arc<CheckpointLocation>,
     objects: Arc<dyn ObjectStore>,
     /// Of all that is done to one object, retries included.
-    operation_time: Duration,
+    operation_timeout: Duration,
 }
 
 /// They end with the store, and nobody waits for them.
-struct Threads(Option<Runtime>);
+struct StoreRuntime(Option<Runtime>);
 
-impl Drop for Threads {
+impl Drop for StoreRuntime {
     fn drop(&mut self) {
         self.0.take().into_iter().for_each(Runtime::shutdown_background);
     }
 }
 
-impl Store {
-    pub fn open(place: &Place) -> Result<Store, CheckpointError> {
-        let refused = |problem: String| CheckpointError::Place { place: place.to_string(), problem };
+impl BlobStore {
+    pub fn open(place: &CheckpointLocation) -> Result<BlobStore, CheckpointError> {
+        let refused = |problem: String| CheckpointError::Location { place: place.to_string(), problem };
         let objects: Arc<dyn ObjectStore> = match place {
-            Place::Folder(folder) => Arc::new(folder_store(folder).map_err(refused)?),
-            Place::S3 { bucket, prefix } => {
+            CheckpointLocation::Folder(folder) => Arc::new(folder_store(folder).map_err(refused)?),
+            CheckpointLocation::S3 { bucket, prefix } => {
                 let store = s3_store(bucket).map_err(|error| refused(error.to_string()))?;
                 let prefix = Path::parse(prefix).map_err(|error| refused(error.to_string()))?;
                 Arc::new(PrefixStore::new(store, prefix))
             }
         };
-        Store::of(place, objects).map_err(|error| refused(fault::cannot_start(&error)))
+        BlobStore::with_objects(place, objects).map_err(|error| refused(fault::start_failure_text(&error)))
     }
 
-    fn of(place: &Place, objects: Arc<dyn ObjectStore>) -> std::io::Result<Store> {
+    fn with_objects(place: &CheckpointLocation, objects: Arc<dyn ObjectStore>) -> std::io::Result<BlobStore> {
         let mut threads = tokio::runtime::Builder::new_multi_thread();
         let runtime = fault::build_runtime(threads.thread_name("checkpoint-store"), 1, BLOCKING_THREADS)?;
-        let access = Access { place: Arc::new(place.clone()), objects, operation_time: OPERATION_TIME };
-        Ok(Store { access, handle: runtime.handle().clone(), _threads: Arc::new(Threads(Some(runtime))) })
+        let access =
+            StoreClient { location: Arc::new(place.clone()), objects, operation_timeout: OPERATION_TIMEOUT };
+        Ok(BlobStore {
+            client: access,
+            handle: runtime.handle().clone(),
+            _runtime: Arc::new(StoreRuntime(Some(runtime))),
+        })
     }
 
-    pub fn place(&self) -> &Place {
-        &self.access.place
+    pub fn location(&self) -> &CheckpointLocation {
+        &self.client.location
     }
 
     /// Begins to put an object that is not to be there yet.
-    pub(super) fn start_put(&self, path: String, content: Bytes) -> Putting {
-        let access = self.access.clone();
+    pub(super) fn start_put(&self, path: String, content: Bytes) -> PendingPut {
+        let access = self.client.clone();
         let task = self.handle.spawn(async move {
-            access.put(&path, content).await?.then_some(()).ok_or(CheckpointError::Exists(path))
+            access
+                .put_object(&path, content)
+                .await?
+                .then_some(())
+                .ok_or(CheckpointError::AlreadyPublished(path))
         });
-        Putting { store: self.clone(), task }
+        PendingPut { store: self.clone(), task }
     }
 
-    pub fn put(&self, path: String, content: Bytes) -> Result<(), CheckpointError> {
-        self.start_put(path, content).wait(&|| false)
+    pub fn put_object(&self, path: String, content: Bytes) -> Result<(), CheckpointError> {
+        self.start_put(path, content).wait_durable(&|| false)
     }
 
     /// The objects below a folder, by their paths.
-    pub fn list(&self, folder: &str) -> Result<BTreeMap<String, Object>, CheckpointError> {
+    pub fn list_objects(&self, folder: &str) -> Result<BTreeMap<String, StoredObject>, CheckpointError> {
         let list = async {
             let mut found = BTreeMap::new();
             let prefix = Path::from(folder);
-            let mut listed = self.access.objects.list(Some(&prefix));
+            let mut listed = self.client.objects.list(Some(&prefix));
             while let Some(object) = listed.next().await {
                 let object = object?;
                 let (bytes, modified_ms) = (object.size, object.last_modified.timestamp_millis());
-                found.insert(object.location.to_string(), Object { bytes, modified_ms });
+                found.insert(object.location.to_string(), StoredObject { bytes, modified_ms });
             }
             Ok(found)
         };
-        self.handle.block_on(self.access.in_time(folder, list))
+        self.handle.block_on(self.client.with_operation_timeout(folder, list))
     }
 
     /// Gives an object another name; one that has it is replaced. An object that is not there stays so.
-    pub(super) fn rename(&self, from: &str, to: &str) -> Result<(), CheckpointError> {
+    pub(super) fn rename_object(&self, from: &str, to: &str) -> Result<(), CheckpointError> {
         let rename = async {
-            match self.access.objects.rename(&Path::from(from), &Path::from(to)).await {
+            match self.client.objects.rename(&Path::from(from), &Path::from(to)).await {
                 Err(Error::NotFound { .. }) => Ok(()),
                 renamed => renamed,
             }
         };
-        self.handle.block_on(self.access.in_time(from, rename))
+        self.handle.block_on(self.client.with_operation_timeout(from, rename))
     }
 
     /// Deletes objects, and folders that become empty. One that is not there is deleted already.
-    pub fn delete(&self, paths: Vec<String>) -> Result<(), CheckpointError> {
-        self.handle.block_on(self.access.delete(paths))
+    pub fn delete_objects(&self, paths: Vec<String>) -> Result<(), CheckpointError> {
+        self.handle.block_on(self.client.delete_objects(paths))
     }
 
     /// Deletes objects that nobody waits for to be gone.
-    pub(super) fn start_delete(&self, paths: Vec<String>) {
+    pub(super) fn start_delete_objects(&self, paths: Vec<String>) {
         if paths.is_empty() {
             return;
         }
-        let access = self.access.clone();
+        let access = self.client.clone();
         self.handle.spawn(async move {
-            if let Err(error) = access.delete(paths).await {
+            if let Err(error) = access.delete_objects(paths).await {
                 tracing::warn!("files of a checkpoint that is none cannot be removed yet: {error}");
             }
         });
@@ -232,12 +241,12 @@ impl Store {
 
     /// Removes what killed processes have left in a folder of what they were writing, where its path is `left`: lists do not show it.
     pub(super) fn remove_unfinished(&self, left: impl Fn(&str) -> bool) -> std::io::Result<()> {
-        let Place::Folder(root) = self.place() else { return Ok(()) };
-        for folder in folders(root)? {
+        let CheckpointLocation::Folder(root) = self.location() else { return Ok(()) };
+        for folder in object_folders(root)? {
             for entry in std::fs::read_dir(&folder)? {
                 let path = entry?.path();
                 let Some(whole) =
-                    path.strip_prefix(root).ok().and_then(|path| path.to_str()).and_then(unfinished)
+                    path.strip_prefix(root).ok().and_then(|path| path.to_str()).and_then(unfinished_target)
                 else {
                     continue;
                 };
@@ -253,7 +262,7 @@ impl Store {
 }
 
 /// Where a folder has its objects.
-fn folders(root: &FilePath) -> std::io::Result<Vec<PathBuf>> {
+fn object_folders(root: &FilePath) -> std::io::Result<Vec<PathBuf>> {
     let mut folders = vec![root.join("manifests")];
     let data = root.join("data");
     for entry in if data.is_dir() { Some(std::fs::read_dir(&data)?) } else { None }.into_iter().flatten() {
@@ -264,13 +273,13 @@ fn folders(root: &FilePath) -> std::io::Result<Vec<PathBuf>> {
 }
 
 /// What an object was to be called whose file is being written.
-fn unfinished(path: &str) -> Option<&str> {
+fn unfinished_target(path: &str) -> Option<&str> {
     let (whole, number) = path.rsplit_once('#')?;
     (!number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())).then_some(whole)
 }
 
-impl Access {
-    async fn delete(&self, paths: Vec<String>) -> Result<(), CheckpointError> {
+impl StoreClient {
+    async fn delete_objects(&self, paths: Vec<String>) -> Result<(), CheckpointError> {
         let folder = |path: &String| Some(path.rsplit_once('/')?.0.to_owned());
         let folders: BTreeSet<String> = paths.iter().filter_map(folder).collect();
         let deletes = paths.into_iter().map(|path| async move {
@@ -280,13 +289,13 @@ impl Access {
                     deleted => deleted,
                 }
             };
-            self.in_time(&path, delete).await
+            self.with_operation_timeout(&path, delete).await
         });
-        let mut deletes = stream::iter(deletes).buffer_unordered(REQUESTS_AT_ONCE);
+        let mut deletes = stream::iter(deletes).buffer_unordered(MAX_CONCURRENT_REQUESTS);
         while let Some(deleted) = deletes.next().await {
             deleted?;
         }
-        if let Place::Folder(root) = &*self.place {
+        if let CheckpointLocation::Folder(root) = &*self.location {
             // Where it is not empty it is still used.
             folders.iter().for_each(|folder| drop(std::fs::remove_dir(root.join(folder))));
         }
@@ -295,58 +304,60 @@ impl Access {
 
     /// Whether the object is there now, with this content. An object that goes in parts replaces one that is there: its name has the nonce
     /// of who writes it.
-    async fn put(&self, path: &str, content: Bytes) -> Result<bool, CheckpointError> {
+    async fn put_object(&self, path: &str, content: Bytes) -> Result<bool, CheckpointError> {
         let at = Path::from(path);
-        if content.len() > PART_BYTES {
+        if content.len() > MULTIPART_BYTES {
             return self.put_in_parts(path, &at, content).await.map(|()| true);
         }
         let put = async {
-            for wait in (0..PUT_TRIES - 1).map(|tries| PUT_PAUSE * 2u32.pow(tries)) {
-                match put_new(&*self.objects, &at, content.clone()).await {
+            for wait in (0..MAX_PUT_ATTEMPTS - 1).map(|tries| PUT_RETRY_INTERVAL * 2u32.pow(tries)) {
+                match put_if_absent(&*self.objects, &at, content.clone()).await {
                     Err(Error::Generic { .. }) if self.is_remote() => tokio::time::sleep(wait).await,
                     done => return done,
                 }
             }
-            put_new(&*self.objects, &at, content).await
+            put_if_absent(&*self.objects, &at, content).await
         };
-        self.in_time(path, put).await
+        self.with_operation_timeout(path, put).await
     }
 
     async fn put_in_parts(&self, path: &str, at: &Path, content: Bytes) -> Result<(), CheckpointError> {
-        let mut upload = self.in_time(path, self.objects.put_multipart(at)).await?;
+        let mut upload = self.with_operation_timeout(path, self.objects.put_multipart(at)).await?;
         let parts: Vec<_> = (0..content.len())
-            .step_by(PART_BYTES)
-            .map(|from| upload.put_part(content.slice(from..content.len().min(from + PART_BYTES)).into()))
+            .step_by(MULTIPART_BYTES)
+            .map(|from| {
+                upload.put_part(content.slice(from..content.len().min(from + MULTIPART_BYTES)).into())
+            })
             .collect();
         let put = async {
-            stream::iter(parts).buffer_unordered(PARTS_AT_ONCE).try_collect::<()>().await?;
+            stream::iter(parts).buffer_unordered(MAX_CONCURRENT_PARTS).try_collect::<()>().await?;
             upload.complete().await
         };
-        let done = self.in_time(path, put).await;
+        let done = self.with_operation_timeout(path, put).await;
         if done.is_err() {
             // Its parts would be kept, and paid for.
-            let _ = tokio::time::timeout(ABORT_TIME, upload.abort()).await;
+            let _ = tokio::time::timeout(ABORT_TIMEOUT, upload.abort()).await;
         }
         done.map(drop)
     }
 
     fn is_remote(&self) -> bool {
-        matches!(&*self.place, Place::S3 { .. })
+        matches!(&*self.location, CheckpointLocation::S3 { .. })
     }
 
-    async fn in_time<T>(
+    async fn with_operation_timeout<T>(
         &self,
         path: &str,
         work: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, CheckpointError> {
-        let most = self.operation_time;
+        let most = self.operation_timeout;
         let told = async {
             let mut work = std::pin::pin!(work);
-            match tokio::time::timeout(remote::NOTICE_TIME, &mut work).await {
+            match tokio::time::timeout(diagnostics::SLOW_REQUEST_THRESHOLD, &mut work).await {
                 Ok(done) => done,
                 Err(_) => {
                     if self.is_remote() {
-                        remote::tell_wait(&self.place, path, most);
+                        diagnostics::log_slow_request(&self.location, path, most);
                     }
                     work.await
                 }
@@ -354,58 +365,60 @@ impl Access {
         };
         match tokio::time::timeout(most, told).await {
             Ok(done) => done.map_err(|error| {
-                let remedy = match &*self.place {
-                    Place::Folder(folder) => fault::remedy_suffix(&error, &folder.join(path)),
-                    Place::S3 { .. } => remote::remedy(&error),
+                let remedy = match &*self.location {
+                    CheckpointLocation::Folder(folder) => fault::remedy_suffix(&error, &folder.join(path)),
+                    CheckpointLocation::S3 { .. } => diagnostics::remedy_of_error(&error),
                 };
-                self.failed(path, format!("{error}{remedy}"))
+                self.store_error(path, format!("{error}{remedy}"))
             }),
             Err(_) => {
-                let remedy = if self.is_remote() { remote::silence_remedy() } else { String::new() };
-                Err(self.failed(path, format!("it took longer than {} s{remedy}", most.as_secs())))
+                let remedy =
+                    if self.is_remote() { diagnostics::remedy_of_no_answer() } else { String::new() };
+                Err(self.store_error(path, format!("it took longer than {} s{remedy}", most.as_secs())))
             }
         }
     }
 
-    fn failed(&self, path: &str, problem: String) -> CheckpointError {
-        CheckpointError::Store { path: format!("{}/{path}", self.place), problem }
+    fn store_error(&self, path: &str, problem: String) -> CheckpointError {
+        CheckpointError::StoreFailed { path: format!("{}/{path}", self.location), problem }
     }
 }
 
-impl fmt::Debug for Store {
+impl fmt::Debug for BlobStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Store({})", self.place())
+        write!(f, "Store({})", self.location())
     }
 }
 
 /// An object that is on its way; it is given up when this is dropped.
-pub(super) struct Putting {
-    store: Store,
+pub(super) struct PendingPut {
+    store: BlobStore,
     task: JoinHandle<Result<(), CheckpointError>>,
 }
 
-impl Putting {
+impl PendingPut {
     /// Waits until it is there, or until nobody wants it any more.
-    pub(super) fn wait(mut self, is_given_up: &dyn Fn() -> bool) -> Result<(), CheckpointError> {
+    pub(super) fn wait_durable(mut self, is_given_up: &dyn Fn() -> bool) -> Result<(), CheckpointError> {
         let handle = self.store.handle.clone();
         loop {
-            match handle.block_on(async { tokio::time::timeout(LOOK, &mut self.task).await }) {
+            match handle.block_on(async { tokio::time::timeout(CANCEL_POLL_INTERVAL, &mut self.task).await })
+            {
                 Ok(Ok(done)) => return done,
-                Ok(Err(error)) => return Err(self.store.access.failed("", error.to_string())),
-                Err(_) if is_given_up() => return Err(CheckpointError::GivenUp),
+                Ok(Err(error)) => return Err(self.store.client.store_error("", error.to_string())),
+                Err(_) if is_given_up() => return Err(CheckpointError::Cancelled),
                 Err(_) => {}
             }
         }
     }
 }
 
-impl Drop for Putting {
+impl Drop for PendingPut {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-async fn put_new(objects: &dyn ObjectStore, path: &Path, content: Bytes) -> Result<bool, Error> {
+async fn put_if_absent(objects: &dyn ObjectStore, path: &Path, content: Bytes) -> Result<bool, Error> {
     let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
     match objects.put_opts(path, content.clone().into(), options).await {
         // The answer to an earlier try may have been lost.
@@ -418,8 +431,9 @@ async fn put_new(objects: &dyn ObjectStore, path: &Path, content: Bytes) -> Resu
 }
 
 fn folder_store(folder: &FilePath) -> Result<LocalFileSystem, String> {
-    std::fs::create_dir_all(folder)
-        .map_err(|error| format!("{error}: {}, or choose another place", fault::remedy(&error, folder)))?;
+    std::fs::create_dir_all(folder).map_err(|error| {
+        format!("{error}: {}, or choose another place", fault::remedy_for(&error, folder))
+    })?;
     let store = LocalFileSystem::new_with_prefix(folder).map_err(|error| error.to_string())?;
     Ok(store.with_fsync(true))
 }
@@ -434,8 +448,8 @@ fn s3_store(bucket: &str) -> Result<impl ObjectStore + use<>, Error> {
         .with_config(client(ClientConfigKey::ConnectTimeout), CONNECT_TIMEOUT)
         .with_retry(RetryConfig {
             backoff: BackoffConfig { max_backoff: Duration::from_secs(5), ..BackoffConfig::default() },
-            max_retries: RETRIES,
-            retry_timeout: RETRY_TIME,
+            max_retries: MAX_RETRIES,
+            retry_timeout: RETRY_TIMEOUT,
         })
         .build()
 }

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
-use super::{Stop, logging};
-use crate::checkpoint::Place;
-use crate::config::layers::Layers;
-use crate::config::{Config, LogFormat, LogPlan, Plan};
-use crate::pipeline::backup::{self, BackupError, Checked};
+use super::{CliError, logging};
+use crate::checkpoint::CheckpointLocation;
+use crate::config::layers::ConfigLayers;
+use crate::config::{Config, LoggingFormat, LoggingPlan, ServicePlan};
+use crate::pipeline::backup::{self, BackupError, BackupSummary};
 
 /// Copy a data directory, its journal, checkpoints and dead letters, to a folder or an object store
 ///
@@ -20,10 +20,10 @@ use crate::pipeline::backup::{self, BackupError, Checked};
 pub struct BackupArgs {
     /// Where backups are: a folder, or s3://bucket/prefix; for that see AWS_ENDPOINT_URL and the like
     #[arg(long, value_name = "URL", required_unless_present = "verify")]
-    to: Option<Place>,
+    to: Option<CheckpointLocation>,
     /// Read all of the backup at this place, or of the newest below it, and say whether it is whole
     #[arg(long, value_name = "URL", conflicts_with_all = ["to", "config", "data_dir"])]
-    verify: Option<Place>,
+    verify: Option<CheckpointLocation>,
     /// The configuration of the service, TOML
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -42,7 +42,7 @@ pub struct BackupArgs {
 pub struct RestoreArgs {
     /// A backup, or the place of many, of which the newest is taken
     #[arg(long, value_name = "URL")]
-    from: Place,
+    from: CheckpointLocation,
     /// The data directory to make: not there yet, or empty
     #[arg(long, value_name = "FOLDER")]
     data_dir: PathBuf,
@@ -51,77 +51,78 @@ pub struct RestoreArgs {
     json: bool,
 }
 
-impl From<BackupError> for Stop {
-    fn from(error: BackupError) -> Stop {
-        Stop::Failed(error.to_string())
+impl From<BackupError> for CliError {
+    fn from(error: BackupError) -> CliError {
+        CliError::Failed(error.to_string())
     }
 }
 
 impl BackupArgs {
-    pub(super) fn run(self) -> Result<(), Stop> {
-        log_warnings();
+    pub(super) fn run(self) -> Result<(), CliError> {
+        start_warning_log();
         if let Some(place) = &self.verify {
-            let checked = backup::verify(place)?;
-            return tell(self.json, &checked, &format!("whole: {}\n", contents(&checked)));
+            let checked = backup::verify_backup(place)?;
+            return print_report(self.json, &checked, &format!("whole: {}\n", contents_text(&checked)));
         }
-        let Some(to) = &self.to else { return Err(Stop::Usage("--to says where backups are".into())) };
-        let plan = self.plan()?;
+        let Some(to) = &self.to else { return Err(CliError::Usage("--to says where backups are".into())) };
+        let plan = self.load_plan()?;
         // As the service would have them, without one that says so.
         let checkpoints = match &plan.checkpoints {
-            Some(checkpoints) => checkpoints.place.to_string(),
-            None => plan.data_dir.join(crate::checkpoint::FOLDER).display().to_string(),
+            Some(checkpoints) => checkpoints.location.to_string(),
+            None => plan.data_dir.join(crate::checkpoint::DEFAULT_FOLDER).display().to_string(),
         };
-        let taken = backup::take(&plan.data_dir, Some(checkpoints), to)?;
-        let how = if taken.online { "while the service runs" } else { "of a service that does not run" };
+        let report = backup::create_backup(&plan.data_dir, Some(checkpoints), to)?;
+        let how = if report.online { "while the service runs" } else { "of a service that does not run" };
         let mut text = format!(
             "{}\ntaken {how} in {:.1} s, and read back whole\n",
-            contents(&taken.checked),
-            taken.seconds
+            contents_text(&report.checked),
+            report.seconds
         );
-        taken.left_out.iter().for_each(|what| text.push_str(&format!("left out: {what}\n")));
-        tell(self.json, &taken, &text)
+        report.left_out.iter().for_each(|what| text.push_str(&format!("left out: {what}\n")));
+        print_report(self.json, &report, &text)
     }
 
-    fn plan(&self) -> Result<Plan, Stop> {
+    fn load_plan(&self) -> Result<ServicePlan, CliError> {
         let flags =
             self.data_dir.iter().map(|dir| ("data_dir".to_owned(), "--data-dir", dir.clone())).collect();
-        let layers = Layers { file: self.config.clone(), environment: std::env::vars_os().collect(), flags };
-        Ok(Config::load(&layers).map_err(Stop::Config)?.plan)
+        let layers =
+            ConfigLayers { file: self.config.clone(), environment: std::env::vars_os().collect(), flags };
+        Ok(Config::load(&layers).map_err(CliError::Config)?.plan)
     }
 }
 
 impl RestoreArgs {
-    pub(super) fn run(self) -> Result<(), Stop> {
-        log_warnings();
-        let restored = backup::restore(&self.from, &self.data_dir)?;
+    pub(super) fn run(self) -> Result<(), CliError> {
+        start_warning_log();
+        let restored = backup::restore_backup(&self.from, &self.data_dir)?;
         let parent = restored.parent_id.as_ref().map_or_else(|| "one without an id".into(), String::clone);
         let text = format!(
             "{}\nrestored to {}; its journal has the id {}, made from {parent}\n",
-            contents(&restored.checked),
+            contents_text(&restored.checked),
             restored.data_dir,
             restored.journal_id
         );
-        tell(self.json, &restored, &text)
+        print_report(self.json, &restored, &text)
     }
 }
 
 /// Says on standard error what a command waits for.
-fn log_warnings() {
-    logging::start(&LogPlan { format: LogFormat::Human, filter: "warn".into() }, None);
+fn start_warning_log() {
+    logging::start_logging(&LoggingPlan { format: LoggingFormat::Human, filter: "warn".into() }, None);
 }
 
-fn contents(checked: &Checked) -> String {
-    let Checked { backup, created_at, records, checkpoints, files, bytes } = checked;
+fn contents_text(checked: &BackupSummary) -> String {
+    let BackupSummary { backup, created_at, records, checkpoints, files, bytes } = checked;
     format!(
         "{backup}\nof {created_at}: {records} records of the journal, {checkpoints} checkpoints, {files} other files; {bytes} bytes"
     )
 }
 
-fn tell(as_json: bool, value: &impl Serialize, text: &str) -> Result<(), Stop> {
+fn print_report(as_json: bool, value: &impl Serialize, text: &str) -> Result<(), CliError> {
     let mut out = io::stdout().lock();
     let written = match as_json {
         true => serde_json::to_writer(&mut out, value).map_err(io::Error::from).and_then(|()| writeln!(out)),
         false => out.write_all(text.as_bytes()),
     };
-    written.and_then(|()| out.flush()).map_err(|error| Stop::writing(None, &error))
+    written.and_then(|()| out.flush()).map_err(|error| CliError::write_error(None, &error))
 }

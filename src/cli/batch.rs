@@ -6,19 +6,19 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::read_args::ReadArgs;
-use super::{Stop, file};
+use super::{CliError, parse_file_argument};
 use crate::cluster::signals;
 use crate::codec::{Format, unknown_field_names};
 use crate::dataflow::heat_index::Formula;
-use crate::fault::cannot_start;
-use crate::model::Duration;
+use crate::fault::start_failure_text;
+use crate::model::Millis;
 use crate::model::printable::printable;
 use crate::model::time::DayZone;
 use crate::model::{OutputUnits, TemperatureUnit, WindUnit};
-use crate::pipeline::batch::{self, BatchError, BatchPlan, BatchSummary, PlotPlan, Target};
+use crate::pipeline::batch::{self, BatchError, BatchPlan, BatchSummary, OutputTarget, PlotPlan};
 use crate::pipeline::process_limits::raise_open_files;
 use crate::sinks::output;
-use crate::sources::file::Input;
+use crate::sources::file::InputFile;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -70,10 +70,10 @@ pub struct BatchArgs {
     formula: Formula,
     /// The span of the rolling mean, as in 90s, 15m, 6h or 1d; both of its ends count
     #[arg(long, default_value = "1d")]
-    window: Duration,
+    window: Millis,
     /// How much older than its city's newest reading an arrival may be; unlimited without it
     #[arg(long)]
-    lateness: Option<Duration>,
+    lateness: Option<Millis>,
     /// Worker threads
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     workers: u16,
@@ -86,53 +86,55 @@ pub struct BatchArgs {
 }
 
 impl BatchArgs {
-    pub(super) fn run(self) -> Result<(), Stop> {
+    pub(super) fn run(self) -> Result<(), CliError> {
         let allow_empty = self.allow_empty;
-        let plan = self.plan()?;
+        let plan = self.into_plan()?;
         raise_open_files();
-        signals::catch_file_size_limit().map_err(|error| Stop::Failed(cannot_start(&error)))?;
+        signals::catch_file_size_limit().map_err(|error| CliError::Failed(start_failure_text(&error)))?;
         let start = Instant::now();
         let bar = progress_bar();
         let shown = bar.clone();
         let result = batch::run(&plan, move |records| shown.set_position(records));
         bar.finish_and_clear();
         let summary = result.map_err(|error| match &error {
-            BatchError::Output { name, error: io } if name == STDOUT => Stop::writing(None, io),
-            _ => Stop::Failed(error.to_string()),
+            BatchError::Output { name, error: io } if name == STDOUT_NAME => CliError::write_error(None, io),
+            _ => CliError::Failed(error.to_string()),
         })?;
-        let _ = report(&summary, start.elapsed().as_secs_f64());
-        if summary.taken() == 0 && !allow_empty {
-            return Err(Stop::NothingTaken(NOTHING_TAKEN.into()));
+        let _ = report_summary(&summary, start.elapsed().as_secs_f64());
+        if summary.accepted() == 0 && !allow_empty {
+            return Err(CliError::NothingTaken(NOTHING_TAKEN_TEXT.into()));
         }
         Ok(())
     }
 
-    fn plan(self) -> Result<BatchPlan, Stop> {
+    fn into_plan(self) -> Result<BatchPlan, CliError> {
         let input = |path: &PathBuf| {
-            let (path, format, compression) = file(path, self.input_format, None, "--input-format")?;
-            Ok(Input { path, format, compression })
+            let (path, format, compression) =
+                parse_file_argument(path, self.input_format, None, "--input-format")?;
+            Ok(InputFile { path, format, compression })
         };
-        let inputs = self.inputs.iter().map(input).collect::<Result<Vec<_>, Stop>>()?;
+        let inputs = self.inputs.iter().map(input).collect::<Result<Vec<_>, CliError>>()?;
         if inputs.iter().filter(|input| input.path.is_none()).count() > 1 {
-            return Err(Stop::Usage("standard input can be read only once: give - once".into()));
+            return Err(CliError::Usage("standard input can be read only once: give - once".into()));
         }
-        let read = self.read.options_for(&inputs)?;
+        let read = self.read.read_options_for(&inputs)?;
         let lines = |path: &Option<PathBuf>| {
-            path.as_deref().map(|path| target(path, Some(Format::Json), None)).transpose()
+            path.as_deref().map(|path| output_target(path, Some(Format::Json), None)).transpose()
         };
         let (changes, dead_letters) = (lines(&self.changes)?, lines(&self.dead_letters)?);
-        let daily = self.daily.as_deref().map(|path| target(path, None, Some(Format::Csv))).transpose()?;
-        let taken =
+        let daily =
+            self.daily.as_deref().map(|path| output_target(path, None, Some(Format::Csv))).transpose()?;
+        let stdout_is_taken =
             [&changes, &dead_letters, &daily].into_iter().flatten().any(|target| target.path.is_none());
         let output = match &self.output {
-            Some(path) => Some(target(path, self.output_format, Some(Format::Csv))?),
+            Some(path) => Some(output_target(path, self.output_format, Some(Format::Csv))?),
             // Standard output belongs to whatever asked for it by name.
-            None if taken && self.output_format.is_some() => {
+            None if stdout_is_taken && self.output_format.is_some() => {
                 let problem = "--output-format is of no use where standard output holds something else: give --output too";
-                return Err(Stop::Usage(problem.into()));
+                return Err(CliError::Usage(problem.into()));
             }
-            None if taken => None,
-            None => Some(target(Path::new("-"), self.output_format, Some(Format::Csv))?),
+            None if stdout_is_taken => None,
+            None => Some(output_target(Path::new("-"), self.output_format, Some(Format::Csv))?),
         };
         let plan = BatchPlan {
             inputs,
@@ -140,7 +142,7 @@ impl BatchArgs {
             day_zone: self.read.time_zone.map_or(DayZone::Utc, DayZone::Zone),
             formula: self.formula,
             window: self.window,
-            lateness: self.lateness.unwrap_or(Duration::MAX),
+            lateness: self.lateness.unwrap_or(Millis::MAX),
             workers: usize::from(self.workers),
             epoch_size: self.epoch_size as usize,
             output_units: OutputUnits { temperature: self.output_units, wind: self.output_wind_units },
@@ -156,43 +158,47 @@ impl BatchArgs {
 }
 
 /// What pipelines that want success say is in it.
-pub(super) const NOTHING_TAKEN: &str =
+pub(super) const NOTHING_TAKEN_TEXT: &str =
     "nothing of any file was taken: see above why, or give --allow-empty if that is as it should be";
 /// Fields that are ignored and named.
-const NAMED_FIELDS: usize = 10;
+const MAX_NAMED_FIELDS: usize = 10;
 
-const STDOUT: &str = "standard output";
+const STDOUT_NAME: &str = "standard output";
 
-fn target(path: &Path, format: Option<Format>, default: Option<Format>) -> Result<Target, Stop> {
-    let (path, format, compression) = file(path, format, default, "--output-format")?;
-    Ok(Target { path, format, compression })
+fn output_target(
+    path: &Path,
+    format: Option<Format>,
+    default: Option<Format>,
+) -> Result<OutputTarget, CliError> {
+    let (path, format, compression) = parse_file_argument(path, format, default, "--output-format")?;
+    Ok(OutputTarget { path, format, compression })
 }
 
 /// Two outputs in one file would be neither, and a log that is overwritten is lost.
-fn check_outputs(plan: &BatchPlan) -> Result<(), Stop> {
+fn check_outputs(plan: &BatchPlan) -> Result<(), CliError> {
     let inputs: HashSet<PathBuf> = plan
         .inputs
         .iter()
         .filter_map(|input| input.path.as_deref())
         .chain(plan.read.layout.wide.as_deref())
-        .map(output::destination)
+        .map(output::resolve_destination)
         .collect();
     let targets = [&plan.output, &plan.changes, &plan.daily, &plan.dead_letters].into_iter().flatten();
     let plot = plan.plot.as_ref().map(|plot| Some(plot.path.clone()));
-    let mut seen = HashSet::new();
+    let mut destinations = HashSet::new();
     for path in targets.map(|target| target.path.clone()).chain(plot) {
-        if path.as_deref().is_some_and(output::is_in_place) {
+        if path.as_deref().is_some_and(output::is_written_in_place) {
             continue;
         }
-        let name = path.as_ref().map_or(STDOUT.into(), |path| path.display().to_string());
-        let destination = path.as_deref().map(output::destination);
+        let name = path.as_ref().map_or(STDOUT_NAME.into(), |path| path.display().to_string());
+        let destination = path.as_deref().map(output::resolve_destination);
         if destination.as_ref().is_some_and(|path| inputs.contains(path)) {
-            return Err(Stop::Usage(format!(
+            return Err(CliError::Usage(format!(
                 "{name} is an input and would be overwritten: write to another file"
             )));
         }
-        if !seen.insert(destination) {
-            return Err(Stop::Usage(format!("two outputs go to {name}: give each its own")));
+        if !destinations.insert(destination) {
+            return Err(CliError::Usage(format!("two outputs go to {name}: give each its own")));
         }
     }
     Ok(())
@@ -208,7 +214,7 @@ pub(super) fn progress_bar() -> ProgressBar {
 }
 
 /// On standard error; if that cannot be written, the work is done all the same.
-fn report(summary: &BatchSummary, seconds: f64) -> io::Result<()> {
+fn report_summary(summary: &BatchSummary, seconds: f64) -> io::Result<()> {
     let mut out = io::stderr().lock();
     if let Some(warning) = &summary.warning {
         writeln!(out, "warning: {warning}")?;
@@ -219,7 +225,7 @@ fn report(summary: &BatchSummary, seconds: f64) -> io::Result<()> {
     let refused: u64 = summary.refused.values().sum();
     if refused > summary.examples.len() as u64 && !summary.examples.is_empty() {
         let more = refused - summary.examples.len() as u64;
-        writeln!(out, "refused {} more; --dead-letters FILE keeps them all", number(more))?;
+        writeln!(out, "refused {} more; --dead-letters FILE keeps them all", group_digits(more))?;
     }
     let outcomes = &summary.outcomes;
     let mut parts = vec![
@@ -234,19 +240,20 @@ fn report(summary: &BatchSummary, seconds: f64) -> io::Result<()> {
         (summary.ignored_fields, "fields ignored"),
     ];
     parts.extend(rare.into_iter().filter(|(count, _)| *count > 0));
-    let parts: Vec<String> = parts.iter().map(|(count, what)| format!("{} {what}", number(*count))).collect();
-    writeln!(out, "{} records: {}", number(summary.records), parts.join(", "))?;
+    let parts: Vec<String> =
+        parts.iter().map(|(count, what)| format!("{} {what}", group_digits(*count))).collect();
+    writeln!(out, "{} records: {}", group_digits(summary.records), parts.join(", "))?;
     let ignored = unknown_field_names();
     if !ignored.is_empty() {
-        let more = if ignored.len() > NAMED_FIELDS { ", .." } else { "" };
-        let names = ignored[..ignored.len().min(NAMED_FIELDS)].join(", ");
+        let more = if ignored.len() > MAX_NAMED_FIELDS { ", .." } else { "" };
+        let names = ignored[..ignored.len().min(MAX_NAMED_FIELDS)].join(", ");
         writeln!(out, "  fields ignored, whatever they say of units: {names}{more}")?;
     }
     for (reason, count) in &summary.refused {
-        writeln!(out, "  {reason}: {}", number(*count))?;
+        writeln!(out, "  {reason}: {}", group_digits(*count))?;
     }
-    let rate = number((summary.records as f64 / seconds.max(1e-9)) as u64);
-    let (rows, cities) = (number(summary.rows), number(summary.cities as u64));
+    let rate = group_digits((summary.records as f64 / seconds.max(1e-9)) as u64);
+    let (rows, cities) = (group_digits(summary.rows), group_digits(summary.cities as u64));
     writeln!(out, "{rows} rows of {cities} cities in {seconds:.2} s, {rate} records/s")?;
     for warning in &summary.warnings {
         writeln!(out, "warning: {}", printable(warning))?;
@@ -255,7 +262,7 @@ fn report(summary: &BatchSummary, seconds: f64) -> io::Result<()> {
 }
 
 /// With a comma after each three digits.
-pub(super) fn number(n: u64) -> String {
+pub(super) fn group_digits(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {

@@ -6,12 +6,14 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::Stop;
-use crate::checkpoint::{CheckpointError, Checkpoints, FOLDER, Manifest, Name, Place};
+use super::CliError;
+use crate::checkpoint::{
+    CheckpointError, CheckpointLocation, CheckpointName, Checkpoints, DEFAULT_FOLDER, Manifest,
+};
 use crate::config::Config;
-use crate::config::layers::Layers;
+use crate::config::layers::ConfigLayers;
 use crate::model::printable::{printable, printable_json};
-use crate::model::{CityState, EventTime, HeldReading, OutputUnits, PartitionName, Revision};
+use crate::model::{CitySnapshot, EventTime, OutputUnits, PartitionName, Revision, StoredReading};
 
 /// Look at the checkpoints of a service, and check them
 ///
@@ -19,11 +21,11 @@ use crate::model::{CityState, EventTime, HeldReading, OutputUnits, PartitionName
 #[derive(Args, Debug)]
 pub struct CheckpointsArgs {
     #[command(subcommand)]
-    command: Command,
+    command: CheckpointsCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum CheckpointsCommand {
     List(ListArgs),
     Verify(VerifyArgs),
     Show(ShowArgs),
@@ -31,7 +33,7 @@ enum Command {
 
 /// Where they are.
 #[derive(Args, Debug)]
-struct Located {
+struct CheckpointLocationArgs {
     /// The configuration of the service, TOML
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -50,80 +52,83 @@ struct Located {
 #[derive(Args, Debug)]
 struct ListArgs {
     #[command(flatten)]
-    located: Located,
+    location: CheckpointLocationArgs,
 }
 
 /// Read all of a checkpoint and say whether it is whole; ends with 1 where one is not
 #[derive(Args, Debug)]
 struct VerifyArgs {
     #[command(flatten)]
-    located: Located,
+    location: CheckpointLocationArgs,
     /// Its name, as list has it; all without one
-    name: Option<Name>,
+    name: Option<CheckpointName>,
 }
 
 /// Show what a checkpoint is of
 #[derive(Args, Debug)]
 struct ShowArgs {
     #[command(flatten)]
-    located: Located,
+    location: CheckpointLocationArgs,
     /// Its name, as list has it; the newest without one
-    name: Option<Name>,
+    name: Option<CheckpointName>,
     /// Show the state of this city in it
     #[arg(long, value_name = "KEY")]
     city: Option<String>,
 }
 
 impl CheckpointsArgs {
-    pub(super) fn run(self) -> Result<(), Stop> {
+    pub(super) fn run(self) -> Result<(), CliError> {
         match self.command {
-            Command::List(args) => args.run(),
-            Command::Verify(args) => args.run(),
-            Command::Show(args) => args.run(),
+            CheckpointsCommand::List(args) => args.run(),
+            CheckpointsCommand::Verify(args) => args.run(),
+            CheckpointsCommand::Show(args) => args.run(),
         }
     }
 }
 
-fn failed(error: CheckpointError) -> Stop {
-    Stop::Failed(error.to_string())
+fn checkpoint_error(error: CheckpointError) -> CliError {
+    CliError::Failed(error.to_string())
 }
 
-impl Located {
-    fn open(&self) -> Result<Checkpoints, Stop> {
-        let place = match (&self.url, &self.data_dir) {
-            (Some(url), _) => url.parse().map_err(|problem| Stop::Usage(format!("--url: {problem}")))?,
-            (None, Some(dir)) => Place::Folder(dir.join(FOLDER)),
-            (None, None) => self.configured()?,
+impl CheckpointLocationArgs {
+    fn open_checkpoints(&self) -> Result<Checkpoints, CliError> {
+        let location = match (&self.url, &self.data_dir) {
+            (Some(url), _) => url.parse().map_err(|problem| CliError::Usage(format!("--url: {problem}")))?,
+            (None, Some(dir)) => CheckpointLocation::Folder(dir.join(DEFAULT_FOLDER)),
+            (None, None) => self.configured_location()?,
         };
         // It is not made by looking at it.
-        if let Place::Folder(folder) = &place
+        if let CheckpointLocation::Folder(folder) = &location
             && !folder.is_dir()
         {
             let line = format!(
                 "{} is not a folder: --data-dir, --url or --config says where checkpoints are",
                 folder.display()
             );
-            return Err(Stop::Failed(line));
+            return Err(CliError::Failed(line));
         }
-        Checkpoints::open(&place).map_err(failed)
+        Checkpoints::open(&location).map_err(checkpoint_error)
     }
 
-    fn configured(&self) -> Result<Place, Stop> {
-        let layers = Layers {
+    fn configured_location(&self) -> Result<CheckpointLocation, CliError> {
+        let layers = ConfigLayers {
             file: self.config.clone(),
             environment: std::env::vars_os().collect(),
             flags: Vec::new(),
         };
-        let plan = Config::load(&layers).map_err(Stop::Config)?.plan;
+        let plan = Config::load(&layers).map_err(CliError::Config)?.plan;
         // Those that there are stay where they are when no more are made.
-        Ok(plan.checkpoints.map_or_else(|| Place::Folder(plan.data_dir.join(FOLDER)), |plan| plan.place))
+        Ok(plan.checkpoints.map_or_else(
+            || CheckpointLocation::Folder(plan.data_dir.join(DEFAULT_FOLDER)),
+            |plan| plan.location,
+        ))
     }
 
-    fn tell(
+    fn print_report(
         &self,
         json: impl FnOnce() -> Value,
         text: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-    ) -> Result<(), Stop> {
+    ) -> Result<(), CliError> {
         let mut out = io::BufWriter::new(io::stdout().lock());
         let written = match self.json {
             true => {
@@ -131,38 +136,38 @@ impl Located {
             }
             false => text(&mut out),
         };
-        written.and_then(|()| out.flush()).map_err(|error| Stop::writing(None, &error))
+        written.and_then(|()| out.flush()).map_err(|error| CliError::write_error(None, &error))
     }
 }
 
 /// The newest, or the one that is asked for.
-fn chosen(checkpoints: &Checkpoints, name: Option<Name>) -> Result<Manifest, Stop> {
-    let newest = || checkpoints.list().map(|names| names.first().copied());
-    let name = name.map_or_else(newest, |name| Ok(Some(name))).map_err(failed)?;
-    let none = || Stop::Failed(format!("there is no checkpoint in {}", checkpoints.place()));
-    checkpoints.read(name.ok_or_else(none)?).map_err(failed)
+fn read_manifest(checkpoints: &Checkpoints, name: Option<CheckpointName>) -> Result<Manifest, CliError> {
+    let newest = || checkpoints.list_names().map(|names| names.first().copied());
+    let name = name.map_or_else(newest, |name| Ok(Some(name))).map_err(checkpoint_error)?;
+    let none = || CliError::Failed(format!("there is no checkpoint in {}", checkpoints.location()));
+    checkpoints.read_manifest(name.ok_or_else(none)?).map_err(checkpoint_error)
 }
 
-fn kind(manifest: &Manifest) -> &'static str {
+fn kind_name(manifest: &Manifest) -> &'static str {
     if manifest.adds_to.is_some() { "increment" } else { "full" }
 }
 
 impl ListArgs {
-    fn run(self) -> Result<(), Stop> {
-        let checkpoints = self.located.open()?;
+    fn run(self) -> Result<(), CliError> {
+        let checkpoints = self.location.open_checkpoints()?;
         let mut found = Vec::new();
-        for name in checkpoints.list().map_err(failed)? {
-            match checkpoints.read(name) {
-                Err(error) if !error.is_of_this_one() => return Err(failed(error)),
+        for name in checkpoints.list_names().map_err(checkpoint_error)? {
+            match checkpoints.read_manifest(name) {
+                Err(error) if !error.is_specific_to_checkpoint() => return Err(checkpoint_error(error)),
                 read => found.push((name, read)),
             }
         }
         // An object store has no empty folders: nothing there is a place that is not there.
-        if found.is_empty() && !matches!(checkpoints.place(), Place::Folder(_)) {
-            return Err(Stop::Failed(format!("there is no checkpoint in {}", checkpoints.place())));
+        if found.is_empty() && !matches!(checkpoints.location(), CheckpointLocation::Folder(_)) {
+            return Err(CliError::Failed(format!("there is no checkpoint in {}", checkpoints.location())));
         }
         let json = || found.iter().map(|(name, read)| line_json(*name, read)).collect();
-        self.located.tell(json, |out| {
+        self.location.print_report(json, |out| {
             if found.is_empty() {
                 return writeln!(out, "no checkpoints");
             }
@@ -176,11 +181,11 @@ impl ListArgs {
                     Ok(manifest) => {
                         let made = manifest.created_at.to_string();
                         let (cities, readings, bytes) =
-                            (manifest.cities, manifest.readings, size(manifest.bytes()));
+                            (manifest.cities, manifest.readings, format_bytes(manifest.own_bytes()));
                         writeln!(
                             out,
                             "{name:<26} {made:<24} {:<9} {cities:>9} {readings:>13} {bytes:>10}",
-                            kind(manifest)
+                            kind_name(manifest)
                         )?;
                     }
                     Err(error) => writeln!(out, "{name:<26} {}", printable(&error.to_string()))?,
@@ -191,17 +196,17 @@ impl ListArgs {
     }
 }
 
-fn line_json(name: Name, read: &Result<Manifest, CheckpointError>) -> Value {
+fn line_json(name: CheckpointName, read: &Result<Manifest, CheckpointError>) -> Value {
     match read {
         Ok(manifest) => json!({
-            "name": name.to_string(), "created_at": manifest.created_at.to_string(), "kind": kind(manifest),
-            "adds_to": manifest.adds_to, "cities": manifest.cities, "readings": manifest.readings, "bytes": manifest.bytes(),
+            "name": name.to_string(), "created_at": manifest.created_at.to_string(), "kind": kind_name(manifest),
+            "adds_to": manifest.adds_to, "cities": manifest.cities, "readings": manifest.readings, "bytes": manifest.own_bytes(),
         }),
         Err(error) => json!({"name": name.to_string(), "error": error.to_string()}),
     }
 }
 
-fn size(bytes: u64) -> String {
+fn format_bytes(bytes: u64) -> String {
     match bytes {
         0..10_000 => format!("{bytes} B"),
         10_000..10_000_000 => format!("{} kB", bytes / 1_000),
@@ -210,21 +215,22 @@ fn size(bytes: u64) -> String {
 }
 
 impl VerifyArgs {
-    fn run(self) -> Result<(), Stop> {
-        let checkpoints = self.located.open()?;
+    fn run(self) -> Result<(), CliError> {
+        let checkpoints = self.location.open_checkpoints()?;
         let names = match self.name {
             Some(name) => vec![name],
-            None => checkpoints.list().map_err(failed)?,
+            None => checkpoints.list_names().map_err(checkpoint_error)?,
         };
         let mut results = Vec::new();
         for name in names {
-            match checkpoints.read(name).and_then(|manifest| checkpoints.verify(&manifest)) {
-                Err(error) if !error.is_of_this_one() => return Err(failed(error)),
+            match checkpoints.read_manifest(name).and_then(|manifest| checkpoints.verify_contents(&manifest))
+            {
+                Err(error) if !error.is_specific_to_checkpoint() => return Err(checkpoint_error(error)),
                 result => results.push((name, result)),
             }
         }
         let json = || results.iter().map(|(name, result)| verified_json(*name, result)).collect();
-        self.located.tell(json, |out| {
+        self.location.print_report(json, |out| {
             results.iter().try_for_each(|(name, result)| match result {
                 Ok((cities, readings)) => writeln!(out, "{name}  ok: {cities} cities, {readings} readings"),
                 Err(error) => writeln!(out, "{name}  {}", printable(&error.to_string())),
@@ -233,15 +239,17 @@ impl VerifyArgs {
         match results.iter().filter(|(_, result)| result.is_err()).count() {
             // Whoever asks relies on one.
             0 if results.is_empty() => {
-                Err(Stop::Failed(format!("there is no checkpoint in {}", checkpoints.place())))
+                Err(CliError::Failed(format!("there is no checkpoint in {}", checkpoints.location())))
             }
             0 => Ok(()),
-            wrong => Err(Stop::Failed(format!("{wrong} of {} checkpoints cannot be used", results.len()))),
+            wrong => {
+                Err(CliError::Failed(format!("{wrong} of {} checkpoints cannot be used", results.len())))
+            }
         }
     }
 }
 
-fn verified_json(name: Name, result: &Result<(u64, u64), CheckpointError>) -> Value {
+fn verified_json(name: CheckpointName, result: &Result<(u64, u64), CheckpointError>) -> Value {
     let name = name.to_string();
     match result {
         Ok((cities, readings)) => json!({"name": name, "ok": true, "cities": cities, "readings": readings}),
@@ -250,25 +258,28 @@ fn verified_json(name: Name, result: &Result<(u64, u64), CheckpointError>) -> Va
 }
 
 impl ShowArgs {
-    fn run(self) -> Result<(), Stop> {
-        let checkpoints = self.located.open()?;
-        let manifest = chosen(&checkpoints, self.name)?;
+    fn run(self) -> Result<(), CliError> {
+        let checkpoints = self.location.open_checkpoints()?;
+        let manifest = read_manifest(&checkpoints, self.name)?;
         match &self.city {
-            Some(city) => self.city(&checkpoints, &manifest, city),
-            None => self.located.tell(|| facts(&manifest), |out| show(&manifest, out)),
+            Some(city) => self.show_city(&checkpoints, &manifest, city),
+            None => {
+                self.location.print_report(|| manifest_json(&manifest), |out| write_manifest(&manifest, out))
+            }
         }
     }
 
-    fn city(&self, checkpoints: &Checkpoints, manifest: &Manifest, city: &str) -> Result<(), Stop> {
-        let found = checkpoints.city(manifest, city).map_err(failed)?;
+    fn show_city(&self, checkpoints: &Checkpoints, manifest: &Manifest, city: &str) -> Result<(), CliError> {
+        let found = checkpoints.load_city(manifest, city).map_err(checkpoint_error)?;
         let (partition, state) = found.ok_or_else(|| {
-            Stop::Failed(format!("the checkpoint {} does not have the city {city:?}", manifest.name()))
+            CliError::Failed(format!("the checkpoint {} does not have the city {city:?}", manifest.name()))
         })?;
-        self.located.tell(|| city_json(&partition, &state), |out| show_city(&partition, &state, out))
+        self.location
+            .print_report(|| city_json(&partition, &state), |out| write_city(&partition, &state, out))
     }
 }
 
-fn facts(manifest: &Manifest) -> Value {
+fn manifest_json(manifest: &Manifest) -> Value {
     let mut facts = line_json(manifest.name(), &Ok(manifest.clone()));
     facts["program"] = json!(manifest.program);
     facts["generation"] = json!(manifest.generation);
@@ -283,7 +294,7 @@ fn facts(manifest: &Manifest) -> Value {
     facts
 }
 
-fn show(manifest: &Manifest, out: &mut dyn Write) -> io::Result<()> {
+fn write_manifest(manifest: &Manifest, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "name        {}", manifest.name())?;
     writeln!(out, "made        {} by swelter {}", manifest.created_at, printable(&manifest.program))?;
     writeln!(out, "generation  {}", printable(&manifest.generation))?;
@@ -293,14 +304,14 @@ fn show(manifest: &Manifest, out: &mut dyn Write) -> io::Result<()> {
             out,
             "kind        increment, adds to {below}; with it {} increments of {} on {}",
             manifest.chain.increments,
-            size(manifest.chain.increment_bytes),
-            size(manifest.chain.full_bytes)
+            format_bytes(manifest.chain.increment_bytes),
+            format_bytes(manifest.chain.full_bytes)
         )?,
     }
     let files = manifest.files().count();
     writeln!(out, "cities      {}", manifest.cities)?;
     writeln!(out, "readings    {}", manifest.readings)?;
-    writeln!(out, "files       {files}, {}", size(manifest.bytes()))?;
+    writeln!(out, "files       {files}, {}", format_bytes(manifest.own_bytes()))?;
     writeln!(out, "computed with")?;
     for (key, value) in &manifest.identity {
         writeln!(out, "  {} = {}", printable(key), printable(value))?;
@@ -314,9 +325,9 @@ fn show(manifest: &Manifest, out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
-fn city_json(partition: &PartitionName, state: &CityState) -> Value {
+fn city_json(partition: &PartitionName, state: &CitySnapshot) -> Value {
     let time = |time: EventTime| time.to_string();
-    let readings: Vec<Value> = readings(state)
+    let readings: Vec<Value> = stored_readings(state)
         .map(|reading| {
             json!({
                 "reading_at": time(reading.reading_at), "heat_index": reading.heat_index.fahrenheit(),
@@ -325,10 +336,10 @@ fn city_json(partition: &PartitionName, state: &CityState) -> Value {
         })
         .collect();
     let withdrawn = state
-        .withdrawn
+        .tombstones
         .iter()
         .map(|(at, revision)| json!({"reading_at": time(*at), "revision": revision.map(Revision::number)}));
-    let measured = state.measured.iter().map(|(at, measurement)| {
+    let measured = state.measurements.iter().map(|(at, measurement)| {
         json!({
             "reading_at": time(*at), "temperature": measurement.temperature(), "humidity": measurement.humidity(),
             "wind_speed": measurement.wind_speed(),
@@ -341,11 +352,11 @@ fn city_json(partition: &PartitionName, state: &CityState) -> Value {
     })
 }
 
-fn readings(state: &CityState) -> impl Iterator<Item = HeldReading> {
+fn stored_readings(state: &CitySnapshot) -> impl Iterator<Item = StoredReading> {
     state.blocks.iter().flat_map(|block| block.iter())
 }
 
-fn show_city(partition: &PartitionName, state: &CityState, out: &mut dyn Write) -> io::Result<()> {
+fn write_city(partition: &PartitionName, state: &CitySnapshot, out: &mut dyn Write) -> io::Result<()> {
     let revision = |revision: Option<Revision>| {
         revision.map_or_else(String::new, |r| format!("  revision {}", r.number()))
     };
@@ -353,17 +364,17 @@ fn show_city(partition: &PartitionName, state: &CityState, out: &mut dyn Write) 
     writeln!(out, "partition   {}/{}", printable(&partition.source), partition.partition)?;
     writeln!(out, "newest      {}", state.high.map_or_else(|| "none".to_owned(), |high| high.to_string()))?;
     writeln!(out, "measured")?;
-    for (at, measurement) in &state.measured {
+    for (at, measurement) in &state.measurements {
         let (temperature, humidity) = (measurement.temperature(), measurement.humidity());
         let wind_speed = measurement.wind_speed().map_or_else(String::new, |speed| format!("  {speed} mph"));
         writeln!(out, "  {at:<24}  {temperature} °F  {humidity} %{wind_speed}")?;
     }
     writeln!(out, "withdrawn")?;
-    for (at, number) in &state.withdrawn {
+    for (at, number) in &state.tombstones {
         writeln!(out, "  {at}{}", revision(*number))?;
     }
     writeln!(out, "readings")?;
-    for reading in readings(state) {
+    for reading in stored_readings(state) {
         let (at, heat_index, category) =
             (reading.reading_at, reading.heat_index.fahrenheit(), reading.category.name());
         writeln!(out, "  {at:<24}  {heat_index:>12.6} °F  {category}{}", revision(reading.revision))?;

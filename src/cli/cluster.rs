@@ -4,7 +4,7 @@ use std::io::{self, Write as _};
 
 use clap::{Args, Subcommand};
 
-use super::Stop;
+use super::CliError;
 use crate::config::make_cluster_secret;
 
 /// Make what a cluster needs
@@ -23,12 +23,12 @@ enum ClusterCommand {
 }
 
 impl ClusterArgs {
-    pub(super) fn run(self) -> Result<(), Stop> {
+    pub(super) fn run(self) -> Result<(), CliError> {
         match self.command {
             ClusterCommand::Secret => {
-                let secret = make_cluster_secret().map_err(Stop::Failed)?;
+                let secret = make_cluster_secret().map_err(CliError::Failed)?;
                 let mut out = io::stdout().lock();
-                writeln!(out, "{secret}").map_err(|error| Stop::writing(None, &error))
+                writeln!(out, "{secret}").map_err(|error| CliError::write_error(None, &error))
             }
         }
     }

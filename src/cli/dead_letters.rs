@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
-use super::{Stop, unused_data_dir};
-use crate::config::layers::Layers;
-use crate::config::{Config, Plan};
-use crate::kafka::retry::{Outcome, Wanted};
-use crate::model::letter::LetterLine;
+use super::{CliError, unused_data_dir_error};
+use crate::config::layers::ConfigLayers;
+use crate::config::{Config, ServicePlan};
+use crate::kafka::dead_letter_retry::{DeadLetterFilter, RetryOutcome};
+use crate::model::dead_letter::ExportedDeadLetter;
 use crate::model::printable::{printable, printable_json};
-use crate::model::{EventTime, Letter, Reason, RecordPlace};
-use crate::pipeline::letters::{DeadLetterError, Places};
+use crate::model::{DeadLetter, EventTime, Reason, RecordAddress};
+use crate::pipeline::dead_letters::{DeadLetterStores, DlqCommandError};
 use crate::pipeline::permissions::restrict_new_files;
 use crate::sinks::output::OutputFile;
 
@@ -24,11 +24,11 @@ use crate::sinks::output::OutputFile;
 #[derive(Args, Debug)]
 pub struct DeadLettersArgs {
     #[command(subcommand)]
-    command: Command,
+    command: DeadLettersCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum DeadLettersCommand {
     List(ListArgs),
     Show(ShowArgs),
     Export(ExportArgs),
@@ -38,7 +38,7 @@ enum Command {
 
 /// What is configured.
 #[derive(Args, Debug)]
-struct Configured {
+struct ServiceConfigArgs {
     /// The configuration of the service, TOML
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -51,9 +51,9 @@ struct Configured {
 #[derive(Args, Debug)]
 struct ListArgs {
     #[command(flatten)]
-    configured: Configured,
+    service_config: ServiceConfigArgs,
     #[command(flatten)]
-    chosen: Chosen,
+    filter: DeadLetterFilterArgs,
     /// How many of the newest to show
     #[arg(long, value_name = "N", default_value_t = 20)]
     limit: usize,
@@ -68,9 +68,9 @@ struct ListArgs {
 #[derive(Args, Debug)]
 struct ShowArgs {
     #[command(flatten)]
-    configured: Configured,
+    service_config: ServiceConfigArgs,
     /// Where the refused record stands, as in readings/3/1017: source or topic, partition, position
-    position: RecordPlace,
+    position: RecordAddress,
     /// Write the record's bytes as they are, and nothing else: a terminal obeys what is in them
     #[arg(long)]
     raw: bool,
@@ -80,9 +80,9 @@ struct ShowArgs {
 #[derive(Args, Debug)]
 struct ExportArgs {
     #[command(flatten)]
-    configured: Configured,
+    service_config: ServiceConfigArgs,
     #[command(flatten)]
-    chosen: Chosen,
+    filter: DeadLetterFilterArgs,
     /// Where the lines go; - is standard output
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -95,9 +95,9 @@ struct ExportArgs {
 #[derive(Args, Debug)]
 struct RetryArgs {
     #[command(flatten)]
-    configured: Configured,
+    service_config: ServiceConfigArgs,
     #[command(flatten)]
-    chosen: Chosen,
+    filter: DeadLetterFilterArgs,
 }
 
 /// Append edited lines of an export as ordinary new arrivals
@@ -106,13 +106,13 @@ struct RetryArgs {
 #[derive(Args, Debug)]
 struct ResubmitArgs {
     #[command(flatten)]
-    configured: Configured,
+    service_config: ServiceConfigArgs,
     /// Edited lines of an export
     file: PathBuf,
 }
 
 #[derive(Args, Debug)]
-struct Chosen {
+struct DeadLetterFilterArgs {
     /// Only of this reason; may be given more than once
     #[arg(long = "reason", value_name = "CODE", value_parser = reason)]
     reasons: Vec<String>,
@@ -129,100 +129,103 @@ fn reason(text: &str) -> Result<String, String> {
     }
 }
 
-impl Chosen {
-    fn has(&self, source: &str, letter: &Letter) -> bool {
+impl DeadLetterFilterArgs {
+    fn matches_filter(&self, source: &str, dead_letter: &DeadLetter) -> bool {
         self.source.as_deref().is_none_or(|chosen| chosen == source)
-            && (self.reasons.is_empty() || self.reasons.contains(&letter.reason))
+            && (self.reasons.is_empty() || self.reasons.contains(&dead_letter.reason))
     }
 }
 
-impl Configured {
-    fn plan(&self) -> Result<Plan, Stop> {
+impl ServiceConfigArgs {
+    fn load_plan(&self) -> Result<ServicePlan, CliError> {
         let flags = self.data_dir.iter().map(|dir| ("data_dir".to_owned(), "--data-dir", dir.clone()));
-        let layers = Layers {
+        let layers = ConfigLayers {
             file: self.config.clone(),
             environment: std::env::vars_os().collect(),
             flags: flags.collect(),
         };
-        let plan = Config::load(&layers).map_err(Stop::Config)?.plan;
-        if let Some(dir) = self.data_dir.as_ref().filter(|_| !Places::of(&plan).has_journal()) {
-            return Err(unused_data_dir(dir, "dead letters of a journal"));
+        let plan = Config::load(&layers).map_err(CliError::Config)?.plan;
+        if let Some(dir) = self.data_dir.as_ref().filter(|_| !DeadLetterStores::of(&plan).has_journal()) {
+            return Err(unused_data_dir_error(dir, "dead letters of a journal"));
         }
         Ok(plan)
     }
 }
 
 impl DeadLettersArgs {
-    pub(super) fn run(self) -> Result<(), Stop> {
+    pub(super) fn run(self) -> Result<(), CliError> {
         match self.command {
-            Command::List(args) => args.run(),
-            Command::Show(args) => args.run(),
-            Command::Export(args) => args.run(),
-            Command::Retry(args) => args.run(),
-            Command::Resubmit(args) => args.run(),
+            DeadLettersCommand::List(args) => args.run(),
+            DeadLettersCommand::Show(args) => args.run(),
+            DeadLettersCommand::Export(args) => args.run(),
+            DeadLettersCommand::Retry(args) => args.run(),
+            DeadLettersCommand::Resubmit(args) => args.run(),
         }
     }
 }
 
-fn stop(error: DeadLetterError) -> Stop {
+fn dead_letters_error(error: DlqCommandError) -> CliError {
     match error {
-        DeadLetterError::UnknownSource { .. } => Stop::Usage(error.to_string()),
-        error => Stop::Failed(error.to_string()),
+        DlqCommandError::UnknownSource { .. } => CliError::Usage(error.to_string()),
+        error => CliError::Failed(error.to_string()),
     }
 }
 
-fn to_stdout(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Stop> {
+fn write_to_stdout(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), CliError> {
     let mut out = io::BufWriter::new(io::stdout().lock());
-    write(&mut out).and_then(|()| out.flush()).map_err(|error| Stop::writing(None, &error))
+    write(&mut out).and_then(|()| out.flush()).map_err(|error| CliError::write_error(None, &error))
 }
 
 /// The newest letters.
-struct Newest {
+struct NewestDeadLetters {
     limit: usize,
-    letters: Vec<(String, Letter)>,
+    dead_letters: Vec<(String, DeadLetter)>,
 }
 
-impl Newest {
-    fn add(&mut self, source: &str, letter: Letter) {
+impl NewestDeadLetters {
+    fn add_dead_letter(&mut self, source: &str, dead_letter: DeadLetter) {
         if self.limit > 0 {
-            self.letters.push((source.to_owned(), letter));
+            self.dead_letters.push((source.to_owned(), dead_letter));
         }
-        if self.letters.len() >= 2 * self.limit.max(1_000) {
-            self.cut();
+        if self.dead_letters.len() >= 2 * self.limit.max(1_000) {
+            self.keep_newest();
         }
     }
 
-    fn cut(&mut self) {
-        self.letters.sort_by(|(_, a), (_, b)| (b.at, &b.place).cmp(&(a.at, &a.place)));
-        self.letters.truncate(self.limit);
+    fn keep_newest(&mut self) {
+        self.dead_letters
+            .sort_by(|(_, a), (_, b)| (b.arrived_at, &b.address).cmp(&(a.arrived_at, &a.address)));
+        self.dead_letters.truncate(self.limit);
     }
 }
 
 impl ListArgs {
-    fn run(self) -> Result<(), Stop> {
-        let plan = self.configured.plan()?;
+    fn run(self) -> Result<(), CliError> {
+        let plan = self.service_config.load_plan()?;
         let mut counts: BTreeMap<(String, String, u32), u64> = BTreeMap::new();
-        let mut newest = Newest { limit: self.limit, letters: Vec::new() };
-        Places::of(&plan).check_letters_of(self.chosen.source.as_deref()).map_err(stop)?;
-        let read = Places::of(&plan).read(|source, letter| {
-            if self.chosen.has(source, &letter) {
+        let mut newest = NewestDeadLetters { limit: self.limit, dead_letters: Vec::new() };
+        DeadLetterStores::of(&plan)
+            .check_source_has_dead_letters(self.filter.source.as_deref())
+            .map_err(dead_letters_error)?;
+        let read = DeadLetterStores::of(&plan).read_all(|source, letter| {
+            if self.filter.matches_filter(source, &letter) {
                 let key = (source.to_owned(), letter.reason.clone(), letter.attempt());
                 *counts.entry(key).or_default() += 1;
-                newest.add(source, letter);
+                newest.add_dead_letter(source, letter);
             }
         });
-        read.map_err(stop)?;
-        newest.cut();
-        to_stdout(|out| match self.json {
-            true => list_json(&counts, &newest.letters, out),
-            false => list_text(&counts, &newest.letters, out),
+        read.map_err(dead_letters_error)?;
+        newest.keep_newest();
+        write_to_stdout(|out| match self.json {
+            true => write_list_json(&counts, &newest.dead_letters, out),
+            false => write_list_text(&counts, &newest.dead_letters, out),
         })
     }
 }
 
-fn list_text(
+fn write_list_text(
     counts: &BTreeMap<(String, String, u32), u64>,
-    newest: &[(String, Letter)],
+    newest: &[(String, DeadLetter)],
     out: &mut dyn Write,
 ) -> io::Result<()> {
     if counts.is_empty() {
@@ -237,52 +240,55 @@ fn list_text(
         writeln!(out, "\nthe newest:")?;
     }
     for (_, letter) in newest {
-        let at = letter.at.map_or_else(|| "-".to_owned(), |at| at.to_string());
-        let line = format!("{at}  {}  {}: {}", letter.place, letter.reason, letter.detail);
+        let at = letter.arrived_at.map_or_else(|| "-".to_owned(), |at| at.to_string());
+        let line = format!("{at}  {}  {}: {}", letter.address, letter.reason, letter.detail);
         writeln!(out, "{}", printable(&line))?;
     }
     Ok(())
 }
 
-fn list_json(
+fn write_list_json(
     counts: &BTreeMap<(String, String, u32), u64>,
-    newest: &[(String, Letter)],
+    newest: &[(String, DeadLetter)],
     out: &mut dyn Write,
 ) -> io::Result<()> {
     let count = |((source, reason, attempt), letters): (&(String, String, u32), &u64)| serde_json::json!({"source": source, "reason": reason, "attempt": attempt, "letters": letters});
-    let lines: Vec<LetterLine> =
-        newest.iter().map(|(source, letter)| LetterLine::of(source, letter)).collect();
+    let lines: Vec<ExportedDeadLetter> =
+        newest.iter().map(|(source, letter)| ExportedDeadLetter::from_dead_letter(source, letter)).collect();
     let counts: Vec<_> = counts.iter().map(count).collect();
     let json = serde_json::json!({"counts": counts, "newest": lines}).to_string();
     writeln!(out, "{}", printable_json(&json))
 }
 
 impl ShowArgs {
-    fn run(self) -> Result<(), Stop> {
-        let plan = self.configured.plan()?;
-        let found = Places::of(&plan).at(&self.position).map_err(stop)?;
+    fn run(self) -> Result<(), CliError> {
+        let plan = self.service_config.load_plan()?;
+        let found =
+            DeadLetterStores::of(&plan).find_by_position(&self.position).map_err(dead_letters_error)?;
         if found.is_empty() {
-            return Err(Stop::Failed(format!(
+            return Err(CliError::Failed(format!(
                 "there is no dead letter of {}: `swelter dead-letters list` shows where there are",
                 self.position
             )));
         }
         if let (true, Some((_, letter))) = (self.raw, found.first()) {
-            return to_stdout(|out| out.write_all(letter.value.as_deref().unwrap_or_default()));
+            return write_to_stdout(|out| out.write_all(letter.value.as_deref().unwrap_or_default()));
         }
-        to_stdout(|out| found.iter().try_for_each(|(source, letter)| show(source, letter, out)))
+        write_to_stdout(|out| {
+            found.iter().try_for_each(|(source, letter)| write_dead_letter(source, letter, out))
+        })
     }
 }
 
-fn show(source: &str, letter: &Letter, out: &mut dyn Write) -> io::Result<()> {
+fn write_dead_letter(source: &str, dead_letter: &DeadLetter, out: &mut dyn Write) -> io::Result<()> {
     let time = |time: Option<EventTime>| time.map_or_else(|| "unknown".to_owned(), |time| time.to_string());
-    let line = LetterLine::of(source, letter);
+    let line = ExportedDeadLetter::from_dead_letter(source, dead_letter);
     writeln!(out, "position    {}", printable(&line.position))?;
     writeln!(out, "source      {}", printable(source))?;
     writeln!(out, "reason      {}", printable(&line.reason))?;
     writeln!(out, "detail      {}", printable(&line.detail))?;
-    writeln!(out, "arrived     {}", time(letter.at))?;
-    writeln!(out, "first seen  {}", time(letter.first_seen))?;
+    writeln!(out, "arrived     {}", time(dead_letter.arrived_at))?;
+    writeln!(out, "first seen  {}", time(dead_letter.first_seen))?;
     writeln!(out, "attempt     {}", line.attempt)?;
     if let Some(origin) = &line.origin {
         writeln!(out, "origin      {}", printable(origin))?;
@@ -299,26 +305,28 @@ fn show(source: &str, letter: &Letter, out: &mut dyn Write) -> io::Result<()> {
 }
 
 impl ExportArgs {
-    fn run(self) -> Result<(), Stop> {
-        let plan = self.configured.plan()?;
-        Places::of(&plan).check_letters_of(self.chosen.source.as_deref()).map_err(stop)?;
+    fn run(self) -> Result<(), CliError> {
+        let plan = self.service_config.load_plan()?;
+        DeadLetterStores::of(&plan)
+            .check_source_has_dead_letters(self.filter.source.as_deref())
+            .map_err(dead_letters_error)?;
         let path = Some(&*self.out).filter(|path| *path != Path::new("-"));
-        let writing = |error: io::Error| Stop::writing(path, &error);
+        let writing = |error: io::Error| CliError::write_error(path, &error);
         let file = path.map(OutputFile::create).transpose().map_err(writing)?;
         let mut out: Box<dyn Write> = match &file {
             Some(file) => Box::new(io::BufWriter::new(file.writer().map_err(writing)?)),
             None => Box::new(io::BufWriter::new(io::stdout())),
         };
         let (mut written, mut letters) = (Ok(()), 0u64);
-        let read = Places::of(&plan).read(|source, letter| {
-            if written.is_ok() && self.chosen.has(source, &letter) {
+        let read = DeadLetterStores::of(&plan).read_all(|source, letter| {
+            if written.is_ok() && self.filter.matches_filter(source, &letter) {
                 letters += 1;
-                let line = LetterLine::of(source, &letter);
+                let line = ExportedDeadLetter::from_dead_letter(source, &letter);
                 let text = serde_json::to_writer(&mut out, &line).map_err(io::Error::from);
                 written = text.and_then(|()| writeln!(out));
             }
         });
-        read.map_err(stop)?;
+        read.map_err(dead_letters_error)?;
         written.and_then(|()| out.flush()).map_err(writing)?;
         drop(out);
         file.map_or(Ok(()), OutputFile::commit).map_err(writing)?;
@@ -328,28 +336,33 @@ impl ExportArgs {
 }
 
 impl RetryArgs {
-    fn run(self) -> Result<(), Stop> {
-        let plan = self.configured.plan()?;
+    fn run(self) -> Result<(), CliError> {
+        let plan = self.service_config.load_plan()?;
         restrict_new_files(plan.data_dir_mode);
-        let reasons: BTreeSet<String> = self.chosen.reasons.into_iter().collect();
-        let wanted = Wanted { reasons, before: None };
-        let outcome = Places::of(&plan).retry(self.chosen.source.as_deref(), &wanted).map_err(stop)?;
-        to_stdout(|out| tell(&outcome, out))
+        let reasons: BTreeSet<String> = self.filter.reasons.into_iter().collect();
+        let wanted = DeadLetterFilter { reasons, written_before_ms: None };
+        let outcome = DeadLetterStores::of(&plan)
+            .retry(self.filter.source.as_deref(), &wanted)
+            .map_err(dead_letters_error)?;
+        write_to_stdout(|out| write_retry_report(&outcome, out))
     }
 }
 
-fn tell(outcome: &Outcome, out: &mut dyn Write) -> io::Result<()> {
-    writeln!(out, "sent {} dead letters", outcome.total())?;
+fn write_retry_report(outcome: &RetryOutcome, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(out, "sent {} dead letters", outcome.total_sent())?;
     for (reason, sent) in &outcome.sent {
         writeln!(out, "  {}: {sent}", printable(reason))?;
     }
     let left = [
-        (outcome.already, "were sent before"),
+        (outcome.already_sent, "were sent before"),
         (
             outcome.withdrawals,
             "are withdrawals, which are not sent again: resubmit those that are still meant",
         ),
-        (outcome.homeless, "cannot go back to where they come from: correct them there, or resubmit them"),
+        (
+            outcome.without_origin,
+            "cannot go back to where they come from: correct them there, or resubmit them",
+        ),
     ];
     for (count, why) in left.into_iter().filter(|(count, _)| *count > 0) {
         writeln!(out, "{count} {why}")?;
@@ -358,18 +371,18 @@ fn tell(outcome: &Outcome, out: &mut dyn Write) -> io::Result<()> {
 }
 
 impl ResubmitArgs {
-    fn run(self) -> Result<(), Stop> {
-        let plan = self.configured.plan()?;
+    fn run(self) -> Result<(), CliError> {
+        let plan = self.service_config.load_plan()?;
         restrict_new_files(plan.data_dir_mode);
         let text = std::fs::read_to_string(&self.file);
-        let text =
-            text.map_err(|error| Stop::Failed(format!("{} cannot be read: {error}", self.file.display())))?;
+        let text = text
+            .map_err(|error| CliError::Failed(format!("{} cannot be read: {error}", self.file.display())))?;
         let lines: Vec<String> = text.lines().map(str::to_owned).collect();
-        let resubmitted = Places::of(&plan).resubmit(&lines);
+        let resubmitted = DeadLetterStores::of(&plan).resubmit(&lines);
         let resubmitted = resubmitted.map_err(|error| match error {
-            DeadLetterError::Line { .. } => Stop::Failed(format!("{}: {error}", self.file.display())),
-            error => stop(error),
+            DlqCommandError::Line { .. } => CliError::Failed(format!("{}: {error}", self.file.display())),
+            error => dead_letters_error(error),
         })?;
-        to_stdout(|out| writeln!(out, "resubmitted {resubmitted} records"))
+        write_to_stdout(|out| writeln!(out, "resubmitted {resubmitted} records"))
     }
 }

@@ -8,12 +8,12 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use clap::Args;
 
-use super::{Stop, logging, run};
+use super::{CliError, logging, run};
 use crate::config::Config;
-use crate::config::layers::Layers;
+use crate::config::layers::ConfigLayers;
 use crate::directory::Directory;
 use crate::model::EventTime;
-use crate::pipeline::live::Joining;
+use crate::pipeline::live::Membership;
 
 /// Show live cities with made-up weather: nothing else is needed
 ///
@@ -38,10 +38,10 @@ pub struct DemoArgs {
     seed: String,
 }
 
-const ADDRESS: &str = "127.0.0.1:8080";
+const DEFAULT_ADDRESS: &str = "127.0.0.1:8080";
 
 /// What the demo has besides its flags.
-const SETTINGS: [(&str, &str); 9] = [
+const DEMO_SETTINGS: [(&str, &str); 9] = [
     ("sources.demo.type", "generator"),
     ("sources.demo.interval", "1m"),
     ("sources.demo.history", "1d"),
@@ -54,61 +54,61 @@ const SETTINGS: [(&str, &str); 9] = [
 ];
 
 impl DemoArgs {
-    pub(super) fn run(self) -> Result<(), Stop> {
+    pub(super) fn run(self) -> Result<(), CliError> {
         // Removed when the demo ends.
         let folder = tempfile::Builder::new()
             .prefix("swelter-demo-")
             .permissions(Permissions::from_mode(0o700))
             .tempdir();
         let folder =
-            folder.map_err(|error| Stop::Failed(format!("no temporary folder can be made: {error}")))?;
-        let mut config = self.config(&folder.path().display().to_string()).map_err(Stop::Config)?;
-        logging::start(&config.log, None);
+            folder.map_err(|error| CliError::Failed(format!("no temporary folder can be made: {error}")))?;
+        let mut config = self.demo_config(&folder.path().display().to_string()).map_err(CliError::Config)?;
+        logging::start_logging(&config.logging, None);
         for warning in config.warnings() {
             tracing::warn!("{warning}");
         }
         let listen = &mut config.plan.serve.listen;
-        if self.listen.is_none() && is_taken(*listen) {
-            let _ = writeln!(io::stderr(), "{ADDRESS} is taken: a free port is used instead");
+        if self.listen.is_none() && is_address_in_use(*listen) {
+            let _ = writeln!(io::stderr(), "{DEFAULT_ADDRESS} is taken: a free port is used instead");
             listen.set_port(0);
         }
-        let joining = Joining::alone(&config.plan);
-        run::serve(config.plan, joining, |url| {
+        let joining = Membership::alone(&config.plan);
+        run::run_service(config.plan, joining, |url| {
             // The page works without the hint.
-            let _ = io::stderr().write_all(hint(url, now()).as_bytes());
+            let _ = io::stderr().write_all(usage_hint(url, current_time()).as_bytes());
         })
     }
 
-    fn config(&self, folder: &str) -> Result<Config, crate::config::ConfigErrors> {
+    fn demo_config(&self, folder: &str) -> Result<Config, crate::config::ConfigErrors> {
         let flags = [
             ("sources.demo.cities", "--cities", self.cities.as_str()),
-            ("serve.listen", "--listen", self.listen.as_deref().unwrap_or(ADDRESS)),
+            ("serve.listen", "--listen", self.listen.as_deref().unwrap_or(DEFAULT_ADDRESS)),
             ("results.formula", "--formula", &self.formula),
             ("workers", "--workers", &self.workers),
             ("sources.demo.seed", "--seed", &self.seed),
             ("data_dir", "the temporary folder", folder),
         ];
-        let settings = SETTINGS.into_iter().map(|(key, value)| (key, "the demo", value));
+        let settings = DEMO_SETTINGS.into_iter().map(|(key, value)| (key, "the demo", value));
         let flags = settings.chain(flags).map(|(key, flag, value)| (key.to_owned(), flag, value.to_owned()));
         // The configuration of a service is not the demo's; how to log is the user's.
         let of_log = |(name, _): &(OsString, OsString)| {
             name == "SWELTER_LOG" || name.to_str().is_some_and(|name| name.starts_with("SWELTER_LOG__"))
         };
         let environment = std::env::vars_os().filter(of_log).collect();
-        Config::load(&Layers { file: None, environment, flags: flags.collect() })
+        Config::load(&ConfigLayers { file: None, environment, flags: flags.collect() })
     }
 }
 
-fn now() -> EventTime {
+fn current_time() -> EventTime {
     EventTime::from_millis(jiff::Timestamp::now().as_millisecond()).unwrap_or(EventTime::MAX)
 }
 
-fn is_taken(address: SocketAddr) -> bool {
+fn is_address_in_use(address: SocketAddr) -> bool {
     TcpListener::bind(address).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
 }
 
 /// What to do, with a correction of the newest reading of the first city, as `now` is.
-fn hint(url: &str, now: EventTime) -> String {
+fn usage_hint(url: &str, now: EventTime) -> String {
     const MINUTE: i64 = 60_000;
     let minute = now.millis() - now.millis().rem_euclid(MINUTE) - 10 * MINUTE;
     let at = EventTime::from_millis(minute).unwrap_or(now);
@@ -134,9 +134,9 @@ mod tests {
     }
 
     #[test]
-    fn the_demo_is_a_configuration_like_any_other() {
-        let plan = demo("25").config("/tmp/x").unwrap().plan;
-        assert_eq!((plan.formula, plan.serve.listen.to_string()), (Formula::Nws, ADDRESS.into()));
+    fn demo_config_has_expected_formula_and_generator() {
+        let plan = demo("25").demo_config("/tmp/x").unwrap().plan;
+        assert_eq!((plan.formula, plan.serve.listen.to_string()), (Formula::Nws, DEFAULT_ADDRESS.into()));
         assert!(plan.ingest.is_some());
         let [source] = plan.sources.as_slice() else { panic!("{:?}", plan.sources) };
         let SourceKind::Generator(generator) = &source.kind else { panic!("{source:?}") };
@@ -154,25 +154,25 @@ mod tests {
     }
 
     #[test]
-    fn too_many_cities_are_refused_by_the_flag() {
-        let errors = demo("40000").config("/tmp/x").unwrap_err().to_string();
+    fn cities_flag_refuses_too_many_cities() {
+        let errors = demo("40000").demo_config("/tmp/x").unwrap_err().to_string();
         assert!(errors.starts_with("sources.demo.cities (--cities): plausible weather has"), "{errors}");
     }
 
     #[test]
-    fn the_hint_corrects_a_reading_that_is_there() {
+    fn curl_hint_corrects_an_existing_reading() {
         let now = "2025-11-24T16:03:59.5Z".parse::<EventTime>().unwrap();
-        let hint = hint("http://127.0.0.1:8080", now);
+        let hint = usage_hint("http://127.0.0.1:8080", now);
         assert!(hint.contains("\"reading_at\":\"2025-11-24T15:53:00Z\""), "{hint}");
         assert!(hint.contains("curl http://127.0.0.1:8080/v1/readings"), "{hint}");
     }
 
     #[test]
-    fn a_taken_port_is_seen() {
+    fn used_port_is_detected() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        assert!(is_taken(address));
+        assert!(is_address_in_use(address));
         drop(listener);
-        assert!(!is_taken(address));
+        assert!(!is_address_in_use(address));
     }
 }

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Stop, file};
-use crate::codec::{Fields, Format, ReadingsWriter};
+use super::{CliError, parse_file_argument};
+use crate::codec::{Format, ReadingsWriter, RecordFields};
 use crate::model::time::TimeProblem;
-use crate::model::{Duration, EventTime};
+use crate::model::{EventTime, Millis};
 use crate::sinks::output::OutputFile;
-use crate::sources::generator::{BadReading, Generator, GeneratorPlan, Record};
+use crate::sources::generator::{BadReading, GeneratedRecord, Generator, GeneratorPlan};
 use crate::sources::weather::WeatherKind;
 
 /// Write a log of made-up readings, in the order in which they arrive
@@ -20,7 +20,7 @@ use crate::sources::weather::WeatherKind;
 #[derive(Args, Debug)]
 pub struct GenerateArgs {
     #[command(flatten)]
-    log: LogArgs,
+    log: GeneratorArgs,
     /// Where the log goes; - is standard output
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
@@ -31,13 +31,13 @@ pub struct GenerateArgs {
 
 /// What is made up.
 #[derive(Args, Debug)]
-pub struct LogArgs {
+pub struct GeneratorArgs {
     /// How many cities; plausible weather has 34,006
     #[arg(long, value_name = "N", default_value_t = 100)]
     cities: u32,
     /// The time between two readings of a city, as in 1s, 5m or 1h
     #[arg(long, default_value = "60s")]
-    interval: Duration,
+    interval: Millis,
     /// When the first readings are due: RFC 3339, or a date, which begins at 00:00 UTC
     #[arg(long, value_name = "TIME", default_value = "2025-01-01", value_parser = time)]
     from: EventTime,
@@ -68,31 +68,31 @@ pub struct LogArgs {
 }
 
 impl GenerateArgs {
-    pub(super) fn run(self) -> Result<(), Stop> {
+    pub(super) fn run(self) -> Result<(), CliError> {
         let (path, format, compression) =
-            file(&self.output, self.output_format, Some(Format::Csv), "--output-format")?;
+            parse_file_argument(&self.output, self.output_format, Some(Format::Csv), "--output-format")?;
         let ops = self.log.withdrawals > 0.0;
-        let generator = self.log.generator()?;
-        let writing = |error: io::Error| Stop::writing(path.as_deref(), &error);
+        let generator = self.log.into_generator()?;
+        let writing = |error: io::Error| CliError::write_error(path.as_deref(), &error);
         let file = path.as_deref().map(OutputFile::create).transpose().map_err(writing)?;
         let out = match &file {
             Some(file) => file.writer().map_err(writing)?,
             None => Box::new(io::stdout()),
         };
         let writer = ReadingsWriter::new(format, compression, ops, out).map_err(writing)?;
-        write(&generator, Log { writer, format, ops }).map_err(writing)?;
+        write_log(&generator, GeneratedLogWriter { writer, format, ops }).map_err(writing)?;
         file.map_or(Ok(()), OutputFile::commit).map_err(writing)
     }
 }
 
-impl LogArgs {
-    pub(super) fn generator(self) -> Result<Generator, Stop> {
-        Generator::new(self.plan()?).map_err(|error| Stop::Usage(error.to_string()))
+impl GeneratorArgs {
+    pub(super) fn into_generator(self) -> Result<Generator, CliError> {
+        Generator::new(self.into_plan()?).map_err(|error| CliError::Usage(error.to_string()))
     }
 
-    fn plan(self) -> Result<GeneratorPlan, Stop> {
-        let day_after = || EventTime::from_millis(self.from.millis() + Duration::DAY.millis());
-        let to = self.to.or_else(day_after).ok_or_else(|| Stop::Usage("--from is too late".into()))?;
+    fn into_plan(self) -> Result<GeneratorPlan, CliError> {
+        let day_after = || EventTime::from_millis(self.from.millis() + Millis::DAY.millis());
+        let to = self.to.or_else(day_after).ok_or_else(|| CliError::Usage("--from is too late".into()))?;
         Ok(GeneratorPlan {
             cities: self.cities,
             interval: self.interval,
@@ -122,29 +122,29 @@ fn time(text: &str) -> Result<EventTime, String> {
 }
 
 /// The log while it is written.
-struct Log {
+struct GeneratedLogWriter {
     writer: ReadingsWriter,
     format: Format,
     ops: bool,
 }
 
-fn write(generator: &Generator, mut log: Log) -> io::Result<()> {
-    for delivery in generator.deliveries() {
+fn write_log(generator: &Generator, mut log: GeneratedLogWriter) -> io::Result<()> {
+    for delivery in generator.timed_records() {
         match delivery.record {
-            Record::Upsert { city, at, event } => log.writer.write(city, at, &event)?,
-            Record::Invalid(bad) => log.write_bad(&bad)?,
+            GeneratedRecord::Upsert { city, at, event } => log.writer.write(city, at, &event)?,
+            GeneratedRecord::Invalid(bad) => log.write_bad(&bad)?,
         }
     }
     log.writer.finish()
 }
 
-impl Log {
+impl GeneratedLogWriter {
     fn write_bad(&mut self, bad: &BadReading<'_>) -> io::Result<()> {
         match bad.text(self.format, self.ops) {
             Some(text) => self.writer.write_raw(text.as_bytes()),
             // Columns of Parquet have types: all that can be wrong there instead is that nothing is in one.
-            None if bad.fault.needs_text() => {
-                self.writer.write_fields(&Fields { temperature: None, ..bad.fields() })
+            None if bad.kind.needs_text() => {
+                self.writer.write_fields(&RecordFields { temperature: None, ..bad.fields() })
             }
             None => self.writer.write_fields(&bad.fields()),
         }
@@ -154,9 +154,9 @@ impl Log {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::{Compression, DecodeSettings, Decoder};
+    use crate::codec::{Compression, DecodeSettings, FileDecoder};
     use crate::model::Reason;
-    use crate::sources::generator::Fault;
+    use crate::sources::generator::BadReadingKind;
     use std::collections::BTreeMap;
 
     #[derive(clap::Parser)]
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_rfc_3339_or_dates() {
+    fn start_time_accepts_rfc_3339_and_dates() {
         for (text, read) in
             [("2025-01-01", "2025-01-01T00:00:00Z"), ("2025-01-01T02:00:00+02:00", "2025-01-01T00:00:00Z")]
         {
@@ -200,14 +200,14 @@ mod tests {
     }
 
     #[test]
-    fn a_log_lasts_a_day_unless_it_is_told_otherwise() {
-        let plan = args("-o x.csv --from 2025-03-01").unwrap().log.plan().unwrap();
+    fn default_log_length_is_one_day() {
+        let plan = args("-o x.csv --from 2025-03-01").unwrap().log.into_plan().unwrap();
         assert_eq!((plan.cities, plan.to.to_string()), (100, "2025-03-02T00:00:00Z".into()));
         assert_eq!((plan.weather, plan.seed), (WeatherKind::Plausible, 1));
     }
 
     #[test]
-    fn uniform_weather_is_written_minute_by_minute() {
+    fn uniform_weather_writes_a_reading_each_minute() {
         let line = "--weather uniform --cities 2 --to 2025-01-01T00:02:00Z";
         let log = String::from_utf8(generate(line, "log.csv")).unwrap();
         assert_eq!(
@@ -223,17 +223,17 @@ mod tests {
     }
 
     #[test]
-    fn every_format_holds_the_log() {
+    fn every_format_holds_the_same_log() {
         let line =
             "--cities 5 --interval 10m --late 0.2 --corrections 0.1 --withdrawals 0.1 --duplicates 0.1";
-        let plan = args(&format!("{line} --invalid 0.5 -o x.csv")).unwrap().log.plan().unwrap();
+        let plan = args(&format!("{line} --invalid 0.5 -o x.csv")).unwrap().log.into_plan().unwrap();
         let generator = Generator::new(plan).unwrap();
         let mut faults = BTreeMap::new();
         let mut upserts = Vec::new();
-        for delivery in generator.deliveries() {
+        for delivery in generator.timed_records() {
             match delivery.record {
-                Record::Upsert { city, at, event } => upserts.push((city.to_owned(), at, event)),
-                Record::Invalid(bad) => *faults.entry(bad.fault).or_insert(0) += 1,
+                GeneratedRecord::Upsert { city, at, event } => upserts.push((city.to_owned(), at, event)),
+                GeneratedRecord::Invalid(bad) => *faults.entry(bad.kind).or_insert(0) += 1,
             }
         }
         for (name, format) in
@@ -242,7 +242,7 @@ mod tests {
             let bytes = generate(&format!("{line} --invalid 0.5"), name);
             let settings = DecodeSettings::default();
             let bytes = Box::new(io::Cursor::new(bytes));
-            let mut decoder = Decoder::from_reader(bytes, format, Compression::None, settings).unwrap();
+            let mut decoder = FileDecoder::from_reader(bytes, format, Compression::None, settings).unwrap();
             let (mut taken, mut refused) = (Vec::new(), BTreeMap::new());
             while let Some(result) = decoder.next().unwrap() {
                 match result {
@@ -252,24 +252,28 @@ mod tests {
             }
             assert!(taken == upserts, "{name}");
             let of = |reason| refused.get(&reason).copied().unwrap_or(0);
-            assert_eq!(of(Reason::OutOfRange), faults[&Fault::OutOfRange], "{name}");
+            assert_eq!(of(Reason::OutOfRange), faults[&BadReadingKind::OutOfRange], "{name}");
             if format == Format::Parquet {
                 assert_eq!(refused.len(), 2);
                 continue;
             }
-            assert_eq!(of(Reason::MissingField), faults[&Fault::MissingField], "{name}: {refused:?}");
-            assert_eq!(of(Reason::NoOffset), faults[&Fault::NoOffset], "{name}: {refused:?}");
-            assert_eq!(of(Reason::BadNumber), faults[&Fault::BadNumber], "{name}: {refused:?}");
-            assert_eq!(of(Reason::NotDecodable), faults[&Fault::CutLine], "{name}: {refused:?}");
+            assert_eq!(
+                of(Reason::MissingField),
+                faults[&BadReadingKind::MissingField],
+                "{name}: {refused:?}"
+            );
+            assert_eq!(of(Reason::NoOffset), faults[&BadReadingKind::NoOffset], "{name}: {refused:?}");
+            assert_eq!(of(Reason::BadNumber), faults[&BadReadingKind::BadNumber], "{name}: {refused:?}");
+            assert_eq!(of(Reason::NotDecodable), faults[&BadReadingKind::CutLine], "{name}: {refused:?}");
         }
     }
 
     #[test]
-    fn nothing_is_left_of_a_plan_that_cannot_be() {
+    fn invalid_plan_leaves_no_output() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.csv");
         let refused = args(&format!("--late 2 -o {}", path.display())).unwrap().run();
-        assert!(matches!(refused, Err(Stop::Usage(_))));
+        assert!(matches!(refused, Err(CliError::Usage(_))));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
         assert!(args("--weather sunny -o x.csv").unwrap_err().to_string().contains("plausible or uniform"));
     }

@@ -8,21 +8,21 @@ use tracing_subscriber::field::MakeExt as _;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format;
 
-use crate::config::{LogFormat, LogPlan};
+use crate::config::{LoggingFormat, LoggingPlan};
 use crate::model::printable::{printable, printable_json};
 use crate::panics;
 use crate::sources::journal;
 
 /// The exit code of a program that has found itself in a state that cannot be.
-const PANICKED: i32 = 101;
+const PANIC_EXIT_CODE: i32 = 101;
 
 /// Starts the log of this process, whose lines say which of a cluster it is, and ends the process with 101 as soon as any thread panics: what is left of it would go
 /// on with wrong results. What a client owns alone ends without the process ([`panics`]).
-pub fn start(plan: &LogPlan, process: Option<usize>) {
+pub fn start_logging(plan: &LoggingPlan, process: Option<usize>) {
     let human = match plan.format {
-        LogFormat::Auto => io::stderr().is_terminal(),
-        LogFormat::Human => true,
-        LogFormat::Json => false,
+        LoggingFormat::Auto => io::stderr().is_terminal(),
+        LoggingFormat::Human => true,
+        LoggingFormat::Json => false,
     };
     let colours =
         io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
@@ -31,14 +31,14 @@ pub fn start(plan: &LogPlan, process: Option<usize>) {
         true => format!("[{process}] "),
         false => format!("{{\"process\":{process},"),
     });
-    let writer = move || Tagged { tag: tag.clone(), is_json: !human, to: io::stderr() };
-    let _ = tracing::subscriber::set_global_default(subscriber(&plan.filter, human, colours, writer));
+    let writer = move || TaggedWriter { tag: tag.clone(), is_json: !human, to: io::stderr() };
+    let _ = tracing::subscriber::set_global_default(new_subscriber(&plan.filter, human, colours, writer));
     std::panic::set_hook(Box::new(|panic| {
-        if journal::catches_panics() {
+        if journal::is_catching_store_panics() {
             // The journal makes an error of it, that says what to do.
             return;
         }
-        if let Some(scope) = panics::caught_scope(panic) {
+        if let Some(scope) = panics::scope_ended_by(panic) {
             return log_caught_panic(panic, scope);
         }
         if is_lost_peer(panic) {
@@ -48,18 +48,18 @@ pub fn start(plan: &LogPlan, process: Option<usize>) {
             std::process::exit(1);
         }
         log_panic(panic);
-        std::process::exit(PANICKED);
+        std::process::exit(PANIC_EXIT_CODE);
     }));
 }
 
 /// Begins each line with a tag, which takes the place of its first byte where the line is an object.
-struct Tagged<W> {
+struct TaggedWriter<W> {
     tag: String,
     is_json: bool,
     to: W,
 }
 
-impl<W: io::Write> io::Write for Tagged<W> {
+impl<W: io::Write> io::Write for TaggedWriter<W> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let instead = if self.tag.is_empty() { 0 } else { usize::from(self.is_json) };
         let rest = line.get(instead..).unwrap_or_default();
@@ -81,7 +81,7 @@ fn is_lost_peer(panic: &PanicHookInfo<'_>) -> bool {
 }
 
 /// Times are RFC 3339 in UTC.
-fn subscriber<W>(
+fn new_subscriber<W>(
     filter: &str,
     human: bool,
     colours: bool,
@@ -113,11 +113,11 @@ where
 }
 
 /// Says what has ended one client, at a limited rate: a client may be able to repeat it.
-fn log_caught_panic(panic: &PanicHookInfo<'_>, scope: panics::Scope) {
+fn log_caught_panic(panic: &PanicHookInfo<'_>, scope: panics::PanicScope) {
     let Some(place) = panic.location() else { return };
-    let Some(unreported) = panics::unreported_if_due(place) else { return };
-    let (scope, place, backtrace) = (scope.name(), place.to_string(), backtrace());
-    let what = panics::message_of(panic).unwrap_or(UNKNOWN_CAUSE);
+    let Some(unreported) = panics::unreported_count_if_due(place) else { return };
+    let (scope, place, backtrace) = (scope.name(), place.to_string(), capture_backtrace());
+    let what = panics::panic_message(panic).unwrap_or(UNKNOWN_CAUSE);
     tracing::error!(
         scope,
         place,
@@ -130,16 +130,16 @@ fn log_caught_panic(panic: &PanicHookInfo<'_>, scope: panics::Scope) {
 const UNKNOWN_CAUSE: &str = "of unknown cause";
 
 /// Nothing where RUST_BACKTRACE does not ask for it.
-fn backtrace() -> Option<String> {
+fn capture_backtrace() -> Option<String> {
     let backtrace = std::backtrace::Backtrace::capture();
     (backtrace.status() == std::backtrace::BacktraceStatus::Captured).then(|| backtrace.to_string())
 }
 
 fn log_panic(panic: &PanicHookInfo<'_>) {
-    let what = panics::message_of(panic).unwrap_or(UNKNOWN_CAUSE);
+    let what = panics::panic_message(panic).unwrap_or(UNKNOWN_CAUSE);
     let place = panic.location().map_or("unknown".into(), ToString::to_string);
     let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
-    let backtrace = backtrace();
+    let backtrace = capture_backtrace();
     tracing::error!(
         place,
         thread,
@@ -170,7 +170,7 @@ mod tests {
     fn log(human: bool) -> String {
         let written = Written::default();
         let to = written.clone();
-        let subscriber = subscriber("warn,swelter::cli=info", human, false, move || to.clone());
+        let subscriber = new_subscriber("warn,swelter::cli=info", human, false, move || to.clone());
         tracing::subscriber::with_default(subscriber, || {
             tracing::info!(cities = 3, "begins");
             tracing::debug!("not said");
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_json_with_a_time_in_utc() {
+    fn json_lines_have_utc_time() {
         let text = log(false);
         let line: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_for_people_begin_with_a_time_in_utc() {
+    fn text_lines_begin_with_utc_time() {
         let text = log(true);
         let (time, rest) = text.split_once(' ').unwrap();
         assert!(time.ends_with('Z') && time.parse::<jiff::Timestamp>().is_ok(), "{text}");
@@ -205,15 +205,15 @@ mod tests {
 
     /// A person that reads the log must not be told what a client made up.
     #[test]
-    fn values_cannot_begin_a_line_or_command_a_terminal() {
+    fn field_values_are_escaped() {
         let hostile = "a\x1b]52;c;aGk=\x07\n2026-01-01T00:00:00Z ERROR swelter: all is lost\u{9b}2J\u{202e}";
         for human in [true, false] {
             for colours in [true, false] {
                 let written = Written::default();
                 let to = written.clone();
-                let writer = move || Tagged { tag: String::new(), is_json: !human, to: to.clone() };
+                let writer = move || TaggedWriter { tag: String::new(), is_json: !human, to: to.clone() };
                 tracing::subscriber::with_default(
-                    subscriber("info", human, colours && human, writer),
+                    new_subscriber("info", human, colours && human, writer),
                     || {
                         tracing::info!(shown = %hostile, debugged = ?hostile, plain = hostile, "said {hostile}");
                     },
@@ -240,23 +240,25 @@ mod tests {
 
     /// What the child does where it is named so.
     fn panic_as(name: &str) {
-        let scope = panics::Scope::Session;
+        let scope = panics::PanicScope::Session;
         match name {
             "thread" => panic!("as asked"),
-            "caught" => (0..3).for_each(|_| assert!(panics::catch(scope, || panic!("as asked")).is_err())),
-            "destructor" => drop(panics::catch(scope, || {
+            "caught" => {
+                (0..3).for_each(|_| assert!(panics::catch_panic(scope, || panic!("as asked")).is_err()))
+            }
+            "destructor" => drop(panics::catch_panic(scope, || {
                 let _dropped = PanicsWhenDropped;
                 panic!("as asked");
             })),
             "poisoned" => {
                 let lock = Mutex::new(());
-                let poison = || panics::catch(scope, || panic!("as asked: {:?}", lock.lock().unwrap()));
+                let poison = || panics::catch_panic(scope, || panic!("as asked: {:?}", lock.lock().unwrap()));
                 assert!(poison().is_err());
-                let _ = panics::catch(scope, || drop(lock.lock().unwrap()));
+                let _ = panics::catch_panic(scope, || drop(lock.lock().unwrap()));
             }
             "shared" => {
                 let lock = panics::locks::SharedMutex::new(());
-                let _ = panics::catch(scope, || panic!("as asked: {:?}", *lock.lock()));
+                let _ = panics::catch_panic(scope, || panic!("as asked: {:?}", *lock.lock()));
             }
             _ => unreachable!("{name}"),
         }
@@ -264,9 +266,9 @@ mod tests {
 
     /// Does something only as the child of the tests below.
     #[test]
-    fn panics_in_a_thread() {
+    fn child_process_panics_in_a_thread() {
         if let Ok(name) = std::env::var(CHILD) {
-            start(&LogPlan { format: LogFormat::Auto, filter: "info".into() }, None);
+            start_logging(&LoggingPlan { format: LoggingFormat::Auto, filter: "info".into() }, None);
             let thread = std::thread::Builder::new().name("a worker".into());
             let _ = thread.spawn(move || panic_as(&name)).unwrap().join();
             std::process::exit(0);
@@ -276,7 +278,7 @@ mod tests {
     /// The child's exit code and log.
     fn child(name: &str) -> (Option<i32>, Vec<serde_json::Value>) {
         let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "cli::logging::tests::panics_in_a_thread", "--nocapture"])
+            .args(["--exact", "cli::logging::tests::child_process_panics_in_a_thread", "--nocapture"])
             .env(CHILD, name)
             .output()
             .unwrap();
@@ -285,17 +287,17 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_in_any_thread_is_logged_and_ends_the_process() {
+    fn panic_in_any_thread_is_logged_and_ends_process() {
         let (code, log) = child("thread");
         let [line] = &log[..] else { panic!("{log:?}") };
-        assert_eq!(code, Some(PANICKED), "{line}");
+        assert_eq!(code, Some(PANIC_EXIT_CODE), "{line}");
         assert_eq!((&line["level"], &line["thread"]), (&"ERROR".into(), &"a worker".into()));
         assert!(line["message"].as_str().unwrap().ends_with("panicked: as asked"), "{line}");
         assert!(line["place"].as_str().unwrap().contains("logging.rs"), "{line}");
     }
 
     #[test]
-    fn a_caught_panic_is_logged_once_a_place_and_ends_nothing() {
+    fn caught_panic_is_logged_once_per_location_and_ends_nothing() {
         let (code, log) = child("caught");
         assert_eq!((code, log.len()), (Some(0), 1), "{log:?}");
         assert_eq!((&log[0]["level"], &log[0]["scope"]), (&"ERROR".into(), &"session".into()));
@@ -303,10 +305,10 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_that_leaves_shared_state_broken_ends_the_process() {
+    fn panic_inside_shared_state_ends_process() {
         for name in ["shared", "poisoned", "destructor"] {
             let (code, log) = child(name);
-            assert_eq!(code, Some(PANICKED), "{name}: {log:?}");
+            assert_eq!(code, Some(PANIC_EXIT_CODE), "{name}: {log:?}");
         }
     }
 }

@@ -11,8 +11,8 @@ mod logging;
 mod produce;
 mod read_args;
 mod run;
-mod shift;
 mod subscribe;
+mod time_shift;
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -20,14 +20,14 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::cluster::supervisor::TAKEN_OVER;
+use crate::cluster::supervisor::TAKEN_OVER_EXIT_CODE;
 use crate::codec::{self, Compression, Format};
 use crate::config::ConfigErrors;
 use crate::fault::remedy_suffix;
 use crate::model::printable::printable;
 
 /// The exit code where nothing of any input was taken.
-const NOTHING_TAKEN: u8 = 4;
+const NOTHING_TAKEN_EXIT_CODE: u8 = 4;
 
 /// The rolling heat index of every city, exact and incremental.
 #[derive(Debug, Parser)]
@@ -71,7 +71,7 @@ impl Cli {
         };
         match result {
             Ok(()) => ExitCode::SUCCESS,
-            Err(Stop::Usage(message)) => {
+            Err(CliError::Usage(message)) => {
                 let _ = writeln!(
                     io::stderr(),
                     "error: {}\n\nFor more information, try '--help'.",
@@ -79,34 +79,34 @@ impl Cli {
                 );
                 ExitCode::from(2)
             }
-            Err(Stop::Failed(message)) => {
+            Err(CliError::Failed(message)) => {
                 let _ = writeln!(io::stderr(), "error: {}", printable(&message));
                 ExitCode::FAILURE
             }
-            Err(Stop::Config(errors)) => {
+            Err(CliError::Config(errors)) => {
                 let mut out = io::stderr().lock();
                 for error in &errors.0 {
                     let _ = writeln!(out, "error: {}", printable(&error.to_string()));
                 }
                 ExitCode::from(2)
             }
-            Err(Stop::NothingTaken(message)) => {
+            Err(CliError::NothingTaken(message)) => {
                 let _ = writeln!(io::stderr(), "error: {}", printable(&message));
-                ExitCode::from(NOTHING_TAKEN)
+                ExitCode::from(NOTHING_TAKEN_EXIT_CODE)
             }
-            Err(Stop::TakenOver(message)) => {
+            Err(CliError::TakenOver(message)) => {
                 let _ = writeln!(io::stderr(), "error: {}", printable(&message));
-                ExitCode::from(TAKEN_OVER)
+                ExitCode::from(TAKEN_OVER_EXIT_CODE)
             }
             // Whoever read our output has seen enough.
-            Err(Stop::PipeClosed) => ExitCode::SUCCESS,
+            Err(CliError::PipeClosed) => ExitCode::SUCCESS,
         }
     }
 }
 
 /// Why a command ends early.
 #[derive(Debug)]
-enum Stop {
+enum CliError {
     Usage(String),
     Config(ConfigErrors),
     Failed(String),
@@ -116,45 +116,46 @@ enum Stop {
     PipeClosed,
 }
 
-impl Stop {
+impl CliError {
     /// Writing to `path` has failed; `None` is standard output.
-    fn writing(path: Option<&Path>, error: &io::Error) -> Stop {
+    fn write_error(path: Option<&Path>, error: &io::Error) -> CliError {
         match path {
-            None if error.kind() == io::ErrorKind::BrokenPipe => Stop::PipeClosed,
-            None => Stop::Failed(format!("standard output cannot be written: {error}")),
+            None if error.kind() == io::ErrorKind::BrokenPipe => CliError::PipeClosed,
+            None => CliError::Failed(format!("standard output cannot be written: {error}")),
             Some(path) => {
                 let remedy = remedy_suffix(error, path);
-                Stop::Failed(format!("{} cannot be written: {error}{remedy}", path.display()))
+                CliError::Failed(format!("{} cannot be written: {error}{remedy}", path.display()))
             }
         }
     }
 }
 
 /// What to say of a data directory that is named and not used.
-fn unused_data_dir(dir: &str, used_by: &str) -> Stop {
-    Stop::Usage(format!(
+fn unused_data_dir_error(dir: &str, used_by: &str) -> CliError {
+    CliError::Usage(format!(
         "--data-dir {dir} is not used: {used_by} would, and the configuration has none (ingest.enabled, ingest.into); leave it out"
     ))
 }
 
 /// A file on the command line and how it is written: by `format` where it is given, else by its name. `-` is a standard
 /// stream, with `default` as its format.
-fn file(
+fn parse_file_argument(
     path: &Path,
     format: Option<Format>,
     default: Option<Format>,
     flag: &str,
-) -> Result<(Option<PathBuf>, Format, Compression), Stop> {
+) -> Result<(Option<PathBuf>, Format, Compression), CliError> {
     if path == Path::new("-") {
         let format = format.or(default);
-        let format = format.ok_or_else(|| Stop::Usage(format!("- needs {flag}: csv, json or parquet")))?;
+        let format =
+            format.ok_or_else(|| CliError::Usage(format!("- needs {flag}: csv, json or parquet")))?;
         return Ok((None, format, Compression::None));
     }
     match format {
         Some(format) => Ok((Some(path.to_path_buf()), format, codec::detect_compression(path))),
         None => {
             let (format, compression) =
-                codec::detect(path).map_err(|error| Stop::Usage(format!("{error} ({flag})")))?;
+                codec::detect_format(path).map_err(|error| CliError::Usage(format!("{error} ({flag})")))?;
             Ok((Some(path.to_path_buf()), format, compression))
         }
     }

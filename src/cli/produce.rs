@@ -5,34 +5,34 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
-use std::time::{Duration as Wait, Instant};
+use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, ValueEnum};
 use indicatif::ProgressBar;
 
-use super::batch::{NOTHING_TAKEN, number, progress_bar};
-use super::generate::LogArgs;
+use super::batch::{NOTHING_TAKEN_TEXT, group_digits, progress_bar};
+use super::generate::GeneratorArgs;
 use super::read_args::ReadArgs;
-use super::shift::{Shift, ShiftTo};
-use super::{Stop, file};
-use crate::codec::{Fields, Format, ReadNotes, ReadOptions, json_record};
+use super::time_shift::{ShiftTo, TimeShift};
+use super::{CliError, parse_file_argument};
+use crate::codec::{Format, ReadOptions, ReadStatistics, RecordFields, push_json_record};
 use crate::kafka::partitioner::Partitioner;
-use crate::kafka::{Cluster, properties, topics};
+use crate::kafka::{KafkaCluster, properties, topic_admin};
 use crate::model::printable::printable;
 use crate::model::{AppendError, AppendReport, Appender, NewRecord, Refusal, Upsert};
-use crate::sources::file::Input;
-use crate::sources::generator::{BadReading, Generator, Record};
+use crate::sources::file::InputFile;
+use crate::sources::generator::{BadReading, GeneratedRecord, Generator};
 use crate::sources::kafka::{AppendLimits, AppendPlan, KafkaAppender, RecordWriter, RegistryPlan};
 
 /// Records in an append at full speed, and appends under way.
-const RECORDS: usize = 1_000;
-const UNDER_WAY: usize = 64;
+const APPEND_RECORDS: usize = 1_000;
+const MAX_APPENDS_IN_FLIGHT: usize = 64;
 /// How often records that are paced leave.
-const TICK: Wait = Wait::from_millis(5);
+const PACE_INTERVAL: Duration = Duration::from_millis(5);
 /// How long the last records are waited for; librdkafka gives them up before.
-const LAST_WAIT: Wait = Wait::from_secs(60);
+const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Refused records that are shown.
-const EXAMPLES: u64 = 10;
+const MAX_SHOWN_REFUSALS: u64 = 10;
 
 /// Write readings to a topic of Kafka, from files or made up
 ///
@@ -79,7 +79,7 @@ pub struct ProduceArgs {
     #[arg(long, conflicts_with_all = ["ReadArgs", "format"])]
     generate: bool,
     #[command(flatten, next_help_heading = "Options of --generate")]
-    log: Option<LogArgs>,
+    log: Option<GeneratorArgs>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -100,55 +100,56 @@ fn rate(text: &str) -> Result<f64, String> {
 
 fn partitioner(text: &str) -> Result<Partitioner, String> {
     let names = || Partitioner::ALL.map(Partitioner::name).join(", ");
-    Partitioner::by_name(text).ok_or_else(|| format!("{text:?} is none of {}", names()))
+    Partitioner::from_name(text).ok_or_else(|| format!("{text:?} is none of {}", names()))
 }
 
 fn property(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is not NAME=VALUE"))?;
-    properties::check(name, value).map_err(|problem| format!("{name} {problem}"))?;
+    properties::check_property(name, value).map_err(|problem| format!("{name} {problem}"))?;
     Ok((name.to_string(), value.to_string()))
 }
 
 impl ProduceArgs {
-    pub(super) fn run(mut self) -> Result<(), Stop> {
+    pub(super) fn run(mut self) -> Result<(), CliError> {
         let log = self.log.take();
         if !self.generate && log.is_some() {
-            return Err(Stop::Usage("options of made-up readings need --generate".into()));
+            return Err(CliError::Usage("options of made-up readings need --generate".into()));
         }
         if self.value_format == ValueFormat::Json && self.registry.is_some() {
-            return Err(Stop::Usage("--registry is for --value-format avro: leave it out".into()));
+            return Err(CliError::Usage("--registry is for --value-format avro: leave it out".into()));
         }
-        let files = self.files()?;
-        let options = self.read.options_for(&files)?;
-        let shift = self.shift_to.map(|to| Shift::of(&files, &options, to)).transpose()?;
-        let generator = self.generate.then(|| log.unwrap_or_else(defaults).generator()).transpose()?;
-        let mut producing = Producing::new(self.appender()?, self.rate);
+        let files = self.input_files()?;
+        let options = self.read.read_options_for(&files)?;
+        let shift = self.shift_to.map(|to| TimeShift::measure(&files, &options, to)).transpose()?;
+        let generator =
+            self.generate.then(|| log.unwrap_or_else(default_generator_args).into_generator()).transpose()?;
+        let mut producing = ProduceRun::new(self.open_appender()?, self.rate);
         let start = Instant::now();
         let result = match &generator {
-            Some(generator) => producing.made_up(generator),
-            None => files.iter().try_for_each(|file| self.file(file, &options, shift, &mut producing)),
+            Some(generator) => producing.push_generated(generator),
+            None => files.iter().try_for_each(|file| self.push_file(file, &options, shift, &mut producing)),
         };
-        let result = result.and_then(|()| producing.flush());
+        let result = result.and_then(|()| producing.append_batch());
         let waited = producing.wait_for_all();
         producing.bar.finish_and_clear();
-        let _ = producing.counts.report(&self.topic, start.elapsed().as_secs_f64());
-        for warning in producing.notes.warnings(&options) {
+        let _ = producing.counts.report_counts(&self.topic, start.elapsed().as_secs_f64());
+        for warning in producing.read_statistics.warnings(&options) {
             let _ = writeln!(io::stderr(), "warning: {}", printable(&warning));
         }
         result.and(waited)?;
         if producing.counts.acknowledged == 0 && !self.generate && !self.allow_empty {
-            return Err(Stop::NothingTaken(NOTHING_TAKEN.into()));
+            return Err(CliError::NothingTaken(NOTHING_TAKEN_TEXT.into()));
         }
         Ok(())
     }
 
-    fn appender(&self) -> Result<KafkaAppender, Stop> {
-        let failed = |error: &dyn std::fmt::Display| Stop::Failed(error.to_string());
+    fn open_appender(&self) -> Result<KafkaAppender, CliError> {
+        let failed = |error: &dyn std::fmt::Display| CliError::Failed(error.to_string());
         let properties: BTreeMap<String, String> = self.properties.iter().cloned().collect();
-        let cluster = Cluster { brokers: self.brokers.clone(), properties };
-        let found = topics::describe(&cluster, &[&self.topic]).map_err(|error| failed(&error))?;
+        let cluster = KafkaCluster { brokers: self.brokers.clone(), properties };
+        let found = topic_admin::describe_topics(&cluster, &[&self.topic]).map_err(|error| failed(&error))?;
         if !matches!(found.get(&self.topic), Some(Some(_))) {
-            return Err(Stop::Failed(format!(
+            return Err(CliError::Failed(format!(
                 "{} does not have topic {}: make it",
                 self.brokers, self.topic
             )));
@@ -160,7 +161,7 @@ impl ProduceArgs {
                 RecordWriter::registered(&self.topic, &registry, &ReadOptions::default())
                     .map_err(|error| failed(&error))?
             }
-            (ValueFormat::Avro, None) => return Err(Stop::Usage("Avro needs --registry".into())),
+            (ValueFormat::Avro, None) => return Err(CliError::Usage("Avro needs --registry".into())),
             (ValueFormat::Json, _) => RecordWriter::json(),
         };
         let plan = AppendPlan {
@@ -172,24 +173,24 @@ impl ProduceArgs {
         KafkaAppender::new(&self.topic, &plan, writer).map_err(|error| failed(&error))
     }
 
-    fn files(&self) -> Result<Vec<Input>, Stop> {
+    fn input_files(&self) -> Result<Vec<InputFile>, CliError> {
         let input = |path: &PathBuf| {
-            let (path, format, compression) = file(path, self.format, None, "--format")?;
-            Ok(Input { path, format, compression })
+            let (path, format, compression) = parse_file_argument(path, self.format, None, "--format")?;
+            Ok(InputFile { path, format, compression })
         };
         self.files.iter().map(input).collect()
     }
 
-    fn file(
+    fn push_file(
         &self,
-        file: &Input,
+        file: &InputFile,
         options: &ReadOptions,
-        shift: Option<Shift>,
-        producing: &mut Producing,
-    ) -> Result<(), Stop> {
+        shift: Option<TimeShift>,
+        producing: &mut ProduceRun,
+    ) -> Result<(), CliError> {
         let name = file.name();
-        let failed = |error: &dyn std::fmt::Display| Stop::Failed(format!("{name}: {error}"));
-        let mut decoder = file.open(options).map_err(|error| failed(&error))?;
+        let failed = |error: &dyn std::fmt::Display| CliError::Failed(format!("{name}: {error}"));
+        let mut decoder = file.open_decoder(options).map_err(|error| failed(&error))?;
         // Whoever reads the topic reads what is written as readings are, and not what options say.
         let is_as_written = file.format == Format::Json && options.is_default() && shift.is_none();
         let as_it_is = is_as_written && self.value_format == ValueFormat::Json;
@@ -198,147 +199,163 @@ impl ProduceArgs {
             bytes.clear();
             let (city, refusal) = match decoder.next().map_err(|error| failed(&error))? {
                 None => {
-                    producing.notes.local_times += decoder.local_times();
+                    producing.read_statistics.local_times += decoder.local_times();
                     return Ok(());
                 }
                 Some(Ok(upsert)) => {
-                    let reading_at = shift.map_or(upsert.reading_at, |shift| shift.apply(upsert.reading_at));
+                    let reading_at =
+                        shift.map_or(upsert.reading_at, |shift| shift.apply_to(upsert.reading_at));
                     let upsert = Upsert { reading_at, ..upsert };
-                    producing.notes.humidities.note(&upsert);
-                    json_record(&Fields::of_upsert(&upsert), &mut bytes);
+                    producing.read_statistics.humidities.count_reading(&upsert);
+                    push_json_record(&RecordFields::from_upsert(&upsert), &mut bytes);
                     (Some(Box::from(upsert.city)), None)
                 }
                 Some(Err(refusal)) => (None, Some(refusal)),
             };
             if as_it_is {
-                producing.push(NewRecord::new(city.as_deref(), &*decoder.raw()))?;
+                producing.push_record(NewRecord::new(city.as_deref(), &*decoder.raw()))?;
             } else if let Some(refusal) = refusal {
-                producing.refused(&name, decoder.line(), &refusal);
+                producing.report_refusal(&name, decoder.line(), &refusal);
             } else {
-                producing.push(NewRecord::new(city.as_deref(), &*bytes))?;
+                producing.push_record(NewRecord::new(city.as_deref(), &*bytes))?;
             }
         }
     }
 }
 
 /// The options of made-up readings, where none is given.
-fn defaults() -> LogArgs {
+fn default_generator_args() -> GeneratorArgs {
     #[derive(Parser)]
-    struct Alone {
+    struct GeneratorArgsParser {
         #[command(flatten)]
-        log: LogArgs,
+        log: GeneratorArgs,
     }
-    Alone::parse_from(["generate"]).log
+    GeneratorArgsParser::parse_from(["generate"]).log
 }
 
 /// Records on their way.
-struct Producing {
+struct ProduceRun {
     appender: KafkaAppender,
-    pace: Option<Pace>,
+    pace: Option<RecordPace>,
     batch: Vec<NewRecord>,
-    under_way: usize,
-    heard: Receiver<(usize, Result<AppendReport, AppendError>)>,
-    hear: Sender<(usize, Result<AppendReport, AppendError>)>,
-    counts: Counts,
-    notes: ReadNotes,
+    appends_in_flight: usize,
+    append_results: Receiver<(usize, Result<AppendReport, AppendError>)>,
+    append_result_sender: Sender<(usize, Result<AppendReport, AppendError>)>,
+    counts: ProduceCounts,
+    read_statistics: ReadStatistics,
     bar: ProgressBar,
 }
 
 /// When records are due.
-struct Pace {
+struct RecordPace {
     rate: f64,
     start: Instant,
     records: u64,
 }
 
-impl Pace {
-    fn due(&self) -> Instant {
-        self.start + Wait::from_secs_f64(self.records as f64 / self.rate)
+impl RecordPace {
+    fn next_due(&self) -> Instant {
+        self.start + Duration::from_secs_f64(self.records as f64 / self.rate)
     }
 }
 
 #[derive(Default)]
-struct Counts {
+struct ProduceCounts {
     acknowledged: u64,
     not_acknowledged: u64,
     refused: u64,
 }
 
-impl Producing {
-    fn new(appender: KafkaAppender, rate: Option<f64>) -> Producing {
-        let (hear, heard) = mpsc::channel();
-        let pace = rate.map(|rate| Pace { rate, start: Instant::now(), records: 0 });
-        let (batch, counts, bar) = (Vec::with_capacity(RECORDS), Counts::default(), progress_bar());
-        let notes = ReadNotes::default();
-        Producing { appender, pace, batch, under_way: 0, heard, hear, counts, notes, bar }
+impl ProduceRun {
+    fn new(appender: KafkaAppender, rate: Option<f64>) -> ProduceRun {
+        let (append_result_sender, append_results) = mpsc::channel();
+        let pace = rate.map(|rate| RecordPace { rate, start: Instant::now(), records: 0 });
+        let (batch, counts, bar) =
+            (Vec::with_capacity(APPEND_RECORDS), ProduceCounts::default(), progress_bar());
+        let notes = ReadStatistics::default();
+        ProduceRun {
+            appender,
+            pace,
+            batch,
+            appends_in_flight: 0,
+            append_results,
+            append_result_sender,
+            counts,
+            read_statistics: notes,
+            bar,
+        }
     }
 
-    fn made_up(&mut self, generator: &Generator) -> Result<(), Stop> {
-        for delivery in generator.deliveries() {
+    fn push_generated(&mut self, generator: &Generator) -> Result<(), CliError> {
+        for delivery in generator.timed_records() {
             let mut bytes = Vec::with_capacity(160);
             delivery.record.push_json(&mut bytes);
             let city = match delivery.record {
-                Record::Upsert { city, .. } => Some(city),
-                Record::Invalid(BadReading { city, .. }) => city,
+                GeneratedRecord::Upsert { city, .. } => Some(city),
+                GeneratedRecord::Invalid(BadReading { city, .. }) => city,
             };
-            self.push(NewRecord::new(city, bytes))?;
+            self.push_record(NewRecord::new(city, bytes))?;
         }
         Ok(())
     }
 
-    fn push(&mut self, record: NewRecord) -> Result<(), Stop> {
+    fn push_record(&mut self, record: NewRecord) -> Result<(), CliError> {
         if let Some(pace) = &mut self.pace {
-            let due = pace.due();
+            let due = pace.next_due();
             pace.records += 1;
             let early = due.saturating_duration_since(Instant::now());
-            if early >= TICK {
-                self.flush()?;
+            if early >= PACE_INTERVAL {
+                self.append_batch()?;
                 thread::sleep(early);
             }
         }
         self.batch.push(record);
-        if self.batch.len() >= RECORDS { self.flush() } else { Ok(()) }
+        if self.batch.len() >= APPEND_RECORDS { self.append_batch() } else { Ok(()) }
     }
 
-    fn flush(&mut self) -> Result<(), Stop> {
+    fn append_batch(&mut self) -> Result<(), CliError> {
         if self.batch.is_empty() {
             return Ok(());
         }
-        let batch = std::mem::replace(&mut self.batch, Vec::with_capacity(RECORDS));
-        let (records, hear) = (batch.len(), self.hear.clone());
+        let batch = std::mem::replace(&mut self.batch, Vec::with_capacity(APPEND_RECORDS));
+        let (records, hear) = (batch.len(), self.append_result_sender.clone());
         // Whoever waited may have given up.
         self.appender.append(batch, Box::new(move |result| drop(hear.send((records, result)))));
-        self.under_way += 1;
-        self.hear(if self.under_way >= UNDER_WAY { LAST_WAIT } else { Wait::ZERO })
+        self.appends_in_flight += 1;
+        self.handle_append_results(if self.appends_in_flight >= MAX_APPENDS_IN_FLIGHT {
+            ACKNOWLEDGE_TIMEOUT
+        } else {
+            Duration::ZERO
+        })
     }
 
     /// Takes note of appends that have ended; waits for one.
-    fn hear(&mut self, mut wait: Wait) -> Result<(), Stop> {
+    fn handle_append_results(&mut self, mut wait: Duration) -> Result<(), CliError> {
         loop {
-            let (records, result) = match self.heard.recv_timeout(wait) {
+            let (records, result) = match self.append_results.recv_timeout(wait) {
                 Ok(heard) => heard,
                 Err(RecvTimeoutError::Timeout) if wait.is_zero() => return Ok(()),
-                Err(_) => return Err(Stop::Failed("the brokers do not acknowledge".into())),
+                Err(_) => return Err(CliError::Failed("the brokers do not acknowledge".into())),
             };
-            self.under_way -= 1;
-            wait = Wait::ZERO;
+            self.appends_in_flight -= 1;
+            wait = Duration::ZERO;
             match result {
                 Ok(_) => self.counts.acknowledged += records as u64,
                 Err(error) => {
                     self.counts.not_acknowledged += records as u64;
-                    return Err(Stop::Failed(error.to_string()));
+                    return Err(CliError::Failed(error.to_string()));
                 }
             }
             self.bar.set_position(self.counts.acknowledged);
         }
     }
 
-    fn wait_for_all(&mut self) -> Result<(), Stop> {
+    fn wait_for_all(&mut self) -> Result<(), CliError> {
         let mut first = Ok(());
-        while self.under_way > 0 {
-            let before = self.under_way;
-            first = first.and(self.hear(LAST_WAIT));
-            if self.under_way == before {
+        while self.appends_in_flight > 0 {
+            let before = self.appends_in_flight;
+            first = first.and(self.handle_append_results(ACKNOWLEDGE_TIMEOUT));
+            if self.appends_in_flight == before {
                 break;
             }
         }
@@ -346,9 +363,9 @@ impl Producing {
         first
     }
 
-    fn refused(&mut self, file: &str, line: u64, refusal: &Refusal) {
+    fn report_refusal(&mut self, file: &str, line: u64, refusal: &Refusal) {
         self.counts.refused += 1;
-        if self.counts.refused <= EXAMPLES {
+        if self.counts.refused <= MAX_SHOWN_REFUSALS {
             let shown = || {
                 let refused = format!("{file}:{line}: {refusal}");
                 writeln!(io::stderr(), "refused {}", printable(&refused))
@@ -358,14 +375,14 @@ impl Producing {
     }
 }
 
-impl Counts {
+impl ProduceCounts {
     /// On standard error; if that cannot be written, the work is done all the same.
-    fn report(&self, topic: &str, seconds: f64) -> io::Result<()> {
-        let mut parts = vec![format!("{} records acknowledged", number(self.acknowledged))];
+    fn report_counts(&self, topic: &str, seconds: f64) -> io::Result<()> {
+        let mut parts = vec![format!("{} records acknowledged", group_digits(self.acknowledged))];
         let rare = [(self.not_acknowledged, "not acknowledged"), (self.refused, "refused and left out")];
         let rare = rare.into_iter().filter(|(count, _)| *count > 0);
-        parts.extend(rare.map(|(count, what)| format!("{} {what}", number(count))));
-        let rate = number((self.acknowledged as f64 / seconds.max(1e-9)) as u64);
+        parts.extend(rare.map(|(count, what)| format!("{} {what}", group_digits(count))));
+        let rate = group_digits((self.acknowledged as f64 / seconds.max(1e-9)) as u64);
         writeln!(io::stderr(), "{topic}: {} in {seconds:.2} s, {rate} records/s", parts.join(", "))
     }
 }
@@ -386,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn readings_come_from_files_or_are_made_up() {
+    fn readings_come_from_files_or_generator() {
         assert!(args("a.csv").unwrap().log.is_none());
         assert!(args("--generate").unwrap().log.is_none());
         assert!(args("--generate --cities 7").unwrap().log.is_some());
@@ -395,12 +412,12 @@ mod tests {
             assert!(args(wrong).is_err(), "{wrong}");
         }
         let refused = args("a.csv --cities 7").unwrap().run();
-        assert!(matches!(refused, Err(Stop::Usage(_))), "{refused:?}");
-        defaults().generator().unwrap();
+        assert!(matches!(refused, Err(CliError::Usage(_))), "{refused:?}");
+        default_generator_args().into_generator().unwrap();
     }
 
     #[test]
-    fn rates_partitioners_and_properties_are_checked() {
+    fn rate_partitioner_and_properties_are_validated() {
         assert_eq!((rate("1000/s"), rate("0.5")), (Ok(1000.0), Ok(0.5)));
         for wrong in ["--rate 0", "--rate -1", "--rate x", "--partitioner random", "--property acks=0"] {
             assert!(args(&format!("a.csv {wrong}")).is_err(), "{wrong}");

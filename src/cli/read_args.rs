@@ -5,29 +5,29 @@ use std::path::PathBuf;
 use clap::Args;
 use jiff::tz::Offset;
 
-use super::Stop;
+use super::CliError;
 use crate::codec::{
-    ColumnNames, DecodeSettings, HumidityScale, Moisture, ReadOptions, RecordOptions, TextLayout, TimeFormat,
-    Units, WindUnits, parse_delimiter, parse_list,
+    ColumnNames, DecodeSettings, HumidityScale, InputTemperatureUnit, InputWindUnit, Moisture, ReadOptions,
+    RecordOptions, TextLayout, TimeFormat, parse_delimiter, parse_list,
 };
-use crate::model::LocalTime;
-use crate::model::time::{IanaZone, offset};
-use crate::sources::file::Input;
+use crate::model::LocalTimePolicy;
+use crate::model::time::{IanaZone, parse_offset};
+use crate::sources::file::InputFile;
 
 /// How the records of files are written, where it is not as swelter writes them itself.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "How the files are written")]
 pub struct ReadArgs {
     /// What a time without an offset is in, such as Z or -05:00; without it, such a reading is refused
-    #[arg(long, value_name = "OFFSET", value_parser = offset, allow_hyphen_values = true)]
+    #[arg(long, value_name = "OFFSET", value_parser = parse_offset, allow_hyphen_values = true)]
     assume_offset: Option<Offset>,
     /// The IANA time zone of times without an offset, such as America/New_York; of a time that its clocks show
     /// twice the earlier one is meant, and one that they skip is refused
-    #[arg(long, value_name = "ZONE", value_parser = IanaZone::named, conflicts_with = "assume_offset")]
+    #[arg(long, value_name = "ZONE", value_parser = IanaZone::from_name, conflicts_with = "assume_offset")]
     pub(super) time_zone: Option<IanaZone>,
     /// The unit of temperatures and dew points
     #[arg(long, default_value = "fahrenheit")]
-    units: Units,
+    units: InputTemperatureUnit,
     /// What says how moist the air is
     #[arg(long, default_value = "humidity")]
     moisture: Moisture,
@@ -36,7 +36,7 @@ pub struct ReadArgs {
     humidity: HumidityScale,
     /// The unit of wind speeds
     #[arg(long, default_value = "mph", value_name = "UNITS")]
-    wind_units: WindUnits,
+    wind_units: InputWindUnit,
     /// What is between the fields of CSV, as in ; or | or \t
     #[arg(long, value_name = "CHARACTER", value_parser = parse_delimiter)]
     delimiter: Option<u8>,
@@ -49,10 +49,10 @@ pub struct ReadArgs {
     columns: Option<ColumnNames>,
     /// What stands for nothing, as in M,T,NA,---
     #[arg(long, value_name = "TEXT,..", value_parser = list, allow_hyphen_values = true)]
-    null: Option<List>,
+    null: Option<ListArg>,
     /// What may stand behind a number of CSV, such as marks of its quality, as in s,V; with others it is refused
     #[arg(long, value_name = "TEXT,..", value_parser = list)]
-    flags: Option<List>,
+    flags: Option<ListArg>,
     /// How times are written: seconds or milliseconds since 1970, or a pattern of strptime, as in "%d.%m.%Y %H:%M"
     #[arg(long, value_name = "FORMAT")]
     time_format: Option<TimeFormat>,
@@ -61,7 +61,7 @@ pub struct ReadArgs {
     skip_lines: u32,
     /// The names of the columns of CSV without a header line
     #[arg(long, value_name = "NAME,..", value_parser = list)]
-    header: Option<List>,
+    header: Option<ListArg>,
     /// Each column of CSV but that of the time is a city, and this file has the humidities as the other has the temperatures
     #[arg(long, value_name = "FILE")]
     wide: Option<PathBuf>,
@@ -69,32 +69,32 @@ pub struct ReadArgs {
 
 /// A list is one value.
 #[derive(Clone, Debug)]
-struct List(Box<[String]>);
+struct ListArg(Box<[String]>);
 
-fn list(text: &str) -> Result<List, String> {
-    parse_list(text).map(List)
+fn list(text: &str) -> Result<ListArg, String> {
+    parse_list(text).map(ListArg)
 }
 
 impl ReadArgs {
-    pub(super) fn options(&self) -> ReadOptions {
+    pub(super) fn read_options(&self) -> ReadOptions {
         let local_time = match (self.assume_offset, self.time_zone) {
-            (Some(offset), _) => LocalTime::Offset(offset),
-            (None, Some(zone)) => LocalTime::Zone(zone),
-            (None, None) => LocalTime::Refuse,
+            (Some(offset), _) => LocalTimePolicy::Offset(offset),
+            (None, Some(zone)) => LocalTimePolicy::Zone(zone),
+            (None, None) => LocalTimePolicy::Refuse,
         };
-        let items = |list: &Option<List>| list.as_ref().map(|List(items)| items.clone());
+        let items = |list: &Option<ListArg>| list.as_ref().map(|ListArg(items)| items.clone());
         ReadOptions {
             settings: DecodeSettings {
                 local_time,
-                units: self.units,
+                temperature_unit: self.units,
                 moisture: self.moisture,
                 humidity: self.humidity,
-                wind_units: self.wind_units,
+                wind_unit: self.wind_units,
             },
             record: RecordOptions {
                 columns: self.columns.clone().unwrap_or_default(),
-                null: items(&self.null).unwrap_or_default(),
-                flags: items(&self.flags).unwrap_or_default(),
+                null_values: items(&self.null).unwrap_or_default(),
+                number_flags: items(&self.flags).unwrap_or_default(),
                 decimal_comma: self.decimal_comma,
                 time_format: self.time_format.clone().unwrap_or_default(),
             },
@@ -108,17 +108,17 @@ impl ReadArgs {
     }
 
     /// For these files: an option that could not be applied to one of them is refused.
-    pub(super) fn options_for(&self, files: &[Input]) -> Result<ReadOptions, Stop> {
-        let options = self.options();
+    pub(super) fn read_options_for(&self, files: &[InputFile]) -> Result<ReadOptions, CliError> {
+        let options = self.read_options();
         for file in files {
             options.check(file.format).map_err(|refused| {
-                Stop::Usage(format!("--{} {}", refused.key.replace('_', "-"), refused.problem))
+                CliError::Usage(format!("--{} {}", refused.key.replace('_', "-"), refused.problem))
             })?;
         }
         if options.record.columns.needs_file_name() && files.iter().any(|file| file.path.is_none()) {
             let problem =
                 "--columns city=@ is the name of the file, and standard input has none: write city=@NAME";
-            return Err(Stop::Usage(problem.into()));
+            return Err(CliError::Usage(problem.into()));
         }
         Ok(options)
     }

@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::{Stop, logging, unused_data_dir};
-use crate::cluster::supervisor::{self, Supervised, SupervisorError, SupervisorPlan};
-use crate::config::layers::Layers;
-use crate::config::{ClusterKeys, Config, ConfigError, ConfigErrors, Plan, make_cluster_secret};
-use crate::pipeline::live::{self, Joining, Stops, uses_data_dir};
+use super::{CliError, logging, unused_data_dir_error};
+use crate::cluster::supervisor::{self, SupervisorError, SupervisorLink, SupervisorPlan};
+use crate::config::layers::ConfigLayers;
+use crate::config::{ClusterConfig, Config, ConfigError, ConfigErrors, ServicePlan, make_cluster_secret};
+use crate::pipeline::live::{self, Membership, Shutdown, uses_data_dir};
 use crate::pipeline::permissions::{restrict_new_files, share_with_group, warn_where_open};
 use crate::pipeline::process_limits::{LimitError, OpenFiles, check_threads_of, limit_connections};
 
@@ -74,59 +74,60 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
-    pub(super) fn run(self) -> Result<(), Stop> {
-        let mut config = Config::load(&self.layers()).map_err(Stop::Config)?;
+    pub(super) fn run(self) -> Result<(), CliError> {
+        let mut config = Config::load(&self.config_layers()).map_err(CliError::Config)?;
         config.plan.adopt_logs = self.adopt_logs;
         if let Some(dir) = self.data_dir.as_ref().filter(|_| !uses_data_dir(&config.plan)) {
-            return Err(unused_data_dir(dir, "a journal"));
+            return Err(unused_data_dir_error(dir, "a journal"));
         }
         if self.check_config {
-            return print("ok\n");
+            return print_to_stdout("ok\n");
         }
         if self.print_config {
-            return print(&config.to_toml());
+            return print_to_stdout(&config.to_toml());
         }
-        let ClusterKeys { processes, process, .. } = config.plan.cluster;
-        logging::start(&config.log, process);
+        let ClusterConfig { processes, process, .. } = config.plan.cluster;
+        logging::start_logging(&config.logging, process);
         if process.is_none_or(|process| process == 0) && !self.supervised {
             for warning in config.warnings() {
                 tracing::warn!("{warning}");
             }
         }
         match process {
-            None if processes > 1 => supervise(config.plan),
-            process => match self.joining(&config.plan, process.unwrap_or(0))? {
-                Some(joining) => serve(config.plan, joining, |_| ()),
+            None if processes > 1 => run_supervisor(config.plan),
+            process => match self.join_cluster(&config.plan, process.unwrap_or(0))? {
+                Some(joining) => run_service(config.plan, joining, |_| ()),
                 None => Ok(()),
             },
         }
     }
 
     /// How this process finds the others; nothing where it was asked to stop before that.
-    fn joining(&self, plan: &Plan, process: usize) -> Result<Option<Joining>, Stop> {
+    fn join_cluster(&self, plan: &ServicePlan, process: usize) -> Result<Option<Membership>, CliError> {
         if plan.cluster.processes == 1 {
-            return Ok(Some(Joining::alone(plan)));
+            return Ok(Some(Membership::alone(plan)));
         }
         if self.supervised {
-            let stops = Stops::default();
-            let failed = |error| Stop::Failed(format!("the supervisor cannot be followed: {error}"));
+            let stops = Shutdown::default();
+            let failed = |error| CliError::Failed(format!("the supervisor cannot be followed: {error}"));
             // First of all: whoever ends all of the group ends this one in order.
             stops.catch_signals().map_err(failed)?;
-            let asked = stops.clone();
+            let stop_request = stops.clone();
             let supervised =
-                supervisor::follow(Arc::new(move || asked.ask()), &stops.flag()).map_err(failed)?;
-            let Some(Supervised { listener, hosts }) = supervised else { return Ok(None) };
-            let joining = one_of(plan, process, hosts)?;
-            return Ok(Some(Joining { listener: Some(listener), stops, ..joining }));
+                supervisor::follow_supervisor(Arc::new(move || stop_request.request_stop()), &stops.flag())
+                    .map_err(failed)?;
+            let Some(SupervisorLink { listener, hosts }) = supervised else { return Ok(None) };
+            let joining = member_of_hosts(plan, process, hosts)?;
+            return Ok(Some(Membership { listener: Some(listener), stops, ..joining }));
         }
         if plan.cluster.hosts.is_empty() {
             let problem = "cluster.hosts is empty: name a file with host:port of each process, one a line";
-            return Err(Stop::Usage(problem.into()));
+            return Err(CliError::Usage(problem.into()));
         }
-        one_of(plan, process, plan.cluster.hosts.clone()).map(Some)
+        member_of_hosts(plan, process, plan.cluster.hosts.clone()).map(Some)
     }
 
-    fn layers(&self) -> Layers {
+    fn config_layers(&self) -> ConfigLayers {
         let start = match (self.takeover, self.standby) {
             (true, _) => Some("takeover".to_owned()),
             (_, true) => Some("standby".to_owned()),
@@ -143,31 +144,32 @@ impl RunArgs {
             ("cluster.process", "--process", &self.process),
             ("cluster.hosts", "--hosts", &self.hosts),
         ];
-        let given =
+        let given_flag =
             |(key, flag, value): (&str, _, &Option<String>)| Some((key.to_owned(), flag, value.clone()?));
-        Layers {
+        ConfigLayers {
             file: self.config.clone(),
             environment: std::env::vars_os().collect(),
-            flags: flags.into_iter().filter_map(given).collect(),
+            flags: flags.into_iter().filter_map(given_flag).collect(),
         }
     }
 }
 
 /// Files that cannot be used are an error of the configuration: a supervisor does not try again.
-fn one_of(plan: &Plan, process: usize, hosts: Vec<String>) -> Result<Joining, Stop> {
-    Joining::one_of(plan, process, hosts).map_err(|error| {
+fn member_of_hosts(plan: &ServicePlan, process: usize, hosts: Vec<String>) -> Result<Membership, CliError> {
+    Membership::one_of(plan, process, hosts).map_err(|error| {
         let error = ConfigError { key: None, origin: None, problem: error.to_string() };
-        Stop::Config(ConfigErrors(vec![error]))
+        CliError::Config(ConfigErrors(vec![error]))
     })
 }
 
 /// Starts a cluster on this host, by this program and its arguments.
-fn supervise(mut plan: Plan) -> Result<(), Stop> {
+fn run_supervisor(mut plan: ServicePlan) -> Result<(), CliError> {
     // Its processes have the same limits, and would refuse them one by one.
-    limit_connections(&mut plan).map_err(|error| Stop::Failed(error.to_string()))?;
-    let secret = plan.cluster.secret.clone().map_or_else(make_cluster_secret, Ok).map_err(Stop::Failed)?;
+    limit_connections(&mut plan).map_err(|error| CliError::Failed(error.to_string()))?;
+    let secret =
+        plan.cluster.secret.clone().map_or_else(make_cluster_secret, Ok).map_err(CliError::Failed)?;
     let program = supervisor::this_program()
-        .map_err(|error| Stop::Failed(format!("this program is not found: {error}")))?;
+        .map_err(|error| CliError::Failed(format!("this program is not found: {error}")))?;
     let supervised = SupervisorPlan {
         program,
         processes: plan.cluster.processes,
@@ -175,16 +177,20 @@ fn supervise(mut plan: Plan) -> Result<(), Stop> {
         listen: plan.serve.listen,
         secret,
     };
-    let announce = |line: &str| drop(print(&format!("{line}\n")));
-    supervisor::run(supervised, announce).map_err(|error| match error {
-        error @ SupervisorError::TakenOver => Stop::TakenOver(error.to_string()),
-        error => Stop::Failed(error.to_string()),
+    let announce = |line: &str| drop(print_to_stdout(&format!("{line}\n")));
+    supervisor::run_supervisor(supervised, announce).map_err(|error| match error {
+        error @ SupervisorError::TakenOver => CliError::TakenOver(error.to_string()),
+        error => CliError::Failed(error.to_string()),
     })
 }
 
 /// Runs the service, and says on standard output where; `then` hears the address as a URL after that.
-pub(super) fn serve(mut plan: Plan, joining: Joining, then: impl FnOnce(&str)) -> Result<(), Stop> {
-    let refused = |error: LimitError| Stop::Failed(error.to_string());
+pub(super) fn run_service(
+    mut plan: ServicePlan,
+    joining: Membership,
+    then: impl FnOnce(&str),
+) -> Result<(), CliError> {
+    let refused = |error: LimitError| CliError::Failed(error.to_string());
     let OpenFiles { limit, reserve, connections } = limit_connections(&mut plan).map_err(refused)?;
     check_threads_of(&plan).map_err(refused)?;
     tracing::info!(
@@ -200,18 +206,20 @@ pub(super) fn serve(mut plan: Plan, joining: Joining, then: impl FnOnce(&str)) -
     let announce = |address: SocketAddr| {
         let url = format!("{scheme}://{address}");
         // Nobody has to read it.
-        let _ = print(&format!("listening on {url}\n"));
+        let _ = print_to_stdout(&format!("listening on {url}\n"));
         then(&url);
     };
     live::run(plan, joining, announce).map_err(|error| match error {
-        error if error.is_takeover() => Stop::TakenOver(error.to_string()),
-        error => Stop::Failed(error.to_string()),
+        error if error.is_takeover() => CliError::TakenOver(error.to_string()),
+        error => CliError::Failed(error.to_string()),
     })
 }
 
-fn print(text: &str) -> Result<(), Stop> {
+fn print_to_stdout(text: &str) -> Result<(), CliError> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|error| Stop::writing(None, &error))
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(|error| CliError::write_error(None, &error))
 }
 
 #[cfg(test)]
@@ -230,10 +238,10 @@ mod tests {
     }
 
     #[test]
-    fn flags_are_the_last_layer() {
+    fn flags_override_other_config_layers() {
         let layers =
-            args("--listen 127.0.0.1:0 --data-dir d --workers 2 --formula lu-romps").unwrap().layers();
-        let config = Config::load(&Layers { environment: Vec::new(), ..layers }).unwrap();
+            args("--listen 127.0.0.1:0 --data-dir d --workers 2 --formula lu-romps").unwrap().config_layers();
+        let config = Config::load(&ConfigLayers { environment: Vec::new(), ..layers }).unwrap();
         let plan = config.plan;
         assert_eq!(plan.serve.listen, "127.0.0.1:0".parse().unwrap());
         assert_eq!((plan.data_dir, plan.workers), (PathBuf::from("d"), 2));
@@ -241,9 +249,10 @@ mod tests {
     }
 
     #[test]
-    fn wrong_flags_are_errors_of_the_configuration() {
-        let layers = args("--listen here --workers 0").unwrap().layers();
-        let errors = Config::load(&Layers { environment: Vec::new(), ..layers }).unwrap_err().to_string();
+    fn invalid_flags_are_config_errors() {
+        let layers = args("--listen here --workers 0").unwrap().config_layers();
+        let errors =
+            Config::load(&ConfigLayers { environment: Vec::new(), ..layers }).unwrap_err().to_string();
         assert!(
             errors.contains("workers (--workers)") && errors.contains("serve.listen (--listen)"),
             "{errors}"

@@ -8,28 +8,28 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration as Wait, Instant};
+use std::time::{Duration, Instant};
 
-use super::guests::{Guest, Guests};
 use super::handshake::{self, Caller, Purpose, Verdict};
 use super::link::{LinkPlan, Peer};
 use super::stranger_log::StrangerLog;
 use super::stream::PeerStream;
 use super::tls::TlsFailure;
+use super::unproven_connections::{UnprovenConnection, UnprovenConnections};
 use super::{ClusterError, ClusterPlan, StopFlag};
 use crate::model::Topology;
-use crate::panics::{self, Scope, fail_point};
+use crate::panics::{self, PanicScope, panic_point};
 
 /// Between two looks for connections, at the start and later.
-const LOOK: Wait = Wait::from_millis(5);
-const LATE_LOOK: Wait = Wait::from_millis(100);
+const ACCEPT_INTERVAL: Duration = Duration::from_millis(5);
+const LATE_ACCEPT_INTERVAL: Duration = Duration::from_millis(100);
 /// Connections that are taken between two looks once nobody is expected any more.
-const LATE_CALLS: usize = 16;
+const MAX_LATE_CALLS: usize = 16;
 
 /// Listens until it is dropped.
-pub(super) struct Acceptor(Arc<Room>);
+pub(super) struct Acceptor(Arc<AcceptorState>);
 
-struct Room {
+struct AcceptorState {
     plan: ClusterPlan,
     links: LinkPlan,
     stage: Mutex<Stage>,
@@ -60,11 +60,11 @@ impl Acceptor {
     ) -> Result<Acceptor, ClusterError> {
         let threads = |error: io::Error| ClusterError::Threads(Arc::new(error));
         listener.set_nonblocking(true).map_err(threads)?;
-        let is_first = plan.topology.is_first();
+        let is_first = plan.topology.is_first_process();
         let stage = if is_first { Stage::Meeting(BTreeMap::new()) } else { Stage::Starting };
         let (plan, links) = (plan.clone(), links.clone());
         let (strangers, ended) = (StrangerLog::default(), AtomicBool::new(false));
-        let room = Arc::new(Room { plan, links, stage: Mutex::new(stage), strangers, ended });
+        let room = Arc::new(AcceptorState { plan, links, stage: Mutex::new(stage), strangers, ended });
         let accepting = Arc::clone(&room);
         let accept = move || accept(&accepting, &listener);
         thread::Builder::new().name("acceptor".into()).spawn(accept).map_err(threads)?;
@@ -72,10 +72,10 @@ impl Acceptor {
     }
 
     /// At process 0: waits until all others have come, and are there still.
-    pub fn meet(&self, stop: &StopFlag) -> Result<(), ClusterError> {
-        self.wait(stop, 1, |stage| match stage {
+    pub fn wait_for_peers(&self, stop: &StopFlag) -> Result<(), ClusterError> {
+        self.wait_for_stage(stop, 1, |stage| match stage {
             Stage::Meeting(peers) => {
-                peers.retain(|_, peer| peer.lives());
+                peers.retain(|_, peer| peer.is_alive());
                 peers.keys().copied().collect()
             }
             _ => Vec::new(),
@@ -97,7 +97,7 @@ impl Acceptor {
 
     /// Waits until they all have: the cluster runs.
     pub fn take_workers(&self, stop: &StopFlag) -> Result<BTreeMap<usize, PeerStream>, ClusterError> {
-        self.wait(stop, self.0.plan.topology.process + 1, |stage| match stage {
+        self.wait_for_stage(stop, self.0.plan.topology.process + 1, |stage| match stage {
             Stage::Connecting { come, .. } => come.keys().copied().collect(),
             _ => Vec::new(),
         })?;
@@ -112,7 +112,7 @@ impl Acceptor {
     }
 
     /// Until all from `first` on are `there`.
-    fn wait(
+    fn wait_for_stage(
         &self,
         stop: &StopFlag,
         first: usize,
@@ -130,7 +130,7 @@ impl Acceptor {
             if Instant::now() >= deadline {
                 return Err(ClusterError::NotCome(missing, topology.processes, connect_time.as_secs()));
             }
-            thread::sleep(LOOK);
+            thread::sleep(ACCEPT_INTERVAL);
         }
     }
 }
@@ -141,42 +141,43 @@ impl Drop for Acceptor {
     }
 }
 
-impl Room {
+impl AcceptorState {
     fn stage(&self) -> MutexGuard<'_, Stage> {
         self.stage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn hear(
+    fn on_connection(
         &self,
         socket: TcpStream,
-        guest: &Guest,
+        guest: &UnprovenConnection,
         deadline: Instant,
     ) -> Result<(PeerStream, Caller), String> {
-        fail_point("handshake");
-        super::prepare(&socket).map_err(|error| error.to_string())?;
+        panic_point("handshake");
+        super::configure_socket(&socket).map_err(|error| error.to_string())?;
         let mut stream = match &self.plan.tls {
             None => PeerStream::Plain(socket),
             Some(tls) => PeerStream::Tls(tls.accept(socket, deadline).map_err(TlsFailure::into_text)?),
         };
-        let caller = handshake::answer(&mut stream, &self.plan, &guest.proven, deadline)?;
+        let caller = handshake::answer_handshake(&mut stream, &self.plan, &guest.proven, deadline)?;
         Ok((stream, caller))
     }
 
     /// Hears who a guest is, and takes it in or tells it why not.
-    fn greet(&self, socket: TcpStream, guest: &Guest) -> Result<(), String> {
-        let deadline = Instant::now() + handshake::TIME;
+    fn shake_hands(&self, socket: TcpStream, guest: &UnprovenConnection) -> Result<(), String> {
+        let deadline = Instant::now() + handshake::HANDSHAKE_TIMEOUT;
         // What a stranger says reaches nothing that is not its own.
-        let heard = panics::catch(Scope::Handshake, || self.hear(socket, guest, deadline));
+        let heard =
+            panics::catch_panic(PanicScope::Handshake, || self.on_connection(socket, guest, deadline));
         let (mut stream, caller) = heard.map_err(|panicked| panicked.to_string())??;
         // Under the lock, so that of two that say the same number one is taken in.
         let mut stage = self.stage();
-        let verdict = stage.judge(self.plan.topology, &caller);
+        let verdict = stage.verdict_on(self.plan.topology, &caller);
         if verdict == Verdict::Welcome {
-            handshake::reply(&mut stream, &verdict, deadline)?;
-            return stage.take_in(&caller, stream, &self.links).map_err(|error| error.to_string());
+            handshake::send_verdict(&mut stream, &verdict, deadline)?;
+            return stage.admit_peer(&caller, stream, &self.links).map_err(|error| error.to_string());
         }
         drop(stage);
-        handshake::reply(&mut stream, &verdict, deadline)?;
+        handshake::send_verdict(&mut stream, &verdict, deadline)?;
         match verdict {
             Verdict::Refused(why) => Err(why),
             Verdict::Welcome | Verdict::NotYet(_) | Verdict::Taken(_) => Ok(()),
@@ -185,9 +186,9 @@ impl Room {
 }
 
 impl Stage {
-    fn judge(&self, topology: Topology, Caller { process, purpose }: &Caller) -> Verdict {
+    fn verdict_on(&self, topology: Topology, Caller { process, purpose }: &Caller) -> Verdict {
         let first = match purpose {
-            Purpose::Link if topology.is_first() => 1,
+            Purpose::Link if topology.is_first_process() => 1,
             Purpose::Link => topology.processes,
             Purpose::Data { .. } => topology.process + 1,
         };
@@ -196,9 +197,10 @@ impl Stage {
             return Verdict::Refused(format!("process {process} is not expected by process {ours}"));
         }
         match (self, purpose) {
-            (Stage::Meeting(peers), Purpose::Link) => match peers.get(process).filter(|peer| peer.lives()) {
+            (Stage::Meeting(peers), Purpose::Link) => match peers.get(process).filter(|peer| peer.is_alive())
+            {
                 None => Verdict::Welcome,
-                Some(_) => Verdict::Taken(taken(*process)),
+                Some(_) => Verdict::Taken(already_connected(*process)),
             },
             (Stage::Connecting { generation: ours, .. }, Purpose::Data { generation: theirs }) => {
                 match ours == theirs {
@@ -211,14 +213,16 @@ impl Stage {
             (Stage::Meeting(_) | Stage::Starting, Purpose::Data { .. }) => {
                 Verdict::NotYet(format!("process {process} is at another point of its start"))
             }
-            (Stage::Starting | Stage::Connecting { .. }, Purpose::Link) => Verdict::Taken(taken(*process)),
+            (Stage::Starting | Stage::Connecting { .. }, Purpose::Link) => {
+                Verdict::Taken(already_connected(*process))
+            }
             (Stage::Running { generation }, _) => {
                 Verdict::Taken(format!("the cluster already runs as generation {generation}"))
             }
         }
     }
 
-    fn take_in(&mut self, caller: &Caller, stream: PeerStream, links: &LinkPlan) -> io::Result<()> {
+    fn admit_peer(&mut self, caller: &Caller, stream: PeerStream, links: &LinkPlan) -> io::Result<()> {
         match self {
             Stage::Meeting(peers) => {
                 let peer = Peer::start(caller.process, stream, links)?;
@@ -232,27 +236,27 @@ impl Stage {
     }
 }
 
-fn taken(process: usize) -> String {
+fn already_connected(process: usize) -> String {
     format!("another process {process} has come already: give each a --process of its own")
 }
 
-fn accept(room: &Arc<Room>, listener: &TcpListener) {
-    let (mut guests, mut late_calls) = (Guests::default(), 0);
+fn accept(room: &Arc<AcceptorState>, listener: &TcpListener) {
+    let (mut guests, mut late_calls) = (UnprovenConnections::default(), 0);
     let has_ended = || room.ended.load(Ordering::Relaxed);
     while !has_ended() {
-        room.strangers.catch_up();
+        room.strangers.log_if_due();
         let is_late = matches!(&*room.stage(), Stage::Running { .. });
-        let accepted = match is_late && late_calls >= LATE_CALLS {
+        let accepted = match is_late && late_calls >= MAX_LATE_CALLS {
             true => Err(io::ErrorKind::WouldBlock.into()),
             false => listener.accept(),
         };
         match accepted {
             Ok((socket, from)) => {
                 late_calls += 1;
-                while !guests.make_room() && !has_ended() {
-                    thread::sleep(LOOK);
+                while !guests.evict_if_full() && !has_ended() {
+                    thread::sleep(ACCEPT_INTERVAL);
                 }
-                match begin(room, socket, from) {
+                match spawn_handshake(room, socket, from) {
                     Ok(guest) => guests.add(guest),
                     Err(error) => room.strangers.refuse(Some(from), format!("it is dropped: {error}")),
                 }
@@ -262,17 +266,21 @@ fn accept(room: &Arc<Room>, listener: &TcpListener) {
                     room.strangers.refuse(None, format!("none can be taken: {error}"));
                 }
                 late_calls = 0;
-                thread::sleep(if is_late { LATE_LOOK } else { LOOK });
+                thread::sleep(if is_late { LATE_ACCEPT_INTERVAL } else { ACCEPT_INTERVAL });
             }
         }
     }
 }
 
-fn begin(room: &Arc<Room>, socket: TcpStream, from: SocketAddr) -> io::Result<Arc<Guest>> {
-    let guest = Arc::new(Guest::new(socket.try_clone()?, from.ip()));
+fn spawn_handshake(
+    room: &Arc<AcceptorState>,
+    socket: TcpStream,
+    from: SocketAddr,
+) -> io::Result<Arc<UnprovenConnection>> {
+    let guest = Arc::new(UnprovenConnection::new(socket.try_clone()?, from.ip()));
     let (room, greeted) = (Arc::clone(room), Arc::clone(&guest));
     thread::Builder::new().name("handshake".into()).spawn(move || {
-        if let Err(why) = room.greet(socket, &greeted) {
+        if let Err(why) = room.shake_hands(socket, &greeted) {
             if greeted.proven.load(Ordering::Relaxed) {
                 tracing::warn!(%from, "a process of the cluster is refused: {why}");
             } else {

@@ -32,7 +32,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration as Wait, Instant};
+use std::time::{Duration, Instant};
 
 use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
@@ -48,13 +48,13 @@ use crate::model::Topology;
 const PROTOCOL: &str = "swelter cluster ";
 const MAGIC: &str = "swelter cluster 2";
 /// All of a handshake, however little is said at a time.
-pub const TIME: Wait = Wait::from_secs(5);
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest line of one that has not proved that it knows the secret.
-const UNPROVEN_LINE: usize = 4 * 1024;
+const MAX_UNPROVEN_LINE: usize = 4 * 1024;
 /// A line holds the whole configuration.
-const LINE: usize = 1 << 20;
+const MAX_LINE: usize = 1 << 20;
 /// Bytes looked at for a line's end at once.
-const PIECE: usize = 4 * 1024;
+const READ_SIZE: usize = 4 * 1024;
 /// Of a nonce, before it is written as hexadecimal digits.
 const NONCE_BYTES: usize = 16;
 /// What is shown of what was said by one that has proved nothing.
@@ -127,7 +127,7 @@ pub struct Caller {
 
 /// Why a call came to nothing.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Failure {
+pub enum HandshakeFailure {
     /// It is of no use to call again.
     Refused(String),
     /// It is, until whoever was there before counts as gone.
@@ -138,27 +138,28 @@ pub enum Failure {
     Unproven(String),
 }
 
-impl From<String> for Failure {
-    fn from(why: String) -> Failure {
-        Failure::Broken(why)
+impl From<String> for HandshakeFailure {
+    fn from(why: String) -> HandshakeFailure {
+        HandshakeFailure::Broken(why)
     }
 }
 
-impl From<TlsFailure> for Failure {
-    fn from(failure: TlsFailure) -> Failure {
+impl From<TlsFailure> for HandshakeFailure {
+    fn from(failure: TlsFailure) -> HandshakeFailure {
         match failure {
-            TlsFailure::Refused(why) => Failure::Refused(why),
-            TlsFailure::Broken(why) => Failure::Broken(why),
+            TlsFailure::Refused(why) => HandshakeFailure::Refused(why),
+            TlsFailure::Broken(why) => HandshakeFailure::Broken(why),
         }
     }
 }
 
-impl Failure {
+impl HandshakeFailure {
     fn into_text(self) -> String {
         match self {
-            Failure::Refused(why) | Failure::Taken(why) | Failure::Broken(why) | Failure::Unproven(why) => {
-                why
-            }
+            HandshakeFailure::Refused(why)
+            | HandshakeFailure::Taken(why)
+            | HandshakeFailure::Broken(why)
+            | HandshakeFailure::Unproven(why) => why,
         }
     }
 }
@@ -179,10 +180,10 @@ impl Hello {
                 env!("CARGO_PKG_VERSION")
             ));
         }
-        if (ours.processes, ours.workers) != (theirs.processes, theirs.workers) {
+        if (ours.processes, ours.workers_per_process) != (theirs.processes, theirs.workers_per_process) {
             return Some(format!(
                 "process {who} counts {} processes of {} workers, this one {} of {}: give all the same --processes and --workers",
-                theirs.processes, theirs.workers, ours.processes, ours.workers
+                theirs.processes, theirs.workers_per_process, ours.processes, ours.workers_per_process
             ));
         }
         (self.to != ours.process).then(|| {
@@ -210,84 +211,86 @@ fn disagreement(
 }
 
 /// Says who we are, to a process that is expected to be `process`.
-pub fn call(
+pub fn start_handshake(
     stream: &mut PeerStream,
     plan: &ClusterPlan,
     purpose: &Purpose,
     process: usize,
     deadline: Instant,
-) -> Result<(), Failure> {
+) -> Result<(), HandshakeFailure> {
     let binding = stream.channel_binding()?;
-    let mut talk = Talk { stream, deadline };
-    let said = talk.say(&Hello::new(plan, purpose.clone(), process)?)?;
-    let nonce = match talk.hear(UNPROVEN_LINE)?.0 {
+    let mut talk = HandshakeLines { stream, deadline };
+    let said = talk.send_line(&Hello::new(plan, purpose.clone(), process)?)?;
+    let nonce = match talk.receive_line(MAX_UNPROVEN_LINE)?.0 {
         Reply::Challenge { nonce } if unhex(&nonce).is_some_and(|bytes| bytes.len() == NONCE_BYTES) => nonce,
         reply => return Err(unproven(reply)),
     };
-    talk.say(&Proof { proof: prove(&plan.secret, &proved(Side::Caller, &binding, &nonce, &said)) })?;
-    match talk.hear(UNPROVEN_LINE)?.0 {
+    talk.send_line(&Proof {
+        proof: prove(&plan.secret, &proof_input(Side::Caller, &binding, &nonce, &said)),
+    })?;
+    match talk.receive_line(MAX_UNPROVEN_LINE)?.0 {
         Reply::Proven { proof } => {
-            let says = proved(Side::Listener { process }, &binding, &nonce, &said);
+            let says = proof_input(Side::Listener { process }, &binding, &nonce, &said);
             if !proves(&plan.secret, &says, &proof) {
                 let why =
                     "who listens there does not know the cluster secret, whatever it says: look who that is";
-                return Err(Failure::Unproven(why.into()));
+                return Err(HandshakeFailure::Unproven(why.into()));
             }
         }
         reply => return Err(unproven(reply)),
     }
-    talk.say(&plan.agreement)?;
-    match talk.hear(LINE)?.0 {
+    talk.send_line(&plan.agreement)?;
+    match talk.receive_line(MAX_LINE)?.0 {
         Reply::Verdict(Verdict::Welcome) => Ok(()),
         reply => Err(failure(reply)),
     }
 }
 
-fn failure(reply: Reply) -> Failure {
+fn failure(reply: Reply) -> HandshakeFailure {
     match reply {
-        Reply::Verdict(Verdict::Refused(why)) => Failure::Refused(why),
-        Reply::Verdict(Verdict::Taken(why)) => Failure::Taken(why),
-        Reply::Verdict(Verdict::NotYet(why)) => Failure::Broken(why),
+        Reply::Verdict(Verdict::Refused(why)) => HandshakeFailure::Refused(why),
+        Reply::Verdict(Verdict::Taken(why)) => HandshakeFailure::Taken(why),
+        Reply::Verdict(Verdict::NotYet(why)) => HandshakeFailure::Broken(why),
         Reply::Verdict(Verdict::Welcome) | Reply::Challenge { .. } | Reply::Proven { .. } => {
-            Failure::Broken("it does not keep to the protocol of a cluster".into())
+            HandshakeFailure::Broken("it does not keep to the protocol of a cluster".into())
         }
     }
 }
 
 /// Whoever that is: it may not even be one of ours.
-fn unproven(reply: Reply) -> Failure {
+fn unproven(reply: Reply) -> HandshakeFailure {
     match reply {
         Reply::Verdict(Verdict::Refused(why) | Verdict::Taken(why) | Verdict::NotYet(why)) => {
             let why: String = why.chars().take(QUOTED_CHARS).collect();
-            Failure::Unproven(format!("who listens there has proved nothing, and says {why:?}"))
+            HandshakeFailure::Unproven(format!("who listens there has proved nothing, and says {why:?}"))
         }
         Reply::Proven { .. } | Reply::Challenge { .. } | Reply::Verdict(Verdict::Welcome) => {
-            Failure::Unproven("who listens there has proved nothing".into())
+            HandshakeFailure::Unproven("who listens there has proved nothing".into())
         }
     }
 }
 
 /// Finds out who calls, and tells those that differ in what; `proven` says once it knows the secret. The caller waits for a
 /// [`reply`].
-pub fn answer(
+pub fn answer_handshake(
     stream: &mut PeerStream,
     plan: &ClusterPlan,
     proven: &AtomicBool,
     deadline: Instant,
 ) -> Result<Caller, String> {
     let binding = stream.channel_binding()?;
-    let mut talk = Talk { stream, deadline };
+    let mut talk = HandshakeLines { stream, deadline };
     let answered = authenticate(&mut talk, plan, proven, &binding);
-    answered.map_err(Failure::into_text)
+    answered.map_err(HandshakeFailure::into_text)
 }
 
 fn authenticate(
-    talk: &mut Talk<'_>,
+    talk: &mut HandshakeLines<'_>,
     plan: &ClusterPlan,
     proven: &AtomicBool,
     binding: &[u8],
-) -> Result<Caller, Failure> {
-    let (Protocol { magic }, said) = talk.hear(UNPROVEN_LINE)?;
+) -> Result<Caller, HandshakeFailure> {
+    let (Protocol { magic }, said) = talk.receive_line(MAX_UNPROVEN_LINE)?;
     if magic != MAGIC {
         let why = "it is no process of a cluster of this protocol: use one version of swelter";
         return if magic.starts_with(PROTOCOL) {
@@ -299,16 +302,16 @@ fn authenticate(
     let hello: Hello = serde_json::from_slice(&said).map_err(|_| no_protocol(&said))?;
     let (ours, process) = (plan.topology.process, hello.topology.process);
     let fresh = nonce()?;
-    talk.say(&Reply::Challenge { nonce: fresh.clone() })?;
-    let (Proof { proof }, _) = talk.hear(UNPROVEN_LINE)?;
-    if !proves(&plan.secret, &proved(Side::Caller, binding, &fresh, &said), &proof) {
+    talk.send_line(&Reply::Challenge { nonce: fresh.clone() })?;
+    let (Proof { proof }, _) = talk.receive_line(MAX_UNPROVEN_LINE)?;
+    if !proves(&plan.secret, &proof_input(Side::Caller, binding, &fresh, &said), &proof) {
         return talk.refuse(format!("process {process} does not know the cluster secret of process {ours}"));
     }
     proven.store(true, Ordering::Relaxed);
-    let says = proved(Side::Listener { process: ours }, binding, &fresh, &said);
-    talk.say(&Reply::Proven { proof: prove(&plan.secret, &says) })?;
+    let says = proof_input(Side::Listener { process: ours }, binding, &fresh, &said);
+    talk.send_line(&Reply::Proven { proof: prove(&plan.secret, &says) })?;
     // All that it has to say is heard before it is refused: what is not read when a socket is closed resets the connection.
-    let (theirs, _) = talk.hear(LINE)?;
+    let (theirs, _) = talk.receive_line(MAX_LINE)?;
     let differs = hello.mismatch(plan).or_else(|| disagreement(process, &plan.agreement, &theirs));
     if let Some(why) = differs {
         return talk.refuse(why);
@@ -323,9 +326,9 @@ fn authenticate(
 }
 
 /// Tells a caller what becomes of its call.
-pub fn reply(stream: &mut PeerStream, verdict: &Verdict, deadline: Instant) -> Result<(), String> {
-    let said = Talk { stream, deadline }.say(&Reply::Verdict(verdict.clone()));
-    said.map(drop).map_err(Failure::into_text)
+pub fn send_verdict(stream: &mut PeerStream, verdict: &Verdict, deadline: Instant) -> Result<(), String> {
+    let said = HandshakeLines { stream, deadline }.send_line(&Reply::Verdict(verdict.clone()));
+    said.map(drop).map_err(HandshakeFailure::into_text)
 }
 
 /// Who proves that it knows the secret.
@@ -336,7 +339,7 @@ enum Side {
 }
 
 /// What one side proves: the listener's nonce and all that the caller has said, its own nonce in it, just as it came.
-fn proved(side: Side, binding: &[u8], nonce: &str, hello: &[u8]) -> Vec<u8> {
+fn proof_input(side: Side, binding: &[u8], nonce: &str, hello: &[u8]) -> Vec<u8> {
     let side = match side {
         Side::Caller => "caller".to_owned(),
         Side::Listener { process } => format!("listener {process}"),
@@ -373,32 +376,35 @@ fn proves(secret: &[u8], said: &[u8], proof: &str) -> bool {
 }
 
 /// Lines to and from the other end, until the deadline of all of them.
-struct Talk<'a> {
+struct HandshakeLines<'a> {
     stream: &'a mut PeerStream,
     deadline: Instant,
 }
 
-impl Talk<'_> {
-    fn left(&self) -> Result<Wait, Failure> {
+impl HandshakeLines<'_> {
+    fn time_left(&self) -> Result<Duration, HandshakeFailure> {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(too_slow().into()) } else { Ok(left) }
+        if left.is_zero() { Err(handshake_timed_out().into()) } else { Ok(left) }
     }
 
     /// Gives the line that it has written.
-    fn say(&mut self, said: &impl Serialize) -> Result<Vec<u8>, Failure> {
+    fn send_line(&mut self, said: &impl Serialize) -> Result<Vec<u8>, HandshakeFailure> {
         let mut line = serde_json::to_vec(said).map_err(|error| error.to_string())?;
         line.push(b'\n');
-        self.stream.socket().set_write_timeout(Some(self.left()?)).map_err(failed)?;
+        self.stream.socket().set_write_timeout(Some(self.time_left()?)).map_err(failed)?;
         self.stream.write_all(&line).map_err(failed)?;
         line.pop();
         Ok(line)
     }
 
     /// Reads a line and not a byte more: what follows may be of another protocol.
-    fn hear<T: DeserializeOwned>(&mut self, longest: usize) -> Result<(T, Vec<u8>), Failure> {
-        let (mut line, mut piece) = (Vec::new(), [0u8; PIECE]);
+    fn receive_line<T: DeserializeOwned>(
+        &mut self,
+        longest: usize,
+    ) -> Result<(T, Vec<u8>), HandshakeFailure> {
+        let (mut line, mut piece) = (Vec::new(), [0u8; READ_SIZE]);
         loop {
-            self.stream.socket().set_read_timeout(Some(self.left()?)).map_err(failed)?;
+            self.stream.socket().set_read_timeout(Some(self.time_left()?)).map_err(failed)?;
             let there = match self.stream.peek(&mut piece) {
                 // By a signal, which a socket with a timeout does not hide.
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -426,8 +432,8 @@ impl Talk<'_> {
         Ok((said.map_err(|_| no_protocol(&line))?, line))
     }
 
-    fn refuse<T>(&mut self, why: String) -> Result<T, Failure> {
-        self.say(&Reply::Verdict(Verdict::Refused(why.clone())))?;
+    fn refuse<T>(&mut self, why: String) -> Result<T, HandshakeFailure> {
+        self.send_line(&Reply::Verdict(Verdict::Refused(why.clone())))?;
         Err(why.into())
     }
 }
@@ -440,11 +446,11 @@ pub(crate) fn fuzz_line(line: &[u8]) -> bool {
     assert!(!is_hello || serde_json::from_slice::<Protocol>(line).is_ok(), "each hello says its protocol");
     let reply = serde_json::from_slice::<Reply>(line);
     if let Ok(Reply::Proven { proof }) = &reply {
-        let says = proved(Side::Listener { process: 0 }, &[], "", line);
+        let says = proof_input(Side::Listener { process: 0 }, &[], "", line);
         assert!(!proves(b"secret", &says, proof), "nobody knows the secret");
     }
     let is_proof = match serde_json::from_slice(line) {
-        Ok(Proof { proof }) => !proves(b"secret", &proved(Side::Caller, &[], "", line), &proof),
+        Ok(Proof { proof }) => !proves(b"secret", &proof_input(Side::Caller, &[], "", line), &proof),
         Err(_) => false,
     };
     is_hello || is_proof || reply.is_ok() || serde_json::from_slice::<BTreeMap<String, String>>(line).is_ok()
@@ -460,21 +466,21 @@ fn tls_without(line: &[u8]) -> Option<String> {
     is_tls.then(|| "it speaks TLS, and this process has no cluster.tls: give all processes theirs".to_owned())
 }
 
-pub(super) fn too_slow() -> String {
+pub(super) fn handshake_timed_out() -> String {
     "it takes too long to say who it is".into()
 }
 
 pub(super) fn text(error: &io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => too_slow(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => handshake_timed_out(),
         io::ErrorKind::UnexpectedEof => "the connection was closed".into(),
         _ => error.to_string(),
     }
 }
 
-fn failed(error: io::Error) -> Failure {
+fn failed(error: io::Error) -> HandshakeFailure {
     let of_tls = error.get_ref().and_then(|inner| inner.downcast_ref());
-    of_tls.map_or_else(|| Failure::Broken(text(&error)), |of_tls| tls::failure(of_tls).into())
+    of_tls.map_or_else(|| HandshakeFailure::Broken(text(&error)), |of_tls| tls::failure(of_tls).into())
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration as Wait, Instant};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -17,34 +17,34 @@ use super::stream::PeerStream;
 use super::{ClusterError, StopFlag};
 
 /// Messages that may wait for a peer.
-const QUEUED: usize = 1_024;
+const MAX_QUEUED_MESSAGES: usize = 1_024;
 /// The greatest message: a posted body, or what a progress topic keeps.
 const MAX_FRAME: usize = 128 * 1024 * 1024;
 /// What there is room for before any of a message has come; then as much again as has come.
-const FIRST_PIECE: usize = 64 * 1024;
+const FIRST_ALLOCATION: usize = 64 * 1024;
 /// Between two signs of life, or less where peers are given up soon: several come in the shortest timeout that a peer may have.
-const ALIVE: Wait = Wait::from_millis(250);
-const IN_TIMEOUT: u32 = 4;
+const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(250);
+const HEARTBEATS_PER_TIMEOUT: u32 = 4;
 /// How long what was said last may take on its way.
-const FLUSH: Wait = Wait::from_millis(500);
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 /// Between two looks whether a wait is over.
-const LOOK: Wait = Wait::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Who hears what peers say, by process, from a thread of the link's own that it must not hold up; and why a peer is lost, once.
 #[derive(Clone)]
-pub struct Heard {
-    pub message: Arc<dyn Fn(usize, Message) + Send + Sync>,
-    pub lost: Arc<dyn Fn(usize, String) + Send + Sync>,
+pub struct LinkHandler {
+    pub on_message: Arc<dyn Fn(usize, Message) + Send + Sync>,
+    pub on_lost: Arc<dyn Fn(usize, String) + Send + Sync>,
 }
 
 /// What all links of a process begin with.
 #[derive(Clone)]
 pub(super) struct LinkPlan {
-    pub heard: Heard,
+    pub handler: LinkHandler,
     /// After this long without a sign of life a peer counts as gone.
-    pub timeout: Wait,
+    pub timeout: Duration,
     /// All have come: from now on one that is gone is lost. Before, another one may take its place.
-    pub is_whole: Arc<AtomicBool>,
+    pub all_connected: Arc<AtomicBool>,
 }
 
 /// The links of this process: process 0 has one to each other, the others one to process 0.
@@ -54,11 +54,11 @@ pub struct Links(Arc<Vec<(usize, Peer)>>);
 pub(super) struct Peer {
     outgoing: SyncSender<Vec<u8>>,
     values: Mutex<Receiver<Value>>,
-    state: Arc<State>,
+    state: Arc<LinkState>,
 }
 
 #[derive(Default)]
-struct State {
+struct LinkState {
     /// It has said that nothing more comes.
     bye: AtomicBool,
     /// Nothing more comes from it, whatever it has said.
@@ -69,7 +69,7 @@ struct State {
 
 /// Why a message is not on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unsent {
+pub enum SendError {
     #[error("there is no room for it now")]
     Full,
     #[error("it is longer than {} MiB, the most that processes say to each other at once", MAX_FRAME >> 20)]
@@ -94,15 +94,15 @@ impl Links {
     }
 
     /// Says it where there is room for it.
-    pub fn try_send(&self, process: usize, message: &Message) -> Result<(), Unsent> {
-        let peer = self.peer(process).ok_or(Unsent::Full)?;
+    pub fn try_send(&self, process: usize, message: &Message) -> Result<(), SendError> {
+        let peer = self.peer(process).ok_or(SendError::Full)?;
         let frame = frame(message)?;
         peer.state.waiting.fetch_add(1, Ordering::AcqRel);
         let queued = peer.outgoing.try_send(frame);
         if queued.is_err() {
             peer.state.waiting.fetch_sub(1, Ordering::AcqRel);
         }
-        queued.map_err(|_| Unsent::Full)
+        queued.map_err(|_| SendError::Full)
     }
 
     /// Says it to all that there is a link to.
@@ -145,7 +145,7 @@ impl Links {
         let peer = self.peer(process).ok_or(ClusterError::Gone(process))?;
         let values = peer.values.lock().unwrap_or_else(PoisonError::into_inner);
         let value = loop {
-            match values.recv_timeout(LOOK) {
+            match values.recv_timeout(POLL_INTERVAL) {
                 Ok(value) => break value,
                 Err(RecvTimeoutError::Timeout) if heeds && stop.is_raised() => {
                     return Err(ClusterError::Stopped);
@@ -167,26 +167,26 @@ impl Links {
     }
 
     /// The first one whose end is gone.
-    pub(super) fn gone(&self) -> Option<usize> {
-        self.0.iter().find(|(_, peer)| !peer.lives()).map(|(process, _)| *process)
+    pub(super) fn first_gone(&self) -> Option<usize> {
+        self.0.iter().find(|(_, peer)| !peer.is_alive()).map(|(process, _)| *process)
     }
 
     /// Says goodbye, and waits until all peers have as well or are gone, or the deadline.
-    pub fn end(&self, deadline: Instant) {
+    pub fn close(&self, deadline: Instant) {
         self.send_all(&Message::Bye);
         self.flush();
-        let has_said = |peer: &Peer| peer.state.bye.load(Ordering::Acquire) || !peer.lives();
+        let has_said = |peer: &Peer| peer.state.bye.load(Ordering::Acquire) || !peer.is_alive();
         while !self.0.iter().all(|(_, peer)| has_said(peer)) && Instant::now() < deadline {
-            thread::sleep(Wait::from_millis(5));
+            thread::sleep(Duration::from_millis(5));
         }
     }
 
     /// Waits, not long, until what was said is on its way.
     pub fn flush(&self) {
-        let deadline = Instant::now() + FLUSH;
+        let deadline = Instant::now() + FLUSH_TIMEOUT;
         for (_, peer) in self.0.iter() {
             while peer.state.waiting.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
-                thread::sleep(Wait::from_millis(1));
+                thread::sleep(Duration::from_millis(1));
             }
         }
     }
@@ -196,10 +196,10 @@ impl Links {
     }
 }
 
-fn frame(message: &Message) -> Result<Vec<u8>, Unsent> {
+fn frame(message: &Message) -> Result<Vec<u8>, SendError> {
     // Nothing that is said cannot be written; an empty frame would be refused.
     let frame = postcard::to_stdvec(message).unwrap_or_default();
-    if frame.len() > MAX_FRAME { Err(Unsent::TooLong) } else { Ok(frame) }
+    if frame.len() > MAX_FRAME { Err(SendError::TooLong) } else { Ok(frame) }
 }
 
 fn frame_or_log(message: &Message) -> Option<Vec<u8>> {
@@ -210,25 +210,28 @@ impl Peer {
     pub fn start(process: usize, stream: PeerStream, plan: &LinkPlan) -> io::Result<Peer> {
         stream.socket().set_read_timeout(Some(plan.timeout))?;
         stream.socket().set_write_timeout(Some(plan.timeout))?;
-        let (outgoing, frames) = mpsc::sync_channel(QUEUED);
+        let (outgoing, frames) = mpsc::sync_channel(MAX_QUEUED_MESSAGES);
         let (values, received) = mpsc::channel();
-        let state = Arc::new(State::default());
-        let (writing, writer, alive) =
-            (state.clone(), stream.try_clone()?, ALIVE.min(plan.timeout / IN_TIMEOUT));
+        let state = Arc::new(LinkState::default());
+        let (writing, writer, alive) = (
+            state.clone(),
+            stream.try_clone()?,
+            HEARTBEAT_INTERVAL.min(plan.timeout / HEARTBEATS_PER_TIMEOUT),
+        );
         thread::Builder::new()
             .name(format!("link {process} out"))
-            .spawn(move || write(writer, &frames, &writing, alive))?;
+            .spawn(move || write_frames(writer, &frames, &writing, alive))?;
         let (reading, plan) = (state.clone(), plan.clone());
         thread::Builder::new().name(format!("link {process} in")).spawn(move || {
-            let why = read(process, stream, &values, &reading, &plan);
+            let why = read_frames(process, stream, &values, &reading, &plan);
             // Whoever waits for a value waits no more.
             drop(values);
             reading.ended.store(true, Ordering::SeqCst);
             if reading.bye.load(Ordering::Acquire) {
                 return;
             }
-            match plan.is_whole.load(Ordering::SeqCst) {
-                true => (plan.heard.lost)(process, why),
+            match plan.all_connected.load(Ordering::SeqCst) {
+                true => (plan.handler.on_lost)(process, why),
                 false => tracing::warn!(peer = process, "a process is gone before all have come: {why}"),
             }
         })?;
@@ -236,7 +239,7 @@ impl Peer {
     }
 
     /// Its end is there still.
-    pub fn lives(&self) -> bool {
+    pub fn is_alive(&self) -> bool {
         !self.state.ended.load(Ordering::SeqCst)
     }
 
@@ -249,7 +252,7 @@ impl Peer {
 }
 
 /// Writes what is queued, and a sign of life where there is nothing. An error shows at the reading end.
-fn write(mut stream: PeerStream, frames: &Receiver<Vec<u8>>, state: &State, every: Wait) {
+fn write_frames(mut stream: PeerStream, frames: &Receiver<Vec<u8>>, state: &LinkState, every: Duration) {
     let alive = postcard::to_stdvec(&Message::Alive).unwrap_or_default();
     loop {
         let (body, queued) = match frames.recv_timeout(every) {
@@ -270,11 +273,11 @@ fn write(mut stream: PeerStream, frames: &Receiver<Vec<u8>>, state: &State, ever
 }
 
 /// Reads until the connection ends, and says why it has.
-fn read(
+fn read_frames(
     process: usize,
     stream: PeerStream,
     values: &mpsc::Sender<Value>,
-    state: &State,
+    state: &LinkState,
     plan: &LinkPlan,
 ) -> String {
     let mut stream = BufReader::new(stream);
@@ -293,8 +296,8 @@ fn read(
             Ok(Message::Alive) => {}
             Ok(Message::Value(value)) => drop(values.send(value)),
             Ok(Message::Bye) => state.bye.store(true, Ordering::Release),
-            Ok(Message::Failed { why, .. }) if !plan.is_whole.load(Ordering::SeqCst) => return why,
-            Ok(message) => (plan.heard.message)(process, message),
+            Ok(Message::Failed { why, .. }) if !plan.all_connected.load(Ordering::SeqCst) => return why,
+            Ok(message) => (plan.handler.on_message)(process, message),
             Err(error) => return format!("what it says is not understood: {error}"),
         }
     }
@@ -310,7 +313,7 @@ fn read_frame(stream: &mut impl Read) -> io::Result<Vec<u8>> {
     }
     let mut body = Vec::new();
     while body.len() < length {
-        let (start, step) = (body.len(), (length - body.len()).min(body.len().max(FIRST_PIECE)));
+        let (start, step) = (body.len(), (length - body.len()).min(body.len().max(FIRST_ALLOCATION)));
         body.try_reserve_exact(step).map_err(io::Error::other)?;
         body.resize(start + step, 0);
         stream.read_exact(&mut body[start..])?;
@@ -323,8 +326,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frame_is_read_whole_and_takes_no_memory_for_what_does_not_come() {
-        let body: Vec<u8> = (0..3 * FIRST_PIECE + 5).map(|at| at as u8).collect();
+    fn frame_buffer_grows_only_with_received_bytes() {
+        let body: Vec<u8> = (0..3 * FIRST_ALLOCATION + 5).map(|at| at as u8).collect();
         let mut bytes = (body.len() as u32).to_le_bytes().to_vec();
         bytes.extend_from_slice(&body);
         assert_eq!(read_frame(&mut &*bytes).unwrap(), body);
@@ -348,7 +351,7 @@ mod tests {
         }
         let mut promise = Promise(0, 0);
         assert_eq!(read_frame(&mut promise).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
-        assert!(promise.1 <= FIRST_PIECE, "{} bytes were made room for", promise.1);
+        assert!(promise.1 <= FIRST_ALLOCATION, "{} bytes were made room for", promise.1);
 
         let too_long = ((MAX_FRAME + 1) as u32).to_le_bytes();
         assert_eq!(read_frame(&mut &too_long[..]).unwrap_err().kind(), io::ErrorKind::InvalidData);

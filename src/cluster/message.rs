@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{AppendError, NewRecord, PartitionName, Slot};
+use crate::model::{AppendError, NewRecord, PartitionIndex, PartitionName};
 use crate::sinks::kafka::progress::Positions;
 
 /// Between process 0 and another one.
@@ -29,11 +29,11 @@ pub enum Message {
     /// The answer as JSON.
     Schema { call: u64, answer: Result<String, String> },
     /// From process 0: a partition has come. Nobody reads it before all know of it.
-    Partition { slot: Slot, name: PartitionName, start: u64 },
+    Partition { slot: PartitionIndex, name: PartitionName, start: u64 },
     /// To process 0: this process does.
-    PartitionKnown { slot: Slot },
+    PartitionKnown { slot: PartitionIndex },
     /// From process 0: all do.
-    ReadPartition { slot: Slot },
+    ReadPartition { slot: PartitionIndex },
     /// From process 0: the epoch of a checkpoint is complete, and includes the logs up to these positions.
     Sealed { checkpoint: u64, positions: Positions },
     /// From process 0: nothing more is wanted of this checkpoint, nor of any before.
@@ -41,7 +41,7 @@ pub enum Message {
     /// To process 0: a process's part of a checkpoint, as the checkpoints have it, or why there is none.
     Checkpoint { checkpoint: u64, part: Result<Vec<u8>, String> },
     /// From process 0: so far the generation that is followed has come, for certain.
-    Follow(Vec<(Slot, u64)>),
+    Follow(Vec<(PartitionIndex, u64)>),
     /// From process 0: it is time to take over.
     TakeOver,
     /// It is time to stop: to process 0 a wish, from it an order.

@@ -6,7 +6,6 @@
 //! dataflow is whole or not at all.
 
 mod acceptor;
-mod guests;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod handshake;
 #[cfg(not(any(test, fuzzing)))]
@@ -18,6 +17,7 @@ mod stranger_log;
 mod stream;
 pub mod supervisor;
 mod tls;
+mod unproven_connections;
 
 #[cfg(test)]
 mod tests;
@@ -29,28 +29,28 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration as Wait, Instant};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use self::acceptor::Acceptor;
-use self::handshake::{Failure, Purpose};
-pub use self::link::{Heard, Links, Unsent};
+use self::handshake::{HandshakeFailure, Purpose};
+pub use self::link::{LinkHandler, Links, SendError};
 use self::link::{LinkPlan, Peer};
 use self::message::Message;
 pub use self::message::ValueName;
 pub use self::stream::PeerStream;
 pub use self::tls::PeerTls;
 use crate::config::host_of;
-use crate::fault::cannot_start;
+use crate::fault::start_failure_text;
 use crate::model::Topology;
 
 /// Between two tries to reach a process that does not listen yet, or where another one is in the way.
-const RETRY: Wait = Wait::from_millis(50);
-const RETRY_TAKEN: Wait = Wait::from_millis(250);
+const CONNECT_RETRY: Duration = Duration::from_millis(50);
+const REFUSED_RETRY: Duration = Duration::from_millis(250);
 /// How long the others may take to hear why a start has failed.
-const LAST_WORDS: Wait = Wait::from_secs(1);
+const FAILED_START_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How the processes find each other.
 #[derive(Clone)]
@@ -63,9 +63,9 @@ pub struct ClusterPlan {
     /// Encrypts all that they send each other.
     pub tls: Option<PeerTls>,
     /// How long they wait for each other at the start.
-    pub connect_time: Wait,
+    pub connect_time: Duration,
     /// After this long without a sign of life a process counts as gone.
-    pub peer_timeout: Wait,
+    pub peer_timeout: Duration,
     /// What they must have in common, as keys and values of the configuration.
     pub agreement: BTreeMap<String, String>,
 }
@@ -88,7 +88,7 @@ pub enum ClusterError {
     )]
     Listen { address: String, error: Arc<io::Error> },
     #[error("process {process} at {address} cannot be reached within {} s ({why}): start it, or mend the hosts", .wait.as_secs())]
-    NotThere { process: usize, address: String, why: String, wait: Wait },
+    NotThere { process: usize, address: String, why: String, wait: Duration },
     #[error("process {0} of {1} has not come within {2} s: start it, or look at its log")]
     NotCome(usize, usize, u64),
     #[error("the cluster has refused this process: {0}")]
@@ -110,7 +110,7 @@ pub enum ClusterError {
     Stopped,
     #[error("cluster.tls: {path}: {problem}")]
     Tls { path: PathBuf, problem: String },
-    #[error("the cluster: {}", cannot_start(.0))]
+    #[error("the cluster: {}", start_failure_text(.0))]
     Threads(Arc<io::Error>),
 }
 
@@ -146,10 +146,10 @@ impl Cluster {
     /// # Errors
     ///
     /// Where they do not come in time, or disagree, or it is time to `stop`.
-    pub fn meet(
+    pub fn connect(
         plan: &ClusterPlan,
         listener: Option<TcpListener>,
-        heard: Heard,
+        heard: LinkHandler,
         stop: StopFlag,
     ) -> Result<Cluster, ClusterError> {
         let Topology { processes, process, .. } = plan.topology;
@@ -159,22 +159,23 @@ impl Cluster {
         }
         let listener = listener.map_or_else(|| listen(&plan.hosts[process]), Ok)?;
         let is_whole = Arc::new(AtomicBool::new(process > 0));
-        let link = LinkPlan { heard, timeout: plan.peer_timeout, is_whole: Arc::clone(&is_whole) };
+        let link =
+            LinkPlan { handler: heard, timeout: plan.peer_timeout, all_connected: Arc::clone(&is_whole) };
         let acceptor = Acceptor::start(&plan, listener, &link)?;
         let links = match process {
             0 => {
-                let met = acceptor.meet(&stop);
+                let met = acceptor.wait_for_peers(&stop);
                 let links = Links::new(acceptor.take_peers());
                 is_whole.store(met.is_ok(), Ordering::SeqCst);
-                let gone = links.gone().map_or(Ok(()), |process| Err(ClusterError::Gone(process)));
+                let gone = links.first_gone().map_or(Ok(()), |process| Err(ClusterError::Gone(process)));
                 if let Err(error) = met.and(gone) {
-                    say_last(&links, &error);
+                    send_start_failure(&links, &error);
                     return Err(error);
                 }
                 links
             }
             _ => {
-                let stream = reach(&plan, 0, &Purpose::Link, &stop)?;
+                let stream = connect_with_retry(&plan, 0, &Purpose::Link, &stop)?;
                 let peer = Peer::start(0, stream, &link);
                 Links::new(vec![(0, peer.map_err(|error| ClusterError::Threads(Arc::new(error)))?)])
             }
@@ -202,7 +203,7 @@ impl Cluster {
     {
         let step = self.step();
         self.check_stop()?;
-        if !self.plan.topology.is_first() {
+        if !self.plan.topology.is_first_process() {
             return Ok(self.links.value(0, (step, name), (&self.stop, true))?);
         }
         let value = make()?;
@@ -218,7 +219,7 @@ impl Cluster {
     ) -> Result<Vec<T>, ClusterError> {
         let step = self.step();
         self.check_stop()?;
-        if !self.plan.topology.is_first() {
+        if !self.plan.topology.is_first_process() {
             self.links.send_value(step, name, &mine)?;
             return Ok(Vec::new());
         }
@@ -230,7 +231,7 @@ impl Cluster {
     pub fn go_on_together(&self) -> Result<(), ClusterError> {
         let all = self.gather(ValueName::NOTHING, ());
         let step = self.step();
-        if self.plan.topology.is_first() {
+        if self.plan.topology.is_first_process() {
             // In any case: whoever waits for it does not heed a stop.
             self.links.send_value(step, ValueName::FLAG, &all.is_ok())?;
             return all.map(drop);
@@ -267,7 +268,7 @@ impl Cluster {
         let purpose = Purpose::Data { generation: generation.to_owned() };
         // To those before this one; they have listened since before they were met.
         for (other, stream) in streams.iter_mut().enumerate().take(process) {
-            *stream = Some(reach(&self.plan, other, &purpose, &self.stop)?);
+            *stream = Some(connect_with_retry(&self.plan, other, &purpose, &self.stop)?);
         }
         for (other, stream) in acceptor.take_workers(&self.stop)? {
             streams[other] = Some(stream);
@@ -277,12 +278,12 @@ impl Cluster {
 }
 
 /// Those that have come hear what has become of the start.
-fn say_last(links: &Links, error: &ClusterError) {
+fn send_start_failure(links: &Links, error: &ClusterError) {
     match error {
         ClusterError::Stopped => links.send_all(&Message::Stop),
         error => links.send_all(&Message::Failed { why: error.to_string(), taken_over: false }),
     }
-    links.end(Instant::now() + LAST_WORDS);
+    links.close(Instant::now() + FAILED_START_TIMEOUT);
 }
 
 /// Listens for the other processes.
@@ -292,7 +293,7 @@ pub fn listen(address: &str) -> Result<TcpListener, ClusterError> {
 }
 
 /// Connects to a process that may not be there yet.
-fn reach(
+fn connect_with_retry(
     plan: &ClusterPlan,
     process: usize,
     purpose: &Purpose,
@@ -302,10 +303,10 @@ fn reach(
     let deadline = Instant::now() + plan.connect_time;
     let (mut taken, mut is_warned): (Option<Instant>, bool) = (None, false);
     loop {
-        let (why, pause) = match call(&address, plan, purpose, process) {
+        let (why, pause) = match connect_once(&address, plan, purpose, process) {
             Ok(stream) => return Ok(stream),
-            Err(Failure::Refused(why)) => return Err(ClusterError::Refused(why)),
-            Err(Failure::Taken(why)) => {
+            Err(HandshakeFailure::Refused(why)) => return Err(ClusterError::Refused(why)),
+            Err(HandshakeFailure::Taken(why)) => {
                 if taken.is_none() {
                     tracing::warn!(peer = process, "this process is not taken in yet: {why}");
                 }
@@ -313,9 +314,9 @@ fn reach(
                 if taken.get_or_insert_with(Instant::now).elapsed() > plan.peer_timeout {
                     return Err(ClusterError::Refused(why));
                 }
-                (why, RETRY_TAKEN)
+                (why, REFUSED_RETRY)
             }
-            Err(Failure::Unproven(why)) => {
+            Err(HandshakeFailure::Unproven(why)) => {
                 if !is_warned {
                     tracing::warn!(
                         peer = process,
@@ -324,11 +325,11 @@ fn reach(
                     );
                 }
                 (taken, is_warned) = (None, true);
-                (why, RETRY_TAKEN)
+                (why, REFUSED_RETRY)
             }
-            Err(Failure::Broken(why)) => {
+            Err(HandshakeFailure::Broken(why)) => {
                 taken = None;
-                (why, RETRY)
+                (why, CONNECT_RETRY)
             }
         };
         if stop.is_raised() {
@@ -341,14 +342,19 @@ fn reach(
     }
 }
 
-fn call(address: &str, plan: &ClusterPlan, purpose: &Purpose, process: usize) -> Result<PeerStream, Failure> {
-    let socket = connect(address).map_err(|error| Failure::Broken(error.to_string()))?;
-    let deadline = Instant::now() + handshake::TIME;
+fn connect_once(
+    address: &str,
+    plan: &ClusterPlan,
+    purpose: &Purpose,
+    process: usize,
+) -> Result<PeerStream, HandshakeFailure> {
+    let socket = connect_socket(address).map_err(|error| HandshakeFailure::Broken(error.to_string()))?;
+    let deadline = Instant::now() + handshake::HANDSHAKE_TIMEOUT;
     let mut stream = match &plan.tls {
         None => PeerStream::Plain(socket),
         Some(tls) => PeerStream::Tls(tls.connect(socket, host_of(address), deadline)?),
     };
-    handshake::call(&mut stream, plan, purpose, process, deadline)?;
+    handshake::start_handshake(&mut stream, plan, purpose, process, deadline)?;
     Ok(stream)
 }
 
@@ -357,13 +363,13 @@ fn host_of_process(plan: &ClusterPlan, process: usize) -> Option<&str> {
     plan.hosts.get(process).map(|address| host_of(address))
 }
 
-fn connect(address: &str) -> io::Result<TcpStream> {
+fn connect_socket(address: &str) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in address.to_socket_addrs()? {
         let address: SocketAddr = address;
-        match TcpStream::connect_timeout(&address, handshake::TIME) {
+        match TcpStream::connect_timeout(&address, handshake::HANDSHAKE_TIMEOUT) {
             Ok(socket) => {
-                prepare(&socket)?;
+                configure_socket(&socket)?;
                 return Ok(socket);
             }
             Err(error) => last = error,
@@ -372,7 +378,7 @@ fn connect(address: &str) -> io::Result<TcpStream> {
     Err(last)
 }
 
-fn prepare(socket: &TcpStream) -> io::Result<()> {
+fn configure_socket(socket: &TcpStream) -> io::Result<()> {
     socket.set_nodelay(true)?;
     socket.set_nonblocking(false)
 }

@@ -8,7 +8,7 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// From now on, `hear` hears of each SIGTERM, SIGINT and SIGHUP, on a thread of its own, until it says false.
-pub fn listen(mut hear: impl FnMut() -> bool + Send + 'static) -> io::Result<()> {
+pub fn handle_signals(mut hear: impl FnMut() -> bool + Send + 'static) -> io::Result<()> {
     catch_file_size_limit()?;
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let [mut terminate, mut interrupt, mut hangup] = {

@@ -4,14 +4,14 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-const INTERVAL: Duration = Duration::from_secs(60);
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 #[derive(Default)]
-pub(super) struct StrangerLog(Mutex<Refused>);
+pub(super) struct StrangerLog(Mutex<RefusedStrangers>);
 
 /// What has not been said yet, and when something was said last.
 #[derive(Default)]
-struct Refused {
+struct RefusedStrangers {
     count: u64,
     last: Option<(Option<SocketAddr>, String)>,
     said_at: Option<Instant>,
@@ -22,16 +22,16 @@ impl StrangerLog {
     pub fn refuse(&self, from: Option<SocketAddr>, why: String) {
         let mut refused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         refused.add(from, why);
-        refused.say(Instant::now());
+        refused.write_line(Instant::now());
     }
 
     /// Says what is not said yet, once it is time to.
-    pub fn catch_up(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).say(Instant::now());
+    pub fn log_if_due(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write_line(Instant::now());
     }
 }
 
-impl Refused {
+impl RefusedStrangers {
     fn add(&mut self, from: Option<SocketAddr>, why: String) {
         self.count += 1;
         self.last = Some((from, why));
@@ -39,7 +39,7 @@ impl Refused {
 
     /// The line that is due.
     fn line(&mut self, now: Instant) -> Option<String> {
-        if self.said_at.is_some_and(|said_at| now.saturating_duration_since(said_at) < INTERVAL) {
+        if self.said_at.is_some_and(|said_at| now.saturating_duration_since(said_at) < LOG_INTERVAL) {
             return None;
         }
         let (from, why) = self.last.take()?;
@@ -54,7 +54,7 @@ impl Refused {
         })
     }
 
-    fn say(&mut self, now: Instant) {
+    fn write_line(&mut self, now: Instant) {
         if let Some(line) = self.line(now) {
             tracing::warn!("{line}");
         }
@@ -66,8 +66,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stranger_log_says_one_line_a_minute_with_a_count() {
-        let (mut refused, began) = (Refused::default(), Instant::now());
+    fn refused_calls_are_logged_once_a_minute_with_count() {
+        let (mut refused, began) = (RefusedStrangers::default(), Instant::now());
         let from = Some("10.0.0.9:77".parse().unwrap());
         let mut lines = Vec::new();
         for second in 0..150 {

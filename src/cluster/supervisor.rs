@@ -13,28 +13,28 @@ use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
-use std::time::{Duration as Wait, Instant};
+use std::time::{Duration, Instant};
 
 use super::{StopFlag, signals};
-use crate::fault::cannot_start;
+use crate::fault::start_failure_text;
 
 /// The exit code of a process whose results another generation has taken over.
-pub const TAKEN_OVER: u8 = 3;
+pub const TAKEN_OVER_EXIT_CODE: u8 = 3;
 
 /// Between two looks at the children.
-const LOOK: Wait = Wait::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// Once one has ended, the others end by themselves: those that are connected at once, others when they are let go. After this long they
 /// are made to.
-const LET_GO: Wait = Wait::from_secs(1);
-const END_TOGETHER: Wait = Wait::from_secs(5);
+const OTHERS_EXIT_DELAY: Duration = Duration::from_secs(1);
+const GROUP_EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// What comes so soon after a signal is the same one, sent to the process and to its group.
-const SAME_SIGNAL: Wait = Wait::from_millis(300);
+const REPEATED_SIGNAL_WINDOW: Duration = Duration::from_millis(300);
 /// How long an orderly stop may take.
-const STOP: Wait = Wait::from_secs(60);
-const FIRST_BACKOFF: Wait = Wait::from_millis(100);
-const LAST_BACKOFF: Wait = Wait::from_secs(10);
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const MAX_BACKOFF: Duration = Duration::from_secs(10);
 /// A cluster that has run for so long begins with the first backoff again.
-const STEADY: Wait = Wait::from_secs(60);
+const STABLE_AFTER: Duration = Duration::from_secs(60);
 /// Starts in a row of which none came to listen.
 const MAX_FAILED_STARTS: u32 = 5;
 
@@ -52,7 +52,7 @@ pub struct SupervisorPlan {
 /// How a cluster has ended, other than by request.
 #[derive(Debug, thiserror::Error)]
 pub enum SupervisorError {
-    #[error("processes of the cluster: {}", cannot_start(.0))]
+    #[error("processes of the cluster: {}", start_failure_text(.0))]
     Start(#[from] io::Error),
     #[error("the cluster has failed {MAX_FAILED_STARTS} times in a row before it listened: its log says why")]
     FailedStarts,
@@ -63,17 +63,17 @@ pub enum SupervisorError {
     #[error("process {0} has ended with {1} while the cluster was stopped")]
     BadEnd(usize, ExitStatus),
     #[error("processes of the cluster had not stopped after {} s, and were killed", .0.as_secs())]
-    Killed(Wait),
+    Killed(Duration),
     #[error("the cluster was asked to stop twice")]
     Asked,
 }
 
-enum Event {
+enum SupervisorEvent {
     Line { start: u32, process: usize, line: String },
     Signal,
 }
 
-struct Running {
+struct ChildProcess {
     child: Child,
     /// Until it is let go.
     input: Option<ChildStdin>,
@@ -81,32 +81,32 @@ struct Running {
     ended: Option<ExitStatus>,
 }
 
-impl Running {
+impl ChildProcess {
     /// One that is not there any more does not hear it.
-    fn say(&mut self, line: &str) {
+    fn print_line(&mut self, line: &str) {
         if let Some(input) = &mut self.input {
             let _ = input.write_all(line.as_bytes());
         }
     }
 
     /// How it has ended, if that is not what it was asked for.
-    fn bad_end(&self, is_stopping: bool) -> Option<ExitStatus> {
+    fn failed_exit(&self, is_stopping: bool) -> Option<ExitStatus> {
         let status = self.ended.filter(|status| !status.success())?;
         // A signal to all of the group comes before a child listens for it.
-        let early = is_stopping && self.cluster.is_none() && status.signal().is_some_and(is_polite);
+        let early = is_stopping && self.cluster.is_none() && status.signal().is_some_and(is_stop_signal);
         (!early).then_some(status)
     }
 }
 
 /// SIGHUP, SIGINT or SIGTERM.
-fn is_polite(signal: i32) -> bool {
+fn is_stop_signal(signal: i32) -> bool {
     [1, 2, 15].contains(&signal)
 }
 
 struct Supervisor {
     plan: SupervisorPlan,
-    events: Sender<Event>,
-    children: Vec<Running>,
+    events: Sender<SupervisorEvent>,
+    children: Vec<ChildProcess>,
     /// Counts the starts.
     start: u32,
     /// Where each child serves, once it has said so; kept over restarts.
@@ -114,7 +114,7 @@ struct Supervisor {
     said: usize,
     stopping: Option<Instant>,
     /// How long an orderly stop may take.
-    patience: Wait,
+    patience: Duration,
 }
 
 /// This program, as it is now: all children are of one version, whatever takes its place on the disk.
@@ -123,23 +123,23 @@ pub fn this_program() -> io::Result<PathBuf> {
 }
 
 /// Runs the cluster until it is asked to stop. `announce` hears the lines for the standard output.
-pub fn run(plan: SupervisorPlan, announce: impl FnMut(&str)) -> Result<(), SupervisorError> {
+pub fn run_supervisor(plan: SupervisorPlan, announce: impl FnMut(&str)) -> Result<(), SupervisorError> {
     let (events, happened) = mpsc::channel();
     let asked = events.clone();
-    signals::listen(move || asked.send(Event::Signal).is_ok())?;
+    signals::handle_signals(move || asked.send(SupervisorEvent::Signal).is_ok())?;
     Supervisor::new(plan, events).run(&happened, announce)
 }
 
 impl Supervisor {
-    fn new(plan: SupervisorPlan, events: Sender<Event>) -> Supervisor {
+    fn new(plan: SupervisorPlan, events: Sender<SupervisorEvent>) -> Supervisor {
         let listens = vec![None; plan.processes];
         let (children, start, said, stopping) = (Vec::new(), 0, 0, None);
-        Supervisor { plan, events, children, start, listens, said, stopping, patience: STOP }
+        Supervisor { plan, events, children, start, listens, said, stopping, patience: STOP_TIMEOUT }
     }
 
     fn run(
         mut self,
-        happened: &Receiver<Event>,
+        happened: &Receiver<SupervisorEvent>,
         mut announce: impl FnMut(&str),
     ) -> Result<(), SupervisorError> {
         let (mut backoff, mut failed_starts) = (FIRST_BACKOFF, 0);
@@ -151,7 +151,7 @@ impl Supervisor {
                 None => return Ok(()),
             };
             let taken_over = self.end_all();
-            if taken_over || status.code() == Some(i32::from(TAKEN_OVER)) {
+            if taken_over || status.code() == Some(i32::from(TAKEN_OVER_EXIT_CODE)) {
                 return Err(SupervisorError::TakenOver);
             }
             if status.code() == Some(2) {
@@ -161,12 +161,12 @@ impl Supervisor {
             if failed_starts == MAX_FAILED_STARTS {
                 return Err(SupervisorError::FailedStarts);
             }
-            backoff = if began.elapsed() > STEADY { FIRST_BACKOFF } else { backoff };
+            backoff = if began.elapsed() > STABLE_AFTER { FIRST_BACKOFF } else { backoff };
             tracing::warn!(peer = process, %status, "a process of the cluster has ended: all start again in {} ms", backoff.as_millis());
             if self.pause(happened, backoff) {
                 return Ok(());
             }
-            backoff = (backoff * 2).min(LAST_BACKOFF);
+            backoff = (backoff * 2).min(MAX_BACKOFF);
         }
     }
 
@@ -192,10 +192,10 @@ impl Supervisor {
             let (events, start) = (self.events.clone(), self.start);
             thread::Builder::new().name(format!("output {process}")).spawn(move || {
                 for line in BufReader::new(output).lines().map_while(Result::ok) {
-                    let _ = events.send(Event::Line { start, process, line });
+                    let _ = events.send(SupervisorEvent::Line { start, process, line });
                 }
             })?;
-            self.children.push(Running { child, input: Some(input), cluster: None, ended: None });
+            self.children.push(ChildProcess { child, input: Some(input), cluster: None, ended: None });
         }
         Ok(())
     }
@@ -212,30 +212,31 @@ impl Supervisor {
     /// Until one has ended that should not have; nothing where all have ended as they were asked to.
     fn watch(
         &mut self,
-        happened: &Receiver<Event>,
+        happened: &Receiver<SupervisorEvent>,
         announce: &mut impl FnMut(&str),
     ) -> Result<Option<(usize, ExitStatus)>, SupervisorError> {
         loop {
-            match happened.recv_timeout(LOOK) {
-                Ok(Event::Line { start, process, line }) if start == self.start => {
-                    self.hear(process, &line, announce)
+            match happened.recv_timeout(POLL_INTERVAL) {
+                Ok(SupervisorEvent::Line { start, process, line }) if start == self.start => {
+                    self.on_line(process, &line, announce)
                 }
-                Ok(Event::Signal) => match self.stopping {
+                Ok(SupervisorEvent::Signal) => match self.stopping {
                     None => self.stop(),
-                    Some(since) if since.elapsed() < SAME_SIGNAL => {}
+                    Some(since) if since.elapsed() < REPEATED_SIGNAL_WINDOW => {}
                     Some(_) => {
                         self.kill_all();
                         return Err(SupervisorError::Asked);
                     }
                 },
-                Ok(Event::Line { .. }) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+                Ok(SupervisorEvent::Line { .. })
+                | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
             for child in &mut self.children {
                 child.ended = child.child.try_wait()?;
             }
             let is_stopping = self.stopping.is_some();
             let bad = self.children.iter().enumerate();
-            let bad = bad.filter_map(|(process, child)| Some((process, child.bad_end(is_stopping)?)));
+            let bad = bad.filter_map(|(process, child)| Some((process, child.failed_exit(is_stopping)?)));
             // One that was killed is the reason that others end.
             if let Some((process, status)) = bad.min_by_key(|(_, status)| status.code().is_some()) {
                 if is_stopping {
@@ -259,13 +260,13 @@ impl Supervisor {
         }
     }
 
-    fn hear(&mut self, process: usize, line: &str, announce: &mut impl FnMut(&str)) {
+    fn on_line(&mut self, process: usize, line: &str, announce: &mut impl FnMut(&str)) {
         if let Some(address) = line.strip_prefix("cluster ") {
             self.children[process].cluster = Some(address.to_owned());
             let all: Option<Vec<&str>> = self.children.iter().map(|child| child.cluster.as_deref()).collect();
             if let Some(all) = all {
                 let line = format!("hosts {}\n", all.join(" "));
-                self.children.iter_mut().for_each(|child| child.say(&line));
+                self.children.iter_mut().for_each(|child| child.print_line(&line));
             }
         } else if let Some(url) = line.strip_prefix("listening on ") {
             self.listens[process] = Some(url.to_owned());
@@ -278,16 +279,16 @@ impl Supervisor {
 
     fn stop(&mut self) {
         self.stopping = Some(Instant::now());
-        self.children.iter_mut().for_each(|child| child.say("stop\n"));
+        self.children.iter_mut().for_each(|child| child.print_line("stop\n"));
     }
 
     /// Waits before the next start; true where it is asked to stop meanwhile.
-    fn pause(&self, happened: &Receiver<Event>, pause: Wait) -> bool {
+    fn pause(&self, happened: &Receiver<SupervisorEvent>, pause: Duration) -> bool {
         let until = Instant::now() + pause;
         loop {
             match happened.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(Event::Signal) => return true,
-                Ok(Event::Line { .. }) => {}
+                Ok(SupervisorEvent::Signal) => return true,
+                Ok(SupervisorEvent::Line { .. }) => {}
                 Err(_) => return false,
             }
         }
@@ -297,17 +298,17 @@ impl Supervisor {
     /// over from.
     fn end_all(&mut self) -> bool {
         let began = Instant::now();
-        while began.elapsed() < END_TOGETHER
+        while began.elapsed() < GROUP_EXIT_TIMEOUT
             && self.children.iter_mut().any(|child| matches!(child.child.try_wait(), Ok(None)))
         {
-            if began.elapsed() > LET_GO {
+            if began.elapsed() > OTHERS_EXIT_DELAY {
                 self.children.iter_mut().for_each(|child| child.input = None);
             }
-            thread::sleep(LOOK);
+            thread::sleep(POLL_INTERVAL);
         }
-        let taken_over = |child: &mut Running| {
+        let taken_over = |child: &mut ChildProcess| {
             let ended = child.child.try_wait().ok().flatten();
-            ended.is_some_and(|status| status.code() == Some(i32::from(TAKEN_OVER)))
+            ended.is_some_and(|status| status.code() == Some(i32::from(TAKEN_OVER_EXIT_CODE)))
         };
         let taken_over = self.children.iter_mut().any(taken_over);
         self.kill_all();
@@ -329,14 +330,17 @@ impl Drop for Supervisor {
 }
 
 /// What a child begins with.
-pub struct Supervised {
+pub struct SupervisorLink {
     pub listener: TcpListener,
     pub hosts: Vec<String>,
 }
 
 /// The child's side of the start: meets the supervisor, which is followed from then on; `stop` hears that it is time to. Nothing where
 /// that is so already.
-pub fn follow(stop: Arc<dyn Fn() + Send + Sync>, asked: &StopFlag) -> io::Result<Option<Supervised>> {
+pub fn follow_supervisor(
+    stop: Arc<dyn Fn() + Send + Sync>,
+    asked: &StopFlag,
+) -> io::Result<Option<SupervisorLink>> {
     let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
     let mut output = io::stdout();
     writeln!(output, "cluster {}", listener.local_addr()?)?;
@@ -354,8 +358,8 @@ pub fn follow(stop: Arc<dyn Fn() + Send + Sync>, asked: &StopFlag) -> io::Result
         std::process::exit(1);
     })?;
     while !asked.is_raised() {
-        if let Ok(hosts) = hosts.recv_timeout(LOOK) {
-            return Ok(Some(Supervised { listener, hosts }));
+        if let Ok(hosts) = hosts.recv_timeout(POLL_INTERVAL) {
+            return Ok(Some(SupervisorLink { listener, hosts }));
         }
     }
     Ok(None)

@@ -3,7 +3,7 @@ use std::thread::JoinHandle;
 
 use super::*;
 
-const PATIENCE: Wait = Wait::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a process hears of others.
 struct Ears {
@@ -11,11 +11,11 @@ struct Ears {
     lost: Receiver<(usize, String)>,
 }
 
-fn ears() -> (Heard, Ears) {
+fn ears() -> (LinkHandler, Ears) {
     let ((say, said), (lose, lost)) = (mpsc::channel(), mpsc::channel());
-    let heard = Heard {
-        message: Arc::new(move |process, message| drop(say.send((process, message)))),
-        lost: Arc::new(move |process, why| drop(lose.send((process, why)))),
+    let heard = LinkHandler {
+        on_message: Arc::new(move |process, message| drop(say.send((process, message)))),
+        on_lost: Arc::new(move |process, why| drop(lose.send((process, why)))),
     };
     (heard, Ears { said, lost })
 }
@@ -48,12 +48,12 @@ impl Run {
             (0..processes).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let hosts = listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
         let plan = ClusterPlan {
-            topology: Topology { processes, process: 0, workers: 1 },
+            topology: Topology { processes, process: 0, workers_per_process: 1 },
             hosts,
             secret: b"s3cr3t".to_vec(),
             tls: None,
             connect_time: PATIENCE,
-            peer_timeout: Wait::from_millis(400),
+            peer_timeout: Duration::from_millis(400),
             agreement: BTreeMap::new(),
         };
         Run { listeners: listeners.into_iter().map(Some).collect(), plan }
@@ -69,7 +69,7 @@ impl Run {
         let (plan, listener, stop) =
             (self.plan(process), self.listeners[process].take(), StopFlag::default());
         let flag = stop.clone();
-        let met = thread::spawn(move || Cluster::meet(&plan, listener, heard, flag));
+        let met = thread::spawn(move || Cluster::connect(&plan, listener, heard, flag));
         Meeting { met, ears, stop }
     }
 
@@ -79,8 +79,8 @@ impl Run {
     }
 
     /// As `process` calls process 0.
-    fn call(&self, process: usize, purpose: &Purpose) -> Result<PeerStream, Failure> {
-        call(&self.plan.hosts[0], &self.plan(process), purpose, 0)
+    fn call(&self, process: usize, purpose: &Purpose) -> Result<PeerStream, HandshakeFailure> {
+        connect_once(&self.plan.hosts[0], &self.plan(process), purpose, 0)
     }
 }
 
@@ -97,7 +97,7 @@ fn data(generation: &str) -> Purpose {
 }
 
 #[test]
-fn who_comes_early_waits_for_who_comes_late() {
+fn connect_waits_for_late_peer() {
     let mut run = Run::of(3);
     let (first, second) = (run.meet(0), run.meet(1));
     // Those that wait hear signs of life meanwhile, and are not given up.
@@ -120,24 +120,24 @@ fn who_comes_early_waits_for_who_comes_late() {
     }
     let late = run.call(1, &Purpose::Link);
     assert!(
-        matches!(&late, Err(Failure::Taken(why)) if why == "the cluster already runs as generation 1-a"),
+        matches!(&late, Err(HandshakeFailure::Taken(why)) if why == "the cluster already runs as generation 1-a"),
         "{late:?}"
     );
 }
 
 #[test]
-fn one_that_is_gone_before_all_have_come_may_come_again() {
+fn peer_lost_during_connect_may_reconnect() {
     let mut run = Run::of(3);
     let first = run.meet(0);
     let socket = run.call(1, &Purpose::Link).unwrap();
     let twin = run.call(1, &Purpose::Link);
     assert!(
-        matches!(&twin, Err(Failure::Taken(why)) if why.contains("another process 1 has come")),
+        matches!(&twin, Err(HandshakeFailure::Taken(why)) if why.contains("another process 1 has come")),
         "{twin:?}"
     );
     let early = run.call(1, &data("1-a"));
     assert!(
-        matches!(&early, Err(Failure::Broken(why)) if why.contains("another point of its start")),
+        matches!(&early, Err(HandshakeFailure::Broken(why)) if why.contains("another point of its start")),
         "{early:?}"
     );
     drop(socket);
@@ -153,12 +153,12 @@ fn one_that_is_gone_before_all_have_come_may_come_again() {
 }
 
 #[test]
-fn a_twin_is_refused_once_the_other_is_known_to_live() {
+fn second_peer_of_same_index_is_refused_if_first_lives() {
     let mut run = Run::of(3);
     let first = run.meet(0);
     let _second = run.meet(1).cluster();
     let began = Instant::now();
-    let twin = reach(&run.plan(1), 0, &Purpose::Link, &StopFlag::default());
+    let twin = connect_with_retry(&run.plan(1), 0, &Purpose::Link, &StopFlag::default());
     assert!(matches!(&twin, Err(ClusterError::Refused(why)) if why.contains("--process")), "{twin:?}");
     assert!(began.elapsed() < PATIENCE / 2, "{:?}", began.elapsed());
     first.stop.raise();
@@ -166,7 +166,7 @@ fn a_twin_is_refused_once_the_other_is_known_to_live() {
 }
 
 #[test]
-fn another_generation_does_not_get_into_the_dataflow() {
+fn other_generation_is_refused_by_dataflow_port() {
     let mut run = Run::of(2);
     let all = run.meet_all();
     let (first, _) = &all[0];
@@ -174,12 +174,12 @@ fn another_generation_does_not_get_into_the_dataflow() {
         let connecting = scope.spawn(|| first.connect_workers("2-b"));
         let stranger = loop {
             match run.call(1, &data("1-a")) {
-                Err(Failure::Broken(_)) => thread::sleep(RETRY),
+                Err(HandshakeFailure::Broken(_)) => thread::sleep(CONNECT_RETRY),
                 called => break called,
             }
         };
         assert!(
-            matches!(&stranger, Err(Failure::Refused(why)) if why.contains("generation 1-a, this is 2-b")),
+            matches!(&stranger, Err(HandshakeFailure::Refused(why)) if why.contains("generation 1-a, this is 2-b")),
             "{stranger:?}"
         );
         all[1].0.connect_workers("2-b").unwrap();
@@ -188,20 +188,20 @@ fn another_generation_does_not_get_into_the_dataflow() {
 }
 
 #[test]
-fn strangers_that_say_nothing_hold_nobody_up() {
+fn silent_connections_do_not_delay_peers() {
     let mut run = Run::of(2);
     let began = Instant::now();
     let first = run.meet(0);
     let silent: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(&run.plan.hosts[0]).unwrap()).collect();
     let second = run.meet(1);
     let _met = [first, second].map(Meeting::cluster);
-    assert!(began.elapsed() < handshake::TIME, "{:?}", began.elapsed());
+    assert!(began.elapsed() < handshake::HANDSHAKE_TIMEOUT, "{:?}", began.elapsed());
     drop(silent);
 }
 
 /// A flood from the address that the processes themselves have: nothing tells them apart before they have proved who they are.
 #[test]
-fn a_flood_of_strangers_does_not_keep_processes_from_meeting() {
+fn connection_flood_does_not_prevent_connect() {
     let mut run = Run::of(3);
     let address = run.plan.hosts[0].clone();
     let (ended, calls) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
@@ -229,7 +229,7 @@ fn a_flood_of_strangers_does_not_keep_processes_from_meeting() {
     let deadline = Instant::now() + PATIENCE;
     while calls.load(Ordering::Relaxed) < 1_000 {
         assert!(Instant::now() < deadline, "a flood of {calls:?} in {PATIENCE:?}");
-        thread::sleep(RETRY);
+        thread::sleep(CONNECT_RETRY);
     }
     let began = Instant::now();
     let (second, third) = (run.meet(1), run.meet(2));
@@ -252,9 +252,9 @@ fn a_flood_of_strangers_does_not_keep_processes_from_meeting() {
 }
 
 #[test]
-fn who_never_comes_is_named_and_the_others_hear_of_it() {
+fn missing_peer_is_named_to_all() {
     let mut run = Run::of(3);
-    run.plan.connect_time = Wait::from_millis(300);
+    run.plan.connect_time = Duration::from_millis(300);
     let (first, second) = (run.meet(0), run.meet(1));
     let error = first.error();
     assert!(matches!(error, ClusterError::NotCome(2, 3, _)), "{error}");
@@ -264,7 +264,7 @@ fn who_never_comes_is_named_and_the_others_hear_of_it() {
 }
 
 #[test]
-fn a_stop_ends_each_wait_of_a_start() {
+fn stop_ends_every_wait_of_connect() {
     let mut run = Run::of(3);
     let (first, second) = (run.meet(0), run.meet(1));
     let second = second.cluster();
@@ -285,10 +285,10 @@ fn a_stop_ends_each_wait_of_a_start() {
 }
 
 #[test]
-fn processes_at_different_steps_say_so() {
+fn peers_at_different_steps_report_mismatch() {
     let mut run = Run::of(2);
     let all = run.meet_all();
-    let said = each(&all, |cluster| match cluster.topology().is_first() {
+    let said = each(&all, |cluster| match cluster.topology().is_first_process() {
         true => cluster.share(ValueName("u64"), || Ok::<u64, ClusterError>(1)).map(drop),
         false => cluster.share(ValueName::TEXT, || Ok::<String, ClusterError>(String::new())).map(drop),
     });
@@ -298,7 +298,7 @@ fn processes_at_different_steps_say_so() {
         "{said:?}"
     );
     let said = each(&all, |cluster| {
-        if cluster.topology().is_first() {
+        if cluster.topology().is_first_process() {
             cluster.step();
         }
         cluster.gather(ValueName("u64"), 1u64).map(drop)
@@ -307,7 +307,7 @@ fn processes_at_different_steps_say_so() {
 }
 
 #[test]
-fn a_peer_is_lost_when_it_gives_no_sign_of_life() {
+fn peer_without_heartbeat_is_lost() {
     let mut run = Run::of(2);
     let first = run.meet(0);
     let _silent = run.call(1, &Purpose::Link).unwrap();
@@ -318,7 +318,7 @@ fn a_peer_is_lost_when_it_gives_no_sign_of_life() {
 
 /// Those that wait for its word do not heed a stop themselves.
 #[test]
-fn whom_process_0_leaves_behind_by_a_stop_stops_too() {
+fn stop_of_process_0_stops_waiting_processes() {
     let mut run = Run::of(2);
     let (first, second) = (run.meet(0), run.meet(1));
     let stop = first.stop.clone();

@@ -36,9 +36,9 @@ use super::ClusterError;
 use crate::config::ClusterTlsPlan;
 
 /// A certificate that is valid for no longer than this is warned of.
-const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 3600);
+const EXPIRY_WARNING: Duration = Duration::from_secs(14 * 24 * 3600);
 /// How long, and for how many bytes, whoever is refused is listened to, so that it hears why rather than a reset.
-const LINGER: Duration = Duration::from_millis(500);
+const LINGER_TIMEOUT: Duration = Duration::from_millis(500);
 const LINGER_BYTES: usize = 64 * 1024;
 
 /// What this process shows others, and what it asks of them.
@@ -65,7 +65,7 @@ impl TlsFailure {
 }
 
 /// The files of a plan, read.
-struct Identity {
+struct PeerCertificate {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
     client_verifier: Arc<dyn ClientCertVerifier>,
@@ -80,23 +80,24 @@ impl PeerTls {
     ///
     /// If a file is not as it must be, the certificate is not signed by the CA, or is not valid now.
     pub fn load(plan: &ClusterTlsPlan) -> Result<PeerTls, ClusterError> {
-        let identity = Identity::read(plan)?;
-        identity.check(UnixTime::now()).map_err(|error| refused(&plan.certificate, &error))?;
-        let soon = UnixTime::since_unix_epoch(Duration::from_secs(UnixTime::now().as_secs()) + EXPIRES_SOON);
+        let identity = PeerCertificate::read(plan)?;
+        identity.check(UnixTime::now()).map_err(|error| unusable_file(&plan.certificate, &error))?;
+        let soon =
+            UnixTime::since_unix_epoch(Duration::from_secs(UnixTime::now().as_secs()) + EXPIRY_WARNING);
         if identity.check(soon).is_err() {
-            let (path, days) = (plan.certificate.display(), EXPIRES_SOON.as_secs() / 86_400);
+            let (path, days) = (plan.certificate.display(), EXPIRY_WARNING.as_secs() / 86_400);
             tracing::warn!(
                 "cluster.tls: {path} or the CA expires within {days} days; then no process can join: make new ones"
             );
         }
-        identity.configure().map_err(|error| refused(&plan.certificate, &error))
+        identity.configure().map_err(|error| unusable_file(&plan.certificate, &error))
     }
 
     /// As the process that listens at `host`.
     pub(super) fn accept(&self, socket: TcpStream, deadline: Instant) -> Result<TlsStream, TlsFailure> {
         let connection = ServerConnection::new(Arc::clone(&self.server));
         let connection = connection.map_err(|error| TlsFailure::Broken(error.to_string()))?;
-        secure(socket, Connection::Server(connection), deadline)
+        finish_handshake(socket, Connection::Server(connection), deadline)
     }
 
     /// To the process that must be at `host`.
@@ -109,7 +110,7 @@ impl PeerTls {
         let name = server_name(host).map_err(TlsFailure::Broken)?;
         let connection = ClientConnection::new(Arc::clone(&self.client), name);
         let connection = connection.map_err(|error| TlsFailure::Broken(error.to_string()))?;
-        secure(socket, Connection::Client(connection), deadline)
+        finish_handshake(socket, Connection::Client(connection), deadline)
     }
 }
 
@@ -118,12 +119,12 @@ fn server_name(host: &str) -> Result<ServerName<'static>, String> {
         .map_err(|_| format!("{host:?} in cluster.hosts is neither a name nor an address"))
 }
 
-fn refused(path: &Path, error: &Error) -> ClusterError {
+fn unusable_file(path: &Path, error: &Error) -> ClusterError {
     ClusterError::Tls { path: path.to_owned(), problem: format!("{}: make it anew", describe(error)) }
 }
 
-impl Identity {
-    fn read(plan: &ClusterTlsPlan) -> Result<Identity, ClusterError> {
+impl PeerCertificate {
+    fn read(plan: &ClusterTlsPlan) -> Result<PeerCertificate, ClusterError> {
         let (chain, authorities) = (certificates(&plan.certificate)?, certificates(&plan.ca)?);
         let key = PrivateKeyDer::from_pem_file(&plan.key).map_err(|error| unreadable(&plan.key, error))?;
         let mut roots = RootCertStore::empty();
@@ -136,7 +137,7 @@ impl Identity {
             WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider)).build();
         let server_verifier =
             WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider)).build();
-        Ok(Identity {
+        Ok(PeerCertificate {
             chain,
             key,
             client_verifier: client_verifier.map_err(|error| unreadable(&plan.ca, error))?,
@@ -162,7 +163,7 @@ impl Identity {
     }
 
     fn configure(self) -> Result<PeerTls, Error> {
-        let Identity { chain, key, client_verifier, server_verifier, provider } = self;
+        let PeerCertificate { chain, key, client_verifier, server_verifier, provider } = self;
         let mut client = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&TLS13])?
             .with_webpki_verifier(server_verifier)
@@ -192,11 +193,19 @@ fn unreadable(path: &Path, problem: impl ToString) -> ClusterError {
 }
 
 /// The TLS handshake, all of it before the deadline however little is said at a time.
-fn secure(socket: TcpStream, mut connection: Connection, deadline: Instant) -> Result<TlsStream, TlsFailure> {
+fn finish_handshake(
+    socket: TcpStream,
+    mut connection: Connection,
+    deadline: Instant,
+) -> Result<TlsStream, TlsFailure> {
     let broken = |error: io::Error| TlsFailure::Broken(super::handshake::text(&error));
     let left = || {
         let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(TlsFailure::Broken(super::handshake::too_slow())) } else { Ok(left) }
+        if left.is_zero() {
+            Err(TlsFailure::Broken(super::handshake::handshake_timed_out()))
+        } else {
+            Ok(left)
+        }
     };
     loop {
         while connection.wants_write() {
@@ -216,7 +225,7 @@ fn secure(socket: TcpStream, mut connection: Connection, deadline: Instant) -> R
             Err(error) => return Err(broken(error)),
         }
         if let Err(error) = connection.process_new_packets() {
-            say_alert(&socket, &mut connection);
+            send_alert(&socket, &mut connection);
             return Err(failure(&error));
         }
     }
@@ -228,9 +237,9 @@ fn closed() -> TlsFailure {
 }
 
 /// Tells the other end why, and waits a little until it has heard.
-fn say_alert(socket: &TcpStream, connection: &mut Connection) {
-    let until = Instant::now() + LINGER;
-    let _ = socket.set_write_timeout(Some(LINGER));
+fn send_alert(socket: &TcpStream, connection: &mut Connection) {
+    let until = Instant::now() + LINGER_TIMEOUT;
+    let _ = socket.set_write_timeout(Some(LINGER_TIMEOUT));
     let _ = connection.write_tls(&mut &*socket);
     let _ = socket.shutdown(Shutdown::Write);
     let (mut rest, mut read) = ([0; 4096], 0);

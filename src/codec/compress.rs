@@ -5,7 +5,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use flate2::bufread::GzDecoder;
 use flate2::write::GzEncoder;
 
-use super::{Compression, content};
+use super::{Compression, foreign_formats};
 
 /// Fast rather than small: a result is written once and read a few times.
 const ZSTD_LEVEL: i32 = 1;
@@ -17,14 +17,14 @@ const ZSTD_WINDOW_LOG: u32 = 31;
 
 /// What `reader` holds, by its first bytes rather than by what is said of it: text that is called compressed is read as it is. All
 /// members of a gzip file are read, and all frames of a zstd file.
-pub(super) fn decompressed(
+pub(super) fn decompressing_reader(
     reader: Box<dyn Read + Send>,
     compression: Compression,
 ) -> io::Result<Box<dyn Read + Send>> {
-    let (compression, reader) = content::compression(reader, compression)?;
+    let (compression, reader) = foreign_formats::detect_stream_compression(reader, compression)?;
     Ok(match compression {
         Compression::None => reader,
-        Compression::Gzip => Box::new(GzipMembers::new(BufReader::new(reader))),
+        Compression::Gzip => Box::new(GzipMemberReader::new(BufReader::new(reader))),
         Compression::Zstd => {
             let mut decoder = zstd::stream::read::Decoder::new(reader)?;
             decoder.window_log_max(ZSTD_WINDOW_LOG)?;
@@ -34,45 +34,45 @@ pub(super) fn decompressed(
 }
 
 /// Reads all members of gzip, and zeros behind them, with which tapes and block devices fill a file up.
-pub struct GzipMembers<R>(State<R>);
+pub struct GzipMemberReader<R>(GzipReadState<R>);
 
-enum State<R> {
+enum GzipReadState<R> {
     Member(Box<GzDecoder<R>>),
-    Between(R),
+    BetweenMembers(R),
     Ended,
 }
 
-impl<R: BufRead> GzipMembers<R> {
-    pub fn new(reader: R) -> GzipMembers<R> {
-        GzipMembers(State::Member(Box::new(GzDecoder::new(reader))))
+impl<R: BufRead> GzipMemberReader<R> {
+    pub fn new(reader: R) -> GzipMemberReader<R> {
+        GzipMemberReader(GzipReadState::Member(Box::new(GzDecoder::new(reader))))
     }
 }
 
-impl<R: BufRead> Read for GzipMembers<R> {
+impl<R: BufRead> Read for GzipMemberReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if buffer.is_empty() {
             return Ok(0);
         }
         loop {
-            match std::mem::replace(&mut self.0, State::Ended) {
-                State::Member(mut member) => {
+            match std::mem::replace(&mut self.0, GzipReadState::Ended) {
+                GzipReadState::Member(mut member) => {
                     let read = member.read(buffer);
                     if matches!(read, Ok(0)) {
-                        self.0 = State::Between(member.into_inner());
+                        self.0 = GzipReadState::BetweenMembers(member.into_inner());
                         continue;
                     }
-                    self.0 = State::Member(member);
+                    self.0 = GzipReadState::Member(member);
                     return read;
                 }
-                State::Between(mut reader) => match skip_zeros(&mut reader) {
-                    Ok(true) => self.0 = State::Member(Box::new(GzDecoder::new(reader))),
+                GzipReadState::BetweenMembers(mut reader) => match skip_zeros(&mut reader) {
+                    Ok(true) => self.0 = GzipReadState::Member(Box::new(GzDecoder::new(reader))),
                     Ok(false) => return Ok(0),
                     Err(error) => {
-                        self.0 = State::Between(reader);
+                        self.0 = GzipReadState::BetweenMembers(reader);
                         return Err(error);
                     }
                 },
-                State::Ended => return Ok(0),
+                GzipReadState::Ended => return Ok(0),
             }
         }
     }
@@ -91,8 +91,11 @@ fn skip_zeros(reader: &mut impl BufRead) -> io::Result<bool> {
 }
 
 /// Compresses what is written into `writer`.
-pub fn compressed(writer: Box<dyn Write + Send>, compression: Compression) -> io::Result<Compressed> {
-    Ok(Compressed(match compression {
+pub fn compressing_writer(
+    writer: Box<dyn Write + Send>,
+    compression: Compression,
+) -> io::Result<CompressedWriter> {
+    Ok(CompressedWriter(match compression {
         Compression::None => Inner::Plain(writer),
         Compression::Gzip => Inner::Gzip(GzEncoder::new(writer, flate2::Compression::new(GZIP_LEVEL))),
         Compression::Zstd => Inner::Zstd(zstd::stream::write::Encoder::new(writer, ZSTD_LEVEL)?),
@@ -100,7 +103,7 @@ pub fn compressed(writer: Box<dyn Write + Send>, compression: Compression) -> io
 }
 
 /// A writer that must be [finished](Compressed::finish): only then is the file whole.
-pub struct Compressed(Inner);
+pub struct CompressedWriter(Inner);
 
 enum Inner {
     Plain(Box<dyn Write + Send>),
@@ -108,7 +111,7 @@ enum Inner {
     Zstd(zstd::stream::write::Encoder<'static, Box<dyn Write + Send>>),
 }
 
-impl Compressed {
+impl CompressedWriter {
     /// Writes what is left and flushes.
     ///
     /// # Errors
@@ -124,7 +127,7 @@ impl Compressed {
     }
 }
 
-impl Write for Compressed {
+impl Write for CompressedWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match &mut self.0 {
             Inner::Plain(writer) => writer.write(bytes),
@@ -142,7 +145,7 @@ impl Write for Compressed {
     }
 }
 
-impl std::fmt::Debug for Compressed {
+impl std::fmt::Debug for CompressedWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Compressed")
     }

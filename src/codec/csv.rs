@@ -2,22 +2,22 @@
 
 use memchr::memchr;
 
-use super::fields::{self, Field, Record, Value};
-use super::guard::guarded;
-use super::lines::{Advance, Lines, too_long};
-use super::options::Preparation;
+use super::field_values::{self, Field, FieldValue, FieldValues};
+use super::options::RecordNormalizer;
+use super::panic_guard::catch_decoder_panic;
+use super::record_lines::{Advance, RecordLines, too_long_detail};
 use super::unknown_fields::UnknownFields;
 use super::{DecodeError, DecodeSettings, Framing, LocalTimeCounts, MAX_FIELD_LINES, ReadOptions};
-use crate::model::refusal::quoted;
+use crate::model::refusal::quoted_excerpt;
 use crate::model::{Reason, Refusal, Upsert};
 
 /// What may stand up to the end of the header, blank lines included.
 const MAX_HEADER_BYTES: u64 = 1 << 20;
 
 pub(super) struct CsvReader {
-    lines: Lines,
+    lines: RecordLines,
     settings: DecodeSettings,
-    preparation: Option<Box<Preparation>>,
+    preparation: Option<Box<RecordNormalizer>>,
     delimiter: u8,
     /// By column.
     columns: Vec<Option<Field>>,
@@ -25,33 +25,33 @@ pub(super) struct CsvReader {
     rows: u64,
     /// The fields of a record with quotes, one after the other, and where each ends.
     unquoted: String,
-    ends: Vec<usize>,
+    field_ends: Vec<usize>,
 }
 
 impl CsvReader {
     /// Reads the header, unless the options have it.
-    pub(super) fn new(mut lines: Lines, options: &ReadOptions) -> Result<CsvReader, DecodeError> {
+    pub(super) fn new(mut lines: RecordLines, options: &ReadOptions) -> Result<CsvReader, DecodeError> {
         let delimiter = options.layout.delimiter();
         let columns = match &options.layout.header {
-            Some(header) => fields::columns(header.iter().map(String::as_str), options)?,
+            Some(header) => field_values::map_columns(header.iter().map(String::as_str), options)?,
             None => {
                 let (mut unquoted, mut ends) = (String::new(), Vec::new());
                 read_header(&mut lines, delimiter, &mut unquoted, &mut ends)?;
-                let names = fields_of(&unquoted, &ends).map(|name| name.trim_matches(' '));
-                fields::columns(names, options)?
+                let names = unquoted_fields(&unquoted, &ends).map(|name| name.trim_matches(' '));
+                field_values::map_columns(names, options)?
             }
         };
         let ignored_columns = columns.iter().filter(|column| column.is_none()).count() as u64;
         Ok(CsvReader {
             lines,
             settings: options.settings,
-            preparation: Preparation::new(options),
+            preparation: RecordNormalizer::if_needed(options),
             delimiter,
             columns,
             ignored_columns,
             rows: 0,
             unquoted: String::new(),
-            ends: Vec::new(),
+            field_ends: Vec::new(),
         })
     }
 
@@ -60,49 +60,51 @@ impl CsvReader {
         match self.lines.advance()? {
             Advance::Line => {}
             Advance::End => return Ok(None),
-            Advance::Cut => return Ok(Some(Err(Refusal::new(Reason::NotDecodable, too_long())))),
+            Advance::Truncated => {
+                return Ok(Some(Err(Refusal::new(Reason::NotDecodable, too_long_detail()))));
+            }
         }
         let has_quotes = memchr(b'"', self.lines.record()).is_some();
         if has_quotes && !close_quotes(&mut self.lines, self.delimiter)? {
-            return Ok(Some(Err(bad_quotes(self.lines.framing()))));
+            return Ok(Some(Err(bad_quotes_refusal(self.lines.framing()))));
         }
         let Ok(line) = std::str::from_utf8(self.lines.record()) else {
             return Ok(Some(Err(Refusal::new(Reason::NotDecodable, "the line is not UTF-8"))));
         };
         let (columns, settings, rows) = (&self.columns, &self.settings, &mut self.rows);
-        let (unquoted, ends, delimiter) = (&mut self.unquoted, &mut self.ends, self.delimiter);
+        let (unquoted, ends, delimiter) = (&mut self.unquoted, &mut self.field_ends, self.delimiter);
         let (preparation, ignored_columns) = (&mut self.preparation, self.ignored_columns);
-        Ok(Some(guarded(move || {
-            let mut record = Record::new();
+        Ok(Some(catch_decoder_panic(move || {
+            let mut record = FieldValues::new();
             let count = if has_quotes {
-                unquote(line, delimiter, unquoted, ends);
-                for (column, text) in columns.iter().zip(fields_of(unquoted, ends)) {
+                unquote_fields(line, delimiter, unquoted, ends);
+                for (column, text) in columns.iter().zip(unquoted_fields(unquoted, ends)) {
                     if let &Some(field) = column {
-                        record.set(field, Value::Untyped(text));
+                        record.set(field, FieldValue::Untyped(text));
                     }
                 }
                 ends.len()
             } else if delimiter == b',' {
                 // Known when it is compiled, which is faster.
-                split(line, b',', columns, &mut record)
+                split_unquoted(line, b',', columns, &mut record)
             } else {
-                split(line, delimiter, columns, &mut record)
+                split_unquoted(line, delimiter, columns, &mut record)
             };
             if count != columns.len() {
-                return Err(wrong_count(count, columns.len(), line));
+                return Err(wrong_field_count(count, columns.len(), line));
             }
             *rows += 1;
             if ignored_columns > 0 {
-                UnknownFields::count(ignored_columns);
+                UnknownFields::count_known(ignored_columns);
             }
             if let Some(preparation) = preparation {
-                preparation.apply(&mut record)?;
+                preparation.normalize(&mut record)?;
             }
-            record.upsert(settings)
+            record.to_upsert(settings)
         })))
     }
 
-    pub(super) fn lines(&mut self) -> &mut Lines {
+    pub(super) fn lines(&mut self) -> &mut RecordLines {
         &mut self.lines
     }
 
@@ -138,12 +140,17 @@ impl CsvReader {
 /// Sets the fields of a record without quotes and returns how many there are. Fields are so short that looking at
 /// byte after byte beats searching for each comma.
 #[inline(always)]
-fn split<'a>(line: &'a str, delimiter: u8, columns: &[Option<Field>], record: &mut Record<'a>) -> usize {
+fn split_unquoted<'a>(
+    line: &'a str,
+    delimiter: u8,
+    columns: &[Option<Field>],
+    record: &mut FieldValues<'a>,
+) -> usize {
     let mut from = 0;
     let mut count = 0;
     let mut field_to = |to: usize| {
         if let Some(&Some(field)) = columns.get(count) {
-            record.set(field, Value::Untyped(&line[from..to]));
+            record.set(field, FieldValue::Untyped(&line[from..to]));
         }
         from = to + 1;
         count += 1;
@@ -159,21 +166,21 @@ fn split<'a>(line: &'a str, delimiter: u8, columns: &[Option<Field>], record: &m
 
 /// Reads the first line, as fields.
 pub(super) fn read_header(
-    lines: &mut Lines,
+    lines: &mut RecordLines,
     delimiter: u8,
     unquoted: &mut String,
     ends: &mut Vec<usize>,
 ) -> Result<(), DecodeError> {
     // The rest of a line that is too long need not be read to say so.
-    lines.allow(MAX_HEADER_BYTES);
+    lines.allow_bytes(MAX_HEADER_BYTES);
     let advanced = lines.advance();
-    let is_too_long = lines.is_allowance_used();
-    lines.allow(u64::MAX);
+    let is_too_long = lines.is_allowance_exhausted();
+    lines.allow_bytes(u64::MAX);
     match advanced {
-        Err(_) if is_too_long => return Err(DecodeError::BadHeader(too_long())),
+        Err(_) if is_too_long => return Err(DecodeError::BadHeader(too_long_detail())),
         Err(error) => return Err(error),
         Ok(Advance::End) => return Err(DecodeError::NoHeader),
-        Ok(Advance::Cut) => return Err(DecodeError::BadHeader(too_long())),
+        Ok(Advance::Truncated) => return Err(DecodeError::BadHeader(too_long_detail())),
         Ok(Advance::Line) => {}
     }
     if memchr(b'"', lines.record()).is_some() && !close_quotes(lines, delimiter)? {
@@ -181,19 +188,19 @@ pub(super) fn read_header(
     }
     let header =
         std::str::from_utf8(lines.record()).map_err(|_| DecodeError::BadHeader("it is not UTF-8".into()))?;
-    unquote(header, delimiter, unquoted, ends);
+    unquote_fields(header, delimiter, unquoted, ends);
     Ok(())
 }
 
 #[cold]
-fn wrong_count(count: usize, columns: usize, line: &str) -> Refusal {
-    let line = quoted(line);
+fn wrong_field_count(count: usize, columns: usize, line: &str) -> Refusal {
+    let line = quoted_excerpt(line);
     let detail = format!("{count} fields, but the header has {columns} columns: {line}");
     Refusal::new(Reason::NotDecodable, detail)
 }
 
 #[cold]
-fn bad_quotes(framing: Framing) -> Refusal {
+fn bad_quotes_refusal(framing: Framing) -> Refusal {
     let detail = match framing {
         Framing::Quotes => format!(
             "a quoted field does not end within {MAX_FIELD_LINES} lines, or goes on after its closing quote: write \"\" for a quote"
@@ -208,13 +215,13 @@ fn bad_quotes(framing: Framing) -> Refusal {
 /// Adds lines to the record at hand until its quoted fields end: false if one spans more than [`MAX_FIELD_LINES`] lines, does not end
 /// at all, or is not RFC 4180's. The first line is then alone again, so that a stray quote costs one line and no more.
 #[cold]
-pub(super) fn close_quotes(lines: &mut Lines, delimiter: u8) -> Result<bool, DecodeError> {
-    let first_line = lines.mark();
-    let mut quotes = QuoteScan { at: Scan::FieldStart, field_lines: 1, delimiter };
+pub(super) fn close_quotes(lines: &mut RecordLines, delimiter: u8) -> Result<bool, DecodeError> {
+    let first_line = lines.record_end();
+    let mut quotes = QuoteScanner { at: CsvScanState::FieldStart, field_lines: 1, delimiter };
     let mut scanned = 0;
     loop {
         quotes.scan(&lines.record()[scanned..]);
-        if !matches!(quotes.at, Scan::Quoted | Scan::Bad) {
+        if !matches!(quotes.at, CsvScanState::Quoted | CsvScanState::Malformed) {
             return Ok(true);
         }
         scanned = lines.record().len();
@@ -222,26 +229,26 @@ pub(super) fn close_quotes(lines: &mut Lines, delimiter: u8) -> Result<bool, Dec
         scanned += line_end.len();
         quotes.scan(line_end);
         quotes.field_lines += 1;
-        let is_over = matches!(quotes.at, Scan::Bad) || quotes.field_lines > MAX_FIELD_LINES;
-        if is_over || !lines.extend()? {
-            lines.reset(first_line);
+        let is_over = matches!(quotes.at, CsvScanState::Malformed) || quotes.field_lines > MAX_FIELD_LINES;
+        if is_over || !lines.extend_record()? {
+            lines.restore_record_end(first_line);
             return Ok(false);
         }
     }
 }
 
 /// Where in a record a byte stands, and how many lines its field has so far.
-struct QuoteScan {
-    at: Scan,
+struct QuoteScanner {
+    at: CsvScanState,
     field_lines: usize,
     delimiter: u8,
 }
 
-impl QuoteScan {
+impl QuoteScanner {
     fn scan(&mut self, bytes: &[u8]) {
         for byte in bytes {
-            self.at = self.at.over(*byte, self.delimiter);
-            if matches!(self.at, Scan::FieldStart) {
+            self.at = self.at.after_byte(*byte, self.delimiter);
+            if matches!(self.at, CsvScanState::FieldStart) {
                 self.field_lines = 1;
             }
         }
@@ -249,30 +256,34 @@ impl QuoteScan {
 }
 
 #[derive(Clone, Copy)]
-enum Scan {
+enum CsvScanState {
     FieldStart,
     Unquoted,
     Quoted,
     /// Behind a quote in a quoted field: it ends the field, or another quote follows and both stand for one.
     Quote,
-    Bad,
+    Malformed,
 }
 
-impl Scan {
-    fn over(self, byte: u8, delimiter: u8) -> Scan {
+impl CsvScanState {
+    fn after_byte(self, byte: u8, delimiter: u8) -> CsvScanState {
         match (self, byte) {
-            (Scan::FieldStart | Scan::Quote, b'"') => Scan::Quoted,
-            (Scan::FieldStart | Scan::Unquoted | Scan::Quote, byte) if byte == delimiter => Scan::FieldStart,
-            (Scan::FieldStart | Scan::Unquoted, _) => Scan::Unquoted,
-            (Scan::Quoted, b'"') => Scan::Quote,
-            (Scan::Quoted, _) => Scan::Quoted,
-            (Scan::Quote | Scan::Bad, _) => Scan::Bad,
+            (CsvScanState::FieldStart | CsvScanState::Quote, b'"') => CsvScanState::Quoted,
+            (CsvScanState::FieldStart | CsvScanState::Unquoted | CsvScanState::Quote, byte)
+                if byte == delimiter =>
+            {
+                CsvScanState::FieldStart
+            }
+            (CsvScanState::FieldStart | CsvScanState::Unquoted, _) => CsvScanState::Unquoted,
+            (CsvScanState::Quoted, b'"') => CsvScanState::Quote,
+            (CsvScanState::Quoted, _) => CsvScanState::Quoted,
+            (CsvScanState::Quote | CsvScanState::Malformed, _) => CsvScanState::Malformed,
         }
     }
 }
 
 /// Splits a record whose quotes are known to match.
-pub(super) fn unquote(record: &str, delimiter: u8, unquoted: &mut String, ends: &mut Vec<usize>) {
+pub(super) fn unquote_fields(record: &str, delimiter: u8, unquoted: &mut String, ends: &mut Vec<usize>) {
     unquoted.clear();
     ends.clear();
     let mut rest = record;
@@ -305,7 +316,10 @@ pub(super) fn unquote(record: &str, delimiter: u8, unquoted: &mut String, ends: 
     }
 }
 
-pub(super) fn fields_of<'a>(unquoted: &'a str, ends: &'a [usize]) -> impl Iterator<Item = &'a str> + Clone {
+pub(super) fn unquoted_fields<'a>(
+    unquoted: &'a str,
+    ends: &'a [usize],
+) -> impl Iterator<Item = &'a str> + Clone {
     let starts = std::iter::once(0).chain(ends.iter().copied());
     starts.zip(ends).map(|(start, &end)| &unquoted[start..end])
 }

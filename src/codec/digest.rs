@@ -7,7 +7,7 @@ use xxhash_rust::xxh3::Xxh3;
 pub(super) struct RunningDigest {
     state: Xxh3,
     /// Bytes of the buffer that are taken.
-    taken: usize,
+    hashed: usize,
     /// Where in the buffer the last record ends, if it is still there.
     end: Option<usize>,
     /// Up to the end of a record that is not there any more.
@@ -22,31 +22,31 @@ impl RunningDigest {
     }
 
     /// Up to the end of the last record.
-    pub(super) fn value(&mut self, buffer: &[u8]) -> u64 {
+    pub(super) fn digest_at_record_end(&mut self, buffer: &[u8]) -> u64 {
         if let Some(end) = self.end.take() {
-            self.take(buffer, end);
+            self.hash_until(buffer, end);
             self.value = self.state.digest();
         }
         self.value
     }
 
     /// The first bytes of the buffer are to go.
-    pub(super) fn leave(&mut self, buffer: &[u8], bytes: usize) {
-        self.value(buffer);
-        self.take(buffer, bytes);
-        self.taken -= bytes;
+    pub(super) fn drop_front(&mut self, buffer: &[u8], bytes: usize) {
+        self.digest_at_record_end(buffer);
+        self.hash_until(buffer, bytes);
+        self.hashed -= bytes;
     }
 
     /// What lies behind the first `kept` bytes of the buffer is to go, all of one record that does not end there.
-    pub(super) fn cut(&mut self, filled: &[u8], kept: usize) {
-        self.take(filled, filled.len());
-        self.taken = kept;
+    pub(super) fn drop_after(&mut self, filled: &[u8], kept: usize) {
+        self.hash_until(filled, filled.len());
+        self.hashed = kept;
     }
 
-    fn take(&mut self, buffer: &[u8], upto: usize) {
-        if let Some(bytes) = buffer.get(self.taken..upto) {
+    fn hash_until(&mut self, buffer: &[u8], until: usize) {
+        if let Some(bytes) = buffer.get(self.hashed..until) {
             self.state.update(bytes);
-            self.taken = upto;
+            self.hashed = until;
         }
     }
 }

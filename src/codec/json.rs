@@ -5,49 +5,49 @@ use std::ops::Range;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::fields::{Field, Record, Value};
-use super::guard::guarded;
-use super::lines::{Advance, Lines, too_long};
-use super::options::Preparation;
+use super::field_values::{Field, FieldValue, FieldValues};
+use super::options::RecordNormalizer;
+use super::panic_guard::catch_decoder_panic;
+use super::record_lines::{Advance, RecordLines, too_long_detail};
 use super::unknown_fields::UnknownFields;
 use super::{DecodeError, DecodeSettings, LocalTimeCounts, MAX_RECORD_BYTES, ReadOptions};
 use crate::model::{Reason, Refusal, Upsert};
 
 /// Decodes records that come one by one, each as one JSON object.
 #[derive(Debug)]
-pub struct RecordDecoder {
+pub struct JsonRecordDecoder {
     settings: DecodeSettings,
-    preparation: Option<Box<Preparation>>,
+    preparation: Option<Box<RecordNormalizer>>,
     ignored_fields: u64,
     /// Where it tells of them.
     unknown: Option<UnknownFields>,
-    escaped: Escaped,
+    escaped: EscapedStrings,
 }
 
 /// The strings of a record that are written with escapes, without them: the others lie in the record itself.
 #[derive(Debug, Default)]
-struct Escaped {
+struct EscapedStrings {
     text: String,
     fields: Vec<(Field, Range<usize>)>,
 }
 
-impl RecordDecoder {
-    pub fn new(options: impl Into<ReadOptions>) -> RecordDecoder {
+impl JsonRecordDecoder {
+    pub fn new(options: impl Into<ReadOptions>) -> JsonRecordDecoder {
         let options = options.into();
-        let preparation = Preparation::new(&options);
-        RecordDecoder {
+        let preparation = RecordNormalizer::if_needed(&options);
+        JsonRecordDecoder {
             settings: options.settings,
             preparation,
             ignored_fields: 0,
             unknown: None,
-            escaped: Escaped::default(),
+            escaped: EscapedStrings::default(),
         }
     }
 
     /// As [`RecordDecoder::new`], for the records of a source: fields that are none of a reading's are counted by the process, and
     /// the log names each once.
-    pub fn of_source(options: impl Into<ReadOptions>) -> RecordDecoder {
-        RecordDecoder { unknown: Some(UnknownFields::default()), ..RecordDecoder::new(options) }
+    pub fn for_source(options: impl Into<ReadOptions>) -> JsonRecordDecoder {
+        JsonRecordDecoder { unknown: Some(UnknownFields::default()), ..JsonRecordDecoder::new(options) }
     }
 
     /// Decodes one object, which may span lines, of at most [`MAX_RECORD_BYTES`] bytes.
@@ -57,15 +57,15 @@ impl RecordDecoder {
     }
 
     /// Decodes the key of a record without a value, `{"city", "reading_at"}`, as the withdrawal that it stands for.
-    pub fn decode_withdrawn<'a>(&'a mut self, key: &'a [u8]) -> Result<Upsert<'a>, Refusal> {
-        self.decode_with(key, Some((Field::Deleted, Value::Boolean(true))))
+    pub fn decode_tombstone_key<'a>(&'a mut self, key: &'a [u8]) -> Result<Upsert<'a>, Refusal> {
+        self.decode_with(key, Some((Field::Deleted, FieldValue::Boolean(true))))
     }
 
     #[inline]
     fn decode_with<'a>(
         &'a mut self,
         bytes: &'a [u8],
-        implied: Option<(Field, Value<'a>)>,
+        implied: Option<(Field, FieldValue<'a>)>,
     ) -> Result<Upsert<'a>, Refusal> {
         if bytes.len() > MAX_RECORD_BYTES {
             let detail =
@@ -75,35 +75,35 @@ impl RecordDecoder {
         let Ok(text) = std::str::from_utf8(bytes) else {
             return Err(Refusal::new(Reason::NotDecodable, "the record is not UTF-8"));
         };
-        guarded(move || self.decode_text(text, implied))
+        catch_decoder_panic(move || self.decode_text(text, implied))
     }
 
     #[inline]
     fn decode_text<'a>(
         &'a mut self,
         text: &'a str,
-        implied: Option<(Field, Value<'a>)>,
+        implied: Option<(Field, FieldValue<'a>)>,
     ) -> Result<Upsert<'a>, Refusal> {
         self.escaped.text.clear();
         self.escaped.fields.clear();
-        let mut record = Record::new();
+        let mut record = FieldValues::new();
         let (preparation, unknown) = (self.preparation.as_deref(), self.unknown.as_mut());
-        let names = Names { settings: &self.settings, preparation, unknown };
-        let object = Object { record: &mut record, names, escaped: &mut self.escaped };
+        let names = KeyVisitor { settings: &self.settings, preparation, unknown };
+        let object = ObjectVisitor { record: &mut record, names, escaped: &mut self.escaped };
         let mut json = serde_json::Deserializer::from_str(text);
         let parsed = object.deserialize(&mut json).and_then(|ignored| json.end().map(|()| ignored));
         let ignored_fields = parsed.map_err(|error| not_decodable(&error, text))?;
         for (field, range) in &self.escaped.fields {
-            record.set(*field, Value::Text(&self.escaped.text[range.clone()]));
+            record.set(*field, FieldValue::Text(&self.escaped.text[range.clone()]));
         }
         if let Some((field, value)) = implied {
             record.set(field, value);
         }
         self.ignored_fields += ignored_fields;
         if let Some(preparation) = &mut self.preparation {
-            preparation.apply(&mut record)?;
+            preparation.normalize(&mut record)?;
         }
-        record.upsert(&self.settings)
+        record.to_upsert(&self.settings)
     }
 
     /// Times that the zone's clocks do not show just once, in the records so far.
@@ -119,13 +119,13 @@ impl RecordDecoder {
 
 /// Reads lines of one object each.
 pub(super) struct JsonReader {
-    lines: Lines,
-    decoder: RecordDecoder,
+    lines: RecordLines,
+    decoder: JsonRecordDecoder,
 }
 
 impl JsonReader {
-    pub(super) fn new(lines: Lines, options: &ReadOptions) -> JsonReader {
-        JsonReader { lines, decoder: RecordDecoder::of_source(options) }
+    pub(super) fn new(lines: RecordLines, options: &ReadOptions) -> JsonReader {
+        JsonReader { lines, decoder: JsonRecordDecoder::for_source(options) }
     }
 
     #[inline]
@@ -133,11 +133,11 @@ impl JsonReader {
         match self.lines.advance()? {
             Advance::Line => Ok(Some(self.decoder.decode(self.lines.record()))),
             Advance::End => Ok(None),
-            Advance::Cut => Ok(Some(Err(Refusal::new(Reason::NotDecodable, too_long())))),
+            Advance::Truncated => Ok(Some(Err(Refusal::new(Reason::NotDecodable, too_long_detail())))),
         }
     }
 
-    pub(super) fn lines(&mut self) -> &mut Lines {
+    pub(super) fn lines(&mut self) -> &mut RecordLines {
         &mut self.lines
     }
 
@@ -179,13 +179,13 @@ fn not_decodable(error: &serde_json::Error, text: &str) -> Refusal {
 }
 
 /// Fills a record; its value is how many fields were ignored.
-struct Object<'a, 'de> {
-    record: &'a mut Record<'de>,
-    names: Names<'a>,
-    escaped: &'a mut Escaped,
+struct ObjectVisitor<'a, 'de> {
+    record: &'a mut FieldValues<'de>,
+    names: KeyVisitor<'a>,
+    escaped: &'a mut EscapedStrings,
 }
 
-impl<'de> DeserializeSeed<'de> for Object<'_, 'de> {
+impl<'de> DeserializeSeed<'de> for ObjectVisitor<'_, 'de> {
     type Value = u64;
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<u64, D::Error> {
@@ -193,7 +193,7 @@ impl<'de> DeserializeSeed<'de> for Object<'_, 'de> {
     }
 }
 
-impl<'de> Visitor<'de> for Object<'_, 'de> {
+impl<'de> Visitor<'de> for ObjectVisitor<'_, 'de> {
     type Value = u64;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -203,7 +203,7 @@ impl<'de> Visitor<'de> for Object<'_, 'de> {
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<u64, A::Error> {
         let mut met = 0u16;
         let mut ignored = 0;
-        while let Some(field) = map.next_key_seed(self.names.again())? {
+        while let Some(field) = map.next_key_seed(self.names.reborrow())? {
             let Some(field) = field else {
                 map.next_value::<IgnoredAny>()?;
                 ignored += 1;
@@ -214,28 +214,29 @@ impl<'de> Visitor<'de> for Object<'_, 'de> {
                 return Err(A::Error::custom(format_args!("{name} is there twice")));
             }
             met |= 1 << field as u16;
-            self.record.set(field, map.next_value_seed(Scalar { field, escaped: &mut *self.escaped })?);
+            self.record
+                .set(field, map.next_value_seed(ScalarVisitor { field, escaped: &mut *self.escaped })?);
         }
         Ok(ignored)
     }
 }
 
 /// Reads a key as the field that it names; one that names none may be told of.
-struct Names<'a> {
+struct KeyVisitor<'a> {
     settings: &'a DecodeSettings,
-    preparation: Option<&'a Preparation>,
+    preparation: Option<&'a RecordNormalizer>,
     unknown: Option<&'a mut UnknownFields>,
 }
 
-impl Names<'_> {
+impl KeyVisitor<'_> {
     /// For the next key.
-    fn again(&mut self) -> Names<'_> {
-        let Names { settings, preparation, unknown } = self;
-        Names { settings, preparation: *preparation, unknown: unknown.as_deref_mut() }
+    fn reborrow(&mut self) -> KeyVisitor<'_> {
+        let KeyVisitor { settings, preparation, unknown } = self;
+        KeyVisitor { settings, preparation: *preparation, unknown: unknown.as_deref_mut() }
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Names<'_> {
+impl<'de> DeserializeSeed<'de> for KeyVisitor<'_> {
     type Value = Option<Field>;
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Self::Value, D::Error> {
@@ -243,7 +244,7 @@ impl<'de> DeserializeSeed<'de> for Names<'_> {
     }
 }
 
-impl Visitor<'_> for Names<'_> {
+impl Visitor<'_> for KeyVisitor<'_> {
     type Value = Option<Field>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -252,76 +253,76 @@ impl Visitor<'_> for Names<'_> {
 
     fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
         let field = match self.preparation {
-            None => Field::named(name, self.settings),
+            None => Field::from_name(name, self.settings),
             Some(preparation) => preparation.field(name),
         };
         if field.is_none()
             && let Some(unknown) = self.unknown
         {
-            unknown.meet(name);
+            unknown.count_and_log(name);
         }
         Ok(field)
     }
 }
 
-struct Scalar<'a> {
+struct ScalarVisitor<'a> {
     field: Field,
-    escaped: &'a mut Escaped,
+    escaped: &'a mut EscapedStrings,
 }
 
-impl<'de> DeserializeSeed<'de> for Scalar<'_> {
-    type Value = Value<'de>;
+impl<'de> DeserializeSeed<'de> for ScalarVisitor<'_> {
+    type Value = FieldValue<'de>;
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Self::Value, D::Error> {
         json.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Scalar<'_> {
-    type Value = Value<'de>;
+impl<'de> Visitor<'de> for ScalarVisitor<'_> {
+    type Value = FieldValue<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a value")
     }
 
-    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Value<'de>, E> {
-        Ok(Value::Text(text))
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<FieldValue<'de>, E> {
+        Ok(FieldValue::Text(text))
     }
 
-    fn visit_str<E>(self, text: &str) -> Result<Value<'de>, E> {
+    fn visit_str<E>(self, text: &str) -> Result<FieldValue<'de>, E> {
         let start = self.escaped.text.len();
         self.escaped.text.push_str(text);
         self.escaped.fields.push((self.field, start..self.escaped.text.len()));
-        Ok(Value::Missing)
+        Ok(FieldValue::Missing)
     }
 
-    fn visit_f64<E>(self, number: f64) -> Result<Value<'de>, E> {
-        Ok(Value::Number(number))
+    fn visit_f64<E>(self, number: f64) -> Result<FieldValue<'de>, E> {
+        Ok(FieldValue::Number(number))
     }
 
-    fn visit_i64<E>(self, number: i64) -> Result<Value<'de>, E> {
-        Ok(Value::Integer(number))
+    fn visit_i64<E>(self, number: i64) -> Result<FieldValue<'de>, E> {
+        Ok(FieldValue::Integer(number))
     }
 
-    fn visit_u64<E>(self, number: u64) -> Result<Value<'de>, E> {
-        Ok(i64::try_from(number).map_or(Value::Number(number as f64), Value::Integer))
+    fn visit_u64<E>(self, number: u64) -> Result<FieldValue<'de>, E> {
+        Ok(i64::try_from(number).map_or(FieldValue::Number(number as f64), FieldValue::Integer))
     }
 
-    fn visit_bool<E>(self, boolean: bool) -> Result<Value<'de>, E> {
-        Ok(Value::Boolean(boolean))
+    fn visit_bool<E>(self, boolean: bool) -> Result<FieldValue<'de>, E> {
+        Ok(FieldValue::Boolean(boolean))
     }
 
-    fn visit_unit<E>(self) -> Result<Value<'de>, E> {
-        Ok(Value::Missing)
+    fn visit_unit<E>(self) -> Result<FieldValue<'de>, E> {
+        Ok(FieldValue::Missing)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value<'de>, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<FieldValue<'de>, A::Error> {
         while list.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Value::Other("a list"))
+        Ok(FieldValue::Other("a list"))
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value<'de>, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<FieldValue<'de>, A::Error> {
         while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Value::Other("an object"))
+        Ok(FieldValue::Other("an object"))
     }
 }

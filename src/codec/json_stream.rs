@@ -11,33 +11,33 @@ const MAX_BLANK_BYTES: usize = 64 * 1024;
 const BUFFER_BYTES: usize = 64 * 1024;
 
 /// The stream with one record a line.
-pub(super) fn one_record_a_line(mut reader: Box<dyn Read + Send>) -> Box<dyn Read + Send> {
+pub(super) fn one_record_per_line(mut reader: Box<dyn Read + Send>) -> Box<dyn Read + Send> {
     let mut first = Vec::new();
     let mut failure = None;
     let shape = loop {
         let read = reader.by_ref().take(256).read_to_end(&mut first);
-        match (shape(&first), read) {
+        match (detect_layout(&first), read) {
             (Some(shape), Ok(_)) => break shape,
             (shape, Err(error)) => {
                 failure = Some(error);
-                break shape.unwrap_or(Shape::Lines);
+                break shape.unwrap_or(JsonLayout::Lines);
             }
-            (None, Ok(read)) if read == 0 || first.len() > MAX_BLANK_BYTES => break Shape::Lines,
+            (None, Ok(read)) if read == 0 || first.len() > MAX_BLANK_BYTES => break JsonLayout::Lines,
             (None, Ok(_)) => {}
         }
     };
     let all = io::Cursor::new(first).chain(FailOnce(failure)).chain(reader);
     match shape {
-        Shape::Lines => Box::new(all),
-        Shape::Array => Box::new(Records::new(all, true)),
-        Shape::Objects => Box::new(Records::new(all, false)),
+        JsonLayout::Lines => Box::new(all),
+        JsonLayout::Array => Box::new(RecordSplitter::new(all, true)),
+        JsonLayout::Objects => Box::new(RecordSplitter::new(all, false)),
     }
 }
 
 /// Whether a stream is one record a line as it is.
 #[cfg(any(test, fuzzing))]
-pub(crate) fn is_one_record_a_line(text: &[u8]) -> bool {
-    matches!(shape(text), None | Some(Shape::Lines))
+pub(crate) fn is_one_record_per_line(text: &[u8]) -> bool {
+    matches!(detect_layout(text), None | Some(JsonLayout::Lines))
 }
 
 /// Says at its place what reading has failed with.
@@ -49,37 +49,41 @@ impl Read for FailOnce {
     }
 }
 
-enum Shape {
+enum JsonLayout {
     Lines,
     Array,
     Objects,
 }
 
 /// Nothing while more bytes must say.
-fn shape(first: &[u8]) -> Option<Shape> {
+fn detect_layout(first: &[u8]) -> Option<JsonLayout> {
     let text = first.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(first).trim_ascii_start();
     match text {
         [] => None,
         [b'[', rest @ ..] => {
             let next = rest.trim_ascii_start().first()?;
-            Some(if *next == b'{' { Shape::Array } else { Shape::Lines })
+            Some(if *next == b'{' { JsonLayout::Array } else { JsonLayout::Lines })
         }
         [b'{', rest @ ..] => {
             let after = rest.trim_ascii_start();
             let has_line_end = rest[..rest.len() - after.len()].contains(&b'\n');
-            Some(if has_line_end && *after.first()? == b'"' { Shape::Objects } else { Shape::Lines })
+            Some(if has_line_end && *after.first()? == b'"' {
+                JsonLayout::Objects
+            } else {
+                JsonLayout::Lines
+            })
         }
-        _ => Some(Shape::Lines),
+        _ => Some(JsonLayout::Lines),
     }
 }
 
 /// Where in the stream a byte stands.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Scan {
+enum JsonScanState {
     /// Before an array.
     Start,
     /// Within so many brackets: 0 is between records.
-    At(u32),
+    Nested(u32),
     /// In a string within so many brackets.
     Text(u32),
     /// In a string, behind a backslash.
@@ -88,99 +92,110 @@ enum Scan {
     End,
 }
 
-struct Records<R> {
+struct RecordSplitter<R> {
     reader: R,
     is_array: bool,
-    scan: Scan,
-    read: Box<[u8]>,
+    scan: JsonScanState,
+    input: Box<[u8]>,
     /// What is ready to be given, and how much of it was.
-    ready: Vec<u8>,
-    given: usize,
+    output: Vec<u8>,
+    output_given: usize,
     /// Why nothing more comes, until it was said.
     failure: Option<io::Error>,
     has_failed: bool,
 }
 
-impl<R: Read> Records<R> {
-    fn new(reader: R, is_array: bool) -> Records<R> {
-        let scan = if is_array { Scan::Start } else { Scan::At(0) };
+impl<R: Read> RecordSplitter<R> {
+    fn new(reader: R, is_array: bool) -> RecordSplitter<R> {
+        let scan = if is_array { JsonScanState::Start } else { JsonScanState::Nested(0) };
         let read = vec![0; BUFFER_BYTES].into_boxed_slice();
-        Records {
+        RecordSplitter {
             reader,
             is_array,
             scan,
-            read,
-            ready: Vec::new(),
-            given: 0,
+            input: read,
+            output: Vec::new(),
+            output_given: 0,
             failure: None,
             has_failed: false,
         }
     }
 
-    fn take(&mut self, byte: u8) -> io::Result<()> {
+    fn scan_byte(&mut self, byte: u8) -> io::Result<()> {
         let (next, out) = match (self.scan, byte) {
-            (Scan::Start, b'[') => (Scan::At(0), None),
-            (Scan::Start, _) => (Scan::Start, None),
-            (Scan::End, byte) if byte.is_ascii_whitespace() => (Scan::End, None),
-            (Scan::End, _) => return Err(invalid("something stands behind the end of the JSON array")),
-            (Scan::At(0), b',' | b']') if self.is_array => {
-                (if byte == b',' { Scan::At(0) } else { Scan::End }, Some(b'\n'))
+            (JsonScanState::Start, b'[') => (JsonScanState::Nested(0), None),
+            (JsonScanState::Start, _) => (JsonScanState::Start, None),
+            (JsonScanState::End, byte) if byte.is_ascii_whitespace() => (JsonScanState::End, None),
+            (JsonScanState::End, _) => {
+                return Err(invalid_json("something stands behind the end of the JSON array"));
             }
-            (Scan::At(depth), b'{' | b'[') => (Scan::At(depth + 1), Some(byte)),
-            (Scan::At(depth), b'}' | b']') => (Scan::At(depth.saturating_sub(1)), Some(byte)),
-            (Scan::At(depth), b'"') => (Scan::Text(depth), Some(byte)),
-            (Scan::At(depth), b'\n' | b'\r') => (Scan::At(depth), Some(b' ')),
-            (Scan::Text(depth), b'"') => (Scan::At(depth), Some(byte)),
-            (Scan::Text(depth), b'\\') => (Scan::Escape(depth), Some(byte)),
+            (JsonScanState::Nested(0), b',' | b']') if self.is_array => {
+                (if byte == b',' { JsonScanState::Nested(0) } else { JsonScanState::End }, Some(b'\n'))
+            }
+            (JsonScanState::Nested(depth), b'{' | b'[') => (JsonScanState::Nested(depth + 1), Some(byte)),
+            (JsonScanState::Nested(depth), b'}' | b']') => {
+                (JsonScanState::Nested(depth.saturating_sub(1)), Some(byte))
+            }
+            (JsonScanState::Nested(depth), b'"') => (JsonScanState::Text(depth), Some(byte)),
+            (JsonScanState::Nested(depth), b'\n' | b'\r') => (JsonScanState::Nested(depth), Some(b' ')),
+            (JsonScanState::Text(depth), b'"') => (JsonScanState::Nested(depth), Some(byte)),
+            (JsonScanState::Text(depth), b'\\') => (JsonScanState::Escape(depth), Some(byte)),
             // No string of JSON may have one, and none may have a tab.
-            (Scan::Text(depth) | Scan::Escape(depth), b'\n') => (Scan::Text(depth), Some(b'\t')),
-            (Scan::Escape(depth), _) => (Scan::Text(depth), Some(byte)),
+            (JsonScanState::Text(depth) | JsonScanState::Escape(depth), b'\n') => {
+                (JsonScanState::Text(depth), Some(b'\t'))
+            }
+            (JsonScanState::Escape(depth), _) => (JsonScanState::Text(depth), Some(byte)),
             (scan, _) => (scan, Some(byte)),
         };
-        let ends_object = !self.is_array && matches!((self.scan, next), (Scan::At(1), Scan::At(0)));
+        let ends_object = !self.is_array
+            && matches!((self.scan, next), (JsonScanState::Nested(1), JsonScanState::Nested(0)));
         self.scan = next;
-        self.ready.extend(out);
+        self.output.extend(out);
         if ends_object {
-            self.ready.push(b'\n');
+            self.output.push(b'\n');
         }
         Ok(())
     }
 
     /// Makes more ready: false at the end.
-    fn more(&mut self) -> io::Result<bool> {
-        self.ready.clear();
-        self.given = 0;
-        let length = self.reader.read(&mut self.read)?;
+    fn fill_output(&mut self) -> io::Result<bool> {
+        self.output.clear();
+        self.output_given = 0;
+        let length = self.reader.read(&mut self.input)?;
         if length == 0 {
-            let is_whole = if self.is_array { self.scan == Scan::End } else { self.scan == Scan::At(0) };
-            return if is_whole { Ok(false) } else { Err(cut_off(self.is_array)) };
+            let is_whole = if self.is_array {
+                self.scan == JsonScanState::End
+            } else {
+                self.scan == JsonScanState::Nested(0)
+            };
+            return if is_whole { Ok(false) } else { Err(cut_off_error(self.is_array)) };
         }
         for at in 0..length {
-            self.take(self.read[at])?;
+            self.scan_byte(self.input[at])?;
         }
         Ok(true)
     }
 }
 
-fn invalid(what: &str) -> io::Error {
+fn invalid_json(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
 }
 
-fn cut_off(is_array: bool) -> io::Error {
+fn cut_off_error(is_array: bool) -> io::Error {
     let what = if is_array { "the JSON array has no end" } else { "the last JSON object has no end" };
     io::Error::new(io::ErrorKind::UnexpectedEof, what)
 }
 
-impl<R: Read> Read for Records<R> {
+impl<R: Read> Read for RecordSplitter<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.given == self.ready.len() {
+        while self.output_given == self.output.len() {
             if let Some(failure) = self.failure.take() {
                 return Err(failure);
             }
             if self.has_failed || buffer.is_empty() {
                 return Ok(0);
             }
-            match self.more() {
+            match self.fill_output() {
                 Ok(true) => {}
                 Ok(false) => return Ok(0),
                 Err(error)
@@ -192,10 +207,10 @@ impl<R: Read> Read for Records<R> {
                 Err(error) => (self.failure, self.has_failed) = (Some(error), true),
             }
         }
-        let ready = &self.ready[self.given..];
+        let ready = &self.output[self.output_given..];
         let length = ready.len().min(buffer.len());
         buffer[..length].copy_from_slice(&ready[..length]);
-        self.given += length;
+        self.output_given += length;
         Ok(length)
     }
 }

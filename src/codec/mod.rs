@@ -6,23 +6,23 @@
 
 mod avro;
 mod compress;
-mod content;
 mod csv;
 mod decimal;
 mod digest;
-mod fields;
-mod guard;
+mod field_values;
+mod foreign_formats;
 mod json;
 mod json_stream;
-mod lines;
 mod options;
+mod panic_guard;
 mod parquet;
-mod read_notes;
+mod read_statistics;
 mod readings;
+mod record_lines;
 mod reports;
 mod results;
-mod row;
-mod text;
+mod row_json;
+mod text_output;
 mod unknown_fields;
 mod wide;
 
@@ -38,25 +38,25 @@ pub use self::avro::{
     AvroDecoder, CURRENT_SCHEMA, READING_SCHEMA, ROW_SCHEMA, SchemaError, current_to_avro, push_wire_header,
     reading_to_avro, row_to_avro, split_wire_header,
 };
-pub use self::compress::{Compressed, GzipMembers, compressed};
-pub use self::json::RecordDecoder;
+pub use self::compress::{CompressedWriter, GzipMemberReader, compressing_writer};
+pub use self::json::JsonRecordDecoder;
 #[cfg(any(test, fuzzing))]
-pub(crate) use self::json_stream::is_one_record_a_line;
+pub(crate) use self::json_stream::is_one_record_per_line;
 pub use self::options::{
-    ColumnNames, LOCAL_TIMES, LocalTimeCounts, OptionProblem, ReadOptions, RecordOptions, TextLayout,
+    ColumnNames, LOCAL_TIMES_METRIC, LocalTimeCounts, OptionProblem, ReadOptions, RecordOptions, TextLayout,
     TimeFormat, parse_delimiter, parse_list,
 };
-pub use self::read_notes::{HumidityCounts, ReadNotes};
-pub use self::readings::{Fields, ReadingsWriter, json_record};
+pub use self::read_statistics::{HumidityCounts, ReadStatistics};
+pub use self::readings::{ReadingsWriter, RecordFields, push_json_record};
 pub use self::reports::{ChangesWriter, DailyWriter, DeadLettersWriter};
-pub use self::results::RowsWriter;
-pub use self::row::{
+pub use self::results::ResultRowsWriter;
+pub use self::row_json::{
     push_aged_current_json, push_current_json, push_current_values, push_key_json, push_row_json,
     push_row_values, push_units,
 };
-pub(crate) use self::text::{push_integer, push_json_text, push_number};
+pub(crate) use self::text_output::{push_integer, push_json_text, push_number};
 pub use self::unknown_fields::{unknown_field_count, unknown_field_names};
-use crate::model::{LocalTime, Refusal, Upsert};
+use crate::model::{LocalTimePolicy, Refusal, Upsert};
 
 /// The longest record of a text format, in bytes without its line end. What is longer is refused, so that a quote
 /// that never closes cannot swallow a file.
@@ -101,7 +101,7 @@ pub enum Compression {
 
 /// A file name that does not say how the file is written.
 #[derive(Debug, thiserror::Error)]
-pub enum NameError {
+pub enum FileNameError {
     #[error(
         "{0:?} does not say its format: name it .csv, .json, .jsonl, .ndjson or .parquet, the text formats also with .gz or .zst, or give the format"
     )]
@@ -111,13 +111,13 @@ pub enum NameError {
     #[error(
         "{0:?} is compressed as .{1}, which is not read: decompress it first, or compress it with gzip or zstd"
     )]
-    UnreadCompression(String, String),
+    UnsupportedCompression(String, String),
     #[error("{0:?} is a workbook or an archive: save the sheet as CSV (UTF-8), or unpack it first")]
-    Packed(String),
+    ArchiveOrWorkbook(String),
 }
 
 /// The format and the compression that a file's name says, by its suffixes in small or capital letters.
-pub fn detect(path: &Path) -> Result<(Format, Compression), NameError> {
+pub fn detect_format(path: &Path) -> Result<(Format, Compression), FileNameError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     let (stem, compression) = split_compression(&name);
     let format = match stem.rsplit_once('.').map(|(_, suffix)| suffix) {
@@ -125,15 +125,15 @@ pub fn detect(path: &Path) -> Result<(Format, Compression), NameError> {
         Some("json" | "jsonl" | "ndjson") => Format::Json,
         Some("parquet") => Format::Parquet,
         Some(suffix @ ("bz2" | "xz" | "lz4" | "lzma" | "br" | "z")) => {
-            return Err(NameError::UnreadCompression(path.display().to_string(), suffix.into()));
+            return Err(FileNameError::UnsupportedCompression(path.display().to_string(), suffix.into()));
         }
         Some("xls" | "xlsx" | "ods" | "zip" | "7z" | "rar" | "tar" | "tgz") => {
-            return Err(NameError::Packed(path.display().to_string()));
+            return Err(FileNameError::ArchiveOrWorkbook(path.display().to_string()));
         }
-        _ => return Err(NameError::Unknown(path.display().to_string())),
+        _ => return Err(FileNameError::Unknown(path.display().to_string())),
     };
     if format == Format::Parquet && compression != Compression::None {
-        return Err(NameError::CompressedParquet(path.display().to_string()));
+        return Err(FileNameError::CompressedParquet(path.display().to_string()));
     }
     Ok((format, compression))
 }
@@ -153,7 +153,7 @@ fn split_compression(name: &str) -> (&str, Compression) {
 
 /// The unit of a source's temperatures, its dew points included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
-pub enum Units {
+pub enum InputTemperatureUnit {
     #[default]
     #[value(name = "fahrenheit")]
     Fahrenheit,
@@ -165,7 +165,7 @@ pub enum Units {
 
 /// The unit of a source's wind speeds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
-pub enum WindUnits {
+pub enum InputWindUnit {
     #[default]
     #[value(name = "mph")]
     Mph,
@@ -177,14 +177,14 @@ pub enum WindUnits {
     Knots,
 }
 
-impl WindUnits {
+impl InputWindUnit {
     /// Miles an hour in one of it.
-    fn mph(self) -> f64 {
+    fn mph_per_unit(self) -> f64 {
         match self {
-            WindUnits::Mph => 1.0,
-            WindUnits::KilometresPerHour => 1.0 / 1.609_344,
-            WindUnits::MetresPerSecond => 3.6 / 1.609_344,
-            WindUnits::Knots => 1.852 / 1.609_344,
+            InputWindUnit::Mph => 1.0,
+            InputWindUnit::KilometresPerHour => 1.0 / 1.609_344,
+            InputWindUnit::MetresPerSecond => 3.6 / 1.609_344,
+            InputWindUnit::Knots => 1.852 / 1.609_344,
         }
     }
 }
@@ -217,17 +217,17 @@ pub enum Moisture {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct DecodeSettings {
     /// What a time without an offset is.
-    pub local_time: LocalTime,
-    pub units: Units,
+    pub local_time: LocalTimePolicy,
+    pub temperature_unit: InputTemperatureUnit,
     pub moisture: Moisture,
     pub humidity: HumidityScale,
-    pub wind_units: WindUnits,
+    pub wind_unit: InputWindUnit,
 }
 
 impl DecodeSettings {
     /// Whether times without an offset are taken.
     pub fn has_local_times(&self) -> bool {
-        self.local_time != LocalTime::Refuse
+        self.local_time != LocalTimePolicy::Refuse
     }
 }
 
@@ -239,7 +239,7 @@ pub enum DecodeError {
     #[error(
         "is a pipe, a device or a socket, and nothing of it could be read again after a restart: write it to a file, or post it"
     )]
-    NoFile,
+    NotAFile,
     /// `at` is the line, in Parquet the row, that could not be read; from 1.
     #[error("is damaged or cut off at line or row {at} ({detail}): fetch or write the file again")]
     Corrupt { at: u64, detail: String },
@@ -274,49 +274,49 @@ pub enum DecodeError {
 }
 
 /// Reads the records of one file or pipe.
-pub struct Decoder(Inner);
+pub struct FileDecoder(FormatReader);
 
-enum Inner {
+enum FormatReader {
     Csv(csv::CsvReader),
     Wide(Box<wide::WideReader>),
     Json(json::JsonReader),
     Parquet(Box<parquet::ParquetReader>),
 }
 
-impl Inner {
+impl FormatReader {
     /// Of a text format.
-    fn lines(&mut self) -> Option<&mut lines::Lines> {
+    fn lines(&mut self) -> Option<&mut record_lines::RecordLines> {
         match self {
-            Inner::Csv(reader) => Some(reader.lines()),
-            Inner::Wide(reader) => Some(reader.lines()),
-            Inner::Json(reader) => Some(reader.lines()),
-            Inner::Parquet(_) => None,
+            FormatReader::Csv(reader) => Some(reader.lines()),
+            FormatReader::Wide(reader) => Some(reader.lines()),
+            FormatReader::Json(reader) => Some(reader.lines()),
+            FormatReader::Parquet(_) => None,
         }
     }
 }
 
-impl std::fmt::Debug for Decoder {
+impl std::fmt::Debug for FileDecoder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Decoder").field("line", &self.line()).finish_non_exhaustive()
+        f.debug_struct("FileDecoder").field("line", &self.line()).finish_non_exhaustive()
     }
 }
 
-impl Decoder {
+impl FileDecoder {
     /// Opens a file and reads what it says of its columns.
     pub fn open(
         path: &Path,
         format: Format,
         compression: Compression,
         options: impl Into<ReadOptions>,
-    ) -> Result<Decoder, DecodeError> {
+    ) -> Result<FileDecoder, DecodeError> {
         let options = options.into();
         let file = File::open(path)?;
         match format {
             Format::Parquet if compression == Compression::None && file.metadata()?.is_file() => {
                 let reader = parquet::ParquetReader::new(file, &options)?;
-                Ok(Decoder(Inner::Parquet(Box::new(reader))))
+                Ok(FileDecoder(FormatReader::Parquet(Box::new(reader))))
             }
-            _ => Decoder::from_reader(Box::new(file), format, compression, options),
+            _ => FileDecoder::from_reader(Box::new(file), format, compression, options),
         }
     }
 
@@ -327,11 +327,11 @@ impl Decoder {
         format: Format,
         compression: Compression,
         options: impl Into<ReadOptions>,
-    ) -> Result<Decoder, DecodeError> {
+    ) -> Result<FileDecoder, DecodeError> {
         let options = options.into();
         let inner = match format {
             Format::Csv | Format::Json => {
-                return Decoder::from_text(reader, format, compression, &options, Framing::Quotes, false);
+                return FileDecoder::from_text(reader, format, compression, &options, Framing::Quotes, false);
             }
             Format::Parquet if compression != Compression::None => {
                 return Err(DecodeError::CompressedParquet);
@@ -340,10 +340,10 @@ impl Decoder {
                 let mut reader = reader;
                 let mut file = tempfile::tempfile()?;
                 io::copy(&mut reader, &mut file)?;
-                Inner::Parquet(Box::new(parquet::ParquetReader::new(file, &options)?))
+                FormatReader::Parquet(Box::new(parquet::ParquetReader::new(file, &options)?))
             }
         };
-        Ok(Decoder(inner))
+        Ok(FileDecoder(inner))
     }
 
     /// Reads a stream of a text format and keeps a digest of it.
@@ -357,8 +357,8 @@ impl Decoder {
         compression: Compression,
         options: impl Into<ReadOptions>,
         framing: Framing,
-    ) -> Result<Decoder, DecodeError> {
-        Decoder::from_text(reader, format, compression, &options.into(), framing, true)
+    ) -> Result<FileDecoder, DecodeError> {
+        FileDecoder::from_text(reader, format, compression, &options.into(), framing, true)
     }
 
     fn from_text(
@@ -368,27 +368,29 @@ impl Decoder {
         options: &ReadOptions,
         framing: Framing,
         with_digest: bool,
-    ) -> Result<Decoder, DecodeError> {
+    ) -> Result<FileDecoder, DecodeError> {
         options.check(format).map_err(DecodeError::Option)?;
         if format == Format::Parquet {
             return Err(DecodeError::NoText);
         }
         let is_followed = framing == Framing::Line && compression == Compression::None;
         // What is followed has perhaps not come yet: only what it is not is looked at.
-        let reader = if is_followed { reader } else { compress::decompressed(reader, compression)? };
+        let reader = if is_followed { reader } else { compress::decompressing_reader(reader, compression)? };
         let skip_lines = options.layout.skip_lines;
         let reader = match (format, framing) {
-            (Format::Json, Framing::Quotes) if skip_lines == 0 => json_stream::one_record_a_line(reader),
+            (Format::Json, Framing::Quotes) if skip_lines == 0 => json_stream::one_record_per_line(reader),
             _ => reader,
         };
-        let mut lines = lines::Lines::new(reader, framing, with_digest)?;
+        let mut lines = record_lines::RecordLines::new(reader, framing, with_digest)?;
         lines.skip_lines(skip_lines)?;
         if let Some(wide) = &options.layout.wide {
-            return Ok(Decoder(Inner::Wide(Box::new(wide::WideReader::new(lines, wide, options)?))));
+            return Ok(FileDecoder(FormatReader::Wide(Box::new(wide::WideReader::new(
+                lines, wide, options,
+            )?))));
         }
-        Ok(Decoder(match format {
-            Format::Csv => Inner::Csv(csv::CsvReader::new(lines, options)?),
-            _ => Inner::Json(json::JsonReader::new(lines, options)),
+        Ok(FileDecoder(match format {
+            Format::Csv => FormatReader::Csv(csv::CsvReader::new(lines, options)?),
+            _ => FormatReader::Json(json::JsonReader::new(lines, options)),
         }))
     }
 
@@ -402,24 +404,24 @@ impl Decoder {
     #[inline]
     pub fn next(&mut self) -> Result<Option<Result<Upsert<'_>, Refusal>>, DecodeError> {
         match &mut self.0 {
-            Inner::Csv(reader) => reader.next(),
-            Inner::Wide(reader) => reader.next(),
-            Inner::Json(reader) => reader.next(),
-            Inner::Parquet(reader) => reader.next(),
+            FormatReader::Csv(reader) => reader.next(),
+            FormatReader::Wide(reader) => reader.next(),
+            FormatReader::Json(reader) => reader.next(),
+            FormatReader::Parquet(reader) => reader.next(),
         }
     }
 
     /// Lets so many bytes of a text format be read, decompressed, and about 512 KiB more. Beyond that [`Decoder::next`] and [`Decoder::skip`] say
     /// [`io::ErrorKind::WouldBlock`] until this is called again: so that no line, however long, keeps who reads it from everything else.
-    pub fn allow(&mut self, bytes: u64) {
+    pub fn allow_bytes(&mut self, bytes: u64) {
         if let Some(lines) = self.0.lines() {
-            lines.allow(bytes);
+            lines.allow_bytes(bytes);
         }
     }
 
     /// Whether it waits for [`Decoder::allow`].
-    pub fn is_allowance_used(&mut self) -> bool {
-        self.0.lines().is_some_and(|lines| lines.is_allowance_used())
+    pub fn is_allowance_exhausted(&mut self) -> bool {
+        self.0.lines().is_some_and(|lines| lines.is_allowance_exhausted())
     }
 
     /// Goes over the next record without decoding it: false at the end.
@@ -429,10 +431,10 @@ impl Decoder {
     /// As of [`Decoder::next`].
     pub fn skip(&mut self) -> Result<bool, DecodeError> {
         match &mut self.0 {
-            Inner::Csv(reader) => reader.skip(),
-            Inner::Wide(reader) => Ok(reader.next()?.is_some()),
-            Inner::Json(reader) => reader.skip(),
-            Inner::Parquet(reader) => Ok(reader.next()?.is_some()),
+            FormatReader::Csv(reader) => reader.skip(),
+            FormatReader::Wide(reader) => Ok(reader.next()?.is_some()),
+            FormatReader::Json(reader) => reader.skip(),
+            FormatReader::Parquet(reader) => Ok(reader.next()?.is_some()),
         }
     }
 
@@ -441,20 +443,20 @@ impl Decoder {
     /// [with a digest](Decoder::with_digest).
     pub fn digest(&mut self) -> Option<u64> {
         match &mut self.0 {
-            Inner::Csv(reader) => reader.digest(),
-            Inner::Wide(reader) => reader.digest(),
-            Inner::Json(reader) => reader.digest(),
-            Inner::Parquet(_) => None,
+            FormatReader::Csv(reader) => reader.digest(),
+            FormatReader::Wide(reader) => reader.digest(),
+            FormatReader::Json(reader) => reader.digest(),
+            FormatReader::Parquet(_) => None,
         }
     }
 
     /// The line, from 1, at which the record last returned begins; in Parquet its row, from 1.
     pub fn line(&self) -> u64 {
         match &self.0 {
-            Inner::Csv(reader) => reader.line(),
-            Inner::Wide(reader) => reader.line(),
-            Inner::Json(reader) => reader.line(),
-            Inner::Parquet(reader) => reader.row(),
+            FormatReader::Csv(reader) => reader.line(),
+            FormatReader::Wide(reader) => reader.line(),
+            FormatReader::Json(reader) => reader.line(),
+            FormatReader::Parquet(reader) => reader.row_number(),
         }
     }
 
@@ -463,30 +465,30 @@ impl Decoder {
     /// fails it is empty.
     pub fn raw(&mut self) -> Cow<'_, [u8]> {
         match &mut self.0 {
-            Inner::Csv(reader) => Cow::Borrowed(reader.raw()),
-            Inner::Wide(reader) => Cow::Borrowed(reader.raw()),
-            Inner::Json(reader) => Cow::Borrowed(reader.raw()),
-            Inner::Parquet(reader) => Cow::Owned(reader.raw()),
+            FormatReader::Csv(reader) => Cow::Borrowed(reader.raw()),
+            FormatReader::Wide(reader) => Cow::Borrowed(reader.raw()),
+            FormatReader::Json(reader) => Cow::Borrowed(reader.raw()),
+            FormatReader::Parquet(reader) => Cow::Owned(reader.raw()),
         }
     }
 
     /// Times that the zone's clocks do not show just once, in the records so far.
     pub fn local_times(&self) -> LocalTimeCounts {
         match &self.0 {
-            Inner::Csv(reader) => reader.local_times(),
-            Inner::Wide(reader) => reader.local_times(),
-            Inner::Json(reader) => reader.local_times(),
-            Inner::Parquet(reader) => reader.local_times(),
+            FormatReader::Csv(reader) => reader.local_times(),
+            FormatReader::Wide(reader) => reader.local_times(),
+            FormatReader::Json(reader) => reader.local_times(),
+            FormatReader::Parquet(reader) => reader.local_times(),
         }
     }
 
     /// How many fields were met that are none of a reading's, in the records so far.
     pub fn ignored_fields(&self) -> u64 {
         match &self.0 {
-            Inner::Csv(reader) => reader.ignored_fields(),
-            Inner::Wide(_) => 0,
-            Inner::Json(reader) => reader.ignored_fields(),
-            Inner::Parquet(reader) => reader.ignored_fields(),
+            FormatReader::Csv(reader) => reader.ignored_fields(),
+            FormatReader::Wide(_) => 0,
+            FormatReader::Json(reader) => reader.ignored_fields(),
+            FormatReader::Parquet(reader) => reader.ignored_fields(),
         }
     }
 }

@@ -6,17 +6,19 @@ use std::sync::Arc;
 use arrow_array::{ArrayRef, Float64Array, StringArray};
 use arrow_schema::{DataType, Field};
 
-use super::parquet::{Cities, Encoded, Table, city_column, time_column, times};
-use super::text::{TextFile, push_csv_text, push_integer, push_json_number, push_json_text, push_number};
+use super::parquet::{CityColumn, ColumnEncoding, ParquetTable, city_type, time_array, time_type};
+use super::text_output::{
+    TextFileWriter, push_csv_text, push_integer, push_json_number, push_json_text, push_number,
+};
 use super::{Compression, Format};
-use crate::model::{Event, EventTime, Revision, Upsert};
+use crate::model::{EventTime, ReadingEvent, Revision, Upsert};
 
 /// Rows that are held before they are encoded.
 const BATCH_ROWS: usize = 8 * 1024;
 
 /// The fields of a record that need not meet any rule. Nothing is blank in CSV, absent in JSON, null in Parquet.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Fields<'a> {
+pub struct RecordFields<'a> {
     pub city: Option<&'a str>,
     pub reading_at: Option<EventTime>,
     /// °F.
@@ -31,25 +33,25 @@ pub struct Fields<'a> {
     pub withdrawal: bool,
 }
 
-impl<'a> Fields<'a> {
+impl<'a> RecordFields<'a> {
     /// Those of an arrival within the rules.
-    pub fn of(city: &'a str, reading_at: EventTime, event: &Event) -> Fields<'a> {
-        let key = Fields { city: Some(city), reading_at: Some(reading_at), ..Fields::default() };
+    pub fn from_event(city: &'a str, reading_at: EventTime, event: &ReadingEvent) -> RecordFields<'a> {
+        let key = RecordFields { city: Some(city), reading_at: Some(reading_at), ..RecordFields::default() };
         match event.measurement() {
-            Some(measurement) => Fields {
+            Some(measurement) => RecordFields {
                 temperature: Some(measurement.temperature()),
                 humidity: Some(measurement.humidity()),
                 wind_speed: measurement.wind_speed(),
                 ..key
             },
-            None => Fields { withdrawal: true, ..key },
+            None => RecordFields { withdrawal: true, ..key },
         }
     }
 
     /// Those of an arrival that was decoded.
-    pub fn of_upsert(upsert: &Upsert<'a>) -> Fields<'a> {
+    pub fn from_upsert(upsert: &Upsert<'a>) -> RecordFields<'a> {
         let Upsert { city, reading_at, ref event, revision } = *upsert;
-        Fields { revision, ..Fields::of(city, reading_at, event) }
+        RecordFields { revision, ..RecordFields::from_event(city, reading_at, event) }
     }
 }
 
@@ -62,9 +64,9 @@ pub struct ReadingsWriter {
 
 #[derive(Debug)]
 enum Inner {
-    Csv(TextFile),
-    Json(TextFile),
-    Parquet(Box<Columns>),
+    Csv(TextFileWriter),
+    Json(TextFileWriter),
+    Parquet(Box<ReadingsParquetColumns>),
 }
 
 impl ReadingsWriter {
@@ -78,14 +80,14 @@ impl ReadingsWriter {
     ) -> io::Result<ReadingsWriter> {
         let inner = match format {
             Format::Csv => {
-                let mut file = TextFile::new(out, compression)?;
+                let mut file = TextFileWriter::new(out, compression)?;
                 file.line.extend_from_slice(b"city,reading_at,temperature,humidity,wind_speed");
                 file.line.extend_from_slice(if ops { b",op" } else { b"" });
                 file.end_line()?;
                 Inner::Csv(file)
             }
-            Format::Json => Inner::Json(TextFile::new(out, compression)?),
-            Format::Parquet => Inner::Parquet(Box::new(Columns::new(ops, out)?)),
+            Format::Json => Inner::Json(TextFileWriter::new(out, compression)?),
+            Format::Parquet => Inner::Parquet(Box::new(ReadingsParquetColumns::new(ops, out)?)),
         };
         Ok(ReadingsWriter { ops, inner })
     }
@@ -95,12 +97,12 @@ impl ReadingsWriter {
     /// # Errors
     ///
     /// Where the file cannot be written, or for a withdrawal in a file without operations.
-    pub fn write(&mut self, city: &str, reading_at: EventTime, event: &Event) -> io::Result<()> {
-        self.write_fields(&Fields::of(city, reading_at, event))
+    pub fn write(&mut self, city: &str, reading_at: EventTime, event: &ReadingEvent) -> io::Result<()> {
+        self.write_fields(&RecordFields::from_event(city, reading_at, event))
     }
 
     /// Writes a record as it is, within the rules or not.
-    pub fn write_fields(&mut self, fields: &Fields<'_>) -> io::Result<()> {
+    pub fn write_fields(&mut self, fields: &RecordFields<'_>) -> io::Result<()> {
         if fields.withdrawal && !self.ops {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -113,7 +115,7 @@ impl ReadingsWriter {
                 file.end_line()
             }
             Inner::Json(file) => {
-                json_record(fields, &mut file.line);
+                push_json_record(fields, &mut file.line);
                 file.end_line()
             }
             Inner::Parquet(columns) => columns.write(fields),
@@ -146,7 +148,7 @@ impl ReadingsWriter {
     }
 }
 
-fn push_csv(fields: &Fields<'_>, ops: bool, line: &mut Vec<u8>) {
+fn push_csv(fields: &RecordFields<'_>, ops: bool, line: &mut Vec<u8>) {
     push_csv_text(fields.city.unwrap_or_default(), line);
     line.push(b',');
     if let Some(reading_at) = fields.reading_at {
@@ -164,7 +166,7 @@ fn push_csv(fields: &Fields<'_>, ops: bool, line: &mut Vec<u8>) {
 }
 
 /// Appends a record as one JSON object, as a log without files takes it.
-pub fn json_record(fields: &Fields<'_>, line: &mut Vec<u8>) {
+pub fn push_json_record(fields: &RecordFields<'_>, line: &mut Vec<u8>) {
     line.push(b'{');
     if let Some(city) = fields.city {
         line.extend_from_slice(b"\"city\":");
@@ -200,9 +202,9 @@ pub fn json_record(fields: &Fields<'_>, line: &mut Vec<u8>) {
 }
 
 #[derive(Debug)]
-struct Columns {
-    table: Table,
-    cities: Cities,
+struct ReadingsParquetColumns {
+    table: ParquetTable,
+    cities: CityColumn,
     reading_at: Vec<Option<i64>>,
     temperature: Vec<Option<f64>>,
     humidity: Vec<Option<f64>>,
@@ -210,22 +212,22 @@ struct Columns {
     ops: Option<Vec<&'static str>>,
 }
 
-impl Columns {
-    fn new(ops: bool, out: Box<dyn Write + Send>) -> io::Result<Columns> {
-        let double = |name: &str| (Field::new(name, DataType::Float64, true), Encoded::Few);
+impl ReadingsParquetColumns {
+    fn new(ops: bool, out: Box<dyn Write + Send>) -> io::Result<ReadingsParquetColumns> {
+        let double = |name: &str| (Field::new(name, DataType::Float64, true), ColumnEncoding::Dictionary);
         let mut columns = vec![
-            (Field::new("city", city_column(), true), Encoded::Few),
-            (Field::new("reading_at", time_column(), true), Encoded::Delta),
+            (Field::new("city", city_type(), true), ColumnEncoding::Dictionary),
+            (Field::new("reading_at", time_type(), true), ColumnEncoding::DeltaPacked),
             double("temperature"),
             double("humidity"),
             double("wind_speed"),
         ];
         if ops {
-            columns.push((Field::new("op", DataType::Utf8, false), Encoded::Few));
+            columns.push((Field::new("op", DataType::Utf8, false), ColumnEncoding::Dictionary));
         }
-        Ok(Columns {
-            table: Table::new(out, columns, &[])?,
-            cities: Cities::default(),
+        Ok(ReadingsParquetColumns {
+            table: ParquetTable::new(out, columns, &[])?,
+            cities: CityColumn::default(),
             reading_at: Vec::new(),
             temperature: Vec::new(),
             humidity: Vec::new(),
@@ -234,7 +236,7 @@ impl Columns {
         })
     }
 
-    fn write(&mut self, fields: &Fields<'_>) -> io::Result<()> {
+    fn write(&mut self, fields: &RecordFields<'_>) -> io::Result<()> {
         self.cities.push(fields.city, 1);
         self.reading_at.push(fields.reading_at.map(EventTime::millis));
         self.temperature.push(fields.temperature);
@@ -251,8 +253,8 @@ impl Columns {
             Arc::new(Float64Array::from_iter(values.drain(..)))
         };
         let mut columns = vec![
-            self.cities.take()?,
-            Arc::new(times(self.reading_at.drain(..))),
+            self.cities.take_array()?,
+            Arc::new(time_array(self.reading_at.drain(..))),
             doubles(&mut self.temperature),
             doubles(&mut self.humidity),
             doubles(&mut self.wind_speed),
@@ -260,7 +262,7 @@ impl Columns {
         if let Some(ops) = &mut self.ops {
             columns.push(Arc::new(StringArray::from_iter_values(ops.drain(..))));
         }
-        self.table.write(columns)
+        self.table.write_columns(columns)
     }
 
     fn finish(mut self) -> io::Result<()> {

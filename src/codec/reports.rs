@@ -6,17 +6,19 @@ use std::sync::Arc;
 use arrow_array::{ArrayRef, Date32Array, Float64Array, Int64Array};
 use arrow_schema::{DataType, Field};
 
-use super::parquet::{Cities, Encoded, Table, city_column, time_column, times, unit_column};
-use super::row::push_degrees;
-use super::text::{TextFile, push_csv_text, push_integer, push_json_text, push_number};
+use super::parquet::{
+    CityColumn, ColumnEncoding, ParquetTable, city_type, time_array, time_type, unit_field,
+};
+use super::row_json::push_degrees;
+use super::text_output::{TextFileWriter, push_csv_text, push_integer, push_json_text, push_number};
 use super::{Compression, Format};
 use crate::model::time::civil_from_days;
-use crate::model::{Category, ChangeLine, DayLine, DeadLetter, Row, TemperatureUnit};
+use crate::model::{Category, ChangeLine, DayLine, DeadLetterLine, Row, TemperatureUnit};
 
 /// Writes changes of rows as JSON lines. The file is whole once it is [finished](ChangesWriter::finish).
 #[derive(Debug)]
 pub struct ChangesWriter {
-    file: TextFile,
+    file: TextFileWriter,
     unit: TemperatureUnit,
 }
 
@@ -27,7 +29,7 @@ impl ChangesWriter {
         unit: TemperatureUnit,
         out: Box<dyn Write + Send>,
     ) -> io::Result<ChangesWriter> {
-        Ok(ChangesWriter { file: TextFile::new(out, compression)?, unit })
+        Ok(ChangesWriter { file: TextFileWriter::new(out, compression)?, unit })
     }
 
     pub fn write(&mut self, change: &ChangeLine<'_>) -> io::Result<()> {
@@ -79,14 +81,14 @@ fn push_unit(unit: TemperatureUnit, line: &mut Vec<u8>) {
 
 /// Writes dead letters as JSON lines. The file is whole once it is [finished](DeadLettersWriter::finish).
 #[derive(Debug)]
-pub struct DeadLettersWriter(TextFile);
+pub struct DeadLettersWriter(TextFileWriter);
 
 impl DeadLettersWriter {
     pub fn new(compression: Compression, out: Box<dyn Write + Send>) -> io::Result<DeadLettersWriter> {
-        TextFile::new(out, compression).map(DeadLettersWriter)
+        TextFileWriter::new(out, compression).map(DeadLettersWriter)
     }
 
-    pub fn write(&mut self, letter: &DeadLetter<'_>) -> io::Result<()> {
+    pub fn write(&mut self, letter: &DeadLetterLine<'_>) -> io::Result<()> {
         serde_json::to_writer(&mut self.0.line, letter)?;
         self.0.end_line()
     }
@@ -106,14 +108,14 @@ impl DeadLettersWriter {
 #[derive(Debug)]
 pub struct DailyWriter {
     unit: TemperatureUnit,
-    inner: Daily,
+    inner: DailyFormat,
 }
 
 #[derive(Debug)]
-enum Daily {
-    Csv(TextFile),
-    Json(TextFile),
-    Parquet(Box<Columns>),
+enum DailyFormat {
+    Csv(TextFileWriter),
+    Json(TextFileWriter),
+    Parquet(Box<DailyParquetColumns>),
 }
 
 impl DailyWriter {
@@ -126,32 +128,32 @@ impl DailyWriter {
     ) -> io::Result<DailyWriter> {
         let inner = match format {
             Format::Csv => {
-                let mut file = TextFile::new(out, compression)?;
+                let mut file = TextFileWriter::new(out, compression)?;
                 file.line.extend_from_slice(b"city,day,readings,mean_heat_index,max_heat_index,max_at");
                 for category in Category::ALL {
                     let _ = write!(file.line, ",{}", category.name());
                 }
                 file.line.extend_from_slice(b",units");
                 file.end_line()?;
-                Daily::Csv(file)
+                DailyFormat::Csv(file)
             }
-            Format::Json => Daily::Json(TextFile::new(out, compression)?),
-            Format::Parquet => Daily::Parquet(Box::new(Columns::new(unit, out)?)),
+            Format::Json => DailyFormat::Json(TextFileWriter::new(out, compression)?),
+            Format::Parquet => DailyFormat::Parquet(Box::new(DailyParquetColumns::new(unit, out)?)),
         };
         Ok(DailyWriter { unit, inner })
     }
 
     pub fn write(&mut self, day: &DayLine<'_>) -> io::Result<()> {
         match &mut self.inner {
-            Daily::Csv(file) => {
+            DailyFormat::Csv(file) => {
                 push_csv_day(day, self.unit, &mut file.line);
                 file.end_line()
             }
-            Daily::Json(file) => {
+            DailyFormat::Json(file) => {
                 push_json_day(day, self.unit, &mut file.line);
                 file.end_line()
             }
-            Daily::Parquet(columns) => columns.write(day),
+            DailyFormat::Parquet(columns) => columns.write(day),
         }
     }
 
@@ -162,8 +164,8 @@ impl DailyWriter {
     /// Where not everything could be written: the file is then not whole.
     pub fn finish(self) -> io::Result<()> {
         match self.inner {
-            Daily::Csv(file) | Daily::Json(file) => file.finish(),
-            Daily::Parquet(columns) => columns.finish(),
+            DailyFormat::Csv(file) | DailyFormat::Json(file) => file.finish(),
+            DailyFormat::Parquet(columns) => columns.finish(),
         }
     }
 }
@@ -217,10 +219,10 @@ fn push_json_day(day: &DayLine<'_>, unit: TemperatureUnit, line: &mut Vec<u8>) {
 }
 
 #[derive(Debug)]
-struct Columns {
+struct DailyParquetColumns {
     unit: TemperatureUnit,
-    table: Table,
-    cities: Cities,
+    table: ParquetTable,
+    cities: CityColumn,
     day: Vec<i32>,
     max_at: Vec<i64>,
     doubles: [Vec<f64>; 2],
@@ -228,24 +230,24 @@ struct Columns {
     counts: [Vec<i64>; 6],
 }
 
-impl Columns {
+impl DailyParquetColumns {
     const BATCH_ROWS: usize = 8 * 1024;
 
-    fn new(unit: TemperatureUnit, out: Box<dyn Write + Send>) -> io::Result<Columns> {
-        let count = |name: &str| (Field::new(name, DataType::Int64, false), Encoded::Delta);
+    fn new(unit: TemperatureUnit, out: Box<dyn Write + Send>) -> io::Result<DailyParquetColumns> {
+        let count = |name: &str| (Field::new(name, DataType::Int64, false), ColumnEncoding::DeltaPacked);
         let mut columns = vec![
-            (Field::new("city", city_column(), false), Encoded::Few),
-            (Field::new("day", DataType::Date32, false), Encoded::Delta),
+            (Field::new("city", city_type(), false), ColumnEncoding::Dictionary),
+            (Field::new("day", DataType::Date32, false), ColumnEncoding::DeltaPacked),
             count("readings"),
-            (unit_column("mean_heat_index", unit.name(), false), Encoded::Unique),
-            (unit_column("max_heat_index", unit.name(), false), Encoded::Few),
-            (Field::new("max_at", time_column(), false), Encoded::Delta),
+            (unit_field("mean_heat_index", unit.name(), false), ColumnEncoding::ByteStreamSplit),
+            (unit_field("max_heat_index", unit.name(), false), ColumnEncoding::Dictionary),
+            (Field::new("max_at", time_type(), false), ColumnEncoding::DeltaPacked),
         ];
         columns.extend(Category::ALL.iter().map(|category| count(category.name())));
-        Ok(Columns {
+        Ok(DailyParquetColumns {
             unit,
-            table: Table::new(out, columns, &[("units", unit.name())])?,
-            cities: Cities::default(),
+            table: ParquetTable::new(out, columns, &[("units", unit.name())])?,
+            cities: CityColumn::default(),
             day: Vec::new(),
             max_at: Vec::new(),
             doubles: Default::default(),
@@ -272,15 +274,15 @@ impl Columns {
         let count =
             |column: &mut Vec<i64>| -> ArrayRef { Arc::new(Int64Array::from(std::mem::take(column))) };
         let mut columns: Vec<ArrayRef> = vec![
-            self.cities.take()?,
+            self.cities.take_array()?,
             Arc::new(Date32Array::from(std::mem::take(&mut self.day))),
             count(readings),
             Arc::new(Float64Array::from(take(mean))),
             Arc::new(Float64Array::from(take(max))),
-            Arc::new(times(self.max_at.drain(..).map(Some))),
+            Arc::new(time_array(self.max_at.drain(..).map(Some))),
         ];
         columns.extend(categories.iter_mut().map(count));
-        self.table.write(columns)
+        self.table.write_columns(columns)
     }
 
     fn finish(mut self) -> io::Result<()> {

@@ -7,9 +7,11 @@ use std::sync::Arc;
 use arrow_array::{ArrayRef, Float64Array, Int64Array, StringArray};
 use arrow_schema::{DataType, Field};
 
-use super::parquet::{Cities, Encoded, Table, city_column, time_column, times, unit_column};
-use super::row::{push_degrees, push_units};
-use super::text::{TextFile, push_csv_text, push_integer, push_json_text, push_number};
+use super::parquet::{
+    CityColumn, ColumnEncoding, ParquetTable, city_type, time_array, time_type, unit_field,
+};
+use super::row_json::{push_degrees, push_units};
+use super::text_output::{TextFileWriter, push_csv_text, push_integer, push_json_text, push_number};
 use super::{Compression, Format};
 use crate::model::{CityRows, OutputUnits, ResultRow};
 
@@ -18,39 +20,39 @@ const BATCH_ROWS: usize = 8 * 1024;
 
 /// Writes result rows. The file is whole once it is [finished](RowsWriter::finish).
 #[derive(Debug)]
-pub struct RowsWriter {
+pub struct ResultRowsWriter {
     units: OutputUnits,
     inner: Inner,
 }
 
 #[derive(Debug)]
 enum Inner {
-    Csv(TextFile),
-    Json(TextFile),
-    Parquet(Box<Columns>),
+    Csv(TextFileWriter),
+    Json(TextFileWriter),
+    Parquet(Box<ResultsParquetColumns>),
 }
 
-impl RowsWriter {
+impl ResultRowsWriter {
     /// Begins a file. Parquet compresses by itself, whatever `compression` says.
     pub fn new(
         format: Format,
         compression: Compression,
         units: OutputUnits,
         out: Box<dyn Write + Send>,
-    ) -> io::Result<RowsWriter> {
+    ) -> io::Result<ResultRowsWriter> {
         let inner = match format {
             Format::Csv => {
-                let mut file = TextFile::new(out, compression)?;
+                let mut file = TextFileWriter::new(out, compression)?;
                 file.line.extend_from_slice(
                     b"city,reading_at,temperature,humidity,wind_speed,heat_index,rolling_heat_index,count,category,units,wind_units",
                 );
                 file.end_line()?;
                 Inner::Csv(file)
             }
-            Format::Json => Inner::Json(TextFile::new(out, compression)?),
-            Format::Parquet => Inner::Parquet(Box::new(Columns::new(units, out)?)),
+            Format::Json => Inner::Json(TextFileWriter::new(out, compression)?),
+            Format::Parquet => Inner::Parquet(Box::new(ResultsParquetColumns::new(units, out)?)),
         };
-        Ok(RowsWriter { units, inner })
+        Ok(ResultRowsWriter { units, inner })
     }
 
     pub fn write(&mut self, rows: &CityRows<'_>) -> io::Result<()> {
@@ -59,7 +61,7 @@ impl RowsWriter {
             Inner::Csv(file) => {
                 push_csv_text(rows.city, &mut start);
                 rows.rows.iter().try_for_each(|row| {
-                    push_csv(&start, row, units, &mut file.line);
+                    push_csv_row(&start, row, units, &mut file.line);
                     file.end_line()
                 })
             }
@@ -67,7 +69,7 @@ impl RowsWriter {
                 start.extend_from_slice(b"{\"city\":");
                 push_json_text(rows.city, &mut start);
                 rows.rows.iter().try_for_each(|row| {
-                    push_json(&start, row, units, &mut file.line);
+                    push_json_row(&start, row, units, &mut file.line);
                     file.end_line()
                 })
             }
@@ -88,7 +90,7 @@ impl RowsWriter {
     }
 }
 
-fn push_csv(city: &[u8], row: &ResultRow, units: OutputUnits, line: &mut Vec<u8>) {
+fn push_csv_row(city: &[u8], row: &ResultRow, units: OutputUnits, line: &mut Vec<u8>) {
     let OutputUnits { temperature, wind } = units;
     line.extend_from_slice(city);
     line.push(b',');
@@ -115,7 +117,7 @@ fn push_csv(city: &[u8], row: &ResultRow, units: OutputUnits, line: &mut Vec<u8>
     }
 }
 
-fn push_json(start: &[u8], row: &ResultRow, units: OutputUnits, line: &mut Vec<u8>) {
+fn push_json_row(start: &[u8], row: &ResultRow, units: OutputUnits, line: &mut Vec<u8>) {
     let OutputUnits { temperature, wind } = units;
     line.extend_from_slice(start);
     line.extend_from_slice(b",\"reading_at\":\"");
@@ -143,10 +145,10 @@ fn push_json(start: &[u8], row: &ResultRow, units: OutputUnits, line: &mut Vec<u
 }
 
 #[derive(Debug)]
-struct Columns {
+struct ResultsParquetColumns {
     units: OutputUnits,
-    table: Table,
-    cities: Cities,
+    table: ParquetTable,
+    cities: CityColumn,
     reading_at: Vec<i64>,
     temperature: Vec<f64>,
     humidity: Vec<f64>,
@@ -157,29 +159,29 @@ struct Columns {
     category: Vec<&'static str>,
 }
 
-impl Columns {
-    fn new(units: OutputUnits, out: Box<dyn Write + Send>) -> io::Result<Columns> {
+impl ResultsParquetColumns {
+    fn new(units: OutputUnits, out: Box<dyn Write + Send>) -> io::Result<ResultsParquetColumns> {
         let (unit, wind_unit) = (units.temperature.name(), units.wind.name());
-        let degrees = |name: &str| unit_column(name, unit, false);
-        let table = Table::new(
+        let degrees = |name: &str| unit_field(name, unit, false);
+        let table = ParquetTable::new(
             out,
             vec![
-                (Field::new("city", city_column(), false), Encoded::Few),
-                (Field::new("reading_at", time_column(), false), Encoded::Delta),
-                (degrees("temperature"), Encoded::Few),
-                (Field::new("humidity", DataType::Float64, false), Encoded::Few),
-                (unit_column("wind_speed", wind_unit, true), Encoded::Few),
-                (degrees("heat_index"), Encoded::Few),
-                (degrees("rolling_heat_index"), Encoded::Unique),
-                (Field::new("count", DataType::Int64, false), Encoded::Delta),
-                (Field::new("category", DataType::Utf8, false), Encoded::Few),
+                (Field::new("city", city_type(), false), ColumnEncoding::Dictionary),
+                (Field::new("reading_at", time_type(), false), ColumnEncoding::DeltaPacked),
+                (degrees("temperature"), ColumnEncoding::Dictionary),
+                (Field::new("humidity", DataType::Float64, false), ColumnEncoding::Dictionary),
+                (unit_field("wind_speed", wind_unit, true), ColumnEncoding::Dictionary),
+                (degrees("heat_index"), ColumnEncoding::Dictionary),
+                (degrees("rolling_heat_index"), ColumnEncoding::ByteStreamSplit),
+                (Field::new("count", DataType::Int64, false), ColumnEncoding::DeltaPacked),
+                (Field::new("category", DataType::Utf8, false), ColumnEncoding::Dictionary),
             ],
             &[("units", unit), ("wind_units", wind_unit)],
         )?;
-        Ok(Columns {
+        Ok(ResultsParquetColumns {
             units,
             table,
-            cities: Cities::default(),
+            cities: CityColumn::default(),
             reading_at: Vec::new(),
             temperature: Vec::new(),
             humidity: Vec::new(),
@@ -219,9 +221,9 @@ impl Columns {
         fn doubles(values: &mut Vec<f64>) -> ArrayRef {
             Arc::new(Float64Array::from(std::mem::replace(values, Vec::with_capacity(BATCH_ROWS))))
         }
-        self.table.write(vec![
-            self.cities.take()?,
-            Arc::new(times(self.reading_at.drain(..).map(Some))),
+        self.table.write_columns(vec![
+            self.cities.take_array()?,
+            Arc::new(time_array(self.reading_at.drain(..).map(Some))),
             doubles(&mut self.temperature),
             doubles(&mut self.humidity),
             Arc::new(Float64Array::from_iter(self.wind_speed.drain(..))),

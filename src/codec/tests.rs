@@ -13,10 +13,10 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::model::{Event, EventTime, Measurement, Reason, Revision};
+use crate::model::{EventTime, Measurement, ReadingEvent, Reason, Revision};
 
 /// An upsert that outlives its decoder.
-type Owned = (String, EventTime, Event, Option<Revision>);
+type Owned = (String, EventTime, ReadingEvent, Option<Revision>);
 
 /// A record: its line, its bytes, and what it came to.
 type Decoded = (u64, Vec<u8>, Result<Owned, Refusal>);
@@ -28,8 +28,8 @@ fn decode_with(
     settings: DecodeSettings,
 ) -> Result<(Vec<Decoded>, u64), (Vec<Decoded>, DecodeError)> {
     let reader = Box::new(io::Cursor::new(bytes.to_vec()));
-    let mut decoder =
-        Decoder::from_reader(reader, format, compression, settings).map_err(|error| (Vec::new(), error))?;
+    let mut decoder = FileDecoder::from_reader(reader, format, compression, settings)
+        .map_err(|error| (Vec::new(), error))?;
     let mut records = Vec::new();
     loop {
         let result = match decoder.next() {
@@ -50,8 +50,8 @@ fn decode(text: &str, format: Format) -> Vec<Decoded> {
     decode_with(text.as_bytes(), format, Compression::None, DecodeSettings::default()).unwrap().0
 }
 
-fn reading(temperature: f64, humidity: f64, wind_speed: Option<f64>) -> Event {
-    Event::Reading(Measurement::new(temperature, humidity, wind_speed).unwrap())
+fn reading(temperature: f64, humidity: f64, wind_speed: Option<f64>) -> ReadingEvent {
+    ReadingEvent::Reading(Measurement::new(temperature, humidity, wind_speed).unwrap())
 }
 
 /// What was written to it, for when the writer is gone.

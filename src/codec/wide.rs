@@ -6,27 +6,27 @@ use std::path::Path;
 
 use memchr::memchr;
 
-use super::compress::decompressed;
-use super::csv::{close_quotes, fields_of, read_header, unquote};
-use super::fields::{Field, Record, Value};
-use super::guard::guarded;
-use super::lines::{Advance, Lines, too_long};
-use super::options::{Preparation, same_name};
-use super::text::push_json_text;
+use super::compress::decompressing_reader;
+use super::csv::{close_quotes, read_header, unquote_fields, unquoted_fields};
+use super::field_values::{Field, FieldValue, FieldValues};
+use super::options::{RecordNormalizer, eq_ignoring_case};
+use super::panic_guard::catch_decoder_panic;
+use super::record_lines::{Advance, RecordLines, too_long_detail};
+use super::text_output::push_json_text;
 use super::{DecodeError, DecodeSettings, LocalTimeCounts, ReadOptions, detect_compression};
-use crate::model::refusal::quoted;
+use crate::model::refusal::quoted_excerpt;
 use crate::model::{Reason, Refusal, Upsert};
 
 /// Reads a reading of each city from each row. A cell that is blank in both files is none.
 pub(super) struct WideReader {
     settings: DecodeSettings,
     temperatures: WideFile,
-    cities: Vec<City>,
+    cities: Vec<WideCity>,
     humidities: HashMap<i64, HumidityRow>,
     /// Of all bytes of the file of humidities.
     digest: u64,
     /// The row at hand: its humidities, and the city that comes next in it.
-    row: Row,
+    row: WideRow,
     next_city: usize,
     /// Of the record last given.
     raw: Vec<u8>,
@@ -36,14 +36,14 @@ pub(super) struct WideReader {
 }
 
 /// A city, and its columns in both files.
-struct City {
+struct WideCity {
     name: String,
     temperature: usize,
     humidity: usize,
 }
 
 #[derive(Default)]
-struct Row {
+struct WideRow {
     cells: String,
     ends: Vec<usize>,
     time: String,
@@ -61,9 +61,9 @@ struct HumidityRow {
 
 /// One of the two files.
 struct WideFile {
-    lines: Lines,
+    lines: RecordLines,
     delimiter: u8,
-    preparation: Box<Preparation>,
+    preparation: Box<RecordNormalizer>,
     /// The columns of the time, and which part of it each is.
     time: Vec<(usize, Field)>,
     cities: Vec<(usize, String)>,
@@ -73,14 +73,14 @@ struct WideFile {
 }
 
 impl WideFile {
-    fn new(mut lines: Lines, options: &ReadOptions) -> Result<WideFile, DecodeError> {
+    fn new(mut lines: RecordLines, options: &ReadOptions) -> Result<WideFile, DecodeError> {
         let delimiter = options.layout.delimiter();
         let names: Vec<String> = match &options.layout.header {
             Some(header) => header.to_vec(),
             None => {
                 let (mut unquoted, mut ends) = (String::new(), Vec::new());
                 read_header(&mut lines, delimiter, &mut unquoted, &mut ends)?;
-                fields_of(&unquoted, &ends).map(|name| name.trim_matches(' ').to_owned()).collect()
+                unquoted_fields(&unquoted, &ends).map(|name| name.trim_matches(' ').to_owned()).collect()
             }
         };
         let (mut time, mut cities) = (Vec::new(), Vec::<(usize, String)>::new());
@@ -88,13 +88,14 @@ impl WideFile {
             match options.record.columns.time_part(name, &options.settings) {
                 Some(part) => time.push((at, part)),
                 None if cities.iter().any(|(_, city)| city == name) => {
-                    return Err(DecodeError::Wide(format!("has two columns {}", quoted(name))));
+                    return Err(DecodeError::Wide(format!("has two columns {}", quoted_excerpt(name))));
                 }
                 None => cities.push((at, name.clone())),
             }
         }
         if time.len() != options.record.columns.time_parts().len() {
-            let columns = names.iter().take(20).map(|name| quoted(name)).collect::<Vec<_>>().join(", ");
+            let columns =
+                names.iter().take(20).map(|name| quoted_excerpt(name)).collect::<Vec<_>>().join(", ");
             let detail =
                 "has no column of times, or more than one: name it, as in --columns reading_at=datetime";
             return Err(DecodeError::Wide(format!("{detail} (its columns: {columns})")));
@@ -102,7 +103,7 @@ impl WideFile {
         Ok(WideFile {
             lines,
             delimiter,
-            preparation: Preparation::always(options),
+            preparation: RecordNormalizer::always(options),
             time,
             cities,
             columns: names.len(),
@@ -117,7 +118,7 @@ impl WideFile {
         match self.lines.advance()? {
             Advance::Line => {}
             Advance::End => return Ok(None),
-            Advance::Cut => return refused(too_long()),
+            Advance::Truncated => return refused(too_long_detail()),
         }
         if memchr(b'"', self.lines.record()).is_some() && !close_quotes(&mut self.lines, self.delimiter)? {
             return refused("a quoted field does not end, or goes on after its closing quote".into());
@@ -125,31 +126,31 @@ impl WideFile {
         let Ok(line) = std::str::from_utf8(self.lines.record()) else {
             return refused("the line is not UTF-8".into());
         };
-        unquote(line, self.delimiter, &mut self.unquoted, &mut self.ends);
+        unquote_fields(line, self.delimiter, &mut self.unquoted, &mut self.ends);
         if self.ends.len() != self.columns {
             let (count, columns) = (self.ends.len(), self.columns);
             return refused(format!(
                 "{count} fields, but the header has {columns} columns: {}",
-                quoted(line)
+                quoted_excerpt(line)
             ));
         }
         Ok(Some(Ok(())))
     }
 
-    fn cell(&self, column: usize) -> &str {
+    fn cell_at(&self, column: usize) -> &str {
         cell(&self.unquoted, &self.ends, column)
     }
 
     /// Milliseconds since 1970 of the row at hand, and as it is written.
-    fn time(&mut self, settings: &DecodeSettings) -> Result<(i64, String), Refusal> {
-        let mut record = Record::new();
+    fn row_time(&mut self, settings: &DecodeSettings) -> Result<(i64, String), Refusal> {
+        let mut record = FieldValues::new();
         for &(column, part) in &self.time {
-            record.set(part, Value::Untyped(cell(&self.unquoted, &self.ends, column)));
+            record.set(part, FieldValue::Untyped(cell(&self.unquoted, &self.ends, column)));
         }
-        let written: Vec<&str> = self.time.iter().map(|(column, _)| self.cell(*column)).collect();
+        let written: Vec<&str> = self.time.iter().map(|(column, _)| self.cell_at(*column)).collect();
         let written = written.join(" ");
-        guarded(|| {
-            self.preparation.apply(&mut record)?;
+        catch_decoder_panic(|| {
+            self.preparation.normalize(&mut record)?;
             record.reading_at(settings)
         })
         .map(|at| (at.millis(), written))
@@ -163,26 +164,30 @@ fn cell<'a>(unquoted: &'a str, ends: &[usize], column: usize) -> &'a str {
 
 impl WideReader {
     /// Reads all of the file of humidities, which is kept in memory, and the header of the other one.
-    pub(super) fn new(lines: Lines, wide: &Path, options: &ReadOptions) -> Result<WideReader, DecodeError> {
+    pub(super) fn new(
+        lines: RecordLines,
+        wide: &Path,
+        options: &ReadOptions,
+    ) -> Result<WideReader, DecodeError> {
         let of_wide = |error: DecodeError| {
             DecodeError::Wide(format!("has humidities in {}, which {error}", wide.display()))
         };
         let temperatures = WideFile::new(lines, options)?;
-        let mut humidities = open(wide, options).map_err(of_wide)?;
+        let mut humidities = open_humidity_file(wide, options).map_err(of_wide)?;
         let mut cities = Vec::new();
         for (temperature, name) in &temperatures.cities {
-            let column = humidities.cities.iter().position(|(_, other)| same_name(other, name));
+            let column = humidities.cities.iter().position(|(_, other)| eq_ignoring_case(other, name));
             let Some(column) = column else {
-                return Err(of_wide(DecodeError::Wide(format!("has no column {}", quoted(name)))));
+                return Err(of_wide(DecodeError::Wide(format!("has no column {}", quoted_excerpt(name)))));
             };
             let (humidity, _) = humidities.cities.swap_remove(column);
-            cities.push(City { name: name.clone(), temperature: *temperature, humidity });
+            cities.push(WideCity { name: name.clone(), temperature: *temperature, humidity });
         }
         if let Some((_, name)) = humidities.cities.first() {
-            let detail = format!("has a column {} of which there are no temperatures", quoted(name));
+            let detail = format!("has a column {} of which there are no temperatures", quoted_excerpt(name));
             return Err(of_wide(DecodeError::Wide(detail)));
         }
-        let rows = read_all(&mut humidities, &options.settings).map_err(of_wide)?;
+        let rows = read_humidity_rows(&mut humidities, &options.settings).map_err(of_wide)?;
         Ok(WideReader {
             settings: options.settings,
             next_city: cities.len(),
@@ -190,7 +195,7 @@ impl WideReader {
             cities,
             humidities: rows,
             digest: humidities.lines.digest().unwrap_or_default(),
-            row: Row::default(),
+            row: WideRow::default(),
             raw: Vec::new(),
             line: 0,
             unmatched: None,
@@ -202,15 +207,15 @@ impl WideReader {
             while self.next_city < self.cities.len() {
                 self.next_city += 1;
                 if self.has_values(self.next_city - 1) {
-                    return Ok(Some(self.reading(self.next_city - 1)));
+                    return Ok(Some(self.decode_city(self.next_city - 1)));
                 }
             }
             match self.temperatures.next_row()? {
                 None => return Ok(self.next_unmatched().map(Err)),
-                Some(Err(refusal)) => return Ok(Some(Err(self.whole_row(refusal)))),
+                Some(Err(refusal)) => return Ok(Some(Err(self.refuse_row(refusal)))),
                 Some(Ok(())) => {
                     if let Err(refusal) = self.begin_row() {
-                        return Ok(Some(Err(self.whole_row(refusal))));
+                        return Ok(Some(Err(self.refuse_row(refusal))));
                     }
                 }
             }
@@ -218,63 +223,66 @@ impl WideReader {
     }
 
     fn begin_row(&mut self) -> Result<(), Refusal> {
-        let (at, time) = self.temperatures.time(&self.settings)?;
+        let (at, time) = self.temperatures.row_time(&self.settings)?;
         let humidities = self.humidities.get_mut(&at).map(|row| {
             row.is_matched = true;
             row.clone()
         });
         let WideFile { unquoted, ends, lines, .. } = &self.temperatures;
-        self.row = Row { cells: unquoted.clone(), ends: ends.clone(), time, humidities };
+        self.row = WideRow { cells: unquoted.clone(), ends: ends.clone(), time, humidities };
         self.line = lines.line();
         self.next_city = 0;
         Ok(())
     }
 
     /// A refusal of a row with all that is in it.
-    fn whole_row(&mut self, refusal: Refusal) -> Refusal {
+    fn refuse_row(&mut self, refusal: Refusal) -> Refusal {
         self.raw.clear();
         self.raw.extend_from_slice(self.temperatures.lines.record());
         self.line = self.temperatures.lines.line();
         refusal
     }
 
-    fn values(&self, city: usize) -> (&str, Option<&str>) {
-        let City { temperature, humidity, .. } = &self.cities[city];
+    fn city_values(&self, city: usize) -> (&str, Option<&str>) {
+        let WideCity { temperature, humidity, .. } = &self.cities[city];
         let humidities = self.row.humidities.as_ref();
         let humidity = humidities.map(|row| cell(&row.cells, &row.ends, *humidity));
         (cell(&self.row.cells, &self.row.ends, *temperature), humidity)
     }
 
     fn has_values(&self, city: usize) -> bool {
-        let (temperature, humidity) = self.values(city);
-        let is_value = |text: &str| !self.temperatures.preparation.is_nothing(text);
+        let (temperature, humidity) = self.city_values(city);
+        let is_value = |text: &str| !self.temperatures.preparation.is_null_text(text);
         is_value(temperature) || humidity.is_some_and(is_value)
     }
 
-    fn reading(&mut self, city: usize) -> Result<Upsert<'_>, Refusal> {
+    fn decode_city(&mut self, city: usize) -> Result<Upsert<'_>, Refusal> {
         let mut raw = std::mem::take(&mut self.raw);
         self.write_raw(city, &mut raw);
         self.raw = raw;
         let WideReader { temperatures, cities, row, settings, .. } = self;
-        let City { name, temperature, humidity } = &cities[city];
-        let mut record = Record::new();
-        record.set(Field::City, Value::Text(name));
+        let WideCity { name, temperature, humidity } = &cities[city];
+        let mut record = FieldValues::new();
+        record.set(Field::City, FieldValue::Text(name));
         for &(column, part) in &temperatures.time {
-            record.set(part, Value::Untyped(cell(&row.cells, &row.ends, column)));
+            record.set(part, FieldValue::Untyped(cell(&row.cells, &row.ends, column)));
         }
-        record.set(Field::Temperature, Value::Untyped(cell(&row.cells, &row.ends, *temperature)));
+        record.set(Field::Temperature, FieldValue::Untyped(cell(&row.cells, &row.ends, *temperature)));
         if let Some(humidities) = &row.humidities {
-            record.set(Field::Moisture, Value::Untyped(cell(&humidities.cells, &humidities.ends, *humidity)));
+            record.set(
+                Field::Moisture,
+                FieldValue::Untyped(cell(&humidities.cells, &humidities.ends, *humidity)),
+            );
         }
         let preparation = &mut temperatures.preparation;
-        guarded(move || {
-            preparation.apply(&mut record)?;
-            record.upsert(settings)
+        catch_decoder_panic(move || {
+            preparation.normalize(&mut record)?;
+            record.to_upsert(settings)
         })
     }
 
     fn write_raw(&self, city: usize, raw: &mut Vec<u8>) {
-        let (temperature, humidity) = self.values(city);
+        let (temperature, humidity) = self.city_values(city);
         raw.clear();
         for (name, value) in [
             ("city", self.cities[city].name.as_str()),
@@ -312,7 +320,7 @@ impl WideReader {
     }
 
     /// Of the file of temperatures.
-    pub(super) fn lines(&mut self) -> &mut Lines {
+    pub(super) fn lines(&mut self) -> &mut RecordLines {
         &mut self.temperatures.lines
     }
 
@@ -330,16 +338,19 @@ impl WideReader {
     }
 }
 
-fn open(path: &Path, options: &ReadOptions) -> Result<WideFile, DecodeError> {
+fn open_humidity_file(path: &Path, options: &ReadOptions) -> Result<WideFile, DecodeError> {
     let file = File::open(path)?;
-    let mut lines =
-        Lines::new(decompressed(Box::new(file), detect_compression(path))?, super::Framing::Quotes, true)?;
+    let mut lines = RecordLines::new(
+        decompressing_reader(Box::new(file), detect_compression(path))?,
+        super::Framing::Quotes,
+        true,
+    )?;
     lines.skip_lines(options.layout.skip_lines)?;
     WideFile::new(lines, options)
 }
 
 /// All rows by their time; of two of one time the later one counts, as of readings.
-fn read_all(
+fn read_humidity_rows(
     file: &mut WideFile,
     settings: &DecodeSettings,
 ) -> Result<HashMap<i64, HumidityRow>, DecodeError> {
@@ -352,7 +363,7 @@ fn read_all(
             None => return Ok(rows),
             Some(Err(refusal)) => return Err(wrong(line(file), refusal)),
             Some(Ok(())) => {
-                let (at, _) = file.time(settings).map_err(|refusal| wrong(line(file), refusal))?;
+                let (at, _) = file.row_time(settings).map_err(|refusal| wrong(line(file), refusal))?;
                 let (cells, ends) = (file.unquoted.clone(), file.ends.clone());
                 rows.insert(at, HumidityRow { cells, ends, line: line(file), is_matched: false });
             }

@@ -6,77 +6,77 @@ use std::path::{Path, PathBuf};
 
 use tracing_subscriber::EnvFilter;
 
-use super::keys::{Keys, quoted};
+use super::config_reader::{ConfigReader, quoted};
 use super::plan::{
-    CheckpointPlan, DataDirMode, IngestPlan, LogFormat, LogPlan, PipelineLimits, Plan, SourceKind,
-    SourcePlan, StartKind,
+    CheckpointPlan, DataDirMode, IngestPlan, LoggingFormat, LoggingPlan, PipelineLimits, ServicePlan,
+    SourceKind, SourcePlan, StartMode,
 };
 use super::{cluster, kafka, read_options, sources, tokens};
-use crate::checkpoint::{self, Place};
+use crate::checkpoint::{self, CheckpointLocation};
 use crate::dataflow::rolling::Retention;
-use crate::directory::{Directory, Places};
-use crate::model::{Duration, OutputUnits, STATE_SHARDS};
-use crate::serve::{Limits, ServePlan, TlsPlan, Token};
-use crate::sinks::dead_letters::{DeadLetterLimits, WhenFull};
+use crate::directory::{Directory, PlacesFile};
+use crate::model::{Millis, OutputUnits, STATE_SHARDS};
+use crate::serve::{ServeLimits, ServePlan, TlsPlan, Token};
+use crate::sinks::dead_letters::{DeadLetterFullPolicy, DeadLetterLimits};
 use crate::sinks::kafka::Delivery;
 
 /// Where something is wrong, `keys` knows of it, and the values are any.
-pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
-    let log = log(keys);
-    let data_dir = PathBuf::from(keys.text("data_dir"));
-    if data_dir.as_os_str().is_empty() && keys.is_right("data_dir") {
-        keys.refuse("data_dir", "is empty: name a folder");
+pub fn build_plan(keys: &mut ConfigReader) -> (Option<ServicePlan>, LoggingPlan) {
+    let log = read_log_plan(keys);
+    let data_dir = PathBuf::from(keys.read_text("data_dir"));
+    if data_dir.as_os_str().is_empty() && keys.is_valid("data_dir") {
+        keys.add_error("data_dir", "is empty: name a folder");
     }
-    let data_dir_mode = match keys.one_of("data_dir_mode", &["private", "group"]).as_deref() {
+    let data_dir_mode = match keys.read_one_of("data_dir_mode", &["private", "group"]).as_deref() {
         Some("group") => DataDirMode::Group,
         _ => DataDirMode::Private,
     };
-    let directory = directory(keys);
-    let workers: usize = keys.whole("workers", 1..=i64::from(STATE_SHARDS));
-    let formula = keys.choice("results.formula");
-    let retention = retention(keys);
-    let max_ahead = keys.duration("results.max_ahead", "0s", "366d");
-    let max_cities = keys.whole("results.max_cities", 1..=100_000_000);
-    let stale_after = keys.duration("results.stale_after", "1s", "36525d");
+    let directory = read_directory(keys);
+    let workers: usize = keys.read_integer("workers", 1..=i64::from(STATE_SHARDS));
+    let formula = keys.read_choice("results.formula");
+    let retention = read_retention(keys);
+    let max_ahead = keys.read_duration("results.max_ahead", "0s", "366d");
+    let max_cities = keys.read_integer("results.max_cities", 1..=100_000_000);
+    let stale_after = keys.read_duration("results.stale_after", "1s", "36525d");
     let output_units = OutputUnits {
-        temperature: keys.choice("results.units").unwrap_or_default(),
-        wind: keys.choice("results.wind_units").unwrap_or_default(),
+        temperature: keys.read_choice("results.units").unwrap_or_default(),
+        wind: keys.read_choice("results.wind_units").unwrap_or_default(),
     };
-    let decode = read_options::decode(keys);
+    let decode = read_options::read_decode_settings(keys);
     let common = decode.unwrap_or_default();
-    let mut sources = sources::sources(keys, common, retention.lateness);
-    let sink = sources::sink(keys, &mut sources);
-    let ingest = ingest(keys, &sources.plans, retention.lateness);
-    let checkpoints = checkpoints(keys, &data_dir);
-    let dead_letters = dead_letters(keys);
-    let serve = serve(keys);
-    let cluster = cluster::cluster(keys);
-    let forwards = cluster.processes > 1 && ingest.as_ref().is_some_and(|ingest| ingest.into.is_none());
-    if forwards && serve.limits.body_bytes > MAX_FORWARDED {
+    let mut sources = sources::read_sources(keys, common, retention.lateness);
+    let sink = sources::read_sink(keys, &mut sources);
+    let ingest = read_ingest(keys, &sources.plans, retention.lateness);
+    let checkpoints = read_checkpoints(keys, &data_dir);
+    let dead_letters = read_dead_letter_limits(keys);
+    let serve = read_serve(keys);
+    let cluster = cluster::read_cluster(keys);
+    let forwards = cluster.processes > 1 && ingest.as_ref().is_some_and(|ingest| ingest.source.is_none());
+    if forwards && serve.limits.body_bytes > MAX_FORWARDED_BYTES {
         let problem = format!(
             "is more than {} MiB, the most that a process of a cluster forwards to process 0 at once: lower it",
-            MAX_FORWARDED >> 20
+            MAX_FORWARDED_BYTES >> 20
         );
-        keys.refuse("serve.limits.body_bytes", problem);
+        keys.add_error("serve.limits.body_bytes", problem);
     }
-    let is_fenced = sink.as_ref().is_none_or(|sink| sink.outlet.delivery == Delivery::ExactlyOnce);
-    if cluster.start != StartKind::Claim && !is_fenced {
+    let is_fenced = sink.as_ref().is_none_or(|sink| sink.output.delivery == Delivery::ExactlyOnce);
+    if cluster.start_mode != StartMode::Claim && !is_fenced {
         let problem = "needs a sink with delivery = \"exactly_once\": nothing would keep the generation that is taken over from writing on";
-        keys.refuse("cluster.start", problem);
+        keys.add_error("cluster.start", problem);
     }
-    if workers * cluster.processes > STATE_SHARDS as usize && keys.is_right("workers") {
+    if workers * cluster.processes > STATE_SHARDS as usize && keys.is_valid("workers") {
         let problem = format!(
             "{workers} in each of {} processes are more than {STATE_SHARDS} in all, over which cities are spread: take fewer",
             cluster.processes
         );
-        keys.refuse("workers", problem);
+        keys.add_error("workers", problem);
     }
     let limits = PipelineLimits {
-        readings_in_flight: keys.whole("limits.readings_in_flight", 1..=1_000_000_000),
-        frontier_lag: keys.duration("limits.frontier_lag", "10ms", "10m"),
-        poll_records: keys.whole("limits.poll_records", 1..=1_000_000),
+        readings_in_flight: keys.read_integer("limits.readings_in_flight", 1..=1_000_000_000),
+        frontier_lag: keys.read_duration("limits.frontier_lag", "10ms", "10m"),
+        poll_records: keys.read_integer("limits.poll_records", 1..=1_000_000),
     };
-    let plan = formula.zip(decode).map(|(formula, decode)| Plan {
+    let plan = formula.zip(decode).map(|(formula, decode)| ServicePlan {
         data_dir,
         data_dir_mode,
         directory,
@@ -97,135 +97,138 @@ pub fn build(keys: &mut Keys) -> (Option<Plan>, LogPlan) {
         cluster,
         limits,
         adopt_logs: false,
-        agreement: BTreeMap::new(),
+        common_settings: BTreeMap::new(),
     });
     if let Some(plan) = &plan {
-        sources::check_made_up(keys, plan);
+        sources::check_generated_readings(keys, plan);
     }
     (plan, log)
 }
 
 /// The shipped directory, with the places of a file where one is named.
-fn directory(keys: &mut Keys) -> &'static Directory<'static> {
+fn read_directory(keys: &mut ConfigReader) -> &'static Directory<'static> {
     let key = "places";
-    let Some(path) = keys.optional(key) else { return Directory::shipped() };
+    let Some(path) = keys.read_optional_text(key) else { return Directory::shipped() };
     let text = std::fs::read(&path).map_err(|error| format!("{path} cannot be read: {error}"));
     let text = text.and_then(|bytes| {
         String::from_utf8(bytes).map_err(|_| format!("{path} is not UTF-8: save it as UTF-8"))
     });
-    let places = text.and_then(|text| Places::from_csv(&text).map_err(|error| format!("{path}, {error}")));
+    let places =
+        text.and_then(|text| PlacesFile::from_csv(&text).map_err(|error| format!("{path}, {error}")));
     match places {
         Ok(places) => Directory::shipped_with(places),
         Err(problem) => {
-            keys.refuse(key, problem);
+            keys.add_error(key, problem);
             Directory::shipped()
         }
     }
 }
 
-fn log(keys: &mut Keys) -> LogPlan {
-    let format = match keys.one_of("log.format", &["auto", "human", "json"]).as_deref() {
-        Some("human") => LogFormat::Human,
-        Some("json") => LogFormat::Json,
-        _ => LogFormat::Auto,
+fn read_log_plan(keys: &mut ConfigReader) -> LoggingPlan {
+    let format = match keys.read_one_of("log.format", &["auto", "human", "json"]).as_deref() {
+        Some("human") => LoggingFormat::Human,
+        Some("json") => LoggingFormat::Json,
+        _ => LoggingFormat::Auto,
     };
-    let filter = keys.text("log.level");
+    let filter = keys.read_text("log.level");
     if let Err(error) = EnvFilter::builder().parse(&filter) {
         let problem =
             format!("{filter:?} is not a filter ({error}): write info, or info,swelter::serve=debug");
-        keys.refuse("log.level", problem);
+        keys.add_error("log.level", problem);
     }
-    LogPlan { format, filter }
+    LoggingPlan { format, filter }
 }
 
-fn retention(keys: &mut Keys) -> Retention {
-    let window = keys.duration("results.window", "1s", "366d");
-    let lateness = keys.duration("results.lateness", "0s", "366d");
+fn read_retention(keys: &mut ConfigReader) -> Retention {
+    let window = keys.read_duration("results.window", "1s", "366d");
+    let lateness = keys.read_duration("results.lateness", "0s", "366d");
     let key = "results.history";
-    let history = if keys.optional(key).is_some() { keys.duration(key, "0s", "366d") } else { window };
-    keys.show(key, quoted(&history.to_string()));
+    let history =
+        if keys.read_optional_text(key).is_some() { keys.read_duration(key, "0s", "366d") } else { window };
+    keys.set_shown(key, quoted(&history.to_string()));
     Retention { window, lateness, history }
 }
 
-fn checkpoints(keys: &mut Keys, data_dir: &Path) -> Option<CheckpointPlan> {
-    let place = match keys.optional("checkpoints.url").map(|url| url.parse()).transpose() {
+fn read_checkpoints(keys: &mut ConfigReader, data_dir: &Path) -> Option<CheckpointPlan> {
+    let location = match keys.read_optional_text("checkpoints.url").map(|url| url.parse()).transpose() {
         Ok(place) => place,
         Err(problem) => {
-            keys.refuse("checkpoints.url", format!("is no place for checkpoints: {problem}"));
+            keys.add_error("checkpoints.url", format!("is no place for checkpoints: {problem}"));
             None
         }
     };
-    let is_given = place.is_some();
-    let every = keys.duration("checkpoints.every", "0s", "1d");
+    let is_given = location.is_some();
+    let every = keys.read_duration("checkpoints.every", "0s", "1d");
     let plan = CheckpointPlan {
-        place: place.unwrap_or_else(|| Place::Folder(data_dir.join(checkpoint::FOLDER))),
-        is_given,
-        every,
-        keep: keys.whole("checkpoints.keep", 1..=1000),
-        verify_every: keys.duration("checkpoints.verify_every", "1s", "30d"),
+        location: location
+            .unwrap_or_else(|| CheckpointLocation::Folder(data_dir.join(checkpoint::DEFAULT_FOLDER))),
+        is_configured: is_given,
+        interval: every,
+        keep_full: keys.read_integer("checkpoints.keep", 1..=1000),
+        verify_interval: keys.read_duration("checkpoints.verify_every", "1s", "30d"),
     };
-    (every > Duration::default()).then_some(plan)
+    (every > Millis::default()).then_some(plan)
 }
 
-fn dead_letters(keys: &mut Keys) -> DeadLetterLimits {
+fn read_dead_letter_limits(keys: &mut ConfigReader) -> DeadLetterLimits {
     let (file, limit) = ("dead_letters.file_bytes", "dead_letters.limit_bytes");
     let limits = DeadLetterLimits {
-        file_bytes: keys.bytes(file, "64 KiB", "1 GiB"),
-        limit_bytes: keys.bytes(limit, "256 KiB", "1 PiB"),
-        full: match keys.one_of("dead_letters.full", &["wait", "drop_oldest"]).as_deref() {
-            Some("drop_oldest") => WhenFull::DropOldest,
-            _ => WhenFull::Wait,
+        file_bytes: keys.read_bytes(file, "64 KiB", "1 GiB"),
+        limit_bytes: keys.read_bytes(limit, "256 KiB", "1 PiB"),
+        when_full: match keys.read_one_of("dead_letters.full", &["wait", "drop_oldest"]).as_deref() {
+            Some("drop_oldest") => DeadLetterFullPolicy::DropOldest,
+            _ => DeadLetterFullPolicy::Wait,
         },
-        client_bytes: keys.bytes("dead_letters.client_bytes", "64 KiB", "1 PiB"),
+        client_bytes: keys.read_bytes("dead_letters.client_bytes", "64 KiB", "1 PiB"),
     };
-    if limits.limit_bytes < 4 * limits.file_bytes && keys.is_right(file) && keys.is_right(limit) {
-        keys.refuse(limit, format!("is less than 4 times {file}: whole files are kept and removed"));
+    if limits.limit_bytes < 4 * limits.file_bytes && keys.is_valid(file) && keys.is_valid(limit) {
+        keys.add_error(limit, format!("is less than 4 times {file}: whole files are kept and removed"));
     }
     limits
 }
 
-fn ingest(keys: &mut Keys, sources: &[SourcePlan], lateness: Duration) -> Option<IngestPlan> {
-    let enabled = keys.flag("ingest.enabled");
+fn read_ingest(keys: &mut ConfigReader, sources: &[SourcePlan], lateness: Millis) -> Option<IngestPlan> {
+    let enabled = keys.read_bool("ingest.enabled");
     let plan = IngestPlan {
-        into: ingest_into(keys, sources),
-        partitions: keys.whole("ingest.partitions", 1..=1024),
-        queue_records: keys.whole("ingest.queue_records", 1..=10_000_000),
-        queue_bytes: keys.bytes("ingest.queue_bytes", "1 MiB", "16 GiB"),
-        warn_bytes: keys.bytes("ingest.warn_bytes", "1 MiB", "1 PiB"),
-        retry_after: kafka::retry_after(keys, "ingest.retry_after", lateness),
+        source: read_ingest_into(keys, sources),
+        partitions: keys.read_integer("ingest.partitions", 1..=1024),
+        queue_records: keys.read_integer("ingest.queue_records", 1..=10_000_000),
+        queue_bytes: keys.read_bytes("ingest.queue_bytes", "1 MiB", "16 GiB"),
+        warn_bytes: keys.read_bytes("ingest.warn_bytes", "1 MiB", "1 PiB"),
+        retry_after: kafka::read_retry_after(keys, "ingest.retry_after", lateness),
     };
     enabled.then_some(plan)
 }
 
-fn ingest_into(keys: &mut Keys, sources: &[SourcePlan]) -> Option<String> {
+fn read_ingest_into(keys: &mut ConfigReader, sources: &[SourcePlan]) -> Option<String> {
     let key = "ingest.into";
-    let given = keys.optional(key);
+    let given = keys.read_optional_text(key);
     let topics = sources.iter().filter(|source| matches!(source.kind, SourceKind::Kafka(_)));
     let mut names = topics.map(|source| source.name.clone());
     let Some(given) = given else { return names.next() };
-    let all_are_known = keys.items("sources").len() == sources.len();
+    let all_are_known = keys.list_items("sources").len() == sources.len();
     if all_are_known && !names.any(|name| name == given) {
         let problem = format!("{given:?} is not the name of a Kafka source: empty means the first one");
-        keys.refuse(key, problem);
+        keys.add_error(key, problem);
     }
     Some(given)
 }
 
-fn serve(keys: &mut Keys) -> ServePlan {
-    let listen = keys.address("serve.listen");
-    let origins = keys.list("serve.origins");
+fn read_serve(keys: &mut ConfigReader) -> ServePlan {
+    let listen = keys.read_address("serve.listen");
+    let origins = keys.read_list("serve.origins");
     for origin in origins.iter().filter(|origin| !is_origin(origin)) {
         let problem =
             format!("{origin:?} is not an origin: write it as in https://example.org, without a path");
-        keys.refuse("serve.origins", problem);
+        keys.add_error("serve.origins", problem);
     }
     ServePlan {
         listen: listen.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))),
-        tls: tls(keys),
-        tokens: all_tokens(keys),
+        tls: read_serve_tls(keys),
+        tokens: read_tokens(keys),
         origins,
-        echo: keys.flag("serve.echo"),
-        limits: limits(keys),
+        echo: keys.read_bool("serve.echo"),
+        limits: read_serve_limits(keys),
     }
 }
 
@@ -236,11 +239,11 @@ fn is_origin(text: &str) -> bool {
     host.is_some_and(|host| !host.is_empty() && host.bytes().all(allowed))
 }
 
-fn tls(keys: &mut Keys) -> Option<TlsPlan> {
+fn read_serve_tls(keys: &mut ConfigReader) -> Option<TlsPlan> {
     let [certificate, key] = ["serve.tls.certificate", "serve.tls.key"].map(|name| {
-        let path = keys.optional(name).map(PathBuf::from);
+        let path = keys.read_optional_text(name).map(PathBuf::from);
         if let Some(path) = path.as_deref().filter(|path| !path.is_file()) {
-            keys.refuse(name, format!("{} is not a file", path.display()));
+            keys.add_error(name, format!("{} is not a file", path.display()));
         }
         path
     });
@@ -248,11 +251,11 @@ fn tls(keys: &mut Keys) -> Option<TlsPlan> {
         (Some(certificate), Some(key)) => Some(TlsPlan { certificate, key }),
         (None, None) => None,
         (Some(_), None) => {
-            keys.refuse("serve.tls.key", "is empty, but there is a certificate: name its key file too");
+            keys.add_error("serve.tls.key", "is empty, but there is a certificate: name its key file too");
             None
         }
         (None, Some(_)) => {
-            keys.refuse(
+            keys.add_error(
                 "serve.tls.certificate",
                 "is empty, but there is a key: name its certificate file too",
             );
@@ -261,9 +264,10 @@ fn tls(keys: &mut Keys) -> Option<TlsPlan> {
     }
 }
 
-fn all_tokens(keys: &mut Keys) -> Vec<Token> {
-    let file = keys.optional("serve.tokens_file").map(|path| tokens::from_file(Path::new(&path)));
-    let variable = keys.tokens().map(|text| tokens::from_variable(&text));
+fn read_tokens(keys: &mut ConfigReader) -> Vec<Token> {
+    let file =
+        keys.read_optional_text("serve.tokens_file").map(|path| tokens::tokens_from_file(Path::new(&path)));
+    let variable = keys.take_tokens().map(|text| tokens::tokens_from_variable(&text));
     let given: Vec<&str> =
         [file.is_some().then_some("serve.tokens_file"), variable.is_some().then_some("SWELTER_TOKENS")]
             .into_iter()
@@ -273,49 +277,49 @@ fn all_tokens(keys: &mut Keys) -> Vec<Token> {
     for (key, tokens) in [("serve.tokens_file", file), ("SWELTER_TOKENS", variable)] {
         match tokens.unwrap_or_else(|| Ok(Vec::new())) {
             Ok(tokens) if tokens.iter().any(|token| all.iter().any(|other| other.secret == token.secret)) => {
-                keys.refuse(key, "holds a token that serve.tokens_file has as well: give its scopes once");
+                keys.add_error(key, "holds a token that serve.tokens_file has as well: give its scopes once");
             }
             Ok(tokens) if tokens.is_empty() && given.contains(&key) => {
-                keys.refuse(key, "holds no token, and without any everybody may do everything: add one, or remove the setting");
+                keys.add_error(key, "holds no token, and without any everybody may do everything: add one, or remove the setting");
             }
             Ok(tokens) => all.extend(tokens),
-            Err(problems) => problems.into_iter().for_each(|problem| keys.refuse(key, problem)),
+            Err(problems) => problems.into_iter().for_each(|problem| keys.add_error(key, problem)),
         }
     }
     all
 }
 
 /// What a frame between processes holds, and as much again for what stands beside each record.
-const MAX_FORWARDED: usize = 60 << 20;
+const MAX_FORWARDED_BYTES: usize = 60 << 20;
 
-fn limits(keys: &mut Keys) -> Limits {
-    let limits = Limits {
-        connections: keys.whole("serve.limits.connections", 1..=1_000_000),
-        header_time: keys.wait("serve.limits.header_time", "100ms", "10m"),
-        body_time: keys.wait("serve.limits.body_time", "100ms", "1h"),
-        idle_time: keys.wait("serve.limits.idle_time", "100ms", "1h"),
-        body_bytes: keys.bytes("serve.limits.body_bytes", "1 KiB", "1 GiB"),
-        bodies_bytes: keys.bytes("serve.limits.bodies_bytes", "1 KiB", "64 GiB"),
-        new_cities_percent: keys.whole("serve.limits.new_cities_percent", 0..=100),
-        history_rows: keys.whole("serve.limits.history_rows", 1..=1_000_000),
-        message_bytes: keys.bytes("serve.limits.message_bytes", "1 KiB", "16 MiB"),
-        messages_per_second: keys.whole("serve.limits.messages_per_second", 1..=1_000_000),
-        subscriptions: keys.whole("serve.limits.subscriptions", 1..=10_000),
-        cities: keys.whole("serve.limits.cities", 1..=1_000_000),
-        window_cities: keys.whole("serve.limits.window_cities", 1..=10_000),
-        heartbeat: keys.wait("serve.limits.heartbeat", "100ms", "5m"),
-        send_time: keys.wait("serve.limits.send_time", "100ms", "10m"),
-        backlog_bytes: keys.bytes("serve.limits.backlog_bytes", "4 KiB", "1 GiB"),
-        ring_time: keys.wait("serve.limits.ring_time", "0s", "1d"),
-        ring_bytes: keys.bytes("serve.limits.ring_bytes", "64 KiB", "64 GiB"),
+fn read_serve_limits(keys: &mut ConfigReader) -> ServeLimits {
+    let limits = ServeLimits {
+        connections: keys.read_integer("serve.limits.connections", 1..=1_000_000),
+        header_time: keys.read_wall_duration("serve.limits.header_time", "100ms", "10m"),
+        body_time: keys.read_wall_duration("serve.limits.body_time", "100ms", "1h"),
+        idle_time: keys.read_wall_duration("serve.limits.idle_time", "100ms", "1h"),
+        body_bytes: keys.read_bytes("serve.limits.body_bytes", "1 KiB", "1 GiB"),
+        bodies_bytes: keys.read_bytes("serve.limits.bodies_bytes", "1 KiB", "64 GiB"),
+        new_cities_percent: keys.read_integer("serve.limits.new_cities_percent", 0..=100),
+        history_rows: keys.read_integer("serve.limits.history_rows", 1..=1_000_000),
+        message_bytes: keys.read_bytes("serve.limits.message_bytes", "1 KiB", "16 MiB"),
+        messages_per_second: keys.read_integer("serve.limits.messages_per_second", 1..=1_000_000),
+        subscriptions: keys.read_integer("serve.limits.subscriptions", 1..=10_000),
+        cities: keys.read_integer("serve.limits.cities", 1..=1_000_000),
+        window_cities: keys.read_integer("serve.limits.window_cities", 1..=10_000),
+        heartbeat: keys.read_wall_duration("serve.limits.heartbeat", "100ms", "5m"),
+        send_time: keys.read_wall_duration("serve.limits.send_time", "100ms", "10m"),
+        backlog_bytes: keys.read_bytes("serve.limits.backlog_bytes", "4 KiB", "1 GiB"),
+        ring_time: keys.read_wall_duration("serve.limits.ring_time", "0s", "1d"),
+        ring_bytes: keys.read_bytes("serve.limits.ring_bytes", "64 KiB", "64 GiB"),
     };
     let (body, bodies) = ("serve.limits.body_bytes", "serve.limits.bodies_bytes");
-    if limits.bodies_bytes < limits.body_bytes && keys.is_right(body) && keys.is_right(bodies) {
-        keys.refuse(bodies, format!("is less than {body}: no body of that size would ever be taken"));
+    if limits.bodies_bytes < limits.body_bytes && keys.is_valid(body) && keys.is_valid(bodies) {
+        keys.add_error(bodies, format!("is less than {body}: no body of that size would ever be taken"));
     }
     let (cities, window) = ("serve.limits.cities", "serve.limits.window_cities");
-    if limits.window_cities > limits.cities && keys.is_right(cities) && keys.is_right(window) {
-        keys.refuse(window, format!("is more than {cities}, which limits all subscriptions"));
+    if limits.window_cities > limits.cities && keys.is_valid(cities) && keys.is_valid(window) {
+        keys.add_error(window, format!("is more than {cities}, which limits all subscriptions"));
     }
     limits
 }

@@ -4,68 +4,69 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use super::cluster_secret::{ClusterSecretKind, cluster_secret_kind};
-use super::keys::Keys;
-use super::layers::read_text;
-use super::plan::{ClusterKeys, ClusterTlsPlan, Plan, StartKind};
+use super::config_reader::ConfigReader;
+use super::layers::read_text_file;
+use super::plan::{ClusterConfig, ClusterTlsPlan, ServicePlan, StartMode};
 
 /// Processes of a cluster: what says which of them watch a city is one word.
 const MAX_PROCESSES: i64 = 64;
 const MAX_HOSTS_BYTES: u64 = 64 * 1024;
 
-pub(super) fn cluster(keys: &mut Keys) -> ClusterKeys {
-    let processes: usize = keys.whole("cluster.processes", 1..=MAX_PROCESSES);
+pub(super) fn read_cluster(keys: &mut ConfigReader) -> ClusterConfig {
+    let processes: usize = keys.read_integer("cluster.processes", 1..=MAX_PROCESSES);
     let key = "cluster.process";
-    let given = Some(keys.scalar(key)).filter(|given| !given.is_empty());
+    let given = Some(keys.read_scalar(key)).filter(|given| !given.is_empty());
     let process = given.as_ref().and_then(|given| given.parse().ok()).filter(|process| *process < processes);
-    if given.is_some() && process.is_none() && keys.is_right("cluster.processes") {
-        keys.refuse(key, format!("is not one of {processes} processes: they are counted from 0"));
+    if given.is_some() && process.is_none() && keys.is_valid("cluster.processes") {
+        keys.add_error(key, format!("is not one of {processes} processes: they are counted from 0"));
     }
-    let hosts = keys.optional("cluster.hosts").map(PathBuf::from);
-    let hosts = hosts.map_or(Ok(Vec::new()), |path| hosts_of(&path, processes));
+    let hosts = keys.read_optional_text("cluster.hosts").map(PathBuf::from);
+    let hosts = hosts.map_or(Ok(Vec::new()), |path| read_hosts(&path, processes));
     let hosts = hosts.unwrap_or_else(|problem| {
-        keys.refuse("cluster.hosts", problem);
+        keys.add_error("cluster.hosts", problem);
         Vec::new()
     });
     let spans_hosts = process.is_some() && !hosts.iter().take(processes).all(|host| is_loopback(host));
-    ClusterKeys {
+    ClusterConfig {
         processes,
         process,
         hosts,
         spans_hosts,
-        secret: secret(keys, spans_hosts),
-        tls: tls(keys),
-        start: match keys.one_of("cluster.start", &["claim", "takeover", "standby"]).as_deref() {
-            Some("takeover") => StartKind::Takeover,
-            Some("standby") => StartKind::Standby,
-            _ => StartKind::Claim,
+        secret: read_cluster_secret(keys, spans_hosts),
+        tls: read_cluster_tls(keys),
+        start_mode: match keys.read_one_of("cluster.start", &["claim", "takeover", "standby"]).as_deref() {
+            Some("takeover") => StartMode::Takeover,
+            Some("standby") => StartMode::Standby,
+            _ => StartMode::Claim,
         },
-        standby_after: keys.wait("cluster.standby_after", "3s", "10m"),
-        connect_time: keys.wait("cluster.connect_time", "1s", "10m"),
-        peer_timeout: keys.wait("cluster.peer_timeout", "1s", "10m"),
+        standby_after: keys.read_wall_duration("cluster.standby_after", "3s", "10m"),
+        connect_time: keys.read_wall_duration("cluster.connect_time", "1s", "10m"),
+        peer_timeout: keys.read_wall_duration("cluster.peer_timeout", "1s", "10m"),
     }
 }
 
 /// Between hosts it must be one that nobody can guess.
-fn secret(keys: &mut Keys, spans_hosts: bool) -> Option<String> {
-    const HOW: &str =
+fn read_cluster_secret(keys: &mut ConfigReader, spans_hosts: bool) -> Option<String> {
+    const SECRET_HINT: &str =
         "run `swelter cluster secret` and give all processes what it prints as SWELTER_CLUSTER__SECRET";
     let key = "cluster.secret";
-    let secret = keys.secret(key).map(|secret| secret.trim().to_owned()).filter(|secret| !secret.is_empty());
+    let secret =
+        keys.read_secret(key).map(|secret| secret.trim().to_owned()).filter(|secret| !secret.is_empty());
     match secret.as_deref().map(cluster_secret_kind) {
         Some(ClusterSecretKind::Mistyped) => {
-            keys.refuse(
+            keys.add_error(
                 key,
                 "is not as `swelter cluster secret` has printed it: some of it is missing or changed",
             );
         }
-        Some(ClusterSecretKind::Chosen) if spans_hosts => keys.refuse(
+        Some(ClusterSecretKind::Chosen) if spans_hosts => keys.add_error(
             key,
-            format!("was chosen by somebody and can be guessed, and cluster.hosts are not all on this host: {HOW}"),
+            format!("was chosen by somebody and can be guessed, and cluster.hosts are not all on this host: {SECRET_HINT}"),
         ),
-        None if spans_hosts => keys.refuse(
+        None if spans_hosts => keys.add_error(
             key,
             format!(
-                "is empty, and cluster.hosts are not all on this host, so that everybody who reaches them could join: {HOW}"
+                "is empty, and cluster.hosts are not all on this host, so that everybody who reaches them could join: {SECRET_HINT}"
             ),
         ),
         Some(ClusterSecretKind::Chosen | ClusterSecretKind::Generated) | None => {}
@@ -73,19 +74,19 @@ fn secret(keys: &mut Keys, spans_hosts: bool) -> Option<String> {
     secret
 }
 
-fn tls(keys: &mut Keys) -> Option<ClusterTlsPlan> {
+fn read_cluster_tls(keys: &mut ConfigReader) -> Option<ClusterTlsPlan> {
     let names = ["cluster.tls.certificate", "cluster.tls.key", "cluster.tls.ca"];
     let paths = names.map(|name| {
-        let path = keys.optional(name).map(PathBuf::from);
+        let path = keys.read_optional_text(name).map(PathBuf::from);
         if let Some(path) = path.as_deref().filter(|path| !path.is_file()) {
-            keys.refuse(name, format!("{} is not a file", path.display()));
+            keys.add_error(name, format!("{} is not a file", path.display()));
         }
         path
     });
     let given = names.iter().zip(&paths).find(|(_, path)| path.is_some()).map(|(name, _)| *name);
     for (name, _) in names.iter().zip(&paths).filter(|(_, path)| path.is_none()) {
         if let Some(given) = given {
-            keys.refuse(name, format!("is empty, but {given} is given: name all three files, or none"));
+            keys.add_error(name, format!("is empty, but {given} is given: name all three files, or none"));
         }
     }
     match paths {
@@ -106,8 +107,9 @@ fn is_loopback(address: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
-fn hosts_of(path: &Path, processes: usize) -> Result<Vec<String>, String> {
-    let text = read_text(path, MAX_HOSTS_BYTES).map_err(|problem| format!("{} {problem}", path.display()))?;
+fn read_hosts(path: &Path, processes: usize) -> Result<Vec<String>, String> {
+    let text =
+        read_text_file(path, MAX_HOSTS_BYTES).map_err(|problem| format!("{} {problem}", path.display()))?;
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let hosts: Vec<String> = lines.map(str::to_owned).collect();
     let is_address = |host: &String| {
@@ -127,7 +129,7 @@ fn hosts_of(path: &Path, processes: usize) -> Result<Vec<String>, String> {
 }
 
 /// What is allowed between hosts and yet rarely meant.
-pub(super) fn warnings(plan: &Plan) -> Option<String> {
+pub(super) fn cluster_warnings(plan: &ServicePlan) -> Option<String> {
     let is_open = plan.cluster.spans_hosts && plan.cluster.tls.is_none();
     is_open.then(|| {
         "cluster.hosts are not all on this host and there is no cluster.tls: what the processes send each other can be read \

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::digest;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-const PREFIX: &str = "swelter_cluster_";
+const SECRET_PREFIX: &str = "swelter_cluster_";
 const RANDOM_BYTES: usize = 32;
 const CHECKSUM_BYTES: usize = 4;
 
@@ -30,16 +30,16 @@ pub enum ClusterSecretKind {
 pub fn make_cluster_secret() -> Result<String, String> {
     let mut bytes = [0u8; RANDOM_BYTES];
     SystemRandom::new().fill(&mut bytes).map_err(|_| "the system gives no random numbers".to_owned())?;
-    Ok(encode(&bytes))
+    Ok(encode_secret(&bytes))
 }
 
-fn encode(bytes: &[u8]) -> String {
-    let all = [bytes, &checksum(bytes)].concat();
-    format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(all))
+fn encode_secret(bytes: &[u8]) -> String {
+    let all = [bytes, &secret_checksum(bytes)].concat();
+    format!("{SECRET_PREFIX}{}", URL_SAFE_NO_PAD.encode(all))
 }
 
-fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
-    let whole = digest::digest(&digest::SHA256, &[PREFIX.as_bytes(), bytes].concat());
+fn secret_checksum(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
+    let whole = digest::digest(&digest::SHA256, &[SECRET_PREFIX.as_bytes(), bytes].concat());
     let mut checksum = [0; CHECKSUM_BYTES];
     checksum.copy_from_slice(&whole.as_ref()[..CHECKSUM_BYTES]);
     checksum
@@ -47,10 +47,10 @@ fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
 
 /// Tells a secret that was made from one that was chosen.
 pub fn cluster_secret_kind(secret: &str) -> ClusterSecretKind {
-    let Some(encoded) = secret.strip_prefix(PREFIX) else { return ClusterSecretKind::Chosen };
+    let Some(encoded) = secret.strip_prefix(SECRET_PREFIX) else { return ClusterSecretKind::Chosen };
     let is_whole = URL_SAFE_NO_PAD.decode(encoded).is_ok_and(|bytes| {
         bytes.len() == RANDOM_BYTES + CHECKSUM_BYTES
-            && bytes[RANDOM_BYTES..] == checksum(&bytes[..RANDOM_BYTES])
+            && bytes[RANDOM_BYTES..] == secret_checksum(&bytes[..RANDOM_BYTES])
     });
     if is_whole { ClusterSecretKind::Generated } else { ClusterSecretKind::Mistyped }
 }
@@ -60,21 +60,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cluster_secret_made_is_told_from_chosen_and_mistyped() {
+    fn generated_secret_is_distinguished_from_chosen_and_mistyped() {
         let made = make_cluster_secret().unwrap();
         assert_eq!(cluster_secret_kind(&made), ClusterSecretKind::Generated);
         assert_ne!(made, make_cluster_secret().unwrap());
-        for chosen in ["", "s3cr3t", &made[1..], &made[PREFIX.len()..]] {
+        for chosen in ["", "s3cr3t", &made[1..], &made[SECRET_PREFIX.len()..]] {
             assert_eq!(cluster_secret_kind(chosen), ClusterSecretKind::Chosen, "{chosen}");
         }
-        let (start, end) = made.split_at(PREFIX.len() + 5);
+        let (start, end) = made.split_at(SECRET_PREFIX.len() + 5);
         let changed = if end.starts_with('A') { "B" } else { "A" };
         for mistyped in [
             &made[..made.len() - 1],
             &format!("{made}A"),
             &format!("{start}{changed}{}", &end[1..]),
             &format!("{made} "),
-            PREFIX,
+            SECRET_PREFIX,
         ] {
             assert_eq!(cluster_secret_kind(mistyped), ClusterSecretKind::Mistyped, "{mistyped}");
         }
@@ -82,9 +82,9 @@ mod tests {
 
     /// What was given to a cluster stays valid in every later version.
     #[test]
-    fn cluster_secret_encoding_is_fixed() {
+    fn secret_encoding_is_stable() {
         let expected = "swelter_cluster_BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcnqYEg";
-        assert_eq!(encode(&[7; RANDOM_BYTES]), expected);
+        assert_eq!(encode_secret(&[7; RANDOM_BYTES]), expected);
         assert_eq!(cluster_secret_kind(expected), ClusterSecretKind::Generated);
     }
 }

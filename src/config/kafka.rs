@@ -4,61 +4,83 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use super::keys::Keys;
-use super::layers::Value;
-use super::plan::{Plan, SourceKind};
+use super::config_reader::ConfigReader;
+use super::layers::ConfigValue;
+use super::plan::{ServicePlan, SourceKind};
 use crate::kafka::partitioner::Partitioner;
-use crate::kafka::{Cluster, letter_topics, properties};
-use crate::model::{Duration, EventTime};
-use crate::sinks::kafka::{Delivery, KafkaSinkPlan, OutletPlan, RowFormat};
-use crate::sources::kafka::{KafkaPlan, RecordFormat, RegistryPlan, Start};
+use crate::kafka::{KafkaCluster, dead_letter_topics, properties};
+use crate::model::{EventTime, Millis};
+use crate::sinks::kafka::{Delivery, KafkaOutputPlan, KafkaSinkPlan, RowFormat};
+use crate::sources::kafka::{KafkaSourcePlan, OffsetReset, RecordFormat, RegistryPlan};
 
 const MAX_TOPIC_BYTES: usize = 249;
 
 /// A topic's name, which its dead letters and its progress make longer.
 const MAX_SOURCE_TOPIC_BYTES: usize = 240;
 
-const NO_TOPIC: &str = "a name of a topic: a-z, A-Z, 0-9, . _ and -";
+const TOPIC_NAME_RULE: &str = "a name of a topic: a-z, A-Z, 0-9, . _ and -";
 
 /// Whether a topic, or a source, may be called so.
-pub fn is_name(name: &str) -> bool {
+pub fn is_topic_name(name: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     (1..=MAX_TOPIC_BYTES).contains(&name.len()) && name.bytes().all(allowed) && ![".", ".."].contains(&name)
 }
 
 /// The topics in use, by brokers: what one writes no other may read or write.
 #[derive(Default)]
-pub struct Topics(BTreeMap<(String, String), Used>);
+pub struct TopicUses(BTreeMap<(String, String), TopicUse>);
 
-struct Used {
+struct TopicUse {
     key: String,
     /// Where progress is kept may be shared, by those who write as the same client.
-    progress_of: Option<Cluster>,
+    progress_of: Option<KafkaCluster>,
 }
 
-impl Topics {
-    fn take(&mut self, keys: &mut Keys, cluster: &Cluster, topic: &str, key: &str) {
-        self.insert(keys, cluster, topic, Used { key: key.to_owned(), progress_of: None });
+impl TopicUses {
+    fn use_topic(&mut self, keys: &mut ConfigReader, cluster: &KafkaCluster, topic: &str, key: &str) {
+        self.insert_use(keys, cluster, topic, TopicUse { key: key.to_owned(), progress_of: None });
     }
 
-    fn take_progress(&mut self, keys: &mut Keys, cluster: &Cluster, topic: &str, key: &str) {
-        self.insert(keys, cluster, topic, Used { key: key.to_owned(), progress_of: Some(cluster.clone()) });
+    fn use_progress_topic(
+        &mut self,
+        keys: &mut ConfigReader,
+        cluster: &KafkaCluster,
+        topic: &str,
+        key: &str,
+    ) {
+        self.insert_use(
+            keys,
+            cluster,
+            topic,
+            TopicUse { key: key.to_owned(), progress_of: Some(cluster.clone()) },
+        );
     }
 
-    fn insert(&mut self, keys: &mut Keys, cluster: &Cluster, topic: &str, using: Used) {
-        let place = (cluster.brokers.clone(), topic.to_owned());
-        match self.0.get(&place) {
-            Some(used) if used.progress_of.is_none() || used.progress_of != using.progress_of => {
-                keys.refuse(&using.key, format!("is {topic}, as is {}: name another topic", used.key));
+    fn insert_use(
+        &mut self,
+        keys: &mut ConfigReader,
+        cluster: &KafkaCluster,
+        topic: &str,
+        topic_use: TopicUse,
+    ) {
+        let topic_key = (cluster.brokers.clone(), topic.to_owned());
+        match self.0.get(&topic_key) {
+            Some(used) if used.progress_of.is_none() || used.progress_of != topic_use.progress_of => {
+                keys.add_error(&topic_use.key, format!("is {topic}, as is {}: name another topic", used.key));
             }
-            _ => drop(self.0.insert(place, using)),
+            _ => drop(self.0.insert(topic_key, topic_use)),
         }
     }
 }
 
-pub fn source(keys: &mut Keys, at: &str, lateness: Duration, topics: &mut Topics) -> Option<KafkaPlan> {
+pub fn read_kafka_source(
+    keys: &mut ConfigReader,
+    at: &str,
+    lateness: Millis,
+    topics: &mut TopicUses,
+) -> Option<KafkaSourcePlan> {
     let key = |name: &str| format!("{at}.{name}");
-    let topic = topic(keys, &key("topic"), MAX_SOURCE_TOPIC_BYTES);
+    let topic = read_topic(keys, &key("topic"), MAX_SOURCE_TOPIC_BYTES);
     let shown = topic.as_deref().unwrap_or("topic");
     for (name, value) in [
         ("format", "json"),
@@ -69,38 +91,38 @@ pub fn source(keys: &mut Keys, at: &str, lateness: Duration, topics: &mut Topics
         ("group", &format!("swelter-{shown}")),
         ("retry_after", ""),
     ] {
-        keys.default(&key(name), Value::Text(value.into()));
+        keys.set_default(&key(name), ConfigValue::Text(value.into()));
     }
-    let cluster = cluster(keys, at);
-    let format = record_format(keys, at);
-    let start = keys.parsed(&key("start"), start);
-    let create_topics = create_topics(keys, at);
-    let progress_topic = self::topic(keys, &key("progress_topic"), MAX_TOPIC_BYTES);
-    let group = keys.parsed(&key("group"), group);
-    let partitioner = keys.one_of(&key("partitioner"), &Partitioner::ALL.map(Partitioner::name));
-    let retry_after = retry_after(keys, &key("retry_after"), lateness);
+    let cluster = read_kafka_cluster(keys, at);
+    let format = read_record_format(keys, at);
+    let start = keys.read_parsed(&key("start"), parse_offset_reset);
+    let create_topics = read_create_topics(keys, at);
+    let progress_topic = self::read_topic(keys, &key("progress_topic"), MAX_TOPIC_BYTES);
+    let group = keys.read_parsed(&key("group"), parse_group);
+    let partitioner = keys.read_one_of(&key("partitioner"), &Partitioner::ALL.map(Partitioner::name));
+    let retry_after = read_retry_after(keys, &key("retry_after"), lateness);
     let (cluster, topic, progress_topic) = (cluster?, topic?, progress_topic?);
-    topics.take(keys, &cluster, &topic, &key("topic"));
-    for letters in letter_topics(&topic) {
-        topics.take(keys, &cluster, &letters, &key("topic"));
+    topics.use_topic(keys, &cluster, &topic, &key("topic"));
+    for letters in dead_letter_topics(&topic) {
+        topics.use_topic(keys, &cluster, &letters, &key("topic"));
     }
-    topics.take_progress(keys, &cluster, &progress_topic, &key("progress_topic"));
-    Some(KafkaPlan {
+    topics.use_progress_topic(keys, &cluster, &progress_topic, &key("progress_topic"));
+    Some(KafkaSourcePlan {
         cluster,
         topic,
         format: format?,
-        start: start?,
+        offset_reset: start?,
         create_topics,
         progress_topic,
         group: group?,
-        partitioner: partitioner.and_then(|name| Partitioner::by_name(&name))?,
+        partitioner: partitioner.and_then(|name| Partitioner::from_name(&name))?,
         retry_after,
     })
 }
 
-pub fn sink(keys: &mut Keys, at: &str, topics: &mut Topics) -> Option<KafkaSinkPlan> {
+pub fn read_kafka_sink(keys: &mut ConfigReader, at: &str, topics: &mut TopicUses) -> Option<KafkaSinkPlan> {
     let key = |name: &str| format!("{at}.{name}");
-    let topic = topic(keys, &key("topic"), MAX_TOPIC_BYTES);
+    let topic = read_topic(keys, &key("topic"), MAX_TOPIC_BYTES);
     let progress = format!("{}-progress", topic.as_deref().unwrap_or("topic"));
     for (name, value) in [
         ("current_topic", ""),
@@ -110,67 +132,69 @@ pub fn sink(keys: &mut Keys, at: &str, topics: &mut Topics) -> Option<KafkaSinkP
         ("commit_interval", "100ms"),
         ("transaction_timeout", "60s"),
     ] {
-        keys.default(&key(name), Value::Text(value.into()));
+        keys.set_default(&key(name), ConfigValue::Text(value.into()));
     }
-    keys.default(&key("shards"), Value::Number(2));
-    let cluster = cluster(keys, at);
+    keys.set_default(&key("shards"), ConfigValue::Number(2));
+    let cluster = read_kafka_cluster(keys, at);
     let current = key("current_topic");
-    let current_topic = keys.optional(&current).and_then(|_| self::topic(keys, &current, MAX_TOPIC_BYTES));
-    let progress_topic = self::topic(keys, &key("progress_topic"), MAX_TOPIC_BYTES);
-    let format = row_format(keys, at);
-    let create_topics = create_topics(keys, at);
-    let delivery = delivery(keys, &key("delivery"));
-    let shards = keys.whole(&key("shards"), 1..=64);
+    let current_topic =
+        keys.read_optional_text(&current).and_then(|_| self::read_topic(keys, &current, MAX_TOPIC_BYTES));
+    let progress_topic = self::read_topic(keys, &key("progress_topic"), MAX_TOPIC_BYTES);
+    let format = read_row_format(keys, at);
+    let create_topics = read_create_topics(keys, at);
+    let delivery = read_delivery(keys, &key("delivery"));
+    let shards = keys.read_integer(&key("shards"), 1..=64);
     let (interval, timeout) = (key("commit_interval"), key("transaction_timeout"));
-    let commit_interval = keys.wait(&interval, "1ms", "1m");
-    let transaction_timeout = keys.wait(&timeout, "1s", "15m");
-    if transaction_timeout < 10 * commit_interval && keys.is_right(&interval) && keys.is_right(&timeout) {
+    let commit_interval = keys.read_wall_duration(&interval, "1ms", "1m");
+    let transaction_timeout = keys.read_wall_duration(&timeout, "1s", "15m");
+    if transaction_timeout < 10 * commit_interval && keys.is_valid(&interval) && keys.is_valid(&timeout) {
         let problem =
             "is less than ten times commit_interval: transactions that are only slow would be given up";
-        keys.refuse(&timeout, problem);
+        keys.add_error(&timeout, problem);
     }
     let (cluster, progress_topic, delivery) = (cluster?, progress_topic?, delivery?);
     let outlet =
-        OutletPlan { cluster, progress_topic, delivery, shards, commit_interval, transaction_timeout };
+        KafkaOutputPlan { cluster, progress_topic, delivery, shards, commit_interval, transaction_timeout };
     let topic = topic?;
-    topics.take(keys, &outlet.cluster, &topic, &key("topic"));
+    topics.use_topic(keys, &outlet.cluster, &topic, &key("topic"));
     if let Some(current_topic) = &current_topic {
-        topics.take(keys, &outlet.cluster, current_topic, &current);
+        topics.use_topic(keys, &outlet.cluster, current_topic, &current);
     }
-    topics.take_progress(keys, &outlet.cluster, &outlet.progress_topic, &key("progress_topic"));
-    Some(KafkaSinkPlan { outlet, topic, current_topic, format: format?, create_topics })
+    topics.use_progress_topic(keys, &outlet.cluster, &outlet.progress_topic, &key("progress_topic"));
+    Some(KafkaSinkPlan { output: outlet, topic, current_topic, format: format?, create_topics })
 }
 
-fn topic(keys: &mut Keys, key: &str, most: usize) -> Option<String> {
-    let problem = || format!("{NO_TOPIC}, at most {most}");
-    keys.parsed(key, |name| {
-        Some(name.to_owned()).filter(|name| is_name(name) && name.len() <= most).ok_or_else(problem)
+fn read_topic(keys: &mut ConfigReader, key: &str, most: usize) -> Option<String> {
+    let problem = || format!("{TOPIC_NAME_RULE}, at most {most}");
+    keys.read_parsed(key, |name| {
+        Some(name.to_owned()).filter(|name| is_topic_name(name) && name.len() <= most).ok_or_else(problem)
     })
 }
 
-fn cluster(keys: &mut Keys, at: &str) -> Option<Cluster> {
-    let brokers = keys.parsed(&format!("{at}.brokers"), brokers);
+fn read_kafka_cluster(keys: &mut ConfigReader, at: &str) -> Option<KafkaCluster> {
+    let brokers = keys.read_parsed(&format!("{at}.brokers"), parse_brokers);
     let table = format!("{at}.properties");
     if keys.is_given(&table) {
-        keys.refuse(&table, "is a table: write properties = { \"security.protocol\" = \"SSL\" }");
+        keys.add_error(&table, "is a table: write properties = { \"security.protocol\" = \"SSL\" }");
     }
     let mut properties = BTreeMap::new();
-    for written in keys.under(&table) {
+    for written in keys.keys_under(&table) {
         let (key, name) = (format!("{table}.{written}"), written.trim_matches('"'));
-        let is_secret = properties::is_secret(name);
-        let value = if is_secret { keys.secret(&key).unwrap_or_default() } else { keys.scalar(&key) };
-        if keys.is_right(&key)
-            && let Err(problem) = properties::check(name, &value)
+        let is_secret = properties::is_secret_property(name);
+        let value =
+            if is_secret { keys.read_secret(&key).unwrap_or_default() } else { keys.read_scalar(&key) };
+        if keys.is_valid(&key)
+            && let Err(problem) = properties::check_property(name, &value)
         {
-            keys.refuse(&key, problem);
+            keys.add_error(&key, problem);
         }
         properties.insert(name.to_owned(), value);
     }
-    Some(Cluster { brokers: brokers?, properties })
+    Some(KafkaCluster { brokers: brokers?, properties })
 }
 
 /// Brokers as they are compared: without spaces.
-fn brokers(text: &str) -> Result<String, String> {
+fn parse_brokers(text: &str) -> Result<String, String> {
     let brokers: Vec<&str> = text.split(',').map(str::trim).collect();
     let is_broker = |broker: &&str| {
         let host_and_port = broker.rsplit_once(':');
@@ -183,84 +207,84 @@ fn brokers(text: &str) -> Result<String, String> {
     brokers.iter().all(is_broker).then(|| brokers.join(",")).ok_or_else(|| problem.into())
 }
 
-fn start(text: &str) -> Result<Start, String> {
+fn parse_offset_reset(text: &str) -> Result<OffsetReset, String> {
     match text {
-        "earliest" => Ok(Start::Earliest),
-        "latest" => Ok(Start::Latest),
+        "earliest" => Ok(OffsetReset::Earliest),
+        "latest" => Ok(OffsetReset::Latest),
         _ => match text.parse::<EventTime>() {
-            Ok(time) => Ok(Start::At(time)),
+            Ok(time) => Ok(OffsetReset::FromTime(time)),
             Err(error) => Err(format!("earliest, latest or a time: {}", error.problem)),
         },
     }
 }
 
-fn group(text: &str) -> Result<String, String> {
+fn parse_group(text: &str) -> Result<String, String> {
     let is_group = (1..=MAX_TOPIC_BYTES).contains(&text.len()) && !text.contains(char::is_control);
     is_group.then(|| text.to_owned()).ok_or_else(|| format!("a name of 1 to {MAX_TOPIC_BYTES} bytes"))
 }
 
-fn create_topics(keys: &mut Keys, at: &str) -> Option<u32> {
+fn read_create_topics(keys: &mut ConfigReader, at: &str) -> Option<u32> {
     let (create, partitions) = (format!("{at}.create_topics"), format!("{at}.partitions"));
-    keys.default(&create, Value::Bool(false));
-    keys.default(&partitions, Value::Number(12));
-    let create = keys.flag(&create);
-    let partitions = keys.whole(&partitions, 1..=10_000);
+    keys.set_default(&create, ConfigValue::Bool(false));
+    keys.set_default(&partitions, ConfigValue::Number(12));
+    let create = keys.read_bool(&create);
+    let partitions = keys.read_integer(&partitions, 1..=10_000);
     create.then_some(partitions)
 }
 
 /// Once a reading is older than the lateness, sending it again gives another dead letter and nothing else.
-pub(super) fn retry_after(keys: &mut Keys, key: &str, lateness: Duration) -> Option<Duration> {
-    keys.optional(key)?;
-    let after = keys.duration(key, "1s", "366d");
-    if after >= lateness && keys.is_right(key) && keys.is_right("results.lateness") {
+pub(super) fn read_retry_after(keys: &mut ConfigReader, key: &str, lateness: Millis) -> Option<Millis> {
+    keys.read_optional_text(key)?;
+    let after = keys.read_duration(key, "1s", "366d");
+    if after >= lateness && keys.is_valid(key) && keys.is_valid("results.lateness") {
         let problem =
             format!("is not less than results.lateness, {lateness}: what is sent again would be too late");
-        keys.refuse(key, problem);
+        keys.add_error(key, problem);
     }
     Some(after)
 }
 
-fn delivery(keys: &mut Keys, key: &str) -> Option<Delivery> {
-    match keys.one_of(key, &["exactly_once", "at_least_once"])?.as_str() {
+fn read_delivery(keys: &mut ConfigReader, key: &str) -> Option<Delivery> {
+    match keys.read_one_of(key, &["exactly_once", "at_least_once"])?.as_str() {
         "exactly_once" => Some(Delivery::ExactlyOnce),
         _ => Some(Delivery::AtLeastOnce),
     }
 }
 
-fn record_format(keys: &mut Keys, at: &str) -> Option<RecordFormat> {
+fn read_record_format(keys: &mut ConfigReader, at: &str) -> Option<RecordFormat> {
     let (format, file) = (format!("{at}.format"), format!("{at}.schema_file"));
-    let is_avro = is_avro(keys, &format, at);
-    let registry = registry(keys, at);
-    let schema_file = keys.optional(&file).map(PathBuf::from);
+    let is_avro = read_is_avro(keys, &format, at);
+    let registry = read_registry(keys, at);
+    let schema_file = keys.read_optional_text(&file).map(PathBuf::from);
     if let Some(path) = schema_file.as_deref().filter(|path| !path.is_file()) {
-        keys.refuse(&file, format!("{} is not a file", path.display()));
+        keys.add_error(&file, format!("{} is not a file", path.display()));
     }
     match (is_avro?, registry, schema_file) {
         (false, _, None) => Some(RecordFormat::Json),
         (false, _, Some(_)) => {
-            keys.refuse(&file, "is for Avro: write format = \"avro\" as well");
+            keys.add_error(&file, "is for Avro: write format = \"avro\" as well");
             None
         }
         (true, Some(registry), None) => Some(RecordFormat::AvroRegistry(registry)),
         (true, None, Some(path)) => Some(RecordFormat::AvroFile(path)),
         (true, None, None) => {
-            if keys.is_right(&format!("{at}.schema_registry")) {
+            if keys.is_valid(&format!("{at}.schema_registry")) {
                 let problem =
                     "is avro, which needs schemas: write schema_registry with a URL, or schema_file";
-                keys.refuse(&format, problem);
+                keys.add_error(&format, problem);
             }
             None
         }
         (true, Some(_), Some(_)) => {
-            keys.refuse(&file, "is not needed with schema_registry: leave one of them out");
+            keys.add_error(&file, "is not needed with schema_registry: leave one of them out");
             None
         }
     }
 }
 
-fn row_format(keys: &mut Keys, at: &str) -> Option<RowFormat> {
-    let is_avro = is_avro(keys, &format!("{at}.format"), at);
-    let registry = registry(keys, at);
+fn read_row_format(keys: &mut ConfigReader, at: &str) -> Option<RowFormat> {
+    let is_avro = read_is_avro(keys, &format!("{at}.format"), at);
+    let registry = read_registry(keys, at);
     match (is_avro?, registry) {
         (false, _) => Some(RowFormat::Json),
         (true, Some(RegistryPlan { urls, user })) => Some(RowFormat::Avro { urls, user }),
@@ -269,36 +293,36 @@ fn row_format(keys: &mut Keys, at: &str) -> Option<RowFormat> {
 }
 
 /// Without Avro, what is said of a registry is refused: it would do nothing.
-fn is_avro(keys: &mut Keys, format: &str, at: &str) -> Option<bool> {
-    keys.default(&format!("{at}.schema_registry"), Value::List(Vec::new()));
-    let is_avro = keys.one_of(format, &["json", "avro"])? == "avro";
+fn read_is_avro(keys: &mut ConfigReader, format: &str, at: &str) -> Option<bool> {
+    keys.set_default(&format!("{at}.schema_registry"), ConfigValue::List(Vec::new()));
+    let is_avro = keys.read_one_of(format, &["json", "avro"])? == "avro";
     let registry = format!("{at}.schema_registry");
-    if !is_avro && !keys.list(&registry).is_empty() {
-        keys.refuse(&registry, "is for Avro: write format = \"avro\" as well");
+    if !is_avro && !keys.read_list(&registry).is_empty() {
+        keys.add_error(&registry, "is for Avro: write format = \"avro\" as well");
     }
     Some(is_avro)
 }
 
 /// No message holds a URL or a user: there may be a password in it.
-fn registry(keys: &mut Keys, at: &str) -> Option<RegistryPlan> {
+fn read_registry(keys: &mut ConfigReader, at: &str) -> Option<RegistryPlan> {
     let (registry, user) = (format!("{at}.schema_registry"), format!("{at}.schema_registry_user"));
-    let urls = keys.list(&registry);
-    for problem in urls.iter().filter_map(|url| not_a_registry(url)) {
-        keys.refuse(&registry, problem);
+    let urls = keys.read_list(&registry);
+    for problem in urls.iter().filter_map(|url| registry_url_problem(url)) {
+        keys.add_error(&registry, problem);
     }
-    let name_and_password = keys.secret(&user).filter(|text| !text.is_empty());
+    let name_and_password = keys.read_secret(&user).filter(|text| !text.is_empty());
     let split = name_and_password.as_deref().map(|text| text.split_once(':'));
     if split == Some(None) {
-        keys.refuse(&user, "is not a user and a password with a colon between them");
+        keys.add_error(&user, "is not a user and a password with a colon between them");
     }
     if split.is_some() && urls.is_empty() {
-        keys.refuse(&user, "is of no registry: write schema_registry as well");
+        keys.add_error(&user, "is of no registry: write schema_registry as well");
     }
     let user = split.flatten().map(|(name, password)| (name.to_owned(), password.to_owned()));
-    (!urls.is_empty() && keys.is_right(&registry)).then_some(RegistryPlan { urls, user })
+    (!urls.is_empty() && keys.is_valid(&registry)).then_some(RegistryPlan { urls, user })
 }
 
-fn not_a_registry(url: &str) -> Option<&'static str> {
+fn registry_url_problem(url: &str) -> Option<&'static str> {
     let Some(rest) = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://")) else {
         return Some("is not a URL: write it as in http://registry.example:8081");
     };
@@ -311,7 +335,7 @@ fn not_a_registry(url: &str) -> Option<&'static str> {
 }
 
 /// Passwords that travel where others may listen.
-pub fn warnings(plan: &Plan) -> Vec<String> {
+pub fn kafka_warnings(plan: &ServicePlan) -> Vec<String> {
     let (mut clusters, mut registries) = (Vec::new(), Vec::new());
     for source in &plan.sources {
         let SourceKind::Kafka(kafka) = &source.kind else { continue };
@@ -321,12 +345,12 @@ pub fn warnings(plan: &Plan) -> Vec<String> {
         }
     }
     if let Some(sink) = &plan.sink {
-        clusters.push(&sink.outlet.cluster);
+        clusters.push(&sink.output.cluster);
         if let RowFormat::Avro { urls, user: Some(_) } = &sink.format {
             registries.extend(urls);
         }
     }
-    let is_open = |cluster: &&&Cluster| {
+    let is_open = |cluster: &&&KafkaCluster| {
         let protocol = cluster.properties.get("security.protocol");
         protocol.is_some_and(|name| name.eq_ignore_ascii_case("SASL_PLAINTEXT"))
             && !cluster.brokers.split(',').all(is_loopback)

@@ -13,7 +13,7 @@ use super::suggest;
 
 /// What lies over the shipped defaults.
 #[derive(Clone, Debug, Default)]
-pub struct Layers {
+pub struct ConfigLayers {
     pub file: Option<PathBuf>,
     /// Variables of other programs among them do not matter.
     pub environment: Vec<(OsString, OsString)>,
@@ -23,29 +23,29 @@ pub struct Layers {
 
 /// Where a value was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
-    Default,
+pub enum ValueOrigin {
+    ShippedDefault,
     File { path: PathBuf, line: usize },
     Variable(String),
     Flag(&'static str),
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for ValueOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Origin::Default => f.write_str("default"),
-            Origin::File { path, line } => write!(f, "{}, line {line}", path.display()),
-            Origin::Variable(name) => f.write_str(name),
-            Origin::Flag(name) => f.write_str(name),
+            ValueOrigin::ShippedDefault => f.write_str("default"),
+            ValueOrigin::File { path, line } => write!(f, "{}, line {line}", path.display()),
+            ValueOrigin::Variable(name) => f.write_str(name),
+            ValueOrigin::Flag(name) => f.write_str(name),
         }
     }
 }
 
 /// A value as it was written.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Value {
+pub enum ConfigValue {
     /// Of a variable or flag: it has the type that its key asks for.
-    Loose(String),
+    Untyped(String),
     Text(String),
     Number(i64),
     Decimal(f64),
@@ -57,29 +57,29 @@ pub enum Value {
     Other(&'static str),
 }
 
-impl fmt::Display for Value {
+impl fmt::Display for ConfigValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Value::Loose(text) | Value::Text(text) => write!(f, "{text:?}"),
-            Value::Number(number) => write!(f, "{number}"),
-            Value::Decimal(number) => write!(f, "{number}"),
-            Value::Bool(value) => write!(f, "{value}"),
-            Value::List(_) => f.write_str("a list"),
-            Value::Time(text) => f.write_str(text),
-            Value::Other(what) => f.write_str(what),
+            ConfigValue::Untyped(text) | ConfigValue::Text(text) => write!(f, "{text:?}"),
+            ConfigValue::Number(number) => write!(f, "{number}"),
+            ConfigValue::Decimal(number) => write!(f, "{number}"),
+            ConfigValue::Bool(value) => write!(f, "{value}"),
+            ConfigValue::List(_) => f.write_str("a list"),
+            ConfigValue::Time(text) => f.write_str(text),
+            ConfigValue::Other(what) => f.write_str(what),
         }
     }
 }
 
 #[derive(Clone, Debug)]
-pub struct Entry {
-    pub value: Value,
-    pub origin: Origin,
+pub struct LayerEntry {
+    pub value: ConfigValue,
+    pub origin: ValueOrigin,
 }
 
 /// A table of a list of tables.
 #[derive(Clone, Debug)]
-pub struct Item {
+pub struct TableItem {
     pub list: &'static str,
     /// The `name` that it has, or is given: a source is called as its topic or as its type.
     pub name: String,
@@ -87,20 +87,20 @@ pub struct Item {
     pub key: String,
 }
 
-impl Item {
+impl TableItem {
     /// What a key is called in here.
-    pub fn field<'a>(&self, key: &'a str) -> Option<&'a str> {
+    pub fn field_name<'a>(&self, key: &'a str) -> Option<&'a str> {
         key.strip_prefix(&self.key)?.strip_prefix('.')
     }
 }
 
 /// All layers, merged: values by their dotted keys, and the tables that were named.
 #[derive(Debug, Default)]
-pub struct Entries {
-    pub values: BTreeMap<String, Entry>,
-    pub tables: BTreeMap<String, Origin>,
+pub struct MergedLayers {
+    pub values: BTreeMap<String, LayerEntry>,
+    pub tables: BTreeMap<String, ValueOrigin>,
     /// In the order in which they were written.
-    pub items: Vec<Item>,
+    pub items: Vec<TableItem>,
     /// What is said of variables that nothing reads.
     pub warnings: Vec<String>,
     /// What `SWELTER_TOKENS` holds. It is no key, so that it is never shown.
@@ -111,19 +111,19 @@ pub struct Entries {
 /// The largest configuration file.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
-const PREFIX: &str = "SWELTER_";
+const VARIABLE_PREFIX: &str = "SWELTER_";
 
 /// The keys that are lists of tables.
-const LISTS: [&str; 2] = ["sources", "sinks"];
+const LIST_TABLES: [&str; 2] = ["sources", "sinks"];
 
 /// A table of an item whose keys are not ours, and have dots.
-const PROPERTIES: &str = "properties";
+const PROPERTIES_TABLE: &str = "properties";
 
 /// What variables that are no keys of the shipped defaults begin with.
-const BESIDE_KEYS: [&str; 4] = ["TOKENS", "LOG", "SOURCES", "SINKS"];
+const OTHER_VARIABLE_PREFIXES: [&str; 4] = ["TOKENS", "LOG", "SOURCES", "SINKS"];
 
 /// The variables of the tests and tools: they are for other programs than the service. Those that end with `_` are beginnings.
-const TOOLS: [&str; 10] = [
+const TOOL_VARIABLES: [&str; 10] = [
     "KAFKA",
     "KAFKA_LIB",
     "KAFKA_JAVA",
@@ -137,18 +137,18 @@ const TOOLS: [&str; 10] = [
 ];
 
 /// Whose a variable is.
-enum Variable {
-    Ours,
+enum VariableOwner {
+    Swelter,
     /// Of another program that uses the prefix too.
-    Foreign,
+    OtherProgram,
     /// Nobody's that is known here.
     Unknown,
 }
 
-impl Entries {
-    pub fn merge(shipped: &str, layers: &Layers) -> Entries {
-        let mut entries = Entries::default();
-        entries.add_toml(shipped, &|_| Origin::Default);
+impl MergedLayers {
+    pub fn merge_layers(shipped: &str, layers: &ConfigLayers) -> MergedLayers {
+        let mut entries = MergedLayers::default();
+        entries.add_toml(shipped, &|_| ValueOrigin::ShippedDefault);
         if let Some(path) = &layers.file {
             entries.add_file(path);
         }
@@ -156,23 +156,23 @@ impl Entries {
             entries.add_variable(name, value);
         }
         for (key, flag, value) in &layers.flags {
-            entries.add_loose(key, value, Origin::Flag(flag));
+            entries.add_untyped(key, value, ValueOrigin::Flag(flag));
         }
         entries
     }
 
     fn add_file(&mut self, path: &Path) {
-        match read_text(path, MAX_FILE_BYTES) {
-            Ok(text) => self.add_toml(&text, &|line| Origin::File { path: path.to_path_buf(), line }),
+        match read_text_file(path, MAX_FILE_BYTES) {
+            Ok(text) => self.add_toml(&text, &|line| ValueOrigin::File { path: path.to_path_buf(), line }),
             Err(problem) => self.errors.push(ConfigError {
                 key: None,
-                origin: Some(Origin::Flag("--config")),
+                origin: Some(ValueOrigin::Flag("--config")),
                 problem: format!("{} {problem}", path.display()),
             }),
         }
     }
 
-    fn add_toml(&mut self, text: &str, origin: &dyn Fn(usize) -> Origin) {
+    fn add_toml(&mut self, text: &str, origin: &dyn Fn(usize) -> ValueOrigin) {
         let line =
             |at: usize| 1 + text.as_bytes()[..at.min(text.len())].iter().filter(|b| **b == b'\n').count();
         let at = |at: usize| origin(line(at));
@@ -186,22 +186,30 @@ impl Entries {
             });
         }
         for (name, value) in document.get_ref() {
-            match LISTS.into_iter().find(|list| *list == name.get_ref()) {
+            match LIST_TABLES.into_iter().find(|list| *list == name.get_ref()) {
                 Some(list) => self.add_list(list, value.get_ref(), at(name.span().start), &at),
-                None => self.add_value(segment(name.get_ref()), value.get_ref(), at(name.span().start), &at),
+                None => {
+                    self.add_value(key_segment(name.get_ref()), value.get_ref(), at(name.span().start), &at)
+                }
             }
         }
     }
 
-    fn add_value(&mut self, key: String, value: &DeValue<'_>, here: Origin, at: &dyn Fn(usize) -> Origin) {
+    fn add_value(
+        &mut self,
+        key: String,
+        value: &DeValue<'_>,
+        here: ValueOrigin,
+        at: &dyn Fn(usize) -> ValueOrigin,
+    ) {
         if let DeValue::Table(table) = value {
             for (name, value) in table {
-                let key = format!("{key}.{}", segment(name.get_ref()));
+                let key = format!("{key}.{}", key_segment(name.get_ref()));
                 self.add_value(key, value.get_ref(), at(name.span().start), at);
             }
             self.tables.insert(key, here);
         } else {
-            self.values.insert(key, Entry { value: plain(value), origin: here });
+            self.values.insert(key, LayerEntry { value: to_config_value(value), origin: here });
         }
     }
 
@@ -209,8 +217,8 @@ impl Entries {
         &mut self,
         list: &'static str,
         value: &DeValue<'_>,
-        here: Origin,
-        at: &dyn Fn(usize) -> Origin,
+        here: ValueOrigin,
+        at: &dyn Fn(usize) -> ValueOrigin,
     ) {
         let DeValue::Array(items) = value else {
             let problem = format!("is a list of tables: write [[{list}]] above the keys of each");
@@ -234,14 +242,14 @@ impl Entries {
         list: &'static str,
         number: usize,
         table: &DeTable<'_>,
-        here: Origin,
-        at: &dyn Fn(usize) -> Origin,
+        here: ValueOrigin,
+        at: &dyn Fn(usize) -> ValueOrigin,
     ) {
         let text = |key: &str| table.get(key).and_then(|value| value.get_ref().as_str()).map(str::to_owned);
         let topic =
             || text("topic").filter(|_| list == "sources" && text("type").as_deref() == Some("kafka"));
         let name = text("name").or_else(topic).or_else(|| text("type")).unwrap_or_else(|| number.to_string());
-        let key = format!("{list}.{}", segment(&name));
+        let key = format!("{list}.{}", key_segment(&name));
         if self.tables.contains_key(&key) {
             let problem = match list {
                 "sinks" => "is a second sink: one is the most",
@@ -253,143 +261,152 @@ impl Entries {
         for (name, value) in table {
             let (name, here) = (name.get_ref(), at(name.span().start));
             match value.get_ref() {
-                DeValue::Table(properties) if name == PROPERTIES => {
+                DeValue::Table(properties) if name == PROPERTIES_TABLE => {
                     self.add_properties(&key, "", properties, at)
                 }
-                value => self.add_value(format!("{key}.{}", segment(name)), value, here, at),
+                value => self.add_value(format!("{key}.{}", key_segment(name)), value, here, at),
             }
         }
         self.tables.insert(key.clone(), here);
-        self.items.push(Item { list, name, key });
+        self.items.push(TableItem { list, name, key });
     }
 
     /// Without quotes around a name, TOML takes its dots for tables in tables.
-    fn add_properties(&mut self, item: &str, above: &str, table: &DeTable<'_>, at: &dyn Fn(usize) -> Origin) {
+    fn add_properties(
+        &mut self,
+        item: &str,
+        above: &str,
+        table: &DeTable<'_>,
+        at: &dyn Fn(usize) -> ValueOrigin,
+    ) {
         for (name, value) in table {
             let (full, here) = (format!("{above}{}", name.get_ref()), at(name.span().start));
             match value.get_ref() {
                 DeValue::Table(table) => self.add_properties(item, &format!("{full}."), table, at),
                 value => {
-                    let value = plain(value);
-                    self.values.insert(property(item, &full), Entry { value, origin: here });
+                    let value = to_config_value(value);
+                    self.values.insert(property_key(item, &full), LayerEntry { value, origin: here });
                 }
             }
         }
     }
 
     fn add_variable(&mut self, name: &OsString, value: &OsString) {
-        let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else { return };
-        let rest = &name[PREFIX.len()..];
-        match self.owner(rest, value) {
-            Variable::Ours => {}
-            Variable::Foreign => return,
-            Variable::Unknown => {
+        let Some(name) = name.to_str().filter(|name| name.starts_with(VARIABLE_PREFIX)) else { return };
+        let rest = &name[VARIABLE_PREFIX.len()..];
+        match self.variable_owner(rest, value) {
+            VariableOwner::Swelter => {}
+            VariableOwner::OtherProgram => return,
+            VariableOwner::Unknown => {
                 return self.warnings.push(format!(
                     "{name} is not a variable of swelter, and changes nothing: a key of --print-config is written as in SWELTER_SERVE__LISTEN"
                 ));
             }
         }
-        let origin = Origin::Variable(name.to_owned());
+        let origin = ValueOrigin::Variable(name.to_owned());
         let Some(value) = value.to_str() else {
             let problem = "is not UTF-8".into();
             return self.errors.push(ConfigError { key: None, origin: Some(origin), problem });
         };
         match rest {
             "TOKENS" => self.tokens = Some(value.to_owned()),
-            "LOG" => self.add_loose("log.level", value, origin),
-            _ => self.add_loose(&rest.to_ascii_lowercase().replace("__", "."), value, origin),
+            "LOG" => self.add_untyped("log.level", value, origin),
+            _ => self.add_untyped(&rest.to_ascii_lowercase().replace("__", "."), value, origin),
         }
     }
 
     /// Whose a variable is, by its name without the prefix. One that is alike to a key is ours, and found not to be one later.
-    fn owner(&self, rest: &str, value: &OsString) -> Variable {
+    fn variable_owner(&self, rest: &str, value: &OsString) -> VariableOwner {
         if rest.contains("__") {
-            return Variable::Ours;
+            return VariableOwner::Swelter;
         }
         // Kubernetes has some for each service, of one that has our name too.
         let is_address = value.to_str().is_some_and(|value| value.contains("://"));
         let of_kubernetes = rest.ends_with("_PORT") || rest.contains("PORT_") || rest.contains("SERVICE_");
         let is_tool = |tool: &&str| rest == *tool || (tool.ends_with('_') && rest.starts_with(*tool));
-        if of_kubernetes || (rest == "PORT" && is_address) || TOOLS.iter().any(is_tool) {
-            return Variable::Foreign;
+        if of_kubernetes || (rest == "PORT" && is_address) || TOOL_VARIABLES.iter().any(is_tool) {
+            return VariableOwner::OtherProgram;
         }
         let tops = self.values.keys().filter_map(|key| key.split('.').next()).map(str::to_ascii_uppercase);
-        let mut tops = tops.chain(BESIDE_KEYS.map(str::to_owned));
+        let mut tops = tops.chain(OTHER_VARIABLE_PREFIXES.map(str::to_owned));
         let is_below = |top: &str| rest.strip_prefix(top).is_some_and(|r| r.starts_with('_'));
-        let is_of_table = tops.any(|top| suggest::is_alike(rest, &top) || is_below(&top));
+        let is_of_table = tops.any(|top| suggest::may_be_misspelling(rest, &top) || is_below(&top));
         let name = rest.to_ascii_lowercase();
-        let of_key = |key: &String| suggest::is_nearly(&name, key.rsplit('.').next().unwrap_or_default());
+        let of_key =
+            |key: &String| suggest::is_one_slip_away(&name, key.rsplit('.').next().unwrap_or_default());
         match is_of_table || name == "port" || self.values.keys().any(of_key) {
-            true => Variable::Ours,
-            false => Variable::Unknown,
+            true => VariableOwner::Swelter,
+            false => VariableOwner::Unknown,
         }
     }
 
-    fn add_loose(&mut self, key: &str, value: &str, origin: Origin) {
-        let list = LISTS.into_iter().find(|list| key.strip_prefix(list).is_some_and(|r| r.starts_with('.')));
+    fn add_untyped(&mut self, key: &str, value: &str, origin: ValueOrigin) {
+        let list =
+            LIST_TABLES.into_iter().find(|list| key.strip_prefix(list).is_some_and(|r| r.starts_with('.')));
         let in_item = list.and_then(|list| Some((list, key[list.len() + 1..].split_once('.')?)));
         let key = match in_item {
             Some((list, (name, field))) => {
-                let item = self.item(list, name, &origin);
-                match field.strip_prefix(PROPERTIES).and_then(|rest| rest.strip_prefix('.')) {
-                    Some(name) => property(&item, &name.replace('_', ".")),
+                let item = self.find_or_add_item(list, name, &origin);
+                match field.strip_prefix(PROPERTIES_TABLE).and_then(|rest| rest.strip_prefix('.')) {
+                    Some(name) => property_key(&item, &name.replace('_', ".")),
                     None => format!("{item}.{field}"),
                 }
             }
             None => key.to_owned(),
         };
-        self.values.insert(key, Entry { value: Value::Loose(value.to_owned()), origin });
+        self.values.insert(key, LayerEntry { value: ConfigValue::Untyped(value.to_owned()), origin });
     }
 
     /// The key of the item that a variable or flag means, a new one where there is none.
-    fn item(&mut self, list: &'static str, name: &str, origin: &Origin) -> String {
+    fn find_or_add_item(&mut self, list: &'static str, name: &str, origin: &ValueOrigin) -> String {
         let spelled = |name: &str| name.to_ascii_lowercase().replace(['-', '.'], "_");
         let known = self.items.iter().find(|item| item.list == list && spelled(&item.name) == spelled(name));
         if let Some(item) = known {
             return item.key.clone();
         }
-        let key = format!("{list}.{}", segment(name));
+        let key = format!("{list}.{}", key_segment(name));
         self.tables.insert(key.clone(), origin.clone());
-        self.items.push(Item { list, name: name.to_owned(), key: key.clone() });
+        self.items.push(TableItem { list, name: name.to_owned(), key: key.clone() });
         key
     }
 }
 
 /// The key of a property, whose name has dots.
-fn property(item: &str, name: &str) -> String {
-    format!("{item}.{PROPERTIES}.{}", segment(name))
+fn property_key(item: &str, name: &str) -> String {
+    format!("{item}.{PROPERTIES_TABLE}.{}", key_segment(name))
 }
 
 /// A name as a part of a dotted key, quoted where TOML would ask for it.
-fn segment(name: &str) -> String {
+fn key_segment(name: &str) -> String {
     let bare = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
     if bare { name.to_owned() } else { format!("{name:?}") }
 }
 
-fn plain(value: &DeValue<'_>) -> Value {
+fn to_config_value(value: &DeValue<'_>) -> ConfigValue {
     match value {
-        DeValue::String(text) => Value::Text(text.to_string()),
+        DeValue::String(text) => ConfigValue::Text(text.to_string()),
         DeValue::Integer(number) => match i64::from_str_radix(number.as_str(), number.radix()) {
-            Ok(number) => Value::Number(number),
-            Err(_) => Value::Other("a number of more than 64 bits"),
+            Ok(number) => ConfigValue::Number(number),
+            Err(_) => ConfigValue::Other("a number of more than 64 bits"),
         },
-        DeValue::Float(number) => {
-            number.as_str().parse().map_or(Value::Other("a number that is not one"), Value::Decimal)
-        }
-        DeValue::Boolean(value) => Value::Bool(*value),
-        DeValue::Datetime(time) => Value::Time(time.to_string()),
+        DeValue::Float(number) => number
+            .as_str()
+            .parse()
+            .map_or(ConfigValue::Other("a number that is not one"), ConfigValue::Decimal),
+        DeValue::Boolean(value) => ConfigValue::Bool(*value),
+        DeValue::Datetime(time) => ConfigValue::Time(time.to_string()),
         DeValue::Array(items) => {
             let texts = items.iter().map(|item| item.get_ref().as_str().map(str::to_owned));
             texts
                 .collect::<Option<_>>()
-                .map_or(Value::Other("a list of other things than texts"), Value::List)
+                .map_or(ConfigValue::Other("a list of other things than texts"), ConfigValue::List)
         }
-        DeValue::Table(_) => Value::Other("a table"),
+        DeValue::Table(_) => ConfigValue::Other("a table"),
     }
 }
 
 /// A file's text, or what is wrong with the file.
-pub fn read_text(path: &Path, limit: u64) -> Result<String, String> {
+pub fn read_text_file(path: &Path, limit: u64) -> Result<String, String> {
     let mut bytes = Vec::new();
     let file = std::fs::File::open(path);
     let read = file.and_then(|file| file.take(limit + 1).read_to_end(&mut bytes));

@@ -7,8 +7,8 @@
 mod build;
 mod cluster;
 mod cluster_secret;
+mod config_reader;
 mod kafka;
-mod keys;
 pub mod layers;
 mod plan;
 mod read_options;
@@ -24,26 +24,26 @@ use std::fmt::{self, Write as _};
 
 pub use self::cluster::host_of;
 pub use self::cluster_secret::make_cluster_secret;
-use self::keys::{Keys, Setting};
-use self::layers::{Entries, Item, Layers, Origin};
+use self::config_reader::{ConfigReader, Setting};
+use self::layers::{ConfigLayers, MergedLayers, TableItem, ValueOrigin};
 pub use self::plan::{
-    CheckpointPlan, ClusterKeys, ClusterTlsPlan, DataDirMode, FileInput, GeneratorSource, IngestPlan,
-    LogFormat, LogPlan, PipelineLimits, Plan, SourceKind, SourcePlan, StartKind,
+    CheckpointPlan, ClusterConfig, ClusterTlsPlan, DataDirMode, FileSourcePlan, GeneratorSourcePlan,
+    IngestPlan, LoggingFormat, LoggingPlan, PipelineLimits, ServicePlan, SourceKind, SourcePlan, StartMode,
 };
 #[cfg(any(test, fuzzing))]
-pub(crate) use self::tokens::from_variable as tokens_from_variable;
+pub(crate) use self::tokens::tokens_from_variable;
 use crate::model::printable::printable;
 
 /// All keys, with their defaults.
-const SHIPPED: &str = include_str!("../../config/default.toml");
+const SHIPPED_DEFAULTS: &str = include_str!("../../config/default.toml");
 
 /// A configuration without errors.
 #[derive(Clone, Debug)]
 pub struct Config {
-    pub plan: Plan,
-    pub log: LogPlan,
+    pub plan: ServicePlan,
+    pub logging: LoggingPlan,
     settings: BTreeMap<String, Setting>,
-    items: Vec<Item>,
+    items: Vec<TableItem>,
     /// Of variables that nothing reads.
     variable_warnings: Vec<String>,
 }
@@ -64,7 +64,7 @@ pub struct ConfigError {
     /// Unless it is about all of a place.
     pub key: Option<String>,
     /// Unless it was written nowhere.
-    pub origin: Option<Origin>,
+    pub origin: Option<ValueOrigin>,
     pub problem: String,
 }
 
@@ -85,16 +85,16 @@ impl Config {
     /// # Errors
     ///
     /// All that is wrong, in every layer.
-    pub fn load(layers: &Layers) -> Result<Config, ConfigErrors> {
-        let mut keys = Keys::new(Entries::merge(SHIPPED, layers));
-        let (plan, log) = build::build(&mut keys);
-        let variable_warnings = keys.warnings();
-        let items = ["sources", "sinks"].into_iter().flat_map(|list| keys.items(list)).collect();
+    pub fn load(layers: &ConfigLayers) -> Result<Config, ConfigErrors> {
+        let mut keys = ConfigReader::new(MergedLayers::merge_layers(SHIPPED_DEFAULTS, layers));
+        let (plan, log) = build::build_plan(&mut keys);
+        let variable_warnings = keys.take_warnings();
+        let items = ["sources", "sinks"].into_iter().flat_map(|list| keys.list_items(list)).collect();
         let settings = keys.finish().map_err(ConfigErrors)?;
         match plan {
             Some(mut plan) => {
-                plan.agreement = agreement(&settings);
-                Ok(Config { plan, log, settings, items, variable_warnings })
+                plan.common_settings = common_settings(&settings);
+                Ok(Config { plan, logging: log, settings, items, variable_warnings })
             }
             None => Err(ConfigErrors(Vec::new())),
         }
@@ -103,8 +103,8 @@ impl Config {
     /// What is allowed and yet rarely meant.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = self.variable_warnings.clone();
-        warnings.extend(kafka::warnings(&self.plan));
-        warnings.extend(cluster::warnings(&self.plan));
+        warnings.extend(kafka::kafka_warnings(&self.plan));
+        warnings.extend(cluster::cluster_warnings(&self.plan));
         let serve = &self.plan.serve;
         let address = serve.listen;
         if address.ip().to_canonical().is_loopback() {
@@ -128,24 +128,25 @@ impl Config {
     /// The values in use, as a configuration file; each that is not the default says where it comes from. Secrets are left out.
     pub fn to_toml(&self) -> String {
         let (mut top, mut tables) = (String::new(), BTreeMap::<&str, String>::new());
-        let in_item = |key: &str| self.items.iter().any(|item| item.field(key).is_some());
+        let in_item = |key: &str| self.items.iter().any(|item| item.field_name(key).is_some());
         for (key, setting) in self.settings.iter().filter(|(key, _)| !in_item(key)) {
             let (text, name) = match key.rsplit_once('.') {
                 Some((table, name)) => (tables.entry(table).or_default(), name),
                 None => (&mut top, key.as_str()),
             };
-            setting.write(name, text);
+            setting.write_toml(name, text);
         }
         for (table, text) in tables {
             let _ = write!(top, "\n[{table}]\n{text}");
         }
         for item in &self.items {
             let _ = writeln!(top, "\n[[{}]]", item.list);
-            let fields = self.settings.iter().filter_map(|(key, setting)| Some((item.field(key)?, setting)));
+            let fields =
+                self.settings.iter().filter_map(|(key, setting)| Some((item.field_name(key)?, setting)));
             let (first, rest): (Vec<_>, Vec<_>) =
                 fields.partition(|(name, _)| ["name", "type"].contains(name));
             for (name, setting) in first.into_iter().chain(rest) {
-                setting.write(name, &mut top);
+                setting.write_toml(name, &mut top);
             }
         }
         top
@@ -153,25 +154,25 @@ impl Config {
 }
 
 /// Keys of what is a process's own; but for how a cluster starts, which decides what its processes tell each other.
-const OWN: [&str; 6] = ["serve.", "log.", "cluster.", "data_dir", "dead_letters.", "places"];
-const COMMON: &str = "cluster.start";
+const PROCESS_KEYS: [&str; 6] = ["serve.", "log.", "cluster.", "data_dir", "dead_letters.", "places"];
+const COMMON_START_KEY: &str = "cluster.start";
 
 /// What the processes of a cluster must have in common. Secrets are left out.
-fn agreement(settings: &BTreeMap<String, Setting>) -> BTreeMap<String, String> {
-    let is_own = |key: &str| key != COMMON && OWN.iter().any(|own| key.starts_with(own));
+fn common_settings(settings: &BTreeMap<String, Setting>) -> BTreeMap<String, String> {
+    let is_own = |key: &str| key != COMMON_START_KEY && PROCESS_KEYS.iter().any(|own| key.starts_with(own));
     let common = settings.iter().filter(|(key, _)| !is_own(key));
     common.map(|(key, setting)| (key.clone(), setting.toml.clone())).collect()
 }
 
 impl Setting {
-    fn write(&self, name: &str, text: &mut String) {
+    fn write_toml(&self, name: &str, text: &mut String) {
         let Setting { toml, origin, is_secret } = self;
         let _ = match (origin, is_secret) {
-            (Origin::Default, true) => Ok(()),
+            (ValueOrigin::ShippedDefault, true) => Ok(()),
             (origin, true) => {
                 writeln!(text, "# {name} is secret and not shown: {}", printable(&origin.to_string()))
             }
-            (Origin::Default, false) => writeln!(text, "{name} = {toml}"),
+            (ValueOrigin::ShippedDefault, false) => writeln!(text, "{name} = {toml}"),
             (origin, false) => writeln!(text, "{name} = {toml}  # {}", printable(&origin.to_string())),
         };
     }

@@ -2,23 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Duration as Wait;
+use std::time::Duration;
 
-use crate::checkpoint::Place;
+use crate::checkpoint::CheckpointLocation;
 use crate::codec::{Compression, DecodeSettings, Format, ReadOptions};
 use crate::dataflow::heat_index::Formula;
 use crate::dataflow::rolling::Retention;
 use crate::directory::Directory;
-use crate::model::{Duration, OutputUnits};
+use crate::model::{Millis, OutputUnits};
 use crate::serve::ServePlan;
 use crate::sinks::dead_letters::DeadLetterLimits;
 use crate::sinks::kafka::KafkaSinkPlan;
-use crate::sources::kafka::KafkaPlan;
+use crate::sources::kafka::KafkaSourcePlan;
 use crate::sources::weather::WeatherKind;
 
 /// All of a live run.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct ServicePlan {
     pub data_dir: PathBuf,
     pub data_dir_mode: DataDirMode,
     /// What cities are called and where they are: the shipped directory, and the file of places.
@@ -27,11 +27,11 @@ pub struct Plan {
     pub formula: Formula,
     pub retention: Retention,
     /// How far after its arrival a reading may be dated.
-    pub max_ahead: Duration,
+    pub max_ahead: Millis,
     /// Cities that a partition may have.
     pub max_cities: u32,
     /// A current row that is older is stale. It decides what is said of rows, never what they are.
-    pub stale_after: Duration,
+    pub stale_after: Millis,
     /// What is given out is in these units where nobody asks for others.
     pub output_units: OutputUnits,
     pub decode: DecodeSettings,
@@ -45,20 +45,20 @@ pub struct Plan {
     /// How many dead letters are kept in the data directory.
     pub dead_letters: DeadLetterLimits,
     pub serve: ServePlan,
-    pub cluster: ClusterKeys,
+    pub cluster: ClusterConfig,
     pub limits: PipelineLimits,
     /// Logs with other ids than those that were read are gone on with if their records fit; for one start, by a flag.
     pub adopt_logs: bool,
     /// What all processes must have in common, as keys and values.
-    pub agreement: BTreeMap<String, String>,
+    pub common_settings: BTreeMap<String, String>,
 }
 
-impl Plan {
+impl ServicePlan {
     /// How readings that are posted are written, and stay in the log that they go to.
-    pub fn posts(&self) -> ReadOptions {
-        let into = self.ingest.as_ref().and_then(|ingest| ingest.into.as_deref());
+    pub fn ingest_read_options(&self) -> ReadOptions {
+        let into = self.ingest.as_ref().and_then(|ingest| ingest.source.as_deref());
         let source = into.and_then(|into| self.sources.iter().find(|source| source.name == into));
-        source.map_or(self.decode.into(), |source| source.read.clone())
+        source.map_or(self.decode.into(), |source| source.read_options.clone())
     }
 }
 
@@ -73,7 +73,7 @@ pub enum DataDirMode {
 
 /// How a start treats a generation that runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StartKind {
+pub enum StartMode {
     /// It ends that at once.
     Claim,
     /// It follows that, and ends it once it has as much.
@@ -84,7 +84,7 @@ pub enum StartKind {
 
 /// The processes of a run.
 #[derive(Clone)]
-pub struct ClusterKeys {
+pub struct ClusterConfig {
     pub processes: usize,
     /// None where there are several and this one is to start them.
     pub process: Option<usize>,
@@ -95,11 +95,11 @@ pub struct ClusterKeys {
     pub secret: Option<String>,
     /// Without it what they say to each other is not encrypted.
     pub tls: Option<ClusterTlsPlan>,
-    pub start: StartKind,
+    pub start_mode: StartMode,
     /// After this long without a sign of the generation that runs, a standby takes over.
-    pub standby_after: Wait,
-    pub connect_time: Wait,
-    pub peer_timeout: Wait,
+    pub standby_after: Duration,
+    pub connect_time: Duration,
+    pub peer_timeout: Duration,
 }
 
 /// PEM files by which the processes of a cluster know each other.
@@ -113,10 +113,10 @@ pub struct ClusterTlsPlan {
 }
 
 // The secret is never shown.
-impl std::fmt::Debug for ClusterKeys {
+impl std::fmt::Debug for ClusterConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let ClusterKeys { processes, process, hosts, .. } = self;
-        f.debug_struct("ClusterKeys")
+        let ClusterConfig { processes, process, hosts, .. } = self;
+        f.debug_struct("ClusterConfig")
             .field("processes", processes)
             .field("process", process)
             .field("hosts", hosts)
@@ -127,22 +127,22 @@ impl std::fmt::Debug for ClusterKeys {
 /// The state of all cities, kept from time to time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckpointPlan {
-    pub place: Place,
+    pub location: CheckpointLocation,
     /// Otherwise the place is in the data directory: a run that has none makes no checkpoints.
-    pub is_given: bool,
+    pub is_configured: bool,
     /// More than nothing.
-    pub every: Duration,
+    pub interval: Millis,
     /// Full checkpoints, each with its increments.
-    pub keep: usize,
+    pub keep_full: usize,
     /// From one reading of all that there are to the next.
-    pub verify_every: Duration,
+    pub verify_interval: Millis,
 }
 
 /// The embedded journal, or the topic in its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IngestPlan {
     /// The source, a topic of Kafka, that posted readings are appended to; without one there is the journal.
-    pub into: Option<String>,
+    pub source: Option<String>,
     pub partitions: u32,
     /// Records and bytes that may wait for the disk.
     pub queue_records: usize,
@@ -150,7 +150,7 @@ pub struct IngestPlan {
     /// The size from which on the log warns.
     pub warn_bytes: u64,
     /// After this long the journal's dead letters are sent once more by themselves, other than those that are too late.
-    pub retry_after: Option<Duration>,
+    pub retry_after: Option<Millis>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -159,25 +159,25 @@ pub struct SourcePlan {
     pub name: String,
     pub kind: SourceKind,
     /// How its records are written; as those of all are, where nothing else is said.
-    pub read: ReadOptions,
+    pub read_options: ReadOptions,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum SourceKind {
-    Generator(GeneratorSource),
-    File(FileInput),
-    Kafka(KafkaPlan),
+    Generator(GeneratorSourcePlan),
+    File(FileSourcePlan),
+    Kafka(KafkaSourcePlan),
 }
 
 /// Made-up readings, paced by the clock. Shares are as [`GeneratorPlan`](crate::sources::generator::GeneratorPlan) has them.
 #[derive(Clone, Debug, PartialEq)]
-pub struct GeneratorSource {
+pub struct GeneratorSourcePlan {
     pub cities: u32,
-    pub interval: Duration,
+    pub interval: Millis,
     /// How far back the readings begin at the first start.
-    pub history: Duration,
+    pub history: Millis,
     /// Between two readings of a city before the first start.
-    pub history_interval: Duration,
+    pub history_interval: Millis,
     pub late: f64,
     pub corrections: f64,
     pub withdrawals: f64,
@@ -189,7 +189,7 @@ pub struct GeneratorSource {
 
 /// A file that is read once, or followed as it grows.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FileInput {
+pub struct FileSourcePlan {
     pub path: PathBuf,
     pub format: Format,
     pub compression: Compression,
@@ -202,21 +202,21 @@ pub struct PipelineLimits {
     /// Readings polled and not yet in the results.
     pub readings_in_flight: usize,
     /// How far results may lie behind the clock.
-    pub frontier_lag: Duration,
+    pub frontier_lag: Millis,
     /// Records of one poll.
     pub poll_records: usize,
 }
 
 /// How to log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogPlan {
-    pub format: LogFormat,
+pub struct LoggingPlan {
+    pub format: LoggingFormat,
     /// In the language of `tracing`'s filters: `info`, or `info,swelter::serve=debug`.
     pub filter: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
+pub enum LoggingFormat {
     /// Human on a terminal, JSON elsewhere.
     Auto,
     Human,

@@ -2,113 +2,125 @@
 
 use std::path::PathBuf;
 
-use super::keys::Keys;
-use super::layers::Value;
+use super::config_reader::ConfigReader;
+use super::layers::ConfigValue;
 use crate::codec::{
     ColumnNames, DecodeSettings, Format, OptionProblem, ReadOptions, RecordOptions, TextLayout,
     parse_delimiter, parse_list,
 };
-use crate::model::LocalTime;
-use crate::model::time::{IanaZone, offset};
+use crate::model::LocalTimePolicy;
+use crate::model::time::{IanaZone, parse_offset};
 
 /// What is said of all sources, and of posts.
-pub fn decode(keys: &mut Keys) -> Option<DecodeSettings> {
-    settings(keys, "decode", DecodeSettings::default())
+pub fn read_decode_settings(keys: &mut ConfigReader) -> Option<DecodeSettings> {
+    read_settings(keys, "decode", DecodeSettings::default())
 }
 
 /// The settings under a table; those that it leaves out are as in `common`.
-fn settings(keys: &mut Keys, at: &str, common: DecodeSettings) -> Option<DecodeSettings> {
+fn read_settings(keys: &mut ConfigReader, at: &str, common: DecodeSettings) -> Option<DecodeSettings> {
     let key = |name: &str| format!("{at}.{name}");
-    let (units, moisture) = (keys.choice(&key("units")), keys.choice(&key("moisture")));
-    let (humidity, wind_units) = (keys.choice(&key("humidity")), keys.choice(&key("wind_units")));
-    let local_time = local_time(keys, at)?.unwrap_or(common.local_time);
+    let (units, moisture) = (keys.read_choice(&key("units")), keys.read_choice(&key("moisture")));
+    let (humidity, wind_units) = (keys.read_choice(&key("humidity")), keys.read_choice(&key("wind_units")));
+    let local_time = read_local_time(keys, at)?.unwrap_or(common.local_time);
     let settings = DecodeSettings {
         local_time,
-        units: units?,
+        temperature_unit: units?,
         moisture: moisture?,
         humidity: humidity?,
-        wind_units: wind_units?,
+        wind_unit: wind_units?,
     };
     let problem = ReadOptions::from(settings).check(Format::Json).err();
-    refuse(keys, at, problem).then_some(settings)
+    add_problem(keys, at, problem).then_some(settings)
 }
 
 /// What times without an offset are; the inner nothing where the table does not say it.
-fn local_time(keys: &mut Keys, at: &str) -> Option<Option<LocalTime>> {
+fn read_local_time(keys: &mut ConfigReader, at: &str) -> Option<Option<LocalTimePolicy>> {
     let (offset_key, zone_key) = (format!("{at}.assume_offset"), format!("{at}.time_zone"));
-    let assumed = keys.optional(&offset_key).map(|text| offset(&text).map(LocalTime::Offset));
-    let zone = keys.optional(&zone_key).map(|text| IanaZone::named(&text).map(LocalTime::Zone));
+    let assumed =
+        keys.read_optional_text(&offset_key).map(|text| parse_offset(&text).map(LocalTimePolicy::Offset));
+    let zone =
+        keys.read_optional_text(&zone_key).map(|text| IanaZone::from_name(&text).map(LocalTimePolicy::Zone));
     if assumed.is_some() && zone.is_some() {
-        keys.refuse(&zone_key, "is there beside assume_offset: leave one of them empty");
+        keys.add_error(&zone_key, "is there beside assume_offset: leave one of them empty");
         return None;
     }
     let key = if assumed.is_some() { &offset_key } else { &zone_key };
     match assumed.or(zone).transpose() {
         Ok(local_time) => Some(local_time),
         Err(problem) => {
-            keys.refuse(key, problem);
+            keys.add_error(key, problem);
             None
         }
     }
 }
 
 /// False where there is a problem, which is then known.
-fn refuse(keys: &mut Keys, at: &str, problem: Option<OptionProblem>) -> bool {
+fn add_problem(keys: &mut ConfigReader, at: &str, problem: Option<OptionProblem>) -> bool {
     match problem {
         None => true,
         Some(OptionProblem { key, problem }) => {
-            keys.refuse(&format!("{at}.{key}"), problem);
+            keys.add_error(&format!("{at}.{key}"), problem);
             false
         }
     }
 }
 
 /// Of a source whose records are, or are in files of, a format.
-pub fn of_source(keys: &mut Keys, at: &str, common: DecodeSettings, format: Format) -> Option<ReadOptions> {
+pub fn source_read_options(
+    keys: &mut ConfigReader,
+    at: &str,
+    common: DecodeSettings,
+    format: Format,
+) -> Option<ReadOptions> {
     let key = |name: &str| format!("{at}.{name}");
     for (name, value) in [
-        ("units", common.units.name()),
+        ("units", common.temperature_unit.name()),
         ("moisture", common.moisture.name()),
         ("humidity", common.humidity.name()),
-        ("wind_units", common.wind_units.name()),
+        ("wind_units", common.wind_unit.name()),
         ("assume_offset", ""),
         ("time_zone", ""),
         ("columns", ""),
         ("null", ""),
         ("time_format", ""),
     ] {
-        keys.default(&key(name), Value::Text(value.into()));
+        keys.set_default(&key(name), ConfigValue::Text(value.into()));
     }
-    let columns = keys.parsed(&key("columns"), ColumnNames::parse);
-    let null = keys.parsed(&key("null"), parse_list);
-    let time_format = keys.parsed(&key("time_format"), str::parse);
-    let settings = settings(keys, at, common);
+    let columns = keys.read_parsed(&key("columns"), ColumnNames::parse);
+    let null = keys.read_parsed(&key("null"), parse_list);
+    let time_format = keys.read_parsed(&key("time_format"), str::parse);
+    let settings = read_settings(keys, at, common);
     let (columns, null, time_format) = (columns?, null?, time_format?);
-    let record = RecordOptions { columns, null, time_format, ..RecordOptions::default() };
+    let record = RecordOptions { columns, null_values: null, time_format, ..RecordOptions::default() };
     let options = ReadOptions { settings: settings?, record, layout: TextLayout::default() };
     let problem = options.check(format).err();
-    refuse(keys, at, problem).then_some(options)
+    add_problem(keys, at, problem).then_some(options)
 }
 
 /// Of a source that is a file.
-pub fn of_file(keys: &mut Keys, at: &str, common: DecodeSettings, format: Format) -> Option<ReadOptions> {
+pub fn file_read_options(
+    keys: &mut ConfigReader,
+    at: &str,
+    common: DecodeSettings,
+    format: Format,
+) -> Option<ReadOptions> {
     let key = |name: &str| format!("{at}.{name}");
     for name in ["delimiter", "flags", "header", "wide"] {
-        keys.default(&key(name), Value::Text(String::new()));
+        keys.set_default(&key(name), ConfigValue::Text(String::new()));
     }
-    keys.default(&key("decimal_comma"), Value::Bool(false));
-    keys.default(&key("skip_lines"), Value::Number(0));
-    let delimiter = keys.parsed(&key("delimiter"), |text| match text {
+    keys.set_default(&key("decimal_comma"), ConfigValue::Bool(false));
+    keys.set_default(&key("skip_lines"), ConfigValue::Number(0));
+    let delimiter = keys.read_parsed(&key("delimiter"), |text| match text {
         "" => Ok(None),
         text => parse_delimiter(text).map(Some),
     });
-    let flags = keys.parsed(&key("flags"), parse_list);
-    let header = keys.parsed(&key("header"), parse_list);
-    let wide = keys.optional(&key("wide")).map(PathBuf::from);
-    let decimal_comma = keys.flag(&key("decimal_comma"));
-    let skip_lines = keys.whole(&key("skip_lines"), 0..=1_000_000);
-    let mut options = of_source(keys, at, common, format)?;
-    options.record.flags = flags?;
+    let flags = keys.read_parsed(&key("flags"), parse_list);
+    let header = keys.read_parsed(&key("header"), parse_list);
+    let wide = keys.read_optional_text(&key("wide")).map(PathBuf::from);
+    let decimal_comma = keys.read_bool(&key("decimal_comma"));
+    let skip_lines = keys.read_integer(&key("skip_lines"), 0..=1_000_000);
+    let mut options = source_read_options(keys, at, common, format)?;
+    options.record.number_flags = flags?;
     options.record.decimal_comma = decimal_comma;
     options.layout = TextLayout {
         delimiter: delimiter?,
@@ -117,5 +129,5 @@ pub fn of_file(keys: &mut Keys, at: &str, common: DecodeSettings, format: Format
         wide,
     };
     let problem = options.check(format).err();
-    refuse(keys, at, problem).then_some(options)
+    add_problem(keys, at, problem).then_some(options)
 }

@@ -2,115 +2,121 @@
 
 use std::path::{Path, PathBuf};
 
-use super::kafka::{self, Topics};
-use super::keys::{Keys, quoted};
-use super::layers::{Item, Value};
-use super::plan::{FileInput, GeneratorSource, Plan, SourceKind, SourcePlan};
+use super::config_reader::{ConfigReader, quoted};
+use super::kafka::{self, TopicUses};
+use super::layers::{ConfigValue, TableItem};
+use super::plan::{FileSourcePlan, GeneratorSourcePlan, ServicePlan, SourceKind, SourcePlan};
 use super::read_options;
 use crate::codec::{self, Compression, DecodeSettings, Format, ReadOptions};
 use crate::directory::Directory;
-use crate::model::{Duration, LocalTime};
+use crate::model::{LocalTimePolicy, Millis};
 use crate::sinks::kafka::KafkaSinkPlan;
 use crate::sources::weather::WeatherKind;
 
 /// Positions and dead letters of posted readings have this name.
-const JOURNAL: &str = "journal";
+const JOURNAL_NAME: &str = "journal";
 
 const MAX_SOURCES: usize = 1_000;
 
 /// The sources, in the order in which they were written.
 #[derive(Default)]
-pub struct Sources {
+pub struct SourcePlans {
     pub plans: Vec<SourcePlan>,
     /// What they use, which nothing else may.
-    topics: Topics,
+    topic_uses: TopicUses,
 }
 
-pub fn sources(keys: &mut Keys, common: DecodeSettings, lateness: Duration) -> Sources {
-    let items = keys.items("sources");
-    let mut sources = Sources::default();
+pub fn read_sources(keys: &mut ConfigReader, common: DecodeSettings, lateness: Millis) -> SourcePlans {
+    let items = keys.list_items("sources");
+    let mut sources = SourcePlans::default();
     if items.len() > MAX_SOURCES {
-        keys.refuse("sources", format!("has {} sources: {MAX_SOURCES} are the most", items.len()));
+        keys.add_error("sources", format!("has {} sources: {MAX_SOURCES} are the most", items.len()));
         return sources;
     }
-    for Item { name, key: at, .. } in items {
+    for TableItem { name, key: at, .. } in items {
         let types = ["kafka", "generator", "file"];
-        let kind = match keys.one_of(&format!("{at}.type"), &types).as_deref() {
+        let kind = match keys.read_one_of(&format!("{at}.type"), &types).as_deref() {
             Some("kafka") => {
-                let topic = kafka::source(keys, &at, lateness, &mut sources.topics).map(SourceKind::Kafka);
-                topic.zip(read_options::of_source(keys, &at, common, Format::Json))
+                let topic = kafka::read_kafka_source(keys, &at, lateness, &mut sources.topic_uses)
+                    .map(SourceKind::Kafka);
+                topic.zip(read_options::source_read_options(keys, &at, common, Format::Json))
             }
-            Some("generator") => Some((SourceKind::Generator(generator(keys, &at)), ReadOptions::default())),
-            Some(_) => file(keys, &at, common),
+            Some("generator") => {
+                Some((SourceKind::Generator(read_generator_source(keys, &at)), ReadOptions::default()))
+            }
+            Some(_) => read_file_source(keys, &at, common),
             None => None,
         };
-        if is_named(keys, &at, &name) {
-            sources.plans.extend(kind.map(|(kind, read)| SourcePlan { name, kind, read }));
+        if check_name(keys, &at, &name) {
+            sources.plans.extend(kind.map(|(kind, read)| SourcePlan { name, kind, read_options: read }));
         }
     }
     sources
 }
 
-fn is_named(keys: &mut Keys, at: &str, name: &str) -> bool {
+fn check_name(keys: &mut ConfigReader, at: &str, name: &str) -> bool {
     let key = format!("{at}.name");
     let is_written = keys.is_given(&key);
-    keys.default(&key, Value::Text(name.into()));
-    let written = keys.text(&key);
-    if is_written && (written != name || !kafka::is_name(name)) {
+    keys.set_default(&key, ConfigValue::Text(name.into()));
+    let written = keys.read_text(&key);
+    if is_written && (written != name || !kafka::is_topic_name(name)) {
         let problem = "is not a name for a source: 1 to 249 of a-z, A-Z, 0-9, . _ and -, in the file";
-        keys.refuse(&key, problem);
-    } else if name == JOURNAL {
+        keys.add_error(&key, problem);
+    } else if name == JOURNAL_NAME {
         let problem =
             "has the name of the journal of posted readings: give it another, as in name = \"readings\"";
-        keys.refuse(at, problem);
+        keys.add_error(at, problem);
     }
-    keys.is_right(&key) && keys.is_right(at)
+    keys.is_valid(&key) && keys.is_valid(at)
 }
 
-pub fn sink(keys: &mut Keys, sources: &mut Sources) -> Option<KafkaSinkPlan> {
-    let items = keys.items("sinks");
-    if let Some(Item { key, .. }) = items.get(1) {
-        keys.refuse(key, "is a second sink: one is the most");
+pub fn read_sink(keys: &mut ConfigReader, sources: &mut SourcePlans) -> Option<KafkaSinkPlan> {
+    let items = keys.list_items("sinks");
+    if let Some(TableItem { key, .. }) = items.get(1) {
+        keys.add_error(key, "is a second sink: one is the most");
     }
     let at = &items.first()?.key;
-    keys.one_of(&format!("{at}.type"), &["kafka"])?;
-    kafka::sink(keys, at, &mut sources.topics)
+    keys.read_one_of(&format!("{at}.type"), &["kafka"])?;
+    kafka::read_kafka_sink(keys, at, &mut sources.topic_uses)
 }
 
-fn generator(keys: &mut Keys, at: &str) -> GeneratorSource {
+fn read_generator_source(keys: &mut ConfigReader, at: &str) -> GeneratorSourcePlan {
     let key = |name: &str| format!("{at}.{name}");
     for name in ["late", "corrections", "withdrawals", "duplicates", "invalid"] {
-        keys.default(&key(name), Value::Decimal(0.0));
+        keys.set_default(&key(name), ConfigValue::Decimal(0.0));
     }
     for (name, value) in
         [("interval", "1m"), ("history", "1d"), ("history_interval", ""), ("weather", "plausible")]
     {
-        keys.default(&key(name), Value::Text(value.into()));
+        keys.set_default(&key(name), ConfigValue::Text(value.into()));
     }
-    keys.default(&key("seed"), Value::Number(1));
+    keys.set_default(&key("seed"), ConfigValue::Number(1));
     let names = WeatherKind::ALL.map(WeatherKind::name);
-    let weather = keys.one_of(&key("weather"), &names).and_then(|name| name.parse().ok());
-    let interval = keys.duration(&key("interval"), "1ms", "1d");
+    let weather = keys.read_one_of(&key("weather"), &names).and_then(|name| name.parse().ok());
+    let interval = keys.read_duration(&key("interval"), "1ms", "1d");
     let past = key("history_interval");
-    let history_interval =
-        if keys.optional(&past).is_some() { keys.duration(&past, "1ms", "1d") } else { interval };
-    keys.show(&past, quoted(&history_interval.to_string()));
-    let source = GeneratorSource {
-        cities: keys.whole(&key("cities"), 1..=100_000),
+    let history_interval = if keys.read_optional_text(&past).is_some() {
+        keys.read_duration(&past, "1ms", "1d")
+    } else {
+        interval
+    };
+    keys.set_shown(&past, quoted(&history_interval.to_string()));
+    let source = GeneratorSourcePlan {
+        cities: keys.read_integer(&key("cities"), 1..=100_000),
         interval,
-        history: keys.duration(&key("history"), "0s", "366d"),
+        history: keys.read_duration(&key("history"), "0s", "366d"),
         history_interval,
-        late: keys.share(&key("late")),
-        corrections: keys.share(&key("corrections")),
-        withdrawals: keys.share(&key("withdrawals")),
-        duplicates: keys.share(&key("duplicates")),
-        invalid: keys.share(&key("invalid")),
+        late: keys.read_share(&key("late")),
+        corrections: keys.read_share(&key("corrections")),
+        withdrawals: keys.read_share(&key("withdrawals")),
+        duplicates: keys.read_share(&key("duplicates")),
+        invalid: keys.read_share(&key("invalid")),
         weather: weather.unwrap_or(WeatherKind::Plausible),
-        seed: keys.whole(&key("seed"), 0..=i64::MAX),
+        seed: keys.read_integer(&key("seed"), 0..=i64::MAX),
     };
     let most = Directory::shipped().cities().len();
     if source.weather == WeatherKind::Plausible && source.cities as usize > most {
-        keys.refuse(
+        keys.add_error(
             &key("cities"),
             format!("plausible weather has {most} cities: ask for fewer, or for uniform weather"),
         );
@@ -118,18 +124,22 @@ fn generator(keys: &mut Keys, at: &str) -> GeneratorSource {
     source
 }
 
-fn file(keys: &mut Keys, at: &str, common: DecodeSettings) -> Option<(SourceKind, ReadOptions)> {
+fn read_file_source(
+    keys: &mut ConfigReader,
+    at: &str,
+    common: DecodeSettings,
+) -> Option<(SourceKind, ReadOptions)> {
     let key = |name: &str| format!("{at}.{name}");
-    keys.default(&key("format"), Value::Text("auto".into()));
-    keys.default(&key("compression"), Value::Text("auto".into()));
-    keys.default(&key("follow"), Value::Bool(false));
-    let path = PathBuf::from(keys.text(&key("path")));
-    let format = keys.one_of(&key("format"), &["auto", "csv", "json"]);
-    let compression = keys.one_of(&key("compression"), &["auto", "none", "gzip", "zstd"]);
-    let follow = keys.flag(&key("follow"));
-    let format = if keys.is_right(&key("path")) { format_of_file(keys, at, &path, &format?) } else { None };
+    keys.set_default(&key("format"), ConfigValue::Text("auto".into()));
+    keys.set_default(&key("compression"), ConfigValue::Text("auto".into()));
+    keys.set_default(&key("follow"), ConfigValue::Bool(false));
+    let path = PathBuf::from(keys.read_text(&key("path")));
+    let format = keys.read_one_of(&key("format"), &["auto", "csv", "json"]);
+    let compression = keys.read_one_of(&key("compression"), &["auto", "none", "gzip", "zstd"]);
+    let follow = keys.read_bool(&key("follow"));
+    let format = if keys.is_valid(&key("path")) { read_file_format(keys, at, &path, &format?) } else { None };
     // Read in any case, so that no key of them is taken for an unknown one.
-    let read = read_options::of_file(keys, at, common, format.unwrap_or(Format::Csv));
+    let read = read_options::file_read_options(keys, at, common, format.unwrap_or(Format::Csv));
     let (format, read) = (format?, read?.for_file(Some(&path)));
     let compression = match compression?.as_str() {
         "none" => Compression::None,
@@ -138,17 +148,20 @@ fn file(keys: &mut Keys, at: &str, common: DecodeSettings) -> Option<(SourceKind
         _ => codec::detect_compression(&path),
     };
     if follow && compression != Compression::None {
-        keys.refuse(&key("follow"), "cannot be with a compressed file: its end is not known while it grows");
+        keys.add_error(
+            &key("follow"),
+            "cannot be with a compressed file: its end is not known while it grows",
+        );
     }
     if follow && read.layout.wide.is_some() {
-        keys.refuse(&key("follow"), "cannot be with wide: both files would have to grow alike");
+        keys.add_error(&key("follow"), "cannot be with wide: both files would have to grow alike");
         return None;
     }
-    Some((SourceKind::File(FileInput { path, format, compression, follow }), read))
+    Some((SourceKind::File(FileSourcePlan { path, format, compression, follow }), read))
 }
 
-fn format_of_file(keys: &mut Keys, at: &str, path: &Path, format: &str) -> Option<Format> {
-    let problem = match (format, codec::detect(path)) {
+fn read_file_format(keys: &mut ConfigReader, at: &str, path: &Path, format: &str) -> Option<Format> {
+    let problem = match (format, codec::detect_format(path)) {
         ("csv", _) => return Some(Format::Csv),
         ("json", _) => return Some(Format::Json),
         (_, Ok((Format::Parquet, _))) => {
@@ -157,14 +170,14 @@ fn format_of_file(keys: &mut Keys, at: &str, path: &Path, format: &str) -> Optio
         (_, Ok((format, _))) => return Some(format),
         (_, Err(error)) => error.to_string(),
     };
-    keys.refuse(&format!("{at}.path"), problem);
+    keys.add_error(&format!("{at}.path"), problem);
     None
 }
 
 /// What is made up is in °F and %, with the names of readings: a log whose posts are read otherwise cannot take it.
-pub fn check_made_up(keys: &mut Keys, plan: &Plan) {
-    let posts = plan.posts();
-    let settings = DecodeSettings { local_time: LocalTime::Refuse, ..posts.settings };
+pub fn check_generated_readings(keys: &mut ConfigReader, plan: &ServicePlan) {
+    let posts = plan.ingest_read_options();
+    let settings = DecodeSettings { local_time: LocalTimePolicy::Refuse, ..posts.settings };
     let is_as_made_up = ReadOptions { settings, ..posts }.is_default();
     if plan.ingest.is_none() || is_as_made_up {
         return;
@@ -172,6 +185,6 @@ pub fn check_made_up(keys: &mut Keys, plan: &Plan) {
     for source in plan.sources.iter().filter(|source| matches!(source.kind, SourceKind::Generator(_))) {
         let problem = "makes readings up in °F and %, with the names of readings, but the log that takes them is read otherwise: \
                        leave one of them out, or set ingest.enabled = false";
-        keys.refuse(&format!("sources.{}", source.name), problem);
+        keys.add_error(&format!("sources.{}", source.name), problem);
     }
 }

@@ -1,7 +1,7 @@
 //! What an unknown key was probably meant to be.
 
 /// What to say of a key that is none of `known`.
-pub fn unknown(key: &str, known: &[&str]) -> String {
+pub fn unknown_key_text(key: &str, known: &[&str]) -> String {
     if known.iter().any(|other| other.strip_prefix(key).is_some_and(|rest| rest.starts_with('.'))) {
         return "is a table, not a value".into();
     }
@@ -10,45 +10,45 @@ pub fn unknown(key: &str, known: &[&str]) -> String {
     {
         return format!("is not a key: {above} is a value, not a table");
     }
-    match nearest(key, known) {
+    match nearest_key(key, known) {
         Some(other) => format!("is not a key: did you mean {other}?"),
         None => "is not a key: --print-config shows those that there are".into(),
     }
 }
 
 /// The key that is spelled most alike; its name alone counts too, as it may be meant in another table.
-fn nearest<'a>(key: &str, known: &[&'a str]) -> Option<&'a str> {
+fn nearest_key<'a>(key: &str, known: &[&'a str]) -> Option<&'a str> {
     let name = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
-    let apart = |other: &str| distance(key, other).min(1 + distance(&name(key), &name(other)));
+    let apart = |other: &str| edit_distance(key, other).min(1 + edit_distance(&name(key), &name(other)));
     let close = known.iter().map(|other| (apart(other), *other)).min();
     close.filter(|(apart, _)| *apart <= 1 + name(key).len() / 4).map(|(_, other)| other)
 }
 
 /// Whether one may be a misspelling of the other.
-pub fn is_alike(a: &str, b: &str) -> bool {
-    distance(a, b) <= 1 + b.len() / 4
+pub fn may_be_misspelling(a: &str, b: &str) -> bool {
+    edit_distance(a, b) <= 1 + b.len() / 4
 }
 
 /// Whether one is the other, or a slip of the finger away from it.
-pub fn is_nearly(a: &str, b: &str) -> bool {
-    a == b || (b.len() >= 5 && distance(a, b) <= 1)
+pub fn is_one_slip_away(a: &str, b: &str) -> bool {
+    a == b || (b.len() >= 5 && edit_distance(a, b) <= 1)
 }
 
 /// What to say of a variable that is none of the keys.
-pub fn unknown_variable(key: &str, known: &[&str]) -> String {
+pub fn unknown_variable_text(key: &str, known: &[&str]) -> String {
     // A port alone is what other services ask for.
-    let meant = if key == "port" { Some("serve.listen") } else { nearest(key, known) };
+    let meant = if key == "port" { Some("serve.listen") } else { nearest_key(key, known) };
     match meant {
         Some(other) => {
             let variable = other.to_ascii_uppercase().replace('.', "__").replace('-', "_");
             format!("is not a key: did you mean {other}, as SWELTER_{variable}?")
         }
-        None => unknown(key, known),
+        None => unknown_key_text(key, known),
     }
 }
 
 /// How many letters must be put in, taken out or changed to get from one text to the other (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
+fn edit_distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.chars().take(256).enumerate() {

@@ -4,13 +4,13 @@ mod read_options;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::time::Duration as Wait;
+use std::time::Duration;
 
 use super::*;
-use crate::codec::{Compression, Format, Moisture, Units};
+use crate::codec::{Compression, Format, InputTemperatureUnit, Moisture};
 use crate::dataflow::heat_index::Formula;
-use crate::model::{Duration, LocalTime, OutputUnits};
-use crate::serve::Limits;
+use crate::model::{LocalTimePolicy, Millis, OutputUnits};
+use crate::serve::ServeLimits;
 
 /// A folder with a file `swelter.toml`.
 struct Written(tempfile::TempDir);
@@ -26,8 +26,8 @@ impl Written {
         self.0.path().join("swelter.toml")
     }
 
-    fn layers(&self) -> Layers {
-        Layers { file: Some(self.path()), ..Layers::default() }
+    fn layers(&self) -> ConfigLayers {
+        ConfigLayers { file: Some(self.path()), ..ConfigLayers::default() }
     }
 
     fn load(&self) -> Result<Config, ConfigErrors> {
@@ -35,9 +35,9 @@ impl Written {
     }
 }
 
-fn variables(variables: &[(&str, &str)]) -> Layers {
+fn variables(variables: &[(&str, &str)]) -> ConfigLayers {
     let environment = variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
-    Layers { environment: environment.collect(), ..Layers::default() }
+    ConfigLayers { environment: environment.collect(), ..ConfigLayers::default() }
 }
 
 /// The errors as lines, without the folder.
@@ -46,35 +46,38 @@ fn lines(errors: &ConfigErrors, written: &Written) -> Vec<String> {
     errors.0.iter().map(|error| error.to_string().replace(&folder, "")).collect()
 }
 
-fn duration(text: &str) -> Duration {
+fn duration(text: &str) -> Millis {
     text.parse().unwrap()
 }
 
 #[test]
-fn the_shipped_defaults_are_the_documented_ones() {
-    let config = Config::load(&Layers::default()).unwrap();
+fn shipped_defaults_match_documentation() {
+    let config = Config::load(&ConfigLayers::default()).unwrap();
     let plan = &config.plan;
     assert_eq!((plan.data_dir.as_path(), plan.workers), (Path::new("swelter-data"), 1));
     assert_eq!((plan.formula, plan.max_ahead, plan.max_cities), (Formula::Nws, duration("10m"), 65_536));
     let retention = plan.retention;
     assert_eq!(
         [retention.window, retention.lateness, retention.history],
-        [Duration::DAY, Duration::DAY, Duration::DAY]
+        [Millis::DAY, Millis::DAY, Millis::DAY]
     );
     let decode = plan.decode;
-    assert_eq!((decode.units, decode.moisture), (Units::Fahrenheit, Moisture::Humidity));
-    assert!(decode.local_time == LocalTime::Refuse && plan.sources.is_empty());
+    assert_eq!(
+        (decode.temperature_unit, decode.moisture),
+        (InputTemperatureUnit::Fahrenheit, Moisture::Humidity)
+    );
+    assert!(decode.local_time == LocalTimePolicy::Refuse && plan.sources.is_empty());
     assert_eq!(plan.stale_after, duration("3h"));
     assert_eq!(plan.output_units, OutputUnits::STORED);
     assert_eq!(plan.ingest.as_ref().unwrap().partitions, 16);
     let serve = &plan.serve;
     assert_eq!(serve.listen.to_string(), "127.0.0.1:8080");
     assert!(serve.tls.is_none() && serve.tokens.is_empty() && serve.origins.is_empty() && !serve.echo);
-    let limits = Limits {
+    let limits = ServeLimits {
         connections: 20_000,
-        header_time: Wait::from_secs(10),
-        body_time: Wait::from_secs(60),
-        idle_time: Wait::from_secs(60),
+        header_time: Duration::from_secs(10),
+        body_time: Duration::from_secs(60),
+        idle_time: Duration::from_secs(60),
         body_bytes: 8 << 20,
         bodies_bytes: 256 << 20,
         new_cities_percent: 50,
@@ -84,26 +87,26 @@ fn the_shipped_defaults_are_the_documented_ones() {
         subscriptions: 16,
         cities: 10_000,
         window_cities: 100,
-        heartbeat: Wait::from_secs(15),
-        send_time: Wait::from_secs(20),
+        heartbeat: Duration::from_secs(15),
+        send_time: Duration::from_secs(20),
         backlog_bytes: 1 << 20,
-        ring_time: Wait::from_secs(600),
+        ring_time: Duration::from_secs(600),
         ring_bytes: 256 << 20,
     };
     assert_eq!(serve.limits, limits);
-    assert_eq!(config.log, LogPlan { format: LogFormat::Auto, filter: "info".into() });
+    assert_eq!(config.logging, LoggingPlan { format: LoggingFormat::Auto, filter: "info".into() });
     assert!(config.warnings().is_empty());
 }
 
 /// A key that no code reads would be refused as unknown, and one that is not shipped would be missing, so it is enough
 /// that the defaults load; here: that each has its explanation.
 #[test]
-fn every_shipped_key_is_explained() {
+fn every_shipped_key_has_explanation() {
     let explained = |lines: &[&str], i: usize| {
         let above = lines[..i].iter().rev().take_while(|line| !line.is_empty() && !line.starts_with('['));
         above.clone().any(|line| line.starts_with("# "))
     };
-    let lines: Vec<&str> = SHIPPED.lines().collect();
+    let lines: Vec<&str> = SHIPPED_DEFAULTS.lines().collect();
     for (i, line) in
         lines.iter().enumerate().filter(|(_, line)| line.contains(" = ") && !line.starts_with('#'))
     {
@@ -116,14 +119,15 @@ fn every_shipped_key_is_explained() {
 
 /// The sources and sinks that the shipped file shows in comments, with the prose still commented out.
 fn shown_items() -> String {
-    let from = SHIPPED.find("# [[sources]]").unwrap();
-    let lines = SHIPPED[from..].lines().map(|line| line.strip_prefix('#').unwrap().trim_start_matches(' '));
+    let from = SHIPPED_DEFAULTS.find("# [[sources]]").unwrap();
+    let lines =
+        SHIPPED_DEFAULTS[from..].lines().map(|line| line.strip_prefix('#').unwrap().trim_start_matches(' '));
     let prose = |line: &&str| line.starts_with('#') || line.starts_with('[') || line.contains(" = ");
     lines.filter(prose).collect::<Vec<_>>().join("\n")
 }
 
 #[test]
-fn the_shown_sources_and_sinks_are_all_keys_with_their_defaults() {
+fn example_sources_and_sinks_list_all_keys_with_defaults() {
     let shown = Written::new(&shown_items()).load().unwrap();
     let short = "[[sources]]\ntype = 'kafka'\nbrokers = '127.0.0.1:9092'\ntopic = 'readings'\n\
                  [[sources]]\ntype = 'generator'\nname = 'made-up'\ncities = 1000\n\
@@ -137,7 +141,7 @@ fn the_shown_sources_and_sinks_are_all_keys_with_their_defaults() {
     let sources = &shown.plan.sources;
     let names: Vec<&str> = sources.iter().map(|source| source.name.as_str()).collect();
     assert_eq!(names, ["readings", "made-up", "archive"]);
-    let file = FileInput {
+    let file = FileSourcePlan {
         path: "readings.csv".into(),
         format: Format::Csv,
         compression: Compression::None,
@@ -149,7 +153,7 @@ fn the_shown_sources_and_sinks_are_all_keys_with_their_defaults() {
 }
 
 #[test]
-fn later_layers_win() {
+fn later_layers_override_earlier_ones() {
     let written =
         Written::new("workers = 2\ndata_dir = 'file'\nserve.listen = '127.0.0.1:1'\nresults.window = '6h'");
     let mut layers = written.layers();
@@ -174,13 +178,13 @@ fn later_layers_win() {
     assert_eq!(serve.listen.to_string(), "[::1]:3");
     assert_eq!(serve.origins, ["https://a.example", "http://b.example:81"]);
     assert_eq!((serve.limits.body_bytes, plan.ingest.is_none()), (1 << 20, true));
-    assert_eq!((config.log.filter.as_str(), serve.tokens.len()), ("debug", 1));
+    assert_eq!((config.logging.filter.as_str(), serve.tokens.len()), ("debug", 1));
     // As long as the window, whichever layer says how long that is.
     assert_eq!(plan.retention.history, duration("6h"));
 }
 
 #[test]
-fn all_errors_come_at_once_with_key_and_place() {
+fn all_errors_are_reported_at_once_with_key_and_location() {
     let written = Written::new(
         "wrokers = 2\n\
          workers = 'two'\n\
@@ -241,7 +245,7 @@ fn all_errors_come_at_once_with_key_and_place() {
 }
 
 #[test]
-fn workers_beyond_the_parts_of_the_state_are_refused() {
+fn more_workers_than_shards_are_refused() {
     let lines = |text: &str| {
         let written = Written::new(text);
         written.load().err().map_or_else(Vec::new, |errors| lines(&errors, &written))
@@ -252,7 +256,7 @@ fn workers_beyond_the_parts_of_the_state_are_refused() {
 }
 
 #[test]
-fn what_is_not_toml_is_said_with_its_line_beside_the_other_errors() {
+fn invalid_toml_is_reported_with_line_beside_other_errors() {
     let written = Written::new("workers = 1\ndata_dir = \nworkers = 2\n[results]\nwindow = 'x'\n");
     let errors = written.load().unwrap_err();
     let lines = lines(&errors, &written);
@@ -262,14 +266,14 @@ fn what_is_not_toml_is_said_with_its_line_beside_the_other_errors() {
 }
 
 #[test]
-fn files_that_cannot_be_read_say_so() {
-    let layers = Layers { file: Some("no/such/file.toml".into()), ..Layers::default() };
+fn unreadable_config_file_is_reported() {
+    let layers = ConfigLayers { file: Some("no/such/file.toml".into()), ..ConfigLayers::default() };
     let text = Config::load(&layers).unwrap_err().to_string();
     assert!(text.starts_with("--config: no/such/file.toml cannot be read"), "{text}");
 }
 
 #[test]
-fn sources_are_checked_each_by_its_type() {
+fn sources_are_validated_by_type() {
     let written = Written::new(
         "[[sources]]\nname = 'journal'\ntype = 'file'\npath = 'x.csv'\n\
          [[sources]]\nname = 'the weather'\ntype = 'generator'\ncities = 1\n\
@@ -305,7 +309,7 @@ fn sources_are_checked_each_by_its_type() {
 }
 
 #[test]
-fn sources_are_a_list() {
+fn sources_must_be_a_list() {
     for (text, problem) in [
         (
             "[sources.x]\ntype = 'file'\n",
@@ -325,7 +329,7 @@ fn sources_are_a_list() {
 }
 
 #[test]
-fn variables_mean_a_source_by_its_name() {
+fn environment_variables_select_source_by_name() {
     let written = Written::new("[[sources]]\nname = 'Made-up.1'\ntype = 'generator'\ncities = 5\n");
     let mut layers = written.layers();
     layers.environment = variables(&[
@@ -344,7 +348,7 @@ fn variables_mean_a_source_by_its_name() {
 }
 
 #[test]
-fn what_is_printed_is_what_is_used() {
+fn printed_config_is_effective_config() {
     let written = Written::new(
         "data_dir = \"it's \\\"here\\\"\"\nresults.window = '90m'\nserve.origins = ['https://a.example']\n\
          [[sources]]\nname = 'x'\ntype = 'generator'\ncities = 3\nlate = 0.25\n",
@@ -361,7 +365,7 @@ fn what_is_printed_is_what_is_used() {
     let debug = |config: &Config| {
         let mut plan = config.plan.clone();
         plan.serve.tokens.clear();
-        format!("{plan:?} {:?}", config.log)
+        format!("{plan:?} {:?}", config.logging)
     };
     assert_eq!(debug(&again), debug(&config));
     let values = |config: &Config| {
@@ -371,7 +375,7 @@ fn what_is_printed_is_what_is_used() {
 }
 
 #[test]
-fn listening_beyond_this_host_is_warned_of() {
+fn listening_on_public_address_warns() {
     let warnings = |address: &str, tokens: Option<&str>| {
         let listen = Some(("SWELTER_SERVE__LISTEN", address));
         let tokens = tokens.map(|tokens| ("SWELTER_TOKENS", tokens));
@@ -385,7 +389,7 @@ fn listening_beyond_this_host_is_warned_of() {
 }
 
 #[test]
-fn tokens_are_said_once_over_both_places() {
+fn duplicate_token_in_file_and_variable_is_refused() {
     let written = Written::new("read abc\n");
     #[cfg(unix)]
     {
@@ -403,7 +407,7 @@ fn tokens_are_said_once_over_both_places() {
 }
 
 #[test]
-fn a_cluster_takes_no_body_that_it_cannot_forward() {
+fn cluster_refuses_body_limit_beyond_forwarding() {
     let load = |text: &str| {
         Written::new(&format!("{text}\n[serve.limits]\nbody_bytes = \"100 MiB\"\n[cluster]\nprocesses = 2\n"))
             .load()
@@ -415,8 +419,8 @@ fn a_cluster_takes_no_body_that_it_cannot_forward() {
 }
 
 #[test]
-fn processes_agree_on_all_but_what_is_their_own() {
-    let agreement = |text: &str| Written::new(text).load().unwrap().plan.agreement;
+fn cluster_processes_agree_on_shared_keys() {
+    let agreement = |text: &str| Written::new(text).load().unwrap().plan.common_settings;
     let of = agreement("");
     assert_eq!(of, agreement("[serve]\nlisten = \"127.0.0.1:1\"\n[log]\nlevel = \"debug\"\n"));
     assert_eq!(of, agreement("data_dir = \"elsewhere\"\n[cluster]\npeer_timeout = \"2s\"\n"));
@@ -431,7 +435,7 @@ fn told(name: &str, value: &str) -> Result<Vec<String>, String> {
 }
 
 #[test]
-fn variable_that_is_nearly_a_key_is_an_error_that_names_the_right_one() {
+fn misspelled_variable_is_error_naming_right_key() {
     for (name, meant) in [
         ("SWELTER_FORMULA", "SWELTER_RESULTS__FORMULA"),
         ("SWELTER_FORMULLA", "SWELTER_RESULTS__FORMULA"),
@@ -449,7 +453,7 @@ fn variable_that_is_nearly_a_key_is_an_error_that_names_the_right_one() {
 }
 
 #[test]
-fn variable_that_is_like_no_key_is_warned_of_unless_it_is_another_programs() {
+fn unknown_variable_warns_unless_of_another_program() {
     for name in ["SWELTER_COLOUR", "SWELTER_KAFKA_BROKERS", "SWELTER_HOME"] {
         let warnings = told(name, "x").unwrap();
         assert!(warnings.len() == 1 && warnings[0].contains(name), "{name}: {warnings:?}");

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::layers::read_text;
+use super::layers::read_text_file;
 use crate::serve::Token;
 
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
@@ -10,18 +10,18 @@ const MAX_TOKENS: usize = 10_000;
 const MAX_SECRET_BYTES: usize = 512;
 
 /// The tokens of a file that only its owner can read.
-pub fn from_file(path: &Path) -> Result<Vec<Token>, Vec<String>> {
+pub fn tokens_from_file(path: &Path) -> Result<Vec<Token>, Vec<String>> {
     let named = |problem: String| format!("{} {problem}", path.display());
     check_private(path).map_err(|problem| vec![named(problem)])?;
-    let text = read_text(path, MAX_FILE_BYTES).map_err(|problem| vec![named(problem)])?;
-    parse(text.lines()).map_err(|problems| {
+    let text = read_text_file(path, MAX_FILE_BYTES).map_err(|problem| vec![named(problem)])?;
+    parse_tokens(text.lines()).map_err(|problems| {
         problems.into_iter().map(|(line, problem)| named(format!("line {line}: {problem}"))).collect()
     })
 }
 
 /// The tokens of a variable: lines, or the same separated by semicolons.
-pub fn from_variable(text: &str) -> Result<Vec<Token>, Vec<String>> {
-    parse(text.split(['\n', ';'])).map_err(|problems| {
+pub fn tokens_from_variable(text: &str) -> Result<Vec<Token>, Vec<String>> {
+    parse_tokens(text.split(['\n', ';'])).map_err(|problems| {
         problems.into_iter().map(|(entry, problem)| format!("entry {entry}: {problem}")).collect()
     })
 }
@@ -44,14 +44,14 @@ fn check_private(_: &Path) -> Result<(), String> {
 }
 
 /// The tokens, or what is wrong by line from 1. No message holds any part of a line: it may be a secret.
-fn parse<'a>(lines: impl Iterator<Item = &'a str>) -> Result<Vec<Token>, Vec<(usize, String)>> {
+fn parse_tokens<'a>(lines: impl Iterator<Item = &'a str>) -> Result<Vec<Token>, Vec<(usize, String)>> {
     let (mut tokens, mut problems) = (Vec::<Token>::new(), Vec::new());
     for (i, line) in lines.enumerate() {
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        match token(line) {
+        match parse_token(line) {
             Ok(token) if tokens.iter().any(|other| other.secret == token.secret) => {
                 problems.push((i + 1, "the same token is there already: give its scopes once".into()));
             }
@@ -66,7 +66,7 @@ fn parse<'a>(lines: impl Iterator<Item = &'a str>) -> Result<Vec<Token>, Vec<(us
     if problems.is_empty() { Ok(tokens) } else { Err(problems) }
 }
 
-fn token(line: &str) -> Result<Token, String> {
+fn parse_token(line: &str) -> Result<Token, String> {
     let shape = || "write scopes and a token, as in: read,ingest s3cr3t".to_owned();
     let (scopes, secret) = line.split_once(char::is_whitespace).ok_or_else(shape)?;
     let mut token = Token { secret: secret.trim().to_owned(), read: false, ingest: false };
@@ -93,15 +93,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_scopes_and_a_token() {
-        let tokens = from_variable("# people\nread abc;read,ingest  d.e-f~+_\n\ningest x").unwrap();
+    fn token_lines_are_scopes_and_token() {
+        let tokens = tokens_from_variable("# people\nread abc;read,ingest  d.e-f~+_\n\ningest x").unwrap();
         let seen: Vec<_> = tokens.iter().map(|t| (t.secret.as_str(), t.read, t.ingest)).collect();
         assert_eq!(seen, [("abc", true, false), ("d.e-f~+_", true, true), ("x", false, true)]);
     }
 
     #[test]
-    fn problems_name_the_line_and_no_secret() {
-        let problems = from_variable(
+    fn errors_name_line_and_no_secret() {
+        let problems = tokens_from_variable(
             "hunter2;write hunter2;read hun ter2;read hunter3;ingest hunter3;read hun/;read hun=",
         )
         .unwrap_err();
@@ -112,15 +112,15 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_file_that_others_can_read_is_refused() {
+    fn world_readable_token_file_is_refused() {
         use std::os::unix::fs::PermissionsExt as _;
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tokens");
         std::fs::write(&path, "read abc\n").unwrap();
         for (mode, right) in [(0o600, true), (0o400, true), (0o644, false), (0o604, false), (0o660, false)] {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-            assert_eq!(from_file(&path).is_ok(), right, "{mode:o}");
+            assert_eq!(tokens_from_file(&path).is_ok(), right, "{mode:o}");
         }
-        assert!(from_file(&folder.path().join("none")).unwrap_err()[0].contains("cannot be read"));
+        assert!(tokens_from_file(&folder.path().join("none")).unwrap_err()[0].contains("cannot be read"));
     }
 }

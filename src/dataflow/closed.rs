@@ -20,27 +20,27 @@ pub struct Closed<C>(Rc<RefCell<VecDeque<Batch<C>>>>);
 
 impl<C> Closed<C> {
     /// The next batch. Batches join without a gap: the `lower` of each is the `upper` of the one before.
-    pub fn take(&self) -> Option<Batch<C>> {
+    pub fn next_batch(&self) -> Option<Batch<C>> {
         self.0.borrow_mut().pop_front()
     }
 }
 
-type Open<C> = BTreeMap<u64, Vec<Vec<C>>>;
+type OpenEpochs<C> = BTreeMap<u64, Vec<Vec<C>>>;
 
 /// Collects what is in `stream`, and moves it to the returned end when the frontier has passed it; `probe` then says so.
-pub fn close<C: Clone + 'static>(stream: Stream<'_, u64, Vec<C>>, probe: &Handle<u64>) -> Closed<C> {
-    collect(stream, probe, |open: &mut Open<C>, epoch, data| {
+pub fn collect_closed<C: Clone + 'static>(stream: Stream<'_, u64, Vec<C>>, probe: &Handle<u64>) -> Closed<C> {
+    collect_batches(stream, probe, |open: &mut OpenEpochs<C>, epoch, data| {
         open.entry(epoch).or_default().push(std::mem::take(data));
     })
 }
 
 /// [`close`] for a collection, each datum with its difference. Differences of one epoch are not consolidated.
-pub fn close_collection<D: Data>(
+pub fn collect_closed_collection<D: Data>(
     collection: VecCollection<'_, u64, D, isize>,
     probe: &Handle<u64>,
 ) -> Closed<(D, isize)> {
     // Each update says its own epoch: the message that carries it may be stamped with an earlier one.
-    collect(collection.inner, probe, |open: &mut Open<(D, isize)>, _, data| {
+    collect_batches(collection.inner, probe, |open: &mut OpenEpochs<(D, isize)>, _, data| {
         for (datum, epoch, diff) in data.drain(..) {
             let pieces = open.entry(epoch).or_default();
             if pieces.is_empty() {
@@ -53,16 +53,16 @@ pub fn close_collection<D: Data>(
     })
 }
 
-fn collect<D: Clone + 'static, C: 'static>(
+fn collect_batches<D: Clone + 'static, C: 'static>(
     stream: Stream<'_, u64, Vec<D>>,
     probe: &Handle<u64>,
-    keep: impl Fn(&mut Open<C>, u64, &mut Vec<D>) + 'static,
+    keep: impl Fn(&mut OpenEpochs<C>, u64, &mut Vec<D>) + 'static,
 ) -> Closed<C> {
     let batches = Rc::new(RefCell::new(VecDeque::new()));
     let closed = Closed(Rc::clone(&batches));
     let passed =
         stream.unary_frontier::<CapacityContainerBuilder<Vec<()>>, _, _, _>(Pipeline, "Close", |_, _| {
-            let mut open = Open::new();
+            let mut open = OpenEpochs::new();
             let mut lower = 0;
             move |(input, frontier), _| {
                 input.for_each(|capability, data| {
@@ -78,7 +78,7 @@ fn collect<D: Clone + 'static, C: 'static>(
                         pieces.into_iter().map(move |piece| (epoch, piece))
                     };
                     let changes = complete.flat_map(pieces).collect();
-                    push(&mut batches.borrow_mut(), Batch { lower, upper, changes });
+                    push_batch(&mut batches.borrow_mut(), Batch { lower, upper, changes });
                     lower = upper;
                 }
             }
@@ -89,7 +89,7 @@ fn collect<D: Clone + 'static, C: 'static>(
 
 /// Queues a batch. One that says nothing but how far it reaches is part of the one before, if that says nothing else either: so epochs
 /// that change nothing do not pile up where nobody looks.
-fn push<C>(batches: &mut VecDeque<Batch<C>>, batch: Batch<C>) {
+fn push_batch<C>(batches: &mut VecDeque<Batch<C>>, batch: Batch<C>) {
     match batches.back_mut() {
         Some(last) if last.changes.is_empty() && batch.changes.is_empty() => last.upper = batch.upper,
         _ => batches.push_back(batch),
@@ -101,11 +101,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn epochs_without_changes_take_no_room_and_leave_no_gap() {
+    fn empty_epochs_take_no_memory_and_leave_no_gap() {
         let mut batches = VecDeque::new();
         for epoch in 0..1000 {
             let changes = if epoch % 500 == 250 { vec![(epoch, vec![epoch])] } else { Vec::new() };
-            push(&mut batches, Batch { lower: epoch, upper: epoch + 1, changes });
+            push_batch(&mut batches, Batch { lower: epoch, upper: epoch + 1, changes });
         }
         let spans: Vec<_> = batches.iter().map(|batch| (batch.lower, batch.upper)).collect();
         assert_eq!(spans, [(0, 250), (250, 251), (251, 750), (750, 751), (751, 1000)]);

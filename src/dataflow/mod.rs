@@ -35,16 +35,16 @@ use timely::worker::Worker;
 
 pub use self::closed::Closed;
 use self::heat_index::Formula;
-use self::rankings::{CountryCategory, Ranked};
-use self::rolling::answers::AnswerLimits;
-use self::rolling::snapshot::Resumed;
-use self::rolling::told::{Processes, Read, Told};
-use self::rolling::{Inputs, Retention, Rolling, Wanted};
+use self::rankings::{CountryCategory, RankedCity};
+use self::rolling::query_responder::QueryLimits;
+use self::rolling::serving::{ProcessSet, ProgressReport, ServingUpdate};
+use self::rolling::snapshot::InitialState;
+use self::rolling::{Retention, Rolling, RollingInputs, RollingOutputs};
 use crate::directory::Directory;
 use crate::model::time::DayZone;
 use crate::model::{
-    Arrival, Change, CityId, CityName, CityNames, CurrentRow, DayChange, Mark, Outcome, Parcel, Query,
-    Render, Snapshots, Topology,
+    Arrival, ArrivalOutcome, CheckpointBarrier, CityId, CityIntroduction, CityNames, CurrentRow, DayChange,
+    EncodedBatch, Query, Render, RowChange, SnapshotSink, Topology,
 };
 
 /// What a run's graph computes. What is not asked for is not built.
@@ -67,41 +67,45 @@ pub struct GraphPlan {
     /// How many cities of each country are in each category, by the countries of a directory.
     pub by_country: Option<&'static Directory<'static>>,
     /// What serving needs: current rows, watched rows, answers, progress.
-    pub told: bool,
+    pub serving: bool,
     /// Where it runs: each process has a server, and each worker the shards that are its own.
     pub topology: Topology,
     /// What durable sinks need: parcels, and the progress that they are complete up to.
-    pub parcels: Option<ParcelsPlan>,
-    pub answers: AnswerLimits,
+    pub encoded_batches: Option<EncodedBatchesPlan>,
+    pub query_limits: QueryLimits,
 }
 
 /// How results become the records of durable sinks.
 #[derive(Clone, Default)]
-pub struct ParcelsPlan {
+pub struct EncodedBatchesPlan {
     /// Makes what writes a worker's rows; without it there are only the parcels that come in.
-    pub render: Option<Arc<dyn Fn() -> Box<dyn Render> + Send + Sync>>,
+    pub make_renderer: Option<Arc<dyn Fn() -> Box<dyn Render> + Send + Sync>>,
     /// Current rows are written, too.
-    pub current: bool,
+    pub write_current: bool,
     /// Rows that an epoch has touched are written, changed or not.
-    pub touched: bool,
+    pub write_touched: bool,
 }
 
-impl fmt::Debug for ParcelsPlan {
+impl fmt::Debug for EncodedBatchesPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ParcelsPlan").field("current", &self.current).finish_non_exhaustive()
+        f.debug_struct("EncodedBatchesPlan").field("current", &self.write_current).finish_non_exhaustive()
     }
 }
 
 impl GraphPlan {
     /// Row changes only.
     pub fn new(formula: Formula, retention: Retention) -> GraphPlan {
-        GraphPlan { rows: true, told: false, ..GraphPlan::serving(formula, retention, Topology::alone(1)) }
+        GraphPlan {
+            rows: true,
+            serving: false,
+            ..GraphPlan::serving_only(formula, retention, Topology::single_process(1))
+        }
     }
 
     /// What serving needs only.
-    pub fn serving(formula: Formula, retention: Retention, topology: Topology) -> GraphPlan {
+    pub fn serving_only(formula: Formula, retention: Retention, topology: Topology) -> GraphPlan {
         let (rows, days, outcomes, current, hottest, by_country) = (false, false, false, false, None, None);
-        let (parcels, answers) = (None, AnswerLimits::default());
+        let (parcels, answers) = (None, QueryLimits::default());
         GraphPlan {
             formula,
             retention,
@@ -112,47 +116,52 @@ impl GraphPlan {
             current,
             hottest,
             by_country,
-            told: true,
+            serving: true,
             topology,
-            parcels,
-            answers,
+            encoded_batches: parcels,
+            query_limits: answers,
         }
     }
 }
 
 /// One worker's ends of the graph.
 pub struct Graph {
-    cities: InputHandleVec<u64, CityName>,
+    cities: InputHandleVec<u64, CityIntroduction>,
     arrivals: InputHandleVec<u64, Arrival>,
     queries: InputHandleVec<u64, Query>,
-    marks: InputHandleVec<u64, Mark>,
-    progress: InputHandleVec<u64, Read>,
-    letters: InputHandleVec<u64, Parcel>,
+    barriers: InputHandleVec<u64, CheckpointBarrier>,
+    progress: InputHandleVec<u64, ProgressReport>,
+    dead_letters: InputHandleVec<u64, EncodedBatch>,
     /// The greatest epoch at which any worker has said its progress.
-    heard: Rc<Cell<u64>>,
+    newest_reported_epoch: Rc<Cell<u64>>,
     /// How far this worker's outputs are complete.
     pub probe: ProbeHandle<u64>,
     /// The keys of this worker's cities.
-    pub names: CityNames,
-    pub rows: Option<Closed<Change>>,
+    pub city_names: CityNames,
+    pub rows: Option<Closed<RowChange>>,
     pub days: Option<Closed<DayChange>>,
-    pub outcomes: Option<Closed<Outcome>>,
+    pub outcomes: Option<Closed<ArrivalOutcome>>,
     pub current: Option<Closed<((CityId, CurrentRow), isize)>>,
     /// At the worker that ranks: the others get nothing.
-    pub hottest: Option<Closed<(Ranked, isize)>>,
+    pub hottest: Option<Closed<(RankedCity, isize)>>,
     pub by_country: Option<Closed<(CountryCategory, isize)>>,
     /// At the worker of each process that tells its server.
-    pub told: Option<Closed<Told>>,
+    pub serving_updates: Option<Closed<ServingUpdate>>,
     /// At the worker that writes the shard.
-    pub parcels: Option<Closed<Parcel>>,
+    pub encoded_batches: Option<Closed<EncodedBatch>>,
     /// How far partitions were read, at every worker.
-    pub read: Option<Closed<Read>>,
+    pub progress_reports: Option<Closed<ProgressReport>>,
 }
 
 impl Graph {
     /// Sends this worker's arrivals of an epoch, which is then complete here: later ones must be of a later epoch. A city must
     /// be introduced no later than with its first arrival.
-    pub fn send(&mut self, epoch: u64, cities: &mut Vec<CityName>, arrivals: &mut Vec<Arrival>) {
+    pub fn send_epoch(
+        &mut self,
+        epoch: u64,
+        cities: &mut Vec<CityIntroduction>,
+        arrivals: &mut Vec<Arrival>,
+    ) {
         self.advance_to(epoch);
         self.cities.send_batch(cities);
         self.arrivals.send_batch(arrivals);
@@ -160,28 +169,28 @@ impl Graph {
     }
 
     /// Sends queries, how far partitions have been read, and what was refused, as parcels, for an epoch whose arrivals are [sent](Graph::send) next.
-    pub fn send_aside(
+    pub fn send_side_inputs(
         &mut self,
         epoch: u64,
         queries: &mut Vec<Query>,
-        progress: &mut Vec<Read>,
-        letters: &mut Vec<Parcel>,
+        progress: &mut Vec<ProgressReport>,
+        dead_letters: &mut Vec<EncodedBatch>,
     ) {
         self.advance_to(epoch);
-        self.letters.send_batch(letters);
+        self.dead_letters.send_batch(dead_letters);
         self.queries.send_batch(queries);
         self.progress.send_batch(progress);
     }
 
     /// Asks all workers for a snapshot of their state after `epoch`, whose arrivals are [sent](Graph::send) next.
-    pub fn mark(&mut self, epoch: u64, mark: Mark) {
+    pub fn send_barrier(&mut self, epoch: u64, mark: CheckpointBarrier) {
         self.advance_to(epoch);
-        self.marks.send(mark);
+        self.barriers.send(mark);
     }
 
     /// The greatest epoch at which any worker has said its progress: who has not closed it yet holds the others up.
-    pub fn heard(&self) -> u64 {
-        self.heard.get()
+    pub fn newest_reported_epoch(&self) -> u64 {
+        self.newest_reported_epoch.get()
     }
 
     /// Says that nothing more comes from this worker before `epoch`.
@@ -189,9 +198,9 @@ impl Graph {
         self.cities.advance_to(epoch);
         self.arrivals.advance_to(epoch);
         self.queries.advance_to(epoch);
-        self.marks.advance_to(epoch);
+        self.barriers.advance_to(epoch);
         self.progress.advance_to(epoch);
-        self.letters.advance_to(epoch);
+        self.dead_letters.advance_to(epoch);
     }
 
     /// Says that nothing more comes from this worker.
@@ -199,25 +208,26 @@ impl Graph {
         // A handle that is replaced is dropped, which closes its input; the fresh ones lead nowhere.
         (self.cities, self.arrivals) = (InputHandleVec::new(), InputHandleVec::new());
         (self.queries, self.progress) = (InputHandleVec::new(), InputHandleVec::new());
-        (self.letters, self.marks) = (InputHandleVec::new(), InputHandleVec::new());
+        (self.dead_letters, self.barriers) = (InputHandleVec::new(), InputHandleVec::new());
     }
 }
 
 /// Builds the graph, the same on every worker, with what is `resumed` as the state that it begins with. `snapshots` takes the state
 /// at each [mark](Graph::mark). A plan with days has neither: summaries of days are in no checkpoint.
-pub fn build(
+pub fn build_graph(
     worker: &mut Worker,
     plan: &GraphPlan,
-    resumed: Resumed,
-    snapshots: Option<Box<dyn Snapshots>>,
+    initial_state: InitialState,
+    snapshot_sink: Option<Box<dyn SnapshotSink>>,
 ) -> Graph {
     let ranked = plan.hottest.is_some() || plan.by_country.is_some();
-    let GraphPlan { rows, days, day_zone, outcomes, told, .. } = *plan;
-    let written = plan.parcels.as_ref().filter(|parcels| parcels.render.is_some());
-    let current = plan.current || ranked || written.is_some_and(|parcels| parcels.current);
-    let touched = written.is_some_and(|parcels| parcels.touched);
-    let wanted = Wanted { rows, current, days, day_zone, outcomes, told, touched };
-    let render = written.and_then(|parcels| parcels.render.as_ref().map(|make| make()));
+    let GraphPlan { rows, days, day_zone, outcomes, serving: told, .. } = *plan;
+    let written = plan.encoded_batches.as_ref().filter(|parcels| parcels.make_renderer.is_some());
+    let current = plan.current || ranked || written.is_some_and(|parcels| parcels.write_current);
+    let touched = written.is_some_and(|parcels| parcels.write_touched);
+    let wanted =
+        RollingOutputs { rows, current, days, day_zone, outcomes, serving: told, touched_unchanged: touched };
+    let render = written.and_then(|parcels| parcels.make_renderer.as_ref().map(|make| make()));
     let names = CityNames::default();
     let (index, topology) = (worker.index(), plan.topology);
     worker.dataflow(|scope| {
@@ -228,75 +238,76 @@ pub fn build(
         let (progress_input, progress) = scope.new_input();
         let (letter_input, letters) = scope.new_input();
         let state = Rolling::new(plan.formula, plan.retention, wanted, names.clone());
-        let inputs = Inputs { cities, arrivals, queries, marks: marks.broadcast() };
-        let streams = rolling::rolling(inputs, state, render, resumed, snapshots, plan.answers);
+        let inputs = RollingInputs { cities, arrivals, queries, barriers: marks.broadcast() };
+        let streams =
+            rolling::build_rolling(inputs, state, render, initial_state, snapshot_sink, plan.query_limits);
 
         let probe = ProbeHandle::new();
         let heard = Rc::new(Cell::new(0));
-        let progress = hear(progress, Rc::clone(&heard));
-        let read = plan.parcels.is_some().then(|| closed::close(progress.clone(), &probe));
-        let parcels = plan.parcels.is_some().then(|| {
+        let progress = broadcast_progress(progress, Rc::clone(&heard));
+        let read = plan.encoded_batches.is_some().then(|| closed::collect_closed(progress.clone(), &probe));
+        let parcels = plan.encoded_batches.is_some().then(|| {
             let parcels = streams
-                .parcels
+                .encoded_batches
                 .concat(letters)
-                .exchange(move |parcel: &Parcel| topology.writer_of(parcel.shard) as u64);
-            closed::close(parcels, &probe)
+                .exchange(move |parcel: &EncodedBatch| topology.writer_worker_of(parcel.shard) as u64);
+            closed::collect_closed(parcels, &probe)
         });
-        let tells = index == topology.teller_of(topology.process_of(index));
-        let progress = progress.filter(move |_| tells).map(Told::Read);
-        let told = tell(streams.told, topology).concat(progress);
-        let current = plan.current.then(|| closed::close_collection(streams.current.clone(), &probe));
-        let named = ranked.then(|| rankings::named(streams.current, names.clone()));
+        let tells = index == topology.serving_worker_of(topology.process_of_worker(index));
+        let progress = progress.filter(move |_| tells).map(ServingUpdate::Progress);
+        let told = route_serving_updates(streams.serving_updates, topology).concat(progress);
+        let current =
+            plan.current.then(|| closed::collect_closed_collection(streams.current.clone(), &probe));
+        let named = ranked.then(|| rankings::current_rows_by_key(streams.current, names.clone()));
         Graph {
             cities: city_input,
             arrivals: arrival_input,
             queries: query_input,
-            marks: mark_input,
+            barriers: mark_input,
             progress: progress_input,
-            letters: letter_input,
-            heard,
-            names,
-            rows: plan.rows.then(|| closed::close(streams.rows, &probe)),
-            days: plan.days.then(|| closed::close(streams.days, &probe)),
-            outcomes: plan.outcomes.then(|| closed::close(streams.outcomes, &probe)),
+            dead_letters: letter_input,
+            newest_reported_epoch: heard,
+            city_names: names,
+            rows: plan.rows.then(|| closed::collect_closed(streams.rows, &probe)),
+            days: plan.days.then(|| closed::collect_closed(streams.days, &probe)),
+            outcomes: plan.outcomes.then(|| closed::collect_closed(streams.outcomes, &probe)),
             current,
-            hottest: plan
-                .hottest
-                .zip(named.clone())
-                .map(|(count, named)| closed::close_collection(rankings::hottest(named, count), &probe)),
-            by_country: plan.by_country.zip(named).map(|(directory, named)| {
-                closed::close_collection(rankings::by_country(named, directory), &probe)
+            hottest: plan.hottest.zip(named.clone()).map(|(count, named)| {
+                closed::collect_closed_collection(rankings::hottest_cities(named, count), &probe)
             }),
-            told: plan.told.then(|| closed::close(told, &probe)),
-            parcels,
-            read,
+            by_country: plan.by_country.zip(named).map(|(directory, named)| {
+                closed::collect_closed_collection(rankings::count_by_country(named, directory), &probe)
+            }),
+            serving_updates: plan.serving.then(|| closed::collect_closed(told, &probe)),
+            encoded_batches: parcels,
+            progress_reports: read,
             probe,
         }
     })
 }
 
 /// Takes what is told to the workers that tell the servers.
-fn tell<'scope>(
-    told: Stream<'scope, u64, Vec<(Processes, Told)>>,
+fn route_serving_updates<'scope>(
+    told: Stream<'scope, u64, Vec<(ProcessSet, ServingUpdate)>>,
     topology: Topology,
-) -> Stream<'scope, u64, Vec<Told>> {
-    let each = move |(processes, told): (Processes, Told)| {
+) -> Stream<'scope, u64, Vec<ServingUpdate>> {
+    let each = move |(processes, told): (ProcessSet, ServingUpdate)| {
         let mut told = Some(told);
         let chosen = (0..topology.processes).filter(move |process| processes >> process & 1 == 1);
         let mut chosen = chosen.peekable();
         std::iter::from_fn(move || {
             let process = chosen.next()?;
             let told = if chosen.peek().is_some() { told.clone() } else { told.take() };
-            told.map(|told| (topology.teller_of(process) as u64, told))
+            told.map(|told| (topology.serving_worker_of(process) as u64, told))
         })
     };
     told.flat_map(each).exchange(|(worker, _)| *worker).map(|(_, told)| told)
 }
 
 /// Tells every worker of the progress of all.
-fn hear<'scope>(
-    progress: Stream<'scope, u64, Vec<Read>>,
+fn broadcast_progress<'scope>(
+    progress: Stream<'scope, u64, Vec<ProgressReport>>,
     heard: Rc<Cell<u64>>,
-) -> Stream<'scope, u64, Vec<Read>> {
+) -> Stream<'scope, u64, Vec<ProgressReport>> {
     progress.broadcast().inspect(move |read| heard.set(heard.get().max(read.epoch)))
 }

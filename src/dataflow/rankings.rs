@@ -10,13 +10,13 @@ use crate::model::{Category, CityId, CityNames, CurrentRow, EventTime, HeatIndex
 
 /// A city by its key, hottest first, of equals the first by key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Ranked {
+pub struct RankedCity {
     heat_index: Reverse<HeatIndex>,
     pub city: String,
     pub reading_at: EventTime,
 }
 
-impl Ranked {
+impl RankedCity {
     pub fn heat_index(&self) -> HeatIndex {
         self.heat_index.0
     }
@@ -32,28 +32,31 @@ pub struct CountryCategory {
 
 /// How many parts are ranked on their own before the best of each are ranked together: a change then costs a part, not all
 /// cities.
-const PARTS: u64 = 64;
+const RANKING_PARTS: u64 = 64;
 
-type Named<'scope> = VecCollection<'scope, u64, (String, CurrentRow), isize>;
+type CurrentRowsByKey<'scope> = VecCollection<'scope, u64, (String, CurrentRow), isize>;
 
 /// The current rows by the keys of their cities, which mean the same to every worker.
-pub fn named<'scope>(
+pub fn current_rows_by_key<'scope>(
     current: VecCollection<'scope, u64, (CityId, CurrentRow), isize>,
     names: CityNames,
-) -> Named<'scope> {
+) -> CurrentRowsByKey<'scope> {
     current.map(move |(city, row)| (names.get(city).to_string(), row))
 }
 
 /// The `count` cities whose current heat index is the highest.
-pub fn hottest<'scope>(current: Named<'scope>, count: usize) -> VecCollection<'scope, u64, Ranked, isize> {
-    let best = move |_: &u64, ranked: &[(&Ranked, isize)], best: &mut Vec<(Ranked, isize)>| {
+pub fn hottest_cities<'scope>(
+    current: CurrentRowsByKey<'scope>,
+    count: usize,
+) -> VecCollection<'scope, u64, RankedCity, isize> {
+    let best = move |_: &u64, ranked: &[(&RankedCity, isize)], best: &mut Vec<(RankedCity, isize)>| {
         best.extend(ranked.iter().take(count).map(|(ranked, _)| ((*ranked).clone(), 1)));
     };
     current
         .map(|(city, CurrentRow { row, reading_at, .. })| {
             let part = foldhash::fast::FixedState::default();
-            let part = std::hash::BuildHasher::hash_one(&part, &city) % PARTS;
-            (part, Ranked { heat_index: Reverse(row.heat_index()), city, reading_at })
+            let part = std::hash::BuildHasher::hash_one(&part, &city) % RANKING_PARTS;
+            (part, RankedCity { heat_index: Reverse(row.heat_index()), city, reading_at })
         })
         .reduce(best)
         .map(|(_, ranked)| (0, ranked))
@@ -62,14 +65,14 @@ pub fn hottest<'scope>(current: Named<'scope>, count: usize) -> VecCollection<'s
 }
 
 /// How many cities of each country are in each category.
-pub fn by_country<'scope>(
-    current: Named<'scope>,
+pub fn count_by_country<'scope>(
+    current: CurrentRowsByKey<'scope>,
     directory: &'static Directory<'static>,
 ) -> VecCollection<'scope, u64, CountryCategory, isize> {
     current
         .map(move |(city, current)| {
             let country =
-                directory.find(&city).and_then(|entry| entry.country).unwrap_or_default().to_owned();
+                directory.find_by_key(&city).and_then(|entry| entry.country).unwrap_or_default().to_owned();
             (country, current.row.category())
         })
         .count()

@@ -8,25 +8,29 @@ use icu_normalizer::DecomposingNormalizerBorrowed;
 use super::Directory;
 
 /// Other names of the cities with 100,000 people and more, and English names of countries: see `data/README.md`.
-static NAMES: &[u8] = include_bytes!("../../data/names.csv.zst");
-static COUNTRIES: &str = include_str!("../../data/countries.csv");
+static OTHER_NAMES_ZSTD: &[u8] = include_bytes!("../../data/names.csv.zst");
+static COUNTRIES_CSV: &str = include_str!("../../data/countries.csv");
 /// More than the names take when they are decompressed.
-const NAMES_BYTES: usize = 8 << 20;
+const MAX_NAMES_BYTES: usize = 8 << 20;
 /// Fewer letters are no name of a country.
-const COUNTRY_LETTERS: usize = 3;
+const MIN_COUNTRY_LETTERS: usize = 3;
 /// Between the names of a city.
-const SEPARATOR: char = ';';
+const NAME_SEPARATOR: char = ';';
 
 /// Names of the shipped cities by id, folded. They are put together at the first search.
-static FOLDED: LazyLock<HashMap<u32, Box<str>>> = LazyLock::new(|| {
-    let mut folded: HashMap<u32, String> =
-        Directory::shipped().cities().iter().map(|city| (city.id, fold(&city.name))).collect();
-    let names = zstd::bulk::decompress(NAMES, NAMES_BYTES).expect("the shipped names are whole");
+static FOLDED_NAMES: LazyLock<HashMap<u32, Box<str>>> = LazyLock::new(|| {
+    let mut folded: HashMap<u32, String> = Directory::shipped()
+        .cities()
+        .iter()
+        .map(|city| (city.id, fold_case_and_accents(&city.name)))
+        .collect();
+    let names =
+        zstd::bulk::decompress(OTHER_NAMES_ZSTD, MAX_NAMES_BYTES).expect("the shipped names are whole");
     let names = String::from_utf8(names).expect("the shipped names are UTF-8");
     for (id, others) in names.lines().skip(1).filter_map(|line| line.split_once(',')) {
         if let Some(city) = id.parse().ok().and_then(|id: u32| folded.get_mut(&id)) {
-            city.push(SEPARATOR);
-            city.push_str(&fold(others));
+            city.push(NAME_SEPARATOR);
+            city.push_str(&fold_case_and_accents(others));
         }
     }
     folded.into_iter().map(|(id, names)| (id, names.into())).collect()
@@ -34,12 +38,12 @@ static FOLDED: LazyLock<HashMap<u32, Box<str>>> = LazyLock::new(|| {
 
 /// Codes and folded English names of countries.
 static FOLDED_COUNTRIES: LazyLock<Vec<(&str, String)>> = LazyLock::new(|| {
-    let pairs = COUNTRIES.lines().skip(1).filter_map(|line| line.split_once(','));
-    pairs.map(|(code, name)| (code, fold(name.trim_matches('"')))).collect()
+    let pairs = COUNTRIES_CSV.lines().skip(1).filter_map(|line| line.split_once(','));
+    pairs.map(|(code, name)| (code, fold_case_and_accents(name.trim_matches('"')))).collect()
 });
 
 /// Without case and accents.
-fn fold(text: &str) -> String {
+fn fold_case_and_accents(text: &str) -> String {
     if text.is_ascii() {
         return text.to_ascii_lowercase();
     }
@@ -54,42 +58,42 @@ fn is_accent(c: char) -> bool {
 }
 
 /// What is searched for.
-pub struct Search<'a> {
+pub struct CitySearch<'a> {
     directory: &'a Directory<'a>,
     wanted: String,
     /// Countries whose code or name it is.
     countries: Vec<&'static str>,
 }
 
-impl<'a> Search<'a> {
+impl<'a> CitySearch<'a> {
     /// Nothing where the text is blank.
-    pub fn new(directory: &'a Directory<'a>, text: &str) -> Option<Search<'a>> {
-        let wanted = fold(text.trim());
+    pub fn new(directory: &'a Directory<'a>, text: &str) -> Option<CitySearch<'a>> {
+        let wanted = fold_case_and_accents(text.trim());
         let is_country = |(code, name): &&(&str, String)| {
             code.eq_ignore_ascii_case(&wanted)
-                || (wanted.chars().count() >= COUNTRY_LETTERS && name.starts_with(&*wanted))
+                || (wanted.chars().count() >= MIN_COUNTRY_LETTERS && name.starts_with(&*wanted))
         };
         let countries = FOLDED_COUNTRIES.iter().filter(is_country).map(|(code, _)| *code).collect();
-        LazyLock::force(&FOLDED);
-        (!wanted.is_empty()).then_some(Search { directory, wanted, countries })
+        LazyLock::force(&FOLDED_NAMES);
+        (!wanted.is_empty()).then_some(CitySearch { directory, wanted, countries })
     }
 
     /// Whether the city of the key is meant: by the key itself, by the beginning of a word of any of its names, or by its country.
-    pub fn finds(&self, key: &str) -> bool {
-        if self.begins_a_word_of(&fold(key)) {
+    pub fn matches_city(&self, key: &str) -> bool {
+        if self.is_word_prefix_in(&fold_case_and_accents(key)) {
             return true;
         }
-        let shipped = self.directory.shipped_id(key).and_then(|id| FOLDED.get(&id));
-        if shipped.is_some_and(|names| self.begins_a_word_of(names)) {
+        let shipped = self.directory.id_of_key(key).and_then(|id| FOLDED_NAMES.get(&id));
+        if shipped.is_some_and(|names| self.is_word_prefix_in(names)) {
             return true;
         }
-        let Some(entry) = self.directory.find(key) else { return false };
+        let Some(entry) = self.directory.find_by_key(key) else { return false };
         let is_renamed = shipped.is_none() || self.directory.places.contains_key(key);
         entry.country.is_some_and(|country| self.countries.contains(&country))
-            || (is_renamed && self.begins_a_word_of(&fold(entry.name)))
+            || (is_renamed && self.is_word_prefix_in(&fold_case_and_accents(entry.name)))
     }
 
-    fn begins_a_word_of(&self, folded: &str) -> bool {
+    fn is_word_prefix_in(&self, folded: &str) -> bool {
         let begins = |at: usize| folded[..at].chars().next_back().is_none_or(|c| !c.is_alphanumeric());
         folded.match_indices(&*self.wanted).any(|(at, _)| begins(at))
     }
@@ -98,12 +102,12 @@ impl<'a> Search<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::directory::Places;
+    use crate::directory::PlacesFile;
 
     #[test]
-    fn cities_are_found_by_local_names_and_countries() {
+    fn search_finds_cities_by_local_name_and_country() {
         let directory = Directory::shipped();
-        let finds = |text: &str, key: &str| Search::new(directory, text).unwrap().finds(key);
+        let finds = |text: &str, key: &str| CitySearch::new(directory, text).unwrap().matches_city(key);
         const MUNICH: &str = "2867714";
         for text in [
             "Munich",
@@ -130,14 +134,14 @@ mod tests {
             finds("a place", "a place that no directory has")
                 && finds("directory", "a place that no directory has")
         );
-        assert!(Search::new(directory, " ").is_none());
+        assert!(CitySearch::new(directory, " ").is_none());
     }
 
     #[test]
-    fn places_are_found_by_their_names_and_countries() {
+    fn search_finds_places_by_name_and_country() {
         let text = "id,name,country,latitude,longitude,time_zone\nroof,Café am Dach,AT,48.2,16.4,\n2867714,Office,CH,48,11,\n";
-        let directory = Directory::shipped_with(Places::from_csv(text).unwrap());
-        let finds = |text: &str, key: &str| Search::new(directory, text).unwrap().finds(key);
+        let directory = Directory::shipped_with(PlacesFile::from_csv(text).unwrap());
+        let finds = |text: &str, key: &str| CitySearch::new(directory, text).unwrap().matches_city(key);
         assert!(
             finds("cafe", "roof")
                 && finds("dach", "roof")

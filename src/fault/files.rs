@@ -9,7 +9,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 /// What [`read_small_file`] reads at most: files of a data directory that hold a few lines have far less.
-const SMALL_FILE_BYTES: u64 = 16 << 20;
+const MAX_SMALL_FILE_BYTES: u64 = 16 << 20;
 
 /// Within an [`io::Error`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -17,7 +17,7 @@ const SMALL_FILE_BYTES: u64 = 16 << 20;
 pub struct NotRegularFile;
 
 impl NotRegularFile {
-    pub fn is(error: &io::Error) -> bool {
+    pub fn is_cause_of(error: &io::Error) -> bool {
         error.get_ref().is_some_and(|inner| inner.is::<NotRegularFile>())
     }
 }
@@ -47,7 +47,7 @@ pub fn check_regular_file(file: &File) -> io::Result<()> {
 
 /// All of a file that is known to be small.
 pub fn read_small_file(path: &Path) -> io::Result<Vec<u8>> {
-    read_within(path, SMALL_FILE_BYTES)
+    read_limited(path, MAX_SMALL_FILE_BYTES)
 }
 
 /// The same of a text.
@@ -56,7 +56,7 @@ pub fn read_small_text(path: &Path) -> io::Result<String> {
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
-fn read_within(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+fn read_limited(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open_regular_file(path)?.take(limit + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
@@ -76,21 +76,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_regular_files_of_a_small_size_are_read() {
+    fn only_small_regular_files_are_read() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         mknodat(CWD, at("pipe"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
         let _listens = UnixListener::bind(at("socket")).unwrap();
         for path in [at("pipe"), at("socket"), "/dev/zero".into(), "/dev/null".into()] {
             let error = read_small_file(&path).unwrap_err();
-            assert!(NotRegularFile::is(&error), "{}: {error}", path.display());
+            assert!(NotRegularFile::is_cause_of(&error), "{}: {error}", path.display());
         }
         let errno = |path: &Path| Errno::from_io_error(&read_small_file(path).unwrap_err());
         assert_eq!(errno(dir.path()), Some(Errno::ISDIR));
         assert_eq!(errno(&at("missing")), Some(Errno::NOENT));
         fs::write(at("file"), "four").unwrap();
-        assert_eq!(read_within(&at("file"), 4).unwrap(), b"four");
-        assert_eq!(read_within(&at("file"), 3).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(read_limited(&at("file"), 4).unwrap(), b"four");
+        assert_eq!(read_limited(&at("file"), 3).unwrap_err().kind(), io::ErrorKind::InvalidData);
         assert_eq!(read_small_text(&at("file")).unwrap(), "four");
         // A hole takes nothing on the disk, and would take all memory.
         File::options().write(true).open(at("file")).unwrap().set_len(1 << 40).unwrap();

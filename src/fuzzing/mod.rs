@@ -14,27 +14,28 @@ mod tests;
 use std::io::Cursor;
 
 use crate::codec::{
-    AvroDecoder, CURRENT_SCHEMA, Compression, DecodeSettings, Decoder, Fields, Format, MAX_RECORD_BYTES,
-    Moisture, READING_SCHEMA, ROW_SCHEMA, RecordDecoder, Units, is_one_record_a_line, json_record,
+    AvroDecoder, CURRENT_SCHEMA, Compression, DecodeSettings, FileDecoder, Format, InputTemperatureUnit,
+    JsonRecordDecoder, MAX_RECORD_BYTES, Moisture, READING_SCHEMA, ROW_SCHEMA, RecordFields,
+    is_one_record_per_line, push_json_record,
 };
-use crate::model::{Event, LocalTime, Reason, Refusal, Upsert};
+use crate::model::{LocalTimePolicy, ReadingEvent, Reason, Refusal, Upsert};
 
 /// A decoder, by the name of its target.
-pub struct Target {
+pub struct FuzzTarget {
     pub name: &'static str,
     pub run: fn(&[u8]) -> bool,
 }
 
-pub const TARGETS: [Target; 9] = [
-    Target { name: "json", run: json },
-    Target { name: "json_lines", run: json_lines },
-    Target { name: "csv", run: csv },
-    Target { name: "parquet", run: parquet },
-    Target { name: "avro", run: avro },
-    Target { name: "avro_schema", run: avro_schema },
-    Target { name: "tokens", run: tokens },
-    Target { name: "handshake", run: crate::cluster::handshake::fuzz_line },
-    Target { name: "manifest", run: crate::checkpoint::fuzz_manifest },
+pub const TARGETS: [FuzzTarget; 9] = [
+    FuzzTarget { name: "json", run: fuzz_json },
+    FuzzTarget { name: "json_lines", run: fuzz_json_lines },
+    FuzzTarget { name: "csv", run: fuzz_csv },
+    FuzzTarget { name: "parquet", run: fuzz_parquet },
+    FuzzTarget { name: "avro", run: fuzz_avro },
+    FuzzTarget { name: "avro_schema", run: fuzz_avro_schema },
+    FuzzTarget { name: "tokens", run: fuzz_tokens },
+    FuzzTarget { name: "handshake", run: crate::cluster::handshake::fuzz_line },
+    FuzzTarget { name: "manifest", run: crate::checkpoint::fuzz_manifest },
 ];
 
 /// Runs the target of that name.
@@ -44,14 +45,18 @@ pub fn run(name: &str, bytes: &[u8]) -> bool {
 }
 
 /// Each kind of settings, since they choose other ways through the rules.
-fn settings(choice: u8) -> DecodeSettings {
+fn settings_for_choice(choice: u8) -> DecodeSettings {
     DecodeSettings {
         local_time: if choice & 1 == 1 {
-            LocalTime::Offset(jiff::tz::Offset::constant(-5))
+            LocalTimePolicy::Offset(jiff::tz::Offset::constant(-5))
         } else {
-            LocalTime::Refuse
+            LocalTimePolicy::Refuse
         },
-        units: if choice & 2 == 2 { Units::Celsius } else { Units::Fahrenheit },
+        temperature_unit: if choice & 2 == 2 {
+            InputTemperatureUnit::Celsius
+        } else {
+            InputTemperatureUnit::Fahrenheit
+        },
         moisture: if choice & 4 == 4 { Moisture::DewPoint } else { Moisture::Humidity },
         ..DecodeSettings::default()
     }
@@ -68,11 +73,13 @@ fn check_refusal(refusal: &Refusal) {
 
 /// Written as JSON and read again, an accepted record must be the same.
 fn check_upsert(upsert: &Upsert<'_>) {
-    let fields =
-        Fields { revision: upsert.revision, ..Fields::of(upsert.city, upsert.reading_at, &upsert.event) };
+    let fields = RecordFields {
+        revision: upsert.revision,
+        ..RecordFields::from_event(upsert.city, upsert.reading_at, &upsert.event)
+    };
     let mut written = Vec::new();
-    json_record(&fields, &mut written);
-    let mut decoder = RecordDecoder::new(DecodeSettings::default());
+    push_json_record(&fields, &mut written);
+    let mut decoder = JsonRecordDecoder::new(DecodeSettings::default());
     let read = decoder.decode(&written).expect("what was accepted is written so that it is accepted");
     assert_eq!(
         (read.city, read.reading_at, read.event, read.revision),
@@ -80,7 +87,7 @@ fn check_upsert(upsert: &Upsert<'_>) {
     );
 }
 
-fn check(decoded: Result<Upsert<'_>, Refusal>) -> Option<Refusal> {
+fn check_decoded(decoded: Result<Upsert<'_>, Refusal>) -> Option<Refusal> {
     match decoded {
         Ok(upsert) => {
             check_upsert(&upsert);
@@ -94,28 +101,28 @@ fn check(decoded: Result<Upsert<'_>, Refusal>) -> Option<Refusal> {
 }
 
 /// One record, as it is posted or lies in a topic, and the key of a tombstone.
-pub fn json(bytes: &[u8]) -> bool {
+pub fn fuzz_json(bytes: &[u8]) -> bool {
     let mut passed = false;
     for choice in 0..8 {
-        let mut decoder = RecordDecoder::new(settings(choice));
-        passed |= is_decodable(check(decoder.decode(bytes)).as_ref());
-        if let Ok(upsert) = decoder.decode_withdrawn(bytes) {
-            assert_eq!(upsert.event, Event::Withdrawal);
+        let mut decoder = JsonRecordDecoder::new(settings_for_choice(choice));
+        passed |= is_decodable(check_decoded(decoder.decode(bytes)).as_ref());
+        if let Ok(upsert) = decoder.decode_tombstone_key(bytes) {
+            assert_eq!(upsert.event, ReadingEvent::Withdrawal);
         }
     }
     passed
 }
 
-pub fn json_lines(bytes: &[u8]) -> bool {
+pub fn fuzz_json_lines(bytes: &[u8]) -> bool {
     let body = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
-    match is_one_record_a_line(bytes) {
-        true => text(bytes, body, 1, Format::Json),
+    match is_one_record_per_line(bytes) {
+        true => check_lines(bytes, body, 1, Format::Json),
         false => decode_all(bytes, Format::Json, &mut |_, _| ()).unwrap_or(false),
     }
 }
 
 /// A file with a header.
-pub fn csv(bytes: &[u8]) -> bool {
+pub fn fuzz_csv(bytes: &[u8]) -> bool {
     // The header is the first line that is not blank.
     let (mut header, mut first_line) = (0, 1);
     for line in bytes.split_inclusive(|byte| *byte == b'\n') {
@@ -127,12 +134,12 @@ pub fn csv(bytes: &[u8]) -> bool {
     }
     match bytes[..header].contains(&b'"') {
         true => decode_all(bytes, Format::Csv, &mut |_, _| ()).unwrap_or(false),
-        false => text(bytes, &bytes[header..], first_line, Format::Csv),
+        false => check_lines(bytes, &bytes[header..], first_line, Format::Csv),
     }
 }
 
 /// Lines of which each must be a record, blank, or the rest of one that was cut.
-fn text(bytes: &[u8], body: &[u8], first_line: u64, format: Format) -> bool {
+fn check_lines(bytes: &[u8], body: &[u8], first_line: u64, format: Format) -> bool {
     let (mut rest, mut line) = (body, first_line);
     let passed = decode_all(bytes, format, &mut |at, raw| {
         while line < at {
@@ -159,15 +166,16 @@ fn text(bytes: &[u8], body: &[u8], first_line: u64, format: Format) -> bool {
 }
 
 /// A file of dew points says so in its header.
-fn settings_of_file(bytes: &[u8]) -> DecodeSettings {
+fn settings_for_file(bytes: &[u8]) -> DecodeSettings {
     let has_dew_points = bytes.windows(9).take(100).any(|window| window == b"dew_point");
-    settings((bytes.len() as u8 & 3) | if has_dew_points { 4 } else { 0 })
+    settings_for_choice((bytes.len() as u8 & 3) | if has_dew_points { 4 } else { 0 })
 }
 
 /// Gives the line and the bytes of each record. If the file was read to its end: whether any of them had the format.
 fn decode_all(bytes: &[u8], format: Format, give: &mut dyn FnMut(u64, &[u8])) -> Option<bool> {
     let reader = Box::new(Cursor::new(bytes.to_vec()));
-    let Ok(mut decoder) = Decoder::from_reader(reader, format, Compression::None, settings_of_file(bytes))
+    let Ok(mut decoder) =
+        FileDecoder::from_reader(reader, format, Compression::None, settings_for_file(bytes))
     else {
         return None;
     };
@@ -175,7 +183,7 @@ fn decode_all(bytes: &[u8], format: Format, give: &mut dyn FnMut(u64, &[u8])) ->
     loop {
         match decoder.next() {
             Ok(None) => return Some(is_one_decodable),
-            Ok(Some(decoded)) => is_one_decodable |= is_decodable(check(decoded).as_ref()),
+            Ok(Some(decoded)) => is_one_decodable |= is_decodable(check_decoded(decoded).as_ref()),
             Err(error) => {
                 assert!(!error.to_string().is_empty());
                 assert!(decoder.next().is_ok_and(|next| next.is_none()), "nothing comes after an error");
@@ -187,15 +195,16 @@ fn decode_all(bytes: &[u8], format: Format, give: &mut dyn FnMut(u64, &[u8])) ->
     }
 }
 
-pub fn parquet(bytes: &[u8]) -> bool {
-    let (reader, settings) = (Box::new(Cursor::new(bytes.to_vec())), settings_of_file(&[]));
-    let Ok(mut decoder) = Decoder::from_reader(reader, Format::Parquet, Compression::None, settings) else {
+pub fn fuzz_parquet(bytes: &[u8]) -> bool {
+    let (reader, settings) = (Box::new(Cursor::new(bytes.to_vec())), settings_for_file(&[]));
+    let Ok(mut decoder) = FileDecoder::from_reader(reader, Format::Parquet, Compression::None, settings)
+    else {
         return false;
     };
     let mut rows = 0u64;
     while let Ok(Some(decoded)) = decoder.next() {
         rows += 1;
-        let refused = check(decoded).is_some();
+        let refused = check_decoded(decoded).is_some();
         assert_eq!(decoder.line(), rows, "each row is given once");
         if refused && rows < 100 {
             let raw = decoder.raw();
@@ -206,7 +215,7 @@ pub fn parquet(bytes: &[u8]) -> bool {
 }
 
 /// Of all fields in unions, nested and beside others: what a writer may make of a reading.
-const UNIONS: &str = r#"{"type":"record","name":"Sensor","fields":[
+const UNION_SCHEMA: &str = r#"{"type":"record","name":"Sensor","fields":[
     {"name":"note","type":["null","string",{"type":"map","values":{"type":"array","items":"long"}}]},
     {"name":"city","type":["string","bytes","int"]},
     {"name":"kind","type":{"type":"enum","name":"Kind","symbols":["a","b"]}},
@@ -219,21 +228,23 @@ const UNIONS: &str = r#"{"type":"record","name":"Sensor","fields":[
     {"name":"deleted","type":["boolean","null"]}]}"#;
 
 /// The first byte chooses the writer's schema, the rest is the datum.
-pub fn avro(bytes: &[u8]) -> bool {
+pub fn fuzz_avro(bytes: &[u8]) -> bool {
     let Some((choice, datum)) = bytes.split_first() else { return false };
-    let schema = if choice & 1 == 0 { READING_SCHEMA } else { UNIONS };
-    let Ok(mut decoder) = AvroDecoder::new(schema, settings(choice >> 1 & 3)) else { return false };
-    is_decodable(check(decoder.decode(datum)).as_ref())
+    let schema = if choice & 1 == 0 { READING_SCHEMA } else { UNION_SCHEMA };
+    let Ok(mut decoder) = AvroDecoder::new(schema, settings_for_choice(choice >> 1 & 3)) else {
+        return false;
+    };
+    is_decodable(check_decoded(decoder.decode(datum)).as_ref())
 }
 
 /// A writer's schema as a registry may give it, and data that fit it or not.
-pub fn avro_schema(bytes: &[u8]) -> bool {
+pub fn fuzz_avro_schema(bytes: &[u8]) -> bool {
     let Ok(schema) = std::str::from_utf8(bytes) else { return false };
     let references = [ROW_SCHEMA, CURRENT_SCHEMA];
-    match AvroDecoder::with_references(schema, &references, settings(bytes.len() as u8 & 3)) {
+    match AvroDecoder::with_references(schema, &references, settings_for_choice(bytes.len() as u8 & 3)) {
         Ok(mut decoder) => {
             for datum in [&[][..], &[0; 64], &[2; 64], &[0x80; 64], bytes] {
-                let _ = check(decoder.decode(datum));
+                let _ = check_decoded(decoder.decode(datum));
             }
             true
         }
@@ -245,7 +256,7 @@ pub fn avro_schema(bytes: &[u8]) -> bool {
 }
 
 /// A file or a variable of tokens. No message may hold a part of a line: it may be a secret.
-pub fn tokens(bytes: &[u8]) -> bool {
+pub fn fuzz_tokens(bytes: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(bytes) else { return false };
     match crate::config::tokens_from_variable(text) {
         Ok(tokens) => {

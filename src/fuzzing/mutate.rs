@@ -6,7 +6,7 @@ pub struct Mutator {
 }
 
 /// What decoders are known to trip over.
-const TOKENS: &[&[u8]] = &[
+const HOSTILE_TOKENS: &[&[u8]] = &[
     b"null",
     b"true",
     b"-0",
@@ -47,7 +47,7 @@ const TOKENS: &[&[u8]] = &[
     b"PAR1",
 ];
 
-const NUMBERS: &[&[u8]] = &[
+const HOSTILE_NUMBERS: &[&[u8]] = &[
     b"0",
     b"-1",
     b"1",
@@ -71,7 +71,7 @@ const NUMBERS: &[&[u8]] = &[
     b"65536",
 ];
 
-const TEXTS: &[&[u8]] = &[
+const HOSTILE_TEXTS: &[&[u8]] = &[
     b"", b"x", b"2025-02-29T24:00:00Z", b"9999-12-31T23:59:59Z", b"0000-01-01T00:00:00+23:59", b"2025-01-01T00:00:00",
     b"2025-06-30T23:59:60Z", b"city", b"reading_at", b"temperature", b"delete", b"upsert", "\u{202e}x".as_bytes(),
     "\u{10FFFF}".as_bytes(), b"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
@@ -82,7 +82,7 @@ impl Mutator {
         Mutator { state: seed }
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn next_u64(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let z = (self.state ^ (self.state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -91,7 +91,7 @@ impl Mutator {
 
     /// Below `limit`, which is not 0.
     pub fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit as u64) as usize
+        (self.next_u64() % limit as u64) as usize
     }
 
     fn one_of<'a>(&mut self, of: &[&'a [u8]]) -> &'a [u8] {
@@ -100,9 +100,9 @@ impl Mutator {
 
     /// One of the seeds with one to four changes. Of text, `is_text`, two of three changes are of a whole number or of what stands in
     /// quotes.
-    pub fn mutated(&mut self, seeds: &[Vec<u8>], is_text: bool) -> Vec<u8> {
+    pub fn mutate_seed(&mut self, seeds: &[Vec<u8>], is_text: bool) -> Vec<u8> {
         let mut bytes = seeds[self.below(seeds.len())].clone();
-        let changes = 1 + (self.next() & self.next() & 3) as usize;
+        let changes = 1 + (self.next_u64() & self.next_u64() & 3) as usize;
         for _ in 0..changes {
             if is_text && self.below(3) > 0 {
                 self.change_value(&mut bytes);
@@ -120,12 +120,12 @@ impl Mutator {
             let Some(start) = bytes[from..].iter().position(is_number).map(|at| from + at) else { return };
             let end =
                 bytes[start..].iter().position(|byte| !is_number(byte)).map_or(bytes.len(), |at| start + at);
-            let number = self.one_of(NUMBERS);
+            let number = self.one_of(HOSTILE_NUMBERS);
             bytes.splice(start..end, number.iter().copied());
         } else {
             let quotes: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at] == b'"').collect();
             if let Some(pair) = quotes.chunks_exact(2).nth(self.below(quotes.len() / 2 + 1)) {
-                let text = self.one_of(TEXTS);
+                let text = self.one_of(HOSTILE_TEXTS);
                 bytes.splice(pair[0] + 1..pair[1], text.iter().copied());
             }
         }
@@ -136,7 +136,7 @@ impl Mutator {
         let end = bytes.len().min(at + 1 + self.below(8));
         match self.below(8) {
             0 | 1 if at < bytes.len() => bytes[at] ^= 1 << self.below(8),
-            2 if at < bytes.len() => bytes[at] = self.next() as u8,
+            2 if at < bytes.len() => bytes[at] = self.next_u64() as u8,
             3 => drop(bytes.drain(at..end)),
             4 => {
                 let again = bytes[at..end].to_vec();
@@ -150,7 +150,7 @@ impl Mutator {
             }
             6 if self.below(4) == 0 => bytes.truncate(at),
             _ => {
-                let token = self.one_of(TOKENS);
+                let token = self.one_of(HOSTILE_TOKENS);
                 bytes.splice(at..at, token.iter().copied());
             }
         }

@@ -1,7 +1,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::mutate::Mutator;
-use super::{TARGETS, Target, seeds};
+use super::{FuzzTarget, TARGETS, seeds};
 
 /// How many of a hundred inputs a target gets: by how many come from outside, and by what one costs.
 fn share(target: &str) -> u64 {
@@ -16,14 +16,16 @@ fn input(mutator: &mut Mutator, target: &str, seeds: &[Vec<u8>]) -> Vec<u8> {
     let is_text = !matches!(target, "parquet" | "avro");
     // A manifest that was changed by a hand, or by another version, has its checksum; one that was damaged has not.
     if target == "manifest" && mutator.below(4) > 0 {
-        return seeds::manifest(&mutator.mutated(&[seeds::MANIFEST.as_bytes().to_vec()], true));
+        return seeds::manifest_with_checksum(
+            &mutator.mutate_seed(&[seeds::MANIFEST_JSON.as_bytes().to_vec()], true),
+        );
     }
-    mutator.mutated(seeds, is_text)
+    mutator.mutate_seed(seeds, is_text)
 }
 
 /// How many of the inputs passed the first stage. A panic is told with what it takes to have it again.
-fn try_mutated(target: &Target, inputs: u64, seed: u64) -> u64 {
-    let seeds = seeds::of(target.name);
+fn try_mutated(target: &FuzzTarget, inputs: u64, seed: u64) -> u64 {
+    let seeds = seeds::seeds_of(target.name);
     for seed in &seeds {
         assert!((target.run)(seed), "{}: a seed is valid: {:?}", target.name, String::from_utf8_lossy(seed));
     }
@@ -62,6 +64,6 @@ fn decoders_account_for_mutated_inputs() {
 }
 
 #[test]
-fn shares_are_of_a_hundred() {
+fn input_shares_sum_to_100() {
     assert_eq!(TARGETS.iter().map(|target| share(target.name)).sum::<u64>(), 100);
 }

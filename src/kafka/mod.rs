@@ -1,14 +1,14 @@
 //! What sources and sinks have in common of Kafka: how to reach a cluster, who a key belongs to, names of headers.
 
-pub mod identity;
-pub mod letters;
+pub mod broker_reminder;
+pub mod dead_letter_retry;
+pub mod dead_letter_topic;
+pub mod error_log;
 pub mod native;
 pub mod partitioner;
 pub mod properties;
-pub mod retry;
-pub mod silence;
-pub mod topics;
-pub mod trouble;
+pub mod topic_admin;
+pub mod topic_identity;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use rdkafka::{ClientConfig, ClientContext};
 
 /// A Kafka cluster as a client reaches it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Cluster {
+pub struct KafkaCluster {
     /// `host:port`, separated by commas.
     pub brokers: String,
     /// Of librdkafka, such as `security.protocol`. They come before our own settings, which win.
@@ -27,15 +27,15 @@ pub struct Cluster {
 }
 
 // Properties may hold passwords.
-impl std::fmt::Debug for Cluster {
+impl std::fmt::Debug for KafkaCluster {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cluster").field("brokers", &self.brokers).finish_non_exhaustive()
+        f.debug_struct("KafkaCluster").field("brokers", &self.brokers).finish_non_exhaustive()
     }
 }
 
-impl Cluster {
+impl KafkaCluster {
     /// The settings that every client of the cluster begins with.
-    pub fn client(&self) -> ClientConfig {
+    pub fn client_config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         // While a partition has no leader its clients may stop asking for one; librdkafka's own five minutes would be a long time.
         config.set("topic.metadata.refresh.interval.ms", "10000");
@@ -49,32 +49,32 @@ impl Cluster {
 
 /// How long a request may stay without an answer before it is made again: after an outage, librdkafka's own minute would add to it. A
 /// transaction limits those of its producer by itself.
-pub const ANSWER: &str = "10000";
+pub const REQUEST_TIMEOUT_MS: &str = "10000";
 
-impl Cluster {
+impl KafkaCluster {
     /// Those of a producer: topics say how large a record may be, not the client.
-    pub fn producer(&self) -> ClientConfig {
-        let mut config = self.client();
+    pub fn producer_config(&self) -> ClientConfig {
+        let mut config = self.client_config();
         config.set("message.max.bytes", "1000000000");
         config
     }
 }
 
 /// How long an introduction may take: what follows does without, and takes as long as it did.
-const INTRODUCTION: Duration = Duration::from_secs(1);
+const METADATA_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Has a new client learn who leads a topic, ahead of its first use. Else librdkafka looks half a second after that, for a leader to read
 /// from and for a broker that gives a producer its id.
-pub fn introduce<C: ClientContext>(client: &Client<C>, topic: &str) {
+pub fn prefetch_metadata<C: ClientContext>(client: &Client<C>, topic: &str) {
     // Whatever is wrong is said where the topic is used.
-    let _ = client.fetch_metadata(Some(topic), INTRODUCTION);
+    let _ = client.fetch_metadata(Some(topic), METADATA_TIMEOUT);
 }
 
 /// Headers of results: the epoch, in ms, at which the change became visible.
-pub const AS_OF: &str = "as_of";
+pub const AS_OF_HEADER: &str = "as_of";
 
 /// Headers of dead letters, and of those that are sent again.
-pub mod letter {
+pub mod dead_letter_headers {
     /// Where the record first stood: `topic/partition/offset`.
     pub const ORIGIN: &str = "swelter-origin";
     /// How often it was sent again: a number; 0 for a dead letter that never was.
@@ -92,12 +92,12 @@ pub mod letter {
 }
 
 /// The first and the second dead-letter topic of a topic.
-pub fn letter_topics(topic: &str) -> [String; 2] {
+pub fn dead_letter_topics(topic: &str) -> [String; 2] {
     [format!("{topic}.failed.1"), format!("{topic}.failed.2")]
 }
 
 /// What librdkafka says, in our log. Most of it is about connections that come and go, which clients get over by themselves.
-pub fn log(level: RDKafkaLogLevel, facility: &str, text: &str) {
+pub fn log_librdkafka(level: RDKafkaLogLevel, facility: &str, text: &str) {
     match level {
         RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
             tracing::error!(facility, "kafka: {text}");

@@ -13,7 +13,7 @@
 //! - records are reached through the pointer that librdkafka gave, since it writes to them when headers are first asked for.
 #![allow(unsafe_code)]
 
-mod coded;
+mod error_codes;
 mod log_queue;
 mod topic_ids;
 
@@ -33,7 +33,7 @@ use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
 use rdkafka::types::RDKafkaRespErr;
 
 pub use self::log_queue::LogQueue;
-pub use self::topic_ids::{TopicState, topic_ids, url_safe};
+pub use self::topic_ids::{TopicState, describe_topic_ids, url_safe_topic_id};
 
 /// `RD_KAFKA_RESP_ERR_NO_ERROR`.
 const NO_ERROR: c_int = 0;
@@ -44,7 +44,7 @@ fn error_code(code: c_int) -> RDKafkaErrorCode {
 }
 
 /// How many are taken at once. What they may hold in all is limited where the client's queue is: it had room for them.
-const BATCH: usize = 256;
+const FETCH_BATCH_RECORDS: usize = 256;
 
 /// Tells a client of brokers, `host:port` separated by commas, beside those that it knows.
 pub fn add_brokers<C: ClientContext>(client: &Client<C>, brokers: &str) {
@@ -60,7 +60,7 @@ pub fn high_watermark<C: ClientContext>(client: &Client<C>, topic: &str, partiti
     let (mut low, mut high) = (-1, -1);
     // SAFETY: the client is borrowed; the name is read and the numbers are written before the call returns.
     let code = unsafe {
-        coded::rd_kafka_get_watermark_offsets(
+        error_codes::rd_kafka_get_watermark_offsets(
             client.native_ptr(),
             name.as_ptr(),
             partition,
@@ -75,18 +75,18 @@ pub fn high_watermark<C: ClientContext>(client: &Client<C>, topic: &str, partiti
 pub struct RecordQueue<C: ConsumerContext + 'static> {
     queue: NonNull<native::rd_kafka_queue_t>,
     /// Taken from the queue; those before `next` are given back.
-    taken: [*mut native::rd_kafka_message_t; BATCH],
+    fetched: [*mut native::rd_kafka_message_t; FETCH_BATCH_RECORDS],
     next: usize,
     end: usize,
     /// Taken as well, and not given back yet.
-    given: Option<NonNull<native::rd_kafka_message_t>>,
+    retained: Option<NonNull<native::rd_kafka_message_t>>,
     /// Keeps the client, the queue's separation from that of all partitions, and who is woken.
     _split: PartitionQueue<C>,
 }
 
 /// A record as it was fetched.
 #[derive(Clone, Copy)]
-pub struct Record<'a> {
+pub struct FetchedRecord<'a> {
     /// No reference: librdkafka writes to what it points to.
     message: NonNull<native::rd_kafka_message_t>,
     queue: PhantomData<&'a ()>,
@@ -95,7 +95,7 @@ pub struct Record<'a> {
 impl<C: ConsumerContext + 'static> RecordQueue<C> {
     /// The queue of a partition, from now on apart from the consumer's. Whenever something comes into the empty queue, `woken` is
     /// called, by a thread of the client. None where there can be no such partition.
-    pub fn split(
+    pub fn split_from_consumer(
         consumer: &Arc<BaseConsumer<C>>,
         topic: &str,
         partition: i32,
@@ -111,24 +111,24 @@ impl<C: ConsumerContext + 'static> RecordQueue<C> {
         let queue = NonNull::new(queue)?;
         Some(RecordQueue {
             queue,
-            taken: [ptr::null_mut(); BATCH],
+            fetched: [ptr::null_mut(); FETCH_BATCH_RECORDS],
             next: 0,
             end: 0,
-            given: None,
+            retained: None,
             _split: split,
         })
     }
 
     /// Takes more where nothing is left of what was taken: whether something was.
-    pub fn take_more(&mut self) -> bool {
+    pub fn fetch_more(&mut self) -> bool {
         if self.next == self.end {
             // SAFETY: the array has room for as many. All that it had is given back.
             let count = unsafe {
                 native::rd_kafka_consume_batch_queue(
                     self.queue.as_ptr(),
                     0,
-                    self.taken.as_mut_ptr(),
-                    self.taken.len(),
+                    self.fetched.as_mut_ptr(),
+                    self.fetched.len(),
                 )
             };
             self.next = 0;
@@ -139,10 +139,10 @@ impl<C: ConsumerContext + 'static> RecordQueue<C> {
     }
 
     /// The first record of those that were taken, or what was met in its place; none where none is left.
-    pub fn first(&mut self) -> Option<KafkaResult<Record<'_>>> {
-        let message = NonNull::new(*self.taken[self.next..self.end].first()?)?;
-        let record = Record { message, queue: PhantomData };
-        Some(match record.code() {
+    pub fn first_record(&mut self) -> Option<KafkaResult<FetchedRecord<'_>>> {
+        let message = NonNull::new(*self.fetched[self.next..self.end].first()?)?;
+        let record = FetchedRecord { message, queue: PhantomData };
+        Some(match record.response_code() {
             NO_ERROR => Ok(record),
             code => Err(match error_code(code) {
                 RDKafkaErrorCode::PartitionEOF => KafkaError::PartitionEOF(record.partition()),
@@ -154,55 +154,55 @@ impl<C: ConsumerContext + 'static> RecordQueue<C> {
 
     /// Of the first one; of the end of the partition, where the client stands: behind marks of transactions.
     pub fn first_offset(&self) -> Option<u64> {
-        let message = NonNull::new(*self.taken[self.next..self.end].first()?)?;
-        u64::try_from(Record { message, queue: PhantomData }.offset()).ok()
+        let message = NonNull::new(*self.fetched[self.next..self.end].first()?)?;
+        u64::try_from(FetchedRecord { message, queue: PhantomData }.offset()).ok()
     }
 
     /// Lets go of the first, but keeps it as the last one that was given: [`RecordQueue::last_given`].
-    pub fn pop_given(&mut self) {
+    pub fn pop_and_retain(&mut self) {
         if self.next < self.end {
-            self.forget_given();
-            self.given = NonNull::new(self.taken[self.next]);
+            self.release_retained();
+            self.retained = NonNull::new(self.fetched[self.next]);
             self.next += 1;
         }
     }
 
     /// The record that [`RecordQueue::pop_given`] has kept.
-    pub fn last_given(&mut self) -> Option<Record<'_>> {
-        self.given.map(|message| Record { message, queue: PhantomData })
+    pub fn retained_record(&mut self) -> Option<FetchedRecord<'_>> {
+        self.retained.map(|message| FetchedRecord { message, queue: PhantomData })
     }
 
     /// Lets go of the one that was kept: it may hold all of the answer that it came in.
-    pub fn forget_given(&mut self) {
-        if let Some(message) = self.given.take() {
+    pub fn release_retained(&mut self) {
+        if let Some(message) = self.retained.take() {
             // SAFETY: it was taken, is given back once, and nothing borrows it.
             unsafe { native::rd_kafka_message_destroy(message.as_ptr()) };
         }
     }
 
     /// Lets go of the first.
-    pub fn pop(&mut self) {
+    pub fn release_first(&mut self) {
         if self.next < self.end {
             // SAFETY: it was taken, is given back once, and nothing borrows it.
-            unsafe { native::rd_kafka_message_destroy(self.taken[self.next]) };
+            unsafe { native::rd_kafka_message_destroy(self.fetched[self.next]) };
             self.next += 1;
         }
     }
 
     /// Lets go of all that was taken.
-    pub fn clear(&mut self) {
+    pub fn release_all(&mut self) {
         while self.next < self.end {
-            self.pop();
+            self.release_first();
         }
     }
 }
 
 impl<C: ConsumerContext + 'static> Drop for RecordQueue<C> {
     fn drop(&mut self) {
-        self.forget_given();
+        self.release_retained();
         // SAFETY: each is given back once; the client goes after them, with the fields.
         unsafe {
-            for message in &self.taken[self.next..self.end] {
+            for message in &self.fetched[self.next..self.end] {
                 native::rd_kafka_message_destroy(*message);
             }
             native::rd_kafka_queue_destroy(self.queue.as_ptr());
@@ -210,9 +210,9 @@ impl<C: ConsumerContext + 'static> Drop for RecordQueue<C> {
     }
 }
 
-impl<'a> Record<'a> {
+impl<'a> FetchedRecord<'a> {
     /// What stands in place of a record, if anything.
-    fn code(self) -> c_int {
+    fn response_code(self) -> c_int {
         // SAFETY: the queue has the record; the code is as wide as C's integer, and read as one.
         unsafe { (&raw const (*self.message.as_ptr()).err).cast::<c_int>().read() }
     }
@@ -230,13 +230,13 @@ impl<'a> Record<'a> {
     pub fn key(self) -> Option<&'a [u8]> {
         let message = self.message.as_ptr();
         // SAFETY: the client keeps so many bytes there as long as the record.
-        unsafe { bytes((*message).key, (*message).key_len) }
+        unsafe { slice_of((*message).key, (*message).key_len) }
     }
 
     pub fn value(self) -> Option<&'a [u8]> {
         let message = self.message.as_ptr();
         // SAFETY: as above.
-        unsafe { bytes((*message).payload, (*message).len) }
+        unsafe { slice_of((*message).payload, (*message).len) }
     }
 
     /// In ms since 1970; the producer's or the log's.
@@ -254,29 +254,34 @@ impl<'a> Record<'a> {
         (epoch >= 0).then_some(epoch)
     }
 
-    pub fn headers(self) -> Headers<'a> {
+    pub fn headers(self) -> FetchedHeaders<'a> {
         let mut headers = ptr::null_mut();
         // SAFETY: the client reads them at the first call and keeps them in the record, which nobody else has: a queue is of one
         // thread. Where there are none or they cannot be read, it says so and writes nothing.
-        let answer = unsafe { coded::rd_kafka_message_headers(self.message.as_ptr(), &raw mut headers) };
+        let answer =
+            unsafe { error_codes::rd_kafka_message_headers(self.message.as_ptr(), &raw mut headers) };
         let found = answer == NO_ERROR;
-        Headers { headers: found.then(|| NonNull::new(headers)).flatten(), next: 0, record: PhantomData }
+        FetchedHeaders {
+            headers: found.then(|| NonNull::new(headers)).flatten(),
+            next: 0,
+            record: PhantomData,
+        }
     }
 }
 
 /// The headers of a record in their order: names that are text, and values.
-pub struct Headers<'a> {
+pub struct FetchedHeaders<'a> {
     headers: Option<NonNull<native::rd_kafka_headers_t>>,
     next: usize,
-    record: PhantomData<Record<'a>>,
+    record: PhantomData<FetchedRecord<'a>>,
 }
 
-impl<'a> Iterator for Headers<'a> {
+impl<'a> Iterator for FetchedHeaders<'a> {
     type Item = (&'a str, Option<&'a [u8]>);
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            let (name, value) = self.at(self.next)?;
+            let (name, value) = self.header_at(self.next)?;
             self.next += 1;
             if let Ok(name) = name.to_str() {
                 return Some((name, value));
@@ -285,13 +290,13 @@ impl<'a> Iterator for Headers<'a> {
     }
 }
 
-impl<'a> Headers<'a> {
-    fn at(&self, number: usize) -> Option<(&'a CStr, Option<&'a [u8]>)> {
+impl<'a> FetchedHeaders<'a> {
+    fn header_at(&self, number: usize) -> Option<(&'a CStr, Option<&'a [u8]>)> {
         let headers = self.headers?;
         let (mut name, mut value, mut length) = (ptr::null(), ptr::null(), 0);
         // SAFETY: the record keeps the headers, whose names end with a zero; a number behind the last is answered with an error.
         unsafe {
-            let answer = coded::rd_kafka_header_get_all(
+            let answer = error_codes::rd_kafka_header_get_all(
                 headers.as_ptr(),
                 number,
                 &raw mut name,
@@ -301,7 +306,7 @@ impl<'a> Headers<'a> {
             if answer != NO_ERROR || name.is_null() {
                 return None;
             }
-            Some((CStr::from_ptr(name), bytes(value, length)))
+            Some((CStr::from_ptr(name), slice_of(value, length)))
         }
     }
 }
@@ -309,7 +314,7 @@ impl<'a> Headers<'a> {
 /// # Safety
 ///
 /// Where `start` is not null, so many bytes must stand there for `'a`.
-unsafe fn bytes<'a>(start: *const c_void, length: usize) -> Option<&'a [u8]> {
+unsafe fn slice_of<'a>(start: *const c_void, length: usize) -> Option<&'a [u8]> {
     // SAFETY: the caller's.
     (!start.is_null()).then(|| unsafe { std::slice::from_raw_parts(start.cast(), length) })
 }
@@ -334,7 +339,7 @@ impl Drop for TopicHandle {
 }
 
 /// What a record is made of; nothing of it need live longer than the call that it is for.
-pub struct NewRecord<'a, H> {
+pub struct ProducerRecord<'a, H> {
     /// The topic's number among those of the producer.
     pub topic: usize,
     pub partition: i32,
@@ -370,10 +375,10 @@ impl<C: ProducerContext<DeliveryOpaque = ()> + 'static> TopicProducer<C> {
     }
 
     /// Has all that is queued sent at once, whatever `linger.ms` says, and waits a while: whether nothing is under way any more.
-    pub fn flush(&self, wait: Duration) -> bool {
+    pub fn flush_within(&self, wait: Duration) -> bool {
         let wait = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
         // SAFETY: the client is there.
-        let answer = unsafe { coded::rd_kafka_flush(self.client.client().native_ptr(), wait) };
+        let answer = unsafe { error_codes::rd_kafka_flush(self.client.client().native_ptr(), wait) };
         let is_done = answer == NO_ERROR;
         if !is_done {
             // Reports of what has failed count as under way; without a wait, one of them would be heard of.
@@ -387,7 +392,7 @@ impl<C: ProducerContext<DeliveryOpaque = ()> + 'static> TopicProducer<C> {
     /// # Errors
     ///
     /// Where it was not queued, and why.
-    pub fn send<'a, H>(&self, record: &NewRecord<'a, H>) -> KafkaResult<()>
+    pub fn queue_record<'a, H>(&self, record: &ProducerRecord<'a, H>) -> KafkaResult<()>
     where
         H: Iterator<Item = (&'a str, &'a [u8])> + Clone,
     {
@@ -395,15 +400,15 @@ impl<C: ProducerContext<DeliveryOpaque = ()> + 'static> TopicProducer<C> {
         let Some(topic) = self.topics.get(record.topic) else {
             return Err(KafkaError::MessageProduction(RDKafkaErrorCode::UnknownTopic));
         };
-        let headers = OwnHeaders::new(record.headers.clone());
+        let headers = UnsentHeaders::new(record.headers.clone());
         let parts = [
-            part(Kind::RD_KAFKA_VTYPE_RKT, Value { rkt: topic.0.as_ptr() }),
-            part(Kind::RD_KAFKA_VTYPE_PARTITION, Value { i32_: record.partition }),
-            part(Kind::RD_KAFKA_VTYPE_MSGFLAGS, Value { i: native::RD_KAFKA_MSG_F_COPY }),
-            part(Kind::RD_KAFKA_VTYPE_TIMESTAMP, Value { i64_: record.timestamp }),
-            part(Kind::RD_KAFKA_VTYPE_KEY, Value { mem: memory(record.key) }),
-            part(Kind::RD_KAFKA_VTYPE_VALUE, Value { mem: memory(record.value) }),
-            part(Kind::RD_KAFKA_VTYPE_HEADERS, Value { headers: headers.0 }),
+            vu_part(Kind::RD_KAFKA_VTYPE_RKT, VuValue { rkt: topic.0.as_ptr() }),
+            vu_part(Kind::RD_KAFKA_VTYPE_PARTITION, VuValue { i32_: record.partition }),
+            vu_part(Kind::RD_KAFKA_VTYPE_MSGFLAGS, VuValue { i: native::RD_KAFKA_MSG_F_COPY }),
+            vu_part(Kind::RD_KAFKA_VTYPE_TIMESTAMP, VuValue { i64_: record.timestamp }),
+            vu_part(Kind::RD_KAFKA_VTYPE_KEY, VuValue { mem: vu_memory(record.key) }),
+            vu_part(Kind::RD_KAFKA_VTYPE_VALUE, VuValue { mem: vu_memory(record.value) }),
+            vu_part(Kind::RD_KAFKA_VTYPE_HEADERS, VuValue { headers: headers.0 }),
         ];
         // SAFETY: each part has the member of the union that its kind says; key and value are copied; the headers are the client's
         // where the call succeeds, and else remain ours.
@@ -414,20 +419,20 @@ impl<C: ProducerContext<DeliveryOpaque = ()> + 'static> TopicProducer<C> {
                 std::mem::forget(headers);
                 return Ok(());
             }
-            let code = error_code(coded::rd_kafka_error_code(error));
+            let code = error_code(error_codes::rd_kafka_error_code(error));
             native::rd_kafka_error_destroy(error);
             Err(KafkaError::MessageProduction(code))
         }
     }
 }
 
-type Value = native::rd_kafka_vu_s__bindgen_ty_1;
+type VuValue = native::rd_kafka_vu_s__bindgen_ty_1;
 
-fn part(vtype: native::rd_kafka_vtype_t, u: Value) -> native::rd_kafka_vu_t {
+fn vu_part(vtype: native::rd_kafka_vtype_t, u: VuValue) -> native::rd_kafka_vu_t {
     native::rd_kafka_vu_t { vtype, u }
 }
 
-fn memory(bytes: Option<&[u8]>) -> native::rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_1 {
+fn vu_memory(bytes: Option<&[u8]>) -> native::rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_1 {
     native::rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_1 {
         ptr: bytes.map_or(ptr::null_mut(), |bytes| bytes.as_ptr().cast_mut().cast()),
         size: bytes.map_or(0, <[u8]>::len),
@@ -435,13 +440,13 @@ fn memory(bytes: Option<&[u8]>) -> native::rd_kafka_vu_s__bindgen_ty_1__bindgen_
 }
 
 /// Headers of a record that is not queued yet.
-struct OwnHeaders(*mut native::rd_kafka_headers_t);
+struct UnsentHeaders(*mut native::rd_kafka_headers_t);
 
-impl OwnHeaders {
-    fn new<'a>(headers: impl Iterator<Item = (&'a str, &'a [u8])>) -> OwnHeaders {
+impl UnsentHeaders {
+    fn new<'a>(headers: impl Iterator<Item = (&'a str, &'a [u8])>) -> UnsentHeaders {
         // SAFETY: names and values are copied. It fails only for headers that are read-only.
         unsafe {
-            let made = OwnHeaders(native::rd_kafka_headers_new(1));
+            let made = UnsentHeaders(native::rd_kafka_headers_new(1));
             for (name, value) in headers {
                 native::rd_kafka_header_add(
                     made.0,
@@ -456,7 +461,7 @@ impl OwnHeaders {
     }
 }
 
-impl Drop for OwnHeaders {
+impl Drop for UnsentHeaders {
     fn drop(&mut self) {
         // SAFETY: ours as long as no record has them.
         unsafe { native::rd_kafka_headers_destroy(self.0) };
@@ -468,7 +473,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_that_the_bindings_do_not_know_are_unknown_errors() {
+    fn unknown_error_codes_become_unknown_error() {
         assert_eq!(error_code(3), RDKafkaErrorCode::UnknownTopicOrPartition);
         assert_eq!(error_code(-191), RDKafkaErrorCode::PartitionEOF);
         for unknown in [999, -999, i32::MAX, i32::MIN] {
@@ -478,13 +483,16 @@ mod tests {
 
     /// A record is given with whatever code librdkafka has for it, also one that is newer than its bindings.
     #[test]
-    fn a_record_with_an_unknown_code_is_read_as_an_error() {
+    fn record_with_unknown_error_code_is_an_error() {
         let mut message = std::mem::MaybeUninit::<native::rd_kafka_message_t>::zeroed();
         // SAFETY: the field is within the message, and is written and read as an integer.
         unsafe { (&raw mut (*message.as_mut_ptr()).err).cast::<c_int>().write(12_345) };
         let message = NonNull::new(message.as_mut_ptr()).unwrap();
-        let record = Record { message, queue: PhantomData };
-        assert_eq!((record.code(), error_code(record.code())), (12_345, RDKafkaErrorCode::Unknown));
+        let record = FetchedRecord { message, queue: PhantomData };
+        assert_eq!(
+            (record.response_code(), error_code(record.response_code())),
+            (12_345, RDKafkaErrorCode::Unknown)
+        );
         assert_eq!((record.offset(), record.key(), record.value()), (0, None, None));
     }
 }

@@ -24,13 +24,13 @@ impl Partitioner {
         }
     }
 
-    pub fn by_name(name: &str) -> Option<Partitioner> {
+    pub fn from_name(name: &str) -> Option<Partitioner> {
         Partitioner::ALL.into_iter().find(|partitioner| partitioner.name() == name)
     }
 }
 
 /// The partition of a key: murmur2 without its sign, modulo the partitions. librdkafka calls it `murmur2`.
-pub fn partition_of(key: &[u8], partitions: u32) -> u32 {
+pub fn partition_for_key(key: &[u8], partitions: u32) -> u32 {
     (murmur2(key) & 0x7FFF_FFFF) % partitions.max(1)
 }
 
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hashes_are_those_of_kafka() {
+    fn murmur2_hashes_match_kafka() {
         // From the tests of Kafka's own Utils.murmur2.
         for (key, hash) in [
             ("21", -973_932_308i32),
@@ -73,6 +73,6 @@ mod tests {
         ] {
             assert_eq!(murmur2(key.as_bytes()) as i32, hash, "{key}");
         }
-        assert_eq!(partition_of(b"21", 1000), (-973_932_308i32 as u32 & 0x7FFF_FFFF) % 1000);
+        assert_eq!(partition_for_key(b"21", 1000), (-973_932_308i32 as u32 & 0x7FFF_FFFF) % 1000);
     }
 }

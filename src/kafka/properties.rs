@@ -4,7 +4,7 @@ use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 
 /// Those that decide what is read, written and committed.
-const OURS: [&str; 19] = [
+const RESERVED_PROPERTIES: [&str; 19] = [
     "acks",
     "allow.auto.create.topics",
     "auto.offset.reset",
@@ -27,8 +27,8 @@ const OURS: [&str; 19] = [
 ];
 
 /// Why a property cannot be set, without its value, which may be a secret.
-pub fn check(name: &str, value: &str) -> Result<(), String> {
-    if OURS.contains(&name) {
+pub fn check_property(name: &str, value: &str) -> Result<(), String> {
+    if RESERVED_PROPERTIES.contains(&name) {
         let instead = match name {
             "bootstrap.servers" | "metadata.broker.list" => ": write brokers",
             "group.id" => ": write group",
@@ -40,7 +40,7 @@ pub fn check(name: &str, value: &str) -> Result<(), String> {
     }
     match ClientConfig::new().set(name, value).create_native_config() {
         Ok(_) => Ok(()),
-        Err(KafkaError::ClientConfig(_, _, name, _)) if is_secret(&name) => {
+        Err(KafkaError::ClientConfig(_, _, name, _)) if is_secret_property(&name) => {
             Err("is not a property of librdkafka, or cannot have this value".into())
         }
         Err(KafkaError::ClientConfig(_, problem, ..)) => Err(format!("is refused by librdkafka: {problem}")),
@@ -49,7 +49,7 @@ pub fn check(name: &str, value: &str) -> Result<(), String> {
 }
 
 /// Whether the value of a property must not be shown.
-pub fn is_secret(name: &str) -> bool {
+pub fn is_secret_property(name: &str) -> bool {
     ["password", "passphrase", "secret", "oauthbearer.config", "key.pem"]
         .iter()
         .any(|part| name.contains(part))
@@ -60,24 +60,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn properties_are_those_of_librdkafka_and_not_ours() {
-        assert_eq!(check("security.protocol", "SASL_PLAINTEXT"), Ok(()));
-        assert_eq!(check("sasl.password", "x"), Ok(()));
+    fn user_properties_must_exist_and_not_be_managed() {
+        assert_eq!(check_property("security.protocol", "SASL_PLAINTEXT"), Ok(()));
+        assert_eq!(check_property("sasl.password", "x"), Ok(()));
         for (name, value, problem) in [
             ("enable.idempotence", "false", "is set by swelter itself, since"),
             ("bootstrap.servers", "a:1", "is set by swelter itself: write brokers"),
             ("security.protocl", "SSL", "is refused by librdkafka: No such configuration property"),
             ("security.protocol", "TLS", "is refused by librdkafka: Invalid value"),
         ] {
-            let error = check(name, value).unwrap_err();
+            let error = check_property(name, value).unwrap_err();
             assert!(error.starts_with(problem), "{name}: {error}");
         }
-        assert!(!check("sasl.passwords", "hunter2").unwrap_err().contains("hunter2"));
+        assert!(!check_property("sasl.passwords", "hunter2").unwrap_err().contains("hunter2"));
     }
 
     #[test]
-    fn our_properties_exist() {
-        for name in OURS {
+    fn managed_properties_exist_in_librdkafka() {
+        for name in RESERVED_PROPERTIES {
             let problem = match ClientConfig::new().set(name, "?").create_native_config() {
                 Err(KafkaError::ClientConfig(_, problem, ..)) => problem,
                 _ => String::new(),
@@ -87,10 +87,10 @@ mod tests {
     }
 
     #[test]
-    fn secrets_are_known_by_name() {
+    fn secret_properties_are_recognized_by_name() {
         for name in ["sasl.password", "ssl.key.password", "ssl.key.pem", "sasl.oauthbearer.client.secret"] {
-            assert!(is_secret(name), "{name}");
+            assert!(is_secret_property(name), "{name}");
         }
-        assert!(!is_secret("sasl.username") && !is_secret("ssl.ca.location"));
+        assert!(!is_secret_property("sasl.username") && !is_secret_property("ssl.ca.location"));
     }
 }

@@ -4,7 +4,7 @@ use std::hash::BuildHasher;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Event, EventTime, Revision};
+use super::{EventTime, ReadingEvent, Revision};
 
 /// How a source names a city to the dataflow: by a dense number of its own, so that a reading carries no string. The
 /// worker that owns the city learns the name once, from a [`CityName`].
@@ -27,7 +27,7 @@ impl CityKey {
 
 /// Introduces a city to its owner. It is sent at the epoch of the city's first arrival, or before.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct CityName {
+pub struct CityIntroduction {
     pub key: CityKey,
     pub name: Box<str>,
 }
@@ -37,7 +37,7 @@ pub struct CityName {
 pub struct Arrival {
     pub city: CityKey,
     pub reading_at: EventTime,
-    pub event: Event,
+    pub event: ReadingEvent,
     pub revision: Option<Revision>,
     /// Where the source finds this arrival again; it comes back in the [`Outcome`] and means nothing in between.
     pub position: u64,
@@ -65,11 +65,11 @@ pub enum OutcomeKind {
 
 /// What became of the arrival at `position`; the last one of a key that inserted or corrected is its winner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Outcome {
+pub struct ArrivalOutcome {
     pub city: super::CityId,
     pub reading_at: EventTime,
     pub position: u64,
     /// What the arrival brought: so whoever wants the measurements of the winners need not keep the log to look them up.
-    pub event: Event,
+    pub event: ReadingEvent,
     pub kind: OutcomeKind,
 }

@@ -14,16 +14,17 @@ use std::sync::Arc;
 
 pub use self::layout::BLOCK_READINGS;
 use self::layout::{
-    CATEGORIES, FIRST, FIRST_CATEGORY, FIRST_PRESENT, FIRST_REVISION, FIRST_VALUE, FLAGS, HAS_REVISIONS,
-    HEADER, HEADER_WITH_REVISIONS, LAST, LEN, Layout, PAD, PEAK, PRESENT, REVISION_STRIDE, REVISIONS,
-    SECONDS, STRIDE, SUM, TIMES, VALUES, bitmap_bytes, bits_at, unzigzag,
+    CATEGORIES, ColumnLayout, FIRST_CATEGORY, FIRST_HAS_REVISION, FIRST_MILLIS, FIRST_REVISION, FIRST_VALUE,
+    FLAGS, HAS_REVISIONS, HEADER_BYTES, HEADER_WITH_REVISIONS_BYTES, LAST_MILLIS, LEN, PADDING_BYTES, PEAK,
+    REVISION_PRESENCE, REVISION_STRIDE, REVISIONS, STRIDE, SUM, TIMES, TIMES_IN_SECONDS, VALUES,
+    bitmap_bytes, unzigzag, word_at_bit,
 };
-use self::pack::{Writer, pack_revisions, pack_times, pack_values};
+use self::pack::{ColumnWriter, pack_revisions, pack_times, pack_values};
 use super::{Category, EventTime, HeatIndex, Revision};
 
 /// What is held of a reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HeldReading {
+pub struct StoredReading {
     pub reading_at: EventTime,
     pub heat_index: HeatIndex,
     pub category: Category,
@@ -40,9 +41,9 @@ pub struct Block {
 
 impl Block {
     /// Packs readings in order of time, at most [`BLOCK_READINGS`].
-    pub fn pack(readings: &[HeldReading]) -> Block {
+    pub fn pack(readings: &[StoredReading]) -> Block {
         let revisions = readings.iter().any(|reading| reading.revision.is_some());
-        Block::build(
+        Block::pack_with(
             readings.len(),
             |i| readings[i].reading_at.millis(),
             |i| (readings[i].heat_index.micros(), readings[i].category),
@@ -53,16 +54,16 @@ impl Block {
     /// [`Block::pack`] of readings that are held some other way: by index their times, heat indexes with categories, and, where
     /// there are any, revisions.
     #[inline]
-    pub fn build(
+    pub fn pack_with(
         len: usize,
         millis: impl Fn(usize) -> i64,
         value: impl Fn(usize) -> (i64, Category),
         revision: Option<impl Fn(usize) -> Option<Revision>>,
     ) -> Block {
         assert!(len <= BLOCK_READINGS, "a block holds at most {BLOCK_READINGS} readings");
-        let mut header = [0; HEADER_WITH_REVISIONS];
+        let mut header = [0; HEADER_WITH_REVISIONS_BYTES];
         header[LEN] = len as u8;
-        let mut columns = Writer::new();
+        let mut columns = ColumnWriter::new();
         if len > 0 {
             pack_times(len, millis, &mut header, &mut columns);
             pack_values(len, value, &mut header, &mut columns);
@@ -70,13 +71,13 @@ impl Block {
             header[PEAK..PEAK + 8].copy_from_slice(&i64::MIN.to_le_bytes());
         }
         let header = match revision.filter(|_| len > 0) {
-            None => &header[..HEADER],
+            None => &header[..HEADER_BYTES],
             Some(revision) => {
                 pack_revisions(len, revision, &mut header, &mut columns);
                 &header[..]
             }
         };
-        let parts = [header, columns.packed(), &[0; PAD]];
+        let parts = [header, columns.written_bytes(), &[0; PADDING_BYTES]];
         Block { bytes: parts.concat().into() }
     }
 
@@ -90,32 +91,32 @@ impl Block {
 
     /// The time of the first reading, ms since 1970.
     pub fn first_millis(&self) -> i64 {
-        self.long(FIRST)
+        self.read_i64(FIRST_MILLIS)
     }
 
     /// The time of the last reading, ms since 1970.
     pub fn last_millis(&self) -> i64 {
-        self.long(LAST)
+        self.read_i64(LAST_MILLIS)
     }
 
     /// The time of the first reading, if there is any.
-    pub fn first(&self) -> Option<EventTime> {
+    pub fn first_reading_at(&self) -> Option<EventTime> {
         EventTime::from_millis(self.first_millis()).filter(|_| !self.is_empty())
     }
 
     /// The time of the last reading, if there is any.
-    pub fn last(&self) -> Option<EventTime> {
+    pub fn last_reading_at(&self) -> Option<EventTime> {
         EventTime::from_millis(self.last_millis()).filter(|_| !self.is_empty())
     }
 
     /// Of all heat indexes, 1e-6 °F.
     pub fn sum(&self) -> i64 {
-        self.long(SUM)
+        self.read_i64(SUM)
     }
 
     /// The greatest heat index, 1e-6 °F; `i64::MIN` of none.
     pub fn peak(&self) -> i64 {
-        self.long(PEAK)
+        self.read_i64(PEAK)
     }
 
     /// Whether any reading has a revision.
@@ -124,38 +125,40 @@ impl Block {
     }
 
     /// Whether all times are whole seconds.
-    pub fn whole_seconds(&self) -> bool {
-        self.unit() == 1000 && self.first_millis() % 1000 == 0
+    pub fn has_whole_seconds(&self) -> bool {
+        self.tick_ms() == 1000 && self.first_millis() % 1000 == 0
     }
 
     /// Bytes of memory.
-    pub fn bytes(&self) -> usize {
+    pub fn memory_bytes(&self) -> usize {
         // Before the bytes are the counters of an Arc.
         2 * size_of::<usize>() + self.bytes.len()
     }
 
     /// Whether this is the same block in the same place of memory.
-    pub fn is(&self, other: &Block) -> bool {
+    pub fn ptr_eq(&self, other: &Block) -> bool {
         Arc::ptr_eq(&self.bytes, &other.bytes)
     }
 
     /// Appends the readings to `out`.
-    pub fn unpack(&self, out: &mut Vec<HeldReading>) {
+    pub fn unpack(&self, out: &mut Vec<StoredReading>) {
         let from = out.len();
         let base = self.first_millis();
-        self.offsets(|_, offset| {
+        self.for_each_offset(|_, offset| {
             // Times come from event times.
             let reading_at = EventTime::from_millis(base + offset).unwrap_or_default();
             let (heat_index, category) = (HeatIndex::default(), Category::None);
-            out.push(HeldReading { reading_at, heat_index, category, revision: None });
+            out.push(StoredReading { reading_at, heat_index, category, revision: None });
         });
         let unpacked = &mut out[from..];
-        self.values(unpacked.len(), |i, micros| unpacked[i].heat_index = HeatIndex::from_micros(micros));
-        self.categories(|i, category| unpacked[i].category = category);
-        self.revisions(|i, revision| unpacked[i].revision = revision);
+        self.for_each_value(unpacked.len(), |i, micros| {
+            unpacked[i].heat_index = HeatIndex::from_micros(micros)
+        });
+        self.for_each_category(|i, category| unpacked[i].category = category);
+        self.for_each_revision(|i, revision| unpacked[i].revision = revision);
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = HeldReading> + use<> {
+    pub fn iter(&self) -> impl Iterator<Item = StoredReading> + use<> {
         let mut readings = Vec::with_capacity(self.len());
         self.unpack(&mut readings);
         readings.into_iter()
@@ -163,13 +166,13 @@ impl Block {
 
     /// Gives `each` index and time of every reading, in ms behind the first.
     #[inline(always)]
-    pub fn offsets(&self, mut each: impl FnMut(usize, i64)) {
-        let (unit, stride) = (self.unit(), i64::from(self.stride()));
+    pub fn for_each_offset(&self, mut each: impl FnMut(usize, i64)) {
+        let (unit, stride) = (self.tick_ms(), i64::from(self.stride()));
         let mut offset = 0;
         if !self.is_empty() {
             each(0, 0);
         }
-        self.column(TIMES, self.len(), |i, code| {
+        self.for_each_code(TIMES, self.len(), |i, code| {
             offset += (stride + unzigzag(code)) * unit;
             each(i, offset);
         });
@@ -177,12 +180,12 @@ impl Block {
 
     /// Gives `each` index and heat index (1e-6 °F) of the first `count` readings.
     #[inline(always)]
-    pub fn values(&self, count: usize, mut each: impl FnMut(usize, i64)) {
-        let mut micros = self.long(FIRST_VALUE);
+    pub fn for_each_value(&self, count: usize, mut each: impl FnMut(usize, i64)) {
+        let mut micros = self.read_i64(FIRST_VALUE);
         if count > 0 && !self.is_empty() {
             each(0, micros);
         }
-        self.column(VALUES, count, |i, code| {
+        self.for_each_code(VALUES, count, |i, code| {
             micros = micros.wrapping_add(unzigzag(code));
             each(i, micros);
         });
@@ -190,33 +193,33 @@ impl Block {
 
     /// Gives `each` index and category of every reading.
     #[inline(always)]
-    pub fn categories(&self, mut each: impl FnMut(usize, Category)) {
+    pub fn for_each_category(&self, mut each: impl FnMut(usize, Category)) {
         let mut code = i64::from(self.bytes[FIRST_CATEGORY]);
         if !self.is_empty() {
-            each(0, category(code));
+            each(0, category_from_code(code));
         }
-        self.column(CATEGORIES, self.len(), |i, by| {
+        self.for_each_code(CATEGORIES, self.len(), |i, by| {
             code += unzigzag(by);
-            each(i, category(code));
+            each(i, category_from_code(code));
         });
     }
 
     /// Gives `each` index and revision of every reading, if any has one.
     #[inline]
-    pub fn revisions(&self, mut each: impl FnMut(usize, Option<Revision>)) {
+    pub fn for_each_revision(&self, mut each: impl FnMut(usize, Option<Revision>)) {
         if !self.has_revisions() {
             return;
         }
         let mut present = [false; BLOCK_READINGS];
-        present[0] = self.bytes[FLAGS] & FIRST_PRESENT != 0;
+        present[0] = self.bytes[FLAGS] & FIRST_HAS_REVISION != 0;
         let mut before = i64::from(present[0]);
-        self.column(PRESENT, self.len(), |i, by| {
+        self.for_each_code(REVISION_PRESENCE, self.len(), |i, by| {
             before += unzigzag(by);
             present[i] = before != 0;
         });
-        let (mut number, stride) = (self.long(FIRST_REVISION), self.long(REVISION_STRIDE));
+        let (mut number, stride) = (self.read_i64(FIRST_REVISION), self.read_i64(REVISION_STRIDE));
         each(0, present[0].then(|| Revision::new(number)).flatten());
-        self.column(REVISIONS, self.len(), |i, code| {
+        self.for_each_code(REVISIONS, self.len(), |i, code| {
             number = number.wrapping_add(stride).wrapping_add(unzigzag(code));
             each(i, present[i].then(|| Revision::new(number)).flatten());
         });
@@ -229,22 +232,22 @@ impl Block {
             return 0;
         }
         if self.bytes[TIMES] == 0 {
-            let step = i64::from(self.stride()) * self.unit();
+            let step = i64::from(self.stride()) * self.tick_ms();
             let at = if step == 0 { 1 } else { (behind / step + i64::from(behind % step != 0)).max(1) };
             return at.min(self.len() as i64) as usize;
         }
         let mut before = 0;
-        self.offsets(|_, offset| before += usize::from(offset < behind));
+        self.for_each_offset(|_, offset| before += usize::from(offset < behind));
         before
     }
 
     /// The time of a reading, ms since 1970.
-    pub fn millis(&self, reading: usize) -> i64 {
+    pub fn millis_at(&self, reading: usize) -> i64 {
         if self.bytes[TIMES] == 0 {
-            return self.first_millis() + reading as i64 * i64::from(self.stride()) * self.unit();
+            return self.first_millis() + reading as i64 * i64::from(self.stride()) * self.tick_ms();
         }
         let mut millis = self.first_millis();
-        self.offsets(|i, offset| {
+        self.for_each_offset(|i, offset| {
             if i == reading {
                 millis = self.first_millis() + offset;
             }
@@ -253,28 +256,28 @@ impl Block {
     }
 
     /// Heat index and category of a reading; there must be so many.
-    pub fn value(&self, reading: usize) -> (HeatIndex, Category) {
+    pub fn value_at(&self, reading: usize) -> (HeatIndex, Category) {
         let (mut micros, mut category) = (0, Category::None);
-        self.values(reading + 1, |_, value| micros = value);
-        self.categories(|i, value| category = if i == reading { value } else { category });
+        self.for_each_value(reading + 1, |_, value| micros = value);
+        self.for_each_category(|i, value| category = if i == reading { value } else { category });
         (HeatIndex::from_micros(micros), category)
     }
 
-    fn unit(&self) -> i64 {
-        if self.bytes[FLAGS] & SECONDS != 0 { 1000 } else { 1 }
+    fn tick_ms(&self) -> i64 {
+        if self.bytes[FLAGS] & TIMES_IN_SECONDS != 0 { 1000 } else { 1 }
     }
 
     fn stride(&self) -> u32 {
-        u32::from_le_bytes(self.array(STRIDE))
+        u32::from_le_bytes(self.read_array(STRIDE))
     }
 
     #[inline(always)]
-    fn long(&self, at: usize) -> i64 {
-        i64::from_le_bytes(self.array(at))
+    fn read_i64(&self, at: usize) -> i64 {
+        i64::from_le_bytes(self.read_array(at))
     }
 
     #[inline(always)]
-    fn array<const N: usize>(&self, at: usize) -> [u8; N] {
+    fn read_array<const N: usize>(&self, at: usize) -> [u8; N] {
         let mut array = [0; N];
         array.copy_from_slice(&self.bytes[at..at + N]);
         array
@@ -282,22 +285,22 @@ impl Block {
 
     /// Gives `each` the codes of a column, for the readings 1 to before `count`.
     #[inline(always)]
-    fn column(&self, column: usize, count: usize, mut each: impl FnMut(usize, u64)) {
+    fn for_each_code(&self, column: usize, count: usize, mut each: impl FnMut(usize, u64)) {
         let len = self.len();
         let count = count.min(len);
-        let mut start = if self.has_revisions() { HEADER_WITH_REVISIONS } else { HEADER };
+        let mut start = if self.has_revisions() { HEADER_WITH_REVISIONS_BYTES } else { HEADER_BYTES };
         // No block has more bits set in a bitmap than it has differences: `bytes` tells the size of a column.
         for before in TIMES..column {
             start += self.column_bytes(before, start);
         }
-        let layout = Layout(self.bytes[column]);
+        let layout = ColumnLayout(self.bytes[column]);
         let (width, mask) = (layout.width(), layout.mask());
         if width == 0 {
             (1..count).for_each(|i| each(i, 0));
         } else if !layout.is_sparse() {
             let packed = &self.bytes[start..];
             for i in 1..count {
-                each(i, bits_at(packed, (i - 1) * width) & mask);
+                each(i, word_at_bit(packed, (i - 1) * width) & mask);
             }
         } else {
             let mut map = self.bitmap(start);
@@ -305,7 +308,7 @@ impl Block {
             let mut at = 0;
             for i in 1..count {
                 let set = map as u64 & 1;
-                each(i, bits_at(packed, at) & mask & set.wrapping_neg());
+                each(i, word_at_bit(packed, at) & mask & set.wrapping_neg());
                 at += width & (set as usize).wrapping_neg();
                 map >>= 1;
             }
@@ -313,7 +316,7 @@ impl Block {
     }
 
     fn column_bytes(&self, column: usize, start: usize) -> usize {
-        let (layout, len) = (Layout(self.bytes[column]), self.len());
+        let (layout, len) = (ColumnLayout(self.bytes[column]), self.len());
         match layout.is_sparse() {
             _ if layout.width() == 0 => 0,
             false => ((len - 1) * layout.width()).div_ceil(8),
@@ -333,7 +336,7 @@ impl Block {
 }
 
 #[inline(always)]
-fn category(code: i64) -> Category {
+fn category_from_code(code: i64) -> Category {
     match code {
         0 => Category::None,
         1 => Category::Caution,

@@ -48,7 +48,7 @@ impl CityNames {
 pub struct Row {
     sum: i64,
     /// From the top: 32 bits of heat index, 3 of category, [`COUNT_BITS`] of count, which is never 0.
-    rest: NonZeroU64,
+    packed: NonZeroU64,
 }
 
 const COUNT_BITS: u32 = 29;
@@ -68,18 +68,18 @@ impl Row {
         let count = NonZeroU32::new(count).filter(|count| count.get() <= Self::MAX_COUNT);
         let count = count.expect("a window holds the reading itself, and at most 536,870,911 readings");
         let above = u64::from(heat_index.to_compact()) << 32 | (category as u64) << COUNT_BITS;
-        Row { sum, rest: NonZeroU64::from(count) | above }
+        Row { sum, packed: NonZeroU64::from(count) | above }
     }
 
     /// Of the reading itself.
     #[inline(always)]
     pub fn heat_index(&self) -> HeatIndex {
-        HeatIndex::from_compact((self.rest.get() >> 32) as u32)
+        HeatIndex::from_compact((self.packed.get() >> 32) as u32)
     }
 
     #[inline(always)]
     pub fn category(&self) -> Category {
-        Category::ALL[((self.rest.get() >> COUNT_BITS & 7) as usize).min(4)]
+        Category::ALL[((self.packed.get() >> COUNT_BITS & 7) as usize).min(4)]
     }
 
     /// The sum of the heat indexes of the window, 1e-6 °F.
@@ -91,7 +91,7 @@ impl Row {
     /// How many readings are in the window: at least 1.
     #[inline(always)]
     pub fn count(&self) -> u32 {
-        self.rest.get() as u32 & Self::MAX_COUNT
+        self.packed.get() as u32 & Self::MAX_COUNT
     }
 
     /// The mean heat index of the window, °F.
@@ -113,7 +113,7 @@ impl fmt::Debug for Row {
 
 /// What an epoch did to the row of one key; `before` and `after` differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Change {
+pub struct RowChange {
     pub city: CityId,
     pub reading_at: EventTime,
     pub before: Option<Row>,
@@ -123,7 +123,7 @@ pub struct Change {
 /// All that one worker has to say of the epochs in `lower..upper`: final, because the frontier has passed `upper`. The
 /// changes come in pieces, each of one epoch, in the order of epochs; of row or day changes, a key has at most one an epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Batch<C = Change> {
+pub struct Batch<C = RowChange> {
     pub lower: u64,
     /// The first epoch that is not yet complete; at the end of the input, [`u64::MAX`].
     pub upper: u64,
@@ -178,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_keeps_its_values_in_two_words() {
+    fn row_packs_values_into_16_bytes() {
         assert_eq!((size_of::<Row>(), size_of::<Option<Row>>()), (16, 16));
         for heat_index in [HeatIndex::MIN, HeatIndex::default(), HeatIndex::MAX] {
             for category in Category::ALL {

@@ -7,7 +7,7 @@ pub fn wall_clock_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let clock = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
     #[cfg(debug_assertions)]
-    let clock = clock.saturating_add_signed(fault::offset_ms());
+    let clock = clock.saturating_add_signed(test_offset::offset_ms());
     clock
 }
 
@@ -30,18 +30,19 @@ pub fn boot_id() -> String {
 /// Where tests put the clock of a process forward or back: at its start, or by a file that is read at each look. Builds without debug
 /// assertions have neither.
 #[cfg(debug_assertions)]
-mod fault {
+mod test_offset {
     use std::env::{var, var_os};
     use std::ffi::OsString;
     use std::sync::LazyLock;
 
-    static AT_THE_START: LazyLock<i64> =
+    static START_OFFSET_MS: LazyLock<i64> =
         LazyLock::new(|| var("SWELTER_TEST_CLOCK_OFFSET_MS").map_or(0, |text| text.parse().unwrap_or(0)));
-    static FILE: LazyLock<Option<OsString>> = LazyLock::new(|| var_os("SWELTER_TEST_CLOCK_OFFSET_FILE"));
+    static OFFSET_FILE: LazyLock<Option<OsString>> =
+        LazyLock::new(|| var_os("SWELTER_TEST_CLOCK_OFFSET_FILE"));
 
     pub fn offset_ms() -> i64 {
-        let Some(file) = &*FILE else { return *AT_THE_START };
+        let Some(file) = &*OFFSET_FILE else { return *START_OFFSET_MS };
         let text = std::fs::read_to_string(file).unwrap_or_default();
-        text.trim().parse().unwrap_or(*AT_THE_START)
+        text.trim().parse().unwrap_or(*START_OFFSET_MS)
     }
 }

@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn categories_begin_at_their_threshold() {
+    fn categories_include_lower_threshold() {
         for (micros, category) in [
             (79_999_999, Category::None),
             (80_000_000, Category::Caution),
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn quotients_are_rounded_once_however_large() {
+    fn quotients_of_any_size_are_rounded_once() {
         for (sum, count) in
             [(1 << 53, 7), (-(1 << 53), 3), ((1 << 53) - 1, 86_400), (9_000_000_000_000_001, u32::MAX)]
         {

@@ -12,7 +12,7 @@ use crate::panics::locks::SharedRwLock;
 
 /// A partition of one of a run's logs: dense numbers over all sources, in the order of the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Slot(pub u16);
+pub struct PartitionIndex(pub u16);
 
 /// A partition as people name it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -24,24 +24,24 @@ pub struct PartitionName {
 
 /// The partitions of a run, by slot. More can come while it runs, none goes.
 #[derive(Clone, Debug, Default)]
-pub struct Slots(Arc<SharedRwLock<Vec<PartitionName>>>);
+pub struct PartitionTable(Arc<SharedRwLock<Vec<PartitionName>>>);
 
-impl Slots {
-    pub fn new(names: Vec<PartitionName>) -> Slots {
-        Slots(Arc::new(SharedRwLock::new(names)))
+impl PartitionTable {
+    pub fn new(names: Vec<PartitionName>) -> PartitionTable {
+        PartitionTable(Arc::new(SharedRwLock::new(names)))
     }
 
-    pub fn push(&self, name: PartitionName) -> Slot {
+    pub fn push(&self, name: PartitionName) -> PartitionIndex {
         let mut names = self.0.write();
         names.push(name);
-        Slot((names.len() - 1) as u16)
+        PartitionIndex((names.len() - 1) as u16)
     }
 
-    pub fn name(&self, slot: Slot) -> Option<PartitionName> {
-        self.0.read().get(usize::from(slot.0)).cloned()
+    pub fn name(&self, partition: PartitionIndex) -> Option<PartitionName> {
+        self.0.read().get(usize::from(partition.0)).cloned()
     }
 
-    pub fn all(&self) -> Vec<PartitionName> {
+    pub fn names(&self) -> Vec<PartitionName> {
         self.0.read().clone()
     }
 }
@@ -86,7 +86,7 @@ impl From<u64> for LogPosition {
 
 /// What a run recorded about a log beside the positions.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LogRecord {
+pub struct LogIdentity {
     /// The log's own id, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
@@ -97,43 +97,43 @@ pub struct LogRecord {
 
 /// How far a partition has come. A position is the number of the next record: all before it are meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Progress {
-    pub slot: Slot,
+pub struct PartitionProgress {
+    pub partition: PartitionIndex,
     /// Results include every record before this one.
-    pub applied: u64,
+    pub applied_until: u64,
     /// The log's end, as far as the reader knows it.
-    pub end: u64,
+    pub log_end: u64,
     /// Of the positions before it, those that wait for the end of an open transaction.
     pub withheld: u64,
     /// The last record before `applied`, if there is one that is known.
     pub before: Option<Fingerprint>,
     /// How many cities admission knows of the partition.
-    pub cities: u32,
+    pub city_count: u32,
 }
 
 /// A record as its log has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Raw<'a> {
+pub struct RawRecord<'a> {
     /// Of logs whose records have keys.
     pub key: Option<&'a [u8]>,
     /// A tombstone has none.
     pub value: Option<&'a [u8]>,
     /// Where it is a dead letter that was sent again.
-    pub retried: Option<&'a Retried>,
+    pub retry: Option<&'a RetryInfo>,
     /// Who has posted it, where that is not so long ago that it is forgotten.
     pub client: Option<ClientId>,
 }
 
-impl<'a> Raw<'a> {
+impl<'a> RawRecord<'a> {
     /// A new record without a key.
-    pub fn value(value: &'a [u8]) -> Raw<'a> {
-        Raw { value: Some(value), ..Raw::default() }
+    pub fn from_value(value: &'a [u8]) -> RawRecord<'a> {
+        RawRecord { value: Some(value), ..RawRecord::default() }
     }
 }
 
 /// What a dead letter that is sent again says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Retried {
+pub struct RetryInfo {
     /// Where the record first stood, as `readings/3/1017`: source or topic, partition, position.
     pub origin: Box<str>,
     /// How often it was sent again: from 1.
@@ -144,29 +144,29 @@ pub struct Retried {
 
 /// Where a record stands, as people write it: `readings/3/1017` is source or topic, partition, position.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RecordPlace {
+pub struct RecordAddress {
     pub source: Box<str>,
     pub partition: u32,
     pub position: u64,
 }
 
-impl fmt::Display for RecordPlace {
+impl fmt::Display for RecordAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}/{}", self.source, self.partition, self.position)
     }
 }
 
-impl FromStr for RecordPlace {
+impl FromStr for RecordAddress {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<RecordPlace, String> {
+    fn from_str(text: &str) -> Result<RecordAddress, String> {
         let mut parts = text.rsplitn(3, '/');
         let position = parts.next().and_then(|part| part.parse().ok());
         let partition = parts.next().and_then(|part| part.parse().ok());
         let source = parts.next().filter(|source| !source.is_empty());
         match (source, partition, position) {
             (Some(source), Some(partition), Some(position)) => {
-                Ok(RecordPlace { source: source.into(), partition, position })
+                Ok(RecordAddress { source: source.into(), partition, position })
             }
             _ => Err(format!("{text:?} is not a position: write it as in readings/3/1017")),
         }
@@ -187,7 +187,7 @@ pub struct NewRecord {
     /// A reading or withdrawal as one JSON object, just as it came.
     pub bytes: Box<[u8]>,
     /// Where it is a dead letter that is sent again: it goes to the partition that it came from.
-    pub retried: Option<Box<Retried>>,
+    pub retry: Option<Box<RetryInfo>>,
     /// Who has posted it. The log does not keep that.
     pub client: Option<ClientId>,
 }
@@ -196,13 +196,13 @@ impl NewRecord {
     /// One that was in no log before.
     pub fn new(city: Option<&str>, bytes: impl Into<Box<[u8]>>) -> NewRecord {
         let (city, bytes) = (city.map(Into::into), bytes.into());
-        NewRecord { city, reading_at: None, bytes, retried: None, client: None }
+        NewRecord { city, reading_at: None, bytes, retry: None, client: None }
     }
 }
 
 /// Where the records of an append are in one partition.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct Appended {
+pub struct AppendedRange {
     #[serde(flatten)]
     pub partition: PartitionName,
     /// The position of the first of them; records of others may lie between it and `end`.
@@ -214,9 +214,9 @@ pub struct Appended {
 /// What became of an append.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AppendReport {
-    pub positions: Vec<Appended>,
+    pub ranges: Vec<AppendedRange>,
     /// What the log has not taken, by its number in the append. It is in no log, and no dead letter.
-    pub refused: Vec<(u32, Refusal)>,
+    pub refusals: Vec<(u32, Refusal)>,
 }
 
 /// Why records are not in the log.
@@ -229,7 +229,7 @@ pub enum AppendError {
     Stopping,
     /// Nothing was appended, and nothing will be until what is named has passed.
     #[error("{}", .0.detail)]
-    Held(Hold),
+    OnHold(AppendHold),
     /// The log has failed. Whether the records are in it is not known.
     #[error("the log cannot be written: {0}")]
     Failed(Arc<str>),
@@ -237,7 +237,7 @@ pub enum AppendError {
 
 /// Why records are not taken for now, though nothing has failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hold {
+pub struct AppendHold {
     pub cause: HoldCause,
     /// For people: what it is, and what to do.
     pub detail: Arc<str>,
@@ -256,19 +256,19 @@ pub enum HoldCause {
 }
 
 /// Knows whether records are taken.
-pub trait Holds: Send + Sync {
+pub trait HoldCheck: Send + Sync {
     /// Why none is, whoever sends it.
-    fn hold(&self) -> Option<Hold>;
+    fn current_hold(&self) -> Option<AppendHold>;
 }
 
 /// Hears what became of an append: once, from a thread of the log's that it must not hold up.
-pub type Acknowledge = Box<dyn FnOnce(Result<AppendReport, AppendError>) + Send>;
+pub type AppendCallback = Box<dyn FnOnce(Result<AppendReport, AppendError>) + Send>;
 
 /// The end of a log that takes new records.
 pub trait Appender: Send + Sync {
     /// Queues records, which keep their order, and returns at once. They are durable when `done` hears so; where they cannot
     /// even be queued, it hears that before this returns.
-    fn append(&self, records: Vec<NewRecord>, done: Acknowledge);
+    fn append(&self, records: Vec<NewRecord>, done: AppendCallback);
 }
 
 #[cfg(test)]
@@ -276,7 +276,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fingerprint_is_written_as_hexadecimal() {
+    fn fingerprint_serializes_as_hex() {
         let fingerprint = Fingerprint { position: 7, digest: u64::MAX - 1, leader_epoch: Some(3) };
         let json = r#"{"position":7,"digest":"fffffffffffffffe","leader_epoch":3}"#;
         assert_eq!(serde_json::to_string(&fingerprint).unwrap(), json);

@@ -2,41 +2,44 @@
 
 pub mod arrival;
 pub mod block;
-pub mod blocks;
 pub mod change;
+pub mod city_snapshot;
 pub mod clock;
+pub mod dead_letter;
+pub mod encoded_batch;
 pub mod heat;
-pub mod letter;
 pub mod log;
-pub mod outgoing;
+pub mod output_lines;
 pub mod printable;
 pub mod reading;
 pub mod refusal;
-pub mod rows;
-pub mod rules;
-pub mod state;
+pub mod rules_version;
+pub mod segmented_vec;
+pub mod serving_protocol;
 pub mod time;
 pub mod topology;
 pub mod units;
-pub mod update;
 
-pub use arrival::{Arrival, CityKey, CityName, Outcome, OutcomeKind};
-pub use block::{BLOCK_READINGS, Block, HeldReading};
-pub use blocks::Blocks;
-pub use change::{Batch, Change, CityId, CityNames, CurrentRow, DayChange, DaySummary, Row};
+pub use arrival::{Arrival, ArrivalOutcome, CityIntroduction, CityKey, OutcomeKind};
+pub use block::{BLOCK_READINGS, Block, StoredReading};
+pub use change::{Batch, CityId, CityNames, CurrentRow, DayChange, DaySummary, Row, RowChange};
+pub use city_snapshot::{CheckpointBarrier, CitySnapshot, STATE_SHARDS, SnapshotSink, state_shard};
+pub use dead_letter::DeadLetter;
+pub use encoded_batch::{BatchBuilder, EncodedBatch, EncodedRecord, Render, Shard};
 pub use heat::{Category, HeatIndex};
-pub use letter::Letter;
 pub use log::{
-    Acknowledge, AppendError, AppendReport, Appended, Appender, ClientId, Fingerprint, Hold, HoldCause,
-    Holds, LogPosition, LogRecord, NewRecord, PartitionName, Progress, Raw, RecordPlace, Retried, Slot,
-    Slots,
+    AppendCallback, AppendError, AppendHold, AppendReport, AppendedRange, Appender, ClientId, Fingerprint,
+    HoldCause, HoldCheck, LogIdentity, LogPosition, NewRecord, PartitionIndex, PartitionName,
+    PartitionProgress, PartitionTable, RawRecord, RecordAddress, RetryInfo,
 };
-pub use outgoing::{Parcel, ParcelRecord, Parcels, Render, Shard};
-pub use reading::{Event, Measurement, Revision, Upsert};
+pub use output_lines::{ChangeLine, CityRows, DayLine, DeadLetterLine, RecordLocation, ResultRow};
+pub use reading::{Measurement, ReadingEvent, Revision, Upsert};
 pub use refusal::{Reason, Refusal};
-pub use rows::{ChangeLine, CityRows, DayLine, DeadLetter, RecordAt, ResultRow};
-pub use state::{CityState, Mark, STATE_SHARDS, Snapshots, state_shard};
-pub use time::{Duration, EventTime, LocalTime, TimeError};
+pub use segmented_vec::SegmentedVec;
+pub use serving_protocol::{
+    AnswerPiece, CurrentRowUpdate, MAX_PINNED_BYTES, OutcomeCounts, Queries, Query, QueryKind, RemainingRows,
+    ViewUpdate, WatchedRow,
+};
+pub use time::{EventTime, LocalTimePolicy, Millis, TimeError};
 pub use topology::Topology;
 pub use units::{OutputUnits, TemperatureUnit, WindUnit};
-pub use update::{Answer, Ask, Counts, CurrentAt, PINNED_BYTES, Query, Question, Rest, Update, WatchedRow};

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 
 /// What a terminal takes for a command, or what changes where a line ends or in which direction it is read.
-fn is_escaped(c: char) -> bool {
+fn needs_escape(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
@@ -18,7 +18,7 @@ fn is_escaped(c: char) -> bool {
 /// assert_eq!(printable("a\x1b[2Jb\nc\u{9b}\u{202e}"), "a\\x1b[2Jb\\nc\\x9b\\u{202e}");
 /// ```
 pub fn printable(text: &str) -> Cow<'_, str> {
-    if !text.contains(is_escaped) {
+    if !text.contains(needs_escape) {
         return Cow::Borrowed(text);
     }
     let mut out = String::with_capacity(text.len() + 16);
@@ -27,7 +27,7 @@ pub fn printable(text: &str) -> Cow<'_, str> {
             '\n' => out.push_str("\\n"),
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
-            c if !is_escaped(c) => out.push(c),
+            c if !needs_escape(c) => out.push(c),
             c if u32::from(c) < 0x100 => drop(write!(out, "\\x{:02x}", u32::from(c))),
             c => drop(write!(out, "\\u{{{:x}}}", u32::from(c))),
         }
@@ -50,7 +50,7 @@ pub fn printable_bytes(bytes: &[u8]) -> String {
 /// JSON that says the same, in which what a terminal would obey is `\u009b`: JSON itself escapes less than that.
 pub fn printable_json(json: &str) -> Cow<'_, str> {
     // The others are outside of strings, where they are between values.
-    let is_inside = |c: char| is_escaped(c) && c > '\x7e';
+    let is_inside = |c: char| needs_escape(c) && c > '\x7e';
     if !json.contains(is_inside) {
         return Cow::Borrowed(json);
     }
@@ -71,19 +71,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_that_a_terminal_obeys_is_left(bytes in prop::collection::vec(any::<u8>(), 0..60), text in "\\PC{0,20}[\u{0}-\u{9f}\u{202a}-\u{2069}]{0,9}") {
+        fn no_terminal_control_character_is_left(bytes in prop::collection::vec(any::<u8>(), 0..60), text in "\\PC{0,20}[\u{0}-\u{9f}\u{202a}-\u{2069}]{0,9}") {
             for shown in [printable_bytes(&bytes), printable_bytes(text.as_bytes()), printable(&text).into_owned()] {
-                prop_assert!(!shown.contains(is_escaped), "{shown:?}");
+                prop_assert!(!shown.contains(needs_escape), "{shown:?}");
             }
             let json = serde_json::to_string(&text).unwrap();
             let shown = printable_json(&json);
-            prop_assert!(!shown.contains(is_escaped), "{shown:?}");
+            prop_assert!(!shown.contains(needs_escape), "{shown:?}");
             prop_assert_eq!(serde_json::from_str::<String>(&shown).unwrap(), text);
         }
     }
 
     #[test]
-    fn commands_of_terminals_are_shown() {
+    fn terminal_escape_sequences_are_escaped() {
         for (text, shown) in [
             ("\x1b]52;c;aGk=\x07", "\\x1b]52;c;aGk=\\x07"),
             ("\u{9b}31m", "\\x9b31m"),

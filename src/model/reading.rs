@@ -11,30 +11,30 @@ use super::{EventTime, Reason, Refusal};
 /// The longest city key, in bytes of UTF-8.
 pub const MAX_CITY_BYTES: usize = 128;
 /// Accepted temperatures, °F.
-pub const TEMPERATURE_F: std::ops::RangeInclusive<f64> = -130.0..=140.0;
+pub const TEMPERATURE_RANGE_F: std::ops::RangeInclusive<f64> = -130.0..=140.0;
 /// Accepted relative humidities, %. What lies above 100 is a wet sensor, and counts as 100.
-pub const HUMIDITY_PCT: std::ops::RangeInclusive<f64> = 0.0..=105.0;
+pub const HUMIDITY_RANGE_PCT: std::ops::RangeInclusive<f64> = 0.0..=105.0;
 /// Accepted wind speeds, mph.
-pub const WIND_SPEED_MPH: std::ops::RangeInclusive<f64> = 0.0..=260.0;
+pub const WIND_SPEED_RANGE_MPH: std::ops::RangeInclusive<f64> = 0.0..=260.0;
 
 /// One arrival, decoded and within the rules, before admission: set or remove what `(city, reading_at)` holds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Upsert<'a> {
     pub city: &'a str,
     pub reading_at: EventTime,
-    pub event: Event,
+    pub event: ReadingEvent,
     /// An arrival loses against the one before it only if both carry a revision and its own is lower.
     pub revision: Option<Revision>,
 }
 
 impl Upsert<'_> {
     /// The same as a dead letter that comes again.
-    pub fn retried(self) -> Result<Self, Refusal> {
+    pub fn into_retried(self) -> Result<Self, Refusal> {
         match self.event {
-            Event::Reading(measurement) | Event::Retried(measurement) => {
-                Ok(Self { event: Event::Retried(measurement), ..self })
+            ReadingEvent::Reading(measurement) | ReadingEvent::RetriedReading(measurement) => {
+                Ok(Self { event: ReadingEvent::RetriedReading(measurement), ..self })
             }
-            Event::Withdrawal => {
+            ReadingEvent::Withdrawal => {
                 let detail = "a withdrawal is not retried: withdraw the reading again";
                 Err(Refusal::new(Reason::BadOperation, detail))
             }
@@ -44,20 +44,22 @@ impl Upsert<'_> {
 
 /// What an arrival does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Event {
+pub enum ReadingEvent {
     Reading(Measurement),
     /// A reading that was a dead letter: it counts only if its key holds no reading and no withdrawal of it is remembered.
-    Retried(Measurement),
+    RetriedReading(Measurement),
     Withdrawal,
 }
 
-impl Event {
+impl ReadingEvent {
     /// What was measured, unless it is a withdrawal.
     #[inline(always)]
     pub fn measurement(&self) -> Option<&Measurement> {
         match self {
-            Event::Reading(measurement) | Event::Retried(measurement) => Some(measurement),
-            Event::Withdrawal => None,
+            ReadingEvent::Reading(measurement) | ReadingEvent::RetriedReading(measurement) => {
+                Some(measurement)
+            }
+            ReadingEvent::Withdrawal => None,
         }
     }
 }
@@ -74,10 +76,10 @@ pub struct Measurement {
 impl Measurement {
     /// A measurement within the accepted ranges (°F, % and mph).
     pub fn new(temperature: f64, humidity: f64, wind_speed: Option<f64>) -> Result<Measurement, Refusal> {
-        in_range("temperature", temperature, TEMPERATURE_F, "°F")?;
-        in_range("humidity", humidity, HUMIDITY_PCT, "%")?;
+        check_range("temperature", temperature, TEMPERATURE_RANGE_F, "°F")?;
+        check_range("humidity", humidity, HUMIDITY_RANGE_PCT, "%")?;
         if let Some(wind_speed) = wind_speed {
-            in_range("wind_speed", wind_speed, WIND_SPEED_MPH, "mph")?;
+            check_range("wind_speed", wind_speed, WIND_SPEED_RANGE_MPH, "mph")?;
         }
         // Adding 0.0 turns -0.0 into 0.0, so that equal numbers have equal bits.
         let wind_speed = wind_speed.map_or(f64::NAN, |w| w + 0.0);
@@ -132,7 +134,12 @@ impl Hash for Measurement {
     }
 }
 
-fn in_range(name: &str, value: f64, range: std::ops::RangeInclusive<f64>, unit: &str) -> Result<(), Refusal> {
+fn check_range(
+    name: &str,
+    value: f64,
+    range: std::ops::RangeInclusive<f64>,
+    unit: &str,
+) -> Result<(), Refusal> {
     if range.contains(&value) {
         return Ok(());
     }
@@ -141,7 +148,7 @@ fn in_range(name: &str, value: f64, range: std::ops::RangeInclusive<f64>, unit: 
 }
 
 /// Checks a city key: 1 to [`MAX_CITY_BYTES`] bytes, no control characters. It is taken as it is, not trimmed.
-pub fn check_city(city: &str) -> Result<(), Refusal> {
+pub fn check_city_key(city: &str) -> Result<(), Refusal> {
     let bad = |detail: String| Err(Refusal::new(Reason::BadCity, detail));
     match city.len() {
         0 => bad("city is empty".into()),
@@ -172,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_include_their_ends() {
+    fn measurement_ranges_are_inclusive() {
         for (t, h, w) in [(-130.0, 0.0, Some(0.0)), (140.0, 105.0, Some(260.0)), (70.0, 50.0, None)] {
             assert_eq!(Measurement::new(t, h, w).unwrap().wind_speed(), w);
         }
@@ -191,12 +198,12 @@ mod tests {
     }
 
     #[test]
-    fn city_keys_are_taken_as_they_are() {
+    fn city_keys_are_limited_in_length_and_characters() {
         for city in ["x", " New York ", "京都", "\u{a0}", &"é".repeat(64)] {
-            assert!(check_city(city).is_ok(), "{city:?}");
+            assert!(check_city_key(city).is_ok(), "{city:?}");
         }
         for city in ["", "a\nb", "a\u{7f}", "\u{85}", &"é".repeat(65)] {
-            assert_eq!(check_city(city).unwrap_err().reason, Reason::BadCity, "{city:?}");
+            assert_eq!(check_city_key(city).unwrap_err().reason, Reason::BadCity, "{city:?}");
         }
     }
 

@@ -101,7 +101,7 @@ impl Refusal {
 }
 
 /// A value as a refusal shows it: quoted, escaped, and cut after 80 characters.
-pub fn quoted(text: &str) -> String {
+pub fn quoted_excerpt(text: &str) -> String {
     match text.char_indices().nth(80) {
         Some((end, _)) => format!("{:?}...", &text[..end]),
         None => format!("{text:?}"),

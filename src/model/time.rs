@@ -16,8 +16,8 @@ mod spellings;
 pub use calendar::civil_from_days;
 pub use days::{Day, DayZone};
 pub use error::{TimeError, TimeProblem};
-pub use grammar::offset;
-pub use local::{IanaZone, LocalTime, TimeRead};
+pub use grammar::parse_offset;
+pub use local::{IanaZone, LocalTimePolicy, ParsedTime};
 
 /// Milliseconds in a UTC day (event time has no leap seconds).
 pub const DAY_MS: i64 = 86_400_000;
@@ -41,8 +41,8 @@ impl EventTime {
     }
 
     /// As [`EventTime::from_millis`], with which end of the range is passed.
-    pub fn checked_from_millis(ms: i64) -> Result<EventTime, TimeProblem> {
-        local::at_offset(ms, 0)
+    pub fn try_from_millis(ms: i64) -> Result<EventTime, TimeProblem> {
+        local::instant_at_offset(ms, 0)
     }
 
     /// Milliseconds since the epoch.
@@ -51,7 +51,7 @@ impl EventTime {
     }
 
     /// The UTC day that holds the instant, counted from 1970-01-01.
-    pub fn day(self) -> i32 {
+    pub fn utc_day(self) -> i32 {
         self.0.div_euclid(DAY_MS) as i32
     }
 
@@ -63,18 +63,18 @@ impl EventTime {
     /// assert_eq!(read.at.to_string(), "2013-07-18T19:04:05.678Z");
     /// ```
     #[inline]
-    pub fn parse(text: &str, local: LocalTime) -> Result<TimeRead, TimeError> {
-        grammar::read(text.as_bytes(), local).map_err(|problem| TimeError::new(text, problem))
+    pub fn parse(text: &str, local: LocalTimePolicy) -> Result<ParsedTime, TimeError> {
+        grammar::parse_time(text.as_bytes(), local).map_err(|problem| TimeError::new(text, problem))
     }
 
     /// Appends the time as [`Display`](fmt::Display) writes it.
     pub fn write_to(self, out: &mut Vec<u8>) {
-        let (text, len) = self.written();
+        let (text, len) = self.to_ascii();
         out.extend_from_slice(&text[..len]);
     }
 
     /// The text of the time, in ASCII, and its length.
-    fn written(self) -> ([u8; 24], usize) {
+    fn to_ascii(self) -> ([u8; 24], usize) {
         let mut text = *b"0000-00-00T00:00:00.000Z";
         let mut put = |at: usize, number: u32| {
             text[at] = b'0' + (number / 10 % 10) as u8;
@@ -107,13 +107,13 @@ impl FromStr for EventTime {
     type Err = TimeError;
 
     fn from_str(text: &str) -> Result<EventTime, TimeError> {
-        EventTime::parse(text, LocalTime::Refuse).map(|read| read.at)
+        EventTime::parse(text, LocalTimePolicy::Refuse).map(|read| read.instant)
     }
 }
 
 impl fmt::Display for EventTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (text, len) = self.written();
+        let (text, len) = self.to_ascii();
         f.pad(std::str::from_utf8(&text[..len]).map_err(|_| fmt::Error)?)
     }
 }
@@ -121,16 +121,16 @@ impl fmt::Display for EventTime {
 /// A span of event time, as a person writes it: `90s`, `15m`, `6h`, `1d`, `250ms`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Duration(i64);
+pub struct Millis(i64);
 
-impl Duration {
+impl Millis {
     /// The longest duration: longer than from the first to the last event time, so it never takes anything away.
-    pub const MAX: Duration = Duration(EventTime::MAX.0 - EventTime::MIN.0);
-    pub const DAY: Duration = Duration(DAY_MS);
+    pub const MAX: Millis = Millis(EventTime::MAX.0 - EventTime::MIN.0);
+    pub const DAY: Millis = Millis(DAY_MS);
 
     /// A duration of `ms` milliseconds, 0 or more and no longer than [`Duration::MAX`].
-    pub fn from_millis(ms: i64) -> Option<Duration> {
-        (0..=Self::MAX.0).contains(&ms).then_some(Duration(ms))
+    pub fn from_millis(ms: i64) -> Option<Millis> {
+        (0..=Self::MAX.0).contains(&ms).then_some(Millis(ms))
     }
 
     pub fn millis(self) -> i64 {
@@ -138,16 +138,17 @@ impl Duration {
     }
 }
 
-const UNITS: [(&str, i64); 5] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", DAY_MS)];
+const DURATION_UNITS: [(&str, i64); 5] =
+    [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", DAY_MS)];
 
-impl FromStr for Duration {
+impl FromStr for Millis {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Duration, String> {
+    fn from_str(text: &str) -> Result<Millis, String> {
         let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-        let unit = UNITS.iter().find(|(name, _)| *name == &text[digits..]);
+        let unit = DURATION_UNITS.iter().find(|(name, _)| *name == &text[digits..]);
         let millis = text[..digits].parse::<i64>().ok().zip(unit).and_then(|(n, (_, ms))| n.checked_mul(*ms));
-        millis.and_then(Duration::from_millis).ok_or_else(|| {
+        millis.and_then(Millis::from_millis).ok_or_else(|| {
             format!(
                 "{text:?} is not a duration: write a whole number and one of ms, s, m, h, d, as in 90s or 1d"
             )
@@ -155,10 +156,13 @@ impl FromStr for Duration {
     }
 }
 
-impl fmt::Display for Duration {
+impl fmt::Display for Millis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (name, ms) =
-            UNITS.iter().rev().find(|(_, ms)| self.0 % ms == 0 && self.0 > 0).unwrap_or(&UNITS[1]);
+        let (name, ms) = DURATION_UNITS
+            .iter()
+            .rev()
+            .find(|(_, ms)| self.0 % ms == 0 && self.0 > 0)
+            .unwrap_or(&DURATION_UNITS[1]);
         write!(f, "{}{name}", self.0 / ms)
     }
 }
@@ -169,18 +173,18 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn durations_read_back() {
+    fn durations_round_trip() {
         for text in ["0s", "250ms", "90s", "15m", "6h", "1d", "366d"] {
-            assert_eq!(text.parse::<Duration>().unwrap().to_string(), text);
+            assert_eq!(text.parse::<Millis>().unwrap().to_string(), text);
         }
         for text in ["", "1", "d", "-1d", "1.5h", "1 d", "99999999999999d", "1w"] {
-            assert!(text.parse::<Duration>().is_err(), "{text}");
+            assert!(text.parse::<Millis>().is_err(), "{text}");
         }
     }
 
     proptest! {
         #[test]
-        fn times_are_written_as_the_library_writes_them(ms in EventTime::MIN.0..=EventTime::MAX.0, cut in 0u32..5) {
+        fn times_are_written_like_library(ms in EventTime::MIN.0..=EventTime::MAX.0, cut in 0u32..5) {
             let ms = ms - ms.rem_euclid(10i64.pow(cut));
             let library = jiff::Timestamp::from_millisecond(ms).unwrap().to_string();
             let mut written = Vec::new();

@@ -34,7 +34,7 @@ pub struct OutputUnits {
 }
 
 /// 1e-6 mph in one.
-const MICROS: u64 = 1_000_000;
+const MICROS_PER_UNIT: u64 = 1_000_000;
 /// 32 °F, in 1e-6 °F.
 const FREEZING_MICROS: i128 = 32_000_000;
 /// 1e-6 °F in one °C.
@@ -58,7 +58,7 @@ impl TemperatureUnit {
         }
     }
 
-    pub fn named(name: &str) -> Option<TemperatureUnit> {
+    pub fn from_name(name: &str) -> Option<TemperatureUnit> {
         TemperatureUnit::ALL.into_iter().find(|unit| unit.name() == name)
     }
 
@@ -111,7 +111,7 @@ impl WindUnit {
         }
     }
 
-    pub fn named(name: &str) -> Option<WindUnit> {
+    pub fn from_name(name: &str) -> Option<WindUnit> {
         WindUnit::ALL.into_iter().find(|unit| unit.name() == name)
     }
 
@@ -120,10 +120,10 @@ impl WindUnit {
         // A mile is 1,609.344 m.
         let (numerator, divisor) = match self {
             WindUnit::MilesPerHour => return mph,
-            WindUnit::KilometresPerHour => (1_609_344, MICROS * 1_000_000),
-            WindUnit::MetresPerSecond => (44_704, MICROS * 100_000),
+            WindUnit::KilometresPerHour => (1_609_344, MICROS_PER_UNIT * 1_000_000),
+            WindUnit::MetresPerSecond => (44_704, MICROS_PER_UNIT * 100_000),
         };
-        let micros = (mph * MICROS as f64).round_ties_even() as i64;
+        let micros = (mph * MICROS_PER_UNIT as f64).round_ties_even() as i64;
         nearest_quotient(i128::from(micros) * numerator, divisor.into())
     }
 }
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn heat_indexes_in_celsius_are_the_nearest_doubles() {
+    fn celsius_heat_index_is_nearest_double() {
         for (micros, celsius) in [
             (32_000_000, "0"),
             (31_999_999, "-0.0000005555555555555555"),
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn means_and_trends_in_celsius_are_divided_once() {
+    fn celsius_means_and_trends_are_rounded_once() {
         assert_eq!(CELSIUS.mean(252_038_190_000, 3001).to_string(), "28.880408382391053");
         let extreme = HeatIndex::MAX.micros() * i64::from(Row::MAX_COUNT);
         assert_eq!(CELSIUS.mean(extreme, Row::MAX_COUNT), CELSIUS.heat_index(HeatIndex::MAX));
@@ -210,18 +210,18 @@ mod tests {
     }
 
     #[test]
-    fn names_of_units_are_those_that_the_command_line_takes() {
+    fn unit_names_match_command_line() {
         for unit in TemperatureUnit::ALL {
             assert_eq!(TemperatureUnit::from_str(unit.name(), false), Ok(unit));
-            assert_eq!(TemperatureUnit::named(unit.name()), Some(unit));
+            assert_eq!(TemperatureUnit::from_name(unit.name()), Some(unit));
         }
         for unit in WindUnit::ALL {
             assert_eq!(WindUnit::from_str(unit.name(), false), Ok(unit));
-            assert_eq!(WindUnit::named(unit.name()), Some(unit));
+            assert_eq!(WindUnit::from_name(unit.name()), Some(unit));
         }
         assert_eq!(TemperatureUnit::value_variants(), TemperatureUnit::ALL);
         assert_eq!(WindUnit::value_variants(), WindUnit::ALL);
-        assert_eq!((TemperatureUnit::named("Celsius"), WindUnit::named("kmh")), (None, None));
+        assert_eq!((TemperatureUnit::from_name("Celsius"), WindUnit::from_name("kmh")), (None, None));
         assert_eq!(OutputUnits::STORED, OutputUnits::default());
     }
 }

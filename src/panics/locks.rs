@@ -4,38 +4,38 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::{self, PoisonError};
 
-use super::{BROKEN, HELD};
+use super::{IS_SHARED_STATE_BROKEN, SHARED_STATE_DEPTH};
 
 /// Says that this thread changes shared state, whatever protects it: a lock of any crate, or the part of the program that is called.
-pub struct SharedStateMark {
+pub struct SharedStateSection {
     // It marks the thread that it was made on.
     _not_send: PhantomData<*const ()>,
 }
 
-impl SharedStateMark {
+impl SharedStateSection {
     #[must_use]
-    pub fn set() -> SharedStateMark {
-        HELD.set(HELD.get() + 1);
-        SharedStateMark { _not_send: PhantomData }
+    pub fn enter() -> SharedStateSection {
+        SHARED_STATE_DEPTH.set(SHARED_STATE_DEPTH.get() + 1);
+        SharedStateSection { _not_send: PhantomData }
     }
 }
 
-impl Drop for SharedStateMark {
+impl Drop for SharedStateSection {
     fn drop(&mut self) {
-        HELD.set(HELD.get() - 1);
+        SHARED_STATE_DEPTH.set(SHARED_STATE_DEPTH.get() - 1);
         if std::thread::panicking() {
-            BROKEN.set(true);
+            IS_SHARED_STATE_BROKEN.set(true);
         }
     }
 }
 
 /// A lock that is held, with the mark of that.
-pub struct SharedGuard<G> {
+pub struct SharedLockGuard<G> {
     guard: G,
-    _mark: SharedStateMark,
+    _section: SharedStateSection,
 }
 
-impl<G: Deref> Deref for SharedGuard<G> {
+impl<G: Deref> Deref for SharedLockGuard<G> {
     type Target = G::Target;
 
     fn deref(&self) -> &G::Target {
@@ -43,7 +43,7 @@ impl<G: Deref> Deref for SharedGuard<G> {
     }
 }
 
-impl<G: DerefMut> DerefMut for SharedGuard<G> {
+impl<G: DerefMut> DerefMut for SharedLockGuard<G> {
     fn deref_mut(&mut self) -> &mut G::Target {
         &mut self.guard
     }
@@ -58,9 +58,9 @@ impl<T> SharedMutex<T> {
         SharedMutex(sync::Mutex::new(value))
     }
 
-    pub fn lock(&self) -> SharedGuard<sync::MutexGuard<'_, T>> {
-        let mark = SharedStateMark::set();
-        SharedGuard { guard: self.0.lock().unwrap_or_else(PoisonError::into_inner), _mark: mark }
+    pub fn lock(&self) -> SharedLockGuard<sync::MutexGuard<'_, T>> {
+        let mark = SharedStateSection::enter();
+        SharedLockGuard { guard: self.0.lock().unwrap_or_else(PoisonError::into_inner), _section: mark }
     }
 }
 
@@ -73,13 +73,13 @@ impl<T> SharedRwLock<T> {
         SharedRwLock(sync::RwLock::new(value))
     }
 
-    pub fn read(&self) -> SharedGuard<sync::RwLockReadGuard<'_, T>> {
-        let mark = SharedStateMark::set();
-        SharedGuard { guard: self.0.read().unwrap_or_else(PoisonError::into_inner), _mark: mark }
+    pub fn read(&self) -> SharedLockGuard<sync::RwLockReadGuard<'_, T>> {
+        let mark = SharedStateSection::enter();
+        SharedLockGuard { guard: self.0.read().unwrap_or_else(PoisonError::into_inner), _section: mark }
     }
 
-    pub fn write(&self) -> SharedGuard<sync::RwLockWriteGuard<'_, T>> {
-        let mark = SharedStateMark::set();
-        SharedGuard { guard: self.0.write().unwrap_or_else(PoisonError::into_inner), _mark: mark }
+    pub fn write(&self) -> SharedLockGuard<sync::RwLockWriteGuard<'_, T>> {
+        let mark = SharedStateSection::enter();
+        SharedLockGuard { guard: self.0.write().unwrap_or_else(PoisonError::into_inner), _section: mark }
     }
 }

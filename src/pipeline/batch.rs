@@ -6,26 +6,27 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration as Wait;
+use std::time::Duration;
 
 use timely::worker::Worker;
 
-use super::intake::{Epoch, Intake, Read};
+use super::batch_reader::{BatchReader, InputEpoch, ReadSummary};
 use crate::codec::{
-    ChangesWriter, Compression, DailyWriter, DeadLettersWriter, DecodeError, Format, ReadOptions, RowsWriter,
+    ChangesWriter, Compression, DailyWriter, DeadLettersWriter, DecodeError, Format, ReadOptions,
+    ResultRowsWriter,
 };
 use crate::dataflow::heat_index::Formula;
 use crate::dataflow::rolling::Retention;
-use crate::dataflow::rolling::snapshot::Resumed;
+use crate::dataflow::rolling::snapshot::InitialState;
 use crate::dataflow::{self, Graph, GraphPlan};
-use crate::fault::{cannot_start, check_threads, remedy_suffix};
+use crate::fault::{check_threads_available, remedy_suffix, start_failure_text};
 use crate::model::time::DayZone;
-use crate::model::{CityRows, Counts, DayLine, Duration, OutputUnits, Reason};
+use crate::model::{CityRows, DayLine, Millis, OutcomeCounts, OutputUnits, Reason};
 use crate::sinks::changes::{self, ChangesSink, ChangesThread};
-use crate::sinks::output::{OutputFile, StandardOutput, is_in_place};
-use crate::sinks::plot::{self, FirstRows};
-use crate::sinks::table::{CityResults, Table};
-use crate::sources::file::Input;
+use crate::sinks::output::{OutputFile, StandardOutput, is_written_in_place};
+use crate::sinks::plot::{self, UncorrectedRows};
+use crate::sinks::result_table::{CityResults, ResultTable};
+use crate::sources::file::InputFile;
 
 /// Epochs under way, where there are other workers to work on them, before reading waits.
 const EPOCHS_IN_FLIGHT: usize = 2;
@@ -34,41 +35,41 @@ const EPOCHS_IN_FLIGHT: usize = 2;
 const OTHER_THREADS: usize = 2;
 
 /// A worker never parks without a limit, so that it does not sleep for ever should a wake-up get lost.
-const LONGEST_PARK: Wait = Wait::from_millis(10);
+const MAX_PARK: Duration = Duration::from_millis(10);
 
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct BatchPlan {
-    pub inputs: Vec<Input>,
+    pub inputs: Vec<InputFile>,
     pub read: ReadOptions,
     /// Whose days the daily summaries are of.
     pub day_zone: DayZone,
     pub formula: Formula,
-    pub window: Duration,
-    pub lateness: Duration,
+    pub window: Millis,
+    pub lateness: Millis,
     pub workers: usize,
     /// Records in an epoch, at least 1. An epoch also ends with its file.
     pub epoch_size: usize,
     /// Of all outputs.
     pub output_units: OutputUnits,
     /// Result rows.
-    pub output: Option<Target>,
-    pub changes: Option<Target>,
-    pub daily: Option<Target>,
-    pub dead_letters: Option<Target>,
+    pub output: Option<OutputTarget>,
+    pub changes: Option<OutputTarget>,
+    pub daily: Option<OutputTarget>,
+    pub dead_letters: Option<OutputTarget>,
     pub plot: Option<PlotPlan>,
 }
 
 /// Where an output goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
+pub struct OutputTarget {
     /// `None` is standard output.
     pub path: Option<PathBuf>,
     pub format: Format,
     pub compression: Compression,
 }
 
-impl Target {
+impl OutputTarget {
     /// As the user named it.
     pub fn name(&self) -> String {
         self.path.as_ref().map_or("standard output".into(), |path| path.display().to_string())
@@ -95,7 +96,7 @@ pub enum BatchError {
     NothingToDraw,
     #[error("the workers cannot be started: {0}")]
     Workers(String),
-    #[error("{}", cannot_start(.0))]
+    #[error("{}", start_failure_text(.0))]
     Threads(io::Error),
 }
 
@@ -113,7 +114,7 @@ impl BatchError {
 #[derive(Clone, Debug, Default)]
 pub struct BatchSummary {
     pub records: u64,
-    pub outcomes: Counts,
+    pub outcomes: OutcomeCounts,
     pub refused: BTreeMap<Reason, u64>,
     /// The first refusals, in words, where they were not written.
     pub examples: Vec<String>,
@@ -128,7 +129,7 @@ pub struct BatchSummary {
 
 impl BatchSummary {
     /// Records that were not refused.
-    pub fn taken(&self) -> u64 {
+    pub fn accepted(&self) -> u64 {
         self.records - self.refused.values().sum::<u64>()
     }
 }
@@ -139,46 +140,46 @@ pub fn run(
     plan: &BatchPlan,
     progress: impl Fn(u64) + Send + Sync + 'static,
 ) -> Result<BatchSummary, BatchError> {
-    check_threads(plan.workers + OTHER_THREADS).map_err(BatchError::Threads)?;
+    check_threads_available(plan.workers + OTHER_THREADS).map_err(BatchError::Threads)?;
     for input in &plan.inputs {
-        input.check(&plan.read).map_err(|error| BatchError::input(&input.name(), error))?;
+        input.check_readable(&plan.read).map_err(|error| BatchError::input(&input.name(), error))?;
     }
     let mut outputs = Outputs::create(plan)?;
     let first_city = Arc::new(OnceLock::new());
     let (sinks, changes_thread) = outputs.changes(plan)?.unzip();
-    let intake = Intake::new(plan, outputs.dead_letters(plan)?, Arc::clone(&first_city));
-    let shared = Arc::new(Shared {
+    let intake = BatchReader::new(plan, outputs.dead_letters(plan)?, Arc::clone(&first_city));
+    let shared = Arc::new(BatchShared {
         intake: Mutex::new(Some(intake)),
         changes: Mutex::new(sinks.unwrap_or_default()),
         stop: AtomicBool::new(false),
-        dead_letters: name_of(&plan.dead_letters),
+        dead_letters: target_name(&plan.dead_letters),
         plot_city: plan.plot.as_ref().map(|plot| match &plot.city {
             Some(city) => Arc::new(OnceLock::from(city.clone())),
             None => first_city,
         }),
     });
-    let ends = execute(plan, shared, progress)?;
+    let ends = run_workers(plan, shared, progress)?;
     // Its sinks are gone with the workers; an error of its own is the cause of what they say.
-    let changes_written = changes_thread.map_or(Ok(()), join);
-    changes_written.map_err(|error| BatchError::output(&name_of(&plan.changes), error))?;
-    let ended = Ended::gather(ends)?;
+    let changes_written = changes_thread.map_or(Ok(()), join_changes_writer);
+    changes_written.map_err(|error| BatchError::output(&target_name(&plan.changes), error))?;
+    let ended = BatchOutput::gather(ends)?;
     let summary = ended.write(plan, &mut outputs)?;
     outputs.commit()?;
     Ok(summary)
 }
 
-fn name_of(target: &Option<Target>) -> String {
-    target.as_ref().map_or(String::new(), Target::name)
+fn target_name(target: &Option<OutputTarget>) -> String {
+    target.as_ref().map_or(String::new(), OutputTarget::name)
 }
 
-fn join(thread: ChangesThread) -> io::Result<()> {
+fn join_changes_writer(thread: ChangesThread) -> io::Result<()> {
     thread.join().unwrap_or_else(|_| Err(io::Error::other("its thread has panicked")))
 }
 
 /// What the workers have in common.
-struct Shared {
+struct BatchShared {
     /// For the worker that reads.
-    intake: Mutex<Option<Intake>>,
+    intake: Mutex<Option<BatchReader>>,
     /// One per worker, where changes are written.
     changes: Mutex<Vec<ChangesSink>>,
     /// Somebody cannot go on.
@@ -189,21 +190,21 @@ struct Shared {
 }
 
 /// What a worker ends with.
-struct WorkerEnd {
+struct WorkerOutput {
     results: Vec<CityResults>,
-    outcomes: Counts,
-    first_rows: Option<FirstRows>,
+    outcomes: OutcomeCounts,
+    first_rows: Option<UncorrectedRows>,
     /// At the worker that read.
-    read: Option<Result<Read, BatchError>>,
+    read: Option<Result<ReadSummary, BatchError>>,
 }
 
-fn execute(
+fn run_workers(
     plan: &BatchPlan,
-    shared: Arc<Shared>,
+    shared: Arc<BatchShared>,
     progress: impl Fn(u64) + Send + Sync + 'static,
-) -> Result<Vec<WorkerEnd>, BatchError> {
+) -> Result<Vec<WorkerOutput>, BatchError> {
     // Nothing is servable here: rows are written when the log ends.
-    let history = Duration::default();
+    let history = Millis::default();
     let retention = Retention { window: plan.window, lateness: plan.lateness, history };
     let graph_plan = GraphPlan {
         days: plan.daily.is_some(),
@@ -216,14 +217,14 @@ fn execute(
         workers => timely::Config::process(workers),
     };
     let guards = timely::execute(config, move |worker| {
-        let graph = dataflow::build(worker, &graph_plan, Resumed::default(), None);
+        let graph = dataflow::build_graph(worker, &graph_plan, InitialState::default(), None);
         let lock =
             |sinks: &Mutex<Vec<ChangesSink>>| sinks.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let collector =
-            Collector { table: Table::default(), changes: lock(&shared.changes), first_rows: None };
+            Collector { table: ResultTable::default(), changes: lock(&shared.changes), first_rows: None };
         let intake = (worker.index() == 0)
             .then(|| shared.intake.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let work = || work(worker, graph, collector, intake.flatten(), &shared, &progress);
+        let work = || run_worker(worker, graph, collector, intake.flatten(), &shared, &progress);
         // The other workers would wait for one that has panicked, for ever; the message is out by now.
         catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| std::process::exit(101))
     })
@@ -232,52 +233,52 @@ fn execute(
 }
 
 /// One worker from the first epoch to the last.
-fn work(
+fn run_worker(
     worker: &mut Worker,
     mut graph: Graph,
     mut collector: Collector,
-    intake: Option<Intake>,
-    shared: &Shared,
+    intake: Option<BatchReader>,
+    shared: &BatchShared,
     progress: &impl Fn(u64),
-) -> WorkerEnd {
+) -> WorkerOutput {
     let read = intake.map(|mut intake| {
-        feed(worker, &mut graph, &mut collector, &mut intake, shared, progress)?;
+        send_epochs(worker, &mut graph, &mut collector, &mut intake, shared, progress)?;
         intake.finish().map_err(|error| BatchError::output(&shared.dead_letters, error))
     });
     graph.close_inputs();
     while worker.has_dataflows() {
-        worker.step_or_park(Some(LONGEST_PARK));
-        collector.take(&graph, shared);
+        worker.step_or_park(Some(MAX_PARK));
+        collector.collect_closed(&graph, shared);
     }
-    WorkerEnd {
+    WorkerOutput {
         outcomes: collector.table.counts,
-        results: collector.table.finish(&graph.names),
+        results: collector.table.into_city_results(&graph.city_names),
         first_rows: collector.first_rows,
         read,
     }
 }
 
 /// Reads the log into the dataflow, not further ahead than [`EPOCHS_IN_FLIGHT`].
-fn feed(
+fn send_epochs(
     worker: &mut Worker,
     graph: &mut Graph,
     collector: &mut Collector,
-    intake: &mut Intake,
-    shared: &Shared,
+    intake: &mut BatchReader,
+    shared: &BatchShared,
     progress: &impl Fn(u64),
 ) -> Result<(), BatchError> {
-    let mut epoch = Epoch::default();
+    let mut epoch = InputEpoch::default();
     let mut in_flight = VecDeque::new();
     let most = if worker.peers() == 1 { 0 } else { EPOCHS_IN_FLIGHT };
     while !shared.stop.load(Ordering::Relaxed) && intake.next_epoch(&mut epoch)? {
-        graph.send(epoch.upto, &mut epoch.cities, &mut epoch.arrivals);
+        graph.send_epoch(epoch.upto, &mut epoch.cities, &mut epoch.arrivals);
         in_flight.push_back(epoch.upto);
         while in_flight.len() > most {
-            worker.step_or_park(Some(LONGEST_PARK));
+            worker.step_or_park(Some(MAX_PARK));
             while in_flight.front().is_some_and(|upto| !graph.probe.less_equal(upto)) {
                 in_flight.pop_front();
             }
-            collector.take(graph, shared);
+            collector.collect_closed(graph, shared);
         }
         progress(epoch.upto);
     }
@@ -286,43 +287,45 @@ fn feed(
 
 /// What a worker does with what its dataflow has closed.
 struct Collector {
-    table: Table,
+    table: ResultTable,
     changes: Option<ChangesSink>,
-    first_rows: Option<FirstRows>,
+    first_rows: Option<UncorrectedRows>,
 }
 
 impl Collector {
-    fn take(&mut self, graph: &Graph, shared: &Shared) {
-        while let Some(batch) = graph.rows.as_ref().and_then(|closed| closed.take()) {
-            self.table.take_rows(&batch);
+    fn collect_closed(&mut self, graph: &Graph, shared: &BatchShared) {
+        while let Some(batch) = graph.rows.as_ref().and_then(|closed| closed.next_batch()) {
+            self.table.apply_row_changes(&batch);
             if let Some(city) = shared.plot_city.as_ref().and_then(|city| city.get()) {
-                self.first_rows.get_or_insert_with(|| FirstRows::of(city)).take(&batch, &graph.names);
+                self.first_rows
+                    .get_or_insert_with(|| UncorrectedRows::for_city(city))
+                    .record_first_rows(&batch, &graph.city_names);
             }
-            if self.changes.as_ref().is_some_and(|changes| !changes.send(&batch, &graph.names)) {
+            if self.changes.as_ref().is_some_and(|changes| !changes.send_batch(&batch, &graph.city_names)) {
                 shared.stop.store(true, Ordering::Relaxed);
             }
         }
-        while let Some(batch) = graph.outcomes.as_ref().and_then(|closed| closed.take()) {
-            self.table.take_outcomes(&batch);
+        while let Some(batch) = graph.outcomes.as_ref().and_then(|closed| closed.next_batch()) {
+            self.table.apply_outcomes(&batch);
         }
-        while let Some(batch) = graph.days.as_ref().and_then(|closed| closed.take()) {
-            self.table.take_days(&batch);
+        while let Some(batch) = graph.days.as_ref().and_then(|closed| closed.next_batch()) {
+            self.table.apply_day_changes(&batch);
         }
     }
 }
 
 /// What all workers ended with, by city.
-struct Ended {
+struct BatchOutput {
     results: Vec<CityResults>,
-    outcomes: Counts,
-    first_rows: Vec<FirstRows>,
-    read: Read,
+    outcomes: OutcomeCounts,
+    first_rows: Vec<UncorrectedRows>,
+    read: ReadSummary,
 }
 
-impl Ended {
-    fn gather(ends: Vec<WorkerEnd>) -> Result<Ended, BatchError> {
+impl BatchOutput {
+    fn gather(ends: Vec<WorkerOutput>) -> Result<BatchOutput, BatchError> {
         let (mut results, mut first_rows) = (Vec::new(), Vec::new());
-        let (mut outcomes, mut read) = (Counts::default(), Read::default());
+        let (mut outcomes, mut read) = (OutcomeCounts::default(), ReadSummary::default());
         for end in ends {
             results.extend(end.results);
             outcomes.add(&end.outcomes);
@@ -333,13 +336,13 @@ impl Ended {
         }
         // UTF-8 sorts by bytes as it does by code points.
         results.sort_unstable_by(|a: &CityResults, b| a.name.cmp(&b.name));
-        Ok(Ended { results, outcomes, first_rows, read })
+        Ok(BatchOutput { results, outcomes, first_rows, read })
     }
 
     fn write(self, plan: &BatchPlan, outputs: &mut Outputs) -> Result<BatchSummary, BatchError> {
-        let Ended { results, outcomes, first_rows, read } = self;
+        let BatchOutput { results, outcomes, first_rows, read } = self;
         let warnings = read.warnings(plan);
-        let Read { records, refused, examples, ignored_fields, warning, .. } = read;
+        let ReadSummary { records, refused, examples, ignored_fields, warning, .. } = read;
         let mut summary = BatchSummary {
             records,
             outcomes,
@@ -357,34 +360,34 @@ impl Ended {
         for mut city in results {
             let name = city.name.clone();
             city.take_rows(&mut rows, |heat_index, measurement| {
-                plan.formula.category(heat_index, measurement)
+                plan.formula.category_of(heat_index, measurement)
             });
             summary.rows += rows.len() as u64;
             summary.cities += usize::from(!rows.is_empty());
             if let Some(writer) = &mut writer {
                 let result = writer.write(&CityRows { city: &name, rows: &rows });
-                result.map_err(|error| BatchError::output(&name_of(&plan.output), error))?;
+                result.map_err(|error| BatchError::output(&target_name(&plan.output), error))?;
             }
             for (day, summary) in city.take_days() {
                 let Some(daily) = &mut daily else { break };
                 let result = daily.write(&DayLine { city: &name, day, summary });
-                result.map_err(|error| BatchError::output(&name_of(&plan.daily), error))?;
+                result.map_err(|error| BatchError::output(&target_name(&plan.daily), error))?;
             }
             if let Some(first) = first_rows.iter().find(|first| first.city() == &*name && !first.is_empty()) {
-                plotted = plot::render(first, &rows, plan.window, plan.output_units.temperature)
+                plotted = plot::render_plot(first, &rows, plan.window, plan.output_units.temperature)
                     .map_err(|error| BatchError::output("the plot", error))?;
             }
         }
         writer
-            .map_or(Ok(()), RowsWriter::finish)
-            .map_err(|e| BatchError::output(&name_of(&plan.output), e))?;
+            .map_or(Ok(()), ResultRowsWriter::finish)
+            .map_err(|e| BatchError::output(&target_name(&plan.output), e))?;
         daily
             .map_or(Ok(()), DailyWriter::finish)
-            .map_err(|e| BatchError::output(&name_of(&plan.daily), e))?;
-        if plan.plot.is_some() && summary.taken() == 0 {
+            .map_err(|e| BatchError::output(&target_name(&plan.daily), e))?;
+        if plan.plot.is_some() && summary.accepted() == 0 {
             summary.warnings.push("the plot is not drawn: there are no readings".into());
         }
-        if let Some(plot) = plan.plot.as_ref().filter(|_| summary.taken() > 0) {
+        if let Some(plot) = plan.plot.as_ref().filter(|_| summary.accepted() > 0) {
             let missing =
                 plot.city.clone().map_or(BatchError::NothingToDraw, |city| BatchError::NoSuchCity { city });
             outputs.plot(plot, &plotted.ok_or(missing)?)?;
@@ -403,8 +406,9 @@ impl Outputs {
         let targets = [&plan.output, &plan.changes, &plan.daily, &plan.dead_letters];
         let paths = targets.into_iter().flatten().filter_map(|target| target.path.as_deref());
         // What is written in place is opened once: a pipe's reader would take a second opening for the end.
-        for path in
-            paths.chain(plan.plot.as_ref().map(|plot| plot.path.as_path())).filter(|path| !is_in_place(path))
+        for path in paths
+            .chain(plan.plot.as_ref().map(|plot| plot.path.as_path()))
+            .filter(|path| !is_written_in_place(path))
         {
             OutputFile::create(path)
                 .map_err(|error| BatchError::output(&path.display().to_string(), error))?;
@@ -412,7 +416,7 @@ impl Outputs {
         Ok(Outputs::default())
     }
 
-    fn open(&mut self, target: &Target) -> Result<Box<dyn io::Write + Send>, BatchError> {
+    fn open(&mut self, target: &OutputTarget) -> Result<Box<dyn io::Write + Send>, BatchError> {
         let Some(path) = &target.path else { return Ok(Box::new(StandardOutput::default())) };
         let output = |error| BatchError::output(&target.name(), error);
         let file = OutputFile::create(path).map_err(output)?;
@@ -421,9 +425,9 @@ impl Outputs {
         Ok(writer)
     }
 
-    fn begin<W>(
+    fn create_writer<W>(
         &mut self,
-        target: &Option<Target>,
+        target: &Option<OutputTarget>,
         new: impl FnOnce(Format, Compression, Box<dyn io::Write + Send>) -> io::Result<W>,
     ) -> Result<Option<W>, BatchError> {
         let Some(target) = target else { return Ok(None) };
@@ -433,32 +437,35 @@ impl Outputs {
             .map_err(|error| BatchError::output(&target.name(), error))
     }
 
-    fn rows(&mut self, plan: &BatchPlan) -> Result<Option<RowsWriter>, BatchError> {
-        self.begin(&plan.output, |format, compression, out| {
-            RowsWriter::new(format, compression, plan.output_units, out)
+    fn rows(&mut self, plan: &BatchPlan) -> Result<Option<ResultRowsWriter>, BatchError> {
+        self.create_writer(&plan.output, |format, compression, out| {
+            ResultRowsWriter::new(format, compression, plan.output_units, out)
         })
     }
 
     fn daily(&mut self, plan: &BatchPlan) -> Result<Option<DailyWriter>, BatchError> {
-        self.begin(&plan.daily, |format, compression, out| {
+        self.create_writer(&plan.daily, |format, compression, out| {
             DailyWriter::new(format, compression, plan.output_units.temperature, out)
         })
     }
 
     fn dead_letters(&mut self, plan: &BatchPlan) -> Result<Option<DeadLettersWriter>, BatchError> {
-        self.begin(&plan.dead_letters, |_, compression, out| DeadLettersWriter::new(compression, out))
+        self.create_writer(&plan.dead_letters, |_, compression, out| DeadLettersWriter::new(compression, out))
     }
 
     fn changes(&mut self, plan: &BatchPlan) -> Result<Option<(Vec<ChangesSink>, ChangesThread)>, BatchError> {
-        self.begin(&plan.changes, |_, compression, out| {
+        self.create_writer(&plan.changes, |_, compression, out| {
             let writer = ChangesWriter::new(compression, plan.output_units.temperature, out)?;
-            changes::spawn(writer, plan.workers)
+            changes::spawn_changes_writer(writer, plan.workers)
         })
     }
 
     fn plot(&mut self, plan: &PlotPlan, svg: &str) -> Result<(), BatchError> {
-        let target =
-            Target { path: Some(plan.path.clone()), format: Format::Json, compression: Compression::None };
+        let target = OutputTarget {
+            path: Some(plan.path.clone()),
+            format: Format::Json,
+            compression: Compression::None,
+        };
         let mut out = self.open(&target)?;
         out.write_all(svg.as_bytes()).map_err(|error| BatchError::output(&target.name(), error))
     }

@@ -6,10 +6,10 @@
 //! once that is whole (`verifying`).
 
 mod candidates;
-mod making;
+mod coordinator;
 #[cfg(test)]
 mod tests;
-mod verifying;
+mod verifier;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -18,22 +18,25 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::candidates::Beginning;
-use self::candidates::Candidates;
-pub use self::making::Making;
+use self::candidates::CheckpointCandidates;
+pub use self::candidates::RestoreContext;
+pub use self::coordinator::CheckpointCoordinator;
 use super::logs::Logs;
 use super::processes::Processes;
 use super::run_error::RunError;
 use crate::checkpoint::{
-    CheckpointError, Checkpoints, Manifest, Part, PartWriter, Place, Positions, SOURCE, Writers,
+    CheckpointError, CheckpointLocation, Checkpoints, Manifest, PartWriter, PartWriterControl,
+    PositionsBySource, SOURCE_KEY_PREFIX, WorkerPart,
 };
 use crate::cluster::ValueName;
-use crate::config::{CheckpointPlan, Plan, SourceKind};
-use crate::model::{LogPosition, LogRecord, Mark, PartitionName, STATE_SHARDS, Slot, Slots};
-use crate::worker::{CityHigh, State, States};
+use crate::config::{CheckpointPlan, ServicePlan, SourceKind};
+use crate::model::{
+    CheckpointBarrier, LogIdentity, LogPosition, PartitionIndex, PartitionName, PartitionTable, STATE_SHARDS,
+};
+use crate::worker::{RestoredCity, RestoredWorkers, WorkerState};
 
 /// Where a run has its checkpoints, and what they are computed with.
-pub struct Checkpointed {
+pub struct CheckpointRepository {
     checkpoints: Checkpoints,
     plan: CheckpointPlan,
     identity: BTreeMap<String, String>,
@@ -45,13 +48,13 @@ pub struct Checkpointed {
 
 /// Why a process has not loaded a checkpoint.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Failure {
+struct LoadFailure {
     why: String,
-    kind: FailureKind,
+    kind: LoadFailureKind,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum FailureKind {
+enum LoadFailureKind {
     Damaged,
     Missing,
     /// It is whole, and not for this run.
@@ -60,47 +63,47 @@ enum FailureKind {
     Store,
 }
 
-impl Failure {
-    fn of(error: &CheckpointError) -> Failure {
+impl LoadFailure {
+    fn of(error: &CheckpointError) -> LoadFailure {
         let kind = match error {
-            CheckpointError::Damaged { .. } | CheckpointError::Unreadable(_) => FailureKind::Damaged,
-            CheckpointError::Missing(_) => FailureKind::Missing,
-            error if error.is_of_this_one() => FailureKind::Unfit,
-            _ => FailureKind::Store,
+            CheckpointError::Damaged { .. } | CheckpointError::Unreadable(_) => LoadFailureKind::Damaged,
+            CheckpointError::Missing(_) => LoadFailureKind::Missing,
+            error if error.is_specific_to_checkpoint() => LoadFailureKind::Unfit,
+            _ => LoadFailureKind::Store,
         };
-        Failure { why: error.to_string(), kind }
+        LoadFailure { why: error.to_string(), kind }
     }
 }
 
 /// The state that a run begins with.
-pub struct TakenUp {
+pub struct RestoredState {
     /// The epoch of the checkpoint, and up to where it includes the logs.
     pub epoch: u64,
-    pub positions: Positions,
-    pub logs: BTreeMap<String, LogRecord>,
+    pub positions: PositionsBySource,
+    pub logs: BTreeMap<String, LogIdentity>,
     /// By worker of this process.
-    states: Vec<State>,
-    highs: HashMap<Slot, Vec<CityHigh>>,
+    states: Vec<WorkerState>,
+    highs: HashMap<PartitionIndex, Vec<RestoredCity>>,
 }
 
-impl Checkpointed {
+impl CheckpointRepository {
     /// None where the run makes none.
     pub fn open(
-        plan: &Plan,
+        plan: &ServicePlan,
         logs: &Logs,
         ids: BTreeMap<String, String>,
         processes: &Processes,
         generation: &str,
-    ) -> Result<Option<Checkpointed>, RunError> {
+    ) -> Result<Option<CheckpointRepository>, RunError> {
         let in_data_dir = logs.data_dir().is_some();
-        let place =
-            processes.share(ValueName::OPTIONAL_TEXT, || Ok::<_, RunError>(place(plan, in_data_dir)))?;
+        let place = processes
+            .share(ValueName::OPTIONAL_TEXT, || Ok::<_, RunError>(checkpoint_place(plan, in_data_dir)))?;
         let Some((place, checkpoints)) = place.zip(plan.checkpoints.clone()) else { return Ok(None) };
-        let place: Place =
+        let place: CheckpointLocation =
             place.parse().map_err(|error| RunError::Failed(format!("checkpoints.url: {error}")))?;
         let (kept, plan_) = (Checkpoints::open(&place)?, checkpoints);
-        let named =
-            processes.share(ValueName::TEXT, || Ok::<_, RunError>(kept.name_generation(generation)?))?;
+        let named = processes
+            .share(ValueName::TEXT, || Ok::<_, RunError>(kept.unused_generation_name(generation)?))?;
         if named != generation {
             tracing::info!(
                 generation,
@@ -108,17 +111,17 @@ impl Checkpointed {
                 "generations are counted anew: in the names of checkpoints they go on"
             );
         }
-        Ok(Some(Checkpointed {
+        Ok(Some(CheckpointRepository {
             checkpoints: kept,
             plan: plan_,
-            identity: identity(plan),
+            identity: results_identity(plan),
             ids,
             generation: named,
         }))
     }
 
-    pub fn place(&self) -> &Place {
-        self.checkpoints.place()
+    pub fn place(&self) -> &CheckpointLocation {
+        self.checkpoints.location()
     }
 
     /// Takes up the newest checkpoint that all processes can load, if there is one.
@@ -128,11 +131,11 @@ impl Checkpointed {
     /// Where there would be one if something else were as it should be.
     pub fn take_up(
         &self,
-        beginning: &Beginning<'_>,
-        slots: &Slots,
+        beginning: &RestoreContext<'_>,
+        slots: &PartitionTable,
         processes: &Processes,
-    ) -> Result<Option<TakenUp>, RunError> {
-        let mut candidates = Candidates::new(self, beginning);
+    ) -> Result<Option<RestoredState>, RunError> {
+        let mut candidates = CheckpointCandidates::new(self, beginning);
         loop {
             let began = Instant::now();
             let mut next = None;
@@ -142,9 +145,10 @@ impl Checkpointed {
             })?;
             let Some(name) = name else { return Ok(None) };
             let loaded = self.load(&name, slots, processes);
-            let all = processes.gather(ValueName::LOAD_FAILURE, loaded.as_ref().err().map(Failure::of))?;
+            let all =
+                processes.gather(ValueName::LOAD_FAILURE, loaded.as_ref().err().map(LoadFailure::of))?;
             let is_good = processes.share(ValueName::FLAG, || match &next {
-                Some(manifest) => self.judge(manifest, all, beginning.is_following),
+                Some(manifest) => self.verdict(manifest, all, beginning.is_following),
                 None => Ok(false),
             })?;
             if let (true, Ok(taken)) = (is_good, loaded) {
@@ -154,23 +158,30 @@ impl Checkpointed {
         }
     }
 
-    fn load(&self, name: &str, slots: &Slots, processes: &Processes) -> Result<TakenUp, CheckpointError> {
+    fn load(
+        &self,
+        name: &str,
+        slots: &PartitionTable,
+        processes: &Processes,
+    ) -> Result<RestoredState, CheckpointError> {
         let topology = processes.topology();
-        let manifest = self.checkpoints.read(name.parse().map_err(CheckpointError::Unreadable)?)?;
-        let own = (0..topology.workers).map(|worker| topology.teller_of(topology.process) + worker);
+        let manifest = self.checkpoints.read_manifest(name.parse().map_err(CheckpointError::Unreadable)?)?;
+        let own = (0..topology.workers_per_process)
+            .map(|worker| topology.serving_worker_of(topology.process) + worker);
         let mut states = Vec::new();
         for worker in own {
-            let shards = (0..STATE_SHARDS).filter(|shard| *shard as usize % topology.peers() == worker);
-            let cities = self.checkpoints.load(&manifest, &shards.collect::<Vec<_>>(), slots)?;
-            states.push(State { cities, snapshots: None });
+            let shards =
+                (0..STATE_SHARDS).filter(|shard| *shard as usize % topology.total_workers() == worker);
+            let cities = self.checkpoints.load_shards(&manifest, &shards.collect::<Vec<_>>(), slots)?;
+            states.push(WorkerState { cities, snapshots: None });
         }
-        let names: HashMap<PartitionName, Slot> =
-            (0..).map(Slot).zip(slots.all()).map(|(slot, name)| (name, slot)).collect();
-        let mut highs: HashMap<Slot, Vec<CityHigh>> = HashMap::new();
-        for known in self.checkpoints.highs(&manifest, &|_| true)? {
+        let names: HashMap<PartitionName, PartitionIndex> =
+            (0..).map(PartitionIndex).zip(slots.names()).map(|(slot, name)| (name, slot)).collect();
+        let mut highs: HashMap<PartitionIndex, Vec<RestoredCity>> = HashMap::new();
+        for known in self.checkpoints.admission_states(&manifest, &|_| true)? {
             if let Some(slot) = names.get(&known.partition) {
                 let readings = u32::try_from(known.readings).unwrap_or(u32::MAX);
-                highs.entry(*slot).or_default().push(CityHigh {
+                highs.entry(*slot).or_default().push(RestoredCity {
                     city: known.city,
                     high: known.high,
                     readings,
@@ -178,33 +189,33 @@ impl Checkpointed {
             }
         }
         let Manifest { epoch, positions, logs, .. } = manifest;
-        Ok(TakenUp { epoch, positions, logs, states, highs })
+        Ok(RestoredState { epoch, positions, logs, states, highs })
     }
 
     /// Whether all have loaded it. What another process cannot read may be fine, so this one reads all of it before it is put aside.
-    fn judge(
+    fn verdict(
         &self,
         manifest: &Manifest,
-        all: Vec<Option<Failure>>,
+        all: Vec<Option<LoadFailure>>,
         is_following: bool,
     ) -> Result<bool, RunError> {
         let failed = (0..).zip(all).filter_map(|(process, failure)| Some((process, failure?)));
-        let failed: Vec<(usize, Failure)> = failed.collect();
-        for (process, Failure { why, kind }) in &failed {
-            if *kind == FailureKind::Store {
+        let failed: Vec<(usize, LoadFailure)> = failed.collect();
+        for (process, LoadFailure { why, kind }) in &failed {
+            if *kind == LoadFailureKind::Store {
                 return Err(RunError::Failed(format!("process {process}: {why}")));
             }
             tracing::warn!(peer = process, "a checkpoint is not used: {why}");
         }
-        let is_doubtful = |failure: &Failure| failure.kind != FailureKind::Unfit;
+        let is_doubtful = |failure: &LoadFailure| failure.kind != LoadFailureKind::Unfit;
         if let Some((process, failure)) = failed.iter().find(|(_, failure)| is_doubtful(failure)) {
-            self.doubt(manifest, *process, &failure.why, is_following)?;
+            self.recheck(manifest, *process, &failure.why, is_following)?;
         }
         Ok(failed.is_empty())
     }
 
     /// Puts the object aside that is damaged for this process, too. What adds to its checkpoint stays as it is.
-    fn doubt(
+    fn recheck(
         &self,
         manifest: &Manifest,
         process: usize,
@@ -212,19 +223,22 @@ impl Checkpointed {
         is_following: bool,
     ) -> Result<(), RunError> {
         let name = manifest.name();
-        let read = self.checkpoints.read(name).and_then(|manifest| self.checkpoints.verify(&manifest));
-        match read.map_err(|error| (Failure::of(&error).kind, error)) {
+        let read = self
+            .checkpoints
+            .read_manifest(name)
+            .and_then(|manifest| self.checkpoints.verify_contents(&manifest));
+        match read.map_err(|error| (LoadFailure::of(&error).kind, error)) {
             Ok(_) if process != 0 => Err(RunError::Failed(format!(
                 "process {process}: {why}: but process 0 can read all of it, so it is not the same store: make sure that all processes \
                  reach the same checkpoints"
             ))),
             // It was given up meanwhile, or can be read now.
-            Ok(_) | Err((FailureKind::Missing, _)) => Ok(()),
+            Ok(_) | Err((LoadFailureKind::Missing, _)) => Ok(()),
             // While another generation runs, they are that one's.
-            Err((FailureKind::Damaged, _)) if is_following => Ok(()),
-            Err((FailureKind::Damaged, error)) => {
+            Err((LoadFailureKind::Damaged, _)) if is_following => Ok(()),
+            Err((LoadFailureKind::Damaged, error)) => {
                 let Some(path) = error.damaged_path() else { return Ok(()) };
-                self.checkpoints.set_aside(path)?;
+                self.checkpoints.quarantine_object(path)?;
                 tracing::warn!(
                     checkpoint = %name,
                     path,
@@ -237,17 +251,17 @@ impl Checkpointed {
     }
 
     /// Up to where a checkpoint includes the logs, and what they are known by.
-    fn covered_logs(
+    fn covered_positions(
         &self,
-        covered: &BTreeMap<Slot, LogPosition>,
-        slots: &Slots,
-    ) -> (Positions, BTreeMap<String, LogRecord>) {
-        let (mut positions, mut logs) = (Positions::new(), BTreeMap::<String, LogRecord>::new());
-        let names = slots.all();
+        covered: &BTreeMap<PartitionIndex, LogPosition>,
+        slots: &PartitionTable,
+    ) -> (PositionsBySource, BTreeMap<String, LogIdentity>) {
+        let (mut positions, mut logs) = (PositionsBySource::new(), BTreeMap::<String, LogIdentity>::new());
+        let names = slots.names();
         let named = covered.iter().filter_map(|(slot, at)| Some((names.get(usize::from(slot.0))?, at)));
         for (PartitionName { source, partition }, at) in named {
             positions.entry(source.to_string()).or_default().insert(*partition, at.position);
-            let id = || LogRecord { id: self.ids.get(&**source).cloned(), ..LogRecord::default() };
+            let id = || LogIdentity { id: self.ids.get(&**source).cloned(), ..LogIdentity::default() };
             let log = logs.entry(source.to_string()).or_insert_with(id);
             log.before.extend(at.before.map(|before| (*partition, before)));
         }
@@ -255,46 +269,47 @@ impl Checkpointed {
     }
 
     /// What the workers of this process begin with; what they write is collected in `parts`.
-    pub fn states(
+    pub fn worker_states(
         &self,
-        taken: Option<TakenUp>,
-        slots: &Slots,
+        taken: Option<RestoredState>,
+        slots: &PartitionTable,
         workers: usize,
-        parts: &Arc<Parts>,
-    ) -> Result<States, RunError> {
+        parts: &Arc<WrittenParts>,
+    ) -> Result<RestoredWorkers, RunError> {
         let (mut states, highs) = taken.map_or_else(Default::default, |taken| (taken.states, taken.highs));
-        states.resize_with(workers, State::default);
+        states.resize_with(workers, WorkerState::default);
         for state in &mut states {
             let (own, checkpoints) = (Arc::clone(parts), self.checkpoints.clone());
-            let done = Box::new(move |mark: Mark, _, part: Result<Part, CheckpointError>| {
-                let unwanted = own.add(mark, part.map_err(|error| error.to_string()));
-                checkpoints.discard(unwanted.as_slice());
-            });
+            let done =
+                Box::new(move |mark: CheckpointBarrier, _, part: Result<WorkerPart, CheckpointError>| {
+                    let unwanted = own.add(mark, part.map_err(|error| error.to_string()));
+                    checkpoints.discard_parts(unwanted.as_slice());
+                });
             let (checkpoints, writers) = (self.checkpoints.clone(), Arc::clone(&parts.writers));
             let writer = PartWriter::spawn(checkpoints, &self.generation, slots.clone(), writers, done);
             let writer = writer.map_err(RunError::Threads)?;
             state.snapshots = Some(Box::new(writer));
         }
-        Ok(States::new(states, highs))
+        Ok(RestoredWorkers::new(states, highs))
     }
 }
 
 /// Where checkpoints are, as all processes must write it: none where there are to be none.
-fn place(plan: &Plan, in_data_dir: bool) -> Option<String> {
+fn checkpoint_place(plan: &ServicePlan, in_data_dir: bool) -> Option<String> {
     let checkpoints = plan.checkpoints.as_ref()?;
     let is_generator = |kind: &SourceKind| matches!(kind, SourceKind::Generator(_));
     if plan.ingest.is_none() && plan.sources.iter().any(|source| is_generator(&source.kind)) {
         // What is made up is in no log then, so no position means anything later.
         return None;
     }
-    match &checkpoints.place {
-        _ if !checkpoints.is_given && !in_data_dir => {
+    match &checkpoints.location {
+        _ if !checkpoints.is_configured && !in_data_dir => {
             tracing::info!(
                 "there are no checkpoints, so every start reads all of the logs: see checkpoints.url"
             );
             None
         }
-        Place::Folder(folder) => {
+        CheckpointLocation::Folder(folder) => {
             let absolute = std::path::absolute(folder).unwrap_or_else(|_| PathBuf::from(folder));
             Some(absolute.display().to_string())
         }
@@ -304,22 +319,22 @@ fn place(plan: &Plan, in_data_dir: bool) -> Option<String> {
 
 /// What decides results.
 /// The topics of which the newest checkpoint that can be read includes records.
-pub fn topics_in_checkpoints(plan: &Plan, in_data_dir: bool) -> Result<BTreeSet<String>, RunError> {
-    let Some(place) = place(plan, in_data_dir) else { return Ok(BTreeSet::new()) };
-    let place: Place =
+pub fn topics_in_checkpoints(plan: &ServicePlan, in_data_dir: bool) -> Result<BTreeSet<String>, RunError> {
+    let Some(place) = checkpoint_place(plan, in_data_dir) else { return Ok(BTreeSet::new()) };
+    let place: CheckpointLocation =
         place.parse().map_err(|error| RunError::Failed(format!("checkpoints.url: {error}")))?;
     let kept = Checkpoints::open(&place)?;
-    let newest = kept.list()?.into_iter().find_map(|name| kept.read(name).ok());
+    let newest = kept.list_names()?.into_iter().find_map(|name| kept.read_manifest(name).ok());
     let Some(Manifest { positions, identity, .. }) = newest else { return Ok(BTreeSet::new()) };
     let topic = |source: &String| {
-        let read = identity.get(&format!("{SOURCE}{source}"))?.strip_prefix("topic ")?;
+        let read = identity.get(&format!("{SOURCE_KEY_PREFIX}{source}"))?.strip_prefix("topic ")?;
         Some(read.split(" as ").next()?.to_owned())
     };
     Ok(positions.keys().filter_map(topic).collect())
 }
 
-fn identity(plan: &Plan) -> BTreeMap<String, String> {
-    let mut identity = super::outlets::log_identity(plan);
+fn results_identity(plan: &ServicePlan) -> BTreeMap<String, String> {
+    let mut identity = super::durable_sinks::log_identity(plan);
     identity.insert("results.formula".into(), plan.formula.name().to_owned());
     identity.insert("results.window".into(), plan.retention.window.to_string());
     identity.insert("results.history".into(), plan.retention.history.to_string());
@@ -328,16 +343,16 @@ fn identity(plan: &Plan) -> BTreeMap<String, String> {
 
 /// What the workers of this process have written.
 #[derive(Default)]
-pub struct Parts {
-    written: Mutex<HashMap<u64, Vec<Result<Part, String>>>>,
-    writers: Arc<Writers>,
+pub struct WrittenParts {
+    written: Mutex<HashMap<u64, Vec<Result<WorkerPart, String>>>>,
+    writers: Arc<PartWriterControl>,
 }
 
-impl Parts {
+impl WrittenParts {
     /// Gives a part back that came too late.
-    fn add(&self, mark: Mark, part: Result<Part, String>) -> Option<Part> {
+    fn add(&self, mark: CheckpointBarrier, part: Result<WorkerPart, String>) -> Option<WorkerPart> {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.writers.has_given_up(mark.checkpoint) {
+        if self.writers.is_cancelled(mark.checkpoint) {
             return part.ok();
         }
         written.entry(mark.checkpoint).or_default().push(part);
@@ -345,24 +360,24 @@ impl Parts {
     }
 
     /// All of a checkpoint, once they are all there.
-    fn take(&self, checkpoint: u64, workers: usize) -> Option<Vec<Result<Part, String>>> {
+    fn take_complete(&self, checkpoint: u64, workers: usize) -> Option<Vec<Result<WorkerPart, String>>> {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         let are_there = written.get(&checkpoint).is_some_and(|parts| parts.len() >= workers);
         are_there.then(|| written.remove(&checkpoint).unwrap_or_default())
     }
 
     /// Nothing more is written of a checkpoint, nor of any before. Gives what was.
-    fn give_up(&self, checkpoint: u64) -> Vec<Part> {
+    fn cancel(&self, checkpoint: u64) -> Vec<WorkerPart> {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        self.writers.give_up(checkpoint);
+        self.writers.cancel_checkpoint(checkpoint);
         let unwanted = written.extract_if(|known, _| *known <= checkpoint);
         unwanted.flat_map(|(_, parts)| parts).filter_map(Result::ok).collect()
     }
 }
 
-impl TakenUp {
+impl RestoredState {
     /// Where a partition is read from that would otherwise be read from `start`.
-    pub fn at(&self, name: &PartitionName, start: u64) -> LogPosition {
+    pub fn start_position(&self, name: &PartitionName, start: u64) -> LogPosition {
         let known = self.positions.get(&*name.source).and_then(|of| of.get(&name.partition));
         let before = self.logs.get(&*name.source).and_then(|log| log.before.get(&name.partition));
         known.map_or(start.into(), |position| LogPosition { position: *position, before: before.copied() })

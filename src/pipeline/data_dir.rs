@@ -12,17 +12,17 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::fault::{is_passing, read_small_file, remedy};
+use crate::fault::{is_transient, read_small_file, remedy_for};
 
 /// How long a process that held the directory may take to die.
-const LOCK_WAIT: Duration = Duration::from_secs(10);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 const LOCK_RETRY: Duration = Duration::from_millis(50);
 /// They take turns, so that a write that fails leaves the one before.
-const FILES: [&str; 2] = ["generation-0", "generation-1"];
+const RECORD_FILES: [&str; 2] = ["generation-0", "generation-1"];
 
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
-    #[error("{}: {source}: {}, or choose another data directory", path.display(), remedy(source, path))]
+    #[error("{}: {source}: {}, or choose another data directory", path.display(), remedy_for(source, path))]
     Io { path: PathBuf, source: io::Error },
     #[error(
         "the data directory {} is in use by another process: stop that, or choose another data directory",
@@ -32,7 +32,7 @@ pub enum DataDirError {
     #[error(
         "the data directory {} has lost its generation: neither {} nor {} can be read; restore one from a backup, or remove \
          both to count from 1 again",
-        .0.display(), FILES[0], FILES[1]
+        .0.display(), RECORD_FILES[0], RECORD_FILES[1]
     )]
     Damaged(PathBuf),
 }
@@ -40,13 +40,13 @@ pub enum DataDirError {
 impl DataDirError {
     /// Whether the same may be done later, as each write begins a file of its own.
     pub fn is_passing(&self) -> bool {
-        matches!(self, DataDirError::Io { source, .. } if is_passing(source))
+        matches!(self, DataDirError::Io { source, .. } if is_transient(source))
     }
 }
 
 /// What is durable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Record {
+struct GenerationRecord {
     /// Counts the writes.
     sequence: u64,
     generation: u64,
@@ -60,7 +60,7 @@ pub struct DataDir {
     path: PathBuf,
     generation: Arc<str>,
     epoch_floor: u64,
-    record: Mutex<Record>,
+    record: Mutex<GenerationRecord>,
     _lock: File,
 }
 
@@ -69,10 +69,11 @@ impl DataDir {
     pub fn open(path: &Path) -> Result<DataDir, DataDirError> {
         let at_path = |source| DataDirError::Io { path: path.into(), source };
         fs::create_dir_all(path).map_err(at_path)?;
-        let lock = lock(path, LOCK_WAIT)?;
-        let before = read(path)?;
-        let record = Record { sequence: before.sequence + 1, generation: before.generation + 1, ..before };
-        write(path, &record).map_err(at_path)?;
+        let lock = lock(path, LOCK_TIMEOUT)?;
+        let before = read_record(path)?;
+        let record =
+            GenerationRecord { sequence: before.sequence + 1, generation: before.generation + 1, ..before };
+        write_record(path, &record).map_err(at_path)?;
         // The hasher's keys are random.
         let nonce = RandomState::new().build_hasher().finish();
         Ok(DataDir {
@@ -104,15 +105,16 @@ impl DataDir {
         if upto <= record.epochs {
             return Ok(());
         }
-        let next = Record { sequence: record.sequence + 1, epochs: upto, ..*record };
-        write(&self.path, &next).map_err(|source| DataDirError::Io { path: self.path.clone(), source })?;
+        let next = GenerationRecord { sequence: record.sequence + 1, epochs: upto, ..*record };
+        write_record(&self.path, &next)
+            .map_err(|source| DataDirError::Io { path: self.path.clone(), source })?;
         *record = next;
         Ok(())
     }
 }
 
 /// Holds a data directory that is there, without beginning a generation: nobody else uses it until this is dropped.
-pub fn hold(path: &Path) -> Result<File, DataDirError> {
+pub fn lock_data_dir(path: &Path) -> Result<File, DataDirError> {
     lock(path, Duration::ZERO)
 }
 
@@ -135,12 +137,12 @@ fn lock(path: &Path, wait: Duration) -> Result<File, DataDirError> {
 }
 
 /// The newest record that is whole. Where the only file there is is not, the first write was cut off: nothing was used yet.
-fn read(path: &Path) -> Result<Record, DataDirError> {
-    let mut newest: Option<Record> = None;
+fn read_record(path: &Path) -> Result<GenerationRecord, DataDirError> {
+    let mut newest: Option<GenerationRecord> = None;
     let mut unreadable = 0;
-    for name in FILES {
+    for name in RECORD_FILES {
         match read_small_file(&path.join(name)) {
-            Ok(bytes) => match parse(&bytes) {
+            Ok(bytes) => match parse_record(&bytes) {
                 Some(record) if newest.is_none_or(|newest| newest.sequence < record.sequence) => {
                     newest = Some(record);
                 }
@@ -153,13 +155,13 @@ fn read(path: &Path) -> Result<Record, DataDirError> {
     }
     match newest {
         Some(record) => Ok(record),
-        None if unreadable == FILES.len() => Err(DataDirError::Damaged(path.into())),
-        None => Ok(Record::default()),
+        None if unreadable == RECORD_FILES.len() => Err(DataDirError::Damaged(path.into())),
+        None => Ok(GenerationRecord::default()),
     }
 }
 
 /// A line of JSON and its checksum.
-fn parse(bytes: &[u8]) -> Option<Record> {
+fn parse_record(bytes: &[u8]) -> Option<GenerationRecord> {
     let (json, sum) = std::str::from_utf8(bytes).ok()?.strip_suffix('\n')?.split_once('\n')?;
     if sum != format!("{:016x}", xxh3_64(json.as_bytes())) {
         return None;
@@ -167,9 +169,9 @@ fn parse(bytes: &[u8]) -> Option<Record> {
     serde_json::from_str(json).ok()
 }
 
-fn write(path: &Path, record: &Record) -> io::Result<()> {
+fn write_record(path: &Path, record: &GenerationRecord) -> io::Result<()> {
     let json = serde_json::to_string(record)?;
-    let name = FILES[(record.sequence % 2) as usize];
+    let name = RECORD_FILES[(record.sequence % 2) as usize];
     let temporary = path.join(format!("{name}.new"));
     let mut file = File::create(&temporary)?;
     write!(file, "{json}\n{:016x}\n", xxh3_64(json.as_bytes()))?;
@@ -183,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn generations_and_epochs_only_grow() {
+    fn generation_and_epoch_bounds_only_grow() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("data");
         let mut generations = Vec::new();
@@ -203,15 +205,15 @@ mod tests {
     }
 
     #[test]
-    fn generation_that_is_no_small_file_is_refused() {
+    fn generation_file_must_be_small_regular_file() {
         use rustix::fs::{CWD, FileType, Mode, mknodat};
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("data");
         drop(DataDir::open(&path).unwrap());
-        let file = path.join(FILES[0]);
+        let file = path.join(RECORD_FILES[0]);
         let refused = |what: &str| {
             let error = DataDir::open(&path).unwrap_err().to_string();
-            assert!(error.contains(FILES[0]) && error.contains(what), "{error}");
+            assert!(error.contains(RECORD_FILES[0]) && error.contains(what), "{error}");
         };
         File::options()
             .write(true)
@@ -229,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_held_once() {
+    fn data_directory_lock_is_exclusive() {
         let root = tempfile::tempdir().unwrap();
         let dir = DataDir::open(root.path()).unwrap();
         let refused = lock(root.path(), Duration::from_millis(60)).unwrap_err();
@@ -243,23 +245,26 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_write_loses_only_itself() {
+    fn torn_write_loses_only_that_write() {
         let root = tempfile::tempdir().unwrap();
         // The very first write was torn.
-        fs::write(root.path().join(FILES[1]), "{\"sequ").unwrap();
+        fs::write(root.path().join(RECORD_FILES[1]), "{\"sequ").unwrap();
         assert_eq!(DataDir::open(root.path()).unwrap().epoch_floor(), 0);
         let dir = DataDir::open(root.path()).unwrap();
         dir.reserve_epochs(100).unwrap();
         dir.reserve_epochs(200).unwrap();
         drop(dir);
-        let newest = Record { sequence: 4, generation: 2, epochs: 200 };
-        assert_eq!(read(root.path()).unwrap(), newest);
-        let whole = fs::read(root.path().join(FILES[0])).unwrap();
+        let newest = GenerationRecord { sequence: 4, generation: 2, epochs: 200 };
+        assert_eq!(read_record(root.path()).unwrap(), newest);
+        let whole = fs::read(root.path().join(RECORD_FILES[0])).unwrap();
         for cut in 0..whole.len() {
-            fs::write(root.path().join(FILES[0]), &whole[..cut]).unwrap();
-            assert_eq!(read(root.path()).unwrap(), Record { sequence: 3, generation: 2, epochs: 100 });
+            fs::write(root.path().join(RECORD_FILES[0]), &whole[..cut]).unwrap();
+            assert_eq!(
+                read_record(root.path()).unwrap(),
+                GenerationRecord { sequence: 3, generation: 2, epochs: 100 }
+            );
         }
-        fs::write(root.path().join(FILES[1]), "\0\0").unwrap();
+        fs::write(root.path().join(RECORD_FILES[1]), "\0\0").unwrap();
         assert!(matches!(DataDir::open(root.path()), Err(DataDirError::Damaged(_))));
     }
 }

@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 
 use crate::checkpoint::Manifest;
-use crate::model::{LogPosition, LogRecord};
+use crate::model::{LogIdentity, LogPosition};
 use crate::sources::SourceError;
 
 /// What a log is to the one that was recorded. The texts say why, not yet what to do.
@@ -53,7 +53,7 @@ pub struct RecordedLog<'a> {
     pub source: &'a str,
     /// By partition.
     pub positions: &'a BTreeMap<u32, u64>,
-    pub log: Option<&'a LogRecord>,
+    pub log: Option<&'a LogIdentity>,
 }
 
 /// All logs that a checkpoint includes.
@@ -88,8 +88,8 @@ pub fn compare_log(
         let of_partition = match check(*partition, LogPosition { position: *position, before }) {
             Ok(()) => continue,
             Err(error @ SourceError::Transient(_)) => return Err(error),
-            Err(SourceError::Differs(why)) => LogVerdict::Another(of_source(why)),
-            Err(SourceError::Behind(why)) => LogVerdict::Behind(of_source(why)),
+            Err(SourceError::RecordDiffers(why)) => LogVerdict::Another(of_source(why)),
+            Err(SourceError::EndsBefore(why)) => LogVerdict::Behind(of_source(why)),
             Err(SourceError::Fatal(why)) => LogVerdict::Unreachable(of_source(why)),
         };
         verdict = verdict.or_worse(of_partition);
@@ -133,7 +133,7 @@ mod tests {
 
     fn compare(recorded: Option<&str>, own: Option<&str>, check: Result<(), SourceError>) -> LogVerdict {
         let before = Fingerprint { position: 4, digest: 7, leader_epoch: None };
-        let log = LogRecord { id: recorded.map(Into::into), before: [(0, before)].into() };
+        let log = LogIdentity { id: recorded.map(Into::into), before: [(0, before)].into() };
         let positions = BTreeMap::from([(0, 5)]);
         let recorded = RecordedLog { source: "journal", positions: &positions, log: Some(&log) };
         compare_log(recorded, own, &|partition, at| {
@@ -144,11 +144,11 @@ mod tests {
     }
 
     #[test]
-    fn log_verdict_is_by_id_and_records() {
+    fn log_verdict_compares_id_and_records() {
         use LogVerdict::{Another, Behind, Copy, Unreachable};
         let why = || "so".to_owned();
         let (behind, differs, fatal) =
-            (SourceError::Behind(why()), SourceError::Differs(why()), SourceError::Fatal(why()));
+            (SourceError::EndsBefore(why()), SourceError::RecordDiffers(why()), SourceError::Fatal(why()));
         for (recorded, own) in [(None, None), (Some("a"), Some("a")), (Some("a"), None), (None, Some("a"))] {
             assert_eq!(compare(recorded, own, Ok(())), LogVerdict::Same);
             assert!(matches!(compare(recorded, own, Err(behind.clone())), Behind(_)));
@@ -163,8 +163,8 @@ mod tests {
     }
 
     #[test]
-    fn log_with_another_id_and_nothing_to_compare_is_another() {
-        let log = LogRecord { id: Some("a".into()), ..LogRecord::default() };
+    fn log_with_other_id_and_no_record_is_other_log() {
+        let log = LogIdentity { id: Some("a".into()), ..LogIdentity::default() };
         let compare = |positions: &[(u32, u64)]| {
             let positions = positions.iter().copied().collect();
             let recorded = RecordedLog { source: "journal", positions: &positions, log: Some(&log) };
@@ -189,8 +189,8 @@ mod tests {
         let recorded = RecordedLog { source: "journal", positions: &positions, log: None };
         let verdict = compare_log(recorded, None, &|partition, _| match partition {
             0 => Err(SourceError::Fatal("begins later".into())),
-            1 => Err(SourceError::Differs("differs".into())),
-            _ => Err(SourceError::Behind("ends before".into())),
+            1 => Err(SourceError::RecordDiffers("differs".into())),
+            _ => Err(SourceError::EndsBefore("ends before".into())),
         });
         assert_eq!(verdict.unwrap(), LogVerdict::Another("source journal: differs".into()));
     }

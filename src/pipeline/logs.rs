@@ -3,34 +3,36 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration as Wait;
+use std::time::Duration;
 
 use super::data_dir::DataDir;
-use super::held::{HeldAppender, HoldReasons};
-use super::outlets::{Starts, file_identity, log_identity};
+use super::durable_sinks::{SourceRegistry, file_identity, log_identity};
+use super::ingest_hold::{HeldAppender, HoldReasons};
+use super::primary_follower::PrimaryFollower;
 use super::processes::Processes;
 use super::run_error::RunError;
-use super::standby::Following;
 use crate::admission::AdmissionRules;
 use crate::checkpoint;
-use crate::config::{FileInput, GeneratorSource, IngestPlan, Plan, SourceKind, SourcePlan};
-use crate::kafka::identity::TopicRecord;
-use crate::model::rules::RULES_KEY;
-use crate::model::{Appender, EventTime, Holds, LogPosition, PartitionName, Slot, Slots};
-use crate::registry::{Client, ClientSettings, Schemas, ask_and_record};
-use crate::sinks::dead_letters::DeadLetters;
-use crate::sources::file::{FileSource, Input};
-use crate::sources::generator::feed::Feed;
-use crate::sources::generator::paced::{Paced, PacedPlan};
+use crate::config::{FileSourcePlan, GeneratorSourcePlan, IngestPlan, ServicePlan, SourceKind, SourcePlan};
+use crate::kafka::topic_identity::TopicIdentity;
+use crate::model::rules_version::RULES_VERSION_KEY;
+use crate::model::{
+    Appender, EventTime, HoldCheck, LogPosition, PartitionIndex, PartitionName, PartitionTable,
+};
+use crate::registry::{RegistryClient, RegistrySettings, SchemaCache, fetch_and_record};
+use crate::sinks::dead_letters::DeadLetterFiles;
+use crate::sources::file::{FileSource, InputFile};
+use crate::sources::generator::feed::GeneratorFeed;
+use crate::sources::generator::paced::{PacedLog, PacedPlan};
 use crate::sources::journal::{Journal, JournalPlan};
 use crate::sources::kafka::{AppendLimits, KafkaAppender, KafkaSource, RecordFormat, RegistryPlan};
 use crate::sources::{Source, SourceError};
-use crate::worker::{self, LogPartition, Shared};
+use crate::worker::{self, LogPartition, SharedState};
 
 /// One question to a schema registry.
-const REGISTRY_TIMEOUT: Wait = Wait::from_secs(10);
+const REGISTRY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long after its first use a registry's answer is compared with what it says now.
-const VERIFY_AFTER: Wait = Wait::from_secs(30);
+const SCHEMA_VERIFY_DELAY: Duration = Duration::from_secs(30);
 
 /// In the data directory: which files the logs of files were read from.
 const FILES_FOLDER: &str = "files";
@@ -47,27 +49,28 @@ pub struct Logs {
 }
 
 /// Whether this process of a run keeps anything on disk.
-pub fn needs_data_dir(plan: &Plan) -> bool {
+pub fn needs_data_dir(plan: &ServicePlan) -> bool {
     plan.cluster.process.is_none_or(|process| process == 0) && uses_data_dir(plan)
 }
 
 /// Whether a run keeps anything on disk: a journal, or the place of a generator that appends to a topic.
-pub fn uses_data_dir(plan: &Plan) -> bool {
+pub fn uses_data_dir(plan: &ServicePlan) -> bool {
     let Some(ingest) = &plan.ingest else { return false };
-    ingest.into.is_none() || plan.sources.iter().any(|source| matches!(source.kind, SourceKind::Generator(_)))
+    ingest.source.is_none()
+        || plan.sources.iter().any(|source| matches!(source.kind, SourceKind::Generator(_)))
 }
 
 impl Logs {
     /// Those that this process can read; what it cannot append to itself, goes to the first one.
     pub fn open(
-        plan: &Plan,
+        plan: &ServicePlan,
         data_dir: Option<Arc<DataDir>>,
         processes: &Processes,
     ) -> Result<Logs, RunError> {
         let mut logs =
             Logs { journal: None, sources: Vec::new(), topics: Vec::new(), appender: None, data_dir };
-        let into = plan.ingest.as_ref().map(|ingest| ingest.into.as_deref());
-        let is_first = processes.topology().is_first();
+        let into = plan.ingest.as_ref().map(|ingest| ingest.source.as_deref());
+        let is_first = processes.topology().is_first_process();
         if let (Some(ingest), Some(None), false) = (&plan.ingest, into, is_first) {
             logs.appender = Some(processes.forward(ingest.queue_records, ingest.queue_bytes));
         }
@@ -95,12 +98,12 @@ impl Logs {
             }
             if is_first || matches!(source.kind, SourceKind::Kafka(_)) {
                 let folder = logs.data_dir.as_ref().map(|dir| dir.path().join(FILES_FOLDER));
-                let opened = direct(source, folder.as_deref(), &mut logs.topics)?;
+                let opened = open_source(source, folder.as_deref(), &mut logs.topics)?;
                 logs.sources.push(opened);
             }
         }
         if let (Some(ingest), Some(Some(into))) = (&plan.ingest, into) {
-            logs.appender = appender(plan, ingest, into)?;
+            logs.appender = open_topic_appender(plan, ingest, into)?;
         }
         Ok(logs)
     }
@@ -110,7 +113,7 @@ impl Logs {
     }
 
     /// Where what is posted or made up goes. A journal's takes nothing while there is no room for its dead letters.
-    pub fn held_appender(&self, shared: &Arc<Shared>) -> Option<Arc<dyn Appender>> {
+    pub fn held_appender(&self, shared: &Arc<SharedState>) -> Option<Arc<dyn Appender>> {
         let appender = self.appender.clone()?;
         Some(match self.journal {
             Some(_) => Arc::new(HeldAppender::new(appender, Arc::clone(shared))),
@@ -118,7 +121,7 @@ impl Logs {
         })
     }
 
-    pub fn hold_reasons(&self, shared: &Arc<Shared>) -> Arc<dyn Holds> {
+    pub fn hold_reasons(&self, shared: &Arc<SharedState>) -> Arc<dyn HoldCheck> {
         Arc::new(HoldReasons { journal: self.journal.clone(), shared: Arc::clone(shared) })
     }
 
@@ -131,30 +134,34 @@ impl Logs {
     /// process asks for all, so that all decide the same.
     pub fn use_schemas(
         &self,
-        starts: &Starts,
+        starts: &SourceRegistry,
         processes: &Processes,
-        followed: Option<&Arc<Following>>,
+        followed: Option<&Arc<PrimaryFollower>>,
     ) -> Result<(), RunError> {
         for topic in &self.topics {
-            if let Some(RegistryPlan { urls, user }) = topic.registry() {
+            if let Some(RegistryPlan { urls, user }) = topic.registry_plan() {
                 let settings =
-                    ClientSettings { urls: urls.clone(), user: user.clone(), timeout: REGISTRY_TIMEOUT };
+                    RegistrySettings { urls: urls.clone(), user: user.clone(), timeout: REGISTRY_TIMEOUT };
                 let (known, record) = starts.answers(topic.name())?;
-                let find = match (processes.topology().is_first(), followed) {
-                    (true, None) => ask_and_record(Client::new(&settings)?, record),
-                    (true, Some(followed)) => {
-                        followed.find(topic.name(), ask_and_record(Client::new(&settings)?, record))
-                    }
+                let find = match (processes.topology().is_first_process(), followed) {
+                    (true, None) => fetch_and_record(RegistryClient::new(&settings)?, record),
+                    (true, Some(followed)) => followed
+                        .find_schema(topic.name(), fetch_and_record(RegistryClient::new(&settings)?, record)),
                     (false, _) => processes.ask_schemas(topic.name()),
                 };
                 // One process compares for all.
-                let schemas = match processes.topology().is_first() {
-                    true => Schemas::verified(known, find, Client::new(&settings)?, VERIFY_AFTER),
-                    false => Schemas::new(known, find),
+                let schemas = match processes.topology().is_first_process() {
+                    true => SchemaCache::with_verification(
+                        known,
+                        find,
+                        RegistryClient::new(&settings)?,
+                        SCHEMA_VERIFY_DELAY,
+                    ),
+                    false => SchemaCache::new(known, find),
                 };
                 let schemas = schemas.map_err(RunError::Threads)?;
                 processes.answer_schemas(topic.name(), schemas.clone());
-                topic.use_schemas(schemas);
+                topic.set_schema_cache(schemas);
             }
         }
         Ok(())
@@ -163,33 +170,33 @@ impl Logs {
     /// Has the topics compared with what earlier starts have recorded of them.
     pub fn compare_topics(
         &self,
-        recorded: impl Fn(&str) -> Result<TopicRecord, RunError>,
+        recorded: impl Fn(&str) -> Result<TopicIdentity, RunError>,
     ) -> Result<(), RunError> {
         for topic in &self.topics {
-            topic.compare_with(recorded(topic.name())?);
+            topic.set_recorded_identity(recorded(topic.name())?);
         }
         Ok(())
     }
 
     /// Why posted readings can not be taken any more, or a topic not be read.
-    pub fn failed(&self) -> Option<String> {
+    pub fn failure(&self) -> Option<String> {
         let contradiction = |topic: &Arc<KafkaSource>| {
             Some(format!("source {}: {}", topic.name(), topic.schema_contradiction()?))
         };
-        let journal = self.journal.as_ref().and_then(|journal| journal.failed());
+        let journal = self.journal.as_ref().and_then(|journal| journal.failure());
         journal.map(|failed| failed.to_string()).or_else(|| self.topics.iter().find_map(contradiction))
     }
 
     /// The dead letters of the journal and of files.
-    pub fn dead_letters(&self, plan: &Plan) -> Result<Option<DeadLetters>, RunError> {
+    pub fn dead_letters(&self, plan: &ServicePlan) -> Result<Option<DeadLetterFiles>, RunError> {
         let Some((dir, journal)) = self.data_dir.as_ref().zip(self.journal.as_ref()) else { return Ok(None) };
         let rules = refusal_rules(plan);
-        let letters = DeadLetters::open(dir.path(), &rules, plan.dead_letters)?;
+        let letters = DeadLetterFiles::open(dir.path(), &rules, plan.dead_letters)?;
         let name: Arc<str> = journal.name().into();
         for partition in 0..journal.partitions() {
             // Its letters would keep those of the journal from being written.
             let name = PartitionName { source: name.clone(), partition };
-            if let Some(path) = letters.beyond(&name, journal.end(partition)) {
+            if let Some(path) = letters.file_beyond(&name, journal.log_end(partition)) {
                 let path = path.display();
                 return Err(RunError::Failed(format!(
                     "{path} has dead letters of records that the journal does not have: move it away with the full files beside it (dead-letters*.part-*.jsonl), they are of another journal"
@@ -200,14 +207,18 @@ impl Logs {
     }
 
     /// The partitions, by slot, and from where each is read; those that are read already, where no others may be.
-    pub fn partitions(&self, starts: &Starts, known_only: bool) -> Result<Vec<LogPartition>, RunError> {
+    pub fn partitions(
+        &self,
+        starts: &SourceRegistry,
+        known_only: bool,
+    ) -> Result<Vec<LogPartition>, RunError> {
         let mut partitions = Vec::new();
         for source in &self.sources {
             for partition in 0..source.partitions() {
                 if known_only && !starts.knows(source.name(), partition) {
                     continue;
                 }
-                let slot = Slot(partitions.len() as u16);
+                let slot = PartitionIndex(partitions.len() as u16);
                 partitions.push(starts.partition(source, partition, slot)?);
             }
         }
@@ -215,15 +226,15 @@ impl Logs {
     }
 
     /// Whether a log goes on at a position that was read up to before.
-    pub fn check(&self, source: &str, partition: u32, at: LogPosition) -> Result<(), SourceError> {
+    pub fn check_position(&self, source: &str, partition: u32, at: LogPosition) -> Result<(), SourceError> {
         let log = self.sources.iter().find(|log| log.name() == source);
         let log = log.filter(|log| partition < log.partitions());
         let log = log.ok_or_else(|| SourceError::Fatal(format!("partition {partition} is not there")))?;
-        log.check(partition, at)
+        log.check_position(partition, at)
     }
 
     /// The ids of the logs that have one, by source.
-    pub fn ids(&self) -> Result<BTreeMap<String, String>, RunError> {
+    pub fn log_ids(&self) -> Result<BTreeMap<String, String>, RunError> {
         let id = |source: &Arc<dyn Source>| match source.log_id() {
             Ok(id) => Ok(id.map(|id| (source.name().to_owned(), id))),
             Err(error) => Err(RunError::Source { name: source.name().to_owned(), error }),
@@ -232,26 +243,35 @@ impl Logs {
     }
 
     /// Keeps the ids of logs that have had none until now. To be called once it is known that what was made of them fits.
-    pub fn keep_ids(&self) -> Result<(), RunError> {
-        self.journal.as_ref().map_or(Ok(()), |journal| Ok(journal.keep_id()?))
+    pub fn record_ids(&self) -> Result<(), RunError> {
+        self.journal.as_ref().map_or(Ok(()), |journal| Ok(journal.save_id()?))
     }
 
     /// Those of all partitions that this process can read, from where they are read.
-    pub fn readable(&self, starts: &Starts, all: &[(PartitionName, LogPosition)]) -> Vec<LogPartition> {
-        let numbered = (0..).map(Slot).zip(all);
+    pub fn local_partitions(
+        &self,
+        starts: &SourceRegistry,
+        all: &[(PartitionName, LogPosition)],
+    ) -> Vec<LogPartition> {
+        let numbered = (0..).map(PartitionIndex).zip(all);
         let readable = numbered.filter_map(|(slot, (name, start))| {
             let source = self.sources.iter().find(|source| *source.name() == *name.source)?;
-            Some(starts.at(source, name.partition, slot, *start))
+            Some(starts.partition_from(source, name.partition, slot, *start))
         });
         readable.collect()
     }
 
     /// At process 0: finds the partitions that have come since the start, and has all processes know of them.
-    pub fn add_new(&self, starts: &Starts, slots: &Slots, processes: &Processes) -> Result<(), RunError> {
-        if !processes.topology().is_first() {
+    pub fn announce_new_partitions(
+        &self,
+        starts: &SourceRegistry,
+        slots: &PartitionTable,
+        processes: &Processes,
+    ) -> Result<(), RunError> {
+        if !processes.topology().is_first_process() {
             return Ok(());
         }
-        let known = slots.all();
+        let known = slots.names();
         for source in &self.sources {
             let name: Arc<str> = source.name().into();
             let is_known = |partition: u32| {
@@ -259,7 +279,7 @@ impl Logs {
             };
             for partition in (0..source.partitions()).filter(|partition| !is_known(*partition)) {
                 tracing::info!(source = &*name, partition, "a partition has come");
-                let added = match starts.partition(source, partition, Slot(0)) {
+                let added = match starts.partition(source, partition, PartitionIndex(0)) {
                     // It is looked at again soon.
                     Err(RunError::Source { error: SourceError::Transient(error), .. }) => {
                         tracing::warn!(
@@ -280,26 +300,31 @@ impl Logs {
     }
 
     /// Has the workers of this process read those that all know of.
-    pub fn read_added(&self, starts: &Starts, shared: &Shared, processes: &Processes) {
+    pub fn read_added(&self, starts: &SourceRegistry, shared: &SharedState, processes: &Processes) {
         for (slot, name, start) in processes.partitions_to_read() {
             if let Some(source) = self.sources.iter().find(|source| *source.name() == *name.source) {
-                shared.add(starts.at(source, name.partition, slot, start.into()));
+                shared.add(starts.partition_from(source, name.partition, slot, start.into()));
             }
         }
     }
 
     /// Starts the generators that append to the log.
-    pub fn feed(
+    pub fn spawn_feeds(
         &self,
-        plan: &Plan,
+        plan: &ServicePlan,
         appender: Option<Arc<dyn Appender>>,
-    ) -> Result<Vec<(String, Feed)>, RunError> {
+    ) -> Result<Vec<(String, GeneratorFeed)>, RunError> {
         let mut feeds = Vec::new();
         let Some((appender, dir)) = appender.zip(self.data_dir.as_ref()) else { return Ok(feeds) };
         for source in &plan.sources {
             if let SourceKind::Generator(generator) = &source.kind {
                 let name = source.name.clone();
-                let feed = Feed::spawn(&name, paced(generator), &dir.path().join("feeds"), appender.clone());
+                let feed = GeneratorFeed::spawn(
+                    &name,
+                    paced_plan(generator),
+                    &dir.path().join("feeds"),
+                    appender.clone(),
+                );
                 feeds.push((name.clone(), feed.map_err(|error| RunError::Feed { name, error })?));
             }
         }
@@ -308,7 +333,7 @@ impl Logs {
 }
 
 /// A source that is a log of its own.
-fn direct(
+fn open_source(
     source: &SourcePlan,
     files_folder: Option<&Path>,
     topics: &mut Vec<Arc<KafkaSource>>,
@@ -316,18 +341,19 @@ fn direct(
     let name = source.name.clone();
     match &source.kind {
         SourceKind::Generator(generator) => {
-            let now = EventTime::from_millis(worker::clock() as i64).unwrap_or_default();
-            let paced = Paced::new(&name, paced(generator), now);
+            let now = EventTime::from_millis(worker::ingest_clock_ms() as i64).unwrap_or_default();
+            let paced = PacedLog::new(&name, paced_plan(generator), now);
             let paced = paced.map_err(|error| RunError::Generator { name, error })?;
             Ok(Arc::new(Arc::new(paced)))
         }
-        SourceKind::File(FileInput { path, format, compression, follow }) => {
-            let input = Input { path: Some(path.clone()), format: *format, compression: *compression };
-            let file = FileSource::new(&name, vec![input], *follow, source.read.clone(), files_folder);
+        SourceKind::File(FileSourcePlan { path, format, compression, follow }) => {
+            let input = InputFile { path: Some(path.clone()), format: *format, compression: *compression };
+            let file =
+                FileSource::new(&name, vec![input], *follow, source.read_options.clone(), files_folder);
             Ok(Arc::new(file.map_err(|error| RunError::Source { name, error })?))
         }
         SourceKind::Kafka(kafka) => {
-            let topic = KafkaSource::open(&name, kafka.clone(), &source.read);
+            let topic = KafkaSource::open(&name, kafka.clone(), &source.read_options);
             let topic = Arc::new(topic.map_err(|error| RunError::Source { name, error })?);
             topics.push(Arc::clone(&topic));
             Ok(topic)
@@ -337,13 +363,17 @@ fn direct(
 
 /// Appends to the topic of a source. One of Avro that cannot be written, as its schemas are others' or its registry is away, is read
 /// all the same.
-fn appender(plan: &Plan, ingest: &IngestPlan, into: &str) -> Result<Option<Arc<dyn Appender>>, RunError> {
+fn open_topic_appender(
+    plan: &ServicePlan,
+    ingest: &IngestPlan,
+    into: &str,
+) -> Result<Option<Arc<dyn Appender>>, RunError> {
     let of_name = |source: &&SourcePlan| source.name == into;
     let Some(SourceKind::Kafka(kafka)) = plan.sources.iter().find(of_name).map(|source| &source.kind) else {
         return Err(RunError::Failed(format!("ingest.into is {into}, which is not a topic of Kafka")));
     };
     let limits = AppendLimits { records: ingest.queue_records, bytes: ingest.queue_bytes };
-    match KafkaAppender::of_source(into, kafka, &plan.posts(), limits) {
+    match KafkaAppender::for_source(into, kafka, &plan.ingest_read_options(), limits) {
         Ok(appender) => Ok(Some(Arc::new(appender))),
         Err(error) if kafka.format != RecordFormat::Json => {
             tracing::warn!(source = into, %error, "readings cannot be posted to this topic; ingest.enabled = false says so");
@@ -353,22 +383,22 @@ fn appender(plan: &Plan, ingest: &IngestPlan, into: &str) -> Result<Option<Arc<d
     }
 }
 
-pub fn rules(plan: &Plan) -> AdmissionRules {
+pub fn admission_rules(plan: &ServicePlan) -> AdmissionRules {
     let (max_ahead, max_cities) = (Some(plan.max_ahead), plan.max_cities);
     AdmissionRules { max_ahead, max_cities, ..AdmissionRules::new(plan.retention.lateness) }
 }
 
 /// What decides which records of the journal and of files are refused, a line each. Another file under a name is noticed by what is in it.
-fn refusal_rules(plan: &Plan) -> String {
+fn refusal_rules(plan: &ServicePlan) -> String {
     let mut identity = log_identity(plan);
-    let version = identity.remove(RULES_KEY).unwrap_or_default();
-    identity.retain(|key, _| !key.starts_with(checkpoint::SOURCE));
+    let version = identity.remove(RULES_VERSION_KEY).unwrap_or_default();
+    identity.retain(|key, _| !key.starts_with(checkpoint::SOURCE_KEY_PREFIX));
     identity.extend(plan.sources.iter().filter_map(file_identity));
     let lines = identity.iter().map(|(key, value)| format!("{key} = {value}\n"));
-    format!("{RULES_KEY} = {version}\n{}", lines.collect::<String>())
+    format!("{RULES_VERSION_KEY} = {version}\n{}", lines.collect::<String>())
 }
 
-fn paced(generator: &GeneratorSource) -> PacedPlan {
+fn paced_plan(generator: &GeneratorSourcePlan) -> PacedPlan {
     PacedPlan {
         cities: generator.cities,
         interval: generator.interval,

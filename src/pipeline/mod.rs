@@ -2,21 +2,21 @@
 
 pub mod backup;
 pub mod batch;
+mod batch_reader;
 mod checkpoints;
 pub mod data_dir;
+pub mod dead_letter_retry;
+pub mod dead_letters;
+mod durable_sinks;
 mod epochs;
-mod held;
-mod intake;
-pub mod letters;
+mod ingest_hold;
 pub mod live;
 mod log_identity;
 mod logs;
-mod outlets;
 pub mod permissions;
+mod primary_follower;
 pub mod process_limits;
 mod processes;
-pub mod retry;
 pub mod run_error;
-mod standby;
-mod stops;
+mod shutdown;
 mod workers;

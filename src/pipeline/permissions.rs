@@ -12,14 +12,14 @@ use rustix::fs::Mode;
 use crate::config::DataDirMode;
 
 /// A look at what is there goes so deep, and over so many entries.
-const DEPTH: usize = 6;
-const MOST_ENTRIES: usize = 10_000;
-const SHARE_EVERY: Duration = Duration::from_secs(10);
+const MAX_DEPTH: usize = 6;
+const MAX_ENTRIES: usize = 10_000;
+const SHARE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// From now on, what this process makes is for whom the mode says: the storage of the journal and of checkpoints makes files of its own, so
 /// the process is the only place to say so.
 pub fn restrict_new_files(mode: DataDirMode) {
-    rustix::process::umask(Mode::from_bits_retain(closed_to(mode)));
+    rustix::process::umask(Mode::from_bits_retain(denied_bits(mode)));
 }
 
 /// Opens to the group what the storage of the journal makes for its user alone, whatever the process says of new files: now, and again every
@@ -30,7 +30,7 @@ pub fn share_with_group(folder: &Path, mode: DataDirMode) -> SharedFolder {
     if mode == DataDirMode::Group {
         let sharing = folder.clone();
         let share = move || {
-            while stopped.recv_timeout(SHARE_EVERY) == Err(RecvTimeoutError::Timeout) {
+            while stopped.recv_timeout(SHARE_INTERVAL) == Err(RecvTimeoutError::Timeout) {
                 share_files(&sharing);
             }
         };
@@ -67,7 +67,7 @@ fn share_files(folder: &Path) {
 }
 
 /// What nobody else may.
-fn closed_to(mode: DataDirMode) -> u32 {
+fn denied_bits(mode: DataDirMode) -> u32 {
     match mode {
         DataDirMode::Private => 0o077,
         DataDirMode::Group => 0o027,
@@ -76,7 +76,7 @@ fn closed_to(mode: DataDirMode) -> u32 {
 
 /// Warns where something in a folder may be read by more than the mode says: older versions made it so, or a person.
 pub fn warn_where_open(folder: &Path, mode: DataDirMode) {
-    if let Some((example, count)) = find_open(folder, closed_to(mode)) {
+    if let Some((example, count)) = find_open(folder, denied_bits(mode)) {
         let (folder, others) = (folder.display(), if mode == DataDirMode::Private { "go" } else { "o" });
         tracing::warn!(
             entries = count, example = %example.display(),
@@ -103,9 +103,9 @@ fn each_entry(folder: &Path, each: &mut dyn FnMut(&Path, &Metadata)) {
         let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
         seen += 1;
         each(&path, &metadata);
-        if metadata.is_dir() && depth < DEPTH && seen < MOST_ENTRIES {
+        if metadata.is_dir() && depth < MAX_DEPTH && seen < MAX_ENTRIES {
             let entries = fs::read_dir(&path).into_iter().flatten().flatten();
-            waiting.extend(entries.take(MOST_ENTRIES).map(|entry| (entry.path(), depth + 1)));
+            waiting.extend(entries.take(MAX_ENTRIES).map(|entry| (entry.path(), depth + 1)));
         }
     }
 }
@@ -115,13 +115,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_open_to_others_is_found() {
+    fn files_accessible_to_others_are_found() {
         let root = tempfile::tempdir().unwrap();
         let (folder, file) = (root.path().join("journal"), root.path().join("journal/marks"));
         fs::create_dir(&folder).unwrap();
         fs::write(&file, "").unwrap();
         let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-        let found = |mode| find_open(root.path(), closed_to(mode));
+        let found = |mode| find_open(root.path(), denied_bits(mode));
         set(root.path(), 0o700);
         set(&folder, 0o700);
         set(&file, 0o600);

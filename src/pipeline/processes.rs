@@ -9,25 +9,25 @@ use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration as Wait, Instant};
+use std::time::{Duration, Instant};
 
 use self::forward::{Appends, Forward};
 use super::run_error::RunError;
-use super::stops::Stops;
+use super::shutdown::Shutdown;
 use crate::cluster::message::Message;
-use crate::cluster::supervisor::TAKEN_OVER;
-use crate::cluster::{Cluster, ClusterError, ClusterPlan, Heard, Links, ValueName};
-use crate::model::{Appender, PartitionName, Reason, Slot, Slots, Topology};
-use crate::registry::{FindAnswer, Lookup, Schemas};
+use crate::cluster::supervisor::TAKEN_OVER_EXIT_CODE;
+use crate::cluster::{Cluster, ClusterError, ClusterPlan, LinkHandler, Links, ValueName};
+use crate::model::{Appender, PartitionIndex, PartitionName, PartitionTable, Reason, Topology};
+use crate::registry::{ResponseFetcher, SchemaCache, SchemaLookup};
 use crate::sinks::kafka::progress::Positions;
-use crate::worker::Shared;
+use crate::worker::SharedState;
 
 /// How long another process may take to find out about a schema, and how often it is asked.
-const SCHEMA_PATIENCE: Wait = Wait::from_secs(10);
-const ASK_AGAIN: Wait = Wait::from_millis(50);
+const SCHEMA_PATIENCE: Duration = Duration::from_secs(10);
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// How long the end of one process waits for the others', and that of one that has not started.
-const LAST_WAIT: Wait = Wait::from_secs(30);
-const GIVE_UP: Wait = Wait::from_secs(1);
+const LAST_WAIT: Duration = Duration::from_secs(30);
+const GIVE_UP: Duration = Duration::from_secs(1);
 
 /// The processes of this run.
 pub struct Processes {
@@ -40,15 +40,15 @@ struct Desk {
     topology: Topology,
     /// This process is about to end, so that others may, too.
     ending: AtomicBool,
-    stops: Stops,
+    stops: Shutdown,
     links: OnceLock<Links>,
-    shared: OnceLock<Arc<Shared>>,
-    slots: OnceLock<Slots>,
+    shared: OnceLock<Arc<SharedState>>,
+    slots: OnceLock<PartitionTable>,
     /// At process 0: takes what the others forward.
     appender: OnceLock<Arc<dyn Appender>>,
     appends: Mutex<Appends>,
     /// At process 0, by source.
-    schemas: Mutex<HashMap<String, Schemas>>,
+    schemas: Mutex<HashMap<String, SchemaCache>>,
     schema_calls: Mutex<HashMap<u64, SyncSender<Result<String, String>>>>,
     calls: AtomicU64,
     /// At process 0: the greatest epoch that another process uses or wants.
@@ -62,7 +62,7 @@ struct Desk {
     parts: Mutex<Vec<CheckpointPart>>,
     sealed: Mutex<Option<(u64, Positions)>>,
     given_up: AtomicU64,
-    follow: Mutex<Vec<(Slot, u64)>>,
+    follow: Mutex<Vec<(PartitionIndex, u64)>>,
     take_over: AtomicBool,
 }
 
@@ -71,7 +71,7 @@ pub type CheckpointPart = (usize, u64, Result<Vec<u8>, String>);
 
 /// A partition that came after the start.
 struct Coming {
-    slot: Slot,
+    slot: PartitionIndex,
     name: PartitionName,
     start: u64,
     /// At process 0: how many others know of it.
@@ -85,7 +85,7 @@ impl Processes {
     pub fn meet(
         plan: &ClusterPlan,
         listener: Option<TcpListener>,
-        stops: &Stops,
+        stops: &Shutdown,
     ) -> Result<Processes, ClusterError> {
         let desk = Arc::new(Desk {
             topology: plan.topology,
@@ -110,11 +110,11 @@ impl Processes {
             take_over: AtomicBool::new(false),
         });
         let (hearing, losing) = (Arc::clone(&desk), Arc::clone(&desk));
-        let heard = Heard {
-            message: Arc::new(move |process, message| hearing.hear(process, message)),
-            lost: Arc::new(move |process, why| losing.lose(process, &why)),
+        let heard = LinkHandler {
+            on_message: Arc::new(move |process, message| hearing.hear(process, message)),
+            on_lost: Arc::new(move |process, why| losing.lose(process, &why)),
         };
-        let cluster = Cluster::meet(plan, listener, heard, stops.flag())?;
+        let cluster = Cluster::connect(plan, listener, heard, stops.flag())?;
         // What was heard before could not be answered, and was nothing that has an answer.
         let _ = desk.links.set(cluster.links().clone());
         Ok(Processes { cluster, desk })
@@ -130,7 +130,7 @@ impl Processes {
         T: serde::Serialize + serde::de::DeserializeOwned,
     {
         self.cluster.share(name, make).inspect_err(|error| {
-            if !error.is_stop() {
+            if !error.is_stop_request() {
                 self.fail(error);
             }
         })
@@ -155,7 +155,12 @@ impl Processes {
     }
 
     /// From now on, what is heard is for this run; at process 0, what is forwarded is appended.
-    pub fn serve(&self, shared: Arc<Shared>, slots: Slots, appender: Option<Arc<dyn Appender>>) {
+    pub fn serve(
+        &self,
+        shared: Arc<SharedState>,
+        slots: PartitionTable,
+        appender: Option<Arc<dyn Appender>>,
+    ) {
         let desk = Arc::downgrade(&self.desk);
         shared.on_congestion(Box::new(move |is_congested| {
             if let Some(desk) = desk.upgrade() {
@@ -164,7 +169,7 @@ impl Processes {
         }));
         let _ = self.desk.slots.set(slots);
         let _ = self.desk.shared.set(shared);
-        if let (true, Some(appender)) = (self.topology().is_first(), appender) {
+        if let (true, Some(appender)) = (self.topology().is_first_process(), appender) {
             let _ = self.desk.appender.set(appender);
         }
     }
@@ -175,22 +180,22 @@ impl Processes {
     }
 
     /// Finds answers of a source's registry at process 0.
-    pub fn ask_schemas(&self, source: &str) -> FindAnswer {
+    pub fn ask_schemas(&self, source: &str) -> ResponseFetcher {
         let (desk, source) = (Arc::clone(&self.desk), source.to_owned());
         Box::new(move |id| desk.ask_schema(&source, id))
     }
 
     /// Answers such questions.
-    pub fn answer_schemas(&self, source: &str, schemas: Schemas) {
+    pub fn answer_schemas(&self, source: &str, schemas: SchemaCache) {
         locked(&self.desk.schemas).insert(source.to_owned(), schemas);
     }
 
     /// Asks all to stop: process 0 tells them when.
     pub fn ask_to_stop(&self) {
-        match self.topology().is_first() {
+        match self.topology().is_first_process() {
             true => {
                 self.tell(&Message::Stop);
-                self.desk.stops.order();
+                self.desk.stops.confirm_stop();
             }
             false => self.tell(&Message::Stop),
         }
@@ -198,15 +203,15 @@ impl Processes {
 
     /// At process 0: a partition has come, which is read once all processes know of it: what any of them writes says of each partition how
     /// far it was read.
-    pub fn introduce(&self, slot: Slot, name: PartitionName, start: u64) {
-        let may_be_read = self.topology().is_alone();
+    pub fn introduce(&self, slot: PartitionIndex, name: PartitionName, start: u64) {
+        let may_be_read = self.topology().is_single_process();
         let coming = Coming { slot, name: name.clone(), start, known: 0, may_be_read };
         locked(&self.desk.coming).push(coming);
         self.tell(&Message::Partition { slot, name, start });
     }
 
     /// The partitions that all know of since the last call.
-    pub fn partitions_to_read(&self) -> Vec<(Slot, PartitionName, u64)> {
+    pub fn partitions_to_read(&self) -> Vec<(PartitionIndex, PartitionName, u64)> {
         let mut coming = locked(&self.desk.coming);
         let ready = coming.extract_if(.., |coming| coming.may_be_read);
         ready.map(|Coming { slot, name, start, .. }| (slot, name, start)).collect()
@@ -236,7 +241,7 @@ impl Processes {
 
     /// At other processes than the first: how far the generation that is followed has come since the last call, and whether it is time to
     /// take over from it.
-    pub fn followed(&self) -> (Vec<(Slot, u64)>, bool) {
+    pub fn followed(&self) -> (Vec<(PartitionIndex, u64)>, bool) {
         (std::mem::take(&mut locked(&self.desk.follow)), self.desk.take_over.load(Ordering::Acquire))
     }
 
@@ -246,12 +251,12 @@ impl Processes {
     }
 
     /// Exchanges what has been refused: a number for each reason.
-    pub fn exchange_refused(&self, shared: &Shared) {
-        let own = shared.refusals.own();
-        if self.topology().is_alone() {
+    pub fn exchange_refused(&self, shared: &SharedState) {
+        let own = shared.refusals.local_counts();
+        if self.topology().is_single_process() {
             return;
         }
-        if !self.topology().is_first() {
+        if !self.topology().is_first_process() {
             return self.tell(&Message::Refused(numbered(&own)));
         }
         let mut all = locked(&self.desk.refused).clone();
@@ -262,7 +267,7 @@ impl Processes {
                 others.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
             }
             match process {
-                0 => shared.refusals.set_others(&others),
+                0 => shared.refusals.set_remote_counts(&others),
                 _ => self.cluster.links().send(process, &Message::Refused(numbered(&others))),
             }
         }
@@ -279,13 +284,13 @@ impl Processes {
     pub fn give_up(&self) {
         self.desk.ending.store(true, Ordering::Relaxed);
         self.tell(&Message::Stop);
-        self.cluster.links().end(Instant::now() + GIVE_UP);
+        self.cluster.links().close(Instant::now() + GIVE_UP);
     }
 
     /// All have stopped: waits for the others to say so, since they may need this process until then.
     pub fn end(&self) {
         self.desk.ending.store(true, Ordering::Relaxed);
-        self.cluster.links().end(Instant::now() + LAST_WAIT);
+        self.cluster.links().close(Instant::now() + LAST_WAIT);
     }
 }
 
@@ -322,14 +327,14 @@ impl Desk {
             Message::Reserved { upto } => {
                 self.shared.get().into_iter().for_each(|shared| shared.reserve(upto))
             }
-            Message::Refused(counts) if self.topology.is_first() => {
+            Message::Refused(counts) if self.topology.is_first_process() => {
                 locked(&self.refused).insert(process, counts_of(&counts));
             }
             Message::Refused(counts) => {
                 self.shared
                     .get()
                     .into_iter()
-                    .for_each(|shared| shared.refusals.set_others(&counts_of(&counts)));
+                    .for_each(|shared| shared.refusals.set_remote_counts(&counts_of(&counts)));
             }
             Message::AskSchema { call, source, id } => {
                 let answer = self.schema(&source, id);
@@ -340,7 +345,7 @@ impl Desk {
                     let _ = waiting.try_send(answer);
                 }
             }
-            Message::Congested(is_congested) if self.topology.is_first() => {
+            Message::Congested(is_congested) if self.topology.is_first_process() => {
                 self.note_congested(process, is_congested);
             }
             Message::Congested(is_congested) => {
@@ -364,10 +369,10 @@ impl Desk {
                 self.given_up.fetch_max(checkpoint, Ordering::Relaxed);
             }
             Message::Stop => {
-                if let (true, Some(links)) = (self.topology.is_first(), self.links.get()) {
+                if let (true, Some(links)) = (self.topology.is_first_process(), self.links.get()) {
                     links.send_all(&Message::Stop);
                 }
-                self.stops.order();
+                self.stops.confirm_stop();
             }
             Message::Failed { why, taken_over } => self.end_with(process, &why, taken_over),
             // These the link takes itself.
@@ -381,11 +386,11 @@ impl Desk {
             return;
         }
         tracing::error!(peer = process, "a process of the cluster has failed, so all end: {why}");
-        if let (true, Some(links)) = (self.topology.is_first(), self.links.get()) {
+        if let (true, Some(links)) = (self.topology.is_first_process(), self.links.get()) {
             links.send_all(&Message::Failed { why: format!("process {process}: {why}"), taken_over });
             links.flush();
         }
-        std::process::exit(if taken_over { i32::from(TAKEN_OVER) } else { 1 });
+        std::process::exit(if taken_over { i32::from(TAKEN_OVER_EXIT_CODE) } else { 1 });
     }
 
     fn lose(&self, process: usize, why: &str) {
@@ -394,7 +399,7 @@ impl Desk {
 
     /// Tells process 0 of this process, or all of any. What finds no room is said again before long.
     fn say_congested(&self, is_congested: bool) {
-        match (self.topology.is_first(), self.links.get()) {
+        match (self.topology.is_first_process(), self.links.get()) {
             (true, _) => self.note_congested(0, is_congested),
             (false, Some(links)) => links.try_send_all(&Message::Congested(is_congested)),
             (false, None) => {}
@@ -416,7 +421,7 @@ impl Desk {
     }
 
     /// A partition gets the number here that it has at process 0.
-    fn learn(&self, slot: Slot, name: PartitionName, start: u64) {
+    fn learn(&self, slot: PartitionIndex, name: PartitionName, start: u64) {
         let (Some(slots), Some(shared)) = (self.slots.get(), self.shared.get()) else { return };
         if slots.push(name.clone()) != slot {
             return shared
@@ -428,7 +433,7 @@ impl Desk {
     }
 
     /// At process 0: one more knows of it.
-    fn note_known(&self, slot: Slot) {
+    fn note_known(&self, slot: PartitionIndex) {
         let mut coming = locked(&self.coming);
         let Some(coming) = coming.iter_mut().find(|coming| coming.slot == slot) else { return };
         coming.known += 1;
@@ -442,14 +447,14 @@ impl Desk {
         let schemas = locked(&self.schemas).get(source).cloned();
         let schemas = schemas.ok_or_else(|| "it is still starting".to_owned())?;
         match schemas.lookup(id) {
-            Lookup::Known(answer) => serde_json::to_string(&answer).map_err(|error| error.to_string()),
-            Lookup::Pending => Err(String::new()),
-            Lookup::Unavailable(why) => Err(why.to_string()),
+            SchemaLookup::Known(answer) => serde_json::to_string(&answer).map_err(|error| error.to_string()),
+            SchemaLookup::Pending => Err(String::new()),
+            SchemaLookup::Unavailable(why) => Err(why.to_string()),
         }
     }
 
     /// Asks process 0, until it knows or has waited for long.
-    fn ask_schema(&self, source: &str, id: u32) -> Result<crate::registry::Answer, String> {
+    fn ask_schema(&self, source: &str, id: u32) -> Result<crate::registry::RegistryResponse, String> {
         let deadline = Instant::now() + SCHEMA_PATIENCE;
         loop {
             let call = self.calls.fetch_add(1, Ordering::Relaxed);

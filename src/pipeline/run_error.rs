@@ -5,16 +5,16 @@ use std::io;
 use super::data_dir::DataDirError;
 use crate::checkpoint::CheckpointError;
 use crate::cluster::ClusterError;
-use crate::fault::cannot_start;
-use crate::kafka::topics::TopicsError;
+use crate::fault::start_failure_text;
+use crate::kafka::topic_admin::TopicAdminError;
 use crate::registry::RegistryError;
 use crate::serve::ServeError;
-use crate::sinks::dead_letters::DeadLettersError;
-use crate::sinks::kafka::OutletError;
+use crate::sinks::dead_letters::DlqFileError;
+use crate::sinks::kafka::KafkaSinkError;
 use crate::sources::generator::PlanError;
 use crate::sources::generator::feed::FeedError;
 use crate::sources::journal::JournalError;
-use crate::worker::Shared;
+use crate::worker::SharedState;
 
 /// Why the service has ended, other than by request.
 #[derive(Debug, thiserror::Error)]
@@ -28,13 +28,13 @@ pub enum RunError {
     #[error(transparent)]
     Journal(#[from] JournalError),
     #[error(transparent)]
-    DeadLetters(#[from] DeadLettersError),
+    DeadLetters(#[from] DlqFileError),
     #[error(transparent)]
-    Topics(#[from] TopicsError),
+    Topics(#[from] TopicAdminError),
     #[error(transparent)]
     Registry(#[from] RegistryError),
     #[error(transparent)]
-    Outlet(#[from] OutletError),
+    Outlet(#[from] KafkaSinkError),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     #[error("source {name}: {error}")]
@@ -43,7 +43,7 @@ pub enum RunError {
     Generator { name: String, error: PlanError },
     #[error("source {name}: {error}")]
     Source { name: String, error: crate::sources::SourceError },
-    #[error("{}", cannot_start(.0))]
+    #[error("{}", start_failure_text(.0))]
     Threads(io::Error),
     #[error("the workers cannot be started: {0}")]
     Workers(String),
@@ -55,7 +55,7 @@ pub enum RunError {
 }
 
 impl RunError {
-    pub(super) fn ended(why: String, shared: &Shared) -> RunError {
+    pub(super) fn ended(why: String, shared: &SharedState) -> RunError {
         match shared.is_taken_over() {
             true => RunError::TakenOver(why),
             false => RunError::Failed(why),
@@ -64,11 +64,11 @@ impl RunError {
 
     /// Whether the run has ended because another generation has taken over, so that it should not be started again.
     pub fn is_takeover(&self) -> bool {
-        matches!(self, RunError::TakenOver(_) | RunError::Outlet(OutletError::Fenced { .. }))
+        matches!(self, RunError::TakenOver(_) | RunError::Outlet(KafkaSinkError::Fenced { .. }))
     }
 
     /// Whether it was asked to stop, and had not started.
-    pub fn is_stop(&self) -> bool {
+    pub fn is_stop_request(&self) -> bool {
         matches!(self, RunError::Cluster(ClusterError::Stopped))
     }
 }

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::thread;
-use std::time::{Duration as Wait, Instant};
+use std::time::{Duration, Instant};
 
 use timely::WorkerConfig;
 use timely::communication::allocator::zero_copy::initialize::initialize_networking_from_sockets;
@@ -13,26 +13,26 @@ use timely::communication::initialize::Hooks;
 use timely::execute::execute_from;
 
 use super::run_error::RunError;
-use super::stops::Event;
+use super::shutdown::Event;
 use crate::cluster::PeerStream;
 use crate::model::Topology;
-use crate::worker::{self, Job};
+use crate::worker::{self, WorkerPlan};
 
 /// How long they may take to come to an end.
-const END: Wait = Wait::from_secs(30);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Starts the workers on threads of their own; `events` hears when they have ended.
-pub fn start(
-    job: Job,
+pub fn spawn_workers(
+    job: WorkerPlan,
     streams: Vec<Option<PeerStream>>,
     first_epoch: u64,
     events: SyncSender<Event>,
 ) -> Result<(), RunError> {
-    let (builders, guard) = allocators(job.topology, streams).map_err(RunError::Workers)?;
+    let (builders, guard) = build_allocators(job.topology, streams).map_err(RunError::Workers)?;
     let work = move || {
         let guards = execute_from(builders, guard, WorkerConfig::default(), move |worker| {
             // The other workers would wait for one that has panicked, for ever; the message is out by now.
-            catch_unwind(AssertUnwindSafe(|| worker::run(worker, &job, first_epoch)))
+            catch_unwind(AssertUnwindSafe(|| worker::run_worker(worker, &job, first_epoch)))
                 .unwrap_or_else(|_| std::process::exit(101));
         });
         let joined = guards.and_then(|guards| guards.join().into_iter().collect::<Result<Vec<()>, _>>());
@@ -44,9 +44,9 @@ pub fn start(
 type Allocators = (Vec<AllocatorBuilder>, Box<dyn Any + Send>);
 
 /// How workers reach each other: by streams those of other processes.
-fn allocators(topology: Topology, streams: Vec<Option<PeerStream>>) -> Result<Allocators, String> {
-    let Topology { process, workers, .. } = topology;
-    if topology.is_alone() {
+fn build_allocators(topology: Topology, streams: Vec<Option<PeerStream>>) -> Result<Allocators, String> {
+    let Topology { process, workers_per_process: workers, .. } = topology;
+    if topology.is_single_process() {
         return match workers {
             1 => timely::CommunicationConfig::Thread,
             workers => timely::CommunicationConfig::Process(workers),
@@ -66,8 +66,8 @@ fn allocators(topology: Topology, streams: Vec<Option<PeerStream>>) -> Result<Al
 }
 
 /// Waits until the workers have told all that they have read.
-pub fn wait_for_end(happened: &Receiver<Event>) -> Result<(), RunError> {
-    let deadline = Instant::now() + END;
+pub fn wait_for_exit(happened: &Receiver<Event>) -> Result<(), RunError> {
+    let deadline = Instant::now() + EXIT_TIMEOUT;
     loop {
         match happened.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(Event::Asked | Event::Stop) => {}

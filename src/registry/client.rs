@@ -13,10 +13,10 @@ use ureq::http::Response;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
-use super::Answer;
-use crate::model::refusal::quoted;
+use super::RegistryResponse;
+use crate::model::refusal::quoted_excerpt;
 
-const MAX_ANSWER_BYTES: u64 = 4 << 20;
+const MAX_RESPONSE_BYTES: u64 = 4 << 20;
 /// Schemas that one may refer to, directly and through others.
 const MAX_REFERENCES: usize = 100;
 const MAX_REDIRECTS: u32 = 3;
@@ -24,7 +24,7 @@ const CONTENT_TYPE: &str = "application/vnd.schemaregistry.v1+json";
 
 /// How a registry is reached.
 #[derive(Clone)]
-pub struct ClientSettings {
+pub struct RegistrySettings {
     /// `http://` or `https://` addresses, all of one registry. They are tried in turn, the one that answered last first.
     pub urls: Vec<String>,
     /// Name and password.
@@ -34,9 +34,9 @@ pub struct ClientSettings {
 }
 
 // The password is never shown.
-impl fmt::Debug for ClientSettings {
+impl fmt::Debug for RegistrySettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ClientSettings").field("urls", &self.urls).finish_non_exhaustive()
+        f.debug_struct("RegistrySettings").field("urls", &self.urls).finish_non_exhaustive()
     }
 }
 
@@ -59,28 +59,29 @@ pub enum RegistryError {
 
 /// Asks a registry; every call waits for the answer.
 #[derive(Debug)]
-pub struct Client {
+pub struct RegistryClient {
     agent: Agent,
     urls: Vec<String>,
-    authorization: Option<Authorization>,
+    authorization: Option<BasicAuthorization>,
     /// Which URL answered last.
-    preferred: AtomicUsize,
+    last_responsive_url: AtomicUsize,
 }
 
-struct Authorization(String);
+struct BasicAuthorization(String);
 
-impl fmt::Debug for Authorization {
+impl fmt::Debug for BasicAuthorization {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Authorization")
     }
 }
 
-impl Client {
+impl RegistryClient {
     /// # Errors
     ///
     /// Where an address is not one. Nothing is asked yet.
-    pub fn new(settings: &ClientSettings) -> Result<Client, RegistryError> {
-        let urls: Result<Vec<String>, RegistryError> = settings.urls.iter().map(|url| checked(url)).collect();
+    pub fn new(settings: &RegistrySettings) -> Result<RegistryClient, RegistryError> {
+        let urls: Result<Vec<String>, RegistryError> =
+            settings.urls.iter().map(|url| validated_url(url)).collect();
         let urls = urls?;
         if urls.is_empty() {
             return Err(RegistryError::Refused("no address is given: give at least one".into()));
@@ -95,9 +96,14 @@ impl Client {
             config = config.tls_config(TlsConfig::builder().root_certs(host_roots()).build());
         }
         let authorization = settings.user.as_ref().map(|(name, password)| {
-            Authorization(format!("Basic {}", BASE64_STANDARD.encode(format!("{name}:{password}"))))
+            BasicAuthorization(format!("Basic {}", BASE64_STANDARD.encode(format!("{name}:{password}"))))
         });
-        Ok(Client { agent: config.build().new_agent(), urls, authorization, preferred: AtomicUsize::new(0) })
+        Ok(RegistryClient {
+            agent: config.build().new_agent(),
+            urls,
+            authorization,
+            last_responsive_url: AtomicUsize::new(0),
+        })
     }
 
     /// The schema of an id, with all that it refers to.
@@ -106,22 +112,22 @@ impl Client {
     ///
     /// [`RegistryError::Unknown`] where the registry says that no schema has the id, [`RegistryError::Unusable`] where asking again
     /// would not help either.
-    pub fn schema(&self, id: u32) -> Result<Answer, RegistryError> {
-        let found: Schema = self.get(&format!("/schemas/ids/{id}"))?;
+    pub fn fetch_schema(&self, id: u32) -> Result<RegistryResponse, RegistryError> {
+        let found: SchemaDocument = self.get(&format!("/schemas/ids/{id}"))?;
         match found.schema_type {
-            Some(kind) if kind != "AVRO" => return Ok(Answer::Other { schema_type: kind.into() }),
+            Some(kind) if kind != "AVRO" => return Ok(RegistryResponse::Other { schema_type: kind.into() }),
             _ => {}
         }
-        let references = self.references(found.references)?;
-        Ok(Answer::Avro { schema: found.schema.into(), references })
+        let references = self.fetch_references(found.references)?;
+        Ok(RegistryResponse::Avro { schema: found.schema.into(), references })
     }
 
     /// The schemas that are referred to, each once.
-    fn references(&self, mut open: Vec<Reference>) -> Result<Vec<Arc<str>>, RegistryError> {
+    fn fetch_references(&self, mut open: Vec<SchemaReference>) -> Result<Vec<Arc<str>>, RegistryError> {
         let mut seen = HashSet::new();
         let mut schemas = Vec::new();
-        while let Some(Reference { subject, version }) = open.pop() {
-            let path = format!("/subjects/{}/versions/{version}", encoded(&subject));
+        while let Some(SchemaReference { subject, version }) = open.pop() {
+            let path = format!("/subjects/{}/versions/{version}", percent_encoded(&subject));
             if !seen.insert((subject, version)) {
                 continue;
             }
@@ -130,12 +136,13 @@ impl Client {
                 return Err(RegistryError::Unusable(detail));
             }
             // A version that was deleted since is still what the data were written with.
-            let found: Schema = self.get(&format!("{path}?deleted=true")).map_err(|error| match error {
-                RegistryError::Unknown => {
-                    RegistryError::Unusable(format!("it refers to {path}, which the registry does not have"))
-                }
-                error => error,
-            })?;
+            let found: SchemaDocument =
+                self.get(&format!("{path}?deleted=true")).map_err(|error| match error {
+                    RegistryError::Unknown => RegistryError::Unusable(format!(
+                        "it refers to {path}, which the registry does not have"
+                    )),
+                    error => error,
+                })?;
             schemas.push(found.schema.into());
             open.extend(found.references);
         }
@@ -147,7 +154,7 @@ impl Client {
     /// # Errors
     ///
     /// [`RegistryError::Refused`] where it is not compatible with the subject's versions so far.
-    pub fn register(&self, subject: &str, schema: &str) -> Result<u32, RegistryError> {
+    pub fn register_schema(&self, subject: &str, schema: &str) -> Result<u32, RegistryError> {
         #[derive(Serialize)]
         struct New<'a> {
             schema: &'a str,
@@ -158,11 +165,11 @@ impl Client {
         }
         let body = serde_json::to_string(&New { schema })
             .map_err(|error| RegistryError::Refused(format!("the schema cannot be sent: {error}")))?;
-        let path = format!("/subjects/{}/versions", encoded(subject));
-        let registered: Registered = self.ask(&path, |url| {
+        let path = format!("/subjects/{}/versions", percent_encoded(subject));
+        let registered: Registered = self.request_any(&path, |url| {
             let request = self.agent.post(url).header("Accept", CONTENT_TYPE).content_type(CONTENT_TYPE);
             match &self.authorization {
-                Some(Authorization(value)) => request.header("Authorization", value),
+                Some(BasicAuthorization(value)) => request.header("Authorization", value),
                 None => request,
             }
             .send(&body)
@@ -171,10 +178,10 @@ impl Client {
     }
 
     fn get<T: for<'de> Deserialize<'de>>(&self, path: &str) -> Result<T, RegistryError> {
-        self.ask(path, |url| {
+        self.request_any(path, |url| {
             let request = self.agent.get(url).header("Accept", CONTENT_TYPE);
             match &self.authorization {
-                Some(Authorization(value)) => request.header("Authorization", value),
+                Some(BasicAuthorization(value)) => request.header("Authorization", value),
                 None => request,
             }
             .call()
@@ -183,19 +190,19 @@ impl Client {
 
     /// Asks one URL after the other. That one does not know is believed only where all the others say so: it may be
     /// a follower that has not heard of it yet.
-    fn ask<T: for<'de> Deserialize<'de>>(
+    fn request_any<T: for<'de> Deserialize<'de>>(
         &self,
         path: &str,
         send: impl Fn(&str) -> Result<Response<Body>, ureq::Error>,
     ) -> Result<T, RegistryError> {
-        let first = self.preferred.load(Ordering::Relaxed);
+        let first = self.last_responsive_url.load(Ordering::Relaxed);
         let mut worst = None;
         for at in (first..first + self.urls.len()).map(|at| at % self.urls.len()) {
             let url = format!("{}{path}", self.urls[at]);
             let error = match send(&url) {
-                Ok(response) => match answer(&url, response) {
+                Ok(response) => match parse_response(&url, response) {
                     Ok(answer) => {
-                        self.preferred.store(at, Ordering::Relaxed);
+                        self.last_responsive_url.store(at, Ordering::Relaxed);
                         return Ok(answer);
                     }
                     Err(refused @ RegistryError::Refused(_)) => return Err(refused),
@@ -213,27 +220,30 @@ impl Client {
 }
 
 #[derive(Deserialize)]
-struct Schema {
+struct SchemaDocument {
     schema: String,
     #[serde(default, rename = "schemaType")]
     schema_type: Option<String>,
     #[serde(default)]
-    references: Vec<Reference>,
+    references: Vec<SchemaReference>,
 }
 
 #[derive(Deserialize)]
-struct Reference {
+struct SchemaReference {
     subject: String,
     version: u32,
 }
 
-fn answer<T: for<'de> Deserialize<'de>>(url: &str, mut response: Response<Body>) -> Result<T, RegistryError> {
+fn parse_response<T: for<'de> Deserialize<'de>>(
+    url: &str,
+    mut response: Response<Body>,
+) -> Result<T, RegistryError> {
     let status = response.status().as_u16();
-    let body = response.body_mut().with_config().limit(MAX_ANSWER_BYTES).read_to_vec();
+    let body = response.body_mut().with_config().limit(MAX_RESPONSE_BYTES).read_to_vec();
     let body = body.map_err(|error| match error {
-        ureq::Error::BodyExceedsLimit(_) if status == 200 => {
-            RegistryError::Unusable(format!("the registry's answer is longer than {MAX_ANSWER_BYTES} bytes"))
-        }
+        ureq::Error::BodyExceedsLimit(_) if status == 200 => RegistryError::Unusable(format!(
+            "the registry's answer is longer than {MAX_RESPONSE_BYTES} bytes"
+        )),
         error => RegistryError::Unavailable(format!("{url}: {error}")),
     })?;
     if status == 200 {
@@ -241,18 +251,18 @@ fn answer<T: for<'de> Deserialize<'de>>(url: &str, mut response: Response<Body>)
             RegistryError::Unavailable(format!("{url} does not answer as a registry does: {error}"))
         });
     }
-    Err(failure(url, status, &body))
+    Err(http_failure(url, status, &body))
 }
 
-fn failure(url: &str, status: u16, body: &[u8]) -> RegistryError {
+fn http_failure(url: &str, status: u16, body: &[u8]) -> RegistryError {
     #[derive(Default, Deserialize)]
-    struct Said {
+    struct ErrorBody {
         error_code: u32,
         #[serde(default)]
         message: String,
     }
-    let said: Said = serde_json::from_slice(body).unwrap_or_default();
-    let what = format!("{url} answers {status} {}", quoted(&said.message));
+    let said: ErrorBody = serde_json::from_slice(body).unwrap_or_default();
+    let what = format!("{url} answers {status} {}", quoted_excerpt(&said.message));
     match (status, said.error_code) {
         (404, 40_401..=40_403) => RegistryError::Unknown,
         (408 | 429 | 500.., _) => RegistryError::Unavailable(what),
@@ -267,8 +277,8 @@ fn failure(url: &str, status: u16, body: &[u8]) -> RegistryError {
     }
 }
 
-fn checked(url: &str) -> Result<String, RegistryError> {
-    let refused = |why: &str| Err(RegistryError::Refused(format!("{} {why}", quoted(url))));
+fn validated_url(url: &str) -> Result<String, RegistryError> {
+    let refused = |why: &str| Err(RegistryError::Refused(format!("{} {why}", quoted_excerpt(url))));
     let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
     match rest {
         None | Some("") => {
@@ -296,7 +306,7 @@ fn host_roots() -> RootCerts {
 }
 
 /// As a segment of a path.
-fn encoded(text: &str) -> String {
+fn percent_encoded(text: &str) -> String {
     use std::fmt::Write;
     text.bytes().fold(String::new(), |mut out, byte| {
         match byte {

@@ -5,9 +5,11 @@
 //! readings.
 
 mod client;
-mod records;
-mod schemas;
+mod record_decoder;
+mod schema_cache;
 
-pub use self::client::{Client, ClientSettings, RegistryError};
-pub use self::records::{AvroRecords, Decoded};
-pub use self::schemas::{Answer, FindAnswer, Lookup, RecordAnswer, Schemas, ask_and_record};
+pub use self::client::{RegistryClient, RegistryError, RegistrySettings};
+pub use self::record_decoder::{AvroRecordDecoder, DecodeResult};
+pub use self::schema_cache::{
+    RegistryResponse, ResponseFetcher, ResponseRecorder, SchemaCache, SchemaLookup, fetch_and_record,
+};

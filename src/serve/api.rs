@@ -7,113 +7,126 @@ use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde_json::{Map, Value, json};
 
-use super::Facts;
+use super::ServiceInfo;
 use super::freshness::Freshness;
-use super::problem::{Code, Problem};
-use super::text::Parameters;
+use super::percent_encoding::QueryParameters;
+use super::problem::{Problem, ProblemCode};
 use super::units;
-use super::view::{AgainstClock, Busy, CityState, View};
+use super::view::{ClockComparison, QueryError, ServedCity, View};
 use crate::codec::{
     push_aged_current_json, push_integer, push_json_text, push_number, push_row_json, push_units,
 };
-use crate::directory::{CityEntry, Directory, Search};
-use crate::model::refusal::quoted;
+use crate::directory::{CityInfo, CitySearch, Directory};
+use crate::model::refusal::quoted_excerpt;
 use crate::model::time::TimeProblem;
-use crate::model::{Answer, Category, Duration, EventTime, OutputUnits, Question, TimeError};
+use crate::model::{AnswerPiece, Category, EventTime, Millis, OutputUnits, QueryKind, TimeError};
 
 /// What a city takes in a list, at most or nearly so.
-pub(super) const CITY_BYTES: usize = 512;
+pub(super) const MAX_CITY_BYTES: usize = 512;
 /// The same for a row of a history.
-pub(super) const ROW_BYTES: usize = 384;
+pub(super) const MAX_ROW_BYTES: usize = 384;
 
 /// Of a text that is searched for.
 const MAX_SEARCH_CHARS: usize = 128;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Order {
+enum ListOrder {
     HeatIndex,
     RollingHeatIndex,
     City,
 }
 
 /// Which cities a list has, and how.
-pub(super) struct Listing {
+pub(super) struct CityListQuery {
     category: Option<Category>,
     country: Option<String>,
     /// Only cities that are called so.
     search: Option<String>,
     /// Only rows that are no older.
-    max_age: Option<Duration>,
-    order: Order,
+    max_row_age: Option<Millis>,
+    sort_order: ListOrder,
     pub(super) limit: usize,
     units: OutputUnits,
 }
 
-impl Listing {
+impl CityListQuery {
     /// In `default` units where the query names no others.
-    pub(super) fn parse(query: &str, default: OutputUnits) -> Result<Listing, Problem> {
-        let known =
-            ["category", "country", "search", "max_age", "order", "limit", units::UNITS, units::WIND_UNITS];
-        let parameters = Parameters::parse(query, &known)?;
-        let units = units::of_query(&parameters, default)?;
-        let bad = |detail: String| Problem::new(Code::BadParameter, detail);
+    pub(super) fn parse(query: &str, default: OutputUnits) -> Result<CityListQuery, Problem> {
+        let known = [
+            "category",
+            "country",
+            "search",
+            "max_age",
+            "order",
+            "limit",
+            units::UNITS_PARAMETER,
+            units::WIND_UNITS_PARAMETER,
+        ];
+        let parameters = QueryParameters::parse(query, &known)?;
+        let units = units::units_of_query(&parameters, default)?;
+        let bad = |detail: String| Problem::new(ProblemCode::BadParameter, detail);
         let category = match parameters.get("category") {
             None => None,
             Some(name) => {
                 Some(Category::ALL.into_iter().find(|category| category.name() == name).ok_or_else(|| {
                     let names = Category::ALL.map(Category::name).join(", ");
-                    bad(format!("category {} is none of {names}", quoted(name)))
+                    bad(format!("category {} is none of {names}", quoted_excerpt(name)))
                 })?)
             }
         };
         let order = match parameters.get("order") {
-            None | Some("city") => Order::City,
-            Some("heat_index") => Order::HeatIndex,
-            Some("rolling_heat_index") => Order::RollingHeatIndex,
+            None | Some("city") => ListOrder::City,
+            Some("heat_index") => ListOrder::HeatIndex,
+            Some("rolling_heat_index") => ListOrder::RollingHeatIndex,
             Some(other) => {
-                let detail =
-                    format!("order {} is none of heat_index, rolling_heat_index, city", quoted(other));
+                let detail = format!(
+                    "order {} is none of heat_index, rolling_heat_index, city",
+                    quoted_excerpt(other)
+                );
                 return Err(bad(detail));
             }
         };
         let country = parameters.get("country").map(str::to_ascii_uppercase);
         if let Some(country) = country.as_deref().filter(|country| country.len() != 2) {
-            return Err(bad(format!("country {} is not two letters (ISO 3166-1)", quoted(country))));
+            return Err(bad(format!("country {} is not two letters (ISO 3166-1)", quoted_excerpt(country))));
         }
         let search = parameters.get("search").map(str::to_owned);
         if let Some(text) = search.as_deref().filter(|text| text.chars().count() > MAX_SEARCH_CHARS) {
-            return Err(bad(format!("search {} is longer than {MAX_SEARCH_CHARS} characters", quoted(text))));
+            return Err(bad(format!(
+                "search {} is longer than {MAX_SEARCH_CHARS} characters",
+                quoted_excerpt(text)
+            )));
         }
-        let limit = parameters.read("limit", "a whole number")?.unwrap_or(usize::MAX);
+        let limit = parameters.parse_value("limit", "a whole number")?.unwrap_or(usize::MAX);
         let max_age = parameters.get("max_age").map(parse_max_age).transpose()?;
-        Ok(Listing { category, country, search, max_age, order, limit, units })
+        Ok(CityListQuery { category, country, search, max_row_age: max_age, sort_order: order, limit, units })
     }
 
     /// `{"as_of":..,"now":..,"units":..,"wind_units":..,"stale_after_s":..,"stale_cities":..,"cities":[..]}`.
-    pub(super) fn json(&self, view: &View) -> Vec<u8> {
-        let directory = view.facts().directory;
+    pub(super) fn to_json(&self, view: &View) -> Vec<u8> {
+        let directory = view.service_info().directory;
         let (mut cities, mut stale) = (Vec::new(), 0);
         let freshness = view.freshness();
         // Made before the view is read. A blank text finds all.
-        let search = self.search.as_deref().and_then(|text| Search::new(directory, text));
-        let as_of = view.cities(&mut |city| {
-            let is_found = search.as_ref().is_none_or(|search| search.finds(&city.key));
-            if is_found && self.is_of_country(city, directory) {
+        let search = self.search.as_deref().and_then(|text| CitySearch::new(directory, text));
+        let as_of = view.for_each_city(&mut |city| {
+            let is_found = search.as_ref().is_none_or(|search| search.matches_city(&city.key));
+            if is_found && self.is_in_country(city, directory) {
                 stale += i64::from(is_stale(city, freshness));
-                if self.takes(city, freshness) {
+                if self.includes(city, freshness) {
                     cities.push(city.clone());
                 }
             }
         });
         cities.sort_unstable_by(|a, b| self.compare(a, b));
         cities.truncate(self.limit);
-        let mut out = Vec::with_capacity(cities.len() * CITY_BYTES * 3 / 4 + 64);
+        let mut out = Vec::with_capacity(cities.len() * MAX_CITY_BYTES * 3 / 4 + 64);
         push_as_of(&mut out, as_of);
         push_now(&mut out, freshness);
         out.push(b',');
         push_units(&mut out, self.units);
         out.extend_from_slice(b",\"stale_after_s\":");
-        push_number(view.facts().stale_after.millis() as f64 / 1e3, &mut out);
+        push_number(view.service_info().stale_after.millis() as f64 / 1e3, &mut out);
         out.extend_from_slice(b",\"stale_cities\":");
         push_integer(stale, &mut out);
         out.extend_from_slice(b",\"cities\":[");
@@ -125,52 +138,55 @@ impl Listing {
         out
     }
 
-    fn is_of_country(&self, city: &CityState, directory: &Directory<'_>) -> bool {
-        let is_in = |wanted| directory.find(&city.key).is_some_and(|entry| entry.country == Some(wanted));
+    fn is_in_country(&self, city: &ServedCity, directory: &Directory<'_>) -> bool {
+        let is_in =
+            |wanted| directory.find_by_key(&city.key).is_some_and(|entry| entry.country == Some(wanted));
         self.country.as_deref().is_none_or(is_in)
     }
 
     /// A stale row is in no category and no ranking.
-    fn takes(&self, city: &CityState, freshness: Freshness) -> bool {
-        let Some(current) = city.current else { return self.category.is_none() && self.max_age.is_none() };
+    fn includes(&self, city: &ServedCity, freshness: Freshness) -> bool {
+        let Some(current) = city.current else {
+            return self.category.is_none() && self.max_row_age.is_none();
+        };
         let age_ms = freshness.age_ms(current.reading_at);
-        let ranks = self.category.is_some() || self.order != Order::City;
-        self.max_age.is_none_or(|most| age_ms <= most.millis())
+        let ranks = self.category.is_some() || self.sort_order != ListOrder::City;
+        self.max_row_age.is_none_or(|most| age_ms <= most.millis())
             && self.category.is_none_or(|wanted| current.row.category() == wanted)
             && !(ranks && freshness.is_stale(current.reading_at))
     }
 
     /// Hottest first, cities without a current row last, equals by their keys.
-    fn compare(&self, a: &CityState, b: &CityState) -> Ordering {
-        let heat = |city: &CityState| city.current.map(|current| current.row.heat_index());
-        let rolling = |city: &CityState| {
+    fn compare(&self, a: &ServedCity, b: &ServedCity) -> Ordering {
+        let heat = |city: &ServedCity| city.current.map(|current| current.row.heat_index());
+        let rolling = |city: &ServedCity| {
             city.current.map_or(f64::NEG_INFINITY, |current| current.row.rolling_heat_index())
         };
-        let first = match self.order {
-            Order::City => Ordering::Equal,
-            Order::HeatIndex => heat(b).cmp(&heat(a)),
-            Order::RollingHeatIndex => rolling(b).total_cmp(&rolling(a)),
+        let first = match self.sort_order {
+            ListOrder::City => Ordering::Equal,
+            ListOrder::HeatIndex => heat(b).cmp(&heat(a)),
+            ListOrder::RollingHeatIndex => rolling(b).total_cmp(&rolling(a)),
         };
         first.then_with(|| a.key.cmp(&b.key))
     }
 }
 
-fn is_stale(city: &CityState, freshness: Freshness) -> bool {
+fn is_stale(city: &ServedCity, freshness: Freshness) -> bool {
     city.current.is_some_and(|current| freshness.is_stale(current.reading_at))
 }
 
 /// Whole seconds, or a duration such as `90m`.
-fn parse_max_age(text: &str) -> Result<Duration, Problem> {
-    let seconds = |text: &str| -> Option<Duration> {
+fn parse_max_age(text: &str) -> Result<Millis, Problem> {
+    let seconds = |text: &str| -> Option<Millis> {
         let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        digits.then(|| text.parse::<i64>().ok()?.checked_mul(1_000)).flatten().and_then(Duration::from_millis)
+        digits.then(|| text.parse::<i64>().ok()?.checked_mul(1_000)).flatten().and_then(Millis::from_millis)
     };
     seconds(text).or_else(|| text.parse().ok()).ok_or_else(|| {
         let detail = format!(
             "max_age {} is neither whole seconds nor a duration such as 90s, 15m, 6h or 1d",
-            quoted(text)
+            quoted_excerpt(text)
         );
-        Problem::new(Code::BadParameter, detail)
+        Problem::new(ProblemCode::BadParameter, detail)
     })
 }
 
@@ -187,14 +203,14 @@ fn push_now(out: &mut Vec<u8>, freshness: Freshness) {
 /// The members of a city's object, and its end.
 fn push_city(
     out: &mut Vec<u8>,
-    city: &CityState,
+    city: &ServedCity,
     directory: &Directory<'_>,
     freshness: Freshness,
     units: OutputUnits,
 ) {
     out.extend_from_slice(b"\"city\":");
     push_json_text(&city.key, out);
-    push_entry(out, directory.find(&city.key));
+    push_directory_entry(out, directory.find_by_key(&city.key));
     out.extend_from_slice(b",\"current\":");
     match &city.current {
         Some(current) => {
@@ -207,7 +223,7 @@ fn push_city(
 }
 
 /// What the directory says of a city, null where it says nothing.
-fn push_entry(out: &mut Vec<u8>, entry: Option<CityEntry<'_>>) {
+fn push_directory_entry(out: &mut Vec<u8>, entry: Option<CityInfo<'_>>) {
     let coordinates = entry.and_then(|entry| entry.coordinates);
     for (name, text) in [
         (&b",\"name\":"[..], entry.map(|entry| entry.name)),
@@ -234,55 +250,59 @@ fn push_entry(out: &mut Vec<u8>, entry: Option<CityEntry<'_>>) {
 }
 
 /// A city's object, and what the head of its answer says.
-pub(super) struct CityAnswer {
+pub(super) struct CityResponse {
     pub(super) body: Vec<u8>,
     /// An entity tag: the answers with one tag differ in nothing but `as_of`, `now` and `age_s`.
-    pub(super) tag: String,
+    pub(super) entity_tag: String,
     /// Of the current row.
     pub(super) age_ms: Option<i64>,
 }
 
-pub(super) fn city(view: &View, key: &str, query: &str) -> Result<CityAnswer, Problem> {
-    let parameters = Parameters::parse(query, &[units::UNITS, units::WIND_UNITS])?;
-    let units = units::of_query(&parameters, view.facts().units)?;
+pub(super) fn city_response(view: &View, key: &str, query: &str) -> Result<CityResponse, Problem> {
+    let parameters = QueryParameters::parse(query, &[units::UNITS_PARAMETER, units::WIND_UNITS_PARAMETER])?;
+    let units = units::units_of_query(&parameters, view.service_info().units)?;
     // Asked first, so that it never says more than the row holds.
     let as_of = view.as_of();
-    let city = view.city(key).ok_or_else(|| unknown(key))?;
+    let city = view.city(key).ok_or_else(|| unknown_city(key))?;
     let freshness = view.freshness();
-    let mut out = Vec::with_capacity(CITY_BYTES);
+    let mut out = Vec::with_capacity(MAX_CITY_BYTES);
     push_as_of(&mut out, as_of);
     push_now(&mut out, freshness);
     out.push(b',');
     push_units(&mut out, units);
     out.push(b',');
-    push_city(&mut out, &city, view.facts().directory, freshness, units);
+    push_city(&mut out, &city, view.service_info().directory, freshness, units);
     let stale = if is_stale(&city, freshness) { ".stale" } else { "" };
     let OutputUnits { temperature, wind } = units;
     let (unit, wind_unit) = (temperature.name(), wind.name());
-    let tag = format!("W/\"{}.{}{stale}.{unit}.{wind_unit}\"", view.facts().generation, city.changed);
+    let tag =
+        format!("W/\"{}.{}{stale}.{unit}.{wind_unit}\"", view.service_info().generation, city.changed_epoch);
     let age_ms = city.current.map(|current| freshness.age_ms(current.reading_at));
-    Ok(CityAnswer { body: out, tag, age_ms })
+    Ok(CityResponse { body: out, entity_tag: tag, age_ms })
 }
 
-fn unknown(key: &str) -> Problem {
-    Problem::new(Code::UnknownCity, format!("there has never been a reading of city {}", quoted(key)))
+fn unknown_city(key: &str) -> Problem {
+    Problem::new(
+        ProblemCode::UnknownCity,
+        format!("there has never been a reading of city {}", quoted_excerpt(key)),
+    )
 }
 
 /// Which rows a history has.
-pub(super) struct Range {
+pub(super) struct HistoryQuery {
     from: EventTime,
     to: EventTime,
     pub(super) limit: u32,
     units: OutputUnits,
 }
 
-impl Range {
+impl HistoryQuery {
     /// At most `most` rows, in `default` units where the query names no others.
-    pub(super) fn parse(query: &str, most: u32, default: OutputUnits) -> Result<Range, Problem> {
-        let known = ["from", "to", "limit", "cursor", units::UNITS, units::WIND_UNITS];
-        let parameters = Parameters::parse(query, &known)?;
-        let units = units::of_query(&parameters, default)?;
-        let bad = |detail: String| Problem::new(Code::BadParameter, detail);
+    pub(super) fn parse(query: &str, most: u32, default: OutputUnits) -> Result<HistoryQuery, Problem> {
+        let known = ["from", "to", "limit", "cursor", units::UNITS_PARAMETER, units::WIND_UNITS_PARAMETER];
+        let parameters = QueryParameters::parse(query, &known)?;
+        let units = units::units_of_query(&parameters, default)?;
+        let bad = |detail: String| Problem::new(ProblemCode::BadParameter, detail);
         let time = |name: &str, default: EventTime| match parameters.get(name) {
             None => Ok(default),
             Some(text) => text.parse().map_err(|error: TimeError| {
@@ -296,12 +316,12 @@ impl Range {
         let mut from = time("from", EventTime::MIN)?;
         let to = time("to", EventTime::MAX)?;
         if let Some(cursor) = parameters.get("cursor") {
-            let cursor = read_cursor(cursor);
+            let cursor = decode_cursor(cursor);
             from = cursor.ok_or_else(|| bad("cursor is not one of this server's".into()))?.max(from);
         }
-        match parameters.read("limit", "a whole number from 1")? {
+        match parameters.parse_value("limit", "a whole number from 1")? {
             Some(0) => Err(bad("limit \"0\" is not a whole number from 1".into())),
-            limit => Ok(Range { from, to, limit: limit.unwrap_or(most).min(most), units }),
+            limit => Ok(HistoryQuery { from, to, limit: limit.unwrap_or(most).min(most), units }),
         }
     }
 }
@@ -309,37 +329,39 @@ impl Range {
 const CURSOR_VERSION: u8 = 1;
 
 /// Where the next page begins.
-fn cursor(from: EventTime) -> String {
+fn encode_cursor(from: EventTime) -> String {
     let mut bytes = [CURSOR_VERSION; 9];
     bytes[1..].copy_from_slice(&from.millis().to_be_bytes());
     BASE64_URL_SAFE_NO_PAD.encode(bytes)
 }
 
-fn read_cursor(text: &str) -> Option<EventTime> {
+fn decode_cursor(text: &str) -> Option<EventTime> {
     let bytes: [u8; 9] = BASE64_URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok()?;
     let [CURSOR_VERSION, millis @ ..] = bytes else { return None };
     EventTime::from_millis(i64::from_be_bytes(millis))
 }
 
 /// `{"as_of":..,"units":..,"wind_units":..,"city":..,"rows":[..],"next":cursor|null}`.
-pub(super) async fn history(view: &View, key: &str, range: Range) -> Result<Vec<u8>, Problem> {
+pub(super) async fn history_json(view: &View, key: &str, range: HistoryQuery) -> Result<Vec<u8>, Problem> {
     let key: Arc<str> = key.into();
-    let question = Question::History { from: range.from, to: range.to, limit: range.limit };
-    let busy = |busy: Busy| Problem::new(Code::Overloaded, busy.to_string());
-    let mut waiting = view.ask(key.clone(), question).map_err(busy)?;
+    let question = QueryKind::History { from: range.from, to: range.to, limit: range.limit };
+    let busy = |busy: QueryError| Problem::new(ProblemCode::Overloaded, busy.to_string());
+    let mut waiting = view.query_city(key.clone(), question).map_err(busy)?;
     let mut out = Vec::with_capacity(512);
-    push_as_of(&mut out, waiting.epoch().await.map_err(busy)?);
+    push_as_of(&mut out, waiting.wait_for_epoch().await.map_err(busy)?);
     out.push(b',');
     push_units(&mut out, range.units);
     out.extend_from_slice(b",\"city\":");
     push_json_text(&key, &mut out);
     out.extend_from_slice(b",\"rows\":[");
     let (mut count, mut last, mut has_more) = (0, None, false);
-    while let Some(Answer { known, rows, more, .. }) = waiting.next().await.map_err(busy)? {
+    while let Some(AnswerPiece { is_city_known: known, rows, has_more: more, .. }) =
+        waiting.next_piece().await.map_err(busy)?
+    {
         if !known {
-            return Err(unknown(&key));
+            return Err(unknown_city(&key));
         }
-        let _turn = view.turns().take().await;
+        let _turn = view.encoding_turns().wait_for_turn().await;
         for (reading_at, row) in rows {
             if count > 0 {
                 out.push(b',');
@@ -349,7 +371,8 @@ pub(super) async fn history(view: &View, key: &str, range: Range) -> Result<Vec<
         }
         has_more |= more;
     }
-    let next = last.filter(|_| has_more).and_then(|at| EventTime::from_millis(at.millis() + 1)).map(cursor);
+    let next =
+        last.filter(|_| has_more).and_then(|at| EventTime::from_millis(at.millis() + 1)).map(encode_cursor);
     out.extend_from_slice(b"],\"next\":");
     match next {
         Some(next) => push_json_text(&next, &mut out),
@@ -360,10 +383,11 @@ pub(super) async fn history(view: &View, key: &str, range: Range) -> Result<Vec<
 }
 
 /// How the service is.
-pub(super) fn status(view: &View, subscribers: usize, connections: usize) -> Vec<u8> {
-    let facts = view.facts();
-    let (as_of, counts, against_clock) = (view.as_of(), view.counts(), view.against_clock());
-    let refused = view.refused().into_iter().map(|(reason, count)| (reason.code().to_string(), count.into()));
+pub(super) fn status_json(view: &View, subscribers: usize, connections: usize) -> Vec<u8> {
+    let facts = view.service_info();
+    let (as_of, counts, against_clock) = (view.as_of(), view.counts(), view.compare_with_clock());
+    let refused =
+        view.refusal_counts().into_iter().map(|(reason, count)| (reason.code().to_string(), count.into()));
     let status = json!({
         "as_of": as_of,
         "now": view.freshness().now_ms(),
@@ -372,17 +396,17 @@ pub(super) fn status(view: &View, subscribers: usize, connections: usize) -> Vec
         "version": env!("CARGO_PKG_VERSION"),
         "generation": facts.generation,
         "formula": facts.formula,
-        "window_s": seconds(facts.window),
-        "lateness_s": seconds(facts.lateness),
-        "history_s": seconds(facts.history),
-        "stale_after_s": seconds(facts.stale_after),
+        "window_s": seconds_json(facts.window),
+        "lateness_s": seconds_json(facts.lateness),
+        "history_s": seconds_json(facts.history),
+        "stale_after_s": seconds_json(facts.stale_after),
         "units": facts.units.temperature.name(),
         "wind_units": facts.units.wind.name(),
         "workers": facts.workers,
         "cities": view.city_count(),
         "stale_cities": against_clock.stale,
-        "ahead_of_clock": ahead_of_clock(&against_clock),
-        "sources": sources(view, facts),
+        "ahead_of_clock": ahead_of_clock_json(&against_clock),
+        "sources": sources_json(view, facts),
         "counts": {
             "inserted": counts.inserted,
             "corrected": counts.corrected,
@@ -399,25 +423,25 @@ pub(super) fn status(view: &View, subscribers: usize, connections: usize) -> Vec
     status.to_string().into_bytes()
 }
 
-fn ahead_of_clock(found: &AgainstClock) -> Value {
+fn ahead_of_clock_json(found: &ClockComparison) -> Value {
     let cities = found.furthest_ahead.iter();
     let cities: Vec<Value> =
         cities.map(|(city, at)| json!({"city": &**city, "reading_at": at.to_string()})).collect();
     json!({"count": found.ahead, "cities": cities})
 }
 
-fn seconds(duration: Duration) -> Value {
+fn seconds_json(duration: Millis) -> Value {
     let ms = duration.millis();
     if ms % 1_000 == 0 { json!(ms / 1_000) } else { json!(ms as f64 / 1e3) }
 }
 
 /// The partitions with how far they have come, by source.
-fn sources(view: &View, facts: &Facts) -> Vec<Value> {
-    let progress = view.progress();
+fn sources_json(view: &View, facts: &ServiceInfo) -> Vec<Value> {
+    let progress = view.partition_progress();
     let mut sources: Vec<(Arc<str>, Vec<Value>)> = Vec::new();
-    for (slot, name) in facts.partitions.all().into_iter().enumerate() {
-        let come = progress.iter().find(|progress| usize::from(progress.slot.0) == slot);
-        let (applied, end) = come.map_or((0, 0), |progress| (progress.applied, progress.end));
+    for (slot, name) in facts.partitions.names().into_iter().enumerate() {
+        let come = progress.iter().find(|progress| usize::from(progress.partition.0) == slot);
+        let (applied, end) = come.map_or((0, 0), |progress| (progress.applied_until, progress.log_end));
         let withheld = come.map_or(0, |progress| progress.withheld);
         let partition = json!({
             "partition": name.partition, "applied": applied, "end": end, "in_open_transaction": withheld,

@@ -2,41 +2,41 @@
 
 use std::sync::Arc;
 
-use super::Ports;
-use crate::model::{Acknowledge, Appender, Ask, Hold, Holds, NewRecord, Query};
-use crate::panics::fail_point;
-use crate::panics::locks::SharedStateMark;
+use super::Backends;
+use crate::model::{AppendCallback, AppendHold, Appender, HoldCheck, NewRecord, Queries, Query};
+use crate::panics::locks::SharedStateSection;
+use crate::panics::panic_point;
 
 /// The same ends, with a mark of shared state around each call.
-pub(super) fn marked(ports: Ports) -> Ports {
-    Ports {
-        ask: Arc::new(Marked(ports.ask)),
-        appender: ports.appender.map(|appender| Arc::new(Marked(appender)) as Arc<dyn Appender>),
-        holds: ports.holds.map(|holds| Arc::new(Marked(holds)) as Arc<dyn Holds>),
+pub(super) fn make_panics_fatal(ports: Backends) -> Backends {
+    Backends {
+        queries: Arc::new(FatalOnPanic(ports.queries)),
+        appender: ports.appender.map(|appender| Arc::new(FatalOnPanic(appender)) as Arc<dyn Appender>),
+        hold_check: ports.hold_check.map(|holds| Arc::new(FatalOnPanic(holds)) as Arc<dyn HoldCheck>),
         warn_ahead: ports.warn_ahead,
     }
 }
 
-struct Marked<T: ?Sized>(Arc<T>);
+struct FatalOnPanic<T: ?Sized>(Arc<T>);
 
-impl Ask for Marked<dyn Ask> {
-    fn ask(&self, queries: Vec<Query>) -> bool {
-        let _mark = SharedStateMark::set();
-        self.0.ask(queries)
+impl Queries for FatalOnPanic<dyn Queries> {
+    fn submit_queries(&self, queries: Vec<Query>) -> bool {
+        let _mark = SharedStateSection::enter();
+        self.0.submit_queries(queries)
     }
 }
 
-impl Holds for Marked<dyn Holds> {
-    fn hold(&self) -> Option<Hold> {
-        let _mark = SharedStateMark::set();
-        self.0.hold()
+impl HoldCheck for FatalOnPanic<dyn HoldCheck> {
+    fn current_hold(&self) -> Option<AppendHold> {
+        let _mark = SharedStateSection::enter();
+        self.0.current_hold()
     }
 }
 
-impl Appender for Marked<dyn Appender> {
-    fn append(&self, records: Vec<NewRecord>, done: Acknowledge) {
-        let _mark = SharedStateMark::set();
-        fail_point("append");
+impl Appender for FatalOnPanic<dyn Appender> {
+    fn append(&self, records: Vec<NewRecord>, done: AppendCallback) {
+        let _mark = SharedStateSection::enter();
+        panic_point("append");
         self.0.append(records, done);
     }
 }

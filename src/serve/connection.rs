@@ -13,28 +13,28 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_rustls::server::TlsStream;
 
-use super::budget::Budget;
-use super::least_rate::Pace;
+use super::budget::MemoryBudget;
+use super::read_rate::ReadRateMeter;
 
 /// What a client still sends after the last answer is read for so long and no further: closing earlier would reset the
 /// connection, and the answer could be lost on its way.
-const LINGER_TIME: Duration = Duration::from_secs(1);
-const LINGER_BYTES: usize = 4 << 20;
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+const MAX_LINGER_BYTES: usize = 4 << 20;
 
 /// A connection with its place among those that are allowed.
 pub(super) struct Connection {
-    stream: Stream,
-    _slot: OwnedSemaphorePermit,
+    stream: ClientStream,
+    _permit: OwnedSemaphorePermit,
 }
 
-pub(super) enum Stream {
+pub(super) enum ClientStream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
 }
 
 impl Connection {
-    pub(super) fn new(stream: Stream, slot: OwnedSemaphorePermit) -> Connection {
-        Connection { stream, _slot: slot }
+    pub(super) fn new(stream: ClientStream, permit: OwnedSemaphorePermit) -> Connection {
+        Connection { stream, _permit: permit }
     }
 }
 
@@ -45,8 +45,8 @@ impl AsyncRead for Connection {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match &mut self.stream {
-            Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            ClientStream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            ClientStream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -54,8 +54,8 @@ impl AsyncRead for Connection {
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.stream {
-            Stream::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
-            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+            ClientStream::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            ClientStream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
@@ -65,119 +65,119 @@ impl AsyncWrite for Connection {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match &mut self.stream {
-            Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            ClientStream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            ClientStream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
         match &self.stream {
-            Stream::Plain(stream) => stream.is_write_vectored(),
-            Stream::Tls(stream) => stream.is_write_vectored(),
+            ClientStream::Plain(stream) => stream.is_write_vectored(),
+            ClientStream::Tls(stream) => stream.is_write_vectored(),
         }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.stream {
-            Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            ClientStream::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            ClientStream::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.stream {
-            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            ClientStream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            ClientStream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }
 
 /// What a connection is doing, as far as its time limits depend on it.
 #[derive(Default)]
-pub(super) struct Activity {
+pub(super) struct RequestActivity {
     /// Between the head of a request and that of its answer.
-    answering: AtomicBool,
+    is_handling_request: AtomicBool,
     /// There has been a request.
-    used: AtomicBool,
+    has_served_request: AtomicBool,
 }
 
-impl Activity {
-    pub(super) fn begin(&self) {
-        self.answering.store(true, Ordering::Relaxed);
-        self.used.store(true, Ordering::Relaxed);
+impl RequestActivity {
+    pub(super) fn begin_request(&self) {
+        self.is_handling_request.store(true, Ordering::Relaxed);
+        self.has_served_request.store(true, Ordering::Relaxed);
     }
 
-    pub(super) fn end(&self) {
-        self.answering.store(false, Ordering::Relaxed);
+    pub(super) fn end_request(&self) {
+        self.is_handling_request.store(false, Ordering::Relaxed);
     }
 
-    pub(super) fn is_used(&self) -> bool {
-        self.used.load(Ordering::Relaxed)
+    pub(super) fn has_served_request(&self) -> bool {
+        self.has_served_request.load(Ordering::Relaxed)
     }
 }
 
 /// A connection that ends where the head of a request does not come in time, or an answer is not taken. How long it may be
 /// idle and how long a body may take, is limited elsewhere.
-pub(super) struct Timed<C> {
+pub(super) struct TimedConnection<C> {
     inner: C,
-    activity: Arc<Activity>,
-    head_time: Duration,
-    write_time: Duration,
+    activity: Arc<RequestActivity>,
+    header_time: Duration,
+    send_time: Duration,
     /// Of the head that is coming.
-    head_due: Option<Instant>,
+    header_deadline: Option<Instant>,
     /// Made where a head does not come at once.
-    head_timer: Option<Pin<Box<Sleep>>>,
-    write_due: Option<Pin<Box<Sleep>>>,
-    pace: Pace,
+    header_timer: Option<Pin<Box<Sleep>>>,
+    write_timer: Option<Pin<Box<Sleep>>>,
+    read_rate: ReadRateMeter,
     /// Since when the client has taken nothing, though there is something to take.
-    blocked: Option<Instant>,
+    blocked_since: Option<Instant>,
     /// When its pace is looked at next.
-    look: Option<Pin<Box<Sleep>>>,
+    rate_check_timer: Option<Pin<Box<Sleep>>>,
     /// What answers are held in.
-    budget: Option<Arc<Budget>>,
-    linger: Option<Linger>,
+    memory_budget: Option<Arc<MemoryBudget>>,
+    lingering_close: Option<LingeringClose>,
 }
 
-struct Linger {
-    due: Pin<Box<Sleep>>,
+struct LingeringClose {
+    timer: Pin<Box<Sleep>>,
     bytes: usize,
 }
 
-impl<C> Timed<C> {
+impl<C> TimedConnection<C> {
     pub(super) fn new(
         inner: C,
-        activity: Arc<Activity>,
+        activity: Arc<RequestActivity>,
         head_time: Duration,
         write_time: Duration,
-    ) -> Timed<C> {
+    ) -> TimedConnection<C> {
         let head_due = Some(Instant::now() + head_time);
         let (head_timer, write_due, linger) = (None, None, None);
-        let (pace, blocked, look, budget) = (Pace::new(write_time), None, None, None);
-        Timed {
+        let (pace, blocked, look, budget) = (ReadRateMeter::new(write_time), None, None, None);
+        TimedConnection {
             inner,
             activity,
-            head_time,
-            write_time,
-            head_due,
-            head_timer,
-            write_due,
-            pace,
-            blocked,
-            look,
-            budget,
-            linger,
+            header_time: head_time,
+            send_time: write_time,
+            header_deadline: head_due,
+            header_timer: head_timer,
+            write_timer: write_due,
+            read_rate: pace,
+            blocked_since: blocked,
+            rate_check_timer: look,
+            memory_budget: budget,
+            lingering_close: linger,
         }
     }
 
     /// What is written is held in a budget that others may wait for.
-    pub(super) fn sharing(self, budget: Arc<Budget>) -> Timed<C> {
-        Timed { budget: Some(budget), ..self }
+    pub(super) fn with_budget(self, budget: Arc<MemoryBudget>) -> TimedConnection<C> {
+        TimedConnection { memory_budget: Some(budget), ..self }
     }
 
     /// Whether the head that is coming takes too long; if not, the task is woken when it does.
     fn is_head_late(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(due) = self.head_due else { return false };
-        let timer = self.head_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+        let Some(due) = self.header_deadline else { return false };
+        let timer = self.header_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
         if timer.deadline() != due {
             timer.as_mut().reset(due);
         }
@@ -189,7 +189,7 @@ impl<C> Timed<C> {
     }
 
     /// Ends a connection whose client takes nothing for too long, or too little.
-    fn written<T>(
+    fn check_write<T>(
         &mut self,
         cx: &mut Context<'_>,
         written: Poll<io::Result<T>>,
@@ -197,47 +197,47 @@ impl<C> Timed<C> {
     ) -> Poll<io::Result<T>> {
         match &written {
             Poll::Ready(Ok(done)) => {
-                let is_too_slow = self.is_too_slow(bytes(done));
-                (self.write_due, self.blocked, self.look) = (None, None, None);
+                let is_too_slow = self.record_read_is_too_slow(bytes(done));
+                (self.write_timer, self.blocked_since, self.rate_check_timer) = (None, None, None);
                 return if is_too_slow { Poll::Ready(Err(ErrorKind::TimedOut.into())) } else { written };
             }
             Poll::Ready(Err(_)) => return written,
             Poll::Pending => {}
         }
-        self.blocked.get_or_insert_with(Instant::now);
+        self.blocked_since.get_or_insert_with(Instant::now);
         loop {
-            let next = self.pace.next_look();
-            let look = self.look.get_or_insert_with(|| Box::pin(sleep(next)));
+            let next = self.read_rate.next_check_after();
+            let look = self.rate_check_timer.get_or_insert_with(|| Box::pin(sleep(next)));
             if look.as_mut().poll(cx).is_pending() {
                 break;
             }
-            self.look = None;
-            if self.is_too_slow(0) {
+            self.rate_check_timer = None;
+            if self.record_read_is_too_slow(0) {
                 return Poll::Ready(Err(ErrorKind::TimedOut.into()));
             }
         }
-        let write_time = self.write_time;
-        let due = self.write_due.get_or_insert_with(|| Box::pin(sleep(write_time)));
+        let write_time = self.send_time;
+        let due = self.write_timer.get_or_insert_with(|| Box::pin(sleep(write_time)));
         ready!(due.as_mut().poll(cx));
         Poll::Ready(Err(ErrorKind::TimedOut.into()))
     }
 
     /// Notes what the client has taken since it was looked at last.
-    fn is_too_slow(&mut self, bytes: usize) -> bool {
+    fn record_read_is_too_slow(&mut self, bytes: usize) -> bool {
         let now = Instant::now();
-        let waited = self.blocked.replace(now).map_or(Duration::ZERO, |since| now - since);
-        let short = self.budget.as_ref().is_some_and(|budget| budget.is_short());
-        self.pace.is_too_slow(waited, bytes, short)
+        let waited = self.blocked_since.replace(now).map_or(Duration::ZERO, |since| now - since);
+        let short = self.memory_budget.as_ref().is_some_and(|budget| budget.has_waiters());
+        self.read_rate.record_is_too_slow(waited, bytes, short)
     }
 }
 
-impl<C: AsyncRead + Unpin> AsyncRead for Timed<C> {
+impl<C: AsyncRead + Unpin> AsyncRead for TimedConnection<C> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
         let read = Pin::new(&mut this.inner).poll_read(cx, buf);
-        if this.activity.answering.load(Ordering::Relaxed) {
-            this.head_due = None;
+        if this.activity.is_handling_request.load(Ordering::Relaxed) {
+            this.header_deadline = None;
             return read;
         }
         if read.is_ready() && buf.filled().len() == before {
@@ -247,7 +247,7 @@ impl<C: AsyncRead + Unpin> AsyncRead for Timed<C> {
         let late = match &read {
             Poll::Ready(_) => {
                 let now = Instant::now();
-                *this.head_due.get_or_insert(now + this.head_time) <= now
+                *this.header_deadline.get_or_insert(now + this.header_time) <= now
             }
             Poll::Pending => this.is_head_late(cx),
         };
@@ -255,13 +255,13 @@ impl<C: AsyncRead + Unpin> AsyncRead for Timed<C> {
     }
 }
 
-impl<C: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Timed<C> {
+impl<C: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TimedConnection<C> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.inner).poll_write(cx, buf);
         // Something is answered only once its request has come.
-        this.head_due = None;
-        this.written(cx, written, |bytes| *bytes)
+        this.header_deadline = None;
+        this.check_write(cx, written, |bytes| *bytes)
     }
 
     fn poll_write_vectored(
@@ -271,8 +271,8 @@ impl<C: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Timed<C> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.inner).poll_write_vectored(cx, bufs);
-        this.head_due = None;
-        this.written(cx, written, |bytes| *bytes)
+        this.header_deadline = None;
+        this.check_write(cx, written, |bytes| *bytes)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -282,18 +282,18 @@ impl<C: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Timed<C> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let flushed = Pin::new(&mut this.inner).poll_flush(cx);
-        this.written(cx, flushed, |()| 0)
+        this.check_write(cx, flushed, |()| 0)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.linger.is_none() {
+        if this.lingering_close.is_none() {
             let shut = Pin::new(&mut this.inner).poll_shutdown(cx);
-            ready!(this.written(cx, shut, |()| 0))?;
+            ready!(this.check_write(cx, shut, |()| 0))?;
         }
-        let due = || Box::pin(tokio::time::sleep_until(Instant::now() + LINGER_TIME));
-        let linger = this.linger.get_or_insert_with(|| Linger { due: due(), bytes: 0 });
-        while linger.bytes < LINGER_BYTES && linger.due.as_mut().poll(cx).is_pending() {
+        let due = || Box::pin(tokio::time::sleep_until(Instant::now() + LINGER_TIMEOUT));
+        let linger = this.lingering_close.get_or_insert_with(|| LingeringClose { timer: due(), bytes: 0 });
+        while linger.bytes < MAX_LINGER_BYTES && linger.timer.as_mut().poll(cx).is_pending() {
             let mut space = [0; 4096];
             let mut buf = ReadBuf::new(&mut space);
             match ready!(Pin::new(&mut this.inner).poll_read(cx, &mut buf)) {
@@ -312,9 +312,9 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(10);
 
-    fn timed<C>(inner: C) -> (Timed<C>, Arc<Activity>) {
-        let activity = Arc::new(Activity::default());
-        (Timed::new(inner, activity.clone(), LIMIT, LIMIT), activity)
+    fn timed<C>(inner: C) -> (TimedConnection<C>, Arc<RequestActivity>) {
+        let activity = Arc::new(RequestActivity::default());
+        (TimedConnection::new(inner, activity.clone(), LIMIT, LIMIT), activity)
     }
 
     fn paused() -> tokio::runtime::Runtime {
@@ -322,11 +322,11 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_long_for_who_does_not_take() {
+    fn stalled_reader_times_out() {
         paused().block_on(async {
             let (client, server) = duplex(16);
-            let activity = Arc::new(Activity::default());
-            let mut server = Timed::new(server, activity, LIMIT, Duration::from_millis(20));
+            let activity = Arc::new(RequestActivity::default());
+            let mut server = TimedConnection::new(server, activity, LIMIT, Duration::from_millis(20));
             let error = server.write_all(&[0; 100]).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::TimedOut);
             drop(client);
@@ -334,11 +334,11 @@ mod tests {
     }
 
     #[test]
-    fn bytes_now_and_then_do_not_extend_the_time_of_a_head() {
+    fn trickled_bytes_do_not_extend_header_timeout() {
         paused().block_on(async {
             let (mut client, server) = duplex(16);
-            let activity = Arc::new(Activity::default());
-            let mut server = Timed::new(server, activity, Duration::from_millis(50), LIMIT);
+            let activity = Arc::new(RequestActivity::default());
+            let mut server = TimedConnection::new(server, activity, Duration::from_millis(50), LIMIT);
             let feed = async {
                 while client.write_all(b"x").await.is_ok() {
                     tokio::time::sleep(Duration::from_millis(5)).await;
@@ -360,12 +360,12 @@ mod tests {
     }
 
     #[test]
-    fn the_end_is_heard_before_the_connection_closes() {
+    fn response_is_delivered_before_connection_closes() {
         paused().block_on(async {
             let (mut client, server) = duplex(16);
             let (mut server, activity) = timed(server);
-            activity.begin();
-            assert!(activity.is_used());
+            activity.begin_request();
+            assert!(activity.has_served_request());
             let sent = tokio::spawn(async move {
                 client.write_all(&[0; 1000]).await.unwrap();
                 let mut answer = Vec::new();

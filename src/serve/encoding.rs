@@ -12,48 +12,54 @@ use crate::panics::locks::SharedMutex;
 use crate::panics::run_blocking;
 
 /// Smaller bodies fit a packet either way.
-const MIN_BYTES: usize = 1_024;
+const MIN_COMPRESSED_BODY_BYTES: usize = 1_024;
 /// Larger ones are compressed on a thread that may take its time.
-const BLOCKING_BYTES: usize = 32 * 1_024;
+const BLOCKING_COMPRESSION_BYTES: usize = 32 * 1_024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Coding {
+pub(super) enum ContentCoding {
     Identity,
     Gzip,
     Zstd,
 }
 
-impl Coding {
+impl ContentCoding {
     /// As `Content-Encoding` names it; nothing for what was not coded.
-    pub(super) fn header(self) -> Option<HeaderValue> {
+    pub(super) fn header_value(self) -> Option<HeaderValue> {
         match self {
-            Coding::Identity => None,
-            Coding::Gzip => Some(HeaderValue::from_static("gzip")),
-            Coding::Zstd => Some(HeaderValue::from_static("zstd")),
+            ContentCoding::Identity => None,
+            ContentCoding::Gzip => Some(HeaderValue::from_static("gzip")),
+            ContentCoding::Zstd => Some(HeaderValue::from_static("zstd")),
         }
     }
 
     /// The coding for a body of that length, or nothing where the client takes none of ours.
-    pub(super) fn negotiate(headers: &HeaderMap, bytes: usize) -> Option<Coding> {
-        let accepted = Accepted::of(headers);
-        let identity = accepted.identity();
-        if identity > 0 && bytes < MIN_BYTES {
-            return Some(Coding::Identity);
+    pub(super) fn negotiate(headers: &HeaderMap, bytes: usize) -> Option<ContentCoding> {
+        let accepted = AcceptedCodings::from_headers(headers);
+        let identity = accepted.identity_weight();
+        if identity > 0 && bytes < MIN_COMPRESSED_BODY_BYTES {
+            return Some(ContentCoding::Identity);
         }
-        [(accepted.zstd(), Coding::Zstd), (accepted.gzip(), Coding::Gzip), (identity, Coding::Identity)]
-            .into_iter()
-            .filter(|(weight, _)| *weight > 0)
-            // The first of equals.
-            .reduce(|best, next| if next.0 > best.0 { next } else { best })
-            .map(|(_, coding)| coding)
+        [
+            (accepted.zstd_weight(), ContentCoding::Zstd),
+            (accepted.gzip_weight(), ContentCoding::Gzip),
+            (identity, ContentCoding::Identity),
+        ]
+        .into_iter()
+        .filter(|(weight, _)| *weight > 0)
+        // The first of equals.
+        .reduce(|best, next| if next.0 > best.0 { next } else { best })
+        .map(|(_, coding)| coding)
     }
 
-    fn compress(self, bytes: &[u8], effort: Effort) -> io::Result<Vec<u8>> {
+    fn compress(self, bytes: &[u8], effort: CompressionEffort) -> io::Result<Vec<u8>> {
         match self {
-            Coding::Identity => Ok(bytes.to_vec()),
-            Coding::Zstd => zstd::bulk::compress(bytes, if effort == Effort::Once { 15 } else { 1 }),
-            Coding::Gzip => {
-                let level = flate2::Compression::new(if effort == Effort::Once { 9 } else { 3 });
+            ContentCoding::Identity => Ok(bytes.to_vec()),
+            ContentCoding::Zstd => {
+                zstd::bulk::compress(bytes, if effort == CompressionEffort::Static { 15 } else { 1 })
+            }
+            ContentCoding::Gzip => {
+                let level = flate2::Compression::new(if effort == CompressionEffort::Static { 9 } else { 3 });
                 let mut out = flate2::write::GzEncoder::new(Vec::with_capacity(bytes.len() / 4 + 64), level);
                 out.write_all(bytes)?;
                 out.finish()
@@ -62,29 +68,29 @@ impl Coding {
     }
 
     /// Compresses a body that is made for this answer.
-    pub(super) async fn encode(self, bytes: Vec<u8>) -> io::Result<Bytes> {
-        if self == Coding::Identity {
+    pub(super) async fn compress_response(self, bytes: Vec<u8>) -> io::Result<Bytes> {
+        if self == ContentCoding::Identity {
             return Ok(bytes.into());
         }
-        if bytes.len() < BLOCKING_BYTES {
-            return self.compress(&bytes, Effort::Each).map(Bytes::from);
+        if bytes.len() < BLOCKING_COMPRESSION_BYTES {
+            return self.compress(&bytes, CompressionEffort::PerResponse).map(Bytes::from);
         }
-        let compress = move || self.compress(&bytes, Effort::Each);
+        let compress = move || self.compress(&bytes, CompressionEffort::PerResponse);
         run_blocking(compress).await.map_err(io::Error::other)?.map(Bytes::from)
     }
 
     /// Compresses what is compiled in: once, since there is little of it and it never changes.
-    pub(super) async fn encode_static(self, bytes: &'static [u8]) -> io::Result<Bytes> {
-        type Coded = HashMap<(usize, Coding), Bytes>;
+    pub(super) async fn compress_static(self, bytes: &'static [u8]) -> io::Result<Bytes> {
+        type Coded = HashMap<(usize, ContentCoding), Bytes>;
         static CODED: LazyLock<SharedMutex<Coded>> = LazyLock::new(SharedMutex::default);
-        if self == Coding::Identity {
+        if self == ContentCoding::Identity {
             return Ok(Bytes::from_static(bytes));
         }
         let key = (bytes.as_ptr() as usize, self);
         if let Some(coded) = CODED.lock().get(&key) {
             return Ok(coded.clone());
         }
-        let compress = move || self.compress(bytes, Effort::Once);
+        let compress = move || self.compress(bytes, CompressionEffort::Static);
         let compressed = Bytes::from(run_blocking(compress).await.map_err(io::Error::other)??);
         CODED.lock().insert(key, compressed.clone());
         Ok(compressed)
@@ -92,34 +98,34 @@ impl Coding {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Effort {
-    Each,
-    Once,
+enum CompressionEffort {
+    PerResponse,
+    Static,
 }
 
 /// Weights in thousandths, where they are given.
 #[derive(Default)]
-struct Accepted {
-    given: bool,
+struct AcceptedCodings {
+    has_header: bool,
     gzip: Option<u16>,
     zstd: Option<u16>,
     identity: Option<u16>,
-    rest: Option<u16>,
+    wildcard: Option<u16>,
 }
 
-impl Accepted {
-    fn of(headers: &HeaderMap) -> Accepted {
-        let mut accepted = Accepted::default();
+impl AcceptedCodings {
+    fn from_headers(headers: &HeaderMap) -> AcceptedCodings {
+        let mut accepted = AcceptedCodings::default();
         for value in headers.get_all(ACCEPT_ENCODING) {
-            accepted.given = true;
+            accepted.has_header = true;
             for item in value.to_str().unwrap_or_default().split(',') {
                 let (name, parameters) = item.split_once(';').unwrap_or((item, ""));
-                let weight = Some(weight(parameters));
+                let weight = Some(parse_weight(parameters));
                 match name.trim().to_ascii_lowercase().as_str() {
                     "gzip" | "x-gzip" => accepted.gzip = weight,
                     "zstd" => accepted.zstd = weight,
                     "identity" => accepted.identity = weight,
-                    "*" => accepted.rest = weight,
+                    "*" => accepted.wildcard = weight,
                     _ => {}
                 }
             }
@@ -127,27 +133,27 @@ impl Accepted {
         accepted
     }
 
-    fn gzip(&self) -> u16 {
-        self.gzip.or(self.rest).unwrap_or(0)
+    fn gzip_weight(&self) -> u16 {
+        self.gzip.or(self.wildcard).unwrap_or(0)
     }
 
-    fn zstd(&self) -> u16 {
-        self.zstd.or(self.rest).unwrap_or(0)
+    fn zstd_weight(&self) -> u16 {
+        self.zstd.or(self.wildcard).unwrap_or(0)
     }
 
     /// Acceptable unless it is said not to be, but then less than anything that was named.
-    fn identity(&self) -> u16 {
-        match (self.identity, self.rest) {
+    fn identity_weight(&self) -> u16 {
+        match (self.identity, self.wildcard) {
             (Some(weight), _) => weight,
             (None, Some(0)) => 0,
-            _ if self.given => 1,
+            _ if self.has_header => 1,
             _ => 1_000,
         }
     }
 }
 
 /// The `q` of an item; what is not a weight counts as none at all.
-fn weight(parameters: &str) -> u16 {
+fn parse_weight(parameters: &str) -> u16 {
     let Some(text) =
         parameters.trim().strip_prefix(['q', 'Q']).and_then(|rest| rest.trim_start().strip_prefix('='))
     else {
@@ -163,15 +169,15 @@ fn weight(parameters: &str) -> u16 {
 mod tests {
     use super::*;
 
-    fn negotiated(accept: &str, bytes: usize) -> Option<Coding> {
+    fn negotiated(accept: &str, bytes: usize) -> Option<ContentCoding> {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT_ENCODING, accept.parse().unwrap());
-        Coding::negotiate(&headers, bytes)
+        ContentCoding::negotiate(&headers, bytes)
     }
 
     #[test]
-    fn the_best_coding_that_is_accepted_is_taken() {
-        use Coding::{Gzip, Identity, Zstd};
+    fn best_accepted_encoding_is_chosen() {
+        use ContentCoding::{Gzip, Identity, Zstd};
         for (accept, expected) in [
             ("", Some(Identity)),
             ("gzip", Some(Gzip)),
@@ -191,13 +197,13 @@ mod tests {
         ] {
             assert_eq!(negotiated(accept, 10_000), expected, "{accept:?}");
         }
-        assert_eq!(Coding::negotiate(&HeaderMap::new(), 10_000), Some(Identity));
+        assert_eq!(ContentCoding::negotiate(&HeaderMap::new(), 10_000), Some(Identity));
     }
 
     #[test]
-    fn small_bodies_are_left_as_they_are_where_that_is_accepted() {
-        assert_eq!(negotiated("gzip", 100), Some(Coding::Identity));
-        assert_eq!(negotiated("gzip, identity;q=0", 100), Some(Coding::Gzip));
+    fn small_bodies_are_not_compressed_if_identity_is_accepted() {
+        assert_eq!(negotiated("gzip", 100), Some(ContentCoding::Identity));
+        assert_eq!(negotiated("gzip, identity;q=0", 100), Some(ContentCoding::Gzip));
         assert_eq!(negotiated("identity;q=0", 100), None);
     }
 }

@@ -4,25 +4,25 @@ use warp::http::header::CACHE_CONTROL;
 use warp::http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::model::clock::wall_clock_ms;
-use crate::model::{Duration, EventTime};
+use crate::model::{EventTime, Millis};
 
 /// The age of a city's current row in seconds, in an answer that has only that row.
-pub(super) static READING_AGE: HeaderName = HeaderName::from_static("reading-age");
+pub(super) static READING_AGE_HEADER: HeaderName = HeaderName::from_static("reading-age");
 
 /// A look at the clock, and how old a fresh row may be.
 #[derive(Clone, Copy, Debug)]
 pub struct Freshness {
     now_ms: u64,
-    stale_after: Duration,
+    stale_after: Millis,
 }
 
 impl Freshness {
     /// By the clock as it is now.
-    pub fn now(stale_after: Duration) -> Freshness {
+    pub fn now(stale_after: Millis) -> Freshness {
         Freshness { now_ms: wall_clock_ms(), stale_after }
     }
 
-    pub fn at(now_ms: u64, stale_after: Duration) -> Freshness {
+    pub fn at(now_ms: u64, stale_after: Millis) -> Freshness {
         Freshness { now_ms, stale_after }
     }
 
@@ -43,11 +43,11 @@ impl Freshness {
 }
 
 /// Says how old the row of an answer is. Such an answer is not to be stored: who finds it in a cache would read an old age.
-pub(super) fn set_age(headers: &mut HeaderMap, age_ms: Option<i64>) {
+pub(super) fn set_age_headers(headers: &mut HeaderMap, age_ms: Option<i64>) {
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     let age = age_ms.and_then(|ms| HeaderValue::try_from((ms as f64 / 1e3).to_string()).ok());
     if let Some(age) = age {
-        headers.insert(READING_AGE.clone(), age);
+        headers.insert(READING_AGE_HEADER.clone(), age);
     }
 }
 
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_stale_once_they_are_older_than_the_limit() {
+    fn rows_older_than_limit_are_stale() {
         let at = |ms: i64| EventTime::from_millis(ms).unwrap();
         let freshness = Freshness::at(1_000_000, "10s".parse().unwrap());
         for (reading_at, age, stale) in [

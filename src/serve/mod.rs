@@ -8,21 +8,21 @@ pub mod budget;
 mod connection;
 mod documents;
 mod encoding;
+pub mod encoding_turns;
 pub mod freshness;
 mod ingest;
-pub mod least_rate;
 pub mod memory;
 mod new_cities;
+mod percent_encoding;
 mod problem;
-pub mod publish;
+pub mod publisher;
+pub mod read_rate;
 mod routes;
 mod security;
 mod server;
 mod target;
 mod telemetry;
-mod text;
 mod tls;
-pub mod turns;
 pub mod ui;
 mod units;
 mod upgrade;
@@ -36,16 +36,16 @@ mod tests;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration as Wait;
+use std::time::Duration;
 
 pub use self::new_cities::IngestLog;
-pub use self::publish::Publisher;
-pub use self::server::{Bound, Serving, bind, turned_away_at_once};
+pub use self::publisher::Publisher;
+pub use self::server::{BoundServer, RunningServer, bind_server, max_concurrent_rejections};
 
 use crate::codec::ReadOptions;
 use crate::directory::Directory;
-use crate::fault::{cannot_start, limit_remedy, remedy};
-use crate::model::{Appender, Ask, Duration, Holds, OutputUnits, Slots};
+use crate::fault::{limit_remedy, remedy_for, start_failure_text};
+use crate::model::{Appender, HoldCheck, Millis, OutputUnits, PartitionTable, Queries};
 
 /// How to serve.
 #[derive(Clone, Debug)]
@@ -59,7 +59,7 @@ pub struct ServePlan {
     pub origins: Vec<String>,
     /// A test-only WebSocket at `/echo`, with the socket settings of the others.
     pub echo: bool,
-    pub limits: Limits,
+    pub limits: ServeLimits,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,15 +90,15 @@ impl std::fmt::Debug for Token {
 
 /// What a client may ask of the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct ServeLimits {
     /// Open connections, WebSockets included.
     pub connections: usize,
     /// Until all headers of a request have come.
-    pub header_time: Wait,
+    pub header_time: Duration,
     /// Until the body has come.
-    pub body_time: Wait,
+    pub body_time: Duration,
     /// A kept-alive connection without a request.
-    pub idle_time: Wait,
+    pub idle_time: Duration,
     /// Bytes of a `POST` body.
     pub body_bytes: usize,
     /// Bytes of all bodies that are being read or wait for the log.
@@ -115,49 +115,49 @@ pub struct Limits {
     pub cities: usize,
     /// The same for `window` subscriptions.
     pub window_cities: usize,
-    pub heartbeat: Wait,
+    pub heartbeat: Duration,
     /// Until a client has taken a message.
-    pub send_time: Wait,
+    pub send_time: Duration,
     /// Encoded messages that wait for one client, before they are merged instead.
     pub backlog_bytes: usize,
     /// What resumed subscriptions can reach back to.
-    pub ring_time: Wait,
+    pub ring_time: Duration,
     pub ring_bytes: usize,
 }
 
 /// What is served, as far as it does not change while it is.
 #[derive(Clone)]
-pub struct Facts {
+pub struct ServiceInfo {
     /// Differs with every start.
     pub generation: Arc<str>,
     pub formula: &'static str,
-    pub window: Duration,
-    pub lateness: Duration,
-    pub history: Duration,
+    pub window: Millis,
+    pub lateness: Millis,
+    pub history: Millis,
     /// A current row that is older is stale.
-    pub stale_after: Duration,
+    pub stale_after: Millis,
     /// Of answers and subscriptions that ask for no others.
     pub units: OutputUnits,
     pub workers: usize,
-    pub partitions: Slots,
+    pub partitions: PartitionTable,
     pub directory: &'static Directory<'static>,
     /// How the readings that are posted are decoded.
-    pub read: ReadOptions,
+    pub read_options: ReadOptions,
     /// Where posted readings go.
     pub ingest_log: Option<IngestLog>,
 }
 
 /// The ends of the rest of the program.
 #[derive(Clone)]
-pub struct Ports {
-    pub ask: Arc<dyn Ask>,
+pub struct Backends {
+    pub queries: Arc<dyn Queries>,
     /// Where posted readings go; without one there is no ingest.
     pub appender: Option<Arc<dyn Appender>>,
     /// Says why that takes nothing for now.
-    pub holds: Option<Arc<dyn Holds>>,
+    pub hold_check: Option<Arc<dyn HoldCheck>>,
     /// How far after the clock of this host a posted reading may be dated before its answer warns of it. Nothing where the log
     /// refuses it by its own stamps.
-    pub warn_ahead: Option<Duration>,
+    pub warn_ahead: Option<Millis>,
 }
 
 /// Why serving cannot begin.
@@ -165,13 +165,13 @@ pub struct Ports {
 pub enum ServeError {
     #[error("cannot listen on {address} ({error}): {}", listen_remedy(error))]
     Listen { address: SocketAddr, error: std::io::Error },
-    #[error("{}: {source}: {}", path.display(), remedy(source, path))]
+    #[error("{}: {source}: {}", path.display(), remedy_for(source, path))]
     PemFile { path: PathBuf, source: std::io::Error },
     #[error("{}: {problem}: it must be a readable PEM file", path.display())]
     Pem { path: PathBuf, problem: String },
     #[error("the certificate and its key cannot be used ({0}): check that they belong together")]
     Certificate(String),
-    #[error("the publisher: {}", cannot_start(.0))]
+    #[error("the publisher: {}", start_failure_text(.0))]
     Thread(std::io::Error),
 }
 

@@ -7,11 +7,11 @@ use warp::http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use warp::http::{HeaderName, HeaderValue, StatusCode};
 use warp::reply::Response;
 
-use crate::model::{Hold, HoldCause};
+use crate::model::{AppendHold, HoldCause};
 
 /// What went wrong. Codes are part of the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Code {
+pub(super) enum ProblemCode {
     BadRequest,
     BadParameter,
     NotJson,
@@ -41,108 +41,119 @@ pub(super) enum Code {
     TooManyNewCities,
 }
 
-impl Code {
+impl ProblemCode {
     #[cfg(test)]
-    pub(super) const ALL: [Code; 27] = [
-        Code::BadRequest,
-        Code::BadParameter,
-        Code::NotJson,
-        Code::Unauthorized,
-        Code::InsufficientScope,
-        Code::ForeignOrigin,
-        Code::ForeignHost,
-        Code::NotFound,
-        Code::UnknownCity,
-        Code::MethodNotAllowed,
-        Code::NotAcceptable,
-        Code::BodyTooSlow,
-        Code::BodyTooLarge,
-        Code::UnsupportedMediaType,
-        Code::NoneAccepted,
-        Code::UpgradeRequired,
-        Code::Busy,
-        Code::LogFailed,
-        Code::InternalError,
-        Code::CatchingUp,
-        Code::Overloaded,
-        Code::NoIngest,
-        Code::Stopping,
-        Code::ClockAhead,
-        Code::DeadLettersFull,
-        Code::DeadLetterShare,
-        Code::TooManyNewCities,
+    pub(super) const ALL: [ProblemCode; 27] = [
+        ProblemCode::BadRequest,
+        ProblemCode::BadParameter,
+        ProblemCode::NotJson,
+        ProblemCode::Unauthorized,
+        ProblemCode::InsufficientScope,
+        ProblemCode::ForeignOrigin,
+        ProblemCode::ForeignHost,
+        ProblemCode::NotFound,
+        ProblemCode::UnknownCity,
+        ProblemCode::MethodNotAllowed,
+        ProblemCode::NotAcceptable,
+        ProblemCode::BodyTooSlow,
+        ProblemCode::BodyTooLarge,
+        ProblemCode::UnsupportedMediaType,
+        ProblemCode::NoneAccepted,
+        ProblemCode::UpgradeRequired,
+        ProblemCode::Busy,
+        ProblemCode::LogFailed,
+        ProblemCode::InternalError,
+        ProblemCode::CatchingUp,
+        ProblemCode::Overloaded,
+        ProblemCode::NoIngest,
+        ProblemCode::Stopping,
+        ProblemCode::ClockAhead,
+        ProblemCode::DeadLettersFull,
+        ProblemCode::DeadLetterShare,
+        ProblemCode::TooManyNewCities,
     ];
 
     /// Status, code, title.
-    pub(super) fn parts(self) -> (u16, &'static str, &'static str) {
+    pub(super) fn status_code_title(self) -> (u16, &'static str, &'static str) {
         match self {
-            Code::BadRequest => (400, "bad_request", "The request is malformed"),
-            Code::BadParameter => (400, "bad_parameter", "A parameter is not valid"),
-            Code::NotJson => (400, "not_json", "The body is not JSON"),
-            Code::Unauthorized => (401, "unauthorized", "A bearer token is needed"),
-            Code::InsufficientScope => (403, "insufficient_scope", "The token does not allow this"),
-            Code::ForeignOrigin => (403, "foreign_origin", "The origin is not allowed"),
-            Code::ForeignHost => (403, "foreign_host", "The host is not served here"),
-            Code::NotFound => (404, "not_found", "There is nothing at this path"),
-            Code::UnknownCity => (404, "unknown_city", "The city has never had a reading"),
-            Code::MethodNotAllowed => (405, "method_not_allowed", "The path does not take this method"),
-            Code::NotAcceptable => (406, "not_acceptable", "No acceptable content coding"),
-            Code::BodyTooSlow => (408, "body_too_slow", "The body did not come in time"),
-            Code::BodyTooLarge => (413, "body_too_large", "The body is too large"),
-            Code::UnsupportedMediaType => (415, "unsupported_media_type", "The media type is not read"),
-            Code::NoneAccepted => (422, "none_accepted", "No reading was accepted"),
-            Code::UpgradeRequired => (426, "upgrade_required", "The path takes WebSockets only"),
-            Code::Busy => (429, "busy", "The service is busy"),
-            Code::LogFailed => (500, "log_failed", "The log cannot be written"),
-            Code::InternalError => (500, "internal_error", "The service has a bug"),
-            Code::CatchingUp => (503, "catching_up", "The service is catching up"),
-            Code::Overloaded => (503, "overloaded", "The service cannot answer now"),
-            Code::NoIngest => (503, "no_ingest", "The service takes no readings"),
-            Code::Stopping => (503, "stopping", "The service is stopping"),
-            Code::ClockAhead => (503, "clock_ahead", "The clock of the service is in doubt"),
-            Code::DeadLettersFull => (503, "dead_letters_full", "There is no room for more dead letters"),
-            Code::DeadLetterShare => (429, "too_many_dead_letters", "Too much of what was sent was refused"),
-            Code::TooManyNewCities => (429, "too_many_new_cities", "Too many new cities were sent"),
+            ProblemCode::BadRequest => (400, "bad_request", "The request is malformed"),
+            ProblemCode::BadParameter => (400, "bad_parameter", "A parameter is not valid"),
+            ProblemCode::NotJson => (400, "not_json", "The body is not JSON"),
+            ProblemCode::Unauthorized => (401, "unauthorized", "A bearer token is needed"),
+            ProblemCode::InsufficientScope => (403, "insufficient_scope", "The token does not allow this"),
+            ProblemCode::ForeignOrigin => (403, "foreign_origin", "The origin is not allowed"),
+            ProblemCode::ForeignHost => (403, "foreign_host", "The host is not served here"),
+            ProblemCode::NotFound => (404, "not_found", "There is nothing at this path"),
+            ProblemCode::UnknownCity => (404, "unknown_city", "The city has never had a reading"),
+            ProblemCode::MethodNotAllowed => {
+                (405, "method_not_allowed", "The path does not take this method")
+            }
+            ProblemCode::NotAcceptable => (406, "not_acceptable", "No acceptable content coding"),
+            ProblemCode::BodyTooSlow => (408, "body_too_slow", "The body did not come in time"),
+            ProblemCode::BodyTooLarge => (413, "body_too_large", "The body is too large"),
+            ProblemCode::UnsupportedMediaType => {
+                (415, "unsupported_media_type", "The media type is not read")
+            }
+            ProblemCode::NoneAccepted => (422, "none_accepted", "No reading was accepted"),
+            ProblemCode::UpgradeRequired => (426, "upgrade_required", "The path takes WebSockets only"),
+            ProblemCode::Busy => (429, "busy", "The service is busy"),
+            ProblemCode::LogFailed => (500, "log_failed", "The log cannot be written"),
+            ProblemCode::InternalError => (500, "internal_error", "The service has a bug"),
+            ProblemCode::CatchingUp => (503, "catching_up", "The service is catching up"),
+            ProblemCode::Overloaded => (503, "overloaded", "The service cannot answer now"),
+            ProblemCode::NoIngest => (503, "no_ingest", "The service takes no readings"),
+            ProblemCode::Stopping => (503, "stopping", "The service is stopping"),
+            ProblemCode::ClockAhead => (503, "clock_ahead", "The clock of the service is in doubt"),
+            ProblemCode::DeadLettersFull => {
+                (503, "dead_letters_full", "There is no room for more dead letters")
+            }
+            ProblemCode::DeadLetterShare => {
+                (429, "too_many_dead_letters", "Too much of what was sent was refused")
+            }
+            ProblemCode::TooManyNewCities => (429, "too_many_new_cities", "Too many new cities were sent"),
         }
     }
 
     fn retry_after(self) -> Option<HeaderValue> {
-        matches!(self, Code::Busy | Code::CatchingUp | Code::Overloaded | Code::Stopping)
-            .then(|| HeaderValue::from_static("1"))
+        matches!(
+            self,
+            ProblemCode::Busy | ProblemCode::CatchingUp | ProblemCode::Overloaded | ProblemCode::Stopping
+        )
+        .then(|| HeaderValue::from_static("1"))
     }
 }
 
 /// An error answer.
 #[derive(Debug)]
 pub(super) struct Problem {
-    pub(super) code: Code,
+    pub(super) code: ProblemCode,
     detail: Cow<'static, str>,
     members: Map<String, Value>,
     headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Problem {
-    pub(super) fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Problem {
+    pub(super) fn new(code: ProblemCode, detail: impl Into<Cow<'static, str>>) -> Problem {
         Problem { code, detail: detail.into(), members: Map::new(), headers: Vec::new() }
     }
 
     /// Nothing is taken for now.
-    pub(super) fn held(hold: &Hold) -> Problem {
+    pub(super) fn on_hold(hold: &AppendHold) -> Problem {
         let code = match hold.cause {
-            HoldCause::ClockAhead => Code::ClockAhead,
-            HoldCause::DeadLettersFull => Code::DeadLettersFull,
-            HoldCause::DeadLetterShare => Code::DeadLetterShare,
+            HoldCause::ClockAhead => ProblemCode::ClockAhead,
+            HoldCause::DeadLettersFull => ProblemCode::DeadLettersFull,
+            HoldCause::DeadLetterShare => ProblemCode::DeadLetterShare,
         };
-        Problem::new(code, hold.detail.to_string()).header(RETRY_AFTER, hold.retry_after_s.into())
+        Problem::new(code, hold.detail.to_string()).with_header(RETRY_AFTER, hold.retry_after_s.into())
     }
 
-    pub(super) fn header(mut self, name: HeaderName, value: HeaderValue) -> Problem {
+    pub(super) fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Problem {
         self.headers.push((name, value));
         self
     }
 
     /// A further member of the object.
-    pub(super) fn member(mut self, name: &str, value: Value) -> Problem {
+    pub(super) fn with_member(mut self, name: &str, value: Value) -> Problem {
         self.members.insert(name.into(), value);
         self
     }
@@ -152,7 +163,7 @@ impl Problem {
     }
 
     pub(super) fn into_response(self) -> Response {
-        let (status, code, title) = self.code.parts();
+        let (status, code, title) = self.code.status_code_title();
         let status = StatusCode::from_u16(status).unwrap_or_default();
         let mut object = self.members;
         object.insert("type".into(), json!(format!("urn:swelter:problem:{code}")));
@@ -168,7 +179,7 @@ impl Problem {
             headers.insert(RETRY_AFTER, seconds);
         }
         // What is left of the body is not read.
-        if matches!(self.code, Code::BodyTooLarge | Code::BodyTooSlow) {
+        if matches!(self.code, ProblemCode::BodyTooLarge | ProblemCode::BodyTooSlow) {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         headers.extend(self.headers);

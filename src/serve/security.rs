@@ -12,7 +12,7 @@ use warp::http::{HeaderMap, HeaderName, HeaderValue};
 use warp::reply::Response;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::problem::{Code, Problem};
+use super::problem::{Problem, ProblemCode};
 use super::ui::CONTENT_SECURITY_POLICY;
 use super::{ServePlan, Token};
 use crate::model::ClientId;
@@ -22,21 +22,21 @@ pub(super) const SUBPROTOCOL: &str = "swelter.v1";
 const TOKEN_SUBPROTOCOL: &str = "bearer.";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Scope {
+pub(super) enum TokenScope {
     Read,
     Ingest,
 }
 
-pub(super) struct Guard {
-    tokens: Vec<Grant>,
+pub(super) struct AccessGuard {
+    tokens: Vec<TokenGrant>,
     origins: Vec<String>,
     /// Only this host can reach the server, so that a request under another name was brought here by a rebound DNS name.
-    loopback: bool,
+    is_loopback: bool,
 }
 
 /// Secrets are kept and compared as digests: how long that takes tells nothing of a secret.
-struct Grant {
-    secret: Digest,
+struct TokenGrant {
+    secret_digest: Digest,
     read: bool,
     ingest: bool,
 }
@@ -57,57 +57,62 @@ impl PeerAddress {
 
 /// Where a request comes from, as the browser says.
 #[derive(Debug, PartialEq)]
-pub(super) enum Origin {
+pub(super) enum RequestOrigin {
     /// Not from a web page of another origin.
-    Own,
+    SameOrigin,
     Allowed(HeaderValue),
-    Foreign,
+    NotAllowed,
 }
 
-impl Guard {
-    pub(super) fn new(plan: &ServePlan, address: IpAddr) -> Guard {
-        let grant = |token: &Token| Grant {
-            secret: digest(&SHA256, token.secret.as_bytes()),
+impl AccessGuard {
+    pub(super) fn new(plan: &ServePlan, address: IpAddr) -> AccessGuard {
+        let grant = |token: &Token| TokenGrant {
+            secret_digest: digest(&SHA256, token.secret.as_bytes()),
             read: token.read,
             ingest: token.ingest,
         };
-        Guard {
+        AccessGuard {
             tokens: plan.tokens.iter().map(grant).collect(),
-            origins: plan.origins.iter().map(|origin| normal_origin(origin)).collect(),
-            loopback: address.is_loopback(),
+            origins: plan.origins.iter().map(|origin| normalize_origin(origin)).collect(),
+            is_loopback: address.is_loopback(),
         }
     }
 
     /// Whether the request was meant for this server.
     pub(super) fn check_host(&self, headers: &HeaderMap) -> Result<(), Problem> {
-        let Some(host) = headers.get(HOST).filter(|_| self.loopback) else { return Ok(()) };
+        let Some(host) = headers.get(HOST).filter(|_| self.is_loopback) else { return Ok(()) };
         let host = host.to_str().unwrap_or_default().to_ascii_lowercase();
         let name = without_port(&host);
         let local = name == "localhost"
             || name.ends_with(".localhost")
             || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
-        if local || self.origins.iter().any(|origin| authority(origin) == without_default_port(&host)) {
+        if local || self.origins.iter().any(|origin| origin_authority(origin) == without_default_port(&host))
+        {
             return Ok(());
         }
         let detail = "the server listens on loopback and takes requests for localhost, for loopback addresses \
                       and for the hosts of allowed origins: add the origin to the allowed ones";
-        Err(Problem::new(Code::ForeignHost, detail))
+        Err(Problem::new(ProblemCode::ForeignHost, detail))
     }
 
-    pub(super) fn origin(&self, headers: &HeaderMap) -> Origin {
-        let Some(value) = headers.get(ORIGIN) else { return Origin::Own };
-        let origin = normal_origin(value.to_str().unwrap_or_default());
+    pub(super) fn classify_origin(&self, headers: &HeaderMap) -> RequestOrigin {
+        let Some(value) = headers.get(ORIGIN) else { return RequestOrigin::SameOrigin };
+        let origin = normalize_origin(value.to_str().unwrap_or_default());
         let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
         // The scheme is not compared: a proxy in front may speak TLS.
-        if !host.is_empty() && authority(&origin) == without_default_port(&host.to_ascii_lowercase()) {
-            return Origin::Own;
+        if !host.is_empty() && origin_authority(&origin) == without_default_port(&host.to_ascii_lowercase()) {
+            return RequestOrigin::SameOrigin;
         }
-        if self.origins.contains(&origin) { Origin::Allowed(value.clone()) } else { Origin::Foreign }
+        if self.origins.contains(&origin) {
+            RequestOrigin::Allowed(value.clone())
+        } else {
+            RequestOrigin::NotAllowed
+        }
     }
 
     /// Who sends a request: the one of its token, or where there is none the one at the other end of the connection.
-    pub(super) fn client(&self, headers: &HeaderMap, peer: Option<PeerAddress>) -> Option<ClientId> {
-        let secret = bearer(headers).filter(|_| !self.tokens.is_empty());
+    pub(super) fn client_id(&self, headers: &HeaderMap, peer: Option<PeerAddress>) -> Option<ClientId> {
+        let secret = bearer_token(headers).filter(|_| !self.tokens.is_empty());
         let given = secret.map(|secret| digest(&SHA256, secret.as_bytes()));
         match (given, peer) {
             (Some(given), _) => Some(ClientId(xxh3_64(given.as_ref()))),
@@ -117,39 +122,42 @@ impl Guard {
     }
 
     /// Whether the request carries a token that allows `scope`.
-    pub(super) fn check_token(&self, headers: &HeaderMap, scope: Scope) -> Result<(), Problem> {
+    pub(super) fn check_token(&self, headers: &HeaderMap, scope: TokenScope) -> Result<(), Problem> {
         if self.tokens.is_empty() {
             return Ok(());
         }
         let challenge = |rest| HeaderValue::from_static(rest);
-        let Some(secret) = bearer(headers) else {
+        let Some(secret) = bearer_token(headers) else {
             let detail = "send Authorization: Bearer TOKEN, or for a WebSocket the subprotocols swelter.v1 and \
                           bearer.TOKEN";
             let challenge = challenge("Bearer realm=\"swelter\"");
-            return Err(Problem::new(Code::Unauthorized, detail).header(WWW_AUTHENTICATE, challenge));
+            return Err(
+                Problem::new(ProblemCode::Unauthorized, detail).with_header(WWW_AUTHENTICATE, challenge)
+            );
         };
         let given = digest(&SHA256, secret.as_bytes());
-        let Some(grant) = self.tokens.iter().find(|grant| grant.secret.as_ref() == given.as_ref()) else {
+        let Some(grant) = self.tokens.iter().find(|grant| grant.secret_digest.as_ref() == given.as_ref())
+        else {
             let challenge = challenge("Bearer realm=\"swelter\", error=\"invalid_token\"");
-            let problem = Problem::new(Code::Unauthorized, "the token is not known here");
-            return Err(problem.header(WWW_AUTHENTICATE, challenge));
+            let problem = Problem::new(ProblemCode::Unauthorized, "the token is not known here");
+            return Err(problem.with_header(WWW_AUTHENTICATE, challenge));
         };
         let (allowed, name) = match scope {
-            Scope::Read => (grant.read, "read"),
-            Scope::Ingest => (grant.ingest, "ingest"),
+            TokenScope::Read => (grant.read, "read"),
+            TokenScope::Ingest => (grant.ingest, "ingest"),
         };
         if allowed {
             return Ok(());
         }
         let challenge = challenge("Bearer realm=\"swelter\", error=\"insufficient_scope\"");
         let problem =
-            Problem::new(Code::InsufficientScope, format!("the token does not have the scope {name}"));
-        Err(problem.header(WWW_AUTHENTICATE, challenge))
+            Problem::new(ProblemCode::InsufficientScope, format!("the token does not have the scope {name}"));
+        Err(problem.with_header(WWW_AUTHENTICATE, challenge))
     }
 }
 
 /// The token of the header, or of a subprotocol.
-fn bearer(headers: &HeaderMap) -> Option<&str> {
+fn bearer_token(headers: &HeaderMap) -> Option<&str> {
     if let Some(value) = headers.get(AUTHORIZATION) {
         let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
         return scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_matches(' '));
@@ -163,13 +171,13 @@ pub(super) fn subprotocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 }
 
 /// In small letters, without a slash at the end or the scheme's own port.
-fn normal_origin(origin: &str) -> String {
+fn normalize_origin(origin: &str) -> String {
     let origin = origin.trim_end_matches('/').to_ascii_lowercase();
     let port = if origin.starts_with("https://") { ":443" } else { ":80" };
     origin.strip_suffix(port).map(String::from).unwrap_or(origin)
 }
 
-fn authority(origin: &str) -> &str {
+fn origin_authority(origin: &str) -> &str {
     origin.split_once("://").map_or("", |(_, authority)| authority)
 }
 
@@ -185,7 +193,7 @@ fn without_port(host: &str) -> &str {
 }
 
 /// What every answer says to browsers. The page is all that may run scripts.
-pub(super) fn harden(response: &mut Response, page: bool) {
+pub(super) fn set_security_headers(response: &mut Response, page: bool) {
     const DATA: &str = "default-src 'none'; frame-ancestors 'none'";
     for (name, value) in [
         ("content-security-policy", if page { CONTENT_SECURITY_POLICY } else { DATA }),
@@ -198,10 +206,10 @@ pub(super) fn harden(response: &mut Response, page: bool) {
 }
 
 /// Lets a web page of an allowed origin read the answer.
-pub(super) fn share(response: &mut Response, origin: Origin) {
+pub(super) fn allow_origin(response: &mut Response, origin: RequestOrigin) {
     let headers = response.headers_mut();
     headers.append(VARY, HeaderValue::from_static("Origin"));
-    if let Origin::Allowed(origin) = origin {
+    if let RequestOrigin::Allowed(origin) = origin {
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
         let exposed = HeaderValue::from_static("ETag, Reading-Age, Retry-After, WWW-Authenticate");
         headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
@@ -209,7 +217,7 @@ pub(super) fn share(response: &mut Response, origin: Origin) {
 }
 
 /// The rest of the answer to a preflight.
-pub(super) fn preflight(response: &mut Response, methods: &HeaderValue) {
+pub(super) fn set_preflight_headers(response: &mut Response, methods: &HeaderValue) {
     let headers = response.headers_mut();
     headers.insert(ACCESS_CONTROL_ALLOW_METHODS, methods.clone());
     let named = HeaderValue::from_static("authorization, content-type, if-none-match");
@@ -221,11 +229,18 @@ pub(super) fn preflight(response: &mut Response, methods: &HeaderValue) {
 mod tests {
     use super::*;
 
-    fn guard(loopback: bool) -> Guard {
-        let token =
-            |secret: &str, read| Grant { secret: digest(&SHA256, secret.as_bytes()), read, ingest: !read };
-        let origins = vec![normal_origin("https://Maps.example.org:443/")];
-        Guard { tokens: vec![token("reader", true), token("sensor", false)], origins, loopback }
+    fn guard(loopback: bool) -> AccessGuard {
+        let token = |secret: &str, read| TokenGrant {
+            secret_digest: digest(&SHA256, secret.as_bytes()),
+            read,
+            ingest: !read,
+        };
+        let origins = vec![normalize_origin("https://Maps.example.org:443/")];
+        AccessGuard {
+            tokens: vec![token("reader", true), token("sensor", false)],
+            origins,
+            is_loopback: loopback,
+        }
     }
 
     fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
@@ -240,25 +255,33 @@ mod tests {
         let check = |name: &str, value: &str, scope| {
             guard(true).check_token(&headers(&[(name, value)]), scope).err().map(|problem| problem.code)
         };
-        assert_eq!(check("authorization", "Bearer reader", Scope::Read), None);
-        assert_eq!(check("authorization", "bearer  reader", Scope::Read), None);
-        assert_eq!(check("authorization", "Bearer reader", Scope::Ingest), Some(Code::InsufficientScope));
-        assert_eq!(check("authorization", "Bearer sensor", Scope::Ingest), None);
-        assert_eq!(check("sec-websocket-protocol", "swelter.v1, bearer.reader", Scope::Read), None);
+        assert_eq!(check("authorization", "Bearer reader", TokenScope::Read), None);
+        assert_eq!(check("authorization", "bearer  reader", TokenScope::Read), None);
+        assert_eq!(
+            check("authorization", "Bearer reader", TokenScope::Ingest),
+            Some(ProblemCode::InsufficientScope)
+        );
+        assert_eq!(check("authorization", "Bearer sensor", TokenScope::Ingest), None);
+        assert_eq!(check("sec-websocket-protocol", "swelter.v1, bearer.reader", TokenScope::Read), None);
         for value in ["Bearer reade", "Bearer readerr", "Bearer", "Bearer ", "Basic reader", "reader"] {
-            assert_eq!(check("authorization", value, Scope::Read), Some(Code::Unauthorized), "{value}");
+            assert_eq!(
+                check("authorization", value, TokenScope::Read),
+                Some(ProblemCode::Unauthorized),
+                "{value}"
+            );
         }
-        assert_eq!(check("x", "y", Scope::Read), Some(Code::Unauthorized));
+        assert_eq!(check("x", "y", TokenScope::Read), Some(ProblemCode::Unauthorized));
     }
 
     #[test]
-    fn own_and_allowed_origins_are_told_from_foreign_ones() {
-        let origin =
-            |origin: &str, host: &str| guard(false).origin(&headers(&[("origin", origin), ("host", host)]));
-        assert_eq!(guard(false).origin(&headers(&[("host", "x")])), Origin::Own);
-        assert_eq!(origin("http://127.0.0.1:8080", "127.0.0.1:8080"), Origin::Own);
-        assert_eq!(origin("https://heat.example", "HEAT.example:443"), Origin::Own);
-        assert!(matches!(origin("https://maps.example.org", "heat.example"), Origin::Allowed(_)));
+    fn only_own_and_allowed_origins_are_accepted() {
+        let origin = |origin: &str, host: &str| {
+            guard(false).classify_origin(&headers(&[("origin", origin), ("host", host)]))
+        };
+        assert_eq!(guard(false).classify_origin(&headers(&[("host", "x")])), RequestOrigin::SameOrigin);
+        assert_eq!(origin("http://127.0.0.1:8080", "127.0.0.1:8080"), RequestOrigin::SameOrigin);
+        assert_eq!(origin("https://heat.example", "HEAT.example:443"), RequestOrigin::SameOrigin);
+        assert!(matches!(origin("https://maps.example.org", "heat.example"), RequestOrigin::Allowed(_)));
         for foreign in [
             "null",
             "",
@@ -267,13 +290,13 @@ mod tests {
             "http://maps.example.org",
             "https://maps.example.org.evil",
         ] {
-            assert_eq!(origin(foreign, "127.0.0.1:8080"), Origin::Foreign, "{foreign}");
+            assert_eq!(origin(foreign, "127.0.0.1:8080"), RequestOrigin::NotAllowed, "{foreign}");
         }
-        assert_eq!(guard(false).origin(&headers(&[("origin", "null")])), Origin::Foreign);
+        assert_eq!(guard(false).classify_origin(&headers(&[("origin", "null")])), RequestOrigin::NotAllowed);
     }
 
     #[test]
-    fn on_loopback_only_local_names_are_served() {
+    fn loopback_serves_only_local_host_names() {
         let served = |loopback, host: &str| guard(loopback).check_host(&headers(&[("host", host)])).is_ok();
         for host in [
             "localhost",

@@ -7,11 +7,11 @@ use warp::http::uri::PathAndQuery;
 use warp::http::{HeaderMap, HeaderValue, Method, Request, Uri, Version};
 
 /// Paths that probes of the oldest kind, without a host, may ask for.
-const WITHOUT_HOST: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
+const PATHS_WITHOUT_HOST: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 
 /// A target that is no path. It goes with the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pathless {
+pub(super) enum PathlessTarget {
     /// `OPTIONS *`: the server itself.
     Server,
     /// Why it is not served.
@@ -20,8 +20,8 @@ pub(super) enum Pathless {
 
 /// Brings the target into origin form, with the host that it is for as the one `Host`. What has no path gets a [`Pathless`], and
 /// `/` in its place, so that nothing further on meets a URI without a path.
-pub(super) fn normalize<B>(request: &mut Request<B>) {
-    let path = match path_of(request) {
+pub(super) fn normalize_target<B>(request: &mut Request<B>) {
+    let path = match take_path(request) {
         Ok(path) => path,
         Err(pathless) => {
             request.extensions_mut().insert(pathless);
@@ -31,8 +31,8 @@ pub(super) fn normalize<B>(request: &mut Request<B>) {
     *request.uri_mut() = Uri::from(path);
 }
 
-fn path_of<B>(request: &mut Request<B>) -> Result<PathAndQuery, Pathless> {
-    let refused = |why| Err(Pathless::Refused(why));
+fn take_path<B>(request: &mut Request<B>) -> Result<PathAndQuery, PathlessTarget> {
+    let refused = |why| Err(PathlessTarget::Refused(why));
     if *request.method() == Method::CONNECT {
         return refused("this is not a proxy: CONNECT is not served");
     }
@@ -44,21 +44,21 @@ fn path_of<B>(request: &mut Request<B>) -> Result<PathAndQuery, Pathless> {
             return refused("the target must be a path that begins with /");
         }
     } else {
-        let host = host_of_absolute(uri).map_err(Pathless::Refused)?;
+        let host = host_of_absolute(uri).map_err(PathlessTarget::Refused)?;
         if request.version() >= Version::HTTP_11 {
-            one_host(request.headers()).map_err(Pathless::Refused)?;
+            require_one_host(request.headers()).map_err(PathlessTarget::Refused)?;
         }
         request.headers_mut().insert(HOST, host);
     }
     let Some(path) = path else { return refused("the target must be a path that begins with /") };
     let needs_host = request.version() >= Version::HTTP_11
         || request.headers().contains_key(HOST)
-        || !WITHOUT_HOST.contains(&path.path());
+        || !PATHS_WITHOUT_HOST.contains(&path.path());
     if needs_host {
-        one_host(request.headers()).map_err(Pathless::Refused)?;
+        require_one_host(request.headers()).map_err(PathlessTarget::Refused)?;
     }
     match path.path() {
-        "*" if *request.method() == Method::OPTIONS => Err(Pathless::Server),
+        "*" if *request.method() == Method::OPTIONS => Err(PathlessTarget::Server),
         "*" => refused("the target * is for OPTIONS"),
         _ => Ok(path),
     }
@@ -90,7 +90,7 @@ fn host_of_absolute(uri: &Uri) -> Result<HeaderValue, &'static str> {
     HeaderValue::from_str(authority).map_err(|_| "the host of the target is malformed")
 }
 
-fn one_host(headers: &HeaderMap) -> Result<(), &'static str> {
+fn require_one_host(headers: &HeaderMap) -> Result<(), &'static str> {
     let mut hosts = headers.get_all(HOST).into_iter();
     match (hosts.next(), hosts.next()) {
         (Some(host), None) if host.to_str().is_ok_and(is_host) => Ok(()),
@@ -128,35 +128,35 @@ mod tests {
         target: &str,
         version: Version,
         hosts: &[&str],
-    ) -> Result<(String, String), Pathless> {
+    ) -> Result<(String, String), PathlessTarget> {
         let mut request = Request::builder().method(method).uri(target).version(version);
         for host in hosts {
             request = request.header(HOST, HeaderValue::from_bytes(host.as_bytes()).unwrap());
         }
         let mut request = request.body(()).unwrap();
-        normalize(&mut request);
+        normalize_target(&mut request);
         // What comes after may rely on it.
         assert!(request.uri().path_and_query().unwrap().as_str().starts_with('/'), "{target}");
-        if let Some(pathless) = request.extensions().get::<Pathless>() {
+        if let Some(pathless) = request.extensions().get::<PathlessTarget>() {
             return Err(*pathless);
         }
         let host = request.headers().get(HOST).map_or("", |host| host.to_str().unwrap());
         Ok((request.uri().to_string(), host.to_string()))
     }
 
-    fn get(target: &str) -> Result<(String, String), Pathless> {
+    fn get(target: &str) -> Result<(String, String), PathlessTarget> {
         normalized("GET", target, Version::HTTP_11, &["h:80"])
     }
 
     #[test]
-    fn target_that_is_a_path_stays() {
+    fn origin_form_target_is_unchanged() {
         for path in ["/", "/v1/cities?limit=1", "//evil", "//evil:80/x", "/%zz", "/?", "/*", "/a:80"] {
             assert_eq!(get(path), Ok((path.into(), "h:80".into())));
         }
     }
 
     #[test]
-    fn target_in_absolute_form_gives_path_and_host() {
+    fn absolute_form_target_yields_path_and_host() {
         for (target, path, host) in [
             ("http://x:81/a?b", "/a?b", "x:81"),
             ("HTTPS://x/", "/", "x"),
@@ -172,24 +172,24 @@ mod tests {
     }
 
     #[test]
-    fn target_that_is_no_path_is_refused() {
+    fn target_without_path_is_refused() {
         for target in
             ["x", "a:80", "x.example", "user@x", "http://u:p@x/", "http://u@x/", "ftp://x/", "ws://x/"]
         {
-            assert!(matches!(get(target), Err(Pathless::Refused(_))), "{target}");
+            assert!(matches!(get(target), Err(PathlessTarget::Refused(_))), "{target}");
         }
         for (method, target) in
             [("CONNECT", "a:80"), ("CONNECT", "/"), ("CONNECT", "http://a/"), ("GET", "*"), ("POST", "*")]
         {
             let given = normalized(method, target, Version::HTTP_11, &["h"]);
-            assert!(matches!(given, Err(Pathless::Refused(_))), "{method} {target}");
+            assert!(matches!(given, Err(PathlessTarget::Refused(_))), "{method} {target}");
         }
-        assert_eq!(normalized("OPTIONS", "*", Version::HTTP_11, &["h"]), Err(Pathless::Server));
+        assert_eq!(normalized("OPTIONS", "*", Version::HTTP_11, &["h"]), Err(PathlessTarget::Server));
         assert!(matches!(get("http://x/*"), Ok((path, _)) if path == "/*"));
     }
 
     #[test]
-    fn host_must_be_one_and_name_one() {
+    fn host_header_must_be_single_and_valid() {
         let with = |version, path: &str, hosts: &[&str]| normalized("GET", path, version, hosts).is_ok();
         for path in ["/", "/healthz", "http://x/"] {
             assert!(!with(Version::HTTP_11, path, &[]), "{path}");

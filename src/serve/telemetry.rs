@@ -9,53 +9,53 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use super::view::View;
 use crate::codec::{self, unknown_field_count};
 use crate::panics;
-use crate::panics::locks::SharedStateMark;
+use crate::panics::locks::SharedStateSection;
 
 /// Histograms are folded into their buckets so often.
-pub(super) const UPKEEP: Duration = Duration::from_secs(5);
+pub(super) const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-const SECONDS: [f64; 14] =
+const LATENCY_BUCKETS_S: [f64; 14] =
     [0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
 /// The process has one recorder, whatever the number of servers.
 static RECORDER: LazyLock<PrometheusHandle> = LazyLock::new(|| {
     let buckets = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &LATENCY_BUCKETS_S)
         .unwrap_or_else(|_| PrometheusBuilder::new());
     let recorder = buckets.build_recorder();
     let handle = recorder.handle();
     if metrics::set_global_recorder(recorder).is_err() {
         tracing::warn!("another recorder of metrics is installed: /metrics is empty");
     }
-    describe();
+    describe_metrics();
     // Seen before the first one.
     for clocks in ["showed_twice", "skipped"] {
-        counter!(codec::LOCAL_TIMES, "clocks" => clocks).increment(0);
+        counter!(codec::LOCAL_TIMES_METRIC, "clocks" => clocks).increment(0);
     }
-    for scope in panics::Scope::ALL {
-        counter!(panics::CAUGHT_PANICS, "where" => scope.name()).increment(0);
+    for scope in panics::PanicScope::ALL {
+        counter!(panics::CAUGHT_PANICS_METRIC, "where" => scope.name()).increment(0);
     }
     handle
 });
 
 /// Installs the recorder. Meters that are made earlier count nothing.
-pub(super) fn install() {
+pub(super) fn install_recorder() {
     LazyLock::force(&RECORDER);
 }
 
-pub(super) fn upkeep() {
+pub(super) fn run_upkeep() {
     RECORDER.run_upkeep();
 }
 
 /// A request has been answered. The route is the path as the documents write it, so that there are few.
-pub(super) fn answered(route: &'static str, method: &'static str, status: u16, took: Duration) {
+pub(super) fn record_request(route: &'static str, method: &'static str, status: u16, took: Duration) {
     let labels = [("route", route), ("method", method)];
     histogram!("swelter_http_request_duration_seconds", &labels).record(took.as_secs_f64());
-    let labels = [("route", route), ("method", method), ("status", class(status))];
+    let labels = [("route", route), ("method", method), ("status", status_class(status))];
     counter!("swelter_http_requests_total", &labels).increment(1);
 }
 
-fn class(status: u16) -> &'static str {
+fn status_class(status: u16) -> &'static str {
     match status / 100 {
         1 => "1xx",
         2 => "2xx",
@@ -66,24 +66,24 @@ fn class(status: u16) -> &'static str {
 }
 
 /// Readings that came in over HTTP or WebSocket.
-pub(super) fn ingested(bytes: usize, accepted: usize, refused: usize) {
+pub(super) fn record_ingest(bytes: usize, accepted: usize, refused: usize) {
     counter!("swelter_ingest_bytes_total").increment(bytes as u64);
     counter!("swelter_ingest_records_total", "outcome" => "accepted").increment(accepted as u64);
     counter!("swelter_ingest_records_total", "outcome" => "refused").increment(refused as u64);
 }
 
 /// A post had more new cities than its client may add.
-pub(super) fn new_cities_refused() {
+pub(super) fn record_refused_new_cities() {
     counter!("swelter_new_cities_refused_total").increment(1);
 }
 
 /// A connection was turned away, since there were too many.
-pub(super) fn turned_away() {
+pub(super) fn record_rejected_connection() {
     counter!("swelter_connections_refused_total").increment(1);
 }
 
 /// The text for Prometheus, as of now.
-pub(super) fn render(view: &View, connections: usize, connections_limit: usize) -> String {
+pub(super) fn render_metrics(view: &View, connections: usize, connections_limit: usize) -> String {
     gauge!("swelter_ready").set(f64::from(u8::from(view.is_ready())));
     gauge!("swelter_as_of_lag_seconds").set(view.lag_ms() as f64 / 1e3);
     gauge!("swelter_connections").set(connections as f64);
@@ -100,26 +100,26 @@ pub(super) fn render(view: &View, connections: usize, connections_limit: usize) 
         counter!("swelter_readings_total", "outcome" => outcome).absolute(count);
     }
     gauge!("swelter_split_cities").set(counts.split_city as f64);
-    let against_clock = view.against_clock();
-    gauge!("swelter_current_cities").set(against_clock.current as f64);
+    let against_clock = view.compare_with_clock();
+    gauge!("swelter_current_cities").set(against_clock.with_current_row as f64);
     gauge!("swelter_stale_cities").set(against_clock.stale as f64);
     counter!("swelter_unknown_fields_total").absolute(unknown_field_count());
-    for (reason, count) in view.refused() {
+    for (reason, count) in view.refusal_counts() {
         counter!("swelter_refused_total", "reason" => reason.code()).absolute(count);
     }
-    for progress in view.progress() {
-        let Some(name) = view.facts().partitions.name(progress.slot) else { continue };
+    for progress in view.partition_progress() {
+        let Some(name) = view.service_info().partitions.name(progress.partition) else { continue };
         let labels = [("source", name.source.to_string()), ("partition", name.partition.to_string())];
-        gauge!("swelter_log_applied_position", &labels).set(progress.applied as f64);
-        gauge!("swelter_log_end_position", &labels).set(progress.end as f64);
+        gauge!("swelter_log_applied_position", &labels).set(progress.applied_until as f64);
+        gauge!("swelter_log_end_position", &labels).set(progress.log_end as f64);
         gauge!("swelter_log_withheld_positions", &labels).set(progress.withheld as f64);
     }
     // It holds locks of its own that every meter takes.
-    let _mark = SharedStateMark::set();
+    let _mark = SharedStateSection::enter();
     RECORDER.render()
 }
 
-fn describe() {
+fn describe_metrics() {
     describe_process();
     describe_readings();
     describe_answers_and_sinks();
@@ -143,7 +143,7 @@ fn describe_process() {
     );
     describe_counter!("swelter_connections_refused_total", "Connections over the limit, turned away");
     describe_counter!(
-        panics::CAUGHT_PANICS,
+        panics::CAUGHT_PANICS_METRIC,
         "Panics that ended a client's connection, request or session, and nothing else"
     );
 }
@@ -157,7 +157,7 @@ fn describe_readings() {
     );
     describe_gauge!("swelter_split_cities", "Cities that came from more than one partition");
     describe_counter!(
-        codec::LOCAL_TIMES,
+        codec::LOCAL_TIMES_METRIC,
         "Times without an offset that the clocks of their zone showed twice, or skipped"
     );
     describe_counter!(

@@ -13,24 +13,27 @@ use super::{ServeError, TlsPlan};
 use crate::panics::locks::SharedRwLock;
 
 /// Accepts TLS with the certificate that is valid now.
-pub(super) struct Tls {
+pub(super) struct ServerTls {
     plan: TlsPlan,
-    current: SharedRwLock<Current>,
+    current: SharedRwLock<LoadedCertificate>,
 }
 
-struct Current {
+struct LoadedCertificate {
     config: Arc<ServerConfig>,
-    stamp: Stamp,
+    file_times: FileTimes,
 }
 
 /// When the files were written.
-type Stamp = [Option<SystemTime>; 2];
+type FileTimes = [Option<SystemTime>; 2];
 
-impl Tls {
-    pub(super) fn load(plan: &TlsPlan) -> Result<Tls, ServeError> {
-        let stamp = stamp(plan);
-        let config = Arc::new(config(plan)?);
-        Ok(Tls { plan: plan.clone(), current: SharedRwLock::new(Current { config, stamp }) })
+impl ServerTls {
+    pub(super) fn load(plan: &TlsPlan) -> Result<ServerTls, ServeError> {
+        let stamp = file_times(plan);
+        let config = Arc::new(load_config(plan)?);
+        Ok(ServerTls {
+            plan: plan.clone(),
+            current: SharedRwLock::new(LoadedCertificate { config, file_times: stamp }),
+        })
     }
 
     pub(super) fn acceptor(&self) -> TlsAcceptor {
@@ -38,22 +41,22 @@ impl Tls {
     }
 
     /// Reads the files again where they have changed. What cannot be used leaves the certificate as it was.
-    pub(super) fn reload(&self) -> Result<bool, ServeError> {
-        let stamp = stamp(&self.plan);
-        if stamp == self.current.read().stamp {
+    pub(super) fn reload_if_changed(&self) -> Result<bool, ServeError> {
+        let stamp = file_times(&self.plan);
+        if stamp == self.current.read().file_times {
             return Ok(false);
         }
-        let config = Arc::new(config(&self.plan)?);
-        *self.current.write() = Current { config, stamp };
+        let config = Arc::new(load_config(&self.plan)?);
+        *self.current.write() = LoadedCertificate { config, file_times: stamp };
         Ok(true)
     }
 }
 
-fn stamp(plan: &TlsPlan) -> Stamp {
+fn file_times(plan: &TlsPlan) -> FileTimes {
     [&plan.certificate, &plan.key].map(|path| std::fs::metadata(path).and_then(|file| file.modified()).ok())
 }
 
-fn config(plan: &TlsPlan) -> Result<ServerConfig, ServeError> {
+fn load_config(plan: &TlsPlan) -> Result<ServerConfig, ServeError> {
     let unreadable = |path: &Path, error: rustls_pki_types::pem::Error| match error {
         rustls_pki_types::pem::Error::Io(source) => ServeError::PemFile { path: PathBuf::from(path), source },
         error => ServeError::Pem { path: PathBuf::from(path), problem: error.to_string() },

@@ -16,39 +16,43 @@ use warp::http::header::{
 use warp::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use warp::reply::Response;
 
-use super::budget::Shares;
-use super::connection::{Connection, Timed};
-use super::problem::{Code, Problem};
+use super::budget::ByteQuota;
+use super::connection::{Connection, TimedConnection};
+use super::problem::{Problem, ProblemCode};
 use super::security::{SUBPROTOCOL, subprotocols};
-use super::ws::metered::Metered;
-use crate::panics::{self, Scope};
+use super::ws::metered::MeteredStream;
+use crate::panics::{self, PanicScope};
 
 /// A handshake that can be answered.
-pub(super) struct Upgrade {
+pub(super) struct WebSocketUpgrade {
     accept: HeaderValue,
     subprotocol: bool,
     upgrade: OnUpgrade,
 }
 
 /// Whether the client asks for any upgrade to WebSocket, well or badly.
-pub(super) fn is_asked(headers: &HeaderMap) -> bool {
-    names(headers, UPGRADE, "websocket")
+pub(super) fn is_upgrade_requested(headers: &HeaderMap) -> bool {
+    header_has_token(headers, UPGRADE, "websocket")
 }
 
-fn names(headers: &HeaderMap, header: HeaderName, token: &str) -> bool {
+fn header_has_token(headers: &HeaderMap, header: HeaderName, token: &str) -> bool {
     let values = headers.get_all(header).into_iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|item| item.trim().eq_ignore_ascii_case(token))
 }
 
-impl Upgrade {
-    pub(super) fn check(headers: &HeaderMap, upgrade: Option<OnUpgrade>) -> Result<Upgrade, Problem> {
+impl WebSocketUpgrade {
+    pub(super) fn validate_handshake(
+        headers: &HeaderMap,
+        upgrade: Option<OnUpgrade>,
+    ) -> Result<WebSocketUpgrade, Problem> {
         let required = |detail| {
-            Problem::new(Code::UpgradeRequired, detail)
-                .header(UPGRADE, HeaderValue::from_static("websocket"))
-                .header(CONNECTION, HeaderValue::from_static("Upgrade"))
-                .header(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"))
+            Problem::new(ProblemCode::UpgradeRequired, detail)
+                .with_header(UPGRADE, HeaderValue::from_static("websocket"))
+                .with_header(CONNECTION, HeaderValue::from_static("Upgrade"))
+                .with_header(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"))
         };
-        let Some(upgrade) = upgrade.filter(|_| is_asked(headers) && names(headers, CONNECTION, "upgrade"))
+        let Some(upgrade) = upgrade
+            .filter(|_| is_upgrade_requested(headers) && header_has_token(headers, CONNECTION, "upgrade"))
         else {
             return Err(required(
                 "open this path as a WebSocket: Connection: Upgrade and Upgrade: websocket",
@@ -59,32 +63,41 @@ impl Upgrade {
         }
         let key = headers.get(SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes).unwrap_or_default();
         if BASE64_STANDARD.decode(key).map_or(0, |key| key.len()) != 16 {
-            return Err(Problem::new(Code::BadRequest, "Sec-WebSocket-Key must be 16 bytes in base64"));
+            return Err(Problem::new(
+                ProblemCode::BadRequest,
+                "Sec-WebSocket-Key must be 16 bytes in base64",
+            ));
         }
         let accept = HeaderValue::try_from(derive_accept_key(key))
-            .map_err(|_| Problem::new(Code::BadRequest, "Sec-WebSocket-Key cannot be answered"))?;
+            .map_err(|_| Problem::new(ProblemCode::BadRequest, "Sec-WebSocket-Key cannot be answered"))?;
         let subprotocol = subprotocols(headers).any(|protocol| protocol == SUBPROTOCOL);
-        Ok(Upgrade { accept, subprotocol, upgrade })
+        Ok(WebSocketUpgrade { accept, subprotocol, upgrade })
     }
 
     /// Answers 101; `run` gets the socket once that has been sent.
-    pub(super) fn accept<F, R>(self, config: WebSocketConfig, unfinished: &Arc<Shares>, run: R) -> Response
+    pub(super) fn accept_handshake<F, R>(
+        self,
+        config: WebSocketConfig,
+        unfinished: &Arc<ByteQuota>,
+        run: R,
+    ) -> Response
     where
         F: Future<Output = ()> + Send,
-        R: FnOnce(WebSocketStream<Metered<Connection>>) -> F + Send + 'static,
+        R: FnOnce(WebSocketStream<MeteredStream<Connection>>) -> F + Send + 'static,
     {
         let unfinished = unfinished.clone();
         // What panics outside of a session's loop, which ends with a close frame, ends without one.
-        tokio::spawn(panics::catch_future(Scope::Session, async move {
+        tokio::spawn(panics::catch_future_panic(PanicScope::Session, async move {
             // The client is gone, or the server stops.
             let Ok(upgraded) = self.upgrade.await else { return };
             // Without hyper's layers around it, and without a time limit of HTTP's.
-            let Ok(Parts { io, read_buf, .. }) = upgraded.downcast::<TokioIo<Timed<Connection>>>() else {
+            let Ok(Parts { io, read_buf, .. }) = upgraded.downcast::<TokioIo<TimedConnection<Connection>>>()
+            else {
                 return tracing::error!("an upgraded connection is not one of the server's");
             };
             let connection = io.into_inner().into_inner();
             let (begun, role) = (read_buf.to_vec(), Role::Server);
-            let connection = Metered::new(connection, begun.len(), &unfinished);
+            let connection = MeteredStream::new(connection, begun.len(), &unfinished);
             run(WebSocketStream::from_partially_read(connection, begun, role, Some(config)).await).await;
         }));
         let mut response = Response::default();

@@ -1,89 +1,92 @@
 //! The view: the current row of every city and the recent changes of watched ones, built from updates.
 
-mod asked;
-pub mod calls;
-mod table;
-mod watches;
+mod current_table;
+mod pending_queries;
+pub mod query_scheduler;
+mod watched_cities;
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
-use self::asked::Asked;
-pub use self::asked::{Busy, MAX_WAITING, Waiting};
-pub use self::table::{AgainstClock, Changed, CityState, Expired, Since};
-use self::table::{Table, Tally};
-use self::watches::Watches;
-pub use self::watches::{MAX_WATCHED, WindowSince};
-use super::budget::{Budget, Held};
+pub use self::current_table::{ChangesExpired, ClockComparison, CurrentRowChange, LatestChanges, ServedCity};
+use self::current_table::{CurrentTable, ViewTotals};
+use self::pending_queries::PendingQueries;
+pub use self::pending_queries::{MAX_PENDING_QUERIES, QueryError, QueryResponse};
+use self::watched_cities::WatchedCities;
+pub use self::watched_cities::{MAX_WATCHED_CITIES, WindowChanges};
+use super::budget::{MemoryBudget, Permit};
+use super::encoding_turns::EncodingTurns;
 use super::freshness::Freshness;
-use super::turns::Turns;
-use super::{Facts, Limits};
+use super::{ServeLimits, ServiceInfo};
 use crate::model::clock::wall_clock_ms;
-use crate::model::{Ask, Counts, EventTime, Progress, Question, Reason, Slot, Update, WatchedRow};
-use crate::panics::fail_point;
-use crate::panics::locks::{SharedGuard, SharedMutex, SharedRwLock};
+use crate::model::{
+    EventTime, OutcomeCounts, PartitionIndex, PartitionProgress, Queries, QueryKind, Reason, ViewUpdate,
+    WatchedRow,
+};
+use crate::panics::locks::{SharedLockGuard, SharedMutex, SharedRwLock};
+use crate::panics::panic_point;
 
 /// How long a client that comes from another process waits for this one to come as far, and how often it looks.
-const CATCH_UP: Duration = Duration::from_secs(5);
-const LOOK: Duration = Duration::from_millis(5);
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(5);
+const CATCH_UP_POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// Between two comparisons of all current rows with the clock.
 const CLOCK_COMPARISON_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What clients have subscribed to or have missed, and have not taken yet.
-pub const ROOM_BYTES: usize = 256 << 20;
-const ROOM_WAIT: Duration = Duration::from_secs(5);
+pub const SNAPSHOTS_BYTES: usize = 256 << 20;
+const SNAPSHOT_PERMIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What is served. Readers share it; one publisher thread applies the updates.
 pub struct View {
-    facts: Facts,
+    service_info: ServiceInfo,
     as_of: AtomicU64,
     ready: AtomicBool,
-    table: SharedRwLock<Table>,
-    tally: SharedMutex<Tally>,
-    watches: SharedMutex<Watches>,
-    asked: Arc<Asked>,
-    room: Arc<Budget>,
-    turns: Turns,
+    table: SharedRwLock<CurrentTable>,
+    totals: SharedMutex<ViewTotals>,
+    watched_cities: SharedMutex<WatchedCities>,
+    pending_queries: Arc<PendingQueries>,
+    snapshot_budget: Arc<MemoryBudget>,
+    encoding_turns: EncodingTurns,
     updated_at: SharedMutex<Instant>,
-    against_clock: SharedMutex<Option<(Instant, Arc<AgainstClock>)>>,
+    clock_comparison: SharedMutex<Option<(Instant, Arc<ClockComparison>)>>,
 }
 
 /// What an update did to the view.
-pub struct Applied {
+pub struct AppliedUpdate {
     pub as_of: u64,
     /// Each city at most once.
-    pub current: Vec<Changed>,
+    pub current: Vec<CurrentRowChange>,
     pub rows: Vec<WatchedRow>,
 }
 
 impl View {
-    pub fn new(facts: Facts, limits: &Limits, ask: Arc<dyn Ask>) -> Arc<View> {
+    pub fn new(facts: ServiceInfo, limits: &ServeLimits, ask: Arc<dyn Queries>) -> Arc<View> {
         let ring_ms = u64::try_from(limits.ring_time.as_millis()).unwrap_or(u64::MAX);
-        let (room, workers) = (Budget::new(ROOM_BYTES, ROOM_WAIT), facts.workers);
+        let (room, workers) = (MemoryBudget::new(SNAPSHOTS_BYTES, SNAPSHOT_PERMIT_TIMEOUT), facts.workers);
         Arc::new(View {
-            table: SharedRwLock::new(Table::new(facts.directory, ring_ms, limits.ring_bytes)),
-            facts,
+            table: SharedRwLock::new(CurrentTable::new(facts.directory, ring_ms, limits.ring_bytes)),
+            service_info: facts,
             as_of: AtomicU64::new(0),
             ready: AtomicBool::new(false),
-            tally: SharedMutex::default(),
-            watches: SharedMutex::new(Watches::new(limits.ring_time, limits.ring_bytes)),
-            asked: Arc::new(Asked::new(ask, workers)),
-            room,
-            turns: Turns::default(),
+            totals: SharedMutex::default(),
+            watched_cities: SharedMutex::new(WatchedCities::new(limits.ring_time, limits.ring_bytes)),
+            pending_queries: Arc::new(PendingQueries::new(ask, workers)),
+            snapshot_budget: room,
+            encoding_turns: EncodingTurns::default(),
             updated_at: SharedMutex::new(Instant::now()),
-            against_clock: SharedMutex::default(),
+            clock_comparison: SharedMutex::default(),
         })
     }
 
     /// Whose turn it is to encode a piece of a long answer.
-    pub fn turns(&self) -> &Turns {
-        &self.turns
+    pub fn encoding_turns(&self) -> &EncodingTurns {
+        &self.encoding_turns
     }
 
-    pub fn facts(&self) -> &Facts {
-        &self.facts
+    pub fn service_info(&self) -> &ServiceInfo {
+        &self.service_info
     }
 
     /// The newest epoch that is included completely.
@@ -93,18 +96,18 @@ impl View {
 
     /// The newest epoch that a subscription can have been told of: of an update that is being taken in, it may be ahead of
     /// [`View::as_of`].
-    pub fn newest(&self) -> u64 {
-        locked(&self.watches).as_of()
+    pub fn newest_watched_epoch(&self) -> u64 {
+        lock_mutex(&self.watched_cities).as_of()
     }
 
     /// Waits, not long, until [`View::newest`] has come to an epoch that another process has come to.
-    pub async fn comes_to(&self, epoch: u64) -> bool {
-        let deadline = tokio::time::Instant::now() + CATCH_UP;
-        while self.newest() < epoch {
+    pub async fn wait_for_epoch(&self, epoch: u64) -> bool {
+        let deadline = tokio::time::Instant::now() + CATCH_UP_TIMEOUT;
+        while self.newest_watched_epoch() < epoch {
             if tokio::time::Instant::now() >= deadline {
                 return false;
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(CATCH_UP_POLL_INTERVAL).await;
         }
         true
     }
@@ -112,18 +115,18 @@ impl View {
     /// How far results are behind the clock, in ms. Epochs never fall, so those after one of a clock that was ahead do not tell: then it is
     /// the time since the last update.
     pub fn lag_ms(&self) -> u64 {
-        let updated_at = *locked(&self.updated_at);
+        let updated_at = *lock_mutex(&self.updated_at);
         let since = u64::try_from(updated_at.elapsed().as_millis()).unwrap_or(u64::MAX);
         wall_clock_ms().saturating_sub(self.as_of()).max(since)
     }
 
     /// How all current rows stand against the clock. They are compared once a second at most.
-    pub fn against_clock(&self) -> Arc<AgainstClock> {
-        let mut last = locked(&self.against_clock);
+    pub fn compare_with_clock(&self) -> Arc<ClockComparison> {
+        let mut last = lock_mutex(&self.clock_comparison);
         match &*last {
             Some((at, found)) if at.elapsed() < CLOCK_COMPARISON_INTERVAL => found.clone(),
             _ => {
-                let found = Arc::new(self.table().against_clock(self.freshness()));
+                let found = Arc::new(self.read_table().compare_with_clock(self.freshness()));
                 last.insert((Instant::now(), found)).1.clone()
             }
         }
@@ -131,7 +134,7 @@ impl View {
 
     /// What is fresh as of now.
     pub fn freshness(&self) -> Freshness {
-        Freshness::now(self.facts.stale_after)
+        Freshness::now(self.service_info.stale_after)
     }
 
     /// Replay has passed the ends that the logs had at the start.
@@ -140,53 +143,53 @@ impl View {
     }
 
     /// A city that has ever had a reading.
-    pub fn city(&self, key: &str) -> Option<CityState> {
-        self.table().city(key).cloned()
+    pub fn city(&self, key: &str) -> Option<ServedCity> {
+        self.read_table().city(key).cloned()
     }
 
     /// When a city's newest reading was made, of those that are shown.
-    pub fn newest_reading_of(&self, key: &str) -> Option<EventTime> {
-        Some(self.table().city(key)?.current.as_ref()?.reading_at)
+    pub fn newest_reading_at(&self, key: &str) -> Option<EventTime> {
+        Some(self.read_table().city(key)?.current.as_ref()?.reading_at)
     }
 
     /// Calls `each` for every city that has ever had a reading, all as of one epoch, which is returned. Updates wait
     /// meanwhile.
-    pub fn cities(&self, each: &mut dyn FnMut(&CityState)) -> u64 {
-        let table = self.table();
+    pub fn for_each_city(&self, each: &mut dyn FnMut(&ServedCity)) -> u64 {
+        let table = self.read_table();
         table.cities().for_each(each);
         table.as_of()
     }
 
     /// Cities that have ever had a reading.
     pub fn city_count(&self) -> usize {
-        self.table().cities().len()
+        self.read_table().cities().len()
     }
 
     /// Adds those names that are no city that has ever had a reading.
-    pub fn add_unknown<'a>(&self, names: &[&'a str], unknown: &mut HashSet<&'a str>) {
-        let table = self.table();
+    pub fn collect_unknown_cities<'a>(&self, names: &[&'a str], unknown: &mut HashSet<&'a str>) {
+        let table = self.read_table();
         unknown.extend(names.iter().filter(|name| table.city(name).is_none()));
     }
 
     /// How many cities a partition has.
-    pub fn partition_cities(&self, slot: usize) -> u32 {
-        let slot = u16::try_from(slot).map(Slot);
-        let tally = locked(&self.tally);
-        slot.ok().and_then(|slot| tally.progress.get(&slot)).map_or(0, |progress| progress.cities)
+    pub fn cities_in_partition(&self, partition: usize) -> u32 {
+        let slot = u16::try_from(partition).map(PartitionIndex);
+        let tally = lock_mutex(&self.totals);
+        slot.ok().and_then(|slot| tally.progress.get(&slot)).map_or(0, |progress| progress.city_count)
     }
 
     /// By slot.
-    pub fn progress(&self) -> Vec<Progress> {
-        locked(&self.tally).progress.values().copied().collect()
+    pub fn partition_progress(&self) -> Vec<PartitionProgress> {
+        lock_mutex(&self.totals).progress.values().copied().collect()
     }
 
-    pub fn counts(&self) -> Counts {
-        locked(&self.tally).counts
+    pub fn counts(&self) -> OutcomeCounts {
+        lock_mutex(&self.totals).counts
     }
 
     /// Readings refused since the start, by whoever refuses them: the dataflow does what is too late of a city of two partitions.
-    pub fn refused(&self) -> Vec<(Reason, u64)> {
-        let tally = locked(&self.tally);
+    pub fn refusal_counts(&self) -> Vec<(Reason, u64)> {
+        let tally = lock_mutex(&self.totals);
         let mut refused = tally.refused.clone();
         if tally.counts.too_late > 0 {
             *refused.entry(Reason::TooLate).or_default() += tally.counts.too_late;
@@ -195,107 +198,121 @@ impl View {
     }
 
     /// Asks the dataflow; the answer comes in pieces.
-    pub fn ask(&self, city: Arc<str>, question: Question) -> Result<Waiting, Busy> {
-        self.asked.ask(vec![(city, question)])
+    pub fn query_city(&self, city: Arc<str>, question: QueryKind) -> Result<QueryResponse, QueryError> {
+        self.pending_queries.submit_queries(vec![(city, question)])
     }
 
     /// The rows that `select` takes and the removals of cities that it had taken: what has changed after epoch `since`, or all
     /// current rows where there is none.
-    pub fn latest(&self, select: &Select<'_>, since: Option<u64>) -> Result<Since, Expired> {
-        self.table().since(select, since)
+    pub fn latest_since(
+        &self,
+        select: &CityFilter<'_>,
+        since: Option<u64>,
+    ) -> Result<LatestChanges, ChangesExpired> {
+        self.read_table().changes_since(select, since)
     }
 
     /// Asks for all rows of cities (sorted), at one epoch, and watches them until [`View::unwatch`] is called as often.
-    pub fn watch(&self, cities: &[Arc<str>]) -> Result<Waiting, Busy> {
+    pub fn watch_cities(&self, cities: &[Arc<str>]) -> Result<QueryResponse, QueryError> {
         // Questions are queued under the lock, so that the dataflow gets a watch and the end of one in the order of the rings.
-        let mut watches = locked(&self.watches);
-        if !watches.make_room(cities, |city| self.asked.tell(city, Question::Unwatch)) {
-            return Err(Busy::Watches);
+        let mut watches = lock_mutex(&self.watched_cities);
+        if !watches
+            .evict_released_for(cities, |city| self.pending_queries.send_unanswered(city, QueryKind::Unwatch))
+        {
+            return Err(QueryError::TooManyWatchedCities);
         }
-        let waiting = self.asked.ask(cities.iter().map(|city| (city.clone(), Question::Watch)).collect())?;
-        watches.begin(cities, waiting.first());
+        let waiting = self
+            .pending_queries
+            .submit_queries(cities.iter().map(|city| (city.clone(), QueryKind::Watch)).collect())?;
+        watches.begin_rings(cities, waiting.first_id());
         Ok(waiting)
     }
 
     /// Holds the rings of cities that are all complete after epoch `since`, as [`View::watch`] does without asking.
-    pub fn watch_again(&self, cities: &[Arc<str>], since: u64) -> Result<(), Expired> {
-        let mut watches = locked(&self.watches);
-        if !watches.reach(cities, since) {
-            return Err(Expired);
+    pub fn resume_watch(&self, cities: &[Arc<str>], since: u64) -> Result<(), ChangesExpired> {
+        let mut watches = lock_mutex(&self.watched_cities);
+        if !watches.reaches_back_to(cities, since) {
+            return Err(ChangesExpired);
         }
-        watches.hold(cities);
+        watches.hold_rings(cities);
         Ok(())
     }
 
-    pub fn unwatch(&self, cities: &[Arc<str>]) {
-        locked(&self.watches).release(cities);
+    pub fn unwatch_cities(&self, cities: &[Arc<str>]) {
+        lock_mutex(&self.watched_cities).release_rings(cities);
     }
 
     /// What has changed in the rows of watched cities after epoch `since`.
-    pub fn window(&self, cities: &[Arc<str>], since: u64) -> Result<WindowSince, Expired> {
-        locked(&self.watches).since(cities, since)
+    pub fn window_since(&self, cities: &[Arc<str>], since: u64) -> Result<WindowChanges, ChangesExpired> {
+        lock_mutex(&self.watched_cities).changes_since(cities, since)
     }
 
     /// Takes room for what [`View::latest`] answers, before it is collected.
-    pub async fn room_for_latest(&self, select: &Select<'_>) -> Result<Held, Busy> {
-        let cities = if let Select::Listed(keys) = select { keys.len() } else { self.city_count() };
-        self.room.take(cities * Since::ROW_BYTES).await.ok_or(Busy::Room)
+    pub async fn acquire_latest_permit(&self, select: &CityFilter<'_>) -> Result<Permit, QueryError> {
+        let cities = if let CityFilter::Listed(keys) = select { keys.len() } else { self.city_count() };
+        self.snapshot_budget
+            .acquire(cities * LatestChanges::ROW_BYTES)
+            .await
+            .ok_or(QueryError::TooManySnapshots)
     }
 
     /// Takes room for what [`View::window`] answers, before it is collected.
-    pub async fn room_for_window(&self, cities: &[Arc<str>]) -> Result<Held, Busy> {
-        let changes = locked(&self.watches).changes(cities);
-        self.room.take(changes * WindowSince::ROW_BYTES).await.ok_or(Busy::Room)
+    pub async fn acquire_window_permit(&self, cities: &[Arc<str>]) -> Result<Permit, QueryError> {
+        let changes = lock_mutex(&self.watched_cities).count_changes(cities);
+        self.snapshot_budget
+            .acquire(changes * WindowChanges::ROW_BYTES)
+            .await
+            .ok_or(QueryError::TooManySnapshots)
     }
 
     /// What snapshots and merged changes are held in.
-    pub fn room(&self) -> &Arc<Budget> {
-        &self.room
+    pub fn snapshot_budget(&self) -> &Arc<MemoryBudget> {
+        &self.snapshot_budget
     }
 
     /// Takes in the next update. Whoever reads the view once this has returned finds the update in it.
-    pub fn apply(&self, update: Update) -> Applied {
+    pub fn apply_update(&self, update: ViewUpdate) -> AppliedUpdate {
         let as_of = update.upper.saturating_sub(1);
-        let mut tally = locked(&self.tally);
-        tally.progress.extend(update.progress.into_iter().map(|progress| (progress.slot, progress)));
-        tally.refused.extend(update.refused);
+        let mut tally = lock_mutex(&self.totals);
+        tally.progress.extend(update.progress.into_iter().map(|progress| (progress.partition, progress)));
+        tally.refused.extend(update.refusal_counts);
         tally.counts = update.counts.unwrap_or(tally.counts);
         drop(tally);
 
-        let mut watches = locked(&self.watches);
-        watches.apply(as_of, &update.rows, &update.answers);
-        watches.expire(|city| self.asked.tell(city, Question::Unwatch));
+        let mut watches = lock_mutex(&self.watched_cities);
+        watches.apply_update(as_of, &update.watched_rows, &update.answers);
+        watches.expire_rings(|city| self.pending_queries.send_unanswered(city, QueryKind::Unwatch));
         drop(watches);
 
         let mut table = self.table.write();
-        let current = table.apply(as_of, update.current);
+        let current = table.apply_current_rows(as_of, update.current_rows);
         drop(table);
 
         self.as_of.store(as_of, Ordering::Release);
-        *locked(&self.updated_at) = Instant::now();
-        self.ready.fetch_or(update.ready, Ordering::AcqRel);
-        self.asked.answered(update.answers);
-        Applied { as_of, current, rows: update.rows }
+        *lock_mutex(&self.updated_at) = Instant::now();
+        self.ready.fetch_or(update.is_ready, Ordering::AcqRel);
+        self.pending_queries.on_responses(update.answers);
+        AppliedUpdate { as_of, current, rows: update.watched_rows }
     }
 
-    fn table(&self) -> SharedGuard<RwLockReadGuard<'_, Table>> {
+    fn read_table(&self) -> SharedLockGuard<RwLockReadGuard<'_, CurrentTable>> {
         let table = self.table.read();
-        fail_point("view");
+        panic_point("view");
         table
     }
 }
 
 /// Which cities are meant.
-pub enum Select<'a> {
+pub enum CityFilter<'a> {
     All,
     /// Sorted.
     Listed(&'a [Arc<str>]),
-    Inside(Bounds),
+    Inside(GeoBounds),
 }
 
 /// Degrees; west greater than east spans the antimeridian.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Bounds {
+pub struct GeoBounds {
     pub west: f64,
     pub south: f64,
     pub east: f64,
@@ -304,13 +321,13 @@ pub struct Bounds {
 
 /// Where a city is: degrees north and east.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Place {
+pub struct GeoPoint {
     pub latitude: f64,
     pub longitude: f64,
 }
 
-impl Bounds {
-    pub fn hold(&self, place: Place) -> bool {
+impl GeoBounds {
+    pub fn contains(&self, place: GeoPoint) -> bool {
         let east_of = place.longitude >= self.west;
         let west_of = place.longitude <= self.east;
         let between = if self.west <= self.east { east_of && west_of } else { east_of || west_of };
@@ -318,7 +335,7 @@ impl Bounds {
     }
 }
 
-fn locked<T>(mutex: &SharedMutex<T>) -> SharedGuard<MutexGuard<'_, T>> {
+fn lock_mutex<T>(mutex: &SharedMutex<T>) -> SharedLockGuard<MutexGuard<'_, T>> {
     mutex.lock()
 }
 
@@ -327,13 +344,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn boxes_include_their_sides_and_may_span_the_antimeridian() {
-        let place = |longitude, latitude| Place { latitude, longitude };
-        let europe = Bounds { west: -10.0, south: 35.0, east: 30.0, north: 60.0 };
-        assert!(europe.hold(place(-10.0, 35.0)) && europe.hold(place(30.0, 60.0)));
-        assert!(!europe.hold(place(-10.1, 50.0)) && !europe.hold(place(0.0, 60.1)));
-        let pacific = Bounds { west: 170.0, south: -50.0, east: -170.0, north: 0.0 };
-        assert!(pacific.hold(place(175.0, -40.0)) && pacific.hold(place(-175.0, -10.0)));
-        assert!(!pacific.hold(place(0.0, -10.0)));
+    fn bounding_boxes_are_inclusive_and_may_span_antimeridian() {
+        let place = |longitude, latitude| GeoPoint { latitude, longitude };
+        let europe = GeoBounds { west: -10.0, south: 35.0, east: 30.0, north: 60.0 };
+        assert!(europe.contains(place(-10.0, 35.0)) && europe.contains(place(30.0, 60.0)));
+        assert!(!europe.contains(place(-10.1, 50.0)) && !europe.contains(place(0.0, 60.1)));
+        let pacific = GeoBounds { west: 170.0, south: -50.0, east: -170.0, north: 0.0 };
+        assert!(pacific.contains(place(175.0, -40.0)) && pacific.contains(place(-175.0, -10.0)));
+        assert!(!pacific.contains(place(0.0, -10.0)));
     }
 }

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::Number;
 
-use super::{Facts, Limits};
+use super::{ServeLimits, ServiceInfo};
 use crate::codec::{push_integer, push_json_text, push_units};
 use crate::model::OutputUnits;
 
@@ -35,7 +35,7 @@ fn push_as_of(out: &mut Vec<u8>, as_of: u64) {
 /// The messages without rows.
 #[derive(Serialize)]
 #[serde(tag = "type")]
-pub(super) enum Said<'a> {
+pub(super) enum ServerMessage<'a> {
     #[serde(rename = "hello")]
     Hello {
         protocol: u32,
@@ -47,7 +47,7 @@ pub(super) enum Said<'a> {
         wind_units: &'static str,
         now: u64,
         heartbeat_s: Number,
-        limits: SaidLimits,
+        limits: AdvertisedLimits,
     },
     #[serde(rename = "reset")]
     Reset { id: &'a str, reason: &'a str },
@@ -68,7 +68,7 @@ pub(super) enum Said<'a> {
 
 /// What a client of subscriptions must know of the limits.
 #[derive(Serialize)]
-pub(super) struct SaidLimits {
+pub(super) struct AdvertisedLimits {
     message_bytes: usize,
     messages_per_s: u32,
     subscriptions: usize,
@@ -76,19 +76,19 @@ pub(super) struct SaidLimits {
     window_cities: usize,
 }
 
-impl<'a> Said<'a> {
-    pub(super) fn hello(facts: &'a Facts, limits: &Limits, now: u64) -> Said<'a> {
-        Said::Hello {
+impl<'a> ServerMessage<'a> {
+    pub(super) fn hello_message(facts: &'a ServiceInfo, limits: &ServeLimits, now: u64) -> ServerMessage<'a> {
+        ServerMessage::Hello {
             protocol: 1,
             generation: &facts.generation,
             formula: facts.formula,
-            window_s: seconds(facts.window.millis()),
-            stale_after_s: seconds(facts.stale_after.millis()),
+            window_s: whole_seconds(facts.window.millis()),
+            stale_after_s: whole_seconds(facts.stale_after.millis()),
             units: facts.units.temperature.name(),
             wind_units: facts.units.wind.name(),
             now,
-            heartbeat_s: seconds(i64::try_from(limits.heartbeat.as_millis()).unwrap_or(i64::MAX)),
-            limits: SaidLimits {
+            heartbeat_s: whole_seconds(i64::try_from(limits.heartbeat.as_millis()).unwrap_or(i64::MAX)),
+            limits: AdvertisedLimits {
                 message_bytes: limits.message_bytes,
                 messages_per_s: limits.messages_per_second,
                 subscriptions: limits.subscriptions,
@@ -105,7 +105,7 @@ impl<'a> Said<'a> {
 }
 
 /// Whole seconds without a fraction.
-fn seconds(ms: i64) -> Number {
+fn whole_seconds(ms: i64) -> Number {
     let fraction = Number::from_f64(ms as f64 / 1e3).filter(|_| ms % 1000 != 0);
     fraction.unwrap_or_else(|| (ms / 1000).into())
 }

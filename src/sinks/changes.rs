@@ -7,10 +7,10 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use crate::codec::ChangesWriter;
-use crate::model::{Batch, Change, ChangeLine, CityNames, EventTime, Row};
+use crate::model::{Batch, ChangeLine, CityNames, EventTime, Row, RowChange};
 
 /// Batches that may wait to be written before the workers have to.
-const QUEUED_BATCHES: usize = 16;
+const MAX_QUEUED_BATCHES: usize = 16;
 
 #[derive(Debug)]
 struct NamedChange {
@@ -22,7 +22,7 @@ struct NamedChange {
 
 /// What a worker has closed.
 #[derive(Debug)]
-struct Part {
+struct ClosedChanges {
     worker: usize,
     upper: u64,
     epochs: Vec<(u64, Vec<NamedChange>)>,
@@ -32,13 +32,13 @@ struct Part {
 #[derive(Clone, Debug)]
 pub struct ChangesSink {
     worker: usize,
-    parts: SyncSender<Part>,
+    sender: SyncSender<ClosedChanges>,
 }
 
 impl ChangesSink {
     /// Hands over a batch, and waits where writing is behind. False where writing has failed.
-    pub fn send(&self, batch: &Batch<Change>, names: &CityNames) -> bool {
-        let named = |change: &Change| NamedChange {
+    pub fn send_batch(&self, batch: &Batch<RowChange>, names: &CityNames) -> bool {
+        let named = |change: &RowChange| NamedChange {
             city: names.get(change.city),
             reading_at: change.reading_at,
             before: change.before,
@@ -46,7 +46,9 @@ impl ChangesSink {
         };
         let epochs =
             batch.changes.iter().map(|(epoch, changes)| (*epoch, changes.iter().map(named).collect()));
-        self.parts.send(Part { worker: self.worker, upper: batch.upper, epochs: epochs.collect() }).is_ok()
+        self.sender
+            .send(ClosedChanges { worker: self.worker, upper: batch.upper, epochs: epochs.collect() })
+            .is_ok()
     }
 }
 
@@ -55,16 +57,23 @@ pub type ChangesThread = JoinHandle<io::Result<()>>;
 
 /// Writes the changes of `workers` workers, each epoch once all of them have closed it, sorted by city and time: the file does
 /// not say how many workers there were. The thread ends when all sinks are gone.
-pub fn spawn(writer: ChangesWriter, workers: usize) -> io::Result<(Vec<ChangesSink>, ChangesThread)> {
-    let (parts, received) = sync_channel(QUEUED_BATCHES);
-    let sinks = (0..workers).map(|worker| ChangesSink { worker, parts: parts.clone() }).collect();
+pub fn spawn_changes_writer(
+    writer: ChangesWriter,
+    workers: usize,
+) -> io::Result<(Vec<ChangesSink>, ChangesThread)> {
+    let (parts, received) = sync_channel(MAX_QUEUED_BATCHES);
+    let sinks = (0..workers).map(|worker| ChangesSink { worker, sender: parts.clone() }).collect();
     let thread = std::thread::Builder::new()
         .name("changes".into())
-        .spawn(move || write_all(writer, &received, workers))?;
+        .spawn(move || write_epochs(writer, &received, workers))?;
     Ok((sinks, thread))
 }
 
-fn write_all(mut writer: ChangesWriter, received: &Receiver<Part>, workers: usize) -> io::Result<()> {
+fn write_epochs(
+    mut writer: ChangesWriter,
+    received: &Receiver<ClosedChanges>,
+    workers: usize,
+) -> io::Result<()> {
     let mut uppers = vec![0; workers];
     let mut open: BTreeMap<u64, Vec<NamedChange>> = BTreeMap::new();
     for part in received {

@@ -5,11 +5,11 @@
 //! A file that is full is kept under a number, and all files together have a limit: at it the sources whose letters they take wait, or
 //! the oldest file goes.
 
+mod client_quotas;
 mod file;
+mod file_header;
 mod folder;
-mod head;
-mod lines;
-mod shares;
+mod reader;
 #[cfg(test)]
 mod tests;
 
@@ -18,29 +18,29 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use self::file::LetterFile;
-pub use self::lines::{Lines, read};
-pub use self::shares::ClientShares;
+pub use self::client_quotas::ClientQuotas;
+use self::file::DeadLetterFile;
+pub use self::reader::{DeadLetterReader, read_dead_letters};
 use crate::codec::MAX_RECORD_BYTES;
-use crate::fault::{is_passing, remedy};
-use crate::model::rules::OtherRules;
-use crate::model::{EventTime, PartitionName, Raw, Refusal};
+use crate::fault::{is_transient, remedy_for};
+use crate::model::rules_version::RulesVersionMismatch;
+use crate::model::{EventTime, PartitionName, RawRecord, Refusal};
 
 /// In a data directory: of records that are refused for the first time, and of those that were sent again.
-pub const FILES: [&str; 2] = ["dead-letters.jsonl", "dead-letters.2.jsonl"];
+pub const FILE_NAMES: [&str; 2] = ["dead-letters.jsonl", "dead-letters.2.jsonl"];
 
-const BUFFER_BYTES: usize = 64 * 1024;
+const WRITE_BUFFER_BYTES: usize = 64 * 1024;
 /// Longer than any line: each byte of a record takes at most 6, and a detail is short.
 const MAX_LINE_BYTES: usize = 8 * MAX_RECORD_BYTES;
 /// While there is no room, the folder is looked at so often.
-const ROOM_LOOK: Duration = Duration::from_secs(1);
+const USAGE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
-pub enum DeadLettersError {
-    #[error("{}: {source}: {}", path.display(), remedy(source, path))]
+pub enum DlqFileError {
+    #[error("{}: {source}: {}", path.display(), remedy_for(source, path))]
     Io { path: PathBuf, source: io::Error },
     /// It is not known what of the last letters is on the disk.
-    #[error("{}: {source}: {}, then start again", path.display(), remedy(source, path))]
+    #[error("{}: {source}: {}, then start again", path.display(), remedy_for(source, path))]
     Sync { path: PathBuf, source: io::Error },
     #[error(
         "{}: line {line} is not a dead letter: repair the file, or move it away (those that the log still has are then written \
@@ -49,13 +49,13 @@ pub enum DeadLettersError {
     )]
     Damaged { path: PathBuf, line: u64 },
     #[error(transparent)]
-    Rules(#[from] OtherRules),
+    Rules(#[from] RulesVersionMismatch),
 }
 
-impl DeadLettersError {
+impl DlqFileError {
     /// Whether the letters are in memory, and may be written later.
-    pub fn is_passing(&self) -> bool {
-        matches!(self, DeadLettersError::Io { source, .. } if is_passing(source))
+    pub fn is_transient(&self) -> bool {
+        matches!(self, DlqFileError::Io { source, .. } if is_transient(source))
     }
 }
 
@@ -66,7 +66,7 @@ pub struct DeadLetterLimits {
     pub file_bytes: u64,
     /// All files together; at least 4 of them.
     pub limit_bytes: u64,
-    pub full: WhenFull,
+    pub when_full: DeadLetterFullPolicy,
     /// What one client may cause within a day.
     pub client_bytes: u64,
 }
@@ -76,7 +76,7 @@ impl Default for DeadLetterLimits {
         DeadLetterLimits {
             file_bytes: 64 << 20,
             limit_bytes: 1 << 30,
-            full: WhenFull::Wait,
+            when_full: DeadLetterFullPolicy::Wait,
             client_bytes: 128 << 20,
         }
     }
@@ -84,7 +84,7 @@ impl Default for DeadLetterLimits {
 
 /// What happens at the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WhenFull {
+pub enum DeadLetterFullPolicy {
     /// The sources wait.
     Wait,
     /// The oldest file is removed.
@@ -93,19 +93,19 @@ pub enum WhenFull {
 
 /// The two files of dead letters.
 #[derive(Debug)]
-pub struct DeadLetters {
+pub struct DeadLetterFiles {
     folder: PathBuf,
     limits: DeadLetterLimits,
-    files: [LetterFile; 2],
+    files: [DeadLetterFile; 2],
     /// Bytes of all files.
-    used: u64,
+    used_bytes: u64,
     /// A letter was written that has reached the limit.
     is_full: bool,
-    next_look: Instant,
-    shares: ClientShares,
+    next_usage_check: Instant,
+    client_quotas: ClientQuotas,
 }
 
-impl DeadLetters {
+impl DeadLetterFiles {
     /// Opens the files of a folder, or begins them, and reads once how far they go. A last line that is not whole is cut off.
     /// `rules` are what decides which records are refused, in words: files of other rules are kept under another name, and a
     /// new one begun, as a replay may then refuse what it did not before.
@@ -113,50 +113,55 @@ impl DeadLetters {
         folder: &Path,
         rules: &str,
         limits: DeadLetterLimits,
-    ) -> Result<DeadLetters, DeadLettersError> {
-        let [first, again] = FILES.map(|name| LetterFile::open(&folder.join(name), rules));
-        let at_folder = |source| DeadLettersError::Io { path: folder.into(), source };
-        Ok(DeadLetters {
+    ) -> Result<DeadLetterFiles, DlqFileError> {
+        let [first, again] = FILE_NAMES.map(|name| DeadLetterFile::open(&folder.join(name), rules));
+        let at_folder = |source| DlqFileError::Io { path: folder.into(), source };
+        Ok(DeadLetterFiles {
             folder: folder.into(),
             limits,
             files: [first?, again?],
-            used: self::folder::used(folder).map_err(at_folder)?,
+            used_bytes: self::folder::used_bytes(folder).map_err(at_folder)?,
             is_full: false,
-            next_look: Instant::now(),
-            shares: ClientShares::new(limits.client_bytes),
+            next_usage_check: Instant::now(),
+            client_quotas: ClientQuotas::new(limits.client_bytes),
         })
     }
 
     /// The file with a letter of the partition at `end` or behind it, where there is one.
-    pub fn beyond(&self, partition: &PartitionName, end: u64) -> Option<&Path> {
-        let mut beyond =
-            self.files.iter().filter(|file| file.last.get(partition).is_some_and(|last| *last >= end));
+    pub fn file_beyond(&self, partition: &PartitionName, end: u64) -> Option<&Path> {
+        let mut beyond = self
+            .files
+            .iter()
+            .filter(|file| file.last_positions.get(partition).is_some_and(|last| *last >= end));
         beyond.next().map(|file| &*file.path)
     }
 
     /// Writes a letter; false where its file has it already. It may stay in memory until the next [`DeadLetters::flushed`], and does
     /// after an error.
-    pub fn write(
+    pub fn write_dead_letter(
         &mut self,
         partition: &PartitionName,
         position: u64,
         arrived_at: Option<EventTime>,
         refusal: &Refusal,
-        raw: &Raw<'_>,
-    ) -> Result<bool, DeadLettersError> {
-        let file = &mut self.files[usize::from(raw.retried.is_some())];
-        let bytes = file.write(partition, position, arrived_at, refusal, raw)?;
+        raw: &RawRecord<'_>,
+    ) -> Result<bool, DlqFileError> {
+        let file = &mut self.files[usize::from(raw.retry.is_some())];
+        let bytes = file.write_dead_letter(partition, position, arrived_at, refusal, raw)?;
         if bytes == 0 {
             return Ok(false);
         }
-        self.used += bytes;
+        self.used_bytes += bytes;
         // This one is written all the same: a start cannot know of it before. It is the last.
-        if self.used >= self.limits.limit_bytes && self.limits.full == WhenFull::Wait && !self.is_full {
+        if self.used_bytes >= self.limits.limit_bytes
+            && self.limits.when_full == DeadLetterFullPolicy::Wait
+            && !self.is_full
+        {
             self.is_full = true;
-            tracing::warn!(bytes = self.used, folder = %self.folder.display(), "{}", self.why_full());
+            tracing::warn!(bytes = self.used_bytes, folder = %self.folder.display(), "{}", self.full_remedy());
         }
         if let Some(client) = raw.client {
-            self.shares.take(client, bytes);
+            self.client_quotas.charge_client(client, bytes);
         }
         Ok(true)
     }
@@ -167,7 +172,7 @@ impl DeadLetters {
     }
 
     /// What there is to do about that.
-    pub fn why_full(&self) -> String {
+    pub fn full_remedy(&self) -> String {
         format!(
             "the dead letters in {} have reached dead_letters.limit_bytes, so their sources wait: move files dead-letters*.jsonl away that \
              are not needed any more (but dead-letters.jsonl and dead-letters.2.jsonl), or raise the limit, or set dead_letters.full = \"drop_oldest\"",
@@ -176,50 +181,52 @@ impl DeadLetters {
     }
 
     /// What clients have taken of their shares.
-    pub fn shares(&self) -> ClientShares {
-        self.shares.clone()
+    pub fn client_quotas(&self) -> ClientQuotas {
+        self.client_quotas.clone()
     }
 
     /// Writes out what is in memory, begins new files where they are full, and keeps to the limit; whoever wants what is written durable
     /// syncs the files that this gives, without holding anybody up. To be called about once a second, and at the end.
-    pub fn flushed(&mut self) -> Result<Vec<(PathBuf, File)>, DeadLettersError> {
-        let flushed = self.flush_all();
+    pub fn flush_and_rotate(&mut self) -> Result<Vec<(PathBuf, File)>, DlqFileError> {
+        let flushed = self.flush_files();
         if flushed.is_err() {
             // Nobody syncs any of them now.
-            self.files.iter_mut().for_each(|file| file.unsynced = true);
+            self.files.iter_mut().for_each(|file| file.is_unsynced = true);
         }
         flushed
     }
 
-    fn flush_all(&mut self) -> Result<Vec<(PathBuf, File)>, DeadLettersError> {
+    fn flush_files(&mut self) -> Result<Vec<(PathBuf, File)>, DlqFileError> {
         let mut flushed = Vec::new();
         let mut has_rotated = false;
         for file in &mut self.files {
-            has_rotated |= file.rotate(self.limits.file_bytes)?;
-            flushed.extend(file.flushed()?.map(|unsynced| (file.path.clone(), unsynced)));
+            has_rotated |= file.rotate_if_full(self.limits.file_bytes)?;
+            flushed.extend(file.flush_for_sync()?.map(|unsynced| (file.path.clone(), unsynced)));
         }
-        let is_over = self.used >= self.limits.limit_bytes && Instant::now() >= self.next_look;
+        let is_over = self.used_bytes >= self.limits.limit_bytes && Instant::now() >= self.next_usage_check;
         if has_rotated || is_over {
             let folder = self.folder.clone();
-            self.make_room().map_err(|source| DeadLettersError::Io { path: folder, source })?;
-            if self.used >= self.limits.limit_bytes {
-                self.next_look = Instant::now() + ROOM_LOOK;
+            self.enforce_limit().map_err(|source| DlqFileError::Io { path: folder, source })?;
+            if self.used_bytes >= self.limits.limit_bytes {
+                self.next_usage_check = Instant::now() + USAGE_CHECK_INTERVAL;
             }
         }
         Ok(flushed)
     }
 
-    fn make_room(&mut self) -> io::Result<()> {
-        self.used = folder::used(&self.folder)?;
-        while self.limits.full == WhenFull::DropOldest && self.used >= self.limits.limit_bytes {
+    fn enforce_limit(&mut self) -> io::Result<()> {
+        self.used_bytes = folder::used_bytes(&self.folder)?;
+        while self.limits.when_full == DeadLetterFullPolicy::DropOldest
+            && self.used_bytes >= self.limits.limit_bytes
+        {
             let written: Vec<&Path> = self.files.iter().map(|file| &*file.path).collect();
-            let Some(removed) = folder::remove_oldest(&self.folder, &written)? else { break };
-            metrics::counter!("swelter_dead_letters_dropped_total").increment(removed.letters);
-            let (path, letters) = (removed.path.display(), removed.letters);
+            let Some(removed) = folder::remove_oldest_file(&self.folder, &written)? else { break };
+            metrics::counter!("swelter_dead_letters_dropped_total").increment(removed.dead_letters);
+            let (path, letters) = (removed.path.display(), removed.dead_letters);
             tracing::warn!(%path, letters, "the dead letters have reached dead_letters.limit_bytes: the oldest file was removed");
-            self.used = folder::used(&self.folder)?;
+            self.used_bytes = folder::used_bytes(&self.folder)?;
         }
-        if self.is_full && self.used < self.limits.limit_bytes {
+        if self.is_full && self.used_bytes < self.limits.limit_bytes {
             self.is_full = false;
             tracing::info!("there is room for dead letters again: their sources go on");
         }

@@ -5,4 +5,4 @@ pub mod dead_letters;
 pub mod kafka;
 pub mod output;
 pub mod plot;
-pub mod table;
+pub mod result_table;

@@ -12,45 +12,48 @@ use tempfile::TempPath;
 #[derive(Debug)]
 pub struct OutputFile {
     file: File,
-    place: Option<(TempPath, PathBuf)>,
+    destination: Option<(TempPath, PathBuf)>,
 }
 
 /// Whether what is at `path` is written in place: it is no regular file, or a name for somebody's open file.
-pub fn is_in_place(path: &Path) -> bool {
+pub fn is_written_in_place(path: &Path) -> bool {
     path.starts_with("/dev") || path.starts_with("/proc") || (path.exists() && !path.is_file())
 }
 
 /// The file that `path` means, whether or not it is there: links are followed, so that they stay links.
-pub fn destination(path: &Path) -> PathBuf {
+pub fn resolve_destination(path: &Path) -> PathBuf {
     let linked = path.read_link().ok().map(|link| path.parent().unwrap_or(Path::new("")).join(link));
     let path = linked.unwrap_or_else(|| path.to_path_buf());
     path.canonicalize().unwrap_or_else(|_| match path.file_name() {
-        Some(name) => folder(&path).canonicalize().unwrap_or_else(|_| folder(&path).to_path_buf()).join(name),
+        Some(name) => parent_folder(&path)
+            .canonicalize()
+            .unwrap_or_else(|_| parent_folder(&path).to_path_buf())
+            .join(name),
         None => path.clone(),
     })
 }
 
-fn folder(path: &Path) -> &Path {
+fn parent_folder(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 impl OutputFile {
     pub fn create(path: &Path) -> io::Result<OutputFile> {
-        if is_in_place(path) {
+        if is_written_in_place(path) {
             let file = File::options().append(true).open(path)?;
-            return Ok(OutputFile { file, place: None });
+            return Ok(OutputFile { file, destination: None });
         }
-        if !folder(path).is_dir() {
+        if !parent_folder(path).is_dir() {
             return Err(io::Error::new(io::ErrorKind::NotFound, "its folder is not there: make it first"));
         }
-        let path = destination(path);
+        let path = resolve_destination(path);
         let mut temporary = tempfile::Builder::new();
         temporary.prefix(".swelter-").permissions(Permissions::from_mode(0o666));
-        let (file, temporary) = temporary.tempfile_in(folder(&path))?.into_parts();
+        let (file, temporary) = temporary.tempfile_in(parent_folder(&path))?.into_parts();
         if let Ok(replaced) = path.metadata() {
             file.set_permissions(replaced.permissions())?;
         }
-        Ok(OutputFile { file, place: Some((temporary, path)) })
+        Ok(OutputFile { file, destination: Some((temporary, path)) })
     }
 
     /// Where the bytes go.
@@ -60,7 +63,7 @@ impl OutputFile {
 
     /// Gives the file its name, with all that was written on disk.
     pub fn commit(self) -> io::Result<()> {
-        let Some((temporary, path)) = self.place else { return Ok(()) };
+        let Some((temporary, path)) = self.destination else { return Ok(()) };
         self.file.sync_all()?;
         temporary.persist(path).map_err(|error| error.error)
     }
@@ -69,14 +72,14 @@ impl OutputFile {
 /// Standard output, for as long as somebody reads it: what comes after is dropped, since the run has other things to finish.
 #[derive(Debug, Default)]
 pub struct StandardOutput {
-    closed: bool,
+    is_closed: bool,
 }
 
 impl StandardOutput {
     fn until_closed<T>(&mut self, result: io::Result<T>, dropped: T) -> io::Result<T> {
         match result {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                self.closed = true;
+                self.is_closed = true;
                 Ok(dropped)
             }
             result => result,
@@ -86,7 +89,7 @@ impl StandardOutput {
 
 impl Write for StandardOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self.closed {
+        match self.is_closed {
             true => Ok(bytes.len()),
             false => {
                 let written = io::stdout().write(bytes);
@@ -96,7 +99,7 @@ impl Write for StandardOutput {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        match self.closed {
+        match self.is_closed {
             true => Ok(()),
             false => {
                 let flushed = io::stdout().flush();
@@ -111,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_appears_whole_or_not_at_all() {
+    fn output_file_appears_atomically() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rows.csv");
         let dropped = OutputFile::create(&path).unwrap();
@@ -126,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_stays_a_link_and_permissions_stay() {
+    fn symlinks_and_permissions_are_preserved() {
         let folder = tempfile::tempdir().unwrap();
         let (target, link) = (folder.path().join("target"), folder.path().join("link"));
         std::os::unix::fs::symlink("target", &link).unwrap();
@@ -144,16 +147,16 @@ mod tests {
     }
 
     #[test]
-    fn one_file_has_one_destination() {
+    fn equal_paths_have_equal_destination() {
         let folder = tempfile::tempdir().unwrap();
-        let names = ["a", "./a", "b/../a"].map(|name| destination(&folder.path().join(name)));
+        let names = ["a", "./a", "b/../a"].map(|name| resolve_destination(&folder.path().join(name)));
         std::fs::create_dir(folder.path().join("b")).unwrap();
-        assert_eq!(destination(&folder.path().join("b/../a")), names[0]);
+        assert_eq!(resolve_destination(&folder.path().join("b/../a")), names[0]);
         assert_eq!(names[0], names[1]);
     }
 
     #[test]
-    fn what_is_not_a_file_is_written_in_place() {
+    fn non_regular_file_is_written_in_place() {
         let output = OutputFile::create(Path::new("/dev/null")).unwrap();
         output.writer().unwrap().write_all(b"gone").unwrap();
         output.commit().unwrap();

@@ -4,11 +4,11 @@
 //! first one. It is known by what is in it: a position is kept with the digest of its file up to there, which a start compares, and the
 //! data directory has which files there were (`history`). So it does not matter where a file is, and one that was written anew is noticed.
 
-mod growing;
+mod file_log;
+mod growing_file;
 mod history;
 mod input;
-mod log;
-mod names;
+mod log_files;
 mod partition;
 mod reader;
 #[cfg(test)]
@@ -18,9 +18,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Thread;
 
-use self::history::History;
-pub use self::input::Input;
-use self::log::FileLog;
+use self::file_log::FileLog;
+use self::history::FileHistory;
+pub use self::input::InputFile;
 use self::partition::FilePartition;
 use self::reader::ReadPlan;
 use super::{Partition, Source, SourceError};
@@ -42,7 +42,7 @@ impl FileSource {
     /// Where an input cannot be read like that; the text says what to do.
     pub fn new(
         name: &str,
-        inputs: Vec<Input>,
+        inputs: Vec<InputFile>,
         follow: bool,
         options: impl Into<ReadOptions>,
         folder: Option<&Path>,
@@ -50,7 +50,7 @@ impl FileSource {
         let options: ReadOptions = options.into();
         let mut logs = Vec::new();
         for (number, input) in inputs.into_iter().enumerate() {
-            let (called, Input { path, format, compression }) = (input.name(), input);
+            let (called, InputFile { path, format, compression }) = (input.name(), input);
             let path = path.ok_or_else(|| {
                 let line =
                     "standard input cannot be read again after a restart: write it to a file, or post it";
@@ -67,18 +67,23 @@ impl FileSource {
                     format!("{called} cannot be followed: only plain CSV and JSON lines can, read it once");
                 return Err(SourceError::Fatal(line));
             }
-            let kept = folder.map(|folder| match number {
+            let history_path = folder.map(|folder| match number {
                 0 => folder.join(format!("{name}.jsonl")),
                 number => folder.join(format!("{name}.{number}.jsonl")),
             });
             let options = options.for_file(Some(&path));
             let plan = ReadPlan { format, options, follow };
-            logs.push(Arc::new(Mutex::new(FileLog::new(path, compression, plan, History::open(kept)?))));
+            logs.push(Arc::new(Mutex::new(FileLog::new(
+                path,
+                compression,
+                plan,
+                FileHistory::open(history_path)?,
+            ))));
         }
         Ok(FileSource { name: name.into(), logs })
     }
 
-    fn log(&self, partition: u32) -> Result<&Arc<Mutex<FileLog>>, SourceError> {
+    fn file_log(&self, partition: u32) -> Result<&Arc<Mutex<FileLog>>, SourceError> {
         let log = self.logs.get(partition as usize);
         log.ok_or_else(|| SourceError::Fatal(format!("{} has no partition {partition}", self.name)))
     }
@@ -94,11 +99,16 @@ impl Source for FileSource {
     }
 
     /// Reads the file up to the position, and compares all of it.
-    fn check(&self, partition: u32, at: LogPosition) -> Result<(), SourceError> {
-        self.log(partition)?.lock().unwrap_or_else(PoisonError::into_inner).check(at)
+    fn check_position(&self, partition: u32, at: LogPosition) -> Result<(), SourceError> {
+        self.file_log(partition)?.lock().unwrap_or_else(PoisonError::into_inner).check_position(at)
     }
 
-    fn open(&self, partition: u32, position: u64, _: Thread) -> Result<Box<dyn Partition>, SourceError> {
-        Ok(Box::new(FilePartition::new(Arc::clone(self.log(partition)?), position)))
+    fn open_partition(
+        &self,
+        partition: u32,
+        position: u64,
+        _: Thread,
+    ) -> Result<Box<dyn Partition>, SourceError> {
+        Ok(Box::new(FilePartition::new(Arc::clone(self.file_log(partition)?), position)))
     }
 }

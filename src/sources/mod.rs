@@ -12,7 +12,7 @@ pub mod weather;
 use std::thread::Thread;
 use std::time::Instant;
 
-use crate::model::{EventTime, Fingerprint, LogPosition, Raw, Refusal, Upsert};
+use crate::model::{EventTime, Fingerprint, LogPosition, RawRecord, Refusal, Upsert};
 
 /// A log of partitions.
 pub trait Source: Send + Sync {
@@ -29,7 +29,7 @@ pub trait Source: Send + Sync {
 
     /// Where a partition is read from that was never read before; `first_start` is false where the partition came later, and
     /// all of it is to be read.
-    fn start(&self, _partition: u32, _first_start: bool) -> Result<u64, SourceError> {
+    fn start_position(&self, _partition: u32, _first_start: bool) -> Result<u64, SourceError> {
         Ok(0)
     }
 
@@ -45,20 +45,30 @@ pub trait Source: Send + Sync {
     ///
     /// [`SourceError::Behind`] if it ends before, [`SourceError::Differs`] if the record is another one, [`SourceError::Fatal`] if it
     /// does not go on there for another reason; each with what to do.
-    fn check(&self, _partition: u32, _at: LogPosition) -> Result<(), SourceError> {
+    fn check_position(&self, _partition: u32, _at: LogPosition) -> Result<(), SourceError> {
         Ok(())
     }
 
     /// Opens a partition at a position: the number of the first record that it will give, if [`Source::check`] allows. `worker` is unparked when there is
     /// something to poll after a poll has found nothing.
-    fn open(&self, partition: u32, position: u64, worker: Thread) -> Result<Box<dyn Partition>, SourceError>;
+    fn open_partition(
+        &self,
+        partition: u32,
+        position: u64,
+        worker: Thread,
+    ) -> Result<Box<dyn Partition>, SourceError>;
 }
 
 /// A partition that a worker reads.
 pub trait Partition {
     /// Gives what is there to `take`, at most `limit` records and none from position `upto` on, while it is not
     /// full; without waiting.
-    fn poll(&mut self, limit: usize, upto: u64, take: &mut dyn Take) -> Result<Polled, SourceError>;
+    fn poll(
+        &mut self,
+        limit: usize,
+        until: u64,
+        handler: &mut dyn RecordHandler,
+    ) -> Result<PollResult, SourceError>;
 
     /// The position behind the last record that is known to be in the log; grows while it is written. [`u64::MAX`] where it is
     /// not known, as long as there is more to poll at once.
@@ -82,7 +92,7 @@ pub trait Partition {
 
 /// Where a record stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct RecordPosition {
     /// The record's number in its partition.
     pub position: u64,
     /// When the log took it, where the log knows.
@@ -90,9 +100,9 @@ pub struct Place {
 }
 
 /// Who takes what a partition gives.
-pub trait Take {
+pub trait RecordHandler {
     /// Takes a record, or says why not; then [`Take::refused`] gets it, before the next record.
-    fn upsert(&mut self, place: Place, upsert: &Upsert<'_>) -> Result<(), Refusal>;
+    fn handle_upsert(&mut self, position: RecordPosition, upsert: &Upsert<'_>) -> Result<(), Refusal>;
 
     /// It takes no more for now: the poll is to end.
     fn is_full(&self) -> bool {
@@ -100,30 +110,30 @@ pub trait Take {
     }
 
     /// Takes the exact bytes of a record that could not be decoded or was not taken.
-    fn refused(&mut self, place: Place, refusal: &Refusal, raw: &Raw<'_>);
+    fn handle_refusal(&mut self, position: RecordPosition, refusal: &Refusal, raw: &RawRecord<'_>);
 }
 
 /// What a poll has found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Polled {
+pub struct PollResult {
     /// Records given, taken or refused.
     pub records: usize,
-    pub next: Next,
+    pub next: NextPoll,
 }
 
 /// When to poll again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum NextPoll {
     /// At once: there is more.
     Now,
     /// Then, and not before.
     At(Instant),
     /// When the worker is unparked.
-    Woken,
+    OnUnpark,
     /// At once, with a later `upto`: nothing is left before this one, though the last record may be further back.
-    Reached,
+    UntilReached,
     /// Never: the log has ended.
-    Never,
+    EndOfLog,
 }
 
 /// Why a partition cannot be read.
@@ -137,15 +147,15 @@ pub enum SourceError {
     Transient(String),
     /// The log ends before a position that was read up to. It will not get better by itself.
     #[error("{0}")]
-    Behind(String),
+    EndsBefore(String),
     /// A record before a position that was read up to is another one. It will not get better by itself.
     #[error("{0}")]
-    Differs(String),
+    RecordDiffers(String),
 }
 
 /// Mixes the bits of a word: the output step of SplitMix64 (Steele, Lea, Flood 2014). What is made up is made of hashes
 /// of what it is for, not of a generator's running state, so that it does not depend on the order of asking.
-fn mix(word: u64) -> u64 {
+fn mix64(word: u64) -> u64 {
     let z = word.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -153,6 +163,6 @@ fn mix(word: u64) -> u64 {
 }
 
 /// A hash as a number in `[0, 1)`.
-fn unit(hash: u64) -> f64 {
+fn unit_interval(hash: u64) -> f64 {
     (hash >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
 }

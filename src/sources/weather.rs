@@ -4,8 +4,8 @@ mod climate;
 
 use std::str::FromStr;
 
-use super::{mix, unit};
-use crate::directory::{City, Directory};
+use super::{mix64, unit_interval};
+use crate::directory::{Directory, DirectoryCity};
 use crate::model::{EventTime, Measurement};
 use climate::Climate;
 
@@ -34,7 +34,7 @@ impl WeatherKind {
     }
 
     /// The first instant that has this weather.
-    pub fn start(self) -> EventTime {
+    pub fn first_instant(self) -> EventTime {
         match self {
             WeatherKind::Uniform => EventTime::from_millis(UNIFORM_START_MS).unwrap_or(EventTime::MIN),
             WeatherKind::Plausible => EventTime::MIN,
@@ -54,12 +54,12 @@ impl FromStr for WeatherKind {
 /// The weather of some cities, at any time.
 #[derive(Clone, Debug)]
 pub struct Weather {
-    keys: Keys,
-    state: State,
+    keys: CityKeys,
+    state: WeatherModel,
 }
 
 #[derive(Clone, Debug)]
-enum State {
+enum WeatherModel {
     Uniform,
     Plausible { stations: Vec<Station>, seed: u64 },
 }
@@ -70,8 +70,8 @@ impl Weather {
     pub fn new(kind: WeatherKind, cities: u32, seed: u64) -> Result<Weather, String> {
         match kind {
             WeatherKind::Uniform => {
-                let keys = Keys::new((0..cities).map(|city| format!("city_{city:05}")));
-                Ok(Weather { keys, state: State::Uniform })
+                let keys = CityKeys::new((0..cities).map(|city| format!("city_{city:05}")));
+                Ok(Weather { keys, state: WeatherModel::Uniform })
             }
             WeatherKind::Plausible => {
                 let all = Directory::shipped().cities();
@@ -81,9 +81,9 @@ impl Weather {
                         all.len()
                     )
                 })?;
-                let keys = Keys::new(chosen.iter().map(|city| city.id.to_string()));
+                let keys = CityKeys::new(chosen.iter().map(|city| city.id.to_string()));
                 let stations = chosen.iter().map(Station::new).collect();
-                Ok(Weather { keys, state: State::Plausible { stations, seed: mix(seed) } })
+                Ok(Weather { keys, state: WeatherModel::Plausible { stations, seed: mix64(seed) } })
             }
         }
     }
@@ -101,8 +101,8 @@ impl Weather {
     /// [`WeatherKind::start`].
     pub fn measure(&self, city: u32, at: EventTime) -> Measurement {
         let (temperature, humidity, wind_speed) = match &self.state {
-            State::Uniform => uniform(city, at),
-            State::Plausible { stations, seed } => stations[city as usize].measure(at, *seed),
+            WeatherModel::Uniform => uniform_measurement(city, at),
+            WeatherModel::Plausible { stations, seed } => stations[city as usize].measure(at, *seed),
         };
         Measurement::new(temperature, humidity, Some(wind_speed))
             .expect("made-up weather stays within what is accepted")
@@ -111,14 +111,14 @@ impl Weather {
 
 /// Keys in one allocation: a million boxed strings would cost three times as much memory.
 #[derive(Clone, Debug)]
-struct Keys {
+struct CityKeys {
     text: String,
     ends: Vec<u32>,
 }
 
-impl Keys {
-    fn new(keys: impl Iterator<Item = String>) -> Keys {
-        let mut all = Keys { text: String::new(), ends: Vec::new() };
+impl CityKeys {
+    fn new(keys: impl Iterator<Item = String>) -> CityKeys {
+        let mut all = CityKeys { text: String::new(), ends: Vec::new() };
         for key in keys {
             all.text.push_str(&key);
             all.ends.push(all.text.len() as u32);
@@ -132,9 +132,9 @@ impl Keys {
     }
 }
 
-fn uniform(city: u32, at: EventTime) -> (f64, f64, f64) {
+fn uniform_measurement(city: u32, at: EventTime) -> (f64, f64, f64) {
     let minute = (at.millis() - UNIFORM_START_MS).div_euclid(60_000) as u64;
-    let hash = mix((u64::from(city) << 32) | minute);
+    let hash = mix64((u64::from(city) << 32) | minute);
     let even = |shift: u32, values: u64| ((((hash >> shift) & 0xFFFF) * values) >> 16) as f64;
     (40.0 + even(0, 51), even(16, 101), even(32, 41))
 }
@@ -144,92 +144,94 @@ fn uniform(city: u32, at: EventTime) -> (f64, f64, f64) {
 struct Station {
     id: u32,
     /// Revolutions east of Greenwich: local solar time ahead of UTC, in days.
-    solar: f64,
+    solar_offset_days: f64,
     /// Where it is in the lattice of the passing weather, at the first instant.
-    lattice: (f64, f64),
+    lattice_origin: (f64, f64),
     climate: Climate,
     /// How far passing weather moves the daily mean, °F, averaged over the year, and how much more in January.
-    swing: (f64, f64),
+    weather_swing: (f64, f64),
     /// How much less the day's range is in January than averaged over the year, as a share.
-    january_day: f64,
+    january_range_loss: f64,
     /// Mean wind, mph: a more or less sheltered place.
-    wind: f64,
+    mean_wind: f64,
 }
 
 /// Days.
-const YEAR: f64 = 365.2425;
+const DAYS_PER_YEAR: f64 = 365.2425;
 /// When the northern winter is at its coldest, as a share of the year: on January 20.
-const COLDEST: f64 = 19.0 / YEAR;
+const COLDEST_YEAR_SHARE: f64 = 19.0 / DAYS_PER_YEAR;
 /// When the air is at its warmest, as a share of the local solar day: at 15 h.
-const WARMEST: f64 = 15.0 / 24.0;
+const WARMEST_DAY_SHARE: f64 = 15.0 / 24.0;
 
 /// Cells of passing weather: 12° of longitude, 9° of latitude, 2.5 days; it moves 7° eastwards a day.
 const CELLS_AROUND: u64 = 30;
 const CELL_LONGITUDE: f64 = 360.0 / CELLS_AROUND as f64;
 const CELL_LATITUDE: f64 = 9.0;
 const CELL_DAYS: f64 = 2.5;
-const DRIFT: f64 = 7.0 / CELL_LONGITUDE;
+const DRIFT_CELLS_PER_DAY: f64 = 7.0 / CELL_LONGITUDE;
 
 impl Station {
-    fn new(city: &City<'_>) -> Station {
+    fn new(city: &DirectoryCity<'_>) -> Station {
         let north = libm::sin(city.latitude.to_radians());
-        let place = mix(u64::from(city.id));
+        let place_hash = mix64(u64::from(city.id));
         let swing = 1.5 + 7.5 * north.abs();
         Station {
             id: city.id,
-            solar: city.longitude / 360.0,
-            lattice: (
+            solar_offset_days: city.longitude / 360.0,
+            lattice_origin: (
                 city.longitude.rem_euclid(360.0) / CELL_LONGITUDE,
                 (city.latitude + 90.0) / CELL_LATITUDE,
             ),
             climate: Climate::at(city.latitude, city.longitude),
-            swing: (swing, 0.55 * swing * north),
-            january_day: 0.45 * north,
-            wind: (4.5 + 5.0 * north.abs()) * (0.7 + 0.6 * unit(place)),
+            weather_swing: (swing, 0.55 * swing * north),
+            january_range_loss: 0.45 * north,
+            mean_wind: (4.5 + 5.0 * north.abs()) * (0.7 + 0.6 * unit_interval(place_hash)),
         }
     }
 
     /// °F to a tenth, % to one, mph to a tenth.
     fn measure(&self, at: EventTime, seed: u64) -> (f64, f64, f64) {
         let days = at.millis() as f64 / 86_400_000.0;
-        let january = cosine(days / YEAR - COLDEST);
-        let afternoon = cosine(days + self.solar - WARMEST);
-        let [front, moisture, breeze] = self.passing(days, seed);
-        let noise = mix(mix(seed ^ u64::from(self.id)) ^ at.millis() as u64);
+        let january = cosine_of_revolutions(days / DAYS_PER_YEAR - COLDEST_YEAR_SHARE);
+        let afternoon = cosine_of_revolutions(days + self.solar_offset_days - WARMEST_DAY_SHARE);
+        let [front, moisture, breeze] = self.passing_weather(days, seed);
+        let noise = mix64(mix64(seed ^ u64::from(self.id)) ^ at.millis() as u64);
         let jitter = |shift: u32| ((noise >> shift) & 0xFFFF) as f64 / 32_768.0 - 1.0;
 
         let climate = &self.climate;
-        let mean = climate.temperature.at(january) + front * (self.swing.0 + self.swing.1 * january);
+        let mean =
+            climate.temperature.at(january) + front * (self.weather_swing.0 + self.weather_swing.1 * january);
         // Moist air clouds over: days are cooler and nights warmer.
-        let day = 0.5 * climate.day_range * (1.0 - self.january_day * january) * (1.0 - 0.35 * moisture);
+        let day =
+            0.5 * climate.day_range * (1.0 - self.january_range_loss * january) * (1.0 - 0.35 * moisture);
         // The second harmonic: mornings warm up faster than evenings cool down, nights are flat.
         let temperature =
             mean + day * (0.92 * afternoon + 0.16 * afternoon * afternoon - 0.08) + 0.3 * jitter(0);
 
         let dew_point = climate.dew_point.at(january)
             + 0.8 * (mean - climate.temperature.at(january))
-            + moisture * (3.0 + 0.5 * self.swing.0)
+            + moisture * (3.0 + 0.5 * self.weather_swing.0)
             + 0.3 * jitter(16);
         let humidity = relative_humidity(temperature, dew_point) + 0.7 * jitter(32);
 
         let gust = 1.0 + breeze;
-        let wind = self.wind * gust * gust * (1.0 + 0.3 * afternoon) + 0.8 * jitter(48);
+        let wind = self.mean_wind * gust * gust * (1.0 + 0.3 * afternoon) + 0.8 * jitter(48);
         (
-            tenths(temperature.clamp(-115.0, 130.0)),
+            round_to_tenths(temperature.clamp(-115.0, 130.0)),
             humidity.clamp(1.0, 100.0).round_ties_even(),
-            tenths(wind.clamp(0.0, 110.0)),
+            round_to_tenths(wind.clamp(0.0, 110.0)),
         )
     }
 
     /// Three unrelated fields of passing weather, each in -1..1, smooth in place and time: the values at the corners of
     /// the lattice, interpolated.
-    fn passing(&self, days: f64, seed: u64) -> [f64; 3] {
+    fn passing_weather(&self, days: f64, seed: u64) -> [f64; 3] {
         let time = days / CELL_DAYS;
         // The lattice itself drifts: what is here now was to the west.
-        let east = (self.lattice.0 - days * DRIFT).rem_euclid(CELLS_AROUND as f64);
-        let (x, fx) = smooth(east);
-        let (y, fy) = smooth(self.lattice.1);
-        let (t, ft) = smooth(time);
+        let east = (self.lattice_origin.0 - days * DRIFT_CELLS_PER_DAY).rem_euclid(CELLS_AROUND as f64);
+        let (x, fx) = smooth_cell(east);
+        let (y, fy) = smooth_cell(self.lattice_origin.1);
+        let (t, ft) = smooth_cell(time);
         let mut fields = [0.0; 3];
         for corner in 0..8u64 {
             let (dx, dy, dt) = (corner & 1, corner >> 1 & 1, corner >> 2);
@@ -238,7 +240,7 @@ impl Station {
             // At 360° the lattice closes.
             let column = if x as u64 + dx >= CELLS_AROUND { 0 } else { x as u64 + dx };
             let row = y as u64 + dy;
-            let hash = mix(seed ^ (((t as u64).wrapping_add(dt) << 16) | (row << 8) | column));
+            let hash = mix64(seed ^ (((t as u64).wrapping_add(dt) << 16) | (row << 8) | column));
             for (field, shift) in fields.iter_mut().zip([0, 21, 42]) {
                 *field += weight * (((hash >> shift) & 0x1F_FFFF) as f64 / 1_048_576.0 - 1.0);
             }
@@ -248,12 +250,12 @@ impl Station {
 }
 
 /// The cosine of an angle in revolutions.
-fn cosine(revolutions: f64) -> f64 {
+fn cosine_of_revolutions(revolutions: f64) -> f64 {
     libm::cos((revolutions - revolutions.floor()) * std::f64::consts::TAU)
 }
 
 /// The cell, and how far into it, bent so that the slope is 0 at the corners.
-fn smooth(value: f64) -> (i64, f64) {
+fn smooth_cell(value: f64) -> (i64, f64) {
     let cell = value.floor();
     let part = value - cell;
     (cell as i64, part * part * (3.0 - 2.0 * part))
@@ -269,7 +271,7 @@ fn relative_humidity(temperature: f64, dew_point: f64) -> f64 {
     100.0 * libm::exp(magnus(dew_point) - magnus(temperature))
 }
 
-fn tenths(value: f64) -> f64 {
+fn round_to_tenths(value: f64) -> f64 {
     // Adding 0 makes -0 a plain 0, which has no sign to write.
     (value * 10.0).round_ties_even() / 10.0 + 0.0
 }
@@ -307,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn uniform_is_what_its_definition_says() {
+    fn uniform_weather_matches_definition() {
         // Computed by another program, from the definition.
         for (city, minute, expected) in [
             (0, 0, (80.0, 48.0, 26.0)),
@@ -319,16 +321,16 @@ mod tests {
             (u32::MAX, 0, (75.0, 42.0, 30.0)),
         ] {
             let time = EventTime::from_millis(at("2025-01-01T00:00:00Z").millis() + minute * 60_000).unwrap();
-            assert_eq!(uniform(city, time), expected, "{city} {minute}");
+            assert_eq!(uniform_measurement(city, time), expected, "{city} {minute}");
         }
         let weather = Weather::new(WeatherKind::Uniform, 100_001, 1).unwrap();
         assert_eq!((weather.city_key(0), weather.city_key(100_000)), ("city_00000", "city_100000"));
-        let first = weather.measure(1, WeatherKind::Uniform.start());
+        let first = weather.measure(1, WeatherKind::Uniform.first_instant());
         assert_eq!(first, Measurement::new(40.0, 64.0, Some(14.0)).unwrap());
     }
 
     #[test]
-    fn plausible_weather_has_the_cities_of_the_directory() {
+    fn plausible_weather_uses_directory_cities() {
         let weather = plausible(1);
         assert_eq!((weather.cities(), weather.city_key(0)), (2_600, "1796236"));
         assert!(Weather::new(WeatherKind::Plausible, 34_006, 1).is_ok());
@@ -336,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn plausible_weather_is_the_same_on_every_host() {
+    fn plausible_weather_is_deterministic() {
         let weather = plausible(1);
         let measured: Vec<_> = ["5308655", "1880252", "2013159"]
             .iter()
@@ -349,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn cities_have_their_climate() {
+    fn city_temperatures_match_climate() {
         for seed in 1..=5 {
             let weather = plausible(seed);
             // Phoenix, three in the afternoon.
@@ -385,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn near_cities_share_their_fronts() {
+    fn nearby_cities_share_weather_fronts() {
         let weather = plausible(1);
         let days = |id| {
             let hours = month(&weather, id, "2025-11-01T00:00:00Z", 18, 24);
@@ -405,7 +407,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn weather_is_always_accepted(city in 0u32..2_000, ms in EventTime::MIN.millis()..=EventTime::MAX.millis(), seed: u64) {
+        fn generated_weather_is_always_valid(city in 0u32..2_000, ms in EventTime::MIN.millis()..=EventTime::MAX.millis(), seed: u64) {
             let time = EventTime::from_millis(ms).unwrap();
             let weather = Weather::new(WeatherKind::Plausible, city + 1, seed).unwrap();
             let measured = weather.measure(city, time);

@@ -8,20 +8,23 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::dataflow::Closed;
-use crate::dataflow::rolling::told::Read;
-use crate::model::{Batch, Fingerprint, LogPosition, Parcel, Progress, Shard, Slot, Slots, Topology};
+use crate::dataflow::rolling::serving::ProgressReport;
+use crate::model::{
+    Batch, EncodedBatch, Fingerprint, LogPosition, PartitionIndex, PartitionProgress, PartitionTable, Shard,
+    Topology,
+};
 use crate::sinks::kafka::progress::BySource;
-use crate::sinks::kafka::{Ends, Portion};
+use crate::sinks::kafka::{ShardBatch, ShardSenders};
 
 /// Bytes that may wait for the sinks before sources wait for them.
-const PENDING_BYTES: usize = 64 * 1024 * 1024;
+const MAX_PENDING_BYTES: usize = 64 * 1024 * 1024;
 
 /// Where a replay stops: at the positions that shards have made durable. An epoch ends exactly there, the same one at all
 /// workers, so that each shard goes on behind what it has written.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Cuts {
+pub struct ResumePoints {
     /// In their order: each is nowhere before the one in front of it.
-    pub positions: Vec<HashMap<Slot, u64>>,
+    pub points: Vec<HashMap<PartitionIndex, u64>>,
     /// The cut behind which a shard goes on; from the beginning, where it has none.
     pub of_shards: HashMap<Shard, usize>,
 }
@@ -31,7 +34,7 @@ pub struct Cuts {
 #[derive(Default)]
 pub struct Gate {
     /// How far partitions may be read while another generation is followed.
-    follow: Mutex<HashMap<Slot, u64>>,
+    follow: Mutex<HashMap<PartitionIndex, u64>>,
     opened: OnceLock<Opened>,
     /// How many workers know of the opening.
     seen: AtomicUsize,
@@ -43,13 +46,13 @@ pub struct Gate {
 
 /// Outlets that are this run's, and where a replay stops for them.
 struct Opened {
-    cuts: Cuts,
-    outlets: Vec<Ends>,
+    cuts: ResumePoints,
+    outlets: Vec<ShardSenders>,
 }
 
 impl Gate {
     /// One that is open from the start.
-    pub fn open(cuts: Cuts, outlets: Vec<Ends>) -> Gate {
+    pub fn open(cuts: ResumePoints, outlets: Vec<ShardSenders>) -> Gate {
         let gate = Gate::default();
         gate.install(cuts, outlets);
         gate.release(0);
@@ -57,7 +60,7 @@ impl Gate {
     }
 
     /// How far the generation that is followed has come for certain.
-    pub fn follow(&self, positions: impl IntoIterator<Item = (Slot, u64)>) {
+    pub fn follow(&self, positions: impl IntoIterator<Item = (PartitionIndex, u64)>) {
         let mut follow = self.follow.lock().unwrap_or_else(PoisonError::into_inner);
         for (slot, position) in positions {
             let known = follow.entry(slot).or_insert(position);
@@ -66,7 +69,7 @@ impl Gate {
     }
 
     /// The first step of the opening: every worker learns of it before any reads on.
-    pub fn install(&self, cuts: Cuts, outlets: Vec<Ends>) {
+    pub fn install(&self, cuts: ResumePoints, outlets: Vec<ShardSenders>) {
         let _ = self.opened.set(Opened { cuts, outlets });
     }
 
@@ -90,11 +93,11 @@ impl Gate {
         self.floor.load(Ordering::Relaxed)
     }
 
-    fn cuts(&self) -> Option<&Cuts> {
+    fn cuts(&self) -> Option<&ResumePoints> {
         self.opened.get().map(|opened| &opened.cuts)
     }
 
-    fn limit(&self, slot: Slot, start: u64) -> u64 {
+    fn limit(&self, slot: PartitionIndex, start: u64) -> u64 {
         self.follow.lock().unwrap_or_else(PoisonError::into_inner).get(&slot).copied().unwrap_or(start)
     }
 }
@@ -107,10 +110,10 @@ pub struct Replay {
     /// The epochs of the cuts that are behind us.
     passed: Vec<u64>,
     /// When each partition came to the next one.
-    reached: HashMap<Slot, u64>,
+    reached: HashMap<PartitionIndex, u64>,
     /// How far each was read, and the last record before that.
-    read: BTreeMap<Slot, u64>,
-    before: BTreeMap<Slot, Fingerprint>,
+    read: BTreeMap<PartitionIndex, u64>,
+    before: BTreeMap<PartitionIndex, Fingerprint>,
     /// How many there were at the start.
     partitions: usize,
 }
@@ -118,8 +121,9 @@ pub struct Replay {
 impl Replay {
     /// `starts` is where each partition is read from, by slot.
     pub fn new(gate: Arc<Gate>, starts: &[LogPosition]) -> Replay {
-        let read = (0..).map(Slot).zip(starts.iter().map(|start| start.position)).collect();
-        let known = (0..).map(Slot).zip(starts).filter_map(|(slot, start)| Some((slot, start.before?)));
+        let read = (0..).map(PartitionIndex).zip(starts.iter().map(|start| start.position)).collect();
+        let known =
+            (0..).map(PartitionIndex).zip(starts).filter_map(|(slot, start)| Some((slot, start.before?)));
         let before = known.collect();
         let (passed, reached) = (Vec::new(), HashMap::new());
         Replay { gate, is_open: false, passed, reached, read, before, partitions: starts.len() }
@@ -132,27 +136,27 @@ impl Replay {
             return false;
         }
         self.is_open = true;
-        let at: Vec<Slot> = self.at_the_next_cut();
+        let at: Vec<PartitionIndex> = self.at_next_point();
         self.reached.extend(at.into_iter().map(|slot| (slot, upper.saturating_sub(1))));
         self.gate.seen.fetch_add(1, Ordering::Release);
         true
     }
 
     /// The partitions that were read up to the next cut.
-    fn at_the_next_cut(&self) -> Vec<Slot> {
+    fn at_next_point(&self) -> Vec<PartitionIndex> {
         let Some(next) = self.next() else { return Vec::new() };
-        let at = |(slot, read): &(&Slot, &u64)| {
+        let at = |(slot, read): &(&PartitionIndex, &u64)| {
             usize::from(slot.0) < self.partitions && next.get(*slot).is_none_or(|cut| cut <= *read)
         };
         self.read.iter().filter(at).map(|(slot, _)| *slot).collect()
     }
 
-    fn next(&self) -> Option<&HashMap<Slot, u64>> {
-        self.gate.cuts()?.positions.get(self.passed.len())
+    fn next(&self) -> Option<&HashMap<PartitionIndex, u64>> {
+        self.gate.cuts()?.points.get(self.passed.len())
     }
 
     /// Where a partition, which was opened at `start`, must wait for the others.
-    pub fn limit(&self, slot: Slot, start: u64) -> u64 {
+    pub fn limit(&self, slot: PartitionIndex, start: u64) -> u64 {
         match self.is_open && self.gate.is_released() {
             true => self.next().map_or(u64::MAX, |cut| cut.get(&slot).copied().unwrap_or(start)),
             false => self.gate.limit(slot, start),
@@ -169,15 +173,18 @@ impl Replay {
     }
 
     /// Hears how far a partition was read; in the order of epochs.
-    fn hear(&mut self, read: &Read) {
-        let Some(Progress { slot, applied, before, .. }) = read.progress else { return };
+    fn on_progress(&mut self, read: &ProgressReport) {
+        let Some(PartitionProgress { partition: slot, applied_until: applied, before, .. }) = read.progress
+        else {
+            return;
+        };
         self.read.insert(slot, applied);
         if let Some(before) = before {
             self.before.insert(slot, before);
         }
         // Those that came later are read behind the last cut only.
         let from_start = usize::from(slot.0) < self.partitions;
-        let is_there = |cut: &HashMap<Slot, u64>| cut.get(&slot).is_none_or(|cut| *cut <= applied);
+        let is_there = |cut: &HashMap<PartitionIndex, u64>| cut.get(&slot).is_none_or(|cut| *cut <= applied);
         if self.is_open && from_start && self.next().is_none_or(is_there) {
             self.reached.entry(slot).or_insert(read.epoch);
         }
@@ -185,50 +192,50 @@ impl Replay {
 
     /// Passes the cuts that all partitions have come to. None reads on before that, so all that is behind a cut is in later
     /// epochs.
-    fn pass(&mut self) {
+    fn pass_reached_points(&mut self) {
         while self.is_open && self.next().is_some() && self.reached.len() == self.partitions {
             let epoch = self.reached.values().copied().max().unwrap_or(0);
             self.passed.push(epoch);
             self.reached.clear();
             // Some are at the next one already.
-            let reached = self.at_the_next_cut();
+            let reached = self.at_next_point();
             self.reached.extend(reached.into_iter().map(|slot| (slot, epoch)));
         }
     }
 }
 
 pub struct Outgoing {
-    parcels: Closed<Parcel>,
-    read: Closed<Read>,
-    open_parcels: VecDeque<(u64, Vec<Parcel>)>,
-    open_reads: VecDeque<(u64, Vec<Read>)>,
+    parcels: Closed<EncodedBatch>,
+    read: Closed<ProgressReport>,
+    open_parcels: VecDeque<(u64, Vec<EncodedBatch>)>,
+    open_reads: VecDeque<(u64, Vec<ProgressReport>)>,
     /// Up to where each has been closed, and all of it was handed on.
     parcels_upper: u64,
     reads_upper: u64,
     upper: u64,
     replay: Replay,
-    slots: Slots,
+    slots: PartitionTable,
     index: usize,
     topology: Topology,
-    shards: Vec<OwnShard>,
+    shards: Vec<OwnedShard>,
 }
 
 /// A shard whose parcels come to this worker.
-struct OwnShard {
+struct OwnedShard {
     shard: Shard,
     outlet: usize,
-    waiting: Vec<Parcel>,
+    waiting: Vec<EncodedBatch>,
     /// The positions that it has not been told of.
     moved: bool,
 }
 
 impl Outgoing {
     pub fn new(
-        parcels: Closed<Parcel>,
-        read: Closed<Read>,
+        parcels: Closed<EncodedBatch>,
+        read: Closed<ProgressReport>,
         (index, topology): (usize, Topology),
         gate: Arc<Gate>,
-        slots: Slots,
+        slots: PartitionTable,
         starts: &[LogPosition],
     ) -> Outgoing {
         let mut outgoing = Outgoing {
@@ -259,12 +266,13 @@ impl Outgoing {
             .iter()
             .enumerate()
             .flat_map(|(at, outlet)| outlet.shards().map(move |shard| (at, shard)));
-        let own = all.filter(|(_, shard)| self.topology.writer_of(*shard) == self.index);
-        let shards = own.map(|(outlet, shard)| OwnShard { shard, outlet, waiting: Vec::new(), moved: true });
+        let own = all.filter(|(_, shard)| self.topology.writer_worker_of(*shard) == self.index);
+        let shards =
+            own.map(|(outlet, shard)| OwnedShard { shard, outlet, waiting: Vec::new(), moved: true });
         self.shards = shards.collect();
     }
 
-    fn outlets(&self) -> &[Ends] {
+    fn outlets(&self) -> &[ShardSenders] {
         self.replay.gate.opened.get().map_or(&[], |opened| &opened.outlets)
     }
 
@@ -274,16 +282,16 @@ impl Outgoing {
 
     /// Whether sources must wait for the sinks.
     pub fn is_full(&self) -> bool {
-        self.outlets().iter().any(|outlet| outlet.pending() > PENDING_BYTES)
+        self.outlets().iter().any(|outlet| outlet.pending_bytes() > MAX_PENDING_BYTES)
     }
 
     /// Hands on what has closed. At the end, epochs before `end` are complete.
     pub fn hand_on(&mut self, end: u64) {
-        while let Some(Batch { upper, changes, .. }) = self.parcels.take() {
+        while let Some(Batch { upper, changes, .. }) = self.parcels.next_batch() {
             self.parcels_upper = upper;
             self.open_parcels.extend(changes);
         }
-        while let Some(Batch { upper, changes, .. }) = self.read.take() {
+        while let Some(Batch { upper, changes, .. }) = self.read.next_batch() {
             self.reads_upper = upper;
             self.open_reads.extend(changes);
         }
@@ -295,10 +303,10 @@ impl Outgoing {
         self.upper = upper;
         let mut moved = false;
         while let Some((_, reads)) = before(&mut self.open_reads, upper) {
-            reads.iter().for_each(|read| self.replay.hear(read));
-            moved |= have_moved(&reads);
+            reads.iter().for_each(|read| self.replay.on_progress(read));
+            moved |= has_progress(&reads);
         }
-        self.replay.pass();
+        self.replay.pass_reached_points();
         while let Some((epoch, parcels)) = before(&mut self.open_parcels, upper) {
             for parcel in parcels {
                 let own = self.shards.iter_mut().find(|own| own.shard == parcel.shard);
@@ -307,10 +315,10 @@ impl Outgoing {
                 }
             }
         }
-        self.give(upper - 1, moved);
+        self.send_to_shards(upper - 1, moved);
     }
 
-    fn give(&mut self, epoch: u64, moved: bool) {
+    fn send_to_shards(&mut self, epoch: u64, moved: bool) {
         let mut at = None;
         let Some(Opened { outlets, .. }) = self.replay.gate.opened.get() else { return };
         for own in &mut self.shards {
@@ -325,14 +333,14 @@ impl Outgoing {
             });
             let parcels = std::mem::take(&mut own.waiting);
             let (positions, before) = (Arc::clone(positions), Arc::clone(before));
-            let portion = Portion { parcels, epoch, positions, before };
-            outlets[own.outlet].give(own.shard, portion);
+            let portion = ShardBatch { parcels, epoch, positions, before };
+            outlets[own.outlet].send_batch(own.shard, portion);
         }
     }
 }
 
 /// Whether partitions were read. Questions are no such reads: were they counted, what waits for a sink that is away would have no end.
-fn have_moved(reads: &[Read]) -> bool {
+fn has_progress(reads: &[ProgressReport]) -> bool {
     reads.iter().any(|read| read.progress.is_some())
 }
 
@@ -341,8 +349,8 @@ fn before<T>(open: &mut VecDeque<(u64, T)>, upper: u64) -> Option<(u64, T)> {
     open.front().is_some_and(|(epoch, _)| *epoch < upper).then(|| open.pop_front()).flatten()
 }
 
-fn by_source<T: Copy>(values: &BTreeMap<Slot, T>, slots: &Slots) -> BySource<T> {
-    let names = slots.all();
+fn by_source<T: Copy>(values: &BTreeMap<PartitionIndex, T>, slots: &PartitionTable) -> BySource<T> {
+    let names = slots.names();
     let mut by_source = BySource::new();
     for (slot, value) in values {
         if let Some(name) = names.get(usize::from(slot.0)) {
@@ -359,7 +367,12 @@ mod tests {
     use super::*;
 
     /// Partitions are read as they may be, a few records an epoch, by workers that all hear of it when the epoch has closed.
-    fn replay(cuts: &Cuts, starts: &[u64], ends: &[u64], steps: &[(usize, u64)]) -> (Replay, Vec<Vec<u64>>) {
+    fn replay(
+        cuts: &ResumePoints,
+        starts: &[u64],
+        ends: &[u64],
+        steps: &[(usize, u64)],
+    ) -> (Replay, Vec<Vec<u64>>) {
         let from: Vec<LogPosition> = starts.iter().map(|start| (*start).into()).collect();
         let mut replay = Replay::new(Arc::new(Gate::open(cuts.clone(), Vec::new())), &from);
         replay.learn(0);
@@ -368,53 +381,59 @@ mod tests {
         let mut said = vec![None; starts.len()];
         for (epoch, (slot, records)) in (1..).zip(steps.iter().copied().chain((0..10_000).map(|i| (i, 3)))) {
             let at = slot % starts.len();
-            let limit = replay.limit(Slot(at as u16), starts[at]).min(ends[at]);
+            let limit = replay.limit(PartitionIndex(at as u16), starts[at]).min(ends[at]);
             for _ in read[at]..limit.min(read[at] + records) {
                 epochs[at].push(epoch);
             }
             read[at] = epochs[at].len() as u64;
             if said[at] != Some(read[at]) {
                 said[at] = Some(read[at]);
-                let progress = Progress {
-                    slot: Slot(at as u16),
-                    applied: read[at],
-                    end: ends[at],
+                let progress = PartitionProgress {
+                    partition: PartitionIndex(at as u16),
+                    applied_until: read[at],
+                    log_end: ends[at],
                     withheld: 0,
                     before: None,
-                    cities: 0,
+                    city_count: 0,
                 };
-                replay.hear(&Read { epoch, progress: Some(progress), caught_up: false });
+                replay.on_progress(&ProgressReport { epoch, progress: Some(progress), caught_up: false });
             }
-            replay.pass();
+            replay.pass_reached_points();
         }
         (replay, epochs)
     }
 
     #[test]
-    fn questions_move_nothing() {
-        let question = Read { epoch: 1, progress: None, caught_up: false };
-        let progress =
-            Some(Progress { slot: Slot(0), applied: 1, end: 1, withheld: 0, before: None, cities: 0 });
-        assert!(!have_moved(&[]) && !have_moved(&[question]));
-        assert!(have_moved(&[question, Read { progress, ..question }]));
+    fn progress_queries_do_not_count_as_progress() {
+        let question = ProgressReport { epoch: 1, progress: None, caught_up: false };
+        let progress = Some(PartitionProgress {
+            partition: PartitionIndex(0),
+            applied_until: 1,
+            log_end: 1,
+            withheld: 0,
+            before: None,
+            city_count: 0,
+        });
+        assert!(!has_progress(&[]) && !has_progress(&[question]));
+        assert!(has_progress(&[question, ProgressReport { progress, ..question }]));
     }
 
     proptest! {
         #[test]
-        fn every_record_is_on_its_side_of_each_cut(
+        fn replayed_records_fall_on_correct_side_of_resume_points(
             starts in proptest::collection::vec(0..5u64, 1..5),
             rises in proptest::collection::vec(proptest::collection::vec(0..7u64, 5), 0..4),
             absent in proptest::collection::vec(any::<bool>(), 5),
             steps in proptest::collection::vec((0..5usize, 0..9u64), 0..80),
         ) {
-            let mut cuts = Cuts::default();
+            let mut cuts = ResumePoints::default();
             let mut at = starts.clone();
             for rise in &rises {
                 let positions = at.iter_mut().zip(rise).enumerate().filter_map(|(slot, (at, rise))| {
                     *at += if absent[slot] { 0 } else { *rise };
-                    (!absent[slot]).then_some((Slot(slot as u16), *at))
+                    (!absent[slot]).then_some((PartitionIndex(slot as u16), *at))
                 });
-                cuts.positions.push(positions.collect());
+                cuts.points.push(positions.collect());
             }
             cuts.of_shards = (0..rises.len()).map(|cut| (Shard(cut as u16), cut)).collect();
             let ends: Vec<u64> = at.iter().map(|at| at + 5).collect();
@@ -422,8 +441,8 @@ mod tests {
             prop_assert_eq!(replay.passed.len(), rises.len());
             for (slot, epochs) in epochs.iter().enumerate() {
                 prop_assert_eq!(epochs.len() as u64, ends[slot]);
-                for (cut, positions) in cuts.positions.iter().enumerate() {
-                    let at = positions.get(&Slot(slot as u16)).copied().unwrap_or(starts[slot]);
+                for (cut, positions) in cuts.points.iter().enumerate() {
+                    let at = positions.get(&PartitionIndex(slot as u16)).copied().unwrap_or(starts[slot]);
                     for (position, epoch) in epochs.iter().enumerate().skip(starts[slot] as usize) {
                         let is_new = replay.is_new(Shard(cut as u16), *epoch);
                         prop_assert_eq!(is_new, position as u64 >= at, "slot {} position {}", slot, position);

@@ -9,11 +9,11 @@ use std::thread;
 
 use serde_json::{Value, json};
 
-use crate::checkpoints::{S3, published_manifests, python};
-use crate::oracle::{Entry, Oracle};
-use crate::process::{DEADLINE, Service, post, wait_for};
-use crate::recovery::{MINUTE, Random, SETTINGS, unrefused, written};
-use crate::served::{Status, check_current, check_history};
+use crate::checkpoints::{S3Server, published_manifests, python_with_packages};
+use crate::oracle::{LogEntry, Oracle};
+use crate::recovery::{MINUTE_MS, RUN_SETTINGS, Random, keep_accepted_entries, record_json};
+use crate::rest_checks::{ServiceStatus, check_current, check_history};
+use crate::service_process::{ServiceProcess, WAIT_TIMEOUT, post, wait_for};
 use crate::subscriber::Subscriber;
 
 const CITIES: u32 = 5;
@@ -30,84 +30,86 @@ fn swelter(arguments: &[&str], variables: &[(&str, String)]) -> Output {
 }
 
 /// What a command says, which must be JSON.
-fn said(arguments: &[&str], variables: &[(&str, String)]) -> Value {
+fn run_json(arguments: &[&str], variables: &[(&str, String)]) -> Value {
     let output = swelter(&[arguments, &["--json"]].concat(), variables);
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
 /// Why a command refuses.
-fn refused(arguments: &[&str]) -> String {
+fn run_refused(arguments: &[&str]) -> String {
     let output = swelter(arguments, &[]);
     let line = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{arguments:?}: {line}");
     line
 }
 
-fn text(path: &Path) -> &str {
+fn path_str(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
 /// Posts batches until it is stopped, one after the other, and keeps those that were acknowledged.
-struct Poster {
+struct LoadPoster {
     random: Random,
     now: i64,
     oracle: Oracle,
-    acked: Arc<Mutex<Vec<Vec<Entry>>>>,
+    acked: Arc<Mutex<Vec<Vec<LogEntry>>>>,
 }
 
-impl Poster {
-    fn new(seed: u64) -> Poster {
+impl LoadPoster {
+    fn new(seed: u64) -> LoadPoster {
         let now = jiff::Timestamp::now().as_millisecond() - 6 * 3_600_000;
-        let (now, oracle) = (now - now.rem_euclid(MINUTE), Oracle::new(SETTINGS));
-        Poster { random: Random(seed), now, oracle, acked: Arc::default() }
+        let (now, oracle) = (now - now.rem_euclid(MINUTE_MS), Oracle::new(RUN_SETTINGS));
+        LoadPoster { random: Random(seed), now, oracle, acked: Arc::default() }
     }
 
     fn post(&mut self, address: &str) {
-        self.now += self.random.next(3) as i64 * MINUTE / 8;
-        let entries = (0..1 + self.random.next(40)).map(|_| self.random.entry(self.now)).collect();
-        let entries = unrefused(&self.oracle, entries, &mut self.random, self.now);
-        let records: Vec<String> = entries.iter().map(written).collect();
+        self.now += self.random.below(3) as i64 * MINUTE_MS / 8;
+        let entries = (0..1 + self.random.below(40)).map(|_| self.random.random_entry(self.now)).collect();
+        let entries = keep_accepted_entries(&self.oracle, entries, &mut self.random, self.now);
+        let records: Vec<String> = entries.iter().map(record_json).collect();
         let answer = post(address, "application/x-ndjson", &records.join("\n")).unwrap();
         assert_eq!(answer.status, 200, "{}", answer.body);
         for entry in &entries {
-            self.oracle.apply(entry);
+            self.oracle.apply_arrival(entry);
         }
         self.acked.lock().unwrap().push(entries);
     }
 }
 
 /// The oracle of these batches, and the records that it refuses.
-fn oracle(batches: &[Vec<Entry>]) -> (Oracle, Vec<String>) {
-    let mut oracle = Oracle::new(SETTINGS);
+fn oracle_of_batches(batches: &[Vec<LogEntry>]) -> (Oracle, Vec<String>) {
+    let mut oracle = Oracle::new(RUN_SETTINGS);
     let entries = batches.iter().flatten();
-    let late = entries.filter(|entry| oracle.apply(entry).is_none()).map(written).collect();
+    let late = entries.filter(|entry| oracle.apply_arrival(entry).is_none()).map(record_json).collect();
     (oracle, late)
 }
 
-fn records(batches: &[Vec<Entry>]) -> u64 {
+fn record_count(batches: &[Vec<LogEntry>]) -> u64 {
     batches.iter().map(|batch| batch.len() as u64).sum()
 }
 
 /// Once everything is in the results: how many records there are, and as of when.
-fn applied(address: &str) -> (u64, u64) {
+fn wait_until_applied(address: &str) -> (u64, u64) {
     wait_for("that all is applied", || {
-        let status = Status::of(address, DEADLINE)?;
+        let status = ServiceStatus::fetch_status(address, WAIT_TIMEOUT)?;
         (status.ready && status.applied == status.end).then_some((status.applied, status.as_of))
     })
 }
 
 /// REST, a new subscriber and the dead letters say what the oracle of these batches says.
-fn check(service: &Service, data: &Path, batches: &[Vec<Entry>]) {
-    let (records_, as_of) = applied(&service.address);
-    assert_eq!(records_, records(batches), "nothing is lost, and nothing there twice");
-    let (oracle, mut late) = oracle(batches);
+fn check_service(service: &ServiceProcess, data: &Path, batches: &[Vec<LogEntry>]) {
+    let (records_, as_of) = wait_until_applied(&service.address);
+    assert_eq!(records_, record_count(batches), "nothing is lost, and nothing there twice");
+    let (oracle, mut late) = oracle_of_batches(batches);
     check_current(&service.address, &oracle);
     let rows: usize = (0..CITIES).map(|city| check_history(&service.address, &oracle, city)).sum();
     assert!(rows > 0);
     let mut subscriber = Subscriber::new(&[0, 1]);
-    subscriber.connect(&service.address, DEADLINE).unwrap();
-    wait_for("what a subscriber gets", || subscriber.has_all(as_of, DEADLINE).unwrap().then_some(()));
+    subscriber.connect(&service.address, WAIT_TIMEOUT).unwrap();
+    wait_for("what a subscriber gets", || {
+        subscriber.is_caught_up(as_of, WAIT_TIMEOUT).unwrap().then_some(())
+    });
     subscriber.kept.check_current(&oracle);
     subscriber.kept.check_windows(&oracle);
     late.sort();
@@ -124,27 +126,27 @@ fn dead_letters(data: &Path) -> Vec<String> {
     text.lines().filter_map(raw).collect()
 }
 
-fn has_checkpoints(data: &Path, at_least: usize) -> Option<()> {
+fn wait_for_checkpoints(data: &Path, at_least: usize) -> Option<()> {
     (published_manifests(&data.join("checkpoints")).len() >= at_least).then_some(())
 }
 
 /// The batches that a restored journal has: all that were acknowledged before, whole ones, in their order.
-fn restored_batches(acked: &[Vec<Entry>], before: usize, found: u64) -> Vec<Vec<Entry>> {
-    let whole = (before..=acked.len()).find(|count| records(&acked[..*count]) == found);
+fn restored_batches(acked: &[Vec<LogEntry>], before: usize, found: u64) -> Vec<Vec<LogEntry>> {
+    let whole = (before..=acked.len()).find(|count| record_count(&acked[..*count]) == found);
     acked[..whole.unwrap_or_else(|| panic!("{found} records are not whole batches from {before} on"))]
         .to_vec()
 }
 
 /// Takes a backup in the middle of posts, restores it elsewhere, and goes on with both.
-fn under_load(place: &str, variables: &[(&str, String)]) {
+fn backup_and_restore_under_load(place: &str, variables: &[(&str, String)]) {
     let folder = tempfile::tempdir().unwrap();
     let (data, other) = (folder.path().join("data"), folder.path().join("other"));
-    let service = Service::start(&data, &config()).ready();
-    let mut poster = Poster::new(7);
+    let service = ServiceProcess::start(&data, &config()).wait_until_ready();
+    let mut poster = LoadPoster::new(7);
     let acked = Arc::clone(&poster.acked);
     (0..20).for_each(|_| poster.post(&service.address));
     for at_least in 1..=2 {
-        wait_for("a checkpoint", || has_checkpoints(&data, at_least));
+        wait_for("a checkpoint", || wait_for_checkpoints(&data, at_least));
         poster.post(&service.address);
     }
     let stop = Arc::new(AtomicBool::new(false));
@@ -157,7 +159,7 @@ fn under_load(place: &str, variables: &[(&str, String)]) {
     });
     wait_for("posts on their way", || (acked.lock().unwrap().len() > 40).then_some(()));
     let before = acked.lock().unwrap().len();
-    let taken = said(&["backup", "--to", place, "--data-dir", text(&data)], variables);
+    let taken = run_json(&["backup", "--to", place, "--data-dir", path_str(&data)], variables);
     assert_eq!(taken["online"], true, "{taken}");
     assert!(taken["checkpoints"].as_u64().unwrap() >= 1 && taken["left_out"] == json!([]), "{taken}");
     let ended = acked.lock().unwrap().len() + 1;
@@ -165,20 +167,20 @@ fn under_load(place: &str, variables: &[(&str, String)]) {
     stop.store(true, Ordering::Relaxed);
     let mut poster = posting.join().unwrap();
 
-    let restored = said(&["restore", "--from", place, "--data-dir", text(&other)], variables);
+    let restored = run_json(&["restore", "--from", place, "--data-dir", path_str(&other)], variables);
     assert_eq!(restored["records"], taken["records"]);
-    let mut copied = Service::start(&other, &config()).ready();
+    let mut copied = ServiceProcess::start(&other, &config()).wait_until_ready();
     assert!(copied.log().contains("a checkpoint is taken up"), "{}", copied.log());
     let mine = acked.lock().unwrap().clone();
-    let mut theirs = restored_batches(&mine, before, applied(&copied.address).0);
+    let mut theirs = restored_batches(&mine, before, wait_until_applied(&copied.address).0);
     assert!(theirs.len() <= ended, "a backup has nothing from behind its end");
-    check(&copied, &other, &theirs);
-    check(&service, &data, &mine);
+    check_service(&copied, &other, &theirs);
+    check_service(&service, &data, &mine);
 
     // Both go on, each for itself, also from checkpoints of their own.
     poster.post(&service.address);
-    let (known, _) = oracle(&theirs);
-    let mut another = Poster { oracle: known, acked: Arc::new(Mutex::new(theirs)), ..Poster::new(8) };
+    let (known, _) = oracle_of_batches(&theirs);
+    let mut another = LoadPoster { oracle: known, acked: Arc::new(Mutex::new(theirs)), ..LoadPoster::new(8) };
     (0..3).for_each(|_| another.post(&copied.address));
     let manifests = || published_manifests(&other.join("checkpoints"));
     let known = manifests();
@@ -186,10 +188,10 @@ fn under_load(place: &str, variables: &[(&str, String)]) {
         manifests().iter().any(|manifest| !known.contains(manifest)).then_some(())
     });
     copied.kill();
-    copied = Service::start(&other, &config()).ready();
+    copied = ServiceProcess::start(&other, &config()).wait_until_ready();
     theirs = another.acked.lock().unwrap().clone();
-    check(&copied, &other, &theirs);
-    check(&service, &data, &acked.lock().unwrap().clone());
+    check_service(&copied, &other, &theirs);
+    check_service(&service, &data, &acked.lock().unwrap().clone());
     copied.terminate();
     service.terminate();
 }
@@ -197,13 +199,13 @@ fn under_load(place: &str, variables: &[(&str, String)]) {
 #[test]
 fn backup_under_load_restores_all_that_was_acknowledged() {
     let folder = tempfile::tempdir().unwrap();
-    under_load(text(&folder.path().join("backups")), &[]);
+    backup_and_restore_under_load(path_str(&folder.path().join("backups")), &[]);
 }
 
 #[test]
 fn backup_to_s3_restores_all_that_was_acknowledged() {
-    let Some(python) = python() else { return };
-    let store = S3::start(&python, 0);
+    let Some(python) = python_with_packages() else { return };
+    let store = S3Server::start(&python, 0);
     let variables = [
         ("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{}", store.port)),
         ("AWS_ACCESS_KEY_ID", "k".into()),
@@ -211,42 +213,42 @@ fn backup_to_s3_restores_all_that_was_acknowledged() {
         ("AWS_REGION", "us-east-1".into()),
         ("AWS_ALLOW_HTTP", "true".into()),
     ];
-    under_load("s3://heat/backups", &variables);
+    backup_and_restore_under_load("s3://heat/backups", &variables);
 }
 
 /// All files below a folder.
-fn files(folder: &Path) -> Vec<PathBuf> {
+fn files_below(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let mut files: Vec<PathBuf> =
-        entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect();
+        entries.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect();
     files.sort();
     files
 }
 
 /// A stopped data directory with checkpoints and dead letters, and what was posted to it.
-fn stopped(data: &Path) -> Vec<Vec<Entry>> {
-    let service = Service::start(data, &config()).ready();
-    let mut poster = Poster::new(3);
+fn stopped_data_directory(data: &Path) -> Vec<Vec<LogEntry>> {
+    let service = ServiceProcess::start(data, &config()).wait_until_ready();
+    let mut poster = LoadPoster::new(3);
     (0..20).for_each(|_| poster.post(&service.address));
-    wait_for("checkpoints", || has_checkpoints(data, 1));
+    wait_for("checkpoints", || wait_for_checkpoints(data, 1));
     (0..5).for_each(|_| poster.post(&service.address));
     service.terminate();
     poster.acked.lock().unwrap().clone()
 }
 
 #[test]
-fn backup_that_is_damaged_is_refused_and_restores_nothing() {
+fn damaged_backup_is_refused_and_restores_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let (data, place) = (folder.path().join("data"), folder.path().join("backups"));
-    let batches = stopped(&data);
-    let taken = said(&["backup", "--to", text(&place), "--data-dir", text(&data)], &[]);
-    assert_eq!((&taken["online"], &taken["records"]), (&false.into(), &records(&batches).into()));
+    let batches = stopped_data_directory(&data);
+    let taken = run_json(&["backup", "--to", path_str(&place), "--data-dir", path_str(&data)], &[]);
+    assert_eq!((&taken["online"], &taken["records"]), (&false.into(), &record_count(&batches).into()));
     let backup = PathBuf::from(taken["backup"].as_str().unwrap());
-    assert_eq!(said(&["backup", "--verify", text(&place)], &[])["backup"], taken["backup"]);
+    assert_eq!(run_json(&["backup", "--verify", path_str(&place)], &[])["backup"], taken["backup"]);
 
     use std::os::unix::fs::PermissionsExt as _;
     assert_eq!(fs::metadata(&backup).unwrap().permissions().mode() & 0o777, 0o700);
-    let all = files(&backup);
+    let all = files_below(&backup);
     // Of the many files of checkpoints some will do.
     let is_chosen =
         |(at, path): &(usize, &PathBuf)| !path.starts_with(backup.join("checkpoints")) || at % 9 == 0;
@@ -264,11 +266,14 @@ fn backup_that_is_damaged_is_refused_and_restores_nothing() {
                 Some(wrong) => fs::write(path, wrong).unwrap(),
                 None => fs::remove_file(path).unwrap(),
             }
-            let line = refused(&["restore", "--from", text(&place), "--data-dir", text(&out)]);
-            assert!(line.contains(text(&backup)) || line.contains("there is no backup"), "{path:?}: {line}");
+            let line = run_refused(&["restore", "--from", path_str(&place), "--data-dir", path_str(&out)]);
+            assert!(
+                line.contains(path_str(&backup)) || line.contains("there is no backup"),
+                "{path:?}: {line}"
+            );
             assert!(!out.exists());
         }
-        refused(&["backup", "--verify", text(&place)]);
+        run_refused(&["backup", "--verify", path_str(&place)]);
         fs::write(path, right).unwrap();
     }
     let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -277,38 +282,38 @@ fn backup_that_is_damaged_is_refused_and_restores_nothing() {
     // Where something is, nothing is restored.
     fs::create_dir(&out).unwrap();
     fs::write(out.join("mine"), "").unwrap();
-    let line = refused(&["restore", "--from", text(&place), "--data-dir", text(&out)]);
+    let line = run_refused(&["restore", "--from", path_str(&place), "--data-dir", path_str(&out)]);
     assert!(line.contains("is not empty"), "{line}");
     fs::remove_file(out.join("mine")).unwrap();
 
     // A second one has a name of its own, and the newest is taken.
-    let second = said(&["backup", "--to", text(&place), "--data-dir", text(&data)], &[]);
+    let second = run_json(&["backup", "--to", path_str(&place), "--data-dir", path_str(&data)], &[]);
     assert_ne!(second["backup"], taken["backup"]);
-    assert_eq!(files(&backup), all);
-    let restored = said(&["restore", "--from", text(&backup), "--data-dir", text(&out)], &[]);
+    assert_eq!(files_below(&backup), all);
+    let restored = run_json(&["restore", "--from", path_str(&backup), "--data-dir", path_str(&out)], &[]);
     let id: Value = serde_json::from_slice(&fs::read(out.join("journal/id")).unwrap()).unwrap();
     assert_eq!(id["id"], restored["journal_id"]);
-    let service = Service::start(&out, &config()).ready();
-    check(&service, &out, &batches);
+    let service = ServiceProcess::start(&out, &config()).wait_until_ready();
+    check_service(&service, &out, &batches);
     service.terminate();
 }
 
 #[test]
-fn backup_of_nothing_or_of_a_busy_directory_is_refused() {
+fn backup_of_missing_or_locked_directory_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (data, place) = (folder.path().join("data"), folder.path().join("backups"));
-    let line = refused(&["backup", "--to", text(&place), "--data-dir", text(&data)]);
+    let line = run_refused(&["backup", "--to", path_str(&place), "--data-dir", path_str(&data)]);
     assert!(line.contains("has no journal"), "{line}");
     assert!(!data.exists() && !place.exists());
-    let line = refused(&["restore", "--from", text(&place), "--data-dir", text(&data)]);
+    let line = run_refused(&["restore", "--from", path_str(&place), "--data-dir", path_str(&data)]);
     assert!(line.contains("is not a folder"), "{line}");
-    let service = Service::start(&data, &config()).ready();
+    let service = ServiceProcess::start(&data, &config()).wait_until_ready();
     use std::os::unix::fs::PermissionsExt as _;
     let mode =
         wait_for("the socket", || Some(fs::metadata(data.join("backup.sock")).ok()?.permissions().mode()));
     assert_eq!(mode & 0o777, 0o600);
     fs::remove_file(data.join("backup.sock")).unwrap();
-    let line = refused(&["backup", "--to", text(&place), "--data-dir", text(&data)]);
+    let line = run_refused(&["backup", "--to", path_str(&place), "--data-dir", path_str(&data)]);
     assert!(line.contains("in use by a process that takes no backups"), "{line}");
     service.terminate();
 }

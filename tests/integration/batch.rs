@@ -9,20 +9,20 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
-fn data(name: &str) -> PathBuf {
+fn data_path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("data").join(name)
 }
 
-fn reference(name: &str) -> PathBuf {
+fn reference_path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference").join(name)
 }
 
 /// A folder to run in.
-struct Run(TempDir);
+struct BatchFolder(TempDir);
 
-impl Run {
-    fn new() -> Run {
-        Run(tempfile::tempdir().unwrap())
+impl BatchFolder {
+    fn new() -> BatchFolder {
+        BatchFolder(tempfile::tempdir().unwrap())
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -49,14 +49,14 @@ impl Run {
     }
 
     /// Runs what must succeed.
-    fn ok(&self, args: &str) -> Output {
+    fn run_ok(&self, args: &str) -> Output {
         let output = self.swelter(args);
         assert!(output.status.success(), "swelter {args}: {}", String::from_utf8_lossy(&output.stderr));
         output
     }
 
     /// Runs what must fail, and says so on standard error.
-    fn fails(&self, args: &str, code: i32) -> String {
+    fn run_failing(&self, args: &str, code: i32) -> String {
         let output = self.swelter(args);
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(code), "swelter {args}: {stderr}");
@@ -77,8 +77,8 @@ fn json_lines(text: &str) -> Vec<Value> {
 }
 
 /// A log with everything that can go wrong in one.
-fn messy(run: &Run, name: &str) -> PathBuf {
-    run.ok(&format!(
+fn write_faulty_log(run: &BatchFolder, name: &str) -> PathBuf {
+    run.run_ok(&format!(
         "generate --cities 12 --interval 20m --from 2025-06-01 --to 2025-06-12 --late 0.1 --corrections 0.05 \
          --withdrawals 0.03 --duplicates 0.03 --invalid 0.03 --seed 7 -o {name}"
     ));
@@ -87,10 +87,10 @@ fn messy(run: &Run, name: &str) -> PathBuf {
 
 #[test]
 fn new_york_equals_pandas() {
-    let run = Run::new();
-    run.ok(&format!("batch {} -o rows.csv --formula rothfusz", data("nyc2013.csv").display()));
+    let run = BatchFolder::new();
+    run.run_ok(&format!("batch {} -o rows.csv --formula rothfusz", data_path("nyc2013.csv").display()));
     let mut expected = String::new();
-    let file = fs::File::open(reference("nyc2013_rolling.csv.gz")).unwrap();
+    let file = fs::File::open(reference_path("nyc2013_rolling.csv.gz")).unwrap();
     flate2::read::GzDecoder::new(file).read_to_string(&mut expected).unwrap();
     let (rows, mut compared) = (run.read("rows.csv"), 0);
     assert_eq!(rows.lines().count(), expected.lines().count());
@@ -105,10 +105,10 @@ fn new_york_equals_pandas() {
 }
 
 #[test]
-fn corrections_of_new_york_are_applied() {
-    let run = Run::new();
-    let (log, corrections) = (data("nyc2013.csv"), data("nyc2013-corrections.csv"));
-    let output = run.ok(&format!(
+fn new_york_corrections_are_applied() {
+    let run = BatchFolder::new();
+    let (log, corrections) = (data_path("nyc2013.csv"), data_path("nyc2013-corrections.csv"));
+    let output = run.run_ok(&format!(
         "batch {} {} -o rows.csv --dead-letters refused.jsonl --plot jfk.svg --city JFK",
         log.display(),
         corrections.display()
@@ -131,13 +131,13 @@ fn corrections_of_new_york_are_applied() {
 }
 
 #[test]
-fn workers_and_epochs_leave_no_trace() {
-    let run = Run::new();
-    messy(&run, "log.csv");
+fn output_does_not_depend_on_workers_or_epochs() {
+    let run = BatchFolder::new();
+    write_faulty_log(&run, "log.csv");
     for lateness in ["", "--lateness 30m", "--lateness 0s"] {
         let mut first: Option<[String; 3]> = None;
         for (workers, epoch) in [(1, 16_384), (2, 1000), (4, 77), (1, 1)] {
-            run.ok(&format!(
+            run.run_ok(&format!(
                 "batch log.csv {lateness} --workers {workers} --epoch-size {epoch} -o rows.csv \
                  --daily days.csv --dead-letters refused.jsonl --window 6h"
             ));
@@ -153,12 +153,12 @@ fn workers_and_epochs_leave_no_trace() {
 }
 
 #[test]
-fn the_changes_do_not_say_how_many_workers_there_were() {
-    let run = Run::new();
-    messy(&run, "log.csv");
+fn changes_do_not_depend_on_workers() {
+    let run = BatchFolder::new();
+    write_faulty_log(&run, "log.csv");
     let mut first = None;
     for workers in [1, 2, 4] {
-        run.ok(&format!(
+        run.run_ok(&format!(
             "batch log.csv --workers {workers} --epoch-size 100 --changes changes.jsonl -o rows.csv"
         ));
         let changes = run.read("changes.jsonl");
@@ -167,10 +167,10 @@ fn the_changes_do_not_say_how_many_workers_there_were() {
 }
 
 #[test]
-fn the_changes_add_up_to_the_rows() {
-    let run = Run::new();
-    messy(&run, "log.jsonl");
-    run.ok("batch log.jsonl --epoch-size 50 --changes changes.jsonl.gz -o rows.jsonl.zst");
+fn changes_add_up_to_rows() {
+    let run = BatchFolder::new();
+    write_faulty_log(&run, "log.jsonl");
+    run.run_ok("batch log.jsonl --epoch-size 50 --changes changes.jsonl.gz -o rows.jsonl.zst");
     let mut text = String::new();
     let file = fs::File::open(run.path("changes.jsonl.gz")).unwrap();
     flate2::read::MultiGzDecoder::new(file).read_to_string(&mut text).unwrap();
@@ -198,9 +198,9 @@ fn the_changes_add_up_to_the_rows() {
 
 /// Any order that keeps each key's own arrivals in order gives the same bytes.
 #[test]
-fn the_order_of_different_keys_does_not_matter() {
-    let run = Run::new();
-    messy(&run, "log.csv");
+fn output_does_not_depend_on_order_of_different_keys() {
+    let run = BatchFolder::new();
+    write_faulty_log(&run, "log.csv");
     let text = run.read("log.csv");
     let (header, lines) = text.split_once('\n').unwrap();
     let key = |line: &str| line.split(',').take(2).collect::<Vec<_>>().join(",");
@@ -214,32 +214,32 @@ fn the_order_of_different_keys_does_not_matter() {
     run.write("reversed.csv", &by_key(lines, &|key| u64::MAX - hash(&key[..key.len().min(14)])));
     let mut first = None;
     for log in ["log.csv", "scattered.csv", "reversed.csv"] {
-        run.ok(&format!("batch {log} -o rows.csv --daily days.csv --epoch-size 500"));
+        run.run_ok(&format!("batch {log} -o rows.csv --daily days.csv --epoch-size 500"));
         let files = [run.read("rows.csv"), run.read("days.csv")];
         assert_eq!(first.get_or_insert(files.clone()), &files, "{log}");
     }
 }
 
 #[test]
-fn formats_agree() {
-    let run = Run::new();
+fn all_formats_produce_equal_rows() {
+    let run = BatchFolder::new();
     let flags =
         "--cities 5 --interval 1h --from 2025-06-01 --to 2025-06-20 --late 0.1 --corrections 0.1 --seed 3";
     let mut first = None;
     for log in ["log.csv", "log.csv.gz", "log.jsonl.zst", "log.parquet"] {
-        run.ok(&format!("generate {flags} -o {log}"));
-        run.ok(&format!("batch {log} -o rows.parquet"));
-        run.ok(&format!("batch {log} -o rows.csv --formula nws"));
+        run.run_ok(&format!("generate {flags} -o {log}"));
+        run.run_ok(&format!("batch {log} -o rows.parquet"));
+        run.run_ok(&format!("batch {log} -o rows.csv --formula nws"));
         let files = (fs::read(run.path("rows.parquet")).unwrap(), run.read("rows.csv"));
         assert_eq!(first.get_or_insert(files.clone()), &files, "{log}");
     }
 }
 
 #[test]
-fn standard_streams_take_a_format() {
-    let run = Run::new();
-    messy(&run, "log.csv");
-    run.ok("batch log.csv -o rows.csv");
+fn stdin_and_stdout_accept_format_option() {
+    let run = BatchFolder::new();
+    write_faulty_log(&run, "log.csv");
+    run.run_ok("batch log.csv -o rows.csv");
     let mut child = Command::new(env!("CARGO_BIN_EXE_swelter"))
         .args(["batch", "-", "--input-format", "csv", "-o", "-", "--output-format", "csv"])
         .stdin(fs::File::open(run.path("log.csv")).unwrap())
@@ -251,14 +251,14 @@ fn standard_streams_take_a_format() {
     child.stdout.take().unwrap().read_to_string(&mut rows).unwrap();
     assert!(child.wait().unwrap().success());
     assert_eq!(rows, run.read("rows.csv"));
-    assert!(run.fails("batch -", 2).contains("--input-format"));
+    assert!(run.run_failing("batch -", 2).contains("--input-format"));
 }
 
 #[test]
-fn days_are_those_of_the_rows() {
-    let run = Run::new();
-    messy(&run, "log.csv");
-    run.ok("batch log.csv -o rows.csv --daily days.csv --formula nws");
+fn day_summaries_match_rows() {
+    let run = BatchFolder::new();
+    write_faulty_log(&run, "log.csv");
+    run.run_ok("batch log.csv -o rows.csv --daily days.csv --formula nws");
     let mut days: BTreeMap<(String, String), Vec<f64>> = BTreeMap::new();
     for row in run.read("rows.csv").lines().skip(1) {
         let fields: Vec<&str> = row.split(',').collect();
@@ -285,8 +285,8 @@ fn days_are_those_of_the_rows() {
 }
 
 #[test]
-fn what_stops_a_run_says_so_and_leaves_nothing() {
-    let run = Run::new();
+fn failed_run_names_cause_and_leaves_no_output() {
+    let run = BatchFolder::new();
     run.write("no-city.csv", "town,reading_at,temperature,humidity\nx,2025-01-01T00:00:00Z,70,50\n");
     run.write("good.csv", "city,reading_at,temperature,humidity\nx,2025-01-01T00:00:00Z,70,50\n");
     run.write("cut.csv.gz", "this is no gzip");
@@ -298,28 +298,28 @@ fn what_stops_a_run_says_so_and_leaves_nothing() {
         ("batch good.csv cut.csv.gz", "cut.csv.gz"),
         ("batch good.csv --plot x.svg --city y", "no city y"),
     ] {
-        let stderr = run.fails(&format!("{args} {outputs}"), 1);
+        let stderr = run.run_failing(&format!("{args} {outputs}"), 1);
         assert!(stderr.contains(says), "{stderr}");
         assert_eq!(run.files(), before, "{args}");
     }
-    let stderr = run.fails("batch good.csv -o no/such/folder/rows.csv", 1);
+    let stderr = run.run_failing("batch good.csv -o no/such/folder/rows.csv", 1);
     assert!(stderr.contains("no/such/folder/rows.csv cannot be written"), "{stderr}");
     for full in ["-o /dev/full --output-format csv", "-o /dev/full --output-format parquet"] {
-        let stderr = run.fails(&format!("batch good.csv {full} --daily days.csv"), 1);
+        let stderr = run.run_failing(&format!("batch good.csv {full} --daily days.csv"), 1);
         assert!(stderr.contains("/dev/full cannot be written: No space left on device"), "{stderr}");
         assert_eq!(run.files(), before);
     }
     for flag in ["--changes", "--dead-letters"] {
-        messy(&run, "messy.csv");
-        let stderr = run.fails(&format!("batch messy.csv -o rows.csv {flag} /dev/full"), 1);
+        write_faulty_log(&run, "messy.csv");
+        let stderr = run.run_failing(&format!("batch messy.csv -o rows.csv {flag} /dev/full"), 1);
         assert!(stderr.contains("cannot be written: No space left on device"), "{stderr}");
         assert!(!run.path("rows.csv").exists());
     }
 }
 
 #[test]
-fn wrong_usage_is_code_2() {
-    let run = Run::new();
+fn usage_error_exits_with_2() {
+    let run = BatchFolder::new();
     run.write("good.csv", "city,reading_at,temperature,humidity\nx,2025-01-01T00:00:00Z,70,50\n");
     for (args, says) in [
         ("batch", "required"),
@@ -337,33 +337,33 @@ fn wrong_usage_is_code_2() {
         ("generate -o made.csv --from 2025-01-01T12:30:60Z", "second 60 is a leap second"),
         ("generate -o made.csv --from 2025-01-01T00:00:00[UTC]", "names a zone in brackets"),
     ] {
-        let stderr = run.fails(args, 2);
+        let stderr = run.run_failing(args, 2);
         assert!(stderr.contains(says), "{args}: {stderr}");
     }
     assert_eq!(run.files(), ["good.csv"]);
 }
 
 #[test]
-fn the_first_refusals_are_shown_and_the_rest_counted() {
-    let run = Run::new();
+fn first_refusals_are_shown_and_others_counted() {
+    let run = BatchFolder::new();
     let bad = "x,2025-01-01T00:00:00,70,50\n".repeat(13);
     run.write(
         "log.csv",
         &format!("city,reading_at,temperature,humidity\n{bad}x,2025-01-01T00:00:00Z,70,50\n"),
     );
-    let stderr = String::from_utf8(run.ok("batch log.csv").stderr).unwrap();
+    let stderr = String::from_utf8(run.run_ok("batch log.csv").stderr).unwrap();
     assert_eq!(stderr.matches("no_offset: reading_at").count(), 10, "{stderr}");
     assert!(stderr.contains("log.csv:2: no_offset") && stderr.contains("3 more"), "{stderr}");
     let stderr =
-        String::from_utf8(run.ok("batch log.csv --assume-offset -05:00 -o rows.csv").stderr).unwrap();
+        String::from_utf8(run.run_ok("batch log.csv --assume-offset -05:00 -o rows.csv").stderr).unwrap();
     assert!(stderr.contains("14 records: 2 readings, 12 corrections"), "{stderr}");
     assert!(run.read("rows.csv").contains("x,2025-01-01T05:00:00Z,70,50,,"));
 }
 
 /// Moscow in January: 9.6 °F in air that is nearly saturated.
 #[test]
-fn cold_readings_are_sane_by_default_and_warned_of_once_by_rothfusz() {
-    let run = Run::new();
+fn cold_readings_use_air_temperature_and_rothfusz_warns_once() {
+    let run = BatchFolder::new();
     run.write(
         "log.csv",
         "city,reading_at,temperature,humidity\nMoscow,2025-01-10T06:00:00Z,9.6,86\nMoscow,2025-01-10T07:00:00Z,9.1,87\n\
@@ -376,27 +376,29 @@ fn cold_readings_are_sane_by_default_and_warned_of_once_by_rothfusz() {
         };
         rows.lines().map(row).collect()
     };
-    let quiet = run.ok("batch log.csv -o rows.jsonl");
+    let quiet = run.run_ok("batch log.csv -o rows.jsonl");
     assert!(!String::from_utf8(quiet.stderr).unwrap().contains("warning"));
     let rows = heat_indexes(&run.read("rows.jsonl"));
     assert_eq!(rows.iter().map(|row| row.0).collect::<Vec<_>>(), [80.802905, 9.6, 9.1]);
-    let stderr = String::from_utf8(run.ok("batch log.csv -o rows.jsonl --formula rothfusz").stderr).unwrap();
+    let stderr =
+        String::from_utf8(run.run_ok("batch log.csv -o rows.jsonl --formula rothfusz").stderr).unwrap();
     assert_eq!(stderr.matches("warning: the formula rothfusz is not made for").count(), 1, "{stderr}");
     assert!(
         stderr.contains("below 80 °F") && stderr.contains("9.6 °F and 86.0 % it says 326.9 °F"),
         "{stderr}"
     );
     run.write("log.csv", "city,reading_at,temperature,humidity\nDubai,2025-01-10T06:00:00Z,80,50\n");
-    let stderr = String::from_utf8(run.ok("batch log.csv -o rows.jsonl --formula rothfusz").stderr).unwrap();
+    let stderr =
+        String::from_utf8(run.run_ok("batch log.csv -o rows.jsonl --formula rothfusz").stderr).unwrap();
     assert!(!stderr.contains("warning"), "{stderr}");
 }
 
 /// Whoever reads standard output may stop; the files are made all the same.
 #[test]
-fn a_closed_pipe_is_no_error() {
-    let run = Run::new();
+fn closed_stdout_is_no_error() {
+    let run = BatchFolder::new();
     let mut child = Command::new(env!("CARGO_BIN_EXE_swelter"))
-        .args(["batch".as_ref(), data("nyc2013.csv").as_os_str()])
+        .args(["batch".as_ref(), data_path("nyc2013.csv").as_os_str()])
         .args(["--daily", "days.csv", "--changes", "changes.jsonl"])
         .current_dir(run.0.path())
         .stdout(Stdio::piped())
@@ -410,10 +412,10 @@ fn a_closed_pipe_is_no_error() {
 }
 
 #[test]
-fn a_full_standard_error_is_no_error() {
-    let run = Run::new();
+fn full_stderr_is_no_error() {
+    let run = BatchFolder::new();
     let status = Command::new(env!("CARGO_BIN_EXE_swelter"))
-        .args(["batch".as_ref(), data("nyc2013.csv").as_os_str()])
+        .args(["batch".as_ref(), data_path("nyc2013.csv").as_os_str()])
         .args(["-o", "rows.csv"])
         .current_dir(run.0.path())
         .stderr(fs::File::options().write(true).open("/dev/full").unwrap())
@@ -423,26 +425,28 @@ fn a_full_standard_error_is_no_error() {
 }
 
 #[test]
-fn a_named_pipe_is_written_in_place() {
-    let run = Run::new();
+fn named_pipe_is_written_in_place() {
+    let run = BatchFolder::new();
     assert!(Command::new("mkfifo").arg(run.path("pipe")).status().unwrap().success());
     let pipe = run.path("pipe");
     let reader = std::thread::spawn(move || fs::read_to_string(pipe).unwrap());
-    run.ok(&format!("batch {} -o pipe --output-format csv", data("nyc2013.csv").display()));
+    run.run_ok(&format!("batch {} -o pipe --output-format csv", data_path("nyc2013.csv").display()));
     assert_eq!(reader.join().unwrap().lines().count(), 26_114);
 }
 
 #[test]
-fn a_plot_shows_also_what_was_withdrawn() {
-    let run = Run::new();
+fn plot_shows_withdrawn_readings() {
+    let run = BatchFolder::new();
     let hours: String = (0..24).map(|hour| format!("A,2025-01-01T{hour:02}:00:00Z,80,50,\n")).collect();
     let header = "city,reading_at,temperature,humidity,op\n";
     let far = "A,2026-01-01T00:00:00Z,80,50,\nA,2026-01-01T00:00:00Z,,,delete\n";
     run.write("far.csv", &format!("{header}Z,2025-01-01T00:00:00Z,,,delete\n{hours}{far}"));
-    run.ok("batch far.csv --epoch-size 1 -o rows.csv --plot far.svg");
+    run.run_ok("batch far.csv --epoch-size 1 -o rows.csv --plot far.svg");
     assert!(run.read("far.svg").contains("reading before its correction"));
     run.write("gone.csv", &format!("{header}{far}"));
-    run.ok("batch gone.csv --epoch-size 1 -o rows.csv --plot gone.svg");
+    run.run_ok("batch gone.csv --epoch-size 1 -o rows.csv --plot gone.svg");
     run.write("empty.csv", header);
-    assert!(run.fails("batch empty.csv -o rows.csv --plot empty.svg", 4).contains("the plot is not drawn"));
+    assert!(
+        run.run_failing("batch empty.csv -o rows.csv --plot empty.svg", 4).contains("the plot is not drawn")
+    );
 }

@@ -5,18 +5,18 @@ use std::fs;
 use std::path::Path;
 
 use swelter::config::Config;
-use swelter::config::layers::Layers;
-use swelter::serve::least_rate::{LEAST_RATE, SHORT_RATE};
-use swelter::serve::memory::{memory_limits, most_memory};
-use swelter::serve::view::MAX_WAITING;
-use swelter::serve::ws::names::session_names_bytes;
+use swelter::config::layers::ConfigLayers;
+use swelter::serve::memory::{max_client_memory, memory_limits};
+use swelter::serve::read_rate::{MIN_CONTENDED_READ_RATE, MIN_READ_RATE};
+use swelter::serve::view::MAX_PENDING_QUERIES;
+use swelter::serve::ws::name_limits::session_names_bytes;
 
-fn page() -> String {
+fn limits_page() -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/limits.md")).unwrap()
 }
 
 /// The rows of all tables: first cell to the others.
-fn tables(page: &str) -> BTreeMap<&str, Vec<&str>> {
+fn table_rows(page: &str) -> BTreeMap<&str, Vec<&str>> {
     let rows = page.lines().filter_map(|line| line.strip_prefix('|')?.strip_suffix('|'));
     let cells = rows.map(|row| row.split('|').map(str::trim).collect::<Vec<_>>());
     let mut tables = BTreeMap::new();
@@ -30,7 +30,7 @@ fn tables(page: &str) -> BTreeMap<&str, Vec<&str>> {
 }
 
 /// As the page writes it.
-fn size(bytes: usize) -> String {
+fn size_text(bytes: usize) -> String {
     match bytes {
         _ if bytes.is_multiple_of(1 << 20) => format!("{} MiB", bytes >> 20),
         _ if bytes >= 1 << 20 => format!("{} MiB", ((bytes as f64) / f64::from(1 << 20)).round()),
@@ -38,7 +38,7 @@ fn size(bytes: usize) -> String {
     }
 }
 
-fn grouped(number: usize) -> String {
+fn grouped_digits(number: usize) -> String {
     let digits = number.to_string();
     let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().map(|g| str::from_utf8(g).unwrap()).collect();
     groups.join(",")
@@ -46,8 +46,8 @@ fn grouped(number: usize) -> String {
 
 #[test]
 fn limits_page_has_every_key_with_its_default() {
-    let (page, config) = (page(), Config::load(&Layers::default()).unwrap());
-    let (tables, defaults) = (tables(&page), config.to_toml());
+    let (page, config) = (limits_page(), Config::load(&ConfigLayers::default()).unwrap());
+    let (tables, defaults) = (table_rows(&page), config.to_toml());
     let limits = defaults.split("[serve.limits]").nth(1).unwrap().split("\n[").next().unwrap();
     let mut keys = 0;
     for line in limits.lines() {
@@ -63,24 +63,31 @@ fn limits_page_has_every_key_with_its_default() {
 }
 
 #[test]
-fn limits_page_sums_up_what_the_code_allows() {
-    let (page, plan) = (page(), Config::load(&Layers::default()).unwrap().plan);
-    let (tables, limits) = (tables(&page), &plan.serve.limits);
+fn limits_page_totals_match_code() {
+    let (page, plan) = (limits_page(), Config::load(&ConfigLayers::default()).unwrap().plan);
+    let (tables, limits) = (table_rows(&page), &plan.serve.limits);
     let budgets = memory_limits(limits, 1);
     for budget in &budgets {
         let row = tables.get(budget.name).unwrap_or_else(|| panic!("{} is not on the page", budget.name));
-        assert_eq!(row[0], size(budget.bytes), "{}", budget.name);
+        assert_eq!(row[0], size_text(budget.bytes), "{}", budget.name);
     }
-    let mib = |bytes: usize| grouped((bytes as f64 / f64::from(1 << 20)).round() as usize);
+    let mib = |bytes: usize| grouped_digits((bytes as f64 / f64::from(1 << 20)).round() as usize);
     let all: usize = budgets.iter().map(|budget| budget.bytes).sum();
     assert!(page.contains(&format!("together are {} MiB with one worker", mib(all))), "{}", mib(all));
     for clients in [100, 1_000, 20_000] {
-        let row = tables.get(&*grouped(clients)).unwrap();
-        assert_eq!(row[0], format!("{} MiB", mib(most_memory(limits, 1, clients))), "{clients} clients");
+        let row = tables.get(&*grouped_digits(clients)).unwrap();
+        assert_eq!(
+            row[0],
+            format!("{} MiB", mib(max_client_memory(limits, 1, clients))),
+            "{clients} clients"
+        );
     }
-    assert_eq!(most_memory(limits, 3, 0) - all, 2 * (128 << 20));
-    assert_eq!(tables["names that a session's subscriptions list"][0], size(session_names_bytes(limits)));
-    assert_eq!(tables["cities of a session's `window` subscriptions"][0], MAX_WAITING.to_string());
-    assert_eq!(tables["least rate of reading"][0], size(LEAST_RATE));
-    assert_eq!(tables["the same while others wait for what it holds"][0], size(SHORT_RATE));
+    assert_eq!(max_client_memory(limits, 3, 0) - all, 2 * (128 << 20));
+    assert_eq!(
+        tables["names that a session's subscriptions list"][0],
+        size_text(session_names_bytes(limits))
+    );
+    assert_eq!(tables["cities of a session's `window` subscriptions"][0], MAX_PENDING_QUERIES.to_string());
+    assert_eq!(tables["least rate of reading"][0], size_text(MIN_READ_RATE));
+    assert_eq!(tables["the same while others wait for what it holds"][0], size_text(MIN_CONTENDED_READ_RATE));
 }

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::process::{Service, get, post, wait_for};
-use crate::served::remove_ages;
+use crate::rest_checks::remove_ages;
+use crate::service_process::{ServiceProcess, get, post, wait_for};
 
-pub fn python() -> Option<OsString> {
+pub fn python_with_packages() -> Option<OsString> {
     let python = std::env::var_os("TEST_PYTHON");
     if python.is_none() {
         let name = std::thread::current().name().unwrap_or_default().to_string();
@@ -44,7 +44,7 @@ fn post_minutes(address: &str, minutes: std::ops::Range<usize>) {
     }
 }
 
-fn cities(address: &str) -> Option<Value> {
+fn listed_cities(address: &str) -> Option<Value> {
     let answer = get(address, "/v1/cities").ok().filter(|answer| answer.status == 200)?;
     let mut cities = serde_json::from_str::<Value>(&answer.body).ok()?["cities"].take();
     remove_ages(&mut cities);
@@ -54,7 +54,7 @@ fn cities(address: &str) -> Option<Value> {
 /// Once all cities have so many readings.
 fn wait_for_readings(address: &str, readings: usize) -> Value {
     wait_for("all readings", || {
-        let cities = cities(address)?;
+        let cities = listed_cities(address)?;
         let all = cities.as_array()?.iter().all(|city| city["current"]["count"] == readings);
         (all && cities.as_array()?.len() == 30).then_some(cities)
     })
@@ -68,7 +68,7 @@ pub fn published_manifests(place: &Path) -> Vec<PathBuf> {
 }
 
 /// The checkpoints that there are, newest first.
-fn list(place: &[&str], variables: &[(&str, String)]) -> Vec<Value> {
+fn list_checkpoints(place: &[&str], variables: &[(&str, String)]) -> Vec<Value> {
     let output = swelter(&[&["checkpoints", "list", "--json"], place].concat(), variables);
     if text(&output.stderr).contains("there is no checkpoint in") {
         return Vec::new();
@@ -79,7 +79,7 @@ fn list(place: &[&str], variables: &[(&str, String)]) -> Vec<Value> {
 }
 
 /// How many readings each has in its own files.
-fn readings(listed: &[Value]) -> impl Iterator<Item = u64> {
+fn readings_per_checkpoint(listed: &[Value]) -> impl Iterator<Item = u64> {
     listed.iter().map(|one| one["readings"].as_u64().unwrap())
 }
 
@@ -88,14 +88,14 @@ fn config(url: &str) -> String {
 }
 
 /// A store that speaks S3; it is killed when this is dropped.
-pub struct S3 {
+pub struct S3Server {
     child: Child,
     pub port: u16,
 }
 
-impl S3 {
+impl S3Server {
     /// On a port of its own where that is 0.
-    pub fn start(python: &OsString, port: u16) -> S3 {
+    pub fn start(python: &OsString, port: u16) -> S3Server {
         let mut child = Command::new(python)
             .args([concat!(env!("CARGO_MANIFEST_DIR"), "/tests/real/s3_store.py"), &port.to_string()])
             .stdin(Stdio::piped())
@@ -104,11 +104,11 @@ impl S3 {
             .unwrap();
         let mut port = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut port).unwrap();
-        S3 { child, port: port.trim().parse().unwrap() }
+        S3Server { child, port: port.trim().parse().unwrap() }
     }
 }
 
-impl Drop for S3 {
+impl Drop for S3Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -116,9 +116,9 @@ impl Drop for S3 {
 }
 
 #[test]
-fn a_store_that_speaks_s3_keeps_them() {
-    let Some(python) = python() else { return };
-    let store = S3::start(&python, 0);
+fn s3_store_keeps_checkpoints() {
+    let Some(python) = python_with_packages() else { return };
+    let store = S3Server::start(&python, 0);
     let port = store.port;
     let endpoint = format!("http://127.0.0.1:{port}");
     let variables = [
@@ -131,13 +131,15 @@ fn a_store_that_speaks_s3_keeps_them() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let url = ["--url", "s3://heat/of/cities"];
-    let start = || Service::start_with(&data, &config(url[1]), &variables).ready();
+    let start = || ServiceProcess::start_with(&data, &config(url[1]), &variables).wait_until_ready();
 
     let service = start();
     post_minutes(&service.address, 0..20);
     let before = wait_for_readings(&service.address, 20);
     wait_for("a checkpoint of all", || {
-        readings(&list(&url, &variables)).any(|readings| readings > 0).then_some(())
+        readings_per_checkpoint(&list_checkpoints(&url, &variables))
+            .any(|readings| readings > 0)
+            .then_some(())
     });
     service.kill();
     let service = start();
@@ -148,20 +150,20 @@ fn a_store_that_speaks_s3_keeps_them() {
     drop(store);
     post_minutes(&service.address, 20..30);
     wait_for("that it is missed", || service.log().contains("a checkpoint could not be made").then_some(()));
-    let _store = S3::start(&python, port);
-    wait_for("the next one", || (!list(&url, &variables).is_empty()).then_some(()));
+    let _store = S3Server::start(&python, port);
+    wait_for("the next one", || (!list_checkpoints(&url, &variables).is_empty()).then_some(()));
     let verified = swelter(&[&["checkpoints", "verify"], &url[..]].concat(), &variables);
     assert!(verified.status.success(), "{}", text(&verified.stdout));
 
     // Older ones are given up once newer ones are read back: two bases are left, and one more if it was just published.
-    let first = list(&url, &variables)[0]["name"].clone();
+    let first = list_checkpoints(&url, &variables)[0]["name"].clone();
     (30..36).for_each(|minute| {
-        let newest = list(&url, &variables)[0]["name"].clone();
+        let newest = list_checkpoints(&url, &variables)[0]["name"].clone();
         post_minutes(&service.address, minute..minute + 1);
-        wait_for("one with that", || (list(&url, &variables)[0]["name"] != newest).then_some(()));
+        wait_for("one with that", || (list_checkpoints(&url, &variables)[0]["name"] != newest).then_some(()));
     });
     wait_for("that the first is given up", || {
-        let listed = list(&url, &variables);
+        let listed = list_checkpoints(&url, &variables);
         let bases = listed.iter().filter(|one| one["kind"] == "full").count();
         (listed.iter().all(|one| one["name"] != first) && (2..=3).contains(&bases)).then_some(())
     });
@@ -169,7 +171,7 @@ fn a_store_that_speaks_s3_keeps_them() {
 }
 
 /// What DuckDB says.
-fn duckdb(python: &OsString, sql: &str) -> Vec<Value> {
+fn run_duckdb(python: &OsString, sql: &str) -> Vec<Value> {
     let script =
         "import duckdb, json, sys; print(json.dumps(duckdb.sql(sys.argv[1]).fetchall(), default=str))";
     let output = Command::new(python).args(["-c", script, sql]).output().unwrap();
@@ -179,7 +181,7 @@ fn duckdb(python: &OsString, sql: &str) -> Vec<Value> {
 }
 
 /// The line of the README, with another folder.
-fn readme_sql(kept: &Path) -> String {
+fn readme_query(kept: &Path) -> String {
     let readme = include_str!("../../README.md");
     let sql = readme.lines().find_map(|line| line.strip_prefix("duckdb -c \"")?.strip_suffix('"'));
     let sql = sql.expect("a line of SQL");
@@ -188,32 +190,32 @@ fn readme_sql(kept: &Path) -> String {
 }
 
 #[test]
-fn duckdb_reads_them() {
-    let Some(python) = python() else { return };
+fn duckdb_reads_checkpoints() {
+    let Some(python) = python_with_packages() else { return };
     let folder = tempfile::tempdir().unwrap();
     let (data, kept) = (folder.path().join("data"), folder.path().join("kept"));
     let url = ["--url", kept.to_str().unwrap()];
-    let service = Service::start(&data, &config(url[1])).ready();
+    let service = ServiceProcess::start(&data, &config(url[1])).wait_until_ready();
     post_minutes(&service.address, 0..25);
     let served = wait_for_readings(&service.address, 25);
     // All are in those that are there: readings of increments follow those before.
     wait_for("a checkpoint of all", || {
         let count =
             format!("SELECT count(DISTINCT (city, reading_at)) FROM '{}/data/*/readings-*.parquet'", url[1]);
-        let is_there = readings(&list(&url, &[])).next().is_some();
-        (is_there && duckdb(&python, &count)[0][0] == 30 * 25).then_some(())
+        let is_there = readings_per_checkpoint(&list_checkpoints(&url, &[])).next().is_some();
+        (is_there && run_duckdb(&python, &count)[0][0] == 30 * 25).then_some(())
     });
     service.terminate();
 
     // As text, since Python has no types for times with zones of its own.
-    let counted = duckdb(&python, &format!("SELECT COLUMNS(*)::VARCHAR FROM ({})", readme_sql(&kept)));
+    let counted = run_duckdb(&python, &format!("SELECT COLUMNS(*)::VARCHAR FROM ({})", readme_query(&kept)));
     assert_eq!(counted.len(), 30);
     assert!(counted.iter().all(|row| row[1] == "25"), "{counted:?}");
     let newest = format!(
         "SELECT city, arg_max(heat_index_e6, reading_at), epoch_ms(max(reading_at)) FROM '{}/data/*/readings-*.parquet' GROUP BY city",
         url[1]
     );
-    let rows: BTreeMap<String, (i64, i64)> = duckdb(&python, &newest)
+    let rows: BTreeMap<String, (i64, i64)> = run_duckdb(&python, &newest)
         .iter()
         .map(|row| {
             (row[0].as_str().unwrap().to_owned(), (row[1].as_i64().unwrap(), row[2].as_i64().unwrap()))
@@ -228,7 +230,7 @@ fn duckdb_reads_them() {
 }
 
 /// The greatest file below a folder.
-fn greatest(folder: &Path) -> std::path::PathBuf {
+fn largest_file(folder: &Path) -> std::path::PathBuf {
     let mut folders = vec![folder.to_path_buf()];
     let mut files = Vec::new();
     while let Some(folder) = folders.pop() {
@@ -240,14 +242,16 @@ fn greatest(folder: &Path) -> std::path::PathBuf {
 }
 
 #[test]
-fn the_command_line_says_what_is_there_and_what_is_wrong() {
+fn checkpoints_command_lists_and_verifies() {
     let folder = tempfile::tempdir().unwrap();
     let (data, kept) = (folder.path().join("data"), folder.path().join("kept"));
     let url = ["--url", kept.to_str().unwrap()];
-    let service = Service::start(&data, &config(url[1])).ready();
+    let service = ServiceProcess::start(&data, &config(url[1])).wait_until_ready();
     post_minutes(&service.address, 0..10);
     wait_for_readings(&service.address, 10);
-    wait_for("a checkpoint", || readings(&list(&url, &[])).any(|readings| readings == 300).then_some(()));
+    wait_for("a checkpoint", || {
+        readings_per_checkpoint(&list_checkpoints(&url, &[])).any(|readings| readings == 300).then_some(())
+    });
     service.terminate();
 
     let shown = swelter(&[&["checkpoints", "show", "--city", "c7"], &url[..]].concat(), &[]);
@@ -255,7 +259,7 @@ fn the_command_line_says_what_is_there_and_what_is_wrong() {
     let verified = swelter(&[&["checkpoints", "verify"], &url[..]].concat(), &[]);
     assert!(verified.status.success() && text(&verified.stdout).contains("ok"), "{verified:?}");
 
-    let damaged = greatest(&kept.join("data"));
+    let damaged = largest_file(&kept.join("data"));
     let mut bytes = std::fs::read(&damaged).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
@@ -267,8 +271,8 @@ fn the_command_line_says_what_is_there_and_what_is_wrong() {
 }
 
 /// A service whose journal has been trimmed, stopped.
-fn trimmed(data: &Path, config: &str) {
-    let service = Service::start(data, config).ready();
+fn make_trimmed_journal(data: &Path, config: &str) {
+    let service = ServiceProcess::start(data, config).wait_until_ready();
     // Until records are gone: a journal keeps its last block.
     wait_for("that the journal is trimmed", || {
         post_minutes(&service.address, 0..3);
@@ -281,11 +285,11 @@ fn trimmed(data: &Path, config: &str) {
 
 /// Without its checkpoints, or with other rules, a journal that was trimmed is not enough.
 #[test]
-fn a_trimmed_journal_without_its_checkpoint_is_refused() {
+fn trimmed_journal_without_its_checkpoint_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (data, kept) = (folder.path().join("data"), folder.path().join("kept"));
     let config = config(kept.to_str().unwrap());
-    trimmed(&data, &config);
+    make_trimmed_journal(&data, &config);
     for (other, says) in [
         (
             format!("{config}[results]\nformula = \"rothfusz\"\n"),
@@ -293,13 +297,13 @@ fn a_trimmed_journal_without_its_checkpoint_is_refused() {
         ),
         (config.replace("kept", "elsewhere"), "begins at position"),
     ] {
-        let (code, said) = Service::refused(&data, &other, "127.0.0.1:0");
+        let (code, said) = ServiceProcess::run_refused(&data, &other, "127.0.0.1:0");
         assert_eq!(code, Some(1), "{said}");
         let last = said.lines().last().unwrap_or_default();
         assert!(last.contains(says) && last.contains("checkpoint"), "{last}");
     }
     // Nothing has become of it.
-    Service::start(&data, &config).ready().terminate();
+    ServiceProcess::start(&data, &config).wait_until_ready().terminate();
 }
 
 /// The files of a checkpoint.
@@ -314,11 +318,11 @@ fn start_falls_back_over_a_damaged_base_and_refuses_if_all_are_damaged() {
     let folder = tempfile::tempdir().unwrap();
     let (data, kept) = (folder.path().join("data"), folder.path().join("kept"));
     let (config, url) = (config(kept.to_str().unwrap()), ["--url", kept.to_str().unwrap()]);
-    trimmed(&data, &config);
-    let service = Service::start(&data, &config).ready();
+    make_trimmed_journal(&data, &config);
+    let service = ServiceProcess::start(&data, &config).wait_until_ready();
     let expected = wait_for_readings(&service.address, 3);
     service.terminate();
-    let listed = list(&url, &[]);
+    let listed = list_checkpoints(&url, &[]);
     let bases: Vec<&Value> = listed.iter().filter(|one| one["kind"] == "full").collect();
     assert!(bases.len() >= 2, "{listed:?}");
 
@@ -329,7 +333,7 @@ fn start_falls_back_over_a_damaged_base_and_refuses_if_all_are_damaged() {
         std::fs::remove_file(path).unwrap();
         std::fs::File::create(path).unwrap().set_len(6 << 30).unwrap();
     }
-    let (code, said) = Service::refused(&data, &config, "127.0.0.1:0");
+    let (code, said) = ServiceProcess::run_refused(&data, &config, "127.0.0.1:0");
     let last = said.lines().last().unwrap_or_default();
     assert_eq!(code, Some(1), "{said}");
     let file = replaced[0].strip_prefix(&kept).unwrap().to_str().unwrap();
@@ -351,7 +355,7 @@ fn start_falls_back_over_a_damaged_base_and_refuses_if_all_are_damaged() {
     let mut bytes = right[0].clone();
     bytes[100] ^= 1;
     std::fs::write(&replaced[0], bytes).unwrap();
-    let service = Service::start(&data, &config).ready();
+    let service = ServiceProcess::start(&data, &config).wait_until_ready();
     assert_eq!(wait_for_readings(&service.address, 3), expected);
     let log = service.log();
     assert!(
@@ -365,57 +369,59 @@ fn start_falls_back_over_a_damaged_base_and_refuses_if_all_are_damaged() {
 
 /// What was acknowledged since stays: the checkpoints of the journal before are neither taken up nor is anything trimmed by them.
 #[test]
-fn a_journal_that_was_begun_anew_needs_another_place() {
+fn new_journal_needs_another_checkpoint_location() {
     let folder = tempfile::tempdir().unwrap();
     let (data, kept) = (folder.path().join("data"), folder.path().join("kept"));
     let other = folder.path().join("other");
-    let service = Service::start(&data, &config(kept.to_str().unwrap())).ready();
+    let service = ServiceProcess::start(&data, &config(kept.to_str().unwrap())).wait_until_ready();
     post_minutes(&service.address, 0..40);
     wait_for_readings(&service.address, 40);
     let url = ["--url", kept.to_str().unwrap()];
     let cities = |one: &Value| one["readings"].as_u64().unwrap();
-    wait_for("a checkpoint", || list(&url, &[]).iter().any(|one| cities(one) > 0).then_some(()));
+    wait_for("a checkpoint", || list_checkpoints(&url, &[]).iter().any(|one| cities(one) > 0).then_some(()));
     service.terminate();
     std::fs::rename(data.join("journal"), folder.path().join("journal-away")).unwrap();
 
-    let known = list(&url, &[]);
-    let (code, said) = Service::refused(&data, &config(kept.to_str().unwrap()), "127.0.0.1:0");
+    let known = list_checkpoints(&url, &[]);
+    let (code, said) = ServiceProcess::run_refused(&data, &config(kept.to_str().unwrap()), "127.0.0.1:0");
     let last = said.lines().last().unwrap_or_default();
     assert!(code == Some(1) && last.contains("a place of its own"), "{said}");
-    assert_eq!(list(&url, &[]), known);
+    assert_eq!(list_checkpoints(&url, &[]), known);
 
     let (config, url) = (config(other.to_str().unwrap()), ["--url", other.to_str().unwrap()]);
-    let service = Service::start(&data, &config).ready();
+    let service = ServiceProcess::start(&data, &config).wait_until_ready();
     post_minutes(&service.address, 0..5);
-    wait_for("a checkpoint of it", || list(&url, &[]).iter().any(|one| cities(one) > 0).then_some(()));
+    wait_for("a checkpoint of it", || {
+        list_checkpoints(&url, &[]).iter().any(|one| cities(one) > 0).then_some(())
+    });
     post_minutes(&service.address, 5..10);
     service.kill();
-    let service = Service::start(&data, &config).ready();
+    let service = ServiceProcess::start(&data, &config).wait_until_ready();
     wait_for_readings(&service.address, 10);
     service.terminate();
 }
 
 /// Counters of generations may begin again, as those of a data directory from a backup do; checkpoints go on.
 #[test]
-fn generations_that_are_counted_anew_make_checkpoints() {
+fn restarted_generation_counter_still_makes_checkpoints() {
     let folder = tempfile::tempdir().unwrap();
     let (data, kept) = (folder.path().join("data"), folder.path().join("kept"));
     let (config, url) = (config(kept.to_str().unwrap()), ["--url", kept.to_str().unwrap()]);
     for minutes in [0..5, 5..10] {
-        let service = Service::start(&data, &config).ready();
-        let known = kept.is_dir().then(|| list(&url, &[])[..].first().cloned()).flatten();
+        let service = ServiceProcess::start(&data, &config).wait_until_ready();
+        let known = kept.is_dir().then(|| list_checkpoints(&url, &[])[..].first().cloned()).flatten();
         post_minutes(&service.address, minutes.clone());
         wait_for_readings(&service.address, minutes.end);
-        wait_for("a checkpoint", || (list(&url, &[]).first() != known.as_ref()).then_some(()));
+        wait_for("a checkpoint", || (list_checkpoints(&url, &[]).first() != known.as_ref()).then_some(()));
         service.terminate();
     }
     for file in ["generation-0", "generation-1"] {
         std::fs::remove_file(data.join(file)).unwrap();
     }
-    let newest = list(&url, &[])[0]["name"].clone();
-    let service = Service::start(&data, &config).ready();
+    let newest = list_checkpoints(&url, &[])[0]["name"].clone();
+    let service = ServiceProcess::start(&data, &config).wait_until_ready();
     post_minutes(&service.address, 10..15);
-    wait_for("a newer checkpoint", || (list(&url, &[])[0]["name"] != newest).then_some(()));
+    wait_for("a newer checkpoint", || (list_checkpoints(&url, &[])[0]["name"] != newest).then_some(()));
     assert!(!service.log().contains("is not published"), "{}", service.log());
     service.terminate();
 }

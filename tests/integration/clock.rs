@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use swelter::model::EventTime;
 
-use crate::process::{Answer, Service, get, post, wait_for};
+use crate::service_process::{HttpResponse, ServiceProcess, get, post, wait_for};
 
-const DAY: i64 = 86_400_000;
+const DAY_MS: i64 = 86_400_000;
 
 fn now() -> i64 {
     jiff::Timestamp::now().as_millisecond()
@@ -23,14 +23,14 @@ fn reading(city: &str, at: i64) -> String {
 }
 
 /// A folder with the offset of the clock in a file that the service looks at.
-struct Host {
+struct SkewedHost {
     folder: tempfile::TempDir,
 }
 
-impl Host {
-    fn new() -> Host {
-        let host = Host { folder: tempfile::tempdir().unwrap() };
-        host.put_clock(0);
+impl SkewedHost {
+    fn new() -> SkewedHost {
+        let host = SkewedHost { folder: tempfile::tempdir().unwrap() };
+        host.set_clock_offset(0);
         host
     }
 
@@ -42,7 +42,7 @@ impl Host {
         self.folder.path().join("offset")
     }
 
-    fn put_clock(&self, offset_ms: i64) {
+    fn set_clock_offset(&self, offset_ms: i64) {
         // As a whole: it is read at any time.
         let new = self.folder.path().join("offset.new");
         fs::write(&new, offset_ms.to_string()).unwrap();
@@ -50,115 +50,115 @@ impl Host {
     }
 
     /// `agree` is how long a clock that is ahead must say the same, in ms.
-    fn start(&self, agree: Option<u64>) -> Service {
+    fn start(&self, agree: Option<u64>) -> ServiceProcess {
         let file = |path: &Path| path.to_str().unwrap().to_owned();
         let mut variables = vec![("SWELTER_TEST_CLOCK_OFFSET_FILE", file(&self.offset_file()))];
         variables.extend(agree.map(|ms| ("SWELTER_TEST_CLOCK_AGREE_MS", ms.to_string())));
-        Service::start_with(&self.data(), "", &variables)
+        ServiceProcess::start_with(&self.data(), "", &variables)
     }
 }
 
-fn send(service: &Service, reading: &str) -> Answer {
+fn post_reading(service: &ServiceProcess, reading: &str) -> HttpResponse {
     post(&service.address, "application/json", reading).unwrap()
 }
 
-fn code(answer: &Answer) -> String {
+fn error_code(answer: &HttpResponse) -> String {
     let body: Value = serde_json::from_str(&answer.body).unwrap_or_default();
     body["code"].as_str().unwrap_or_default().to_owned()
 }
 
 /// By the stamp that it would get: in the answer, and so not as a dead letter.
-fn refused_as_future(service: &Service, host: &Host, reading: &str) {
-    let answer = send(service, reading);
-    assert_eq!((answer.status, &*code(&answer)), (422, "none_accepted"), "{}", answer.body);
+fn check_refused_as_future(service: &ServiceProcess, host: &SkewedHost, reading: &str) {
+    let answer = post_reading(service, reading);
+    assert_eq!((answer.status, &*error_code(&answer)), (422, "none_accepted"), "{}", answer.body);
     assert!(answer.body.contains("in_the_future"), "{}", answer.body);
     let letters = fs::read_to_string(host.data().join("dead-letters.jsonl")).unwrap_or_default();
     assert!(!letters.contains("in_the_future"), "{letters}");
 }
 
 #[test]
-fn clock_ahead_for_one_post_holds_it_back_and_leaves_the_bound_on() {
-    let host = Host::new();
-    let service = host.start(None).ready();
-    assert_eq!(send(&service, &reading("a", now())).status, 200);
+fn clock_ahead_for_one_post_holds_it_back_and_keeps_future_bound() {
+    let host = SkewedHost::new();
+    let service = host.start(None).wait_until_ready();
+    assert_eq!(post_reading(&service, &reading("a", now())).status, 200);
     wait_for("the reading", || (get(&service.address, "/v1/cities/a").ok()?.status == 200).then_some(()));
-    host.put_clock(30 * DAY);
-    let held = send(&service, &reading("a", now() + 30 * DAY));
-    assert_eq!((held.status, &*code(&held)), (503, "clock_ahead"), "{}", held.body);
+    host.set_clock_offset(30 * DAY_MS);
+    let held = post_reading(&service, &reading("a", now() + 30 * DAY_MS));
+    assert_eq!((held.status, &*error_code(&held)), (503, "clock_ahead"), "{}", held.body);
     assert!(held.body.contains("ahead of what it should"), "{}", held.body);
     let ready = get(&service.address, "/readyz").unwrap();
-    assert_eq!((ready.status, &*code(&ready)), (503, "clock_ahead"));
+    assert_eq!((ready.status, &*error_code(&ready)), (503, "clock_ahead"));
     assert_eq!(get(&service.address, "/v1/cities/a").unwrap().status, 200);
-    host.put_clock(0);
-    let service = service.ready();
-    let future = reading("a", now() + 20 * DAY);
-    refused_as_future(&service, &host, &future);
+    host.set_clock_offset(0);
+    let service = service.wait_until_ready();
+    let future = reading("a", now() + 20 * DAY_MS);
+    check_refused_as_future(&service, &host, &future);
     service.terminate();
     // Also where it was ahead before the end, and in between.
-    host.put_clock(30 * DAY);
+    host.set_clock_offset(30 * DAY_MS);
     let service = host.start(None);
-    assert_eq!(code(&send(&service, &future)), "clock_ahead");
-    host.put_clock(0);
-    let service = service.ready();
-    refused_as_future(&service, &host, &future);
-    let row = service.get("/v1/cities/a")["current"]["reading_at"].as_str().unwrap().to_owned();
+    assert_eq!(error_code(&post_reading(&service, &future)), "clock_ahead");
+    host.set_clock_offset(0);
+    let service = service.wait_until_ready();
+    check_refused_as_future(&service, &host, &future);
+    let row = service.get_json("/v1/cities/a")["current"]["reading_at"].as_str().unwrap().to_owned();
     assert!(row.parse::<EventTime>().unwrap().millis() <= now(), "{row}");
     service.terminate();
 }
 
 #[test]
-fn clock_that_stays_ahead_is_believed_and_what_came_of_it_is_listed() {
-    let host = Host::new();
-    let service = host.start(Some(1_500)).ready();
-    assert_eq!(send(&service, &reading("right", now())).status, 200);
-    host.put_clock(30 * DAY);
+fn persistent_clock_ahead_is_accepted_and_its_readings_listed() {
+    let host = SkewedHost::new();
+    let service = host.start(Some(1_500)).wait_until_ready();
+    assert_eq!(post_reading(&service, &reading("right", now())).status, 200);
+    host.set_clock_offset(30 * DAY_MS);
     let began = Instant::now();
     wait_for("the clock to be believed", || {
-        (send(&service, &reading("ahead", now() + 30 * DAY)).status == 200).then_some(())
+        (post_reading(&service, &reading("ahead", now() + 30 * DAY_MS)).status == 200).then_some(())
     });
     assert!(began.elapsed() >= Duration::from_millis(1_400), "{:?}", began.elapsed());
     wait_for("the reading", || (get(&service.address, "/v1/cities/ahead").ok()?.status == 200).then_some(()));
-    host.put_clock(0);
+    host.set_clock_offset(0);
     assert_eq!(
-        send(&service, &reading("right", now())).status,
+        post_reading(&service, &reading("right", now())).status,
         200,
         "a clock that falls is believed at once"
     );
-    refused_as_future(&service, &host, &reading("right", now() + DAY));
-    let listed = |service: &Service| {
+    check_refused_as_future(&service, &host, &reading("right", now() + DAY_MS));
+    let listed = |service: &ServiceProcess| {
         wait_for("the city that is ahead", || {
-            let ahead = service.get("/v1/status")["ahead_of_clock"].clone();
+            let ahead = service.get_json("/v1/status")["ahead_of_clock"].clone();
             (ahead["count"] == 1).then(|| ahead["cities"][0]["city"].clone())
         })
     };
     assert_eq!(listed(&service), "ahead");
-    let status = service.get("/v1/status");
-    assert!(status["as_of"].as_i64().unwrap() > now() + 29 * DAY, "epochs never fall: {status}");
+    let status = service.get_json("/v1/status");
+    assert!(status["as_of"].as_i64().unwrap() > now() + 29 * DAY_MS, "epochs never fall: {status}");
     // It stays put back for longer than what is asserted: a lag that is counted from `as_of` would be negative, one from the last
     // epoch more than that.
     thread::sleep(Duration::from_millis(2_500));
-    let status = service.get("/v1/status");
+    let status = service.get_json("/v1/status");
     assert!((0..2_000).contains(&status["lag_ms"].as_i64().unwrap()), "{status}");
     assert_eq!(service.log().matches("was put back by 30 d").count(), 1, "{}", service.log());
     let counts = status["counts"].clone();
     service.terminate();
     // What was decided stays decided.
-    let service = host.start(None).ready();
+    let service = host.start(None).wait_until_ready();
     assert_eq!(listed(&service), "ahead");
-    assert_eq!(service.get("/v1/status")["counts"]["inserted"], counts["inserted"]);
+    assert_eq!(service.get_json("/v1/status")["counts"]["inserted"], counts["inserted"]);
     // A right reading is too late for the city, as docs/troubleshooting.md says: it is rebuilt in another folder.
-    let answer = send(&service, &reading("ahead", now()));
+    let answer = post_reading(&service, &reading("ahead", now()));
     assert_eq!(answer.status, 422, "{}", answer.body);
     assert!(answer.body.contains("too_late"), "{}", answer.body);
     // What was sent before the service had heard of the city is a dead letter.
-    let both = format!("[{},{}]", reading("second", now()), reading("second", now() - 2 * DAY));
-    assert_eq!(send(&service, &both).status, 200);
-    wait_for("the refusal", || (service.get("/v1/status")["refused"]["too_late"] == 1).then_some(()));
+    let both = format!("[{},{}]", reading("second", now()), reading("second", now() - 2 * DAY_MS));
+    assert_eq!(post_reading(&service, &both).status, 200);
+    wait_for("the refusal", || (service.get_json("/v1/status")["refused"]["too_late"] == 1).then_some(()));
     service.terminate();
-    rebuild(&host);
+    rebuild_from_journal(&host);
 }
 
-fn rebuild(host: &Host) {
+fn rebuild_from_journal(host: &SkewedHost) {
     let (wrong, exported) = (host.folder.path().join("wrong"), host.folder.path().join("refused.jsonl"));
     fs::rename(host.data(), &wrong).unwrap();
     let run = |data: &Path, args: &[&str]| {
@@ -168,15 +168,15 @@ fn rebuild(host: &Host) {
     };
     let file = exported.to_str().unwrap();
     run(&wrong, &["export", "--reason", "too_late", "--out", file]);
-    let service = host.start(None).ready();
+    let service = host.start(None).wait_until_ready();
     for city in ["ahead", "second"] {
-        assert_eq!(send(&service, &reading(city, now() - 2 * DAY - 3_600_000)).status, 200);
+        assert_eq!(post_reading(&service, &reading(city, now() - 2 * DAY_MS - 3_600_000)).status, 200);
     }
     service.terminate();
     run(&host.data(), &["resubmit", file]);
-    let service = host.start(None).ready();
-    let city = service.get("/v1/cities/second");
+    let service = host.start(None).wait_until_ready();
+    let city = service.get_json("/v1/cities/second");
     assert_eq!(city["current"]["count"], 2, "{city}");
-    assert_eq!(service.get("/v1/status")["ahead_of_clock"]["count"], 0);
+    assert_eq!(service.get_json("/v1/status")["ahead_of_clock"]["count"], 0);
     service.terminate();
 }

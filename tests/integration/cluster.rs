@@ -18,24 +18,29 @@ use tempfile::TempDir;
 use tokio_tungstenite::tungstenite::stream::MaybeTlsStream;
 use tokio_tungstenite::tungstenite::{Message, connect};
 
-use crate::process::{DEADLINE, get, post, wait_for};
-use crate::served::remove_ages;
+use crate::rest_checks::remove_ages;
+use crate::service_process::{WAIT_TIMEOUT, get, post, wait_for};
 
 /// `swelter run` with further arguments. It is killed when this is dropped.
-struct Program {
+struct ClusterProgram {
     child: Child,
     lines: Receiver<String>,
     folder: TempDir,
 }
 
-impl Program {
-    fn start(data: &Path, config: &str, arguments: &[&str], secret: Option<&str>) -> Program {
+impl ClusterProgram {
+    fn start(data: &Path, config: &str, arguments: &[&str], secret: Option<&str>) -> ClusterProgram {
         let secret = secret.map(|secret| ("SWELTER_CLUSTER__SECRET", secret));
-        Program::start_with(data, config, arguments, secret.as_slice())
+        ClusterProgram::start_with(data, config, arguments, secret.as_slice())
     }
 
     /// With variables.
-    fn start_with(data: &Path, config: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Program {
+    fn start_with(
+        data: &Path,
+        config: &str,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+    ) -> ClusterProgram {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("swelter.toml");
         std::fs::write(&path, config).unwrap();
@@ -53,13 +58,13 @@ impl Program {
         let (sender, lines) = mpsc::channel();
         let output = BufReader::new(child.stdout.take().unwrap());
         thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        Program { child, lines, folder }
+        ClusterProgram { child, lines, folder }
     }
 
     /// The addresses that the next lines say.
     fn addresses(&self, processes: usize) -> Vec<String> {
         let line = |_| {
-            let line = self.lines.recv_timeout(DEADLINE).unwrap_or_else(|_| panic!("{}", self.log()));
+            let line = self.lines.recv_timeout(WAIT_TIMEOUT).unwrap_or_else(|_| panic!("{}", self.log()));
             line.strip_prefix("listening on http://").unwrap_or_else(|| panic!("it says {line}")).to_owned()
         };
         let addresses: Vec<String> = (0..processes).map(line).collect();
@@ -79,62 +84,62 @@ impl Program {
         children.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
     }
 
-    fn end(&mut self) -> ExitStatus {
+    fn wait_for_exit(&mut self) -> ExitStatus {
         wait_for("the end", || self.child.try_wait().unwrap())
     }
 
     fn terminate(&mut self) {
-        signal("-TERM", self.child.id());
-        assert_eq!(self.end().code(), Some(0), "{}", self.log());
+        send_signal("-TERM", self.child.id());
+        assert_eq!(self.wait_for_exit().code(), Some(0), "{}", self.log());
         assert!(!self.log().contains("panicked"), "{}", self.log());
     }
 }
 
-impl Drop for Program {
+impl Drop for ClusterProgram {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if !thread::panicking() {
-            check_keys(&self.log());
+            check_log_keys(&self.log());
         }
     }
 }
 
 /// No line of a log has a key twice, and `process` is the one that says it.
-fn check_keys(log: &str) {
+fn check_log_keys(log: &str) {
     for line in log.lines().filter(|line| line.starts_with('{')) {
-        let Keys(keys) = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        let LogKeys(keys) = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
         let unique: std::collections::BTreeSet<&String> = keys.iter().collect();
         assert_eq!(unique.len(), keys.len(), "a key is there twice: {line}");
     }
 }
 
 /// The keys of an object, those that are there twice twice.
-struct Keys(Vec<String>);
+struct LogKeys(Vec<String>);
 
-impl<'de> serde::Deserialize<'de> for Keys {
-    fn deserialize<D: serde::Deserializer<'de>>(json: D) -> Result<Keys, D::Error> {
+impl<'de> serde::Deserialize<'de> for LogKeys {
+    fn deserialize<D: serde::Deserializer<'de>>(json: D) -> Result<LogKeys, D::Error> {
         struct Visitor;
         impl<'de> serde::de::Visitor<'de> for Visitor {
-            type Value = Keys;
+            type Value = LogKeys;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("an object")
             }
 
-            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Keys, A::Error> {
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<LogKeys, A::Error> {
                 let mut keys = Vec::new();
                 while let Some((key, _)) = map.next_entry::<String, serde::de::IgnoredAny>()? {
                     keys.push(key);
                 }
-                Ok(Keys(keys))
+                Ok(LogKeys(keys))
             }
         }
         json.deserialize_map(Visitor)
     }
 }
 
-fn signal(signal: &str, pid: u32) {
+fn send_signal(signal: &str, pid: u32) {
     assert!(Command::new("kill").args([signal, &pid.to_string()]).status().unwrap().success());
 }
 
@@ -144,7 +149,7 @@ fn is_alive(pid: u32) -> bool {
 }
 
 /// A reading of each of some cities, from each process.
-fn post_some(addresses: &[String], minute: usize) {
+fn post_readings(addresses: &[String], minute: usize) {
     for (at, address) in addresses.iter().enumerate() {
         let records = (0..20).map(|city| {
             let reading_at = format!("2025-07-24T10:{minute:02}:{at:02}Z");
@@ -157,19 +162,19 @@ fn post_some(addresses: &[String], minute: usize) {
     }
 }
 
-fn json_of(address: &str, path: &str) -> Option<Value> {
+fn get_json(address: &str, path: &str) -> Option<Value> {
     let answer = get(address, path).ok().filter(|answer| answer.status == 200)?;
     serde_json::from_str(&answer.body).ok()
 }
 
 /// What every process says in the end, of all cities and of one's history; so many readings a city.
-fn said_by_all(addresses: &[String], readings: usize) -> (Value, Value) {
+fn wait_for_equal_responses(addresses: &[String], readings: usize) -> (Value, Value) {
     let said = |address: &String| {
         wait_for("all readings", || {
-            let mut cities = json_of(address, "/v1/cities")?["cities"].take();
+            let mut cities = get_json(address, "/v1/cities")?["cities"].take();
             remove_ages(&mut cities);
             cities.as_array_mut()?.sort_by_key(|city| city["city"].to_string());
-            let history = json_of(address, "/v1/cities/city%207/history")?["rows"].take();
+            let history = get_json(address, "/v1/cities/city%207/history")?["rows"].take();
             let all = cities.as_array()?.len() == 20 && history.as_array()?.len() == readings;
             let newest = |city: &Value| city["current"]["count"] == readings;
             (all && cities.as_array()?.iter().all(newest)).then_some((cities, history))
@@ -183,47 +188,49 @@ fn said_by_all(addresses: &[String], readings: usize) -> (Value, Value) {
 const CONFIG: &str = "[checkpoints]\nevery = \"500ms\"\n[cluster]\nconnect_time = \"20s\"\n";
 
 #[test]
-fn every_process_serves_everything_and_all_come_back() {
+fn every_process_serves_all_cities_and_recovers() {
     let data = tempfile::tempdir().unwrap();
-    let mut program = Program::start(data.path(), CONFIG, &["--processes", "3", "--workers", "2"], None);
+    let mut program =
+        ClusterProgram::start(data.path(), CONFIG, &["--processes", "3", "--workers", "2"], None);
     let addresses = program.addresses(3);
-    post_some(&addresses, 0);
-    said_by_all(&addresses, 3);
+    post_readings(&addresses, 0);
+    wait_for_equal_responses(&addresses, 3);
 
     let children = program.children();
     assert_eq!(children.len(), 3);
-    signal("-KILL", children[1]);
+    send_signal("-KILL", children[1]);
     let killed = Instant::now();
     for other in [children[0], children[2]] {
         wait_for("the others' end", || (!is_alive(other)).then_some(()));
     }
     assert!(killed.elapsed() < Duration::from_secs(2), "the others took {:?}", killed.elapsed());
     assert_eq!(program.addresses(3), addresses, "each is where it was");
-    post_some(&addresses, 1);
-    said_by_all(&addresses, 6);
+    post_readings(&addresses, 1);
+    wait_for_equal_responses(&addresses, 6);
     program.terminate();
 
     // The same with other numbers.
-    let mut program = Program::start(data.path(), CONFIG, &["--processes", "2", "--workers", "1"], None);
+    let mut program =
+        ClusterProgram::start(data.path(), CONFIG, &["--processes", "2", "--workers", "1"], None);
     let addresses = program.addresses(2);
-    said_by_all(&addresses, 6);
+    wait_for_equal_responses(&addresses, 6);
     program.terminate();
 }
 
 #[test]
-fn no_child_outlives_its_supervisor() {
+fn children_end_with_their_supervisor() {
     let data = tempfile::tempdir().unwrap();
-    let program = Program::start(data.path(), CONFIG, &["--processes", "2"], None);
+    let program = ClusterProgram::start(data.path(), CONFIG, &["--processes", "2"], None);
     program.addresses(2);
     let children = program.children();
-    signal("-KILL", program.child.id());
+    send_signal("-KILL", program.child.id());
     for child in children {
         wait_for("a child's end", || (!is_alive(child)).then_some(()));
     }
 }
 
 /// Sends, and waits for the next message of one of these kinds.
-fn hear(
+fn request_message(
     socket: &mut tokio_tungstenite::tungstenite::WebSocket<MaybeTlsStream<TcpStream>>,
     kinds: &[&str],
 ) -> Value {
@@ -235,12 +242,12 @@ fn hear(
 }
 
 #[test]
-fn a_token_of_one_process_continues_at_another() {
+fn resume_token_continues_at_another_process() {
     let data = tempfile::tempdir().unwrap();
-    let mut program = Program::start(data.path(), CONFIG, &["--processes", "2"], None);
+    let mut program = ClusterProgram::start(data.path(), CONFIG, &["--processes", "2"], None);
     let addresses = program.addresses(2);
-    post_some(&addresses, 0);
-    said_by_all(&addresses, 2);
+    post_readings(&addresses, 0);
+    wait_for_equal_responses(&addresses, 2);
     let mut token = Value::Null;
     for round in 1..6 {
         let (mut socket, _) = connect(format!("ws://{}/v1/subscribe", addresses[round % 2])).unwrap();
@@ -251,7 +258,7 @@ fn a_token_of_one_process_continues_at_another() {
             subscribe.remove("resume");
         }
         socket.send(Message::text(Value::from(subscribe).to_string())).unwrap();
-        let message = hear(&mut socket, &["snapshot", "changes", "reset"]);
+        let message = request_message(&mut socket, &["snapshot", "changes", "reset"]);
         assert_eq!(message["type"], if round == 1 { "snapshot" } else { "changes" }, "{message}");
         if round > 1 {
             let upserts = message["upserts"].as_array().unwrap();
@@ -259,8 +266,8 @@ fn a_token_of_one_process_continues_at_another() {
         }
         token = message["token"].clone();
         drop(socket);
-        post_some(&addresses, round);
-        said_by_all(&addresses, 2 * (round + 1));
+        post_readings(&addresses, round);
+        wait_for_equal_responses(&addresses, 2 * (round + 1));
     }
     program.terminate();
 }
@@ -271,7 +278,7 @@ fn free_port() -> u16 {
 }
 
 #[test]
-fn who_differs_is_refused_and_strangers_hold_nobody_up() {
+fn mismatched_peer_is_refused_and_strangers_do_not_delay_start() {
     let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let ports = [free_port(), free_port()];
     let hosts = folder.path().join("hosts");
@@ -279,7 +286,7 @@ fn who_differs_is_refused_and_strangers_hold_nobody_up() {
         .unwrap();
     let hosts = hosts.to_str().unwrap();
     let of = |process: &'static str| ["--processes", "2", "--process", process, "--hosts", hosts];
-    let mut first = Program::start(data.path(), CONFIG, &of("0"), Some("s3cr3t"));
+    let mut first = ClusterProgram::start(data.path(), CONFIG, &of("0"), Some("s3cr3t"));
     // Strangers: one that says nothing, one that says nonsense.
     let silent = wait_for("its port", || TcpStream::connect(("127.0.0.1", ports[0])).ok());
     let mut loud = TcpStream::connect(("127.0.0.1", ports[0])).unwrap();
@@ -292,24 +299,29 @@ fn who_differs_is_refused_and_strangers_hold_nobody_up() {
         ("", &[&of("1")[..], &["--workers", "3"]].concat(), "s3cr3t", "--workers"),
     ] {
         let config = format!("{short}{config}");
-        let mut refused = Program::start(data.path(), &config, arguments, Some(secret));
-        assert_eq!(refused.end().code(), Some(1));
+        let mut refused = ClusterProgram::start(data.path(), &config, arguments, Some(secret));
+        assert_eq!(refused.wait_for_exit().code(), Some(1));
         let log = refused.log();
         assert!(log.lines().last().unwrap().contains(expected), "{expected}: {log}");
         assert!(!log.contains("s3cr3t"), "no secret is shown: {log}");
     }
-    let mut second = Program::start(data.path(), CONFIG, &of("1"), Some("s3cr3t"));
+    let mut second = ClusterProgram::start(data.path(), CONFIG, &of("1"), Some("s3cr3t"));
     let addresses = [first.addresses(1), second.addresses(1)].concat();
-    post_some(&addresses, 0);
-    said_by_all(&addresses, 2);
+    post_readings(&addresses, 0);
+    wait_for_equal_responses(&addresses, 2);
     drop((silent, loud));
     // Whoever is asked, all stop.
-    signal("-TERM", second.child.id());
-    assert_eq!((first.end().code(), second.end().code()), (Some(0), Some(0)), "{}", second.log());
+    send_signal("-TERM", second.child.id());
+    assert_eq!(
+        (first.wait_for_exit().code(), second.wait_for_exit().code()),
+        (Some(0), Some(0)),
+        "{}",
+        second.log()
+    );
 }
 
 #[test]
-fn a_peer_that_never_comes_is_not_waited_for_for_ever() {
+fn missing_peer_ends_start_after_timeout() {
     let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let hosts = folder.path().join("hosts");
     std::fs::write(&hosts, format!("127.0.0.1:{}\n127.0.0.1:{}\n", free_port(), free_port())).unwrap();
@@ -318,41 +330,41 @@ fn a_peer_that_never_comes_is_not_waited_for_for_ever() {
         [("0", "process 1 of 2 has not come within 1 s"), ("1", "process 0 at 127.0.0.1")]
     {
         let arguments = ["--processes", "2", "--process", process, "--hosts", hosts.to_str().unwrap()];
-        let mut alone = Program::start(data.path(), config, &arguments, None);
-        assert_eq!(alone.end().code(), Some(1));
+        let mut alone = ClusterProgram::start(data.path(), config, &arguments, None);
+        assert_eq!(alone.wait_for_exit().code(), Some(1));
         let log = alone.log();
         assert!(log.lines().last().unwrap().contains(expected), "{log}");
     }
 }
 
 /// Both processes of a cluster that is given its hosts.
-fn two_by_hosts(folder: &Path, config: &str) -> [Program; 2] {
+fn start_two_by_hosts(folder: &Path, config: &str) -> [ClusterProgram; 2] {
     let hosts = folder.join("hosts");
     std::fs::write(&hosts, format!("127.0.0.1:{}\n127.0.0.1:{}\n", free_port(), free_port())).unwrap();
     let hosts = hosts.to_str().unwrap();
     ["0", "1"].map(|process| {
         let arguments = ["--processes", "2", "--process", process, "--hosts", hosts];
-        Program::start(&folder.join("data"), config, &arguments, None)
+        ClusterProgram::start(&folder.join("data"), config, &arguments, None)
     })
 }
 
 #[test]
-fn who_loses_a_peer_ends_soon_with_an_error() {
+fn lost_peer_ends_process_soon_with_error() {
     for killed in 0..2 {
         let folder = tempfile::tempdir().unwrap();
-        let mut both = two_by_hosts(folder.path(), CONFIG);
+        let mut both = start_two_by_hosts(folder.path(), CONFIG);
         both.iter().for_each(|one| drop(one.addresses(1)));
-        signal("-KILL", both[killed].child.id());
+        send_signal("-KILL", both[killed].child.id());
         let began = Instant::now();
         let other = &mut both[1 - killed];
-        assert_eq!(other.end().code(), Some(1), "{}", other.log());
+        assert_eq!(other.wait_for_exit().code(), Some(1), "{}", other.log());
         assert!(began.elapsed() < Duration::from_secs(4), "it took {:?}", began.elapsed());
         assert!(other.log().contains("it is gone"), "{}", other.log());
     }
 }
 
 #[test]
-fn a_start_that_is_asked_to_stop_ends_well_and_soon() {
+fn stop_during_start_succeeds_soon() {
     let config = "[cluster]\nconnect_time = \"60s\"\n";
     let folder = tempfile::tempdir().unwrap();
     let hosts = folder.path().join("hosts");
@@ -363,9 +375,9 @@ fn a_start_that_is_asked_to_stop_ends_well_and_soon() {
     .unwrap();
     // The third one never comes, so the others wait.
     let of = |process| ["--processes", "3", "--process", process, "--hosts", hosts.to_str().unwrap()];
-    let mut two = ["0", "1"].map(|process| Program::start(folder.path(), config, &of(process), None));
+    let mut two = ["0", "1"].map(|process| ClusterProgram::start(folder.path(), config, &of(process), None));
     wait_for("a handler of signals", || {
-        let caught = |program: &Program| {
+        let caught = |program: &ClusterProgram| {
             let status = std::fs::read_to_string(format!("/proc/{}/status", program.child.id())).ok()?;
             let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"))?.trim().to_owned();
             Some(u64::from_str_radix(&mask, 16).ok()? & 1 << 14 != 0)
@@ -373,16 +385,16 @@ fn a_start_that_is_asked_to_stop_ends_well_and_soon() {
         two.iter().all(|program| caught(program) == Some(true)).then_some(())
     });
     let began = Instant::now();
-    two.iter().for_each(|program| signal("-TERM", program.child.id()));
+    two.iter().for_each(|program| send_signal("-TERM", program.child.id()));
     for program in &mut two {
-        assert_eq!(program.end().code(), Some(0), "{}", program.log());
+        assert_eq!(program.wait_for_exit().code(), Some(0), "{}", program.log());
     }
     assert!(began.elapsed() < Duration::from_secs(6), "it took {:?}", began.elapsed());
 
     // At different points of a supervised start.
     for pause in [0, 5, 20, 80, 200] {
         let data = tempfile::tempdir().unwrap();
-        let mut program = Program::start(data.path(), CONFIG, &["--processes", "2"], None);
+        let mut program = ClusterProgram::start(data.path(), CONFIG, &["--processes", "2"], None);
         wait_for("its children", || (program.children().len() == 2).then_some(()));
         thread::sleep(Duration::from_millis(pause));
         program.terminate();
@@ -390,7 +402,7 @@ fn a_start_that_is_asked_to_stop_ends_well_and_soon() {
 }
 
 #[test]
-fn processes_serve_at_the_ports_behind_a_given_one() {
+fn processes_serve_on_consecutive_ports() {
     let data = tempfile::tempdir().unwrap();
     for _ in 0..5 {
         let port = free_port();
@@ -400,9 +412,10 @@ fn processes_serve_at_the_ports_behind_a_given_one() {
         }
         let listen = format!("127.0.0.1:{port}");
         let arguments = ["--processes", "3", "--listen", &listen];
-        let mut program = Program::start(data.path(), CONFIG, &arguments, None);
-        let lines: Vec<String> = (0..3).map_while(|_| program.lines.recv_timeout(DEADLINE).ok()).collect();
-        if lines.is_empty() && program.end().code() == Some(1) {
+        let mut program = ClusterProgram::start(data.path(), CONFIG, &arguments, None);
+        let lines: Vec<String> =
+            (0..3).map_while(|_| program.lines.recv_timeout(WAIT_TIMEOUT).ok()).collect();
+        if lines.is_empty() && program.wait_for_exit().code() == Some(1) {
             // Somebody else has taken one of them.
             continue;
         }

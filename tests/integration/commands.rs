@@ -19,21 +19,21 @@ fn swelter(line: &str) -> Command {
     command
 }
 
-fn texts(output: &Output) -> (String, String) {
+fn output_texts(output: &Output) -> (String, String) {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     (text(&output.stdout), text(&output.stderr))
 }
 
 #[test]
-fn a_configuration_is_checked_and_printed() {
+fn config_command_checks_and_prints() {
     let right = swelter("run --check-config --workers 2").output().unwrap();
-    assert_eq!((right.status.code(), texts(&right)), (Some(0), ("ok\n".into(), String::new())));
+    assert_eq!((right.status.code(), output_texts(&right)), (Some(0), ("ok\n".into(), String::new())));
 
     let wrong = swelter("run --check-config --workers 0 --config no-such-file.toml")
         .env("SWELTER_SERVE__LISTN", "127.0.0.1:0")
         .output()
         .unwrap();
-    let (out, err) = texts(&wrong);
+    let (out, err) = output_texts(&wrong);
     assert_eq!((wrong.status.code(), out.as_str(), err.lines().count()), (Some(2), "", 3), "{err}");
     for line in [
         "error: --config: no-such-file.toml cannot be read",
@@ -49,15 +49,15 @@ fn a_configuration_is_checked_and_printed() {
         .env("SWELTER_TOKENS", "read hunter2")
         .output()
         .unwrap();
-    let (out, _) = texts(&printed);
+    let (out, _) = output_texts(&printed);
     assert!(out.contains("listen = \"[::1]:7\"  # --listen\n") && !out.contains("hunter2"), "{out}");
     std::fs::write(&path, out).unwrap();
     let again = swelter("run --check-config --config").arg(&path).output().unwrap();
-    assert_eq!(texts(&again), ("ok\n".into(), String::new()));
+    assert_eq!(output_texts(&again), ("ok\n".into(), String::new()));
 }
 
 /// A subscriber as a child process, with the session that it has opened.
-fn subscriber(line: &str) -> (Child, WebSocket<TcpStream>) {
+fn start_subscriber(line: &str) -> (Child, WebSocket<TcpStream>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let child = swelter(&format!("subscribe http://{address} {line}"))
@@ -74,7 +74,7 @@ fn subscriber(line: &str) -> (Child, WebSocket<TcpStream>) {
     (child, session)
 }
 
-fn changes(as_of: u64) -> Message {
+fn changes_message(as_of: u64) -> Message {
     let row = r#"{"city":"1","reading_at":"2025-11-24T16:00:00Z","heat_index":1.5,"rolling_heat_index":2.5,"category":"none"}"#;
     let kind = if as_of == 0 {
         r#""snapshot","complete":true,"rows""#
@@ -85,7 +85,7 @@ fn changes(as_of: u64) -> Message {
 }
 
 /// Waits for the end; gives the code and standard error.
-fn end(mut child: Child) -> (Option<i32>, String) {
+fn wait_for_exit(mut child: Child) -> (Option<i32>, String) {
     let until = Instant::now() + DEADLINE;
     while child.try_wait().unwrap().is_none() {
         if Instant::now() > until {
@@ -100,9 +100,9 @@ fn end(mut child: Child) -> (Option<i32>, String) {
 }
 
 #[test]
-fn a_closed_pipe_ends_a_subscriber_well() {
-    let (mut child, mut session) = subscriber("--all --json");
-    session.send(changes(0)).unwrap();
+fn closed_pipe_ends_subscriber_with_success() {
+    let (mut child, mut session) = start_subscriber("--all --json");
+    session.send(changes_message(0)).unwrap();
     let mut first = String::new();
     let mut out = BufReader::new(child.stdout.take().unwrap());
     out.read_line(&mut first).unwrap();
@@ -111,27 +111,27 @@ fn a_closed_pipe_ends_a_subscriber_well() {
     // The session ends once the subscriber has seen that nobody reads.
     let until = Instant::now() + DEADLINE;
     for as_of in 1.. {
-        if session.send(changes(as_of)).is_err() || child.try_wait().unwrap().is_some() {
+        if session.send(changes_message(as_of)).is_err() || child.try_wait().unwrap().is_some() {
             break;
         }
         assert!(Instant::now() < until, "the subscriber goes on");
     }
-    assert_eq!(end(child), (Some(0), String::new()));
+    assert_eq!(wait_for_exit(child), (Some(0), String::new()));
 }
 
 #[cfg(unix)]
 #[test]
-fn ctrl_c_ends_a_subscriber_well() {
-    let (child, mut session) = subscriber("1");
+fn ctrl_c_ends_subscriber_with_success() {
+    let (child, mut session) = start_subscriber("1");
     // Nobody reads what it prints: that must not keep it from ending.
-    session.send(changes(0)).unwrap();
+    session.send(changes_message(0)).unwrap();
     let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     assert!(sent.success());
-    assert_eq!(end(child), (Some(0), String::new()));
+    assert_eq!(wait_for_exit(child), (Some(0), String::new()));
 }
 
 #[test]
-fn a_subscriber_that_is_refused_says_so() {
+fn refused_subscriber_reports_reason() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let mut command = swelter(&format!("subscribe {address} 1"));
@@ -140,18 +140,18 @@ fn a_subscriber_that_is_refused_says_so() {
     let mut request = BufReader::new(stream.try_clone().unwrap()).lines();
     while request.next().is_some_and(|line| !line.unwrap().is_empty()) {}
     stream.write_all(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n").unwrap();
-    let (code, err) = end(child);
+    let (code, err) = wait_for_exit(child);
     assert_eq!(code, Some(1));
     assert_eq!(err, "error: the service asks for a token (401): --token-file names it\n");
 
     let wrong = swelter("subscribe ftp://example.org 1").output().unwrap();
     assert_eq!(wrong.status.code(), Some(1));
-    assert!(texts(&wrong).1.starts_with("error: \"ftp://example.org\" is neither http"));
+    assert!(output_texts(&wrong).1.starts_with("error: \"ftp://example.org\" is neither http"));
 }
 
 /// Each command that reads a place, with one that is not there: an error that names it, and nothing is made.
 #[test]
-fn place_that_does_not_exist_is_an_error_of_every_command() {
+fn missing_path_is_an_error_of_every_command() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
     let (typo, empty, file) = (path("typo"), path("empty"), path("typo.jsonl"));
@@ -180,7 +180,7 @@ fn place_that_does_not_exist_is_an_error_of_every_command() {
         format!("run --check-config --config {}", path("typo.toml")),
     ] {
         let output = swelter(&line).output().unwrap();
-        let (out, err) = texts(&output);
+        let (out, err) = output_texts(&output);
         assert!(!output.status.success(), "{line}: {out}");
         assert!(err.starts_with("error: ") && !out.contains("no dead letters"), "{line}: {out} {err}");
     }
@@ -191,7 +191,7 @@ fn place_that_does_not_exist_is_an_error_of_every_command() {
 }
 
 #[test]
-fn what_is_asked_for_and_not_used_is_refused() {
+fn unused_arguments_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("swelter.toml");
     std::fs::write(&config, "[ingest]\nenabled = false\n").unwrap();
@@ -202,19 +202,19 @@ fn what_is_asked_for_and_not_used_is_refused() {
         format!("dead-letters list --config {config} --data-dir {}", data.display()),
     ] {
         let output = swelter(&line).output().unwrap();
-        let (_, err) = texts(&output);
+        let (_, err) = output_texts(&output);
         assert_eq!(output.status.code(), Some(2), "{line}: {err}");
         assert!(err.contains("--data-dir") && err.contains("is not used"), "{line}: {err}");
     }
     std::fs::create_dir_all(data.join("journal")).unwrap();
     let line = format!("dead-letters list --data-dir {} --source typo", data.display());
-    let (_, err) = texts(&swelter(&line).output().unwrap());
+    let (_, err) = output_texts(&swelter(&line).output().unwrap());
     assert!(err.contains("there is no source \"typo\"") && err.contains("journal"), "{err}");
 }
 
 #[test]
-fn subscriber_says_which_cities_have_no_reading_yet() {
-    let (mut child, mut session) = subscriber("5128581 nowhere");
+fn subscriber_lists_cities_without_reading() {
+    let (mut child, mut session) = start_subscriber("5128581 nowhere");
     let row = r#"{"city":"5128581","reading_at":"2025-11-24T16:00:00Z","heat_index":91.2,"rolling_heat_index":84.0,"count":1,"category":"none"}"#;
     for (complete, rows) in [("false", row), ("true", "")] {
         let token = if complete == "true" { ",\"token\":\"t\"" } else { "" };

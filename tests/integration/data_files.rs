@@ -13,8 +13,8 @@ use serde_json::Value;
 use swelter::model::EventTime;
 
 use crate::checkpoints::published_manifests;
-use crate::dead_letters::dead_letters;
-use crate::process::{Service, get, post, wait_for};
+use crate::dead_letters::run_dead_letters;
+use crate::service_process::{ServiceProcess, get, post, wait_for};
 
 fn now() -> i64 {
     jiff::Timestamp::now().as_millisecond()
@@ -26,7 +26,7 @@ fn reading(city: &str, at: i64) -> String {
 }
 
 /// A new city's reading, and behind it so many that are too late for it.
-fn late(count: usize) -> String {
+fn too_late_readings(count: usize) -> String {
     static CITIES: AtomicU64 = AtomicU64::new(0);
     let city = format!("late-{}", CITIES.fetch_add(1, Ordering::Relaxed));
     let line = reading(&city, now() - 10 * 86_400_000) + "\n";
@@ -34,17 +34,17 @@ fn late(count: usize) -> String {
 }
 
 /// Of a partition that has its only city, readings of another one: about 300 bytes each as a dead letter.
-fn of_another_city(count: usize) -> String {
+fn readings_of_other_city(count: usize) -> String {
     (reading("y", now() - 10 * 86_400_000) + "\n").repeat(count)
 }
 
-fn code(body: &str) -> String {
+fn error_code(body: &str) -> String {
     let body: Value = serde_json::from_str(body).unwrap_or_default();
     body["code"].as_str().unwrap_or_default().to_owned()
 }
 
 /// All entries of a folder, with their modes.
-fn modes(folder: &Path) -> Vec<(PathBuf, bool, u32)> {
+fn file_modes(folder: &Path) -> Vec<(PathBuf, bool, u32)> {
     let mut found = Vec::new();
     let mut waiting = vec![folder.to_path_buf()];
     while let Some(path) = waiting.pop() {
@@ -58,7 +58,7 @@ fn modes(folder: &Path) -> Vec<(PathBuf, bool, u32)> {
 }
 
 #[test]
-fn data_files_are_for_their_user_alone_or_for_its_group() {
+fn data_files_are_private_to_user_or_group() {
     for (mode, folder_mode, file_mode) in [("private", 0o700, 0o600), ("group", 0o750, 0o640)] {
         let folder = tempfile::tempdir().unwrap();
         let (data, file) = (folder.path().join("data"), folder.path().join("old.csv"));
@@ -69,8 +69,8 @@ fn data_files_are_for_their_user_alone_or_for_its_group() {
              name = 'made-up'\ncities = 5\nhistory = '1h'\ninvalid = 0.5\n",
             file.display()
         );
-        let service = Service::start(&data, &config).ready();
-        let posts = [reading("x", now()), late(400)];
+        let service = ServiceProcess::start(&data, &config).wait_until_ready();
+        let posts = [reading("x", now()), too_late_readings(400)];
         for body in posts {
             assert_eq!(post(&service.address, "application/x-ndjson", &body).unwrap().status, 200);
         }
@@ -83,7 +83,7 @@ fn data_files_are_for_their_user_alone_or_for_its_group() {
             (!published_manifests(&data.join("checkpoints")).is_empty()).then_some(())
         });
         service.terminate();
-        let found = modes(&data);
+        let found = file_modes(&data);
         assert!(found.len() > 20, "{found:?}");
         for (path, is_folder, mode) in &found {
             let expected = if *is_folder { folder_mode } else { file_mode };
@@ -91,16 +91,16 @@ fn data_files_are_for_their_user_alone_or_for_its_group() {
         }
         // What an older version has made is warned of.
         fs::set_permissions(data.join("journal"), fs::Permissions::from_mode(0o755)).unwrap();
-        let service = Service::start(&data, &config).ready();
+        let service = ServiceProcess::start(&data, &config).wait_until_ready();
         assert!(service.log().contains("others may read or change"), "{}", service.log());
         service.terminate();
     }
 }
 
-const SMALL: &str = "[serve.limits]\nnew_cities_percent = 100\n[results]\nmax_cities = 1\n[ingest]\npartitions = 1\n[dead_letters]\nfile_bytes = '64 KiB'\nlimit_bytes = '256 KiB'\n";
+const SMALL_LIMITS_CONFIG: &str = "[serve.limits]\nnew_cities_percent = 100\n[results]\nmax_cities = 1\n[ingest]\npartitions = 1\n[dead_letters]\nfile_bytes = '64 KiB'\nlimit_bytes = '256 KiB'\n";
 
 /// The positions of all letters of the journal in folders; nothing where one is there twice, or a file was renamed or removed meanwhile.
-fn positions(folders: &[&Path]) -> Option<BTreeSet<u64>> {
+fn dead_letter_positions(folders: &[&Path]) -> Option<BTreeSet<u64>> {
     let mut positions = BTreeSet::new();
     for folder in folders {
         for entry in fs::read_dir(folder).unwrap() {
@@ -122,7 +122,7 @@ fn positions(folders: &[&Path]) -> Option<BTreeSet<u64>> {
     Some(positions)
 }
 
-fn bytes(folder: &Path) -> u64 {
+fn folder_bytes(folder: &Path) -> u64 {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
     let letters =
         entries.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "jsonl"));
@@ -130,33 +130,33 @@ fn bytes(folder: &Path) -> u64 {
 }
 
 #[test]
-fn dead_letters_at_their_limit_have_their_source_wait() {
+fn dead_letter_limit_pauses_source() {
     let folder = tempfile::tempdir().unwrap();
     let (data, away) = (folder.path().join("data"), folder.path().join("away"));
     fs::create_dir(&away).unwrap();
-    let service = Service::start(&data, SMALL).ready();
+    let service = ServiceProcess::start(&data, SMALL_LIMITS_CONFIG).wait_until_ready();
     assert_eq!(post(&service.address, "application/json", &reading("x", now())).unwrap().status, 200);
     let mut sent = 0;
     let full = wait_for("that there is no room", || {
-        let answer = post(&service.address, "application/x-ndjson", &of_another_city(200)).unwrap();
+        let answer = post(&service.address, "application/x-ndjson", &readings_of_other_city(200)).unwrap();
         sent += if answer.status == 200 { 200 } else { 0 };
         (answer.status != 200).then_some(answer)
     });
-    assert_eq!((full.status, &*code(&full.body)), (503, "dead_letters_full"), "{}", full.body);
+    assert_eq!((full.status, &*error_code(&full.body)), (503, "dead_letters_full"), "{}", full.body);
     let ready = get(&service.address, "/readyz").unwrap();
-    assert_eq!((ready.status, &*code(&ready.body)), (503, "dead_letters_full"));
+    assert_eq!((ready.status, &*error_code(&ready.body)), (503, "dead_letters_full"));
     assert!(ready.body.contains("dead_letters.limit_bytes"), "{}", ready.body);
     wait_for("the city", || (get(&service.address, "/v1/cities/x").ok()?.status == 200).then_some(()));
     let limit = 256 * 1024;
-    wait_for("the last letter", || (bytes(&data) >= limit).then_some(()));
-    assert!(bytes(&data) < limit + 2_000, "{}", bytes(&data));
+    wait_for("the last letter", || (folder_bytes(&data) >= limit).then_some(()));
+    assert!(folder_bytes(&data) < limit + 2_000, "{}", folder_bytes(&data));
     service.kill();
     // It waits where it has waited, as long as there is no room.
-    let service = Service::start(&data, SMALL);
+    let service = ServiceProcess::start(&data, SMALL_LIMITS_CONFIG);
     wait_for("that there is no room", || {
-        (code(&get(&service.address, "/readyz").ok()?.body) == "dead_letters_full").then_some(())
+        (error_code(&get(&service.address, "/readyz").ok()?.body) == "dead_letters_full").then_some(())
     });
-    assert!(bytes(&data) < limit + 4_000, "{}", bytes(&data));
+    assert!(folder_bytes(&data) < limit + 4_000, "{}", folder_bytes(&data));
     // As often as it is full again: how much was taken in before is a matter of speed.
     wait_for("that it has read all", || {
         for entry in fs::read_dir(&data).unwrap() {
@@ -168,62 +168,63 @@ fn dead_letters_at_their_limit_have_their_source_wait() {
         }
         (get(&service.address, "/readyz").ok()?.status == 200).then_some(())
     });
-    let service = service.ready();
+    let service = service.wait_until_ready();
     let all: BTreeSet<u64> = (1..=sent).collect();
-    wait_for("all letters", || (positions(&[&data, &away])? == all).then_some(()));
+    wait_for("all letters", || (dead_letter_positions(&[&data, &away])? == all).then_some(()));
     service.terminate();
-    let here = positions(&[&data]).unwrap();
+    let here = dead_letter_positions(&[&data]).unwrap();
     // The last file may have been full with the last letter.
     if here.is_empty() {
         return;
     }
-    let list = dead_letters(&data, &["list", "--json"]);
+    let list = run_dead_letters(&data, &["list", "--json"]);
     let list: Value = serde_json::from_slice(&list.stdout).unwrap();
     assert_eq!(list["counts"][0]["letters"], here.len() as u64);
     let last = format!(
         "journal/{}/{sent}",
         list["newest"][0]["position"].as_str().unwrap().split('/').nth(1).unwrap()
     );
-    assert!(dead_letters(&data, &["show", &last]).status.success());
+    assert!(run_dead_letters(&data, &["show", &last]).status.success());
 }
 
 #[test]
-fn oldest_dead_letters_are_dropped_and_counted_where_that_is_asked_for() {
+fn oldest_dead_letters_are_dropped_and_counted_if_configured() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
-    let service = Service::start(&data, &format!("{SMALL}full = 'drop_oldest'\n")).ready();
+    let service = ServiceProcess::start(&data, &format!("{SMALL_LIMITS_CONFIG}full = 'drop_oldest'\n"))
+        .wait_until_ready();
     assert_eq!(post(&service.address, "application/json", &reading("x", now())).unwrap().status, 200);
     for _ in 0..12 {
         assert_eq!(
-            post(&service.address, "application/x-ndjson", &of_another_city(200)).unwrap().status,
+            post(&service.address, "application/x-ndjson", &readings_of_other_city(200)).unwrap().status,
             200
         );
     }
-    let status = || service.get("/v1/status")["refused"]["too_many_cities"].clone();
+    let status = || service.get_json("/v1/status")["refused"]["too_many_cities"].clone();
     wait_for("all refusals", || (status() == 2_400).then_some(()));
     let (dropped, left) = wait_for("the count of what was dropped", || {
         let metrics = get(&service.address, "/metrics").unwrap().body;
         let dropped =
             metrics.lines().find_map(|line| line.strip_prefix("swelter_dead_letters_dropped_total "));
-        let (dropped, left) = (dropped?.parse::<u64>().unwrap(), positions(&[&data])?);
-        (dropped + left.len() as u64 == 2_400 && bytes(&data) < 256 * 1024).then_some((dropped, left))
+        let (dropped, left) = (dropped?.parse::<u64>().unwrap(), dead_letter_positions(&[&data])?);
+        (dropped + left.len() as u64 == 2_400 && folder_bytes(&data) < 256 * 1024).then_some((dropped, left))
     });
     assert_eq!(left, (dropped + 1..=2_400).collect());
     service.terminate();
 }
 
 #[test]
-fn each_dead_letter_is_there_once_however_often_a_service_is_killed() {
+fn dead_letters_are_written_once_over_repeated_kills() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let config = "[serve.limits]\nnew_cities_percent = 100\n[results]\nmax_cities = 1\n[ingest]\npartitions = 1\n[dead_letters]\nfile_bytes = '64 KiB'\n[checkpoints]\nevery = '1s'\n";
     let mut least = 0;
     for (start, lifetime) in [350, 700, 150, 900, 500].into_iter().enumerate() {
-        let service = Service::start(&data, config);
+        let service = ServiceProcess::start(&data, config);
         if start == 0 {
             assert_eq!(post(&service.address, "application/json", &reading("x", now())).unwrap().status, 200);
         }
-        let kill = service.killer();
+        let kill = service.kill_handle();
         let killed = std::thread::spawn(move || {
             // At whatever it does then.
             std::thread::sleep(Duration::from_millis(lifetime));
@@ -231,7 +232,7 @@ fn each_dead_letter_is_there_once_however_often_a_service_is_killed() {
         });
         let began = Instant::now();
         while began.elapsed() < Duration::from_millis(lifetime) {
-            match post(&service.address, "application/x-ndjson", &of_another_city(150)) {
+            match post(&service.address, "application/x-ndjson", &readings_of_other_city(150)) {
                 Ok(answer) if answer.status == 200 => least += 150,
                 _ => {}
             }
@@ -239,15 +240,15 @@ fn each_dead_letter_is_there_once_however_often_a_service_is_killed() {
         killed.join().unwrap();
         service.kill();
     }
-    let service = Service::start(&data, config).ready();
+    let service = ServiceProcess::start(&data, config).wait_until_ready();
     service.terminate();
-    let found = positions(&[&data]).unwrap();
+    let found = dead_letter_positions(&[&data]).unwrap();
     assert!(found.len() as u64 >= least && least > 1_000, "{} of {least}", found.len());
     assert!(found.iter().copied().eq(1..=found.len() as u64));
     assert!(data.join("dead-letters.part-00000003.jsonl").exists());
 }
 
-fn post_as(token: &str, service: &Service, body: &str) -> (u16, String) {
+fn post_as(token: &str, service: &ServiceProcess, body: &str) -> (u16, String) {
     let mut socket = TcpStream::connect(&service.address).unwrap();
     let head = format!(
         "POST /v1/readings HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {token}\r\ncontent-type: application/x-ndjson\r\n\
@@ -262,43 +263,43 @@ fn post_as(token: &str, service: &Service, body: &str) -> (u16, String) {
 }
 
 #[test]
-fn one_client_cannot_take_all_the_room_for_dead_letters() {
+fn one_client_cannot_use_up_dead_letter_space() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let config = "[dead_letters]\nclient_bytes = '64 KiB'\n";
     let tokens = ("SWELTER_TOKENS", "read,ingest greedy;read,ingest other".to_owned());
-    let service = Service::start_with(&data, config, &[tokens]);
+    let service = ServiceProcess::start_with(&data, config, &[tokens]);
     assert_eq!(post_as("other", &service, &reading("x", now())).0, 200);
     let (status, answer) = wait_for("that it is enough", || {
-        let (status, answer) = post_as("greedy", &service, &late(100));
+        let (status, answer) = post_as("greedy", &service, &too_late_readings(100));
         (status != 200).then_some((status, answer))
     });
     assert_eq!(status, 429, "{answer}");
     assert!(answer.contains("too_many_dead_letters") && answer.contains("retry-after: "), "{answer}");
-    assert!(bytes(&data) < 256 * 1024, "{}", bytes(&data));
+    assert!(folder_bytes(&data) < 256 * 1024, "{}", folder_bytes(&data));
     assert_eq!(post_as("other", &service, &reading("x", now())).0, 200);
     service.terminate();
 }
 
 #[test]
-fn dead_letters_shown_to_a_person_command_no_terminal() {
+fn displayed_dead_letters_are_escaped_for_terminals() {
     let folder = tempfile::tempdir().unwrap();
     let (data, file) = (folder.path().join("data"), folder.path().join("lines.jsonl"));
     let hostile = "\u{1b}]52;c;aGk=\u{7}\u{9b}2J\u{202e}\rhidden";
     fs::write(&file, format!("{hostile}\n")).unwrap();
     let config = format!("[[sources]]\ntype = 'file'\nname = 'lines'\npath = '{}'\n", file.display());
-    let service = Service::start(&data, &config).ready();
+    let service = ServiceProcess::start(&data, &config).wait_until_ready();
     let late = reading("x", now() - 10 * 86_400_000);
     let noted = format!("{{\"note\":\"\u{9b}2J\u{202e}\",{}", late.trim_start_matches('{'));
     let noted = format!("[{},{noted}]", reading("x", now()));
     let taken = post(&service.address, "application/json", &noted).unwrap();
     assert_eq!(taken.status, 200, "{}", taken.body);
     wait_for("the refusals", || {
-        let refused = &service.get("/v1/status")["refused"];
+        let refused = &service.get_json("/v1/status")["refused"];
         (refused["not_decodable"] == 1 && refused["too_late"] == 1).then_some(())
     });
     service.terminate();
-    let list = dead_letters(&data, &["list", "--json"]);
+    let list = run_dead_letters(&data, &["list", "--json"]);
     let list: Value = serde_json::from_slice(&list.stdout).unwrap();
     let places: Vec<String> = list["newest"]
         .as_array()
@@ -307,17 +308,17 @@ fn dead_letters_shown_to_a_person_command_no_terminal() {
         .map(|line| line["position"].as_str().unwrap().into())
         .collect();
     assert_eq!(places.len(), 2);
-    let mut outputs = vec![dead_letters(&data, &["list"]), dead_letters(&data, &["list", "--json"])];
-    outputs.extend(places.iter().map(|place| dead_letters(&data, &["show", place])));
-    outputs.push(dead_letters(&data, &["show", "\u{1b}[31m/0/7"]));
+    let mut outputs = vec![run_dead_letters(&data, &["list"]), run_dead_letters(&data, &["list", "--json"])];
+    outputs.extend(places.iter().map(|place| run_dead_letters(&data, &["show", place])));
+    outputs.push(run_dead_letters(&data, &["show", "\u{1b}[31m/0/7"]));
     for output in outputs {
         let text = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
         let obeyed = |c: char| c != '\n' && c.is_control() || c == '\u{202e}';
         assert!(!text.is_empty() && !text.contains(obeyed), "{text:?}");
     }
-    let shown = dead_letters(&data, &["show", "lines/0/0"]);
+    let shown = run_dead_letters(&data, &["show", "lines/0/0"]);
     let shown = String::from_utf8(shown.stdout).unwrap();
     assert!(shown.contains("\\x1b]52;c;aGk=\\x07\\x9b2J\\u{202e}\\rhidden"), "{shown}");
-    let raw = dead_letters(&data, &["show", "lines/0/0", "--raw"]);
+    let raw = run_dead_letters(&data, &["show", "lines/0/0", "--raw"]);
     assert_eq!(raw.stdout, hostile.as_bytes());
 }

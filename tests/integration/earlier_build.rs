@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::{Message, client};
 
 use crate::checkpoints::published_manifests;
-use crate::dead_letters::dead_letters;
-use crate::process::{Service, get, post, wait_for};
+use crate::dead_letters::run_dead_letters;
+use crate::service_process::{ServiceProcess, get, post, wait_for};
 
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/868f70f").join(name)
@@ -32,9 +32,9 @@ fn config() -> String {
 }
 
 /// Starts a service on a data directory. Its clock is far ahead of the fixture's: tests have no minute until that is believed.
-fn start(data: &Path) -> Service {
+fn start(data: &Path) -> ServiceProcess {
     let agree = [("SWELTER_TEST_CLOCK_AGREE_MS", "100".to_owned())];
-    Service::start_with(data, &config(), &agree).ready()
+    ServiceProcess::start_with(data, &config(), &agree).wait_until_ready()
 }
 
 fn path_of(city: &str) -> String {
@@ -50,18 +50,18 @@ fn without_age(mut row: Value) -> Value {
     row
 }
 
-fn current(service: &Service, city: &str) -> Value {
-    without_age(service.get(&path_of(city))["current"].take())
+fn current(service: &ServiceProcess, city: &str) -> Value {
+    without_age(service.get_json(&path_of(city))["current"].take())
 }
 
-fn history(service: &Service, city: &str) -> Value {
-    service.get(&format!("{}/history?limit=10000", path_of(city)))["rows"].take()
+fn history(service: &ServiceProcess, city: &str) -> Value {
+    service.get_json(&format!("{}/history?limit=10000", path_of(city)))["rows"].take()
 }
 
 /// Compares all rows that are served with those that the fixture's own service has served.
-fn check_rows(service: &Service, expected: &Value) {
+fn check_rows(service: &ServiceProcess, expected: &Value) {
     let expected = expected.as_object().unwrap();
-    let listed = service.get("/v1/cities")["cities"].take();
+    let listed = service.get_json("/v1/cities")["cities"].take();
     assert_eq!(listed.as_array().unwrap().len(), expected.len(), "{listed}");
     for (city, expected) in expected {
         assert_eq!(history(service, city), expected["rows"], "{city}");
@@ -77,13 +77,13 @@ pub fn records_since_start(status: &Value) -> u64 {
     sum(&status["counts"]) + sum(&status["refused"])
 }
 
-fn generation(service: &Service) -> u64 {
-    let status = service.get("/v1/status");
+fn generation(service: &ServiceProcess) -> u64 {
+    let status = service.get_json("/v1/status");
     let text = status["generation"].as_str().unwrap();
     text.split_once('-').unwrap().0.parse().unwrap()
 }
 
-fn post_all(service: &Service, records: &[Value]) {
+fn post_all(service: &ServiceProcess, records: &[Value]) {
     let body: Vec<String> = records.iter().map(Value::to_string).collect();
     wait_for("the post to be taken", || {
         let answer = post(&service.address, "application/x-ndjson", &body.join("\n")).unwrap();
@@ -120,13 +120,13 @@ fn data_directory_of_an_earlier_build_resumes_from_its_checkpoint() {
     check_rows(&service, &expected["cities"]);
     // It took that checkpoint up, and read what came since it, once.
     let number = |name: &str| expected[name].as_u64().unwrap();
-    assert_eq!(records_since_start(&service.get("/v1/status")), number("applied") - number("covered"));
+    assert_eq!(records_since_start(&service.get_json("/v1/status")), number("applied") - number("covered"));
     assert!(number("applied") > number("covered"));
     assert!(service.log().contains(newest), "{}", service.log());
     let generation_before: u64 =
         expected["generation"].as_str().unwrap().split_once('-').unwrap().0.parse().unwrap();
     assert_eq!(generation(&service), generation_before + 1);
-    assert!(service.get("/v1/status")["as_of"].as_u64() > expected["as_of"].as_u64());
+    assert!(service.get_json("/v1/status")["as_of"].as_u64() > expected["as_of"].as_u64());
 
     // It goes on: a reading that was there is corrected, one is withdrawn, another city comes.
     let at = "2025-08-01T10:10:00Z";
@@ -167,7 +167,7 @@ fn data_directory_of_an_earlier_build_resumes_from_its_checkpoint() {
     assert_eq!(fs::read_to_string(data.join("dead-letters.2.jsonl")).unwrap(), again);
 
     let service = start(&data);
-    assert_eq!(records_since_start(&service.get("/v1/status")), 0);
+    assert_eq!(records_since_start(&service.get_json("/v1/status")), 0);
     let same: Vec<Value> = ["5128581", "2643743", "b", "new"].map(|city| history(&service, city)).into();
     assert_eq!(same, rows);
     service.terminate();
@@ -194,7 +194,7 @@ fn data_directory_of_an_earlier_build_gives_the_same_rows_without_its_newest_che
     let service = start(&data);
     check_rows(&service, &expected["cities"]);
     assert_eq!(
-        records_since_start(&service.get("/v1/status")),
+        records_since_start(&service.get_json("/v1/status")),
         expected["applied"].as_u64().unwrap() - covered
     );
     service.terminate();
@@ -208,7 +208,7 @@ fn dead_letters_of_an_earlier_build_are_listed_and_retried_once() {
     // The journal knows by then that the clock is right.
     start(&data).terminate();
     let said = |args: &[&str]| {
-        let output = dead_letters(&data, args);
+        let output = run_dead_letters(&data, args);
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
@@ -369,7 +369,7 @@ fn answers_and_metrics_have_all_fields_and_names_of_an_earlier_build() {
         check_fields(name, &fields, &serde_json::from_str(&answer.body).unwrap());
     }
     let stream = std::net::TcpStream::connect(&service.address).unwrap();
-    stream.set_read_timeout(Some(crate::process::DEADLINE)).unwrap();
+    stream.set_read_timeout(Some(crate::service_process::WAIT_TIMEOUT)).unwrap();
     let (mut socket, _) = client(format!("ws://{}/v1/subscribe", service.address), stream).unwrap();
     let heard = &answers["websocket"]["heard"];
     let mut hear = |ask: Option<&Value>, kind: &Value| {
@@ -391,7 +391,7 @@ fn answers_and_metrics_have_all_fields_and_names_of_an_earlier_build() {
     }
     let reading = |at: &str| json!({"city": "two", "reading_at": at, "temperature": 80, "humidity": 50});
     post_all(&service, &[reading("2025-08-01T10:00:00Z"), reading("2025-07-01T10:00:00Z")]);
-    wait_for("a refusal", || (service.get("/v1/status")["refused"]["too_late"] == 1).then_some(()));
+    wait_for("a refusal", || (service.get_json("/v1/status")["refused"]["too_late"] == 1).then_some(()));
     let letter = wait_for("its dead letter", || {
         let text = fs::read_to_string(data.join("dead-letters.jsonl")).ok()?;
         text.lines().nth(3).and_then(|line| serde_json::from_str(line).ok())

@@ -8,11 +8,11 @@ use proptest::prelude::*;
 use swelter::dataflow::heat_index::{Formula, lu_romps, nws, rothfusz};
 use swelter::model::{Category, HeatIndex, Measurement};
 
-const REFERENCE: &str = include_str!("../reference/heat_index_reference.csv");
-const CHART: &str = include_str!("../reference/nws_chart.csv");
+const REFERENCE_CSV: &str = include_str!("../reference/heat_index_reference.csv");
+const NWS_CHART_CSV: &str = include_str!("../reference/nws_chart.csv");
 
 /// The rows of a reference file: the values of `columns`.
-fn rows<const N: usize>(csv: &'static str, columns: [&str; N]) -> impl Iterator<Item = [f64; N]> {
+fn reference_rows<const N: usize>(csv: &'static str, columns: [&str; N]) -> impl Iterator<Item = [f64; N]> {
     let mut lines = csv.lines();
     let header: Vec<&str> = lines.next().unwrap().split(',').collect();
     let columns = columns.map(|column| header.iter().position(|name| *name == column).unwrap());
@@ -37,9 +37,9 @@ fn exact_regression(t: f64, rh: f64) -> i64 {
 
 /// Checks one formula against its column: the same micro-degrees, except that where the exact regression ends in half a
 /// micro-degree either neighbour will do. Returns at how many rows it took the other one.
-fn differing_halves(column: &'static str, formula: fn(f64, f64) -> f64) -> usize {
+fn count_differing_ties(column: &'static str, formula: fn(f64, f64) -> f64) -> usize {
     let mut differing = 0;
-    for [t, rh, expected] in rows(REFERENCE, ["temperature_f", "humidity_pct", column]) {
+    for [t, rh, expected] in reference_rows(REFERENCE_CSV, ["temperature_f", "humidity_pct", column]) {
         let off = HeatIndex::from_fahrenheit(formula(t, rh)).micros()
             - HeatIndex::from_fahrenheit(expected).micros();
         if off != 0 {
@@ -52,14 +52,14 @@ fn differing_halves(column: &'static str, formula: fn(f64, f64) -> f64) -> usize
 }
 
 #[test]
-fn the_regressions_agree_with_decimal_arithmetic() {
-    assert_eq!(REFERENCE.lines().count(), 1 + 858);
-    assert_eq!([differing_halves("rothfusz", rothfusz), differing_halves("nws", nws)], [22, 12]);
+fn regressions_agree_with_decimal_arithmetic() {
+    assert_eq!(REFERENCE_CSV.lines().count(), 1 + 858);
+    assert_eq!([count_differing_ties("rothfusz", rothfusz), count_differing_ties("nws", nws)], [22, 12]);
 }
 
 /// What the NWS's own calculator says, where an average too many says something else, and where its parts meet.
 #[test]
-fn nws_is_the_calculator_of_the_weather_service() {
+fn nws_agrees_with_nws_calculator() {
     for (t, rh, heat_index, category) in [
         (79.0, 93.0, 83.22, Category::Caution),
         (80.0, 43.0, 80.18, Category::Caution),
@@ -84,14 +84,14 @@ fn nws_is_the_calculator_of_the_weather_service() {
         let found = found.fahrenheit();
         assert_eq!((format!("{found:.2}"), of), (format!("{heat_index:.2}"), category), "{t} °F, {rh} %");
     }
-    let literal = rows(REFERENCE, ["temperature_f", "humidity_pct", "nws", "nws_literal"]);
+    let literal = reference_rows(REFERENCE_CSV, ["temperature_f", "humidity_pct", "nws", "nws_literal"]);
     let lower = literal.filter(|[.., nws, literal]| nws - literal > 1.0).count();
     assert!(lower > 100, "the calculator and the twice averaged formula are told apart: {lower}");
 }
 
 /// Where the printed chart and the calculator differ: °F, %, the chart, the calculator rounded. The chart was printed
 /// without the adjustment for very humid air, which only ever adds; at 90 °F and 45 % the regression says 92.493.
-const OTHER_THAN_THE_CHART: [[f64; 4]; 9] = [
+const CHART_EXCEPTIONS: [[f64; 4]; 9] = [
     [80.0, 95.0, 86.0, 88.0],
     [80.0, 100.0, 87.0, 89.0],
     [82.0, 90.0, 91.0, 92.0],
@@ -104,18 +104,19 @@ const OTHER_THAN_THE_CHART: [[f64; 4]; 9] = [
 ];
 
 #[test]
-fn nws_is_the_published_chart_but_for_nine_values() {
-    let chart: Vec<_> = rows(CHART, ["temperature_f", "humidity_pct", "heat_index_f"]).collect();
+fn nws_agrees_with_published_chart_except_nine_values() {
+    let chart: Vec<_> =
+        reference_rows(NWS_CHART_CSV, ["temperature_f", "humidity_pct", "heat_index_f"]).collect();
     assert_eq!(chart.len(), 135);
     let other = chart.into_iter().map(|[t, rh, chart]| [t, rh, chart, nws(t, rh).round()]);
     let other: Vec<_> = other.filter(|[.., chart, nws]| chart != nws).collect();
-    assert_eq!(other, OTHER_THAN_THE_CHART);
+    assert_eq!(other, CHART_EXCEPTIONS);
 }
 
 #[test]
-fn the_regression_agrees_with_the_published_chart() {
+fn rothfusz_agrees_with_published_chart() {
     let mut off = Vec::new();
-    for [t, rh, chart] in rows(CHART, ["temperature_f", "humidity_pct", "heat_index_f"]) {
+    for [t, rh, chart] in reference_rows(NWS_CHART_CSV, ["temperature_f", "humidity_pct", "heat_index_f"]) {
         if rothfusz(t, rh).round() != chart {
             off.push((t, rh, rothfusz(t, rh).round() - chart));
         }
@@ -126,7 +127,7 @@ fn the_regression_agrees_with_the_published_chart() {
 
 #[test]
 fn lu_romps_agrees_with_the_reference_table() {
-    for [t, rh, expected] in rows(REFERENCE, ["temperature_f", "humidity_pct", "lu2025"]) {
+    for [t, rh, expected] in reference_rows(REFERENCE_CSV, ["temperature_f", "humidity_pct", "lu2025"]) {
         let off = lu_romps(t, rh) - expected;
         // Half a micro-degree is what the table leaves off.
         assert!(off.abs() <= 0.51e-6, "{t} °F, {rh} %: {off:e}");
@@ -220,7 +221,7 @@ mod definition {
 }
 
 /// The greatest error of `lu_romps` over some readings, °F, and where.
-fn worst(readings: impl Iterator<Item = (f64, f64)>) -> (f64, f64, f64) {
+fn worst_error(readings: impl Iterator<Item = (f64, f64)>) -> (f64, f64, f64) {
     readings.fold((0.0, 0.0, 0.0), |worst, (t, rh)| {
         let error = (lu_romps(t, rh) - definition::heat_index(t, rh)).abs();
         assert!(error.is_finite());
@@ -229,25 +230,25 @@ fn worst(readings: impl Iterator<Item = (f64, f64)>) -> (f64, f64, f64) {
 }
 
 /// What `lu_romps` promises is 1e-6 °F. It does better, and a change that loses that should be noticed.
-const CLOSE: f64 = 1e-8;
+const TOLERANCE_F: f64 = 1e-8;
 
 /// A quarter of the readings at every half degree and half percent, from some first row.
-fn grid(first: usize) -> impl Iterator<Item = (f64, f64)> {
+fn quarter_grid(first: usize) -> impl Iterator<Item = (f64, f64)> {
     let temperatures = (first..=540).step_by(4).map(|i| -130.0 + i as f64 / 2.0);
     temperatures.flat_map(|t| (0..=200).map(move |j| (t, j as f64 / 2.0)))
 }
 
 #[test]
-fn lu_romps_is_its_definition_on_a_dense_grid() {
-    let parts = [0, 1, 2, 3].map(|first| thread::spawn(move || worst(grid(first))));
+fn lu_romps_agrees_with_definition_on_dense_grid() {
+    let parts = [0, 1, 2, 3].map(|first| thread::spawn(move || worst_error(quarter_grid(first))));
     for part in parts {
         let (error, t, rh) = part.join().unwrap();
-        assert!(error < CLOSE, "{error:e} at {t} °F, {rh} %");
+        assert!(error < TOLERANCE_F, "{error:e} at {t} °F, {rh} %");
     }
 }
 
 #[test]
-fn lu_romps_is_its_definition_next_to_every_bend() {
+fn lu_romps_agrees_with_definition_around_every_bend() {
     use definition::{bisect, fahrenheit, gain, kelvin, pv, skin};
     let mut readings = Vec::new();
     for rh in (0..=40).map(|i| f64::from(i) * 2.5) {
@@ -269,12 +270,12 @@ fn lu_romps_is_its_definition_next_to_every_bend() {
             }
         }
     }
-    let (error, t, rh) = worst(readings.into_iter());
-    assert!(error < CLOSE, "{error:e} at {t} °F, {rh} %");
+    let (error, t, rh) = worst_error(readings.into_iter());
+    assert!(error < TOLERANCE_F, "{error:e} at {t} °F, {rh} %");
 }
 
 /// Every reading at some steps, the corners included.
-fn accepted(degrees: f64, percents: f64) -> impl Iterator<Item = Measurement> {
+fn accepted_measurements(degrees: f64, percents: f64) -> impl Iterator<Item = Measurement> {
     let temperatures = (0..=(270.0 / degrees) as usize).map(move |i| -130.0 + i as f64 * degrees);
     temperatures.flat_map(move |t| {
         let humidities = (0..=(105.0 / percents) as usize).map(move |j| j as f64 * percents);
@@ -287,7 +288,7 @@ const FORMULAS: [Formula; 3] = [Formula::Rothfusz, Formula::Nws, Formula::LuRomp
 #[test]
 fn heat_indexes_stay_within_their_range() {
     for formula in FORMULAS {
-        let heat_indexes = accepted(0.25, 0.25).map(|m| formula.evaluate(&m).0);
+        let heat_indexes = accepted_measurements(0.25, 0.25).map(|m| formula.evaluate(&m).0);
         let (least, greatest) = heat_indexes
             .fold((HeatIndex::MAX, HeatIndex::MIN), |(least, most), hi| (least.min(hi), most.max(hi)));
         assert!(HeatIndex::MIN < least && greatest < HeatIndex::MAX, "{formula}");
@@ -320,7 +321,7 @@ fn humidity_above_saturation_counts_as_saturation() {
 }
 
 #[test]
-fn every_formula_keeps_its_bits() {
+fn every_formula_is_bit_stable() {
     for (t, rh, bits) in [
         (95.0, 50.0, [0x405a_4dcf_35c8_38ee, 0x405a_4dcf_35c8_38ee, 0x405a_4328_bb3a_5138]),
         (101.3, 7.7, [0x4057_e3e5_9300_28dd, 0x4057_a09e_cb67_b302, 0x4057_b879_f77b_4f72]),
@@ -337,12 +338,12 @@ fn every_formula_keeps_its_bits() {
 }
 
 #[test]
-fn categories_are_of_the_official_heat_index_unless_it_is_lu_romps() {
+fn categories_use_official_heat_index_unless_lu_romps() {
     let evaluate = |formula: Formula, t, rh| formula.evaluate(&Measurement::new(t, rh, None).unwrap());
     // The bare regression says 101.7 °F of a cold fog.
     let (heat_index, category) = evaluate(Formula::Rothfusz, 40.0, 100.0);
     assert_eq!((heat_index.fahrenheit().round(), category), (102.0, Category::None));
-    for measurement in accepted(1.0, 1.0) {
+    for measurement in accepted_measurements(1.0, 1.0) {
         let (t, rh) = (measurement.temperature(), measurement.humidity().min(100.0));
         let official = Category::of(HeatIndex::from_fahrenheit(nws(t, rh)));
         let [bare, nws, lu_romps] = FORMULAS.map(|formula| formula.evaluate(&measurement));
@@ -353,7 +354,7 @@ fn categories_are_of_the_official_heat_index_unless_it_is_lu_romps() {
 }
 
 #[test]
-fn formulas_have_one_name() {
+fn formula_names_are_unique() {
     use clap::ValueEnum;
     for (formula, name) in FORMULAS.into_iter().zip(["rothfusz", "nws", "lu-romps"]) {
         assert_eq!(formula.to_string(), name);
@@ -367,8 +368,8 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn lu_romps_is_its_definition(readings in prop::collection::vec((-130.0..=140.0, 0.0..=100.0), 40)) {
-        let (error, t, rh) = worst(readings.into_iter());
-        prop_assert!(error < CLOSE, "{error:e} at {t} °F, {rh} %");
+    fn lu_romps_agrees_with_definition(readings in prop::collection::vec((-130.0..=140.0, 0.0..=100.0), 40)) {
+        let (error, t, rh) = worst_error(readings.into_iter());
+        prop_assert!(error < TOLERANCE_F, "{error:e} at {t} °F, {rh} %");
     }
 }

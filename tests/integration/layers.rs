@@ -41,7 +41,7 @@ const CRATES: &[(&[&str], &[&str])] = &[
 ];
 
 #[test]
-fn modules_import_only_what_lies_below() {
+fn modules_import_only_lower_layers() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let layer = |name: &str| LAYERS.iter().find(|(_, module, _)| *module == name);
     let imports = Imports::read(&src);
@@ -105,7 +105,7 @@ fn top_module(file: &str) -> &str {
 
 /// A panic that is caught must not leave behind what others go on with, so what requests and sessions share says that it is held.
 #[test]
-fn locks_that_clients_share_are_marked() {
+fn serve_and_model_use_only_shared_state_locks() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let files = ["serve", "model"].iter().flat_map(|module| rust_files(&src.join(module)));
     for path in files {

@@ -12,33 +12,33 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit, getuid, setrlimit};
 use serde_json::Value;
-use swelter::model::{Event, Measurement};
+use swelter::model::{Measurement, ReadingEvent};
 
-use crate::oracle::{Entry, Oracle};
-use crate::process::{DEADLINE, Service, get, program, wait_for};
-use crate::recovery::{MINUTE, Random, SETTINGS, unrefused, written};
-use crate::served::{check_current, check_history};
+use crate::oracle::{LogEntry, Oracle};
+use crate::recovery::{MINUTE_MS, RUN_SETTINGS, Random, keep_accepted_entries, record_json};
+use crate::rest_checks::{check_current, check_history};
+use crate::service_process::{ServiceProcess, WAIT_TIMEOUT, get, swelter_command, wait_for};
 
 const CONFIG: &str = "[results]\nwindow = \"30m\"\nlateness = \"90m\"\nhistory = \"1h\"\n[ingest]\npartitions = 5\n\
      [checkpoints]\nevery = \"1s\"\n";
-const OPEN_FILES: u64 = 256;
-const IDLE: usize = 400;
+const OPEN_FILE_LIMIT: u64 = 256;
+const IDLE_CONNECTIONS: usize = 400;
 /// Epochs are reserved for 3 s.
-const SEVERAL_RESERVATIONS: Duration = Duration::from_secs(7);
+const SEVERAL_RESERVATION_TIMES: Duration = Duration::from_secs(7);
 /// Posts go on while a state lasts, at a pace that leaves something to do for the tests beside this one.
-const BETWEEN_POSTS: Duration = Duration::from_millis(50);
+const POST_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A connection that is kept.
-struct Client {
+struct KeepAliveClient {
     stream: TcpStream,
     address: String,
 }
 
-impl Client {
-    fn open(address: &str) -> Client {
+impl KeepAliveClient {
+    fn open(address: &str) -> KeepAliveClient {
         let stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        Client { stream, address: address.into() }
+        stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
+        KeepAliveClient { stream, address: address.into() }
     }
 
     fn get(&mut self, path: &str) -> (u16, String) {
@@ -85,7 +85,7 @@ impl Client {
 }
 
 /// Readings that are posted, and what is to come of them.
-struct Load {
+struct PostedLoad {
     random: Random,
     oracle: Oracle,
     now: i64,
@@ -93,58 +93,58 @@ struct Load {
     too_late: Vec<String>,
 }
 
-impl Load {
-    fn new(seed: u64) -> Load {
+impl PostedLoad {
+    fn new(seed: u64) -> PostedLoad {
         let now = jiff::Timestamp::now().as_millisecond() - 24 * 3_600_000;
-        let now = now - now.rem_euclid(MINUTE);
-        let (random, oracle) = (Random(seed), Oracle::new(SETTINGS));
-        Load { random, oracle, now, records: 0, too_late: Vec::new() }
+        let now = now - now.rem_euclid(MINUTE_MS);
+        let (random, oracle) = (Random(seed), Oracle::new(RUN_SETTINGS));
+        PostedLoad { random, oracle, now, records: 0, too_late: Vec::new() }
     }
 
-    fn entries(&mut self) -> Vec<Entry> {
-        self.now += MINUTE;
-        let entries = (0..20).map(|_| self.random.entry(self.now)).collect();
-        unrefused(&self.oracle, entries, &mut self.random, self.now)
+    fn next_entries(&mut self) -> Vec<LogEntry> {
+        self.now += MINUTE_MS;
+        let entries = (0..20).map(|_| self.random.random_entry(self.now)).collect();
+        keep_accepted_entries(&self.oracle, entries, &mut self.random, self.now)
     }
 
     /// Posts some, which must be acknowledged.
-    fn post(&mut self, client: &mut Client) {
-        let entries = self.entries();
-        let lines: Vec<String> = entries.iter().map(written).collect();
+    fn post(&mut self, client: &mut KeepAliveClient) {
+        let entries = self.next_entries();
+        let lines: Vec<String> = entries.iter().map(record_json).collect();
         self.post_lines(client, &entries, lines);
     }
 
-    fn post_lines(&mut self, client: &mut Client, entries: &[Entry], lines: Vec<String>) {
+    fn post_lines(&mut self, client: &mut KeepAliveClient, entries: &[LogEntry], lines: Vec<String>) {
         let (status, body) = client.post(&lines.join("\n"));
         assert_eq!(status, 200, "{body}");
         self.records += entries.len() as u64;
         for (entry, line) in entries.iter().zip(lines) {
-            if self.oracle.apply(entry).is_none() {
+            if self.oracle.apply_arrival(entry).is_none() {
                 self.too_late.push(line);
             }
         }
     }
 
     /// Posts one that is too late, with so many bytes that say nothing: its dead letter is long, in the journal it is not.
-    fn post_too_late(&mut self, client: &mut Client, padding: usize) {
-        self.now += MINUTE;
-        let event = Event::Reading(Measurement::new(80.0, 50.0, None).unwrap());
+    fn post_too_late(&mut self, client: &mut KeepAliveClient, padding: usize) {
+        self.now += MINUTE_MS;
+        let event = ReadingEvent::Reading(Measurement::new(80.0, 50.0, None).unwrap());
         // Only in the log it is known that the one is too late for the other.
-        let newest = Entry { city: 0, millis: self.now, event, revision: None };
-        let late = Entry { millis: self.now - SETTINGS.lateness - MINUTE / 2, ..newest };
-        let line = written(&late).replacen('{', &format!("{{\"note\":\"{}\",", "x".repeat(padding)), 1);
+        let newest = LogEntry { city: 0, millis: self.now, event, revision: None };
+        let late = LogEntry { millis: self.now - RUN_SETTINGS.lateness - MINUTE_MS / 2, ..newest };
+        let line = record_json(&late).replacen('{', &format!("{{\"note\":\"{}\",", "x".repeat(padding)), 1);
         let before = self.too_late.len();
-        let lines = vec![written(&newest), line];
+        let lines = vec![record_json(&newest), line];
         self.post_lines(client, &[newest, late], lines);
         assert_eq!(self.too_late.len(), before + 1);
     }
 
-    fn wait_until_applied(&self, client: &mut Client) {
-        wait_for("that all is applied", || (applied(&client.status()) == self.records).then_some(()));
+    fn wait_until_applied(&self, client: &mut KeepAliveClient) {
+        wait_for("that all is applied", || (applied_records(&client.status()) == self.records).then_some(()));
     }
 
     /// The results, by new connections.
-    fn check(&self, address: &str) {
+    fn check_results(&self, address: &str) {
         check_current(address, &self.oracle);
         for city in 0..5 {
             check_history(address, &self.oracle, city);
@@ -163,28 +163,28 @@ impl Load {
 }
 
 /// A long record that nothing makes short.
-fn noisy(entry: &Entry, random: &mut Random) -> String {
-    let noise: String = (0..30_000).map(|_| (b'a' + random.next(26) as u8) as char).collect();
-    written(entry).replacen('{', &format!("{{\"note\":\"{noise}\","), 1)
+fn incompressible_record(entry: &LogEntry, random: &mut Random) -> String {
+    let noise: String = (0..30_000).map(|_| (b'a' + random.below(26) as u8) as char).collect();
+    record_json(entry).replacen('{', &format!("{{\"note\":\"{noise}\","), 1)
 }
 
 /// Records of the journal that are in the results.
-fn applied(status: &Value) -> u64 {
+fn applied_records(status: &Value) -> u64 {
     let partitions = status["sources"].as_array().into_iter().flatten();
     let partitions = partitions.flat_map(|source| source["partitions"].as_array().into_iter().flatten());
     partitions.map(|partition| partition["applied"].as_u64().unwrap()).sum()
 }
 
 /// Sets a soft limit of a service that runs, as in `--nofile=8:`.
-fn limit(service: &Service, limit: &str) {
-    let pid = service.id().to_string();
-    let set = user_of(service, "prlimit").args(["--pid", &pid, limit]).status().unwrap();
+fn set_soft_limit(service: &ServiceProcess, limit: &str) {
+    let pid = service.process_id().to_string();
+    let set = command_as_user_of(service, "prlimit").args(["--pid", &pid, limit]).status().unwrap();
     assert!(set.success(), "{limit}");
 }
 
 /// A program that runs as the user of a service, who alone may limit it.
-fn user_of(service: &Service, program: &str) -> Command {
-    let owner = fs::metadata(format!("/proc/{}", service.id())).unwrap();
+fn command_as_user_of(service: &ServiceProcess, program: &str) -> Command {
+    let owner = fs::metadata(format!("/proc/{}", service.process_id())).unwrap();
     if owner.uid() == getuid().as_raw() {
         return Command::new(program);
     }
@@ -202,14 +202,14 @@ fn allow_open_files() {
     setrlimit(Resource::Nofile, limit).unwrap();
 }
 
-fn metric(client: &mut Client, name: &str) -> f64 {
+fn metric_value(client: &mut KeepAliveClient, name: &str) -> f64 {
     let (_, text) = client.get("/metrics");
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     value.unwrap_or_else(|| panic!("{name} is not in {text}")).parse().unwrap()
 }
 
 /// Epochs below this one are durably taken.
-fn epoch_bound(data: &Path) -> u64 {
+fn reserved_epoch_bound(data: &Path) -> u64 {
     let bound = |name: &&str| {
         let text = fs::read_to_string(data.join(name)).ok()?;
         serde_json::from_str::<Value>(text.lines().next()?).ok()?["epochs"].as_u64()
@@ -222,30 +222,34 @@ fn assert_no_panic(log: &str) {
 }
 
 #[test]
-fn idle_connections_beyond_the_open_files_end_nothing() {
+fn idle_connections_beyond_open_file_limit_do_not_affect_others() {
     allow_open_files();
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
-    let service = Service::start_limited(&data, CONFIG, &format!("ulimit -n {OPEN_FILES}")).ready();
-    let (mut load, mut client) = (Load::new(1), Client::open(&service.address));
+    let service = ServiceProcess::start_limited(&data, CONFIG, &format!("ulimit -n {OPEN_FILE_LIMIT}"))
+        .wait_until_ready();
+    let (mut load, mut client) = (PostedLoad::new(1), KeepAliveClient::open(&service.address));
     load.post(&mut client);
-    let served = metric(&mut client, "swelter_connections_limit") as usize;
-    assert!((64..OPEN_FILES as usize).contains(&served), "{served}");
+    let served = metric_value(&mut client, "swelter_connections_limit") as usize;
+    assert!((64..OPEN_FILE_LIMIT as usize).contains(&served), "{served}");
 
-    let idle: Vec<TcpStream> = (0..IDLE).map(|_| TcpStream::connect(&service.address).unwrap()).collect();
+    let idle: Vec<TcpStream> =
+        (0..IDLE_CONNECTIONS).map(|_| TcpStream::connect(&service.address).unwrap()).collect();
     let began = Instant::now();
-    while began.elapsed() < SEVERAL_RESERVATIONS {
+    while began.elapsed() < SEVERAL_RESERVATION_TIMES {
         load.post(&mut client);
         load.wait_until_applied(&mut client);
-        thread::sleep(BETWEEN_POSTS);
+        thread::sleep(POST_INTERVAL);
     }
-    assert!(metric(&mut client, "swelter_connections_refused_total") >= (IDLE - served) as f64);
+    assert!(
+        metric_value(&mut client, "swelter_connections_refused_total") >= (IDLE_CONNECTIONS - served) as f64
+    );
     let open = idle.iter().filter(|stream| is_open(stream)).count();
     assert!(open < served, "{open} of {served} are open");
 
     drop(idle);
     wait_for("connections", || (get(&service.address, "/readyz").ok()?.status == 200).then_some(()));
-    load.check(&service.address);
+    load.check_results(&service.address);
     assert!(!load.too_late.is_empty(), "there are dead letters");
     let log = service.log();
     service.terminate();
@@ -262,44 +266,47 @@ fn is_open(mut stream: &TcpStream) -> bool {
 }
 
 #[test]
-fn too_few_open_files_refuse_a_start_with_what_to_do() {
+fn too_low_open_file_limit_refuses_start_with_remedy() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
-    let (code, text) = Service::refused_limited(&data, CONFIG, "ulimit -n 80");
+    let (code, text) = ServiceProcess::run_refused_limited(&data, CONFIG, "ulimit -n 80");
     assert_eq!(code, Some(1), "{text}");
     let line = text.lines().last().unwrap();
     for part in ["may open 80 files", "of which this run needs", "`ulimit -n ", "LimitNOFILE="] {
         assert!(line.contains(part), "{part}: {text}");
     }
     assert!(!data.exists(), "nothing was begun");
-    let demo = program(Some("ulimit -n 80")).args(["demo", "--listen", "127.0.0.1:0"]).output().unwrap();
+    let demo =
+        swelter_command(Some("ulimit -n 80")).args(["demo", "--listen", "127.0.0.1:0"]).output().unwrap();
     let text = String::from_utf8(demo.stderr).unwrap();
     assert!(demo.status.code() == Some(1) && text.contains("may open 80 files"), "{text}");
     // What it asks for is enough.
     let (_, needed) = line.split_once("LimitNOFILE=").unwrap();
     let needed: u64 = needed.trim_end_matches(')').parse().unwrap();
-    Service::start_limited(&data, CONFIG, &format!("ulimit -n {needed}")).ready().terminate();
+    ServiceProcess::start_limited(&data, CONFIG, &format!("ulimit -n {needed}"))
+        .wait_until_ready()
+        .terminate();
 }
 
 #[test]
 fn results_wait_while_no_file_can_be_opened() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
-    let service = Service::start(&data, CONFIG).ready();
-    let (mut load, mut client) = (Load::new(2), Client::open(&service.address));
+    let service = ServiceProcess::start(&data, CONFIG).wait_until_ready();
+    let (mut load, mut client) = (PostedLoad::new(2), KeepAliveClient::open(&service.address));
     load.post(&mut client);
     load.wait_until_applied(&mut client);
 
-    limit(&service, "--nofile=8:");
+    set_soft_limit(&service, "--nofile=8:");
     let began = Instant::now();
-    while began.elapsed() < SEVERAL_RESERVATIONS {
+    while began.elapsed() < SEVERAL_RESERVATION_TIMES {
         load.post(&mut client);
         let as_of = client.status()["as_of"].as_u64().unwrap();
-        assert!(as_of < epoch_bound(&data), "epochs beyond the durable bound are in use");
-        thread::sleep(BETWEEN_POSTS);
+        assert!(as_of < reserved_epoch_bound(&data), "epochs beyond the durable bound are in use");
+        thread::sleep(POST_INTERVAL);
     }
-    assert!(applied(&client.status()) < load.records, "results wait");
-    assert_eq!(metric(&mut client, "swelter_task_failing{task=\"epochs\"}"), 1.0);
+    assert!(applied_records(&client.status()) < load.records, "results wait");
+    assert_eq!(metric_value(&mut client, "swelter_task_failing{task=\"epochs\"}"), 1.0);
     let log = service.log();
     for part in ["cannot reserve epochs", "os error 24", "raise `ulimit -n`", "results are held back"] {
         assert!(log.contains(part), "{part}: {log}");
@@ -307,10 +314,10 @@ fn results_wait_while_no_file_can_be_opened() {
     assert!(!log.contains("readable and writable"), "{log}");
     assert_eq!(log.matches("cannot reserve epochs").count(), 1, "one line a minute: {log}");
 
-    limit(&service, "--nofile=1024:");
+    set_soft_limit(&service, "--nofile=1024:");
     load.wait_until_applied(&mut client);
-    load.check(&service.address);
-    assert_eq!(metric(&mut client, "swelter_task_failing{task=\"epochs\"}"), 0.0);
+    load.check_results(&service.address);
+    assert_eq!(metric_value(&mut client, "swelter_task_failing{task=\"epochs\"}"), 0.0);
     assert_no_panic(&service.log());
     service.terminate();
     load.check_dead_letters(&data);
@@ -320,8 +327,8 @@ fn results_wait_while_no_file_can_be_opened() {
 fn results_wait_while_dead_letters_cannot_be_written() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
-    let service = Service::start(&data, CONFIG).ready();
-    let (mut load, mut client) = (Load::new(3), Client::open(&service.address));
+    let service = ServiceProcess::start(&data, CONFIG).wait_until_ready();
+    let (mut load, mut client) = (PostedLoad::new(3), KeepAliveClient::open(&service.address));
     load.post(&mut client);
     for _ in 0..30 {
         load.post_too_late(&mut client, 5_000);
@@ -333,42 +340,46 @@ fn results_wait_while_dead_letters_cannot_be_written() {
         Some(fs::metadata(&letters).unwrap().len()).filter(|len| *len > wanted as u64)
     });
 
-    limit(&service, &format!("--fsize={full}:"));
+    set_soft_limit(&service, &format!("--fsize={full}:"));
     load.post_too_late(&mut client, 5_000);
     wait_for("the log", || service.log().contains("cannot write dead letters").then_some(()));
-    let before = applied(&client.status());
+    let before = applied_records(&client.status());
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(2) {
         load.post(&mut client);
-        thread::sleep(BETWEEN_POSTS);
+        thread::sleep(POST_INTERVAL);
     }
     let status = client.status();
-    assert!(applied(&status) == before && before < load.records, "the logs are not read on: {status}");
+    assert!(
+        applied_records(&status) == before && before < load.records,
+        "the logs are not read on: {status}"
+    );
     let log = service.log();
     for part in ["dead-letters.jsonl: File too large", "raise `ulimit -f`", "the logs are not read on"] {
         assert!(log.contains(part), "{part}: {log}");
     }
     assert_eq!(fs::metadata(&letters).unwrap().len(), full, "no part of a line is left");
 
-    limit(&service, "--fsize=unlimited:");
+    set_soft_limit(&service, "--fsize=unlimited:");
     load.wait_until_applied(&mut client);
-    load.check(&service.address);
+    load.check_results(&service.address);
     assert_no_panic(&service.log());
     service.terminate();
     load.check_dead_letters(&data);
 }
 
 #[test]
-fn a_disk_without_room_for_the_journal_ends_it_with_what_to_do() {
+fn full_disk_of_journal_ends_service_with_remedy() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
-    let mut service = Service::start(&data, CONFIG).ready();
-    let (mut load, mut client) = (Load::new(4), Client::open(&service.address));
+    let mut service = ServiceProcess::start(&data, CONFIG).wait_until_ready();
+    let (mut load, mut client) = (PostedLoad::new(4), KeepAliveClient::open(&service.address));
     load.post(&mut client);
     load.wait_until_applied(&mut client);
     // The log is a file, too: it stays below.
-    limit(&service, "--fsize=65536:");
-    let long: Vec<String> = load.entries().iter().map(|entry| noisy(entry, &mut load.random)).collect();
+    set_soft_limit(&service, "--fsize=65536:");
+    let long: Vec<String> =
+        load.next_entries().iter().map(|entry| incompressible_record(entry, &mut load.random)).collect();
     let (status, body) = client.post(&long.join("\n"));
     assert!(status == 500 && body.contains("File too large"), "{status} {body}");
     assert_eq!(service.wait_for_end(), Some(1), "{}", service.log());
@@ -382,16 +393,16 @@ fn a_disk_without_room_for_the_journal_ends_it_with_what_to_do() {
     }
     assert_no_panic(&log);
     drop(service);
-    let service = Service::start(&data, CONFIG).ready();
-    let mut client = Client::open(&service.address);
+    let service = ServiceProcess::start(&data, CONFIG).wait_until_ready();
+    let mut client = KeepAliveClient::open(&service.address);
     load.wait_until_applied(&mut client);
-    load.check(&service.address);
+    load.check_results(&service.address);
     service.terminate();
     load.check_dead_letters(&data);
 }
 
 #[test]
-fn a_disk_without_room_for_the_results_of_a_batch_says_so() {
+fn full_disk_of_batch_output_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let input = folder.path().join("in.csv");
     let mut text = String::from("city,reading_at,temperature,humidity\n");
@@ -400,7 +411,7 @@ fn a_disk_without_room_for_the_results_of_a_batch_says_so() {
     }
     fs::write(&input, text).unwrap();
     // In blocks of 512 bytes.
-    let ran = program(Some("ulimit -f 1"))
+    let ran = swelter_command(Some("ulimit -f 1"))
         .args(["batch", "in.csv", "-o", "rows.csv"])
         .current_dir(folder.path())
         .output()
@@ -416,7 +427,7 @@ fn a_disk_without_room_for_the_results_of_a_batch_says_so() {
 
 /// What this user may start is counted of all its processes: so it is one that has none.
 #[test]
-fn too_few_threads_refuse_a_start_with_what_to_do() {
+fn too_low_thread_limit_refuses_start_with_remedy() {
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
     fs::write(
@@ -461,12 +472,13 @@ fn requests_are_answered_while_no_thread_can_be_started() {
     // Whom no limit of threads stops, it does not test.
     let other = "exec setpriv --reuid=64322 --regid=64322 --clear-groups \"$0\" \"$@\"";
     let before = if getuid().is_root() { other } else { "true" };
-    let service = Service::start_limited(&data, CONFIG, before).ready();
-    limit(&service, "--nproc=1:");
-    let (mut load, mut client) = (Load::new(5), Client::open(&service.address));
+    let service = ServiceProcess::start_limited(&data, CONFIG, before).wait_until_ready();
+    set_soft_limit(&service, "--nproc=1:");
+    let (mut load, mut client) = (PostedLoad::new(5), KeepAliveClient::open(&service.address));
     for _ in 0..3 {
-        let entries = load.entries();
-        let long: Vec<String> = entries.iter().map(|entry| noisy(entry, &mut load.random)).collect();
+        let entries = load.next_entries();
+        let long: Vec<String> =
+            entries.iter().map(|entry| incompressible_record(entry, &mut load.random)).collect();
         load.post_lines(&mut client, &entries, long);
         let address = client.address.clone();
         let page = "GET /v1/openapi.json HTTP/1.1\r\nAccept-Encoding: gzip\r\nHost: ";
@@ -477,7 +489,7 @@ fn requests_are_answered_while_no_thread_can_be_started() {
         assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
         load.wait_until_applied(&mut client);
     }
-    load.check(&service.address);
+    load.check_results(&service.address);
     assert_no_panic(&service.log());
     service.terminate();
 }

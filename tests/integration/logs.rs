@@ -8,22 +8,22 @@ use std::time::{Duration, SystemTime};
 use serde_json::Value;
 
 use crate::checkpoints::published_manifests;
-use crate::process::{Service, get, post, wait_for};
 use crate::recovery::Random;
+use crate::service_process::{ServiceProcess, get, post, wait_for};
 
 const HEADER: &str = "city,reading_at,temperature,humidity\n";
 
 /// The reading of a minute.
-fn row(city: &str, minute: usize) -> String {
+fn csv_row(city: &str, minute: usize) -> String {
     format!("{city},2025-07-24T{:02}:{:02}:00Z,{},50\n", minute / 60, minute % 60, 60 + minute % 40)
 }
 
-fn rows(city: &str, minutes: std::ops::Range<usize>) -> String {
-    minutes.map(|minute| row(city, minute)).collect()
+fn csv_rows(city: &str, minutes: std::ops::Range<usize>) -> String {
+    minutes.map(|minute| csv_row(city, minute)).collect()
 }
 
 /// How many readings each city has, by name.
-fn counts(service: &Service) -> Vec<(String, u64)> {
+fn reading_counts(service: &ServiceProcess) -> Vec<(String, u64)> {
     let Some(answer) = get(&service.address, "/v1/cities").ok().filter(|answer| answer.status == 200) else {
         return Vec::new();
     };
@@ -34,12 +34,12 @@ fn counts(service: &Service) -> Vec<(String, u64)> {
     counts
 }
 
-fn wait_for_counts(service: &Service, expected: &[(&str, u64)]) {
+fn wait_for_counts(service: &ServiceProcess, expected: &[(&str, u64)]) {
     let expected: Vec<_> = expected.iter().map(|(city, count)| ((*city).to_owned(), *count)).collect();
-    wait_for(&format!("{expected:?}"), || (counts(service) == expected).then_some(()));
+    wait_for(&format!("{expected:?}"), || (reading_counts(service) == expected).then_some(()));
 }
 
-fn config(path: &Path) -> String {
+fn file_source_config(path: &Path) -> String {
     format!(
         "[checkpoints]\nevery = '1s'\n[[sources]]\nname = 'log'\ntype = 'file'\npath = '{}'\nfollow = true\n",
         path.display()
@@ -47,7 +47,7 @@ fn config(path: &Path) -> String {
 }
 
 /// How many checkpoints there are.
-fn checkpoints(place: &Path) -> usize {
+fn checkpoint_count(place: &Path) -> usize {
     published_manifests(place).len()
 }
 
@@ -64,25 +64,26 @@ pub fn wait_for_checkpoint(place: &Path, source: &str, position: u64) {
     });
 }
 
-struct Files {
+struct FileSourceFolder {
     folder: tempfile::TempDir,
     data: PathBuf,
     path: PathBuf,
 }
 
 /// A file of 100 readings and a service that has read it and made a checkpoint of all.
-fn read_file() -> (Files, Service) {
+fn start_with_read_file() -> (FileSourceFolder, ServiceProcess) {
     let folder = tempfile::tempdir().unwrap();
     let (data, path) = (folder.path().join("data"), folder.path().join("readings.csv"));
-    fs::write(&path, HEADER.to_owned() + &rows("lisbon", 0..100)).unwrap();
-    let service = Service::start(&data, &config(&path)).ready();
+    fs::write(&path, HEADER.to_owned() + &csv_rows("lisbon", 0..100)).unwrap();
+    let service = ServiceProcess::start(&data, &file_source_config(&path)).wait_until_ready();
     wait_for_counts(&service, &[("lisbon", 100)]);
     wait_for_checkpoint(&data.join("checkpoints"), "log", 100);
-    (Files { folder, data, path }, service)
+    (FileSourceFolder { folder, data, path }, service)
 }
 
-fn refused(files: &Files, says: &[&str]) {
-    let (code, said) = Service::refused(&files.data, &config(&files.path), "127.0.0.1:0");
+fn check_start_refused(files: &FileSourceFolder, says: &[&str]) {
+    let (code, said) =
+        ServiceProcess::run_refused(&files.data, &file_source_config(&files.path), "127.0.0.1:0");
     assert_eq!(code, Some(1), "{said}");
     let last = said.lines().last().unwrap_or_default();
     assert!(says.iter().all(|says| last.contains(says)), "{last}");
@@ -90,59 +91,64 @@ fn refused(files: &Files, says: &[&str]) {
 
 /// 150 readings in its place: the first 100 of them were skipped.
 #[test]
-fn file_written_anew_while_the_service_is_down_is_refused() {
-    let (files, service) = read_file();
+fn file_rewritten_while_service_is_down_is_refused() {
+    let (files, service) = start_with_read_file();
     service.terminate();
     let before = fs::read_to_string(&files.path).unwrap();
-    fs::write(&files.path, HEADER.to_owned() + &rows("madrid", 0..150)).unwrap();
-    refused(&files, &["is not the file that was read", "Restore it", "another data directory"]);
+    fs::write(&files.path, HEADER.to_owned() + &csv_rows("madrid", 0..150)).unwrap();
+    check_start_refused(&files, &["is not the file that was read", "Restore it", "another data directory"]);
     fs::write(&files.path, &before[..before.len() - 30]).unwrap();
-    refused(&files, &["99 records", "100 were read"]);
+    check_start_refused(&files, &["99 records", "100 were read"]);
     // Only the header.
     fs::write(&files.path, before.replace("humidity", "humidity ")).unwrap();
-    refused(&files, &["is not the file that was read"]);
-    fs::write(&files.path, before + &rows("madrid", 0..5)).unwrap();
-    let service = Service::start(&files.data, &config(&files.path)).ready();
+    check_start_refused(&files, &["is not the file that was read"]);
+    fs::write(&files.path, before + &csv_rows("madrid", 0..5)).unwrap();
+    let service = ServiceProcess::start(&files.data, &file_source_config(&files.path)).wait_until_ready();
     wait_for_counts(&service, &[("lisbon", 100), ("madrid", 5)]);
     service.terminate();
 }
 
 /// The same inode, and longer: the rest of a line was taken for a reading of `adrid`.
 #[test]
-fn file_written_anew_while_it_is_followed_ends_the_service() {
+fn file_rewritten_while_followed_ends_service() {
     let folder = tempfile::tempdir().unwrap();
     let (data, path) = (folder.path().join("data"), folder.path().join("readings.csv"));
-    fs::write(&path, HEADER.to_owned() + &rows("rome", 0..3)).unwrap();
-    let service = Service::start(&data, &config(&path)).ready();
+    fs::write(&path, HEADER.to_owned() + &csv_rows("rome", 0..3)).unwrap();
+    let service = ServiceProcess::start(&data, &file_source_config(&path)).wait_until_ready();
     wait_for_counts(&service, &[("rome", 3)]);
-    fs::write(&path, HEADER.to_owned() + &rows("madrid", 0..3) + &rows("adrid", 0..3)).unwrap();
+    fs::write(&path, HEADER.to_owned() + &csv_rows("madrid", 0..3) + &csv_rows("adrid", 0..3)).unwrap();
     let says = "was written anew while it was followed: restore it";
     wait_for("that it ends with a line", || service.log().contains(says).then_some(()));
     let log = service.log();
     assert!(!log.contains("panic"), "{log}");
     // Nor does the next start take it for the same.
-    refused(
-        &Files { data: data.clone(), path: path.clone(), folder: tempfile::tempdir().unwrap() },
+    check_start_refused(
+        &FileSourceFolder { data: data.clone(), path: path.clone(), folder: tempfile::tempdir().unwrap() },
         &["estore it", "another data directory"],
     );
-    fs::write(&path, HEADER.to_owned() + &rows("rome", 0..4)).unwrap();
-    let service = Service::start(&data, &config(&path)).ready();
+    fs::write(&path, HEADER.to_owned() + &csv_rows("rome", 0..4)).unwrap();
+    let service = ServiceProcess::start(&data, &file_source_config(&path)).wait_until_ready();
     wait_for_counts(&service, &[("rome", 4)]);
     service.terminate();
 }
 
 /// As on another disk: the same bytes under another inode, and another name.
 #[test]
-fn file_that_was_restored_is_read_on() {
-    let (files, service) = read_file();
+fn restored_file_continues() {
+    let (files, service) = start_with_read_file();
     service.terminate();
     let elsewhere = files.folder.path().join("elsewhere");
     fs::create_dir(&elsewhere).unwrap();
     let copy = elsewhere.join("restored.csv");
     fs::copy(&files.path, &copy).unwrap();
     fs::remove_file(&files.path).unwrap();
-    File::options().append(true).open(&copy).unwrap().write_all(rows("lisbon", 100..110).as_bytes()).unwrap();
-    let service = Service::start(&files.data, &config(&copy)).ready();
+    File::options()
+        .append(true)
+        .open(&copy)
+        .unwrap()
+        .write_all(csv_rows("lisbon", 100..110).as_bytes())
+        .unwrap();
+    let service = ServiceProcess::start(&files.data, &file_source_config(&copy)).wait_until_ready();
     assert!(service.log().contains("a checkpoint is taken up"), "{}", service.log());
     wait_for_counts(&service, &[("lisbon", 110)]);
     service.terminate();
@@ -150,19 +156,19 @@ fn file_that_was_restored_is_read_on() {
 
 /// Files are rotated and the service is killed at any time: what it has is what is in all of them.
 #[test]
-fn rotated_files_are_served_whatever_is_killed() {
+fn rotated_files_are_served_over_kills() {
     for seed in [1, 2] {
         let mut random = Random(seed);
         let folder = tempfile::tempdir().unwrap();
         let (data, path) = (folder.path().join("data"), folder.path().join("readings.csv"));
         fs::write(&path, HEADER).unwrap();
-        let mut service = Some(Service::start(&data, &config(&path)).ready());
+        let mut service = Some(ServiceProcess::start(&data, &file_source_config(&path)).wait_until_ready());
         let (mut minute, mut rotated) = (0, 0);
         for step in 0..24 {
-            match random.next(5) {
+            match random.below(5) {
                 0..=2 => {
-                    let count = 1 + random.next(9) as usize;
-                    let text = rows("lisbon", minute..minute + count);
+                    let count = 1 + random.below(9) as usize;
+                    let text = csv_rows("lisbon", minute..minute + count);
                     minute += count;
                     File::options().append(true).open(&path).unwrap().write_all(text.as_bytes()).unwrap();
                 }
@@ -170,17 +176,22 @@ fn rotated_files_are_served_whatever_is_killed() {
                 3 if minute > 0 => {
                     if rotated == 0 {
                         wait_for_minutes(
-                            service.get_or_insert_with(|| Service::start(&data, &config(&path)).ready()),
+                            service.get_or_insert_with(|| {
+                                ServiceProcess::start(&data, &file_source_config(&path)).wait_until_ready()
+                            }),
                             minute,
                         );
                     }
                     rotated += 1;
-                    rotate(&path, rotated, random.next(2) == 0);
+                    rotate_file(&path, rotated, random.below(2) == 0);
                 }
                 _ => match service.take() {
-                    Some(service) if random.next(2) == 0 => service.kill(),
+                    Some(service) if random.below(2) == 0 => service.kill(),
                     Some(service) => service.terminate(),
-                    None => service = Some(Service::start(&data, &config(&path)).ready()),
+                    None => {
+                        service =
+                            Some(ServiceProcess::start(&data, &file_source_config(&path)).wait_until_ready())
+                    }
                 },
             }
             if let Some(service) = service.as_ref().filter(|_| step % 6 == 5) {
@@ -188,24 +199,24 @@ fn rotated_files_are_served_whatever_is_killed() {
             }
         }
         drop(service);
-        let service = Service::start(&data, &config(&path)).ready();
+        let service = ServiceProcess::start(&data, &file_source_config(&path)).wait_until_ready();
         wait_for_minutes(&service, minute);
-        assert_eq!(service.get("/v1/status")["sources"][1]["partitions"][0]["applied"], minute);
-        let history = service.get("/v1/cities/lisbon/history?limit=1000");
+        assert_eq!(service.get_json("/v1/status")["sources"][1]["partitions"][0]["applied"], minute);
+        let history = service.get_json("/v1/cities/lisbon/history?limit=1000");
         assert_eq!(history["rows"].as_array().unwrap().len(), minute, "seed {seed}");
         service.terminate();
     }
 }
 
-fn wait_for_minutes(service: &Service, minutes: usize) {
+fn wait_for_minutes(service: &ServiceProcess, minutes: usize) {
     wait_for(&format!("{minutes} readings"), || {
-        let counts = counts(service);
+        let counts = reading_counts(service);
         (minutes == 0 || counts == [("lisbon".to_owned(), minutes as u64)]).then_some(())
     });
 }
 
 /// By date, so that names stay, with a new file in its place; some are compressed.
-fn rotate(path: &Path, number: usize, compress: bool) {
+fn rotate_file(path: &Path, number: usize, compress: bool) {
     let to = PathBuf::from(format!("{}-{}", path.display(), 20_260_000 + number));
     fs::rename(path, &to).unwrap();
     fs::write(path, HEADER).unwrap();
@@ -244,39 +255,39 @@ fn checkpoint_of_another_journal_is_refused() {
         format!("[checkpoints]\nevery = '1s'\nurl = '{}'\n[ingest]\npartitions = 2\n", place.display())
     };
     let (first, second) = (folder.path().join("first"), folder.path().join("second"));
-    let service = Service::start(&first, &config(&shared)).ready();
+    let service = ServiceProcess::start(&first, &config(&shared)).wait_until_ready();
     post_minutes(&service.address, 0..10);
     wait_for_checkpoint(&shared, "journal", 200);
     service.terminate();
-    let made = checkpoints(&shared);
+    let made = checkpoint_count(&shared);
     // A journal of its own, with more readings than the other one had, of which all are there: so whatever is refused is refused for
     // what the checkpoints are.
     let without = "[checkpoints]\nevery = '0s'\n[ingest]\npartitions = 2\n";
-    let service = Service::start(&second, without).ready();
+    let service = ServiceProcess::start(&second, without).wait_until_ready();
     post_minutes(&service.address, 100..150);
     service.terminate();
     for start in 0..2 {
-        let (code, said) = Service::refused(&second, &config(&shared), "127.0.0.1:0");
+        let (code, said) = ServiceProcess::run_refused(&second, &config(&shared), "127.0.0.1:0");
         assert_eq!(code, Some(1), "start {start}: {said}");
         let last = said.lines().last().unwrap_or_default();
         for says in ["made of another log", "the log has the id", "a place of its own", "checkpoints.url"] {
             assert!(last.contains(says), "{says} is not in {last}");
         }
-        assert_eq!(checkpoints(&shared), made, "nothing was given up");
+        assert_eq!(checkpoint_count(&shared), made, "nothing was given up");
     }
-    let service = Service::start(&second, without).ready();
+    let service = ServiceProcess::start(&second, without).wait_until_ready();
     let expected: Vec<(String, u64)> = (100..150).map(|city| (format!("c{city}"), 20)).collect();
-    wait_for("its own cities", || (counts(&service) == expected).then_some(()));
+    wait_for("its own cities", || (reading_counts(&service) == expected).then_some(()));
     service.terminate();
 }
 
 /// A copy of the data directory is the same journal; one with an id of its own is gone on with if somebody says so.
 #[test]
-fn copy_of_a_journal_is_adopted_only_when_told() {
+fn copied_journal_is_adopted_only_on_request() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let config = "[checkpoints]\nevery = '1s'\n[ingest]\npartitions = 2\n";
-    let service = Service::start(&data, config).ready();
+    let service = ServiceProcess::start(&data, config).wait_until_ready();
     post_minutes(&service.address, 0..3);
     wait_for_checkpoint(&data.join("checkpoints"), "journal", 60);
     service.terminate();
@@ -287,7 +298,7 @@ fn copy_of_a_journal_is_adopted_only_when_told() {
         format!(r#"{{"id":"{}","parent":{{"id":{},"ends":[30,30]}}}}"#, "12".repeat(16), before["id"]),
     )
     .unwrap();
-    let (code, said) = Service::refused(&data, config, "127.0.0.1:0");
+    let (code, said) = ServiceProcess::run_refused(&data, config, "127.0.0.1:0");
     let last = said.lines().last().unwrap_or_default();
     assert!(code == Some(1) && last.contains("--adopt-logs") && last.contains(&"12".repeat(16)), "{said}");
     let config_file = data.with_extension("toml");
@@ -321,8 +332,8 @@ fn copy_of_a_journal_is_adopted_only_when_told() {
     let _ = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
     assert!(wait_for("the end", || child.try_wait().unwrap()).success(), "{}", said());
     // From then on it has checkpoints of its own.
-    let service = Service::start(&data, config).ready();
+    let service = ServiceProcess::start(&data, config).wait_until_ready();
     assert!(service.log().contains("a checkpoint is taken up"), "{}", service.log());
-    wait_for("all", || (counts(&service).len() == 3).then_some(()));
+    wait_for("all", || (reading_counts(&service).len() == 3).then_some(()));
     service.terminate();
 }

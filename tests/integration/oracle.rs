@@ -5,65 +5,65 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use swelter::dataflow::heat_index::Formula;
-use swelter::dataflow::rolling::REMEMBERED_WITHDRAWALS;
+use swelter::dataflow::rolling::MAX_TOMBSTONES_WITHOUT_READING;
 use swelter::model::{
-    Category, CurrentRow, DaySummary, Event, EventTime, HeatIndex, Measurement, OutcomeKind, Revision, Row,
-    Upsert,
+    Category, CurrentRow, DaySummary, EventTime, HeatIndex, Measurement, OutcomeKind, ReadingEvent, Revision,
+    Row, Upsert,
 };
 
-use crate::harness::Settings;
+use crate::dataflow_runner::RunSettings;
 
 /// One entry of a log. Cities are numbers here, to make short logs easy to read.
 #[derive(Clone, Copy, Debug)]
-pub struct Entry {
+pub struct LogEntry {
     pub city: u32,
     pub millis: i64,
-    pub event: Event,
+    pub event: ReadingEvent,
     pub revision: Option<i64>,
 }
 
-impl Entry {
+impl LogEntry {
     pub fn upsert<'a>(&self, name: &'a str) -> Upsert<'a> {
         let reading_at = EventTime::from_millis(self.millis).unwrap();
         Upsert { city: name, reading_at, event: self.event, revision: self.revision.and_then(Revision::new) }
     }
 }
 
-type Key = (u32, i64);
+type ReadingKey = (u32, i64);
 
 pub struct Oracle {
-    settings: Settings,
-    readings: BTreeMap<Key, (Measurement, HeatIndex, Category)>,
+    settings: RunSettings,
+    readings: BTreeMap<ReadingKey, (Measurement, HeatIndex, Category)>,
     /// The revision of the last accepted arrival of each key.
-    revisions: BTreeMap<Key, Option<i64>>,
+    revisions: BTreeMap<ReadingKey, Option<i64>>,
     high: BTreeMap<u32, i64>,
     /// The newest four measurements of each city.
     measured: BTreeMap<u32, BTreeMap<i64, Measurement>>,
 }
 
 impl Oracle {
-    pub fn new(settings: Settings) -> Oracle {
+    pub fn new(settings: RunSettings) -> Oracle {
         let (readings, revisions) = (BTreeMap::new(), BTreeMap::new());
         Oracle { settings, readings, revisions, high: BTreeMap::new(), measured: BTreeMap::new() }
     }
 
     /// Whether admission would refuse it now.
-    pub fn is_too_late(&self, entry: &Entry) -> bool {
+    pub fn is_too_late(&self, entry: &LogEntry) -> bool {
         self.high.get(&entry.city).is_some_and(|high| entry.millis < high - self.settings.lateness)
     }
 
     /// What becomes of the next arrival; `None` where admission refuses it as too late.
-    pub fn apply(&mut self, entry: &Entry) -> Option<OutcomeKind> {
+    pub fn apply_arrival(&mut self, entry: &LogEntry) -> Option<OutcomeKind> {
         let key = (entry.city, entry.millis);
         if self.is_too_late(entry) {
             return None;
         }
-        if entry.event != Event::Withdrawal {
+        if entry.event != ReadingEvent::Withdrawal {
             let high = self.high.entry(entry.city).or_insert(entry.millis);
             *high = (*high).max(entry.millis);
         }
         // All that was ever accepted of a key is a reading that it holds, or a withdrawal.
-        if matches!(entry.event, Event::Retried(_)) && self.revisions.contains_key(&key) {
+        if matches!(entry.event, ReadingEvent::RetriedReading(_)) && self.revisions.contains_key(&key) {
             return Some(OutcomeKind::Superseded);
         }
         if let (Some(new), Some(Some(old))) = (entry.revision, self.revisions.get(&key))
@@ -72,10 +72,10 @@ impl Oracle {
             return Some(OutcomeKind::OldRevision);
         }
         self.revisions.insert(key, entry.revision);
-        self.forget_marks(entry.city);
+        self.forget_tombstones(entry.city);
         let measured = self.measured.entry(entry.city).or_default();
         Some(match entry.event {
-            Event::Reading(measurement) | Event::Retried(measurement) => {
+            ReadingEvent::Reading(measurement) | ReadingEvent::RetriedReading(measurement) => {
                 measured.insert(entry.millis, measurement);
                 if measured.len() > 4 {
                     measured.pop_first();
@@ -86,7 +86,7 @@ impl Oracle {
                     None => OutcomeKind::Inserted,
                 }
             }
-            Event::Withdrawal => {
+            ReadingEvent::Withdrawal => {
                 measured.remove(&entry.millis);
                 match self.readings.remove(&key) {
                     Some(_) => OutcomeKind::Withdrawn,
@@ -97,12 +97,13 @@ impl Oracle {
     }
 
     /// Of a city without a reading only so many withdrawals are remembered, but for those within the lateness of the newest.
-    fn forget_marks(&mut self, city: u32) {
+    fn forget_tombstones(&mut self, city: u32) {
         if self.high.contains_key(&city) {
             return;
         }
-        let keys: Vec<Key> = self.revisions.keys().copied().filter(|(known, _)| *known == city).collect();
-        let beyond = keys.len().saturating_sub(REMEMBERED_WITHDRAWALS);
+        let keys: Vec<ReadingKey> =
+            self.revisions.keys().copied().filter(|(known, _)| *known == city).collect();
+        let beyond = keys.len().saturating_sub(MAX_TOMBSTONES_WITHOUT_READING);
         for key in &keys[..beyond] {
             if key.1 < keys[keys.len() - 1].1 - self.settings.lateness {
                 self.revisions.remove(key);
@@ -121,7 +122,7 @@ impl Oracle {
         Some(Row::new(heat_index, category, sum, count))
     }
 
-    pub fn rows(&self) -> BTreeMap<Key, Row> {
+    pub fn rows(&self) -> BTreeMap<ReadingKey, Row> {
         self.readings
             .keys()
             .map(|&(city, millis)| ((city, millis), self.row(city, millis).unwrap()))
@@ -132,7 +133,7 @@ impl Oracle {
         let mut days: BTreeMap<(u32, i32), DaySummary> = BTreeMap::new();
         for (&(city, millis), &(_, heat_index, category)) in &self.readings {
             let at = EventTime::from_millis(millis).unwrap();
-            let day = days.entry((city, at.day())).or_insert(DaySummary {
+            let day = days.entry((city, at.utc_day())).or_insert(DaySummary {
                 readings: 0,
                 sum: 0,
                 max_heat_index: heat_index,
@@ -173,12 +174,12 @@ impl Oracle {
     }
 
     /// Whether anything of the city was ever accepted.
-    pub fn knows(&self, city: u32) -> bool {
+    pub fn knows_city(&self, city: u32) -> bool {
         self.revisions.keys().any(|(known, _)| *known == city)
     }
 
     /// The servable rows.
-    pub fn servable(&self, city: u32) -> Vec<(i64, Row)> {
+    pub fn servable_rows(&self, city: u32) -> Vec<(i64, Row)> {
         let Some(high) = self.high.get(&city) else { return Vec::new() };
         let oldest = high - self.settings.lateness.max(self.settings.history);
         self.rows()
@@ -191,7 +192,7 @@ impl Oracle {
 
 /// What a checkpoint keeps of a city, as `swelter checkpoints show --json` says it: all that there ever was, by time, and how much
 /// of that results may still need.
-pub struct KeptCity {
+pub struct ExpectedCityState {
     pub high: Value,
     pub measured: Vec<Value>,
     pub readings: Vec<Value>,
@@ -201,11 +202,11 @@ pub struct KeptCity {
 }
 
 impl Oracle {
-    pub fn kept(&self, city: u32) -> KeptCity {
+    pub fn city_state(&self, city: u32) -> ExpectedCityState {
         let time = |millis: i64| EventTime::from_millis(millis).unwrap().to_string();
         let high = self.high.get(&city).copied();
         let from_high = |reach: i64| high.map_or(i64::MIN, |high| high - reach);
-        let Settings { window, lateness, history, .. } = self.settings;
+        let RunSettings { window, lateness, history, .. } = self.settings;
         let of_city = (city, i64::MIN)..=(city, i64::MAX);
         let readings = self.readings.range(of_city.clone()).map(|(key, (_, heat_index, category))| {
             json!({
@@ -222,7 +223,7 @@ impl Oracle {
                 "humidity": measurement.humidity(), "wind_speed": measurement.wind_speed(),
             })
         });
-        KeptCity {
+        ExpectedCityState {
             high: high.map_or(Value::Null, |high| json!(time(high))),
             measured: measured.collect(),
             readings: readings.collect(),
@@ -237,7 +238,7 @@ impl Oracle {
 }
 
 /// The formula that property tests use: cheap, and reaching both ends of what is accepted.
-pub const FORMULA: Formula = Formula::Rothfusz;
+pub const PROPERTY_TEST_FORMULA: Formula = Formula::Rothfusz;
 
 /// What the built program computes unless it is told otherwise.
 pub const DEFAULT_FORMULA: Formula = Formula::Nws;

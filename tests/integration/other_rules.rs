@@ -6,28 +6,29 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::process::{Service, get, post, wait_for};
+use crate::service_process::{ServiceProcess, get, post, wait_for};
 
 /// As swelter is called that has made the fixtures.
-pub const MAKER: &str = "swelter 0.1.0 of November 2026 or before (rules version 1)";
-pub const PAGE: &str = "docs/troubleshooting.md, \"Made by another version\"";
+pub const RULES_1_MAKER: &str = "swelter 0.1.0 of November 2026 or before (rules version 1)";
+pub const RULES_HELP_PAGE: &str = "docs/troubleshooting.md, \"Made by another version\"";
 
 /// As the fixture's service was configured.
 const CONFIG: &str = "[ingest]\npartitions = 1\n";
 
-pub fn fixture(name: &str) -> PathBuf {
+pub fn fixture_path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/rules-1").join(name)
 }
 
 /// The data directory of the fixture, in a folder.
 fn data_of_version_1(folder: &Path) -> PathBuf {
-    let unpacked = Command::new("tar").arg("-xzf").arg(fixture("data.tar.gz")).current_dir(folder).status();
+    let unpacked =
+        Command::new("tar").arg("-xzf").arg(fixture_path("data.tar.gz")).current_dir(folder).status();
     assert!(unpacked.unwrap().success());
     folder.join("data")
 }
 
 /// Moves what begins with a name out of a data directory.
-fn move_out(data: &Path, name: &str) {
+fn move_files_out(data: &Path, name: &str) {
     let to = data.with_file_name("moved");
     std::fs::create_dir_all(&to).unwrap();
     let mut moved = 0;
@@ -42,37 +43,44 @@ fn move_out(data: &Path, name: &str) {
 }
 
 /// The last line of a start that is refused, which is one line that names who made it and where the steps are.
-fn refused(data: &Path, config: &str) -> String {
-    let (code, said) = Service::refused(data, config, "127.0.0.1:0");
+fn check_start_refused(data: &Path, config: &str) -> String {
+    let (code, said) = ServiceProcess::run_refused(data, config, "127.0.0.1:0");
     assert_eq!(code, Some(1), "{said}");
     said.lines().last().unwrap_or_default().to_owned()
 }
 
-fn current(service: &Service, city: &str) -> Option<Value> {
+fn current_row(service: &ServiceProcess, city: &str) -> Option<Value> {
     let answer = get(&service.address, &format!("/v1/cities/{city}")).ok()?;
     let body: Value = serde_json::from_str(&answer.body).ok()?;
     (answer.status == 200).then(|| body["current"].clone())
 }
 
 #[test]
-fn data_directory_of_rules_version_1_is_refused_and_begun_anew_from_its_journal() {
+fn data_of_rules_version_1_is_refused_and_rebuilt_from_journal() {
     let folder = tempfile::tempdir().unwrap();
     let data = data_of_version_1(folder.path());
-    let line = refused(&data, CONFIG);
-    for says in ["the checkpoint 000000", MAKER, "rules version 2", "begin anew", PAGE] {
+    let line = check_start_refused(&data, CONFIG);
+    for says in ["the checkpoint 000000", RULES_1_MAKER, "rules version 2", "begin anew", RULES_HELP_PAGE] {
         assert!(line.contains(says), "{says}: {line}");
     }
     // The checkpoints alone are not all that was computed.
-    move_out(&data, "checkpoints");
-    let line = refused(&data, CONFIG);
-    for says in ["dead-letters.jsonl were written by", MAKER, "rules version 2", "begin anew", PAGE] {
+    move_files_out(&data, "checkpoints");
+    let line = check_start_refused(&data, CONFIG);
+    for says in [
+        "dead-letters.jsonl were written by",
+        RULES_1_MAKER,
+        "rules version 2",
+        "begin anew",
+        RULES_HELP_PAGE,
+    ] {
         assert!(line.contains(says), "{says}: {line}");
     }
-    move_out(&data, "dead-letters");
+    move_files_out(&data, "dead-letters");
     // Posts may wait until the clock of this host has proved itself; what the journal has is read all the same.
-    let service = Service::start(&data, CONFIG);
-    let row =
-        wait_for("the journal's readings", || current(&service, "5128581").filter(|row| row["count"] == 2));
+    let service = ServiceProcess::start(&data, CONFIG);
+    let row = wait_for("the journal's readings", || {
+        current_row(&service, "5128581").filter(|row| row["count"] == 2)
+    });
     assert_eq!((row["heat_index"].as_f64(), &row["category"]), (Some(83.223224), &json!("caution")), "{row}");
     let letters = wait_for("the refused reading", || {
         let letters = std::fs::read_to_string(data.join("dead-letters.jsonl")).ok()?;
@@ -83,11 +91,11 @@ fn data_directory_of_rules_version_1_is_refused_and_begun_anew_from_its_journal(
 }
 
 /// Two readings of a mild morning, as an archive has them.
-const ARCHIVE: &str = "{\"city\":\"a\",\"reading_at\":\"2025-06-01T06:00:00Z\",\"temperature\":79,\"humidity\":93}\n\
+const ARCHIVE_RECORDS: &str = "{\"city\":\"a\",\"reading_at\":\"2025-06-01T06:00:00Z\",\"temperature\":79,\"humidity\":93}\n\
     {\"city\":\"a\",\"reading_at\":\"2025-06-01T07:00:00Z\",\"temperature\":45,\"humidity\":50}\n";
 
 /// The heat indexes of its readings, from a service that has them all.
-fn heat_indexes(service: &Service) -> Vec<f64> {
+fn served_heat_indexes(service: &ServiceProcess) -> Vec<f64> {
     let rows = wait_for("both rows", || {
         let answer = get(&service.address, "/v1/cities/a/history").ok()?;
         let body: Value = serde_json::from_str(&answer.body).ok()?;
@@ -98,19 +106,19 @@ fn heat_indexes(service: &Service) -> Vec<f64> {
 
 /// What `docs/rebuild.md` says of an archive.
 #[test]
-fn another_formula_is_refused_with_the_steps_and_rebuilt_from_an_archive() {
+fn changed_formula_is_refused_with_steps_and_rebuilt_from_archive() {
     let folder = tempfile::tempdir().unwrap();
     let (data, rebuilt) = (folder.path().join("data"), folder.path().join("rebuilt"));
     let rothfusz = "[results]\nformula = \"rothfusz\"\n[checkpoints]\nevery = \"1s\"\n";
-    let service = Service::start(&data, rothfusz).ready();
-    assert_eq!(post(&service.address, "application/x-ndjson", ARCHIVE).unwrap().status, 200);
-    let before = heat_indexes(&service);
+    let service = ServiceProcess::start(&data, rothfusz).wait_until_ready();
+    assert_eq!(post(&service.address, "application/x-ndjson", ARCHIVE_RECORDS).unwrap().status, 200);
+    let before = served_heat_indexes(&service);
     wait_for("a checkpoint", || {
         let manifests = std::fs::read_dir(data.join("checkpoints").join("manifests")).ok()?;
         (manifests.count() > 0).then_some(())
     });
     service.terminate();
-    let line = refused(&data, "[results]\nformula = \"nws\"\n");
+    let line = check_start_refused(&data, "[results]\nformula = \"nws\"\n");
     for says in [
         "results.formula = \"rothfusz\", and this run has \"nws\"",
         "heat indexes, not measurements",
@@ -124,12 +132,12 @@ fn another_formula_is_refused_with_the_steps_and_rebuilt_from_an_archive() {
         steps.contains("swelter run --formula nws --data-dir") && steps.contains("/v1/readings"),
         "{steps}"
     );
-    let service = Service::start(&rebuilt, "[results]\nformula = \"nws\"\n").ready();
-    assert_eq!(post(&service.address, "application/x-ndjson", ARCHIVE).unwrap().status, 200);
-    assert_eq!(heat_indexes(&service), [83.223224, 41.55]);
+    let service = ServiceProcess::start(&rebuilt, "[results]\nformula = \"nws\"\n").wait_until_ready();
+    assert_eq!(post(&service.address, "application/x-ndjson", ARCHIVE_RECORDS).unwrap().status, 200);
+    assert_eq!(served_heat_indexes(&service), [83.223224, 41.55]);
     service.terminate();
     // Nothing has become of the first one.
-    let service = Service::start(&data, rothfusz).ready();
-    assert_eq!(heat_indexes(&service), before);
+    let service = ServiceProcess::start(&data, rothfusz).wait_until_ready();
+    assert_eq!(served_heat_indexes(&service), before);
     service.terminate();
 }

@@ -5,44 +5,44 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::process::{Service, post, wait_for};
+use crate::service_process::{ServiceProcess, post, wait_for};
 
-const PLACES: &str = "id,name,country,latitude,longitude,time_zone\n\
+const PLACES_CSV: &str = "id,name,country,latitude,longitude,time_zone\n\
                       roof,Roof,DE,52.52,13.4,Europe/Berlin\n\
                       5128581,Central Park,US,40.78,-73.97,\n";
 
 #[test]
-fn places_of_a_file_are_served_and_searched() {
+fn places_file_is_served_and_searched() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("places.csv");
-    fs::write(&path, PLACES).unwrap();
+    fs::write(&path, PLACES_CSV).unwrap();
     let config = format!("places = '{}'\n", path.display());
-    let service = Service::start(&folder.path().join("data"), &config).ready();
+    let service = ServiceProcess::start(&folder.path().join("data"), &config).wait_until_ready();
     let now = jiff::Timestamp::now().as_millisecond();
     let at = swelter::model::EventTime::from_millis(now).unwrap().to_string();
     let reading = |city: &str| json!({"city": city, "reading_at": at, "temperature": 80, "humidity": 50});
     let body = json!([reading("roof"), reading("5128581"), reading("nowhere")]).to_string();
     assert_eq!(post(&service.address, "application/json", &body).unwrap().status, 200);
     let found = |search: &str| {
-        let cities = service.get(&format!("/v1/cities?search={search}"))["cities"].clone();
+        let cities = service.get_json(&format!("/v1/cities?search={search}"))["cities"].clone();
         let keys = cities.as_array().unwrap().iter().map(|city| city["city"].as_str().unwrap().to_owned());
         keys.collect::<Vec<_>>()
     };
-    wait_for("the readings", || (service.get("/v1/status")["cities"] == 3).then_some(()));
+    wait_for("the readings", || (service.get_json("/v1/status")["cities"] == 3).then_some(()));
     assert_eq!(found("germany"), ["roof"]);
     assert_eq!(
         (found("central"), found("new%20york")),
         (vec!["5128581".to_owned()], vec!["5128581".to_owned()])
     );
     assert_eq!(found("nowh"), ["nowhere"]);
-    let roof = service.get("/v1/cities/roof");
+    let roof = service.get_json("/v1/cities/roof");
     assert_eq!((&roof["latitude"], &roof["time_zone"]), (&json!(52.52), &json!("Europe/Berlin")));
-    assert_eq!(service.get("/v1/cities/nowhere")["latitude"], json!(null));
+    assert_eq!(service.get_json("/v1/cities/nowhere")["latitude"], json!(null));
     service.terminate();
 }
 
 #[test]
-fn wrong_places_end_the_start_with_file_line_and_column() {
+fn invalid_places_file_refuses_start_with_line_and_column() {
     let folder = tempfile::tempdir().unwrap();
     let check = |places: &str| {
         fs::write(folder.path().join("places.csv"), places).unwrap();
@@ -53,17 +53,17 @@ fn wrong_places_end_the_start_with_file_line_and_column() {
             .unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };
-    assert_eq!(check(PLACES).0, Some(0));
+    assert_eq!(check(PLACES_CSV).0, Some(0));
     for (wrong, said) in [
         (
-            PLACES.replace("52.52", "91"),
+            PLACES_CSV.replace("52.52", "91"),
             "places.csv, line 2, column latitude: \"91\" is not a number from -90 to 90",
         ),
         (
-            PLACES.replace("Europe/Berlin", "Berlin"),
+            PLACES_CSV.replace("Europe/Berlin", "Berlin"),
             "places.csv, line 2, column time_zone: \"Berlin\" is not known",
         ),
-        (PLACES.replace("5128581", "roof"), "places.csv, line 3, column id: \"roof\" is in line 2 too"),
+        (PLACES_CSV.replace("5128581", "roof"), "places.csv, line 3, column id: \"roof\" is in line 2 too"),
         (String::new(), "places.csv, line 1: the file is empty"),
     ] {
         let (code, stderr) = check(&wrong);

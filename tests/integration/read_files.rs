@@ -7,16 +7,16 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 
 use crate::logs::wait_for_checkpoint;
-use crate::process::{Service, get, wait_for};
+use crate::service_process::{ServiceProcess, get, wait_for};
 
-fn samples() -> PathBuf {
+fn samples_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/samples")
 }
 
 /// Runs the program among the samples.
 fn swelter(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
-    command.current_dir(samples()).args(args).stdin(Stdio::null()).output().unwrap()
+    command.current_dir(samples_folder()).args(args).stdin(Stdio::null()).output().unwrap()
 }
 
 fn stderr(output: &Output) -> String {
@@ -24,15 +24,15 @@ fn stderr(output: &Output) -> String {
 }
 
 /// City, time, temperature, humidity and wind speed of each row, and what is said on standard error.
-fn read(file: &str, options: &[&str]) -> (Vec<String>, String) {
+fn read_rows(file: &str, options: &[&str]) -> (Vec<String>, String) {
     let mut args = vec!["batch", file];
     args.extend(options);
     let output = swelter(&args);
     assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-    (measured(&output), stderr(&output))
+    (measured_rows(&output), stderr(&output))
 }
 
-fn measured(output: &Output) -> Vec<String> {
+fn measured_rows(output: &Output) -> Vec<String> {
     let rows = String::from_utf8(output.stdout.clone()).unwrap();
     let first_five = |row: &str| row.split(',').take(5).collect::<Vec<_>>().join(",");
     rows.lines().skip(1).map(first_five).collect()
@@ -42,7 +42,7 @@ fn measured(output: &Output) -> Vec<String> {
 fn reads_iem_asos() {
     let columns = "city=station,reading_at=valid,temperature=tmpf,humidity=relh,wind_speed=sknt";
     let options = ["--columns", columns, "--wind-units", "knots", "--null", "M", "--assume-offset", "Z"];
-    let (rows, said) = read("iem-asos.csv", &options);
+    let (rows, said) = read_rows("iem-asos.csv", &options);
     let expected =
         ["JFK,2013-07-18T14:51:00Z,91.04,53.58,", "LGA,2013-07-18T14:51:00Z,95,49.32,13.809353376282509"];
     assert_eq!(rows, expected);
@@ -53,16 +53,16 @@ fn reads_iem_asos() {
 fn reads_openweathermap_bulk() {
     let columns = "city=city_name,reading_at=dt,temperature=temp";
     let units = ["--units", "kelvin", "--wind-units", "m/s", "--time-format", "seconds"];
-    let (rows, _) = read("openweathermap-bulk.csv", &[&["--columns", columns], &units[..]].concat());
+    let (rows, _) = read_rows("openweathermap-bulk.csv", &[&["--columns", columns], &units[..]].concat());
     let expected =
         ["New York,2013-07-18T15:00:00Z,95,50,11.18468146027201", "New York,2013-07-18T16:00:00Z,96.8,47,"];
     assert_eq!(rows, expected);
 }
 
 #[test]
-fn reads_noaa_isd_and_refuses_what_its_quality_codes_doubt() {
+fn reads_noaa_isd_and_refuses_doubtful_quality_codes() {
     let columns = "city=STATION,reading_at=DATE,temperature=TMP/10,dew_point=DEW/10";
-    let (rows, said) = read(
+    let (rows, said) = read_rows(
         "noaa-isd.csv",
         &[
             "--columns",
@@ -91,7 +91,7 @@ fn reads_noaa_isd_and_refuses_what_its_quality_codes_doubt() {
 fn reads_noaa_lcd() {
     let columns = "city=STATION,reading_at=DATE,temperature=HourlyDryBulbTemperature,humidity=HourlyRelativeHumidity,wind_speed=HourlyWindSpeed";
     let options = ["--columns", columns, "--assume-offset", "-05:00", "--flags", "s", "--null", "*"];
-    let (rows, said) = read("noaa-lcd.csv", &options);
+    let (rows, said) = read_rows("noaa-lcd.csv", &options);
     let expected = ["72503014732,2013-07-18T19:51:00Z,95,49,14", "72503014732,2013-07-18T20:51:00Z,96,47,13"];
     assert_eq!(rows, expected);
     assert!(said.contains("missing_field: 2"), "{said}");
@@ -107,10 +107,10 @@ fn reads_meteostat_with_and_without_a_header() {
     let header = "date,hour,temp,dwpt,rhum,prcp,snow,wdir,wspd,wpgt,pres,tsun,coco";
     let columns = "city=@KLGA,reading_at=date+hour,temperature=temp,humidity=rhum,wind_speed=wspd";
     let options = ["--header", header, "--columns", columns, "--time-format", "%Y-%m-%d %H"];
-    assert_eq!(read("meteostat-bulk.csv", &[&options[..], &units].concat()).0, expected);
+    assert_eq!(read_rows("meteostat-bulk.csv", &[&options[..], &units].concat()).0, expected);
     let columns = "city=@KLGA,reading_at=year+month+day+hour,temperature=temp,humidity=rhum,wind_speed=wspd";
     let options = ["--columns", columns, "--time-format", "%Y %m %d %H"];
-    assert_eq!(read("meteostat.csv", &[&options[..], &units].concat()).0, expected);
+    assert_eq!(read_rows("meteostat.csv", &[&options[..], &units].concat()).0, expected);
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn reads_open_meteo_with_the_city_of_its_file_name() {
     let columns = "city=@,reading_at=time,temperature=temperature_2m (°C),humidity=Relative_Humidity_2m (%),wind_speed=\"wind_speed_10m (km/h)\"";
     let options = ["--skip-lines", "3", "--columns", columns, "--null", "NaN", "--assume-offset", "Z"];
     let units = ["--units", "celsius", "--wind-units", "km/h"];
-    let (rows, _) = read("open-meteo.csv", &[&options[..], &units].concat());
+    let (rows, _) = read_rows("open-meteo.csv", &[&options[..], &units].concat());
     let expected = [
         "open-meteo,2025-07-18T14:00:00Z,97.7,18,5.84088920703094",
         "open-meteo,2025-07-18T15:00:00Z,98.60000000000001,17,",
@@ -127,9 +127,9 @@ fn reads_open_meteo_with_the_city_of_its_file_name() {
 }
 
 #[test]
-fn reads_weatherlink_by_the_clocks_of_its_zone() {
+fn reads_weatherlink_in_local_time_zone() {
     let columns = "city=@garden,reading_at=Date & Time,temperature=Temp - °F,humidity=Hum - %,wind_speed=Avg Wind Speed - mph";
-    let (rows, said) = read(
+    let (rows, said) = read_rows(
         "weatherlink.csv",
         &[
             "--skip-lines",
@@ -156,7 +156,7 @@ fn reads_weatherlink_by_the_clocks_of_its_zone() {
 
 #[test]
 fn reads_weatherlink_for_windows() {
-    let (rows, _) = read(
+    let (rows, _) = read_rows(
         "weatherlink.txt",
         &[
             "--input-format",
@@ -184,11 +184,11 @@ fn reads_weatherlink_for_windows() {
 fn reads_weewx() {
     let columns =
         "city=@garden,reading_at=dateTime,temperature=outTemp,humidity=outHumidity,wind_speed=windSpeed";
-    let (rows, _) = read("weewx.csv", &["--columns", columns, "--time-format", "seconds"]);
+    let (rows, _) = read_rows("weewx.csv", &["--columns", columns, "--time-format", "seconds"]);
     assert_eq!(rows, ["garden,2013-07-18T15:00:00Z,95.1,49,3.5", "garden,2013-07-18T15:05:00Z,95.3,48.5,"]);
 }
 
-const KAGGLE: [&str; 12] = [
+const KAGGLE_OPTIONS: [&str; 12] = [
     "--wide",
     "kaggle-humidity.csv",
     "--columns",
@@ -204,8 +204,8 @@ const KAGGLE: [&str; 12] = [
 ];
 
 #[test]
-fn reads_a_column_a_city() {
-    let (rows, said) = read("kaggle-temperature.csv", &KAGGLE);
+fn reads_one_column_per_city() {
+    let (rows, said) = read_rows("kaggle-temperature.csv", &KAGGLE_OPTIONS);
     let expected = [
         "New York,2012-10-01T13:00:00Z,59,58,",
         "Vancouver,2012-10-01T13:00:00Z,52.7,76,",
@@ -218,17 +218,17 @@ fn reads_a_column_a_city() {
 
 /// The line that docs/reading-files.md gives: a value a row, made a reading a row.
 #[test]
-fn reads_home_assistant_behind_a_line_of_awk() {
+fn reads_home_assistant_through_documented_awk_line() {
     let documents = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reading-files.md");
     let page = std::fs::read_to_string(documents).unwrap();
     let from = page.find("(echo city,reading_at").unwrap();
     let line = &page[from..from + page[from..].find("\n```").unwrap()];
     let line = line.replace("swelter batch", &format!("{} batch", env!("CARGO_BIN_EXE_swelter")));
     let line = line.replace("history.csv", "home-assistant.csv");
-    let output = Command::new("sh").current_dir(samples()).args(["-c", &line]).output().unwrap();
+    let output = Command::new("sh").current_dir(samples_folder()).args(["-c", &line]).output().unwrap();
     assert!(output.status.success(), "{line}: {}", stderr(&output));
     let expected = ["garden,2025-07-18T14:00:05.123Z,84.2,55,", "garden,2025-07-18T15:00:05.123Z,86,52.5,"];
-    assert_eq!(measured(&output), expected);
+    assert_eq!(measured_rows(&output), expected);
     assert!(stderr(&output).contains("missing_field: 1"), "{}", stderr(&output));
 }
 
@@ -326,7 +326,7 @@ fn options_that_contradict_each_other_are_refused() {
 }
 
 #[test]
-fn nothing_taken_is_code_4_with_its_outputs() {
+fn no_accepted_reading_exits_with_4_and_writes_outputs() {
     let folder = tempfile::tempdir().unwrap();
     let written = |name: &str, text: &str| {
         let path = folder.path().join(name);
@@ -353,21 +353,21 @@ fn nothing_taken_is_code_4_with_its_outputs() {
 }
 
 #[test]
-fn humidities_of_1_at_most_are_warned_of_unless_they_are_shares() {
+fn humidities_up_to_1_warn_unless_declared_as_fractions() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("shares.csv");
     std::fs::write(&path, "city,reading_at,temperature,humidity\nx,2025-07-18T14:00:00Z,90,0.57\n").unwrap();
     let path = path.to_str().unwrap();
-    let (rows, said) = read(path, &[]);
+    let (rows, said) = read_rows(path, &[]);
     assert_eq!(rows, ["x,2025-07-18T14:00:00Z,90,0.57,"]);
     assert!(said.contains("warning: nearly all humidities are at most 1 %"), "{said}");
-    let (rows, said) = read(path, &["--humidity", "fraction"]);
+    let (rows, said) = read_rows(path, &["--humidity", "fraction"]);
     assert_eq!(rows, ["x,2025-07-18T14:00:00Z,90,57,"]);
     assert!(!said.contains("warning"), "{said}");
 }
 
 #[test]
-fn rows_have_their_category() {
+fn rows_include_category() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log.csv");
     let log =
@@ -383,7 +383,7 @@ fn rows_have_their_category() {
 }
 
 #[test]
-fn days_of_a_zone_have_23_and_25_hours() {
+fn zoned_days_have_23_and_25_hours() {
     let folder = tempfile::tempdir().unwrap();
     let (log, days) = (folder.path().join("log.csv"), folder.path().join("days.csv"));
     let mut text = String::from("city,reading_at,temperature,humidity\n");
@@ -415,12 +415,12 @@ fn days_of_a_zone_have_23_and_25_hours() {
 }
 
 /// A folder, a file in it that a service follows, and how the configuration says that it is written.
-fn source(path: &Path, keys: &str) -> String {
+fn file_source_config(path: &Path, keys: &str) -> String {
     let path = path.display();
     format!("[checkpoints]\nevery = '1s'\n[[sources]]\nname = 'log'\ntype = 'file'\npath = '{path}'\n{keys}")
 }
 
-fn temperature(service: &Service, city: &str) -> Option<(String, f64, f64)> {
+fn current_temperature(service: &ServiceProcess, city: &str) -> Option<(String, f64, f64)> {
     let answer =
         get(&service.address, &format!("/v1/cities/{city}")).ok().filter(|answer| answer.status == 200)?;
     let body: Value = serde_json::from_str(&answer.body).unwrap();
@@ -429,20 +429,20 @@ fn temperature(service: &Service, city: &str) -> Option<(String, f64, f64)> {
     Some((at, current["temperature"].as_f64()?, current["humidity"].as_f64()?))
 }
 
-fn wait_for_temperature(service: &Service, city: &str, expected: (&str, f64, f64)) {
+fn wait_for_temperature(service: &ServiceProcess, city: &str, expected: (&str, f64, f64)) {
     let expected = (expected.0.to_owned(), expected.1, expected.2);
-    wait_for(&format!("{expected:?}"), || (temperature(service, city)? == expected).then_some(()));
+    wait_for(&format!("{expected:?}"), || (current_temperature(service, city)? == expected).then_some(()));
 }
 
 #[test]
-fn file_source_reads_what_its_keys_say_and_goes_on_only_with_them() {
+fn file_source_resumes_only_with_same_read_options() {
     let folder = tempfile::tempdir().unwrap();
     let (data, path) = (folder.path().join("data"), folder.path().join("garden.csv"));
     std::fs::write(&path, "a\n\nWhen;T;RH\n18.07.2013 11:00;308,15;0,5\n").unwrap();
     let keys = "follow = true\nskip_lines = 2\ndelimiter = ';'\ndecimal_comma = true\nunits = 'kelvin'\n\
                 humidity = 'fraction'\ntime_zone = 'America/New_York'\ntime_format = '%d.%m.%Y %H:%M'\n\
                 columns = 'city=@,reading_at=when,temperature=t,humidity=rh'\n";
-    let service = Service::start(&data, &source(&path, keys)).ready();
+    let service = ServiceProcess::start(&data, &file_source_config(&path, keys)).wait_until_ready();
     wait_for_temperature(&service, "garden", ("2013-07-18T15:00:00Z", 95.0, 50.0));
     let mut file = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
     file.write_all(b"18.07.2013 12:00;309,15;0,57\n").unwrap();
@@ -450,28 +450,28 @@ fn file_source_reads_what_its_keys_say_and_goes_on_only_with_them() {
     wait_for_checkpoint(&data.join("checkpoints"), "log", 2);
     service.terminate();
     let other = keys.replace("fraction", "percent");
-    let (code, said) = Service::refused(&data, &source(&path, &other), "127.0.0.1:0");
+    let (code, said) = ServiceProcess::run_refused(&data, &file_source_config(&path, &other), "127.0.0.1:0");
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("humidity fraction"), "{said}");
-    let service = Service::start(&data, &source(&path, keys)).ready();
+    let service = ServiceProcess::start(&data, &file_source_config(&path, keys)).wait_until_ready();
     wait_for_temperature(&service, "garden", ("2013-07-18T16:00:00Z", 96.8, 57.0));
     service.terminate();
 }
 
 #[test]
-fn wide_file_source_is_known_by_both_of_its_files() {
+fn two_file_source_is_identified_by_both_files() {
     let folder = tempfile::tempdir().unwrap();
     let [data, path, other] = ["data", "t.csv", "h.csv"].map(|name| folder.path().join(name));
     std::fs::write(&path, "at;a;b\n2013-07-18T15:00:00Z;95;90\n").unwrap();
     std::fs::write(&other, "at;b;a\n2013-07-18T15:00:00Z;40;50\n").unwrap();
     let keys = format!("wide = '{}'\ndelimiter = ';'\ncolumns = 'reading_at=at'\n", other.display());
-    let service = Service::start(&data, &source(&path, &keys)).ready();
+    let service = ServiceProcess::start(&data, &file_source_config(&path, &keys)).wait_until_ready();
     wait_for_temperature(&service, "a", ("2013-07-18T15:00:00Z", 95.0, 50.0));
     wait_for_temperature(&service, "b", ("2013-07-18T15:00:00Z", 90.0, 40.0));
     wait_for_checkpoint(&data.join("checkpoints"), "log", 2);
     service.terminate();
     std::fs::write(&other, "at;b;a\n2013-07-18T15:00:00Z;41;50\n").unwrap();
-    let (code, said) = Service::refused(&data, &source(&path, &keys), "127.0.0.1:0");
+    let (code, said) = ServiceProcess::run_refused(&data, &file_source_config(&path, &keys), "127.0.0.1:0");
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("is not the file that was read"), "{said}");
 }

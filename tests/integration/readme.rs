@@ -11,23 +11,23 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::kafka::broker::shared;
-use crate::served::remove_ages;
+use crate::kafka::broker::shared_broker;
+use crate::rest_checks::remove_ages;
 
 /// For all the commands of a section.
-const PATIENCE: Duration = Duration::from_secs(120);
+const COMMANDS_TIMEOUT: Duration = Duration::from_secs(120);
 
-fn home() -> &'static Path {
+fn repository_root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 /// The blocks of a language below a heading, up to the next one.
-fn blocks(heading: &str, language: &str) -> Vec<String> {
-    blocks_of("README.md", heading, language)
+fn readme_blocks(heading: &str, language: &str) -> Vec<String> {
+    document_blocks("README.md", heading, language)
 }
 
-fn blocks_of(file: &str, heading: &str, language: &str) -> Vec<String> {
-    let text = fs::read_to_string(home().join(file)).unwrap();
+fn document_blocks(file: &str, heading: &str, language: &str) -> Vec<String> {
+    let text = fs::read_to_string(repository_root().join(file)).unwrap();
     let (_, rest) = text.split_once(&format!("\n## {heading}\n")).expect("a heading");
     let section = rest.split("\n## ").next().unwrap();
     let fenced = section.split("```").skip(1).step_by(2);
@@ -47,15 +47,15 @@ fn free_ports(count: u16) -> u16 {
 }
 
 /// A shell and what it has started: all of it ends with this.
-struct Shell {
+struct ShellRun {
     child: Child,
     folder: TempDir,
 }
 
-impl Shell {
+impl ShellRun {
     /// Runs commands in a folder that has the project's data, with the built program in the path.
-    fn run(commands: &str, folder: TempDir, port: u16) -> Shell {
-        std::os::unix::fs::symlink(home().join("data"), folder.path().join("data")).unwrap();
+    fn start_shell(commands: &str, folder: TempDir, port: u16) -> ShellRun {
+        std::os::unix::fs::symlink(repository_root().join("data"), folder.path().join("data")).unwrap();
         let program = PathBuf::from(env!("CARGO_BIN_EXE_swelter"));
         let path = format!("{}:{}", program.parent().unwrap().display(), std::env::var("PATH").unwrap());
         let mut command = Command::new("bash");
@@ -76,12 +76,12 @@ impl Shell {
             .process_group(0)
             .spawn()
             .unwrap();
-        Shell { child, folder }
+        ShellRun { child, folder }
     }
 
     /// Waits until the commands have come to their end, and gives what they have written.
-    fn finish(mut self) -> String {
-        let deadline = Instant::now() + PATIENCE;
+    fn wait_for_output(mut self) -> String {
+        let deadline = Instant::now() + COMMANDS_TIMEOUT;
         let said = |name: &str| fs::read_to_string(self.folder.path().join(name)).unwrap_or_default();
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -95,7 +95,7 @@ impl Shell {
     }
 }
 
-impl Drop for Shell {
+impl Drop for ShellRun {
     fn drop(&mut self) {
         let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
         let _ = self.child.wait();
@@ -103,14 +103,14 @@ impl Drop for Shell {
 }
 
 /// The lines that are JSON objects with this field.
-fn objects(out: &str, field: &str) -> Vec<Value> {
+fn json_objects_with(out: &str, field: &str) -> Vec<Value> {
     let parsed = out.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     parsed.filter(|value| value.get(field).is_some()).collect()
 }
 
 #[test]
-fn run_a_cluster() {
-    let commands = &blocks("Run a cluster", "sh")[0];
+fn readme_cluster_commands_work() {
+    let commands = &readme_blocks("Run a cluster", "sh")[0];
     let (folder, first) = (tempfile::tempdir().unwrap(), free_ports(3));
     let mut commands = commands.replace("/tmp/swelter-cluster", "swelter-cluster");
     for (at, port) in [(0, "8080"), (1, "8081"), (2, "8082")] {
@@ -119,9 +119,9 @@ fn run_a_cluster() {
     // Other tests have clusters, too.
     let own = folder.path().file_name().unwrap().to_str().unwrap().to_owned();
     commands = commands.replace("swelter-cluster", &format!("swelter-cluster{own}"));
-    let out = Shell::run(&commands, folder, first).finish();
-    assert_eq!(objects(&out, "accepted")[0]["accepted"], 1, "{out}");
-    let mut rows = Value::from(objects(&out, "current"));
+    let out = ShellRun::start_shell(&commands, folder, first).wait_for_output();
+    assert_eq!(json_objects_with(&out, "accepted")[0]["accepted"], 1, "{out}");
+    let mut rows = Value::from(json_objects_with(&out, "current"));
     remove_ages(&mut rows);
     let rows = rows.as_array().unwrap();
     assert_eq!(rows.len(), 4, "of three processes, and of one after the kill: {out}");
@@ -132,11 +132,11 @@ fn run_a_cluster() {
 }
 
 #[test]
-fn with_kafka() {
-    let Some(access) = shared() else { return };
-    let config = &blocks("With Kafka", "toml")[0];
+fn readme_kafka_commands_work() {
+    let Some(access) = shared_broker() else { return };
+    let config = &readme_blocks("With Kafka", "toml")[0];
     // The first block fetches and starts a broker, as scripts/test has done.
-    let [_, commands @ ..] = &blocks("With Kafka", "sh")[..] else { panic!("no commands") };
+    let [_, commands @ ..] = &readme_blocks("With Kafka", "sh")[..] else { panic!("no commands") };
     let (folder, port) = (tempfile::tempdir().unwrap(), free_ports(1));
     let number = std::process::id();
     let topics = |text: &str| {
@@ -154,7 +154,7 @@ fn with_kafka() {
     let commands = format!(
         "{commands}\nuntil {results} | grep JFK | grep -q danger; do sleep 0.2; done\necho hour $hour\n"
     );
-    let out = Shell::run(&commands, folder, port).finish();
+    let out = ShellRun::start_shell(&commands, folder, port).wait_for_output();
     let hour = out.lines().find_map(|line| line.strip_prefix("hour ")).expect("the hour");
     let last = |city: &str| {
         let start = format!("{city} {{\"city\":");
@@ -162,12 +162,12 @@ fn with_kafka() {
     };
     // All three, where they were committed together.
     assert!(["JFK", "LGA", "EWR"].into_iter().any(last), "a current row: {out}");
-    assert_eq!(objects(&out, "accepted")[0]["accepted"], 1, "{out}");
+    assert_eq!(json_objects_with(&out, "accepted")[0]["accepted"], 1, "{out}");
 }
 
 /// What a page's commands do to a run of the service, told by a shell: `serve` waits until it is ready, `refused` until it has ended with a
 /// line that has the words.
-const RECOVERY: &str = r#"
+const RECOVERY_SHELL_FUNCTIONS: &str = r#"
 set -euo pipefail
 ready() { until curl -sf localhost:8080/readyz > ready; do kill -0 $1; sleep 0.2; done; }
 serve() { "$@" > served 2> served.log & service=$!; ready $service; }
@@ -186,19 +186,19 @@ post() {
 "#;
 
 #[test]
-fn disaster_recovery() {
-    let Some(access) = shared() else { return };
+fn disaster_recovery_commands_work() {
+    let Some(access) = shared_broker() else { return };
     let Some(jars) = std::env::var_os("SWELTER_KAFKA_LIB").filter(|jars| !jars.is_empty()) else { return };
     let page = "docs/disaster-recovery.md";
-    let of = |heading: &str, language: &str| blocks_of(page, heading, language);
-    let config = fs::read_to_string(home().join(page)).unwrap();
+    let of = |heading: &str, language: &str| document_blocks(page, heading, language);
+    let config = fs::read_to_string(repository_root().join(page)).unwrap();
     let config = config.split("```toml\n").nth(1).unwrap().split("```").next().unwrap().to_owned();
     let run = |commands: &str| commands.replace("swelter run", "serve swelter run");
     let [anew, copy] = ["Begin anew", "Copy the input"].map(|heading| run(&of(heading, "sh").concat()));
     let [restore, adopt] = &of("Restore the input", "sh")[..] else { panic!("not two blocks") };
     let delete = "kafka-topics.sh --bootstrap-server 127.0.0.1:9092 --delete --topic";
     let commands = format!(
-        "{RECOVERY}
+        "{RECOVERY_SHELL_FUNCTIONS}
         serve swelter run --config swelter.toml; post 0 4; stop
         {delete} heat-index
         refused heat-index 'is gone' 'begin anew: delete'
@@ -237,7 +237,8 @@ fn disaster_recovery() {
     );
     fs::write(&tools, java).unwrap();
     fs::set_permissions(&tools, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let out = Shell::run(&format!("PATH=$PWD:$PATH\n{}", named(&commands)), folder, port).finish();
+    let out = ShellRun::start_shell(&format!("PATH=$PWD:$PATH\n{}", named(&commands)), folder, port)
+        .wait_for_output();
     let rows = out.lines().filter(|line| line.starts_with("row ")).count();
     assert_eq!(rows, 12, "each once: {out}");
 }

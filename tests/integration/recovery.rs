@@ -5,18 +5,22 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use swelter::model::{CurrentRow, Event, EventTime, Measurement, Row};
+use swelter::model::{CurrentRow, EventTime, Measurement, ReadingEvent, Row};
 
-use crate::harness::{Settings, city_name};
-use crate::oracle::{DEFAULT_FORMULA, Entry, Oracle};
-use crate::process::{DEADLINE, Service, post, wait_for};
-use crate::served::{Status, check_current, check_history};
+use crate::dataflow_runner::{RunSettings, city_name};
+use crate::oracle::{DEFAULT_FORMULA, LogEntry, Oracle};
+use crate::rest_checks::{ServiceStatus, check_current, check_history};
+use crate::service_process::{ServiceProcess, WAIT_TIMEOUT, post, wait_for};
 use crate::subscriber::Subscriber;
 
 const CITIES: u32 = 5;
-pub const MINUTE: i64 = 60_000;
-pub const SETTINGS: Settings =
-    Settings { formula: DEFAULT_FORMULA, window: 30 * MINUTE, lateness: 90 * MINUTE, history: 60 * MINUTE };
+pub const MINUTE_MS: i64 = 60_000;
+pub const RUN_SETTINGS: RunSettings = RunSettings {
+    formula: DEFAULT_FORMULA,
+    window: 30 * MINUTE_MS,
+    lateness: 90 * MINUTE_MS,
+    history: 60 * MINUTE_MS,
+};
 
 fn config(workers: u64) -> String {
     format!(
@@ -28,58 +32,63 @@ fn config(workers: u64) -> String {
 pub struct Random(pub u64);
 
 impl Random {
-    pub fn next(&mut self, below: u64) -> u64 {
+    pub fn below(&mut self, below: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         (z ^ (z >> 31)) % below
     }
 
-    pub fn entry(&mut self, now: i64) -> Entry {
+    pub fn random_entry(&mut self, now: i64) -> LogEntry {
         // Mostly new, often of what was before, sometimes too old.
-        let back = match self.next(10) {
+        let back = match self.below(10) {
             0..5 => 0,
-            5..9 => self.next(80) as i64,
-            _ => self.next(200) as i64,
+            5..9 => self.below(80) as i64,
+            _ => self.below(200) as i64,
         };
-        let event = match self.next(8) {
-            0 => Event::Withdrawal,
+        let event = match self.below(8) {
+            0 => ReadingEvent::Withdrawal,
             _ => {
-                let (t, h) = (60.0 + self.next(500) as f64 / 10.0, self.next(1000) as f64 / 10.0);
-                Event::Reading(Measurement::new(t, h, None).unwrap())
+                let (t, h) = (60.0 + self.below(500) as f64 / 10.0, self.below(1000) as f64 / 10.0);
+                ReadingEvent::Reading(Measurement::new(t, h, None).unwrap())
             }
         };
-        let revision = (self.next(4) == 0).then(|| self.next(3) as i64);
-        Entry { city: self.next(CITIES.into()) as u32, millis: now - back * MINUTE, event, revision }
+        let revision = (self.below(4) == 0).then(|| self.below(3) as i64);
+        LogEntry { city: self.below(CITIES.into()) as u32, millis: now - back * MINUTE_MS, event, revision }
     }
 }
 
 /// Of entries those that a server takes, whatever it has heard of: what is too late then is refused in its answer. What one post itself
 /// makes too late is a dead letter, and some of that is added.
-pub fn unrefused(oracle: &Oracle, mut entries: Vec<Entry>, random: &mut Random, now: i64) -> Vec<Entry> {
+pub fn keep_accepted_entries(
+    oracle: &Oracle,
+    mut entries: Vec<LogEntry>,
+    random: &mut Random,
+    now: i64,
+) -> Vec<LogEntry> {
     entries.retain(|entry| !oracle.is_too_late(entry));
-    let event = Event::Reading(Measurement::new(75.0, 50.0, None).unwrap());
-    let city = random.next(CITIES.into()) as u32;
-    let newest = Entry { city, millis: now, event, revision: None };
-    let late = Entry { millis: now - SETTINGS.lateness - MINUTE / 20, ..newest };
-    if entries.is_empty() || random.next(3) == 0 {
+    let event = ReadingEvent::Reading(Measurement::new(75.0, 50.0, None).unwrap());
+    let city = random.below(CITIES.into()) as u32;
+    let newest = LogEntry { city, millis: now, event, revision: None };
+    let late = LogEntry { millis: now - RUN_SETTINGS.lateness - MINUTE_MS / 20, ..newest };
+    if entries.is_empty() || random.below(3) == 0 {
         entries.push(newest);
         entries.extend(Some(late).filter(|late| !oracle.is_too_late(late)));
     }
     entries
 }
 
-pub fn written(entry: &Entry) -> String {
+pub fn record_json(entry: &LogEntry) -> String {
     let mut record = json!({
         "city": city_name(entry.city),
         "reading_at": EventTime::from_millis(entry.millis).unwrap().to_string(),
     });
     match entry.event {
-        Event::Reading(measurement) | Event::Retried(measurement) => {
+        ReadingEvent::Reading(measurement) | ReadingEvent::RetriedReading(measurement) => {
             record["temperature"] = measurement.temperature().into();
             record["humidity"] = measurement.humidity().into();
         }
-        Event::Withdrawal => record["deleted"] = true.into(),
+        ReadingEvent::Withdrawal => record["deleted"] = true.into(),
     }
     if let Some(revision) = entry.revision {
         record["revision"] = revision.into();
@@ -108,16 +117,16 @@ pub fn current_json(city: &str, current: &CurrentRow) -> Value {
 }
 
 /// Numbers are compared as what they are, not as they are written.
-pub fn numbers(row: &Value) -> Value {
+pub fn normalize_numbers(row: &Value) -> Value {
     let value = |value: &Value| value.as_f64().map_or_else(|| value.clone(), Value::from);
     row.as_object().unwrap().iter().map(|(name, field)| (name.clone(), value(field))).collect()
 }
 
 /// A log, the service that has it, and what it must say.
-struct Case {
+struct RecoveryCase {
     random: Random,
     data: PathBuf,
-    service: Option<Service>,
+    service: Option<ServiceProcess>,
     workers: u64,
     oracle: Oracle,
     recorder: Subscriber,
@@ -128,30 +137,30 @@ struct Case {
     too_late: Vec<String>,
 }
 
-impl Case {
-    fn service(&self) -> &Service {
+impl RecoveryCase {
+    fn service(&self) -> &ServiceProcess {
         self.service.as_ref().unwrap()
     }
 
-    fn apply(&mut self, entries: &[Entry]) {
+    fn apply(&mut self, entries: &[LogEntry]) {
         self.records += entries.len() as u64;
         for entry in entries {
-            if self.oracle.apply(entry).is_none() {
-                self.too_late.push(written(entry));
+            if self.oracle.apply_arrival(entry).is_none() {
+                self.too_late.push(record_json(entry));
             }
         }
     }
 
-    fn entries(&mut self) -> Vec<Entry> {
-        self.now += self.random.next(3) as i64 * MINUTE;
-        let entries = (0..1 + self.random.next(40)).map(|_| self.random.entry(self.now)).collect();
-        unrefused(&self.oracle, entries, &mut self.random, self.now)
+    fn next_entries(&mut self) -> Vec<LogEntry> {
+        self.now += self.random.below(3) as i64 * MINUTE_MS;
+        let entries = (0..1 + self.random.below(40)).map(|_| self.random.random_entry(self.now)).collect();
+        keep_accepted_entries(&self.oracle, entries, &mut self.random, self.now)
     }
 
     /// Posts a batch; false where the server did not live to answer.
-    fn post(&mut self, entries: &[Entry]) -> bool {
-        let records: Vec<String> = entries.iter().map(written).collect();
-        let answer = match self.random.next(2) {
+    fn post(&mut self, entries: &[LogEntry]) -> bool {
+        let records: Vec<String> = entries.iter().map(record_json).collect();
+        let answer = match self.random.below(2) {
             0 => post(&self.service().address, "application/x-ndjson", &records.join("\n")),
             _ => post(&self.service().address, "application/json", &format!("[{}]", records.join(","))),
         };
@@ -164,9 +173,9 @@ impl Case {
     }
 
     /// How many records the log has, once they all are in the results, and as of when.
-    fn applied(&self) -> (u64, u64) {
+    fn wait_until_applied(&self) -> (u64, u64) {
         wait_for("that all is applied", || {
-            let status = Status::of(&self.service().address, DEADLINE)?;
+            let status = ServiceStatus::fetch_status(&self.service().address, WAIT_TIMEOUT)?;
             let all = status.applied == status.end && status.applied >= self.records;
             all.then_some((status.applied, status.as_of))
         })
@@ -176,44 +185,46 @@ impl Case {
     fn restart(&mut self) {
         let mut unanswered = None;
         let service = self.service.as_ref().unwrap();
-        if self.random.next(3) == 0 {
+        if self.random.below(3) == 0 {
             self.service.take().unwrap().terminate();
         } else {
-            let (kill, delay) = (service.killer(), Duration::from_micros(self.random.next(30_000)));
+            let (kill, delay) = (service.kill_handle(), Duration::from_micros(self.random.below(30_000)));
             let killer = thread::spawn(move || {
                 thread::sleep(delay);
                 kill();
             });
             while unanswered.is_none() {
-                let entries = self.entries();
+                let entries = self.next_entries();
                 unanswered = (!self.post(&entries)).then_some(entries);
             }
             killer.join().unwrap();
             self.service.take().unwrap().kill();
         }
-        self.workers = 1 + self.random.next(3);
-        self.service = Some(Service::start(&self.data, &config(self.workers)).ready());
+        self.workers = 1 + self.random.below(3);
+        self.service = Some(ServiceProcess::start(&self.data, &config(self.workers)).wait_until_ready());
         // A batch is in the log as a whole or not at all.
-        if let (Some(entries), (applied, _)) = (unanswered, self.applied())
+        if let (Some(entries), (applied, _)) = (unanswered, self.wait_until_applied())
             && applied != self.records
         {
             self.apply(&entries);
         }
-        self.recorder.connect(&self.service.as_ref().unwrap().address, DEADLINE).unwrap();
+        self.recorder.connect(&self.service.as_ref().unwrap().address, WAIT_TIMEOUT).unwrap();
     }
 
-    fn check(&mut self) {
-        let (applied, as_of) = self.applied();
+    fn check_served(&mut self) {
+        let (applied, as_of) = self.wait_until_applied();
         assert_eq!(applied, self.records, "nothing is lost, and nothing there twice");
         let address = self.service().address.clone();
         check_current(&address, &self.oracle);
         for city in 0..CITIES {
             check_history(&address, &self.oracle, city);
         }
-        wait_for("the newest changes", || self.recorder.has_all(as_of, DEADLINE).unwrap().then_some(()));
+        wait_for("the newest changes", || {
+            self.recorder.is_caught_up(as_of, WAIT_TIMEOUT).unwrap().then_some(())
+        });
         self.recorder.kept.check_current(&self.oracle);
         self.recorder.kept.check_windows(&self.oracle);
-        let status = self.service().get("/v1/status");
+        let status = self.service().get_json("/v1/status");
         assert_eq!(status["refused"]["too_late"].as_u64().unwrap_or(0), self.too_late.len() as u64);
     }
 
@@ -230,39 +241,48 @@ impl Case {
     }
 }
 
-fn run(seed: u64, steps: usize) {
+fn run_case(seed: u64, steps: usize) {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let mut random = Random(seed);
-    let workers = 1 + random.next(3);
-    let service = Service::start(&data, &config(workers)).ready();
+    let workers = 1 + random.below(3);
+    let service = ServiceProcess::start(&data, &config(workers)).wait_until_ready();
     let mut recorder = Subscriber::new(&[0, 1]);
-    recorder.connect(&service.address, DEADLINE).unwrap();
-    let (oracle, now) = (Oracle::new(SETTINGS), jiff::Timestamp::now().as_millisecond() - 6 * 3_600_000);
-    let now = now - now.rem_euclid(MINUTE);
+    recorder.connect(&service.address, WAIT_TIMEOUT).unwrap();
+    let (oracle, now) = (Oracle::new(RUN_SETTINGS), jiff::Timestamp::now().as_millisecond() - 6 * 3_600_000);
+    let now = now - now.rem_euclid(MINUTE_MS);
     let service = Some(service);
-    let mut case =
-        Case { random, data, service, workers, oracle, recorder, now, records: 0, too_late: Vec::new() };
+    let mut case = RecoveryCase {
+        random,
+        data,
+        service,
+        workers,
+        oracle,
+        recorder,
+        now,
+        records: 0,
+        too_late: Vec::new(),
+    };
     for step in 0..steps {
-        match case.random.next(10) {
+        match case.random.below(10) {
             0..5 => {
-                let entries = case.entries();
+                let entries = case.next_entries();
                 assert!(case.post(&entries), "seed {seed}, step {step}");
             }
             5 => case.restart(),
             6 | 7 => {
                 // A break: what comes meanwhile is made up for.
                 case.recorder.disconnect();
-                let entries = case.entries();
+                let entries = case.next_entries();
                 assert!(case.post(&entries), "seed {seed}, step {step}");
                 let address = case.service().address.clone();
-                case.recorder.connect(&address, DEADLINE).unwrap();
+                case.recorder.connect(&address, WAIT_TIMEOUT).unwrap();
             }
-            _ => case.check(),
+            _ => case.check_served(),
         }
     }
     case.restart();
-    case.check();
+    case.check_served();
     let resets = case.recorder.kept.resets;
     let service = case.service.take().unwrap();
     let log = service.log();
@@ -274,11 +294,11 @@ fn run(seed: u64, steps: usize) {
 
 /// `SWELTER_RECOVERY_CASES` runs more, from the seed `SWELTER_RECOVERY_SEED` on.
 #[test]
-fn what_is_served_equals_the_recomputation_whatever_is_killed() {
+fn served_state_equals_recomputation_over_kills() {
     let number = |name: &str, default| std::env::var(name).map_or(default, |value| value.parse().unwrap());
     let (cases, first) = (number("SWELTER_RECOVERY_CASES", 4), number("SWELTER_RECOVERY_SEED", 1));
     for seed in first..first + cases {
         eprintln!("seed {seed}");
-        run(seed, 40);
+        run_case(seed, 40);
     }
 }

@@ -1,6 +1,6 @@
 //! The dataflow against the oracle: random logs, any epochs, 1, 2 and 4 workers; integers equal after every epoch.
 
-mod logs;
+mod strategies;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -8,16 +8,18 @@ use std::ops::ControlFlow;
 
 use proptest::prelude::*;
 use swelter::admission::{Admission, AdmissionRules};
-use swelter::dataflow::rolling::told::Told;
-use swelter::dataflow::rolling::{Changed, Rolling, Wanted};
+use swelter::dataflow::rolling::serving::ServingUpdate;
+use swelter::dataflow::rolling::{EpochChanges, Rolling, RollingOutputs};
 use swelter::model::{
-    Category, CityId, CityNames, CityState, Counts, CurrentAt, CurrentRow, Event, EventTime, Mark,
-    Measurement, OutcomeKind, Row, Slot,
+    Category, CheckpointBarrier, CityId, CityNames, CitySnapshot, CurrentRow, CurrentRowUpdate, EventTime,
+    Measurement, OutcomeCounts, OutcomeKind, PartitionIndex, ReadingEvent, Row,
 };
 
-use self::logs::{case, sensors, withdrawals};
-use crate::harness::{self, EpochOutput, HOTTEST, Leg, Settings, WATCHED, city_name, city_number};
-use crate::oracle::{Entry, FORMULA, Oracle};
+use self::strategies::{any_case, sensor_cases, withdrawal_cases};
+use crate::dataflow_runner::{
+    self, EpochOutput, HOTTEST_CITIES, RunLeg, RunSettings, WATCHED_CITY_AND_EPOCHS, city_name, city_number,
+};
+use crate::oracle::{LogEntry, Oracle, PROPERTY_TEST_FORMULA};
 
 /// Applies an epoch's changes: each must begin with what is held, and change it, and no key may change twice.
 fn accumulate<K: Ord + Copy + Debug, V: PartialEq + Copy + Debug>(
@@ -47,26 +49,26 @@ fn accumulate_diffs<D: Ord + Clone + Debug>(
     assert!(held.values().all(|count| *count == 1), "{held:?}");
 }
 
-fn check(log: &[Entry], settings: Settings, workers: usize, cuts: &[usize]) {
+fn check_log(log: &[LogEntry], settings: RunSettings, workers: usize, cuts: &[usize]) {
     check_sliced(log, settings, workers, cuts, None);
 }
 
 /// Answers are made so many rows at a time.
 fn check_sliced(
-    log: &[Entry],
-    settings: Settings,
+    log: &[LogEntry],
+    settings: RunSettings,
     workers: usize,
     cuts: &[usize],
     slice_rows: Option<usize>,
 ) {
-    let outputs = harness::run(log, settings, workers, cuts, slice_rows);
+    let outputs = dataflow_runner::run_log(log, settings, workers, cuts, slice_rows);
     check_outputs(log, settings, cuts, &outputs, None);
 }
 
 /// Checks all epochs, or those from a resumed one on.
 fn check_outputs(
-    log: &[Entry],
-    settings: Settings,
+    log: &[LogEntry],
+    settings: RunSettings,
     cuts: &[usize],
     outputs: &[EpochOutput],
     resumed: Option<usize>,
@@ -75,10 +77,11 @@ fn check_outputs(
     let (mut rows, mut days) = (BTreeMap::new(), BTreeMap::new());
     let (mut current, mut hottest, mut categories) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     let first = resumed.unwrap_or(0);
-    let (mut told, mut next) = (Knows { epoch: first, ..Knows::default() }, 0);
+    let (mut told, mut next) = (ServingState { epoch: first, ..ServingState::default() }, 0);
     for (epoch, (&cut, output)) in cuts.iter().zip(outputs).enumerate() {
-        let mut expected: BTreeMap<usize, OutcomeKind> =
-            (next..cut).filter_map(|position| Some((position, oracle.apply(&log[position])?))).collect();
+        let mut expected: BTreeMap<usize, OutcomeKind> = (next..cut)
+            .filter_map(|position| Some((position, oracle.apply_arrival(&log[position])?)))
+            .collect();
         next = cut;
         if epoch < first {
             continue;
@@ -102,40 +105,40 @@ fn check_outputs(
             expected.clone().into_iter().collect::<Vec<_>>()
         );
         check_rankings(&mut hottest, &mut categories, output, &oracle);
-        told.check(output, &oracle);
+        told.check_epoch(output, &oracle);
     }
     assert_eq!(told.counts.split_city, 0);
 }
 
 /// Checks what is told where no sink wants rows.
-fn check_told(log: &[Entry], settings: Settings, workers: usize, cuts: &[usize]) {
-    let leg = Leg { workers, told_only: true, ..Leg::default() };
-    let (outputs, _) = harness::run_leg(log, settings, cuts, leg);
-    let (mut oracle, mut told, mut next) = (Oracle::new(settings), Knows::default(), 0);
+fn check_serving_updates(log: &[LogEntry], settings: RunSettings, workers: usize, cuts: &[usize]) {
+    let leg = RunLeg { workers, serving_only: true, ..RunLeg::default() };
+    let (outputs, _) = dataflow_runner::run_leg(log, settings, cuts, leg);
+    let (mut oracle, mut told, mut next) = (Oracle::new(settings), ServingState::default(), 0);
     for (&cut, output) in cuts.iter().zip(&outputs) {
         for entry in &log[next..cut] {
-            oracle.apply(entry);
+            oracle.apply_arrival(entry);
         }
         next = cut;
-        told.check(output, &oracle);
+        told.check_epoch(output, &oracle);
     }
 }
 
 /// One run after the other, each resumed from a state that the one before has given while it went on.
-fn check_resumed(log: &[Entry], settings: Settings, cuts: &[usize], legs: &[PlannedLeg]) {
-    let mut kept: BTreeMap<String, CityState> = BTreeMap::new();
+fn check_resumed(log: &[LogEntry], settings: RunSettings, cuts: &[usize], legs: &[PlannedLeg]) {
+    let mut kept: BTreeMap<String, CitySnapshot> = BTreeMap::new();
     let mut at = None;
     for planned in legs {
         let workers = planned.workers;
         let first = at.map_or(0, |at: usize| at + 1);
-        let marks: BTreeMap<usize, (Mark, u32)> = planned
-            .marks
+        let marks: BTreeMap<usize, (CheckpointBarrier, u32)> = planned
+            .barriers
             .iter()
             .enumerate()
             .map(|(i, (after, full, busy))| {
                 (first + after.index(cuts.len() - first), (i as u64, *full, *busy))
             })
-            .map(|(epoch, (checkpoint, full, busy))| (epoch, (Mark { checkpoint, full }, busy)))
+            .map(|(epoch, (checkpoint, full, busy))| (epoch, (CheckpointBarrier { checkpoint, full }, busy)))
             .collect();
         let last = *marks.last_key_value().expect("each leg has marks").0;
         check_leg((log, settings, cuts), workers, at, marks, &mut kept);
@@ -148,29 +151,29 @@ fn check_resumed(log: &[Entry], settings: Settings, cuts: &[usize], legs: &[Plan
 
 /// A run that is resumed from what is kept as of an epoch, where there is one, and adds what it gives to that.
 fn check_leg(
-    (log, settings, cuts): (&[Entry], Settings, &[usize]),
+    (log, settings, cuts): (&[LogEntry], RunSettings, &[usize]),
     workers: usize,
     at: Option<usize>,
-    marks: BTreeMap<usize, (Mark, u32)>,
-    kept: &mut BTreeMap<String, CityState>,
+    marks: BTreeMap<usize, (CheckpointBarrier, u32)>,
+    kept: &mut BTreeMap<String, CitySnapshot>,
 ) {
     let translated = kept.values().cloned().map(|city| {
         // Worker `n` reads partition `n`.
-        let slot = Slot((city_number(&city.name) as usize % workers) as u16);
-        CityState { slot, ..city }
+        let slot = PartitionIndex((city_number(&city.name) as usize % workers) as u16);
+        CitySnapshot { partition: slot, ..city }
     });
     let resumed = at.map(|at| (at, translated.collect()));
-    let leg = Leg { workers, days: at.is_none(), resumed, marks, ..Leg::default() };
-    let (outputs, mut taken) = harness::run_leg(log, settings, cuts, leg);
+    let leg = RunLeg { workers, days: at.is_none(), resumed, barriers: marks, ..RunLeg::default() };
+    let (outputs, mut taken) = dataflow_runner::run_leg(log, settings, cuts, leg);
     check_outputs(log, settings, cuts, &outputs, at);
     taken.sort_by_key(|taken| taken.epoch);
     for part in taken.chunk_by(|a, b| a.epoch == b.epoch) {
-        if part[0].mark.full {
+        if part[0].barrier.full {
             kept.clear();
         }
         for city in part.iter().flat_map(|taken| taken.cities.iter().cloned()) {
             match kept.get_mut(&*city.name) {
-                Some(base) => base.add(city),
+                Some(base) => base.apply_increment(city),
                 None => drop(kept.insert(city.name.to_string(), city)),
             }
         }
@@ -180,17 +183,24 @@ fn check_leg(
 /// A sensor's clock was ahead, and its reading is withdrawn between two snapshots: what comes behind that is older than what the first one
 /// has taken.
 #[test]
-fn an_increment_has_what_comes_behind_a_withdrawn_newest_reading() {
+fn increment_contains_readings_older_than_withdrawn_newest() {
     let day = 86_400_000;
-    let settings = Settings { formula: FORMULA, window: day, lateness: day, history: 0 };
-    let entry = |minute: i64, event| Entry { city: 0, millis: minute * 60_000, event, revision: None };
+    let settings = RunSettings { formula: PROPERTY_TEST_FORMULA, window: day, lateness: day, history: 0 };
+    let entry = |minute: i64, event| LogEntry { city: 0, millis: minute * 60_000, event, revision: None };
     let reading = |minute: i64| {
-        entry(minute, Event::Reading(Measurement::new(60.0 + minute as f64, 50.0, None).unwrap()))
+        entry(minute, ReadingEvent::Reading(Measurement::new(60.0 + minute as f64, 50.0, None).unwrap()))
     };
-    let log =
-        [reading(0), reading(9), entry(9, Event::Withdrawal), reading(1), reading(2), reading(3), reading(1)];
+    let log = [
+        reading(0),
+        reading(9),
+        entry(9, ReadingEvent::Withdrawal),
+        reading(1),
+        reading(2),
+        reading(3),
+        reading(1),
+    ];
     let (cuts, mut kept) = ([2, 5, 6, 7], BTreeMap::new());
-    let mark = |checkpoint, full| (Mark { checkpoint, full }, 0);
+    let mark = |checkpoint, full| (CheckpointBarrier { checkpoint, full }, 0);
     let marks = BTreeMap::from([(0, mark(0, true)), (1, mark(1, false))]);
     check_leg((&log, settings, &cuts), 1, None, marks, &mut kept);
     let marks = BTreeMap::from([(2, mark(0, true))]);
@@ -201,10 +211,11 @@ fn an_increment_has_what_comes_behind_a_withdrawn_newest_reading() {
 #[test]
 fn trend_is_from_the_newest_row_of_one_to_two_hours_before() {
     const HOUR: i64 = 3_600_000;
-    let settings = Settings { formula: FORMULA, window: 0, lateness: 48 * HOUR, history: 48 * HOUR };
-    let entry = |millis: i64, event| Entry { city: 0, millis, event, revision: None };
+    let settings =
+        RunSettings { formula: PROPERTY_TEST_FORMULA, window: 0, lateness: 48 * HOUR, history: 48 * HOUR };
+    let entry = |millis: i64, event| LogEntry { city: 0, millis, event, revision: None };
     let reading = |millis: i64, temperature: f64| {
-        entry(millis, Event::Reading(Measurement::new(temperature, 50.0, None).unwrap()))
+        entry(millis, ReadingEvent::Reading(Measurement::new(temperature, 50.0, None).unwrap()))
     };
     let now = 40 * HOUR;
     for (before, expected) in [
@@ -217,65 +228,65 @@ fn trend_is_from_the_newest_row_of_one_to_two_hours_before() {
         (vec![2 * HOUR + 1, HOUR - 1], None),
     ] {
         let temperature = |before: i64| 50.0 + before as f64 / HOUR as f64;
-        let mut log: Vec<Entry> =
+        let mut log: Vec<LogEntry> =
             before.iter().map(|before| reading(now - before, temperature(*before))).collect();
         log.push(reading(now, 70.0));
         let of = |before: i64| {
             let (heat_index, _) =
-                FORMULA.evaluate(&Measurement::new(temperature(before), 50.0, None).unwrap());
+                PROPERTY_TEST_FORMULA.evaluate(&Measurement::new(temperature(before), 50.0, None).unwrap());
             (heat_index.micros(), 1)
         };
         let cuts: Vec<usize> = (1..=log.len()).collect();
-        let outputs = harness::run(&log, settings, 1, &cuts, None);
+        let outputs = dataflow_runner::run_log(&log, settings, 1, &cuts, None);
         let newest = outputs.last().unwrap().current.iter().rfind(|(_, _, diff)| *diff == 1).unwrap().1;
         assert_eq!((newest.reading_at.millis(), newest.hour_ago), (now, expected.map(of)), "{before:?}");
-        check(&log, settings, 1, &cuts);
+        check_log(&log, settings, 1, &cuts);
         // In any order of arrival.
         log.reverse();
-        check(&log, settings, 1, &cuts);
+        check_log(&log, settings, 1, &cuts);
     }
     // The row is withdrawn, then corrected back.
-    let log = [reading(0, 60.0), reading(HOUR, 80.0), entry(0, Event::Withdrawal), reading(0, 65.0)];
-    check(&log, settings, 1, &[2, 3, 4]);
+    let log = [reading(0, 60.0), reading(HOUR, 80.0), entry(0, ReadingEvent::Withdrawal), reading(0, 65.0)];
+    check_log(&log, settings, 1, &[2, 3, 4]);
 }
 
 #[derive(Clone, Debug)]
 struct PlannedLeg {
     workers: usize,
     /// After which of the epochs to come, whether of everything, and for how long the taker is then full.
-    marks: Vec<(prop::sample::Index, bool, u32)>,
+    barriers: Vec<(prop::sample::Index, bool, u32)>,
 }
 
-fn legs() -> impl Strategy<Value = Vec<PlannedLeg>> {
+fn planned_legs() -> impl Strategy<Value = Vec<PlannedLeg>> {
     let mark = (any::<prop::sample::Index>(), prop::bool::weighted(0.3), 0..12u32);
     let leg = (prop::sample::select(&[1usize, 2, 4]), prop::collection::vec(mark, 1..5));
-    prop::collection::vec(leg.prop_map(|(workers, marks)| PlannedLeg { workers, marks }), 2..5)
+    prop::collection::vec(leg.prop_map(|(workers, marks)| PlannedLeg { workers, barriers: marks }), 2..5)
 }
 
 /// What serving knows.
 #[derive(Default)]
-struct Knows {
+struct ServingState {
     epoch: usize,
     current: BTreeMap<u32, CurrentRow>,
     /// Of the watched city, since its snapshot.
     watched: Option<BTreeMap<i64, Row>>,
-    counts: Counts,
+    counts: OutcomeCounts,
 }
 
-impl Knows {
+impl ServingState {
     /// After an epoch it must know what the oracle does.
-    fn check(&mut self, output: &EpochOutput, oracle: &Oracle) {
-        let (watched, while_watched) = WATCHED;
+    fn check_epoch(&mut self, output: &EpochOutput, oracle: &Oracle) {
+        let (watched, while_watched) = WATCHED_CITY_AND_EPOCHS;
         let mut answers = BTreeMap::new();
-        for told in &output.told {
+        for told in &output.serving_updates {
             match told {
-                Told::Current(CurrentAt { city, row: Some(row), .. }) => {
+                ServingUpdate::CurrentRow(CurrentRowUpdate { city, row: Some(row), .. }) => {
                     self.current.insert(city_number(city), *row);
                 }
-                Told::Current(CurrentAt { city, row: None, .. }) => {
+                ServingUpdate::CurrentRow(CurrentRowUpdate { city, row: None, .. }) => {
                     self.current.remove(&city_number(city)).expect("what is removed was there");
                 }
-                Told::Row(change) => {
+                ServingUpdate::WatchedRow(change) => {
                     assert_eq!((&*change.city, change.epoch), (&*city_name(watched), self.epoch as u64));
                     assert!(while_watched.start < self.epoch && self.epoch <= while_watched.end);
                     let at = change.reading_at.millis();
@@ -285,12 +296,12 @@ impl Knows {
                         None => rows.remove(&at),
                     };
                 }
-                Told::Answer(answer) => {
+                ServingUpdate::AnswerPiece(answer) => {
                     assert_eq!(answer.epoch, self.epoch as u64);
-                    answers.insert(answer.query % harness::QUERIES, answer);
+                    answers.insert(answer.query_id % dataflow_runner::QUERY_IDS_PER_EPOCH, answer);
                 }
-                Told::Counts(counts) => self.counts.add(counts),
-                Told::Read(_) => unreachable!("no progress was sent"),
+                ServingUpdate::OutcomeCounts(counts) => self.counts.add(counts),
+                ServingUpdate::Progress(_) => unreachable!("no progress was sent"),
             }
         }
         assert_eq!(self.current, oracle.current(), "current rows as told");
@@ -299,13 +310,17 @@ impl Knows {
         };
         for city in 0..4 {
             let answer = &answers[&u64::from(city)];
-            assert_eq!((answer.known, answer.more), (oracle.knows(city), false), "{answer:?}");
-            assert_eq!(rows(&answer.rows), oracle.servable(city), "history");
+            assert_eq!(
+                (answer.is_city_known, answer.has_more),
+                (oracle.knows_city(city), false),
+                "{answer:?}"
+            );
+            assert_eq!(rows(&answer.rows), oracle.servable_rows(city), "history");
         }
-        let servable = oracle.servable(watched);
+        let servable = oracle.servable_rows(watched);
         let first = &answers[&4];
         assert_eq!(rows(&first.rows), servable[..servable.len().min(3)], "the first page");
-        assert_eq!(first.more, servable.len() > 3);
+        assert_eq!(first.has_more, servable.len() > 3);
         if let Some(snapshot) = answers.get(&5) {
             self.watched = Some(rows(&snapshot.rows).into_iter().collect());
         }
@@ -332,7 +347,7 @@ fn check_rankings(
     let mut ranked: Vec<_> =
         current.iter().map(|(city, row)| (city_name(*city), row.row.heat_index().micros())).collect();
     ranked.sort_by_key(|(city, micros)| (-micros, city.clone()));
-    ranked.truncate(HOTTEST);
+    ranked.truncate(HOTTEST_CITIES);
     ranked.sort();
     assert_eq!(hottest.keys().cloned().collect::<Vec<_>>(), ranked, "hottest");
     accumulate_diffs(categories, output.categories.iter().map(|(c, diff)| ((c.category, c.cities), *diff)));
@@ -350,17 +365,17 @@ proptest! {
 
     /// Many epochs of few entries.
     #[test]
-    fn equals_the_recomputation_after_every_epoch(
-        (log, settings, cuts) in case(0..90, 30),
+    fn outputs_equal_recomputation_after_every_epoch(
+        (log, settings, cuts) in any_case(0..90, 30),
         workers in prop::sample::select(&[1usize, 2, 4]),
     ) {
-        check(&log, settings, workers, &cuts);
+        check_log(&log, settings, workers, &cuts);
     }
 
     /// Answers of one epoch are made while many others follow, a row at a time.
     #[test]
-    fn answers_in_slices_of_one_row_are_of_their_epoch(
-        (log, settings, cuts) in prop_oneof![case(0..90, 30).boxed(), sensors().boxed()],
+    fn responses_in_slices_of_one_row_match_their_epoch(
+        (log, settings, cuts) in prop_oneof![any_case(0..90, 30).boxed(), sensor_cases().boxed()],
         workers in prop::sample::select(&[1usize, 2, 4]),
     ) {
         check_sliced(&log, settings, workers, &cuts, Some(1));
@@ -368,8 +383,8 @@ proptest! {
 
     /// The same where chunks fill, split and leave while they are pinned.
     #[test]
-    fn answers_in_slices_are_of_their_epoch_in_long_logs(
-        (log, settings, cuts) in case(300..900, 12),
+    fn responses_in_slices_of_long_logs_match_their_epoch(
+        (log, settings, cuts) in any_case(300..900, 12),
         workers in prop::sample::select(&[1usize, 2]),
     ) {
         check_sliced(&log, settings, workers, &cuts, Some(16));
@@ -377,104 +392,104 @@ proptest! {
 
     /// Few epochs of many entries: chunks fill, split and leave.
     #[test]
-    fn equals_the_recomputation_of_long_logs(
-        (log, settings, cuts) in case(300..900, 5),
+    fn outputs_equal_recomputation_of_long_logs(
+        (log, settings, cuts) in any_case(300..900, 5),
         workers in prop::sample::select(&[1usize, 2]),
     ) {
-        check(&log, settings, workers, &cuts);
+        check_log(&log, settings, workers, &cuts);
     }
 
     #[test]
-    fn equals_the_recomputation_of_sensors_in_order(
-        (log, settings, cuts) in sensors(),
+    fn outputs_equal_recomputation_of_ordered_sensors(
+        (log, settings, cuts) in sensor_cases(),
         workers in prop::sample::select(&[1usize, 2]),
     ) {
-        check(&log, settings, workers, &cuts);
+        check_log(&log, settings, workers, &cuts);
     }
 
     #[test]
-    fn equals_the_recomputation_where_withdrawals_come_first(
-        (log, settings, cuts) in withdrawals(),
+    fn outputs_equal_recomputation_if_withdrawals_come_first(
+        (log, settings, cuts) in withdrawal_cases(),
         workers in prop::sample::select(&[1usize, 2]),
     ) {
-        check(&log, settings, workers, &cuts);
+        check_log(&log, settings, workers, &cuts);
     }
 
     #[test]
-    fn resumed_state_of_withdrawals_goes_on_as_if_nothing_had_been(
-        (log, settings, cuts) in withdrawals(),
-        legs in legs(),
+    fn resumed_state_of_withdrawals_continues_identically(
+        (log, settings, cuts) in withdrawal_cases(),
+        legs in planned_legs(),
     ) {
         check_resumed(&log, settings, &cuts, &legs);
     }
 
     /// Rows that nobody wants are not computed.
     #[test]
-    fn what_is_told_equals_the_recomputation_where_no_sink_wants_rows(
-        (log, settings, cuts) in prop_oneof![case(0..90, 30).boxed(), sensors().boxed()],
+    fn serving_updates_equal_recomputation_without_row_sinks(
+        (log, settings, cuts) in prop_oneof![any_case(0..90, 30).boxed(), sensor_cases().boxed()],
         workers in prop::sample::select(&[1usize, 2]),
     ) {
-        check_told(&log, settings, workers, &cuts);
+        check_serving_updates(&log, settings, workers, &cuts);
     }
 
     #[test]
-    fn resumed_state_of_sensors_goes_on_as_if_nothing_had_been(
-        (log, settings, cuts) in sensors(),
-        legs in legs(),
+    fn resumed_state_of_sensors_continues_identically(
+        (log, settings, cuts) in sensor_cases(),
+        legs in planned_legs(),
     ) {
         check_resumed(&log, settings, &cuts, &legs);
     }
 
     /// Whatever is resumed, whenever and on how many workers, what follows is what would have followed.
     #[test]
-    fn resumed_state_goes_on_as_if_nothing_had_been(
-        (log, settings, cuts) in case(1..120, 30),
-        legs in legs(),
+    fn resumed_state_continues_identically(
+        (log, settings, cuts) in any_case(1..120, 30),
+        legs in planned_legs(),
     ) {
         check_resumed(&log, settings, &cuts, &legs);
     }
 
     #[test]
-    fn resumed_state_of_long_logs_goes_on_as_if_nothing_had_been(
-        (log, settings, cuts) in case(300..900, 12),
-        legs in legs(),
+    fn resumed_state_of_long_logs_continues_identically(
+        (log, settings, cuts) in any_case(300..900, 12),
+        legs in planned_legs(),
     ) {
         check_resumed(&log, settings, &cuts, &legs);
     }
 
     /// What a query is answered with: the servable rows of a city, from the state itself.
     #[test]
-    fn servable_rows_equal_the_recomputation((log, settings, cuts) in case(0..400, 6), enough in 1..400usize) {
+    fn servable_rows_equal_the_recomputation((log, settings, cuts) in any_case(0..400, 6), enough in 1..400usize) {
         let mut oracle = Oracle::new(settings);
         let names = CityNames::default();
-        let mut rolling = Rolling::new(FORMULA, settings.retention(), Wanted::default(), names.clone());
+        let mut rolling = Rolling::new(PROPERTY_TEST_FORMULA, settings.retention(), RollingOutputs::default(), names.clone());
         let rules = AdmissionRules::new(settings.retention().lateness);
-        let (mut admission, mut changed, mut next) = (Admission::new(0, rules), Changed::default(), 0);
+        let (mut admission, mut changed, mut next) = (Admission::new(0, rules), EpochChanges::default(), 0);
         for cut in cuts {
             let mut arrivals = Vec::new();
             for entry in &log[next..cut] {
-                oracle.apply(entry);
+                oracle.apply_arrival(entry);
                 let name = city_name(entry.city);
                 let upsert = entry.upsert(&name);
                 let Ok(admitted) = admission.admit(&upsert, None) else { continue };
                 if admitted.is_new {
-                    rolling.introduce(&admitted.introduction(&name));
+                    rolling.introduce_city(&admitted.introduction(&name));
                 }
-                arrivals.push(harness::arrival(&upsert, admitted, 0));
+                arrivals.push(dataflow_runner::arrival(&upsert, admitted, 0));
             }
             next = cut;
-            rolling.apply(&[arrivals], |_| false, &mut changed);
+            rolling.apply_arrivals(&[arrivals], |_| false, &mut changed);
             for id in 0..names.len() as u32 {
                 let mut rows = Vec::new();
-                rolling.servable_rows(CityId(id), EventTime::MIN, EventTime::MAX, |at, row| {
+                rolling.for_each_servable_row(CityId(id), EventTime::MIN, EventTime::MAX, |at, row| {
                     rows.push((at, row));
                     ControlFlow::Continue(())
                 });
-                prop_assert_eq!(&rows, &oracle.servable(harness::city_number(&names.get(CityId(id)))));
+                prop_assert_eq!(&rows, &oracle.servable_rows(dataflow_runner::city_number(&names.get(CityId(id)))));
                 if let [_, first, .., last, _] = &rows[..] {
                     let (from, to) = (EventTime::from_millis(first.0).unwrap(), EventTime::from_millis(last.0).unwrap());
                     let mut part = Vec::new();
-                    rolling.servable_rows(CityId(id), from, to, |at, row| {
+                    rolling.for_each_servable_row(CityId(id), from, to, |at, row| {
                         part.push((at, row));
                         if part.len() < enough { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
                     });
@@ -486,15 +501,15 @@ proptest! {
 
     /// A city in two partitions is served in the order in which the operator sees it; a final row never changes.
     #[test]
-    fn a_split_city_keeps_its_final_rows((log, settings, _) in case(0..90, 1)) {
+    fn city_in_two_partitions_keeps_final_rows((log, settings, _) in any_case(0..90, 1)) {
         let rules = AdmissionRules::new(settings.retention().lateness);
         let mut oracle = Oracle::new(settings);
-        let wanted = Wanted { outcomes: true, ..Wanted::default() };
-        let mut rolling = Rolling::new(FORMULA, settings.retention(), wanted, CityNames::default());
+        let wanted = RollingOutputs { outcomes: true, ..RollingOutputs::default() };
+        let mut rolling = Rolling::new(PROPERTY_TEST_FORMULA, settings.retention(), wanted, CityNames::default());
         let mut partitions = [Admission::new(0, rules), Admission::new(1, rules)];
-        let (mut rows, mut changed) = (BTreeMap::new(), Changed::default());
-        for (i, entry) in log.iter().map(|entry| Entry { city: 0, ..*entry }).enumerate() {
-            let expected = oracle.apply(&entry);
+        let (mut rows, mut changed) = (BTreeMap::new(), EpochChanges::default());
+        for (i, entry) in log.iter().map(|entry| LogEntry { city: 0, ..*entry }).enumerate() {
+            let expected = oracle.apply_arrival(&entry);
             let upsert = entry.upsert("split");
             let admitted = partitions[i * 7 % 3 % 2].admit(&upsert, None);
             let Ok(admitted) = admitted else {
@@ -502,9 +517,9 @@ proptest! {
                 continue;
             };
             if admitted.is_new {
-                rolling.introduce(&admitted.introduction("split"));
+                rolling.introduce_city(&admitted.introduction("split"));
             }
-            rolling.apply(&[vec![harness::arrival(&upsert, admitted, 0)]], |_| true, &mut changed);
+            rolling.apply_arrivals(&[vec![dataflow_runner::arrival(&upsert, admitted, 0)]], |_| true, &mut changed);
             prop_assert_eq!(changed.outcomes[0].kind, expected.unwrap_or(OutcomeKind::TooLate));
             let changes: Vec<_> =
                 changed.rows.iter().flatten().map(|c| ((0, c.reading_at.millis()), c.before, c.after)).collect();

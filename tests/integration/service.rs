@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use swelter::pipeline::data_dir::DataDir;
 
-use crate::process::{Service, get, post, wait_for};
+use crate::service_process::{ServiceProcess, get, post, wait_for};
 
 /// The minute that it is, ms.
-fn this_minute() -> i64 {
+fn current_minute_ms() -> i64 {
     jiff::Timestamp::now().as_millisecond() / 60_000 * 60_000
 }
 
 fn reading(city: &str, minutes_ago: i64, temperature: f64) -> String {
-    reading_at(city, this_minute() - minutes_ago * 60_000, temperature)
+    reading_at(city, current_minute_ms() - minutes_ago * 60_000, temperature)
 }
 
 fn reading_at(city: &str, at: i64, temperature: f64) -> String {
@@ -24,29 +24,29 @@ fn reading_at(city: &str, at: i64, temperature: f64) -> String {
     format!(r#"{{"city":"{city}","reading_at":"{at}","temperature":{temperature},"humidity":50}}"#)
 }
 
-fn current(service: &Service, city: &str) -> Option<Value> {
+fn current_row(service: &ServiceProcess, city: &str) -> Option<Value> {
     let answer = get(&service.address, &format!("/v1/cities/{city}")).unwrap();
     let body: Value = serde_json::from_str(&answer.body).unwrap();
     (answer.status == 200).then(|| body["current"].clone())
 }
 
-fn source(service: &Service, name: &str) -> Value {
-    let status = service.get("/v1/status");
+fn source_status(service: &ServiceProcess, name: &str) -> Value {
+    let status = service.get_json("/v1/status");
     let sources = status["sources"].as_array().unwrap();
     sources.iter().find(|source| source["name"] == name).unwrap_or_else(|| panic!("{status}")).clone()
 }
 
 /// A cold morning: by default the air's own temperature; by `rothfusz`, where that is asked for, a warning.
 #[test]
-fn cold_readings_are_sane_by_default_and_warned_of_once_by_rothfusz() {
+fn cold_readings_use_air_temperature_and_rothfusz_warns_once() {
     for (config, heat_index, warnings) in [("", 9.6, 0), ("[results]\nformula = \"rothfusz\"\n", 329.5, 1)] {
         let folder = tempfile::tempdir().unwrap();
-        let service = Service::start(&folder.path().join("data"), config).ready();
+        let service = ServiceProcess::start(&folder.path().join("data"), config).wait_until_ready();
         for minutes in [3, 2, 1] {
             post(&service.address, "application/json", &reading("Moscow", minutes, 9.6)).unwrap();
         }
         let row =
-            wait_for("the last reading", || current(&service, "Moscow").filter(|row| row["count"] == 3));
+            wait_for("the last reading", || current_row(&service, "Moscow").filter(|row| row["count"] == 3));
         let found = row["heat_index"].as_f64().unwrap();
         assert!((found - heat_index).abs() <= 200.0 * warnings as f64, "{row}");
         assert_eq!(row["category"], "none");
@@ -62,7 +62,7 @@ fn cold_readings_are_sane_by_default_and_warned_of_once_by_rothfusz() {
 
 /// As where the log goes to a file, and the disk is full.
 #[test]
-fn a_log_that_cannot_be_written_ends_nothing() {
+fn unwritable_stderr_does_not_end_service() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     let mut child = Command::new(env!("CARGO_BIN_EXE_swelter"))
@@ -84,7 +84,7 @@ fn a_log_that_cannot_be_written_ends_nothing() {
 }
 
 #[test]
-fn files_generators_and_posts_are_served_together() {
+fn file_generator_and_post_sources_are_served_together() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let (once, followed) = (folder.path().join("once.csv"), folder.path().join("followed.jsonl"));
@@ -101,18 +101,18 @@ fn files_generators_and_posts_are_served_together() {
         followed.display()
     );
     for start in 1..=2 {
-        let service = Service::start(&data, &config).ready();
+        let service = ServiceProcess::start(&data, &config).wait_until_ready();
         let posted = post(&service.address, "application/json", &reading("posted", start, 85.0)).unwrap();
         assert_eq!(posted.status, 200, "{}", posted.body);
         let made_up = &swelter::directory::Directory::shipped().cities()[19].id.to_string();
         for city in ["old", "grows", "posted", made_up] {
-            wait_for(city, || current(&service, city).filter(|row| !row.is_null()));
+            wait_for(city, || current_row(&service, city).filter(|row| !row.is_null()));
         }
-        assert_eq!(current(&service, "old").unwrap()["count"], 1);
+        assert_eq!(current_row(&service, "old").unwrap()["count"], 1);
         wait_for("the whole past", || {
-            current(&service, made_up).filter(|row| row["count"].as_u64() >= Some(110))
+            current_row(&service, made_up).filter(|row| row["count"].as_u64() >= Some(110))
         });
-        assert_eq!(service.get("/v1/status")["refused"]["bad_number"], 1);
+        assert_eq!(service.get_json("/v1/status")["refused"]["bad_number"], 1);
         // A line counts when it is whole.
         let mut file = fs::File::options().append(true).open(&followed).unwrap();
         let line = reading("grows", 5, 80.0 + f64::from(start as u32)) + "\n";
@@ -120,9 +120,9 @@ fn files_generators_and_posts_are_served_together() {
         file.write_all(first.as_bytes()).unwrap();
         file.write_all(rest.as_bytes()).unwrap();
         wait_for("the correction in the file", || {
-            (current(&service, "grows")?["temperature"] == 80.0 + f64::from(start as u32)).then_some(())
+            (current_row(&service, "grows")?["temperature"] == 80.0 + f64::from(start as u32)).then_some(())
         });
-        assert_eq!(source(&service, "followed")["partitions"][0]["applied"], 1 + start);
+        assert_eq!(source_status(&service, "followed")["partitions"][0]["applied"], 1 + start);
         service.terminate();
     }
     let letters = fs::read_to_string(data.join("dead-letters.jsonl")).unwrap();
@@ -131,28 +131,28 @@ fn files_generators_and_posts_are_served_together() {
 }
 
 #[test]
-fn a_city_of_two_logs_is_served_and_counted() {
+fn city_in_two_logs_is_served_and_counted() {
     let folder = tempfile::tempdir().unwrap();
     let (data, file) = (folder.path().join("data"), folder.path().join("city.jsonl"));
     fs::write(&file, reading("both", 9, 80.0) + "\n").unwrap();
     let config = format!("[[sources]]\ntype = 'file'\npath = '{}'\n", file.display());
-    let service = Service::start(&data, &config).ready();
+    let service = ServiceProcess::start(&data, &config).wait_until_ready();
     post(&service.address, "application/json", &reading("both", 3, 90.0)).unwrap();
-    let row = wait_for("both readings", || current(&service, "both").filter(|row| row["count"] == 2));
+    let row = wait_for("both readings", || current_row(&service, "both").filter(|row| row["count"] == 2));
     assert_eq!(row["temperature"], 90);
-    assert_eq!(service.get("/v1/status")["split_city"], 1);
+    assert_eq!(service.get_json("/v1/status")["split_city"], 1);
     service.terminate();
 }
 
 #[test]
-fn a_generator_alone_needs_no_folder() {
+fn generator_only_service_needs_no_data_directory() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let config = "[ingest]\nenabled = false\n[[sources]]\nname = 'load'\ntype = 'generator'\ncities = 50\ninterval = '1s'\nhistory = '1h'\n\
                   history_interval = '1m'\ncorrections = 0.1\n";
-    let service = Service::start(&data, config).ready();
+    let service = ServiceProcess::start(&data, config).wait_until_ready();
     wait_for("corrections of the past", || {
-        (service.get("/v1/status")["counts"]["corrected"].as_u64() > Some(10)).then_some(())
+        (service.get_json("/v1/status")["counts"]["corrected"].as_u64() > Some(10)).then_some(())
     });
     let answer = post(&service.address, "application/json", &reading("x", 0, 80.0)).unwrap();
     assert_eq!(answer.status, 503, "{}", answer.body);
@@ -162,15 +162,16 @@ fn a_generator_alone_needs_no_folder() {
 
 /// As after an hour of a clock that was wrong.
 #[test]
-fn a_clock_that_was_put_back_holds_nothing_up() {
+fn clock_set_back_does_not_hold_readings_back() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let now = jiff::Timestamp::now().as_millisecond() as u64;
     DataDir::open(&data).unwrap().reserve_epochs(now + 3_600_000).unwrap();
-    let service = Service::start(&data, "").ready();
-    let count = |service: &Service| current(service, "x").map_or(0, |row| row["count"].as_u64().unwrap());
+    let service = ServiceProcess::start(&data, "").wait_until_ready();
+    let count =
+        |service: &ServiceProcess| current_row(service, "x").map_or(0, |row| row["count"].as_u64().unwrap());
     // Another minute may begin meanwhile: times counted from that would meet those that were sent.
-    let minute = this_minute();
+    let minute = current_minute_ms();
     assert_eq!(
         post(&service.address, "application/json", &reading_at("x", minute, 80.0)).unwrap().status,
         200
@@ -182,54 +183,56 @@ fn a_clock_that_was_put_back_holds_nothing_up() {
         if began.elapsed() > Duration::from_secs(20) {
             break;
         }
-        service.get("/v1/cities/x/history?limit=1");
+        service.get_json("/v1/cities/x/history?limit=1");
         if sent % 500 == 0 {
             let posted = reading_at("x", minute - sent as i64 / 500 * 60_000, 80.0);
             assert_eq!(post(&service.address, "application/json", &posted).unwrap().status, 200);
             wait_for("the reading", || (count(&service) == 1 + sent / 500).then_some(()));
         }
     }
-    assert!(service.get("/v1/status")["as_of"].as_u64().unwrap() > now + 3_600_000);
+    assert!(service.get_json("/v1/status")["as_of"].as_u64().unwrap() > now + 3_600_000);
     service.terminate();
 }
 
 /// Other rules may refuse what others did not, at places that have their letters already.
 #[test]
-fn other_rules_begin_other_dead_letters() {
+fn changed_rules_start_new_dead_letter_files() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let letters = |name: &str| fs::read_to_string(data.join(name)).unwrap().lines().count();
-    let service = Service::start(&data, "").ready();
+    let service = ServiceProcess::start(&data, "").wait_until_ready();
     let log = [reading("x", 0, 80.0), reading("x", 90, 80.0), reading("x", 2 * 1440, 80.0)].join("\n");
     assert_eq!(post(&service.address, "application/x-ndjson", &log).unwrap().status, 200);
-    wait_for("the refusal", || (service.get("/v1/status")["refused"]["too_late"] == 1).then_some(()));
+    wait_for("the refusal", || (service.get_json("/v1/status")["refused"]["too_late"] == 1).then_some(()));
     service.terminate();
     assert_eq!(letters("dead-letters.jsonl"), 1);
-    Service::start(&data, "[results]\nlateness = '1h'\n").ready().terminate();
+    ServiceProcess::start(&data, "[results]\nlateness = '1h'\n").wait_until_ready().terminate();
     assert_eq!((letters("dead-letters.jsonl"), letters("dead-letters.old-1.jsonl")), (2, 1));
 }
 
 #[test]
-fn what_keeps_it_from_starting_is_said_with_what_to_do() {
+fn start_failures_name_cause_and_remedy() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let said = |config: &str, listen: &str, expected: &[&str]| {
-        let (code, text) = Service::refused(&data, config, listen);
+        let (code, text) = ServiceProcess::run_refused(&data, config, listen);
         assert_eq!(code, Some(1), "{text}");
         expected.iter().for_each(|expected| assert!(text.contains(expected), "{expected} is not in {text}"));
     };
-    let service = Service::start(&data, "").ready();
+    let service = ServiceProcess::start(&data, "").wait_until_ready();
     let late = format!("[{},{}]", reading("x", 0, 80.0), reading("x", 2 * 1440, 80.0));
     assert_eq!(post(&service.address, "application/json", &late).unwrap().status, 200);
-    wait_for("the dead letter", || (service.get("/v1/status")["refused"]["too_late"] == 1).then_some(()));
+    wait_for("the dead letter", || {
+        (service.get_json("/v1/status")["refused"]["too_late"] == 1).then_some(())
+    });
     said("", "127.0.0.1:0", &["in use by another process"]);
     let elsewhere = folder.path().join("elsewhere");
-    let (_, text) = Service::refused(&elsewhere, "", &service.address);
+    let (_, text) = ServiceProcess::run_refused(&elsewhere, "", &service.address);
     assert!(text.contains("cannot listen on") && text.contains("take another address"), "{text}");
     service.terminate();
     said("[ingest]\npartitions = 3\n", "127.0.0.1:0", &["has 16 partitions, not 3"]);
     fs::remove_dir_all(data.join("journal")).unwrap();
     said("", "127.0.0.1:0", &["dead-letters.jsonl", "move it away"]);
     fs::remove_file(data.join("dead-letters.jsonl")).unwrap();
-    Service::start(&data, "").ready().terminate();
+    ServiceProcess::start(&data, "").wait_until_ready().terminate();
 }

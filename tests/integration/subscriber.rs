@@ -10,36 +10,36 @@ use swelter::model::EventTime;
 use tokio_tungstenite::tungstenite::error::Error as WebSocketError;
 use tokio_tungstenite::tungstenite::{Message, WebSocket, client};
 
-use crate::harness::{city_name, city_number};
+use crate::dataflow_runner::{city_name, city_number};
 use crate::oracle::Oracle;
-use crate::recovery::{current_json, numbers, row_json};
+use crate::recovery::{current_json, normalize_numbers, row_json};
 
 /// Rows by city, and by time where the subscription is of windows; all by their text.
-type Rows = BTreeMap<(String, String), Value>;
+type RowMap = BTreeMap<(String, String), Value>;
 
 /// What a client has: the current row of every city, and the rows of the windows of some.
 #[derive(Clone)]
-pub struct Kept {
+pub struct ReceivedRows {
     watched: Vec<u32>,
     /// By subscription, with the token that continues it.
-    subscriptions: BTreeMap<&'static str, (Rows, Option<String>)>,
+    subscriptions: BTreeMap<&'static str, (RowMap, Option<String>)>,
     pub resets: usize,
     pub resumed: usize,
 }
 
-const ALL: &str = "all";
-const SOME: &str = "some";
+const ALL_SUBSCRIPTION: &str = "all";
+const WINDOW_SUBSCRIPTION: &str = "some";
 
-impl Kept {
-    pub fn new(watched: &[u32]) -> Kept {
-        let subscriptions = [ALL, SOME].map(|id| (id, Default::default())).into();
-        Kept { watched: watched.to_vec(), subscriptions, resets: 0, resumed: 0 }
+impl ReceivedRows {
+    pub fn new(watched: &[u32]) -> ReceivedRows {
+        let subscriptions = [ALL_SUBSCRIPTION, WINDOW_SUBSCRIPTION].map(|id| (id, Default::default())).into();
+        ReceivedRows { watched: watched.to_vec(), subscriptions, resets: 0, resumed: 0 }
     }
 
-    fn subscribe(&self) -> Vec<Value> {
-        let message = |(id, (_, token)): (&&str, &(Rows, Option<String>))| {
+    fn subscribe_messages(&self) -> Vec<Value> {
+        let message = |(id, (_, token)): (&&str, &(RowMap, Option<String>))| {
             let mut message = match *id {
-                ALL => json!({"type": "subscribe", "id": id, "cities": "all"}),
+                ALL_SUBSCRIPTION => json!({"type": "subscribe", "id": id, "cities": "all"}),
                 _ => {
                     let cities: Vec<_> = self.watched.iter().map(|city| city_name(*city)).collect();
                     json!({"type": "subscribe", "id": id, "cities": cities, "rows": "window"})
@@ -58,7 +58,7 @@ impl Kept {
         self.subscriptions.values().all(|(_, token)| token.is_some())
     }
 
-    fn take(&mut self, message: &Value) {
+    fn apply_message(&mut self, message: &Value) {
         let id = message["id"].as_str().unwrap_or_default();
         let kind = message["type"].as_str().unwrap();
         if ["hello", "heartbeat", "pong"].contains(&kind) {
@@ -66,7 +66,7 @@ impl Kept {
         }
         let Some((rows, token)) = self.subscriptions.get_mut(id) else { panic!("{message}") };
         let key = |row: &Value| {
-            let of_window = if id == SOME { row["reading_at"].as_str().unwrap() } else { "" };
+            let of_window = if id == WINDOW_SUBSCRIPTION { row["reading_at"].as_str().unwrap() } else { "" };
             (row["city"].as_str().unwrap().to_string(), of_window.to_string())
         };
         match kind {
@@ -80,7 +80,7 @@ impl Kept {
                 let mut keys = BTreeSet::new();
                 for row in set.as_array().unwrap() {
                     assert!(keys.insert(key(row)), "a key twice: {message}");
-                    rows.insert(key(row), numbers(row));
+                    rows.insert(key(row), normalize_numbers(row));
                 }
                 for removed in message["removals"].as_array().into_iter().flatten() {
                     assert!(keys.insert(key(removed)), "a key twice: {message}");
@@ -94,7 +94,7 @@ impl Kept {
 
     /// The current rows must be those of the recomputation. Says how many there are.
     pub fn check_current(&self, oracle: &Oracle) -> usize {
-        let current: Vec<&Value> = self.subscriptions[ALL].0.values().collect();
+        let current: Vec<&Value> = self.subscriptions[ALL_SUBSCRIPTION].0.values().collect();
         let expected: BTreeMap<String, Value> = oracle
             .current()
             .iter()
@@ -106,9 +106,9 @@ impl Kept {
 
     /// All servable rows must be there, as the recomputation has them. Says how many rows there are.
     pub fn check_windows(&self, oracle: &Oracle) -> usize {
-        let windows = &self.subscriptions[SOME].0;
+        let windows = &self.subscriptions[WINDOW_SUBSCRIPTION].0;
         for &city in &self.watched {
-            for (at, row) in oracle.servable(city) {
+            for (at, row) in oracle.servable_rows(city) {
                 let expected = row_json(&city_name(city), at, &row);
                 let key = (city_name(city), expected["reading_at"].as_str().unwrap().to_string());
                 assert_eq!(windows.get(&key), Some(&expected), "what a subscriber of windows has");
@@ -127,14 +127,14 @@ impl Kept {
 /// A client, connected or not.
 pub struct Subscriber {
     socket: Option<WebSocket<TcpStream>>,
-    pub kept: Kept,
+    pub kept: ReceivedRows,
     /// Whether something has come since it has subscribed.
     heard: bool,
 }
 
 impl Subscriber {
     pub fn new(watched: &[u32]) -> Subscriber {
-        Subscriber { socket: None, kept: Kept::new(watched), heard: false }
+        Subscriber { socket: None, kept: ReceivedRows::new(watched), heard: false }
     }
 
     /// Subscribes at an address, from where it has got to. Nothing that it waits for then takes longer than `patience`.
@@ -146,7 +146,7 @@ impl Subscriber {
         let url = format!("ws://{address}/v1/subscribe");
         let connected = client(url, stream).map_err(|error| Error::other(error.to_string()));
         let (mut socket, _) = connected?;
-        for message in self.kept.subscribe() {
+        for message in self.kept.subscribe_messages() {
             socket.send(Message::text(message.to_string()))?;
         }
         self.heard = false;
@@ -163,7 +163,7 @@ impl Subscriber {
     }
 
     /// Takes the next message. None: nothing has come within its patience.
-    fn next(&mut self) -> Result<Option<Value>, WebSocketError> {
+    fn read_message(&mut self) -> Result<Option<Value>, WebSocketError> {
         let socket = self.socket.as_mut().ok_or(WebSocketError::AlreadyClosed)?;
         let text = match socket.read() {
             Ok(Message::Text(text)) => text,
@@ -183,26 +183,26 @@ impl Subscriber {
             self.kept.resumed += 1;
         }
         self.heard |= ["changes", "snapshot", "reset"].contains(&message["type"].as_str().unwrap());
-        self.kept.take(&message);
+        self.kept.apply_message(&message);
         Ok(Some(message))
     }
 
     /// Takes what comes for so long.
-    pub fn listen(&mut self, time: Duration) -> Result<(), WebSocketError> {
+    pub fn read_for(&mut self, time: Duration) -> Result<(), WebSocketError> {
         let until = Instant::now() + time;
         while Instant::now() < until {
-            self.next()?;
+            self.read_message()?;
         }
         Ok(())
     }
 
     /// Asks once how far it is, and takes what comes before the answer; whether everything up to `as_of` is there.
-    pub fn has_all(&mut self, as_of: u64, within: Duration) -> Result<bool, WebSocketError> {
+    pub fn is_caught_up(&mut self, as_of: u64, within: Duration) -> Result<bool, WebSocketError> {
         let socket = self.socket.as_mut().ok_or(WebSocketError::AlreadyClosed)?;
         socket.send(Message::text(r#"{"type":"ping"}"#))?;
         let until = Instant::now() + within;
         while Instant::now() < until {
-            if let Some(message) = self.next()?
+            if let Some(message) = self.read_message()?
                 && message["type"] == "pong"
             {
                 return Ok(message["as_of"].as_u64().unwrap() >= as_of && self.kept.is_complete());

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::process::{Service, post, wait_for};
+use crate::service_process::{ServiceProcess, post, wait_for};
 
 /// Runs what must succeed, in a folder; what it says on standard error.
 fn swelter(folder: &Path, args: &[&str]) -> String {
@@ -16,15 +16,15 @@ fn swelter(folder: &Path, args: &[&str]) -> String {
     said
 }
 
-const LOG: &str = "city,reading_at,temperature,humidity,wind_speed,unit\n\
+const LOG_CSV: &str = "city,reading_at,temperature,humidity,wind_speed,unit\n\
                    x,2025-07-01T00:00:00Z,86.18,50,10,C\n\
                    x,2025-07-01T01:00:00Z,-40,50,,C\n";
 
 #[test]
-fn batch_writes_every_output_in_the_units_of_its_flags() {
+fn batch_writes_every_output_in_requested_units() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path();
-    fs::write(dir.join("log.csv"), LOG).unwrap();
+    fs::write(dir.join("log.csv"), LOG_CSV).unwrap();
     let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap();
     let outputs =
         ["--changes", "changes.jsonl", "--daily", "days.csv", "--plot", "x.svg", "--formula", "nws"];
@@ -71,9 +71,10 @@ fn batch_writes_every_output_in_the_units_of_its_flags() {
 }
 
 #[test]
-fn readings_with_unknown_fields_are_counted_and_named_once() {
+fn unknown_fields_are_counted_and_named_once() {
     let folder = tempfile::tempdir().unwrap();
-    let service = Service::start(&folder.path().join("data"), "[results]\nunits = 'celsius'\n").ready();
+    let service = ServiceProcess::start(&folder.path().join("data"), "[results]\nunits = 'celsius'\n")
+        .wait_until_ready();
     let at = |minutes: i64| {
         let millis = jiff::Timestamp::now().as_millisecond() - minutes * 60_000;
         swelter::model::EventTime::from_millis(millis).unwrap().to_string()
@@ -82,13 +83,13 @@ fn readings_with_unknown_fields_are_counted_and_named_once() {
     let body = Value::from(vec![reading(3), reading(2), reading(1)]).to_string();
     assert_eq!(post(&service.address, "application/json", &body).unwrap().status, 200);
     let current = wait_for("the readings", || {
-        let cities = service.get("/v1/cities");
+        let cities = service.get_json("/v1/cities");
         let current = cities["cities"][0]["current"].clone();
         (current["count"] == 3).then_some((cities, current))
     });
     // A Fahrenheit that is called Celsius stays one.
     assert_eq!((&current.0["units"], &current.1["temperature"]), (&json!("celsius"), &json!(30.1)));
-    let metrics = crate::process::get(&service.address, "/metrics").unwrap().body;
+    let metrics = crate::service_process::get(&service.address, "/metrics").unwrap().body;
     let counted = metrics.lines().find(|line| line.starts_with("swelter_unknown_fields_total"));
     assert_eq!(counted, Some("swelter_unknown_fields_total 3"));
     let log = service.log();

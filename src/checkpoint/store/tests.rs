@@ -13,38 +13,39 @@ use object_store::{
 use super::*;
 
 #[test]
-fn places_are_folders_or_buckets() {
-    let s3 = |bucket: &str, prefix: &str| Place::S3 { bucket: bucket.into(), prefix: prefix.into() };
+fn location_parses_folders_and_buckets() {
+    let s3 =
+        |bucket: &str, prefix: &str| CheckpointLocation::S3 { bucket: bucket.into(), prefix: prefix.into() };
     for (text, place, shown) in [
-        ("data/checkpoints", Place::Folder("data/checkpoints".into()), "data/checkpoints"),
-        ("file:///var/lib/x", Place::Folder("/var/lib/x".into()), "/var/lib/x"),
+        ("data/checkpoints", CheckpointLocation::Folder("data/checkpoints".into()), "data/checkpoints"),
+        ("file:///var/lib/x", CheckpointLocation::Folder("/var/lib/x".into()), "/var/lib/x"),
         ("s3://bucket", s3("bucket", ""), "s3://bucket"),
         ("s3://a-bucket/one/two/", s3("a-bucket", "one/two"), "s3://a-bucket/one/two"),
     ] {
-        let parsed: Place = text.parse().unwrap();
+        let parsed: CheckpointLocation = text.parse().unwrap();
         assert_eq!((&parsed, parsed.to_string().as_str()), (&place, shown));
     }
     for text in ["", "s3://", "s3:///prefix", "s3://user@bucket", "http://host/bucket", "file://relative"] {
-        assert!(text.parse::<Place>().is_err(), "{text}");
+        assert!(text.parse::<CheckpointLocation>().is_err(), "{text}");
     }
 }
 
 /// A store whose first answers to puts do not come, though what is put is there; or to none.
 #[derive(Debug)]
-struct Silent {
+struct UnansweringStore {
     objects: InMemory,
     lost: AtomicUsize,
     hangs: bool,
 }
 
-impl fmt::Display for Silent {
+impl fmt::Display for UnansweringStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("silent")
     }
 }
 
 #[async_trait]
-impl ObjectStore for Silent {
+impl ObjectStore for UnansweringStore {
     async fn put_opts(&self, at: &Path, put: PutPayload, options: PutOptions) -> Result<PutResult, Error> {
         if self.hangs {
             std::future::pending::<()>().await;
@@ -88,43 +89,43 @@ impl ObjectStore for Silent {
     }
 }
 
-fn silent(lost: usize, hangs: bool) -> Store {
-    let objects = Silent { objects: InMemory::new(), lost: AtomicUsize::new(lost), hangs };
-    Store::of(&"s3://bucket".parse().unwrap(), Arc::new(objects)).unwrap()
+fn unanswering_store(lost: usize, hangs: bool) -> BlobStore {
+    let objects = UnansweringStore { objects: InMemory::new(), lost: AtomicUsize::new(lost), hangs };
+    BlobStore::with_objects(&"s3://bucket".parse().unwrap(), Arc::new(objects)).unwrap()
 }
 
 #[test]
-fn a_put_without_an_answer_is_tried_again() {
-    let store = silent(2, false);
-    store.put("one".into(), Bytes::from_static(b"content")).unwrap();
-    assert_eq!(store.get("one", 100).unwrap(), Fetched::Content(Bytes::from_static(b"content")));
-    let other = store.put("one".into(), Bytes::from_static(b"other"));
-    assert!(matches!(other, Err(CheckpointError::Exists(_))), "{other:?}");
-    let failed = silent(3, false).put("one".into(), Bytes::new());
-    assert!(matches!(failed, Err(CheckpointError::Store { .. })), "{failed:?}");
+fn put_without_response_is_retried() {
+    let store = unanswering_store(2, false);
+    store.put_object("one".into(), Bytes::from_static(b"content")).unwrap();
+    assert_eq!(store.get_object("one", 100).unwrap(), FetchResult::Content(Bytes::from_static(b"content")));
+    let other = store.put_object("one".into(), Bytes::from_static(b"other"));
+    assert!(matches!(other, Err(CheckpointError::AlreadyPublished(_))), "{other:?}");
+    let failed = unanswering_store(3, false).put_object("one".into(), Bytes::new());
+    assert!(matches!(failed, Err(CheckpointError::StoreFailed { .. })), "{failed:?}");
 }
 
 #[test]
-fn store_that_hangs_is_given_up_with_a_remedy() {
-    let mut store = silent(0, true);
-    store.access.operation_time = Duration::from_millis(50);
-    let problem = store.put("one".into(), Bytes::new()).unwrap_err().to_string();
+fn hanging_store_times_out_with_remedy() {
+    let mut store = unanswering_store(0, true);
+    store.client.operation_timeout = Duration::from_millis(50);
+    let problem = store.put_object("one".into(), Bytes::new()).unwrap_err().to_string();
     for said in ["s3://bucket/one", "it took longer than", "endpoint", "AWS_ENDPOINT_URL"] {
         assert!(problem.contains(said), "{problem}");
     }
-    let failed = silent(3, false).put("one".into(), Bytes::new()).unwrap_err().to_string();
+    let failed = unanswering_store(3, false).put_object("one".into(), Bytes::new()).unwrap_err().to_string();
     assert!(failed.contains("timed out") && failed.contains("AWS_ENDPOINT_URL"), "{failed}");
 }
 
 #[test]
-fn a_put_that_hangs_is_given_up_when_it_is_not_wanted() {
-    let given_up = silent(0, true).start_put("one".into(), Bytes::new()).wait(&|| true);
-    assert!(matches!(given_up, Err(CheckpointError::GivenUp)), "{given_up:?}");
+fn hanging_put_is_cancelled_on_request() {
+    let given_up = unanswering_store(0, true).start_put("one".into(), Bytes::new()).wait_durable(&|| true);
+    assert!(matches!(given_up, Err(CheckpointError::Cancelled)), "{given_up:?}");
 }
 
 #[test]
-fn the_last_of_a_store_may_end_on_its_own_thread() {
-    let (store, (ended, heard)) = (silent(0, false), std::sync::mpsc::channel());
+fn store_may_be_dropped_on_its_own_runtime_thread() {
+    let (store, (ended, heard)) = (unanswering_store(0, false), std::sync::mpsc::channel());
     let handle = store.handle.clone();
     handle.spawn(async move {
         drop(store);

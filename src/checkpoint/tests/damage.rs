@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use super::*;
 
 /// Two bases with increments, oldest first, and what each holds.
-fn chains(checkpoints: &Checkpoints) -> Vec<(Manifest, BTreeMap<String, Flat>)> {
-    let mut all: Vec<(Manifest, BTreeMap<String, Flat>)> = Vec::new();
+fn chains(checkpoints: &Checkpoints) -> Vec<(Manifest, BTreeMap<String, FlatCity>)> {
+    let mut all: Vec<(Manifest, BTreeMap<String, FlatCity>)> = Vec::new();
     for (epoch, seed, changed) in
         [(10, 1, None), (20, 2, Some(2)), (30, 3, None), (40, 4, Some(3)), (50, 5, Some(1))]
     {
@@ -18,19 +18,20 @@ fn chains(checkpoints: &Checkpoints) -> Vec<(Manifest, BTreeMap<String, Flat>)> 
         };
         let written = &cities[..changed.unwrap_or(cities.len())];
         let manifest = publish(checkpoints, "1-a", epoch, written, base.as_ref());
-        state.extend(flat(written.to_vec()));
+        state.extend(flat_cities(written.to_vec()));
         all.push((manifest, state));
     }
     all
 }
 
 /// As a start does it: the newest is loaded; of what is found damaged just that file is set aside, and the next one is tried.
-fn start(checkpoints: &Checkpoints) -> Option<(u64, BTreeMap<String, Flat>)> {
+fn start(checkpoints: &Checkpoints) -> Option<(u64, BTreeMap<String, FlatCity>)> {
     for _ in 0..10 {
-        let newest = checkpoints.usable(&cut("1-a", 1).identity).unwrap().usable.into_iter().next()?;
+        let newest =
+            checkpoints.find_usable(&header("1-a", 1).identity).unwrap().usable.into_iter().next()?;
         match load(checkpoints, &newest) {
-            Ok(cities) => return Some((newest.epoch, flat(cities))),
-            Err(error) => checkpoints.set_aside(error.damaged_path().unwrap()).unwrap(),
+            Ok(cities) => return Some((newest.epoch, flat_cities(cities))),
+            Err(error) => checkpoints.quarantine_object(error.damaged_path().unwrap()).unwrap(),
         }
     }
     panic!("it does not come to an end");
@@ -49,7 +50,7 @@ fn best_without(damaged: &[u64]) -> Option<u64> {
 }
 
 #[test]
-fn whatever_file_is_damaged_the_best_whole_checkpoint_is_used_and_the_newest_once_it_is_back() {
+fn any_damaged_file_falls_back_to_best_complete_checkpoint_until_repaired() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = open(folder.path());
     let all = chains(&checkpoints);
@@ -98,7 +99,7 @@ fn whatever_file_is_damaged_the_best_whole_checkpoint_is_used_and_the_newest_onc
 }
 
 #[test]
-fn damage_of_both_bases_leaves_none() {
+fn damage_of_both_bases_leaves_no_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = open(folder.path());
     let all = chains(&checkpoints);
@@ -109,5 +110,5 @@ fn damage_of_both_bases_leaves_none() {
         fs::write(path, bytes).unwrap();
     }
     assert!(start(&checkpoints).is_none());
-    assert_eq!(checkpoints.list().unwrap().len(), 5, "nothing but the two files was renamed");
+    assert_eq!(checkpoints.list_names().unwrap().len(), 5, "nothing but the two files was renamed");
 }

@@ -9,19 +9,19 @@ use super::*;
 const FOLDER: &str = "SWELTER_TEST_CHECKPOINTS";
 
 fn identity() -> BTreeMap<String, String> {
-    cut("1-a", 1).identity
+    header("1-a", 1).identity
 }
 
 fn usable(checkpoints: &Checkpoints) -> Vec<u64> {
-    checkpoints.usable(&identity()).unwrap().usable.iter().map(|manifest| manifest.epoch).collect()
+    checkpoints.find_usable(&identity()).unwrap().usable.iter().map(|manifest| manifest.epoch).collect()
 }
 
 fn epochs(checkpoints: &Checkpoints) -> Vec<u64> {
-    checkpoints.list().unwrap().iter().map(|name| name.epoch).collect()
+    checkpoints.list_names().unwrap().iter().map(|name| name.epoch).collect()
 }
 
 /// A full checkpoint, an increment on it, and a full one.
-fn three(folder: &Path) -> (Checkpoints, [Manifest; 3]) {
+fn three_checkpoints(folder: &Path) -> (Checkpoints, [Manifest; 3]) {
     let checkpoints = open(folder);
     let first = publish(&checkpoints, "1-a", 1, &cities(1), None);
     let second = publish(&checkpoints, "1-a", 2, &cities(2)[..2], Some(&first));
@@ -30,18 +30,18 @@ fn three(folder: &Path) -> (Checkpoints, [Manifest; 3]) {
 }
 
 #[test]
-fn damaged_files_are_refused_and_the_one_before_is_used() {
+fn damaged_file_falls_back_to_previous_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
-    let (checkpoints, [_, _, newest]) = three(folder.path());
+    let (checkpoints, [_, _, newest]) = three_checkpoints(folder.path());
     assert_eq!(usable(&checkpoints), [3, 2, 1]);
     let refuse = |file: &FileEntry| {
         let error = load(&checkpoints, &newest).unwrap_err();
         let line = error.to_string();
         assert!(
-            error.is_of_this_one() && line.contains(&file.path) && line.contains("0000000002-"),
+            error.is_specific_to_checkpoint() && line.contains(&file.path) && line.contains("0000000002-"),
             "{line}"
         );
-        assert_eq!(checkpoints.verify(&newest).unwrap_err().to_string(), line);
+        assert_eq!(checkpoints.verify_contents(&newest).unwrap_err().to_string(), line);
     };
     for file in newest.files() {
         let path = folder.path().join(&file.path);
@@ -64,8 +64,8 @@ fn damaged_files_are_refused_and_the_one_before_is_used() {
     // What only shows in the files is set aside by who finds it: just that file.
     let file = newest.files().next().unwrap();
     let whole = fs::read(folder.path().join(&file.path)).unwrap();
-    checkpoints.set_aside(&file.path).unwrap();
-    checkpoints.set_aside(&file.path).unwrap();
+    checkpoints.quarantine_object(&file.path).unwrap();
+    checkpoints.quarantine_object(&file.path).unwrap();
     assert_eq!(usable(&checkpoints), [2, 1]);
     assert_eq!(fs::read(folder.path().join(format!("{}.damaged", file.path))).unwrap(), whole);
     fs::write(folder.path().join(&file.path), whole).unwrap();
@@ -74,9 +74,9 @@ fn damaged_files_are_refused_and_the_one_before_is_used() {
 }
 
 #[test]
-fn a_chain_is_only_as_good_as_what_it_adds_to() {
+fn damaged_base_invalidates_its_increments() {
     let folder = tempfile::tempdir().unwrap();
-    let (checkpoints, [first, second, _]) = three(folder.path());
+    let (checkpoints, [first, second, _]) = three_checkpoints(folder.path());
     let file = first.files().next().unwrap();
     fs::remove_file(folder.path().join(&file.path)).unwrap();
     assert_eq!(usable(&checkpoints), [3]);
@@ -90,13 +90,13 @@ fn a_chain_is_only_as_good_as_what_it_adds_to() {
 #[test]
 fn damaged_manifests_are_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let (checkpoints, [_, second, newest]) = three(folder.path());
+    let (checkpoints, [_, second, newest]) = three_checkpoints(folder.path());
     let path = folder.path().join(manifest_path(newest.name()));
     let whole = fs::read(&path).unwrap();
     let refuse = |content: &[u8]| {
         fs::write(&path, content).unwrap();
-        let error = checkpoints.read(newest.name()).unwrap_err();
-        assert!(error.is_of_this_one() && error.to_string().contains("0000000002-"), "{error}");
+        let error = checkpoints.read_manifest(newest.name()).unwrap_err();
+        assert!(error.is_specific_to_checkpoint() && error.to_string().contains("0000000002-"), "{error}");
     };
     for at in 0..whole.len() {
         let mut flipped = whole.clone();
@@ -112,7 +112,10 @@ fn damaged_manifests_are_refused() {
     let line = |json: String| format!("{json}\n{}\n", checksum(json.as_bytes()));
     let text = std::str::from_utf8(&whole).unwrap().lines().next().unwrap();
     refuse(line(text.replacen("\"format\":1", "\"format\":2", 1)).as_bytes());
-    assert!(matches!(checkpoints.read(newest.name()), Err(CheckpointError::Format { found: 2, .. })));
+    assert!(matches!(
+        checkpoints.read_manifest(newest.name()),
+        Err(CheckpointError::Format { found: 2, .. })
+    ));
     refuse(line("[]".into()).as_bytes());
     refuse(line(text.replacen("\"state_shards\":64", "\"state_shards\":32", 1)).as_bytes());
     fs::write(&path, &whole).unwrap();
@@ -120,12 +123,12 @@ fn damaged_manifests_are_refused() {
 }
 
 #[test]
-fn what_was_computed_otherwise_is_refused_by_name() {
+fn different_computation_settings_are_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
-    let (checkpoints, [first, _, newest]) = three(folder.path());
+    let (checkpoints, [first, _, newest]) = three_checkpoints(folder.path());
     let mut other = identity();
     other.insert("formula".into(), "nws".into());
-    let line = checkpoints.usable(&other).unwrap_err().to_string();
+    let line = checkpoints.find_usable(&other).unwrap_err().to_string();
     assert!(
         line.contains("0000000002-") && line.contains("formula = \"rothfusz\", and this run has \"nws\""),
         "{line}"
@@ -134,82 +137,87 @@ fn what_was_computed_otherwise_is_refused_by_name() {
     let manifest = folder.path().join(manifest_path(newest.name()));
     let whole = fs::read(&manifest).unwrap();
     fs::write(&manifest, "").unwrap();
-    assert!(matches!(checkpoints.usable(&other), Err(CheckpointError::Identity { .. })));
+    assert!(matches!(checkpoints.find_usable(&other), Err(CheckpointError::Identity { .. })));
     fs::write(&manifest, whole).unwrap();
     other.insert("formula".into(), "rothfusz".into());
     other.insert("window".into(), "1d".into());
     let line = first.check_identity(&other).unwrap_err().to_string();
     assert!(line.contains("window = nothing"), "{line}");
     // A source that is no longer read.
-    let fewer = Slots::new(slots().all()[..1].to_vec());
-    let error = checkpoints.load(&first, &all_shards(), &fewer).unwrap_err();
+    let fewer = PartitionTable::new(partition_table().names()[..1].to_vec());
+    let error = checkpoints.load_shards(&first, &all_shards(), &fewer).unwrap_err();
     assert!(error.to_string().contains("journal/1"), "{error}");
 }
 
 #[test]
-fn sources_come_and_go_but_do_not_change() {
+fn sources_may_be_added_and_removed_but_not_changed() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = open(folder.path());
-    let mut cut = cut("1-a", 1);
+    let mut cut = header("1-a", 1);
     cut.identity.insert("source a".into(), "topic a as json".into());
     let manifest = Manifest::new(cut.clone(), Vec::new(), None).unwrap();
     checkpoints.publish(&manifest).unwrap();
     let mut own = cut.identity;
     own.insert("source b".into(), "topic b as json".into());
-    assert_eq!(checkpoints.usable(&own).unwrap().usable.len(), 1);
+    assert_eq!(checkpoints.find_usable(&own).unwrap().usable.len(), 1);
     own.remove("source a");
-    assert_eq!(checkpoints.usable(&own).unwrap().usable.len(), 1);
+    assert_eq!(checkpoints.find_usable(&own).unwrap().usable.len(), 1);
     own.insert("source a".into(), "topic a as avro".into());
-    let line = checkpoints.usable(&own).unwrap_err().to_string();
+    let line = checkpoints.find_usable(&own).unwrap_err().to_string();
     assert!(line.contains("source a = \"topic a as json\""), "{line}");
 }
 
 #[test]
-fn generations_that_are_counted_anew_go_on_in_names() {
+fn restarted_generation_counter_continues_checkpoint_names() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = open(folder.path());
-    assert_eq!(checkpoints.name_generation("1-a").unwrap(), "1-a");
+    assert_eq!(checkpoints.unused_generation_name("1-a").unwrap(), "1-a");
     publish(&checkpoints, "7-a", 1, &cities(1), None);
-    assert_eq!(checkpoints.name_generation("8-b").unwrap(), "8-b");
-    let (first, second) = (checkpoints.name_generation("1-c"), checkpoints.name_generation("2-d"));
+    assert_eq!(checkpoints.unused_generation_name("8-b").unwrap(), "8-b");
+    let (first, second) =
+        (checkpoints.unused_generation_name("1-c"), checkpoints.unused_generation_name("2-d"));
     assert_eq!((first.unwrap(), second.unwrap()), ("8-c".into(), "9-d".into()));
     publish(&checkpoints, "9-d", 1, &cities(1), None);
-    assert_eq!(checkpoints.name_generation("0-e").unwrap(), "10-e");
+    assert_eq!(checkpoints.unused_generation_name("0-e").unwrap(), "10-e");
 }
 
 #[test]
-fn of_two_that_publish_the_same_one_wins() {
+fn concurrent_publish_of_one_checkpoint_has_one_winner() {
     let folder = tempfile::tempdir().unwrap();
     let published: Vec<_> = thread::scope(|scope| {
         let race = |nonce: &'static str| {
             let checkpoints = open(folder.path());
             scope.spawn(move || {
                 let generation = format!("1-{nonce}");
-                let mark = Mark { checkpoint: 1, full: true };
+                let mark = CheckpointBarrier { checkpoint: 1, full: true };
                 let parts = parts(&checkpoints, &generation, 1, mark, 1, &cities(nonce.len() as i64));
-                checkpoints.publish(&Manifest::new(cut(&generation, 1), parts, None).unwrap())
+                checkpoints.publish(&Manifest::new(header(&generation, 1), parts, None).unwrap())
             })
         };
         let racing: Vec<_> = ["a", "bb", "ccc", "dddd"].map(race).into();
         racing.into_iter().map(|racer| racer.join().unwrap()).collect()
     });
     assert_eq!(published.iter().filter(|published| published.is_ok()).count(), 1);
-    assert!(published.iter().all(|published| matches!(published, Ok(()) | Err(CheckpointError::Exists(_)))));
+    assert!(
+        published
+            .iter()
+            .all(|published| matches!(published, Ok(()) | Err(CheckpointError::AlreadyPublished(_))))
+    );
     let checkpoints = open(folder.path());
-    let manifest = checkpoints.read(checkpoints.list().unwrap()[0]).unwrap();
+    let manifest = checkpoints.read_manifest(checkpoints.list_names().unwrap()[0]).unwrap();
     let seed = manifest.generation.len() as i64 - 2;
-    assert_eq!(flat(load(&checkpoints, &manifest).unwrap()), flat(cities(seed)));
+    assert_eq!(flat_cities(load(&checkpoints, &manifest).unwrap()), flat_cities(cities(seed)));
     // Again what is there already: an answer that was lost.
     checkpoints.publish(&manifest).unwrap();
 }
 
 #[test]
-fn an_old_generation_does_not_publish_any_more() {
+fn superseded_generation_cannot_publish() {
     let folder = tempfile::tempdir().unwrap();
-    let (checkpoints, _) = three(folder.path());
-    let mark = Mark { checkpoint: 9, full: true };
+    let (checkpoints, _) = three_checkpoints(folder.path());
+    let mark = CheckpointBarrier { checkpoint: 9, full: true };
     let parts = parts(&checkpoints, "1-a", 1, mark, 9, &cities(1));
-    let late = Manifest::new(cut("1-a", 9), parts, None).unwrap();
+    let late = Manifest::new(header("1-a", 9), parts, None).unwrap();
     assert!(matches!(checkpoints.publish(&late), Err(CheckpointError::Superseded { .. })));
     assert_eq!(usable(&checkpoints), [3, 2, 1]);
 }
@@ -228,13 +236,13 @@ fn oldest(kept: &[Arc<Manifest>]) -> Option<u64> {
 }
 
 #[test]
-fn trim_keeps_bases_with_their_increments() {
+fn prune_keeps_bases_with_their_increments() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = open(folder.path());
-    let trim = |keep: usize| oldest(&checkpoints.trim(keep, &|_| true).unwrap());
+    let trim = |keep: usize| oldest(&checkpoints.prune_checkpoints(keep, &|_| true).unwrap());
     assert_eq!(trim(3), None);
     let orphan = |generation: &str, epoch: u64| {
-        let mark = Mark { checkpoint: epoch, full: true };
+        let mark = CheckpointBarrier { checkpoint: epoch, full: true };
         drop(parts(&checkpoints, generation, 1, mark, epoch, &cities(1)[..1]));
     };
     orphan("1-dead", 5);
@@ -259,7 +267,10 @@ fn trim_keeps_bases_with_their_increments() {
     fs::write(&file, "").unwrap();
     assert_eq!(trim(2), Some(10));
     fs::write(&file, right).unwrap();
-    assert_eq!(oldest(&checkpoints.trim(2, &|manifest| manifest.epoch != 60).unwrap()), Some(10));
+    assert_eq!(
+        oldest(&checkpoints.prune_checkpoints(2, &|manifest| manifest.epoch != 60).unwrap()),
+        Some(10)
+    );
     assert_eq!(epochs(&checkpoints), [60, 50, 30, 20, 10]);
     assert!(load(&checkpoints, &third).is_ok());
     // Now there are three bases, of which two are kept.
@@ -273,29 +284,29 @@ fn trim_keeps_bases_with_their_increments() {
 }
 
 #[test]
-fn trim_leaves_what_was_set_aside_until_its_checkpoint_goes() {
+fn prune_keeps_quarantined_files_until_their_checkpoint_is_removed() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = open(folder.path());
-    let trim = || oldest(&checkpoints.trim(2, &|_| true).unwrap());
+    let trim = || oldest(&checkpoints.prune_checkpoints(2, &|_| true).unwrap());
     publish(&checkpoints, "1-a", 10, &cities(1), None);
     let damaged = publish(&checkpoints, "1-a", 20, &cities(2), None);
     let increment = publish(&checkpoints, "1-a", 30, &cities(3)[..1], Some(&damaged));
     let file = &damaged.files().next().unwrap().path;
-    checkpoints.set_aside(file).unwrap();
+    checkpoints.quarantine_object(file).unwrap();
     publish(&checkpoints, "2-b", 40, &cities(4), None);
     assert_eq!(trim(), Some(10));
     fs::rename(folder.path().join(format!("{file}.damaged")), folder.path().join(file)).unwrap();
     assert!(load(&checkpoints, &increment).is_ok(), "with the right file it is whole");
-    checkpoints.set_aside(file).unwrap();
+    checkpoints.quarantine_object(file).unwrap();
     publish(&checkpoints, "2-b", 50, &cities(5), None);
     assert_eq!(trim(), Some(40));
     assert_eq!((epochs(&checkpoints), data(folder.path()).len()), (vec![50, 40], 2));
 }
 
 #[test]
-fn sparse_file_in_place_of_another_is_damage_and_not_read() {
+fn sparse_replacement_file_is_damage_and_not_read() {
     let folder = tempfile::tempdir().unwrap();
-    let (checkpoints, [_, _, newest]) = three(folder.path());
+    let (checkpoints, [_, _, newest]) = three_checkpoints(folder.path());
     let replace = |path: &str| {
         let path = folder.path().join(path);
         let right = fs::read(&path).unwrap();
@@ -311,12 +322,12 @@ fn sparse_file_in_place_of_another_is_damage_and_not_read() {
     let put_back = replace(&file.path);
     let line = load(&checkpoints, &newest).unwrap_err().to_string();
     assert!(line.contains(&file.path) && line.contains("has 6442450944 bytes"), "{line}");
-    let checked = checkpoints.check_file(newest.name(), file, &mut |_| Ok(())).unwrap_err();
+    let checked = checkpoints.verify_file(newest.name(), file, &mut |_| Ok(())).unwrap_err();
     assert_eq!((checked.to_string(), checked.damaged_path()), (line, Some(&*file.path)));
     assert_eq!(usable(&checkpoints), [2, 1]);
     put_back();
     let put_back = replace(&manifest_path(newest.name()));
-    assert!(checkpoints.read(newest.name()).unwrap_err().is_of_this_one());
+    assert!(checkpoints.read_manifest(newest.name()).unwrap_err().is_specific_to_checkpoint());
     assert_eq!(usable(&checkpoints), [2, 1]);
     put_back();
     assert_eq!(usable(&checkpoints), [3, 2, 1]);
@@ -324,9 +335,9 @@ fn sparse_file_in_place_of_another_is_damage_and_not_read() {
 }
 
 #[test]
-fn footer_of_other_rows_is_damage() {
+fn footer_with_wrong_row_count_is_damage() {
     let folder = tempfile::tempdir().unwrap();
-    let (checkpoints, [_, _, newest]) = three(folder.path());
+    let (checkpoints, [_, _, newest]) = three_checkpoints(folder.path());
     let mut other = newest.clone();
     let segment = other.segments.iter_mut().find(|segment| segment.readings.is_some()).unwrap();
     segment.readings.as_mut().unwrap().rows += 1;
@@ -336,15 +347,15 @@ fn footer_of_other_rows_is_damage() {
 }
 
 #[test]
-fn a_place_that_cannot_be_written_fails_one_checkpoint() {
+fn unwritable_location_fails_one_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = open(folder.path());
     fs::write(folder.path().join("data"), "a file where a folder should be").unwrap();
     let (mut writer, told) = writer(&checkpoints, "1-a", 2_000);
     for epoch in [1, 2] {
-        writer.begin(Mark { checkpoint: epoch, full: true }, epoch);
-        cities(1).into_iter().for_each(|city| writer.city(city));
-        writer.end();
+        writer.begin_snapshot(CheckpointBarrier { checkpoint: epoch, full: true }, epoch);
+        cities(1).into_iter().for_each(|city| writer.write_city(city));
+        writer.finish_snapshot();
         let (_, told_epoch, part) = told.recv_timeout(Duration::from_secs(60)).unwrap();
         assert_eq!(told_epoch, epoch);
         match epoch {
@@ -354,9 +365,9 @@ fn a_place_that_cannot_be_written_fails_one_checkpoint() {
                 fs::remove_file(folder.path().join("data")).unwrap();
             }
             _ => {
-                let manifest = Manifest::new(cut("1-a", 2), vec![part.unwrap()], None).unwrap();
+                let manifest = Manifest::new(header("1-a", 2), vec![part.unwrap()], None).unwrap();
                 checkpoints.publish(&manifest).unwrap();
-                assert_eq!(flat(load(&checkpoints, &manifest).unwrap()), flat(cities(1)));
+                assert_eq!(flat_cities(load(&checkpoints, &manifest).unwrap()), flat_cities(cities(1)));
             }
         }
         assert!(!writer.is_full());
@@ -364,48 +375,48 @@ fn a_place_that_cannot_be_written_fails_one_checkpoint() {
 }
 
 #[test]
-fn a_part_that_is_cut_off_is_none() {
+fn truncated_part_is_not_a_part() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = open(folder.path());
     let (mut writer, told) = writer(&checkpoints, "1-a", 1 << 20);
-    writer.city(cities(1).remove(0));
-    writer.begin(Mark { checkpoint: 1, full: true }, 1);
-    writer.city(cities(1).remove(0));
-    writer.begin(Mark { checkpoint: 2, full: true }, 2);
-    writer.city(cities(1).remove(1));
-    writer.end();
-    writer.begin(Mark { checkpoint: 3, full: false }, 3);
-    writer.city(cities(1).remove(0));
+    writer.write_city(cities(1).remove(0));
+    writer.begin_snapshot(CheckpointBarrier { checkpoint: 1, full: true }, 1);
+    writer.write_city(cities(1).remove(0));
+    writer.begin_snapshot(CheckpointBarrier { checkpoint: 2, full: true }, 2);
+    writer.write_city(cities(1).remove(1));
+    writer.finish_snapshot();
+    writer.begin_snapshot(CheckpointBarrier { checkpoint: 3, full: false }, 3);
+    writer.write_city(cities(1).remove(0));
     let heard: Vec<_> = (0..2).map(|_| told.recv_timeout(Duration::from_secs(60)).unwrap()).collect();
     drop(writer);
     assert!(told.recv().is_err());
     let told = heard;
-    assert!(matches!((told[0].1, &told[0].2), (1, Err(CheckpointError::Parts(_)))));
+    assert!(matches!((told[0].1, &told[0].2), (1, Err(CheckpointError::IncompatibleParts(_)))));
     let part = told[1].2.as_ref().unwrap();
     assert_eq!((part.epoch, part.segments.len(), part.segments[0].cities.rows), (2, 1, 1));
 }
 
 #[test]
-fn what_others_have_written_elsewhere_is_not_published() {
+fn parts_written_to_another_location_are_not_published() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = open(folder.path());
-    let mark = Mark { checkpoint: 1, full: true };
+    let mark = CheckpointBarrier { checkpoint: 1, full: true };
     let parts = parts(&checkpoints, "1-a", 2, mark, 1, &cities(1));
-    let manifest = Manifest::new(cut("1-a", 1), parts, None).unwrap();
+    let manifest = Manifest::new(header("1-a", 1), parts, None).unwrap();
     let lost = manifest.files().last().unwrap();
     fs::remove_file(folder.path().join(&lost.path)).unwrap();
     let line = checkpoints.publish(&manifest).unwrap_err().to_string();
     assert!(line.contains(&lost.path) && line.contains("same store"), "{line}");
-    assert!(checkpoints.list().unwrap().is_empty());
-    until("that its files are removed", || data(folder.path()).is_empty());
+    assert!(checkpoints.list_names().unwrap().is_empty());
+    wait_until("that its files are removed", || data(folder.path()).is_empty());
 }
 
 #[test]
-fn what_earlier_generations_have_not_finished_is_removed() {
+fn unfinished_files_of_earlier_generations_are_removed() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = open(folder.path());
     let orphan = |generation: &str, epoch: u64| {
-        let mark = Mark { checkpoint: epoch, full: true };
+        let mark = CheckpointBarrier { checkpoint: epoch, full: true };
         drop(parts(&checkpoints, generation, 1, mark, epoch, &cities(1)[..1]));
     };
     let published = publish(&checkpoints, "1-a", 1, &cities(1), None);
@@ -418,9 +429,9 @@ fn what_earlier_generations_have_not_finished_is_removed() {
     let cut_off = |path: String| fs::write(folder.path().join(path), "PAR1").unwrap();
     let own = published.files().next().unwrap();
     cut_off(format!("{}#1", own.path));
-    cut_off(format!("data/{}-b/cities-01.parquet#12", Name { generation: 2, epoch: 4 }));
-    cut_off(format!("manifests/{}.json#1", Name { generation: 1, epoch: 3 }));
-    checkpoints.sweep("2-b").unwrap();
+    cut_off(format!("data/{}-b/cities-01.parquet#12", CheckpointName { generation: 2, epoch: 4 }));
+    cut_off(format!("manifests/{}.json#1", CheckpointName { generation: 1, epoch: 3 }));
+    checkpoints.remove_orphaned_files("2-b").unwrap();
     let folders = data(folder.path());
     assert_eq!(folders.len(), 3, "{folders:?}");
     assert!(load(&checkpoints, &published).is_ok());
@@ -435,8 +446,8 @@ fn what_earlier_generations_have_not_finished_is_removed() {
 
 /// The process that dies with all files written and no manifest.
 #[test]
-#[ignore = "run by a_death_before_the_manifest_leaves_the_one_before"]
-fn dying_process() {
+#[ignore = "run by kill_before_manifest_keeps_previous_checkpoint"]
+fn child_process_dies_before_manifest() {
     let Some(folder) = std::env::var_os(FOLDER) else { return };
     let checkpoints = open(Path::new(&folder));
     let first = publish(&checkpoints, "1-a", 1, &cities(1), None);
@@ -444,10 +455,10 @@ fn dying_process() {
 }
 
 #[test]
-fn a_death_before_the_manifest_leaves_the_one_before() {
+fn kill_before_manifest_keeps_previous_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["checkpoint::tests::faults::dying_process", "--exact", "--ignored"])
+        .args(["checkpoint::tests::faults::child_process_dies_before_manifest", "--exact", "--ignored"])
         .env(FOLDER, folder.path())
         .env("SWELTER_TEST_DIE_BEFORE_MANIFEST", "1")
         .stdout(Stdio::null())
@@ -458,6 +469,6 @@ fn a_death_before_the_manifest_leaves_the_one_before() {
     let checkpoints = open(folder.path());
     assert_eq!((usable(&checkpoints), data(folder.path()).len()), (vec![1], 2));
     publish(&checkpoints, "2-b", 3, &cities(3), None);
-    checkpoints.trim(5, &|_| true).unwrap();
+    checkpoints.prune_checkpoints(5, &|_| true).unwrap();
     assert_eq!((usable(&checkpoints), data(folder.path()).len()), (vec![3, 1], 2));
 }

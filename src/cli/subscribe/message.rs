@@ -6,20 +6,20 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 /// The protocol that is spoken here.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 1;
 
-pub enum Message<'a> {
-    Hello(Hello),
-    Snapshot(Snapshot<'a>),
-    Changes(Changes<'a>),
-    Reset(Reset),
-    Error(Failure),
+pub enum ServiceMessage<'a> {
+    Hello(HelloMessage),
+    Snapshot(SnapshotMessage<'a>),
+    Changes(ChangesMessage<'a>),
+    Reset(ResetMessage),
+    Error(ErrorMessage),
     /// A heartbeat, or what a newer service says: that it is there is all that matters.
-    Alive,
+    Heartbeat,
 }
 
 #[derive(Debug, Deserialize)]
-pub struct Hello {
+pub struct HelloMessage {
     pub protocol: u32,
     pub heartbeat_s: f64,
     /// From when on a current row is stale; an older service does not say it.
@@ -35,7 +35,7 @@ pub struct HelloLimits {
 }
 
 #[derive(Debug, Deserialize)]
-pub struct Snapshot<'a> {
+pub struct SnapshotMessage<'a> {
     pub id: String,
     pub as_of: u64,
     pub complete: bool,
@@ -49,7 +49,7 @@ pub struct Snapshot<'a> {
 }
 
 #[derive(Debug, Deserialize)]
-pub struct Changes<'a> {
+pub struct ChangesMessage<'a> {
     pub id: String,
     pub as_of: u64,
     pub token: String,
@@ -64,13 +64,13 @@ pub struct Changes<'a> {
 }
 
 #[derive(Debug, Deserialize)]
-pub struct Reset {
+pub struct ResetMessage {
     pub id: String,
     pub reason: String,
 }
 
 #[derive(Debug, Deserialize)]
-pub struct Failure {
+pub struct ErrorMessage {
     pub id: Option<String>,
     pub code: String,
     #[serde(default)]
@@ -79,7 +79,7 @@ pub struct Failure {
 
 /// What is shown of a row.
 #[derive(Debug, Deserialize)]
-pub struct Row<'a> {
+pub struct ShownRow<'a> {
     #[serde(borrow)]
     pub city: Cow<'a, str>,
     #[serde(borrow)]
@@ -91,7 +91,7 @@ pub struct Row<'a> {
 }
 
 #[derive(Debug, Deserialize)]
-pub struct RowKey<'a> {
+pub struct ShownRowKey<'a> {
     #[serde(borrow)]
     pub city: Cow<'a, str>,
     #[serde(borrow)]
@@ -105,21 +105,21 @@ pub struct RowUnits<'a> {
     pub wind: Option<&'a str>,
 }
 
-impl Snapshot<'_> {
+impl SnapshotMessage<'_> {
     pub fn row_units(&self) -> RowUnits<'_> {
         RowUnits { temperature: self.units.as_deref(), wind: self.wind_units.as_deref() }
     }
 }
 
-impl Changes<'_> {
+impl ChangesMessage<'_> {
     pub fn row_units(&self) -> RowUnits<'_> {
         RowUnits { temperature: self.units.as_deref(), wind: self.wind_units.as_deref() }
     }
 }
 
-impl Message<'_> {
+impl ServiceMessage<'_> {
     /// Reads a message; `None` where it is not one of the protocol.
-    pub fn read(text: &str) -> Option<Message<'_>> {
+    pub fn parse_message(text: &str) -> Option<ServiceMessage<'_>> {
         #[derive(Deserialize)]
         struct Kind<'a> {
             #[serde(rename = "type", borrow)]
@@ -127,12 +127,12 @@ impl Message<'_> {
         }
         let kind: Kind<'_> = serde_json::from_str(text).ok()?;
         Some(match kind.kind.as_ref() {
-            "hello" => Message::Hello(serde_json::from_str(text).ok()?),
-            "snapshot" => Message::Snapshot(serde_json::from_str(text).ok()?),
-            "changes" => Message::Changes(serde_json::from_str(text).ok()?),
-            "reset" => Message::Reset(serde_json::from_str(text).ok()?),
-            "error" => Message::Error(serde_json::from_str(text).ok()?),
-            _ => Message::Alive,
+            "hello" => ServiceMessage::Hello(serde_json::from_str(text).ok()?),
+            "snapshot" => ServiceMessage::Snapshot(serde_json::from_str(text).ok()?),
+            "changes" => ServiceMessage::Changes(serde_json::from_str(text).ok()?),
+            "reset" => ServiceMessage::Reset(serde_json::from_str(text).ok()?),
+            "error" => ServiceMessage::Error(serde_json::from_str(text).ok()?),
+            _ => ServiceMessage::Heartbeat,
         })
     }
 }

@@ -21,9 +21,9 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tokio_tungstenite::Connector;
 use tokio_tungstenite::tungstenite::http::{HeaderValue, Uri};
 
-use self::client::{Client, Pace, Target};
-use self::print::Style;
-use super::Stop;
+use self::client::{ConnectTarget, ReconnectPolicy, SubscribeClient};
+use self::print::OutputStyle;
+use super::CliError;
 use crate::fault;
 use crate::model::{TemperatureUnit, WindUnit};
 
@@ -74,43 +74,52 @@ enum Rows {
 }
 
 /// How long what is still to be printed is waited for at the end.
-const LAST_LINES: Duration = Duration::from_secs(1);
+const PRINT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Messages that wait to be printed.
-const UNPRINTED: usize = 8;
+const MAX_QUEUED_OUTPUTS: usize = 8;
 
 impl SubscribeArgs {
-    pub(super) fn run(self) -> Result<(), Stop> {
-        let (target, asked) = (self.target()?, self.asked()?);
-        let style = if self.json { Style::Json } else { Style::Human };
+    pub(super) fn run(self) -> Result<(), CliError> {
+        let (target, subscription_request) = (self.connect_target()?, self.subscription_request()?);
+        let style = if self.json { OutputStyle::Json } else { OutputStyle::Human };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime =
-            runtime.map_err(|error| Stop::Failed(format!("the client cannot be started: {error}")))?;
+            runtime.map_err(|error| CliError::Failed(format!("the client cannot be started: {error}")))?;
         runtime.block_on(async {
-            let (out, outputs) = mpsc::channel(UNPRINTED);
+            let (out, outputs) = mpsc::channel(MAX_QUEUED_OUTPUTS);
             let (ended, printer) = oneshot::channel();
             // A thread, so that Ctrl-C is heard while a full pipe holds the printer up.
-            let print = move || ended.send(print::print_all(outputs));
+            let print = move || ended.send(print::print_outputs(outputs));
             let printing = std::thread::Builder::new().name("print".into()).spawn(print);
-            printing.map_err(|error| Stop::Failed(fault::cannot_start(&error)))?;
-            let pace = Pace::default();
-            let (clock, seen) = (None, Default::default());
-            let mut client =
-                Client { target, asked, style, pace, out, token: None, has_rows: false, clock, seen };
+            printing.map_err(|error| CliError::Failed(fault::start_failure_text(&error)))?;
+            let pace = ReconnectPolicy::default();
+            let (clock, snapshot_cities) = (None, Default::default());
+            let mut client = SubscribeClient {
+                target,
+                subscription_request,
+                style,
+                reconnect_policy: pace,
+                out,
+                token: None,
+                has_rows: false,
+                clock,
+                snapshot_cities,
+            };
             let end = tokio::select! {
-                end = client.run() => end,
+                end = client.run_until_closed() => end,
                 _ = tokio::signal::ctrl_c() => Ok(()),
             };
             drop(client);
-            if let Ok(Ok(Err(error))) = tokio::time::timeout(LAST_LINES, printer).await {
-                return Err(Stop::writing(None, &error));
+            if let Ok(Ok(Err(error))) = tokio::time::timeout(PRINT_TIMEOUT, printer).await {
+                return Err(CliError::write_error(None, &error));
             }
-            end.map_err(Stop::Failed)
+            end.map_err(CliError::Failed)
         })
     }
 
-    fn asked(&self) -> Result<Map<String, Value>, Stop> {
+    fn subscription_request(&self) -> Result<Map<String, Value>, CliError> {
         if self.rows == Rows::Window && (self.all || self.bounds.is_some()) {
-            return Err(Stop::Usage("--rows window takes a list of cities".into()));
+            return Err(CliError::Usage("--rows window takes a list of cities".into()));
         }
         let (name, which) = match self.bounds {
             Some(bounds) => ("box", json!(bounds)),
@@ -124,20 +133,21 @@ impl SubscribeArgs {
         Ok(asked.map(|(name, value)| (name.to_owned(), value)).collect())
     }
 
-    fn target(&self) -> Result<Target, Stop> {
-        let uri = service(&self.url).map_err(Stop::Failed)?;
-        let bearer = self.token_file.as_deref().map(bearer).transpose().map_err(Stop::Failed)?;
-        let connector = self.ca_file.as_deref().map(trusting).transpose().map_err(Stop::Failed)?;
+    fn connect_target(&self) -> Result<ConnectTarget, CliError> {
+        let uri = websocket_uri(&self.url).map_err(CliError::Failed)?;
+        let bearer =
+            self.token_file.as_deref().map(read_bearer_header).transpose().map_err(CliError::Failed)?;
+        let connector = self.ca_file.as_deref().map(tls_connector).transpose().map_err(CliError::Failed)?;
         // Fails where there is one already, which is as good.
         let _ = ring::default_provider().install_default();
-        Ok(Target { uri, bearer, connector })
+        Ok(ConnectTarget { uri, bearer, connector })
     }
 }
 
-const PATH: &str = "/v1/subscribe";
+const SUBSCRIBE_PATH: &str = "/v1/subscribe";
 
 /// The WebSocket that a URL means.
-fn service(url: &str) -> Result<Uri, String> {
+fn websocket_uri(url: &str) -> Result<Uri, String> {
     let bad = |problem: &str| {
         format!("{url:?} {problem}: write it as in http://127.0.0.1:8080 or wss://example.org")
     };
@@ -153,13 +163,14 @@ fn service(url: &str) -> Result<Uri, String> {
     if authority.as_str().contains('@') {
         return Err("a URL with a user name is not taken: --token-file names a token".into());
     }
-    let path = uri.path_and_query().map(|path| path.as_str()).filter(|path| *path != "/").unwrap_or(PATH);
+    let path =
+        uri.path_and_query().map(|path| path.as_str()).filter(|path| *path != "/").unwrap_or(SUBSCRIBE_PATH);
     let uri = Uri::builder().scheme(scheme).authority(authority.as_str()).path_and_query(path).build();
     uri.map_err(|_| bad("is not a URL"))
 }
 
 /// The header of the token in a file.
-fn bearer(path: &Path) -> Result<HeaderValue, String> {
+fn read_bearer_header(path: &Path) -> Result<HeaderValue, String> {
     let named = |problem: &str| format!("{} {problem}", path.display());
     let text = std::fs::read_to_string(path).map_err(|error| named(&format!("cannot be read: {error}")))?;
     let token = text.trim();
@@ -173,7 +184,7 @@ fn bearer(path: &Path) -> Result<HeaderValue, String> {
 }
 
 /// TLS that trusts what is in a file.
-fn trusting(path: &Path) -> Result<Connector, String> {
+fn tls_connector(path: &Path) -> Result<Connector, String> {
     let unreadable = |problem: String| format!("{} cannot be used: {problem}", path.display());
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(path).map_err(|error| unreadable(error.to_string()))? {

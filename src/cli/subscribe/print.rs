@@ -8,14 +8,14 @@ use std::time::Instant;
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 
-use super::message::{Hello, Row, RowKey, RowUnits};
+use super::message::{HelloMessage, RowUnits, ShownRow, ShownRowKey};
 use crate::directory::Directory;
 use crate::model::printable::{printable, printable_json};
 use crate::model::{EventTime, TemperatureUnit};
 
 /// Goes to the printer, in order.
 #[derive(Debug, PartialEq)]
-pub enum Output {
+pub enum PrinterOutput {
     /// Whole lines for standard output.
     Lines(String),
     /// A line for standard error.
@@ -23,7 +23,7 @@ pub enum Output {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Style {
+pub enum OutputStyle {
     Human,
     Json,
 }
@@ -32,20 +32,20 @@ pub enum Style {
 #[derive(Clone, Copy, Debug)]
 pub struct ServiceClock {
     now_ms: u64,
-    heard: Instant,
+    received_at: Instant,
     stale_after_ms: f64,
 }
 
 impl ServiceClock {
-    pub fn new(hello: &Hello) -> Option<ServiceClock> {
+    pub fn new(hello: &HelloMessage) -> Option<ServiceClock> {
         let stale_after_ms = hello.stale_after_s? * 1e3;
-        Some(ServiceClock { now_ms: hello.now?, heard: Instant::now(), stale_after_ms })
+        Some(ServiceClock { now_ms: hello.now?, received_at: Instant::now(), stale_after_ms })
     }
 
     /// "stale: 5 h old", of a row that is.
-    fn remark(&self, reading_at: &str) -> Option<String> {
+    fn stale_remark(&self, reading_at: &str) -> Option<String> {
         let reading_at = reading_at.parse::<EventTime>().ok()?.millis() as f64;
-        let age_ms = self.now_ms as f64 + self.heard.elapsed().as_secs_f64() * 1e3 - reading_at;
+        let age_ms = self.now_ms as f64 + self.received_at.elapsed().as_secs_f64() * 1e3 - reading_at;
         let (age, unit) = match age_ms / 60_000.0 {
             minutes if minutes < 1.0 => (age_ms / 1e3, "s"),
             minutes if minutes < 120.0 => (minutes, "min"),
@@ -56,9 +56,9 @@ impl ServiceClock {
     }
 }
 
-impl Style {
+impl OutputStyle {
     /// Adds a line; false where the row is not one. With a clock the row is a current one, and may be stale.
-    pub fn upsert(
+    pub fn push_upsert(
         self,
         as_of: u64,
         row: &RawValue,
@@ -66,21 +66,21 @@ impl Style {
         clock: Option<&ServiceClock>,
         out: &mut String,
     ) -> bool {
-        let Ok(fields) = serde_json::from_str::<Row<'_>>(row.get()) else { return false };
+        let Ok(fields) = serde_json::from_str::<ShownRow<'_>>(row.get()) else { return false };
         match self {
-            Style::Json => push_json("upsert", as_of, units, row, out),
-            Style::Human => {
-                let unit = symbol(units);
-                let remark = clock.and_then(|clock| clock.remark(&fields.reading_at));
+            OutputStyle::Json => push_json("upsert", as_of, units, row, out),
+            OutputStyle::Human => {
+                let unit = unit_symbol(units);
+                let remark = clock.and_then(|clock| clock.stale_remark(&fields.reading_at));
                 let remark = remark.map_or(String::new(), |remark| format!("  ({remark})"));
                 let _ = writeln!(
                     out,
                     "{:<20}  {:<36}  {:>6.1} {unit}  mean {:>6.1} {unit}  {}{remark}",
-                    clean(&fields.reading_at),
-                    city(&fields.city),
+                    escape_text(&fields.reading_at),
+                    city_label(&fields.city),
                     fields.heat_index,
                     fields.rolling_heat_index,
-                    clean(&fields.category.replace('_', " ")),
+                    escape_text(&fields.category.replace('_', " ")),
                 );
             }
         }
@@ -88,31 +88,35 @@ impl Style {
     }
 
     /// Adds a line; false where the key is not one.
-    pub fn removal(self, as_of: u64, key: &RawValue, out: &mut String) -> bool {
-        let Ok(fields) = serde_json::from_str::<RowKey<'_>>(key.get()) else { return false };
+    pub fn push_removal(self, as_of: u64, key: &RawValue, out: &mut String) -> bool {
+        let Ok(fields) = serde_json::from_str::<ShownRowKey<'_>>(key.get()) else { return false };
         match self {
-            Style::Json => push_json("removal", as_of, RowUnits::default(), key, out),
-            Style::Human => {
-                let _ =
-                    writeln!(out, "{:<20}  {:<36}  removed", clean(&fields.reading_at), city(&fields.city));
+            OutputStyle::Json => push_json("removal", as_of, RowUnits::default(), key, out),
+            OutputStyle::Human => {
+                let _ = writeln!(
+                    out,
+                    "{:<20}  {:<36}  removed",
+                    escape_text(&fields.reading_at),
+                    city_label(&fields.city)
+                );
             }
         }
         true
     }
 
-    pub fn snapshot_end(self, as_of: u64) -> Option<Output> {
+    pub fn snapshot_end_output(self, as_of: u64) -> Option<PrinterOutput> {
         let json = || format!("{{\"event\":\"snapshot_end\",\"as_of\":{as_of}}}\n");
-        (self == Style::Json).then(|| Output::Lines(json()))
+        (self == OutputStyle::Json).then(|| PrinterOutput::Lines(json()))
     }
 
     /// All rows so far are void.
-    pub fn reset(self, reason: &str) -> Output {
+    pub fn reset_output(self, reason: &str) -> PrinterOutput {
         match self {
-            Style::Json => {
+            OutputStyle::Json => {
                 let line = serde_json::json!({"event": "reset", "reason": reason}).to_string();
-                Output::Lines(format!("{}\n", printable_json(&line)))
+                PrinterOutput::Lines(format!("{}\n", printable_json(&line)))
             }
-            Style::Human => Output::Notice(format!("all rows anew ({})", clean(reason))),
+            OutputStyle::Human => PrinterOutput::Notice(format!("all rows anew ({})", escape_text(reason))),
         }
     }
 }
@@ -132,26 +136,26 @@ fn push_json(event: &str, as_of: u64, units: RowUnits<'_>, row: &RawValue, out: 
 }
 
 /// The sign of the unit of heat indexes; the name of one that is not known here.
-fn symbol(units: RowUnits<'_>) -> Cow<'_, str> {
+fn unit_symbol(units: RowUnits<'_>) -> Cow<'_, str> {
     match units.temperature {
         None => TemperatureUnit::Fahrenheit.symbol().into(),
         Some(name) => {
-            TemperatureUnit::named(name).map_or_else(|| printable(name), |unit| unit.symbol().into())
+            TemperatureUnit::from_name(name).map_or_else(|| printable(name), |unit| unit.symbol().into())
         }
     }
 }
 
 /// The city's name, where the directory has it, and its key.
-fn city(key: &str) -> String {
-    let city = Directory::shipped().find(key);
+fn city_label(key: &str) -> String {
+    let city = Directory::shipped().find_by_key(key);
     city.map_or_else(
-        || clean(key),
+        || escape_text(key),
         |city| format!("{}, {} ({key})", city.name, city.country.unwrap_or_default()),
     )
 }
 
 /// Text of the service's for a terminal, which must not obey it.
-pub fn clean(text: &str) -> String {
+pub fn escape_text(text: &str) -> String {
     printable(text).into_owned()
 }
 
@@ -160,15 +164,15 @@ pub fn clean(text: &str) -> String {
 /// # Errors
 ///
 /// Where standard output cannot be written.
-pub fn print_all(mut outputs: mpsc::Receiver<Output>) -> io::Result<()> {
+pub fn print_outputs(mut outputs: mpsc::Receiver<PrinterOutput>) -> io::Result<()> {
     while let Some(output) = outputs.blocking_recv() {
         match output {
-            Output::Lines(lines) => {
+            PrinterOutput::Lines(lines) => {
                 let mut out = io::stdout().lock();
                 out.write_all(lines.as_bytes())?;
                 out.flush()?;
             }
-            Output::Notice(line) => {
+            PrinterOutput::Notice(line) => {
                 // It is only a notice.
                 let _ = writeln!(io::stderr(), "{line}");
             }

@@ -13,55 +13,70 @@ use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message as Frame;
 
-use super::client::{Client, Pace, Target};
-use super::print::{Output, Style};
+use super::client::{ConnectTarget, ReconnectPolicy, SubscribeClient};
+use super::print::{OutputStyle, PrinterOutput};
 use super::*;
 use crate::model::EventTime;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Nothing here waits longer than it must.
-fn pace() -> Pace {
+fn pace() -> ReconnectPolicy {
     let millis = Duration::from_millis;
-    Pace {
-        first: millis(1),
-        longest: millis(5),
-        steady: Duration::from_secs(60),
-        hello: Duration::from_secs(10),
+    ReconnectPolicy {
+        first_delay: millis(1),
+        max_delay: millis(5),
+        reset_after: Duration::from_secs(60),
+        hello_timeout: Duration::from_secs(10),
     }
 }
 
 /// A client at work, and the port that it connects to.
 struct Stage {
     listener: TcpListener,
-    outputs: mpsc::Receiver<Output>,
+    outputs: mpsc::Receiver<PrinterOutput>,
     client: JoinHandle<Result<(), String>>,
 }
 
 impl Stage {
-    async fn new(style: Style) -> Stage {
+    async fn new(style: OutputStyle) -> Stage {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let uri = service(&listener.local_addr().unwrap().to_string()).unwrap();
-        let target = Target { uri, bearer: Some(HeaderValue::from_static("Bearer abc")), connector: None };
+        let uri = websocket_uri(&listener.local_addr().unwrap().to_string()).unwrap();
+        let target =
+            ConnectTarget { uri, bearer: Some(HeaderValue::from_static("Bearer abc")), connector: None };
         Stage::with(listener, target, style)
     }
 
-    fn with(listener: TcpListener, target: Target, style: Style) -> Stage {
+    fn with(listener: TcpListener, target: ConnectTarget, style: OutputStyle) -> Stage {
         let asked = [("cities".to_owned(), json!(["1", "2"]))].into_iter().collect();
         Stage::subscribing(listener, target, style, asked)
     }
 
-    fn asking(listener: TcpListener, target: Target, style: Style, rows: &str) -> Stage {
+    fn asking(listener: TcpListener, target: ConnectTarget, style: OutputStyle, rows: &str) -> Stage {
         let asked = [("cities".to_owned(), json!(["1"])), ("rows".to_owned(), json!(rows))];
         Stage::subscribing(listener, target, style, asked.into_iter().collect())
     }
 
-    fn subscribing(listener: TcpListener, target: Target, style: Style, asked: Map<String, Value>) -> Stage {
+    fn subscribing(
+        listener: TcpListener,
+        target: ConnectTarget,
+        style: OutputStyle,
+        asked: Map<String, Value>,
+    ) -> Stage {
         let (out, outputs) = mpsc::channel(8);
         let (clock, seen, pace) = (None, Default::default(), pace());
-        let mut client =
-            Client { target, asked, style, pace, out, token: None, has_rows: false, clock, seen };
-        Stage { listener, outputs, client: tokio::spawn(async move { client.run().await }) }
+        let mut client = SubscribeClient {
+            target,
+            subscription_request: asked,
+            style,
+            reconnect_policy: pace,
+            out,
+            token: None,
+            has_rows: false,
+            clock,
+            snapshot_cities: seen,
+        };
+        Stage { listener, outputs, client: tokio::spawn(async move { client.run_until_closed().await }) }
     }
 
     async fn accept(&self) -> TcpStream {
@@ -80,8 +95,8 @@ impl Stage {
     async fn lines(&mut self) -> Vec<String> {
         loop {
             match timeout(DEADLINE, self.outputs.recv()).await.unwrap().unwrap() {
-                Output::Lines(lines) => return lines.lines().map(str::to_owned).collect(),
-                Output::Notice(_) => {}
+                PrinterOutput::Lines(lines) => return lines.lines().map(str::to_owned).collect(),
+                PrinterOutput::Notice(_) => {}
             }
         }
     }
@@ -92,7 +107,9 @@ impl Stage {
 
     async fn notice(&mut self) -> String {
         loop {
-            if let Output::Notice(line) = timeout(DEADLINE, self.outputs.recv()).await.unwrap().unwrap() {
+            if let PrinterOutput::Notice(line) =
+                timeout(DEADLINE, self.outputs.recv()).await.unwrap().unwrap()
+            {
                 return line;
             }
         }
@@ -152,8 +169,8 @@ fn changes(as_of: u64, upserts: &[Value], removals: &[Value]) -> Value {
 }
 
 #[tokio::test]
-async fn a_lost_connection_is_resumed_by_the_last_token() {
-    let mut stage = Stage::new(Style::Json).await;
+async fn lost_connection_resumes_from_last_token() {
+    let mut stage = Stage::new(OutputStyle::Json).await;
     let (mut session, subscription) = stage.session().await;
     assert_eq!(subscription, json!({"type": "subscribe", "id": "a", "cities": ["1", "2"]}));
     session.send(snapshot(5, &[row("1", 0)])).await;
@@ -176,8 +193,8 @@ async fn a_lost_connection_is_resumed_by_the_last_token() {
 }
 
 #[tokio::test]
-async fn a_restarted_service_begins_anew() {
-    let mut stage = Stage::new(Style::Json).await;
+async fn restarted_service_sends_new_snapshot() {
+    let mut stage = Stage::new(OutputStyle::Json).await;
     let (mut session, _) = stage.session().await;
     session.send(snapshot(5, &[row("1", 0)])).await;
     stage.events().await;
@@ -200,8 +217,8 @@ async fn a_restarted_service_begins_anew() {
 }
 
 #[tokio::test]
-async fn garbage_ends_the_session_and_not_the_subscription() {
-    let mut stage = Stage::new(Style::Json).await;
+async fn invalid_message_ends_session_and_resumes_subscription() {
+    let mut stage = Stage::new(OutputStyle::Json).await;
     let (mut session, _) = stage.session().await;
     session.send(snapshot(5, &[])).await;
     assert_eq!(stage.events().await[0]["event"], "snapshot_end");
@@ -234,8 +251,8 @@ async fn garbage_ends_the_session_and_not_the_subscription() {
 }
 
 #[tokio::test]
-async fn changes_need_a_snapshot_first() {
-    let mut stage = Stage::new(Style::Json).await;
+async fn changes_before_snapshot_are_a_protocol_error() {
+    let mut stage = Stage::new(OutputStyle::Json).await;
     let (mut session, _) = stage.session().await;
     session.send(changes(6, &[row("1", 1)], &[])).await;
     assert!(stage.notice().await.contains("changes before a snapshot"));
@@ -243,8 +260,8 @@ async fn changes_need_a_snapshot_first() {
 }
 
 #[tokio::test]
-async fn a_silent_service_is_left() {
-    let mut stage = Stage::new(Style::Json).await;
+async fn silent_service_is_disconnected() {
+    let mut stage = Stage::new(OutputStyle::Json).await;
     let mut session = Session::new(stage.accept().await).await;
     session.send(hello(0.05)).await;
     session.hear().await;
@@ -265,14 +282,14 @@ async fn answer(stage: &Stage, head: &str) -> String {
 }
 
 #[tokio::test]
-async fn refusals_end_it_and_what_passes_does_not() {
+async fn permanent_errors_end_and_temporary_ones_retry() {
     for (head, said) in [
         ("401 Unauthorized", "asks for a token (401)"),
         ("403 Forbidden", "(403)"),
         ("404 Not Found", "is this the address of a swelter?"),
         ("301 Moved\r\nLocation: /x", "is this the address of a swelter?"),
     ] {
-        let mut stage = Stage::new(Style::Json).await;
+        let mut stage = Stage::new(OutputStyle::Json).await;
         answer(&stage, "503 Service Unavailable\r\nRetry-After: 0").await;
         assert!(stage.notice().await.contains("not ready (503"));
         answer(&stage, "429 Too Many Requests").await;
@@ -286,8 +303,8 @@ async fn refusals_end_it_and_what_passes_does_not() {
 }
 
 #[tokio::test]
-async fn what_the_service_refuses_is_said() {
-    let stage = Stage::new(Style::Json).await;
+async fn service_refusal_is_reported() {
+    let stage = Stage::new(OutputStyle::Json).await;
     let (mut session, _) = stage.session().await;
     let error =
         json!({"type": "error", "id": "a", "code": "too_many_cities", "detail": "at most 1\u{1b}[2J"});
@@ -295,7 +312,7 @@ async fn what_the_service_refuses_is_said() {
     let refused = stage.refused().await;
     assert!(refused.contains("too_many_cities") && !refused.contains('\u{1b}'), "{refused}");
 
-    let mut stage = Stage::new(Style::Json).await;
+    let mut stage = Stage::new(OutputStyle::Json).await;
     let (mut session, _) = stage.session().await;
     session.send(json!({"type": "error", "id": "a", "code": "busy", "detail": "later"})).await;
     assert!(stage.notice().await.contains("busy"));
@@ -305,7 +322,7 @@ async fn what_the_service_refuses_is_said() {
     session.send(small).await;
     assert!(stage.refused().await.contains("name fewer"));
 
-    let stage = Stage::new(Style::Json).await;
+    let stage = Stage::new(OutputStyle::Json).await;
     let mut session = Session::new(stage.accept().await).await;
     let mut later = hello(30.0);
     later["protocol"] = json!(2);
@@ -314,8 +331,8 @@ async fn what_the_service_refuses_is_said() {
 }
 
 #[tokio::test]
-async fn people_get_lines() {
-    let mut stage = Stage::new(Style::Human).await;
+async fn text_output_prints_one_line_per_row() {
+    let mut stage = Stage::new(OutputStyle::Human).await;
     let (mut session, _) = stage.session().await;
     session.send(snapshot(5, &[row("5128581", 0), row("a\u{1b}[2Jb", 1)])).await;
     session.send(changes(6, &[], &[key("x", 0)])).await;
@@ -334,7 +351,7 @@ async fn people_get_lines() {
 
 /// By the service's clock, which may be far from this host's; a service of before says nothing of it.
 #[tokio::test]
-async fn people_are_told_which_current_rows_are_stale() {
+async fn text_output_marks_stale_current_rows() {
     let now = "2025-11-24T21:30:00Z".parse::<EventTime>().unwrap().millis();
     let mut said = hello(30.0);
     (said["now"], said["stale_after_s"]) = (json!(now), json!(10_800));
@@ -344,9 +361,9 @@ async fn people_are_told_which_current_rows_are_stale() {
         (hello(30.0), "latest", ["", ""]),
     ] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let uri = service(&listener.local_addr().unwrap().to_string()).unwrap();
-        let target = Target { uri, bearer: None, connector: None };
-        let mut stage = Stage::asking(listener, target, Style::Human, rows);
+        let uri = websocket_uri(&listener.local_addr().unwrap().to_string()).unwrap();
+        let target = ConnectTarget { uri, bearer: None, connector: None };
+        let mut stage = Stage::asking(listener, target, OutputStyle::Human, rows);
         let mut session = Session::new(stage.accept().await).await;
         session.send(hello).await;
         session.hear().await;
@@ -360,16 +377,16 @@ async fn people_are_told_which_current_rows_are_stale() {
 }
 
 #[tokio::test]
-async fn a_row_over_several_lines_is_one_line_of_json() {
-    let mut stage = Stage::new(Style::Json).await;
+async fn multi_line_row_is_printed_as_one_json_line() {
+    let mut stage = Stage::new(OutputStyle::Json).await;
     let (mut session, _) = stage.session().await;
     session.text(&serde_json::to_string_pretty(&snapshot(5, &[row("1", 0)])).unwrap()).await;
     assert_eq!(stage.events().await, [json!({"event": "upsert", "as_of": 5, "row": row("1", 0)})]);
 }
 
 #[tokio::test]
-async fn nobody_reading_ends_it_well() {
-    let mut stage = Stage::new(Style::Json).await;
+async fn closed_stdout_ends_with_success() {
+    let mut stage = Stage::new(OutputStyle::Json).await;
     let (mut session, _) = stage.session().await;
     stage.outputs.close();
     session.send(snapshot(5, &[row("1", 0)])).await;
@@ -377,7 +394,7 @@ async fn nobody_reading_ends_it_well() {
 }
 
 #[tokio::test]
-async fn tls_by_a_certificate_of_ones_own() {
+async fn tls_accepts_custom_ca_certificate() {
     use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
     let own = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
     let other = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
@@ -397,9 +414,9 @@ async fn tls_by_a_certificate_of_ones_own() {
         let path = folder.path().join(name);
         std::fs::write(&path, certificate.pem()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let uri = service(&format!("https://{}", listener.local_addr().unwrap())).unwrap();
-        let target = Target { uri, bearer: None, connector: Some(trusting(&path).unwrap()) };
-        let mut stage = Stage::with(listener, target, Style::Json);
+        let uri = websocket_uri(&format!("https://{}", listener.local_addr().unwrap())).unwrap();
+        let target = ConnectTarget { uri, bearer: None, connector: Some(tls_connector(&path).unwrap()) };
+        let mut stage = Stage::with(listener, target, OutputStyle::Json);
         let accepted = acceptor.accept(stage.accept().await).await;
         if trusted {
             let mut session = Session::new(accepted.unwrap()).await;
@@ -413,11 +430,14 @@ async fn tls_by_a_certificate_of_ones_own() {
         }
     }
     std::fs::write(folder.path().join("none"), "").unwrap();
-    assert!(trusting(&folder.path().join("none")).is_err() && trusting(&folder.path().join("gone")).is_err());
+    assert!(
+        tls_connector(&folder.path().join("none")).is_err()
+            && tls_connector(&folder.path().join("gone")).is_err()
+    );
 }
 
 #[test]
-fn urls_are_taken_in_all_their_forms() {
+fn service_urls_are_parsed_in_all_forms() {
     for (url, uri) in [
         ("http://127.0.0.1:8080", "ws://127.0.0.1:8080/v1/subscribe"),
         ("http://127.0.0.1:8080/", "ws://127.0.0.1:8080/v1/subscribe"),
@@ -426,12 +446,12 @@ fn urls_are_taken_in_all_their_forms() {
         ("ws://[::1]:80/behind/a/proxy?x=1", "ws://[::1]:80/behind/a/proxy?x=1"),
         ("wss://example.org", "wss://example.org/v1/subscribe"),
     ] {
-        assert_eq!(service(url).unwrap().to_string(), uri);
+        assert_eq!(websocket_uri(url).unwrap().to_string(), uri);
     }
     for url in
         ["", "ftp://example.org", "http://", "http://a b", "http://me:secret@example.org", "://", "http:///x"]
     {
-        assert!(service(url).is_err(), "{url}");
+        assert!(websocket_uri(url).is_err(), "{url}");
     }
 }
 
@@ -447,8 +467,8 @@ fn args(line: &str) -> Result<SubscribeArgs, clap::Error> {
 }
 
 #[test]
-fn arguments_say_what_is_asked_for() {
-    let asked = |line: &str| Value::Object(args(line).unwrap().asked().unwrap());
+fn arguments_become_subscription_request() {
+    let asked = |line: &str| Value::Object(args(line).unwrap().subscription_request().unwrap());
     assert_eq!(asked("u 1 2"), json!({"cities": ["1", "2"], "rows": "latest"}));
     assert_eq!(asked("u 1 --rows window"), json!({"cities": ["1"], "rows": "window"}));
     assert_eq!(asked("u --all"), json!({"cities": "all", "rows": "latest"}));
@@ -456,7 +476,7 @@ fn arguments_say_what_is_asked_for() {
         asked("u --box -125,24,-66,50"),
         json!({"box": [-125.0, 24.0, -66.0, 50.0], "rows": "latest"})
     );
-    assert!(args("u --all --rows window").unwrap().asked().is_err());
+    assert!(args("u --all --rows window").unwrap().subscription_request().is_err());
     for line in
         ["u", "u 1 --all", "u --all --box 1,2,3,4", "u --box 1,2,3", "u --box 1,50,3,24", "u --box 1,2,nan,4"]
     {
@@ -465,12 +485,12 @@ fn arguments_say_what_is_asked_for() {
 }
 
 #[test]
-fn a_token_file_holds_the_token_alone() {
+fn token_file_contains_only_the_token() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("token");
     for (text, right) in [("abc\n", true), ("", false), ("read abc", false), ("a\u{7f}", false)] {
         std::fs::write(&path, text).unwrap();
-        assert_eq!(bearer(&path).is_ok(), right, "{text:?}");
+        assert_eq!(read_bearer_header(&path).is_ok(), right, "{text:?}");
     }
-    assert!(bearer(&folder.path().join("none")).is_err());
+    assert!(read_bearer_header(&folder.path().join("none")).is_err());
 }

@@ -5,12 +5,12 @@ use super::*;
 
 fn plan(process: usize) -> ClusterPlan {
     ClusterPlan {
-        topology: Topology { processes: 3, process, workers: 2 },
+        topology: Topology { processes: 3, process, workers_per_process: 2 },
         hosts: Vec::new(),
         secret: b"s3cr3t".to_vec(),
         tls: None,
-        connect_time: TIME,
-        peer_timeout: TIME,
+        connect_time: HANDSHAKE_TIMEOUT,
+        peer_timeout: HANDSHAKE_TIMEOUT,
         agreement: BTreeMap::from([("results.formula".to_owned(), "\"nws\"".to_owned())]),
     }
 }
@@ -22,37 +22,37 @@ fn pair() -> (PeerStream, PeerStream) {
 }
 
 fn soon() -> Instant {
-    Instant::now() + TIME
+    Instant::now() + HANDSHAKE_TIMEOUT
 }
 
 /// Has a caller of `plan`, which is process 1, meet process 0.
-fn meet(caller: ClusterPlan, verdict: Verdict) -> (Result<(), Failure>, Result<Caller, String>) {
+fn meet(caller: ClusterPlan, verdict: Verdict) -> (Result<(), HandshakeFailure>, Result<Caller, String>) {
     let (mut calling, mut listening) = pair();
     let listener = thread::spawn(move || {
-        let caller = answer(&mut listening, &plan(0), &AtomicBool::new(false), soon())?;
-        reply(&mut listening, &verdict, soon())?;
+        let caller = answer_handshake(&mut listening, &plan(0), &AtomicBool::new(false), soon())?;
+        send_verdict(&mut listening, &verdict, soon())?;
         Ok(caller)
     });
-    let called = call(&mut calling, &caller, &Purpose::Link, 0, soon());
+    let called = start_handshake(&mut calling, &caller, &Purpose::Link, 0, soon());
     drop(calling);
     (called, listener.join().unwrap())
 }
 
 #[test]
-fn one_of_ours_is_told_what_becomes_of_it() {
+fn matching_peer_learns_acceptance() {
     let (called, answered) = meet(plan(1), Verdict::Welcome);
     assert_eq!((called, answered), (Ok(()), Ok(Caller { process: 1, purpose: Purpose::Link })));
     for (verdict, failure) in [
-        (Verdict::NotYet("a".into()), Failure::Broken("a".into())),
-        (Verdict::Taken("b".into()), Failure::Taken("b".into())),
-        (Verdict::Refused("c".into()), Failure::Refused("c".into())),
+        (Verdict::NotYet("a".into()), HandshakeFailure::Broken("a".into())),
+        (Verdict::Taken("b".into()), HandshakeFailure::Taken("b".into())),
+        (Verdict::Refused("c".into()), HandshakeFailure::Refused("c".into())),
     ] {
         assert_eq!(meet(plan(1), verdict).0, Err(failure));
     }
 }
 
 #[test]
-fn who_differs_hears_in_what() {
+fn mismatched_peer_learns_the_difference() {
     let of = plan(1);
     let other = BTreeMap::from([("results.formula".to_owned(), "\"rothfusz\"".to_owned())]);
     for (caller, expected) in [
@@ -61,11 +61,14 @@ fn who_differs_hears_in_what() {
             "results.formula = \"rothfusz\", this one has \"nws\"",
         ),
         (ClusterPlan { agreement: BTreeMap::new(), ..of.clone() }, "results.formula = nothing"),
-        (ClusterPlan { topology: Topology { workers: 3, ..of.topology }, ..of.clone() }, "--workers"),
+        (
+            ClusterPlan { topology: Topology { workers_per_process: 3, ..of.topology }, ..of.clone() },
+            "--workers",
+        ),
         (ClusterPlan { topology: Topology { processes: 2, ..of.topology }, ..of.clone() }, "--processes"),
     ] {
         let (called, answered) = meet(caller, Verdict::Welcome);
-        let Err(Failure::Refused(why)) = called else { panic!("{called:?}") };
+        let Err(HandshakeFailure::Refused(why)) = called else { panic!("{called:?}") };
         assert!(why.contains(expected), "{why}");
         assert!(answered.is_err());
     }
@@ -80,12 +83,12 @@ struct Impostor {
 impl Impostor {
     fn new() -> Impostor {
         let (stream, mut listening) = pair();
-        let answer = move || answer(&mut listening, &plan(0), &AtomicBool::new(false), soon());
+        let answer = move || answer_handshake(&mut listening, &plan(0), &AtomicBool::new(false), soon());
         Impostor { stream, listener: thread::spawn(answer) }
     }
 
-    fn talk(&mut self) -> Talk<'_> {
-        Talk { stream: &mut self.stream, deadline: soon() }
+    fn talk(&mut self) -> HandshakeLines<'_> {
+        HandshakeLines { stream: &mut self.stream, deadline: soon() }
     }
 
     /// All that the listener still says.
@@ -102,43 +105,51 @@ fn hello() -> Hello {
 }
 
 #[test]
-fn another_version_is_refused_by_name() {
+fn other_build_version_is_refused_by_name() {
     let mut impostor = Impostor::new();
     let mut talk = impostor.talk();
-    let said = talk.say(&Hello { version: "0.0.0".into(), ..hello() }).unwrap();
-    let (Reply::Challenge { nonce, .. }, _) = talk.hear(LINE).unwrap() else { panic!("no challenge") };
-    talk.say(&Proof { proof: prove(b"s3cr3t", &proved(Side::Caller, &[], &nonce, &said)) }).unwrap();
-    let (Reply::Proven { .. }, _) = talk.hear(LINE).unwrap() else { panic!("not proven") };
-    talk.say(&plan(1).agreement).unwrap();
-    let (Reply::Verdict(Verdict::Refused(why)), _) = talk.hear(LINE).unwrap() else { panic!("not refused") };
+    let said = talk.send_line(&Hello { version: "0.0.0".into(), ..hello() }).unwrap();
+    let (Reply::Challenge { nonce, .. }, _) = talk.receive_line(MAX_LINE).unwrap() else {
+        panic!("no challenge")
+    };
+    talk.send_line(&Proof { proof: prove(b"s3cr3t", &proof_input(Side::Caller, &[], &nonce, &said)) })
+        .unwrap();
+    let (Reply::Proven { .. }, _) = talk.receive_line(MAX_LINE).unwrap() else { panic!("not proven") };
+    talk.send_line(&plan(1).agreement).unwrap();
+    let (Reply::Verdict(Verdict::Refused(why)), _) = talk.receive_line(MAX_LINE).unwrap() else {
+        panic!("not refused")
+    };
     assert!(why.contains("process 1 is version 0.0.0"), "{why}");
     assert_eq!(impostor.listener.join().unwrap(), Err(why));
 }
 
 #[test]
-fn another_protocol_version_is_told_to_use_one_version() {
+fn other_protocol_version_is_refused_with_remedy() {
     let mut impostor = Impostor::new();
-    impostor.talk().say(&serde_json::json!({"magic": "swelter cluster 1", "anything": [1, 2]})).unwrap();
+    impostor
+        .talk()
+        .send_line(&serde_json::json!({"magic": "swelter cluster 1", "anything": [1, 2]}))
+        .unwrap();
     let (said, answered) = impostor.rest();
     assert!(said.contains("use one version"), "{said}");
     assert!(answered.is_err());
     // Others get no answer.
     let mut impostor = Impostor::new();
-    impostor.talk().say(&serde_json::json!({"magic": "something else"})).unwrap();
+    impostor.talk().send_line(&serde_json::json!({"magic": "something else"})).unwrap();
     assert_eq!(impostor.rest().0, "");
 }
 
 /// What could be tried out against guesses of the secret, without asking anybody again.
 #[test]
-fn a_stranger_gets_no_hmac_of_anything() {
+fn unauthenticated_caller_gets_no_hmac() {
     let mut impostor = Impostor::new();
     let mut talk = impostor.talk();
-    talk.say(&hello()).unwrap();
-    let (challenge, line) = talk.hear::<serde_json::Value>(LINE).unwrap();
+    talk.send_line(&hello()).unwrap();
+    let (challenge, line) = talk.receive_line::<serde_json::Value>(MAX_LINE).unwrap();
     let nonce = challenge["challenge"]["nonce"].as_str().unwrap();
     assert_eq!(nonce.len(), 2 * NONCE_BYTES);
     assert_eq!(line.len(), format!(r#"{{"challenge":{{"nonce":"{nonce}"}}}}"#).len(), "and nothing else");
-    talk.say(&Proof { proof: "00".repeat(32) }).unwrap();
+    talk.send_line(&Proof { proof: "00".repeat(32) }).unwrap();
     let (said, answered) = impostor.rest();
     let digits = |text: &&str| text.len() >= 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     assert!(!said.split('"').any(|text| digits(&text)), "{said}");
@@ -147,22 +158,26 @@ fn a_stranger_gets_no_hmac_of_anything() {
 }
 
 #[test]
-fn a_recorded_proof_is_not_taken_again() {
+fn replayed_proof_is_refused() {
     let mut impostor = Impostor::new();
     let mut talk = impostor.talk();
-    let said = talk.say(&hello()).unwrap();
-    let (Reply::Challenge { nonce, .. }, _) = talk.hear(LINE).unwrap() else { panic!("no challenge") };
-    let proof = prove(b"s3cr3t", &proved(Side::Caller, &[], &nonce, &said));
-    talk.say(&Proof { proof: proof.clone() }).unwrap();
-    let (Reply::Proven { proof: of_listener }, _) = talk.hear(LINE).unwrap() else { panic!("not proven") };
+    let said = talk.send_line(&hello()).unwrap();
+    let (Reply::Challenge { nonce, .. }, _) = talk.receive_line(MAX_LINE).unwrap() else {
+        panic!("no challenge")
+    };
+    let proof = prove(b"s3cr3t", &proof_input(Side::Caller, &[], &nonce, &said));
+    talk.send_line(&Proof { proof: proof.clone() }).unwrap();
+    let (Reply::Proven { proof: of_listener }, _) = talk.receive_line(MAX_LINE).unwrap() else {
+        panic!("not proven")
+    };
     drop(impostor);
 
     for recorded in [proof, of_listener] {
         let mut impostor = Impostor::new();
         impostor.stream.write_all(&[&said[..], b"\n"].concat()).unwrap();
         let mut talk = impostor.talk();
-        talk.hear::<Reply>(LINE).unwrap();
-        talk.say(&Proof { proof: recorded }).unwrap();
+        talk.receive_line::<Reply>(MAX_LINE).unwrap();
+        talk.send_line(&Proof { proof: recorded }).unwrap();
         let (said, _) = impostor.rest();
         assert!(said.contains("does not know the cluster secret"), "{said}");
     }
@@ -170,67 +185,77 @@ fn a_recorded_proof_is_not_taken_again() {
 
 /// One that listens in the place of a process learns nothing that it could show, and is not believed.
 #[test]
-fn a_listener_must_prove_that_it_knows_the_secret() {
+fn listener_must_prove_secret() {
     for reflects in [true, false] {
         let (mut calling, mut listening) = pair();
         let listener = thread::spawn(move || {
-            let mut talk = Talk { stream: &mut listening, deadline: soon() };
-            talk.hear::<Hello>(LINE).unwrap();
-            talk.say(&Reply::Challenge { nonce: nonce().unwrap() }).unwrap();
-            let (Proof { proof }, _) = talk.hear(LINE).unwrap();
+            let mut talk = HandshakeLines { stream: &mut listening, deadline: soon() };
+            talk.receive_line::<Hello>(MAX_LINE).unwrap();
+            talk.send_line(&Reply::Challenge { nonce: nonce().unwrap() }).unwrap();
+            let (Proof { proof }, _) = talk.receive_line(MAX_LINE).unwrap();
             let proof = if reflects { proof } else { "00".repeat(32) };
-            talk.say(&Reply::Proven { proof }).unwrap();
-            talk.hear::<serde_json::Value>(LINE).err()
+            talk.send_line(&Reply::Proven { proof }).unwrap();
+            talk.receive_line::<serde_json::Value>(MAX_LINE).err()
         });
-        let called = call(&mut calling, &plan(1), &Purpose::Link, 0, soon());
-        assert!(matches!(&called, Err(Failure::Unproven(why)) if why.contains("secret")), "{called:?}");
+        let called = start_handshake(&mut calling, &plan(1), &Purpose::Link, 0, soon());
+        assert!(
+            matches!(&called, Err(HandshakeFailure::Unproven(why)) if why.contains("secret")),
+            "{called:?}"
+        );
         drop(calling);
         assert!(listener.join().unwrap().is_some(), "it hears nothing of the configuration");
     }
     // A nonce that could hold something else than a nonce is not proved.
     let (mut calling, mut listening) = pair();
     let crafted = Reply::Challenge { nonce: format!("{}\n{{}}", "0".repeat(27)) };
-    Talk { stream: &mut listening, deadline: soon() }.say(&crafted).unwrap();
-    let called = call(&mut calling, &plan(1), &Purpose::Link, 0, soon());
-    assert!(matches!(called, Err(Failure::Unproven(_))), "{called:?}");
+    HandshakeLines { stream: &mut listening, deadline: soon() }.send_line(&crafted).unwrap();
+    let called = start_handshake(&mut calling, &plan(1), &Purpose::Link, 0, soon());
+    assert!(matches!(called, Err(HandshakeFailure::Unproven(_))), "{called:?}");
 }
 
 #[test]
-fn who_does_not_know_the_secret_is_told_so_and_may_try_again() {
+fn wrong_secret_is_reported_and_may_be_retried() {
     let (called, answered) = meet(ClusterPlan { secret: b"other".to_vec(), ..plan(1) }, Verdict::Welcome);
-    assert!(matches!(&called, Err(Failure::Unproven(why)) if why.contains("cluster secret")), "{called:?}");
+    assert!(
+        matches!(&called, Err(HandshakeFailure::Unproven(why)) if why.contains("cluster secret")),
+        "{called:?}"
+    );
     assert!(answered.unwrap_err().contains("process 1 does not know"));
 }
 
 #[test]
-fn who_calls_another_process_than_it_means_is_told_so() {
+fn call_to_wrong_process_index_is_reported() {
     let (mut calling, mut listening) = pair();
-    let listener = thread::spawn(move || answer(&mut listening, &plan(0), &AtomicBool::new(false), soon()));
+    let listener =
+        thread::spawn(move || answer_handshake(&mut listening, &plan(0), &AtomicBool::new(false), soon()));
     // It is process 0 that is there, so its proof is not that of process 2.
-    let called = call(&mut calling, &plan(1), &Purpose::Link, 2, soon());
-    assert!(matches!(called, Err(Failure::Unproven(_))), "{called:?}");
+    let called = start_handshake(&mut calling, &plan(1), &Purpose::Link, 2, soon());
+    assert!(matches!(called, Err(HandshakeFailure::Unproven(_))), "{called:?}");
     drop((calling, listener));
 
     let mut impostor = Impostor::new();
     let mut talk = impostor.talk();
-    let said = talk.say(&Hello { to: 2, ..hello() }).unwrap();
-    let (Reply::Challenge { nonce, .. }, _) = talk.hear(LINE).unwrap() else { panic!("no challenge") };
-    talk.say(&Proof { proof: prove(b"s3cr3t", &proved(Side::Caller, &[], &nonce, &said)) }).unwrap();
-    talk.hear::<Reply>(LINE).unwrap();
-    talk.say(&plan(1).agreement).unwrap();
+    let said = talk.send_line(&Hello { to: 2, ..hello() }).unwrap();
+    let (Reply::Challenge { nonce, .. }, _) = talk.receive_line(MAX_LINE).unwrap() else {
+        panic!("no challenge")
+    };
+    talk.send_line(&Proof { proof: prove(b"s3cr3t", &proof_input(Side::Caller, &[], &nonce, &said)) })
+        .unwrap();
+    talk.receive_line::<Reply>(MAX_LINE).unwrap();
+    talk.send_line(&plan(1).agreement).unwrap();
     let (said, _) = impostor.rest();
     assert!(said.contains("calls process 2 at the address of process 0"), "{said}");
 }
 
 #[test]
-fn strangers_of_other_protocols_are_refused_with_a_reason() {
+fn other_protocols_are_refused_with_reason() {
     for (bytes, expected) in [
         (&b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"[..], "it does not speak the protocol"),
         (b"\x16\x03\x01\x02\x00\x01", "it speaks TLS"),
         (b"\x15\x03\x03\x00\x02\x02\x28", "it speaks TLS"),
         (b"[[[[[[[[", "the connection was closed"),
         (b"", "the connection was closed"),
-        (&[b"[".repeat(UNPROVEN_LINE - 1), b"\n".to_vec()].concat(), "it does not speak the protocol"),
+        (&[b"[".repeat(MAX_UNPROVEN_LINE - 1), b"\n".to_vec()].concat(), "it does not speak the protocol"),
     ] {
         let mut impostor = Impostor::new();
         impostor.stream.write_all(bytes).unwrap();
@@ -241,47 +266,49 @@ fn strangers_of_other_protocols_are_refused_with_a_reason() {
 }
 
 #[test]
-fn who_has_proved_nothing_decides_nothing() {
+fn unauthenticated_caller_has_no_effect() {
     for said in [Verdict::Refused("go away".into()), Verdict::Taken("go away".into()), Verdict::Welcome] {
         let (mut calling, mut listening) = pair();
-        reply(&mut listening, &said, soon()).unwrap();
-        let called = call(&mut calling, &plan(1), &Purpose::Link, 0, soon());
-        let Err(Failure::Unproven(why)) = called else { panic!("{called:?}") };
+        send_verdict(&mut listening, &said, soon()).unwrap();
+        let called = start_handshake(&mut calling, &plan(1), &Purpose::Link, 0, soon());
+        let Err(HandshakeFailure::Unproven(why)) = called else { panic!("{called:?}") };
         assert!(why.contains("has proved nothing"), "{why}");
         assert_eq!(why.contains("\"go away\""), said != Verdict::Welcome, "quoted: {why}");
     }
 }
 
 #[test]
-fn a_handshake_ends_however_little_is_said_at_a_time() {
+fn trickling_handshake_times_out() {
     let (mut calling, mut listening) = pair();
     let dribble = thread::spawn(move || {
         while calling.write_all(b"{").is_ok() {
-            thread::sleep(Wait::from_millis(10));
+            thread::sleep(Duration::from_millis(10));
         }
     });
     let began = Instant::now();
-    let answered = answer(&mut listening, &plan(0), &AtomicBool::new(false), began + Wait::from_millis(200));
-    assert_eq!(answered, Err(too_slow()));
-    assert!(began.elapsed() < Wait::from_secs(2), "{:?}", began.elapsed());
+    let answered =
+        answer_handshake(&mut listening, &plan(0), &AtomicBool::new(false), began + Duration::from_millis(200));
+    assert_eq!(answered, Err(handshake_timed_out()));
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     drop(listening);
     dribble.join().unwrap();
 }
 
 #[test]
-fn a_stranger_is_not_listened_to_for_long() {
+fn overlong_unproven_line_is_refused() {
     let (mut calling, mut listening) = pair();
-    calling.write_all(&[b'x'; UNPROVEN_LINE + 1]).unwrap();
-    let answered = answer(&mut listening, &plan(0), &AtomicBool::new(false), soon());
+    calling.write_all(&[b'x'; MAX_UNPROVEN_LINE + 1]).unwrap();
+    let answered = answer_handshake(&mut listening, &plan(0), &AtomicBool::new(false), soon());
     assert_eq!(answered, Err("it says too much".into()));
 }
 
 #[test]
-fn what_follows_is_left_alone() {
+fn bytes_after_verdict_are_not_consumed() {
     let (mut calling, mut listening) = pair();
     let line = serde_json::to_string(&Verdict::Welcome).unwrap();
     listening.write_all(format!("{line}\nrest").as_bytes()).unwrap();
-    let (reply, _) = Talk { stream: &mut calling, deadline: soon() }.hear::<Verdict>(LINE).unwrap();
+    let (reply, _) =
+        HandshakeLines { stream: &mut calling, deadline: soon() }.receive_line::<Verdict>(MAX_LINE).unwrap();
     assert_eq!(reply, Verdict::Welcome);
     let mut rest = [0; 4];
     calling.read_exact(&mut rest).unwrap();
@@ -297,13 +324,13 @@ fn handshake_lines_are_those_of_868f70f() {
     let hello = |purpose| Hello {
         magic: MAGIC.into(),
         version: "0.1.0".into(),
-        topology: Topology { processes: 3, process: 1, workers: 2 },
+        topology: Topology { processes: 3, process: 1, workers_per_process: 2 },
         to: 0,
         purpose,
         nonce: "00112233445566778899aabbccddeeff".into(),
     };
     let link = line(&hello(Purpose::Link));
-    let says = |side| proved(side, &[0xAB], "ffeeddccbbaa99887766554433221100", link.as_bytes());
+    let says = |side| proof_input(side, &[0xAB], "ffeeddccbbaa99887766554433221100", link.as_bytes());
     let verdict = |verdict| line(&Reply::Verdict(verdict));
     let found = [
         link.clone(),

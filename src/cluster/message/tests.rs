@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::model::{ClientId, EventTime, Hold, HoldCause, Retried};
+use crate::model::{AppendHold, ClientId, EventTime, HoldCause, RetryInfo};
 
 fn value() -> Value {
     Value { step: 300, of: ValueName::START.0.into(), bytes: vec![1, 0xFF] }
@@ -14,7 +14,7 @@ fn record() -> NewRecord {
         city: Some("b".into()),
         reading_at: EventTime::from_millis(1_754_049_600_000),
         bytes: (*b"{}").into(),
-        retried: Some(Box::new(Retried {
+        retry: Some(Box::new(RetryInfo {
             origin: "journal/1/65".into(),
             attempt: 1,
             first_seen: EventTime::from_millis(-1),
@@ -24,7 +24,7 @@ fn record() -> NewRecord {
 }
 
 fn held(cause: HoldCause) -> Result<AppendedParts, AppendError> {
-    Err(AppendError::Held(Hold { cause, detail: "d".into(), retry_after_s: 5 }))
+    Err(AppendError::OnHold(AppendHold { cause, detail: "d".into(), retry_after_s: 5 }))
 }
 
 fn messages() -> Vec<(&'static str, Message)> {
@@ -50,9 +50,9 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("ask schema", Message::AskSchema { call: 1, source: "s".into(), id: 7 }),
         ("schema", Message::Schema { call: 1, answer: Ok("{}".into()) }),
         ("no schema", Message::Schema { call: 1, answer: Err("e".into()) }),
-        ("partition", Message::Partition { slot: Slot(2), name: name(), start: 9 }),
-        ("partition known", Message::PartitionKnown { slot: Slot(2) }),
-        ("read partition", Message::ReadPartition { slot: Slot(2) }),
+        ("partition", Message::Partition { slot: PartitionIndex(2), name: name(), start: 9 }),
+        ("partition known", Message::PartitionKnown { slot: PartitionIndex(2) }),
+        ("read partition", Message::ReadPartition { slot: PartitionIndex(2) }),
         (
             "sealed",
             Message::Sealed {
@@ -63,7 +63,7 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("given up", Message::GivenUp { checkpoint: 4 }),
         ("checkpoint", Message::Checkpoint { checkpoint: 4, part: Ok(vec![91, 93]) }),
         ("no checkpoint", Message::Checkpoint { checkpoint: 4, part: Err("e".into()) }),
-        ("follow", Message::Follow(vec![(Slot(1), 300)])),
+        ("follow", Message::Follow(vec![(PartitionIndex(1), 300)])),
         ("take over", Message::TakeOver),
         ("stop", Message::Stop),
         ("failed", Message::Failed { why: "w".into(), taken_over: true }),

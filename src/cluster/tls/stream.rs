@@ -24,9 +24,9 @@ const BINDING_BYTES: usize = 32;
 
 /// Clones are the same stream.
 #[derive(Clone)]
-pub struct TlsStream(Arc<Shared>);
+pub struct TlsStream(Arc<TlsState>);
 
-struct Shared {
+struct TlsState {
     socket: TcpStream,
     connection: Mutex<Connection>,
     incoming: Mutex<Ciphertext>,
@@ -49,7 +49,7 @@ impl TlsStream {
     pub(super) fn new(socket: TcpStream, mut connection: Connection) -> TlsStream {
         connection.set_buffer_limit(None);
         let incoming = Ciphertext { bytes: vec![0; INCOMING_BYTES].into(), start: 0, end: 0 };
-        TlsStream(Arc::new(Shared {
+        TlsStream(Arc::new(TlsState {
             socket,
             connection: Mutex::new(connection),
             incoming: Mutex::new(incoming),

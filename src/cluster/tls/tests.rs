@@ -15,26 +15,26 @@ use crate::model::Topology;
 #[path = "../../../tests/integration/cluster/authority.rs"]
 mod authority;
 
-use self::authority::Authority;
+use self::authority::CertificateAuthority;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn plan_for(
-    authority: &Authority,
+    authority: &CertificateAuthority,
     host: &str,
     change: impl FnOnce(&mut CertificateParams),
 ) -> ClusterTlsPlan {
-    let files = authority.sign(host, change);
-    ClusterTlsPlan { certificate: files.certificate, key: files.key, ca: authority.ca() }
+    let files = authority.sign_certificate(host, change);
+    ClusterTlsPlan { certificate: files.certificate, key: files.key, ca: authority.ca_file() }
 }
 
-fn tls_for(authority: &Authority, host: &str) -> PeerTls {
+fn tls_for(authority: &CertificateAuthority, host: &str) -> PeerTls {
     PeerTls::load(&plan_for(authority, host, |_| ())).unwrap()
 }
 
 /// One that does not look at its own certificate first.
 fn careless(plan: &ClusterTlsPlan) -> PeerTls {
-    Identity::read(plan).unwrap().configure().unwrap()
+    PeerCertificate::read(plan).unwrap().configure().unwrap()
 }
 
 fn soon() -> Instant {
@@ -57,7 +57,7 @@ fn meet(caller: PeerTls, listener: PeerTls, host: &'static str) -> Met {
     (calling.join().unwrap(), listening)
 }
 
-fn met(authority: &Authority) -> (TlsStream, TlsStream) {
+fn met(authority: &CertificateAuthority) -> (TlsStream, TlsStream) {
     let tls = tls_for(authority, "127.0.0.1");
     let (caller, listener) = meet(tls.clone(), tls, "127.0.0.1");
     let (caller, listener) = (caller.map_err(TlsFailure::into_text), listener.map_err(TlsFailure::into_text));
@@ -80,9 +80,9 @@ fn bytes(seed: u64, count: usize) -> Vec<u8> {
 }
 
 #[test]
-fn tls_stream_carries_both_directions_at_once_and_takes_new_keys() {
+fn stream_is_full_duplex_and_accepts_key_updates() {
     const SIZE: usize = 3 << 20;
-    let (caller, listener) = met(&Authority::new("swelter"));
+    let (caller, listener) = met(&CertificateAuthority::new("swelter"));
     let mut all = Vec::new();
     for (stream, seed, others) in [(caller, 1, 2), (listener, 2, 1)] {
         let (mut writer, mut reader) = (stream.clone(), stream);
@@ -106,8 +106,8 @@ fn tls_stream_carries_both_directions_at_once_and_takes_new_keys() {
 }
 
 #[test]
-fn tls_stream_that_is_cut_off_is_no_orderly_end() {
-    let authority = Authority::new("swelter");
+fn truncated_stream_is_an_error() {
+    let authority = CertificateAuthority::new("swelter");
     let mut buffer = [0; 10];
     let (caller, mut listener) = met(&authority);
     io::Write::write_all(&mut listener.clone(), b"x").unwrap();
@@ -130,8 +130,8 @@ fn tls_stream_that_is_cut_off_is_no_orderly_end() {
 }
 
 #[test]
-fn tls_stream_peek_leaves_what_it_gives() {
-    let (caller, listener) = met(&Authority::new("swelter"));
+fn stream_peek_does_not_consume() {
+    let (caller, listener) = met(&CertificateAuthority::new("swelter"));
     let (mut caller, mut listener) = (PeerStream::Tls(caller), PeerStream::Tls(listener));
     io::Write::write_all(&mut caller, b"line\nrest").unwrap();
     let mut buffer = [0; 20];
@@ -149,13 +149,13 @@ fn tls_stream_peek_leaves_what_it_gives() {
 }
 
 #[test]
-fn tls_peers_of_other_authorities_and_hosts_are_refused_by_both_ends() {
-    let (ours, theirs) = (Authority::new("swelter"), Authority::new("swelter"));
+fn both_ends_refuse_other_authorities_and_hosts() {
+    let (ours, theirs) = (CertificateAuthority::new("swelter"), CertificateAuthority::new("swelter"));
     let own = tls_for(&ours, "127.0.0.1");
     let why = |failure: Result<TlsStream, TlsFailure>| failure.map(drop).unwrap_err().into_text();
 
     // Also one that has another name than ours.
-    for theirs in [&theirs, &Authority::new("other")] {
+    for theirs in [&theirs, &CertificateAuthority::new("other")] {
         let (caller, _) = meet(own.clone(), tls_for(theirs, "127.0.0.1"), "127.0.0.1");
         assert!(why(caller).contains("not signed by the CA of cluster.tls.ca"));
     }
@@ -168,7 +168,7 @@ fn tls_peers_of_other_authorities_and_hosts_are_refused_by_both_ends() {
         drop(listener);
     }
     // With the right CA but a certificate of another one, which its own start would refuse.
-    let mixed = ClusterTlsPlan { ca: ours.ca(), ..plan_for(&theirs, "127.0.0.1", |_| ()) };
+    let mixed = ClusterTlsPlan { ca: ours.ca_file(), ..plan_for(&theirs, "127.0.0.1", |_| ()) };
     assert!(PeerTls::load(&mixed).map(drop).unwrap_err().to_string().contains("not signed by the CA"));
     let (caller, listener) = meet(careless(&mixed), own.clone(), "127.0.0.1");
     assert!(why(listener).contains("not signed by the CA of cluster.tls.ca"));
@@ -187,11 +187,11 @@ fn tls_peers_of_other_authorities_and_hosts_are_refused_by_both_ends() {
 
 /// One that has a certificate of the cluster, and not the secret, between two that have both.
 #[test]
-fn tls_peer_without_the_secret_cannot_pass_on_what_others_say() {
-    let authority = Authority::new("swelter");
+fn relay_without_secret_is_refused() {
+    let authority = CertificateAuthority::new("swelter");
     let tls = tls_for(&authority, "127.0.0.1");
     let plan = |process| ClusterPlan {
-        topology: Topology { processes: 2, process, workers: 1 },
+        topology: Topology { processes: 2, process, workers_per_process: 1 },
         hosts: vec!["127.0.0.1:1".into(), "127.0.0.1:2".into()],
         secret: b"s3cr3t".to_vec(),
         tls: Some(tls.clone()),
@@ -210,8 +210,8 @@ fn tls_peer_without_the_secret_cannot_pass_on_what_others_say() {
         let answering = plan(0);
         let answer = thread::spawn(move || {
             let (mut stream, proven) = (PeerStream::Tls(listener), AtomicBool::new(false));
-            let caller = handshake::answer(&mut stream, &answering, &proven, soon())?;
-            handshake::reply(&mut stream, &Verdict::Welcome, soon())?;
+            let caller = handshake::answer_handshake(&mut stream, &answering, &proven, soon())?;
+            handshake::send_verdict(&mut stream, &Verdict::Welcome, soon())?;
             Ok::<_, String>(caller)
         });
         if let (Some(near), Some(far)) = (near, far) {
@@ -226,7 +226,7 @@ fn tls_peer_without_the_secret_cannot_pass_on_what_others_say() {
             }
         }
         let mut stream = PeerStream::Tls(caller);
-        let called = handshake::call(&mut stream, &plan(1), &Purpose::Link, 0, soon());
+        let called = handshake::start_handshake(&mut stream, &plan(1), &Purpose::Link, 0, soon());
         drop(stream);
         assert_eq!(called.is_ok(), !is_relayed, "{called:?}");
         let answered = answer.join().unwrap();
@@ -238,8 +238,8 @@ fn tls_peer_without_the_secret_cannot_pass_on_what_others_say() {
 }
 
 #[test]
-fn tls_certificate_that_is_not_valid_now_is_refused_by_its_own_start_and_by_others() {
-    let authority = Authority::new("swelter");
+fn expired_certificate_is_refused_at_start_and_by_peers() {
+    let authority = CertificateAuthority::new("swelter");
     let own = tls_for(&authority, "localhost");
     type Change = fn(&mut CertificateParams);
     let expired: Change = |params| {
@@ -262,10 +262,10 @@ fn tls_certificate_that_is_not_valid_now_is_refused_by_its_own_start_and_by_othe
 }
 
 #[test]
-fn tls_files_that_cannot_be_used_are_named() {
-    let authority = Authority::new("swelter");
+fn unusable_files_are_named() {
+    let authority = CertificateAuthority::new("swelter");
     let plan = plan_for(&authority, "127.0.0.1", |_| ());
-    let empty = authority.ca().with_file_name("empty");
+    let empty = authority.ca_file().with_file_name("empty");
     std::fs::write(&empty, "nothing").unwrap();
     let other = plan_for(&authority, "other", |_| ()).key;
     for (plan, named) in [
@@ -281,8 +281,8 @@ fn tls_files_that_cannot_be_used_are_named() {
 }
 
 #[test]
-fn tls_handshake_is_bounded_however_little_is_said_at_a_time() {
-    let authority = Authority::new("swelter");
+fn trickling_handshake_times_out() {
+    let authority = CertificateAuthority::new("swelter");
     let tls = tls_for(&authority, "127.0.0.1");
     let limit = Duration::from_millis(300);
     for calls in [true, false] {
@@ -306,8 +306,8 @@ fn tls_handshake_is_bounded_however_little_is_said_at_a_time() {
 }
 
 #[test]
-fn tls_listener_refuses_plain_text_with_a_reason() {
-    let tls = tls_for(&Authority::new("swelter"), "127.0.0.1");
+fn listener_refuses_plain_text_with_reason() {
+    let tls = tls_for(&CertificateAuthority::new("swelter"), "127.0.0.1");
     for said in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"{\"magic\":\"swelter cluster 2\"}\n"] {
         let (mut caller, listener) = sockets();
         io::Write::write_all(&mut caller, said).unwrap();

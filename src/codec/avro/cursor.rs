@@ -1,34 +1,34 @@
 //! The bytes of a datum, one value after the other.
 
 /// What is wrong with a datum.
-pub(super) type Fault = &'static str;
+pub(super) type DatumFault = &'static str;
 
-const CUT_SHORT: Fault = "it ends too soon";
+const CUT_SHORT: DatumFault = "it ends too soon";
 
 #[derive(Clone, Copy)]
-pub(super) struct Cursor<'a> {
+pub(super) struct DatumCursor<'a> {
     rest: &'a [u8],
 }
 
-impl<'a> Cursor<'a> {
-    pub(super) fn new(datum: &'a [u8]) -> Cursor<'a> {
-        Cursor { rest: datum }
+impl<'a> DatumCursor<'a> {
+    pub(super) fn new(datum: &'a [u8]) -> DatumCursor<'a> {
+        DatumCursor { rest: datum }
     }
 
     /// How many bytes are left.
-    pub(super) fn left(&self) -> usize {
+    pub(super) fn remaining_bytes(&self) -> usize {
         self.rest.len()
     }
 
     #[inline]
-    pub(super) fn take(&mut self, count: usize) -> Result<&'a [u8], Fault> {
+    pub(super) fn take_bytes(&mut self, count: usize) -> Result<&'a [u8], DatumFault> {
         let (taken, rest) = self.rest.split_at_checked(count).ok_or(CUT_SHORT)?;
         self.rest = rest;
         Ok(taken)
     }
 
     #[inline]
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], DatumFault> {
         let (taken, rest) = self.rest.split_first_chunk().ok_or(CUT_SHORT)?;
         self.rest = rest;
         Ok(*taken)
@@ -36,7 +36,7 @@ impl<'a> Cursor<'a> {
 
     /// Zigzag, 7 bits a byte, the least significant first.
     #[inline]
-    pub(super) fn long(&mut self) -> Result<i64, Fault> {
+    pub(super) fn long(&mut self) -> Result<i64, DatumFault> {
         if let [byte @ 0..0x80, rest @ ..] = self.rest {
             self.rest = rest;
             return Ok(unzigzag(u64::from(*byte)));
@@ -56,12 +56,12 @@ impl<'a> Cursor<'a> {
     }
 
     #[inline]
-    pub(super) fn int(&mut self) -> Result<i32, Fault> {
+    pub(super) fn int(&mut self) -> Result<i32, DatumFault> {
         i32::try_from(self.long()?).map_err(|_| "an int has more than 32 bits")
     }
 
     #[inline]
-    pub(super) fn boolean(&mut self) -> Result<bool, Fault> {
+    pub(super) fn boolean(&mut self) -> Result<bool, DatumFault> {
         match self.array()? {
             [0] => Ok(false),
             [1] => Ok(true),
@@ -70,30 +70,30 @@ impl<'a> Cursor<'a> {
     }
 
     #[inline]
-    pub(super) fn float(&mut self) -> Result<f32, Fault> {
+    pub(super) fn float(&mut self) -> Result<f32, DatumFault> {
         self.array().map(f32::from_le_bytes)
     }
 
     #[inline]
-    pub(super) fn double(&mut self) -> Result<f64, Fault> {
+    pub(super) fn double(&mut self) -> Result<f64, DatumFault> {
         self.array().map(f64::from_le_bytes)
     }
 
     /// Bytes behind their length.
     #[inline]
-    pub(super) fn bytes(&mut self) -> Result<&'a [u8], Fault> {
+    pub(super) fn bytes(&mut self) -> Result<&'a [u8], DatumFault> {
         let len = usize::try_from(self.long()?).map_err(|_| "a length is negative")?;
-        self.take(len)
+        self.take_bytes(len)
     }
 
     #[inline]
-    pub(super) fn text(&mut self) -> Result<&'a str, Fault> {
+    pub(super) fn text(&mut self) -> Result<&'a str, DatumFault> {
         std::str::from_utf8(self.bytes()?).map_err(|_| "text is not UTF-8")
     }
 
     /// Which of `count` branches or symbols it is.
     #[inline]
-    pub(super) fn choice(&mut self, count: usize) -> Result<usize, Fault> {
+    pub(super) fn read_index(&mut self, count: usize) -> Result<usize, DatumFault> {
         usize::try_from(self.long()?)
             .ok()
             .filter(|&choice| choice < count)

@@ -1,12 +1,12 @@
 //! Readings and results as data of our own schemas: what they are is in `schemas/`, and fields follow each other in that
 //! order.
 
-use super::super::Fields;
+use super::super::RecordFields;
 use crate::model::{CurrentRow, EventTime, Row};
 
 /// Appends a record of [`READING_SCHEMA`](super::READING_SCHEMA). What the schema cannot leave out and the record has not is
 /// written as empty text, which no rule lets pass.
-pub fn reading_to_avro(fields: &Fields<'_>, out: &mut Vec<u8>) {
+pub fn reading_to_avro(fields: &RecordFields<'_>, out: &mut Vec<u8>) {
     push_text(fields.city.unwrap_or_default(), out);
     match fields.reading_at {
         Some(reading_at) => {

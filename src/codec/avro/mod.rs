@@ -4,17 +4,17 @@
 //! found out once, by name, so added, left out and reordered fields cost nothing, and the datum itself is then walked
 //! without looking at a name. What it holds goes through the same rules as JSON.
 
+mod compiled_schema;
 mod cursor;
 mod decode;
 mod encode;
-mod shape;
 
 #[cfg(test)]
 mod tests;
 
+pub use self::compiled_schema::SchemaError;
 pub use self::decode::AvroDecoder;
 pub use self::encode::{current_to_avro, reading_to_avro, row_to_avro};
-pub use self::shape::SchemaError;
 use crate::model::{Reason, Refusal};
 
 /// What [`reading_to_avro`] writes.
@@ -25,22 +25,22 @@ pub const ROW_SCHEMA: &str = include_str!("../../../schemas/row.avsc");
 pub const CURRENT_SCHEMA: &str = include_str!("../../../schemas/current.avsc");
 
 /// Of the header that Confluent's serializers write.
-const MAGIC: u8 = 0;
+const WIRE_FORMAT_MAGIC: u8 = 0;
 
 /// The schema id and the datum of a value in the Confluent wire format: a zero byte, the id in four bytes, the most
 /// significant first, and the datum.
 #[inline]
 pub fn split_wire_header(value: &[u8]) -> Result<(u32, &[u8]), Refusal> {
     match value {
-        [MAGIC, a, b, c, d, datum @ ..] => Ok((u32::from_be_bytes([*a, *b, *c, *d]), datum)),
-        _ => Err(no_header(value)),
+        [WIRE_FORMAT_MAGIC, a, b, c, d, datum @ ..] => Ok((u32::from_be_bytes([*a, *b, *c, *d]), datum)),
+        _ => Err(missing_wire_header(value)),
     }
 }
 
 #[cold]
-fn no_header(value: &[u8]) -> Refusal {
+fn missing_wire_header(value: &[u8]) -> Refusal {
     let detail = match value.first() {
-        Some(&MAGIC) => {
+        Some(&WIRE_FORMAT_MAGIC) => {
             format!("{} bytes are too few for the header of a schema id, which has 5", value.len())
         }
         Some(first) => format!("no header of a schema id: it begins with byte {first}, not 0"),
@@ -51,6 +51,6 @@ fn no_header(value: &[u8]) -> Refusal {
 
 /// Begins a value in the Confluent wire format; the datum follows.
 pub fn push_wire_header(id: u32, out: &mut Vec<u8>) {
-    out.push(MAGIC);
+    out.push(WIRE_FORMAT_MAGIC);
     out.extend_from_slice(&id.to_be_bytes());
 }

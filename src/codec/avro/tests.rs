@@ -9,13 +9,13 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::codec::{DecodeSettings, Fields, Moisture, RecordDecoder};
+use crate::codec::{DecodeSettings, JsonRecordDecoder, Moisture, RecordFields};
 use crate::model::{
-    Category, CurrentRow, Event, EventTime, HeatIndex, LocalTime, Measurement, Revision, Row,
+    Category, CurrentRow, EventTime, HeatIndex, LocalTimePolicy, Measurement, ReadingEvent, Revision, Row,
 };
 
 /// An upsert that outlives its decoder.
-type Owned = (String, EventTime, Event, Option<Revision>);
+type Owned = (String, EventTime, ReadingEvent, Option<Revision>);
 
 fn owned(decoded: Result<crate::model::Upsert<'_>, Refusal>) -> Result<Owned, Refusal> {
     decoded.map(|upsert| (upsert.city.into(), upsert.reading_at, upsert.event, upsert.revision))
@@ -143,10 +143,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn any_writers_data_are_what_json_says((schema, datum, json) in written()) {
+    fn any_writer_schema_decodes_like_json((schema, datum, json) in written()) {
         let mut decoder = AvroDecoder::new(&schema, DecodeSettings::default()).unwrap();
         let avro = owned(decoder.decode(&datum));
-        let json = owned(RecordDecoder::new(DecodeSettings::default()).decode(json.as_bytes()));
+        let json = owned(JsonRecordDecoder::new(DecodeSettings::default()).decode(json.as_bytes()));
         match (&avro, &json) {
             (Ok(avro), Ok(json)) => prop_assert_eq!(avro, json),
             (Err(avro), Err(json)) => prop_assert_eq!(avro.reason, json.reason),
@@ -157,7 +157,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_cut_off_or_goes_on_is_refused((schema, mut datum, _) in written()) {
+    fn truncated_or_trailing_data_is_refused((schema, mut datum, _) in written()) {
         let mut decoder = AvroDecoder::new(&schema, DecodeSettings::default()).unwrap();
         for end in 0..datum.len() {
             let refusal = decoder.decode(&datum[..end]).unwrap_err();
@@ -168,7 +168,7 @@ proptest! {
     }
 
     #[test]
-    fn changed_data_do_no_harm(
+    fn mutated_data_never_panics(
         (schema, datum, _) in written(),
         changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
     ) {
@@ -189,7 +189,7 @@ proptest! {
     }
 
     #[test]
-    fn any_text_for_a_schema_is_a_schema_or_an_error(
+    fn arbitrary_schema_text_parses_or_errors(
         (schema, ..) in written(),
         at in any::<prop::sample::Index>(),
         text in "[\\[\\]{}\",:a-z0-9]{0,4}",
@@ -207,7 +207,7 @@ fn read_as(field: &str) -> DecodeSettings {
 }
 
 #[test]
-fn types_fit_where_the_library_says_that_they_can_be_read() {
+fn schema_resolution_agrees_with_avro_library() {
     let time = |name: &str| json!({"type": "long", "logicalType": name});
     let types = [
         json!("null"),
@@ -245,7 +245,7 @@ fn types_fit_where_the_library_says_that_they_can_be_read() {
 }
 
 #[test]
-fn an_incompatible_schema_says_why() {
+fn incompatible_schema_error_names_reason() {
     for (schema, why) in [
         ("{", "not an Avro schema"),
         ("\"string\"", "not a record"),
@@ -263,7 +263,7 @@ fn an_incompatible_schema_says_why() {
 }
 
 #[test]
-fn small_data_of_huge_values_end_soon() {
+fn huge_claimed_lengths_end_soon() {
     let nulls = json!({"type": "array", "items": "null"});
     let mut list = vec![0xFE, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x01];
     list.push(0);
@@ -289,7 +289,7 @@ fn small_data_of_huge_values_end_soon() {
 }
 
 #[test]
-fn referenced_and_recursive_types_are_followed() {
+fn referenced_and_recursive_types_are_resolved() {
     let place = json!({"type": "record", "name": "Place", "namespace": "geo", "fields": [
         {"name": "name", "type": "string"}, {"name": "in", "type": ["null", "geo.Place"]}]});
     let schema = record(&[("at", json!("geo.Place")), ("city", json!("string"))]);
@@ -302,20 +302,20 @@ fn referenced_and_recursive_types_are_followed() {
 }
 
 #[test]
-fn local_times_need_an_offset() {
+fn local_timestamp_needs_an_offset() {
     let local = json!({"type": "long", "logicalType": "local-timestamp-millis"});
     let schema = record(&[("city", json!("string")), ("reading_at", local), ("deleted", json!("boolean"))]);
     let datum = b"\x02x\x00\x01";
     let refusal = decode(&schema, datum, DecodeSettings::default()).unwrap_err();
     assert_eq!(refusal.reason, Reason::NoOffset);
-    let local_time = LocalTime::Offset(jiff::tz::offset(-1));
+    let local_time = LocalTimePolicy::Offset(jiff::tz::offset(-1));
     let taken = decode(&schema, datum, DecodeSettings { local_time, ..DecodeSettings::default() });
     assert_eq!(taken.unwrap().1.to_string(), "1970-01-01T01:00:00Z");
 }
 
 /// As databases write numbers: an integer in bytes, or in so many of them, and a scale.
 #[test]
-fn decimals_are_numbers() {
+fn decimals_decode_as_numbers() {
     let decimal =
         |scale: u32| json!({"type": "bytes", "logicalType": "decimal", "precision": 38, "scale": scale});
     let fixed = json!({"type": "fixed", "name": "F", "size": 33, "logicalType": "decimal", "precision": 70, "scale": 60});
@@ -333,7 +333,7 @@ fn decimals_are_numbers() {
         let datum = [b"\x02x\x00", values].concat();
         decode(schema, &datum, plain).map(|taken| taken.2)
     };
-    let reading = |t, h| Event::Reading(Measurement::new(t, h, None).unwrap());
+    let reading = |t, h| ReadingEvent::Reading(Measurement::new(t, h, None).unwrap());
     let schema = of(decimal(1), json!(["null", decimal(2)]));
     // 705 and 5025; -1 with leading sign bytes and 0.
     assert_eq!(taken(&schema, b"\x04\x02\xC1\x02\x04\x13\xA1").unwrap(), reading(70.5, 50.25));
@@ -373,7 +373,7 @@ fn library(schema: &str, datum: &[u8]) -> serde_json::Value {
 }
 
 #[test]
-fn the_library_reads_what_is_written() {
+fn avro_library_reads_encoded_records() {
     let reading_at = EventTime::from_millis(1_735_689_600_123).unwrap();
     let measurement = Measurement::new(86.4, 63.1, Some(5.0)).unwrap();
     let heat_index = HeatIndex::from_micros(-91_283_411);
@@ -397,21 +397,21 @@ fn the_library_reads_what_is_written() {
             assert_eq!(library(CURRENT_SCHEMA, &out), expected);
         }
     }
-    for event in [Event::Reading(measurement), Event::Withdrawal] {
+    for event in [ReadingEvent::Reading(measurement), ReadingEvent::Withdrawal] {
         out.clear();
-        reading_to_avro(&Fields::of("x", reading_at, &event), &mut out);
+        reading_to_avro(&RecordFields::from_event("x", reading_at, &event), &mut out);
         library(READING_SCHEMA, &out);
         let read = decode(READING_SCHEMA, &out, DecodeSettings::default()).unwrap();
         assert_eq!(read, ("x".into(), reading_at, event, None));
     }
     out.clear();
-    reading_to_avro(&Fields::default(), &mut out);
+    reading_to_avro(&RecordFields::default(), &mut out);
     library(READING_SCHEMA, &out);
     assert_eq!(decode(READING_SCHEMA, &out, DecodeSettings::default()).unwrap_err().reason, Reason::BadCity);
 }
 
 #[test]
-fn schemas_read_and_are_read_by_every_published_version() {
+fn schemas_are_compatible_with_every_published_version() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/schemas/published");
     let mut seen = [0; 3];
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -429,7 +429,7 @@ fn schemas_read_and_are_read_by_every_published_version() {
 }
 
 #[test]
-fn the_header_names_the_schema() {
+fn confluent_header_names_schema_id() {
     let mut value = Vec::new();
     push_wire_header(0x0102_0304, &mut value);
     value.push(9);

@@ -2,16 +2,16 @@
 
 use std::fmt;
 
-use super::super::fields::Field;
+use super::super::field_values::Field;
 use super::super::{DecodeSettings, Moisture};
 use super::lists;
-use crate::model::reading::check_city;
+use crate::model::reading::check_city_key;
 
 /// What means something outside of quotes: `field=name`, names that are joined, a constant, a divisor.
-const SIGNS: &str = "=+@/";
+const RESERVED_SIGNS: &str = "=+@/";
 
 /// What can be named, as readings of JSON call it.
-const FIELDS: [(&str, Field); 9] = [
+const NAMEABLE_FIELDS: [(&str, Field); 9] = [
     ("city", Field::City),
     ("reading_at", Field::ReadingAt),
     ("temperature", Field::Temperature),
@@ -64,48 +64,48 @@ impl ColumnNames {
         if text.trim().is_empty() {
             return Ok(columns);
         }
-        for item in lists::items(text, SIGNS)? {
-            columns.add(&item)?;
+        for item in lists::parse_items(text, RESERVED_SIGNS)? {
+            columns.add_item(&item)?;
         }
         Ok(columns)
     }
 
-    fn add(&mut self, item: &lists::Item) -> Result<(), String> {
+    fn add_item(&mut self, item: &lists::ListItem) -> Result<(), String> {
         let Some((&(at, '='), signs)) = item.signs.split_first() else {
             return Err(format!("{:?} is not field=column, as in temperature=tmpf", item.text));
         };
         let (field_name, names) = item.text.split_at(at);
-        let option = FIELDS.iter().find(|(name, _)| *name == field_name).copied();
+        let option = NAMEABLE_FIELDS.iter().find(|(name, _)| *name == field_name).copied();
         let (field_name, field) = option.ok_or_else(|| {
-            let known: Vec<&str> = FIELDS.iter().map(|(name, _)| *name).collect();
+            let known: Vec<&str> = NAMEABLE_FIELDS.iter().map(|(name, _)| *name).collect();
             format!("{field_name:?} is no field of a reading: name one of {}", known.join(", "))
         })?;
-        if self.has(field) {
+        if self.names_field(field) {
             return Err(format!("{field_name} is there twice"));
         }
         match signs {
             [(start, '@')] if *start == at && field == Field::City => {
-                self.city = Some(constant_city(names)?);
+                self.city = Some(parse_constant_city(names)?);
                 Ok(())
             }
             [(slash, '/')] if matches!(field, Field::Temperature | Field::Moisture | Field::WindSpeed) => {
                 let (name, divisor) = item.text[at..].split_at(slash - at);
                 let number = divisor.parse().ok().filter(|number: &f64| number.is_finite() && *number > 0.0);
                 let number = number.ok_or_else(|| format!("{divisor:?} is no divisor, as in TMP/10"))?;
-                self.push(field, field_name, name, Some(number))
+                self.push_column(field, field_name, name, Some(number))
             }
             joined if joined.iter().all(|(_, sign)| *sign == '+') => {
                 let ends: Vec<usize> = joined.iter().map(|(end, _)| end - at).chain([names.len()]).collect();
-                self.join((field_name, field), names, &ends)
+                self.name_joined_columns((field_name, field), names, &ends)
             }
             _ => Err(format!(
-                "{field_name} is given by {names:?} with a sign that means nothing there: write names with one of {SIGNS} in quotes"
+                "{field_name} is given by {names:?} with a sign that means nothing there: write names with one of {RESERVED_SIGNS} in quotes"
             )),
         }
     }
 
     /// Names the columns that end at `ends` in `names`, of which a time may have several.
-    fn join(
+    fn name_joined_columns(
         &mut self,
         (option, field): (&'static str, Field),
         names: &str,
@@ -119,13 +119,13 @@ impl ColumnNames {
         }
         let mut from = 0;
         for (part, end) in parts.iter().zip(ends) {
-            self.push(*part, option, &names[from..*end], None)?;
+            self.push_column(*part, option, &names[from..*end], None)?;
             from = *end;
         }
         Ok(())
     }
 
-    fn push(
+    fn push_column(
         &mut self,
         field: Field,
         option: &'static str,
@@ -135,14 +135,14 @@ impl ColumnNames {
         if name.is_empty() {
             return Err("a name of a column is missing, as in temperature=tmpf".into());
         }
-        if self.named.iter().any(|column| same_name(&column.name, name)) {
+        if self.named.iter().any(|column| eq_ignoring_case(&column.name, name)) {
             return Err(format!("{name:?} is named for two fields"));
         }
         self.named.push(NamedColumn { field, option, name: name.to_owned(), divisor });
         Ok(())
     }
 
-    fn has(&self, field: Field) -> bool {
+    fn names_field(&self, field: Field) -> bool {
         let is_city = |_: &ConstantCity| field == Field::City;
         self.named.iter().any(|column| column.field == field) || self.city.as_ref().is_some_and(is_city)
     }
@@ -152,7 +152,7 @@ impl ColumnNames {
     }
 
     /// Whether nothing but the time is named.
-    pub(super) fn is_of_times_alone(&self) -> bool {
+    pub(super) fn names_only_time(&self) -> bool {
         self.city.is_none() && self.named.iter().all(|column| TIME_PARTS.contains(&column.field))
     }
 
@@ -194,42 +194,42 @@ impl ColumnNames {
 
     /// The field that a column, or a field of JSON, of that name is.
     pub(in super::super) fn field(&self, name: &str, settings: &DecodeSettings) -> Option<Field> {
-        if let Some(column) = self.named.iter().find(|column| same_name(&column.name, name)) {
+        if let Some(column) = self.named.iter().find(|column| eq_ignoring_case(&column.name, name)) {
             return Some(column.field);
         }
-        let field = Field::named(name, settings)?;
+        let field = Field::from_name(name, settings)?;
         let is_named = self.named.iter().any(|column| column.field == field);
         let is_constant = field == Field::City && self.city.is_some();
         (!is_named && !is_constant).then_some(field)
     }
 
     /// The field that a column of a header is, in which cases of letters do not matter.
-    pub(in super::super) fn column(&self, name: &str, settings: &DecodeSettings) -> Option<Field> {
+    pub(in super::super) fn header_column(&self, name: &str, settings: &DecodeSettings) -> Option<Field> {
         self.field(name, settings).or_else(|| self.field(&name.to_lowercase(), settings))
     }
 
     /// The part of a time that a column of a wide file is; the others are cities.
     pub(in super::super) fn time_part(&self, name: &str, settings: &DecodeSettings) -> Option<Field> {
-        self.column(name, settings).filter(|field| TIME_PARTS.contains(field))
+        self.header_column(name, settings).filter(|field| TIME_PARTS.contains(field))
     }
 
     /// The names that were given, each with the field that it is for.
-    pub(in super::super) fn given(&self) -> impl Iterator<Item = (&str, Field)> {
+    pub(in super::super) fn explicit_names(&self) -> impl Iterator<Item = (&str, Field)> {
         self.named.iter().map(|column| (column.name.as_str(), column.field))
     }
 }
 
 /// Behind `@`: a name, or none for that of the file.
-fn constant_city(name: &str) -> Result<ConstantCity, String> {
+fn parse_constant_city(name: &str) -> Result<ConstantCity, String> {
     if name.is_empty() {
         return Ok(ConstantCity::FileName(String::new()));
     }
-    check_city(name).map_err(|refusal| refusal.detail)?;
+    check_city_key(name).map_err(|refusal| refusal.detail)?;
     Ok(ConstantCity::Named(name.to_owned()))
 }
 
 /// Whether names differ in the cases of their letters at most.
-pub(in super::super) fn same_name(a: &str, b: &str) -> bool {
+pub(in super::super) fn eq_ignoring_case(a: &str, b: &str) -> bool {
     a.eq_ignore_ascii_case(b) || (!(a.is_ascii() && b.is_ascii()) && a.to_lowercase() == b.to_lowercase())
 }
 
@@ -238,11 +238,11 @@ impl fmt::Display for ColumnNames {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut comma = "";
         if let Some(city) = self.city() {
-            write!(f, "city=@{}", lists::quoted_if_needed(city, SIGNS))?;
+            write!(f, "city=@{}", lists::quoted_if_needed(city, RESERVED_SIGNS))?;
             comma = ",";
         }
         for NamedColumn { field, option, name, divisor } in &self.named {
-            let name = lists::quoted_if_needed(name, SIGNS);
+            let name = lists::quoted_if_needed(name, RESERVED_SIGNS);
             match TIME_PARTS[1..].contains(field) {
                 true => write!(f, "+{name}")?,
                 false => write!(f, "{comma}{}={name}", option)?,

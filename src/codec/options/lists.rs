@@ -2,7 +2,7 @@
 
 /// An item of a list and whether any of it was quoted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Item {
+pub(super) struct ListItem {
     pub text: String,
     /// The signs outside of quotes that mean something, and where in `text` each would stand.
     pub signs: Vec<(usize, char)>,
@@ -17,12 +17,12 @@ pub fn parse_list(text: &str) -> Result<Box<[String]>, String> {
     if text.trim().is_empty() {
         return Ok(Box::default());
     }
-    Ok(items(text, "")?.into_iter().map(|item| item.text).collect())
+    Ok(parse_items(text, "")?.into_iter().map(|item| item.text).collect())
 }
 
 /// The items of a list; outside of quotes, the characters of `signs` are noted and left out.
-pub(super) fn items(text: &str, signs: &str) -> Result<Vec<Item>, String> {
-    let mut items = vec![Item::default()];
+pub(super) fn parse_items(text: &str, signs: &str) -> Result<Vec<ListItem>, String> {
+    let mut items = vec![ListItem::default()];
     let mut quoted = false;
     let mut was_quoted = false;
     let mut characters = text.chars().peekable();
@@ -38,8 +38,8 @@ pub(super) fn items(text: &str, signs: &str) -> Result<Vec<Item>, String> {
                 was_quoted = true;
             }
             ',' if !quoted => {
-                end(item, was_quoted, text)?;
-                items.push(Item::default());
+                finish_item(item, was_quoted, text)?;
+                items.push(ListItem::default());
                 was_quoted = false;
             }
             sign if !quoted && signs.contains(sign) => {
@@ -57,18 +57,18 @@ pub(super) fn items(text: &str, signs: &str) -> Result<Vec<Item>, String> {
         return Err(format!("{text:?} has a quote that does not end: write \"\" for a quote within quotes"));
     }
     if let Some(item) = items.last_mut() {
-        end(item, was_quoted, text)?;
+        finish_item(item, was_quoted, text)?;
     }
     Ok(items)
 }
 
-fn trim_end(item: &mut Item) {
+fn trim_end(item: &mut ListItem) {
     let from = item.signs.last().map_or(0, |(at, _)| *at);
     let end = from + item.text[from..].trim_end_matches(' ').len();
     item.text.truncate(end);
 }
 
-fn end(item: &mut Item, was_quoted: bool, text: &str) -> Result<(), String> {
+fn finish_item(item: &mut ListItem, was_quoted: bool, text: &str) -> Result<(), String> {
     if !was_quoted {
         trim_end(item);
     }
@@ -79,7 +79,7 @@ fn end(item: &mut Item, was_quoted: bool, text: &str) -> Result<(), String> {
 }
 
 /// A list as [`parse_list`] reads it.
-pub(super) fn written(list: &[impl AsRef<str>]) -> String {
+pub(super) fn format_list(list: &[impl AsRef<str>]) -> String {
     let items: Vec<String> = list.iter().map(|item| quoted_if_needed(item.as_ref(), "")).collect();
     items.join(",")
 }

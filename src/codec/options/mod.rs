@@ -2,18 +2,18 @@
 
 mod columns;
 mod lists;
-mod prepare;
+mod normalize;
 mod time_format;
 
 use std::path::{Path, PathBuf};
 
 pub use self::columns::ColumnNames;
-pub(super) use self::columns::same_name;
+pub(super) use self::columns::eq_ignoring_case;
 pub use self::lists::parse_list;
-pub(super) use self::prepare::Preparation;
-pub use self::prepare::{LOCAL_TIMES, LocalTimeCounts};
+pub(super) use self::normalize::RecordNormalizer;
+pub use self::normalize::{LOCAL_TIMES_METRIC, LocalTimeCounts};
 pub use self::time_format::TimeFormat;
-use super::{DecodeSettings, Format, HumidityScale, Moisture, Units, WindUnits};
+use super::{DecodeSettings, Format, HumidityScale, InputTemperatureUnit, InputWindUnit, Moisture};
 
 /// All that is said of how the records of a source are written. Every part of it decides what a record says.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -28,9 +28,9 @@ pub struct ReadOptions {
 pub struct RecordOptions {
     pub columns: ColumnNames,
     /// What stands for nothing in any field but the city.
-    pub null: Box<[String]>,
+    pub null_values: Box<[String]>,
     /// What may stand behind a number, such as marks of its quality.
-    pub flags: Box<[String]>,
+    pub number_flags: Box<[String]>,
     /// Numbers have a comma where others have a point.
     pub decimal_comma: bool,
     pub time_format: TimeFormat,
@@ -104,7 +104,7 @@ impl ReadOptions {
     pub fn check(&self, format: Format) -> Result<(), OptionProblem> {
         let refuse = |key, problem: &str| Err(OptionProblem { key, problem: problem.into() });
         let TextLayout { delimiter, skip_lines, header, wide } = &self.layout;
-        let RecordOptions { columns, flags, decimal_comma, time_format, .. } = &self.record;
+        let RecordOptions { columns, number_flags: flags, decimal_comma, time_format, .. } = &self.record;
         if format != Format::Csv {
             let only_csv = [
                 ("delimiter", delimiter.is_some()),
@@ -129,7 +129,7 @@ impl ReadOptions {
                 "says where its times are, so neither an offset nor a time zone is of use: leave that out",
             );
         }
-        if wide.is_some() && !columns.is_of_times_alone() {
+        if wide.is_some() && !columns.names_only_time() {
             return refuse(
                 "columns",
                 "can name only reading_at in a wide file, whose other columns are the cities",
@@ -145,11 +145,12 @@ impl ReadOptions {
     }
 
     /// What decides what the records of a source say, beside [`DecodeSettings`] that are those of all: empty where nothing does.
-    pub fn identity(&self, common: &DecodeSettings) -> String {
+    pub fn identity_text(&self, common: &DecodeSettings) -> String {
         let mut parts = self.settings.differences(common);
         let mut say = |key: &str, value: String| parts.push(format!("{key} {value}"));
         let TextLayout { delimiter, skip_lines, header, wide } = &self.layout;
-        let RecordOptions { columns, null, flags, decimal_comma, time_format } = &self.record;
+        let RecordOptions { columns, null_values: null, number_flags: flags, decimal_comma, time_format } =
+            &self.record;
         if let Some(delimiter) = delimiter.filter(|delimiter| *delimiter != b',') {
             say("delimiter", format!("{:?}", char::from(delimiter)));
         }
@@ -157,7 +158,7 @@ impl ReadOptions {
             say("skip_lines", skip_lines.to_string());
         }
         if let Some(header) = header {
-            say("header", lists::written(header));
+            say("header", lists::format_list(header));
         }
         if let Some(wide) = wide {
             say("wide", wide.file_name().unwrap_or_default().to_string_lossy().into_owned());
@@ -167,7 +168,7 @@ impl ReadOptions {
         }
         for (key, list) in [("null", null), ("flags", flags)] {
             if !list.is_empty() {
-                say(key, lists::written(list));
+                say(key, lists::format_list(list));
             }
         }
         if *decimal_comma {
@@ -200,8 +201,8 @@ impl DecodeSettings {
     /// What differs from the settings of all sources.
     fn differences(&self, common: &DecodeSettings) -> Vec<String> {
         let mut parts = Vec::new();
-        if self.units != common.units {
-            parts.push(format!("units {}", self.units.name()));
+        if self.temperature_unit != common.temperature_unit {
+            parts.push(format!("units {}", self.temperature_unit.name()));
         }
         if self.moisture != common.moisture {
             parts.push(format!("moisture {}", self.moisture.name()));
@@ -209,8 +210,8 @@ impl DecodeSettings {
         if self.humidity != common.humidity {
             parts.push(format!("humidity {}", self.humidity.name()));
         }
-        if self.wind_units != common.wind_units {
-            parts.push(format!("wind_units {}", self.wind_units.name()));
+        if self.wind_unit != common.wind_unit {
+            parts.push(format!("wind_units {}", self.wind_unit.name()));
         }
         if self.local_time != common.local_time {
             parts.push(format!("local times {}", self.local_time));
@@ -234,10 +235,10 @@ macro_rules! named {
     };
 }
 
-named!(Units { Fahrenheit => "fahrenheit", Celsius => "celsius", Kelvin => "kelvin" });
+named!(InputTemperatureUnit { Fahrenheit => "fahrenheit", Celsius => "celsius", Kelvin => "kelvin" });
 named!(Moisture { Humidity => "humidity", DewPoint => "dew-point" });
 named!(HumidityScale { Percent => "percent", Fraction => "fraction" });
-named!(WindUnits { Mph => "mph", KilometresPerHour => "km/h", MetresPerSecond => "m/s", Knots => "knots" });
+named!(InputWindUnit { Mph => "mph", KilometresPerHour => "km/h", MetresPerSecond => "m/s", Knots => "knots" });
 
 #[cfg(test)]
 mod tests;

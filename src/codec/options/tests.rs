@@ -1,7 +1,7 @@
 use super::*;
-use crate::codec::{Compression, DecodeError, Decoder, Fields, ReadingsWriter, RecordDecoder};
+use crate::codec::{Compression, DecodeError, FileDecoder, JsonRecordDecoder, ReadingsWriter, RecordFields};
 use crate::model::time::IanaZone;
-use crate::model::{EventTime, LocalTime, Reason, Upsert};
+use crate::model::{EventTime, LocalTimePolicy, Reason, Upsert};
 
 fn columns(text: &str) -> ReadOptions {
     let record = RecordOptions { columns: ColumnNames::parse(text).unwrap(), ..RecordOptions::default() };
@@ -27,7 +27,7 @@ fn decode(
     options: &ReadOptions,
 ) -> Result<Vec<Result<Taken, Reason>>, DecodeError> {
     let reader = Box::new(std::io::Cursor::new(text.to_owned().into_bytes()));
-    let mut decoder = Decoder::from_reader(reader, format, Compression::None, options)?;
+    let mut decoder = FileDecoder::from_reader(reader, format, Compression::None, options)?;
     let mut records = Vec::new();
     while let Some(decoded) = decoder.next()? {
         records.push(decoded.map(|upsert| taken(&upsert)).map_err(|refusal| refusal.reason));
@@ -40,7 +40,7 @@ fn csv(text: &str, options: &ReadOptions) -> Vec<Result<Taken, Reason>> {
 }
 
 fn json(line: &str, options: &ReadOptions) -> Result<Taken, Reason> {
-    let mut decoder = RecordDecoder::new(options);
+    let mut decoder = JsonRecordDecoder::new(options);
     decoder.decode(line.as_bytes()).map(|upsert| taken(&upsert)).map_err(|refusal| refusal.reason)
 }
 
@@ -49,7 +49,7 @@ fn x(temperature: f64, humidity: f64) -> Taken {
 }
 
 #[test]
-fn columns_are_named_in_any_case_and_read_back() {
+fn column_option_ignores_case_and_round_trips() {
     let options = columns("city=station, reading_at = VALID ,temperature=\"Temp, °F\",humidity=relh");
     let text = "Station,valid,\"TEMP, °f\",RELH,temperature\nx,2013-07-18T15:00:00Z,95,49,7\n";
     assert_eq!(csv(text, &options), [Ok(x(95.0, 49.0))]);
@@ -65,7 +65,7 @@ fn columns_are_named_in_any_case_and_read_back() {
 }
 
 #[test]
-fn headers_fold_the_cases_of_default_names() {
+fn default_column_names_ignore_case() {
     let text = "City,Reading_At,TEMPERATURE,Humidity\nx,2013-07-18T15:00:00Z,95,49\n";
     assert_eq!(csv(text, &ReadOptions::default()), [Ok(x(95.0, 49.0))]);
     let twice = "city,City,reading_at,temperature,humidity\n";
@@ -74,7 +74,7 @@ fn headers_fold_the_cases_of_default_names() {
 }
 
 #[test]
-fn named_columns_that_are_missing_say_which() {
+fn missing_named_columns_are_listed() {
     let text = "city,reading_at,temperature,humidity\nx,2013-07-18T15:00:00Z,95,49\n";
     let missing = decode(text, Format::Csv, &columns("wind_speed=sknt")).unwrap_err().to_string();
     assert!(missing.contains("no column \"sknt\", which was named for wind_speed"), "{missing}");
@@ -83,7 +83,7 @@ fn named_columns_that_are_missing_say_which() {
 }
 
 #[test]
-fn a_constant_city_is_that_of_all_records() {
+fn constant_city_applies_to_all_records() {
     let text = "city,reading_at,temperature,humidity\ny,2013-07-18T15:00:00Z,95,49\n";
     assert_eq!(csv(text, &columns("city=@x")), [Ok(x(95.0, 49.0))]);
     let line = r#"{"city":"y","reading_at":"2013-07-18T15:00:00Z","temperature":95,"humidity":49}"#;
@@ -93,9 +93,9 @@ fn a_constant_city_is_that_of_all_records() {
 }
 
 #[test]
-fn numbers_of_json_are_nothing_and_divided_as_those_of_csv() {
+fn json_numbers_use_null_value_and_divisor_like_csv() {
     let mut options = columns("temperature=t/10,humidity=h");
-    options.record.null = Box::new(["-9999".into(), "M".into()]);
+    options.record.null_values = Box::new(["-9999".into(), "M".into()]);
     let record = |t: &str, h: &str| {
         let line = format!(r#"{{"city":"x","reading_at":"2013-07-18T15:00:00Z","t":{t},"h":{h}}}"#);
         json(&line, &options)
@@ -113,7 +113,7 @@ fn numbers_of_json_are_nothing_and_divided_as_those_of_csv() {
 }
 
 #[test]
-fn decimal_commas_and_delimiters() {
+fn decimal_comma_and_delimiter_are_read() {
     let mut options = ReadOptions::default();
     options.layout.delimiter = Some(b';');
     options.record.decimal_comma = true;
@@ -139,9 +139,9 @@ fn decimal_commas_and_delimiters() {
 }
 
 #[test]
-fn flags_are_those_that_are_named() {
+fn quality_flags_refuse_all_but_named() {
     let mut options = ReadOptions::default();
-    options.record.flags = Box::new(["s".into(), ",1".into()]);
+    options.record.number_flags = Box::new(["s".into(), ",1".into()]);
     let row = |t: &str| {
         csv(&format!("city,reading_at,temperature,humidity\nx,2013-07-18T15:00:00Z,{t},49\n"), &options)
     };
@@ -159,7 +159,7 @@ fn time(text: &str, options: &ReadOptions) -> Result<String, Reason> {
 }
 
 #[test]
-fn numbers_of_seconds_and_milliseconds_are_times() {
+fn unix_seconds_and_milliseconds_are_times() {
     let (seconds, millis) = (with_format("seconds"), with_format("milliseconds"));
     let at = |text: &str| Ok(text.to_owned());
     assert_eq!(time(" 1374159600 ", &seconds), at("2013-07-18T15:00:00Z"));
@@ -193,10 +193,10 @@ fn numbers_of_seconds_and_milliseconds_are_times() {
 }
 
 #[test]
-fn patterns_give_times_without_leap_seconds() {
+fn time_patterns_exclude_leap_seconds() {
     let mut options = with_format("%d.%m.%Y %H:%M:%S");
     assert_eq!(time("18.07.2013 15:00:00", &options), Err(Reason::NoOffset));
-    options.settings.local_time = LocalTime::Offset(jiff::tz::offset(-4));
+    options.settings.local_time = LocalTimePolicy::Offset(jiff::tz::offset(-4));
     assert_eq!(time("18.07.2013 11:00:00", &options), Ok("2013-07-18T15:00:00Z".into()));
     assert_eq!(time("18.7.2013 11:00:59", &options), Ok("2013-07-18T15:00:59Z".into()));
     for wrong in [
@@ -241,13 +241,13 @@ fn patterns_give_times_without_leap_seconds() {
 }
 
 #[test]
-fn zones_count_what_their_clocks_show_twice_or_never() {
+fn ambiguous_and_skipped_local_times_are_counted() {
     let mut options = ReadOptions::default();
-    options.settings.local_time = LocalTime::Zone(IanaZone::named("America/New_York").unwrap());
+    options.settings.local_time = LocalTimePolicy::Zone(IanaZone::from_name("America/New_York").unwrap());
     let text = "city,reading_at,temperature,humidity\n\
         x,2013-11-03 01:30,50,50\nx,2013-03-10 02:30,50,50\nx,2013-07-18 11:00,50,50\nx,2013-11-03T06:30:00Z,50,50\n";
     let reader = Box::new(std::io::Cursor::new(text.as_bytes()));
-    let mut decoder = Decoder::from_reader(reader, Format::Csv, Compression::None, &options).unwrap();
+    let mut decoder = FileDecoder::from_reader(reader, Format::Csv, Compression::None, &options).unwrap();
     let mut times = Vec::new();
     while let Some(decoded) = decoder.next().unwrap() {
         times.push(decoded.map(|upsert| upsert.reading_at.to_string()).map_err(|refusal| refusal.reason));
@@ -260,11 +260,11 @@ fn zones_count_what_their_clocks_show_twice_or_never() {
 }
 
 #[test]
-fn scales_and_units_are_converted() {
+fn scale_and_unit_options_convert_values() {
     let mut options = ReadOptions::default();
     options.settings.humidity = HumidityScale::Fraction;
-    options.settings.units = Units::Kelvin;
-    options.settings.wind_units = WindUnits::KilometresPerHour;
+    options.settings.temperature_unit = InputTemperatureUnit::Kelvin;
+    options.settings.wind_unit = InputWindUnit::KilometresPerHour;
     let row =
         "city,reading_at,temperature,humidity,wind_speed\nx,2013-07-18T15:00:00Z,308.15,0.57,16.09344\n";
     let taken = csv(row, &options).remove(0).unwrap();
@@ -280,7 +280,7 @@ fn scales_and_units_are_converted() {
 }
 
 #[test]
-fn headers_may_be_given_and_lines_skipped() {
+fn header_option_and_skip_lines_are_applied() {
     let mut options = ReadOptions::default();
     options.layout.header = Some(["city", "reading_at", "temperature", "humidity"].map(String::from).into());
     options.layout.skip_lines = 3;
@@ -305,15 +305,15 @@ fn headers_may_be_given_and_lines_skipped() {
     assert_eq!(json.unwrap(), [Err(Reason::MissingField)]);
 }
 
-fn csv_decoder(text: String, options: &ReadOptions) -> Decoder {
+fn csv_decoder(text: String, options: &ReadOptions) -> FileDecoder {
     let reader = Box::new(std::io::Cursor::new(text.into_bytes()));
-    Decoder::with_digest(reader, Format::Csv, Compression::None, options, crate::codec::Framing::Quotes)
+    FileDecoder::with_digest(reader, Format::Csv, Compression::None, options, crate::codec::Framing::Quotes)
         .unwrap()
 }
 
 /// A digest is of all bytes, so lines that are skipped count.
 #[test]
-fn skipped_lines_are_part_of_the_digest() {
+fn digest_includes_skipped_lines() {
     let mut options = ReadOptions::default();
     options.layout.skip_lines = 1;
     let digest = |first: &str| {
@@ -327,44 +327,44 @@ fn skipped_lines_are_part_of_the_digest() {
 }
 
 #[test]
-fn parquet_columns_are_named_too() {
+fn column_option_applies_to_parquet() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.parquet");
     let out = std::fs::File::create(&path).unwrap();
     let mut writer = ReadingsWriter::new(Format::Parquet, Compression::None, false, Box::new(out)).unwrap();
     let reading_at = "2013-07-18T15:00:00Z".parse::<EventTime>().unwrap();
     for temperature in [95.0, -999.0] {
-        let fields = Fields {
+        let fields = RecordFields {
             city: Some("y"),
             reading_at: Some(reading_at),
             temperature: Some(temperature),
             humidity: Some(49.0),
-            ..Fields::default()
+            ..RecordFields::default()
         };
         writer.write_fields(&fields).unwrap();
     }
     writer.finish().unwrap();
     let mut options = columns("city=@x,temperature=Temperature");
-    options.record.null = Box::new(["-999".into()]);
-    let mut decoder = Decoder::open(&path, Format::Parquet, Compression::None, &options).unwrap();
+    options.record.null_values = Box::new(["-999".into()]);
+    let mut decoder = FileDecoder::open(&path, Format::Parquet, Compression::None, &options).unwrap();
     assert_eq!(taken(&decoder.next().unwrap().unwrap().unwrap()), x(95.0, 49.0));
     assert_eq!(decoder.next().unwrap().unwrap().unwrap_err().reason, Reason::MissingField);
-    let refused = Decoder::open(&path, Format::Parquet, Compression::None, columns("temperature=tmpf"));
+    let refused = FileDecoder::open(&path, Format::Parquet, Compression::None, columns("temperature=tmpf"));
     assert!(refused.is_err());
 }
 
 #[test]
-fn identities_say_each_option_that_decides() {
+fn identities_contain_every_decoding_option() {
     let common = DecodeSettings::default();
-    assert_eq!(ReadOptions::default().identity(&common), "");
+    assert_eq!(ReadOptions::default().identity_text(&common), "");
     let mut options = columns("city=station,temperature=TMP/10");
-    options.record.null = Box::new(["M".into(), "1,5".into()]);
+    options.record.null_values = Box::new(["M".into(), "1,5".into()]);
     options.record.time_format = "%d.%m.%Y %T".parse().unwrap();
     options.record.decimal_comma = true;
-    options.record.flags = Box::new(["s".into()]);
-    options.settings.units = Units::Kelvin;
+    options.record.number_flags = Box::new(["s".into()]);
+    options.settings.temperature_unit = InputTemperatureUnit::Kelvin;
     options.settings.humidity = HumidityScale::Fraction;
-    options.settings.local_time = LocalTime::Zone(IanaZone::named("Europe/Berlin").unwrap());
+    options.settings.local_time = LocalTimePolicy::Zone(IanaZone::from_name("Europe/Berlin").unwrap());
     options.layout = TextLayout {
         delimiter: Some(b';'),
         skip_lines: 2,
@@ -376,16 +376,16 @@ fn identities_say_each_option_that_decides() {
         "units kelvin, humidity fraction, local times Europe/Berlin (tzdb {edition}), delimiter ';', skip_lines 2, header a,b c, \
          columns city=station,temperature=TMP/10, null M,\"1,5\", flags s, decimal_comma true, time_format %d.%m.%Y %H:%M:%S"
     );
-    assert_eq!(options.identity(&common), expected);
+    assert_eq!(options.identity_text(&common), expected);
     let comma = ReadOptions {
         layout: TextLayout { delimiter: Some(b','), ..TextLayout::default() },
         ..ReadOptions::default()
     };
-    assert_eq!(comma.identity(&common), "", "as it is without it");
+    assert_eq!(comma.identity_text(&common), "", "as it is without it");
 }
 
 #[test]
-fn lists_read_back() {
+fn option_lists_round_trip() {
     for (text, items) in [
         ("", &[][..]),
         ("M", &["M"]),
@@ -394,7 +394,7 @@ fn lists_read_back() {
     ] {
         let list = parse_list(text).unwrap();
         assert_eq!(&list[..], items);
-        assert_eq!(parse_list(&lists::written(&list)).unwrap(), list);
+        assert_eq!(parse_list(&lists::format_list(&list)).unwrap(), list);
     }
     for wrong in ["a,,b", ",", "\"a", "a,"] {
         assert!(parse_list(wrong).is_err(), "{wrong}");

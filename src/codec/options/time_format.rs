@@ -7,8 +7,8 @@ use jiff::civil::{DateTime, date};
 use jiff::fmt::strtime::BrokenDownTime;
 use jiff::tz::Offset;
 
-use super::super::fields::Value;
-use crate::model::refusal::quoted;
+use super::super::field_values::FieldValue;
+use crate::model::refusal::quoted_excerpt;
 use crate::model::time::DAY_MS;
 use crate::model::{Reason, Refusal};
 
@@ -23,11 +23,11 @@ pub enum TimeFormat {
     /// Milliseconds since then.
     Milliseconds,
     /// By a pattern of strptime.
-    Pattern(Pattern),
+    Pattern(StrptimePattern),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pattern {
+pub struct StrptimePattern {
     pattern: String,
     /// The part before the seconds, since a leap second would else be read as the second before.
     before_second: Option<String>,
@@ -37,11 +37,11 @@ pub struct Pattern {
 }
 
 /// What a pattern may have, without what depends on languages, on lists of zones, or on nothing at all.
-const DIRECTIVES: &str = "aAbBCdDeFfhHIjklmMnNpPRStTuUVwWyYzGg%";
+const SUPPORTED_DIRECTIVES: &str = "aAbBCdDeFfhHIjklmMnNpPRStTuUVwWyYzGg%";
 
-impl Pattern {
-    fn new(written: &str) -> Result<Pattern, String> {
-        let pattern = expanded(written)?;
+impl StrptimePattern {
+    fn new(written: &str) -> Result<StrptimePattern, String> {
+        let pattern = expand_short_forms(written)?;
         let mut before_second = None;
         let mut has_offset = false;
         for (at, directive) in directives(&pattern) {
@@ -52,13 +52,13 @@ impl Pattern {
             }
         }
         let ends_with_half = pattern.ends_with("%p") || pattern.ends_with("%P");
-        let pattern = Pattern { pattern, before_second, has_offset, ends_with_half };
-        pattern.check(written)?;
+        let pattern = StrptimePattern { pattern, before_second, has_offset, ends_with_half };
+        pattern.check_round_trip(written)?;
         Ok(pattern)
     }
 
     /// A time that is written by the pattern must be read as it was, as far as it has parts.
-    fn check(&self, written: &str) -> Result<(), String> {
+    fn check_round_trip(&self, written: &str) -> Result<(), String> {
         let sample = date(2013, 7, 18).at(15, 4, 5, 0);
         let no_time = |why: &dyn fmt::Display| {
             format!(
@@ -104,9 +104,9 @@ impl Pattern {
 }
 
 /// The pattern with its short forms written out.
-fn expanded(written: &str) -> Result<String, String> {
+fn expand_short_forms(written: &str) -> Result<String, String> {
     for (_, directive) in directives(written) {
-        if !DIRECTIVES.contains(directive) {
+        if !SUPPORTED_DIRECTIVES.contains(directive) {
             return Err(format!(
                 "%{directive} in {written:?} is not read: write the parts of a time, as in %Y-%m-%d %H:%M:%S"
             ));
@@ -134,7 +134,7 @@ impl FromStr for TimeFormat {
             "" | "rfc3339" => Ok(TimeFormat::Rfc3339),
             "seconds" => Ok(TimeFormat::Seconds),
             "milliseconds" => Ok(TimeFormat::Milliseconds),
-            pattern if pattern.contains('%') => Pattern::new(pattern).map(TimeFormat::Pattern),
+            pattern if pattern.contains('%') => StrptimePattern::new(pattern).map(TimeFormat::Pattern),
             other => Err(format!(
                 "{other:?} is neither seconds nor milliseconds nor a pattern of strptime, such as \"%d.%m.%Y %H:%M\""
             )),
@@ -173,7 +173,7 @@ impl TimeFormat {
     }
 
     /// A time as it is written, as one that needs no format: unchanged where it is not this format's to read.
-    pub(super) fn read<'a>(&self, value: Value<'a>) -> Result<Value<'a>, Refusal> {
+    pub(super) fn parse_value<'a>(&self, value: FieldValue<'a>) -> Result<FieldValue<'a>, Refusal> {
         let bad = |why: &str| {
             let detail = format!("reading_at {value} is not a time as {self}: {why}");
             Refusal::new(Reason::BadTime, detail)
@@ -184,32 +184,32 @@ impl TimeFormat {
             TimeFormat::Milliseconds => 1,
             TimeFormat::Pattern(pattern) => {
                 let text = match value {
-                    Value::Untyped(text) | Value::Text(text) => text.trim_matches(' '),
-                    Value::Missing => return Ok(value),
+                    FieldValue::Untyped(text) | FieldValue::Text(text) => text.trim_matches(' '),
+                    FieldValue::Missing => return Ok(value),
                     _ => return Err(bad("it is not text")),
                 };
                 if text.is_empty() {
                     return Ok(value);
                 }
-                let (time, offset) = pattern.parse(text).map_err(|why| bad(&shortened(&why)))?;
-                let local = millis(time);
+                let (time, offset) = pattern.parse(text).map_err(|why| bad(&shorten_message(&why)))?;
+                let local = civil_millis(time);
                 return Ok(match offset {
-                    Some(offset) => Value::Instant(local - i64::from(offset.seconds()) * 1_000),
-                    None => Value::Local(local),
+                    Some(offset) => FieldValue::Instant(local - i64::from(offset.seconds()) * 1_000),
+                    None => FieldValue::Local(local),
                 });
             }
         };
         let ms = match value {
-            Value::Missing => return Ok(value),
-            Value::Integer(number) => number.checked_mul(per_second),
-            Value::Number(number) => whole_millis(number * per_second as f64),
-            Value::Untyped(text) | Value::Text(text) => match text.trim_matches(' ') {
+            FieldValue::Missing => return Ok(value),
+            FieldValue::Integer(number) => number.checked_mul(per_second),
+            FieldValue::Number(number) => whole_millis(number * per_second as f64),
+            FieldValue::Untyped(text) | FieldValue::Text(text) => match text.trim_matches(' ') {
                 "" => return Ok(value),
                 text => decimal_millis(text, per_second),
             },
             _ => None,
         };
-        ms.map(Value::Instant).ok_or_else(|| bad("it is not a number since 1970"))
+        ms.map(FieldValue::Instant).ok_or_else(|| bad("it is not a number since 1970"))
     }
 }
 
@@ -243,16 +243,16 @@ fn decimal_millis(text: &str, per_second: i64) -> Option<i64> {
 }
 
 /// What clocks show, as milliseconds since they showed 1970-01-01T00:00:00.
-fn millis(time: DateTime) -> i64 {
+fn civil_millis(time: DateTime) -> i64 {
     let days = i64::from(time.date().duration_since(date(1970, 1, 1)).as_hours() as i32 / 24);
     let time = time.time();
     let seconds = (i64::from(time.hour()) * 60 + i64::from(time.minute())) * 60 + i64::from(time.second());
     days * DAY_MS + seconds * 1_000 + i64::from(time.millisecond())
 }
 
-fn shortened(why: &str) -> String {
+fn shorten_message(why: &str) -> String {
     match why.len() > 200 {
-        true => quoted(why),
+        true => quoted_excerpt(why),
         false => why.to_owned(),
     }
 }

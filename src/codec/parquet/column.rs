@@ -9,10 +9,10 @@ use arrow_array::{
 use arrow_schema::{DataType, TimeUnit};
 
 use super::super::RecordOptions;
-use super::super::decimal::{decimal, wide_decimal};
-use super::super::fields::{Field, Value};
+use super::super::decimal::{decimal_value, wide_decimal_value};
+use super::super::field_values::{Field, FieldValue};
 
-pub(super) enum Column {
+pub(super) enum ValueColumn {
     /// Of no value at all.
     Null,
     Float64(Float64Array),
@@ -41,25 +41,29 @@ pub(super) enum Column {
 }
 
 /// What a column must be for its field, as an error names it; nothing where it is.
-pub(super) fn expected(field: Field, kind: &DataType, options: &RecordOptions) -> Option<&'static str> {
+pub(super) fn unsupported_type(
+    field: Field,
+    kind: &DataType,
+    options: &RecordOptions,
+) -> Option<&'static str> {
     use DataType::*;
     let text = |kind: &DataType| match kind {
         Utf8 | LargeUtf8 | Utf8View => true,
         Dictionary(key, value) => **key == Int32 && **value == Utf8,
         _ => false,
     };
-    let whole = |kind: &DataType| kind.is_integer() || scale(kind) == Some(0);
+    let whole = |kind: &DataType| kind.is_integer() || decimal_scale(kind) == Some(0);
     let fits = match field {
         _ if *kind == Null => true,
         Field::City => text(kind) || whole(kind),
         Field::ReadingAt if options.time_format.is_number() => {
-            kind.is_integer() || matches!(kind, Float32 | Float64) || scale(kind).is_some()
+            kind.is_integer() || matches!(kind, Float32 | Float64) || decimal_scale(kind).is_some()
         }
         Field::ReadingAt if !options.time_format.is_default() => text(kind) || kind.is_integer(),
         Field::ReadingAt => text(kind) || matches!(kind, Timestamp(_, _)),
         Field::TimePart2 | Field::TimePart3 | Field::TimePart4 => text(kind) || kind.is_integer(),
         Field::Temperature | Field::Moisture | Field::WindSpeed => {
-            kind.is_integer() || matches!(kind, Float32 | Float64) || scale(kind).is_some()
+            kind.is_integer() || matches!(kind, Float32 | Float64) || decimal_scale(kind).is_some()
         }
         Field::Revision => whole(kind),
         Field::Op => text(kind),
@@ -82,7 +86,7 @@ pub(super) fn expected(field: Field, kind: &DataType, options: &RecordOptions) -
 }
 
 /// How many digits of a decimal are behind the point; nothing where it is none that is read.
-fn scale(kind: &DataType) -> Option<u32> {
+fn decimal_scale(kind: &DataType) -> Option<u32> {
     use DataType::*;
     match kind {
         Decimal32(_, scale) | Decimal64(_, scale) | Decimal128(_, scale) | Decimal256(_, scale) => {
@@ -92,118 +96,122 @@ fn scale(kind: &DataType) -> Option<u32> {
     }
 }
 
-impl Column {
+impl ValueColumn {
     /// The column, or nothing where its type is none of those that are read.
-    pub(super) fn new(array: &ArrayRef) -> Option<Column> {
-        fn widened<T: ArrowPrimitiveType>(array: &ArrayRef) -> Column
+    pub(super) fn new(array: &ArrayRef) -> Option<ValueColumn> {
+        fn widened<T: ArrowPrimitiveType>(array: &ArrayRef) -> ValueColumn
         where
             i64: From<T::Native>,
         {
-            Column::Integer(array.as_primitive::<T>().unary(i64::from))
+            ValueColumn::Integer(array.as_primitive::<T>().unary(i64::from))
         }
-        fn narrow<T: ArrowPrimitiveType>(array: &ArrayRef, digits: u32) -> Column
+        fn narrow<T: ArrowPrimitiveType>(array: &ArrayRef, digits: u32) -> ValueColumn
         where
             i128: From<T::Native>,
         {
-            Column::Decimal(array.as_primitive::<T>().unary(i128::from), digits)
+            ValueColumn::Decimal(array.as_primitive::<T>().unary(i128::from), digits)
         }
         Some(match array.data_type() {
-            DataType::Null => Column::Null,
-            DataType::Float64 => Column::Float64(array.as_primitive().clone()),
-            DataType::Float32 => Column::Float32(array.as_primitive().clone()),
+            DataType::Null => ValueColumn::Null,
+            DataType::Float64 => ValueColumn::Float64(array.as_primitive().clone()),
+            DataType::Float32 => ValueColumn::Float32(array.as_primitive().clone()),
             DataType::Int8 => widened::<Int8Type>(array),
             DataType::Int16 => widened::<Int16Type>(array),
             DataType::Int32 => widened::<Int32Type>(array),
-            DataType::Int64 => Column::Integer(array.as_primitive().clone()),
+            DataType::Int64 => ValueColumn::Integer(array.as_primitive().clone()),
             DataType::UInt8 => widened::<UInt8Type>(array),
             DataType::UInt16 => widened::<UInt16Type>(array),
             DataType::UInt32 => widened::<UInt32Type>(array),
-            DataType::UInt64 => Column::Unsigned(array.as_primitive().clone()),
-            kind if scale(kind).is_some() => {
-                let digits = scale(kind)?;
+            DataType::UInt64 => ValueColumn::Unsigned(array.as_primitive().clone()),
+            kind if decimal_scale(kind).is_some() => {
+                let digits = decimal_scale(kind)?;
                 match kind {
                     DataType::Decimal32(_, _) => narrow::<Decimal32Type>(array, digits),
                     DataType::Decimal64(_, _) => narrow::<Decimal64Type>(array, digits),
                     DataType::Decimal128(_, _) => narrow::<Decimal128Type>(array, digits),
-                    _ => Column::WideDecimal(array.as_primitive().clone(), digits),
+                    _ => ValueColumn::WideDecimal(array.as_primitive().clone(), digits),
                 }
             }
-            DataType::Boolean => Column::Boolean(array.as_boolean().clone()),
-            DataType::Utf8 => Column::Utf8(array.as_string().clone()),
-            DataType::LargeUtf8 => Column::LargeUtf8(array.as_string().clone()),
-            DataType::Utf8View => Column::Utf8View(array.as_string_view().clone()),
+            DataType::Boolean => ValueColumn::Boolean(array.as_boolean().clone()),
+            DataType::Utf8 => ValueColumn::Utf8(array.as_string().clone()),
+            DataType::LargeUtf8 => ValueColumn::LargeUtf8(array.as_string().clone()),
+            DataType::Utf8View => ValueColumn::Utf8View(array.as_string_view().clone()),
             DataType::Dictionary(key, value) if **key == DataType::Int32 && **value == DataType::Utf8 => {
                 let dictionary = array.as_dictionary::<Int32Type>();
-                Column::Dictionary {
+                ValueColumn::Dictionary {
                     keys: dictionary.keys().clone(),
                     values: dictionary.values().as_string().clone(),
                 }
             }
             DataType::Date32 => {
                 let array = array.as_primitive::<Date32Type>().unary(i64::from);
-                Column::Time { array, multiply: 86_400_000, divide: 1, instant: false }
+                ValueColumn::Time { array, multiply: 86_400_000, divide: 1, instant: false }
             }
             DataType::Timestamp(unit, zone) => {
                 let instant = zone.is_some();
                 let (array, multiply, divide) = match unit {
-                    TimeUnit::Second => (integers::<TimestampSecondType>(array), 1_000, 1),
-                    TimeUnit::Millisecond => (integers::<TimestampMillisecondType>(array), 1, 1),
-                    TimeUnit::Microsecond => (integers::<TimestampMicrosecondType>(array), 1, 1_000),
-                    TimeUnit::Nanosecond => (integers::<TimestampNanosecondType>(array), 1, 1_000_000),
+                    TimeUnit::Second => (as_int64::<TimestampSecondType>(array), 1_000, 1),
+                    TimeUnit::Millisecond => (as_int64::<TimestampMillisecondType>(array), 1, 1),
+                    TimeUnit::Microsecond => (as_int64::<TimestampMicrosecondType>(array), 1, 1_000),
+                    TimeUnit::Nanosecond => (as_int64::<TimestampNanosecondType>(array), 1, 1_000_000),
                 };
-                Column::Time { array, multiply, divide, instant }
+                ValueColumn::Time { array, multiply, divide, instant }
             }
             _ => return None,
         })
     }
 
     #[inline]
-    pub(super) fn value(&self, row: usize) -> Value<'_> {
+    pub(super) fn value(&self, row: usize) -> FieldValue<'_> {
         match self {
-            Column::Null => Value::Missing,
-            Column::Float64(array) if array.is_valid(row) => Value::Number(array.value(row)),
-            Column::Float32(array) if array.is_valid(row) => Value::Number(f64::from(array.value(row))),
-            Column::Integer(array) if array.is_valid(row) => Value::Integer(array.value(row)),
-            Column::Unsigned(array) if array.is_valid(row) => {
-                let number = array.value(row);
-                i64::try_from(number).map_or(Value::Number(number as f64), Value::Integer)
+            ValueColumn::Null => FieldValue::Missing,
+            ValueColumn::Float64(array) if array.is_valid(row) => FieldValue::Number(array.value(row)),
+            ValueColumn::Float32(array) if array.is_valid(row) => {
+                FieldValue::Number(f64::from(array.value(row)))
             }
-            Column::Decimal(array, scale) if array.is_valid(row) => decimal(array.value(row), *scale),
-            Column::WideDecimal(array, scale) if array.is_valid(row) => {
+            ValueColumn::Integer(array) if array.is_valid(row) => FieldValue::Integer(array.value(row)),
+            ValueColumn::Unsigned(array) if array.is_valid(row) => {
+                let number = array.value(row);
+                i64::try_from(number).map_or(FieldValue::Number(number as f64), FieldValue::Integer)
+            }
+            ValueColumn::Decimal(array, scale) if array.is_valid(row) => {
+                decimal_value(array.value(row), *scale)
+            }
+            ValueColumn::WideDecimal(array, scale) if array.is_valid(row) => {
                 let unscaled = array.value(row);
                 match unscaled.to_i128() {
-                    Some(unscaled) => decimal(unscaled, *scale),
-                    None => wide_decimal(&unscaled, *scale),
+                    Some(unscaled) => decimal_value(unscaled, *scale),
+                    None => wide_decimal_value(&unscaled, *scale),
                 }
             }
-            Column::Boolean(array) if array.is_valid(row) => Value::Boolean(array.value(row)),
-            Column::Utf8(array) if array.is_valid(row) => Value::Text(array.value(row)),
-            Column::LargeUtf8(array) if array.is_valid(row) => Value::Text(array.value(row)),
-            Column::Utf8View(array) if array.is_valid(row) => Value::Text(array.value(row)),
-            Column::Dictionary { keys, values } if keys.is_valid(row) => {
+            ValueColumn::Boolean(array) if array.is_valid(row) => FieldValue::Boolean(array.value(row)),
+            ValueColumn::Utf8(array) if array.is_valid(row) => FieldValue::Text(array.value(row)),
+            ValueColumn::LargeUtf8(array) if array.is_valid(row) => FieldValue::Text(array.value(row)),
+            ValueColumn::Utf8View(array) if array.is_valid(row) => FieldValue::Text(array.value(row)),
+            ValueColumn::Dictionary { keys, values } if keys.is_valid(row) => {
                 let key = keys.value(row) as usize;
-                if values.is_valid(key) { Value::Text(values.value(key)) } else { Value::Missing }
+                if values.is_valid(key) { FieldValue::Text(values.value(key)) } else { FieldValue::Missing }
             }
-            Column::Time { array, multiply, divide, instant } if array.is_valid(row) => {
+            ValueColumn::Time { array, multiply, divide, instant } if array.is_valid(row) => {
                 // Out of the range of i64 is out of the range of event times, too.
                 let ms = match (*multiply, *divide) {
                     (multiply, 1) => array.value(row).saturating_mul(multiply),
                     (_, divide) => array.value(row).div_euclid(divide),
                 };
-                if *instant { Value::Instant(ms) } else { Value::Local(ms) }
+                if *instant { FieldValue::Instant(ms) } else { FieldValue::Local(ms) }
             }
-            _ => Value::Missing,
+            _ => FieldValue::Missing,
         }
     }
 }
 
-fn integers<T: ArrowPrimitiveType<Native = i64>>(array: &ArrayRef) -> Int64Array {
+fn as_int64<T: ArrowPrimitiveType<Native = i64>>(array: &ArrayRef) -> Int64Array {
     array.as_primitive::<T>().reinterpret_cast()
 }
 
 /// The type in which a column of strings is read: as a dictionary where it is written as one, so that a string is
 /// copied and checked once a batch and not once a row.
-pub(super) fn read_as(kind: &DataType, written_as_dictionary: bool) -> Option<DataType> {
+pub(super) fn arrow_read_type(kind: &DataType, written_as_dictionary: bool) -> Option<DataType> {
     let text = |kind: &DataType| matches!(kind, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
     match kind {
         DataType::Dictionary(_, value) if !text(value) => None,
@@ -220,8 +228,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn decimals_of_a_negative_scale_are_refused() {
-        let expected = |field, kind: &DataType| expected(field, kind, &RecordOptions::default());
+    fn negative_decimal_scale_is_refused() {
+        let expected = |field, kind: &DataType| unsupported_type(field, kind, &RecordOptions::default());
         assert_eq!(expected(Field::Temperature, &DataType::Decimal128(5, 0)), None);
         let said = expected(Field::Temperature, &DataType::Decimal128(5, -1)).unwrap();
         assert!(said.contains("a decimal whose scale is not negative"), "{said}");

@@ -5,4 +5,6 @@ mod read;
 mod write;
 
 pub(super) use self::read::ParquetReader;
-pub(super) use self::write::{Cities, Encoded, Table, city_column, time_column, times, unit_column};
+pub(super) use self::write::{
+    CityColumn, ColumnEncoding, ParquetTable, city_type, time_array, time_type, unit_field,
+};

@@ -13,13 +13,13 @@ use parquet::arrow::arrow_reader::{
 use parquet::basic::{Compression, Encoding, Type as PhysicalType};
 use parquet::file::metadata::ParquetMetaData;
 
-use super::super::fields::{self, Field, Record, Value};
-use super::super::guard::guarded;
-use super::super::options::Preparation;
-use super::super::{DecodeError, DecodeSettings, Format, LocalTimeCounts, ReadOptions, text};
-use super::column::{Column, expected, read_as};
+use super::super::field_values::{self, Field, FieldValue, FieldValues};
+use super::super::options::RecordNormalizer;
+use super::super::panic_guard::catch_decoder_panic;
+use super::super::{DecodeError, DecodeSettings, Format, LocalTimeCounts, ReadOptions, text_output};
+use super::column::{ValueColumn, arrow_read_type, unsupported_type};
 use crate::model::{EventTime, Refusal, Upsert};
-use crate::panics::{self, Scope};
+use crate::panics::{self, PanicScope};
 
 /// Few enough for a batch to stay in the cache.
 const BATCH_ROWS: usize = 8 * 1024;
@@ -28,55 +28,56 @@ pub(in super::super) struct ParquetReader {
     file: File,
     metadata: ArrowReaderMetadata,
     settings: DecodeSettings,
-    preparation: Option<Box<Preparation>>,
+    preparation: Option<Box<RecordNormalizer>>,
     batches: ParquetRecordBatchReader,
     fields: Vec<Field>,
-    columns: Vec<Column>,
+    columns: Vec<ValueColumn>,
     ignored_columns: u64,
     /// Of the batch at hand: the rows before it, those it has, and those returned.
-    before: u64,
-    rows: usize,
+    rows_before: u64,
+    batch_rows: usize,
     returned: usize,
     /// A city that is a number, as text.
     city: String,
-    whole_rows: Option<WholeRows>,
+    whole_rows: Option<RowJsonReader>,
     failed: bool,
 }
 
 impl ParquetReader {
     pub(in super::super) fn new(file: File, options: &ReadOptions) -> Result<ParquetReader, DecodeError> {
         options.check(Format::Parquet).map_err(DecodeError::Option)?;
-        let corrupt = |detail: String| damaged(1, detail);
-        let found =
-            caught(|| ArrowReaderMetadata::load(&file, ArrowReaderOptions::new())).map_err(corrupt)?;
+        let corrupt = |detail: String| corrupt_error(1, detail);
+        let found = catch_parquet_panic(|| ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()))
+            .map_err(corrupt)?;
         check_compression(found.metadata())?;
         let metadata = with_read_types(&found, true)
             .or_else(|| with_read_types(&found, false))
             .ok_or_else(|| corrupt("its columns cannot be read as they are written".into()))?;
         let schema = metadata.schema().clone();
-        let of_column = fields::columns(schema.fields().iter().map(|field| field.name().as_str()), options)?;
+        let of_column =
+            field_values::map_columns(schema.fields().iter().map(|field| field.name().as_str()), options)?;
         for (field, column) in of_column.iter().zip(schema.fields()) {
             if let Some(expected) =
-                field.and_then(|field| expected(field, column.data_type(), &options.record))
+                field.and_then(|field| unsupported_type(field, column.data_type(), &options.record))
             {
                 let (column, kind) = (column.name().clone(), column.data_type().to_string());
                 return Err(DecodeError::UnsupportedColumn { column, kind, expected });
             }
         }
         let needed = (0..of_column.len()).filter(|&column| of_column[column].is_some());
-        let batches = caught(|| batches(&file, &metadata, needed, 0)).map_err(corrupt)?;
+        let batches = catch_parquet_panic(|| open_batches(&file, &metadata, needed, 0)).map_err(corrupt)?;
         let fields: Vec<Field> = of_column.iter().flatten().copied().collect();
         Ok(ParquetReader {
             file,
             metadata,
             settings: options.settings,
-            preparation: Preparation::new(options),
+            preparation: RecordNormalizer::if_needed(options),
             batches,
             ignored_columns: (of_column.len() - fields.len()) as u64,
             fields,
             columns: Vec::new(),
-            before: 0,
-            rows: 0,
+            rows_before: 0,
+            batch_rows: 0,
             returned: 0,
             city: String::new(),
             whole_rows: None,
@@ -86,60 +87,62 @@ impl ParquetReader {
 
     #[inline]
     pub(in super::super) fn next(&mut self) -> Result<Option<Result<Upsert<'_>, Refusal>>, DecodeError> {
-        if self.returned == self.rows && !self.next_batch()? {
+        if self.returned == self.batch_rows && !self.next_batch()? {
             return Ok(None);
         }
         let row = self.returned;
         self.returned += 1;
         let ParquetReader { fields, columns, city, settings, preparation, .. } = self;
-        Ok(Some(guarded(move || {
+        Ok(Some(catch_decoder_panic(move || {
             city.clear();
-            let mut record = Record::new();
+            let mut record = FieldValues::new();
             for (&field, column) in fields.iter().zip(&*columns) {
                 match (field, column.value(row)) {
-                    (Field::City, Value::Integer(_) | Value::Number(_)) => city_of_number(column, row, city),
+                    (Field::City, FieldValue::Integer(_) | FieldValue::Number(_)) => {
+                        push_number_city(column, row, city)
+                    }
                     // How data frames write that a column of floats has nothing there.
-                    (Field::WindSpeed, Value::Number(number)) if number.is_nan() => {}
+                    (Field::WindSpeed, FieldValue::Number(number)) if number.is_nan() => {}
                     (_, value) => record.set(field, value),
                 }
             }
             if !city.is_empty() {
-                record.set(Field::City, Value::Text(city));
+                record.set(Field::City, FieldValue::Text(city));
             }
             if let Some(preparation) = preparation {
-                preparation.apply(&mut record)?;
+                preparation.normalize(&mut record)?;
             }
-            record.upsert(settings)
+            record.to_upsert(settings)
         })))
     }
 
     #[cold]
     fn next_batch(&mut self) -> Result<bool, DecodeError> {
-        self.before += self.rows as u64;
-        (self.rows, self.returned) = (0, 0);
-        while self.rows == 0 {
+        self.rows_before += self.batch_rows as u64;
+        (self.batch_rows, self.returned) = (0, 0);
+        while self.batch_rows == 0 {
             if self.failed {
                 return Ok(false);
             }
-            let at = self.before + 1;
-            match caught(|| self.batches.next().transpose()) {
+            let at = self.rows_before + 1;
+            match catch_parquet_panic(|| self.batches.next().transpose()) {
                 Ok(None) => return Ok(false),
                 Err(detail) => {
                     self.failed = true;
-                    return Err(damaged(at, detail));
+                    return Err(corrupt_error(at, detail));
                 }
                 Ok(Some(batch)) => {
                     // Every column has one of the types that were checked.
-                    self.columns = batch.columns().iter().filter_map(Column::new).collect();
-                    self.rows = batch.num_rows();
+                    self.columns = batch.columns().iter().filter_map(ValueColumn::new).collect();
+                    self.batch_rows = batch.num_rows();
                 }
             }
         }
         Ok(true)
     }
 
-    pub(in super::super) fn row(&self) -> u64 {
-        self.before + self.returned as u64
+    pub(in super::super) fn row_number(&self) -> u64 {
+        self.rows_before + self.returned as u64
     }
 
     pub(in super::super) fn local_times(&self) -> LocalTimeCounts {
@@ -147,21 +150,21 @@ impl ParquetReader {
     }
 
     pub(in super::super) fn ignored_fields(&self) -> u64 {
-        self.ignored_columns * self.row()
+        self.ignored_columns * self.row_number()
     }
 
     /// The row last returned as a JSON object, read a second time. Rows are asked for in rising order, so that all
     /// together cost one more pass over the file and no more.
     pub(in super::super) fn raw(&mut self) -> Vec<u8> {
-        let Some(row) = self.row().checked_sub(1) else { return Vec::new() };
+        let Some(row) = self.row_number().checked_sub(1) else { return Vec::new() };
         let mut whole_rows = match self.whole_rows.take() {
             Some(whole_rows) => whole_rows,
-            None => match WholeRows::new(&self.file, &self.metadata, row) {
+            None => match RowJsonReader::new(&self.file, &self.metadata, row) {
                 Some(whole_rows) => whole_rows,
                 None => return Vec::new(),
             },
         };
-        let json = whole_rows.json(row);
+        let json = whole_rows.row_json(row);
         self.whole_rows = Some(whole_rows);
         json.unwrap_or_default()
     }
@@ -169,46 +172,46 @@ impl ParquetReader {
 
 /// An integer is a fine key: its decimal text.
 #[cold]
-fn city_of_number(column: &Column, row: usize, city: &mut String) {
+fn push_number_city(column: &ValueColumn, row: usize, city: &mut String) {
     city.clear();
     // Writing to a string cannot fail.
     let _ = match column {
-        Column::Unsigned(array) => write!(city, "{}", array.value(row)),
-        Column::Decimal(array, _) => write!(city, "{}", array.value(row)),
-        Column::WideDecimal(array, _) => write!(city, "{}", array.value(row)),
+        ValueColumn::Unsigned(array) => write!(city, "{}", array.value(row)),
+        ValueColumn::Decimal(array, _) => write!(city, "{}", array.value(row)),
+        ValueColumn::WideDecimal(array, _) => write!(city, "{}", array.value(row)),
         column => write!(city, "{}", column.value(row)),
     };
 }
 
 /// Reads all columns of types that JSON has, for [`ParquetReader::raw`].
-struct WholeRows {
+struct RowJsonReader {
     /// Gone after an error.
     batches: Option<ParquetRecordBatchReader>,
     schema: SchemaRef,
-    columns: Vec<(usize, Column)>,
+    columns: Vec<(usize, ValueColumn)>,
     before: u64,
     rows: u64,
 }
 
-impl WholeRows {
-    fn new(file: &File, metadata: &ArrowReaderMetadata, from: u64) -> Option<WholeRows> {
+impl RowJsonReader {
+    fn new(file: &File, metadata: &ArrowReaderMetadata, from: u64) -> Option<RowJsonReader> {
         let schema = metadata.schema();
         let flat = (0..schema.fields().len()).filter(|&at| !schema.field(at).data_type().is_nested());
         let selected: Vec<usize> = flat.clone().collect();
-        let batches = caught(|| batches(file, metadata, flat, from as usize)).ok()?;
+        let batches = catch_parquet_panic(|| open_batches(file, metadata, flat, from as usize)).ok()?;
         let schema = Arc::new(schema.project(&selected).ok()?);
-        Some(WholeRows { batches: Some(batches), schema, columns: Vec::new(), before: from, rows: 0 })
+        Some(RowJsonReader { batches: Some(batches), schema, columns: Vec::new(), before: from, rows: 0 })
     }
 
-    fn json(&mut self, row: u64) -> Option<Vec<u8>> {
+    fn row_json(&mut self, row: u64) -> Option<Vec<u8>> {
         while row >= self.before + self.rows {
             let mut batches = self.batches.take()?;
-            let batch = caught(|| batches.next().transpose()).ok()??;
+            let batch = catch_parquet_panic(|| batches.next().transpose()).ok()??;
             self.batches = Some(batches);
             self.before += self.rows;
             self.rows = batch.num_rows() as u64;
             let columns = batch.columns().iter().enumerate();
-            self.columns = columns.filter_map(|(at, array)| Some((at, Column::new(array)?))).collect();
+            self.columns = columns.filter_map(|(at, array)| Some((at, ValueColumn::new(array)?))).collect();
         }
         let row = row.checked_sub(self.before)? as usize;
         let mut json = vec![b'{'];
@@ -216,7 +219,7 @@ impl WholeRows {
             if json.len() > 1 {
                 json.push(b',');
             }
-            text::push_json_text(self.schema.field(*at).name(), &mut json);
+            text_output::push_json_text(self.schema.field(*at).name(), &mut json);
             json.push(b':');
             push_json(column.value(row), &mut json);
         }
@@ -225,29 +228,29 @@ impl WholeRows {
     }
 }
 
-fn push_json(value: Value<'_>, json: &mut Vec<u8>) {
+fn push_json(value: FieldValue<'_>, json: &mut Vec<u8>) {
     match value {
-        Value::Missing | Value::Other(_) => json.extend_from_slice(b"null"),
-        Value::Untyped(text) | Value::Text(text) => text::push_json_text(text, json),
-        Value::Number(number) => text::push_json_number(number, json),
-        Value::Integer(number) => text::push_integer(number, json),
-        Value::Boolean(boolean) => json.extend_from_slice(if boolean { b"true" } else { b"false" }),
-        Value::Instant(ms) | Value::Local(ms) => match EventTime::from_millis(ms) {
+        FieldValue::Missing | FieldValue::Other(_) => json.extend_from_slice(b"null"),
+        FieldValue::Untyped(text) | FieldValue::Text(text) => text_output::push_json_text(text, json),
+        FieldValue::Number(number) => text_output::push_json_number(number, json),
+        FieldValue::Integer(number) => text_output::push_integer(number, json),
+        FieldValue::Boolean(boolean) => json.extend_from_slice(if boolean { b"true" } else { b"false" }),
+        FieldValue::Instant(ms) | FieldValue::Local(ms) => match EventTime::from_millis(ms) {
             Some(time) => {
                 json.push(b'"');
                 time.write_to(json);
-                if matches!(value, Value::Local(_)) {
+                if matches!(value, FieldValue::Local(_)) {
                     json.pop();
                 }
                 json.push(b'"');
             }
-            None => text::push_integer(ms, json),
+            None => text_output::push_integer(ms, json),
         },
     }
 }
 
 /// The rows of some of the file's columns, by the columns' places, without the first `skipped`.
-fn batches(
+fn open_batches(
     file: &File,
     metadata: &ArrowReaderMetadata,
     columns: impl Iterator<Item = usize>,
@@ -264,8 +267,8 @@ fn batches(
 /// The file with its columns read as this needs them, if it takes that: those of strings as [`read_as`] says, where asked;
 /// times of 96 bits in milliseconds, since in nanoseconds those outside 1677 to 2262 would wrap.
 fn with_read_types(found: &ArrowReaderMetadata, strings: bool) -> Option<ArrowReaderMetadata> {
-    let in_dictionary = columns_in_dictionary(found.metadata());
-    let wide_times = columns_of_wide_times(found.metadata());
+    let in_dictionary = dictionary_columns(found.metadata());
+    let wide_times = int96_columns(found.metadata());
     let fields: Vec<_> = found
         .schema()
         .fields()
@@ -276,7 +279,7 @@ fn with_read_types(found: &ArrowReaderMetadata, strings: bool) -> Option<ArrowRe
                 DataType::Timestamp(_, zone) if wide_times.contains(name) => {
                     Some(DataType::Timestamp(TimeUnit::Millisecond, zone.clone()))
                 }
-                _ => read_as(kind, in_dictionary.contains(name)).filter(|_| strings),
+                _ => arrow_read_type(kind, in_dictionary.contains(name)).filter(|_| strings),
             };
             read.map_or_else(|| field.clone(), |kind| Arc::new(field.as_ref().clone().with_data_type(kind)))
         })
@@ -287,7 +290,7 @@ fn with_read_types(found: &ArrowReaderMetadata, strings: bool) -> Option<ArrowRe
 }
 
 /// The names of the columns that begin with a dictionary.
-fn columns_in_dictionary(metadata: &ParquetMetaData) -> HashSet<&str> {
+fn dictionary_columns(metadata: &ParquetMetaData) -> HashSet<&str> {
     let is_dictionary =
         |encoding: Encoding| matches!(encoding, Encoding::RLE_DICTIONARY | Encoding::PLAIN_DICTIONARY);
     let chunks = metadata.row_groups().first().into_iter().flat_map(|group| group.columns());
@@ -301,7 +304,7 @@ fn columns_in_dictionary(metadata: &ParquetMetaData) -> HashSet<&str> {
 }
 
 /// The names of the columns whose times have 96 bits: a day, and the nanoseconds of it.
-fn columns_of_wide_times(metadata: &ParquetMetaData) -> HashSet<&str> {
+fn int96_columns(metadata: &ParquetMetaData) -> HashSet<&str> {
     let columns = metadata.file_metadata().schema_descr().columns();
     columns
         .iter()
@@ -325,14 +328,14 @@ fn check_compression(metadata: &ParquetMetaData) -> Result<(), DecodeError> {
 }
 
 /// What the parquet crate says of a file, panics included: it has some for damage that it does not expect.
-fn caught<T, E: std::fmt::Display>(read: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
+fn catch_parquet_panic<T, E: std::fmt::Display>(read: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
     // No reader is asked again after a panic.
-    match panics::catch(Scope::Record, read) {
+    match panics::catch_panic(PanicScope::Record, read) {
         Ok(result) => result.map_err(|error| error.to_string()),
         Err(_) => Err("the reader of Parquet did not expect what it holds".into()),
     }
 }
 
-fn damaged(at: u64, error: impl std::fmt::Display) -> DecodeError {
+fn corrupt_error(at: u64, error: impl std::fmt::Display) -> DecodeError {
     DecodeError::Corrupt { at, detail: error.to_string() }
 }

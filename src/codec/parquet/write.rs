@@ -22,37 +22,37 @@ const ROW_GROUP_ROWS: usize = 1 << 20;
 
 /// How the values of a column are spread, which decides how they are encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in super::super) enum Encoded {
+pub(in super::super) enum ColumnEncoding {
     /// Few different values: a dictionary of them.
-    Few,
+    Dictionary,
     /// Doubles that are nearly all different.
-    Unique,
+    ByteStreamSplit,
     /// Integers close to the ones before them.
-    Delta,
+    DeltaPacked,
 }
 
 /// The key of the unit of a column in its metadata.
-const UNITS: &str = "units";
+const UNIT_METADATA_KEY: &str = "units";
 
 /// A column of doubles that says the unit of its values.
-pub(in super::super) fn unit_column(name: &str, unit: &str, nullable: bool) -> Field {
-    let metadata = HashMap::from([(UNITS.to_owned(), unit.to_owned())]);
+pub(in super::super) fn unit_field(name: &str, unit: &str, nullable: bool) -> Field {
+    let metadata = HashMap::from([(UNIT_METADATA_KEY.to_owned(), unit.to_owned())]);
     Field::new(name, DataType::Float64, nullable).with_metadata(metadata)
 }
 
 /// A Parquet file that is being written.
-pub(in super::super) struct Table {
+pub(in super::super) struct ParquetTable {
     writer: ArrowWriter<Box<dyn Write + Send>>,
     schema: SchemaRef,
 }
 
-impl Table {
+impl ParquetTable {
     /// `metadata` is that of the file.
     pub(in super::super) fn new(
         out: Box<dyn Write + Send>,
-        columns: Vec<(Field, Encoded)>,
+        columns: Vec<(Field, ColumnEncoding)>,
         metadata: &[(&str, &str)],
-    ) -> io::Result<Table> {
+    ) -> io::Result<ParquetTable> {
         let pairs = metadata.iter().map(|(key, value)| KeyValue::new((*key).to_owned(), (*value).to_owned()));
         let mut properties = WriterProperties::builder()
             .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).map_err(io_error)?))
@@ -63,11 +63,11 @@ impl Table {
         for (field, encoded) in &columns {
             let path = ColumnPath::from(field.name().as_str());
             properties = match encoded {
-                Encoded::Few => properties,
-                Encoded::Unique => properties
+                ColumnEncoding::Dictionary => properties,
+                ColumnEncoding::ByteStreamSplit => properties
                     .set_column_dictionary_enabled(path.clone(), false)
                     .set_column_encoding(path, Encoding::BYTE_STREAM_SPLIT),
-                Encoded::Delta => properties
+                ColumnEncoding::DeltaPacked => properties
                     .set_column_dictionary_enabled(path.clone(), false)
                     .set_column_statistics_enabled(path.clone(), EnabledStatistics::Chunk)
                     .set_column_encoding(path, Encoding::DELTA_BINARY_PACKED),
@@ -81,11 +81,11 @@ impl Table {
         add_encoded_arrow_schema_to_metadata(&with_strings(&schema), &mut properties);
         let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
         let writer = ArrowWriter::try_new_with_options(out, schema.clone(), options).map_err(io_error)?;
-        Ok(Table { writer, schema })
+        Ok(ParquetTable { writer, schema })
     }
 
     /// Adds rows, column by column, in the order of the columns.
-    pub(in super::super) fn write(&mut self, columns: Vec<ArrayRef>) -> io::Result<()> {
+    pub(in super::super) fn write_columns(&mut self, columns: Vec<ArrayRef>) -> io::Result<()> {
         let batch = RecordBatch::try_new(self.schema.clone(), columns).map_err(io::Error::other)?;
         self.writer.write(&batch).map_err(io_error)
     }
@@ -97,7 +97,7 @@ impl Table {
     }
 }
 
-impl std::fmt::Debug for Table {
+impl std::fmt::Debug for ParquetTable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Table")
     }
@@ -124,27 +124,29 @@ fn io_error(error: ParquetError) -> io::Error {
 }
 
 /// The type of a column of instants.
-pub(in super::super) fn time_column() -> DataType {
+pub(in super::super) fn time_type() -> DataType {
     DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into()))
 }
 
-pub(in super::super) fn times(millis: impl IntoIterator<Item = Option<i64>>) -> TimestampMillisecondArray {
+pub(in super::super) fn time_array(
+    millis: impl IntoIterator<Item = Option<i64>>,
+) -> TimestampMillisecondArray {
     TimestampMillisecondArray::from_iter(millis).with_timezone("UTC")
 }
 
 /// The type of a column of cities.
-pub(in super::super) fn city_column() -> DataType {
+pub(in super::super) fn city_type() -> DataType {
     DataType::Dictionary(DataType::Int32.into(), DataType::Utf8.into())
 }
 
 /// The cities of rows to be written: runs of one city name it once.
 #[derive(Debug, Default)]
-pub(in super::super) struct Cities {
+pub(in super::super) struct CityColumn {
     keys: Vec<Option<i32>>,
     names: Vec<Box<str>>,
 }
 
-impl Cities {
+impl CityColumn {
     /// Adds `count` rows of one city, or of none.
     pub(in super::super) fn push(&mut self, city: Option<&str>, count: usize) {
         if let Some(city) = city
@@ -161,7 +163,7 @@ impl Cities {
     }
 
     /// The column; what is left is empty.
-    pub(in super::super) fn take(&mut self) -> io::Result<ArrayRef> {
+    pub(in super::super) fn take_array(&mut self) -> io::Result<ArrayRef> {
         let keys = Int32Array::from(std::mem::take(&mut self.keys));
         let names = StringArray::from_iter_values(self.names.drain(..));
         let cities =

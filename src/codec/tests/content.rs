@@ -6,7 +6,7 @@ const CSV: &str = "city,reading_at,temperature,humidity\na,2025-01-01T00:00:00Z,
 
 fn packed(text: &str, compression: Compression) -> Vec<u8> {
     let shared = Shared::default();
-    let mut writer = compressed(Box::new(shared.clone()), compression).unwrap();
+    let mut writer = compressing_writer(Box::new(shared.clone()), compression).unwrap();
     writer.write_all(text.as_bytes()).unwrap();
     writer.finish().unwrap();
     shared.bytes()
@@ -19,7 +19,7 @@ fn cities(bytes: &[u8], format: Format, said: Compression) -> Result<Vec<String>
 }
 
 #[test]
-fn compression_is_what_the_bytes_say() {
+fn compression_is_detected_from_bytes() {
     let all = [Compression::None, Compression::Gzip, Compression::Zstd];
     for (is, said) in all.into_iter().flat_map(|is| all.map(|said| (is, said))) {
         assert_eq!(cities(&packed(CSV, is), Format::Csv, said).unwrap(), ["a"], "{is:?} called {said:?}");
@@ -35,7 +35,7 @@ fn compression_is_what_the_bytes_say() {
 }
 
 #[test]
-fn gzip_has_members_and_zeros_behind_them() {
+fn gzip_accepts_members_and_trailing_zeros() {
     let more = "b,2025-01-01T00:00:00Z,70,50\n";
     let members = [packed(CSV, Compression::Gzip), packed(more, Compression::Gzip)];
     let read = |bytes: &[u8]| cities(bytes, Format::Csv, Compression::Gzip);
@@ -62,7 +62,7 @@ fn zstd_with_a_long_window_is_read() {
 }
 
 #[test]
-fn foreign_files_are_named() {
+fn unsupported_file_types_are_named() {
     let utf_16: Vec<u8> = CSV.encode_utf16().flat_map(u16::to_le_bytes).collect();
     let marked = [&b"\xff\xfe"[..], &utf_16].concat();
     for (bytes, what) in [
@@ -90,7 +90,7 @@ fn object(city: &str) -> String {
 }
 
 #[test]
-fn json_arrays_and_records_that_span_lines_are_read() {
+fn json_arrays_and_multi_line_records_are_read() {
     let read = |text: &str| cities(text.as_bytes(), Format::Json, Compression::None);
     let pretty = |city: &str| object(city).replace(',', ",\n  ").replace('{', "{\n  ").replace('}', "\n}");
     let (a, b, c) = (object("a"), object("b"), object("[c]}, \\\"{"));

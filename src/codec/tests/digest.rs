@@ -39,7 +39,8 @@ fn digests(text: &[u8], format: Format, sizes: &[usize], skips: &[bool]) -> Vec<
         // A header that is not whole is asked for anew: with all of it in one piece.
         let (reader, settings) = (pieces.take().unwrap(), DecodeSettings::default());
         let whole = Pieces { text: text.to_vec(), at: 0, sizes: Vec::new(), calls: 0 };
-        match Decoder::with_digest(Box::new(reader), format, Compression::None, settings, Framing::Quotes) {
+        match FileDecoder::with_digest(Box::new(reader), format, Compression::None, settings, Framing::Quotes)
+        {
             Ok(decoder) => break decoder,
             Err(DecodeError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => pieces = Some(whole),
             Err(error) => panic!("{error}"),
@@ -79,7 +80,7 @@ fn line() -> impl Strategy<Value = String> {
 }
 
 #[test]
-fn running_digest_is_of_all_bytes_before_the_end_of_a_record() {
+fn running_digest_covers_bytes_up_to_record_end() {
     let texts = (
         any::<bool>(),
         proptest::collection::vec((line(), prop_oneof![Just("\n"), Just("\r\n")]), 1..14),
@@ -123,15 +124,15 @@ fn running_digest_is_of_all_bytes_before_the_end_of_a_record() {
 }
 
 #[test]
-fn running_digest_is_of_what_was_compressed() {
+fn running_digest_covers_decompressed_bytes() {
     let text = "city,reading_at,temperature,humidity\na,2025-01-01T00:00:00Z,70,50\n";
     for compression in [Compression::Gzip, Compression::Zstd] {
         let shared = Shared::default();
-        let mut writer = compressed(Box::new(shared.clone()), compression).unwrap();
+        let mut writer = compressing_writer(Box::new(shared.clone()), compression).unwrap();
         writer.write_all(text.as_bytes()).unwrap();
         writer.finish().unwrap();
         let reader = Box::new(io::Cursor::new(shared.bytes()));
-        let mut decoder = Decoder::with_digest(
+        let mut decoder = FileDecoder::with_digest(
             reader,
             Format::Csv,
             compression,

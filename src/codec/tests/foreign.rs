@@ -55,15 +55,15 @@ fn file_of(times: &[Int96]) -> Vec<u8> {
     bytes
 }
 
-fn read(bytes: &[u8], local_time: LocalTime) -> Vec<Decoded> {
+fn read(bytes: &[u8], local_time: LocalTimePolicy) -> Vec<Decoded> {
     let settings = DecodeSettings { local_time, ..DecodeSettings::default() };
     decode_with(bytes, Format::Parquet, Compression::None, settings).unwrap().0
 }
 
 #[test]
-fn wide_times_do_not_wrap() {
+fn wide_parquet_timestamps_do_not_wrap() {
     let noon = 43_200_000_000_000;
-    let utc = LocalTime::Offset(jiff::tz::Offset::UTC);
+    let utc = LocalTimePolicy::Offset(jiff::tz::Offset::UTC);
     let times = [
         (wide_time(0, 1_999_999), Ok("1970-01-01T00:00:00.001Z")),
         (wide_time(-1, noon), Ok("1969-12-31T12:00:00Z")),
@@ -89,13 +89,13 @@ fn wide_times_do_not_wrap() {
         }
     }
     assert_eq!(records.len(), times.len());
-    let refused = &read(&file_of(&[wide_time(0, 0)]), LocalTime::Refuse)[0];
+    let refused = &read(&file_of(&[wide_time(0, 0)]), LocalTimePolicy::Refuse)[0];
     assert_eq!(refused.2.as_ref().unwrap_err().reason, Reason::NoOffset);
 }
 
 #[test]
-fn decimals_of_every_physical_type_are_numbers() {
-    let records = read(&file_of(&[wide_time(0, 0)]), LocalTime::Offset(jiff::tz::Offset::UTC));
+fn parquet_decimals_of_every_physical_type_are_numbers() {
+    let records = read(&file_of(&[wide_time(0, 0)]), LocalTimePolicy::Offset(jiff::tz::Offset::UTC));
     let (city, _, event, revision) = records[0].2.as_ref().unwrap();
     assert_eq!((&**city, *revision), ("5128581", Revision::new(-2)));
     assert_eq!(*event, reading(70.5, 50.25, Some(12.345)));
@@ -103,7 +103,7 @@ fn decimals_of_every_physical_type_are_numbers() {
 
 /// As data frames write them, up to the widest; what is more than an f64 holds is rounded once.
 #[test]
-fn decimals_of_every_width_are_the_nearest_numbers() {
+fn parquet_decimals_of_every_width_are_nearest_doubles() {
     let text = |values: [&str; 1]| Arc::new(StringArray::from(values.to_vec())) as ArrayRef;
     let file = |temperature: ArrayRef| {
         let humidity = Decimal128Array::from(vec![33_333_333_333_333_333_333_333_333_333_333_333_333]);
@@ -136,7 +136,7 @@ fn decimals_of_every_width_are_the_nearest_numbers() {
         column::<Decimal128Type>(70_500_000_000_000_000_000_000_000, 38, 24),
         column::<Decimal256Type>(wide.unwrap(), 76, 60),
     ] {
-        let records = read(&file(temperature), LocalTime::Refuse);
+        let records = read(&file(temperature), LocalTimePolicy::Refuse);
         assert_eq!(records[0].2.as_ref().unwrap().2, reading(70.5, 33.333_333_333_333_336, None));
     }
 }

@@ -40,7 +40,7 @@ fn framed(text: &str, framing: Framing, lengths: impl IntoIterator<Item = usize>
     let mut decoder = loop {
         let file = Growing { text: text.into(), at: 0, there: Arc::clone(&there) };
         let (format, settings) = (Format::Csv, DecodeSettings::default());
-        match Decoder::with_digest(Box::new(file), format, Compression::None, settings, framing) {
+        match FileDecoder::with_digest(Box::new(file), format, Compression::None, settings, framing) {
             Ok(decoder) => break decoder,
             Err(error) if would_block(&error) => grow(),
             Err(error) => panic!("{error}"),
@@ -73,7 +73,7 @@ fn line(city: &str) -> String {
 }
 
 #[test]
-fn records_are_the_same_in_every_split() {
+fn records_do_not_depend_on_chunk_boundaries() {
     let quoted = ["\"x", "\"y\"\"", "z\"", "\"\"\"", "\"", "\"a\"b"].map(line).concat();
     let texts = [
         [HEADER, &line("a"), &line("\"oops"), &line("b"), &line("c")].concat(),
@@ -96,13 +96,13 @@ fn records_are_the_same_in_every_split() {
 }
 
 #[test]
-fn quote_that_stays_open_in_a_followed_file_refuses_its_line_at_once() {
+fn unclosed_quote_in_followed_file_refuses_line_at_once() {
     let text = [HEADER, &line("\"oops"), &line("b")].concat();
     let there = Arc::new(AtomicUsize::new(text.len()));
     let file = Growing { text: [text.as_str(), "more"].concat().into(), at: 0, there };
     let (format, settings) = (Format::Csv, DecodeSettings::default());
     let mut decoder =
-        Decoder::with_digest(Box::new(file), format, Compression::None, settings, Framing::Line).unwrap();
+        FileDecoder::with_digest(Box::new(file), format, Compression::None, settings, Framing::Line).unwrap();
     let refusal = decoder.next().unwrap().unwrap().unwrap_err();
     assert!(refusal.detail.contains("followed file"), "{refusal}");
     assert_eq!(&*decoder.raw(), line("\"oops").trim_end().as_bytes());

@@ -2,13 +2,14 @@
 
 use super::*;
 use crate::model::{
-    Category, ChangeLine, DayLine, DaySummary, DeadLetter, HeatIndex, RecordAt, Row, TemperatureUnit,
+    Category, ChangeLine, DayLine, DaySummary, DeadLetterLine, HeatIndex, RecordLocation, Row,
+    TemperatureUnit,
 };
 
 const UNIT: TemperatureUnit = TemperatureUnit::Fahrenheit;
 
 #[test]
-fn reports() {
+fn report_text_matches_expected() {
     let heat_index = HeatIndex::from_micros(81_500_000);
     let row = Row::new(heat_index, Category::Caution, 163_000_001, 2);
     let at = EventTime::from_millis(1_500).unwrap();
@@ -55,11 +56,11 @@ fn reports() {
     let refusal = Refusal::new(Reason::BadNumber, "x");
     for raw in [&b"a,b"[..], b"\xff"] {
         writer
-            .write(&DeadLetter {
+            .write(&DeadLetterLine {
                 source: "f.csv",
-                at: RecordAt::Line { line: 3 },
+                at: RecordLocation::Line { line: 3 },
                 refusal: &refusal,
-                retried: None,
+                retry: None,
                 raw,
             })
             .unwrap();

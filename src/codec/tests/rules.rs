@@ -12,7 +12,7 @@ fn reason(line: &str, header: &str) -> Result<Owned, Reason> {
 const ALL: &str = "city,reading_at,temperature,humidity,wind_speed,revision,op,deleted";
 
 #[test]
-fn csv_fields() {
+fn csv_fields_are_validated() {
     let t = "2025-01-01T00:00:00Z";
     let at = t.parse::<EventTime>().unwrap();
     let taken = |line: String| reason(&line, ALL).unwrap();
@@ -23,7 +23,7 @@ fn csv_fields() {
     assert_eq!(taken(format!("x,{t},45,66,,7,,")).3, Revision::new(7));
     assert_eq!(taken(format!("x,{t},45,66, ,-7,,False")).2, reading(45.0, 66.0, None));
     for line in ["x,{t},bad,,nan,7,delete,", "x,{t},,,,7,,true", "x,{t},1e9,,,7,upsert,TRUE"] {
-        let expected = ("x".to_string(), at, Event::Withdrawal, Revision::new(7));
+        let expected = ("x".to_string(), at, ReadingEvent::Withdrawal, Revision::new(7));
         assert_eq!(taken(line.replace("{t}", t)), expected, "{line}");
     }
     for (line, reason_code) in [
@@ -63,7 +63,7 @@ fn csv_fields() {
 }
 
 #[test]
-fn details_name_the_value_and_are_short() {
+fn refusal_details_name_value_and_are_short() {
     let line = format!("x,2025-01-01T00:00:00Z,{},66,12,,,", "9x".repeat(5_000));
     let records = decode(&format!("{ALL}\n{line}\n"), Format::Csv);
     let detail = &records[0].2.as_ref().unwrap_err().detail;
@@ -85,7 +85,7 @@ fn times_are_the_same_in_every_format() {
         ("9999-12-31T23:59:59Z", "times end at 9999-12-30T22:00:00Z"),
     ] {
         let settings = DecodeSettings {
-            local_time: LocalTime::Offset(jiff::tz::offset(0)),
+            local_time: LocalTimePolicy::Offset(jiff::tz::offset(0)),
             ..DecodeSettings::default()
         };
         let csv = format!("city,reading_at,temperature,humidity\nx,{text},45,66\n");
@@ -104,7 +104,7 @@ fn times_are_the_same_in_every_format() {
 }
 
 #[test]
-fn headers() {
+fn csv_headers_are_validated() {
     let open = |header: &str, settings: DecodeSettings| {
         let error = decode_with(header.as_bytes(), Format::Csv, Compression::None, settings);
         error.map(|(records, _)| records.len()).map_err(|(_, error)| error)
@@ -122,22 +122,24 @@ fn headers() {
     let dew_point = DecodeSettings { moisture: Moisture::DewPoint, ..plain };
     let missing = open("city,reading_at,temperature,humidity", dew_point).unwrap_err();
     assert!(matches!(missing, DecodeError::MissingColumn { column: "dew_point", .. }));
-    let celsius = DecodeSettings { units: Units::Celsius, ..plain };
+    let celsius = DecodeSettings { temperature_unit: InputTemperatureUnit::Celsius, ..plain };
     let missing = open("city,reading_at,temperature_f,humidity", celsius).unwrap_err();
     assert!(matches!(missing, DecodeError::MissingColumn { column: "temperature", .. }));
 }
 
 #[test]
-fn offsets_are_assumed_where_they_may_be() {
-    let settings =
-        DecodeSettings { local_time: LocalTime::Offset(jiff::tz::offset(-5)), ..DecodeSettings::default() };
+fn missing_offset_is_assumed_only_if_configured() {
+    let settings = DecodeSettings {
+        local_time: LocalTimePolicy::Offset(jiff::tz::offset(-5)),
+        ..DecodeSettings::default()
+    };
     let text = "city,reading_at,temperature,humidity\nx,2025-01-01 00:00:00,45,66\n";
     let (records, _) = decode_with(text.as_bytes(), Format::Csv, Compression::None, settings).unwrap();
     assert_eq!(records[0].2.as_ref().unwrap().1.to_string(), "2025-01-01T05:00:00Z");
 }
 
 #[test]
-fn line_ends_blank_lines_and_marks() {
+fn line_endings_blank_lines_and_byte_order_marks_are_skipped() {
     let text = "\u{feff}city,reading_at,temperature,humidity\r\n\r\nx,2025-01-01T00:00:00Z,45,66\r\n \t\n\ny,2025-01-01T00:00:00Z,45,66\nz,2025-01-01T00:00:00Z,45,66";
     let records = decode(text, Format::Csv);
     let lines: Vec<_> =
@@ -149,7 +151,7 @@ fn line_ends_blank_lines_and_marks() {
 }
 
 #[test]
-fn ignored_fields_are_counted() {
+fn unknown_fields_are_counted() {
     let text = "city,reading_at,temperature,humidity,a,b\nx,2025-01-01T00:00:00Z,45,66,,\nx,2025-01-01T00:00:00Z,45,66,,\n";
     let counted = decode_with(text.as_bytes(), Format::Csv, Compression::None, DecodeSettings::default());
     assert_eq!(counted.unwrap().1, 4);
@@ -159,7 +161,7 @@ fn ignored_fields_are_counted() {
 }
 
 #[test]
-fn quoting() {
+fn csv_quoting_is_parsed() {
     let row = |city: &str| format!("{city},2025-01-01T00:00:00Z,45,66");
     let text = [
         "city,reading_at,temperature,humidity".to_string(),
@@ -193,7 +195,7 @@ fn quoting() {
 }
 
 #[test]
-fn long_records() {
+fn overlong_records_are_refused() {
     let header = "city,reading_at,temperature,humidity,note\n";
     let good = "x,2025-01-01T00:00:00Z,45,66,";
     let exactly = MAX_RECORD_BYTES - good.len();
@@ -218,7 +220,7 @@ fn long_records() {
 }
 
 #[test]
-fn json_fields() {
+fn json_fields_are_validated() {
     let one = |line: &str| {
         let records = decode(line, Format::Json);
         assert_eq!((records.len(), records[0].1.as_slice()), (1, line.as_bytes()));
@@ -235,7 +237,7 @@ fn json_fields() {
     );
     let rest = r#","temperature":45,"humidity":66,"wind_speed":null,"revision":-3,"deleted":null"#;
     assert_eq!(taken(rest), Ok(("x".into(), at, reading(45.0, 66.0, None), Revision::new(-3))));
-    let withdrawal = ("x".to_string(), at, Event::Withdrawal, Revision::new(3));
+    let withdrawal = ("x".to_string(), at, ReadingEvent::Withdrawal, Revision::new(3));
     assert_eq!(taken(r#","deleted":true,"revision":3,"temperature":"bad""#), Ok(withdrawal.clone()));
     assert_eq!(taken(r#","op":"delete","revision":3"#), Ok(withdrawal));
     let escaped =
@@ -273,7 +275,7 @@ fn json_fields() {
 }
 
 #[test]
-fn bytes_that_are_not_text() {
+fn invalid_utf8_is_refused() {
     for (bytes, format) in [
         (&b"city,reading_at,temperature,humidity\nx\xff,2025-01-01T00:00:00Z,45,66\n"[..], Format::Csv),
         (b"{\"city\":\"x\xff\"}\n", Format::Json),
@@ -284,14 +286,14 @@ fn bytes_that_are_not_text() {
 }
 
 #[test]
-fn damaged_compression_ends_the_file_after_what_is_whole() {
+fn damaged_compression_keeps_complete_records() {
     let line = |at: usize| format!("x{at},2025-01-01T00:00:00Z,{},66\n", at % 100);
     let text: String = std::iter::once("city,reading_at,temperature,humidity\n".to_string())
         .chain((0..50_000).map(line))
         .collect();
     for compression in [Compression::Gzip, Compression::Zstd] {
         let shared = Shared::default();
-        let mut file = compressed(Box::new(shared.clone()), compression).unwrap();
+        let mut file = compressing_writer(Box::new(shared.clone()), compression).unwrap();
         file.write_all(text.as_bytes()).unwrap();
         file.finish().unwrap();
         let whole = shared.bytes();
@@ -310,8 +312,8 @@ fn damaged_compression_ends_the_file_after_what_is_whole() {
 }
 
 #[test]
-fn names_say_formats() {
-    let of = |name: &str| detect(Path::new(name)).ok();
+fn file_name_selects_format() {
+    let of = |name: &str| detect_format(Path::new(name)).ok();
     assert_eq!(of("a/b.csv"), Some((Format::Csv, Compression::None)));
     assert_eq!(of("b.JSONL.GZ"), Some((Format::Json, Compression::Gzip)));
     assert_eq!(of("b.2025.ndjson.zst"), Some((Format::Json, Compression::Zstd)));
@@ -327,24 +329,24 @@ fn names_say_formats() {
         ("b.csv.zip", "unpack it"),
         ("b.tar.gz", "unpack it"),
     ] {
-        let error = detect(Path::new(name)).unwrap_err().to_string();
+        let error = detect_format(Path::new(name)).unwrap_err().to_string();
         assert!(error.contains(said) && error.contains(name), "{error}");
     }
     assert_eq!(detect_compression(Path::new("log.gz")), Compression::Gzip);
 }
 
 #[test]
-fn a_decoder_can_go_to_another_thread() {
+fn decoder_is_send() {
     fn sent<T: Send>() {}
-    sent::<Decoder>();
-    sent::<RowsWriter>();
+    sent::<FileDecoder>();
+    sent::<ResultRowsWriter>();
 }
 
 #[test]
-fn records_on_their_own() {
-    let mut decoder = RecordDecoder::new(DecodeSettings::default());
+fn single_records_are_decoded() {
+    let mut decoder = JsonRecordDecoder::new(DecodeSettings::default());
     let spread = b"{\n \"city\": \"x\",\r\n \"reading_at\": \"2025-01-01T00:00:00Z\", \"deleted\": true, \"note\": 1\n}\n";
-    assert_eq!(decoder.decode(spread).unwrap().event, Event::Withdrawal);
+    assert_eq!(decoder.decode(spread).unwrap().event, ReadingEvent::Withdrawal);
     assert_eq!(decoder.ignored_fields(), 1);
     let refusal = decoder.decode(b"{\n \"city\": \"x\",\n oops}").unwrap_err();
     assert_eq!(refusal.reason, Reason::NotDecodable);

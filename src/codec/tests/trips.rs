@@ -31,15 +31,15 @@ fn times() -> impl Strategy<Value = EventTime> {
         .prop_map(|ms| EventTime::from_millis(ms).unwrap())
 }
 
-fn events() -> impl Strategy<Value = Event> {
-    prop_oneof![9 => measurements().prop_map(Event::Reading), 1 => Just(Event::Withdrawal)]
+fn events() -> impl Strategy<Value = ReadingEvent> {
+    prop_oneof![9 => measurements().prop_map(ReadingEvent::Reading), 1 => Just(ReadingEvent::Withdrawal)]
 }
 
-fn log() -> impl Strategy<Value = Vec<(String, EventTime, Event)>> {
+fn log() -> impl Strategy<Value = Vec<(String, EventTime, ReadingEvent)>> {
     proptest::collection::vec((cities(), times(), events()), 0..40)
 }
 
-fn written(log: &[(String, EventTime, Event)], format: Format, compression: Compression) -> Vec<u8> {
+fn written(log: &[(String, EventTime, ReadingEvent)], format: Format, compression: Compression) -> Vec<u8> {
     let shared = Shared::default();
     let mut writer = ReadingsWriter::new(format, compression, true, Box::new(shared.clone())).unwrap();
     for (city, reading_at, event) in log {
@@ -185,7 +185,7 @@ fn csv_is_accounted_for(body: &[u8]) {
 
 fn json_is_accounted_for(input: &[u8]) {
     let decoded = decode_with(input, Format::Json, Compression::None, DecodeSettings::default());
-    if !is_one_record_a_line(input) || matches!(decoded, Err((_, DecodeError::Foreign { .. }))) {
+    if !is_one_record_per_line(input) || matches!(decoded, Err((_, DecodeError::Foreign { .. }))) {
         return;
     }
     let (records, _) = decoded.unwrap();
@@ -214,7 +214,7 @@ fn mutations() -> impl Strategy<Value = Vec<(usize, u8, u8)>> {
 
 proptest! {
     #[test]
-    fn readings_read_back(log in log()) {
+    fn readings_round_trip(log in log()) {
         for (format, compression) in FILES {
             let bytes = written(&log, format, compression);
             let (records, ignored) =
@@ -233,24 +233,24 @@ proptest! {
     }
 
     #[test]
-    fn single_records_read_back(log in log()) {
-        let mut decoder = RecordDecoder::new(DecodeSettings::default());
+    fn single_records_round_trip(log in log()) {
+        let mut decoder = JsonRecordDecoder::new(DecodeSettings::default());
         for (city, at, event) in &log {
             let mut bytes = Vec::new();
-            json_record(&Fields::of(city, *at, event), &mut bytes);
+            push_json_record(&RecordFields::from_event(city, *at, event), &mut bytes);
             let upsert = decoder.decode(&bytes).unwrap();
             prop_assert_eq!((upsert.city, upsert.reading_at, upsert.event), (city.as_str(), *at, *event));
         }
     }
 
     #[test]
-    fn result_rows_read_back_bit_for_bit(cities in proptest::collection::btree_map(cities(), result_rows(), 0..5)) {
+    fn result_rows_round_trip_bit_for_bit(cities in proptest::collection::btree_map(cities(), result_rows(), 0..5)) {
         let all: Vec<_> =
             cities.iter().flat_map(|(city, rows)| rows.iter().map(|row| expected(city, row))).collect();
         let written = |format: Format| {
             let shared = Shared::default();
             let out = Box::new(shared.clone());
-            let mut writer = RowsWriter::new(format, Compression::None, OutputUnits::STORED, out).unwrap();
+            let mut writer = ResultRowsWriter::new(format, Compression::None, OutputUnits::STORED, out).unwrap();
             for (city, rows) in &cities {
                 writer.write(&CityRows { city, rows }).unwrap();
             }
@@ -263,13 +263,13 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_accounted_for(bytes: Vec<u8>) {
+    fn arbitrary_bytes_are_accounted_for(bytes: Vec<u8>) {
         csv_is_accounted_for(&bytes);
         json_is_accounted_for(&bytes);
     }
 
     #[test]
-    fn any_structure_is_accounted_for(text in "[\",\r\nx {}:1\\\\]{0,80}") {
+    fn arbitrary_structure_is_accounted_for(text in "[\",\r\nx {}:1\\\\]{0,80}") {
         csv_is_accounted_for(text.as_bytes());
         json_is_accounted_for(text.as_bytes());
     }
@@ -282,7 +282,7 @@ proptest! {
     }
 
     #[test]
-    fn damaged_parquet_is_an_error_or_read(log in log(), mutations in mutations(), cut in any::<Option<usize>>()) {
+    fn damaged_parquet_reads_or_errors(log in log(), mutations in mutations(), cut in any::<Option<usize>>()) {
         let mut bytes = mutated(written(&log, Format::Parquet, Compression::None), &mutations);
         if let Some(cut) = cut {
             bytes.truncate(cut % (bytes.len() + 1));
@@ -312,7 +312,7 @@ fn wide_parquet(notes: usize, has_humidity: bool) -> Vec<u8> {
 }
 
 #[test]
-fn parquet_of_many_columns_is_read_in_linear_time() {
+fn wide_parquet_is_read_in_linear_time() {
     let read = |notes: usize| {
         let bytes = wide_parquet(notes, true);
         let started = std::time::Instant::now();
@@ -328,7 +328,7 @@ fn parquet_of_many_columns_is_read_in_linear_time() {
 }
 
 #[test]
-fn an_error_names_some_of_many_columns() {
+fn error_lists_a_bounded_number_of_columns() {
     let refused = decode_with(
         &wide_parquet(50_000, false),
         Format::Parquet,
@@ -341,9 +341,10 @@ fn an_error_names_some_of_many_columns() {
 
 /// Among them the signs of all offsets and lengths.
 #[test]
-fn every_flipped_bit_of_parquet_is_an_error_or_read() {
+fn parquet_with_any_flipped_bit_reads_or_errors() {
     let measurement = Measurement::new(86.0, 66.0, Some(4.0)).unwrap();
-    let log = ["x", "y"].map(|city| (city.to_owned(), EventTime::default(), Event::Reading(measurement)));
+    let log =
+        ["x", "y"].map(|city| (city.to_owned(), EventTime::default(), ReadingEvent::Reading(measurement)));
     let bytes = written(&log, Format::Parquet, Compression::None);
     for bit in 0..bytes.len() * 8 {
         let mut bytes = bytes.clone();
@@ -367,26 +368,32 @@ fn long_files_are_accounted_for() {
 }
 
 #[test]
-fn records_within_no_rule_can_be_written() {
+fn out_of_range_records_can_be_written() {
     let fields = [
-        (Fields { city: Some("x"), temperature: Some(999.0), ..Fields::default() }, Reason::MissingField),
         (
-            Fields {
+            RecordFields { city: Some("x"), temperature: Some(999.0), ..RecordFields::default() },
+            Reason::MissingField,
+        ),
+        (
+            RecordFields {
                 city: Some("x"),
                 reading_at: Some(EventTime::default()),
                 temperature: Some(999.0),
                 humidity: Some(5.0),
-                ..Fields::default()
+                ..RecordFields::default()
             },
             Reason::OutOfRange,
         ),
-        (Fields { reading_at: Some(EventTime::default()), ..Fields::default() }, Reason::MissingField),
         (
-            Fields {
+            RecordFields { reading_at: Some(EventTime::default()), ..RecordFields::default() },
+            Reason::MissingField,
+        ),
+        (
+            RecordFields {
                 city: Some("x"),
                 reading_at: Some(EventTime::default()),
                 temperature: Some(f64::NAN),
-                ..Fields::default()
+                ..RecordFields::default()
             },
             Reason::BadNumber,
         ),
@@ -397,7 +404,7 @@ fn records_within_no_rule_can_be_written() {
         for (record, _) in &fields {
             writer.write_fields(record).unwrap();
         }
-        assert!(writer.write("x", EventTime::default(), &Event::Withdrawal).is_err());
+        assert!(writer.write("x", EventTime::default(), &ReadingEvent::Withdrawal).is_err());
         assert_eq!(writer.write_raw(b"not a record").is_ok(), format != Format::Parquet);
         writer.finish().unwrap();
         let (records, _) =
@@ -417,7 +424,7 @@ fn records_within_no_rule_can_be_written() {
 }
 
 #[test]
-fn a_full_disk_is_an_error() {
+fn full_disk_is_a_write_error() {
     let row = ResultRow {
         reading_at: EventTime::default(),
         measurement: Measurement::new(45.0, 66.0, None).unwrap(),
@@ -427,7 +434,7 @@ fn a_full_disk_is_an_error() {
         category: Category::None,
     };
     for (format, compression) in FILES {
-        let begun = RowsWriter::new(format, compression, OutputUnits::STORED, Box::new(Full(30)));
+        let begun = ResultRowsWriter::new(format, compression, OutputUnits::STORED, Box::new(Full(30)));
         let failed = begun.and_then(|mut writer| {
             writer.write(&CityRows { city: "x", rows: &[row; 100] })?;
             writer.finish()

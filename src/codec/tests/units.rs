@@ -30,7 +30,8 @@ fn rows() -> [ResultRow; 3] {
 
 fn written(format: Format) -> Vec<u8> {
     let shared = Shared::default();
-    let mut writer = RowsWriter::new(format, Compression::None, UNITS, Box::new(shared.clone())).unwrap();
+    let mut writer =
+        ResultRowsWriter::new(format, Compression::None, UNITS, Box::new(shared.clone())).unwrap();
     writer.write(&CityRows { city: "x", rows: &rows() }).unwrap();
     writer.finish().unwrap();
     shared.bytes()
@@ -44,7 +45,7 @@ x,1970-01-01T00:00:01.5Z,0,63.1,0,1982.2222222222222,1982.2222222222222,3,cautio
 ";
 
 #[test]
-fn result_rows_in_celsius_are_the_same_in_every_format() {
+fn celsius_rows_are_equal_in_every_format() {
     assert_eq!(String::from_utf8(written(Format::Csv)).unwrap(), CSV);
     let numbers = |line: &str| -> Vec<Option<f64>> {
         line.split(',').skip(2).take(5).map(|field| field.parse().ok()).collect()
@@ -91,7 +92,7 @@ fn parquet_numbers(columns: &[&str]) -> Vec<Vec<Option<f64>>> {
 }
 
 #[test]
-fn reports_in_celsius_say_so() {
+fn celsius_reports_name_their_unit() {
     let row = Row::new(HeatIndex::from_micros(86_180_000), Category::Caution, 131_720_000, 2);
     let at = EventTime::from_millis(1_500).unwrap();
     let shared = Shared::default();

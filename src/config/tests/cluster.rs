@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn a_cluster_on_several_hosts_has_a_secret() {
+fn cluster_on_several_hosts_needs_secret() {
     let written = Written::new("[cluster]\nprocesses = 2\nhosts = \"hosts\"\n");
     let hosts = written.0.path().join("hosts");
     let load = |process: &str, secret: Option<&str>| {
@@ -10,7 +10,7 @@ fn a_cluster_on_several_hosts_has_a_secret() {
             ("cluster.process".to_owned(), "--process", process.to_owned()),
         ];
         flags.extend(secret.map(|secret| ("cluster.secret".to_owned(), "a flag", secret.to_owned())));
-        Config::load(&Layers { flags, ..written.layers() })
+        Config::load(&ConfigLayers { flags, ..written.layers() })
     };
     for (addresses, needed) in [
         ("127.0.0.1:1\nlocalhost:2\n10.0.0.1:3\n", false),
@@ -48,14 +48,14 @@ fn a_cluster_on_several_hosts_has_a_secret() {
 }
 
 #[test]
-fn cluster_tls_takes_three_files_or_none() {
+fn cluster_tls_needs_all_three_files_or_none() {
     let written = Written::new("");
     let path = written.0.path().join("a.pem");
     std::fs::write(&path, "").unwrap();
     let load = |given: &[&str]| {
         let flags =
             given.iter().map(|name| (format!("cluster.tls.{name}"), "a flag", path.display().to_string()));
-        Config::load(&Layers { flags: flags.collect(), ..written.layers() })
+        Config::load(&ConfigLayers { flags: flags.collect(), ..written.layers() })
     };
     assert!(load(&[]).unwrap().plan.cluster.tls.is_none());
     let all = load(&["certificate", "key", "ca"]).unwrap().plan.cluster.tls.unwrap();

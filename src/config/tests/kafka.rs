@@ -2,7 +2,7 @@ use super::*;
 use crate::kafka::partitioner::Partitioner;
 use crate::model::EventTime;
 use crate::sinks::kafka::{Delivery, KafkaSinkPlan, RowFormat};
-use crate::sources::kafka::{KafkaPlan, RecordFormat, RegistryPlan, Start};
+use crate::sources::kafka::{KafkaSourcePlan, OffsetReset, RecordFormat, RegistryPlan};
 
 /// As other programs write it.
 const PLAIN: &str = r#"
@@ -22,7 +22,7 @@ delivery = "exactly_once"
 commit_interval = "100ms"
 "#;
 
-fn source(config: &Config) -> &KafkaPlan {
+fn source(config: &Config) -> &KafkaSourcePlan {
     match &config.plan.sources[0].kind {
         SourceKind::Kafka(plan) => plan,
         other => panic!("{other:?}"),
@@ -34,13 +34,16 @@ fn sink(config: &Config) -> &KafkaSinkPlan {
 }
 
 #[test]
-fn a_source_and_a_sink_need_few_keys() {
+fn minimal_source_and_sink_keys_suffice() {
     let config = Written::new(PLAIN).load().unwrap();
     assert_eq!(config.plan.sources[0].name, "readings");
-    assert_eq!(config.plan.ingest.as_ref().unwrap().into.as_deref(), Some("readings"));
+    assert_eq!(config.plan.ingest.as_ref().unwrap().source.as_deref(), Some("readings"));
     let plan = source(&config);
     assert_eq!((plan.cluster.brokers.as_str(), plan.topic.as_str()), ("127.0.0.1:9092", "readings"));
-    assert_eq!((&plan.format, plan.start, plan.create_topics), (&RecordFormat::Json, Start::Earliest, None));
+    assert_eq!(
+        (&plan.format, plan.offset_reset, plan.create_topics),
+        (&RecordFormat::Json, OffsetReset::Earliest, None)
+    );
     assert_eq!(
         (plan.progress_topic.as_str(), plan.group.as_str()),
         ("readings.progress", "swelter-readings")
@@ -49,17 +52,17 @@ fn a_source_and_a_sink_need_few_keys() {
     let plan = sink(&config);
     assert_eq!((plan.topic.as_str(), plan.current_topic.as_deref()), ("heat-index", Some("heat-index-now")));
     assert_eq!((&plan.format, plan.create_topics), (&RowFormat::Json, None));
-    let outlet = &plan.outlet;
+    let outlet = &plan.output;
     assert_eq!(outlet.cluster, source(&config).cluster);
     assert_eq!((outlet.progress_topic.as_str(), outlet.shards), ("heat-index-progress", 2));
     assert_eq!(outlet.delivery, Delivery::ExactlyOnce);
     let waits = (outlet.commit_interval, outlet.transaction_timeout);
-    assert_eq!(waits, (Wait::from_millis(100), Wait::from_secs(60)));
+    assert_eq!(waits, (Duration::from_millis(100), Duration::from_secs(60)));
     assert!(config.warnings().is_empty());
 }
 
 #[test]
-fn every_key_is_read() {
+fn every_kafka_key_is_read() {
     let written = Written::new(
         r#"
         ingest.into = "second"
@@ -100,7 +103,7 @@ fn every_key_is_read() {
         "#,
     );
     let config = written.load().unwrap();
-    assert_eq!(config.plan.ingest.as_ref().unwrap().into.as_deref(), Some("second"));
+    assert_eq!(config.plan.ingest.as_ref().unwrap().source.as_deref(), Some("second"));
     let plan = source(&config);
     assert_eq!(plan.cluster.brokers, "a:1,b:2");
     let properties: Vec<_> = plan.cluster.properties.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
@@ -109,22 +112,22 @@ fn every_key_is_read() {
     assert_eq!(urls.as_slice(), ["http://a.example:8081", "https://b.example/registry"]);
     assert_eq!(user.as_ref().unwrap(), &("swelter".to_owned(), "hunter2:3".to_owned()));
     let time = "2025-06-01T00:00:00Z".parse::<EventTime>().unwrap();
-    assert_eq!((plan.start, plan.create_topics), (Start::At(time), Some(5)));
+    assert_eq!((plan.offset_reset, plan.create_topics), (OffsetReset::FromTime(time), Some(5)));
     assert_eq!((plan.partitioner, plan.retry_after), (Partitioner::Consistent, Some(duration("5m"))));
     let SourceKind::Kafka(second) = &config.plan.sources[1].kind else { panic!("{:?}", config.plan) };
     assert_eq!(
-        (second.start, second.cluster.properties["security.protocol"].as_str()),
-        (plan.start, "plaintext")
+        (second.offset_reset, second.cluster.properties["security.protocol"].as_str()),
+        (plan.offset_reset, "plaintext")
     );
     let plan = sink(&config);
-    assert_eq!((&plan.format, plan.create_topics, plan.outlet.shards), (&RowFormat::BareAvro, Some(12), 8));
-    assert_eq!((plan.outlet.delivery, plan.current_topic.as_ref()), (Delivery::AtLeastOnce, None));
+    assert_eq!((&plan.format, plan.create_topics, plan.output.shards), (&RowFormat::BareAvro, Some(12), 8));
+    assert_eq!((plan.output.delivery, plan.current_topic.as_ref()), (Delivery::AtLeastOnce, None));
     assert!(!format!("{:?}", config.plan).contains("hunter2"));
 }
 
 /// Only transactions keep whoever is taken over from writing on.
 #[test]
-fn what_takes_over_writes_exactly_once() {
+fn standby_and_takeover_need_exactly_once() {
     let start = |start: &str, delivery: &str| {
         let written = PLAIN.replace("exactly_once", delivery);
         Written::new(&format!("cluster.start = '{start}'\n{written}")).load()
@@ -140,7 +143,7 @@ fn what_takes_over_writes_exactly_once() {
 }
 
 #[test]
-fn problems_name_their_place() {
+fn errors_name_their_key() {
     let written = Written::new(
         "results.lateness = '1h'\n\
          ingest.into = 'nobody'\n\
@@ -183,7 +186,7 @@ fn problems_name_their_place() {
 }
 
 #[test]
-fn avro_needs_schemas_from_one_place() {
+fn avro_needs_exactly_one_schema_source() {
     let load = |rest: &str| {
         let head = "[[sources]]\ntype = 'kafka'\nbrokers = 'a:1'\ntopic = 't'\n";
         Written::new(&format!("{head}{rest}")).load()
@@ -224,10 +227,10 @@ fn avro_needs_schemas_from_one_place() {
 }
 
 #[test]
-fn ingest_goes_to_the_first_topic_or_the_named_one() {
+fn ingest_uses_first_topic_or_named_one() {
     let into = |text: &str| {
         let config = Written::new(text).load();
-        config.map(|config| config.plan.ingest.unwrap().into).map_err(|errors| errors.to_string())
+        config.map(|config| config.plan.ingest.unwrap().source).map_err(|errors| errors.to_string())
     };
     assert_eq!(into(""), Ok(None));
     assert_eq!(into(PLAIN), Ok(Some("readings".into())));
@@ -261,7 +264,7 @@ fn secrets_come_from_variables_and_are_never_printed() {
     assert!(printed.contains("\n# schema_registry_user is secret and not shown"), "{printed}");
     let again = Written::new(&printed).load().unwrap();
     assert_eq!(again.to_toml().lines().count(), printed.lines().count() - 2, "{printed}");
-    assert_eq!(sink(&again).outlet.commit_interval, Wait::from_millis(20));
+    assert_eq!(sink(&again).output.commit_interval, Duration::from_millis(20));
     assert_eq!(
         source(&again).format,
         RecordFormat::AvroRegistry(RegistryPlan { urls: vec!["https://r".into()], user: None })
@@ -269,7 +272,7 @@ fn secrets_come_from_variables_and_are_never_printed() {
 }
 
 #[test]
-fn progress_is_shared_within_a_cluster_alone() {
+fn progress_topic_is_shared_only_within_one_kafka_cluster() {
     let load = |properties: &str| {
         let source = "[[sources]]\ntype = 'kafka'\nbrokers = 'a:1'\nprogress_topic = 'p'\n";
         let text = format!("{source}topic = 'one'\n{source}topic = 'two'\nproperties = {{ {properties} }}\n");
@@ -281,7 +284,7 @@ fn progress_is_shared_within_a_cluster_alone() {
 }
 
 #[test]
-fn passwords_on_an_open_way_are_warned_of() {
+fn passwords_without_tls_warn() {
     let warnings = |brokers: &str, protocol: &str, registry: &str| {
         let text = format!(
             "[[sources]]\ntype = 'kafka'\nbrokers = '{brokers}'\ntopic = 't'\nformat = 'avro'\n\

@@ -1,14 +1,14 @@
 //! Keys that say how the records of a source are written.
 
 use super::*;
-use crate::codec::{DecodeSettings, HumidityScale, ReadOptions, TimeFormat, WindUnits};
-use crate::model::LocalTime;
+use crate::codec::{DecodeSettings, HumidityScale, InputWindUnit, ReadOptions, TimeFormat};
+use crate::model::LocalTimePolicy;
 
 const FILE: &str = "[[sources]]\ntype = 'file'\nname = 'x'\npath = 'x.csv'\n";
 
 fn options(keys: &str) -> ReadOptions {
     let config = Written::new(&format!("{FILE}{keys}")).load();
-    config.unwrap_or_else(|errors| panic!("{errors:?}")).plan.sources[0].read.clone()
+    config.unwrap_or_else(|errors| panic!("{errors:?}")).plan.sources[0].read_options.clone()
 }
 
 fn refused(text: &str) -> String {
@@ -17,19 +17,22 @@ fn refused(text: &str) -> String {
 }
 
 #[test]
-fn file_source_takes_every_option() {
+fn file_source_accepts_every_read_option() {
     let read = options(
         "units = 'kelvin'\nhumidity = 'fraction'\nwind_units = 'm/s'\ntime_zone = 'America/New_York'\n\
          columns = 'city=@,temperature=T/10'\nnull = 'M,NA'\ntime_format = '%d.%m.%Y %H:%M'\n\
          delimiter = ';'\ndecimal_comma = true\nflags = 's'\nheader = 'a,b'\nskip_lines = 3\n",
     );
     let settings = read.settings;
-    assert_eq!((settings.units, settings.humidity), (Units::Kelvin, HumidityScale::Fraction));
-    assert_eq!(settings.wind_units, WindUnits::MetresPerSecond);
-    assert!(matches!(settings.local_time, LocalTime::Zone(zone) if zone.name() == "America/New_York"));
+    assert_eq!(
+        (settings.temperature_unit, settings.humidity),
+        (InputTemperatureUnit::Kelvin, HumidityScale::Fraction)
+    );
+    assert_eq!(settings.wind_unit, InputWindUnit::MetresPerSecond);
+    assert!(matches!(settings.local_time, LocalTimePolicy::Zone(zone) if zone.name() == "America/New_York"));
     assert_eq!(read.record.columns.to_string(), "city=@x,temperature=T/10");
     assert_eq!(
-        (&read.record.null[..], &read.record.flags[..]),
+        (&read.record.null_values[..], &read.record.number_flags[..]),
         (&["M".into(), "NA".into()][..], &["s".into()][..])
     );
     assert!(matches!(read.record.time_format, TimeFormat::Pattern(_)) && read.record.decimal_comma);
@@ -38,22 +41,22 @@ fn file_source_takes_every_option() {
 }
 
 #[test]
-fn sources_are_as_decode_says_unless_they_say_otherwise() {
+fn source_options_override_decode_defaults() {
     let decode = "[decode]\nunits = 'celsius'\ntime_zone = 'Europe/Berlin'\n";
     let config = Written::new(&format!("{decode}{FILE}assume_offset = '-05:00'\n")).load().unwrap();
-    let read = &config.plan.sources[0].read;
-    assert_eq!(read.settings.units, Units::Celsius);
-    assert!(matches!(read.settings.local_time, LocalTime::Offset(_)));
-    assert!(matches!(config.plan.decode.local_time, LocalTime::Zone(_)));
-    assert_eq!(config.plan.posts(), config.plan.decode.into(), "the journal's");
+    let read = &config.plan.sources[0].read_options;
+    assert_eq!(read.settings.temperature_unit, InputTemperatureUnit::Celsius);
+    assert!(matches!(read.settings.local_time, LocalTimePolicy::Offset(_)));
+    assert!(matches!(config.plan.decode.local_time, LocalTimePolicy::Zone(_)));
+    assert_eq!(config.plan.ingest_read_options(), config.plan.decode.into(), "the journal's");
     let topic = "[[sources]]\ntype = 'kafka'\nbrokers = '127.0.0.1:1'\ntopic = 'r'\nunits = 'kelvin'\ncolumns = 'temperature=t'\n";
     let config = Written::new(topic).load().unwrap();
-    assert_eq!(config.plan.posts(), config.plan.sources[0].read);
-    assert_eq!(config.plan.posts().settings.units, Units::Kelvin);
+    assert_eq!(config.plan.ingest_read_options(), config.plan.sources[0].read_options);
+    assert_eq!(config.plan.ingest_read_options().settings.temperature_unit, InputTemperatureUnit::Kelvin);
 }
 
 #[test]
-fn options_that_cannot_be_applied_are_refused_by_key() {
+fn inapplicable_options_are_refused_by_key() {
     let json = FILE.replace("x.csv", "x.jsonl");
     for (text, key) in [
         (format!("{json}delimiter = ';'\n"), "x.delimiter (swelter.toml, line 5): is for CSV alone"),
@@ -85,8 +88,8 @@ fn options_that_cannot_be_applied_are_refused_by_key() {
 }
 
 #[test]
-fn identity_of_a_file_says_how_it_is_read() {
-    let identity = |keys: &str| options(keys).identity(&DecodeSettings::default());
+fn file_identity_contains_read_options() {
+    let identity = |keys: &str| options(keys).identity_text(&DecodeSettings::default());
     assert_eq!(identity(""), "");
     assert_eq!(identity("delimiter = ','\n"), "", "as it is without it");
     assert_eq!(
@@ -97,7 +100,7 @@ fn identity_of_a_file_says_how_it_is_read() {
 
 /// What is wrong with a path is said alone, and not that its other keys are unknown.
 #[test]
-fn wrong_path_is_the_only_problem() {
+fn invalid_path_is_reported_alone() {
     let said = refused(&format!("{}delimiter = ';'\nskip_lines = 2\n", FILE.replace("x.csv", "x.txt")));
     assert!(said.lines().count() == 1 && said.contains("does not say its format"), "{said}");
 }

@@ -11,9 +11,9 @@ use std::sync::LazyLock;
 use libm::{exp, log};
 
 /// Core temperature, K.
-const CORE: f64 = 310.0;
+const CORE_TEMPERATURE: f64 = 310.0;
 /// Triple point of water, K, and its pressure, Pa.
-const TRIPLE: f64 = 273.16;
+const TRIPLE_POINT: f64 = 273.16;
 const TRIPLE_PRESSURE: f64 = 611.65;
 /// Gas constants of dry air and water vapour, heat capacities of vapour (at constant volume and pressure), liquid
 /// water, ice and air (at constant pressure), J/kg/K.
@@ -28,7 +28,7 @@ const AIR_CP: f64 = 719.0 + GAS_AIR;
 const VAPORIZATION: f64 = 2.3740e6;
 const FUSION: f64 = 0.3337e6;
 /// Latent heat of vaporization at the core temperature, J/kg: the form of 2025 states it, rounded.
-const LATENT: f64 = 2_417_405.2;
+const LATENT_HEAT: f64 = 2_417_405.2;
 /// Pressure of the air, and the greatest vapour pressure of reference air, Pa.
 const AIR_PRESSURE: f64 = 1.013e5;
 const REFERENCE_VAPOUR: f64 = 1600.0;
@@ -37,7 +37,7 @@ const METABOLISM: f64 = 180.0;
 const BREATH: f64 = 1.43e-6;
 /// Heat lost by breathing, W/m², per K and per Pa that the air has less than the core.
 const BREATH_PER_K: f64 = BREATH * METABOLISM * AIR_CP;
-const BREATH_PER_PA: f64 = BREATH * METABOLISM * LATENT * GAS_AIR / (AIR_PRESSURE * GAS_VAPOUR);
+const BREATH_PER_PA: f64 = BREATH * METABOLISM * LATENT_HEAT * GAS_AIR / (AIR_PRESSURE * GAS_VAPOUR);
 /// What naked skin gives to the air: by convection, W/m²/K, by radiation, W/m²/K⁴, and as vapour, against Pa m²/W.
 const CONVECTION: f64 = 12.3;
 const RADIATION: f64 = 0.97 * 0.80 * 5.67e-8;
@@ -45,16 +45,16 @@ const AIR_RESISTANCE: f64 = 60.6 / CONVECTION;
 /// The skin resists vapour by this times the fifth power of how it resists heat.
 const SKIN_VAPOUR: f64 = 6e8;
 /// The vapour pressure of sweat, over that of pure water, and that of the core, Pa (a test computes it).
-const SWEAT: f64 = 0.9;
+const SWEAT_VAPOUR_RATIO: f64 = 0.9;
 const CORE_VAPOUR: f64 = 5612.299124343398;
 
 /// Air temperatures from and to which readings and reference air are tabulated, K: what is accepted, and some room.
-const COLDEST: f64 = 183.0;
-const HOTTEST: f64 = 333.5;
+const MIN_AIR_TEMPERATURE: f64 = 183.0;
+const MAX_AIR_TEMPERATURE: f64 = 333.5;
 /// Where sweat drips, skin is warmer than this, K (by a degree and more, in accepted readings and their reference).
-const DRIPPING_FROM: f64 = 303.0;
+const DRIPPING_SKIN_MIN: f64 = 303.0;
 /// In no accepted reading does a body gain more heat than this, W/m².
-const GREATEST_GAIN: f64 = 3600.0;
+const MAX_GAIN: f64 = 3600.0;
 
 /// The heat index of Lu and Romps, in °F, for `t` in °F (-130 to 140) and `rh` in % (0 to 100; over ice below the
 /// triple point): the model of "Extending the heat index" (Lu and Romps 2022, doi:10.1175/jamc-d-22-0021.1) in its
@@ -65,7 +65,7 @@ pub fn lu_romps(t: f64, rh: f64) -> f64 {
     let air = Air::new(temperature, humidity * saturation(temperature));
     let gain = air.gain();
     let reference = if gain < 0.0 {
-        tables.of_resistance.at((CORE - tables.skin(&air, humidity)) / air.heat)
+        tables.of_resistance.at((CORE_TEMPERATURE - tables.skin(&air, humidity)) / air.heat)
     } else {
         tables.of_gain.at(gain)
     };
@@ -75,10 +75,10 @@ pub fn lu_romps(t: f64, rh: f64) -> f64 {
 /// Saturation vapour pressure, Pa, at `t` K: over ice below the triple point.
 fn saturation(t: f64) -> f64 {
     let (heat_capacity, internal_energy) =
-        if t >= TRIPLE { (WATER_C, VAPORIZATION) } else { (ICE_C, VAPORIZATION + FUSION) };
+        if t >= TRIPLE_POINT { (WATER_C, VAPORIZATION) } else { (ICE_C, VAPORIZATION + FUSION) };
     let power = (VAPOUR_CP - heat_capacity) / GAS_VAPOUR;
-    let decay = (internal_energy - (VAPOUR_CV - heat_capacity) * TRIPLE) / GAS_VAPOUR;
-    TRIPLE_PRESSURE * exp(power * log(t / TRIPLE) + decay * (1.0 / TRIPLE - 1.0 / t))
+    let decay = (internal_energy - (VAPOUR_CV - heat_capacity) * TRIPLE_POINT) / GAS_VAPOUR;
+    TRIPLE_PRESSURE * exp(power * log(t / TRIPLE_POINT) + decay * (1.0 / TRIPLE_POINT - 1.0 / t))
 }
 
 /// The air around a body.
@@ -93,7 +93,7 @@ struct Air {
 
 impl Air {
     fn new(temperature: f64, vapour: f64) -> Air {
-        let breath = BREATH_PER_K * (CORE - temperature) + BREATH_PER_PA * (CORE_VAPOUR - vapour);
+        let breath = BREATH_PER_K * (CORE_TEMPERATURE - temperature) + BREATH_PER_PA * (CORE_VAPOUR - vapour);
         Air { temperature, vapour, heat: METABOLISM - breath }
     }
 
@@ -104,7 +104,7 @@ impl Air {
 
     /// Heat gained by a body whose skin resists nothing.
     fn gain(&self) -> f64 {
-        self.heat - self.dry_loss(CORE) - (CORE_VAPOUR - self.vapour) / AIR_RESISTANCE
+        self.heat - self.dry_loss(CORE_TEMPERATURE) - (CORE_VAPOUR - self.vapour) / AIR_RESISTANCE
     }
 
     /// Heat lost otherwise than by sweating, by skin of `skin` K.
@@ -115,7 +115,7 @@ impl Air {
 
     /// Heat lost by sweat that evaporates from skin of `skin` K, and how fast that rises with `skin`.
     fn evaporation(&self, skin: f64) -> (f64, f64) {
-        let resistance = (CORE - skin) / self.heat;
+        let resistance = (CORE_TEMPERATURE - skin) / self.heat;
         let fourth = SKIN_VAPOUR * (resistance * resistance) * (resistance * resistance);
         let total = fourth * resistance + AIR_RESISTANCE;
         let loss = (CORE_VAPOUR - self.vapour) / total;
@@ -124,43 +124,43 @@ impl Air {
 
     /// Heat lost by skin of `skin` K that drips with sweat.
     fn dripping(&self, skin: f64) -> f64 {
-        (SWEAT * saturation(skin) - self.vapour) / AIR_RESISTANCE
+        (SWEAT_VAPOUR_RATIO * saturation(skin) - self.vapour) / AIR_RESISTANCE
     }
 
     /// The temperature of skin that does not drip.
     fn dry_skin(&self) -> f64 {
-        root(0.0, CORE, |skin| self.dry_loss(skin) + self.evaporation(skin).0 - self.heat)
+        bisect_root(0.0, CORE_TEMPERATURE, |skin| self.dry_loss(skin) + self.evaporation(skin).0 - self.heat)
     }
 
     /// The resistance of the skin to heat, K m²/W.
     fn resistance(&self) -> f64 {
         let loss = |skin| self.dry_loss(skin) + self.evaporation(skin).0.min(self.dripping(skin));
-        (CORE - root(100.0, CORE, |skin| loss(skin) - self.heat)) / self.heat
+        (CORE_TEMPERATURE - bisect_root(100.0, CORE_TEMPERATURE, |skin| loss(skin) - self.heat)) / self.heat
     }
 }
 
 /// What dripping skin of `skin` K loses, as far as that does not depend on the air.
 fn dripping_loss(skin: f64) -> f64 {
     let square = skin * skin;
-    CONVECTION * skin + RADIATION * square * square + SWEAT / AIR_RESISTANCE * saturation(skin)
+    CONVECTION * skin + RADIATION * square * square + SWEAT_VAPOUR_RATIO / AIR_RESISTANCE * saturation(skin)
 }
 
 /// The reference air, K, in which skin has that resistance.
 fn reference_of_resistance(resistance: f64) -> f64 {
-    root(COLDEST - 5.0, 346.0, |t| {
+    bisect_root(MIN_AIR_TEMPERATURE - 5.0, 346.0, |t| {
         let air = Air::reference(t);
-        let skin = CORE - resistance * air.heat;
+        let skin = CORE_TEMPERATURE - resistance * air.heat;
         air.heat - air.dry_loss(skin) - air.evaporation(skin).0.min(air.dripping(skin))
     })
 }
 
 /// The reference air, K, in which a body without resistance gains that much.
 fn reference_of_gain(gain: f64) -> f64 {
-    root(340.0, 1000.0, |t| Air::reference(t).gain() - gain)
+    bisect_root(340.0, 1000.0, |t| Air::reference(t).gain() - gain)
 }
 
 /// Where `f`, which rises, passes zero between `low` and `high`: bisected until nothing lies between.
-fn root(mut low: f64, mut high: f64, f: impl Fn(f64) -> f64) -> f64 {
+fn bisect_root(mut low: f64, mut high: f64, f: impl Fn(f64) -> f64) -> f64 {
     loop {
         let middle = 0.5 * (low + high);
         if middle <= low || middle >= high {
@@ -193,10 +193,10 @@ const HUMIDITIES: usize = 16;
 
 impl Tables {
     fn new() -> Tables {
-        let [from, to] = [DRIPPING_FROM, CORE].map(dripping_loss);
-        let temperatures = ((HOTTEST - COLDEST) * PER_K) as usize + 1;
+        let [from, to] = [DRIPPING_SKIN_MIN, CORE_TEMPERATURE].map(dripping_loss);
+        let temperatures = ((MAX_AIR_TEMPERATURE - MIN_AIR_TEMPERATURE) * PER_K) as usize + 1;
         let dry_skin = (0..=temperatures).map(|i| {
-            let temperature = COLDEST + i as f64 / PER_K;
+            let temperature = MIN_AIR_TEMPERATURE + i as f64 / PER_K;
             std::array::from_fn(|j| {
                 let vapour = j as f64 / HUMIDITIES as f64 * saturation(temperature);
                 Air::new(temperature, vapour).dry_skin()
@@ -204,23 +204,26 @@ impl Tables {
         });
         // The curve bends sharply where reference skin begins to drip, vapour stops rising, and ice melts. The bend at
         // 300 K is smooth, but tight.
-        let drips = root(320.0, 340.0, |t| {
+        let drips = bisect_root(320.0, 340.0, |t| {
             let air = Air::reference(t);
-            let skin = CORE - air.resistance() * air.heat;
+            let skin = CORE_TEMPERATURE - air.resistance() * air.heat;
             air.evaporation(skin).0 - air.dripping(skin)
         });
-        let saturates = root(280.0, 300.0, |t| saturation(t) - REFERENCE_VAPOUR);
+        let saturates = bisect_root(280.0, 300.0, |t| saturation(t) - REFERENCE_VAPOUR);
         let [drips, bends, saturates, melts, coldest] =
-            [drips, 300.0, saturates, TRIPLE, COLDEST - 2.0].map(|t| Air::reference(t).resistance());
+            [drips, 300.0, saturates, TRIPLE_POINT, MIN_AIR_TEMPERATURE - 2.0]
+                .map(|t| Air::reference(t).resistance());
         let of_resistance = [(drips, 16), (bends, 32), (saturates, 64), (melts, 16), (coldest, 32)];
         Tables {
             dripping_skin: Curve::fill(from, [(to, 32)], |loss| {
-                root(DRIPPING_FROM - 1.0, CORE + 1.0, |skin| dripping_loss(skin) - loss)
+                bisect_root(DRIPPING_SKIN_MIN - 1.0, CORE_TEMPERATURE + 1.0, |skin| {
+                    dripping_loss(skin) - loss
+                })
             }),
             dripping_from: from,
             dry_skin: dry_skin.collect(),
             of_resistance: Curve::fill(0.0, of_resistance, reference_of_resistance),
-            of_gain: Curve::fill(0.0, [(GREATEST_GAIN, 32)], reference_of_gain),
+            of_gain: Curve::fill(0.0, [(MAX_GAIN, 32)], reference_of_gain),
         }
     }
 
@@ -246,7 +249,7 @@ impl Tables {
     }
 
     fn nearly_dry_skin(&self, temperature: f64, humidity: f64) -> f64 {
-        let (i, x) = split((temperature - COLDEST) * PER_K, self.dry_skin.len() - 1);
+        let (i, x) = split((temperature - MIN_AIR_TEMPERATURE) * PER_K, self.dry_skin.len() - 1);
         let (j, y) = split(humidity * HUMIDITIES as f64, HUMIDITIES);
         let along = |row: &[f64; HUMIDITIES + 1]| row[j] + y * (row[j + 1] - row[j]);
         let (low, high) = (along(&self.dry_skin[i]), along(&self.dry_skin[i + 1]));
@@ -319,7 +322,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_core_has_its_vapour_pressure() {
-        assert!((SWEAT * saturation(CORE) - CORE_VAPOUR).abs() < 1e-11);
+    fn core_vapour_pressure_matches_definition() {
+        assert!((SWEAT_VAPOUR_RATIO * saturation(CORE_TEMPERATURE) - CORE_VAPOUR).abs() < 1e-11);
     }
 }

@@ -55,7 +55,7 @@ impl Formula {
     /// Whether the formula was made for readings like this one: plain `rothfusz` is not below [`ROTHFUSZ_FROM`].
     #[inline]
     pub fn is_made_for(self, measurement: &Measurement) -> bool {
-        self != Formula::Rothfusz || measurement.temperature() >= ROTHFUSZ_FROM
+        self != Formula::Rothfusz || measurement.temperature() >= ROTHFUSZ_MIN_FAHRENHEIT
     }
 
     /// What to say once of a log that has a reading which the formula was not made for.
@@ -63,7 +63,7 @@ impl Formula {
     pub fn warning(self, measurement: &Measurement) -> String {
         let (heat_index, _) = self.evaluate(measurement);
         format!(
-            "the formula {self} is not made for readings below {ROTHFUSZ_FROM} °F, and there are some: of {:?} °F and \
+            "the formula {self} is not made for readings below {ROTHFUSZ_MIN_FAHRENHEIT} °F, and there are some: of {:?} °F and \
              {:?} % it says {:.1} °F. Take nws or lu-romps, unless parity with the plain regression is what you need \
              (www.wpc.ncep.noaa.gov/html/heatindex_equation.shtml)",
             measurement.temperature(),
@@ -73,7 +73,7 @@ impl Formula {
     }
 
     /// The category that [`Formula::evaluate`] gives, where the heat index is known already.
-    pub fn category(self, heat_index: HeatIndex, measurement: &Measurement) -> Category {
+    pub fn category_of(self, heat_index: HeatIndex, measurement: &Measurement) -> Category {
         match self {
             Formula::Rothfusz => Formula::Nws.evaluate(measurement).1,
             Formula::Nws | Formula::LuRomps => Category::of(heat_index),
@@ -103,7 +103,7 @@ fn with_category(fahrenheit: f64) -> (HeatIndex, Category) {
 
 /// °F: "the Rothfusz regression is not appropriate when conditions of temperature and humidity warrant a heat index value below
 /// about 80 degrees F" (<https://www.wpc.ncep.noaa.gov/html/heatindex_equation.shtml>).
-pub const ROTHFUSZ_FROM: f64 = 80.0;
+pub const ROTHFUSZ_MIN_FAHRENHEIT: f64 = 80.0;
 
 /// The regression of L. P. Rothfusz (National Weather Service technical attachment SR 90-23, 1990), in °F, for `t` in
 /// °F and `rh` in % (0 to 100). It was fitted to heat indexes from about 80 °F upwards and is evaluated everywhere.

@@ -13,7 +13,7 @@ pub struct Arena {
 
 impl Arena {
     /// An empty chunk.
-    pub fn allocate(&mut self) -> u32 {
+    pub fn allocate_chunk(&mut self) -> u32 {
         if let Some(chunk) = self.free.pop() {
             return chunk;
         }
@@ -24,7 +24,7 @@ impl Arena {
         self.used - 1
     }
 
-    pub fn free(&mut self, chunk: u32) {
+    pub fn free_chunk(&mut self, chunk: u32) {
         self.get_mut(chunk).clear();
         self.free.push(chunk);
     }

@@ -16,13 +16,13 @@ const MAX_TICKS: i64 = (1 << (64 - PAYLOAD_BITS)) - 1;
 
 /// A heat index and its category in 35 bits. Values of one category sort by heat index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Held(u64);
+pub struct PackedHeat(u64);
 
-impl Held {
+impl PackedHeat {
     #[inline(always)]
-    pub fn new(heat_index: HeatIndex, category: Category) -> Held {
+    pub fn new(heat_index: HeatIndex, category: Category) -> PackedHeat {
         debug_assert!((HeatIndex::MIN..=HeatIndex::MAX).contains(&heat_index), "{heat_index:?}");
-        Held(u64::from(heat_index.to_compact()) << CATEGORY_BITS | category as u64)
+        PackedHeat(u64::from(heat_index.to_compact()) << CATEGORY_BITS | category as u64)
     }
 
     #[inline(always)]
@@ -50,24 +50,24 @@ impl Held {
 /// How a chunk counts time: ticks of a millisecond, or of a second while all its times are whole seconds, from a base.
 /// So 29 bits reach 6 days or 17 years. One word: the base above a bit that says seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Frame(i64);
+pub struct TimeFrame(i64);
 
-impl Frame {
+impl TimeFrame {
     #[inline(always)]
-    fn new(base: i64, seconds: bool) -> Frame {
-        Frame(base << 1 | i64::from(seconds))
+    fn new(base: i64, seconds: bool) -> TimeFrame {
+        TimeFrame(base << 1 | i64::from(seconds))
     }
 
     /// The frame of a chunk that begins with a reading at `millis`.
     #[inline(always)]
-    pub fn starting_at(millis: i64) -> Frame {
-        Frame::new(millis, millis % 1000 == 0)
+    pub fn starting_at(millis: i64) -> TimeFrame {
+        TimeFrame::new(millis, millis % 1000 == 0)
     }
 
     /// The frame that holds both ends, and only whole seconds where told so.
-    pub fn spanning(first: i64, last: i64, seconds: bool) -> Option<Frame> {
+    pub fn spanning(first: i64, last: i64, seconds: bool) -> Option<TimeFrame> {
         let ticks = if seconds { (last - first) / 1000 } else { last - first };
-        (ticks <= MAX_TICKS).then_some(Frame::new(first, seconds))
+        (ticks <= MAX_TICKS).then_some(TimeFrame::new(first, seconds))
     }
 
     #[inline(always)]
@@ -92,7 +92,7 @@ impl Frame {
 
     /// The row at `millis` as this frame holds it, if it can.
     #[inline(always)]
-    pub fn pack(self, millis: i64, held: Held) -> Option<PackedRow> {
+    pub fn pack_row(self, millis: i64, held: PackedHeat) -> Option<PackedRow> {
         Some(PackedRow(self.ticks(millis)? << PAYLOAD_BITS | held.0))
     }
 }
@@ -103,13 +103,13 @@ pub struct PackedRow(u64);
 
 impl PackedRow {
     #[inline(always)]
-    pub fn held(self) -> Held {
-        Held(self.0 & ((1 << PAYLOAD_BITS) - 1))
+    pub fn packed_heat(self) -> PackedHeat {
+        PackedHeat(self.0 & ((1 << PAYLOAD_BITS) - 1))
     }
 
     /// A row of the least heat index and no category, to be set.
     #[inline(always)]
-    pub fn at(ticks: u64) -> PackedRow {
+    pub fn without_heat(ticks: u64) -> PackedRow {
         PackedRow(ticks << PAYLOAD_BITS)
     }
 
@@ -129,7 +129,7 @@ impl PackedRow {
 #[derive(Debug)]
 pub struct Chunk {
     pub rows: [PackedRow; CHUNK_ROWS],
-    pub frame: Frame,
+    pub frame: TimeFrame,
     /// Of all its heat indexes, 1e-6 °F.
     pub sum: i64,
     /// The greatest of them.
@@ -143,7 +143,7 @@ impl Chunk {
     pub fn empty() -> Chunk {
         Chunk {
             rows: [PackedRow::default(); CHUNK_ROWS],
-            frame: Frame::default(),
+            frame: TimeFrame::default(),
             sum: 0,
             peak: i64::MIN,
             len: 0,
@@ -176,7 +176,7 @@ impl Chunk {
     }
 
     /// The first row at `millis` or later, `len` where there is none.
-    pub fn seek(&self, millis: i64) -> usize {
+    pub fn seek_row(&self, millis: i64) -> usize {
         self.rows().partition_point(|row| self.frame.millis(*row) < millis)
     }
 
@@ -188,48 +188,48 @@ impl Chunk {
         };
         let whole = |t: i64| t % 1000 == 0;
         let seconds = whole(millis) && self.rows().iter().all(|row| whole(self.frame.millis(*row)));
-        let Some(frame) = Frame::spanning(first, last, seconds) else { return false };
+        let Some(frame) = TimeFrame::spanning(first, last, seconds) else { return false };
         let old = std::mem::replace(&mut self.frame, frame);
         for row in &mut self.rows[..usize::from(self.len)] {
             *row = frame
-                .pack(old.millis(*row), row.held())
+                .pack_row(old.millis(*row), row.packed_heat())
                 .unwrap_or_else(|| unreachable!("the frame spans all rows"));
         }
         true
     }
 
     /// Puts a row at index `at`, moving those behind it; there must be room.
-    pub fn insert(&mut self, at: usize, row: PackedRow) {
+    pub fn insert_row(&mut self, at: usize, row: PackedRow) {
         let len = usize::from(self.len);
         self.rows.copy_within(at..len, at + 1);
         self.rows[at] = row;
         self.len += 1;
-        self.sum += row.held().micros();
-        self.peak = self.peak.max(row.held().micros());
+        self.sum += row.packed_heat().micros();
+        self.peak = self.peak.max(row.packed_heat().micros());
         if let Some(revisions) = &mut self.revisions {
             revisions.insert(at);
         }
     }
 
-    pub fn replace(&mut self, at: usize, held: Held) {
-        let old = self.rows[at].held();
+    pub fn replace_row(&mut self, at: usize, held: PackedHeat) {
+        let old = self.rows[at].packed_heat();
         self.rows[at] = PackedRow(self.rows[at].0 >> PAYLOAD_BITS << PAYLOAD_BITS | held.0);
         self.sum += held.micros() - old.micros();
-        self.peak_after(old, held.micros());
+        self.update_peak(old, held.micros());
     }
 
-    pub fn remove(&mut self, at: usize) {
-        let old = self.rows[at].held();
+    pub fn remove_row(&mut self, at: usize) {
+        let old = self.rows[at].packed_heat();
         self.rows.copy_within(at + 1..usize::from(self.len), at);
         self.len -= 1;
         self.sum -= old.micros();
         if let Some(revisions) = &mut self.revisions {
             revisions.remove(at);
         }
-        self.peak_after(old, i64::MIN);
+        self.update_peak(old, i64::MIN);
     }
 
-    fn peak_after(&mut self, gone: Held, come: i64) {
+    fn update_peak(&mut self, gone: PackedHeat, come: i64) {
         if come >= self.peak {
             self.peak = come;
         } else if gone.micros() == self.peak {
@@ -250,21 +250,21 @@ impl Chunk {
 
     /// Sets sum and peak from the rows.
     fn summarize(&mut self) {
-        self.sum = self.rows().iter().map(|row| row.held().micros()).sum();
+        self.sum = self.rows().iter().map(|row| row.packed_heat().micros()).sum();
         self.peak = peak_of(self.rows());
     }
 
     /// Takes in rows that were written behind the last one, up to so many in all.
-    pub fn grow(&mut self, len: u16) {
+    pub fn extend_to(&mut self, len: u16) {
         let grown = &self.rows[usize::from(self.len)..usize::from(len)];
-        self.sum += grown.iter().map(|row| row.held().micros()).sum::<i64>();
+        self.sum += grown.iter().map(|row| row.packed_heat().micros()).sum::<i64>();
         self.peak = self.peak.max(peak_of(grown));
         self.len = len;
     }
 }
 
 fn peak_of(rows: &[PackedRow]) -> i64 {
-    rows.iter().map(|row| row.held().micros()).max().unwrap_or(i64::MIN)
+    rows.iter().map(|row| row.packed_heat().micros()).max().unwrap_or(i64::MIN)
 }
 
 #[cfg(test)]
@@ -273,10 +273,10 @@ mod tests {
     use crate::model::EventTime;
 
     #[test]
-    fn a_held_value_keeps_heat_index_and_category() {
+    fn packed_value_keeps_heat_index_and_category() {
         for heat_index in [HeatIndex::MIN, HeatIndex::from_micros(-1), HeatIndex::default(), HeatIndex::MAX] {
             for category in Category::ALL {
-                let held = Held::new(heat_index, category);
+                let held = PackedHeat::new(heat_index, category);
                 assert_eq!((held.heat_index(), held.category()), (heat_index, category));
             }
         }
@@ -285,18 +285,18 @@ mod tests {
     fn chunk_with(times: &[i64]) -> Chunk {
         let mut chunk = Chunk::empty();
         for (at, &millis) in times.iter().enumerate() {
-            let held = Held::new(HeatIndex::from_micros(millis % 7), Category::None);
-            if chunk.frame.pack(millis, held).is_none() {
+            let held = PackedHeat::new(HeatIndex::from_micros(millis % 7), Category::None);
+            if chunk.frame.pack_row(millis, held).is_none() {
                 assert!(chunk.reframe(millis), "{millis}");
             }
-            let row = chunk.frame.pack(millis, held).unwrap();
-            chunk.insert(at, row);
+            let row = chunk.frame.pack_row(millis, held).unwrap();
+            chunk.insert_row(at, row);
         }
         chunk
     }
 
     #[test]
-    fn a_chunk_of_whole_seconds_reaches_years_and_one_of_milliseconds_days() {
+    fn chunk_spans_years_of_seconds_or_days_of_milliseconds() {
         let year = 366 * 86_400_000;
         let mut chunk = chunk_with(&[-year, 0, 15 * year]);
         assert_eq!([chunk.millis(0), chunk.millis(1), chunk.millis(2)], [-year, 0, 15 * year]);
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_range_of_event_time_has_frames() {
+    fn frames_cover_whole_event_time_range() {
         for time in [EventTime::MIN, EventTime::MAX] {
             let mut chunk = chunk_with(&[time.millis()]);
             assert_eq!(chunk.last_millis(), time.millis());

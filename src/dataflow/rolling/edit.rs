@@ -1,52 +1,52 @@
 //! Everything but an in-order append: readings set, replaced and withdrawn anywhere, one arrival at a time in log order.
 
-use super::chunk::{CHUNK_ROWS, Frame, Held};
-use super::part::Part;
+use super::chunk::{CHUNK_ROWS, PackedHeat, TimeFrame};
+use super::part::ReadingsPart;
 use super::revisions::Revisions;
-use super::store::{CityIndex, END, Store};
+use super::store::{AFTER_ALL_TIMES, CityIndex, ReadingStore};
 use crate::model::{OutcomeKind, Revision};
 
 /// A row's place: the index of its part within the city, and its own there. The place behind a part's last row means the
 /// next part's first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
-    pub chunk: usize,
+pub struct RowPosition {
+    pub part: usize,
     pub row: usize,
 }
 
 /// What an epoch does to one key's reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Delta {
+pub struct ReadingDelta {
     pub millis: i64,
-    pub before: Option<Held>,
-    pub after: Option<Held>,
+    pub before: Option<PackedHeat>,
+    pub after: Option<PackedHeat>,
 }
 
 /// How many withdrawals of a city without a reading are remembered, however old they are. Beyond them are those that are no more than
 /// the lateness older than the newest.
-pub const REMEMBERED_WITHDRAWALS: usize = 64;
+pub const MAX_TOMBSTONES_WITHOUT_READING: usize = 64;
 
-impl Store {
+impl ReadingStore {
     /// Sets (`Some`) or withdraws (`None`) the reading at `millis`, unless its revision is old; a `retried` one only where there
     /// is neither a reading nor the mark of a withdrawal. Between the first edit of an epoch, which [`Store::begin_edits`]
     /// precedes, and [`Store::finish_edits`], the city's head is stale.
-    pub fn edit(
+    pub fn edit_reading(
         &mut self,
         city: u32,
         millis: i64,
-        event: Option<Held>,
+        event: Option<PackedHeat>,
         revision: Option<Revision>,
         retried: bool,
-    ) -> (OutcomeKind, Option<Delta>) {
-        self.index[city as usize].has_read |= event.is_some();
-        let place = self.seek(city, millis);
-        let before = self.get(city, place, millis);
-        let mark = self.index[city as usize].withdrawn.get(&millis).copied();
+    ) -> (OutcomeKind, Option<ReadingDelta>) {
+        self.index[city as usize].has_accepted_reading |= event.is_some();
+        let place = self.seek_row(city, millis);
+        let before = self.reading_at(city, place, millis);
+        let mark = self.index[city as usize].tombstones.get(&millis).copied();
         if retried && (before.is_some() || mark.is_some()) {
             return (OutcomeKind::Superseded, None);
         }
         let remembered = match before {
-            Some(_) => self.part(city, place.chunk).revision(place.row),
+            Some(_) => self.part_view(city, place.part).revision(place.row),
             None => mark.flatten(),
         };
         if let (Some(new), Some(old)) = (revision, remembered)
@@ -60,40 +60,47 @@ impl Store {
             (Some(_), None) => OutcomeKind::Withdrawn,
             (None, None) => OutcomeKind::NothingToWithdraw,
         };
-        let delta = Delta { millis, before, after: event };
+        let delta = ReadingDelta { millis, before, after: event };
         let same = before == event && revision == remembered && (before.is_some() || mark.is_some());
         if !same {
-            self.put(city, place, delta, revision);
+            self.put_reading(city, place, delta, revision);
         }
-        self.note_edit(city, delta, same);
+        self.record_edit(city, delta, same);
         (kind, (before != event).then_some(delta))
     }
 
-    fn put(&mut self, city: u32, place: Place, delta: Delta, revision: Option<Revision>) {
-        let Delta { millis, before, after } = delta;
+    fn put_reading(
+        &mut self,
+        city: u32,
+        place: RowPosition,
+        delta: ReadingDelta,
+        revision: Option<Revision>,
+    ) {
+        let ReadingDelta { millis, before, after } = delta;
         match (before, after) {
-            (Some(_), Some(held)) => self.replace(city, place, held, revision),
+            (Some(_), Some(held)) => self.replace_reading(city, place, held, revision),
             (None, Some(held)) => {
-                let place = self.insert(city, place, millis, held);
+                let place = self.insert_reading(city, place, millis, held);
                 self.set_revision(city, place, revision);
-                self.index[city as usize].withdrawn.remove(&millis);
+                self.index[city as usize].tombstones.remove(&millis);
             }
             (Some(_), None) => {
-                self.remove(city, place);
-                self.mark(city, millis, revision);
+                self.remove_reading(city, place);
+                self.record_tombstone(city, millis, revision);
             }
-            (None, None) => self.mark(city, millis, revision),
+            (None, None) => self.record_tombstone(city, millis, revision),
         }
     }
 
     /// Remembers a withdrawal. Of a city without a reading no lateness passes it, so their number is limited.
-    fn mark(&mut self, city: u32, millis: i64, revision: Option<Revision>) {
+    fn record_tombstone(&mut self, city: u32, millis: i64, revision: Option<Revision>) {
         let lateness = self.retention.lateness.millis();
-        let CityIndex { withdrawn, has_read, .. } = &mut self.index[city as usize];
+        let CityIndex { tombstones: withdrawn, has_accepted_reading: has_read, .. } =
+            &mut self.index[city as usize];
         withdrawn.insert(millis, revision);
         let newest = withdrawn.last_key_value().map_or(millis, |(&newest, _)| newest);
         while !*has_read
-            && withdrawn.len() > REMEMBERED_WITHDRAWALS
+            && withdrawn.len() > MAX_TOMBSTONES_WITHOUT_READING
             && withdrawn.first_key_value().is_some_and(|(&oldest, _)| oldest < newest - lateness)
         {
             withdrawn.pop_first();
@@ -101,104 +108,119 @@ impl Store {
     }
 
     /// Keeps up the running sums, and what the next snapshot must hold; `same`: key and revision are as they were.
-    fn note_edit(&mut self, city: u32, delta: Delta, same: bool) {
+    fn record_edit(&mut self, city: u32, delta: ReadingDelta, same: bool) {
         let (index, head) = (&mut self.index[city as usize], &mut self.heads[city as usize]);
         index.edited_from = index.edited_from.min(match delta.before.or(delta.after) {
             Some(_) if !same => delta.millis,
-            None if same => END,
+            None if same => AFTER_ALL_TIMES,
             // No reading is another one; marks or measurements may be.
-            _ => END - 1,
+            _ => AFTER_ALL_TIMES - 1,
         });
-        if delta.millis >= index.floor {
-            head.run_sum += delta.sum();
-            head.run_count = (i64::from(head.run_count) + delta.count()) as u32;
+        if delta.millis >= index.window_floor {
+            head.window_sum += delta.sum_change();
+            head.window_count = (i64::from(head.window_count) + delta.count_change()) as u32;
         }
     }
 
-    fn replace(&mut self, city: u32, place: Place, held: Held, revision: Option<Revision>) {
-        let chunk = self.open(city, place.chunk);
-        self.arena.get_mut(chunk).replace(place.row, held);
+    fn replace_reading(
+        &mut self,
+        city: u32,
+        place: RowPosition,
+        held: PackedHeat,
+        revision: Option<Revision>,
+    ) {
+        let chunk = self.open_part(city, place.part);
+        self.arena.get_mut(chunk).replace_row(place.row, held);
         self.set_revision(city, place, revision);
     }
 
-    fn set_revision(&mut self, city: u32, place: Place, revision: Option<Revision>) {
-        let chunk = self.open(city, place.chunk);
+    fn set_revision(&mut self, city: u32, place: RowPosition, revision: Option<Revision>) {
+        let chunk = self.open_part(city, place.part);
         let chunk = self.arena.get_mut(chunk);
         if revision.is_some() || chunk.revisions.is_some() {
             let rows = usize::from(chunk.len);
-            chunk.revisions.get_or_insert_with(|| Box::new(Revisions::none(rows))).set(place.row, revision);
+            chunk
+                .revisions
+                .get_or_insert_with(|| Box::new(Revisions::without_revisions(rows)))
+                .set(place.row, revision);
         }
     }
 
-    fn remove(&mut self, city: u32, place: Place) {
-        let chunk = self.open(city, place.chunk);
-        self.arena.get_mut(chunk).remove(place.row);
+    fn remove_reading(&mut self, city: u32, place: RowPosition) {
+        let chunk = self.open_part(city, place.part);
+        self.arena.get_mut(chunk).remove_row(place.row);
         if self.arena.get(chunk).len == 0 {
-            self.index[city as usize].parts.remove(place.chunk);
-            self.arena.free(chunk);
+            self.index[city as usize].parts.remove(place.part);
+            self.arena.free_chunk(chunk);
         }
     }
 
     /// Inserts a reading at `place`, where [`Store::seek`] found that it belongs; returns where it went.
-    fn insert(&mut self, city: u32, place: Place, millis: i64, held: Held) -> Place {
+    fn insert_reading(
+        &mut self,
+        city: u32,
+        place: RowPosition,
+        millis: i64,
+        held: PackedHeat,
+    ) -> RowPosition {
         // The end of the part before is the same place, and keeps parts full.
-        if place.row == 0 && place.chunk > 0 {
-            let chunk = place.chunk - 1;
-            let end = Place { chunk, row: self.part(city, chunk).len() };
-            if end.row < CHUNK_ROWS && self.try_insert(city, end, millis, held) {
+        if place.row == 0 && place.part > 0 {
+            let chunk = place.part - 1;
+            let end = RowPosition { part: chunk, row: self.part_view(city, chunk).len() };
+            if end.row < CHUNK_ROWS && self.try_insert_reading(city, end, millis, held) {
                 return end;
             }
         }
-        if place.chunk == self.end(city).chunk {
-            return self.insert_part(city, place.chunk, millis, held);
+        if place.part == self.end_position(city).part {
+            return self.insert_part(city, place.part, millis, held);
         }
         let mut place = place;
-        let is_full = |store: &Store, chunk: usize| store.part(city, chunk).len() == CHUNK_ROWS;
-        if is_full(self, place.chunk) && place.row > 0 {
-            self.split(city, Place { chunk: place.chunk, row: CHUNK_ROWS / 2 });
+        let is_full = |store: &ReadingStore, chunk: usize| store.part_view(city, chunk).len() == CHUNK_ROWS;
+        if is_full(self, place.part) && place.row > 0 {
+            self.split_part(city, RowPosition { part: place.part, row: CHUNK_ROWS / 2 });
             if place.row > CHUNK_ROWS / 2 {
-                place = Place { chunk: place.chunk + 1, row: place.row - CHUNK_ROWS / 2 };
+                place = RowPosition { part: place.part + 1, row: place.row - CHUNK_ROWS / 2 };
             }
         }
-        if !is_full(self, place.chunk) && self.try_insert(city, place, millis, held) {
+        if !is_full(self, place.part) && self.try_insert_reading(city, place, millis, held) {
             return place;
         }
         // No frame spans the part and this time, or it is full and begins here: a part of its own, between its neighbours.
-        if place.row > 0 && place.row < self.part(city, place.chunk).len() {
-            self.split(city, place);
+        if place.row > 0 && place.row < self.part_view(city, place.part).len() {
+            self.split_part(city, place);
         }
-        let chunk = place.chunk + usize::from(place.row > 0);
+        let chunk = place.part + usize::from(place.row > 0);
         self.insert_part(city, chunk, millis, held)
     }
 
-    fn try_insert(&mut self, city: u32, place: Place, millis: i64, held: Held) -> bool {
-        let id = self.open(city, place.chunk);
+    fn try_insert_reading(&mut self, city: u32, place: RowPosition, millis: i64, held: PackedHeat) -> bool {
+        let id = self.open_part(city, place.part);
         let chunk = self.arena.get_mut(id);
-        let packed = chunk.frame.pack(millis, held);
+        let packed = chunk.frame.pack_row(millis, held);
         let packed =
-            packed.or_else(|| chunk.reframe(millis).then(|| chunk.frame.pack(millis, held)).flatten());
+            packed.or_else(|| chunk.reframe(millis).then(|| chunk.frame.pack_row(millis, held)).flatten());
         if let Some(row) = packed {
-            chunk.insert(place.row, row);
+            chunk.insert_row(place.row, row);
         }
         packed.is_some()
     }
 
-    fn split(&mut self, city: u32, place: Place) {
-        let (lower, upper) = (self.open(city, place.chunk), self.arena.allocate());
+    fn split_part(&mut self, city: u32, place: RowPosition) {
+        let (lower, upper) = (self.open_part(city, place.part), self.arena.allocate_chunk());
         let (lower_chunk, upper_chunk) = self.arena.get_two(lower, upper);
         lower_chunk.split_into(place.row, upper_chunk);
-        self.index[city as usize].parts.insert(place.chunk + 1, Part::Open(upper));
+        self.index[city as usize].parts.insert(place.part + 1, ReadingsPart::Open(upper));
     }
 
-    fn insert_part(&mut self, city: u32, chunk: usize, millis: i64, held: Held) -> Place {
-        let id = self.arena.allocate();
-        self.arena.get_mut(id).frame = Frame::starting_at(millis);
+    fn insert_part(&mut self, city: u32, chunk: usize, millis: i64, held: PackedHeat) -> RowPosition {
+        let id = self.arena.allocate_chunk();
+        self.arena.get_mut(id).frame = TimeFrame::starting_at(millis);
         let index = &mut self.index[city as usize];
-        index.parts.insert(chunk, Part::Open(id));
+        index.parts.insert(chunk, ReadingsPart::Open(id));
         // What was the tail is packed, too.
-        index.opened = index.opened.min(chunk.saturating_sub(1) as u32);
-        let place = Place { chunk, row: 0 };
-        let inserted = self.try_insert(city, place, millis, held);
+        index.first_opened_part = index.first_opened_part.min(chunk.saturating_sub(1) as u32);
+        let place = RowPosition { part: chunk, row: 0 };
+        let inserted = self.try_insert_reading(city, place, millis, held);
         debug_assert!(inserted, "an empty chunk takes any time");
         place
     }
@@ -208,55 +230,55 @@ impl Store {
 mod tests {
     use super::*;
     use crate::dataflow::rolling::Retention;
-    use crate::model::{Block, Category, Duration, HeatIndex};
+    use crate::model::{Block, Category, HeatIndex, Millis};
 
-    fn held(micros: i64) -> Held {
-        Held::new(HeatIndex::from_micros(micros), Category::None)
+    fn held(micros: i64) -> PackedHeat {
+        PackedHeat::new(HeatIndex::from_micros(micros), Category::None)
     }
 
     /// A city with a reading a second, whose revisions are 5.
-    fn filled(seconds: i64) -> Store {
-        let span = Duration::from_millis(3_600_000).unwrap();
-        let mut store = Store::new(Retention { window: span, lateness: span, history: span }, false);
+    fn filled(seconds: i64) -> ReadingStore {
+        let span = Millis::from_millis(3_600_000).unwrap();
+        let mut store = ReadingStore::new(Retention { window: span, lateness: span, history: span }, false);
         let city = store.add_city();
         for second in 0..seconds {
             let head = &mut store.heads[city as usize];
             (head.high, head.newest) = (second * 1000, second * 1000);
-            store.append(city, second * 1000, held(second), Revision::new(5));
+            store.append_reading(city, second * 1000, held(second), Revision::new(5));
         }
         store
     }
 
     fn edit(
-        store: &mut Store,
+        store: &mut ReadingStore,
         millis: i64,
-        event: Option<Held>,
+        event: Option<PackedHeat>,
         revision: i64,
         retried: bool,
     ) -> OutcomeKind {
         store.begin_edits(0);
-        let (kind, _) = store.edit(0, millis, event, Revision::new(revision), retried);
+        let (kind, _) = store.edit_reading(0, millis, event, Revision::new(revision), retried);
         store.finish_edits(0);
         #[cfg(debug_assertions)]
-        store.check(0);
+        store.assert_city_invariants(0);
         kind
     }
 
-    fn blocks(store: &Store) -> Vec<Block> {
-        let packed = |part: &Part| match part {
-            Part::Packed(block) => Some(block.clone()),
-            Part::Open(_) => None,
+    fn blocks(store: &ReadingStore) -> Vec<Block> {
+        let packed = |part: &ReadingsPart| match part {
+            ReadingsPart::Packed(block) => Some(block.clone()),
+            ReadingsPart::Open(_) => None,
         };
         store.index[0].parts.iter().filter_map(packed).collect()
     }
 
     /// How many of the blocks were there before.
-    fn kept(store: &Store, before: &[Block]) -> usize {
-        blocks(store).iter().filter(|block| before.iter().any(|before| before.is(block))).count()
+    fn kept(store: &ReadingStore, before: &[Block]) -> usize {
+        blocks(store).iter().filter(|block| before.iter().any(|before| before.ptr_eq(block))).count()
     }
 
     #[test]
-    fn what_changes_nothing_leaves_blocks_alone() {
+    fn unchanged_readings_do_not_copy_blocks() {
         let mut store = filled(400);
         let before = blocks(&store);
         assert_eq!(before.len(), 3);
@@ -265,14 +287,17 @@ mod tests {
             assert_eq!(edit(&mut store, millis, Some(held(7)), 4, false), OutcomeKind::OldRevision);
             assert_eq!(edit(&mut store, millis, None, 4, false), OutcomeKind::OldRevision);
             assert_eq!(edit(&mut store, millis, Some(held(7)), 6, true), OutcomeKind::Superseded);
-            assert_eq!(store.index[0].edited_from, END);
+            assert_eq!(store.index[0].edited_from, AFTER_ALL_TIMES);
             assert_eq!(edit(&mut store, millis, same, 5, false), OutcomeKind::Corrected);
             // The snapshot has the city, which may have other measurements, and no reading of it.
-            assert_eq!(std::mem::replace(&mut store.index[0].edited_from, END), END - 1);
+            assert_eq!(
+                std::mem::replace(&mut store.index[0].edited_from, AFTER_ALL_TIMES),
+                AFTER_ALL_TIMES - 1
+            );
             assert_eq!(edit(&mut store, millis + 1, None, 1, false), OutcomeKind::NothingToWithdraw);
-            store.index[0].edited_from = END;
+            store.index[0].edited_from = AFTER_ALL_TIMES;
             assert_eq!(edit(&mut store, millis + 1, None, 1, false), OutcomeKind::NothingToWithdraw);
-            assert_eq!(store.index[0].edited_from, END);
+            assert_eq!(store.index[0].edited_from, AFTER_ALL_TIMES);
         }
         assert_eq!(kept(&store, &before), 3);
         // The same reading with another revision is not the same.
@@ -282,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reading_between_two_blocks_changes_one() {
+    fn reading_between_blocks_changes_one_block() {
         let mut store = filled(400);
         edit(&mut store, 50_000, None, 6, false);
         let before = blocks(&store);

@@ -12,165 +12,184 @@ use timely::dataflow::operators::{Capability, InputCapability};
 use timely::progress::frontier::MutableAntichain;
 use timely::scheduling::Activator;
 
-use super::answers::{AnswerLimits, Answers, Slice};
-use super::snapshot::{Resumed, Snapshooter};
-use super::told::{Processes, Told, Watched};
-use super::{Changed, Rolling};
+use super::query_responder::{QueryLimits, QueryResponder, WorkSlice};
+use super::serving::{CityWatchers, ProcessSet, ServingUpdate};
+use super::snapshot::{InitialState, SnapshotStreamer};
+use super::{EpochChanges, Rolling};
 use crate::model::{
-    Arrival, Change, CityId, CityKey, CityName, CurrentRow, DayChange, Mark, Outcome, Parcel, Parcels, Query,
-    Render, Snapshots, state_shard,
+    Arrival, ArrivalOutcome, BatchBuilder, CheckpointBarrier, CityId, CityIntroduction, CityKey, CurrentRow,
+    DayChange, EncodedBatch, Query, Render, RowChange, SnapshotSink, state_shard,
 };
 
 /// What the operator gives out: at each epoch what that epoch changed, once no more input can come for it.
-pub struct Streams<'scope> {
-    pub rows: Stream<'scope, u64, Vec<Change>>,
+pub struct RollingStreams<'scope> {
+    pub rows: Stream<'scope, u64, Vec<RowChange>>,
     pub current: VecCollection<'scope, u64, (CityId, CurrentRow), isize>,
     pub days: Stream<'scope, u64, Vec<DayChange>>,
-    pub outcomes: Stream<'scope, u64, Vec<Outcome>>,
+    pub outcomes: Stream<'scope, u64, Vec<ArrivalOutcome>>,
     /// Each with the processes that are told.
-    pub told: Stream<'scope, u64, Vec<(Processes, Told)>>,
+    pub serving_updates: Stream<'scope, u64, Vec<(ProcessSet, ServingUpdate)>>,
     /// For durable sinks.
-    pub parcels: Stream<'scope, u64, Vec<Parcel>>,
+    pub encoded_batches: Stream<'scope, u64, Vec<EncodedBatch>>,
 }
 
 type CurrentDiff = ((CityId, CurrentRow), u64, isize);
 
 /// What the operator takes in.
-pub struct Inputs<'scope> {
+pub struct RollingInputs<'scope> {
     /// A city's name must be here at the epoch of the city's first arrival or before.
-    pub cities: Stream<'scope, u64, Vec<CityName>>,
+    pub cities: Stream<'scope, u64, Vec<CityIntroduction>>,
     pub arrivals: Stream<'scope, u64, Vec<Arrival>>,
     pub queries: Stream<'scope, u64, Vec<Query>>,
     /// The same at each worker.
-    pub marks: Stream<'scope, u64, Vec<Mark>>,
+    pub barriers: Stream<'scope, u64, Vec<CheckpointBarrier>>,
 }
 
 /// Sends each arrival and query to the worker that owns its city, and its epoch through `rolling` once the epoch is complete. What is
 /// changed is written by `render`, where there is one. It begins with what is `resumed`, and gives the state to `snapshots` whenever
 /// a mark comes. Answers are made within `limits`.
-pub fn rolling<'scope>(
-    inputs: Inputs<'scope>,
+pub fn build_rolling<'scope>(
+    inputs: RollingInputs<'scope>,
     rolling: Rolling,
     render: Option<Box<dyn Render>>,
-    resumed: Resumed,
-    snapshots: Option<Box<dyn Snapshots>>,
-    limits: AnswerLimits,
-) -> Streams<'scope> {
-    let Inputs { cities, arrivals, queries, marks } = inputs;
+    initial_state: InitialState,
+    snapshot_sink: Option<Box<dyn SnapshotSink>>,
+    limits: QueryLimits,
+) -> RollingStreams<'scope> {
+    let RollingInputs { cities, arrivals, queries, barriers: marks } = inputs;
     let scope = arrivals.scope();
     let mut builder = OperatorBuilder::new("Rolling".into(), scope);
     // A worker has whole parts of the state.
     let owner = |hash: u32| u64::from(state_shard(hash));
-    let mut cities = builder.new_input(cities, Exchange::new(move |city: &CityName| owner(city.key.hash)));
+    let mut cities =
+        builder.new_input(cities, Exchange::new(move |city: &CityIntroduction| owner(city.key.hash)));
     let mut arrivals =
         builder.new_input(arrivals, Exchange::new(move |arrival: &Arrival| owner(arrival.city.hash)));
     let mut queries =
         builder.new_input(queries, Exchange::new(move |query: &Query| owner(CityKey::hash(&query.city))));
     let mut marks = builder.new_input(marks, Pipeline);
-    let (outputs, streams) = outputs(&mut builder);
+    let (outputs, streams) = build_outputs(&mut builder);
     let activator = scope.activator_for(builder.operator_info().address);
     builder.build(move |initial| {
         let mut pending = PendingEpochs::default();
-        let mut resumed = (!resumed.cities.is_empty()).then(|| {
+        let mut resumed = (!initial_state.cities.is_empty()).then(|| {
             activator.activate();
             let capabilities: Vec<_> =
-                initial.iter().map(|capability| capability.delayed(&resumed.epoch)).collect();
-            (resumed, capabilities)
+                initial.iter().map(|capability| capability.delayed(&initial_state.epoch)).collect();
+            (initial_state, capabilities)
         });
         let mut operator = RollingOperator {
             rolling,
             render,
-            watched: Watched::default(),
-            answers: Answers::new(limits),
-            answering: None,
-            snapshots: snapshots.map(Snapshooter::new),
-            changed: Changed::default(),
-            telling: Vec::new(),
-            written: Parcels::default(),
+            watchers: CityWatchers::default(),
+            query_responder: QueryResponder::new(limits),
+            response_capability: None,
+            snapshot_streamer: snapshot_sink.map(SnapshotStreamer::new),
+            epoch_changes: EpochChanges::default(),
+            serving_updates: Vec::new(),
+            batch_builder: BatchBuilder::default(),
             outputs,
         };
         move |frontiers: &[MutableAntichain<u64>]| {
             if let Some((resumed, capabilities)) = resumed.take() {
-                operator.resume(resumed, &capabilities);
+                operator.restore(resumed, &capabilities);
             }
-            cities.for_each(|capability, data| pending.add(&capability, |epoch| epoch.cities.append(data)));
-            arrivals.for_each(|capability, data| {
-                pending.add(&capability, |epoch| epoch.arrivals.push(std::mem::take(data)));
+            cities.for_each(|capability, data| {
+                pending.add_input(&capability, |epoch| epoch.cities.append(data))
             });
-            queries.for_each(|capability, data| pending.add(&capability, |epoch| epoch.queries.append(data)));
-            marks.for_each(|capability, data| pending.add(&capability, |epoch| epoch.marks.append(data)));
-            let mut slice = operator.answers.slice();
+            arrivals.for_each(|capability, data| {
+                pending.add_input(&capability, |epoch| epoch.arrivals.push(std::mem::take(data)));
+            });
+            queries.for_each(|capability, data| {
+                pending.add_input(&capability, |epoch| epoch.queries.append(data))
+            });
+            marks.for_each(|capability, data| {
+                pending.add_input(&capability, |epoch| epoch.barriers.append(data))
+            });
+            let mut slice = operator.query_responder.new_slice();
             while let Some((epoch, complete)) = pending.take_complete(frontiers) {
                 operator.apply_epoch(epoch, complete, &mut slice);
             }
-            operator.continue_answers(frontiers, &mut slice, &activator);
-            operator.continue_snapshots(frontiers, &activator);
+            operator.continue_responses(frontiers, &mut slice, &activator);
+            operator.continue_snapshot(frontiers, &activator);
         }
     });
     streams
 }
 
-type Output<T> = OutputBuilder<u64, CapacityContainerBuilder<Vec<T>>>;
+type OutputBuffer<T> = OutputBuilder<u64, CapacityContainerBuilder<Vec<T>>>;
 
 /// In the order of the capabilities of an epoch.
-struct Outputs {
-    rows: Output<Change>,
-    current: Output<CurrentDiff>,
-    days: Output<DayChange>,
-    outcomes: Output<Outcome>,
-    told: Output<(Processes, Told)>,
-    parcels: Output<Parcel>,
+struct OutputBuffers {
+    rows: OutputBuffer<RowChange>,
+    current: OutputBuffer<CurrentDiff>,
+    days: OutputBuffer<DayChange>,
+    outcomes: OutputBuffer<ArrivalOutcome>,
+    serving_updates: OutputBuffer<(ProcessSet, ServingUpdate)>,
+    encoded_batches: OutputBuffer<EncodedBatch>,
 }
 
-const OUTPUTS: usize = 6;
+const OUTPUT_COUNT: usize = 6;
 
-fn outputs<'scope>(builder: &mut OperatorBuilder<'scope, u64>) -> (Outputs, Streams<'scope>) {
+fn build_outputs<'scope>(
+    builder: &mut OperatorBuilder<'scope, u64>,
+) -> (OutputBuffers, RollingStreams<'scope>) {
     let (rows_out, rows) = builder.new_output();
     let (current_out, current) = builder.new_output::<Vec<CurrentDiff>>();
     let (days_out, days) = builder.new_output();
     let (outcomes_out, outcomes) = builder.new_output();
     let (told_out, told) = builder.new_output();
     let (parcels_out, parcels) = builder.new_output();
-    let outputs = Outputs {
-        rows: Output::from(rows_out),
-        current: Output::from(current_out),
-        days: Output::from(days_out),
-        outcomes: Output::from(outcomes_out),
-        told: Output::from(told_out),
-        parcels: Output::from(parcels_out),
+    let outputs = OutputBuffers {
+        rows: OutputBuffer::from(rows_out),
+        current: OutputBuffer::from(current_out),
+        days: OutputBuffer::from(days_out),
+        outcomes: OutputBuffer::from(outcomes_out),
+        serving_updates: OutputBuffer::from(told_out),
+        encoded_batches: OutputBuffer::from(parcels_out),
     };
-    (outputs, Streams { rows, current: current.as_collection(), days, outcomes, told, parcels })
+    (
+        outputs,
+        RollingStreams {
+            rows,
+            current: current.as_collection(),
+            days,
+            outcomes,
+            serving_updates: told,
+            encoded_batches: parcels,
+        },
+    )
 }
 
 /// What has come for an epoch that is still open.
 #[derive(Default)]
-struct Pending {
-    cities: Vec<CityName>,
+struct PendingEpoch {
+    cities: Vec<CityIntroduction>,
     arrivals: Vec<Vec<Arrival>>,
     queries: Vec<Query>,
-    marks: Vec<Mark>,
+    barriers: Vec<CheckpointBarrier>,
     /// One per output.
     capabilities: Vec<Capability<u64>>,
 }
 
 /// The epochs that are still open.
 #[derive(Default)]
-struct PendingEpochs(BTreeMap<u64, Pending>);
+struct PendingEpochs(BTreeMap<u64, PendingEpoch>);
 
 impl PendingEpochs {
     #[inline]
-    fn add(&mut self, capability: &InputCapability<u64>, add: impl FnOnce(&mut Pending)) {
+    fn add_input(&mut self, capability: &InputCapability<u64>, add: impl FnOnce(&mut PendingEpoch)) {
         let Some(&epoch) = capability.least() else { return };
         let pending = self.0.entry(epoch).or_default();
         if pending.capabilities.is_empty() {
-            let retained = (0..OUTPUTS).filter_map(|output| capability.retain_least(output));
+            let retained = (0..OUTPUT_COUNT).filter_map(|output| capability.retain_least(output));
             pending.capabilities.extend(retained);
         }
         add(pending);
     }
 
     /// The first epoch, if nothing more can come for it.
-    fn take_complete(&mut self, frontiers: &[MutableAntichain<u64>]) -> Option<(u64, Pending)> {
+    fn take_complete(&mut self, frontiers: &[MutableAntichain<u64>]) -> Option<(u64, PendingEpoch)> {
         let entry = self.0.first_entry()?;
         let is_open = frontiers.iter().any(|frontier| frontier.less_equal(entry.key()));
         (!is_open).then(|| entry.remove_entry())
@@ -181,115 +200,149 @@ impl PendingEpochs {
 struct RollingOperator {
     rolling: Rolling,
     render: Option<Box<dyn Render>>,
-    watched: Watched,
-    answers: Answers,
+    watchers: CityWatchers,
+    query_responder: QueryResponder,
     /// For what is said of answers between epochs.
-    answering: Option<Capability<u64>>,
-    snapshots: Option<Snapshooter>,
-    changed: Changed,
-    telling: Vec<(Processes, Told)>,
-    written: Parcels,
-    outputs: Outputs,
+    response_capability: Option<Capability<u64>>,
+    snapshot_streamer: Option<SnapshotStreamer>,
+    epoch_changes: EpochChanges,
+    serving_updates: Vec<(ProcessSet, ServingUpdate)>,
+    batch_builder: BatchBuilder,
+    outputs: OutputBuffers,
 }
 
 impl RollingOperator {
-    fn resume(&mut self, resumed: Resumed, capabilities: &[Capability<u64>]) {
-        let Resumed { epoch, cities } = resumed;
+    fn restore(&mut self, resumed: InitialState, capabilities: &[Capability<u64>]) {
+        let InitialState { epoch, cities } = resumed;
         let [_, currents, _, _, tells, _] = capabilities else { return };
-        self.rolling.resume(cities, &mut self.changed);
-        if self.rolling.wanted.told {
-            self.watched.tell(epoch, &self.changed, &self.rolling, &mut self.telling);
-            self.outputs.told.activate().session(tells).give_container(&mut self.telling);
+        self.rolling.restore_cities(cities, &mut self.epoch_changes);
+        if self.rolling.outputs.serving {
+            self.watchers.collect_updates(
+                epoch,
+                &self.epoch_changes,
+                &self.rolling,
+                &mut self.serving_updates,
+            );
+            self.outputs.serving_updates.activate().session(tells).give_container(&mut self.serving_updates);
         }
-        self.give_current(epoch, currents);
+        self.emit_current_rows(epoch, currents);
     }
 
-    fn apply_epoch(&mut self, epoch: u64, complete: Pending, slice: &mut Slice) {
-        let Pending { cities, arrivals, queries, marks, capabilities } = complete;
+    fn apply_epoch(&mut self, epoch: u64, complete: PendingEpoch, slice: &mut WorkSlice) {
+        let PendingEpoch { cities, arrivals, queries, barriers: marks, capabilities } = complete;
         self.apply_arrivals(&cities, &arrivals);
-        if let Some(snapshots) = &mut self.snapshots {
-            marks.into_iter().for_each(|mark| snapshots.begin(mark, epoch, &mut self.rolling));
+        if let Some(snapshots) = &mut self.snapshot_streamer {
+            marks.into_iter().for_each(|mark| snapshots.begin_snapshot(mark, epoch, &mut self.rolling));
         }
         let [rows, currents, days, outcomes, tells, packed] = &capabilities[..] else { return };
         if let Some(render) = &mut self.render {
-            self.changed.write(epoch, &self.rolling.cities.names, &mut **render, &mut self.written);
-            let mut written = self.written.take_all();
-            self.outputs.parcels.activate().session(packed).give_container(&mut written);
+            self.epoch_changes.render_records(
+                epoch,
+                &self.rolling.cities.names,
+                &mut **render,
+                &mut self.batch_builder,
+            );
+            let mut written = self.batch_builder.take_batches();
+            self.outputs.encoded_batches.activate().session(packed).give_container(&mut written);
         }
-        if self.rolling.wanted.told {
-            self.tell(epoch, queries, slice, tells);
+        if self.rolling.outputs.serving {
+            self.emit_serving_updates(epoch, queries, slice, tells);
         }
-        if self.rolling.wanted.rows {
-            self.outputs.rows.activate().session(rows).give_containers(self.changed.rows.iter_mut());
+        if self.rolling.outputs.rows {
+            self.outputs.rows.activate().session(rows).give_containers(self.epoch_changes.rows.iter_mut());
         }
-        self.give_current(epoch, currents);
-        self.outputs.days.activate().session(days).give_container(&mut self.changed.days);
-        self.outputs.outcomes.activate().session(outcomes).give_container(&mut self.changed.outcomes);
+        self.emit_current_rows(epoch, currents);
+        self.outputs.days.activate().session(days).give_container(&mut self.epoch_changes.days);
+        self.outputs.outcomes.activate().session(outcomes).give_container(&mut self.epoch_changes.outcomes);
     }
 
     /// What changes by the arrivals is in `changed` then. What others still need of the state before is copied first.
-    fn apply_arrivals(&mut self, cities: &[CityName], arrivals: &[Vec<Arrival>]) {
-        let RollingOperator { rolling, watched, answers, snapshots, changed, .. } = self;
+    fn apply_arrivals(&mut self, cities: &[CityIntroduction], arrivals: &[Vec<Arrival>]) {
+        let RollingOperator {
+            rolling,
+            watchers: watched,
+            query_responder: answers,
+            snapshot_streamer: snapshots,
+            epoch_changes: changed,
+            ..
+        } = self;
         for city in cities {
-            rolling.introduce(city);
-            watched.introduced(city, rolling);
+            rolling.introduce_city(city);
+            watched.on_city_introduced(city, rolling);
         }
         if let Some(snapshots) = snapshots {
-            snapshots.make_way(arrivals, rolling);
+            snapshots.copy_before_write(arrivals, rolling);
         }
-        answers.make_way(arrivals, rolling);
-        let all = rolling.wanted.rows || self.render.is_some();
-        rolling.apply(arrivals, |city| all || watched.is_watched(city), changed);
+        answers.pin_before_write(arrivals, rolling);
+        let all = rolling.outputs.rows || self.render.is_some();
+        rolling.apply_arrivals(arrivals, |city| all || watched.is_watched(city), changed);
     }
 
     /// Tells serving what an epoch has changed, and begins the answers to its queries.
-    fn tell(&mut self, epoch: u64, queries: Vec<Query>, slice: &mut Slice, capability: &Capability<u64>) {
-        let RollingOperator { rolling, watched, answers, telling, .. } = self;
-        watched.tell(epoch, &self.changed, rolling, telling);
+    fn emit_serving_updates(
+        &mut self,
+        epoch: u64,
+        queries: Vec<Query>,
+        slice: &mut WorkSlice,
+        capability: &Capability<u64>,
+    ) {
+        let RollingOperator {
+            rolling,
+            watchers: watched,
+            query_responder: answers,
+            serving_updates: telling,
+            ..
+        } = self;
+        watched.collect_updates(epoch, &self.epoch_changes, rolling, telling);
         for query in queries {
-            watched.note(&query, rolling);
-            answers.take(epoch, query, rolling, telling);
+            watched.apply_watch_query(&query, rolling);
+            answers.accept_query(epoch, query, rolling, telling);
         }
-        answers.work(rolling, slice, telling);
-        answers.say_begun(telling);
-        self.outputs.told.activate().session(capability).give_container(telling);
-        self.answering = answers.has_ready().then(|| capability.clone());
+        answers.continue_slice(rolling, slice, telling);
+        answers.announce_row_counts(telling);
+        self.outputs.serving_updates.activate().session(capability).give_container(telling);
+        self.response_capability = answers.has_ready().then(|| capability.clone());
     }
 
-    fn give_current(&mut self, epoch: u64, capability: &Capability<u64>) {
-        let current = self.changed.current.drain(..).map(|(city, row, diff)| ((city, row), epoch, diff));
+    fn emit_current_rows(&mut self, epoch: u64, capability: &Capability<u64>) {
+        let current =
+            self.epoch_changes.current.drain(..).map(|(city, row, diff)| ((city, row), epoch, diff));
         self.outputs.current.activate().session(capability).give_iterator(current);
     }
 
     /// Makes another slice of the answers that are not complete, whether or not an epoch came.
-    fn continue_answers(
+    fn continue_responses(
         &mut self,
         frontiers: &[MutableAntichain<u64>],
-        slice: &mut Slice,
+        slice: &mut WorkSlice,
         activator: &Activator,
     ) {
-        let Some(capability) = &mut self.answering else { return };
+        let Some(capability) = &mut self.response_capability else { return };
         // As late as the inputs, so that no epoch waits for it.
         let next = frontiers.iter().filter_map(|frontier| frontier.frontier().first().copied()).min();
         if let Some(next) = next.filter(|next| *next > *capability.time()) {
             capability.downgrade(&next);
         }
-        self.answers.work(&mut self.rolling, slice, &mut self.telling);
-        self.outputs.told.activate().session(&*capability).give_container(&mut self.telling);
-        if self.answers.has_ready() {
+        self.query_responder.continue_slice(&mut self.rolling, slice, &mut self.serving_updates);
+        self.outputs
+            .serving_updates
+            .activate()
+            .session(&*capability)
+            .give_container(&mut self.serving_updates);
+        if self.query_responder.has_ready() {
             activator.activate();
         } else {
-            self.answering = None;
+            self.response_capability = None;
         }
     }
 
     /// Gives the next slice of a snapshot, if one is being taken.
-    fn continue_snapshots(&mut self, frontiers: &[MutableAntichain<u64>], activator: &Activator) {
-        let Some(snapshots) = &mut self.snapshots else { return };
+    fn continue_snapshot(&mut self, frontiers: &[MutableAntichain<u64>], activator: &Activator) {
+        let Some(snapshots) = &mut self.snapshot_streamer else { return };
         if frontiers.iter().all(MutableAntichain::is_empty) {
-            snapshots.stop();
+            snapshots.cancel_snapshot();
         }
-        if let Some(after) = snapshots.go_on(&mut self.rolling) {
+        if let Some(after) = snapshots.continue_slice(&mut self.rolling) {
             activator.activate_after(after);
         }
     }

@@ -3,9 +3,9 @@
 
 use std::collections::VecDeque;
 
-use super::chunk::{CHUNK_ROWS, Chunk, Frame, Held, PackedRow};
-use super::part::{Part, View};
-use super::store::{END, Store};
+use super::chunk::{CHUNK_ROWS, Chunk, PackedHeat, PackedRow, TimeFrame};
+use super::part::{PartView, ReadingsPart};
+use super::store::{AFTER_ALL_TIMES, ReadingStore};
 use crate::model::{Block, Row};
 
 /// Which rows of a city are read: those from one time to another, both included, oldest first, at most `limit`.
@@ -26,76 +26,76 @@ pub struct RangeSize {
 }
 
 /// Parts whose lengths are looked up, each a cache miss; of more, each counts as full.
-const COUNTED_PARTS: usize = 16;
+const MAX_COUNTED_PARTS: usize = 16;
 
-impl Store {
+impl ReadingStore {
     /// How much there is in a range; the city must be sealed. Blocks are not unpacked.
-    pub fn measure(&self, city: u32, range: RowRange) -> RangeSize {
+    pub fn measure_range(&self, city: u32, range: RowRange) -> RangeSize {
         let window = self.retention.window.millis();
-        let low = self.seek(city, range.from.saturating_sub(window));
-        let high = self.seek(city, range.from);
-        let end = self.seek(city, range.to.saturating_add(1)).max(high);
-        let parts = end.chunk - high.chunk;
-        let rows = if parts > COUNTED_PARTS {
+        let low = self.seek_row(city, range.from.saturating_sub(window));
+        let high = self.seek_row(city, range.from);
+        let end = self.seek_row(city, range.to.saturating_add(1)).max(high);
+        let parts = end.part - high.part;
+        let rows = if parts > MAX_COUNTED_PARTS {
             (parts + 1) * CHUNK_ROWS
         } else {
-            let whole: usize = (high.chunk..end.chunk).map(|part| self.part(city, part).len()).sum();
+            let whole: usize = (high.part..end.part).map(|part| self.part_view(city, part).len()).sum();
             whole + end.row - high.row
         };
         let rows = rows.min(range.limit);
-        let behind = (high.chunk + rows / CHUNK_ROWS + 2).min(end.chunk + 1);
+        let behind = (high.part + rows / CHUNK_ROWS + 2).min(end.part + 1);
         let parts = &self.index[city as usize].parts;
-        let pinned = parts.range(low.chunk.min(parts.len())..behind.clamp(low.chunk, parts.len()));
+        let pinned = parts.range(low.part.min(parts.len())..behind.clamp(low.part, parts.len()));
         RangeSize { rows, bytes: pinned.map(pinned_bytes).sum() }
     }
 
     /// Pins a range as it is now; the city must be sealed.
-    pub fn pin(&self, city: u32, range: RowRange) -> PinnedRows {
+    pub fn pin_range(&self, city: u32, range: RowRange) -> PinnedRows {
         let window = self.retention.window.millis();
-        let low = self.seek(city, range.from.saturating_sub(window));
-        let high = self.seek(city, range.from);
-        let (sum, count) = self.window(city, low, high);
+        let low = self.seek_row(city, range.from.saturating_sub(window));
+        let high = self.seek_row(city, range.from);
+        let (sum, count) = self.sum_window(city, low, high);
         let (mut blocks, mut bytes, mut rows) = (VecDeque::new(), 0, 0);
         let parts = &self.index[city as usize].parts;
-        for (at, part) in parts.iter().enumerate().skip(low.chunk) {
+        for (at, part) in parts.iter().enumerate().skip(low.part) {
             let last = blocks.back().map_or(i64::MIN, Block::last_millis);
             // One row behind the limit tells whether there are more.
-            if at > high.chunk && (rows > range.limit || last > range.to) {
+            if at > high.part && (rows > range.limit || last > range.to) {
                 break;
             }
             let block = match part {
-                Part::Open(chunk) => self.arena.get(*chunk).pack(0),
-                Part::Packed(block) => block.clone(),
+                ReadingsPart::Open(chunk) => self.arena.get(*chunk).pack_block(0),
+                ReadingsPart::Packed(block) => block.clone(),
             };
-            if at >= high.chunk {
-                rows += block.len() - if at == high.chunk { high.row } else { 0 };
+            if at >= high.part {
+                rows += block.len() - if at == high.part { high.row } else { 0 };
             }
             bytes += pinned_bytes(part);
             blocks.push_back(block);
         }
         let mut pinned = PinnedRows {
             blocks,
-            left: 0,
+            released_blocks: 0,
             low: BlockCursor::default(),
-            high: BlockCursor { next_block: high.chunk - low.chunk, ..BlockCursor::default() },
+            high: BlockCursor { next_block: high.part - low.part, ..BlockCursor::default() },
             sum,
             count,
             window,
             to: range.to,
             bytes,
         };
-        pinned.low.enter(&pinned.blocks, 0, low.row);
-        pinned.high.enter(&pinned.blocks, 0, high.row);
+        pinned.low.enter_block(&pinned.blocks, 0, low.row);
+        pinned.high.enter_block(&pinned.blocks, 0, high.row);
         pinned
     }
 }
 
-fn pinned_bytes(part: &Part) -> usize {
+fn pinned_bytes(part: &ReadingsPart) -> usize {
     size_of::<Block>()
         + match part {
-            Part::Packed(block) => block.bytes(),
+            ReadingsPart::Packed(block) => block.memory_bytes(),
             // No less than it takes packed.
-            Part::Open(_) => size_of::<Chunk>(),
+            ReadingsPart::Open(_) => size_of::<Chunk>(),
         }
 }
 
@@ -105,7 +105,7 @@ pub struct PinnedRows {
     /// From that of `low` on.
     blocks: VecDeque<Block>,
     /// How many have left at the front.
-    left: usize,
+    released_blocks: usize,
     low: BlockCursor,
     high: BlockCursor,
     /// Of the readings from `low` to before `high`.
@@ -118,12 +118,12 @@ pub struct PinnedRows {
 
 impl PinnedRows {
     /// What it took at first.
-    pub fn bytes(&self) -> usize {
+    pub fn initial_bytes(&self) -> usize {
         self.bytes
     }
 
     pub fn has_next(&self) -> bool {
-        self.high.millis <= self.to && self.high.millis != END
+        self.high.millis <= self.to && self.high.millis != AFTER_ALL_TIMES
     }
 
     /// The next row with its time.
@@ -134,16 +134,16 @@ impl PinnedRows {
         let (millis, held) = (self.high.millis, self.high.held);
         self.sum += held.micros();
         self.count += 1;
-        self.high.step(&self.blocks, self.left);
+        self.high.step_row(&self.blocks, self.released_blocks);
         let floor = millis.saturating_sub(self.window);
         while self.low.millis < floor && self.count > 0 {
             self.sum -= self.low.held.micros();
             self.count -= 1;
-            self.low.step(&self.blocks, self.left);
+            self.low.step_row(&self.blocks, self.released_blocks);
         }
         // What both have unpacked is not needed packed.
-        while self.left < self.low.next_block && self.blocks.pop_front().is_some() {
-            self.left += 1;
+        while self.released_blocks < self.low.next_block && self.blocks.pop_front().is_some() {
+            self.released_blocks += 1;
         }
         Some((millis, Row::new(held.heat_index(), held.category(), self.sum, self.count)))
     }
@@ -154,31 +154,31 @@ impl PinnedRows {
 struct BlockCursor {
     /// Counted from the first that was pinned.
     next_block: usize,
-    frame: Frame,
+    frame: TimeFrame,
     rows: Vec<PackedRow>,
     next_row: usize,
     /// The row's time, or [`END`].
     millis: i64,
-    held: Held,
+    held: PackedHeat,
 }
 
 impl Default for BlockCursor {
     fn default() -> BlockCursor {
-        let (frame, held) = (Frame::default(), PackedRow::default().held());
-        BlockCursor { next_block: 0, frame, rows: Vec::new(), next_row: 0, millis: END, held }
+        let (frame, held) = (TimeFrame::default(), PackedRow::default().packed_heat());
+        BlockCursor { next_block: 0, frame, rows: Vec::new(), next_row: 0, millis: AFTER_ALL_TIMES, held }
     }
 }
 
 impl BlockCursor {
     /// Goes to a row of the next block, or of the first behind it that has rows from there on. So many blocks have left.
     #[cold]
-    fn enter(&mut self, blocks: &VecDeque<Block>, left: usize, mut row: usize) {
-        self.millis = END;
+    fn enter_block(&mut self, blocks: &VecDeque<Block>, left: usize, mut row: usize) {
+        self.millis = AFTER_ALL_TIMES;
         while let Some(block) = blocks.get(self.next_block - left) {
-            (self.frame, _) = View::Packed(block).rows(&mut self.rows);
+            (self.frame, _) = PartView::Packed(block).rows(&mut self.rows);
             self.next_block += 1;
             if let Some(packed) = self.rows.get(row) {
-                (self.millis, self.held) = (self.frame.millis(*packed), packed.held());
+                (self.millis, self.held) = (self.frame.millis(*packed), packed.packed_heat());
                 self.next_row = row + 1;
                 return;
             }
@@ -187,13 +187,13 @@ impl BlockCursor {
     }
 
     #[inline(always)]
-    fn step(&mut self, blocks: &VecDeque<Block>, left: usize) {
+    fn step_row(&mut self, blocks: &VecDeque<Block>, left: usize) {
         match self.rows.get(self.next_row) {
             Some(row) => {
-                (self.millis, self.held) = (self.frame.millis(*row), row.held());
+                (self.millis, self.held) = (self.frame.millis(*row), row.packed_heat());
                 self.next_row += 1;
             }
-            None => self.enter(blocks, left, 0),
+            None => self.enter_block(blocks, left, 0),
         }
     }
 }

@@ -13,7 +13,7 @@ pub struct Revisions {
 
 impl Revisions {
     /// `rows` rows without a revision.
-    pub fn none(rows: usize) -> Revisions {
+    pub fn without_revisions(rows: usize) -> Revisions {
         Revisions { base: 0, width: 1, codes: vec![0; rows] }
     }
 
@@ -30,10 +30,10 @@ impl Revisions {
     }
 
     pub fn set(&mut self, row: usize, revision: Option<Revision>) {
-        if !self.encode(row, revision) {
+        if !self.try_encode(row, revision) {
             let mut all: Vec<_> = (0..self.len()).map(|row| self.get(row)).collect();
             all[row] = revision;
-            *self = Revisions::fitting(&all);
+            *self = Revisions::from_revisions(&all);
         }
     }
 
@@ -52,12 +52,12 @@ impl Revisions {
     }
 
     /// Bytes of memory.
-    pub fn bytes(&self) -> usize {
+    pub fn memory_bytes(&self) -> usize {
         size_of::<Revisions>() + self.codes.capacity()
     }
 
     /// Writes the code, if base and width allow it.
-    fn encode(&mut self, row: usize, revision: Option<Revision>) -> bool {
+    fn try_encode(&mut self, row: usize, revision: Option<Revision>) -> bool {
         let code = match revision {
             None => 0,
             // At most u64::MAX, because i64::MIN is no revision.
@@ -74,14 +74,14 @@ impl Revisions {
         true
     }
 
-    pub fn fitting(all: &[Option<Revision>]) -> Revisions {
+    pub fn from_revisions(all: &[Option<Revision>]) -> Revisions {
         let numbers = || all.iter().flatten().map(|revision| revision.number());
         let (base, last) = (numbers().min().unwrap_or(0), numbers().max().unwrap_or(0));
         let greatest = (last.wrapping_sub(base) as u64).saturating_add(1);
         let width = (64 - greatest.leading_zeros()).div_ceil(8).max(1) as usize;
         let mut fitting = Revisions { base, width, codes: vec![0; all.len() * width] };
         for (row, revision) in all.iter().enumerate() {
-            let encoded = fitting.encode(row, *revision);
+            let encoded = fitting.try_encode(row, *revision);
             debug_assert!(encoded, "base and width were chosen for all");
         }
         fitting
@@ -114,8 +114,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn equals_a_vector_of_options(steps in prop::collection::vec(step(), 0..60)) {
-            let (mut packed, mut plain) = (Revisions::none(3), vec![None; 3]);
+        fn revisions_equal_vec_of_options(steps in prop::collection::vec(step(), 0..60)) {
+            let (mut packed, mut plain) = (Revisions::without_revisions(3), vec![None; 3]);
             for step in steps {
                 match step {
                     Step::Set(row, number) if !plain.is_empty() => {
@@ -145,10 +145,10 @@ mod tests {
     }
 
     #[test]
-    fn small_numbers_take_a_byte_and_stamps_three() {
+    fn small_revisions_take_one_byte_and_timestamps_three() {
         let stamps: Vec<_> = (0..128).map(|i| Revision::new(1_764_000_000_000 + i * 60_000)).collect();
-        assert_eq!(Revisions::fitting(&stamps).width, 3);
+        assert_eq!(Revisions::from_revisions(&stamps).width, 3);
         let counters: Vec<_> = (0..128).map(|i| Revision::new(i % 5)).collect();
-        assert_eq!(Revisions::fitting(&counters).width, 1);
+        assert_eq!(Revisions::from_revisions(&counters).width, 1);
     }
 }

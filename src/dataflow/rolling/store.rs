@@ -6,24 +6,24 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::arena::Arena;
-use super::chunk::{CHUNK_ROWS, Chunk, Frame, Held, NO_CHUNK, PackedRow};
-use super::edit::Place;
-use super::part::{self, Part};
+use super::chunk::{CHUNK_ROWS, Chunk, NO_CHUNK, PackedHeat, PackedRow, TimeFrame};
+use super::edit::RowPosition;
+use super::part::{self, ReadingsPart};
 use super::revisions::Revisions;
-use crate::model::{Block, Duration, Revision};
+use crate::model::{Block, Millis, Revision};
 
 /// A time before every event time.
-pub const NEVER: i64 = i64::MIN;
+pub const BEFORE_ALL_TIMES: i64 = i64::MIN;
 
 /// How far back results and state reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
     /// The span of a rolling mean; both ends belong to it.
-    pub window: Duration,
+    pub window: Millis,
     /// How much older than its city's newest reading an arrival may be.
-    pub lateness: Duration,
+    pub lateness: Millis,
     /// How far back rows are servable, if lateness does not reach further.
-    pub history: Duration,
+    pub history: Millis,
 }
 
 impl Retention {
@@ -50,32 +50,32 @@ impl Retention {
 /// `lo`/`lo_row` is the first row of that span. The tail's length is here, its chunk's header follows at `seal`.
 #[derive(Debug)]
 #[repr(align(64))]
-pub struct Head {
-    pub run_sum: i64,
+pub struct CityHead {
+    pub window_sum: i64,
     /// The time of the newest reading: one that is newer is an append, unless it was withdrawn before.
     pub newest: i64,
     /// The newest `reading_at` that was ever accepted: it never falls, and retention is counted from it.
     pub high: i64,
-    pub tail_frame: Frame,
-    pub lo_frame: Frame,
-    pub run_count: u32,
+    pub tail_frame: TimeFrame,
+    pub window_chunk_frame: TimeFrame,
+    pub window_count: u32,
     pub tail: u32,
-    pub lo: u32,
+    pub window_chunk: u32,
     pub tail_len: u16,
-    pub lo_row: u16,
-    pub lo_len: u16,
+    pub window_row: u16,
+    pub window_chunk_len: u16,
     /// The tail holds revisions.
     pub tail_revisions: bool,
     /// Keys newer than the newest reading may have been withdrawn.
-    pub marks_ahead: bool,
-    pub edits: Edits,
+    pub tombstones_ahead: bool,
+    pub edit_state: EditState,
 }
 
-const _: () = assert!(size_of::<Head>() == 64);
+const _: () = assert!(size_of::<CityHead>() == 64);
 
 /// Whether the epoch at hand does more to a city than append to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Edits {
+pub enum EditState {
     None,
     /// It will: its readings must not go the way of appends.
     Expected,
@@ -87,31 +87,31 @@ pub enum Edits {
 #[derive(Debug)]
 pub struct CityIndex {
     /// Oldest first; between epochs the last is the tail's chunk and all before it are packed, and none is empty.
-    pub parts: VecDeque<Part>,
+    pub parts: VecDeque<ReadingsPart>,
     /// Keys that hold no reading because they were withdrawn, with the revision of the withdrawal.
-    pub withdrawn: BTreeMap<i64, Option<Revision>>,
+    pub tombstones: BTreeMap<i64, Option<Revision>>,
     /// A reading was ever accepted: known in log order, where the head's `high` is that of the whole epoch.
-    pub has_read: bool,
+    pub has_accepted_reading: bool,
     /// The part in which the running window begins, by index.
-    pub lo_part: u32,
+    pub window_part: u32,
     /// Parts that have left: the number of a part, of all that there were, is this and its index.
-    pub gone: u64,
+    pub removed_parts: u64,
     /// The first part that the epoch at hand may have opened, by index.
-    pub opened: u32,
+    pub first_opened_part: u32,
     /// The first part that was edited since the current row was looked at, by number.
-    pub changed_part: u64,
+    pub first_changed_part: u64,
     /// What the head's `lo` is a copy of, unless it is the tail.
-    pub lo_block: Option<Block>,
+    pub window_block: Option<Block>,
     /// Where the running window begins, while the city is edited.
-    pub floor: i64,
+    pub window_floor: i64,
     /// The oldest time that was edited since the last snapshot, [`END`] for none.
     pub edited_from: i64,
     /// The newest reading and `high` as the last snapshot had them.
-    pub marked: (i64, i64),
+    pub last_snapshot_times: (i64, i64),
 }
 
 /// A time behind every event time.
-pub const END: i64 = i64::MAX;
+pub const AFTER_ALL_TIMES: i64 = i64::MAX;
 /// No part.
 pub const NO_PART: u32 = u32::MAX;
 
@@ -119,53 +119,59 @@ impl Default for CityIndex {
     fn default() -> CityIndex {
         CityIndex {
             parts: VecDeque::new(),
-            withdrawn: BTreeMap::new(),
-            has_read: false,
-            lo_part: 0,
-            gone: 0,
-            opened: NO_PART,
-            changed_part: u64::MAX,
-            lo_block: None,
-            floor: NEVER,
-            edited_from: END,
-            marked: (NEVER, NEVER),
+            tombstones: BTreeMap::new(),
+            has_accepted_reading: false,
+            window_part: 0,
+            removed_parts: 0,
+            first_opened_part: NO_PART,
+            first_changed_part: u64::MAX,
+            window_block: None,
+            window_floor: BEFORE_ALL_TIMES,
+            edited_from: AFTER_ALL_TIMES,
+            last_snapshot_times: (BEFORE_ALL_TIMES, BEFORE_ALL_TIMES),
         }
     }
 }
 
 #[derive(Debug)]
-pub struct Store {
+pub struct ReadingStore {
     pub arena: Arena,
-    pub heads: Vec<Head>,
+    pub heads: Vec<CityHead>,
     pub index: Vec<CityIndex>,
     pub retention: Retention,
     /// Readings that have left memory, where somebody wants to know: `(city, time, value)`.
-    pub departed: Option<Vec<(u32, i64, Held)>>,
+    pub retired_readings: Option<Vec<(u32, i64, PackedHeat)>>,
 }
 
-impl Store {
-    pub fn new(retention: Retention, keep_departed: bool) -> Store {
+impl ReadingStore {
+    pub fn new(retention: Retention, keep_departed: bool) -> ReadingStore {
         let departed = keep_departed.then(Vec::new);
-        Store { arena: Arena::default(), heads: Vec::new(), index: Vec::new(), retention, departed }
+        ReadingStore {
+            arena: Arena::default(),
+            heads: Vec::new(),
+            index: Vec::new(),
+            retention,
+            retired_readings: departed,
+        }
     }
 
     /// A city without readings.
     pub fn add_city(&mut self) -> u32 {
-        self.heads.push(Head {
-            run_sum: 0,
-            newest: NEVER,
-            high: NEVER,
-            tail_frame: Frame::default(),
-            lo_frame: Frame::default(),
-            run_count: 0,
+        self.heads.push(CityHead {
+            window_sum: 0,
+            newest: BEFORE_ALL_TIMES,
+            high: BEFORE_ALL_TIMES,
+            tail_frame: TimeFrame::default(),
+            window_chunk_frame: TimeFrame::default(),
+            window_count: 0,
             tail: NO_CHUNK,
-            lo: NO_CHUNK,
+            window_chunk: NO_CHUNK,
             tail_len: 0,
-            lo_row: 0,
-            lo_len: 0,
+            window_row: 0,
+            window_chunk_len: 0,
             tail_revisions: false,
-            marks_ahead: false,
-            edits: Edits::None,
+            tombstones_ahead: false,
+            edit_state: EditState::None,
         });
         self.index.push(CityIndex::default());
         self.heads.len() as u32 - 1
@@ -173,39 +179,46 @@ impl Store {
 
     /// Adds a reading that is newer than all that the city knows of; returns sum and count of its window.
     #[inline]
-    pub fn append(&mut self, city: u32, millis: i64, held: Held, revision: Option<Revision>) -> (i64, u32) {
+    pub fn append_reading(
+        &mut self,
+        city: u32,
+        millis: i64,
+        held: PackedHeat,
+        revision: Option<Revision>,
+    ) -> (i64, u32) {
         let head = &self.heads[city as usize];
-        let packed = match head.tail_frame.pack(millis, held) {
+        let packed = match head.tail_frame.pack_row(millis, held) {
             Some(packed) if usize::from(head.tail_len) < CHUNK_ROWS && head.tail != NO_CHUNK => packed,
-            _ => self.make_room(city, millis, held),
+            _ => self.make_tail_room(city, millis, held),
         };
-        let Store { arena, heads, index, retention, .. } = self;
+        let ReadingStore { arena, heads, index, retention, .. } = self;
         let head = &mut heads[city as usize];
         let tail = arena.get_mut(head.tail);
         tail.rows[usize::from(head.tail_len)] = packed;
         if revision.is_some() || head.tail_revisions {
-            note_revision(tail, head.tail_len, revision);
+            record_revision(tail, head.tail_len, revision);
             head.tail_revisions = true;
         }
         head.tail_len += 1;
-        head.run_sum += held.micros();
-        head.run_count += 1;
+        head.window_sum += held.micros();
+        head.window_count += 1;
         let floor = millis - retention.window.millis();
         while !advance_window(head, arena, floor) {
-            next_lo(head, &mut index[city as usize], arena);
+            move_window_to_next_part(head, &mut index[city as usize], arena);
         }
-        (head.run_sum, head.run_count)
+        (head.window_sum, head.window_count)
     }
 
     /// Reads what appends to these cities will need, one after the other without waiting: the processor then fetches it for all
     /// of them at once, where the appends themselves would wait for each.
-    pub fn warm(&self, cities: &[u32]) {
+    pub fn prefetch_appends(&self, cities: &[u32]) {
         let mut seen = 0;
         for head in cities.iter().filter_map(|&city| self.heads.get(city as usize)) {
             if head.tail != NO_CHUNK {
                 let tail = self.arena.get(head.tail).rows[usize::from(head.tail_len).min(CHUNK_ROWS - 1)];
-                let lo = self.arena.get(head.lo).rows[usize::from(head.lo_row).min(CHUNK_ROWS - 1)];
-                seen ^= tail.held().micros() ^ lo.held().micros();
+                let lo =
+                    self.arena.get(head.window_chunk).rows[usize::from(head.window_row).min(CHUNK_ROWS - 1)];
+                seen ^= tail.packed_heat().micros() ^ lo.packed_heat().micros();
             }
         }
         std::hint::black_box(seen);
@@ -214,186 +227,192 @@ impl Store {
     /// Sees to it that the tail has room for a row at `millis`, by a wider frame or a new tail.
     #[cold]
     #[inline(never)]
-    fn make_room(&mut self, city: u32, millis: i64, held: Held) -> PackedRow {
+    fn make_tail_room(&mut self, city: u32, millis: i64, held: PackedHeat) -> PackedRow {
         let head = &self.heads[city as usize];
         let room = head.tail != NO_CHUNK && usize::from(head.tail_len) < CHUNK_ROWS;
         if room {
-            self.seal(city);
+            self.seal_tail(city);
         }
         let tail = self.heads[city as usize].tail;
         if room && self.arena.get_mut(tail).reframe(millis) {
             let frame = self.arena.get(tail).frame;
             let head = &mut self.heads[city as usize];
             head.tail_frame = frame;
-            if head.lo == tail {
-                head.lo_frame = frame;
+            if head.window_chunk == tail {
+                head.window_chunk_frame = frame;
             }
         } else {
-            self.roll(city, millis);
+            self.roll_tail(city, millis);
         }
         let frame = self.heads[city as usize].tail_frame;
-        frame.pack(millis, held).unwrap_or_else(|| unreachable!("the frame was chosen for this time"))
+        frame.pack_row(millis, held).unwrap_or_else(|| unreachable!("the frame was chosen for this time"))
     }
 
     /// Packs the city's tail and gives it a new, empty one; what no servable row needs leaves memory.
-    fn roll(&mut self, city: u32, millis: i64) {
+    fn roll_tail(&mut self, city: u32, millis: i64) {
         let head = &self.heads[city as usize];
         if head.tail != NO_CHUNK {
             // Its sums are those of its block.
             self.arena.get_mut(head.tail).len = head.tail_len;
         }
-        self.trim(city);
-        self.index[city as usize].has_read = true;
-        let fresh = self.arena.allocate();
-        let frame = Frame::starting_at(millis);
+        self.trim_city(city);
+        self.index[city as usize].has_accepted_reading = true;
+        let fresh = self.arena.allocate_chunk();
+        let frame = TimeFrame::starting_at(millis);
         self.arena.get_mut(fresh).frame = frame;
-        let Store { arena, heads, index, .. } = self;
+        let ReadingStore { arena, heads, index, .. } = self;
         let (head, index) = (&mut heads[city as usize], &mut index[city as usize]);
         if let Some(tail) = index.parts.back_mut() {
-            let block = arena.get(head.tail).pack(0);
-            if head.lo == head.tail {
+            let block = arena.get(head.tail).pack_block(0);
+            if head.window_chunk == head.tail {
                 // What was the tail goes on as the copy of its block.
-                index.lo_block = Some(block.clone());
-                head.lo_len = head.tail_len;
+                index.window_block = Some(block.clone());
+                head.window_chunk_len = head.tail_len;
                 arena.get_mut(head.tail).revisions = None;
             } else {
-                arena.free(head.tail);
+                arena.free_chunk(head.tail);
             }
-            *tail = Part::Packed(block);
+            *tail = ReadingsPart::Packed(block);
         } else {
-            (head.lo, head.lo_row, head.lo_len, head.lo_frame) = (fresh, 0, 0, frame);
-            index.lo_part = 0;
+            (head.window_chunk, head.window_row, head.window_chunk_len, head.window_chunk_frame) =
+                (fresh, 0, 0, frame);
+            index.window_part = 0;
         }
-        index.parts.push_back(Part::Open(fresh));
+        index.parts.push_back(ReadingsPart::Open(fresh));
         (head.tail, head.tail_len, head.tail_frame, head.tail_revisions) = (fresh, 0, frame, false);
     }
 
     /// Writes into the tail's header what its head knows.
-    pub fn seal(&mut self, city: u32) {
+    pub fn seal_tail(&mut self, city: u32) {
         let head = &mut self.heads[city as usize];
         if head.tail == NO_CHUNK {
             return;
         }
-        self.arena.get_mut(head.tail).grow(head.tail_len);
-        if head.lo == head.tail {
-            head.lo_len = head.tail_len;
+        self.arena.get_mut(head.tail).extend_to(head.tail_len);
+        if head.window_chunk == head.tail {
+            head.window_chunk_len = head.tail_len;
         }
     }
 
     /// Lets go of the parts that lie before all that a servable row or the running window needs, and forgets withdrawals that
     /// nothing can contradict any more.
-    pub fn trim(&mut self, city: u32) {
-        let Store { arena, heads, index, retention, departed } = self;
+    pub fn trim_city(&mut self, city: u32) {
+        let ReadingStore { arena, heads, index, retention, retired_readings: departed } = self;
         let (head, index) = (&heads[city as usize], &mut index[city as usize]);
         let oldest_held = retention.oldest_held(head.high);
-        let is_old = |first: &Part, arena: &Arena| first.view(arena).last_millis() < oldest_held;
-        while index.lo_part > 0
+        let is_old = |first: &ReadingsPart, arena: &Arena| first.view(arena).last_millis() < oldest_held;
+        while index.window_part > 0
             && index.parts.front().is_some_and(|first| is_old(first, arena))
             && let Some(first) = index.parts.pop_front()
         {
-            (index.lo_part, index.gone) = (index.lo_part - 1, index.gone + 1);
+            (index.window_part, index.removed_parts) = (index.window_part - 1, index.removed_parts + 1);
             if let Some(departed) = departed {
-                first.view(arena).for_each(|millis, held| departed.push((city, millis, held)));
+                first.view(arena).for_each_reading(|millis, held| departed.push((city, millis, held)));
             }
         }
         let oldest_accepted = retention.oldest_accepted(head.high);
-        while index.withdrawn.first_key_value().is_some_and(|(&millis, _)| millis < oldest_accepted) {
-            index.withdrawn.pop_first();
+        while index.tombstones.first_key_value().is_some_and(|(&millis, _)| millis < oldest_accepted) {
+            index.tombstones.pop_first();
         }
     }
 
     /// Makes the city fit for edits: until [`Store::finish_edits`] only its running sums are kept up.
     pub fn begin_edits(&mut self, city: u32) {
-        self.seal(city);
+        self.seal_tail(city);
         let window = self.retention.window.millis();
-        self.index[city as usize].floor = self.last_millis(city).map_or(NEVER, |last| last - window);
+        self.index[city as usize].window_floor =
+            self.last_millis(city).map_or(BEFORE_ALL_TIMES, |last| last - window);
     }
 
     /// Makes the city fit for appends again: packs all but the tail, and moves the running window to the newest reading.
     pub fn finish_edits(&mut self, city: u32) {
         let index = &mut self.index[city as usize];
-        if index.opened != NO_PART {
-            index.changed_part = index.changed_part.min(index.gone + u64::from(index.opened));
+        if index.first_opened_part != NO_PART {
+            index.first_changed_part =
+                index.first_changed_part.min(index.removed_parts + u64::from(index.first_opened_part));
         }
         if let Some(last) = index.parts.len().checked_sub(1) {
-            self.open(city, last);
+            self.open_part(city, last);
         }
-        self.pack_opened(city);
-        self.refresh(city);
-        self.trim(city);
-        self.heads[city as usize].edits = Edits::None;
+        self.pack_opened_parts(city);
+        self.refresh_head(city);
+        self.trim_city(city);
+        self.heads[city as usize].edit_state = EditState::None;
     }
 
     /// The chunk of a part, which is unpacked where it is not open.
-    pub fn open(&mut self, city: u32, part: usize) -> u32 {
-        let Store { arena, index, .. } = self;
+    pub fn open_part(&mut self, city: u32, part: usize) -> u32 {
+        let ReadingStore { arena, index, .. } = self;
         let index = &mut index[city as usize];
-        index.opened = index.opened.min(part as u32);
+        index.first_opened_part = index.first_opened_part.min(part as u32);
         match &index.parts[part] {
-            Part::Open(chunk) => *chunk,
-            Part::Packed(block) => {
-                let chunk = arena.allocate();
-                arena.get_mut(chunk).unpack(block, true);
-                index.parts[part] = Part::Open(chunk);
+            ReadingsPart::Open(chunk) => *chunk,
+            ReadingsPart::Packed(block) => {
+                let chunk = arena.allocate_chunk();
+                arena.get_mut(chunk).unpack_block(block, true);
+                index.parts[part] = ReadingsPart::Open(chunk);
                 chunk
             }
         }
     }
 
-    fn pack_opened(&mut self, city: u32) {
-        let Store { arena, index, .. } = self;
+    fn pack_opened_parts(&mut self, city: u32) {
+        let ReadingStore { arena, index, .. } = self;
         let index = &mut index[city as usize];
         let last = index.parts.len().saturating_sub(1);
-        let first = std::mem::replace(&mut index.opened, NO_PART) as usize;
+        let first = std::mem::replace(&mut index.first_opened_part, NO_PART) as usize;
         for part in index.parts.range_mut(first.min(last)..last) {
-            if let &mut Part::Open(chunk) = part {
-                *part = Part::Packed(arena.get(chunk).pack(0));
-                arena.free(chunk);
+            if let &mut ReadingsPart::Open(chunk) = part {
+                *part = ReadingsPart::Packed(arena.get(chunk).pack_block(0));
+                arena.free_chunk(chunk);
             }
         }
     }
 
     /// Sets the head from the parts, and the running window, which edits have kept right from `floor` on, to that of the newest
     /// reading.
-    fn refresh(&mut self, city: u32) {
+    fn refresh_head(&mut self, city: u32) {
         let last = self.last_millis(city);
         let window = self.retention.window.millis();
-        let lo = last.map(|last| self.seek(city, last - window));
+        let lo = last.map(|last| self.seek_row(city, last - window));
         let (sum, count) = match (last, lo) {
             (Some(last), Some(lo)) => {
-                let was = self.index[city as usize].floor;
+                let was = self.index[city as usize].window_floor;
                 let head = &self.heads[city as usize];
-                let (old, forward) = (self.seek(city, was), was <= last - window);
-                let (sum, count) = if forward { self.span(city, old, lo) } else { self.span(city, lo, old) };
+                let (old, forward) = (self.seek_row(city, was), was <= last - window);
+                let (sum, count) =
+                    if forward { self.sum_range(city, old, lo) } else { self.sum_range(city, lo, old) };
                 match forward {
-                    true => (head.run_sum - sum, head.run_count - count),
-                    false => (head.run_sum + sum, head.run_count + count),
+                    true => (head.window_sum - sum, head.window_count - count),
+                    false => (head.window_sum + sum, head.window_count + count),
                 }
             }
             _ => (0, 0),
         };
-        let Store { arena, heads, index, .. } = self;
+        let ReadingStore { arena, heads, index, .. } = self;
         let (head, index) = (&mut heads[city as usize], &mut index[city as usize]);
-        head.newest = last.unwrap_or(NEVER);
+        head.newest = last.unwrap_or(BEFORE_ALL_TIMES);
         // Appends keep no books: what a snapshot has taken must be older than all of them, also where its newest is no more.
-        index.marked.0 = index.marked.0.min(head.newest);
-        head.marks_ahead = index.withdrawn.last_key_value().is_some_and(|(&millis, _)| millis > head.newest);
-        (head.run_sum, head.run_count) = (sum, count);
-        let (Some(lo), Some(&Part::Open(tail_id))) = (lo, index.parts.back()) else {
-            if index.lo_block.take().is_some() {
-                arena.free(head.lo);
+        index.last_snapshot_times.0 = index.last_snapshot_times.0.min(head.newest);
+        head.tombstones_ahead =
+            index.tombstones.last_key_value().is_some_and(|(&millis, _)| millis > head.newest);
+        (head.window_sum, head.window_count) = (sum, count);
+        let (Some(lo), Some(&ReadingsPart::Open(tail_id))) = (lo, index.parts.back()) else {
+            if index.window_block.take().is_some() {
+                arena.free_chunk(head.window_chunk);
             }
-            (head.tail, head.tail_len, head.lo, head.lo_row, head.lo_len) = (NO_CHUNK, 0, NO_CHUNK, 0, 0);
+            (head.tail, head.tail_len, head.window_chunk, head.window_row, head.window_chunk_len) =
+                (NO_CHUNK, 0, NO_CHUNK, 0, 0);
             return;
         };
         let tail = arena.get(tail_id);
         (head.tail, head.tail_len, head.tail_frame) = (tail_id, tail.len, tail.frame);
         head.tail_revisions = tail.revisions.is_some();
-        set_lo(head, index, arena, lo);
+        set_window_start(head, index, arena, lo);
     }
 
     /// Takes over what a snapshot has of a city without readings.
-    pub fn resume(
+    pub fn restore_city(
         &mut self,
         city: u32,
         blocks: Vec<Block>,
@@ -401,83 +420,90 @@ impl Store {
         high: i64,
     ) {
         let index = &mut self.index[city as usize];
-        index.parts = blocks.into_iter().flat_map(part::fitting).map(Part::Packed).collect();
-        index.withdrawn = withdrawn.collect();
-        index.has_read = high != NEVER;
+        index.parts =
+            blocks.into_iter().flat_map(part::split_to_fit_chunk).map(ReadingsPart::Packed).collect();
+        index.tombstones = withdrawn.collect();
+        index.has_accepted_reading = high != BEFORE_ALL_TIMES;
         // An empty window behind the last reading.
-        index.floor = index.parts.back().map_or(NEVER, |last| last.view(&self.arena).last_millis() + 1);
+        index.window_floor =
+            index.parts.back().map_or(BEFORE_ALL_TIMES, |last| last.view(&self.arena).last_millis() + 1);
         self.heads[city as usize].high = high;
         self.finish_edits(city);
-        let last = self.last_millis(city).unwrap_or(NEVER);
-        self.index[city as usize].marked = (last, high);
+        let last = self.last_millis(city).unwrap_or(BEFORE_ALL_TIMES);
+        self.index[city as usize].last_snapshot_times = (last, high);
     }
 
     /// Bytes of memory in use for readings and their revisions.
-    pub fn bytes(&self) -> usize {
+    pub fn memory_bytes(&self) -> usize {
         let parts = self.index.iter().flat_map(|index| &index.parts).map(|part| match part {
-            Part::Packed(block) => block.bytes(),
-            Part::Open(chunk) => self.arena.get(*chunk).revisions.as_ref().map_or(0, |r| r.bytes()),
+            ReadingsPart::Packed(block) => block.memory_bytes(),
+            ReadingsPart::Open(chunk) => {
+                self.arena.get(*chunk).revisions.as_ref().map_or(0, |r| r.memory_bytes())
+            }
         });
         let parts: usize = parts.sum();
-        let places: usize = self.index.iter().map(|index| index.parts.capacity() * size_of::<Part>()).sum();
-        let cities = self.heads.len() * (size_of::<Head>() + size_of::<CityIndex>());
+        let places: usize =
+            self.index.iter().map(|index| index.parts.capacity() * size_of::<ReadingsPart>()).sum();
+        let cities = self.heads.len() * (size_of::<CityHead>() + size_of::<CityIndex>());
         self.arena.len() * size_of::<Chunk>() + cities + parts + places
     }
 }
 
 /// Takes what is older than `floor` out of the running window; false where it has come to the end of the part.
 #[inline(always)]
-fn advance_window(head: &mut Head, arena: &Arena, floor: i64) -> bool {
-    let len = if head.lo == head.tail { head.tail_len } else { head.lo_len };
-    while head.lo_row < len {
-        let row = arena.get(head.lo).rows[usize::from(head.lo_row)];
-        if head.lo_frame.millis(row) >= floor {
+fn advance_window(head: &mut CityHead, arena: &Arena, floor: i64) -> bool {
+    let len = if head.window_chunk == head.tail { head.tail_len } else { head.window_chunk_len };
+    while head.window_row < len {
+        let row = arena.get(head.window_chunk).rows[usize::from(head.window_row)];
+        if head.window_chunk_frame.millis(row) >= floor {
             return true;
         }
-        head.run_sum -= row.held().micros();
-        head.run_count -= 1;
-        head.lo_row += 1;
+        head.window_sum -= row.packed_heat().micros();
+        head.window_count -= 1;
+        head.window_row += 1;
     }
     false
 }
 
 /// The running window goes on in the next part.
 #[cold]
-fn next_lo(head: &mut Head, index: &mut CityIndex, arena: &mut Arena) {
-    let place = Place { chunk: index.lo_part as usize + 1, row: 0 };
-    set_lo(head, index, arena, place);
+fn move_window_to_next_part(head: &mut CityHead, index: &mut CityIndex, arena: &mut Arena) {
+    let place = RowPosition { part: index.window_part as usize + 1, row: 0 };
+    set_window_start(head, index, arena, place);
 }
 
 /// The running window begins at `place`.
-fn set_lo(head: &mut Head, index: &mut CityIndex, arena: &mut Arena, place: Place) {
-    index.lo_part = place.chunk as u32;
-    let was = index.lo_block.take().map(|block| (block, head.lo));
-    match &index.parts[place.chunk] {
-        Part::Open(chunk) => {
+fn set_window_start(head: &mut CityHead, index: &mut CityIndex, arena: &mut Arena, place: RowPosition) {
+    index.window_part = place.part as u32;
+    let was = index.window_block.take().map(|block| (block, head.window_chunk));
+    match &index.parts[place.part] {
+        ReadingsPart::Open(chunk) => {
             if let Some((_, copy)) = was {
-                arena.free(copy);
+                arena.free_chunk(copy);
             }
-            head.lo = *chunk;
+            head.window_chunk = *chunk;
         }
-        Part::Packed(block) => {
-            head.lo = match was {
-                Some((was, copy)) if was.is(block) => copy,
+        ReadingsPart::Packed(block) => {
+            head.window_chunk = match was {
+                Some((was, copy)) if was.ptr_eq(block) => copy,
                 was => {
-                    let copy = was.map_or_else(|| arena.allocate(), |(_, copy)| copy);
-                    arena.get_mut(copy).unpack(block, false);
+                    let copy = was.map_or_else(|| arena.allocate_chunk(), |(_, copy)| copy);
+                    arena.get_mut(copy).unpack_block(block, false);
                     copy
                 }
             };
-            index.lo_block = Some(block.clone());
+            index.window_block = Some(block.clone());
         }
     }
-    let chunk = arena.get(head.lo);
-    (head.lo_row, head.lo_len, head.lo_frame) = (place.row as u16, chunk.len, chunk.frame);
+    let chunk = arena.get(head.window_chunk);
+    (head.window_row, head.window_chunk_len, head.window_chunk_frame) =
+        (place.row as u16, chunk.len, chunk.frame);
 }
 
 #[cold]
-fn note_revision(tail: &mut Chunk, row: u16, revision: Option<Revision>) {
-    let revisions = tail.revisions.get_or_insert_with(|| Box::new(Revisions::none(usize::from(row))));
+fn record_revision(tail: &mut Chunk, row: u16, revision: Option<Revision>) {
+    let revisions =
+        tail.revisions.get_or_insert_with(|| Box::new(Revisions::without_revisions(usize::from(row))));
     revisions.insert(usize::from(row));
     revisions.set(usize::from(row), revision);
 }

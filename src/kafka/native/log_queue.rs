@@ -20,18 +20,18 @@ unsafe impl<C: ConsumerContext + 'static> Send for LogQueue<C> {}
 
 impl<C: ConsumerContext + 'static> LogQueue<C> {
     /// From now on the client's lines come here. None where it does not give them away.
-    pub fn of(client: &Arc<BaseConsumer<C>>) -> Option<LogQueue<C>> {
+    pub fn redirect_from(client: &Arc<BaseConsumer<C>>) -> Option<LogQueue<C>> {
         let native = client.client().native_ptr();
         // SAFETY: the client is kept; the queue is given back once, when this is dropped.
         let queue = unsafe { NonNull::new(native::rd_kafka_queue_new(native))? };
         let taken = LogQueue { queue, _client: Arc::clone(client) };
         // SAFETY: client and queue live.
-        let answer = unsafe { super::coded::rd_kafka_set_log_queue(native, queue.as_ptr()) };
+        let answer = unsafe { super::error_codes::rd_kafka_set_log_queue(native, queue.as_ptr()) };
         (answer == super::NO_ERROR).then_some(taken)
     }
 
     /// Gives the lines that are there, without waiting: level, facility, text.
-    pub fn drain(&mut self, mut hear: impl FnMut(RDKafkaLogLevel, &str, &str)) {
+    pub fn drain(&mut self, mut on_line: impl FnMut(RDKafkaLogLevel, &str, &str)) {
         // SAFETY: the queue lives; an event is given back once, and what it says is read before that.
         unsafe {
             while let Some(event) = NonNull::new(native::rd_kafka_queue_poll(self.queue.as_ptr(), 0)) {
@@ -45,7 +45,7 @@ impl<C: ConsumerContext + 'static> LogQueue<C> {
                 if found == 0 && !facility.is_null() && !text.is_null() {
                     let [facility, text] =
                         [facility, text].map(|text| CStr::from_ptr(text).to_string_lossy());
-                    hear(level(severity), &facility, &text);
+                    on_line(syslog_level(severity), &facility, &text);
                 }
                 native::rd_kafka_event_destroy(event.as_ptr());
             }
@@ -54,7 +54,7 @@ impl<C: ConsumerContext + 'static> LogQueue<C> {
 }
 
 /// By the numbers of syslog.
-fn level(severity: c_int) -> RDKafkaLogLevel {
+fn syslog_level(severity: c_int) -> RDKafkaLogLevel {
     match severity {
         ..=2 => RDKafkaLogLevel::Critical,
         3 => RDKafkaLogLevel::Error,

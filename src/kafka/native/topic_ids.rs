@@ -10,7 +10,7 @@ use rdkafka::bindings as native;
 use rdkafka::client::Client;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 
-use super::{NO_ERROR, coded, error_code};
+use super::{NO_ERROR, error_code, error_codes};
 
 /// What a cluster says of a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub enum TopicState {
 /// # Errors
 ///
 /// Where no broker has answered in this time.
-pub fn topic_ids<C: ClientContext>(
+pub fn describe_topic_ids<C: ClientContext>(
     client: &Client<C>,
     topics: &[&str],
     wait: Duration,
@@ -39,7 +39,7 @@ pub fn topic_ids<C: ClientContext>(
     if topics.is_empty() {
         return Ok(states);
     }
-    let answer = Answer::ask(client, topics, wait)?;
+    let answer = DescribeResponse::describe(client, topics, wait)?;
     let mut count = 0;
     // SAFETY: the event is an answer to DescribeTopics, and what it holds lives as long as it.
     unsafe {
@@ -51,7 +51,7 @@ pub fn topic_ids<C: ClientContext>(
         for at in 0..if found.is_null() { 0 } else { count } {
             let topic = *found.add(at);
             let name = CStr::from_ptr(native::rd_kafka_TopicDescription_name(topic));
-            states.insert(name.to_string_lossy().into_owned(), state(topic));
+            states.insert(name.to_string_lossy().into_owned(), topic_state(topic));
         }
     }
     Ok(states)
@@ -60,11 +60,11 @@ pub fn topic_ids<C: ClientContext>(
 /// # Safety
 ///
 /// The description must live.
-unsafe fn state(topic: *const native::rd_kafka_TopicDescription_t) -> TopicState {
+unsafe fn topic_state(topic: *const native::rd_kafka_TopicDescription_t) -> TopicState {
     // SAFETY: the description lives, by the caller; so do the error, the id and the partitions, which it has.
     let (code, id, partitions) = unsafe {
         let error = native::rd_kafka_TopicDescription_error(topic);
-        let code = if error.is_null() { NO_ERROR } else { coded::rd_kafka_error_code(error) };
+        let code = if error.is_null() { NO_ERROR } else { error_codes::rd_kafka_error_code(error) };
         let mut partitions = 0;
         native::rd_kafka_TopicDescription_partitions(topic, &raw mut partitions);
         (code, id_of(native::rd_kafka_TopicDescription_topic_id(topic)), partitions as u32)
@@ -96,19 +96,23 @@ unsafe fn id_of(id: *const native::rd_kafka_Uuid_t) -> Option<String> {
     }
     // SAFETY: as above.
     let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
-    Some(url_safe(&text))
+    Some(url_safe_topic_id(&text))
 }
 
 /// As `kafka-topics.sh --describe` writes ids: librdkafka has the other alphabet of base64.
-pub fn url_safe(id: &str) -> String {
+pub fn url_safe_topic_id(id: &str) -> String {
     id.replace('+', "-").replace('/', "_")
 }
 
 /// An answer's event, which is given back once.
-struct Answer(NonNull<native::rd_kafka_event_t>);
+struct DescribeResponse(NonNull<native::rd_kafka_event_t>);
 
-impl Answer {
-    fn ask<C: ClientContext>(client: &Client<C>, topics: &[&str], wait: Duration) -> KafkaResult<Answer> {
+impl DescribeResponse {
+    fn describe<C: ClientContext>(
+        client: &Client<C>,
+        topics: &[&str],
+        wait: Duration,
+    ) -> KafkaResult<DescribeResponse> {
         let invalid = || KafkaError::AdminOp(RDKafkaErrorCode::InvalidTopic);
         let names = topics.iter().map(|topic| CString::new(*topic).map_err(|_| invalid()));
         let names = names.collect::<KafkaResult<Vec<CString>>>()?;
@@ -126,7 +130,7 @@ impl Answer {
                 client,
                 native::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS,
             );
-            coded::rd_kafka_AdminOptions_set_request_timeout(
+            error_codes::rd_kafka_AdminOptions_set_request_timeout(
                 options,
                 wait,
                 problem.as_mut_ptr(),
@@ -141,16 +145,16 @@ impl Answer {
             answer
         };
         let timed_out = KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut);
-        let answer = Answer(NonNull::new(answer).ok_or(timed_out)?);
+        let answer = DescribeResponse(NonNull::new(answer).ok_or(timed_out)?);
         // SAFETY: the event is ours.
-        match unsafe { coded::rd_kafka_event_error(answer.0.as_ptr()) } {
+        match unsafe { error_codes::rd_kafka_event_error(answer.0.as_ptr()) } {
             NO_ERROR => Ok(answer),
             code => Err(KafkaError::AdminOp(error_code(code))),
         }
     }
 }
 
-impl Drop for Answer {
+impl Drop for DescribeResponse {
     fn drop(&mut self) {
         // SAFETY: it is ours, and given back once.
         unsafe { native::rd_kafka_event_destroy(self.0.as_ptr()) };

@@ -1,13 +1,18 @@
 //! Columns of a block as they are packed.
 
 use super::layout::{
-    BLOCK_READINGS, CATEGORIES, FIRST, FIRST_CATEGORY, FIRST_PRESENT, FIRST_REVISION, FIRST_VALUE, FLAGS,
-    HAS_REVISIONS, LAST, Layout, PEAK, PRESENT, REVISION_STRIDE, REVISIONS, SECONDS, STRIDE, SUM, TIMES,
-    VALUES, bits_at, zigzag,
+    BLOCK_READINGS, CATEGORIES, ColumnLayout, FIRST_CATEGORY, FIRST_HAS_REVISION, FIRST_MILLIS,
+    FIRST_REVISION, FIRST_VALUE, FLAGS, HAS_REVISIONS, LAST_MILLIS, PEAK, REVISION_PRESENCE, REVISION_STRIDE,
+    REVISIONS, STRIDE, SUM, TIMES, TIMES_IN_SECONDS, VALUES, word_at_bit, zigzag,
 };
 use crate::model::{Category, Revision};
 
-pub(super) fn pack_times(len: usize, millis: impl Fn(usize) -> i64, header: &mut [u8], columns: &mut Writer) {
+pub(super) fn pack_times(
+    len: usize,
+    millis: impl Fn(usize) -> i64,
+    header: &mut [u8],
+    columns: &mut ColumnWriter,
+) {
     let mut steps = [0; BLOCK_READINGS];
     let (first, mut last, mut seconds) = (millis(0), millis(0), true);
     for i in 1..len {
@@ -18,21 +23,21 @@ pub(super) fn pack_times(len: usize, millis: impl Fn(usize) -> i64, header: &mut
     }
     let steps = &mut steps[..len - 1];
     if seconds {
-        header[FLAGS] |= SECONDS;
+        header[FLAGS] |= TIMES_IN_SECONDS;
         steps.iter_mut().for_each(|step| *step /= 1000);
     }
     let stride = u32::try_from(majority(steps)).unwrap_or(0);
     header[STRIDE..STRIDE + 4].copy_from_slice(&stride.to_le_bytes());
-    put(header, FIRST, first);
-    put(header, LAST, last);
-    header[TIMES] = columns.column(steps, i64::from(stride));
+    put_i64(header, FIRST_MILLIS, first);
+    put_i64(header, LAST_MILLIS, last);
+    header[TIMES] = columns.write_column(steps, i64::from(stride));
 }
 
 pub(super) fn pack_values(
     len: usize,
     value: impl Fn(usize) -> (i64, Category),
     header: &mut [u8],
-    columns: &mut Writer,
+    columns: &mut ColumnWriter,
 ) {
     let (mut steps, mut categories) = ([0; BLOCK_READINGS], [0; BLOCK_READINGS]);
     let (first, first_category) = value(0);
@@ -46,24 +51,24 @@ pub(super) fn pack_values(
         sum = sum.wrapping_add(micros);
         peak = peak.max(micros);
     }
-    put(header, FIRST_VALUE, first);
-    put(header, SUM, sum);
-    put(header, PEAK, peak);
-    header[VALUES] = columns.column(&steps[..len - 1], 0);
+    put_i64(header, FIRST_VALUE, first);
+    put_i64(header, SUM, sum);
+    put_i64(header, PEAK, peak);
+    header[VALUES] = columns.write_column(&steps[..len - 1], 0);
     header[FIRST_CATEGORY] = first_category as u8;
-    header[CATEGORIES] = columns.column(&categories[..len - 1], 0);
+    header[CATEGORIES] = columns.write_column(&categories[..len - 1], 0);
 }
 
 pub(super) fn pack_revisions(
     len: usize,
     revision: impl Fn(usize) -> Option<Revision>,
     header: &mut [u8],
-    columns: &mut Writer,
+    columns: &mut ColumnWriter,
 ) {
     let (mut steps, mut present) = ([0; BLOCK_READINGS], [0; BLOCK_READINGS]);
     let first = revision(0);
     let mut before = first.map_or(0, Revision::number);
-    put(header, FIRST_REVISION, before);
+    put_i64(header, FIRST_REVISION, before);
     let mut present_before = i64::from(first.is_some());
     for i in 1..len {
         let number = revision(i).map(Revision::number);
@@ -85,10 +90,10 @@ pub(super) fn pack_revisions(
             drift = drift.wrapping_add(stride);
         }
     }
-    header[FLAGS] |= HAS_REVISIONS | if first.is_some() { FIRST_PRESENT } else { 0 };
-    put(header, REVISION_STRIDE, stride);
-    header[PRESENT] = columns.column(&present[..len - 1], 0);
-    header[REVISIONS] = columns.column(&steps[..len - 1], stride);
+    header[FLAGS] |= HAS_REVISIONS | if first.is_some() { FIRST_HAS_REVISION } else { 0 };
+    put_i64(header, REVISION_STRIDE, stride);
+    header[REVISION_PRESENCE] = columns.write_column(&present[..len - 1], 0);
+    header[REVISIONS] = columns.write_column(&steps[..len - 1], stride);
 }
 
 /// The value that more than half of all are, if there is one.
@@ -105,33 +110,33 @@ fn majority(values: &[i64]) -> i64 {
 }
 
 #[inline]
-fn put(header: &mut [u8], at: usize, value: i64) {
+fn put_i64(header: &mut [u8], at: usize, value: i64) {
     header[at..at + 8].copy_from_slice(&value.to_le_bytes());
 }
 
 /// Columns, one behind the other.
-pub(super) struct Writer {
-    bytes: [u8; Writer::ROOM],
+pub(super) struct ColumnWriter {
+    bytes: [u8; ColumnWriter::CAPACITY],
     len: usize,
 }
 
-impl Writer {
+impl ColumnWriter {
     /// Four columns of 64 bits and one of 2 with their bitmaps, and what a code may write behind itself.
-    const ROOM: usize = 5 * (8 * BLOCK_READINGS + 16) + 8;
+    const CAPACITY: usize = 5 * (8 * BLOCK_READINGS + 16) + 8;
 
     #[inline]
-    pub(super) fn new() -> Writer {
-        Writer { bytes: [0; Writer::ROOM], len: 0 }
+    pub(super) fn new() -> ColumnWriter {
+        ColumnWriter { bytes: [0; ColumnWriter::CAPACITY], len: 0 }
     }
 
     #[inline]
-    pub(super) fn packed(&self) -> &[u8] {
+    pub(super) fn written_bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
     }
 
     /// Packs what steps are beside the stride; returns the layout.
     #[inline]
-    fn column(&mut self, steps: &[i64], stride: i64) -> u8 {
+    fn write_column(&mut self, steps: &[i64], stride: i64) -> u8 {
         let mut codes = [0; BLOCK_READINGS];
         let (mut all_bits, mut map) = (0, 0u128);
         for (i, (code, step)) in codes.iter_mut().zip(steps).enumerate() {
@@ -139,7 +144,7 @@ impl Writer {
             all_bits |= *code;
             map |= u128::from(*code != 0) << i;
         }
-        let layout = Layout::of(steps.len(), all_bits, map.count_ones() as usize);
+        let layout = ColumnLayout::smallest_for(steps.len(), all_bits, map.count_ones() as usize);
         let width = layout.width();
         if width == 0 {
             return layout.0;
@@ -152,7 +157,7 @@ impl Writer {
         let mut bit = 8 * self.len;
         for &code in &codes[..steps.len()] {
             if code != 0 {
-                let word = bits_at(&self.bytes, bit / 8 * 8) | code << (bit % 8);
+                let word = word_at_bit(&self.bytes, bit / 8 * 8) | code << (bit % 8);
                 self.bytes[bit / 8..bit / 8 + 8].copy_from_slice(&word.to_le_bytes());
             }
             bit += if code != 0 || !layout.is_sparse() { width } else { 0 };

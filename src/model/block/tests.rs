@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn readings() -> impl Strategy<Value = Vec<HeldReading>> {
+fn readings() -> impl Strategy<Value = Vec<StoredReading>> {
     let step = prop_oneof![
         Just(vec![60_000]),
         Just(vec![1_000]),
@@ -43,7 +43,7 @@ fn readings() -> impl Strategy<Value = Vec<HeldReading>> {
         for (i, value) in values.into_iter().enumerate() {
             micros = value.unwrap_or(micros);
             let Some(reading_at) = EventTime::from_millis(millis) else { break };
-            readings.push(HeldReading {
+            readings.push(StoredReading {
                 reading_at,
                 heat_index: HeatIndex::from_micros(micros),
                 category: Category::ALL[categories[i % categories.len()]],
@@ -59,37 +59,37 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
 
     #[test]
-    fn equals_a_vector(readings in readings(), probe in any::<prop::sample::Index>(), off in -1..=1i64) {
+    fn block_equals_vec(readings in readings(), probe in any::<prop::sample::Index>(), off in -1..=1i64) {
         let block = Block::pack(&readings);
         prop_assert_eq!(block.len(), readings.len());
         prop_assert_eq!(block.iter().collect::<Vec<_>>(), readings.clone());
-        prop_assert_eq!(block.first(), readings.first().map(|reading| reading.reading_at));
-        prop_assert_eq!(block.last(), readings.last().map(|reading| reading.reading_at));
+        prop_assert_eq!(block.first_reading_at(), readings.first().map(|reading| reading.reading_at));
+        prop_assert_eq!(block.last_reading_at(), readings.last().map(|reading| reading.reading_at));
         let micros = || readings.iter().map(|reading| reading.heat_index.micros());
         prop_assert_eq!(block.sum(), micros().fold(0, i64::wrapping_add));
         prop_assert_eq!(block.peak(), micros().max().unwrap_or(i64::MIN));
         prop_assert_eq!(block.has_revisions(), readings.iter().any(|reading| reading.revision.is_some()));
         let seconds = readings.iter().all(|reading| reading.reading_at.millis() % 1000 == 0);
-        prop_assert_eq!(block.whole_seconds(), seconds && !readings.is_empty());
+        prop_assert_eq!(block.has_whole_seconds(), seconds && !readings.is_empty());
         if !readings.is_empty() {
             let i = probe.index(readings.len());
             let millis = readings[i].reading_at.millis();
-            prop_assert_eq!(block.millis(i), millis);
-            prop_assert_eq!(block.value(i), (readings[i].heat_index, readings[i].category));
+            prop_assert_eq!(block.millis_at(i), millis);
+            prop_assert_eq!(block.value_at(i), (readings[i].heat_index, readings[i].category));
             let place = readings.partition_point(|reading| reading.reading_at.millis() < millis + off);
             prop_assert_eq!(block.seek(millis + off), place);
             prop_assert_eq!((block.seek(i64::MIN), block.seek(i64::MAX)), (0, readings.len()));
             let mut some = Vec::new();
-            block.values(i, |_, micros| some.push(micros));
+            block.for_each_value(i, |_, micros| some.push(micros));
             prop_assert_eq!(some, micros().take(i).collect::<Vec<_>>());
         }
     }
 }
 
 #[test]
-fn what_repeats_takes_little() {
-    let readings = |value: fn(i64) -> i64, number: fn(i64) -> Option<Revision>| -> Vec<HeldReading> {
-        let reading = |i: i64| HeldReading {
+fn block_compresses_repeated_values() {
+    let readings = |value: fn(i64) -> i64, number: fn(i64) -> Option<Revision>| -> Vec<StoredReading> {
+        let reading = |i: i64| StoredReading {
             reading_at: EventTime::from_millis(1_764_000_000_000 + i * 1000).unwrap(),
             heat_index: HeatIndex::from_micros(80_000_000 + value(i)),
             category: Category::Caution,
@@ -97,7 +97,7 @@ fn what_repeats_takes_little() {
         };
         (0..128).map(reading).collect()
     };
-    let bytes = |readings: &[HeldReading]| Block::pack(readings).bytes();
+    let bytes = |readings: &[StoredReading]| Block::pack(readings).memory_bytes();
     let constant = bytes(&readings(|_| 0, |_| None));
     assert!(constant <= 80, "{constant} bytes of 128 equal readings");
     let stamped = bytes(&readings(|_| 0, |i| Revision::new(1_764_000_000_000 + i * 1000)));

@@ -1,6 +1,6 @@
 //! What is wrong with a text that is not a time, and what to write instead.
 
-use super::super::refusal::quoted;
+use super::super::refusal::quoted_excerpt;
 use super::super::{Reason, Refusal};
 use super::{EventTime, IanaZone};
 
@@ -79,7 +79,7 @@ pub struct TimeError {
 impl TimeError {
     #[cold]
     pub(super) fn new(text: &str, problem: TimeProblem) -> TimeError {
-        TimeError { text: quoted(text), problem }
+        TimeError { text: quoted_excerpt(text), problem }
     }
 
     /// The refusal of a reading whose field `name` is not a time.

@@ -13,39 +13,42 @@
 use jiff::tz::Offset;
 
 use super::calendar::{days_from_civil, days_in_month};
-use super::local::at_offset;
-use super::{LocalTime, TimeProblem, TimeRead};
+use super::local::instant_at_offset;
+use super::{LocalTimePolicy, ParsedTime, TimeProblem};
 
 /// Reads a whole text.
 #[inline]
-pub(super) fn read(text: &[u8], local: LocalTime) -> Result<TimeRead, TimeProblem> {
-    let (days, rest) = date(text)?;
-    let (ms, rest) = clock(rest)?;
+pub(super) fn parse_time(text: &[u8], local: LocalTimePolicy) -> Result<ParsedTime, TimeProblem> {
+    let (days, rest) = parse_date(text)?;
+    let (ms, rest) = parse_time_of_day(rest)?;
     let local_ms = days * super::DAY_MS + ms;
     match rest {
-        [] => local.resolve(local_ms),
-        [b'Z'] => Ok(TimeRead { at: at_offset(local_ms, 0)?, ambiguous: false }),
-        _ => Ok(TimeRead { at: at_offset(local_ms, offset_seconds(rest)?)?, ambiguous: false }),
+        [] => local.resolve_local(local_ms),
+        [b'Z'] => Ok(ParsedTime { instant: instant_at_offset(local_ms, 0)?, is_ambiguous: false }),
+        _ => Ok(ParsedTime {
+            instant: instant_at_offset(local_ms, parse_offset_seconds(rest)?)?,
+            is_ambiguous: false,
+        }),
     }
 }
 
 /// Two digits as a number.
 #[inline(always)]
-fn two(tens: u8, ones: u8) -> Option<u8> {
+fn two_digits(tens: u8, ones: u8) -> Option<u8> {
     let (tens, ones) = (tens.wrapping_sub(b'0'), ones.wrapping_sub(b'0'));
     (tens <= 9 && ones <= 9).then(|| tens * 10 + ones)
 }
 
 /// Days since 1970-01-01, and what follows the date.
 #[inline]
-fn date(text: &[u8]) -> Result<(i64, &[u8]), TimeProblem> {
+fn parse_date(text: &[u8]) -> Result<(i64, &[u8]), TimeProblem> {
     let Some((&[y1, y2, y3, y4, b'-', m1, m2, b'-', d1, d2], rest)) = text.split_first_chunk::<10>() else {
-        return Err(not_a_date(text));
+        return Err(date_problem(text));
     };
     let (Some(century), Some(year), Some(month), Some(day)) =
-        (two(y1, y2), two(y3, y4), two(m1, m2), two(d1, d2))
+        (two_digits(y1, y2), two_digits(y3, y4), two_digits(m1, m2), two_digits(d1, d2))
     else {
-        return Err(not_a_date(text));
+        return Err(date_problem(text));
     };
     let year = i64::from(century) * 100 + i64::from(year);
     if !(1..=12).contains(&month) {
@@ -60,11 +63,13 @@ fn date(text: &[u8]) -> Result<(i64, &[u8]), TimeProblem> {
 
 /// The separator and the time of day, in milliseconds, and what follows it.
 #[inline]
-fn clock(text: &[u8]) -> Result<(i64, &[u8]), TimeProblem> {
+fn parse_time_of_day(text: &[u8]) -> Result<(i64, &[u8]), TimeProblem> {
     let Some((&[b'T' | b't' | b' ', h1, h2, b':', m1, m2], rest)) = text.split_first_chunk::<6>() else {
-        return Err(not_a_clock(text));
+        return Err(time_of_day_problem(text));
     };
-    let (Some(hour), Some(minute)) = (two(h1, h2), two(m1, m2)) else { return Err(not_a_clock(text)) };
+    let (Some(hour), Some(minute)) = (two_digits(h1, h2), two_digits(m1, m2)) else {
+        return Err(time_of_day_problem(text));
+    };
     match (hour, minute) {
         (0..=23, 0..=59) => {}
         (24, _) => return Err(TimeProblem::Hour24),
@@ -72,7 +77,7 @@ fn clock(text: &[u8]) -> Result<(i64, &[u8]), TimeProblem> {
         _ => return Err(TimeProblem::NoSuchMinute(minute)),
     }
     let (ms, rest) = match rest {
-        [b':', rest @ ..] => seconds(rest)?,
+        [b':', rest @ ..] => parse_seconds(rest)?,
         [b'.', ..] => return Err(TimeProblem::FractionOfMinutes),
         [b',', ..] => return Err(TimeProblem::CommaFraction),
         _ => (0, rest),
@@ -82,11 +87,11 @@ fn clock(text: &[u8]) -> Result<(i64, &[u8]), TimeProblem> {
 
 /// The seconds with their fraction, in milliseconds, and what follows them.
 #[inline]
-fn seconds(text: &[u8]) -> Result<(i64, &[u8]), TimeProblem> {
+fn parse_seconds(text: &[u8]) -> Result<(i64, &[u8]), TimeProblem> {
     let Some((&[s1, s2], rest)) = text.split_first_chunk::<2>() else {
         return Err(TimeProblem::BadTimeOfDay);
     };
-    let whole = match two(s1, s2) {
+    let whole = match two_digits(s1, s2) {
         Some(second @ 0..=59) => i64::from(second) * 1_000,
         Some(60) => return Err(TimeProblem::LeapSecond),
         Some(second) => return Err(TimeProblem::NoSuchSecond(second)),
@@ -108,21 +113,21 @@ fn seconds(text: &[u8]) -> Result<(i64, &[u8]), TimeProblem> {
 }
 
 /// The seconds of an offset that is all of the text.
-fn offset_seconds(text: &[u8]) -> Result<i32, TimeProblem> {
+fn parse_offset_seconds(text: &[u8]) -> Result<i32, TimeProblem> {
     let (sign, [h1, h2, b':', m1, m2]) = (match text {
         b"Z" | b"z" => return Ok(0),
         [b'+', rest @ ..] => (1, rest),
         [b'-', rest @ ..] => (-1, rest),
-        _ => return Err(not_an_offset(text)),
+        _ => return Err(offset_problem(text)),
     }) else {
-        return Err(not_an_offset(text));
+        return Err(offset_problem(text));
     };
-    match two(*h1, *h2).zip(two(*m1, *m2)) {
+    match two_digits(*h1, *h2).zip(two_digits(*m1, *m2)) {
         Some((hours @ 0..=23, minutes @ 0..=59)) => {
             Ok(sign * (i32::from(hours) * 3_600 + i32::from(minutes) * 60))
         }
         Some(_) => Err(TimeProblem::OffsetOutOfRange),
-        None => Err(not_an_offset(text)),
+        None => Err(offset_problem(text)),
     }
 }
 
@@ -131,14 +136,15 @@ fn offset_seconds(text: &[u8]) -> Result<i32, TimeProblem> {
 /// # Errors
 ///
 /// The text says what to write.
-pub fn offset(text: &str) -> Result<Offset, String> {
-    let seconds = offset_seconds(text.as_bytes()).ok().and_then(|seconds| Offset::from_seconds(seconds).ok());
+pub fn parse_offset(text: &str) -> Result<Offset, String> {
+    let seconds =
+        parse_offset_seconds(text.as_bytes()).ok().and_then(|seconds| Offset::from_seconds(seconds).ok());
     seconds
         .ok_or_else(|| format!("{text:?} is not an offset from -23:59 to +23:59: write Z, +hh:mm or -hh:mm"))
 }
 
 #[cold]
-fn not_a_date(text: &[u8]) -> TimeProblem {
+fn date_problem(text: &[u8]) -> TimeProblem {
     let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
     match (text, text.get(digits)) {
         ([], _) => TimeProblem::Empty,
@@ -157,7 +163,7 @@ fn not_a_date(text: &[u8]) -> TimeProblem {
 }
 
 #[cold]
-fn not_a_clock(text: &[u8]) -> TimeProblem {
+fn time_of_day_problem(text: &[u8]) -> TimeProblem {
     let is_digit = |byte: &u8| byte.is_ascii_digit();
     match text {
         [] | [b'Z' | b'z' | b'+' | b'-', ..] => TimeProblem::NoTimeOfDay,
@@ -172,12 +178,12 @@ fn not_a_clock(text: &[u8]) -> TimeProblem {
 }
 
 #[cold]
-fn not_an_offset(text: &[u8]) -> TimeProblem {
+fn offset_problem(text: &[u8]) -> TimeProblem {
     let without_blanks = text.trim_ascii_end();
     if text.contains(&b'[') {
         TimeProblem::ZoneInBrackets
     } else if without_blanks.len() < text.len()
-        && (without_blanks.is_empty() || offset_seconds(without_blanks).is_ok())
+        && (without_blanks.is_empty() || parse_offset_seconds(without_blanks).is_ok())
     {
         TimeProblem::BlanksAround
     } else {

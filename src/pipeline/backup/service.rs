@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration as Wait, Instant};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -26,39 +26,39 @@ use crate::sources::journal::Journal;
 /// In the data directory.
 const SOCKET: &str = "backup.sock";
 /// A path of a socket that is longer is not taken by the system.
-const LONGEST_PATH: usize = 100;
+const MAX_SOCKET_PATH: usize = 100;
 /// How often whoever waits looks whether to end.
-const LOOK: Wait = Wait::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// A client that takes nothing for so long is given up, and may not keep the journal from being trimmed.
-const PATIENCE: Wait = Wait::from_secs(60);
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a backup may keep the journal from being trimmed.
-const LONGEST: Wait = Wait::from_secs(24 * 3_600);
+const MAX_BACKUP_TIME: Duration = Duration::from_secs(24 * 3_600);
 const LINE_BYTES: u64 = 1 << 20;
 pub(super) const LAST_KEY: [u8; 12] = [0xFF; 12];
 
 #[derive(Serialize, Deserialize)]
-pub(super) struct Request {
+pub(super) struct BackupRequest {
     /// The version of what is spoken.
     pub backup: u32,
 }
 
 #[derive(Serialize, Deserialize)]
-pub(super) struct EndsRequest {
+pub(super) struct BlocksRequest {
     pub ends: bool,
 }
 
 /// What there is to copy.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Offer {
+pub(super) struct JournalOffer {
     pub journal_id: Option<String>,
     pub begins: Vec<u64>,
     /// Where the checkpoints are, if there are any.
     pub checkpoints: Option<String>,
 }
 
-impl Offer {
-    pub(super) fn of(journal: &Journal, checkpoints: Option<String>) -> Offer {
-        Offer { journal_id: Some(journal.id()), begins: journal.begins(), checkpoints }
+impl JournalOffer {
+    pub(super) fn of(journal: &Journal, checkpoints: Option<String>) -> JournalOffer {
+        JournalOffer { journal_id: Some(journal.id()), begins: journal.log_starts(), checkpoints }
     }
 }
 
@@ -79,7 +79,7 @@ impl BackupService {
         let listener = listen(data_dir)?;
         listener.set_nonblocking(true)?;
         let stop = Arc::<AtomicBool>::default();
-        let serving = Serving { journal, checkpoints, stop: Arc::clone(&stop) };
+        let serving = BackupServer { journal, checkpoints, stop: Arc::clone(&stop) };
         let thread = thread::Builder::new().name("backup".into()).spawn(move || serving.run(&listener))?;
         Ok(BackupService { stop, socket: data_dir.join(SOCKET), thread: Some(thread) })
     }
@@ -98,7 +98,7 @@ impl Drop for BackupService {
 /// Listens on a socket that is never open to others, not for a moment.
 fn listen(data_dir: &Path) -> io::Result<UnixListener> {
     let private = tempfile::Builder::new().prefix(".backup").tempdir_in(data_dir)?;
-    let (_folder, path) = reachable(private.path(), SOCKET)?;
+    let (_folder, path) = reachable_socket_path(private.path(), SOCKET)?;
     let listener = UnixListener::bind(path)?;
     let socket = private.path().join(SOCKET);
     fs::set_permissions(&socket, Permissions::from_mode(0o600))?;
@@ -107,9 +107,9 @@ fn listen(data_dir: &Path) -> io::Result<UnixListener> {
 }
 
 /// A path that is short enough for a socket, as long as the folder is open.
-fn reachable(folder: &Path, name: &str) -> io::Result<(Option<File>, PathBuf)> {
+fn reachable_socket_path(folder: &Path, name: &str) -> io::Result<(Option<File>, PathBuf)> {
     let path = folder.join(name);
-    if path.as_os_str().len() <= LONGEST_PATH {
+    if path.as_os_str().len() <= MAX_SOCKET_PATH {
         return Ok((None, path));
     }
     let folder = File::open(folder)?;
@@ -119,7 +119,7 @@ fn reachable(folder: &Path, name: &str) -> io::Result<(Option<File>, PathBuf)> {
 
 /// Reaches the service that uses a data directory; nothing where there is none.
 pub(super) fn connect(data_dir: &Path) -> io::Result<Option<UnixStream>> {
-    let (_folder, path) = match reachable(data_dir, SOCKET) {
+    let (_folder, path) = match reachable_socket_path(data_dir, SOCKET) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         reachable => reachable?,
     };
@@ -132,13 +132,13 @@ pub(super) fn connect(data_dir: &Path) -> io::Result<Option<UnixStream>> {
     }
 }
 
-struct Serving {
+struct BackupServer {
     journal: Arc<Journal>,
     checkpoints: Option<String>,
     stop: Arc<AtomicBool>,
 }
 
-impl Serving {
+impl BackupServer {
     fn run(self, listener: &UnixListener) {
         while !self.stop.load(Ordering::Relaxed) {
             match listener.accept() {
@@ -148,10 +148,10 @@ impl Serving {
                         tracing::warn!(%error, "the copy of the journal for a backup has ended early")
                     }
                 },
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(LOOK),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(POLL_INTERVAL),
                 Err(error) => {
                     tracing::warn!(%error, "backups cannot be taken just now");
-                    thread::sleep(LOOK * 5);
+                    thread::sleep(POLL_INTERVAL * 5);
                 }
             }
         }
@@ -159,23 +159,24 @@ impl Serving {
 
     fn answer(&self, stream: &UnixStream) -> io::Result<()> {
         stream.set_nonblocking(false)?;
-        stream.set_read_timeout(Some(LOOK))?;
-        stream.set_write_timeout(Some(LOOK))?;
+        stream.set_read_timeout(Some(POLL_INTERVAL))?;
+        stream.set_write_timeout(Some(POLL_INTERVAL))?;
         let began = Instant::now();
-        let mut lines = Lines { reader: BufReader::new(stream), stop: &self.stop };
-        let Request { backup } = parse(&lines.next(PATIENCE)?.ok_or(io::ErrorKind::UnexpectedEof)?)?;
+        let mut lines = LineReader { reader: BufReader::new(stream), stop: &self.stop };
+        let BackupRequest { backup } =
+            parse_line(&lines.next(CLIENT_TIMEOUT)?.ok_or(io::ErrorKind::UnexpectedEof)?)?;
         if backup != 1 {
             return Err(io::Error::other(format!(
                 "version {backup} of the copy is asked for, this program knows 1"
             )));
         }
-        let _held = self.journal.hold_trimming();
-        let mut out = BufWriter::new(Patient { stream, stop: &self.stop });
-        let offer = Offer::of(&self.journal, self.checkpoints.clone());
+        let _held = self.journal.block_trimming();
+        let mut out = BufWriter::new(StallingWriter { stream, stop: &self.stop });
+        let offer = JournalOffer::of(&self.journal, self.checkpoints.clone());
         write_line(&mut out, &offer)?;
-        let Some(line) = lines.next(LONGEST)? else { return Ok(()) };
-        let EndsRequest { .. } = parse(&line)?;
-        let ends = self.journal.ends();
+        let Some(line) = lines.next(MAX_BACKUP_TIME)? else { return Ok(()) };
+        let BlocksRequest { .. } = parse_line(&line)?;
+        let ends = self.journal.log_ends();
         write_line(&mut out, &ends)?;
         match self.send_blocks(&offer.begins, &ends, &mut out)? {
             Ok(()) => write_block(&mut out, &LAST_KEY, &[])?,
@@ -183,7 +184,7 @@ impl Serving {
         }
         out.flush()?;
         // The checkpoints are copied yet.
-        match lines.next(LONGEST.saturating_sub(began.elapsed()))? {
+        match lines.next(MAX_BACKUP_TIME.saturating_sub(began.elapsed()))? {
             None => Ok(()),
             Some(_) => Err(io::Error::other("there is nothing more to ask for")),
         }
@@ -196,13 +197,16 @@ impl Serving {
         out: &mut impl Write,
     ) -> io::Result<Result<(), String>> {
         for (partition, (begin, end)) in (0..).zip(begins.iter().zip(ends)) {
-            let copied =
-                super::origin::each_stored(&self.journal, partition, *begin, *end, &mut |key, stored| {
-                    match self.stop.load(Ordering::Relaxed) {
-                        true => Err(io::Error::other("the service stops")),
-                        false => write_block(out, key, stored),
-                    }
-                });
+            let copied = super::backup_source::for_each_stored_block(
+                &self.journal,
+                partition,
+                *begin,
+                *end,
+                &mut |key, stored| match self.stop.load(Ordering::Relaxed) {
+                    true => Err(io::Error::other("the service stops")),
+                    false => write_block(out, key, stored),
+                },
+            );
             match copied {
                 Ok(sent) => sent?,
                 Err(error) => return Ok(Err(error.to_string())),
@@ -213,14 +217,14 @@ impl Serving {
 }
 
 /// Lines that come while somebody may ask to stop.
-struct Lines<'a> {
+struct LineReader<'a> {
     reader: BufReader<&'a UnixStream>,
     stop: &'a AtomicBool,
 }
 
-impl Lines<'_> {
+impl LineReader<'_> {
     /// The next one; nothing at the end.
-    fn next(&mut self, patience: Wait) -> io::Result<Option<Vec<u8>>> {
+    fn next(&mut self, patience: Duration) -> io::Result<Option<Vec<u8>>> {
         let deadline = Instant::now() + patience;
         let mut line = Vec::new();
         loop {
@@ -244,14 +248,14 @@ impl Lines<'_> {
 }
 
 /// Waits for a client that is slow, but not for ever.
-struct Patient<'a> {
+struct StallingWriter<'a> {
     stream: &'a UnixStream,
     stop: &'a AtomicBool,
 }
 
-impl Write for Patient<'_> {
+impl Write for StallingWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + CLIENT_TIMEOUT;
         loop {
             match self.stream.write(bytes) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -271,7 +275,7 @@ impl Write for Patient<'_> {
     }
 }
 
-pub(super) fn parse<'a, T: Deserialize<'a>>(line: &'a [u8]) -> io::Result<T> {
+pub(super) fn parse_line<'a, T: Deserialize<'a>>(line: &'a [u8]) -> io::Result<T> {
     serde_json::from_slice(line).map_err(io::Error::from)
 }
 

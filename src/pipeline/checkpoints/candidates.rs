@@ -2,32 +2,32 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
-use std::time::{Duration as Wait, Instant};
+use std::time::{Duration, Instant};
 
-use crate::checkpoint::{Checkpoints, Manifest, Name, Usable};
+use crate::checkpoint::{CheckpointName, Checkpoints, Manifest, UsableCheckpoints};
 use crate::model::{LogPosition, PartitionName};
-use crate::pipeline::checkpoints::Checkpointed;
+use crate::pipeline::checkpoints::CheckpointRepository;
+use crate::pipeline::durable_sinks::DurableShard;
 use crate::pipeline::log_identity::{LogVerdict, compare_logs};
-use crate::pipeline::outlets::Written;
 use crate::pipeline::run_error::RunError;
 use crate::sources::SourceError;
 
 /// How long a log may not answer before the start fails, and how often it is asked.
-const LOG_PATIENCE: Wait = Wait::from_secs(60);
-const LOG_RETRY: Wait = Wait::from_millis(500);
+const LOG_TIMEOUT: Duration = Duration::from_secs(60);
+const LOG_RETRY: Duration = Duration::from_millis(500);
 /// How often a start lists them anew while they are given up as fast as it tries.
-const MOST_LISTS: u32 = 100;
+const MAX_LISTINGS: u32 = 100;
 /// Of those that cannot be used, so many are named.
-const MOST_SHOWN: usize = 4;
+const MAX_NAMED: usize = 4;
 
 /// What a run begins with beside checkpoints.
-pub struct Beginning<'a> {
+pub struct RestoreContext<'a> {
     /// Whether a log goes on at a position.
     pub check: &'a dyn Fn(&str, u32, LogPosition) -> Result<(), SourceError>,
     /// All there are, and from where each is read without a checkpoint.
     pub partitions: &'a [(PartitionName, u64)],
     /// How far each shard of the sinks has come, as it is now.
-    pub written: &'a dyn Fn() -> Result<Vec<Written>, RunError>,
+    pub written: &'a dyn Fn() -> Result<Vec<DurableShard>, RunError>,
     /// Another generation writes them, and makes checkpoints.
     pub is_following: bool,
     /// Logs with other ids whose records fit are taken for those that were read.
@@ -35,26 +35,29 @@ pub struct Beginning<'a> {
 }
 
 /// Gives checkpoints to try, the newest first.
-pub(super) struct Candidates<'a> {
+pub(super) struct CheckpointCandidates<'a> {
     checkpoints: &'a Checkpoints,
     identity: &'a BTreeMap<String, String>,
     ids: &'a BTreeMap<String, String>,
-    beginning: &'a Beginning<'a>,
+    beginning: &'a RestoreContext<'a>,
     /// Those that were given or will not do.
-    tried: BTreeSet<Name>,
+    tried: BTreeSet<CheckpointName>,
     /// One of these logs was among them: what is older may be of others.
     has_own: bool,
     /// The newest that the sinks lack something of, and what.
-    lacking: Option<(Name, String)>,
+    lacking: Option<(CheckpointName, String)>,
     /// Why others cannot be used, the newest first, as it was when they were last listed.
     unusable: Vec<String>,
     lists: u32,
 }
 
-impl<'a> Candidates<'a> {
-    pub(super) fn new(kept: &'a Checkpointed, beginning: &'a Beginning<'a>) -> Candidates<'a> {
-        let Checkpointed { checkpoints, identity, ids, .. } = kept;
-        Candidates {
+impl<'a> CheckpointCandidates<'a> {
+    pub(super) fn new(
+        kept: &'a CheckpointRepository,
+        beginning: &'a RestoreContext<'a>,
+    ) -> CheckpointCandidates<'a> {
+        let CheckpointRepository { checkpoints, identity, ids, .. } = kept;
+        CheckpointCandidates {
             checkpoints,
             identity,
             ids,
@@ -69,19 +72,19 @@ impl<'a> Candidates<'a> {
 
     /// The newest that was not tried yet, of all that there are now: a generation that runs gives up some and publishes others.
     pub(super) fn next(&mut self) -> Result<Option<Manifest>, RunError> {
-        while self.lists < MOST_LISTS {
+        while self.lists < MAX_LISTINGS {
             self.lists += 1;
-            let newest = self.checkpoints.list()?.first().copied();
-            let Usable { usable, unusable } = self.checkpoints.usable(self.identity)?;
+            let newest = self.checkpoints.list_names()?.first().copied();
+            let UsableCheckpoints { usable, unusable } = self.checkpoints.find_usable(self.identity)?;
             self.unusable = unusable;
             let written = (self.beginning.written)()?;
             for manifest in usable {
-                if self.tried.insert(manifest.name()) && self.fits(&manifest, &written)? {
+                if self.tried.insert(manifest.name()) && self.is_usable(&manifest, &written)? {
                     return Ok(Some(manifest));
                 }
             }
-            if self.checkpoints.list()?.first().copied() == newest {
-                return self.none().map(|()| None);
+            if self.checkpoints.list_names()?.first().copied() == newest {
+                return self.check_start_without_checkpoint().map(|()| None);
             }
         }
         Err(RunError::Failed(
@@ -95,11 +98,11 @@ impl<'a> Candidates<'a> {
     /// # Errors
     ///
     /// If it is of other logs and newer than all of these logs: the place belongs to another service.
-    fn fits(&mut self, manifest: &Manifest, written: &[Written]) -> Result<bool, RunError> {
+    fn is_usable(&mut self, manifest: &Manifest, written: &[DurableShard]) -> Result<bool, RunError> {
         let name = manifest.name();
         let verdict = self.compare(manifest)?;
         self.has_own |= verdict == LogVerdict::Same;
-        let lacks = lacks(manifest, written, self.beginning.partitions);
+        let lacks = missing_in_sinks(manifest, written, self.beginning.partitions);
         let why = match verdict {
             LogVerdict::Copy(why) if self.beginning.adopt_logs => {
                 tracing::info!(checkpoint = %name, "a copy of the logs is gone on with: {why}");
@@ -113,7 +116,7 @@ impl<'a> Candidates<'a> {
                     "the newest checkpoint in {}, {name}, includes more than the log has ({why}): it was restored from an older copy, or two have \
                      gone on from one. Restore the newer log; to go on with this one, without what the checkpoint includes, start it once \
                      with --adopt-logs; to leave the checkpoints to another service, give this one a place of its own with checkpoints.url",
-                    self.checkpoints.place()
+                    self.checkpoints.location()
                 )));
             }
             LogVerdict::Behind(why) | LogVerdict::Unreachable(why) => lacks.clone().or(Some(why)),
@@ -131,12 +134,16 @@ impl<'a> Candidates<'a> {
     }
 
     fn compare(&self, manifest: &Manifest) -> Result<LogVerdict, RunError> {
-        patiently(|| compare_logs(manifest, self.ids, self.beginning.check), LOG_PATIENCE, LOG_RETRY)?
-            .map_err(|why| RunError::Failed(format!("the checkpoint {}: {why}", manifest.name())))
+        retry_until_answered(
+            || compare_logs(manifest, self.ids, self.beginning.check),
+            LOG_TIMEOUT,
+            LOG_RETRY,
+        )?
+        .map_err(|why| RunError::Failed(format!("the checkpoint {}: {why}", manifest.name())))
     }
 
-    fn of_another_service(&self, name: Name, why: &str, is_copy: bool) -> RunError {
-        let place = self.checkpoints.place();
+    fn of_another_service(&self, name: CheckpointName, why: &str, is_copy: bool) -> RunError {
+        let place = self.checkpoints.location();
         let remedy = match is_copy {
             true => {
                 "if this log is a copy of that one, or a restored one, start once with --adopt-logs; if not"
@@ -150,21 +157,21 @@ impl<'a> Candidates<'a> {
     }
 
     /// There is none: everything must be in the logs then.
-    fn none(&self) -> Result<(), RunError> {
-        self.refuse_lacking()?;
+    fn check_start_without_checkpoint(&self) -> Result<(), RunError> {
+        self.refuse_uncovered_sinks()?;
         if self.unusable.is_empty() || self.beginning.is_following {
             return Ok(());
         }
         for (partition, start) in self.beginning.partitions {
             let check = || (self.beginning.check)(&partition.source, partition.partition, (*start).into());
-            if let Err(why) = patiently(check, LOG_PATIENCE, LOG_RETRY)? {
-                let shown = self.unusable.iter().take(MOST_SHOWN).cloned().collect::<Vec<_>>().join("; ");
-                let more = self.unusable.len().saturating_sub(MOST_SHOWN);
+            if let Err(why) = retry_until_answered(check, LOG_TIMEOUT, LOG_RETRY)? {
+                let shown = self.unusable.iter().take(MAX_NAMED).cloned().collect::<Vec<_>>().join("; ");
+                let more = self.unusable.len().saturating_sub(MAX_NAMED);
                 let more = if more > 0 { format!("; and {more} more") } else { String::new() };
                 return Err(RunError::Failed(format!(
                     "none of the checkpoints in {} can be used ({shown}{more}), and the logs do not reach back to their beginnings (source {}: {why}): \
                      put the right files back in their places, or restore a backup with `swelter restore` into a new data directory",
-                    self.checkpoints.place(),
+                    self.checkpoints.location(),
                     partition.source,
                 )));
             }
@@ -177,11 +184,11 @@ impl<'a> Candidates<'a> {
     }
 
     /// What one has that the sinks lack must be in the logs.
-    fn refuse_lacking(&self) -> Result<(), RunError> {
+    fn refuse_uncovered_sinks(&self) -> Result<(), RunError> {
         let Some((name, lacks)) = &self.lacking else { return Ok(()) };
         for (partition, start) in self.beginning.partitions {
             let check = || (self.beginning.check)(&partition.source, partition.partition, (*start).into());
-            if let Err(why) = patiently(check, LOG_PATIENCE, LOG_RETRY)? {
+            if let Err(why) = retry_until_answered(check, LOG_TIMEOUT, LOG_RETRY)? {
                 return Err(RunError::Failed(format!(
                     "the checkpoint {name} includes what was not written ({lacks}), and that cannot be computed again ({why}): configure the sinks \
                      as they were, restore their progress topics, or begin with another data directory and another place for checkpoints"
@@ -198,9 +205,9 @@ fn positions(manifest: &Manifest) -> impl Iterator<Item = (&str, u32, u64)> {
 }
 
 /// What a shard of the sinks lacks of what a checkpoint includes: nobody would ever write it.
-pub(super) fn lacks(
+pub(super) fn missing_in_sinks(
     manifest: &Manifest,
-    written: &[Written],
+    written: &[DurableShard],
     partitions: &[(PartitionName, u64)],
 ) -> Option<String> {
     let start_of = |source: &str, partition: u32| {
@@ -208,7 +215,7 @@ pub(super) fn lacks(
             partitions.iter().find(|(name, _)| *name.source == *source && name.partition == partition);
         known.map_or(0, |(_, start)| *start)
     };
-    let of_shard = |shard: &Written| {
+    let of_shard = |shard: &DurableShard| {
         positions(manifest).filter(|(source, ..)| shard.is_of(source)).find_map(|(source, partition, at)| {
             // One that is not recorded was not read beyond its start.
             let has = shard.positions.get(source).and_then(|of| of.get(&partition)).copied();
@@ -221,10 +228,10 @@ pub(super) fn lacks(
 }
 
 /// What a log says, once it answers.
-pub(super) fn patiently<T>(
+pub(super) fn retry_until_answered<T>(
     ask: impl Fn() -> Result<T, SourceError>,
-    patience: Wait,
-    retry: Wait,
+    patience: Duration,
+    retry: Duration,
 ) -> Result<Result<T, String>, RunError> {
     let deadline = Instant::now() + patience;
     loop {

@@ -4,41 +4,41 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
-use std::time::{Duration as Wait, Instant};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::ValueName;
 use crate::cluster::message::Message;
-use crate::config::Plan;
-use crate::fault::Retries;
-use crate::model::{Appender, Slots};
+use crate::config::ServicePlan;
+use crate::fault::RetryBackoff;
+use crate::model::{Appender, PartitionTable};
 use crate::pipeline::backup::BackupService;
-use crate::pipeline::checkpoints::{Checkpointed, Making, Parts};
-use crate::pipeline::epochs::{EpochBound, keep_reserving};
+use crate::pipeline::checkpoints::{CheckpointCoordinator, CheckpointRepository, WrittenParts};
+use crate::pipeline::dead_letter_retry::{RetryThreads, spawn_retry};
+use crate::pipeline::durable_sinks::{DurableSinks, InspectedSinks, RunningSinks, SourceRegistry};
+use crate::pipeline::epochs::{EpochBound, spawn_epoch_reservation};
 use crate::pipeline::logs::Logs;
-use crate::pipeline::outlets::{Outlets, Prepared, Starts, Writing};
+use crate::pipeline::primary_follower::PrimaryFollower;
 use crate::pipeline::processes::Processes;
-use crate::pipeline::retry::{Retrying, spawn_retry};
 use crate::pipeline::run_error::RunError;
-use crate::pipeline::standby::Following;
-use crate::pipeline::stops::Event;
+use crate::pipeline::shutdown::Event;
 use crate::pipeline::workers;
-use crate::sinks::kafka::OutletError;
-use crate::sources::generator::feed::Feed;
-use crate::worker::{Cuts, Gate, LogPartition, Shared};
+use crate::sinks::kafka::KafkaSinkError;
+use crate::sources::generator::feed::GeneratorFeed;
+use crate::worker::{Gate, LogPartition, ResumePoints, SharedState};
 
 /// Between two looks at what goes on.
-const LOOK: Wait = Wait::from_millis(50);
+const LOOK: Duration = Duration::from_millis(50);
 /// Between two looks at what should be looked at now and then.
-const HOUSEKEEPING: Wait = Wait::from_millis(500);
+const HOUSEKEEPING: Duration = Duration::from_millis(500);
 /// How long workers may take to learn that the results are theirs.
-const TAKE_OVER: Wait = Wait::from_secs(30);
+const TAKE_OVER: Duration = Duration::from_secs(30);
 
 /// What a run writes its results by, and where its shards go on.
 #[derive(Serialize, Deserialize)]
 struct Opening {
-    cuts: Cuts,
+    cuts: ResumePoints,
     /// Not before this epoch.
     floor: u64,
     /// Epochs below are durably taken.
@@ -47,47 +47,47 @@ struct Opening {
 
 /// What a run has in hand while its workers work.
 pub(super) struct Own<'a> {
-    pub(super) plan: &'a Plan,
+    pub(super) plan: &'a ServicePlan,
     pub(super) processes: &'a Arc<Processes>,
     pub(super) logs: &'a Logs,
-    pub(super) starts: &'a Starts,
-    pub(super) prepared: &'a Prepared,
-    pub(super) slots: Slots,
+    pub(super) starts: &'a SourceRegistry,
+    pub(super) prepared: &'a InspectedSinks,
+    pub(super) slots: PartitionTable,
     /// Those that this process can read, as they were at the start.
     pub(super) partitions: Vec<LogPartition>,
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<SharedState>,
     pub(super) gate: Arc<Gate>,
     pub(super) generation: Arc<str>,
     /// Until the results are this run's.
-    pub(super) checkpoints: Option<(Checkpointed, Arc<Parts>)>,
-    pub(super) following: Option<Arc<Following>>,
+    pub(super) checkpoints: Option<(CheckpointRepository, Arc<WrittenParts>)>,
+    pub(super) following: Option<Arc<PrimaryFollower>>,
     pub(super) ended: Arc<AtomicBool>,
-    pub(super) writing: Option<Writing>,
-    pub(super) making: Option<Making>,
+    pub(super) writing: Option<RunningSinks>,
+    pub(super) making: Option<CheckpointCoordinator>,
     pub(super) backups: Option<BackupService>,
-    pub(super) retrying: Option<Retrying>,
+    pub(super) retrying: Option<RetryThreads>,
     pub(super) appender: Option<Arc<dyn Appender>>,
-    pub(super) feeds: Vec<(String, Feed)>,
-    pub(super) letter_retries: Retries,
+    pub(super) feeds: Vec<(String, GeneratorFeed)>,
+    pub(super) letter_retries: RetryBackoff,
 }
 
 impl Own<'_> {
     /// The outlets are this run's: from now on it writes, and whatever else only one generation does.
-    pub(super) fn begin(&mut self, outlets: Outlets, first_epoch: u64) -> Result<(), RunError> {
-        let (logs, first) = (self.logs, self.processes.topology().is_first());
-        let bound = EpochBound::of(logs.data_dir().cloned(), outlets.keeper());
+    pub(super) fn begin(&mut self, outlets: DurableSinks, first_epoch: u64) -> Result<(), RunError> {
+        let (logs, first) = (self.logs, self.processes.topology().is_first_process());
+        let bound = EpochBound::choose(logs.data_dir().cloned(), outlets.progress_writer());
         let Opening { cuts, floor, reserved } = self.processes.share(ValueName::OPENING, || {
             let floor = outlets.epoch_floor()?.max(first_epoch);
-            let cuts = outlets.cuts(&self.partitions)?;
-            Ok(Opening { cuts, floor, reserved: bound.begin(floor)? })
+            let cuts = outlets.resume_points(&self.partitions)?;
+            Ok(Opening { cuts, floor, reserved: bound.reserve_first(floor)? })
         })?;
         let failing = Arc::clone(&self.shared);
-        let failed = move |error: OutletError| match error {
-            OutletError::Fenced { .. } => failing.hand_over(error.to_string()),
+        let failed = move |error: KafkaSinkError| match error {
+            KafkaSinkError::Fenced { .. } => failing.hand_over(error.to_string()),
             error => failing.fail(error.to_string()),
         };
         let writing = outlets.start_writing(self.processes, Arc::new(failed))?;
-        self.gate.install(cuts, writing.ends());
+        self.gate.install(cuts, writing.senders());
         if self.following.is_some() {
             self.wait_for_workers_to_know()?;
         }
@@ -105,14 +105,19 @@ impl Own<'_> {
         });
         if let Some((kept, parts)) = self.checkpoints.take() {
             let journal = logs.journal().map(|(journal, _)| journal);
-            let from = (parts, writing.ends(), journal);
-            self.making = Some(Making::start(kept, self.slots.clone(), Arc::clone(self.processes), from)?);
+            let from = (parts, writing.senders(), journal);
+            self.making = Some(CheckpointCoordinator::start(
+                kept,
+                self.slots.clone(),
+                Arc::clone(self.processes),
+                from,
+            )?);
         }
         self.writing = Some(writing);
         let (processes, shared) = (Arc::clone(self.processes), Arc::clone(&self.shared));
-        keep_reserving(bound, processes, shared, reserved, Arc::clone(&self.ended))?;
+        spawn_epoch_reservation(bound, processes, shared, reserved, Arc::clone(&self.ended))?;
         if first {
-            self.feeds = logs.feed(self.plan, self.appender.clone())?;
+            self.feeds = logs.spawn_feeds(self.plan, self.appender.clone())?;
             self.retrying = Some(spawn_retry(self.plan, logs.journal()).map_err(RunError::Threads)?);
         }
         Ok(())
@@ -120,11 +125,11 @@ impl Own<'_> {
 
     fn wait_for_workers_to_know(&self) -> Result<(), RunError> {
         let deadline = Instant::now() + TAKE_OVER;
-        while self.gate.seen() < self.processes.topology().workers {
+        while self.gate.seen() < self.processes.topology().workers_per_process {
             if Instant::now() > deadline {
                 return Err(RunError::Failed("the workers do not come to take over".into()));
             }
-            thread::sleep(Wait::from_millis(1));
+            thread::sleep(Duration::from_millis(1));
         }
         Ok(())
     }
@@ -134,11 +139,11 @@ impl Own<'_> {
         let Some(following) = self.following.clone().filter(|_| !self.gate.is_released()) else {
             return Ok(());
         };
-        let is_time = if self.processes.topology().is_first() {
-            let least = following.least(&self.slots);
+        let is_time = if self.processes.topology().is_first_process() {
+            let least = following.durable_positions(&self.slots);
             self.gate.follow(least.iter().copied());
             self.processes.tell(&Message::Follow(least.clone()));
-            let is_time = following.is_time(&least, &self.shared.positions())?
+            let is_time = following.is_takeover_due(&least, &self.shared.positions())?
                 && following.may_claim(self.prepared, &self.partitions)?;
             if is_time {
                 self.processes.tell(&Message::TakeOver);
@@ -154,8 +159,8 @@ impl Own<'_> {
         }
         let began = Instant::now();
         let outlets = self.prepared.claim(Some(following.successors()), self.processes)?;
-        self.starts.claimed(&outlets);
-        following.end(&outlets.kept());
+        self.starts.install_writers(&outlets);
+        following.finish(&outlets.progress());
         self.begin(outlets, self.shared.newest_epoch() + 1)?;
         tracing::info!(took = ?began.elapsed(), generation = &*self.generation, "taken over");
         Ok(())
@@ -182,7 +187,7 @@ impl Own<'_> {
             }
             match looked {
                 // On its way to take over: what was begun by then is nothing that others wait for.
-                Err(error) if error.is_stop() => {
+                Err(error) if error.is_stop_request() => {
                     self.processes.tell(&Message::Stop);
                     return (false, Ok(()));
                 }
@@ -197,11 +202,11 @@ impl Own<'_> {
         self.follow()?;
         // A checkpoint covers only what has its dead letters on the disk.
         if let Some(making) = self.making.as_mut().filter(|_| letters_are_durable) {
-            making.look(&self.shared);
+            making.run_due_steps(&self.shared);
         }
         // Alone, the workers come to an end by themselves.
-        let failed = self.shared.failed().filter(|_| !self.processes.topology().is_alone());
-        if let Some(failed) = failed.or_else(|| self.logs.failed()) {
+        let failed = self.shared.failed().filter(|_| !self.processes.topology().is_single_process());
+        if let Some(failed) = failed.or_else(|| self.logs.failure()) {
             return Err(RunError::ended(failed, &self.shared));
         }
         self.logs.read_added(self.starts, &self.shared, self.processes);
@@ -209,7 +214,7 @@ impl Own<'_> {
             self.processes.exchange_refused(&self.shared);
             self.processes.say_congestion_again();
             if self.gate.is_released() {
-                self.logs.add_new(self.starts, &self.slots, self.processes)?;
+                self.logs.announce_new_partitions(self.starts, &self.slots, self.processes)?;
             }
         }
         Ok(())
@@ -221,9 +226,9 @@ impl Own<'_> {
             return Ok(false);
         }
         match self.shared.refusals.sync() {
-            Ok(()) => self.letter_retries.succeeded(),
-            Err(error) if error.is_passing() => {
-                self.letter_retries.failed(&error);
+            Ok(()) => self.letter_retries.record_success(),
+            Err(error) if error.is_transient() => {
+                self.letter_retries.record_failure(&error);
                 return Ok(false);
             }
             Err(error) => return Err(error.into()),
@@ -233,7 +238,7 @@ impl Own<'_> {
 
     /// From the sources on: what was taken in still goes all the way.
     pub(super) fn stop(&mut self, workers_ended: bool, happened: &Receiver<Event>) -> Result<(), RunError> {
-        self.retrying.take().into_iter().for_each(Retrying::stop);
+        self.retrying.take().into_iter().for_each(RetryThreads::stop);
         for (name, feed) in self.feeds.drain(..) {
             if let Err(error) = feed.stop() {
                 tracing::warn!(source = name, %error, "a generator has ended early");
@@ -241,7 +246,7 @@ impl Own<'_> {
         }
         (self.making, self.backups) = (None, None);
         self.shared.stop();
-        let waited = if workers_ended { Ok(()) } else { workers::wait_for_end(happened) };
+        let waited = if workers_ended { Ok(()) } else { workers::wait_for_exit(happened) };
         self.ended.store(true, Ordering::Relaxed);
         // Workers that do not end would keep the sinks waiting for more. The gate has ends of theirs.
         self.gate = Arc::default();
@@ -252,7 +257,7 @@ impl Own<'_> {
 }
 
 /// The workers have ended: what they have given to the sinks becomes durable.
-fn finish_writing(writing: Writing, shared: &Shared) -> Result<(), RunError> {
+fn finish_writing(writing: RunningSinks, shared: &SharedState) -> Result<(), RunError> {
     match writing.finish() {
         true => Ok(()),
         false => {

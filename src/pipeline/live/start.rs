@@ -2,23 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration as Wait;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::ValueName;
-use crate::config::{ClusterKeys, Plan, SourceKind, SourcePlan, StartKind};
+use crate::config::{ClusterConfig, ServicePlan, SourceKind, SourcePlan, StartMode};
 use crate::model::PartitionName;
+use crate::pipeline::durable_sinks::{DurableSinks, InspectedSinks, SourceRegistry};
 use crate::pipeline::logs::Logs;
-use crate::pipeline::outlets::{Outlets, Prepared, Starts};
+use crate::pipeline::primary_follower::PrimaryFollower;
 use crate::pipeline::processes::Processes;
 use crate::pipeline::run_error::RunError;
-use crate::pipeline::standby::Following;
-use crate::sinks::kafka::progress::Kept;
+use crate::sinks::kafka::progress::ProgressSnapshot;
 use crate::worker;
 
 /// How long the outlets may take to say what they hold, brokers that are starting included.
-pub(super) const FIRST_LOOK: Wait = Wait::from_secs(60);
+pub(super) const FIRST_LOOK: Duration = Duration::from_secs(60);
 
 /// What all processes begin with.
 #[derive(Serialize, Deserialize)]
@@ -33,14 +33,14 @@ pub(super) struct Start {
 
 /// Looks for a generation to follow, where the plan says so; and what the outlets hold.
 pub(super) fn follow(
-    plan: &Plan,
-    prepared: &Prepared,
+    plan: &ServicePlan,
+    prepared: &InspectedSinks,
     logs: &Logs,
     processes: &Processes,
-) -> Result<(Option<Arc<Following>>, Vec<Kept>), RunError> {
-    let ClusterKeys { start, standby_after, .. } = plan.cluster;
+) -> Result<(Option<Arc<PrimaryFollower>>, Vec<ProgressSnapshot>), RunError> {
+    let ClusterConfig { start_mode: start, standby_after, .. } = plan.cluster;
     let kept = processes.share(ValueName::ALL_PROGRESS, || look(prepared, logs))?;
-    if start == StartKind::Claim {
+    if start == StartMode::Claim {
         return Ok((None, kept));
     }
     if prepared.is_empty() || logs.data_dir().is_some() || !plan.sources.iter().all(is_topic) {
@@ -49,21 +49,21 @@ pub(super) fn follow(
         ));
     }
     // The same at all processes but for the claims, which only the first one makes.
-    let following = Following::new(start, standby_after, prepared, &kept)?.map(Arc::new);
-    if let (Some(following), true) = (&following, processes.topology().is_first()) {
-        following.spawn(prepared)?;
+    let following = PrimaryFollower::new(start, standby_after, prepared, &kept)?.map(Arc::new);
+    if let (Some(following), true) = (&following, processes.topology().is_first_process()) {
+        following.spawn_followers(prepared)?;
         tracing::info!("another generation is followed");
     }
     Ok((following, kept))
 }
 
 /// What the outlets hold; refused before anything is claimed, where it could not be gone on with.
-fn look(prepared: &Prepared, logs: &Logs) -> Result<Vec<Kept>, RunError> {
-    let kept = prepared.look(FIRST_LOOK)?;
-    prepared.check_letters(&kept)?;
-    let starts = prepared.starts(&kept.iter().collect::<Vec<_>>())?;
+fn look(prepared: &InspectedSinks, logs: &Logs) -> Result<Vec<ProgressSnapshot>, RunError> {
+    let kept = prepared.inspect_progress(FIRST_LOOK)?;
+    prepared.check_dead_letters(&kept)?;
+    let starts = prepared.source_registry(&kept.iter().collect::<Vec<_>>())?;
     logs.compare_topics(|source| prepared.recorded_topic(&kept, source))?;
-    prepared.check(&kept, &logs.partitions(&starts, true)?)?;
+    prepared.check_resumable(&kept, &logs.partitions(&starts, true)?)?;
     Ok(kept)
 }
 
@@ -74,23 +74,24 @@ fn is_topic(source: &SourcePlan) -> bool {
 /// What process 0 finds for all.
 pub(super) fn begin(
     logs: &Logs,
-    outlets: Option<&Outlets>,
-    following: Option<&Following>,
-    starts: &Starts,
+    outlets: Option<&DurableSinks>,
+    following: Option<&PrimaryFollower>,
+    starts: &SourceRegistry,
 ) -> Result<Start, RunError> {
-    let generation = outlets.and_then(Outlets::generation).or(following.and_then(Following::generation));
+    let generation =
+        outlets.and_then(DurableSinks::generation).or(following.and_then(PrimaryFollower::generation));
     let generation = generation.or(logs.data_dir().map(|dir| dir.generation()));
     let generation = generation.unwrap_or_else(unkept_generation);
     let partitions = logs.partitions(starts, following.is_some())?;
-    let floor = outlets.map_or(Ok(0), Outlets::epoch_floor)?;
+    let floor = outlets.map_or(Ok(0), DurableSinks::epoch_floor)?;
     let floor = floor.max(logs.data_dir().map_or(0, |dir| dir.epoch_floor()));
     let partitions = partitions.into_iter().map(|log| (log.name, log.start.position)).collect();
-    let (ids, first_epoch) = (logs.ids()?, floor.max(worker::clock()));
+    let (ids, first_epoch) = (logs.log_ids()?, floor.max(worker::ingest_clock_ms()));
     Ok(Start { generation, partitions, ids, first_epoch })
 }
 
 /// Without a directory nothing is taken up again, and so that nobody thinks so, no two runs have the same.
 fn unkept_generation() -> Arc<str> {
     use std::hash::{BuildHasher, RandomState};
-    format!("0-{:016x}", RandomState::new().hash_one(worker::clock())).into()
+    format!("0-{:016x}", RandomState::new().hash_one(worker::ingest_clock_ms())).into()
 }

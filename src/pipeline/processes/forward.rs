@@ -5,14 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Desk, locked};
-use crate::cluster::Unsent;
+use crate::cluster::SendError;
 use crate::cluster::message::{AppendedParts, Message};
-use crate::model::{Acknowledge, AppendError, AppendReport, Appended, Appender, NewRecord, Reason, Refusal};
+use crate::model::{
+    AppendCallback, AppendError, AppendReport, AppendedRange, Appender, NewRecord, Reason, Refusal,
+};
 
 /// Appends that wait for their acknowledgement.
 #[derive(Default)]
 pub(super) struct Appends {
-    waiting: HashMap<u64, (Acknowledge, usize, usize)>,
+    waiting: HashMap<u64, (AppendCallback, usize, usize)>,
     records: usize,
     bytes: usize,
 }
@@ -32,7 +34,7 @@ impl Forward {
 }
 
 impl Appender for Forward {
-    fn append(&self, records: Vec<NewRecord>, done: Acknowledge) {
+    fn append(&self, records: Vec<NewRecord>, done: AppendCallback) {
         let bytes = records.iter().map(|record| record.bytes.len()).sum::<usize>();
         let count = records.len();
         let mut appends = locked(&self.desk.appends);
@@ -55,8 +57,8 @@ impl Appender for Forward {
         };
         drop(appends);
         done(Err(match unsent {
-            Unsent::Full => AppendError::Busy,
-            Unsent::TooLong => AppendError::Failed(unsent.to_string().into()),
+            SendError::Full => AppendError::Busy,
+            SendError::TooLong => AppendError::Failed(unsent.to_string().into()),
         }));
     }
 }
@@ -87,8 +89,8 @@ impl Desk {
 }
 
 fn parts_of(report: AppendReport) -> AppendedParts {
-    let AppendReport { positions, refused } = report;
-    let place = |Appended { partition, first, end }| (partition, first, end);
+    let AppendReport { ranges: positions, refusals: refused } = report;
+    let place = |AppendedRange { partition, first, end }| (partition, first, end);
     let number =
         |reason: Reason| Reason::ALL.iter().position(|other| *other == reason).unwrap_or_default() as u8;
     let part = |(index, refusal): (u32, Refusal)| (index, number(refusal.reason), refusal.detail);
@@ -100,11 +102,11 @@ fn parts_of(report: AppendReport) -> AppendedParts {
 
 fn report_of(parts: AppendedParts) -> AppendReport {
     let AppendedParts { positions, refused } = parts;
-    let place = |(partition, first, end)| Appended { partition, first, end };
+    let place = |(partition, first, end)| AppendedRange { partition, first, end };
     let reason = |number: u8| Reason::ALL.get(usize::from(number)).copied().unwrap_or(Reason::NotDecodable);
     let refusal = |(index, number, detail): (u32, u8, String)| (index, Refusal::new(reason(number), detail));
     AppendReport {
-        positions: positions.into_iter().map(place).collect(),
-        refused: refused.into_iter().map(refusal).collect(),
+        ranges: positions.into_iter().map(place).collect(),
+        refusals: refused.into_iter().map(refusal).collect(),
     }
 }

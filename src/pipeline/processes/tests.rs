@@ -4,14 +4,14 @@ use std::thread;
 use super::*;
 use crate::worker::Refusals;
 
-const PATIENCE: Wait = Wait::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A process of a run as others see it.
 struct One {
     processes: Processes,
-    shared: Arc<Shared>,
-    slots: Slots,
-    stops: Stops,
+    shared: Arc<SharedState>,
+    slots: PartitionTable,
+    stops: Shutdown,
 }
 
 fn name(partition: u32) -> PartitionName {
@@ -25,7 +25,7 @@ fn run(processes: usize) -> Vec<One> {
         listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
     let meet = |(process, listener)| {
         let plan = ClusterPlan {
-            topology: Topology { processes, process, workers: 1 },
+            topology: Topology { processes, process, workers_per_process: 1 },
             hosts: hosts.clone(),
             secret: Vec::new(),
             tls: None,
@@ -34,12 +34,13 @@ fn run(processes: usize) -> Vec<One> {
             agreement: BTreeMap::new(),
         };
         thread::spawn(move || {
-            let stops = Stops::default();
+            let stops = Shutdown::default();
             stops.start_is_done();
             let processes = Processes::meet(&plan, Some(listener), &stops).unwrap();
             // A test that fails should not end them all.
             processes.desk.ending.store(true, Ordering::Relaxed);
-            let (shared, slots) = (Arc::new(Shared::new(Refusals::new(None), 0)), Slots::new(vec![name(0)]));
+            let (shared, slots) =
+                (Arc::new(SharedState::new(Refusals::new(None), 0)), PartitionTable::new(vec![name(0)]));
             processes.serve(Arc::clone(&shared), slots.clone(), None);
             One { processes, shared, slots, stops }
         })
@@ -52,12 +53,12 @@ fn wait_for(what: &str, done: impl Fn() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !done() {
         assert!(Instant::now() < deadline, "{what} does not happen");
-        thread::sleep(Wait::from_millis(1));
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
 #[test]
-fn sources_wait_everywhere_for_the_slowest_process() {
+fn congested_process_pauses_sources_of_all() {
     let all = run(3);
     let all_wait = |waits: bool| move |one: &One| one.shared.must_wait() == waits;
     for slow in 0..3 {
@@ -79,7 +80,7 @@ fn sources_wait_everywhere_for_the_slowest_process() {
 }
 
 #[test]
-fn a_partition_is_read_once_all_know_of_it() {
+fn partition_is_read_after_all_peers_know_it() {
     let all = run(3);
     let first = &all[0];
     let slot = first.slots.push(name(1));
@@ -99,7 +100,7 @@ fn a_partition_is_read_once_all_know_of_it() {
 }
 
 #[test]
-fn epochs_that_are_taken_stay_so() {
+fn reserved_epochs_never_shrink() {
     let all = run(2);
     let [first, second] = &all[..] else { panic!("two") };
     second.shared.begin_reserving(100);
@@ -111,7 +112,7 @@ fn epochs_that_are_taken_stay_so() {
 }
 
 #[test]
-fn who_gives_up_stops_the_others() {
+fn failing_process_stops_its_peers() {
     let all = run(3);
     all[1].processes.give_up();
     wait_for("the stop of all", || [0, 2].iter().all(|other| all[*other].stops.flag().is_raised()));

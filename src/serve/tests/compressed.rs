@@ -25,14 +25,14 @@ fn zstd(bytes: &[u8]) -> Vec<u8> {
     zstd::bulk::compress(bytes, 3).unwrap()
 }
 
-fn post(service: &Service, coding: &str, body: &[u8]) -> Reply {
+fn post(service: &TestServer, coding: &str, body: &[u8]) -> HttpReply {
     let headers = [("content-type", LINES), ("content-encoding", coding)];
     service.send("POST", "/v1/readings", &headers, body)
 }
 
 #[test]
-fn compressed_bodies_are_taken_as_plain_ones() {
-    let service = Service::ready(plan());
+fn compressed_bodies_are_accepted_like_plain_ones() {
+    let service = TestServer::start_ready(plan());
     let lines = [READING; 300].join("\n");
     let half = lines.len() / 2;
     let (first, second) = lines.as_bytes().split_at(half);
@@ -52,8 +52,8 @@ fn compressed_bodies_are_taken_as_plain_ones() {
 }
 
 #[test]
-fn compressed_bodies_that_are_cut_off_or_damaged_are_bad_requests() {
-    let service = Service::ready(plan());
+fn truncated_or_damaged_compressed_bodies_are_bad_requests() {
+    let service = TestServer::start_ready(plan());
     let packed: [(&str, Pack); 3] = [("gzip", gzip), ("zstd", zstd), ("zstd", zstd_stream)];
     for (coding, pack) in packed {
         let whole = pack([READING; 20].join("\n").as_bytes());
@@ -69,9 +69,9 @@ fn compressed_bodies_that_are_cut_off_or_damaged_are_bad_requests() {
 }
 
 #[test]
-fn compressed_bodies_are_limited_by_what_they_decompress_to() {
-    let limits = Limits { body_bytes: 100_000, bodies_bytes: 300_000, ..limits() };
-    let service = Service::ready(ServePlan { limits, ..plan() });
+fn compressed_bodies_are_limited_by_decompressed_size() {
+    let limits = ServeLimits { body_bytes: 100_000, bodies_bytes: 300_000, ..limits() };
+    let service = TestServer::start_ready(ServePlan { limits, ..plan() });
     let bomb = vec![b' '; 50_000_000];
     let nested = vec![gzip(&bomb); 3].concat();
     for (coding, body) in
@@ -102,9 +102,9 @@ fn compressed_bodies_are_limited_by_what_they_decompress_to() {
 }
 
 #[test]
-fn compressed_bodies_take_room_for_what_they_decompress_to() {
-    let limits = Limits { body_bytes: 100_000, bodies_bytes: 220_000, ..limits() };
-    let service = Service::ready(ServePlan { limits, ..plan() });
+fn compressed_bodies_reserve_memory_for_decompressed_size() {
+    let limits = ServeLimits { body_bytes: 100_000, bodies_bytes: 220_000, ..limits() };
+    let service = TestServer::start_ready(ServePlan { limits, ..plan() });
     *service.log.held.lock().unwrap() = Some(Vec::new());
     let body = [READING, &" ".repeat(99_000 - READING.len())].concat();
     let (small, large) = (gzip(body.as_bytes()), READING);
@@ -113,7 +113,7 @@ fn compressed_bodies_take_room_for_what_they_decompress_to() {
         let waiting = scope.spawn(|| post(&service, "gzip", &small));
         let started = Instant::now();
         while service.log.held.lock().unwrap().as_ref().unwrap().is_empty() {
-            assert!(started.elapsed() < PATIENCE);
+            assert!(started.elapsed() < TEST_DEADLINE);
             std::thread::yield_now();
         }
         // Of 220,000 bytes 99,000 are taken, and one that becomes as large takes its decoder's share beside.

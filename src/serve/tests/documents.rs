@@ -6,8 +6,8 @@ use std::sync::LazyLock;
 use serde_json::json;
 
 use super::*;
-use crate::serve::problem::Code;
-use crate::serve::routes::{ROUTES, When};
+use crate::serve::problem::ProblemCode;
+use crate::serve::routes::{ROUTES, RouteAvailability};
 
 static OPENAPI: LazyLock<Value> =
     LazyLock::new(|| serde_json::from_slice(crate::serve::documents::openapi()).unwrap());
@@ -33,10 +33,10 @@ pub(super) fn check_message(name: &str, message: &Value) {
 }
 
 #[test]
-fn every_route_is_in_the_document_and_the_other_way_round() {
+fn openapi_routes_equal_served_routes() {
     let served: BTreeSet<_> = ROUTES
         .iter()
-        .filter(|route| route.when != When::Testing)
+        .filter(|route| route.availability != RouteAvailability::TestOnly)
         .map(|route| (route.path.to_string(), route.method.as_str().to_ascii_lowercase()))
         .collect();
     let paths = OPENAPI["paths"].as_object().unwrap();
@@ -47,7 +47,7 @@ fn every_route_is_in_the_document_and_the_other_way_round() {
         })
         .collect();
     assert_eq!(served, documented);
-    for route in ROUTES.iter().filter(|route| route.when != When::Testing) {
+    for route in ROUTES.iter().filter(|route| route.availability != RouteAvailability::TestOnly) {
         let operation = &paths[route.path][route.method.as_str().to_ascii_lowercase()];
         assert_eq!(route.scope.is_some(), operation["security"] != json!([]), "{}", route.path);
     }
@@ -56,18 +56,21 @@ fn every_route_is_in_the_document_and_the_other_way_round() {
 }
 
 #[test]
-fn every_code_is_in_the_document() {
+fn every_error_code_is_documented() {
     let documented = OPENAPI["components"]["schemas"]["Problem"]["properties"]["code"]["enum"].clone();
     let documented: BTreeSet<String> = serde_json::from_value(documented).unwrap();
-    assert_eq!(documented, Code::ALL.iter().map(|code| code.parts().1.to_string()).collect());
+    assert_eq!(
+        documented,
+        ProblemCode::ALL.iter().map(|code| code.status_code_title().1.to_string()).collect()
+    );
     let responses = &OPENAPI["components"]["responses"];
-    for code in Code::ALL {
-        assert!(responses[code.parts().0.to_string()].is_object(), "{code:?}");
+    for code in ProblemCode::ALL {
+        assert!(responses[code.status_code_title().0.to_string()].is_object(), "{code:?}");
     }
 }
 
 #[test]
-fn every_reference_leads_somewhere_and_every_schema_is_one() {
+fn document_references_resolve_and_schemas_are_valid() {
     fn references<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
         match value {
             Value::Object(members) => {
@@ -91,8 +94,8 @@ fn every_reference_leads_somewhere_and_every_schema_is_one() {
 }
 
 #[test]
-fn what_is_answered_is_what_is_documented() {
-    let service = Service::ready(plan());
+fn responses_match_documented_schemas() {
+    let service = TestServer::start_ready(plan());
     let at = time("2025-11-24T16:00:00Z");
     service
         .dataflow

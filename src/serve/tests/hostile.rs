@@ -1,25 +1,25 @@
 //! Clients that are slow, wrong, or many: they get an answer or an end in time, and the server goes on.
 
-use crate::model::CurrentAt;
+use crate::model::CurrentRowUpdate;
 
 use super::*;
 
 const SHORT: Duration = Duration::from_millis(100);
 
-fn impatient() -> Service {
+fn service_with_short_timeouts() -> TestServer {
     let limits =
-        Limits { header_time: SHORT, body_time: SHORT, idle_time: SHORT, send_time: SHORT, ..limits() };
-    Service::ready(ServePlan { limits, ..plan() })
+        ServeLimits { header_time: SHORT, body_time: SHORT, idle_time: SHORT, send_time: SHORT, ..limits() };
+    TestServer::start_ready(ServePlan { limits, ..plan() })
 }
 
 /// Writes slowly until the server ends the connection.
-fn drip(socket: &mut TcpStream, bytes: &[u8]) -> Vec<u8> {
+fn write_slowly(socket: &mut TcpStream, bytes: &[u8]) -> Vec<u8> {
     let started = Instant::now();
     let mut given = Vec::new();
     let mut space = [0; 4096];
     socket.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
     for byte in bytes.iter().cycle() {
-        assert!(started.elapsed() < PATIENCE, "the server does not end it");
+        assert!(started.elapsed() < TEST_DEADLINE, "the server does not end it");
         if socket.write_all(&[*byte]).is_err() {
             break;
         }
@@ -33,7 +33,7 @@ fn drip(socket: &mut TcpStream, bytes: &[u8]) -> Vec<u8> {
     given
 }
 
-fn ended(mut socket: TcpStream) -> Vec<u8> {
+fn read_to_end(mut socket: TcpStream) -> Vec<u8> {
     let mut rest = Vec::new();
     if let Err(error) = socket.read_to_end(&mut rest) {
         assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "the server does not end it");
@@ -42,55 +42,56 @@ fn ended(mut socket: TcpStream) -> Vec<u8> {
 }
 
 #[test]
-fn slow_heads_and_idle_connections_end_in_time() {
-    let service = impatient();
-    drip(&mut service.connect(), b"GET / HTTP/1.1\r\nx: ");
-    assert!(ended(service.connect()).is_empty());
+fn slow_headers_and_idle_connections_time_out() {
+    let service = service_with_short_timeouts();
+    write_slowly(&mut service.connect(), b"GET / HTTP/1.1\r\nx: ");
+    assert!(read_to_end(service.connect()).is_empty());
     let mut begun = service.connect();
     begun.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\nGET /hea").unwrap();
-    assert_eq!(Reply::parse(&ended(begun)).status, 200);
+    assert_eq!(HttpReply::parse(&read_to_end(begun)).status, 200);
     let mut idle = service.connect();
     idle.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
-    assert_eq!(Reply::parse(&ended(idle)).status, 200);
-    service.until_quiet();
+    assert_eq!(HttpReply::parse(&read_to_end(idle)).status, 200);
+    service.wait_for_idle();
 }
 
 #[test]
-fn slow_bodies_are_told_so() {
-    let service = impatient();
+fn slow_body_is_answered_408() {
+    let service = service_with_short_timeouts();
     let head = "POST /v1/readings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
     for framing in ["content-length: 100000\r\n\r\n", "transfer-encoding: chunked\r\n\r\n1\r\n[\r\n"] {
         let mut socket = service.connect();
         socket.write_all(format!("{head}{framing}").as_bytes()).unwrap();
-        let reply = Reply::parse(&ended(socket));
+        let reply = HttpReply::parse(&read_to_end(socket));
         assert_eq!((reply.status, &*reply.code()), (408, "body_too_slow"));
     }
     let mut socket = service.connect();
     socket.write_all(format!("{head}content-length: 100000\r\n\r\n").as_bytes()).unwrap();
-    assert_eq!(Reply::parse(&drip(&mut socket, b" ")).status, 408);
-    service.until_quiet();
+    assert_eq!(HttpReply::parse(&write_slowly(&mut socket, b" ")).status, 408);
+    service.wait_for_idle();
 }
 
 #[test]
-fn who_takes_no_answer_is_dropped() {
-    let service = impatient();
+fn client_that_reads_no_response_is_dropped() {
+    let service = service_with_short_timeouts();
     let row = cities()[0].row;
-    let many =
-        (0..20_000).map(|at| CurrentAt { epoch: 0, city: Arc::from(format!("city {at}")), row }).collect();
-    service.dataflow.publish(Update { current: many, ..Update::default() });
-    service.until("/v1/status", |reply| reply.json()["cities"] == 20_004);
+    let many = (0..20_000)
+        .map(|at| CurrentRowUpdate { epoch: 0, city: Arc::from(format!("city {at}")), row })
+        .collect();
+    service.dataflow.publish(ViewUpdate { current_rows: many, ..ViewUpdate::default() });
+    service.poll_until("/v1/status", |reply| reply.json()["cities"] == 20_004);
     let mut socket = service.connect();
     for _ in 0..20 {
         let _ = socket.write_all(b"GET /v1/cities HTTP/1.1\r\nhost: localhost\r\n\r\n");
     }
-    service.until_quiet();
+    service.wait_for_idle();
     assert_eq!(service.get("/v1/cities").json()["cities"].as_array().unwrap().len(), 20_004);
     drop(socket);
 }
 
 #[test]
-fn what_is_not_http_or_too_much_of_it_is_refused() {
-    let service = Service::ready(plan());
+fn invalid_or_oversized_http_is_refused() {
+    let service = TestServer::start_ready(plan());
     let long = "x".repeat(100_000);
     let headers: String = (0..500).map(|at| format!("x-{at}: y\r\n")).collect();
     let chunked = "POST /v1/readings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
@@ -112,8 +113,8 @@ fn what_is_not_http_or_too_much_of_it_is_refused() {
         let mut socket = service.connect();
         let _ = socket.write_all(request.as_bytes());
         let _ = socket.shutdown(Shutdown::Write);
-        let rest = ended(socket);
-        let status = Reply::parse(&rest).status;
+        let rest = read_to_end(socket);
+        let status = HttpReply::parse(&rest).status;
         assert!(rest.is_empty() || (400..=431).contains(&status), "{request:.40}: {status}");
     }
     for path in [
@@ -148,14 +149,14 @@ fn client_hello() -> Vec<u8> {
 }
 
 #[test]
-fn tls_handshakes_that_are_none_harm_nobody() {
+fn invalid_tls_handshakes_do_not_affect_others() {
     let folder = tempfile::tempdir().unwrap();
     let files = TlsPlan { certificate: folder.path().join("cert.pem"), key: folder.path().join("key.pem") };
     let made = rcgen::generate_simple_self_signed(["localhost".to_string()]).unwrap();
     std::fs::write(&files.certificate, made.cert.pem()).unwrap();
     std::fs::write(&files.key, made.signing_key.serialize_pem()).unwrap();
-    let limits = Limits { header_time: PATIENCE / 20, ..limits() };
-    let service = Service::start(ServePlan { tls: Some(files), limits, ..plan() }, true);
+    let limits = ServeLimits { header_time: TEST_DEADLINE / 20, ..limits() };
+    let service = TestServer::start(ServePlan { tls: Some(files), limits, ..plan() }, true);
     let hello = client_hello();
     assert!(hello.len() > 100 && hello[0] == 0x16, "{hello:?}");
     // Some that say nothing, or half.
@@ -171,16 +172,16 @@ fn tls_handshakes_that_are_none_harm_nobody() {
         let mut bytes = hello.clone();
         bytes[round] = bytes[round].wrapping_add(1 + (round % 255) as u8);
         let _ = socket.write_all(&bytes).and_then(|()| socket.shutdown(Shutdown::Write));
-        ended(socket);
+        read_to_end(socket);
     }
-    stalled.into_iter().for_each(|socket| drop(ended(socket)));
+    stalled.into_iter().for_each(|socket| drop(read_to_end(socket)));
     let answer = service.runtime.block_on(sockets::https(service.address, made.cert.der().clone()));
-    assert_eq!(Reply::parse(&answer).status, 200);
+    assert_eq!(HttpReply::parse(&answer).status, 200);
 }
 
 #[test]
-fn half_closed_and_cut_off_connections_leave_nothing_behind() {
-    let service = Service::ready(plan());
+fn half_closed_and_reset_connections_are_released() {
+    let service = TestServer::start_ready(plan());
     let requests: [&[u8]; 6] = [
         b"",
         b"G",
@@ -199,14 +200,15 @@ fn half_closed_and_cut_off_connections_leave_nothing_behind() {
             _ => drop(socket.shutdown(Shutdown::Both)),
         }
     }
-    service.until_quiet();
+    service.wait_for_idle();
     assert!(service.log.bytes().is_empty());
 }
 
 #[test]
-fn more_connections_than_allowed_are_turned_away() {
-    let service = Service::ready(ServePlan { limits: Limits { connections: 4, ..limits() }, ..plan() });
-    service.until_quiet();
+fn connections_beyond_limit_are_rejected() {
+    let service =
+        TestServer::start_ready(ServePlan { limits: ServeLimits { connections: 4, ..limits() }, ..plan() });
+    service.wait_for_idle();
     let held: Vec<_> = (0..4)
         .map(|_| {
             let mut socket = service.connect();
@@ -224,5 +226,5 @@ fn more_connections_than_allowed_are_turned_away() {
         );
     }
     drop(held);
-    service.until("/healthz", |reply| reply.status == 200);
+    service.poll_until("/healthz", |reply| reply.status == 200);
 }

@@ -11,8 +11,8 @@ const WITHDRAWAL: &str = r#"{ "city": "x", "reading_at": "2025-11-24T16:00:00.5+
 const HOT: &str = r#"{"city":"x","reading_at":"2025-11-24T16:00:00Z","temperature":900,"humidity":1}"#;
 
 #[test]
-fn the_log_gets_the_exact_bytes() {
-    let service = Service::ready(plan());
+fn posted_records_reach_log_byte_for_byte() {
+    let service = TestServer::start_ready(plan());
     let one = service.post("Application/JSON; charset=utf-8", format!("  {READING}\n").as_bytes());
     assert_eq!(one.status, 200);
     assert_eq!(
@@ -32,11 +32,11 @@ fn the_log_gets_the_exact_bytes() {
 }
 
 #[test]
-fn what_is_refused_is_told_and_the_rest_is_taken() {
-    let service = Service::ready(plan());
+fn refused_records_are_reported_and_others_accepted() {
+    let service = TestServer::start_ready(plan());
     let mixed = service.post(JSON, format!("[{HOT},{READING},7,{{}}]").as_bytes());
     assert_eq!((mixed.status, &mixed.json()["accepted"]), (200, &json!(1)));
-    let told = |reply: &Reply| {
+    let told = |reply: &HttpReply| {
         let refused = reply.json()["refused"].as_array().unwrap().clone();
         refused.iter().map(|one| (one["index"].clone(), one["reason"].clone())).collect::<Vec<_>>()
     };
@@ -56,8 +56,8 @@ fn what_is_refused_is_told_and_the_rest_is_taken() {
 }
 
 #[test]
-fn what_is_not_json_or_said_to_be_something_else_is_not_read() {
-    let service = Service::ready(plan());
+fn non_json_body_or_content_type_is_refused() {
+    let service = TestServer::start_ready(plan());
     for body in [
         "",
         "{",
@@ -91,12 +91,12 @@ fn what_is_not_json_or_said_to_be_something_else_is_not_read() {
 }
 
 fn on_hold(cause: HoldCause) -> AppendError {
-    AppendError::Held(Hold { cause, detail: "until the test has ended".into(), retry_after_s: 42 })
+    AppendError::OnHold(AppendHold { cause, detail: "until the test has ended".into(), retry_after_s: 42 })
 }
 
 #[test]
 fn readiness_says_why_readings_are_held_back() {
-    let service = Service::ready(plan());
+    let service = TestServer::start_ready(plan());
     *service.log.error.lock().unwrap() = Some(on_hold(HoldCause::ClockAhead));
     let reply = service.get("/readyz");
     assert_eq!((reply.status, &*reply.code(), reply.header("retry-after")), (503, "clock_ahead", Some("42")));
@@ -107,8 +107,8 @@ fn readiness_says_why_readings_are_held_back() {
 }
 
 #[test]
-fn a_log_that_does_not_take_readings_is_told() {
-    let service = Service::ready(plan());
+fn unavailable_log_is_reported_to_client() {
+    let service = TestServer::start_ready(plan());
     for (error, status, code, retry) in [
         (AppendError::Busy, 429, "busy", Some("1")),
         (AppendError::Stopping, 503, "stopping", Some("1")),
@@ -121,21 +121,21 @@ fn a_log_that_does_not_take_readings_is_told() {
         let reply = service.post(JSON, READING.as_bytes());
         assert_eq!((reply.status, &*reply.code(), reply.header("retry-after")), (status, code, retry));
     }
-    let without = Service::start(plan(), false);
+    let without = TestServer::start(plan(), false);
     assert_eq!((without.post(JSON, READING.as_bytes()).code()), "no_ingest");
 }
 
 #[test]
-fn an_answer_waits_for_the_log_and_its_bytes_take_room_until_then() {
-    let limits = Limits { body_bytes: 1_000, bodies_bytes: 1_000, ..limits() };
-    let service = Service::ready(ServePlan { limits, ..plan() });
+fn post_holds_memory_until_log_acknowledges() {
+    let limits = ServeLimits { body_bytes: 1_000, bodies_bytes: 1_000, ..limits() };
+    let service = TestServer::start_ready(ServePlan { limits, ..plan() });
     *service.log.held.lock().unwrap() = Some(Vec::new());
     let body = [READING; 8].join("\n");
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| service.post(LINES, body.as_bytes()));
         let started = Instant::now();
         while service.log.held.lock().unwrap().as_ref().unwrap().is_empty() {
-            assert!(started.elapsed() < PATIENCE);
+            assert!(started.elapsed() < TEST_DEADLINE);
             std::thread::yield_now();
         }
         let second = service.post(LINES, body.as_bytes());
@@ -152,7 +152,7 @@ fn an_answer_waits_for_the_log_and_its_bytes_take_room_until_then() {
         let waiting = scope.spawn(|| service.post(LINES, body.as_bytes()));
         let started = Instant::now();
         while service.log.held.lock().unwrap().as_ref().unwrap().is_empty() {
-            assert!(started.elapsed() < PATIENCE);
+            assert!(started.elapsed() < TEST_DEADLINE);
             std::thread::yield_now();
         }
         // The log goes away without a word.
@@ -162,14 +162,14 @@ fn an_answer_waits_for_the_log_and_its_bytes_take_room_until_then() {
 }
 
 #[test]
-fn a_body_that_is_too_large_is_refused_before_it_is_read() {
-    let limits = Limits { body_bytes: 1_000, ..limits() };
-    let service = Service::ready(ServePlan { limits, ..plan() });
+fn oversized_body_is_refused_before_it_is_read() {
+    let limits = ServeLimits { body_bytes: 1_000, ..limits() };
+    let service = TestServer::start_ready(ServePlan { limits, ..plan() });
     let announced = format!(
         "POST /v1/readings HTTP/1.1\r\nhost: {}\r\ncontent-type: {JSON}\r\nexpect: 100-continue\r\ncontent-length: 1001\r\n\r\n",
         service.address
     );
-    let reply = service.raw(announced.as_bytes());
+    let reply = service.send_raw(announced.as_bytes());
     assert_eq!((reply.status, &*reply.code()), (413, "body_too_large"));
     assert_eq!(service.post(JSON, &vec![b' '; 300_000]).code(), "body_too_large");
     let chunk = format!("400\r\n{}\r\n", " ".repeat(1_024));
@@ -178,12 +178,12 @@ fn a_body_that_is_too_large_is_refused_before_it_is_read() {
         service.address,
         chunk.repeat(200)
     );
-    assert_eq!(service.raw(chunked.as_bytes()).code(), "body_too_large");
+    assert_eq!(service.send_raw(chunked.as_bytes()).code(), "body_too_large");
 }
 
 #[test]
-fn thousands_in_one_body_and_many_clients_one_by_one() {
-    let service = Service::ready(plan());
+fn large_batches_and_many_single_posts_are_accepted() {
+    let service = TestServer::start_ready(plan());
     let many = service.post(LINES, [READING; 5_000].join("\n").as_bytes());
     assert_eq!(many.json()["accepted"], 5_000);
     std::thread::scope(|scope| {
@@ -204,7 +204,7 @@ fn thousands_in_one_body_and_many_clients_one_by_one() {
                         assert!(read > 0);
                         bytes.extend_from_slice(&space[..read]);
                     }
-                    assert_eq!(Reply::parse(&bytes).json()["accepted"], 1);
+                    assert_eq!(HttpReply::parse(&bytes).json()["accepted"], 1);
                 }
             });
         }
@@ -213,8 +213,8 @@ fn thousands_in_one_body_and_many_clients_one_by_one() {
 }
 
 #[test]
-fn new_cities_beyond_a_share_are_refused_and_known_ones_are_not() {
-    let service = Service::ready(plan());
+fn new_cities_beyond_share_are_refused_and_known_accepted() {
+    let service = TestServer::start_ready(plan());
     let of = |names: std::ops::Range<u32>| {
         let reading = |name| READING.replace("5128581", &format!("made-up-{name}"));
         names.map(reading).collect::<Vec<_>>().join("\n")

@@ -21,24 +21,24 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
-use super::publish::Publisher;
+use super::publisher::Publisher;
 use super::*;
 use crate::model::{
-    Acknowledge, Answer, AppendError, AppendReport, Appended, Category, CurrentAt, CurrentRow, EventTime,
-    HeatIndex, Hold, Holds, Measurement, NewRecord, PartitionName, Query, Question, Reason, Refusal, Rest,
-    Row, Slots, Update,
+    AnswerPiece, AppendCallback, AppendError, AppendHold, AppendReport, AppendedRange, Category, CurrentRow,
+    CurrentRowUpdate, EventTime, HeatIndex, HoldCheck, Measurement, NewRecord, PartitionName, PartitionTable,
+    Query, QueryKind, Reason, Refusal, RemainingRows, Row, ViewUpdate,
 };
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const TEST_DEADLINE: Duration = Duration::from_secs(10);
 /// Of the first update.
-const EPOCH: u64 = 1_764_000_000_000;
+const FIRST_EPOCH: u64 = 1_764_000_000_000;
 
-fn limits() -> Limits {
-    Limits {
+fn limits() -> ServeLimits {
+    ServeLimits {
         connections: 200,
-        header_time: PATIENCE,
-        body_time: PATIENCE,
-        idle_time: PATIENCE,
+        header_time: TEST_DEADLINE,
+        body_time: TEST_DEADLINE,
+        idle_time: TEST_DEADLINE,
         body_bytes: 1 << 20,
         bodies_bytes: 4 << 20,
         new_cities_percent: 50,
@@ -48,8 +48,8 @@ fn limits() -> Limits {
         subscriptions: 8,
         cities: 100,
         window_cities: 10,
-        heartbeat: PATIENCE,
-        send_time: PATIENCE,
+        heartbeat: TEST_DEADLINE,
+        send_time: TEST_DEADLINE,
         backlog_bytes: 1 << 20,
         ring_time: Duration::from_secs(600),
         ring_bytes: 1 << 20,
@@ -67,9 +67,9 @@ fn plan() -> ServePlan {
     }
 }
 
-fn facts() -> Facts {
+fn service_info() -> ServiceInfo {
     let partition = |partition| PartitionName { source: "journal".into(), partition };
-    Facts {
+    ServiceInfo {
         generation: "17-9f2c41d06b3e8a55".into(),
         formula: "rothfusz",
         window: "1d".parse().unwrap(),
@@ -78,43 +78,43 @@ fn facts() -> Facts {
         stale_after: "36500d".parse().unwrap(),
         units: Default::default(),
         workers: 2,
-        partitions: Slots::new(vec![partition(0), partition(1)]),
+        partitions: PartitionTable::new(vec![partition(0), partition(1)]),
         directory: Directory::shipped(),
-        read: ReadOptions::default(),
+        read_options: ReadOptions::default(),
         ingest_log: Some(IngestLog { source: "journal".into(), max_cities: 1_000, partition_of: |_, _| 0 }),
     }
 }
 
 /// A log in memory, which answers at once as it is told to.
 #[derive(Default)]
-struct Log {
+struct MemoryLog {
     records: Mutex<Vec<NewRecord>>,
     /// Instead of taking records.
     error: Mutex<Option<AppendError>>,
     /// What is dated then or later is of the future.
     future: Mutex<Option<EventTime>>,
     /// Where it is there, acknowledgements wait in it.
-    held: Mutex<Option<Vec<Acknowledge>>>,
+    held: Mutex<Option<Vec<AppendCallback>>>,
 }
 
-impl Log {
+impl MemoryLog {
     fn bytes(&self) -> Vec<String> {
         let text = |record: &NewRecord| String::from_utf8(record.bytes.to_vec()).unwrap();
         self.records.lock().unwrap().iter().map(text).collect()
     }
 }
 
-impl Holds for Log {
-    fn hold(&self) -> Option<Hold> {
+impl HoldCheck for MemoryLog {
+    fn current_hold(&self) -> Option<AppendHold> {
         match &*self.error.lock().unwrap() {
-            Some(AppendError::Held(hold)) => Some(hold.clone()),
+            Some(AppendError::OnHold(hold)) => Some(hold.clone()),
             _ => None,
         }
     }
 }
 
-impl Appender for Log {
-    fn append(&self, records: Vec<NewRecord>, done: Acknowledge) {
+impl Appender for MemoryLog {
+    fn append(&self, records: Vec<NewRecord>, done: AppendCallback) {
         if let Some(held) = &mut *self.held.lock().unwrap() {
             return held.push(done);
         }
@@ -134,14 +134,14 @@ impl Appender for Log {
         }));
         let end = log.len() as u64;
         let partition = PartitionName { source: "journal".into(), partition: 0 };
-        let positions = (end > first).then_some(Appended { partition, first, end });
-        done(Ok(AppendReport { positions: positions.into_iter().collect(), refused }));
+        let positions = (end > first).then_some(AppendedRange { partition, first, end });
+        done(Ok(AppendReport { ranges: positions.into_iter().collect(), refusals: refused }));
     }
 }
 
 /// Answers questions about histories at the epoch after all others.
 #[derive(Default)]
-struct Dataflow {
+struct ScriptedDataflow {
     publisher: OnceLock<Publisher>,
     upper: Mutex<u64>,
     rows: Mutex<BTreeMap<Arc<str>, BTreeMap<EventTime, Row>>>,
@@ -149,126 +149,135 @@ struct Dataflow {
     full: Mutex<bool>,
 }
 
-impl Dataflow {
-    fn publish(&self, mut update: Update) {
+impl ScriptedDataflow {
+    fn publish(&self, mut update: ViewUpdate) {
         let mut upper = self.upper.lock().unwrap();
-        *upper = (*upper + 1).max(EPOCH + 1);
+        *upper = (*upper + 1).max(FIRST_EPOCH + 1);
         update.upper = *upper;
-        update.ready = true;
-        update.current.iter_mut().for_each(|current| current.epoch = *upper - 1);
+        update.is_ready = true;
+        update.current_rows.iter_mut().for_each(|current| current.epoch = *upper - 1);
         update.answers.iter_mut().for_each(|answer| answer.epoch = *upper - 1);
         let publisher = self.publisher.get().unwrap();
         let started = Instant::now();
-        while let Err(back) = publisher.publish(update) {
-            assert!(started.elapsed() < PATIENCE);
+        while let Err(back) = publisher.publish_update(update) {
+            assert!(started.elapsed() < TEST_DEADLINE);
             update = back;
             std::thread::yield_now();
         }
     }
 
-    fn answer(&self, query: &Query) -> Option<Answer> {
+    fn answer(&self, query: &Query) -> Option<AnswerPiece> {
         let rows = self.rows.lock().unwrap();
         let of_city = rows.get(&query.city);
-        let (from, to, limit) = match query.question {
-            Question::History { from, to, limit } => (from, to, limit as usize),
-            Question::Watch => (EventTime::MIN, EventTime::MAX, usize::MAX),
-            Question::Unwatch | Question::Grant { .. } | Question::Cancel => return None,
+        let (from, to, limit) = match query.kind {
+            QueryKind::History { from, to, limit } => (from, to, limit as usize),
+            QueryKind::Watch => (EventTime::MIN, EventTime::MAX, usize::MAX),
+            QueryKind::Unwatch | QueryKind::GrantRows { .. } | QueryKind::Cancel => return None,
         };
         let within = of_city.into_iter().flatten().filter(|(at, _)| (from..to).contains(at));
         let mut found: Vec<_> = within.map(|(at, row)| (*at, *row)).collect();
         let more = found.len() > limit;
         found.truncate(limit);
         let (query, city, known) = (query.id, query.city.clone(), of_city.is_some());
-        let (first, rest) = (0, Rest::Nothing);
-        Some(Answer { query, epoch: 0, city, known, first, rows: found, more, rest })
+        let (first, rest) = (0, RemainingRows::Nothing);
+        Some(AnswerPiece {
+            query_id: query,
+            epoch: 0,
+            city,
+            is_city_known: known,
+            first_row: first,
+            rows: found,
+            has_more: more,
+            remaining: rest,
+        })
     }
 }
 
-impl Ask for Dataflow {
-    fn ask(&self, queries: Vec<Query>) -> bool {
+impl Queries for ScriptedDataflow {
+    fn submit_queries(&self, queries: Vec<Query>) -> bool {
         if *self.full.lock().unwrap() {
             return false;
         }
         let answers: Vec<_> = queries.iter().filter_map(|query| self.answer(query)).collect();
         if !answers.is_empty() {
-            self.publish(Update { answers, ..Update::default() });
+            self.publish(ViewUpdate { answers, ..ViewUpdate::default() });
         }
         true
     }
 }
 
 /// A server, its log and its dataflow.
-struct Service {
+struct TestServer {
     address: SocketAddr,
-    log: Arc<Log>,
-    dataflow: Arc<Dataflow>,
-    serving: Option<Serving>,
+    log: Arc<MemoryLog>,
+    dataflow: Arc<ScriptedDataflow>,
+    serving: Option<RunningServer>,
     runtime: Runtime,
 }
 
-impl Service {
+impl TestServer {
     /// Ready, with the readings of [`cities`].
-    fn ready(plan: ServePlan) -> Service {
-        let service = Service::start(plan, true);
+    fn start_ready(plan: ServePlan) -> TestServer {
+        let service = TestServer::start(plan, true);
         let (mut had, now) = (cities(), cities());
         had[2].row = now[0].row;
-        service.dataflow.publish(Update { current: had, ..Update::default() });
-        service.dataflow.publish(Update { current: now, ..Update::default() });
-        service.until("/readyz", |reply| reply.status == 200);
-        let both = |reply: &Reply| reply.json()["as_of"] == EPOCH + 1;
+        service.dataflow.publish(ViewUpdate { current_rows: had, ..ViewUpdate::default() });
+        service.dataflow.publish(ViewUpdate { current_rows: now, ..ViewUpdate::default() });
+        service.poll_until("/readyz", |reply| reply.status == 200);
+        let both = |reply: &HttpReply| reply.json()["as_of"] == FIRST_EPOCH + 1;
         if service.get("/v1/status").status == 200 {
-            service.until("/v1/status", both);
+            service.poll_until("/v1/status", both);
         }
         service
     }
 
-    fn start(plan: ServePlan, log: bool) -> Service {
-        Service::start_with(plan, log, facts())
+    fn start(plan: ServePlan, log: bool) -> TestServer {
+        TestServer::start_with(plan, log, service_info())
     }
 
-    fn start_with(plan: ServePlan, log: bool, facts: Facts) -> Service {
-        Service::start_warning(plan, log, facts, None)
+    fn start_with(plan: ServePlan, log: bool, facts: ServiceInfo) -> TestServer {
+        TestServer::start_warning(plan, log, facts, None)
     }
 
     /// With a log whose stamps are not known before.
     fn start_warning(
         plan: ServePlan,
         log: bool,
-        facts: Facts,
-        warn_ahead: Option<crate::model::Duration>,
-    ) -> Service {
+        facts: ServiceInfo,
+        warn_ahead: Option<crate::model::Millis>,
+    ) -> TestServer {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let bound = bind(plan).unwrap();
+        let bound = bind_server(plan).unwrap();
         let address = bound.address();
-        let (appender, dataflow) = (Arc::new(Log::default()), Arc::new(Dataflow::default()));
-        let ports = Ports {
-            ask: dataflow.clone(),
+        let (appender, dataflow) = (Arc::new(MemoryLog::default()), Arc::new(ScriptedDataflow::default()));
+        let ports = Backends {
+            queries: dataflow.clone(),
             appender: log.then(|| appender.clone() as Arc<dyn Appender>),
-            holds: Some(appender.clone()),
+            hold_check: Some(appender.clone()),
             warn_ahead,
         };
-        let serving = bound.start(runtime.handle(), facts, ports).unwrap();
+        let serving = bound.start_serving(runtime.handle(), facts, ports).unwrap();
         dataflow.publisher.set(serving.publisher()).ok().unwrap();
-        Service { address, log: appender, dataflow, serving: Some(serving), runtime }
+        TestServer { address, log: appender, dataflow, serving: Some(serving), runtime }
     }
 
     fn connect(&self) -> TcpStream {
         let socket = TcpStream::connect(self.address).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        socket.set_write_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(TEST_DEADLINE)).unwrap();
+        socket.set_write_timeout(Some(TEST_DEADLINE)).unwrap();
         socket
     }
 
     /// Sends the bytes as they are, and reads to the end.
-    fn raw(&self, request: &[u8]) -> Reply {
+    fn send_raw(&self, request: &[u8]) -> HttpReply {
         let mut socket = self.connect();
         // The server may have answered and closed before all is sent.
         let _ = socket.write_all(request);
-        Reply::read(&mut socket)
+        HttpReply::read(&mut socket)
     }
 
-    fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
+    fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> HttpReply {
         let mut request =
             format!("{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n", self.address);
         for (name, value) in headers {
@@ -278,65 +287,67 @@ impl Service {
             request.push_str(&format!("content-length: {}\r\n", body.len()));
         }
         request.push_str("\r\n");
-        self.raw(&[request.as_bytes(), body].concat())
+        self.send_raw(&[request.as_bytes(), body].concat())
     }
 
-    fn get(&self, path: &str) -> Reply {
+    fn get(&self, path: &str) -> HttpReply {
         self.send("GET", path, &[], b"")
     }
 
-    fn post(&self, kind: &str, body: &[u8]) -> Reply {
+    fn post(&self, kind: &str, body: &[u8]) -> HttpReply {
         self.send("POST", "/v1/readings", &[("content-type", kind)], body)
     }
 
-    fn until(&self, path: &str, done: impl Fn(&Reply) -> bool) -> Reply {
+    fn poll_until(&self, path: &str, done: impl Fn(&HttpReply) -> bool) -> HttpReply {
         let started = Instant::now();
         loop {
             let reply = self.get(path);
             if done(&reply) {
                 return reply;
             }
-            assert!(started.elapsed() < PATIENCE, "{path}: {} {}", reply.status, reply.text());
+            assert!(started.elapsed() < TEST_DEADLINE, "{path}: {} {}", reply.status, reply.text());
             std::thread::sleep(Duration::from_millis(2));
         }
     }
 
     /// Waits until no connection but the asking one is open.
-    fn until_quiet(&self) {
-        self.until("/v1/status", |reply| reply.json()["connections"] == 1);
+    fn wait_for_idle(&self) {
+        self.poll_until("/v1/status", |reply| reply.json()["connections"] == 1);
     }
 }
 
-impl Drop for Service {
+impl Drop for TestServer {
     fn drop(&mut self) {
         if let Some(serving) = self.serving.take() {
-            self.runtime.block_on(serving.stop(Duration::from_millis(200)));
+            self.runtime.block_on(serving.stop_serving(Duration::from_millis(200)));
         }
     }
 }
 
 /// An answer, as it came.
 #[derive(Debug)]
-struct Reply {
+struct HttpReply {
     status: u16,
     head: String,
     body: Vec<u8>,
 }
 
-impl Reply {
-    fn read(socket: &mut TcpStream) -> Reply {
+impl HttpReply {
+    fn read(socket: &mut TcpStream) -> HttpReply {
         let mut bytes = Vec::new();
         let read = socket.read_to_end(&mut bytes);
         assert!(!bytes.is_empty() || read.is_ok(), "{read:?}");
-        Reply::parse(&bytes)
+        HttpReply::parse(&bytes)
     }
 
-    fn parse(bytes: &[u8]) -> Reply {
+    fn parse(bytes: &[u8]) -> HttpReply {
         let end = bytes.windows(4).position(|window| window == b"\r\n\r\n");
-        let Some(end) = end else { return Reply { status: 0, head: String::new(), body: bytes.to_vec() } };
+        let Some(end) = end else {
+            return HttpReply { status: 0, head: String::new(), body: bytes.to_vec() };
+        };
         let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        Reply { status, head, body: bytes[end + 4..].to_vec() }
+        HttpReply { status, head, body: bytes[end + 4..].to_vec() }
     }
 
     fn header(&self, name: &str) -> Option<&str> {
@@ -373,7 +384,7 @@ fn row(fahrenheit: f64, category: Category) -> Row {
 }
 
 /// New York and Los Angeles, a city without a current row, and one with a hard name that is in no directory.
-fn cities() -> Vec<CurrentAt> {
+fn cities() -> Vec<CurrentRowUpdate> {
     let current = |fahrenheit, category| CurrentRow {
         reading_at: time("2025-11-24T16:00:00Z"),
         row: row(fahrenheit, category),
@@ -381,7 +392,7 @@ fn cities() -> Vec<CurrentAt> {
         measurement: Some(Measurement::new(86.4, 63.1, Some(8.05)).unwrap()),
     };
     let bare = CurrentRow { hour_ago: None, measurement: None, ..current(70.5, Category::None) };
-    let at = |city: &str, row| CurrentAt { epoch: 0, city: city.into(), row };
+    let at = |city: &str, row| CurrentRowUpdate { epoch: 0, city: city.into(), row };
     vec![
         at("5128581", Some(current(91.283411, Category::ExtremeCaution))),
         at("5368361", Some(current(104.0, Category::Danger))),
@@ -391,12 +402,12 @@ fn cities() -> Vec<CurrentAt> {
 }
 
 /// A change of New York.
-fn hotter() -> Update {
+fn hotter_new_york() -> ViewUpdate {
     let mut current = cities();
     current.truncate(1);
     let row = row(95.0, Category::ExtremeCaution);
     current[0].row = current[0].row.map(|current| CurrentRow { row, ..current });
-    Update { current, ..Update::default() }
+    ViewUpdate { current_rows: current, ..ViewUpdate::default() }
 }
 
 const READING: &str =

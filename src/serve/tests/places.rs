@@ -4,25 +4,25 @@ use serde_json::json;
 
 use super::documents::check;
 use super::*;
-use crate::directory::Places;
+use crate::directory::PlacesFile;
 
-const NOWHERE: &str = "Zürich / \"Süd\" %";
+const CITY_NOT_IN_DIRECTORY: &str = "Zürich / \"Süd\" %";
 
-fn service() -> Service {
+fn service() -> TestServer {
     let text = "id,name,country,latitude,longitude,time_zone\n\
                 5368361,Harbour,US,33.7,-118.2,America/Los_Angeles\n\
                 \"Zürich / \"\"Süd\"\" %\",Dach,CH,,,\n";
-    let directory = Directory::shipped_with(Places::from_csv(text).unwrap());
-    let service = Service::start_with(plan(), true, Facts { directory, ..facts() });
-    service.dataflow.publish(Update { current: cities(), ..Update::default() });
-    service.until("/v1/cities", |reply| {
+    let directory = Directory::shipped_with(PlacesFile::from_csv(text).unwrap());
+    let service = TestServer::start_with(plan(), true, ServiceInfo { directory, ..service_info() });
+    service.dataflow.publish(ViewUpdate { current_rows: cities(), ..ViewUpdate::default() });
+    service.poll_until("/v1/cities", |reply| {
         reply.status == 200 && reply.json()["cities"].as_array().unwrap().len() >= 3
     });
     service
 }
 
 #[test]
-fn places_stand_in_front_of_the_directory() {
+fn places_override_directory() {
     let service = service();
     let city = |key: &str| {
         let answer = service.get(&format!("/v1/cities/{key}")).json();
@@ -49,9 +49,9 @@ fn search_finds_names_countries_and_keys() {
         ("search=big+apple", vec!["5128581"]),
         ("search=united", vec!["5128581", "5368361"]),
         ("search=us&order=heat_index", vec!["5368361", "5128581"]),
-        ("search=Switzerland", vec![NOWHERE]),
-        ("search=zurich", vec![NOWHERE]),
-        ("search=D%C3%A2ch", vec![NOWHERE]),
+        ("search=Switzerland", vec![CITY_NOT_IN_DIRECTORY]),
+        ("search=zurich", vec![CITY_NOT_IN_DIRECTORY]),
+        ("search=D%C3%A2ch", vec![CITY_NOT_IN_DIRECTORY]),
         ("search=5128581", vec!["5128581"]),
         ("search=us&category=danger", vec!["5368361"]),
         ("search=nothing%20of%20this", vec![]),

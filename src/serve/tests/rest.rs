@@ -3,16 +3,16 @@
 use serde_json::json;
 
 use super::*;
-use crate::model::{Counts, Progress, Reason, Slot};
+use crate::model::{OutcomeCounts, PartitionIndex, PartitionProgress, Reason};
 
-fn keys(reply: &Reply) -> Vec<String> {
+fn keys(reply: &HttpReply) -> Vec<String> {
     let key = |city: &Value| city["city"].as_str().unwrap().to_string();
     reply.json()["cities"].as_array().unwrap().iter().map(key).collect()
 }
 
 #[test]
-fn cities_are_listed_filtered_and_ordered() {
-    let service = Service::ready(plan());
+fn cities_list_filters_and_orders() {
+    let service = TestServer::start_ready(plan());
     let all = service.get("/v1/cities");
     assert_eq!(keys(&all), ["5128581", "5368361", "Zürich / \"Süd\" %", "gone"]);
     let first = &all.json()["cities"][0];
@@ -39,8 +39,8 @@ fn cities_are_listed_filtered_and_ordered() {
 }
 
 #[test]
-fn a_city_is_found_by_its_encoded_key_and_cached_by_its_tag() {
-    let service = Service::ready(plan());
+fn city_is_found_by_encoded_key_and_cached_by_entity_tag() {
+    let service = TestServer::start_ready(plan());
     let hard = service.get("/v1/cities/Z%C3%BCrich%20%2F%20%22S%c3%bcd%22%20%25");
     assert_eq!(hard.json()["city"], "Zürich / \"Süd\" %");
     assert_eq!(service.get("/v1/cities/nowhere").code(), "unknown_city");
@@ -54,14 +54,14 @@ fn a_city_is_found_by_its_encoded_key_and_cached_by_its_tag() {
         assert_eq!((reply.status, reply.body.len()), (304, 0), "{given}");
         assert_eq!(reply.header("etag"), Some(&*tag));
     }
-    service.dataflow.publish(hotter());
-    service.until("/v1/cities/5128581", |reply| reply.header("etag") != Some(&*tag));
+    service.dataflow.publish(hotter_new_york());
+    service.poll_until("/v1/cities/5128581", |reply| reply.header("etag") != Some(&*tag));
     assert_eq!(again(&tag).status, 200);
 }
 
 #[test]
-fn histories_come_in_pages_that_miss_and_repeat_nothing() {
-    let service = Service::ready(plan());
+fn history_pages_neither_skip_nor_repeat_rows() {
+    let service = TestServer::start_ready(plan());
     let start = time("2025-11-24T00:00:00Z").millis();
     let minute = |at: i64| EventTime::from_millis(start + at * 60_000).unwrap();
     let rows: BTreeMap<_, _> =
@@ -112,8 +112,8 @@ fn histories_come_in_pages_that_miss_and_repeat_nothing() {
 }
 
 #[test]
-fn before_it_is_ready_only_reads_wait() {
-    let service = Service::start(plan(), true);
+fn only_reads_wait_for_readiness() {
+    let service = TestServer::start(plan(), true);
     for path in ["/v1/cities", "/v1/cities/5128581", "/v1/cities/5128581/history", "/v1/subscribe", "/readyz"]
     {
         let reply = service.get(path);
@@ -130,17 +130,24 @@ fn before_it_is_ready_only_reads_wait() {
 }
 
 #[test]
-fn the_status_and_the_metrics_say_how_it_is() {
-    let service = Service::ready(plan());
-    let progress = vec![Progress { slot: Slot(1), applied: 7, end: 9, withheld: 2, before: None, cities: 0 }];
-    let counts = Some(Counts { corrected: 3, split_city: 2, ..Counts::default() });
-    service.dataflow.publish(Update {
+fn status_and_metrics_report_state() {
+    let service = TestServer::start_ready(plan());
+    let progress = vec![PartitionProgress {
+        partition: PartitionIndex(1),
+        applied_until: 7,
+        log_end: 9,
+        withheld: 2,
+        before: None,
+        city_count: 0,
+    }];
+    let counts = Some(OutcomeCounts { corrected: 3, split_city: 2, ..OutcomeCounts::default() });
+    service.dataflow.publish(ViewUpdate {
         progress,
         counts,
-        refused: vec![(Reason::TooLate, 4)],
-        ..Update::default()
+        refusal_counts: vec![(Reason::TooLate, 4)],
+        ..ViewUpdate::default()
     });
-    let status = service.until("/v1/status", |reply| reply.json()["split_city"] == 2).json();
+    let status = service.poll_until("/v1/status", |reply| reply.json()["split_city"] == 2).json();
     let partition = |partition, applied, end, waits| json!({"partition": partition, "applied": applied, "end": end, "in_open_transaction": waits});
     assert_eq!(
         status["sources"],
@@ -164,8 +171,8 @@ fn the_status_and_the_metrics_say_how_it_is() {
 }
 
 #[test]
-fn paths_and_methods_that_are_not_served_say_what_is() {
-    let service = Service::ready(plan());
+fn unknown_paths_and_methods_name_supported_ones() {
+    let service = TestServer::start_ready(plan());
     for path in [
         "/v1",
         "/v1/cities/",
@@ -206,8 +213,8 @@ fn paths_and_methods_that_are_not_served_say_what_is() {
 }
 
 #[test]
-fn long_answers_are_compressed_where_that_is_accepted() {
-    let service = Service::ready(plan());
+fn long_responses_are_compressed_if_accepted() {
+    let service = TestServer::start_ready(plan());
     let plain = service.get("/v1/openapi.json");
     assert_eq!((plain.header("content-encoding"), plain.header("vary")), (None, Some("Accept-Encoding")));
     for (path, accept, coding) in [
@@ -244,8 +251,8 @@ fn long_answers_are_compressed_where_that_is_accepted() {
 }
 
 #[test]
-fn the_page_comes_with_its_policy_and_is_cached() {
-    let service = Service::ready(plan());
+fn page_has_content_security_policy_and_is_cached() {
+    let service = TestServer::start_ready(plan());
     let page = service.get("/");
     assert!(page.text().contains("<html"));
     let policy = page.header("content-security-policy").unwrap();
@@ -258,10 +265,12 @@ fn the_page_comes_with_its_policy_and_is_cached() {
 }
 
 #[test]
-fn tokens_guard_the_data_and_nothing_else() {
+fn tokens_protect_only_data_routes() {
     let token = |secret: &str, read| Token { secret: secret.into(), read, ingest: !read };
-    let service =
-        Service::ready(ServePlan { tokens: vec![token("reader", true), token("sensor", false)], ..plan() });
+    let service = TestServer::start_ready(ServePlan {
+        tokens: vec![token("reader", true), token("sensor", false)],
+        ..plan()
+    });
     let with = |method, path, token| {
         let authorization = format!("Bearer {token}");
         let kind = ("content-type", "application/json");
@@ -285,8 +294,8 @@ fn tokens_guard_the_data_and_nothing_else() {
 }
 
 #[test]
-fn web_pages_of_other_origins_may_do_what_they_are_allowed() {
-    let service = Service::ready(plan());
+fn cors_grants_only_configured_origins() {
+    let service = TestServer::start_ready(plan());
     let own = format!("http://{}", service.address);
     let json = ("content-type", "application/json");
     let post =
@@ -316,8 +325,9 @@ fn web_pages_of_other_origins_may_do_what_they_are_allowed() {
     );
     assert!(granted.header("access-control-allow-headers").unwrap().contains("authorization"));
     assert_eq!(preflight("https://evil.example").code(), "foreign_origin");
-    let rebound = service.raw(b"GET /v1/cities HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n");
+    let rebound =
+        service.send_raw(b"GET /v1/cities HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n");
     assert_eq!(rebound.code(), "foreign_host");
-    let nameless = service.raw(b"GET /healthz HTTP/1.0\r\n\r\n");
+    let nameless = service.send_raw(b"GET /healthz HTTP/1.0\r\n\r\n");
     assert_eq!(nameless.status, 200);
 }

@@ -12,7 +12,7 @@ use super::*;
 
 pub(super) type Client = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
 
-impl Service {
+impl TestServer {
     pub(super) fn open(&self, path: &str, headers: &[(&'static str, &str)]) -> Result<Client, Error> {
         let mut request = format!("ws://{}{path}", self.address).into_client_request().unwrap();
         for (name, value) in headers {
@@ -21,7 +21,7 @@ impl Service {
         self.runtime.block_on(tokio_tungstenite::connect_async(request)).map(|(client, _)| client)
     }
 
-    fn refused(&self, path: &str, headers: &[(&'static str, &str)]) -> (u16, String) {
+    fn open_refused(&self, path: &str, headers: &[(&'static str, &str)]) -> (u16, String) {
         match self.open(path, headers) {
             Err(Error::Http(response)) => {
                 let problem: Value = serde_json::from_slice(response.body().as_ref().unwrap()).unwrap();
@@ -31,18 +31,18 @@ impl Service {
         }
     }
 
-    pub(super) fn say(&self, client: &mut Client, text: &str) {
+    pub(super) fn send_text(&self, client: &mut Client, text: &str) {
         self.runtime.block_on(client.send(Message::text(text))).unwrap();
     }
 
-    fn hear(&self, client: &mut Client) -> Message {
-        let next = async { tokio::time::timeout(PATIENCE, client.next()).await };
+    fn receive_message(&self, client: &mut Client) -> Message {
+        let next = async { tokio::time::timeout(TEST_DEADLINE, client.next()).await };
         self.runtime.block_on(next).unwrap().unwrap().unwrap()
     }
 
-    pub(super) fn hear_json(&self, client: &mut Client) -> Value {
+    pub(super) fn receive_json(&self, client: &mut Client) -> Value {
         loop {
-            match self.hear(client) {
+            match self.receive_message(client) {
                 Message::Text(text) => return serde_json::from_str(&text).unwrap(),
                 Message::Ping(_) => {}
                 other => panic!("{other:?}"),
@@ -50,9 +50,9 @@ impl Service {
         }
     }
 
-    fn hear_close(&self, client: &mut Client) -> CloseCode {
+    fn receive_close_code(&self, client: &mut Client) -> CloseCode {
         loop {
-            if let Message::Close(frame) = self.hear(client) {
+            if let Message::Close(frame) = self.receive_message(client) {
                 return frame.unwrap().code;
             }
         }
@@ -60,8 +60,8 @@ impl Service {
 }
 
 #[test]
-fn subscribers_are_told_in_the_documented_words() {
-    let service = Service::ready(plan());
+fn subscription_messages_match_documentation() {
+    let service = TestServer::start_ready(plan());
     let at = time("2025-11-24T16:00:00Z");
     service
         .dataflow
@@ -72,7 +72,7 @@ fn subscribers_are_told_in_the_documented_words() {
         .or_default()
         .insert(at, row(90.0, Category::Caution));
     let mut client = service.open("/v1/subscribe", &[]).unwrap();
-    check_message("HelloMessage", &service.hear_json(&mut client));
+    check_message("HelloMessage", &service.receive_json(&mut client));
     for (asked, schema, answer) in [
         (json!({"type": "subscribe", "id": "a", "cities": "all"}), "SubscribeMessage", "SnapshotMessage"),
         (
@@ -90,19 +90,19 @@ fn subscribers_are_told_in_the_documented_words() {
         (json!({"type": "unsubscribe", "id": "z"}), "UnsubscribeMessage", "ErrorMessage"),
     ] {
         check_message(schema, &asked);
-        service.say(&mut client, &asked.to_string());
+        service.send_text(&mut client, &asked.to_string());
         let kind = answer.trim_end_matches("Message").to_ascii_lowercase();
         let answered = loop {
-            let message = service.hear_json(&mut client);
+            let message = service.receive_json(&mut client);
             if message["type"] == *kind {
                 break message;
             }
         };
         check_message(answer, &answered);
     }
-    service.dataflow.publish(hotter());
+    service.dataflow.publish(hotter_new_york());
     let changes = loop {
-        let message = service.hear_json(&mut client);
+        let message = service.receive_json(&mut client);
         if message["type"] == "changes" {
             break message;
         }
@@ -112,14 +112,14 @@ fn subscribers_are_told_in_the_documented_words() {
 }
 
 #[test]
-fn the_ingest_answers_in_order_when_readings_are_durable() {
-    let service = Service::ready(plan());
+fn ingest_socket_acknowledges_durable_readings_in_order() {
+    let service = TestServer::start_ready(plan());
     let mut client = service.open("/v1/ingest", &[]).unwrap();
-    service.say(&mut client, READING);
-    service.say(&mut client, "{");
-    service.say(&mut client, &format!("[{READING},{{}}]"));
-    service.say(&mut client, "[]");
-    let answers: Vec<_> = (0..4).map(|_| service.hear_json(&mut client)).collect();
+    service.send_text(&mut client, READING);
+    service.send_text(&mut client, "{");
+    service.send_text(&mut client, &format!("[{READING},{{}}]"));
+    service.send_text(&mut client, "[]");
+    let answers: Vec<_> = (0..4).map(|_| service.receive_json(&mut client)).collect();
     for answer in &answers {
         let schema = if answer["type"] == "error" { "IngestErrorMessage" } else { "AcceptedMessage" };
         check_message(schema, answer);
@@ -140,54 +140,54 @@ fn the_ingest_answers_in_order_when_readings_are_durable() {
     );
     assert_eq!((&answers[1]["code"], service.log.bytes().len()), (&json!("bad_message"), 2));
     *service.log.error.lock().unwrap() = Some(AppendError::Busy);
-    service.say(&mut client, READING);
-    let busy = service.hear_json(&mut client);
+    service.send_text(&mut client, READING);
+    let busy = service.receive_json(&mut client);
     assert_eq!((&busy["code"], &busy["seq"]), (&json!("busy"), &json!(4)));
     *service.log.error.lock().unwrap() = None;
     service.runtime.block_on(client.send(Message::binary(vec![1, 2]))).unwrap();
-    assert_eq!(service.hear_close(&mut client), CloseCode::from(1003));
+    assert_eq!(service.receive_close_code(&mut client), CloseCode::from(1003));
 }
 
 #[test]
-fn messages_wait_for_the_log_within_a_limit() {
-    let service = Service::ready(plan());
+fn ingest_socket_bounds_unacknowledged_messages() {
+    let service = TestServer::start_ready(plan());
     *service.log.held.lock().unwrap() = Some(Vec::new());
     let mut client = service.open("/v1/ingest", &[]).unwrap();
     for _ in 0..100 {
-        service.say(&mut client, READING);
+        service.send_text(&mut client, READING);
     }
     let held = || service.log.held.lock().unwrap().as_ref().unwrap().len();
     let started = Instant::now();
     while held() < 64 {
-        assert!(started.elapsed() < PATIENCE);
+        assert!(started.elapsed() < TEST_DEADLINE);
         std::thread::yield_now();
     }
     for done in service.log.held.lock().unwrap().replace(Vec::new()).unwrap() {
         done(Ok(AppendReport::default()));
     }
     for seq in 0..64 {
-        assert_eq!(service.hear_json(&mut client)["seq"], seq);
+        assert_eq!(service.receive_json(&mut client)["seq"], seq);
     }
     while held() < 36 {
-        assert!(started.elapsed() < PATIENCE);
+        assert!(started.elapsed() < TEST_DEADLINE);
         std::thread::yield_now();
     }
 }
 
 #[test]
-fn sessions_end_with_a_code_that_says_why() {
-    let service = Service::ready(plan());
+fn sessions_close_with_matching_code() {
+    let service = TestServer::start_ready(plan());
     for path in ["/v1/subscribe", "/v1/ingest"] {
         let mut client = service.open(path, &[]).unwrap();
-        service.say(&mut client, &"x".repeat(20_000));
-        assert_eq!(service.hear_close(&mut client), CloseCode::from(1009), "{path}");
+        service.send_text(&mut client, &"x".repeat(20_000));
+        assert_eq!(service.receive_close_code(&mut client), CloseCode::from(1009), "{path}");
     }
     let mut echo = service.open("/echo", &[]).unwrap();
     let long = "x".repeat(300_000);
-    service.say(&mut echo, &long);
-    assert_eq!(service.hear(&mut echo), Message::text(long));
-    let quick = Limits { heartbeat: Duration::from_millis(30), ..limits() };
-    let service = Service::ready(ServePlan { limits: quick, echo: false, ..plan() });
+    service.send_text(&mut echo, &long);
+    assert_eq!(service.receive_message(&mut echo), Message::text(long));
+    let quick = ServeLimits { heartbeat: Duration::from_millis(30), ..limits() };
+    let service = TestServer::start_ready(ServePlan { limits: quick, echo: false, ..plan() });
     // A client that never answers a ping.
     let mut client = service.connect();
     let key = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==";
@@ -198,26 +198,26 @@ fn sessions_end_with_a_code_that_says_why() {
     client.read_to_end(&mut said).unwrap();
     let close = 4408_u16.to_be_bytes();
     assert!(said.windows(2).any(|bytes| bytes == close), "{said:?}");
-    assert_eq!(service.refused("/echo", &[]), (404, "not_found".into()));
+    assert_eq!(service.open_refused("/echo", &[]), (404, "not_found".into()));
 }
 
 #[test]
-fn handshakes_are_checked() {
+fn websocket_handshakes_are_validated() {
     let tokens = vec![Token { secret: "reader".into(), read: true, ingest: false }];
-    let service = Service::ready(ServePlan { tokens, ..plan() });
-    assert_eq!(service.refused("/v1/subscribe", &[]), (401, "unauthorized".into()));
+    let service = TestServer::start_ready(ServePlan { tokens, ..plan() });
+    assert_eq!(service.open_refused("/v1/subscribe", &[]), (401, "unauthorized".into()));
     let foreign = [("origin", "https://evil.example"), ("authorization", "Bearer reader")];
-    assert_eq!(service.refused("/v1/subscribe", &foreign), (403, "foreign_origin".into()));
+    assert_eq!(service.open_refused("/v1/subscribe", &foreign), (403, "foreign_origin".into()));
     assert_eq!(
-        service.refused("/v1/ingest", &[("authorization", "Bearer reader")]),
+        service.open_refused("/v1/ingest", &[("authorization", "Bearer reader")]),
         (403, "insufficient_scope".into())
     );
     // A client that names subprotocols does not take an answer without one.
     let protocols = ("sec-websocket-protocol", "swelter.v1, bearer.reader");
     let mut client =
         service.open("/v1/subscribe", &[protocols, ("origin", "https://maps.example.org")]).unwrap();
-    assert_eq!(service.hear_json(&mut client)["type"], "hello");
-    let open = Service::ready(plan());
+    assert_eq!(service.receive_json(&mut client)["type"], "hello");
+    let open = TestServer::start_ready(plan());
     let plain = open.get("/v1/subscribe");
     assert_eq!(
         (plain.status, &*plain.code(), plain.header("upgrade")),
@@ -237,16 +237,16 @@ fn handshakes_are_checked() {
         let mut socket = open.connect();
         socket.write_all(format!("{request}\r\n").as_bytes()).unwrap();
         socket.shutdown(Shutdown::Write).unwrap();
-        assert_eq!(Reply::read(&mut socket).status, status, "{version} {key}");
+        assert_eq!(HttpReply::read(&mut socket).status, status, "{version} {key}");
     }
 }
 
 #[test]
-fn stopping_ends_sessions_and_finishes_requests() {
-    let mut service = Service::ready(plan());
+fn stop_closes_sessions_and_finishes_requests() {
+    let mut service = TestServer::start_ready(plan());
     let mut subscriber = service.open("/v1/subscribe", &[]).unwrap();
     let mut sensor = service.open("/v1/ingest", &[]).unwrap();
-    assert_eq!(service.hear_json(&mut subscriber)["type"], "hello");
+    assert_eq!(service.receive_json(&mut subscriber)["type"], "hello");
     let idle = service.connect();
     *service.log.held.lock().unwrap() = Some(Vec::new());
     let mut posting = service.connect();
@@ -258,26 +258,26 @@ fn stopping_ends_sessions_and_finishes_requests() {
     posting.write_all(request.as_bytes()).unwrap();
     let started = Instant::now();
     while service.log.held.lock().unwrap().as_ref().unwrap().is_empty() {
-        assert!(started.elapsed() < PATIENCE);
+        assert!(started.elapsed() < TEST_DEADLINE);
         std::thread::yield_now();
     }
-    let stopping = service.runtime.spawn(service.serving.take().unwrap().stop(PATIENCE));
-    assert_eq!(service.hear_close(&mut subscriber), CloseCode::Away);
-    assert_eq!(service.hear_close(&mut sensor), CloseCode::Away);
+    let stopping = service.runtime.spawn(service.serving.take().unwrap().stop_serving(TEST_DEADLINE));
+    assert_eq!(service.receive_close_code(&mut subscriber), CloseCode::Away);
+    assert_eq!(service.receive_close_code(&mut sensor), CloseCode::Away);
     assert!(!stopping.is_finished());
     for done in service.log.held.lock().unwrap().take().unwrap() {
         done(Ok(AppendReport::default()));
     }
-    assert_eq!(Reply::read(&mut posting).status, 200);
+    assert_eq!(HttpReply::read(&mut posting).status, 200);
     drop((subscriber, sensor));
     service.runtime.block_on(stopping).unwrap();
-    assert!(started.elapsed() < PATIENCE);
+    assert!(started.elapsed() < TEST_DEADLINE);
     assert!(TcpStream::connect(service.address).is_err());
     drop(idle);
 }
 
 #[test]
-fn tls_is_spoken_and_a_new_certificate_is_taken() {
+fn tls_is_served_and_certificate_is_reloaded() {
     let folder = tempfile::tempdir().unwrap();
     let files = TlsPlan { certificate: folder.path().join("cert.pem"), key: folder.path().join("key.pem") };
     let write = || {
@@ -286,31 +286,31 @@ fn tls_is_spoken_and_a_new_certificate_is_taken() {
         std::fs::write(&files.key, made.signing_key.serialize_pem()).unwrap();
         made.cert.der().clone()
     };
-    let missing = bind(ServePlan { tls: Some(files.clone()), ..plan() }).err().unwrap().to_string();
+    let missing = bind_server(ServePlan { tls: Some(files.clone()), ..plan() }).err().unwrap().to_string();
     assert!(missing.contains("cert.pem"), "{missing}");
     let certificate = write();
     let key = std::fs::read(&files.key).unwrap();
     std::fs::write(&files.key, "nothing").unwrap();
-    let broken = bind(ServePlan { tls: Some(files.clone()), ..plan() }).err().unwrap().to_string();
+    let broken = bind_server(ServePlan { tls: Some(files.clone()), ..plan() }).err().unwrap().to_string();
     assert!(broken.contains("key.pem"), "{broken}");
     std::fs::write(&files.key, key).unwrap();
 
-    let service = Service::start(ServePlan { tls: Some(files.clone()), ..plan() }, true);
+    let service = TestServer::start(ServePlan { tls: Some(files.clone()), ..plan() }, true);
     let answer = service.runtime.block_on(https(service.address, certificate));
-    assert_eq!(Reply::parse(&answer).status, 200);
+    assert_eq!(HttpReply::parse(&answer).status, 200);
     // Plain HTTP to a TLS port ends, and does no harm.
     let mut socket = service.connect();
     socket.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     let _ = socket.read_to_end(&mut Vec::new());
 
-    let tls = crate::serve::tls::Tls::load(&files).unwrap();
-    assert!(!tls.reload().unwrap());
+    let tls = crate::serve::tls::ServerTls::load(&files).unwrap();
+    assert!(!tls.reload_if_changed().unwrap());
     write();
     let later = std::time::SystemTime::now() + Duration::from_secs(5);
     std::fs::File::options().write(true).open(&files.key).unwrap().set_modified(later).unwrap();
-    assert!(tls.reload().unwrap());
+    assert!(tls.reload_if_changed().unwrap());
     std::fs::write(&files.certificate, "nothing").unwrap();
-    assert!(tls.reload().is_err());
+    assert!(tls.reload_if_changed().is_err());
 }
 
 pub(super) async fn https(

@@ -6,49 +6,49 @@ use super::documents::check;
 use super::*;
 use crate::model::clock::wall_clock_ms;
 
-fn ago(text: &str) -> EventTime {
-    let age: crate::model::Duration = text.parse().unwrap();
+fn time_before_now(text: &str) -> EventTime {
+    let age: crate::model::Millis = text.parse().unwrap();
     EventTime::from_millis(wall_clock_ms() as i64 - age.millis()).unwrap()
 }
 
 /// The cities of [`cities`] with a current row, with the times of their readings.
-fn dated(times: [EventTime; 3]) -> Update {
-    let mut current: Vec<CurrentAt> = cities().into_iter().filter(|city| city.row.is_some()).collect();
+fn cities_read_at(times: [EventTime; 3]) -> ViewUpdate {
+    let mut current: Vec<CurrentRowUpdate> = cities().into_iter().filter(|city| city.row.is_some()).collect();
     for (city, reading_at) in current.iter_mut().zip(times) {
         city.row = city.row.map(|row| CurrentRow { reading_at, ..row });
     }
-    Update { current, ..Update::default() }
+    ViewUpdate { current_rows: current, ..ViewUpdate::default() }
 }
 
 /// New York is fresh, Los Angeles, the hottest, 16 months old, and the city of no directory a little in the future.
-fn service(stale_after: &str) -> Service {
-    let facts = Facts { stale_after: stale_after.parse().unwrap(), ..facts() };
-    let service = Service::start_with(plan(), true, facts);
+fn service(stale_after: &str) -> TestServer {
+    let facts = ServiceInfo { stale_after: stale_after.parse().unwrap(), ..service_info() };
+    let service = TestServer::start_with(plan(), true, facts);
     let mut had = cities();
     had[2].row = had[0].row;
-    service.dataflow.publish(Update { current: had, ..Update::default() });
-    service.dataflow.publish(Update { current: cities(), ..Update::default() });
-    service.dataflow.publish(dated([
-        ago("1h"),
-        ago("480d"),
-        EventTime::from_millis(ago("0s").millis() + 300_000).unwrap(),
+    service.dataflow.publish(ViewUpdate { current_rows: had, ..ViewUpdate::default() });
+    service.dataflow.publish(ViewUpdate { current_rows: cities(), ..ViewUpdate::default() });
+    service.dataflow.publish(cities_read_at([
+        time_before_now("1h"),
+        time_before_now("480d"),
+        EventTime::from_millis(time_before_now("0s").millis() + 300_000).unwrap(),
     ]));
-    service.until("/v1/cities", |reply| {
+    service.poll_until("/v1/cities", |reply| {
         reply.status == 200
             && reply.json()["cities"][0]["current"]["age_s"].as_f64().is_some_and(|age| age < 4_000.0)
     });
     service
 }
 
-fn keys(reply: &Reply) -> Vec<String> {
+fn keys(reply: &HttpReply) -> Vec<String> {
     let key = |city: &Value| city["city"].as_str().unwrap().to_string();
     reply.json()["cities"].as_array().unwrap().iter().map(key).collect()
 }
 
-const NOWHERE: &str = "Zürich / \"Süd\" %";
+const CITY_NOT_IN_DIRECTORY: &str = "Zürich / \"Süd\" %";
 
 #[test]
-fn stale_rows_are_marked_and_in_no_ranking_and_no_category() {
+fn stale_rows_are_marked_and_left_out_of_rankings_and_categories() {
     let service = service("3h");
     let all = service.get("/v1/cities").json();
     check("CitiesAnswer", &all);
@@ -64,7 +64,7 @@ fn stale_rows_are_marked_and_in_no_ranking_and_no_category() {
         assert_eq!(said, now.saturating_sub(reading_at) as f64 / 1e3, "age is now less reading_at");
     }
     for (query, listed, stale) in [
-        ("order=heat_index", vec!["5128581", NOWHERE, "gone"], 1),
+        ("order=heat_index", vec!["5128581", CITY_NOT_IN_DIRECTORY, "gone"], 1),
         ("order=rolling_heat_index&limit=1", vec!["5128581"], 1),
         ("order=heat_index&limit=0", vec![], 1),
         ("category=danger", vec![], 1),
@@ -80,7 +80,7 @@ fn stale_rows_are_marked_and_in_no_ranking_and_no_category() {
             "{query}"
         );
     }
-    let status = service.until("/v1/status", |reply| reply.json()["stale_cities"] == 1).json();
+    let status = service.poll_until("/v1/status", |reply| reply.json()["stale_cities"] == 1).json();
     check("StatusAnswer", &status);
     assert_eq!((&status["stale_after_s"], &status["ahead_of_clock"]["count"]), (&json!(10_800), &json!(1)));
     // What the recorder says may be of another server of this process.
@@ -90,16 +90,16 @@ fn stale_rows_are_marked_and_in_no_ranking_and_no_category() {
 }
 
 #[test]
-fn max_age_lists_rows_that_are_no_older() {
+fn max_age_filters_older_rows() {
     let service = service("3h");
     for (query, listed) in [
-        ("max_age=2h", vec!["5128581", NOWHERE]),
-        ("max_age=7200", vec!["5128581", NOWHERE]),
-        ("max_age=3599", vec![NOWHERE]),
-        ("max_age=0", vec![NOWHERE]),
-        ("max_age=481d", vec!["5128581", "5368361", NOWHERE]),
+        ("max_age=2h", vec!["5128581", CITY_NOT_IN_DIRECTORY]),
+        ("max_age=7200", vec!["5128581", CITY_NOT_IN_DIRECTORY]),
+        ("max_age=3599", vec![CITY_NOT_IN_DIRECTORY]),
+        ("max_age=0", vec![CITY_NOT_IN_DIRECTORY]),
+        ("max_age=481d", vec!["5128581", "5368361", CITY_NOT_IN_DIRECTORY]),
         // It takes rows away, and puts no stale one into a ranking.
-        ("max_age=481d&order=heat_index", vec!["5128581", NOWHERE]),
+        ("max_age=481d&order=heat_index", vec!["5128581", CITY_NOT_IN_DIRECTORY]),
         ("max_age=481d&category=danger", vec![]),
         ("max_age=2h&country=us", vec!["5128581"]),
     ] {
@@ -114,14 +114,18 @@ fn max_age_lists_rows_that_are_no_older() {
 
 /// Nothing happens but time.
 #[test]
-fn a_city_becomes_stale_by_time_alone_and_its_entity_tag_with_it() {
+fn city_turns_stale_with_time_and_changes_entity_tag() {
     let service = service("2s");
-    service.dataflow.publish(dated([ago("0s"), ago("480d"), ago("0s")]));
+    service.dataflow.publish(cities_read_at([
+        time_before_now("0s"),
+        time_before_now("480d"),
+        time_before_now("0s"),
+    ]));
     let path = "/v1/cities/5128581";
-    let fresh = service.until(path, |reply| reply.json()["current"]["stale"] == false);
+    let fresh = service.poll_until(path, |reply| reply.json()["current"]["stale"] == false);
     let tag = fresh.header("etag").unwrap().to_owned();
     let conditional = || service.send("GET", path, &[("if-none-match", &tag)], b"");
-    let age = |reply: &Reply| reply.header("reading-age").unwrap().parse::<f64>().unwrap();
+    let age = |reply: &HttpReply| reply.header("reading-age").unwrap().parse::<f64>().unwrap();
     assert_eq!(fresh.json()["current"]["age_s"].as_f64(), Some(age(&fresh)));
     let started = Instant::now();
     let mut last = age(&fresh);
@@ -131,7 +135,7 @@ fn a_city_becomes_stale_by_time_alone_and_its_entity_tag_with_it() {
         assert_eq!(reply.header("cache-control"), Some("no-store"));
         let is_older = age(&reply) >= last;
         last = age(&reply);
-        assert!(is_older && started.elapsed() < PATIENCE, "{reply:?}");
+        assert!(is_older && started.elapsed() < TEST_DEADLINE, "{reply:?}");
         match reply.status {
             304 => assert!(last <= 2.0 && reply.body.is_empty(), "{reply:?}"),
             _ => break reply,
@@ -147,8 +151,12 @@ fn a_city_becomes_stale_by_time_alone_and_its_entity_tag_with_it() {
     assert_eq!(service.get("/v1/cities?order=heat_index").json()["stale_cities"], 3);
     let gone = service.get("/v1/cities/gone");
     assert_eq!((gone.status, &gone.json()["current"], gone.header("reading-age")), (200, &Value::Null, None));
-    service.until("/v1/status", |reply| reply.json()["stale_cities"] == 3);
+    service.poll_until("/v1/status", |reply| reply.json()["stale_cities"] == 3);
     // A reading that is fresh again.
-    service.dataflow.publish(dated([ago("0s"), ago("480d"), ago("480d")]));
-    service.until("/v1/cities?order=heat_index", |reply| keys(reply).contains(&"5128581".to_owned()));
+    service.dataflow.publish(cities_read_at([
+        time_before_now("0s"),
+        time_before_now("480d"),
+        time_before_now("480d"),
+    ]));
+    service.poll_until("/v1/cities?order=heat_index", |reply| keys(reply).contains(&"5128581".to_owned()));
 }

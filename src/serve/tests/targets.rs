@@ -3,21 +3,21 @@
 use super::*;
 
 /// The answer to a request line and headers.
-fn sent(service: &Service, head: &str) -> Reply {
+fn send_head(service: &TestServer, head: &str) -> HttpReply {
     let mut socket = service.connect();
     socket.write_all(format!("{head}connection: close\r\n\r\n").as_bytes()).unwrap();
-    Reply::read(&mut socket)
+    HttpReply::read(&mut socket)
 }
 
-fn status(service: &Service, head: &str) -> (u16, String) {
-    let reply = sent(service, head);
+fn status(service: &TestServer, head: &str) -> (u16, String) {
+    let reply = send_head(service, head);
     let code = if reply.status < 400 { String::new() } else { reply.code() };
     (reply.status, code)
 }
 
 #[test]
-fn routes_authority_form_is_bad_request() {
-    let service = Service::ready(plan());
+fn authority_form_is_bad_request() {
+    let service = TestServer::start_ready(plan());
     for line in [
         "GET x HTTP/1.1",
         "GET *x HTTP/1.1",
@@ -31,7 +31,7 @@ fn routes_authority_form_is_bad_request() {
         "HEAD * HTTP/1.0",
     ] {
         for host in ["host: localhost\r\n", "host: evil.example\r\n"] {
-            let reply = sent(&service, &format!("{line}\r\n{host}"));
+            let reply = send_head(&service, &format!("{line}\r\n{host}"));
             assert_eq!(reply.status, 400, "{line}");
             assert!(line.starts_with("HEAD") || reply.code() == "bad_request", "{line}");
         }
@@ -40,8 +40,8 @@ fn routes_authority_form_is_bad_request() {
 }
 
 #[test]
-fn routes_absolute_form_is_served_for_its_host() {
-    let service = Service::ready(plan());
+fn absolute_form_is_served_for_its_host() {
+    let service = TestServer::start_ready(plan());
     for (target, host, expected) in [
         ("http://localhost/healthz", "localhost", (200, "")),
         ("https://localhost:1/healthz", "evil.example", (200, "")),
@@ -59,7 +59,7 @@ fn routes_absolute_form_is_served_for_its_host() {
         let given = status(&service, &format!("GET {target} HTTP/1.1\r\nhost: {host}\r\n"));
         assert_eq!(given, (expected.0, expected.1.into()), "{target}");
     }
-    let cities = sent(&service, "GET http://localhost?limit=1 HTTP/1.1\r\nhost: x\r\n");
+    let cities = send_head(&service, "GET http://localhost?limit=1 HTTP/1.1\r\nhost: x\r\n");
     assert_eq!((cities.status, cities.header("content-type")), (200, Some("text/html; charset=utf-8")));
     // A page of the host that the target names, and one of the host that the header names.
     let post = "content-type: application/json\r\ncontent-length: 0\r\n";
@@ -74,18 +74,18 @@ fn routes_absolute_form_is_served_for_its_host() {
 }
 
 #[test]
-fn routes_absolute_form_needs_the_token_too() {
+fn absolute_form_needs_token() {
     let token = Token { secret: "reader".into(), read: true, ingest: false };
-    let service = Service::ready(ServePlan { tokens: vec![token], ..plan() });
+    let service = TestServer::start_ready(ServePlan { tokens: vec![token], ..plan() });
     let get = "GET http://localhost/v1/cities HTTP/1.1\r\nhost: localhost\r\n";
     assert_eq!(status(&service, get), (401, "unauthorized".into()));
     assert_eq!(status(&service, &format!("{get}authorization: Bearer reader\r\n")).0, 200);
 }
 
 #[test]
-fn routes_asterisk_form_is_for_options() {
-    let service = Service::ready(plan());
-    let reply = sent(&service, "OPTIONS * HTTP/1.1\r\nhost: localhost\r\n");
+fn asterisk_form_is_only_for_options() {
+    let service = TestServer::start_ready(plan());
+    let reply = send_head(&service, "OPTIONS * HTTP/1.1\r\nhost: localhost\r\n");
     assert_eq!((reply.status, reply.header("allow")), (204, Some("GET, HEAD, POST, OPTIONS")));
     assert!(reply.body.is_empty());
     assert_eq!(status(&service, "OPTIONS * HTTP/1.1\r\nhost: evil.example\r\n").1, "foreign_host");
@@ -94,8 +94,8 @@ fn routes_asterisk_form_is_for_options() {
 }
 
 #[test]
-fn routes_need_one_host() {
-    let service = Service::ready(plan());
+fn requests_need_exactly_one_host() {
+    let service = TestServer::start_ready(plan());
     let bad = |head: &str| assert_eq!(status(&service, head), (400, "bad_request".into()), "{head}");
     for path in ["/", "/healthz", "/metrics", "http://localhost/"] {
         bad(&format!("GET {path} HTTP/1.1\r\n"));

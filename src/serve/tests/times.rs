@@ -11,8 +11,8 @@ fn reading(city: &str, at: &str) -> String {
 }
 
 #[test]
-fn reading_of_the_future_is_refused_in_the_answer_where_the_log_stamps_it() {
-    let service = Service::ready(plan());
+fn future_reading_is_refused_in_response_if_log_stamps_it() {
+    let service = TestServer::start_ready(plan());
     *service.log.future.lock().unwrap() = Some(time("2030-01-01T00:00:00Z"));
     let (past, future) = (reading("x", "2025-11-24T16:00:00Z"), reading("x", "2030-01-01T00:00:00Z"));
     let mixed = service.post(JSON, format!("[{future},7,{past},{future}]").as_bytes());
@@ -38,8 +38,8 @@ fn reading_of_the_future_is_refused_in_the_answer_where_the_log_stamps_it() {
 }
 
 #[test]
-fn reading_that_is_too_late_by_what_was_heard_is_refused_in_the_answer() {
-    let service = Service::ready(plan());
+fn too_late_reading_is_refused_in_response() {
+    let service = TestServer::start_ready(plan());
     // The newest reading of New York is of 2025-11-24T16:00:00Z, and lateness is a day.
     let (late, just) = ("2025-11-23T15:59:59.999Z", "2025-11-23T16:00:00Z");
     let refused = service.post(JSON, reading("5128581", late).as_bytes());
@@ -57,8 +57,8 @@ fn reading_that_is_too_late_by_what_was_heard_is_refused_in_the_answer() {
 }
 
 #[test]
-fn reading_of_the_future_is_only_warned_of_where_a_topic_stamps_it() {
-    let service = Service::start_warning(plan(), true, facts(), Some("10m".parse().unwrap()));
+fn future_reading_only_warns_if_topic_stamps_it() {
+    let service = TestServer::start_warning(plan(), true, service_info(), Some("10m".parse().unwrap()));
     let now = jiff::Timestamp::now().as_millisecond();
     let at = |ms: i64| EventTime::from_millis(now + ms).unwrap().to_string();
     let (soon, future) = (reading("x", &at(500_000)), reading("x", &at(900_000)));
@@ -73,12 +73,12 @@ fn reading_of_the_future_is_only_warned_of_where_a_topic_stamps_it() {
 }
 
 #[test]
-fn what_is_too_late_is_counted_once_whoever_refuses_it() {
-    let service = Service::ready(plan());
-    let counts = Some(crate::model::Counts { too_late: 2, ..Default::default() });
+fn too_late_reading_is_counted_once() {
+    let service = TestServer::start_ready(plan());
+    let counts = Some(crate::model::OutcomeCounts { too_late: 2, ..Default::default() });
     let refused = vec![(Reason::TooLate, 3)];
-    service.dataflow.publish(Update { counts, refused, ..Update::default() });
-    let status = service.until("/v1/status", |reply| reply.json()["refused"]["too_late"] == 5).json();
+    service.dataflow.publish(ViewUpdate { counts, refusal_counts: refused, ..ViewUpdate::default() });
+    let status = service.poll_until("/v1/status", |reply| reply.json()["refused"]["too_late"] == 5).json();
     assert!(status["counts"].get("too_late").is_none(), "{}", status["counts"]);
     let metrics = service.get("/metrics");
     assert!(!metrics.text().contains("outcome=\"too_late\""), "{}", metrics.text());

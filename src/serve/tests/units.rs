@@ -10,13 +10,13 @@ use crate::model::{OutputUnits, TemperatureUnit, WindUnit};
 const METRIC: OutputUnits =
     OutputUnits { temperature: TemperatureUnit::Celsius, wind: WindUnit::KilometresPerHour };
 
-fn service(units: OutputUnits) -> Service {
-    let service = Service::start_with(plan(), true, Facts { units, ..facts() });
+fn service(units: OutputUnits) -> TestServer {
+    let service = TestServer::start_with(plan(), true, ServiceInfo { units, ..service_info() });
     let at = time("2025-11-24T16:00:00Z");
     let row = row(-40.0, Category::None);
     service.dataflow.rows.lock().unwrap().entry("5128581".into()).or_default().insert(at, row);
-    service.dataflow.publish(Update { current: cities(), ..Update::default() });
-    service.until("/v1/cities", |reply| {
+    service.dataflow.publish(ViewUpdate { current_rows: cities(), ..ViewUpdate::default() });
+    service.poll_until("/v1/cities", |reply| {
         reply.status == 200 && reply.json()["cities"].as_array().unwrap().len() >= 3
     });
     service
@@ -36,7 +36,7 @@ fn values(row: &Value) -> [f64; 5] {
 }
 
 #[test]
-fn answers_are_in_the_units_that_are_asked_for() {
+fn responses_use_requested_units() {
     let service = service(OutputUnits::STORED);
     for (query, units) in [
         ("", ("fahrenheit", "mph")),
@@ -75,7 +75,7 @@ fn answers_are_in_the_units_that_are_asked_for() {
 }
 
 #[test]
-fn units_are_part_of_the_entity_tag() {
+fn entity_tag_depends_on_units() {
     let service = service(OutputUnits::STORED);
     let tag = |query: &str| {
         let reply = service.get(&format!("/v1/cities/5128581{query}"));
@@ -93,7 +93,7 @@ fn units_are_part_of_the_entity_tag() {
 }
 
 #[test]
-fn the_units_of_the_service_hold_where_nothing_is_asked() {
+fn service_units_are_the_default() {
     let service = service(METRIC);
     let city = service.get("/v1/cities/5128581").json();
     assert_eq!((units_of(&city), values(&city["current"])), (("celsius", "km/h"), CELSIUS));
@@ -104,7 +104,7 @@ fn the_units_of_the_service_hold_where_nothing_is_asked() {
     check("StatusAnswer", &status);
     assert_eq!(units_of(&status), ("celsius", "km/h"));
     let mut client = service.open("/v1/subscribe", &[]).unwrap();
-    let hello = service.hear_json(&mut client);
+    let hello = service.receive_json(&mut client);
     check_message("HelloMessage", &hello);
     assert_eq!(units_of(&hello), ("celsius", "km/h"));
     let message = subscribe(&service, &mut client, json!({"id": "a", "cities": ["5128581"]}));
@@ -112,12 +112,12 @@ fn the_units_of_the_service_hold_where_nothing_is_asked() {
 }
 
 /// Subscribes, and hears the answer.
-fn subscribe(service: &Service, client: &mut Client, mut asked: Value) -> Value {
+fn subscribe(service: &TestServer, client: &mut Client, mut asked: Value) -> Value {
     asked["type"] = "subscribe".into();
     check_message("SubscribeMessage", &asked);
-    service.say(client, &asked.to_string());
+    service.send_text(client, &asked.to_string());
     loop {
-        let message = service.hear_json(client);
+        let message = service.receive_json(client);
         if message["id"] == asked["id"] {
             return message;
         }
@@ -125,7 +125,7 @@ fn subscribe(service: &Service, client: &mut Client, mut asked: Value) -> Value 
 }
 
 #[test]
-fn subscriptions_of_one_id_are_in_units_of_their_own() {
+fn subscriptions_with_same_id_keep_their_own_units() {
     let service = service(OutputUnits::STORED);
     let mut clients = Vec::new();
     for (units, wind_units) in [(None, None), (Some("celsius"), None), (Some("celsius"), Some("km/h"))] {
@@ -137,10 +137,10 @@ fn subscriptions_of_one_id_are_in_units_of_their_own() {
         assert_eq!(units_of(&snapshot), expected);
         clients.push((client, expected));
     }
-    service.dataflow.publish(hotter());
+    service.dataflow.publish(hotter_new_york());
     for (client, expected) in &mut clients {
         let changes = loop {
-            let message = service.hear_json(client);
+            let message = service.receive_json(client);
             if message["type"] == "changes" {
                 break message;
             }
@@ -161,22 +161,22 @@ fn clean(asked: Value) -> Value {
 }
 
 #[test]
-fn tokens_continue_in_any_units() {
+fn resume_token_continues_in_any_units() {
     let service = service(OutputUnits::STORED);
     let mut client = service.open("/v1/subscribe", &[]).unwrap();
     let snapshot = subscribe(&service, &mut client, json!({"id": "a", "cities": ["5128581"]}));
-    service.dataflow.publish(hotter());
+    service.dataflow.publish(hotter_new_york());
     let resume = json!({"id": "b", "cities": ["5128581"], "units": "celsius", "resume": snapshot["token"]});
-    service.until("/v1/cities/5128581", |reply| reply.json()["current"]["heat_index"] == 95);
+    service.poll_until("/v1/cities/5128581", |reply| reply.json()["current"]["heat_index"] == 95);
     let changes = subscribe(&service, &mut client, resume);
     assert_eq!((&changes["type"], units_of(&changes)), (&json!("changes"), ("celsius", "mph")));
     assert_eq!(changes["upserts"][0]["heat_index"], 35);
     for (name, unit) in [("units", json!("kelvin")), ("units", json!(7)), ("wind_units", json!("kmh"))] {
         let mut asked = json!({"type": "subscribe", "id": "c", "cities": "all"});
         asked[name] = unit;
-        service.say(&mut client, &asked.to_string());
+        service.send_text(&mut client, &asked.to_string());
         let refused = loop {
-            let message = service.hear_json(&mut client);
+            let message = service.receive_json(&mut client);
             if message["type"] == "error" {
                 break message;
             }

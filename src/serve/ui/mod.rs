@@ -23,7 +23,7 @@ const JSON: &str = "application/json";
 const SVG: &str = "image/svg+xml";
 
 /// By path.
-const FILES: [(&str, &str, &[u8]); 21] = [
+const PAGE_FILES: [(&str, &str, &[u8]); 21] = [
     ("/", HTML, include_bytes!("index.html")),
     ("/ui/app.js", SCRIPT, include_bytes!("app.js")),
     ("/ui/chart.js", SCRIPT, include_bytes!("chart.js")),
@@ -53,12 +53,12 @@ static ASSETS: LazyLock<Vec<Asset>> = LazyLock::new(|| {
         bytes,
         etag: format!("\"{:016x}\"", xxh3_64(bytes)),
     };
-    FILES.iter().map(asset).collect()
+    PAGE_FILES.iter().map(asset).collect()
 });
 
 /// The file at a path as it is in the request.
-pub fn asset(path: &str) -> Option<&'static Asset> {
-    ASSETS.get(FILES.iter().position(|(at, ..)| *at == path)?)
+pub fn find_asset(path: &str) -> Option<&'static Asset> {
+    ASSETS.get(PAGE_FILES.iter().position(|(at, ..)| *at == path)?)
 }
 
 #[cfg(test)]
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     fn text(path: &str) -> &'static str {
-        std::str::from_utf8(asset(path).unwrap().bytes).unwrap()
+        std::str::from_utf8(find_asset(path).unwrap().bytes).unwrap()
     }
 
     /// What stands between two marks, wherever they do.
@@ -79,38 +79,42 @@ mod tests {
     }
 
     #[test]
-    fn every_file_of_the_page_is_served() {
+    fn every_page_file_is_served() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/serve/ui");
         for entry in fs::read_dir(folder).unwrap() {
             let name = entry.unwrap().file_name().into_string().unwrap();
             let path = if name == "index.html" { "/".to_string() } else { format!("/ui/{name}") };
-            assert_eq!(asset(&path).is_some(), name != "mod.rs", "{path}");
+            assert_eq!(find_asset(&path).is_some(), name != "mod.rs", "{path}");
         }
-        assert!(asset("/ui/").is_none() && asset("").is_none() && asset("/ui/../mod.rs").is_none());
+        assert!(
+            find_asset("/ui/").is_none() && find_asset("").is_none() && find_asset("/ui/../mod.rs").is_none()
+        );
     }
 
     #[test]
-    fn what_the_page_names_is_served() {
+    fn every_path_named_in_page_is_served() {
         let page = text("/");
         for attribute in ["src=\"", "href=\"ui/"] {
             for path in between(page, attribute, "\"") {
-                assert!(asset(&format!("/ui/{}", path.trim_start_matches("ui/"))).is_some(), "{path}");
+                assert!(find_asset(&format!("/ui/{}", path.trim_start_matches("ui/"))).is_some(), "{path}");
             }
         }
-        for (path, ..) in FILES.iter().filter(|(path, ..)| path.ends_with(".js")) {
+        for (path, ..) in PAGE_FILES.iter().filter(|(path, ..)| path.ends_with(".js")) {
             for import in between(text(path), "from './", "'") {
-                assert!(asset(&format!("/ui/{import}")).is_some(), "{path} imports {import}");
+                assert!(find_asset(&format!("/ui/{import}")).is_some(), "{path} imports {import}");
             }
         }
     }
 
     #[test]
-    fn the_page_keeps_to_its_own_policy() {
+    fn page_complies_with_content_security_policy() {
         let page = text("/");
         for inline in ["<style", " style=", "<script>", " onclick=", " onload=", "javascript:"] {
             assert!(!page.contains(inline), "{inline}");
         }
-        for (path, ..) in FILES.iter().filter(|(path, ..)| path.ends_with(".js") || path.ends_with(".css")) {
+        for (path, ..) in
+            PAGE_FILES.iter().filter(|(path, ..)| path.ends_with(".js") || path.ends_with(".css"))
+        {
             // The name of a namespace is no address.
             let text = text(path).replace("http://www.w3.org/2000/svg", "");
             assert!(!text.contains("http://") && !text.contains("https://"), "{path} names a host");
@@ -119,9 +123,9 @@ mod tests {
     }
 
     #[test]
-    fn entity_tags_differ_with_what_they_stand_for() {
+    fn entity_tags_depend_on_content() {
         let tags: BTreeSet<_> = ASSETS.iter().map(|asset| &asset.etag).collect();
-        assert_eq!(tags.len(), FILES.len());
+        assert_eq!(tags.len(), PAGE_FILES.len());
         assert!(tags.iter().all(|tag| tag.len() == 18 && tag.starts_with('"') && tag.ends_with('"')));
     }
 }

@@ -9,46 +9,48 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
-use super::metered::{Metered, unfinished_bytes};
-use super::socket::{End, Socket};
-use crate::serve::Limits;
-use crate::serve::budget::Shares;
+use super::metered::{MeteredStream, unfinished_bytes};
+use super::socket::{CloseCause, TimedSocket};
+use crate::serve::ServeLimits;
+use crate::serve::budget::ByteQuota;
 
 /// Test suites send messages up to 16 MiB.
-const MESSAGE_BYTES: usize = 32 << 20;
-const SEND_TIME: Duration = Duration::from_secs(10);
+const MAX_MESSAGE_BYTES: usize = 32 << 20;
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// As of the other sessions, but for the length of messages.
-pub(in crate::serve) fn config(limits: &Limits) -> WebSocketConfig {
-    super::config(limits).max_message_size(Some(MESSAGE_BYTES)).max_frame_size(Some(MESSAGE_BYTES))
+pub(in crate::serve) fn echo_config(limits: &ServeLimits) -> WebSocketConfig {
+    super::websocket_config(limits)
+        .max_message_size(Some(MAX_MESSAGE_BYTES))
+        .max_frame_size(Some(MAX_MESSAGE_BYTES))
 }
 
 /// What they may have begun: not what others share.
-pub(in crate::serve) fn unfinished() -> Arc<Shares> {
-    Shares::new(unfinished_bytes(MESSAGE_BYTES))
+pub(in crate::serve) fn unfinished_quota() -> Arc<ByteQuota> {
+    ByteQuota::new(unfinished_bytes(MAX_MESSAGE_BYTES))
 }
 
-pub(in crate::serve) async fn run<S: AsyncRead + AsyncWrite + Unpin + Send>(
-    stream: WebSocketStream<Metered<S>>,
+pub(in crate::serve) async fn run_echo<S: AsyncRead + AsyncWrite + Unpin + Send>(
+    stream: WebSocketStream<MeteredStream<S>>,
     stop: watch::Receiver<bool>,
 ) {
-    let mut socket = Socket::new(stream, SEND_TIME, stop);
-    let end = End::of(async {
+    let mut socket = TimedSocket::new(stream, SEND_TIMEOUT, stop);
+    let end = CloseCause::run_to_end(async {
         loop {
-            match socket.next().await? {
-                message @ (Message::Text(_) | Message::Binary(_)) => socket.echo(message).await?,
-                Message::Close(_) => return Err(End::Gone),
+            match socket.next_message().await? {
+                message @ (Message::Text(_) | Message::Binary(_)) => socket.echo_message(message).await?,
+                Message::Close(_) => return Err(CloseCause::Disconnected),
                 _ => {}
             }
         }
     });
     let end = end.await;
-    socket.end(end).await;
+    socket.close_socket(end).await;
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
-    async fn echo(&mut self, message: Message) -> Result<(), End> {
-        self.feed(message).await?;
-        self.flush().await
+impl<S: AsyncRead + AsyncWrite + Unpin> TimedSocket<S> {
+    async fn echo_message(&mut self, message: Message) -> Result<(), CloseCause> {
+        self.feed_message(message).await?;
+        self.flush_socket().await
     }
 }

@@ -10,106 +10,114 @@ use tokio::sync::watch;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::{Bytes, Message};
 
-use super::metered::Metered;
-use super::socket::{End, STOPPING, Socket};
-use crate::panics::fail_point;
-use crate::serve::Limits;
-use crate::serve::ingest::{self, Ingest};
+use super::metered::MeteredStream;
+use super::socket::{CloseCause, STOPPING, TimedSocket};
+use crate::panics::panic_point;
+use crate::serve::ServeLimits;
+use crate::serve::ingest::{self, IngestHandler};
 
 /// Messages that may wait for the log; further ones are not read until then.
-const MOST_WAITING: usize = 64;
+const MAX_PENDING_MESSAGES: usize = 64;
 /// Heartbeats without anything from the client.
-const SILENT_BEATS: u32 = 3;
+const MAX_SILENT_HEARTBEATS: u32 = 3;
 
 pub(in crate::serve) struct IngestSession<S> {
-    ingest: Ingest,
-    limits: Limits,
-    socket: Socket<S>,
-    stop: watch::Receiver<bool>,
-    seq: u64,
+    ingest_handler: IngestHandler,
+    limits: ServeLimits,
+    socket: TimedSocket<S>,
+    stop_signal: watch::Receiver<bool>,
+    sequence: u64,
     answers: FuturesOrdered<Pin<Box<dyn Future<Output = String> + Send>>>,
-    heard: Instant,
+    last_message_at: Instant,
 }
 
-enum Event {
-    Read(Message),
+enum IngestEvent {
+    Received(Message),
     Answer(String),
-    Beat,
+    HeartbeatDue,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> IngestSession<S> {
     pub(in crate::serve) fn new(
-        stream: WebSocketStream<Metered<S>>,
-        ingest: Ingest,
-        limits: Limits,
+        stream: WebSocketStream<MeteredStream<S>>,
+        ingest: IngestHandler,
+        limits: ServeLimits,
         stop: watch::Receiver<bool>,
     ) -> IngestSession<S> {
-        let socket = Socket::new(stream, limits.send_time, stop.clone());
+        let socket = TimedSocket::new(stream, limits.send_time, stop.clone());
         let (answers, heard) = (FuturesOrdered::new(), Instant::now());
-        IngestSession { ingest, limits, socket, stop, seq: 0, answers, heard }
+        IngestSession {
+            ingest_handler: ingest,
+            limits,
+            socket,
+            stop_signal: stop,
+            sequence: 0,
+            answers,
+            last_message_at: heard,
+        }
     }
 
     /// Runs the session to its end.
-    pub(in crate::serve) async fn run(mut self) {
-        let end = End::of(self.serve()).await;
+    pub(in crate::serve) async fn run_session(mut self) {
+        let end = CloseCause::run_to_end(self.serve_client()).await;
         tracing::debug!(?end, "a session of the WebSocket ingest ends");
-        self.socket.end(end).await;
+        self.socket.close_socket(end).await;
     }
 
-    async fn serve(&mut self) -> Result<(), End> {
+    async fn serve_client(&mut self) -> Result<(), CloseCause> {
         let beat = tokio::time::sleep(self.limits.heartbeat);
         tokio::pin!(beat);
         loop {
             let event = tokio::select! {
-                () = Socket::<S>::stopped(&mut self.stop) => return Err(STOPPING),
-                read = self.socket.next(), if self.answers.len() < MOST_WAITING => Event::Read(read?),
-                Some(answer) = self.answers.next(), if !self.answers.is_empty() => Event::Answer(answer),
-                () = &mut beat => Event::Beat,
+                () = TimedSocket::<S>::wait_for_stop(&mut self.stop_signal) => return Err(STOPPING),
+                read = self.socket.next_message(), if self.answers.len() < MAX_PENDING_MESSAGES => IngestEvent::Received(read?),
+                Some(answer) = self.answers.next(), if !self.answers.is_empty() => IngestEvent::Answer(answer),
+                () = &mut beat => IngestEvent::HeartbeatDue,
             };
             match event {
-                Event::Read(message) => self.read(message).await?,
-                Event::Answer(answer) => self.answer(answer).await?,
-                Event::Beat => {
-                    self.beat().await?;
+                IngestEvent::Received(message) => self.on_message(message).await?,
+                IngestEvent::Answer(answer) => self.send_answers(answer).await?,
+                IngestEvent::HeartbeatDue => {
+                    self.send_heartbeat().await?;
                     beat.as_mut().reset(tokio::time::Instant::now() + self.limits.heartbeat);
                 }
             }
         }
     }
 
-    async fn read(&mut self, message: Message) -> Result<(), End> {
-        fail_point("ingest_session");
-        self.heard = Instant::now();
+    async fn on_message(&mut self, message: Message) -> Result<(), CloseCause> {
+        panic_point("ingest_session");
+        self.last_message_at = Instant::now();
         match message {
             Message::Text(text) => {
-                let pending = self.ingest.message(text.as_bytes()).await;
-                self.answers.push_back(Box::pin(ingest::answer(self.seq, pending)));
-                self.seq += 1;
+                let pending = self.ingest_handler.ingest_message(text.as_bytes()).await;
+                self.answers.push_back(Box::pin(ingest::reply_json(self.sequence, pending)));
+                self.sequence += 1;
                 Ok(())
             }
-            Message::Binary(_) => Err(End::Close(1003, "messages are text")),
-            Message::Close(_) => Err(End::Gone),
+            Message::Binary(_) => Err(CloseCause::Close(1003, "messages are text")),
+            Message::Close(_) => Err(CloseCause::Disconnected),
             _ => Ok(()),
         }
     }
 
     /// Writes the answer, and those after it that are there already, before the socket is flushed.
-    async fn answer(&mut self, answer: String) -> Result<(), End> {
+    async fn send_answers(&mut self, answer: String) -> Result<(), CloseCause> {
         let mut next = Some(answer);
         while let Some(answer) = next {
-            self.socket.feed(Message::text(answer)).await?;
+            self.socket.feed_message(Message::text(answer)).await?;
             next = self.answers.next().now_or_never().flatten();
         }
-        self.socket.flush().await
+        self.socket.flush_socket().await
     }
 
-    async fn beat(&mut self) -> Result<(), End> {
-        let silent = self.heard.elapsed() >= self.limits.heartbeat * SILENT_BEATS;
+    async fn send_heartbeat(&mut self) -> Result<(), CloseCause> {
+        let silent = self.last_message_at.elapsed() >= self.limits.heartbeat * MAX_SILENT_HEARTBEATS;
         // A client that waits for the log is not read, and may seem silent.
-        if silent && self.answers.len() < MOST_WAITING {
-            return Err(End::Close(4408, "nothing came from the client for too long"));
+        if silent && self.answers.len() < MAX_PENDING_MESSAGES {
+            return Err(CloseCause::Close(4408, "nothing came from the client for too long"));
         }
-        self.socket.feed(Message::Ping(Bytes::new())).await?;
-        self.socket.flush().await
+        self.socket.feed_message(Message::Ping(Bytes::new())).await?;
+        self.socket.flush_socket().await
     }
 }

@@ -7,46 +7,46 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::serve::budget::{Share, Shares};
+use crate::serve::budget::{ByteQuota, QuotaShare};
 
 /// Bytes of unfinished messages of all WebSockets, at least.
-const UNFINISHED_BYTES: usize = 64 << 20;
+const MIN_UNFINISHED_BYTES: usize = 64 << 20;
 
 /// Bytes of unfinished messages of all WebSockets. One alone may hold an eighth, and asks for twice what it has read, so that the
 /// longest message must fit 16 times.
 pub fn unfinished_bytes(message_bytes: usize) -> usize {
-    UNFINISHED_BYTES.max(16 * message_bytes)
+    MIN_UNFINISHED_BYTES.max(16 * message_bytes)
 }
 /// What each may have begun in any case: as much as its socket's buffer holds.
-pub const UNCOUNTED_BYTES: usize = 8 << 10;
+pub const UNCOUNTED_MESSAGE_BYTES: usize = 8 << 10;
 
 /// A stream that fails where its unfinished message would be more than its share.
-pub struct Metered<S> {
+pub struct MeteredStream<S> {
     inner: S,
-    begun: usize,
-    share: Share,
+    begun_bytes: usize,
+    quota_share: QuotaShare,
     is_refused: bool,
 }
 
-impl<S> Metered<S> {
+impl<S> MeteredStream<S> {
     /// Of which so many bytes were read before.
-    pub fn new(inner: S, begun: usize, unfinished: &Arc<Shares>) -> Metered<S> {
-        Metered { inner, begun, share: unfinished.share(), is_refused: false }
+    pub fn new(inner: S, begun: usize, unfinished: &Arc<ByteQuota>) -> MeteredStream<S> {
+        MeteredStream { inner, begun_bytes: begun, quota_share: unfinished.new_share(), is_refused: false }
     }
 
     /// A whole message was read.
     pub(super) fn end_message(&mut self) {
-        self.begun = 0;
-        self.share.shrink(usize::MAX);
+        self.begun_bytes = 0;
+        self.quota_share.shrink(usize::MAX);
     }
 
     /// Whether reading has failed since all have begun too much.
-    pub(super) fn is_refused(&self) -> bool {
+    pub(super) fn is_over_quota(&self) -> bool {
         self.is_refused
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for MeteredStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -54,10 +54,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.inner).poll_read(cx, buf);
-        self.begun += buf.filled().len() - before;
-        let missing = self.begun.saturating_sub(UNCOUNTED_BYTES).saturating_sub(self.share.bytes());
+        self.begun_bytes += buf.filled().len() - before;
+        let missing =
+            self.begun_bytes.saturating_sub(UNCOUNTED_MESSAGE_BYTES).saturating_sub(self.quota_share.bytes());
         // Buffers grow by doubling.
-        if missing > 0 && !self.share.grow(2 * missing) {
+        if missing > 0 && !self.quota_share.try_grow(2 * missing) {
             self.is_refused = true;
             return Poll::Ready(Err(io::Error::other("too much is held for unfinished messages")));
         }
@@ -65,7 +66,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for MeteredStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(cx, buf)
     }

@@ -3,11 +3,11 @@
 pub(in crate::serve) mod echo;
 pub(in crate::serve) mod ingest;
 pub mod metered;
-pub mod names;
+pub mod name_limits;
 mod outbox;
 mod request;
-mod routes;
-mod rows;
+mod router;
+mod row_messages;
 mod selection;
 mod session;
 mod socket;
@@ -25,19 +25,19 @@ use tokio::sync::watch;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
-use self::metered::Metered;
+use self::metered::MeteredStream;
 use self::outbox::Outbox;
-use self::routes::Routes;
-use self::selection::Tokens;
-use self::session::Session;
-use self::socket::Socket;
-use super::Limits;
-use super::budget::Shares;
-use super::view::{Applied, View};
-use crate::panics::locks::{SharedGuard, SharedMutex};
+use self::router::SubscriptionRouter;
+use self::selection::ResumeTokens;
+use self::session::SubscriberSession;
+use self::socket::TimedSocket;
+use super::ServeLimits;
+use super::budget::ByteQuota;
+use super::view::{AppliedUpdate, View};
+use crate::panics::locks::{SharedLockGuard, SharedMutex};
 
 /// The socket settings of every WebSocket here: small buffers, since there are many connections.
-pub fn config(limits: &Limits) -> WebSocketConfig {
+pub fn websocket_config(limits: &ServeLimits) -> WebSocketConfig {
     WebSocketConfig::default()
         .read_buffer_size(4096)
         .write_buffer_size(4096)
@@ -46,34 +46,34 @@ pub fn config(limits: &Limits) -> WebSocketConfig {
 }
 
 /// How long [`Sessions::close_all`] takes at most.
-pub const CLOSE_TIME: Duration = Duration::from_secs(3);
+pub const CLOSE_ALL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// All sessions of subscribers. Clones are the same.
 #[derive(Clone)]
-pub struct Sessions(Arc<Shared>);
+pub struct SubscriberSessions(Arc<SessionsShared>);
 
 /// What sessions and the publisher share.
-struct Shared {
+struct SessionsShared {
     view: Arc<View>,
-    limits: Limits,
-    tokens: Tokens,
-    routes: SharedMutex<Routes>,
+    limits: ServeLimits,
+    resume_tokens: ResumeTokens,
+    router: SharedMutex<SubscriptionRouter>,
     /// Messages up to this epoch are in the outboxes.
-    routed: AtomicU64,
+    routed_epoch: AtomicU64,
     stop: watch::Sender<bool>,
-    sessions: watch::Sender<usize>,
-    subscriptions: AtomicUsize,
+    session_count: watch::Sender<usize>,
+    subscription_count: AtomicUsize,
     /// Bytes that wait in outboxes, of messages that clients have not ended, and of names that subscriptions list.
-    outboxes: Arc<Shares>,
-    unfinished: Arc<Shares>,
-    names: Arc<Shares>,
-    meters: Meters,
+    outbox_quota: Arc<ByteQuota>,
+    unfinished_quota: Arc<ByteQuota>,
+    names_quota: Arc<ByteQuota>,
+    metrics: SubscriptionMetrics,
 }
 
 /// Bytes that wait in all outboxes.
 pub const OUTBOXES_BYTES: usize = 512 << 20;
 
-struct Meters {
+struct SubscriptionMetrics {
     sessions: Gauge,
     subscriptions: Gauge,
     messages: Counter,
@@ -82,79 +82,79 @@ struct Meters {
     conflated: Counter,
 }
 
-impl Shared {
-    fn routes(&self) -> SharedGuard<MutexGuard<'_, Routes>> {
-        self.routes.lock()
+impl SessionsShared {
+    fn router(&self) -> SharedLockGuard<MutexGuard<'_, SubscriptionRouter>> {
+        self.router.lock()
     }
 }
 
-impl Sessions {
+impl SubscriberSessions {
     /// The recorder of metrics must be installed before.
-    pub fn new(view: Arc<View>, limits: &Limits) -> Sessions {
-        let tokens = Tokens::new(&view.facts().generation);
-        Sessions(Arc::new(Shared {
+    pub fn new(view: Arc<View>, limits: &ServeLimits) -> SubscriberSessions {
+        let tokens = ResumeTokens::new(&view.service_info().generation);
+        SubscriberSessions(Arc::new(SessionsShared {
             view,
             limits: limits.clone(),
-            tokens,
-            routes: SharedMutex::new(Routes::new(tokens)),
-            routed: AtomicU64::new(0),
+            resume_tokens: tokens,
+            router: SharedMutex::new(SubscriptionRouter::new(tokens)),
+            routed_epoch: AtomicU64::new(0),
             stop: watch::Sender::new(false),
-            sessions: watch::Sender::new(0),
-            subscriptions: AtomicUsize::new(0),
-            outboxes: Shares::new(OUTBOXES_BYTES),
-            unfinished: Shares::new(metered::unfinished_bytes(limits.message_bytes)),
-            names: Shares::new(names::all_names_bytes(limits)),
-            meters: Meters::new(),
+            session_count: watch::Sender::new(0),
+            subscription_count: AtomicUsize::new(0),
+            outbox_quota: ByteQuota::new(OUTBOXES_BYTES),
+            unfinished_quota: ByteQuota::new(metered::unfinished_bytes(limits.message_bytes)),
+            names_quota: ByteQuota::new(name_limits::all_names_bytes(limits)),
+            metrics: SubscriptionMetrics::new(),
         }))
     }
 
     /// Runs one session to its end: the client's, a violation of the protocol or of a limit, or [`Sessions::close_all`].
     pub async fn serve_session<S: AsyncRead + AsyncWrite + Unpin + Send>(
         &self,
-        stream: WebSocketStream<Metered<S>>,
+        stream: WebSocketStream<MeteredStream<S>>,
     ) {
-        let outbox = Arc::new(Outbox::new(self.0.limits.backlog_bytes, self.0.outboxes.share()));
-        let socket = Socket::new(stream, self.0.limits.send_time, self.0.stop.subscribe());
-        let socket = socket.sharing(self.0.view.room().clone());
-        Session::new(self.0.clone(), outbox, socket).run().await;
+        let outbox = Arc::new(Outbox::new(self.0.limits.backlog_bytes, self.0.outbox_quota.new_share()));
+        let socket = TimedSocket::new(stream, self.0.limits.send_time, self.0.stop.subscribe());
+        let socket = socket.with_budget(self.0.view.snapshot_budget().clone());
+        SubscriberSession::new(self.0.clone(), outbox, socket).run_session().await;
     }
 
     /// Ends all sessions with 1001, and those that still come. Returns when they have ended, or after [`CLOSE_TIME`].
-    pub async fn close_all(&self) {
+    pub async fn close_all_sessions(&self) {
         self.0.stop.send_replace(true);
-        let mut sessions = self.0.sessions.subscribe();
+        let mut sessions = self.0.session_count.subscribe();
         // Those that take longer are cut off with the runtime.
-        let _ = tokio::time::timeout(CLOSE_TIME, sessions.wait_for(|open| *open == 0)).await;
+        let _ = tokio::time::timeout(CLOSE_ALL_TIMEOUT, sessions.wait_for(|open| *open == 0)).await;
     }
 
     /// What WebSockets hold of messages that are not ended.
-    pub(super) fn unfinished(&self) -> &Arc<Shares> {
-        &self.0.unfinished
+    pub(super) fn unfinished_quota(&self) -> &Arc<ByteQuota> {
+        &self.0.unfinished_quota
     }
 
     /// Open sessions.
-    pub fn open(&self) -> usize {
-        *self.0.sessions.borrow()
+    pub fn session_count(&self) -> usize {
+        *self.0.session_count.borrow()
     }
 
     /// Subscriptions of all sessions.
-    pub fn subscriptions(&self) -> usize {
-        self.0.subscriptions.load(Ordering::Relaxed)
+    pub fn subscription_count(&self) -> usize {
+        self.0.subscription_count.load(Ordering::Relaxed)
     }
 
     /// Queues the messages of an update that the view has taken in.
-    pub(super) fn route(&self, applied: &Applied) {
-        let conflated = self.0.routes().route(applied);
-        self.0.routed.store(applied.as_of, Ordering::Release);
+    pub(super) fn route_update(&self, applied: &AppliedUpdate) {
+        let conflated = self.0.router().route_update(applied);
+        self.0.routed_epoch.store(applied.as_of, Ordering::Release);
         if conflated > 0 {
-            self.0.meters.conflated.increment(conflated);
+            self.0.metrics.conflated.increment(conflated);
         }
     }
 }
 
-impl Meters {
-    fn new() -> Meters {
-        Meters {
+impl SubscriptionMetrics {
+    fn new() -> SubscriptionMetrics {
+        SubscriptionMetrics {
             sessions: metrics::gauge!("swelter_subscriber_sessions"),
             subscriptions: metrics::gauge!("swelter_subscriptions"),
             messages: metrics::counter!("swelter_sent_messages_total"),

@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::selection::{Cities, Rows, Selection};
+use super::selection::{CitySelection, Selection, SubscriptionKind};
 use crate::model::OutputUnits;
-use crate::model::reading::check_city;
-use crate::serve::Limits;
+use crate::model::reading::check_city_key;
+use crate::serve::ServeLimits;
 use crate::serve::units;
-use crate::serve::view::Bounds;
-use crate::serve::wire::Said;
+use crate::serve::view::GeoBounds;
+use crate::serve::wire::ServerMessage;
 
 #[derive(Debug, PartialEq)]
-pub(super) enum Request {
+pub(super) enum ClientRequest {
     Subscribe { id: Arc<str>, selection: Selection, resume: Option<String> },
     Unsubscribe { id: String },
     Ping,
@@ -21,54 +21,58 @@ pub(super) enum Request {
 
 /// An `error` message.
 #[derive(Debug, PartialEq)]
-pub(super) struct Problem {
+pub(super) struct RequestError {
     pub(super) id: Option<String>,
     pub(super) code: &'static str,
     pub(super) detail: String,
 }
 
-impl Problem {
-    pub(super) fn of(id: &str, code: &'static str, detail: &str) -> Problem {
-        Problem { id: Some(id.into()), code, detail: detail.into() }
+impl RequestError {
+    pub(super) fn for_subscription(id: &str, code: &'static str, detail: &str) -> RequestError {
+        RequestError { id: Some(id.into()), code, detail: detail.into() }
     }
 
-    pub(super) fn said(&self) -> Said<'_> {
-        Said::Error { id: self.id.as_deref(), code: self.code, detail: &self.detail }
+    pub(super) fn to_message(&self) -> ServerMessage<'_> {
+        ServerMessage::Error { id: self.id.as_deref(), code: self.code, detail: &self.detail }
     }
 }
 
 const MAX_ID_CHARS: usize = 64;
 
 /// A subscription that names no units gets those of `default`.
-pub(super) fn parse(text: &str, limits: &Limits, default: OutputUnits) -> Result<Request, Problem> {
-    let bad = |detail: &str| Problem { id: None, code: "bad_message", detail: detail.into() };
+pub(super) fn parse_request(
+    text: &str,
+    limits: &ServeLimits,
+    default: OutputUnits,
+) -> Result<ClientRequest, RequestError> {
+    let bad = |detail: &str| RequestError { id: None, code: "bad_message", detail: detail.into() };
     let message: Map<String, Value> =
         serde_json::from_str(text).map_err(|error| bad(&format!("not a JSON object: {error}")))?;
     match message.get("type").and_then(Value::as_str) {
-        Some("ping") => Ok(Request::Ping),
-        Some("unsubscribe") => Ok(Request::Unsubscribe { id: id(&message)? }),
+        Some("ping") => Ok(ClientRequest::Ping),
+        Some("unsubscribe") => Ok(ClientRequest::Unsubscribe { id: parse_id(&message)? }),
         Some("subscribe") => {
-            let id = id(&message)?;
-            let problem = |(code, detail)| Problem { id: Some(id.clone()), code, detail };
-            let selection = selection(&message, limits, default).map_err(problem)?;
+            let id = parse_id(&message)?;
+            let problem = |(code, detail)| RequestError { id: Some(id.clone()), code, detail };
+            let selection = parse_selection(&message, limits, default).map_err(problem)?;
             // What is not a string is no token either: the subscription begins anew.
             let token = |token: &Value| token.as_str().unwrap_or_default().to_string();
-            let resume = field(&message, "resume").map(token);
-            Ok(Request::Subscribe { id: id.as_str().into(), selection, resume })
+            let resume = non_null_field(&message, "resume").map(token);
+            Ok(ClientRequest::Subscribe { id: id.as_str().into(), selection, resume })
         }
         _ => Err(bad("type must be subscribe, unsubscribe or ping")),
     }
 }
 
 /// `null` is as good as absent.
-fn field<'a>(message: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
+fn non_null_field<'a>(message: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
     message.get(name).filter(|value| !value.is_null())
 }
 
-fn id(message: &Map<String, Value>) -> Result<String, Problem> {
+fn parse_id(message: &Map<String, Value>) -> Result<String, RequestError> {
     match message.get("id").and_then(Value::as_str) {
         Some(id) if (1..=MAX_ID_CHARS).contains(&id.chars().count()) => Ok(id.to_string()),
-        _ => Err(Problem {
+        _ => Err(RequestError {
             id: None,
             code: "bad_message",
             detail: format!("id must be a string of 1 to {MAX_ID_CHARS} characters"),
@@ -76,59 +80,64 @@ fn id(message: &Map<String, Value>) -> Result<String, Problem> {
     }
 }
 
-type Refused = (&'static str, String);
+type RequestFault = (&'static str, String);
 
-fn bad(detail: impl Into<String>) -> Refused {
+fn bad_message(detail: impl Into<String>) -> RequestFault {
     ("bad_subscription", detail.into())
 }
 
-fn selection(
+fn parse_selection(
     message: &Map<String, Value>,
-    limits: &Limits,
+    limits: &ServeLimits,
     default: OutputUnits,
-) -> Result<Selection, Refused> {
-    let rows = match field(message, "rows").map(Value::as_str) {
-        None | Some(Some("latest")) => Rows::Latest,
-        Some(Some("window")) => Rows::Window,
-        _ => return Err(bad("rows must be \"latest\" or \"window\"")),
+) -> Result<Selection, RequestFault> {
+    let rows = match non_null_field(message, "rows").map(Value::as_str) {
+        None | Some(Some("latest")) => SubscriptionKind::Latest,
+        Some(Some("window")) => SubscriptionKind::Window,
+        _ => return Err(bad_message("rows must be \"latest\" or \"window\"")),
     };
-    let cities = match (field(message, "cities"), field(message, "box")) {
-        (Some(Value::String(all)), None) if all == "all" => Cities::All,
-        (Some(Value::Array(keys)), None) => Cities::Listed(listed(keys, rows, limits)?),
-        (Some(_), None) => return Err(bad("cities must be \"all\" or a list of city keys")),
-        (None, Some(bounds)) => Cities::Inside(bounds_of(bounds)?),
-        _ => return Err(bad("name either cities or box")),
+    let cities = match (non_null_field(message, "cities"), non_null_field(message, "box")) {
+        (Some(Value::String(all)), None) if all == "all" => CitySelection::All,
+        (Some(Value::Array(keys)), None) => CitySelection::Listed(parse_city_list(keys, rows, limits)?),
+        (Some(_), None) => return Err(bad_message("cities must be \"all\" or a list of city keys")),
+        (None, Some(bounds)) => CitySelection::Inside(parse_bounds(bounds)?),
+        _ => return Err(bad_message("name either cities or box")),
     };
-    if rows == Rows::Window && !matches!(cities, Cities::Listed(_)) {
-        return Err(bad("a window subscription takes a list of cities"));
+    if rows == SubscriptionKind::Window && !matches!(cities, CitySelection::Listed(_)) {
+        return Err(bad_message("a window subscription takes a list of cities"));
     }
-    Ok(Selection::new(cities, rows, chosen_units(message, default)?))
+    Ok(Selection::new(cities, rows, parse_units(message, default)?))
 }
 
-fn chosen_units(message: &Map<String, Value>, default: OutputUnits) -> Result<OutputUnits, Refused> {
-    let name = |key: &str| match field(message, key) {
+fn parse_units(message: &Map<String, Value>, default: OutputUnits) -> Result<OutputUnits, RequestFault> {
+    let name = |key: &str| match non_null_field(message, key) {
         None => Ok(None),
-        Some(value) => value.as_str().map(Some).ok_or_else(|| bad(format!("{key} must be a string"))),
+        Some(value) => value.as_str().map(Some).ok_or_else(|| bad_message(format!("{key} must be a string"))),
     };
-    units::chosen(name(units::UNITS)?, name(units::WIND_UNITS)?, default).map_err(bad)
+    units::units_or_default(name(units::UNITS_PARAMETER)?, name(units::WIND_UNITS_PARAMETER)?, default)
+        .map_err(bad_message)
 }
 
-fn listed(keys: &[Value], rows: Rows, limits: &Limits) -> Result<Box<[Arc<str>]>, Refused> {
+fn parse_city_list(
+    keys: &[Value],
+    rows: SubscriptionKind,
+    limits: &ServeLimits,
+) -> Result<Box<[Arc<str>]>, RequestFault> {
     let (kind, most) = match rows {
-        Rows::Latest => ("latest", limits.cities),
-        Rows::Window => ("window", limits.window_cities),
+        SubscriptionKind::Latest => ("latest", limits.cities),
+        SubscriptionKind::Window => ("window", limits.window_cities),
     };
     if keys.len() > most {
         let detail = format!("a {kind} subscription takes at most {most} cities, not {}", keys.len());
         return Err(("too_many_cities", detail));
     }
     if keys.is_empty() {
-        return Err(bad("cities is empty: name at least one, or \"all\""));
+        return Err(bad_message("cities is empty: name at least one, or \"all\""));
     }
     let mut cities = Vec::with_capacity(keys.len());
     for key in keys {
-        let key = key.as_str().ok_or_else(|| bad("a city key must be a string"))?;
-        check_city(key).map_err(|refusal| bad(refusal.detail))?;
+        let key = key.as_str().ok_or_else(|| bad_message("a city key must be a string"))?;
+        check_city_key(key).map_err(|refusal| bad_message(refusal.detail))?;
         cities.push(Arc::from(key));
     }
     cities.sort_unstable();
@@ -136,16 +145,16 @@ fn listed(keys: &[Value], rows: Rows, limits: &Limits) -> Result<Box<[Arc<str>]>
     Ok(cities.into())
 }
 
-fn bounds_of(value: &Value) -> Result<Bounds, Refused> {
+fn parse_bounds(value: &Value) -> Result<GeoBounds, RequestFault> {
     let sides = value.as_array().map(|sides| sides.iter().map(Value::as_f64).collect::<Vec<_>>());
     let Some([Some(west), Some(south), Some(east), Some(north)]) = sides.as_deref() else {
-        return Err(bad("box must be [west, south, east, north]"));
+        return Err(bad_message("box must be [west, south, east, north]"));
     };
     let longitudes = [west, east].iter().all(|side| (-180.0..=180.0).contains(*side));
     let latitudes = [south, north].iter().all(|side| (-90.0..=90.0).contains(*side));
     if !longitudes || !latitudes || south > north {
-        return Err(bad("box must be [west, south, east, north] in degrees, south not above north"));
+        return Err(bad_message("box must be [west, south, east, north] in degrees, south not above north"));
     }
     // Adding 0.0 turns -0.0 into 0.0, so that equal boxes have equal bits.
-    Ok(Bounds { west: west + 0.0, south: south + 0.0, east: east + 0.0, north: north + 0.0 })
+    Ok(GeoBounds { west: west + 0.0, south: south + 0.0, east: east + 0.0, north: north + 0.0 })
 }

@@ -8,27 +8,27 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::model::OutputUnits;
-use crate::serve::view::{Bounds, Select};
+use crate::serve::view::{CityFilter, GeoBounds};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Rows {
+pub(super) enum SubscriptionKind {
     Latest,
     Window,
 }
 
 #[derive(Debug, PartialEq)]
-pub(super) enum Cities {
+pub(super) enum CitySelection {
     All,
     /// Sorted, each once.
     Listed(Box<[Arc<str>]>),
-    Inside(Bounds),
+    Inside(GeoBounds),
 }
 
 /// The cities and rows of a subscription, and the units that they are written in; equal where subscriptions get the same bytes.
 #[derive(Debug, PartialEq)]
 pub(super) struct Selection {
-    pub(super) cities: Cities,
-    pub(super) rows: Rows,
+    pub(super) cities: CitySelection,
+    pub(super) kind: SubscriptionKind,
     pub(super) units: OutputUnits,
     /// Of cities and rows: a token continues a subscription in any units.
     digest: u64,
@@ -44,37 +44,37 @@ impl Hash for Selection {
 }
 
 impl Selection {
-    pub(super) fn new(cities: Cities, rows: Rows, units: OutputUnits) -> Selection {
+    pub(super) fn new(cities: CitySelection, rows: SubscriptionKind, units: OutputUnits) -> Selection {
         let mut digest = Xxh3::new();
         digest.update(&[rows as u8]);
         match &cities {
-            Cities::All => digest.update(b"all"),
+            CitySelection::All => digest.update(b"all"),
             // No key holds a line break.
-            Cities::Listed(keys) => keys.iter().for_each(|key| {
+            CitySelection::Listed(keys) => keys.iter().for_each(|key| {
                 digest.update(b"\n");
                 digest.update(key.as_bytes());
             }),
-            Cities::Inside(Bounds { west, south, east, north }) => {
+            CitySelection::Inside(GeoBounds { west, south, east, north }) => {
                 digest.update(b"box");
                 for side in [west, south, east, north] {
                     digest.update(&side.to_le_bytes());
                 }
             }
         }
-        Selection { cities, rows, units, digest: digest.digest() }
+        Selection { cities, kind: rows, units, digest: digest.digest() }
     }
 
-    pub(super) fn select(&self) -> Select<'_> {
+    pub(super) fn city_filter(&self) -> CityFilter<'_> {
         match &self.cities {
-            Cities::All => Select::All,
-            Cities::Listed(keys) => Select::Listed(keys),
-            Cities::Inside(bounds) => Select::Inside(*bounds),
+            CitySelection::All => CityFilter::All,
+            CitySelection::Listed(keys) => CityFilter::Listed(keys),
+            CitySelection::Inside(bounds) => CityFilter::Inside(*bounds),
         }
     }
 
-    pub(super) fn listed(&self) -> &[Arc<str>] {
+    pub(super) fn listed_cities(&self) -> &[Arc<str>] {
         match &self.cities {
-            Cities::Listed(keys) => keys,
+            CitySelection::Listed(keys) => keys,
             _ => &[],
         }
     }
@@ -89,38 +89,38 @@ const MAX_AHEAD_MS: u64 = 60_000;
 
 /// Makes and reads tokens: generation, epoch and subscription, as base64url.
 #[derive(Clone, Copy)]
-pub(super) struct Tokens {
+pub(super) struct ResumeTokens {
     generation: u64,
 }
 
 /// Why a token does not continue a subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reset {
+pub(super) enum ResetReason {
     Malformed,
     Generation,
     Subscription,
     Expired,
-    Behind,
+    ClientBehind,
 }
 
-impl Reset {
-    pub(super) fn reason(self) -> &'static str {
+impl ResetReason {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
-            Reset::Malformed => "malformed",
-            Reset::Generation => "generation",
-            Reset::Subscription => "subscription",
-            Reset::Expired => "expired",
-            Reset::Behind => "behind",
+            ResetReason::Malformed => "malformed",
+            ResetReason::Generation => "generation",
+            ResetReason::Subscription => "subscription",
+            ResetReason::Expired => "expired",
+            ResetReason::ClientBehind => "behind",
         }
     }
 }
 
-impl Tokens {
-    pub(super) fn new(generation: &str) -> Tokens {
-        Tokens { generation: xxh3_64(generation.as_bytes()) }
+impl ResumeTokens {
+    pub(super) fn new(generation: &str) -> ResumeTokens {
+        ResumeTokens { generation: xxh3_64(generation.as_bytes()) }
     }
 
-    pub(super) fn push(&self, out: &mut Vec<u8>, epoch: u64, subscription: u64) {
+    pub(super) fn push_token(&self, out: &mut Vec<u8>, epoch: u64, subscription: u64) {
         let mut bytes = [0; 24];
         for (part, word) in bytes.chunks_exact_mut(8).zip([self.generation, epoch, subscription]) {
             part.copy_from_slice(&word.to_be_bytes());
@@ -132,14 +132,20 @@ impl Tokens {
     }
 
     /// The epoch after which a subscription goes on: it may be somewhat after `as_of`, where another process has given the token.
-    pub(super) fn epoch(&self, token: &str, subscription: u64, as_of: u64) -> Result<u64, Reset> {
+    pub(super) fn resume_epoch(
+        &self,
+        token: &str,
+        subscription: u64,
+        as_of: u64,
+    ) -> Result<u64, ResetReason> {
         let bytes = Some(token).filter(|token| token.len() == 32);
-        let bytes = bytes.and_then(|token| URL_SAFE_NO_PAD.decode(token).ok()).ok_or(Reset::Malformed)?;
+        let bytes =
+            bytes.and_then(|token| URL_SAFE_NO_PAD.decode(token).ok()).ok_or(ResetReason::Malformed)?;
         let word = |at: usize| bytes[at..at + 8].iter().fold(0, |word, &byte| word << 8 | u64::from(byte));
         match (word(0), word(8), word(16)) {
-            (generation, ..) if generation != self.generation => Err(Reset::Generation),
-            (_, _, digest) if digest != subscription => Err(Reset::Subscription),
-            (_, epoch, _) if epoch > as_of + MAX_AHEAD_MS => Err(Reset::Malformed),
+            (generation, ..) if generation != self.generation => Err(ResetReason::Generation),
+            (_, _, digest) if digest != subscription => Err(ResetReason::Subscription),
+            (_, epoch, _) if epoch > as_of + MAX_AHEAD_MS => Err(ResetReason::Malformed),
             (_, epoch, _) => Ok(epoch),
         }
     }

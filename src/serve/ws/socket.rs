@@ -12,151 +12,169 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, O
 use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame};
 use tokio_tungstenite::tungstenite::{Bytes, Message};
 
-use super::metered::Metered;
-use crate::panics::{self, Panicked, Scope};
-use crate::serve::budget::Budget;
-use crate::serve::least_rate::Pace;
+use super::metered::MeteredStream;
+use crate::panics::{self, CaughtPanic, PanicScope};
+use crate::serve::budget::MemoryBudget;
+use crate::serve::read_rate::ReadRateMeter;
 
 /// Longer messages are written as fragments, so that a socket holds no more of them.
 pub(super) const FRAGMENT_BYTES: usize = 32 * 1024;
 /// Until a client has answered a close, or has taken it.
-const END_TIME: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// What is still read from a client that has violated the protocol, so that the close frame reaches it.
-const END_BYTES: u64 = 1 << 20;
+const MAX_CLOSE_DRAIN_BYTES: u64 = 1 << 20;
 
-pub(super) struct Socket<S> {
-    pub(super) stream: WebSocketStream<Metered<S>>,
+pub(super) struct TimedSocket<S> {
+    pub(super) stream: WebSocketStream<MeteredStream<S>>,
     send_time: Duration,
-    stop: watch::Receiver<bool>,
+    stop_signal: watch::Receiver<bool>,
     /// Inside a message of fragments.
-    begun: bool,
-    pace: Pace,
-    budget: Option<Arc<Budget>>,
+    in_fragmented_message: bool,
+    read_rate: ReadRateMeter,
+    memory_budget: Option<Arc<MemoryBudget>>,
 }
 
 /// Why a session ends.
 #[derive(Debug)]
-pub(super) enum End {
+pub(super) enum CloseCause {
     /// The client has closed, or is gone.
-    Gone,
+    Disconnected,
     /// The client has violated the protocol: what it sends cannot be read any more.
-    Violation(u16, &'static str),
+    ProtocolViolation(u16, &'static str),
     Close(u16, &'static str),
 }
 
-pub(super) const STOPPING: End = End::Close(1001, "the service is stopping, reconnect");
-const BUG: End = End::Close(1011, "the session met a bug in the service, reconnect");
-const TOO_MUCH: End = End::Violation(1013, "too much is held for unfinished messages: try again later");
-pub(super) const TOO_SLOW: End = End::Close(4413, "the client reads too slowly");
+pub(super) const STOPPING: CloseCause = CloseCause::Close(1001, "the service is stopping, reconnect");
+const SESSION_BUG: CloseCause = CloseCause::Close(1011, "the session met a bug in the service, reconnect");
+const TOO_MUCH_UNFINISHED: CloseCause =
+    CloseCause::ProtocolViolation(1013, "too much is held for unfinished messages: try again later");
+pub(super) const TOO_SLOW: CloseCause = CloseCause::Close(4413, "the client reads too slowly");
 
-impl End {
+impl CloseCause {
     /// Runs the loop of a session to its end, a panic included.
-    pub(super) async fn of(session: impl Future<Output = Result<(), End>>) -> End {
-        match panics::catch_future(Scope::Session, session).await {
+    pub(super) async fn run_to_end(session: impl Future<Output = Result<(), CloseCause>>) -> CloseCause {
+        match panics::catch_future_panic(PanicScope::Session, session).await {
             Ok(Err(end)) => end,
             Ok(Ok(())) => STOPPING,
-            Err(Panicked) => BUG,
+            Err(CaughtPanic) => SESSION_BUG,
         }
     }
 
-    pub(super) fn of_read(error: &Error) -> End {
+    pub(super) fn from_read_error(error: &Error) -> CloseCause {
         match error {
             Error::Capacity(CapacityError::MessageTooLong { .. }) => {
-                End::Violation(1009, "the message is too long")
+                CloseCause::ProtocolViolation(1009, "the message is too long")
             }
-            Error::Utf8(_) => End::Violation(1007, "text must be UTF-8"),
-            Error::Protocol(_) | Error::Capacity(_) => End::Violation(1002, "protocol violation"),
-            _ => End::Gone,
+            Error::Utf8(_) => CloseCause::ProtocolViolation(1007, "text must be UTF-8"),
+            Error::Protocol(_) | Error::Capacity(_) => {
+                CloseCause::ProtocolViolation(1002, "protocol violation")
+            }
+            _ => CloseCause::Disconnected,
         }
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> TimedSocket<S> {
     pub(super) fn new(
-        stream: WebSocketStream<Metered<S>>,
+        stream: WebSocketStream<MeteredStream<S>>,
         send_time: Duration,
         stop: watch::Receiver<bool>,
-    ) -> Socket<S> {
-        Socket { stream, send_time, stop, begun: false, pace: Pace::new(send_time), budget: None }
+    ) -> TimedSocket<S> {
+        TimedSocket {
+            stream,
+            send_time,
+            stop_signal: stop,
+            in_fragmented_message: false,
+            read_rate: ReadRateMeter::new(send_time),
+            memory_budget: None,
+        }
     }
 
     /// What is written is held in a budget that others may wait for.
-    pub(super) fn sharing(self, budget: Arc<Budget>) -> Socket<S> {
-        Socket { budget: Some(budget), ..self }
+    pub(super) fn with_budget(self, budget: Arc<MemoryBudget>) -> TimedSocket<S> {
+        TimedSocket { memory_budget: Some(budget), ..self }
     }
 
-    pub(super) fn stop(&mut self) -> &mut watch::Receiver<bool> {
-        &mut self.stop
+    pub(super) fn stop_signal(&mut self) -> &mut watch::Receiver<bool> {
+        &mut self.stop_signal
     }
 
     /// Waits for [`STOPPING`].
-    pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
-        stopped(stop).await;
+    pub(super) async fn wait_for_stop(stop: &mut watch::Receiver<bool>) {
+        wait_for_stop(stop).await;
     }
 
-    pub(super) async fn next(&mut self) -> Result<Message, End> {
+    pub(super) async fn next_message(&mut self) -> Result<Message, CloseCause> {
         tokio::select! {
             biased;
-            () = Self::stopped(&mut self.stop) => Err(STOPPING),
+            () = Self::wait_for_stop(&mut self.stop_signal) => Err(STOPPING),
             read = self.stream.next() => match read {
                 Some(Ok(message)) => {
                     self.stream.get_mut().end_message();
                     Ok(message)
                 }
-                Some(Err(_)) if self.stream.get_ref().is_refused() => Err(TOO_MUCH),
-                Some(Err(error)) => Err(End::of_read(&error)),
-                None => Err(End::Gone),
+                Some(Err(_)) if self.stream.get_ref().is_over_quota() => Err(TOO_MUCH_UNFINISHED),
+                Some(Err(error)) => Err(CloseCause::from_read_error(&error)),
+                None => Err(CloseCause::Disconnected),
             },
         }
     }
 
     /// Hands a message to the socket, which may hold it until [`Socket::flush`].
-    pub(super) async fn feed(&mut self, message: Message) -> Result<(), End> {
-        let Message::Text(text) = &message else { return self.feed_whole(message).await };
+    pub(super) async fn feed_message(&mut self, message: Message) -> Result<(), CloseCause> {
+        let Message::Text(text) = &message else { return self.feed_unfragmented(message).await };
         if text.len() <= FRAGMENT_BYTES {
-            return self.feed_whole(message).await;
+            return self.feed_unfragmented(message).await;
         }
         let mut rest: Bytes = text.clone().into();
         while rest.len() > FRAGMENT_BYTES {
             let fragment = rest.split_to(FRAGMENT_BYTES);
-            self.fragment(fragment, false).await?;
+            self.write_fragment(fragment, false).await?;
         }
-        self.fragment(rest, true).await
+        self.write_fragment(rest, true).await
     }
 
     /// Writes a part of a text message.
-    pub(super) async fn fragment(&mut self, part: Bytes, last: bool) -> Result<(), End> {
-        let code = if self.begun { Data::Continue } else { Data::Text };
-        self.begun = !last;
-        self.feed_whole(Message::Frame(Frame::message(part, OpCode::Data(code), last))).await?;
-        self.flush().await
+    pub(super) async fn write_fragment(&mut self, part: Bytes, last: bool) -> Result<(), CloseCause> {
+        let code = if self.in_fragmented_message { Data::Continue } else { Data::Text };
+        self.in_fragmented_message = !last;
+        self.feed_unfragmented(Message::Frame(Frame::message(part, OpCode::Data(code), last))).await?;
+        self.flush_socket().await
     }
 
-    async fn feed_whole(&mut self, message: Message) -> Result<(), End> {
+    async fn feed_unfragmented(&mut self, message: Message) -> Result<(), CloseCause> {
         let bytes = message.len();
         let writing = self.stream.feed(message);
-        let limits = Writing { send_time: self.send_time, pace: &mut self.pace, budget: &self.budget };
-        limits.write(writing, bytes, &mut self.stop).await
+        let limits = TimedWrite {
+            send_time: self.send_time,
+            read_rate: &mut self.read_rate,
+            memory_budget: &self.memory_budget,
+        };
+        limits.write_in_time(writing, bytes, &mut self.stop_signal).await
     }
 
-    pub(super) async fn flush(&mut self) -> Result<(), End> {
+    pub(super) async fn flush_socket(&mut self) -> Result<(), CloseCause> {
         let writing = self.stream.flush();
-        let limits = Writing { send_time: self.send_time, pace: &mut self.pace, budget: &self.budget };
-        limits.write(writing, 0, &mut self.stop).await
+        let limits = TimedWrite {
+            send_time: self.send_time,
+            read_rate: &mut self.read_rate,
+            memory_budget: &self.memory_budget,
+        };
+        limits.write_in_time(writing, 0, &mut self.stop_signal).await
     }
 
     /// Tells the client why, and waits a little until it has heard.
-    pub(super) async fn end(mut self, end: End) {
-        let _ = tokio::time::timeout(END_TIME, async {
-            if let End::Close(code, reason) | End::Violation(code, reason) = &end {
+    pub(super) async fn close_socket(mut self, end: CloseCause) {
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, async {
+            if let CloseCause::Close(code, reason) | CloseCause::ProtocolViolation(code, reason) = &end {
                 let reason = (*reason).into();
                 let frame = CloseFrame { code: CloseCode::from(*code), reason };
                 self.stream.close(Some(frame)).await.ok()?;
             }
-            if let End::Violation(..) = end {
+            if let CloseCause::ProtocolViolation(..) = end {
                 // Nothing more is said, so that a client that waits for the end of the connection need not wait for ours.
                 self.stream.get_mut().shutdown().await.ok()?;
-                let rest = &mut self.stream.get_mut().take(END_BYTES);
+                let rest = &mut self.stream.get_mut().take(MAX_CLOSE_DRAIN_BYTES);
                 tokio::io::copy(rest, &mut tokio::io::sink()).await.ok()?;
             }
             while let Some(Ok(_)) = self.stream.next().await {}
@@ -166,25 +184,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     }
 }
 
-async fn stopped(stop: &mut watch::Receiver<bool>) {
+async fn wait_for_stop(stop: &mut watch::Receiver<bool>) {
     // The sender lives as long as the session.
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
 /// How long a client may take to take what is written.
-struct Writing<'a> {
+struct TimedWrite<'a> {
     send_time: Duration,
-    pace: &'a mut Pace,
-    budget: &'a Option<Arc<Budget>>,
+    read_rate: &'a mut ReadRateMeter,
+    memory_budget: &'a Option<Arc<MemoryBudget>>,
 }
 
-impl Writing<'_> {
-    async fn write(
+impl TimedWrite<'_> {
+    async fn write_in_time(
         self,
         writing: impl Future<Output = Result<(), Error>>,
         bytes: usize,
         stop: &mut watch::Receiver<bool>,
-    ) -> Result<(), End> {
+    ) -> Result<(), CloseCause> {
         tokio::pin!(writing);
         let began = Instant::now();
         let mut looked = began;
@@ -192,16 +210,16 @@ impl Writing<'_> {
             let written = tokio::select! {
                 biased;
                 written = &mut writing => Some(written),
-                () = stopped(stop) => return Err(STOPPING),
-                () = tokio::time::sleep(self.pace.next_look()) => None,
+                () = wait_for_stop(stop) => return Err(STOPPING),
+                () = tokio::time::sleep(self.read_rate.next_check_after()) => None,
             };
             let now = Instant::now();
             let waited = now - std::mem::replace(&mut looked, now);
             let taken = if written.is_some() { bytes } else { 0 };
-            let short = self.budget.as_ref().is_some_and(|budget| budget.is_short());
-            let too_slow = self.pace.is_too_slow(waited, taken, short);
+            let short = self.memory_budget.as_ref().is_some_and(|budget| budget.has_waiters());
+            let too_slow = self.read_rate.record_is_too_slow(waited, taken, short);
             match written {
-                Some(Err(_)) => return Err(End::Gone),
+                Some(Err(_)) => return Err(CloseCause::Disconnected),
                 _ if too_slow || now - began >= self.send_time => return Err(TOO_SLOW),
                 Some(Ok(())) => return Ok(()),
                 None => {}

@@ -8,43 +8,44 @@ use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use super::head::{Head, Scanned, scan};
-use super::{BUFFER_BYTES, DeadLettersError, folder};
+use super::file_header::{FileHeader, FileScan, scan_file};
+use super::{DlqFileError, WRITE_BUFFER_BYTES, folder};
 use crate::fault;
-use crate::model::rules::{MadeByRules, OtherRules, RULES_KEY};
-use crate::model::{DeadLetter, EventTime, PartitionName, Raw, RecordAt, Refusal};
+use crate::model::rules_version::{RULES_VERSION_KEY, RulesVersionMismatch, VersionedArtifact};
+use crate::model::{DeadLetterLine, EventTime, PartitionName, RawRecord, RecordLocation, Refusal};
 
 /// A partition's letters come in the order of their positions.
 #[derive(Debug)]
-pub(super) struct LetterFile {
+pub(super) struct DeadLetterFile {
     pub path: PathBuf,
     file: File,
     number: u64,
     buffer: Vec<u8>,
-    pub unsynced: bool,
+    pub is_unsynced: bool,
     /// Of the last letter of each partition.
-    pub last: BTreeMap<PartitionName, u64>,
+    pub last_positions: BTreeMap<PartitionName, u64>,
     /// The file's length up to its last whole write.
-    whole: u64,
+    valid_bytes: u64,
     /// A write has failed, which may have left a part of a line behind that.
     is_torn: bool,
 }
 
-impl LetterFile {
-    pub(super) fn open(path: &Path, rules: &str) -> Result<LetterFile, DeadLettersError> {
-        let at_path = |source| DeadLettersError::Io { path: path.into(), source };
-        check_version(path, rules)?;
-        set_aside(path, rules).map_err(at_path)?;
-        let parts = folder::parts(path).map_err(at_path)?;
+impl DeadLetterFile {
+    pub(super) fn open(path: &Path, rules: &str) -> Result<DeadLetterFile, DlqFileError> {
+        let at_path = |source| DlqFileError::Io { path: path.into(), source };
+        check_rules_version(path, rules)?;
+        archive_other_rules(path, rules).map_err(at_path)?;
+        let parts = folder::list_parts(path).map_err(at_path)?;
         let options = File::options().read(true).write(true).create(true).truncate(false).open(path);
         let mut file = options.map_err(at_path)?;
         fault::check_regular_file(&file).map_err(at_path)?;
-        let Scanned { number, mut last, whole } = scan(&file, path)?;
+        let FileScan { file_number: number, last_positions: mut last, valid_bytes: whole } =
+            scan_file(&file, path)?;
         // It was ended while it began this file, or a person has moved that away.
         if let (None, Some((_, part))) = (number, parts.last()) {
             let part_file = fault::open_regular_file(part)
-                .map_err(|source| DeadLettersError::Io { path: part.clone(), source })?;
-            for (name, position) in scan(&part_file, part)?.last {
+                .map_err(|source| DlqFileError::Io { path: part.clone(), source })?;
+            for (name, position) in scan_file(&part_file, part)?.last_positions {
                 let last = last.entry(name).or_insert(position);
                 *last = position.max(*last);
             }
@@ -54,93 +55,104 @@ impl LetterFile {
         let number = number.unwrap_or_else(|| parts.last().map_or(1, |(number, _)| number + 1));
         let path = path.to_path_buf();
         let (buffer, unsynced, is_torn) = (Vec::new(), true, false);
-        let mut letters = LetterFile { path, file, number, buffer, unsynced, last, whole, is_torn };
-        if letters.whole == 0 && letters.number > 1 {
-            letters.begin(letters.number).map_err(|error| letters.failed(error))?;
+        let mut dead_letter_file = DeadLetterFile {
+            path,
+            file,
+            number,
+            buffer,
+            is_unsynced: unsynced,
+            last_positions: last,
+            valid_bytes: whole,
+            is_torn,
+        };
+        if dead_letter_file.valid_bytes == 0 && dead_letter_file.number > 1 {
+            dead_letter_file
+                .begin_file(dead_letter_file.number)
+                .map_err(|error| dead_letter_file.io_error(error))?;
         }
-        Ok(letters)
+        Ok(dead_letter_file)
     }
 
     /// Adds a letter, and says how many bytes; none where it is there already.
-    pub(super) fn write(
+    pub(super) fn write_dead_letter(
         &mut self,
         partition: &PartitionName,
         position: u64,
         arrived_at: Option<EventTime>,
         refusal: &Refusal,
-        raw: &Raw<'_>,
-    ) -> Result<u64, DeadLettersError> {
-        match self.last.get_mut(partition) {
+        raw: &RawRecord<'_>,
+    ) -> Result<u64, DlqFileError> {
+        match self.last_positions.get_mut(partition) {
             Some(last) if position <= *last => return Ok(0),
             Some(last) => *last = position,
-            None => drop(self.last.insert(partition.clone(), position)),
+            None => drop(self.last_positions.insert(partition.clone(), position)),
         }
-        let at = RecordAt::Position { partition: partition.partition, position, arrived_at };
-        let letter = DeadLetter {
+        let at = RecordLocation::Position { partition: partition.partition, position, arrived_at };
+        let line = DeadLetterLine {
             source: &partition.source,
             at,
             refusal,
-            retried: raw.retried,
+            retry: raw.retry,
             raw: raw.value.unwrap_or_default(),
         };
         let before = self.buffer.len();
-        serde_json::to_writer(&mut self.buffer, &letter).map_err(|error| self.failed(error.into()))?;
+        serde_json::to_writer(&mut self.buffer, &line).map_err(|error| self.io_error(error.into()))?;
         self.buffer.push(b'\n');
-        self.unsynced = true;
+        self.is_unsynced = true;
         let bytes = (self.buffer.len() - before) as u64;
-        if self.buffer.len() >= BUFFER_BYTES {
-            self.flush()?;
+        if self.buffer.len() >= WRITE_BUFFER_BYTES {
+            self.flush_buffer()?;
         }
         Ok(bytes)
     }
 
-    pub(super) fn flushed(&mut self) -> Result<Option<File>, DeadLettersError> {
-        if !self.unsynced {
+    pub(super) fn flush_for_sync(&mut self) -> Result<Option<File>, DlqFileError> {
+        if !self.is_unsynced {
             return Ok(None);
         }
-        self.flush()?;
-        let file = self.file.try_clone().map_err(|error| self.failed(error))?;
-        self.unsynced = false;
+        self.flush_buffer()?;
+        let file = self.file.try_clone().map_err(|error| self.io_error(error))?;
+        self.is_unsynced = false;
         Ok(Some(file))
     }
 
-    pub(super) fn flush(&mut self) -> Result<(), DeadLettersError> {
+    pub(super) fn flush_buffer(&mut self) -> Result<(), DlqFileError> {
         // No part of a line may stay: what comes later would stand behind it.
         let cut = |file: &mut File, whole| file.set_len(whole).and_then(|()| file.seek(SeekFrom::End(0)));
         if self.is_torn {
-            cut(&mut self.file, self.whole).map_err(|error| self.failed(error))?;
+            cut(&mut self.file, self.valid_bytes).map_err(|error| self.io_error(error))?;
             self.is_torn = false;
         }
         if let Err(error) = self.file.write_all(&self.buffer) {
-            self.is_torn = cut(&mut self.file, self.whole).is_err();
-            return Err(self.failed(error));
+            self.is_torn = cut(&mut self.file, self.valid_bytes).is_err();
+            return Err(self.io_error(error));
         }
-        self.whole += self.buffer.len() as u64;
+        self.valid_bytes += self.buffer.len() as u64;
         self.buffer.clear();
         Ok(())
     }
 
     /// Begins another file once this one has so many bytes; true where it did. Each step may fail and be tried again.
-    pub(super) fn rotate(&mut self, file_bytes: u64) -> Result<bool, DeadLettersError> {
-        if self.whole < file_bytes {
+    pub(super) fn rotate_if_full(&mut self, file_bytes: u64) -> Result<bool, DlqFileError> {
+        if self.valid_bytes < file_bytes {
             return Ok(false);
         }
-        self.flush()?;
+        self.flush_buffer()?;
         let path = &self.path;
         let synced = self.file.sync_data();
-        synced.map_err(|source| DeadLettersError::Sync { path: path.clone(), source })?;
+        synced.map_err(|source| DlqFileError::Sync { path: path.clone(), source })?;
         // Not where the step behind this one has failed before.
         let renamed = self.path.try_exists().and_then(|is_there| match is_there {
-            true => fs::rename(&self.path, folder::part(&self.path, self.number)),
+            true => fs::rename(&self.path, folder::part_path(&self.path, self.number)),
             false => Ok(()),
         });
-        renamed.and_then(|()| self.begin(self.number + 1)).map_err(|error| self.failed(error))?;
+        renamed.and_then(|()| self.begin_file(self.number + 1)).map_err(|error| self.io_error(error))?;
         Ok(true)
     }
 
     /// Puts a file that has only its head under the name.
-    fn begin(&mut self, number: u64) -> io::Result<()> {
-        let head = Head::line(number, &self.last)?;
+    fn begin_file(&mut self, number: u64) -> io::Result<()> {
+        let head = FileHeader::encode_line(number, &self.last_positions)?;
         let temporary = self.path.with_extension("jsonl.new");
         let options = File::options().read(true).write(true).create(true).truncate(true).open(&temporary);
         let mut file = options?;
@@ -150,7 +162,7 @@ impl LetterFile {
         folder.sync_all()?;
         fs::rename(&temporary, &self.path)?;
         folder.sync_all()?;
-        (self.file, self.number, self.whole) = (file, number, head.len() as u64);
+        (self.file, self.number, self.valid_bytes) = (file, number, head.len() as u64);
         Ok(())
     }
 
@@ -160,32 +172,36 @@ impl LetterFile {
         std::mem::replace(&mut self.file, file)
     }
 
-    pub(super) fn failed(&self, source: io::Error) -> DeadLettersError {
-        DeadLettersError::Io { path: self.path.clone(), source }
+    pub(super) fn io_error(&self, source: io::Error) -> DlqFileError {
+        DlqFileError::Io { path: self.path.clone(), source }
     }
 }
 
 /// Refuses files that another version of the rules has written: what it refused, this one may have read.
-fn check_version(path: &Path, rules: &str) -> Result<(), DeadLettersError> {
+fn check_rules_version(path: &Path, rules: &str) -> Result<(), DlqFileError> {
     let noted = path.with_extension("rules");
     let before = match fault::read_small_text(&noted) {
         Ok(before) => before,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(DeadLettersError::Io { path: noted, source }),
+        Err(source) => return Err(DlqFileError::Io { path: noted, source }),
     };
-    let path = || MadeByRules::DeadLetters { path: path.display().to_string() };
-    Ok(OtherRules::check(version_of(&before).as_ref(), version_of(rules).as_ref(), path)?)
+    let path = || VersionedArtifact::DeadLetters { path: path.display().to_string() };
+    Ok(RulesVersionMismatch::check_version(
+        rules_version(&before).as_ref(),
+        rules_version(rules).as_ref(),
+        path,
+    )?)
 }
 
 /// The version that rules begin with. Version 1 did not write its own.
-fn version_of(rules: &str) -> Option<String> {
+fn rules_version(rules: &str) -> Option<String> {
     let first = rules.lines().next().unwrap_or_default();
-    let written = first.strip_prefix(RULES_KEY).and_then(|rest| rest.strip_prefix(" = "));
+    let written = first.strip_prefix(RULES_VERSION_KEY).and_then(|rest| rest.strip_prefix(" = "));
     Some(written.unwrap_or("1").to_owned())
 }
 
 /// Keeps files that were written by other rules under another name, and notes the rules.
-fn set_aside(path: &Path, rules: &str) -> io::Result<()> {
+fn archive_other_rules(path: &Path, rules: &str) -> io::Result<()> {
     let noted = path.with_extension("rules");
     let before = match fault::read_small_text(&noted) {
         Ok(before) => Some(before),
@@ -196,24 +212,24 @@ fn set_aside(path: &Path, rules: &str) -> io::Result<()> {
         return Ok(());
     }
     // A file without rules is none of ours under this name.
-    let (parts, is_there) = (folder::parts(path)?, path.try_exists()?);
+    let (parts, is_there) = (folder::list_parts(path)?, path.try_exists()?);
     if is_there || !parts.is_empty() {
         let aside = (1..).map(|number: u32| path.with_extension(format!("old-{number}.jsonl")));
-        let mut free =
-            aside.filter(|aside| !aside.exists() && folder::parts(aside).is_ok_and(|parts| parts.is_empty()));
+        let mut free = aside
+            .filter(|aside| !aside.exists() && folder::list_parts(aside).is_ok_and(|parts| parts.is_empty()));
         let aside = free.next().unwrap_or_default();
         for (number, part) in parts {
-            fs::rename(part, folder::part(&aside, number))?;
+            fs::rename(part, folder::part_path(&aside, number))?;
         }
         if is_there {
             fs::rename(path, &aside)?;
         }
         tracing::info!(kept = %aside.display(), "dead letters begin anew: what decides about them has changed");
     }
-    write_rules(&noted, rules)
+    write_rules_file(&noted, rules)
 }
 
-fn write_rules(noted: &Path, rules: &str) -> io::Result<()> {
+fn write_rules_file(noted: &Path, rules: &str) -> io::Result<()> {
     let temporary = noted.with_extension("rules.new");
     let mut file = File::create(&temporary)?;
     file.write_all(rules.as_bytes())?;

@@ -6,18 +6,18 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 /// Between a file's name and the number of those that are full: `dead-letters.part-00000007.jsonl`.
-const PART: &str = ".part-";
+const PART_INFIX: &str = ".part-";
 
 /// Where a full file is kept. Numbers go on from 1.
-pub(super) fn part(path: &Path, number: u64) -> PathBuf {
+pub(super) fn part_path(path: &Path, number: u64) -> PathBuf {
     path.with_extension(format!("part-{number:08}.jsonl"))
 }
 
 /// The full files of a file, by number.
-pub(super) fn parts(path: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned() + PART;
+pub(super) fn list_parts(path: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned() + PART_INFIX;
     let mut parts = Vec::new();
-    for file in files(path.parent().unwrap_or(Path::new(".")))? {
+    for file in list_files(path.parent().unwrap_or(Path::new(".")))? {
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let number = name.strip_prefix(&stem).and_then(|rest| rest.strip_suffix(".jsonl"));
         if let Some(number) = number.and_then(|number| number.parse().ok()) {
@@ -29,7 +29,7 @@ pub(super) fn parts(path: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
 }
 
 /// All files of dead letters; none where there is no folder.
-fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
+fn list_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
@@ -46,9 +46,9 @@ fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Bytes of all files of dead letters in a folder, those that were set aside included.
-pub(super) fn used(folder: &Path) -> io::Result<u64> {
+pub(super) fn used_bytes(folder: &Path) -> io::Result<u64> {
     let mut used = 0;
-    for file in files(folder)? {
+    for file in list_files(folder)? {
         match fs::metadata(&file) {
             Ok(metadata) => used += metadata.len(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -59,15 +59,15 @@ pub(super) fn used(folder: &Path) -> io::Result<u64> {
 }
 
 /// A file that was removed.
-pub(super) struct Removed {
+pub(super) struct RemovedFile {
     pub path: PathBuf,
-    pub letters: u64,
+    pub dead_letters: u64,
 }
 
 /// Removes the file that was written first, other than those that are being written; nothing where there are only these.
-pub(super) fn remove_oldest(folder: &Path, written: &[&Path]) -> io::Result<Option<Removed>> {
+pub(super) fn remove_oldest_file(folder: &Path, written: &[&Path]) -> io::Result<Option<RemovedFile>> {
     let mut oldest: Option<(SystemTime, PathBuf)> = None;
-    for path in files(folder)?.into_iter().filter(|path| !written.contains(&&**path)) {
+    for path in list_files(folder)?.into_iter().filter(|path| !written.contains(&&**path)) {
         let age = match fs::metadata(&path) {
             Ok(metadata) => (metadata.modified()?, path),
             // Somebody has moved it away meanwhile.
@@ -79,15 +79,15 @@ pub(super) fn remove_oldest(folder: &Path, written: &[&Path]) -> io::Result<Opti
         }
     }
     let Some((_, path)) = oldest else { return Ok(None) };
-    let letters = count_letters(&path)?;
+    let dead_letters = count_dead_letters(&path)?;
     fs::remove_file(&path)?;
-    Ok(Some(Removed { path, letters }))
+    Ok(Some(RemovedFile { path, dead_letters }))
 }
 
-fn count_letters(path: &Path) -> io::Result<u64> {
+fn count_dead_letters(path: &Path) -> io::Result<u64> {
     let mut reader = BufReader::new(fs::File::open(path)?);
     let mut lines = 0;
-    let has_head = reader.fill_buf()?.starts_with(super::head::BEGINNING);
+    let has_head = reader.fill_buf()?.starts_with(super::file_header::HEADER_PREFIX);
     loop {
         let bytes = reader.fill_buf()?;
         if bytes.is_empty() {

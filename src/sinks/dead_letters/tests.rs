@@ -2,27 +2,30 @@
 
 use std::io::Write as _;
 
-use super::head::Position;
+use super::file_header::LastPosition;
 use super::*;
-use crate::model::rules::{RULES_KEY, RULES_VERSION};
-use crate::model::{Reason, Retried};
+use crate::model::rules_version::{RULES_VERSION, RULES_VERSION_KEY};
+use crate::model::{Reason, RetryInfo};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
-fn write(letters: &mut LetterFile, partition: u32, position: u64) -> bool {
+fn write(letters: &mut DeadLetterFile, partition: u32, position: u64) -> bool {
     let name = PartitionName { source: "journal".into(), partition };
     let refusal = Refusal::new(Reason::NotDecodable, "no JSON");
     let raw = if position.is_multiple_of(2) { &b"{\n\"x\""[..] } else { b"\xFF" };
-    letters.write(&name, position, EventTime::from_millis(7), &refusal, &Raw::value(raw)).unwrap() > 0
+    letters
+        .write_dead_letter(&name, position, EventTime::from_millis(7), &refusal, &RawRecord::from_value(raw))
+        .unwrap()
+        > 0
 }
 
 #[test]
-fn letters_say_all() {
+fn dead_letters_contain_record_origin_and_reason() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("dead-letters.jsonl");
-    let mut letters = LetterFile::open(&path, "rules").unwrap();
+    let mut letters = DeadLetterFile::open(&path, "rules").unwrap();
     assert!(write(&mut letters, 3, 10) && write(&mut letters, 3, 11));
-    letters.flushed().unwrap();
+    letters.flush_for_sync().unwrap();
     let expected = concat!(
         r#"{"source":"journal","partition":3,"position":10,"arrived_at":"1970-01-01T00:00:00.007Z","#,
         r#""reason":"not_decodable","detail":"no JSON","raw":"{\n\"x\""}"#,
@@ -35,43 +38,46 @@ fn letters_say_all() {
 }
 
 #[test]
-fn what_comes_again_has_its_own_file_and_says_where_it_was() {
+fn retried_dead_letters_have_own_file_with_origin() {
     let dir = tempfile::tempdir().unwrap();
     let name = PartitionName { source: "journal".into(), partition: 3 };
     let refusal = Refusal::new(Reason::BadTime, "no time");
     let first_seen = EventTime::from_millis(5);
-    let retried = Retried { origin: "journal/3/10".into(), attempt: 1, first_seen };
-    let again = Raw { retried: Some(&retried), ..Raw::value(b"x") };
+    let retried = RetryInfo { origin: "journal/3/10".into(), attempt: 1, first_seen };
+    let again = RawRecord { retry: Some(&retried), ..RawRecord::from_value(b"x") };
     for new in [true, false] {
-        let mut letters = DeadLetters::open(dir.path(), "rules", DeadLetterLimits::default()).unwrap();
-        assert_eq!(letters.write(&name, 12, None, &refusal, &again).unwrap(), new);
-        assert_eq!(letters.write(&name, 10, None, &refusal, &Raw::value(b"x")).unwrap(), new);
-        letters.flushed().unwrap();
-        let beyond = |end| letters.beyond(&name, end).map(|path| path.file_name().unwrap().to_owned());
+        let mut letters = DeadLetterFiles::open(dir.path(), "rules", DeadLetterLimits::default()).unwrap();
+        assert_eq!(letters.write_dead_letter(&name, 12, None, &refusal, &again).unwrap(), new);
+        assert_eq!(
+            letters.write_dead_letter(&name, 10, None, &refusal, &RawRecord::from_value(b"x")).unwrap(),
+            new
+        );
+        letters.flush_and_rotate().unwrap();
+        let beyond = |end| letters.file_beyond(&name, end).map(|path| path.file_name().unwrap().to_owned());
         assert_eq!(beyond(13), None);
-        assert_eq!(beyond(12).unwrap(), FILES[1]);
+        assert_eq!(beyond(12).unwrap(), FILE_NAMES[1]);
     }
-    let line = std::fs::read_to_string(dir.path().join(FILES[1])).unwrap();
+    let line = std::fs::read_to_string(dir.path().join(FILE_NAMES[1])).unwrap();
     assert!(
         line.contains(r#""origin":"journal/3/10","attempt":1,"first_seen_at":"1970-01-01T00:00:00.005Z""#)
     );
-    let all: Vec<_> = FILES.map(|name| read(&dir.path().join(name)).unwrap()).concat();
-    let places: Vec<_> = all.iter().map(|letter| (letter.place.position, letter.retried.clone())).collect();
+    let all: Vec<_> = FILE_NAMES.map(|name| read_dead_letters(&dir.path().join(name)).unwrap()).concat();
+    let places: Vec<_> = all.iter().map(|letter| (letter.address.position, letter.retry.clone())).collect();
     assert_eq!(places, [(10, None), (12, Some(retried))]);
 }
 
 #[test]
-fn damage_in_the_middle_is_refused() {
+fn damage_within_file_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("letters");
-    drop(LetterFile::open(&path, "rules").unwrap());
+    drop(DeadLetterFile::open(&path, "rules").unwrap());
     std::fs::write(&path, "{\"source\":\"a\",\"partition\":0,\"position\":1}\nx\n{}\n").unwrap();
-    let refused = LetterFile::open(&path, "rules").unwrap_err();
-    assert!(matches!(refused, DeadLettersError::Damaged { line: 2, .. }), "{refused}");
+    let refused = DeadLetterFile::open(&path, "rules").unwrap_err();
+    assert!(matches!(refused, DlqFileError::Damaged { line: 2, .. }), "{refused}");
 }
 
 #[test]
-fn replays_write_nothing_twice() {
+fn replay_writes_no_dead_letter_twice() {
     let runs = proptest::collection::vec((0..60u64, any::<proptest::sample::Index>()), 1..6);
     // A disk is synced at each step: few cases, however many others run.
     let config = ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() };
@@ -80,14 +86,14 @@ fn replays_write_nothing_twice() {
         let path = dir.path().join("letters");
         let mut furthest = 0;
         for (upto, torn) in runs {
-            let mut letters = LetterFile::open(&path, "rules").unwrap();
+            let mut letters = DeadLetterFile::open(&path, "rules").unwrap();
             for position in 0..upto {
                 write(&mut letters, (position % 3) as u32, position);
             }
-            letters.flushed().unwrap();
+            letters.flush_for_sync().unwrap();
             furthest = furthest.max(upto);
             let bytes = std::fs::read(&path).unwrap();
-            let places: Vec<Position> = bytes
+            let places: Vec<LastPosition> = bytes
                 .split_inclusive(|byte| *byte == b'\n')
                 .map(|line| serde_json::from_slice(line).unwrap())
                 .collect();
@@ -97,59 +103,71 @@ fn replays_write_nothing_twice() {
             let kept = torn.index(bytes.len() + 1);
             std::fs::write(&path, &bytes[..kept]).unwrap();
             let whole = bytes[..kept].iter().filter(|byte| **byte == b'\n').count();
-            let mut letters = LetterFile::open(&path, "rules").unwrap();
+            let mut letters = DeadLetterFile::open(&path, "rules").unwrap();
             let again =
                 (0..furthest).filter(|position| write(&mut letters, (position % 3) as u32, *position));
             prop_assert_eq!(again.count(), furthest as usize - whole);
-            letters.flushed().unwrap();
+            letters.flush_for_sync().unwrap();
         }
         Ok(())
     });
     ran.unwrap();
 }
 
-const SMALL: DeadLetterLimits =
-    DeadLetterLimits { file_bytes: 1_000, limit_bytes: 8_000, full: WhenFull::Wait, client_bytes: 1 << 20 };
+const SMALL: DeadLetterLimits = DeadLetterLimits {
+    file_bytes: 1_000,
+    limit_bytes: 8_000,
+    when_full: DeadLetterFullPolicy::Wait,
+    client_bytes: 1 << 20,
+};
 
-fn refuse(letters: &mut DeadLetters, partition: u32, position: u64) -> bool {
+fn refuse(letters: &mut DeadLetterFiles, partition: u32, position: u64) -> bool {
     let name = PartitionName { source: "journal".into(), partition };
     let refusal = Refusal::new(Reason::TooLate, "older than its city's newest reading");
     let raw = format!("{{\"city\":\"a\",\"number\":{position}}}");
-    letters.write(&name, position, EventTime::from_millis(7), &refusal, &Raw::value(raw.as_bytes())).unwrap()
+    letters
+        .write_dead_letter(
+            &name,
+            position,
+            EventTime::from_millis(7),
+            &refusal,
+            &RawRecord::from_value(raw.as_bytes()),
+        )
+        .unwrap()
 }
 
 fn places(path: &Path) -> Vec<(u32, u64)> {
-    let letters = read(path).unwrap();
-    letters.iter().map(|letter| (letter.place.partition, letter.place.position)).collect()
+    let letters = read_dead_letters(path).unwrap();
+    letters.iter().map(|letter| (letter.address.partition, letter.address.position)).collect()
 }
 
 #[test]
-fn full_files_are_kept_and_read_in_their_order() {
+fn full_files_are_rotated_and_read_in_order() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join(FILES[0]);
-    let mut lines = Lines::new(&path);
+    let path = dir.path().join(FILE_NAMES[0]);
+    let mut lines = DeadLetterReader::new(&path);
     let (mut followed, mut written) = (Vec::new(), Vec::new());
     for start in 0..3 {
-        let mut letters = DeadLetters::open(dir.path(), "rules", SMALL).unwrap();
+        let mut letters = DeadLetterFiles::open(dir.path(), "rules", SMALL).unwrap();
         for position in 0..(start + 1) * 10 {
             let partition = (position % 3) as u32;
             if refuse(&mut letters, partition, position) {
                 written.push((partition, position));
             }
-            letters.flushed().unwrap();
+            letters.flush_and_rotate().unwrap();
             // Goes on from where it was, whichever file that is in by now.
             if position % 4 == 0 {
-                let take = |letter: crate::model::Letter| {
-                    followed.push((letter.place.partition, letter.place.position));
+                let take = |letter: crate::model::DeadLetter| {
+                    followed.push((letter.address.partition, letter.address.position));
                     None
                 };
-                lines.take_while(take).unwrap();
+                lines.read_while(take).unwrap();
             }
         }
     }
     assert_eq!((written.len(), places(&path)), (30, written.clone()));
     assert!(followed.len() > 20 && written.starts_with(&followed), "{followed:?}");
-    let parts = folder::parts(&path).unwrap();
+    let parts = folder::list_parts(&path).unwrap();
     assert!(parts.len() >= 3, "{parts:?}");
     for (number, part) in &parts {
         let first = std::fs::read_to_string(part).unwrap().lines().next().unwrap().to_owned();
@@ -159,20 +177,20 @@ fn full_files_are_kept_and_read_in_their_order() {
     }
     // Without the full ones, a start knows all the same which letters were written.
     parts.iter().for_each(|(_, part)| std::fs::remove_file(part).unwrap());
-    let mut letters = DeadLetters::open(dir.path(), "rules", SMALL).unwrap();
+    let mut letters = DeadLetterFiles::open(dir.path(), "rules", SMALL).unwrap();
     assert!((0..30).all(|position| !refuse(&mut letters, (position % 3) as u32, position)));
     assert!(refuse(&mut letters, 0, 30));
 }
 
 /// The states of a folder that a process leaves which is ended anywhere in between.
 #[test]
-fn each_letter_is_written_once_whatever_a_rotation_leaves() {
+fn interrupted_rotation_writes_each_dead_letter_once() {
     type Cut = fn(&Path);
     let cuts: [Cut; 4] = [
         |_| (),
         // Before the new file had its name.
         |path| {
-            let newest = folder::parts(path).unwrap().pop().unwrap();
+            let newest = folder::list_parts(path).unwrap().pop().unwrap();
             let current = std::fs::read(path).unwrap();
             std::fs::write(path.with_extension("jsonl.new"), current).unwrap();
             std::fs::remove_file(path).unwrap();
@@ -186,13 +204,13 @@ fn each_letter_is_written_once_whatever_a_rotation_leaves() {
     ];
     for cut in cuts {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(FILES[0]);
-        let mut letters = DeadLetters::open(dir.path(), "rules", SMALL).unwrap();
+        let path = dir.path().join(FILE_NAMES[0]);
+        let mut letters = DeadLetterFiles::open(dir.path(), "rules", SMALL).unwrap();
         let mut count = 0;
         // Until another file has just begun.
-        while folder::parts(&path).unwrap().len() < 2 {
+        while folder::list_parts(&path).unwrap().len() < 2 {
             refuse(&mut letters, 0, count);
-            letters.flushed().unwrap();
+            letters.flush_and_rotate().unwrap();
             count += 1;
         }
         let current = std::fs::read_to_string(&path).unwrap();
@@ -201,23 +219,23 @@ fn each_letter_is_written_once_whatever_a_rotation_leaves() {
         cut(&path);
         let missing = count - places(&path).len() as u64;
         assert!(missing <= lost);
-        let mut letters = DeadLetters::open(dir.path(), "rules", SMALL).unwrap();
+        let mut letters = DeadLetterFiles::open(dir.path(), "rules", SMALL).unwrap();
         let again = (0..count + 5).filter(|position| refuse(&mut letters, 0, *position)).count() as u64;
-        letters.flushed().unwrap();
+        letters.flush_and_rotate().unwrap();
         assert_eq!(again, missing + 5);
         assert_eq!(places(&path), (0..count + 5).map(|position| (0, position)).collect::<Vec<_>>());
     }
 }
 
 #[test]
-fn files_of_other_rules_are_set_aside_together() {
+fn files_of_other_rules_version_are_moved_aside_together() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join(FILES[0]);
+    let path = dir.path().join(FILE_NAMES[0]);
     for rules in ["some", "others", "more"] {
-        let mut letters = DeadLetters::open(dir.path(), rules, SMALL).unwrap();
+        let mut letters = DeadLetterFiles::open(dir.path(), rules, SMALL).unwrap();
         for position in 0..20 {
             assert!(refuse(&mut letters, 0, position));
-            letters.flushed().unwrap();
+            letters.flush_and_rotate().unwrap();
         }
         assert_eq!(places(&path).len(), 20);
     }
@@ -227,85 +245,89 @@ fn files_of_other_rules_are_set_aside_together() {
 }
 
 #[test]
-fn limit_has_the_source_wait_until_files_are_moved_away() {
+fn size_limit_pauses_source_until_files_are_moved() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join(FILES[0]);
-    let mut letters = DeadLetters::open(dir.path(), "rules", SMALL).unwrap();
+    let path = dir.path().join(FILE_NAMES[0]);
+    let mut letters = DeadLetterFiles::open(dir.path(), "rules", SMALL).unwrap();
     let mut count = 0;
     while !letters.is_full() {
         assert!(refuse(&mut letters, 0, count));
-        letters.flushed().unwrap();
+        letters.flush_and_rotate().unwrap();
         count += 1;
     }
-    let used = folder::used(dir.path()).unwrap();
+    let used = folder::used_bytes(dir.path()).unwrap();
     assert!((SMALL.limit_bytes..SMALL.limit_bytes + 500).contains(&used), "{used}");
     drop(letters);
     // A start reads on what is written already, and waits at the first that is not.
-    let mut letters = DeadLetters::open(dir.path(), "rules", SMALL).unwrap();
+    let mut letters = DeadLetterFiles::open(dir.path(), "rules", SMALL).unwrap();
     assert!((0..count).all(|position| !refuse(&mut letters, 0, position)) && !letters.is_full());
     assert!(refuse(&mut letters, 0, count) && letters.is_full());
-    letters.flushed().unwrap();
-    std::fs::remove_file(&folder::parts(&path).unwrap()[0].1).unwrap();
-    letters.next_look = Instant::now();
-    letters.flushed().unwrap();
+    letters.flush_and_rotate().unwrap();
+    std::fs::remove_file(&folder::list_parts(&path).unwrap()[0].1).unwrap();
+    letters.next_usage_check = Instant::now();
+    letters.flush_and_rotate().unwrap();
     assert!(!letters.is_full());
     assert_eq!(places(&path).last(), Some(&(0, count)));
 }
 
 #[test]
-fn oldest_file_is_dropped_where_that_is_asked_for() {
+fn oldest_file_is_dropped_if_configured() {
     let dir = tempfile::tempdir().unwrap();
-    let limits = DeadLetterLimits { full: WhenFull::DropOldest, ..SMALL };
-    let mut letters = DeadLetters::open(dir.path(), "rules", limits).unwrap();
+    let limits = DeadLetterLimits { when_full: DeadLetterFullPolicy::DropOldest, ..SMALL };
+    let mut letters = DeadLetterFiles::open(dir.path(), "rules", limits).unwrap();
     for position in 0..500 {
         assert!(refuse(&mut letters, 0, position) && !letters.is_full());
-        letters.flushed().unwrap();
-        assert!(folder::used(dir.path()).unwrap() < limits.limit_bytes + 500);
+        letters.flush_and_rotate().unwrap();
+        assert!(folder::used_bytes(dir.path()).unwrap() < limits.limit_bytes + 500);
     }
-    let left = places(&dir.path().join(FILES[0]));
+    let left = places(&dir.path().join(FILE_NAMES[0]));
     assert!(left.len() > 20 && left.len() < 100, "{}", left.len());
     let newest: Vec<_> = (500 - left.len() as u64..500).map(|position| (0, position)).collect();
     assert_eq!(left, newest);
 }
 
 #[test]
-fn letters_that_cannot_be_written_are_written_later_once() {
+fn failed_dead_letters_are_written_later_once() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("dead-letters.jsonl");
-    let mut letters = LetterFile::open(&path, "rules").unwrap();
+    let mut letters = DeadLetterFile::open(&path, "rules").unwrap();
     write(&mut letters, 0, 1);
-    letters.flushed().unwrap();
+    letters.flush_for_sync().unwrap();
     // A write that was cut off, and whose rest cannot be removed either.
     File::options().append(true).open(&path).unwrap().write_all(b"{\"sour").unwrap();
     let full = File::options().write(true).open("/dev/full").unwrap();
     let whole = letters.replace_file(full);
     write(&mut letters, 0, 2);
-    let error = letters.flushed().unwrap_err();
-    assert!(error.is_passing(), "{error}");
+    let error = letters.flush_for_sync().unwrap_err();
+    assert!(error.is_transient(), "{error}");
     let expected = format!("make room on the disk of {}", path.display());
     assert!(error.to_string().contains(&expected), "{error}");
     letters.replace_file(whole);
     write(&mut letters, 0, 3);
-    letters.flushed().unwrap();
+    letters.flush_for_sync().unwrap();
     drop(letters);
-    let found = read(&path).unwrap();
-    assert_eq!(found.iter().map(|letter| letter.place.position).collect::<Vec<_>>(), [1, 2, 3]);
+    let found = read_dead_letters(&path).unwrap();
+    assert_eq!(found.iter().map(|letter| letter.address.position).collect::<Vec<_>>(), [1, 2, 3]);
 }
 
 #[test]
-fn letters_of_another_rules_version_are_refused() {
+fn dead_letters_of_another_rules_version_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let name = PartitionName { source: "journal".into(), partition: 3 };
     let refusal = Refusal::new(Reason::BadTime, "no time");
-    let open = |rules: &str| DeadLetters::open(dir.path(), rules, DeadLetterLimits::default());
-    let own = format!("{RULES_KEY} = {RULES_VERSION}\n");
+    let open = |rules: &str| DeadLetterFiles::open(dir.path(), rules, DeadLetterLimits::default());
+    let own = format!("{RULES_VERSION_KEY} = {RULES_VERSION}\n");
     for (more, new) in [("a = 1\n", true), ("a = 1\n", false), ("a = 2\n", true)] {
         let mut letters = open(&format!("{own}{more}")).unwrap();
-        assert_eq!(letters.write(&name, 10, None, &refusal, &Raw::value(b"x")).unwrap(), new, "{more}");
-        letters.flushed().unwrap();
+        assert_eq!(
+            letters.write_dead_letter(&name, 10, None, &refusal, &RawRecord::from_value(b"x")).unwrap(),
+            new,
+            "{more}"
+        );
+        letters.flush_and_rotate().unwrap();
     }
     assert!(dir.path().join("dead-letters.old-1.jsonl").exists());
-    let noted = dir.path().join(FILES[0]).with_extension("rules");
+    let noted = dir.path().join(FILE_NAMES[0]).with_extension("rules");
     for (rules, maker) in [
         ("AdmissionRules { lateness: Duration(86400000) }\n", "swelter 0.1.0 of November 2026 or before"),
         ("rules version = 3\na = 2\n", "another swelter (rules version 3)"),

@@ -5,28 +5,31 @@
 //! of the input that they are complete up to.
 
 pub mod follow;
-mod outlet;
 mod producer;
 pub mod progress;
 pub mod render;
 mod shard;
+mod sink;
 
-use std::time::Duration as Wait;
+use std::time::Duration;
 
 use rdkafka::error::KafkaError;
 
-pub use self::follow::Alive;
-pub use self::outlet::{Claimed, Ends, Fenced, Identity, Keeper, Outlet, Running, Successor, look};
-pub use self::shard::Portion;
+pub use self::follow::Heartbeat;
+pub use self::shard::ShardBatch;
+pub use self::sink::{
+    FencedShards, Identity, KafkaSink, ProgressWriter, RunningKafkaSink, ShardSenders, SinkClaim,
+    SuccessorClaim, inspect_progress,
+};
 
-use crate::fault::cannot_start;
-use crate::kafka::Cluster;
-use crate::model::rules::{OtherRules, rebuild_hint};
+use crate::fault::start_failure_text;
+use crate::kafka::KafkaCluster;
+use crate::model::rules_version::{RulesVersionMismatch, rebuild_hint};
 
 /// Where results go.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KafkaSinkPlan {
-    pub outlet: OutletPlan,
+    pub output: KafkaOutputPlan,
     /// Every change of a row, by city and time.
     pub topic: String,
     /// Every change of a city's current row, by city.
@@ -64,15 +67,15 @@ impl std::fmt::Debug for RowFormat {
 
 /// What is written to a cluster in transactions, and where its progress is kept.
 #[derive(Clone, Debug, PartialEq)]
-pub struct OutletPlan {
-    pub cluster: Cluster,
+pub struct KafkaOutputPlan {
+    pub cluster: KafkaCluster,
     pub progress_topic: String,
     pub delivery: Delivery,
     /// Fixed at the first start.
     pub shards: u16,
-    pub commit_interval: Wait,
+    pub commit_interval: Duration,
     /// After this long the cluster gives a transaction up.
-    pub transaction_timeout: Wait,
+    pub transaction_timeout: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +88,7 @@ pub enum Delivery {
 
 /// Why an outlet cannot be written.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum OutletError {
+pub enum KafkaSinkError {
     #[error("brokers {brokers}: {error}: check the addresses and properties")]
     Client { brokers: String, error: KafkaError },
     #[error("topic {topic} cannot be read: {error}: check that it exists and that reading it is allowed")]
@@ -112,7 +115,7 @@ pub enum OutletError {
     )]
     Identity { topic: String, what: String, before: String, now: String },
     #[error(transparent)]
-    Rules(#[from] OtherRules),
+    Rules(#[from] RulesVersionMismatch),
     #[error(
         "the cluster at {brokers} does not answer: not all that was read is written; the next start goes on where it ends"
     )]
@@ -122,20 +125,20 @@ pub enum OutletError {
          and start again; nothing is lost"
     )]
     TooLarge { topic: String },
-    #[error("{}", cannot_start(.0))]
+    #[error("{}", start_failure_text(.0))]
     Threads(std::sync::Arc<std::io::Error>),
 }
 
-impl OutletError {
-    fn client(cluster: &Cluster, error: KafkaError) -> OutletError {
-        OutletError::Client { brokers: cluster.brokers.clone(), error }
+impl KafkaSinkError {
+    fn cannot_connect(cluster: &KafkaCluster, error: KafkaError) -> KafkaSinkError {
+        KafkaSinkError::Client { brokers: cluster.brokers.clone(), error }
     }
 
-    fn reading(topic: &str, error: KafkaError) -> OutletError {
-        OutletError::Reading { topic: topic.to_owned(), error }
+    fn cannot_read(topic: &str, error: KafkaError) -> KafkaSinkError {
+        KafkaSinkError::Reading { topic: topic.to_owned(), error }
     }
 
-    fn writing(topic: &str, error: KafkaError) -> OutletError {
-        OutletError::Writing { topic: topic.to_owned(), error }
+    fn cannot_write(topic: &str, error: KafkaError) -> KafkaSinkError {
+        KafkaSinkError::Writing { topic: topic.to_owned(), error }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration as Wait, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -11,32 +11,32 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseProducer, DeliveryResult, Producer, ProducerContext};
 
-use super::progress::{self, Stopping};
-use super::shard::Portion;
-use super::{OutletError, OutletPlan};
-use crate::kafka::AS_OF;
-use crate::kafka::native::{NewRecord, TopicProducer};
-use crate::model::ParcelRecord;
+use super::progress::{self, StopDeadline};
+use super::shard::ShardBatch;
+use super::{KafkaOutputPlan, KafkaSinkError};
+use crate::kafka::AS_OF_HEADER;
+use crate::kafka::native::{ProducerRecord, TopicProducer};
+use crate::model::EncodedRecord;
 
 /// Between two looks at what was acknowledged.
-const LOOK: Wait = Wait::from_micros(300);
+const ACK_POLL_INTERVAL: Duration = Duration::from_micros(300);
 /// With commits that are far apart, their last requests are not to be large.
-const LONGEST_LINGER_MS: u128 = 50;
+const MAX_LINGER_MS: u128 = 50;
 /// Between two attempts, at first.
-pub(super) const RETRY: Wait = Wait::from_millis(100);
+pub(super) const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// Of one call that waits for the cluster.
-pub(super) const CALL: Wait = Wait::from_secs(10);
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Counts what could not be delivered.
 #[derive(Default)]
-pub(super) struct Deliveries {
+pub(super) struct DeliveryErrors {
     failed: AtomicU64,
     /// What was said of the last one, and its topic.
     last: Mutex<Option<(String, KafkaError)>>,
 }
 
-impl Deliveries {
-    fn fail(&self, topic: &str, error: &KafkaError) {
+impl DeliveryErrors {
+    fn record_failure(&self, topic: &str, error: &KafkaError) {
         self.failed.fetch_add(1, Ordering::Relaxed);
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         // What is purged goes with one that has failed before.
@@ -54,22 +54,22 @@ impl Deliveries {
     }
 
     /// Why waiting does not help, where it does not.
-    pub fn final_error(&self) -> Option<OutletError> {
+    pub fn permanent_error(&self) -> Option<KafkaSinkError> {
         use RDKafkaErrorCode::{ClusterAuthorizationFailed, MessageSizeTooLarge, TopicAuthorizationFailed};
         let (topic, error) = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
         match error.rdkafka_error_code() {
-            Some(MessageSizeTooLarge) => Some(OutletError::TooLarge { topic }),
+            Some(MessageSizeTooLarge) => Some(KafkaSinkError::TooLarge { topic }),
             Some(TopicAuthorizationFailed | ClusterAuthorizationFailed) => {
-                Some(OutletError::Writing { topic, error })
+                Some(KafkaSinkError::Writing { topic, error })
             }
             _ => None,
         }
     }
 }
 
-impl ClientContext for Deliveries {
+impl ClientContext for DeliveryErrors {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        crate::kafka::log(level, facility, text);
+        crate::kafka::log_librdkafka(level, facility, text);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -77,20 +77,20 @@ impl ClientContext for Deliveries {
     }
 }
 
-impl ProducerContext for Deliveries {
+impl ProducerContext for DeliveryErrors {
     type DeliveryOpaque = ();
 
     fn delivery(&self, delivered: &DeliveryResult<'_>, (): ()) {
         if let Err((error, message)) = delivered {
             tracing::debug!(%error, topic = message.topic(), "a record was not written");
-            self.fail(message.topic(), error);
+            self.record_failure(message.topic(), error);
         }
     }
 }
 
 /// Why an attempt has ended.
 #[derive(Debug)]
-pub(super) enum Trouble {
+pub(super) enum WriteFailure {
     /// Nothing of it counts: it can be made again.
     Abort(KafkaError),
     /// What became of it is not known, or the producer is of no use any more.
@@ -98,28 +98,28 @@ pub(super) enum Trouble {
 }
 
 /// Makes a producer of these topics; no earlier one of this shard writes any more then.
-pub(super) fn producer(
-    plan: &OutletPlan,
+pub(super) fn open_producer(
+    plan: &KafkaOutputPlan,
     topics: &[String],
     number: u16,
-    wait: Wait,
-    stopping: &Stopping,
-) -> Result<TopicProducer<Deliveries>, OutletError> {
-    let claimed = claim(plan, number, wait, stopping)?;
-    TopicProducer::new(claimed, topics).map_err(|error| OutletError::client(&plan.cluster, error))
+    wait: Duration,
+    stopping: &StopDeadline,
+) -> Result<TopicProducer<DeliveryErrors>, KafkaSinkError> {
+    let claimed = init_producer(plan, number, wait, stopping)?;
+    TopicProducer::new(claimed, topics).map_err(|error| KafkaSinkError::cannot_connect(&plan.cluster, error))
 }
 
-fn claim(
-    plan: &OutletPlan,
+fn init_producer(
+    plan: &KafkaOutputPlan,
     number: u16,
-    wait: Wait,
-    stopping: &Stopping,
-) -> Result<BaseProducer<Deliveries>, OutletError> {
-    let mut config = plan.cluster.producer();
+    wait: Duration,
+    stopping: &StopDeadline,
+) -> Result<BaseProducer<DeliveryErrors>, KafkaSinkError> {
+    let mut config = plan.cluster.producer_config();
     let timeout = plan.transaction_timeout.as_millis().to_string();
     // A request is of one partition, so the fewer, the more in each. What waits for a commit may wait here: the commit has it sent.
     let linger = match plan.is_transactional() {
-        true => plan.commit_interval.as_millis().clamp(1, LONGEST_LINGER_MS),
+        true => plan.commit_interval.as_millis().clamp(1, MAX_LINGER_MS),
         false => 1,
     };
     config
@@ -134,57 +134,59 @@ fn claim(
     } else {
         config.set("message.timeout.ms", &timeout);
     }
-    let producer: BaseProducer<Deliveries> = config
-        .create_with_context(Deliveries::default())
-        .map_err(|error| OutletError::client(&plan.cluster, error))?;
+    let producer: BaseProducer<DeliveryErrors> = config
+        .create_with_context(DeliveryErrors::default())
+        .map_err(|error| KafkaSinkError::cannot_connect(&plan.cluster, error))?;
     if !plan.is_transactional() {
         return Ok(producer);
     }
     let deadline = Instant::now() + wait;
     loop {
-        match producer.init_transactions(call(stopping)) {
+        match producer.init_transactions(call_timeout(stopping)) {
             Ok(()) => return Ok(producer),
-            Err(error) if progress::is_final(&error) || stopping.is_over() || Instant::now() > deadline => {
-                return Err(OutletError::Transactions { id, error });
+            Err(error)
+                if progress::is_permanent(&error) || stopping.is_over() || Instant::now() > deadline =>
+            {
+                return Err(KafkaSinkError::Transactions { id, error });
             }
-            Err(KafkaError::Transaction(error)) if error.is_retriable() => thread::sleep(RETRY),
-            Err(error) => return Err(OutletError::Transactions { id, error }),
+            Err(KafkaError::Transaction(error)) if error.is_retriable() => thread::sleep(FIRST_RETRY),
+            Err(error) => return Err(KafkaSinkError::Transactions { id, error }),
         }
     }
 }
 
-pub(super) fn classify(error: KafkaError) -> Trouble {
+pub(super) fn classify_failure(error: KafkaError) -> WriteFailure {
     match &error {
-        KafkaError::Transaction(inner) if inner.txn_requires_abort() => Trouble::Abort(error),
-        _ => Trouble::Lost(error),
+        KafkaError::Transaction(inner) if inner.txn_requires_abort() => WriteFailure::Abort(error),
+        _ => WriteFailure::Lost(error),
     }
 }
 
 /// Waits a moment for acknowledgements. A poll that waits would be busy for the last part of a millisecond.
-fn wait(producer: &BaseProducer<Deliveries>) {
-    producer.poll(Wait::ZERO);
-    thread::sleep(LOOK);
+fn poll_acks(producer: &BaseProducer<DeliveryErrors>) {
+    producer.poll(Duration::ZERO);
+    thread::sleep(ACK_POLL_INTERVAL);
 }
 
 /// How long a call may wait for the cluster.
-pub(super) fn call(stopping: &Stopping) -> Wait {
-    stopping.left().clamp(RETRY, CALL)
+pub(super) fn call_timeout(stopping: &StopDeadline) -> Duration {
+    stopping.time_left().clamp(FIRST_RETRY, CALL_TIMEOUT)
 }
 
 /// How long a portion waits for room in the queue of its producer.
-pub(super) struct Room {
-    pub patience: Wait,
-    pub stopping: Arc<Stopping>,
+pub(super) struct QueueWait {
+    pub max_wait: Duration,
+    pub stopping: Arc<StopDeadline>,
 }
 
 /// Queues the records of a portion, and waits where there is no room.
-pub(super) fn send(
-    producer: &TopicProducer<Deliveries>,
+pub(super) fn send_batch(
+    producer: &TopicProducer<DeliveryErrors>,
     topics: &[String],
     as_of: &mut String,
-    portion: &Portion,
-    room: &Room,
-) -> Result<(), Trouble> {
+    portion: &ShardBatch,
+    room: &QueueWait,
+) -> Result<(), WriteFailure> {
     use std::fmt::Write as _;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let timestamp = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
@@ -193,23 +195,23 @@ pub(super) fn send(
         let _ = write!(as_of, "{}", parcel.epoch);
         for record in parcel.records() {
             let Some(topic) = topics.get(usize::from(record.topic)) else { continue };
-            queue(producer, topic, (as_of, timestamp), &record, room)?;
+            enqueue_record(producer, topic, (as_of, timestamp), &record, room)?;
         }
     }
-    producer.client().poll(Wait::ZERO);
+    producer.client().poll(Duration::ZERO);
     Ok(())
 }
 
-fn queue(
-    producer: &TopicProducer<Deliveries>,
+fn enqueue_record(
+    producer: &TopicProducer<DeliveryErrors>,
     topic: &str,
     (as_of, timestamp): (&str, i64),
-    record: &ParcelRecord<'_>,
-    room: &Room,
-) -> Result<(), Trouble> {
+    record: &EncodedRecord<'_>,
+    room: &QueueWait,
+) -> Result<(), WriteFailure> {
     let own = record.headers.clone();
-    let of_result = own.clone().next().is_none().then_some((AS_OF, as_of.as_bytes()));
-    let next = NewRecord {
+    let of_result = own.clone().next().is_none().then_some((AS_OF_HEADER, as_of.as_bytes()));
+    let next = ProducerRecord {
         topic: usize::from(record.topic),
         partition: record.partition as i32,
         timestamp,
@@ -219,19 +221,19 @@ fn queue(
     };
     let mut deadline = None;
     loop {
-        match producer.send(&next) {
+        match producer.queue_record(&next) {
             Ok(()) => return Ok(()),
             Err(full @ KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)) => {
-                let deadline = *deadline.get_or_insert_with(|| Instant::now() + room.patience);
+                let deadline = *deadline.get_or_insert_with(|| Instant::now() + room.max_wait);
                 if Instant::now() > deadline || room.stopping.is_over() {
-                    return Err(Trouble::Lost(full));
+                    return Err(WriteFailure::Lost(full));
                 }
-                wait(producer.client());
+                poll_acks(producer.client());
             }
             // Of a transaction that has failed: committing it says so, and how.
             Err(error) => {
-                producer.client().context().fail(topic, &error);
-                return Err(Trouble::Abort(error));
+                producer.client().context().record_failure(topic, &error);
+                return Err(WriteFailure::Abort(error));
             }
         }
     }

@@ -23,16 +23,16 @@ use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, T
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use serde::{Deserialize, Serialize};
 
-use super::OutletError;
-use crate::kafka::silence::Silence;
-use crate::kafka::{ANSWER, Cluster, introduce};
+use super::KafkaSinkError;
+use crate::kafka::broker_reminder::BrokerReminder;
+use crate::kafka::{KafkaCluster, REQUEST_TIMEOUT_MS, prefetch_metadata};
 use crate::model::{Fingerprint, LogPosition};
 
 /// How long reading or writing it may take, brokers that are starting included.
-const DEADLINE: Duration = Duration::from_secs(60);
+const TOPIC_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a stop waits for a cluster that does not answer.
-const LAST_WAIT: Duration = Duration::from_secs(20);
-const POLL: Duration = Duration::from_millis(100);
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 pub const CLAIM: &str = "claim";
 pub const IDENTITY: &str = "identity";
@@ -40,21 +40,21 @@ pub const TOPICS: &str = "topics";
 pub const EPOCHS: &str = "epochs";
 pub const MARKER: &str = "marker";
 /// What the keys of shards and of starts begin with.
-pub const SHARD: &str = "shard/";
-pub const START: &str = "start/";
+pub const SHARD_PREFIX: &str = "shard/";
+pub const START_PREFIX: &str = "start/";
 
 /// The key of a shard's progress, by its number within the outlet.
 pub fn shard_key(shard: u16) -> String {
-    format!("{SHARD}{shard}")
+    format!("{SHARD_PREFIX}{shard}")
 }
 
 /// The key of where the partitions of a source were first read from.
 pub fn start_key(source: &str) -> String {
-    format!("{START}{source}")
+    format!("{START_PREFIX}{source}")
 }
 
 /// What the keys of the answers of a source's registry begin with, before the id.
-pub fn schema_key(source: &str) -> String {
+pub fn schema_prefix(source: &str) -> String {
     format!("schema/{source}/")
 }
 
@@ -93,9 +93,9 @@ impl ShardProgress {
 
 /// When a run has begun to end, for all who wait for a cluster.
 #[derive(Debug, Default)]
-pub struct Stopping(OnceLock<Instant>);
+pub struct StopDeadline(OnceLock<Instant>);
 
-impl Stopping {
+impl StopDeadline {
     pub fn begin(&self) {
         let _ = self.0.set(Instant::now());
     }
@@ -105,29 +105,29 @@ impl Stopping {
     }
 
     /// How long the cluster may still take.
-    pub fn left(&self) -> Duration {
-        self.0.get().map_or(Duration::MAX, |since| LAST_WAIT.saturating_sub(since.elapsed()))
+    pub fn time_left(&self) -> Duration {
+        self.0.get().map_or(Duration::MAX, |since| STOP_TIMEOUT.saturating_sub(since.elapsed()))
     }
 
     pub fn is_over(&self) -> bool {
-        self.left().is_zero()
+        self.time_left().is_zero()
     }
 }
 
 /// How long a call waits for the cluster: to a time, and no longer than the end of the run allows.
 #[derive(Clone, Debug)]
-pub struct Patience {
+pub struct WaitLimit {
     deadline: Instant,
-    stopping: Arc<Stopping>,
+    stopping: Arc<StopDeadline>,
 }
 
-impl Patience {
-    pub fn of(wait: Duration) -> Patience {
-        Patience { deadline: Instant::now() + wait, stopping: Arc::default() }
+impl WaitLimit {
+    pub fn at_most(wait: Duration) -> WaitLimit {
+        WaitLimit { deadline: Instant::now() + wait, stopping: Arc::default() }
     }
 
-    pub fn until_stopped(stopping: &Arc<Stopping>) -> Patience {
-        Patience { deadline: Instant::now() + DEADLINE, stopping: Arc::clone(stopping) }
+    pub fn until_stopped(stopping: &Arc<StopDeadline>) -> WaitLimit {
+        WaitLimit { deadline: Instant::now() + TOPIC_TIMEOUT, stopping: Arc::clone(stopping) }
     }
 
     fn is_over(&self) -> bool {
@@ -135,15 +135,15 @@ impl Patience {
     }
 }
 
-impl Default for Patience {
-    fn default() -> Patience {
-        Patience::of(DEADLINE)
+impl Default for WaitLimit {
+    fn default() -> WaitLimit {
+        WaitLimit::at_most(TOPIC_TIMEOUT)
     }
 }
 
 /// How much of the topic is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Extent {
+pub enum ReadExtent {
     /// All up to the end that it has now, whatever waits for a commit.
     Now,
     /// What is committed by now, before the first transaction that is open.
@@ -154,41 +154,41 @@ pub enum Extent {
 
 /// All that the topic holds, by key.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Kept {
+pub struct ProgressSnapshot {
     values: BTreeMap<String, Vec<u8>>,
     topic: String,
     /// The offset of the last record, where there is one.
     last: Option<i64>,
 }
 
-impl Kept {
+impl ProgressSnapshot {
     /// Reads what a topic holds now, while others may be writing.
-    pub fn now(cluster: &Cluster, topic: &str) -> Result<Kept, OutletError> {
-        read(cluster, topic, Extent::Now, &Patience::default())
+    pub fn read_now(cluster: &KafkaCluster, topic: &str) -> Result<ProgressSnapshot, KafkaSinkError> {
+        read_topic(cluster, topic, ReadExtent::Now, &WaitLimit::default())
     }
 
     #[cfg(test)]
-    pub fn of(topic: &str, values: impl Iterator<Item = (String, Vec<u8>)>, last: i64) -> Kept {
-        Kept { values: values.collect(), topic: topic.to_owned(), last: Some(last) }
+    pub fn of(topic: &str, values: impl Iterator<Item = (String, Vec<u8>)>, last: i64) -> ProgressSnapshot {
+        ProgressSnapshot { values: values.collect(), topic: topic.to_owned(), last: Some(last) }
     }
 
     /// The offset of the last record that was read.
-    pub fn last(&self) -> Option<i64> {
+    pub fn last_offset(&self) -> Option<i64> {
         self.last
     }
 
     /// With the shards' progress that another reading has.
-    pub(super) fn with_shards_of(mut self, other: Kept) -> Kept {
-        let is_shard = |key: &String| key.starts_with(SHARD);
+    pub(super) fn with_shards_of(mut self, other: ProgressSnapshot) -> ProgressSnapshot {
+        let is_shard = |key: &String| key.starts_with(SHARD_PREFIX);
         self.values.retain(|key, _| !is_shard(key));
         self.values.extend(other.values.into_iter().filter(|(key, _)| is_shard(key)));
         self
     }
 
     /// What is kept under a key.
-    pub fn get<T: for<'de> Deserialize<'de>>(&self, key: &str) -> Result<Option<T>, OutletError> {
+    pub fn get<T: for<'de> Deserialize<'de>>(&self, key: &str) -> Result<Option<T>, KafkaSinkError> {
         let parse = |value: &Vec<u8>| {
-            serde_json::from_slice(value).map_err(|error| OutletError::Damaged {
+            serde_json::from_slice(value).map_err(|error| KafkaSinkError::Damaged {
                 topic: self.topic.clone(),
                 key: key.to_owned(),
                 problem: error.to_string(),
@@ -198,27 +198,27 @@ impl Kept {
     }
 
     /// What follows a prefix, and the values kept there.
-    pub fn below<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a [u8])> {
+    pub fn with_prefix<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a [u8])> {
         let from = self.values.range(prefix.to_owned()..);
         from.map_while(move |(key, value)| Some((key.strip_prefix(prefix)?, &value[..])))
     }
 }
 
 /// Writes to the topic outside of transactions, and waits until it is durable.
-pub struct Writer {
-    cluster: Cluster,
+pub struct ProgressProducer {
+    cluster: KafkaCluster,
     topic: String,
-    producer: ThreadedProducer<Acknowledging>,
+    producer: ThreadedProducer<AckContext>,
 }
 
 /// Hands on what became of a record.
-struct Acknowledging;
+struct AckContext;
 
-type Heard = SyncSender<Result<i64, KafkaError>>;
+type AckSender = SyncSender<Result<i64, KafkaError>>;
 
-impl ClientContext for Acknowledging {
+impl ClientContext for AckContext {
     fn log(&self, level: rdkafka::config::RDKafkaLogLevel, facility: &str, text: &str) {
-        crate::kafka::log(level, facility, text);
+        crate::kafka::log_librdkafka(level, facility, text);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -226,10 +226,10 @@ impl ClientContext for Acknowledging {
     }
 }
 
-impl ProducerContext for Acknowledging {
-    type DeliveryOpaque = Box<Heard>;
+impl ProducerContext for AckContext {
+    type DeliveryOpaque = Box<AckSender>;
 
-    fn delivery(&self, delivered: &DeliveryResult<'_>, heard: Box<Heard>) {
+    fn delivery(&self, delivered: &DeliveryResult<'_>, heard: Box<AckSender>) {
         let result = match delivered {
             Ok(message) => Ok(message.offset()),
             Err((error, _)) => Err(error.clone()),
@@ -239,45 +239,46 @@ impl ProducerContext for Acknowledging {
     }
 }
 
-impl Writer {
-    pub fn new(cluster: &Cluster, topic: &str) -> Result<Writer, OutletError> {
-        let mut config = cluster.client();
+impl ProgressProducer {
+    pub fn new(cluster: &KafkaCluster, topic: &str) -> Result<ProgressProducer, KafkaSinkError> {
+        let mut config = cluster.client_config();
         config
             .set("enable.idempotence", "true")
             .set("linger.ms", "0")
-            .set("socket.timeout.ms", ANSWER)
+            .set("socket.timeout.ms", REQUEST_TIMEOUT_MS)
             // Whoever stands by takes a longer silence after an outage for an end.
             .set("reconnect.backoff.max.ms", "1000")
-            .set("message.timeout.ms", DEADLINE.as_millis().to_string());
-        let producer: ThreadedProducer<Acknowledging> =
-            config.create_with_context(Acknowledging).map_err(|error| OutletError::client(cluster, error))?;
-        introduce(producer.client(), topic);
-        Ok(Writer { cluster: cluster.clone(), topic: topic.to_owned(), producer })
+            .set("message.timeout.ms", TOPIC_TIMEOUT.as_millis().to_string());
+        let producer: ThreadedProducer<AckContext> = config
+            .create_with_context(AckContext)
+            .map_err(|error| KafkaSinkError::cannot_connect(cluster, error))?;
+        prefetch_metadata(producer.client(), topic);
+        Ok(ProgressProducer { cluster: cluster.clone(), topic: topic.to_owned(), producer })
     }
 
     /// Writes a value, and gives its offset.
-    pub fn write(&self, key: &str, value: &impl Serialize) -> Result<i64, OutletError> {
-        self.write_within(key, value, &Patience::default())
+    pub fn write(&self, key: &str, value: &impl Serialize) -> Result<i64, KafkaSinkError> {
+        self.write_within(key, value, &WaitLimit::default())
     }
 
     pub fn write_within(
         &self,
         key: &str,
         value: &impl Serialize,
-        patience: &Patience,
-    ) -> Result<i64, OutletError> {
-        let failed = |error| OutletError::writing(&self.topic, error);
+        patience: &WaitLimit,
+    ) -> Result<i64, KafkaSinkError> {
+        let failed = |error| KafkaSinkError::cannot_write(&self.topic, error);
         let value = serde_json::to_vec(value).unwrap_or_default();
         let (heard, answer) = sync_channel(1);
         let record =
             BaseRecord::with_opaque_to(&self.topic, Box::new(heard)).key(key).payload(&value).partition(0);
         self.producer.send(record).map_err(|(error, _)| failed(error))?;
-        let mut silence = Silence::of(&self.cluster);
+        let mut silence = BrokerReminder::for_cluster(&self.cluster);
         loop {
-            match answer.recv_timeout(POLL) {
+            match answer.recv_timeout(POLL_INTERVAL) {
                 Ok(delivered) => return delivered.map_err(failed),
                 Err(RecvTimeoutError::Timeout) if !patience.is_over() => {
-                    silence.lasts(self.producer.client());
+                    silence.remind_if_silent(self.producer.client());
                 }
                 Err(_) => {
                     return Err(failed(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut)));
@@ -288,23 +289,23 @@ impl Writer {
 }
 
 /// Reads the topic from its beginning.
-pub fn read(
-    cluster: &Cluster,
+pub fn read_topic(
+    cluster: &KafkaCluster,
     topic: &str,
-    extent: Extent,
-    patience: &Patience,
-) -> Result<Kept, OutletError> {
-    let failed = |error| OutletError::reading(topic, error);
-    let isolation = if extent == Extent::Now { UNCOMMITTED } else { COMMITTED };
-    let mut reader = Reader::open(cluster, topic, isolation, Offset::Beginning)?;
+    extent: ReadExtent,
+    patience: &WaitLimit,
+) -> Result<ProgressSnapshot, KafkaSinkError> {
+    let failed = |error| KafkaSinkError::cannot_read(topic, error);
+    let isolation = if extent == ReadExtent::Now { READ_UNCOMMITTED } else { READ_COMMITTED };
+    let mut reader = ProgressReader::open(cluster, topic, isolation, Offset::Beginning)?;
     let marker = match extent {
-        Extent::Marker(marker) => Some(marker),
-        Extent::Now | Extent::Committed => None,
+        ReadExtent::Marker(marker) => Some(marker),
+        ReadExtent::Now | ReadExtent::Committed => None,
     };
-    let mut kept = Kept { topic: topic.to_owned(), ..Kept::default() };
+    let mut kept = ProgressSnapshot { topic: topic.to_owned(), ..ProgressSnapshot::default() };
     while marker.is_none_or(|marker| kept.last < Some(marker)) {
         if patience.is_over() {
-            return Err(OutletError::Hangs { topic: topic.to_owned(), seen: kept.last, marker });
+            return Err(KafkaSinkError::Hangs { topic: topic.to_owned(), seen: kept.last, marker });
         }
         match reader.poll() {
             Some(Ok(message)) => {
@@ -314,7 +315,7 @@ pub fn read(
                 }
             }
             Some(Err(KafkaError::PartitionEOF(_))) if marker.is_none() => break,
-            Some(Err(error)) if is_final(&error) => return Err(failed(error)),
+            Some(Err(error)) if is_permanent(&error) => return Err(failed(error)),
             Some(Err(_)) | None => {}
         }
     }
@@ -322,26 +323,26 @@ pub fn read(
 }
 
 /// Isolation levels.
-pub(super) const COMMITTED: &str = "read_committed";
-pub(super) const UNCOMMITTED: &str = "read_uncommitted";
+pub(super) const READ_COMMITTED: &str = "read_committed";
+pub(super) const READ_UNCOMMITTED: &str = "read_uncommitted";
 
 /// A client that reads the topic.
-pub(super) struct Reader {
+pub(super) struct ProgressReader {
     topic: String,
     consumer: BaseConsumer,
-    silence: Silence,
+    silence: BrokerReminder,
     /// The last poll has asked the cluster, which did not answer.
     is_away: bool,
 }
 
-impl Reader {
+impl ProgressReader {
     pub fn open(
-        cluster: &Cluster,
+        cluster: &KafkaCluster,
         topic: &str,
         isolation: &str,
         from: Offset,
-    ) -> Result<Reader, OutletError> {
-        let mut config = cluster.client();
+    ) -> Result<ProgressReader, KafkaSinkError> {
+        let mut config = cluster.client_config();
         config
             .set("group.id", format!("{topic}.reader"))
             .set("isolation.level", isolation)
@@ -349,41 +350,47 @@ impl Reader {
             .set("auto.offset.reset", "earliest")
             .set("enable.partition.eof", "true")
             .set("reconnect.backoff.max.ms", "1000")
-            .set("socket.timeout.ms", ANSWER)
+            .set("socket.timeout.ms", REQUEST_TIMEOUT_MS)
             .set("fetch.wait.max.ms", "20")
             .set("fetch.queue.backoff.ms", "20");
-        let consumer: BaseConsumer = config.create().map_err(|error| OutletError::client(cluster, error))?;
-        introduce(consumer.client(), topic);
+        let consumer: BaseConsumer =
+            config.create().map_err(|error| KafkaSinkError::cannot_connect(cluster, error))?;
+        prefetch_metadata(consumer.client(), topic);
         let mut assignment = TopicPartitionList::new();
         let added = assignment.add_partition_offset(topic, 0, from);
         let assigned = added.and_then(|()| consumer.assign(&assignment));
-        assigned.map_err(|error| OutletError::reading(topic, error))?;
-        Ok(Reader { topic: topic.to_owned(), consumer, silence: Silence::of(cluster), is_away: false })
+        assigned.map_err(|error| KafkaSinkError::cannot_read(topic, error))?;
+        Ok(ProgressReader {
+            topic: topic.to_owned(),
+            consumer,
+            silence: BrokerReminder::for_cluster(cluster),
+            is_away: false,
+        })
     }
 
     /// What comes next, if it comes soon.
     pub fn poll(&mut self) -> Option<Result<BorrowedMessage<'_>, KafkaError>> {
-        let polled = self.consumer.poll(POLL);
+        let polled = self.consumer.poll(POLL_INTERVAL);
         match polled {
             Some(Ok(_) | Err(KafkaError::PartitionEOF(_))) => {
-                self.silence.ends();
+                self.silence.record_response();
                 self.is_away = false;
             }
             Some(Err(_)) | None => {
-                self.is_away = !self.silence.may_last(self.consumer.client(), &self.topic);
+                self.is_away = !self.silence.probe_if_silent(self.consumer.client(), &self.topic);
             }
         }
         polled
     }
 
     /// Whether the cluster answers.
-    pub fn is_answered(&self, within: Duration) -> bool {
+    pub fn is_reachable(&self, within: Duration) -> bool {
         !self.is_away && self.consumer.fetch_watermarks(&self.topic, 0, within).is_ok()
     }
 }
 
 /// Whether waiting does not help.
-pub fn is_final(error: &KafkaError) -> bool {
+pub fn is_permanent(error: &KafkaError) -> bool {
     use RDKafkaErrorCode as Code;
     matches!(
         error.rdkafka_error_code(),
@@ -406,16 +413,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stop_ends_every_wait() {
-        let stopping = Arc::<Stopping>::default();
-        let patience = Patience::until_stopped(&stopping);
-        assert!(!patience.is_over() && !stopping.has_begun() && stopping.left() > LAST_WAIT);
+    fn stop_ends_every_wait() {
+        let stopping = Arc::<StopDeadline>::default();
+        let patience = WaitLimit::until_stopped(&stopping);
+        assert!(!patience.is_over() && !stopping.has_begun() && stopping.time_left() > STOP_TIMEOUT);
         stopping.begin();
-        assert!(!patience.is_over() && stopping.left() <= LAST_WAIT);
-        let begun = Instant::now().checked_sub(LAST_WAIT).unwrap();
-        let stopping = Arc::new(Stopping(OnceLock::from(begun)));
-        assert!(Patience::until_stopped(&stopping).is_over());
-        assert!(Patience::of(Duration::ZERO).is_over());
+        assert!(!patience.is_over() && stopping.time_left() <= STOP_TIMEOUT);
+        let begun = Instant::now().checked_sub(STOP_TIMEOUT).unwrap();
+        let stopping = Arc::new(StopDeadline(OnceLock::from(begun)));
+        assert!(WaitLimit::until_stopped(&stopping).is_over());
+        assert!(WaitLimit::at_most(Duration::ZERO).is_over());
     }
 
     #[test]
@@ -434,10 +441,10 @@ mod tests {
     }
 
     #[test]
-    fn shards_are_those_that_are_committed() {
-        let kept = |values: &[(&str, &str)]| Kept {
+    fn shard_progress_is_taken_from_committed_records() {
+        let kept = |values: &[(&str, &str)]| ProgressSnapshot {
             values: values.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
-            ..Kept::default()
+            ..ProgressSnapshot::default()
         };
         let now = kept(&[("claim", "2"), ("shard/0", "open"), ("shard/1", "aborted")]);
         let committed = kept(&[("claim", "1"), ("shard/0", "before")]);

@@ -5,19 +5,19 @@ use std::sync::Arc;
 use crate::codec::{
     current_to_avro, push_current_values, push_json_text, push_row_values, push_wire_header, row_to_avro,
 };
-use crate::kafka::partitioner::partition_of;
+use crate::kafka::partitioner::partition_for_key;
 use crate::model::{
-    Change, CityId, CityNames, CurrentRow, EventTime, OutputUnits, Parcels, Render, Row, Shard,
+    BatchBuilder, CityId, CityNames, CurrentRow, EventTime, OutputUnits, Render, Row, RowChange, Shard,
 };
 
 /// The place of the results among an outlet's topics.
-pub const RESULTS: u8 = 0;
+pub const RESULTS_TOPIC_INDEX: u8 = 0;
 /// That of the current rows.
-pub const CURRENT: u8 = 1;
+pub const CURRENT_TOPIC_INDEX: u8 = 1;
 
 /// Where a sink's records go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Places {
+pub struct PartitionLayout {
     /// The outlet's first shard, and how many it has.
     pub first_shard: Shard,
     pub shards: u16,
@@ -26,36 +26,36 @@ pub struct Places {
     pub current_partitions: Option<u32>,
 }
 
-impl Places {
+impl PartitionLayout {
     /// The shard that owns a partition.
-    pub fn shard(&self, partition: u32) -> Shard {
+    pub fn shard_of(&self, partition: u32) -> Shard {
         Shard(self.first_shard.0 + (partition % u32::from(self.shards)) as u16)
     }
 }
 
 /// Writes the value of a row, behind what its key begins with.
 pub trait RowWriter {
-    fn row(&mut self, key: &Key<'_>, row: &Row, out: &mut Vec<u8>);
-    fn current(&mut self, key: &Key<'_>, row: &CurrentRow, out: &mut Vec<u8>);
+    fn row(&mut self, key: &RowKey<'_>, row: &Row, out: &mut Vec<u8>);
+    fn current(&mut self, key: &RowKey<'_>, row: &CurrentRow, out: &mut Vec<u8>);
 }
 
 /// A key as results have it: `{"city":"..","reading_at":".."}`, in just these bytes.
-pub struct Key<'a> {
+pub struct RowKey<'a> {
     pub city: &'a str,
     pub reading_at: EventTime,
     pub json: &'a [u8],
 }
 
-pub struct Results<W> {
-    places: Places,
+pub struct KafkaRenderer<W> {
+    layout: PartitionLayout,
     writer: W,
     /// By [`CityId`].
-    cities: Vec<City>,
+    cities: Vec<CityPrefix>,
     key: Vec<u8>,
 }
 
 /// What all records of a city begin with.
-struct City {
+struct CityPrefix {
     name: Arc<str>,
     partition: u32,
     current_partition: u32,
@@ -63,91 +63,97 @@ struct City {
     start: Box<[u8]>,
 }
 
-impl<W: RowWriter> Results<W> {
-    pub fn new(places: Places, writer: W) -> Results<W> {
-        Results { places, writer, cities: Vec::new(), key: Vec::new() }
+impl<W: RowWriter> KafkaRenderer<W> {
+    pub fn new(places: PartitionLayout, writer: W) -> KafkaRenderer<W> {
+        KafkaRenderer { layout: places, writer, cities: Vec::new(), key: Vec::new() }
     }
 
-    fn learn(&mut self, names: &CityNames) {
+    fn add_cities(&mut self, names: &CityNames) {
         for id in self.cities.len()..names.len() {
             let name = names.get(CityId(id as u32));
             let mut start = b"{\"city\":".to_vec();
             push_json_text(&name, &mut start);
             start.extend_from_slice(b",\"reading_at\":\"");
-            let partition = partition_of(name.as_bytes(), self.places.partitions);
+            let partition = partition_for_key(name.as_bytes(), self.layout.partitions);
             let current_partition =
-                partition_of(name.as_bytes(), self.places.current_partitions.unwrap_or(1));
-            self.cities.push(City { name, partition, current_partition, start: start.into() });
+                partition_for_key(name.as_bytes(), self.layout.current_partitions.unwrap_or(1));
+            self.cities.push(CityPrefix { name, partition, current_partition, start: start.into() });
         }
     }
 
     #[inline]
     fn city(&mut self, city: CityId, names: &CityNames) -> usize {
         if city.0 as usize >= self.cities.len() {
-            self.learn(names);
+            self.add_cities(names);
         }
         city.0 as usize
     }
 }
 
-fn key_of<'a>(city: &'a City, reading_at: EventTime, json: &'a mut Vec<u8>) -> Key<'a> {
+fn row_key<'a>(city: &'a CityPrefix, reading_at: EventTime, json: &'a mut Vec<u8>) -> RowKey<'a> {
     json.clear();
     json.extend_from_slice(&city.start);
     reading_at.write_to(json);
     json.extend_from_slice(b"\"}");
-    Key { city: &city.name, reading_at, json }
+    RowKey { city: &city.name, reading_at, json }
 }
 
-impl<W: RowWriter> Render for Results<W> {
-    fn row(&mut self, epoch: u64, names: &CityNames, change: &Change, out: &mut Parcels) {
+impl<W: RowWriter> Render for KafkaRenderer<W> {
+    fn render_row(&mut self, epoch: u64, names: &CityNames, change: &RowChange, out: &mut BatchBuilder) {
         let at = self.city(change.city, names);
         let city = &self.cities[at];
-        let key = key_of(city, change.reading_at, &mut self.key);
-        let mut draft = out.begin(epoch, self.places.shard(city.partition), RESULTS, city.partition);
-        draft.bytes().extend_from_slice(key.json);
+        let key = row_key(city, change.reading_at, &mut self.key);
+        let mut draft = out.begin_record(
+            epoch,
+            self.layout.shard_of(city.partition),
+            RESULTS_TOPIC_INDEX,
+            city.partition,
+        );
+        draft.buffer().extend_from_slice(key.json);
         draft.end_key();
         if let Some(row) = &change.after {
-            self.writer.row(&key, row, draft.bytes());
+            self.writer.row(&key, row, draft.buffer());
             draft.end_value();
         }
     }
 
-    fn current(
+    fn render_current(
         &mut self,
         epoch: u64,
         names: &CityNames,
         city: CityId,
         row: Option<&CurrentRow>,
-        out: &mut Parcels,
+        out: &mut BatchBuilder,
     ) {
-        if self.places.current_partitions.is_none() {
+        if self.layout.current_partitions.is_none() {
             return;
         }
         let at = self.city(city, names);
         let city = &self.cities[at];
         let partition = city.current_partition;
-        let mut draft = out.begin(epoch, self.places.shard(partition), CURRENT, partition);
-        draft.bytes().extend_from_slice(city.name.as_bytes());
+        let mut draft =
+            out.begin_record(epoch, self.layout.shard_of(partition), CURRENT_TOPIC_INDEX, partition);
+        draft.buffer().extend_from_slice(city.name.as_bytes());
         draft.end_key();
         if let Some(row) = row {
-            let key = key_of(city, row.reading_at, &mut self.key);
-            self.writer.current(&key, row, draft.bytes());
+            let key = row_key(city, row.reading_at, &mut self.key);
+            self.writer.current(&key, row, draft.buffer());
             draft.end_value();
         }
     }
 }
 
 /// Rows as JSON: the key's object, with the row's fields behind it. Topics are in °F and mph, whatever a service gives out.
-pub struct Json;
+pub struct JsonRows;
 
-impl RowWriter for Json {
-    fn row(&mut self, key: &Key<'_>, row: &Row, out: &mut Vec<u8>) {
+impl RowWriter for JsonRows {
+    fn row(&mut self, key: &RowKey<'_>, row: &Row, out: &mut Vec<u8>) {
         out.extend_from_slice(&key.json[..key.json.len() - 1]);
         push_row_values(out, row, OutputUnits::STORED);
         out.push(b'}');
     }
 
-    fn current(&mut self, key: &Key<'_>, row: &CurrentRow, out: &mut Vec<u8>) {
+    fn current(&mut self, key: &RowKey<'_>, row: &CurrentRow, out: &mut Vec<u8>) {
         out.extend_from_slice(&key.json[..key.json.len() - 1]);
         push_current_values(out, row, OutputUnits::STORED);
         out.push(b'}');
@@ -155,20 +161,20 @@ impl RowWriter for Json {
 }
 
 /// Rows as Avro, of the schemas in `schemas/`; behind the header that names the schema, where a registry has ids for them.
-pub struct Avro {
+pub struct AvroRows {
     /// Of results, and of current rows.
     pub ids: Option<(u32, u32)>,
 }
 
-impl RowWriter for Avro {
-    fn row(&mut self, key: &Key<'_>, row: &Row, out: &mut Vec<u8>) {
+impl RowWriter for AvroRows {
+    fn row(&mut self, key: &RowKey<'_>, row: &Row, out: &mut Vec<u8>) {
         if let Some((id, _)) = self.ids {
             push_wire_header(id, out);
         }
         row_to_avro(key.city, key.reading_at, row, out);
     }
 
-    fn current(&mut self, key: &Key<'_>, row: &CurrentRow, out: &mut Vec<u8>) {
+    fn current(&mut self, key: &RowKey<'_>, row: &CurrentRow, out: &mut Vec<u8>) {
         if let Some((_, id)) = self.ids {
             push_wire_header(id, out);
         }

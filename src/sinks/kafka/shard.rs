@@ -4,40 +4,43 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration as Wait, Instant};
+use std::time::{Duration, Instant};
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseRecord, Producer};
 
-use super::producer::{CALL, Deliveries, RETRY, Room, Trouble, call, classify, producer, send};
-use super::progress::{
-    self, CLAIM, Claim, Extent, Fingerprints, Kept, MARKER, Patience, Positions, ShardProgress, Stopping,
-    Writer,
+use super::producer::{
+    CALL_TIMEOUT, DeliveryErrors, FIRST_RETRY, QueueWait, WriteFailure, call_timeout, classify_failure,
+    open_producer, send_batch,
 };
-use super::{Delivery, OutletError, OutletPlan};
+use super::progress::{
+    self, CLAIM, Claim, Fingerprints, MARKER, Positions, ProgressProducer, ProgressSnapshot, ReadExtent,
+    ShardProgress, StopDeadline, WaitLimit,
+};
+use super::{Delivery, KafkaOutputPlan, KafkaSinkError};
+use crate::kafka::broker_reminder::BrokerReminder;
 use crate::kafka::native::TopicProducer;
-use crate::kafka::silence::Silence;
-use crate::model::Parcel;
+use crate::model::EncodedBatch;
 
 /// What a portion takes beside its parcels, about, and a position.
-const PORTION_BYTES: usize = 128;
+const BATCH_OVERHEAD_BYTES: usize = 128;
 const POSITION_BYTES: usize = 32;
 /// A transaction of more bytes is ended at once.
-const FULL_BYTES: usize = 16 * 1024 * 1024;
+const MAX_TRANSACTION_BYTES: usize = 16 * 1024 * 1024;
 /// How often a wait for acknowledgements looks about.
-const FLUSH: Wait = Wait::from_millis(20);
+const FLUSH_INTERVAL: Duration = Duration::from_millis(20);
 /// How often progress alone is written.
-const PROGRESS_ONLY: Wait = Wait::from_secs(1);
+const IDLE_COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two attempts, at most.
-const LONGEST_RETRY: Wait = Wait::from_secs(5);
+const MAX_RETRY: Duration = Duration::from_secs(5);
 /// How long the cluster may take at the start.
-const FIRST_WAIT: Wait = Wait::from_secs(60);
+const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Everything that a shard has to write of the epochs since the last portion.
 #[derive(Clone, Debug)]
-pub struct Portion {
+pub struct ShardBatch {
     /// In the order of epochs.
-    pub parcels: Vec<Parcel>,
+    pub parcels: Vec<EncodedBatch>,
     /// The last epoch that is included; all of it.
     pub epoch: u64,
     /// The input that it is complete up to.
@@ -46,45 +49,47 @@ pub struct Portion {
     pub before: Arc<Fingerprints>,
 }
 
-impl Portion {
+impl ShardBatch {
     pub fn bytes(&self) -> usize {
         let positions: usize = self.positions.values().map(|partitions| partitions.len()).sum();
-        self.parcels.iter().map(Parcel::bytes).sum::<usize>() + PORTION_BYTES + positions * POSITION_BYTES
+        self.parcels.iter().map(EncodedBatch::encoded_bytes).sum::<usize>()
+            + BATCH_OVERHEAD_BYTES
+            + positions * POSITION_BYTES
     }
 }
 
 pub(super) struct ShardWriter {
     number: u16,
-    plan: OutletPlan,
+    plan: KafkaOutputPlan,
     topics: Arc<[String]>,
     claim: Claim,
-    producer: TopicProducer<Deliveries>,
-    stopping: Arc<Stopping>,
+    producer: TopicProducer<DeliveryErrors>,
+    stopping: Arc<StopDeadline>,
     as_of: String,
-    durable: Durable,
+    durable: SharedPositions,
     /// When the last commit was due: the next one is an interval later, however long that one takes.
     due: Instant,
     /// From when they count on.
-    meters: Option<Meters>,
+    metrics: Option<ShardMetrics>,
 }
 
 /// The input that what a shard has made durable includes.
-pub(super) type Durable = Arc<Mutex<Positions>>;
+pub(super) type SharedPositions = Arc<Mutex<Positions>>;
 
 impl ShardWriter {
     /// Makes the producer. No earlier one of this shard writes any more then, and its open transaction is given up.
     pub fn open(
-        plan: &OutletPlan,
+        plan: &KafkaOutputPlan,
         topics: &Arc<[String]>,
         number: u16,
         claim: &Claim,
-        stopping: &Arc<Stopping>,
-    ) -> Result<ShardWriter, OutletError> {
-        let producer = producer(plan, topics, number, FIRST_WAIT, stopping)?;
+        stopping: &Arc<StopDeadline>,
+    ) -> Result<ShardWriter, KafkaSinkError> {
+        let producer = open_producer(plan, topics, number, OPEN_TIMEOUT, stopping)?;
         if !plan.is_transactional() {
             // An earlier start may have left a transaction open, which readers would wait for.
-            let transactional = OutletPlan { delivery: Delivery::ExactlyOnce, ..plan.clone() };
-            drop(self::producer(&transactional, &[], number, FIRST_WAIT, stopping)?);
+            let transactional = KafkaOutputPlan { delivery: Delivery::ExactlyOnce, ..plan.clone() };
+            drop(self::open_producer(&transactional, &[], number, OPEN_TIMEOUT, stopping)?);
         }
         Ok(ShardWriter {
             number,
@@ -94,58 +99,67 @@ impl ShardWriter {
             producer,
             stopping: Arc::clone(stopping),
             as_of: String::new(),
-            durable: Durable::default(),
+            durable: SharedPositions::default(),
             due: Instant::now(),
-            meters: None,
+            metrics: None,
         })
     }
 
     /// What the shard has made durable, from here on: `before` it was that.
-    pub fn durable(&self, before: Option<ShardProgress>) -> Durable {
+    pub fn share_durable(&self, before: Option<ShardProgress>) -> SharedPositions {
         let positions = before.map(|before| before.positions).unwrap_or_default();
         *self.durable.lock().unwrap_or_else(PoisonError::into_inner) = positions;
         Arc::clone(&self.durable)
     }
 
     /// Writes portions until no more can come.
-    pub fn run(&mut self, portions: &Receiver<Portion>, pending: &AtomicUsize) -> Result<(), OutletError> {
+    pub fn run(
+        &mut self,
+        portions: &Receiver<ShardBatch>,
+        pending: &AtomicUsize,
+    ) -> Result<(), KafkaSinkError> {
         while let Ok(first) = portions.recv() {
             let mut batch = vec![first];
-            self.write(&mut batch, portions)?;
-            pending.fetch_sub(batch.iter().map(Portion::bytes).sum(), Ordering::Relaxed);
+            self.write_durably(&mut batch, portions)?;
+            pending.fetch_sub(batch.iter().map(ShardBatch::bytes).sum(), Ordering::Relaxed);
         }
         Ok(())
     }
 
     /// Makes a batch durable, whatever it takes; more portions join it until it is due.
-    fn write(&mut self, batch: &mut Vec<Portion>, portions: &Receiver<Portion>) -> Result<(), OutletError> {
+    fn write_durably(
+        &mut self,
+        batch: &mut Vec<ShardBatch>,
+        portions: &Receiver<ShardBatch>,
+    ) -> Result<(), KafkaSinkError> {
         let begun = Instant::now();
-        let mut retry = RETRY;
+        let mut retry = FIRST_RETRY;
         loop {
-            let trouble = match self.attempt(batch, portions, begun) {
+            let trouble = match self.try_write(batch, portions, begun) {
                 Ok(()) => break,
                 Err(trouble) => trouble,
             };
-            let (Trouble::Abort(error) | Trouble::Lost(error)) = &trouble;
-            if let Some(error) = self.producer.client().context().final_error() {
+            let (WriteFailure::Abort(error) | WriteFailure::Lost(error)) = &trouble;
+            if let Some(error) = self.producer.client().context().permanent_error() {
                 return Err(error);
             }
             tracing::warn!(shard = self.number, %error, "results could not be written; they are written again");
-            self.pause(retry)?;
-            retry = (retry * 2).min(LONGEST_RETRY);
+            self.pause_before_retry(retry)?;
+            retry = (retry * 2).min(MAX_RETRY);
             let aborted = match &trouble {
-                Trouble::Abort(_) => self.abort(),
-                Trouble::Lost(_) => false,
+                WriteFailure::Abort(_) => self.abort(),
+                WriteFailure::Lost(_) => false,
             };
             if !aborted && self.reopen(batch)? {
                 break;
             }
         }
-        if retry > RETRY {
+        if retry > FIRST_RETRY {
             tracing::info!(shard = self.number, took = ?begun.elapsed(), "results are written again");
         }
-        let meters = self.meters.get_or_insert_with(|| Meters::new(&self.plan.progress_topic, self.number));
-        meters.written(batch);
+        let meters =
+            self.metrics.get_or_insert_with(|| ShardMetrics::new(&self.plan.progress_topic, self.number));
+        meters.count_written(batch);
         if let Some(last) = batch.last() {
             let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
             durable.clone_from(&last.positions);
@@ -154,31 +168,37 @@ impl ShardWriter {
     }
 
     /// Waits before another attempt.
-    fn pause(&self, retry: Wait) -> Result<(), OutletError> {
-        thread::sleep(retry.min(self.stopping.left()));
+    fn pause_before_retry(&self, retry: Duration) -> Result<(), KafkaSinkError> {
+        thread::sleep(retry.min(self.stopping.time_left()));
         self.check_stop()
     }
 
-    fn check_stop(&self) -> Result<(), OutletError> {
+    fn check_stop(&self) -> Result<(), KafkaSinkError> {
         match self.stopping.is_over() {
-            true => Err(OutletError::Unfinished { brokers: self.plan.cluster.brokers.clone() }),
+            true => Err(KafkaSinkError::Unfinished { brokers: self.plan.cluster.brokers.clone() }),
             false => Ok(()),
         }
     }
 
-    fn send(&mut self, portion: &Portion) -> Result<(), Trouble> {
+    fn send(&mut self, portion: &ShardBatch) -> Result<(), WriteFailure> {
         let (patience, stopping) = (self.plan.transaction_timeout, Arc::clone(&self.stopping));
-        send(&self.producer, &self.topics, &mut self.as_of, portion, &Room { patience, stopping })
+        send_batch(
+            &self.producer,
+            &self.topics,
+            &mut self.as_of,
+            portion,
+            &QueueWait { max_wait: patience, stopping },
+        )
     }
 
-    fn attempt(
+    fn try_write(
         &mut self,
-        batch: &mut Vec<Portion>,
-        portions: &Receiver<Portion>,
+        batch: &mut Vec<ShardBatch>,
+        portions: &Receiver<ShardBatch>,
         begun: Instant,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), WriteFailure> {
         if self.plan.is_transactional() {
-            self.producer.client().begin_transaction().map_err(classify)?;
+            self.producer.client().begin_transaction().map_err(classify_failure)?;
         }
         let mut empty = true;
         let mut bytes = 0;
@@ -190,8 +210,8 @@ impl ShardWriter {
         let interval = self.plan.commit_interval;
         let last = self.due;
         let soon = |from: Instant| (last + interval).clamp(from + interval / 4, from + interval);
-        let mut due = if empty { begun + PROGRESS_ONLY } else { soon(begun) };
-        while bytes < FULL_BYTES && batch.len() < 100_000 {
+        let mut due = if empty { begun + IDLE_COMMIT_INTERVAL } else { soon(begun) };
+        while bytes < MAX_TRANSACTION_BYTES && batch.len() < 100_000 {
             let portion = match portions.recv_timeout(due.saturating_duration_since(Instant::now())) {
                 Ok(portion) => portion,
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
@@ -207,11 +227,11 @@ impl ShardWriter {
             self.send(portion)?;
         }
         self.due = Instant::now();
-        self.finish(batch)
+        self.commit(batch)
     }
 
     /// Writes the progress of a batch that was sent, and makes all of it durable.
-    fn finish(&self, batch: &[Portion]) -> Result<(), Trouble> {
+    fn commit(&self, batch: &[ShardBatch]) -> Result<(), WriteFailure> {
         let Some(last) = batch.last() else { return Ok(()) };
         if !self.plan.is_transactional() {
             // Progress must not be durable before what it speaks of.
@@ -222,7 +242,7 @@ impl ShardWriter {
         let value = serde_json::to_vec(&progress).unwrap_or_default();
         let key = progress::shard_key(self.number);
         let record = BaseRecord::to(&self.plan.progress_topic).key(&key).payload(&value).partition(0);
-        self.producer.client().send(record).map_err(|(error, _)| Trouble::Lost(error))?;
+        self.producer.client().send(record).map_err(|(error, _)| WriteFailure::Lost(error))?;
         self.flush()?;
         #[cfg(debug_assertions)]
         fault::between_flush_and_commit();
@@ -230,33 +250,33 @@ impl ShardWriter {
             return Ok(());
         }
         let deadline = Instant::now() + self.plan.transaction_timeout;
-        let mut silence = Silence::of(&self.plan.cluster);
+        let mut silence = BrokerReminder::for_cluster(&self.plan.cluster);
         loop {
             let is_late = Instant::now() > deadline || self.stopping.is_over();
-            match self.producer.client().commit_transaction(call(&self.stopping)) {
+            match self.producer.client().commit_transaction(call_timeout(&self.stopping)) {
                 Ok(()) => return Ok(()),
                 Err(KafkaError::Transaction(error)) if error.is_retriable() && !is_late => {
-                    silence.lasts(self.producer.client().client());
-                    thread::sleep(RETRY);
+                    silence.remind_if_silent(self.producer.client().client());
+                    thread::sleep(FIRST_RETRY);
                 }
-                Err(error) => return Err(classify(error)),
+                Err(error) => return Err(classify_failure(error)),
             }
         }
     }
 
     /// Waits until all that was sent is acknowledged.
-    fn flush(&self) -> Result<(), Trouble> {
+    fn flush(&self) -> Result<(), WriteFailure> {
         let deadline = Instant::now() + self.plan.transaction_timeout;
-        let mut silence = Silence::of(&self.plan.cluster);
-        while !self.producer.flush(FLUSH) {
-            silence.lasts(self.producer.client().client());
+        let mut silence = BrokerReminder::for_cluster(&self.plan.cluster);
+        while !self.producer.flush_within(FLUSH_INTERVAL) {
+            silence.remind_if_silent(self.producer.client().client());
             if Instant::now() > deadline || self.stopping.is_over() {
-                return Err(Trouble::Lost(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut)));
+                return Err(WriteFailure::Lost(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut)));
             }
         }
         match self.producer.client().context().take_failed() {
             0 => Ok(()),
-            _ => Err(Trouble::Abort(KafkaError::Flush(RDKafkaErrorCode::MessageTimedOut))),
+            _ => Err(WriteFailure::Abort(KafkaError::Flush(RDKafkaErrorCode::MessageTimedOut))),
         }
     }
 
@@ -266,43 +286,45 @@ impl ShardWriter {
             return false;
         }
         let _ = self.flush();
-        let aborted =
-            self.producer.client().abort_transaction(self.plan.transaction_timeout.min(call(&self.stopping)));
+        let aborted = self
+            .producer
+            .client()
+            .abort_transaction(self.plan.transaction_timeout.min(call_timeout(&self.stopping)));
         self.producer.client().context().take_failed();
         aborted.is_ok()
     }
 
     /// Makes the producer anew, if nobody else has claimed the outlet; true where the batch turns out to be durable.
-    fn reopen(&mut self, batch: &[Portion]) -> Result<bool, OutletError> {
-        let mut retry = RETRY;
+    fn reopen(&mut self, batch: &[ShardBatch]) -> Result<bool, KafkaSinkError> {
+        let mut retry = FIRST_RETRY;
         loop {
             match self.try_reopen(batch) {
-                Err(error @ OutletError::Fenced { .. }) => return Err(error),
+                Err(error @ KafkaSinkError::Fenced { .. }) => return Err(error),
                 Err(error) => {
                     tracing::warn!(shard = self.number, %error, "the sink is tried again");
-                    self.pause(retry)?;
-                    retry = (retry * 2).min(LONGEST_RETRY);
+                    self.pause_before_retry(retry)?;
+                    retry = (retry * 2).min(MAX_RETRY);
                 }
                 Ok(durable) => return Ok(durable),
             }
         }
     }
 
-    fn try_reopen(&mut self, batch: &[Portion]) -> Result<bool, OutletError> {
-        let OutletPlan { cluster, progress_topic, .. } = &self.plan;
-        let still_ours = |kept: &Kept| match kept.get::<Claim>(CLAIM)? {
+    fn try_reopen(&mut self, batch: &[ShardBatch]) -> Result<bool, KafkaSinkError> {
+        let KafkaOutputPlan { cluster, progress_topic, .. } = &self.plan;
+        let still_ours = |kept: &ProgressSnapshot| match kept.get::<Claim>(CLAIM)? {
             Some(claim) if claim != self.claim => {
-                Err(OutletError::Fenced { topic: progress_topic.clone(), generation: claim.generation })
+                Err(KafkaSinkError::Fenced { topic: progress_topic.clone(), generation: claim.generation })
             }
             _ => Ok(()),
         };
         // First of all: a producer that is made would fence whoever has taken over.
-        let patience = Patience::until_stopped(&self.stopping);
-        still_ours(&progress::read(cluster, progress_topic, Extent::Now, &patience)?)?;
-        let made = producer(&self.plan, &self.topics, self.number, CALL, &self.stopping)?;
-        let writer = Writer::new(cluster, progress_topic)?;
+        let patience = WaitLimit::until_stopped(&self.stopping);
+        still_ours(&progress::read_topic(cluster, progress_topic, ReadExtent::Now, &patience)?)?;
+        let made = open_producer(&self.plan, &self.topics, self.number, CALL_TIMEOUT, &self.stopping)?;
+        let writer = ProgressProducer::new(cluster, progress_topic)?;
         let marker = writer.write_within(MARKER, &self.claim.nonce, &patience)?;
-        let kept = progress::read(cluster, progress_topic, Extent::Marker(marker), &patience)?;
+        let kept = progress::read_topic(cluster, progress_topic, ReadExtent::Marker(marker), &patience)?;
         still_ours(&kept)?;
         self.producer = made;
         let durable: Option<ShardProgress> = kept.get(&progress::shard_key(self.number))?;
@@ -312,25 +334,25 @@ impl ShardWriter {
 }
 
 /// What a shard counts of itself.
-struct Meters {
+struct ShardMetrics {
     records: metrics::Counter,
     transactions: metrics::Counter,
     epoch: metrics::Gauge,
 }
 
-impl Meters {
-    fn new(progress_topic: &str, number: u16) -> Meters {
+impl ShardMetrics {
+    fn new(progress_topic: &str, number: u16) -> ShardMetrics {
         let labels = [("progress_topic", progress_topic.to_owned()), ("shard", number.to_string())];
-        Meters {
+        ShardMetrics {
             records: metrics::counter!("swelter_sink_records_total", &labels),
             transactions: metrics::counter!("swelter_sink_commits_total", &labels),
             epoch: metrics::gauge!("swelter_sink_durable_epoch", &labels),
         }
     }
 
-    fn written(&self, batch: &[Portion]) {
+    fn count_written(&self, batch: &[ShardBatch]) {
         let parcels = batch.iter().flat_map(|portion| &portion.parcels);
-        self.records.increment(parcels.map(|parcel| u64::from(parcel.records)).sum());
+        self.records.increment(parcels.map(|parcel| u64::from(parcel.record_count)).sum());
         self.transactions.increment(1);
         if let Some(last) = batch.last() {
             self.epoch.set(last.epoch as f64);

@@ -27,7 +27,7 @@ pub(super) struct KnownFile {
     /// Once another one follows.
     pub end: Option<FileEnd>,
     /// It is in the data directory, if there is one.
-    pub is_kept: bool,
+    pub is_persisted: bool,
 }
 
 /// How a file has ended.
@@ -40,101 +40,103 @@ pub(super) struct FileEnd {
 
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
-enum Line {
+enum HistoryLine {
     Begin { begin: u64, head: String },
     End { begin: u64, records: u64, digest: String },
 }
 
 /// What is known of a log's files.
 #[derive(Debug, Default)]
-pub(super) struct History {
+pub(super) struct FileHistory {
     /// Nothing is kept without.
     path: Option<PathBuf>,
     /// Bytes of whole lines.
-    whole: u64,
+    valid_bytes: u64,
     files: Vec<KnownFile>,
 }
 
-impl History {
+impl FileHistory {
     /// Reads what is kept there.
-    pub(super) fn open(path: Option<PathBuf>) -> Result<History, SourceError> {
-        let mut history = History { path, ..History::default() };
+    pub(super) fn open(path: Option<PathBuf>) -> Result<FileHistory, SourceError> {
+        let mut history = FileHistory { path, ..FileHistory::default() };
         let Some(path) = &history.path else { return Ok(history) };
         let bytes = match fault::read_small_file(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(history),
-            Err(error) => return Err(SourceError::Fatal(failed(path, &error))),
+            Err(error) => return Err(SourceError::Fatal(io_error_text(path, &error))),
         };
         for (number, line) in (1..).zip(bytes.split_inclusive(|byte| *byte == b'\n')) {
             // A last one without an end was cut off, before anything depended on it.
             let Some(line) = line.strip_suffix(b"\n") else { break };
-            if parse(line).and_then(|line| add(&mut history.files, line)).is_none() {
+            if parse_line(line).and_then(|line| apply_line(&mut history.files, line)).is_none() {
                 return Err(SourceError::Fatal(format!(
                     "{} is damaged in line {number}: restore it from a backup, or begin anew with another data directory",
                     path.display()
                 )));
             }
-            history.whole += line.len() as u64 + 1;
+            history.valid_bytes += line.len() as u64 + 1;
         }
         Ok(history)
     }
 
     /// The file that has the record before a position.
-    pub(super) fn holding(&self, position: u64) -> Option<KnownFile> {
+    pub(super) fn file_holding_record_before(&self, position: u64) -> Option<KnownFile> {
         self.files.iter().rev().find(|file| file.begin < position).copied()
     }
 
     /// Whether it is kept which file has its first record at a position.
-    pub(super) fn keeps(&self, position: u64) -> bool {
-        self.beginning_at(position).is_some_and(|file| file.is_kept)
+    pub(super) fn is_persisted_at(&self, position: u64) -> bool {
+        self.file_beginning_at(position).is_some_and(|file| file.is_persisted)
     }
 
     /// The file whose first record is at a position.
-    pub(super) fn beginning_at(&self, position: u64) -> Option<KnownFile> {
+    pub(super) fn file_beginning_at(&self, position: u64) -> Option<KnownFile> {
         self.files.iter().find(|file| file.begin == position).copied()
     }
 
     /// The one that comes first of all that are known.
-    pub(super) fn first(&self) -> Option<KnownFile> {
+    pub(super) fn first_file(&self) -> Option<KnownFile> {
         self.files.first().copied()
     }
 
     /// A further file of which a record is to be given, and how the one before it has ended: durable when this returns.
-    pub(super) fn begin(
+    pub(super) fn begin_file(
         &mut self,
         ended: Option<(u64, FileEnd)>,
         begin: u64,
         head: u64,
     ) -> Result<(), SourceError> {
         let hex = |digest: u64| format!("{digest:016x}");
-        let end = ended.map(|(begin, FileEnd { records, digest })| Line::End {
+        let end = ended.map(|(begin, FileEnd { records, digest })| HistoryLine::End {
             begin,
             records,
             digest: hex(digest),
         });
-        let lines: Vec<Line> = end.into_iter().chain([Line::Begin { begin, head: hex(head) }]).collect();
+        let lines: Vec<HistoryLine> =
+            end.into_iter().chain([HistoryLine::Begin { begin, head: hex(head) }]).collect();
         if let Some(path) = &self.path {
-            let written = append(path, self.whole, &lines);
+            let written = append_lines(path, self.valid_bytes, &lines);
             // Room may be made.
-            self.whole = written.map_err(|error| SourceError::Transient(failed(path, &error)))?;
+            self.valid_bytes =
+                written.map_err(|error| SourceError::Transient(io_error_text(path, &error)))?;
         }
         for line in lines {
-            add(&mut self.files, line);
+            apply_line(&mut self.files, line);
         }
         Ok(())
     }
 
     /// A file that comes before all others, as it was found.
-    pub(super) fn add_first(&mut self, file: KnownFile) {
+    pub(super) fn prepend_file(&mut self, file: KnownFile) {
         self.files.insert(0, file);
     }
 }
 
-fn failed(path: &Path, error: &io::Error) -> String {
+fn io_error_text(path: &Path, error: &io::Error) -> String {
     format!("{}: {error}: make room, or make it readable and writable", path.display())
 }
 
-fn append(path: &Path, whole: u64, lines: &[Line]) -> io::Result<u64> {
+fn append_lines(path: &Path, whole: u64, lines: &[HistoryLine]) -> io::Result<u64> {
     let mut bytes = Vec::new();
     for line in lines {
         let json = serde_json::to_string(line)?;
@@ -155,17 +157,17 @@ fn append(path: &Path, whole: u64, lines: &[Line]) -> io::Result<u64> {
     Ok(whole + bytes.len() as u64)
 }
 
-fn parse(line: &[u8]) -> Option<Line> {
+fn parse_line(line: &[u8]) -> Option<HistoryLine> {
     let (json, sum) = std::str::from_utf8(line).ok()?.rsplit_once(' ')?;
     (sum == format!("{:016x}", xxh3_64(json.as_bytes()))).then(|| serde_json::from_str(json).ok())?
 }
 
 /// Nothing if the line makes no sense.
-fn add(files: &mut Vec<KnownFile>, line: Line) -> Option<()> {
+fn apply_line(files: &mut Vec<KnownFile>, line: HistoryLine) -> Option<()> {
     let digest = |text: &str| u64::from_str_radix(text, 16).ok();
     match line {
-        Line::Begin { begin, head } => {
-            let file = KnownFile { begin, head: digest(&head)?, end: None, is_kept: true };
+        HistoryLine::Begin { begin, head } => {
+            let file = KnownFile { begin, head: digest(&head)?, end: None, is_persisted: true };
             // Mostly it is the last one, unless earlier ones are read again that were not known.
             let at = files.partition_point(|file| file.begin < begin);
             match files.get_mut(at).filter(|known| known.begin == begin) {
@@ -173,7 +175,7 @@ fn add(files: &mut Vec<KnownFile>, line: Line) -> Option<()> {
                 None => files.insert(at, file),
             }
         }
-        Line::End { begin, records, digest: text } => {
+        HistoryLine::End { begin, records, digest: text } => {
             let file = files.iter_mut().find(|file| file.begin == begin && records > 0)?;
             file.end = Some(FileEnd { records, digest: digest(&text)? });
         }
@@ -186,20 +188,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn history_is_what_was_kept() {
+    fn file_history_survives_restart_and_torn_writes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("files").join("a.jsonl");
-        let open = || History::open(Some(path.clone()));
+        let open = || FileHistory::open(Some(path.clone()));
         let mut history = open().unwrap();
-        history.begin(None, 0, 7).unwrap();
-        history.begin(Some((0, FileEnd { records: 10, digest: u64::MAX })), 10, 8).unwrap();
+        history.begin_file(None, 0, 7).unwrap();
+        history.begin_file(Some((0, FileEnd { records: 10, digest: u64::MAX })), 10, 8).unwrap();
         let end = Some(FileEnd { records: 10, digest: u64::MAX });
-        let first = KnownFile { begin: 0, head: 7, end, is_kept: true };
-        let second = KnownFile { begin: 10, head: 8, end: None, is_kept: true };
+        let first = KnownFile { begin: 0, head: 7, end, is_persisted: true };
+        let second = KnownFile { begin: 10, head: 8, end: None, is_persisted: true };
         for history in [history, open().unwrap()] {
-            assert_eq!((history.holding(10), history.holding(11)), (Some(first), Some(second)));
-            assert_eq!((history.holding(0), history.first()), (None, Some(first)));
-            assert_eq!((history.beginning_at(10), history.beginning_at(9)), (Some(second), None));
+            assert_eq!(
+                (history.file_holding_record_before(10), history.file_holding_record_before(11)),
+                (Some(first), Some(second))
+            );
+            assert_eq!((history.file_holding_record_before(0), history.first_file()), (None, Some(first)));
+            assert_eq!((history.file_beginning_at(10), history.file_beginning_at(9)), (Some(second), None));
         }
         // A write that is cut off anywhere loses only itself.
         let whole = fs::read(&path).unwrap();
@@ -208,10 +213,10 @@ mod tests {
             fs::write(&path, &whole[..cut]).unwrap();
             let mut history = open().unwrap();
             assert_eq!(
-                history.whole as usize,
+                history.valid_bytes as usize,
                 lines.iter().copied().filter(|end| *end <= cut).max().unwrap_or(0)
             );
-            history.begin(None, 50, 9).unwrap();
+            history.begin_file(None, 50, 9).unwrap();
             assert_eq!(open().unwrap().files, history.files);
         }
         for at in 0..lines[0] - 1 {

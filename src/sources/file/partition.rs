@@ -6,57 +6,57 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::growing::RewriteError;
+use super::file_log::FileLog;
+use super::growing_file::RewriteError;
 use super::history::{FileEnd, KnownFile};
-use super::log::FileLog;
-use super::reader::{FileNumber, FileReader, would_block};
+use super::reader::{FileId, FileReader, would_block};
 use crate::codec::DecodeError;
-use crate::model::{Fingerprint, Raw};
-use crate::sources::{Next, Partition, Place, Polled, SourceError, Take};
+use crate::model::{Fingerprint, RawRecord};
+use crate::sources::{NextPoll, Partition, PollResult, RecordHandler, RecordPosition, SourceError};
 
 /// How often a file that is followed is looked at.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
 /// A file that was rotated is read until nothing has come for so long and the next one has something: who writes may still have it open.
-const QUIET_TIME: Duration = Duration::from_secs(1);
+const QUIET_PERIOD: Duration = Duration::from_secs(1);
 /// How long a file that is removed may be away: whoever rotates makes a new one in a moment.
-const MISSING_PATIENCE: Duration = Duration::from_secs(10);
+const MISSING_FILE_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) struct FilePartition {
     log: Arc<Mutex<FileLog>>,
     reader: Option<FileReader>,
     /// What is known of the file at hand, once it is kept that it is read.
-    known: Option<KnownFile>,
+    known_file: Option<KnownFile>,
     /// Where reading was to begin.
-    from: u64,
+    start_position: u64,
     /// Of the last record that was given.
-    last: Option<Fingerprint>,
+    last_fingerprint: Option<Fingerprint>,
     /// How the file before has ended, until a record of the next one is given.
-    ended_file: Option<(u64, FileEnd)>,
+    previous_end: Option<(u64, FileEnd)>,
     /// The file before, and how long it was: it is not to grow.
-    before: Option<(Arc<File>, u64)>,
-    rotation: Rotation,
+    previous_file: Option<(Arc<File>, u64)>,
+    rotation: RotationWatch,
     has_ended: bool,
     /// Its end has been seen, though it may grow.
-    found_end: bool,
+    is_at_end: bool,
 }
 
 /// What is seen of a rotation.
 #[derive(Default)]
-struct Rotation {
+struct RotationWatch {
     /// Since when another file stands under the name, or none, and nothing more has come.
     quiet_since: Option<Instant>,
     missing_since: Option<Instant>,
     /// The file under the name that was found to have other records.
-    other: Option<FileNumber>,
-    is_said: bool,
+    differing_file: Option<FileId>,
+    is_warned: bool,
 }
 
 /// What reading one record came to.
-enum ReadStep {
-    Given,
+enum ReadOutcome {
+    Handled,
     /// There is no more for now.
-    Waits,
-    FileEnds,
+    NoneYet,
+    EndOfFile,
 }
 
 impl FilePartition {
@@ -64,126 +64,127 @@ impl FilePartition {
         FilePartition {
             log,
             reader: None,
-            known: None,
-            from,
-            last: None,
-            ended_file: None,
-            before: None,
-            rotation: Rotation::default(),
+            known_file: None,
+            start_position: from,
+            last_fingerprint: None,
+            previous_end: None,
+            previous_file: None,
+            rotation: RotationWatch::default(),
             has_ended: false,
-            found_end: false,
+            is_at_end: false,
         }
     }
 
     fn position(&self) -> u64 {
-        self.reader.as_ref().map_or(self.from, FileReader::position)
+        self.reader.as_ref().map_or(self.start_position, FileReader::position)
     }
 
     /// Gives one record.
-    fn give(&mut self, take: &mut dyn Take) -> Result<ReadStep, SourceError> {
+    fn read_record(&mut self, handler: &mut dyn RecordHandler) -> Result<ReadOutcome, SourceError> {
         if self.reader.is_none() {
-            self.reader = lock(&self.log).open(self.from)?;
+            self.reader = lock_log(&self.log).open_reader(self.start_position)?;
             self.begin_poll();
         }
-        let Some(reader) = &mut self.reader else { return Ok(ReadStep::Waits) };
-        if self.known.is_none() {
-            self.known = begin_file(reader, &mut lock(&self.log), &mut self.ended_file)?;
-            if self.known.is_none() {
+        let Some(reader) = &mut self.reader else { return Ok(ReadOutcome::NoneYet) };
+        if self.known_file.is_none() {
+            self.known_file = begin_file(reader, &mut lock_log(&self.log), &mut self.previous_end)?;
+            if self.known_file.is_none() {
                 let may_have_record = reader.may_grow() || reader.is_poll_over();
-                return Ok(if may_have_record { ReadStep::Waits } else { ReadStep::FileEnds });
+                return Ok(if may_have_record { ReadOutcome::NoneYet } else { ReadOutcome::EndOfFile });
             }
-            reader.head = self.known.map(|known| known.head);
+            reader.head = self.known_file.map(|known| known.head);
         }
-        if let Some(known) = &self.known
-            && is_at_known_end(reader, known).ok_or_else(|| lock(&self.log).differs(reader.position()))?
+        if let Some(known) = &self.known_file
+            && is_at_known_end(reader, known)
+                .ok_or_else(|| lock_log(&self.log).record_differs_error(reader.position()))?
         {
-            return Ok(ReadStep::FileEnds);
+            return Ok(ReadOutcome::EndOfFile);
         }
-        let place = Place { position: reader.position(), arrived: None };
+        let record_position = RecordPosition { position: reader.position(), arrived: None };
         let decoded = match reader.next() {
             Ok(Some(decoded)) => decoded,
-            Ok(None) => return Ok(ReadStep::FileEnds),
-            Err(error) if would_block(&error) => return Ok(ReadStep::Waits),
-            Err(error) => return Err(failed(&lock(&self.log), error)),
+            Ok(None) => return Ok(ReadOutcome::EndOfFile),
+            Err(error) if would_block(&error) => return Ok(ReadOutcome::NoneYet),
+            Err(error) => return Err(read_error(&lock_log(&self.log), error)),
         };
-        let taken = decoded.and_then(|upsert| take.upsert(place, &upsert));
+        let taken = decoded.and_then(|upsert| handler.handle_upsert(record_position, &upsert));
         if let Err(refusal) = taken {
-            take.refused(place, &refusal, &Raw::value(&reader.raw()));
+            handler.handle_refusal(record_position, &refusal, &RawRecord::from_value(&reader.raw_record()));
         }
         self.rotation.quiet_since = None;
-        Ok(ReadStep::Given)
+        Ok(ReadOutcome::Handled)
     }
 
     /// Goes on with the file that follows: false where there is none, or not yet.
-    fn open_next(&mut self) -> Result<bool, SourceError> {
+    fn open_next_file(&mut self) -> Result<bool, SourceError> {
         let Some(reader) = &mut self.reader else { return Ok(false) };
-        let log = lock(&self.log);
-        if let Some((known, end)) = self.known.and_then(|known| Some((known, known.end?)))
+        let log = lock_log(&self.log);
+        if let Some((known, end)) = self.known_file.and_then(|known| Some((known, known.end?)))
             && reader.records < end.records
         {
-            return Err(log.ends_before(reader.position(), known.begin + end.records));
+            return Err(log.ends_before_error(reader.position(), known.begin + end.records));
         }
-        let next = match log.history.beginning_at(reader.position()).filter(|next| next.begin > reader.begin)
-        {
-            Some(known) => Some(log.find_known(&known)?),
-            None => match log.find_next(reader)? {
-                Some(file) => log.open_next(&file, reader.position())?,
-                None => None,
-            },
-        };
+        let next =
+            match log.history.file_beginning_at(reader.position()).filter(|next| next.begin > reader.begin) {
+                Some(known) => Some(log.open_known_file(&known)?),
+                None => match log.find_next_file(reader)? {
+                    Some(file) => log.open_next_file(&file, reader.position())?,
+                    None => None,
+                },
+            };
         let Some(next) = next else { return Ok(false) };
         if reader.records > 0 {
-            self.last = reader.fingerprint();
-            self.ended_file =
+            self.last_fingerprint = reader.fingerprint();
+            self.previous_end =
                 Some((reader.begin, FileEnd { records: reader.records, digest: reader.digest() }));
         }
-        let length = reader.followed().map(|followed| followed.offset());
-        self.before = length.map(|length| (Arc::clone(reader.file()), length));
+        let length = reader.growing_file().map(|followed| followed.offset());
+        self.previous_file = length.map(|length| (Arc::clone(reader.shared_file()), length));
         tracing::info!(file = %next.path.display(), position = next.begin, "the next file of the log is read");
         drop(log);
-        (self.reader, self.known, self.rotation) = (Some(next), None, Rotation::default());
+        (self.reader, self.known_file, self.rotation) = (Some(next), None, RotationWatch::default());
         self.begin_poll();
         Ok(true)
     }
 
     /// There is nothing more for now: looks whether the file is what it was, and still has its name.
-    fn wait(&mut self, records: usize) -> Result<Polled, SourceError> {
+    fn handle_end_of_file(&mut self, records: usize) -> Result<PollResult, SourceError> {
         self.warn_of_late_records();
-        let look_again = Polled { records, next: Next::At(Instant::now() + FOLLOW_INTERVAL) };
+        let poll_later = PollResult { records, next: NextPoll::At(Instant::now() + FOLLOW_INTERVAL) };
         let Some(reader) = &mut self.reader else {
-            self.found_end = true;
-            return Ok(look_again);
+            self.is_at_end = true;
+            return Ok(poll_later);
         };
-        let log = lock(&self.log);
-        if let Some(followed) = reader.followed() {
-            followed.check().map_err(|error| failed(&log, error.into()))?;
+        let log = lock_log(&self.log);
+        if let Some(followed) = reader.growing_file() {
+            followed.check_unchanged().map_err(|error| read_error(&log, error.into()))?;
         }
         let current = match fs::metadata(&log.path) {
             Ok(metadata) => Some((metadata.dev(), metadata.ino())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(SourceError::Transient(format!("{}: {error}", log.name()))),
         };
-        if current == Some(reader.number) {
-            self.rotation = Rotation::default();
-            self.found_end = true;
-            return Ok(look_again);
+        if current == Some(reader.file_id) {
+            self.rotation = RotationWatch::default();
+            self.is_at_end = true;
+            return Ok(poll_later);
         }
-        let rotated = self.rotation.look(reader, &log, current)?;
+        let rotated = self.rotation.check_rotation(reader, &log, current)?;
         drop(log);
         match rotated {
-            RotationState::Wait => {
-                self.found_end = true;
-                Ok(look_again)
+            RotationStep::NoNextFile => {
+                self.is_at_end = true;
+                Ok(poll_later)
             }
-            RotationState::Soon => Ok(look_again),
-            RotationState::Same(same) => {
+            RotationStep::NotQuietYet => Ok(poll_later),
+            RotationStep::Replaced(same) => {
                 self.reader = Some(*same);
-                self.rotation = Rotation::default();
-                Ok(Polled { records, next: Next::Now })
+                self.rotation = RotationWatch::default();
+                Ok(PollResult { records, next: NextPoll::Now })
             }
-            RotationState::Complete => {
-                reader.complete();
-                Ok(Polled { records, next: Next::Now })
+            RotationStep::ReadToEnd => {
+                reader.stop_following();
+                Ok(PollResult { records, next: NextPoll::Now })
             }
         }
     }
@@ -191,9 +192,9 @@ impl FilePartition {
     /// Records that come to a file once the next one is read are in no place of the log.
     fn warn_of_late_records(&mut self) {
         let grown =
-            self.before.take_if(|(file, length)| file.metadata().is_ok_and(|now| now.len() > *length));
+            self.previous_file.take_if(|(file, length)| file.metadata().is_ok_and(|now| now.len() > *length));
         if let Some((_, length)) = grown {
-            let log = lock(&self.log);
+            let log = lock_log(&self.log);
             tracing::error!(
                 "{}: the file that was rotated has grown beyond its {length} bytes after the next one was begun: those records are not \
                  read; append them to {0}, and have whoever writes open it anew when it is rotated",
@@ -212,25 +213,32 @@ impl FilePartition {
         self.reader.as_mut().is_some_and(FileReader::is_poll_over)
     }
 
-    fn poll_records(&mut self, limit: usize, upto: u64, take: &mut dyn Take) -> Result<Polled, SourceError> {
+    fn poll_records(
+        &mut self,
+        limit: usize,
+        until: u64,
+        handler: &mut dyn RecordHandler,
+    ) -> Result<PollResult, SourceError> {
         let mut records = 0;
         self.begin_poll();
-        while records < limit && self.position() < upto && !take.is_full() {
-            match self.give(take)? {
-                ReadStep::Given => records += 1,
-                ReadStep::Waits if self.is_poll_over() => return Ok(Polled { records, next: Next::Now }),
-                ReadStep::Waits => return self.wait(records),
-                ReadStep::FileEnds if self.open_next()? => {}
-                ReadStep::FileEnds if lock(&self.log).follows() => {
-                    return Ok(Polled { records, next: Next::At(Instant::now() + FOLLOW_INTERVAL) });
+        while records < limit && self.position() < until && !handler.is_full() {
+            match self.read_record(handler)? {
+                ReadOutcome::Handled => records += 1,
+                ReadOutcome::NoneYet if self.is_poll_over() => {
+                    return Ok(PollResult { records, next: NextPoll::Now });
                 }
-                ReadStep::FileEnds => {
-                    (self.has_ended, self.found_end) = (true, true);
-                    return Ok(Polled { records, next: Next::Never });
+                ReadOutcome::NoneYet => return self.handle_end_of_file(records),
+                ReadOutcome::EndOfFile if self.open_next_file()? => {}
+                ReadOutcome::EndOfFile if lock_log(&self.log).is_followed() => {
+                    return Ok(PollResult { records, next: NextPoll::At(Instant::now() + FOLLOW_INTERVAL) });
+                }
+                ReadOutcome::EndOfFile => {
+                    (self.has_ended, self.is_at_end) = (true, true);
+                    return Ok(PollResult { records, next: NextPoll::EndOfLog });
                 }
             }
         }
-        Ok(Polled { records, next: Next::Now })
+        Ok(PollResult { records, next: NextPoll::Now })
     }
 }
 
@@ -240,14 +248,15 @@ fn begin_file(
     log: &mut FileLog,
     ended_file: &mut Option<(u64, FileEnd)>,
 ) -> Result<Option<KnownFile>, SourceError> {
-    if !log.history.keeps(reader.begin) {
-        let Some(head) = reader.find_head_in_poll().map_err(|error| log.unreadable(&error))? else {
+    if !log.history.is_persisted_at(reader.begin) {
+        let Some(head) = reader.find_head_digest_in_poll().map_err(|error| log.unreadable_error(&error))?
+        else {
             return Ok(None);
         };
-        log.history.begin(*ended_file, reader.begin, head)?;
+        log.history.begin_file(*ended_file, reader.begin, head)?;
         *ended_file = None;
     }
-    Ok(log.history.beginning_at(reader.begin))
+    Ok(log.history.file_beginning_at(reader.begin))
 }
 
 /// Whether a file is at the end that it had when the next one was begun; nothing if it is not the file that is known.
@@ -261,70 +270,72 @@ fn is_at_known_end(reader: &mut FileReader, known: &KnownFile) -> Option<bool> {
     }
 }
 
-fn failed(log: &FileLog, error: DecodeError) -> SourceError {
+fn read_error(log: &FileLog, error: DecodeError) -> SourceError {
     let rewritten = match &error {
-        DecodeError::Io(error) => RewriteError::of(error),
+        DecodeError::Io(error) => RewriteError::from_io_error(error),
         _ => None,
     };
-    let Some(rewritten) = rewritten else { return log.unreadable(&error) };
+    let Some(rewritten) = rewritten else { return log.unreadable_error(&error) };
     let line = format!(
         "{} {rewritten} while it was followed: restore it, or begin anew with another data directory",
         log.name()
     );
     match rewritten {
-        RewriteError::Truncated => SourceError::Behind(line),
-        RewriteError::WrittenAnew => SourceError::Differs(line),
+        RewriteError::Truncated => SourceError::EndsBefore(line),
+        RewriteError::Rewritten => SourceError::RecordDiffers(line),
     }
 }
 
 /// What is to be done about a file that does not have its name any more.
-enum RotationState {
+enum RotationStep {
     /// The next one is not there yet.
-    Wait,
+    NoNextFile,
     /// It is, but more may come to this one.
-    Soon,
+    NotQuietYet,
     /// What has the name now is the same.
-    Same(Box<FileReader>),
+    Replaced(Box<FileReader>),
     /// This one is read to its end.
-    Complete,
+    ReadToEnd,
 }
 
-impl Rotation {
-    fn look(
+impl RotationWatch {
+    fn check_rotation(
         &mut self,
         reader: &mut FileReader,
         log: &FileLog,
-        current: Option<FileNumber>,
-    ) -> Result<RotationState, SourceError> {
+        current: Option<FileId>,
+    ) -> Result<RotationStep, SourceError> {
         let changed = |how: &str| {
             format!(
                 "{} {how} while it was followed: restore it, or begin anew with another data directory",
                 log.name()
             )
         };
-        if let Some(current) = current.filter(|current| reader.records > 0 && self.other != Some(*current)) {
-            if let Some(same) = log.find_same(reader)? {
+        if let Some(current) =
+            current.filter(|current| reader.records > 0 && self.differing_file != Some(*current))
+        {
+            if let Some(same) = log.open_replacement(reader)? {
                 tracing::info!("{} was replaced by a file with the same records: it is read on", log.name());
-                return Ok(RotationState::Same(Box::new(same)));
+                return Ok(RotationStep::Replaced(Box::new(same)));
             }
-            if log.begins_alike(reader)? && !log.is_rotated(reader)? {
-                return Err(SourceError::Differs(changed("was replaced by one with other records")));
+            if log.begins_with_same_record(reader)? && !log.is_rotated(reader)? {
+                return Err(SourceError::RecordDiffers(changed("was replaced by one with other records")));
             }
             // One that has no record yet may become the same.
-            self.other = log.current_has_record()?.then_some(current);
+            self.differing_file = log.current_has_record()?.then_some(current);
         }
-        if log.find_next(reader)?.is_none() {
-            self.wait_for_next(reader, log, current.is_none())?;
-            return Ok(RotationState::Wait);
+        if log.find_next_file(reader)?.is_none() {
+            self.check_missing(reader, log, current.is_none())?;
+            return Ok(RotationStep::NoNextFile);
         }
         let quiet_since = *self.quiet_since.get_or_insert_with(Instant::now);
-        let modified = reader.file().metadata().and_then(|metadata| metadata.modified()).ok();
+        let modified = reader.shared_file().metadata().and_then(|metadata| metadata.modified()).ok();
         let age = modified.and_then(|modified| SystemTime::now().duration_since(modified).ok());
-        let is_quiet = quiet_since.elapsed() >= QUIET_TIME || age.is_some_and(|age| age >= QUIET_TIME);
-        Ok(if is_quiet { RotationState::Complete } else { RotationState::Soon })
+        let is_quiet = quiet_since.elapsed() >= QUIET_PERIOD || age.is_some_and(|age| age >= QUIET_PERIOD);
+        Ok(if is_quiet { RotationStep::ReadToEnd } else { RotationStep::NotQuietYet })
     }
 
-    fn wait_for_next(
+    fn check_missing(
         &mut self,
         reader: &FileReader,
         log: &FileLog,
@@ -335,17 +346,17 @@ impl Rotation {
             return Ok(());
         }
         let since = *self.missing_since.get_or_insert_with(Instant::now);
-        if since.elapsed() < MISSING_PATIENCE {
+        if since.elapsed() < MISSING_FILE_TIMEOUT {
             return Ok(());
         }
-        if reader.file().metadata().is_ok_and(|metadata| metadata.nlink() == 0) {
+        if reader.shared_file().metadata().is_ok_and(|metadata| metadata.nlink() == 0) {
             return Err(SourceError::Fatal(format!(
                 "{} was removed while it was followed: restore it, or begin anew with another data directory",
                 log.name()
             )));
         }
-        if !self.is_said {
-            self.is_said = true;
+        if !self.is_warned {
+            self.is_warned = true;
             tracing::warn!(
                 "{} was moved away while it is followed: it is read on, and so is what comes in its place",
                 log.name()
@@ -355,18 +366,23 @@ impl Rotation {
     }
 }
 
-fn lock(log: &Mutex<FileLog>) -> MutexGuard<'_, FileLog> {
+fn lock_log(log: &Mutex<FileLog>) -> MutexGuard<'_, FileLog> {
     log.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Partition for FilePartition {
-    fn poll(&mut self, limit: usize, upto: u64, take: &mut dyn Take) -> Result<Polled, SourceError> {
+    fn poll(
+        &mut self,
+        limit: usize,
+        until: u64,
+        handler: &mut dyn RecordHandler,
+    ) -> Result<PollResult, SourceError> {
         if self.has_ended {
-            return Ok(Polled { records: 0, next: Next::Never });
+            return Ok(PollResult { records: 0, next: NextPoll::EndOfLog });
         }
-        self.found_end = false;
-        let polled = self.poll_records(limit, upto, take)?;
-        let is_at_end = self.found_end;
+        self.is_at_end = false;
+        let polled = self.poll_records(limit, until, handler)?;
+        let is_at_end = self.is_at_end;
         if let Some(reader) = &mut self.reader
             && reader.records > 0
         {
@@ -375,16 +391,16 @@ impl Partition for FilePartition {
             }
         }
         if let Some(before) = self.reader.as_mut().and_then(FileReader::fingerprint) {
-            self.last = Some(before);
+            self.last_fingerprint = Some(before);
         }
         Ok(polled)
     }
 
     fn end(&self) -> u64 {
-        if self.found_end { self.position() } else { u64::MAX }
+        if self.is_at_end { self.position() } else { u64::MAX }
     }
 
     fn fingerprint(&self) -> Option<Fingerprint> {
-        self.last
+        self.last_fingerprint
     }
 }

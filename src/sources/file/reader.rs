@@ -7,19 +7,19 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::growing::{FileBytes, GrowingFile, GrowingFileReader};
-use super::names::LogFile;
-use crate::codec::{Compression, DecodeError, Decoder, Format, Framing, ReadNotes, ReadOptions};
+use super::growing_file::{FileBytes, GrowingFile, GrowingFileReader};
+use super::log_files::LogFile;
+use crate::codec::{Compression, DecodeError, FileDecoder, Format, Framing, ReadOptions, ReadStatistics};
 use crate::fault::{NotRegularFile, open_regular_file};
 use crate::model::{Fingerprint, Refusal, Upsert};
 
 /// Bytes of a file, decompressed, that are read before the worker does something else: a line may have no end, and blank lines are no records.
-const POLL_BYTES: u64 = 4 << 20;
+const MAX_POLL_BYTES: u64 = 4 << 20;
 /// The same, read at once to find the first record of a file beside the log.
-const HEAD_BYTES: u64 = 16 << 20;
+const MAX_HEAD_BYTES: u64 = 16 << 20;
 
 /// Of so many it is clear how they are written.
-const RECORDS_TO_WARN: u64 = 1_000;
+const WARN_AFTER_RECORDS: u64 = 1_000;
 
 /// How the files of a log are read.
 #[derive(Clone, Debug)]
@@ -37,17 +37,17 @@ impl ReadPlan {
 }
 
 /// Which file it is, on this system, at this time.
-pub(super) type FileNumber = (u64, u64);
+pub(super) type FileId = (u64, u64);
 
 pub(super) struct FileReader {
     /// As it was called when it was opened.
     pub path: PathBuf,
     file: Arc<File>,
-    pub number: FileNumber,
+    pub file_id: FileId,
     plan: ReadPlan,
     compression: Compression,
-    decoder: Decoder,
-    followed: Option<Arc<GrowingFile>>,
+    decoder: FileDecoder,
+    growing_file: Option<Arc<GrowingFile>>,
     /// The position in the log of its first record.
     pub begin: u64,
     /// Those that were read or skipped.
@@ -55,8 +55,8 @@ pub(super) struct FileReader {
     /// The digest up to the end of the first record, once that is known.
     pub head: Option<u64>,
     /// Looks for that, poll by poll, and whether it does so in a file that may grow.
-    head_search: Option<(bool, Decoder)>,
-    notes: ReadNotes,
+    head_search: Option<(bool, FileDecoder)>,
+    read_statistics: ReadStatistics,
     is_warned: bool,
 }
 
@@ -68,9 +68,11 @@ impl FileReader {
     /// [`io::ErrorKind::WouldBlock`] if a file that is followed does not say that yet.
     pub(super) fn open(file: &LogFile, plan: &ReadPlan, begin: u64) -> Result<FileReader, DecodeError> {
         let LogFile { path, compression, .. } = file.clone();
-        let file = Arc::new(open_regular_file(&path).map_err(|error| match NotRegularFile::is(&error) {
-            true => DecodeError::NoFile,
-            false => DecodeError::Io(error),
+        let file = Arc::new(open_regular_file(&path).map_err(|error| {
+            match NotRegularFile::is_cause_of(&error) {
+                true => DecodeError::NotAFile,
+                false => DecodeError::Io(error),
+            }
         })?);
         let metadata = file.metadata()?;
         let number = (metadata.dev(), metadata.ino());
@@ -81,21 +83,21 @@ impl FileReader {
             None => Box::new(FileBytes { file: Arc::clone(&file), offset: 0, may_grow: false }),
         };
         let framing = plan.framing();
-        let decoder = Decoder::with_digest(reader, plan.format, compression, &plan.options, framing)?;
+        let decoder = FileDecoder::with_digest(reader, plan.format, compression, &plan.options, framing)?;
         let (records, head) = (0, None);
         Ok(FileReader {
             path,
             file,
-            number,
+            file_id: number,
             plan: plan.clone(),
             compression,
             decoder,
-            followed,
+            growing_file: followed,
             begin,
             records,
             head,
             head_search: None,
-            notes: ReadNotes::default(),
+            read_statistics: ReadStatistics::default(),
             is_warned: false,
         })
     }
@@ -109,38 +111,38 @@ impl FileReader {
         let next = self.decoder.next()?;
         self.records += u64::from(next.is_some());
         if let Some(Ok(upsert)) = &next {
-            self.notes.humidities.note(upsert);
+            self.read_statistics.humidities.count_reading(upsert);
         }
         Ok(next)
     }
 
     /// Lets one poll read as much as it may.
     pub(super) fn begin_poll(&mut self) {
-        self.decoder.allow(POLL_BYTES);
+        self.decoder.allow_bytes(MAX_POLL_BYTES);
         if let Some((_, search)) = &mut self.head_search {
-            search.allow(POLL_BYTES);
+            search.allow_bytes(MAX_POLL_BYTES);
         }
     }
 
     /// Whether the poll has read as much as it may.
     pub(super) fn is_poll_over(&mut self) -> bool {
-        self.decoder.is_allowance_used()
-            || self.head_search.as_mut().is_some_and(|(_, search)| search.is_allowance_used())
+        self.decoder.is_allowance_exhausted()
+            || self.head_search.as_mut().is_some_and(|(_, search)| search.is_allowance_exhausted())
     }
 
     /// What may be wrong with how it is read, once: at its end, or when enough is read to tell.
     pub(super) fn warnings(&mut self, is_at_end: bool) -> Vec<String> {
-        if self.is_warned || !(is_at_end || self.records >= RECORDS_TO_WARN) {
+        if self.is_warned || !(is_at_end || self.records >= WARN_AFTER_RECORDS) {
             return Vec::new();
         }
-        let notes = ReadNotes { local_times: self.decoder.local_times(), ..self.notes };
+        let notes = ReadStatistics { local_times: self.decoder.local_times(), ..self.read_statistics };
         let warnings = notes.warnings(&self.plan.options);
-        self.is_warned = !warnings.is_empty() || self.records >= RECORDS_TO_WARN;
+        self.is_warned = !warnings.is_empty() || self.records >= WARN_AFTER_RECORDS;
         warnings
     }
 
     /// Goes over the next record: false at the end.
-    pub(super) fn skip(&mut self) -> Result<bool, DecodeError> {
+    pub(super) fn skip_record(&mut self) -> Result<bool, DecodeError> {
         let skipped = self.decoder.skip()?;
         self.records += u64::from(skipped);
         if self.records == 1 && self.head.is_none() {
@@ -149,7 +151,7 @@ impl FileReader {
         Ok(skipped)
     }
 
-    pub(super) fn raw(&mut self) -> Cow<'_, [u8]> {
+    pub(super) fn raw_record(&mut self) -> Cow<'_, [u8]> {
         self.decoder.raw()
     }
 
@@ -166,13 +168,13 @@ impl FileReader {
 
     /// The digest up to the end of the first record, wherever this reader is; nothing while there is no record, or where the first one does not
     /// end within what may be read for that.
-    pub(super) fn find_head(&self) -> Result<Option<u64>, DecodeError> {
+    pub(super) fn find_head_digest(&self) -> Result<Option<u64>, DecodeError> {
         if self.head.is_some() {
             return Ok(self.head);
         }
         let head = || {
             let mut decoder = self.begin_decoding(self.may_grow())?;
-            decoder.allow(HEAD_BYTES);
+            decoder.allow_bytes(MAX_HEAD_BYTES);
             Ok(if decoder.skip()? { decoder.digest() } else { None })
         };
         match head() {
@@ -182,7 +184,7 @@ impl FileReader {
     }
 
     /// The same, reading no more than one poll may: nothing either if that was not enough.
-    pub(super) fn find_head_in_poll(&mut self) -> Result<Option<u64>, DecodeError> {
+    pub(super) fn find_head_digest_in_poll(&mut self) -> Result<Option<u64>, DecodeError> {
         let may_grow = self.may_grow();
         let mut search = match self.head_search.take() {
             Some((grows, search)) if grows == may_grow => search,
@@ -191,7 +193,7 @@ impl FileReader {
                 opened => opened?,
             },
         };
-        search.allow(POLL_BYTES);
+        search.allow_bytes(MAX_POLL_BYTES);
         match search.skip() {
             Ok(true) => Ok(search.digest()),
             Ok(false) => Ok(None),
@@ -203,30 +205,30 @@ impl FileReader {
         }
     }
 
-    fn begin_decoding(&self, may_grow: bool) -> Result<Decoder, DecodeError> {
+    fn begin_decoding(&self, may_grow: bool) -> Result<FileDecoder, DecodeError> {
         let bytes = Box::new(FileBytes { file: Arc::clone(&self.file), offset: 0, may_grow });
         let ReadPlan { format, options, .. } = &self.plan;
-        Decoder::with_digest(bytes, *format, self.compression, options, self.plan.framing())
+        FileDecoder::with_digest(bytes, *format, self.compression, options, self.plan.framing())
     }
 
     pub(super) fn may_grow(&self) -> bool {
-        self.followed.as_ref().is_some_and(|followed| !followed.is_complete())
+        self.growing_file.as_ref().is_some_and(|followed| !followed.is_complete())
     }
 
     /// Of a file that may grow.
-    pub(super) fn followed(&self) -> Option<&GrowingFile> {
-        self.followed.as_deref()
+    pub(super) fn growing_file(&self) -> Option<&GrowingFile> {
+        self.growing_file.as_deref()
     }
 
     /// It does not grow any more: what stands at its end without a line end is a record, too.
-    pub(super) fn complete(&self) {
-        if let Some(followed) = &self.followed {
-            followed.complete();
+    pub(super) fn stop_following(&self) {
+        if let Some(followed) = &self.growing_file {
+            followed.stop_following();
         }
     }
 
     /// The file itself, whatever its name is by now.
-    pub(super) fn file(&self) -> &Arc<File> {
+    pub(super) fn shared_file(&self) -> &Arc<File> {
         &self.file
     }
 }

@@ -5,8 +5,8 @@ use std::io::Write;
 use std::thread;
 
 use super::*;
-use crate::model::{Raw, Refusal, Upsert};
-use crate::sources::{Next, Place, Take};
+use crate::model::{RawRecord, Refusal, Upsert};
+use crate::sources::{NextPoll, RecordHandler, RecordPosition};
 
 mod rotation;
 
@@ -16,29 +16,29 @@ type Seen = (u64, Result<String, Vec<u8>>);
 #[derive(Default)]
 struct Seer(Vec<Seen>);
 
-impl Take for Seer {
-    fn upsert(&mut self, place: Place, upsert: &Upsert<'_>) -> Result<(), Refusal> {
+impl RecordHandler for Seer {
+    fn handle_upsert(&mut self, place: RecordPosition, upsert: &Upsert<'_>) -> Result<(), Refusal> {
         self.0.push((place.position, Ok(upsert.city.into())));
         Ok(())
     }
 
-    fn refused(&mut self, place: Place, _: &Refusal, raw: &Raw<'_>) {
+    fn handle_refusal(&mut self, place: RecordPosition, _: &Refusal, raw: &RawRecord<'_>) {
         self.0.push((place.position, Err(raw.value.unwrap().to_vec())));
     }
 }
 
 fn partition(path: &Path, format: Format, follow: bool, position: u64) -> Box<dyn Partition> {
-    let input = Input { path: Some(path.into()), format, compression: Compression::None };
+    let input = InputFile { path: Some(path.into()), format, compression: Compression::None };
     let source = FileSource::new("files", vec![input], follow, ReadOptions::default(), None).unwrap();
-    source.open(0, position, thread::current()).unwrap()
+    source.open_partition(0, position, thread::current()).unwrap()
 }
 
 /// Polls until there is nothing more for now.
-fn drain(partition: &mut dyn Partition, limit: usize) -> Result<(Vec<Seen>, Next), SourceError> {
+fn drain(partition: &mut dyn Partition, limit: usize) -> Result<(Vec<Seen>, NextPoll), SourceError> {
     let mut seen = Seer::default();
     loop {
         let polled = partition.poll(limit, u64::MAX, &mut seen)?;
-        if polled.next != Next::Now {
+        if polled.next != NextPoll::Now {
             return Ok((seen.0, polled.next));
         }
     }
@@ -49,7 +49,7 @@ fn line(city: usize) -> String {
 }
 
 #[test]
-fn a_file_is_read_once_from_any_position() {
+fn file_is_read_once_from_any_position() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("f.jsonl");
     let text: String = (0..10).map(|n| if n == 4 { "oops\n".into() } else { line(n) }).collect();
@@ -57,7 +57,7 @@ fn a_file_is_read_once_from_any_position() {
     for from in 0..=10 {
         let mut partition = partition(&path, Format::Json, false, from);
         let (seen, next) = drain(&mut *partition, 3).unwrap();
-        assert_eq!((next, seen.len() as u64, partition.end()), (Next::Never, 10 - from, 10));
+        assert_eq!((next, seen.len() as u64, partition.end()), (NextPoll::EndOfLog, 10 - from, 10));
         for (position, seen) in seen {
             let expected = if position == 4 { Err(b"oops".to_vec()) } else { Ok(position.to_string()) };
             assert_eq!(seen, expected);
@@ -68,7 +68,7 @@ fn a_file_is_read_once_from_any_position() {
 }
 
 #[test]
-fn a_followed_file_gives_whole_lines_as_it_grows() {
+fn followed_file_yields_complete_lines_as_it_grows() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("f.csv");
     let mut file = File::create(&path).unwrap();
@@ -88,7 +88,7 @@ fn a_followed_file_gives_whole_lines_as_it_grows() {
     {
         file.write_all(piece).unwrap();
         let (seen, next) = drain(&mut *partition, 5).unwrap();
-        assert!(matches!(next, Next::At(_)));
+        assert!(matches!(next, NextPoll::At(_)));
         all.extend(seen);
     }
     let positions: Vec<u64> = all.iter().map(|(position, _)| *position).collect();
@@ -115,7 +115,7 @@ fn followed(path: &Path, text: &str, piece: usize) -> Vec<Seen> {
 }
 
 #[test]
-fn followed_file_gives_the_same_records_however_it_grew_and_when_it_is_replayed() {
+fn followed_file_yields_same_records_however_it_grew_and_on_replay() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("f.csv");
     let line = |city: &str| format!("{city},2025-01-01T00:00:00Z,70,50\n");
@@ -138,17 +138,18 @@ fn followed_file_gives_the_same_records_however_it_grew_and_when_it_is_replayed(
     // Rotated, and then compressed, it is framed in the same way.
     let rotated = dir.path().join("f.csv.1.gz");
     let mut writer =
-        crate::codec::compressed(Box::new(File::create(rotated).unwrap()), Compression::Gzip).unwrap();
+        crate::codec::compressing_writer(Box::new(File::create(rotated).unwrap()), Compression::Gzip)
+            .unwrap();
     writer.write_all(text.as_bytes()).unwrap();
     writer.finish().unwrap();
-    let input = Input { path: Some(path.clone()), format: Format::Csv, compression: Compression::None };
+    let input = InputFile { path: Some(path.clone()), format: Format::Csv, compression: Compression::None };
     let folder = dir.path().join("kept");
     let open =
         || FileSource::new("f", vec![input.clone()], true, ReadOptions::default(), Some(&folder)).unwrap();
-    let first = drain(&mut *open().open(0, 0, thread::current()).unwrap(), 100).unwrap().0;
+    let first = drain(&mut *open().open_partition(0, 0, thread::current()).unwrap(), 100).unwrap().0;
     assert_eq!(first, whole);
     fs::write(&path, ["city,reading_at,temperature,humidity\n", &line("g")].concat()).unwrap();
-    let mut replayed = open().open(0, 0, thread::current()).unwrap();
+    let mut replayed = open().open_partition(0, 0, thread::current()).unwrap();
     let mut seen = Vec::new();
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
     while seen.len() <= whole.len() && std::time::Instant::now() < deadline {
@@ -159,7 +160,7 @@ fn followed_file_gives_the_same_records_however_it_grew_and_when_it_is_replayed(
 }
 
 #[test]
-fn a_followed_file_only_grows() {
+fn truncated_or_rewritten_followed_file_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("f.jsonl");
     let fatal = |partition: &mut dyn Partition, what: &str| {
@@ -190,14 +191,14 @@ fn a_followed_file_only_grows() {
     fatal(&mut *replaced, "was replaced by one with other records");
     fs::write(&path, line(0)).unwrap();
     fatal(&mut *partition(&path, Format::Json, true, 2), "has 1 records, but 2 were read");
-    let input = |compression| Input { path: Some(path.clone()), format: Format::Json, compression };
+    let input = |compression| InputFile { path: Some(path.clone()), format: Format::Json, compression };
     assert!(
         FileSource::new("f", vec![input(Compression::Gzip)], true, ReadOptions::default(), None).is_err()
     );
 }
 
 #[test]
-fn file_whose_line_has_no_end_is_read_poll_by_poll() {
+fn endless_line_is_read_over_several_polls() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("f.jsonl");
     let mut seen = Seer::default();
@@ -212,7 +213,7 @@ fn file_whose_line_has_no_end_is_read_poll_by_poll() {
         let mut polls = 0;
         loop {
             let polled = partition.poll(100, u64::MAX, &mut seen).unwrap();
-            if polled.next != Next::Now {
+            if polled.next != NextPoll::Now {
                 break;
             }
             polls += 1;
@@ -225,23 +226,23 @@ fn file_whose_line_has_no_end_is_read_poll_by_poll() {
         assert_eq!(seen[before + 1], (before as u64 + 1, Ok("9".into())));
         // The digest is the same as of a reader that is not interrupted.
         let at = crate::model::LogPosition { position: before as u64 + 1, before: None };
-        let input = Input { path: Some(path), format: Format::Json, compression: Compression::None };
+        let input = InputFile { path: Some(path), format: Format::Json, compression: Compression::None };
         let source = FileSource::new("f", vec![input], follow, ReadOptions::default(), None).unwrap();
-        source.check(0, at).unwrap();
-        let mut uninterrupted = source.open(0, at.position, thread::current()).unwrap();
+        source.check_position(0, at).unwrap();
+        let mut uninterrupted = source.open_partition(0, at.position, thread::current()).unwrap();
         drain(&mut *uninterrupted, 5).unwrap();
         assert_eq!(uninterrupted.fingerprint(), partition.fingerprint());
     }
 }
 
 #[test]
-fn blank_lines_are_read_poll_by_poll() {
+fn blank_lines_are_read_over_several_polls() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("f.jsonl");
     fs::write(&path, line(0) + &"\n".repeat(20 << 20) + &line(1)).unwrap();
     let mut partition = partition(&path, Format::Json, false, 0);
     let (mut seen, mut polls) = (Seer::default(), 0);
-    while partition.poll(100, u64::MAX, &mut seen).unwrap().next == Next::Now {
+    while partition.poll(100, u64::MAX, &mut seen).unwrap().next == NextPoll::Now {
         polls += 1;
     }
     assert!(polls >= 4, "20 MiB took {polls} polls");
@@ -249,7 +250,7 @@ fn blank_lines_are_read_poll_by_poll() {
 }
 
 #[test]
-fn header_without_an_end_is_refused_before_all_of_it_is_read() {
+fn endless_header_is_refused_before_it_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("f.csv");
     // All of it would take hours.
@@ -261,7 +262,7 @@ fn header_without_an_end_is_refused_before_all_of_it_is_read() {
 }
 
 #[test]
-fn what_is_no_regular_file_is_refused_without_waiting() {
+fn non_regular_file_is_refused_without_blocking() {
     use rustix::fs::{CWD, FileType, Mode, mknodat};
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("f.jsonl");

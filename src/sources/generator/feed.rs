@@ -7,30 +7,30 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration as Wait, Instant};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use super::PlanError;
-use super::paced::{self, Due, Log, Paced, PacedPlan};
-use super::{BadReading, Record};
-use crate::fault::{Retries, cannot_start, read_small_file, remedy_suffix};
+use super::paced::{self, PacedCursor, PacedLog, PacedPlan, PacedRecord};
+use super::{BadReading, GeneratedRecord};
+use crate::fault::{RetryBackoff, read_small_file, remedy_suffix, start_failure_text};
 use crate::model::{AppendError, AppendReport, Appender, EventTime, NewRecord};
 use crate::sources::weather::WeatherKind;
 
 /// Records in an append, and appends that wait to be durable.
-const RECORDS: usize = 1000;
-const IN_FLIGHT: usize = 4;
+const APPEND_RECORDS: usize = 1000;
+const MAX_APPENDS_IN_FLIGHT: usize = 4;
 /// How often the place is written down. After a crash what came since is appended again, in the same order: that changes only
 /// what others have corrected meanwhile.
-const WRITE_DOWN: Wait = Wait::from_secs(1);
-const RETRY: Wait = Wait::from_millis(20);
+const PROGRESS_SAVE_INTERVAL: Duration = Duration::from_secs(1);
+const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 /// While nothing is taken.
-const HELD_RETRY: Wait = Wait::from_secs(1);
+const HELD_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a stop waits for what is under way.
-const LAST_WAIT: Wait = Wait::from_secs(10);
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How soon a stop is seen.
-const LONGEST_WAIT: Wait = Wait::from_millis(100);
+const STOP_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Why a feed does not begin.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +39,7 @@ pub enum FeedError {
     Plan(#[from] PlanError),
     #[error("{path} cannot be written: {error}{}", remedy_suffix(error, path))]
     File { path: PathBuf, error: io::Error },
-    #[error("{}", cannot_start(.0))]
+    #[error("{}", start_failure_text(.0))]
     Thread(io::Error),
     #[error(
         "{path} does not hold the place of a generator ({error}): remove it, and the generator begins anew"
@@ -49,7 +49,7 @@ pub enum FeedError {
 
 /// Where a feed is, as it is written down.
 #[derive(Debug, Serialize, Deserialize)]
-struct Kept {
+struct FeedProgress {
     /// Another plan begins anew.
     plan: String,
     start_ms: i64,
@@ -58,48 +58,49 @@ struct Kept {
 
 /// A generator that feeds a log, on a thread of its own.
 #[derive(Debug)]
-pub struct Feed {
+pub struct GeneratorFeed {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Result<(), AppendError>>,
 }
 
-impl Feed {
+impl GeneratorFeed {
     /// Begins where the feed of that name has ended, by the file in `folder`, or now.
     pub fn spawn(
         name: &str,
         plan: PacedPlan,
         folder: &Path,
         appender: Arc<dyn Appender>,
-    ) -> Result<Feed, FeedError> {
+    ) -> Result<GeneratorFeed, FeedError> {
         let path = folder.join(format!("{name}.json"));
-        let kept_in = path.clone();
-        let file = |error| FeedError::File { path: kept_in.clone(), error };
+        let progress_path = path.clone();
+        let file = |error| FeedError::File { path: progress_path.clone(), error };
         fs::create_dir_all(folder).map_err(file)?;
         let described = describe(&plan);
-        let kept: Option<Kept> = match read_small_file(&path) {
+        let saved: Option<FeedProgress> = match read_small_file(&path) {
             Ok(bytes) => Some(
                 serde_json::from_slice(&bytes)
-                    .map_err(|error| FeedError::Damaged { path: kept_in.clone(), error })?,
+                    .map_err(|error| FeedError::Damaged { path: progress_path.clone(), error })?,
             ),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(file(error)),
         };
-        let kept = kept.filter(|kept| kept.plan == described);
-        let kept = kept.unwrap_or_else(|| Kept { plan: described, start_ms: paced::now(), records: 0 });
+        let saved = saved.filter(|kept| kept.plan == described);
+        let kept =
+            saved.unwrap_or_else(|| FeedProgress { plan: described, start_ms: paced::now_ms(), records: 0 });
         let start = EventTime::from_millis(kept.start_ms).ok_or(PlanError::EndOfTime)?;
-        let paced = Paced::new(name, plan, start)?;
+        let paced = PacedLog::new(name, plan, start)?;
         write_down(&path, &kept).map_err(file)?;
         let stop = Arc::new(AtomicBool::new(false));
-        let (log, stopped) = (paced.log(), Arc::clone(&stop));
-        let retries = Retries::new(
+        let (log, stopped) = (paced.cursor(), Arc::clone(&stop));
+        let retries = RetryBackoff::new(
             "generator",
             "write down the generator's place",
             "after a restart it begins earlier",
         );
-        let feeding = Feeding { log, paced, kept, path, appender, stop: stopped, retries };
+        let feeding = FeedLoop { cursor: log, paced, kept, path, appender, stop: stopped, retries };
         let thread = thread::Builder::new().name(format!("feed {name}")).spawn(move || feeding.run());
         let thread = thread.map_err(FeedError::Thread)?;
-        Ok(Feed { stop, thread })
+        Ok(GeneratorFeed { stop, thread })
     }
 
     /// Ends it, once what is under way is durable.
@@ -129,103 +130,103 @@ fn describe(plan: &PacedPlan) -> String {
     )
 }
 
-struct Feeding {
-    paced: Paced,
-    log: Log,
-    kept: Kept,
+struct FeedLoop {
+    paced: PacedLog,
+    cursor: PacedCursor,
+    kept: FeedProgress,
     path: PathBuf,
     appender: Arc<dyn Appender>,
     stop: Arc<AtomicBool>,
-    retries: Retries,
+    retries: RetryBackoff,
 }
 
-impl Feeding {
+impl FeedLoop {
     fn run(mut self) -> Result<(), AppendError> {
         for _ in 0..self.kept.records {
             if self.stop.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            self.log.next(&self.paced);
+            self.cursor.next_record(&self.paced);
         }
-        let mut next = self.log.next(&self.paced);
+        let mut next = self.cursor.next_record(&self.paced);
         let (sender, durable) = mpsc::channel();
         let (mut in_flight, mut held) = (VecDeque::new(), VecDeque::new());
         let (mut written_down, mut retry_at) = (Instant::now(), Instant::now());
         let mut batch = Vec::new();
         while !self.stop.load(Ordering::Relaxed) {
-            let mut wait = LONGEST_WAIT;
+            let mut wait = STOP_POLL_INTERVAL;
             if !held.is_empty() {
                 // In their order, and before all else.
                 if in_flight.is_empty() && Instant::now() >= retry_at {
                     for batch in held.drain(..) {
-                        self.append(batch, &sender, &mut in_flight)?;
+                        self.append_batch(batch, &sender, &mut in_flight)?;
                     }
                 }
-            } else if in_flight.len() < IN_FLIGHT {
-                wait = self.fill(&mut batch, &mut next);
+            } else if in_flight.len() < MAX_APPENDS_IN_FLIGHT {
+                wait = self.fill_batch(&mut batch, &mut next);
                 if !batch.is_empty() {
-                    self.append(std::mem::take(&mut batch), &sender, &mut in_flight)?;
+                    self.append_batch(std::mem::take(&mut batch), &sender, &mut in_flight)?;
                 }
             }
             while let Ok(appended) = durable.recv_timeout(wait) {
-                held.extend(self.answered(appended, &mut in_flight)?);
-                retry_at = Instant::now() + HELD_RETRY;
-                wait = Wait::ZERO;
+                held.extend(self.handle_append_result(appended, &mut in_flight)?);
+                retry_at = Instant::now() + HELD_RETRY_INTERVAL;
+                wait = Duration::ZERO;
             }
-            if written_down.elapsed() > WRITE_DOWN {
-                self.write_down();
+            if written_down.elapsed() > PROGRESS_SAVE_INTERVAL {
+                self.save_progress();
                 written_down = Instant::now();
             }
         }
         while !in_flight.is_empty()
-            && let Ok(appended) = durable.recv_timeout(LAST_WAIT)
+            && let Ok(appended) = durable.recv_timeout(STOP_TIMEOUT)
         {
-            self.answered(appended, &mut in_flight)?;
+            self.handle_append_result(appended, &mut in_flight)?;
         }
-        self.write_down();
+        self.save_progress();
         Ok(())
     }
 
     /// What the log says of the oldest append that is under way; gives it back where it is to be appended again, later.
-    fn answered(
+    fn handle_append_result(
         &mut self,
         appended: Result<u64, AppendError>,
-        in_flight: &mut VecDeque<Vec<Due>>,
-    ) -> Result<Option<Vec<Due>>, AppendError> {
+        in_flight: &mut VecDeque<Vec<PacedRecord>>,
+    ) -> Result<Option<Vec<PacedRecord>>, AppendError> {
         let batch = in_flight.pop_front();
         match appended {
             Ok(records) => self.kept.records += records,
-            Err(AppendError::Held(_)) => return Ok(batch),
+            Err(AppendError::OnHold(_)) => return Ok(batch),
             Err(error) => return Err(error),
         }
         Ok(None)
     }
 
     /// Takes what is due now, and says how long nothing more will be.
-    fn fill(&mut self, batch: &mut Vec<Due>, next: &mut Option<Due>) -> Wait {
-        let now = paced::now();
-        while batch.len() < RECORDS
+    fn fill_batch(&mut self, batch: &mut Vec<PacedRecord>, next: &mut Option<PacedRecord>) -> Duration {
+        let now = paced::now_ms();
+        while batch.len() < APPEND_RECORDS
             && let Some(due) = *next
         {
-            let arrives_at = self.paced.deliver(due).arrives_at;
+            let arrives_at = self.paced.generate_record(due).arrives_at;
             if arrives_at.millis() > now {
-                return paced::until(arrives_at).min(LONGEST_WAIT);
+                return paced::time_until(arrives_at).min(STOP_POLL_INTERVAL);
             }
             batch.push(due);
-            *next = self.log.next(&self.paced);
+            *next = self.cursor.next_record(&self.paced);
         }
-        if batch.is_empty() { LONGEST_WAIT } else { Wait::ZERO }
+        if batch.is_empty() { STOP_POLL_INTERVAL } else { Duration::ZERO }
     }
 
     /// Queues a batch; while the log is busy, again and again, so that nothing overtakes it.
-    fn append(
+    fn append_batch(
         &self,
-        batch: Vec<Due>,
+        batch: Vec<PacedRecord>,
         sender: &mpsc::Sender<Result<u64, AppendError>>,
-        in_flight: &mut VecDeque<Vec<Due>>,
+        in_flight: &mut VecDeque<Vec<PacedRecord>>,
     ) -> Result<(), AppendError> {
         loop {
-            let records = batch.iter().map(|due| self.record(*due)).collect();
+            let records = batch.iter().map(|due| self.new_record(*due)).collect();
             let (sender, count) = (sender.clone(), batch.len() as u64);
             let busy = Arc::new(AtomicBool::new(false));
             let said = Arc::clone(&busy);
@@ -241,34 +242,34 @@ impl Feeding {
             if self.stop.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            thread::sleep(RETRY);
+            thread::sleep(BUSY_RETRY_INTERVAL);
         }
     }
 
-    fn record(&self, due: Due) -> NewRecord {
-        let record = self.paced.deliver(due).record;
+    fn new_record(&self, due: PacedRecord) -> NewRecord {
+        let record = self.paced.generate_record(due).record;
         let mut bytes = Vec::with_capacity(160);
         record.push_json(&mut bytes);
         let city = match record {
-            Record::Upsert { city, .. } => Some(city),
-            Record::Invalid(BadReading { city, .. }) => city,
+            GeneratedRecord::Upsert { city, .. } => Some(city),
+            GeneratedRecord::Invalid(BadReading { city, .. }) => city,
         };
         NewRecord::new(city, bytes)
     }
 
-    fn write_down(&mut self) {
+    fn save_progress(&mut self) {
         match write_down(&self.path, &self.kept) {
-            Ok(()) => self.retries.succeeded(),
+            Ok(()) => self.retries.record_success(),
             Err(error) => {
                 let remedy = remedy_suffix(&error, &self.path);
-                self.retries.failed(&format_args!("{}: {error}{remedy}", self.path.display()));
+                self.retries.record_failure(&format_args!("{}: {error}{remedy}", self.path.display()));
             }
         }
     }
 }
 
 /// Writes the file as a whole.
-fn write_down(path: &Path, kept: &Kept) -> io::Result<()> {
+fn write_down(path: &Path, kept: &FeedProgress) -> io::Result<()> {
     let temporary = path.with_extension("json.new");
     let mut file = fs::File::create(&temporary)?;
     serde_json::to_writer(&mut file, kept)?;

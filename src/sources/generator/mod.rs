@@ -4,26 +4,26 @@
 //! Every decision is a hash of the seed, the city, the time and what is decided, so the log depends on the plan
 //! alone, and one share does not change what another one does: with `late` changed, the same readings are corrected.
 
+mod bad_text;
 pub mod feed;
 pub mod paced;
 #[cfg(test)]
 mod tests;
-mod text;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::weather::{Weather, WeatherKind};
-use super::{mix, unit};
-use crate::model::{Duration, Event, EventTime, Measurement};
+use super::{mix64, unit_interval};
+use crate::model::{EventTime, Measurement, Millis, ReadingEvent};
 
 /// How long a late reading is held up at most, and on the average where nothing cuts it off, in ms.
-const LATEST_MS: i64 = 2 * 3_600_000;
-const USUALLY_LATE_MS: i64 = 20 * 60_000;
+const MAX_DELAY_MS: i64 = 2 * 3_600_000;
+const MEAN_DELAY_MS: i64 = 20 * 60_000;
 /// Until when corrections and withdrawals have come, in ms after the reading's time.
-const SETTLED_MS: i64 = 24 * 3_600_000;
+const MAX_CORRECTION_AGE_MS: i64 = 24 * 3_600_000;
 /// How many intervals after its reading a duplicate comes at most.
-const DUPLICATE_STEPS: u64 = 3;
+const MAX_DUPLICATE_STEPS: u64 = 3;
 
 /// What to make up. Shares are of the scheduled readings, 0 to 1, each drawn on its own: a reading can be late, and
 /// corrected, and withdrawn.
@@ -31,7 +31,7 @@ const DUPLICATE_STEPS: u64 = 3;
 pub struct GeneratorPlan {
     pub cities: u32,
     /// Between two readings of a city.
-    pub interval: Duration,
+    pub interval: Millis,
     /// The cities read one after the other, spread over the interval, not all at the same times.
     pub staggered: bool,
     /// The time of the first reading.
@@ -83,23 +83,23 @@ pub struct Generator {
     plan: GeneratorPlan,
     weather: Weather,
     /// How many readings a city has on schedule.
-    steps: u64,
+    steps_per_city: u64,
     /// The greatest delay of late readings, and the age that corrections and withdrawals reach, in intervals.
-    latest: u64,
-    settled: u64,
+    max_delay_steps: u64,
+    max_correction_steps: u64,
 }
 
 /// A record at the time at which it arrives.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Delivery<'a> {
+pub struct TimedRecord<'a> {
     /// Never before the delivery before it, and on the schedule of the city.
     pub arrives_at: EventTime,
-    pub record: Record<'a>,
+    pub record: GeneratedRecord<'a>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Record<'a> {
-    Upsert { city: &'a str, at: EventTime, event: Event },
+pub enum GeneratedRecord<'a> {
+    Upsert { city: &'a str, at: EventTime, event: ReadingEvent },
     Invalid(BadReading<'a>),
 }
 
@@ -107,7 +107,7 @@ pub enum Record<'a> {
 /// to spoil.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BadReading<'a> {
-    pub fault: Fault,
+    pub kind: BadReadingKind,
     pub city: Option<&'a str>,
     pub at: Option<EventTime>,
     /// °F.
@@ -120,7 +120,7 @@ pub struct BadReading<'a> {
 
 /// What is wrong with a bad record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Fault {
+pub enum BadReadingKind {
     /// A measured value is far outside of what is accepted.
     OutOfRange,
     /// The city, the time, the temperature or the humidity is absent.
@@ -133,19 +133,24 @@ pub enum Fault {
     BadNumber,
 }
 
-impl Fault {
-    pub const ALL: [Fault; 5] =
-        [Fault::OutOfRange, Fault::MissingField, Fault::CutLine, Fault::NoOffset, Fault::BadNumber];
+impl BadReadingKind {
+    pub const ALL: [BadReadingKind; 5] = [
+        BadReadingKind::OutOfRange,
+        BadReadingKind::MissingField,
+        BadReadingKind::CutLine,
+        BadReadingKind::NoOffset,
+        BadReadingKind::BadNumber,
+    ];
 
     /// Whether only a format that is text can have it.
     pub fn needs_text(self) -> bool {
-        matches!(self, Fault::CutLine | Fault::NoOffset | Fault::BadNumber)
+        matches!(self, BadReadingKind::CutLine | BadReadingKind::NoOffset | BadReadingKind::BadNumber)
     }
 }
 
 /// What is decided by hash.
 #[derive(Clone, Copy, Debug)]
-enum Question {
+enum RandomDraw {
     IsLate,
     LateBy,
     IsCorrected,
@@ -172,13 +177,14 @@ impl Generator {
         if from >= to {
             return Err(PlanError::NoTime { from, to });
         }
-        let start = plan.weather.start();
+        let start = plan.weather.first_instant();
         if from < start {
             return Err(PlanError::BeforeWeather { weather: plan.weather, start, from });
         }
         // The last one comes an interval after the settled age, or after a reading as late as can be.
-        let last =
-            SETTLED_MS.max(interval).saturating_add(interval.saturating_mul(DUPLICATE_STEPS as i64 + 1));
+        let last = MAX_CORRECTION_AGE_MS
+            .max(interval)
+            .saturating_add(interval.saturating_mul(MAX_DUPLICATE_STEPS as i64 + 1));
         if to.millis().checked_add(last).and_then(EventTime::from_millis).is_none() {
             return Err(PlanError::EndOfTime);
         }
@@ -197,26 +203,26 @@ impl Generator {
         let whole = |ms: i64| (ms / interval) as u64;
         Ok(Generator {
             weather,
-            steps: whole(to.millis() - from.millis() - 1) + 1,
-            latest: whole(LATEST_MS).max(1),
-            settled: whole(SETTLED_MS),
+            steps_per_city: whole(to.millis() - from.millis() - 1) + 1,
+            max_delay_steps: whole(MAX_DELAY_MS).max(1),
+            max_correction_steps: whole(MAX_CORRECTION_AGE_MS),
             plan,
         })
     }
 
     /// How many readings are on schedule, of all cities together.
-    pub fn scheduled(&self) -> u64 {
-        self.steps.saturating_mul(u64::from(self.plan.cities))
+    pub fn scheduled_readings(&self) -> u64 {
+        self.steps_per_city.saturating_mul(u64::from(self.plan.cities))
     }
 
     /// The log, in the order of arrival: interval by interval, in an interval city by city, of a city what is on
     /// schedule first and then what was held up. Only what is held up is in memory.
-    pub fn deliveries(&self) -> Deliveries<'_> {
-        Deliveries { generator: self, cursor: Cursor::default() }
+    pub fn timed_records(&self) -> TimedRecords<'_> {
+        TimedRecords { generator: self, cursor: ScheduleCursor::default() }
     }
 
     /// The time of a city's step. [`Generator::new`] has seen to it that there is one.
-    fn time(&self, step: u64, city: u32) -> EventTime {
+    fn scheduled_time(&self, step: u64, city: u32) -> EventTime {
         let GeneratorPlan { from, interval, staggered, cities, .. } = &self.plan;
         // Within an interval, which is shorter than event time: 2^48 ms by 2^32 cities.
         let share = i128::from(interval.millis()) * i128::from(city) / i128::from(*cities);
@@ -225,39 +231,39 @@ impl Generator {
         EventTime::from_millis(ms).unwrap_or(EventTime::MAX)
     }
 
-    fn hash(&self, city: u32, at: EventTime, question: Question) -> u64 {
-        let asked = (u64::from(city) << 8) | question as u64;
-        mix(mix(mix(self.plan.seed) ^ asked) ^ at.millis() as u64)
+    fn draw_hash(&self, city: u32, at: EventTime, draw: RandomDraw) -> u64 {
+        let draw_key = (u64::from(city) << 8) | draw as u64;
+        mix64(mix64(mix64(self.plan.seed) ^ draw_key) ^ at.millis() as u64)
     }
 
-    fn happens(&self, share: f64, city: u32, at: EventTime, question: Question) -> bool {
-        share > 0.0 && unit(self.hash(city, at, question)) < share
+    fn draw_happens(&self, share: f64, city: u32, at: EventTime, draw: RandomDraw) -> bool {
+        share > 0.0 && unit_interval(self.draw_hash(city, at, draw)) < share
     }
 
     /// How many intervals the reading is held up.
-    fn delay(&self, city: u32, at: EventTime) -> u64 {
-        if !self.happens(self.plan.late, city, at, Question::IsLate) {
+    fn draw_delay(&self, city: u32, at: EventTime) -> u64 {
+        if !self.draw_happens(self.plan.late, city, at, RandomDraw::IsLate) {
             return 0;
         }
         // The inverse of the exponential distribution that is cut off at the latest.
-        let cut_off = 1.0 - libm::exp(-(LATEST_MS as f64) / USUALLY_LATE_MS as f64);
-        let drawn = -libm::log(1.0 - cut_off * unit(self.hash(city, at, Question::LateBy)));
-        let whole = drawn * USUALLY_LATE_MS as f64 / self.plan.interval.millis() as f64;
-        (whole as u64 + 1).min(self.latest)
+        let cut_off = 1.0 - libm::exp(-(MAX_DELAY_MS as f64) / MEAN_DELAY_MS as f64);
+        let drawn = -libm::log(1.0 - cut_off * unit_interval(self.draw_hash(city, at, RandomDraw::LateBy)));
+        let whole = drawn * MEAN_DELAY_MS as f64 / self.plan.interval.millis() as f64;
+        (whole as u64 + 1).min(self.max_delay_steps)
     }
 
     /// How many intervals after its schedule a correction or a withdrawal comes, of a reading with this delay.
-    fn age(&self, delay: u64, hash: u64) -> u64 {
-        let choices = self.settled.saturating_sub(delay).max(1);
-        delay + 1 + (unit(hash) * choices as f64) as u64
+    fn draw_correction_age(&self, delay: u64, hash: u64) -> u64 {
+        let choices = self.max_correction_steps.saturating_sub(delay).max(1);
+        delay + 1 + (unit_interval(hash) * choices as f64) as u64
     }
 
-    fn corrected(&self, city: u32, at: EventTime) -> Measurement {
+    fn corrected_measurement(&self, city: u32, at: EventTime) -> Measurement {
         let wrong = self.weather.measure(city, at);
-        let hash = self.hash(city, at, Question::CorrectedTo);
+        let hash = self.draw_hash(city, at, RandomDraw::CorrectedTo);
         // Whole numbers stay whole.
         let steps_per_degree = if self.plan.weather == WeatherKind::Uniform { 1.0 } else { 10.0 };
-        let up_to = |shift: u32, limit: f64| ((unit(hash << shift) * limit) as i64 + 1) as f64;
+        let up_to = |shift: u32, limit: f64| ((unit_interval(hash << shift) * limit) as i64 + 1) as f64;
         let sign = |bit: u64| if hash & bit == 0 { -1.0 } else { 1.0 };
         let steps = (wrong.temperature() * steps_per_degree).round_ties_even();
         let temperature = (steps + sign(1) * up_to(0, 5.0 * steps_per_degree)) / steps_per_degree;
@@ -266,27 +272,29 @@ impl Generator {
             .expect("made-up weather is far enough within what is accepted")
     }
 
-    fn deliver(&self, due: HeldUp) -> Delivery<'_> {
-        let at = self.time(due.scheduled, due.city);
-        let event = match due.what {
-            What::Reading | What::Duplicate => Event::Reading(self.weather.measure(due.city, at)),
-            What::Correction => Event::Reading(self.corrected(due.city, at)),
-            What::Withdrawal => Event::Withdrawal,
-            What::Invalid => {
-                let record = Record::Invalid(self.bad(due.city, at));
-                return Delivery { arrives_at: at, record };
+    fn generate_record(&self, due: ScheduledRecord) -> TimedRecord<'_> {
+        let at = self.scheduled_time(due.scheduled_step, due.city);
+        let event = match due.kind {
+            RecordKind::Reading | RecordKind::Duplicate => {
+                ReadingEvent::Reading(self.weather.measure(due.city, at))
+            }
+            RecordKind::Correction => ReadingEvent::Reading(self.corrected_measurement(due.city, at)),
+            RecordKind::Withdrawal => ReadingEvent::Withdrawal,
+            RecordKind::Invalid => {
+                let record = GeneratedRecord::Invalid(self.bad_reading(due.city, at));
+                return TimedRecord { arrives_at: at, record };
             }
         };
-        let record = Record::Upsert { city: self.weather.city_key(due.city), at, event };
-        Delivery { arrives_at: self.time(due.arrives, due.city), record }
+        let record = GeneratedRecord::Upsert { city: self.weather.city_key(due.city), at, event };
+        TimedRecord { arrives_at: self.scheduled_time(due.arrival_step, due.city), record }
     }
 
-    fn bad(&self, city: u32, at: EventTime) -> BadReading<'_> {
+    fn bad_reading(&self, city: u32, at: EventTime) -> BadReading<'_> {
         let right = self.weather.measure(city, at);
-        let hash = self.hash(city, at, Question::InvalidHow);
-        let fault = Fault::ALL[(hash % 5) as usize];
+        let hash = self.draw_hash(city, at, RandomDraw::InvalidHow);
+        let fault = BadReadingKind::ALL[(hash % 5) as usize];
         let mut bad = BadReading {
-            fault,
+            kind: fault,
             city: Some(self.weather.city_key(city)),
             at: Some(at),
             temperature: Some(right.temperature()),
@@ -294,15 +302,15 @@ impl Generator {
             wind_speed: right.wind_speed(),
         };
         match (fault, (hash >> 32) % 4) {
-            (Fault::OutOfRange, 0) => bad.temperature = Some(999.9),
-            (Fault::OutOfRange, 1) => bad.temperature = Some(-459.7),
-            (Fault::OutOfRange, 2) => bad.humidity = Some(-5.0),
-            (Fault::OutOfRange, _) => bad.wind_speed = Some(1048.4),
-            (Fault::MissingField, 0) => bad.city = None,
-            (Fault::MissingField, 1) => bad.at = None,
-            (Fault::MissingField, 2) => bad.temperature = None,
-            (Fault::MissingField, _) => bad.humidity = None,
-            (Fault::CutLine | Fault::NoOffset | Fault::BadNumber, _) => {}
+            (BadReadingKind::OutOfRange, 0) => bad.temperature = Some(999.9),
+            (BadReadingKind::OutOfRange, 1) => bad.temperature = Some(-459.7),
+            (BadReadingKind::OutOfRange, 2) => bad.humidity = Some(-5.0),
+            (BadReadingKind::OutOfRange, _) => bad.wind_speed = Some(1048.4),
+            (BadReadingKind::MissingField, 0) => bad.city = None,
+            (BadReadingKind::MissingField, 1) => bad.at = None,
+            (BadReadingKind::MissingField, 2) => bad.temperature = None,
+            (BadReadingKind::MissingField, _) => bad.humidity = None,
+            (BadReadingKind::CutLine | BadReadingKind::NoOffset | BadReadingKind::BadNumber, _) => {}
         }
         bad
     }
@@ -310,16 +318,16 @@ impl Generator {
 
 /// What is held up. The fields are in the order of arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct HeldUp {
-    arrives: u64,
+struct ScheduledRecord {
+    arrival_step: u64,
     city: u32,
-    scheduled: u64,
-    what: What,
+    scheduled_step: u64,
+    kind: RecordKind,
 }
 
 /// In the order of arrival, where two are due at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum What {
+enum RecordKind {
     Reading,
     Duplicate,
     Correction,
@@ -329,79 +337,98 @@ enum What {
 
 /// A place in the log.
 #[derive(Clone, Debug, Default)]
-struct Cursor {
+struct ScheduleCursor {
     /// The scheduled reading that is next.
     step: u64,
     city: u32,
-    held_up: BinaryHeap<Reverse<HeldUp>>,
+    delayed: BinaryHeap<Reverse<ScheduledRecord>>,
 }
 
-impl Cursor {
+impl ScheduleCursor {
     /// The next record of the generator's log, which must be the same at each call.
-    fn next(&mut self, generator: &Generator) -> Option<HeldUp> {
+    fn next_record(&mut self, generator: &Generator) -> Option<ScheduledRecord> {
         loop {
-            let ended = self.step == generator.steps;
-            if let Some(Reverse(due)) = self.held_up.peek().copied()
-                && (ended || (due.arrives, due.city) < (self.step, self.city))
+            let ended = self.step == generator.steps_per_city;
+            if let Some(Reverse(due)) = self.delayed.peek().copied()
+                && (ended || (due.arrival_step, due.city) < (self.step, self.city))
             {
-                self.held_up.pop();
+                self.delayed.pop();
                 return Some(due);
             }
             if ended {
                 return None;
             }
-            if let Some(due) = self.schedule(generator) {
+            if let Some(due) = self.schedule_next_reading(generator) {
                 return Some(due);
             }
         }
     }
 
     /// Takes the next reading from the schedule and holds up what does not arrive now, and what will come of it.
-    fn schedule(&mut self, generator: &Generator) -> Option<HeldUp> {
+    fn schedule_next_reading(&mut self, generator: &Generator) -> Option<ScheduledRecord> {
         let plan = &generator.plan;
         let (city, scheduled) = (self.city, self.step);
         self.city += 1;
         if self.city == plan.cities {
             (self.city, self.step) = (0, self.step + 1);
         }
-        let at = generator.time(scheduled, city);
-        let delay = generator.delay(city, at);
-        let mut hold_up = |steps: u64, what: What| {
-            self.held_up.push(Reverse(HeldUp { arrives: scheduled + steps, city, scheduled, what }));
+        let at = generator.scheduled_time(scheduled, city);
+        let delay = generator.draw_delay(city, at);
+        let mut hold_up = |steps: u64, what: RecordKind| {
+            self.delayed.push(Reverse(ScheduledRecord {
+                arrival_step: scheduled + steps,
+                city,
+                scheduled_step: scheduled,
+                kind: what,
+            }));
         };
-        let happens = |share, question| generator.happens(share, city, at, question);
-        let hash = |question| generator.hash(city, at, question);
-        if happens(plan.corrections, Question::IsCorrected) {
-            hold_up(generator.age(delay, hash(Question::CorrectedAt)), What::Correction);
+        let happens = |share, question| generator.draw_happens(share, city, at, question);
+        let hash = |question| generator.draw_hash(city, at, question);
+        if happens(plan.corrections, RandomDraw::IsCorrected) {
+            hold_up(
+                generator.draw_correction_age(delay, hash(RandomDraw::CorrectedAt)),
+                RecordKind::Correction,
+            );
         }
-        if happens(plan.withdrawals, Question::IsWithdrawn) {
-            hold_up(generator.age(delay, hash(Question::WithdrawnAt)), What::Withdrawal);
+        if happens(plan.withdrawals, RandomDraw::IsWithdrawn) {
+            hold_up(
+                generator.draw_correction_age(delay, hash(RandomDraw::WithdrawnAt)),
+                RecordKind::Withdrawal,
+            );
         }
-        if happens(plan.duplicates, Question::IsDuplicated) {
-            hold_up(delay + hash(Question::DuplicatedAt) % (DUPLICATE_STEPS + 1), What::Duplicate);
+        if happens(plan.duplicates, RandomDraw::IsDuplicated) {
+            hold_up(
+                delay + hash(RandomDraw::DuplicatedAt) % (MAX_DUPLICATE_STEPS + 1),
+                RecordKind::Duplicate,
+            );
         }
-        if happens(plan.invalid, Question::IsInvalid) {
-            hold_up(0, What::Invalid);
+        if happens(plan.invalid, RandomDraw::IsInvalid) {
+            hold_up(0, RecordKind::Invalid);
         }
         if delay > 0 {
-            hold_up(delay, What::Reading);
+            hold_up(delay, RecordKind::Reading);
             return None;
         }
-        Some(HeldUp { arrives: scheduled, city, scheduled, what: What::Reading })
+        Some(ScheduledRecord {
+            arrival_step: scheduled,
+            city,
+            scheduled_step: scheduled,
+            kind: RecordKind::Reading,
+        })
     }
 }
 
 /// The records of a log, as they arrive.
 #[derive(Clone, Debug)]
-pub struct Deliveries<'a> {
+pub struct TimedRecords<'a> {
     generator: &'a Generator,
-    cursor: Cursor,
+    cursor: ScheduleCursor,
 }
 
-impl<'a> Iterator for Deliveries<'a> {
-    type Item = Delivery<'a>;
+impl<'a> Iterator for TimedRecords<'a> {
+    type Item = TimedRecord<'a>;
 
-    fn next(&mut self) -> Option<Delivery<'a>> {
-        self.cursor.next(self.generator).map(|due| self.generator.deliver(due))
+    fn next(&mut self) -> Option<TimedRecord<'a>> {
+        self.cursor.next_record(self.generator).map(|due| self.generator.generate_record(due))
     }
 }

@@ -2,26 +2,30 @@
 
 use std::sync::Arc;
 use std::thread::Thread;
-use std::time::{Duration as Wait, Instant};
+use std::time::{Duration, Instant};
 
-use super::{Cursor, Delivery, Generator, GeneratorPlan, HeldUp, PlanError, Record};
-use crate::codec::{DecodeSettings, RecordDecoder};
+use super::{
+    GeneratedRecord, Generator, GeneratorPlan, PlanError, ScheduleCursor, ScheduledRecord, TimedRecord,
+};
+use crate::codec::{DecodeSettings, JsonRecordDecoder};
 use crate::model::clock::wall_clock_ms;
-use crate::model::{Duration, Event, EventTime, Raw, Upsert};
+use crate::model::{EventTime, Millis, RawRecord, ReadingEvent, Upsert};
 use crate::sources::weather::WeatherKind;
-use crate::sources::{Next, Partition, Place, Polled, Source, SourceError, Take, mix, unit};
+use crate::sources::{
+    NextPoll, Partition, PollResult, RecordHandler, RecordPosition, Source, SourceError, mix64, unit_interval,
+};
 
 /// What to make up, from `history` before the start on and without an end. Shares are those of [`GeneratorPlan`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct PacedPlan {
     pub cities: u32,
     /// Between two readings of a city. The cities take turns.
-    pub interval: Duration,
+    pub interval: Millis,
     /// How much past there is at the start.
-    pub history: Duration,
+    pub history: Millis,
     /// Between two readings of a city in the past. Where it differs from `interval`, the past has no faults, and corrections
     /// and withdrawals are of readings of the past, of the given share of what is read, and come at once: a steady load.
-    pub history_interval: Duration,
+    pub history_interval: Millis,
     pub late: f64,
     pub corrections: f64,
     pub withdrawals: f64,
@@ -33,7 +37,7 @@ pub struct PacedPlan {
 
 /// A log of a plan and a start. It is the same whenever it is read.
 #[derive(Debug)]
-pub struct Paced {
+pub struct PacedLog {
     name: Box<str>,
     past: Option<Generator>,
     live: Generator,
@@ -41,14 +45,14 @@ pub struct Paced {
 }
 
 /// No log is played longer than this, in ms: 20 years.
-const LONGEST_MS: i64 = 20 * 365 * 86_400_000;
+const MAX_LOG_MS: i64 = 20 * 365 * 86_400_000;
 
 /// Of the past, the oldest part of this many is not corrected: it soon is too old for it.
-const SPARED_PART: u64 = 8;
+const UNCORRECTED_PART: u64 = 8;
 
-impl Paced {
+impl PacedLog {
     /// The first city reads at multiples of the interval.
-    pub fn new(name: &str, plan: PacedPlan, start: EventTime) -> Result<Paced, PlanError> {
+    pub fn new(name: &str, plan: PacedPlan, start: EventTime) -> Result<PacedLog, PlanError> {
         let grid = plan.interval.millis().max(1);
         let start = EventTime::from_millis(start.millis() - start.millis().rem_euclid(grid));
         let start = start.ok_or(PlanError::EndOfTime)?;
@@ -59,7 +63,7 @@ impl Paced {
             interval: plan.interval,
             staggered: true,
             from,
-            to: moved(LONGEST_MS)?,
+            to: moved(MAX_LOG_MS)?,
             late: plan.late,
             corrections: plan.corrections,
             withdrawals: plan.withdrawals,
@@ -78,96 +82,97 @@ impl Paced {
             (Some(past), GeneratorPlan { from: start, ..clean })
         };
         let past = past.map(Generator::new).transpose()?;
-        Ok(Paced { name: name.into(), past, live: Generator::new(live)?, plan })
+        Ok(PacedLog { name: name.into(), past, live: Generator::new(live)?, plan })
     }
 
     /// The log from its beginning.
-    pub(super) fn log(&self) -> Log {
-        let past = self.past.as_ref().map(|_| Cursor::default());
-        Log { past, live: Cursor::default(), correction: None, records: 0 }
+    pub(super) fn cursor(&self) -> PacedCursor {
+        let past = self.past.as_ref().map(|_| ScheduleCursor::default());
+        PacedCursor { past, live: ScheduleCursor::default(), correction: None, records: 0 }
     }
 
-    pub(super) fn deliver(&self, due: Due) -> Delivery<'_> {
+    pub(super) fn generate_record(&self, due: PacedRecord) -> TimedRecord<'_> {
         let past = self.past.as_ref().unwrap_or(&self.live);
         match due {
-            Due::Past(due) => past.deliver(due),
-            Due::Live(due) => self.live.deliver(due),
-            Due::Correction { city, step, arrives_at, withdrawal } => {
-                let at = past.time(step, city);
+            PacedRecord::Past(due) => past.generate_record(due),
+            PacedRecord::Live(due) => self.live.generate_record(due),
+            PacedRecord::Correction { city, step, arrives_at, withdrawal } => {
+                let at = past.scheduled_time(step, city);
                 let event = match withdrawal {
-                    true => Event::Withdrawal,
-                    false => Event::Reading(past.corrected(city, at)),
+                    true => ReadingEvent::Withdrawal,
+                    false => ReadingEvent::Reading(past.corrected_measurement(city, at)),
                 };
-                let record = Record::Upsert { city: past.weather.city_key(city), at, event };
-                Delivery { arrives_at, record }
+                let record = GeneratedRecord::Upsert { city: past.weather.city_key(city), at, event };
+                TimedRecord { arrives_at, record }
             }
         }
     }
 
     /// The correction of the past that comes with the record of this number, if one does.
-    fn correction(&self, number: u64, arrives_at: EventTime) -> Option<Due> {
+    fn correction_after(&self, number: u64, arrives_at: EventTime) -> Option<PacedRecord> {
         let past = self.past.as_ref()?;
-        let hash = mix(mix(self.plan.seed) ^ number);
-        let drawn = unit(hash);
+        let hash = mix64(mix64(self.plan.seed) ^ number);
+        let drawn = unit_interval(hash);
         if drawn >= self.plan.corrections + self.plan.withdrawals {
             return None;
         }
-        let city = (mix(hash ^ 1) % u64::from(self.plan.cities)) as u32;
-        let spared = past.steps / SPARED_PART;
-        let step = spared + mix(hash ^ 2) % (past.steps - spared);
-        Some(Due::Correction { city, step, arrives_at, withdrawal: drawn >= self.plan.corrections })
+        let city = (mix64(hash ^ 1) % u64::from(self.plan.cities)) as u32;
+        let spared = past.steps_per_city / UNCORRECTED_PART;
+        let step = spared + mix64(hash ^ 2) % (past.steps_per_city - spared);
+        Some(PacedRecord::Correction { city, step, arrives_at, withdrawal: drawn >= self.plan.corrections })
     }
 }
 
 /// A record before it is made up.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Due {
-    Past(HeldUp),
-    Live(HeldUp),
+pub(super) enum PacedRecord {
+    Past(ScheduledRecord),
+    Live(ScheduledRecord),
     Correction { city: u32, step: u64, arrives_at: EventTime, withdrawal: bool },
 }
 
 /// A place in a paced log.
 #[derive(Debug)]
-pub(super) struct Log {
+pub(super) struct PacedCursor {
     /// While there is some left.
-    past: Option<Cursor>,
-    live: Cursor,
-    correction: Option<Due>,
+    past: Option<ScheduleCursor>,
+    live: ScheduleCursor,
+    correction: Option<PacedRecord>,
     /// Of the live part.
     records: u64,
 }
 
-impl Log {
-    pub(super) fn next(&mut self, paced: &Paced) -> Option<Due> {
+impl PacedCursor {
+    pub(super) fn next_record(&mut self, paced: &PacedLog) -> Option<PacedRecord> {
         if let Some((past, generator)) = self.past.as_mut().zip(paced.past.as_ref()) {
-            if let Some(due) = past.next(generator) {
-                return Some(Due::Past(due));
+            if let Some(due) = past.next_record(generator) {
+                return Some(PacedRecord::Past(due));
             }
             self.past = None;
         }
         if let Some(correction) = self.correction.take() {
             return Some(correction);
         }
-        let due = self.live.next(&paced.live)?;
+        let due = self.live.next_record(&paced.live)?;
         self.records += 1;
-        self.correction = paced.correction(self.records, paced.live.time(due.arrives, due.city));
-        Some(Due::Live(due))
+        self.correction =
+            paced.correction_after(self.records, paced.live.scheduled_time(due.arrival_step, due.city));
+        Some(PacedRecord::Live(due))
     }
 }
 
 /// The clock that readings are due by, ms since 1970-01-01T00:00:00Z.
-pub(super) fn now() -> i64 {
+pub(super) fn now_ms() -> i64 {
     wall_clock_ms() as i64
 }
 
 /// How long it is until then.
-pub(super) fn until(time: EventTime) -> Wait {
-    Wait::from_millis(time.millis().saturating_sub(now()).max(0) as u64)
+pub(super) fn time_until(time: EventTime) -> Duration {
+    Duration::from_millis(time.millis().saturating_sub(now_ms()).max(0) as u64)
 }
 
 /// Plays the log into the dataflow, without keeping it anywhere.
-impl Source for Arc<Paced> {
+impl Source for Arc<PacedLog> {
     fn name(&self) -> &str {
         &self.name
     }
@@ -176,17 +181,17 @@ impl Source for Arc<Paced> {
         1
     }
 
-    fn open(&self, _: u32, position: u64, _: Thread) -> Result<Box<dyn Partition>, SourceError> {
+    fn open_partition(&self, _: u32, position: u64, _: Thread) -> Result<Box<dyn Partition>, SourceError> {
         let mut partition = PacedPartition {
-            log: self.log(),
+            cursor: self.cursor(),
             paced: Arc::clone(self),
             next: None,
             position: 0,
-            behind: true,
-            decoder: RecordDecoder::new(DecodeSettings::default()),
+            has_more: true,
+            decoder: JsonRecordDecoder::new(DecodeSettings::default()),
             text: Vec::new(),
         };
-        partition.next = partition.log.next(self);
+        partition.next = partition.cursor.next_record(self);
         while partition.position < position {
             partition.advance();
         }
@@ -195,67 +200,75 @@ impl Source for Arc<Paced> {
 }
 
 struct PacedPartition {
-    paced: Arc<Paced>,
-    log: Log,
-    next: Option<Due>,
+    paced: Arc<PacedLog>,
+    cursor: PacedCursor,
+    next: Option<PacedRecord>,
     position: u64,
     /// There is more to give than has been polled.
-    behind: bool,
-    decoder: RecordDecoder,
+    has_more: bool,
+    decoder: JsonRecordDecoder,
     text: Vec<u8>,
 }
 
 impl PacedPartition {
     fn advance(&mut self) {
-        self.next = self.log.next(&self.paced);
+        self.next = self.cursor.next_record(&self.paced);
         self.position += 1;
     }
 
-    fn give(&mut self, delivery: &Delivery<'_>, take: &mut dyn Take) {
-        let place = Place { position: self.position, arrived: Some(delivery.arrives_at) };
+    fn handle_record(&mut self, delivery: &TimedRecord<'_>, handler: &mut dyn RecordHandler) {
+        let record_position = RecordPosition { position: self.position, arrived: Some(delivery.arrives_at) };
         let taken = match &delivery.record {
-            Record::Upsert { city, at, event } => {
-                take.upsert(place, &Upsert { city, reading_at: *at, event: *event, revision: None })
-            }
-            Record::Invalid(_) => {
+            GeneratedRecord::Upsert { city, at, event } => handler.handle_upsert(
+                record_position,
+                &Upsert { city, reading_at: *at, event: *event, revision: None },
+            ),
+            GeneratedRecord::Invalid(_) => {
                 self.text.clear();
                 delivery.record.push_json(&mut self.text);
-                self.decoder.decode(&self.text).and_then(|upsert| take.upsert(place, &upsert))
+                self.decoder
+                    .decode(&self.text)
+                    .and_then(|upsert| handler.handle_upsert(record_position, &upsert))
             }
         };
         if let Err(refusal) = taken {
             self.text.clear();
             delivery.record.push_json(&mut self.text);
-            take.refused(place, &refusal, &Raw::value(&self.text));
+            handler.handle_refusal(record_position, &refusal, &RawRecord::from_value(&self.text));
         }
     }
 }
 
 impl Partition for PacedPartition {
-    fn poll(&mut self, limit: usize, upto: u64, take: &mut dyn Take) -> Result<Polled, SourceError> {
-        let now = now();
+    fn poll(
+        &mut self,
+        limit: usize,
+        until: u64,
+        handler: &mut dyn RecordHandler,
+    ) -> Result<PollResult, SourceError> {
+        let now = now_ms();
         let paced = Arc::clone(&self.paced);
         let mut records = 0;
         let next = loop {
-            let Some(due) = self.next else { break Next::Never };
-            let delivery = paced.deliver(due);
+            let Some(due) = self.next else { break NextPoll::EndOfLog };
+            let delivery = paced.generate_record(due);
             if delivery.arrives_at.millis() > now {
-                break Next::At(Instant::now() + until(delivery.arrives_at));
+                break NextPoll::At(Instant::now() + time_until(delivery.arrives_at));
             }
-            if records == limit || self.position >= upto || take.is_full() {
-                break Next::Now;
+            if records == limit || self.position >= until || handler.is_full() {
+                break NextPoll::Now;
             }
-            self.give(&delivery, take);
+            self.handle_record(&delivery, handler);
             self.advance();
             records += 1;
         };
-        self.behind = next == Next::Now;
-        Ok(Polled { records, next })
+        self.has_more = next == NextPoll::Now;
+        Ok(PollResult { records, next })
     }
 
     fn end(&self) -> u64 {
         // How much is due is known only when it has been made up.
-        if self.behind { u64::MAX } else { self.position }
+        if self.has_more { u64::MAX } else { self.position }
     }
 }
 
@@ -266,22 +279,22 @@ mod tests {
 
     #[derive(Default)]
     struct Taken {
-        upserts: Vec<(u64, String, EventTime, Event)>,
+        upserts: Vec<(u64, String, EventTime, ReadingEvent)>,
         refused: Vec<(u64, Refusal, Vec<u8>)>,
     }
 
-    impl Take for Taken {
-        fn upsert(&mut self, place: Place, upsert: &Upsert<'_>) -> Result<(), Refusal> {
+    impl RecordHandler for Taken {
+        fn handle_upsert(&mut self, place: RecordPosition, upsert: &Upsert<'_>) -> Result<(), Refusal> {
             self.upserts.push((place.position, upsert.city.into(), upsert.reading_at, upsert.event));
             Ok(())
         }
 
-        fn refused(&mut self, place: Place, refusal: &Refusal, raw: &Raw<'_>) {
+        fn handle_refusal(&mut self, place: RecordPosition, refusal: &Refusal, raw: &RawRecord<'_>) {
             self.refused.push((place.position, refusal.clone(), raw.value.unwrap().to_vec()));
         }
     }
 
-    fn paced(history_interval: &str) -> Arc<Paced> {
+    fn paced(history_interval: &str) -> Arc<PacedLog> {
         let plan = PacedPlan {
             cities: 7,
             interval: "60s".parse().unwrap(),
@@ -296,26 +309,26 @@ mod tests {
             seed: 3,
         };
         // An hour ago: as if it had been stopped since.
-        let start = EventTime::from_millis(now() - 3_600_000).unwrap();
-        Arc::new(Paced::new("made-up", plan, start).unwrap())
+        let start = EventTime::from_millis(now_ms() - 3_600_000).unwrap();
+        Arc::new(PacedLog::new("made-up", plan, start).unwrap())
     }
 
-    fn all(paced: &Arc<Paced>, position: u64) -> Taken {
-        let mut partition = paced.open(0, position, std::thread::current()).unwrap();
+    fn all(paced: &Arc<PacedLog>, position: u64) -> Taken {
+        let mut partition = paced.open_partition(0, position, std::thread::current()).unwrap();
         let mut taken = Taken::default();
         loop {
             let polled = partition.poll(100, u64::MAX, &mut taken).unwrap();
             assert!(polled.records <= 100);
-            assert_eq!(polled.next == Next::Now, partition.end() == u64::MAX);
-            if let Next::At(next) = polled.next {
-                assert!(next > Instant::now() - Wait::from_secs(1));
+            assert_eq!(polled.next == NextPoll::Now, partition.end() == u64::MAX);
+            if let NextPoll::At(next) = polled.next {
+                assert!(next > Instant::now() - Duration::from_secs(1));
                 return taken;
             }
         }
     }
 
     #[test]
-    fn a_place_in_it_is_found_again() {
+    fn position_is_restored_after_restart() {
         for history_interval in ["60s", "5m"] {
             let paced = paced(history_interval);
             let whole = all(&paced, 0);
@@ -327,12 +340,12 @@ mod tests {
     }
 
     #[test]
-    fn there_is_a_past_and_what_goes_wrong() {
+    fn history_contains_refused_and_withdrawn_readings() {
         for (history_interval, least) in [("60s", 7 * 420), ("5m", 7 * (72 + 60))] {
             let taken = all(&paced(history_interval), 0);
             assert!(taken.upserts.len() >= least * 9 / 10, "{}", taken.upserts.len());
             assert!(!taken.refused.is_empty());
-            assert!(taken.upserts.iter().any(|(.., event)| *event == Event::Withdrawal));
+            assert!(taken.upserts.iter().any(|(.., event)| *event == ReadingEvent::Withdrawal));
         }
     }
 }

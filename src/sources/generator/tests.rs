@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::reading::check_city;
+use crate::model::reading::check_city_key;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,75 +36,75 @@ fn messy(weather: WeatherKind) -> GeneratorPlan {
 }
 
 #[test]
-fn a_log_without_faults_is_the_schedule() {
+fn log_without_faults_equals_schedule() {
     let generator = Generator::new(plan(WeatherKind::Uniform)).unwrap();
-    assert_eq!(generator.scheduled(), 20 * 36 * 60);
-    let mut deliveries = generator.deliveries();
+    assert_eq!(generator.scheduled_readings(), 20 * 36 * 60);
+    let mut deliveries = generator.timed_records();
     let first = time("2025-01-01T00:00:00Z").millis();
     for minute in 0..36 * 60 {
         for city in 0..20 {
             let at = EventTime::from_millis(first + minute * 60_000).unwrap();
-            let event = Event::Reading(generator.weather.measure(city, at));
-            let record = Record::Upsert { city: &format!("city_{city:05}"), at, event };
-            assert_eq!(deliveries.next(), Some(Delivery { arrives_at: at, record }));
+            let event = ReadingEvent::Reading(generator.weather.measure(city, at));
+            let record = GeneratedRecord::Upsert { city: &format!("city_{city:05}"), at, event };
+            assert_eq!(deliveries.next(), Some(TimedRecord { arrives_at: at, record }));
         }
     }
     assert_eq!(deliveries.next(), None);
 }
 
 #[test]
-fn the_end_is_not_part_of_it() {
+fn end_time_is_exclusive() {
     for (to, steps) in
         [("2025-01-01T00:00:00.001Z", 1), ("2025-01-01T00:01:00Z", 1), ("2025-01-01T00:01:30Z", 2)]
     {
         let plan = GeneratorPlan { to: time(to), ..plan(WeatherKind::Uniform) };
-        assert_eq!(Generator::new(plan).unwrap().deliveries().count(), 20 * steps, "{to}");
+        assert_eq!(Generator::new(plan).unwrap().timed_records().count(), 20 * steps, "{to}");
     }
 }
 
 #[test]
-fn shares_are_as_asked_and_delays_as_documented() {
+fn fault_shares_match_plan_and_delays_match_documentation() {
     for weather in WeatherKind::ALL {
         let generator = Generator::new(messy(weather)).unwrap();
-        let scheduled = generator.scheduled() as f64;
+        let scheduled = generator.scheduled_readings() as f64;
         let (mut seen, mut late, mut delays) = (BTreeMap::new(), 0.0, 0.0);
         let (mut duplicates, mut corrections, mut withdrawals, mut invalid) = (0.0, 0.0, 0.0, 0.0);
         let mut faults = BTreeSet::new();
         let mut now = EventTime::MIN;
-        for Delivery { arrives_at, record } in generator.deliveries() {
+        for TimedRecord { arrives_at, record } in generator.timed_records() {
             assert!(now <= arrives_at);
             now = arrives_at;
             match record {
-                Record::Upsert { city, at, event } => {
+                GeneratedRecord::Upsert { city, at, event } => {
                     let age = arrives_at.millis() - at.millis();
-                    assert!((0..=SETTLED_MS).contains(&age) && check_city(city).is_ok());
+                    assert!((0..=MAX_CORRECTION_AGE_MS).contains(&age) && check_city_key(city).is_ok());
                     match (event, seen.get(&(city, at))) {
-                        (Event::Reading(measured), None) => {
+                        (ReadingEvent::Reading(measured), None) => {
                             seen.insert((city, at), measured);
-                            assert!(age <= LATEST_MS);
+                            assert!(age <= MAX_DELAY_MS);
                             late += f64::from(age > 0);
                             delays += age as f64;
                         }
-                        (Event::Reading(again), Some(first)) if again == *first => duplicates += 1.0,
-                        (Event::Reading(again), Some(first)) => {
+                        (ReadingEvent::Reading(again), Some(first)) if again == *first => duplicates += 1.0,
+                        (ReadingEvent::Reading(again), Some(first)) => {
                             assert!((again.temperature() - first.temperature()).abs() < 5.01);
                             corrections += 1.0;
                         }
-                        (Event::Withdrawal, first) => {
+                        (ReadingEvent::Withdrawal, first) => {
                             assert!(first.is_some());
                             withdrawals += 1.0;
                         }
-                        (Event::Retried(_), _) => panic!("nothing is retried"),
+                        (ReadingEvent::RetriedReading(_), _) => panic!("nothing is retried"),
                     }
                 }
-                Record::Invalid(bad) => {
+                GeneratedRecord::Invalid(bad) => {
                     invalid += 1.0;
-                    faults.insert(bad.fault);
+                    faults.insert(bad.kind);
                 }
             }
         }
         assert_eq!(seen.len() as f64, scheduled);
-        assert_eq!(faults, BTreeSet::from(Fault::ALL));
+        assert_eq!(faults, BTreeSet::from(BadReadingKind::ALL));
         for (share, count) in
             [(0.1, late), (0.05, corrections), (0.02, withdrawals), (0.03, duplicates), (0.04, invalid)]
         {
@@ -115,38 +115,38 @@ fn shares_are_as_asked_and_delays_as_documented() {
 }
 
 #[test]
-fn the_log_depends_on_the_seed_alone() {
+fn log_depends_only_on_seed() {
     let log = |seed| {
         let plan = GeneratorPlan { seed, to: time("2025-01-01T03:00:00Z"), ..messy(WeatherKind::Plausible) };
         let generator = Generator::new(plan).unwrap();
-        generator.deliveries().map(|delivery| format!("{delivery:?}")).collect::<Vec<_>>()
+        generator.timed_records().map(|delivery| format!("{delivery:?}")).collect::<Vec<_>>()
     };
     assert_eq!(log(7), log(7));
     assert_ne!(log(7), log(8));
 }
 
 #[test]
-fn bad_records_are_bad() {
+fn invalid_records_have_their_fault() {
     let plan = GeneratorPlan { invalid: 1.0, ..plan(WeatherKind::Uniform) };
     let generator = Generator::new(plan).unwrap();
     let mut invalid = 0;
-    for delivery in generator.deliveries() {
-        let Record::Invalid(bad) = delivery.record else { continue };
+    for delivery in generator.timed_records() {
+        let GeneratedRecord::Invalid(bad) = delivery.record else { continue };
         invalid += 1;
         let complete = bad.city.zip(bad.at).zip(bad.temperature.zip(bad.humidity));
         let accepted = complete.map(|(_, (t, h))| Measurement::new(t, h, bad.wind_speed).is_ok());
-        let expected = match bad.fault {
-            Fault::OutOfRange => Some(false),
-            Fault::MissingField => None,
-            Fault::CutLine | Fault::NoOffset | Fault::BadNumber => Some(true),
+        let expected = match bad.kind {
+            BadReadingKind::OutOfRange => Some(false),
+            BadReadingKind::MissingField => None,
+            BadReadingKind::CutLine | BadReadingKind::NoOffset | BadReadingKind::BadNumber => Some(true),
         };
         assert_eq!(accepted, expected);
     }
-    assert_eq!(invalid, generator.scheduled());
+    assert_eq!(invalid, generator.scheduled_readings());
 }
 
 #[test]
-fn says_what_cannot_be_done() {
+fn invalid_plans_are_refused_with_reason() {
     let said = |change: fn(&mut GeneratorPlan)| {
         let mut plan = plan(WeatherKind::Uniform);
         change(&mut plan);
@@ -163,7 +163,7 @@ fn says_what_cannot_be_done() {
         "uniform weather begins at 2025-01-01T00:00:00Z, after 1970-01-01T00:00:00Z"
     );
     assert!(said(|plan| plan.to = EventTime::MAX).ends_with("end sooner"));
-    assert!(said(|plan| plan.interval = Duration::MAX).ends_with("end sooner"));
+    assert!(said(|plan| plan.interval = Millis::MAX).ends_with("end sooner"));
     assert_eq!(said(|plan| plan.late = 1.5), "late is a share of all readings, from 0 to 1, not 1.5");
     assert_eq!(
         said(|plan| plan.invalid = f64::NAN),
@@ -174,13 +174,13 @@ fn says_what_cannot_be_done() {
 
 proptest! {
     #[test]
-    fn any_interval_keeps_the_order_and_loses_nothing(
+    fn any_interval_keeps_order_and_all_records(
         interval in 1i64..200_000_000, steps in 1i64..40, cities in 1u32..4, share in 0.0..=1.0, seed: u64,
     ) {
         let from = time("2025-03-01T00:00:00Z");
         let generator = Generator::new(GeneratorPlan {
             cities,
-            interval: Duration::from_millis(interval).unwrap(),
+            interval: Millis::from_millis(interval).unwrap(),
             staggered: seed % 2 == 1,
             from,
             to: EventTime::from_millis(from.millis() + interval * steps).unwrap(),
@@ -194,15 +194,15 @@ proptest! {
         }).unwrap();
         let mut now = from;
         let mut seen = BTreeSet::new();
-        for Delivery { arrives_at, record } in generator.deliveries() {
+        for TimedRecord { arrives_at, record } in generator.timed_records() {
             prop_assert!(now <= arrives_at);
             now = arrives_at;
-            if let Record::Upsert { city, at, event } = record {
+            if let GeneratedRecord::Upsert { city, at, event } = record {
                 prop_assert!(at <= arrives_at);
                 // Nothing comes of a reading before the reading itself.
-                prop_assert!(!seen.insert((city, at)) || matches!(event, Event::Reading(_)));
+                prop_assert!(!seen.insert((city, at)) || matches!(event, ReadingEvent::Reading(_)));
             }
         }
-        prop_assert_eq!(seen.len() as u64, generator.scheduled());
+        prop_assert_eq!(seen.len() as u64, generator.scheduled_readings());
     }
 }

@@ -15,20 +15,20 @@ use std::ops::Range;
 
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::model::{ClientId, EventTime, Retried};
+use crate::model::{ClientId, EventTime, RetryInfo};
 
 /// From here on a block is compressed by itself. Below, the storage's own compression of neighbouring blocks does as well.
-const COMPRESS_BYTES: usize = 2 * 1024;
+const MIN_COMPRESSED_BYTES: usize = 2 * 1024;
 const ZSTD_LEVEL: i32 = 1;
-const PLAIN: u8 = 0;
-const ZSTD: u8 = 1;
+const KIND_PLAIN: u8 = 0;
+const KIND_ZSTD: u8 = 1;
 /// Added to the kind.
-const RETRIED: u8 = 2;
+const KIND_RETRIED: u8 = 2;
 
 /// A block's place: partition, then first position, both big endian, so that keys sort as the log runs.
-pub(super) type Key = [u8; 12];
+pub(super) type BlockKey = [u8; 12];
 
-pub(super) fn key(partition: u32, first: u64) -> Key {
+pub(super) fn block_key(partition: u32, first: u64) -> BlockKey {
     let mut key = [0; 12];
     key[..4].copy_from_slice(&partition.to_be_bytes());
     key[4..].copy_from_slice(&first.to_be_bytes());
@@ -36,33 +36,40 @@ pub(super) fn key(partition: u32, first: u64) -> Key {
 }
 
 /// The partition and the first position that a key names.
-pub(super) fn parse_key(key: &[u8]) -> Option<(u32, u64)> {
+pub(super) fn parse_block_key(key: &[u8]) -> Option<(u32, u64)> {
     let (partition, first) = key.split_at_checked(4)?;
     Some((u32::from_be_bytes(partition.try_into().ok()?), u64::from_be_bytes(first.try_into().ok()?)))
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Block {
+pub(super) struct JournalBlock {
     pub first: u64,
     pub count: u32,
     pub arrived: EventTime,
     /// All of its records are dead letters that were sent again; otherwise none is.
-    pub retried: bool,
+    pub is_retried: bool,
     records: Vec<u8>,
     /// Who has posted them, and how many in a row; only of blocks that were written since the start.
     clients: Vec<(Option<ClientId>, u32)>,
 }
 
-impl Block {
-    pub(super) fn new(first: u64, arrived: EventTime, retried: bool) -> Block {
-        Block { first, count: 0, arrived, retried, records: Vec::new(), clients: Vec::new() }
+impl JournalBlock {
+    pub(super) fn new(first: u64, arrived: EventTime, retried: bool) -> JournalBlock {
+        JournalBlock {
+            first,
+            count: 0,
+            arrived,
+            is_retried: retried,
+            records: Vec::new(),
+            clients: Vec::new(),
+        }
     }
 
     /// Adds a record, of the block's kind.
-    pub(super) fn push(&mut self, record: &[u8], retried: Option<&Retried>) {
-        debug_assert_eq!(self.retried, retried.is_some());
+    pub(super) fn push(&mut self, record: &[u8], retried: Option<&RetryInfo>) {
+        debug_assert_eq!(self.is_retried, retried.is_some());
         let mut from = Vec::new();
-        if let Some(Retried { origin, attempt, first_seen }) = retried {
+        if let Some(RetryInfo { origin, attempt, first_seen }) = retried {
             push_varint(u64::from(*attempt), &mut from);
             let first_seen = first_seen.map_or(0, |time| time.millis().max(0) as u64 + 1);
             push_varint(first_seen, &mut from);
@@ -76,7 +83,7 @@ impl Block {
     }
 
     /// Notes who has posted the record that was added last.
-    pub(super) fn note_client(&mut self, client: Option<ClientId>) {
+    pub(super) fn push_client(&mut self, client: Option<ClientId>) {
         match self.clients.last_mut() {
             Some((last, count)) if *last == client => *count += 1,
             _ => self.clients.push((client, 1)),
@@ -84,7 +91,7 @@ impl Block {
     }
 
     /// Who has posted the record at a position, where that is known.
-    pub(super) fn client(&self, position: u64) -> Option<ClientId> {
+    pub(super) fn client_at(&self, position: u64) -> Option<ClientId> {
         let mut left = position.checked_sub(self.first)?;
         for (client, count) in &self.clients {
             if left < u64::from(*count) {
@@ -109,65 +116,65 @@ impl Block {
     #[inline]
     pub(super) fn record_at(&self, offset: usize) -> Option<Range<usize>> {
         let mut rest = self.records.get(offset..)?;
-        let length = usize::try_from(take_varint(&mut rest)?).ok()?;
+        let length = usize::try_from(read_varint(&mut rest)?).ok()?;
         let start = self.records.len() - rest.len();
         (length <= rest.len()).then(|| start..start + length)
     }
 
     /// Of the record at a position, as the block has it, and of its place and arrival.
-    pub(super) fn digest(&self, partition: u32, position: u64) -> Option<u64> {
+    pub(super) fn record_digest(&self, partition: u32, position: u64) -> Option<u64> {
         let mut range = 0..0;
         for _ in self.first..=position {
             range = self.record_at(range.end)?;
         }
-        Some(self.digest_of(partition, position, range))
+        Some(self.record_digest_of(partition, position, range))
     }
 
     /// [`Block::digest`] of a record whose bytes are known.
-    pub(super) fn digest_of(&self, partition: u32, position: u64, range: Range<usize>) -> u64 {
+    pub(super) fn record_digest_of(&self, partition: u32, position: u64, range: Range<usize>) -> u64 {
         let mut hasher = Xxh3::new();
         hasher.update(&partition.to_le_bytes());
         hasher.update(&position.to_le_bytes());
         hasher.update(&self.arrived.millis().to_le_bytes());
-        hasher.update(self.bytes(range));
+        hasher.update(self.record_bytes(range));
         hasher.digest()
     }
 
     #[inline]
-    pub(super) fn bytes(&self, range: Range<usize>) -> &[u8] {
+    pub(super) fn record_bytes(&self, range: Range<usize>) -> &[u8] {
         &self.records[range]
     }
 
     /// Where a dead letter that was sent again comes from, and the bytes of the record; nothing where it is damaged.
-    pub(super) fn split_retried(&self, range: Range<usize>) -> Option<(Retried, &[u8])> {
-        let mut rest = self.bytes(range);
-        let attempt = u32::try_from(take_varint(&mut rest)?).ok()?;
-        let first_seen = match take_varint(&mut rest)? {
+    pub(super) fn split_retried(&self, range: Range<usize>) -> Option<(RetryInfo, &[u8])> {
+        let mut rest = self.record_bytes(range);
+        let attempt = u32::try_from(read_varint(&mut rest)?).ok()?;
+        let first_seen = match read_varint(&mut rest)? {
             0 => None,
             after => Some(EventTime::from_millis(i64::try_from(after - 1).ok()?)?),
         };
-        let length = usize::try_from(take_varint(&mut rest)?).ok()?;
+        let length = usize::try_from(read_varint(&mut rest)?).ok()?;
         let (origin, bytes) = rest.split_at_checked(length)?;
         let origin = std::str::from_utf8(origin).ok()?.into();
-        Some((Retried { origin, attempt, first_seen }, bytes))
+        Some((RetryInfo { origin, attempt, first_seen }, bytes))
     }
 }
 
 /// Stores blocks.
-pub(super) struct Encoder(zstd::bulk::Compressor<'static>);
+pub(super) struct BlockEncoder(zstd::bulk::Compressor<'static>);
 
-impl Encoder {
-    pub(super) fn new() -> std::io::Result<Encoder> {
-        zstd::bulk::Compressor::new(ZSTD_LEVEL).map(Encoder)
+impl BlockEncoder {
+    pub(super) fn new() -> std::io::Result<BlockEncoder> {
+        zstd::bulk::Compressor::new(ZSTD_LEVEL).map(BlockEncoder)
     }
 
-    pub(super) fn encode(&mut self, key: &Key, block: &Block) -> std::io::Result<Vec<u8>> {
+    pub(super) fn encode(&mut self, key: &BlockKey, block: &JournalBlock) -> std::io::Result<Vec<u8>> {
         let compressed = match block.records.len() {
-            0..COMPRESS_BYTES => None,
+            0..MIN_COMPRESSED_BYTES => None,
             length => Some(self.0.compress(&block.records)?).filter(|compressed| compressed.len() < length),
         };
-        let kind = if compressed.is_some() { ZSTD } else { PLAIN };
-        let kind = if block.retried { kind + RETRIED } else { kind };
+        let kind = if compressed.is_some() { KIND_ZSTD } else { KIND_PLAIN };
+        let kind = if block.is_retried { kind + KIND_RETRIED } else { kind };
         let payload = compressed.as_ref().unwrap_or(&block.records);
         let mut stored = Vec::with_capacity(payload.len() + 32);
         stored.push(kind);
@@ -182,37 +189,37 @@ impl Encoder {
 }
 
 /// Reads stored blocks.
-pub(super) struct Decoder(zstd::bulk::Decompressor<'static>);
+pub(super) struct BlockDecoder(zstd::bulk::Decompressor<'static>);
 
-impl Decoder {
-    pub(super) fn new() -> std::io::Result<Decoder> {
-        zstd::bulk::Decompressor::new().map(Decoder)
+impl BlockDecoder {
+    pub(super) fn new() -> std::io::Result<BlockDecoder> {
+        zstd::bulk::Decompressor::new().map(BlockDecoder)
     }
 
     /// The block, or nothing where it is damaged.
-    pub(super) fn decode(&mut self, key: &[u8], stored: &[u8]) -> Option<Block> {
-        let (_, first) = parse_key(key)?;
+    pub(super) fn decode(&mut self, key: &[u8], stored: &[u8]) -> Option<JournalBlock> {
+        let (_, first) = parse_block_key(key)?;
         let (content, sum) = stored.split_last_chunk::<4>()?;
         if checksum(key, content) != u32::from_le_bytes(*sum) {
             return None;
         }
         let (&kind, mut rest) = content.split_first()?;
-        let count = u32::try_from(take_varint(&mut rest)?).ok().filter(|count| *count > 0)?;
-        let arrived = EventTime::from_millis(i64::try_from(take_varint(&mut rest)?).ok()?)?;
-        let length = usize::try_from(take_varint(&mut rest)?).ok()?;
-        let retried = kind & RETRIED != 0;
-        let records = match kind & !RETRIED {
-            PLAIN => rest.to_vec(),
+        let count = u32::try_from(read_varint(&mut rest)?).ok().filter(|count| *count > 0)?;
+        let arrived = EventTime::from_millis(i64::try_from(read_varint(&mut rest)?).ok()?)?;
+        let length = usize::try_from(read_varint(&mut rest)?).ok()?;
+        let retried = kind & KIND_RETRIED != 0;
+        let records = match kind & !KIND_RETRIED {
+            KIND_PLAIN => rest.to_vec(),
             // The checksum holds, so the length is what the writer had in memory.
-            ZSTD => self.0.decompress(rest, length).ok()?,
+            KIND_ZSTD => self.0.decompress(rest, length).ok()?,
             _ => return None,
         };
         first.checked_add(u64::from(count))?;
-        (records.len() == length).then_some(Block {
+        (records.len() == length).then_some(JournalBlock {
             first,
             count,
             arrived,
-            retried,
+            is_retried: retried,
             records,
             clients: Vec::new(),
         })
@@ -235,7 +242,7 @@ fn push_varint(mut number: u64, out: &mut Vec<u8>) {
 }
 
 #[inline]
-fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
+fn read_varint(bytes: &mut &[u8]) -> Option<u64> {
     let mut number = 0;
     for shift in (0..64).step_by(7) {
         let (&byte, rest) = bytes.split_first()?;

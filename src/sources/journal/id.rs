@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{JournalError, sync_folder};
 use crate::fault;
 
-pub const FILE: &str = "id";
+pub const FILE_NAME: &str = "id";
 
 /// The content of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,19 +57,19 @@ impl JournalId {
     }
 
     /// As manifests and log lines show it.
-    pub fn text(&self) -> String {
-        text(self.id)
+    pub fn to_hex(&self) -> String {
+        id_to_hex(self.id)
     }
 
     /// That of the journal in a folder; nothing if it has none. `known` is what the marks say.
-    pub(super) fn read(dir: &Path, known: Option<u128>) -> Result<Option<JournalId>, JournalError> {
+    pub(super) fn read_file(dir: &Path, known: Option<u128>) -> Result<Option<JournalId>, JournalError> {
         let unknown = |what: &'static str| JournalError::Id { dir: dir.into(), what, known };
-        let bytes = match fault::read_small_file(&dir.join(FILE)) {
+        let bytes = match fault::read_small_file(&dir.join(FILE_NAME)) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return known.map_or(Ok(None), |_| Err(unknown("is missing")));
             }
-            Err(source) => return Err(JournalError::Io { path: dir.join(FILE), source }),
+            Err(source) => return Err(JournalError::Io { path: dir.join(FILE_NAME), source }),
         };
         let read: JournalId = serde_json::from_slice(&bytes).map_err(|_| unknown("cannot be read"))?;
         let parent = read.parent.as_ref().map(|parent| parent.id);
@@ -80,18 +80,18 @@ impl JournalId {
     }
 
     /// Durable, and there as a whole or not at all.
-    pub fn write(&self, dir: &Path) -> io::Result<()> {
+    pub fn write_file(&self, dir: &Path) -> io::Result<()> {
         let temporary = dir.join("id.new");
         let mut file = File::create(&temporary)?;
         file.write_all(&serde_json::to_vec(self)?)?;
         file.write_all(b"\n")?;
         file.sync_all()?;
-        fs::rename(&temporary, dir.join(FILE))?;
+        fs::rename(&temporary, dir.join(FILE_NAME))?;
         sync_folder(dir)
     }
 }
 
-pub(super) fn text(id: u128) -> String {
+pub(super) fn id_to_hex(id: u128) -> String {
     format!("{id:032x}")
 }
 

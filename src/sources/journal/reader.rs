@@ -4,42 +4,42 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::thread::Thread;
 
-use super::Shared;
-use super::block::{Block, Decoder};
-use super::store::Failure;
-use super::tail::Found;
-use crate::codec::RecordDecoder;
-use crate::model::{Fingerprint, Raw, Upsert};
-use crate::sources::{Next, Partition, Place, Polled, SourceError, Take};
+use super::JournalShared;
+use super::block::{BlockDecoder, JournalBlock};
+use super::block_store::StoreError;
+use super::tail::TailLookup;
+use crate::codec::JsonRecordDecoder;
+use crate::model::{Fingerprint, RawRecord, Upsert};
+use crate::sources::{NextPoll, Partition, PollResult, RecordHandler, RecordPosition, SourceError};
 
-pub(super) struct Reader {
-    shared: Arc<Shared>,
+pub(super) struct JournalReader {
+    shared: Arc<JournalShared>,
     partition: u32,
     /// Of the next record.
     position: u64,
     worker: Thread,
-    records: RecordDecoder,
-    blocks: Decoder,
-    current: Option<Cursor>,
-    ahead: VecDeque<Arc<Block>>,
+    record_decoder: JsonRecordDecoder,
+    block_decoder: BlockDecoder,
+    current: Option<BlockReadCursor>,
+    read_ahead: VecDeque<Arc<JournalBlock>>,
     /// Of the last record that was given.
-    last: Option<Fingerprint>,
+    last_fingerprint: Option<Fingerprint>,
 }
 
 /// Where in a block the next record begins.
-struct Cursor {
-    block: Arc<Block>,
+struct BlockReadCursor {
+    block: Arc<JournalBlock>,
     offset: usize,
 }
 
-impl Reader {
+impl JournalReader {
     pub(super) fn open(
-        shared: Arc<Shared>,
+        shared: Arc<JournalShared>,
         partition: u32,
         position: u64,
         worker: Thread,
-    ) -> Result<Reader, SourceError> {
-        let end = shared.tail(partition)?.end();
+    ) -> Result<JournalReader, SourceError> {
+        let end = shared.tail_of(partition)?.log_end();
         if position > end {
             return Err(SourceError::Fatal(format!(
                 "partition {partition} of the journal in {} ends at position {end}, before position {position}, from which it \
@@ -47,31 +47,42 @@ impl Reader {
                 shared.dir.display()
             )));
         }
-        shared.check_begin(partition, position)?;
-        let blocks = Decoder::new().map_err(|error| SourceError::Fatal(error.to_string()))?;
-        let records = RecordDecoder::of_source(shared.decode);
+        shared.check_not_trimmed(partition, position)?;
+        let blocks = BlockDecoder::new().map_err(|error| SourceError::Fatal(error.to_string()))?;
+        let records = JsonRecordDecoder::for_source(shared.decode);
         let (current, ahead, last) = (None, VecDeque::new(), None);
-        Ok(Reader { shared, partition, position, worker, records, blocks, current, ahead, last })
+        Ok(JournalReader {
+            shared,
+            partition,
+            position,
+            worker,
+            record_decoder: records,
+            block_decoder: blocks,
+            current,
+            read_ahead: ahead,
+            last_fingerprint: last,
+        })
     }
 
     /// Goes on to the block that holds the position: false where there is none yet.
-    fn advance(&mut self) -> Result<bool, SourceError> {
-        let block = match self.ahead.pop_front() {
+    fn open_next_block(&mut self) -> Result<bool, SourceError> {
+        let block = match self.read_ahead.pop_front() {
             Some(block) => block,
-            None => match self.shared.tail(self.partition)?.find(self.position, &self.worker) {
-                Found::Block(block) => block,
-                Found::OnDisk => {
-                    let read = self.shared.store.read(self.partition, self.position, &mut self.blocks);
-                    self.ahead = read.map_err(|failure| {
+            None => match self.shared.tail_of(self.partition)?.find_block(self.position, &self.worker) {
+                TailLookup::Block(block) => block,
+                TailLookup::OnDisk => {
+                    let read =
+                        self.shared.store.read_blocks(self.partition, self.position, &mut self.block_decoder);
+                    self.read_ahead = read.map_err(|failure| {
                         // It may have been removed just now.
-                        let removed = self.shared.check_begin(self.partition, self.position).err();
-                        removed.unwrap_or_else(|| self.shared.unreadable(&failure))
+                        let removed = self.shared.check_not_trimmed(self.partition, self.position).err();
+                        removed.unwrap_or_else(|| self.shared.unreadable_error(&failure))
                     })?;
-                    let first = self.ahead.pop_front();
-                    first.ok_or_else(|| self.damaged())?
+                    let first = self.read_ahead.pop_front();
+                    first.ok_or_else(|| self.damaged_error())?
                 }
-                Found::Nothing => {
-                    return match self.shared.failed.get() {
+                TailLookup::NotYet => {
+                    return match self.shared.failure.get() {
                         Some(failed) => Err(SourceError::Fatal(failed.to_string())),
                         None => Ok(false),
                     };
@@ -80,72 +91,79 @@ impl Reader {
         };
         let mut offset = 0;
         for _ in block.first..self.position {
-            offset = block.record_at(offset).ok_or_else(|| self.damaged())?.end;
+            offset = block.record_at(offset).ok_or_else(|| self.damaged_error())?.end;
         }
-        self.current = Some(Cursor { block, offset });
+        self.current = Some(BlockReadCursor { block, offset });
         Ok(true)
     }
 
     #[cold]
-    fn damaged(&self) -> SourceError {
-        self.shared.unreadable(&Failure::damaged(self.partition, self.position))
+    fn damaged_error(&self) -> SourceError {
+        self.shared.unreadable_error(&StoreError::damaged_block(self.partition, self.position))
     }
 }
 
-impl Partition for Reader {
-    fn poll(&mut self, limit: usize, upto: u64, take: &mut dyn Take) -> Result<Polled, SourceError> {
-        let mut given = 0;
-        let limit = limit.min(upto.saturating_sub(self.position) as usize);
-        while given < limit && !take.is_full() {
+impl Partition for JournalReader {
+    fn poll(
+        &mut self,
+        limit: usize,
+        until: u64,
+        handler: &mut dyn RecordHandler,
+    ) -> Result<PollResult, SourceError> {
+        let mut handled = 0;
+        let limit = limit.min(until.saturating_sub(self.position) as usize);
+        while handled < limit && !handler.is_full() {
             let Some(cursor) = &mut self.current else {
-                match self.advance()? {
+                match self.open_next_block()? {
                     true => continue,
-                    false => return Ok(Polled { records: given, next: Next::Woken }),
+                    false => return Ok(PollResult { records: handled, next: NextPoll::OnUnpark }),
                 }
             };
             let block = &*cursor.block;
-            let place = |position| Place { position, arrived: Some(block.arrived) };
-            let upto = block.end().min(self.position.saturating_add((limit - given) as u64));
+            let position_of = |position| RecordPosition { position, arrived: Some(block.arrived) };
+            let block_until = block.end().min(self.position.saturating_add((limit - handled) as u64));
             let mut last = None;
-            while self.position < upto && !take.is_full() {
-                let Some(range) = block.record_at(cursor.offset) else { return Err(self.damaged()) };
+            while self.position < block_until && !handler.is_full() {
+                let Some(range) = block.record_at(cursor.offset) else { return Err(self.damaged_error()) };
                 cursor.offset = range.end;
                 last = Some(range.clone());
-                let (retried, raw) = match block.retried {
-                    false => (None, block.bytes(range)),
+                let (retried, raw) = match block.is_retried {
+                    false => (None, block.record_bytes(range)),
                     true => match block.split_retried(range) {
                         Some((retried, raw)) => (Some(retried), raw),
-                        None => return Err(self.damaged()),
+                        None => return Err(self.damaged_error()),
                     },
                 };
-                let decoded = self.records.decode(raw);
-                let decoded = if retried.is_some() { decoded.and_then(Upsert::retried) } else { decoded };
-                let taken = decoded.and_then(|upsert| take.upsert(place(self.position), &upsert));
+                let decoded = self.record_decoder.decode(raw);
+                let decoded =
+                    if retried.is_some() { decoded.and_then(Upsert::into_retried) } else { decoded };
+                let taken =
+                    decoded.and_then(|upsert| handler.handle_upsert(position_of(self.position), &upsert));
                 if let Err(refusal) = taken {
-                    let client = block.client(self.position);
-                    let raw = Raw { retried: retried.as_ref(), client, ..Raw::value(raw) };
-                    take.refused(place(self.position), &refusal, &raw);
+                    let client = block.client_at(self.position);
+                    let raw = RawRecord { retry: retried.as_ref(), client, ..RawRecord::from_value(raw) };
+                    handler.handle_refusal(position_of(self.position), &refusal, &raw);
                 }
                 self.position += 1;
-                given += 1;
+                handled += 1;
             }
             if let Some(range) = last {
                 let position = self.position - 1;
-                let digest = block.digest_of(self.partition, position, range);
-                self.last = Some(Fingerprint { position, digest, leader_epoch: None });
+                let digest = block.record_digest_of(self.partition, position, range);
+                self.last_fingerprint = Some(Fingerprint { position, digest, leader_epoch: None });
             }
             if self.position == block.end() {
                 self.current = None;
             }
         }
-        Ok(Polled { records: given, next: Next::Now })
+        Ok(PollResult { records: handled, next: NextPoll::Now })
     }
 
     fn fingerprint(&self) -> Option<Fingerprint> {
-        self.last
+        self.last_fingerprint
     }
 
     fn end(&self) -> u64 {
-        self.shared.tails[self.partition as usize].end()
+        self.shared.tails[self.partition as usize].log_end()
     }
 }

@@ -6,35 +6,35 @@ use std::sync::{Mutex, Once, PoisonError};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 /// What is kept of an error.
-const MAX_CHARS: usize = 300;
+const MAX_ERROR_CHARS: usize = 300;
 
 static LAST_ERROR: Mutex<Option<String>> = Mutex::new(None);
 
-struct StoreLog;
+struct StoreLogger;
 
 /// Listens to the store from now on, unless something else in the program listens to such logs.
-pub(super) fn install() {
+pub(super) fn install_store_logger() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
-        if log::set_logger(&StoreLog).is_ok() {
+        if log::set_logger(&StoreLogger).is_ok() {
             log::set_max_level(LevelFilter::Error);
         }
     });
 }
 
 /// What the store has logged last as an error.
-pub(super) fn last_error() -> Option<String> {
+pub(super) fn last_store_error() -> Option<String> {
     LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 /// The error of the operating system within a text of the store, which writes errors as `Debug` does.
-pub(super) fn os_error(text: &str) -> Option<io::Error> {
+pub(super) fn parse_os_error(text: &str) -> Option<io::Error> {
     let (_, rest) = text.split_once("Os { code: ")?;
     let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
     digits.parse().ok().map(io::Error::from_raw_os_error)
 }
 
-impl Log for StoreLog {
+impl Log for StoreLogger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         let of_store = ["fjall", "lsm_tree"].iter().any(|name| metadata.target().starts_with(name));
         of_store && metadata.level() == Level::Error
@@ -42,7 +42,7 @@ impl Log for StoreLog {
 
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
-            let text: String = record.args().to_string().chars().take(MAX_CHARS).collect();
+            let text: String = record.args().to_string().chars().take(MAX_ERROR_CHARS).collect();
             tracing::error!("the storage of the journal: {text}");
             *LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
         }
@@ -56,12 +56,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_of_the_operating_system_are_found_as_the_store_writes_them() {
+    fn os_errors_are_parsed_from_store_messages() {
         for code in [24, 28] {
             let error = fjall::Error::Io(io::Error::from_raw_os_error(code));
             let text = format!("Worker #0 crashed: {error:?}");
-            assert_eq!(os_error(&text).unwrap().raw_os_error(), Some(code), "{text}");
+            assert_eq!(parse_os_error(&text).unwrap().raw_os_error(), Some(code), "{text}");
         }
-        assert!(os_error("Worker #0 crashed: Poisoned").is_none());
+        assert!(parse_os_error("Worker #0 crashed: Poisoned").is_none());
     }
 }

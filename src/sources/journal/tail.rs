@@ -5,59 +5,59 @@ use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Thread;
 
-use super::block::Block;
+use super::block::JournalBlock;
 
 /// The newest blocks of a partition, up to a number of bytes.
 pub(super) struct Tail {
     max_bytes: usize,
-    state: Mutex<State>,
+    state: Mutex<TailState>,
 }
 
-struct State {
-    blocks: VecDeque<Arc<Block>>,
+struct TailState {
+    blocks: VecDeque<Arc<JournalBlock>>,
     bytes: usize,
     end: u64,
     /// Readers that have found nothing.
-    waiting: Vec<Thread>,
+    waiting_readers: Vec<Thread>,
 }
 
 /// What stands at a position.
-pub(super) enum Found {
-    Block(Arc<Block>),
+pub(super) enum TailLookup {
+    Block(Arc<JournalBlock>),
     /// A block that is no longer in memory.
     OnDisk,
     /// Nothing yet: the reader is unparked when there is.
-    Nothing,
+    NotYet,
 }
 
 impl Tail {
     pub(super) fn new(end: u64, max_bytes: usize) -> Tail {
-        let state = State { blocks: VecDeque::new(), bytes: 0, end, waiting: Vec::new() };
+        let state = TailState { blocks: VecDeque::new(), bytes: 0, end, waiting_readers: Vec::new() };
         Tail { max_bytes, state: Mutex::new(state) }
     }
 
-    pub(super) fn end(&self) -> u64 {
+    pub(super) fn log_end(&self) -> u64 {
         self.lock().end
     }
 
     /// The block that holds the position.
-    pub(super) fn find(&self, position: u64, reader: &Thread) -> Found {
+    pub(super) fn find_block(&self, position: u64, reader: &Thread) -> TailLookup {
         let mut state = self.lock();
         if position >= state.end {
-            if state.waiting.iter().all(|waiting| waiting.id() != reader.id()) {
-                state.waiting.push(reader.clone());
+            if state.waiting_readers.iter().all(|waiting| waiting.id() != reader.id()) {
+                state.waiting_readers.push(reader.clone());
             }
-            return Found::Nothing;
+            return TailLookup::NotYet;
         }
         let after = state.blocks.partition_point(|block| block.first <= position);
         match after.checked_sub(1).and_then(|at| state.blocks.get(at)) {
-            Some(block) => Found::Block(block.clone()),
-            None => Found::OnDisk,
+            Some(block) => TailLookup::Block(block.clone()),
+            None => TailLookup::OnDisk,
         }
     }
 
     /// Adds a durable block.
-    pub(super) fn push(&self, block: Block) {
+    pub(super) fn push_block(&self, block: JournalBlock) {
         let mut state = self.lock();
         state.end = block.end();
         state.bytes += block.len();
@@ -69,11 +69,11 @@ impl Tail {
     }
 
     /// Unparks the readers that have found nothing.
-    pub(super) fn wake(&self) {
-        mem::take(&mut self.lock().waiting).iter().for_each(Thread::unpark);
+    pub(super) fn wake_readers(&self) {
+        mem::take(&mut self.lock().waiting_readers).iter().for_each(Thread::unpark);
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, TailState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -18,11 +18,12 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 use super::*;
-use crate::codec::{Fields, json_record};
+use crate::codec::{RecordFields, push_json_record};
 use crate::model::{
-    Acknowledge, AppendReport, Appended, Event, Measurement, NewRecord, Raw, Refusal, Retried, Upsert,
+    AppendCallback, AppendReport, AppendedRange, Measurement, NewRecord, RawRecord, ReadingEvent, Refusal,
+    RetryInfo, Upsert,
 };
-use crate::sources::{Next, Place, Take};
+use crate::sources::{NextPoll, RecordHandler, RecordPosition};
 
 /// A record as it was read: position, arrival, bytes or what they came to.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,16 +38,16 @@ struct Seen {
 #[derive(Default)]
 struct Seer(Vec<Seen>);
 
-impl Take for Seer {
-    fn upsert(&mut self, place: Place, upsert: &Upsert<'_>) -> Result<(), Refusal> {
+impl RecordHandler for Seer {
+    fn handle_upsert(&mut self, place: RecordPosition, upsert: &Upsert<'_>) -> Result<(), Refusal> {
         let (city, reading_at) = (Some(upsert.city.to_string()), Some(upsert.reading_at));
         self.0.push(Seen { position: place.position, arrived: place.arrived, city, reading_at, raw: None });
         Ok(())
     }
 
-    fn refused(&mut self, place: Place, _: &Refusal, raw: &Raw<'_>) {
+    fn handle_refusal(&mut self, place: RecordPosition, _: &Refusal, raw: &RawRecord<'_>) {
         let raw = raw.value.map(<[u8]>::to_vec);
-        let Place { position, arrived } = place;
+        let RecordPosition { position, arrived } = place;
         self.0.push(Seen { position, arrived, city: None, reading_at: None, raw });
     }
 }
@@ -57,9 +58,12 @@ fn plan(partitions: u32) -> JournalPlan {
 
 /// A reading whose time is its number.
 fn reading(city: &str, number: i64) -> NewRecord {
-    let event = Event::Reading(Measurement::new(80.5, 60.0, Some(7.0)).unwrap());
+    let event = ReadingEvent::Reading(Measurement::new(80.5, 60.0, Some(7.0)).unwrap());
     let mut bytes = Vec::new();
-    json_record(&Fields::of(city, EventTime::from_millis(number).unwrap(), &event), &mut bytes);
+    push_json_record(
+        &RecordFields::from_event(city, EventTime::from_millis(number).unwrap(), &event),
+        &mut bytes,
+    );
     NewRecord::new(Some(city), bytes)
 }
 
@@ -68,13 +72,13 @@ fn append(
     records: Vec<NewRecord>,
 ) -> mpsc::Receiver<Result<AppendReport, AppendError>> {
     let (sender, receiver) = mpsc::channel();
-    let done: Acknowledge = Box::new(move |result| drop(sender.send(result)));
+    let done: AppendCallback = Box::new(move |result| drop(sender.send(result)));
     appender.append(records, done);
     receiver
 }
 
-fn acknowledged(appender: &dyn Appender, records: Vec<NewRecord>) -> Vec<Appended> {
-    append(appender, records).recv_timeout(Duration::from_secs(60)).unwrap().unwrap().positions
+fn acknowledged(appender: &dyn Appender, records: Vec<NewRecord>) -> Vec<AppendedRange> {
+    append(appender, records).recv_timeout(Duration::from_secs(60)).unwrap().unwrap().ranges
 }
 
 /// All that a partition has from a position on.
@@ -84,12 +88,12 @@ fn read_from(
     position: u64,
     limit: usize,
 ) -> Result<Vec<Seen>, SourceError> {
-    let mut reader = Source::open(journal, partition, position, thread::current())?;
+    let mut reader = Source::open_partition(journal, partition, position, thread::current())?;
     let mut seen = Seer::default();
     loop {
         let polled = reader.poll(limit, u64::MAX, &mut seen)?;
         assert!(polled.records <= limit);
-        if polled.next != Next::Now {
+        if polled.next != NextPoll::Now {
             assert_eq!(reader.end(), position + seen.0.len() as u64);
             return Ok(seen.0);
         }
@@ -101,7 +105,7 @@ fn read_all(journal: &Journal) -> Result<Vec<Vec<Seen>>, SourceError> {
 }
 
 #[test]
-fn partitions_are_fixed_and_cities_stay_in_theirs() {
+fn partition_count_is_fixed_and_cities_keep_partition() {
     let dir = tempfile::tempdir().unwrap();
     {
         let journal = Journal::open(dir.path(), plan(4)).unwrap();
@@ -115,7 +119,7 @@ fn partitions_are_fixed_and_cities_stay_in_theirs() {
     }
     let refused = Journal::open(dir.path(), plan(5)).err().unwrap().to_string();
     assert!(refused.contains("has 4 partitions, not 5"), "{refused}");
-    assert!(matches!(Journal::open(dir.path(), plan(0)), Err(JournalError::Plan(0))));
+    assert!(matches!(Journal::open(dir.path(), plan(0)), Err(JournalError::PartitionCount(0))));
     let journal = Journal::open(dir.path(), plan(4)).unwrap();
     let seen = read_from(&journal, 0, 0, 10).unwrap();
     assert_eq!(seen[1].raw.as_deref(), Some(&b"no record"[..]));
@@ -126,10 +130,10 @@ fn partitions_are_fixed_and_cities_stay_in_theirs() {
 
 /// Whether it comes again, and from where it was.
 #[derive(Default)]
-struct Again(Vec<(u64, Option<Event>, Option<Retried>)>);
+struct Again(Vec<(u64, Option<ReadingEvent>, Option<RetryInfo>)>);
 
-impl Take for Again {
-    fn upsert(&mut self, place: Place, upsert: &Upsert<'_>) -> Result<(), Refusal> {
+impl RecordHandler for Again {
+    fn handle_upsert(&mut self, place: RecordPosition, upsert: &Upsert<'_>) -> Result<(), Refusal> {
         self.0.push((place.position, Some(upsert.event), None));
         match upsert.city {
             "refused" => Err(Refusal::new(crate::model::Reason::TooLate, "")),
@@ -137,22 +141,22 @@ impl Take for Again {
         }
     }
 
-    fn refused(&mut self, place: Place, _: &Refusal, raw: &Raw<'_>) {
+    fn handle_refusal(&mut self, place: RecordPosition, _: &Refusal, raw: &RawRecord<'_>) {
         self.0.retain(|(position, ..)| *position != place.position);
-        self.0.push((place.position, None, raw.retried.cloned()));
+        self.0.push((place.position, None, raw.retry.cloned()));
     }
 }
 
 #[test]
-fn what_is_sent_again_says_so_and_goes_back_to_its_partition() {
+fn retried_record_is_marked_and_keeps_partition() {
     let dir = tempfile::tempdir().unwrap();
-    let from = |origin: &str, first_seen: Option<i64>| Retried {
+    let from = |origin: &str, first_seen: Option<i64>| RetryInfo {
         origin: origin.into(),
         attempt: 1,
         first_seen: first_seen.and_then(EventTime::from_millis),
     };
-    let again = |record: NewRecord, retried: &Retried| NewRecord {
-        retried: Some(Box::new(retried.clone())),
+    let again = |record: NewRecord, retried: &RetryInfo| NewRecord {
+        retry: Some(Box::new(retried.clone())),
         ..record
     };
     let (lost, refused) = (from("journal/3/9", None), from("journal/2/0", Some(1_764_000_000_001)));
@@ -178,8 +182,8 @@ fn what_is_sent_again_says_so_and_goes_back_to_its_partition() {
     let journal = Journal::open(dir.path(), plan(4)).unwrap();
     let of = |partition| {
         let mut seen = Again::default();
-        let mut reader = Source::open(&journal, partition, 0, thread::current()).unwrap();
-        while reader.poll(1, u64::MAX, &mut seen).unwrap().next == Next::Now {}
+        let mut reader = Source::open_partition(&journal, partition, 0, thread::current()).unwrap();
+        while reader.poll(1, u64::MAX, &mut seen).unwrap().next == NextPoll::Now {}
         seen.0
     };
     assert_eq!(of(3).into_iter().find(|(.., from)| from.is_some()).unwrap().2, Some(lost));
@@ -187,15 +191,16 @@ fn what_is_sent_again_says_so_and_goes_back_to_its_partition() {
     assert!(first.contains(&(0, None, None)), "{first:?}");
     assert!(first.contains(&(1, None, Some(long))), "{first:?}");
     let second = of(2);
-    let Some(Event::Retried(_)) = second[1].1 else { panic!("{second:?}") };
+    let Some(ReadingEvent::RetriedReading(_)) = second[1].1 else { panic!("{second:?}") };
     assert_eq!(second[0], (0, None, Some(refused)));
     assert_eq!(second[2], (2, None, Some(from("journal/2/5", None))), "a withdrawal is refused");
-    let ordinary = (0..4).flat_map(of).filter(|(_, event, _)| matches!(event, Some(Event::Reading(_))));
+    let ordinary =
+        (0..4).flat_map(of).filter(|(_, event, _)| matches!(event, Some(ReadingEvent::Reading(_))));
     assert_eq!(ordinary.count(), 2);
 }
 
 #[test]
-fn a_full_queue_is_busy_and_a_closed_journal_stops() {
+fn full_queue_is_busy_and_closed_journal_stops() {
     let dir = tempfile::tempdir().unwrap();
     let journal = Journal::open(dir.path(), JournalPlan { queue_records: 10, ..plan(1) }).unwrap();
     let appender = journal.appender();
@@ -215,23 +220,25 @@ fn a_full_queue_is_busy_and_a_closed_journal_stops() {
     let busy = append(&*appender, vec![reading("a", 0)]);
     assert_eq!(busy.try_recv().unwrap(), Err(AppendError::Busy));
     release.send(()).unwrap();
-    assert_eq!(first.recv().unwrap().unwrap().positions[0].end, 12);
+    assert_eq!(first.recv().unwrap().unwrap().ranges[0].end, 12);
     drop(journal);
     assert_eq!(append(&*appender, vec![reading("a", 0)]).try_recv().unwrap(), Err(AppendError::Stopping));
     assert_eq!(append(&*appender, Vec::new()).try_recv().unwrap(), Ok(AppendReport::default()));
 }
 
 #[test]
-fn a_reader_is_woken() {
+fn append_wakes_reader() {
     let dir = tempfile::tempdir().unwrap();
     let journal = Journal::open(dir.path(), plan(1)).unwrap();
     let (found, nothing) = mpsc::channel();
     thread::scope(|scope| {
         let reading_along = scope.spawn(|| {
-            let mut reader = Source::open(&journal, 0, 0, thread::current()).unwrap();
+            let mut reader = Source::open_partition(&journal, 0, 0, thread::current()).unwrap();
             let mut seen = Seer::default();
             while seen.0.len() < 100 {
-                if reader.poll(7, u64::MAX, &mut seen).unwrap().next == Next::Woken && seen.0.len() < 100 {
+                if reader.poll(7, u64::MAX, &mut seen).unwrap().next == NextPoll::OnUnpark
+                    && seen.0.len() < 100
+                {
                     found.send(()).unwrap();
                     let parked = Instant::now();
                     thread::park_timeout(Duration::from_secs(20));
@@ -250,7 +257,7 @@ fn a_reader_is_woken() {
 }
 
 #[test]
-fn appenders_at_once_keep_their_order() {
+fn concurrent_appenders_keep_their_order() {
     let dir = tempfile::tempdir().unwrap();
     let journal = Journal::open(dir.path(), plan(4)).unwrap();
     thread::scope(|scope| {
@@ -261,7 +268,7 @@ fn appenders_at_once_keep_their_order() {
                 let pending: Vec<_> =
                     (0..200).map(|number| append(&*appender, vec![reading(&city, number)])).collect();
                 let ends: Vec<u64> =
-                    pending.iter().map(|pending| pending.recv().unwrap().unwrap().positions[0].end).collect();
+                    pending.iter().map(|pending| pending.recv().unwrap().unwrap().ranges[0].end).collect();
                 assert!(ends.is_sorted_by(|a, b| a < b));
             });
         }
@@ -279,32 +286,32 @@ fn appenders_at_once_keep_their_order() {
 
 /// The journal takes nothing more, says why, and its readers do, once they have read what is durable.
 fn has_failed(journal: &Journal, durable: usize) {
-    let line = journal.failed().unwrap();
+    let line = journal.failure().unwrap();
     assert!(line.contains("cannot be written") && line.contains(", then start again"), "{line}");
-    let mut reader = Source::open(journal, 0, 0, thread::current()).unwrap();
+    let mut reader = Source::open_partition(journal, 0, 0, thread::current()).unwrap();
     let mut seen = Seer::default();
     let failed = (0..=durable).find_map(|_| reader.poll(1, u64::MAX, &mut seen).err());
     assert_eq!((failed, seen.0.len()), (Some(SourceError::Fatal(line.to_string())), durable));
 }
 
 #[test]
-fn a_failed_write_is_the_end() {
+fn failed_write_is_fatal() {
     let dir = tempfile::tempdir().unwrap();
     let journal = Journal::open(dir.path(), plan(1)).unwrap();
     acknowledged(&*journal.appender(), vec![reading("a", 0)]);
-    let mut marks = Marks::open(dir.path()).unwrap();
+    let mut marks = AckedEnds::open_file(dir.path()).unwrap();
     // What is not open for writing cannot be written.
-    marks.file = fs::File::open(dir.path().join(marks::FILE)).unwrap();
-    let queue = Arc::new(Queue::new(10, 10_000));
+    marks.file = fs::File::open(dir.path().join(acked_ends::FILE_NAME)).unwrap();
+    let queue = Arc::new(AppendQueue::new(10, 10_000));
     let pending = [append(&*queue, vec![reading("a", 1)]), append(&*queue, vec![reading("a", 2)])];
-    let writer = Writer {
+    let writer = JournalWriter {
         shared: journal.shared.clone(),
         queue: queue.clone(),
-        marks,
-        encoder: Encoder::new().unwrap(),
-        stamps: Stamps::open(dir.path(), plan(1).max_ahead, None, Box::new(HostClock)),
+        acked_ends: marks,
+        encoder: BlockEncoder::new().unwrap(),
+        arrival_clock: ArrivalClock::open(dir.path(), plan(1).max_ahead, None, Box::new(HostClock)),
         max_ahead: plan(1).max_ahead,
-        size: SizeWarning { next: 0 },
+        size_warning: SizeWarning { next_warn_bytes: 0 },
     };
     writer.run();
     for pending in pending.into_iter().chain([append(&*queue, vec![reading("a", 3)])]) {
@@ -314,7 +321,7 @@ fn a_failed_write_is_the_end() {
 }
 
 #[test]
-fn a_writer_that_panics_is_the_end() {
+fn writer_panic_is_fatal() {
     let dir = tempfile::tempdir().unwrap();
     let journal = Journal::open(dir.path(), plan(1)).unwrap();
     let appender = journal.appender();
@@ -323,23 +330,23 @@ fn a_writer_that_panics_is_the_end() {
     while !matches!(append(&*appender, vec![reading("a", 1)]).recv(), Ok(Err(AppendError::Failed(_)))) {
         assert!(Instant::now() < deadline);
     }
-    has_failed(&journal, journal.shared.tails[0].end() as usize);
+    has_failed(&journal, journal.shared.tails[0].log_end() as usize);
 }
 
 #[test]
-fn a_size_is_warned_of_once_and_when_it_doubles() {
-    let mut size = SizeWarning { next: 100 };
+fn size_warning_is_logged_once_per_doubling() {
+    let mut size = SizeWarning { next_warn_bytes: 100 };
     let mut nexts = Vec::new();
     for bytes in [99, 100, 150, 250, 499, 500] {
-        size.check(bytes, Path::new("x"));
-        nexts.push(size.next);
+        size.warn_if_large(bytes, Path::new("x"));
+        nexts.push(size.next_warn_bytes);
     }
     assert_eq!(nexts, [100, 200, 200, 500, 500, 1000]);
 }
 
 /// A disk is synced at each step: few cases, however many others run.
 #[test]
-fn replay_is_what_was_acknowledged() {
+fn replay_equals_acknowledged_records() {
     let batch = proptest::collection::vec((0..20u8, 0..3000usize), 1..40);
     let run = proptest::collection::vec((batch, any::<bool>()), 1..6);
     let runs = proptest::collection::vec(run, 1..4);

@@ -7,44 +7,44 @@ use std::time::{Duration, Instant};
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::block::{self, Block, Encoder};
-use super::marks::Marks;
-use super::queue::{Append, Queue};
-use super::stamps::Stamps;
-use super::store::{Failure, caught};
-use super::{NAME, Shared};
-use crate::fault::{self, Retries};
+use super::acked_ends::AckedEnds;
+use super::append_queue::{AppendQueue, QueuedAppend};
+use super::arrival_clock::ArrivalClock;
+use super::block::{self, BlockEncoder, JournalBlock};
+use super::block_store::{StoreError, catch_store_panics};
+use super::{JournalShared, SOURCE_NAME};
+use crate::fault::{self, RetryBackoff};
 use crate::model::{
-    self, AppendError, AppendReport, Appended, EventTime, NewRecord, PartitionName, Reason, RecordPlace,
-    Refusal,
+    self, AppendError, AppendReport, AppendedRange, EventTime, NewRecord, PartitionName, Reason,
+    RecordAddress, Refusal,
 };
 
 /// Where a partition's records of one commit go on in a further block, so that no reader must hold much.
-const BLOCK_BYTES: usize = 256 * 1024;
-const SIZE_CHECK: Duration = Duration::from_secs(10);
+const MAX_BLOCK_BYTES: usize = 256 * 1024;
+const SIZE_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// The clock is looked at so often, also where nothing is appended.
-const CLOCK_CHECK: Duration = Duration::from_secs(1);
+const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-pub(super) struct Writer {
-    pub shared: Arc<Shared>,
-    pub queue: Arc<Queue>,
-    pub marks: Marks,
-    pub encoder: Encoder,
-    pub stamps: Stamps,
+pub(super) struct JournalWriter {
+    pub shared: Arc<JournalShared>,
+    pub queue: Arc<AppendQueue>,
+    pub acked_ends: AckedEnds,
+    pub encoder: BlockEncoder,
+    pub arrival_clock: ArrivalClock,
     /// How far a posted reading may be dated after its stamp.
-    pub max_ahead: model::Duration,
-    pub size: SizeWarning,
+    pub max_ahead: model::Millis,
+    pub size_warning: SizeWarning,
 }
 
-impl Writer {
+impl JournalWriter {
     /// Writes until the queue is closed and empty, or something fails.
     pub(super) fn run(mut self) {
         let mut next_check = Instant::now();
-        while let Some(appends) = self.queue.take(CLOCK_CHECK) {
-            let now = match self.stamps.now() {
+        while let Some(appends) = self.queue.take_appends(CLOCK_CHECK_INTERVAL) {
+            let now = match self.arrival_clock.stamp_now() {
                 Ok(now) => now,
                 Err(held) => {
-                    appends.into_iter().for_each(|append| (append.done)(Err(held.clone())));
+                    appends.into_iter().for_each(|append| (append.acknowledge)(Err(held.clone())));
                     continue;
                 }
             };
@@ -52,36 +52,41 @@ impl Writer {
             if appends.is_empty() {
                 continue;
             }
-            let ends_before = self.marks.ends.clone();
-            let written = caught(|| self.write(&appends, now));
+            let ends_before = self.acked_ends.ends.clone();
+            let written = catch_store_panics(|| self.write_appends(&appends, now));
             match written {
-                Ok(blocks) => self.publish(blocks, appends, refused, ends_before),
-                Err(failure) => return self.fail(&failure, appends),
+                Ok(blocks) => self.publish_blocks(blocks, appends, refused, ends_before),
+                Err(failure) => return self.fail_all(&failure, appends),
             }
             if Instant::now() >= next_check {
-                self.size.check(self.shared.store.disk_bytes(), &self.shared.dir);
-                next_check = Instant::now() + SIZE_CHECK;
+                self.size_warning.warn_if_large(self.shared.store.disk_bytes(), &self.shared.dir);
+                next_check = Instant::now() + SIZE_CHECK_INTERVAL;
             }
         }
-        if let Err(error) = self.marks.sync() {
+        if let Err(error) = self.acked_ends.sync_file() {
             tracing::warn!("{}: {error}", self.shared.dir.display());
         }
     }
 
-    fn write(&mut self, appends: &[Append], now: EventTime) -> Result<Vec<(u32, Block)>, Failure> {
-        let mut parts: BTreeMap<u32, Vec<Block>> = BTreeMap::new();
+    fn write_appends(
+        &mut self,
+        appends: &[QueuedAppend],
+        now: EventTime,
+    ) -> Result<Vec<(u32, JournalBlock)>, StoreError> {
+        let mut parts: BTreeMap<u32, Vec<JournalBlock>> = BTreeMap::new();
         for record in appends.iter().flat_map(|append| &append.records) {
-            let partition = partition_of(record, self.marks.partitions());
+            let partition = partition_of(record, self.acked_ends.partition_count());
             let blocks = parts.entry(partition).or_default();
-            let retried = record.retried.as_deref();
-            let fits = |block: &Block| block.len() < BLOCK_BYTES && block.retried == retried.is_some();
+            let retried = record.retry.as_deref();
+            let fits =
+                |block: &JournalBlock| block.len() < MAX_BLOCK_BYTES && block.is_retried == retried.is_some();
             if !blocks.last().is_some_and(fits) {
-                let first = blocks.last().map_or(self.marks.ends[partition as usize], Block::end);
-                blocks.push(Block::new(first, now, retried.is_some()));
+                let first = blocks.last().map_or(self.acked_ends.ends[partition as usize], JournalBlock::end);
+                blocks.push(JournalBlock::new(first, now, retried.is_some()));
             }
             if let Some(block) = blocks.last_mut() {
                 block.push(&record.bytes, retried);
-                block.note_client(record.client);
+                block.push_client(record.client);
             }
         }
         let mut stored = Vec::with_capacity(parts.len());
@@ -89,33 +94,34 @@ impl Writer {
         for (partition, block) in
             parts.into_iter().flat_map(|(p, blocks)| blocks.into_iter().map(move |b| (p, b)))
         {
-            let key = block::key(partition, block.first);
+            let key = block::block_key(partition, block.first);
             let value = self.encoder.encode(&key, &block)?;
             stored.push((key, value));
             written.push((partition, block));
         }
-        self.shared.store.commit(stored)?;
+        self.shared.store.commit_blocks(stored)?;
         for (partition, block) in &written {
-            self.marks.ends[*partition as usize] = block.end();
+            self.acked_ends.ends[*partition as usize] = block.end();
         }
-        self.write_marks()?;
+        self.write_acked_ends()?;
         Ok(written)
     }
 
     /// Notes the ends. What is written is acknowledged only then, so a disk without room makes it wait, other than at the end.
-    fn write_marks(&mut self) -> Result<(), Failure> {
-        let mut retries = Retries::new("journal", "note the ends of the journal", "posted readings wait");
+    fn write_acked_ends(&mut self) -> Result<(), StoreError> {
+        let mut retries =
+            RetryBackoff::new("journal", "note the ends of the journal", "posted readings wait");
         loop {
-            match self.marks.write() {
+            match self.acked_ends.write_ends() {
                 Ok(()) => {
-                    retries.succeeded();
+                    retries.record_success();
                     return Ok(());
                 }
-                Err(error) if fault::is_passing(&error) && !self.queue.is_closed() => {
+                Err(error) if fault::is_transient(&error) && !self.queue.is_closed() => {
                     let dir = &self.shared.dir;
-                    let remedy = fault::remedy(&error, dir);
-                    retries.failed(&format_args!("{}: {error}: {remedy}", dir.display()));
-                    thread::sleep(retries.delay());
+                    let remedy = fault::remedy_for(&error, dir);
+                    retries.record_failure(&format_args!("{}: {error}: {remedy}", dir.display()));
+                    thread::sleep(retries.remaining_delay());
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -123,56 +129,56 @@ impl Writer {
     }
 
     /// Shows the readers what is durable now, then tells those who have appended it.
-    fn publish(
+    fn publish_blocks(
         &self,
-        blocks: Vec<(u32, Block)>,
-        appends: Vec<Append>,
+        blocks: Vec<(u32, JournalBlock)>,
+        appends: Vec<QueuedAppend>,
         refused: Vec<RefusedRecords>,
         mut ends: Vec<u64>,
     ) {
         let partitions: Vec<u32> = blocks.iter().map(|(partition, _)| *partition).collect();
-        let whole = self.shared.publishing.lock().unwrap_or_else(PoisonError::into_inner);
+        let whole = self.shared.publish_lock.lock().unwrap_or_else(PoisonError::into_inner);
         for (partition, block) in blocks {
-            self.shared.tails[partition as usize].push(block);
+            self.shared.tails[partition as usize].push_block(block);
         }
         drop(whole);
         for partition in partitions {
-            self.shared.tails[partition as usize].wake();
+            self.shared.tails[partition as usize].wake_readers();
         }
-        for (Append { records, done }, refused) in appends.into_iter().zip(refused) {
-            done(Ok(AppendReport { positions: appended(&records, &mut ends), refused }));
+        for (QueuedAppend { records, acknowledge: done }, refused) in appends.into_iter().zip(refused) {
+            done(Ok(AppendReport { ranges: append_ranges(&records, &mut ends), refusals: refused }));
         }
     }
 
     /// After a failed write nothing is known of the file: nothing may be acknowledged any more.
     #[cold]
-    fn fail(&mut self, failure: &Failure, appends: Vec<Append>) {
+    fn fail_all(&mut self, failure: &StoreError, appends: Vec<QueuedAppend>) {
         let dir = self.shared.dir.display();
         let line: Arc<str> = format!(
             "the journal in {dir} cannot be written ({failure}): {}, then start again; what was acknowledged is there",
             failure.remedy(&self.shared.dir)
         )
         .into();
-        let reason = AppendError::Failed(self.shared.failed.get_or_init(|| line).clone());
+        let reason = AppendError::Failed(self.shared.failure.get_or_init(|| line).clone());
         self.queue.close(reason.clone());
-        self.shared.tails.iter().for_each(|tail| tail.wake());
-        let left = std::iter::from_fn(|| self.queue.take(Duration::ZERO)).flatten();
+        self.shared.tails.iter().for_each(|tail| tail.wake_readers());
+        let left = std::iter::from_fn(|| self.queue.take_appends(Duration::ZERO)).flatten();
         for append in appends.into_iter().chain(left) {
-            (append.done)(Err(reason.clone()));
+            (append.acknowledge)(Err(reason.clone()));
         }
     }
 }
 
-impl Drop for Writer {
+impl Drop for JournalWriter {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.fail(&Failure::Damaged("its writer has panicked".into()), Vec::new());
+            self.fail_all(&StoreError::Damaged("its writer has panicked".into()), Vec::new());
         }
     }
 }
 
 /// Where an append has ended in each of its partitions; `ends` are those before it, then those behind it.
-fn appended(records: &[NewRecord], ends: &mut [u64]) -> Vec<Appended> {
+fn append_ranges(records: &[NewRecord], ends: &mut [u64]) -> Vec<AppendedRange> {
     let mut touched: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
     for record in records {
         let partition = partition_of(record, ends.len() as u32);
@@ -180,11 +186,11 @@ fn appended(records: &[NewRecord], ends: &mut [u64]) -> Vec<Appended> {
         touched.entry(partition).or_insert((*end, *end)).1 = *end + 1;
         *end += 1;
     }
-    let source: Arc<str> = NAME.into();
+    let source: Arc<str> = SOURCE_NAME.into();
     let name = |partition| PartitionName { source: source.clone(), partition };
     touched
         .into_iter()
-        .map(|(partition, (first, end))| Appended { partition: name(partition), first, end })
+        .map(|(partition, (first, end))| AppendedRange { partition: name(partition), first, end })
         .collect()
 }
 
@@ -194,28 +200,28 @@ type RefusedRecords = Vec<(u32, Refusal)>;
 /// Takes posted readings out that are dated too far after the stamp that they would get: admission would refuse them. Appends of which
 /// nothing is left are answered.
 fn refuse_future(
-    appends: Vec<Append>,
+    appends: Vec<QueuedAppend>,
     now: EventTime,
-    max_ahead: model::Duration,
-) -> (Vec<Append>, Vec<RefusedRecords>) {
+    max_ahead: model::Millis,
+) -> (Vec<QueuedAppend>, Vec<RefusedRecords>) {
     let is_of_future = |record: &NewRecord| {
         record
             .reading_at
-            .filter(|at| record.retried.is_none() && at.millis() - now.millis() > max_ahead.millis())
+            .filter(|at| record.retry.is_none() && at.millis() - now.millis() > max_ahead.millis())
     };
     let (mut left, mut all_refused) = (Vec::with_capacity(appends.len()), Vec::with_capacity(appends.len()));
-    for Append { mut records, done } in appends {
+    for QueuedAppend { mut records, acknowledge: done } in appends {
         let (mut refused, mut number) = (RefusedRecords::new(), 0);
         records.retain(|record| {
             let at = is_of_future(record);
-            refused.extend(at.map(|at| (number, in_the_future(at, now, max_ahead))));
+            refused.extend(at.map(|at| (number, future_refusal(at, now, max_ahead))));
             number += 1;
             at.is_none()
         });
         if records.is_empty() {
-            done(Ok(AppendReport { positions: Vec::new(), refused }));
+            done(Ok(AppendReport { ranges: Vec::new(), refusals: refused }));
         } else {
-            left.push(Append { records, done });
+            left.push(QueuedAppend { records, acknowledge: done });
             all_refused.push(refused);
         }
     }
@@ -223,15 +229,17 @@ fn refuse_future(
 }
 
 #[cold]
-fn in_the_future(at: EventTime, now: EventTime, max_ahead: model::Duration) -> Refusal {
+fn future_refusal(at: EventTime, now: EventTime, max_ahead: model::Millis) -> Refusal {
     let detail = format!("reading_at {at} is more than {max_ahead} after its arrival at {now}");
     Refusal::new(Reason::InTheFuture, detail)
 }
 
 fn partition_of(record: &NewRecord, partitions: u32) -> u32 {
     // What cannot be decoded says no city: it goes back to where it was.
-    let origin = record.retried.as_ref().and_then(|retried| retried.origin.parse::<RecordPlace>().ok());
-    if let Some(origin) = origin.filter(|origin| &*origin.source == NAME && origin.partition < partitions) {
+    let origin = record.retry.as_ref().and_then(|retried| retried.origin.parse::<RecordAddress>().ok());
+    if let Some(origin) =
+        origin.filter(|origin| &*origin.source == SOURCE_NAME && origin.partition < partitions)
+    {
         return origin.partition;
     }
     record.city.as_ref().map_or(0, |city| partition_of_city(city, partitions))
@@ -244,12 +252,12 @@ pub fn partition_of_city(city: &str, partitions: u32) -> u32 {
 
 /// Says once that the journal has become large, and again each time it has doubled.
 pub(super) struct SizeWarning {
-    pub next: u64,
+    pub next_warn_bytes: u64,
 }
 
 impl SizeWarning {
-    pub(super) fn check(&mut self, bytes: u64, dir: &std::path::Path) {
-        if bytes < self.next || self.next == 0 {
+    pub(super) fn warn_if_large(&mut self, bytes: u64, dir: &std::path::Path) {
+        if bytes < self.next_warn_bytes || self.next_warn_bytes == 0 {
             return;
         }
         tracing::warn!(
@@ -258,6 +266,6 @@ impl SizeWarning {
             dir.display(),
             bytes / 1_000_000,
         );
-        self.next = bytes.saturating_mul(2);
+        self.next_warn_bytes = bytes.saturating_mul(2);
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration as Wait;
+use std::time::Duration;
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -11,30 +11,30 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 
-use super::{KafkaPlan, RecordWriter};
+use super::{KafkaSourcePlan, RecordWriter};
 use crate::codec::ReadOptions;
+use crate::kafka::broker_reminder::BrokerReminder;
+use crate::kafka::error_log::KafkaErrorLog;
 use crate::kafka::partitioner::Partitioner;
-use crate::kafka::silence::Silence;
-use crate::kafka::trouble::Trouble;
-use crate::kafka::{self, Cluster, letter};
+use crate::kafka::{self, KafkaCluster, dead_letter_headers};
 use crate::model::{
-    Acknowledge, AppendError, AppendReport, Appended, Appender, NewRecord, PartitionName, RecordPlace,
-    Retried,
+    AppendCallback, AppendError, AppendReport, AppendedRange, Appender, NewRecord, PartitionName,
+    RecordAddress, RetryInfo,
 };
 use crate::sources::SourceError;
 
 /// How long a record may take to be acknowledged.
 /// Less than the one who posts waits for the answer.
-const DELIVERY: Wait = Wait::from_secs(25);
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(25);
 /// How long an end waits for what is under way.
-const LAST_WAIT: Wait = Wait::from_secs(10);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a record under way takes beside its bytes, about.
-const RECORD_BYTES: usize = 256;
+const RECORD_OVERHEAD_BYTES: usize = 256;
 
 /// A topic to append to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AppendPlan {
-    pub cluster: Cluster,
+    pub cluster: KafkaCluster,
     pub topic: String,
     pub partitioner: Partitioner,
     pub limits: AppendLimits,
@@ -48,11 +48,11 @@ pub struct AppendLimits {
 }
 
 /// What queues records.
-struct Queueing {
-    writer: RecordWriter,
+struct AppenderState {
+    record_writer: RecordWriter,
     /// How many were acknowledged when that was last looked at, and since when it is no more.
-    acknowledged: u64,
-    silence: Silence,
+    last_acknowledged: u64,
+    broker_reminder: BrokerReminder,
 }
 
 /// Appends to the topic of a source. The records of a city stand in it in the order in which they were appended.
@@ -60,11 +60,11 @@ pub struct KafkaAppender {
     source: Arc<str>,
     topic: String,
     limits: AppendLimits,
-    room: Arc<Room>,
+    in_flight: Arc<InFlightRecords>,
     /// Held while an append is queued, so that its records stand together.
-    writer: Mutex<Queueing>,
-    stopping: AtomicBool,
-    producer: ThreadedProducer<Delivery>,
+    state: Mutex<AppenderState>,
+    is_stopping: AtomicBool,
+    producer: ThreadedProducer<DeliveryContext>,
 }
 
 impl KafkaAppender {
@@ -73,14 +73,14 @@ impl KafkaAppender {
     /// # Errors
     ///
     /// Where the format cannot be written, or its registry does not answer.
-    pub fn of_source(
+    pub fn for_source(
         source: &str,
-        plan: &KafkaPlan,
+        plan: &KafkaSourcePlan,
         read: &ReadOptions,
         limits: AppendLimits,
     ) -> Result<KafkaAppender, SourceError> {
-        let writer = RecordWriter::of_source(plan, read)?;
-        let KafkaPlan { cluster, topic, partitioner, .. } = plan;
+        let writer = RecordWriter::for_source(plan, read)?;
+        let KafkaSourcePlan { cluster, topic, partitioner, .. } = plan;
         let (cluster, topic, partitioner) = (cluster.clone(), topic.clone(), *partitioner);
         KafkaAppender::new(source, &AppendPlan { cluster, topic, partitioner, limits }, writer)
     }
@@ -90,63 +90,67 @@ impl KafkaAppender {
         let source: Arc<str> = source.into();
         let producer = plan
             .cluster
-            .producer()
+            .producer_config()
             .set("enable.idempotence", "true")
             .set("acks", "all")
             .set("partitioner", plan.partitioner.name())
             .set("allow.auto.create.topics", "false")
             .set("linger.ms", "2")
-            .set("message.timeout.ms", DELIVERY.as_millis().to_string())
+            .set("message.timeout.ms", DELIVERY_TIMEOUT.as_millis().to_string())
             // The limits are ours: they take an append as a whole or not at all.
             .set("queue.buffering.max.messages", "0")
             .set("queue.buffering.max.kbytes", i32::MAX.to_string())
-            .create_with_context(Delivery(Trouble::new(source.clone())));
+            .create_with_context(DeliveryContext(KafkaErrorLog::new(source.clone())));
         let topic = plan.topic.clone();
         let producer = producer.map_err(|error| SourceError::Fatal(format!("topic {topic}: {error}")))?;
         Ok(KafkaAppender {
             source,
             topic,
             limits: plan.limits,
-            room: Arc::default(),
-            writer: Mutex::new(Queueing { writer, acknowledged: 0, silence: Silence::of(&plan.cluster) }),
-            stopping: AtomicBool::new(false),
+            in_flight: Arc::default(),
+            state: Mutex::new(AppenderState {
+                record_writer: writer,
+                last_acknowledged: 0,
+                broker_reminder: BrokerReminder::for_cluster(&plan.cluster),
+            }),
+            is_stopping: AtomicBool::new(false),
             producer,
         })
     }
 
     /// Takes nothing more, and waits until what is under way is acknowledged.
     pub fn stop(&self) {
-        self.stopping.store(true, Ordering::Relaxed);
-        if let Err(error) = self.producer.flush(LAST_WAIT) {
+        self.is_stopping.store(true, Ordering::Relaxed);
+        if let Err(error) = self.producer.flush(FLUSH_TIMEOUT) {
             tracing::warn!(source = &*self.source, topic = self.topic, %error, "records are left that were not acknowledged");
         }
     }
 
     /// Looks whether the cluster has acknowledged something since the last append.
-    fn listen(&self, queueing: &mut Queueing) {
-        let acknowledged = self.room.acknowledged.load(Ordering::Relaxed);
-        if acknowledged != queueing.acknowledged || self.room.is_settled() {
-            queueing.acknowledged = acknowledged;
-            queueing.silence.ends();
+    fn check_acknowledgements(&self, queueing: &mut AppenderState) {
+        let acknowledged = self.in_flight.acknowledged.load(Ordering::Relaxed);
+        if acknowledged != queueing.last_acknowledged || self.in_flight.is_idle() {
+            queueing.last_acknowledged = acknowledged;
+            queueing.broker_reminder.record_response();
         } else {
-            queueing.silence.lasts(self.producer.client());
+            queueing.broker_reminder.remind_if_silent(self.producer.client());
         }
     }
 
-    fn send(
+    fn send_record(
         &self,
         writer: &mut RecordWriter,
         record: &NewRecord,
-        append: &Arc<Append>,
+        append: &Arc<AppendInFlight>,
     ) -> Result<(), KafkaError> {
-        let value = writer.value(&record.bytes);
+        let value = writer.encode_value(&record.bytes);
         let mut new = BaseRecord::with_opaque_to(&self.topic, append.clone()).payload(value);
         if let Some(city) = &record.city {
             new = new.key(city.as_bytes());
         }
-        if let Some(retried) = &record.retried {
-            new = new.headers(headers(retried));
-            let origin = retried.origin.parse::<RecordPlace>().ok();
+        if let Some(retried) = &record.retry {
+            new = new.headers(retry_headers(retried));
+            let origin = retried.origin.parse::<RecordAddress>().ok();
             if let Some(partition) = origin.and_then(|origin| i32::try_from(origin.partition).ok()) {
                 new = new.partition(partition);
             }
@@ -156,18 +160,18 @@ impl KafkaAppender {
 }
 
 impl Appender for KafkaAppender {
-    fn append(&self, records: Vec<NewRecord>, done: Acknowledge) {
+    fn append(&self, records: Vec<NewRecord>, done: AppendCallback) {
         if records.is_empty() {
             return done(Ok(AppendReport::default()));
         }
-        let bytes = records.iter().map(|record| record.bytes.len() + RECORD_BYTES).sum();
-        let mut queueing = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        self.listen(&mut queueing);
-        let refused = if self.stopping.load(Ordering::Relaxed) {
+        let bytes = records.iter().map(|record| record.bytes.len() + RECORD_OVERHEAD_BYTES).sum();
+        let mut queueing = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check_acknowledgements(&mut queueing);
+        let refused = if self.is_stopping.load(Ordering::Relaxed) {
             Some(AppendError::Stopping)
         } else if let Some((code, reason)) = self.producer.client().fatal_error() {
             Some(AppendError::Failed(format!("the producer has failed: {code}: {reason}").into()))
-        } else if !self.room.take(records.len(), bytes, self.limits) {
+        } else if !self.in_flight.try_acquire(records.len(), bytes, self.limits) {
             Some(AppendError::Busy)
         } else {
             None
@@ -176,33 +180,37 @@ impl Appender for KafkaAppender {
             drop(queueing);
             return done(Err(error));
         }
-        let append = Arc::new(Append {
+        let append = Arc::new(AppendInFlight {
             source: self.source.clone(),
-            room: self.room.clone(),
+            in_flight: self.in_flight.clone(),
             bytes,
             records: records.len(),
-            left: AtomicUsize::new(records.len()),
-            outcome: Mutex::new(Outcome { places: BTreeMap::new(), failed: None, done: Some(done) }),
+            unsettled: AtomicUsize::new(records.len()),
+            outcome: Mutex::new(AppendOutcome {
+                appended_ranges: BTreeMap::new(),
+                failure: None,
+                acknowledge: Some(done),
+            }),
         });
         let mut sent = 0;
         let failed = records.iter().find_map(|record| {
-            let error = self.send(&mut queueing.writer, record, &append).err();
+            let error = self.send_record(&mut queueing.record_writer, record, &append).err();
             sent += usize::from(error.is_none());
             error
         });
         drop(queueing);
         if let Some(error) = failed {
-            append.settle(records.len() - sent, Err(error.to_string()));
+            append.settle_records(records.len() - sent, Err(error.to_string()));
         }
     }
 }
 
-fn headers(retried: &Retried) -> OwnedHeaders {
+fn retry_headers(retried: &RetryInfo) -> OwnedHeaders {
     let add = |headers: OwnedHeaders, key, value: &str| headers.insert(Header { key, value: Some(value) });
-    let headers = add(OwnedHeaders::new(), letter::ORIGIN, &retried.origin);
-    let headers = add(headers, letter::ATTEMPT, &retried.attempt.to_string());
+    let headers = add(OwnedHeaders::new(), dead_letter_headers::ORIGIN, &retried.origin);
+    let headers = add(headers, dead_letter_headers::ATTEMPT, &retried.attempt.to_string());
     match retried.first_seen {
-        Some(first_seen) => add(headers, letter::FIRST_SEEN, &first_seen.to_string()),
+        Some(first_seen) => add(headers, dead_letter_headers::FIRST_SEEN, &first_seen.to_string()),
         None => headers,
     }
 }
@@ -215,24 +223,24 @@ impl Drop for KafkaAppender {
 
 /// What is under way.
 #[derive(Default)]
-struct Room {
+struct InFlightRecords {
     records: AtomicUsize,
     bytes: AtomicUsize,
     /// In all.
     acknowledged: AtomicU64,
     /// Nothing was since one was not.
-    missed: AtomicBool,
+    has_missed: AtomicBool,
 }
 
-impl Room {
+impl InFlightRecords {
     /// Whether no acknowledgement is due.
-    fn is_settled(&self) -> bool {
-        self.records.load(Ordering::Acquire) == 0 && !self.missed.load(Ordering::Relaxed)
+    fn is_idle(&self) -> bool {
+        self.records.load(Ordering::Acquire) == 0 && !self.has_missed.load(Ordering::Relaxed)
     }
 
     /// One that is larger than all there is may be alone. Whoever asks holds the lock of the writer, and only acknowledgements,
     /// which make room, come between.
-    fn take(&self, records: usize, bytes: usize, limits: AppendLimits) -> bool {
+    fn try_acquire(&self, records: usize, bytes: usize, limits: AppendLimits) -> bool {
         let (has_records, has_bytes) =
             (self.records.load(Ordering::Acquire), self.bytes.load(Ordering::Acquire));
         let fits = has_records + records <= limits.records && has_bytes + bytes <= limits.bytes;
@@ -244,96 +252,98 @@ impl Room {
         false
     }
 
-    fn free(&self, records: usize, bytes: usize) {
+    fn release(&self, records: usize, bytes: usize) {
         self.bytes.fetch_sub(bytes, Ordering::AcqRel);
         self.records.fetch_sub(records, Ordering::AcqRel);
     }
 }
 
 /// One append under way.
-struct Append {
+struct AppendInFlight {
     source: Arc<str>,
-    room: Arc<Room>,
+    in_flight: Arc<InFlightRecords>,
     records: usize,
     bytes: usize,
     /// Records that were not heard of yet.
-    left: AtomicUsize,
-    outcome: Mutex<Outcome>,
+    unsettled: AtomicUsize,
+    outcome: Mutex<AppendOutcome>,
 }
 
-struct Outcome {
+struct AppendOutcome {
     /// By partition, the first record, and behind the last one.
-    places: BTreeMap<u32, (u64, u64)>,
-    failed: Option<Arc<str>>,
-    done: Option<Acknowledge>,
+    appended_ranges: BTreeMap<u32, (u64, u64)>,
+    failure: Option<Arc<str>>,
+    acknowledge: Option<AppendCallback>,
 }
 
-impl Append {
+impl AppendInFlight {
     /// So many records were heard of: where one is now, or why they may not be in the log.
-    fn settle(&self, records: usize, result: Result<(i32, i64), String>) {
+    fn settle_records(&self, records: usize, result: Result<(i32, i64), String>) {
         let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
         match result {
             Ok((partition, offset)) => {
-                self.room.acknowledged.fetch_add(1, Ordering::Relaxed);
-                self.room.missed.store(false, Ordering::Relaxed);
+                self.in_flight.acknowledged.fetch_add(1, Ordering::Relaxed);
+                self.in_flight.has_missed.store(false, Ordering::Relaxed);
                 // A record that was sent twice, and kept once, has no offset here.
                 if let (Ok(partition), Ok(offset)) = (u32::try_from(partition), u64::try_from(offset)) {
-                    let (first, end) = outcome.places.entry(partition).or_insert((offset, offset + 1));
+                    let (first, end) =
+                        outcome.appended_ranges.entry(partition).or_insert((offset, offset + 1));
                     (*first, *end) = ((*first).min(offset), (*end).max(offset + 1));
                 }
             }
             Err(reason) => {
-                self.room.missed.store(true, Ordering::Relaxed);
-                outcome.failed.get_or_insert_with(|| reason.into());
+                self.in_flight.has_missed.store(true, Ordering::Relaxed);
+                outcome.failure.get_or_insert_with(|| reason.into());
             }
         }
-        if self.left.fetch_sub(records, Ordering::AcqRel) > records {
+        if self.unsettled.fetch_sub(records, Ordering::AcqRel) > records {
             return;
         }
-        let (failed, done) = (outcome.failed.take(), outcome.done.take());
-        let places = std::mem::take(&mut outcome.places);
+        let (failed, done) = (outcome.failure.take(), outcome.acknowledge.take());
+        let places = std::mem::take(&mut outcome.appended_ranges);
         drop(outcome);
-        self.room.free(self.records, self.bytes);
+        self.in_flight.release(self.records, self.bytes);
         let Some(done) = done else { return };
         done(match failed {
             Some(reason) => Err(AppendError::Failed(reason)),
             None => {
-                let place = |(partition, (first, end))| Appended {
+                let place = |(partition, (first, end))| AppendedRange {
                     partition: PartitionName { source: self.source.clone(), partition },
                     first,
                     end,
                 };
                 // What the topic says of time is decided by its own stamps, when it is read.
-                Ok(AppendReport { positions: places.into_iter().map(place).collect(), refused: Vec::new() })
+                Ok(AppendReport { ranges: places.into_iter().map(place).collect(), refusals: Vec::new() })
             }
         });
     }
 }
 
 /// Hears what became of records.
-struct Delivery(Trouble);
+struct DeliveryContext(KafkaErrorLog);
 
-impl ClientContext for Delivery {
+impl ClientContext for DeliveryContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        kafka::log(level, facility, text);
+        kafka::log_librdkafka(level, facility, text);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.0.tell(&error, reason);
+        self.0.log_error(&error, reason);
     }
 }
 
-impl ProducerContext for Delivery {
-    type DeliveryOpaque = Arc<Append>;
+impl ProducerContext for DeliveryContext {
+    type DeliveryOpaque = Arc<AppendInFlight>;
 
-    fn delivery(&self, delivered: &DeliveryResult<'_>, append: Arc<Append>) {
-        append.settle(
+    fn delivery(&self, delivered: &DeliveryResult<'_>, append: Arc<AppendInFlight>) {
+        append.settle_records(
             1,
             match delivered {
                 Ok(message) => Ok((message.partition(), message.offset())),
-                Err((KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut), _)) => {
-                    Err(format!("the Kafka cluster has not acknowledged within {} s", DELIVERY.as_secs()))
-                }
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut), _)) => Err(format!(
+                    "the Kafka cluster has not acknowledged within {} s",
+                    DELIVERY_TIMEOUT.as_secs()
+                )),
                 Err((error, _)) => Err(error.to_string()),
             },
         );

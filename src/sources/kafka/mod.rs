@@ -3,17 +3,17 @@
 mod appender;
 mod identity;
 mod partition;
-mod record;
-mod topic;
+mod record_writer;
+mod topic_check;
+mod topic_decoder;
 mod watch;
-mod writer;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
-use std::time::{Duration as Wait, Instant};
+use std::time::{Duration, Instant};
 
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -22,38 +22,38 @@ use rdkafka::{Offset, TopicPartitionList};
 pub use self::appender::{AppendLimits, AppendPlan, KafkaAppender};
 use self::identity::FetchedTopic;
 use self::partition::KafkaPartition;
-use self::watch::{Context, Marks};
-pub use self::writer::RecordWriter;
+pub use self::record_writer::RecordWriter;
+use self::watch::{PartitionOffsets, SourceClientContext};
 use crate::codec::ReadOptions;
 use crate::fault;
-use crate::kafka::identity::TopicRecord;
 use crate::kafka::partitioner::Partitioner;
-use crate::kafka::{ANSWER, Cluster};
-use crate::model::{Duration, EventTime, LogPosition};
-use crate::registry::Schemas;
+use crate::kafka::topic_identity::TopicIdentity;
+use crate::kafka::{KafkaCluster, REQUEST_TIMEOUT_MS};
+use crate::model::{EventTime, LogPosition, Millis};
+use crate::registry::SchemaCache;
 use crate::sources::{Partition, Source, SourceError};
 
 /// How long an end waits for the cluster.
-const LEAVE: Wait = Wait::from_secs(2);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a request of a start may take.
-const REQUEST: Wait = Wait::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// What all partitions together may hold that workers have not taken yet, and one of them at least and at most.
-const QUEUED_KIB: u32 = 256 * 1024;
-const PARTITION_KIB: (u32, u32) = (1024, 32 * 1024);
-const QUEUED_RECORDS: u32 = 200_000;
-const PARTITION_RECORDS: (u32, u32) = (1_000, 100_000);
+const MAX_QUEUED_KIB: u32 = 256 * 1024;
+const PARTITION_QUEUED_KIB_RANGE: (u32, u32) = (1024, 32 * 1024);
+const MAX_QUEUED_RECORDS: u32 = 200_000;
+const PARTITION_QUEUED_RECORDS_RANGE: (u32, u32) = (1_000, 100_000);
 
 /// Of one answer of a broker. The allocator gives pieces of more than 8 MiB back to the system at once, which then clears them anew for
 /// every fetch.
-const FETCH_BYTES: u32 = 4 * 1024 * 1024;
+const MAX_FETCH_BYTES: u32 = 4 * 1024 * 1024;
 
 /// A topic to read.
 #[derive(Clone, Debug, PartialEq)]
-pub struct KafkaPlan {
-    pub cluster: Cluster,
+pub struct KafkaSourcePlan {
+    pub cluster: KafkaCluster,
     pub topic: String,
     pub format: RecordFormat,
-    pub start: Start,
+    pub offset_reset: OffsetReset,
     /// Make the topic and those of its dead letters where they are missing, the first with so many partitions.
     pub create_topics: Option<u32>,
     /// Where the progress of the dead letters is kept, unless a sink of the same cluster keeps it.
@@ -63,7 +63,7 @@ pub struct KafkaPlan {
     /// Where what is appended to the topic goes.
     pub partitioner: Partitioner,
     /// After this long dead letters are sent once more by themselves, other than those that are too late.
-    pub retry_after: Option<Duration>,
+    pub retry_after: Option<Millis>,
 }
 
 /// How records are written.
@@ -94,34 +94,34 @@ impl std::fmt::Debug for RegistryPlan {
 
 /// Where reading begins at the first start of all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Start {
+pub enum OffsetReset {
     Earliest,
     Latest,
     /// With the first record that the log took then or later.
-    At(EventTime),
+    FromTime(EventTime),
 }
 
 /// A topic as a log. One consumer reads all of its partitions; who reads which is the program's decision, not a group's.
 pub struct KafkaSource {
-    shared: Arc<Shared>,
-    watch: Option<JoinHandle<()>>,
+    shared: Arc<KafkaSourceShared>,
+    watch_thread: Option<JoinHandle<()>>,
 }
 
 /// What the workers and the watch have in common.
-struct Shared {
+struct KafkaSourceShared {
     name: Arc<str>,
-    plan: KafkaPlan,
-    read: ReadOptions,
-    schemas: OnceLock<Schemas>,
-    consumer: Arc<BaseConsumer<Context>>,
+    plan: KafkaSourcePlan,
+    read_options: ReadOptions,
+    schema_cache: OnceLock<SchemaCache>,
+    consumer: Arc<BaseConsumer<SourceClientContext>>,
     partitions: AtomicU32,
-    open: Mutex<BTreeMap<u32, Arc<Marks>>>,
-    stopped: AtomicBool,
-    fetched: FetchedTopic,
+    open_partitions: Mutex<BTreeMap<u32, Arc<PartitionOffsets>>>,
+    is_stopped: AtomicBool,
+    fetched_topic: FetchedTopic,
     /// What earlier starts have recorded of the topic.
-    recorded: Mutex<TopicRecord>,
+    recorded_identity: Mutex<TopicIdentity>,
     /// Reads single records.
-    probing: Mutex<Option<Arc<BaseConsumer<Context>>>>,
+    prober: Mutex<Option<Arc<BaseConsumer<SourceClientContext>>>>,
 }
 
 impl KafkaSource {
@@ -132,48 +132,48 @@ impl KafkaSource {
     /// Where it is missing, compacted or not to be read, or the cluster cannot be reached within half a minute.
     pub fn open(
         name: &str,
-        plan: KafkaPlan,
+        plan: KafkaSourcePlan,
         read: impl Into<ReadOptions>,
     ) -> Result<KafkaSource, SourceError> {
-        let (partitions, id) = topic::check(&plan)?;
+        let (partitions, id) = topic_check::ensure_topics(&plan)?;
         let name: Arc<str> = name.into();
         let failed = |error: &dyn std::fmt::Display| SourceError::Fatal(format!("{}: {error}", plan.topic));
-        let consumer = Arc::new(consumer(&name, &plan, partitions).map_err(|error| failed(&error))?);
+        let consumer = Arc::new(new_consumer(&name, &plan, partitions).map_err(|error| failed(&error))?);
         let fetched = FetchedTopic::new(&plan.topic, id, &consumer);
         let fetched = fetched.ok_or_else(|| failed(&"the client does not give its log away"))?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(KafkaSourceShared {
             name,
             plan,
-            read: read.into(),
-            schemas: OnceLock::new(),
+            read_options: read.into(),
+            schema_cache: OnceLock::new(),
             consumer,
             partitions: AtomicU32::new(partitions),
-            open: Mutex::default(),
-            stopped: AtomicBool::new(false),
-            fetched,
-            recorded: Mutex::default(),
-            probing: Mutex::default(),
+            open_partitions: Mutex::default(),
+            is_stopped: AtomicBool::new(false),
+            fetched_topic: fetched,
+            recorded_identity: Mutex::default(),
+            prober: Mutex::default(),
         });
         let watched = shared.clone();
         let watch = thread::Builder::new().name(format!("kafka {}", shared.name));
-        let watch = watch.spawn(move || watch::watch(&watched));
-        let watch = watch.map_err(|error| SourceError::Fatal(fault::cannot_start(&error)))?;
-        Ok(KafkaSource { shared, watch: Some(watch) })
+        let watch = watch.spawn(move || watch::run_watch(&watched));
+        let watch = watch.map_err(|error| SourceError::Fatal(fault::start_failure_text(&error)))?;
+        Ok(KafkaSource { shared, watch_thread: Some(watch) })
     }
 
     /// Has it read with the answers of the registry that the plan names; before a partition is opened.
-    pub fn use_schemas(&self, schemas: Schemas) {
-        self.shared.schemas.get_or_init(|| schemas);
+    pub fn set_schema_cache(&self, schemas: SchemaCache) {
+        self.shared.schema_cache.get_or_init(|| schemas);
     }
 
     /// Why its schemas cannot be relied on, where the registry gives others now than it gave before.
     pub fn schema_contradiction(&self) -> Option<Arc<str>> {
-        self.shared.schemas.get().and_then(Schemas::contradiction)
+        self.shared.schema_cache.get().and_then(SchemaCache::contradiction)
     }
 
     /// Has it compared with what earlier starts have recorded of the topic; before positions are checked.
-    pub fn compare_with(&self, recorded: TopicRecord) {
-        *self.shared.recorded.lock().unwrap_or_else(PoisonError::into_inner) = recorded;
+    pub fn set_recorded_identity(&self, recorded: TopicIdentity) {
+        *self.shared.recorded_identity.lock().unwrap_or_else(PoisonError::into_inner) = recorded;
     }
 
     pub fn topic(&self) -> &str {
@@ -181,7 +181,7 @@ impl KafkaSource {
     }
 
     /// The registry that names the schemas of its records.
-    pub fn registry(&self) -> Option<&RegistryPlan> {
+    pub fn registry_plan(&self) -> Option<&RegistryPlan> {
         match &self.shared.plan.format {
             RecordFormat::AvroRegistry(registry) => Some(registry),
             RecordFormat::Json | RecordFormat::AvroFile(_) => None,
@@ -202,47 +202,54 @@ impl Source for KafkaSource {
         true
     }
 
-    fn start(&self, partition: u32, first_start: bool) -> Result<u64, SourceError> {
+    fn start_position(&self, partition: u32, first_start: bool) -> Result<u64, SourceError> {
         let (low, high) = self.shared.watermarks(partition)?;
-        match self.shared.plan.start {
-            Start::At(time) if first_start => self.shared.position_at(partition, time, high),
-            Start::Latest if first_start => Ok(high),
-            Start::Earliest | Start::Latest | Start::At(_) => Ok(low),
+        match self.shared.plan.offset_reset {
+            OffsetReset::FromTime(time) if first_start => self.shared.position_at_time(partition, time, high),
+            OffsetReset::Latest if first_start => Ok(high),
+            OffsetReset::Earliest | OffsetReset::Latest | OffsetReset::FromTime(_) => Ok(low),
         }
     }
 
     fn log_id(&self) -> Result<Option<String>, SourceError> {
-        Ok(self.shared.fetched.id().map(str::to_owned))
+        Ok(self.shared.fetched_topic.id().map(str::to_owned))
     }
 
-    fn check(&self, partition: u32, at: LogPosition) -> Result<(), SourceError> {
+    fn check_position(&self, partition: u32, at: LogPosition) -> Result<(), SourceError> {
         self.shared.check_position(partition, at)
     }
 
-    fn open(&self, partition: u32, position: u64, worker: Thread) -> Result<Box<dyn Partition>, SourceError> {
+    fn open_partition(
+        &self,
+        partition: u32,
+        position: u64,
+        worker: Thread,
+    ) -> Result<Box<dyn Partition>, SourceError> {
         Ok(Box::new(KafkaPartition::open(self.shared.clone(), partition, position, worker)?))
     }
 }
 
 impl Drop for KafkaSource {
     fn drop(&mut self) {
-        self.shared.stopped.store(true, Ordering::Relaxed);
-        if let Some(watch) = self.watch.take() {
+        self.shared.is_stopped.store(true, Ordering::Relaxed);
+        if let Some(watch) = self.watch_thread.take() {
             // It has said why, where it has panicked.
             let _ = watch.join();
         }
     }
 }
 
-impl Shared {
+impl KafkaSourceShared {
     /// The position of the first record that the log took then or later, or its end.
-    fn position_at(&self, partition: u32, time: EventTime, end: u64) -> Result<u64, SourceError> {
-        let failed = |error: rdkafka::error::KafkaError| self.transient(partition, &error.to_string());
-        let mut asked = TopicPartitionList::with_capacity(1);
+    fn position_at_time(&self, partition: u32, time: EventTime, end: u64) -> Result<u64, SourceError> {
+        let failed = |error: rdkafka::error::KafkaError| self.transient_error(partition, &error.to_string());
+        let mut request = TopicPartitionList::with_capacity(1);
         // Less would ask for the log's end.
         let time = Offset::Offset(time.millis().max(0));
-        asked.add_partition_offset(&self.plan.topic, self.number(partition)?, time).map_err(failed)?;
-        let found = self.consumer.offsets_for_times(asked, REQUEST).map_err(failed)?;
+        request
+            .add_partition_offset(&self.plan.topic, self.kafka_partition(partition)?, time)
+            .map_err(failed)?;
+        let found = self.consumer.offsets_for_times(request, REQUEST_TIMEOUT).map_err(failed)?;
         let Some(element) = found.elements().into_iter().next() else { return Ok(end) };
         element.error().map_err(failed)?;
         match element.offset() {
@@ -252,39 +259,44 @@ impl Shared {
     }
 
     /// A partition has one reader: two would share its queue.
-    fn begin(&self, partition: u32, position: u64, end: u64) -> Result<Arc<Marks>, SourceError> {
-        let mut open = self.lock();
+    fn register_reader(
+        &self,
+        partition: u32,
+        position: u64,
+        end: u64,
+    ) -> Result<Arc<PartitionOffsets>, SourceError> {
+        let mut open = self.lock_partitions();
         if open.contains_key(&partition) {
             let topic = &self.plan.topic;
             return Err(SourceError::Fatal(format!(
                 "partition {partition} of topic {topic} is open already"
             )));
         }
-        let marks = Arc::new(Marks::new(position, end));
-        open.insert(partition, marks.clone());
-        Ok(marks)
+        let offsets = Arc::new(PartitionOffsets::new(position, end));
+        open.insert(partition, offsets.clone());
+        Ok(offsets)
     }
 
-    fn finish(&self, partition: u32) {
-        self.lock().remove(&partition);
+    fn unregister_reader(&self, partition: u32) {
+        self.lock_partitions().remove(&partition);
     }
 
-    fn open_partitions(&self) -> BTreeMap<u32, Arc<Marks>> {
-        self.lock().clone()
+    fn open_partitions(&self) -> BTreeMap<u32, Arc<PartitionOffsets>> {
+        self.lock_partitions().clone()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Arc<Marks>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_partitions(&self) -> MutexGuard<'_, BTreeMap<u32, Arc<PartitionOffsets>>> {
+        self.open_partitions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Shared {
+impl Drop for KafkaSourceShared {
     fn drop(&mut self) {
         // Where the cluster is away, dropping a consumer was seen to wait without end.
-        let deadline = Instant::now() + LEAVE;
+        let deadline = Instant::now() + CLOSE_TIMEOUT;
         let closing = self.consumer.close_queue().is_ok();
         while closing && !self.consumer.closed() && Instant::now() < deadline {
-            let _ = self.consumer.poll(Wait::from_millis(50));
+            let _ = self.consumer.poll(Duration::from_millis(50));
         }
         if !self.consumer.closed() {
             tracing::debug!(
@@ -296,15 +308,15 @@ impl Drop for Shared {
     }
 }
 
-fn consumer(
+fn new_consumer(
     name: &Arc<str>,
-    plan: &KafkaPlan,
+    plan: &KafkaSourcePlan,
     partitions: u32,
-) -> rdkafka::error::KafkaResult<BaseConsumer<Context>> {
+) -> rdkafka::error::KafkaResult<BaseConsumer<SourceClientContext>> {
     let share =
         |all: u32, (least, most): (u32, u32)| (all / partitions.max(1)).clamp(least, most).to_string();
     plan.cluster
-        .client()
+        .client_config()
         // Which topic is fetched is said in the client's log alone.
         .set("debug", "topic")
         .set_log_level(RDKafkaLogLevel::Debug)
@@ -314,12 +326,12 @@ fn consumer(
         .set("auto.offset.reset", "error")
         .set("isolation.level", "read_committed")
         .set("enable.partition.eof", "true")
-        .set("fetch.max.bytes", FETCH_BYTES.to_string())
-        .set("socket.timeout.ms", ANSWER)
+        .set("fetch.max.bytes", MAX_FETCH_BYTES.to_string())
+        .set("socket.timeout.ms", REQUEST_TIMEOUT_MS)
         .set("allow.auto.create.topics", "false")
-        .set("queued.min.messages", share(QUEUED_RECORDS, PARTITION_RECORDS))
-        .set("queued.max.messages.kbytes", share(QUEUED_KIB, PARTITION_KIB))
+        .set("queued.min.messages", share(MAX_QUEUED_RECORDS, PARTITION_QUEUED_RECORDS_RANGE))
+        .set("queued.max.messages.kbytes", share(MAX_QUEUED_KIB, PARTITION_QUEUED_KIB_RANGE))
         // A full queue is looked at again after this long: its default of a second would starve a fast worker.
         .set("fetch.queue.backoff.ms", "5")
-        .create_with_context(Context::new(name.clone()))
+        .create_with_context(SourceClientContext::new(name.clone()))
 }

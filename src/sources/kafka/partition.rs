@@ -3,104 +3,107 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread::Thread;
-use std::time::{Duration as Wait, Instant};
+use std::time::{Duration, Instant};
 
 use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::identity::fingerprint;
-use super::record::{Content, Records};
-use super::watch::{Context, Marks};
-use super::{REQUEST, Shared};
-use crate::kafka::identity::{is_truncation, may_be_another_topic};
-use crate::kafka::native::{Record, RecordQueue};
+use super::identity::record_fingerprint;
+use super::topic_decoder::{DecodeOutcome, TopicDecoder};
+use super::watch::{PartitionOffsets, SourceClientContext};
+use super::{KafkaSourceShared, REQUEST_TIMEOUT};
+use crate::kafka::native::{FetchedRecord, RecordQueue};
+use crate::kafka::topic_identity::{is_truncation, may_be_another_topic};
 use crate::model::{EventTime, Fingerprint, LogPosition};
-use crate::sources::{Next, Partition, Place, Polled, SourceError, Take};
+use crate::sources::{NextPoll, Partition, PollResult, RecordHandler, RecordPosition, SourceError};
 
 /// How soon a record is tried again that waits for its schema.
-const PENDING: Wait = Wait::from_millis(20);
+const SCHEMA_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 pub(super) struct KafkaPartition {
-    queue: RecordQueue<Context>,
-    cursor: Cursor,
-    marks: Arc<Marks>,
+    queue: RecordQueue<SourceClientContext>,
+    cursor: RecordCursor,
+    offsets: Arc<PartitionOffsets>,
     partition: u32,
     /// What a poll has met behind records that it gave.
-    fault: Option<SourceError>,
+    pending_error: Option<SourceError>,
     /// The client fetches it no more, until it is assigned again.
-    given_up: bool,
+    needs_reassignment: bool,
     /// The log's end stands at the position, as far as the last fetch says.
-    at_end: bool,
+    is_at_end: bool,
     /// Of the last record that was given.
     fingerprint: Option<Fingerprint>,
-    shared: Arc<Shared>,
+    shared: Arc<KafkaSourceShared>,
 }
 
 /// Where a partition is read, and how.
-struct Cursor {
-    records: Records,
+struct RecordCursor {
+    decoder: TopicDecoder,
     /// Of the next record.
     position: u64,
 }
 
 /// What became of a record.
-enum Offer {
-    Given,
+enum OfferOutcome {
+    Handled,
     /// Before the position.
     Skipped,
     /// It stands at or behind `upto`.
-    Beyond,
+    BeyondLimit,
     /// It waits for its schema.
-    Pending,
+    SchemaPending,
     Failed(SourceError),
 }
 
 impl KafkaPartition {
     pub(super) fn open(
-        shared: Arc<Shared>,
+        shared: Arc<KafkaSourceShared>,
         partition: u32,
         position: u64,
         worker: Thread,
     ) -> Result<KafkaPartition, SourceError> {
-        let end = shared.check_reach(partition, position)?.end;
-        let records = Records::new(&shared)?;
-        let marks = shared.begin(partition, position, end)?;
-        let number = shared.number(partition)?;
+        let end = shared.check_in_range(partition, position)?.end;
+        let records = TopicDecoder::new(&shared)?;
+        let offsets = shared.register_reader(partition, position, end)?;
+        let number = shared.kafka_partition(partition)?;
         // Before it is assigned: else the first records would go to the consumer's own queue. librdkafka keeps a queue split
         // once an application has asked, also when the partition is assigned again.
-        let queue = RecordQueue::split(&shared.consumer, &shared.plan.topic, number, move || worker.unpark());
+        let queue =
+            RecordQueue::split_from_consumer(&shared.consumer, &shared.plan.topic, number, move || {
+                worker.unpark()
+            });
         let queue = queue.ok_or_else(|| {
-            shared.finish(partition);
+            shared.unregister_reader(partition);
             SourceError::Transient(format!("partition {partition} of {} has no queue", shared.plan.topic))
         })?;
         let opened = KafkaPartition {
             queue,
-            cursor: Cursor { records, position },
-            marks,
+            cursor: RecordCursor { decoder: records, position },
+            offsets,
             partition,
-            fault: None,
-            given_up: false,
-            at_end: false,
+            pending_error: None,
+            needs_reassignment: false,
+            is_at_end: false,
             fingerprint: None,
             shared,
         };
-        opened.assign()?;
+        opened.assign_partition()?;
         Ok(opened)
     }
 
-    fn assign(&self) -> Result<(), SourceError> {
-        let Shared { consumer, plan, .. } = &*self.shared;
+    fn assign_partition(&self) -> Result<(), SourceError> {
+        let KafkaSourceShared { consumer, plan, .. } = &*self.shared;
         let position = i64::try_from(self.cursor.position).unwrap_or(i64::MAX);
         let mut assigned = TopicPartitionList::with_capacity(1);
-        let number = self.shared.number(self.partition)?;
+        let number = self.shared.kafka_partition(self.partition)?;
         let added = assigned.add_partition_offset(&plan.topic, number, Offset::Offset(position));
         let done = added.and_then(|()| consumer.incremental_assign(&assigned));
-        done.map_err(|error| self.shared.transient(self.partition, &error.to_string()))
+        done.map_err(|error| self.shared.transient_error(self.partition, &error.to_string()))
     }
 
-    fn unassign(&self) {
-        let Ok(number) = self.shared.number(self.partition) else { return };
+    fn unassign_partition(&self) {
+        let Ok(number) = self.shared.kafka_partition(self.partition) else { return };
         let mut assigned = TopicPartitionList::with_capacity(1);
         assigned.add_partition(&self.shared.plan.topic, number);
         // It fails only where it is not assigned.
@@ -109,124 +112,129 @@ impl KafkaPartition {
 
     /// Has the client fetch on where it has given the partition up, if the log still goes on there. What fails in passing is done at the
     /// next poll: nothing else would ever come.
-    fn take_up_again(&mut self) -> Result<(), SourceError> {
-        if self.given_up {
+    fn reassign_if_needed(&mut self) -> Result<(), SourceError> {
+        if self.needs_reassignment {
             let at = LogPosition { position: self.cursor.position, before: self.fingerprint };
             self.shared.check_position(self.partition, at)?;
-            self.unassign();
-            self.queue.clear();
-            self.assign()?;
-            self.given_up = false;
+            self.unassign_partition();
+            self.queue.release_all();
+            self.assign_partition()?;
+            self.needs_reassignment = false;
         }
         Ok(())
     }
 
-    fn fault(&mut self, error: &KafkaError) -> SourceError {
+    fn handle_error(&mut self, error: &KafkaError) -> SourceError {
         match error {
             error if may_be_another_topic(error) => {
-                self.given_up = true;
-                if let Err(another) = self.shared.check_still_there() {
+                self.needs_reassignment = true;
+                if let Err(another) = self.shared.check_same_topic() {
                     return another;
                 }
                 if is_truncation(error) {
-                    return self.shared.cut_back(self.partition, self.cursor.position);
+                    return self.shared.truncation_error(self.partition, self.cursor.position);
                 }
-                let again = self.take_up_again().err();
-                again.unwrap_or_else(|| self.shared.transient(self.partition, &error.to_string()))
+                let again = self.reassign_if_needed().err();
+                again.unwrap_or_else(|| self.shared.transient_error(self.partition, &error.to_string()))
             }
             KafkaError::MessageConsumptionFatal(code) => SourceError::Fatal(format!(
                 "partition {} of topic {}: the client has failed for good: {code}; start again",
                 self.partition, self.shared.plan.topic
             )),
-            error => self.shared.transient(self.partition, &error.to_string()),
+            error => self.shared.transient_error(self.partition, &error.to_string()),
         }
     }
 
     /// Offers the first of the queue, and takes it off if it was taken; nothing where the queue is empty.
-    fn offer_first(&mut self, upto: u64, take: &mut dyn Take) -> Option<Offer> {
-        match self.queue.first()? {
+    fn offer_first_record(&mut self, until: u64, handler: &mut dyn RecordHandler) -> Option<OfferOutcome> {
+        match self.queue.first_record()? {
             Ok(record) => {
-                self.at_end = false;
-                let offer = self.cursor.offer(record, upto, take);
+                self.is_at_end = false;
+                let offer = self.cursor.offer_record(record, until, handler);
                 match offer {
-                    Offer::Given => self.queue.pop_given(),
-                    Offer::Skipped => self.queue.pop(),
-                    Offer::Beyond | Offer::Pending | Offer::Failed(_) => {}
+                    OfferOutcome::Handled => self.queue.pop_and_retain(),
+                    OfferOutcome::Skipped => self.queue.release_first(),
+                    OfferOutcome::BeyondLimit | OfferOutcome::SchemaPending | OfferOutcome::Failed(_) => {}
                 }
                 Some(offer)
             }
             Err(error) => {
                 let stands_at = self.queue.first_offset();
-                self.queue.pop();
+                self.queue.release_first();
                 if let KafkaError::PartitionEOF(_) = error {
-                    self.at_end = true;
+                    self.is_at_end = true;
                     // No record lies between, only marks of transactions and what was aborted.
                     self.cursor.position = self.cursor.position.max(stands_at.unwrap_or_default());
-                    return Some(Offer::Skipped);
+                    return Some(OfferOutcome::Skipped);
                 }
-                Some(Offer::Failed(self.fault(&error)))
+                Some(OfferOutcome::Failed(self.handle_error(&error)))
             }
         }
     }
 }
 
 impl Partition for KafkaPartition {
-    fn poll(&mut self, limit: usize, upto: u64, take: &mut dyn Take) -> Result<Polled, SourceError> {
-        if let Some(fault) = self.fault.take() {
+    fn poll(
+        &mut self,
+        limit: usize,
+        until: u64,
+        handler: &mut dyn RecordHandler,
+    ) -> Result<PollResult, SourceError> {
+        if let Some(fault) = self.pending_error.take() {
             return Err(fault);
         }
-        self.take_up_again()?;
+        self.reassign_if_needed()?;
         let mut records = 0;
-        let mut next = Next::Now;
-        while records < limit && self.cursor.position < upto && !take.is_full() {
-            if self.queue.take_more()
-                && let Err(fault) = self.shared.fetched.check()
+        let mut next = NextPoll::Now;
+        while records < limit && self.cursor.position < until && !handler.is_full() {
+            if self.queue.fetch_more()
+                && let Err(fault) = self.shared.fetched_topic.check_topic_id()
             {
-                self.queue.clear();
-                self.fault = Some(fault);
+                self.queue.release_all();
+                self.pending_error = Some(fault);
                 break;
             }
-            let Some(offer) = self.offer_first(upto, take) else {
-                next = Next::Woken;
+            let Some(offer) = self.offer_first_record(until, handler) else {
+                next = NextPoll::OnUnpark;
                 break;
             };
             match offer {
-                Offer::Given => records += 1,
-                Offer::Skipped => {}
-                Offer::Beyond => {
-                    next = Next::Reached;
+                OfferOutcome::Handled => records += 1,
+                OfferOutcome::Skipped => {}
+                OfferOutcome::BeyondLimit => {
+                    next = NextPoll::UntilReached;
                     break;
                 }
-                Offer::Pending => {
-                    next = Next::At(Instant::now() + PENDING);
+                OfferOutcome::SchemaPending => {
+                    next = NextPoll::At(Instant::now() + SCHEMA_RETRY_INTERVAL);
                     break;
                 }
-                Offer::Failed(fault) => {
-                    self.fault = Some(fault);
+                OfferOutcome::Failed(fault) => {
+                    self.pending_error = Some(fault);
                     break;
                 }
             }
         }
-        self.marks.moved(self.cursor.position, self.at_end);
+        self.offsets.update_position(self.cursor.position, self.is_at_end);
         // Once a poll, not once a record.
-        if let Some(last) = self.queue.last_given() {
-            self.fingerprint = Some(fingerprint(last));
-            self.queue.forget_given();
+        if let Some(last) = self.queue.retained_record() {
+            self.fingerprint = Some(record_fingerprint(last));
+            self.queue.release_retained();
         }
-        match self.fault.take() {
+        match self.pending_error.take() {
             // What was given must be told; the next poll says the rest.
             Some(fault) if records > 0 => {
-                self.fault = Some(fault);
-                Ok(Polled { records, next: Next::Now })
+                self.pending_error = Some(fault);
+                Ok(PollResult { records, next: NextPoll::Now })
             }
             Some(fault) => Err(fault),
-            None => Ok(Polled { records, next }),
+            None => Ok(PollResult { records, next }),
         }
     }
 
     fn end(&self) -> u64 {
         // Records of open transactions lie behind it.
-        if self.at_end { self.cursor.position } else { self.marks.end().max(self.cursor.position) }
+        if self.is_at_end { self.cursor.position } else { self.offsets.end().max(self.cursor.position) }
     }
 
     fn position(&self) -> Option<u64> {
@@ -234,7 +242,7 @@ impl Partition for KafkaPartition {
     }
 
     fn withheld(&self) -> u64 {
-        self.marks.withheld()
+        self.offsets.withheld()
     }
 
     fn fingerprint(&self) -> Option<Fingerprint> {
@@ -242,38 +250,44 @@ impl Partition for KafkaPartition {
     }
 }
 
-impl Cursor {
+impl RecordCursor {
     #[inline]
-    fn offer(&mut self, record: Record<'_>, upto: u64, take: &mut dyn Take) -> Offer {
-        let Ok(position) = u64::try_from(record.offset()) else { return Offer::Skipped };
+    fn offer_record(
+        &mut self,
+        record: FetchedRecord<'_>,
+        until: u64,
+        handler: &mut dyn RecordHandler,
+    ) -> OfferOutcome {
+        let Ok(position) = u64::try_from(record.offset()) else { return OfferOutcome::Skipped };
         if position < self.position {
-            return Offer::Skipped;
+            return OfferOutcome::Skipped;
         }
-        if position >= upto {
-            return Offer::Beyond;
+        if position >= until {
+            return OfferOutcome::BeyondLimit;
         }
-        let place = Place { position, arrived: record.timestamp().and_then(EventTime::from_millis) };
-        match self.records.give(record, place, take) {
-            Content::Given => {
+        let record_position =
+            RecordPosition { position, arrived: record.timestamp().and_then(EventTime::from_millis) };
+        match self.decoder.handle_record(record, record_position, handler) {
+            DecodeOutcome::Handled => {
                 self.position = position + 1;
-                Offer::Given
+                OfferOutcome::Handled
             }
-            Content::Pending => Offer::Pending,
-            Content::Failed(error) => Offer::Failed(error),
+            DecodeOutcome::SchemaPending => OfferOutcome::SchemaPending,
+            DecodeOutcome::Failed(error) => OfferOutcome::Failed(error),
         }
     }
 }
 
 impl Drop for KafkaPartition {
     fn drop(&mut self) {
-        self.unassign();
-        self.shared.finish(self.partition);
+        self.unassign_partition();
+        self.shared.unregister_reader(self.partition);
     }
 }
 
-impl Shared {
+impl KafkaSourceShared {
     /// The log's beginning and end, where it holds the position or ends there.
-    pub(super) fn check_reach(&self, partition: u32, position: u64) -> Result<Range<u64>, SourceError> {
+    pub(super) fn check_in_range(&self, partition: u32, position: u64) -> Result<Range<u64>, SourceError> {
         let (low, high) = self.watermarks(partition)?;
         let topic = &self.plan.topic;
         if position < low {
@@ -283,7 +297,7 @@ impl Shared {
             )));
         }
         if position > high {
-            return Err(SourceError::Behind(format!(
+            return Err(SourceError::EndsBefore(format!(
                 "partition {partition} of topic {topic} is needed from position {position}, but it ends at {high}: it was made \
                  anew or has lost records; start over with empty outputs, or name the topic that they were made of"
             )));
@@ -293,22 +307,22 @@ impl Shared {
 
     /// Where the partition's records begin and end.
     pub(super) fn watermarks(&self, partition: u32) -> Result<(u64, u64), SourceError> {
-        let number = self.number(partition)?;
-        let found = self.consumer.fetch_watermarks(&self.plan.topic, number, REQUEST);
-        let (low, high) = found.map_err(|error| self.transient(partition, &error.to_string()))?;
+        let number = self.kafka_partition(partition)?;
+        let found = self.consumer.fetch_watermarks(&self.plan.topic, number, REQUEST_TIMEOUT);
+        let (low, high) = found.map_err(|error| self.transient_error(partition, &error.to_string()))?;
         match (u64::try_from(low), u64::try_from(high)) {
             (Ok(low), Ok(high)) => Ok((low, high)),
-            _ => Err(self.transient(partition, "the broker does not say where it begins and ends")),
+            _ => Err(self.transient_error(partition, "the broker does not say where it begins and ends")),
         }
     }
 
-    pub(super) fn number(&self, partition: u32) -> Result<i32, SourceError> {
+    pub(super) fn kafka_partition(&self, partition: u32) -> Result<i32, SourceError> {
         i32::try_from(partition).map_err(|_| {
             SourceError::Fatal(format!("topic {} has no partition {partition}", self.plan.topic))
         })
     }
 
-    pub(super) fn transient(&self, partition: u32, reason: &str) -> SourceError {
+    pub(super) fn transient_error(&self, partition: u32, reason: &str) -> SourceError {
         SourceError::Transient(format!("partition {partition} of topic {}: {reason}", self.plan.topic))
     }
 }

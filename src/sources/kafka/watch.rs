@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration as Wait, Instant};
+use std::time::{Duration, Instant};
 
 use metrics::gauge;
 use rdkafka::client::ClientContext;
@@ -13,41 +13,41 @@ use rdkafka::consumer::{CommitMode, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::Shared;
+use super::KafkaSourceShared;
 use crate::kafka::native::high_watermark;
-use crate::kafka::{self, silence::Silence, trouble::Trouble};
+use crate::kafka::{self, broker_reminder::BrokerReminder, error_log::KafkaErrorLog};
 
 /// How soon a stop is seen.
-const SERVE: Wait = Wait::from_millis(100);
+const CONSUMER_POLL_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long the cluster may take to answer here.
-const ANSWER: Wait = Wait::from_secs(2);
+const WATCH_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often logs are looked at for their ends, and topics for partitions; the latter is also how often positions are
 /// committed.
-const ENDS: Wait = Wait::from_secs(1);
-const TOPIC: Wait = Wait::from_secs(5);
+const LOG_END_INTERVAL: Duration = Duration::from_secs(1);
+const TOPIC_INTERVAL: Duration = Duration::from_secs(5);
 /// How long records may wait for the end of a transaction before that is said.
-const OPEN_TRANSACTION: Wait = Wait::from_secs(10);
+const OPEN_TRANSACTION_WARN_AFTER: Duration = Duration::from_secs(10);
 
 /// How far a partition is read, and how far it goes.
 #[derive(Debug)]
-pub(super) struct Marks {
+pub(super) struct PartitionOffsets {
     /// Where the client stands: of the next record, or behind the marks of transactions that follow on the last one.
     position: AtomicU64,
     /// Of what may be read: the first record of an open transaction, or the log's end.
     end: AtomicU64,
     /// The log's end.
-    high: AtomicU64,
-    at_end: AtomicBool,
+    high_watermark: AtomicU64,
+    is_at_end: AtomicBool,
     withheld: AtomicU64,
 }
 
-impl Marks {
-    pub(super) fn new(position: u64, end: u64) -> Marks {
-        Marks {
+impl PartitionOffsets {
+    pub(super) fn new(position: u64, end: u64) -> PartitionOffsets {
+        PartitionOffsets {
             position: position.into(),
             end: end.into(),
-            high: end.into(),
-            at_end: false.into(),
+            high_watermark: end.into(),
+            is_at_end: false.into(),
             withheld: 0.into(),
         }
     }
@@ -57,9 +57,9 @@ impl Marks {
         self.withheld.load(Ordering::Relaxed)
     }
 
-    pub(super) fn moved(&self, position: u64, at_end: bool) {
+    pub(super) fn update_position(&self, position: u64, at_end: bool) {
         self.position.store(position, Ordering::Relaxed);
-        self.at_end.store(at_end, Ordering::Relaxed);
+        self.is_at_end.store(at_end, Ordering::Relaxed);
     }
 
     pub(super) fn end(&self) -> u64 {
@@ -71,40 +71,40 @@ impl Marks {
     }
 
     fn lag(&self) -> u64 {
-        let end = if self.at_end.load(Ordering::Relaxed) { self.position() } else { self.end() };
-        end.max(self.high.load(Ordering::Relaxed)).saturating_sub(self.position())
+        let end = if self.is_at_end.load(Ordering::Relaxed) { self.position() } else { self.end() };
+        end.max(self.high_watermark.load(Ordering::Relaxed)).saturating_sub(self.position())
     }
 }
 
 /// What was seen of a partition whose reader has come to the end of what may be read, though the log goes on.
-struct StalledAt {
+struct StalledPartition {
     position: u64,
     since: Instant,
-    is_said: bool,
+    is_warned: bool,
 }
 
 /// Looks for transactions of other producers that hold records up.
 #[derive(Default)]
-struct OpenTransactions(BTreeMap<u32, StalledAt>);
+struct OpenTransactions(BTreeMap<u32, StalledPartition>);
 
 impl OpenTransactions {
     /// By then a partition has stood still for one look at least: what has just come is fetched within less.
-    fn look(&mut self, shared: &Shared, open: &BTreeMap<u32, Arc<Marks>>) {
+    fn check_partitions(&mut self, shared: &KafkaSourceShared, open: &BTreeMap<u32, Arc<PartitionOffsets>>) {
         self.0.retain(|partition, _| open.contains_key(partition));
-        for (partition, marks) in open {
+        for (partition, offsets) in open {
             let (client, topic) = (shared.consumer.client(), &*shared.plan.topic);
             if let Some(high) = high_watermark(client, topic, *partition as i32) {
-                marks.high.fetch_max(high, Ordering::Relaxed);
+                offsets.high_watermark.fetch_max(high, Ordering::Relaxed);
             }
-            let (position, high) = (marks.position(), marks.high.load(Ordering::Relaxed));
+            let (position, high) = (offsets.position(), offsets.high_watermark.load(Ordering::Relaxed));
             // Where more may be read, whoever reads it is held up by something else.
-            let is_all_read = marks.at_end.load(Ordering::Relaxed) && marks.end() <= position;
+            let is_all_read = offsets.is_at_end.load(Ordering::Relaxed) && offsets.end() <= position;
             let stands = is_all_read && high > position;
             let stalled = self.0.get_mut(partition).filter(|stalled| stands && stalled.position == position);
             let Some(stalled) = stalled else {
-                marks.withheld.store(0, Ordering::Relaxed);
+                offsets.withheld.store(0, Ordering::Relaxed);
                 let before = self.0.remove(partition);
-                if before.is_some_and(|before| before.is_said) {
+                if before.is_some_and(|before| before.is_warned) {
                     tracing::info!(
                         source = &*shared.name,
                         partition,
@@ -113,14 +113,17 @@ impl OpenTransactions {
                     );
                 }
                 if stands {
-                    self.0.insert(*partition, StalledAt { position, since: Instant::now(), is_said: false });
+                    self.0.insert(
+                        *partition,
+                        StalledPartition { position, since: Instant::now(), is_warned: false },
+                    );
                 }
                 continue;
             };
             let withheld = high - position;
-            marks.withheld.store(withheld, Ordering::Relaxed);
-            if !stalled.is_said && stalled.since.elapsed() >= OPEN_TRANSACTION {
-                stalled.is_said = true;
+            offsets.withheld.store(withheld, Ordering::Relaxed);
+            if !stalled.is_warned && stalled.since.elapsed() >= OPEN_TRANSACTION_WARN_AFTER {
+                stalled.is_warned = true;
                 tracing::warn!(
                     source = &*shared.name,
                     partition,
@@ -136,70 +139,74 @@ impl OpenTransactions {
 }
 
 /// Until the source is dropped.
-pub(super) fn watch(shared: &Shared) {
+pub(super) fn run_watch(shared: &KafkaSourceShared) {
     let mut ends = Instant::now();
     let mut topic = Instant::now();
     let mut committed = BTreeMap::new();
-    let mut silence = Silence::of(&shared.plan.cluster);
+    let mut silence = BrokerReminder::for_cluster(&shared.plan.cluster);
     let mut transactions = OpenTransactions::default();
-    while !shared.stopped.load(Ordering::Relaxed) {
-        if let Some(Err(error)) = shared.consumer.poll(SERVE) {
+    while !shared.is_stopped.load(Ordering::Relaxed) {
+        if let Some(Err(error)) = shared.consumer.poll(CONSUMER_POLL_TIMEOUT) {
             tracing::debug!(source = &*shared.name, %error, "the consumer's own queue");
         }
         // The client's log is not to pile up. Whoever reads says what is wrong.
-        let _ = shared.fetched.check();
-        if ends.elapsed() >= ENDS {
+        let _ = shared.fetched_topic.check_topic_id();
+        if ends.elapsed() >= LOG_END_INTERVAL {
             let open = shared.open_partitions();
-            look_at_ends(shared, &open, &mut silence);
-            transactions.look(shared, &open);
-            show_lag(shared, &open);
+            poll_log_ends(shared, &open, &mut silence);
+            transactions.check_partitions(shared, &open);
+            report_lag(shared, &open);
             ends = Instant::now();
         }
-        if topic.elapsed() >= TOPIC {
-            look_for_partitions(shared);
-            commit(shared, &mut committed);
+        if topic.elapsed() >= TOPIC_INTERVAL {
+            poll_partition_count(shared);
+            commit_positions(shared, &mut committed);
             topic = Instant::now();
         }
     }
-    commit(shared, &mut committed);
+    commit_positions(shared, &mut committed);
 }
 
 /// One request a broker, whatever the number of partitions.
-fn look_at_ends(shared: &Shared, open: &BTreeMap<u32, Arc<Marks>>, silence: &mut Silence) {
-    let mut asked = TopicPartitionList::with_capacity(open.len());
+fn poll_log_ends(
+    shared: &KafkaSourceShared,
+    open: &BTreeMap<u32, Arc<PartitionOffsets>>,
+    silence: &mut BrokerReminder,
+) {
+    let mut request = TopicPartitionList::with_capacity(open.len());
     for partition in open.keys() {
         let number = *partition as i32;
-        if asked.add_partition_offset(&shared.plan.topic, number, Offset::End).is_err() {
+        if request.add_partition_offset(&shared.plan.topic, number, Offset::End).is_err() {
             return;
         }
     }
     if open.is_empty() {
-        silence.may_last(shared.consumer.client(), &shared.plan.topic);
+        silence.probe_if_silent(shared.consumer.client(), &shared.plan.topic);
         return;
     }
     // Brokers that do not answer are heard of from the consumer's context.
-    let Ok(found) = shared.consumer.offsets_for_times(asked, ANSWER) else {
-        return silence.lasts(shared.consumer.client());
+    let Ok(found) = shared.consumer.offsets_for_times(request, WATCH_REQUEST_TIMEOUT) else {
+        return silence.remind_if_silent(shared.consumer.client());
     };
-    silence.ends();
+    silence.record_response();
     for element in found.elements() {
-        let marks = u32::try_from(element.partition()).ok().and_then(|partition| open.get(&partition));
-        if let (Some(marks), Ok(()), Offset::Offset(end)) = (marks, element.error(), element.offset()) {
-            marks.end.fetch_max(end.unsigned_abs(), Ordering::Relaxed);
+        let offsets = u32::try_from(element.partition()).ok().and_then(|partition| open.get(&partition));
+        if let (Some(offsets), Ok(()), Offset::Offset(end)) = (offsets, element.error(), element.offset()) {
+            offsets.end.fetch_max(end.unsigned_abs(), Ordering::Relaxed);
         }
     }
 }
 
-fn show_lag(shared: &Shared, open: &BTreeMap<u32, Arc<Marks>>) {
-    for (partition, marks) in open {
+fn report_lag(shared: &KafkaSourceShared, open: &BTreeMap<u32, Arc<PartitionOffsets>>) {
+    for (partition, offsets) in open {
         let labels = [("source", shared.name.to_string()), ("partition", partition.to_string())];
-        gauge!("swelter_kafka_lag", &labels).set(marks.lag() as f64);
+        gauge!("swelter_kafka_lag", &labels).set(offsets.lag() as f64);
     }
 }
 
-fn look_for_partitions(shared: &Shared) {
+fn poll_partition_count(shared: &KafkaSourceShared) {
     let topic = &*shared.plan.topic;
-    let Ok(metadata) = shared.consumer.fetch_metadata(Some(topic), ANSWER) else { return };
+    let Ok(metadata) = shared.consumer.fetch_metadata(Some(topic), WATCH_REQUEST_TIMEOUT) else { return };
     let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return };
     let partitions = found.partitions().len() as u32;
     let before = shared.partitions.fetch_max(partitions, Ordering::Relaxed);
@@ -209,10 +216,10 @@ fn look_for_partitions(shared: &Shared) {
 }
 
 /// Shows monitors the positions that have moved.
-fn commit(shared: &Shared, committed: &mut BTreeMap<u32, u64>) {
+fn commit_positions(shared: &KafkaSourceShared, committed: &mut BTreeMap<u32, u64>) {
     let mut moved = TopicPartitionList::new();
-    for (partition, marks) in shared.open_partitions() {
-        let position = marks.position();
+    for (partition, offsets) in shared.open_partitions() {
+        let position = offsets.position();
         let offset = Offset::Offset(i64::try_from(position).unwrap_or(i64::MAX));
         if committed.insert(partition, position) != Some(position)
             && moved.add_partition_offset(&shared.plan.topic, partition as i32, offset).is_err()
@@ -223,46 +230,46 @@ fn commit(shared: &Shared, committed: &mut BTreeMap<u32, u64>) {
     if moved.count() > 0
         && let Err(error) = shared.consumer.commit(&moved, CommitMode::Async)
     {
-        shared.consumer.context().not_committed(&error);
+        shared.consumer.context().warn_commit_failed(&error);
     }
 }
 
 /// Hears what the consumer says of itself.
-pub(super) struct Context {
-    trouble: Trouble,
+pub(super) struct SourceClientContext {
+    error_log: KafkaErrorLog,
     commit_failed: AtomicBool,
 }
 
-impl Context {
-    pub(super) fn new(source: Arc<str>) -> Context {
-        Context { trouble: Trouble::new(source), commit_failed: AtomicBool::new(false) }
+impl SourceClientContext {
+    pub(super) fn new(source: Arc<str>) -> SourceClientContext {
+        SourceClientContext { error_log: KafkaErrorLog::new(source), commit_failed: AtomicBool::new(false) }
     }
 
     /// Once: nothing depends on it.
-    fn not_committed(&self, error: &KafkaError) {
+    fn warn_commit_failed(&self, error: &KafkaError) {
         if !self.commit_failed.swap(true, Ordering::Relaxed) {
-            let source = &**self.trouble.source();
+            let source = &**self.error_log.source();
             tracing::warn!(source, %error, "positions cannot be shown under the consumer group: monitors of lag do not see them");
         }
     }
 }
 
-impl ClientContext for Context {
+impl ClientContext for SourceClientContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        kafka::log(level, facility, text);
+        kafka::log_librdkafka(level, facility, text);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.trouble.tell(&error, reason);
+        self.error_log.log_error(&error, reason);
     }
 }
 
-impl ConsumerContext for Context {
+impl ConsumerContext for SourceClientContext {
     fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
         match result {
             Ok(()) => self.commit_failed.store(false, Ordering::Relaxed),
             Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {}
-            Err(error) => self.not_committed(&error),
+            Err(error) => self.warn_commit_failed(&error),
         }
     }
 }

@@ -2,14 +2,14 @@
 
 /// A yearly cycle: the mean over the year, and what January has more (or less) than it, °F.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Cycle {
+pub(super) struct YearlyCycle {
     mean: f64,
     january: f64,
 }
 
-impl Cycle {
-    fn new(january: f64, july: f64) -> Cycle {
-        Cycle { mean: (january + july) / 2.0, january: (january - july) / 2.0 }
+impl YearlyCycle {
+    fn new(january: f64, july: f64) -> YearlyCycle {
+        YearlyCycle { mean: (january + july) / 2.0, january: (january - july) / 2.0 }
     }
 
     /// `january` is 1 in mid January and -1 in mid July.
@@ -21,8 +21,8 @@ impl Cycle {
 /// The climate of a place.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Climate {
-    pub(super) temperature: Cycle,
-    pub(super) dew_point: Cycle,
+    pub(super) temperature: YearlyCycle,
+    pub(super) dew_point: YearlyCycle,
     /// From the coldest to the warmest hour of a usual day, °F.
     pub(super) day_range: f64,
 }
@@ -31,11 +31,11 @@ impl Climate {
     /// Between the places of [`USUAL`]: what they have more than [`by_latitude`] says, weighted by the inverse fourth
     /// power of the distance. Elevation is not known, so a city in the mountains has it only from such a place nearby.
     pub(super) fn at(latitude: f64, longitude: f64) -> Climate {
-        let here = on_the_globe(latitude, longitude);
+        let here = unit_sphere_point(latitude, longitude);
         let mut weights = 0.0;
         let mut sums = [0.0; 5];
-        for &(name_latitude, name_longitude, values) in USUAL {
-            let there = on_the_globe(name_latitude, name_longitude);
+        for &(name_latitude, name_longitude, values) in REFERENCE_CLIMATES {
+            let there = unit_sphere_point(name_latitude, name_longitude);
             let distance = here.iter().zip(there).map(|(a, b)| (a - b) * (a - b)).sum::<f64>();
             // 0.0005 is (140 km)², in squares of the globe's radius: within it, distance matters less.
             let near = distance + 0.0005;
@@ -51,15 +51,15 @@ impl Climate {
         }
         let [january, july, day_range, january_dew_point, july_dew_point] = values;
         Climate {
-            temperature: Cycle::new(january, july),
+            temperature: YearlyCycle::new(january, july),
             // Air cannot hold more on the average than a little less than its mean temperature allows.
-            dew_point: Cycle::new(january_dew_point.min(january - 1.0), july_dew_point.min(july - 1.0)),
+            dew_point: YearlyCycle::new(january_dew_point.min(january - 1.0), july_dew_point.min(july - 1.0)),
             day_range: day_range.max(4.0),
         }
     }
 }
 
-fn on_the_globe(latitude: f64, longitude: f64) -> [f64; 3] {
+fn unit_sphere_point(latitude: f64, longitude: f64) -> [f64; 3] {
     let (north, east) = (latitude.to_radians(), longitude.to_radians());
     let out = libm::cos(north);
     [out * libm::cos(east), out * libm::sin(east), libm::sin(north)]
@@ -77,7 +77,7 @@ fn by_latitude(latitude: f64) -> [f64; 5] {
 /// over the globe. Round figures of general knowledge, not taken from a data set: they may be off by several degrees, and
 /// are for making up weather only.
 #[rustfmt::skip]
-const USUAL: &[(f64, f64, [f64; 5])] = &[
+const REFERENCE_CLIMATES: &[(f64, f64, [f64; 5])] = &[
     // North America
     (33.4, -112.1, [57.0,  95.5, 23.0,  33.0,  54.0]), // Phoenix
     (36.2, -115.1, [49.0,  93.0, 21.0,  24.0,  38.0]), // Las Vegas

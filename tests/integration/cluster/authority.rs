@@ -7,7 +7,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 use tempfile::TempDir;
 
 /// A CA, with all that it has signed in a folder that goes with it.
-pub struct Authority {
+pub struct CertificateAuthority {
     folder: TempDir,
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
@@ -18,23 +18,27 @@ pub struct CertificateFiles {
     pub key: PathBuf,
 }
 
-impl Authority {
-    pub fn new(name: &str) -> Authority {
+impl CertificateAuthority {
+    pub fn new(name: &str) -> CertificateAuthority {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("ca.pem"), issuer.pem()).unwrap();
-        Authority { folder, issuer }
+        CertificateAuthority { folder, issuer }
     }
 
-    pub fn ca(&self) -> PathBuf {
+    pub fn ca_file(&self) -> PathBuf {
         self.folder.path().join("ca.pem")
     }
 
     /// Signs a certificate for a host; the last one of a host is the one that is there.
-    pub fn sign(&self, host: &str, change: impl FnOnce(&mut CertificateParams)) -> CertificateFiles {
+    pub fn sign_certificate(
+        &self,
+        host: &str,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> CertificateFiles {
         let mut params = CertificateParams::new(vec![host.to_owned()]).unwrap();
         change(&mut params);
         let key = KeyPair::generate().unwrap();

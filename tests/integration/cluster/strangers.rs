@@ -8,14 +8,14 @@ use std::thread::JoinHandle;
 use super::*;
 
 /// Calls a port as fast as it can until it is dropped, from several threads that each say something else.
-pub(super) struct Flood {
+pub(super) struct ConnectionFlood {
     ended: Arc<AtomicBool>,
     calls: Arc<AtomicU64>,
     threads: Vec<JoinHandle<()>>,
 }
 
-impl Flood {
-    pub fn of(port: u16) -> Flood {
+impl ConnectionFlood {
+    pub fn of(port: u16) -> ConnectionFlood {
         let (ended, calls) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let said: [&[u8]; 4] =
             [b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00", &[b'x'; 5000]];
@@ -41,7 +41,7 @@ impl Flood {
             })
         };
         let threads = said.map(call).into();
-        Flood { ended, calls, threads }
+        ConnectionFlood { ended, calls, threads }
     }
 
     pub fn wait_for_calls(&self, count: u64) {
@@ -50,20 +50,20 @@ impl Flood {
     }
 }
 
-impl Drop for Flood {
+impl Drop for ConnectionFlood {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Relaxed);
         self.threads.drain(..).for_each(|thread| drop(thread.join()));
     }
 }
 
-fn status(pid: u32, field: &str) -> u64 {
+fn proc_status_field(pid: u32, field: &str) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix(field)).unwrap();
     line.trim_start_matches(':').split_whitespace().next().unwrap().parse().unwrap()
 }
 
-fn lines_of_strangers(program: &Program) -> Vec<String> {
+fn refused_call_lines(program: &ClusterProgram) -> Vec<String> {
     let log = program.log();
     log.lines()
         .filter(|line| line.contains("to the cluster") && line.contains("refused"))
@@ -72,7 +72,7 @@ fn lines_of_strangers(program: &Program) -> Vec<String> {
 }
 
 #[test]
-fn cluster_meets_and_serves_while_strangers_flood_its_ports() {
+fn cluster_starts_and_serves_during_connection_flood() {
     let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let ports = [free_port(), free_port()];
     let hosts = folder.path().join("hosts");
@@ -80,33 +80,38 @@ fn cluster_meets_and_serves_while_strangers_flood_its_ports() {
     let of = |process: &'static str| {
         ["--processes", "2", "--process", process, "--hosts", hosts.to_str().unwrap()]
     };
-    let mut first = Program::start(data.path(), CONFIG, &of("0"), Some("s3cr3t"));
+    let mut first = ClusterProgram::start(data.path(), CONFIG, &of("0"), Some("s3cr3t"));
     wait_for("its port", || TcpStream::connect(("127.0.0.1", ports[0])).ok());
-    let resident = status(first.child.id(), "VmRSS");
-    let floods = [Flood::of(ports[0]), Flood::of(ports[1])];
+    let resident = proc_status_field(first.child.id(), "VmRSS");
+    let floods = [ConnectionFlood::of(ports[0]), ConnectionFlood::of(ports[1])];
     floods[0].wait_for_calls(500);
-    let mut second = Program::start(data.path(), CONFIG, &of("1"), Some("s3cr3t"));
+    let mut second = ClusterProgram::start(data.path(), CONFIG, &of("1"), Some("s3cr3t"));
     let addresses = [first.addresses(1), second.addresses(1)].concat();
-    post_some(&addresses, 0);
-    said_by_all(&addresses, 2);
+    post_readings(&addresses, 0);
+    wait_for_equal_responses(&addresses, 2);
     floods[0].wait_for_calls(500);
-    let threads = [&first, &second].map(|program| status(program.child.id(), "Threads"));
-    let grown = status(first.child.id(), "VmRSS").saturating_sub(resident) / 1024;
+    let threads = [&first, &second].map(|program| proc_status_field(program.child.id(), "Threads"));
+    let grown = proc_status_field(first.child.id(), "VmRSS").saturating_sub(resident) / 1024;
     drop(floods);
     assert!(threads.iter().all(|threads| *threads < 200), "{threads:?} threads");
     assert!(grown < 200, "{grown} MiB more");
     // At most one a minute, with a count.
     for program in [&first, &second] {
-        let lines = lines_of_strangers(program);
+        let lines = refused_call_lines(program);
         assert!(lines.len() <= 2, "{lines:#?}");
     }
-    assert_eq!(lines_of_strangers(&first)[0].matches("refused:").count(), 1);
-    signal("-TERM", second.child.id());
-    assert_eq!((first.end().code(), second.end().code()), (Some(0), Some(0)), "{}", second.log());
+    assert_eq!(refused_call_lines(&first)[0].matches("refused:").count(), 1);
+    send_signal("-TERM", second.child.id());
+    assert_eq!(
+        (first.wait_for_exit().code(), second.wait_for_exit().code()),
+        (Some(0), Some(0)),
+        "{}",
+        second.log()
+    );
 }
 
 #[test]
-fn cluster_secret_that_can_be_guessed_does_not_start_between_hosts() {
+fn weak_secret_is_refused_across_hosts() {
     let folder = tempfile::tempdir().unwrap();
     let hosts = folder.path().join("hosts");
     std::fs::write(&hosts, "127.0.0.1:1\n192.0.2.1:1\n").unwrap();
@@ -116,22 +121,22 @@ fn cluster_secret_that_can_be_guessed_does_not_start_between_hosts() {
     assert_eq!(made.lines().count(), 1, "{made}");
     let arguments = ["--processes", "2", "--process", "0", "--hosts", hosts.to_str().unwrap()];
     for secret in [None, Some("s3cr3t"), Some("correct horse battery staple")] {
-        let mut weak = Program::start(folder.path(), "", &arguments, secret);
-        assert_eq!(weak.end().code(), Some(2));
+        let mut weak = ClusterProgram::start(folder.path(), "", &arguments, secret);
+        assert_eq!(weak.wait_for_exit().code(), Some(2));
         let log = weak.log();
         assert!(log.contains("run `swelter cluster secret`"), "{log}");
         assert!(secret.is_none_or(|secret| !log.contains(secret)), "{log}");
     }
     let config = "[cluster]\nconnect_time = \"1s\"\n";
-    let mut strong = Program::start(&folder.path().join("data"), config, &arguments, Some(&made));
-    assert_eq!(strong.end().code(), Some(1));
+    let mut strong = ClusterProgram::start(&folder.path().join("data"), config, &arguments, Some(&made));
+    assert_eq!(strong.wait_for_exit().code(), Some(1));
     let log = strong.log();
     assert!(log.contains("process 1 of 2 has not come within 1 s"), "{log}");
     assert_eq!(log.matches("there is no cluster.tls").count(), 1, "warned of once: {log}");
 }
 
 #[test]
-fn cluster_handshake_that_panics_ends_that_connection_alone() {
+fn handshake_panic_ends_only_its_connection() {
     let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let ports = [free_port(), free_port()];
     let hosts = folder.path().join("hosts");
@@ -140,14 +145,19 @@ fn cluster_handshake_that_panics_ends_that_connection_alone() {
         ["--processes", "2", "--process", process, "--hosts", hosts.to_str().unwrap()]
     };
     let point = [("SWELTER_PANIC_POINT", "handshake:1")];
-    let mut first = Program::start_with(data.path(), CONFIG, &of("0"), &point);
+    let mut first = ClusterProgram::start_with(data.path(), CONFIG, &of("0"), &point);
     let mut stranger = wait_for("its port", || TcpStream::connect(("127.0.0.1", ports[0])).ok());
     assert_eq!(std::io::Read::read(&mut stranger, &mut [0]).unwrap_or(0), 0, "it is closed");
-    let mut second = Program::start(data.path(), CONFIG, &of("1"), None);
+    let mut second = ClusterProgram::start(data.path(), CONFIG, &of("1"), None);
     let addresses = [first.addresses(1), second.addresses(1)].concat();
-    post_some(&addresses, 0);
-    said_by_all(&addresses, 2);
+    post_readings(&addresses, 0);
+    wait_for_equal_responses(&addresses, 2);
     assert!(first.log().contains("asks for it at handshake"), "{}", first.log());
-    signal("-TERM", second.child.id());
-    assert_eq!((first.end().code(), second.end().code()), (Some(0), Some(0)), "{}", second.log());
+    send_signal("-TERM", second.child.id());
+    assert_eq!(
+        (first.wait_for_exit().code(), second.wait_for_exit().code()),
+        (Some(0), Some(0)),
+        "{}",
+        second.log()
+    );
 }

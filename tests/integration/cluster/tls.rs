@@ -2,25 +2,25 @@
 
 use rcgen::{CertificateParams, date_time_ymd};
 
-use super::authority::Authority;
-use super::strangers::Flood;
+use super::authority::CertificateAuthority;
+use super::strangers::ConnectionFlood;
 use super::*;
 use crate::trial::proxy::Proxy;
 
 /// A configuration with a certificate for a host, which trusts `ca`.
-fn config_for(
-    authority: &Authority,
+fn tls_config_for_host(
+    authority: &CertificateAuthority,
     host: &str,
     ca: &Path,
     change: impl FnOnce(&mut CertificateParams),
 ) -> String {
-    let files = authority.sign(host, change);
+    let files = authority.sign_certificate(host, change);
     tls_config(&files.certificate, &files.key, ca)
 }
 
 /// As it should be.
-fn right_config(authority: &Authority) -> String {
-    config_for(authority, "127.0.0.1", &authority.ca(), |_| ())
+fn valid_tls_config(authority: &CertificateAuthority) -> String {
+    tls_config_for_host(authority, "127.0.0.1", &authority.ca_file(), |_| ())
 }
 
 fn tls_config(certificate: &Path, key: &Path, ca: &Path) -> String {
@@ -28,18 +28,18 @@ fn tls_config(certificate: &Path, key: &Path, ca: &Path) -> String {
 }
 
 #[test]
-fn cluster_with_tls_has_the_results_of_one_without() {
-    let authority = Authority::new("ours");
+fn tls_cluster_has_same_results_as_plain_one() {
+    let authority = CertificateAuthority::new("ours");
     for (processes, workers) in [(2, "1"), (2, "2"), (3, "1")] {
-        let said = [CONFIG.to_owned(), right_config(&authority)].map(|config| {
+        let said = [CONFIG.to_owned(), valid_tls_config(&authority)].map(|config| {
             let (data, count) = (tempfile::tempdir().unwrap(), processes.to_string());
             let arguments = ["--processes", &count, "--workers", workers];
-            let mut program = Program::start(data.path(), &config, &arguments, None);
+            let mut program = ClusterProgram::start(data.path(), &config, &arguments, None);
             let addresses = program.addresses(processes);
             for minute in 0..5 {
-                post_some(&addresses, minute);
+                post_readings(&addresses, minute);
             }
-            let said = said_by_all(&addresses, 5 * processes);
+            let said = wait_for_equal_responses(&addresses, 5 * processes);
             program.terminate();
             said
         });
@@ -49,9 +49,9 @@ fn cluster_with_tls_has_the_results_of_one_without() {
 
 /// Process 1 calls process 0 through a proxy, for its link and for the dataflow.
 #[test]
-fn cluster_tls_leaves_no_plain_text_on_either_link() {
-    let authority = Authority::new("ours");
-    for (config, is_plain) in [(CONFIG.to_owned(), true), (right_config(&authority), false)] {
+fn tls_leaves_no_plain_text_on_either_link() {
+    let authority = CertificateAuthority::new("ours");
+    for (config, is_plain) in [(CONFIG.to_owned(), true), (valid_tls_config(&authority), false)] {
         let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let ports = [free_port(), free_port()];
         let proxy = Proxy::recording(ports[0]);
@@ -60,13 +60,13 @@ fn cluster_tls_leaves_no_plain_text_on_either_link() {
             std::fs::write(&hosts, format!("127.0.0.1:{first}\n127.0.0.1:{}\n", ports[1])).unwrap();
             let process = process.to_string();
             let arguments = ["--processes", "2", "--process", &process, "--hosts", hosts.to_str().unwrap()];
-            Program::start(data.path(), &config, &arguments, Some("s3cr3t"))
+            ClusterProgram::start(data.path(), &config, &arguments, Some("s3cr3t"))
         };
         let (mut first, mut second) = (start(0, ports[0]), start(1, proxy.port));
         let addresses = [first.addresses(1), second.addresses(1)].concat();
-        post_some(&addresses, 0);
-        said_by_all(&addresses, 2);
-        let records = proxy.records();
+        post_readings(&addresses, 0);
+        wait_for_equal_responses(&addresses, 2);
+        let records = proxy.captured_bytes();
         let has =
             |record: &Vec<u8>, text: &str| record.windows(text.len()).any(|part| part == text.as_bytes());
         // Two ways a connection; one that has only said who it is has no cities.
@@ -75,14 +75,19 @@ fn cluster_tls_leaves_no_plain_text_on_either_link() {
         let busy = records.chunks(2).filter(|ways| ways.iter().map(Vec::len).sum::<usize>() > 2_000).count();
         assert!(busy >= 2, "both links: {:?}", records.iter().map(Vec::len).collect::<Vec<_>>());
         assert_eq!((with_cities >= 2, with_hello >= 2), (is_plain, is_plain), "{with_cities} {with_hello}");
-        signal("-TERM", first.child.id());
-        assert_eq!((first.end().code(), second.end().code()), (Some(0), Some(0)), "{}", second.log());
+        send_signal("-TERM", first.child.id());
+        assert_eq!(
+            (first.wait_for_exit().code(), second.wait_for_exit().code()),
+            (Some(0), Some(0)),
+            "{}",
+            second.log()
+        );
     }
 }
 
 #[test]
-fn cluster_tls_refuses_other_certificates_and_plain_text() {
-    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+fn tls_refuses_other_certificates_and_plain_text() {
+    let (ours, theirs) = (CertificateAuthority::new("ours"), CertificateAuthority::new("theirs"));
     let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let ports = [free_port(), free_port()];
     let hosts = folder.path().join("hosts");
@@ -90,7 +95,7 @@ fn cluster_tls_refuses_other_certificates_and_plain_text() {
     let of = |process: &'static str| {
         ["--processes", "2", "--process", process, "--hosts", hosts.to_str().unwrap()]
     };
-    let mut first = Program::start(data.path(), &right_config(&ours), &of("0"), Some("s3cr3t"));
+    let mut first = ClusterProgram::start(data.path(), &valid_tls_config(&ours), &of("0"), Some("s3cr3t"));
     let mut plain = wait_for("its port", || TcpStream::connect(("127.0.0.1", ports[0])).ok());
     plain.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     std::io::Read::read_to_end(&mut plain, &mut Vec::new()).unwrap();
@@ -102,68 +107,86 @@ fn cluster_tls_refuses_other_certificates_and_plain_text() {
         params.not_after = date_time_ymd(2001, 2, 1);
     };
     for (config, code, expected) in [
-        (right_config(&theirs), 1, "its certificate is not signed by the CA of cluster.tls.ca"),
-        (config_for(&theirs, "127.0.0.1", &ours.ca(), |_| ()), 2, "not signed by the CA of cluster.tls.ca"),
-        (config_for(&ours, "127.0.0.1", &ours.ca(), expired), 2, "its certificate has expired"),
-        (config_for(&ours, "example.org", &ours.ca(), |_| ()), 1, "its certificate is not for the host"),
+        (valid_tls_config(&theirs), 1, "its certificate is not signed by the CA of cluster.tls.ca"),
+        (
+            tls_config_for_host(&theirs, "127.0.0.1", &ours.ca_file(), |_| ()),
+            2,
+            "not signed by the CA of cluster.tls.ca",
+        ),
+        (tls_config_for_host(&ours, "127.0.0.1", &ours.ca_file(), expired), 2, "its certificate has expired"),
+        (
+            tls_config_for_host(&ours, "example.org", &ours.ca_file(), |_| ()),
+            1,
+            "its certificate is not for the host",
+        ),
         (CONFIG.to_owned(), 1, "it speaks TLS, and this process has no cluster.tls"),
     ] {
         let config = config.replace("20s", "2s");
-        let mut refused = Program::start(data.path(), &config, &of("1"), Some("s3cr3t"));
-        assert_eq!(refused.end().code(), Some(code), "{}", refused.log());
+        let mut refused = ClusterProgram::start(data.path(), &config, &of("1"), Some("s3cr3t"));
+        assert_eq!(refused.wait_for_exit().code(), Some(code), "{}", refused.log());
         let log = refused.log();
         assert!(log.lines().last().unwrap().contains(expected), "{expected}: {log}");
     }
     let log = first.log();
     assert!(log.contains("process 1 is at 127.0.0.1 by cluster.hosts of process 0"), "{log}");
-    let mut second = Program::start(data.path(), &right_config(&ours), &of("1"), Some("s3cr3t"));
+    let mut second = ClusterProgram::start(data.path(), &valid_tls_config(&ours), &of("1"), Some("s3cr3t"));
     let addresses = [first.addresses(1), second.addresses(1)].concat();
-    post_some(&addresses, 0);
-    said_by_all(&addresses, 2);
-    signal("-TERM", second.child.id());
-    assert_eq!((first.end().code(), second.end().code()), (Some(0), Some(0)), "{}", second.log());
+    post_readings(&addresses, 0);
+    wait_for_equal_responses(&addresses, 2);
+    send_signal("-TERM", second.child.id());
+    assert_eq!(
+        (first.wait_for_exit().code(), second.wait_for_exit().code()),
+        (Some(0), Some(0)),
+        "{}",
+        second.log()
+    );
 }
 
 #[test]
-fn cluster_tls_caller_of_a_plain_listener_is_told_what_is_missing() {
-    let authority = Authority::new("ours");
+fn tls_caller_of_plain_listener_names_missing_setting() {
+    let authority = CertificateAuthority::new("ours");
     let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let hosts = folder.path().join("hosts");
     std::fs::write(&hosts, format!("127.0.0.1:{}\n127.0.0.1:{}\n", free_port(), free_port())).unwrap();
     let of = |process: &'static str| {
         ["--processes", "2", "--process", process, "--hosts", hosts.to_str().unwrap()]
     };
-    let first = Program::start(data.path(), CONFIG, &of("0"), None);
-    let mut second =
-        Program::start(data.path(), &right_config(&authority).replace("20s", "2s"), &of("1"), None);
-    assert_eq!(second.end().code(), Some(1));
+    let first = ClusterProgram::start(data.path(), CONFIG, &of("0"), None);
+    let mut second = ClusterProgram::start(
+        data.path(),
+        &valid_tls_config(&authority).replace("20s", "2s"),
+        &of("1"),
+        None,
+    );
+    assert_eq!(second.wait_for_exit().code(), Some(1));
     assert!(first.log().contains("it speaks TLS, and this process has no cluster.tls"), "{}", first.log());
     let log = second.log();
     assert!(log.lines().last().unwrap().contains("in the TLS handshake"), "{log}");
 }
 
 #[test]
-fn cluster_tls_peer_that_is_lost_ends_all_soon() {
-    let authority = Authority::new("ours");
+fn lost_tls_peer_ends_all_soon() {
+    let authority = CertificateAuthority::new("ours");
     for (lost, how, expected) in
         [(0, "-KILL", "it is gone"), (1, "-KILL", "it is gone"), (1, "-STOP", "no sign of life")]
     {
         let folder = tempfile::tempdir().unwrap();
-        let config = right_config(&authority).replace("connect_time", "peer_timeout = \"2s\"\nconnect_time");
-        let mut both = two_by_hosts(folder.path(), &config);
+        let config =
+            valid_tls_config(&authority).replace("connect_time", "peer_timeout = \"2s\"\nconnect_time");
+        let mut both = start_two_by_hosts(folder.path(), &config);
         both.iter().for_each(|one| drop(one.addresses(1)));
-        signal(how, both[lost].child.id());
+        send_signal(how, both[lost].child.id());
         let began = Instant::now();
         let other = &mut both[1 - lost];
-        assert_eq!(other.end().code(), Some(1), "{}", other.log());
+        assert_eq!(other.wait_for_exit().code(), Some(1), "{}", other.log());
         assert!(began.elapsed() < Duration::from_secs(6), "it took {:?}", began.elapsed());
         assert!(other.log().contains(expected), "{expected}: {}", other.log());
     }
 }
 
 #[test]
-fn cluster_tls_meets_beside_stalled_handshakes_and_ends_them() {
-    let authority = Authority::new("ours");
+fn stalled_tls_handshakes_do_not_delay_start_and_time_out() {
+    let authority = CertificateAuthority::new("ours");
     let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let ports = [free_port(), free_port()];
     let hosts = folder.path().join("hosts");
@@ -171,29 +194,34 @@ fn cluster_tls_meets_beside_stalled_handshakes_and_ends_them() {
     let of = |process: &'static str| {
         ["--processes", "2", "--process", process, "--hosts", hosts.to_str().unwrap()]
     };
-    let mut first = Program::start(data.path(), &right_config(&authority), &of("0"), None);
+    let mut first = ClusterProgram::start(data.path(), &valid_tls_config(&authority), &of("0"), None);
     let mut stalled = wait_for("its port", || TcpStream::connect(("127.0.0.1", ports[0])).ok());
     // The head of a hello whose rest does not come.
     stalled.write_all(&[0x16, 3, 1, 2, 0, 1, 0]).unwrap();
     let began = Instant::now();
-    stalled.set_read_timeout(Some(DEADLINE)).unwrap();
+    stalled.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
     while std::io::Read::read(&mut stalled, &mut [0; 100]).unwrap_or(0) > 0 {}
     assert!(began.elapsed() < Duration::from_secs(10), "it is closed after {:?}", began.elapsed());
 
-    let flood = Flood::of(ports[0]);
+    let flood = ConnectionFlood::of(ports[0]);
     flood.wait_for_calls(200);
-    let mut second = Program::start(data.path(), &right_config(&authority), &of("1"), None);
+    let mut second = ClusterProgram::start(data.path(), &valid_tls_config(&authority), &of("1"), None);
     let addresses = [first.addresses(1), second.addresses(1)].concat();
     drop(flood);
-    post_some(&addresses, 0);
-    said_by_all(&addresses, 2);
-    signal("-TERM", second.child.id());
-    assert_eq!((first.end().code(), second.end().code()), (Some(0), Some(0)), "{}", second.log());
+    post_readings(&addresses, 0);
+    wait_for_equal_responses(&addresses, 2);
+    send_signal("-TERM", second.child.id());
+    assert_eq!(
+        (first.wait_for_exit().code(), second.wait_for_exit().code()),
+        (Some(0), Some(0)),
+        "{}",
+        second.log()
+    );
 }
 
 /// The commands of docs/cluster.md, as they are written but for the hosts.
 #[test]
-fn cluster_tls_takes_the_certificates_of_the_documented_commands() {
+fn documented_commands_create_usable_certificates() {
     let folder = tempfile::tempdir().unwrap();
     let page =
         std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/cluster.md")).unwrap();
@@ -204,9 +232,9 @@ fn cluster_tls_takes_the_certificates_of_the_documented_commands() {
     let path = |name: &str| folder.path().join(name);
     let config = tls_config(&path("127.0.0.1.pem"), &path("127.0.0.1.key"), &path("ca.pem"));
     let data = folder.path().join("data");
-    let mut program = Program::start(&data, &config, &["--processes", "2"], None);
+    let mut program = ClusterProgram::start(&data, &config, &["--processes", "2"], None);
     let addresses = program.addresses(2);
-    post_some(&addresses, 0);
-    said_by_all(&addresses, 2);
+    post_readings(&addresses, 0);
+    wait_for_equal_responses(&addresses, 2);
     program.terminate();
 }

@@ -6,27 +6,27 @@ use apache_avro::writer::datum::GenericDatumWriter;
 use serde_json::{Value, json};
 use swelter::codec::{READING_SCHEMA, push_wire_header};
 
-use super::broker::shared;
-use super::reading::{committed, compacted};
-use super::swelter::{Setup, Swelter};
-use super::topics::{NewRecord, Producer};
-use crate::process::{get, wait_for};
+use super::broker::shared_broker;
+use super::swelter_process::{KafkaConfig, SwelterProcess};
+use super::topic_reader::{compact_records, read_committed};
+use super::topics::{NewRecord, TestProducer};
 use crate::recovery::Random;
-use crate::registry::server::{Health, Server};
+use crate::registry::server::{RegistryServer, ServerHealth};
+use crate::service_process::{get, wait_for};
 
-const MUTATED: usize = 3_000;
-const HOUR: i64 = 3_600_000;
+const MUTATED_RECORDS: usize = 3_000;
+const HOUR_MS: i64 = 3_600_000;
 
 /// Fields in another order, one more, and whole numbers where we have any.
-const OTHER: &str = r#"{"type":"record","name":"Reading","namespace":"swelter","fields":[
+const COMPATIBLE_SCHEMA: &str = r#"{"type":"record","name":"Reading","namespace":"swelter","fields":[
     {"name":"humidity","type":"int"},{"name":"station","type":"string"},{"name":"city","type":"string"},
     {"name":"reading_at","type":{"type":"long","logicalType":"timestamp-millis"}},{"name":"temperature","type":"float"}]}"#;
 /// No reading.
-const UNFIT: &str = r#"{"type":"record","name":"Reading","namespace":"swelter","fields":[
+const INCOMPATIBLE_SCHEMA: &str = r#"{"type":"record","name":"Reading","namespace":"swelter","fields":[
     {"name":"city","type":"string"},{"name":"reading_at","type":"boolean"},{"name":"temperature","type":"double"},
     {"name":"humidity","type":"double"}]}"#;
 
-fn written(id: u32, schema: &str, fields: Vec<(&str, Datum)>) -> Vec<u8> {
+fn encode_datum(id: u32, schema: &str, fields: Vec<(&str, Datum)>) -> Vec<u8> {
     let schema = Schema::parse_str(schema).unwrap();
     let fields = fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     let writer = GenericDatumWriter::builder(&schema).build().unwrap();
@@ -44,7 +44,7 @@ fn none() -> Datum {
     Datum::Union(0, Box::new(Datum::Null))
 }
 
-fn ours(id: u32, city: &str, at: i64) -> Vec<u8> {
+fn swelter_record(id: u32, city: &str, at: i64) -> Vec<u8> {
     let at = Datum::Union(0, Box::new(Datum::TimestampMillis(at)));
     let fields = vec![
         ("city", Datum::String(city.into())),
@@ -56,10 +56,10 @@ fn ours(id: u32, city: &str, at: i64) -> Vec<u8> {
         ("revision", none()),
         ("deleted", Datum::Boolean(false)),
     ];
-    written(id, READING_SCHEMA, fields)
+    encode_datum(id, READING_SCHEMA, fields)
 }
 
-fn other(id: u32, city: &str, at: i64) -> Vec<u8> {
+fn compatible_record(id: u32, city: &str, at: i64) -> Vec<u8> {
     let fields = vec![
         ("humidity", Datum::Int(60)),
         ("station", Datum::String("x".into())),
@@ -67,10 +67,10 @@ fn other(id: u32, city: &str, at: i64) -> Vec<u8> {
         ("reading_at", Datum::TimestampMillis(at)),
         ("temperature", Datum::Float(90.0)),
     ];
-    written(id, OTHER, fields)
+    encode_datum(id, COMPATIBLE_SCHEMA, fields)
 }
 
-fn unfit(id: u32) -> Vec<u8> {
+fn incompatible_record(id: u32) -> Vec<u8> {
     let (t, h) = (Datum::Double(90.0), Datum::Double(60.0));
     let fields = vec![
         ("city", Datum::String("unfit".into())),
@@ -78,66 +78,75 @@ fn unfit(id: u32) -> Vec<u8> {
         ("temperature", t),
         ("humidity", h),
     ];
-    written(id, UNFIT, fields)
+    encode_datum(id, INCOMPATIBLE_SCHEMA, fields)
 }
 
 /// Cut off, or with a byte changed, behind the header or in it.
-fn mutated(random: &mut Random, mut value: Vec<u8>) -> Vec<u8> {
-    let at = random.next(value.len() as u64) as usize;
-    match random.next(3) {
+fn mutate_value(random: &mut Random, mut value: Vec<u8>) -> Vec<u8> {
+    let at = random.below(value.len() as u64) as usize;
+    match random.below(3) {
         0 => value.truncate(at),
-        1 => value[at] ^= 1 << random.next(8),
-        _ => value[at] = random.next(256) as u8,
+        1 => value[at] ^= 1 << random.below(8),
+        _ => value[at] = random.below(256) as u8,
     }
     value
 }
 
-fn count(address: &str, metric: &str) -> u64 {
+fn metric_value(address: &str, metric: &str) -> u64 {
     let metrics = get(address, "/metrics").unwrap().body;
     let lines = metrics.lines().filter(|line| line.starts_with(metric));
     lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64).sum()
 }
 
 #[test]
-fn what_is_no_reading_is_a_dead_letter_byte_for_byte_and_all_else_is_taken() {
-    let Some(access) = shared() else { return };
-    let registry = Server::start(None);
-    let mut setup = Setup::new(&access);
+fn invalid_avro_becomes_dead_letter_byte_for_byte_and_valid_is_applied() {
+    let Some(access) = shared_broker() else { return };
+    let registry = RegistryServer::start(None);
+    let mut setup = KafkaConfig::new(&access);
     setup.format = "avro";
     setup.source = format!("schema_registry = \"{}\"\n", registry.url());
-    setup.make_topics(1);
-    let ids = [("a", READING_SCHEMA), ("b", OTHER), ("c", UNFIT)]
-        .map(|(subject, schema)| registry.add(subject, schema, json!([])));
+    setup.create_topics(1);
+    let ids = [("a", READING_SCHEMA), ("b", COMPATIBLE_SCHEMA), ("c", INCOMPATIBLE_SCHEMA)]
+        .map(|(subject, schema)| registry.add_schema(subject, schema, json!([])));
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64;
-    let at = now - now % HOUR - HOUR;
+    let at = now - now % HOUR_MS - HOUR_MS;
 
     let mut random = Random(7);
-    let mut values =
-        vec![ours(ids[0], "ours", at), other(ids[1], "other", at), unfit(ids[2]), ours(999, "unknown", at)];
-    values.extend((0..MUTATED).map(|_| mutated(&mut random, ours(ids[0], "mutated", at))));
-    values.push(ours(ids[0], "last", at));
-    let producer = Producer::to(&access);
+    let mut values = vec![
+        swelter_record(ids[0], "ours", at),
+        compatible_record(ids[1], "other", at),
+        incompatible_record(ids[2]),
+        swelter_record(999, "unknown", at),
+    ];
+    values.extend(
+        (0..MUTATED_RECORDS).map(|_| mutate_value(&mut random, swelter_record(ids[0], "mutated", at))),
+    );
+    values.push(swelter_record(ids[0], "last", at));
+    let producer = TestProducer::to(&access);
     for value in &values {
         let (key, value) = (None, Some(value.clone()));
-        producer.send(&setup.input, &NewRecord { partition: 0, key, value, headers: Vec::new() });
+        producer.send_record(&setup.input, &NewRecord { partition: 0, key, value, headers: Vec::new() });
     }
     producer.flush();
 
     // While the registry is away nothing is decided; then all is.
-    registry.set(Health::Errors);
+    registry.set_health(ServerHealth::Errors);
     let data = tempfile::tempdir().unwrap();
-    let mut swelter = Swelter::start(&setup, data.path(), 2);
-    let address = swelter.address();
-    wait_for("a question", || (!registry.asked().is_empty()).then_some(()));
-    assert_eq!(count(&address, "swelter_refused_total") + count(&address, "swelter_readings_total"), 0);
-    registry.set(Health::Up);
-    let swelter = swelter.ready();
+    let mut swelter = SwelterProcess::start(&setup, data.path(), 2);
+    let address = swelter.wait_for_address();
+    wait_for("a question", || (!registry.requested_paths().is_empty()).then_some(()));
+    assert_eq!(
+        metric_value(&address, "swelter_refused_total") + metric_value(&address, "swelter_readings_total"),
+        0
+    );
+    registry.set_health(ServerHealth::Up);
+    let swelter = swelter.wait_until_ready();
     let letters = wait_for("every record", || {
-        let letters = committed(&access, &setup.letters());
-        let taken = count(&address, "swelter_readings_total");
+        let letters = read_committed(&access, &setup.dead_letter_topic());
+        let taken = metric_value(&address, "swelter_readings_total");
         (letters.len() as u64 + taken == values.len() as u64).then_some(letters)
     });
-    assert!((MUTATED / 4..MUTATED).contains(&letters.len()), "{}", letters.len());
+    assert!((MUTATED_RECORDS / 4..MUTATED_RECORDS).contains(&letters.len()), "{}", letters.len());
     let mut left = values.iter();
     for letter in &letters {
         assert!(
@@ -151,10 +160,10 @@ fn what_is_no_reading_is_a_dead_letter_byte_for_byte_and_all_else_is_taken() {
     };
     assert_eq!(reason(&values[2]).as_deref(), Some("not_decodable"));
     assert_eq!(reason(&values[3]).as_deref(), Some("unknown_schema"));
-    let rows = || committed(&access, &setup.results);
+    let rows = || read_committed(&access, &setup.results);
     let of = |city: &str| -> Option<Value> {
         let rows = rows();
-        let row = compacted(&rows).into_values().find(|row| row["city"] == city);
+        let row = compact_records(&rows).into_values().find(|row| row["city"] == city);
         row.map(|row| row["heat_index"].clone())
     };
     wait_for("the last result", || of("last"));
@@ -162,9 +171,20 @@ fn what_is_no_reading_is_a_dead_letter_byte_for_byte_and_all_else_is_taken() {
     swelter.terminate();
 
     // The answers are kept: the next start asks nobody.
-    registry.set(Health::Closes);
-    let before = (registry.asked().len(), committed(&access, &setup.letters()).len(), rows().len());
-    let swelter = Swelter::start(&setup, data.path(), 1).ready();
+    registry.set_health(ServerHealth::Closes);
+    let before = (
+        registry.requested_paths().len(),
+        read_committed(&access, &setup.dead_letter_topic()).len(),
+        rows().len(),
+    );
+    let swelter = SwelterProcess::start(&setup, data.path(), 1).wait_until_ready();
     swelter.terminate();
-    assert_eq!((registry.asked().len(), committed(&access, &setup.letters()).len(), rows().len()), before);
+    assert_eq!(
+        (
+            registry.requested_paths().len(),
+            read_committed(&access, &setup.dead_letter_topic()).len(),
+            rows().len()
+        ),
+        before
+    );
 }

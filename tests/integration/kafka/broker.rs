@@ -8,18 +8,18 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use tempfile::TempDir;
 
-use crate::process::wait_for;
+use crate::service_process::wait_for;
 
 /// How to reach a broker, and as whom.
 #[derive(Clone, Debug)]
-pub struct Access {
+pub struct BrokerAccess {
     /// `127.0.0.1:port`.
     pub address: String,
     /// The user, whose password is the name; nobody where everybody may do everything.
     pub user: Option<&'static str>,
 }
 
-impl Access {
+impl BrokerAccess {
     /// As librdkafka calls it.
     pub fn properties(&self) -> Vec<(&'static str, String)> {
         let mut properties = vec![("bootstrap.servers", self.address.clone())];
@@ -32,7 +32,7 @@ impl Access {
         properties
     }
 
-    pub fn client(&self) -> ClientConfig {
+    pub fn client_config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.extend(self.properties().into_iter().map(|(name, value)| (name.to_string(), value)));
         // Outages are part of the tests.
@@ -42,52 +42,52 @@ impl Access {
 }
 
 /// The broker of all tests; without one a test ends early and says so.
-pub fn shared() -> Option<Access> {
-    let address = super::prepared("SWELTER_KAFKA")?;
-    Some(Access { address: address.into_string().unwrap(), user: None })
+pub fn shared_broker() -> Option<BrokerAccess> {
+    let address = super::prepared_variable("SWELTER_KAFKA")?;
+    Some(BrokerAccess { address: address.into_string().unwrap(), user: None })
 }
 
 /// A broker of a test's own. It ends with the test.
-pub struct OwnBroker {
+pub struct PrivateBroker {
     folder: TempDir,
     child: Option<Child>,
-    pub access: Access,
+    pub access: BrokerAccess,
 }
 
-impl OwnBroker {
-    pub fn start() -> Option<OwnBroker> {
-        OwnBroker::with(&[], None)
+impl PrivateBroker {
+    pub fn start() -> Option<PrivateBroker> {
+        PrivateBroker::start_with(&[], None)
     }
 
     /// Whether one can be started; says so where it cannot.
-    pub fn is_prepared() -> bool {
-        super::prepared("SWELTER_KAFKA_LIB").is_some()
+    pub fn can_start_broker() -> bool {
+        super::prepared_variable("SWELTER_KAFKA_LIB").is_some()
     }
 
     /// One with access control; the access is that of `admin`.
-    pub fn secured() -> Option<OwnBroker> {
-        OwnBroker::with(&["--secured"], Some("admin"))
+    pub fn start_secured() -> Option<PrivateBroker> {
+        PrivateBroker::start_with(&["--secured"], Some("admin"))
     }
 
-    fn with(options: &[&str], user: Option<&'static str>) -> Option<OwnBroker> {
-        if !OwnBroker::is_prepared() {
+    fn start_with(options: &[&str], user: Option<&'static str>) -> Option<PrivateBroker> {
+        if !PrivateBroker::can_start_broker() {
             return None;
         }
         let folder = tempfile::tempdir().unwrap();
-        let child = spawn(folder.path(), options);
-        let access = Access { address: String::new(), user };
-        let mut broker = OwnBroker { folder, child: Some(child), access };
+        let child = spawn_broker(folder.path(), options);
+        let access = BrokerAccess { address: String::new(), user };
+        let mut broker = PrivateBroker { folder, child: Some(child), access };
         broker.wait_until_ready();
         broker.access.address = broker.file("address").trim().to_string();
         Some(broker)
     }
 
     /// Starts it again, on the same port and data.
-    pub fn start_again(&mut self) {
+    pub fn restart(&mut self) {
         assert!(self.child.is_none(), "it runs");
         // Else what the last one has said would be taken for this one's.
         std::fs::remove_file(self.path("log")).unwrap();
-        self.child = Some(spawn(self.folder.path(), &[]));
+        self.child = Some(spawn_broker(self.folder.path(), &[]));
         self.wait_until_ready();
     }
 
@@ -99,11 +99,11 @@ impl OwnBroker {
 
     /// Stops it without ending it, for so long.
     pub fn pause(&self, time: Duration) {
-        pause(self.child.as_ref().unwrap(), time);
+        pause_process(self.child.as_ref().unwrap(), time);
     }
 
     fn wait_until_ready(&mut self) {
-        let OwnBroker { folder, child, .. } = self;
+        let PrivateBroker { folder, child, .. } = self;
         let log = folder.path().join("log");
         wait_for("that the broker has started", || {
             let said = std::fs::read_to_string(&log).unwrap_or_default();
@@ -123,7 +123,7 @@ impl OwnBroker {
     }
 }
 
-impl Drop for OwnBroker {
+impl Drop for PrivateBroker {
     fn drop(&mut self) {
         if let Some(child) = &mut self.child {
             let _ = child.kill();
@@ -135,7 +135,7 @@ impl Drop for OwnBroker {
 }
 
 /// Stops a process for so long.
-pub fn pause(child: &Child, time: Duration) {
+pub fn pause_process(child: &Child, time: Duration) {
     let signal = |signal: &str| Command::new("kill").args([signal, &child.id().to_string()]).status();
     assert!(signal("-STOP").unwrap().success());
     thread::sleep(time);
@@ -143,7 +143,7 @@ pub fn pause(child: &Child, time: Duration) {
 }
 
 /// The script becomes the broker, so the child is the broker.
-fn spawn(folder: &Path, options: &[&str]) -> Child {
+fn spawn_broker(folder: &Path, options: &[&str]) -> Child {
     Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/kafka"))
         .arg("run")
         .arg(folder)

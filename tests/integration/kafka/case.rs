@@ -7,58 +7,58 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::broker::Access;
-use super::log::{Letter, Log, Values, last};
-use super::reading::{Record, committed, compacted, uncommitted};
-use super::swelter::{Setup, Swelter};
-use super::topics::Producer;
-use crate::process::DEADLINE;
-use crate::recovery::numbers;
+use super::broker::BrokerAccess;
+use super::random_log::{ExpectedDeadLetter, RandomLog, ValueHistory, final_values};
+use super::swelter_process::{KafkaConfig, SwelterProcess};
+use super::topic_reader::{ConsumedRecord, compact_records, read_committed, read_uncommitted};
+use super::topics::TestProducer;
+use crate::recovery::normalize_numbers;
+use crate::service_process::WAIT_TIMEOUT;
 
 /// Partitions of the input.
 pub const PARTITIONS: u32 = 3;
 /// In so many epochs some key has changed more than once.
-const MANY_EPOCHS: usize = 20;
+const MIN_EPOCHS_WITH_REPEATED_KEYS: usize = 20;
 
-pub struct Case {
-    pub setup: Setup,
-    pub log: Log,
+pub struct KafkaCase {
+    pub setup: KafkaConfig,
+    pub log: RandomLog,
     pub data: TempDir,
-    producer: Producer,
+    producer: TestProducer,
 }
 
-impl Case {
+impl KafkaCase {
     /// With all topics made, and a log of at most so many records to come.
-    pub fn new(access: &Access, seed: u64, records: usize) -> Case {
-        let case = Case::without_topics(access, seed, records);
-        case.setup.make_topics(PARTITIONS as i32);
+    pub fn new(access: &BrokerAccess, seed: u64, records: usize) -> KafkaCase {
+        let case = KafkaCase::without_topics(access, seed, records);
+        case.setup.create_topics(PARTITIONS as i32);
         case
     }
 
-    pub fn without_topics(access: &Access, seed: u64, records: usize) -> Case {
-        Case {
-            setup: Setup::new(access),
-            log: Log::new(seed, PARTITIONS, records),
+    pub fn without_topics(access: &BrokerAccess, seed: u64, records: usize) -> KafkaCase {
+        KafkaCase {
+            setup: KafkaConfig::new(access),
+            log: RandomLog::new(seed, PARTITIONS, records),
             data: tempfile::tempdir().unwrap(),
-            producer: Producer::to(access),
+            producer: TestProducer::to(access),
         }
     }
 
-    pub fn start(&self, workers: u64) -> Swelter {
-        Swelter::start(&self.setup, self.data.path(), workers)
+    pub fn start_swelter(&self, workers: u64) -> SwelterProcess {
+        SwelterProcess::start(&self.setup, self.data.path(), workers)
     }
 
     /// Appends random records to the log; some may still be on their way.
-    pub fn send(&mut self, records: usize) {
+    pub fn send_records(&mut self, records: usize) {
         for _ in 0..records {
-            let record = self.log.record();
-            self.producer.send(&self.setup.input, &record);
+            let record = self.log.next_record();
+            self.producer.send_record(&self.setup.input, &record);
         }
     }
 
     /// Appends random records to the log.
-    pub fn produce(&mut self, records: usize) {
-        self.send(records);
+    pub fn produce_records(&mut self, records: usize) {
+        self.send_records(records);
         self.producer.flush();
     }
 
@@ -67,21 +67,21 @@ impl Case {
         self.wait_for_results();
         self.check_rows();
         self.check_current();
-        self.check_letters();
+        self.check_dead_letters();
     }
 
     /// Nothing but values that the keys have had, and all dead letters, each once or more often.
     pub fn check_at_least_once(&self) {
         self.wait_for_results();
-        let Setup { access, results, current, .. } = &self.setup;
+        let KafkaConfig { access, results, current, .. } = &self.setup;
         for (topic, values) in [(results, &self.log.rows), (current, &self.log.current)] {
-            let records = committed(access, topic);
+            let records = read_committed(access, topic);
             for record in &records {
-                let value = record.json().map(|value| numbers(&value));
+                let value = record.json().map(|value| normalize_numbers(&value));
                 assert!(values[record.key()].contains(&value), "{record:?} of {:?}", values[record.key()]);
             }
         }
-        let letters = committed(access, &self.setup.letters());
+        let letters = read_committed(access, &self.setup.dead_letter_topic());
         let expected: BTreeSet<_> = self.log.letters.iter().flatten().map(|letter| &letter.value).collect();
         let found: BTreeSet<_> = letters.iter().map(|letter| &letter.value).collect();
         assert_eq!(found, expected);
@@ -89,7 +89,7 @@ impl Case {
 
     /// Each change of a row once, in order. Says how many there are.
     pub fn check_rows(&self) -> usize {
-        let rows = committed(&self.setup.access, &self.setup.results);
+        let rows = read_committed(&self.setup.access, &self.setup.results);
         check_changes(&rows, &self.log.rows);
         check_order(&rows);
         check_partitions(&rows, |row| row["city"].as_str().unwrap().to_string());
@@ -98,37 +98,37 @@ impl Case {
 
     /// Each change of a current row once, in order. Says how many there are.
     pub fn check_current(&self) -> usize {
-        let now = committed(&self.setup.access, &self.setup.current);
+        let now = read_committed(&self.setup.access, &self.setup.current);
         check_changes(&now, &self.log.current);
         check_order(&now);
         now.len()
     }
 
     /// Each dead letter once, in order. Says how many there are.
-    pub fn check_letters(&self) -> usize {
-        let letters = committed(&self.setup.access, &self.setup.letters());
-        check_letters(&letters, &self.setup.input, &self.log.letters);
+    pub fn check_dead_letters(&self) -> usize {
+        let letters = read_committed(&self.setup.access, &self.setup.dead_letter_topic());
+        check_dead_letter_records(&letters, &self.setup.input, &self.log.letters);
         letters.len()
     }
 
     /// Waits until the topics hold what they should in the end, however it came about.
     pub fn wait_for_results(&self) {
         self.producer.flush();
-        let deadline = Instant::now() + DEADLINE;
-        while let Some(difference) = self.difference() {
+        let deadline = Instant::now() + WAIT_TIMEOUT;
+        while let Some(difference) = self.find_difference() {
             assert!(Instant::now() < deadline, "{difference}");
             thread::sleep(Duration::from_millis(200));
         }
     }
 
     /// Records of results in transactions that were not committed.
-    pub fn aborted(&self) -> usize {
-        let Setup { access, results, .. } = &self.setup;
-        let all = uncommitted(access, results);
-        let place = |record: &Record| (record.partition, record.offset);
-        let committed: BTreeSet<_> = committed(access, results).iter().map(place).collect();
+    pub fn aborted_records(&self) -> usize {
+        let KafkaConfig { access, results, .. } = &self.setup;
+        let all = read_uncommitted(access, results);
+        let place = |record: &ConsumedRecord| (record.partition, record.offset);
+        let committed: BTreeSet<_> = read_committed(access, results).iter().map(place).collect();
         // Behind the last of its partition, one may be of a transaction that goes on.
-        let is_over = |record: &Record| {
+        let is_over = |record: &ConsumedRecord| {
             committed
                 .range(place(record)..)
                 .next()
@@ -138,13 +138,13 @@ impl Case {
     }
 
     /// What the topics hold otherwise than they should.
-    pub fn difference(&self) -> Option<String> {
-        let Setup { access, results, current, .. } = &self.setup;
+    pub fn find_difference(&self) -> Option<String> {
+        let KafkaConfig { access, results, current, .. } = &self.setup;
         for (topic, values) in [(results, &self.log.rows), (current, &self.log.current)] {
-            let records = committed(access, topic);
-            let (state, expected) = (compacted(&records), last(values));
+            let records = read_committed(access, topic);
+            let (state, expected) = (compact_records(&records), final_values(values));
             let state: BTreeMap<&str, Value> =
-                state.into_iter().map(|(key, value)| (key, numbers(&value))).collect();
+                state.into_iter().map(|(key, value)| (key, normalize_numbers(&value))).collect();
             let keys =
                 state.keys().chain(expected.keys()).filter(|key| state.get(*key) != expected.get(*key));
             let different: Vec<_> = keys.map(|key| (key, state.get(key), expected.get(key))).collect();
@@ -157,7 +157,7 @@ impl Case {
                 ));
             }
         }
-        let letters = committed(access, &self.setup.letters()).len();
+        let letters = read_committed(access, &self.setup.dead_letter_topic()).len();
         let expected = self.log.letters.iter().map(Vec::len).sum();
         (letters < expected).then(|| format!("{letters} of {expected} dead letters"))
     }
@@ -165,14 +165,14 @@ impl Case {
 
 /// Each value of a key is other than the one before, and they are, in their order, among those that the key had after each record of
 /// the log, up to the last one.
-fn check_changes(records: &[Record], values: &Values) {
+fn check_changes(records: &[ConsumedRecord], values: &ValueHistory) {
     let mut found: BTreeMap<&str, Vec<Option<Value>>> = BTreeMap::new();
-    let same = |record: &Record| {
+    let same = |record: &ConsumedRecord| {
         let all = records.iter().filter(|other| other.key() == record.key());
         all.map(|record| format!("{record:?}\n")).collect::<String>()
     };
     for record in records {
-        let value = record.json().map(|value| numbers(&value));
+        let value = record.json().map(|value| normalize_numbers(&value));
         let before = found.entry(record.key()).or_default();
         assert_ne!(before.last().unwrap_or(&None), &value, "no change:\n{}", same(record));
         before.push(value);
@@ -188,12 +188,12 @@ fn check_changes(records: &[Record], values: &Values) {
     // Changes within an epoch come as one, but hardly all of a log that was taken in so many.
     let epochs: BTreeSet<_> = records.iter().map(|record| &record.headers["as_of"]).collect();
     let changes: usize = values.values().map(Vec::len).sum();
-    let must_show = epochs.len() > MANY_EPOCHS && changes > 3 * values.len();
+    let must_show = epochs.len() > MIN_EPOCHS_WITH_REPEATED_KEYS && changes > 3 * values.len();
     assert!(!must_show || records.len() > found.len(), "nothing but final values: {}", found.len());
 }
 
 /// Epochs never go back within a partition.
-fn check_order(records: &[Record]) {
+fn check_order(records: &[ConsumedRecord]) {
     let mut newest = BTreeMap::new();
     for record in records {
         let as_of: u64 = record.headers["as_of"].parse().unwrap();
@@ -203,7 +203,7 @@ fn check_order(records: &[Record]) {
 }
 
 /// A city is in one partition.
-fn check_partitions(records: &[Record], city: impl Fn(&Value) -> String) {
+fn check_partitions(records: &[ConsumedRecord], city: impl Fn(&Value) -> String) {
     let mut partitions = BTreeMap::new();
     for record in records {
         let key: Value = serde_json::from_str(record.key()).unwrap();
@@ -213,7 +213,7 @@ fn check_partitions(records: &[Record], city: impl Fn(&Value) -> String) {
 }
 
 /// The bad records, each once and byte for byte, in the order of their partition.
-fn check_letters(records: &[Record], input: &str, expected: &[Vec<Letter>]) {
+fn check_dead_letter_records(records: &[ConsumedRecord], input: &str, expected: &[Vec<ExpectedDeadLetter>]) {
     let mut found = vec![Vec::new(); expected.len()];
     for record in records {
         let position = &record.headers["swelter-position"];
@@ -222,7 +222,7 @@ fn check_letters(records: &[Record], input: &str, expected: &[Vec<Letter>]) {
         assert_eq!(topic, input);
         assert!(!record.headers["swelter-detail"].is_empty(), "{record:?}");
         let partition: usize = partition.parse().unwrap();
-        found[partition].push(Letter {
+        found[partition].push(ExpectedDeadLetter {
             offset: offset.parse().unwrap(),
             key: record.key.clone(),
             value: record.value.clone(),

@@ -2,21 +2,21 @@
 
 use std::collections::BTreeSet;
 
-use super::broker::shared;
-use super::case::Case;
-use super::topics::{COMPACT, Topics};
+use super::broker::shared_broker;
+use super::case::KafkaCase;
+use super::topics::{COMPACT, TopicAdmin};
 use crate::checkpoints::published_manifests;
-use crate::process::wait_for;
+use crate::service_process::wait_for;
 
 /// What a checkpoint includes is in the topics that there were; new ones get it all the same.
 #[test]
-fn new_topics_are_written_from_the_start_of_the_log() {
-    let Some(access) = shared() else { return };
-    let mut case = Case::new(&access, 61, 600);
+fn new_output_topics_receive_whole_log_despite_checkpoint() {
+    let Some(access) = shared_broker() else { return };
+    let mut case = KafkaCase::new(&access, 61, 600);
     let kept = tempfile::tempdir().unwrap();
     case.setup.rules = format!("[checkpoints]\nevery = \"1s\"\nurl = \"{}\"\n", kept.path().display());
-    case.produce(300);
-    let swelter = case.start(1).ready();
+    case.produce_records(300);
+    let swelter = case.start_swelter(1).wait_until_ready();
     case.wait_for_results();
     let manifests = || BTreeSet::from_iter(published_manifests(kept.path()));
     wait_for("a checkpoint", || (!manifests().is_empty()).then_some(()));
@@ -25,10 +25,10 @@ fn new_topics_are_written_from_the_start_of_the_log() {
     let setup = &mut case.setup;
     for (name, partitions) in [(&mut setup.results, 4), (&mut setup.current, 4), (&mut setup.progress, 1)] {
         *name += "-anew";
-        Topics::of(&access).create(name, partitions, &[COMPACT]);
+        TopicAdmin::of(&access).create(name, partitions, &[COMPACT]);
     }
-    case.produce(100);
-    let swelter = case.start(2).ready();
+    case.produce_records(100);
+    let swelter = case.start_swelter(2).wait_until_ready();
     case.wait_for_results();
     let log = swelter.log();
     swelter.terminate();
@@ -38,12 +38,12 @@ fn new_topics_are_written_from_the_start_of_the_log() {
 
     // From then on they are taken up again.
     let before = manifests();
-    let swelter = case.start(1).ready();
-    case.produce(100);
+    let swelter = case.start_swelter(1).wait_until_ready();
+    case.produce_records(100);
     case.wait_for_results();
     wait_for("a checkpoint of it", || (!manifests().is_subset(&before)).then_some(()));
     swelter.kill();
-    let swelter = case.start(1).ready();
+    let swelter = case.start_swelter(1).wait_until_ready();
     let log = swelter.log();
     assert!(log.contains("a checkpoint is taken up"), "{log}");
     swelter.terminate();

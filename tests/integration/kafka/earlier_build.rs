@@ -9,15 +9,15 @@ use base64::prelude::BASE64_STANDARD;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use serde_json::{Value, json};
 
-use super::broker::{Access, OwnBroker};
-use super::reading::{Record, committed, compacted};
-use super::swelter::Swelter;
-use super::topics::{COMPACT, LOG_APPEND_TIME, NewRecord, Producer, Topics};
+use super::broker::{BrokerAccess, PrivateBroker};
+use super::swelter_process::SwelterProcess;
+use super::topic_reader::{ConsumedRecord, compact_records, read_committed};
+use super::topics::{COMPACT, LOG_APPEND_TIME, NewRecord, TestProducer, TopicAdmin};
 use crate::earlier_build::{
     check_metrics, check_written, checkpoints, fixture, json_fixture, records_since_start, unpack,
 };
-use crate::process::{DEADLINE, wait_for};
-use crate::served::fetch;
+use crate::rest_checks::get_json;
+use crate::service_process::{WAIT_TIMEOUT, wait_for};
 
 const READINGS: &str = "fixture-readings";
 const STATIONS: &str = "fixture-stations";
@@ -27,7 +27,7 @@ const PROGRESS: &str = "fixture-progress";
 const LETTERS: [&str; 2] = ["fixture-readings.failed.1", "fixture-readings.failed.2"];
 
 /// A record as the fixture has it.
-fn record_of(line: &Value) -> Record {
+fn record_of(line: &Value) -> ConsumedRecord {
     let bytes = |name: &str| match line.get(name) {
         Some(text) => Some(text.as_str().unwrap().as_bytes().to_vec()),
         None => {
@@ -35,7 +35,7 @@ fn record_of(line: &Value) -> Record {
             Some(BASE64_STANDARD.decode(encoded.as_str().unwrap()).unwrap())
         }
     };
-    Record {
+    ConsumedRecord {
         partition: line["partition"].as_i64().unwrap() as i32,
         offset: line["offset"].as_i64().unwrap(),
         timestamp: line["timestamp"].as_i64().unwrap(),
@@ -46,8 +46,8 @@ fn record_of(line: &Value) -> Record {
 }
 
 /// The records of the fixture by topic.
-fn records() -> BTreeMap<String, Vec<Record>> {
-    let mut all = BTreeMap::<String, Vec<Record>>::new();
+fn records() -> BTreeMap<String, Vec<ConsumedRecord>> {
+    let mut all = BTreeMap::<String, Vec<ConsumedRecord>>::new();
     for line in fs::read_to_string(fixture("topics.jsonl")).unwrap().lines() {
         let line: Value = serde_json::from_str(line).unwrap();
         all.entry(line["topic"].as_str().unwrap().to_owned()).or_default().push(record_of(&line));
@@ -56,9 +56,9 @@ fn records() -> BTreeMap<String, Vec<Record>> {
 }
 
 /// Compares records that a cluster has with those of another one, where they had other timestamps.
-fn check_same(topic: &str, found: &[Record], expected: &[Record]) {
+fn check_same(topic: &str, found: &[ConsumedRecord], expected: &[ConsumedRecord]) {
     for (found, expected) in found.iter().zip(expected) {
-        assert_eq!(*found, Record { timestamp: found.timestamp, ..expected.clone() }, "{topic}");
+        assert_eq!(*found, ConsumedRecord { timestamp: found.timestamp, ..expected.clone() }, "{topic}");
     }
     assert_eq!(found.len(), expected.len(), "{topic}");
 }
@@ -66,13 +66,13 @@ fn check_same(topic: &str, found: &[Record], expected: &[Record]) {
 /// Writes the records of a partition at the offsets that they had. Offsets without a record are marks of transactions, so as many
 /// records before them are written in one each.
 fn restore(
-    (access, producers): (&Access, &[Producer]),
+    (access, producers): (&BrokerAccess, &[TestProducer]),
     topic: &str,
     (partition, end): (i32, i64),
-    records: &[&Record],
+    records: &[&ConsumedRecord],
 ) {
-    let consumer: BaseConsumer = access.client().create().unwrap();
-    let new = |record: &Record| NewRecord {
+    let consumer: BaseConsumer = access.client_config().create().unwrap();
+    let new = |record: &ConsumedRecord| NewRecord {
         partition: record.partition,
         key: record.key.clone(),
         value: record.value.clone(),
@@ -86,31 +86,31 @@ fn restore(
             continue;
         }
         let first = at + 1 - marks;
-        records[plain..first].iter().for_each(|record| producers[0].send(topic, &new(record)));
+        records[plain..first].iter().for_each(|record| producers[0].send_record(topic, &new(record)));
         producers[0].flush();
         let transactions = &producers[1..=marks];
         for (producer, record) in transactions.iter().zip(&records[first..=at]) {
             producer.begin();
-            producer.send(topic, &new(record));
+            producer.send_record(topic, &new(record));
             producer.flush();
         }
-        transactions.iter().for_each(Producer::commit);
+        transactions.iter().for_each(TestProducer::commit);
         // A broker writes the marks once it has answered.
         wait_for("the marks of transactions", || {
-            let (_, end) = consumer.fetch_watermarks(topic, partition, DEADLINE).unwrap();
+            let (_, end) = consumer.fetch_watermarks(topic, partition, WAIT_TIMEOUT).unwrap();
             (end == next(at)).then_some(())
         });
         plain = at + 1;
     }
-    records[plain..].iter().for_each(|record| producers[0].send(topic, &new(record)));
+    records[plain..].iter().for_each(|record| producers[0].send_record(topic, &new(record)));
     producers[0].flush();
 }
 
 /// Makes all topics of the fixture in a cluster of a test's own.
-fn restore_all(access: &Access, expected: &Value, all: &BTreeMap<String, Vec<Record>>) {
-    let topics = Topics::of(access);
-    let mut producers = vec![Producer::to(access)];
-    producers.extend((0..4).map(|number| Producer::transactional(access, &format!("restore-{number}"))));
+fn restore_all(access: &BrokerAccess, expected: &Value, all: &BTreeMap<String, Vec<ConsumedRecord>>) {
+    let topics = TopicAdmin::of(access);
+    let mut producers = vec![TestProducer::to(access)];
+    producers.extend((0..4).map(|number| TestProducer::transactional(access, &format!("restore-{number}"))));
     for (name, topic) in expected["topics"].as_object().unwrap() {
         let is_output = name == RESULTS || name == CURRENT || name.ends_with("progress");
         let config = if is_output { COMPACT } else { LOG_APPEND_TIME };
@@ -118,38 +118,38 @@ fn restore_all(access: &Access, expected: &Value, all: &BTreeMap<String, Vec<Rec
         topics.create(name, partitions, &[config]);
         let records = all.get(name).map_or(&[][..], Vec::as_slice);
         for partition in 0..partitions {
-            let of_partition: Vec<&Record> =
+            let of_partition: Vec<&ConsumedRecord> =
                 records.iter().filter(|record| record.partition == partition).collect();
             let end = topic["ends"][partition as usize].as_i64().unwrap();
             restore((access, &producers), name, (partition, end), &of_partition);
         }
-        check_same(name, &committed(access, name), records);
+        check_same(name, &read_committed(access, name), records);
     }
 }
 
 /// The newest value of each key, of the fixture's records and some that follow.
-fn state(first: &[Record], more: &[Record]) -> BTreeMap<String, Value> {
-    let all: Vec<Record> = first.iter().chain(more).cloned().collect();
-    compacted(&all).into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+fn state(first: &[ConsumedRecord], more: &[ConsumedRecord]) -> BTreeMap<String, Value> {
+    let all: Vec<ConsumedRecord> = first.iter().chain(more).cloned().collect();
+    compact_records(&all).into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
 /// The newest value under each key of a progress topic.
-fn newest_values(records: &[Record]) -> BTreeMap<String, Value> {
+fn newest_values(records: &[ConsumedRecord]) -> BTreeMap<String, Value> {
     records.iter().map(|record| (record.key().to_owned(), record.json().unwrap())).collect()
 }
 
 /// What was written behind the fixture's records, which are as they were.
-fn added(access: &Access, topic: &str, before: &[Record]) -> Vec<Record> {
-    let mut now = committed(access, topic);
+fn added(access: &BrokerAccess, topic: &str, before: &[ConsumedRecord]) -> Vec<ConsumedRecord> {
+    let mut now = read_committed(access, topic);
     let known: BTreeSet<(i32, i64)> = before.iter().map(|record| (record.partition, record.offset)).collect();
-    let (old, new): (Vec<Record>, Vec<Record>) =
+    let (old, new): (Vec<ConsumedRecord>, Vec<ConsumedRecord>) =
         now.drain(..).partition(|record| known.contains(&(record.partition, record.offset)));
     check_same(topic, &old, before);
     new
 }
 
 /// Each record changes what its key had, and no epoch is before one that was written.
-fn check_changes(topic: &str, before: &[Record], new: &[Record]) {
+fn check_changes(topic: &str, before: &[ConsumedRecord], new: &[ConsumedRecord]) {
     let mut values: BTreeMap<&str, Option<Value>> = BTreeMap::new();
     let newest = before.iter().map(|record| record.headers["as_of"].parse::<u64>().unwrap()).max().unwrap();
     before.iter().for_each(|record| drop(values.insert(record.key(), record.json())));
@@ -161,7 +161,7 @@ fn check_changes(topic: &str, before: &[Record], new: &[Record]) {
     }
 }
 
-fn config(access: &Access, place: &str) -> String {
+fn config(access: &BrokerAccess, place: &str) -> String {
     let template = fs::read_to_string(fixture("topics.toml")).unwrap();
     // Nobody listens there: what the registry has answered is in the progress topic.
     let registry = "http://127.0.0.1:9";
@@ -172,10 +172,11 @@ fn config(access: &Access, place: &str) -> String {
 }
 
 /// The records of the inputs behind the newest checkpoint.
-fn behind(checkpoint: &Value, all: &BTreeMap<String, Vec<Record>>) -> u64 {
+fn behind(checkpoint: &Value, all: &BTreeMap<String, Vec<ConsumedRecord>>) -> u64 {
     let count = |(source, topic): (&str, &str)| {
-        let position =
-            |record: &Record| checkpoint["positions"][source][record.partition.to_string()].as_i64().unwrap();
+        let position = |record: &ConsumedRecord| {
+            checkpoint["positions"][source][record.partition.to_string()].as_i64().unwrap()
+        };
         all[topic].iter().filter(|record| record.offset >= position(record)).count() as u64
     };
     [("readings", READINGS), ("stations", STATIONS)].into_iter().map(count).sum()
@@ -183,7 +184,7 @@ fn behind(checkpoint: &Value, all: &BTreeMap<String, Vec<Record>>) -> u64 {
 
 #[test]
 fn topics_of_an_earlier_build_are_gone_on_with() {
-    let Some(broker) = OwnBroker::start() else { return };
+    let Some(broker) = PrivateBroker::start() else { return };
     let (access, all) = (&broker.access, records());
     let expected = json_fixture("topics.json");
     restore_all(access, &expected, &all);
@@ -195,36 +196,40 @@ fn topics_of_an_earlier_build_are_gone_on_with() {
     let toml = config(access, place.to_str().unwrap());
     let data = folder.path().join("data");
     // In this cluster all topics have other ids.
-    let start = |arguments: &[&str]| Swelter::start_configured(&toml, &data, 1, None, arguments).ready();
+    let start = |arguments: &[&str]| {
+        SwelterProcess::start_configured(&toml, &data, 1, None, arguments).wait_until_ready()
+    };
     let mut swelter = start(&["--adopt-logs"]);
-    let address = swelter.address();
-    let status = fetch(&address, "/v1/status");
+    let address = swelter.wait_for_address();
+    let status = get_json(&address, "/v1/status");
     assert!(swelter.log().contains(newest), "{}", swelter.log());
     let generation = |text: &Value| text.as_str().unwrap().split_once('-').unwrap().0.to_owned();
     assert_eq!(generation(&status["generation"]), generation(&expected["generation"]));
     assert_eq!(records_since_start(&status), behind, "{status}");
     for (city, expected) in expected["cities"].as_object().unwrap() {
         let encoded: String = city.bytes().map(|byte| format!("%{byte:02X}")).collect();
-        let served = fetch(&address, &format!("/v1/cities/{encoded}/history?limit=10000"));
+        let served = get_json(&address, &format!("/v1/cities/{encoded}/history?limit=10000"));
         assert_eq!(served["rows"], expected["rows"], "{city}");
     }
     // Results go on as they did where they were made: nothing twice, and nothing left out.
     for topic in [RESULTS, CURRENT] {
-        let after: Vec<Record> = expected["new"][topic].as_array().unwrap().iter().map(record_of).collect();
+        let after: Vec<ConsumedRecord> =
+            expected["new"][topic].as_array().unwrap().iter().map(record_of).collect();
         let wanted = state(&all[topic], &after);
         wait_for("the results", || {
             (state(&all[topic], &added(access, topic, &all[topic])) == wanted).then_some(())
         });
         let new = added(access, topic, &all[topic]);
         check_changes(topic, &all[topic], &new);
-        let keys = |records: &[Record]| -> BTreeSet<String> {
+        let keys = |records: &[ConsumedRecord]| -> BTreeSet<String> {
             records.iter().map(|record| record.key().to_owned()).collect()
         };
         assert_eq!(keys(&new), keys(&after), "{topic}");
     }
     for topic in LETTERS {
-        let after: Vec<Record> = expected["new"][topic].as_array().unwrap().iter().map(record_of).collect();
-        let known = |record: &Record| {
+        let after: Vec<ConsumedRecord> =
+            expected["new"][topic].as_array().unwrap().iter().map(record_of).collect();
+        let known = |record: &ConsumedRecord| {
             (record.key.clone(), record.value.clone(), record.headers["swelter-position"].clone())
         };
         wait_for("the dead letters", || {
@@ -238,7 +243,7 @@ fn topics_of_an_earlier_build_are_gone_on_with() {
     }
     check_metrics("kafka", &address);
     // What it writes of its progress can be read as before.
-    let written = committed(access, PROGRESS);
+    let written = read_committed(access, PROGRESS);
     let (before, now) = (newest_values(&all[PROGRESS]), newest_values(&written));
     assert_eq!(before.keys().collect::<Vec<_>>(), now.keys().collect::<Vec<_>>());
     for (key, value) in &before {
@@ -248,21 +253,21 @@ fn topics_of_an_earlier_build_are_gone_on_with() {
     // It goes on with what comes now.
     let reading =
         json!({"city": "d", "reading_at": "2025-08-01T10:02:00Z", "temperature": 99, "humidity": 40});
-    let producer = Producer::to(access);
-    producer.send(READINGS, &NewRecord::new(1, "d", &reading.to_string()));
+    let producer = TestProducer::to(access);
+    producer.send_record(READINGS, &NewRecord::new(1, "d", &reading.to_string()));
     producer.flush();
     let results = wait_for("its row", || {
-        let records = committed(access, RESULTS);
+        let records = read_committed(access, RESULTS);
         let key = r#"{"city":"d","reading_at":"2025-08-01T10:02:00Z"}"#;
         records.iter().any(|record| record.key() == key).then_some(records)
     });
     swelter.terminate();
     // The next start has nothing left to adopt, and nothing to write.
     let mut swelter = start(&[]);
-    let served = fetch(&swelter.address(), "/v1/cities/d/history");
+    let served = get_json(&swelter.wait_for_address(), "/v1/cities/d/history");
     swelter.terminate();
-    assert_eq!(committed(access, RESULTS), results);
-    let last = compacted(&results);
+    assert_eq!(read_committed(access, RESULTS), results);
+    let last = compact_records(&results);
     for row in served["rows"].as_array().unwrap() {
         let key = json!({"city": row["city"], "reading_at": row["reading_at"]}).to_string();
         assert_eq!(&last[&*key], row);

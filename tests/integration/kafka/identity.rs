@@ -9,41 +9,42 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 use serde_json::{Value, json};
 
-use super::broker::{Access, shared};
-use super::case::{Case, PARTITIONS};
-use super::reading::{Record, committed, uncommitted};
-use super::swelter::{Setup, Swelter};
-use super::topics::{COMPACT, LOG_APPEND_TIME, NewRecord, Producer, Topics};
+use super::broker::{BrokerAccess, shared_broker};
+use super::case::{KafkaCase, PARTITIONS};
+use super::swelter_process::{KafkaConfig, SwelterProcess};
+use super::topic_reader::{ConsumedRecord, read_committed, read_uncommitted};
+use super::topics::{COMPACT, LOG_APPEND_TIME, NewRecord, TestProducer, TopicAdmin};
 use crate::checkpoints::published_manifests;
-use crate::process::{DEADLINE, wait_for};
-use crate::recovery::MINUTE;
+use crate::recovery::MINUTE_MS;
+use crate::service_process::{WAIT_TIMEOUT, wait_for};
 
 /// One that has run, and has ended after some results.
-fn after_a_run(access: &Access, seed: u64) -> Case {
-    let mut case = Case::new(access, seed, 500);
-    case.produce(200);
-    let swelter = case.start(1).ready();
+fn case_after_run(access: &BrokerAccess, seed: u64) -> KafkaCase {
+    let mut case = KafkaCase::new(access, seed, 500);
+    case.produce_records(200);
+    let swelter = case.start_swelter(1).wait_until_ready();
     case.wait_for_results();
     swelter.terminate();
     case
 }
 
 /// Makes all topics that are missing, if it may.
-fn may_create(setup: &mut Setup) {
+fn enable_create_topics(setup: &mut KafkaConfig) {
     setup.source = format!("create_topics = true\npartitions = {PARTITIONS}\n");
     setup.sink += "create_topics = true\npartitions = 4\n";
 }
 
 /// Starts the program, which must end, with a last line that has all these words.
-fn refused(case: &Case, arguments: &[&str], words: &[&str]) {
-    let said = Swelter::start_with(&case.setup, case.data.path(), 1, None, arguments).fails();
+fn check_start_refused(case: &KafkaCase, arguments: &[&str], words: &[&str]) {
+    let said =
+        SwelterProcess::start_with(&case.setup, case.data.path(), 1, None, arguments).wait_for_failure();
     for word in words {
         assert!(said.contains(word), "no {word:?} in: {said}");
     }
 }
 
-fn make_anew(setup: &Setup, topic: &str) {
-    let topics = Topics::of(&setup.access);
+fn recreate_topic(setup: &KafkaConfig, topic: &str) {
+    let topics = TopicAdmin::of(&setup.access);
     let partitions = topics.partitions(topic) as i32;
     topics.delete(topic);
     let config = if [&setup.results, &setup.current, &setup.progress].contains(&&topic.to_owned()) {
@@ -55,44 +56,44 @@ fn make_anew(setup: &Setup, topic: &str) {
 }
 
 /// Readings of a city that no log of a case has, in all partitions, so many in each.
-fn intruders(each: usize) -> Vec<NewRecord> {
+fn intruder_records(each: usize) -> Vec<NewRecord> {
     let now = jiff::Timestamp::now().as_millisecond();
     let record = |(partition, at): (u32, usize)| {
         let city = format!("intruder {partition}");
-        let at = jiff::Timestamp::from_millisecond(now - at as i64 * MINUTE / 60).unwrap();
+        let at = jiff::Timestamp::from_millisecond(now - at as i64 * MINUTE_MS / 60).unwrap();
         let value = json!({"city": city, "reading_at": at.to_string(), "temperature": 90, "humidity": 40});
         NewRecord::new(partition as i32, &city, &value.to_string())
     };
     (0..PARTITIONS).flat_map(|partition| (0..each).map(move |at| (partition, at))).map(record).collect()
 }
 
-fn write(setup: &Setup, topic: &str, records: &[NewRecord]) {
-    let producer = Producer::to(&setup.access);
-    records.iter().for_each(|record| producer.send(topic, record));
+fn produce_records(setup: &KafkaConfig, topic: &str, records: &[NewRecord]) {
+    let producer = TestProducer::to(&setup.access);
+    records.iter().for_each(|record| producer.send_record(topic, record));
     producer.flush();
 }
 
-fn new_record(record: &Record) -> NewRecord {
-    let Record { partition, key, value, headers, .. } = record.clone();
+fn new_record(record: &ConsumedRecord) -> NewRecord {
+    let ConsumedRecord { partition, key, value, headers, .. } = record.clone();
     NewRecord { partition, key, value, headers: headers.into_iter().collect() }
 }
 
 /// Writes what a topic held into a new one of its name, at the same positions.
-fn copy_anew(setup: &Setup, topic: &str) {
-    let records: Vec<NewRecord> = committed(&setup.access, topic).iter().map(new_record).collect();
-    make_anew(setup, topic);
-    write(setup, topic, &records);
+fn recreate_topic_with_copy(setup: &KafkaConfig, topic: &str) {
+    let records: Vec<NewRecord> = read_committed(&setup.access, topic).iter().map(new_record).collect();
+    recreate_topic(setup, topic);
+    produce_records(setup, topic, &records);
 }
 
 /// All that is in the outputs, given up or not.
-fn outputs(setup: &Setup) -> Vec<Vec<Record>> {
-    let topics = [&setup.results, &setup.current, &setup.letters()];
-    topics.map(|topic| uncommitted(&setup.access, topic)).into()
+fn uncommitted_outputs(setup: &KafkaConfig) -> Vec<Vec<ConsumedRecord>> {
+    let topics = [&setup.results, &setup.current, &setup.dead_letter_topic()];
+    topics.map(|topic| read_uncommitted(&setup.access, topic)).into()
 }
 
 /// The positions of a shard's last progress.
-fn progress(setup: &Setup) -> Vec<String> {
-    let records = committed(&setup.access, &setup.progress);
+fn progress_positions(setup: &KafkaConfig) -> Vec<String> {
+    let records = read_committed(&setup.access, &setup.progress);
     let last = |key: &str| {
         let last = records.iter().rfind(|record| record.key.as_deref() == Some(key.as_bytes()));
         last.map(|record| record.json().unwrap()["positions"].to_string())
@@ -101,7 +102,7 @@ fn progress(setup: &Setup) -> Vec<String> {
 }
 
 /// How many records the positions of a shard include.
-fn recorded_records(positions: &str) -> i64 {
+fn progress_record_count(positions: &str) -> i64 {
     let sources: Value = serde_json::from_str(positions).unwrap();
     let partitions =
         sources.as_object().unwrap().values().flat_map(|source| source.as_object().unwrap().values());
@@ -109,7 +110,7 @@ fn recorded_records(positions: &str) -> i64 {
 }
 
 /// How many records of the input the newest checkpoint includes.
-fn covered(place: &Path) -> u64 {
+fn checkpoint_record_count(place: &Path) -> u64 {
     let newest = published_manifests(place).into_iter().max();
     let Some(text) = newest.and_then(|newest| std::fs::read_to_string(newest).ok()) else { return 0 };
     let manifest: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
@@ -118,47 +119,52 @@ fn covered(place: &Path) -> u64 {
 }
 
 #[test]
-fn input_made_anew_with_more_records_is_refused_at_a_start() {
-    let Some(access) = shared() else { return };
+fn recreated_input_with_more_records_is_refused_at_start() {
+    let Some(access) = shared_broker() else { return };
     for has_checkpoints in [false, true] {
-        let mut case = Case::new(&access, 201, 500);
+        let mut case = KafkaCase::new(&access, 201, 500);
         let kept = tempfile::tempdir().unwrap();
         if has_checkpoints {
             case.setup.rules =
                 format!("[checkpoints]\nevery = \"1s\"\nurl = \"{}\"\n", kept.path().display());
         }
-        case.produce(200);
-        let swelter = case.start(1).ready();
+        case.produce_records(200);
+        let swelter = case.start_swelter(1).wait_until_ready();
         case.wait_for_results();
         let manifests = || published_manifests(kept.path()).len();
         wait_for("a checkpoint", || (manifests() > 0 || !has_checkpoints).then_some(()));
         swelter.terminate();
-        let before = (outputs(&case.setup), progress(&case.setup));
+        let before = (uncommitted_outputs(&case.setup), progress_positions(&case.setup));
 
         let input = case.setup.input.clone();
-        make_anew(&case.setup, &input);
-        write(&case.setup, &input, &intruders(400));
+        recreate_topic(&case.setup, &input);
+        produce_records(&case.setup, &input, &intruder_records(400));
         for arguments in [&[][..], &["--adopt-logs"], &["--takeover"]] {
-            refused(&case, arguments, &[&input, "is another one than was read", "disaster-recovery"]);
+            check_start_refused(
+                &case,
+                arguments,
+                &[&input, "is another one than was read", "disaster-recovery"],
+            );
         }
-        assert_eq!(before, (outputs(&case.setup), progress(&case.setup)));
+        assert_eq!(before, (uncommitted_outputs(&case.setup), progress_positions(&case.setup)));
     }
 }
 
 #[test]
-fn input_made_anew_while_it_is_read_ends_the_process() {
-    let Some(access) = shared() else { return };
+fn input_recreated_while_read_ends_process() {
+    let Some(access) = shared_broker() else { return };
     // Where it is paused meanwhile, it finds the new one with records at its positions at once.
     for (seed, is_paused) in [(202, false), (203, true)] {
-        let mut case = Case::new(&access, seed, 500);
-        case.produce(200);
-        let swelter = case.start(2).ready();
+        let mut case = KafkaCase::new(&access, seed, 500);
+        case.produce_records(200);
+        let swelter = case.start_swelter(2).wait_until_ready();
         case.wait_for_results();
         // Nothing more is written of them then.
         let before = wait_for("that all positions are recorded", || {
-            let recorded = progress(&case.setup);
-            (recorded.len() == 2 && recorded.iter().all(|shard| recorded_records(shard) == case.log.len()))
-                .then_some(recorded)
+            let recorded = progress_positions(&case.setup);
+            (recorded.len() == 2
+                && recorded.iter().all(|shard| progress_record_count(shard) == case.log.len()))
+            .then_some(recorded)
         });
         let input = case.setup.input.clone();
         thread::scope(|scope| {
@@ -167,221 +173,241 @@ fn input_made_anew_while_it_is_read_ends_the_process() {
                 // Nothing says that it is paused; that it is does not matter to what is asserted, only to what is tried.
                 thread::sleep(Duration::from_millis(300));
             }
-            make_anew(&case.setup, &input);
-            write(&case.setup, &input, &intruders(400));
+            recreate_topic(&case.setup, &input);
+            produce_records(&case.setup, &input, &intruder_records(400));
         });
-        let said = swelter.fails();
+        let said = swelter.wait_for_failure();
         // Whoever notices first: the one that reads, or the look every few seconds.
         for word in [&*input, "while it was read", "disaster-recovery"] {
             assert!(said.contains(word), "no {word:?} in: {said}");
         }
-        check_nothing_of_intruders(&case.setup);
-        assert_eq!(progress(&case.setup), before);
-        refused(&case, &[], &[&input, "is another one than was read"]);
+        check_no_intruder_in_outputs(&case.setup);
+        assert_eq!(progress_positions(&case.setup), before);
+        check_start_refused(&case, &[], &[&input, "is another one than was read"]);
     }
 }
 
 /// Not even in what was given up.
-fn check_nothing_of_intruders(setup: &Setup) {
-    let is_intruder = |record: &&Record| {
+fn check_no_intruder_in_outputs(setup: &KafkaConfig) {
+    let is_intruder = |record: &&ConsumedRecord| {
         let mut texts = [&record.key, &record.value].into_iter().flatten();
         texts.any(|bytes| String::from_utf8_lossy(bytes).contains("intruder"))
     };
-    for records in outputs(setup) {
+    for records in uncommitted_outputs(setup) {
         assert_eq!(records.iter().find(is_intruder), None);
     }
 }
 
 #[test]
-fn outputs_that_are_lost_or_made_anew_are_refused() {
-    let Some(access) = shared() else { return };
-    let second = |setup: &Setup| format!("{}.failed.2", setup.input);
-    let each: [&dyn Fn(&Setup) -> String; 4] =
-        [&|setup| setup.results.clone(), &|setup| setup.current.clone(), &|setup| setup.letters(), &second];
+fn lost_or_recreated_outputs_are_refused() {
+    let Some(access) = shared_broker() else { return };
+    let second = |setup: &KafkaConfig| format!("{}.failed.2", setup.input);
+    let each: [&dyn Fn(&KafkaConfig) -> String; 4] = [
+        &|setup| setup.results.clone(),
+        &|setup| setup.current.clone(),
+        &|setup| setup.dead_letter_topic(),
+        &second,
+    ];
     for (seed, topic) in (210..).zip(each) {
-        let mut case = after_a_run(&access, seed);
-        may_create(&mut case.setup);
+        let mut case = case_after_run(&access, seed);
+        enable_create_topics(&mut case.setup);
         let topic = topic(&case.setup);
-        let topics = Topics::of(&access);
+        let topics = TopicAdmin::of(&access);
         topics.delete(&topic);
-        refused(&case, &[], &[&topic, "is gone", "begin anew: delete", &case.setup.progress]);
+        check_start_refused(&case, &[], &[&topic, "is gone", "begin anew: delete", &case.setup.progress]);
         assert_eq!(topics.partitions(&topic), 0, "{topic} was made");
         topics.create(&topic, if topic.contains("failed") { PARTITIONS as i32 } else { 4 }, &[COMPACT]);
-        topics.set(&topic, ("cleanup.policy", if topic.contains("failed") { "delete" } else { "compact" }));
-        refused(&case, &[], &[&topic, "is another one", "begin anew: delete", &case.setup.progress]);
+        topics.set_config(
+            &topic,
+            ("cleanup.policy", if topic.contains("failed") { "delete" } else { "compact" }),
+        );
+        check_start_refused(
+            &case,
+            &[],
+            &[&topic, "is another one", "begin anew: delete", &case.setup.progress],
+        );
     }
 }
 
 #[test]
-fn input_that_is_lost_is_not_made() {
-    let Some(access) = shared() else { return };
-    let mut case = after_a_run(&access, 220);
-    may_create(&mut case.setup);
+fn lost_input_is_not_created() {
+    let Some(access) = shared_broker() else { return };
+    let mut case = case_after_run(&access, 220);
+    enable_create_topics(&mut case.setup);
     let input = case.setup.input.clone();
-    Topics::of(&access).delete(&input);
-    refused(&case, &[], &[&input, "is gone", "how far it was read"]);
-    assert_eq!(Topics::of(&access).partitions(&input), 0);
+    TopicAdmin::of(&access).delete(&input);
+    check_start_refused(&case, &[], &[&input, "is gone", "how far it was read"]);
+    assert_eq!(TopicAdmin::of(&access).partitions(&input), 0);
 }
 
 #[test]
-fn output_made_anew_while_it_is_written_ends_the_process() {
-    let Some(access) = shared() else { return };
-    let mut case = Case::new(&access, 221, 500);
-    case.produce(200);
-    let swelter = case.start(1).ready();
+fn output_recreated_while_written_ends_process() {
+    let Some(access) = shared_broker() else { return };
+    let mut case = KafkaCase::new(&access, 221, 500);
+    case.produce_records(200);
+    let swelter = case.start_swelter(1).wait_until_ready();
     case.wait_for_results();
-    let letters = case.setup.letters();
-    make_anew(&case.setup, &letters);
-    let said = swelter.fails();
+    let letters = case.setup.dead_letter_topic();
+    recreate_topic(&case.setup, &letters);
+    let said = swelter.wait_for_failure();
     for word in [&*letters, "while the service runs", "is another one", "disaster-recovery"] {
         assert!(said.contains(word), "no {word:?} in: {said}");
     }
-    refused(&case, &[], &[&letters, "is another one"]);
+    check_start_refused(&case, &[], &[&letters, "is another one"]);
 }
 
 #[test]
-fn progress_that_is_lost_is_refused_and_not_made() {
-    let Some(access) = shared() else { return };
-    let mut case = after_a_run(&access, 222);
-    may_create(&mut case.setup);
-    let before = outputs(&case.setup);
-    let (topics, progress) = (Topics::of(&access), case.setup.progress.clone());
+fn lost_progress_topic_is_refused_and_not_created() {
+    let Some(access) = shared_broker() else { return };
+    let mut case = case_after_run(&access, 222);
+    enable_create_topics(&mut case.setup);
+    let before = uncommitted_outputs(&case.setup);
+    let (topics, progress) = (TopicAdmin::of(&access), case.setup.progress.clone());
     topics.delete(&progress);
-    refused(&case, &[], &["holds results, of which progress topic", &progress, "written twice"]);
+    check_start_refused(&case, &[], &["holds results, of which progress topic", &progress, "written twice"]);
     assert_eq!(topics.partitions(&progress), 0, "it was made");
     topics.create(&progress, 1, &[COMPACT]);
-    refused(&case, &[], &["holds results, of which progress topic", &progress, "written twice"]);
-    assert_eq!(before, outputs(&case.setup));
+    check_start_refused(&case, &[], &["holds results, of which progress topic", &progress, "written twice"]);
+    assert_eq!(before, uncommitted_outputs(&case.setup));
 }
 
 #[test]
-fn progress_that_is_lost_is_refused_where_there_are_dead_letters_alone() {
-    let Some(access) = shared() else { return };
+fn lost_progress_topic_is_refused_if_only_dead_letters_exist() {
+    let Some(access) = shared_broker() else { return };
     for has_sink in [true, false] {
-        let mut case = Case::new(&access, 229, 1);
+        let mut case = KafkaCase::new(&access, 229, 1);
         case.setup.has_sink = has_sink;
-        may_create(&mut case.setup);
+        enable_create_topics(&mut case.setup);
         let setup = case.setup.clone();
         let progress = if has_sink { setup.progress.clone() } else { format!("{}.progress", setup.input) };
-        write(&setup, &setup.input, &[NewRecord::new(1, "bad", "not JSON")]);
-        let swelter = case.start(1).ready();
-        wait_for("a dead letter", || (!committed(&access, &setup.letters()).is_empty()).then_some(()));
+        produce_records(&setup, &setup.input, &[NewRecord::new(1, "bad", "not JSON")]);
+        let swelter = case.start_swelter(1).wait_until_ready();
+        wait_for("a dead letter", || {
+            (!read_committed(&access, &setup.dead_letter_topic()).is_empty()).then_some(())
+        });
         swelter.terminate();
-        Topics::of(&access).delete(&progress);
-        refused(&case, &[], &[&setup.letters(), "dead letters", &progress, "would be written twice"]);
-        assert_eq!(committed(&access, &setup.letters()).len(), 1);
+        TopicAdmin::of(&access).delete(&progress);
+        check_start_refused(
+            &case,
+            &[],
+            &[&setup.dead_letter_topic(), "dead letters", &progress, "would be written twice"],
+        );
+        assert_eq!(read_committed(&access, &setup.dead_letter_topic()).len(), 1);
     }
 }
 
 #[test]
-fn outputs_with_nothing_but_aborted_records_are_new() {
-    let Some(access) = shared() else { return };
-    let mut case = Case::new(&access, 223, 500);
+fn outputs_with_only_aborted_records_count_as_new() {
+    let Some(access) = shared_broker() else { return };
+    let mut case = KafkaCase::new(&access, 223, 500);
     let setup = case.setup.clone();
-    let producer = Producer::transactional(&access, &setup.results);
+    let producer = TestProducer::transactional(&access, &setup.results);
     producer.begin();
-    for topic in [&setup.results, &setup.current, &setup.letters()] {
-        producer.send(topic, &NewRecord::new(0, "k", "given up"));
+    for topic in [&setup.results, &setup.current, &setup.dead_letter_topic()] {
+        producer.send_record(topic, &NewRecord::new(0, "k", "given up"));
     }
     producer.abort();
-    case.produce(200);
-    let swelter = case.start(1).ready();
+    case.produce_records(200);
+    let swelter = case.start_swelter(1).wait_until_ready();
     case.check_exactly_once();
     swelter.terminate();
 }
 
 #[test]
-fn copy_of_the_input_is_refused_and_then_adopted() {
-    let Some(access) = shared() else { return };
-    let mut case = Case::new(&access, 224, 600);
+fn copied_input_is_refused_until_adopted() {
+    let Some(access) = shared_broker() else { return };
+    let mut case = KafkaCase::new(&access, 224, 600);
     let kept = tempfile::tempdir().unwrap();
     case.setup.rules = format!("[checkpoints]\nevery = \"1s\"\nurl = \"{}\"\n", kept.path().display());
-    case.produce(200);
-    let swelter = case.start(1).ready();
+    case.produce_records(200);
+    let swelter = case.start_swelter(1).wait_until_ready();
     case.wait_for_results();
     let manifests = || published_manifests(kept.path()).len();
     wait_for("a checkpoint", || (manifests() > 0).then_some(()));
     swelter.terminate();
     let input = case.setup.input.clone();
-    copy_anew(&case.setup, &input);
+    recreate_topic_with_copy(&case.setup, &input);
     let is_copy = [&*input, "is another one: it has the id", "--adopt-logs"];
-    refused(&case, &[], &is_copy);
-    refused(&case, &["--takeover"], &is_copy);
+    check_start_refused(&case, &[], &is_copy);
+    check_start_refused(&case, &["--takeover"], &is_copy);
 
-    let adopted = Swelter::start_with(&case.setup, case.data.path(), 1, None, &["--adopt-logs"]).ready();
-    case.produce(100);
+    let adopted = SwelterProcess::start_with(&case.setup, case.data.path(), 1, None, &["--adopt-logs"])
+        .wait_until_ready();
+    case.produce_records(100);
     case.wait_for_results();
     assert!(adopted.log().contains("a checkpoint is taken up"), "{}", adopted.log());
     adopted.kill();
     // What was adopted needs no further word.
-    let swelter = case.start(2).ready();
+    let swelter = case.start_swelter(2).wait_until_ready();
     assert!(swelter.log().contains("a checkpoint is taken up"), "{}", swelter.log());
-    case.produce(100);
+    case.produce_records(100);
     case.check_exactly_once();
     swelter.terminate();
 }
 
 #[test]
-fn input_whose_record_before_has_gone_is_known_by_its_id() {
-    let Some(access) = shared() else { return };
-    let mut case = Case::new(&access, 225, 600);
+fn input_without_previous_record_is_recognized_by_id() {
+    let Some(access) = shared_broker() else { return };
+    let mut case = KafkaCase::new(&access, 225, 600);
     let kept = tempfile::tempdir().unwrap();
     case.setup.rules = format!("[checkpoints]\nevery = \"1s\"\nurl = \"{}\"\n", kept.path().display());
-    case.produce(200);
-    let swelter = case.start(1).ready();
+    case.produce_records(200);
+    let swelter = case.start_swelter(1).wait_until_ready();
     case.wait_for_results();
-    wait_for("a checkpoint with all of it", || (covered(kept.path()) == case.log.records()).then_some(()));
+    wait_for("a checkpoint with all of it", || {
+        (checkpoint_record_count(kept.path()) == case.log.record_count()).then_some(())
+    });
     swelter.terminate();
     let ends: Vec<i64> = (0..PARTITIONS as i32)
         .map(|partition| {
-            let records = committed(&access, &case.setup.input);
+            let records = read_committed(&access, &case.setup.input);
             records.iter().filter(|record| record.partition == partition).count() as i64
         })
         .collect();
     for (partition, end) in (0..).zip(&ends) {
-        Topics::of(&access).delete_before(&case.setup.input, partition, *end);
+        TopicAdmin::of(&access).delete_records_before(&case.setup.input, partition, *end);
     }
-    let swelter = case.start(1).ready();
-    case.produce(100);
+    let swelter = case.start_swelter(1).wait_until_ready();
+    case.produce_records(100);
     case.check_exactly_once();
     swelter.terminate();
 }
 
 #[test]
-fn topics_that_were_not_recorded_are_recorded_at_the_next_start() {
-    let Some(access) = shared() else { return };
-    let mut case = after_a_run(&access, 226);
+fn unrecorded_topics_are_recorded_at_next_start() {
+    let Some(access) = shared_broker() else { return };
+    let mut case = case_after_run(&access, 226);
     let setup = case.setup.clone();
     // As a version that knew nothing of ids has left it.
-    write(&setup, &setup.progress, &[NewRecord::new(0, "topics", "{}")]);
-    let swelter = case.start(1).ready();
-    case.produce(100);
+    produce_records(&setup, &setup.progress, &[NewRecord::new(0, "topics", "{}")]);
+    let swelter = case.start_swelter(1).wait_until_ready();
+    case.produce_records(100);
     case.check_exactly_once();
     swelter.terminate();
-    let records = committed(&access, &setup.progress);
+    let records = read_committed(&access, &setup.progress);
     let last =
         records.iter().rfind(|record| record.key.as_deref() == Some(b"topics")).unwrap().json().unwrap();
-    for topic in [&setup.input, &setup.results, &setup.current, &setup.letters(), &setup.progress] {
+    for topic in [&setup.input, &setup.results, &setup.current, &setup.dead_letter_topic(), &setup.progress] {
         assert_eq!(last[topic]["id"].as_str().map(str::len), Some(22), "{topic} in {last}");
     }
 }
 
-fn retry_group(setup: &Setup) -> BaseConsumer {
-    let mut config = setup.access.client();
+fn retry_group(setup: &KafkaConfig) -> BaseConsumer {
+    let mut config = setup.access.client_config();
     config.set("group.id", format!("{}.progress.retry.not_decodable", setup.input)).create().unwrap()
 }
 
 /// How far the letters were sent, with what the offsets say of their topic.
-fn kept_offsets(setup: &Setup) -> TopicPartitionList {
+fn retry_offsets(setup: &KafkaConfig) -> TopicPartitionList {
     let mut asked = TopicPartitionList::new();
-    asked.add_partition(&setup.letters(), 1);
-    let kept = retry_group(setup).committed_offsets(asked, DEADLINE).unwrap();
+    asked.add_partition(&setup.dead_letter_topic(), 1);
+    let kept = retry_group(setup).committed_offsets(asked, WAIT_TIMEOUT).unwrap();
     assert_eq!((kept.elements()[0].offset(), kept.elements()[0].metadata().len()), (Offset::Offset(2), 22));
     kept
 }
 
 /// `swelter dead-letters retry`, and what it says.
-fn retry(setup: &Setup) -> String {
+fn run_retry(setup: &KafkaConfig) -> String {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("swelter.toml");
     std::fs::write(&config, setup.to_toml()).unwrap();
@@ -392,42 +418,44 @@ fn retry(setup: &Setup) -> String {
 }
 
 #[test]
-fn retry_of_a_dead_letter_topic_made_anew_skips_nothing() {
-    let Some(access) = shared() else { return };
-    let case = Case::new(&access, 227, 1);
+fn retry_of_recreated_dead_letter_topic_skips_nothing() {
+    let Some(access) = shared_broker() else { return };
+    let case = KafkaCase::new(&access, 227, 1);
     let setup = case.setup.clone();
-    write(
+    produce_records(
         &setup,
         &setup.input,
         &[NewRecord::new(1, "bad", "not JSON"), NewRecord::new(1, "bad", "nor this")],
     );
-    let swelter = case.start(1).ready();
-    wait_for("dead letters", || (committed(&access, &setup.letters()).len() == 2).then_some(()));
+    let swelter = case.start_swelter(1).wait_until_ready();
+    wait_for("dead letters", || {
+        (read_committed(&access, &setup.dead_letter_topic()).len() == 2).then_some(())
+    });
     swelter.terminate();
-    assert!(retry(&setup).contains("sent 2 dead letters"));
-    assert!(retry(&setup).contains("sent 0 dead letters"));
+    assert!(run_retry(&setup).contains("sent 2 dead letters"));
+    assert!(run_retry(&setup).contains("sent 0 dead letters"));
     // A broker forgets the offsets of a topic that is deleted, but what copies clusters brings them back.
-    let kept = kept_offsets(&setup);
-    copy_anew(&setup, &setup.letters());
+    let kept = retry_offsets(&setup);
+    recreate_topic_with_copy(&setup, &setup.dead_letter_topic());
     let group = retry_group(&setup);
     group.commit(&kept, CommitMode::Sync).unwrap();
-    assert!(retry(&setup).contains("sent 2 dead letters"), "those of another topic were not sent");
-    assert!(retry(&setup).contains("sent 0 dead letters"));
+    assert!(run_retry(&setup).contains("sent 2 dead letters"), "those of another topic were not sent");
+    assert!(run_retry(&setup).contains("sent 0 dead letters"));
 }
 
 /// The watch does not take a broker that is away for a topic that is gone.
 #[test]
-fn topics_of_a_broker_that_is_away_are_not_gone() {
-    let Some(mut broker) = super::broker::OwnBroker::start() else { return };
-    let mut case = Case::new(&broker.access, 228, 600);
-    case.produce(100);
-    let swelter = case.start(1).ready();
+fn unreachable_broker_does_not_count_as_deleted_topics() {
+    let Some(mut broker) = super::broker::PrivateBroker::start() else { return };
+    let mut case = KafkaCase::new(&broker.access, 228, 600);
+    case.produce_records(100);
+    let swelter = case.start_swelter(1).wait_until_ready();
     case.wait_for_results();
     broker.kill();
     // It stays away for longer than the watch takes from one look to the next.
     thread::sleep(Duration::from_secs(7));
-    broker.start_again();
-    case.produce(100);
+    broker.restart();
+    case.produce_records(100);
     case.check_exactly_once();
     // Nothing may come of the next look either: as long as the watch needs for it.
     thread::sleep(Duration::from_secs(6));

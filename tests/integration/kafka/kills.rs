@@ -4,43 +4,43 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::broker::shared;
-use super::case::Case;
-use super::reading::committed;
-use super::swelter::Swelter;
-use crate::process::wait_for;
+use super::broker::shared_broker;
+use super::case::KafkaCase;
+use super::swelter_process::SwelterProcess;
+use super::topic_reader::read_committed;
 use crate::recovery::Random;
+use crate::service_process::wait_for;
 
 /// Records before the first start, and of each round.
-const BEFORE: usize = 300;
-const ROUND: usize = 120;
+const RECORDS_BEFORE_KILLS: usize = 300;
+const RECORDS_PER_ROUND: usize = 120;
 
-fn number(variable: &str, default: u64) -> u64 {
+fn env_number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |value| value.parse().unwrap())
 }
 
 /// Kills the program so often, with records coming all the time; at the end it is left to finish.
-fn kill(case: &mut Case, mut random: Random, kills: u64) {
-    case.produce(BEFORE);
+fn kill_repeatedly(case: &mut KafkaCase, mut random: Random, kills: u64) {
+    case.produce_records(RECORDS_BEFORE_KILLS);
     for _ in 0..kills {
-        if random.next(4) == 0 {
+        if random.below(4) == 0 {
             case.data = tempfile::tempdir().unwrap();
         }
-        let workers = 1 + random.next(3);
-        let dies = (random.next(3) == 0).then(|| random.next(20));
-        let mut swelter = Swelter::start_to_die(&case.setup, case.data.path(), workers, dies);
+        let workers = 1 + random.below(3);
+        let dies = (random.below(3) == 0).then(|| random.below(20));
+        let mut swelter = SwelterProcess::start_dying_after(&case.setup, case.data.path(), workers, dies);
         // A third of them while they start.
-        let (alive, records) = match random.next(3) {
-            0 => (random.next(600), ROUND / 4),
-            _ if dies.is_some() => (1500, ROUND),
+        let (alive, records) = match random.below(3) {
+            0 => (random.below(600), RECORDS_PER_ROUND / 4),
+            _ if dies.is_some() => (1500, RECORDS_PER_ROUND),
             _ => {
-                swelter.address();
-                (random.next(1200), ROUND)
+                swelter.wait_for_address();
+                (random.below(1200), RECORDS_PER_ROUND)
             }
         };
         let until = Instant::now() + Duration::from_millis(alive);
         for _ in 0..records / 4 {
-            case.send(4);
+            case.send_records(4);
             thread::sleep(until.saturating_duration_since(Instant::now()) / 8);
         }
         thread::sleep(until.saturating_duration_since(Instant::now()));
@@ -49,14 +49,15 @@ fn kill(case: &mut Case, mut random: Random, kills: u64) {
 }
 
 /// Runs a case; none where there is no broker.
-fn run(seed: u64, kills: u64, sink: &str) -> Option<Case> {
-    let access = shared()?;
+fn run_case(seed: u64, kills: u64, sink: &str) -> Option<KafkaCase> {
+    let access = shared_broker()?;
     eprintln!("seed {seed}");
-    let mut case = Case::new(&access, seed, BEFORE + ROUND * (kills + 1) as usize);
+    let mut case =
+        KafkaCase::new(&access, seed, RECORDS_BEFORE_KILLS + RECORDS_PER_ROUND * (kills + 1) as usize);
     case.setup.sink += sink;
-    kill(&mut case, Random(!seed), kills);
-    case.produce(ROUND);
-    let swelter = case.start(2).ready();
+    kill_repeatedly(&mut case, Random(!seed), kills);
+    case.produce_records(RECORDS_PER_ROUND);
+    let swelter = case.start_swelter(2).wait_until_ready();
     case.wait_for_results();
     swelter.terminate();
     Some(case)
@@ -64,13 +65,13 @@ fn run(seed: u64, kills: u64, sink: &str) -> Option<Case> {
 
 /// `SWELTER_KILLS` kills more often, `SWELTER_KILLS_SEED` is another log.
 #[test]
-fn every_change_is_there_once_whatever_is_killed() {
-    let kills = number("SWELTER_KILLS", 30);
-    let Some(case) = run(number("SWELTER_KILLS_SEED", 1), kills, "") else { return };
+fn exactly_once_survives_kills() {
+    let kills = env_number("SWELTER_KILLS", 30);
+    let Some(case) = run_case(env_number("SWELTER_KILLS_SEED", 1), kills, "") else { return };
     case.check_exactly_once();
-    assert!(case.aborted() > 0, "no process died within a transaction");
+    assert!(case.aborted_records() > 0, "no process died within a transaction");
     if kills >= 30 {
-        assert!(apart(&case) > 0, "no process left its shards at different positions");
+        assert!(starts_with_diverged_shards(&case) > 0, "no process left its shards at different positions");
         let reasons: BTreeSet<_> = case.log.letters.iter().flatten().map(|letter| &letter.reason).collect();
         assert_eq!(reasons.len(), 9, "{reasons:?}");
     }
@@ -78,14 +79,14 @@ fn every_change_is_there_once_whatever_is_killed() {
 
 #[test]
 fn at_least_once_ends_with_the_same_rows() {
-    let Some(case) = run(2, 5, "delivery = \"at_least_once\"\n") else { return };
+    let Some(case) = run_case(2, 5, "delivery = \"at_least_once\"\n") else { return };
     case.check_at_least_once();
 }
 
 /// How many starts have found the shards at different positions.
-fn apart(case: &Case) -> usize {
+fn starts_with_diverged_shards(case: &KafkaCase) -> usize {
     let (mut shards, mut apart) = (BTreeMap::new(), 0);
-    for record in committed(&case.setup.access, &case.setup.progress) {
+    for record in read_committed(&case.setup.access, &case.setup.progress) {
         match record.key() {
             "claim" => {
                 apart +=
@@ -102,17 +103,17 @@ fn apart(case: &Case) -> usize {
 
 /// A shard that is behind gets newer epochs while it catches up, and is killed again before it has.
 #[test]
-fn a_replay_that_is_killed_in_its_middle_is_taken_up() {
-    let Some(access) = shared() else { return };
-    let mut case = Case::new(&access, 41, 3_000);
+fn killed_replay_is_resumed() {
+    let Some(access) = shared_broker() else { return };
+    let mut case = KafkaCase::new(&access, 41, 3_000);
     case.setup.rules = "[limits]\npoll_records = 64\n".into();
-    case.produce(3_000);
+    case.produce_records(3_000);
     for commit_interval in ["2s", "1ms"] {
         case.setup.sink = format!("shards = 2\ncommit_interval = \"{commit_interval}\"\n");
-        let mut swelter = Swelter::start_to_die(&case.setup, case.data.path(), 2, Some(1));
+        let mut swelter = SwelterProcess::start_dying_after(&case.setup, case.data.path(), 2, Some(1));
         wait_for("its death", || swelter.has_ended());
     }
-    let swelter = case.start(1).ready();
+    let swelter = case.start_swelter(1).wait_until_ready();
     case.check_exactly_once();
     swelter.terminate();
 }

@@ -5,22 +5,22 @@ mod avro;
 pub mod broker;
 pub mod case;
 mod checkpoints;
+mod dead_letter_commands;
 mod earlier_build;
 mod faults;
 mod identity;
 mod kills;
 mod lag;
-mod letters;
-pub mod log;
 mod measure;
 mod processes;
-mod reading;
+pub mod random_log;
 mod refusals;
 mod retries;
-mod rig;
 mod source;
-mod swelter;
+mod support_checks;
+mod swelter_process;
 mod takeover;
+mod topic_reader;
 mod topics;
 mod variants;
 
@@ -28,7 +28,7 @@ use std::ffi::OsString;
 use std::io::Write as _;
 
 /// The value of a variable that `scripts/test` sets. Without it a test ends early and says so.
-fn prepared(variable: &str) -> Option<OsString> {
+fn prepared_variable(variable: &str) -> Option<OsString> {
     let value = std::env::var_os(variable).filter(|value| !value.is_empty());
     if value.is_none() {
         let name = std::thread::current().name().unwrap_or_default().to_string();

@@ -1,53 +1,54 @@
 //! What the program refuses to start on, each with one clear line.
 
-use super::broker::{Access, OwnBroker, shared};
-use super::case::{Case, PARTITIONS};
-use super::swelter::{Setup, Swelter, is_ready};
-use super::topics::{COMPACT, NewRecord, Producer, Topics};
-use crate::other_rules::{MAKER, PAGE, fixture};
+use super::broker::{BrokerAccess, PrivateBroker, shared_broker};
+use super::case::{KafkaCase, PARTITIONS};
+use super::swelter_process::{KafkaConfig, SwelterProcess, is_ready};
+use super::topics::{COMPACT, NewRecord, TestProducer, TopicAdmin};
+use crate::other_rules::{RULES_1_MAKER, RULES_HELP_PAGE, fixture_path};
 
 /// Starts the program, which must end, with a line that has all these words.
-fn refused(case: &Case, words: &[&str]) {
-    let said = case.start(1).fails();
+fn check_start_refused(case: &KafkaCase, words: &[&str]) {
+    let said = case.start_swelter(1).wait_for_failure();
     for word in words {
         assert!(said.contains(word), "no {word:?} in: {said}");
     }
 }
 
 /// One that has run, and has ended after some results.
-fn after_a_run(access: &Access, seed: u64) -> Case {
-    let mut case = Case::new(access, seed, 500);
-    case.produce(200);
-    let swelter = case.start(1).ready();
+fn case_after_run(access: &BrokerAccess, seed: u64) -> KafkaCase {
+    let mut case = KafkaCase::new(access, seed, 500);
+    case.produce_records(200);
+    let swelter = case.start_swelter(1).wait_until_ready();
     case.wait_for_results();
     swelter.terminate();
     case
 }
 
 #[test]
-fn a_topic_that_is_missing_is_named() {
-    let Some(access) = shared() else { return };
-    let names = Case::without_topics(&access, 10, 1).setup;
+fn missing_topic_is_named() {
+    let Some(access) = shared_broker() else { return };
+    let names = KafkaCase::without_topics(&access, 10, 1).setup;
     let second = format!("{}.failed.2", names.input);
-    for missing in [&names.input, &names.letters(), &second, &names.results, &names.current, &names.progress]
+    for missing in
+        [&names.input, &names.dead_letter_topic(), &second, &names.results, &names.current, &names.progress]
     {
-        let mut case = Case::without_topics(&access, 10, 1);
+        let mut case = KafkaCase::without_topics(&access, 10, 1);
         // The same name in the names of this case.
         let missing = missing.replace(&names.input, &case.setup.input);
-        case.setup.make_topics_but(&missing, 1);
+        case.setup.create_topics_except(&missing, 1);
         case.setup.sink += "create_topics = false\n";
-        refused(&case, &[&missing, "create_topics"]);
+        check_start_refused(&case, &[&missing, "create_topics"]);
     }
 }
 
 #[test]
-fn topics_are_made_as_they_should_be() {
-    let Some(access) = shared() else { return };
-    let mut case = Case::without_topics(&access, 11, 500);
+fn topics_are_created_with_required_settings() {
+    let Some(access) = shared_broker() else { return };
+    let mut case = KafkaCase::without_topics(&access, 11, 500);
     case.setup.source = format!("create_topics = true\npartitions = {PARTITIONS}\n");
     case.setup.sink += "create_topics = true\npartitions = 5\n";
-    let swelter = case.start(1).ready();
-    let topics = Topics::of(&access);
+    let swelter = case.start_swelter(1).wait_until_ready();
+    let topics = TopicAdmin::of(&access);
     let setup = case.setup.clone();
     let config = |topic: &str, key: &str| topics.config(topic)[key].clone();
     for topic in [&setup.results, &setup.current, &setup.progress] {
@@ -56,41 +57,41 @@ fn topics_are_made_as_they_should_be() {
     assert_eq!((topics.partitions(&setup.results), topics.partitions(&setup.current)), (5, 5));
     assert_eq!(topics.partitions(&setup.input), PARTITIONS as usize);
     assert_eq!(config(&setup.input, "message.timestamp.type"), "LogAppendTime");
-    for letters in [setup.letters(), format!("{}.failed.2", setup.input)] {
+    for letters in [setup.dead_letter_topic(), format!("{}.failed.2", setup.input)] {
         assert_eq!(
             (&*config(&letters, "cleanup.policy"), &*config(&letters, "retention.ms")),
             ("delete", "-1"),
             "{letters}"
         );
     }
-    case.produce(200);
+    case.produce_records(200);
     case.wait_for_results();
     swelter.terminate();
     case.check_exactly_once();
 }
 
 #[test]
-fn who_may_not_is_told_so() {
-    let Some(broker) = OwnBroker::secured() else { return };
-    let mut case = Case::new(&broker.access, 12, 1);
+fn missing_permission_is_reported() {
+    let Some(broker) = PrivateBroker::start_secured() else { return };
+    let mut case = KafkaCase::new(&broker.access, 12, 1);
     case.setup.access.user = Some("poor");
-    refused(&case, &["authori"]);
+    check_start_refused(&case, &["authori"]);
 }
 
 #[test]
 fn results_topics_with_other_partitions_are_refused() {
-    let Some(access) = shared() else { return };
-    let case = after_a_run(&access, 13);
-    Topics::of(&access).add_partitions(&case.setup.results, 6);
-    refused(&case, &[&case.setup.results, "partitions"]);
+    let Some(access) = shared_broker() else { return };
+    let case = case_after_run(&access, 13);
+    TopicAdmin::of(&access).add_partitions(&case.setup.results, 6);
+    check_start_refused(&case, &[&case.setup.results, "partitions"]);
 }
 
 #[test]
-fn another_formula_than_that_of_the_progress_is_refused() {
-    let Some(access) = shared() else { return };
-    let mut case = after_a_run(&access, 14);
+fn formula_differing_from_progress_is_refused() {
+    let Some(access) = shared_broker() else { return };
+    let mut case = case_after_run(&access, 14);
     case.setup.rules = "formula = \"lu-romps\"\n".into();
-    refused(
+    check_start_refused(
         &case,
         &["results.formula nws, now it is lu-romps", "new progress and result topics", "docs/rebuild.md"],
     );
@@ -99,91 +100,98 @@ fn another_formula_than_that_of_the_progress_is_refused() {
 /// As swelter 0.1.0 of rules version 1 has left it.
 #[test]
 fn progress_topic_of_rules_version_1_is_refused() {
-    let Some(access) = shared() else { return };
-    let case = Case::new(&access, 31, 1);
-    let producer = Producer::to(&access);
-    let records = std::fs::read_to_string(fixture("progress.tsv")).unwrap();
+    let Some(access) = shared_broker() else { return };
+    let case = KafkaCase::new(&access, 31, 1);
+    let producer = TestProducer::to(&access);
+    let records = std::fs::read_to_string(fixture_path("progress.tsv")).unwrap();
     for record in records.lines() {
         let (key, value) = record.split_once('\t').unwrap();
-        producer.send(&case.setup.progress, &NewRecord::new(0, key, value));
+        producer.send_record(&case.setup.progress, &NewRecord::new(0, key, value));
     }
     producer.flush();
-    let said = case.start(1).fails();
+    let said = case.start_swelter(1).wait_for_failure();
     let line = said.lines().last().unwrap_or_default();
-    for says in [&*case.setup.progress, MAKER, "rules version 2", "new result and progress topics", PAGE] {
+    for says in [
+        &*case.setup.progress,
+        RULES_1_MAKER,
+        "rules version 2",
+        "new result and progress topics",
+        RULES_HELP_PAGE,
+    ] {
         assert!(line.contains(says), "{says}: {said}");
     }
 }
 
 #[test]
-fn another_number_of_shards_is_refused() {
-    let Some(access) = shared() else { return };
-    let mut case = after_a_run(&access, 15);
+fn changed_shard_count_is_refused() {
+    let Some(access) = shared_broker() else { return };
+    let mut case = case_after_run(&access, 15);
     case.setup.sink = case.setup.sink.replace("shards = 2", "shards = 3");
-    refused(&case, &["shards"]);
+    check_start_refused(&case, &["shards"]);
 }
 
 /// What is wrong with a start is said before it claims anything: the one that runs goes on.
 #[test]
-fn a_start_with_a_wrong_configuration_ends_nobody_else() {
-    let Some(access) = shared() else { return };
-    let mut case = Case::new(&access, 19, 500);
-    case.produce(200);
-    let mut running = case.start(1).ready();
-    let address = running.address();
+fn invalid_configuration_does_not_fence_running_process() {
+    let Some(access) = shared_broker() else { return };
+    let mut case = KafkaCase::new(&access, 19, 500);
+    case.produce_records(200);
+    let mut running = case.start_swelter(1).wait_until_ready();
+    let address = running.wait_for_address();
     case.wait_for_results();
     let setup = case.setup.clone();
     let other = tempfile::tempdir().unwrap();
-    let refused = |change: &dyn Fn(&mut Setup), words: &[&str]| {
+    let refused = |change: &dyn Fn(&mut KafkaConfig), words: &[&str]| {
         let mut wrong = setup.clone();
         change(&mut wrong);
         for arguments in [&[][..], &["--takeover"]] {
-            let said = Swelter::start_with(&wrong, other.path(), 1, None, arguments).fails();
+            let said =
+                SwelterProcess::start_with(&wrong, other.path(), 1, None, arguments).wait_for_failure();
             assert!(words.iter().all(|word| said.contains(word)), "no {words:?} in: {said}");
         }
     };
     refused(&|wrong| wrong.source = "name = \"renamed\"\n".into(), &["not there any more"]);
     // Its second outlet is of another cluster, as far as names say.
     let second = format!("{}.progress", setup.input);
-    Topics::of(&access).create(&second, 1, &[COMPACT]);
+    TopicAdmin::of(&access).create(&second, 1, &[COMPACT]);
     refused(
         &|wrong| wrong.source = "properties.\"socket.timeout.ms\" = 9999\n".into(),
         &[&second, "set it back"],
     );
     assert!(is_ready(&address) && running.has_ended().is_none(), "{}", running.log());
-    case.produce(100);
+    case.produce_records(100);
     case.check_exactly_once();
     running.terminate();
 }
 
 #[test]
-fn a_compacted_input_is_refused() {
-    let Some(access) = shared() else { return };
-    let case = Case::without_topics(&access, 16, 1);
-    case.setup.make_topics_but(&case.setup.input, 1);
-    Topics::of(&access).create(&case.setup.input, 1, &[COMPACT]);
-    refused(&case, &[&case.setup.input, "compact"]);
+fn compacted_input_is_refused() {
+    let Some(access) = shared_broker() else { return };
+    let case = KafkaCase::without_topics(&access, 16, 1);
+    case.setup.create_topics_except(&case.setup.input, 1);
+    TopicAdmin::of(&access).create(&case.setup.input, 1, &[COMPACT]);
+    check_start_refused(&case, &[&case.setup.input, "compact"]);
 }
 
 #[test]
-fn an_input_that_no_longer_reaches_back_is_refused() {
-    let Some(access) = shared() else { return };
-    let case = after_a_run(&access, 17);
-    Topics::of(&access).delete_before(&case.setup.input, 1, 5);
-    refused(&case, &[&case.setup.input, "its records before 5 are gone"]);
+fn input_deleted_past_resume_point_is_refused() {
+    let Some(access) = shared_broker() else { return };
+    let case = case_after_run(&access, 17);
+    TopicAdmin::of(&access).delete_records_before(&case.setup.input, 1, 5);
+    check_start_refused(&case, &[&case.setup.input, "its records before 5 are gone"]);
 }
 
 #[test]
-fn topics_that_are_not_as_they_should_be_are_warned_of() {
-    let Some(access) = shared() else { return };
-    let mut case = Case::without_topics(&access, 18, 500);
+fn unsuitable_topic_settings_warn() {
+    let Some(access) = shared_broker() else { return };
+    let mut case = KafkaCase::without_topics(&access, 18, 500);
     let setup = case.setup.clone();
-    setup.make_topics_but(&setup.results, PARTITIONS as i32);
-    let topics = Topics::of(&access);
+    setup.create_topics_except(&setup.results, PARTITIONS as i32);
+    let topics = TopicAdmin::of(&access);
     topics.create(&setup.results, 4, &[]);
-    topics.set(&setup.input, ("message.timestamp.type", "CreateTime"));
-    case.produce(100);
-    let swelter = case.start(1).ready();
+    topics.set_config(&setup.input, ("message.timestamp.type", "CreateTime"));
+    case.produce_records(100);
+    let swelter = case.start_swelter(1).wait_until_ready();
     case.wait_for_results();
     let log = swelter.log();
     swelter.terminate();

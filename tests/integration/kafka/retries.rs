@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::broker::shared;
-use super::case::Case;
-use super::reading::{Record, committed};
-use super::swelter::Setup;
-use super::topics::{NewRecord, Producer};
-use crate::process::wait_for;
+use super::broker::shared_broker;
+use super::case::KafkaCase;
+use super::swelter_process::KafkaConfig;
+use super::topic_reader::{ConsumedRecord, read_committed};
+use super::topics::{NewRecord, TestProducer};
+use crate::service_process::wait_for;
 
 /// How far ahead a reading may be dated, and how far ahead those are that are refused for it.
-const MAX_AHEAD: &str = "max_ahead = \"2s\"\n";
-const AHEAD: i64 = 6_000;
+const MAX_AHEAD_CONFIG: &str = "max_ahead = \"2s\"\n";
+const AHEAD_MS: i64 = 6_000;
 
 fn millis(time: i64) -> Timestamp {
     Timestamp::from_millisecond(time).unwrap()
@@ -29,33 +29,33 @@ fn reading(city: &str, at: i64, temperature: i64) -> NewRecord {
     NewRecord::new(1, city, &value)
 }
 
-fn write(setup: &Setup, records: &[&NewRecord]) {
-    let producer = Producer::to(&setup.access);
-    records.iter().for_each(|record| producer.send(&setup.input, record));
+fn produce_records(setup: &KafkaConfig, records: &[&NewRecord]) {
+    let producer = TestProducer::to(&setup.access);
+    records.iter().for_each(|record| producer.send_record(&setup.input, record));
     producer.flush();
 }
 
 /// Waits until the clock has come so far that a record dated there is taken.
-fn wait_until(at: i64) {
+fn wait_until_clock_reaches(at: i64) {
     let left = at - Timestamp::now().as_millisecond();
     thread::sleep(Duration::from_millis(u64::try_from(left).unwrap_or(0)));
 }
 
-fn letters(setup: &Setup, number: u8, count: usize) -> Vec<Record> {
+fn wait_for_dead_letters(setup: &KafkaConfig, number: u8, count: usize) -> Vec<ConsumedRecord> {
     let topic = format!("{}.failed.{number}", setup.input);
     wait_for("dead letters", || {
-        let letters = committed(&setup.access, &topic);
+        let letters = read_committed(&setup.access, &topic);
         (letters.len() >= count).then_some(letters)
     })
 }
 
 /// All values that a city's rows have had.
-fn rows(setup: &Setup, city: &str) -> Vec<serde_json::Value> {
-    let rows = committed(&setup.access, &setup.results);
-    rows.iter().filter_map(Record::json).filter(|row| row["city"] == city).collect()
+fn row_values(setup: &KafkaConfig, city: &str) -> Vec<serde_json::Value> {
+    let rows = read_committed(&setup.access, &setup.results);
+    rows.iter().filter_map(ConsumedRecord::json).filter(|row| row["city"] == city).collect()
 }
 
-fn retry(setup: &Setup) -> String {
+fn run_retry(setup: &KafkaConfig) -> String {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("swelter.toml");
     std::fs::write(&config, setup.to_toml()).unwrap();
@@ -66,17 +66,17 @@ fn retry(setup: &Setup) -> String {
 }
 
 #[test]
-fn what_is_sent_again_counts_once_and_only_where_nothing_came() {
-    let Some(access) = shared() else { return };
-    let mut case = Case::new(&access, 61, 1);
-    case.setup.rules = MAX_AHEAD.into();
+fn retried_record_counts_once_and_only_if_nothing_newer_arrived() {
+    let Some(access) = shared_broker() else { return };
+    let mut case = KafkaCase::new(&access, 61, 1);
+    case.setup.rules = MAX_AHEAD_CONFIG.into();
     let setup = case.setup.clone();
-    let swelter = case.start(2).ready();
-    let at = Timestamp::now().as_millisecond() + AHEAD;
+    let swelter = case.start_swelter(2).wait_until_ready();
+    let at = Timestamp::now().as_millisecond() + AHEAD_MS;
     let (early, beaten) = (reading("early", at, 90), reading("beaten", at, 90));
     let bad = NewRecord::new(1, "bad", "not JSON");
-    write(&setup, &[&early, &bad, &beaten]);
-    let first = letters(&setup, 1, 3);
+    produce_records(&setup, &[&early, &bad, &beaten]);
+    let first = wait_for_dead_letters(&setup, 1, 3);
     for (offset, (letter, (record, reason))) in first
         .iter()
         .zip([(&early, "in_the_future"), (&bad, "not_decodable"), (&beaten, "in_the_future")])
@@ -91,15 +91,15 @@ fn what_is_sent_again_counts_once_and_only_where_nothing_came() {
         );
         assert_eq!(letter.headers["swelter-attempt"], "0");
         let seen: Timestamp = letter.headers["swelter-first-seen"].parse().unwrap();
-        assert!((seen.as_millisecond() - (at - AHEAD)).abs() < 60_000, "{seen}");
+        assert!((seen.as_millisecond() - (at - AHEAD_MS)).abs() < 60_000, "{seen}");
     }
 
-    wait_until(at);
-    write(&setup, &[&reading("beaten", at, 70)]);
-    let before = wait_for("a result", || Some(rows(&setup, "beaten")).filter(|rows| !rows.is_empty()));
-    assert!(retry(&setup).contains("sent 3 dead letters"));
-    wait_for("the result of what was sent again", || (!rows(&setup, "early").is_empty()).then_some(()));
-    let second = letters(&setup, 2, 1);
+    wait_until_clock_reaches(at);
+    produce_records(&setup, &[&reading("beaten", at, 70)]);
+    let before = wait_for("a result", || Some(row_values(&setup, "beaten")).filter(|rows| !rows.is_empty()));
+    assert!(run_retry(&setup).contains("sent 3 dead letters"));
+    wait_for("the result of what was sent again", || (!row_values(&setup, "early").is_empty()).then_some(()));
+    let second = wait_for_dead_letters(&setup, 2, 1);
     let headers = &second[0].headers;
     assert_eq!((second.len(), &second[0].value), (1, &bad.value));
     assert_eq!(headers["swelter-origin"], format!("{}/1/1", setup.input));
@@ -107,40 +107,43 @@ fn what_is_sent_again_counts_once_and_only_where_nothing_came() {
     assert_eq!(headers["swelter-first-seen"], first[1].headers["swelter-first-seen"]);
     assert_ne!(headers["swelter-position"], headers["swelter-origin"]);
 
-    assert!(retry(&setup).contains("sent 0 dead letters"));
+    assert!(run_retry(&setup).contains("sent 0 dead letters"));
     // Behind all of that, of the same partition.
-    write(&setup, &[&reading("last", at, 70)]);
-    wait_for("the last result", || (!rows(&setup, "last").is_empty()).then_some(()));
-    assert_eq!(rows(&setup, "early").len(), 1);
-    assert_eq!(rows(&setup, "beaten"), before, "what came meanwhile counts");
-    let sent = committed(&setup.access, &setup.input);
+    produce_records(&setup, &[&reading("last", at, 70)]);
+    wait_for("the last result", || (!row_values(&setup, "last").is_empty()).then_some(()));
+    assert_eq!(row_values(&setup, "early").len(), 1);
+    assert_eq!(row_values(&setup, "beaten"), before, "what came meanwhile counts");
+    let sent = read_committed(&setup.access, &setup.input);
     assert_eq!(sent.iter().filter(|record| record.headers.contains_key("swelter-attempt")).count(), 3);
-    assert_eq!((letters(&setup, 1, 3).len(), letters(&setup, 2, 1).len()), (3, 1));
+    assert_eq!(
+        (wait_for_dead_letters(&setup, 1, 3).len(), wait_for_dead_letters(&setup, 2, 1).len()),
+        (3, 1)
+    );
     swelter.terminate();
 }
 
 #[test]
-fn a_topics_letters_are_sent_again_by_themselves_but_not_those_that_are_too_late() {
-    let Some(access) = shared() else { return };
-    let mut case = Case::new(&access, 62, 1);
-    case.setup.rules = MAX_AHEAD.into();
+fn automatic_retry_skips_too_late_dead_letters() {
+    let Some(access) = shared_broker() else { return };
+    let mut case = KafkaCase::new(&access, 62, 1);
+    case.setup.rules = MAX_AHEAD_CONFIG.into();
     case.setup.source = "retry_after = \"5s\"\n".into();
     let setup = case.setup.clone();
-    let swelter = case.start(1).ready();
+    let swelter = case.start_swelter(1).wait_until_ready();
     let now = Timestamp::now().as_millisecond();
     let late = reading("early", now - 24 * 3_600_000, 70);
-    write(&setup, &[&reading("early", now, 80), &late, &reading("early", now + AHEAD, 90)]);
-    let first = letters(&setup, 1, 2);
+    produce_records(&setup, &[&reading("early", now, 80), &late, &reading("early", now + AHEAD_MS, 90)]);
+    let first = wait_for_dead_letters(&setup, 1, 2);
     let reasons: Vec<&str> = first.iter().map(|letter| &*letter.headers["swelter-reason"]).collect();
     assert_eq!(reasons, ["too_late", "in_the_future"]);
-    wait_for("the result of what was sent again", || (rows(&setup, "early").len() == 2).then_some(()));
-    let again = |records: &[Record]| {
+    wait_for("the result of what was sent again", || (row_values(&setup, "early").len() == 2).then_some(()));
+    let again = |records: &[ConsumedRecord]| {
         let again = records.iter().filter(|record| record.headers.contains_key("swelter-attempt"));
         again.map(|record| record.headers["swelter-origin"].clone()).collect::<Vec<_>>()
     };
-    assert_eq!(again(&committed(&access, &setup.input)), [format!("{}/1/2", setup.input)]);
+    assert_eq!(again(&read_committed(&access, &setup.input)), [format!("{}/1/2", setup.input)]);
     // The one that is too late came first, so it would have been sent with it.
-    let said = retry(&setup);
+    let said = run_retry(&setup);
     assert!(said.contains("sent 0 dead letters"), "{said}");
     swelter.terminate();
 }

@@ -14,14 +14,14 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
-use swelter::kafka::Cluster;
-use swelter::kafka::silence::Silence;
+use swelter::kafka::KafkaCluster;
+use swelter::kafka::broker_reminder::BrokerReminder;
 
-use super::broker::Access;
-use crate::process::{DEADLINE, wait_for};
+use super::broker::BrokerAccess;
+use crate::service_process::{WAIT_TIMEOUT, wait_for};
 
 /// A name that no other test has, in this run or another on the same broker.
-pub fn unique(name: &str) -> String {
+pub fn unique_name(name: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let now = jiff::Timestamp::now().as_millisecond();
@@ -31,11 +31,11 @@ pub fn unique(name: &str) -> String {
 pub const COMPACT: (&str, &str) = ("cleanup.policy", "compact");
 pub const LOG_APPEND_TIME: (&str, &str) = ("message.timestamp.type", "LogAppendTime");
 
-pub struct Topics(AdminClient<DefaultClientContext>);
+pub struct TopicAdmin(AdminClient<DefaultClientContext>);
 
-impl Topics {
-    pub fn of(access: &Access) -> Topics {
-        Topics(access.client().create().unwrap())
+impl TopicAdmin {
+    pub fn of(access: &BrokerAccess) -> TopicAdmin {
+        TopicAdmin(access.client_config().create().unwrap())
     }
 
     pub fn create(&self, name: &str, partitions: i32, config: &[(&str, &str)]) {
@@ -45,7 +45,7 @@ impl Topics {
         }
         // A broker that was slow to answer may have made it all the same.
         wait_for("that a topic is made", || {
-            match block_on(self.0.create_topics([&topic], &options())).unwrap().remove(0) {
+            match block_on(self.0.create_topics([&topic], &admin_options())).unwrap().remove(0) {
                 Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => Some(()),
                 Err((_, RDKafkaErrorCode::RequestTimedOut)) => None,
                 Err(error) => panic!("{error:?}"),
@@ -56,7 +56,7 @@ impl Topics {
 
     /// Deletes a topic, and waits until nobody knows of it.
     pub fn delete(&self, name: &str) {
-        block_on(self.0.delete_topics(&[name], &options())).unwrap().remove(0).unwrap();
+        block_on(self.0.delete_topics(&[name], &admin_options())).unwrap().remove(0).unwrap();
         wait_for("that a topic is gone", || (self.partitions(name) == 0).then_some(()));
     }
 
@@ -68,33 +68,34 @@ impl Topics {
 
     pub fn add_partitions(&self, name: &str, to: usize) {
         let partitions = NewPartitions::new(name, to);
-        block_on(self.0.create_partitions([&partitions], &options())).unwrap().remove(0).unwrap();
+        block_on(self.0.create_partitions([&partitions], &admin_options())).unwrap().remove(0).unwrap();
         wait_for("the new partitions", || (self.partitions(name) == to).then_some(()));
     }
 
     pub fn config(&self, name: &str) -> BTreeMap<String, String> {
         let topic = ResourceSpecifier::Topic(name);
-        let described = block_on(self.0.describe_configs([&topic], &options())).unwrap().remove(0).unwrap();
+        let described =
+            block_on(self.0.describe_configs([&topic], &admin_options())).unwrap().remove(0).unwrap();
         described.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect()
     }
 
-    pub fn set(&self, name: &str, (key, value): (&str, &str)) {
+    pub fn set_config(&self, name: &str, (key, value): (&str, &str)) {
         let change = AlterConfig::new(ResourceSpecifier::Topic(name)).set(key, value);
-        block_on(self.0.alter_configs([&change], &options())).unwrap().remove(0).unwrap();
+        block_on(self.0.alter_configs([&change], &admin_options())).unwrap().remove(0).unwrap();
         wait_for("the new setting", || (self.config(name)[key] == value).then_some(()));
     }
 
     /// Deletes the records before an offset.
-    pub fn delete_before(&self, name: &str, partition: i32, offset: i64) {
+    pub fn delete_records_before(&self, name: &str, partition: i32, offset: i64) {
         let mut offsets = TopicPartitionList::new();
         offsets.add_partition_offset(name, partition, Offset::Offset(offset)).unwrap();
-        let deleted = block_on(self.0.delete_records(&offsets, &options())).unwrap();
+        let deleted = block_on(self.0.delete_records(&offsets, &admin_options())).unwrap();
         assert!(deleted.elements()[0].error().is_ok(), "{deleted:?}");
     }
 }
 
-fn options() -> AdminOptions {
-    AdminOptions::new().request_timeout(Some(DEADLINE)).operation_timeout(Some(DEADLINE))
+fn admin_options() -> AdminOptions {
+    AdminOptions::new().request_timeout(Some(WAIT_TIMEOUT)).operation_timeout(Some(WAIT_TIMEOUT))
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -119,15 +120,15 @@ impl NewRecord {
 }
 
 /// Produces each record once and in order, whatever becomes of the broker meanwhile.
-pub struct Producer(ThreadedProducer<Delivered>, Cluster);
+pub struct TestProducer(ThreadedProducer<DeliveryErrors>, KafkaCluster);
 
 /// Why records could not be delivered.
 #[derive(Default)]
-struct Delivered(Mutex<Vec<String>>);
+struct DeliveryErrors(Mutex<Vec<String>>);
 
-impl ClientContext for Delivered {}
+impl ClientContext for DeliveryErrors {}
 
-impl ProducerContext for Delivered {
+impl ProducerContext for DeliveryErrors {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
@@ -137,19 +138,19 @@ impl ProducerContext for Delivered {
     }
 }
 
-impl Producer {
-    pub fn to(access: &Access) -> Producer {
-        Producer::with(access, &[])
+impl TestProducer {
+    pub fn to(access: &BrokerAccess) -> TestProducer {
+        TestProducer::with(access, &[])
     }
 
-    pub fn transactional(access: &Access, id: &str) -> Producer {
-        let producer = Producer::with(access, &[("transactional.id", id)]);
-        producer.0.init_transactions(DEADLINE).unwrap();
+    pub fn transactional(access: &BrokerAccess, id: &str) -> TestProducer {
+        let producer = TestProducer::with(access, &[("transactional.id", id)]);
+        producer.0.init_transactions(WAIT_TIMEOUT).unwrap();
         producer
     }
 
-    fn with(access: &Access, properties: &[(&str, &str)]) -> Producer {
-        let mut config = access.client();
+    fn with(access: &BrokerAccess, properties: &[(&str, &str)]) -> TestProducer {
+        let mut config = access.client_config();
         config.set("enable.idempotence", "true").set("linger.ms", "1");
         // A request that a broker loses while it is paused is sent again well before the deadline.
         config.set("socket.timeout.ms", "10000");
@@ -158,8 +159,8 @@ impl Producer {
         for (name, value) in properties {
             config.set(*name, *value);
         }
-        let cluster = Cluster { brokers: access.address.clone(), properties: BTreeMap::new() };
-        Producer(config.create_with_context(Delivered::default()).unwrap(), cluster)
+        let cluster = KafkaCluster { brokers: access.address.clone(), properties: BTreeMap::new() };
+        TestProducer(config.create_with_context(DeliveryErrors::default()).unwrap(), cluster)
     }
 
     pub fn begin(&self) {
@@ -167,16 +168,16 @@ impl Producer {
     }
 
     pub fn commit(&self) {
-        self.0.commit_transaction(DEADLINE).unwrap();
+        self.0.commit_transaction(WAIT_TIMEOUT).unwrap();
     }
 
     pub fn abort(&self) {
         self.flush();
-        self.0.abort_transaction(DEADLINE).unwrap();
+        self.0.abort_transaction(WAIT_TIMEOUT).unwrap();
     }
 
     /// Queues it.
-    pub fn send(&self, topic: &str, record: &NewRecord) {
+    pub fn send_record(&self, topic: &str, record: &NewRecord) {
         let mut headers = OwnedHeaders::new();
         for (key, value) in &record.headers {
             headers = headers.insert(Header { key, value: Some(value) });
@@ -196,11 +197,11 @@ impl Producer {
 
     /// Waits until all that was sent is in the log.
     pub fn flush(&self) {
-        let deadline = Instant::now() + DEADLINE;
-        let mut silence = Silence::of(&self.1);
+        let deadline = Instant::now() + WAIT_TIMEOUT;
+        let mut silence = BrokerReminder::for_cluster(&self.1);
         while let Err(error) = self.0.flush(Duration::from_secs(1)) {
             assert!(Instant::now() < deadline, "{error}");
-            silence.lasts(self.0.client());
+            silence.remind_if_silent(self.0.client());
         }
         let failed = self.0.context().0.lock().unwrap();
         assert!(failed.is_empty(), "{} records are not in the log: {}", failed.len(), failed[0]);

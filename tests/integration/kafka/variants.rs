@@ -6,18 +6,18 @@ use jiff::Timestamp;
 use serde_json::Value;
 use swelter::codec::{CURRENT_SCHEMA, ROW_SCHEMA};
 
-use super::broker::shared;
-use super::case::{Case, PARTITIONS};
-use super::reading::{Record, committed};
-use super::swelter::{Setup, Swelter};
-use super::topics::{COMPACT, LOG_APPEND_TIME, NewRecord, Producer, Topics};
-use crate::process::{get, wait_for};
-use crate::registry::server::Server;
+use super::broker::shared_broker;
+use super::case::{KafkaCase, PARTITIONS};
+use super::swelter_process::{KafkaConfig, SwelterProcess};
+use super::topic_reader::{ConsumedRecord, read_committed};
+use super::topics::{COMPACT, LOG_APPEND_TIME, NewRecord, TestProducer, TopicAdmin};
+use crate::registry::server::RegistryServer;
+use crate::service_process::{get, wait_for};
 
-fn write(setup: &Setup, topic: &str, values: &[(i32, String)]) {
-    let producer = Producer::to(&setup.access);
+fn produce_values(setup: &KafkaConfig, topic: &str, values: &[(i32, String)]) {
+    let producer = TestProducer::to(&setup.access);
     for (partition, value) in values {
-        producer.send(topic, &NewRecord::new(*partition, "", value));
+        producer.send_record(topic, &NewRecord::new(*partition, "", value));
     }
     producer.flush();
 }
@@ -27,18 +27,18 @@ fn reading(city: &str) -> String {
     format!("{{\"city\":\"{city}\",\"reading_at\":\"{now}\",\"temperature\":90,\"humidity\":50}}")
 }
 
-fn cities(setup: &Setup) -> Vec<String> {
+fn committed_cities(setup: &KafkaConfig) -> Vec<String> {
     let mut cities: Vec<String> =
-        committed(&setup.access, &setup.current).iter().map(|record| record.key().to_owned()).collect();
+        read_committed(&setup.access, &setup.current).iter().map(|record| record.key().to_owned()).collect();
     cities.sort();
     cities
 }
 
-fn waits_for(setup: &Setup, expected: &[&str]) {
-    wait_for("the current rows", || (cities(setup) == expected).then_some(()));
+fn wait_for_cities(setup: &KafkaConfig, expected: &[&str]) {
+    wait_for("the current rows", || (committed_cities(setup) == expected).then_some(()));
 }
 
-fn served(address: &str) -> usize {
+fn served_city_count(address: &str) -> usize {
     let answer = get(address, "/v1/cities").unwrap();
     let body: Value = serde_json::from_str(&answer.body).unwrap_or_default();
     body["cities"].as_array().map_or(0, Vec::len)
@@ -46,69 +46,69 @@ fn served(address: &str) -> usize {
 
 /// Its dead letters have a progress topic of their own, which says what was written of them.
 #[test]
-fn a_source_without_a_sink_writes_its_dead_letters_once() {
-    let Some(access) = shared() else { return };
-    let mut case = Case::new(&access, 71, 2_000);
+fn source_without_sink_writes_dead_letters_once() {
+    let Some(access) = shared_broker() else { return };
+    let mut case = KafkaCase::new(&access, 71, 2_000);
     let own = format!("{}.progress", case.setup.input);
-    Topics::of(&access).create(&own, 1, &[COMPACT]);
+    TopicAdmin::of(&access).create(&own, 1, &[COMPACT]);
     case.setup.has_sink = false;
-    let letters = |case: &Case| {
+    let letters = |case: &KafkaCase| {
         let expected: usize = case.log.letters.iter().map(Vec::len).sum();
         let setup = &case.setup;
         wait_for("the dead letters", || {
-            (committed(&setup.access, &setup.letters()).len() >= expected).then_some(())
+            (read_committed(&setup.access, &setup.dead_letter_topic()).len() >= expected).then_some(())
         });
     };
     for _ in 0..3 {
-        case.produce(200);
-        let mut swelter = case.start(2).ready();
-        case.produce(100);
+        case.produce_records(200);
+        let mut swelter = case.start_swelter(2).wait_until_ready();
+        case.produce_records(100);
         letters(&case);
-        assert!(served(&swelter.address()) > 0, "{}", swelter.log());
+        assert!(served_city_count(&swelter.wait_for_address()) > 0, "{}", swelter.log());
         swelter.kill();
     }
-    case.start(1).ready().terminate();
-    case.check_letters();
-    assert!(committed(&access, &case.setup.results).is_empty());
+    case.start_swelter(1).wait_until_ready().terminate();
+    case.check_dead_letters();
+    assert!(read_committed(&access, &case.setup.results).is_empty());
 
     // What it knows would be forgotten where another progress topic had it.
     let mut with_sink = case.setup.clone();
     with_sink.has_sink = true;
-    let said = Swelter::start(&with_sink, case.data.path(), 1).fails();
+    let said = SwelterProcess::start(&with_sink, case.data.path(), 1).wait_for_failure();
     assert!(said.contains(&own) && said.contains("begin anew"), "{said}");
 }
 
 #[test]
-fn a_sink_that_is_removed_is_missed() {
-    let Some(access) = shared() else { return };
-    let mut case = Case::new(&access, 72, 500);
-    Topics::of(&access).create(&format!("{}.progress", case.setup.input), 1, &[COMPACT]);
-    case.produce(300);
-    let swelter = case.start(1).ready();
+fn removed_sink_refuses_start() {
+    let Some(access) = shared_broker() else { return };
+    let mut case = KafkaCase::new(&access, 72, 500);
+    TopicAdmin::of(&access).create(&format!("{}.progress", case.setup.input), 1, &[COMPACT]);
+    case.produce_records(300);
+    let swelter = case.start_swelter(1).wait_until_ready();
     case.wait_for_results();
     swelter.terminate();
-    assert!(case.check_letters() > 0);
+    assert!(case.check_dead_letters() > 0);
     case.setup.has_sink = false;
-    let said = case.start(1).fails();
-    assert!(said.contains(&case.setup.letters()) && said.contains("sink"), "{said}");
+    let said = case.start_swelter(1).wait_for_failure();
+    assert!(said.contains(&case.setup.dead_letter_topic()) && said.contains("sink"), "{said}");
     case.setup.has_sink = true;
-    case.start(1).ready().terminate();
+    case.start_swelter(1).wait_until_ready().terminate();
     case.check_exactly_once();
 }
 
 #[test]
-fn results_in_avro_are_by_the_schemas_that_they_name() {
-    let Some(access) = shared() else { return };
-    let registry = Server::start(None);
-    let mut case = Case::new(&access, 73, 500);
+fn avro_results_match_their_registered_schemas() {
+    let Some(access) = shared_broker() else { return };
+    let registry = RegistryServer::start(None);
+    let mut case = KafkaCase::new(&access, 73, 500);
     case.setup.sink += &format!("format = \"avro\"\nschema_registry = \"{}\"\n", registry.url());
     let now = Timestamp::now();
-    write(&case.setup, &case.setup.input, &[(0, reading("a")), (1, reading("b"))]);
-    let swelter = case.start(2).ready();
+    produce_values(&case.setup, &case.setup.input, &[(0, reading("a")), (1, reading("b"))]);
+    let swelter = case.start_swelter(2).wait_until_ready();
     let topics = [(&case.setup.results, ROW_SCHEMA), (&case.setup.current, CURRENT_SCHEMA)];
     for (id, (topic, schema)) in (1u32..).zip(topics) {
         let records = wait_for("the results", || {
-            Some(committed(&access, topic)).filter(|records: &Vec<Record>| records.len() == 2)
+            Some(read_committed(&access, topic)).filter(|records: &Vec<ConsumedRecord>| records.len() == 2)
         });
         let schema = Schema::parse_str(schema).unwrap();
         let reader = GenericDatumReader::builder(&schema).build().unwrap();
@@ -127,39 +127,39 @@ fn results_in_avro_are_by_the_schemas_that_they_name() {
             let index = row["heat_index"].as_f64().unwrap();
             assert!((90.0..100.0).contains(&index), "{row} at {now}");
         }
-        assert!(registry.asked().iter().any(|path| path.contains(&format!("{topic}-value"))));
+        assert!(registry.requested_paths().iter().any(|path| path.contains(&format!("{topic}-value"))));
     }
     swelter.terminate();
 }
 
 #[test]
-fn latest_means_the_same_at_every_start() {
-    let Some(access) = shared() else { return };
-    let mut case = Case::new(&access, 74, 1);
+fn latest_offset_is_fixed_at_first_start() {
+    let Some(access) = shared_broker() else { return };
+    let mut case = KafkaCase::new(&access, 74, 1);
     case.setup.source = "start = \"latest\"\n".into();
     let input = case.setup.input.clone();
-    write(&case.setup, &input, &[(0, reading("before")), (1, reading("before too"))]);
-    let swelter = case.start(1).ready();
-    write(&case.setup, &input, &[(0, reading("behind"))]);
-    waits_for(&case.setup, &["behind"]);
+    produce_values(&case.setup, &input, &[(0, reading("before")), (1, reading("before too"))]);
+    let swelter = case.start_swelter(1).wait_until_ready();
+    produce_values(&case.setup, &input, &[(0, reading("behind"))]);
+    wait_for_cities(&case.setup, &["behind"]);
     swelter.kill();
-    write(&case.setup, &input, &[(1, reading("meanwhile"))]);
-    let swelter = case.start(2).ready();
-    waits_for(&case.setup, &["behind", "meanwhile"]);
+    produce_values(&case.setup, &input, &[(1, reading("meanwhile"))]);
+    let swelter = case.start_swelter(2).wait_until_ready();
+    wait_for_cities(&case.setup, &["behind", "meanwhile"]);
     swelter.kill();
-    let mut swelter = case.start(1).ready();
-    write(&case.setup, &input, &[(2, reading("last"))]);
-    waits_for(&case.setup, &["behind", "last", "meanwhile"]);
-    assert_eq!(served(&swelter.address()), 3);
+    let mut swelter = case.start_swelter(1).wait_until_ready();
+    produce_values(&case.setup, &input, &[(2, reading("last"))]);
+    wait_for_cities(&case.setup, &["behind", "last", "meanwhile"]);
+    assert_eq!(served_city_count(&swelter.wait_for_address()), 3);
     swelter.terminate();
 }
 
 #[test]
-fn two_topics_go_into_one_result() {
-    let Some(access) = shared() else { return };
-    let mut case = Case::new(&access, 75, 1_000);
+fn two_topics_feed_one_result() {
+    let Some(access) = shared_broker() else { return };
+    let mut case = KafkaCase::new(&access, 75, 1_000);
     let second = format!("{}-second", case.setup.input);
-    let topics = Topics::of(&access);
+    let topics = TopicAdmin::of(&access);
     for name in [second.clone(), format!("{second}.failed.1"), format!("{second}.failed.2")] {
         topics.create(&name, 2, &[LOG_APPEND_TIME]);
     }
@@ -169,21 +169,23 @@ fn two_topics_go_into_one_result() {
     );
     let setup = case.setup.clone();
     for round in 0..3 {
-        write(
+        produce_values(
             &setup,
             &setup.input,
             &[(0, reading(&format!("a{round}"))), (PARTITIONS as i32 - 1, "bad".into())],
         );
-        let swelter = case.start(1 + round % 2).ready();
-        write(&setup, &second, &[(1, reading(&format!("b{round}"))), (0, "bad".into())]);
-        wait_for("the results of both", || (cities(&setup).len() == 2 * (round as usize + 1)).then_some(()));
+        let swelter = case.start_swelter(1 + round % 2).wait_until_ready();
+        produce_values(&setup, &second, &[(1, reading(&format!("b{round}"))), (0, "bad".into())]);
+        wait_for("the results of both", || {
+            (committed_cities(&setup).len() == 2 * (round as usize + 1)).then_some(())
+        });
         swelter.kill();
     }
-    let swelter = case.start(2).ready();
-    waits_for(&setup, &["a0", "a1", "a2", "b0", "b1", "b2"]);
-    for letters in [setup.letters(), format!("{second}.failed.1")] {
-        wait_for("the dead letters", || (committed(&access, &letters).len() == 3).then_some(()));
+    let swelter = case.start_swelter(2).wait_until_ready();
+    wait_for_cities(&setup, &["a0", "a1", "a2", "b0", "b1", "b2"]);
+    for letters in [setup.dead_letter_topic(), format!("{second}.failed.1")] {
+        wait_for("the dead letters", || (read_committed(&access, &letters).len() == 3).then_some(()));
     }
     swelter.terminate();
-    assert_eq!(cities(&setup).len(), 6);
+    assert_eq!(committed_cities(&setup).len(), 6);
 }

@@ -14,13 +14,13 @@ use rustix::process::{Pid, Signal, getuid, kill_process_group};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::cdp::Session;
-use crate::process::{DEADLINE, wait_for};
+use super::cdp::CdpSession;
+use crate::service_process::{WAIT_TIMEOUT, wait_for};
 
 /// A browser with one page, and a profile of its own. Both end with it.
 pub struct Browser {
     child: Child,
-    session: Session,
+    session: CdpSession,
     _profile: TempDir,
 }
 
@@ -42,9 +42,9 @@ impl Browser {
         let log = fs::File::create(profile.path().join("stderr")).unwrap();
         // A group of its own, so that its helpers end with it.
         let child = command.stderr(log).process_group(0).spawn().unwrap();
-        let mut started = Started(Some(child));
+        let mut started = ChildGuard(Some(child));
         let port = wait_for_port(profile.path(), started.0.as_mut().unwrap());
-        let session = Session::open(port);
+        let session = CdpSession::open(port);
         Browser { child: started.0.take().unwrap(), session, _profile: profile }
     }
 
@@ -62,7 +62,7 @@ impl Browser {
     }
 
     pub fn wait_for_value(&mut self, expression: &str, wanted: &Value) {
-        let deadline = std::time::Instant::now() + DEADLINE;
+        let deadline = std::time::Instant::now() + WAIT_TIMEOUT;
         loop {
             let found = self.session.evaluate(expression);
             if found.as_ref() == Ok(wanted) {
@@ -84,7 +84,7 @@ impl Browser {
     }
 
     /// What the user has chosen for the whole system: "light" or "dark".
-    pub fn prefer(&mut self, scheme: &str) {
+    pub fn set_color_scheme(&mut self, scheme: &str) {
         let features = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
         self.session.command("Emulation.setEmulatedMedia", features);
     }
@@ -97,7 +97,7 @@ impl Browser {
     }
 
     /// All that the console got so far.
-    pub fn console(&mut self) -> &[String] {
+    pub fn console_messages(&mut self) -> &[String] {
         // What came before the answer is in.
         self.evaluate("0");
         &self.session.console
@@ -106,22 +106,22 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        end(&mut self.child);
+        kill_and_wait(&mut self.child);
     }
 }
 
 /// Ends the browser where its start fails.
-struct Started(Option<Child>);
+struct ChildGuard(Option<Child>);
 
-impl Drop for Started {
+impl Drop for ChildGuard {
     fn drop(&mut self) {
         if let Some(child) = &mut self.0 {
-            end(child);
+            kill_and_wait(child);
         }
     }
 }
 
-fn end(child: &mut Child) {
+fn kill_and_wait(child: &mut Child) {
     let _ = kill_process_group(Pid::from_child(child), Signal::KILL);
     let _ = child.wait();
 }

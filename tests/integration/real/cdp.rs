@@ -12,10 +12,10 @@ use tokio_tungstenite::tungstenite::{Error, Message, WebSocket, client};
 use super::http;
 
 /// For one command.
-const LIMIT: Duration = Duration::from_secs(60);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A session with one page and the workers that it starts.
-pub struct Session {
+pub struct CdpSession {
     socket: WebSocket<TcpStream>,
     commands: u64,
     /// What the console got, of the page or a worker.
@@ -23,19 +23,19 @@ pub struct Session {
     events: VecDeque<Value>,
 }
 
-impl Session {
+impl CdpSession {
     /// With the first page of the browser that listens on `port`.
-    pub fn open(port: u16) -> Session {
+    pub fn open(port: u16) -> CdpSession {
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let targets = http::get(address, "/json/list").unwrap().json();
         let page = targets.as_array().unwrap().iter().find(|target| target["type"] == "page");
         let url = page.unwrap()["webSocketDebuggerUrl"].as_str().unwrap().to_owned();
         let stream = http::connect(address).unwrap();
-        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        stream.set_read_timeout(Some(COMMAND_TIMEOUT)).unwrap();
         // Screenshots are long.
         let config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
         let (socket, _) = client::client_with_config(url, stream, Some(config)).unwrap();
-        let mut session = Session { socket, commands: 0, console: Vec::new(), events: VecDeque::new() };
+        let mut session = CdpSession { socket, commands: 0, console: Vec::new(), events: VecDeque::new() };
         for domain in ["Page", "Runtime", "Log", "Network"] {
             session.command(&format!("{domain}.enable"), json!({}));
         }
@@ -46,7 +46,7 @@ impl Session {
 
     /// The result of a command, which must have one.
     pub fn command(&mut self, method: &str, parameters: Value) -> Value {
-        let answer = self.ask(method, parameters);
+        let answer = self.call_method(method, parameters);
         assert!(answer.get("error").is_none(), "{method}: {answer}");
         answer["result"].clone()
     }
@@ -54,7 +54,7 @@ impl Session {
     /// The value of an expression; the text of what it throws.
     pub fn evaluate(&mut self, expression: &str) -> Result<Value, String> {
         let parameters = json!({"expression": expression, "awaitPromise": true, "returnByValue": true});
-        let answer = self.ask("Runtime.evaluate", parameters);
+        let answer = self.call_method("Runtime.evaluate", parameters);
         let result = &answer["result"];
         match (result.get("exceptionDetails"), answer.get("error")) {
             (None, None) => Ok(result["result"]["value"].clone()),
@@ -62,12 +62,12 @@ impl Session {
         }
     }
 
-    fn ask(&mut self, method: &str, parameters: Value) -> Value {
-        let id = self.send(method, parameters, None);
-        let deadline = Instant::now() + LIMIT;
+    fn call_method(&mut self, method: &str, parameters: Value) -> Value {
+        let id = self.send_command(method, parameters, None);
+        let deadline = Instant::now() + COMMAND_TIMEOUT;
         loop {
             assert!(Instant::now() < deadline, "no answer to {method}");
-            let message = self.read();
+            let message = self.read_message();
             if message["id"] == id {
                 self.handle_events();
                 return message;
@@ -75,7 +75,7 @@ impl Session {
         }
     }
 
-    fn send(&mut self, method: &str, parameters: Value, session: Option<&str>) -> u64 {
+    fn send_command(&mut self, method: &str, parameters: Value, session: Option<&str>) -> u64 {
         self.commands += 1;
         let mut command = json!({"id": self.commands, "method": method, "params": parameters});
         if let Some(session) = session {
@@ -85,7 +85,7 @@ impl Session {
         self.commands
     }
 
-    fn read(&mut self) -> Value {
+    fn read_message(&mut self) -> Value {
         let text = match self.socket.read() {
             Ok(Message::Text(text)) => text,
             Ok(_) => return Value::Null,
@@ -108,7 +108,7 @@ impl Session {
                 "Target.attachedToTarget" => {
                     let session = parameters["sessionId"].as_str().unwrap_or_default();
                     for method in ["Runtime.enable", "Log.enable"] {
-                        self.send(method, json!({}), Some(session));
+                        self.send_command(method, json!({}), Some(session));
                     }
                 }
                 "Runtime.consoleAPICalled" | "Runtime.exceptionThrown" | "Log.entryAdded" => {

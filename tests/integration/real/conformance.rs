@@ -8,23 +8,26 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::service::Service;
-use super::{alone, prepared, say};
+use super::service::ServiceProcess;
+use super::{lock_machine, prepared_variable, print_line};
 
 /// The suite says nothing of a case that takes forever.
-const LIMIT: Duration = Duration::from_secs(300);
+const SUITE_TIMEOUT: Duration = Duration::from_secs(300);
 /// Of all versions of the protocol but for compression, which the service does not offer.
-const CASES: usize = 301;
+const CASE_COUNT: usize = 301;
 /// What a bare `tungstenite` endpoint gives beside OK: fragments with text that is not UTF-8 are refused with their last byte and not at
 /// once, and some closes may be answered in more than one way.
-const INFORMATIONAL: [&str; 3] = ["7.1.6", "7.13.1", "7.13.2"];
-const NON_STRICT: [&str; 2] = ["6.4.3", "6.4.4"];
+const INFORMATIONAL_CASES: [&str; 3] = ["7.1.6", "7.13.1", "7.13.2"];
+const NON_STRICT_CASES: [&str; 2] = ["6.4.3", "6.4.4"];
 
 #[test]
-fn the_autobahn_suite_passes_as_at_a_bare_endpoint() {
-    let (Some(python), Some(suite)) = (prepared("TEST_PYTHON"), prepared("TEST_AUTOBAHN")) else { return };
-    let _alone = alone();
-    let service = Service::run("[serve]\necho = true\n");
+fn websocket_passes_autobahn_suite_like_bare_endpoint() {
+    let (Some(python), Some(suite)) = (prepared_variable("TEST_PYTHON"), prepared_variable("TEST_AUTOBAHN"))
+    else {
+        return;
+    };
+    let _alone = lock_machine();
+    let service = ServiceProcess::start_run("[serve]\necho = true\n");
     service.wait_until_ready();
     let folder = tempfile::tempdir().unwrap();
     let (spec, reports) = (folder.path().join("spec.json"), folder.path().join("reports"));
@@ -36,16 +39,20 @@ fn the_autobahn_suite_passes_as_at_a_bare_endpoint() {
     let mut command = Command::new(python);
     command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/autobahn/wstest.py")).arg(suite);
     command.args(["-m", "fuzzingclient", "-s"]).arg(&spec);
-    let took = run(&mut command, folder.path());
-    let found = behaviours(&reports);
+    let took = run_suite(&mut command, folder.path());
+    let found = cases_by_behaviour(&reports);
     let counted = found.iter().map(|(behaviour, cases)| format!("{} {behaviour}", cases.len()));
-    say(&format!("Autobahn: {} in {:.0} s", counted.collect::<Vec<_>>().join(", "), took.as_secs_f64()));
-    assert_eq!(found.values().map(Vec::len).sum::<usize>(), CASES, "{found:?}");
+    print_line(&format!(
+        "Autobahn: {} in {:.0} s",
+        counted.collect::<Vec<_>>().join(", "),
+        took.as_secs_f64()
+    ));
+    assert_eq!(found.values().map(Vec::len).sum::<usize>(), CASE_COUNT, "{found:?}");
     for (behaviour, cases) in &found {
         let known: &[&str] = match behaviour.as_str() {
             "OK" => continue,
-            "INFORMATIONAL" => &INFORMATIONAL,
-            "NON-STRICT" => &NON_STRICT,
+            "INFORMATIONAL" => &INFORMATIONAL_CASES,
+            "NON-STRICT" => &NON_STRICT_CASES,
             _ => &[],
         };
         let new: Vec<_> = cases.iter().filter(|case| !known.contains(&case.as_str())).collect();
@@ -54,7 +61,7 @@ fn the_autobahn_suite_passes_as_at_a_bare_endpoint() {
 }
 
 /// Runs the suite to its end, and says how long it took.
-fn run(command: &mut Command, folder: &Path) -> Duration {
+fn run_suite(command: &mut Command, folder: &Path) -> Duration {
     let log = folder.join("log");
     let file = fs::File::create(&log).unwrap();
     let began = Instant::now();
@@ -64,7 +71,7 @@ fn run(command: &mut Command, folder: &Path) -> Duration {
         if let Some(status) = child.try_wait().unwrap() {
             break Some(status);
         }
-        if began.elapsed() > LIMIT {
+        if began.elapsed() > SUITE_TIMEOUT {
             child.kill().unwrap();
             child.wait().unwrap();
             break None;
@@ -77,7 +84,7 @@ fn run(command: &mut Command, folder: &Path) -> Duration {
 }
 
 /// The cases by how the endpoint behaved, in the case itself and in closing.
-fn behaviours(reports: &Path) -> BTreeMap<String, Vec<String>> {
+fn cases_by_behaviour(reports: &Path) -> BTreeMap<String, Vec<String>> {
     let index: Value = serde_json::from_slice(&fs::read(reports.join("index.json")).unwrap()).unwrap();
     let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (case, result) in index["swelter"].as_object().unwrap() {

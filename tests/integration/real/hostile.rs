@@ -9,28 +9,28 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 
-use super::service::Service;
-use super::{alone, http, say};
-use crate::process::{DEADLINE, wait_for};
+use super::service::ServiceProcess;
+use super::{http, lock_machine, print_line};
+use crate::service_process::{WAIT_TIMEOUT, wait_for};
 
 /// Small limits, so that they are reached soon.
 const CONFIG: &str = "[serve]\necho = true\n[serve.limits]\nconnections = 600\nheader_time = \"2s\"\nbody_time = \"2s\"\n\
      idle_time = \"4s\"\nbody_bytes = \"1 MiB\"\nbodies_bytes = \"8 MiB\"\nheartbeat = \"1s\"\nsend_time = \"2s\"\n";
-const CONNECTIONS: usize = 600;
+const MAX_CONNECTIONS: usize = 600;
 /// What the service may take beside what it took when it was ready: the connections that are let in, each with its buffers, the bodies
 /// that are being read, and what the allocator keeps.
-const MEMORY_BYTES: u64 = 64 << 20;
+const MAX_MEMORY_BYTES: u64 = 64 << 20;
 /// From SIGTERM to the end, with clients that do not go away.
-const END_TIME: Duration = Duration::from_secs(10);
+const CONNECTION_END_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[test]
-fn hostile_clients_harm_nobody() {
-    let _alone = alone();
+fn hostile_clients_do_not_affect_others() {
+    let _alone = lock_machine();
     allow_open_files();
-    let mut service = Service::run(CONFIG);
+    let mut service = ServiceProcess::start_run(CONFIG);
     service.wait_until_ready();
     let at = service.address;
-    let before = resident(&service);
+    let before = resident_bytes(&service);
     for (name, attack) in ATTACKS {
         attack(at);
         let answer = wait_for(name, || http::get(at, "/readyz").ok().filter(|answer| answer.status == 200));
@@ -40,15 +40,15 @@ fn hostile_clients_harm_nobody() {
         json!({"city": "x", "reading_at": "2025-11-24T16:00:00Z", "temperature": 90, "humidity": 50});
     service.wait_until_applied(&service.post(&reading));
     assert_eq!(service.get("/v1/cities/x").json()["current"]["temperature"], 90.0);
-    let most = peak(&service);
-    say(&format!("hostile clients: {} MB resident before, {} MB at most", before >> 20, most >> 20));
-    assert!(most < before + MEMORY_BYTES, "{before} bytes before, {most} at most");
+    let most = peak_resident_bytes(&service);
+    print_line(&format!("hostile clients: {} MB resident before, {} MB at most", before >> 20, most >> 20));
+    assert!(most < before + MAX_MEMORY_BYTES, "{before} bytes before, {most} at most");
 
-    let held: Vec<_> = (0..CONNECTIONS / 2).map(|n| half_way(at, n)).collect();
+    let held: Vec<_> = (0..MAX_CONNECTIONS / 2).map(|n| open_unfinished_client(at, n)).collect();
     let began = Instant::now();
     let status = service.terminate();
     assert_eq!(status.code(), Some(0));
-    assert!(began.elapsed() < END_TIME, "{:?}", began.elapsed());
+    assert!(began.elapsed() < CONNECTION_END_TIMEOUT, "{:?}", began.elapsed());
     drop(held);
     let log = service.log();
     assert!(!log.contains("panic"), "{log}");
@@ -70,25 +70,25 @@ const ATTACKS: [(&str, Attack); 11] = [
     ("connections without a request", silent_connections),
     ("more connections than there may be", many_connections),
     ("targets that are no path", bad_targets),
-    ("requests that are none", garbage),
+    ("requests that are none", random_bytes),
     ("huge heads", huge_heads),
     ("bodies that are huge, cut off or badly framed", bad_bodies),
-    ("paths that lead out", traversal),
+    ("paths that lead out", path_traversal),
     ("bad percent-encodings", bad_encodings),
     ("WebSocket frames that are none", bad_frames),
 ];
 
 /// Bytes of resident memory now.
-pub(super) fn resident(service: &Service) -> u64 {
-    memory(service, "VmRSS:")
+pub(super) fn resident_bytes(service: &ServiceProcess) -> u64 {
+    memory_field_bytes(service, "VmRSS:")
 }
 
 /// The same at most, since it started.
-pub(super) fn peak(service: &Service) -> u64 {
-    memory(service, "VmHWM:")
+pub(super) fn peak_resident_bytes(service: &ServiceProcess) -> u64 {
+    memory_field_bytes(service, "VmHWM:")
 }
 
-fn memory(service: &Service, name: &str) -> u64 {
+fn memory_field_bytes(service: &ServiceProcess, name: &str) -> u64 {
     let pid = service.pid().as_raw_nonzero();
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
@@ -96,8 +96,8 @@ fn memory(service: &Service, name: &str) -> u64 {
 }
 
 /// Waits until the other side has ended the connection, whatever it says before.
-fn wait_for_end(mut stream: TcpStream) {
-    let until = Instant::now() + DEADLINE;
+fn wait_until_closed(mut stream: TcpStream) {
+    let until = Instant::now() + WAIT_TIMEOUT;
     let mut taken = [0; 4096];
     loop {
         match stream.read(&mut taken) {
@@ -112,8 +112,8 @@ fn wait_for_end(mut stream: TcpStream) {
 }
 
 /// One byte at a time to all of them, until none takes more. Each must be ended by the service.
-fn drip(streams: Vec<TcpStream>, bytes: &[u8]) {
-    let until = Instant::now() + DEADLINE;
+fn send_byte_by_byte(streams: Vec<TcpStream>, bytes: &[u8]) {
+    let until = Instant::now() + WAIT_TIMEOUT;
     let mut open = streams;
     for byte in bytes.iter().cycle() {
         open.retain_mut(|stream| stream.write_all(&[*byte]).is_ok());
@@ -125,7 +125,7 @@ fn drip(streams: Vec<TcpStream>, bytes: &[u8]) {
     }
 }
 
-fn connected(at: SocketAddr, count: usize, begin: &str) -> Vec<TcpStream> {
+fn open_connections(at: SocketAddr, count: usize, begin: &str) -> Vec<TcpStream> {
     let connect = |_| {
         let mut stream = http::connect(at).unwrap();
         stream.write_all(begin.as_bytes()).unwrap();
@@ -135,25 +135,25 @@ fn connected(at: SocketAddr, count: usize, begin: &str) -> Vec<TcpStream> {
 }
 
 fn slow_headers(at: SocketAddr) {
-    drip(connected(at, 200, "GET / HTTP/1.1\r\nhost: localhost\r\nx: "), b"a");
+    send_byte_by_byte(open_connections(at, 200, "GET / HTTP/1.1\r\nhost: localhost\r\nx: "), b"a");
 }
 
 fn slow_bodies(at: SocketAddr) {
     let head = "POST /v1/readings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 100000\r\n\r\n[";
-    drip(connected(at, 200, head), b" ");
+    send_byte_by_byte(open_connections(at, 200, head), b" ");
 }
 
 /// Some that say nothing, and some that have closed their half.
 fn silent_connections(at: SocketAddr) {
-    let silent = connected(at, 200, "");
-    let half_closed = connected(at, 100, "");
+    let silent = open_connections(at, 200, "");
+    let half_closed = open_connections(at, 100, "");
     half_closed.iter().for_each(|stream| stream.shutdown(Shutdown::Write).unwrap());
-    silent.into_iter().chain(half_closed).for_each(wait_for_end);
+    silent.into_iter().chain(half_closed).for_each(wait_until_closed);
 }
 
 /// Twice as many as are let in, at once, and thousands that leave at once.
 fn many_connections(at: SocketAddr) {
-    let held: Vec<_> = (0..2 * CONNECTIONS).filter_map(|_| TcpStream::connect(at).ok()).collect();
+    let held: Vec<_> = (0..2 * MAX_CONNECTIONS).filter_map(|_| TcpStream::connect(at).ok()).collect();
     drop(held);
     for _ in 0..5_000 {
         drop(TcpStream::connect(at));
@@ -161,8 +161,8 @@ fn many_connections(at: SocketAddr) {
 }
 
 /// Sends bytes as they are. The service may answer, or not; an answer that it gives is not one of its own failures.
-fn throw(at: SocketAddr, bytes: &[u8]) -> Option<u16> {
-    let status = http::exchange(at, bytes).ok().map(|answer| answer.status);
+fn send_bytes(at: SocketAddr, bytes: &[u8]) -> Option<u16> {
+    let status = http::send_raw(at, bytes).ok().map(|answer| answer.status);
     assert!(
         status.is_none_or(|status| status < 500),
         "{status:?} to {:?}",
@@ -197,7 +197,7 @@ fn bad_targets(at: SocketAddr) {
             // Without a host `GET / HTTP/1.0` is bad too, and with one it is good.
             let expected = if line == "GET / HTTP/1.0" && host == "host: localhost\r\n" { 200 } else { 400 };
             assert_eq!(
-                throw(at, format!("{line}\r\n{host}\r\n").as_bytes()),
+                send_bytes(at, format!("{line}\r\n{host}\r\n").as_bytes()),
                 Some(expected),
                 "{line}, {host:?}"
             );
@@ -205,7 +205,7 @@ fn bad_targets(at: SocketAddr) {
     }
 }
 
-fn garbage(at: SocketAddr) {
+fn random_bytes(at: SocketAddr) {
     let mut noise = vec![0_u8; 10_000];
     let mut state = 1_u32;
     noise.iter_mut().for_each(|byte| {
@@ -223,7 +223,7 @@ fn garbage(at: SocketAddr) {
         b"GET / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello",
     ];
     for bytes in thrown {
-        throw(at, bytes);
+        send_bytes(at, bytes);
     }
 }
 
@@ -236,7 +236,7 @@ fn huge_heads(at: SocketAddr) {
         format!("GET / HTTP/1.1\r\nhost: localhost\r\n{many}\r\n"),
         format!("{long} / HTTP/1.1\r\n\r\n"),
     ] {
-        let status = throw(at, head.as_bytes());
+        let status = send_bytes(at, head.as_bytes());
         assert!(status.is_none_or(|status| (400..500).contains(&status)), "{status:?}");
     }
 }
@@ -258,7 +258,12 @@ fn bad_bodies(at: SocketAddr) {
         (whole("[1, null, true, \"x\", [], {\"city\": {}}]"), 422),
     ];
     for (request, expected) in refused {
-        assert_eq!(throw(at, request.as_bytes()), Some(expected), "{}", &request[..request.len().min(300)]);
+        assert_eq!(
+            send_bytes(at, request.as_bytes()),
+            Some(expected),
+            "{}",
+            &request[..request.len().min(300)]
+        );
     }
     for request in [
         chunked("ffffffffffffffffff\r\n"),
@@ -267,15 +272,15 @@ fn bad_bodies(at: SocketAddr) {
         sized("-5", "hello"),
         sized("99999999999999999999999999", "hello"),
     ] {
-        throw(at, request.as_bytes());
+        send_bytes(at, request.as_bytes());
     }
     // They go away in the middle.
     for _ in 0..200 {
-        drop(connected(at, 1, &sized("1000000", "[{\"city\":\"x\"")));
+        drop(open_connections(at, 1, &sized("1000000", "[{\"city\":\"x\"")));
     }
 }
 
-fn traversal(at: SocketAddr) {
+fn path_traversal(at: SocketAddr) {
     for path in [
         "/ui/../../../../etc/passwd",
         "/ui/%2e%2e/%2e%2e/%2e%2e/etc/passwd",
@@ -314,16 +319,16 @@ fn bad_encodings(at: SocketAddr) {
     }
 }
 
-const UPGRADE: &str = "HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n\
+const UPGRADE_HEADERS: &str = "HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n\
      sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
 /// An upgraded connection, which has not been read from.
-fn upgraded(at: SocketAddr, path: &str) -> TcpStream {
-    connected(at, 1, &format!("GET {path} {UPGRADE}")).remove(0)
+fn open_upgraded(at: SocketAddr, path: &str) -> TcpStream {
+    open_connections(at, 1, &format!("GET {path} {UPGRADE_HEADERS}")).remove(0)
 }
 
 /// A frame with a mask of zeros.
-fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+fn masked_frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![first, 0x80 | 127];
     bytes.extend_from_slice(&(payload.len() as u64).to_be_bytes());
     bytes.extend_from_slice(&[0; 4]);
@@ -333,9 +338,9 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
 
 fn bad_frames(at: SocketAddr) {
     let mut too_many = Vec::new();
-    (0..10_000).for_each(|_| too_many.extend(frame(0x81, b"{\"type\":\"ping\"}")));
-    let mut fragments = frame(0x01, &[b'a'; 1000]);
-    (0..1000).for_each(|_| fragments.extend(frame(0x00, &[b'a'; 1000])));
+    (0..10_000).for_each(|_| too_many.extend(masked_frame(0x81, b"{\"type\":\"ping\"}")));
+    let mut fragments = masked_frame(0x01, &[b'a'; 1000]);
+    (0..1000).for_each(|_| fragments.extend(masked_frame(0x00, &[b'a'; 1000])));
     let thrown: [&[u8]; 10] = [
         b"\x81\x05hello",
         b"\xf1\x80\x00\x00\x00\x00",
@@ -350,13 +355,13 @@ fn bad_frames(at: SocketAddr) {
     ];
     for path in ["/v1/subscribe", "/v1/ingest"] {
         for bytes in thrown {
-            let mut stream = upgraded(at, path);
+            let mut stream = open_upgraded(at, path);
             // The service may end the connection before it has taken all.
             let _ = stream.write_all(bytes);
-            wait_for_end(stream);
+            wait_until_closed(stream);
         }
         // Subscribers that never read, and some that are cut off in a frame.
-        let deaf: Vec<_> = (0..100).map(|_| upgraded(at, path)).collect();
+        let deaf: Vec<_> = (0..100).map(|_| open_upgraded(at, path)).collect();
         for mut stream in deaf {
             let _ = stream.write_all(b"\x81\xfe\x10\x00\x00\x00");
         }
@@ -364,12 +369,16 @@ fn bad_frames(at: SocketAddr) {
 }
 
 /// A client that has begun something and does not end it.
-fn half_way(at: SocketAddr, n: usize) -> TcpStream {
+fn open_unfinished_client(at: SocketAddr, n: usize) -> TcpStream {
     match n % 4 {
-        0 => upgraded(at, "/v1/subscribe"),
-        1 => upgraded(at, "/v1/ingest"),
-        2 => connected(at, 1, "GET / HTTP/1.1\r\nhost: loc").remove(0),
-        _ => connected(at, 1, "POST /v1/readings HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n[")
-            .remove(0),
+        0 => open_upgraded(at, "/v1/subscribe"),
+        1 => open_upgraded(at, "/v1/ingest"),
+        2 => open_connections(at, 1, "GET / HTTP/1.1\r\nhost: loc").remove(0),
+        _ => open_connections(
+            at,
+            1,
+            "POST /v1/readings HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n[",
+        )
+        .remove(0),
     }
 }

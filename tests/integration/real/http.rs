@@ -5,14 +5,14 @@ use std::net::{SocketAddr, TcpStream};
 
 use serde_json::Value;
 
-use crate::process::DEADLINE;
+use crate::service_process::WAIT_TIMEOUT;
 
-pub struct Answer {
+pub struct HttpResponse {
     pub status: u16,
     pub body: Vec<u8>,
 }
 
-impl Answer {
+impl HttpResponse {
     pub fn json(&self) -> Value {
         let text = String::from_utf8_lossy(&self.body);
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}: {text}", self.status))
@@ -20,28 +20,28 @@ impl Answer {
 }
 
 pub fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&address, DEADLINE)?;
-    stream.set_read_timeout(Some(DEADLINE))?;
-    stream.set_write_timeout(Some(DEADLINE))?;
+    let stream = TcpStream::connect_timeout(&address, WAIT_TIMEOUT)?;
+    stream.set_read_timeout(Some(WAIT_TIMEOUT))?;
+    stream.set_write_timeout(Some(WAIT_TIMEOUT))?;
     Ok(stream)
 }
 
-pub fn get(address: SocketAddr, path: &str) -> io::Result<Answer> {
+pub fn get(address: SocketAddr, path: &str) -> io::Result<HttpResponse> {
     let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
-    exchange(address, request.as_bytes())
+    send_raw(address, request.as_bytes())
 }
 
-pub fn post(address: SocketAddr, path: &str, body: &Value) -> io::Result<Answer> {
+pub fn post(address: SocketAddr, path: &str, body: &Value) -> io::Result<HttpResponse> {
     let body = body.to_string();
     let head = format!(
         "POST {path} HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
         body.len()
     );
-    exchange(address, format!("{head}{body}").as_bytes())
+    send_raw(address, format!("{head}{body}").as_bytes())
 }
 
 /// Sends bytes as they are and reads one answer.
-pub fn exchange(address: SocketAddr, request: &[u8]) -> io::Result<Answer> {
+pub fn send_raw(address: SocketAddr, request: &[u8]) -> io::Result<HttpResponse> {
     let mut stream = connect(address)?;
     // The answer may come before all of the request is taken.
     let sent = stream.write_all(request);
@@ -49,7 +49,7 @@ pub fn exchange(address: SocketAddr, request: &[u8]) -> io::Result<Answer> {
     let mut piece = [0; 64 * 1024];
     loop {
         // Not every server closes the connection when it is asked to.
-        if let Some(answer) = parse(&bytes) {
+        if let Some(answer) = parse_response(&bytes) {
             return Ok(answer);
         }
         match stream.read(&mut piece) {
@@ -61,20 +61,20 @@ pub fn exchange(address: SocketAddr, request: &[u8]) -> io::Result<Answer> {
 }
 
 /// The answer, once all of it is there.
-fn parse(bytes: &[u8]) -> Option<Answer> {
+fn parse_response(bytes: &[u8]) -> Option<HttpResponse> {
     let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")?;
     let head = String::from_utf8_lossy(&bytes[..end]).to_ascii_lowercase();
     let status = head.strip_prefix("http/1.")?.get(2..5)?.parse().ok()?;
     let rest = &bytes[end + 4..];
     let header = |name| head.lines().find_map(|line| Some(line.strip_prefix(name)?.trim_start()));
     if header("transfer-encoding:") == Some("chunked") {
-        return Some(Answer { status, body: unchunk(rest)? });
+        return Some(HttpResponse { status, body: decode_chunked(rest)? });
     }
     let length = header("content-length:").map_or(Some(0), |length| length.parse().ok())?;
-    Some(Answer { status, body: rest.get(..length)?.to_vec() })
+    Some(HttpResponse { status, body: rest.get(..length)?.to_vec() })
 }
 
-fn unchunk(mut rest: &[u8]) -> Option<Vec<u8>> {
+fn decode_chunked(mut rest: &[u8]) -> Option<Vec<u8>> {
     let mut body = Vec::new();
     loop {
         let line = rest.windows(2).position(|two| two == b"\r\n")?;

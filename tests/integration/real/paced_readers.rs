@@ -36,7 +36,7 @@ impl PacedReaders {
     }
 
     /// What all have read so far.
-    pub fn bytes(&self) -> usize {
+    pub fn bytes_read(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
 
@@ -49,7 +49,7 @@ impl PacedReaders {
 
 impl PacedReader {
     fn read_once(&self, at: SocketAddr, session: Duration, stop: &AtomicBool, bytes: &AtomicUsize) {
-        let Ok(mut stream) = TcpStream::connect(at) else { return pause() };
+        let Ok(mut stream) = TcpStream::connect(at) else { return pause_between_reads() };
         stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         stream.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
         // Who is turned away is closed while it still sends.
@@ -57,24 +57,24 @@ impl PacedReader {
         let (began, mut read, mut piece) = (Instant::now(), 0, vec![0; 16 * 1024]);
         while !stop.load(Ordering::Relaxed) && began.elapsed() < session {
             if read as f64 > began.elapsed().as_secs_f64() * self.bytes_per_second as f64 {
-                pause();
+                pause_between_reads();
                 continue;
             }
             match stream.read(&mut piece) {
-                Ok(0) => return pause(),
+                Ok(0) => return pause_between_reads(),
                 Ok(more) => {
                     read += more;
                     bytes.fetch_add(more, Ordering::Relaxed);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(_) => return pause(),
+                Err(_) => return pause_between_reads(),
             }
         }
     }
 }
 
 /// The pace is kept, and nobody connects without a break, which would leave the service no time.
-fn pause() {
+fn pause_between_reads() {
     thread::sleep(Duration::from_millis(20));
 }
 

@@ -7,30 +7,31 @@ use serde_json::{Value, json};
 use swelter::model::EventTime;
 
 use super::browser::Browser;
-use super::service::Service;
-use super::{alone, prepared, say};
-use crate::process::wait_for;
+use super::service::ServiceProcess;
+use super::{lock_machine, prepared_variable, print_line};
+use crate::service_process::wait_for;
 
-pub(super) const MINUTE: i64 = 60_000;
+pub(super) const MINUTE_MS: i64 = 60_000;
 pub(super) const CITY: &str = "5128581";
 const CITIES: [&str; 4] = [CITY, "1796236", "5368361", "a place that no directory has"];
 /// Readings a minute of each city.
-const READINGS: i64 = 120;
+const READINGS_PER_CITY: i64 = 120;
 /// The wide screen and the phone, in CSS pixels.
-pub(super) const WIDE: (u32, u32) = (1280, 800);
-pub(super) const PHONE: (u32, u32) = (360, 740);
+pub(super) const DESKTOP_SIZE: (u32, u32) = (1280, 800);
+pub(super) const PHONE_SIZE: (u32, u32) = (360, 740);
 
-pub(super) const STATE: &str = "document.querySelector('[data-test=state]').dataset.state";
-pub(super) const IS_LIVE: &str = "document.querySelector('[data-test=state]').dataset.state === 'live'";
-pub(super) const COUNTS: &str = "Object.fromEntries([...document.querySelectorAll('[data-test=counts] button')].map((b) => \
+pub(super) const STATE_EXPRESSION: &str = "document.querySelector('[data-test=state]').dataset.state";
+pub(super) const IS_LIVE_EXPRESSION: &str =
+    "document.querySelector('[data-test=state]').dataset.state === 'live'";
+pub(super) const COUNTS_EXPRESSION: &str = "Object.fromEntries([...document.querySelectorAll('[data-test=counts] button')].map((b) => \
      [b.dataset.category, Number(b.querySelector('data').value)]))";
-pub(super) const HOTTEST: &str = "[...document.querySelectorAll('[data-test=hottest] li:not([hidden])')].map((li) => \
+pub(super) const HOTTEST_EXPRESSION: &str = "[...document.querySelectorAll('[data-test=hottest] li:not([hidden])')].map((li) => \
      [li.dataset.city, Number(li.querySelector('data').value)])";
-const CURRENT: &str = "[...['heat-index', 'rolling', 'count', 'temperature'].map((name) => \
+const CURRENT_EXPRESSION: &str = "[...['heat-index', 'rolling', 'count', 'temperature'].map((name) => \
      Number(document.querySelector(`[data-test=city-${name}]`).value)), \
      document.querySelector('[data-test=city-reading-at]').dateTime]";
 /// What the chart says of each of its readings, oldest first, by the keys that a person would press.
-const READOUTS: &str = "(() => {
+const READOUTS_EXPRESSION: &str = "(() => {
     const chart = document.querySelector('[data-test=chart]');
     const press = (key) => chart.dispatchEvent(new KeyboardEvent('keydown', { key }));
     const readout = () => document.querySelector('[data-test=readout]').textContent;
@@ -42,14 +43,14 @@ const READOUTS: &str = "(() => {
     return read;
 })()";
 /// Kind and rows of the newest change in the list.
-const NEWEST_CHANGE: &str = "(() => {
+const NEWEST_CHANGE_EXPRESSION: &str = "(() => {
     const { kind, rows } = document.querySelector('[data-test=changes] li').dataset;
     return [kind, Number(rows)];
 })()";
 
 pub(super) fn now() -> i64 {
     let millis = jiff::Timestamp::now().as_millisecond();
-    millis - millis.rem_euclid(MINUTE)
+    millis - millis.rem_euclid(MINUTE_MS)
 }
 
 pub(super) fn reading(city: &str, at: i64, temperature: f64) -> Value {
@@ -62,19 +63,23 @@ fn withdrawal(city: &str, at: i64) -> Value {
 }
 
 /// Two hours of every city; the last one is the hottest.
-fn past(newest: i64) -> Value {
+fn two_hours_of_readings(newest: i64) -> Value {
     let of_city = |(n, city): (usize, &&str)| {
         let wave = move |minute: i64| 80.0 + 8.0 * n as f64 + 6.0 * (minute as f64 / 17.0).sin();
         let city = city.to_string();
-        (0..READINGS).map(move |minute| {
-            reading(&city, newest - (READINGS - 1 - minute) * MINUTE, (wave(minute) * 10.0).round() / 10.0)
+        (0..READINGS_PER_CITY).map(move |minute| {
+            reading(
+                &city,
+                newest - (READINGS_PER_CITY - 1 - minute) * MINUTE_MS,
+                (wave(minute) * 10.0).round() / 10.0,
+            )
         })
     };
     CITIES.iter().enumerate().flat_map(of_city).collect()
 }
 
 /// Holds all that the page shows against the answers of the service.
-fn compare(browser: &mut Browser, service: &Service) {
+fn compare_page(browser: &mut Browser, service: &ServiceProcess) {
     let listed = service.get("/v1/cities?order=heat_index").json();
     let rows: Vec<&Value> =
         listed["cities"].as_array().unwrap().iter().map(|city| &city["current"]).collect();
@@ -85,33 +90,37 @@ fn compare(browser: &mut Browser, service: &Service) {
         let count = &mut counts[row["category"].as_str().unwrap()];
         *count = (count.as_u64().unwrap() + 1).into();
     }
-    browser.wait_for_value(COUNTS, &counts);
+    browser.wait_for_value(COUNTS_EXPRESSION, &counts);
     let hottest: Value = rows.iter().map(|row| json!([row["city"], row["heat_index"]])).collect();
-    browser.wait_for_value(HOTTEST, &hottest);
+    browser.wait_for_value(HOTTEST_EXPRESSION, &hottest);
     let current = rows.iter().find(|row| row["city"] == CITY).unwrap();
     let values = ["heat_index", "rolling_heat_index", "count", "temperature", "reading_at"];
-    browser.wait_for_value(CURRENT, &values.iter().map(|name| current[name].clone()).collect());
+    browser.wait_for_value(CURRENT_EXPRESSION, &values.iter().map(|name| current[name].clone()).collect());
     compare_chart(browser, service);
 }
 
-fn compare_chart(browser: &mut Browser, service: &Service) {
+fn compare_chart(browser: &mut Browser, service: &ServiceProcess) {
     wait_for("the chart has the rows of the history", || {
         let history = service.get(&format!("/v1/cities/{CITY}/history")).json();
-        let (readouts, rows) = (browser.evaluate(READOUTS), history["rows"].as_array()?.clone());
+        let (readouts, rows) = (browser.evaluate(READOUTS_EXPRESSION), history["rows"].as_array()?.clone());
         let readouts = readouts.as_array()?;
         let equal = readouts.len() == rows.len()
-            && readouts.iter().zip(&rows).all(|(readout, row)| says(readout.as_str().unwrap(), row));
+            && readouts
+                .iter()
+                .zip(&rows)
+                .all(|(readout, row)| readout_matches_row(readout.as_str().unwrap(), row));
         equal.then_some(())
     });
 }
 
 /// Whether a readout such as "Mon 10:00 · heat index 86.5 °F · rolling mean 80.1 °F of 37 · caution" is of this row.
-fn says(readout: &str, row: &Value) -> bool {
+fn readout_matches_row(readout: &str, row: &Value) -> bool {
     let parts: Vec<&str> = readout.split(" · ").collect();
     let [_, heat_index, rolling, category] = parts[..] else { panic!("{readout}") };
     let (rolling, count) = rolling.split_once(" of ").unwrap();
     // One decimal is shown.
-    let near = |shown: &str, name: &str| (degrees(shown) - row[name].as_f64().unwrap()).abs() < 0.050_001;
+    let near =
+        |shown: &str, name: &str| (leading_number(shown) - row[name].as_f64().unwrap()).abs() < 0.050_001;
     let name = row["category"].as_str().unwrap().replace("none", "no_caution").replace('_', " ");
     near(heat_index, "heat_index")
         && near(rolling, "rolling_heat_index")
@@ -120,13 +129,13 @@ fn says(readout: &str, row: &Value) -> bool {
 }
 
 /// The number before the unit.
-fn degrees(text: &str) -> f64 {
+fn leading_number(text: &str) -> f64 {
     let number = text.trim_end_matches("°F").trim().rsplit(' ').next().unwrap();
     number.replace('\u{2212}', "-").parse().unwrap()
 }
 
 fn wait_for_change(browser: &mut Browser, kind: &str, rows: i64) {
-    browser.wait_for_value(NEWEST_CHANGE, &json!([kind, rows]));
+    browser.wait_for_value(NEWEST_CHANGE_EXPRESSION, &json!([kind, rows]));
 }
 
 pub(super) fn assert_fits(browser: &mut Browser) {
@@ -135,54 +144,54 @@ pub(super) fn assert_fits(browser: &mut Browser) {
     assert_eq!(beyond, 0, "the page is wider than the screen");
 }
 
-pub(super) fn assert_quiet(browser: &mut Browser) {
-    let console = browser.console();
+pub(super) fn assert_no_console_errors(browser: &mut Browser) {
+    let console = browser.console_messages();
     assert!(console.is_empty(), "{console:#?}");
 }
 
 /// Where screenshots go: they are kept where TEST_SCREENSHOTS names a folder.
-pub(super) struct Album {
+pub(super) struct ScreenshotFolder {
     folder: PathBuf,
     _temporary: Option<tempfile::TempDir>,
 }
 
-impl Album {
-    pub(super) fn open() -> Album {
+impl ScreenshotFolder {
+    pub(super) fn open_folder() -> ScreenshotFolder {
         match std::env::var_os("TEST_SCREENSHOTS") {
-            Some(folder) => Album { folder: folder.into(), _temporary: None },
+            Some(folder) => ScreenshotFolder { folder: folder.into(), _temporary: None },
             None => {
                 let folder = tempfile::tempdir().unwrap();
-                Album { folder: folder.path().to_owned(), _temporary: Some(folder) }
+                ScreenshotFolder { folder: folder.path().to_owned(), _temporary: Some(folder) }
             }
         }
     }
 
-    pub(super) fn take(&self, browser: &mut Browser, name: &str, whole: bool) {
+    pub(super) fn take_screenshot(&self, browser: &mut Browser, name: &str, whole: bool) {
         let path = self.folder.join(name);
         browser.screenshot(&path, whole);
-        assert!(is_drawn(&path), "{} is empty", path.display());
+        assert!(is_not_blank(&path), "{} is empty", path.display());
     }
 }
 
 /// An empty page is a few kilobytes.
-fn is_drawn(path: &Path) -> bool {
+fn is_not_blank(path: &Path) -> bool {
     std::fs::metadata(path).unwrap().len() > 10_000
 }
 
 pub(super) const CONFIG: &str = "[results]\nformula = \"nws\"\n[serve.limits]\nheartbeat = \"1s\"\n";
 
 #[test]
-fn the_page_shows_what_changes_and_outlives_a_kill() {
-    let Some(chromium) = prepared("TEST_CHROMIUM") else { return };
-    let _alone = alone();
-    let mut service = Service::run(CONFIG);
+fn page_shows_changes_and_survives_service_kill() {
+    let Some(chromium) = prepared_variable("TEST_CHROMIUM") else { return };
+    let _alone = lock_machine();
+    let mut service = ServiceProcess::start_run(CONFIG);
     service.wait_until_ready();
     let newest = now();
-    service.wait_until_applied(&service.post(&past(newest)));
+    service.wait_until_applied(&service.post(&two_hours_of_readings(newest)));
     let mut browser = Browser::start(&chromium);
-    browser.resize(WIDE.0, WIDE.1, false);
+    browser.resize(DESKTOP_SIZE.0, DESKTOP_SIZE.1, false);
     browser.open(&format!("{}/#city={CITY}", service.url()));
-    browser.wait_for(IS_LIVE);
+    browser.wait_for(IS_LIVE_EXPRESSION);
     browser.wait_for("document.querySelector('[data-test=city]').dataset.city === '5128581'");
     browser.wait_for_value(
         "document.querySelector('[data-test=city-name]').textContent",
@@ -190,7 +199,7 @@ fn the_page_shows_what_changes_and_outlives_a_kill() {
     );
     browser.wait_for("document.querySelector('[data-test=as-of]').dateTime !== ''");
     browser.wait_for("/ms|s/.test(document.querySelector('[data-test=lag]').textContent)");
-    compare(&mut browser, &service);
+    compare_page(&mut browser, &service);
     browser.evaluate("window.sameDocument = true");
 
     // A city that the page has not met yet.
@@ -199,57 +208,57 @@ fn the_page_shows_what_changes_and_outlives_a_kill() {
         "document.querySelector('[data-city=\"2643743\"] .name')?.textContent === 'London' && \
          document.querySelector('[data-city=\"2643743\"] .place').textContent !== ''",
     );
-    compare(&mut browser, &service);
+    compare_page(&mut browser, &service);
 
-    let correct = |service: &Service, back: i64, temperature: f64| {
-        service.wait_until_applied(&service.post(&reading(CITY, newest - back * MINUTE, temperature)));
+    let correct = |service: &ServiceProcess, back: i64, temperature: f64| {
+        service.wait_until_applied(&service.post(&reading(CITY, newest - back * MINUTE_MS, temperature)));
     };
     // Of a past reading: the window of each one after it holds it.
     correct(&service, 60, 109.5);
     wait_for_change(&mut browser, "correction", 61);
-    compare(&mut browser, &service);
+    compare_page(&mut browser, &service);
     // Of the newest, which is the current one.
     correct(&service, 0, 97.0);
     wait_for_change(&mut browser, "correction", 1);
-    compare(&mut browser, &service);
-    service.wait_until_applied(&service.post(&withdrawal(CITY, newest - 30 * MINUTE)));
+    compare_page(&mut browser, &service);
+    service.wait_until_applied(&service.post(&withdrawal(CITY, newest - 30 * MINUTE_MS)));
     wait_for_change(&mut browser, "withdrawal", 31);
-    compare(&mut browser, &service);
+    compare_page(&mut browser, &service);
     // The newest again: an older reading takes its place.
     service.wait_until_applied(&service.post(&withdrawal(CITY, newest)));
     wait_for_change(&mut browser, "withdrawal", 1);
-    service.wait_until_applied(&service.post(&reading(CITY, newest - 10 * MINUTE - MINUTE / 2, 88.0)));
+    service.wait_until_applied(&service.post(&reading(CITY, newest - 10 * MINUTE_MS - MINUTE_MS / 2, 88.0)));
     wait_for_change(&mut browser, "late", 11);
-    compare(&mut browser, &service);
+    compare_page(&mut browser, &service);
 
     service.kill();
     browser.wait_for("document.querySelector('[data-test=state]').dataset.state !== 'live'");
-    service.start_again();
+    service.restart();
     // Before the page is back: it may not miss it.
-    let missed = service.post(&reading(CITY, newest - 20 * MINUTE, 60.0));
+    let missed = service.post(&reading(CITY, newest - 20 * MINUTE_MS, 60.0));
     service.wait_until_ready();
     service.wait_until_applied(&missed);
-    browser.wait_for(IS_LIVE);
-    compare(&mut browser, &service);
+    browser.wait_for(IS_LIVE_EXPRESSION);
+    compare_page(&mut browser, &service);
     wait_for_change(&mut browser, "correction", 21);
     correct(&service, 40, 99.9);
     wait_for_change(&mut browser, "correction", 40);
-    compare(&mut browser, &service);
+    compare_page(&mut browser, &service);
     assert_eq!(browser.evaluate("window.sameDocument"), true, "the page was loaded again");
 
-    screens(&mut browser, &Album::open(), "");
-    compare(&mut browser, &service);
-    assert_quiet(&mut browser);
+    take_screenshots(&mut browser, &ScreenshotFolder::open_folder(), "");
+    compare_page(&mut browser, &service);
+    assert_no_console_errors(&mut browser);
     assert_eq!(service.terminate().code(), Some(0));
-    browser.wait_for_value(STATE, &json!("waiting"));
-    assert_quiet(&mut browser);
+    browser.wait_for_value(STATE_EXPRESSION, &json!("waiting"));
+    assert_no_console_errors(&mut browser);
 }
 
 /// Light and dark, wide and on a phone.
-pub(super) fn screens(browser: &mut Browser, album: &Album, prefix: &str) {
+pub(super) fn take_screenshots(browser: &mut Browser, album: &ScreenshotFolder, prefix: &str) {
     for scheme in ["light", "dark"] {
-        browser.prefer(scheme);
-        for ((width, height), name) in [(WIDE, "wide"), (PHONE, "phone")] {
+        browser.set_color_scheme(scheme);
+        for ((width, height), name) in [(DESKTOP_SIZE, "wide"), (PHONE_SIZE, "phone")] {
             browser.resize(width, height, name == "phone");
             browser.wait_for(&format!(
                 "innerWidth === {width} && matchMedia('(prefers-color-scheme: {scheme})').matches"
@@ -259,41 +268,41 @@ pub(super) fn screens(browser: &mut Browser, album: &Album, prefix: &str) {
                 "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))",
             );
             assert_fits(browser);
-            album.take(browser, &format!("{prefix}{name}-{scheme}.png"), name == "phone");
+            album.take_screenshot(browser, &format!("{prefix}{name}-{scheme}.png"), name == "phone");
         }
     }
-    browser.resize(WIDE.0, WIDE.1, false);
+    browser.resize(DESKTOP_SIZE.0, DESKTOP_SIZE.1, false);
 }
 
 /// From the command to the live page with all history; the goal is a third of it, on two cores that do nothing else.
-const LIVE_WITHIN: f64 = 30.0;
+const LIVE_WITHIN_S: f64 = 30.0;
 /// A reading a minute, some of which come late.
-const FULL_WINDOW: u64 = 1380;
+const FULL_WINDOW_READINGS: u64 = 1380;
 
 #[test]
-fn the_demo_is_live_within_seconds_with_a_day_of_history() {
-    let Some(chromium) = prepared("TEST_CHROMIUM") else { return };
-    let _alone = alone();
+fn demo_is_live_within_seconds_with_a_day_of_history() {
+    let Some(chromium) = prepared_variable("TEST_CHROMIUM") else { return };
+    let _alone = lock_machine();
     let mut browser = Browser::start(&chromium);
-    browser.resize(WIDE.0, WIDE.1, false);
-    browser.prefer("light");
+    browser.resize(DESKTOP_SIZE.0, DESKTOP_SIZE.1, false);
+    browser.set_color_scheme("light");
     let began = Instant::now();
-    let mut service = Service::demo(200);
+    let mut service = ServiceProcess::start_demo(200);
     browser.open(&service.url());
-    browser.wait_for(IS_LIVE);
+    browser.wait_for(IS_LIVE_EXPRESSION);
     browser.wait_for("document.querySelector('[data-test=total]').textContent === '200'");
     let live = began.elapsed();
     wait_for("all windows are full", || {
         let listed = service.get("/v1/cities").json();
-        let full = |city: &Value| city["current"]["count"].as_u64() > Some(FULL_WINDOW);
+        let full = |city: &Value| city["current"]["count"].as_u64() > Some(FULL_WINDOW_READINGS);
         listed["cities"].as_array()?.iter().all(full).then_some(())
     });
     let full = began.elapsed();
     let (live, full) = (live.as_secs_f64(), full.as_secs_f64());
-    say(&format!(
+    print_line(&format!(
         "the demo of 200 cities was live after {live:.1} s, with a day of history after {full:.1} s"
     ));
-    assert!(full < LIVE_WITHIN, "{full}");
+    assert!(full < LIVE_WITHIN_S, "{full}");
 
     browser.evaluate("document.querySelector('[data-test=hottest] button').click()");
     browser.wait_for("document.querySelector('[data-test=city-heat-index]').value !== ''");
@@ -303,14 +312,14 @@ fn the_demo_is_live_within_seconds_with_a_day_of_history() {
     let city = browser.evaluate("document.querySelector('[data-test=city]').dataset.city");
     let newest = browser.evaluate("document.querySelector('[data-test=city-reading-at]').dateTime");
     let newest = newest.as_str().unwrap().parse::<EventTime>().unwrap().millis();
-    service.post(&reading(city.as_str().unwrap(), newest - 600 * MINUTE, 96.0));
+    service.post(&reading(city.as_str().unwrap(), newest - 600 * MINUTE_MS, 96.0));
     // Of a reading, or of a gap. Those of the demo itself are of the last minutes.
     browser.wait_for(
         "[...document.querySelectorAll('[data-test=changes] li')].some((li) => \
          /correction|late/.test(li.dataset.kind) && Number(li.dataset.rows) > 500)",
     );
     assert_fits(&mut browser);
-    Album::open().take(&mut browser, "demo.png", false);
-    assert_quiet(&mut browser);
+    ScreenshotFolder::open_folder().take_screenshot(&mut browser, "demo.png", false);
+    assert_no_console_errors(&mut browser);
     assert_eq!(service.terminate().code(), Some(0));
 }

@@ -6,27 +6,27 @@ use serde_json::{Value, json};
 
 use super::browser::Browser;
 use super::page::*;
-use super::service::Service;
-use super::{alone, prepared};
+use super::service::ServiceProcess;
+use super::{lock_machine, prepared_variable};
 
-const HOUR: i64 = 60 * MINUTE;
+const HOUR_MS: i64 = 60 * MINUTE_MS;
 const LONDON: &str = "2643743";
-const NOWHERE: &str = "a place that no directory has";
+const UNPLACED_CITY: &str = "a place that no directory has";
 
-fn text(browser: &mut Browser, part: &str) -> String {
+fn element_text(browser: &mut Browser, part: &str) -> String {
     let element = format!("document.querySelector('[data-test={part}]').textContent");
     browser.evaluate(&element).as_str().unwrap().to_owned()
 }
 
-fn shows(browser: &mut Browser, counts: &Value, hottest: &[&str], total: usize) {
-    browser.wait_for_value(COUNTS, counts);
-    let keys = format!("{HOTTEST}.map(([key]) => key)");
+fn check_shown(browser: &mut Browser, counts: &Value, hottest: &[&str], total: usize) {
+    browser.wait_for_value(COUNTS_EXPRESSION, counts);
+    let keys = format!("{HOTTEST_EXPRESSION}.map(([key]) => key)");
     browser.wait_for_value(&keys, &json!(hottest));
     browser
         .wait_for_value("document.querySelector('[data-test=total]').textContent", &json!(total.to_string()));
 }
 
-fn counts(fresh: &[(&str, u32)], stale: u32) -> Value {
+fn category_counts(fresh: &[(&str, u32)], stale: u32) -> Value {
     let mut counts = json!({"none": 0, "caution": 0, "extreme_caution": 0, "danger": 0, "extreme_danger": 0});
     counts["stale"] = stale.into();
     fresh.iter().for_each(|(category, count)| counts[*category] = (*count).into());
@@ -36,14 +36,14 @@ fn counts(fresh: &[(&str, u32)], stale: u32) -> Value {
 /// What the panel says of a city whose row is stale.
 fn assert_panel_is_stale(browser: &mut Browser, age: &str) {
     browser.wait_for("!document.querySelector('[data-test=city-stale]').hidden");
-    let (note, at) = (text(browser, "city-stale"), text(browser, "city-reading-at"));
+    let (note, at) = (element_text(browser, "city-stale"), element_text(browser, "city-reading-at"));
     assert!(note.contains(&format!("read {age} ago")), "{note}");
-    assert_eq!(text(browser, "city-age"), format!("{age} ago"));
+    assert_eq!(element_text(browser, "city-age"), format!("{age} ago"));
     // Date, time and zone.
     let is_dated =
         at.contains("202") && at.contains(':') && at.chars().last().is_some_and(|c| c.is_alphanumeric());
     assert!(is_dated && at.split_whitespace().count() >= 4, "{at}");
-    assert!(text(browser, "city-category").starts_with("Was: "));
+    assert!(element_text(browser, "city-category").starts_with("Was: "));
     assert_eq!(
         browser.evaluate("document.querySelector('#city-mark use').getAttribute('href')"),
         "#mark-stale"
@@ -51,43 +51,45 @@ fn assert_panel_is_stale(browser: &mut Browser, age: &str) {
 }
 
 #[test]
-fn the_page_calls_nothing_live_that_is_old() {
-    let Some(chromium) = prepared("TEST_CHROMIUM") else { return };
-    let _alone = alone();
+fn page_shows_no_stale_row_as_live() {
+    let Some(chromium) = prepared_variable("TEST_CHROMIUM") else { return };
+    let _alone = lock_machine();
     let folder = tempfile::tempdir().unwrap();
     let clock = folder.path().join("clock");
     fs::write(&clock, "0").unwrap();
-    let mut service =
-        Service::run_with(CONFIG, &[("SWELTER_TEST_CLOCK_OFFSET_FILE", clock.to_str().unwrap())]);
+    let mut service = ServiceProcess::start_run_with(
+        CONFIG,
+        &[("SWELTER_TEST_CLOCK_OFFSET_FILE", clock.to_str().unwrap())],
+    );
     service.wait_until_ready();
     let mut browser = Browser::start(&chromium);
-    browser.resize(WIDE.0, WIDE.1, false);
+    browser.resize(DESKTOP_SIZE.0, DESKTOP_SIZE.1, false);
     browser.open(&format!("{}/#city={CITY}", service.url()));
-    browser.wait_for_value(STATE, &json!("empty"));
+    browser.wait_for_value(STATE_EXPRESSION, &json!("empty"));
 
     // Sixteen months old, and the hottest of all.
     let newest = now();
-    service.wait_until_applied(&service.post(&reading(CITY, newest - 480 * 24 * HOUR, 104.0)));
-    browser.wait_for_value(STATE, &json!("replaying"));
-    browser.wait_for_value(STATE, &json!("no_fresh"));
-    assert!(text(&mut browser, "state").contains("No fresh readings since "));
-    shows(&mut browser, &counts(&[], 1), &[], 0);
+    service.wait_until_applied(&service.post(&reading(CITY, newest - 480 * 24 * HOUR_MS, 104.0)));
+    browser.wait_for_value(STATE_EXPRESSION, &json!("replaying"));
+    browser.wait_for_value(STATE_EXPRESSION, &json!("no_fresh"));
+    assert!(element_text(&mut browser, "state").contains("No fresh readings since "));
+    check_shown(&mut browser, &category_counts(&[], 1), &[], 0);
     assert_panel_is_stale(&mut browser, "15 months");
     browser.wait_for(
         "document.getElementById('hottest-empty').textContent.startsWith('No fresh readings. The newest')",
     );
-    let album = Album::open();
-    screens(&mut browser, &album, "stale-");
+    let album = ScreenshotFolder::open_folder();
+    take_screenshots(&mut browser, &album, "stale-");
 
     // Others are fresh, one just so, and one was read five hours ago.
     let others = json!([
         reading(LONDON, newest, 70.0),
-        reading("5368361", newest - 2 * HOUR, 85.0),
-        reading(NOWHERE, newest - 5 * HOUR, 95.0)
+        reading("5368361", newest - 2 * HOUR_MS, 85.0),
+        reading(UNPLACED_CITY, newest - 5 * HOUR_MS, 95.0)
     ]);
     service.wait_until_applied(&service.post(&others));
-    browser.wait_for(IS_LIVE);
-    shows(&mut browser, &counts(&[("none", 1), ("caution", 1)], 2), &["5368361", LONDON], 2);
+    browser.wait_for(IS_LIVE_EXPRESSION);
+    check_shown(&mut browser, &category_counts(&[("none", 1), ("caution", 1)], 2), &["5368361", LONDON], 2);
     let listed = service.get("/v1/cities?order=heat_index").json();
     let listed: Vec<&str> =
         listed["cities"].as_array().unwrap().iter().map(|city| city["city"].as_str().unwrap()).collect();
@@ -95,7 +97,7 @@ fn the_page_calls_nothing_live_that_is_old() {
     browser.evaluate(&format!("location.hash = '#city={LONDON}'"));
     browser.wait_for("document.querySelector('[data-test=city-name]').textContent === 'London'");
     browser.wait_for("document.querySelector('[data-test=city-stale]').hidden");
-    assert!(text(&mut browser, "city-age").ends_with(" ago"));
+    assert!(element_text(&mut browser, "city-age").ends_with(" ago"));
     // The search finds what is stale, and says so.
     browser.evaluate(
         "(() => { const search = document.getElementById('search'); search.value = 'a place'; \
@@ -106,15 +108,15 @@ fn the_page_calls_nothing_live_that_is_old() {
     browser.evaluate("document.querySelector('[data-category=stale]').click()");
     browser.wait_for("document.getElementById('hottest-empty').textContent === 'No city with a fresh reading is in these categories.'");
     browser.evaluate("document.getElementById('all-categories').click()");
-    screens(&mut browser, &album, "fresh-");
+    take_screenshots(&mut browser, &album, "fresh-");
 
     // Nothing comes but time, by the service's clock.
-    fs::write(&clock, (4 * HOUR).to_string()).unwrap();
-    browser.wait_for_value(STATE, &json!("no_fresh"));
-    shows(&mut browser, &counts(&[], 4), &[], 0);
+    fs::write(&clock, (4 * HOUR_MS).to_string()).unwrap();
+    browser.wait_for_value(STATE_EXPRESSION, &json!("no_fresh"));
+    check_shown(&mut browser, &category_counts(&[], 4), &[], 0);
     assert_panel_is_stale(&mut browser, "4 hours");
     assert!(service.get("/v1/cities?order=heat_index").json()["cities"].as_array().unwrap().is_empty());
     assert_fits(&mut browser);
-    assert_quiet(&mut browser);
+    assert_no_console_errors(&mut browser);
     assert_eq!(service.terminate().code(), Some(0));
 }

@@ -6,15 +6,15 @@ use serde_json::{Value, json};
 
 use super::browser::Browser;
 use super::page::*;
-use super::service::Service;
-use super::{alone, prepared};
+use super::service::ServiceProcess;
+use super::{lock_machine, prepared_variable};
 
-const UNPLACED: &str = "[...document.querySelectorAll('[data-test=unplaced] li:not([hidden])')].map((li) => \
+const UNPLACED_EXPRESSION: &str = "[...document.querySelectorAll('[data-test=unplaced] li:not([hidden])')].map((li) => \
      [li.dataset.city, li.querySelector('.name').textContent])";
-const FOUND: &str =
+const FOUND_EXPRESSION: &str =
     "[...document.querySelectorAll('[data-test=found] li:not([hidden])')].map((li) => li.dataset.city)";
 
-fn search(browser: &mut Browser, text: &str) {
+fn search_for(browser: &mut Browser, text: &str) {
     browser.evaluate(&format!(
         "(() => {{ const search = document.getElementById('search'); search.value = '{text}'; \
          search.dispatchEvent(new Event('input')); }})()"
@@ -22,14 +22,14 @@ fn search(browser: &mut Browser, text: &str) {
 }
 
 #[test]
-fn the_page_lists_what_has_no_place_and_finds_local_names() {
-    let Some(chromium) = prepared("TEST_CHROMIUM") else { return };
-    let _alone = alone();
+fn page_lists_unplaced_cities_and_finds_local_names() {
+    let Some(chromium) = prepared_variable("TEST_CHROMIUM") else { return };
+    let _alone = lock_machine();
     let folder = tempfile::tempdir().unwrap();
     let places = folder.path().join("places.csv");
     let text = "id,name,country,latitude,longitude,time_zone\nroof,Roof,AT,48.2,16.4,\ncellar,Cellar,DE,,,\n";
     fs::write(&places, text).unwrap();
-    let mut service = Service::run(&format!("places = '{}'\n{CONFIG}", places.display()));
+    let mut service = ServiceProcess::start_run(&format!("places = '{}'\n{CONFIG}", places.display()));
     service.wait_until_ready();
     let newest = now();
     let readings: Value = ["roof", "cellar", "a place that no directory has", CITY, "2867714"]
@@ -39,11 +39,11 @@ fn the_page_lists_what_has_no_place_and_finds_local_names() {
         .collect();
     service.wait_until_applied(&service.post(&readings));
     let mut browser = Browser::start(&chromium);
-    browser.resize(WIDE.0, WIDE.1, false);
+    browser.resize(DESKTOP_SIZE.0, DESKTOP_SIZE.1, false);
     browser.open(&service.url());
-    browser.wait_for(IS_LIVE);
+    browser.wait_for(IS_LIVE_EXPRESSION);
     let nowhere = "a place that no directory has";
-    browser.wait_for_value(UNPLACED, &json!([[nowhere, nowhere], ["cellar", "Cellar"]]));
+    browser.wait_for_value(UNPLACED_EXPRESSION, &json!([[nowhere, nowhere], ["cellar", "Cellar"]]));
     browser
         .wait_for("document.querySelector('[data-test=unplaced-count]').textContent === '2 without a place'");
     for (text, found) in [
@@ -54,14 +54,14 @@ fn the_page_lists_what_has_no_place_and_finds_local_names() {
         ("Germany", json!(["2867714", "cellar"])),
         ("roof", json!(["roof"])),
     ] {
-        search(&mut browser, text);
-        browser.wait_for_value(FOUND, &found);
+        search_for(&mut browser, text);
+        browser.wait_for_value(FOUND_EXPRESSION, &found);
     }
     browser.evaluate("document.querySelector('[data-test=unplaced] [data-city=cellar] button').click()");
     browser.wait_for("document.querySelector('[data-test=city-name]').textContent === 'Cellar'");
 
-    screens(&mut browser, &Album::open(), "places-");
+    take_screenshots(&mut browser, &ScreenshotFolder::open_folder(), "places-");
     assert_fits(&mut browser);
-    assert_quiet(&mut browser);
+    assert_no_console_errors(&mut browser);
     assert_eq!(service.terminate().code(), Some(0));
 }

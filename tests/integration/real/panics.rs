@@ -7,27 +7,27 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Message, WebSocket, client};
 
 use super::http;
-use super::service::Service;
-use crate::process::wait_for;
+use super::service::ServiceProcess;
+use crate::service_process::wait_for;
 
 /// A service that panics where a point is passed for the so-many-th time.
-fn panicking_at(point: &str) -> Service {
-    let service = Service::run_with("", &[("SWELTER_PANIC_POINT", point)]);
+fn start_panicking_at(point: &str) -> ServiceProcess {
+    let service = ServiceProcess::start_run_with("", &[("SWELTER_PANIC_POINT", point)]);
     service.wait_until_ready();
     service
 }
 
-fn open(service: &Service, path: &str) -> WebSocket<TcpStream> {
+fn open_session(service: &ServiceProcess, path: &str) -> WebSocket<TcpStream> {
     let stream = http::connect(service.address).unwrap();
     client(format!("ws://{}{path}", service.address), stream).unwrap().0
 }
 
-fn send(socket: &mut WebSocket<TcpStream>, message: Value) {
+fn send_message(socket: &mut WebSocket<TcpStream>, message: Value) {
     socket.send(Message::text(message.to_string())).unwrap();
 }
 
 /// The next message, or the code that closes the session.
-fn next(socket: &mut WebSocket<TcpStream>) -> Result<Value, CloseCode> {
+fn next_message(socket: &mut WebSocket<TcpStream>) -> Result<Value, CloseCode> {
     loop {
         match socket.read().unwrap() {
             Message::Text(text) => return Ok(serde_json::from_str(&text).unwrap()),
@@ -38,18 +38,18 @@ fn next(socket: &mut WebSocket<TcpStream>) -> Result<Value, CloseCode> {
 }
 
 fn ping(socket: &mut WebSocket<TcpStream>) -> Result<Value, CloseCode> {
-    send(socket, json!({"type": "ping"}));
-    next(socket).map(|message| message["type"].clone())
+    send_message(socket, json!({"type": "ping"}));
+    next_message(socket).map(|message| message["type"].clone())
 }
 
-fn caught(service: &Service, scope: &str) -> u64 {
+fn caught_panics(service: &ServiceProcess, scope: &str) -> u64 {
     let text = String::from_utf8(service.get("/metrics").body).unwrap();
     let name = format!("swelter_caught_panics_total{{where=\"{scope}\"}} ");
     text.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse().unwrap()
 }
 
 /// The log names the place of the panic, once.
-fn check_log(service: &Service, scope: &str, place: &str) {
+fn check_panic_logged_once(service: &ServiceProcess, scope: &str, place: &str) {
     let line = wait_for("the log says so", || {
         let log = service.log();
         let mut lines = log.lines().filter(|line| line.contains("panicked"));
@@ -63,8 +63,8 @@ fn check_log(service: &Service, scope: &str, place: &str) {
 }
 
 /// Ends as the panic of anything shared does.
-fn check_end(mut service: Service) {
-    let status = service.wait();
+fn check_ended_by_panic(mut service: ServiceProcess) {
+    let status = service.wait_for_exit();
     assert_eq!(status.code(), Some(101), "{}", service.log());
     assert!(service.log().contains("a bug in swelter ended it"), "{}", service.log());
 }
@@ -74,44 +74,44 @@ fn reading() -> Value {
 }
 
 #[test]
-fn request_that_panics_is_answered_500_and_others_go_on() {
-    let mut service = panicking_at("request:200");
-    let mut subscriber = open(&service, "/v1/subscribe");
-    assert_eq!(next(&mut subscriber).unwrap()["type"], "hello");
+fn request_panic_is_answered_500_and_others_continue() {
+    let mut service = start_panicking_at("request:200");
+    let mut subscriber = open_session(&service, "/v1/subscribe");
+    assert_eq!(next_message(&mut subscriber).unwrap()["type"], "hello");
     let failed = (0..300).map(|_| service.get("/healthz")).filter(|answer| answer.status != 200);
     let failed: Vec<_> = failed.map(|answer| (answer.status, answer.json())).collect();
     assert_eq!(failed.len(), 1);
     assert_eq!((failed[0].0, &failed[0].1["code"]), (500, &"internal_error".into()));
     assert_eq!(ping(&mut subscriber).unwrap(), "pong");
     service.wait_until_applied(&service.post(&reading()));
-    assert_eq!(caught(&service, "request"), 1);
-    check_log(&service, "request", "routes.rs:");
+    assert_eq!(caught_panics(&service, "request"), 1);
+    check_panic_logged_once(&service, "request", "routes.rs:");
     drop(subscriber);
     assert_eq!(service.terminate().code(), Some(0));
 }
 
 #[test]
-fn connection_that_panics_is_dropped_and_others_go_on() {
-    let service = panicking_at("connection:200");
+fn connection_panic_drops_it_and_others_continue() {
+    let service = start_panicking_at("connection:200");
     let failed = (0..300).filter(|_| http::get(service.address, "/healthz").is_err()).count();
     assert_eq!(failed, 1);
-    assert_eq!(caught(&service, "connection"), 1);
-    check_log(&service, "connection", "server.rs:");
+    assert_eq!(caught_panics(&service, "connection"), 1);
+    check_panic_logged_once(&service, "connection", "server.rs:");
 }
 
 #[test]
-fn session_that_panics_is_closed_with_1011_and_others_go_on() {
-    let service = panicking_at("session:3");
-    let mut first = open(&service, "/v1/subscribe");
-    let mut other = open(&service, "/v1/subscribe");
+fn session_panic_closes_with_1011_and_others_continue() {
+    let service = start_panicking_at("session:3");
+    let mut first = open_session(&service, "/v1/subscribe");
+    let mut other = open_session(&service, "/v1/subscribe");
     for socket in [&mut first, &mut other] {
-        assert_eq!(next(socket).unwrap()["type"], "hello");
+        assert_eq!(next_message(socket).unwrap()["type"], "hello");
         assert_eq!(ping(socket).unwrap(), "pong");
     }
     assert_eq!(ping(&mut first), Err(CloseCode::Error));
     assert_eq!(ping(&mut other).unwrap(), "pong");
-    assert_eq!(caught(&service, "session"), 1);
-    check_log(&service, "session", "session.rs:");
+    assert_eq!(caught_panics(&service, "session"), 1);
+    check_panic_logged_once(&service, "session", "session.rs:");
     drop((first, other));
     // Nothing of it is left.
     wait_for("no session is open", || {
@@ -121,54 +121,54 @@ fn session_that_panics_is_closed_with_1011_and_others_go_on() {
 }
 
 #[test]
-fn ingest_session_that_panics_is_closed_with_1011() {
-    let service = panicking_at("ingest_session:2");
-    let mut socket = open(&service, "/v1/ingest");
-    send(&mut socket, reading());
-    assert_eq!(next(&mut socket).unwrap()["accepted"], 1);
-    send(&mut socket, reading());
-    assert_eq!(next(&mut socket), Err(CloseCode::Error));
-    assert_eq!(caught(&service, "session"), 1);
+fn ingest_session_panic_closes_with_1011() {
+    let service = start_panicking_at("ingest_session:2");
+    let mut socket = open_session(&service, "/v1/ingest");
+    send_message(&mut socket, reading());
+    assert_eq!(next_message(&mut socket).unwrap()["accepted"], 1);
+    send_message(&mut socket, reading());
+    assert_eq!(next_message(&mut socket), Err(CloseCode::Error));
+    assert_eq!(caught_panics(&service, "session"), 1);
     service.wait_until_applied(&service.post(&reading()));
 }
 
 #[test]
-fn panic_of_a_session_that_holds_the_view_ends_the_process() {
-    let service = panicking_at("view:1");
-    let mut socket = open(&service, "/v1/subscribe");
-    send(&mut socket, json!({"type": "subscribe", "id": "a", "cities": "all"}));
-    check_end(service);
+fn session_panic_holding_view_lock_ends_process() {
+    let service = start_panicking_at("view:1");
+    let mut socket = open_session(&service, "/v1/subscribe");
+    send_message(&mut socket, json!({"type": "subscribe", "id": "a", "cities": "all"}));
+    check_ended_by_panic(service);
 }
 
 #[test]
-fn panic_of_a_request_that_holds_the_view_ends_the_process() {
-    let service = panicking_at("view:1");
+fn request_panic_holding_view_lock_ends_process() {
+    let service = start_panicking_at("view:1");
     assert!(http::get(service.address, "/v1/cities").is_err());
-    check_end(service);
+    check_ended_by_panic(service);
 }
 
 #[test]
-fn panic_in_the_log_of_a_request_ends_the_process() {
-    let service = panicking_at("append:1");
+fn panic_in_journal_append_ends_process() {
+    let service = start_panicking_at("append:1");
     assert!(http::post(service.address, "/v1/readings", &reading()).is_err());
-    check_end(service);
+    check_ended_by_panic(service);
 }
 
 #[test]
-fn panic_of_the_publisher_ends_the_process() {
-    let service = Service::run_with("", &[("SWELTER_PANIC_POINT", "publisher:100")]);
-    check_end(service);
+fn publisher_panic_ends_process() {
+    let service = ServiceProcess::start_run_with("", &[("SWELTER_PANIC_POINT", "publisher:100")]);
+    check_ended_by_panic(service);
 }
 
-fn dead_letters(service: &Service) -> Vec<Value> {
+fn dead_letters(service: &ServiceProcess) -> Vec<Value> {
     let text = std::fs::read_to_string(service.data_dir().join("dead-letters.jsonl")).unwrap_or_default();
     let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
     lines.filter(|line: &Value| line["reason"].is_string()).collect()
 }
 
 #[test]
-fn posted_record_whose_decoder_panics_is_refused() {
-    let service = panicking_at("decode:3");
+fn decoder_panic_refuses_posted_record() {
+    let service = start_panicking_at("decode:3");
     let [mut other, mut third] = [reading(), reading()];
     (other["city"], third["city"]) = ("y".into(), "z".into());
     // The journal's reader decodes it again.
@@ -181,13 +181,13 @@ fn posted_record_whose_decoder_panics_is_refused() {
     assert!(refused["detail"].as_str().unwrap().contains("a bug of swelter"), "{answer}");
     service.wait_until_applied(answer["positions"].as_array().unwrap());
     assert_eq!(service.get("/v1/cities/z").status, 200);
-    assert_eq!(caught(&service, "record"), 1);
-    check_log(&service, "record", "guard.rs:");
+    assert_eq!(caught_panics(&service, "record"), 1);
+    check_panic_logged_once(&service, "record", "guard.rs:");
 }
 
 #[test]
-fn record_of_a_log_whose_decoder_panics_is_a_dead_letter() {
-    let mut service = panicking_at("decode:2");
+fn decoder_panic_makes_log_record_a_dead_letter() {
+    let mut service = start_panicking_at("decode:2");
     service.wait_until_applied(&service.post(&reading()));
     let mut other = reading();
     other["city"] = "y".into();

@@ -13,49 +13,49 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::http::{self, Answer};
-use crate::process::{DEADLINE, wait_for};
+use super::http::{self, HttpResponse};
+use crate::service_process::{WAIT_TIMEOUT, wait_for};
 
 /// A service with a data directory of its own, both gone when it is dropped.
-pub struct Service {
+pub struct ServiceProcess {
     folder: TempDir,
     child: Child,
     pub address: SocketAddr,
     log: Arc<Mutex<String>>,
 }
 
-impl Service {
+impl ServiceProcess {
     /// `swelter run` with a configuration file, on any free port.
-    pub fn run(config: &str) -> Service {
-        Service::run_with(config, &[])
+    pub fn start_run(config: &str) -> ServiceProcess {
+        ServiceProcess::start_run_with(config, &[])
     }
 
     /// With further variables.
-    pub fn run_with(config: &str, variables: &[(&str, &str)]) -> Service {
+    pub fn start_run_with(config: &str, variables: &[(&str, &str)]) -> ServiceProcess {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("swelter.toml"), config).unwrap();
         let log = Arc::default();
         let mut command = run_command(&folder, "127.0.0.1:0");
-        let (child, address) = start(command.envs(variables.iter().copied()), &log);
-        Service { folder, child, address, log }
+        let (child, address) = start_and_wait_for_address(command.envs(variables.iter().copied()), &log);
+        ServiceProcess { folder, child, address, log }
     }
 
     /// `swelter demo`, on any free port.
-    pub fn demo(cities: u32) -> Service {
+    pub fn start_demo(cities: u32) -> ServiceProcess {
         let folder = tempfile::tempdir().unwrap();
-        let mut command = swelter();
+        let mut command = swelter_command();
         // The demo makes and removes a folder for temporary files.
         command.env("TMPDIR", folder.path());
         command.args(["demo", "--listen", "127.0.0.1:0", "--cities", &cities.to_string()]);
         let log = Arc::default();
-        let (child, address) = start(&mut command, &log);
-        Service { folder, child, address, log }
+        let (child, address) = start_and_wait_for_address(&mut command, &log);
+        ServiceProcess { folder, child, address, log }
     }
 
     /// The same again after a `kill`, with its data and on its port.
-    pub fn start_again(&mut self) {
+    pub fn restart(&mut self) {
         let mut command = run_command(&self.folder, &self.address.to_string());
-        (self.child, _) = start(&mut command, &self.log);
+        (self.child, _) = start_and_wait_for_address(&mut command, &self.log);
     }
 
     /// `kill -9`.
@@ -67,11 +67,11 @@ impl Service {
     /// SIGTERM, and how it ends.
     pub fn terminate(&mut self) -> ExitStatus {
         kill_process(self.pid(), Signal::TERM).unwrap();
-        self.wait()
+        self.wait_for_exit()
     }
 
     /// How it ends.
-    pub fn wait(&mut self) -> ExitStatus {
+    pub fn wait_for_exit(&mut self) -> ExitStatus {
         wait_for("the service ends", || self.child.try_wait().unwrap())
     }
 
@@ -91,7 +91,7 @@ impl Service {
         format!("http://{}", self.address)
     }
 
-    pub fn get(&self, path: &str) -> Answer {
+    pub fn get(&self, path: &str) -> HttpResponse {
         http::get(self.address, path).unwrap_or_else(|error| panic!("GET {path}: {error}"))
     }
 
@@ -131,7 +131,7 @@ fn is_applied(status: &Value, position: &Value) -> bool {
         .any(|partition| partition["applied"].as_u64() >= position["end"].as_u64())
 }
 
-impl Drop for Service {
+impl Drop for ServiceProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -142,7 +142,7 @@ impl Drop for Service {
 }
 
 /// Without any variable of the tester's own configuration.
-fn swelter() -> Command {
+fn swelter_command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SWELTER_")) {
         command.env_remove(name);
@@ -152,14 +152,14 @@ fn swelter() -> Command {
 
 fn run_command(folder: &TempDir, listen: &str) -> Command {
     let file = |name: &str| -> PathBuf { folder.path().join(name) };
-    let mut command = swelter();
+    let mut command = swelter_command();
     command.args(["run", "--listen", listen, "--config"]).arg(file("swelter.toml"));
     command.arg("--data-dir").arg(file("data"));
     command
 }
 
 /// Starts it and waits for the line that says where it listens. What it logs is kept for failure messages.
-fn start(command: &mut Command, log: &Arc<Mutex<String>>) -> (Child, SocketAddr) {
+fn start_and_wait_for_address(command: &mut Command, log: &Arc<Mutex<String>>) -> (Child, SocketAddr) {
     let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let (said, heard) = mpsc::channel();
@@ -172,7 +172,7 @@ fn start(command: &mut Command, log: &Arc<Mutex<String>>) -> (Child, SocketAddr)
             let _ = writeln!(kept.lock().unwrap_or_else(PoisonError::into_inner), "{line}");
         }
     });
-    let line = heard.recv_timeout(DEADLINE).unwrap_or_default();
+    let line = heard.recv_timeout(WAIT_TIMEOUT).unwrap_or_default();
     let Some(address) =
         line.strip_prefix("listening on http://").and_then(|address| address.trim().parse().ok())
     else {

@@ -7,38 +7,39 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use server::{Health, Server};
+use server::{RegistryServer, ServerHealth};
 use swelter::codec::{
-    CURRENT_SCHEMA, DecodeSettings, Fields, READING_SCHEMA, ROW_SCHEMA, push_wire_header, reading_to_avro,
+    CURRENT_SCHEMA, DecodeSettings, READING_SCHEMA, ROW_SCHEMA, RecordFields, push_wire_header,
+    reading_to_avro,
 };
 use swelter::model::{EventTime, Reason};
 use swelter::registry::{
-    Answer, AvroRecords, Client, ClientSettings, Decoded, Lookup, RecordAnswer, RegistryError, Schemas,
-    ask_and_record,
+    AvroRecordDecoder, DecodeResult, RegistryClient, RegistryError, RegistryResponse, RegistrySettings,
+    ResponseRecorder, SchemaCache, SchemaLookup, fetch_and_record,
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-fn settings(urls: Vec<String>) -> ClientSettings {
-    ClientSettings { urls, user: None, timeout: Duration::from_secs(5) }
+fn client_settings(urls: Vec<String>) -> RegistrySettings {
+    RegistrySettings { urls, user: None, timeout: Duration::from_secs(5) }
 }
 
-fn client(server: &Server) -> Client {
-    Client::new(&settings(vec![server.url()])).unwrap()
+fn registry_client(server: &RegistryServer) -> RegistryClient {
+    RegistryClient::new(&client_settings(vec![server.url()])).unwrap()
 }
 
-fn forgetful() -> RecordAnswer {
+fn discard_response() -> ResponseRecorder {
     Box::new(|_, _| Ok(()))
 }
 
 /// A reading of `city`, as of schema `id`.
-fn value(id: u32, city: &str) -> Vec<u8> {
-    let fields = Fields {
+fn encoded_reading(id: u32, city: &str) -> Vec<u8> {
+    let fields = RecordFields {
         city: Some(city),
         reading_at: EventTime::from_millis(0),
         temperature: Some(80.0),
         humidity: Some(50.0),
-        ..Fields::default()
+        ..RecordFields::default()
     };
     let mut value = Vec::new();
     push_wire_header(id, &mut value);
@@ -47,19 +48,19 @@ fn value(id: u32, city: &str) -> Vec<u8> {
 }
 
 /// What a value comes to in the end, however often it must be held back before.
-fn decoded(records: &mut AvroRecords, value: &[u8]) -> Result<String, (Reason, String)> {
+fn decode_until_final(records: &mut AvroRecordDecoder, value: &[u8]) -> Result<String, (Reason, String)> {
     let deadline = Instant::now() + DEADLINE;
     loop {
         match records.decode(value) {
-            Decoded::Record(Ok(upsert)) => return Ok(upsert.city.into()),
-            Decoded::Record(Err(refusal)) => return Err((refusal.reason, refusal.detail)),
+            DecodeResult::Record(Ok(upsert)) => return Ok(upsert.city.into()),
+            DecodeResult::Record(Err(refusal)) => return Err((refusal.reason, refusal.detail)),
             held => assert!(Instant::now() < deadline, "held back for ever: {held:?}"),
         }
         std::thread::yield_now();
     }
 }
 
-fn until(mut reached: impl FnMut() -> bool) {
+fn wait_until(mut reached: impl FnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !reached() {
         assert!(Instant::now() < deadline, "it did not come in time");
@@ -68,32 +69,34 @@ fn until(mut reached: impl FnMut() -> bool) {
 }
 
 #[test]
-fn what_is_registered_is_found_again() {
-    let server = Server::start(None);
-    let client = client(&server);
-    let id = client.register("heat index-value", ROW_SCHEMA).unwrap();
-    assert_eq!(client.register("heat index-value", ROW_SCHEMA).unwrap(), id);
-    assert_eq!(client.register("elsewhere-value", ROW_SCHEMA).unwrap(), id);
-    assert_ne!(client.register("now-value", CURRENT_SCHEMA).unwrap(), id);
-    let Answer::Avro { schema, references } = client.schema(id).unwrap() else { panic!("not Avro") };
+fn registered_schema_is_found_again() {
+    let server = RegistryServer::start(None);
+    let client = registry_client(&server);
+    let id = client.register_schema("heat index-value", ROW_SCHEMA).unwrap();
+    assert_eq!(client.register_schema("heat index-value", ROW_SCHEMA).unwrap(), id);
+    assert_eq!(client.register_schema("elsewhere-value", ROW_SCHEMA).unwrap(), id);
+    assert_ne!(client.register_schema("now-value", CURRENT_SCHEMA).unwrap(), id);
+    let RegistryResponse::Avro { schema, references } = client.fetch_schema(id).unwrap() else {
+        panic!("not Avro")
+    };
     assert_eq!(
         serde_json::from_str::<Value>(&schema).unwrap(),
         serde_json::from_str::<Value>(ROW_SCHEMA).unwrap()
     );
     assert!(references.is_empty());
-    assert_eq!(client.schema(99), Err(RegistryError::Unknown));
+    assert_eq!(client.fetch_schema(99), Err(RegistryError::Unknown));
 }
 
 #[test]
-fn references_are_resolved_once_each() {
-    let server = Server::start(None);
+fn schema_references_are_resolved_once_each() {
+    let server = RegistryServer::start(None);
     let named =
         |name: &str, fields: Value| json!({"type": "record", "name": name, "fields": fields}).to_string();
     let text = |name: &str| json!({"name": name, "type": "string"});
-    server.add("geo/place", &named("Place", json!([text("name")])), json!([]));
+    server.add_schema("geo/place", &named("Place", json!([text("name")])), json!([]));
     let place = json!([{"name": "Place", "subject": "geo/place", "version": 1}]);
     let station = named("Station", json!([{"name": "at", "type": "Place"}, {"name": "in", "type": "Place"}]));
-    server.add("station", &station, place.clone());
+    server.add_schema("station", &station, place.clone());
     let both = json!([
         {"name": "Station", "subject": "station", "version": 1},
         {"name": "Place", "subject": "geo/place", "version": 1},
@@ -102,114 +105,124 @@ fn references_are_resolved_once_each() {
         "Reading",
         json!([text("city"), {"name": "s", "type": "Station"}, {"name": "p", "type": "Place"}]),
     );
-    let id = server.add("readings-value", &schema, both);
-    let schemas = Schemas::new(Vec::new(), ask_and_record(client(&server), forgetful())).unwrap();
-    let mut records = AvroRecords::from_registry(schemas, DecodeSettings::default());
+    let id = server.add_schema("readings-value", &schema, both);
+    let schemas =
+        SchemaCache::new(Vec::new(), fetch_and_record(registry_client(&server), discard_response())).unwrap();
+    let mut records = AvroRecordDecoder::from_registry(schemas, DecodeSettings::default());
     let mut value = Vec::new();
     push_wire_header(id, &mut value);
     value.extend_from_slice(b"\x02x\x02a\x02b\x02c");
-    let (reason, detail) = decoded(&mut records, &value).unwrap_err();
+    let (reason, detail) = decode_until_final(&mut records, &value).unwrap_err();
     assert_eq!((reason, &*detail), (Reason::MissingField, "reading_at is missing"));
-    let asked = server.asked();
+    let asked = server.requested_paths();
     assert_eq!(asked.iter().filter(|path| path.contains("/subjects/geo%2Fplace/")).count(), 1, "{asked:?}");
 }
 
 #[test]
-fn refusals_say_what_to_do() {
-    let server = Server::start(Some(("me", "secret")));
-    let refused = |client: &Client, what: &str| match client.register("x-value", ROW_SCHEMA) {
+fn registry_errors_name_remedy() {
+    let server = RegistryServer::start(Some(("me", "secret")));
+    let refused = |client: &RegistryClient, what: &str| match client.register_schema("x-value", ROW_SCHEMA) {
         Err(RegistryError::Refused(detail)) => assert!(detail.contains(what), "{detail}"),
         other => panic!("{other:?}"),
     };
-    refused(&client(&server), "password");
+    refused(&registry_client(&server), "password");
     let user = |password: &str| Some(("me".to_string(), password.to_string()));
-    let with = |user| Client::new(&ClientSettings { user, ..settings(vec![server.url()]) }).unwrap();
+    let with = |user| {
+        RegistryClient::new(&RegistrySettings { user, ..client_settings(vec![server.url()]) }).unwrap()
+    };
     refused(&with(user("wrong")), "password");
     let right = with(user("secret"));
     assert!(!format!("{right:?}").contains("secret"));
-    let id = right.register("x-value", READING_SCHEMA).unwrap();
+    let id = right.register_schema("x-value", READING_SCHEMA).unwrap();
     refused(&right, "compatib");
-    assert!(right.schema(id).is_ok());
-    let path = Client::new(&settings(vec![format!("{}/elsewhere", server.url())])).unwrap();
-    let wrong = with(user("secret")).register("x-value", "no schema");
+    assert!(right.fetch_schema(id).is_ok());
+    let path = RegistryClient::new(&client_settings(vec![format!("{}/elsewhere", server.url())])).unwrap();
+    let wrong = with(user("secret")).register_schema("x-value", "no schema");
     assert!(
         matches!(&wrong, Err(RegistryError::Refused(detail)) if detail.contains("Invalid schema")),
         "{wrong:?}"
     );
-    assert!(matches!(path.schema(id), Err(RegistryError::Refused(_))));
+    assert!(matches!(path.fetch_schema(id), Err(RegistryError::Refused(_))));
     for url in ["", "localhost:8081", "ftp://x", "http://", "http://me:secret@x", "http://x/?a"] {
-        let error = Client::new(&settings(vec![url.into()])).unwrap_err();
+        let error = RegistryClient::new(&client_settings(vec![url.into()])).unwrap_err();
         assert!(!error.to_string().contains("secret"), "{error}");
     }
-    assert!(Client::new(&settings(Vec::new())).is_err());
+    assert!(RegistryClient::new(&client_settings(Vec::new())).is_err());
 }
 
 #[test]
-fn an_outage_is_not_an_unknown_schema() {
-    let server = Server::start(None);
-    let client = client(&server);
-    let id = client.register("x-value", READING_SCHEMA).unwrap();
-    for health in [Health::Errors, Health::Closes, Health::Rambles, Health::NotFound] {
-        server.set(health);
+fn outage_is_not_an_unknown_schema() {
+    let server = RegistryServer::start(None);
+    let client = registry_client(&server);
+    let id = client.register_schema("x-value", READING_SCHEMA).unwrap();
+    for health in [ServerHealth::Errors, ServerHealth::Closes, ServerHealth::Rambles, ServerHealth::NotFound]
+    {
+        server.set_health(health);
         for id in [id, 99] {
-            assert!(!matches!(client.schema(id), Ok(_) | Err(RegistryError::Unknown)), "{health:?}");
+            assert!(!matches!(client.fetch_schema(id), Ok(_) | Err(RegistryError::Unknown)), "{health:?}");
         }
     }
-    server.set(Health::Silent);
-    let short = ClientSettings { timeout: Duration::from_millis(100), ..settings(vec![server.url()]) };
+    server.set_health(ServerHealth::Silent);
+    let short =
+        RegistrySettings { timeout: Duration::from_millis(100), ..client_settings(vec![server.url()]) };
     let started = Instant::now();
-    assert!(matches!(Client::new(&short).unwrap().schema(id), Err(RegistryError::Unavailable(_))));
+    assert!(matches!(
+        RegistryClient::new(&short).unwrap().fetch_schema(id),
+        Err(RegistryError::Unavailable(_))
+    ));
     assert!(started.elapsed() < DEADLINE);
 }
 
 #[test]
-fn another_address_answers_where_the_first_does_not() {
-    let (down, empty, up) = (Server::start(None), Server::start(None), Server::start(None));
-    down.set(Health::Errors);
-    let id = up.add("x-value", READING_SCHEMA, json!([]));
-    let client = Client::new(&settings(vec![down.url(), empty.url(), up.url()])).unwrap();
-    assert!(client.schema(id).is_ok());
-    let before = down.asked().len();
-    assert!(client.schema(id).is_ok());
-    assert_eq!(down.asked().len(), before, "the one that answered last comes first");
+fn second_address_is_used_if_first_fails() {
+    let (down, empty, up) =
+        (RegistryServer::start(None), RegistryServer::start(None), RegistryServer::start(None));
+    down.set_health(ServerHealth::Errors);
+    let id = up.add_schema("x-value", READING_SCHEMA, json!([]));
+    let client = RegistryClient::new(&client_settings(vec![down.url(), empty.url(), up.url()])).unwrap();
+    assert!(client.fetch_schema(id).is_ok());
+    let before = down.requested_paths().len();
+    assert!(client.fetch_schema(id).is_ok());
+    assert_eq!(down.requested_paths().len(), before, "the one that answered last comes first");
     // One that is away may know.
-    assert!(matches!(client.schema(99), Err(RegistryError::Unavailable(_))));
-    down.set(Health::Up);
-    assert_eq!(client.schema(99), Err(RegistryError::Unknown));
+    assert!(matches!(client.fetch_schema(99), Err(RegistryError::Unavailable(_))));
+    down.set_health(ServerHealth::Up);
+    assert_eq!(client.fetch_schema(99), Err(RegistryError::Unknown));
 }
 
 #[test]
-fn an_outage_holds_back_and_ends() {
-    let server = Server::start(None);
-    let id = server.add("x-value", READING_SCHEMA, json!([]));
-    server.set(Health::Errors);
-    let schemas = Schemas::new(Vec::new(), ask_and_record(client(&server), forgetful())).unwrap();
-    let mut records = AvroRecords::from_registry(schemas, DecodeSettings::default());
-    let value = value(id, "x");
-    until(|| match records.decode(&value) {
-        Decoded::Pending => false,
-        Decoded::Unavailable(why) => why.contains("500"),
-        Decoded::Record(record) => panic!("decoded without a schema: {record:?}"),
+fn outage_holds_records_back_until_it_ends() {
+    let server = RegistryServer::start(None);
+    let id = server.add_schema("x-value", READING_SCHEMA, json!([]));
+    server.set_health(ServerHealth::Errors);
+    let schemas =
+        SchemaCache::new(Vec::new(), fetch_and_record(registry_client(&server), discard_response())).unwrap();
+    let mut records = AvroRecordDecoder::from_registry(schemas, DecodeSettings::default());
+    let value = encoded_reading(id, "x");
+    wait_until(|| match records.decode(&value) {
+        DecodeResult::Pending => false,
+        DecodeResult::Unavailable(why) => why.contains("500"),
+        DecodeResult::Record(record) => panic!("decoded without a schema: {record:?}"),
     });
     // It is asked again and again, and not at once.
-    until(|| server.asked().len() >= 3);
-    server.set(Health::Up);
-    assert_eq!(decoded(&mut records, &value), Ok("x".into()));
-    let asked = server.asked().len();
+    wait_until(|| server.requested_paths().len() >= 3);
+    server.set_health(ServerHealth::Up);
+    assert_eq!(decode_until_final(&mut records, &value), Ok("x".into()));
+    let asked = server.requested_paths().len();
     for _ in 0..1_000 {
-        assert_eq!(decoded(&mut records, &value), Ok("x".into()));
+        assert_eq!(decode_until_final(&mut records, &value), Ok("x".into()));
     }
-    assert_eq!(server.asked().len(), asked, "a schema that is known is not asked for");
+    assert_eq!(server.requested_paths().len(), asked, "a schema that is known is not asked for");
 }
 
 #[test]
-fn an_answer_is_recorded_before_it_is_used_and_stays() {
-    let server = Server::start(None);
-    let known = server.add("x-value", READING_SCHEMA, json!([]));
-    let recorded: Arc<Mutex<HashMap<u32, Answer>>> = Arc::default();
+fn registry_response_is_recorded_before_use_and_kept() {
+    let server = RegistryServer::start(None);
+    let known = server.add_schema("x-value", READING_SCHEMA, json!([]));
+    let recorded: Arc<Mutex<HashMap<u32, RegistryResponse>>> = Arc::default();
     let failures = Arc::new(Mutex::new(2));
     let (note, fail) = (recorded.clone(), failures.clone());
-    let record: RecordAnswer = Box::new(move |id, answer| {
+    let record: ResponseRecorder = Box::new(move |id, answer| {
         let mut failures = fail.lock().unwrap();
         if *failures > 0 {
             *failures -= 1;
@@ -218,158 +231,176 @@ fn an_answer_is_recorded_before_it_is_used_and_stays() {
         note.lock().unwrap().insert(id, answer.clone());
         Ok(())
     });
-    let schemas = Schemas::new(Vec::new(), ask_and_record(client(&server), record)).unwrap();
-    let mut records = AvroRecords::from_registry(schemas.clone(), DecodeSettings::default());
+    let schemas = SchemaCache::new(Vec::new(), fetch_and_record(registry_client(&server), record)).unwrap();
+    let mut records = AvroRecordDecoder::from_registry(schemas.clone(), DecodeSettings::default());
     for (id, expected) in [(known, Ok(())), (7_777, Err(Reason::UnknownSchema))] {
-        until(|| match schemas.lookup(id) {
-            Lookup::Known(answer) => {
+        wait_until(|| match schemas.lookup(id) {
+            SchemaLookup::Known(answer) => {
                 assert_eq!(recorded.lock().unwrap().get(&id), Some(&answer));
                 true
             }
             _ => false,
         });
-        let value = value(id, "x");
-        assert_eq!(decoded(&mut records, &value).map(drop).map_err(|(reason, _)| reason), expected);
+        let value = encoded_reading(id, "x");
+        assert_eq!(
+            decode_until_final(&mut records, &value).map(drop).map_err(|(reason, _)| reason),
+            expected
+        );
     }
     assert_eq!(*failures.lock().unwrap(), 0);
     // Another start, where the registry has meanwhile heard of the other: what was decided stays.
-    let server = Server::start(None);
-    let now = server.add("y-value", READING_SCHEMA, json!([]));
+    let server = RegistryServer::start(None);
+    let now = server.add_schema("y-value", READING_SCHEMA, json!([]));
     let json = serde_json::to_string(&recorded.lock().unwrap().clone()).unwrap();
-    let mut kept: HashMap<u32, Answer> = serde_json::from_str(&json).unwrap();
-    kept.insert(now, Answer::Unknown);
-    server.set(Health::Errors);
-    let schemas =
-        Schemas::new(kept.into_iter().collect(), ask_and_record(client(&server), forgetful())).unwrap();
-    let mut records = AvroRecords::from_registry(schemas, DecodeSettings::default());
-    let reason = decoded(&mut records, &value(now, "x")).unwrap_err().0;
+    let mut kept: HashMap<u32, RegistryResponse> = serde_json::from_str(&json).unwrap();
+    kept.insert(now, RegistryResponse::Unknown);
+    server.set_health(ServerHealth::Errors);
+    let schemas = SchemaCache::new(
+        kept.into_iter().collect(),
+        fetch_and_record(registry_client(&server), discard_response()),
+    )
+    .unwrap();
+    let mut records = AvroRecordDecoder::from_registry(schemas, DecodeSettings::default());
+    let reason = decode_until_final(&mut records, &encoded_reading(now, "x")).unwrap_err().0;
     assert_eq!(reason, Reason::UnknownSchema);
-    assert!(server.asked().is_empty());
+    assert!(server.requested_paths().is_empty());
 }
 
 #[test]
-fn each_record_of_an_unreadable_schema_says_so() {
-    let server = Server::start(None);
+fn every_record_of_unreadable_schema_is_refused_with_reason() {
+    let server = RegistryServer::start(None);
     let incompatible = r#"{"type":"record","name":"R","fields":[{"name":"city","type":"long"}]}"#;
-    let incompatible = server.add("a-value", incompatible, json!([]));
-    let other = server.add_of("PROTOBUF", "b-value", "message R {}", json!([]));
-    let schemas = Schemas::new(Vec::new(), ask_and_record(client(&server), forgetful())).unwrap();
-    let mut records = AvroRecords::from_registry(schemas, DecodeSettings::default());
+    let incompatible = server.add_schema("a-value", incompatible, json!([]));
+    let other = server.add_schema_of_kind("PROTOBUF", "b-value", "message R {}", json!([]));
+    let schemas =
+        SchemaCache::new(Vec::new(), fetch_and_record(registry_client(&server), discard_response())).unwrap();
+    let mut records = AvroRecordDecoder::from_registry(schemas, DecodeSettings::default());
     for _ in 0..3 {
         for (id, what) in [(incompatible, "field city"), (other, "PROTOBUF")] {
-            let (reason, detail) = decoded(&mut records, &value(id, "x")).unwrap_err();
+            let (reason, detail) = decode_until_final(&mut records, &encoded_reading(id, "x")).unwrap_err();
             assert_eq!(reason, Reason::NotDecodable);
             assert!(detail.contains(what), "{detail}");
         }
-        let (reason, detail) = decoded(&mut records, b"{\"city\":1}").unwrap_err();
+        let (reason, detail) = decode_until_final(&mut records, b"{\"city\":1}").unwrap_err();
         assert_eq!(reason, Reason::NotDecodable, "{detail}");
     }
 }
 
 /// Nothing that is wrong with one schema holds back what others were written with.
 #[test]
-fn a_schema_that_cannot_be_used_is_an_answer() {
-    let server = Server::start(None);
+fn unusable_schema_is_a_final_response() {
+    let server = RegistryServer::start(None);
     let record = |more: usize| {
         let doc = "x".repeat(more);
         json!({"type": "record", "name": "R", "doc": doc, "fields": [{"name": "city", "type": "string"}]})
             .to_string()
     };
     let gone = json!([{"name": "Gone", "subject": "gone", "version": 1}]);
-    let gone = server.add("a-value", &record(1), gone);
+    let gone = server.add_schema("a-value", &record(1), gone);
     let many: Vec<Value> = (0..101)
         .map(|at| {
-            server.add(&format!("many {at}"), &record(2 + at), json!([]));
+            server.add_schema(&format!("many {at}"), &record(2 + at), json!([]));
             json!({"name": "Many", "subject": format!("many {at}"), "version": 1})
         })
         .collect();
-    let many = server.add("b-value", &record(0), many.into());
-    let long = server.add("c-value", &record(5 << 20), json!([]));
-    let recorded: Arc<Mutex<HashMap<u32, Answer>>> = Arc::default();
+    let many = server.add_schema("b-value", &record(0), many.into());
+    let long = server.add_schema("c-value", &record(5 << 20), json!([]));
+    let recorded: Arc<Mutex<HashMap<u32, RegistryResponse>>> = Arc::default();
     let note = recorded.clone();
-    let record: RecordAnswer = Box::new(move |id, answer| {
+    let record: ResponseRecorder = Box::new(move |id, answer| {
         note.lock().unwrap().insert(id, answer.clone());
         Ok(())
     });
-    let schemas = Schemas::new(Vec::new(), ask_and_record(client(&server), record)).unwrap();
-    let mut records = AvroRecords::from_registry(schemas, DecodeSettings::default());
+    let schemas = SchemaCache::new(Vec::new(), fetch_and_record(registry_client(&server), record)).unwrap();
+    let mut records = AvroRecordDecoder::from_registry(schemas, DecodeSettings::default());
     let cases = [(gone, "/subjects/gone/"), (many, "more than 100"), (long, "longer than")];
     for (id, what) in cases {
-        let (reason, detail) = decoded(&mut records, &value(id, "x")).unwrap_err();
+        let (reason, detail) = decode_until_final(&mut records, &encoded_reading(id, "x")).unwrap_err();
         assert_eq!(reason, Reason::NotDecodable);
         assert!(detail.contains(what), "{detail}");
     }
     // A replay decides the same.
     let json = serde_json::to_string(&recorded.lock().unwrap().clone()).unwrap();
-    let kept: HashMap<u32, Answer> = serde_json::from_str(&json).unwrap();
-    server.set(Health::Errors);
-    let schemas =
-        Schemas::new(kept.into_iter().collect(), ask_and_record(client(&server), forgetful())).unwrap();
-    let mut records = AvroRecords::from_registry(schemas, DecodeSettings::default());
+    let kept: HashMap<u32, RegistryResponse> = serde_json::from_str(&json).unwrap();
+    server.set_health(ServerHealth::Errors);
+    let schemas = SchemaCache::new(
+        kept.into_iter().collect(),
+        fetch_and_record(registry_client(&server), discard_response()),
+    )
+    .unwrap();
+    let mut records = AvroRecordDecoder::from_registry(schemas, DecodeSettings::default());
     for (id, what) in cases {
-        assert!(decoded(&mut records, &value(id, "x")).unwrap_err().1.contains(what));
+        assert!(decode_until_final(&mut records, &encoded_reading(id, "x")).unwrap_err().1.contains(what));
     }
 }
 
 #[test]
-fn a_schema_file_stands_for_a_registry() {
-    let mut records = AvroRecords::from_schema(READING_SCHEMA, DecodeSettings::default()).unwrap();
-    let with_header = value(1, "x");
-    assert_eq!(decoded(&mut records, &with_header[5..]), Ok("x".into()));
-    assert!(decoded(&mut records, &with_header).is_err());
-    assert!(AvroRecords::from_schema("{}", DecodeSettings::default()).is_err());
+fn schema_file_replaces_registry() {
+    let mut records = AvroRecordDecoder::from_schema(READING_SCHEMA, DecodeSettings::default()).unwrap();
+    let with_header = encoded_reading(1, "x");
+    assert_eq!(decode_until_final(&mut records, &with_header[5..]), Ok("x".into()));
+    assert!(decode_until_final(&mut records, &with_header).is_err());
+    assert!(AvroRecordDecoder::from_schema("{}", DecodeSettings::default()).is_err());
 }
 
 #[test]
-fn the_asking_thread_ends_with_the_last_reader() {
-    struct Alive(#[allow(dead_code)] Arc<()>);
+fn lookup_thread_ends_with_last_reader() {
+    struct AliveToken(#[allow(dead_code)] Arc<()>);
     let alive = Arc::new(());
-    let held = Alive(alive.clone());
-    let record: RecordAnswer = Box::new(move |_, _| {
+    let held = AliveToken(alive.clone());
+    let record: ResponseRecorder = Box::new(move |_, _| {
         let _ = &held;
         Ok(())
     });
-    let server = Server::start(None);
-    server.set(Health::Errors);
-    let schemas = Schemas::new(Vec::new(), ask_and_record(client(&server), record)).unwrap();
+    let server = RegistryServer::start(None);
+    server.set_health(ServerHealth::Errors);
+    let schemas = SchemaCache::new(Vec::new(), fetch_and_record(registry_client(&server), record)).unwrap();
     let other = schemas.clone();
-    assert_eq!(schemas.lookup(1), Lookup::Pending);
+    assert_eq!(schemas.lookup(1), SchemaLookup::Pending);
     drop(schemas);
     assert_eq!(Arc::strong_count(&alive), 2);
     drop(other);
-    until(|| Arc::strong_count(&alive) == 1);
+    wait_until(|| Arc::strong_count(&alive) == 1);
 }
 
-const SOON: Duration = Duration::from_millis(20);
+const SHORT_RETRY_DELAY: Duration = Duration::from_millis(20);
 
 #[test]
-fn schema_of_a_registry_made_anew_contradicts_the_recorded_answer() {
-    let server = Server::start(None);
-    let id = client(&server).register("readings-value", READING_SCHEMA).unwrap();
-    let recorded = client(&server).schema(id).unwrap();
-    let known = |recorded: &Answer| vec![(id, recorded.clone())];
-    let never = || -> swelter::registry::FindAnswer { Box::new(|_| Err("not to be asked".into())) };
+fn recreated_registry_schema_contradicts_recorded_response() {
+    let server = RegistryServer::start(None);
+    let id = registry_client(&server).register_schema("readings-value", READING_SCHEMA).unwrap();
+    let recorded = registry_client(&server).fetch_schema(id).unwrap();
+    let known = |recorded: &RegistryResponse| vec![(id, recorded.clone())];
+    let never = || -> swelter::registry::ResponseFetcher { Box::new(|_| Err("not to be asked".into())) };
 
     // The same registry, and an answer that was recorded with other spaces.
-    let Answer::Avro { schema, references } = &recorded else { panic!("{recorded:?}") };
+    let RegistryResponse::Avro { schema, references } = &recorded else { panic!("{recorded:?}") };
     let spaced = serde_json::to_string_pretty(&serde_json::from_str::<Value>(schema).unwrap()).unwrap();
     assert_ne!(*spaced, **schema);
-    let spaced = Answer::Avro { schema: spaced.into(), references: references.clone() };
+    let spaced = RegistryResponse::Avro { schema: spaced.into(), references: references.clone() };
     for answer in [&recorded, &spaced] {
-        let schemas = Schemas::verified(known(answer), never(), client(&server), SOON).unwrap();
-        let asked = server.asked();
-        assert_eq!(schemas.lookup(id), Lookup::Known(answer.clone()));
+        let schemas = SchemaCache::with_verification(
+            known(answer),
+            never(),
+            registry_client(&server),
+            SHORT_RETRY_DELAY,
+        )
+        .unwrap();
+        let asked = server.requested_paths();
+        assert_eq!(schemas.lookup(id), SchemaLookup::Known(answer.clone()));
         // Once soon, and again later.
-        until(|| server.asked().len() > asked.len() + 1);
+        wait_until(|| server.requested_paths().len() > asked.len() + 1);
         assert_eq!(schemas.contradiction(), None);
     }
 
-    let anew = Server::start(None);
-    assert_eq!(client(&anew).register("rows-value", ROW_SCHEMA).unwrap(), id);
-    let schemas = Schemas::verified(known(&recorded), never(), client(&anew), SOON).unwrap();
+    let anew = RegistryServer::start(None);
+    assert_eq!(registry_client(&anew).register_schema("rows-value", ROW_SCHEMA).unwrap(), id);
+    let schemas =
+        SchemaCache::with_verification(known(&recorded), never(), registry_client(&anew), SHORT_RETRY_DELAY)
+            .unwrap();
     assert_eq!(schemas.contradiction(), None, "before it is used");
-    assert_eq!(schemas.lookup(id), Lookup::Known(recorded));
-    until(|| schemas.contradiction().is_some());
+    assert_eq!(schemas.lookup(id), SchemaLookup::Known(recorded));
+    wait_until(|| schemas.contradiction().is_some());
     let said = schemas.contradiction().unwrap();
     assert!(said.contains("another schema") && said.contains("restore it"), "{said}");
 }

@@ -19,7 +19,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Health {
+pub enum ServerHealth {
     Up,
     /// Answers 500.
     Errors,
@@ -33,20 +33,20 @@ pub enum Health {
     NotFound,
 }
 
-pub struct Server {
+pub struct RegistryServer {
     port: u16,
-    shared: Arc<Shared>,
+    shared: Arc<ServerShared>,
     thread: Option<JoinHandle<()>>,
 }
 
-struct Shared {
+struct ServerShared {
     user: Option<String>,
     stopping: AtomicBool,
-    state: Mutex<State>,
+    state: Mutex<ServerState>,
 }
 
-struct State {
-    health: Health,
+struct ServerState {
+    health: ServerHealth,
     asked: Vec<String>,
     /// By id less 1: the type, the text, the references.
     schemas: Vec<(String, String, Value)>,
@@ -54,23 +54,28 @@ struct State {
     subjects: Vec<(String, Vec<u32>)>,
 }
 
-type Answered = (u16, Value);
+type HttpResponse = (u16, Value);
 
-fn error(status: u16, code: u32, message: impl Into<String>) -> Answered {
+fn error_response(status: u16, code: u32, message: impl Into<String>) -> HttpResponse {
     (status, json!({"error_code": code, "message": message.into()}))
 }
 
-impl Server {
+impl RegistryServer {
     /// With a user it takes nobody else.
-    pub fn start(user: Option<(&str, &str)>) -> Server {
+    pub fn start(user: Option<(&str, &str)>) -> RegistryServer {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let user = user.map(|(name, password)| {
             format!("Basic {}", BASE64_STANDARD.encode(format!("{name}:{password}")))
         });
-        let state =
-            State { health: Health::Up, asked: Vec::new(), schemas: Vec::new(), subjects: Vec::new() };
-        let shared = Arc::new(Shared { user, stopping: AtomicBool::new(false), state: Mutex::new(state) });
+        let state = ServerState {
+            health: ServerHealth::Up,
+            asked: Vec::new(),
+            schemas: Vec::new(),
+            subjects: Vec::new(),
+        };
+        let shared =
+            Arc::new(ServerShared { user, stopping: AtomicBool::new(false), state: Mutex::new(state) });
         let serving = shared.clone();
         let thread = thread::spawn(move || {
             thread::scope(|scope| {
@@ -84,34 +89,34 @@ impl Server {
                 }
             });
         });
-        Server { port, shared, thread: Some(thread) }
+        RegistryServer { port, shared, thread: Some(thread) }
     }
 
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    pub fn set(&self, health: Health) {
+    pub fn set_health(&self, health: ServerHealth) {
         self.shared.state.lock().unwrap().health = health;
     }
 
     /// The paths that were asked for, in order.
-    pub fn asked(&self) -> Vec<String> {
+    pub fn requested_paths(&self) -> Vec<String> {
         self.shared.state.lock().unwrap().asked.clone()
     }
 
-    pub fn add(&self, subject: &str, schema: &str, references: Value) -> u32 {
-        self.add_of("AVRO", subject, schema, references)
+    pub fn add_schema(&self, subject: &str, schema: &str, references: Value) -> u32 {
+        self.add_schema_of_kind("AVRO", subject, schema, references)
     }
 
     /// Adds a version without a check.
-    pub fn add_of(&self, kind: &str, subject: &str, schema: &str, references: Value) -> u32 {
+    pub fn add_schema_of_kind(&self, kind: &str, subject: &str, schema: &str, references: Value) -> u32 {
         let new = (kind.to_string(), schema.to_string(), references);
-        self.shared.state.lock().unwrap().add(subject, new)
+        self.shared.state.lock().unwrap().add_schema(subject, new)
     }
 }
 
-impl Drop for Server {
+impl Drop for RegistryServer {
     fn drop(&mut self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
         // Wakes the accept loop.
@@ -122,36 +127,36 @@ impl Drop for Server {
     }
 }
 
-struct Request {
+struct HttpRequest {
     method: String,
     path: String,
     authorization: Option<String>,
     body: Vec<u8>,
 }
 
-impl Shared {
+impl ServerShared {
     /// One request a connection.
     fn serve(&self, mut stream: TcpStream) {
         let _ = stream.set_read_timeout(Some(Duration::from_secs(10)));
-        let Some(request) = read(&stream) else { return };
+        let Some(request) = read_request(&stream) else { return };
         let health = {
             let mut state = self.state.lock().unwrap();
             state.asked.push(request.path.clone());
             state.health
         };
         let (status, body) = match health {
-            Health::Up => {
+            ServerHealth::Up => {
                 let (status, body) = self.answer(&request);
                 (status, body.to_string())
             }
-            Health::Errors => {
-                let (status, body) = error(500, 50001, "Error in the backend data store");
+            ServerHealth::Errors => {
+                let (status, body) = error_response(500, 50001, "Error in the backend data store");
                 (status, body.to_string())
             }
-            Health::Rambles => (200, "<html>Sign in</html>".into()),
-            Health::NotFound => (404, "<html>Not found</html>".into()),
-            Health::Closes => return,
-            Health::Silent => return self.keep_silent(),
+            ServerHealth::Rambles => (200, "<html>Sign in</html>".into()),
+            ServerHealth::NotFound => (404, "<html>Not found</html>".into()),
+            ServerHealth::Closes => return,
+            ServerHealth::Silent => return self.hold_until_health_changes(),
         };
         let length = body.len();
         let _ = write!(
@@ -161,20 +166,20 @@ impl Shared {
     }
 
     /// Until somebody wants something else of the server.
-    fn keep_silent(&self) {
+    fn hold_until_health_changes(&self) {
         let deadline = Instant::now() + Duration::from_secs(30);
-        let silent = || self.state.lock().unwrap().health == Health::Silent;
+        let silent = || self.state.lock().unwrap().health == ServerHealth::Silent;
         while silent() && !self.stopping.load(Ordering::SeqCst) && Instant::now() < deadline {
             thread::park_timeout(Duration::from_millis(5));
         }
     }
 
-    fn answer(&self, request: &Request) -> Answered {
+    fn answer(&self, request: &HttpRequest) -> HttpResponse {
         if self.user.is_some() && self.user != request.authorization {
-            return error(401, 401, "Unauthorized");
+            return error_response(401, 401, "Unauthorized");
         }
         let path = request.path.split('?').next().unwrap_or_default();
-        let parts: Vec<String> = path.split('/').skip(1).map(decoded).collect();
+        let parts: Vec<String> = path.split('/').skip(1).map(decode_segment).collect();
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         let mut state = self.state.lock().unwrap();
         match (&*request.method, &*parts) {
@@ -182,17 +187,17 @@ impl Shared {
             ("GET", ["subjects"]) => (200, state.subjects.iter().map(|(name, _)| name.as_str()).collect()),
             ("GET", ["subjects", subject, "versions"]) => match state.versions(subject) {
                 Some(ids) => (200, (1..=ids.len()).collect()),
-                None => error(404, 40401, format!("Subject '{subject}' not found.")),
+                None => error_response(404, 40401, format!("Subject '{subject}' not found.")),
             },
             ("GET", ["subjects", subject, "versions", version]) => state.version(subject, version),
             ("POST", ["subjects", subject, "versions"]) => state.register(subject, &request.body),
-            _ => error(404, 404, "HTTP 404 Not Found"),
+            _ => error_response(404, 404, "HTTP 404 Not Found"),
         }
     }
 }
 
-impl State {
-    fn add(&mut self, subject: &str, new: (String, String, Value)) -> u32 {
+impl ServerState {
+    fn add_schema(&mut self, subject: &str, new: (String, String, Value)) -> u32 {
         let at = self.schemas.iter().position(|schema| *schema == new).unwrap_or_else(|| {
             self.schemas.push(new);
             self.schemas.len() - 1
@@ -214,7 +219,7 @@ impl State {
     }
 
     /// A schema as every answer shows it: what is usual is left out.
-    fn shown(&self, id: u32) -> Option<Value> {
+    fn schema_json(&self, id: u32) -> Option<Value> {
         let (kind, schema, references) = self.schemas.get((id as usize).checked_sub(1)?)?;
         let mut shown = json!({"schema": schema});
         if kind != "AVRO" {
@@ -226,21 +231,21 @@ impl State {
         Some(shown)
     }
 
-    fn schema(&self, id: &str) -> Answered {
-        match id.parse().ok().and_then(|id| self.shown(id)) {
+    fn schema(&self, id: &str) -> HttpResponse {
+        match id.parse().ok().and_then(|id| self.schema_json(id)) {
             Some(shown) => (200, shown),
-            None => error(404, 40403, format!("Schema {id} not found")),
+            None => error_response(404, 40403, format!("Schema {id} not found")),
         }
     }
 
-    fn version(&self, subject: &str, version: &str) -> Answered {
+    fn version(&self, subject: &str, version: &str) -> HttpResponse {
         let Some(ids) = self.versions(subject) else {
-            return error(404, 40401, format!("Subject '{subject}' not found."));
+            return error_response(404, 40401, format!("Subject '{subject}' not found."));
         };
         let number = if version == "latest" { Some(ids.len()) } else { version.parse().ok() };
         let id = number.and_then(|number: usize| ids.get(number.checked_sub(1)?).copied());
-        let Some((id, mut shown)) = id.and_then(|id| Some((id, self.shown(id)?))) else {
-            return error(404, 40402, format!("Version {version} not found."));
+        let Some((id, mut shown)) = id.and_then(|id| Some((id, self.schema_json(id)?))) else {
+            return error_response(404, 40402, format!("Version {version} not found."));
         };
         shown["subject"] = json!(subject);
         shown["version"] = json!(number);
@@ -248,12 +253,12 @@ impl State {
         (200, shown)
     }
 
-    fn register(&mut self, subject: &str, body: &[u8]) -> Answered {
+    fn register(&mut self, subject: &str, body: &[u8]) -> HttpResponse {
         let body: Value = serde_json::from_slice(body).unwrap_or_default();
-        let Some(text) = body["schema"].as_str() else { return error(422, 42201, "Empty schema") };
+        let Some(text) = body["schema"].as_str() else { return error_response(422, 42201, "Empty schema") };
         let schema = match Schema::parse_str(text) {
             Ok(schema) => schema,
-            Err(why) => return error(422, 42201, format!("Invalid schema {text}: {why}")),
+            Err(why) => return error_response(422, 42201, format!("Invalid schema {text}: {why}")),
         };
         let new = ("AVRO".to_string(), text.to_string(), json!([]));
         let last =
@@ -265,14 +270,14 @@ impl State {
                 let message = format!(
                     "Schema being registered is incompatible with an earlier schema for subject \"{subject}\""
                 );
-                return error(409, 409, message);
+                return error_response(409, 409, message);
             }
         }
-        (200, json!({"id": self.add(subject, new)}))
+        (200, json!({"id": self.add_schema(subject, new)}))
     }
 }
 
-fn read(stream: &TcpStream) -> Option<Request> {
+fn read_request(stream: &TcpStream) -> Option<HttpRequest> {
     let mut lines = BufReader::new(stream.take(1 << 20));
     let mut line = String::new();
     lines.read_line(&mut line).ok()?;
@@ -291,11 +296,11 @@ fn read(stream: &TcpStream) -> Option<Request> {
     }
     let mut body = vec![0; length];
     lines.read_exact(&mut body).ok()?;
-    Some(Request { method, path, authorization, body })
+    Some(HttpRequest { method, path, authorization, body })
 }
 
 /// A segment of a path without `%XX`.
-fn decoded(segment: &str) -> String {
+fn decode_segment(segment: &str) -> String {
     let mut bytes = Vec::new();
     let mut rest = segment.as_bytes();
     while let [first, after @ ..] = rest {

@@ -4,39 +4,40 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::case::{Case, check_letters, rules};
-use super::feeder::Posted;
+use super::case::{TrialCase, check_dead_letters, rules};
+use super::feeder::PostedLog;
 use crate::oracle::Oracle;
-use crate::process::{DEADLINE, Service, wait_for};
-use crate::recovery::{SETTINGS, written};
-use crate::served::{Status, check_current, check_history};
+use crate::recovery::{RUN_SETTINGS, record_json};
+use crate::rest_checks::{ServiceStatus, check_current, check_history};
+use crate::service_process::{ServiceProcess, WAIT_TIMEOUT, wait_for};
 
 /// Until one is taken, whatever processes do meanwhile.
-const PATIENCE: Duration = Duration::from_secs(90);
+const BACKUP_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// A copy of a journal, and what must be in it.
-pub struct Backup {
+pub struct TakenBackup {
     place: PathBuf,
     /// Posts that were in the log when it was begun, and the most that can have been there when it was done.
     least: usize,
     most: usize,
 }
 
-impl Case<'_> {
-    pub(super) fn back_up(&mut self) {
+impl TrialCase<'_> {
+    pub(super) fn take_backup(&mut self) {
         let place = self.folder().join(format!("backup-{}", self.backups.len()));
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + BACKUP_TIMEOUT;
         loop {
-            self.settle(None);
-            let least = self.shared.posted();
-            let taken = swelter("backup", &[("--to", &place), ("--data-dir", &self.folder().join("data"))]);
+            self.wait_until_ready(None);
+            let least = self.shared.posted_batches();
+            let taken =
+                run_swelter("backup", &[("--to", &place), ("--data-dir", &self.folder().join("data"))]);
             match taken {
                 Ok(()) => {
-                    let most = self.shared.posted() + 1;
-                    self.note(&format!("a backup of {least} to {most} posts is taken"));
-                    return self.backups.push(Backup { place, least, most });
+                    let most = self.shared.posted_batches() + 1;
+                    self.log_event(&format!("a backup of {least} to {most} posts is taken"));
+                    return self.backups.push(TakenBackup { place, least, most });
                 }
-                Err(why) => self.note(&why),
+                Err(why) => self.log_event(&why),
             }
             assert!(Instant::now() < deadline, "no backup is taken");
         }
@@ -44,7 +45,7 @@ impl Case<'_> {
 }
 
 /// Runs a command of the built program.
-fn swelter(command: &str, arguments: &[(&str, &Path)]) -> Result<(), String> {
+fn run_swelter(command: &str, arguments: &[(&str, &Path)]) -> Result<(), String> {
     let mut program = Command::new(env!("CARGO_BIN_EXE_swelter"));
     program.arg(command);
     for (flag, path) in arguments {
@@ -57,40 +58,40 @@ fn swelter(command: &str, arguments: &[(&str, &Path)]) -> Result<(), String> {
     Err(format!("{command}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr)))
 }
 
-impl Backup {
+impl TakenBackup {
     /// Restores it, starts one process from it, and compares that with the recomputation of the posts it has. Says how many values
     /// were compared.
-    pub fn check(&self, posted: &Posted, cities: u32) -> usize {
+    pub fn check(&self, posted: &PostedLog, cities: u32) -> usize {
         let data = self.place.with_extension("restored");
-        let restored = swelter("restore", &[("--from", &self.place), ("--data-dir", &data)]);
+        let restored = run_swelter("restore", &[("--from", &self.place), ("--data-dir", &data)]);
         restored.unwrap_or_else(|error| panic!("{error}"));
         let config = format!("[results]\n{}\n[ingest]\npartitions = 5\n", rules());
-        let service = Service::start(&data, &config).ready();
+        let service = ServiceProcess::start(&data, &config).wait_until_ready();
         let records = wait_for("that all of a restored journal is applied", || {
-            let status = Status::of(&service.address, DEADLINE)?;
+            let status = ServiceStatus::fetch_status(&service.address, WAIT_TIMEOUT)?;
             (status.ready && status.applied == status.end).then_some(status.end)
         });
-        let (oracle, late) = self.recompute(posted, records);
+        let (oracle, late) = self.recompute_posts(posted, records);
         let current = check_current(&service.address, &oracle);
         let rows: usize = (0..cities).map(|city| check_history(&service.address, &oracle, city)).sum();
         service.terminate();
-        current + rows + check_letters(&data.join("dead-letters.jsonl"), &late)
+        current + rows + check_dead_letters(&data.join("dead-letters.jsonl"), &late)
     }
 
     /// The posts that make up so many records, and those of their records that are too late.
-    fn recompute(&self, posted: &Posted, records: u64) -> (Oracle, Vec<String>) {
+    fn recompute_posts(&self, posted: &PostedLog, records: u64) -> (Oracle, Vec<String>) {
         let mut left = records as usize;
-        let mut oracle = Oracle::new(SETTINGS);
+        let mut oracle = Oracle::new(RUN_SETTINGS);
         let (mut posts, mut late) = (0, Vec::new());
         while left > 0 {
             let batch = &posted.batches[posts];
             left = left
                 .checked_sub(batch.len())
                 .unwrap_or_else(|| panic!("{records} records are no whole posts"));
-            late.extend(batch.iter().filter(|entry| oracle.apply(entry).is_none()).map(written));
+            late.extend(batch.iter().filter(|entry| oracle.apply_arrival(entry).is_none()).map(record_json));
             posts += 1;
         }
-        let Backup { least, most, .. } = self;
+        let TakenBackup { least, most, .. } = self;
         assert!((*least..=*most).contains(&posts), "{posts} posts in a backup that has {least} to {most}");
         (oracle, late)
     }

@@ -11,30 +11,30 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::CHECKPOINTS;
-use super::backups::Backup;
+use super::WITH_CHECKPOINTS;
+use super::backups::TakenBackup;
 use super::checkpoints;
-use super::cluster::{Cluster, Launch};
-use super::comparisons::{Comparisons, said};
-use super::feeder::{Feed, Feeder, Posted, Shared};
+use super::cluster::{LaunchPlan, TrialCluster};
+use super::comparisons::{Comparisons, panic_message};
+use super::feeder::{Feed, Feeder, PostedLog, TrialControl};
 use super::follower::Follower;
-use super::plan::{Mode, Plan, Settings, Topology};
-use crate::cluster::authority::Authority;
-use crate::kafka::broker::OwnBroker;
-use crate::kafka::case::{Case as Topics, PARTITIONS};
-use crate::kafka::log;
-use crate::served::{Status, check_current, check_history};
+use super::plan::{CasePlan, CaseSettings, LogMode, TrialTopology};
+use crate::cluster::authority::CertificateAuthority;
+use crate::kafka::broker::PrivateBroker;
+use crate::kafka::case::{KafkaCase as Topics, PARTITIONS};
+use crate::kafka::random_log;
+use crate::rest_checks::{ServiceStatus, check_current, check_history};
 
-const FOLLOWERS: u64 = 2;
+const FOLLOWER_COUNT: u64 = 2;
 
 /// What came of a case.
 #[derive(Default)]
-pub struct Outcome {
+pub struct CaseOutcome {
     pub seed: u64,
-    pub mode: Option<Mode>,
-    pub settings: Option<Settings>,
+    pub mode: Option<LogMode>,
+    pub settings: Option<CaseSettings>,
     pub faults: BTreeMap<&'static str, usize>,
-    pub topologies: Vec<Topology>,
+    pub topologies: Vec<TrialTopology>,
     /// Times that processes were started.
     pub starts: usize,
     /// Times that they ended by themselves, and were started again by whoever is in the supervisor's place.
@@ -50,27 +50,27 @@ pub struct Outcome {
     pub folder: Option<PathBuf>,
 }
 
-impl Outcome {
+impl CaseOutcome {
     pub fn is_good(&self) -> bool {
         self.failure.is_none() && self.comparisons.differences.is_empty()
     }
 }
 
 /// Runs what a plan says; the broker is the own one of whoever runs cases one after the other.
-pub fn run(plan: &Plan, broker: &mut Option<OwnBroker>) -> Outcome {
+pub fn run_plan(plan: &CasePlan, broker: &mut Option<PrivateBroker>) -> CaseOutcome {
     let began = Instant::now();
     let folder = tempfile::Builder::new().prefix(&format!("trial-{}-", plan.seed)).tempdir().unwrap();
     fs::write(folder.path().join("plan.txt"), plan.to_string()).unwrap();
     let (mode, settings) = (Some(plan.mode), Some(plan.settings));
-    let mut outcome = Outcome { seed: plan.seed, mode, settings, ..Outcome::default() };
+    let mut outcome = CaseOutcome { seed: plan.seed, mode, settings, ..CaseOutcome::default() };
     let done = catch_unwind(AssertUnwindSafe(|| {
-        let mut case = Case::start(plan, folder.path(), broker, &mut outcome);
+        let mut case = TrialCase::start(plan, folder.path(), broker, &mut outcome);
         for step in &plan.steps {
-            case.befall(step);
+            case.run_step(step);
         }
-        case.finish();
+        case.finish_case();
     }));
-    outcome.failure = done.err().map(|panic| said(&*panic));
+    outcome.failure = done.err().map(|panic| panic_message(&*panic));
     outcome.time = began.elapsed();
     if !outcome.is_good() || std::env::var_os("SWELTER_TRIAL_KEEP").is_some_and(|keep| !keep.is_empty()) {
         outcome.folder = Some(folder.keep());
@@ -78,17 +78,17 @@ pub fn run(plan: &Plan, broker: &mut Option<OwnBroker>) -> Outcome {
     outcome
 }
 
-pub struct Case<'a> {
-    plan: &'a Plan,
+pub struct TrialCase<'a> {
+    plan: &'a CasePlan,
     folder: &'a Path,
-    pub(super) broker: &'a mut Option<OwnBroker>,
-    pub(super) cluster: Cluster,
+    pub(super) broker: &'a mut Option<PrivateBroker>,
+    pub(super) cluster: TrialCluster,
     /// None once all records are sent.
     feeder: Option<Feeder>,
     followers: Vec<Follower>,
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<TrialControl>,
     /// Taken so far.
-    pub(super) backups: Vec<Backup>,
+    pub(super) backups: Vec<TakenBackup>,
     /// Of those who were ready last.
     pub(super) generation: Option<String>,
     /// What the clocks of processes are off, ms.
@@ -97,34 +97,34 @@ pub struct Case<'a> {
     pub(super) settled: bool,
     began: Instant,
     diary: File,
-    pub(super) outcome: &'a mut Outcome,
+    pub(super) outcome: &'a mut CaseOutcome,
 }
 
-impl<'a> Case<'a> {
+impl<'a> TrialCase<'a> {
     fn start(
-        plan: &'a Plan,
+        plan: &'a CasePlan,
         folder: &'a Path,
-        broker: &'a mut Option<OwnBroker>,
-        outcome: &'a mut Outcome,
-    ) -> Case<'a> {
-        let (feed, cities) = feed(plan, folder, broker);
+        broker: &'a mut Option<PrivateBroker>,
+        outcome: &'a mut CaseOutcome,
+    ) -> TrialCase<'a> {
+        let (feed, cities) = new_feed(plan, folder, broker);
         let config = match &feed {
             Feed::Journal(_) => {
-                let tables = tables(plan, folder);
+                let tables = config_tables(plan, folder);
                 format!("[results]\n{}\n[ingest]\npartitions = 5\n{tables}", rules())
             }
             Feed::Kafka(case) => case.setup.to_toml(),
         };
         fs::write(folder.join("swelter.toml"), config).unwrap();
-        let shared = Arc::new(Shared::default());
-        let cluster = Cluster::start(launch(plan, folder, plan.first, &[]));
+        let shared = Arc::new(TrialControl::default());
+        let cluster = TrialCluster::start(new_launch(plan, folder, plan.first, &[]));
         outcome.topologies.push(plan.first);
         let feeder = Some(Feeder::start(feed, plan.records, &shared));
         let followers =
-            (0..FOLLOWERS).map(|lots| Follower::start(plan.seed ^ lots, cities, &shared)).collect();
+            (0..FOLLOWER_COUNT).map(|lots| Follower::start(plan.seed ^ lots, cities, &shared)).collect();
         let diary = File::create(folder.join("diary.txt")).unwrap();
         let (clocks, began) = (Vec::new(), Instant::now());
-        let mut case = Case {
+        let mut case = TrialCase {
             plan,
             folder,
             broker,
@@ -140,37 +140,39 @@ impl<'a> Case<'a> {
             diary,
             outcome,
         };
-        case.settle(None);
+        case.wait_until_ready(None);
         case
     }
 
     /// Waits until all processes are ready, of another generation than `not`, and says where they are.
-    pub(super) fn settle(&mut self, not: Option<&str>) -> Vec<String> {
+    pub(super) fn wait_until_ready(&mut self, not: Option<&str>) -> Vec<String> {
         let (addresses, generation) = self.cluster.wait_ready(not);
         self.shared.set_addresses(&addresses);
-        self.note(&format!("ready: generation {generation}"));
+        self.log_event(&format!("ready: generation {generation}"));
         (self.generation, self.settled) = (Some(generation), true);
         addresses
     }
 
     /// Starts all processes anew, those that still live being killed.
-    pub(super) fn start_again(&mut self, topology: Topology, dies: Option<(&'static str, u64)>) {
-        let launch = Launch { dies, ..launch(self.plan, self.folder, topology, &self.clocks) };
-        self.cluster.start_again(launch);
+    pub(super) fn restart_all(&mut self, topology: TrialTopology, dies: Option<(&'static str, u64)>) {
+        let launch =
+            LaunchPlan { death_point: dies, ..new_launch(self.plan, self.folder, topology, &self.clocks) };
+        self.cluster.restart(launch);
         self.outcome.topologies.push(topology);
-        self.note(&format!("started: {topology}"));
+        self.log_event(&format!("started: {topology}"));
     }
 
     /// Starts others that are to go on in the place of those that run.
-    pub(super) fn succeed(&mut self, topology: Topology, how: &'static str) {
-        let launch = Launch { succeeds: Some(how), ..launch(self.plan, self.folder, topology, &[]) };
-        self.cluster.succeed(launch, self.settled);
+    pub(super) fn start_successor(&mut self, topology: TrialTopology, how: &'static str) {
+        let launch =
+            LaunchPlan { successor_flag: Some(how), ..new_launch(self.plan, self.folder, topology, &[]) };
+        self.cluster.start_successor(launch, self.settled);
         self.outcome.topologies.push(topology);
-        self.note(&format!("started beside them: {topology}"));
+        self.log_event(&format!("started beside them: {topology}"));
     }
 
     /// Notes in the case's folder what happens, and when.
-    pub(super) fn note(&mut self, what: &str) {
+    pub(super) fn log_event(&mut self, what: &str) {
         let line = format!("{:.1} s: {what}\n", self.began.elapsed().as_secs_f64());
         self.diary.write_all(line.as_bytes()).unwrap();
     }
@@ -179,66 +181,68 @@ impl<'a> Case<'a> {
         self.folder
     }
 
-    fn finish(&mut self) {
-        self.settle(None);
+    fn finish_case(&mut self) {
+        self.wait_until_ready(None);
         let feed = self.feeder.take().unwrap().finish();
         self.outcome.records = feed.records();
-        self.note("all records are sent");
-        self.compare(&feed);
-        self.note("compared");
-        if CHECKPOINTS {
+        self.log_event("all records are sent");
+        self.compare_served(&feed);
+        self.log_event("compared");
+        if WITH_CHECKPOINTS {
             self.compare_checkpoint(&feed);
-            self.note("a checkpoint of all is compared");
+            self.log_event("a checkpoint of all is compared");
         }
         self.cluster.terminate();
         if let Feed::Journal(posted) = &feed {
             let letters = self.folder.join("data").join("dead-letters.jsonl");
-            self.outcome.comparisons.compare("dead letters", || check_letters(&letters, &posted.too_late));
+            self.outcome
+                .comparisons
+                .run_check("dead letters", || check_dead_letters(&letters, &posted.too_late));
         }
         let before = self.generation.clone();
-        self.start_again(self.plan.last, None);
-        self.settle(before.as_deref());
-        self.compare(&feed);
-        self.note("compared");
+        self.restart_all(self.plan.last, None);
+        self.wait_until_ready(before.as_deref());
+        self.compare_served(&feed);
+        self.log_event("compared");
         self.cluster.terminate();
         if let Feed::Journal(posted) = &feed {
             for backup in &self.backups {
-                let cities = cities(self.plan.mode);
-                self.outcome.comparisons.compare("a restored backup", || backup.check(posted, cities));
+                let cities = city_count(self.plan.mode);
+                self.outcome.comparisons.run_check("a restored backup", || backup.check(posted, cities));
             }
         }
         if let Feed::Kafka(case) = &feed {
             let comparisons = &mut self.outcome.comparisons;
-            comparisons.compare("the changes of rows", || case.check_rows());
-            comparisons.compare("the changes of current rows", || case.check_current());
-            comparisons.compare("dead letters", || case.check_letters());
+            comparisons.run_check("the changes of rows", || case.check_rows());
+            comparisons.run_check("the changes of current rows", || case.check_current());
+            comparisons.run_check("dead letters", || case.check_dead_letters());
         }
-        self.look_back();
+        self.check_complaints();
     }
 
     /// Compares all that is served and has been written so far with the recomputation.
-    fn compare(&mut self, feed: &Feed) {
-        let Outcome { comparisons, resets, resumed, .. } = &mut *self.outcome;
-        let (addresses, as_of) = applied(&mut self.cluster, feed.records());
+    fn compare_served(&mut self, feed: &Feed) {
+        let CaseOutcome { comparisons, resets, resumed, .. } = &mut *self.outcome;
+        let (addresses, as_of) = wait_until_applied(&mut self.cluster, feed.records());
         self.shared.set_addresses(&addresses);
-        let (oracle, cities) = (feed.oracle(), cities(self.plan.mode));
+        let (oracle, cities) = (feed.oracle(), city_count(self.plan.mode));
         for (process, address) in addresses.iter().enumerate() {
             comparisons
-                .compare(&format!("current rows at process {process}"), || check_current(address, oracle));
-            comparisons.compare(&format!("histories at process {process}"), || {
+                .run_check(&format!("current rows at process {process}"), || check_current(address, oracle));
+            comparisons.run_check(&format!("histories at process {process}"), || {
                 (0..cities).map(|city| check_history(address, oracle, city)).sum()
             });
         }
         // Each counts from its beginning.
         (*resets, *resumed) = (0, 0);
         for follower in &mut self.followers {
-            let kept = follower.kept(as_of);
-            comparisons.compare("current rows of a subscriber", || kept.check_current(oracle));
-            comparisons.compare("windows of a subscriber", || kept.check_windows(oracle));
+            let kept = follower.rows_as_of(as_of);
+            comparisons.run_check("current rows of a subscriber", || kept.check_current(oracle));
+            comparisons.run_check("windows of a subscriber", || kept.check_windows(oracle));
             (*resets, *resumed) = (*resets + kept.resets, *resumed + kept.resumed);
         }
         if let Feed::Kafka(case) = feed {
-            comparisons.compare("what the topics hold", || {
+            comparisons.run_check("what the topics hold", || {
                 case.wait_for_results();
                 case.log.rows.len() + case.log.current.len()
             });
@@ -247,49 +251,49 @@ impl<'a> Case<'a> {
 
     /// Compares a checkpoint that includes the whole log with the recomputation.
     fn compare_checkpoint(&mut self, feed: &Feed) {
-        let (folder, cities) = (self.folder, cities(self.plan.mode));
-        self.outcome.comparisons.compare("a checkpoint of all", || {
-            checkpoints::check(folder, feed.records(), feed.oracle(), cities)
+        let (folder, cities) = (self.folder, city_count(self.plan.mode));
+        self.outcome.comparisons.run_check("a checkpoint of all", || {
+            checkpoints::check_newest(folder, feed.records(), feed.oracle(), cities)
         });
     }
 
     /// What was noticed on the way.
-    fn look_back(&mut self) {
-        let Outcome { comparisons, .. } = &mut *self.outcome;
+    fn check_complaints(&mut self) {
+        let CaseOutcome { comparisons, .. } = &mut *self.outcome;
         let complaints = std::mem::take(&mut self.cluster.complaints);
-        comparisons.compare("how processes ended", || {
+        comparisons.run_check("how processes ended", || {
             assert!(complaints.is_empty(), "{}", complaints.join("; "));
             0
         });
         let folder = self.folder;
-        comparisons.compare("no process has panicked", || check_logs(folder));
-        self.outcome.starts = self.cluster.starts();
+        comparisons.run_check("no process has panicked", || check_logs(folder));
+        self.outcome.starts = self.cluster.start_count();
         self.outcome.own_ends = self.cluster.own_ends;
     }
 }
 
-fn cities(mode: Mode) -> u32 {
+fn city_count(mode: LogMode) -> u32 {
     match mode {
-        Mode::Journal => 5,
-        Mode::Kafka => log::CITIES,
+        LogMode::Journal => 5,
+        LogMode::Kafka => random_log::CITIES,
     }
 }
 
 /// An empty log, and of how many cities it will be.
-fn feed(plan: &Plan, folder: &Path, broker: &mut Option<OwnBroker>) -> (Feed, u32) {
+fn new_feed(plan: &CasePlan, folder: &Path, broker: &mut Option<PrivateBroker>) -> (Feed, u32) {
     let feed = match plan.mode {
-        Mode::Journal => Feed::Journal(Posted::new(plan.seed)),
-        Mode::Kafka => {
+        LogMode::Journal => Feed::Journal(PostedLog::new(plan.seed)),
+        LogMode::Kafka => {
             let access = &broker.as_ref().expect("a case of Kafka needs a broker").access;
             let mut case = Topics::without_topics(access, plan.seed, plan.records);
-            case.setup.rules = tables(plan, folder);
+            case.setup.rules = config_tables(plan, folder);
             case.setup.sink =
                 "shards = 2\ncommit_interval = \"20ms\"\ntransaction_timeout = \"10s\"\n".into();
-            case.setup.make_topics(PARTITIONS as i32);
+            case.setup.create_topics(PARTITIONS as i32);
             Feed::Kafka(Box::new(case))
         }
     };
-    (feed, cities(plan.mode))
+    (feed, city_count(plan.mode))
 }
 
 pub(super) fn rules() -> &'static str {
@@ -297,28 +301,28 @@ pub(super) fn rules() -> &'static str {
 }
 
 /// The tables of a configuration that both kinds of cases have. Without a journal checkpoints need a place.
-fn tables(plan: &Plan, folder: &Path) -> String {
+fn config_tables(plan: &CasePlan, folder: &Path) -> String {
     let mut tables =
         String::from("[cluster]\nconnect_time = \"10s\"\npeer_timeout = \"3s\"\nstandby_after = \"3s\"\n");
-    if CHECKPOINTS {
+    if WITH_CHECKPOINTS {
         let place = match plan.mode {
-            Mode::Journal => String::new(),
-            Mode::Kafka => checkpoints::folder(folder).display().to_string(),
+            LogMode::Journal => String::new(),
+            LogMode::Kafka => checkpoints::checkpoint_folder(folder).display().to_string(),
         };
         tables += &format!("[checkpoints]\nurl = '{place}'\nevery = \"1s\"\nkeep = 2\n");
     }
     if plan.settings.tls {
-        tables += &tls(&folder.join("certificates"));
+        tables += &tls_config(&folder.join("certificates"));
     }
     tables
 }
 
 /// The table of a certificate for this host, which is made in this folder.
-fn tls(folder: &Path) -> String {
-    let authority = Authority::new("trial");
-    let files = authority.sign("127.0.0.1", |_| ());
+fn tls_config(folder: &Path) -> String {
+    let authority = CertificateAuthority::new("trial");
+    let files = authority.sign_certificate("127.0.0.1", |_| ());
     fs::create_dir(folder).unwrap();
-    let [certificate, key, ca] = [files.certificate, files.key, authority.ca()].map(|file| {
+    let [certificate, key, ca] = [files.certificate, files.key, authority.ca_file()].map(|file| {
         let kept = folder.join(file.file_name().unwrap());
         fs::copy(&file, &kept).unwrap();
         kept
@@ -326,19 +330,29 @@ fn tls(folder: &Path) -> String {
     format!("[cluster.tls]\ncertificate = {certificate:?}\nkey = {key:?}\nca = {ca:?}\n")
 }
 
-fn launch(plan: &Plan, folder: &Path, topology: Topology, clocks: &[i64]) -> Launch {
+fn new_launch(plan: &CasePlan, folder: &Path, topology: TrialTopology, clocks: &[i64]) -> LaunchPlan {
     let (folder, config) = (folder.into(), folder.join("swelter.toml"));
     let (clocks, open_files) = (clocks.to_vec(), plan.settings.open_files);
-    Launch { folder, config, topology, dies: None, clocks, open_files, succeeds: None }
+    LaunchPlan {
+        folder,
+        config,
+        topology,
+        death_point: None,
+        clock_offsets_ms: clocks,
+        open_files,
+        successor_flag: None,
+    }
 }
 
 /// Waits until each process has all records in its results; says where they are, and as of when all have them.
-fn applied(cluster: &mut Cluster, records: u64) -> (Vec<String>, u64) {
+fn wait_until_applied(cluster: &mut TrialCluster, records: u64) -> (Vec<String>, u64) {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let (addresses, _) = cluster.wait_ready(None);
-        let statuses: Option<Vec<Status>> =
-            addresses.iter().map(|address| Status::of(address, Duration::from_secs(1))).collect();
+        let statuses: Option<Vec<ServiceStatus>> = addresses
+            .iter()
+            .map(|address| ServiceStatus::fetch_status(address, Duration::from_secs(1)))
+            .collect();
         if let Some(statuses) = &statuses
             && statuses.iter().all(|status| status.applied == status.end && status.end >= records)
         {
@@ -352,7 +366,7 @@ fn applied(cluster: &mut Cluster, records: u64) -> (Vec<String>, u64) {
 }
 
 /// The refused records of posts, each once.
-pub(super) fn check_letters(file: &Path, too_late: &[String]) -> usize {
+pub(super) fn check_dead_letters(file: &Path, too_late: &[String]) -> usize {
     let text = fs::read_to_string(file).unwrap_or_default();
     let letters: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let mut raw: Vec<_> = letters.iter().map(|letter| letter["raw"].as_str().unwrap()).collect();

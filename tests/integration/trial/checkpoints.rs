@@ -8,24 +8,24 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use super::plan::Damage;
-use crate::harness::city_name;
+use crate::dataflow_runner::city_name;
 use crate::oracle::Oracle;
-use crate::process::wait_for;
+use crate::service_process::wait_for;
 
 /// Where the checkpoints of a case are.
-pub fn folder(case: &Path) -> PathBuf {
+pub fn checkpoint_folder(case: &Path) -> PathBuf {
     case.join("data").join("checkpoints")
 }
 
 /// Manifests, the newest last, with the files that they name.
-fn manifests(folder: &Path) -> Vec<(PathBuf, BTreeSet<PathBuf>)> {
+fn manifests_with_files(folder: &Path) -> Vec<(PathBuf, BTreeSet<PathBuf>)> {
     let entries = fs::read_dir(folder.join("manifests")).into_iter().flatten().flatten();
     let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
     paths.sort();
-    paths.into_iter().map(|path| (path.clone(), named(folder, &path))).collect()
+    paths.into_iter().map(|path| (path.clone(), files_named_by(folder, &path))).collect()
 }
 
-fn named(folder: &Path, manifest: &Path) -> BTreeSet<PathBuf> {
+fn files_named_by(folder: &Path, manifest: &Path) -> BTreeSet<PathBuf> {
     let text = fs::read_to_string(manifest).unwrap_or_default();
     let manifest = serde_json::Deserializer::from_str(&text).into_iter::<Value>().next();
     let manifest = manifest.and_then(Result::ok).unwrap_or_default();
@@ -36,13 +36,13 @@ fn named(folder: &Path, manifest: &Path) -> BTreeSet<PathBuf> {
 
 /// Damages a file of the newest checkpoint that the one before does not need, unless there is none before: without any the log would
 /// not reach back far enough. Says whether it has.
-pub fn damage(case: &Path, damage: Damage, lot: u64) -> bool {
-    let folder = folder(case);
+pub fn damage_newest(case: &Path, damage: Damage, lot: u64) -> bool {
+    let folder = checkpoint_folder(case);
     // One that was damaged before is no longer whole, so it does not count.
     let mark = case.join("damaged");
     let damaged = fs::read_to_string(&mark).unwrap_or_default();
     let is_whole = |(path, _): &(PathBuf, _)| !damaged.lines().any(|line| Path::new(line) == path);
-    let whole: Vec<_> = manifests(&folder).into_iter().filter(is_whole).collect();
+    let whole: Vec<_> = manifests_with_files(&folder).into_iter().filter(is_whole).collect();
     let [.., (_, before), (newest, files)] = &whole[..] else { return false };
     let own: Vec<&PathBuf> = files.difference(before).filter(|path| path.exists()).chain([newest]).collect();
     let file = own[lot as usize % own.len()];
@@ -63,8 +63,8 @@ pub fn damage(case: &Path, damage: Damage, lot: u64) -> bool {
 }
 
 /// Does something while the folder cannot be written to, by anybody: a file is in its place.
-pub fn without(case: &Path, during: impl FnOnce()) {
-    let (folder, away) = (folder(case), case.join("checkpoints-away"));
+pub fn while_unwritable(case: &Path, during: impl FnOnce()) {
+    let (folder, away) = (checkpoint_folder(case), case.join("checkpoints-away"));
     let moved = fs::rename(&folder, &away).is_ok();
     if moved {
         fs::write(&folder, "").unwrap();
@@ -77,9 +77,9 @@ pub fn without(case: &Path, during: impl FnOnce()) {
 }
 
 /// What `swelter checkpoints` says.
-fn asked(case: &Path, arguments: &[&str]) -> Result<Value, String> {
+fn run_checkpoints_command(case: &Path, arguments: &[&str]) -> Result<Value, String> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
-    command.arg("checkpoints").args(arguments).args(["--json", "--url"]).arg(folder(case));
+    command.arg("checkpoints").args(arguments).args(["--json", "--url"]).arg(checkpoint_folder(case));
     let output = command.output().unwrap();
     if !output.status.success() {
         return Err(format!("{arguments:?}: {}", String::from_utf8_lossy(&output.stderr)));
@@ -88,28 +88,30 @@ fn asked(case: &Path, arguments: &[&str]) -> Result<Value, String> {
 }
 
 /// Records that a checkpoint includes; nothing where it is damaged, or given up meanwhile.
-fn included(case: &Path, name: &str) -> Option<u64> {
-    let facts = asked(case, &["show", name]).ok()?;
+fn included_records(case: &Path, name: &str) -> Option<u64> {
+    let facts = run_checkpoints_command(case, &["show", name]).ok()?;
     let positions = facts["positions"].as_object()?.values();
     positions.flat_map(|of| of.as_object().unwrap().values()).map(Value::as_u64).sum()
 }
 
 /// Waits for a checkpoint of the whole log, and compares it with what the recomputation has. Says how many values it has.
-pub fn check(case: &Path, records: u64, oracle: &Oracle, cities: u32) -> usize {
+pub fn check_newest(case: &Path, records: u64, oracle: &Oracle, cities: u32) -> usize {
     let name = wait_for("a checkpoint of all", || {
-        let newest = manifests(&folder(case)).pop()?.0;
+        let newest = manifests_with_files(&checkpoint_folder(case)).pop()?.0;
         let name = newest.file_stem()?.to_str()?.to_owned();
-        (included(case, &name)? == records).then_some(name)
+        (included_records(case, &name)? == records).then_some(name)
     });
-    let say = |arguments: &[&str]| asked(case, arguments).unwrap_or_else(|error| panic!("{error}"));
+    let say = |arguments: &[&str]| {
+        run_checkpoints_command(case, arguments).unwrap_or_else(|error| panic!("{error}"))
+    };
     say(&["verify", &name]);
-    let known = (0..cities).filter(|city| oracle.knows(*city));
+    let known = (0..cities).filter(|city| oracle.knows_city(*city));
     known.map(|city| check_city(&say(&["show", &name, "--city", &city_name(city)]), oracle, city)).sum()
 }
 
 /// Beyond what results may still need, a checkpoint may hold more, but nothing else than there was.
 fn check_city(kept: &Value, oracle: &Oracle, city: u32) -> usize {
-    let expected = oracle.kept(city);
+    let expected = oracle.city_state(city);
     assert_eq!(kept["high"], expected.high, "the newest time of {}", kept["city"]);
     assert_eq!(kept["measured"], json!(expected.measured), "the measurements of {}", kept["city"]);
     let mut values = 2;

@@ -9,71 +9,71 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
-use super::host::{children, is_ours, listening_sockets, send, sockets_of};
-use super::plan::Topology;
+use super::host::{child_processes, is_own_process, listening_sockets, send_signal, sockets_of};
+use super::plan::TrialTopology;
 use super::proxy::Proxy;
-use crate::process::wait_for;
-use crate::served::Status;
+use crate::rest_checks::ServiceStatus;
+use crate::service_process::wait_for;
 
 /// Until all are ready, whatever has happened to them: a start may have to wait for a broker, a lock or a transaction first.
-const PATIENCE: Duration = Duration::from_secs(90);
+const READY_TIMEOUT: Duration = Duration::from_secs(90);
 /// How long a process may outlive one of its peers.
-const GRACE: Duration = Duration::from_secs(12);
+const MAX_OUTLIVE_PEER: Duration = Duration::from_secs(12);
 /// Of an answer.
-const ANSWER: Duration = Duration::from_millis(800);
+const RESPONSE_TIMEOUT: Duration = Duration::from_millis(800);
 /// How often processes may end by themselves between two times that all are ready.
-const OWN_ENDS: usize = 15;
+const MAX_SELF_ENDS: usize = 15;
 
 /// What a start needs.
 #[derive(Clone)]
-pub struct Launch {
+pub struct LaunchPlan {
     /// Of the case.
     pub folder: PathBuf,
     pub config: PathBuf,
-    pub topology: Topology,
+    pub topology: TrialTopology,
     /// What makes processes die.
-    pub dies: Option<(&'static str, u64)>,
+    pub death_point: Option<(&'static str, u64)>,
     /// What the clock of each process is off, ms.
-    pub clocks: Vec<i64>,
+    pub clock_offsets_ms: Vec<i64>,
     /// The most files that each process may have open.
     pub open_files: Option<u64>,
     /// `--takeover` or `--standby`: they are to go on in the place of those that run.
-    pub succeeds: Option<&'static str>,
+    pub successor_flag: Option<&'static str>,
 }
 
-pub struct Cluster {
-    launch: Launch,
+pub struct TrialCluster {
+    launch: LaunchPlan,
     /// Counts starts.
     starts: usize,
     /// The supervisor, or each process.
-    members: Vec<Member>,
+    members: Vec<ClusterMember>,
     /// Of each process to each other one: both, and the way.
     proxies: Vec<(usize, usize, Proxy)>,
-    retiring: Option<Retiring>,
+    retiring: Option<RetiringCluster>,
     pub own_ends: usize,
     /// What should not have happened.
     pub complaints: Vec<String>,
 }
 
 /// Those that others go on in the place of.
-struct Retiring {
-    topology: Topology,
-    members: Vec<Member>,
+struct RetiringCluster {
+    topology: TrialTopology,
+    members: Vec<ClusterMember>,
     /// Their connections go through these.
     _proxies: Vec<(usize, usize, Proxy)>,
     /// Nothing else is in their way: they must end with the code that says so.
     undisturbed: bool,
 }
 
-struct Member {
+struct ClusterMember {
     child: Child,
     out: PathBuf,
     log: PathBuf,
 }
 
-impl Cluster {
-    pub fn start(launch: Launch) -> Cluster {
-        let mut cluster = Cluster {
+impl TrialCluster {
+    pub fn start(launch: LaunchPlan) -> TrialCluster {
+        let mut cluster = TrialCluster {
             launch,
             starts: 0,
             members: Vec::new(),
@@ -87,30 +87,30 @@ impl Cluster {
     }
 
     /// Starts all anew, after they have ended.
-    pub fn start_again(&mut self, launch: Launch) {
+    pub fn restart(&mut self, launch: LaunchPlan) {
         self.kill_all();
         self.launch = launch;
         self.spawn();
     }
 
     /// Starts others beside those that run, which are to go on in their place.
-    pub fn succeed(&mut self, launch: Launch, undisturbed: bool) {
+    pub fn start_successor(&mut self, launch: LaunchPlan, undisturbed: bool) {
         self.kill_retiring();
         let topology = self.launch.topology;
         let (members, proxies) = (std::mem::take(&mut self.members), std::mem::take(&mut self.proxies));
-        self.retiring = Some(Retiring { topology, members, _proxies: proxies, undisturbed });
+        self.retiring = Some(RetiringCluster { topology, members, _proxies: proxies, undisturbed });
         self.launch = launch;
         self.spawn();
     }
 
     /// Waits until those that were started last follow others, but not for long.
-    pub fn follows(&mut self, within: Duration) -> bool {
-        let (until, mut left) = (Instant::now() + within, OWN_ENDS);
-        let follows = |member: &Member| {
+    pub fn wait_until_following(&mut self, within: Duration) -> bool {
+        let (until, mut left) = (Instant::now() + within, MAX_SELF_ENDS);
+        let follows = |member: &ClusterMember| {
             fs::read_to_string(&member.log).is_ok_and(|log| log.contains("another generation is followed"))
         };
         while Instant::now() < until {
-            self.revive(&mut left);
+            self.restart_ended(&mut left);
             if self.members.iter().any(follows) {
                 return true;
             }
@@ -121,9 +121,9 @@ impl Cluster {
 
     /// Those that others have taken over from must have ended, and said why.
     fn check_retired(&mut self) {
-        let Some(Retiring { members, undisturbed, .. }) = &mut self.retiring else { return };
-        let until = Instant::now() + GRACE;
-        let has_ended = |member: &mut Member| member.child.try_wait().unwrap().is_some();
+        let Some(RetiringCluster { members, undisturbed, .. }) = &mut self.retiring else { return };
+        let until = Instant::now() + MAX_OUTLIVE_PEER;
+        let has_ended = |member: &mut ClusterMember| member.child.try_wait().unwrap().is_some();
         while !members.iter_mut().all(has_ended) && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -131,41 +131,42 @@ impl Cluster {
             let status = member.child.try_wait().unwrap();
             if status.is_none() || *undisturbed && status.is_some_and(|status| status.code() != Some(3)) {
                 let line = last_line(&member.log);
-                self.complaints.push(format!("taken over from, and {status:?} {GRACE:?} later: {line}"));
+                self.complaints
+                    .push(format!("taken over from, and {status:?} {MAX_OUTLIVE_PEER:?} later: {line}"));
             }
         }
         self.kill_retiring();
     }
 
     pub fn kill_retiring(&mut self) {
-        if let Some(Retiring { topology, mut members, .. }) = self.retiring.take() {
+        if let Some(RetiringCluster { topology, mut members, .. }) = self.retiring.take() {
             kill_members(&mut members, topology);
         }
     }
 
     /// How often processes were started.
-    pub fn starts(&self) -> usize {
+    pub fn start_count(&self) -> usize {
         self.starts
     }
 
     fn spawn(&mut self) {
         self.starts += 1;
         self.proxies.clear();
-        let Topology { processes, separate, .. } = self.launch.topology;
+        let TrialTopology { processes, separate, .. } = self.launch.topology;
         if separate {
-            let hosts = self.hosts(processes as usize);
+            let hosts = self.write_hosts_files(processes as usize);
             self.members = (0..processes as usize)
                 .map(|process| {
-                    self.member(&format!("{}-{process}", self.starts), Some((process, &hosts[process])))
+                    self.spawn_member(&format!("{}-{process}", self.starts), Some((process, &hosts[process])))
                 })
                 .collect();
         } else {
-            self.members = vec![self.member(&self.starts.to_string(), None)];
+            self.members = vec![self.spawn_member(&self.starts.to_string(), None)];
         }
     }
 
     /// What each process is told of where all are: itself where it listens, the others behind proxies of its own.
-    fn hosts(&mut self, processes: usize) -> Vec<PathBuf> {
+    fn write_hosts_files(&mut self, processes: usize) -> Vec<PathBuf> {
         let listeners: Vec<_> = (0..processes).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let ports: Vec<u16> = listeners.iter().map(|l| l.local_addr().unwrap().port()).collect();
         let mut files = Vec::new();
@@ -183,8 +184,16 @@ impl Cluster {
         files
     }
 
-    fn member(&self, name: &str, process: Option<(usize, &PathBuf)>) -> Member {
-        let Launch { folder, config, topology, dies, clocks, open_files, succeeds } = &self.launch;
+    fn spawn_member(&self, name: &str, process: Option<(usize, &PathBuf)>) -> ClusterMember {
+        let LaunchPlan {
+            folder,
+            config,
+            topology,
+            death_point: dies,
+            clock_offsets_ms: clocks,
+            open_files,
+            successor_flag: succeeds,
+        } = &self.launch;
         let (out, log) = (folder.join(format!("{name}.out")), folder.join(format!("{name}.log")));
         // It ends with whoever runs the trial. A full disk is an error to it, not its end.
         let mut command = Command::new("setpriv");
@@ -215,13 +224,13 @@ impl Cluster {
         }
         command.current_dir(folder).stdin(Stdio::null());
         command.stdout(File::create(&out).unwrap()).stderr(File::create(&log).unwrap());
-        Member { child: command.spawn().unwrap(), out, log }
+        ClusterMember { child: command.spawn().unwrap(), out, log }
     }
 
     /// Where processes serve, in their order; fewer than there are while they start.
     fn addresses(&self) -> Vec<String> {
         let processes = self.launch.topology.processes as usize;
-        let said = |member: &Member| fs::read_to_string(&member.out).unwrap_or_default();
+        let said = |member: &ClusterMember| fs::read_to_string(&member.out).unwrap_or_default();
         let text: String = self.members.iter().map(said).collect();
         let whole = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
         // A supervisor says the same again when it has started them again.
@@ -238,7 +247,7 @@ impl Cluster {
     }
 
     /// One of the processes, once there is one.
-    pub fn one(&self, lot: u64) -> u32 {
+    pub fn pick_process(&self, lot: u64) -> u32 {
         wait_for("a process", || {
             let processes = self.processes();
             processes.get(lot as usize % processes.len().max(1)).copied()
@@ -253,14 +262,14 @@ impl Cluster {
     }
 
     /// Of the process that `lot` means, in both directions.
-    pub fn links(&self, lot: u64) -> impl Iterator<Item = &Proxy> {
+    pub fn links_of_process(&self, lot: u64) -> impl Iterator<Item = &Proxy> {
         let process = (lot % self.launch.topology.processes) as usize;
         let of_it = move |(from, to, _): &&(usize, usize, Proxy)| *from == process || *to == process;
         self.proxies.iter().filter(of_it).map(|(_, _, proxy)| proxy)
     }
 
     /// Limits how long files may become that any of them writes to.
-    pub fn limit_files(&self, bytes: Option<u64>) {
+    pub fn limit_file_size(&self, bytes: Option<u64>) {
         for pid in self.members.iter().map(|member| member.child.id()).chain(self.processes()) {
             let limit = Rlimit { current: bytes, maximum: None };
             // It may have ended.
@@ -271,13 +280,15 @@ impl Cluster {
     /// Waits until every process serves, of one generation, other than `not`; gives their addresses and that generation. Processes
     /// that end meanwhile are started again where nobody else does it.
     pub fn wait_ready(&mut self, not: Option<&str>) -> (Vec<String>, String) {
-        let deadline = Instant::now() + PATIENCE;
-        let mut left = OWN_ENDS;
+        let deadline = Instant::now() + READY_TIMEOUT;
+        let mut left = MAX_SELF_ENDS;
         loop {
-            self.revive(&mut left);
+            self.restart_ended(&mut left);
             let addresses = self.addresses();
-            let statuses: Option<Vec<Status>> =
-                addresses.iter().map(|address| Status::of(address, ANSWER)).collect();
+            let statuses: Option<Vec<ServiceStatus>> = addresses
+                .iter()
+                .map(|address| ServiceStatus::fetch_status(address, RESPONSE_TIMEOUT))
+                .collect();
             if addresses.len() == self.launch.topology.processes as usize
                 && let Some(statuses) = &statuses
                 && statuses.iter().all(|status| status.ready)
@@ -294,31 +305,32 @@ impl Cluster {
     }
 
     /// Where one has ended, all must, and are started again.
-    fn revive(&mut self, left: &mut usize) {
+    fn restart_ended(&mut self, left: &mut usize) {
         if self.members.iter_mut().all(|member| member.child.try_wait().unwrap().is_none()) {
             return;
         }
         let lines = self.last_lines();
-        let deadline = Instant::now() + GRACE;
-        while !self.have_ended() && Instant::now() < deadline {
+        let deadline = Instant::now() + MAX_OUTLIVE_PEER;
+        while !self.all_have_ended() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));
         }
-        if !self.have_ended() {
-            self.complaints.push(format!("a process lives {GRACE:?} after its peer has ended: {lines}"));
+        if !self.all_have_ended() {
+            self.complaints
+                .push(format!("a process lives {MAX_OUTLIVE_PEER:?} after its peer has ended: {lines}"));
         }
         self.own_ends += 1;
         *left = left.checked_sub(1).unwrap_or_else(|| panic!("it ends again and again: {lines}"));
         self.kill_all();
-        self.launch.dies = None;
+        self.launch.death_point = None;
         self.spawn();
     }
 
-    fn have_ended(&mut self) -> bool {
+    fn all_have_ended(&mut self) -> bool {
         self.members.iter_mut().all(|member| member.child.try_wait().unwrap().is_some())
     }
 
     /// Waits until one has died that was to, but not for long.
-    pub fn has_died(&mut self, within: Duration) -> bool {
+    pub fn wait_for_death(&mut self, within: Duration) -> bool {
         // A supervisor has not started all of them yet.
         let (until, mut before) = (Instant::now() + within, Vec::new());
         while Instant::now() < until {
@@ -348,24 +360,24 @@ impl Cluster {
             let _ = member.child.wait();
         }
         let until = Instant::now() + Duration::from_secs(5);
-        while processes.iter().any(|pid| is_ours(*pid)) && Instant::now() < until {
+        while processes.iter().any(|pid| is_own_process(*pid)) && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(5));
         }
-        let left: Vec<_> = processes.into_iter().filter(|pid| is_ours(*pid)).collect();
+        let left: Vec<_> = processes.into_iter().filter(|pid| is_own_process(*pid)).collect();
         if !left.is_empty() {
             self.complaints.push(format!("{left:?} live 5 s after their supervisor was killed"));
-            left.into_iter().for_each(|pid| send(pid, Signal::KILL));
+            left.into_iter().for_each(|pid| send_signal(pid, Signal::KILL));
         }
     }
 
     /// Asks all to end, which they must do with 0 within seconds, unless one of them was killed just before.
     pub fn terminate(&mut self) {
-        self.members.iter().for_each(|member| send(member.child.id(), Signal::TERM));
+        self.members.iter().for_each(|member| send_signal(member.child.id(), Signal::TERM));
         let began = Instant::now();
-        while !self.have_ended() && began.elapsed() < Duration::from_secs(20) {
+        while !self.all_have_ended() && began.elapsed() < Duration::from_secs(20) {
             std::thread::sleep(Duration::from_millis(5));
         }
-        let was_killed = |member: &mut Member| {
+        let was_killed = |member: &mut ClusterMember| {
             let status = member.child.try_wait().unwrap();
             status.is_some_and(|status| status.signal() == Some(9))
         };
@@ -387,31 +399,34 @@ impl Cluster {
     }
 }
 
-impl Drop for Cluster {
+impl Drop for TrialCluster {
     fn drop(&mut self) {
         self.kill_all();
     }
 }
 
 /// The processes that serve, in their order.
-fn processes_of(members: &[Member], topology: Topology) -> Vec<u32> {
+fn processes_of(members: &[ClusterMember], topology: TrialTopology) -> Vec<u32> {
     let of_members = members.iter().map(|member| member.child.id());
     if !topology.is_supervised() {
         return of_members.collect();
     }
-    let mut found: Vec<(u32, u32)> = of_members.flat_map(children).collect();
+    let mut found: Vec<(u32, u32)> = of_members.flat_map(child_processes).collect();
     found.sort_unstable();
     found.into_iter().map(|(_, pid)| pid).collect()
 }
 
-fn kill_members(members: &mut [Member], topology: Topology) {
+fn kill_members(members: &mut [ClusterMember], topology: TrialTopology) {
     let processes = processes_of(members, topology);
     for member in members {
         let _ = member.child.kill();
         let _ = member.child.wait();
     }
     if topology.is_supervised() {
-        processes.into_iter().filter(|pid| is_ours(*pid)).for_each(|pid| send(pid, Signal::KILL));
+        processes
+            .into_iter()
+            .filter(|pid| is_own_process(*pid))
+            .for_each(|pid| send_signal(pid, Signal::KILL));
     }
 }
 

@@ -13,26 +13,26 @@ pub struct Comparisons {
 
 impl Comparisons {
     /// Runs a check, which says how many values it has compared, and panics where one differs.
-    pub fn compare(&mut self, what: &str, check: impl FnOnce() -> usize) {
+    pub fn run_check(&mut self, what: &str, check: impl FnOnce() -> usize) {
         self.made += 1;
         match catch_unwind(AssertUnwindSafe(check)) {
             Ok(values) => self.values += values,
-            Err(panic) => self.differences.push(format!("{what}: {}", said(&*panic))),
+            Err(panic) => self.differences.push(format!("{what}: {}", panic_message(&*panic))),
         }
     }
 }
 
 /// What a panic says.
-pub fn said(panic: &(dyn Any + Send)) -> String {
+pub fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().cloned();
     text.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string())).unwrap_or_default()
 }
 
 #[test]
-fn a_difference_is_kept_with_what_it_says() {
+fn difference_is_recorded_with_panic_message() {
     let mut comparisons = Comparisons::default();
-    comparisons.compare("the same", || 3);
-    comparisons.compare("sums", || {
+    comparisons.run_check("the same", || 3);
+    comparisons.run_check("sums", || {
         assert_eq!(1 + 1, 3, "a sum");
         1
     });

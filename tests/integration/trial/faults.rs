@@ -5,135 +5,142 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use super::case::Case;
+use super::case::TrialCase;
 use super::checkpoints;
-use super::host::{NoMoreFiles, Stopped, send};
-use super::plan::{Fault, Step};
-use super::strangers::Strangers;
+use super::host::{OpenFileBlock, StoppedProcess, send_signal};
+use super::plan::{Fault, FaultStep};
+use super::strangers::StrangerFlood;
 use crate::recovery::Random;
 
 /// How long a process may take to die that is to die by itself.
-const TO_DIE: Duration = Duration::from_secs(8);
+const DEATH_TIMEOUT: Duration = Duration::from_secs(8);
 /// And until a standby follows those that run.
-const TO_FOLLOW: Duration = Duration::from_secs(20);
+const FOLLOW_TIMEOUT: Duration = Duration::from_secs(20);
 
-impl Case<'_> {
-    pub(super) fn befall(&mut self, step: &Step) {
+impl TrialCase<'_> {
+    pub(super) fn run_step(&mut self, step: &FaultStep) {
         thread::sleep(step.wait);
         let before = self.generation.clone();
-        self.note(step.fault.name());
-        let happened = self.inflict(step);
+        self.log_event(step.fault.name());
+        let happened = self.inject_fault(step);
         self.settled = false;
-        self.note("done");
+        self.log_event("done");
         *self.outcome.faults.entry(happened.name()).or_default() += 1;
         if step.settle {
             let another = match happened {
-                Fault::Pause(_) | Fault::DiskFull(_) | Fault::CheckpointsAway(_) => None,
-                Fault::KillBroker(_) | Fault::PauseBroker(_) | Fault::Cut(_) | Fault::Stall(_) => None,
-                Fault::NoFiles(_) | Fault::Backup => None,
+                Fault::Pause(_) | Fault::DiskFull(_) | Fault::CheckpointsUnwritable(_) => None,
+                Fault::KillBroker(_)
+                | Fault::PauseBroker(_)
+                | Fault::CutConnections(_)
+                | Fault::StallConnections(_) => None,
+                Fault::NoOpenFiles(_) | Fault::Backup => None,
                 _ => before,
             };
-            self.settle(another.as_deref());
+            self.wait_until_ready(another.as_deref());
         }
     }
 
     /// Says what has happened: what needs luck may have become something else.
-    fn inflict(&mut self, step: &Step) -> Fault {
-        let Step { fault, lot, topology, .. } = *step;
+    fn inject_fault(&mut self, step: &FaultStep) -> Fault {
+        let FaultStep { fault, lot, topology, .. } = *step;
         match fault {
-            Fault::KillOne => send(self.cluster.one(lot), Signal::KILL),
-            Fault::KillAll => self.cluster.processes().into_iter().for_each(|pid| send(pid, Signal::KILL)),
+            Fault::KillOne => send_signal(self.cluster.pick_process(lot), Signal::KILL),
+            Fault::KillAll => {
+                self.cluster.processes().into_iter().for_each(|pid| send_signal(pid, Signal::KILL))
+            }
             Fault::KillSupervisor => {
                 self.cluster.kill_supervisor();
-                self.start_again(topology, None);
+                self.restart_all(topology, None);
             }
             Fault::KillStarting(time) => {
-                self.start_again(topology, None);
+                self.restart_all(topology, None);
                 thread::sleep(time);
-                self.start_again(topology, None);
+                self.restart_all(topology, None);
             }
             Fault::Pause(time) => {
-                let _stopped = Stopped::new(self.cluster.one(lot));
+                let _stopped = StoppedProcess::new(self.cluster.pick_process(lot));
                 thread::sleep(time);
             }
             Fault::DieBeforeCommit(after) => {
-                return self.die(step, ("SWELTER_TEST_DIE_BEFORE_COMMIT", after));
+                return self.restart_to_die(step, ("SWELTER_TEST_DIE_BEFORE_COMMIT", after));
             }
             Fault::DieBeforeManifest(after) => {
-                return self.die(step, ("SWELTER_TEST_DIE_BEFORE_MANIFEST", after));
+                return self.restart_to_die(step, ("SWELTER_TEST_DIE_BEFORE_MANIFEST", after));
             }
             Fault::Damage(damage) => {
                 self.cluster.kill_all();
-                let damaged = checkpoints::damage(self.folder(), damage, lot);
-                self.start_again(topology, None);
+                let damaged = checkpoints::damage_newest(self.folder(), damage, lot);
+                self.restart_all(topology, None);
                 if !damaged {
                     return Fault::KillAll;
                 }
             }
             Fault::DiskFull(time) => {
-                self.cluster.limit_files(Some(0));
+                self.cluster.limit_file_size(Some(0));
                 thread::sleep(time);
-                self.cluster.limit_files(None);
+                self.cluster.limit_file_size(None);
             }
-            Fault::CheckpointsAway(time) => checkpoints::without(self.folder(), || thread::sleep(time)),
+            Fault::CheckpointsUnwritable(time) => {
+                checkpoints::while_unwritable(self.folder(), || thread::sleep(time))
+            }
             Fault::KillBroker(time) => {
                 let broker = self.broker.as_mut().expect("a broker");
                 broker.kill();
                 thread::sleep(time);
-                broker.start_again();
+                broker.restart();
             }
             Fault::PauseBroker(time) => self.broker.as_ref().expect("a broker").pause(time),
-            Fault::Cut(time) => {
-                self.cluster.links(lot).for_each(|link| link.cut());
+            Fault::CutConnections(time) => {
+                self.cluster.links_of_process(lot).for_each(|link| link.cut_connections());
                 thread::sleep(time);
-                self.cluster.links(lot).for_each(|link| link.resume());
+                self.cluster.links_of_process(lot).for_each(|link| link.resume_connections());
             }
-            Fault::Stall(time) => {
-                self.cluster.links(lot).for_each(|link| link.stall());
+            Fault::StallConnections(time) => {
+                self.cluster.links_of_process(lot).for_each(|link| link.stall_connections());
                 thread::sleep(time);
-                self.cluster.links(lot).for_each(|link| link.resume());
+                self.cluster.links_of_process(lot).for_each(|link| link.resume_connections());
             }
-            Fault::Clocks => {
+            Fault::ClockSkew => {
                 let mut random = Random(lot);
-                let apart = |_| random.next(600_000) as i64 - 300_000;
+                let apart = |_| random.below(600_000) as i64 - 300_000;
                 self.clocks = (0..topology.processes).map(apart).collect();
-                self.start_again(topology, None);
+                self.restart_all(topology, None);
             }
-            Fault::Stop => {
+            Fault::Restart => {
                 self.cluster.terminate();
-                self.start_again(topology, None);
+                self.restart_all(topology, None);
             }
-            Fault::TakeOver => self.succeed(topology, "--takeover"),
-            Fault::StandIn => {
-                self.succeed(topology, "--standby");
-                if !self.cluster.follows(TO_FOLLOW) {
+            Fault::Takeover => self.start_successor(topology, "--takeover"),
+            Fault::StandbyTakeover => {
+                self.start_successor(topology, "--standby");
+                if !self.cluster.wait_until_following(FOLLOW_TIMEOUT) {
                     // The broker may be away, or nobody has ever been there to follow.
-                    self.note("the standby is not there in time");
+                    self.log_event("the standby is not there in time");
                 }
                 self.cluster.kill_retiring();
             }
             Fault::Strangers(time) => {
-                let strangers = Strangers::start(lot);
+                let strangers = StrangerFlood::start(lot);
                 strangers.flood(&self.cluster, time / 2);
-                send(self.cluster.one(lot), Signal::KILL);
+                send_signal(self.cluster.pick_process(lot), Signal::KILL);
                 strangers.flood(&self.cluster, time);
-                self.start_again(topology, None);
+                self.restart_all(topology, None);
                 strangers.flood(&self.cluster, time);
             }
-            Fault::NoFiles(time) => {
-                let _limited = NoMoreFiles::of(self.cluster.one(lot));
+            Fault::NoOpenFiles(time) => {
+                let _limited = OpenFileBlock::of(self.cluster.pick_process(lot));
                 thread::sleep(time);
             }
-            Fault::Backup => self.back_up(),
+            Fault::Backup => self.take_backup(),
         }
         fault
     }
 
     /// Starts all anew so that one dies by itself; then they are killed.
-    fn die(&mut self, step: &Step, dies: (&'static str, u64)) -> Fault {
-        self.start_again(step.topology, Some(dies));
-        let died = self.cluster.has_died(TO_DIE);
-        self.start_again(step.topology, None);
+    fn restart_to_die(&mut self, step: &FaultStep, dies: (&'static str, u64)) -> Fault {
+        self.restart_all(step.topology, Some(dies));
+        let died = self.cluster.wait_for_death(DEATH_TIMEOUT);
+        self.restart_all(step.topology, None);
         if died { step.fault } else { Fault::KillAll }
     }
 }

@@ -7,24 +7,24 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::city_name;
-use crate::kafka::case::Case as Topics;
-use crate::oracle::{Entry, Oracle};
-use crate::process::post;
-use crate::recovery::{MINUTE, Random, SETTINGS, unrefused, written};
-use crate::served::Status;
+use crate::dataflow_runner::city_name;
+use crate::kafka::case::KafkaCase as Topics;
+use crate::oracle::{LogEntry, Oracle};
+use crate::recovery::{MINUTE_MS, RUN_SETTINGS, Random, keep_accepted_entries, record_json};
+use crate::rest_checks::ServiceStatus;
+use crate::service_process::post;
 
 /// Between two sendings, and how many records each has at most.
-const PACE: Duration = Duration::from_millis(150);
-const TOGETHER: u64 = 8;
+const SEND_INTERVAL: Duration = Duration::from_millis(150);
+const MAX_RECORDS_PER_SEND: u64 = 8;
 /// Until a post has to be in the log.
-const PATIENCE: Duration = Duration::from_secs(150);
+const POST_TIMEOUT: Duration = Duration::from_secs(150);
 /// A post that got no answer may still come into the log of the same generation for this long.
-const ON_ITS_WAY: Duration = Duration::from_secs(8);
+const UNANSWERED_POST_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Where the service is, for those who use it; and whether they should go on.
 #[derive(Default)]
-pub struct Shared {
+pub struct TrialControl {
     addresses: Mutex<Vec<String>>,
     hurry: AtomicBool,
     stop: AtomicBool,
@@ -32,7 +32,7 @@ pub struct Shared {
     posted: AtomicUsize,
 }
 
-impl Shared {
+impl TrialControl {
     pub fn set_addresses(&self, addresses: &[String]) {
         *self.addresses.lock().unwrap() = addresses.to_vec();
     }
@@ -44,11 +44,11 @@ impl Shared {
     }
 
     /// Batches that are known to be in the journal.
-    pub fn posted(&self) -> usize {
+    pub fn posted_batches(&self) -> usize {
         self.posted.load(Ordering::SeqCst)
     }
 
-    pub fn stop(&self) {
+    pub fn request_stop(&self) {
         self.stop.store(true, Ordering::SeqCst);
     }
 
@@ -59,7 +59,7 @@ impl Shared {
 
 /// A log in the making, with all that must come of it.
 pub enum Feed {
-    Journal(Posted),
+    Journal(PostedLog),
     Kafka(Box<Topics>),
 }
 
@@ -75,17 +75,17 @@ impl Feed {
     pub fn records(&self) -> u64 {
         match self {
             Feed::Journal(posted) => posted.records,
-            Feed::Kafka(case) => case.log.records(),
+            Feed::Kafka(case) => case.log.record_count(),
         }
     }
 
     /// Sends up to so many records, and says how many; none where it is to stop.
-    fn send(&mut self, most: u64, shared: &Shared) -> Option<u64> {
+    fn send_records(&mut self, most: u64, shared: &TrialControl) -> Option<u64> {
         match self {
-            Feed::Journal(posted) => posted.post(most, shared),
+            Feed::Journal(posted) => posted.post_batch(most, shared),
             Feed::Kafka(case) => {
                 let records = most.div_ceil(2);
-                case.send(records as usize);
+                case.send_records(records as usize);
                 Some(records)
             }
         }
@@ -95,18 +95,18 @@ impl Feed {
 /// Sends a number of records from a thread of its own.
 pub struct Feeder {
     thread: Option<JoinHandle<Feed>>,
-    shared: Arc<Shared>,
+    shared: Arc<TrialControl>,
 }
 
 impl Feeder {
-    pub fn start(mut feed: Feed, records: usize, shared: &Arc<Shared>) -> Feeder {
+    pub fn start(mut feed: Feed, records: usize, shared: &Arc<TrialControl>) -> Feeder {
         let of_thread = Arc::clone(shared);
         let send = move || {
             let mut left = records as u64;
             while left > 0 {
-                let Some(sent) = feed.send(left.min(TOGETHER), &of_thread) else { break };
+                let Some(sent) = feed.send_records(left.min(MAX_RECORDS_PER_SEND), &of_thread) else { break };
                 left = left.saturating_sub(sent);
-                let next = Instant::now() + PACE;
+                let next = Instant::now() + SEND_INTERVAL;
                 while Instant::now() < next && !of_thread.hurry.load(Ordering::SeqCst) {
                     thread::sleep(Duration::from_millis(10));
                 }
@@ -127,7 +127,7 @@ impl Feeder {
 impl Drop for Feeder {
     fn drop(&mut self) {
         if let Some(thread) = self.thread.take() {
-            self.shared.stop();
+            self.shared.request_stop();
             self.shared.hurry.store(true, Ordering::SeqCst);
             let _ = thread.join();
         }
@@ -135,7 +135,7 @@ impl Drop for Feeder {
 }
 
 /// A log of posts.
-pub struct Posted {
+pub struct PostedLog {
     random: Random,
     /// Says who is asked, which depends on what has happened.
     lots: Random,
@@ -146,17 +146,17 @@ pub struct Posted {
     /// The records that are refused for it.
     pub too_late: Vec<String>,
     /// All that is in the log, post by post.
-    pub batches: Vec<Vec<Entry>>,
+    pub batches: Vec<Vec<LogEntry>>,
 }
 
-impl Posted {
-    pub fn new(seed: u64) -> Posted {
-        let now = jiff::Timestamp::now().as_millisecond() - 6 * 60 * MINUTE;
-        Posted {
+impl PostedLog {
+    pub fn new(seed: u64) -> PostedLog {
+        let now = jiff::Timestamp::now().as_millisecond() - 6 * 60 * MINUTE_MS;
+        PostedLog {
             random: Random(seed),
             lots: Random(seed),
-            now: now - now.rem_euclid(MINUTE),
-            oracle: Oracle::new(SETTINGS),
+            now: now - now.rem_euclid(MINUTE_MS),
+            oracle: Oracle::new(RUN_SETTINGS),
             records: 0,
             too_late: Vec::new(),
             batches: Vec::new(),
@@ -164,17 +164,17 @@ impl Posted {
     }
 
     /// Posts a batch until it is in the log, once.
-    fn post(&mut self, most: u64, shared: &Shared) -> Option<u64> {
-        let (entries, body, refused) = self.batch(most);
-        let deadline = Instant::now() + PATIENCE;
-        while !self.is_taken(&entries, &body, &refused, shared)? {
+    fn post_batch(&mut self, most: u64, shared: &TrialControl) -> Option<u64> {
+        let (entries, body, refused) = self.next_batch(most);
+        let deadline = Instant::now() + POST_TIMEOUT;
+        while !self.confirm_post(&entries, &body, &refused, shared)? {
             assert!(Instant::now() < deadline, "nobody takes {body}");
         }
         let count = entries.len() as u64;
         self.records += count;
         for entry in &entries {
-            if self.oracle.apply(entry).is_none() {
-                self.too_late.push(written(entry));
+            if self.oracle.apply_arrival(entry).is_none() {
+                self.too_late.push(record_json(entry));
             }
         }
         self.batches.push(entries);
@@ -183,15 +183,15 @@ impl Posted {
     }
 
     /// Up to so many entries, the array that says them, and the places of bad records among them.
-    fn batch(&mut self, most: u64) -> (Vec<Entry>, String, Vec<usize>) {
-        self.now += u64::from(self.random.next(8) == 0) as i64 * MINUTE;
-        let entries = (0..1 + self.random.next(most)).map(|_| self.random.entry(self.now)).collect();
-        let entries = unrefused(&self.oracle, entries, &mut self.random, self.now);
-        let mut records: Vec<String> = entries.iter().map(written).collect();
+    fn next_batch(&mut self, most: u64) -> (Vec<LogEntry>, String, Vec<usize>) {
+        self.now += u64::from(self.random.below(8) == 0) as i64 * MINUTE_MS;
+        let entries = (0..1 + self.random.below(most)).map(|_| self.random.random_entry(self.now)).collect();
+        let entries = keep_accepted_entries(&self.oracle, entries, &mut self.random, self.now);
+        let mut records: Vec<String> = entries.iter().map(record_json).collect();
         let mut refused = Vec::new();
-        if self.random.next(6) == 0 {
-            let place = self.random.next(records.len() as u64 + 1) as usize;
-            let city = city_name(self.random.next(5) as u32);
+        if self.random.below(6) == 0 {
+            let place = self.random.below(records.len() as u64 + 1) as usize;
+            let city = city_name(self.random.below(5) as u32);
             records.insert(place, json!({"city": city, "temperature": 80, "humidity": 50}).to_string());
             refused.push(place);
         }
@@ -199,14 +199,14 @@ impl Posted {
     }
 
     /// Whether a post is in the log; none where nobody should go on.
-    fn is_taken(
+    fn confirm_post(
         &mut self,
-        entries: &[Entry],
+        entries: &[LogEntry],
         body: &str,
         refused: &[usize],
-        shared: &Shared,
+        shared: &TrialControl,
     ) -> Option<bool> {
-        let (lot, before) = (self.lots.next(1 << 32), Instant::now());
+        let (lot, before) = (self.lots.below(1 << 32), Instant::now());
         let answer = shared.address(lot).map(|address| post(&address, "application/json", body));
         let Some(Ok(answer)) = answer.filter(|a| a.as_ref().is_ok_and(|answer| answer.status == 200)) else {
             return self.is_in_log(entries.len() as u64, before, shared);
@@ -221,10 +221,10 @@ impl Posted {
     }
 
     /// What became of a post without an answer: it is in the log as a whole or not at all.
-    fn is_in_log(&self, entries: u64, before: Instant, shared: &Shared) -> Option<bool> {
-        let (deadline, failed) = (Instant::now() + PATIENCE, Instant::now());
+    fn is_in_log(&self, entries: u64, before: Instant, shared: &TrialControl) -> Option<bool> {
+        let (deadline, failed) = (Instant::now() + POST_TIMEOUT, Instant::now());
         let of_first = || {
-            let status = Status::of(&shared.address(0)?, Duration::from_secs(1))?;
+            let status = ServiceStatus::fetch_status(&shared.address(0)?, Duration::from_secs(1))?;
             (status.ready && status.applied == status.end).then_some(status)
         };
         let generation = of_first().map(|status| status.generation);
@@ -240,7 +240,7 @@ impl Posted {
             thread::sleep(Duration::from_millis(150));
             let Some(status) = of_first() else { continue };
             let another = generation.as_ref().is_some_and(|generation| *generation != status.generation);
-            if !another && failed.elapsed() < ON_ITS_WAY {
+            if !another && failed.elapsed() < UNANSWERED_POST_TIMEOUT {
                 continue;
             }
             thread::sleep(Duration::from_millis(150));

@@ -6,38 +6,38 @@ use std::path::PathBuf;
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 
-pub fn send(pid: u32, signal: Signal) {
+pub fn send_signal(pid: u32, signal: Signal) {
     // It may have ended.
     let _ = kill_process(Pid::from_raw(pid as i32).unwrap(), signal);
 }
 
 /// Stops a process; it goes on when this is dropped.
-pub struct Stopped(u32);
+pub struct StoppedProcess(u32);
 
-impl Stopped {
-    pub fn new(pid: u32) -> Stopped {
-        send(pid, Signal::STOP);
-        Stopped(pid)
+impl StoppedProcess {
+    pub fn new(pid: u32) -> StoppedProcess {
+        send_signal(pid, Signal::STOP);
+        StoppedProcess(pid)
     }
 }
 
-impl Drop for Stopped {
+impl Drop for StoppedProcess {
     fn drop(&mut self) {
-        send(self.0, Signal::CONT);
+        send_signal(self.0, Signal::CONT);
     }
 }
 
 /// A process that can open no more files, until this is dropped.
-pub struct NoMoreFiles(u32, Rlimit);
+pub struct OpenFileBlock(u32, Rlimit);
 
-impl NoMoreFiles {
-    pub fn of(pid: u32) -> NoMoreFiles {
+impl OpenFileBlock {
+    pub fn of(pid: u32) -> OpenFileBlock {
         let before = limit_open_files(pid, Rlimit { current: Some(0), maximum: None });
-        NoMoreFiles(pid, before.unwrap_or(Rlimit { current: None, maximum: None }))
+        OpenFileBlock(pid, before.unwrap_or(Rlimit { current: None, maximum: None }))
     }
 }
 
-impl Drop for NoMoreFiles {
+impl Drop for OpenFileBlock {
     fn drop(&mut self) {
         limit_open_files(self.0, Rlimit { current: self.1.current, maximum: self.1.maximum });
     }
@@ -69,25 +69,25 @@ pub fn listening_sockets() -> HashMap<u64, u16> {
 }
 
 /// The arguments of a process that has not ended.
-fn arguments(pid: u32) -> Option<Vec<String>> {
+fn process_arguments(pid: u32) -> Option<Vec<String>> {
     let text = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok().filter(|text| !text.is_empty())?;
     Some(text.split('\0').map(String::from).collect())
 }
 
 /// Another may have got the number of one that has ended.
-pub fn is_ours(pid: u32) -> bool {
-    arguments(pid).is_some_and(|arguments| arguments[0].ends_with("swelter"))
+pub fn is_own_process(pid: u32) -> bool {
+    process_arguments(pid).is_some_and(|arguments| arguments[0].ends_with("swelter"))
 }
 
 /// The processes that a supervisor has started, with their numbers.
-pub fn children(supervisor: u32) -> Vec<(u32, u32)> {
+pub fn child_processes(supervisor: u32) -> Vec<(u32, u32)> {
     let tasks = fs::read_dir(format!("/proc/{supervisor}/task")).into_iter().flatten().flatten();
     let listed = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
     let pids: Vec<u32> = listed
         .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
         .collect();
     let numbered = |pid: u32| {
-        let arguments = arguments(pid)?;
+        let arguments = process_arguments(pid)?;
         let at = arguments.iter().position(|argument| argument == "--process")?;
         Some((arguments.get(at + 1)?.parse().ok()?, pid))
     };

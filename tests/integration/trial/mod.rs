@@ -22,31 +22,31 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use self::case::Outcome;
-use self::plan::{Fault, Mode, Plan};
-use self::report::Report;
-use crate::kafka::broker::OwnBroker;
+use self::case::CaseOutcome;
+use self::plan::{CasePlan, Fault, LogMode};
+use self::report::TrialReport;
+use crate::kafka::broker::PrivateBroker;
 
 /// Whether there are checkpoints.
-const CHECKPOINTS: bool = true;
+const WITH_CHECKPOINTS: bool = true;
 
 /// Faults of a case.
-const FAULTS: usize = 6;
+const DEFAULT_FAULTS: usize = 6;
 /// Cases at once.
-const LANES: usize = 2;
+const DEFAULT_LANES: usize = 2;
 
 /// Runs cases, so many at once.
-fn run(seeds: &[u64], faults: usize, lanes: usize) -> Vec<Outcome> {
+fn run_cases(seeds: &[u64], faults: usize, lanes: usize) -> Vec<CaseOutcome> {
     let (next, outcomes) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let lane = || {
         let mut broker = None;
         while let Some(&seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let plan = Plan::new(seed, faults);
-            if plan.mode == Mode::Kafka && broker.is_none() {
-                broker = OwnBroker::start();
+            let plan = CasePlan::new(seed, faults);
+            if plan.mode == LogMode::Kafka && broker.is_none() {
+                broker = PrivateBroker::start();
             }
-            let outcome = case::run(&plan, &mut broker);
-            say(&report::line(&outcome, faults));
+            let outcome = case::run_plan(&plan, &mut broker);
+            print_line(&report::case_line(&outcome, faults));
             if !outcome.is_good() {
                 // It may be the broker that is left in disorder.
                 broker = None;
@@ -61,21 +61,21 @@ fn run(seeds: &[u64], faults: usize, lanes: usize) -> Vec<Outcome> {
 }
 
 /// What tests print would be captured.
-fn say(line: &str) {
+fn print_line(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// Cases of a few faults that are tried with all other tests, and how many faults each has.
-const SHORT: &[u64] = &[5, 18, 35, 97];
-const SHORT_FAULTS: usize = 3;
+const SHORT_TRIAL_SEEDS: &[u64] = &[5, 18, 35, 97];
+const SHORT_TRIAL_FAULTS: usize = 3;
 
-fn short(mode: Mode) -> Vec<u64> {
-    SHORT.iter().copied().filter(|seed| Mode::of(*seed) == mode).collect()
+fn short_trial_seeds(mode: LogMode) -> Vec<u64> {
+    SHORT_TRIAL_SEEDS.iter().copied().filter(|seed| LogMode::of(*seed) == mode).collect()
 }
 
 #[test]
-fn a_short_trial_has_the_faults_that_matter() {
-    let faults = SHORT.iter().flat_map(|seed| Plan::new(*seed, SHORT_FAULTS).steps);
+fn short_trials_cover_every_required_fault() {
+    let faults = SHORT_TRIAL_SEEDS.iter().flat_map(|seed| CasePlan::new(*seed, SHORT_TRIAL_FAULTS).steps);
     let faults: Vec<Fault> = faults.map(|step| step.fault).collect();
     let kinds: [fn(&Fault) -> bool; 10] = [
         |fault| matches!(fault, Fault::KillOne),
@@ -83,36 +83,45 @@ fn a_short_trial_has_the_faults_that_matter() {
         |fault| matches!(fault, Fault::DieBeforeManifest(_)),
         |fault| matches!(fault, Fault::Damage(_)),
         |fault| matches!(fault, Fault::DiskFull(_)),
-        |fault| matches!(fault, Fault::TakeOver),
-        |fault| matches!(fault, Fault::StandIn),
+        |fault| matches!(fault, Fault::Takeover),
+        |fault| matches!(fault, Fault::StandbyTakeover),
         |fault| matches!(fault, Fault::Strangers(_)),
-        |fault| matches!(fault, Fault::NoFiles(_)),
+        |fault| matches!(fault, Fault::NoOpenFiles(_)),
         |fault| matches!(fault, Fault::Backup),
     ];
     for (number, kind) in kinds.iter().enumerate() {
         assert!(faults.iter().any(kind), "kind {number} is not in {faults:?}: take other seeds");
     }
-    assert!(SHORT.iter().any(|seed| Plan::new(*seed, SHORT_FAULTS).settings.tls), "no TLS: take other seeds");
+    assert!(
+        SHORT_TRIAL_SEEDS.iter().any(|seed| CasePlan::new(*seed, SHORT_TRIAL_FAULTS).settings.tls),
+        "no TLS: take other seeds"
+    );
 }
 
-fn check(outcomes: &[Outcome], faults: usize) {
+fn check_outcomes(outcomes: &[CaseOutcome], faults: usize) {
     let bad: Vec<_> = outcomes.iter().filter(|outcome| !outcome.is_good()).collect();
     assert!(
         bad.is_empty(),
         "{}",
-        bad.iter().map(|bad| report::line(bad, faults)).collect::<Vec<_>>().join("\n")
+        bad.iter().map(|bad| report::case_line(bad, faults)).collect::<Vec<_>>().join("\n")
     );
 }
 
 #[test]
-fn a_short_trial_of_the_journal() {
-    check(&run(&short(Mode::Journal), SHORT_FAULTS, 1), SHORT_FAULTS);
+fn short_trial_with_journal() {
+    check_outcomes(
+        &run_cases(&short_trial_seeds(LogMode::Journal), SHORT_TRIAL_FAULTS, 1),
+        SHORT_TRIAL_FAULTS,
+    );
 }
 
 #[test]
-fn a_short_trial_of_kafka() {
-    if OwnBroker::is_prepared() {
-        check(&run(&short(Mode::Kafka), SHORT_FAULTS, 1), SHORT_FAULTS);
+fn short_trial_with_kafka() {
+    if PrivateBroker::can_start_broker() {
+        check_outcomes(
+            &run_cases(&short_trial_seeds(LogMode::Kafka), SHORT_TRIAL_FAULTS, 1),
+            SHORT_TRIAL_FAULTS,
+        );
     }
 }
 
@@ -124,21 +133,21 @@ fn trial() {
     let range = variable("SWELTER_TRIAL_SEEDS").unwrap_or("1..20".into());
     let (from, to) = range.split_once("..").unwrap_or((&range, &range));
     let seeds: Vec<u64> = (from.parse().unwrap()..=to.parse().unwrap()).collect();
-    let faults = variable("SWELTER_TRIAL_FAULTS").map_or(FAULTS, |faults| faults.parse().unwrap());
-    let lanes = variable("SWELTER_TRIAL_LANES").map_or(LANES, |lanes| lanes.parse().unwrap());
+    let faults = variable("SWELTER_TRIAL_FAULTS").map_or(DEFAULT_FAULTS, |faults| faults.parse().unwrap());
+    let lanes = variable("SWELTER_TRIAL_LANES").map_or(DEFAULT_LANES, |lanes| lanes.parse().unwrap());
     if variable("SWELTER_TRIAL_PLAN").is_some() {
-        return seeds.iter().for_each(|seed| say(&Plan::new(*seed, faults).to_string()));
+        return seeds.iter().for_each(|seed| print_line(&CasePlan::new(*seed, faults).to_string()));
     }
-    if seeds.iter().any(|seed| Mode::of(*seed) == Mode::Kafka) {
-        assert!(OwnBroker::is_prepared(), "scripts/trial prepares a broker");
+    if seeds.iter().any(|seed| LogMode::of(*seed) == LogMode::Kafka) {
+        assert!(PrivateBroker::can_start_broker(), "scripts/trial prepares a broker");
     }
     let began = Instant::now();
-    let outcomes = run(&seeds, faults, lanes);
+    let outcomes = run_cases(&seeds, faults, lanes);
     let report =
-        Report { outcomes: &outcomes, range: &range, faults, lanes, time: began.elapsed() }.to_string();
+        TrialReport { outcomes: &outcomes, range: &range, faults, lanes, time: began.elapsed() }.to_string();
     match variable("SWELTER_TRIAL_REPORT") {
         Some(file) => std::fs::write(PathBuf::from(file), report).unwrap(),
-        None => say(&report),
+        None => print_line(&report),
     }
-    check(&outcomes, faults);
+    check_outcomes(&outcomes, faults);
 }

@@ -6,42 +6,42 @@ use std::time::Duration;
 use crate::recovery::Random;
 
 /// The most processes and workers of each.
-const PROCESSES: u64 = 3;
-const WORKERS: u64 = 2;
+const MAX_PROCESSES: u64 = 3;
+const MAX_WORKERS: u64 = 2;
 /// What a process may have open where that is little: less than strangers hold connections.
-const OPEN_FILES: u64 = 768;
+const LOW_OPEN_FILES: u64 = 768;
 /// Records that come for each fault.
-const RECORDS: usize = 140;
+const RECORDS_PER_FAULT: usize = 140;
 
 /// Where readings come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
+pub enum LogMode {
     Journal,
     Kafka,
 }
 
-impl Mode {
-    pub fn of(seed: u64) -> Mode {
-        match Random(seed).next(2) {
-            0 => Mode::Journal,
-            _ => Mode::Kafka,
+impl LogMode {
+    pub fn of(seed: u64) -> LogMode {
+        match Random(seed).below(2) {
+            0 => LogMode::Journal,
+            _ => LogMode::Kafka,
         }
     }
 }
 
 /// How many processes there are, and who starts them again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Topology {
+pub struct TrialTopology {
     pub processes: u64,
     pub workers: u64,
     /// Each is started by itself, as by an orchestrator, and reaches the others through proxies; otherwise by a supervisor.
     pub separate: bool,
 }
 
-impl Topology {
-    fn random(random: &mut Random) -> Topology {
-        let (processes, workers) = (1 + random.next(PROCESSES), 1 + random.next(WORKERS));
-        Topology { processes, workers, separate: random.next(2) == 0 && processes > 1 }
+impl TrialTopology {
+    fn random(random: &mut Random) -> TrialTopology {
+        let (processes, workers) = (1 + random.below(MAX_PROCESSES), 1 + random.below(MAX_WORKERS));
+        TrialTopology { processes, workers, separate: random.below(2) == 0 && processes > 1 }
     }
 
     pub fn is_supervised(self) -> bool {
@@ -49,7 +49,7 @@ impl Topology {
     }
 }
 
-impl fmt::Display for Topology {
+impl fmt::Display for TrialTopology {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = if self.separate { ", each by itself" } else { "" };
         write!(f, "{} x {}{kind}", self.processes, self.workers)
@@ -75,25 +75,25 @@ pub enum Fault {
     /// No file can be written to.
     DiskFull(Duration),
     /// The folder of checkpoints alone cannot be written to.
-    CheckpointsAway(Duration),
+    CheckpointsUnwritable(Duration),
     KillBroker(Duration),
     PauseBroker(Duration),
     /// All connections of one process end, and no new one is made.
-    Cut(Duration),
+    CutConnections(Duration),
     /// Nothing goes through the connections of one process.
-    Stall(Duration),
+    StallConnections(Duration),
     /// Clocks of processes differ from the next start on.
-    Clocks,
+    ClockSkew,
     /// SIGTERM, and another start: nothing that should be noticed.
-    Stop,
+    Restart,
     /// Others are started beside those that run, and go on in their place.
-    TakeOver,
+    Takeover,
     /// Those that run are killed while others stand by.
-    StandIn,
+    StandbyTakeover,
     /// Strangers say garbage to every port for so long before and behind a start; meanwhile a process is killed.
     Strangers(Duration),
     /// One process can open no more files.
-    NoFiles(Duration),
+    NoOpenFiles(Duration),
     /// A copy is taken while records come. It is restored and compared in the end.
     Backup,
 }
@@ -106,57 +106,77 @@ pub enum Damage {
 }
 
 /// A kind of fault: its name in reports, how often it is drawn, and where it can happen.
-struct Kind {
+struct FaultKind {
     weight: u64,
     draw: fn(&mut Random) -> Fault,
-    possible: fn(Mode, Topology) -> bool,
+    possible: fn(LogMode, TrialTopology) -> bool,
 }
 
-const KINDS: &[Kind] = &[
-    Kind { weight: 5, draw: |_| Fault::KillOne, possible: |_, _| true },
-    Kind { weight: 2, draw: |_| Fault::KillAll, possible: |_, t| t.processes > 1 },
-    Kind { weight: 2, draw: |_| Fault::KillSupervisor, possible: |_, t| t.is_supervised() },
-    Kind { weight: 2, draw: |r| Fault::KillStarting(millis(r, 0, 800)), possible: |_, _| true },
-    Kind { weight: 3, draw: pause, possible: |_, _| true },
-    Kind { weight: 3, draw: |r| Fault::DieBeforeCommit(r.next(20)), possible: |m, _| m == Mode::Kafka },
-    Kind { weight: 2, draw: |r| Fault::DieBeforeManifest(r.next(3)), possible: |_, _| super::CHECKPOINTS },
-    Kind { weight: 2, draw: damage, possible: |_, _| super::CHECKPOINTS },
-    Kind { weight: 1, draw: |r| Fault::DiskFull(millis(r, 200, 1_500)), possible: |_, _| true },
-    Kind {
-        weight: 1,
-        draw: |r| Fault::CheckpointsAway(millis(r, 800, 2_500)),
-        possible: |_, _| super::CHECKPOINTS,
+const FAULT_KINDS: &[FaultKind] = &[
+    FaultKind { weight: 5, draw: |_| Fault::KillOne, possible: |_, _| true },
+    FaultKind { weight: 2, draw: |_| Fault::KillAll, possible: |_, t| t.processes > 1 },
+    FaultKind { weight: 2, draw: |_| Fault::KillSupervisor, possible: |_, t| t.is_supervised() },
+    FaultKind { weight: 2, draw: |r| Fault::KillStarting(millis(r, 0, 800)), possible: |_, _| true },
+    FaultKind { weight: 3, draw: pause, possible: |_, _| true },
+    FaultKind {
+        weight: 3,
+        draw: |r| Fault::DieBeforeCommit(r.below(20)),
+        possible: |m, _| m == LogMode::Kafka,
     },
-    Kind { weight: 1, draw: |r| Fault::KillBroker(millis(r, 0, 1_000)), possible: |m, _| m == Mode::Kafka },
-    Kind {
+    FaultKind {
+        weight: 2,
+        draw: |r| Fault::DieBeforeManifest(r.below(3)),
+        possible: |_, _| super::WITH_CHECKPOINTS,
+    },
+    FaultKind { weight: 2, draw: damage, possible: |_, _| super::WITH_CHECKPOINTS },
+    FaultKind { weight: 1, draw: |r| Fault::DiskFull(millis(r, 200, 1_500)), possible: |_, _| true },
+    FaultKind {
+        weight: 1,
+        draw: |r| Fault::CheckpointsUnwritable(millis(r, 800, 2_500)),
+        possible: |_, _| super::WITH_CHECKPOINTS,
+    },
+    FaultKind {
+        weight: 1,
+        draw: |r| Fault::KillBroker(millis(r, 0, 1_000)),
+        possible: |m, _| m == LogMode::Kafka,
+    },
+    FaultKind {
         weight: 1,
         draw: |r| Fault::PauseBroker(millis(r, 500, 4_000)),
-        possible: |m, _| m == Mode::Kafka,
+        possible: |m, _| m == LogMode::Kafka,
     },
-    Kind { weight: 2, draw: |r| Fault::Cut(millis(r, 0, 3_000)), possible: |_, t| t.separate },
-    Kind { weight: 2, draw: |r| Fault::Stall(millis(r, 200, 5_000)), possible: |_, t| t.separate },
-    Kind { weight: 1, draw: |_| Fault::Clocks, possible: |_, t| t.separate },
-    Kind { weight: 2, draw: |_| Fault::Stop, possible: |_, _| true },
-    Kind { weight: 3, draw: |_| Fault::TakeOver, possible: |m, _| m == Mode::Kafka },
-    Kind { weight: 2, draw: |_| Fault::StandIn, possible: |m, _| m == Mode::Kafka },
-    Kind { weight: 3, draw: |r| Fault::Strangers(millis(r, 300, 1_500)), possible: |_, _| true },
-    Kind { weight: 2, draw: |r| Fault::NoFiles(millis(r, 500, 4_000)), possible: |_, _| true },
-    Kind { weight: 2, draw: |_| Fault::Backup, possible: |m, _| m == Mode::Journal },
+    FaultKind {
+        weight: 2,
+        draw: |r| Fault::CutConnections(millis(r, 0, 3_000)),
+        possible: |_, t| t.separate,
+    },
+    FaultKind {
+        weight: 2,
+        draw: |r| Fault::StallConnections(millis(r, 200, 5_000)),
+        possible: |_, t| t.separate,
+    },
+    FaultKind { weight: 1, draw: |_| Fault::ClockSkew, possible: |_, t| t.separate },
+    FaultKind { weight: 2, draw: |_| Fault::Restart, possible: |_, _| true },
+    FaultKind { weight: 3, draw: |_| Fault::Takeover, possible: |m, _| m == LogMode::Kafka },
+    FaultKind { weight: 2, draw: |_| Fault::StandbyTakeover, possible: |m, _| m == LogMode::Kafka },
+    FaultKind { weight: 3, draw: |r| Fault::Strangers(millis(r, 300, 1_500)), possible: |_, _| true },
+    FaultKind { weight: 2, draw: |r| Fault::NoOpenFiles(millis(r, 500, 4_000)), possible: |_, _| true },
+    FaultKind { weight: 2, draw: |_| Fault::Backup, possible: |m, _| m == LogMode::Journal },
 ];
 
 fn millis(random: &mut Random, from: u64, to: u64) -> Duration {
-    Duration::from_millis(from + random.next(to - from))
+    Duration::from_millis(from + random.below(to - from))
 }
 
 fn pause(random: &mut Random) -> Fault {
-    Fault::Pause(match random.next(25) {
+    Fault::Pause(match random.below(25) {
         0 => Duration::from_secs(30),
         _ => millis(random, 500, 5_000),
     })
 }
 
 fn damage(random: &mut Random) -> Fault {
-    Fault::Damage(match random.next(3) {
+    Fault::Damage(match random.below(3) {
         0 => Damage::Truncated,
         1 => Damage::Changed,
         _ => Damage::Removed,
@@ -179,17 +199,17 @@ impl Fault {
             Fault::Damage(Damage::Changed) => "a byte of the newest checkpoint changed",
             Fault::Damage(Damage::Removed) => "a file of the newest checkpoint removed",
             Fault::DiskFull(_) => "disk full (no file can grow)",
-            Fault::CheckpointsAway(_) => "the folder of checkpoints cannot be written to",
+            Fault::CheckpointsUnwritable(_) => "the folder of checkpoints cannot be written to",
             Fault::KillBroker(_) => "the broker killed and started again",
             Fault::PauseBroker(_) => "the broker stopped (SIGSTOP)",
-            Fault::Cut(_) => "a process cut off from the others (connections closed)",
-            Fault::Stall(_) => "a process cut off from the others (nothing goes through)",
-            Fault::Clocks => "clocks of processes apart",
-            Fault::Stop => "stopped and started again (SIGTERM)",
-            Fault::TakeOver => "taken over by another generation",
-            Fault::StandIn => "kill -9 of all with a standby beside them",
+            Fault::CutConnections(_) => "a process cut off from the others (connections closed)",
+            Fault::StallConnections(_) => "a process cut off from the others (nothing goes through)",
+            Fault::ClockSkew => "clocks of processes apart",
+            Fault::Restart => "stopped and started again (SIGTERM)",
+            Fault::Takeover => "taken over by another generation",
+            Fault::StandbyTakeover => "kill -9 of all with a standby beside them",
             Fault::Strangers(_) => "strangers flood every port, and kill -9 of a process",
-            Fault::NoFiles(_) => "a process that can open no more files",
+            Fault::NoOpenFiles(_) => "a process that can open no more files",
             Fault::Backup => "a backup taken, restored elsewhere and compared",
         }
     }
@@ -204,92 +224,93 @@ impl Fault {
                 | DieBeforeCommit(_)
                 | DieBeforeManifest(_)
                 | Damage(_)
-                | Clocks
-                | Stop
-                | TakeOver
-                | StandIn
+                | ClockSkew
+                | Restart
+                | Takeover
+                | StandbyTakeover
                 | Strangers(_)
         )
     }
 }
 
-pub struct Step {
+pub struct FaultStep {
     /// How long all is left alone before.
     pub wait: Duration,
     pub fault: Fault,
     /// Says which process, file or clock.
     pub lot: u64,
     /// How it goes on.
-    pub topology: Topology,
+    pub topology: TrialTopology,
     /// Whether all must be ready before the next one.
     pub settle: bool,
 }
 
 /// What all starts of a case have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settings {
+pub struct CaseSettings {
     /// Processes speak TLS to each other.
     pub tls: bool,
     /// The most files that each process may have open.
     pub open_files: Option<u64>,
 }
 
-impl Settings {
-    fn random(random: &mut Random) -> Settings {
-        let tls = random.next(2) == 0;
-        Settings { tls, open_files: (random.next(3) == 0).then_some(OPEN_FILES) }
+impl CaseSettings {
+    fn random(random: &mut Random) -> CaseSettings {
+        let tls = random.below(2) == 0;
+        CaseSettings { tls, open_files: (random.below(3) == 0).then_some(LOW_OPEN_FILES) }
     }
 }
 
-impl fmt::Display for Settings {
+impl fmt::Display for CaseSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.tls { "cluster.tls" } else { "no cluster.tls" })?;
         self.open_files.map_or(Ok(()), |files| write!(f, ", {files} open files"))
     }
 }
 
-pub struct Plan {
+pub struct CasePlan {
     pub seed: u64,
-    pub mode: Mode,
-    pub settings: Settings,
-    pub first: Topology,
-    pub steps: Vec<Step>,
+    pub mode: LogMode,
+    pub settings: CaseSettings,
+    pub first: TrialTopology,
+    pub steps: Vec<FaultStep>,
     /// What the last comparison is made in.
-    pub last: Topology,
+    pub last: TrialTopology,
     pub records: usize,
 }
 
-impl Plan {
-    pub fn new(seed: u64, faults: usize) -> Plan {
-        let mode = Mode::of(seed);
+impl CasePlan {
+    pub fn new(seed: u64, faults: usize) -> CasePlan {
+        let mode = LogMode::of(seed);
         let mut random = Random(!seed);
-        let first = Topology::random(&mut random);
+        let first = TrialTopology::random(&mut random);
         let mut topology = first;
         let step = |_| {
-            let step = Step::random(&mut random, mode, topology);
+            let step = FaultStep::random(&mut random, mode, topology);
             topology = step.topology;
             step
         };
         let steps = (0..faults).map(step).collect();
-        let last = Topology::random(&mut random);
-        let mut settings = Settings::random(&mut random);
-        let mut plan = Plan { seed, mode, settings, first, steps, last, records: RECORDS * (faults + 1) };
+        let last = TrialTopology::random(&mut random);
+        let mut settings = CaseSettings::random(&mut random);
+        let mut plan =
+            CasePlan { seed, mode, settings, first, steps, last, records: RECORDS_PER_FAULT * (faults + 1) };
         settings.tls &= plan.topologies().any(|topology| topology.processes > 1);
         plan.settings = settings;
         plan
     }
 
-    fn topologies(&self) -> impl Iterator<Item = Topology> {
+    fn topologies(&self) -> impl Iterator<Item = TrialTopology> {
         let of_steps = self.steps.iter().map(|step| step.topology);
         [self.first, self.last].into_iter().chain(of_steps)
     }
 }
 
-impl Step {
-    fn random(random: &mut Random, mode: Mode, topology: Topology) -> Step {
+impl FaultStep {
+    fn random(random: &mut Random, mode: LogMode, topology: TrialTopology) -> FaultStep {
         let wait = millis(random, 100, 1_200);
-        let possible = || KINDS.iter().filter(|kind| (kind.possible)(mode, topology));
-        let mut drawn = random.next(possible().map(|kind| kind.weight).sum());
+        let possible = || FAULT_KINDS.iter().filter(|kind| (kind.possible)(mode, topology));
+        let mut drawn = random.below(possible().map(|kind| kind.weight).sum());
         let mut fault = Fault::KillOne;
         for kind in possible() {
             if drawn < kind.weight {
@@ -298,21 +319,21 @@ impl Step {
             }
             drawn -= kind.weight;
         }
-        let next = Topology::random(random);
+        let next = TrialTopology::random(random);
         let next = match fault {
-            Fault::Clocks => topology,
+            Fault::ClockSkew => topology,
             _ if fault.restarts() => next,
             _ => topology,
         };
-        Step { wait, fault, lot: random.next(1 << 32), topology: next, settle: random.next(4) > 0 }
+        FaultStep { wait, fault, lot: random.below(1 << 32), topology: next, settle: random.below(4) > 0 }
     }
 }
 
-impl fmt::Display for Plan {
+impl fmt::Display for CasePlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Plan { seed, mode, records, settings, first, .. } = self;
+        let CasePlan { seed, mode, records, settings, first, .. } = self;
         writeln!(f, "seed {seed}: {mode:?}, {records} records, {settings}, first {first}")?;
-        for (number, Step { wait, fault, topology, settle, .. }) in self.steps.iter().enumerate() {
+        for (number, FaultStep { wait, fault, topology, settle, .. }) in self.steps.iter().enumerate() {
             let settled = if *settle { "" } else { "; the next one at once" };
             writeln!(f, "{number}: after {wait:?} {fault:?}, then {topology}{settled}")?;
         }
@@ -321,11 +342,11 @@ impl fmt::Display for Plan {
 }
 
 #[test]
-fn a_seed_says_all() {
+fn plan_is_determined_by_seed() {
     for seed in 0..50 {
-        let (one, other) = (Plan::new(seed, 6), Plan::new(seed, 6));
+        let (one, other) = (CasePlan::new(seed, 6), CasePlan::new(seed, 6));
         assert_eq!(one.to_string(), other.to_string());
         assert_eq!(one.steps.len(), 6);
     }
-    assert_ne!(Plan::new(1, 6).to_string(), Plan::new(2, 6).to_string());
+    assert_ne!(CasePlan::new(1, 6).to_string(), CasePlan::new(2, 6).to_string());
 }

@@ -7,28 +7,28 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-const OPEN: u8 = 0;
+const STATE_OPEN: u8 = 0;
 /// Connections stay, and nothing goes through.
-const STALLED: u8 = 1;
+const STATE_STALLED: u8 = 1;
 /// Connections are closed as they come.
-const CUT: u8 = 2;
-const ENDED: u8 = 3;
+const STATE_CUT: u8 = 2;
+const STATE_ENDED: u8 = 3;
 
-const TICK: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// What has gone one way through a connection.
-type Record = Arc<Mutex<Vec<u8>>>;
+type CapturedBytes = Arc<Mutex<Vec<u8>>>;
 
 #[derive(Default)]
-struct Shared {
+struct ProxyState {
     state: AtomicU8,
     /// Both ways of every connection, where a copy is kept.
-    records: Option<Mutex<Vec<Record>>>,
+    records: Option<Mutex<Vec<CapturedBytes>>>,
     /// Both ends of every connection.
     streams: Mutex<Vec<TcpStream>>,
 }
 
-impl Shared {
+impl ProxyState {
     fn state(&self) -> u8 {
         self.state.load(Ordering::SeqCst)
     }
@@ -43,28 +43,28 @@ impl Shared {
 /// Leads to one port. Its threads end with it.
 pub struct Proxy {
     pub port: u16,
-    shared: Arc<Shared>,
+    shared: Arc<ProxyState>,
     acceptor: Option<JoinHandle<()>>,
 }
 
 impl Proxy {
     /// To a port of this host, where nobody has to listen yet.
     pub fn to(target: u16) -> Proxy {
-        Proxy::start(target, Shared::default())
+        Proxy::start(target, ProxyState::default())
     }
 
     /// One that keeps all that goes through it.
     pub fn recording(target: u16) -> Proxy {
-        Proxy::start(target, Shared { records: Some(Mutex::default()), ..Shared::default() })
+        Proxy::start(target, ProxyState { records: Some(Mutex::default()), ..ProxyState::default() })
     }
 
     /// By connection and way.
-    pub fn records(&self) -> Vec<Vec<u8>> {
+    pub fn captured_bytes(&self) -> Vec<Vec<u8>> {
         let records = self.shared.records.as_ref().unwrap().lock().unwrap();
         records.iter().map(|record| record.lock().unwrap().clone()).collect()
     }
 
-    fn start(target: u16, shared: Shared) -> Proxy {
+    fn start(target: u16, shared: ProxyState) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -74,29 +74,29 @@ impl Proxy {
         Proxy { port, shared, acceptor }
     }
 
-    fn set(&self, state: u8) {
+    fn set_state(&self, state: u8) {
         self.shared.state.store(state, Ordering::SeqCst);
-        if state == CUT || state == ENDED {
+        if state == STATE_CUT || state == STATE_ENDED {
             self.shared.close_all();
         }
     }
 
-    pub fn cut(&self) {
-        self.set(CUT);
+    pub fn cut_connections(&self) {
+        self.set_state(STATE_CUT);
     }
 
-    pub fn stall(&self) {
-        self.set(STALLED);
+    pub fn stall_connections(&self) {
+        self.set_state(STATE_STALLED);
     }
 
-    pub fn resume(&self) {
-        self.set(OPEN);
+    pub fn resume_connections(&self) {
+        self.set_state(STATE_OPEN);
     }
 }
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        self.set(ENDED);
+        self.set_state(STATE_ENDED);
         if let Some(acceptor) = self.acceptor.take() {
             let _ = acceptor.join();
         }
@@ -105,47 +105,47 @@ impl Drop for Proxy {
     }
 }
 
-fn accept(listener: &TcpListener, target: u16, shared: &Arc<Shared>) {
-    while shared.state() != ENDED {
+fn accept(listener: &TcpListener, target: u16, shared: &Arc<ProxyState>) {
+    while shared.state() != STATE_ENDED {
         let Ok((from, _)) = listener.accept() else {
-            thread::sleep(TICK);
+            thread::sleep(POLL_INTERVAL);
             continue;
         };
-        if shared.state() == CUT {
+        if shared.state() == STATE_CUT {
             continue;
         }
         // Where nobody listens the connection ends, as it would without a proxy.
         if let Ok(to) = TcpStream::connect(("127.0.0.1", target)) {
-            let _ = join(&from, &to, shared);
+            let _ = connect_streams(&from, &to, shared);
         }
     }
 }
 
-fn join(from: &TcpStream, to: &TcpStream, shared: &Arc<Shared>) -> std::io::Result<()> {
+fn connect_streams(from: &TcpStream, to: &TcpStream, shared: &Arc<ProxyState>) -> std::io::Result<()> {
     for stream in [from, to] {
         stream.set_nonblocking(false)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(TICK))?;
+        stream.set_read_timeout(Some(POLL_INTERVAL))?;
         shared.streams.lock().unwrap().push(stream.try_clone()?);
     }
     for (from, to) in [(from, to), (to, from)] {
         let (from, to, shared) = (from.try_clone()?, to.try_clone()?, Arc::clone(shared));
         let record = shared.records.as_ref().map(|records| {
-            let record = Record::default();
+            let record = CapturedBytes::default();
             records.lock().unwrap().push(Arc::clone(&record));
             record
         });
-        thread::spawn(move || pump(from, to, &shared, record.as_ref()));
+        thread::spawn(move || copy_stream(from, to, &shared, record.as_ref()));
     }
     Ok(())
 }
 
 /// Until its source ends.
-fn pump(mut from: TcpStream, mut to: TcpStream, shared: &Shared, record: Option<&Record>) {
+fn copy_stream(mut from: TcpStream, mut to: TcpStream, shared: &ProxyState, record: Option<&CapturedBytes>) {
     let mut buffer = [0; 16 * 1024];
     let wait = || {
-        while shared.state() == STALLED {
-            thread::sleep(TICK);
+        while shared.state() == STATE_STALLED {
+            thread::sleep(POLL_INTERVAL);
         }
     };
     loop {
@@ -171,12 +171,12 @@ fn pump(mut from: TcpStream, mut to: TcpStream, shared: &Shared, record: Option<
 }
 
 #[test]
-fn what_goes_through_can_be_held_and_cut() {
+fn proxy_stalls_and_cuts_connections() {
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let proxy = Proxy::to(server.local_addr().unwrap().port());
     let connect = || {
         let stream = TcpStream::connect(("127.0.0.1", proxy.port)).unwrap();
-        stream.set_read_timeout(Some(crate::process::DEADLINE)).unwrap();
+        stream.set_read_timeout(Some(crate::service_process::WAIT_TIMEOUT)).unwrap();
         stream
     };
     let mut client = connect();
@@ -191,20 +191,20 @@ fn what_goes_through_can_be_held_and_cut() {
     served.shutdown(Shutdown::Write).unwrap();
     assert_eq!(client.read(&mut byte).unwrap(), 0, "one direction has ended");
 
-    proxy.stall();
+    proxy.stall_connections();
     client.write_all(b"c").unwrap();
     served.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
     assert!(served.read(&mut byte).is_err(), "nothing goes through");
-    proxy.resume();
-    served.set_read_timeout(Some(crate::process::DEADLINE)).unwrap();
+    proxy.resume_connections();
+    served.set_read_timeout(Some(crate::service_process::WAIT_TIMEOUT)).unwrap();
     served.read_exact(&mut byte).unwrap();
     assert_eq!(&byte, b"c");
 
-    proxy.cut();
+    proxy.cut_connections();
     assert_eq!(client.read(&mut byte).unwrap_or(0), 0, "it has ended");
     assert_eq!(served.read(&mut byte).unwrap_or(0), 0, "it has ended");
     assert_eq!(connect().read(&mut byte).unwrap_or(0), 0, "no new one");
-    proxy.resume();
+    proxy.resume_connections();
     let mut client = connect();
     let mut served = server.accept().unwrap().0;
     client.write_all(b"d").unwrap();

@@ -6,11 +6,11 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use super::case::Outcome;
-use super::plan::{Mode, Settings};
+use super::case::CaseOutcome;
+use super::plan::{CaseSettings, LogMode};
 
-pub struct Report<'a> {
-    pub outcomes: &'a [Outcome],
+pub struct TrialReport<'a> {
+    pub outcomes: &'a [CaseOutcome],
     /// Of seeds.
     pub range: &'a str,
     /// Of each case.
@@ -20,9 +20,10 @@ pub struct Report<'a> {
 }
 
 /// A case in a line, with how to run it again where something is wrong.
-pub fn line(outcome: &Outcome, faults: usize) -> String {
-    let Outcome { seed, mode, settings, comparisons, records, starts, time, failure, folder, .. } = outcome;
-    let mode = mode.map(name).unwrap_or_default();
+pub fn case_line(outcome: &CaseOutcome, faults: usize) -> String {
+    let CaseOutcome { seed, mode, settings, comparisons, records, starts, time, failure, folder, .. } =
+        outcome;
+    let mode = mode.map(mode_name).unwrap_or_default();
     let settings = settings.map(|settings| settings.to_string()).unwrap_or_default();
     let mut line = format!(
         "seed {seed} ({mode}, {settings}): {} faults, {starts} starts, {records} records, {} comparisons, {} differences, {:.1} s",
@@ -44,23 +45,28 @@ pub fn line(outcome: &Outcome, faults: usize) -> String {
     line
 }
 
-fn name(mode: Mode) -> &'static str {
+fn mode_name(mode: LogMode) -> &'static str {
     match mode {
-        Mode::Journal => "journal",
-        Mode::Kafka => "Kafka",
+        LogMode::Journal => "journal",
+        LogMode::Kafka => "Kafka",
     }
 }
 
 /// The first line of what a program says, or nothing.
-fn asked(program: &str, arguments: &[&str]) -> String {
+fn first_output_line(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     text.lines().next().unwrap_or_default().trim().to_string()
 }
 
 fn version() -> String {
-    let changed = if asked("git", &["status", "--porcelain"]).is_empty() { "" } else { ", with changes" };
-    format!("{} ({}{changed})", env!("CARGO_PKG_VERSION"), asked("git", &["rev-parse", "--short", "HEAD"]))
+    let changed =
+        if first_output_line("git", &["status", "--porcelain"]).is_empty() { "" } else { ", with changes" };
+    format!(
+        "{} ({}{changed})",
+        env!("CARGO_PKG_VERSION"),
+        first_output_line("git", &["rev-parse", "--short", "HEAD"])
+    )
 }
 
 fn machine() -> String {
@@ -72,7 +78,7 @@ fn machine() -> String {
         line.unwrap_or_else(|| "unknown".into())
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let kernel = asked("uname", &["-sr"]);
+    let kernel = first_output_line("uname", &["-sr"]);
     format!(
         "{cores} cores ({}), {} memory, {kernel}",
         of("/proc/cpuinfo", "model name"),
@@ -80,17 +86,17 @@ fn machine() -> String {
     )
 }
 
-impl Report<'_> {
-    fn sum(&self, of: impl Fn(&Outcome) -> usize) -> usize {
+impl TrialReport<'_> {
+    fn sum(&self, of: impl Fn(&CaseOutcome) -> usize) -> usize {
         self.outcomes.iter().map(of).sum()
     }
 
-    fn facts(&self) -> Vec<(&'static str, String)> {
+    fn table_rows(&self) -> Vec<(&'static str, String)> {
         let of_mode = |mode| self.outcomes.iter().filter(|outcome| outcome.mode == Some(mode)).count();
-        let of_setting = |has: fn(&Settings) -> bool| {
+        let of_setting = |has: fn(&CaseSettings) -> bool| {
             self.outcomes.iter().filter_map(|outcome| outcome.settings.as_ref()).filter(|s| has(s)).count()
         };
-        let over_tls = |outcome: &Outcome| {
+        let over_tls = |outcome: &CaseOutcome| {
             let tls = outcome.settings.is_some_and(|settings| settings.tls);
             outcome.topologies.iter().filter(|topology| tls && topology.processes > 1).count()
         };
@@ -104,7 +110,7 @@ impl Report<'_> {
             ("seeds", format!("{}, {} faults each, {} cases at once", self.range, self.faults, self.lanes)),
             (
                 "cases",
-                format!("{} of the journal, {} of Kafka", of_mode(Mode::Journal), of_mode(Mode::Kafka)),
+                format!("{} of the journal, {} of Kafka", of_mode(LogMode::Journal), of_mode(LogMode::Kafka)),
             ),
             (
                 "settings",
@@ -136,14 +142,14 @@ impl Report<'_> {
     }
 }
 
-impl fmt::Display for Report<'_> {
+impl fmt::Display for TrialReport<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Report { range, faults, .. } = self;
+        let TrialReport { range, faults, .. } = self;
         writeln!(
             f,
             "# Trial of faults\n\n`scripts/trial --seeds {range} --faults {faults}`\n\n| | |\n|---|---|"
         )?;
-        for (fact, value) in self.facts() {
+        for (fact, value) in self.table_rows() {
             writeln!(f, "| {fact} | {value} |")?;
         }
         let (mut kinds, mut topologies) = (BTreeMap::<_, usize>::new(), BTreeMap::<_, usize>::new());
@@ -160,6 +166,6 @@ impl fmt::Display for Report<'_> {
         if bad.is_empty() {
             return writeln!(f, "None.");
         }
-        bad.into_iter().try_for_each(|outcome| writeln!(f, "```text\n{}\n```", line(outcome, *faults)))
+        bad.into_iter().try_for_each(|outcome| writeln!(f, "```text\n{}\n```", case_line(outcome, *faults)))
     }
 }

@@ -3,20 +3,20 @@
 use super::*;
 
 #[tokio::test]
-async fn rows_are_shown_in_the_units_of_their_message() {
+async fn rows_are_printed_in_units_of_message() {
     let celsius = |message: Value| {
         let mut message = message;
         message["units"] = "celsius".into();
         message["wind_units"] = "km/h".into();
         message
     };
-    let mut stage = Stage::new(Style::Json).await;
+    let mut stage = Stage::new(OutputStyle::Json).await;
     let (mut session, _) = stage.session().await;
     session.send(celsius(snapshot(5, &[row("1", 0)]))).await;
     let upsert =
         json!({"event": "upsert", "as_of": 5, "units": "celsius", "wind_units": "km/h", "row": row("1", 0)});
     assert_eq!(stage.events().await, [upsert]);
-    let mut stage = Stage::new(Style::Human).await;
+    let mut stage = Stage::new(OutputStyle::Human).await;
     let (mut session, _) = stage.session().await;
     session.send(celsius(snapshot(5, &[row("1", 0)]))).await;
     let lines = stage.lines().await;
@@ -32,7 +32,7 @@ async fn rows_are_shown_in_the_units_of_their_message() {
 }
 
 #[test]
-fn the_subscription_asks_for_the_units_of_the_flags() {
+fn subscription_requests_units_of_flags() {
     #[derive(clap::Parser)]
     struct Command {
         #[command(flatten)]
@@ -41,7 +41,7 @@ fn the_subscription_asks_for_the_units_of_the_flags() {
     let asked = |line: &str| {
         let words = ["subscribe", "http://127.0.0.1:1", "x"].into_iter().chain(line.split_whitespace());
         let parsed = <Command as clap::Parser>::try_parse_from(words);
-        parsed.map(|command| Value::Object(command.args.asked().unwrap_or_default()))
+        parsed.map(|command| Value::Object(command.args.subscription_request().unwrap_or_default()))
     };
     assert_eq!(asked("").unwrap(), json!({"cities": ["x"], "rows": "latest"}));
     assert_eq!(

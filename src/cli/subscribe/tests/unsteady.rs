@@ -85,9 +85,9 @@ impl Unsteady {
 }
 
 #[tokio::test]
-async fn the_events_say_what_an_unsteady_service_holds() {
+async fn events_match_state_of_unreliable_service() {
     for seed in 0..20 {
-        let mut stage = Stage::new(Style::Json).await;
+        let mut stage = Stage::new(OutputStyle::Json).await;
         let mut service = Unsteady { random: seed, states: vec![BTreeMap::new()] };
         service.step();
         let (done, mut seen) = mpsc::channel::<()>(1);
@@ -108,7 +108,7 @@ async fn the_events_say_what_an_unsteady_service_holds() {
             let mut as_of = 0;
             while as_of < 100 {
                 let output = timeout(DEADLINE, outputs.recv()).await.unwrap().unwrap();
-                let Output::Lines(lines) = output else { continue };
+                let PrinterOutput::Lines(lines) = output else { continue };
                 for line in lines.lines() {
                     let event: Value = serde_json::from_str(line).unwrap();
                     as_of = event["as_of"].as_u64().unwrap_or(as_of);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::world::{Rng, World};
+use super::world::{ModelDataflow, Rng};
 use super::*;
 use crate::model::{OutputUnits, TemperatureUnit, WindUnit};
 
@@ -19,7 +19,7 @@ pub(super) fn key(window: bool, row: &Value) -> String {
 }
 
 /// The next JSON message; nothing at the end.
-pub(super) async fn next(stream: &mut Stream) -> Option<Value> {
+pub(super) async fn next_json(stream: &mut Stream) -> Option<Value> {
     loop {
         let read = tokio::time::timeout(Duration::from_secs(20), stream.next());
         match read.await.expect("a message within 20 s")? {
@@ -30,12 +30,12 @@ pub(super) async fn next(stream: &mut Stream) -> Option<Value> {
     }
 }
 
-pub(super) async fn say(stream: &mut Stream, message: &Value) {
+pub(super) async fn send_json(stream: &mut Stream, message: &Value) {
     stream.send(Message::text(message.to_string())).await.unwrap();
 }
 
 /// A subscription as its client sees it.
-pub(super) struct Sub {
+pub(super) struct ModelSubscription {
     ask: Value,
     window: bool,
     map: BTreeMap<String, Value>,
@@ -45,12 +45,12 @@ pub(super) struct Sub {
     fresh: bool,
 }
 
-pub(super) struct Client {
-    pub(super) world: Arc<World>,
+pub(super) struct ModelClient {
+    pub(super) world: Arc<ModelDataflow>,
     pub(super) rng: Rng,
     address: SocketAddr,
     pub(super) stream: Stream,
-    pub(super) subs: BTreeMap<String, Sub>,
+    pub(super) subs: BTreeMap<String, ModelSubscription>,
     ended: BTreeSet<String>,
     next_id: u32,
     pub(super) resumed: usize,
@@ -61,16 +61,16 @@ pub(super) struct Client {
 const BOX: [f64; 4] = [60.0, -60.0, -20.0, 60.0];
 
 fn inside(city: &str) -> bool {
-    let city = city.parse().ok().and_then(|id| Directory::shipped().get(id));
+    let city = city.parse().ok().and_then(|id| Directory::shipped().city_by_id(id));
     city.is_some_and(|city| {
         (city.longitude >= 60.0 || city.longitude <= -20.0) && city.latitude.abs() <= 60.0
     })
 }
 
-impl Client {
-    pub(super) async fn new(seed: u64, world: Arc<World>, address: SocketAddr) -> Client {
+impl ModelClient {
+    pub(super) async fn new(seed: u64, world: Arc<ModelDataflow>, address: SocketAddr) -> ModelClient {
         let stream = connect(address).await;
-        Client {
+        ModelClient {
             world,
             rng: Rng(seed),
             address,
@@ -102,7 +102,7 @@ impl Client {
         self.next_id += 1;
         // Equal ids in several sessions share messages.
         let id = self.next_id.to_string();
-        let sub = Sub { ask, window, map: BTreeMap::new(), token: None, as_of: 0, fresh: true };
+        let sub = ModelSubscription { ask, window, map: BTreeMap::new(), token: None, as_of: 0, fresh: true };
         self.subs.insert(id.clone(), sub);
         self.ask(&id).await;
     }
@@ -122,7 +122,7 @@ impl Client {
                 sub.fresh = true;
             }
         }
-        say(&mut self.stream, &ask).await;
+        send_json(&mut self.stream, &ask).await;
     }
 
     pub(super) async fn unsubscribe(&mut self) {
@@ -132,7 +132,7 @@ impl Client {
         }
         let id = self.subs.keys().nth(self.rng.below(count) as usize).unwrap().clone();
         self.subs.remove(&id);
-        say(&mut self.stream, &json!({"type": "unsubscribe", "id": id})).await;
+        send_json(&mut self.stream, &json!({"type": "unsubscribe", "id": id})).await;
         self.ended.insert(id);
     }
 
@@ -147,7 +147,7 @@ impl Client {
 
     /// Reads one message; returns its type and `as_of`.
     pub(super) async fn read(&mut self) -> (String, u64) {
-        let Some(message) = next(&mut self.stream).await else {
+        let Some(message) = next_json(&mut self.stream).await else {
             self.reconnect().await;
             return (String::new(), 0);
         };
@@ -180,9 +180,9 @@ impl Client {
     }
 
     /// Reads until all is there as of `epoch`, and compares.
-    pub(super) async fn settle(&mut self, epoch: u64) {
+    pub(super) async fn catch_up_and_compare(&mut self, epoch: u64) {
         loop {
-            say(&mut self.stream, &json!({"type": "ping"})).await;
+            send_json(&mut self.stream, &json!({"type": "ping"})).await;
             let as_of = loop {
                 let (kind, as_of) = self.read().await;
                 match &*kind {
@@ -202,7 +202,7 @@ impl Client {
     }
 }
 
-impl Sub {
+impl ModelSubscription {
     fn takes(&self, city: &str) -> bool {
         match &self.ask["cities"] {
             Value::Null => inside(city),
@@ -211,7 +211,7 @@ impl Sub {
         }
     }
 
-    fn check(&self, world: &World, as_of: u64) {
+    fn check(&self, world: &ModelDataflow, as_of: u64) {
         let expected = world.map(self.window, |city| self.takes(city), self.units(), as_of);
         assert_eq!(self.map, expected, "{} as of {as_of}", self.ask);
     }
@@ -220,8 +220,8 @@ impl Sub {
     fn units(&self) -> OutputUnits {
         let name = |key: &str| self.ask[key].as_str();
         OutputUnits {
-            temperature: name("units").and_then(TemperatureUnit::named).unwrap_or_default(),
-            wind: name("wind_units").and_then(WindUnit::named).unwrap_or_default(),
+            temperature: name("units").and_then(TemperatureUnit::from_name).unwrap_or_default(),
+            wind: name("wind_units").and_then(WindUnit::from_name).unwrap_or_default(),
         }
     }
 
@@ -233,7 +233,7 @@ impl Sub {
         );
     }
 
-    fn snapshot(&mut self, message: &Value, world: &World) {
+    fn snapshot(&mut self, message: &Value, world: &ModelDataflow) {
         self.check_units(message);
         assert!(self.fresh, "an unexpected snapshot");
         for row in message["rows"].as_array().unwrap() {
@@ -247,7 +247,7 @@ impl Sub {
         }
     }
 
-    fn changes(&mut self, message: &Value, world: &World) {
+    fn changes(&mut self, message: &Value, world: &ModelDataflow) {
         self.check_units(message);
         let as_of = message["as_of"].as_u64().unwrap();
         assert!(!self.fresh, "changes before the snapshot");

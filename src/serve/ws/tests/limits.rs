@@ -7,11 +7,11 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
-use super::client::{Stream, next, say};
+use super::client::{Stream, next_json, send_json};
 use super::*;
 use crate::model::clock::wall_clock_ms;
-use crate::serve::view::{Busy, Select};
-use crate::serve::ws::selection::{Cities, Rows, Selection, Tokens};
+use crate::serve::view::{CityFilter, QueryError};
+use crate::serve::ws::selection::{CitySelection, ResumeTokens, Selection, SubscriptionKind};
 
 /// Reads without answering to pings, up to the code of the close frame.
 async fn close_code(mut stream: Stream) -> Option<u16> {
@@ -30,15 +30,15 @@ async fn close_code(mut stream: Stream) -> Option<u16> {
     }
 }
 
-async fn answer(stream: &mut Stream, message: &Value) -> Value {
-    say(stream, message).await;
-    said(stream).await
+async fn send_and_receive(stream: &mut Stream, message: &Value) -> Value {
+    send_json(stream, message).await;
+    next_answer(stream).await
 }
 
 /// What is said next about snapshots and requests.
-async fn said(stream: &mut Stream) -> Value {
+async fn next_answer(stream: &mut Stream) -> Value {
     loop {
-        let answer = next(stream).await.unwrap();
+        let answer = next_json(stream).await.unwrap();
         if !matches!(answer["type"].as_str(), Some("heartbeat" | "hello" | "changes")) {
             return answer;
         }
@@ -46,10 +46,10 @@ async fn said(stream: &mut Stream) -> Value {
 }
 
 #[test]
-fn says_what_a_client_must_know() {
+fn hello_announces_protocol_and_limits() {
     run(async {
-        let service = Service::start(1, limits()).await;
-        let mut hello = next(&mut connect(service.address).await).await.unwrap();
+        let service = SessionTestServer::start(1, limits()).await;
+        let mut hello = next_json(&mut connect(service.address).await).await.unwrap();
         let now = hello["now"].take().as_u64().unwrap();
         assert!(now.abs_diff(wall_clock_ms()) < 60_000, "{now}");
         let limits = json!({"message_bytes": 4096, "messages_per_s": 100_000, "subscriptions": 8, "cities": 20, "window_cities": 10});
@@ -63,9 +63,9 @@ fn says_what_a_client_must_know() {
 }
 
 #[test]
-fn errors_have_codes_and_the_session_goes_on() {
+fn request_errors_have_codes_and_keep_session() {
     run(async {
-        let service = Service::start(1, Limits { subscriptions: 2, ..limits() }).await;
+        let service = SessionTestServer::start(1, ServeLimits { subscriptions: 2, ..limits() }).await;
         service.step().await;
         let mut stream = connect(service.address).await;
         let many: Vec<_> = (0..21).map(|n| n.to_string()).collect();
@@ -74,7 +74,8 @@ fn errors_have_codes_and_the_session_goes_on() {
             message.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
             message
         };
-        let first = answer(&mut stream, &json!({"type": "subscribe", "id": "a", "cities": "all"})).await;
+        let first =
+            send_and_receive(&mut stream, &json!({"type": "subscribe", "id": "a", "cities": "all"})).await;
         assert_eq!(first["type"], "snapshot");
         for (message, code) in [
             (json!(1), "bad_message"),
@@ -97,26 +98,27 @@ fn errors_have_codes_and_the_session_goes_on() {
             (subscribe(json!({"cities": many})), "too_many_cities"),
             (subscribe(json!({"cities": many[..11], "rows": "window"})), "too_many_cities"),
         ] {
-            let answer = answer(&mut stream, &message).await;
+            let answer = send_and_receive(&mut stream, &message).await;
             assert_eq!((&answer["type"], &answer["code"]), (&json!("error"), &json!(code)), "{message}");
         }
         service.world.full.store(true, Ordering::Relaxed);
-        let busy = answer(&mut stream, &subscribe(json!({"cities": ["x"], "rows": "window"}))).await;
+        let busy =
+            send_and_receive(&mut stream, &subscribe(json!({"cities": ["x"], "rows": "window"}))).await;
         assert_eq!((&busy["code"], &busy["id"]), (&json!("busy"), &json!("b")));
-        let second = answer(&mut stream, &subscribe(json!({"cities": ["x"]}))).await;
+        let second = send_and_receive(&mut stream, &subscribe(json!({"cities": ["x"]}))).await;
         assert_eq!(second["type"], "snapshot");
         let third = json!({"type": "subscribe", "id": "c", "cities": ["x"]});
-        assert_eq!(answer(&mut stream, &third).await["code"], "too_many_subscriptions");
-        let ended = answer(&mut stream, &json!({"type": "unsubscribe", "id": "b"})).await;
+        assert_eq!(send_and_receive(&mut stream, &third).await["code"], "too_many_subscriptions");
+        let ended = send_and_receive(&mut stream, &json!({"type": "unsubscribe", "id": "b"})).await;
         assert_eq!(ended, json!({"type": "unsubscribed", "id": "b"}));
-        assert_eq!(answer(&mut stream, &third).await["type"], "snapshot");
+        assert_eq!(send_and_receive(&mut stream, &third).await["type"], "snapshot");
     });
 }
 
 #[test]
-fn violations_end_the_session_with_their_code() {
+fn protocol_violations_close_session_with_code() {
     run(async {
-        let service = Service::start(1, Limits { messages_per_second: 20, ..limits() }).await;
+        let service = SessionTestServer::start(1, ServeLimits { messages_per_second: 20, ..limits() }).await;
         for (message, code) in [(Message::binary(vec![1]), 1003), (Message::text("x".repeat(5000)), 1009)] {
             let mut stream = connect(service.address).await;
             stream.send(message).await.unwrap();
@@ -139,41 +141,43 @@ fn violations_end_the_session_with_their_code() {
             let _ = stream.send(Message::text("{\"type\":\"ping\"}")).await;
         }
         assert_eq!(close_code(stream).await, Some(1008));
-        until(|| service.sessions.open() == 0).await;
+        wait_until(|| service.sessions.session_count() == 0).await;
     });
 }
 
 #[test]
-fn heartbeats_come_and_a_silent_client_is_closed() {
+fn heartbeats_are_sent_and_silent_client_is_closed() {
     run(async {
-        let service = Service::start(1, Limits { heartbeat: Duration::from_millis(50), ..limits() }).await;
+        let service =
+            SessionTestServer::start(1, ServeLimits { heartbeat: Duration::from_millis(50), ..limits() })
+                .await;
         service.step().await;
         let mut stream = connect(service.address).await;
-        until(|| service.view.as_of() == service.world.now()).await;
+        wait_until(|| service.view.as_of() == service.world.now()).await;
         let mut newest = 0;
         while newest < service.world.now() {
-            let message = next(&mut stream).await.unwrap();
+            let message = next_json(&mut stream).await.unwrap();
             newest = message["as_of"].as_u64().unwrap_or(0);
             let now = message["now"].as_u64().unwrap();
             assert!(now.abs_diff(wall_clock_ms()) < 60_000, "{message}");
         }
-        assert_eq!(service.sessions.open(), 1);
+        assert_eq!(service.sessions.session_count(), 1);
         // From here on nothing answers to pings.
         assert_eq!(close_code(stream).await, Some(4408));
     });
 }
 
 #[test]
-fn a_client_that_takes_nothing_is_closed_and_hears_why() {
+fn client_that_reads_nothing_is_closed_with_reason() {
     run(async {
-        let limits = Limits { send_time: Duration::from_millis(100), ..limits() };
-        let service = Service::start(1, limits).await;
+        let limits = ServeLimits { send_time: Duration::from_millis(100), ..limits() };
+        let service = SessionTestServer::start(1, limits).await;
         service.step().await;
         let mut stream = connect(service.address).await;
-        say(&mut stream, &json!({"type": "subscribe", "id": "a", "cities": "all"})).await;
-        until(|| service.sessions.subscriptions() == 1).await;
+        send_json(&mut stream, &json!({"type": "subscribe", "id": "a", "cities": "all"})).await;
+        wait_until(|| service.sessions.subscription_count() == 1).await;
         let flood = async {
-            while service.sessions.subscriptions() == 1 {
+            while service.sessions.subscription_count() == 1 {
                 service.step().await;
             }
         };
@@ -183,66 +187,66 @@ fn a_client_that_takes_nothing_is_closed_and_hears_why() {
 }
 
 #[test]
-fn all_sessions_end_when_the_service_stops() {
+fn service_stop_closes_all_sessions() {
     run(async {
-        let service = Service::start(1, limits()).await;
+        let service = SessionTestServer::start(1, limits()).await;
         let streams = [connect(service.address).await, connect(service.address).await];
-        until(|| service.sessions.open() == 2).await;
+        wait_until(|| service.sessions.session_count() == 2).await;
         let closing = tokio::spawn({
             let sessions = service.sessions.clone();
-            async move { sessions.close_all().await }
+            async move { sessions.close_all_sessions().await }
         });
         for stream in streams {
             assert_eq!(close_code(stream).await, Some(1001));
         }
         closing.await.unwrap();
-        assert_eq!(service.sessions.open(), 0);
+        assert_eq!(service.sessions.session_count(), 0);
     });
 }
 
 #[test]
-fn tokens_that_do_not_fit_are_answered_with_a_reset() {
+fn mismatched_tokens_are_answered_with_reset() {
     run(async {
-        let service = Service::start(1, limits()).await;
+        let service = SessionTestServer::start(1, limits()).await;
         service.step().await;
-        until(|| service.view.as_of() == service.world.now()).await;
-        let token = |generation: &str, epoch: u64, cities: Cities| {
+        wait_until(|| service.view.as_of() == service.world.now()).await;
+        let token = |generation: &str, epoch: u64, cities: CitySelection| {
             let mut token = Vec::new();
-            let digest = Selection::new(cities, Rows::Latest, Default::default()).digest();
-            Tokens::new(generation).push(&mut token, epoch, digest);
+            let digest = Selection::new(cities, SubscriptionKind::Latest, Default::default()).digest();
+            ResumeTokens::new(generation).push_token(&mut token, epoch, digest);
             String::from_utf8(token).unwrap()
         };
         let now = service.world.now();
-        let other = Cities::Listed(Box::new(["x".into()]));
+        let other = CitySelection::Listed(Box::new(["x".into()]));
         for (token, reason) in [
             (json!("x"), "malformed"),
             (json!(7), "malformed"),
-            (json!(token("1-abc", now + 1, Cities::All)), "malformed"),
-            (json!(token("0-abc", now, Cities::All)), "generation"),
+            (json!(token("1-abc", now + 1, CitySelection::All)), "malformed"),
+            (json!(token("0-abc", now, CitySelection::All)), "generation"),
             (json!(token("1-abc", now, other)), "subscription"),
-            (json!(token("1-abc", 0, Cities::All)), ""),
+            (json!(token("1-abc", 0, CitySelection::All)), ""),
         ] {
             let mut stream = connect(service.address).await;
             let subscribe = json!({"type": "subscribe", "id": "a", "cities": "all", "resume": token});
-            say(&mut stream, &subscribe).await;
-            next(&mut stream).await.unwrap();
-            let first = next(&mut stream).await.unwrap();
+            send_json(&mut stream, &subscribe).await;
+            next_json(&mut stream).await.unwrap();
+            let first = next_json(&mut stream).await.unwrap();
             if reason.is_empty() {
                 assert_eq!(first["type"], "changes");
                 continue;
             }
             assert_eq!(first, json!({"type": "reset", "id": "a", "reason": reason}));
-            assert_eq!(next(&mut stream).await.unwrap()["type"], "snapshot");
+            assert_eq!(next_json(&mut stream).await.unwrap()["type"], "snapshot");
         }
     });
 }
 
 #[test]
-fn a_session_is_small() {
+fn session_future_is_small() {
     run(async {
-        let service = Service::start(1, limits()).await;
+        let service = SessionTestServer::start(1, limits()).await;
         let stream = TcpStream::connect(service.address).await.unwrap();
-        let stream = Metered::new(stream, 0, service.sessions.unfinished());
+        let stream = MeteredStream::new(stream, 0, service.sessions.unfinished_quota());
         let stream = WebSocketStream::from_raw_socket(stream, Role::Server, None).await;
         let session = service.sessions.serve_session(stream);
         let bytes = size_of_val(&session);
@@ -255,74 +259,82 @@ fn window(id: &str, cities: &[&str]) -> Value {
 }
 
 #[test]
-fn a_session_gets_one_window_snapshot_after_the_other() {
+fn window_snapshots_of_a_session_are_sequential() {
     run(async {
-        let service = Service::start(1, limits()).await;
+        let service = SessionTestServer::start(1, limits()).await;
         service.world.whole.store(true, Ordering::Relaxed);
         service.step().await;
         let mut stream = connect(service.address).await;
         for (id, city) in [("a", "x"), ("b", "京都"), ("c", "nowhere"), ("d", "x")] {
-            say(&mut stream, &window(id, &[city])).await;
+            send_json(&mut stream, &window(id, &[city])).await;
         }
         // One that nobody waits for any more is not asked for.
-        let ended = answer(&mut stream, &json!({"type": "unsubscribe", "id": "c"})).await;
+        let ended = send_and_receive(&mut stream, &json!({"type": "unsubscribe", "id": "c"})).await;
         assert_eq!(ended["type"], "unsubscribed");
         for id in ["a", "b", "d"] {
-            until(|| service.world.asked() > 0).await;
-            assert_eq!(service.world.asked(), 1);
+            wait_until(|| service.world.pending_query_count() > 0).await;
+            assert_eq!(service.world.pending_query_count(), 1);
             service.step().await;
-            let snapshot = said(&mut stream).await;
+            let snapshot = next_answer(&mut stream).await;
             assert_eq!((&snapshot["type"], &snapshot["id"]), (&json!("snapshot"), &json!(id)));
         }
     });
 }
 
 #[test]
-fn room_large_snapshots_leave_room_for_small_ones() {
+fn large_snapshots_leave_budget_for_small_ones() {
     run(async {
-        let service = Service::start(1, limits()).await;
+        let service = SessionTestServer::start(1, limits()).await;
         service.step().await;
-        until(|| service.view.as_of() == service.world.now()).await;
+        wait_until(|| service.view.as_of() == service.world.now()).await;
         let many = vec![Arc::from("x"); 4_000_000];
-        let held = service.view.room_for_latest(&Select::Listed(&many)).await.unwrap();
-        assert_eq!(service.view.room_for_latest(&Select::Listed(&many)).await.err(), Some(Busy::Room));
+        let held = service.view.acquire_latest_permit(&CityFilter::Listed(&many)).await.unwrap();
+        assert_eq!(
+            service.view.acquire_latest_permit(&CityFilter::Listed(&many)).await.err(),
+            Some(QueryError::TooManySnapshots)
+        );
         let mut stream = connect(service.address).await;
         let subscribe = json!({"type": "subscribe", "id": "a", "cities": "all"});
         // What is small has room of its own, and rows of a window are granted one after the other.
-        assert_eq!(answer(&mut stream, &subscribe).await["type"], "snapshot");
+        assert_eq!(send_and_receive(&mut stream, &subscribe).await["type"], "snapshot");
         service.world.whole.store(true, Ordering::Relaxed);
-        say(&mut stream, &window("b", &["x"])).await;
-        until(|| service.world.asked() > 0).await;
+        send_json(&mut stream, &window("b", &["x"])).await;
+        wait_until(|| service.world.pending_query_count() > 0).await;
         service.step().await;
-        assert_eq!(said(&mut stream).await["type"], "snapshot");
+        assert_eq!(next_answer(&mut stream).await["type"], "snapshot");
         drop(held);
-        assert!(service.view.room_for_latest(&Select::Listed(&many)).await.is_ok());
+        assert!(service.view.acquire_latest_permit(&CityFilter::Listed(&many)).await.is_ok());
     });
 }
 
 #[test]
-fn a_session_watches_no_more_cities_than_can_be_asked_for() {
+fn watched_cities_per_session_are_limited() {
     run(async {
-        let limits = Limits { message_bytes: 1 << 20, cities: 6_000, window_cities: 6_000, ..limits() };
-        let service = Service::start(1, limits).await;
+        let limits = ServeLimits { message_bytes: 1 << 20, cities: 6_000, window_cities: 6_000, ..limits() };
+        let service = SessionTestServer::start(1, limits).await;
         let mut stream = connect(service.address).await;
         let cities: Vec<_> = (0..6_000).map(|n| n.to_string()).collect();
         let cities: Vec<_> = cities.iter().map(String::as_str).collect();
-        say(&mut stream, &window("a", &cities)).await;
-        assert_eq!(answer(&mut stream, &window("b", &cities)).await["code"], "too_many_cities");
-        say(&mut stream, &window("b", &cities[..4_000])).await;
-        assert_eq!(answer(&mut stream, &json!({"type": "ping"})).await["type"], "pong");
+        send_json(&mut stream, &window("a", &cities)).await;
+        assert_eq!(send_and_receive(&mut stream, &window("b", &cities)).await["code"], "too_many_cities");
+        send_json(&mut stream, &window("b", &cities[..4_000])).await;
+        assert_eq!(send_and_receive(&mut stream, &json!({"type": "ping"})).await["type"], "pong");
     });
 }
 
 #[test]
-fn names_that_no_city_has_are_bounded_for_a_session_and_for_all() {
+fn unknown_city_names_are_bounded_per_session_and_in_total() {
     run(async {
         // Nobody answers to pings here.
         let heartbeat = Duration::from_secs(60);
-        let limits =
-            Limits { message_bytes: 1 << 20, cities: 20_000, subscriptions: 1000, heartbeat, ..limits() };
-        let service = Service::start(1, limits.clone()).await;
+        let limits = ServeLimits {
+            message_bytes: 1 << 20,
+            cities: 20_000,
+            subscriptions: 1000,
+            heartbeat,
+            ..limits()
+        };
+        let service = SessionTestServer::start(1, limits.clone()).await;
         service.step().await;
         let names = |session: usize| -> Vec<String> {
             (0..7_000).map(|n| format!("nobody lives in {session} {n} {:64}", "")).collect()
@@ -334,7 +346,7 @@ fn names_that_no_city_has_are_bounded_for_a_session_and_for_all() {
             let cities = names(session);
             for id in 0..3 {
                 let subscribe = json!({"type": "subscribe", "id": id.to_string(), "cities": cities});
-                let answer = answer(&mut stream, &subscribe).await;
+                let answer = send_and_receive(&mut stream, &subscribe).await;
                 match answer["code"].as_str() {
                     Some("too_many_cities") => refused += 1,
                     Some("busy") => busy += 1,
@@ -346,23 +358,23 @@ fn names_that_no_city_has_are_bounded_for_a_session_and_for_all() {
         assert!(refused > 0 && busy > 0, "{refused} refused, {busy} busy");
         let mut healthy = connect(service.address).await;
         let subscribe = json!({"type": "subscribe", "id": "a", "cities": ["x", "y", "z"]});
-        assert_eq!(answer(&mut healthy, &subscribe).await["type"], "snapshot");
+        assert_eq!(send_and_receive(&mut healthy, &subscribe).await["type"], "snapshot");
         drop(streams);
-        until(|| service.sessions.open() == 1).await;
+        wait_until(|| service.sessions.session_count() == 1).await;
         let mut stream = connect(service.address).await;
         let subscribe = json!({"type": "subscribe", "id": "a", "cities": names(0)});
-        assert_eq!(answer(&mut stream, &subscribe).await["type"], "snapshot", "all was given back");
+        assert_eq!(send_and_receive(&mut stream, &subscribe).await["type"], "snapshot", "all was given back");
     });
 }
 
 #[test]
-fn unfinished_messages_of_all_clients_are_bounded() {
+fn unfinished_messages_are_bounded_in_total() {
     run(async {
         // Nobody answers to pings here.
         let heartbeat = Duration::from_secs(60);
-        let limits = Limits { message_bytes: 4 << 20, heartbeat, ..limits() };
-        let service = Service::start(1, limits).await;
-        let unfinished = service.sessions.unfinished().clone();
+        let limits = ServeLimits { message_bytes: 4 << 20, heartbeat, ..limits() };
+        let service = SessionTestServer::start(1, limits).await;
+        let unfinished = service.sessions.unfinished_quota().clone();
         let mut streams = Vec::new();
         let mut closed = false;
         while !closed {
@@ -372,11 +384,11 @@ fn unfinished_messages_of_all_clients_are_bounded() {
             frame.resize(frame.len() + (4 << 20) - 1, b' ');
             closed = stream.get_mut().write_all(&frame).await.is_err();
             streams.push(stream);
-            assert!(unfinished.used() <= 64 << 20 && streams.len() < 40);
+            assert!(unfinished.used_bytes() <= 64 << 20 && streams.len() < 40);
         }
         let mut healthy = connect(service.address).await;
-        assert_eq!(answer(&mut healthy, &json!({"type": "ping"})).await["type"], "pong");
+        assert_eq!(send_and_receive(&mut healthy, &json!({"type": "ping"})).await["type"], "pong");
         drop(streams);
-        until(|| unfinished.used() == 0).await;
+        wait_until(|| unfinished.used_bytes() == 0).await;
     });
 }

@@ -13,16 +13,16 @@ use proptest::test_runner::TestRunner;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_tungstenite::WebSocketStream;
 
-use self::client::Client;
-use self::world::{Rng, World};
+use self::client::ModelClient;
+use self::world::{ModelDataflow, Rng};
 use super::*;
 use crate::codec::ReadOptions;
 use crate::directory::Directory;
-use crate::serve::publish::{self, Publisher};
-use crate::serve::{Facts, Limits};
+use crate::serve::publisher::{self, Publisher};
+use crate::serve::{ServeLimits, ServiceInfo};
 
-fn limits() -> Limits {
-    Limits {
+fn limits() -> ServeLimits {
+    ServeLimits {
         connections: 100,
         header_time: Duration::from_secs(5),
         body_time: Duration::from_secs(5),
@@ -44,8 +44,8 @@ fn limits() -> Limits {
     }
 }
 
-fn facts() -> Facts {
-    Facts {
+fn service_info() -> ServiceInfo {
+    ServiceInfo {
         generation: "1-abc".into(),
         formula: "rothfusz",
         window: "1d".parse().unwrap(),
@@ -56,54 +56,54 @@ fn facts() -> Facts {
         workers: 1,
         partitions: Default::default(),
         directory: Directory::shipped(),
-        read: ReadOptions::default(),
+        read_options: ReadOptions::default(),
         ingest_log: None,
     }
 }
 
 /// A server of sessions, its publisher, and the world behind it.
-struct Service {
-    world: Arc<World>,
+struct SessionTestServer {
+    world: Arc<ModelDataflow>,
     view: Arc<View>,
-    sessions: Sessions,
+    sessions: SubscriberSessions,
     publisher: Publisher,
     address: SocketAddr,
 }
 
-impl Service {
-    async fn start(seed: u64, limits: Limits) -> Service {
+impl SessionTestServer {
+    async fn start(seed: u64, limits: ServeLimits) -> SessionTestServer {
         let places = Directory::shipped().cities().iter().step_by(3_000).map(|city| city.id.to_string());
         let others = ["x", "京都", "a \"quoted\" city"].map(String::from);
-        let world = World::new(seed, places.chain(others).map(Arc::from).collect());
-        let view = View::new(facts(), &limits, world.clone());
-        let sessions = Sessions::new(view.clone(), &limits);
-        let (publisher, _) = publish::spawn(view.clone(), sessions.clone()).unwrap();
+        let world = ModelDataflow::new(seed, places.chain(others).map(Arc::from).collect());
+        let view = View::new(service_info(), &limits, world.clone());
+        let sessions = SubscriberSessions::new(view.clone(), &limits);
+        let (publisher, _) = publisher::spawn_publisher(view.clone(), sessions.clone()).unwrap();
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_send_buffer_size(4096).unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let listener = socket.listen(100).unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(accept(listener, sessions.clone(), limits));
-        Service { world, view, sessions, publisher, address }
+        SessionTestServer { world, view, sessions, publisher, address }
     }
 
     /// Publishes an update, and waits until there is room for it.
     async fn step(&self) {
         let mut update = self.world.step();
-        while let Err(back) = self.publisher.publish(update) {
+        while let Err(back) = self.publisher.publish_update(update) {
             update = back;
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 }
 
-async fn accept(listener: TcpListener, sessions: Sessions, limits: Limits) {
+async fn accept(listener: TcpListener, sessions: SubscriberSessions, limits: ServeLimits) {
     loop {
         let (stream, _) = listener.accept().await.unwrap();
         let sessions = sessions.clone();
-        let config = config(&limits);
+        let config = websocket_config(&limits);
         tokio::spawn(async move {
-            let stream = Metered::new(stream, 0, sessions.unfinished());
+            let stream = MeteredStream::new(stream, 0, sessions.unfinished_quota());
             if let Ok(stream) = tokio_tungstenite::accept_async_with_config(stream, Some(config)).await {
                 sessions.serve_session(stream).await;
             }
@@ -119,7 +119,7 @@ async fn connect(address: SocketAddr) -> client::Stream {
 }
 
 /// Waits for a condition, but not for ever.
-async fn until(mut holds: impl FnMut() -> bool) {
+async fn wait_until(mut holds: impl FnMut() -> bool) {
     let wait = async {
         while !holds() {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -130,8 +130,13 @@ async fn until(mut holds: impl FnMut() -> bool) {
 
 const STEPS: u64 = 250;
 
-async fn run_client(seed: u64, world: Arc<World>, address: SocketAddr, last: watch::Receiver<u64>) -> Client {
-    let mut client = Client::new(seed, world.clone(), address).await;
+async fn run_client(
+    seed: u64,
+    world: Arc<ModelDataflow>,
+    address: SocketAddr,
+    last: watch::Receiver<u64>,
+) -> ModelClient {
+    let mut client = ModelClient::new(seed, world.clone(), address).await;
     while *last.borrow() == 0 {
         match client.rng.below(40) {
             0..3 if client.subs.len() < 6 => client.subscribe().await,
@@ -140,7 +145,7 @@ async fn run_client(seed: u64, world: Arc<World>, address: SocketAddr, last: wat
             5 => {
                 // Reads nothing for a while.
                 let until_epoch = world.now() + client.rng.below(150);
-                until(|| world.now() >= until_epoch || *last.borrow() > 0).await;
+                wait_until(|| world.now() >= until_epoch || *last.borrow() > 0).await;
             }
             _ if client.subs.is_empty() => client.subscribe().await,
             _ => {
@@ -149,13 +154,13 @@ async fn run_client(seed: u64, world: Arc<World>, address: SocketAddr, last: wat
         }
     }
     let last = *last.borrow();
-    client.settle(last).await;
+    client.catch_up_and_compare(last).await;
     client
 }
 
 /// Runs clients against random updates; returns how often they resumed, and the reasons of resets.
-async fn converse(seed: u64, limits: Limits) -> (usize, Vec<String>) {
-    let service = Service::start(seed, limits).await;
+async fn run_random_clients(seed: u64, limits: ServeLimits) -> (usize, Vec<String>) {
+    let service = SessionTestServer::start(seed, limits).await;
     service.step().await;
     let (done, last) = watch::channel(0);
     let clients: Vec<_> = (0..5)
@@ -179,7 +184,7 @@ async fn converse(seed: u64, limits: Limits) -> (usize, Vec<String>) {
     let answering = async {
         loop {
             tokio::time::sleep(Duration::from_millis(20)).await;
-            service.publisher.publish(service.world.answer(last)).ok();
+            service.publisher.publish_update(service.world.answer(last)).ok();
         }
     };
     let mut found = (0, Vec::new());
@@ -193,7 +198,7 @@ async fn converse(seed: u64, limits: Limits) -> (usize, Vec<String>) {
             }
         } => {}
     }
-    until(|| service.sessions.open() == 0 && service.sessions.subscriptions() == 0).await;
+    wait_until(|| service.sessions.session_count() == 0 && service.sessions.subscription_count() == 0).await;
     found
 }
 
@@ -208,7 +213,7 @@ fn run<F: Future>(future: F) -> F::Output {
 
 /// Real sockets: few cases, however many others run.
 #[test]
-fn a_client_has_at_each_message_what_the_readings_say() {
+fn client_state_equals_recomputation_at_every_message() {
     let backlogs = prop_oneof![Just(2_000usize), Just(1 << 20)];
     let rings = prop_oneof![Just(60u64), Just(600_000)];
     let config = ProptestConfig {
@@ -218,8 +223,9 @@ fn a_client_has_at_each_message_what_the_readings_say() {
         ..ProptestConfig::default()
     };
     let ran = TestRunner::new(config).run(&(any::<u64>(), backlogs, rings), |(seed, backlog, ring)| {
-        let limits = Limits { backlog_bytes: backlog, ring_time: Duration::from_millis(ring), ..limits() };
-        let (resumed, resets) = run(converse(seed, limits));
+        let limits =
+            ServeLimits { backlog_bytes: backlog, ring_time: Duration::from_millis(ring), ..limits() };
+        let (resumed, resets) = run(run_random_clients(seed, limits));
         prop_assert!(resumed > 0);
         prop_assert!(resets.iter().all(|reason| matches!(&**reason, "expired" | "behind")), "{:?}", resets);
         Ok(())

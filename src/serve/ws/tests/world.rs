@@ -9,8 +9,8 @@ use serde_json::Value;
 use super::*;
 use crate::codec;
 use crate::model::{
-    Answer, Ask, Category, CurrentAt, CurrentRow, EventTime, HeatIndex, Measurement, OutputUnits, Query,
-    Question, Rest, Row, Update, WatchedRow,
+    AnswerPiece, Category, CurrentRow, CurrentRowUpdate, EventTime, HeatIndex, Measurement, OutputUnits,
+    Queries, Query, QueryKind, RemainingRows, Row, ViewUpdate, WatchedRow,
 };
 
 /// SplitMix64.
@@ -30,9 +30,9 @@ impl Rng {
 }
 
 /// The dataflow as the view sees it, and the oracle.
-pub(super) struct World {
+pub(super) struct ModelDataflow {
     pub(super) cities: Vec<Arc<str>>,
-    log: Mutex<Log>,
+    log: Mutex<ModelHistory>,
     queries: Mutex<Vec<Query>>,
     /// Refuses questions.
     pub(super) full: AtomicBool,
@@ -41,17 +41,17 @@ pub(super) struct World {
     pub(super) as_of: AtomicU64,
 }
 
-struct Log {
+struct ModelHistory {
     rng: Rng,
     /// Answers that are not complete, by query.
-    open: BTreeMap<u64, OpenAnswer>,
+    open: BTreeMap<u64, ModelResponse>,
     watched: BTreeSet<Arc<str>>,
     currents: Vec<(u64, Arc<str>, Option<CurrentRow>)>,
     rows: Vec<WatchedRow>,
 }
 
 /// An answer that is made a row at a time, as far as rows are granted.
-struct OpenAnswer {
+struct ModelResponse {
     epoch: u64,
     city: Arc<str>,
     rows: Vec<(EventTime, Row)>,
@@ -62,21 +62,30 @@ struct OpenAnswer {
 /// How many more rows than there are a piece may say.
 const BOUND: u64 = 3;
 
-impl OpenAnswer {
-    fn piece(&self, query: u64, first: usize, rows: usize) -> Answer {
+impl ModelResponse {
+    fn piece(&self, query: u64, first: usize, rows: usize) -> AnswerPiece {
         let left = self.rows.len() - first - rows;
         let rest = match left {
-            0 => Rest::Nothing,
-            _ => Rest::AtMost { rows: left as u64 + BOUND, pinned_bytes: 1000 },
+            0 => RemainingRows::Nothing,
+            _ => RemainingRows::AtMost { rows: left as u64 + BOUND, pinned_bytes: 1000 },
         };
         let rows = self.rows[first..first + rows].to_vec();
         let (epoch, city, first) = (self.epoch, self.city.clone(), first as u64);
-        Answer { query, epoch, city, known: true, first, rows, more: false, rest }
+        AnswerPiece {
+            query_id: query,
+            epoch,
+            city,
+            is_city_known: true,
+            first_row: first,
+            rows,
+            has_more: false,
+            remaining: rest,
+        }
     }
 }
 
-impl Ask for World {
-    fn ask(&self, queries: Vec<Query>) -> bool {
+impl Queries for ModelDataflow {
+    fn submit_queries(&self, queries: Vec<Query>) -> bool {
         let full = self.full.load(Ordering::Relaxed);
         if !full {
             self.queries.lock().unwrap().extend(queries);
@@ -85,16 +94,16 @@ impl Ask for World {
     }
 }
 
-impl World {
-    pub(super) fn new(seed: u64, cities: Vec<Arc<str>>) -> Arc<World> {
-        let log = Log {
+impl ModelDataflow {
+    pub(super) fn new(seed: u64, cities: Vec<Arc<str>>) -> Arc<ModelDataflow> {
+        let log = ModelHistory {
             rng: Rng(seed),
             open: BTreeMap::new(),
             watched: BTreeSet::new(),
             currents: Vec::new(),
             rows: Vec::new(),
         };
-        Arc::new(World {
+        Arc::new(ModelDataflow {
             cities,
             log: Mutex::new(log),
             queries: Mutex::default(),
@@ -105,7 +114,7 @@ impl World {
     }
 
     /// The next update: one to three epochs.
-    pub(super) fn step(&self) -> Update {
+    pub(super) fn step(&self) -> ViewUpdate {
         let log = &mut *self.log.lock().unwrap();
         let before = self.as_of.load(Ordering::Relaxed);
         let as_of = before + 1 + log.rng.below(3);
@@ -118,47 +127,54 @@ impl World {
         let mut told: Vec<_> = rows.iter().filter(|row| log.watched.contains(&row.city)).cloned().collect();
         log.rows.extend(rows.iter().cloned());
         let mut answers = Vec::new();
-        for Query { id, city, question, .. } in queries {
-            if question == Question::Unwatch {
+        for Query { id, city, kind: question, .. } in queries {
+            if question == QueryKind::Unwatch {
                 log.watched.remove(&city);
                 told.retain(|row| row.city != city || row.epoch <= answered);
                 continue;
             }
-            if question == Question::Watch && log.watched.insert(city.clone()) {
+            if question == QueryKind::Watch && log.watched.insert(city.clone()) {
                 told.retain(|row| row.city != city);
                 told.extend(rows.iter().filter(|row| row.city == city && row.epoch > answered).cloned());
             }
-            answers.extend(log.take(id, answered, city, question));
+            answers.extend(log.accept_query(id, answered, city, question));
         }
         let whole = self.whole.load(Ordering::Relaxed);
         let most = if whole { usize::MAX } else { log.rng.below(4) as usize };
-        answers.extend(log.make(most));
+        answers.extend(log.make_pieces(most));
         told.sort_by_key(|row| row.epoch);
         let current = log.change_currents(as_of, &self.cities).into_iter();
-        let current = current.map(|(city, row)| CurrentAt { epoch: as_of, city, row }).collect();
+        let current = current.map(|(city, row)| CurrentRowUpdate { epoch: as_of, city, row }).collect();
         self.as_of.store(as_of, Ordering::Release);
-        Update { upper: as_of + 1, ready: true, current, rows: told, answers, ..Update::default() }
+        ViewUpdate {
+            upper: as_of + 1,
+            is_ready: true,
+            current_rows: current,
+            watched_rows: told,
+            answers,
+            ..ViewUpdate::default()
+        }
     }
 
     /// An update that changes nothing but answers.
-    pub(super) fn answer(&self, epoch: u64) -> Update {
+    pub(super) fn answer(&self, epoch: u64) -> ViewUpdate {
         let log = &mut *self.log.lock().unwrap();
         let mut answers = Vec::new();
-        for Query { id, city, question, .. } in std::mem::take(&mut *self.queries.lock().unwrap()) {
-            if question != Question::Unwatch {
-                answers.extend(log.take(id, epoch, city, question));
+        for Query { id, city, kind: question, .. } in std::mem::take(&mut *self.queries.lock().unwrap()) {
+            if question != QueryKind::Unwatch {
+                answers.extend(log.accept_query(id, epoch, city, question));
             }
         }
-        answers.extend(log.make(usize::MAX));
-        Update { upper: epoch + 1, ready: true, answers, ..Update::default() }
+        answers.extend(log.make_pieces(usize::MAX));
+        ViewUpdate { upper: epoch + 1, is_ready: true, answers, ..ViewUpdate::default() }
     }
 
     /// Questions that wait.
-    pub(super) fn asked(&self) -> usize {
+    pub(super) fn pending_query_count(&self) -> usize {
         let queries = self.queries.lock().unwrap();
         queries
             .iter()
-            .filter(|query| !matches!(query.question, Question::Grant { .. } | Question::Cancel))
+            .filter(|query| !matches!(query.kind, QueryKind::GrantRows { .. } | QueryKind::Cancel))
             .count()
     }
 
@@ -195,23 +211,29 @@ impl World {
     }
 }
 
-impl Log {
+impl ModelHistory {
     /// Takes a query; says how much there is.
-    fn take(&mut self, id: u64, epoch: u64, city: Arc<str>, question: Question) -> Option<Answer> {
+    fn accept_query(
+        &mut self,
+        id: u64,
+        epoch: u64,
+        city: Arc<str>,
+        question: QueryKind,
+    ) -> Option<AnswerPiece> {
         match question {
-            Question::Grant { rows } => {
+            QueryKind::GrantRows { rows } => {
                 self.open.get_mut(&id)?.granted += rows as usize;
                 None
             }
-            Question::Cancel => {
+            QueryKind::Cancel => {
                 self.open.remove(&id);
                 None
             }
             _ => {
                 let rows = self.rows_at(&city, epoch).into_iter().collect();
-                let open = OpenAnswer { epoch, city, rows, made: 0, granted: 0 };
+                let open = ModelResponse { epoch, city, rows, made: 0, granted: 0 };
                 let piece = open.piece(id, 0, 0);
-                if piece.rest != Rest::Nothing {
+                if piece.remaining != RemainingRows::Nothing {
                     self.open.insert(id, open);
                 }
                 Some(piece)
@@ -220,7 +242,7 @@ impl Log {
     }
 
     /// Makes granted rows, each a piece of its own, in any order.
-    fn make(&mut self, most: usize) -> Vec<Answer> {
+    fn make_pieces(&mut self, most: usize) -> Vec<AnswerPiece> {
         let mut answers = Vec::new();
         for (&id, open) in &mut self.open {
             for _ in 0..most.min(open.granted).min(open.rows.len() - open.made) {

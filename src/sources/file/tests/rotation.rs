@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 use super::*;
-use crate::codec::compressed;
+use crate::codec::compressing_writer;
 use crate::model::{Fingerprint, LogPosition};
 
 const HEADER: &str = "city,reading_at,temperature,humidity\n";
@@ -82,7 +82,8 @@ impl Logs {
                     (".zst", Compression::Zstd)
                 };
                 let packed = PathBuf::from(format!("{}{kind}", to.display()));
-                let mut writer = compressed(Box::new(File::create(&packed).unwrap()), compression).unwrap();
+                let mut writer =
+                    compressing_writer(Box::new(File::create(&packed).unwrap()), compression).unwrap();
                 writer.write_all(&fs::read(&to).unwrap()).unwrap();
                 writer.finish().unwrap();
                 fs::remove_file(&to).unwrap();
@@ -94,7 +95,8 @@ impl Logs {
     }
 
     fn source(&self) -> FileSource {
-        let input = Input { path: Some(self.path()), format: self.format, compression: Compression::None };
+        let input =
+            InputFile { path: Some(self.path()), format: self.format, compression: Compression::None };
         let folder = self.dir.path().join("data").join("files");
         let folder = self.kept.then_some(&*folder);
         FileSource::new("f", vec![input], true, ReadOptions::default(), folder).unwrap()
@@ -102,8 +104,8 @@ impl Logs {
 
     fn open(&self, at: LogPosition) -> Result<Box<dyn Partition>, SourceError> {
         let source = self.source();
-        source.check(0, at)?;
-        source.open(0, at.position, thread::current())
+        source.check_position(0, at)?;
+        source.open_partition(0, at.position, thread::current())
     }
 
     /// Reads what there is, and the fingerprint behind it.
@@ -196,7 +198,7 @@ fn run(kept: bool, format: Format, dated: bool, steps: Vec<Step>) {
 }
 
 #[test]
-fn rotated_files_are_read_one_after_the_other() {
+fn rotated_files_are_read_in_sequence() {
     let steps = (any::<bool>(), any::<bool>(), any::<bool>(), proptest::collection::vec(step(), 1..25));
     let config = ProptestConfig {
         cases: 40,
@@ -224,7 +226,7 @@ fn refused(logs: &Logs, at: LogPosition) -> SourceError {
 }
 
 #[test]
-fn file_with_other_bytes_before_a_position_is_refused() {
+fn changed_bytes_before_position_are_refused() {
     for (kept, format) in
         [(true, Format::Csv), (false, Format::Json), (true, Format::Json), (false, Format::Csv)]
     {
@@ -238,8 +240,10 @@ fn file_with_other_bytes_before_a_position_is_refused() {
             fs::write(logs.path(), other).unwrap();
             let error = refused(&logs, at);
             // A header that is none, or fewer lines.
-            let is_clear =
-                matches!(error, SourceError::Differs(_) | SourceError::Behind(_) | SourceError::Fatal(_));
+            let is_clear = matches!(
+                error,
+                SourceError::RecordDiffers(_) | SourceError::EndsBefore(_) | SourceError::Fatal(_)
+            );
             assert!(is_clear, "{error}");
         }
         // One more line at the beginning, as many records.
@@ -247,12 +251,15 @@ fn file_with_other_bytes_before_a_position_is_refused() {
         for inserted in ["\n", " \n", "\r\n"] {
             fs::write(logs.path(), format!("{}{inserted}{}", &text[..first], &text[first..])).unwrap();
             let error = refused(&logs, at);
-            assert!(matches!(&error, SourceError::Differs(line) if line.contains("Restore it")), "{error}");
+            assert!(
+                matches!(&error, SourceError::RecordDiffers(line) if line.contains("Restore it")),
+                "{error}"
+            );
         }
         fs::write(logs.path(), &text[..text.len() - 10]).unwrap();
         let error = refused(&logs, at);
         assert!(
-            matches!(&error, SourceError::Behind(line) if line.contains("has 4 records, but 5 were read")),
+            matches!(&error, SourceError::EndsBefore(line) if line.contains("has 4 records, but 5 were read")),
             "{error}"
         );
         // Another inode, another name of the same bytes, and more of them.
@@ -265,7 +272,7 @@ fn file_with_other_bytes_before_a_position_is_refused() {
 }
 
 #[test]
-fn file_that_is_gone_is_refused() {
+fn missing_file_is_refused() {
     let mut logs = Logs::new(Format::Json, true);
     let at = read_some(&mut logs);
     fs::remove_file(logs.path()).unwrap();
@@ -279,7 +286,7 @@ fn file_that_is_gone_is_refused() {
 }
 
 #[test]
-fn history_that_is_lost_is_found_again_by_digests() {
+fn lost_history_is_recovered_by_digests() {
     let mut logs = Logs::new(Format::Csv, true);
     let mut partition = logs.open(LogPosition::default()).unwrap();
     let mut at = LogPosition::default();
@@ -297,8 +304,8 @@ fn history_that_is_lost_is_found_again_by_digests() {
     logs.read(&mut *partition, at.position).unwrap();
     // All of the log, by what the names say.
     let source = logs.source();
-    source.check(0, at).unwrap();
-    let mut partition = source.open(0, 0, thread::current()).unwrap();
+    source.check_position(0, at).unwrap();
+    let mut partition = source.open_partition(0, 0, thread::current()).unwrap();
     logs.read(&mut *partition, 0).unwrap();
     // In the middle of a file.
     let digest = at.before.unwrap();
@@ -309,7 +316,7 @@ fn history_that_is_lost_is_found_again_by_digests() {
 }
 
 #[test]
-fn rotated_file_that_has_changed_is_refused() {
+fn changed_rotated_file_is_refused() {
     let mut logs = Logs::new(Format::Json, true);
     let mut partition = logs.open(LogPosition::default()).unwrap();
     logs.append(4);
@@ -343,7 +350,7 @@ fn rotated_file_that_has_changed_is_refused() {
 }
 
 #[test]
-fn rotated_file_is_read_to_its_end_first() {
+fn rotated_file_is_read_to_its_end_before_the_next() {
     let mut logs = Logs::new(Format::Json, true);
     let mut partition = logs.open(LogPosition::default()).unwrap();
     logs.append(3);
@@ -361,7 +368,7 @@ fn rotated_file_is_read_to_its_end_first() {
 }
 
 #[test]
-fn replaced_file_with_the_same_records_is_read_on() {
+fn replaced_file_with_same_records_continues() {
     let mut logs = Logs::new(Format::Csv, false);
     let mut partition = logs.open(LogPosition::default()).unwrap();
     logs.append(3);
@@ -373,31 +380,32 @@ fn replaced_file_with_the_same_records_is_read_on() {
 }
 
 #[test]
-fn removed_file_is_waited_for() {
+fn removed_file_is_awaited() {
     let mut logs = Logs::new(Format::Csv, true);
     let mut partition = logs.open(LogPosition::default()).unwrap();
     logs.append(3);
     let at = logs.read(&mut *partition, 0).unwrap();
     fs::remove_file(logs.path()).unwrap();
     let (seen, next) = drain(&mut *partition, 5).unwrap();
-    assert!(seen.is_empty() && matches!(next, Next::At(_)));
+    assert!(seen.is_empty() && matches!(next, NextPoll::At(_)));
     logs.create();
     logs.append(2);
     logs.read(&mut *partition, at.position).unwrap();
 }
 
 #[test]
-fn files_that_are_read_once_are_rotated_too() {
+fn unfollowed_files_may_be_rotated() {
     let mut logs = Logs::new(Format::Csv, true);
     logs.append(3);
     let read_once = |logs: &Logs, at: LogPosition| {
-        let input = Input { path: Some(logs.path()), format: Format::Csv, compression: Compression::None };
+        let input =
+            InputFile { path: Some(logs.path()), format: Format::Csv, compression: Compression::None };
         let folder = logs.dir.path().join("files");
         let source = FileSource::new("f", vec![input], false, ReadOptions::default(), Some(&folder)).unwrap();
-        source.check(0, at).unwrap();
-        let mut partition = source.open(0, at.position, thread::current()).unwrap();
+        source.check_position(0, at).unwrap();
+        let mut partition = source.open_partition(0, at.position, thread::current()).unwrap();
         let (seen, next) = drain(&mut *partition, 5).unwrap();
-        assert_eq!(next, Next::Never);
+        assert_eq!(next, NextPoll::EndOfLog);
         let end = partition.end();
         assert_eq!(seen.len() as u64, end - at.position);
         LogPosition { position: end, before: partition.fingerprint() }
@@ -409,7 +417,7 @@ fn files_that_are_read_once_are_rotated_too() {
 }
 
 #[test]
-fn file_beside_the_log_whose_line_has_no_end_is_not_read_whole() {
+fn unrelated_file_with_endless_line_is_not_read_whole() {
     let mut logs = Logs::new(Format::Json, true);
     let at = read_some(&mut logs);
     logs.rotate(false, false);

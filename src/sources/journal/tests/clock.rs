@@ -6,7 +6,7 @@ use super::*;
 use crate::admission::{Admission, AdmissionRules};
 use crate::model;
 use crate::model::{HoldCause, Reason};
-use crate::sources::journal::stamps::{Clock, Stamps};
+use crate::sources::journal::arrival_clock::{ArrivalClock, Clock};
 
 const MINUTE: i64 = 60_000;
 const DAY: i64 = 86_400_000;
@@ -62,18 +62,18 @@ impl Clock for Host {
     }
 }
 
-fn stamps(dir: &Path, host: &Host, last: Option<EventTime>) -> Stamps {
-    Stamps::open(dir, model::Duration::from_millis(10 * MINUTE).unwrap(), last, Box::new(host.clone()))
+fn stamps(dir: &Path, host: &Host, last: Option<EventTime>) -> ArrivalClock {
+    ArrivalClock::open(dir, model::Millis::from_millis(10 * MINUTE).unwrap(), last, Box::new(host.clone()))
 }
 
-fn is_held(stamps: &mut Stamps) -> bool {
-    let held = stamps.held();
-    match stamps.now() {
+fn is_held(stamps: &mut ArrivalClock) -> bool {
+    let held = stamps.shared_hold();
+    match stamps.stamp_now() {
         Ok(_) => {
             assert_eq!(*held.lock().unwrap(), None);
             false
         }
-        Err(AppendError::Held(hold)) => {
+        Err(AppendError::OnHold(hold)) => {
             assert_eq!(hold.cause, HoldCause::ClockAhead);
             assert!((1..=61).contains(&hold.retry_after_s), "{hold:?}");
             assert_eq!(held.lock().unwrap().as_ref(), Some(&hold));
@@ -84,7 +84,7 @@ fn is_held(stamps: &mut Stamps) -> bool {
 }
 
 #[test]
-fn clock_ahead_for_one_look_holds_records_back() {
+fn clock_ahead_for_one_check_holds_records_back() {
     let dir = tempfile::tempdir().unwrap();
     let host = Host::new();
     let mut stamps = stamps(dir.path(), &host, None);
@@ -94,11 +94,11 @@ fn clock_ahead_for_one_look_holds_records_back() {
     assert!(is_held(&mut stamps));
     host.step(-30 * DAY);
     host.pass(1_000);
-    assert_eq!(stamps.now().unwrap().millis(), START + DAY + 1_000);
+    assert_eq!(stamps.stamp_now().unwrap().millis(), START + DAY + 1_000);
 }
 
 #[test]
-fn clock_ahead_is_believed_once_two_looks_a_minute_apart_agree() {
+fn clock_ahead_is_accepted_after_two_agreeing_checks_a_minute_apart() {
     let dir = tempfile::tempdir().unwrap();
     let host = Host::new();
     let mut stamps = stamps(dir.path(), &host, None);
@@ -111,10 +111,10 @@ fn clock_ahead_is_believed_once_two_looks_a_minute_apart_agree() {
     host.pass(59_000);
     assert!(is_held(&mut stamps));
     host.pass(1_000);
-    assert_eq!(stamps.now().unwrap().millis(), START + 2 * DAY + 100_000);
+    assert_eq!(stamps.stamp_now().unwrap().millis(), START + 2 * DAY + 100_000);
     // Right again: stamps fall at once, and the way up is doubted again.
     host.step(-2 * DAY);
-    assert_eq!(stamps.now().unwrap().millis(), START + 100_000);
+    assert_eq!(stamps.stamp_now().unwrap().millis(), START + 100_000);
     host.step(2 * DAY);
     assert!(is_held(&mut stamps));
 }
@@ -132,7 +132,7 @@ fn clock_steps_within_the_bound_do_not_add_up() {
 }
 
 #[test]
-fn clock_of_the_same_boot_is_known_after_a_restart() {
+fn clock_of_same_boot_is_trusted_after_restart() {
     let dir = tempfile::tempdir().unwrap();
     let host = Host::new();
     drop(stamps(dir.path(), &host, None));
@@ -146,7 +146,7 @@ fn clock_of_the_same_boot_is_known_after_a_restart() {
 }
 
 #[test]
-fn clock_of_another_boot_needs_a_minute_only_where_much_time_is_missing() {
+fn clock_of_another_boot_waits_a_minute_only_after_a_long_gap() {
     let dir = tempfile::tempdir().unwrap();
     let host = Host::new();
     drop(stamps(dir.path(), &host, None));
@@ -160,21 +160,21 @@ fn clock_of_another_boot_needs_a_minute_only_where_much_time_is_missing() {
 }
 
 #[test]
-fn clock_behind_the_last_record_is_believed() {
+fn clock_behind_last_record_is_accepted() {
     let dir = tempfile::tempdir().unwrap();
     let host = Host::new();
     // As a journal whose stamps could not fall.
     let mut stamps = stamps(dir.path(), &host, EventTime::from_millis(START + 30 * DAY));
-    assert_eq!(stamps.now().unwrap().millis(), START);
+    assert_eq!(stamps.stamp_now().unwrap().millis(), START);
 }
 
 /// The journal as a whole: what was stamped stays as it was stamped, a reading of the future is refused as soon as the clock is
 /// right, also by a replay.
 #[test]
-fn clock_ahead_for_a_post_leaves_the_bound_on() {
+fn clock_ahead_during_one_post_keeps_future_bound() {
     let dir = tempfile::tempdir().unwrap();
     let host = Host::new();
-    let open = || Journal::open_with(dir.path(), plan(1), Box::new(host.clone())).unwrap();
+    let open = || Journal::open_with_clock(dir.path(), plan(1), Box::new(host.clone())).unwrap();
     let journal = open();
     let post = |journal: &Journal, at: i64| {
         let posted = append(&*journal.appender(), vec![reading("a", at)]);
@@ -183,11 +183,11 @@ fn clock_ahead_for_a_post_leaves_the_bound_on() {
     post(&journal, START).unwrap();
     host.step(30 * DAY);
     let refused = post(&journal, START + 30 * DAY).unwrap_err();
-    assert!(matches!(refused, AppendError::Held(_)), "{refused}");
-    assert_eq!(journal.hold().map(|hold| hold.cause), Some(HoldCause::ClockAhead));
+    assert!(matches!(refused, AppendError::OnHold(_)), "{refused}");
+    assert_eq!(journal.current_hold().map(|hold| hold.cause), Some(HoldCause::ClockAhead));
     host.step(-30 * DAY);
     post(&journal, START + 20 * DAY).unwrap();
-    assert_eq!(journal.hold(), None);
+    assert_eq!(journal.current_hold(), None);
     // Wrong for more than a minute, it is believed; then it is put right.
     host.step(30 * DAY);
     post(&journal, START).unwrap_err();
@@ -203,8 +203,8 @@ fn clock_ahead_for_a_post_leaves_the_bound_on() {
     let arrived: Vec<i64> = seen.iter().map(|seen| seen.arrived.unwrap().millis() - START).collect();
     assert_eq!(arrived, [0, 0, 30 * DAY + MINUTE, MINUTE, MINUTE]);
     let rules = AdmissionRules {
-        max_ahead: model::Duration::from_millis(10 * MINUTE),
-        ..AdmissionRules::new(model::Duration::DAY)
+        max_ahead: model::Millis::from_millis(10 * MINUTE),
+        ..AdmissionRules::new(model::Millis::DAY)
     };
     let mut admission = Admission::new(0, rules);
     let decided: Vec<Option<Reason>> = seen
@@ -213,7 +213,7 @@ fn clock_ahead_for_a_post_leaves_the_bound_on() {
             let upsert = Upsert {
                 city: "a",
                 reading_at: seen.reading_at.unwrap(),
-                event: Event::Reading(Measurement::new(80.5, 60.0, None).unwrap()),
+                event: ReadingEvent::Reading(Measurement::new(80.5, 60.0, None).unwrap()),
                 revision: None,
             };
             admission.admit(&upsert, seen.arrived).err().map(|refusal| refusal.reason)
@@ -224,11 +224,11 @@ fn clock_ahead_for_a_post_leaves_the_bound_on() {
 }
 
 #[test]
-fn posted_reading_is_refused_by_the_stamp_that_it_would_get() {
+fn posted_reading_is_checked_against_its_future_stamp() {
     let dir = tempfile::tempdir().unwrap();
     let host = Host::new();
-    let plan = JournalPlan { max_ahead: model::Duration::from_millis(10 * MINUTE).unwrap(), ..plan(1) };
-    let journal = Journal::open_with(dir.path(), plan, Box::new(host.clone())).unwrap();
+    let plan = JournalPlan { max_ahead: model::Millis::from_millis(10 * MINUTE).unwrap(), ..plan(1) };
+    let journal = Journal::open_with_clock(dir.path(), plan, Box::new(host.clone())).unwrap();
     let posted = |at: i64| {
         let reading_at = EventTime::from_millis(at);
         NewRecord { reading_at, ..NewRecord::new(Some("x"), at.to_string().as_bytes()) }
@@ -238,17 +238,17 @@ fn posted_reading_is_refused_by_the_stamp_that_it_would_get() {
         append(&*journal.appender(), records).recv_timeout(Duration::from_secs(60)).unwrap().unwrap()
     };
     let mixed = report(vec![posted(START), future.clone(), posted(START + 10 * MINUTE), future.clone()]);
-    let refused: Vec<_> = mixed.refused.iter().map(|(number, refusal)| (*number, refusal.reason)).collect();
+    let refused: Vec<_> = mixed.refusals.iter().map(|(number, refusal)| (*number, refusal.reason)).collect();
     assert_eq!(refused, [(1, Reason::InTheFuture), (3, Reason::InTheFuture)]);
-    assert_eq!((mixed.positions[0].first, mixed.positions[0].end), (0, 2));
+    assert_eq!((mixed.ranges[0].first, mixed.ranges[0].end), (0, 2));
     let alone = report(vec![future.clone()]);
-    assert_eq!((alone.positions.len(), alone.refused.len()), (0, 1));
+    assert_eq!((alone.ranges.len(), alone.refusals.len()), (0, 1));
     // What says no time, or was in the log before, is decided there.
-    let retried = Some(Box::new(Retried { origin: "journal/0/0".into(), attempt: 1, first_seen: None }));
+    let retried = Some(Box::new(RetryInfo { origin: "journal/0/0".into(), attempt: 1, first_seen: None }));
     let untimed = NewRecord { reading_at: None, ..future.clone() };
-    let again = report(vec![untimed, NewRecord { retried, ..future.clone() }]);
-    assert_eq!((again.positions[0].first, again.positions[0].end, again.refused.len()), (2, 4, 0));
+    let again = report(vec![untimed, NewRecord { retry: retried, ..future.clone() }]);
+    assert_eq!((again.ranges[0].first, again.ranges[0].end, again.refusals.len()), (2, 4, 0));
     // Once its time has come, it is taken.
     host.pass(1);
-    assert_eq!(report(vec![future]).positions[0].end, 5);
+    assert_eq!(report(vec![future]).ranges[0].end, 5);
 }

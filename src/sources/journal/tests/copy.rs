@@ -9,16 +9,16 @@ fn trimmed(dir: &Path) -> Journal {
         let mut record = reading(["a", "b", "c", "d"][number % 4], number as i64);
         if number % 50 == 7 {
             let origin = "journal/0/1".into();
-            record.retried = Some(Box::new(Retried { origin, attempt: 1, first_seen: None }));
+            record.retry = Some(Box::new(RetryInfo { origin, attempt: 1, first_seen: None }));
         }
         acknowledged(&*journal.appender(), vec![record]);
     }
-    journal.trim(&[(0, 20), (1, 0), (2, journal.end(2))]).unwrap();
+    journal.trim_before(&[(0, 20), (1, 0), (2, journal.log_end(2))]).unwrap();
     journal
 }
 
 fn blocks(journal: &Journal) -> Vec<StoredBlock> {
-    let (begins, ends) = (journal.begins(), journal.ends());
+    let (begins, ends) = (journal.log_starts(), journal.log_ends());
     let of = |partition: usize| {
         journal.stored_blocks(partition as u32, begins[partition], ends[partition]).unwrap()
     };
@@ -26,39 +26,39 @@ fn blocks(journal: &Journal) -> Vec<StoredBlock> {
 }
 
 fn left(journal: &Journal) -> Vec<Vec<Seen>> {
-    let of = |partition| read_from(journal, partition, journal.begin(partition), 1000).unwrap();
+    let of = |partition| read_from(journal, partition, journal.log_start(partition), 1000).unwrap();
     (0..journal.partitions()).map(of).collect()
 }
 
 #[test]
-fn copied_journal_reads_the_same_under_an_id_of_its_own() {
+fn journal_copy_has_same_records_and_own_id() {
     let folder = tempfile::tempdir().unwrap();
     let journal = trimmed(&folder.path().join("own"));
     let dir = folder.path().join("copy");
-    let mut copy = JournalCopy::create(&dir, &journal.begins()).unwrap();
-    blocks(&journal).iter().for_each(|(key, stored)| copy.push(key, stored).unwrap());
-    let parent = ParentJournal { id: JournalId::parse(&journal.id()).unwrap(), ends: journal.ends() };
-    let id = copy.finish(&journal.ends(), Some(parent)).unwrap();
+    let mut copy = JournalCopy::create(&dir, &journal.log_starts()).unwrap();
+    blocks(&journal).iter().for_each(|(key, stored)| copy.push_block(key, stored).unwrap());
+    let parent = ParentJournal { id: JournalId::parse(&journal.id()).unwrap(), ends: journal.log_ends() };
+    let id = copy.finish(&journal.log_ends(), Some(parent)).unwrap();
     assert!(std::fs::read_to_string(dir.join("id")).unwrap().contains(&journal.id()));
     let copy = Journal::open(&dir, plan(3)).unwrap();
     assert_eq!(copy.id(), id);
     assert_ne!(copy.id(), journal.id());
-    assert_eq!((copy.begins(), copy.ends()), (journal.begins(), journal.ends()));
-    assert!(copy.begin(0) > 0);
+    assert_eq!((copy.log_starts(), copy.log_ends()), (journal.log_starts(), journal.log_ends()));
+    assert!(copy.log_start(0) > 0);
     assert_eq!(left(&copy), left(&journal));
     // Both go on, each for itself.
     acknowledged(&*copy.appender(), vec![reading("a", 900)]);
-    assert_eq!(copy.ends().iter().sum::<u64>(), journal.ends().iter().sum::<u64>() + 1);
+    assert_eq!(copy.log_ends().iter().sum::<u64>(), journal.log_ends().iter().sum::<u64>() + 1);
 }
 
 #[test]
-fn copy_refuses_blocks_that_are_damaged_missing_or_exchanged() {
+fn copy_refuses_damaged_missing_or_swapped_blocks() {
     let folder = tempfile::tempdir().unwrap();
     let journal = trimmed(&folder.path().join("own"));
-    let (begins, ends, blocks) = (journal.begins(), journal.ends(), blocks(&journal));
+    let (begins, ends, blocks) = (journal.log_starts(), journal.log_ends(), blocks(&journal));
     let check = |blocks: &[StoredBlock]| {
         let mut sequence = BlockSequence::new(&begins).unwrap();
-        blocks.iter().try_for_each(|(key, stored)| sequence.push(key, stored).map(drop))?;
+        blocks.iter().try_for_each(|(key, stored)| sequence.push_block(key, stored).map(drop))?;
         sequence.check_ends(&ends)
     };
     assert_eq!(check(&blocks), Ok(()));
@@ -79,11 +79,11 @@ fn copy_refuses_blocks_that_are_damaged_missing_or_exchanged() {
 }
 
 #[test]
-fn nothing_is_trimmed_while_somebody_holds_that() {
+fn trim_is_skipped_while_held() {
     let folder = tempfile::tempdir().unwrap();
     let journal = trimmed(&folder.path().join("own"));
-    let held = journal.hold_trimming();
-    assert_eq!(journal.unless_held(|| 1), None);
+    let held = journal.block_trimming();
+    assert_eq!(journal.trim_unless_blocked(|| 1), None);
     drop(held);
-    assert_eq!(journal.unless_held(|| 1), Some(1));
+    assert_eq!(journal.trim_unless_blocked(|| 1), Some(1));
 }

@@ -69,7 +69,7 @@ fn journal(dir: &Path) -> Vec<Vec<Seen>> {
 }
 
 #[test]
-fn flipped_bytes() {
+fn flipped_byte_is_refused_or_harmless() {
     let root = tempfile::tempdir().unwrap();
     let dir = root.path().join("journal");
     let expected = journal(&dir);
@@ -99,7 +99,7 @@ fn flipped_bytes() {
 
 /// The store would allocate as many entries as a table of contents says, before it compares a checksum.
 #[test]
-fn flipped_length_of_contents_is_refused_before_it_is_allocated() {
+fn flipped_contents_length_is_refused_before_allocation() {
     let root = tempfile::tempdir().unwrap();
     let dir = root.path().join("journal");
     journal(&dir);
@@ -129,7 +129,7 @@ fn flipped_length_of_contents_is_refused_before_it_is_allocated() {
 }
 
 #[test]
-fn missing_files() {
+fn missing_file_is_refused_or_harmless() {
     let root = tempfile::tempdir().unwrap();
     let dir = root.path().join("journal");
     let expected = journal(&dir);
@@ -144,7 +144,7 @@ fn missing_files() {
 }
 
 #[test]
-fn a_torn_end_is_cut_off() {
+fn torn_end_is_truncated() {
     let root = tempfile::tempdir().unwrap();
     let dir = root.path().join("journal");
     let expected = journal(&dir);

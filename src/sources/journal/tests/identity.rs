@@ -5,8 +5,8 @@ use crate::model::{Fingerprint, LogPosition};
 
 /// What a reader says lies before each position that it stops at.
 fn fingerprints(journal: &Journal, partition: u32, step: usize) -> Vec<(u64, Fingerprint)> {
-    let from = journal.begin(partition);
-    let mut reader = Source::open(journal, partition, from, thread::current()).unwrap();
+    let from = journal.log_start(partition);
+    let mut reader = Source::open_partition(journal, partition, from, thread::current()).unwrap();
     let mut position = from;
     let mut found = Vec::new();
     assert_eq!(reader.fingerprint(), None, "nothing was given yet");
@@ -16,28 +16,28 @@ fn fingerprints(journal: &Journal, partition: u32, step: usize) -> Vec<(u64, Fin
         if polled.records > 0 {
             found.push((position, reader.fingerprint().unwrap()));
         }
-        if polled.next != Next::Now {
+        if polled.next != NextPoll::Now {
             return found;
         }
     }
 }
 
 fn fill(journal: &Journal, commits: i64, offset: i64) {
-    let retried = Retried { origin: "journal/0/1".into(), attempt: 1, first_seen: None };
+    let retried = RetryInfo { origin: "journal/0/1".into(), attempt: 1, first_seen: None };
     for number in 0..commits {
         let mut records: Vec<NewRecord> =
             (0..3).map(|at| reading(["a", "b"][at % 2], offset + 3 * number + at as i64)).collect();
-        records.push(NewRecord { retried: Some(Box::new(retried.clone())), ..reading("a", number) });
+        records.push(NewRecord { retry: Some(Box::new(retried.clone())), ..reading("a", number) });
         acknowledged(&*journal.appender(), records);
     }
 }
 
 fn check(journal: &Journal, partition: u32, position: u64, before: Fingerprint) -> Result<(), SourceError> {
-    journal.check(partition, LogPosition { position, before: Some(before) })
+    journal.check_position(partition, LogPosition { position, before: Some(before) })
 }
 
 #[test]
-fn journal_check_compares_the_record_before_a_position() {
+fn check_compares_record_before_position() {
     let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let journal = Journal::open(dir.path(), plan(2)).unwrap();
     fill(&journal, 20, 0);
@@ -62,30 +62,33 @@ fn journal_check_compares_the_record_before_a_position() {
     for (partition, (position, before)) in &found {
         let refused = check(&another, *partition, *position, *before).unwrap_err();
         assert!(
-            matches!(&refused, SourceError::Differs(line) if line.contains("another journal")),
+            matches!(&refused, SourceError::RecordDiffers(line) if line.contains("another journal")),
             "{refused}"
         );
     }
-    let end = journal.end(0);
+    let end = journal.log_end(0);
     let before = Fingerprint { position: end, digest: 0, leader_epoch: None };
-    assert!(matches!(check(&journal, 0, end + 1, before), Err(SourceError::Behind(_))));
+    assert!(matches!(check(&journal, 0, end + 1, before), Err(SourceError::EndsBefore(_))));
 }
 
 #[test]
-fn journal_trim_keeps_the_record_before_a_position() {
+fn trim_keeps_record_before_position() {
     let dir = tempfile::tempdir().unwrap();
     let journal = Journal::open(dir.path(), plan(1)).unwrap();
     fill(&journal, 20, 0);
     let found = fingerprints(&journal, 0, 1);
     for (position, before) in &found {
-        journal.trim(&[(0, *position)]).unwrap();
+        journal.trim_before(&[(0, *position)]).unwrap();
         assert_eq!(check(&journal, 0, *position, *before), Ok(()));
         let other = Fingerprint { digest: !before.digest, ..*before };
-        assert!(matches!(check(&journal, 0, *position, other), Err(SourceError::Differs(_))), "{position}");
+        assert!(
+            matches!(check(&journal, 0, *position, other), Err(SourceError::RecordDiffers(_))),
+            "{position}"
+        );
     }
-    assert!(journal.begin(0) + 8 > journal.end(0), "it was trimmed");
+    assert!(journal.log_start(0) + 8 > journal.log_end(0), "it was trimmed");
     // What was removed by an earlier version, which did not keep it.
-    let begin = journal.begin(0);
+    let begin = journal.log_start(0);
     let gone = Fingerprint { position: begin - 1, digest: 0, leader_epoch: None };
     assert_eq!(check(&journal, 0, begin, gone), Ok(()), "the id decides");
 }
@@ -96,15 +99,15 @@ fn id_of(journal: &Journal) -> String {
 
 /// The journal as a version without ids has left it.
 fn without_id(dir: &Path) {
-    fs::remove_file(dir.join(id::FILE)).unwrap();
-    let mut marks = Marks::open(dir).unwrap();
+    fs::remove_file(dir.join(id::FILE_NAME)).unwrap();
+    let mut marks = AckedEnds::open_file(dir).unwrap();
     marks.id = None;
-    marks.write().unwrap();
-    marks.write().unwrap();
+    marks.write_ends().unwrap();
+    marks.write_ends().unwrap();
 }
 
 #[test]
-fn journal_keeps_its_id() {
+fn id_is_persistent() {
     let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let journal = Journal::open(dir.path(), plan(1)).unwrap();
     let id = id_of(&journal);
@@ -116,7 +119,7 @@ fn journal_keeps_its_id() {
 }
 
 #[test]
-fn journal_without_its_id_is_refused_with_what_to_do() {
+fn journal_with_missing_id_is_refused_with_remedy() {
     let dir = tempfile::tempdir().unwrap();
     let id = id_of(&Journal::open(dir.path(), plan(1)).unwrap());
     let path = dir.path().join("id");
@@ -145,22 +148,22 @@ fn journal_without_its_id_is_refused_with_what_to_do() {
 }
 
 #[test]
-fn restored_journal_has_an_id_of_its_own() {
+fn restored_journal_gets_own_id() {
     let dir = tempfile::tempdir().unwrap();
     let id = Journal::open(dir.path(), plan(1)).unwrap().shared.id.id;
     let copy = JournalId::random(Some(ParentJournal { id, ends: vec![0] }));
-    copy.write(dir.path()).unwrap();
+    copy.write_file(dir.path()).unwrap();
     let journal = Journal::open(dir.path(), plan(1)).unwrap();
-    assert_eq!(id_of(&journal), copy.text());
+    assert_eq!(id_of(&journal), copy.to_hex());
     acknowledged(&*journal.appender(), vec![reading("a", 0)]);
     drop(journal);
     // From then on it is not taken for what it was copied from.
-    JournalId { id, parent: None }.write(dir.path()).unwrap();
+    JournalId { id, parent: None }.write_file(dir.path()).unwrap();
     assert!(matches!(Journal::open(dir.path(), plan(1)), Err(JournalError::Id { .. })));
 }
 
 #[test]
-fn journal_begun_without_an_id_gets_one_when_told() {
+fn journal_of_earlier_version_gets_id_on_request() {
     let dir = tempfile::tempdir().unwrap();
     let journal = Journal::open(dir.path(), plan(2)).unwrap();
     fill(&journal, 3, 0);
@@ -170,12 +173,12 @@ fn journal_begun_without_an_id_gets_one_when_told() {
     let ids = [0; 2].map(|_| id_of(&Journal::open(dir.path(), plan(2)).unwrap()));
     assert!(ids[0] != ids[1] && !dir.path().join("id").exists(), "nothing was compared yet");
     let journal = Journal::open(dir.path(), plan(2)).unwrap();
-    journal.keep_id().unwrap();
+    journal.save_id().unwrap();
     let id = id_of(&journal);
     assert_eq!(read_all(&journal).unwrap(), read);
     drop(journal);
     let journal = Journal::open(dir.path(), plan(2)).unwrap();
-    journal.keep_id().unwrap();
+    journal.save_id().unwrap();
     assert_eq!(id_of(&journal), id);
     fill(&journal, 1, 0);
     drop(journal);

@@ -9,8 +9,8 @@ const DIR: &str = "SWELTER_TEST_JOURNAL";
 
 /// The process that is killed: appends for ever and prints what was acknowledged.
 #[test]
-#[ignore = "run by killed_processes_lose_nothing"]
-fn appending_process() {
+#[ignore = "run by kill_loses_no_acknowledged_record"]
+fn child_process_appends_until_killed() {
     let Some(dir) = std::env::var_os(DIR) else { return };
     let journal = Journal::open(Path::new(&dir), plan(2)).unwrap();
     let start = read_all(&journal).unwrap().iter().map(Vec::len).sum::<usize>() as i64;
@@ -19,7 +19,7 @@ fn appending_process() {
         scope.spawn(move || {
             for receiver in acknowledgements {
                 let (number, receiver): (i64, mpsc::Receiver<Result<AppendReport, AppendError>>) = receiver;
-                let appended = receiver.recv().unwrap().unwrap().positions;
+                let appended = receiver.recv().unwrap().unwrap().ranges;
                 let (partition, end) = (appended[0].partition.partition, appended[0].end);
                 writeln!(std::io::stdout().lock(), "acknowledged {number} {partition} {end}").unwrap();
             }
@@ -36,12 +36,17 @@ fn appending_process() {
 }
 
 #[test]
-fn killed_processes_lose_nothing() {
+fn kill_loses_no_acknowledged_record() {
     let dir = tempfile::tempdir().unwrap();
     let mut acknowledged: BTreeMap<(u32, u64), i64> = BTreeMap::new();
     for round in 0..12usize {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["sources::journal::tests::kill::appending_process", "--exact", "--ignored", "--nocapture"])
+            .args([
+                "sources::journal::tests::kill::child_process_appends_until_killed",
+                "--exact",
+                "--ignored",
+                "--nocapture",
+            ])
             .env(DIR, dir.path())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

@@ -9,13 +9,13 @@ const CITIES: i64 = 15_000;
 
 struct Counter(u64);
 
-impl Take for Counter {
-    fn upsert(&mut self, _: Place, _: &Upsert<'_>) -> Result<(), Refusal> {
+impl RecordHandler for Counter {
+    fn handle_upsert(&mut self, _: RecordPosition, _: &Upsert<'_>) -> Result<(), Refusal> {
         self.0 += 1;
         Ok(())
     }
 
-    fn refused(&mut self, _: Place, _: &Refusal, _: &Raw<'_>) {}
+    fn handle_refusal(&mut self, _: RecordPosition, _: &Refusal, _: &RawRecord<'_>) {}
 }
 
 /// Readings as they come: city after city, each with its own weather.
@@ -24,11 +24,12 @@ fn weather(number: i64) -> NewRecord {
     let mix = number.wrapping_mul(0x9E37_79B9_7F4A_7C15_u64 as i64) as u64;
     let temperature = 50.0 + (mix >> 54) as f64 / 20.0;
     let humidity = 30.0 + (mix >> 40 & 0x1FF) as f64 / 10.0;
-    let event =
-        Event::Reading(Measurement::new(temperature, humidity, Some((mix & 0xFF) as f64 / 10.0)).unwrap());
+    let event = ReadingEvent::Reading(
+        Measurement::new(temperature, humidity, Some((mix & 0xFF) as f64 / 10.0)).unwrap(),
+    );
     let at = EventTime::from_millis(1_764_000_000_000 + number / CITIES * 60_000).unwrap();
     let mut bytes = Vec::new();
-    json_record(&Fields::of(&city, at, &event), &mut bytes);
+    push_json_record(&RecordFields::from_event(&city, at, &event), &mut bytes);
     NewRecord::new(Some(&city), bytes)
 }
 
@@ -58,15 +59,15 @@ fn run(journal: &Journal, threads: usize, batch: i64, span: Duration) -> (u64, D
 fn replay(journal: &Journal) -> u64 {
     let mut counter = Counter(0);
     for partition in 0..journal.partitions() {
-        let mut reader = Source::open(journal, partition, 0, thread::current()).unwrap();
-        while reader.poll(4096, u64::MAX, &mut counter).unwrap().next == Next::Now {}
+        let mut reader = Source::open_partition(journal, partition, 0, thread::current()).unwrap();
+        while reader.poll(4096, u64::MAX, &mut counter).unwrap().next == NextPoll::Now {}
     }
     counter.0
 }
 
 #[test]
 #[ignore = "takes long, and is to be run alone"]
-fn measure() {
+fn measure_append_and_replay() {
     for (what, threads, batch) in [
         ("one by one, 1 appender", 1, 1),
         ("one by one, 64 appenders", 64, 1),

@@ -11,7 +11,7 @@ const DIR: &str = "SWELTER_TEST_TRIMMED_JOURNAL";
 /// All that is left of all partitions.
 fn read_left(journal: &Journal) -> Vec<Vec<Seen>> {
     (0..journal.partitions())
-        .map(|partition| read_from(journal, partition, journal.begin(partition), 1000).unwrap())
+        .map(|partition| read_from(journal, partition, journal.log_start(partition), 1000).unwrap())
         .collect()
 }
 
@@ -23,7 +23,7 @@ fn fill(journal: &Journal, from: i64, count: i64) {
 }
 
 #[test]
-fn what_lies_before_a_position_goes() {
+fn trim_removes_records_before_position() {
     let dir = tempfile::tempdir().unwrap();
     let journal = Journal::open(dir.path(), plan(2)).unwrap();
     fill(&journal, 0, 50);
@@ -31,10 +31,10 @@ fn what_lies_before_a_position_goes() {
     fill(&journal, 50, 50);
     let before = read_all(&journal).unwrap();
     // A position in the middle, the end, and a partition that there is not.
-    journal.trim(&[(0, 31), (1, journal.end(1)), (7, 5)]).unwrap();
+    journal.trim_before(&[(0, 31), (1, journal.log_end(1)), (7, 5)]).unwrap();
     let check = |journal: &Journal| {
         for partition in 0..2u32 {
-            let (begin, end) = (journal.begin(partition), journal.end(partition));
+            let (begin, end) = (journal.log_start(partition), journal.log_end(partition));
             assert!(
                 begin < end && begin <= if partition == 0 { 31 } else { end - 1 },
                 "{partition}: {begin} of {end}"
@@ -43,57 +43,57 @@ fn what_lies_before_a_position_goes() {
             let left = read_from(journal, partition, begin, 7).unwrap();
             assert_eq!(left, before[partition as usize][begin as usize..]);
             for refused in [
-                journal.check(partition, (begin - 1).into()).unwrap_err(),
-                Source::open(journal, partition, begin - 1, thread::current()).err().unwrap(),
+                journal.check_position(partition, (begin - 1).into()).unwrap_err(),
+                Source::open_partition(journal, partition, begin - 1, thread::current()).err().unwrap(),
             ] {
                 let line = refused.to_string();
                 assert!(matches!(refused, SourceError::Fatal(_)) && line.contains("restore one"), "{line}");
             }
-            assert!(journal.check(partition, begin.into()).is_ok());
+            assert!(journal.check_position(partition, begin.into()).is_ok());
         }
     };
     check(&journal);
     // It never goes back.
-    journal.trim(&[(0, 3), (1, 0)]).unwrap();
+    journal.trim_before(&[(0, 3), (1, 0)]).unwrap();
     check(&journal);
     drop(journal);
     let journal = Journal::open(dir.path(), plan(2)).unwrap();
     check(&journal);
     fill(&journal, 100, 3);
-    let ends = [journal.end(0), journal.end(1)];
+    let ends = [journal.log_end(0), journal.log_end(1)];
     drop(journal);
     let journal = Journal::open(dir.path(), plan(2)).unwrap();
-    assert_eq!([journal.end(0), journal.end(1)], ends);
+    assert_eq!([journal.log_end(0), journal.log_end(1)], ends);
 }
 
 #[test]
-fn a_position_of_another_journal_removes_nothing() {
+fn trim_refuses_position_of_another_journal() {
     let dir = tempfile::tempdir().unwrap();
     let journal = Journal::open(dir.path(), plan(2)).unwrap();
     fill(&journal, 0, 50);
     let before = read_all(&journal).unwrap();
-    let refused = journal.trim(&[(0, 20), (1, journal.end(1) + 1)]).unwrap_err();
+    let refused = journal.trim_before(&[(0, 20), (1, journal.log_end(1) + 1)]).unwrap_err();
     assert!(refused.to_string().contains("of another journal"), "{refused}");
     assert_eq!(read_all(&journal).unwrap(), before);
 }
 
 #[test]
-fn a_reader_that_was_overtaken_says_why() {
+fn overtaken_reader_fails_with_reason() {
     let dir = tempfile::tempdir().unwrap();
     let journal = Journal::open(dir.path(), JournalPlan { tail_bytes: 0, ..plan(1) }).unwrap();
     fill(&journal, 0, 20);
-    let mut reader = Source::open(&journal, 0, 0, thread::current()).unwrap();
-    journal.trim(&[(0, 50)]).unwrap();
+    let mut reader = Source::open_partition(&journal, 0, 0, thread::current()).unwrap();
+    journal.trim_before(&[(0, 50)]).unwrap();
     let error = reader.poll(1, u64::MAX, &mut Seer::default()).unwrap_err();
     assert!(error.to_string().contains("begins at position 48"), "{error}");
 }
 
 #[test]
-fn room_is_given_back() {
+fn trim_frees_disk_space() {
     let dir = tempfile::tempdir().unwrap();
     let journal = Journal::open(dir.path(), plan(2)).unwrap();
     let records = |seed: u64| -> Vec<NewRecord> {
-        let word = |n: u64| crate::sources::mix(n).to_le_bytes();
+        let word = |n: u64| crate::sources::mix64(n).to_le_bytes();
         let bytes = |n: u64| (0..100).flat_map(|i| word(n * 1_000_003 + i)).collect::<Vec<u8>>();
         (0..250).map(|n| NewRecord::new(Some(&n.to_string()), bytes(seed * 1_000 + n))).collect()
     };
@@ -105,20 +105,20 @@ fn room_is_given_back() {
     }
     let full = journal.shared.store.disk_bytes();
     assert!(full > 35_000_000, "{full}");
-    let ends = [journal.end(0), journal.end(1)];
-    journal.trim(&[(0, ends[0] * 9 / 10), (1, ends[1] * 9 / 10)]).unwrap();
+    let ends = [journal.log_end(0), journal.log_end(1)];
+    journal.trim_before(&[(0, ends[0] * 9 / 10), (1, ends[1] * 9 / 10)]).unwrap();
     let left = journal.shared.store.disk_bytes();
     assert!(left < full / 5, "{left} of {full}");
     let counts: Vec<u64> = read_left(&journal).iter().map(|seen| seen.len() as u64).collect();
-    assert_eq!(counts, [ends[0] - journal.begin(0), ends[1] - journal.begin(1)]);
+    assert_eq!(counts, [ends[0] - journal.log_start(0), ends[1] - journal.log_start(1)]);
 }
 
 #[test]
-fn damaged_beginnings_are_noticed() {
+fn damaged_begins_file_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let journal = Journal::open(dir.path(), plan(2)).unwrap();
     fill(&journal, 0, 20);
-    journal.trim(&[(0, 10), (1, 10)]).unwrap();
+    journal.trim_before(&[(0, 10), (1, 10)]).unwrap();
     drop(journal);
     let path = dir.path().join("begins");
     let whole = fs::read(&path).unwrap();
@@ -142,30 +142,36 @@ fn damaged_beginnings_are_noticed() {
 
 /// The process that is killed: appends and trims for ever, and prints what was acknowledged and how far it trimmed.
 #[test]
-#[ignore = "run by killed_processes_trim_no_more_than_they_should"]
-fn trimming_process() {
+#[ignore = "run by kill_during_trim_keeps_records_behind_position"]
+fn child_process_appends_and_trims_until_killed() {
     let Some(dir) = std::env::var_os(DIR) else { return };
     let journal = Journal::open(Path::new(&dir), plan(2)).unwrap();
-    for number in journal.end(0) as i64.. {
+    for number in journal.log_end(0) as i64.. {
         fill(&journal, number, 1);
-        writeln!(std::io::stdout().lock(), "acknowledged {} {}", journal.end(0), journal.end(1)).unwrap();
+        writeln!(std::io::stdout().lock(), "acknowledged {} {}", journal.log_end(0), journal.log_end(1))
+            .unwrap();
         if number % 40 == 39 {
             journal.shared.store.flush();
         }
         if number % 3 == 0 {
-            let upto = [0, 1].map(|partition| (partition, journal.end(partition).saturating_sub(20)));
+            let upto = [0, 1].map(|partition| (partition, journal.log_end(partition).saturating_sub(20)));
             writeln!(std::io::stdout().lock(), "trimming {} {}", upto[0].1, upto[1].1).unwrap();
-            journal.trim(&upto).unwrap();
+            journal.trim_before(&upto).unwrap();
         }
     }
 }
 
 #[test]
-fn killed_processes_trim_no_more_than_they_should() {
+fn kill_during_trim_keeps_records_behind_position() {
     let dir = tempfile::tempdir().unwrap();
     for round in 0..10usize {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["sources::journal::tests::trim::trimming_process", "--exact", "--ignored", "--nocapture"])
+            .args([
+                "sources::journal::tests::trim::child_process_appends_and_trims_until_killed",
+                "--exact",
+                "--ignored",
+                "--nocapture",
+            ])
             .env(DIR, dir.path())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -191,7 +197,7 @@ fn killed_processes_trim_no_more_than_they_should() {
         assert!(count >= stop, "the process ended by itself");
         let journal = Journal::open(dir.path(), plan(2)).unwrap();
         for partition in 0..2usize {
-            let (begin, end) = (journal.begin(partition as u32), journal.end(partition as u32));
+            let (begin, end) = (journal.log_start(partition as u32), journal.log_end(partition as u32));
             assert!(begin <= trimmed[partition] && end >= ends[partition], "round {round}: {begin} to {end}");
             let left = read_from(&journal, partition as u32, begin, 100).unwrap();
             let positions: Vec<u64> = left.iter().map(|seen| seen.position).collect();

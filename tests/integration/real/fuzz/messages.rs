@@ -2,7 +2,7 @@
 
 use super::random::Random;
 
-const READING: &str =
+const VALID_READING: &str =
     r#"{"city":"@","reading_at":"2025-11-24T16:0#:00Z","temperature":8#.5,"humidity":5#,"wind_speed":3}"#;
 
 const ODD_READINGS: [&str; 16] = [
@@ -25,8 +25,8 @@ const ODD_READINGS: [&str; 16] = [
 ];
 
 /// Cities are few, so that what they take stays small.
-fn reading(random: &mut Random) -> Vec<u8> {
-    let template = random.mostly(&[READING], 25, &ODD_READINGS);
+fn random_reading(random: &mut Random) -> Vec<u8> {
+    let template = random.pick_mostly(&[VALID_READING], 25, &ODD_READINGS);
     let city = format!("fuzz-{}", random.below(30));
     let digit = random.below(10).to_string();
     let mut text = template.replace('@', &city).replace('#', &digit).into_bytes();
@@ -37,9 +37,9 @@ fn reading(random: &mut Random) -> Vec<u8> {
 }
 
 /// A body or message of some readings.
-pub fn readings(random: &mut Random, lines: bool) -> Vec<u8> {
+pub fn random_readings(random: &mut Random, lines: bool) -> Vec<u8> {
     let count = if random.percent(2) { random.below(400) } else { random.within(1..5) };
-    let records: Vec<Vec<u8>> = (0..count).map(|_| reading(random)).collect();
+    let records: Vec<Vec<u8>> = (0..count).map(|_| random_reading(random)).collect();
     if lines {
         return records.join(&b'\n');
     }
@@ -49,8 +49,8 @@ pub fn readings(random: &mut Random, lines: bool) -> Vec<u8> {
     [b"[".to_vec(), records.join(&b','), b"]".to_vec()].concat()
 }
 
-const IDS: [&str; 7] = [r#""a""#, r#""b""#, r#""""#, "null", "7", r#"["a"]"#, r#""\u0000""#];
-const CITIES: [&str; 11] = [
+const SUBSCRIPTION_IDS: [&str; 7] = [r#""a""#, r#""b""#, r#""""#, "null", "7", r#"["a"]"#, r#""\u0000""#];
+const CITY_SELECTIONS: [&str; 11] = [
     r#""cities":"all""#,
     r#""cities":["fuzz-1","fuzz-2"]"#,
     r#""cities":["fuzz-3","fuzz-3",""]"#,
@@ -63,11 +63,11 @@ const CITIES: [&str; 11] = [
     r#""box":[0,0,0]"#,
     r#""cities":"all","box":[0,0,1,1]"#,
 ];
-const ROWS: [&str; 6] =
+const ROWS_VALUES: [&str; 6] =
     ["", r#","rows":"latest""#, r#","rows":"window""#, r#","rows":7"#, r#","rows":null"#, r#","rows":"w""#];
 
 /// Which cities a subscriber names.
-fn selection(random: &mut Random) -> String {
+fn random_selection(random: &mut Random) -> String {
     match random.below(10) {
         0 => {
             let mut side = |span: usize| random.below(span * 20) as f64 / 10.0 - span as f64;
@@ -79,13 +79,13 @@ fn selection(random: &mut Random) -> String {
             let keys: Vec<_> = (0..count).map(|_| format!("\"fuzz-{}\"", random.below(200))).collect();
             format!(r#""cities":[{}]"#, keys.join(","))
         }
-        _ => random.mostly(&CITIES[..2], 30, &CITIES).to_string(),
+        _ => random.pick_mostly(&CITY_SELECTIONS[..2], 30, &CITY_SELECTIONS).to_string(),
     }
 }
 
 /// What a subscriber says. `token` is one that the service has given.
-fn said(random: &mut Random, token: &str) -> Vec<u8> {
-    let id = random.mostly(&IDS[..2], 10, &IDS);
+fn random_subscriber_message(random: &mut Random, token: &str) -> Vec<u8> {
+    let id = random.pick_mostly(&SUBSCRIPTION_IDS[..2], 10, &SUBSCRIPTION_IDS);
     let mut text = match random.below(12) {
         0 | 1 => r#"{"type":"ping"}"#.to_string(),
         2 | 3 => format!(r#"{{"type":"unsubscribe","id":{id}}}"#),
@@ -93,8 +93,8 @@ fn said(random: &mut Random, token: &str) -> Vec<u8> {
             .pick(&["{}", "[]", "null", "{\"type\":7}", "{\"type\":\"hello\"}", "", "\u{feff}{}"])
             .into(),
         _ => {
-            let cities = selection(random);
-            let rows = random.mostly(&ROWS[..3], 10, &ROWS);
+            let cities = random_selection(random);
+            let rows = random.pick_mostly(&ROWS_VALUES[..3], 10, &ROWS_VALUES);
             let mut token = token.as_bytes().to_vec();
             if random.percent(60) {
                 random.mutate(&mut token);
@@ -102,7 +102,7 @@ fn said(random: &mut Random, token: &str) -> Vec<u8> {
             let token = String::from_utf8_lossy(&token).replace(['"', '\\', '\n', '\r', '\0'], "x");
             let odd = [r#","resume":7"#, r#","resume":"""#, r#","resume":"a.b.c""#];
             let given = format!(r#","resume":"{token}""#);
-            let resume = if random.percent(30) { random.mostly(&[&given], 20, &odd) } else { "" };
+            let resume = if random.percent(30) { random.pick_mostly(&[&given], 20, &odd) } else { "" };
             format!(r#"{{"type":"subscribe","id":{id},{cities}{rows}{resume}}}"#)
         }
     }
@@ -121,12 +121,16 @@ pub fn push_message(random: &mut Random, ingest: bool, token: &str, out: &mut Ve
     match random.below(24) {
         0 => push_control(random, out),
         1 => {
-            let payload = random.bytes(200);
+            let payload = random.random_bytes(200);
             let first = random.next() as u8;
             push_frame(random, first, &payload, out);
         }
         _ => {
-            let text = if ingest { readings(random, false) } else { said(random, token) };
+            let text = if ingest {
+                random_readings(random, false)
+            } else {
+                random_subscriber_message(random, token)
+            };
             push_text(random, &text, out);
         }
     }
@@ -147,7 +151,7 @@ fn push_text(random: &mut Random, text: &[u8], out: &mut Vec<u8>) {
 
 fn push_control(random: &mut Random, out: &mut Vec<u8>) {
     let most = if random.percent(10) { 200 } else { 125 };
-    let mut payload = random.bytes(most);
+    let mut payload = random.random_bytes(most);
     let opcode = *random.pick(&[&[0x89_u8], &[0x8a], &[0x88], &[0x09], &[0x8b]]).first().unwrap_or(&0x89);
     if opcode == 0x88 {
         let codes: [u16; 9] = [1000, 1001, 1005, 1006, 1011, 1015, 0, 4999, 65535];

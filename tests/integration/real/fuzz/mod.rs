@@ -2,7 +2,7 @@
 //!
 //! `scripts/fuzz socket` sends more of them.
 
-mod healthy;
+mod healthy_client;
 mod messages;
 mod random;
 mod requests;
@@ -14,41 +14,41 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use self::healthy::Healthy;
+use self::healthy_client::HealthyClient;
 use self::random::Random;
-use super::hostile::{allow_open_files, peak, resident};
-use super::service::Service;
-use super::{alone, http, say};
-use crate::process::wait_for;
+use super::hostile::{allow_open_files, peak_resident_bytes, resident_bytes};
+use super::service::ServiceProcess;
+use super::{http, lock_machine, print_line};
+use crate::service_process::wait_for;
 
 /// Limits so small that the odd ones are reached, and times so short that nobody waits long for a client that says no more.
 const CONFIG: &str = "[serve]\necho = true\n[serve.limits]\nconnections = 600\nheader_time = \"500ms\"\nbody_time = \"500ms\"\n\
      idle_time = \"1s\"\nbody_bytes = \"64 KiB\"\nbodies_bytes = \"8 MiB\"\nmessage_bytes = \"64 KiB\"\nheartbeat = \"1s\"\nring_bytes = \"16 MiB\"\n";
 /// What `scripts/test` sends, and the seed that it begins with.
-const REQUESTS: u64 = 100_000;
-const SEED: u64 = 1;
-const THREADS: u64 = 4;
+const DEFAULT_REQUESTS: u64 = 100_000;
+const DEFAULT_SEED: u64 = 1;
+const DEFAULT_THREADS: u64 = 4;
 /// Requests of one connection, at most: one that is malformed is the last that is looked at.
 const REQUEST_BURST: usize = 6;
 /// Messages of one connection, at most.
 const MESSAGE_BURST: usize = 60;
 /// Connections that a thread leaves open with something half said.
-const HELD: usize = 40;
+const HELD_CONNECTIONS: usize = 40;
 /// Beside what the service took when it was ready: its connections and what they send, the newest of the log (16 MiB), what of it is
 /// in tables that are not on disk yet, the rings, and what the allocator keeps.
-const MEMORY_BYTES: u64 = 128 << 20;
+const MAX_MEMORY_BYTES: u64 = 128 << 20;
 /// For each city: some names are mutated, and the readings of each new one are kept, as they must be.
-const CITY_BYTES: u64 = 8 << 10;
+const MAX_CITY_BYTES: u64 = 8 << 10;
 
 /// A number from the environment, as `scripts/fuzz` sets it.
-fn variable(name: &str, otherwise: u64) -> u64 {
+fn env_number(name: &str, otherwise: u64) -> u64 {
     let value = std::env::var(name).ok().filter(|value| !value.is_empty());
     value.map_or(otherwise, |value| value.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
 }
 
 /// What the service has answered.
 #[derive(Default)]
-struct Answers {
+struct ResponseCounts {
     /// Connections by the status of their first answer, 0 where there was none.
     statuses: BTreeMap<u16, usize>,
     /// Answers to requests, and messages of sessions.
@@ -56,33 +56,37 @@ struct Answers {
 }
 
 #[test]
-fn hostile_bytes_end_nothing_and_cost_nobody() {
-    let _alone = alone();
+fn fuzzed_requests_end_nothing_and_affect_no_other_client() {
+    let _alone = lock_machine();
     allow_open_files();
-    let (requests, seed) = (variable("TEST_FUZZ_REQUESTS", REQUESTS), variable("TEST_FUZZ_SEED", SEED));
-    say(&format!("fuzz: {requests} requests and messages, seed {seed}"));
-    let mut service = Service::run(CONFIG);
+    let (requests, seed) =
+        (env_number("TEST_FUZZ_REQUESTS", DEFAULT_REQUESTS), env_number("TEST_FUZZ_SEED", DEFAULT_SEED));
+    print_line(&format!("fuzz: {requests} requests and messages, seed {seed}"));
+    let mut service = ServiceProcess::start_run(CONFIG);
     service.wait_until_ready();
-    let (at, before) = (service.address, resident(&service));
-    let healthy = Healthy::start(at);
-    let token = healthy.token();
+    let (at, before) = (service.address, resident_bytes(&service));
+    let healthy = HealthyClient::start(at);
+    let token = healthy.resume_token();
     let began = Instant::now();
     let answered = AtomicUsize::new(0);
     let answers = thread::scope(|scope| {
         let attack = |thread: u64| {
             let (token, answered) = (&token, &answered);
             scope.spawn(move || {
-                Attacker::new(at, seed.wrapping_mul(THREADS).wrapping_add(thread), token)
-                    .run(answered, requests)
+                Attacker::new(at, seed.wrapping_mul(DEFAULT_THREADS).wrapping_add(thread), token)
+                    .send_until(answered, requests)
             })
         };
-        let attackers: Vec<_> = (0..THREADS).map(attack).collect();
-        attackers.into_iter().map(|attacker| attacker.join().unwrap()).fold(Answers::default(), Answers::with)
+        let attackers: Vec<_> = (0..DEFAULT_THREADS).map(attack).collect();
+        attackers
+            .into_iter()
+            .map(|attacker| attacker.join().unwrap())
+            .fold(ResponseCounts::default(), ResponseCounts::merge)
     });
     let took = began.elapsed();
-    let (rows, most) = (healthy.finish(), peak(&service));
+    let (rows, most) = (healthy.finish(), peak_resident_bytes(&service));
     let cities = service.get("/v1/status").json()["cities"].as_u64().unwrap();
-    say(&format!(
+    print_line(&format!(
         "fuzz: {} answered in {:.1} s, first answers {:?}; {} to {} MB with {cities} cities; a healthy subscriber has had {rows} rows",
         answers.count,
         took.as_secs_f64(),
@@ -90,13 +94,16 @@ fn hostile_bytes_end_nothing_and_cost_nobody() {
         before >> 20,
         most >> 20
     ));
-    check_variety(&answers.statuses);
-    assert!(most < before + MEMORY_BYTES + cities * CITY_BYTES, "{before} bytes before, {most} at most");
-    check_whole(&mut service);
+    check_status_variety(&answers.statuses);
+    assert!(
+        most < before + MAX_MEMORY_BYTES + cities * MAX_CITY_BYTES,
+        "{before} bytes before, {most} at most"
+    );
+    check_service_intact(&mut service);
 }
 
 /// What was sent has come past the first checks: it was answered in all these ways.
-fn check_variety(statuses: &BTreeMap<u16, usize>) {
+fn check_status_variety(statuses: &BTreeMap<u16, usize>) {
     for status in [101, 200, 204, 400, 403, 404, 405, 413, 415, 422, 426] {
         assert!(statuses.contains_key(&status), "nothing was answered {status}: {statuses:?}");
     }
@@ -105,7 +112,7 @@ fn check_variety(statuses: &BTreeMap<u16, usize>) {
 }
 
 /// The service lives, has caught nothing, and holds nothing of those that are gone.
-fn check_whole(service: &mut Service) {
+fn check_service_intact(service: &mut ServiceProcess) {
     assert_eq!(service.get("/healthz").status, 200);
     let metric = |name: &str| -> Vec<u64> {
         let text = String::from_utf8(service.get("/metrics").body).unwrap();
@@ -126,11 +133,11 @@ struct Attacker<'a> {
     random: Random,
     token: &'a str,
     held: VecDeque<TcpStream>,
-    answers: Answers,
+    answers: ResponseCounts,
 }
 
-impl Answers {
-    fn with(mut self, other: Answers) -> Answers {
+impl ResponseCounts {
+    fn merge(mut self, other: ResponseCounts) -> ResponseCounts {
         self.count += other.count;
         for (status, count) in other.statuses {
             *self.statuses.entry(status).or_default() += count;
@@ -139,10 +146,10 @@ impl Answers {
     }
 
     /// Takes all that has come on a connection; returns how many answers and messages that is.
-    fn take(&mut self, bytes: &[u8]) -> usize {
+    fn count_responses(&mut self, bytes: &[u8]) -> usize {
         let heads = bytes.windows(9).filter(|nine| nine.starts_with(b"HTTP/1.") && nine.ends_with(b" "));
-        let status = status(bytes);
-        let count = if status == 101 { 1 + messages_of(bytes) } else { heads.count() };
+        let status = first_status(bytes);
+        let count = if status == 101 { 1 + count_messages(bytes) } else { heads.count() };
         *self.statuses.entry(status).or_default() += 1;
         self.count += count;
         count
@@ -153,20 +160,20 @@ impl Attacker<'_> {
     fn new(at: SocketAddr, seed: u64, token: &str) -> Attacker<'_> {
         let mut seeds = Random::new(seed);
         let random = Random::new(seeds.next());
-        Attacker { at, random, token, held: VecDeque::new(), answers: Answers::default() }
+        Attacker { at, random, token, held: VecDeque::new(), answers: ResponseCounts::default() }
     }
 
     /// Until all have been answered so often together.
-    fn run(mut self, answered: &AtomicUsize, requests: u64) -> Answers {
+    fn send_until(mut self, answered: &AtomicUsize, requests: u64) -> ResponseCounts {
         while (answered.load(Ordering::Relaxed) as u64) < requests {
             let mut bytes = Vec::new();
             match self.random.below(20) {
                 0..16 => self.push_requests(&mut bytes),
-                16 => bytes = self.random.bytes(2_000),
+                16 => bytes = self.random.random_bytes(2_000),
                 _ => self.push_session(&mut bytes),
             }
-            if let Some(answer) = self.throw(&bytes) {
-                answered.fetch_add(self.answers.take(&answer), Ordering::Relaxed);
+            if let Some(answer) = self.send_bytes(&bytes) {
+                answered.fetch_add(self.answers.count_responses(&answer), Ordering::Relaxed);
             }
         }
         self.answers
@@ -180,7 +187,8 @@ impl Attacker<'_> {
 
     /// A handshake, and what follows an upgrade without waiting for it.
     fn push_session(&mut self, bytes: &mut Vec<u8>) {
-        let path = self.random.mostly(&["/v1/subscribe", "/v1/subscribe", "/v1/ingest"], 10, &["/echo", "/"]);
+        let path =
+            self.random.pick_mostly(&["/v1/subscribe", "/v1/subscribe", "/v1/ingest"], 10, &["/echo", "/"]);
         requests::push_handshake(&mut self.random, path, bytes);
         for _ in 0..self.random.below(MESSAGE_BURST) {
             messages::push_message(&mut self.random, path == "/v1/ingest", self.token, bytes);
@@ -192,7 +200,7 @@ impl Attacker<'_> {
     }
 
     /// Sends bytes, whole or in pieces, and takes what is answered; or goes away in the middle, or says no more.
-    fn throw(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
+    fn send_bytes(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
         let mut stream = http::connect(self.at).unwrap();
         let sent = match self.random.percent(20) {
             true => bytes.chunks(self.random.within(1..2_000)).try_for_each(|piece| stream.write_all(piece)),
@@ -202,7 +210,7 @@ impl Attacker<'_> {
             0..5 => return None,
             5..8 => {
                 self.held.push_back(stream);
-                self.held.truncate(HELD);
+                self.held.truncate(HELD_CONNECTIONS);
                 if self.random.percent(50) {
                     self.held.pop_front();
                 }
@@ -234,13 +242,13 @@ fn read_to_end(stream: &mut TcpStream) -> Vec<u8> {
 }
 
 /// Of the first answer.
-fn status(answer: &[u8]) -> u16 {
+fn first_status(answer: &[u8]) -> u16 {
     let text = String::from_utf8_lossy(answer.get(..12).unwrap_or_default());
     text.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..)?.parse().ok()).unwrap_or(0)
 }
 
 /// Frames behind the head of an upgrade, as many as are whole.
-fn messages_of(answer: &[u8]) -> usize {
+fn count_messages(answer: &[u8]) -> usize {
     let Some(head) = answer.windows(4).position(|four| four == b"\r\n\r\n") else { return 0 };
     let (mut rest, mut count) = (&answer[head + 4..], 0);
     while let [_, length, after @ ..] = rest {

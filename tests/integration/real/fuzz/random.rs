@@ -34,13 +34,13 @@ impl Random {
         of[self.below(of.len())]
     }
 
-    pub fn bytes(&mut self, most: usize) -> Vec<u8> {
+    pub fn random_bytes(&mut self, most: usize) -> Vec<u8> {
         let length = self.below(most + 1);
         (0..length).map(|_| self.next() as u8).collect()
     }
 
     /// One of the good ones, or in some of a hundred cases one of the odd ones.
-    pub fn mostly<'a>(&mut self, good: &[&'a str], odd_percent: usize, odd: &[&'a str]) -> &'a str {
+    pub fn pick_mostly<'a>(&mut self, good: &[&'a str], odd_percent: usize, odd: &[&'a str]) -> &'a str {
         if self.percent(odd_percent) { self.pick(odd) } else { self.pick(good) }
     }
 

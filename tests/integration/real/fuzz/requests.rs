@@ -6,7 +6,7 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use super::messages;
 use super::random::Random;
 
-const PATHS: [&str; 18] = [
+const VALID_PATHS: [&str; 18] = [
     "/",
     "/v1/cities",
     "/v1/cities/fuzz-1",
@@ -57,7 +57,7 @@ const ODD_TARGETS: [&str; 27] = [
     "/v1/cities/%ff%fe/history",
 ];
 
-const QUERIES: [&str; 17] = [
+const QUERY_PARAMETERS: [&str; 17] = [
     "limit=1",
     "limit=0",
     "limit=-1",
@@ -92,7 +92,7 @@ const ODD_HOSTS: [&str; 11] = [
 ];
 
 /// Of any request.
-const HEADERS: [&str; 31] = [
+const ODD_HEADERS: [&str; 31] = [
     "accept-encoding: gzip, zstd",
     "accept-encoding: identity;q=0",
     "accept-encoding: *;q=0, ;q=x, gzip;q=2",
@@ -129,7 +129,7 @@ const HEADERS: [&str; 31] = [
 /// Appends one request.
 pub fn push_request(random: &mut Random, out: &mut Vec<u8>) {
     let mut request = Vec::new();
-    let method = random.mostly(
+    let method = random.pick_mostly(
         &["GET", "GET", "GET", "POST", "POST", "HEAD", "OPTIONS"],
         12,
         &[
@@ -148,16 +148,16 @@ pub fn push_request(random: &mut Random, out: &mut Vec<u8>) {
     request.extend_from_slice(method.as_bytes());
     request.push(b' ');
     push_target(random, method == "POST", &mut request);
-    let version = random.mostly(
+    let version = random.pick_mostly(
         &["HTTP/1.1"],
         8,
         &["HTTP/1.0", "HTTP/1.0", "HTTP/0.9", "HTTP/2.0", "HTTP/1.2", "HTTP/9.9", "http/1.1", "", "X"],
     );
     request.extend_from_slice(format!(" {version}\r\n").as_bytes());
-    let host = random.mostly(&["host: localhost\r\n", "Host: 127.0.0.1:8080\r\n"], 8, &ODD_HOSTS);
+    let host = random.pick_mostly(&["host: localhost\r\n", "Host: 127.0.0.1:8080\r\n"], 8, &ODD_HOSTS);
     request.extend_from_slice(host.as_bytes());
     for _ in 0..random.below(4) {
-        request.extend_from_slice(random.pick(&HEADERS).as_bytes());
+        request.extend_from_slice(random.pick(&ODD_HEADERS).as_bytes());
         request.extend_from_slice(b"\r\n");
     }
     if random.percent(1) {
@@ -183,14 +183,14 @@ fn push_target(random: &mut Random, posts: bool, out: &mut Vec<u8>) {
     if random.percent(12) {
         return out.extend_from_slice(random.pick(&ODD_TARGETS).as_bytes());
     }
-    let path = if posts && random.percent(85) { "/v1/readings" } else { random.pick(&PATHS) };
+    let path = if posts && random.percent(85) { "/v1/readings" } else { random.pick(&VALID_PATHS) };
     let start = out.len();
     out.extend_from_slice(path.as_bytes());
     if path.ends_with("/history") && random.percent(70) {
         push_range(random, out);
     } else if random.percent(15) {
         out.push(b'?');
-        out.extend_from_slice(random.pick(&QUERIES).as_bytes());
+        out.extend_from_slice(random.pick(&QUERY_PARAMETERS).as_bytes());
     }
     if random.percent(6) {
         let mut target = out.split_off(start);
@@ -199,7 +199,7 @@ fn push_target(random: &mut Random, posts: bool, out: &mut Vec<u8>) {
     }
 }
 
-const TIMES: [&str; 10] = [
+const TIME_VALUES: [&str; 10] = [
     "2025-11-24T16:00:00Z",
     "2025-11-24T16:05:00.001Z",
     "2025-11-24T16:09:00Z",
@@ -214,7 +214,8 @@ const TIMES: [&str; 10] = [
 
 /// Of a history, the other way round too, and behind cursors of any time.
 fn push_range(random: &mut Random, out: &mut Vec<u8>) {
-    let (from, to, limit) = (random.pick(&TIMES), random.pick(&TIMES), random.pick(&["0", "1", "2", "1000"]));
+    let (from, to, limit) =
+        (random.pick(&TIME_VALUES), random.pick(&TIME_VALUES), random.pick(&["0", "1", "2", "1000"]));
     out.extend_from_slice(format!("?from={from}&to={to}&limit={limit}").as_bytes());
     if random.percent(40) {
         let near = 1_764_000_000_000_i64 + random.below(1_000_000) as i64;
@@ -229,15 +230,17 @@ fn push_body(random: &mut Random, out: &mut Vec<u8>) {
     let lines = random.percent(20);
     let kind = match lines {
         true => "application/x-ndjson",
-        false => {
-            random.mostly(&["application/json"], 6, &["text/csv", "", "application/json; charset=utf-16"])
-        }
+        false => random.pick_mostly(
+            &["application/json"],
+            6,
+            &["text/csv", "", "application/json; charset=utf-16"],
+        ),
     };
     let body = match random.below(20) {
-        0 => random.bytes(300),
+        0 => random.random_bytes(300),
         1 => b"[".repeat(random.below(5_000)),
         2 => b" ".repeat(random.below(150_000)),
-        _ => messages::readings(random, lines),
+        _ => messages::random_readings(random, lines),
     };
     out.extend_from_slice(format!("content-type: {kind}\r\n").as_bytes());
     if random.percent(30) {
@@ -251,7 +254,7 @@ fn push_body(random: &mut Random, out: &mut Vec<u8>) {
     let length = body.len().to_string();
     let odd =
         ["-1", "0", "1", "99999999999999999999", "18446744073709551615", "0x10", "+5", "5, 5", "", "70000"];
-    let given = random.mostly(&[&length], 4, &odd);
+    let given = random.pick_mostly(&[&length], 4, &odd);
     out.extend_from_slice(format!("content-length: {given}\r\n").as_bytes());
     if random.percent(2) {
         out.extend_from_slice(format!("content-length: {}\r\n", body.len() + 1).as_bytes());
@@ -291,12 +294,13 @@ fn push_chunks(random: &mut Random, body: &[u8], out: &mut Vec<u8>) {
 
 /// A WebSocket handshake, right but for some of a hundred.
 pub fn push_handshake(random: &mut Random, path: &str, out: &mut Vec<u8>) {
-    let version = random.mostly(&["HTTP/1.1"], 1, &["HTTP/1.0", "HTTP/2.0"]);
-    let connection = random.mostly(&["Upgrade", "keep-alive, upgrade"], 2, &["close", "", "upgrade, close"]);
+    let version = random.pick_mostly(&["HTTP/1.1"], 1, &["HTTP/1.0", "HTTP/2.0"]);
+    let connection =
+        random.pick_mostly(&["Upgrade", "keep-alive, upgrade"], 2, &["close", "", "upgrade, close"]);
     let upgrade =
-        random.mostly(&["websocket", "WebSocket"], 2, &["h2c", "websocket, h2c", "websocket/13", ""]);
-    let number = random.mostly(&["13"], 2, &["8", "12", "013", "13, 8", "-1", ""]);
-    let key = random.mostly(
+        random.pick_mostly(&["websocket", "WebSocket"], 2, &["h2c", "websocket, h2c", "websocket/13", ""]);
+    let number = random.pick_mostly(&["13"], 2, &["8", "12", "013", "13, 8", "-1", ""]);
+    let key = random.pick_mostly(
         &["dGhlIHNhbXBsZSBub25jZQ=="],
         2,
         &["", "x", "dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-key: y"],

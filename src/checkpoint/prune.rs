@@ -1,0 +1,133 @@
+//! What is no longer needed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::catalog::ManifestCatalog;
+use super::store::StoredObject;
+use super::{
+    CheckpointError, CheckpointName, Checkpoints, DAMAGED_SUFFIX, Manifest, StateSegment, WorkerPart,
+    manifest_path,
+};
+
+/// Files that no manifest names are left alone for so long: their checkpoint may be published yet.
+const UNPUBLISHED_GRACE_MS: i64 = 3_600_000;
+
+impl Checkpoints {
+    /// Removes the checkpoints before the newest `keep` bases that are whole and that `counts` says yes to, with their files. A base is a full
+    /// checkpoint; it is kept with all its increments, and whatever is newer stays, also what is damaged: the right files may come back.
+    ///
+    /// Nothing is removed before there are two such bases. Returns what logs must reach back to, the newest first: nothing before there are two, else
+    /// the kept checkpoints that are whole and count, and those of the second base where only one is kept.
+    ///
+    /// Files that no manifest names are what a crash or a failed write has left, or of a checkpoint that is being written. They are removed if they
+    /// are older than the newest manifest and, besides, of an earlier generation than it, which cannot publish any more, or an hour old.
+    pub fn prune_checkpoints(
+        &self,
+        keep: usize,
+        counts: &dyn Fn(&Manifest) -> bool,
+    ) -> Result<Vec<Arc<Manifest>>, CheckpointError> {
+        let catalog = ManifestCatalog::read_all(self)?;
+        let files = self.store.list_objects("data")?;
+        let whole = |name: CheckpointName| {
+            let manifest = catalog.manifest(name).ok()?;
+            let chain = catalog.chain(&manifest).ok()?;
+            let is_good =
+                catalog.check_files(&manifest, &files).is_ok() && chain.iter().all(|part| counts(part));
+            is_good.then_some(manifest)
+        };
+        let whole: Vec<_> = catalog.names_oldest_first().rev().filter_map(whole).collect();
+        let bases = whole.iter().filter(|manifest| manifest.adds_to.is_none()).map(|base| base.name());
+        let bases: Vec<CheckpointName> = bases.take(keep.max(2)).collect();
+        let Some(oldest) = bases.last().copied().filter(|_| bases.len() > 1) else { return Ok(Vec::new()) };
+        let first_kept = bases.get(keep.max(1) - 1).copied().unwrap_or(oldest);
+        self.remove_checkpoints_before(first_kept, &catalog, files)?;
+        Ok(whole.into_iter().filter(|manifest| manifest.name() >= oldest).collect())
+    }
+
+    fn remove_checkpoints_before(
+        &self,
+        first_kept: CheckpointName,
+        catalog: &ManifestCatalog,
+        files: BTreeMap<String, StoredObject>,
+    ) -> Result<(), CheckpointError> {
+        let Some(last) = catalog.names_oldest_first().next_back() else { return Ok(()) };
+        let mut kept: BTreeSet<CheckpointName> =
+            catalog.names_oldest_first().filter(|name| *name >= first_kept).collect();
+        for name in kept.clone() {
+            let chain = catalog.manifest(name).and_then(|manifest| catalog.chain(&manifest));
+            kept.extend(chain.into_iter().flatten().map(|part| part.name()));
+        }
+        let named: BTreeSet<String> = (kept.iter().filter_map(|name| catalog.manifest(*name).ok()))
+            .flat_map(|manifest| manifest.files().map(|file| file.path.clone()).collect::<Vec<_>>())
+            .collect();
+        let dropped: BTreeSet<CheckpointName> =
+            catalog.names_oldest_first().filter(|name| !kept.contains(name)).collect();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
+        let is_left_over = |path: &str, modified_ms: i64| {
+            let name = checkpoint_of_file(path);
+            let is_old = |name: CheckpointName| {
+                name.generation < last.generation || now - modified_ms > UNPUBLISHED_GRACE_MS
+            };
+            // What was set aside stays for as long as its checkpoint, and what a damaged manifest may name as well.
+            let is_kept = |name: &CheckpointName| catalog.manifest(*name).is_err() && kept.contains(name);
+            !named.contains(path.strip_suffix(DAMAGED_SUFFIX).unwrap_or(path))
+                && name.is_some_and(|name| {
+                    !is_kept(&name) && name < last && (dropped.contains(&name) || is_old(name))
+                })
+        };
+        let left = files.into_iter().filter(|(path, object)| is_left_over(path, object.modified_ms));
+        let files: Vec<String> = left.map(|(path, _)| path).collect();
+        // First the manifests: one without its files would be taken for damage. Newest first, so that none loses what it adds to.
+        for name in dropped.iter().rev() {
+            self.store.delete_objects(vec![manifest_path(*name)])?;
+        }
+        let aside = |path: &String| quarantined_name(path).is_some_and(|name| name < first_kept);
+        self.store
+            .delete_objects(self.store.list_objects("manifests")?.into_keys().filter(aside).collect())?;
+        self.store.delete_objects(files)
+    }
+
+    /// Removes what generations before this one have left behind without a manifest. It is to be called once they cannot publish any more: room that
+    /// they have taken may be what the next checkpoint lacks.
+    pub fn remove_orphaned_files(&self, generation: &str) -> Result<(), CheckpointError> {
+        let Some((own, _)) = super::manifest::parse_generation(generation) else { return Ok(()) };
+        let manifests = self.store.list_objects("manifests")?;
+        let name = |path: &String| published_name(path).or_else(|| quarantined_name(path));
+        let named: BTreeSet<CheckpointName> = manifests.keys().filter_map(name).collect();
+        let is_left = |name: CheckpointName| name.generation < own && !named.contains(&name);
+        let files = self.store.list_objects("data")?;
+        let left = files.into_keys().filter(|path| checkpoint_of_file(path).is_some_and(is_left));
+        self.store.delete_objects(left.collect())?;
+        let unfinished = |path: &str| {
+            checkpoint_of_file(path)
+                .or_else(|| published_name(path))
+                .is_some_and(|name| name.generation < own)
+        };
+        self.store.remove_unfinished(unfinished).map_err(|error| CheckpointError::StoreFailed {
+            path: self.location().to_string(),
+            problem: error.to_string(),
+        })
+    }
+
+    /// Begins to remove what was written of a checkpoint that will not be.
+    pub fn discard_parts(&self, parts: &[WorkerPart]) {
+        let files = parts.iter().flat_map(|part| &part.segments).flat_map(StateSegment::files);
+        self.store.start_delete_objects(files.map(|file| file.path.clone()).collect());
+    }
+}
+
+fn published_name(path: &str) -> Option<CheckpointName> {
+    path.strip_prefix("manifests/")?.strip_suffix(".json")?.parse().ok()
+}
+
+fn quarantined_name(path: &str) -> Option<CheckpointName> {
+    path.strip_prefix("manifests/")?.strip_suffix(".json.damaged")?.parse().ok()
+}
+
+/// The checkpoint that a file in `data/` is of.
+fn checkpoint_of_file(path: &str) -> Option<CheckpointName> {
+    let folder = path.strip_prefix("data/")?.split_once('/')?.0;
+    folder.rsplit_once('-')?.0.parse().ok()
+}

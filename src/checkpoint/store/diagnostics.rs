@@ -1,0 +1,84 @@
+//! What a person is told of a store that speaks S3 and does not do what it is asked.
+
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use object_store::Error;
+
+use super::CheckpointLocation;
+
+/// A request that takes longer is spoken of.
+pub(super) const SLOW_REQUEST_THRESHOLD: Duration = Duration::from_secs(5);
+/// Between two such lines.
+const SLOW_REQUEST_LOG_INTERVAL: Duration = Duration::from_secs(60);
+/// As the client reads them, the first that is there.
+const ENDPOINT_VARIABLES: [&str; 3] = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"];
+
+/// What to do about a failed request, with the endpoint that it went to.
+pub(super) fn remedy_of_error(error: &Error) -> String {
+    let what = match error {
+        Error::NotFound { .. } => "check that the bucket exists there",
+        Error::Unauthenticated { .. } => "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        Error::PermissionDenied { .. } => {
+            "allow these credentials to list, read, write and delete in the bucket"
+        }
+        Error::NotImplemented { .. } | Error::NotSupported { .. } => {
+            "the store must take conditional puts (If-None-Match): use one that does"
+        }
+        _ => {
+            "check that the endpoint can be reached and answers, AWS_ENDPOINT_URL, AWS_REGION and the bucket's name"
+        }
+    };
+    format!(" (endpoint {}): {what}", configured_endpoint())
+}
+
+/// What to do if the store has not answered at all.
+pub(super) fn remedy_of_no_answer() -> String {
+    format!(
+        " (endpoint {}): check that the endpoint can be reached and answers, and AWS_ENDPOINT_URL",
+        configured_endpoint()
+    )
+}
+
+/// Says that a request waits for the store; at most once a minute, however many wait.
+pub(super) fn log_slow_request(place: &CheckpointLocation, path: &str, most: Duration) {
+    static LAST_LOGGED_AT: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut told = LAST_LOGGED_AT.lock().unwrap_or_else(PoisonError::into_inner);
+    if told.is_some_and(|at| at.elapsed() < SLOW_REQUEST_LOG_INTERVAL) {
+        return;
+    }
+    *told = Some(Instant::now());
+    tracing::warn!(
+        %place, path, endpoint = %configured_endpoint(),
+        "the store has not answered a request for {} s; it is waited for, {} s at most",
+        SLOW_REQUEST_THRESHOLD.as_secs(),
+        most.as_secs()
+    );
+}
+
+fn configured_endpoint() -> String {
+    let given =
+        ENDPOINT_VARIABLES.iter().find_map(|name| std::env::var(name).ok().filter(|url| !url.is_empty()));
+    given.map_or_else(|| "of AWS, as AWS_ENDPOINT_URL is not set".into(), |url| redact_user(&url))
+}
+
+/// A user and password of a URL are not for logs.
+fn redact_user(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.into() };
+    let end = rest.find('/').unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    format!("{scheme}://{host}{path}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoint_display_hides_user() {
+        assert_eq!(redact_user("http://me:secret@host:9000/a@b"), "http://host:9000/a@b");
+        assert_eq!(redact_user("https://host"), "https://host");
+    }
+}

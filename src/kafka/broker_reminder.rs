@@ -1,0 +1,183 @@
+//! What brings a client back that has no broker left to ask.
+//!
+//! librdkafka forgets each broker that is not in an answer about the cluster. One that its controller takes for gone may name none, not
+//! even itself; then nothing is left, and the client stands still for good (<https://github.com/confluentinc/librdkafka/issues/5301>).
+//! It is told its brokers again here.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientContext;
+use rdkafka::client::Client;
+
+use super::{KafkaCluster, native};
+
+/// How long a client may hear nothing. Each time that it is told, which is no harm where it knows its brokers, it may twice as long, up
+/// to the longest: librdkafka keeps all that it is told.
+const FIRST_REMINDER_AFTER: Duration = Duration::from_secs(5);
+const MAX_REMINDER_INTERVAL: Duration = Duration::from_secs(300);
+/// How long the cluster may take to answer a question in between.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Since when a client has heard nothing.
+pub struct BrokerReminder {
+    cluster: KafkaCluster,
+    silent_since: Instant,
+    /// How long it may go on.
+    remind_after: Duration,
+}
+
+impl BrokerReminder {
+    /// Begins now.
+    pub fn for_cluster(cluster: &KafkaCluster) -> BrokerReminder {
+        BrokerReminder {
+            cluster: cluster.clone(),
+            silent_since: Instant::now(),
+            remind_after: FIRST_REMINDER_AFTER,
+        }
+    }
+
+    /// Something has come.
+    pub fn record_response(&mut self) {
+        self.silent_since = Instant::now();
+        self.remind_after = FIRST_REMINDER_AFTER;
+    }
+
+    /// An answer is due and does not come.
+    pub fn remind_if_silent<C: ClientContext>(&mut self, client: &Client<C>) {
+        if self.silent_since.elapsed() >= self.remind_after {
+            native::add_brokers(client, &self.cluster.brokers);
+            self.silent_since = Instant::now();
+            self.remind_after = (self.remind_after * 2).min(MAX_REMINDER_INTERVAL);
+        }
+    }
+
+    /// Nothing comes, though there may be nothing to come: the cluster is asked for a topic first. False where it does not answer.
+    pub fn probe_if_silent<C: ClientContext>(&mut self, client: &Client<C>, topic: &str) -> bool {
+        if self.silent_since.elapsed() < self.remind_after {
+            return true;
+        }
+        let is_answered = client.fetch_metadata(Some(topic), PROBE_TIMEOUT).is_ok();
+        if is_answered {
+            self.record_response();
+        } else {
+            self.remind_if_silent(client);
+        }
+        is_answered
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
+    use rdkafka::producer::{BaseProducer, Producer};
+
+    use super::*;
+
+    const API_VERSIONS: i16 = 18;
+    const METADATA: i16 = 3;
+    /// So many that the client has forgotten the broker before it has read all of them.
+    const PARTITIONS: i32 = 2_000;
+
+    /// As much of a broker as answers questions about a cluster that is only itself.
+    struct Broker {
+        port: u16,
+        /// It says that there is none, once.
+        is_gone: AtomicBool,
+    }
+
+    impl Broker {
+        fn start() -> Arc<Broker> {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let broker = Arc::new(Broker { port, is_gone: false.into() });
+            let serving = Arc::clone(&broker);
+            thread::spawn(move || {
+                for connection in listener.incoming() {
+                    let serving = Arc::clone(&serving);
+                    thread::spawn(move || serving.serve(connection.unwrap()));
+                }
+            });
+            broker
+        }
+
+        fn serve(&self, mut connection: TcpStream) -> io::Result<()> {
+            loop {
+                let mut size = [0; 4];
+                connection.read_exact(&mut size)?;
+                let mut request = vec![0; u32::from_be_bytes(size) as usize];
+                connection.read_exact(&mut request)?;
+                let [k0, k1, v0, v1, correlation @ ..] = *request.first_chunk::<8>().unwrap();
+                let is_gone = match i16::from_be_bytes([k0, k1]) {
+                    METADATA => self.is_gone.swap(false, Ordering::SeqCst),
+                    _ => false,
+                };
+                let answer = match (i16::from_be_bytes([k0, k1]), i16::from_be_bytes([v0, v1])) {
+                    (METADATA, _) => self.metadata(is_gone),
+                    // In the format of version 0, which the client takes up then.
+                    (_, version) => versions(if version == 0 { 0 } else { 35 }),
+                };
+                let size = u32::try_from(4 + answer.len()).unwrap().to_be_bytes();
+                connection.write_all(&[&size, &correlation[..], &answer].concat())?;
+            }
+        }
+
+        /// Version 1: brokers, the controller, topics.
+        fn metadata(&self, is_gone: bool) -> Vec<u8> {
+            let mut answer = vec![0, 0, 0, u8::from(!is_gone)];
+            if !is_gone {
+                answer.extend(1i32.to_be_bytes());
+                answer.extend([&9i16.to_be_bytes(), &b"127.0.0.1"[..]].concat());
+                answer.extend(i32::from(self.port).to_be_bytes());
+                answer.extend((-1i16).to_be_bytes());
+            }
+            let leader: i32 = if is_gone { -1 } else { 1 };
+            answer.extend([leader, 1].map(i32::to_be_bytes).concat());
+            // No error, its name, not an internal one.
+            answer.extend([&[0, 0, 0, 5], &b"topic"[..], &[0], &PARTITIONS.to_be_bytes()].concat());
+            for partition in 0..PARTITIONS {
+                // No error, its number, its leader, no replicas.
+                answer.extend([0, 0]);
+                answer.extend([partition, leader, 0, 0].map(i32::to_be_bytes).concat());
+            }
+            answer
+        }
+    }
+
+    fn versions(error: i16) -> Vec<u8> {
+        let supported = [[METADATA, 0, 1], [API_VERSIONS, 0, 0]];
+        let mut answer = error.to_be_bytes().to_vec();
+        answer.extend(2i32.to_be_bytes());
+        answer.extend(supported.into_iter().flatten().flat_map(i16::to_be_bytes));
+        answer
+    }
+
+    #[test]
+    fn client_that_lost_its_brokers_finds_them_again() {
+        let broker = Broker::start();
+        let cluster = KafkaCluster { brokers: format!("127.0.0.1:{}", broker.port), properties: [].into() };
+        let producer: BaseProducer = cluster.client_config().create().unwrap();
+        let client = producer.client();
+        let finds = |wait| client.fetch_metadata(Some("topic"), wait).map(|found| found.brokers().len());
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while finds(Duration::from_secs(10)) != Ok(1) {
+            assert!(Instant::now() < deadline, "the broker is not found");
+        }
+        // It depends on which of the client's threads is first, so it takes some answers.
+        while finds(Duration::from_secs(5)).is_ok() {
+            assert!(Instant::now() < deadline, "it comes back by itself: librdkafka needs no help any more");
+            broker.is_gone.store(true, Ordering::SeqCst);
+        }
+        broker.is_gone.store(false, Ordering::SeqCst);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut silence = BrokerReminder::for_cluster(&cluster);
+        while finds(Duration::from_secs(2)) != Ok(1) {
+            assert!(Instant::now() < deadline, "it does not come back");
+            silence.probe_if_silent(client, "topic");
+        }
+    }
+}

@@ -1,0 +1,459 @@
+//! Dead letters that are sent once more to where they came from, each once, whatever fails in between.
+//!
+//! What is sent and how far it was sent are one transaction: a consumer group per reason holds up to where the letters of that
+//! reason were sent, so the groups are right whatever reasons a call asks for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
+use rdkafka::topic_partition_list::TopicPartitionListElem;
+use rdkafka::{ClientContext, Offset, TopicPartitionList};
+
+use super::dead_letter_topic::{
+    DeadLetterRecord, DeadLetterTopicReader, DlqTopicError, LogOnlyContext, REQUEST_TIMEOUT, create_consumer,
+};
+use super::native::TopicState;
+use super::partitioner::Partitioner;
+use super::{KafkaCluster, dead_letter_headers, dead_letter_topics};
+use crate::model::clock::wall_clock_ms;
+use crate::model::{DeadLetter, Reason, RecordAddress};
+
+/// Of one transaction.
+const MAX_BATCH_DEAD_LETTERS: usize = 500;
+const MAX_BATCH_BYTES: usize = 4 << 20;
+/// Whoever reads the topic waits for one that was broken off.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a call may take over a cluster that is slow.
+const CALL_DEADLINE: Duration = Duration::from_secs(60);
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// Which letters are sent.
+#[derive(Clone, Debug, Default)]
+pub struct DeadLetterFilter {
+    /// Reason codes; without any, all that may have another end by now: neither what is too late, nor what has a schema that the
+    /// registry did not know, since that answer is kept.
+    pub reasons: BTreeSet<String>,
+    /// Only those written before, ms.
+    pub written_before_ms: Option<i64>,
+}
+
+impl DeadLetterFilter {
+    pub fn matches_reason(&self, reason: &str) -> bool {
+        match self.reasons.is_empty() {
+            true => ![Reason::TooLate.code(), Reason::UnknownSchema.code()].contains(&reason),
+            false => self.reasons.contains(reason),
+        }
+    }
+}
+
+/// What became of letters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RetryOutcome {
+    /// Sent, by reason.
+    pub sent: BTreeMap<String, u64>,
+    /// Sent before.
+    pub already_sent: u64,
+    /// Withdrawals, which are not sent again.
+    pub withdrawals: u64,
+    /// Without a place to go back to.
+    pub without_origin: u64,
+}
+
+impl RetryOutcome {
+    pub fn add(&mut self, other: &RetryOutcome) {
+        other.sent.iter().for_each(|(reason, sent)| *self.sent.entry(reason.clone()).or_default() += sent);
+        self.already_sent += other.already_sent;
+        self.withdrawals += other.withdrawals;
+        self.without_origin += other.without_origin;
+    }
+
+    pub fn total_sent(&self) -> u64 {
+        self.sent.values().sum()
+    }
+}
+
+/// Counts what could not be delivered.
+#[derive(Default)]
+struct FailedDeliveries(AtomicU64);
+
+impl ClientContext for FailedDeliveries {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        super::log_librdkafka(level, facility, text);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "retry");
+    }
+}
+
+impl ProducerContext for FailedDeliveries {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, delivered: &DeliveryResult<'_>, (): ()) {
+        if delivered.is_err() {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Sends the letters of a cluster's topics. At most one of the same progress topic works: a later one ends it.
+pub struct DeadLetterRetrier {
+    cluster: KafkaCluster,
+    progress_topic: String,
+    producer: BaseProducer<FailedDeliveries>,
+    groups: BTreeMap<String, ReasonGroup>,
+    /// By topic of dead letters: its id, where the cluster has ids.
+    ids: BTreeMap<String, String>,
+    /// By topic, and where it is read on.
+    readers: BTreeMap<String, (DeadLetterTopicReader, BTreeMap<i32, i64>)>,
+}
+
+/// How far the letters of a reason were sent, by topic and partition.
+struct ReasonGroup {
+    consumer: BaseConsumer<LogOnlyContext>,
+    sent_until: BTreeMap<(String, i32), i64>,
+}
+
+/// The letters of a topic while they are sent.
+struct TopicRetry<'a> {
+    topic: &'a str,
+    partitions: i32,
+    /// The topic that they are in.
+    dead_letter_topic: &'a str,
+    outcome: RetryOutcome,
+    /// Of the next transaction, each with its partition.
+    batch: Vec<(i32, DeadLetter)>,
+    bytes: usize,
+    /// By reason; then by topic and partition.
+    offsets: BTreeMap<String, BTreeMap<(String, i32), i64>>,
+}
+
+impl TopicRetry<'_> {
+    fn is_full(&self) -> bool {
+        self.batch.len() >= MAX_BATCH_DEAD_LETTERS || self.bytes >= MAX_BATCH_BYTES
+    }
+}
+
+impl DeadLetterRetrier {
+    pub fn open(cluster: &KafkaCluster, progress_topic: &str) -> Result<DeadLetterRetrier, DlqTopicError> {
+        let mut config = cluster.producer_config();
+        config
+            .set("transactional.id", format!("{progress_topic}.retry"))
+            .set("transaction.timeout.ms", TRANSACTION_TIMEOUT.as_millis().to_string())
+            .set("linger.ms", "5");
+        let failed = |error| dlq_error(cluster, "take over the retry of dead letters", error);
+        let producer: BaseProducer<FailedDeliveries> =
+            config.create_with_context(FailedDeliveries::default()).map_err(failed)?;
+        call_until_deadline(|| producer.init_transactions(REQUEST_TIMEOUT)).map_err(failed)?;
+        let (cluster, progress_topic) = (cluster.clone(), progress_topic.to_owned());
+        let (groups, readers, ids) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Ok(DeadLetterRetrier { cluster, progress_topic, producer, groups, ids, readers })
+    }
+
+    /// Sends the wanted letters of a topic that were not sent yet. After an error the retrier is of no use any more.
+    pub fn retry_topic(
+        &mut self,
+        topic: &str,
+        wanted: &DeadLetterFilter,
+    ) -> Result<RetryOutcome, DlqTopicError> {
+        let [letters, _] = dead_letter_topics(topic);
+        let (reader, mut next) = match self.readers.remove(&letters) {
+            Some(reading) => reading,
+            None => (DeadLetterTopicReader::new(&self.cluster, &letters)?, BTreeMap::new()),
+        };
+        let mut outcome = RetryOutcome::default();
+        if let Some(TopicState::Present { id, .. }) = reader.topic_state(&letters)? {
+            // Of another topic of the name, nothing was read or sent.
+            if self.ids.get(&letters) != id.as_ref() {
+                next.clear();
+                self.groups.clear();
+                self.ids.extend(id.map(|id| (letters.clone(), id)));
+            }
+            let partitions =
+                reader.partition_count(topic)?.ok_or_else(|| DlqTopicError::Missing(topic.into()))?;
+            let mut sending = TopicRetry {
+                topic,
+                partitions,
+                dead_letter_topic: &letters,
+                outcome: RetryOutcome::default(),
+                batch: Vec::new(),
+                bytes: 0,
+                offsets: BTreeMap::new(),
+            };
+            let sent = reader.read_to_end(&mut next, &mut |posted| {
+                // A stamp of a clock that was ahead says nothing, and must not keep those behind it waiting until then.
+                let now = wall_clock_ms() as i64;
+                let is_young = |(before, written): (i64, i64)| written >= before && written <= now;
+                if wanted.written_before_ms.zip(posted.written_at_ms).is_some_and(is_young) {
+                    return Ok(false);
+                }
+                self.take_dead_letter(&mut sending, wanted, posted)?;
+                Ok(true)
+            });
+            let sent = sent.and_then(|()| self.commit_batch(&mut sending));
+            if sent.is_err() {
+                let _ = self.producer.flush(REQUEST_TIMEOUT);
+                let _ = self.producer.abort_transaction(REQUEST_TIMEOUT);
+            }
+            sent?;
+            outcome = sending.outcome;
+        }
+        // A call that asks for other reasons must see all letters; one that goes on by itself asks for the same.
+        self.readers.insert(letters, (reader, next));
+        Ok(outcome)
+    }
+
+    fn take_dead_letter(
+        &mut self,
+        sending: &mut TopicRetry<'_>,
+        wanted: &DeadLetterFilter,
+        posted: DeadLetterRecord,
+    ) -> Result<(), DlqTopicError> {
+        let outcome = &mut sending.outcome;
+        let Some(letter) = posted.dead_letter else {
+            outcome.without_origin += 1;
+            return Ok(());
+        };
+        if !wanted.matches_reason(&letter.reason) {
+            return Ok(());
+        }
+        let at = (sending.dead_letter_topic.to_owned(), posted.partition);
+        let group = self.reason_group(&letter.reason, sending.dead_letter_topic)?;
+        if group.sent_until.get(&at).is_some_and(|sent| posted.offset < *sent) {
+            outcome.already_sent += 1;
+            return Ok(());
+        }
+        let home: Option<RecordAddress> = letter.next_retry().origin.parse().ok();
+        match home.filter(|home| i64::from(home.partition) < i64::from(sending.partitions)) {
+            _ if letter.is_withdrawal() => outcome.withdrawals += 1,
+            None => outcome.without_origin += 1,
+            Some(home) => {
+                sending.bytes += letter.value.as_ref().map_or(0, Vec::len);
+                *outcome.sent.entry(letter.reason.clone()).or_default() += 1;
+                sending.offsets.entry(letter.reason.clone()).or_default().insert(at, posted.offset + 1);
+                sending.batch.push((home.partition as i32, letter));
+                return if sending.is_full() { self.commit_batch(sending) } else { Ok(()) };
+            }
+        }
+        sending.offsets.entry(letter.reason).or_default().insert(at, posted.offset + 1);
+        Ok(())
+    }
+
+    /// The exact bytes, and in headers where they come from.
+    fn produce_retry(&self, topic: &str, partition: i32, letter: &DeadLetter) -> Result<(), DlqTopicError> {
+        let retried = letter.next_retry();
+        let header =
+            |headers: OwnedHeaders, key, value: &str| headers.insert(Header { key, value: Some(value) });
+        let mut headers = header(OwnedHeaders::new(), dead_letter_headers::ORIGIN, &retried.origin);
+        headers = header(headers, dead_letter_headers::ATTEMPT, &retried.attempt.to_string());
+        if let Some(first_seen) = retried.first_seen {
+            headers = header(headers, dead_letter_headers::FIRST_SEEN, &first_seen.to_string());
+        }
+        let mut record: BaseRecord<'_, Vec<u8>, Vec<u8>> =
+            BaseRecord::to(topic).partition(partition).headers(headers);
+        (record.key, record.payload) = (letter.key.as_ref(), letter.value.as_ref());
+        enqueue_record(&self.producer, record).map_err(|error| self.kafka_error("write to the topic", error))
+    }
+
+    /// Makes durable what was sent, and that it was.
+    fn commit_batch(&mut self, sending: &mut TopicRetry<'_>) -> Result<(), DlqTopicError> {
+        let batch = std::mem::take(&mut sending.batch);
+        let offsets = std::mem::take(&mut sending.offsets);
+        sending.bytes = 0;
+        // Withdrawals alone need no transaction: they are passed over again the next time.
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.producer.begin_transaction().map_err(|error| self.kafka_error("begin a transaction", error))?;
+        for (partition, letter) in &batch {
+            self.produce_retry(sending.topic, *partition, letter)?;
+        }
+        flush_all(&self.producer).map_err(|error| self.kafka_error("write to the topic", error))?;
+        if self.producer.context().0.load(Ordering::Relaxed) > 0 {
+            let error = KafkaError::Flush(RDKafkaErrorCode::MessageTimedOut);
+            return Err(self.kafka_error("write to the topic", error));
+        }
+        for (reason, sent) in &offsets {
+            let Some(group) = self.groups.get(reason) else { continue };
+            let mut list = TopicPartitionList::new();
+            for ((topic, partition), offset) in sent {
+                let added = list.add_partition_offset(topic, *partition, Offset::Offset(*offset));
+                added.map_err(|error| self.kafka_error("keep what was sent", error))?;
+            }
+            // A topic that is made anew under the name begins at its beginning.
+            for mut element in list.elements() {
+                if let Some(id) = self.ids.get(element.topic()) {
+                    element.set_metadata(id);
+                }
+            }
+            let Some(metadata) = group.consumer.group_metadata() else { continue };
+            let kept = call_until_deadline(|| {
+                self.producer.send_offsets_to_transaction(&list, &metadata, REQUEST_TIMEOUT)
+            });
+            kept.map_err(|error| self.kafka_error("keep what was sent", error))?;
+        }
+        call_until_deadline(|| self.producer.commit_transaction(REQUEST_TIMEOUT))
+            .map_err(|error| self.kafka_error("commit what was sent", error))?;
+        for (reason, sent) in offsets {
+            self.groups.entry(reason).and_modify(|group| group.sent_until.extend(sent));
+        }
+        Ok(())
+    }
+
+    /// How far a reason's letters were sent, as the cluster has it.
+    fn reason_group(&mut self, reason: &str, letters: &str) -> Result<&mut ReasonGroup, DlqTopicError> {
+        if !self.groups.contains_key(reason) {
+            let id = format!("{}.retry.{reason}", self.progress_topic);
+            let consumer =
+                create_consumer(&self.cluster, &id).map_err(|error| self.kafka_error("connect", error))?;
+            self.groups.insert(reason.to_owned(), ReasonGroup { consumer, sent_until: BTreeMap::new() });
+        }
+        let known = self.groups[reason].sent_until.keys().any(|(topic, _)| topic == letters);
+        if !known {
+            let sent = self.fetch_sent_until(&self.groups[reason].consumer, letters)?;
+            self.groups.entry(reason.to_owned()).and_modify(|group| group.sent_until.extend(sent));
+        }
+        self.groups.get_mut(reason).ok_or_else(|| DlqTopicError::Missing(letters.into()))
+    }
+
+    fn fetch_sent_until(
+        &self,
+        consumer: &BaseConsumer<LogOnlyContext>,
+        letters: &str,
+    ) -> Result<BTreeMap<(String, i32), i64>, DlqTopicError> {
+        let doing = "read what was sent before";
+        let metadata = consumer.fetch_metadata(Some(letters), REQUEST_TIMEOUT);
+        let metadata = metadata.map_err(|error| self.kafka_error(doing, error))?;
+        let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions()).count() as i32;
+        let mut asked = TopicPartitionList::new();
+        for partition in 0..partitions {
+            asked.add_partition(letters, partition);
+        }
+        let committed = call_until_deadline(|| consumer.committed_offsets(asked.clone(), REQUEST_TIMEOUT));
+        let committed = committed.map_err(|error| self.kafka_error(doing, error))?;
+        let own = self.ids.get(letters);
+        let offset = |element: &TopicPartitionListElem<'_>| match element.offset() {
+            // One that was kept before there were ids is taken.
+            Offset::Offset(offset) => {
+                let kept_of = Some(element.metadata()).filter(|id| !id.is_empty());
+                if kept_of.zip(own).is_none_or(|(kept_of, own)| kept_of == own) { offset } else { 0 }
+            }
+            _ => 0,
+        };
+        let entries = committed.elements();
+        Ok(entries.iter().map(|e| ((letters.to_owned(), e.partition()), offset(e))).collect())
+    }
+
+    fn kafka_error(&self, doing: &str, error: KafkaError) -> DlqTopicError {
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::Fenced | RDKafkaErrorCode::ProducerFenced) => {
+                DlqTopicError::Fenced(self.progress_topic.clone())
+            }
+            _ if matches!(self.producer.client().fatal_error(), Some((RDKafkaErrorCode::Fenced, _))) => {
+                DlqTopicError::Fenced(self.progress_topic.clone())
+            }
+            _ => dlq_error(&self.cluster, doing, error),
+        }
+    }
+}
+
+/// A city and the bytes of a record of it.
+pub type KeyedRecord = (String, Vec<u8>);
+
+/// Writes ordinary arrivals, each to its city's partition. Returns when all are durable.
+pub fn produce_records(
+    cluster: &KafkaCluster,
+    topic: &str,
+    partitioner: Partitioner,
+    records: &[KeyedRecord],
+) -> Result<(), DlqTopicError> {
+    let failed = |error| dlq_error(cluster, "write to the topic", error);
+    let mut config = cluster.producer_config();
+    config
+        .set("enable.idempotence", "true")
+        .set("partitioner", partitioner.name())
+        .set("message.timeout.ms", CALL_DEADLINE.as_millis().to_string());
+    let producer: BaseProducer<FailedDeliveries> =
+        config.create_with_context(FailedDeliveries::default()).map_err(failed)?;
+    for (city, value) in records {
+        enqueue_record(&producer, BaseRecord::to(topic).key(city).payload(value)).map_err(failed)?;
+    }
+    flush_all(&producer).map_err(failed)?;
+    match producer.context().0.load(Ordering::Relaxed) {
+        0 => Ok(()),
+        failed => Err(DlqTopicError::NotWritten { failed }),
+    }
+}
+
+fn dlq_error(cluster: &KafkaCluster, doing: &str, error: KafkaError) -> DlqTopicError {
+    DlqTopicError::Kafka { brokers: cluster.brokers.clone(), doing: doing.into(), error: Box::new(error) }
+}
+
+fn enqueue_record<K: rdkafka::message::ToBytes + ?Sized, P: rdkafka::message::ToBytes + ?Sized>(
+    producer: &BaseProducer<FailedDeliveries>,
+    mut record: BaseRecord<'_, K, P>,
+) -> Result<(), KafkaError> {
+    let deadline = Instant::now() + CALL_DEADLINE;
+    loop {
+        match producer.send(record) {
+            Ok(()) => return Ok(()),
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back))
+                if Instant::now() < deadline =>
+            {
+                producer.poll(RETRY_PAUSE);
+                record = back;
+            }
+            Err((error, _)) => return Err(error),
+        }
+    }
+}
+
+/// Waits until all is delivered, or given up.
+fn flush_all(producer: &BaseProducer<FailedDeliveries>) -> Result<(), KafkaError> {
+    let deadline = Instant::now() + CALL_DEADLINE + CALL_DEADLINE;
+    while producer.in_flight_count() > 0 {
+        producer.poll(RETRY_PAUSE);
+        if Instant::now() > deadline {
+            return Err(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut));
+        }
+    }
+    Ok(())
+}
+
+/// Calls again while the cluster says that it may help.
+fn call_until_deadline<T>(mut call: impl FnMut() -> Result<T, KafkaError>) -> Result<T, KafkaError> {
+    let deadline = Instant::now() + CALL_DEADLINE;
+    loop {
+        match call() {
+            Err(error) if Instant::now() < deadline && is_transient(&error) => thread::sleep(RETRY_PAUSE),
+            done => return done,
+        }
+    }
+}
+
+fn is_transient(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode as Code;
+    match error {
+        KafkaError::Transaction(error) => error.is_retriable(),
+        _ => matches!(
+            error.rdkafka_error_code(),
+            Some(
+                Code::UnstableOffsetCommit
+                    | Code::CoordinatorLoadInProgress
+                    | Code::CoordinatorNotAvailable
+                    | Code::NotCoordinator
+                    | Code::BrokerTransportFailure
+                    | Code::OperationTimedOut
+                    | Code::RequestTimedOut
+                    | Code::WaitingForCoordinator
+            )
+        ),
+    }
+}

@@ -1,0 +1,254 @@
+//! Records on their way out of the dataflow to durable sinks.
+
+use serde::{Deserialize, Serialize};
+
+use super::{CityId, CityNames, CurrentRow, RowChange};
+
+/// A part of the output that is written by itself, in transactions of its own: numbered over all sinks of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Shard(pub u16);
+
+/// Records of one epoch for one shard, in their order, written out one behind the other.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct EncodedBatch {
+    pub shard: Shard,
+    pub epoch: u64,
+    pub record_count: u32,
+    bytes: Vec<u8>,
+}
+
+/// A record of a parcel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EncodedRecord<'a> {
+    /// Which of the shard's topics, and which partition of it.
+    pub topic: u8,
+    pub partition: u32,
+    pub key: Option<&'a [u8]>,
+    /// A tombstone has none.
+    pub value: Option<&'a [u8]>,
+    pub headers: EncodedHeaders<'a>,
+}
+
+/// The headers of a record: names and values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EncodedHeaders<'a> {
+    headers_left: u8,
+    bytes: &'a [u8],
+}
+
+/// Topic, partition, lengths of key and value, number of headers.
+const FIXED_FIELDS_BYTES: usize = 1 + 4 + 4 + 4 + 1;
+/// The length of what is not there.
+const ABSENT_LENGTH: u32 = u32::MAX;
+/// Parcels are about this long, so that no epoch makes one too long to move.
+const TARGET_BATCH_BYTES: usize = 64 * 1024;
+
+impl EncodedBatch {
+    /// Bytes of its records.
+    pub fn encoded_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub fn records(&self) -> impl Iterator<Item = EncodedRecord<'_>> {
+        let mut rest = &self.bytes[..];
+        std::iter::from_fn(move || read_record(&mut rest))
+    }
+}
+
+fn read_record<'a>(rest: &mut &'a [u8]) -> Option<EncodedRecord<'a>> {
+    let fixed = take_bytes(rest, FIXED_FIELDS_BYTES)?;
+    let number = |at: usize| fixed[at..at + 4].try_into().map_or(0, u32::from_le_bytes);
+    let mut part = |length: u32| match length {
+        ABSENT_LENGTH => Some(None),
+        length => take_bytes(rest, length as usize).map(Some),
+    };
+    let (key, value) = (part(number(5))?, part(number(9))?);
+    let headers = EncodedHeaders { headers_left: fixed[13], bytes: rest };
+    let length = headers.clone().map(|(name, value)| 5 + name.len() + value.len()).sum();
+    take_bytes(rest, length)?;
+    Some(EncodedRecord { topic: fixed[0], partition: number(1), key, value, headers })
+}
+
+fn take_bytes<'a>(rest: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
+    let (taken, after) = rest.split_at_checked(length)?;
+    *rest = after;
+    Some(taken)
+}
+
+impl<'a> Iterator for EncodedHeaders<'a> {
+    type Item = (&'a str, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.headers_left = self.headers_left.checked_sub(1)?;
+        let fixed = take_bytes(&mut self.bytes, 5)?;
+        let name = std::str::from_utf8(take_bytes(&mut self.bytes, usize::from(fixed[0]))?).ok()?;
+        let length = u32::from_le_bytes(fixed[1..].try_into().ok()?);
+        Some((name, take_bytes(&mut self.bytes, length as usize)?))
+    }
+}
+
+/// Collects records into parcels.
+#[derive(Debug, Default)]
+pub struct BatchBuilder {
+    /// The last one of each shard, while it is filled.
+    open_batches: Vec<Option<EncodedBatch>>,
+    full_batches: Vec<EncodedBatch>,
+    /// How long the parcels of each shard become: so none grows step by step.
+    batch_lengths: Vec<usize>,
+}
+
+impl BatchBuilder {
+    /// Begins a record behind the others of its epoch and shard. Epochs come in their order.
+    #[inline]
+    pub fn begin_record(&mut self, epoch: u64, shard: Shard, topic: u8, partition: u32) -> RecordBuilder<'_> {
+        let at = usize::from(shard.0);
+        if self.open_batches.len() <= at {
+            self.open_batches.resize(at + 1, None);
+            self.batch_lengths.resize(at + 1, 0);
+        }
+        let open = &mut self.open_batches[at];
+        let full =
+            |parcel: &mut EncodedBatch| parcel.epoch != epoch || parcel.bytes.len() >= TARGET_BATCH_BYTES;
+        if let Some(parcel) = open.take_if(full) {
+            self.batch_lengths[at] = parcel.bytes.len();
+            self.full_batches.push(parcel);
+        }
+        let length = self.batch_lengths[at] + self.batch_lengths[at] / 8;
+        let parcel = open.get_or_insert_with(|| EncodedBatch {
+            shard,
+            epoch,
+            record_count: 0,
+            bytes: Vec::with_capacity(length),
+        });
+        parcel.record_count += 1;
+        let bytes = &mut parcel.bytes;
+        let start = bytes.len();
+        bytes.push(topic);
+        bytes.extend_from_slice(&partition.to_le_bytes());
+        bytes.extend_from_slice(&ABSENT_LENGTH.to_le_bytes());
+        bytes.extend_from_slice(&ABSENT_LENGTH.to_le_bytes());
+        bytes.push(0);
+        let part = bytes.len();
+        RecordBuilder { start, part_start: part, bytes }
+    }
+
+    /// All that was collected.
+    pub fn take_batches(&mut self) -> Vec<EncodedBatch> {
+        let mut all = std::mem::take(&mut self.full_batches);
+        for (open, length) in self.open_batches.iter_mut().zip(&mut self.batch_lengths) {
+            if let Some(parcel) = open.take() {
+                // What is left over may be short; the next is not.
+                *length = parcel.bytes.len().max(*length / 2);
+                all.push(parcel);
+            }
+        }
+        all
+    }
+}
+
+/// A record that is being written: first its key, then its value, then its headers; each where it has one.
+#[derive(Debug)]
+pub struct RecordBuilder<'a> {
+    start: usize,
+    /// Where the part at hand begins.
+    part_start: usize,
+    bytes: &'a mut Vec<u8>,
+}
+
+impl RecordBuilder<'_> {
+    /// Where the part at hand is appended to.
+    pub fn buffer(&mut self) -> &mut Vec<u8> {
+        self.bytes
+    }
+
+    /// What was appended is the key.
+    pub fn end_key(&mut self) {
+        self.write_part_length(5);
+    }
+
+    /// What was appended since is the value.
+    pub fn end_value(&mut self) {
+        self.write_part_length(9);
+    }
+
+    fn write_part_length(&mut self, field: usize) {
+        let length = (self.bytes.len() - self.part_start) as u32;
+        let at = self.start + field;
+        self.bytes[at..at + 4].copy_from_slice(&length.to_le_bytes());
+        self.part_start = self.bytes.len();
+    }
+
+    /// A header, of a name of at most 255 bytes.
+    pub fn push_header(&mut self, name: &str, value: &[u8]) {
+        debug_assert!(name.len() < 256);
+        self.bytes[self.start + 13] += 1;
+        self.bytes.push(name.len() as u8);
+        self.bytes.extend_from_slice(&(value.len() as u32).to_le_bytes());
+        self.bytes.extend_from_slice(name.as_bytes());
+        self.bytes.extend_from_slice(value);
+    }
+}
+
+/// Writes what an epoch changes as the records of a sink.
+pub trait Render {
+    fn render_row(&mut self, epoch: u64, names: &CityNames, change: &RowChange, out: &mut BatchBuilder);
+
+    /// The current row of a city from this epoch on.
+    fn render_current(
+        &mut self,
+        epoch: u64,
+        names: &CityNames,
+        city: CityId,
+        row: Option<&CurrentRow>,
+        out: &mut BatchBuilder,
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    type Written = (u64, u16, u8, u32, Option<Vec<u8>>, Option<Vec<u8>>, Vec<(String, Vec<u8>)>);
+
+    fn written() -> impl Strategy<Value = Written> {
+        let bytes = || proptest::collection::vec(any::<u8>(), 0..40);
+        let part = || proptest::option::of(bytes());
+        let headers = proptest::collection::vec(("[a-z]{1,12}", bytes()), 0..4);
+        (0..3u64, 0..3u16, any::<u8>(), any::<u32>(), part(), part(), headers)
+    }
+
+    proptest! {
+        #[test]
+        fn encoded_records_keep_shard_order(mut records in proptest::collection::vec(written(), 0..200)) {
+            records.sort_by_key(|record| record.0);
+            let mut parcels = BatchBuilder::default();
+            for (epoch, shard, topic, partition, key, value, headers) in &records {
+                let mut draft = parcels.begin_record(*epoch, Shard(*shard), *topic, *partition);
+                if let Some(key) = key {
+                    draft.buffer().extend_from_slice(key);
+                    draft.end_key();
+                }
+                if let Some(value) = value {
+                    draft.buffer().extend_from_slice(value);
+                    draft.end_value();
+                }
+                headers.iter().for_each(|(name, value)| draft.push_header(name, value));
+            }
+            let parcels = parcels.take_batches();
+            for shard in 0..3 {
+                let mut back: Vec<Written> = Vec::new();
+                for parcel in parcels.iter().filter(|parcel| parcel.shard == Shard(shard)) {
+                    prop_assert_eq!(parcel.records().count(), parcel.record_count as usize);
+                    back.extend(parcel.records().map(|r| {
+                        let headers = r.headers.map(|(name, value)| (name.to_owned(), value.to_vec()));
+                        let (key, value) = (r.key.map(<[u8]>::to_vec), r.value.map(<[u8]>::to_vec));
+                        (parcel.epoch, shard, r.topic, r.partition, key, value, headers.collect())
+                    }));
+                }
+                let expected: Vec<Written> = records.iter().filter(|r| r.1 == shard).cloned().collect();
+                prop_assert_eq!(back, expected);
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! The version of the rules by which a log becomes results, and what is said of what another version has made.
+
+use std::fmt;
+
+/// The version of the rules: what decides which readings a log has, and what their results are, beside the configuration. A
+/// change of either needs another number, and results and dead letters of another number are not added to.
+///
+/// 1: swelter 0.1.0 up to November 2026. 2: heat indexes as the NWS's own calculator, times by one grammar, trends of one
+/// hour, records that end with their lines.
+pub const RULES_VERSION: u32 = 2;
+
+/// What the version is called in the identity of results, and in the first line of the rules of dead letters.
+pub const RULES_VERSION_KEY: &str = "rules version";
+
+/// What is added to a refusal for another value of a key than what was recorded.
+pub fn rebuild_hint(key: &str) -> &'static str {
+    match key {
+        "results.formula" => {
+            ". The state keeps heat indexes, not measurements, so another formula needs the readings again: from the topic, or from an archive \
+             of them (docs/rebuild.md)"
+        }
+        _ => "",
+    }
+}
+
+/// A place that swelter keeps something in which the rules have made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VersionedArtifact {
+    /// By its name, and where it is.
+    Checkpoint {
+        name: String,
+    },
+    ProgressTopic {
+        topic: String,
+    },
+    DeadLetters {
+        path: String,
+    },
+}
+
+/// Something that another version of the rules has made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{made} by {}, and this is {}: the same readings may have other results now, so nothing is added to it. {} \
+     (docs/troubleshooting.md, \"Made by another version\")",
+    ProducerVersion(.version.as_deref()),
+    ProducerVersion(Some(&RULES_VERSION.to_string())),
+    .made.recovery_steps()
+)]
+pub struct RulesVersionMismatch {
+    made: VersionedArtifact,
+    /// As it was recorded.
+    version: Option<String>,
+}
+
+impl RulesVersionMismatch {
+    /// Refuses what was recorded with another version than this run has.
+    pub fn check_version(
+        recorded: Option<&String>,
+        own: Option<&String>,
+        made: impl FnOnce() -> VersionedArtifact,
+    ) -> Result<(), RulesVersionMismatch> {
+        if recorded == own {
+            return Ok(());
+        }
+        Err(RulesVersionMismatch { made: made(), version: recorded.cloned() })
+    }
+}
+
+impl VersionedArtifact {
+    fn recovery_steps(&self) -> &'static str {
+        match self {
+            VersionedArtifact::Checkpoint { .. } | VersionedArtifact::DeadLetters { .. } => {
+                "To begin anew, stop it, move dead-letters* and checkpoints out of the data directory (or name another checkpoints.url), and \
+                 start again: the logs are read from their beginnings; where they do not reach back, take an empty data directory and \
+                 send the readings again"
+            }
+            VersionedArtifact::ProgressTopic { .. } => {
+                "To begin anew, name new result and progress topics and another place for checkpoints, or delete the topics of results, \
+                 progress and dead letters, and start again: the input is read from its beginning"
+            }
+        }
+    }
+}
+
+impl fmt::Display for VersionedArtifact {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            VersionedArtifact::Checkpoint { name } => write!(f, "the checkpoint {name} was made"),
+            VersionedArtifact::ProgressTopic { topic } => {
+                write!(f, "the results of progress topic {topic} were made")
+            }
+            VersionedArtifact::DeadLetters { path } => write!(f, "the dead letters {path} were written"),
+        }
+    }
+}
+
+/// Who makes results by a version of the rules.
+struct ProducerVersion<'a>(Option<&'a str>);
+
+impl fmt::Display for ProducerVersion<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let own = RULES_VERSION.to_string();
+        match self.0 {
+            Some("1") => f.write_str("swelter 0.1.0 of November 2026 or before (rules version 1)"),
+            Some(version) if version == own => {
+                write!(f, "swelter {} (rules version {version})", env!("CARGO_PKG_VERSION"))
+            }
+            Some(version) => write!(f, "another swelter (rules version {version})"),
+            None => f.write_str("a swelter of no known version"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_rules_version_error_names_maker_and_steps() {
+        let own = RULES_VERSION.to_string();
+        let check = |recorded: Option<&str>, made: VersionedArtifact| {
+            RulesVersionMismatch::check_version(recorded.map(String::from).as_ref(), Some(&own), || made)
+                .map_err(|e| e.to_string())
+        };
+        let topic = || VersionedArtifact::ProgressTopic { topic: "p".into() };
+        assert_eq!(check(Some(&own), topic()), Ok(()));
+        let line = check(Some("1"), topic()).unwrap_err();
+        for says in
+            ["progress topic p", "swelter 0.1.0 of November 2026 or before", "rules version 2", "new result"]
+        {
+            assert!(line.contains(says), "{line}");
+        }
+        assert!(check(Some("9"), topic()).unwrap_err().contains("another swelter (rules version 9)"));
+        let line = check(None, VersionedArtifact::Checkpoint { name: "1-2".into() }).unwrap_err();
+        assert!(line.contains("the checkpoint 1-2 was made by a swelter of no known version"), "{line}");
+        assert!(!line.contains('\n') && line.contains("dead-letters*"), "{line}");
+    }
+}

@@ -1,0 +1,107 @@
+//! Appends that wait for the writer.
+
+use std::mem;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::model::{AppendCallback, AppendError, AppendReport, Appender, NewRecord};
+
+/// What a waiting record takes beside its bytes, about.
+const RECORD_OVERHEAD_BYTES: usize = 64;
+
+pub(super) struct QueuedAppend {
+    pub records: Vec<NewRecord>,
+    pub acknowledge: AppendCallback,
+}
+
+/// Holds at most so many records and bytes; a single append may be larger where nothing else waits.
+pub(super) struct AppendQueue {
+    max_records: usize,
+    max_bytes: usize,
+    state: Mutex<QueueState>,
+    not_empty: Condvar,
+}
+
+#[derive(Default)]
+struct QueueState {
+    appends: Vec<QueuedAppend>,
+    records: usize,
+    bytes: usize,
+    close_reason: Option<AppendError>,
+}
+
+impl AppendQueue {
+    pub(super) fn new(max_records: usize, max_bytes: usize) -> AppendQueue {
+        AppendQueue { max_records, max_bytes, state: Mutex::default(), not_empty: Condvar::new() }
+    }
+
+    /// All that waits, once there is some, and none after a while without; nothing when the queue is closed and empty.
+    pub(super) fn take_appends(&self, timeout: Duration) -> Option<Vec<QueuedAppend>> {
+        let mut waiting = self.lock();
+        let mut is_late = false;
+        loop {
+            if !waiting.appends.is_empty() {
+                (waiting.records, waiting.bytes) = (0, 0);
+                return Some(mem::take(&mut waiting.appends));
+            }
+            if waiting.close_reason.is_some() {
+                return None;
+            }
+            if is_late {
+                return Some(Vec::new());
+            }
+            let waited =
+                self.not_empty.wait_timeout(waiting, timeout).unwrap_or_else(PoisonError::into_inner);
+            (waiting, is_late) = (waited.0, waited.1.timed_out());
+        }
+    }
+
+    /// Takes nothing more, for this reason; the first one counts. What waits is still taken by [`Queue::take`].
+    pub(super) fn close(&self, reason: AppendError) {
+        self.lock().close_reason.get_or_insert(reason);
+        self.not_empty.notify_all();
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().close_reason.is_some()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push_append(
+        &self,
+        records: Vec<NewRecord>,
+        done: AppendCallback,
+    ) -> Result<(), (AppendCallback, AppendError)> {
+        let bytes = records.iter().map(|record| record.bytes.len() + RECORD_OVERHEAD_BYTES).sum::<usize>();
+        let mut waiting = self.lock();
+        if let Some(reason) = &waiting.close_reason {
+            return Err((done, reason.clone()));
+        }
+        let fits =
+            waiting.records + records.len() <= self.max_records && waiting.bytes + bytes <= self.max_bytes;
+        if !fits && !waiting.appends.is_empty() {
+            return Err((done, AppendError::Busy));
+        }
+        waiting.records += records.len();
+        waiting.bytes += bytes;
+        waiting.appends.push(QueuedAppend { records, acknowledge: done });
+        if waiting.appends.len() == 1 {
+            self.not_empty.notify_one();
+        }
+        Ok(())
+    }
+}
+
+impl Appender for AppendQueue {
+    fn append(&self, records: Vec<NewRecord>, done: AppendCallback) {
+        if records.is_empty() {
+            return done(Ok(AppendReport::default()));
+        }
+        if let Err((done, reason)) = self.push_append(records, done) {
+            done(Err(reason));
+        }
+    }
+}

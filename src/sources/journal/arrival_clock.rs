@@ -1,0 +1,265 @@
+//! When records arrived, by a clock that is not believed when it suddenly says something else.
+//!
+//! A wall clock that is ahead, even for one record, would let readings of the future in. So the wall clock is compared with the
+//! time that it should be: the last time that was believed, plus how long the host has been up since. A clock that is ahead of that by
+//! more than the bound holds records back, until it has said the same for a minute. One that is behind is believed at once: stamps may fall.
+//!
+//! The last time that was believed outlives the process in a file. After a restart of the host nothing says how long that was
+//! off: the last time that is known is all there is to compare with.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use crate::fault;
+use crate::model::clock::{boot_id, uptime_ms, wall_clock_ms};
+use crate::model::{AppendError, AppendHold, EventTime, HoldCause, Millis};
+
+/// In the journal's folder.
+pub(super) const FILE_NAME: &str = "clock";
+/// A clock that is ahead is believed once it has said the same for so long.
+const CLOCK_CONFIRM_MS: i64 = 60_000;
+/// Two looks agree that differ by no more, the time between them taken off; clocks are slewed and drift.
+const DRIFT_TOLERANCE_MS: i64 = 1_000;
+/// A clock that was put back by more is warned of.
+const BACKWARD_STEP_WARN_MS: i64 = 10_000;
+/// The file is written so often.
+const SAVE_INTERVAL_MS: i64 = 60_000;
+
+/// The clocks of the host, or those of a test.
+pub(super) trait Clock: Send {
+    /// ms since 1970-01-01T00:00:00Z.
+    fn wall_ms(&self) -> i64;
+    fn uptime_ms(&self) -> i64;
+    fn boot_id(&self) -> String;
+    /// How long a clock that is ahead must say the same.
+    fn confirm_ms(&self) -> i64 {
+        CLOCK_CONFIRM_MS
+    }
+}
+
+pub(super) struct HostClock;
+
+impl Clock for HostClock {
+    fn wall_ms(&self) -> i64 {
+        i64::try_from(wall_clock_ms()).unwrap_or(i64::MAX)
+    }
+
+    fn uptime_ms(&self) -> i64 {
+        uptime_ms()
+    }
+
+    fn boot_id(&self) -> String {
+        boot_id()
+    }
+
+    #[cfg(debug_assertions)]
+    fn confirm_ms(&self) -> i64 {
+        // For tests only: they have no minute.
+        let confirm_text = std::env::var("SWELTER_TEST_CLOCK_AGREE_MS").ok();
+        confirm_text.and_then(|text| text.parse().ok()).unwrap_or(CLOCK_CONFIRM_MS)
+    }
+}
+
+/// What the last time that was believed is written down as.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct SavedClock {
+    boot_id: String,
+    uptime_ms: i64,
+    wall_ms: i64,
+}
+
+/// What is believed of the wall clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ClockEstimate {
+    Unknown,
+    /// It was at least so late, before a time off of unknown length.
+    AtLeast(i64),
+    /// The wall clock less the uptime.
+    Offset(i64),
+}
+
+/// The first look at a clock that is ahead.
+#[derive(Clone, Copy, Debug)]
+struct UnconfirmedClockStep {
+    offset: i64,
+    since: i64,
+}
+
+/// Whether records are held back, as others see it.
+pub(super) type SharedAppendHold = Arc<Mutex<Option<AppendHold>>>;
+
+pub(super) struct ArrivalClock {
+    clock: Box<dyn Clock>,
+    max_ahead_ms: i64,
+    estimate: ClockEstimate,
+    unconfirmed: Option<UnconfirmedClockStep>,
+    hold: SharedAppendHold,
+    path: PathBuf,
+    /// Uptime and offset when the file was written.
+    saved: Option<(i64, i64)>,
+}
+
+impl ArrivalClock {
+    /// `last` is when the last record of the journal arrived, where there is one.
+    pub(super) fn open(
+        dir: &Path,
+        max_ahead: Millis,
+        last: Option<EventTime>,
+        clock: Box<dyn Clock>,
+    ) -> ArrivalClock {
+        let path = dir.join(FILE_NAME);
+        let saved = fault::read_small_file(&path)
+            .ok()
+            .and_then(|bytes| serde_json::from_slice::<SavedClock>(&bytes).ok());
+        let belief = match (saved, last) {
+            (Some(kept), _) if !kept.boot_id.is_empty() && kept.boot_id == clock.boot_id() => {
+                ClockEstimate::Offset(kept.wall_ms.saturating_sub(kept.uptime_ms))
+            }
+            (Some(kept), _) => ClockEstimate::AtLeast(kept.wall_ms),
+            (None, Some(last)) => ClockEstimate::AtLeast(last.millis()),
+            (None, None) => ClockEstimate::Unknown,
+        };
+        let held = SharedAppendHold::default();
+        let max_ahead_ms = max_ahead.millis().max(DRIFT_TOLERANCE_MS);
+        let mut arrival_clock = ArrivalClock {
+            clock,
+            max_ahead_ms,
+            estimate: belief,
+            unconfirmed: None,
+            hold: held,
+            path,
+            saved: None,
+        };
+        let _ = arrival_clock.stamp_now();
+        arrival_clock
+    }
+
+    pub(super) fn shared_hold(&self) -> SharedAppendHold {
+        Arc::clone(&self.hold)
+    }
+
+    /// The stamp of a record that arrives now. To be called about once a second even where none does, so that a clock that is ahead is
+    /// looked at again.
+    pub(super) fn stamp_now(&mut self) -> Result<EventTime, AppendError> {
+        let (wall, uptime) = (self.clock.wall_ms(), self.clock.uptime_ms());
+        let offset = wall.saturating_sub(uptime);
+        let ahead = match self.estimate {
+            ClockEstimate::Unknown => 0,
+            ClockEstimate::AtLeast(known) => wall.saturating_sub(known),
+            ClockEstimate::Offset(believed) => offset.saturating_sub(believed),
+        };
+        if ahead <= DRIFT_TOLERANCE_MS {
+            if ahead < -BACKWARD_STEP_WARN_MS {
+                warn_clock_set_back(wall, ahead);
+            }
+            self.accept_clock(offset, uptime);
+        } else if self.is_confirmed(offset, uptime) {
+            let time = format_time(wall);
+            tracing::warn!(
+                time,
+                "the clock of this host says so for a minute now, and is believed: it was put forward by {}",
+                format_span(ahead)
+            );
+            self.accept_clock(offset, uptime);
+        } else if ahead > self.max_ahead_ms {
+            return Err(AppendError::OnHold(self.start_hold(wall, uptime, ahead)));
+        } else {
+            // A small step: records are taken meanwhile, but several such steps in a row do not add up.
+            self.release_hold();
+        }
+        Ok(EventTime::from_millis(wall).unwrap_or(EventTime::MAX))
+    }
+
+    /// Whether it has said the same for a minute; the first look begins it.
+    fn is_confirmed(&mut self, offset: i64, uptime: i64) -> bool {
+        match self.unconfirmed {
+            Some(doubt) if (offset - doubt.offset).abs() <= DRIFT_TOLERANCE_MS => {
+                uptime - doubt.since >= self.clock.confirm_ms()
+            }
+            _ => {
+                self.unconfirmed = Some(UnconfirmedClockStep { offset, since: uptime });
+                false
+            }
+        }
+    }
+
+    fn accept_clock(&mut self, offset: i64, uptime: i64) {
+        self.estimate = ClockEstimate::Offset(offset);
+        self.unconfirmed = None;
+        self.release_hold();
+        let is_fresh = |(at, kept): (i64, i64)| {
+            uptime - at < SAVE_INTERVAL_MS && (offset - kept).abs() <= DRIFT_TOLERANCE_MS
+        };
+        if self.saved.is_some_and(is_fresh) {
+            return;
+        }
+        self.saved = Some((uptime, offset));
+        let saved = SavedClock { boot_id: self.clock.boot_id(), uptime_ms: uptime, wall_ms: uptime + offset };
+        if let Err(error) = self.save_clock(&saved) {
+            tracing::debug!(path = %self.path.display(), %error, "the time cannot be written down: it is tried again in a minute");
+        }
+    }
+
+    /// Not synced: without the file a start compares with the last record.
+    fn save_clock(&self, saved: &SavedClock) -> io::Result<()> {
+        let temporary = self.path.with_extension("new");
+        let mut file = fs::File::create(&temporary)?;
+        serde_json::to_writer(&mut file, saved)?;
+        file.flush()?;
+        fs::rename(&temporary, &self.path)
+    }
+
+    fn release_hold(&self) {
+        if self.hold.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
+            tracing::info!("readings are taken again");
+        }
+    }
+
+    fn start_hold(&self, wall: i64, uptime: i64, ahead: i64) -> AppendHold {
+        let since = self.unconfirmed.map_or(uptime, |doubt| doubt.since);
+        let left_s = (self.clock.confirm_ms() - (uptime - since)).max(0) / 1_000 + 1;
+        let mut held = self.hold.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.is_none() {
+            let time = format_time(wall);
+            tracing::warn!(
+                time,
+                "the clock of this host is {} ahead of what it should say: readings are held back until it says so for a minute; set it right",
+                format_span(ahead)
+            );
+        }
+        let detail = format!(
+            "the clock of this host says {}, {} ahead of what it should by the last arrival and the time since: readings are taken once \
+             it is set right, or has said the same for a minute",
+            format_time(wall),
+            format_span(ahead)
+        );
+        let retry_after_s = u32::try_from(left_s).unwrap_or(u32::MAX);
+        let hold = AppendHold { cause: HoldCause::ClockAhead, detail: detail.into(), retry_after_s };
+        held.insert(hold).clone()
+    }
+}
+
+fn warn_clock_set_back(wall: i64, ahead: i64) {
+    let time = format_time(wall);
+    tracing::warn!(
+        time,
+        "the clock of this host was put back by {}: arrivals are stamped by it from now on, and epochs go on from their bound; readings \
+         that were taken while it was ahead stay (/v1/status has their cities under ahead_of_clock)",
+        format_span(-ahead)
+    );
+}
+
+fn format_time(wall: i64) -> String {
+    EventTime::from_millis(wall).unwrap_or(EventTime::MAX).to_string()
+}
+
+/// In the largest unit that shows what it is.
+fn format_span(ms: i64) -> String {
+    let units = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
+    let unit = units.iter().find(|(_, unit)| ms >= 2 * unit);
+    unit.map_or_else(|| format!("{ms} ms"), |(name, unit)| format!("{} {name}", ms / unit))
+}

@@ -1,0 +1,50 @@
+//! Looks at the tables of contents of the store's files before the store does: it allocates as many entries as one says that it has, and
+//! compares its checksum only then, so one flipped bit would end the process.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+
+/// The end of a file of the format "sfa": magic, version, type of checksum, checksum, position and length of the table of contents.
+const TRAILER_MAGIC: &[u8] = b"SFA!";
+const TRAILER_BYTES: u64 = 4 + 1 + 1 + 16 + 8 + 8;
+const POSITION_OFFSET: usize = 4 + 1 + 1 + 16;
+/// Before the entries: magic and their number.
+const CONTENTS_MAGIC: &[u8] = b"TOC!";
+const CONTENTS_HEAD_BYTES: usize = 4 + 4;
+/// An entry has a position, a length and the length of its name.
+const MIN_ENTRY_BYTES: u64 = 8 + 8 + 2;
+
+/// The first file in a folder, or below it, whose table of contents says more entries than the file has room for. What else may be wrong
+/// with a file the store finds itself.
+pub(super) fn find_impossible_contents(folder: &Path) -> io::Result<Option<PathBuf>> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let (path, kind) = (entry.path(), entry.file_type()?);
+        let found = match () {
+            () if kind.is_dir() => find_impossible_contents(&path)?,
+            () if kind.is_file() && has_impossible_contents(&path)? => Some(path),
+            () => None,
+        };
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
+}
+
+fn has_impossible_contents(path: &Path) -> io::Result<bool> {
+    let mut file = File::open(path)?;
+    let Some(trailer_at) = file.metadata()?.len().checked_sub(TRAILER_BYTES) else { return Ok(false) };
+    let mut trailer = [0; TRAILER_BYTES as usize];
+    file.seek(SeekFrom::Start(trailer_at))?;
+    file.read_exact(&mut trailer)?;
+    let position = trailer[POSITION_OFFSET..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    let room = trailer_at.checked_sub(position).and_then(|room| room.checked_sub(CONTENTS_HEAD_BYTES as u64));
+    let Some(room) = room.filter(|_| trailer.starts_with(TRAILER_MAGIC)) else { return Ok(false) };
+    let mut head = [0; CONTENTS_HEAD_BYTES];
+    file.seek(SeekFrom::Start(position))?;
+    file.read_exact(&mut head)?;
+    let entries = head.last_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
+    Ok(head.starts_with(CONTENTS_MAGIC) && u64::from(entries) * MIN_ENTRY_BYTES > room)
+}

@@ -1,0 +1,191 @@
+//! Random logs for a topic, and what must come of them.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use swelter::model::{EventTime, ReadingEvent};
+
+use super::topics::NewRecord;
+use crate::dataflow_runner::city_name;
+use crate::oracle::{LogEntry, Oracle};
+use crate::recovery::{MINUTE_MS, RUN_SETTINGS, Random, current_json, record_json, row_json};
+
+pub const CITIES: u32 = 12;
+/// Records between two steps of the log's clock.
+const RECORDS_PER_CLOCK_STEP: usize = 40;
+
+/// A record that is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExpectedDeadLetter {
+    pub offset: i64,
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    pub reason: String,
+}
+
+/// The values of a key one after the other, as they would be if each record were applied by itself.
+pub type ValueHistory = BTreeMap<String, Vec<Option<Value>>>;
+
+/// A log in the making. A city's records are in one partition.
+pub struct RandomLog {
+    pub random: Random,
+    partitions: u32,
+    /// The time of the newest reading.
+    now: i64,
+    /// The next offset of each partition.
+    offsets: Vec<i64>,
+    oracle: Oracle,
+    /// By the keys of the topics.
+    pub rows: ValueHistory,
+    pub current: ValueHistory,
+    /// By partition of the input.
+    pub letters: Vec<Vec<ExpectedDeadLetter>>,
+    /// Times that the log has had, of each city.
+    times: BTreeMap<u32, Vec<i64>>,
+}
+
+impl RandomLog {
+    /// How many records it has.
+    pub fn len(&self) -> i64 {
+        self.offsets.iter().sum()
+    }
+
+    /// Of at most so many records: more would come to be dated in the future.
+    pub fn new(seed: u64, partitions: u32, records: usize) -> RandomLog {
+        let steps = (records / RECORDS_PER_CLOCK_STEP) as i64 + 1;
+        let now = jiff::Timestamp::now().as_millisecond() - (2 * steps + 60) * MINUTE_MS;
+        RandomLog {
+            random: Random(seed),
+            partitions,
+            now: now - now.rem_euclid(MINUTE_MS),
+            offsets: vec![0; partitions as usize],
+            oracle: Oracle::new(RUN_SETTINGS),
+            rows: ValueHistory::new(),
+            current: ValueHistory::new(),
+            letters: vec![Vec::new(); partitions as usize],
+            times: BTreeMap::new(),
+        }
+    }
+
+    pub fn oracle(&self) -> &Oracle {
+        &self.oracle
+    }
+
+    /// How many there are so far.
+    pub fn record_count(&self) -> u64 {
+        self.offsets.iter().sum::<i64>() as u64
+    }
+
+    /// The next record.
+    pub fn next_record(&mut self) -> NewRecord {
+        if self.random.below(RECORDS_PER_CLOCK_STEP as u64) == 0 {
+            self.now += self.random.below(3) as i64 * MINUTE_MS;
+        }
+        let city = self.random.below(CITIES.into()) as u32;
+        let entry = LogEntry { city, ..self.random.random_entry(self.now) };
+        if self.random.below(12) == 0 { self.invalid_record(city) } else { self.valid_record(&entry) }
+    }
+
+    /// The record of a reading or withdrawal that can be decoded.
+    pub fn valid_record(&mut self, entry: &LogEntry) -> NewRecord {
+        let city = city_name(entry.city);
+        let tombstone =
+            entry.event == ReadingEvent::Withdrawal && entry.revision.is_none() && self.random.below(2) == 0;
+        let mut record = NewRecord::new(self.partition_of(entry.city), &city, &record_json(entry));
+        if tombstone {
+            (record.key, record.value) = (Some(row_key(&city, entry.millis).into_bytes()), None);
+        }
+        if self.oracle.apply_arrival(entry).is_some() {
+            self.expect_values(entry);
+        } else {
+            self.expect_dead_letter(&record, "too_late");
+        }
+        self.offsets[record.partition as usize] += 1;
+        record
+    }
+
+    fn invalid_record(&mut self, city: u32) -> NewRecord {
+        let name = city_name(city);
+        let whole = json!({
+            "city": name, "reading_at": EventTime::from_millis(self.now).unwrap().to_string(),
+            "temperature": 80, "humidity": 50,
+        });
+        let with = |field: &str, value: Value| {
+            let mut record = whole.clone();
+            record[field] = value;
+            Some(record.to_string().into_bytes())
+        };
+        let mut without = whole.clone();
+        without.as_object_mut().unwrap().remove("temperature");
+        let tomorrow = jiff::Timestamp::now().as_millisecond() + 24 * 60 * MINUTE_MS;
+        let tomorrow = EventTime::from_millis(tomorrow).unwrap().to_string();
+        let kinds = [
+            (Some(b"not JSON".to_vec()), "not_decodable"),
+            (Some(b"{\"city\":\"\xFF\n\0\"}".to_vec()), "not_decodable"),
+            (Some(Vec::new()), "not_decodable"),
+            // A tombstone whose key does not say of which reading.
+            (None, "not_decodable"),
+            (Some(without.to_string().into_bytes()), "missing_field"),
+            (with("city", "".into()), "bad_city"),
+            (with("reading_at", "yesterday".into()), "bad_time"),
+            (with("reading_at", "2026-01-01T00:00:00".into()), "no_offset"),
+            (with("temperature", "hot".into()), "bad_number"),
+            (with("temperature", 999.into()), "out_of_range"),
+            (with("reading_at", tomorrow.into()), "in_the_future"),
+        ];
+        let (value, reason) = &kinds[self.random.below(kinds.len() as u64) as usize];
+        let record = NewRecord { value: value.clone(), ..NewRecord::new(self.partition_of(city), &name, "") };
+        self.expect_dead_letter(&record, reason);
+        self.offsets[record.partition as usize] += 1;
+        record
+    }
+
+    fn partition_of(&self, city: u32) -> i32 {
+        (city % self.partitions) as i32
+    }
+
+    fn expect_dead_letter(&mut self, record: &NewRecord, reason: &str) {
+        let partition = record.partition as usize;
+        let NewRecord { key, value, .. } = record.clone();
+        self.letters[partition].push(ExpectedDeadLetter {
+            offset: self.offsets[partition],
+            key,
+            value,
+            reason: reason.into(),
+        });
+    }
+
+    /// Notes the values of all keys that an applied record reaches.
+    fn expect_values(&mut self, entry: &LogEntry) {
+        let city = city_name(entry.city);
+        let times = self.times.entry(entry.city).or_default();
+        if let Err(place) = times.binary_search(&entry.millis) {
+            times.insert(place, entry.millis);
+        }
+        for millis in
+            times.iter().filter(|at| (entry.millis..=entry.millis + RUN_SETTINGS.window).contains(at))
+        {
+            let row = self.oracle.row(entry.city, *millis).map(|row| row_json(&city, *millis, &row));
+            push_value(&mut self.rows, &row_key(&city, *millis), row);
+        }
+        let current = self.oracle.current().get(&entry.city).map(|row| current_json(&city, row));
+        push_value(&mut self.current, &city, current);
+    }
+}
+
+fn push_value(values: &mut ValueHistory, key: &str, value: Option<Value>) {
+    let values = values.entry(key.into()).or_default();
+    if values.last().unwrap_or(&None) != &value {
+        values.push(value);
+    }
+}
+
+/// The key of a row, byte for byte.
+pub fn row_key(city: &str, millis: i64) -> String {
+    format!("{{\"city\":{},\"reading_at\":\"{}\"}}", json!(city), EventTime::from_millis(millis).unwrap())
+}
+
+/// What each key holds in the end.
+pub fn final_values(values: &ValueHistory) -> BTreeMap<&str, Value> {
+    values.iter().filter_map(|(key, values)| Some((key.as_str(), values.last()?.clone()?))).collect()
+}
