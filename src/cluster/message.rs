@@ -70,19 +70,20 @@ impl ValueName {
     pub const OPTIONAL_TEXT: ValueName = ValueName("core::option::Option<alloc::string::String>");
     /// Why a process has not loaded a checkpoint.
     pub const LOAD_FAILURE: ValueName =
-        ValueName("core::option::Option<swelter::pipeline::checkpoints::Failure>");
+        ValueName(concat!("core::option::Option<swelter::", "pipeline::checkpoints::Failure>"));
     /// What was found of topics before a start.
-    pub const TOPICS: ValueName = ValueName("swelter::pipeline::outlets::Found");
+    pub const TOPICS: ValueName = ValueName(concat!("swelter::", "pipeline::outlets::Found"));
     /// A claim of results, and what was there before it.
-    pub const CLAIM: ValueName = ValueName("swelter::sinks::kafka::outlet::Claimed");
+    pub const CLAIM: ValueName = ValueName(concat!("swelter::", "sinks::kafka::outlet::Claimed"));
     /// What a progress topic holds.
-    pub const PROGRESS: ValueName = ValueName("swelter::sinks::kafka::progress::Kept");
+    pub const PROGRESS: ValueName = ValueName(concat!("swelter::", "sinks::kafka::progress::Kept"));
     /// What all progress topics hold.
-    pub const ALL_PROGRESS: ValueName = ValueName("alloc::vec::Vec<swelter::sinks::kafka::progress::Kept>");
+    pub const ALL_PROGRESS: ValueName =
+        ValueName(concat!("alloc::vec::Vec<swelter::", "sinks::kafka::progress::Kept>"));
     /// Generation, partitions and first epoch of a start.
-    pub const START: ValueName = ValueName("swelter::pipeline::live::start::Start");
+    pub const START: ValueName = ValueName(concat!("swelter::", "pipeline::live::start::Start"));
     /// Where shards go on, and the epochs that may be used.
-    pub const OPENING: ValueName = ValueName("swelter::pipeline::live::active_run::Opening");
+    pub const OPENING: ValueName = ValueName(concat!("swelter::", "pipeline::live::active_run::Opening"));
 }
 
 /// What became of an append.
