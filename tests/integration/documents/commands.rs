@@ -13,15 +13,19 @@ use super::shell::{Shell, free_ports};
 use crate::kafka::broker::shared;
 
 /// The pages that a test below runs.
-const PAGES: [&str; 8] = [
+const PAGES: [&str; 12] = [
     "README.md",
+    "docs/backup.md",
     "docs/batch.md",
     "docs/checkpoints.md",
     "docs/cluster.md",
     "docs/dead-letters.md",
     "docs/operate.md",
+    "docs/places.md",
     "docs/quick-start.md",
     "docs/reading-files.md",
+    "docs/rebuild.md",
+    "docs/security.md",
 ];
 const KAFKA_PAGE: &str = "docs/kafka.md";
 
@@ -175,6 +179,28 @@ fn checkpoints_commands_write_what_it_shows() {
 #[test]
 fn dead_letters_commands_write_what_it_shows() {
     run_plain("docs/dead-letters.md");
+}
+
+#[test]
+fn backup_commands_write_what_it_shows() {
+    run_plain("docs/backup.md");
+}
+
+#[test]
+fn places_commands_write_what_it_shows() {
+    run_plain("docs/places.md");
+}
+
+#[test]
+fn security_commands_write_what_it_shows() {
+    run_plain("docs/security.md");
+}
+
+#[test]
+fn rebuild_commands_take_an_archive() {
+    let archive = r#"{"city":"a","reading_at":"2026-01-01T00:00:00Z","temperature":91,"humidity":50}"#;
+    let prepare = |folder: &Path| fs::write(folder.join("archive.jsonl"), archive).unwrap();
+    run_page("docs/rebuild.md", prepare, Vec::new());
 }
 
 #[test]

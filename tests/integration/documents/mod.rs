@@ -123,7 +123,7 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ("docs/performance.md", "cargo bench", "benchmarks take minutes"),
     ("docs/trial.md", "scripts/trial --seeds 1..84", "takes 20 minutes; the test trial runs a short one"),
     ("docs/trial.md", "scripts/trial --seeds 17..17", "the test trial runs a short one"),
-    ("docs/backup.md", "swelter backup --verify", "backup tests it"),
+    ("docs/backup.md", "swelter backup --verify", "the same commands run above it; backup tests a rehearsal"),
     ("docs/disaster-recovery.md", "kafka-topics.sh", "documents::recovery runs it"),
     ("docs/disaster-recovery.md", "for partition in 0 1", "documents::recovery runs it"),
     (
@@ -131,12 +131,8 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
         "swelter run --config swelter.toml --adopt-logs",
         "documents::recovery runs it",
     ),
-    ("docs/places.md", "swelter run --places", "places tests it"),
     ("docs/reading-files.md", "sqlite3", "needs the database of a station; read_files reads its CSV"),
     ("docs/reading-files.md", "swelter batch temperature.csv", "the sample has semicolons; the next block"),
-    ("docs/rebuild.md", "swelter run --formula nws", "other_rules does it"),
-    ("docs/rebuild.md", "curl -sf", "other_rules does it"),
-    ("docs/security.md", "install -m 600", "serve::security tests read such a file"),
     ("docs/troubleshooting.md", "mkdir swelter-data.old", "other_rules does it"),
 ];
 
