@@ -9,6 +9,7 @@ mod shell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use markdown::{Page, pages, repository, user_pages};
 
@@ -155,4 +156,34 @@ fn every_command_is_run_or_says_why_not() {
     let unused: Vec<_> =
         (0..NOT_RUN.len()).filter(|entry| !used.contains(entry)).map(|at| NOT_RUN[at]).collect();
     assert!(unused.is_empty(), "no such blocks: {unused:#?}");
+}
+
+/// Blocks of TOML that are a part of a table.
+const PARTS: [(&str, &str); 1] = [("docs/kafka.md", "properties = ")];
+
+/// Each configuration of the documents is valid, but for files that are not here.
+#[test]
+fn configurations_are_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("shown.toml");
+    let mut count = 0;
+    for page in user_pages() {
+        for block in page.blocks.iter().filter(|block| block.language == "toml") {
+            if PARTS.iter().any(|(path, begin)| *path == page.path && block.text.starts_with(begin)) {
+                continue;
+            }
+            fs::write(&config, &block.text).unwrap();
+            let output = Command::new(env!("CARGO_BIN_EXE_swelter"))
+                .args(["run", "--check-config", "--config", config.to_str().unwrap()])
+                .current_dir(folder.path())
+                .output()
+                .unwrap();
+            let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+            let is_of_a_file = |line: &str| line.contains("is not a file") || line.contains("No such file");
+            let is_taken = errors.lines().all(is_of_a_file);
+            assert!(is_taken, "{}:{}: {errors}", page.path, block.number);
+            count += 1;
+        }
+    }
+    assert!(count >= 8, "{count} configurations");
 }
