@@ -27,7 +27,8 @@ const PAGES: [&str; 12] = [
     "docs/rebuild.md",
     "docs/security.md",
 ];
-const KAFKA_PAGE: &str = "docs/kafka.md";
+/// Those that need a broker.
+const KAFKA_PAGES: [&str; 2] = ["docs/kafka.md", "docs/takeover.md"];
 
 /// What `docs/reading-files.md` calls the samples.
 const SAMPLES: [(&str, &str); 12] = [
@@ -141,7 +142,7 @@ fn sections(written: &str) -> Vec<(String, i32)> {
 fn every_page_with_commands_has_a_test() {
     for page in user_pages() {
         let runs = page.blocks.iter().any(|block| block.has("run"));
-        let is_listed = PAGES.contains(&&*page.path) || page.path == KAFKA_PAGE;
+        let is_listed = PAGES.contains(&&*page.path) || KAFKA_PAGES.contains(&&*page.path);
         assert_eq!(runs, is_listed, "{}: add a test that runs it, and its name to PAGES", page.path);
     }
 }
@@ -219,10 +220,11 @@ fn reading_files_commands_write_what_it_shows() {
     run_page("docs/reading-files.md", prepare, Vec::new());
 }
 
-#[test]
-fn kafka_commands_write_what_it_shows() {
+/// Runs a page beside the shared broker, with topics of its own.
+fn run_with_kafka(path: &str) {
     let Some(access) = shared() else { return };
-    let number = std::process::id();
+    let page = KAFKA_PAGES.iter().position(|page| *page == path).unwrap();
+    let number = format!("{}-{page}", std::process::id());
     let readings = format!("readings-{number}");
     let replacements = [
         ("127.0.0.1:9092", access.address.clone()),
@@ -231,5 +233,15 @@ fn kafka_commands_write_what_it_shows() {
         ("--topic readings", format!("--topic {readings}")),
     ];
     let replacements = replacements.map(|(from, to)| (from.into(), to)).into();
-    run_page(KAFKA_PAGE, |_| (), replacements);
+    run_page(path, |_| (), replacements);
+}
+
+#[test]
+fn kafka_commands_write_what_it_shows() {
+    run_with_kafka("docs/kafka.md");
+}
+
+#[test]
+fn takeover_commands_write_what_it_shows() {
+    run_with_kafka("docs/takeover.md");
 }

@@ -78,27 +78,57 @@ fn index_names_every_page() {
     }
 }
 
-/// Text between quotes that is the name of a metric.
-fn metric_names(folder: &Path, found: &mut BTreeSet<String>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            metric_names(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let text = fs::read_to_string(&path).unwrap();
-            let quoted = text.split('"').skip(1).filter(|text| text.starts_with("swelter_"));
-            let is_name = |text: &&str| {
-                text.chars().all(|c| c.is_ascii_lowercase() || c == '_') && !text.ends_with('_')
-            };
-            found.extend(quoted.filter(is_name).map(String::from));
+/// The text of all Rust files below a folder.
+fn rust_text(folder: &str) -> String {
+    let (mut text, mut folders) = (String::new(), vec![repository().join(folder)]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                text.push_str(&fs::read_to_string(&path).unwrap());
+            }
         }
     }
+    text
+}
+
+/// Text between quotes that is the name of a metric.
+fn metric_names() -> BTreeSet<String> {
+    let text = rust_text("src");
+    let quoted = text.split('"').skip(1).filter(|text| text.starts_with("swelter_"));
+    let is_name =
+        |text: &&str| text.chars().all(|c| c.is_ascii_lowercase() || c == '_') && !text.ends_with('_');
+    quoted.filter(is_name).map(String::from).collect()
+}
+
+/// The last column of the table of threats names tests, modules of tests, or scripts.
+#[test]
+fn security_page_names_tests_that_exist() {
+    let page = fs::read_to_string(repository().join("docs/security.md")).unwrap();
+    let code = rust_text("src") + &rust_text("tests");
+    let rows = page.split("## Threats").nth(1).unwrap().lines().filter(|line| line.starts_with("| "));
+    let cells = rows.skip(1).filter_map(|row| row.trim_end_matches(['|', ' ']).rsplit_once('|'));
+    let names: Vec<&str> = cells.flat_map(|(_, cell)| cell.split('`').skip(1).step_by(2)).collect();
+    assert!(names.len() > 30, "{names:?}");
+    let exists = |name: &str| {
+        let last = name.rsplit("::").next().unwrap_or(name);
+        match last.strip_suffix('*') {
+            Some(begin) => code.contains(&format!("fn {begin}")),
+            None if name.starts_with("scripts/") => {
+                repository().join(name.split(' ').next().unwrap_or(name)).exists()
+            }
+            None => code.contains(&format!("fn {last}(")) || code.contains(&format!("mod {last};")),
+        }
+    };
+    let missing: Vec<&str> = names.into_iter().filter(|name| !exists(name)).collect();
+    assert!(missing.is_empty(), "docs/security.md names tests that are not there: {missing:?}");
 }
 
 #[test]
 fn operate_page_names_every_metric() {
-    let mut names = BTreeSet::new();
-    metric_names(&repository().join("src"), &mut names);
+    let names = metric_names();
     assert!(names.len() > 30, "{names:?}");
     let page = fs::read_to_string(repository().join("docs/operate.md")).unwrap();
     let missing: Vec<&String> = names.iter().filter(|name| !page.contains(*name)).collect();
@@ -118,8 +148,6 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ("docs/cluster.md", "swelter run --config swelter.toml --processes 3", "needs several hosts"),
     ("docs/cluster.md", "openssl req", "cluster::tls runs it"),
     ("docs/delivery.md", "kcat -C", "needs the topics of docs/kafka.md, whose test reads them so"),
-    ("docs/takeover.md", "swelter run --config swelter.toml --takeover", "kafka::takeover"),
-    ("docs/takeover.md", "swelter run --config swelter.toml --standby", "kafka::takeover"),
     ("docs/checkpoints.md", "duckdb -c", "checkpoints::duckdb_reads_them runs it"),
     ("docs/performance.md", "cargo bench", "benchmarks take minutes"),
     ("docs/trial.md", "scripts/trial --seeds 1..84", "takes 20 minutes; the test trial runs a short one"),

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::markdown::repository;
 
 /// For all the commands of a page.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// The first of so many ports in a row that nobody has.
 pub fn free_ports(count: u16) -> u16 {
