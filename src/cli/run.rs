@@ -11,9 +11,9 @@ use super::{CliError, logging, unused_data_dir_error};
 use crate::cluster::supervisor::{self, SupervisorError, SupervisorLink, SupervisorPlan};
 use crate::config::layers::ConfigLayers;
 use crate::config::{ClusterConfig, Config, ConfigError, ConfigErrors, ServicePlan, make_cluster_secret};
-use crate::pipeline::live::{self, Membership, Shutdown, uses_data_dir};
-use crate::pipeline::permissions::{restrict_new_files, share_with_group, warn_where_open};
-use crate::pipeline::process_limits::{LimitError, OpenFiles, check_threads_of, limit_connections};
+use crate::run::live::{self, Membership, Shutdown, uses_data_dir};
+use crate::run::permissions::{restrict_new_files, share_with_group, warn_where_open};
+use crate::run::process_limits::{LimitError, OpenFiles, check_threads_of, limit_connections};
 
 /// Serve the rolling heat index of every city, live
 ///

@@ -24,8 +24,8 @@ const LAYERS: &[(u8, &str, &[&str])] = &[
     (3, "config", &[]),
     (3, "worker", &["config"]),
     (3, "cluster", &["config"]),
-    (3, "pipeline", &["worker", "cluster", "config"]),
-    (3, "cli", &["pipeline", "cluster", "config"]),
+    (3, "run", &["worker", "cluster", "config"]),
+    (3, "cli", &["run", "cluster", "config"]),
     (4, "fuzzing", &[]),
     (4, "main", &[]),
     // The crate root only lists the modules.
@@ -34,7 +34,7 @@ const LAYERS: &[(u8, &str, &[&str])] = &[
 
 /// Outer crates, and the modules that may name them.
 const CRATES: &[(&[&str], &[&str])] = &[
-    (&["timely::", "differential_dataflow::"], &["cluster", "dataflow", "pipeline", "worker"]),
+    (&["timely::", "differential_dataflow::"], &["cluster", "dataflow", "run", "worker"]),
     (&["rdkafka::"], &["kafka", "sinks", "sources"]),
     (&["warp::"], &["serve"]),
     (&["object_store::"], &["checkpoint"]),

@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 use crate::cluster::ValueName;
 use crate::config::{ClusterConfig, ServicePlan, SourceKind, SourcePlan, StartMode};
 use crate::model::PartitionName;
-use crate::pipeline::durable_sinks::{DurableSinks, InspectedSinks, SourceRegistry};
-use crate::pipeline::logs::Logs;
-use crate::pipeline::primary_follower::PrimaryFollower;
-use crate::pipeline::processes::Processes;
-use crate::pipeline::run_error::RunError;
+use crate::run::durable_sinks::{DurableSinks, InspectedSinks, SourceRegistry};
+use crate::run::logs::Logs;
+use crate::run::primary_follower::PrimaryFollower;
+use crate::run::processes::Processes;
+use crate::run::run_error::RunError;
 use crate::sinks::kafka::progress::ProgressSnapshot;
 use crate::worker;
 

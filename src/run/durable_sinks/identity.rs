@@ -9,7 +9,7 @@ use crate::config::{FileSourcePlan, ServicePlan, SourceKind, SourcePlan};
 use crate::kafka::dead_letter_topics;
 use crate::kafka::topic_admin::{self, TopicMetadata};
 use crate::model::rules_version::{RULES_VERSION, RULES_VERSION_KEY};
-use crate::pipeline::run_error::RunError;
+use crate::run::run_error::RunError;
 use crate::sinks::kafka::Identity;
 use crate::sinks::kafka::progress::{ProgressSnapshot, start_key};
 use crate::sources::kafka::{KafkaSourcePlan, RecordFormat};

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::CheckpointRepository;
 use crate::checkpoint::{CheckpointError, CheckpointName, Checkpoints, FileEntry, Manifest, NamedManifest};
-use crate::pipeline::log_identity::{LogVerdict, compare_log, recorded_logs};
+use crate::run::log_identity::{LogVerdict, compare_log, recorded_logs};
 use crate::sources::Source;
 use crate::sources::journal::{self, Journal};
 

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use crate::checkpoint::{CheckpointName, Checkpoints, Manifest, UsableCheckpoints};
 use crate::model::{LogPosition, PartitionName};
-use crate::pipeline::checkpoints::CheckpointRepository;
-use crate::pipeline::durable_sinks::DurableShard;
-use crate::pipeline::log_identity::{LogVerdict, compare_logs};
-use crate::pipeline::run_error::RunError;
+use crate::run::checkpoints::CheckpointRepository;
+use crate::run::durable_sinks::DurableShard;
+use crate::run::log_identity::{LogVerdict, compare_logs};
+use crate::run::run_error::RunError;
 use crate::sources::SourceError;
 
 /// How long a log may not answer before the start fails, and how often it is asked.

@@ -6,7 +6,7 @@ use super::{SinkSpec, kafka_sources};
 use crate::config::ServicePlan;
 use crate::kafka::topic_admin::{self, TopicMetadata, TopicSpec};
 use crate::kafka::{KafkaCluster, dead_letter_topics};
-use crate::pipeline::run_error::RunError;
+use crate::run::run_error::RunError;
 use crate::sinks::kafka::KafkaOutputPlan;
 
 /// Newest value of a key.

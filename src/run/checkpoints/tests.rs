@@ -11,7 +11,7 @@ use super::verifier::{Verifier, covered_by_all, is_of_journal};
 use super::*;
 use crate::checkpoint::{CheckpointHeader, CheckpointName, FileEntry, StateSegment};
 use crate::model::{Fingerprint, Millis};
-use crate::pipeline::durable_sinks::DurableShard;
+use crate::run::durable_sinks::DurableShard;
 use crate::sources::{Partition, Source, SourceError};
 
 /// A log of two partitions that ends there.

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::service::{self, BackupRequest, BlocksRequest, JournalOffer, LAST_KEY};
 use super::{BackupError, BlockHandler};
-use crate::pipeline::data_dir::{self, DataDirError};
+use crate::run::data_dir::{self, DataDirError};
 use crate::sources::journal::{Journal, JournalError, JournalPlan};
 
 const LINE_BYTES: u64 = 1 << 20;

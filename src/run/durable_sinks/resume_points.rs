@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::model::{PartitionIndex, PartitionName, Shard};
-use crate::pipeline::run_error::RunError;
+use crate::run::run_error::RunError;
 use crate::sinks::kafka::progress::ShardProgress;
 use crate::worker::{LogPartition, ResumePoints};
 

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::DurableSinks;
 use crate::model::{LogPosition, PartitionIndex, PartitionName, Shard};
-use crate::pipeline::run_error::RunError;
 use crate::registry::{RegistryResponse, ResponseRecorder};
+use crate::run::run_error::RunError;
 use crate::sinks::kafka::ProgressWriter;
 use crate::sinks::kafka::progress::{self, ProgressSnapshot};
 use crate::sources::Source;

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use crate::cluster::{ClusterError, ClusterPlan, PeerTls};
 use crate::config::ServicePlan;
 use crate::model::Topology;
-use crate::pipeline::shutdown::Shutdown;
+use crate::run::shutdown::Shutdown;
 
 /// How this process meets the others of its run.
 pub struct Membership {
