@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::handshake::{self, Caller, Purpose, Verdict};
 use super::link::{LinkPlan, Peer};
 use super::stranger_log::StrangerLog;
-use super::stream::PeerStream;
+use super::stream::{PeerStream, configure_socket};
 use super::tls::TlsFailure;
 use super::unproven_connections::{UnprovenConnection, UnprovenConnections};
 use super::{ClusterError, ClusterPlan, StopFlag};
@@ -153,7 +153,7 @@ impl AcceptorState {
         deadline: Instant,
     ) -> Result<(PeerStream, Caller), String> {
         panic_point("handshake");
-        super::configure_socket(&socket).map_err(|error| error.to_string())?;
+        configure_socket(&socket).map_err(|error| error.to_string())?;
         let mut stream = match &self.plan.tls {
             None => PeerStream::Plain(socket),
             Some(tls) => PeerStream::Tls(tls.accept(socket, deadline).map_err(TlsFailure::into_text)?),

@@ -39,9 +39,10 @@ use ring::rand::{SecureRandom, SystemRandom};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::ClusterPlan;
+use super::plan::host_of_process;
 use super::stream::PeerStream;
 use super::tls::{self, TlsFailure};
-use super::{ClusterPlan, host_of_process};
 use crate::model::Topology;
 
 /// What all versions of this protocol begin with, and this one.

@@ -19,6 +19,7 @@ use crate::dataflow::heat_index::Formula;
 use crate::dataflow::rolling::Retention;
 use crate::dataflow::rolling::snapshot::InitialState;
 use crate::dataflow::{self, Graph, GraphPlan};
+use crate::fault::exit::{ExitReason, end_process};
 use crate::fault::{check_threads_available, remedy_suffix, start_failure_text};
 use crate::model::time::DayZone;
 use crate::model::{CityRows, DayLine, Millis, OutcomeCounts, OutputUnits, Reason};
@@ -226,7 +227,7 @@ fn run_workers(
             .then(|| shared.intake.lock().unwrap_or_else(PoisonError::into_inner).take());
         let work = || run_worker(worker, graph, collector, intake.flatten(), &shared, &progress);
         // The other workers would wait for one that has panicked, for ever; the message is out by now.
-        catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| std::process::exit(101))
+        catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| end_process(ExitReason::WorkerPanicked))
     })
     .map_err(BatchError::Workers)?;
     guards.join().into_iter().map(|end| end.map_err(BatchError::Workers)).collect()

@@ -20,17 +20,14 @@ use self::recorded_topics::{RecordedTopics, recorded_topic};
 use self::source_registry::DeadLetterRoute;
 pub use self::source_registry::SourceRegistry;
 use self::topics::ensure_topics;
-use super::primary_follower::lost_race;
-use super::processes::Processes;
 use super::run_error::RunError;
-use crate::cluster::ValueName;
 use crate::codec::{CURRENT_SCHEMA, ROW_SCHEMA};
 use crate::config::{ServicePlan, SourceKind, SourcePlan};
 use crate::dataflow::EncodedBatchesPlan;
 use crate::kafka::topic_admin::TopicMetadata;
-use crate::kafka::topic_identity::{TopicIdentities, TopicIdentity, TopicWatch};
+use crate::kafka::topic_identity::{TopicIdentity, TopicWatch};
 use crate::kafka::{KafkaCluster, dead_letter_topics};
-use crate::model::{Render, Shard};
+use crate::model::{Render, Shard, Topology};
 use crate::registry::{RegistryClient, RegistryError, RegistrySettings};
 use crate::sinks::kafka::progress::{Positions, ProgressSnapshot, ShardProgress, shard_key};
 use crate::sinks::kafka::render::{AvroRows, JsonRows, KafkaRenderer, PartitionLayout};
@@ -40,6 +37,9 @@ use crate::sinks::kafka::{
 };
 use crate::sources::kafka::KafkaSourcePlan;
 use crate::worker::{LogPartition, ResumePoints};
+
+/// How long the sinks may take to say what they hold, brokers that are starting included.
+pub const FIRST_INSPECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Shards and times of an outlet that has dead letters only.
 const DEAD_LETTER_SHARDS: u16 = 1;
@@ -97,15 +97,15 @@ impl SinkSpecs {
 /// The outlets, claimed, with what earlier starts have written.
 pub struct DurableSinks(Vec<KafkaSink>);
 
-/// What one process finds out for all.
-#[derive(Serialize, Deserialize)]
-struct SharedTopics {
+/// What process 0 finds out about the topics of the sinks, for all processes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SharedTopics {
     written: RowEncoding,
     facts: Vec<BTreeMap<String, TopicMetadata>>,
 }
 
 /// How rows are written; in Avro with the ids of their schemas, where they have any.
-#[derive(Clone, Copy, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 enum RowEncoding {
     Json,
     Avro(Option<(u32, u32)>),
@@ -140,39 +140,18 @@ impl SinkSpec {
     }
 }
 
-/// Claims an outlet; every process fences the shards that it writes, and only then one reads what is durable.
-fn claim_sink(
-    draft: &SinkSpec,
-    topics: &TopicIdentities,
-    after: Option<&SuccessorClaim>,
-    cluster: &Processes,
-) -> Result<KafkaSink, RunError> {
-    let SinkSpec { plan, first_shard, identity, .. } = draft;
-    let topology = cluster.topology();
-    // Here already, since it is told to the others, too: whoever loses the race for a succession was not taken over from.
-    let failed = |error: KafkaSinkError| match after {
-        Some(_) => lost_race(error.into()),
-        None => error.into(),
-    };
-    let claimed =
-        cluster.share(ValueName::CLAIM, || SinkClaim::acquire(plan, identity, after).map_err(failed))?;
-    // From now on: what follows may take long, and whoever stands by would take the silence for an end.
-    let alive = topology.is_first_process().then(|| Heartbeat::begin(plan, &claimed)).transpose()?;
-    let is_ours = |shard: &u16| {
-        let writer = topology.writer_worker_of(Shard(first_shard.0 + shard));
-        topology.process_of_worker(writer) == topology.process
-    };
-    let shards = (0..plan.shards).filter(is_ours);
-    let fenced = FencedShards::fence(plan, draft.topics.clone(), shards, &claimed).map_err(failed)?;
-    cluster.gather(ValueName::NOTHING, ())?;
-    let kept = cluster
-        .share(ValueName::PROGRESS, || claimed.read_progress(plan, identity, topics).map_err(failed))?;
-    Ok(KafkaSink::new(plan, *first_shard, claimed, (fenced, alive), kept)?)
+/// A sink whose shards this process has fenced.
+pub struct FencedSink {
+    sink: usize,
+    claim: SinkClaim,
+    shards: FencedShards,
+    /// At process 0: signs of life of the claim.
+    heartbeat: Option<Heartbeat>,
 }
 
 impl InspectedSinks {
-    /// Checks the topics, together with the other processes.
-    pub fn new(plan: &ServicePlan, cluster: &Processes) -> Result<InspectedSinks, RunError> {
+    /// At process 0: checks the topics, makes those that may be made, and registers the schemas of rows.
+    pub fn find_topics(plan: &ServicePlan) -> Result<SharedTopics, RunError> {
         let is_generator = |source: &&SourcePlan| matches!(source.kind, SourceKind::Generator(_));
         if let (Some(_), None, Some(source)) =
             (&plan.sink, &plan.ingest, plan.sources.iter().find(is_generator))
@@ -183,13 +162,16 @@ impl InspectedSinks {
                 source.name
             )));
         }
+        let written = plan.sink.as_ref().map_or(Ok(RowEncoding::Json), register_row_schemas)?;
+        let SinkSpecs { specs, .. } = SinkSpecs::of(plan);
+        let facts = specs.iter().map(|spec| ensure_topics(plan, spec)).collect::<Result<Vec<_>, _>>()?;
+        Ok(SharedTopics { written, facts })
+    }
+
+    /// The sinks, by what process 0 has found out about their topics.
+    pub fn new(plan: &ServicePlan, topics: SharedTopics) -> InspectedSinks {
         let SinkSpecs { specs: mut drafts, dead_letters: places_of } = SinkSpecs::of(plan);
-        let SharedTopics { written, facts } = cluster.share(ValueName::TOPICS, || {
-            let written = plan.sink.as_ref().map_or(Ok(RowEncoding::Json), register_row_schemas)?;
-            let facts =
-                drafts.iter().map(|draft| ensure_topics(plan, draft)).collect::<Result<Vec<_>, _>>()?;
-            Ok::<_, RunError>(SharedTopics { written, facts })
-        })?;
+        let SharedTopics { written, facts } = topics;
         let mut next_shard = 0;
         for (draft, facts) in drafts.iter_mut().zip(&facts) {
             draft.first_shard = Shard(next_shard);
@@ -225,33 +207,57 @@ impl InspectedSinks {
             current_partitions: sink.current_topic.as_ref().map(|topic| partitions(0, topic)),
         });
         let recorded = Arc::new(RecordedTopics::new(plan, &drafts));
-        Ok(InspectedSinks {
-            specs: drafts,
-            layout: places,
-            encoding: written,
-            dead_letters: letters,
-            recorded,
-        })
+        InspectedSinks { specs: drafts, layout: places, encoding: written, dead_letters: letters, recorded }
     }
 
     pub fn is_empty(&self) -> bool {
         self.specs.is_empty()
     }
 
-    /// Claims the outlets, together with the other processes; each after its own of `after`, where they are to follow others.
-    pub fn claim(
+    pub fn len(&self) -> usize {
+        self.specs.len()
+    }
+
+    /// At process 0: claims a sink, after the claim that it is to follow, if it is to follow one.
+    pub fn claim(&self, sink: usize, after: Option<&SuccessorClaim>) -> Result<SinkClaim, RunError> {
+        let SinkSpec { plan, identity, .. } = &self.specs[sink];
+        Ok(SinkClaim::acquire(plan, identity, after)?)
+    }
+
+    /// Fences every earlier writer of the shards that this process writes. At process 0 the claim gives signs of life from now on: what
+    /// follows may take long, and a standby would take the silence for an end.
+    pub fn fence(&self, sink: usize, claim: SinkClaim, topology: Topology) -> Result<FencedSink, RunError> {
+        let SinkSpec { plan, first_shard, topics, .. } = &self.specs[sink];
+        let heartbeat = topology.is_first_process().then(|| Heartbeat::begin(plan, &claim)).transpose()?;
+        let is_local = |shard: &u16| {
+            let writer = topology.writer_worker_of(Shard(first_shard.0 + shard));
+            topology.process_of_worker(writer) == topology.process
+        };
+        let local = (0..plan.shards).filter(is_local);
+        let shards = FencedShards::fence(plan, topics.clone(), local, &claim)?;
+        Ok(FencedSink { sink, claim, shards, heartbeat })
+    }
+
+    /// At process 0, once every process has fenced its shards: what is durable, finally.
+    pub fn read_progress(&self, sink: usize, claim: &SinkClaim) -> Result<ProgressSnapshot, RunError> {
+        let SinkSpec { plan, identity, .. } = &self.specs[sink];
+        Ok(claim.read_progress(plan, identity, &self.recorded.of_sink(sink))?)
+    }
+
+    /// The sinks are this run's, and hold this, by sink.
+    pub fn open(
         &self,
-        after: Option<&[SuccessorClaim]>,
-        cluster: &Processes,
+        fenced: Vec<FencedSink>,
+        progress: Vec<ProgressSnapshot>,
     ) -> Result<DurableSinks, RunError> {
-        let each = self.specs.iter().enumerate();
-        let claim = each.map(|(at, draft)| {
-            let topics = self.recorded.of_sink(at);
-            claim_sink(draft, &topics, after.and_then(|after| after.get(at)), cluster)
-        });
-        let outlets = claim.collect::<Result<Vec<KafkaSink>, _>>()?;
-        self.recorded.install_writers(outlets.iter().map(KafkaSink::progress_writer).collect());
-        Ok(DurableSinks(outlets))
+        let open = |(fenced, progress): (FencedSink, ProgressSnapshot)| {
+            let FencedSink { sink, claim, shards, heartbeat } = fenced;
+            let SinkSpec { plan, first_shard, .. } = &self.specs[sink];
+            KafkaSink::new(plan, *first_shard, claim, (shards, heartbeat), progress)
+        };
+        let sinks = fenced.into_iter().zip(progress).map(open).collect::<Result<Vec<KafkaSink>, _>>()?;
+        self.recorded.install_writers(sinks.iter().map(KafkaSink::progress_writer).collect());
+        Ok(DurableSinks(sinks))
     }
 
     /// What others have written of the outlets until now, within so much time.
@@ -393,15 +399,13 @@ impl DurableSinks {
         resume_points::find_resume_points(all, partitions)
     }
 
-    /// Starts writing; `failed` hears what ends the run.
+    /// Starts writing; `failed` gets what ends the run.
     pub fn start_writing(
         self,
-        cluster: &Processes,
+        watches_for_claims: bool,
         failed: Arc<dyn Fn(KafkaSinkError) + Send + Sync>,
     ) -> Result<RunningSinks, RunError> {
-        // Who loses the outlet, all end.
-        let watches = cluster.topology().is_first_process();
-        let start = |outlet: KafkaSink| outlet.start_writers(watches, Arc::clone(&failed));
+        let start = |outlet: KafkaSink| outlet.start_writers(watches_for_claims, Arc::clone(&failed));
         Ok(RunningSinks(self.0.into_iter().map(start).collect::<Result<_, _>>()?))
     }
 }

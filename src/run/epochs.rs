@@ -1,19 +1,19 @@
-//! Epochs are taken ahead of their use: durably, by process 0 for all.
+//! Epochs are reserved ahead of their use: durably, by process 0 for all.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use super::control::Control;
 use super::data_dir::DataDir;
-use super::processes::Processes;
-use super::run_error::RunError;
-use crate::cluster::message::Message;
+use super::protocol::ControlCommand;
+use super::run_error::{Failure, RunError};
 use crate::fault::RetryBackoff;
 use crate::sinks::kafka::ProgressWriter;
 use crate::worker::{self, SharedState};
 
-/// Epochs are taken for this long ahead, in ms, and so often. After a crash the first epochs are that much ahead of the clock at
+/// Epochs are reserved for this long ahead, in ms, and so often. After a crash the first epochs are that much ahead of the clock at
 /// most, so it is short; a disk that takes longer to write a few bytes holds results up.
 const RESERVED_MS: u64 = 3_000;
 const RESERVE_EVERY_MS: u64 = 1_000;
@@ -28,15 +28,15 @@ pub enum EpochBound {
 }
 
 impl EpochBound {
-    pub fn choose(data_dir: Option<Arc<DataDir>>, keeper: Option<ProgressWriter>) -> EpochBound {
-        match (data_dir, keeper) {
+    pub fn choose(data_dir: Option<Arc<DataDir>>, writer: Option<ProgressWriter>) -> EpochBound {
+        match (data_dir, writer) {
             (Some(data_dir), _) => EpochBound::DataDir(data_dir),
-            (None, Some(keeper)) => EpochBound::Progress(keeper),
+            (None, Some(writer)) => EpochBound::Progress(writer),
             (None, None) => EpochBound::Nowhere,
         }
     }
 
-    /// Takes the first epochs of a run, from `floor` on; gives up to where.
+    /// Reserves the first epochs of a run, from `floor` on; returns up to where.
     pub fn reserve_first(&self, floor: u64) -> Result<u64, RunError> {
         if matches!(self, EpochBound::Nowhere) {
             return Ok(u64::MAX);
@@ -46,11 +46,11 @@ impl EpochBound {
         Ok(reserved)
     }
 
-    /// Makes durable that epochs below `upto` may be in use.
-    fn reserve(&self, upto: u64) -> Result<(), RunError> {
+    /// Makes durable that epochs below `until` may be in use.
+    fn reserve(&self, until: u64) -> Result<(), RunError> {
         match self {
-            EpochBound::DataDir(data_dir) => Ok(data_dir.reserve_epochs(upto)?),
-            EpochBound::Progress(keeper) => Ok(keeper.reserve_epochs(upto)?),
+            EpochBound::DataDir(data_dir) => Ok(data_dir.reserve_epochs(until)?),
+            EpochBound::Progress(writer) => Ok(writer.reserve_epochs(until)?),
             EpochBound::Nowhere => Ok(()),
         }
     }
@@ -64,37 +64,31 @@ impl EpochBound {
     }
 }
 
-/// Takes more and more, until the run has `ended`: they are needed while it stops, too. At other processes than the first, says which are
-/// wanted.
+/// At process 0: reserves more and more, for all, until the run `has_ended`: epochs are needed while it stops, too.
 pub fn spawn_epoch_reservation(
     bound: EpochBound,
-    processes: Arc<Processes>,
+    control: Control,
     shared: Arc<SharedState>,
-    mut reserved: u64,
-    ended: Arc<AtomicBool>,
+    mut reserved_until: u64,
+    has_ended: Arc<AtomicBool>,
 ) -> Result<(), RunError> {
-    if reserved == u64::MAX {
+    if reserved_until == u64::MAX {
         return Ok(());
     }
-    let first = processes.topology().is_first_process();
     let mut retries = RetryBackoff::new("epochs", "reserve epochs", "results are held back");
     let reserve = move || {
-        while !ended.load(Ordering::Relaxed) {
-            let newest = shared.newest_epoch().max(processes.newest_epoch());
-            let wanted = newest + RESERVED_MS;
-            if !first {
-                processes.tell(&Message::Newest { epoch: newest });
-            } else if wanted >= reserved + RESERVE_EVERY_MS && retries.is_due() {
-                match bound.reserve(wanted) {
+        while !has_ended.load(Ordering::Relaxed) {
+            let until = shared.newest_epoch().max(control.newest_epoch()) + RESERVED_MS;
+            if until >= reserved_until + RESERVE_EVERY_MS && retries.is_due() {
+                match bound.reserve(until) {
                     Ok(()) => {
-                        reserved = wanted;
+                        reserved_until = until;
                         retries.record_success();
+                        control.append(ControlCommand::ReserveEpochs { until });
                     }
                     Err(error) if bound.is_passing(&error) => retries.record_failure(&error),
-                    Err(error) => return shared.fail(error.to_string()),
+                    Err(error) => return control.fail(Failure::new(error.to_string())),
                 }
-                shared.reserve(reserved);
-                processes.tell(&Message::Reserved { upto: reserved });
             }
             thread::sleep(POLL_INTERVAL);
         }

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::control::Control;
 use super::data_dir::DataDir;
 use super::durable_sinks::{SourceRegistry, file_identity, log_identity};
 use super::ingest_hold::{HeldAppender, HoldReasons};
-use super::primary_follower::PrimaryFollower;
-use super::processes::Processes;
+use super::peer_requests::PeerRequests;
+use super::protocol::ControlEvent;
 use super::run_error::RunError;
 use crate::admission::AdmissionRules;
 use crate::checkpoint;
@@ -19,7 +20,7 @@ use crate::model::rules_version::RULES_VERSION_KEY;
 use crate::model::{
     Appender, EventTime, HoldCheck, LogPosition, PartitionIndex, PartitionName, PartitionTable,
 };
-use crate::registry::{RegistryClient, RegistrySettings, SchemaCache, fetch_and_record};
+use crate::registry::{RegistryClient, RegistrySettings, ResponseFetcher, SchemaCache, fetch_and_record};
 use crate::sinks::dead_letters::DeadLetterFiles;
 use crate::sources::file::{FileSource, InputFile};
 use crate::sources::generator::feed::GeneratorFeed;
@@ -65,14 +66,14 @@ impl Logs {
     pub fn open(
         plan: &ServicePlan,
         data_dir: Option<Arc<DataDir>>,
-        processes: &Processes,
+        requests: &Arc<PeerRequests>,
+        is_first: bool,
     ) -> Result<Logs, RunError> {
         let mut logs =
             Logs { journal: None, sources: Vec::new(), topics: Vec::new(), appender: None, data_dir };
         let into = plan.ingest.as_ref().map(|ingest| ingest.source.as_deref());
-        let is_first = processes.topology().is_first_process();
         if let (Some(ingest), Some(None), false) = (&plan.ingest, into, is_first) {
-            logs.appender = Some(processes.forward(ingest.queue_records, ingest.queue_bytes));
+            logs.appender = Some(requests.forwarding_appender(ingest.queue_records, ingest.queue_bytes));
         }
         if let (Some(ingest), Some(None), Some(data_dir)) = (&plan.ingest, into, &logs.data_dir) {
             let journal = Arc::new(Journal::open(
@@ -130,39 +131,43 @@ impl Logs {
         Some((self.journal.clone()?, self.data_dir.as_ref()?.path().to_path_buf()))
     }
 
-    /// Gives the topics that are written in Avro the answers of their registries: those that are kept, and a way to have more. One
-    /// process asks for all, so that all decide the same.
-    pub fn use_schemas(
+    /// At process 0: gives the topics that are written in Avro the answers of their registries, those that are recorded and those that
+    /// `find` finds, by source and a way to ask the registry. Process 0 asks for all, so all decide the same.
+    pub fn use_local_schemas(
         &self,
-        starts: &SourceRegistry,
-        processes: &Processes,
-        followed: Option<&Arc<PrimaryFollower>>,
+        registry: &SourceRegistry,
+        requests: &PeerRequests,
+        find: impl Fn(&str, ResponseFetcher) -> ResponseFetcher,
     ) -> Result<(), RunError> {
         for topic in &self.topics {
-            if let Some(RegistryPlan { urls, user }) = topic.registry_plan() {
-                let settings =
-                    RegistrySettings { urls: urls.clone(), user: user.clone(), timeout: REGISTRY_TIMEOUT };
-                let (known, record) = starts.answers(topic.name())?;
-                let find = match (processes.topology().is_first_process(), followed) {
-                    (true, None) => fetch_and_record(RegistryClient::new(&settings)?, record),
-                    (true, Some(followed)) => followed
-                        .find_schema(topic.name(), fetch_and_record(RegistryClient::new(&settings)?, record)),
-                    (false, _) => processes.ask_schemas(topic.name()),
-                };
-                // One process compares for all.
-                let schemas = match processes.topology().is_first_process() {
-                    true => SchemaCache::with_verification(
-                        known,
-                        find,
-                        RegistryClient::new(&settings)?,
-                        SCHEMA_VERIFY_DELAY,
-                    ),
-                    false => SchemaCache::new(known, find),
-                };
-                let schemas = schemas.map_err(RunError::Threads)?;
-                processes.answer_schemas(topic.name(), schemas.clone());
-                topic.set_schema_cache(schemas);
-            }
+            let Some(RegistryPlan { urls, user }) = topic.registry_plan() else { continue };
+            let settings =
+                RegistrySettings { urls: urls.clone(), user: user.clone(), timeout: REGISTRY_TIMEOUT };
+            let (known, record) = registry.answers(topic.name())?;
+            let ask = fetch_and_record(RegistryClient::new(&settings)?, record);
+            let schemas = SchemaCache::with_verification(
+                known,
+                find(topic.name(), ask),
+                RegistryClient::new(&settings)?,
+                SCHEMA_VERIFY_DELAY,
+            );
+            let schemas = schemas.map_err(RunError::Threads)?;
+            requests.answer_schemas(topic.name(), schemas.clone());
+            topic.set_schema_cache(schemas);
+        }
+        Ok(())
+    }
+
+    /// At the other processes: asks process 0 for what is not recorded.
+    pub fn use_remote_schemas(
+        &self,
+        registry: &SourceRegistry,
+        requests: &Arc<PeerRequests>,
+    ) -> Result<(), RunError> {
+        for topic in self.topics.iter().filter(|topic| topic.registry_plan().is_some()) {
+            let (known, _) = registry.answers(topic.name())?;
+            let schemas = SchemaCache::new(known, requests.find_schemas_of(topic.name()));
+            topic.set_schema_cache(schemas.map_err(RunError::Threads)?);
         }
         Ok(())
     }
@@ -209,17 +214,18 @@ impl Logs {
     /// The partitions, by slot, and from where each is read; those that are read already, where no others may be.
     pub fn partitions(
         &self,
-        starts: &SourceRegistry,
+        registry: &SourceRegistry,
         known_only: bool,
     ) -> Result<Vec<LogPartition>, RunError> {
         let mut partitions = Vec::new();
         for source in &self.sources {
             for partition in 0..source.partitions() {
-                if known_only && !starts.knows(source.name(), partition) {
+                if known_only && !registry.knows(source.name(), partition) {
                     continue;
                 }
-                let slot = PartitionIndex(partitions.len() as u16);
-                partitions.push(starts.partition(source, partition, slot)?);
+                let index = PartitionIndex(partitions.len() as u16);
+                let start = registry.start_of(source, partition)?;
+                partitions.push(registry.partition_from(source, partition, index, start.into()));
             }
         }
         Ok(partitions)
@@ -247,31 +253,25 @@ impl Logs {
         self.journal.as_ref().map_or(Ok(()), |journal| Ok(journal.save_id()?))
     }
 
-    /// Those of all partitions that this process can read, from where they are read.
+    /// The partitions of these that this process can read, from where each is read.
     pub fn local_partitions(
         &self,
-        starts: &SourceRegistry,
+        registry: &SourceRegistry,
         all: &[(PartitionName, LogPosition)],
     ) -> Vec<LogPartition> {
-        let numbered = (0..).map(PartitionIndex).zip(all);
-        let readable = numbered.filter_map(|(slot, (name, start))| {
-            let source = self.sources.iter().find(|source| *source.name() == *name.source)?;
-            Some(starts.partition_from(source, name.partition, slot, *start))
-        });
-        readable.collect()
+        let indexed = (0..).map(PartitionIndex).zip(all);
+        let local = indexed.map(|(index, (name, start))| self.local_partition(registry, index, name, *start));
+        local.flatten().collect()
     }
 
-    /// At process 0: finds the partitions that have come since the start, and has all processes know of them.
+    /// At process 0: reports the partitions that were added since the start.
     pub fn announce_new_partitions(
         &self,
-        starts: &SourceRegistry,
-        slots: &PartitionTable,
-        processes: &Processes,
+        registry: &SourceRegistry,
+        partitions: &PartitionTable,
+        control: &Control,
     ) -> Result<(), RunError> {
-        if !processes.topology().is_first_process() {
-            return Ok(());
-        }
-        let known = slots.names();
+        let known = partitions.names();
         for source in &self.sources {
             let name: Arc<str> = source.name().into();
             let is_known = |partition: u32| {
@@ -279,8 +279,8 @@ impl Logs {
             };
             for partition in (0..source.partitions()).filter(|partition| !is_known(*partition)) {
                 tracing::info!(source = &*name, partition, "a partition has come");
-                let added = match starts.partition(source, partition, PartitionIndex(0)) {
-                    // It is looked at again soon.
+                let start = match registry.start_of(source, partition) {
+                    // It is tried again soon.
                     Err(RunError::Source { error: SourceError::Transient(error), .. }) => {
                         tracing::warn!(
                             source = &*name,
@@ -290,22 +290,25 @@ impl Logs {
                         );
                         return Ok(());
                     }
-                    added => added?,
+                    start => start?,
                 };
                 let name = PartitionName { source: name.clone(), partition };
-                processes.introduce(slots.push(name.clone()), name, added.start.position);
+                control.report(ControlEvent::PartitionFound { name, start });
             }
         }
         Ok(())
     }
 
-    /// Has the workers of this process read those that all know of.
-    pub fn read_added(&self, starts: &SourceRegistry, shared: &SharedState, processes: &Processes) {
-        for (slot, name, start) in processes.partitions_to_read() {
-            if let Some(source) = self.sources.iter().find(|source| *source.name() == *name.source) {
-                shared.add(starts.partition_from(source, name.partition, slot, start.into()));
-            }
-        }
+    /// A partition as it is read from a position on, if this process can read it.
+    pub fn local_partition(
+        &self,
+        registry: &SourceRegistry,
+        index: PartitionIndex,
+        name: &PartitionName,
+        start: LogPosition,
+    ) -> Option<LogPartition> {
+        let source = self.sources.iter().find(|source| *source.name() == *name.source)?;
+        Some(registry.partition_from(source, name.partition, index, start))
     }
 
     /// Starts the generators that append to the log.

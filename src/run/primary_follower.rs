@@ -339,14 +339,6 @@ fn is_transient(error: &RunError) -> bool {
     )
 }
 
-/// Why a claim that was to follow another one has failed. Whoever comes too late has lost nothing: it may be started again, to follow.
-pub fn lost_race(error: RunError) -> RunError {
-    match error {
-        RunError::Outlet(error @ KafkaSinkError::Fenced { .. }) => RunError::Failed(error.to_string()),
-        error => error,
-    }
-}
-
 impl Drop for PrimaryFollower {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Relaxed);
@@ -440,7 +432,7 @@ mod tests {
     fn losing_takeover_race_is_a_restartable_error() {
         let lost = RunError::Outlet(KafkaSinkError::Fenced { topic: "progress".into(), generation: 4 });
         assert!(lost.is_takeover());
-        let lost = lost_race(lost);
+        let lost = lost.into_lost_race();
         assert!(!lost.is_takeover() && lost.to_string().contains("generation 4"), "{lost}");
     }
 }

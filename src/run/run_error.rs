@@ -14,7 +14,6 @@ use crate::sinks::kafka::KafkaSinkError;
 use crate::sources::generator::PlanError;
 use crate::sources::generator::feed::FeedError;
 use crate::sources::journal::JournalError;
-use crate::worker::SharedState;
 
 /// Why the service has ended, other than by request.
 #[derive(Debug, thiserror::Error)]
@@ -55,13 +54,6 @@ pub enum RunError {
 }
 
 impl RunError {
-    pub(super) fn ended(why: String, shared: &SharedState) -> RunError {
-        match shared.is_taken_over() {
-            true => RunError::TakenOver(why),
-            false => RunError::Failed(why),
-        }
-    }
-
     /// Whether the run has ended because another generation has taken over, so that it should not be started again.
     pub fn is_takeover(&self) -> bool {
         matches!(self, RunError::TakenOver(_) | RunError::Outlet(KafkaSinkError::Fenced { .. }))
@@ -70,5 +62,34 @@ impl RunError {
     /// Whether it was asked to stop, and had not started.
     pub fn is_stop_request(&self) -> bool {
         matches!(self, RunError::Cluster(ClusterError::Stopped))
+    }
+
+    /// The error of a claim that was to follow another one. Whoever comes too late has lost nothing: it may be started again, to follow.
+    pub fn into_lost_race(self) -> RunError {
+        match self {
+            RunError::Outlet(error @ KafkaSinkError::Fenced { .. }) => RunError::Failed(error.to_string()),
+            error => error,
+        }
+    }
+}
+
+/// The first thing that nothing can be done about, while a run goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    pub why: String,
+    /// Another generation has taken over.
+    pub is_takeover: bool,
+}
+
+impl Failure {
+    pub fn new(why: impl Into<String>) -> Failure {
+        Failure { why: why.into(), is_takeover: false }
+    }
+}
+
+impl From<Failure> for RunError {
+    fn from(failure: Failure) -> RunError {
+        let Failure { why, is_takeover } = failure;
+        if is_takeover { RunError::TakenOver(why) } else { RunError::Failed(why) }
     }
 }

@@ -1,160 +1,153 @@
-//! Being asked to stop: by a signal, by the supervisor, by another process; at any time from the first line on.
+//! A stop that is requested: by a signal, by the supervisor, by another process; at any time from the first line on.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::processes::Processes;
-use super::run_error::RunError;
-use crate::cluster::message::Message;
 use crate::cluster::{StopFlag, signals};
+use crate::fault::exit::{ExitReason, end_process};
 
-/// What comes so soon after a signal is the same one, sent to the process and to its group.
+/// A signal that comes so soon after another one is the same, sent to the process and to its group.
 const REPEATED_SIGNAL_WINDOW: Duration = Duration::from_millis(300);
-/// How long a start that is given up may take to notice, whatever it waits for.
+/// How long a start may take to notice the request, whatever it waits for.
 const ABANDON_TIMEOUT: Duration = Duration::from_secs(2);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// What ends the wait for the end.
-pub enum Event {
-    /// This process is asked to stop: it is a wish, as all stop together.
-    Asked,
-    /// All processes stop.
-    Stop,
-    Ended(Result<(), RunError>),
-}
-
-/// Hears that it is time to stop. A start gives up then: it has nothing yet that must come to an end. A run is told by an `Event`.
+/// Learns of requests to stop. Whatever a start waits for watches the [`flag`](Shutdown::flag); a run is told by its command log.
 #[derive(Clone, Default)]
 pub struct Shutdown(Arc<ShutdownState>);
+
+type Callback = Arc<dyn Fn() + Send + Sync>;
 
 #[derive(Default)]
 struct ShutdownState {
     flag: StopFlag,
-    is_ordered: AtomicBool,
     catches_signals: AtomicBool,
-    has_started: AtomicBool,
-    events: OnceLock<SyncSender<Event>>,
-    processes: OnceLock<Weak<Processes>>,
+    is_started: AtomicBool,
+    /// Passes the request on, once there is whom to.
+    on_request: Mutex<Option<Callback>>,
+    /// Tells the other processes that this one ends, once they are connected.
+    on_abandon: Mutex<Option<Callback>>,
 }
 
 impl Shutdown {
-    /// From now on signals ask; one that comes later than the first is the end.
+    /// From now on signals request a stop; one that comes later than the first ends the process.
     pub fn catch_signals(&self) -> io::Result<()> {
         if self.0.catches_signals.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
-        let (stops, mut asked) = (self.clone(), None::<Instant>);
+        let (shutdown, mut requested) = (self.clone(), None::<Instant>);
         signals::handle_signals(move || {
-            if asked.is_some_and(|since| since.elapsed() > REPEATED_SIGNAL_WINDOW) {
-                tracing::warn!("asked to stop again: ending at once");
-                std::process::exit(130);
+            if requested.is_some_and(|since| since.elapsed() > REPEATED_SIGNAL_WINDOW) {
+                tracing::warn!("a second signal to stop: ending at once");
+                end_process(ExitReason::StoppedAgain);
             }
-            asked.get_or_insert_with(Instant::now);
-            stops.request_stop();
+            requested.get_or_insert_with(Instant::now);
+            shutdown.request_stop();
             true
         })
     }
 
-    /// Asks, as a signal does.
+    /// Requests a stop, as a signal does.
     pub fn request_stop(&self) {
-        self.hear(Event::Asked);
+        if self.raise() {
+            call(&self.0.on_request);
+        }
     }
 
     /// All processes stop.
     pub fn confirm_stop(&self) {
-        if !self.0.is_ordered.swap(true, Ordering::AcqRel) {
-            self.hear(Event::Stop);
-        }
+        self.raise();
     }
 
-    /// What whoever waits looks at.
+    /// What every wait of a start watches.
     pub fn flag(&self) -> StopFlag {
         self.0.flag.clone()
     }
 
-    /// Tells `events`, also of what was asked before.
-    pub fn listen(&self, events: &SyncSender<Event>) {
-        let _ = self.0.events.set(events.clone());
+    /// Calls this at a request, also for an earlier one.
+    pub fn on_request(&self, pass_on: impl Fn() + Send + Sync + 'static) {
+        set(&self.0.on_request, Arc::new(pass_on));
         if self.0.flag.is_raised() {
-            let _ = events.try_send(Event::Asked);
+            call(&self.0.on_request);
         }
     }
 
-    /// Whom to tell.
-    pub fn meet(&self, processes: &Arc<Processes>) {
-        let _ = self.0.processes.set(Arc::downgrade(processes));
+    /// Calls this before a start that does not notice a request is ended.
+    pub fn on_abandon(&self, tell_others: impl Fn() + Send + Sync + 'static) {
+        set(&self.0.on_abandon, Arc::new(tell_others));
     }
 
-    /// The start is done: from now on it comes to an end in order.
-    pub fn start_is_done(&self) {
-        self.0.has_started.store(true, Ordering::Release);
+    /// The start is done: from now on the run comes to an end in order.
+    pub fn finish_start(&self) {
+        self.0.is_started.store(true, Ordering::Release);
     }
 
-    fn hear(&self, event: Event) {
+    fn is_started(&self) -> bool {
+        self.0.is_started.load(Ordering::Acquire)
+    }
+
+    /// Raises the flag; true the first time. A start has to notice it soon.
+    fn raise(&self) -> bool {
         let is_first = self.0.flag.raise();
-        if let Some(events) = self.0.events.get().filter(|_| is_first || matches!(event, Event::Stop)) {
-            // There is room for it: each is sent once, and once more by `listen`.
-            let _ = events.try_send(event);
-        }
-        if is_first && !self.has_started() {
-            let stops = self.clone();
-            let watch = move || stops.watch_the_start();
+        if is_first && !self.is_started() {
+            let shutdown = self.clone();
+            let watch = move || shutdown.end_start_that_hangs();
             if let Err(error) = thread::Builder::new().name("stop".into()).spawn(watch) {
-                tracing::warn!(%error, "a start that waits for something is not given up");
+                tracing::warn!(%error, "a start that waits for something is not ended");
             }
         }
+        is_first
     }
 
-    fn has_started(&self) -> bool {
-        self.0.has_started.load(Ordering::Acquire)
-    }
-
-    /// Tells the others, and ends a start that does not notice: what it may wait for, such as brokers and object stores, has no end of its
-    /// own.
-    fn watch_the_start(&self) {
+    /// What a start may wait for, such as brokers and object stores, has no end of its own.
+    fn end_start_that_hangs(&self) {
         let deadline = Instant::now() + ABANDON_TIMEOUT;
-        let processes = || self.0.processes.get().and_then(Weak::upgrade);
-        if let Some(processes) = processes() {
-            processes.tell(&Message::Stop);
-        }
         while Instant::now() < deadline {
-            if self.has_started() {
+            if self.is_started() {
                 return;
             }
             thread::sleep(POLL_INTERVAL);
         }
-        tracing::info!("asked to stop while it starts: ending");
-        if let Some(processes) = processes() {
-            processes.give_up();
-        }
-        std::process::exit(0);
+        tracing::info!("a stop was requested while the service starts: ending");
+        call(&self.0.on_abandon);
+        end_process(ExitReason::Stopped);
+    }
+}
+
+fn set(callback: &Mutex<Option<Callback>>, to: Callback) {
+    *callback.lock().unwrap_or_else(PoisonError::into_inner) = Some(to);
+}
+
+fn call(callback: &Mutex<Option<Callback>>) {
+    let callback = callback.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if let Some(callback) = callback {
+        callback();
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
 
     #[test]
-    fn early_stop_request_is_delivered_and_order_sent_once() {
-        let stops = Shutdown::default();
-        stops.start_is_done();
-        assert!(!stops.flag().is_raised());
-        stops.request_stop();
-        let (events, happened) = mpsc::sync_channel(4);
-        stops.listen(&events);
-        assert!(stops.flag().is_raised());
-        assert!(matches!(happened.try_recv(), Ok(Event::Asked)));
-        (0..10).for_each(|_| stops.request_stop());
-        stops.confirm_stop();
-        stops.confirm_stop();
-        assert!(matches!(happened.try_recv(), Ok(Event::Stop)));
-        assert!(happened.try_recv().is_err());
+    fn earlier_request_is_passed_on_once() {
+        let shutdown = Shutdown::default();
+        shutdown.finish_start();
+        assert!(!shutdown.flag().is_raised());
+        shutdown.request_stop();
+        let requests = Arc::<AtomicUsize>::default();
+        let counted = Arc::clone(&requests);
+        shutdown.on_request(move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+        });
+        (0..10).for_each(|_| shutdown.request_stop());
+        shutdown.confirm_stop();
+        assert!(shutdown.flag().is_raised());
+        assert_eq!(requests.load(Ordering::Relaxed), 1);
     }
 }

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::repository::CheckpointRepository;
 use crate::checkpoint::{CheckpointName, Checkpoints, Manifest, UsableCheckpoints};
 use crate::model::{LogPosition, PartitionName};
-use crate::run::checkpoints::CheckpointRepository;
 use crate::run::durable_sinks::DurableShard;
 use crate::run::log_identity::{LogVerdict, compare_logs};
 use crate::run::run_error::RunError;
@@ -35,10 +35,10 @@ pub struct RestoreContext<'a> {
 }
 
 /// Gives checkpoints to try, the newest first.
-pub(super) struct CheckpointCandidates<'a> {
+pub struct CheckpointCandidates<'a> {
     checkpoints: &'a Checkpoints,
     identity: &'a BTreeMap<String, String>,
-    ids: &'a BTreeMap<String, String>,
+    log_ids: &'a BTreeMap<String, String>,
     beginning: &'a RestoreContext<'a>,
     /// Those that were given or will not do.
     tried: BTreeSet<CheckpointName>,
@@ -52,15 +52,15 @@ pub(super) struct CheckpointCandidates<'a> {
 }
 
 impl<'a> CheckpointCandidates<'a> {
-    pub(super) fn new(
-        kept: &'a CheckpointRepository,
+    pub fn new(
+        repository: &'a CheckpointRepository,
         beginning: &'a RestoreContext<'a>,
     ) -> CheckpointCandidates<'a> {
-        let CheckpointRepository { checkpoints, identity, ids, .. } = kept;
+        let CheckpointRepository { checkpoints, identity, log_ids, .. } = repository;
         CheckpointCandidates {
             checkpoints,
             identity,
-            ids,
+            log_ids,
             beginning,
             tried: BTreeSet::new(),
             has_own: false,
@@ -71,7 +71,7 @@ impl<'a> CheckpointCandidates<'a> {
     }
 
     /// The newest that was not tried yet, of all that there are now: a generation that runs gives up some and publishes others.
-    pub(super) fn next(&mut self) -> Result<Option<Manifest>, RunError> {
+    pub fn next(&mut self) -> Result<Option<Manifest>, RunError> {
         while self.lists < MAX_LISTINGS {
             self.lists += 1;
             let newest = self.checkpoints.list_names()?.first().copied();
@@ -135,7 +135,7 @@ impl<'a> CheckpointCandidates<'a> {
 
     fn compare(&self, manifest: &Manifest) -> Result<LogVerdict, RunError> {
         retry_until_answered(
-            || compare_logs(manifest, self.ids, self.beginning.check),
+            || compare_logs(manifest, self.log_ids, self.beginning.check),
             LOG_TIMEOUT,
             LOG_RETRY,
         )?

@@ -1,33 +1,35 @@
-//! Checkpoints made while a run goes on.
+//! Checkpoints made while a run goes on: what process 0 does for all.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::part_reporter::PartReporter;
+use super::repository::CheckpointRepository;
 use super::verifier::Verifier;
-use super::{CheckpointRepository, WrittenParts};
+use super::written_parts::WrittenParts;
 use crate::checkpoint::{CheckpointError, CheckpointHeader, Checkpoints, Manifest, WorkerPart};
-use crate::cluster::message::Message;
 use crate::config::CheckpointPlan;
 use crate::fault::start_failure_text;
 use crate::model::{CheckpointBarrier, PartitionTable};
-use crate::run::processes::Processes;
+use crate::run::control::Control;
+use crate::run::protocol::ControlCommand;
 use crate::run::run_error::RunError;
-use crate::sinks::kafka::{ShardSenders, progress as sinks};
+use crate::sinks::kafka::progress::Positions;
 use crate::sources::journal::Journal;
 use crate::worker::{AlignedBarrier, SharedState};
 
-/// A checkpoint of which nothing has come for so long is given up.
+/// A checkpoint that makes no progress for so long is cancelled.
 const STALL_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
 /// Makes the checkpoints of a run.
 pub struct CheckpointCoordinator {
     repository: CheckpointRepository,
-    slots: PartitionTable,
-    processes: Arc<Processes>,
     parts: Arc<WrittenParts>,
-    shard_senders: Vec<ShardSenders>,
+    partitions: PartitionTable,
+    processes: usize,
+    control: Control,
     next: Instant,
     count: u64,
     /// The last one has failed, so there is one to make though nothing has come since.
@@ -35,18 +37,16 @@ pub struct CheckpointCoordinator {
     pending: Option<PendingCheckpoint>,
     /// What the next one may add to.
     last: Option<Manifest>,
-    /// At process 0: reads back what was published.
-    verifier: Option<Verifier>,
-    /// Of this process: the checkpoint that it owes its part of, and what that includes.
-    pending_part: Option<(u64, Arc<sinks::Positions>)>,
+    /// Reads back what was published.
+    verifier: Verifier,
 }
 
-/// A checkpoint on its way, at process 0.
+/// A checkpoint that is being made.
 struct PendingCheckpoint {
     barrier: CheckpointBarrier,
     began: Instant,
-    /// What there was of it when it last got on, and since when it has not.
-    seen: (bool, usize, u64),
+    /// What there was of it when it last made progress, and since when it has not.
+    seen: PendingProgress,
     since: Instant,
     /// Once its epoch is complete.
     aligned: Option<AlignedBarrier>,
@@ -55,59 +55,55 @@ struct PendingCheckpoint {
     publishing: Option<JoinHandle<Result<Manifest, CheckpointError>>>,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct PendingProgress {
+    is_aligned: bool,
+    parts: usize,
+    files: u64,
+}
+
 impl CheckpointCoordinator {
-    /// From now on it is this run that makes them: what earlier ones have left is removed.
+    /// From now on it is this run that makes checkpoints: what earlier ones have left is removed.
     pub fn start(
-        kept: CheckpointRepository,
-        slots: PartitionTable,
-        processes: Arc<Processes>,
-        (parts, outlets, journal): (Arc<WrittenParts>, Vec<ShardSenders>, Option<Arc<Journal>>),
+        reporter: &PartReporter,
+        partitions: &PartitionTable,
+        control: &Control,
+        processes: usize,
+        journal: Option<Arc<Journal>>,
     ) -> Result<CheckpointCoordinator, RunError> {
-        let mut verifier = None;
-        if processes.topology().is_first_process() {
-            spawn_sweep(&kept)?;
-            verifier = Some(Verifier::start(&kept, journal).map_err(RunError::Threads)?);
-        }
-        let next = Instant::now() + checkpoint_interval(&kept.plan);
+        let repository = reporter.repository().clone();
+        spawn_sweep(&repository)?;
+        let verifier = Verifier::start(&repository, journal).map_err(RunError::Threads)?;
+        let next = Instant::now() + checkpoint_interval(&repository.plan);
         Ok(CheckpointCoordinator {
-            repository: kept,
-            slots,
+            repository,
+            parts: Arc::clone(reporter.parts()),
+            partitions: partitions.clone(),
             processes,
-            parts,
-            shard_senders: outlets,
+            control: control.clone(),
             next,
             count: 0,
             retry_due: false,
             pending: None,
             last: None,
             verifier,
-            pending_part: None,
         })
     }
 
-    /// Does what can be done now, without waiting. What was refused is durable.
+    /// Does what can be done now, without waiting.
     pub fn run_due_steps(&mut self, shared: &SharedState) {
-        if self.processes.topology().is_first_process() {
-            self.start_if_due(shared);
-            self.collect_progress(shared);
+        self.start_if_due(shared);
+        let files = self.parts.writers.written_files();
+        if self.pending.as_mut().is_some_and(|pending| pending.is_stalled(files, STALL_TIMEOUT)) {
+            self.cancel("it makes no progress");
         }
-        if let Some((checkpoint, positions)) = self.processes.take_sealed() {
-            self.pending_part = Some((checkpoint, Arc::new(positions)));
-        }
-        let given_up = self.processes.given_up_checkpoint();
-        if given_up > 0 && !self.parts.writers.is_cancelled(given_up) {
-            self.stop_writing(given_up);
-        }
-        self.report_part_if_ready();
-        if self.processes.topology().is_first_process() {
-            self.publish_if_complete();
-        }
+        self.publish_if_complete();
     }
 
-    /// Asks for the next one, where it is time and there is anything new.
+    /// Starts the next one if it is time and there is anything new.
     fn start_if_due(&mut self, shared: &SharedState) {
-        if self.verifier.as_ref().is_some_and(Verifier::take_damage) {
-            // What stands on what is damaged is not added to: a base is due, now.
+        if self.verifier.take_damage() {
+            // What stands on what is damaged is not added to: a full one is due, now.
             (self.last, self.retry_due) = (None, true);
             self.next = Instant::now();
         }
@@ -115,136 +111,91 @@ impl CheckpointCoordinator {
             return;
         }
         self.next = Instant::now() + checkpoint_interval(&self.repository.plan);
-        if !shared.has_moved() && !self.retry_due {
+        if !shared.take_moved() && !self.retry_due {
             return;
         }
         self.retry_due = false;
         self.count += 1;
         let full = self.last.as_ref().is_none_or(Manifest::next_should_be_full);
-        let mark = CheckpointBarrier { checkpoint: self.count, full };
-        let (began, seen) = (Instant::now(), (false, 0, self.parts.writers.written_files()));
-        let (marked, parts, publishing) = (None, BTreeMap::new(), None);
-        self.pending = Some(PendingCheckpoint {
-            barrier: mark,
-            began,
-            seen,
-            since: began,
-            aligned: marked,
-            parts,
-            publishing,
-        });
-        shared.mark(mark);
+        let barrier = CheckpointBarrier { checkpoint: self.count, full };
+        self.pending = Some(PendingCheckpoint::new(barrier, self.parts.writers.written_files()));
+        self.control.append(ControlCommand::StartCheckpoint(barrier));
     }
 
-    /// Hears of its epoch, and of the parts of other processes.
-    fn collect_progress(&mut self, shared: &SharedState) {
-        for marked in shared.marked_since() {
-            let Some(running) = self.pending.as_mut().filter(|running| running.barrier == marked.mark) else {
-                continue;
-            };
-            let mut positions = sinks::Positions::new();
-            let names = self.slots.names();
-            for (slot, at) in &marked.positions {
-                if let Some(name) = names.get(usize::from(slot.0)) {
-                    positions.entry(name.source.clone()).or_default().insert(name.partition, at.position);
-                }
-            }
-            let checkpoint = marked.mark.checkpoint;
-            self.processes.tell(&Message::Sealed { checkpoint, positions: positions.clone() });
-            self.pending_part = Some((checkpoint, Arc::new(positions)));
-            running.aligned = Some(marked);
-        }
-        for (process, checkpoint, part) in self.processes.parts_that_came() {
-            let part = part.and_then(|json| serde_json::from_slice(&json).map_err(|error| error.to_string()));
-            self.add_part(process, checkpoint, part);
-        }
-        let files = self.parts.writers.written_files();
-        if self.pending.as_mut().is_some_and(|running| running.is_stalled(files, STALL_TIMEOUT)) {
-            self.cancel("it does not get on");
-        }
-    }
-
-    /// Hands in this process's part, once it is whole and its shards have come as far.
-    fn report_part_if_ready(&mut self) {
-        let Some((checkpoint, positions)) = &self.pending_part else { return };
-        if !self.shard_senders.iter().all(|outlet| outlet.have_written(positions)) {
+    /// The epoch of a checkpoint is complete.
+    pub fn on_aligned(&mut self, aligned: AlignedBarrier) {
+        let Some(pending) = self.pending.as_mut().filter(|pending| pending.barrier == aligned.barrier) else {
             return;
+        };
+        let mut positions = Positions::new();
+        let names = self.partitions.names();
+        for (index, at) in &aligned.positions {
+            if let Some(name) = names.get(usize::from(index.0)) {
+                positions.entry(name.source.clone()).or_default().insert(name.partition, at.position);
+            }
         }
-        let topology = self.processes.topology();
-        let Some(parts) = self.parts.take_complete(*checkpoint, topology.workers_per_process) else { return };
-        let checkpoint = *checkpoint;
-        self.pending_part = None;
-        let parts = self.complete_part(parts);
-        if topology.is_first_process() {
-            return self.add_part(0, checkpoint, parts);
-        }
-        let part = parts.and_then(|parts| serde_json::to_vec(&parts).map_err(|error| error.to_string()));
-        self.processes.tell(&Message::Checkpoint { checkpoint, part });
+        let checkpoint = aligned.barrier.checkpoint;
+        pending.aligned = Some(aligned);
+        self.control.append(ControlCommand::SealCheckpoint { checkpoint, positions });
     }
 
-    /// The parts of all workers, or why one has none.
-    fn complete_part(&self, parts: Vec<Result<WorkerPart, String>>) -> Result<Vec<WorkerPart>, String> {
-        let (written, failed): (Vec<_>, Vec<_>) = parts.into_iter().partition(Result::is_ok);
-        let written: Vec<WorkerPart> = written.into_iter().filter_map(Result::ok).collect();
-        let Some(why) = failed.into_iter().find_map(Result::err) else { return Ok(written) };
-        self.repository.checkpoints.discard_parts(&written);
-        Err(why)
-    }
-
-    fn add_part(&mut self, process: usize, checkpoint: u64, part: Result<Vec<WorkerPart>, String>) {
-        let Some(running) = self.pending.as_mut().filter(|running| running.barrier.checkpoint == checkpoint)
+    /// A process has written its part, or says why it has none.
+    pub fn on_part(&mut self, process: usize, checkpoint: u64, part: Result<Vec<u8>, String>) {
+        let part: Result<Vec<WorkerPart>, String> =
+            part.and_then(|json| serde_json::from_slice(&json).map_err(|error| error.to_string()));
+        let Some(pending) = self.pending.as_mut().filter(|pending| pending.barrier.checkpoint == checkpoint)
         else {
-            // It was given up before this came.
+            // It was cancelled before this came.
             return self.repository.checkpoints.discard_parts(&part.unwrap_or_default());
         };
         match part {
-            Ok(parts) => drop(running.parts.insert(process, parts)),
+            Ok(parts) => drop(pending.parts.insert(process, parts)),
             Err(why) => self.cancel(&why),
         }
     }
 
-    /// Publishes what is whole, on a thread of its own, and hears what became of it.
+    /// Publishes what is complete, on a thread of its own, and takes the result.
     fn publish_if_complete(&mut self) {
-        let Some(running) = &mut self.pending else { return };
-        if let Some(publishing) = running.publishing.take_if(|publishing| publishing.is_finished()) {
+        let Some(pending) = &mut self.pending else { return };
+        if let Some(publishing) = pending.publishing.take_if(|publishing| publishing.is_finished()) {
             match publishing.join() {
-                Ok(Ok(manifest)) => {
-                    let took = running.began.elapsed();
-                    tracing::debug!(checkpoint = %manifest.name(), full = running.barrier.full, ?took, "a checkpoint is published");
-                    metrics::gauge!("swelter_checkpoint_epoch").set(manifest.epoch as f64);
-                    metrics::gauge!("swelter_checkpoint_seconds").set(took.as_secs_f64());
-                    metrics::gauge!("swelter_checkpoint_bytes").set(manifest.own_bytes() as f64);
-                    metrics::counter!("swelter_checkpoints_total").increment(1);
-                    if let Some(verifier) = &self.verifier {
-                        verifier.enqueue(manifest.name());
-                    }
-                    (self.last, self.pending) = (Some(manifest), None);
-                }
+                Ok(Ok(manifest)) => self.finish(manifest),
                 Ok(Err(error)) => self.cancel(&error.to_string()),
                 Err(_) => self.cancel("its publisher has panicked"),
             }
             return;
         }
-        let all = running.parts.len() == self.processes.topology().processes;
-        let Some(marked) = running.aligned.as_ref().filter(|_| all && running.publishing.is_none()) else {
-            return;
-        };
-        let (positions, logs) = self.repository.covered_positions(&marked.positions, &self.slots);
-        let cut = CheckpointHeader {
+        let is_complete = pending.parts.len() == self.processes && pending.publishing.is_none();
+        let Some(aligned) = pending.aligned.as_ref().filter(|_| is_complete) else { return };
+        let (positions, logs) = self.repository.covered_positions(&aligned.positions, &self.partitions);
+        let header = CheckpointHeader {
             generation: self.repository.generation.clone(),
-            epoch: marked.epoch,
+            epoch: aligned.epoch,
             identity: self.repository.identity.clone(),
             positions,
             logs,
         };
-        let parts = std::mem::take(&mut running.parts).into_values().flatten().collect();
-        let adds_to = self.last.clone().filter(|_| !running.barrier.full);
+        let parts = std::mem::take(&mut pending.parts).into_values().flatten().collect();
+        let adds_to = self.last.clone().filter(|_| !pending.barrier.full);
         let checkpoints = self.repository.checkpoints.clone();
-        let publish = move || publish_manifest(&checkpoints, cut, parts, adds_to.as_ref());
+        let publish = move || publish_manifest(&checkpoints, header, parts, adds_to.as_ref());
         match thread::Builder::new().name("publish".into()).spawn(publish) {
-            Ok(publishing) => running.publishing = Some(publishing),
+            Ok(publishing) => pending.publishing = Some(publishing),
             Err(error) => self.cancel(&start_failure_text(&error)),
         }
+    }
+
+    fn finish(&mut self, manifest: Manifest) {
+        if let Some(pending) = self.pending.take() {
+            let took = pending.began.elapsed();
+            tracing::debug!(checkpoint = %manifest.name(), full = pending.barrier.full, ?took, "a checkpoint is published");
+            metrics::gauge!("swelter_checkpoint_seconds").set(took.as_secs_f64());
+        }
+        metrics::gauge!("swelter_checkpoint_epoch").set(manifest.epoch as f64);
+        metrics::gauge!("swelter_checkpoint_bytes").set(manifest.own_bytes() as f64);
+        metrics::counter!("swelter_checkpoints_total").increment(1);
+        self.verifier.enqueue(manifest.name());
+        self.last = Some(manifest);
     }
 
     /// The next one is full, whatever became of this one.
@@ -254,27 +205,34 @@ impl CheckpointCoordinator {
         self.last = None;
         self.retry_due = true;
         self.next = self.next.max(Instant::now() + checkpoint_interval(&self.repository.plan));
-        let Some(running) = self.pending.take() else { return };
-        let checkpoint = running.barrier.checkpoint;
-        self.repository.checkpoints.discard_parts(&running.parts.into_values().flatten().collect::<Vec<_>>());
-        self.processes.tell(&Message::GivenUp { checkpoint });
-        self.stop_writing(checkpoint);
-    }
-
-    fn stop_writing(&mut self, checkpoint: u64) {
-        self.pending_part.take_if(|(owed, _)| *owed <= checkpoint);
-        self.repository.checkpoints.discard_parts(&self.parts.cancel(checkpoint));
+        let Some(pending) = self.pending.take() else { return };
+        let parts: Vec<WorkerPart> = pending.parts.into_values().flatten().collect();
+        self.repository.checkpoints.discard_parts(&parts);
+        self.control.append(ControlCommand::CancelCheckpoint { checkpoint: pending.barrier.checkpoint });
     }
 }
 
 impl PendingCheckpoint {
-    /// Whether nothing of it has come for so long; what is being published has limits of its own.
-    fn is_stalled(&mut self, files: u64, patience: Duration) -> bool {
-        let now = (self.aligned.is_some(), self.parts.len(), files);
+    fn new(barrier: CheckpointBarrier, files: u64) -> PendingCheckpoint {
+        let now = Instant::now();
+        PendingCheckpoint {
+            barrier,
+            began: now,
+            seen: PendingProgress { is_aligned: false, parts: 0, files },
+            since: now,
+            aligned: None,
+            parts: BTreeMap::new(),
+            publishing: None,
+        }
+    }
+
+    /// Whether it has made no progress for so long; what is being published has limits of its own.
+    fn is_stalled(&mut self, files: u64, timeout: Duration) -> bool {
+        let now = PendingProgress { is_aligned: self.aligned.is_some(), parts: self.parts.len(), files };
         if self.seen != now || self.publishing.is_some() {
             (self.seen, self.since) = (now, Instant::now());
         }
-        self.since.elapsed() > patience
+        self.since.elapsed() > timeout
     }
 }
 
@@ -283,8 +241,8 @@ fn checkpoint_interval(plan: &CheckpointPlan) -> Duration {
 }
 
 /// Removes what earlier generations have left, on a thread of its own.
-fn spawn_sweep(kept: &CheckpointRepository) -> Result<(), RunError> {
-    let (checkpoints, generation) = (kept.checkpoints.clone(), kept.generation.clone());
+fn spawn_sweep(repository: &CheckpointRepository) -> Result<(), RunError> {
+    let (checkpoints, generation) = (repository.checkpoints.clone(), repository.generation.clone());
     let sweep = move || {
         if let Err(error) = checkpoints.remove_orphaned_files(&generation) {
             tracing::warn!("what earlier runs have left of checkpoints cannot be removed yet: {error}");
@@ -295,11 +253,11 @@ fn spawn_sweep(kept: &CheckpointRepository) -> Result<(), RunError> {
 
 fn publish_manifest(
     checkpoints: &Checkpoints,
-    cut: CheckpointHeader,
+    header: CheckpointHeader,
     parts: Vec<WorkerPart>,
     adds_to: Option<&Manifest>,
 ) -> Result<Manifest, CheckpointError> {
-    let manifest = Manifest::new(cut, parts.clone(), adds_to);
+    let manifest = Manifest::new(header, parts.clone(), adds_to);
     let manifest = manifest.inspect_err(|_| checkpoints.discard_parts(&parts))?;
     checkpoints.publish(&manifest)?;
     Ok(manifest)

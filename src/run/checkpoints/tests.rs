@@ -1,17 +1,27 @@
 //! Which checkpoints are taken up, which are put aside, and how far the journal is trimmed.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::Thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::candidates::{CheckpointCandidates, RestoreContext};
 use super::candidates::{missing_in_sinks, retry_until_answered};
+use super::repository::CheckpointRepository;
 use super::verifier::{Verifier, covered_by_all, is_of_journal};
-use super::*;
-use crate::checkpoint::{CheckpointHeader, CheckpointName, FileEntry, StateSegment};
-use crate::model::{Fingerprint, Millis};
+use super::written_parts::WrittenParts;
+use crate::checkpoint::{
+    CheckpointHeader, CheckpointLocation, CheckpointName, Checkpoints, FileEntry, Manifest, StateSegment,
+    WorkerPart,
+};
+use crate::config::CheckpointPlan;
+use crate::model::{CheckpointBarrier, Fingerprint, LogIdentity, LogPosition, Millis, PartitionName};
 use crate::run::durable_sinks::DurableShard;
+use crate::run::protocol::{LoadFailure, LoadFailureKind};
+use crate::run::run_error::RunError;
 use crate::sources::{Partition, Source, SourceError};
 
 /// A log of two partitions that ends there.
@@ -61,7 +71,7 @@ fn kept_in(folder: &Path) -> CheckpointRepository {
             verify_interval: every,
         },
         identity: cut("1-a", 1, [0, 0]).identity,
-        ids: BTreeMap::new(),
+        log_ids: BTreeMap::new(),
         generation: "1-a".into(),
     }
 }
@@ -321,7 +331,7 @@ fn checkpoint_of_a_log_with_another_id_is_not_restored_unless_adopted() {
     let folder = tempfile::tempdir().unwrap();
     let mut kept = kept_in(folder.path());
     let id = |id: &str| BTreeMap::from([("journal".to_owned(), id.to_owned())]);
-    kept.ids = id("new");
+    kept.log_ids = id("new");
     let mut read = manifest("1-a", 1, [5, 5]);
     let before = Fingerprint { position: 4, digest: 77, leader_epoch: None };
     read.logs =
@@ -342,10 +352,10 @@ fn checkpoint_of_a_log_with_another_id_is_not_restored_unless_adopted() {
     assert!(refused.contains("--adopt-logs") && refused.contains("a place of its own"), "{refused}");
     assert_eq!(checked.take(), [None, Some(before)], "what lies before each position is compared");
     assert!(next(&kept, true).unwrap());
-    kept.ids = id("old");
+    kept.log_ids = id("old");
     assert!(next(&kept, false).unwrap());
     // A log without an id is known by its records alone.
-    kept.ids.clear();
+    kept.log_ids.clear();
     assert!(next(&kept, false).unwrap());
 }
 
@@ -390,7 +400,7 @@ fn checkpoint_of_other_records_is_refused_unless_an_older_one() {
 fn checkpoint_beyond_journal_end_refuses_start() {
     let folder = tempfile::tempdir().unwrap();
     let mut kept = kept_in(folder.path());
-    kept.ids = BTreeMap::from([("journal".to_owned(), "own".to_owned())]);
+    kept.log_ids = BTreeMap::from([("journal".to_owned(), "own".to_owned())]);
     let publish = |epoch: u64, at: u64, id: &str| {
         let mut made = manifest("1-a", epoch, [at, 0]);
         let before = [(0, Fingerprint { position: at - 1, digest: at, leader_epoch: None })].into();
@@ -424,7 +434,11 @@ fn checkpoint_beyond_journal_end_refuses_start() {
     assert_eq!(next(true).unwrap(), Some(4));
     let of = |epoch: u64| {
         let name = CheckpointName { generation: 1, epoch };
-        is_of_journal(&kept.checkpoints.read_manifest(name).unwrap(), kept.ids.get("journal"), &Log([50, 50]))
+        is_of_journal(
+            &kept.checkpoints.read_manifest(name).unwrap(),
+            kept.log_ids.get("journal"),
+            &Log([50, 50]),
+        )
     };
     assert_eq!([1, 2, 3, 4].map(of), [true, false, true, false]);
 }

@@ -9,7 +9,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::CheckpointRepository;
+use super::repository::CheckpointRepository;
 use crate::checkpoint::{CheckpointError, CheckpointName, Checkpoints, FileEntry, Manifest, NamedManifest};
 use crate::run::log_identity::{LogVerdict, compare_log, recorded_logs};
 use crate::sources::Source;
@@ -33,15 +33,18 @@ pub(super) struct Verifier {
 }
 
 impl Verifier {
-    pub(super) fn start(kept: &CheckpointRepository, journal: Option<Arc<Journal>>) -> io::Result<Verifier> {
+    pub(super) fn start(
+        repository: &CheckpointRepository,
+        journal: Option<Arc<Journal>>,
+    ) -> io::Result<Verifier> {
         let (published, named) = mpsc::channel();
         let (has_damage, stop) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let work = VerifierThread {
-            checkpoints: kept.checkpoints.clone(),
-            identity: kept.identity.clone(),
-            journal_id: kept.ids.get(journal::SOURCE_NAME).cloned(),
-            keep: kept.plan.keep_full,
-            verify_every: Duration::from_millis(kept.plan.verify_interval.millis().unsigned_abs()),
+            checkpoints: repository.checkpoints.clone(),
+            identity: repository.identity.clone(),
+            journal_id: repository.log_ids.get(journal::SOURCE_NAME).cloned(),
+            keep: repository.plan.keep_full,
+            verify_every: Duration::from_millis(repository.plan.verify_interval.millis().unsigned_abs()),
             journal,
             seen: BTreeSet::new(),
             verified: BTreeSet::new(),

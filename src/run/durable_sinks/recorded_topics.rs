@@ -10,7 +10,7 @@ use crate::kafka::native::TopicState;
 use crate::kafka::topic_admin::{self, TopicSurvey};
 use crate::kafka::topic_identity::{TopicChange, TopicIdentities, TopicIdentity, TopicWatch, WatchedCluster};
 use crate::kafka::{KafkaCluster, dead_letter_headers, dead_letter_topics};
-use crate::run::checkpoints::topics_in_checkpoints;
+use crate::run::checkpoints::place::topics_in_checkpoints;
 use crate::run::run_error::RunError;
 use crate::sinks::kafka::progress::{CLAIM, Claim, IDENTITY, ProgressSnapshot, TOPICS};
 use crate::sinks::kafka::{Identity, ProgressWriter};

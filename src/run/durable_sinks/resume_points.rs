@@ -78,7 +78,7 @@ fn locate_partitions(
             .copied()
             .unwrap_or(log.start.position)
     };
-    Ok(partitions.iter().map(|log| (log.slot, position(log))).collect())
+    Ok(partitions.iter().map(|log| (log.index, position(log))).collect())
 }
 
 #[cfg(test)]
@@ -107,7 +107,7 @@ mod tests {
 
     fn partitions() -> Vec<LogPartition> {
         let log = |partition: u32| LogPartition {
-            slot: PartitionIndex(partition as u16),
+            index: PartitionIndex(partition as u16),
             name: PartitionName { source: "log".into(), partition },
             source: Arc::new(Log),
             start: 0.into(),

@@ -94,16 +94,10 @@ impl SourceRegistry {
         })
     }
 
-    /// A partition as it is read: from where it was read first.
-    pub fn partition(
-        &self,
-        source: &Arc<dyn Source>,
-        partition: u32,
-        slot: PartitionIndex,
-    ) -> Result<LogPartition, RunError> {
-        let of_source = self.0.get(source.name());
-        let start = of_source.map_or(Ok(0), |starts| starts.start_position(&**source, partition))?;
-        Ok(self.partition_from(source, partition, slot, start.into()))
+    /// From where a partition is read if nothing is restored: from where it was read first.
+    pub fn start_of(&self, source: &Arc<dyn Source>, partition: u32) -> Result<u64, RunError> {
+        let registered = self.0.get(source.name());
+        registered.map_or(Ok(0), |registered| registered.start_position(&**source, partition))
     }
 
     /// A partition as it is read from a position on.
@@ -111,13 +105,13 @@ impl SourceRegistry {
         &self,
         source: &Arc<dyn Source>,
         partition: u32,
-        slot: PartitionIndex,
+        index: PartitionIndex,
         start: LogPosition,
     ) -> LogPartition {
         let name = PartitionName { source: source.name().into(), partition };
         let letters = self.0.get(source.name()).map(|starts| starts.letters.of(partition));
         let shared = source.is_shared();
-        LogPartition { slot, name, source: Arc::clone(source), start, shared, dead_letters: letters }
+        LogPartition { index, name, source: Arc::clone(source), start, shared, dead_letters: letters }
     }
 }
 

@@ -1,24 +1,24 @@
-//! How a process comes to the others of its run.
+//! How a process meets the others of its run.
 
 use std::net::TcpListener;
 
+use super::shutdown::Shutdown;
 use crate::cluster::{ClusterError, ClusterPlan, PeerTls};
 use crate::config::ServicePlan;
 use crate::model::Topology;
-use crate::run::shutdown::Shutdown;
 
 /// How this process meets the others of its run.
 pub struct Membership {
     pub cluster: ClusterPlan,
-    /// Listens for them already, where it does.
+    /// Where it listens for them, if it does already.
     pub listener: Option<TcpListener>,
-    pub stops: Shutdown,
+    pub shutdown: Shutdown,
 }
 
 impl Membership {
     pub fn alone(plan: &ServicePlan) -> Membership {
         let cluster = cluster_plan(plan, 0, Vec::new(), None);
-        Membership { cluster, listener: None, stops: Shutdown::default() }
+        Membership { cluster, listener: None, shutdown: Shutdown::default() }
     }
 
     /// One of several, which are at `hosts`.
@@ -33,7 +33,7 @@ impl Membership {
     ) -> Result<Membership, ClusterError> {
         let tls = plan.cluster.tls.as_ref().map(PeerTls::load).transpose()?;
         let cluster = cluster_plan(plan, process, hosts, tls);
-        Ok(Membership { cluster, listener: None, stops: Shutdown::default() })
+        Ok(Membership { cluster, listener: None, shutdown: Shutdown::default() })
     }
 }
 
