@@ -10,6 +10,7 @@ mod error;
 pub(crate) mod handshake;
 #[cfg(not(any(test, fuzzing)))]
 mod handshake;
+mod io_error;
 mod link;
 mod plan;
 mod session;

@@ -3,31 +3,25 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use timely::worker::Worker;
 
+pub use super::batch_plan::{BatchError, BatchPlan, OutputTarget, PlotPlan};
 use super::batch_reader::{BatchReader, InputEpoch, ReadSummary};
-use crate::codec::{
-    ChangesWriter, Compression, DailyWriter, DeadLettersWriter, DecodeError, Format, ReadOptions,
-    ResultRowsWriter,
-};
-use crate::dataflow::heat_index::Formula;
+use crate::codec::{ChangesWriter, Compression, DailyWriter, DeadLettersWriter, Format, ResultRowsWriter};
 use crate::dataflow::rolling::Retention;
 use crate::dataflow::rolling::snapshot::InitialState;
 use crate::dataflow::{self, Graph, GraphPlan};
+use crate::fault::check_threads_available;
 use crate::fault::exit::{ExitReason, end_process};
-use crate::fault::{check_threads_available, remedy_suffix, start_failure_text};
-use crate::model::time::DayZone;
-use crate::model::{CityRows, DayLine, Millis, OutcomeCounts, OutputUnits, Reason};
+use crate::model::{CityRows, DayLine, Millis, OutcomeCounts, Reason};
 use crate::sinks::changes::{self, ChangesSink, ChangesThread};
 use crate::sinks::output::{OutputFile, StandardOutput, is_written_in_place};
 use crate::sinks::plot::{self, UncorrectedRows};
 use crate::sinks::result_table::{CityResults, ResultTable};
-use crate::sources::file::InputFile;
 
 /// Epochs under way, where there are other workers to work on them, before reading waits.
 const EPOCHS_IN_FLIGHT: usize = 2;
@@ -37,79 +31,6 @@ const OTHER_THREADS: usize = 2;
 
 /// A worker never parks without a limit, so that it does not sleep for ever should a wake-up get lost.
 const MAX_PARK: Duration = Duration::from_millis(10);
-
-/// What to run.
-#[derive(Clone, Debug)]
-pub struct BatchPlan {
-    pub inputs: Vec<InputFile>,
-    pub read: ReadOptions,
-    /// Whose days the daily summaries are of.
-    pub day_zone: DayZone,
-    pub formula: Formula,
-    pub window: Millis,
-    pub lateness: Millis,
-    pub workers: usize,
-    /// Records in an epoch, at least 1. An epoch also ends with its file.
-    pub epoch_size: usize,
-    /// Of all outputs.
-    pub output_units: OutputUnits,
-    /// Result rows.
-    pub output: Option<OutputTarget>,
-    pub changes: Option<OutputTarget>,
-    pub daily: Option<OutputTarget>,
-    pub dead_letters: Option<OutputTarget>,
-    pub plot: Option<PlotPlan>,
-}
-
-/// Where an output goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OutputTarget {
-    /// `None` is standard output.
-    pub path: Option<PathBuf>,
-    pub format: Format,
-    pub compression: Compression,
-}
-
-impl OutputTarget {
-    /// As the user named it.
-    pub fn name(&self) -> String {
-        self.path.as_ref().map_or("standard output".into(), |path| path.display().to_string())
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PlotPlan {
-    pub path: PathBuf,
-    /// Without one, the first city of the log.
-    pub city: Option<String>,
-}
-
-/// What stops a run.
-#[derive(Debug, thiserror::Error)]
-pub enum BatchError {
-    #[error("{name} {error}")]
-    Input { name: String, error: DecodeError },
-    #[error("{name} cannot be written: {error}{}", remedy_suffix(error, Path::new(name)))]
-    Output { name: String, error: io::Error },
-    #[error("--plot: there is no city {city} with readings in the log: name another with --city")]
-    NoSuchCity { city: String },
-    #[error("--plot: the log has no readings to draw")]
-    NothingToDraw,
-    #[error("the workers cannot be started: {0}")]
-    Workers(String),
-    #[error("{}", start_failure_text(.0))]
-    Threads(io::Error),
-}
-
-impl BatchError {
-    pub fn input(name: &str, error: DecodeError) -> BatchError {
-        BatchError::Input { name: name.to_string(), error }
-    }
-
-    pub fn output(name: &str, error: io::Error) -> BatchError {
-        BatchError::Output { name: name.to_string(), error }
-    }
-}
 
 /// What a run did.
 #[derive(Clone, Debug, Default)]

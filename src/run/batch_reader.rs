@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::vec;
 
-use super::batch::{BatchError, BatchPlan, OutputTarget};
+use super::batch_plan::{BatchError, BatchPlan, OutputTarget};
 use crate::admission::{Admission, AdmissionRules};
 use crate::codec::{DeadLettersWriter, FileDecoder, ReadOptions, ReadStatistics};
 use crate::dataflow::heat_index::Formula;

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::dead_letters::{DlqCommandError, group_by_progress_topic};
+use super::dlq_command_error::DlqCommandError;
 use crate::codec::JsonRecordDecoder;
 use crate::config::{ServicePlan, SourceKind};
 use crate::fault::remedy_for;
+use crate::kafka::KafkaCluster;
 use crate::kafka::dead_letter_retry::{DeadLetterFilter, DeadLetterRetrier, RetryOutcome};
 use crate::kafka::dead_letter_topic::DlqTopicError;
 use crate::model::{
@@ -23,6 +24,7 @@ use crate::model::{
 };
 use crate::sinks::dead_letters::{DeadLetterReader, FILE_NAMES};
 use crate::sources::journal::{self, Journal};
+use crate::sources::kafka::KafkaSourcePlan;
 use crate::sources::{NextPoll, RecordHandler, RecordPosition, Source};
 use crate::worker;
 
@@ -350,6 +352,17 @@ impl RetryThreads {
             thread::sleep(Duration::from_millis(10));
         }
     }
+}
+
+/// One retrier for each progress topic, and its topics: two of the same would take turns in ending each other.
+pub(super) fn group_by_progress_topic<'a>(
+    topics: impl Iterator<Item = (&'a str, &'a KafkaSourcePlan)>,
+) -> Vec<(&'a KafkaCluster, &'a str, Vec<&'a KafkaSourcePlan>)> {
+    let mut groups: BTreeMap<(&KafkaCluster, &str), Vec<&KafkaSourcePlan>> = BTreeMap::new();
+    for (_, kafka) in topics {
+        groups.entry((&kafka.cluster, &kafka.progress_topic)).or_default().push(kafka);
+    }
+    groups.into_iter().map(|((cluster, progress), topics)| (cluster, progress, topics)).collect()
 }
 
 #[cfg(test)]

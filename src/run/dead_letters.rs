@@ -3,58 +3,27 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
 
-use super::data_dir::{DataDir, DataDirError};
-use super::dead_letter_retry::{JournalRetry, append_all};
+use super::data_dir::DataDir;
+use super::dead_letter_retry::{JournalRetry, append_all, group_by_progress_topic};
+pub use super::dlq_command_error::DlqCommandError;
 use crate::codec::{JsonRecordDecoder, ReadOptions};
 use crate::config::{IngestPlan, ServicePlan, SourceKind};
 use crate::kafka::dead_letter_retry::{
     DeadLetterFilter, DeadLetterRetrier, KeyedRecord, RetryOutcome, produce_records,
 };
-use crate::kafka::dead_letter_topic::{self, DlqTopicError};
-use crate::kafka::{KafkaCluster, dead_letter_topics};
+use crate::kafka::dead_letter_topic;
+use crate::kafka::dead_letter_topics;
 use crate::model::dead_letter::ExportedDeadLetter;
-use crate::model::{AppendError, DeadLetter, NewRecord, RecordAddress};
-use crate::sinks::dead_letters::{self, DlqFileError};
-use crate::sources::SourceError;
-use crate::sources::journal::{self, Journal, JournalError, JournalPlan};
+use crate::model::{DeadLetter, NewRecord, RecordAddress};
+use crate::sinks::dead_letters;
+use crate::sources::journal::{self, Journal, JournalPlan};
 use crate::sources::kafka::{KafkaSourcePlan, RecordFormat};
 
 /// Records of one append.
 const RESUBMIT_CHUNK: usize = 1_000;
 /// In the data directory.
 const JOURNAL_FOLDER: &str = "journal";
-
-/// Why dead letters cannot be dealt with.
-#[derive(Debug, thiserror::Error)]
-pub enum DlqCommandError {
-    #[error(transparent)]
-    Files(#[from] DlqFileError),
-    #[error(transparent)]
-    Topics(#[from] DlqTopicError),
-    #[error("{0}; a service that runs retries by itself where ingest.retry_after is set")]
-    DataDir(#[from] DataDirError),
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    #[error(transparent)]
-    Source(#[from] SourceError),
-    #[error(transparent)]
-    Append(#[from] AppendError),
-    #[error("the journal does not answer: look at its disk, then try again")]
-    Hangs,
-    #[error("{}: {problem}", path.display())]
-    Sent { path: PathBuf, problem: String },
-    #[error(
-        "{} is no data directory of a service: there is no folder journal in it; --data-dir or --config says where it is",
-        .0.display()
-    )]
-    NoJournal(PathBuf),
-    #[error("there is no source {asked:?} with dead letters: there are {known}")]
-    UnknownSource { asked: String, known: String },
-    #[error("line {line}: {problem}; nothing was sent")]
-    Line { line: u64, problem: String },
-}
 
 /// The places of a plan's dead letters.
 #[derive(Debug)]
@@ -265,15 +234,4 @@ impl<'a> DeadLetterStores<'a> {
         })?;
         Ok(found)
     }
-}
-
-/// One retrier for each progress topic, and its topics: two of the same would take turns in ending each other.
-pub(super) fn group_by_progress_topic<'a>(
-    topics: impl Iterator<Item = (&'a str, &'a KafkaSourcePlan)>,
-) -> Vec<(&'a KafkaCluster, &'a str, Vec<&'a KafkaSourcePlan>)> {
-    let mut groups: BTreeMap<(&KafkaCluster, &str), Vec<&KafkaSourcePlan>> = BTreeMap::new();
-    for (_, kafka) in topics {
-        groups.entry((&kafka.cluster, &kafka.progress_topic)).or_default().push(kafka);
-    }
-    groups.into_iter().map(|((cluster, progress), topics)| (cluster, progress, topics)).collect()
 }

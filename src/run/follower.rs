@@ -70,7 +70,9 @@ impl<'a> Follower<'a> {
         let began = Instant::now();
         let mut restored = self.restored;
         let Restored { lead, member, registry, basis: FollowedBasis(primary), .. } = &mut restored;
-        claim_sinks(lead, member, Some(primary.successors()))?;
+        if let Err(error) = claim_sinks(lead, member, Some(primary.successors())) {
+            return Err(restored.member.stop_unreleased(error, restored.lead.events()));
+        }
         let sinks = member.sinks()?.claimed()?;
         registry.install_writers(sinks);
         primary.finish(&sinks.progress());

@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 
+use super::protocol::CONTROL_VERSION;
 use super::shutdown::Shutdown;
 use crate::cluster::{ClusterError, ClusterPlan, PeerTls};
 use crate::config::ServicePlan;
@@ -39,6 +40,8 @@ impl Membership {
 
 fn cluster_plan(plan: &ServicePlan, process: usize, hosts: Vec<String>, tls: Option<PeerTls>) -> ClusterPlan {
     let keys = &plan.cluster;
+    let mut agreement = plan.common_settings.clone();
+    agreement.insert("version of control messages".into(), CONTROL_VERSION.to_string());
     let topology = Topology { processes: keys.processes, process, workers_per_process: plan.workers };
     ClusterPlan {
         topology,
@@ -47,6 +50,6 @@ fn cluster_plan(plan: &ServicePlan, process: usize, hosts: Vec<String>, tls: Opt
         tls,
         connect_time: keys.connect_time,
         peer_timeout: keys.peer_timeout,
-        agreement: plan.common_settings.clone(),
+        agreement,
     }
 }

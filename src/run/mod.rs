@@ -3,6 +3,7 @@
 
 pub mod backup;
 pub mod batch;
+mod batch_plan;
 mod batch_reader;
 mod checkpoints;
 mod claim;
@@ -11,6 +12,7 @@ mod control;
 pub mod data_dir;
 pub mod dead_letter_retry;
 pub mod dead_letters;
+mod dlq_command_error;
 mod durable_sinks;
 mod epochs;
 mod follower;

@@ -45,7 +45,10 @@ impl<'a> Owner<'a> {
         let points = sinks.resume_points(&member.local_partitions)?;
         let reserved_until = bound.reserve_first(floor)?;
         let is_installed = |event| matches!(event, ControlEvent::ResumePointsInstalled).then_some(());
-        lead.order(&mut member, ControlCommand::InstallResumePoints(points), is_installed)?;
+        let installed = lead.order(&mut member, ControlCommand::InstallResumePoints(points), is_installed);
+        if let Err(error) = installed {
+            return Err(member.stop_unreleased(error, lead.events()));
+        }
         // What was made of the logs fits them.
         logs.record_ids()?;
         lead.control().append(ControlCommand::Release(Release { floor, reserved_until }));

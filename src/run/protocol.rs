@@ -34,7 +34,7 @@
 //!
 //! Beside control, a process asks process 0 to append posted readings to its log, and for the answers of schema registries.
 //!
-//! The format is postcard, and of one version of the program: the handshake refuses others.
+//! The format is postcard, and of one version of the program: the handshake refuses others, by [`CONTROL_VERSION`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -46,6 +46,9 @@ use crate::model::{AppendError, CheckpointBarrier, LogPosition, NewRecord, Parti
 use crate::sinks::kafka::SinkClaim;
 use crate::sinks::kafka::progress::{Positions, ProgressSnapshot};
 use crate::worker::{AlignedBarrier, Release, ResumePoints};
+
+/// Counts the changes of the format. The processes of a run must agree on it.
+pub const CONTROL_VERSION: u32 = 2;
 
 /// A message on the link between process 0 and another one.
 #[derive(Debug, Serialize, Deserialize)]

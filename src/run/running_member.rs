@@ -206,6 +206,17 @@ impl RunningMember<'_> {
         }
     }
 
+    /// Ends the workers of this process if a stop has come before the results were this run's; gives the error back.
+    pub fn stop_unreleased(self, error: RunError, events: &Receiver<MainEvent>) -> RunError {
+        if error.is_stop_request() {
+            let end = RunEnd { have_workers_exited: false, result: Ok(()) };
+            if let Err(error) = self.stop(end, events) {
+                tracing::warn!(%error, "the stop before the takeover is not in order");
+            }
+        }
+        error
+    }
+
     /// Ends this process's part of the run: what was read still goes all the way.
     pub fn stop(mut self, end: RunEnd, events: &Receiver<MainEvent>) -> Result<(), RunError> {
         tracing::info!("stopping");

@@ -21,8 +21,8 @@ use super::service_info::service_info;
 use super::workers::spawn_workers;
 use crate::config::ServicePlan;
 use crate::dataflow::GraphPlan;
-use crate::model::{Appender, LogPosition, PartitionName, PartitionTable};
-use crate::serve::{Backends, BoundServer, RunningServer};
+use crate::model::{Appender, LogPosition, PartitionName, PartitionTable, Topology};
+use crate::serve::{Backends, BoundServer, RunningServer, ServiceInfo};
 use crate::worker::{Refusals, RestoredWorkers, SharedState, WorkerCommandSender, WorkerPlan};
 
 /// Announces the address, once readings are accepted.
@@ -90,19 +90,10 @@ impl<'a> StartingMember<'a> {
         let loaded = self.loaded.take();
         let (restored, part_reporter) = restore_workers(&self.context, &start, &partitions, loaded)?;
         let StartingMember { context, logs, server, announce, .. } = self;
-        let server = serve(
-            &context,
-            server,
-            announce,
-            &start.generation,
-            ServedState {
-                partitions: partitions.clone(),
-                backends: backends(plan, &logs, &shared, appender.clone()),
-            },
-        )?;
+        let info = service_info(plan, partitions.clone(), Arc::clone(&start.generation));
+        let backends = backends(plan, &logs, &shared, appender.clone());
+        let server = serve(&context, server, announce, info, backends)?;
 
-        let mut graph = GraphPlan::serving_only(plan.formula, plan.retention, topology);
-        graph.encoded_batches = sinks.inspected().output_plan();
         let commands = WorkerCommandSender::new(topology.workers_per_process);
         context.control.attach(LocalWorkers {
             shared: Arc::clone(&shared),
@@ -113,7 +104,7 @@ impl<'a> StartingMember<'a> {
         });
         let worker_plan = WorkerPlan {
             topology,
-            graph,
+            graph: graph_plan(plan, sinks.inspected(), topology),
             rules: admission_rules(plan),
             limits: plan.limits.clone(),
             partitions: local_partitions.clone(),
@@ -215,28 +206,29 @@ fn restore_workers(
     Ok((restored, Some(PartReporter::new(repository, parts, workers, context.control.clone()))))
 }
 
-/// What serves, and what it takes and asks.
-struct ServedState {
-    partitions: PartitionTable,
-    backends: Backends,
-}
-
 /// Serves, and says where.
 fn serve<'a>(
     context: &RunContext<'a>,
     server: BoundServer,
     announce: Announce<'a>,
-    generation: &Arc<str>,
-    served: ServedState,
+    info: ServiceInfo,
+    backends: Backends,
 ) -> Result<RunningServer, RunError> {
-    let info = service_info(context.plan, served.partitions, Arc::clone(generation));
-    let address = server.address();
-    let server = server.start_serving(context.runtime.handle(), info, served.backends)?;
+    let (address, generation) = (server.address(), Arc::clone(&info.generation));
+    let server = server.start_serving(context.runtime.handle(), info, backends)?;
     announce(address);
-    tracing::info!(%address, generation = &**generation, "listening");
+    tracing::info!(%address, generation = &*generation, "listening");
     Ok(server)
 }
 
+/// What the workers compute.
+fn graph_plan(plan: &ServicePlan, sinks: &InspectedSinks, topology: Topology) -> GraphPlan {
+    let mut graph = GraphPlan::serving_only(plan.formula, plan.retention, topology);
+    graph.encoded_batches = sinks.output_plan();
+    graph
+}
+
+/// What the server asks and appends to.
 fn backends(
     plan: &ServicePlan,
     logs: &Logs,

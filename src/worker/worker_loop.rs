@@ -60,7 +60,7 @@ pub fn run_worker(worker: &mut Worker, plan: &WorkerPlan) {
             own.poll_partitions(now);
         }
         own.advance_epoch(now);
-        if own.is_stopping && (own.has_sent_all() || own.stop_has_timed_out(now)) {
+        if own.is_stopping && own.may_end(now) {
             break;
         }
         worker.step_or_park(Some(own.park_time(now)));
@@ -108,6 +108,8 @@ struct WorkerLoop<'a> {
     /// Epochs below may be used, and none below the floor.
     reserved_until: u64,
     epoch_floor: u64,
+    /// A partition cannot be read any more: nothing is, until the process says that it stops.
+    has_failed: bool,
     pending_partitions: Vec<PendingPartition>,
     graph: Graph,
     egress: Egress,
@@ -162,6 +164,7 @@ impl<'a> WorkerLoop<'a> {
             stopping_since: None,
             reserved_until: plan.reserved_until,
             epoch_floor: 0,
+            has_failed: false,
             pending_partitions: Vec::new(),
             graph,
             egress,
@@ -246,6 +249,7 @@ impl<'a> WorkerLoop<'a> {
                 refusals: &self.plan.shared.refusals,
             };
             if let Err(error) = reader.poll(now, self.plan.limits.poll_records, until, into) {
+                self.has_failed = true;
                 self.plan.shared.fail(error);
             }
         }
@@ -269,7 +273,8 @@ impl<'a> WorkerLoop<'a> {
     fn may_poll(&self) -> bool {
         let (limits, shared) = (&self.plan.limits, &self.plan.shared);
         let lag = self.in_flight.front().map_or(Duration::ZERO, |sent| sent.at.elapsed());
-        self.arrivals_in_flight < limits.readings_in_flight
+        !self.has_failed
+            && self.arrivals_in_flight < limits.readings_in_flight
             && lag.as_millis() <= u128::from(limits.frontier_lag.millis().unsigned_abs())
             && !shared.must_wait()
             && !shared.refusals.must_wait()
@@ -300,9 +305,11 @@ impl<'a> WorkerLoop<'a> {
         }
     }
 
-    /// Whether it has stopped for long, and what is left cannot be sent, as no epoch may be used: the logs still have it.
-    fn stop_has_timed_out(&mut self, now: Instant) -> bool {
-        now.duration_since(*self.stopping_since.get_or_insert(now)) > STOP_TIMEOUT
+    /// Whether a worker that stops has nothing left to do. What it has read and cannot send, the logs still have: before the release nobody
+    /// takes it, and if no epoch may be used for long, the sinks do not answer.
+    fn may_end(&mut self, now: Instant) -> bool {
+        let has_timed_out = now.duration_since(*self.stopping_since.get_or_insert(now)) > STOP_TIMEOUT;
+        self.has_sent_all() || has_timed_out || !self.egress.replay().is_released()
     }
 
     fn epoch_is_full(&self) -> bool {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
-use super::{BackupError, BlockHandler};
+use super::error::{BackupError, BlockHandler};
 use crate::checkpoint::{
     BlobStore, CheckpointLocation, CheckpointName, Checkpoints, DEFAULT_FOLDER, FetchResult,
 };

@@ -5,10 +5,12 @@ use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use super::service::{self, BackupRequest, BlocksRequest, JournalOffer, LAST_KEY};
-use super::{BackupError, BlockHandler};
+use super::error::{BackupError, BlockHandler};
+use super::journal_protocol::{
+    self, BackupRequest, BlocksRequest, JournalOffer, LAST_KEY, for_each_stored_block,
+};
 use crate::run::data_dir::{self, DataDirError};
-use crate::sources::journal::{Journal, JournalError, JournalPlan};
+use crate::sources::journal::{Journal, JournalPlan};
 
 const LINE_BYTES: u64 = 1 << 20;
 /// More than any block has.
@@ -33,11 +35,12 @@ impl BackupSource {
     /// `checkpoints` says where those are if no service does.
     pub(super) fn open(data_dir: &Path, checkpoints: Option<String>) -> Result<BackupSource, BackupError> {
         let at_dir = |source| BackupError::Io { path: data_dir.into(), source };
-        if let Some(stream) = service::connect(data_dir).map_err(at_dir)? {
+        if let Some(stream) = journal_protocol::connect(data_dir).map_err(at_dir)? {
             let mut reader = BufReader::new(stream);
-            service::write_line(reader.get_mut(), &BackupRequest { backup: 1 }).map_err(connection_ended)?;
+            journal_protocol::write_line(reader.get_mut(), &BackupRequest { backup: 1 })
+                .map_err(connection_ended)?;
             let offer: JournalOffer =
-                service::parse_line(&read_line(&mut reader)?).map_err(connection_ended)?;
+                journal_protocol::parse_line(&read_line(&mut reader)?).map_err(connection_ended)?;
             return Ok(BackupSource { offer, from: JournalAccess::Service(reader) });
         }
         let folder = data_dir.join("journal");
@@ -82,35 +85,13 @@ impl BackupSource {
     }
 }
 
-/// Gives the stored blocks of a partition one by one.
-pub(super) fn for_each_stored_block<E>(
-    journal: &Journal,
-    partition: u32,
-    begin: u64,
-    end: u64,
-    each: &mut BlockHandler<'_, E>,
-) -> Result<Result<(), E>, JournalError> {
-    let mut from = begin;
-    loop {
-        let blocks = journal.stored_blocks(partition, from, end)?;
-        let Some((last, _)) = blocks.last() else { return Ok(Ok(())) };
-        // A key ends with its position; the next block begins behind it.
-        let position = last.last_chunk::<8>().map_or(end, |position| u64::from_be_bytes(*position));
-        from = position.saturating_add(1);
-        for (key, stored) in &blocks {
-            if let Err(error) = each(key, stored) {
-                return Ok(Err(error));
-            }
-        }
-    }
-}
-
 fn receive_blocks(
     reader: &mut BufReader<UnixStream>,
     each: &mut BlockHandler<'_, BackupError>,
 ) -> Result<Vec<u64>, BackupError> {
-    service::write_line(reader.get_mut(), &BlocksRequest { ends: true }).map_err(connection_ended)?;
-    let ends: Vec<u64> = service::parse_line(&read_line(reader)?).map_err(connection_ended)?;
+    journal_protocol::write_line(reader.get_mut(), &BlocksRequest { ends: true })
+        .map_err(connection_ended)?;
+    let ends: Vec<u64> = journal_protocol::parse_line(&read_line(reader)?).map_err(connection_ended)?;
     loop {
         let (mut key, mut length) = ([0; 12], [0; 4]);
         reader

@@ -1,16 +1,7 @@
 //! The end of a running service: it copies its own journal to whoever asks on a socket in the data directory, which only its user can reach.
-//!
-//! ```text
-//! -> {"backup":1}                 line      <- Offer                line; nothing is trimmed from now on
-//! -> {"ends":true}                line      <- [end of each partition]   line: all that is acknowledged by now lies before
-//!                                           <- blocks: key (12 bytes), length (u32, little endian), block
-//!                                           <- key of 0xFF, length 0: all were sent; or a length and why not
-//!    the connection is closed when all is copied that must not be trimmed
-//! ```
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, Permissions};
 use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _, Write};
-use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -19,14 +10,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-
+use super::journal_protocol::{
+    BackupRequest, BlocksRequest, JournalOffer, LAST_KEY, SOCKET, for_each_stored_block, parse_line,
+    reachable_socket_path, write_block, write_line,
+};
 use crate::sources::journal::Journal;
 
-/// In the data directory.
-const SOCKET: &str = "backup.sock";
-/// A path of a socket that is longer is not taken by the system.
-const MAX_SOCKET_PATH: usize = 100;
 /// How often whoever waits looks whether to end.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// A client that takes nothing for so long is given up, and may not keep the journal from being trimmed.
@@ -34,33 +23,6 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a backup may keep the journal from being trimmed.
 const MAX_BACKUP_TIME: Duration = Duration::from_secs(24 * 3_600);
 const LINE_BYTES: u64 = 1 << 20;
-pub(super) const LAST_KEY: [u8; 12] = [0xFF; 12];
-
-#[derive(Serialize, Deserialize)]
-pub(super) struct BackupRequest {
-    /// The version of what is spoken.
-    pub backup: u32,
-}
-
-#[derive(Serialize, Deserialize)]
-pub(super) struct BlocksRequest {
-    pub ends: bool,
-}
-
-/// What there is to copy.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct JournalOffer {
-    pub journal_id: Option<String>,
-    pub begins: Vec<u64>,
-    /// Where the checkpoints are, if there are any.
-    pub checkpoints: Option<String>,
-}
-
-impl JournalOffer {
-    pub(super) fn of(journal: &Journal, checkpoints: Option<String>) -> JournalOffer {
-        JournalOffer { journal_id: Some(journal.id()), begins: journal.log_starts(), checkpoints }
-    }
-}
 
 /// Answers backups, one after the other, on a thread of its own, until this is dropped.
 pub struct BackupService {
@@ -104,32 +66,6 @@ fn listen(data_dir: &Path) -> io::Result<UnixListener> {
     fs::set_permissions(&socket, Permissions::from_mode(0o600))?;
     fs::rename(socket, data_dir.join(SOCKET))?;
     Ok(listener)
-}
-
-/// A path that is short enough for a socket, as long as the folder is open.
-fn reachable_socket_path(folder: &Path, name: &str) -> io::Result<(Option<File>, PathBuf)> {
-    let path = folder.join(name);
-    if path.as_os_str().len() <= MAX_SOCKET_PATH {
-        return Ok((None, path));
-    }
-    let folder = File::open(folder)?;
-    let path = PathBuf::from(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd()));
-    Ok((Some(folder), path))
-}
-
-/// Reaches the service that uses a data directory; nothing where there is none.
-pub(super) fn connect(data_dir: &Path) -> io::Result<Option<UnixStream>> {
-    let (_folder, path) = match reachable_socket_path(data_dir, SOCKET) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        reachable => reachable?,
-    };
-    match UnixStream::connect(path) {
-        Ok(stream) => Ok(Some(stream)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
 }
 
 struct BackupServer {
@@ -197,16 +133,14 @@ impl BackupServer {
         out: &mut impl Write,
     ) -> io::Result<Result<(), String>> {
         for (partition, (begin, end)) in (0..).zip(begins.iter().zip(ends)) {
-            let copied = super::backup_source::for_each_stored_block(
-                &self.journal,
-                partition,
-                *begin,
-                *end,
-                &mut |key, stored| match self.stop.load(Ordering::Relaxed) {
+            let copied =
+                for_each_stored_block(&self.journal, partition, *begin, *end, &mut |key, stored| match self
+                    .stop
+                    .load(Ordering::Relaxed)
+                {
                     true => Err(io::Error::other("the service stops")),
                     false => write_block(out, key, stored),
-                },
-            );
+                });
             match copied {
                 Ok(sent) => sent?,
                 Err(error) => return Ok(Err(error.to_string())),
@@ -273,20 +207,4 @@ impl Write for StallingWriter<'_> {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-pub(super) fn parse_line<'a, T: Deserialize<'a>>(line: &'a [u8]) -> io::Result<T> {
-    serde_json::from_slice(line).map_err(io::Error::from)
-}
-
-pub(super) fn write_line(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
-    serde_json::to_writer(&mut *out, value)?;
-    out.write_all(b"\n")?;
-    out.flush()
-}
-
-fn write_block(out: &mut impl Write, key: &[u8], stored: &[u8]) -> io::Result<()> {
-    out.write_all(key)?;
-    out.write_all(&(stored.len() as u32).to_le_bytes())?;
-    out.write_all(stored)
 }
