@@ -1,6 +1,6 @@
 //! Connections between process 0 and the others, for what is no data: messages in order, and signs of life.
 //!
-//! A link carries frames: a length, a kind, and bytes. What messages mean is no matter of the link's.
+//! A link carries frames: a length, a kind, and bytes. It does not know what messages mean.
 
 use std::io::{self, BufReader, Read, Write};
 use std::net::Shutdown;
@@ -17,14 +17,14 @@ use super::stream::PeerStream;
 
 /// Messages that may wait for a peer.
 const MAX_QUEUED_MESSAGES: usize = 1_024;
-/// The greatest message: a posted body, or what a progress topic keeps.
+/// The longest message: a posted body, or the content of a progress topic.
 const MAX_FRAME: usize = 128 * 1024 * 1024;
-/// What there is room for before any of a message has come; then as much again as has come.
+/// Bytes that are allocated before any of a message has arrived; then as many again as have arrived.
 const FIRST_ALLOCATION: usize = 64 * 1024;
-/// Between two signs of life, or less where peers are given up soon: several come in the shortest timeout that a peer may have.
+/// Between two heartbeats, or less if the timeout is short: several fit into the shortest timeout that a peer may have.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(250);
 const HEARTBEATS_PER_TIMEOUT: u32 = 4;
-/// How long what was said last may take on its way.
+/// How long the last message may take to be sent.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 /// Handles what peers send, by process, on a thread of the link's own that it must not hold up.
 #[derive(Clone)]
@@ -38,7 +38,7 @@ pub struct LinkHandler {
 pub type OnMessage = Arc<dyn Fn(usize, &[u8]) -> Result<(), String> + Send + Sync>;
 pub type OnEnd = Arc<dyn Fn(usize, PeerEnd) + Send + Sync>;
 
-/// Why a process ends, or wants all to end. It is the last that counts of what it sends.
+/// Why a process ends, or wants all to end. Nothing that it sends after this counts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PeerEnd {
     /// It was asked to stop, and so are all.
@@ -82,15 +82,15 @@ pub(super) struct Peer {
 
 #[derive(Default)]
 struct LinkState {
-    /// It has said that nothing more comes.
+    /// It has sent its goodbye.
     bye: AtomicBool,
-    /// Nothing more comes from it, whatever it has said.
+    /// Its connection has ended.
     ended: AtomicBool,
     /// Messages that are queued and not yet written.
     waiting: AtomicUsize,
 }
 
-/// Why a message is not on its way.
+/// Why a message was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
     #[error("there is no room for it now")]
@@ -100,7 +100,7 @@ pub enum SendError {
 }
 
 impl Links {
-    /// Those of a process that is alone.
+    /// No links: of a process without others.
     pub fn none() -> Links {
         Links::default()
     }
@@ -151,7 +151,7 @@ impl Links {
         }
     }
 
-    /// The first one whose end is gone.
+    /// The first peer whose connection has ended.
     pub(super) fn first_gone(&self) -> Option<usize> {
         self.0.iter().find(|(_, peer)| !peer.is_alive()).map(|(process, _)| *process)
     }
@@ -166,7 +166,7 @@ impl Links {
         }
     }
 
-    /// Waits, not long, until what was said is on its way.
+    /// Waits a short time until everything queued is sent.
     pub fn flush(&self) {
         let deadline = Instant::now() + FLUSH_TIMEOUT;
         for (_, peer) in self.0.iter() {
@@ -223,7 +223,7 @@ impl Peer {
         Ok(Peer { outgoing, state })
     }
 
-    /// Its end is there still.
+    /// Its connection has not ended.
     pub fn is_alive(&self) -> bool {
         !self.state.ended.load(Ordering::SeqCst)
     }
@@ -236,7 +236,7 @@ impl Peer {
     }
 }
 
-/// Writes what is queued, and a sign of life where there is nothing. An error shows at the reading end.
+/// Writes what is queued, and a heartbeat if there is nothing. An error shows at the reading end.
 fn write_frames(mut stream: PeerStream, frames: &Receiver<Vec<u8>>, state: &LinkState, every: Duration) {
     let heartbeat = vec![kind::HEARTBEAT];
     loop {
@@ -295,7 +295,7 @@ fn read_frames(process: usize, stream: PeerStream, state: &LinkState, plan: &Lin
     }
 }
 
-/// Memory is taken as bytes come, not as their number is said.
+/// Memory is allocated as bytes arrive, not as the length announces them.
 fn read_frame(stream: &mut impl Read) -> io::Result<Vec<u8>> {
     let mut length = [0; 4];
     stream.read_exact(&mut length)?;

@@ -38,17 +38,17 @@ impl std::fmt::Debug for ClusterPlan {
     }
 }
 
-/// The host of a process, where the plan says it.
+/// The host of a process, if the plan has it.
 pub(super) fn host_of_process(plan: &ClusterPlan, process: usize) -> Option<&str> {
     plan.hosts.get(process).map(|address| host_of(address))
 }
 
-/// Whether somebody has asked for a stop: whoever waits looks at it.
+/// Whether a stop was requested. Every wait of a start watches it.
 #[derive(Clone, Debug, Default)]
 pub struct StopFlag(Arc<AtomicBool>);
 
 impl StopFlag {
-    /// True where nobody has before.
+    /// True the first time.
     pub fn raise(&self) -> bool {
         !self.0.swap(true, Ordering::AcqRel)
     }

@@ -16,7 +16,7 @@ use super::stream::{PeerStream, configure_socket};
 use crate::config::host_of;
 use crate::model::Topology;
 
-/// Between two tries to reach a process that does not listen yet, or where another one is in the way.
+/// Between two tries to reach a process that does not listen yet, or that another connection occupies.
 pub(super) const CONNECT_RETRY: Duration = Duration::from_millis(50);
 const REFUSED_RETRY: Duration = Duration::from_millis(250);
 /// How long the others may take to hear why a start has failed.
@@ -89,7 +89,7 @@ impl Cluster {
         let Some(acceptor) = &self.acceptor else { return Ok(streams) };
         acceptor.expect_workers(generation);
         let purpose = Purpose::Data { generation: generation.to_owned() };
-        // To those before this one; they have listened since before they were met.
+        // To the processes before this one, which listen already.
         for (other, stream) in streams.iter_mut().enumerate().take(process) {
             *stream = Some(connect_with_retry(&self.plan, other, &purpose, &self.stop)?);
         }
@@ -100,7 +100,7 @@ impl Cluster {
     }
 }
 
-/// Tells those that have come what has become of the start.
+/// Tells the processes that are connected why the start has failed.
 fn send_start_failure(links: &Links, error: &ClusterError) {
     links.send_end(&match error {
         ClusterError::Stopped => PeerEnd::StopRequested,
@@ -133,7 +133,7 @@ pub(super) fn connect_with_retry(
                 if taken.is_none() {
                     tracing::warn!(peer = process, "this process is not taken in yet: {why}");
                 }
-                // By then, one that was gone would have counted as gone.
+                // By then, the connection of a dead process would have timed out.
                 if taken.get_or_insert_with(Instant::now).elapsed() > plan.peer_timeout {
                     return Err(ClusterError::Refused(why));
                 }

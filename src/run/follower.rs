@@ -22,7 +22,7 @@ pub struct Follower<'a> {
 /// How following ends.
 pub enum Followed<'a> {
     /// It is time to take over.
-    TakeoverDue(Follower<'a>),
+    TakeoverDue(Box<Follower<'a>>),
     Ended(Result<(), RunError>),
 }
 
@@ -43,7 +43,7 @@ impl<'a> Follower<'a> {
                 Some(end) => end,
                 None => match self.follow() {
                     Ok(false) => continue,
-                    Ok(true) => return Followed::TakeoverDue(self),
+                    Ok(true) => return Followed::TakeoverDue(Box::new(self)),
                     Err(error) => RunEnd::failed(error),
                 },
             };

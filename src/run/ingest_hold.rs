@@ -6,7 +6,7 @@ use crate::model::{AppendCallback, AppendError, AppendHold, Appender, HoldCheck,
 use crate::sources::journal::Journal;
 use crate::worker::SharedState;
 
-/// Appends to a journal, other than what its dead letters have no room for.
+/// Appends to a journal, unless there is no room for the dead letters that may follow.
 pub struct HeldAppender {
     to: Arc<dyn Appender>,
     shared: Arc<SharedState>,
@@ -28,7 +28,7 @@ impl Appender for HeldAppender {
     }
 }
 
-/// Why nothing that is posted is taken, whoever posts it.
+/// Why posted readings of all clients are refused for now.
 pub struct HoldReasons {
     pub journal: Option<Arc<Journal>>,
     pub shared: Arc<SharedState>,

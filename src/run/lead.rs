@@ -1,6 +1,6 @@
 //! Process 0's hold on the command log while it starts and runs.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use super::control::{Control, MainEvent};
@@ -34,10 +34,7 @@ impl Lead {
 
     /// The next event for the phase that runs, if one comes in time.
     pub fn next_event(&self, within: Duration) -> Option<MainEvent> {
-        match self.events.recv_timeout(within) {
-            Ok(event) => Some(event),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        }
+        self.events.recv_timeout(within).ok()
     }
 
     pub fn events(&self) -> &Receiver<MainEvent> {

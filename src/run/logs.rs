@@ -30,7 +30,7 @@ use crate::sources::kafka::{AppendLimits, KafkaAppender, KafkaSource, RecordForm
 use crate::sources::{Source, SourceError};
 use crate::worker::{self, LogPartition, SharedState};
 
-/// One question to a schema registry.
+/// How long a schema registry may take to answer.
 const REGISTRY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long after its first use a registry's answer is compared with what it says now.
 const SCHEMA_VERIFY_DELAY: Duration = Duration::from_secs(30);
@@ -38,13 +38,13 @@ const SCHEMA_VERIFY_DELAY: Duration = Duration::from_secs(30);
 /// In the data directory: which files the logs of files were read from.
 const FILES_FOLDER: &str = "files";
 
-/// The logs of a run, and what is kept beside them.
+/// The logs that a process can read, and where it appends.
 pub struct Logs {
-    // In this order: the lock is given back last.
+    // Dropped in this order: the lock of the data directory is released last.
     journal: Option<Arc<Journal>>,
     sources: Vec<Arc<dyn Source>>,
     topics: Vec<Arc<KafkaSource>>,
-    /// Where what is posted or made up goes.
+    /// Where posted and generated readings go.
     appender: Option<Arc<dyn Appender>>,
     data_dir: Option<Arc<DataDir>>,
 }
@@ -62,7 +62,7 @@ pub fn uses_data_dir(plan: &ServicePlan) -> bool {
 }
 
 impl Logs {
-    /// Those that this process can read; what it cannot append to itself, goes to the first one.
+    /// Opens the logs that this process can read. What it cannot append itself, it forwards to process 0.
     pub fn open(
         plan: &ServicePlan,
         data_dir: Option<Arc<DataDir>>,
@@ -93,7 +93,7 @@ impl Logs {
             logs.journal = Some(journal);
         }
         for source in &plan.sources {
-            // What is made up beside a log is appended to it.
+            // A generator beside a log appends to it.
             if into.is_some() && matches!(source.kind, SourceKind::Generator(_)) {
                 continue;
             }
@@ -113,7 +113,7 @@ impl Logs {
         self.data_dir.as_ref()
     }
 
-    /// Where what is posted or made up goes. A journal's takes nothing while there is no room for its dead letters.
+    /// Where posted and generated readings go. A journal takes nothing while there is no room for its dead letters.
     pub fn held_appender(&self, shared: &Arc<SharedState>) -> Option<Arc<dyn Appender>> {
         let appender = self.appender.clone()?;
         Some(match self.journal {
@@ -126,7 +126,7 @@ impl Logs {
         Arc::new(HoldReasons { journal: self.journal.clone(), shared: Arc::clone(shared) })
     }
 
-    /// The journal and where what belongs to it is kept.
+    /// The journal, and the data directory that it belongs to.
     pub fn journal(&self) -> Option<(Arc<Journal>, PathBuf)> {
         Some((self.journal.clone()?, self.data_dir.as_ref()?.path().to_path_buf()))
     }
@@ -183,7 +183,7 @@ impl Logs {
         Ok(())
     }
 
-    /// Why posted readings can not be taken any more, or a topic not be read.
+    /// Why posted readings cannot be taken any more, or a topic cannot be read.
     pub fn failure(&self) -> Option<String> {
         let contradiction = |topic: &Arc<KafkaSource>| {
             Some(format!("source {}: {}", topic.name(), topic.schema_contradiction()?))
@@ -199,7 +199,7 @@ impl Logs {
         let letters = DeadLetterFiles::open(dir.path(), &rules, plan.dead_letters)?;
         let name: Arc<str> = journal.name().into();
         for partition in 0..journal.partitions() {
-            // Its letters would keep those of the journal from being written.
+            // Dead letters of another journal would keep those of this one from being written.
             let name = PartitionName { source: name.clone(), partition };
             if let Some(path) = letters.file_beyond(&name, journal.log_end(partition)) {
                 let path = path.display();
@@ -211,7 +211,7 @@ impl Logs {
         Ok(Some(letters))
     }
 
-    /// The partitions, by slot, and from where each is read; those that are read already, where no others may be.
+    /// The partitions by index, and from where each is read; with `known_only`, only those that earlier starts have read.
     pub fn partitions(
         &self,
         registry: &SourceRegistry,
@@ -231,7 +231,7 @@ impl Logs {
         Ok(partitions)
     }
 
-    /// Whether a log goes on at a position that was read up to before.
+    /// Checks that a log continues at a position that was read up to before.
     pub fn check_position(&self, source: &str, partition: u32, at: LogPosition) -> Result<(), SourceError> {
         let log = self.sources.iter().find(|log| log.name() == source);
         let log = log.filter(|log| partition < log.partitions());
@@ -248,7 +248,7 @@ impl Logs {
         self.sources.iter().filter_map(|source| id(source).transpose()).collect()
     }
 
-    /// Keeps the ids of logs that have had none until now. To be called once it is known that what was made of them fits.
+    /// Records the id of a journal that has had none until now. To be called once everything made of the log is known to fit it.
     pub fn record_ids(&self) -> Result<(), RunError> {
         self.journal.as_ref().map_or(Ok(()), |journal| Ok(journal.save_id()?))
     }
@@ -391,7 +391,8 @@ pub fn admission_rules(plan: &ServicePlan) -> AdmissionRules {
     AdmissionRules { max_ahead, max_cities, ..AdmissionRules::new(plan.retention.lateness) }
 }
 
-/// What decides which records of the journal and of files are refused, a line each. Another file under a name is noticed by what is in it.
+/// The settings that decide which records of the journal and of files are refused, a line each. Another file of the same name is noticed
+/// by its content.
 fn refusal_rules(plan: &ServicePlan) -> String {
     let mut identity = log_identity(plan);
     let version = identity.remove(RULES_VERSION_KEY).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! A generation that hydrates beside a running one: it follows what that makes durable, and takes over from it.
+//! What a hydrating generation observes of the running one: how far its shards are durable, and whether it is alive.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,40 +17,40 @@ use crate::sinks::kafka::{KafkaSinkError, SuccessorClaim};
 use crate::sources::SourceError;
 use crate::worker::LogPartition;
 
-/// What is read by then counts as read as soon as it is.
+/// A follower less than this far behind counts as caught up.
 const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(1);
-/// How long the last look before a claim may take.
+/// How long the last inspection before a claim may take.
 const LAST_INSPECTION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A generation that runs, as seen from its progress topics.
+/// A running generation, as its progress topics show it.
 pub struct PrimaryFollower {
     kind: StartMode,
     standby_after: Duration,
     successors: Vec<SuccessorClaim>,
     seen: Mutex<PrimaryState>,
     ended: AtomicBool,
-    /// It is no more: this run has its outlets.
+    /// The sinks are this run's.
     is_ours: AtomicBool,
 }
 
 struct PrimaryState {
-    /// By outlet and shard.
+    /// By sink and shard.
     shards: Vec<BTreeMap<u16, Positions>>,
     counts: Vec<u16>,
-    /// The partitions that it reads, by the keys that say from where.
+    /// By key of the progress topic: the partitions that it reads, and from where.
     starts: BTreeMap<String, BTreeMap<u32, u64>>,
     answers: HashMap<String, Vec<u8>>,
-    /// By outlet: the last record that was heard of, and for how long none has come since, while the cluster answered.
+    /// By sink: the offset of the last record, and for how long none has followed while the cluster answered.
     heard: Vec<Option<i64>>,
     silence: Vec<Duration>,
     /// Why it cannot be followed any more.
     trouble: Option<String>,
-    /// Where it was some time ago, to see whether we have come as far.
+    /// Where it was some time ago: the follower has caught up once it is there.
     target: Option<(Instant, HashMap<PartitionIndex, u64>)>,
 }
 
 impl PrimaryFollower {
-    /// Nothing is followed where nobody has ever claimed the outlets.
+    /// None if nobody has ever claimed the sinks.
     pub fn new(
         kind: StartMode,
         standby_after: Duration,
@@ -81,12 +81,12 @@ impl PrimaryFollower {
         &self.successors
     }
 
-    /// That of this run.
+    /// The generation of this run.
     pub fn generation(&self) -> Option<Arc<str>> {
         self.successors.first().map(SuccessorClaim::generation)
     }
 
-    /// Follows the outlets on threads of its own, until it is taken over or given up.
+    /// Follows the sinks on threads of its own, until the takeover or until this is dropped.
     pub fn spawn_followers(self: &Arc<PrimaryFollower>, prepared: &InspectedSinks) -> Result<(), RunError> {
         for (outlet, (cluster, topic, _)) in prepared.progress_topics().enumerate() {
             let (following, of) = (Arc::clone(self), (cluster.clone(), topic.to_owned()));
@@ -115,7 +115,7 @@ impl PrimaryFollower {
         thread::Builder::new().name(name).spawn(work).map(drop).map_err(RunError::Threads)
     }
 
-    /// What is committed says how far shards have come.
+    /// Committed progress says how far shards have come.
     fn on_committed(&self, outlet: usize, sign: Option<ProgressRecord>) -> bool {
         if let Some(ProgressRecord::Shard(shard, progress)) = sign {
             self.state().shards[outlet].insert(shard, progress.positions);
@@ -123,7 +123,7 @@ impl PrimaryFollower {
         !self.ended.load(Ordering::Relaxed)
     }
 
-    /// All else counts as soon as it is written.
+    /// Everything else counts as soon as it is written.
     fn on_liveness(&self, outlet: usize, life: Liveness) -> bool {
         let mut seen = self.state();
         match life {
@@ -133,7 +133,7 @@ impl PrimaryFollower {
                 self.on_record(&mut seen, outlet, sign);
             }
             Liveness::Silence(silence) => seen.silence[outlet] += silence,
-            // Others may be as long in coming back as this one was.
+            // The primary may need as long to reconnect as this follower did.
             Liveness::Unreachable => seen.silence[outlet] = Duration::ZERO,
             Liveness::TooEarly => {}
         }
@@ -157,7 +157,7 @@ impl PrimaryFollower {
         }
     }
 
-    /// All earlier claims are in the topic as well.
+    /// The topic has all earlier claims as well.
     fn on_claim(&self, seen: &mut PrimaryState, outlet: usize, claim: &Claim) {
         let expected = self.successors.get(outlet);
         if expected.is_some_and(|expected| expected.is_overtaken_by(claim)) {
@@ -168,7 +168,7 @@ impl PrimaryFollower {
         }
     }
 
-    /// How far every shard has come with each partition; nothing of those of which some have written nothing.
+    /// The least durable position of each partition over all shards; none of partitions that a shard has no position of.
     pub fn durable_positions(&self, slots: &PartitionTable) -> Vec<(PartitionIndex, u64)> {
         let seen = self.state();
         let whole =
@@ -184,7 +184,7 @@ impl PrimaryFollower {
         (0..).map(PartitionIndex).zip(slots.names()).filter_map(least).collect()
     }
 
-    /// Whether it is time to take over, where so much is read.
+    /// Whether to take over now, given how far this run has read.
     pub fn is_takeover_due(
         &self,
         least: &[(PartitionIndex, u64)],
@@ -205,18 +205,18 @@ impl PrimaryFollower {
                 if !is_recent {
                     seen.target = None;
                 }
-                // A generation that is silent is not waited for.
+                // A silent generation makes no progress to wait for.
                 Ok(is_there && (is_recent || seen.is_silent_for(self.standby_after)))
             }
         }
     }
 
-    /// Whether nothing speaks against taking over at last: it has not written again, and what it has written can be gone on with.
-    /// Where that cannot be found out now, it is followed on.
+    /// Whether the claim may be made: the primary has not written again, and this run can continue what it has written. If that cannot be
+    /// found out now, it is followed further.
     ///
     /// # Errors
     ///
-    /// Where a claim would end both.
+    /// If a claim would end both generations.
     pub fn may_claim(
         &self,
         prepared: &InspectedSinks,
@@ -258,7 +258,7 @@ impl PrimaryFollower {
         Ok(true)
     }
 
-    /// The outlets are this run's now, and hold this.
+    /// The sinks are this run's now, and hold this.
     pub fn finish(&self, kept: &[&ProgressSnapshot]) {
         let all = kept.iter().flat_map(|kept| kept.with_prefix(""));
         let all = all.map(|(key, value)| (key.to_owned(), value.to_vec()));
@@ -267,7 +267,7 @@ impl PrimaryFollower {
         self.is_ours.store(true, Ordering::Relaxed);
     }
 
-    /// Finds a registry's answers: what the other generation has recorded, as long as it runs.
+    /// Finds a registry's answers. While the primary runs, only answers that it has recorded.
     pub fn find_schema(self: &Arc<PrimaryFollower>, source: &str, ask: ResponseFetcher) -> ResponseFetcher {
         let (following, prefix) = (Arc::clone(self), progress::schema_prefix(source));
         Box::new(move |id| {
@@ -309,7 +309,7 @@ impl PrimaryState {
         self.target = None;
     }
 
-    /// This run has numbered its partitions at its start, so it cannot go on with others.
+    /// This run has numbered its partitions at its start, so it cannot continue with others.
     fn on_partitions<'a>(&mut self, key: &str, mut partitions: impl Iterator<Item = &'a u32>) {
         let known = self.starts.get(key);
         let is_new = |partition: &&u32| known.is_none_or(|known| !known.contains_key(partition));
@@ -330,7 +330,7 @@ fn start_positions(kept: &ProgressSnapshot) -> BTreeMap<String, BTreeMap<u32, u6
     kept.with_prefix(START_PREFIX).filter_map(start).collect()
 }
 
-/// Whether waiting may help.
+/// Whether a later try may succeed.
 fn is_transient(error: &RunError) -> bool {
     matches!(
         error,
@@ -382,7 +382,7 @@ mod tests {
         assert!(!is_time(&following).unwrap());
         silence(&following, 100);
         assert!(is_time(&following).unwrap());
-        // What was written meanwhile has not been heard of yet.
+        // A record was written meanwhile that has not been read yet.
         assert!(!following.recheck_takeover(&[kept(&[], 8)]).unwrap());
         assert!(!is_time(&following).unwrap(), "it listens anew");
         silence(&following, 3_000);

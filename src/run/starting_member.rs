@@ -85,7 +85,8 @@ impl<'a> StartingMember<'a> {
             start.partitions.iter().cloned().unzip();
         let partitions = PartitionTable::new(names);
         let local_partitions = self.logs.local_partitions(&registry, &start.partitions);
-        let (shared, appender) = self.share_state()?;
+        let shared = self.shared_state()?;
+        let appender = self.open_appender(&shared);
         let streams = self.context.peers.connect_workers(&start.generation)?;
         let loaded = self.loaded.take();
         let (restored, part_reporter) = restore_workers(&self.context, &start, &partitions, loaded)?;
@@ -138,17 +139,21 @@ impl<'a> StartingMember<'a> {
         })
     }
 
-    /// What the workers share with the rest of the process, and what appends posted readings.
-    fn share_state(&self) -> Result<(Arc<SharedState>, Option<Arc<dyn Appender>>), RunError> {
+    /// What the workers share with the rest of the process.
+    fn shared_state(&self) -> Result<Arc<SharedState>, RunError> {
         let control = self.context.control.clone();
         let reporter = Arc::new(move |event| control.on_worker(event));
         let dead_letters = self.logs.dead_letters(self.plan())?;
-        let shared = Arc::new(SharedState::new(Refusals::new(dead_letters), reporter));
-        let appender = self.logs.held_appender(&shared);
+        Ok(Arc::new(SharedState::new(Refusals::new(dead_letters), reporter)))
+    }
+
+    /// Where posted readings go. At process 0 those of the other processes go there, too.
+    fn open_appender(&self, shared: &Arc<SharedState>) -> Option<Arc<dyn Appender>> {
+        let appender = self.logs.held_appender(shared);
         if let (true, Some(appender)) = (self.context.topology.is_first_process(), &appender) {
             self.context.peers.requests().set_appender(Arc::clone(appender));
         }
-        Ok((shared, appender))
+        appender
     }
 }
 

@@ -28,20 +28,20 @@ pub struct LogPartition {
     pub source: Arc<dyn Source>,
     /// Where it is read from.
     pub start: LogPosition,
-    /// Every process can read it, not the first one alone.
+    /// Every process can read it, not process 0 alone.
     pub shared: bool,
-    /// The topics of its dead letters; without them they are written to the file, where there is one.
+    /// The topics of its dead letters; without them they are written to a file, if there is one.
     pub dead_letters: Option<DeadLetterTargets>,
 }
 
 /// Where in a durable sink the dead letters of a partition go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetterTargets {
-    /// As positions call the topic that it is a partition of.
+    /// The topic of the partition, as positions name it.
     pub topic: Arc<str>,
-    /// The progress topic that knows of them.
+    /// The progress topic that records them.
     pub progress: Arc<str>,
-    /// Shard, number of the topic, and partition: of letters that come for the first time, and of those that came again.
+    /// Shard, number of the topic, and partition: of records that are refused for the first time, and of retried ones.
     pub targets: [(Shard, u8, u32); 2],
 }
 
@@ -84,7 +84,7 @@ impl ReaderProgress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PollTime {
     Next(NextPoll),
-    /// After a fault, which has come so often in a row.
+    /// After so many faults in a row.
     Retry {
         at: Instant,
         faults: u32,
@@ -104,15 +104,15 @@ pub struct PartitionReader {
     letters: Option<DeadLetterTargets>,
     admission: Admission,
     position: u64,
-    /// The last record before it, of this run or as it was recorded.
+    /// The last record before the position, read by this run or recorded by an earlier one.
     before: Option<Fingerprint>,
-    /// It waits for the others there.
+    /// It must not read beyond this position now.
     held_at: u64,
     /// The log's end at the start.
     first_end: u64,
     caught_up: bool,
     due: PollTime,
-    /// What was said last.
+    /// What was reported last.
     said: Option<(u64, bool, u64)>,
 }
 
@@ -154,7 +154,7 @@ impl PartitionReader {
         self.start
     }
 
-    /// Takes what is there, at most `limit` records and none from `upto` on, if it is time to.
+    /// Reads at most `limit` records before the position `until`, if it is time to.
     pub fn poll(
         &mut self,
         now: Instant,
@@ -203,7 +203,7 @@ impl PartitionReader {
         Ok(())
     }
 
-    /// When it is to be polled without being woken.
+    /// When to poll it if nothing wakes it.
     pub fn due(&self, now: Instant) -> Option<Instant> {
         if self.position >= self.held_at {
             return None;
@@ -248,7 +248,7 @@ pub fn read_failure(name: &PartitionName, error: &SourceError) -> String {
     format!("source {}, partition {}: {error}", name.source, name.partition)
 }
 
-/// Admits what a partition gives.
+/// Admits the records of a partition.
 struct AdmissionHandler<'a> {
     admission: &'a mut Admission,
     name: &'a PartitionName,

@@ -14,20 +14,20 @@ const DLQ_FULL_RETRY_AFTER_S: u32 = 30;
 pub struct Refusals {
     /// In the order of [`Reason::ALL`].
     counts: [AtomicU64; Reason::ALL.len()],
-    /// Those of the other processes.
+    /// The counts of the other processes.
     others: [AtomicU64; Reason::ALL.len()],
     letters: Option<Mutex<DeadLetterFiles>>,
-    /// Letters could not be written: partitions are not read until they are.
+    /// Dead letters could not be written: partitions are not read until they are.
     waits: AtomicBool,
-    /// There is no room for more letters.
+    /// There is no room for more dead letters.
     is_full: AtomicBool,
-    /// What there is to do about that, and what clients may cause: known without waiting for who writes letters.
+    /// What to do about that, and the quotas of clients: known without the lock of the files.
     full: Arc<str>,
     shares: Option<ClientQuotas>,
 }
 
 impl Refusals {
-    /// Without a place for dead letters they are only counted.
+    /// Without files for dead letters, refused records are only counted.
     pub fn new(letters: Option<DeadLetterFiles>) -> Refusals {
         let [counts, others] = [(), ()].map(|()| std::array::from_fn(|_| AtomicU64::new(0)));
         let full = letters.as_ref().map(DeadLetterFiles::full_remedy).unwrap_or_default().into();
@@ -42,30 +42,29 @@ impl Refusals {
         }
     }
 
-    /// Those that there are, since the start, at all processes.
+    /// Refused since the start, at all processes.
     pub fn counts(&self) -> Vec<(Reason, u64)> {
         let all = self.counts.iter().zip(&self.others);
         let counts = all.map(|(own, others)| own.load(Ordering::Relaxed) + others.load(Ordering::Relaxed));
         Reason::ALL.into_iter().zip(counts).filter(|(_, count)| *count > 0).collect()
     }
 
-    /// Those of this process, by number of the reason.
+    /// Refused at this process, by number of the reason.
     pub fn local_counts(&self) -> Vec<u64> {
         self.counts.iter().map(|count| count.load(Ordering::Relaxed)).collect()
     }
 
-    /// Takes those of the other processes.
+    /// Sets the counts of the other processes.
     pub fn set_remote_counts(&self, counts: &[u64]) {
         self.others.iter().zip(counts).for_each(|(others, count)| others.store(*count, Ordering::Relaxed));
     }
 
-    /// Whether letters wait in memory that could not be written, so that no more of them may come.
+    /// Whether dead letters wait in memory that could not be written, so no partition may be read.
     pub fn must_wait(&self) -> bool {
         self.waits.load(Ordering::Relaxed)
     }
 
-    /// Makes the letters durable, those included that could not be written before. Where it fails, no partition is read
-    /// until it has succeeded.
+    /// Makes the dead letters durable, also those that could not be written before. If it fails, no partition is read until it succeeds.
     pub fn sync(&self) -> Result<(), DlqFileError> {
         let synced = self.sync_all();
         self.waits.store(synced.is_err(), Ordering::Relaxed);
@@ -78,19 +77,19 @@ impl Refusals {
         let flushed = locked.flush_and_rotate()?;
         self.is_full.store(locked.is_full(), Ordering::Relaxed);
         drop(locked);
-        // Without the lock: workers must not wait for the disk.
+        // Without holding the lock: workers must not wait for the disk.
         for (path, file) in flushed {
             file.sync_data().map_err(|source| DlqFileError::Sync { path, source })?;
         }
         Ok(())
     }
 
-    /// Whether there is no room for more letters in files.
+    /// Whether there is no room for more dead letters in files.
     pub fn is_full(&self) -> bool {
         self.is_full.load(Ordering::Relaxed)
     }
 
-    /// Why a client may not send now, or none may.
+    /// Why this client, or any client, may not send now.
     pub fn hold(&self, client: Option<ClientId>) -> Option<AppendHold> {
         if self.is_full() {
             let (cause, detail) = (HoldCause::DeadLettersFull, self.full.clone());

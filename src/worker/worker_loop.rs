@@ -1,8 +1,8 @@
 //! One worker's loop: take commands, poll, advance, step, hand on.
 //!
 //! Readings are sent at an epoch of the ingest clock, at most one a millisecond, and the epoch is closed with them. A worker that
-//! hears of an epoch that others use closes it too, whatever its own clock says: so none holds the others up, and an
-//! epoch is complete as soon as all have heard of it.
+//! learns of an epoch that others use closes it too, whatever its own clock says: so none holds the others up, and an
+//! epoch is complete as soon as all know it.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::Receiver;
@@ -35,9 +35,9 @@ const EPOCH_INTERVAL: Duration = Duration::from_millis(1);
 const CATCH_UP_EPOCH_INTERVAL: Duration = Duration::from_millis(20);
 /// How often a worker that has nothing to send moves on with the clock.
 const IDLE_EPOCH_INTERVAL: Duration = Duration::from_millis(20);
-/// A worker never parks without a limit, so that it does not sleep for ever should a wake-up get lost.
+/// A worker never parks without a limit, so a lost wake-up does not stop it for ever.
 const MAX_PARK: Duration = Duration::from_millis(10);
-/// How long it parks while it must not go on.
+/// How long it parks while it must not continue.
 const HELD_BACK_PARK: Duration = Duration::from_millis(1);
 /// How long a worker that stops tries to send what it has read.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);

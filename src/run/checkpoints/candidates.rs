@@ -1,4 +1,4 @@
-//! Which checkpoints a start may take up.
+//! Which checkpoints a start may restore.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
@@ -15,22 +15,22 @@ use crate::sources::SourceError;
 /// How long a log may not answer before the start fails, and how often it is asked.
 const LOG_TIMEOUT: Duration = Duration::from_secs(60);
 const LOG_RETRY: Duration = Duration::from_millis(500);
-/// How often a start lists them anew while they are given up as fast as it tries.
+/// How often a start lists checkpoints again while they are removed as fast as it tries them.
 const MAX_LISTINGS: u32 = 100;
-/// Of those that cannot be used, so many are named.
+/// How many unusable checkpoints an error names.
 const MAX_NAMED: usize = 4;
 
-/// What a run begins with beside checkpoints.
+/// What a checkpoint must fit.
 pub struct RestoreContext<'a> {
-    /// Whether a log goes on at a position.
+    /// Checks that a log continues at a position.
     pub check: &'a dyn Fn(&str, u32, LogPosition) -> Result<(), SourceError>,
-    /// All there are, and from where each is read without a checkpoint.
+    /// All partitions, and from where each is read without a checkpoint.
     pub partitions: &'a [(PartitionName, u64)],
-    /// How far each shard of the sinks has come, as it is now.
+    /// What each shard of the sinks has made durable by now.
     pub written: &'a dyn Fn() -> Result<Vec<DurableShard>, RunError>,
-    /// Another generation writes them, and makes checkpoints.
+    /// Another generation writes the sinks, and makes checkpoints.
     pub is_following: bool,
-    /// Logs with other ids whose records fit are taken for those that were read.
+    /// Accept logs with other ids if their records fit.
     pub adopt_logs: bool,
 }
 
@@ -40,13 +40,13 @@ pub struct CheckpointCandidates<'a> {
     identity: &'a BTreeMap<String, String>,
     log_ids: &'a BTreeMap<String, String>,
     beginning: &'a RestoreContext<'a>,
-    /// Those that were given or will not do.
+    /// Checkpoints that were given out or do not fit.
     tried: BTreeSet<CheckpointName>,
-    /// One of these logs was among them: what is older may be of others.
+    /// One of them was of these logs: older ones may be of other logs.
     has_own: bool,
-    /// The newest that the sinks lack something of, and what.
+    /// The newest checkpoint that is ahead of a sink, and how far.
     lacking: Option<(CheckpointName, String)>,
-    /// Why others cannot be used, the newest first, as it was when they were last listed.
+    /// Why others cannot be used, the newest first, as of the last listing.
     unusable: Vec<String>,
     lists: u32,
 }
@@ -70,7 +70,7 @@ impl<'a> CheckpointCandidates<'a> {
         }
     }
 
-    /// The newest that was not tried yet, of all that there are now: a generation that runs gives up some and publishes others.
+    /// The newest checkpoint that was not tried yet, of all that exist now: a running generation removes some and publishes others.
     pub fn next(&mut self) -> Result<Option<Manifest>, RunError> {
         while self.lists < MAX_LISTINGS {
             self.lists += 1;
@@ -93,11 +93,11 @@ impl<'a> CheckpointCandidates<'a> {
         ))
     }
 
-    /// Whether the sinks have all that a checkpoint includes, and the logs go on where it ends; where not, the log says why.
+    /// Whether no sink is behind a checkpoint, and the logs continue where it ends. If not, a log line says why.
     ///
     /// # Errors
     ///
-    /// If it is of other logs and newer than all of these logs: the place belongs to another service.
+    /// If it is of other logs, and newer than all checkpoints of these logs: the place belongs to another service.
     fn is_usable(&mut self, manifest: &Manifest, written: &[DurableShard]) -> Result<bool, RunError> {
         let name = manifest.name();
         let verdict = self.compare(manifest)?;
@@ -122,7 +122,7 @@ impl<'a> CheckpointCandidates<'a> {
             LogVerdict::Behind(why) | LogVerdict::Unreachable(why) => lacks.clone().or(Some(why)),
             LogVerdict::Same => lacks.clone(),
         };
-        // A copy that is gone on with.
+        // A copy that was adopted.
         self.has_own |= why.is_none();
         if let Some(why) = &why {
             tracing::warn!(checkpoint = %name, "a checkpoint is not used: {why}");
@@ -156,7 +156,7 @@ impl<'a> CheckpointCandidates<'a> {
         ))
     }
 
-    /// There is none: everything must be in the logs then.
+    /// No checkpoint can be restored: the logs must have everything.
     fn check_start_without_checkpoint(&self) -> Result<(), RunError> {
         self.refuse_uncovered_sinks()?;
         if self.unusable.is_empty() || self.beginning.is_following {
@@ -183,7 +183,7 @@ impl<'a> CheckpointCandidates<'a> {
         Ok(())
     }
 
-    /// What one has that the sinks lack must be in the logs.
+    /// The logs must have what a checkpoint includes and a sink lacks.
     fn refuse_uncovered_sinks(&self) -> Result<(), RunError> {
         let Some((name, lacks)) = &self.lacking else { return Ok(()) };
         for (partition, start) in self.beginning.partitions {
@@ -204,7 +204,7 @@ fn positions(manifest: &Manifest) -> impl Iterator<Item = (&str, u32, u64)> {
     each.flat_map(|(source, of)| of.iter().map(move |(partition, at)| (source.as_str(), *partition, *at)))
 }
 
-/// What a shard of the sinks lacks of what a checkpoint includes: nobody would ever write it.
+/// What a checkpoint includes and a shard of the sinks lacks: nobody would ever write it.
 pub(super) fn missing_in_sinks(
     manifest: &Manifest,
     written: &[DurableShard],
@@ -217,7 +217,7 @@ pub(super) fn missing_in_sinks(
     };
     let of_shard = |shard: &DurableShard| {
         positions(manifest).filter(|(source, ..)| shard.is_of(source)).find_map(|(source, partition, at)| {
-            // One that is not recorded was not read beyond its start.
+            // A partition without a recorded position was not read beyond its start.
             let has = shard.positions.get(source).and_then(|of| of.get(&partition)).copied();
             let has = has.unwrap_or_else(|| start_of(source, partition));
             (has < at)
@@ -227,7 +227,7 @@ pub(super) fn missing_in_sinks(
     written.iter().find_map(of_shard)
 }
 
-/// What a log says, once it answers.
+/// Asks a log until it answers.
 pub(super) fn retry_until_answered<T>(
     ask: impl Fn() -> Result<T, SourceError>,
     patience: Duration,

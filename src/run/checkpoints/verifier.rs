@@ -1,5 +1,5 @@
-//! Checkpoints read back while a run goes on, by process 0: what was just published at once, and all of them now and then. Nothing is given
-//! up, neither older checkpoints nor records of the journal, before that what stands in its place was read back whole.
+//! Checkpoints are read back by process 0 while a run goes on: a new one at once, and all of them now and then. Neither older checkpoints
+//! nor records of the journal are removed before the checkpoint that replaces them was read back whole.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -15,11 +15,11 @@ use crate::run::log_identity::{LogVerdict, compare_log, recorded_logs};
 use crate::sources::Source;
 use crate::sources::journal::{self, Journal};
 
-/// What is read back a second, in bytes.
+/// Bytes that are read back a second.
 const BYTES_A_SECOND: u64 = 64 << 20;
-/// How soon a store that has failed is asked again.
+/// How soon a store that has failed is tried again.
 const STORE_RETRY: Duration = Duration::from_secs(60);
-/// How often a wait looks whether it is to end.
+/// How often a wait checks whether to end.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a stop waits for the thread.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
@@ -71,7 +71,7 @@ impl Drop for Verifier {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         let deadline = Instant::now() + STOP_TIMEOUT;
-        // It waits for nothing but the store; what that takes longer for is not waited for.
+        // It waits for the store alone; a store that takes longer is not waited for.
         while self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) && Instant::now() < deadline {
             thread::sleep(POLL_INTERVAL / 10);
         }
@@ -87,7 +87,7 @@ struct VerifierThread {
     keep: usize,
     verify_every: Duration,
     journal: Option<Arc<Journal>>,
-    /// Those that were read back, and those that were whole, each for itself.
+    /// Checkpoints that were read back, and those that were whole.
     seen: BTreeSet<CheckpointName>,
     verified: BTreeSet<CheckpointName>,
     /// Objects that are known to be damaged or missing.
@@ -124,12 +124,12 @@ impl VerifierThread {
         }
     }
 
-    /// Reads back what was not yet, or everything.
+    /// Reads back new checkpoints, or all.
     fn verify_all(&mut self, all: bool) -> Result<(), CheckpointError> {
         let began = Instant::now();
         let manifests = self.checkpoints.read_manifests()?;
         self.forget_others(&manifests);
-        // The newest first: that is what a start would take.
+        // The newest first: a start would restore that one.
         for (name, manifest) in manifests.into_iter().rev() {
             if all || !self.seen.contains(&name) {
                 self.verify_checkpoint(name, manifest)?;
@@ -144,7 +144,7 @@ impl VerifierThread {
         Ok(())
     }
 
-    /// What was given up is no damage any more.
+    /// Removed checkpoints are no damage any more.
     fn forget_others(&mut self, manifests: &[NamedManifest]) {
         let names: BTreeSet<CheckpointName> = manifests.iter().map(|(name, _)| *name).collect();
         self.seen.retain(|name| names.contains(name));
@@ -177,7 +177,7 @@ impl VerifierThread {
         for file in manifest.files() {
             match self.check_object(name, file) {
                 Ok(()) => drop(self.damaged.remove(&file.path)),
-                // Somebody else has given it up meanwhile.
+                // Another process has removed it meanwhile.
                 Err(CheckpointError::Damaged { .. }) if !self.is_there(name)? => return Ok(()),
                 Err(error @ CheckpointError::Damaged { .. }) => {
                     is_whole = false;
@@ -226,7 +226,7 @@ impl VerifierThread {
         }
     }
 
-    /// Says once what is damaged, and puts it aside; a base is due then.
+    /// Reports damage once, and renames the file; a full checkpoint is due then.
     fn report_damage(&mut self, name: CheckpointName, path: &str, error: &CheckpointError) {
         if !self.damaged.insert(path.to_owned()) {
             return;
@@ -245,7 +245,7 @@ impl VerifierThread {
         );
     }
 
-    /// Gives up what stands before the kept checkpoints, and the records of the journal that lie before all of them.
+    /// Removes what only older checkpoints need, and the records of the journal before all kept checkpoints.
     fn trim(&self) -> Result<(), CheckpointError> {
         let trim = || {
             let kept =
@@ -259,13 +259,13 @@ impl VerifierThread {
             Ok(())
         };
         match &self.journal {
-            // While a backup is made nothing goes; the next checkpoint comes soon.
+            // While a backup is made nothing is removed; the next checkpoint comes soon.
             Some(journal) => journal.trim_unless_blocked(trim).unwrap_or(Ok(())),
             None => trim(),
         }
     }
 
-    /// Whether a checkpoint may stand for what is given up: it was read back whole, and this run could take it up.
+    /// Whether older ones may be removed in favour of this checkpoint: it was read back whole, and this run could restore it.
     fn is_trusted(&self, manifest: &Manifest) -> bool {
         self.verified.contains(&manifest.name())
             && manifest.check_identity(&self.identity).is_ok()
@@ -280,7 +280,7 @@ fn manifest_path(name: &CheckpointName) -> String {
     format!("manifests/{name}.json")
 }
 
-/// Whether a checkpoint is of this very journal: one of a copy, though its records fit, stands for nothing that is given up.
+/// Whether a checkpoint is of this very journal. In favour of one of a copy, though its records fit, nothing is removed.
 pub(super) fn is_of_journal(manifest: &Manifest, id: Option<&String>, journal: &dyn Source) -> bool {
     let recorded = recorded_logs(manifest).find(|recorded| recorded.source == journal.name());
     let compare = |recorded| {
@@ -289,7 +289,7 @@ pub(super) fn is_of_journal(manifest: &Manifest, id: Option<&String>, journal: &
     recorded.is_some_and(|recorded| compare(recorded).is_ok_and(|verdict| verdict == LogVerdict::Same))
 }
 
-/// Up to where all of these include the journal: nothing where there are none.
+/// Up to where all of these include the journal; nothing without any.
 pub(super) fn covered_by_all(kept: &[Arc<Manifest>], journal: &dyn Source) -> Vec<(u32, u64)> {
     let of_journal = |manifest: &Arc<Manifest>| manifest.positions.get(journal.name()).cloned();
     let all: Vec<BTreeMap<u32, u64>> = kept.iter().map(|kept| of_journal(kept).unwrap_or_default()).collect();
