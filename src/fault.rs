@@ -2,6 +2,7 @@
 //!
 //! [`fault_of`] is the only place that decides what is tried again, and [`remedy`] the only one that says what to do.
 
+pub mod exit;
 mod files;
 mod retry_backoff;
 mod threads;

@@ -132,6 +132,16 @@ impl BatchBuilder {
         RecordBuilder { start, part_start: part, bytes }
     }
 
+    /// Begins a record whose epoch is not known yet: see [`BatchBuilder::take_batches_at`].
+    pub fn begin_undated_record(&mut self, shard: Shard, topic: u8, partition: u32) -> RecordBuilder<'_> {
+        self.begin_record(u64::MAX, shard, topic, partition)
+    }
+
+    /// All that was collected, of undated records, as of one epoch.
+    pub fn take_batches_at(&mut self, epoch: u64) -> Vec<EncodedBatch> {
+        self.take_batches().into_iter().map(|batch| EncodedBatch { epoch, ..batch }).collect()
+    }
+
     /// All that was collected.
     pub fn take_batches(&mut self) -> Vec<EncodedBatch> {
         let mut all = std::mem::take(&mut self.full_batches);

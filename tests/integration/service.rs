@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use swelter::pipeline::data_dir::DataDir;
+use swelter::run::data_dir::DataDir;
 
 use crate::service_process::{ServiceProcess, get, post, wait_for};
 
