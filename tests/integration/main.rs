@@ -15,6 +15,7 @@ mod dataflow_runner;
 mod dead_letters;
 mod documents;
 mod earlier_build;
+mod examples;
 mod heat_index;
 mod imports;
 mod kafka;
