@@ -3,6 +3,7 @@
 // What fails here fails a test.
 #![allow(clippy::unwrap_used)]
 
+mod architecture;
 mod backup;
 mod batch;
 mod budgets;
