@@ -158,15 +158,3 @@ fn every_decision_is_in_the_index() {
         }
     }
 }
-
-#[test]
-fn prose_wraps_at_100_columns() {
-    let mut pages = files_below("docs/adr");
-    pages.extend([PAGE, "CONTRIBUTING.md", "SECURITY.md", "docs/releasing.md"].map(String::from));
-    for page in pages {
-        let text = read_page(&page);
-        let prose = text.split("```").step_by(2).flat_map(str::lines);
-        let long = prose.filter(|line| !line.starts_with('|') && line.chars().count() > 100);
-        assert_eq!(long.collect::<Vec<_>>(), [""; 0], "{page} has lines of more than 100 columns");
-    }
-}
