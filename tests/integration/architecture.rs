@@ -76,29 +76,42 @@ fn is_path(word: &str) -> bool {
         && (word.ends_with('/') || word.contains(".rs:") || known.iter().any(|end| file.ends_with(end)))
 }
 
+fn find_path(file: &str) -> Option<PathBuf> {
+    ["", "src/"].iter().map(|base| home().join(format!("{base}{file}"))).find(|path| path.exists())
+}
+
 #[test]
 fn named_paths_exist() {
-    let records = files_below("docs/adr").into_iter();
-    for page in records.chain([PAGE.to_string(), "CONTRIBUTING.md".to_string(), "SECURITY.md".to_string()]) {
+    let mut missing = BTreeSet::new();
+    for page in
+        files_below("docs/adr").into_iter().chain([PAGE, "CONTRIBUTING.md", "SECURITY.md"].map(String::from))
+    {
         let text = read_page(&page);
         for word in quoted(&text).into_iter().filter(|word| is_path(word)) {
-            let (file, line) = word
-                .split_once(".rs:")
-                .map_or((word.to_string(), None), |(file, line)| (format!("{file}.rs"), Some(line)));
-            let found = ["", "src/"]
-                .iter()
-                .map(|base| home().join(format!("{base}{file}")))
-                .find(|path| path.exists());
-            let found = found.unwrap_or_else(|| panic!("{page} names {word}, which does not exist"));
-            if let Some(line) = line {
-                let line: usize = line.parse().unwrap_or_else(|_| panic!("{page}: {word}"));
-                assert!(
-                    line <= fs::read_to_string(found).unwrap().lines().count(),
-                    "{page}: {word} is behind the end"
-                );
+            let file = word.split_once(".rs:").map_or(word.to_string(), |(file, _)| format!("{file}.rs"));
+            if find_path(&file).is_none() {
+                missing.insert(format!("{page}: {word}"));
             }
         }
     }
+    assert!(missing.is_empty(), "no such paths: {missing:#?}");
+}
+
+/// As in `run/service.rs:46` `run`.
+#[test]
+fn named_lines_hold_their_functions() {
+    let page = read_page(PAGE);
+    let words = quoted(&page);
+    let mut count = 0;
+    for (place, function) in words.iter().zip(&words[1..]) {
+        let Some((file, line)) = place.split_once(".rs:") else { continue };
+        let path = find_path(&format!("{file}.rs")).unwrap_or_else(|| panic!("{place} does not exist"));
+        let text = fs::read_to_string(path).unwrap();
+        let line = text.lines().nth(line.parse::<usize>().unwrap() - 1).unwrap_or_default();
+        assert!(line.contains(&format!("fn {function}")), "run scripts/code-map: {place} is {line:?}");
+        count += 1;
+    }
+    assert!(count >= 10, "only {count} functions are named by their lines");
 }
 
 /// The files of a module that tests are in, by its path from the integration tests or from `src`.
