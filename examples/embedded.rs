@@ -55,6 +55,7 @@ pub fn changed_rows() -> Result<Vec<String>, Box<dyn Error + Send + Sync>> {
     })
 }
 
+#[allow(clippy::print_stdout)]
 fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     for line in changed_rows()? {
         println!("{line}");
