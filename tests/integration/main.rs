@@ -3,6 +3,7 @@
 // What fails here fails a test.
 #![allow(clippy::unwrap_used)]
 
+mod architecture;
 mod backup;
 mod batch;
 mod budgets;
@@ -15,6 +16,7 @@ mod dataflow_runner;
 mod dead_letters;
 mod documents;
 mod earlier_build;
+mod examples;
 mod heat_index;
 mod imports;
 mod kafka;
