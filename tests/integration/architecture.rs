@@ -96,23 +96,6 @@ fn named_paths_exist() {
     assert!(missing.is_empty(), "no such paths: {missing:#?}");
 }
 
-/// As in `run/service.rs:46` `run`.
-#[test]
-fn named_lines_hold_their_functions() {
-    let page = read_page(PAGE);
-    let words = quoted(&page);
-    let mut count = 0;
-    for (place, function) in words.iter().zip(&words[1..]) {
-        let Some((file, line)) = place.split_once(".rs:") else { continue };
-        let path = find_path(&format!("{file}.rs")).unwrap_or_else(|| panic!("{place} does not exist"));
-        let text = fs::read_to_string(path).unwrap();
-        let line = text.lines().nth(line.parse::<usize>().unwrap() - 1).unwrap_or_default();
-        assert!(line.contains(&format!("fn {function}")), "run scripts/code-map: {place} is {line:?}");
-        count += 1;
-    }
-    assert!(count >= 10, "only {count} functions are named by their lines");
-}
-
 /// The files of a module that tests are in, by its path from the integration tests or from `src`.
 fn module_files(segments: &[&str]) -> Vec<PathBuf> {
     let mut found = Vec::new();
