@@ -13,9 +13,11 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, Location, PanicHookInfo, catch_unwind, resume_unwind};
 use std::pin::Pin;
-use std::sync::{LazyLock, Mutex};
+use std::sync::LazyLock;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 pub use self::panic_points::panic_point;
 
@@ -165,7 +167,7 @@ struct ReportState {
 pub fn unreported_count_if_due(place: &Location<'_>) -> Option<u64> {
     static REPORTS_BY_LOCATION: LazyLock<Mutex<HashMap<String, ReportState>>> = LazyLock::new(Mutex::default);
     // A hook never waits, nor panics.
-    let mut places = REPORTS_BY_LOCATION.try_lock().ok()?;
+    let mut places = REPORTS_BY_LOCATION.try_lock()?;
     let now = Instant::now();
     let Some(reports) = places.get_mut(&place.to_string()) else {
         places.insert(place.to_string(), ReportState { last: now, unreported: 0 });

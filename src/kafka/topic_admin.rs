@@ -1,10 +1,11 @@
 //! What a cluster says of topics, and how they are made.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -426,13 +427,13 @@ struct ClientErrors(Arc<Mutex<Option<(RDKafkaErrorCode, String)>>>);
 
 impl ClientErrors {
     fn last_reason(&self) -> Option<String> {
-        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = self.0.lock();
         last.as_ref().map(|(_, reason)| reason.clone())
     }
 
     /// No client of these properties will ever be let in.
     fn is_authentication_refused(&self) -> bool {
-        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = self.0.lock();
         last.as_ref().is_some_and(|(code, _)| *code == RDKafkaErrorCode::Authentication)
     }
 }
@@ -446,7 +447,7 @@ impl ClientContext for ClientErrors {
         let Some(code) = error.rdkafka_error_code() else { return };
         // That all brokers are down says less than why.
         if code != RDKafkaErrorCode::AllBrokersDown {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((code, reason.to_string()));
+            *self.0.lock() = Some((code, reason.to_string()));
         }
     }
 }

@@ -59,8 +59,8 @@ impl<T> SharedMutex<T> {
     }
 
     pub fn lock(&self) -> SharedLockGuard<sync::MutexGuard<'_, T>> {
-        let mark = SharedStateSection::enter();
-        SharedLockGuard { guard: self.0.lock().unwrap_or_else(PoisonError::into_inner), _section: mark }
+        let section = SharedStateSection::enter();
+        SharedLockGuard { guard: self.0.lock().unwrap_or_else(PoisonError::into_inner), _section: section }
     }
 }
 
@@ -74,12 +74,12 @@ impl<T> SharedRwLock<T> {
     }
 
     pub fn read(&self) -> SharedLockGuard<sync::RwLockReadGuard<'_, T>> {
-        let mark = SharedStateSection::enter();
-        SharedLockGuard { guard: self.0.read().unwrap_or_else(PoisonError::into_inner), _section: mark }
+        let section = SharedStateSection::enter();
+        SharedLockGuard { guard: self.0.read().unwrap_or_else(PoisonError::into_inner), _section: section }
     }
 
     pub fn write(&self) -> SharedLockGuard<sync::RwLockWriteGuard<'_, T>> {
-        let mark = SharedStateSection::enter();
-        SharedLockGuard { guard: self.0.write().unwrap_or_else(PoisonError::into_inner), _section: mark }
+        let section = SharedStateSection::enter();
+        SharedLockGuard { guard: self.0.write().unwrap_or_else(PoisonError::into_inner), _section: section }
     }
 }

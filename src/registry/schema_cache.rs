@@ -4,10 +4,11 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
@@ -243,7 +244,7 @@ impl Drop for CacheHandle {
 
 impl CacheShared {
     fn lock(&self) -> MutexGuard<'_, CacheState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn run(&self) {
@@ -281,15 +282,12 @@ impl CacheShared {
             let due =
                 state.to_verify.peek().map(|Reverse((due, id))| (due.saturating_duration_since(now), *id));
             match due {
-                None => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                None => self.changed.wait(&mut state),
                 Some((Duration::ZERO, id)) => {
                     state.to_verify.pop();
                     return Some(RegistryTask::Verify(id));
                 }
-                Some((wait, _)) => {
-                    let waited = self.changed.wait_timeout(state, wait);
-                    state = waited.unwrap_or_else(PoisonError::into_inner).0;
-                }
+                Some((wait, _)) => drop(self.changed.wait_for(&mut state, wait)),
             }
         }
     }
@@ -349,8 +347,7 @@ impl CacheShared {
         let until = Instant::now() + pause;
         let mut state = self.lock();
         while let Some(left) = until.checked_duration_since(Instant::now()).filter(|_| !state.is_stopped) {
-            let waited = self.changed.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            self.changed.wait_for(&mut state, left);
         }
     }
 }
