@@ -11,6 +11,7 @@ pub mod heat;
 pub mod log;
 pub mod output_lines;
 pub mod printable;
+pub mod random;
 pub mod reading;
 pub mod refusal;
 pub mod rules_version;
@@ -33,6 +34,7 @@ pub use log::{
     PartitionProgress, PartitionTable, RawRecord, RecordAddress, RetryInfo,
 };
 pub use output_lines::{ChangeLine, CityRows, DayLine, DeadLetterLine, RecordLocation, ResultRow};
+pub use random::random_u64;
 pub use reading::{Measurement, ReadingEvent, Revision, Upsert};
 pub use refusal::{Reason, Refusal};
 pub use segmented_vec::SegmentedVec;
