@@ -10,6 +10,8 @@ pub mod properties;
 pub mod topic_admin;
 pub mod topic_identity;
 
+pub use self::error_log::log_librdkafka;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -37,6 +39,9 @@ impl KafkaCluster {
     /// The settings that every client of the cluster begins with.
     pub fn client_config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
+        // Warnings too: `log_librdkafka` decides what is shown. rdkafka's own default is the level of
+        // the crate `log`, which swelter does not write to.
+        config.set_log_level(RDKafkaLogLevel::Info);
         // While a partition has no leader its clients may stop asking for one; librdkafka's own five minutes would be a long time.
         config.set("topic.metadata.refresh.interval.ms", "10000");
         for (name, value) in &self.properties {
@@ -94,15 +99,4 @@ pub mod dead_letter_headers {
 /// The first and the second dead-letter topic of a topic.
 pub fn dead_letter_topics(topic: &str) -> [String; 2] {
     [format!("{topic}.failed.1"), format!("{topic}.failed.2")]
-}
-
-/// What librdkafka says, in our log. Most of it is about connections that come and go, which clients get over by themselves.
-pub fn log_librdkafka(level: RDKafkaLogLevel, facility: &str, text: &str) {
-    match level {
-        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
-            tracing::error!(facility, "kafka: {text}");
-        }
-        RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => tracing::debug!(facility, "kafka: {text}"),
-        _ => tracing::trace!(facility, "kafka: {text}"),
-    }
 }
