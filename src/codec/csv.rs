@@ -2,7 +2,9 @@
 
 use memchr::memchr;
 
-use super::field_values::{self, Field, FieldValue, FieldValues};
+use super::field::{Field, FieldValue};
+use super::field_values::FieldValues;
+use super::file_columns::map_columns;
 use super::options::RecordNormalizer;
 use super::panic_guard::catch_decoder_panic;
 use super::record_lines::{Advance, RecordLines, too_long_detail};
@@ -33,12 +35,12 @@ impl CsvReader {
     pub(super) fn new(mut lines: RecordLines, options: &ReadOptions) -> Result<CsvReader, DecodeError> {
         let delimiter = options.layout.delimiter();
         let columns = match &options.layout.header {
-            Some(header) => field_values::map_columns(header.iter().map(String::as_str), options)?,
+            Some(header) => map_columns(header.iter().map(String::as_str), options)?,
             None => {
                 let (mut unquoted, mut ends) = (String::new(), Vec::new());
                 read_header(&mut lines, delimiter, &mut unquoted, &mut ends)?;
                 let names = unquoted_fields(&unquoted, &ends).map(|name| name.trim_matches(' '));
-                field_values::map_columns(names, options)?
+                map_columns(names, options)?
             }
         };
         let ignored_columns = columns.iter().filter(|column| column.is_none()).count() as u64;

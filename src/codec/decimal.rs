@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use super::field_values::FieldValue;
+use super::field::FieldValue;
 
 /// Powers of ten that are exact as f64.
 const EXACT_POWERS_OF_TEN: [f64; 23] = [

@@ -5,7 +5,8 @@ use std::ops::Range;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::field_values::{Field, FieldValue, FieldValues};
+use super::field::{Field, FieldValue};
+use super::field_values::FieldValues;
 use super::options::RecordNormalizer;
 use super::panic_guard::catch_decoder_panic;
 use super::record_lines::{Advance, RecordLines, too_long_detail};

@@ -10,10 +10,11 @@ mod trips;
 mod units;
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::model::{EventTime, Measurement, ReadingEvent, Reason, Revision};
+use crate::model::{EventTime, LocalTimePolicy, Measurement, ReadingEvent, Reason, Refusal, Revision};
 
 /// An upsert that outlives its decoder.
 type Owned = (String, EventTime, ReadingEvent, Option<Revision>);

@@ -8,7 +8,8 @@ use memchr::memchr;
 
 use super::compress::decompressing_reader;
 use super::csv::{close_quotes, read_header, unquote_fields, unquoted_fields};
-use super::field_values::{Field, FieldValue, FieldValues};
+use super::field::{Field, FieldValue};
+use super::field_values::FieldValues;
 use super::options::{RecordNormalizer, eq_ignoring_case};
 use super::panic_guard::catch_decoder_panic;
 use super::record_lines::{Advance, RecordLines, too_long_detail};

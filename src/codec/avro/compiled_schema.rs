@@ -6,7 +6,7 @@ use apache_avro::Schema;
 use apache_avro::schema::{InnerDecimalSchema, Name, RecordSchema, UuidSchema};
 
 use super::super::ReadOptions;
-use super::super::field_values::Field;
+use super::super::field::Field;
 use super::cursor::{DatumCursor, DatumFault};
 use crate::model::refusal::quoted_excerpt;
 

@@ -4,7 +4,8 @@ use arrow_array::ArrowPrimitiveType;
 use arrow_array::types::Decimal256Type;
 
 use super::super::decimal::{decimal_value, wide_decimal_value};
-use super::super::field_values::{FieldValue, FieldValues};
+use super::super::field::FieldValue;
+use super::super::field_values::FieldValues;
 use super::super::options::RecordNormalizer;
 use super::super::panic_guard::catch_decoder_panic;
 use super::super::unknown_fields::UnknownFields;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::super::field_values::Field;
+use super::super::field::Field;
 use super::super::{DecodeSettings, Moisture};
 use super::lists;
 use crate::model::reading::check_city_key;

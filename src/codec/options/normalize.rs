@@ -1,7 +1,8 @@
 //! A record as its source writes it, made one that the rules of all readings can be put to.
 
 use super::super::DecodeSettings;
-use super::super::field_values::{Field, FieldValue, FieldValues};
+use super::super::field::{Field, FieldValue};
+use super::super::field_values::FieldValues;
 use super::{ReadOptions, RecordOptions};
 use crate::model::time::TimeProblem;
 use crate::model::{EventTime, LocalTimePolicy, Refusal};

@@ -1,5 +1,10 @@
+use std::path::Path;
+
 use super::*;
-use crate::codec::{Compression, DecodeError, FileDecoder, JsonRecordDecoder, ReadingsWriter, RecordFields};
+use crate::codec::{
+    Compression, DecodeError, DecodeSettings, FileDecoder, Format, HumidityScale, InputTemperatureUnit,
+    InputWindUnit, JsonRecordDecoder, ReadingsWriter, RecordFields,
+};
 use crate::model::time::IanaZone;
 use crate::model::{EventTime, LocalTimePolicy, Reason, Upsert};
 

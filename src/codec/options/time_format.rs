@@ -7,7 +7,7 @@ use jiff::civil::{DateTime, date};
 use jiff::fmt::strtime::BrokenDownTime;
 use jiff::tz::Offset;
 
-use super::super::field_values::FieldValue;
+use super::super::field::FieldValue;
 use crate::model::refusal::quoted_excerpt;
 use crate::model::time::DAY_MS;
 use crate::model::{Reason, Refusal};

@@ -10,7 +10,7 @@ use arrow_schema::{DataType, TimeUnit};
 
 use super::super::RecordOptions;
 use super::super::decimal::{decimal_value, wide_decimal_value};
-use super::super::field_values::{Field, FieldValue};
+use super::super::field::{Field, FieldValue};
 
 pub(super) enum ValueColumn {
     /// Of no value at all.

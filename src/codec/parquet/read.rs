@@ -13,7 +13,9 @@ use parquet::arrow::arrow_reader::{
 use parquet::basic::{Compression, Encoding, Type as PhysicalType};
 use parquet::file::metadata::ParquetMetaData;
 
-use super::super::field_values::{self, Field, FieldValue, FieldValues};
+use super::super::field::{Field, FieldValue};
+use super::super::field_values::FieldValues;
+use super::super::file_columns::map_columns;
 use super::super::options::RecordNormalizer;
 use super::super::panic_guard::catch_decoder_panic;
 use super::super::{DecodeError, DecodeSettings, Format, LocalTimeCounts, ReadOptions, text_output};
@@ -54,8 +56,7 @@ impl ParquetReader {
             .or_else(|| with_read_types(&found, false))
             .ok_or_else(|| corrupt("its columns cannot be read as they are written".into()))?;
         let schema = metadata.schema().clone();
-        let of_column =
-            field_values::map_columns(schema.fields().iter().map(|field| field.name().as_str()), options)?;
+        let of_column = map_columns(schema.fields().iter().map(|field| field.name().as_str()), options)?;
         for (field, column) in of_column.iter().zip(schema.fields()) {
             if let Some(expected) =
                 field.and_then(|field| unsupported_type(field, column.data_type(), &options.record))
