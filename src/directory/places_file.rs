@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use super::{Coordinates, CsvLineFields};
+use super::Coordinates;
+use super::csv_line::CsvLineFields;
 use crate::model::reading::check_city_key;
 use crate::model::refusal::quoted_excerpt;
 

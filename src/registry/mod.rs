@@ -6,10 +6,12 @@
 
 mod client;
 mod record_decoder;
+mod response;
 mod schema_cache;
 
 pub use self::client::{RegistryClient, RegistryError, RegistrySettings};
 pub use self::record_decoder::{AvroRecordDecoder, DecodeResult};
+pub use self::response::RegistryResponse;
 pub use self::schema_cache::{
-    RegistryResponse, ResponseFetcher, ResponseRecorder, SchemaCache, SchemaLookup, fetch_and_record,
+    ResponseFetcher, ResponseRecorder, SchemaCache, SchemaLookup, fetch_and_record,
 };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
-use super::schema_cache::{RegistryResponse, SchemaCache, SchemaLookup};
+use super::{RegistryResponse, SchemaCache, SchemaLookup};
 use crate::codec::{AvroDecoder, ReadOptions, SchemaError, split_wire_header};
 use crate::model::refusal::quoted_excerpt;
 use crate::model::{Reason, Refusal, Upsert};

@@ -9,10 +9,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
-use super::{RegistryClient, RegistryError};
+use super::{RegistryClient, RegistryError, RegistryResponse};
 
 /// Ids whose answers are kept. An id that comes when there are so many counts as unknown, in a replay as well, since the
 /// answers that were recorded are then as many.
@@ -23,28 +22,6 @@ const MAX_PENDING_LOOKUPS: usize = 4_096;
 const REVERIFY_AFTER_DELAYS: u32 = 20;
 const INITIAL_RETRY_DELAY: Duration = Duration::from_millis(100);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(10);
-
-/// What a registry says of an id. It decides what the records of the id are, so it is kept for good: a replay must decide
-/// the same, whatever the registry says by then.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum RegistryResponse {
-    #[serde(rename = "avro")]
-    Avro {
-        schema: Arc<str>,
-        /// The schemas of the types that it names but does not define.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        references: Vec<Arc<str>>,
-    },
-    /// A schema, but not of Avro.
-    #[serde(rename = "other")]
-    Other { schema_type: Arc<str> },
-    /// No schema has the id.
-    #[serde(rename = "unknown")]
-    Unknown,
-    /// A schema, but one that cannot be used.
-    #[serde(rename = "unusable")]
-    Unusable { problem: Arc<str> },
-}
 
 /// Takes note of an answer for good before it is used. It may take its time; where it fails, the answer is dropped and asked for
 /// again.

@@ -8,6 +8,8 @@ use rdkafka::bindings as native;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 
+use super::error_codes::{self, NO_ERROR};
+
 /// The lines of a client's log, which are no longer given to its context.
 pub struct LogQueue<C: ConsumerContext + 'static> {
     queue: NonNull<native::rd_kafka_queue_t>,
@@ -26,8 +28,8 @@ impl<C: ConsumerContext + 'static> LogQueue<C> {
         let queue = unsafe { NonNull::new(native::rd_kafka_queue_new(native))? };
         let taken = LogQueue { queue, _client: Arc::clone(client) };
         // SAFETY: client and queue live.
-        let answer = unsafe { super::error_codes::rd_kafka_set_log_queue(native, queue.as_ptr()) };
-        (answer == super::NO_ERROR).then_some(taken)
+        let answer = unsafe { error_codes::rd_kafka_set_log_queue(native, queue.as_ptr()) };
+        (answer == NO_ERROR).then_some(taken)
     }
 
     /// Gives the lines that are there, without waiting: level, facility, text.

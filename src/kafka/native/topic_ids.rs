@@ -10,7 +10,7 @@ use rdkafka::bindings as native;
 use rdkafka::client::Client;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 
-use super::{NO_ERROR, error_code, error_codes};
+use super::error_codes::{self, NO_ERROR, error_code};
 
 /// What a cluster says of a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
