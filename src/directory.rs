@@ -1,4 +1,5 @@
-//! Names and places of cities. A city that is not in the directory is served all the same, under its key.
+//! Names and coordinates of cities. A city that is not in the directory is served under its key
+//! alone.
 
 mod city;
 mod city_directory;

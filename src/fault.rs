@@ -1,5 +1,5 @@
-//! Errors of the operating system: which of them pass by themselves or once a person has made room,
-//! what that person has to do, and retries until then.
+//! Errors of the operating system: which of them pass by themselves or once a person has freed a
+//! resource, what that person has to do, and retries until then.
 
 mod errno;
 pub mod exit;

@@ -13,7 +13,7 @@ pub enum DecodeError {
         "is a pipe, a device or a socket, and nothing of it could be read again after a restart: write it to a file, or post it"
     )]
     NotAFile,
-    /// `at` is the line, in Parquet the row, that could not be read; from 1.
+    /// `at` is the line that could not be read, from 1; in Parquet the row.
     #[error("is damaged or cut off at line or row {at} ({detail}): fetch or write the file again")]
     Corrupt { at: u64, detail: String },
     #[error(

@@ -1,4 +1,4 @@
-//! The fields of a reading, and a value that a record holds in one, whatever the format.
+//! The fields of a reading, and the value of a field in a record of any format.
 
 use std::fmt;
 
@@ -17,17 +17,17 @@ pub(super) enum Field {
     Revision,
     Op,
     Deleted,
-    /// Parts of a time that stands in several columns, behind the first one.
+    /// The further parts of a time that is in several columns.
     TimePart2,
     TimePart3,
     TimePart4,
 }
 
-/// How many there are.
+/// The number of fields.
 pub(super) const FIELD_COUNT: usize = 11;
 
 impl Field {
-    /// Those of a reading.
+    /// The fields of a reading.
     pub(super) const ALL: [Field; 8] = [
         Field::City,
         Field::ReadingAt,
@@ -39,7 +39,7 @@ impl Field {
         Field::Deleted,
     ];
 
-    /// The field of that name. A name that says a unit is only known where the source is in that unit.
+    /// The field of a name. A name with a unit is known only if the source has that unit.
     pub(super) fn from_name(name: &str, settings: &DecodeSettings) -> Option<Field> {
         Some(match name {
             "city" => Field::City,
@@ -78,12 +78,12 @@ impl Field {
     }
 }
 
-/// What a record holds in one field.
+/// The value of one field of a record.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum FieldValue<'a> {
     /// Absent or null.
     Missing,
-    /// Of a format without types: blank, or text that stands for whatever the field is.
+    /// Of a format without types: blank, or text that stands for a value of the field's type.
     Untyped(&'a str),
     Text(&'a str),
     Number(f64),
@@ -93,11 +93,11 @@ pub(super) enum FieldValue<'a> {
     Instant(i64),
     /// Milliseconds since 1970-01-01T00:00:00 by a clock of unknown offset.
     Local(i64),
-    /// What no field is; its kind.
+    /// A value that no field can have; its kind.
     Other(&'static str),
 }
 
-/// As a refusal shows it.
+/// As refusals show it.
 impl fmt::Display for FieldValue<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {

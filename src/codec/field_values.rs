@@ -1,4 +1,4 @@
-//! A record's values by field, and the rules that make a reading of them.
+//! The values of a record by field, and the rules by which they become a reading.
 
 use super::field::{FIELD_COUNT, Field, FieldValue};
 use super::{DecodeSettings, HumidityScale, InputTemperatureUnit, InputWindUnit, Moisture};
@@ -21,14 +21,15 @@ impl<'a> FieldValues<'a> {
         self.0[field as usize] = value;
     }
 
-    /// By reference: a copy would be loaded in one piece that was just stored in two, and wait for everything before it.
+    /// By reference: a copy would be loaded in one piece right after it was stored in two, and
+    /// would stall.
     #[inline(always)]
     pub(super) fn get(&self, field: Field) -> &FieldValue<'a> {
         &self.0[field as usize]
     }
 
-    /// The arrival that the record is. The first rule that it breaks is the refusal: the city's, the time's, the
-    /// operation's, each number's, the ranges'.
+    /// The arrival of the record. The refusal is for the first rule that it breaks, in the order
+    /// city, time, operation, numbers, ranges.
     #[inline]
     pub(super) fn to_upsert(&self, settings: &DecodeSettings) -> Result<Upsert<'a>, Refusal> {
         let city = self.city()?;
@@ -141,7 +142,7 @@ impl<'a> FieldValues<'a> {
     }
 }
 
-/// What was measured, in the units of the source.
+/// A measurement in the units of the source.
 struct SourceMeasurement {
     temperature: f64,
     moisture: f64,
@@ -189,7 +190,8 @@ fn missing_field(name: &str) -> Refusal {
     Refusal::new(Reason::MissingField, format!("{name} is missing"))
 }
 
-/// %, from the temperature and the dew point, both °C (Magnus formula).
+/// The relative humidity, %, from the temperature and the dew point, both °C. Magnus formula with
+/// the coefficients of Alduchov and Eskridge (1996).
 fn relative_humidity(temperature: f64, dew_point: f64) -> f64 {
     let vapour_pressure = |t: f64| libm::exp(17.625 * t / (243.04 + t));
     100.0 * vapour_pressure(dew_point) / vapour_pressure(temperature)
@@ -208,7 +210,7 @@ fn parse_number(name: &str, value: &FieldValue<'_>) -> Result<Option<f64>, Refus
         FieldValue::Untyped(text) => match parse_short_decimal(text.as_bytes()) {
             Some(number) => Some(number),
             None if trim_blanks(text).is_empty() => return Ok(None),
-            // Finite, since Rust also reads `inf` and `nan`.
+            // Rust also parses `inf` and `nan`.
             None => trim_blanks(text).parse().ok().filter(|number: &f64| number.is_finite()),
         },
         _ => None,
@@ -221,8 +223,8 @@ fn parse_number(name: &str, value: &FieldValue<'_>) -> Result<Option<f64>, Refus
     }
 }
 
-/// `[-]digits[.digits]` of at most 15 digits: both the digits and the power of ten are exact as f64, so that their
-/// quotient is the nearest one, as the standard library gives it in twice the time.
+/// Parses `[-]digits[.digits]` of at most 15 digits. The digits and the power of ten are then exact
+/// as f64, so their quotient is the nearest f64, in half the time of the standard library.
 #[inline]
 fn parse_short_decimal(text: &[u8]) -> Option<f64> {
     const POWERS: [f64; 16] =

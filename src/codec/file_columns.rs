@@ -1,18 +1,18 @@
-//! Which field each column of a file is.
+//! Maps the columns of a file to fields.
 
 use super::field::Field;
 use super::unknown_fields::UnknownFields;
 use super::{DecodeError, ReadOptions};
 use crate::model::refusal::quoted_excerpt;
 
-/// How many of a file's columns an error names.
+/// The most columns that an error lists.
 const MAX_SHOWN_COLUMNS: usize = 40;
 
-/// Which field each of a file's columns holds, if any. Cases of letters do not matter.
+/// The field of each column of a file, if it has one. The case of letters does not matter.
 ///
 /// # Errors
 ///
-/// Where a column that every reading needs, or that was named, is missing, or a field has two.
+/// If a required or named column is missing, or a field has two columns.
 pub(super) fn map_columns<'a>(
     names: impl Iterator<Item = &'a str> + Clone,
     options: &ReadOptions,

@@ -24,7 +24,7 @@ enum FormatReader {
 }
 
 impl FormatReader {
-    /// Of a text format.
+    /// The lines of a text format.
     fn lines(&mut self) -> Option<&mut RecordLines> {
         match self {
             FormatReader::Csv(reader) => Some(reader.lines()),
@@ -42,7 +42,7 @@ impl std::fmt::Debug for FileDecoder {
 }
 
 impl FileDecoder {
-    /// Opens a file and reads what it says of its columns.
+    /// Opens a file and reads its columns.
     pub fn open(
         path: &Path,
         format: Format,
@@ -60,8 +60,8 @@ impl FileDecoder {
         }
     }
 
-    /// Reads a stream, such as standard input. Parquet must be read from its end, so it is first copied to a
-    /// temporary file.
+    /// Reads a stream, such as standard input. Parquet must be read from its end, so it is first
+    /// copied to a temporary file.
     pub fn from_reader(
         reader: Box<dyn Read + Send>,
         format: Format,
@@ -86,11 +86,11 @@ impl FileDecoder {
         Ok(FileDecoder(inner))
     }
 
-    /// Reads a stream of a text format and keeps a digest of it.
+    /// Reads a stream of a text format and computes its digest.
     ///
     /// # Errors
     ///
-    /// Also of Parquet, which is read from its end.
+    /// Also for Parquet, which is read from its end.
     pub fn with_digest(
         reader: Box<dyn Read + Send>,
         format: Format,
@@ -114,7 +114,7 @@ impl FileDecoder {
             return Err(DecodeError::NoText);
         }
         let is_followed = framing == Framing::Line && compression == Compression::None;
-        // What is followed has perhaps not come yet: only what it is not is looked at.
+        // A followed file may not have its first bytes yet, so only foreign formats are looked for.
         let reader = if is_followed { reader } else { compress::decompressing_reader(reader, compression)? };
         let skip_lines = options.layout.skip_lines;
         let reader = match (format, framing) {
@@ -132,12 +132,13 @@ impl FileDecoder {
         }))
     }
 
-    /// The next record, or nothing at the end. After an error nothing more comes, except where the reader of a text format
-    /// has said [`io::ErrorKind::WouldBlock`]: then the record comes when it has more.
+    /// The next record, or `None` at the end. After an error no record follows, except after
+    /// [`io::ErrorKind::WouldBlock`] from the reader of a text format: the record comes once the
+    /// reader has more bytes.
     ///
     /// # Errors
     ///
-    /// Where the rest of the file cannot be read. What came before was whole.
+    /// If the rest of the file cannot be read. Earlier records were complete.
     #[allow(clippy::should_implement_trait)] // The upsert borrows the decoder, which no iterator's item can.
     #[inline]
     pub fn next(&mut self) -> Result<Option<Result<Upsert<'_>, Refusal>>, DecodeError> {
@@ -149,24 +150,26 @@ impl FileDecoder {
         }
     }
 
-    /// Lets so many bytes of a text format be read, decompressed, and about 512 KiB more. Beyond that [`Decoder::next`] and [`Decoder::skip`] say
-    /// [`io::ErrorKind::WouldBlock`] until this is called again: so that no line, however long, keeps who reads it from everything else.
+    /// Allows `bytes` more bytes of a text format to be read, decompressed, and about 512 KiB
+    /// beyond. Then [`FileDecoder::next`] and [`FileDecoder::skip`] fail with
+    /// [`io::ErrorKind::WouldBlock`] until the next call: so no line, however long, keeps the
+    /// reader's thread from other work.
     pub fn allow_bytes(&mut self, bytes: u64) {
         if let Some(lines) = self.0.lines() {
             lines.allow_bytes(bytes);
         }
     }
 
-    /// Whether it waits for [`Decoder::allow`].
+    /// Whether the decoder waits for [`FileDecoder::allow_bytes`].
     pub fn is_allowance_exhausted(&mut self) -> bool {
         self.0.lines().is_some_and(|lines| lines.is_allowance_exhausted())
     }
 
-    /// Goes over the next record without decoding it: false at the end.
+    /// Skips the next record without decoding it; false at the end.
     ///
     /// # Errors
     ///
-    /// As of [`Decoder::next`].
+    /// Those of [`FileDecoder::next`].
     pub fn skip(&mut self) -> Result<bool, DecodeError> {
         match &mut self.0 {
             FormatReader::Csv(reader) => reader.skip(),
@@ -176,9 +179,10 @@ impl FileDecoder {
         }
     }
 
-    /// The xxh3 digest of all bytes of the stream, decompressed, up to the end of the record last returned or skipped, without its line end: so it is
-    /// the same whether the file goes on behind the record or not. Of a record that is too long, all of it counts. Nothing unless the decoder was made
-    /// [with a digest](Decoder::with_digest).
+    /// The xxh3 digest of all bytes of the stream, decompressed, up to the end of the last record,
+    /// without its line end: so it is the same whether the file goes on behind the record or not.
+    /// It includes all bytes of a record that is too long. `None` unless the decoder was made [with
+    /// a digest](FileDecoder::with_digest).
     pub fn digest(&mut self) -> Option<u64> {
         match &mut self.0 {
             FormatReader::Csv(reader) => reader.digest(),
@@ -188,7 +192,7 @@ impl FileDecoder {
         }
     }
 
-    /// The line, from 1, at which the record last returned begins; in Parquet its row, from 1.
+    /// The line at which the last record begins, from 1; in Parquet its row, from 1.
     pub fn line(&self) -> u64 {
         match &self.0 {
             FormatReader::Csv(reader) => reader.line(),
@@ -198,9 +202,9 @@ impl FileDecoder {
         }
     }
 
-    /// The exact bytes of the record last returned, without its line end; at most [`MAX_RECORD_BYTES`] of them. A
-    /// Parquet row is given as a JSON object of all its columns but nested ones, read for the purpose: where that
-    /// fails it is empty.
+    /// The exact bytes of the last record without its line end, at most
+    /// [`MAX_RECORD_BYTES`](super::MAX_RECORD_BYTES) of them. A Parquet row is read again as a JSON
+    /// object of all columns but nested ones; it is empty if that fails.
     pub fn raw(&mut self) -> Cow<'_, [u8]> {
         match &mut self.0 {
             FormatReader::Csv(reader) => Cow::Borrowed(reader.raw()),
@@ -210,7 +214,7 @@ impl FileDecoder {
         }
     }
 
-    /// Times that the zone's clocks do not show just once, in the records so far.
+    /// Local times so far that the zone's clocks showed twice or never.
     pub fn local_times(&self) -> LocalTimeCounts {
         match &self.0 {
             FormatReader::Csv(reader) => reader.local_times(),
@@ -220,7 +224,7 @@ impl FileDecoder {
         }
     }
 
-    /// How many fields were met that are none of a reading's, in the records so far.
+    /// The number of fields so far that a reading does not have.
     pub fn ignored_fields(&self) -> u64 {
         match &self.0 {
             FormatReader::Csv(reader) => reader.ignored_fields(),

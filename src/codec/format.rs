@@ -1,32 +1,34 @@
-//! How a file is written: its format, its compression, and what its name says of both.
+//! Formats, compressions and framings of files, and what a file's name says of them.
 
 use std::path::Path;
 
-/// The longest record of a text format, in bytes without its line end. What is longer is refused, so that a quote
-/// that never closes cannot swallow a file.
+/// The longest record of a text format, in bytes without its line end. A longer one is refused, so
+/// that a quote that never closes cannot swallow a file.
 pub const MAX_RECORD_BYTES: usize = 64 * 1024;
 
-/// The most lines of a quoted field of CSV. The first line of a longer one is refused alone, and reading goes on at the next line.
+/// The most lines of a quoted field of CSV. If a field has more, its first line is refused alone,
+/// and reading goes on at the next line.
 pub const MAX_FIELD_LINES: usize = 100;
 
-/// What ends a record of a text format: always decided by the bytes alone, never by how they come.
+/// What ends a record of a text format. It depends on the bytes alone, and not on how they arrive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Framing {
-    /// The end of its line, but for the line ends within a quoted field of CSV. JSON may also be an array of records, or records
-    /// that span lines.
+    /// The end of its line, except for line ends within a quoted field of CSV. JSON may also be an
+    /// array of records, or records that span lines.
     #[default]
     Quotes,
-    /// The end of its line, whatever it holds: so nothing that comes later can belong to it.
+    /// The end of its line, whatever the line holds: so no later bytes can belong to the record.
     Line,
 }
 
-/// How records are written down.
+/// The format of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum Format {
     /// Comma-separated values (RFC 4180), with a header line
     #[value(name = "csv")]
     Csv,
-    /// One JSON object a line; where a file is read once also an array of them, or objects that span lines
+    /// One JSON object a line; where a file is read once also an array of them, or objects that
+    /// span lines
     #[value(name = "json")]
     Json,
     /// Apache Parquet
@@ -34,7 +36,7 @@ pub enum Format {
     Parquet,
 }
 
-/// What the whole file went through. Parquet compresses inside and takes none.
+/// The compression of a whole file. Parquet compresses inside, and cannot be compressed again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Compression {
     #[default]
@@ -60,7 +62,8 @@ pub enum FileNameError {
     ArchiveOrWorkbook(String),
 }
 
-/// The format and the compression that a file's name says, by its suffixes in small or capital letters.
+/// The format and the compression that a file's name says, by its suffixes in small or capital
+/// letters.
 pub fn detect_format(path: &Path) -> Result<(Format, Compression), FileNameError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     let (stem, compression) = split_compression(&name);
@@ -82,7 +85,7 @@ pub fn detect_format(path: &Path) -> Result<(Format, Compression), FileNameError
     Ok((format, compression))
 }
 
-/// The compression alone that a file's name says, for a file whose format is given.
+/// The compression that a file's name says, if the format is given.
 pub fn detect_compression(path: &Path) -> Compression {
     split_compression(&path.to_string_lossy().to_ascii_lowercase()).1
 }

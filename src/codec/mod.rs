@@ -1,8 +1,11 @@
-//! Bytes to readings, results to bytes: CSV, JSON lines and Parquet, plain or compressed; JSON and Avro record by record.
+//! Bytes to readings, results to bytes: CSV, JSON lines and Parquet, plain or compressed; JSON and
+//! Avro record by record.
 //!
-//! A [`Decoder`] turns a file or a pipe into [`Upsert`]s, one record at a time, and keeps the bytes of the record at
-//! hand for whoever refuses it; a [`RecordDecoder`] takes records of JSON that are already apart, an [`AvroDecoder`] those of Avro. A record that cannot be taken is a [`Refusal`] and reading goes on; a file that cannot
-//! be read is a [`DecodeError`] and ends it. The writers are its counterparts.
+//! A [`FileDecoder`] turns a file or a pipe into [`Upsert`](crate::model::Upsert)s, one record at a
+//! time, and keeps the bytes of the current record for its dead letter. A [`JsonRecordDecoder`]
+//! decodes single records of JSON, an [`AvroDecoder`] those of Avro. A record that breaks a rule is
+//! a [`Refusal`](crate::model::Refusal), and reading goes on; a file that cannot be read is a
+//! [`DecodeError`], which ends it. The writers are the counterparts of the decoders.
 
 mod avro;
 mod compress;

@@ -1,4 +1,4 @@
-//! Units and scales of a source: what its records do not say themselves.
+//! Units and scales of a source, which its records do not state.
 
 use crate::model::LocalTimePolicy;
 
@@ -29,7 +29,7 @@ pub enum InputWindUnit {
 }
 
 impl InputWindUnit {
-    /// Miles an hour in one of it.
+    /// Miles an hour in one unit.
     pub(super) fn mph_per_unit(self) -> f64 {
         match self {
             InputWindUnit::Mph => 1.0,
@@ -40,7 +40,7 @@ impl InputWindUnit {
     }
 }
 
-/// How a source writes relative humidities.
+/// The scale of a source's relative humidities.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum HumidityScale {
     /// 0 to 100
@@ -52,7 +52,7 @@ pub enum HumidityScale {
     Fraction,
 }
 
-/// What a source says of the moisture of the air.
+/// The measure of moisture that a source has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum Moisture {
     /// Relative humidity, %, as `humidity`
@@ -64,10 +64,10 @@ pub enum Moisture {
     DewPoint,
 }
 
-/// What the records of a source leave unsaid.
+/// What the records of a source do not state.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct DecodeSettings {
-    /// What a time without an offset is.
+    /// How a time without an offset is read.
     pub local_time: LocalTimePolicy,
     pub temperature_unit: InputTemperatureUnit,
     pub moisture: Moisture,
@@ -76,14 +76,14 @@ pub struct DecodeSettings {
 }
 
 impl DecodeSettings {
-    /// Whether times without an offset are taken.
+    /// Whether times without an offset are accepted.
     pub fn has_local_times(&self) -> bool {
         self.local_time != LocalTimePolicy::Refuse
     }
 }
 
 impl DecodeSettings {
-    /// What differs from the settings of all sources.
+    /// The settings that differ from those of all sources.
     pub(super) fn differences(&self, common: &DecodeSettings) -> Vec<String> {
         let mut parts = Vec::new();
         if self.temperature_unit != common.temperature_unit {
@@ -110,7 +110,7 @@ macro_rules! named {
         impl $kind {
             pub const ALL: &'static [$kind] = &[$(<$kind>::$variant),+];
 
-            /// As options, keys and identities call it.
+            /// The name in options, keys and identities.
             pub fn name(self) -> &'static str {
                 match self {
                     $(<$kind>::$variant => $name),+

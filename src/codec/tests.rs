@@ -19,7 +19,7 @@ use crate::model::{EventTime, LocalTimePolicy, Measurement, ReadingEvent, Reason
 /// An upsert that outlives its decoder.
 type Owned = (String, EventTime, ReadingEvent, Option<Revision>);
 
-/// A record: its line, its bytes, and what it came to.
+/// A record: its line, its bytes, and the result of decoding it.
 type Decoded = (u64, Vec<u8>, Result<Owned, Refusal>);
 
 fn decode_with(
@@ -55,7 +55,7 @@ fn reading(temperature: f64, humidity: f64, wind_speed: Option<f64>) -> ReadingE
     ReadingEvent::Reading(Measurement::new(temperature, humidity, wind_speed).unwrap())
 }
 
-/// What was written to it, for when the writer is gone.
+/// A writer whose bytes can be read after it is gone.
 #[derive(Clone, Default)]
 struct Shared(Arc<Mutex<Vec<u8>>>);
 

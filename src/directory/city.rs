@@ -1,4 +1,4 @@
-//! A city of the directory, and the data that its key names.
+//! Cities of the directory, and what is known of the city of a key.
 
 use std::borrow::Cow;
 
@@ -18,7 +18,7 @@ pub struct DirectoryCity<'a> {
     pub population: u32,
 }
 
-/// Degrees.
+/// Coordinates in degrees.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Coordinates {
     /// North, -90 to 90.

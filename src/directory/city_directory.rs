@@ -1,4 +1,4 @@
-//! The shipped cities by id, and places beside them.
+//! The shipped cities by id, and the places file's cities beside them.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -8,16 +8,17 @@ use super::csv_line::CsvLineFields;
 use super::places_file::PlacesEntry;
 use super::{CityInfo, Coordinates, DirectoryCity, PlacesFile};
 
-/// The shipped directory's text: see `data/README.md`.
+/// The text of the shipped directory: see `data/README.md`.
 static SHIPPED_CITIES_CSV: &str = include_str!("../../data/cities.csv");
 
-/// Cities in the order of their file, found by id, and places beside them. It borrows from the file's text.
+/// Cities in the order of their file, found by id, and those of a places file. It borrows from the
+/// file's text.
 #[derive(Clone, Debug)]
 pub struct Directory<'a> {
     cities: Vec<DirectoryCity<'a>>,
-    /// Ids with the places of their cities in `cities`, by id.
+    /// Ids, with the index of each city in `cities`, sorted by id.
     by_id: Vec<(u32, u32)>,
-    /// By key; they stand in front of the cities.
+    /// The entries of the places file by key; they take precedence over `cities`.
     pub(super) places: BTreeMap<Box<str>, PlacesEntry>,
 }
 
@@ -33,7 +34,7 @@ pub struct DirectoryError {
 const CITY_COLUMNS: [&str; 6] = ["id", "name", "country", "latitude", "longitude", "population"];
 
 impl<'a> Directory<'a> {
-    /// The shipped cities, greatest first. They are read at the first call.
+    /// The shipped cities, greatest first. They are read by the first call.
     pub fn shipped() -> &'static Directory<'static> {
         static DIRECTORY: LazyLock<Directory<'static>> = LazyLock::new(|| {
             Directory::from_csv(SHIPPED_CITIES_CSV).expect("the shipped directory is well formed")
@@ -41,13 +42,14 @@ impl<'a> Directory<'a> {
         &DIRECTORY
     }
 
-    /// The shipped cities and places, which add to them or replace them. It lasts as long as the process.
+    /// The shipped cities and a places file, which adds to them or replaces them. It lasts as long
+    /// as the process.
     pub fn shipped_with(places: PlacesFile) -> &'static Directory<'static> {
         Box::leak(Box::new(Directory { places: places.0, ..Directory::shipped().clone() }))
     }
 
-    /// Reads a CSV file with a header that names at least the columns id, name, country, latitude, longitude and
-    /// population, in any order. Further columns and empty lines are passed over.
+    /// Reads a CSV file with a header that names at least the columns id, name, country, latitude,
+    /// longitude and population, in any order. Further columns and empty lines are skipped.
     pub fn from_csv(text: &'a str) -> Result<Directory<'a>, DirectoryError> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let mut lines =
@@ -69,7 +71,8 @@ impl<'a> Directory<'a> {
         by_id.sort_unstable();
         if let Some(twice) = by_id.windows(2).find(|pair| pair[0].0 == pair[1].0) {
             let problem = format!("id {} is here for the second time", twice[1].0);
-            // Where it is, is known only by reading again: places count neither the header nor empty lines.
+            // Records count neither the header nor empty lines, so the line's number is found by
+            // reading again.
             let mut records = text.lines().enumerate().filter(|(_, l)| !l.is_empty()).skip(1);
             let line = records.nth(twice[1].1 as usize).map_or(0, |(i, _)| i + 1);
             return Err(DirectoryError { line, problem });
@@ -82,8 +85,8 @@ impl<'a> Directory<'a> {
         self.cities.get(self.by_id[found].1 as usize)
     }
 
-    /// What is known of the city that a key names: as a place, or else by its id, as it is written here. "+5128581" and "005128581"
-    /// are keys of other cities.
+    /// What is known of the city of a key: from the places file, or else by the key as an id in its
+    /// shortest form. "+5128581" and "005128581" are keys of other cities.
     pub fn find_by_key(&self, key: &str) -> Option<CityInfo<'_>> {
         let shipped = self.id_of_key(key).and_then(|id| self.city_by_id(id));
         let population = shipped.map(|city| city.population);
@@ -100,19 +103,19 @@ impl<'a> Directory<'a> {
         })
     }
 
-    /// The id that a key is.
+    /// The id that a key is, in its shortest form.
     pub(super) fn id_of_key(&self, key: &str) -> Option<u32> {
         let is_written_so = key == "0" || !key.starts_with(['+', '0']);
         key.parse().ok().filter(|_| is_written_so)
     }
 
-    /// In the order of the file.
+    /// All cities, in the order of the file.
     pub fn cities(&self) -> &[DirectoryCity<'a>] {
         &self.cities
     }
 }
 
-/// Where the columns are in a line.
+/// The index of each column in a line.
 struct ColumnIndexes([usize; CITY_COLUMNS.len()]);
 
 impl ColumnIndexes {

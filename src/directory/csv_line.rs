@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-/// The fields that are left of one CSV line, or nothing when the last one was taken. A quoted field must end on its
-/// line, since a name holds no line break.
+/// The remaining fields of one CSV line, or `None` after the last one. A quoted field must end on
+/// its line, since a name holds no line break.
 pub(super) struct CsvLineFields<'a>(pub(super) Option<&'a str>);
 
 impl<'a> CsvLineFields<'a> {

@@ -1,7 +1,7 @@
-//! Which errors of the operating system pass, and what a person does about each.
+//! Which errors of the operating system are transient, and what a person does about each.
 //!
-//! [`classify_fault`] is the only place that decides which errors are retried, and [`remedy_for`] the
-//! only one that says what to do.
+//! [`classify_fault`] is the only place that decides which errors are retried, and [`remedy_for`]
+//! the only one that says what to do.
 
 use std::error::Error;
 use std::io;
@@ -15,17 +15,18 @@ const REMEDY_OPEN_FILES_OF_HOST: &str =
     "too many open files on this host: raise fs.file-max (sysctl), or end what holds them";
 const REMEDY_MEMORY: &str = "free memory on this host, or allow this process more";
 
-/// What becomes of an error if the same is tried again later.
+/// Whether an operation that failed may succeed later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultClass {
-    /// It goes away once something is free again: open files, memory, room on a disk. What fails so waits and is tried again.
+    /// The error passes once a resource is free again: open files, memory, disk space. The
+    /// operation waits and is retried.
     Transient,
-    /// It stays: the run ends.
+    /// The error stays: the run ends.
     Permanent,
 }
 
-/// Whether an error passes. To be asked only where trying again is safe: a failed sync of a file loses what it was to make
-/// durable, so that is always final.
+/// Classifies an error. Call it only if a retry is safe: a failed sync of a file loses the data
+/// that it was to make durable, so such an error is always permanent.
 pub fn classify_fault(error: &(dyn Error + 'static)) -> FaultClass {
     match find_errno(error) {
         Some(
@@ -47,19 +48,20 @@ pub fn is_transient(error: &(dyn Error + 'static)) -> bool {
     classify_fault(error) == FaultClass::Transient
 }
 
-/// What a person does about an error of the file or folder at `path`.
+/// What a person does about an error of the file or folder at `path`. It always has a text.
 pub fn remedy_for(error: &(dyn Error + 'static), path: &Path) -> String {
     let known = find_errno(error).and_then(|errno| remedy_for_errno(errno, path));
     known.unwrap_or_else(|| format!("see that {} is whole and can be read and written", path.display()))
 }
 
-/// The remedy behind a colon; nothing where the error's own text has to do.
+/// The remedy, with `": "` in front; empty if no remedy is known and the error's own text has to
+/// do.
 pub fn remedy_suffix(error: &(dyn Error + 'static), path: &Path) -> String {
     let known = find_errno(error).and_then(|errno| remedy_for_errno(errno, path));
     known.map_or(String::new(), |remedy| format!(": {remedy}"))
 }
 
-/// What a person does about an error that says that a limit of the process or of the host is reached.
+/// What a person does if a limit of the process or of the host is reached; `None` for other errors.
 pub fn limit_remedy(error: &(dyn Error + 'static)) -> Option<&'static str> {
     match find_errno(error)? {
         Errno::MFILE => Some(REMEDY_OPEN_FILES),
@@ -96,7 +98,7 @@ fn remedy_for_errno(errno: Errno, path: &Path) -> Option<String> {
     })
 }
 
-/// The number of an error of the operating system, wherever in a chain of errors it is.
+/// The number of an error of the operating system, at whatever depth of a chain of errors it is.
 pub fn find_errno(error: &(dyn Error + 'static)) -> Option<Errno> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -131,7 +133,7 @@ fn errno_of_kind(kind: io::ErrorKind) -> Option<Errno> {
 mod tests {
     use super::*;
 
-    /// As a library wraps it.
+    /// An error of a library that wraps one of the operating system.
     #[derive(Debug, thiserror::Error)]
     #[error("it does not work")]
     struct Wrapped(#[source] io::Error);

@@ -1,7 +1,9 @@
-//! Dead letters that are sent once more to where they came from, each once, whatever fails in between.
+//! Retries of dead letters: each is sent once to the topic that it came from, whatever fails
+//! meanwhile.
 //!
-//! What is sent and how far it was sent are one transaction: a consumer group per reason holds up to where the letters of that
-//! reason were sent, so the groups are right whatever reasons a call asks for.
+//! The records and the progress of a retry are one transaction. A consumer group for each reason
+//! holds the offsets up to which that reason's dead letters were sent, so the groups stay right
+//! whatever reasons a call names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,22 +27,22 @@ use super::{KafkaCluster, dead_letter_headers, dead_letter_topics};
 use crate::model::clock::wall_clock_ms;
 use crate::model::{DeadLetter, Reason, RecordAddress};
 
-/// Of one transaction.
+/// The most dead letters of one transaction.
 const MAX_BATCH_DEAD_LETTERS: usize = 500;
 const MAX_BATCH_BYTES: usize = 4 << 20;
-/// Whoever reads the topic waits for one that was broken off.
+/// Readers of the topic wait at most this long for a transaction that was broken off.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a call may take over a cluster that is slow.
+/// How long calls to a slow cluster are repeated.
 const CALL_DEADLINE: Duration = Duration::from_secs(60);
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// Which letters are sent.
+/// Which dead letters are retried.
 #[derive(Clone, Debug, Default)]
 pub struct DeadLetterFilter {
-    /// Reason codes; without any, all that may have another end by now: neither what is too late, nor what has a schema that the
-    /// registry did not know, since that answer is kept.
+    /// Reason codes. If empty, all whose outcome may differ by now: neither `too_late` nor
+    /// `unknown_schema`, since the registry's response is kept.
     pub reasons: BTreeSet<String>,
-    /// Only those written before, ms.
+    /// Only dead letters written before this time, ms since 1970.
     pub written_before_ms: Option<i64>,
 }
 
@@ -53,16 +55,16 @@ impl DeadLetterFilter {
     }
 }
 
-/// What became of letters.
+/// The result of a retry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RetryOutcome {
-    /// Sent, by reason.
+    /// The number of dead letters that were sent, by reason.
     pub sent: BTreeMap<String, u64>,
-    /// Sent before.
+    /// Sent by an earlier retry.
     pub already_sent: u64,
-    /// Withdrawals, which are not sent again.
+    /// Withdrawals, which are not retried.
     pub withdrawals: u64,
-    /// Without a place to go back to.
+    /// Dead letters without a topic to go back to.
     pub without_origin: u64,
 }
 
@@ -79,7 +81,7 @@ impl RetryOutcome {
     }
 }
 
-/// Counts what could not be delivered.
+/// Counts records that could not be delivered.
 #[derive(Default)]
 struct FailedDeliveries(AtomicU64);
 
@@ -103,35 +105,37 @@ impl ProducerContext for FailedDeliveries {
     }
 }
 
-/// Sends the letters of a cluster's topics. At most one of the same progress topic works: a later one ends it.
+/// Retries the dead letters of a cluster's topics. At most one retrier of a progress topic works: a
+/// later one fences it.
 pub struct DeadLetterRetrier {
     cluster: KafkaCluster,
     progress_topic: String,
     producer: BaseProducer<FailedDeliveries>,
     groups: BTreeMap<String, ReasonGroup>,
-    /// By topic of dead letters: its id, where the cluster has ids.
+    /// The id of each dead-letter topic, if the cluster has ids.
     ids: BTreeMap<String, String>,
-    /// By topic, and where it is read on.
+    /// The reader of each dead-letter topic, and its next offsets.
     readers: BTreeMap<String, (DeadLetterTopicReader, BTreeMap<i32, i64>)>,
 }
 
-/// How far the letters of a reason were sent, by topic and partition.
+/// The consumer group of a reason: up to which offsets its dead letters were sent, by topic and
+/// partition.
 struct ReasonGroup {
     consumer: BaseConsumer<LogOnlyContext>,
     sent_until: BTreeMap<(String, i32), i64>,
 }
 
-/// The letters of a topic while they are sent.
+/// The retry of one topic.
 struct TopicRetry<'a> {
     topic: &'a str,
     partitions: i32,
-    /// The topic that they are in.
+    /// The topic that holds the dead letters.
     dead_letter_topic: &'a str,
     outcome: RetryOutcome,
-    /// Of the next transaction, each with its partition.
+    /// The dead letters of the next transaction, each with its partition.
     batch: Vec<(i32, DeadLetter)>,
     bytes: usize,
-    /// By reason; then by topic and partition.
+    /// By reason, then by topic and partition.
     offsets: BTreeMap<String, BTreeMap<(String, i32), i64>>,
 }
 
@@ -157,11 +161,12 @@ impl DeadLetterRetrier {
         Ok(DeadLetterRetrier { cluster, progress_topic, producer, groups, ids, readers })
     }
 
-    /// Sends the wanted letters of a topic that were not sent yet. After an error the retrier is of no use any more.
+    /// Retries the dead letters of a topic that the filter takes and that were not sent yet. After
+    /// an error the retrier cannot be used any more.
     pub fn retry_topic(
         &mut self,
         topic: &str,
-        wanted: &DeadLetterFilter,
+        filter: &DeadLetterFilter,
     ) -> Result<RetryOutcome, DlqTopicError> {
         let [letters, _] = dead_letter_topics(topic);
         let (reader, mut next) = match self.readers.remove(&letters) {
@@ -170,7 +175,7 @@ impl DeadLetterRetrier {
         };
         let mut outcome = RetryOutcome::default();
         if let Some(TopicState::Present { id, .. }) = reader.topic_state(&letters)? {
-            // Of another topic of the name, nothing was read or sent.
+            // A topic that was made anew under the name: nothing of it was read or sent.
             if self.ids.get(&letters) != id.as_ref() {
                 next.clear();
                 self.groups.clear();
@@ -188,13 +193,14 @@ impl DeadLetterRetrier {
                 offsets: BTreeMap::new(),
             };
             let sent = reader.read_to_end(&mut next, &mut |posted| {
-                // A stamp of a clock that was ahead says nothing, and must not keep those behind it waiting until then.
+                // A timestamp in the future is ignored: it must not delay the dead letters behind
+                // it.
                 let now = wall_clock_ms() as i64;
                 let is_young = |(before, written): (i64, i64)| written >= before && written <= now;
-                if wanted.written_before_ms.zip(posted.written_at_ms).is_some_and(is_young) {
+                if filter.written_before_ms.zip(posted.written_at_ms).is_some_and(is_young) {
                     return Ok(false);
                 }
-                self.take_dead_letter(&mut sending, wanted, posted)?;
+                self.take_dead_letter(&mut sending, filter, posted)?;
                 Ok(true)
             });
             let sent = sent.and_then(|()| self.commit_batch(&mut sending));
@@ -205,7 +211,8 @@ impl DeadLetterRetrier {
             sent?;
             outcome = sending.outcome;
         }
-        // A call that asks for other reasons must see all letters; one that goes on by itself asks for the same.
+        // A call for other reasons must see all dead letters; a periodic retry names the same
+        // reasons each time.
         self.readers.insert(letters, (reader, next));
         Ok(outcome)
     }
@@ -213,7 +220,7 @@ impl DeadLetterRetrier {
     fn take_dead_letter(
         &mut self,
         sending: &mut TopicRetry<'_>,
-        wanted: &DeadLetterFilter,
+        filter: &DeadLetterFilter,
         posted: DeadLetterRecord,
     ) -> Result<(), DlqTopicError> {
         let outcome = &mut sending.outcome;
@@ -221,7 +228,7 @@ impl DeadLetterRetrier {
             outcome.without_origin += 1;
             return Ok(());
         };
-        if !wanted.matches_reason(&letter.reason) {
+        if !filter.matches_reason(&letter.reason) {
             return Ok(());
         }
         let at = (sending.dead_letter_topic.to_owned(), posted.partition);
@@ -246,7 +253,7 @@ impl DeadLetterRetrier {
         Ok(())
     }
 
-    /// The exact bytes, and in headers where they come from.
+    /// Sends the exact bytes, with headers for where they came from.
     fn produce_retry(&self, topic: &str, partition: i32, letter: &DeadLetter) -> Result<(), DlqTopicError> {
         let retried = letter.next_retry();
         let header =
@@ -262,12 +269,12 @@ impl DeadLetterRetrier {
         enqueue_record(&self.producer, record).map_err(|error| self.kafka_error("write to the topic", error))
     }
 
-    /// Makes durable what was sent, and that it was.
+    /// Commits the records and the offsets up to which they were sent.
     fn commit_batch(&mut self, sending: &mut TopicRetry<'_>) -> Result<(), DlqTopicError> {
         let batch = std::mem::take(&mut sending.batch);
         let offsets = std::mem::take(&mut sending.offsets);
         sending.bytes = 0;
-        // Withdrawals alone need no transaction: they are passed over again the next time.
+        // Withdrawals alone need no transaction: the next retry skips them again.
         if batch.is_empty() {
             return Ok(());
         }
@@ -287,7 +294,7 @@ impl DeadLetterRetrier {
                 let added = list.add_partition_offset(topic, *partition, Offset::Offset(*offset));
                 added.map_err(|error| self.kafka_error("keep what was sent", error))?;
             }
-            // A topic that is made anew under the name begins at its beginning.
+            // A topic that was made anew under the name is read from its beginning.
             for mut element in list.elements() {
                 if let Some(id) = self.ids.get(element.topic()) {
                     element.set_metadata(id);
@@ -307,7 +314,7 @@ impl DeadLetterRetrier {
         Ok(())
     }
 
-    /// How far a reason's letters were sent, as the cluster has it.
+    /// The consumer group of a reason, with the offsets that the cluster has of it.
     fn reason_group(&mut self, reason: &str, letters: &str) -> Result<&mut ReasonGroup, DlqTopicError> {
         if !self.groups.contains_key(reason) {
             let id = format!("{}.retry.{reason}", self.progress_topic);
@@ -332,15 +339,16 @@ impl DeadLetterRetrier {
         let metadata = consumer.fetch_metadata(Some(letters), REQUEST_TIMEOUT);
         let metadata = metadata.map_err(|error| self.kafka_error(doing, error))?;
         let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions()).count() as i32;
-        let mut asked = TopicPartitionList::new();
+        let mut partitions = TopicPartitionList::new();
         for partition in 0..partitions {
-            asked.add_partition(letters, partition);
+            partitions.add_partition(letters, partition);
         }
-        let committed = call_until_deadline(|| consumer.committed_offsets(asked.clone(), REQUEST_TIMEOUT));
+        let committed =
+            call_until_deadline(|| consumer.committed_offsets(partitions.clone(), REQUEST_TIMEOUT));
         let committed = committed.map_err(|error| self.kafka_error(doing, error))?;
         let own = self.ids.get(letters);
         let offset = |element: &TopicPartitionListElem<'_>| match element.offset() {
-            // One that was kept before there were ids is taken.
+            // An offset from before there were ids is accepted.
             Offset::Offset(offset) => {
                 let kept_of = Some(element.metadata()).filter(|id| !id.is_empty());
                 if kept_of.zip(own).is_none_or(|(kept_of, own)| kept_of == own) { offset } else { 0 }
@@ -364,10 +372,10 @@ impl DeadLetterRetrier {
     }
 }
 
-/// A city and the bytes of a record of it.
+/// A city and the bytes of one of its records.
 pub type KeyedRecord = (String, Vec<u8>);
 
-/// Writes ordinary arrivals, each to its city's partition. Returns when all are durable.
+/// Writes ordinary arrivals, each to its city's partition. Returns once all are durable.
 pub fn produce_records(
     cluster: &KafkaCluster,
     topic: &str,
@@ -415,7 +423,7 @@ fn enqueue_record<K: rdkafka::message::ToBytes + ?Sized, P: rdkafka::message::To
     }
 }
 
-/// Waits until all is delivered, or given up.
+/// Waits until all records are delivered or have failed.
 fn flush_all(producer: &BaseProducer<FailedDeliveries>) -> Result<(), KafkaError> {
     let deadline = Instant::now() + CALL_DEADLINE + CALL_DEADLINE;
     while producer.in_flight_count() > 0 {
@@ -427,7 +435,7 @@ fn flush_all(producer: &BaseProducer<FailedDeliveries>) -> Result<(), KafkaError
     Ok(())
 }
 
-/// Calls again while the cluster says that it may help.
+/// Repeats a call while the cluster says that this may help.
 fn call_until_deadline<T>(mut call: impl FnMut() -> Result<T, KafkaError>) -> Result<T, KafkaError> {
     let deadline = Instant::now() + CALL_DEADLINE;
     loop {

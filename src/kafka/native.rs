@@ -1,16 +1,23 @@
-//! librdkafka's own interface for the two calls that every record goes through: records are taken from the queue of a partition many
-//! at once, and handed to a producer by the handle of their topic. By rdkafka's safe ones, a record at a time with an event of its own
-//! and its topic looked up by name, a worker took a quarter more CPU time and a shard a seventh (`benches/runs`, kafka-profile.txt).
-//! And for what rdkafka does not have: [`add_brokers`], a flush that waits without looking, [`TopicProducer::flush`], and the ids of
-//! topics, [`topic_ids`], and a client's log as it is written, [`LogQueue`].
+//! Calls of librdkafka's own C interface. Two of them handle every record: records are fetched from
+//! the queue of a partition many at once, and are given to a producer with the handle of their
+//! topic. With rdkafka's safe calls, which take a record at a time with an event of its own and
+//! look up its topic by name, a worker took a quarter more CPU time and a shard a seventh
+//! (`benches/runs`, kafka-profile.txt). The others have no counterpart in rdkafka: [`add_brokers`],
+//! a flush that does not poll in between ([`TopicProducer::flush_within`]), the ids of topics
+//! ([`describe_topic_ids`]), and a client's log in the order of what it does ([`LogQueue`]).
 //!
-//! The one module with unsafe code. It is safe since
-//! - pointers that librdkafka gives are kept by one owner each, which gives each back once, when it is dropped;
-//! - what they belong to, the client, is owned by or borrowed for the same value, and is given up after them;
-//! - slices of a record borrow from the queue that holds it, and the queue is borrowed mutably to let go of it;
-//! - what librdkafka is given (names, keys, values, headers) it copies before the call returns;
-//! - error codes are read as integers: a code that the bindings' enum does not have would be no value of it;
-//! - records are reached through the pointer that librdkafka gave, since it writes to them when headers are first asked for.
+//! This is the only module with unsafe code. It is sound because
+//! - each pointer that librdkafka returns has one owner, which releases it once, when it is
+//!   dropped;
+//! - the client that a pointer belongs to is owned or borrowed by the same value, and is dropped
+//!   after it;
+//! - slices of a record borrow from the queue that holds it, and the queue is borrowed mutably to
+//!   release it;
+//! - librdkafka copies names, keys, values and headers before the call returns;
+//! - error codes are read as integers: a code that the bindings' enum lacks would be an invalid
+//!   value;
+//! - records are reached through the pointer that librdkafka returned, since it writes to them when
+//!   headers are first requested.
 #![allow(unsafe_code)]
 
 mod client;

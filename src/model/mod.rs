@@ -1,7 +1,9 @@
-//! The types that the parts of a run exchange. Nothing here knows where a value came from or goes to.
+//! The types that the parts of a run exchange. Nothing here knows where a value came from or goes
+//! to.
 //!
-//! Readings and their rules, arrivals, rows, times and units are in files of their own; [`log`] is the
-//! contract of logs, [`output`] what a run gives out, [`state`] how a city's readings are held.
+//! Readings and their rules, arrivals, rows, times and units are in files of their own; [`log`] is
+//! the contract of logs, [`output`] holds encoded records and lines, [`state`] the stored readings
+//! of a city.
 
 pub mod arrival;
 pub mod change;

@@ -7,7 +7,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 ///
 /// # Panics
 ///
-/// If the operating system has no generator: no Linux that can run swelter lacks `getrandom`.
+/// If the operating system has no generator. Every Linux on which swelter runs has one.
 pub fn random_u64() -> u64 {
     let mut bytes = [0; 8];
     let filled = SystemRandom::new().fill(&mut bytes);

@@ -1,12 +1,13 @@
-//! A list that grows without moving what it holds.
+//! A list that grows without moving its values.
 
 use serde::{Deserialize, Serialize};
 
 const FIRST_SEGMENT_LEN: usize = 16;
 const MAX_SEGMENT_LEN: usize = 1024;
 
-/// Values in blocks that are filled and never moved: for very many lists at once, each of them a few or millions of values
-/// long. A vector would copy itself with every doubling, and leave holes behind that the next one does not fit.
+/// Values in segments that are filled and never moved: for very many lists at once, each of a few
+/// or of millions of values. A `Vec` would copy itself with every doubling, and leave holes that
+/// the next one does not fit.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SegmentedVec<T> {
     full: Vec<Vec<T>>,

@@ -1,4 +1,5 @@
-//! Event times and durations, in milliseconds: as they are read, held and written.
+//! Instants and durations of event time, in milliseconds: their types, and how they are read and
+//! written.
 
 mod calendar;
 mod days;

@@ -1,8 +1,9 @@
-//! Schema registries: the schemas that Avro records were written with, and the names of those that we write with.
+//! Schema registries: the schemas that Avro records were written with, and the ids of the schemas
+//! that swelter writes with.
 //!
-//! [`Client`] speaks the registry's REST protocol, blocking. [`Schemas`] holds its answers, for all readers of a run, and
-//! asks for those that are missing on a thread of its own. [`AvroRecords`], one a reader, turns a log's values into
-//! readings.
+//! [`RegistryClient`] speaks the registry's REST protocol and blocks. [`SchemaCache`] holds its
+//! responses for all readers of a run, and requests missing ones on a thread of its own.
+//! [`AvroRecordDecoder`], one a reader, turns a log's values into readings.
 
 mod client;
 mod record_decoder;

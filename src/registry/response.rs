@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-/// What a registry says of an id. It decides what the records of the id are, so it is kept for good: a replay must decide
-/// the same, whatever the registry says by then.
+/// What a registry says of an id. It decides what the records of the id mean, so it is kept for
+/// good: a replay must decide the same, whatever the registry says by then.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RegistryResponse {
     #[serde(rename = "avro")]
@@ -15,13 +15,13 @@ pub enum RegistryResponse {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         references: Vec<Arc<str>>,
     },
-    /// A schema, but not of Avro.
+    /// A schema of another type than Avro.
     #[serde(rename = "other")]
     Other { schema_type: Arc<str> },
     /// No schema has the id.
     #[serde(rename = "unknown")]
     Unknown,
-    /// A schema, but one that cannot be used.
+    /// A schema that cannot be used.
     #[serde(rename = "unusable")]
     Unusable { problem: Arc<str> },
 }

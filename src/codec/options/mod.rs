@@ -1,5 +1,5 @@
-//! How a source's records are written, as far as a person has to say it: by options of a command, or
-//! by keys of a configuration.
+//! The options of a command, or keys of a configuration, that say how a source's records are
+//! written.
 
 mod columns;
 mod lists;

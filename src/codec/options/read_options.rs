@@ -1,4 +1,4 @@
-//! All options of how a source's records are written, and which of them fit together.
+//! All options of how a source's records are written, and checks of their combinations.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use super::super::{DecodeSettings, Format, HumidityScale, Moisture};
 use super::lists;
 use super::{ColumnNames, OptionProblem, TimeFormat};
 
-/// All that is said of how the records of a source are written. Every part of it decides what a record says.
+/// How the records of a source are written. Each option affects what the records mean.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ReadOptions {
     pub settings: DecodeSettings,
@@ -18,25 +18,26 @@ pub struct ReadOptions {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RecordOptions {
     pub columns: ColumnNames,
-    /// What stands for nothing in any field but the city.
+    /// Texts that stand for no value, in any field but the city.
     pub null_values: Box<[String]>,
-    /// What may stand behind a number, such as marks of its quality.
+    /// Suffixes of numbers, such as marks of their quality.
     pub number_flags: Box<[String]>,
-    /// Numbers have a comma where others have a point.
+    /// Numbers have a comma in place of the point.
     pub decimal_comma: bool,
     pub time_format: TimeFormat,
 }
 
-/// How a file of text is laid out.
+/// The layout of a text file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TextLayout {
-    /// Between the fields of CSV; a comma without it.
+    /// The delimiter of CSV; a comma if not set.
     pub delimiter: Option<u8>,
-    /// Lines before the header.
+    /// The number of lines before the header.
     pub skip_lines: u32,
-    /// The names of the columns, of a file that does not have them.
+    /// The names of the columns, if the file has no header.
     pub header: Option<Box<[String]>>,
-    /// Each column but that of the time is a city, and this file has the humidity as the other one has the temperature.
+    /// The file of humidities, if each column but the time is a city. Its layout is that of the
+    /// file of temperatures.
     pub wide: Option<PathBuf>,
 }
 
@@ -65,12 +66,12 @@ impl TextLayout {
 }
 
 impl ReadOptions {
-    /// Whether records are read as they are written where nothing is said of them.
+    /// Whether all options have their defaults.
     pub fn is_default(&self) -> bool {
         *self == ReadOptions::default()
     }
 
-    /// For a file: a city that is called as its file gets that name.
+    /// The options for one file, whose name becomes the city if that is wanted.
     pub fn for_file(&self, path: Option<&Path>) -> ReadOptions {
         let mut options = self.clone();
         if let Some(name) = path.and_then(Path::file_name) {
@@ -79,11 +80,11 @@ impl ReadOptions {
         options
     }
 
-    /// Whether every option can be applied to records of a format.
+    /// Checks that every option applies to records of a format.
     ///
     /// # Errors
     ///
-    /// The first option that would be ignored, or that contradicts another one.
+    /// The first option that would have no effect, or contradicts another one.
     pub fn check(&self, format: Format) -> Result<(), OptionProblem> {
         let refuse = |key, problem: &str| Err(OptionProblem { key, problem: problem.into() });
         let TextLayout { delimiter, skip_lines, header, wide } = &self.layout;
@@ -127,7 +128,8 @@ impl ReadOptions {
         Ok(())
     }
 
-    /// What decides what the records of a source say, beside [`DecodeSettings`] that are those of all: empty where nothing does.
+    /// The options that affect what the records mean, and differ from the [`DecodeSettings`] of all
+    /// sources; empty if none does.
     pub fn identity_text(&self, common: &DecodeSettings) -> String {
         let mut parts = self.settings.differences(common);
         let mut say = |key: &str, value: String| parts.push(format!("{key} {value}"));
@@ -164,7 +166,7 @@ impl ReadOptions {
     }
 }
 
-/// One ASCII character; `\t`, or the word tab, is a tab.
+/// Parses a delimiter: one ASCII character; `\t` or the word tab is a tab.
 pub fn parse_delimiter(text: &str) -> Result<u8, String> {
     let byte = match text.as_bytes() {
         b"\\t" | b"tab" => b'\t',

@@ -316,7 +316,7 @@ fn csv_decoder(text: String, options: &ReadOptions) -> FileDecoder {
         .unwrap()
 }
 
-/// A digest is of all bytes, so lines that are skipped count.
+/// A digest includes skipped lines.
 #[test]
 fn digest_includes_skipped_lines() {
     let mut options = ReadOptions::default();

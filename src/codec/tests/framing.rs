@@ -1,11 +1,11 @@
-//! Records are decided by the bytes alone: the same however they come, and a stray quote costs one line.
+//! Records depend on the bytes alone, however they arrive, and a stray quote costs one line.
 
 use std::io::Read;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 
-/// A file of which so much is there yet.
+/// A file of which a part is there yet.
 struct Growing {
     text: Vec<u8>,
     at: usize,
@@ -29,10 +29,10 @@ fn would_block(error: &DecodeError) -> bool {
     matches!(error, DecodeError::Io(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
 
-/// A record: where it is, its bytes, the city or why not, and the digest up to its end.
+/// A record: its line, its bytes, the city or the refusal, and the digest up to its end.
 type Framed = (u64, Vec<u8>, Result<String, Refusal>, Option<u64>);
 
-/// What is there when the file has grown to these lengths, one after the other, and then is whole.
+/// The records that are read while the file grows to these lengths, and then is complete.
 fn framed(text: &str, framing: Framing, lengths: impl IntoIterator<Item = usize>) -> Vec<Framed> {
     let there = Arc::new(AtomicUsize::new(0));
     let mut lengths = lengths.into_iter().chain([text.len()]);
@@ -116,7 +116,7 @@ fn quoted_field_spans_at_most_a_hundred_lines() {
         let [first, second] = fields.map(field);
         format!("{HEADER}{first},{second},70,50,\n{}", line("b"))
     };
-    // A field that ends refuses one record: its time is none.
+    // A field that ends is one record, which is refused since its time is none.
     for fields in [[1, 1], [MAX_FIELD_LINES, 1], [1, MAX_FIELD_LINES], [60, 60], [MAX_FIELD_LINES; 2]] {
         let records = framed(&text(fields), Framing::Quotes, []);
         assert_eq!(cities(&records), ["-", "b"], "{fields:?}");

@@ -1,4 +1,4 @@
-//! What is written reads back; what is damaged is refused and accounted for.
+//! Files read back as they were written; damaged ones are refused with every byte accounted for.
 
 use proptest::prelude::*;
 
@@ -147,8 +147,8 @@ fn rows_of_parquet(bytes: Vec<u8>) -> Vec<Written> {
     rows
 }
 
-/// Checks that the records' bytes are the input's, in order, and that between them is nothing but line ends and blank
-/// lines.
+/// Checks that the records' bytes are the input's, in order, with only line ends and blank lines
+/// between them.
 fn accounted(mut input: &[u8], records: &[Decoded]) {
     let mut line = 1;
     let blank = |line: &[u8]| line.trim_ascii().is_empty();
@@ -291,7 +291,7 @@ proptest! {
     }
 }
 
-/// The bytes of a file with one reading and many columns beside it; without a humidity it is refused.
+/// The bytes of a file with one reading and many further columns; without a humidity it is refused.
 fn wide_parquet(notes: usize, has_humidity: bool) -> Vec<u8> {
     use arrow_array::{ArrayRef, Float64Array, RecordBatch, StringArray};
     let text = |value: &str| Arc::new(StringArray::from(vec![value])) as ArrayRef;
@@ -322,7 +322,8 @@ fn wide_parquet_is_read_in_linear_time() {
         started.elapsed()
     };
     let few = (0..5).map(|_| read(2_500)).max().unwrap();
-    // Twenty times as many: four hundred times as long where each column is compared with all.
+    // Twenty times as many columns: four hundred times as long if each column were compared with
+    // all.
     let many = read(50_000);
     assert!(many < few * 100, "{many:?} after {few:?}");
 }
@@ -339,7 +340,7 @@ fn error_lists_a_bounded_number_of_columns() {
     assert!(error.contains("humidity") && error.contains("49963 more") && error.len() < 1_000, "{error}");
 }
 
-/// Among them the signs of all offsets and lengths.
+/// Also the sign bits of all offsets and lengths.
 #[test]
 fn parquet_with_any_flipped_bit_reads_or_errors() {
     let measurement = Measurement::new(86.0, 66.0, Some(4.0)).unwrap();

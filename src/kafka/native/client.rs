@@ -8,7 +8,7 @@ use rdkafka::client::Client;
 
 use super::error_codes::{self, NO_ERROR};
 
-/// Tells a client of brokers, `host:port` separated by commas, beside those that it knows.
+/// Adds brokers, `host:port` separated by commas, to those that a client knows.
 pub fn add_brokers<C: ClientContext>(client: &Client<C>, brokers: &str) {
     if let Ok(brokers) = CString::new(brokers) {
         // SAFETY: the client is borrowed; the text is copied before the call returns.
@@ -16,11 +16,13 @@ pub fn add_brokers<C: ClientContext>(client: &Client<C>, brokers: &str) {
     }
 }
 
-/// Where a partition ends, as the client's last fetch has said it: open transactions lie before it. Nothing before the first answer.
+/// The end of a partition, by the client's last fetch: open transactions lie before it. `None`
+/// before the first response.
 pub fn high_watermark<C: ClientContext>(client: &Client<C>, topic: &str, partition: i32) -> Option<u64> {
     let name = CString::new(topic).ok()?;
     let (mut low, mut high) = (-1, -1);
-    // SAFETY: the client is borrowed; the name is read and the numbers are written before the call returns.
+    // SAFETY: the client is borrowed; the name is read and the numbers are written before the call
+    // returns.
     let code = unsafe {
         error_codes::rd_kafka_get_watermark_offsets(
             client.native_ptr(),

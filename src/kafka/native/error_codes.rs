@@ -1,4 +1,4 @@
-//! The functions that answer with an error code, as C has them: with an integer.
+//! Functions that return an error code, declared as in C: with an integer.
 
 use std::ffi::{c_char, c_int, c_void};
 
@@ -43,7 +43,7 @@ unsafe extern "C" {
 /// `RD_KAFKA_RESP_ERR_NO_ERROR`.
 pub const NO_ERROR: c_int = 0;
 
-/// A code of librdkafka; one that rdkafka does not know is an unknown error.
+/// librdkafka's code as rdkafka's; a code that rdkafka does not know becomes `Unknown`.
 pub fn error_code(code: c_int) -> RDKafkaErrorCode {
     RDKafkaRespErr::try_from(code).unwrap_or(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN).into()
 }

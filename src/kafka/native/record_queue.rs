@@ -12,33 +12,34 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 
 use super::error_codes::{self, NO_ERROR, error_code};
 
-/// How many are taken at once. What they may hold in all is limited where the client's queue is: it had room for them.
+/// How many records are fetched at once. Their bytes are limited by the client's queue, which held
+/// them.
 const FETCH_BATCH_RECORDS: usize = 256;
 
-/// What a client has fetched of a partition.
+/// The records that a client has fetched of a partition.
 pub struct RecordQueue<C: ConsumerContext + 'static> {
     queue: NonNull<native::rd_kafka_queue_t>,
-    /// Taken from the queue; those before `next` are given back.
+    /// Fetched from the queue; those before `next` are released.
     fetched: [*mut native::rd_kafka_message_t; FETCH_BATCH_RECORDS],
     next: usize,
     end: usize,
-    /// Taken as well, and not given back yet.
+    /// The last record that was popped, if it is not released yet.
     retained: Option<NonNull<native::rd_kafka_message_t>>,
-    /// Keeps the client, the queue's separation from that of all partitions, and who is woken.
+    /// Keeps the client, the separation from the queue of all partitions, and the callback.
     _split: PartitionQueue<C>,
 }
 
-/// A record as it was fetched.
+/// A fetched record.
 #[derive(Clone, Copy)]
 pub struct FetchedRecord<'a> {
-    /// No reference: librdkafka writes to what it points to.
+    /// A pointer, not a reference: librdkafka writes to the message.
     message: NonNull<native::rd_kafka_message_t>,
     queue: PhantomData<&'a ()>,
 }
 
 impl<C: ConsumerContext + 'static> RecordQueue<C> {
-    /// The queue of a partition, from now on apart from the consumer's. Whenever something comes into the empty queue, `woken` is
-    /// called, by a thread of the client. None where there can be no such partition.
+    /// The queue of a partition, separated from the consumer's. Whenever something enters the empty
+    /// queue, a thread of the client calls `woken`. `None` if there can be no such partition.
     pub fn split_from_consumer(
         consumer: &Arc<BaseConsumer<C>>,
         topic: &str,
@@ -63,7 +64,7 @@ impl<C: ConsumerContext + 'static> RecordQueue<C> {
         })
     }
 
-    /// Takes more where nothing is left of what was taken: whether something was.
+    /// Fetches more records if all fetched ones are released. True if it fetched any.
     pub fn fetch_more(&mut self) -> bool {
         if self.next == self.end {
             // SAFETY: the array has room for as many. All that it had is given back.
@@ -82,7 +83,7 @@ impl<C: ConsumerContext + 'static> RecordQueue<C> {
         false
     }
 
-    /// The first record of those that were taken, or what was met in its place; none where none is left.
+    /// The first fetched record, or the error in its place; `None` if none is left.
     pub fn first_record(&mut self) -> Option<KafkaResult<FetchedRecord<'_>>> {
         let message = NonNull::new(*self.fetched[self.next..self.end].first()?)?;
         let record = FetchedRecord { message, queue: PhantomData };
@@ -96,13 +97,14 @@ impl<C: ConsumerContext + 'static> RecordQueue<C> {
         })
     }
 
-    /// Of the first one; of the end of the partition, where the client stands: behind marks of transactions.
+    /// The offset of the first record; for the end of the partition, the client's position, behind
+    /// transaction markers.
     pub fn first_offset(&self) -> Option<u64> {
         let message = NonNull::new(*self.fetched[self.next..self.end].first()?)?;
         u64::try_from(FetchedRecord { message, queue: PhantomData }.offset()).ok()
     }
 
-    /// Lets go of the first, but keeps it as the last one that was given: [`RecordQueue::last_given`].
+    /// Pops the first record and retains it for [`RecordQueue::retained_record`].
     pub fn pop_and_retain(&mut self) {
         if self.next < self.end {
             self.release_retained();
@@ -111,12 +113,12 @@ impl<C: ConsumerContext + 'static> RecordQueue<C> {
         }
     }
 
-    /// The record that [`RecordQueue::pop_given`] has kept.
+    /// The record that [`RecordQueue::pop_and_retain`] has retained.
     pub fn retained_record(&mut self) -> Option<FetchedRecord<'_>> {
         self.retained.map(|message| FetchedRecord { message, queue: PhantomData })
     }
 
-    /// Lets go of the one that was kept: it may hold all of the answer that it came in.
+    /// Releases the retained record, which may keep the whole fetch response in memory.
     pub fn release_retained(&mut self) {
         if let Some(message) = self.retained.take() {
             // SAFETY: it was taken, is given back once, and nothing borrows it.
@@ -124,7 +126,7 @@ impl<C: ConsumerContext + 'static> RecordQueue<C> {
         }
     }
 
-    /// Lets go of the first.
+    /// Releases the first record.
     pub fn release_first(&mut self) {
         if self.next < self.end {
             // SAFETY: it was taken, is given back once, and nothing borrows it.
@@ -133,7 +135,7 @@ impl<C: ConsumerContext + 'static> RecordQueue<C> {
         }
     }
 
-    /// Lets go of all that was taken.
+    /// Releases all fetched records.
     pub fn release_all(&mut self) {
         while self.next < self.end {
             self.release_first();
@@ -155,7 +157,7 @@ impl<C: ConsumerContext + 'static> Drop for RecordQueue<C> {
 }
 
 impl<'a> FetchedRecord<'a> {
-    /// What stands in place of a record, if anything.
+    /// The error code in place of a record, or [`NO_ERROR`].
     fn response_code(self) -> c_int {
         // SAFETY: the queue has the record; the code is as wide as C's integer, and read as one.
         unsafe { (&raw const (*self.message.as_ptr()).err).cast::<c_int>().read() }
@@ -183,7 +185,7 @@ impl<'a> FetchedRecord<'a> {
         unsafe { slice_of((*message).payload, (*message).len) }
     }
 
-    /// In ms since 1970; the producer's or the log's.
+    /// In ms since 1970, of the producer or of the log.
     pub fn timestamp(self) -> Option<i64> {
         let mut kind = native::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
         // SAFETY: it reads the record and writes the kind, one of the three that there are.
@@ -191,7 +193,7 @@ impl<'a> FetchedRecord<'a> {
         (kind != native::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE).then_some(time)
     }
 
-    /// The number of the leader that took it, where the broker says so.
+    /// The epoch of the leader that appended the record, if the broker says so.
     pub fn leader_epoch(self) -> Option<i32> {
         // SAFETY: it reads the record.
         let epoch = unsafe { native::rd_kafka_message_leader_epoch(self.message.as_ptr()) };
@@ -200,8 +202,9 @@ impl<'a> FetchedRecord<'a> {
 
     pub fn headers(self) -> FetchedHeaders<'a> {
         let mut headers = ptr::null_mut();
-        // SAFETY: the client reads them at the first call and keeps them in the record, which nobody else has: a queue is of one
-        // thread. Where there are none or they cannot be read, it says so and writes nothing.
+        // SAFETY: the client reads them at the first call and keeps them in the record, which
+        // nobody else has: a queue is of one thread. Where there are none or they cannot be read,
+        // it says so and writes nothing.
         let answer =
             unsafe { error_codes::rd_kafka_message_headers(self.message.as_ptr(), &raw mut headers) };
         let found = answer == NO_ERROR;
@@ -213,7 +216,7 @@ impl<'a> FetchedRecord<'a> {
     }
 }
 
-/// The headers of a record in their order: names that are text, and values.
+/// The headers of a record in order: names that are UTF-8, and values.
 pub struct FetchedHeaders<'a> {
     headers: Option<NonNull<native::rd_kafka_headers_t>>,
     next: usize,
@@ -238,7 +241,8 @@ impl<'a> FetchedHeaders<'a> {
     fn header_at(&self, number: usize) -> Option<(&'a CStr, Option<&'a [u8]>)> {
         let headers = self.headers?;
         let (mut name, mut value, mut length) = (ptr::null(), ptr::null(), 0);
-        // SAFETY: the record keeps the headers, whose names end with a zero; a number behind the last is answered with an error.
+        // SAFETY: the record keeps the headers, whose names end with a zero; a number behind the
+        // last is answered with an error.
         unsafe {
             let answer = error_codes::rd_kafka_header_get_all(
                 headers.as_ptr(),
@@ -257,7 +261,7 @@ impl<'a> FetchedHeaders<'a> {
 
 /// # Safety
 ///
-/// Where `start` is not null, so many bytes must stand there for `'a`.
+/// If `start` is not null, it must point to `length` bytes that live for `'a`.
 unsafe fn slice_of<'a>(start: *const c_void, length: usize) -> Option<&'a [u8]> {
     // SAFETY: the caller's.
     (!start.is_null()).then(|| unsafe { std::slice::from_raw_parts(start.cast(), length) })
@@ -267,7 +271,7 @@ unsafe fn slice_of<'a>(start: *const c_void, length: usize) -> Option<&'a [u8]> 
 mod tests {
     use super::*;
 
-    /// A record is given with whatever code librdkafka has for it, also one that is newer than its bindings.
+    /// A record may have any code, also one that is newer than the bindings.
     #[test]
     fn record_with_unknown_error_code_is_an_error() {
         let mut message = std::mem::MaybeUninit::<native::rd_kafka_message_t>::zeroed();

@@ -13,7 +13,7 @@ use super::error_codes::{self, NO_ERROR, error_code};
 /// A producer of some topics.
 pub struct TopicProducer<C: ProducerContext + 'static> {
     topics: Vec<TopicHandle>,
-    // Goes after the handles of its topics.
+    // Dropped after the handles of its topics.
     client: BaseProducer<C>,
 }
 
@@ -29,29 +29,30 @@ impl Drop for TopicHandle {
     }
 }
 
-/// What a record is made of; nothing of it need live longer than the call that it is for.
+/// A record to produce. Nothing of it need live longer than the call.
 pub struct ProducerRecord<'a, H> {
-    /// The topic's number among those of the producer.
+    /// The topic's index among those of the producer.
     pub topic: usize,
     pub partition: i32,
-    /// When it was made, in ms since 1970.
+    /// In ms since 1970.
     pub timestamp: i64,
     pub key: Option<&'a [u8]>,
     pub value: Option<&'a [u8]>,
     pub headers: H,
 }
 
-// The context's opaque value of a record is nothing, so none need be given with it.
+// The context's opaque value of a record is `()`, so none is given.
 impl<C: ProducerContext<DeliveryOpaque = ()> + 'static> TopicProducer<C> {
     /// # Errors
     ///
-    /// Where a name cannot be one of a topic.
+    /// If a name cannot be a topic's.
     pub fn new(client: BaseProducer<C>, topics: &[String]) -> KafkaResult<TopicProducer<C>> {
         let refused = || KafkaError::MessageProduction(RDKafkaErrorCode::UnknownTopic);
         let mut handles = Vec::with_capacity(topics.len());
         for topic in topics {
             let name = CString::new(topic.as_str()).map_err(|_| refused())?;
-            // SAFETY: the client is there; the name is copied. Without settings the topic has those of the client.
+            // SAFETY: the client is there; the name is copied. Without settings the topic has those
+            // of the client.
             let handle = unsafe {
                 native::rd_kafka_topic_new(client.client().native_ptr(), name.as_ptr(), ptr::null_mut())
             };
@@ -60,29 +61,31 @@ impl<C: ProducerContext<DeliveryOpaque = ()> + 'static> TopicProducer<C> {
         Ok(TopicProducer { topics: handles, client })
     }
 
-    /// For all but records of its topics.
+    /// The client, for calls that do not produce records.
     pub fn client(&self) -> &BaseProducer<C> {
         &self.client
     }
 
-    /// Has all that is queued sent at once, whatever `linger.ms` says, and waits a while: whether nothing is under way any more.
+    /// Sends all queued records at once, whatever `linger.ms` says, and waits up to `wait`. True if
+    /// none is in flight any more.
     pub fn flush_within(&self, wait: Duration) -> bool {
         let wait = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
         // SAFETY: the client is there.
         let answer = unsafe { error_codes::rd_kafka_flush(self.client.client().native_ptr(), wait) };
         let is_done = answer == NO_ERROR;
         if !is_done {
-            // Reports of what has failed count as under way; without a wait, one of them would be heard of.
+            // Reports of failed records count as in flight, and a poll without a wait would take
+            // only one of them.
             self.client.poll(Duration::from_millis(1));
         }
         is_done
     }
 
-    /// Queues a record. It is reported as others of the client are, without an opaque value.
+    /// Queues a record. Its delivery is reported to the client's context.
     ///
     /// # Errors
     ///
-    /// Where it was not queued, and why.
+    /// If the record was not queued.
     pub fn queue_record<'a, H>(&self, record: &ProducerRecord<'a, H>) -> KafkaResult<()>
     where
         H: Iterator<Item = (&'a str, &'a [u8])> + Clone,
@@ -101,8 +104,8 @@ impl<C: ProducerContext<DeliveryOpaque = ()> + 'static> TopicProducer<C> {
             vu_part(Kind::RD_KAFKA_VTYPE_VALUE, VuValue { mem: vu_memory(record.value) }),
             vu_part(Kind::RD_KAFKA_VTYPE_HEADERS, VuValue { headers: headers.0 }),
         ];
-        // SAFETY: each part has the member of the union that its kind says; key and value are copied; the headers are the client's
-        // where the call succeeds, and else remain ours.
+        // SAFETY: each part has the member of the union that its kind says; key and value are
+        // copied; the headers are the client's where the call succeeds, and else remain ours.
         unsafe {
             let error =
                 native::rd_kafka_produceva(self.client.client().native_ptr(), parts.as_ptr(), parts.len());

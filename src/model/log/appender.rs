@@ -1,4 +1,4 @@
-//! Appends to a log: what is reported of one, and why a log takes no records.
+//! Appends to a log: their results, and why a log takes no records.
 
 use std::sync::Arc;
 
@@ -7,37 +7,38 @@ use serde::{Deserialize, Serialize};
 use super::{NewRecord, PartitionName};
 use crate::model::Refusal;
 
-/// Where the records of an append are in one partition.
+/// The positions of an append's records in one partition.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct AppendedRange {
     #[serde(flatten)]
     pub partition: PartitionName,
-    /// The position of the first of them; records of others may lie between it and `end`.
+    /// The position of the first record; records of other appends may lie between it and `end`.
     pub first: u64,
-    /// One past the last of them: results include them all once the partition is applied up to there.
+    /// One past the last record: results include them all once the partition is applied up to it.
     pub end: u64,
 }
 
-/// What became of an append.
+/// The result of an append.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AppendReport {
     pub ranges: Vec<AppendedRange>,
-    /// What the log has not taken, by its number in the append. It is in no log, and no dead letter.
+    /// Records that the log has refused, by their number in the append. They are in no log, and are
+    /// no dead letters.
     pub refusals: Vec<(u32, Refusal)>,
 }
 
-/// Why records are not in the log.
+/// Why the records of an append are not in the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum AppendError {
-    /// Nothing was appended; it may be tried again.
+    /// Nothing was appended; a retry may succeed.
     #[error("the log is busy: try again in a moment")]
     Busy,
     #[error("the service is stopping")]
     Stopping,
-    /// Nothing was appended, and nothing will be until what is named has passed.
+    /// Nothing was appended, and nothing will be until the cause of the hold has passed.
     #[error("{}", .0.detail)]
     OnHold(AppendHold),
-    /// The log has failed. Whether the records are in it is not known.
+    /// The log has failed. It is unknown whether the records are in it.
     #[error("the log cannot be written: {0}")]
     Failed(Arc<str>),
 }
@@ -46,34 +47,34 @@ pub enum AppendError {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppendHold {
     pub cause: HoldCause,
-    /// For people: what it is, and what to do.
+    /// For people: the cause, and what to do.
     pub detail: Arc<str>,
-    /// When it may be tried again.
+    /// When to retry, in seconds.
     pub retry_after_s: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HoldCause {
-    /// The clock of the host is ahead of what it should say.
+    /// The clock of the host is ahead.
     ClockAhead,
-    /// There is no more room for dead letters.
+    /// The limit of dead letters is reached.
     DeadLettersFull,
-    /// Too many dead letters came of what this client sent.
+    /// This client has reached its share of the dead letters.
     DeadLetterShare,
 }
 
-/// Knows whether records are taken.
+/// Says whether a log takes records.
 pub trait HoldCheck: Send + Sync {
-    /// Why none is, whoever sends it.
+    /// Why the log takes no records of any client, if it takes none.
     fn current_hold(&self) -> Option<AppendHold>;
 }
 
-/// Hears what became of an append: once, from a thread of the log's that it must not hold up.
+/// Called once with the result of an append, on a thread of the log that it must not block.
 pub type AppendCallback = Box<dyn FnOnce(Result<AppendReport, AppendError>) + Send>;
 
-/// The end of a log that takes new records.
+/// Appends records to a log.
 pub trait Appender: Send + Sync {
-    /// Queues records, which keep their order, and returns at once. They are durable when `done` hears so; where they cannot
-    /// even be queued, it hears that before this returns.
+    /// Queues records, whose order is kept, and returns at once. They are durable once `done` is
+    /// called with a report. If they cannot be queued, `done` is called before this returns.
     fn append(&self, records: Vec<NewRecord>, done: AppendCallback);
 }

@@ -1,5 +1,5 @@
-//! The contract of logs: partitions of records with positions, appends, and how far each partition is
-//! applied.
+//! The contract of logs: partitions of records with positions, appends, and how far each partition
+//! is applied.
 
 mod appender;
 mod partition;

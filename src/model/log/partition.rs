@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 use super::position::Fingerprint;
 use crate::panics::locks::SharedRwLock;
 
-/// A partition of one of a run's logs: dense numbers over all sources, in the order of the configuration.
+/// The index of a partition: dense over all sources of a run, in the order of the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PartitionIndex(pub u16);
 
-/// A partition as people name it.
+/// The name of a partition.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PartitionName {
     /// The source, such as `journal`.
@@ -19,7 +19,8 @@ pub struct PartitionName {
     pub partition: u32,
 }
 
-/// The partitions of a run, by slot. More can come while it runs, none goes.
+/// The partitions of a run, by partition index. Partitions are added while it runs, and never
+/// removed.
 #[derive(Clone, Debug, Default)]
 pub struct PartitionTable(Arc<SharedRwLock<Vec<PartitionName>>>);
 
@@ -43,18 +44,19 @@ impl PartitionTable {
     }
 }
 
-/// How far a partition has come. A position is the number of the next record: all before it are meant.
+/// How far a partition is applied. A position is the number of the next record: it stands for all
+/// records before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PartitionProgress {
     pub partition: PartitionIndex,
-    /// Results include every record before this one.
+    /// Results include every record before this position.
     pub applied_until: u64,
-    /// The log's end, as far as the reader knows it.
+    /// The end of the log, as far as the reader knows it.
     pub log_end: u64,
-    /// Of the positions before it, those that wait for the end of an open transaction.
+    /// The number of positions before `log_end` that wait for the end of an open transaction.
     pub withheld: u64,
-    /// The last record before `applied`, if there is one that is known.
+    /// The last record before `applied_until`, if it is known.
     pub before: Option<Fingerprint>,
-    /// How many cities admission knows of the partition.
+    /// The number of cities of the partition's admission.
     pub city_count: u32,
 }

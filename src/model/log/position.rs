@@ -1,23 +1,24 @@
-//! Positions of a log, and fingerprints that tell a log from another one of its name.
+//! Positions in a log, and fingerprints by which a log is told from another one of the same name.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// The last record before a position: what tells later whether a log of the same name is still the same log.
+/// The last record before a position. It shows later whether a log of the same name is still the
+/// same log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Fingerprint {
-    /// The position of that record. Positions between it and the fingerprint's own may hold no record, such as the marks of
-    /// transactions in Kafka.
+    /// The position of that record. Positions between it and the fingerprint's own may hold no
+    /// record, as do transaction markers in Kafka.
     pub position: u64,
-    /// The xxh3 digest of what the log says it is of: the record, the file up to there.
+    /// The xxh3 digest of the record, or of a file up to there: each kind of log says which.
     #[serde(serialize_with = "write_digest", deserialize_with = "read_digest")]
     pub digest: u64,
-    /// In Kafka, the epoch of the partition's leader that took the record (KIP-320), if the broker says.
+    /// In Kafka, the epoch of the leader that appended the record (KIP-320), if the broker says so.
     pub leader_epoch: Option<i32>,
 }
 
-/// As 16 hexadecimal digits: not every reader of JSON keeps integers of 64 bits.
+/// As 16 hexadecimal digits, since some readers of JSON round integers of 64 bits.
 fn write_digest<S: serde::Serializer>(digest: &u64, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(&format_args!("{digest:016x}"))
 }
@@ -36,19 +37,19 @@ pub struct LogPosition {
 }
 
 impl From<u64> for LogPosition {
-    /// Without a known record before it.
+    /// A position without a known record before it.
     fn from(position: u64) -> LogPosition {
         LogPosition { position, before: None }
     }
 }
 
-/// What a run recorded about a log beside the positions.
+/// What a run records about a log besides the positions.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogIdentity {
     /// The log's own id, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// By partition, the record before its position.
+    /// For each partition, the last record before its position.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub before: BTreeMap<u32, Fingerprint>,
 }

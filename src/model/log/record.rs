@@ -1,4 +1,4 @@
-//! Records of a log: as it holds them, as they are appended, and how people name one.
+//! Records of a log: as they are read, as they are appended, and their addresses.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,16 +7,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::EventTime;
 
-/// A record as its log has it.
+/// A record as it is in its log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RawRecord<'a> {
-    /// Of logs whose records have keys.
+    /// The key, if the log's records have keys.
     pub key: Option<&'a [u8]>,
-    /// A tombstone has none.
+    /// `None` for a tombstone.
     pub value: Option<&'a [u8]>,
-    /// Where it is a dead letter that was sent again.
+    /// Set if the record is a retried dead letter.
     pub retry: Option<&'a RetryInfo>,
-    /// Who has posted it, where that is not so long ago that it is forgotten.
+    /// The client that posted the record, if the log still remembers it.
     pub client: Option<ClientId>,
 }
 
@@ -27,18 +27,20 @@ impl<'a> RawRecord<'a> {
     }
 }
 
-/// What a dead letter that is sent again says of itself.
+/// The retry of a dead letter, in the record that is retried.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RetryInfo {
-    /// Where the record first stood, as `readings/3/1017`: source or topic, partition, position.
+    /// The address that the record had first, as `readings/3/1017`: source or topic, partition,
+    /// position.
     pub origin: Box<str>,
-    /// How often it was sent again: from 1.
+    /// How often the record was retried, from 1.
     pub attempt: u32,
-    /// When the log first took it, where that is known.
+    /// When a log first had the record, if known.
     pub first_seen: Option<EventTime>,
 }
 
-/// Where a record stands, as people write it: `readings/3/1017` is source or topic, partition, position.
+/// The address of a record, as people write it: `readings/3/1017` is source or topic, partition,
+/// position.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RecordAddress {
     pub source: Box<str>,
@@ -69,27 +71,29 @@ impl FromStr for RecordAddress {
     }
 }
 
-/// Who sends records, as a number that says nothing of a token or an address.
+/// A client that posts records, as a number from which neither its token nor its address can be
+/// found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ClientId(pub u64);
 
-/// A record for the log.
+/// A record to append.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewRecord {
-    /// What decides the partition; nothing where the record cannot be decoded.
+    /// The city, which decides the partition; `None` if the record cannot be decoded.
     pub city: Option<Box<str>>,
-    /// Of a posted reading: a log that stamps records itself refuses one of the future by it. Of others nothing is said here.
+    /// The time of a posted reading: a log with its own clock refuses a reading of the future by
+    /// it. `None` for other records.
     pub reading_at: Option<EventTime>,
-    /// A reading or withdrawal as one JSON object, just as it came.
+    /// The bytes of a reading or withdrawal as one JSON object, unchanged.
     pub bytes: Box<[u8]>,
-    /// Where it is a dead letter that is sent again: it goes to the partition that it came from.
+    /// Set for a retried dead letter, which goes to the partition that it came from.
     pub retry: Option<Box<RetryInfo>>,
-    /// Who has posted it. The log does not keep that.
+    /// The client that posted the record. The log does not store it.
     pub client: Option<ClientId>,
 }
 
 impl NewRecord {
-    /// One that was in no log before.
+    /// A record that was in no log before.
     pub fn new(city: Option<&str>, bytes: impl Into<Box<[u8]>>) -> NewRecord {
         let (city, bytes) = (city.map(Into::into), bytes.into());
         NewRecord { city, reading_at: None, bytes, retry: None, client: None }

@@ -1,20 +1,21 @@
-//! Encoded batches are built here, record by record, by what renders an epoch's changes.
+//! Builders of encoded batches and their records, and the trait of what renders an epoch's changes
+//! with them.
 
 use super::encoded_batch::{ABSENT_LENGTH, EncodedBatch, Shard, TARGET_BATCH_BYTES};
 use crate::model::{CityId, CityNames, CurrentRow, RowChange};
 
-/// Collects records into parcels.
+/// Collects records into encoded batches.
 #[derive(Debug, Default)]
 pub struct BatchBuilder {
-    /// The last one of each shard, while it is filled.
+    /// The last batch of each shard, while it is filled.
     open_batches: Vec<Option<EncodedBatch>>,
     full_batches: Vec<EncodedBatch>,
-    /// How long the parcels of each shard become: so none grows step by step.
+    /// The typical length of each shard's batches, so that their buffers need not grow.
     batch_lengths: Vec<usize>,
 }
 
 impl BatchBuilder {
-    /// Begins a record behind the others of its epoch and shard. Epochs come in their order.
+    /// Begins a record behind the others of its epoch and shard. Epochs must come in order.
     #[inline]
     pub fn begin_record(&mut self, epoch: u64, shard: Shard, topic: u8, partition: u32) -> RecordBuilder<'_> {
         let at = usize::from(shard.0);
@@ -23,21 +24,20 @@ impl BatchBuilder {
             self.batch_lengths.resize(at + 1, 0);
         }
         let open = &mut self.open_batches[at];
-        let full =
-            |parcel: &mut EncodedBatch| parcel.epoch != epoch || parcel.bytes.len() >= TARGET_BATCH_BYTES;
-        if let Some(parcel) = open.take_if(full) {
-            self.batch_lengths[at] = parcel.bytes.len();
-            self.full_batches.push(parcel);
+        let full = |batch: &mut EncodedBatch| batch.epoch != epoch || batch.bytes.len() >= TARGET_BATCH_BYTES;
+        if let Some(batch) = open.take_if(full) {
+            self.batch_lengths[at] = batch.bytes.len();
+            self.full_batches.push(batch);
         }
         let length = self.batch_lengths[at] + self.batch_lengths[at] / 8;
-        let parcel = open.get_or_insert_with(|| EncodedBatch {
+        let batch = open.get_or_insert_with(|| EncodedBatch {
             shard,
             epoch,
             record_count: 0,
             bytes: Vec::with_capacity(length),
         });
-        parcel.record_count += 1;
-        let bytes = &mut parcel.bytes;
+        batch.record_count += 1;
+        let bytes = &mut batch.bytes;
         let start = bytes.len();
         bytes.push(topic);
         bytes.extend_from_slice(&partition.to_le_bytes());
@@ -53,46 +53,46 @@ impl BatchBuilder {
         self.begin_record(u64::MAX, shard, topic, partition)
     }
 
-    /// All that was collected, of undated records, as of one epoch.
+    /// Takes all batches of undated records, as of one epoch.
     pub fn take_batches_at(&mut self, epoch: u64) -> Vec<EncodedBatch> {
         self.take_batches().into_iter().map(|batch| EncodedBatch { epoch, ..batch }).collect()
     }
 
-    /// All that was collected.
+    /// Takes all batches so far.
     pub fn take_batches(&mut self) -> Vec<EncodedBatch> {
         let mut all = std::mem::take(&mut self.full_batches);
         for (open, length) in self.open_batches.iter_mut().zip(&mut self.batch_lengths) {
-            if let Some(parcel) = open.take() {
-                // What is left over may be short; the next is not.
-                *length = parcel.bytes.len().max(*length / 2);
-                all.push(parcel);
+            if let Some(batch) = open.take() {
+                // The last batch of an epoch may be short, though the next will not be.
+                *length = batch.bytes.len().max(*length / 2);
+                all.push(batch);
             }
         }
         all
     }
 }
 
-/// A record that is being written: first its key, then its value, then its headers; each where it has one.
+/// A record while it is written: its key, its value, then its headers, each if it has one.
 #[derive(Debug)]
 pub struct RecordBuilder<'a> {
     start: usize,
-    /// Where the part at hand begins.
+    /// The start of the field that is being written.
     part_start: usize,
     bytes: &'a mut Vec<u8>,
 }
 
 impl RecordBuilder<'_> {
-    /// Where the part at hand is appended to.
+    /// The buffer to which the field that is being written is appended.
     pub fn buffer(&mut self) -> &mut Vec<u8> {
         self.bytes
     }
 
-    /// What was appended is the key.
+    /// Ends the key: all that was appended so far.
     pub fn end_key(&mut self) {
         self.write_part_length(5);
     }
 
-    /// What was appended since is the value.
+    /// Ends the value: all that was appended since the key.
     pub fn end_value(&mut self) {
         self.write_part_length(9);
     }
@@ -104,7 +104,7 @@ impl RecordBuilder<'_> {
         self.part_start = self.bytes.len();
     }
 
-    /// A header, of a name of at most 255 bytes.
+    /// Adds a header, whose name has at most 255 bytes.
     pub fn push_header(&mut self, name: &str, value: &[u8]) {
         debug_assert!(name.len() < 256);
         self.bytes[self.start + 13] += 1;
@@ -115,11 +115,11 @@ impl RecordBuilder<'_> {
     }
 }
 
-/// Writes what an epoch changes as the records of a sink.
+/// Renders an epoch's changes as the records of a sink.
 pub trait Render {
     fn render_row(&mut self, epoch: u64, names: &CityNames, change: &RowChange, out: &mut BatchBuilder);
 
-    /// The current row of a city from this epoch on.
+    /// Renders a city's current row from this epoch on; `None` if it has none any more.
     fn render_current(
         &mut self,
         epoch: u64,
@@ -148,9 +148,9 @@ mod tests {
         #[test]
         fn encoded_records_keep_shard_order(mut records in proptest::collection::vec(written(), 0..200)) {
             records.sort_by_key(|record| record.0);
-            let mut parcels = BatchBuilder::default();
+            let mut batchs = BatchBuilder::default();
             for (epoch, shard, topic, partition, key, value, headers) in &records {
-                let mut draft = parcels.begin_record(*epoch, Shard(*shard), *topic, *partition);
+                let mut draft = batchs.begin_record(*epoch, Shard(*shard), *topic, *partition);
                 if let Some(key) = key {
                     draft.buffer().extend_from_slice(key);
                     draft.end_key();
@@ -161,15 +161,15 @@ mod tests {
                 }
                 headers.iter().for_each(|(name, value)| draft.push_header(name, value));
             }
-            let parcels = parcels.take_batches();
+            let batchs = batchs.take_batches();
             for shard in 0..3 {
                 let mut back: Vec<Written> = Vec::new();
-                for parcel in parcels.iter().filter(|parcel| parcel.shard == Shard(shard)) {
-                    prop_assert_eq!(parcel.records().count(), parcel.record_count as usize);
-                    back.extend(parcel.records().map(|r| {
+                for batch in batchs.iter().filter(|batch| batch.shard == Shard(shard)) {
+                    prop_assert_eq!(batch.records().count(), batch.record_count as usize);
+                    back.extend(batch.records().map(|r| {
                         let headers = r.headers.map(|(name, value)| (name.to_owned(), value.to_vec()));
                         let (key, value) = (r.key.map(<[u8]>::to_vec), r.value.map(<[u8]>::to_vec));
-                        (parcel.epoch, shard, r.topic, r.partition, key, value, headers.collect())
+                        (batch.epoch, shard, r.topic, r.partition, key, value, headers.collect())
                     }));
                 }
                 let expected: Vec<Written> = records.iter().filter(|r| r.1 == shard).cloned().collect();

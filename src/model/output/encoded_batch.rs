@@ -1,12 +1,12 @@
-//! Records on their way out of the dataflow to durable sinks.
+//! Encoded records on their way from the dataflow to durable sinks.
 
 use serde::{Deserialize, Serialize};
 
-/// A part of the output that is written by itself, in transactions of its own: numbered over all sinks of a run.
+/// A part of the output with transactions of its own, numbered over all sinks of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Shard(pub u16);
 
-/// Records of one epoch for one shard, in their order, written out one behind the other.
+/// The records of one epoch for one shard, in order, encoded one behind the other.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct EncodedBatch {
     pub shard: Shard,
@@ -15,14 +15,14 @@ pub struct EncodedBatch {
     pub(super) bytes: Vec<u8>,
 }
 
-/// A record of a parcel.
+/// A record of an encoded batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EncodedRecord<'a> {
-    /// Which of the shard's topics, and which partition of it.
+    /// The topic's number within the shard.
     pub topic: u8,
     pub partition: u32,
     pub key: Option<&'a [u8]>,
-    /// A tombstone has none.
+    /// `None` for a tombstone.
     pub value: Option<&'a [u8]>,
     pub headers: EncodedHeaders<'a>,
 }
@@ -36,13 +36,13 @@ pub struct EncodedHeaders<'a> {
 
 /// Topic, partition, lengths of key and value, number of headers.
 const FIXED_FIELDS_BYTES: usize = 1 + 4 + 4 + 4 + 1;
-/// The length of what is not there.
+/// The length of an absent key or value.
 pub(super) const ABSENT_LENGTH: u32 = u32::MAX;
-/// Parcels are about this long, so that no epoch makes one too long to move.
+/// The length at which a batch is full, so that none grows too long to move.
 pub(super) const TARGET_BATCH_BYTES: usize = 64 * 1024;
 
 impl EncodedBatch {
-    /// Bytes of its records.
+    /// The bytes of all records.
     pub fn encoded_bytes(&self) -> usize {
         self.bytes.len()
     }

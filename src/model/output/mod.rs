@@ -1,4 +1,4 @@
-//! What a run gives out: records that are encoded for durable sinks, lines of files, dead letters.
+//! What a run writes: records that are encoded for durable sinks, lines of files, dead letters.
 
 mod batch_builder;
 pub mod dead_letter;

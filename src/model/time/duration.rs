@@ -7,17 +7,18 @@ use serde::{Deserialize, Serialize};
 
 use super::event_time::{DAY_MS, EventTime};
 
-/// A span of event time, as a person writes it: `90s`, `15m`, `6h`, `1d`, `250ms`.
+/// A duration of event time in milliseconds, as a person writes it: `90s`, `15m`, `6h`, `1d`,
+/// `250ms`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Millis(i64);
 
 impl Millis {
-    /// The longest duration: longer than from the first to the last event time, so it never takes anything away.
+    /// The longest duration, from the first event time to the last: as a limit it excludes nothing.
     pub const MAX: Millis = Millis(EventTime::MAX.millis() - EventTime::MIN.millis());
     pub const DAY: Millis = Millis(DAY_MS);
 
-    /// A duration of `ms` milliseconds, 0 or more and no longer than [`Duration::MAX`].
+    /// A duration of `ms` milliseconds; `None` if it is below 0 or above [`Millis::MAX`].
     pub fn from_millis(ms: i64) -> Option<Millis> {
         (0..=Self::MAX.0).contains(&ms).then_some(Millis(ms))
     }

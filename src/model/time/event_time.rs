@@ -9,8 +9,9 @@ use super::calendar::civil_from_days;
 /// Milliseconds in a UTC day (event time has no leap seconds).
 pub const DAY_MS: i64 = 86_400_000;
 
-/// An instant of event time: milliseconds since 1970-01-01T00:00:00Z, within the years 0000 to 9999, which
-/// RFC 3339 can write. Written in UTC with `Z`, and with a fraction only where there is one.
+/// An instant of event time: milliseconds since 1970-01-01T00:00:00Z, within the years 0000 to
+/// 9999, which RFC 3339 can write. It is written in UTC with `Z`, and with a fraction only if it
+/// has one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct EventTime(i64);
@@ -18,11 +19,11 @@ pub struct EventTime(i64);
 impl EventTime {
     /// 0000-01-01T00:00:00Z.
     pub const MIN: EventTime = EventTime(-62_167_219_200_000);
-    /// 9999-12-30T22:00:00Z: the last hours of the year are left out so that every instant has a local time at every
-    /// offset.
+    /// 9999-12-30T22:00:00Z: the last hours of the year are left out, so that every instant has a
+    /// local time at every offset.
     pub const MAX: EventTime = EventTime(253_402_207_200_000);
 
-    /// The instant `ms` milliseconds after the epoch, or nothing where RFC 3339 has no name for it.
+    /// The instant `ms` milliseconds after the epoch; `None` if RFC 3339 cannot write it.
     pub fn from_millis(ms: i64) -> Option<EventTime> {
         (Self::MIN.0..=Self::MAX.0).contains(&ms).then_some(EventTime(ms))
     }

@@ -1,4 +1,4 @@
-//! What a time without an offset is taken to be.
+//! Local times: how a time without an offset becomes an instant.
 
 use std::fmt;
 
@@ -7,34 +7,35 @@ use jiff::tz::{AmbiguousOffset, Offset};
 
 use super::{DAY_MS, EventTime, IanaZone, TimeProblem, civil_from_days};
 
-/// What the times of a source that have no offset are.
+/// How the times of a source that have no offset are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LocalTimePolicy {
-    /// No times: each is refused.
+    /// Each is refused.
     #[default]
     Refuse,
-    /// By clocks of one offset.
+    /// By clocks with one offset.
     Offset(Offset),
-    /// By the clocks of a zone. Of a time that its clocks showed twice it is the earlier instant; one that they never
-    /// showed is refused.
+    /// By the clocks of a zone. A time that they showed twice is the earlier instant; one that they
+    /// never showed is refused.
     Zone(IanaZone),
 }
 
-/// An instant that was read.
+/// An instant that was read from text or from a local time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParsedTime {
     pub instant: EventTime,
-    /// The zone's clocks showed the time twice; this is the earlier of the two instants.
+    /// The zone's clocks showed the time twice; `instant` is the earlier of the two.
     pub is_ambiguous: bool,
 }
 
 impl LocalTimePolicy {
-    /// The instant at which clocks show what clocks in UTC show `local_ms` milliseconds after the epoch.
+    /// The instant at which clocks show what clocks in UTC show `local_ms` milliseconds after the
+    /// epoch.
     ///
     /// # Errors
     ///
-    /// [`TimeProblem::NoOffset`] where times without an offset are refused, [`TimeProblem::SkippedLocalTime`], and
-    /// what is outside the range of times.
+    /// [`TimeProblem::NoOffset`] if times without an offset are refused,
+    /// [`TimeProblem::SkippedLocalTime`], and times outside the range.
     pub fn resolve_local(self, local_ms: i64) -> Result<ParsedTime, TimeProblem> {
         let (offset, ambiguous) = match self {
             LocalTimePolicy::Refuse => return Err(TimeProblem::NoOffset),
@@ -56,8 +57,8 @@ pub(super) fn instant_at_offset(local_ms: i64, offset: i32) -> Result<EventTime,
     })
 }
 
-/// As the configuration and the identity of results write it: nothing, an offset, or a zone with the version of the
-/// database that says what its clocks showed.
+/// As in the configuration and in the identity of results: nothing, an offset, or a zone with the
+/// edition of the database that says what its clocks showed.
 impl fmt::Display for LocalTimePolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -89,7 +90,7 @@ impl IanaZone {
     }
 }
 
-/// What clocks show at `local_ms`, where jiff has such a date.
+/// The date and time of day that clocks show at `local_ms`, if jiff has such a date.
 fn civil_datetime(local_ms: i64) -> Option<DateTime> {
     let (year, month, day) = civil_from_days(local_ms.div_euclid(DAY_MS));
     let ms = local_ms.rem_euclid(DAY_MS) as i32;

