@@ -17,17 +17,17 @@ use super::*;
 use crate::model::{EventTime, LocalTimePolicy, Measurement, ReadingEvent, Reason, Refusal, Revision};
 
 /// An upsert that outlives its decoder.
-type Owned = (String, EventTime, ReadingEvent, Option<Revision>);
+type OwnedUpsert = (String, EventTime, ReadingEvent, Option<Revision>);
 
 /// A record: its line, its bytes, and the result of decoding it.
-type Decoded = (u64, Vec<u8>, Result<Owned, Refusal>);
+type DecodedRecord = (u64, Vec<u8>, Result<OwnedUpsert, Refusal>);
 
 fn decode_with(
     bytes: &[u8],
     format: Format,
     compression: Compression,
     settings: DecodeSettings,
-) -> Result<(Vec<Decoded>, u64), (Vec<Decoded>, DecodeError)> {
+) -> Result<(Vec<DecodedRecord>, u64), (Vec<DecodedRecord>, DecodeError)> {
     let reader = Box::new(io::Cursor::new(bytes.to_vec()));
     let mut decoder = FileDecoder::from_reader(reader, format, compression, settings)
         .map_err(|error| (Vec::new(), error))?;
@@ -47,7 +47,7 @@ fn decode_with(
     }
 }
 
-fn decode(text: &str, format: Format) -> Vec<Decoded> {
+fn decode(text: &str, format: Format) -> Vec<DecodedRecord> {
     decode_with(text.as_bytes(), format, Compression::None, DecodeSettings::default()).unwrap().0
 }
 
@@ -76,9 +76,9 @@ impl Write for Shared {
 }
 
 /// A disk that is full after some bytes.
-struct Full(usize);
+struct FullDisk(usize);
 
-impl Write for Full {
+impl Write for FullDisk {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let taken = bytes.len().min(self.0);
         self.0 -= taken;

@@ -84,30 +84,7 @@ pub(super) fn push_json_number(number: f64, out: &mut Vec<u8>) {
 }
 
 pub(crate) fn push_integer(number: i64, out: &mut Vec<u8>) {
-    if number < 0 {
-        out.push(b'-');
-    }
-    push_digits(number.unsigned_abs(), 1, out);
-}
-
-/// Appends a number with at least `width` digits.
-#[inline]
-fn push_digits(mut number: u64, width: usize, out: &mut Vec<u8>) {
-    let mut digits = [b'0'; 20];
-    let mut from = digits.len();
-    // Two digits at a time, since each division waits for the one before.
-    while number >= 10 {
-        let two = (number % 100) as u8;
-        number /= 100;
-        from -= 2;
-        digits[from] = b'0' + two / 10;
-        digits[from + 1] = b'0' + two % 10;
-    }
-    if number > 0 {
-        from -= 1;
-        digits[from] = b'0' + number as u8;
-    }
-    out.extend_from_slice(&digits[from.min(digits.len() - width)..]);
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
 /// Appends the shortest decimal that reads back to the same f64, as the standard library writes it,
@@ -142,14 +119,14 @@ pub(crate) fn push_heat_index(heat_index: HeatIndex, out: &mut Vec<u8>) {
     if micros < 0 {
         out.push(b'-');
     }
-    push_digits(micros.unsigned_abs() / 1_000_000, 1, out);
+    let mut buffer = itoa::Buffer::new();
+    out.extend_from_slice(buffer.format(micros.unsigned_abs() / 1_000_000).as_bytes());
     let fraction = micros.unsigned_abs() % 1_000_000;
     if fraction > 0 {
         out.push(b'.');
-        push_digits(fraction, 6, out);
-        while out.last() == Some(&b'0') {
-            out.pop();
-        }
+        // The 1 in front keeps the fraction's leading zeros.
+        let digits = &buffer.format(1_000_000 + fraction)[1..];
+        out.extend_from_slice(digits.trim_end_matches('0').as_bytes());
     }
 }
 

@@ -61,15 +61,15 @@ fn log_new_name(name: &str) {
     match remembered {
         NameMemory::New => tracing::warn!(
             field = %printable_name(name),
-            "readings have a field that none of a reading's is: it is passed over, and the units of values are those of the \
-             configuration whatever it says"
+            "readings have an unknown field, which is ignored: the units of values are those of the configuration, \
+             whatever the field says"
         ),
         NameMemory::Known => {}
         NameMemory::Full if IS_NAME_LIST_FULL.swap(true, Ordering::Relaxed) => {}
         NameMemory::Full => {
             tracing::warn!(
                 names = MAX_REMEMBERED_NAMES,
-                "readings have more unknown fields: further ones are counted only"
+                "readings have more unknown fields: further ones are counted, and their names are not logged"
             );
         }
     }

@@ -136,11 +136,15 @@ mod tests {
     /// An error of a library that wraps one of the operating system.
     #[derive(Debug, thiserror::Error)]
     #[error("it does not work")]
-    struct Wrapped(#[source] io::Error);
+    struct WrappedError(#[source] io::Error);
 
-    fn as_it_comes(errno: Errno) -> [Box<dyn Error>; 3] {
+    fn with_wrappings(errno: Errno) -> [Box<dyn Error>; 3] {
         let error = || io::Error::from(errno);
-        [Box::new(error()), Box::new(Wrapped(error())), Box::new(io::Error::other(Wrapped(error())))]
+        [
+            Box::new(error()),
+            Box::new(WrappedError(error())),
+            Box::new(io::Error::other(WrappedError(error()))),
+        ]
     }
 
     #[test]
@@ -148,12 +152,12 @@ mod tests {
         use Errno as E;
         for errno in [E::MFILE, E::NFILE, E::AGAIN, E::INTR, E::NOMEM, E::NOBUFS, E::NOSPC, E::DQUOT, E::FBIG]
         {
-            for error in as_it_comes(errno) {
+            for error in with_wrappings(errno) {
                 assert_eq!(classify_fault(&*error), FaultClass::Transient, "{error:?}");
             }
         }
         for errno in [E::IO, E::ROFS, E::NOENT, E::ACCESS, E::PERM, E::NOTDIR, E::BADF, E::INVAL, E::STALE] {
-            for error in as_it_comes(errno) {
+            for error in with_wrappings(errno) {
                 assert_eq!(classify_fault(&*error), FaultClass::Permanent, "{error:?}");
             }
         }
@@ -176,7 +180,7 @@ mod tests {
             (Errno::NOENT, "/data/x is missing"),
             (Errno::NOMEM, "free memory"),
         ] {
-            for error in as_it_comes(errno) {
+            for error in with_wrappings(errno) {
                 let remedy = remedy_for(&*error, path);
                 assert!(remedy.contains(expected), "{errno:?}: {remedy}");
                 assert!(errno == Errno::ACCESS || !remedy.contains("readable and writable"), "{remedy}");

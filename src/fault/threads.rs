@@ -2,10 +2,11 @@
 //! checked before.
 
 use std::io;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::runtime::{Builder, Runtime};
 
 use super::limit_remedy;
@@ -20,12 +21,12 @@ const REMEDY_THREADS: &str = "raise `ulimit -u` (with systemd TasksMax=), or the
 pub fn check_threads_available(count: usize) -> io::Result<()> {
     // The threads wait until the sender is dropped, on every path out of this function.
     let (sender, ended) = mpsc::channel::<()>();
-    let ended = std::sync::Arc::new(std::sync::Mutex::new(ended));
+    let ended = Arc::new(Mutex::new(ended));
     let mut threads = Vec::with_capacity(count);
     let mut started = Ok(());
     for _ in 0..count {
         let ended = ended.clone();
-        let wait = move || drop(ended.lock().map(|ended| ended.recv()));
+        let wait = move || ended.lock().recv();
         match thread::Builder::new().name("probe".into()).spawn(wait) {
             Ok(thread) => threads.push(thread),
             Err(error) => {

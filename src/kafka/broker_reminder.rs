@@ -59,13 +59,13 @@ impl BrokerReminder {
         if self.silent_since.elapsed() < self.remind_after {
             return true;
         }
-        let is_answered = client.fetch_metadata(Some(topic), PROBE_TIMEOUT).is_ok();
-        if is_answered {
+        let has_responded = client.fetch_metadata(Some(topic), PROBE_TIMEOUT).is_ok();
+        if has_responded {
             self.record_response();
         } else {
             self.remind_if_silent(client);
         }
-        is_answered
+        has_responded
     }
 }
 
@@ -119,44 +119,44 @@ mod tests {
                     METADATA => self.is_gone.swap(false, Ordering::SeqCst),
                     _ => false,
                 };
-                let answer = match (i16::from_be_bytes([k0, k1]), i16::from_be_bytes([v0, v1])) {
+                let response = match (i16::from_be_bytes([k0, k1]), i16::from_be_bytes([v0, v1])) {
                     (METADATA, _) => self.metadata(is_gone),
                     // In the format of version 0, which the client uses from then on.
                     (_, version) => versions(if version == 0 { 0 } else { 35 }),
                 };
-                let size = u32::try_from(4 + answer.len()).unwrap().to_be_bytes();
-                connection.write_all(&[&size, &correlation[..], &answer].concat())?;
+                let size = u32::try_from(4 + response.len()).unwrap().to_be_bytes();
+                connection.write_all(&[&size, &correlation[..], &response].concat())?;
             }
         }
 
         /// A response of version 1: brokers, the controller, topics.
         fn metadata(&self, is_gone: bool) -> Vec<u8> {
-            let mut answer = vec![0, 0, 0, u8::from(!is_gone)];
+            let mut response = vec![0, 0, 0, u8::from(!is_gone)];
             if !is_gone {
-                answer.extend(1i32.to_be_bytes());
-                answer.extend([&9i16.to_be_bytes(), &b"127.0.0.1"[..]].concat());
-                answer.extend(i32::from(self.port).to_be_bytes());
-                answer.extend((-1i16).to_be_bytes());
+                response.extend(1i32.to_be_bytes());
+                response.extend([&9i16.to_be_bytes(), &b"127.0.0.1"[..]].concat());
+                response.extend(i32::from(self.port).to_be_bytes());
+                response.extend((-1i16).to_be_bytes());
             }
             let leader: i32 = if is_gone { -1 } else { 1 };
-            answer.extend([leader, 1].map(i32::to_be_bytes).concat());
+            response.extend([leader, 1].map(i32::to_be_bytes).concat());
             // No error, its name, not an internal one.
-            answer.extend([&[0, 0, 0, 5], &b"topic"[..], &[0], &PARTITIONS.to_be_bytes()].concat());
+            response.extend([&[0, 0, 0, 5], &b"topic"[..], &[0], &PARTITIONS.to_be_bytes()].concat());
             for partition in 0..PARTITIONS {
                 // No error, its number, its leader, no replicas.
-                answer.extend([0, 0]);
-                answer.extend([partition, leader, 0, 0].map(i32::to_be_bytes).concat());
+                response.extend([0, 0]);
+                response.extend([partition, leader, 0, 0].map(i32::to_be_bytes).concat());
             }
-            answer
+            response
         }
     }
 
     fn versions(error: i16) -> Vec<u8> {
         let supported = [[METADATA, 0, 1], [API_VERSIONS, 0, 0]];
-        let mut answer = error.to_be_bytes().to_vec();
-        answer.extend(2i32.to_be_bytes());
-        answer.extend(supported.into_iter().flatten().flat_map(i16::to_be_bytes));
-        answer
+        let mut response = error.to_be_bytes().to_vec();
+        response.extend(2i32.to_be_bytes());
+        response.extend(supported.into_iter().flatten().flat_map(i16::to_be_bytes));
+        response
     }
 
     #[test]

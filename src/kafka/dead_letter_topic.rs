@@ -151,7 +151,9 @@ impl DeadLetterTopicReader {
                     }
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
-                    open.get_mut(partition as usize).into_iter().for_each(|open| *open = false);
+                    if let Some(open) = open.get_mut(partition as usize) {
+                        *open = false;
+                    }
                 }
                 Some(Err(error)) if is_permanent(&error) => {
                     return Err(self.kafka_error(format!("read topic {}", self.topic), error));
@@ -173,8 +175,10 @@ pub fn read_dead_letters(
     topic: &str,
     mut each: impl FnMut(DeadLetter),
 ) -> Result<(), DlqTopicError> {
-    DeadLetterTopicReader::new(cluster, topic)?.read_to_end(&mut BTreeMap::new(), &mut |posted| {
-        posted.dead_letter.into_iter().for_each(&mut each);
+    DeadLetterTopicReader::new(cluster, topic)?.read_to_end(&mut BTreeMap::new(), &mut |record| {
+        if let Some(dead_letter) = record.dead_letter {
+            each(dead_letter);
+        }
         Ok(true)
     })
 }

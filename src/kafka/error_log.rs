@@ -112,9 +112,9 @@ mod tests {
     use crate::kafka::KafkaCluster;
 
     #[derive(Clone, Default)]
-    struct Captured(Arc<Mutex<Vec<u8>>>);
+    struct LogBuffer(Arc<Mutex<Vec<u8>>>);
 
-    impl io::Write for Captured {
+    impl io::Write for LogBuffer {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().extend_from_slice(bytes);
             Ok(bytes.len())
@@ -125,17 +125,17 @@ mod tests {
         }
     }
 
-    impl MakeWriter<'_> for Captured {
-        type Writer = Captured;
+    impl MakeWriter<'_> for LogBuffer {
+        type Writer = LogBuffer;
 
-        fn make_writer(&self) -> Captured {
+        fn make_writer(&self) -> LogBuffer {
             self.clone()
         }
     }
 
     /// What `work` logs at the level `info`, which is the default of a configuration.
     fn logged(work: impl FnOnce()) -> String {
-        let captured = Captured::default();
+        let captured = LogBuffer::default();
         let subscriber = tracing_subscriber::fmt()
             .with_max_level(tracing::Level::INFO)
             .with_writer(captured.clone())

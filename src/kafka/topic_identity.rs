@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn topic_record_detects_deleted_recreated_and_emptied_topics() {
+    fn topic_identity_detects_deleted_recreated_and_emptied_topics() {
         let record = TopicIdentity { id: Some("a".into()), is_written: true, ..TopicIdentity::default() };
         let change = |state: &TopicState, is_written| record.detect_change("t", state, is_written);
         let (topic, none) = (|| "t".to_owned(), TopicState::Present { id: None, partitions: 1 });
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn topic_record_keeps_adopted_ids() {
+    fn topic_identity_keeps_adopted_ids() {
         let first = TopicIdentity::default().updated_from(&present("a"), false);
         assert_eq!((first.id.as_deref(), first.former_ids.len(), first.is_written), (Some("a"), 0, false));
         let second = first.updated_from(&present("b"), true);

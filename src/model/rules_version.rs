@@ -60,10 +60,10 @@ impl RulesVersionMismatch {
     /// Refuses data that was recorded under another version than this run's.
     pub fn check_version(
         recorded: Option<&String>,
-        own: Option<&String>,
+        current: Option<&String>,
         made: impl FnOnce() -> VersionedArtifact,
     ) -> Result<(), RulesVersionMismatch> {
-        if recorded == own {
+        if recorded == current {
             return Ok(());
         }
         Err(RulesVersionMismatch { made: made(), version: recorded.cloned() })
@@ -103,10 +103,10 @@ struct ProducerVersion<'a>(Option<&'a str>);
 
 impl fmt::Display for ProducerVersion<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let own = RULES_VERSION.to_string();
+        let current = RULES_VERSION.to_string();
         match self.0 {
             Some("1") => f.write_str("swelter 0.1.0 of November 2026 or before (rules version 1)"),
-            Some(version) if version == own => {
+            Some(version) if version == current => {
                 write!(f, "swelter {} (rules version {version})", env!("CARGO_PKG_VERSION"))
             }
             Some(version) => write!(f, "another swelter (rules version {version})"),
@@ -121,13 +121,13 @@ mod tests {
 
     #[test]
     fn other_rules_version_error_names_maker_and_steps() {
-        let own = RULES_VERSION.to_string();
+        let current = RULES_VERSION.to_string();
         let check = |recorded: Option<&str>, made: VersionedArtifact| {
-            RulesVersionMismatch::check_version(recorded.map(String::from).as_ref(), Some(&own), || made)
+            RulesVersionMismatch::check_version(recorded.map(String::from).as_ref(), Some(&current), || made)
                 .map_err(|e| e.to_string())
         };
         let topic = || VersionedArtifact::ProgressTopic { topic: "p".into() };
-        assert_eq!(check(Some(&own), topic()), Ok(()));
+        assert_eq!(check(Some(&current), topic()), Ok(()));
         let line = check(Some("1"), topic()).unwrap_err();
         for says in
             ["progress topic p", "swelter 0.1.0 of November 2026 or before", "rules version 2", "new result"]

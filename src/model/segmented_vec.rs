@@ -62,10 +62,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_keep_pushed_items_in_order() {
-        let mut blocks = SegmentedVec::default();
-        (0..5000).for_each(|i| blocks.push(i));
-        assert_eq!((blocks.len(), blocks.last()), (5000, Some(&4999)));
-        assert!(blocks.iter().copied().eq(0..5000));
+    fn segmented_vec_keeps_pushed_values_in_order() {
+        let mut values = SegmentedVec::default();
+        (0..5000).for_each(|i| values.push(i));
+        assert_eq!((values.len(), values.last()), (5000, Some(&4999)));
+        assert!(values.iter().copied().eq(0..5000));
     }
 }

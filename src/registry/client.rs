@@ -163,17 +163,17 @@ impl RegistryClient {
     /// versions.
     pub fn register_schema(&self, subject: &str, schema: &str) -> Result<u32, RegistryError> {
         #[derive(Serialize)]
-        struct New<'a> {
+        struct RegistrationRequest<'a> {
             schema: &'a str,
         }
         #[derive(Deserialize)]
-        struct Registered {
+        struct RegistrationResponse {
             id: u32,
         }
-        let body = serde_json::to_string(&New { schema })
+        let body = serde_json::to_string(&RegistrationRequest { schema })
             .map_err(|error| RegistryError::Refused(format!("the schema cannot be sent: {error}")))?;
         let path = format!("/subjects/{}/versions", utf8_percent_encode(subject, PATH_SEGMENT));
-        let registered: Registered = self.request_any(&path, |url| {
+        let registered: RegistrationResponse = self.request_any(&path, |url| {
             let request = self.agent.post(url).header("Accept", CONTENT_TYPE).content_type(CONTENT_TYPE);
             match &self.authorization {
                 Some(BasicAuthorization(value)) => request.header("Authorization", value),
@@ -208,17 +208,17 @@ impl RegistryClient {
             let url = format!("{}{path}", self.urls[at]);
             let error = match send(&url) {
                 Ok(response) => match parse_response(&url, response) {
-                    Ok(answer) => {
+                    Ok(response) => {
                         self.last_responsive_url.store(at, Ordering::Relaxed);
-                        return Ok(answer);
+                        return Ok(response);
                     }
                     Err(refused @ RegistryError::Refused(_)) => return Err(refused),
                     Err(error) => error,
                 },
                 Err(error) => RegistryError::Unavailable(format!("{url}: {error}")),
             };
-            let is_answer = matches!(error, RegistryError::Unknown | RegistryError::Unusable(_));
-            if !is_answer || worst.is_none() {
+            let is_response = matches!(error, RegistryError::Unknown | RegistryError::Unusable(_));
+            if !is_response || worst.is_none() {
                 worst = Some(error);
             }
         }

@@ -77,14 +77,15 @@ fn is_same_schema(recorded: &str, now: &str) -> bool {
 /// Requests schemas from a registry, and records each response.
 pub fn fetch_and_record(client: RegistryClient, record: ResponseRecorder) -> ResponseFetcher {
     Box::new(move |id| {
-        let answer = match client.fetch_schema(id) {
-            Ok(answer) => answer,
+        let response = match client.fetch_schema(id) {
+            Ok(response) => response,
             Err(RegistryError::Unknown) => RegistryResponse::Unknown,
             Err(RegistryError::Unusable(problem)) => RegistryResponse::Unusable { problem: problem.into() },
             Err(error) => return Err(error.to_string()),
         };
-        record(id, &answer).map_err(|error| format!("the registry's answer cannot be recorded: {error}"))?;
-        Ok(answer)
+        record(id, &response)
+            .map_err(|error| format!("the registry's answer cannot be recorded: {error}"))?;
+        Ok(response)
     })
 }
 
@@ -181,11 +182,11 @@ impl SchemaCache {
         }
         let shared = &self.0.0;
         let mut state = shared.lock();
-        if let Some(answer) = state.responses.get(&id).cloned() {
+        if let Some(response) = state.responses.get(&id).cloned() {
             if state.unverified.remove(&id) {
                 shared.verify_later(&mut state, id, 1);
             }
-            return SchemaLookup::Known(answer);
+            return SchemaLookup::Known(response);
         }
         if !state.pending_ids.contains(&id) && state.pending_ids.len() < MAX_PENDING_LOOKUPS {
             if state.responses.len() + state.pending_ids.len() >= MAX_CACHED_SCHEMAS {
@@ -297,13 +298,13 @@ impl CacheShared {
     }
 
     fn fetch_pending(&self, id: u32) -> Result<(), String> {
-        let answer = (self.fetch)(id).map_err(|error| format!("schema {id}: {error}"))?;
+        let response = (self.fetch)(id).map_err(|error| format!("schema {id}: {error}"))?;
         let mut state = self.lock();
         state.pending_ids.retain(|&wanted| wanted != id);
-        if matches!(answer, RegistryResponse::Avro { .. }) {
+        if matches!(response, RegistryResponse::Avro { .. }) {
             self.verify_later(&mut state, id, REVERIFY_AFTER_DELAYS);
         }
-        state.responses.insert(id, answer);
+        state.responses.insert(id, response);
         if state.responses.len() == MAX_CACHED_SCHEMAS {
             warn!(
                 "{MAX_CACHED_SCHEMAS} schema ids have been requested, the most of a run: records of further ids are refused"

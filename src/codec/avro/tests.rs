@@ -15,13 +15,13 @@ use crate::model::{
 };
 
 /// An upsert that outlives its decoder.
-type Owned = (String, EventTime, ReadingEvent, Option<Revision>);
+type OwnedUpsert = (String, EventTime, ReadingEvent, Option<Revision>);
 
-fn owned(decoded: Result<crate::model::Upsert<'_>, Refusal>) -> Result<Owned, Refusal> {
+fn owned(decoded: Result<crate::model::Upsert<'_>, Refusal>) -> Result<OwnedUpsert, Refusal> {
     decoded.map(|upsert| (upsert.city.into(), upsert.reading_at, upsert.event, upsert.revision))
 }
 
-fn decode(schema: &str, datum: &[u8], settings: DecodeSettings) -> Result<Owned, Refusal> {
+fn decode(schema: &str, datum: &[u8], settings: DecodeSettings) -> Result<OwnedUpsert, Refusal> {
     owned(AvroDecoder::new(schema, settings).unwrap().decode(datum))
 }
 
@@ -32,9 +32,9 @@ fn record(fields: &[(&str, serde_json::Value)]) -> String {
 
 /// A way to write a field: its type, the value, and the value in JSON, or `None` if JSON leaves it
 /// out.
-type Written = (serde_json::Value, Value, Option<serde_json::Value>);
+type FieldSpelling = (serde_json::Value, Value, Option<serde_json::Value>);
 
-fn nullable(kind: serde_json::Value, value: Value, json: Option<serde_json::Value>) -> [Written; 3] {
+fn nullable(kind: serde_json::Value, value: Value, json: Option<serde_json::Value>) -> [FieldSpelling; 3] {
     [
         (json!(["null", kind]), Value::Union(1, Box::new(value.clone())), json.clone()),
         (json!([kind, "null"]), Value::Union(0, Box::new(value.clone())), json.clone()),
@@ -42,11 +42,11 @@ fn nullable(kind: serde_json::Value, value: Value, json: Option<serde_json::Valu
     ]
 }
 
-fn any_of(written: Vec<Written>) -> impl Strategy<Value = Written> {
+fn any_of(written: Vec<FieldSpelling>) -> impl Strategy<Value = FieldSpelling> {
     proptest::sample::select(written)
 }
 
-fn number(range: std::ops::Range<i32>) -> impl Strategy<Value = Written> {
+fn number(range: std::ops::Range<i32>) -> impl Strategy<Value = FieldSpelling> {
     range.prop_flat_map(|whole| {
         let exact = f64::from(whole) / 4.0;
         let mut ways = Vec::new();
@@ -59,7 +59,7 @@ fn number(range: std::ops::Range<i32>) -> impl Strategy<Value = Written> {
     })
 }
 
-fn time() -> impl Strategy<Value = Written> {
+fn time() -> impl Strategy<Value = FieldSpelling> {
     (-80_000_000_000_000..300_000_000_000_000i64, 0..1_000i64).prop_flat_map(|(ms, finer)| {
         // Outside of the years that have a name, JSON can only have a text that is no time.
         let text = EventTime::from_millis(ms).map_or("none".into(), |time| time.to_string());
@@ -74,7 +74,7 @@ fn time() -> impl Strategy<Value = Written> {
     })
 }
 
-fn city() -> impl Strategy<Value = Written> {
+fn city() -> impl Strategy<Value = FieldSpelling> {
     proptest::sample::select(vec!["x", "New York", "京都", "", "a\nb", "a \"b\""]).prop_flat_map(|city| {
         let mut ways = Vec::new();
         ways.extend(nullable(json!("string"), Value::String(city.into()), Some(json!(city))));
@@ -84,7 +84,7 @@ fn city() -> impl Strategy<Value = Written> {
 }
 
 /// A value of any type that no reading has.
-fn unknown() -> impl Strategy<Value = Written> {
+fn unknown() -> impl Strategy<Value = FieldSpelling> {
     let text = || Value::String("München".into());
     let item = |value| Value::Record(vec![("a".into(), value), ("b".into(), Value::Null)]);
     let kind = json!({"type": "record", "name": "Item", "fields": [{"name": "a", "type": "string"}, {"name": "b", "type": "null"}]});

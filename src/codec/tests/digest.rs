@@ -10,14 +10,14 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::*;
 
 /// Returns a text in pieces, and `WouldBlock` between them.
-struct Pieces {
+struct ChunkedReader {
     text: Vec<u8>,
     at: usize,
     sizes: Vec<usize>,
     calls: usize,
 }
 
-impl Read for Pieces {
+impl Read for ChunkedReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.calls += 1;
         if !self.sizes.is_empty() && self.calls.is_multiple_of(3) && self.at < self.text.len() {
@@ -33,12 +33,12 @@ impl Read for Pieces {
 
 /// Each record's bytes and digest; `skips` says which records are skipped.
 fn digests(text: &[u8], format: Format, sizes: &[usize], skips: &[bool]) -> Vec<(Vec<u8>, u64)> {
-    let pieces = Pieces { text: text.to_vec(), at: 0, sizes: sizes.to_vec(), calls: 0 };
+    let pieces = ChunkedReader { text: text.to_vec(), at: 0, sizes: sizes.to_vec(), calls: 0 };
     let mut pieces = Some(pieces);
     let mut decoder = loop {
         // A header that is incomplete is read anew, with all of it in one piece.
         let (reader, settings) = (pieces.take().unwrap(), DecodeSettings::default());
-        let whole = Pieces { text: text.to_vec(), at: 0, sizes: Vec::new(), calls: 0 };
+        let whole = ChunkedReader { text: text.to_vec(), at: 0, sizes: Vec::new(), calls: 0 };
         match FileDecoder::with_digest(Box::new(reader), format, Compression::None, settings, Framing::Quotes)
         {
             Ok(decoder) => break decoder,

@@ -55,7 +55,7 @@ fn file_of(times: &[Int96]) -> Vec<u8> {
     bytes
 }
 
-fn read(bytes: &[u8], local_time: LocalTimePolicy) -> Vec<Decoded> {
+fn read(bytes: &[u8], local_time: LocalTimePolicy) -> Vec<DecodedRecord> {
     let settings = DecodeSettings { local_time, ..DecodeSettings::default() };
     decode_with(bytes, Format::Parquet, Compression::None, settings).unwrap().0
 }

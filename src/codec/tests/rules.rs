@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn reason(line: &str, header: &str) -> Result<Owned, Reason> {
+fn reason(line: &str, header: &str) -> Result<OwnedUpsert, Reason> {
     let records = decode(&format!("{header}\n{line}\n"), Format::Csv);
     assert_eq!(records.len(), 1, "{line}");
     assert_eq!(records[0].1, line.as_bytes());

@@ -26,10 +26,10 @@ impl<C: ConsumerContext + 'static> LogQueue<C> {
         let native = client.client().native_ptr();
         // SAFETY: the client is kept; the queue is given back once, when this is dropped.
         let queue = unsafe { NonNull::new(native::rd_kafka_queue_new(native))? };
-        let taken = LogQueue { queue, _client: Arc::clone(client) };
+        let redirected = LogQueue { queue, _client: Arc::clone(client) };
         // SAFETY: client and queue live.
-        let answer = unsafe { error_codes::rd_kafka_set_log_queue(native, queue.as_ptr()) };
-        (answer == NO_ERROR).then_some(taken)
+        let code = unsafe { error_codes::rd_kafka_set_log_queue(native, queue.as_ptr()) };
+        (code == NO_ERROR).then_some(redirected)
     }
 
     /// Calls `on_line` with the level, facility and text of each queued line, without waiting.

@@ -205,9 +205,8 @@ impl<'a> FetchedRecord<'a> {
         // SAFETY: the client reads them at the first call and keeps them in the record, which
         // nobody else has: a queue is of one thread. Where there are none or they cannot be read,
         // it says so and writes nothing.
-        let answer =
-            unsafe { error_codes::rd_kafka_message_headers(self.message.as_ptr(), &raw mut headers) };
-        let found = answer == NO_ERROR;
+        let code = unsafe { error_codes::rd_kafka_message_headers(self.message.as_ptr(), &raw mut headers) };
+        let found = code == NO_ERROR;
         FetchedHeaders {
             headers: found.then(|| NonNull::new(headers)).flatten(),
             next: 0,
@@ -244,14 +243,14 @@ impl<'a> FetchedHeaders<'a> {
         // SAFETY: the record keeps the headers, whose names end with a zero; a number behind the
         // last is answered with an error.
         unsafe {
-            let answer = error_codes::rd_kafka_header_get_all(
+            let code = error_codes::rd_kafka_header_get_all(
                 headers.as_ptr(),
                 number,
                 &raw mut name,
                 &raw mut value,
                 &raw mut length,
             );
-            if answer != NO_ERROR || name.is_null() {
+            if code != NO_ERROR || name.is_null() {
                 return None;
             }
             Some((CStr::from_ptr(name), slice_of(value, length)))

@@ -39,11 +39,11 @@ pub fn describe_topic_ids<C: ClientContext>(
     if topics.is_empty() {
         return Ok(states);
     }
-    let answer = DescribeResponse::describe(client, topics, wait)?;
+    let response = DescribeResponse::describe(client, topics, wait)?;
     let mut count = 0;
     // SAFETY: the event is an answer to DescribeTopics, and what it holds lives as long as it.
     unsafe {
-        let result = native::rd_kafka_event_DescribeTopics_result(answer.0.as_ptr());
+        let result = native::rd_kafka_event_DescribeTopics_result(response.0.as_ptr());
         let found = match result.is_null() {
             true => ptr::null_mut(),
             false => native::rd_kafka_DescribeTopics_result_topics(result, &raw mut count),
@@ -122,7 +122,7 @@ impl DescribeResponse {
         let mut problem = [0 as c_char; 128];
         // SAFETY: the client is borrowed; names and options are copied by the call; each thing that
         // is made here is given back once, the queue after the only event that comes to it.
-        let answer = unsafe {
+        let response = unsafe {
             let client = client.native_ptr();
             let queue = native::rd_kafka_queue_new(client);
             let topics =
@@ -139,17 +139,17 @@ impl DescribeResponse {
             );
             native::rd_kafka_DescribeTopics(client, topics, options, queue);
             // The request ends within its own timeout, with an error if need be.
-            let answer = native::rd_kafka_queue_poll(queue, wait.saturating_add(1_000));
+            let response = native::rd_kafka_queue_poll(queue, wait.saturating_add(1_000));
             native::rd_kafka_AdminOptions_destroy(options);
             native::rd_kafka_TopicCollection_destroy(topics);
             native::rd_kafka_queue_destroy(queue);
-            answer
+            response
         };
         let timed_out = KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut);
-        let answer = DescribeResponse(NonNull::new(answer).ok_or(timed_out)?);
+        let response = DescribeResponse(NonNull::new(response).ok_or(timed_out)?);
         // SAFETY: the event is ours.
-        match unsafe { error_codes::rd_kafka_event_error(answer.0.as_ptr()) } {
-            NO_ERROR => Ok(answer),
+        match unsafe { error_codes::rd_kafka_event_error(response.0.as_ptr()) } {
+            NO_ERROR => Ok(response),
             code => Err(KafkaError::AdminOp(error_code(code))),
         }
     }

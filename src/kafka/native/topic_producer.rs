@@ -71,8 +71,8 @@ impl<C: ProducerContext<DeliveryOpaque = ()> + 'static> TopicProducer<C> {
     pub fn flush_within(&self, wait: Duration) -> bool {
         let wait = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
         // SAFETY: the client is there.
-        let answer = unsafe { error_codes::rd_kafka_flush(self.client.client().native_ptr(), wait) };
-        let is_done = answer == NO_ERROR;
+        let code = unsafe { error_codes::rd_kafka_flush(self.client.client().native_ptr(), wait) };
+        let is_done = code == NO_ERROR;
         if !is_done {
             // Reports of failed records count as in flight, and a poll without a wait would take
             // only one of them.
@@ -140,17 +140,17 @@ impl UnsentHeaders {
     fn new<'a>(headers: impl Iterator<Item = (&'a str, &'a [u8])>) -> UnsentHeaders {
         // SAFETY: names and values are copied. It fails only for headers that are read-only.
         unsafe {
-            let made = UnsentHeaders(native::rd_kafka_headers_new(1));
+            let unsent = UnsentHeaders(native::rd_kafka_headers_new(1));
             for (name, value) in headers {
                 native::rd_kafka_header_add(
-                    made.0,
+                    unsent.0,
                     name.as_ptr().cast::<c_char>(),
                     name.len().cast_signed(),
                     value.as_ptr().cast::<c_void>(),
                     value.len().cast_signed(),
                 );
             }
-            made
+            unsent
         }
     }
 }

@@ -135,9 +135,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    type Written = (u64, u16, u8, u32, Option<Vec<u8>>, Option<Vec<u8>>, Vec<(String, Vec<u8>)>);
+    type RecordParts = (u64, u16, u8, u32, Option<Vec<u8>>, Option<Vec<u8>>, Vec<(String, Vec<u8>)>);
 
-    fn written() -> impl Strategy<Value = Written> {
+    fn record_strategy() -> impl Strategy<Value = RecordParts> {
         let bytes = || proptest::collection::vec(any::<u8>(), 0..40);
         let part = || proptest::option::of(bytes());
         let headers = proptest::collection::vec(("[a-z]{1,12}", bytes()), 0..4);
@@ -146,24 +146,24 @@ mod tests {
 
     proptest! {
         #[test]
-        fn encoded_records_keep_shard_order(mut records in proptest::collection::vec(written(), 0..200)) {
+        fn encoded_records_keep_shard_order(mut records in proptest::collection::vec(record_strategy(), 0..200)) {
             records.sort_by_key(|record| record.0);
             let mut batchs = BatchBuilder::default();
             for (epoch, shard, topic, partition, key, value, headers) in &records {
-                let mut draft = batchs.begin_record(*epoch, Shard(*shard), *topic, *partition);
+                let mut record = batchs.begin_record(*epoch, Shard(*shard), *topic, *partition);
                 if let Some(key) = key {
-                    draft.buffer().extend_from_slice(key);
-                    draft.end_key();
+                    record.buffer().extend_from_slice(key);
+                    record.end_key();
                 }
                 if let Some(value) = value {
-                    draft.buffer().extend_from_slice(value);
-                    draft.end_value();
+                    record.buffer().extend_from_slice(value);
+                    record.end_value();
                 }
-                headers.iter().for_each(|(name, value)| draft.push_header(name, value));
+                headers.iter().for_each(|(name, value)| record.push_header(name, value));
             }
             let batchs = batchs.take_batches();
             for shard in 0..3 {
-                let mut back: Vec<Written> = Vec::new();
+                let mut back: Vec<RecordParts> = Vec::new();
                 for batch in batchs.iter().filter(|batch| batch.shard == Shard(shard)) {
                     prop_assert_eq!(batch.records().count(), batch.record_count as usize);
                     back.extend(batch.records().map(|r| {
@@ -172,7 +172,7 @@ mod tests {
                         (batch.epoch, shard, r.topic, r.partition, key, value, headers.collect())
                     }));
                 }
-                let expected: Vec<Written> = records.iter().filter(|r| r.1 == shard).cloned().collect();
+                let expected: Vec<RecordParts> = records.iter().filter(|r| r.1 == shard).cloned().collect();
                 prop_assert_eq!(back, expected);
             }
         }

@@ -176,7 +176,7 @@ mod tests {
             assert!(dead_letter(value).is_withdrawal(), "{value:?}");
         }
         for value in ["", "{}", "[", r#"{"deleted": false}"#, r#"{"deleted":"yes"}"#, r#"{"op":"upsert"}"#] {
-            assert!(!letter(Some(value)).is_withdrawal(), "{value:?}");
+            assert!(!dead_letter(Some(value)).is_withdrawal(), "{value:?}");
         }
     }
 }
