@@ -245,11 +245,15 @@ fn inline_paths(code: &str) -> Vec<Vec<String>> {
     for start in ["crate::", "super::", "self::"] {
         for (at, _) in code.match_indices(start) {
             let is_inside = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
-            if code[..at].ends_with(is_inside) {
+            // `pub(in super)` says who may see an item, and imports nothing.
+            if code[..at].ends_with(is_inside) || code[..at].ends_with("(in ") {
                 continue;
             }
             let path: String = code[at..].chars().take_while(|c| is_inside(*c)).collect();
-            found.push(segments(&path).collect());
+            // Before a list in braces: `uses` has read what is in it.
+            if !path.ends_with("::") {
+                found.push(segments(&path).collect());
+            }
         }
     }
     found
@@ -310,6 +314,13 @@ mod tests {
             BTreeSet::from(["codec::csv"]),
             "what is re-exported is of its own file"
         );
+    }
+
+    #[test]
+    fn list_and_visibility_are_no_imports_of_the_parent() {
+        let text = "use super::{B, c::C};\npub(in super::super) fn f() {}";
+        let all = imports(&[("a", "pub use self::b::B;"), ("a::b", ""), ("a::c", ""), ("a::d", text)]);
+        assert_eq!(all.by_file()["a::d"], BTreeSet::from(["a::b", "a::c"]));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Columns of a block as they are packed.
+//! Packs the columns of a block.
 
 use super::layout::{
     BLOCK_READINGS, CATEGORIES, ColumnLayout, FIRST_CATEGORY, FIRST_HAS_REVISION, FIRST_MILLIS,
@@ -74,12 +74,12 @@ pub(super) fn pack_revisions(
         let number = revision(i).map(Revision::number);
         present[i - 1] = i64::from(number.is_some()) - present_before;
         present_before = i64::from(number.is_some());
-        // One that is none takes what its stride says.
+        // A reading without a revision counts as if it followed the stride.
         steps[i - 1] = number.map_or(0, |number| number.wrapping_sub(before));
         before = number.unwrap_or(before);
     }
     let stride = majority(&steps[..len - 1]);
-    // The numbers of those that are none drift by the stride, and the next one makes up for it.
+    // Readings without a revision drift by the stride, and the next revision makes up for it.
     let mut drift: i64 = 0;
     for (step, present) in steps[..len - 1].iter_mut().zip(1..) {
         if revision(present).is_some() {
@@ -96,7 +96,7 @@ pub(super) fn pack_revisions(
     header[REVISIONS] = columns.write_column(&steps[..len - 1], stride);
 }
 
-/// The value that more than half of all are, if there is one.
+/// The value that more than half of all have, if there is one.
 #[inline]
 fn majority(values: &[i64]) -> i64 {
     let (mut candidate, mut lead) = (0, 0);
@@ -114,14 +114,15 @@ fn put_i64(header: &mut [u8], at: usize, value: i64) {
     header[at..at + 8].copy_from_slice(&value.to_le_bytes());
 }
 
-/// Columns, one behind the other.
+/// The columns, one behind the other.
 pub(super) struct ColumnWriter {
     bytes: [u8; ColumnWriter::CAPACITY],
     len: usize,
 }
 
 impl ColumnWriter {
-    /// Four columns of 64 bits and one of 2 with their bitmaps, and what a code may write behind itself.
+    /// Four columns of 64 bits and one of 2 with their bitmaps, and the bytes that a code may write
+    /// behind itself.
     const CAPACITY: usize = 5 * (8 * BLOCK_READINGS + 16) + 8;
 
     #[inline]
@@ -134,7 +135,7 @@ impl ColumnWriter {
         &self.bytes[..self.len]
     }
 
-    /// Packs what steps are beside the stride; returns the layout.
+    /// Packs the differences of the steps from the stride; returns the layout.
     #[inline]
     fn write_column(&mut self, steps: &[i64], stride: i64) -> u8 {
         let mut codes = [0; BLOCK_READINGS];

@@ -1,4 +1,4 @@
-//! Dead letters as they are read back.
+//! Dead letters as they are read back, retried and exported.
 
 use std::str;
 
@@ -6,43 +6,44 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
-use super::{EventTime, RecordAddress, RetryInfo};
+use crate::model::{EventTime, RecordAddress, RetryInfo};
 
-/// A record that was refused, and what is known of it.
+/// A refused record, and what is known of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// Where the refused record stands.
+    /// The address of the refused record.
     pub address: RecordAddress,
-    /// When its log took it, or it was written, where that is known.
+    /// When the log appended the record, or when the record was written, if known.
     pub arrived_at: Option<EventTime>,
-    /// A reason code; of another version perhaps.
+    /// A reason code, perhaps of another version.
     pub reason: String,
     pub detail: String,
-    /// Where it was sent again before it was refused.
+    /// Set if the record had been retried before it was refused.
     pub retry: Option<RetryInfo>,
-    /// When a log first took it.
+    /// When a log first had the record.
     pub first_seen: Option<EventTime>,
     pub key: Option<Vec<u8>>,
-    /// A tombstone has none.
+    /// `None` for a tombstone.
     pub value: Option<Vec<u8>>,
 }
 
 impl DeadLetter {
     pub fn attempt(&self) -> u32 {
-        self.retry.as_ref().map_or(0, |retried| retried.attempt)
+        self.retry.as_ref().map_or(0, |retry| retry.attempt)
     }
 
-    /// What says of the record that is sent once more where it comes from.
+    /// The retry information for the next retry of the record.
     pub fn next_retry(&self) -> RetryInfo {
         match &self.retry {
-            Some(retried) => RetryInfo { attempt: retried.attempt.saturating_add(1), ..retried.clone() },
+            Some(retry) => RetryInfo { attempt: retry.attempt.saturating_add(1), ..retry.clone() },
             None => {
                 RetryInfo { origin: self.address.to_string().into(), attempt: 1, first_seen: self.first_seen }
             }
         }
     }
 
-    /// Whether it withdraws a reading, as far as it can be read as JSON: such a letter is not sent again.
+    /// Whether the record withdraws a reading, as far as it can be read as JSON: withdrawals are
+    /// not retried.
     pub fn is_withdrawal(&self) -> bool {
         #[derive(Deserialize)]
         struct Intent {
@@ -57,7 +58,7 @@ impl DeadLetter {
     }
 }
 
-/// Bytes as JSON has them: as text where they are UTF-8, else in base64.
+/// Bytes in JSON: as text if they are UTF-8, else in base64.
 fn text_or_base64(bytes: Option<&[u8]>) -> (Option<String>, Option<String>) {
     match bytes.map(|bytes| (str::from_utf8(bytes), bytes)) {
         None => (None, None),
@@ -66,15 +67,15 @@ fn text_or_base64(bytes: Option<&[u8]>) -> (Option<String>, Option<String>) {
     }
 }
 
-/// The bytes of such fields; nothing where they are not there or no base64.
+/// The bytes of such fields; `None` if both are absent, or the base64 is invalid.
 pub fn decode_text_or_base64(text: Option<String>, base64: Option<&str>) -> Option<Vec<u8>> {
     text.map(String::into_bytes).or_else(|| STANDARD.decode(base64?).ok())
 }
 
-/// A letter as `export` writes it, for a person to edit.
+/// A dead letter as `export` writes it, for a person to edit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExportedDeadLetter {
-    /// As the configuration calls it.
+    /// The source's name in the configuration.
     pub source: String,
     pub position: String,
     pub reason: String,
@@ -95,17 +96,17 @@ pub struct ExportedDeadLetter {
 }
 
 impl ExportedDeadLetter {
-    pub fn from_dead_letter(source: &str, letter: &DeadLetter) -> ExportedDeadLetter {
+    pub fn from_dead_letter(source: &str, dead_letter: &DeadLetter) -> ExportedDeadLetter {
         let ((key, key_base64), (raw, raw_base64)) =
-            (text_or_base64(letter.key.as_deref()), text_or_base64(letter.value.as_deref()));
+            (text_or_base64(dead_letter.key.as_deref()), text_or_base64(dead_letter.value.as_deref()));
         ExportedDeadLetter {
             source: source.to_owned(),
-            position: letter.address.to_string(),
-            reason: letter.reason.clone(),
-            detail: letter.detail.clone(),
-            attempt: letter.attempt(),
-            origin: letter.retry.as_ref().map(|retried| retried.origin.to_string()),
-            first_seen_at: letter.first_seen.map(|time| time.to_string()),
+            position: dead_letter.address.to_string(),
+            reason: dead_letter.reason.clone(),
+            detail: dead_letter.detail.clone(),
+            attempt: dead_letter.attempt(),
+            origin: dead_letter.retry.as_ref().map(|retry| retry.origin.to_string()),
+            first_seen_at: dead_letter.first_seen.map(|time| time.to_string()),
             key,
             key_base64,
             raw,
@@ -134,9 +135,9 @@ mod tests {
             ]),
             (source, partition, position) in ("[a-z./-]{1,20}", any::<u32>(), any::<u64>()),
         ) {
-            let place = RecordAddress { source: source.into(), partition, position };
-            let letter = DeadLetter {
-                address: place.clone(),
+            let address = RecordAddress { source: source.into(), partition, position };
+            let dead_letter = DeadLetter {
+                address: address.clone(),
                 arrived_at: None,
                 reason: "bad_time".into(),
                 detail: String::new(),
@@ -145,23 +146,23 @@ mod tests {
                 key,
                 value: value.clone(),
             };
-            let line = serde_json::to_string(&ExportedDeadLetter::from_dead_letter("s", &letter)).unwrap();
+            let line = serde_json::to_string(&ExportedDeadLetter::from_dead_letter("s", &dead_letter)).unwrap();
             let line: ExportedDeadLetter = serde_json::from_str(&line).unwrap();
             prop_assert_eq!(line.record_bytes(), value);
-            prop_assert_eq!(line.position.parse::<RecordAddress>(), Ok(place));
+            prop_assert_eq!(line.position.parse::<RecordAddress>(), Ok(address));
         }
 
         #[test]
         fn arbitrary_text_is_a_record_address_or_refused(text in ".{0,30}") {
-            if let Ok(place) = text.parse::<RecordAddress>() {
-                prop_assert_eq!(place.to_string().parse::<RecordAddress>(), Ok(place));
+            if let Ok(address) = text.parse::<RecordAddress>() {
+                prop_assert_eq!(address.to_string().parse::<RecordAddress>(), Ok(address));
             }
         }
     }
 
     #[test]
     fn withdrawals_are_recognized_in_any_spelling() {
-        let letter = |value: Option<&str>| DeadLetter {
+        let dead_letter = |value: Option<&str>| DeadLetter {
             address: RecordAddress { source: "s".into(), partition: 0, position: 0 },
             arrived_at: None,
             reason: String::new(),
@@ -172,10 +173,10 @@ mod tests {
             value: value.map(|value| value.as_bytes().to_vec()),
         };
         for value in [None, Some(r#"{"deleted": true}"#), Some(r#"{"city":7,"op":"delete"}"#)] {
-            assert!(letter(value).is_withdrawal(), "{value:?}");
+            assert!(dead_letter(value).is_withdrawal(), "{value:?}");
         }
         for value in ["", "{}", "[", r#"{"deleted": false}"#, r#"{"deleted":"yes"}"#, r#"{"op":"upsert"}"#] {
-            assert!(!letter(Some(value)).is_withdrawal(), "{value:?}");
+            assert!(!dead_letter(Some(value)).is_withdrawal(), "{value:?}");
         }
     }
 }

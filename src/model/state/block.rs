@@ -1,9 +1,10 @@
-//! Readings of a city as they are held and kept: bit-packed.
+//! Bit-packed blocks of a city's readings.
 //!
-//! A block is four columns, each a run of differences: times from a constant stride, heat indexes, categories and revisions
-//! from the one before. A difference takes as many bits as the widest of its column. Where few differ from zero, as with a
-//! sensor that mostly repeats itself, a bitmap says which do and the others take no bits. Regular times, one category and no
-//! revisions take nothing.
+//! A block is four columns of differences: times from a constant stride; heat indexes, categories
+//! and revisions each from the one before. A difference takes as many bits as the widest of its
+//! column. If few differ from zero, as with a sensor that mostly repeats itself, a bitmap says
+//! which do, and the others take no bits. Regular times, a single category and no revisions take no
+//! space.
 
 mod layout;
 mod pack;
@@ -20,9 +21,9 @@ use self::layout::{
     bitmap_bytes, unzigzag, word_at_bit,
 };
 use self::pack::{ColumnWriter, pack_revisions, pack_times, pack_values};
-use super::{Category, EventTime, HeatIndex, Revision};
+use crate::model::{Category, EventTime, HeatIndex, Revision};
 
-/// What is held of a reading.
+/// A reading as it is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoredReading {
     pub reading_at: EventTime,
@@ -31,9 +32,10 @@ pub struct StoredReading {
     pub revision: Option<Revision>,
 }
 
-/// Up to [`BLOCK_READINGS`] consecutive readings of a city, by time. Never changed, and shared by cloning it.
+/// Up to [`BLOCK_READINGS`] consecutive readings of a city, by time. A block never changes, and
+/// clones share its bytes.
 ///
-/// The bytes mean something only to the version that made them: files hold readings, not blocks.
+/// The bytes mean something only to the version that packed them: files hold readings, not blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Block {
     bytes: Arc<[u8]>,
@@ -51,8 +53,8 @@ impl Block {
         )
     }
 
-    /// [`Block::pack`] of readings that are held some other way: by index their times, heat indexes with categories, and, where
-    /// there are any, revisions.
+    /// [`Block::pack`] from other storage: by index, the time, the heat index with its category,
+    /// and, if any reading has one, the revision.
     #[inline]
     pub fn pack_with(
         len: usize,
@@ -109,12 +111,12 @@ impl Block {
         EventTime::from_millis(self.last_millis()).filter(|_| !self.is_empty())
     }
 
-    /// Of all heat indexes, 1e-6 °F.
+    /// The sum of all heat indexes, 1e-6 °F.
     pub fn sum(&self) -> i64 {
         self.read_i64(SUM)
     }
 
-    /// The greatest heat index, 1e-6 °F; `i64::MIN` of none.
+    /// The greatest heat index, 1e-6 °F; `i64::MIN` if the block is empty.
     pub fn peak(&self) -> i64 {
         self.read_i64(PEAK)
     }
@@ -129,13 +131,13 @@ impl Block {
         self.tick_ms() == 1000 && self.first_millis() % 1000 == 0
     }
 
-    /// Bytes of memory.
+    /// The memory that the block takes.
     pub fn memory_bytes(&self) -> usize {
-        // Before the bytes are the counters of an Arc.
+        // An `Arc` has two counters before the bytes.
         2 * size_of::<usize>() + self.bytes.len()
     }
 
-    /// Whether this is the same block in the same place of memory.
+    /// Whether both share the same bytes in memory.
     pub fn ptr_eq(&self, other: &Block) -> bool {
         Arc::ptr_eq(&self.bytes, &other.bytes)
     }
@@ -145,7 +147,7 @@ impl Block {
         let from = out.len();
         let base = self.first_millis();
         self.for_each_offset(|_, offset| {
-            // Times come from event times.
+            // Every packed time was an event time.
             let reading_at = EventTime::from_millis(base + offset).unwrap_or_default();
             let (heat_index, category) = (HeatIndex::default(), Category::None);
             out.push(StoredReading { reading_at, heat_index, category, revision: None });
@@ -164,7 +166,7 @@ impl Block {
         readings.into_iter()
     }
 
-    /// Gives `each` index and time of every reading, in ms behind the first.
+    /// Calls `each` with the index and time of every reading, in ms behind the first.
     #[inline(always)]
     pub fn for_each_offset(&self, mut each: impl FnMut(usize, i64)) {
         let (unit, stride) = (self.tick_ms(), i64::from(self.stride()));
@@ -178,7 +180,7 @@ impl Block {
         });
     }
 
-    /// Gives `each` index and heat index (1e-6 °F) of the first `count` readings.
+    /// Calls `each` with the index and heat index (1e-6 °F) of the first `count` readings.
     #[inline(always)]
     pub fn for_each_value(&self, count: usize, mut each: impl FnMut(usize, i64)) {
         let mut micros = self.read_i64(FIRST_VALUE);
@@ -191,7 +193,7 @@ impl Block {
         });
     }
 
-    /// Gives `each` index and category of every reading.
+    /// Calls `each` with the index and category of every reading.
     #[inline(always)]
     pub fn for_each_category(&self, mut each: impl FnMut(usize, Category)) {
         let mut code = i64::from(self.bytes[FIRST_CATEGORY]);
@@ -204,7 +206,7 @@ impl Block {
         });
     }
 
-    /// Gives `each` index and revision of every reading, if any has one.
+    /// Calls `each` with the index and revision of every reading, if any has one.
     #[inline]
     pub fn for_each_revision(&self, mut each: impl FnMut(usize, Option<Revision>)) {
         if !self.has_revisions() {
@@ -225,7 +227,7 @@ impl Block {
         });
     }
 
-    /// The first reading at `millis` or later, [`Block::len`] where there is none.
+    /// The index of the first reading at `millis` or later; [`Block::len`] if there is none.
     pub fn seek(&self, millis: i64) -> usize {
         let behind = millis.saturating_sub(self.first_millis());
         if behind <= 0 || self.is_empty() {
@@ -255,7 +257,7 @@ impl Block {
         millis
     }
 
-    /// Heat index and category of a reading; there must be so many.
+    /// The heat index and category of a reading, whose index must be below [`Block::len`].
     pub fn value_at(&self, reading: usize) -> (HeatIndex, Category) {
         let (mut micros, mut category) = (0, Category::None);
         self.for_each_value(reading + 1, |_, value| micros = value);
@@ -283,13 +285,13 @@ impl Block {
         array
     }
 
-    /// Gives `each` the codes of a column, for the readings 1 to before `count`.
+    /// Calls `each` with the codes of a column, for the readings from 1 to before `count`.
     #[inline(always)]
     fn for_each_code(&self, column: usize, count: usize, mut each: impl FnMut(usize, u64)) {
         let len = self.len();
         let count = count.min(len);
         let mut start = if self.has_revisions() { HEADER_WITH_REVISIONS_BYTES } else { HEADER_BYTES };
-        // No block has more bits set in a bitmap than it has differences: `bytes` tells the size of a column.
+        // `column_bytes` computes a column's size from its layout and its bitmap.
         for before in TIMES..column {
             start += self.column_bytes(before, start);
         }

@@ -1,9 +1,10 @@
-//! The bytes of a block: what its header has where, and how columns are laid out.
+//! The bytes of a block: the fields of its header, and the layout of its columns.
 
 /// Readings in a full block.
 pub const BLOCK_READINGS: usize = 128;
 
-// Where the header has what. The columns follow it in this order, each from a whole byte on.
+// Offsets of the header's fields. The columns follow in this order, each beginning with a whole
+// byte.
 pub(super) const LEN: usize = 0;
 pub(super) const FLAGS: usize = 1;
 pub(super) const TIMES: usize = 2;
@@ -19,31 +20,32 @@ pub(super) const SUM: usize = 32;
 pub(super) const PEAK: usize = 40;
 pub(super) const STRIDE: usize = 48;
 pub(super) const HEADER_BYTES: usize = 52;
-/// Only where there are revisions.
+/// Only in a block with revisions.
 pub(super) const FIRST_REVISION: usize = 52;
 pub(super) const REVISION_STRIDE: usize = 60;
 pub(super) const HEADER_WITH_REVISIONS_BYTES: usize = 68;
 
-/// Flags: offsets from the first time are in seconds; there are revisions; the first reading has one.
+/// Flags: times are in whole seconds; there are revisions; the first reading has one.
 pub(super) const TIMES_IN_SECONDS: u8 = 1;
 pub(super) const HAS_REVISIONS: u8 = 2;
 pub(super) const FIRST_HAS_REVISION: u8 = 4;
 
-/// So that eight bytes can be read wherever a difference begins, or would.
+/// Padding, so that eight bytes can be read at the start of every code.
 pub(super) const PADDING_BYTES: usize = 8;
 
-/// How a column is packed: the width of its codes in bits, 0 to 57 or 64, and whether it has a bitmap.
+/// How a column is packed: the width of its codes in bits, 0 to 57 or 64, and whether it has a
+/// bitmap.
 #[derive(Clone, Copy)]
 pub(super) struct ColumnLayout(pub(super) u8);
 
 const SPARSE_FLAG: u8 = 0x80;
 
 impl ColumnLayout {
-    /// The smaller layout of `len` codes of which so many are not zero.
+    /// The smaller layout of `len` codes, of which `nonzero` are not zero.
     #[inline]
     pub(super) fn smallest_for(len: usize, all_bits: u64, nonzero: usize) -> ColumnLayout {
         let width = match 64 - all_bits.leading_zeros() as usize {
-            // Such a code is read from eight bytes only where it begins with a byte.
+            // Such a code fits in eight bytes only if it begins with a byte.
             58.. => 64,
             width => width,
         };
@@ -72,7 +74,7 @@ pub(super) fn bitmap_bytes(len: usize) -> usize {
     (len - 1).div_ceil(8)
 }
 
-/// The eight bytes that begin with a bit.
+/// The eight bytes that begin at a bit.
 #[inline(always)]
 pub(super) fn word_at_bit(bytes: &[u8], bit: usize) -> u64 {
     let mut word = [0; 8];

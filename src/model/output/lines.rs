@@ -1,40 +1,41 @@
-//! What the files hold: rows with their names and times written out.
+//! Rows and records as files hold them, with names and times written out.
 
 use serde::Serialize;
 
-use super::heat::mean_fahrenheit;
-use super::{Category, DaySummary, EventTime, HeatIndex, Measurement, Refusal, RetryInfo, Row};
+use crate::model::heat::mean_fahrenheit;
+use crate::model::{Category, DaySummary, EventTime, HeatIndex, Measurement, Refusal, RetryInfo, Row};
 
-/// One line of `batch`'s result.
+/// One row of `batch`'s result.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ResultRow {
     pub reading_at: EventTime,
-    /// That of the arrival that won.
+    /// The measurement of the arrival that won.
     pub measurement: Measurement,
     pub heat_index: HeatIndex,
-    /// The sum of the heat indexes of the window, 1e-6 °F.
+    /// The sum of the window's heat indexes, 1e-6 °F.
     pub sum: i64,
-    /// How many they are.
+    /// The number of readings in the window.
     pub count: u32,
-    /// Of the heat index.
+    /// The category of the heat index.
     pub category: Category,
 }
 
 impl ResultRow {
-    /// The mean heat index of the window, °F.
+    /// The mean of the window's heat indexes, °F.
     pub fn rolling_heat_index(&self) -> f64 {
         mean_fahrenheit(self.sum, self.count)
     }
 }
 
-/// Result rows of one city, by time. A writer gets cities in the order of their code points.
+/// The result rows of one city, by time. A writer gets the cities in the order of their code
+/// points.
 #[derive(Clone, Copy, Debug)]
 pub struct CityRows<'a> {
     pub city: &'a str,
     pub rows: &'a [ResultRow],
 }
 
-/// One change of a row, to be written by name.
+/// A change of a row, with the city's key.
 #[derive(Clone, Copy, Debug)]
 pub struct ChangeLine<'a> {
     /// The number of records read when the change became visible.
@@ -45,42 +46,42 @@ pub struct ChangeLine<'a> {
     pub after: Option<Row>,
 }
 
-/// The summary of one day of one city, to be written by name.
+/// The summary of one city and day, with the city's key.
 #[derive(Clone, Copy, Debug)]
 pub struct DayLine<'a> {
     pub city: &'a str,
-    /// Days from 1970-01-01 to that date, in UTC or the zone whose days they are.
+    /// Days from 1970-01-01 to the date, in UTC or in the zone whose days are counted.
     pub day: i32,
     pub summary: DaySummary,
 }
 
-/// A record that was not taken, with all that is needed to find, show and send it again.
+/// A refused record, with all that is needed to find, show and retry it.
 #[derive(Clone, Debug, Serialize)]
 pub struct DeadLetterLine<'a> {
-    /// The file that it is in, as it was named, or the live source.
+    /// The file as it was named, or the live source.
     pub source: &'a str,
     #[serde(flatten)]
     pub at: RecordLocation,
     #[serde(flatten, serialize_with = "refusal")]
     pub refusal: &'a Refusal,
-    /// Where it was sent again.
+    /// Set if the record is a retried one.
     #[serde(flatten, serialize_with = "retried")]
     pub retry: Option<&'a RetryInfo>,
     #[serde(flatten, serialize_with = "raw")]
     pub raw: &'a [u8],
 }
 
-/// Where a record stands in its source.
+/// The location of a record in its source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum RecordLocation {
-    /// The line it begins at, from 1; in Parquet the row, from 1.
+    /// The line at which the record begins, from 1; in Parquet the row, from 1.
     Line { line: u64 },
     /// The record's number in its partition.
     Position {
         partition: u32,
         position: u64,
-        /// When the log took it, where the log knows.
+        /// When the log appended the record, if known.
         #[serde(serialize_with = "written")]
         arrived_at: Option<EventTime>,
     },
@@ -112,7 +113,7 @@ fn retried<S: serde::Serializer>(retried: &Option<&RetryInfo>, s: S) -> Result<S
     map.end()
 }
 
-/// `raw` where the bytes are UTF-8, `raw_base64` where they are not.
+/// `raw` if the bytes are UTF-8, else `raw_base64`.
 fn raw<S: serde::Serializer>(raw: &&[u8], s: S) -> Result<S::Ok, S::Error> {
     use base64::Engine;
     use serde::ser::SerializeMap;
