@@ -7,7 +7,8 @@ use serde_json::json;
 
 use super::*;
 use crate::serve::problem::ProblemCode;
-use crate::serve::routes::{ROUTES, RouteAvailability};
+use crate::serve::route::RouteAvailability;
+use crate::serve::routes::ROUTES;
 
 static OPENAPI: LazyLock<Value> =
     LazyLock::new(|| serde_json::from_slice(crate::serve::documents::openapi()).unwrap());

@@ -21,12 +21,13 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
-use super::publisher::Publisher;
 use super::*;
+use crate::codec::ReadOptions;
+use crate::directory::Directory;
 use crate::model::{
-    AnswerPiece, AppendCallback, AppendError, AppendHold, AppendReport, AppendedRange, Category, CurrentRow,
-    CurrentRowUpdate, EventTime, HeatIndex, HoldCheck, Measurement, NewRecord, PartitionName, PartitionTable,
-    Query, QueryKind, Reason, Refusal, RemainingRows, Row, ViewUpdate,
+    AnswerPiece, AppendCallback, AppendError, AppendHold, AppendReport, AppendedRange, Appender, Category,
+    CurrentRow, CurrentRowUpdate, EventTime, HeatIndex, HoldCheck, Measurement, NewRecord, PartitionName,
+    PartitionTable, Queries, Query, QueryKind, Reason, Refusal, RemainingRows, Row, ViewUpdate,
 };
 
 const TEST_DEADLINE: Duration = Duration::from_secs(10);

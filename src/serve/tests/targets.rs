@@ -1,6 +1,9 @@
 //! Targets and hosts of requests, as they come over a socket.
 
+use warp::http::Method;
+
 use super::*;
+use crate::serve::routes::ROUTES;
 
 /// The answer to a request line and headers.
 fn send_head(service: &TestServer, head: &str) -> HttpReply {
@@ -114,4 +117,23 @@ fn requests_need_exactly_one_host() {
     }
     assert_eq!(status(&service, "GET /v1/status HTTP/1.0\r\nhost: localhost\r\n").0, 200);
     assert_eq!(status(&service, "GET http://localhost/v1/status HTTP/1.0\r\n").0, 200);
+}
+
+#[test]
+fn every_route_answers_its_path_alone() {
+    let service = TestServer::start_ready(plan());
+    let paths: BTreeMap<_, _> = ROUTES.iter().map(|route| (route.path, route)).collect();
+    assert_eq!(paths.len(), ROUTES.len(), "a path has one route");
+    for (path, route) in paths {
+        let path = path.replace("{city}", "5128581").replace("{file}", "app.js");
+        let other = if route.method == Method::GET { "POST" } else { "GET" };
+        let reply = service.send(other, &path, &[], b"");
+        let allowed = if other == "POST" { "GET, HEAD, OPTIONS" } else { "POST, OPTIONS" };
+        assert_eq!((reply.status, reply.header("allow")), (405, Some(allowed)), "{path}");
+        let label = format!("route=\"{}\",method=\"{other}\",status=\"4xx\"", route.path);
+        assert!(service.get("/metrics").text().contains(&label), "{label}");
+        for near in [format!("{path}/"), format!("/{path}"), format!("{path}%20x/y")] {
+            assert_eq!(service.get(&near).code(), "not_found", "{near}");
+        }
+    }
 }
