@@ -49,13 +49,13 @@ enum ListOrder {
     City,
 }
 
-/// Which cities a list has, and how.
+/// Which cities a list has, in which order and units.
 struct CityListQuery {
     category: Option<Category>,
     country: Option<String>,
-    /// Only cities that are called so.
+    /// Only cities whose key, name or country this text is the beginning of.
     search: Option<String>,
-    /// Only rows that are no older.
+    /// Only rows that are not older.
     max_row_age: Option<Millis>,
     sort_order: ListOrder,
     limit: usize,
@@ -92,11 +92,11 @@ impl CityListQuery {
         let directory = view.service_info().directory;
         let (mut cities, mut stale) = (Vec::new(), 0);
         let freshness = view.freshness();
-        // Made before the view is read. A blank text finds all.
+        // Made before the view is locked. A blank text matches all cities.
         let search = self.search.as_deref().and_then(|text| CitySearch::new(directory, text));
         let as_of = view.for_each_city(&mut |city| {
-            let is_found = search.as_ref().is_none_or(|search| search.matches_city(&city.key));
-            if is_found && self.is_in_country(city, directory) {
+            let is_match = search.as_ref().is_none_or(|search| search.matches_city(&city.key));
+            if is_match && self.is_in_country(city, directory) {
                 stale += i64::from(is_stale(city, freshness));
                 if self.includes(city, freshness) {
                     cities.push(city.clone());
@@ -129,19 +129,19 @@ impl CityListQuery {
         self.country.as_deref().is_none_or(is_in)
     }
 
-    /// A stale row is in no category and no ranking.
+    /// Whether the list has the city. A stale row belongs to no category and no ranking.
     fn includes(&self, city: &ServedCity, freshness: Freshness) -> bool {
         let Some(current) = city.current else {
             return self.category.is_none() && self.max_row_age.is_none();
         };
         let age_ms = freshness.age_ms(current.reading_at);
-        let ranks = self.category.is_some() || self.sort_order != ListOrder::City;
-        self.max_row_age.is_none_or(|most| age_ms <= most.millis())
+        let is_ranking = self.category.is_some() || self.sort_order != ListOrder::City;
+        self.max_row_age.is_none_or(|max_age| age_ms <= max_age.millis())
             && self.category.is_none_or(|wanted| current.row.category() == wanted)
-            && !(ranks && freshness.is_stale(current.reading_at))
+            && !(is_ranking && freshness.is_stale(current.reading_at))
     }
 
-    /// Hottest first, cities without a current row last, equals by their keys.
+    /// Hottest first, cities without a current row last, equal ones by their keys.
     fn compare(&self, a: &ServedCity, b: &ServedCity) -> Ordering {
         let heat = |city: &ServedCity| city.current.map(|current| current.row.heat_index());
         let rolling = |city: &ServedCity| {
@@ -198,7 +198,7 @@ fn parse_search(text: &str) -> Result<String, Problem> {
     Ok(text.to_owned())
 }
 
-/// Whole seconds, or a duration such as `90m`.
+/// Parses whole seconds, or a duration such as `90m`.
 fn parse_max_age(text: &str) -> Result<Millis, Problem> {
     let seconds = |text: &str| -> Option<Millis> {
         let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());

@@ -23,7 +23,7 @@ pub(super) fn push_now(out: &mut Vec<u8>, freshness: Freshness) {
     push_integer(i64::try_from(freshness.now_ms()).unwrap_or(i64::MAX), out);
 }
 
-/// The members of a city's object, and its end.
+/// Writes the members of a city's object, and its end.
 pub(super) fn push_city(
     out: &mut Vec<u8>,
     city: &ServedCity,
@@ -45,7 +45,7 @@ pub(super) fn push_city(
     out.push(b'}');
 }
 
-/// What the directory says of a city, null where it says nothing.
+/// Writes the directory's entry of a city, with null for what it does not have.
 fn push_directory_entry(out: &mut Vec<u8>, entry: Option<CityInfo<'_>>) {
     let coordinates = entry.and_then(|entry| entry.coordinates);
     for (name, text) in [
@@ -60,8 +60,8 @@ fn push_directory_entry(out: &mut Vec<u8>, entry: Option<CityInfo<'_>>) {
         }
     }
     for (name, number) in [
-        (&b",\"latitude\":"[..], coordinates.map(|at| at.latitude)),
-        (b",\"longitude\":", coordinates.map(|at| at.longitude)),
+        (&b",\"latitude\":"[..], coordinates.map(|coordinates| coordinates.latitude)),
+        (b",\"longitude\":", coordinates.map(|coordinates| coordinates.longitude)),
         (b",\"population\":", entry.and_then(|entry| entry.population).map(f64::from)),
     ] {
         out.extend_from_slice(name);

@@ -6,19 +6,23 @@ mod world;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::watch;
 use tokio_tungstenite::WebSocketStream;
 
 use self::client::ModelClient;
 use self::world::{ModelDataflow, Rng};
+use super::metered::MeteredStream;
 use super::*;
 use crate::codec::ReadOptions;
 use crate::directory::Directory;
 use crate::serve::publisher::{self, Publisher};
+use crate::serve::view::View;
 use crate::serve::{ServeLimits, ServiceInfo};
 
 fn limits() -> ServeLimits {
