@@ -5,7 +5,7 @@ use warp::http::Method;
 use super::*;
 use crate::serve::routes::ROUTES;
 
-/// The answer to a request line and headers.
+/// The response to a request line and headers.
 fn send_head(service: &TestServer, head: &str) -> HttpReply {
     let mut socket = service.connect();
     socket.write_all(format!("{head}connection: close\r\n\r\n").as_bytes()).unwrap();
@@ -59,12 +59,12 @@ fn absolute_form_is_served_for_its_host() {
         ("//evil/healthz", "localhost", (404, "not_found")),
         ("//localhost:80/healthz", "localhost", (404, "not_found")),
     ] {
-        let given = status(&service, &format!("GET {target} HTTP/1.1\r\nhost: {host}\r\n"));
-        assert_eq!(given, (expected.0, expected.1.into()), "{target}");
+        let received = status(&service, &format!("GET {target} HTTP/1.1\r\nhost: {host}\r\n"));
+        assert_eq!(received, (expected.0, expected.1.into()), "{target}");
     }
     let cities = send_head(&service, "GET http://localhost?limit=1 HTTP/1.1\r\nhost: x\r\n");
     assert_eq!((cities.status, cities.header("content-type")), (200, Some("text/html; charset=utf-8")));
-    // A page of the host that the target names, and one of the host that the header names.
+    // A page of the host that the target names, and a page of the host that the header names.
     let post = "content-type: application/json\r\ncontent-length: 0\r\n";
     for (target, origin, foreign) in [
         ("http://localhost:7", "http://localhost:7", false),
