@@ -16,8 +16,8 @@ pub struct Backends {
     pub appender: Option<Arc<dyn Appender>>,
     /// Says why the appender accepts no records for now.
     pub hold_check: Option<Arc<dyn HoldCheck>>,
-    /// How far a posted reading may be dated after this host's clock before its response warns of it.
-    /// `None` if the log refuses such readings by its own time stamps.
+    /// How far a posted reading may be dated after this host's clock before its response warns of
+    /// it. `None` if the log refuses such readings by its own time stamps.
     pub warn_ahead: Option<Millis>,
 }
 

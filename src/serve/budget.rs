@@ -72,8 +72,8 @@ impl Drop for QuotaShare {
     }
 }
 
-/// Bytes for responses and snapshots that are being made or sent, which wait for their turn. A quarter is
-/// reserved for small ones, so that they never wait for large ones.
+/// Bytes for responses and snapshots that are being made or sent, which wait for their turn. A
+/// quarter is reserved for small ones, so that they never wait for large ones.
 #[derive(Debug)]
 pub struct MemoryBudget {
     small: Arc<Semaphore>,
@@ -112,8 +112,8 @@ impl MemoryBudget {
         })
     }
 
-    /// Waits for `bytes`; `None` if they are not free in time. A permit for more than the budget is a permit
-    /// for all of it.
+    /// Waits for `bytes`; `None` if they are not free in time. A permit for more than the budget is
+    /// a permit for all of it.
     pub async fn acquire(&self, bytes: usize) -> Option<Permit> {
         let semaphore = if bytes <= SMALL_PERMIT_BYTES { &self.small } else { &self.large };
         let bytes = u32::try_from(bytes.clamp(1, self.large_bytes)).unwrap_or(u32::MAX);

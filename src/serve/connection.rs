@@ -16,8 +16,8 @@ use tokio_rustls::server::TlsStream;
 use super::budget::MemoryBudget;
 use super::read_rate::ReadRateMeter;
 
-/// How long bytes that a client still sends after the last response are read before the connection is
-/// closed: closing it with unread bytes would reset it, and the response could be lost.
+/// How long bytes that a client still sends after the last response are read before the connection
+/// is closed: closing it with unread bytes would reset it, and the response could be lost.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 /// How many such bytes are read at most.
 const MAX_LINGER_BYTES: usize = 4 << 20;
@@ -117,8 +117,9 @@ impl RequestActivity {
     }
 }
 
-/// A connection that ends if the head of a request does not arrive in time, or if the client reads a response
-/// too slowly. hyper limits how long it may be idle, and ingest how long a body may take.
+/// A connection that ends if the head of a request does not arrive in time, or if the client reads
+/// a response too slowly. hyper limits how long it may be idle, and ingest how long a body may
+/// take.
 pub(super) struct TimedConnection<C> {
     inner: C,
     activity: Arc<RequestActivity>,

@@ -1,5 +1,5 @@
-//! What requests are answered from, and the checks that come before every API: host, origin, method,
-//! token, readiness.
+//! What requests are answered from, and the checks that come before every API: host, origin,
+//! method, token, readiness.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -81,8 +81,8 @@ impl ServerContext {
         self.limits.connections.saturating_sub(self.connection_permits.available_permits())
     }
 
-    /// Answers a request for the path of `route`: with what `handler` makes, if the request passes all
-    /// checks.
+    /// Answers a request for the path of `route`: with what `handler` makes, if the request passes
+    /// all checks.
     pub(super) async fn respond<A>(
         &self,
         route: &'static Route,

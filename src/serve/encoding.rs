@@ -79,7 +79,8 @@ impl ContentCoding {
         run_blocking(compress).await.map_err(io::Error::other)?.map(Bytes::from)
     }
 
-    /// Compresses bytes that are compiled in, once, and caches the result: they are few and never change.
+    /// Compresses bytes that are compiled in, once, and caches the result: they are few and never
+    /// change.
     pub(super) async fn compress_static(self, bytes: &'static [u8]) -> io::Result<Bytes> {
         type Cache = HashMap<(usize, ContentCoding), Bytes>;
         static CACHE: LazyLock<SharedMutex<Cache>> = LazyLock::new(SharedMutex::default);
@@ -141,7 +142,8 @@ impl AcceptedCodings {
         self.zstd.or(self.wildcard).unwrap_or(0)
     }
 
-    /// The identity is accepted unless a weight excludes it, with the least weight if other codings are named.
+    /// The identity is accepted unless a weight excludes it, with the least weight if other codings
+    /// are named.
     fn identity_weight(&self) -> u16 {
         match (self.identity, self.wildcard) {
             (Some(weight), _) => weight,

@@ -1,8 +1,9 @@
 //! Long responses are encoded piece by piece, one piece at a time in the whole process.
 //!
-//! Sessions and requests share a few threads, which run ready tasks in their order. If the pieces of a hundred
-//! responses were ready tasks, a message of one reading would wait behind all of them. They wait for their
-//! turn here instead, in the order in which they came, so that the other threads are always free.
+//! Sessions and requests share a few threads, which run ready tasks in their order. If the pieces
+//! of a hundred responses were ready tasks, a message of one reading would wait behind all of them.
+//! They wait for their turn here instead, in the order in which they came, so that the other
+//! threads are always free.
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -19,8 +20,8 @@ impl Default for EncodingTurns {
 }
 
 impl EncodingTurns {
-    /// Waits for the turn, which ends when the permit is dropped. The holder must not write to a client, which
-    /// may be slow.
+    /// Waits for the turn, which ends when the permit is dropped. The holder must not write to a
+    /// client, which may be slow.
     pub async fn wait_for_turn(&self) -> Option<SemaphorePermit<'_>> {
         // The semaphore is never closed.
         self.0.acquire().await.ok()

@@ -1,4 +1,5 @@
-//! Whether current rows are fresh, by this host's clock when a response is made. Results never depend on it.
+//! Whether current rows are fresh, by this host's clock when a response is made. Results never
+//! depend on it.
 
 use warp::http::header::CACHE_CONTROL;
 use warp::http::{HeaderMap, HeaderName, HeaderValue};
@@ -42,8 +43,8 @@ impl Freshness {
     }
 }
 
-/// Sets the age of a response's row. The response must not be stored: its age would be wrong when it is read
-/// from a cache.
+/// Sets the age of a response's row. The response must not be stored: its age would be wrong when
+/// it is read from a cache.
 pub(super) fn set_age_headers(headers: &mut HeaderMap, age_ms: Option<i64>) {
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     let age = age_ms.and_then(|ms| HeaderValue::try_from((ms as f64 / 1e3).to_string()).ok());

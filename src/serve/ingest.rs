@@ -1,5 +1,5 @@
-//! Readings that clients send over HTTP and WebSocket. Each is appended to the log with its exact bytes, and
-//! acknowledged when it is durable. A reading that the response refuses is in no log.
+//! Readings that clients send over HTTP and WebSocket. Each is appended to the log with its exact
+//! bytes, and acknowledged when it is durable. A reading that the response refuses is in no log.
 
 mod body;
 mod time_check;
@@ -52,8 +52,8 @@ pub(super) struct IngestHandler {
     body_time: Duration,
     /// Bytes that all bodies together may still take.
     body_budget: Arc<Semaphore>,
-    /// Large bodies that are decoded at one time. Further ones wait, so that processors are left for small
-    /// ones.
+    /// Large bodies that are decoded at one time. Further ones wait, so that processors are left
+    /// for small ones.
     decode_permits: Arc<Semaphore>,
 }
 
@@ -168,7 +168,8 @@ impl IngestHandler {
         if report.accepted == 0 { Err(none_accepted(&report.refusals)) } else { Ok(report) }
     }
 
-    /// Accepts a WebSocket message, which is as a JSON body; returns before its readings are durable.
+    /// Accepts a WebSocket message, which is as a JSON body; returns before its readings are
+    /// durable.
     pub(super) async fn ingest_message(&self, text: &[u8]) -> Result<PendingAppend, Problem> {
         let mut body = ReceivedBody { bytes: Vec::new(), permit: None };
         self.extend_body(&mut body, text)?;
@@ -212,8 +213,8 @@ impl IngestHandler {
         Ok(())
     }
 
-    /// Decompresses a body. The result may be as long as a plain body, and its memory is counted before it
-    /// is used.
+    /// Decompresses a body. The result may be as long as a plain body, and its memory is counted
+    /// before it is used.
     async fn decompress_body(&self, coding: BodyCoding, body: ReceivedBody) -> Result<ReceivedBody, Problem> {
         if coding == BodyCoding::Identity {
             return Ok(body);
@@ -335,7 +336,8 @@ fn none_accepted(refusals: &RefusalSummary) -> Problem {
         .with_member("refused_count", json!(refusals.refused_count))
 }
 
-/// Checks the time of a reading: an error refuses the reading, a value warns that the log may refuse it.
+/// Checks the time of a reading: an error refuses the reading, a value warns that the log may
+/// refuse it.
 type TimeCheck<'a> = &'a dyn Fn(&Upsert<'_>) -> Result<Option<Refusal>, Refusal>;
 
 fn decode_body(
@@ -371,8 +373,8 @@ struct BodyDecoder<'a> {
     decoded: DecodedBody,
 }
 
-/// Decodes the records of an array as they are parsed: a list of short ones would be many times as long as
-/// the body.
+/// Decodes the records of an array as they are parsed: a list of short ones would be many times as
+/// long as the body.
 struct RecordArrayVisitor<'a, 'b>(&'a mut BodyDecoder<'b>);
 
 impl<'de> Visitor<'de> for RecordArrayVisitor<'_, '_> {
@@ -393,8 +395,8 @@ impl<'de> Visitor<'de> for RecordArrayVisitor<'_, '_> {
 impl BodyDecoder<'_> {
     fn decode_record(&mut self, bytes: &[u8]) {
         let BodyDecoder { decoder, check_time, decoded } = self;
-        // A body may have millions of records that are too short. Once the list of refusals is full, they
-        // are only counted, which costs little.
+        // A body may have millions of records that are too short. Once the list of refusals is
+        // full, they are only counted, which costs little.
         if decoded.refusals.refused_count >= MAX_LISTED_REFUSALS && bytes.len() < MIN_READING_BYTES {
             decoded.refusals.refused_count += 1;
             return;

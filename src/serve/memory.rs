@@ -1,4 +1,5 @@
-//! Memory that clients can make the service use: all limits together. `docs/limits.md` has them as a table.
+//! Memory that clients can make the service use: all limits together. `docs/limits.md` has them as
+//! a table.
 
 use super::new_cities::NEW_CITIES_BYTES;
 use super::plan::ServeLimits;
@@ -18,8 +19,8 @@ pub struct MemoryLimit {
 /// Bytes that a watched city takes beside its changes, here and at the worker that owns it.
 const WATCHED_CITY_OVERHEAD_BYTES: usize = 512;
 
-/// Bytes that a connection takes of its own: the head of a request and the buffers for reading and writing,
-/// or a session with its socket's buffers and the part of a message that is being written.
+/// Bytes that a connection takes of its own: the head of a request and the buffers for reading and
+/// writing, or a session with its socket's buffers and the part of a message that is being written.
 pub const CONNECTION_BYTES: usize = 160 << 10;
 
 /// The limits of a process with `workers` workers.

@@ -1,11 +1,12 @@
 //! The server: REST, WebSockets, and the live page.
 //!
-//! The server never reads the dataflow's state. It keeps a view of the current rows and recent changes,
-//! which it builds from [updates](crate::model::ViewUpdate), and sends the dataflow a query for history.
+//! The server never reads the dataflow's state. It keeps a view of the current rows and recent
+//! changes, which it builds from [updates](crate::model::ViewUpdate), and sends the dataflow a
+//! query for history.
 //!
 //! A request passes `server` (connections and their limits), `target` (what the request asks for),
-//! `routes` (the table of warp filters, one file an API in `api/`), and `context` (the checks that come
-//! before every API).
+//! `routes` (the table of warp filters, one file an API in `api/`), and `context` (the checks that
+//! come before every API).
 
 mod api;
 mod backends;

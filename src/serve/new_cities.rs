@@ -1,6 +1,6 @@
-//! Limits the new cities that one client may post. Admission remembers each city of a partition for ever, and
-//! decides by the log alone, so a client's share of the room for cities is checked before its readings are
-//! appended to the log.
+//! Limits the new cities that one client may post. Admission remembers each city of a partition for
+//! ever, and decides by the log alone, so a client's share of the room for cities is checked before
+//! its readings are appended to the log.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
@@ -16,20 +16,20 @@ use crate::panics::locks::SharedMutex;
 
 /// Time in which a used share is refilled.
 const REFILL_PERIOD: Duration = Duration::from_secs(24 * 3600);
-/// Shares that are counted separately, by client and partition; further clients have one share together in
-/// each partition.
+/// Shares that are counted separately, by client and partition; further clients have one share
+/// together in each partition.
 const MAX_CLIENT_ENTRIES: usize = 100_000;
-/// Names that one of two tables remembers: names that were posted and are not in the results yet, so that
-/// each counts once.
+/// Names that one of two tables remembers: names that were posted and are not in the results yet,
+/// so that each counts once.
 const MAX_REMEMBERED_NAMES: usize = 458_752;
-/// If no new name is posted to a partition for this time, its posted names that are not among its cities are
-/// no longer expected.
+/// If no new name is posted to a partition for this time, its posted names that are not among its
+/// cities are no longer expected.
 const PENDING_CITIES_TIMEOUT: Duration = Duration::from_secs(60);
 /// Names that are looked up while the view is locked once.
 const NAMES_PER_LOOKUP: usize = 1_024;
 
-/// Bytes that shares and remembered names take at most: a table is filled to 7/8, and an entry of it takes
-/// its own bytes and one more.
+/// Bytes that shares and remembered names take at most: a table is filled to 7/8, and an entry of
+/// it takes its own bytes and one more.
 pub const NEW_CITIES_BYTES: usize = 2 * 9 * (MAX_REMEMBERED_NAMES / 7 * 8) + (1 << 18) * 48;
 
 /// Checks posted readings for new cities before they are appended to the log.
@@ -89,9 +89,9 @@ impl NewCityLimiter {
         })
     }
 
-    /// Charges the client's share with the cities of `records` that are not in the results: with all, or
-    /// with none if the share of one partition does not suffice. While the logs are replayed the new cities
-    /// are not known, and nothing is charged.
+    /// Charges the client's share with the cities of `records` that are not in the results: with
+    /// all, or with none if the share of one partition does not suffice. While the logs are
+    /// replayed the new cities are not known, and nothing is charged.
     pub(super) fn charge_new_cities(
         &self,
         client: Option<ClientId>,
@@ -153,7 +153,8 @@ impl NewCityLimiter {
     }
 }
 
-/// The cities of a partition, how many it may have, and the part of the remaining room for one client.
+/// The cities of a partition, how many it may have, and the part of the remaining room for one
+/// client.
 #[derive(Clone, Copy, Debug)]
 struct PartitionCapacity {
     cities: u32,
@@ -162,8 +163,8 @@ struct PartitionCapacity {
 }
 
 impl PartitionCapacity {
-    /// The share of a client that has used a part of it. The share counts from the room that was left before
-    /// the client used any.
+    /// The share of a client that has used a part of it. The share counts from the room that was
+    /// left before the client used any.
     fn client_allowance(self, pending: u32, used: f64) -> f64 {
         let left = f64::from(self.max_cities.saturating_sub(self.cities).saturating_sub(pending));
         let allowed = ((left + used) * f64::from(self.client_percent) / 100.0).floor();
@@ -195,7 +196,8 @@ impl NewCityUsage {
             let capacity = capacity(partition);
             let key = self.usage_key(client, partition, now);
             let pending = self.pending_cities(partition, capacity.cities, now);
-            // In a full partition, readings of new cities become dead letters, which can be sent again later.
+            // In a full partition, readings of new cities become dead letters, which can be sent
+            // again later.
             if names.is_empty() || capacity.cities >= capacity.max_cities {
                 continue;
             }

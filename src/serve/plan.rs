@@ -12,8 +12,8 @@ pub struct ServePlan {
     pub tls: Option<TlsPlan>,
     /// If empty, every client that reaches the port may read and ingest.
     pub tokens: Vec<Token>,
-    /// Origins of web pages, as in `https://example.org`, that may open WebSockets and read responses,
-    /// besides the server's own.
+    /// Origins of web pages, as in `https://example.org`, that may open WebSockets and read
+    /// responses, besides the server's own.
     pub origins: Vec<String>,
     /// Whether to serve a test-only WebSocket at `/echo`, with the socket settings of the others.
     pub echo: bool,

@@ -1,5 +1,5 @@
-//! Error responses as `application/problem+json` (RFC 9457). Programs branch on `code`; `detail` is for
-//! people.
+//! Error responses as `application/problem+json` (RFC 9457). Programs branch on `code`; `detail` is
+//! for people.
 
 use std::borrow::Cow;
 

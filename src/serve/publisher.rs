@@ -1,5 +1,5 @@
-//! The thread that applies updates to the view and routes them to subscribers, so that the dataflow's workers
-//! never encode.
+//! The thread that applies updates to the view and routes them to subscribers, so that the
+//! dataflow's workers never encode.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,8 +14,8 @@ use crate::panics::panic_point;
 /// Updates that may wait for the publisher thread.
 const MAX_QUEUED_UPDATES: usize = 64;
 
-/// Sends updates to the publisher thread. When the last publisher is dropped, the thread applies the queued
-/// updates and ends.
+/// Sends updates to the publisher thread. When the last publisher is dropped, the thread applies
+/// the queued updates and ends.
 #[derive(Clone)]
 pub struct Publisher {
     updates: SyncSender<ViewUpdate>,

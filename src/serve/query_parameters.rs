@@ -10,7 +10,8 @@ use crate::model::refusal::quoted_excerpt;
 
 /// Decodes `%XX`; `None` if an escape is not complete or the result is not UTF-8.
 ///
-/// `percent_decode_str` would leave an incomplete escape as it is, so that two spellings named one city.
+/// `percent_decode_str` would leave an incomplete escape as it is, so that two spellings named one
+/// city.
 pub(super) fn decode_percent(text: &str) -> Option<Cow<'_, str>> {
     if !has_complete_escapes(text) {
         return None;

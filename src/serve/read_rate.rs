@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-/// Bytes a second that a client must read while data waits for it, averaged over `serve.limits.send_time`.
+/// Bytes a second that a client must read while data waits for it, averaged over
+/// `serve.limits.send_time`.
 pub const MIN_READ_RATE: usize = 16 << 10;
-/// The same while others wait for the memory of its response, averaged over [`CONTENDED_RATE_WINDOW`].
+/// The same while others wait for the memory of its response, averaged over
+/// [`CONTENDED_RATE_WINDOW`].
 pub const MIN_CONTENDED_READ_RATE: usize = 256 << 10;
 /// The time over which [`MIN_CONTENDED_READ_RATE`] is averaged.
 pub const CONTENDED_RATE_WINDOW: Duration = Duration::from_secs(2);
@@ -24,7 +26,8 @@ struct RateWindow {
 }
 
 impl RateWindow {
-    /// Ends the window if it has lasted for `time`; true if its rate was below `rate` bytes a second.
+    /// Ends the window if it has lasted for `time`; true if its rate was below `rate` bytes a
+    /// second.
     fn finish_is_slow(&mut self, time: Duration, rate: usize) -> bool {
         if self.time < time {
             return false;
@@ -48,8 +51,8 @@ impl ReadRateMeter {
         (self.normal_window, self.contended_window) = (RateWindow::default(), RateWindow::default());
     }
 
-    /// Records that the client has read `bytes` in `time`; true if it reads too slowly. `is_contended` says
-    /// that others wait for the memory of its response.
+    /// Records that the client has read `bytes` in `time`; true if it reads too slowly.
+    /// `is_contended` says that others wait for the memory of its response.
     pub fn record_is_too_slow(&mut self, time: Duration, bytes: usize, is_contended: bool) -> bool {
         for window in [&mut self.normal_window, &mut self.contended_window] {
             window.time += time;

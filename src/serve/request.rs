@@ -13,8 +13,8 @@ use super::upgrade;
 /// A request without its body.
 pub(super) struct ApiRequest {
     pub(super) method: Method,
-    /// The segment of the path that stands for the route's parameter, still percent-encoded; empty if the
-    /// route has none.
+    /// The segment of the path that stands for the route's parameter, still percent-encoded; empty
+    /// if the route has none.
     pub(super) path_parameter: String,
     /// Without its question mark.
     pub(super) query: String,

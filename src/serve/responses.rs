@@ -96,8 +96,8 @@ pub(super) fn with_entity_tag(mut response: Response, tag: &str) -> Response {
     response
 }
 
-/// Whether the client has a response with this tag, by the weak comparison that RFC 9110, section 13.1.2,
-/// prescribes for `If-None-Match`.
+/// Whether the client has a response with this tag, by the weak comparison that RFC 9110, section
+/// 13.1.2, prescribes for `If-None-Match`.
 pub(super) fn matches_entity_tag(headers: &HeaderMap, tag: &str) -> bool {
     fn opaque(tag: &str) -> &str {
         tag.trim().trim_start_matches("W/")

@@ -1,4 +1,5 @@
-//! What is known of a route before it is called: its path, its method, and what a request for it needs.
+//! What is known of a route before it is called: its path, its method, and what a request for it
+//! needs.
 
 use warp::http::{HeaderValue, Method};
 
@@ -6,11 +7,13 @@ use super::security::TokenScope;
 
 /// A path that is served, with its method and what a request for it needs.
 ///
-/// A path has one route: the route answers every request for its path, those with other methods too.
+/// A path has one route: the route answers every request for its path, those with other methods
+/// too.
 pub(super) struct Route {
     /// `GET` stands for `HEAD` too.
     pub(super) method: Method,
-    /// As the documents write it: `{..}` stands for one segment. It is also the `route` label of metrics.
+    /// As the documents write it: `{..}` stands for one segment. It is also the `route` label of
+    /// metrics.
     pub(super) path: &'static str,
     /// What a token must allow, if the service has tokens.
     pub(super) scope: Option<TokenScope>,
@@ -56,8 +59,8 @@ impl Route {
         }
     }
 
-    /// The segment of `path` that stands for the route's parameter, still percent-encoded; empty if the
-    /// route has no parameter, `None` if the path is not of this route.
+    /// The segment of `path` that stands for the route's parameter, still percent-encoded; empty if
+    /// the route has no parameter, `None` if the path is not of this route.
     pub(super) fn match_path<'a>(&self, path: &'a str) -> Option<&'a str> {
         let Some((before, after)) = self.path.split_once('{') else {
             return (self.path == path).then_some("");

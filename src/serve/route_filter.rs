@@ -12,8 +12,8 @@ use super::problem::Problem;
 use super::request::{ApiRequest, api_request};
 use super::route::{Route, RouteAvailability};
 
-/// The filter of an API: it answers every request for its path, and rejects all others, which are left to
-/// the next filter of the table.
+/// The filter of an API: it answers every request for its path, and rejects all others, which are
+/// left to the next filter of the table.
 pub(super) trait ApiFilter:
     Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync + 'static
 {
@@ -26,8 +26,9 @@ impl<F> ApiFilter for F where
 
 /// Requests for the path of `route`.
 ///
-/// The path is compared as a whole: `warp::path!` would accept a slash at the end too, and has no name
-/// for metrics and documents. A route that is only for tests rejects all requests unless they are wanted.
+/// The path is compared as a whole: `warp::path!` would accept a slash at the end too, and has no
+/// name for metrics and documents. A route that is only for tests rejects all requests unless they
+/// are wanted.
 pub(super) fn requests_for(
     server: &ServerContext,
     route: &'static Route,

@@ -46,8 +46,8 @@ pub(super) static ROUTES: [&Route; 15] = [
     &echo::ECHO,
 ];
 
-/// All routes. A request is tried at one filter after the other until one has its path. The last filter
-/// answers all others, so that no request is rejected.
+/// All routes. A request is tried at one filter after the other until one has its path. The last
+/// filter answers all others, so that no request is rejected.
 pub(super) fn routes_filter(server: &Arc<ServerContext>) -> impl TotalFilter + use<> {
     requests_without_path(server)
         .or(city::city_filter(server))
@@ -76,8 +76,8 @@ pub(super) fn routes_filter(server: &Arc<ServerContext>) -> impl TotalFilter + u
         .unify()
 }
 
-/// Requests whose target is no path. It must come before all routes: `target::normalize_target` has given
-/// them a path that they did not ask for.
+/// Requests whose target is no path. It must come before all routes: `target::normalize_target` has
+/// given them a path that they did not ask for.
 fn requests_without_path(server: &Arc<ServerContext>) -> impl ApiFilter + use<> {
     let server = server.clone();
     warp::ext::optional::<PathlessTarget>()

@@ -1,4 +1,5 @@
-//! Access control: bearer tokens, origins of web pages, and the host names that the server is reached by.
+//! Access control: bearer tokens, origins of web pages, and the host names that the server is
+//! reached by.
 
 use std::net::IpAddr;
 
@@ -17,8 +18,8 @@ use super::problem::{Problem, ProblemCode};
 use super::ui::CONTENT_SECURITY_POLICY;
 use crate::model::ClientId;
 
-/// The subprotocol that a handshake is answered with. A token may be sent as another subprotocol, since
-/// browsers cannot set headers of WebSockets.
+/// The subprotocol that a handshake is answered with. A token may be sent as another subprotocol,
+/// since browsers cannot set headers of WebSockets.
 pub(super) const SUBPROTOCOL: &str = "swelter.v1";
 const TOKEN_SUBPROTOCOL: &str = "bearer.";
 
@@ -31,12 +32,13 @@ pub(super) enum TokenScope {
 pub(super) struct AccessGuard {
     tokens: Vec<TokenGrant>,
     origins: Vec<String>,
-    /// Whether only this host can reach the server. A request for another host name then came here by DNS
-    /// rebinding.
+    /// Whether only this host can reach the server. A request for another host name then came here
+    /// by DNS rebinding.
     is_loopback: bool,
 }
 
-/// A token. Secrets are compared as digests, so that the time of the comparison reveals nothing about them.
+/// A token. Secrets are compared as digests, so that the time of the comparison reveals nothing
+/// about them.
 struct TokenGrant {
     secret_digest: Digest,
     read: bool,
@@ -48,7 +50,8 @@ struct TokenGrant {
 pub(super) struct PeerAddress(pub(super) IpAddr);
 
 impl PeerAddress {
-    /// The address without the part that a client can choose freely: of IPv6, the half that names a host.
+    /// The address without the part that a client can choose freely: of IPv6, the half that names a
+    /// host.
     fn network(self) -> u128 {
         match self.0.to_canonical() {
             IpAddr::V4(address) => u128::from(u32::from(address)),
@@ -86,7 +89,8 @@ impl AccessGuard {
     ///
     /// # Errors
     ///
-    /// If the server listens on loopback and the host is neither local nor that of an allowed origin.
+    /// If the server listens on loopback and the host is neither local nor that of an allowed
+    /// origin.
     pub(super) fn check_host(&self, headers: &HeaderMap) -> Result<(), Problem> {
         let Some(host) = headers.get(HOST).filter(|_| self.is_loopback) else { return Ok(()) };
         let host = host.to_str().unwrap_or_default().to_ascii_lowercase();
@@ -119,7 +123,8 @@ impl AccessGuard {
         }
     }
 
-    /// The client that sends a request: that of its token, or without one that of its network address.
+    /// The client that sends a request: that of its token, or without one that of its network
+    /// address.
     pub(super) fn client_id(&self, headers: &HeaderMap, peer: Option<PeerAddress>) -> Option<ClientId> {
         let secret = bearer_token(headers).filter(|_| !self.tokens.is_empty());
         let secret_digest = secret.map(|secret| digest(&SHA256, secret.as_bytes()));
@@ -134,7 +139,8 @@ impl AccessGuard {
     ///
     /// # Errors
     ///
-    /// `unauthorized` without a known token, `insufficient_scope` if the token does not allow `scope`.
+    /// `unauthorized` without a known token, `insufficient_scope` if the token does not allow
+    /// `scope`.
     pub(super) fn check_token(&self, headers: &HeaderMap, scope: TokenScope) -> Result<(), Problem> {
         if self.tokens.is_empty() {
             return Ok(());

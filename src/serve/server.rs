@@ -46,13 +46,14 @@ const MAX_HEAD_BYTES: usize = 16 * 1024;
 const MAX_HEADERS: usize = 100;
 /// Bytes that are read from and written to a socket at one time.
 const BUFFER_BYTES: usize = 64 * 1024;
-/// Connections over the limit that get a response at one time, at most; further ones are just closed.
+/// Connections over the limit that get a response at one time, at most; further ones are just
+/// closed.
 const MAX_CONCURRENT_REJECTIONS: usize = 64;
 const REJECTION_TIMEOUT: Duration = Duration::from_secs(1);
 const CERTIFICATE_CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Connections over the limit that get a response at one time. Each needs an open file, as those within the
-/// limit do.
+/// Connections over the limit that get a response at one time. Each needs an open file, as those
+/// within the limit do.
 pub fn max_concurrent_rejections(connections: usize) -> usize {
     (connections / 8).clamp(8, MAX_CONCURRENT_REJECTIONS)
 }
@@ -95,8 +96,8 @@ impl BoundServer {
         self.address
     }
 
-    /// Accepts connections from now on. Until an update says that replay is done, requests that need
-    /// results are answered with `catching_up`.
+    /// Accepts connections from now on. Until an update says that replay is done, requests that
+    /// need results are answered with `catching_up`.
     ///
     /// # Errors
     ///
@@ -165,9 +166,9 @@ impl RunningServer {
         self.publisher.clone()
     }
 
-    /// Stops accepting connections, ends WebSockets with code 1001, and finishes requests that have begun;
-    /// connections that are still open after `grace` are aborted. The publisher's thread ends when the
-    /// caller has dropped its publishers too.
+    /// Stops accepting connections, ends WebSockets with code 1001, and finishes requests that have
+    /// begun; connections that are still open after `grace` are aborted. The publisher's thread
+    /// ends when the caller has dropped its publishers too.
     pub async fn stop_serving(self, grace: Duration) {
         self.stop_sender.send_replace(true);
         let all_permits = u32::try_from(self.max_connections).unwrap_or(u32::MAX);
@@ -327,8 +328,8 @@ impl AcceptedConnection {
             .timer(TokioTimer::new())
             // A client may shut down its sending side and still wait for its response.
             .half_close(true)
-            // From the end of a request to the head of the next. `TimedConnection` limits a head that has
-            // begun.
+            // From the end of a request to the head of the next. `TimedConnection` limits a head
+            // that has begun.
             .header_read_timeout(idle_time.max(header_time))
             .max_headers(MAX_HEADERS)
             .max_header_size(MAX_HEAD_BYTES)
@@ -406,7 +407,8 @@ async fn handle_request(
     Ok(Response::from_parts(parts, PermitBody { body, rest: Bytes::new(), permit }))
 }
 
-/// A body that is sent in pieces, so that its memory counts until the client has read nearly all of it.
+/// A body that is sent in pieces, so that its memory counts until the client has read nearly all of
+/// it.
 struct PermitBody<B> {
     body: B,
     rest: Bytes,

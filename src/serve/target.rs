@@ -1,5 +1,5 @@
-//! The target and host of a request (RFC 9112, sections 3.2 and 3.3), checked before the request reaches the
-//! routes.
+//! The target and host of a request (RFC 9112, sections 3.2 and 3.3), checked before the request
+//! reaches the routes.
 
 use std::net::Ipv6Addr;
 
@@ -19,8 +19,9 @@ pub(super) enum PathlessTarget {
     Refused(&'static str),
 }
 
-/// Brings the target into origin form, and the host that it names into the `Host` header. A request whose
-/// target is not a path gets a [`PathlessTarget`] and the path `/`, so that every URI has a path from here on.
+/// Brings the target into origin form, and the host that it names into the `Host` header. A request
+/// whose target is not a path gets a [`PathlessTarget`] and the path `/`, so that every URI has a
+/// path from here on.
 pub(super) fn normalize_target<B>(request: &mut Request<B>) {
     let path = match take_path(request) {
         Ok(path) => path,
@@ -101,8 +102,8 @@ fn require_one_host(headers: &HeaderMap) -> Result<(), &'static str> {
     }
 }
 
-/// Whether the text is a name or address, with or without a port. Names are those of DNS, with `_` and `~`:
-/// other characters that URIs allow name no host.
+/// Whether the text is a name or address, with or without a port. Names are those of DNS, with `_`
+/// and `~`: other characters that URIs allow name no host.
 fn is_host(text: &str) -> bool {
     let (is_named, port) = match text.strip_prefix('[') {
         Some(rest) => {

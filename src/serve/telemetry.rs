@@ -47,7 +47,8 @@ pub(super) fn run_upkeep() {
     RECORDER.run_upkeep();
 }
 
-/// Counts a response. `route` is the path as the documents write it, so that the label has few values.
+/// Counts a response. `route` is the path as the documents write it, so that the label has few
+/// values.
 pub(super) fn record_request(route: &'static str, method: &'static str, status: u16, duration: Duration) {
     let labels = [("route", route), ("method", method)];
     histogram!("swelter_http_request_duration_seconds", &labels).record(duration.as_secs_f64());
@@ -130,18 +131,18 @@ fn describe_process() {
     describe_gauge!(
         "swelter_as_of_lag_seconds",
         Unit::Seconds,
-        "Clock time less the newest epoch that is served; where epochs are ahead of the clock, time since the last one"
+        "Clock time less the newest epoch that is served; if epochs are ahead of the clock, time since the last update"
     );
     describe_gauge!("swelter_connections", "Open connections, WebSockets included");
     describe_gauge!(
         "swelter_connections_limit",
-        "Connections that are served at once: serve.limits.connections, or fewer where the limit of open files is low"
+        "Connections that are served at once: serve.limits.connections, or fewer if the limit of open files is low"
     );
     describe_gauge!(
         "swelter_task_failing",
-        "1 while a task of the service's own fails and is tried again; what waits for it is held back, as the log says"
+        "1 while a task of the service itself fails and is retried; what depends on it waits, as the log says"
     );
-    describe_counter!("swelter_connections_refused_total", "Connections over the limit, turned away");
+    describe_counter!("swelter_connections_refused_total", "Connections over the limit, which were rejected");
     describe_counter!(
         panics::CAUGHT_PANICS_METRIC,
         "Panics that ended a client's connection, request or session, and nothing else"
@@ -162,7 +163,7 @@ fn describe_readings() {
     );
     describe_counter!(
         "swelter_unknown_fields_total",
-        "Fields of readings that none of a reading's is, such as unit, since the start; replayed readings count again"
+        "Fields of readings that are not known, such as unit, since the start; replayed readings count again"
     );
     describe_counter!("swelter_refused_total", "Readings refused since the start, by reason");
     describe_gauge!(
@@ -185,7 +186,7 @@ fn describe_readings() {
     );
     describe_counter!(
         "swelter_new_cities_refused_total",
-        "Posts and messages refused, as their new cities were more than the client may add"
+        "Posts and messages refused because their new cities were more than the client may add"
     );
 }
 
@@ -214,5 +215,8 @@ fn describe_answers_and_sinks() {
     describe_counter!("swelter_sent_messages_total", "Messages sent to subscribers");
     describe_counter!("swelter_sent_rows_total", "Rows sent to subscribers");
     describe_counter!("swelter_sent_bytes_total", Unit::Bytes, "Bytes of messages sent to subscribers");
-    describe_counter!("swelter_conflated_rows_total", "Changes of rows that slow subscribers got merged");
+    describe_counter!(
+        "swelter_conflated_rows_total",
+        "Changes of rows that were merged for slow subscribers"
+    );
 }

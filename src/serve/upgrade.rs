@@ -91,11 +91,13 @@ impl WebSocketUpgrade {
         R: FnOnce(WebSocketStream<MeteredStream<Connection>>) -> F + Send + 'static,
     {
         let unfinished = unfinished.clone();
-        // A panic in a session's loop ends the session with a close frame; any other ends it without one.
+        // A panic in a session's loop ends the session with a close frame; any other ends it
+        // without one.
         tokio::spawn(panics::catch_future_panic(PanicScope::Session, async move {
             // It fails if the client has disconnected or the server stops.
             let Ok(upgraded) = self.upgrade.await else { return };
-            // The connection itself, without hyper's buffers around it and without the time limits of HTTP.
+            // The connection itself, without hyper's buffers around it and without the time limits
+            // of HTTP.
             let Ok(Parts { io, read_buf, .. }) = upgraded.downcast::<TokioIo<TimedConnection<Connection>>>()
             else {
                 return tracing::error!(

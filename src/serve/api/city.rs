@@ -1,5 +1,5 @@
-//! `GET /v1/cities/{city}`: the current row of a city, and `GET /v1/cities/{city}/history`: its rows in a
-//! range of time.
+//! `GET /v1/cities/{city}`: the current row of a city, and `GET /v1/cities/{city}/history`: its
+//! rows in a range of time.
 
 use std::borrow::Cow;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! The body of a `POST`: its format and content coding, and its decompression within a memory budget.
+//! The body of a `POST`: its format and content coding, and its decompression within a memory
+//! budget.
 
 use std::io::{Cursor, Read};
 use std::sync::Arc;
@@ -13,8 +14,8 @@ use crate::serve::problem::{Problem, ProblemCode};
 
 /// Memory is acquired in steps of this length.
 const DECOMPRESSION_STEP_BYTES: usize = 64 * 1024;
-/// Bytes that a decoder takes beside its output, about. If the limit of bodies is low, less is counted, so
-/// that a body of that length can be accepted.
+/// Bytes that a decoder takes beside its output, about. If the limit of bodies is low, less is
+/// counted, so that a body of that length can be accepted.
 const DECODER_OVERHEAD_BYTES: usize = 256 * 1024;
 /// The library's name of the error that a longer output buffer avoids.
 const ZSTD_BUFFER_TOO_SMALL: &str = "Destination buffer is too small";
@@ -182,8 +183,9 @@ fn decompress_gzip(compressed: &[u8], permit: &mut DecompressionPermit) -> Resul
     }
 }
 
-/// Decompresses all frames at once to one buffer, so that no window is in memory beside it, however large a
-/// frame says that its window is. If no frame gives its length, the buffer is doubled until all fits.
+/// Decompresses all frames at once to one buffer, so that no window is in memory beside it, however
+/// large a frame says that its window is. If no frame gives its length, the buffer is doubled until
+/// all fits.
 fn decompress_zstd(compressed: &[u8], permit: &mut DecompressionPermit) -> Result<Vec<u8>, Problem> {
     let limit = permit.limit;
     let announced = zstd_safe::get_frame_content_size(compressed).ok().flatten();

@@ -1,8 +1,9 @@
 //! Checks the time of a posted reading before it is appended to the log.
 //!
-//! A reading that is too late by the view of this process is too late in the log as well, because the newest
-//! reading of a city never becomes older there. The view may be behind the log, so a reading that passes may
-//! still be too late: admission decides that, and the reading becomes a dead letter.
+//! A reading that is too late by the view of this process is too late in the log as well, because
+//! the newest reading of a city never becomes older there. The view may be behind the log, so a
+//! reading that passes may still be too late: admission decides that, and the reading becomes a
+//! dead letter.
 
 use std::sync::Arc;
 
@@ -14,8 +15,8 @@ use crate::serve::view::View;
 #[derive(Clone)]
 pub(in crate::serve) struct TimeRules {
     view: Arc<View>,
-    /// How far after this host's clock a reading may be dated before its response warns of it. `None` for the
-    /// journal, which refuses such readings by its own time stamps.
+    /// How far after this host's clock a reading may be dated before its response warns of it.
+    /// `None` for the journal, which refuses such readings by its own time stamps.
     warn_ahead: Option<Millis>,
 }
 

@@ -116,7 +116,8 @@ fn compressed_bodies_reserve_memory_for_decompressed_size() {
             assert!(started.elapsed() < TEST_DEADLINE);
             std::thread::yield_now();
         }
-        // Of 220,000 bytes 99,000 are taken, and one that becomes as large takes its decoder's share beside.
+        // Of 220,000 bytes 99,000 are taken, and one that becomes as large takes its decoder's
+        // share beside.
         let second = post(&service, "zstd", &zstd_stream(body.as_bytes()));
         assert_eq!((second.status, &*second.code()), (429, "busy"));
         assert!(!waiting.is_finished() && !large.is_empty());

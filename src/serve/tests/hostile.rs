@@ -1,5 +1,5 @@
-//! Clients that are slow, send invalid bytes, or are too many: each gets a response or is disconnected in
-//! time, and the server keeps serving others.
+//! Clients that are slow, send invalid bytes, or are too many: each gets a response or is
+//! disconnected in time, and the server keeps serving others.
 
 use super::*;
 use crate::model::CurrentRowUpdate;

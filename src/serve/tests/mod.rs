@@ -382,8 +382,8 @@ fn row(fahrenheit: f64, category: Category) -> Row {
     Row::new(heat_index, category, heat_index.micros() * 2 - 1_000_000, 2)
 }
 
-/// New York and Los Angeles, a city without a current row, and a city that is not in the directory, whose
-/// name needs escapes.
+/// New York and Los Angeles, a city without a current row, and a city that is not in the directory,
+/// whose name needs escapes.
 fn cities() -> Vec<CurrentRowUpdate> {
     let current = |fahrenheit, category| CurrentRow {
         reading_at: time("2025-11-24T16:00:00Z"),

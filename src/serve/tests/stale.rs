@@ -1,4 +1,5 @@
-//! Stale rows: marked wherever they are listed, in no ranking and no category, by the clock of the host.
+//! Stale rows: marked wherever they are listed, in no ranking and no category, by the clock of the
+//! host.
 
 use serde_json::json;
 
@@ -20,8 +21,8 @@ fn cities_read_at(times: [EventTime; 3]) -> ViewUpdate {
     ViewUpdate { current_rows: current, ..ViewUpdate::default() }
 }
 
-/// New York is fresh, Los Angeles, the hottest, is 16 months old, and the city that is not in the directory
-/// is a little in the future.
+/// New York is fresh, Los Angeles, the hottest, is 16 months old, and the city that is not in the
+/// directory is a little in the future.
 fn service(stale_after: &str) -> TestServer {
     let info = ServiceInfo { stale_after: stale_after.parse().unwrap(), ..service_info() };
     let service = TestServer::start_with(plan(), true, info);

@@ -1,11 +1,12 @@
-//! The live page: HTML, CSS and ES modules, compiled in as they are written. The page loads nothing from
-//! another host.
+//! The live page: HTML, CSS and ES modules, compiled in as they are written. The page loads nothing
+//! from another host.
 
 use std::sync::LazyLock;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-/// The `Content-Security-Policy` of responses of `/` and `/ui/...`: it allows what the page needs, nothing else.
+/// The `Content-Security-Policy` of responses of `/` and `/ui/...`: it allows what the page needs,
+/// nothing else.
 pub const CONTENT_SECURITY_POLICY: &str =
     "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 

@@ -73,8 +73,8 @@ pub(super) struct ViewTotals {
     pub(super) refused: BTreeMap<Reason, u64>,
 }
 
-/// The current row of every city. Cities have dense numbers, and form a list in the order of their last
-/// change, so that finding the changes since an epoch costs no more than there are changes.
+/// The current row of every city. Cities have dense numbers, and form a list in the order of their
+/// last change, so that finding the changes since an epoch costs no more than there are changes.
 pub(super) struct CurrentTable {
     directory: &'static Directory<'static>,
     as_of: u64,
@@ -146,8 +146,8 @@ impl CurrentTable {
 
     /// Applies an update, and returns what it did, each city at most once.
     ///
-    /// All processes record the same changes for each epoch, however epochs are batched to updates, so that
-    /// a resume token of one process is valid at another.
+    /// All processes record the same changes for each epoch, however epochs are batched to updates,
+    /// so that a resume token of one process is valid at another.
     pub(super) fn apply_current_rows(
         &mut self,
         as_of: u64,

@@ -91,14 +91,14 @@ impl View {
         self.as_of.load(Ordering::Acquire)
     }
 
-    /// The newest epoch that a subscription may have received. While an update is being applied, it may be
-    /// ahead of [`View::as_of`].
+    /// The newest epoch that a subscription may have received. While an update is being applied, it
+    /// may be ahead of [`View::as_of`].
     pub fn newest_watched_epoch(&self) -> u64 {
         self.watched_cities.lock().as_of()
     }
 
-    /// Waits until [`View::newest_watched_epoch`] has reached `epoch`, which another process has reached;
-    /// false if that takes too long.
+    /// Waits until [`View::newest_watched_epoch`] has reached `epoch`, which another process has
+    /// reached; false if that takes too long.
     pub async fn wait_for_epoch(&self, epoch: u64) -> bool {
         let deadline = tokio::time::Instant::now() + CATCH_UP_TIMEOUT;
         while self.newest_watched_epoch() < epoch {
@@ -110,15 +110,16 @@ impl View {
         true
     }
 
-    /// How far results are behind the clock, in ms. If epochs are ahead of the clock, because it was put
-    /// back, this is the time since the last update.
+    /// How far results are behind the clock, in ms. If epochs are ahead of the clock, because it
+    /// was put back, this is the time since the last update.
     pub fn lag_ms(&self) -> u64 {
         let updated_at = *self.updated_at.lock();
         let since = u64::try_from(updated_at.elapsed().as_millis()).unwrap_or(u64::MAX);
         wall_clock_ms().saturating_sub(self.as_of()).max(since)
     }
 
-    /// How many current rows are stale or ahead of the clock. They are compared at most once a second.
+    /// How many current rows are stale or ahead of the clock. They are compared at most once a
+    /// second.
     pub fn compare_with_clock(&self) -> Arc<ClockComparison> {
         let mut last = self.clock_comparison.lock();
         match &*last {
@@ -150,8 +151,8 @@ impl View {
         Some(self.read_table().city(key)?.current.as_ref()?.reading_at)
     }
 
-    /// Calls `visit` for every city that has ever had a reading, and returns the one epoch of all of them.
-    /// Updates wait meanwhile.
+    /// Calls `visit` for every city that has ever had a reading, and returns the one epoch of all
+    /// of them. Updates wait meanwhile.
     pub fn for_each_city(&self, visit: &mut dyn FnMut(&ServedCity)) -> u64 {
         let table = self.read_table();
         table.cities().for_each(visit);
@@ -184,8 +185,8 @@ impl View {
         self.totals.lock().counts
     }
 
-    /// Readings refused since the start, by reason. Admission refuses them, and the dataflow: a city of two
-    /// partitions may have readings that only the dataflow knows to be too late.
+    /// Readings refused since the start, by reason. Admission refuses them, and the dataflow: a
+    /// city of two partitions may have readings that only the dataflow knows to be too late.
     pub fn refusal_counts(&self) -> Vec<(Reason, u64)> {
         let totals = self.totals.lock();
         let mut refused = totals.refused.clone();
@@ -200,8 +201,8 @@ impl View {
         self.pending_queries.submit_queries(vec![(city, query)])
     }
 
-    /// The current rows of the cities of `filter` that have changed after epoch `since`, and the rows that
-    /// were removed; without `since` all current rows.
+    /// The current rows of the cities of `filter` that have changed after epoch `since`, and the
+    /// rows that were removed; without `since` all current rows.
     ///
     /// # Errors
     ///
@@ -217,8 +218,8 @@ impl View {
     /// Queries all rows of cities (sorted) at one epoch, and watches the cities from then on, until
     /// [`View::unwatch_cities`] has been called as often.
     pub fn watch_cities(&self, cities: &[Arc<str>]) -> Result<QueryResponse, QueryError> {
-        // Queue the queries while holding the lock, so that the dataflow gets the beginning and the end of
-        // a watch in the order of the rings.
+        // Queue the queries while holding the lock, so that the dataflow gets the beginning and the
+        // end of a watch in the order of the rings.
         let mut watched = self.watched_cities.lock();
         let unwatch = |city: &_| self.pending_queries.send_unanswered(city, QueryKind::Unwatch);
         if !watched.evict_released_for(cities, unwatch) {
@@ -230,8 +231,8 @@ impl View {
         Ok(response)
     }
 
-    /// Watches cities whose rings are all complete after epoch `since`, as [`View::watch_cities`] does, but
-    /// without a query.
+    /// Watches cities whose rings are all complete after epoch `since`, as [`View::watch_cities`]
+    /// does, but without a query.
     ///
     /// # Errors
     ///

@@ -1,4 +1,5 @@
-//! The view: the current row of every city and the recent changes of watched cities, built from updates.
+//! The view: the current row of every city and the recent changes of watched cities, built from
+//! updates.
 
 mod city_filter;
 mod current_table;

@@ -16,8 +16,8 @@ use crate::panics::locks::SharedMutex;
 pub const MAX_PENDING_QUERIES: usize = 10_000;
 /// Time until a response begins, and from one piece of it to the next.
 const QUERY_RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long reading a response may take while others wait for their turn: this time, and a second more for
-/// each [`CONTENDED_ROWS_PER_SECOND`] rows.
+/// How long reading a response may take while others wait for their turn: this time, and a second
+/// more for each [`CONTENDED_ROWS_PER_SECOND`] rows.
 const CONTENDED_RESPONSE_TIME: Duration = Duration::from_secs(10);
 const CONTENDED_ROWS_PER_SECOND: u64 = 20_000;
 
@@ -122,8 +122,8 @@ impl QueryResponse {
         self.first_id
     }
 
-    /// Waits until the rows of all queries are counted, and returns their epoch. From then on the response
-    /// is not refused.
+    /// Waits until the rows of all queries are counted, and returns their epoch. From then on the
+    /// response is not refused.
     pub async fn wait_for_epoch(&mut self) -> Result<u64, QueryError> {
         loop {
             match self.next_event().await? {
@@ -134,8 +134,8 @@ impl QueryResponse {
         }
     }
 
-    /// The next piece; pieces of one query arrive in their order. It releases the rows of the piece before,
-    /// which the client must have read by then.
+    /// The next piece; pieces of one query arrive in their order. It releases the rows of the piece
+    /// before, which the client must have read by then.
     pub async fn next_piece(&mut self) -> Result<Option<AnswerPiece>, QueryError> {
         self.release_last_rows()?;
         let answer = match self.early_pieces.pop_front() {

@@ -1,5 +1,5 @@
-//! Groups of queries to the dataflow, and the memory that their responses take: rows are granted before
-//! the dataflow makes them, and count as in flight until the client has read them.
+//! Groups of queries to the dataflow, and the memory that their responses take: rows are granted
+//! before the dataflow makes them, and count as in flight until the client has read them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -20,8 +20,8 @@ pub const SHARED_ROWS: usize = 512 * 1024;
 pub const MAX_ROWS_PER_GROUP: usize = 8192;
 /// A group may use this part of the shared rows that are left, so that the first does not use all.
 const SHARED_ROWS_DIVISOR: usize = 16;
-/// Cities whose queries were sent and whose rows are not counted yet. Each costs the dataflow some time
-/// between two epochs.
+/// Cities whose queries were sent and whose rows are not counted yet. Each costs the dataflow some
+/// time between two epochs.
 const MAX_UNCOUNTED_CITIES: usize = 128;
 
 /// What happens to a group, for the reader of its response.
@@ -41,8 +41,8 @@ pub(super) struct QueryScheduler {
     waiting_cities: usize,
     /// By the id of the group's first query; the ids of a group are dense.
     groups: BTreeMap<u64, QueryGroup>,
-    /// Groups that were not sent yet, in the order in which they were opened. Each client has one at a time,
-    /// so that all have their turn.
+    /// Groups that were not sent yet, in the order in which they were opened. Each client has one
+    /// at a time, so that all have their turn.
     queue: VecDeque<u64>,
     active_groups: usize,
     uncounted_cities: usize,
@@ -298,8 +298,8 @@ impl ActiveQuery {
         (rows > 0).then(|| self.to_query(id, QueryKind::GrantRows { rows }))
     }
 
-    /// Sends the reader the pieces that are next. After the last one, returns how many granted rows remain
-    /// unused.
+    /// Sends the reader the pieces that are next. After the last one, returns how many granted rows
+    /// remain unused.
     fn deliver_piece(&mut self, answer: AnswerPiece, events: &mpsc::UnboundedSender<QueryEvent>) -> usize {
         if answer.rows.is_empty() && answer.remaining != RemainingRows::Nothing {
             return 0;
@@ -390,7 +390,8 @@ mod tests {
                 .filter(|group| group.is_active)
                 .all(|group| group.rows_in_flight >= ROWS_PER_GROUP / 2)
         );
-        // A group gets the rows that it has read granted again, except those that others share by then.
+        // A group gets the rows that it has read granted again, except those that others share by
+        // then.
         let last = open[MAX_ACTIVE_GROUPS - 1].0;
         let has = scheduler.groups[&last].rows_in_flight;
         scheduler.on_rows_read(last, has);

@@ -23,8 +23,8 @@ impl WindowChanges {
     }
 }
 
-/// A ring of changes for each watched city. All rings together are limited by time and by bytes: the
-/// oldest changes are evicted first.
+/// A ring of changes for each watched city. All rings together are limited by time and by bytes:
+/// the oldest changes are evicted first.
 pub(super) struct WatchedCities {
     as_of: u64,
     rings: HashMap<Arc<str>, ChangeRing, foldhash::fast::RandomState>,
@@ -75,9 +75,9 @@ impl WatchedCities {
         self.as_of
     }
 
-    /// Makes room for the rings of `cities`, which are sorted: if there would be too many rings, released
-    /// ones end early, the oldest first. False if that is not enough, or if `unwatch` returns false because
-    /// it must be tried again later.
+    /// Makes room for the rings of `cities`, which are sorted: if there would be too many rings,
+    /// released ones end early, the oldest first. False if that is not enough, or if `unwatch`
+    /// returns false because it must be tried again later.
     pub(super) fn evict_released_for(
         &mut self,
         cities: &[Arc<str>],
@@ -109,8 +109,8 @@ impl WatchedCities {
         excess == 0
     }
 
-    /// Begins the rings that are missing, and holds all. Cities and queries correspond: the first city is
-    /// that of query `first_query`, and so on.
+    /// Begins the rings that are missing, and holds all. Cities and queries correspond: the first
+    /// city is that of query `first_query`, and so on.
     pub(super) fn begin_rings(&mut self, cities: &[Arc<str>], first_query: u64) {
         for (city, query) in cities.iter().zip(first_query..) {
             let ring = self.rings.entry(city.clone()).or_insert_with(|| ChangeRing {
@@ -148,8 +148,8 @@ impl WatchedCities {
         }
     }
 
-    /// Ends rings that had no holder for long enough. If `unwatch` returns false, the ring stays and is tried
-    /// again later.
+    /// Ends rings that had no holder for long enough. If `unwatch` returns false, the ring stays
+    /// and is tried again later.
     pub(super) fn expire_rings(&mut self, unwatch: impl Fn(&Arc<str>) -> bool) {
         if self.released.is_empty() {
             return;

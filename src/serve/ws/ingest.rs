@@ -1,5 +1,5 @@
-//! A session of the WebSocket ingest: messages are appended to the log concurrently, and acknowledged in
-//! their order.
+//! A session of the WebSocket ingest: messages are appended to the log concurrently, and
+//! acknowledged in their order.
 
 use std::pin::Pin;
 use std::time::Instant;
@@ -113,7 +113,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> IngestSession<S> {
 
     async fn send_heartbeat(&mut self) -> Result<(), CloseCause> {
         let silent = self.last_message_at.elapsed() >= self.limits.heartbeat * MAX_SILENT_HEARTBEATS;
-        // While the messages of a client wait for the log, further ones are not read, so it may seem silent.
+        // While the messages of a client wait for the log, further ones are not read, so it may
+        // seem silent.
         if silent && self.answers.len() < MAX_PENDING_MESSAGES {
             return Err(CloseCause::Close(4408, "nothing came from the client for too long"));
         }

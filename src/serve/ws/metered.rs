@@ -13,8 +13,8 @@ use crate::serve::budget::{ByteQuota, QuotaShare};
 /// Bytes of unfinished messages of all WebSockets, at least.
 const MIN_UNFINISHED_BYTES: usize = 64 << 20;
 
-/// Bytes of unfinished messages of all WebSockets. One socket may hold an eighth, and reserves twice the
-/// bytes that it has read, so the longest message must fit 16 times.
+/// Bytes of unfinished messages of all WebSockets. One socket may hold an eighth, and reserves
+/// twice the bytes that it has read, so the longest message must fit 16 times.
 pub fn unfinished_bytes(message_bytes: usize) -> usize {
     MIN_UNFINISHED_BYTES.max(16 * message_bytes)
 }

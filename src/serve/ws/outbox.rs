@@ -9,8 +9,9 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 use crate::panics::locks::{SharedLockGuard, SharedMutex};
 use crate::serve::budget::QuotaShare;
 
-/// A queue of shared messages, limited by bytes. Beyond the limit the messages of a subscription are
-/// dropped, and the session merges what it missed from the view once the client has read the rest.
+/// A queue of shared messages, limited by bytes. Beyond the limit the messages of a subscription
+/// are dropped, and the session merges what it missed from the view once the client has read the
+/// rest.
 ///
 /// A slot is the number of a subscription in its session.
 pub(super) struct Outbox {
@@ -135,8 +136,8 @@ impl Outbox {
 }
 
 impl OutboxQueue {
-    /// Whether a message may wait: the first one in any case, further ones within the client's limit and its
-    /// share.
+    /// Whether a message may wait: the first one in any case, further ones within the client's
+    /// limit and its share.
     fn try_accept(&mut self, bytes: usize, max_bytes: usize) -> bool {
         let fits = self.quota_share.bytes() + bytes <= max_bytes && self.quota_share.try_grow(bytes);
         fits || self.messages.is_empty()

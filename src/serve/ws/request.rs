@@ -55,7 +55,8 @@ pub(super) fn parse_request(
             let id = parse_id(&message)?;
             let error = |(code, detail)| RequestError { id: Some(id.clone()), code, detail };
             let selection = parse_selection(&message, limits, default).map_err(error)?;
-            // A value that is not a string is not a valid token: the subscription begins with a snapshot.
+            // A value that is not a string is not a valid token: the subscription begins with a
+            // snapshot.
             let token = |token: &Value| token.as_str().unwrap_or_default().to_string();
             let resume = non_null_field(&message, "resume").map(token);
             Ok(ClientRequest::Subscribe { id: id.as_str().into(), selection, resume })

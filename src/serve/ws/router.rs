@@ -1,4 +1,5 @@
-//! Routes updates to subscriptions. A message is built once for all equal subscriptions, which share it.
+//! Routes updates to subscriptions. A message is built once for all equal subscriptions, which
+//! share it.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -17,8 +18,8 @@ use crate::serve::wire;
 
 type FastMap<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
-/// Finds the subscriptions that a change concerns. Subscriptions of equal selection, units included, and
-/// of equal id form a group.
+/// Finds the subscriptions that a change concerns. Subscriptions of equal selection, units
+/// included, and of equal id form a group.
 pub(super) struct SubscriptionRouter {
     tokens: ResumeTokens,
     groups: Vec<Option<SubscriptionGroup>>,
@@ -57,8 +58,8 @@ impl GroupMember {
 struct EncodedChanges {
     text: Vec<u8>,
     changes: Vec<EncodedChange>,
-    /// Indexes of the encodings of the current change, by units; `None` for a removal, which is the same in
-    /// all units.
+    /// Indexes of the encodings of the current change, by units; `None` for a removal, which is the
+    /// same in all units.
     current_encodings: Vec<(Option<OutputUnits>, u32)>,
 }
 
@@ -125,9 +126,9 @@ impl SubscriptionRouter {
         }
     }
 
-    /// Adds a subscription to the group of its selection and id. Returns the selection as the group holds
-    /// it, so that equal ones are in memory once; `None` if the names of a new group would take more than
-    /// their share.
+    /// Adds a subscription to the group of its selection and id. Returns the selection as the group
+    /// holds it, so that equal ones are in memory once; `None` if the names of a new group would
+    /// take more than their share.
     pub(super) fn join_group(
         &mut self,
         selection: Selection,
@@ -212,8 +213,8 @@ impl SubscriptionRouter {
         }
     }
 
-    /// Queues the messages of an update; returns how many rows were dropped from queues that are full, to be
-    /// merged later.
+    /// Queues the messages of an update; returns how many rows were dropped from queues that are
+    /// full, to be merged later.
     pub(super) fn route_update(&mut self, applied: &AppliedUpdate) -> u64 {
         let mut picker = ChangePicker {
             groups: &mut self.groups,

@@ -24,8 +24,8 @@ pub(super) enum CitySelection {
     Inside(GeoBounds),
 }
 
-/// The cities and rows of a subscription, and the units of its messages. Subscriptions of equal selection
-/// get the same bytes.
+/// The cities and rows of a subscription, and the units of its messages. Subscriptions of equal
+/// selection get the same bytes.
 #[derive(Debug, PartialEq)]
 pub(super) struct Selection {
     pub(super) cities: CitySelection,
@@ -85,8 +85,8 @@ impl Selection {
     }
 }
 
-/// How far the epoch of another process can be ahead of this one, in ms: a process that falls further behind
-/// ends the whole cluster.
+/// How far the epoch of another process can be ahead of this one, in ms: a process that falls
+/// further behind ends the whole cluster.
 const MAX_AHEAD_MS: u64 = 60_000;
 
 /// Makes and reads resume tokens: digest of the generation, epoch, and digest of the selection, as
@@ -134,8 +134,8 @@ impl ResumeTokens {
         out.extend_from_slice(&text);
     }
 
-    /// The epoch after which the subscription continues. It may be a little after `as_of` if another process
-    /// has made the token.
+    /// The epoch after which the subscription continues. It may be a little after `as_of` if
+    /// another process has made the token.
     pub(super) fn resume_epoch(
         &self,
         token: &str,

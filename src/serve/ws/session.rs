@@ -27,7 +27,8 @@ use crate::serve::wire::ServerMessage;
 const LONG_REQUEST_BYTES: usize = 4 * 1024;
 /// Bytes that are written before the socket is flushed.
 const BYTES_BEFORE_FLUSH: usize = 16 * 1024;
-/// Cities that all window subscriptions of a session may list: those that can be queried at one time.
+/// Cities that all window subscriptions of a session may list: those that can be queried at one
+/// time.
 const MAX_SESSION_WATCHED_CITIES: usize = MAX_PENDING_QUERIES;
 /// Heartbeats without a message from the client, until the session ends.
 const MAX_SILENT_HEARTBEATS: u32 = 3;
@@ -44,7 +45,8 @@ pub(super) struct SubscriberSession<S> {
     /// Numbers the watches of the session.
     last_watch_id: u64,
     last_message_at: Instant,
-    /// When the client had read its last window snapshot. While it reads one, its messages are not read.
+    /// When the client had read its last window snapshot. While it reads one, its messages are not
+    /// read.
     snapshot_written_at: Instant,
     /// Messages that the client may send without exceeding its rate.
     message_allowance: f64,
@@ -134,7 +136,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> SubscriberSession<S> {
         self.writer.send_message(ServerMessage::Heartbeat { as_of, now: wall_clock_ms() }).await
     }
 
-    /// Writes the messages of the outbox, or the merged changes of a subscription whose messages were dropped.
+    /// Writes the messages of the outbox, or the merged changes of a subscription whose messages
+    /// were dropped.
     async fn drain_outbox(&mut self) -> Result<(), CloseCause> {
         let mut messages = Vec::new();
         if !self.outbox.take_messages(BYTES_BEFORE_FLUSH, &mut messages) {
@@ -379,8 +382,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> SubscriberSession<S> {
         self.catch_up(slot, ResetReason::ClientBehind).await
     }
 
-    /// Brings a subscription up to date from the view: with a snapshot, or with the changes since its last
-    /// message. From then on messages are queued. If the changes have expired, it is reset for `reason`.
+    /// Brings a subscription up to date from the view: with a snapshot, or with the changes since
+    /// its last message. From then on messages are queued. If the changes have expired, it is reset
+    /// for `reason`.
     async fn catch_up(&mut self, slot: u16, reason: ResetReason) -> Result<(), CloseCause> {
         let Some(subscription) = self.subscriptions.subscription_mut(slot) else { return Ok(()) };
         let (id, selection, sent) =

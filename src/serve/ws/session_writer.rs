@@ -1,5 +1,5 @@
-//! Writing to a subscriber: messages of the session, and rows, which are encoded as the client reads them,
-//! never all at once.
+//! Writing to a subscriber: messages of the session, and rows, which are encoded as the client
+//! reads them, never all at once.
 
 use std::sync::Arc;
 
@@ -181,7 +181,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> SessionWriter<S> {
         self.socket.flush_socket().await
     }
 
-    /// Writes the text as a fragment if it is long enough, and returns the length of what was written.
+    /// Writes the text as a fragment if it is long enough, and returns the length of what was
+    /// written.
     async fn write_fragment_if_long(&mut self, text: &mut Vec<u8>) -> Result<usize, CloseCause> {
         if text.len() < FRAGMENT_BYTES {
             return Ok(0);

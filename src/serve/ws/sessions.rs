@@ -41,8 +41,8 @@ impl SubscriberSessions {
         SubscriberSession::new(self.0.clone(), outbox, socket).run_session().await;
     }
 
-    /// Ends all sessions, and those that are opened later, with code 1001. Returns when they have ended, or
-    /// after [`CLOSE_ALL_TIMEOUT`].
+    /// Ends all sessions, and those that are opened later, with code 1001. Returns when they have
+    /// ended, or after [`CLOSE_ALL_TIMEOUT`].
     pub async fn close_all_sessions(&self) {
         self.0.stop.send_replace(true);
         let mut sessions = self.0.session_count.subscribe();

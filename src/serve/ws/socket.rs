@@ -23,7 +23,8 @@ use crate::serve::read_rate::ReadRateMeter;
 pub(super) const FRAGMENT_BYTES: usize = 32 * 1024;
 /// Time until a client has read a close frame and closed the connection.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Bytes still read from a client that has violated the protocol, so that the close frame reaches it.
+/// Bytes still read from a client that has violated the protocol, so that the close frame reaches
+/// it.
 const MAX_CLOSE_DRAIN_BYTES: u64 = 1 << 20;
 
 /// The socket settings of every WebSocket: small buffers, since there are many connections.
@@ -50,8 +51,8 @@ pub(super) struct TimedSocket<S> {
 pub(super) enum CloseCause {
     /// The client has closed the connection or lost it.
     Disconnected,
-    /// The client has violated the protocol, so that its bytes can no longer be read: code and reason of the
-    /// close frame.
+    /// The client has violated the protocol, so that its bytes can no longer be read: code and
+    /// reason of the close frame.
     ProtocolViolation(u16, &'static str),
     /// Code and reason of the close frame.
     Close(u16, &'static str),
@@ -185,7 +186,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TimedSocket<S> {
                 self.stream.close(Some(frame)).await.ok()?;
             }
             if let CloseCause::ProtocolViolation(..) = cause {
-                // Shut down writing, so that a client that waits for the end of the connection sees it.
+                // Shut down writing, so that a client that waits for the end of the connection sees
+                // it.
                 self.stream.get_mut().shutdown().await.ok()?;
                 let rest = &mut self.stream.get_mut().take(MAX_CLOSE_DRAIN_BYTES);
                 tokio::io::copy(rest, &mut tokio::io::sink()).await.ok()?;

@@ -62,8 +62,8 @@ impl SessionSubscriptions {
         self.iter().map(|subscription| names_bytes(&subscription.selection)).sum()
     }
 
-    /// Adds a subscription, whose messages wait until it has its snapshot; returns its slot. `None` if all
-    /// subscriptions together would list too many names.
+    /// Adds a subscription, whose messages wait until it has its snapshot; returns its slot. `None`
+    /// if all subscriptions together would list too many names.
     pub(super) fn open_subscription(&mut self, id: Arc<str>, selection: Selection) -> Option<u16> {
         let index = self.slots.iter().position(Option::is_none).unwrap_or_else(|| {
             self.slots.push(None);
@@ -103,7 +103,8 @@ impl SessionSubscriptions {
         }
     }
 
-    /// The epoch up to which the client has all changes of all subscriptions that have their snapshot.
+    /// The epoch up to which the client has all changes of all subscriptions that have their
+    /// snapshot.
     pub(super) fn complete_epoch(&mut self) -> u64 {
         // In this order: messages routed by this epoch are in the outbox or written.
         let routed = self.shared.routed_epoch.load(Ordering::Acquire);

@@ -1,5 +1,5 @@
-//! A client that updates its maps as `docs/protocol.md` says, and compares them with the oracle at every
-//! message.
+//! A client that updates its maps as `docs/protocol.md` says, and compares them with the oracle at
+//! every message.
 
 use std::collections::{BTreeMap, BTreeSet};
 

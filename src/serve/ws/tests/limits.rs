@@ -124,7 +124,8 @@ fn protocol_violations_close_session_with_code() {
             stream.send(message).await.unwrap();
             assert_eq!(close_code(stream).await, Some(code));
         }
-        // Masked with zeros: text that is not UTF-8, a reserved code, and a frame that is not masked.
+        // Masked with zeros: text that is not UTF-8, a reserved code, and a frame that is not
+        // masked.
         let frames: [(&[u8], u16); 3] = [
             (&[0x81, 0x81, 0, 0, 0, 0, 0xff], 1007),
             (&[0x83, 0x80, 0, 0, 0, 0], 1002),
@@ -295,7 +296,8 @@ fn large_snapshots_leave_budget_for_small_ones() {
         );
         let mut stream = connect(service.address).await;
         let subscribe = json!({"type": "subscribe", "id": "a", "cities": "all"});
-        // Small snapshots have a budget of their own, and rows of a window are granted one after the other.
+        // Small snapshots have a budget of their own, and rows of a window are granted one after
+        // the other.
         assert_eq!(send_and_receive(&mut stream, &subscribe).await["type"], "snapshot");
         service.world.whole.store(true, Ordering::Relaxed);
         send_json(&mut stream, &window("b", &["x"])).await;
