@@ -249,6 +249,10 @@ fn inline_paths(code: &str) -> Vec<Vec<String>> {
                 continue;
             }
             let path: String = code[at..].chars().take_while(|c| is_inside(*c)).collect();
+            // A list of `use` is written out elsewhere, and a visibility imports nothing.
+            if path.ends_with("::") || code[..at].ends_with("pub(in ") {
+                continue;
+            }
             found.push(segments(&path).collect());
         }
     }
