@@ -250,10 +250,11 @@ fn inline_paths(code: &str) -> Vec<Vec<String>> {
                 continue;
             }
             let path: String = code[at..].chars().take_while(|c| is_inside(*c)).collect();
-            // Before a list in braces: `uses` has read what is in it.
-            if !path.ends_with("::") {
-                found.push(segments(&path).collect());
+            // A list of `use` is written out elsewhere, and a visibility imports nothing.
+            if path.ends_with("::") || code[..at].ends_with("pub(in ") {
+                continue;
             }
+            found.push(segments(&path).collect());
         }
     }
     found

@@ -1,4 +1,5 @@
-//! Writing many rows: encoded as the client takes them, never all at once.
+//! Writing to a subscriber: messages of the session, and rows, which are encoded as the client
+//! reads them, never all at once.
 
 use std::sync::Arc;
 
@@ -6,15 +7,21 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use super::selection::Selection;
-use super::session::SubscriberSession;
-use super::socket::{CloseCause, FRAGMENT_BYTES};
+use super::shared::SessionsShared;
+use super::socket::{CloseCause, FRAGMENT_BYTES, TimedSocket};
 use crate::codec;
 use crate::model::{EventTime, OutputUnits};
 use crate::serve::encoding_turns::ROWS_PER_TURN;
-use crate::serve::wire;
+use crate::serve::wire::{self, ServerMessage};
 
-/// A part of a snapshot, before it is closed.
+/// Bytes of a part of a snapshot, before its end is written.
 const SNAPSHOT_PART_BYTES: usize = FRAGMENT_BYTES - 1024;
+
+/// Writes to one subscriber, and counts what is sent.
+pub(super) struct SessionWriter<S> {
+    shared: Arc<SessionsShared>,
+    pub(super) socket: TimedSocket<S>,
+}
 
 /// A snapshot that is written in parts.
 pub(super) struct SnapshotWriter {
@@ -24,15 +31,34 @@ pub(super) struct SnapshotWriter {
     as_of: u64,
     text: Vec<u8>,
     rows: u64,
-    /// Parts that are full, and not written yet.
+    /// Parts that are complete and not written yet, with their numbers of rows.
     full_parts: Vec<(Vec<u8>, u64)>,
+}
+
+/// The rows of a merged `changes` message.
+pub(super) struct MergedChanges<R> {
+    pub(super) as_of: u64,
+    pub(super) upserts: Vec<R>,
+    pub(super) removals: Vec<(Arc<str>, EventTime)>,
+}
+
+impl<R> MergedChanges<R> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.upserts.is_empty() && self.removals.is_empty()
+    }
 }
 
 impl SnapshotWriter {
     pub(super) fn new(id: Arc<str>, selection: &Selection, as_of: u64) -> SnapshotWriter {
-        let (digest, units) = (selection.digest(), selection.units);
-        let mut snapshot =
-            SnapshotWriter { id, digest, units, as_of, text: Vec::new(), rows: 0, full_parts: Vec::new() };
+        let mut snapshot = SnapshotWriter {
+            id,
+            digest: selection.digest(),
+            units: selection.units,
+            as_of,
+            text: Vec::new(),
+            rows: 0,
+            full_parts: Vec::new(),
+        };
         snapshot.begin_part();
         snapshot
     }
@@ -58,8 +84,27 @@ impl SnapshotWriter {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> SubscriberSession<S> {
-    /// Writes the parts that are full.
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> SessionWriter<S> {
+    pub(super) fn new(shared: Arc<SessionsShared>, socket: TimedSocket<S>) -> SessionWriter<S> {
+        SessionWriter { shared, socket }
+    }
+
+    /// Writes a message of the session itself.
+    pub(super) async fn send_message(&mut self, message: ServerMessage<'_>) -> Result<(), CloseCause> {
+        let text = message.to_json();
+        self.record_sent(text.len(), 0);
+        self.socket.feed_message(Message::Text(text.into())).await?;
+        self.socket.flush_socket().await
+    }
+
+    pub(super) fn record_sent(&self, bytes: usize, rows: u64) {
+        let metrics = &self.shared.metrics;
+        metrics.messages.increment(1);
+        metrics.rows.increment(rows);
+        metrics.bytes.increment(bytes as u64);
+    }
+
+    /// Writes the parts that are complete.
     pub(super) async fn write_full_parts(&mut self, snapshot: &mut SnapshotWriter) -> Result<(), CloseCause> {
         for (text, rows) in snapshot.full_parts.drain(..) {
             self.record_sent(text.len(), rows);
@@ -78,7 +123,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> SubscriberSession<S> {
         self.write_full_parts(&mut snapshot).await
     }
 
-    /// Writes a snapshot of rows that are all there.
+    /// Writes a snapshot of rows that are all in memory.
     pub(super) async fn write_snapshot<R>(
         &mut self,
         id: &Arc<str>,
@@ -87,8 +132,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> SubscriberSession<S> {
         rows: impl Iterator<Item = R>,
         write: impl Fn(&mut Vec<u8>, &R),
     ) -> Result<(), CloseCause> {
-        let (mut snapshot, view) =
-            (SnapshotWriter::new(id.clone(), selection, as_of), self.shared.view.clone());
+        let view = self.shared.view.clone();
+        let mut snapshot = SnapshotWriter::new(id.clone(), selection, as_of);
         let mut rows = rows.peekable();
         while rows.peek().is_some() {
             let turn = view.encoding_turns().wait_for_turn().await;
@@ -101,50 +146,50 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> SubscriberSession<S> {
         self.finish_snapshot(snapshot).await
     }
 
-    /// Writes a merged `changes` message, a long one in fragments.
+    /// Writes a merged `changes` message, in fragments if it is long.
     pub(super) async fn write_changes<R>(
         &mut self,
         id: &str,
         selection: &Selection,
-        as_of: u64,
-        upserts: Vec<R>,
+        changes: MergedChanges<R>,
         write: impl Fn(&mut Vec<u8>, &R),
-        removals: Vec<(Arc<str>, EventTime)>,
     ) -> Result<(), CloseCause> {
+        let MergedChanges { as_of, upserts, removals } = changes;
         let rows = upserts.len() + removals.len();
         let mut text = Vec::new();
         wire::begin_changes(&mut text, id, as_of, selection.units);
         self.shared.resume_tokens.push_token(&mut text, as_of, selection.digest());
         text.extend_from_slice(b"\",\"upserts\":[");
-        let mut fragments = 0;
+        let mut fragment_bytes = 0;
         for (count, row) in (0..).zip(upserts) {
             push_comma(&mut text, count);
             write(&mut text, &row);
-            fragments += self.write_fragment_if_long(&mut text).await?;
+            fragment_bytes += self.write_fragment_if_long(&mut text).await?;
         }
         text.extend_from_slice(b"],\"removals\":[");
         for (count, (city, reading_at)) in (0..).zip(removals) {
             push_comma(&mut text, count);
             codec::push_key_json(&mut text, &city, reading_at);
-            fragments += self.write_fragment_if_long(&mut text).await?;
+            fragment_bytes += self.write_fragment_if_long(&mut text).await?;
         }
         text.extend_from_slice(b"]}");
-        self.record_sent(fragments + text.len(), rows as u64);
-        if fragments > 0 {
+        self.record_sent(fragment_bytes + text.len(), rows as u64);
+        if fragment_bytes > 0 {
             return self.socket.write_fragment(text.into(), true).await;
         }
         self.send_json(text).await?;
         self.socket.flush_socket().await
     }
 
-    /// Writes what is there as a fragment once it is long enough; returns its length.
+    /// Writes the text as a fragment if it is long enough, and returns the length of what was
+    /// written.
     async fn write_fragment_if_long(&mut self, text: &mut Vec<u8>) -> Result<usize, CloseCause> {
         if text.len() < FRAGMENT_BYTES {
             return Ok(0);
         }
-        let part = std::mem::take(text);
-        let bytes = part.len();
-        self.socket.write_fragment(part.into(), false).await?;
+        let fragment = std::mem::take(text);
+        let bytes = fragment.len();
+        self.socket.write_fragment(fragment.into(), false).await?;
         Ok(bytes)
     }
 

@@ -1,39 +1,39 @@
-//! Percent-encoded text: path segments and query parameters.
+//! Percent-encoded text: query parameters and segments of paths.
 
 use std::borrow::Cow;
 use std::str::FromStr;
 
+use percent_encoding::percent_decode_str;
+
 use super::problem::{Problem, ProblemCode};
 use crate::model::refusal::quoted_excerpt;
 
-/// Decodes `%XX`; nothing where an escape is cut off or the result is not UTF-8.
-pub(super) fn percent_decode(text: &str) -> Option<Cow<'_, str>> {
-    if !text.contains('%') {
-        return Some(Cow::Borrowed(text));
+/// Decodes `%XX`; `None` if an escape is not complete or the result is not UTF-8.
+///
+/// `percent_decode_str` would leave an incomplete escape as it is, so that two spellings named one
+/// city.
+pub(super) fn decode_percent(text: &str) -> Option<Cow<'_, str>> {
+    if !has_complete_escapes(text) {
+        return None;
     }
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        rest = tail;
-        if *first != b'%' {
-            out.push(*first);
-            continue;
-        }
-        let [high, low, tail @ ..] = rest else { return None };
-        let digit = |byte: u8| char::from(byte).to_digit(16);
-        out.push((digit(*high)? * 16 + digit(*low)?) as u8);
-        rest = tail;
-    }
-    String::from_utf8(out).ok().map(Cow::Owned)
+    percent_decode_str(text).decode_utf8().ok()
 }
 
-/// The query parameters of a request, each of which is known and there once.
+fn has_complete_escapes(text: &str) -> bool {
+    let mut after_percents = text.as_bytes().split(|byte| *byte == b'%').skip(1);
+    after_percents
+        .all(|rest| matches!(rest, [high, low, ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit()))
+}
+
+/// The query parameters of a request: each is known to the API, and none is repeated.
+///
+/// `form_urlencoded::parse` is not used: it replaces what is not UTF-8 instead of refusing it.
 pub(super) struct QueryParameters<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
 
 impl<'a> QueryParameters<'a> {
     pub(super) fn parse(query: &'a str, known: &[&str]) -> Result<QueryParameters<'a>, Problem> {
         let bad = |detail: String| Problem::new(ProblemCode::BadParameter, detail);
-        let mut found: Vec<(Cow<'a, str>, Cow<'a, str>)> = Vec::new();
+        let mut parameters: Vec<(Cow<'a, str>, Cow<'a, str>)> = Vec::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let (Some(name), Some(value)) = (form_decode(name), form_decode(value)) else {
@@ -43,19 +43,19 @@ impl<'a> QueryParameters<'a> {
                 let known = if known.is_empty() { "none".into() } else { known.join(", ") };
                 return Err(bad(format!("there is no parameter {}; known: {known}", quoted_excerpt(&name))));
             }
-            if found.iter().any(|(other, _)| *other == name) {
+            if parameters.iter().any(|(other, _)| *other == name) {
                 return Err(bad(format!("parameter {name} is there twice")));
             }
-            found.push((name, value));
+            parameters.push((name, value));
         }
-        Ok(QueryParameters(found))
+        Ok(QueryParameters(parameters))
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(other, _)| other == name).map(|(_, value)| &**value)
     }
 
-    /// The value, read; `expected` says what it should be.
+    /// The value, parsed; `expected` says in the error what it should be.
     pub(super) fn parse_value<T: FromStr>(&self, name: &str, expected: &str) -> Result<Option<T>, Problem> {
         let Some(text) = self.get(name) else { return Ok(None) };
         let wrong = |_| {
@@ -68,12 +68,12 @@ impl<'a> QueryParameters<'a> {
     }
 }
 
-/// As in queries, where `+` stands for a space.
+/// Decodes text of a query, in which `+` stands for a space.
 fn form_decode(text: &str) -> Option<Cow<'_, str>> {
     if !text.contains('+') {
-        return percent_decode(text);
+        return decode_percent(text);
     }
-    percent_decode(&text.replace('+', "%20")).map(|text| Cow::Owned(text.into_owned()))
+    decode_percent(&text.replace('+', "%20")).map(|text| Cow::Owned(text.into_owned()))
 }
 
 #[cfg(test)]
@@ -85,20 +85,20 @@ mod tests {
         #[test]
         fn percent_encoding_round_trips(text: String) {
             let encoded: String = text.bytes().map(|byte| format!("%{byte:02x}")).collect();
-            prop_assert_eq!(percent_decode(&encoded).unwrap(), text);
+            prop_assert_eq!(decode_percent(&encoded).unwrap(), text);
         }
 
         #[test]
         fn arbitrary_text_never_panics(text: String) {
-            let _ = percent_decode(&text);
+            let _ = decode_percent(&text);
             let _ = QueryParameters::parse(&text, &["a"]);
         }
     }
 
     #[test]
     fn invalid_percent_escapes_are_refused() {
-        for text in ["%", "%4", "%zz", "%+1", "a%ff", "%c3", "%C3%28"] {
-            assert!(percent_decode(text).is_none(), "{text}");
+        for text in ["%", "%4", "%zz", "%+1", "%%41", "a%ff", "%c3", "%C3%28"] {
+            assert!(decode_percent(text).is_none(), "{text}");
         }
     }
 
