@@ -201,8 +201,9 @@ fn start_everywhere<'a>(
     let ControlCommand::Start(plan) = lead.append_and_take(ControlCommand::Start(plan))? else {
         return Err(RunError::Failed("a bug: the start comes out of turn".into()));
     };
-    let running = member.start(plan)?;
+    let mut running = member.start(plan)?;
     lead.answers(|event| matches!(event, ControlEvent::Started).then_some(()))?;
+    lead.execute(&mut running, ControlCommand::RunWorkers)?;
     Ok(running)
 }
 
