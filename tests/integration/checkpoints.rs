@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -11,16 +11,7 @@ use serde_json::{Value, json};
 
 use crate::rest_checks::remove_ages;
 use crate::service_process::{ServiceProcess, get, post, wait_for};
-
-pub fn python_with_packages() -> Option<OsString> {
-    let python = std::env::var_os("TEST_PYTHON");
-    if python.is_none() {
-        let name = std::thread::current().name().unwrap_or_default().to_string();
-        // `eprintln!` would be captured.
-        let _ = writeln!(std::io::stderr(), "NOT TESTED: {name} needs TEST_PYTHON: scripts/test sets it");
-    }
-    python
-}
+use crate::support::prepared::prepared_variable;
 
 fn swelter(arguments: &[&str], variables: &[(&str, String)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
@@ -116,8 +107,9 @@ impl Drop for S3Server {
 }
 
 #[test]
+#[ignore = "needs Python: scripts/test"]
 fn s3_store_keeps_checkpoints() {
-    let Some(python) = python_with_packages() else { return };
+    let python = prepared_variable("TEST_PYTHON");
     let store = S3Server::start(&python, 0);
     let port = store.port;
     let endpoint = format!("http://127.0.0.1:{port}");
@@ -190,8 +182,9 @@ fn readme_query(kept: &Path) -> String {
 }
 
 #[test]
+#[ignore = "needs Python: scripts/test"]
 fn duckdb_reads_checkpoints() {
-    let Some(python) = python_with_packages() else { return };
+    let python = prepared_variable("TEST_PYTHON");
     let folder = tempfile::tempdir().unwrap();
     let (data, kept) = (folder.path().join("data"), folder.path().join("kept"));
     let url = ["--url", kept.to_str().unwrap()];

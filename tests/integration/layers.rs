@@ -8,6 +8,7 @@ use crate::imports::{Imports, rust_files};
 
 /// Layer, module, and what else of its own layer it may import.
 const LAYERS: &[(u8, &str, &[&str])] = &[
+    (0, "child_tests", &[]),
     (0, "fault", &[]),
     (0, "panics", &[]),
     (0, "model", &["panics"]),

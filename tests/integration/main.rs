@@ -33,5 +33,6 @@ mod results;
 mod service;
 mod service_process;
 mod subscriber;
+mod support;
 mod trial;
 mod units;

@@ -286,8 +286,12 @@ fn trickling_handshake_times_out() {
         }
     });
     let began = Instant::now();
-    let answered =
-        answer_handshake(&mut listening, &plan(0), &AtomicBool::new(false), began + Duration::from_millis(200));
+    let answered = answer_handshake(
+        &mut listening,
+        &plan(0),
+        &AtomicBool::new(false),
+        began + Duration::from_millis(200),
+    );
     assert_eq!(answered, Err(handshake_timed_out()));
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     drop(listening);

@@ -9,6 +9,7 @@ use rdkafka::ClientConfig;
 use tempfile::TempDir;
 
 use crate::service_process::wait_for;
+use crate::support::prepared::prepared_variable;
 
 /// How to reach a broker, and as whom.
 #[derive(Clone, Debug)]
@@ -41,13 +42,12 @@ impl BrokerAccess {
     }
 }
 
-/// The broker of all tests; without one a test ends early and says so.
-pub fn shared_broker() -> Option<BrokerAccess> {
-    let address = super::prepared_variable("SWELTER_KAFKA")?;
-    Some(BrokerAccess { address: address.into_string().unwrap(), user: None })
+/// The broker that all tests share. A test that calls this has `#[ignore = "needs Kafka: scripts/test"]`.
+pub fn shared_broker() -> BrokerAccess {
+    BrokerAccess { address: prepared_variable("SWELTER_KAFKA").into_string().unwrap(), user: None }
 }
 
-/// A broker of a test's own. It ends with the test.
+/// A broker for one test, which may kill and pause it. It ends with the test, which has `#[ignore = "needs Kafka: scripts/test"]`.
 pub struct PrivateBroker {
     folder: TempDir,
     child: Option<Child>,
@@ -55,31 +55,24 @@ pub struct PrivateBroker {
 }
 
 impl PrivateBroker {
-    pub fn start() -> Option<PrivateBroker> {
+    pub fn start() -> PrivateBroker {
         PrivateBroker::start_with(&[], None)
     }
 
-    /// Whether one can be started; says so where it cannot.
-    pub fn can_start_broker() -> bool {
-        super::prepared_variable("SWELTER_KAFKA_LIB").is_some()
-    }
-
     /// One with access control; the access is that of `admin`.
-    pub fn start_secured() -> Option<PrivateBroker> {
+    pub fn start_secured() -> PrivateBroker {
         PrivateBroker::start_with(&["--secured"], Some("admin"))
     }
 
-    fn start_with(options: &[&str], user: Option<&'static str>) -> Option<PrivateBroker> {
-        if !PrivateBroker::can_start_broker() {
-            return None;
-        }
+    fn start_with(options: &[&str], user: Option<&'static str>) -> PrivateBroker {
+        prepared_variable("SWELTER_KAFKA_LIB");
         let folder = tempfile::tempdir().unwrap();
         let child = spawn_broker(folder.path(), options);
         let access = BrokerAccess { address: String::new(), user };
         let mut broker = PrivateBroker { folder, child: Some(child), access };
         broker.wait_until_ready();
         broker.access.address = broker.file("address").trim().to_string();
-        Some(broker)
+        broker
     }
 
     /// Starts it again, on the same port and data.

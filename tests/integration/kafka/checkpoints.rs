@@ -10,8 +10,9 @@ use crate::service_process::wait_for;
 
 /// What a checkpoint includes is in the topics that there were; new ones get it all the same.
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn new_output_topics_receive_whole_log_despite_checkpoint() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let mut case = KafkaCase::new(&access, 61, 600);
     let kept = tempfile::tempdir().unwrap();
     case.setup.rules = format!("[checkpoints]\nevery = \"1s\"\nurl = \"{}\"\n", kept.path().display());

@@ -183,8 +183,9 @@ fn behind(checkpoint: &Value, all: &BTreeMap<String, Vec<ConsumedRecord>>) -> u6
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn topics_of_an_earlier_build_are_gone_on_with() {
-    let Some(broker) = PrivateBroker::start() else { return };
+    let broker = PrivateBroker::start();
     let (access, all) = (&broker.access, records());
     let expected = json_fixture("topics.json");
     restore_all(access, &expected, &all);

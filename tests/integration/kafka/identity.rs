@@ -119,8 +119,9 @@ fn checkpoint_record_count(place: &Path) -> u64 {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn recreated_input_with_more_records_is_refused_at_start() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     for has_checkpoints in [false, true] {
         let mut case = KafkaCase::new(&access, 201, 500);
         let kept = tempfile::tempdir().unwrap();
@@ -151,8 +152,9 @@ fn recreated_input_with_more_records_is_refused_at_start() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn input_recreated_while_read_ends_process() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     // Where it is paused meanwhile, it finds the new one with records at its positions at once.
     for (seed, is_paused) in [(202, false), (203, true)] {
         let mut case = KafkaCase::new(&access, seed, 500);
@@ -199,8 +201,9 @@ fn check_no_intruder_in_outputs(setup: &KafkaConfig) {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn lost_or_recreated_outputs_are_refused() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let second = |setup: &KafkaConfig| format!("{}.failed.2", setup.input);
     let each: [&dyn Fn(&KafkaConfig) -> String; 4] = [
         &|setup| setup.results.clone(),
@@ -230,8 +233,9 @@ fn lost_or_recreated_outputs_are_refused() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn lost_input_is_not_created() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let mut case = case_after_run(&access, 220);
     enable_create_topics(&mut case.setup);
     let input = case.setup.input.clone();
@@ -241,8 +245,9 @@ fn lost_input_is_not_created() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn output_recreated_while_written_ends_process() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let mut case = KafkaCase::new(&access, 221, 500);
     case.produce_records(200);
     let swelter = case.start_swelter(1).wait_until_ready();
@@ -257,8 +262,9 @@ fn output_recreated_while_written_ends_process() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn lost_progress_topic_is_refused_and_not_created() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let mut case = case_after_run(&access, 222);
     enable_create_topics(&mut case.setup);
     let before = uncommitted_outputs(&case.setup);
@@ -272,8 +278,9 @@ fn lost_progress_topic_is_refused_and_not_created() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn lost_progress_topic_is_refused_if_only_dead_letters_exist() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     for has_sink in [true, false] {
         let mut case = KafkaCase::new(&access, 229, 1);
         case.setup.has_sink = has_sink;
@@ -297,8 +304,9 @@ fn lost_progress_topic_is_refused_if_only_dead_letters_exist() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn outputs_with_only_aborted_records_count_as_new() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let mut case = KafkaCase::new(&access, 223, 500);
     let setup = case.setup.clone();
     let producer = TestProducer::transactional(&access, &setup.results);
@@ -314,8 +322,9 @@ fn outputs_with_only_aborted_records_count_as_new() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn copied_input_is_refused_until_adopted() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let mut case = KafkaCase::new(&access, 224, 600);
     let kept = tempfile::tempdir().unwrap();
     case.setup.rules = format!("[checkpoints]\nevery = \"1s\"\nurl = \"{}\"\n", kept.path().display());
@@ -346,8 +355,9 @@ fn copied_input_is_refused_until_adopted() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn input_without_previous_record_is_recognized_by_id() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let mut case = KafkaCase::new(&access, 225, 600);
     let kept = tempfile::tempdir().unwrap();
     case.setup.rules = format!("[checkpoints]\nevery = \"1s\"\nurl = \"{}\"\n", kept.path().display());
@@ -374,8 +384,9 @@ fn input_without_previous_record_is_recognized_by_id() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn unrecorded_topics_are_recorded_at_next_start() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let mut case = case_after_run(&access, 226);
     let setup = case.setup.clone();
     // As a version that knew nothing of ids has left it.
@@ -418,8 +429,9 @@ fn run_retry(setup: &KafkaConfig) -> String {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn retry_of_recreated_dead_letter_topic_skips_nothing() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let case = KafkaCase::new(&access, 227, 1);
     let setup = case.setup.clone();
     produce_records(
@@ -445,8 +457,9 @@ fn retry_of_recreated_dead_letter_topic_skips_nothing() {
 
 /// The watch does not take a broker that is away for a topic that is gone.
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn unreachable_broker_does_not_count_as_deleted_topics() {
-    let Some(mut broker) = super::broker::PrivateBroker::start() else { return };
+    let mut broker = super::broker::PrivateBroker::start();
     let mut case = KafkaCase::new(&broker.access, 228, 600);
     case.produce_records(100);
     let swelter = case.start_swelter(1).wait_until_ready();

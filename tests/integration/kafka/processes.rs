@@ -12,8 +12,9 @@ use super::topics::{NewRecord, TestProducer, TopicAdmin};
 use crate::service_process::wait_for;
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn added_partitions_are_read_by_all_processes() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let mut case = KafkaCase::new(&access, 61, 500);
     case.produce_records(200);
     let swelter = SwelterProcess::start_with(&case.setup, case.data.path(), 1, None, &["--processes", "2"])
@@ -41,8 +42,9 @@ fn added_partitions_are_read_by_all_processes() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn takeover_ends_all_processes_of_predecessor() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let mut case = KafkaCase::new(&access, 62, 500);
     case.produce_records(200);
     let folder = tempfile::tempdir().unwrap();
@@ -64,8 +66,9 @@ fn takeover_ends_all_processes_of_predecessor() {
 
 /// Whatever it is at: still behind, taking over, or done with it.
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn stop_succeeds_at_any_point_of_takeover() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let mut case = KafkaCase::new(&access, 63, 1_000);
     case.produce_records(200);
     let mut running = Some(case.start_swelter(1).wait_until_ready());

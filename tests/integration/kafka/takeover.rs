@@ -40,8 +40,9 @@ fn check_stands_by(primary: &mut SwelterProcess, standby: &mut SwelterProcess, t
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn planned_takeover_loses_nothing() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let mut case = KafkaCase::new(&access, 51, 6_000);
     case.setup.rules = "[checkpoints]\nevery = \"300ms\"\nurl = \"FOLDER\"\n".into();
     let folder = tempfile::tempdir().unwrap();
@@ -81,8 +82,9 @@ fn planned_takeover_loses_nothing() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn standby_takes_over_after_primary_is_killed() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let mut case = KafkaCase::new(&access, 52, 6_000);
     case.setup.rules = "[cluster]\nstandby_after = \"3s\"\n".into();
     case.produce_records(500);
@@ -109,8 +111,9 @@ fn standby_takes_over_after_primary_is_killed() {
 
 /// One that stands by is not ahead of the one that it follows, whatever that has read.
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn standby_reads_only_durable_positions_of_primary() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let mut case = KafkaCase::new(&access, 53, 6_000);
     case.setup.sink = "shards = 2\ncommit_interval = \"1s\"\n".into();
     case.setup.rules = "[cluster]\nstandby_after = \"3s\"\n".into();
@@ -129,8 +132,9 @@ fn standby_reads_only_durable_positions_of_primary() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn standby_beside_idle_primary_does_not_take_over() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let mut case = KafkaCase::new(&access, 54, 1_000);
     case.setup.rules = "[cluster]\nstandby_after = \"3s\"\n".into();
     case.produce_records(100);
@@ -150,8 +154,9 @@ fn standby_beside_idle_primary_does_not_take_over() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn broker_outage_does_not_trigger_takeover() {
-    let Some(mut broker) = PrivateBroker::start() else { return };
+    let mut broker = PrivateBroker::start();
     let mut case = KafkaCase::new(&broker.access, 55, 1_000);
     case.setup.rules = "[cluster]\nstandby_after = \"3s\"\n".into();
     case.produce_records(100);
@@ -172,8 +177,9 @@ fn broker_outage_does_not_trigger_takeover() {
 
 /// It has numbered the partitions at its start; whoever supervises it starts it again.
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn added_partition_ends_only_standby() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let mut case = KafkaCase::new(&access, 56, 1_000);
     case.produce_records(100);
     let mut primary = case.start_swelter(1).wait_until_ready();

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 
+use super::http;
 use super::service::ServiceProcess;
-use super::{http, lock_machine, print_line};
 use crate::service_process::{WAIT_TIMEOUT, wait_for};
+use crate::support::prepared::{lock_machine, print_line};
 
 /// Small limits, so that they are reached soon.
 const CONFIG: &str = "[serve]\necho = true\n[serve.limits]\nconnections = 600\nheader_time = \"2s\"\nbody_time = \"2s\"\n\

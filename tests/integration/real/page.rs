@@ -8,8 +8,8 @@ use swelter::model::EventTime;
 
 use super::browser::Browser;
 use super::service::ServiceProcess;
-use super::{lock_machine, prepared_variable, print_line};
 use crate::service_process::wait_for;
+use crate::support::prepared::{lock_machine, prepared_variable, print_line};
 
 pub(super) const MINUTE_MS: i64 = 60_000;
 pub(super) const CITY: &str = "5128581";
@@ -181,8 +181,9 @@ fn is_not_blank(path: &Path) -> bool {
 pub(super) const CONFIG: &str = "[results]\nformula = \"nws\"\n[serve.limits]\nheartbeat = \"1s\"\n";
 
 #[test]
+#[ignore = "needs Chromium: scripts/test"]
 fn page_shows_changes_and_survives_service_kill() {
-    let Some(chromium) = prepared_variable("TEST_CHROMIUM") else { return };
+    let chromium = prepared_variable("TEST_CHROMIUM");
     let _alone = lock_machine();
     let mut service = ServiceProcess::start_run(CONFIG);
     service.wait_until_ready();
@@ -280,8 +281,9 @@ const LIVE_WITHIN_S: f64 = 30.0;
 const FULL_WINDOW_READINGS: u64 = 1380;
 
 #[test]
+#[ignore = "needs Chromium: scripts/test"]
 fn demo_is_live_within_seconds_with_a_day_of_history() {
-    let Some(chromium) = prepared_variable("TEST_CHROMIUM") else { return };
+    let chromium = prepared_variable("TEST_CHROMIUM");
     let _alone = lock_machine();
     let mut browser = Browser::start(&chromium);
     browser.resize(DESKTOP_SIZE.0, DESKTOP_SIZE.1, false);

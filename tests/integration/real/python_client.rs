@@ -14,11 +14,11 @@ use swelter::model::{CurrentRow, EventTime, Measurement, ReadingEvent, Row};
 use tokio_tungstenite::tungstenite::{Message, WebSocket, client};
 
 use super::http;
-use super::prepared_variable;
 use super::service::ServiceProcess;
 use crate::dataflow_runner::RunSettings;
 use crate::oracle::{DEFAULT_FORMULA, LogEntry, Oracle};
 use crate::service_process::WAIT_TIMEOUT;
+use crate::support::prepared::prepared_variable;
 
 const MINUTE_MS: i64 = 60_000;
 const SETTINGS: RunSettings = RunSettings {
@@ -239,8 +239,9 @@ impl IngestFeed {
 }
 
 #[test]
+#[ignore = "needs Python: scripts/test"]
 fn python_client_state_equals_recomputation() {
-    let Some(python) = prepared_variable("TEST_PYTHON") else { return };
+    let python = prepared_variable("TEST_PYTHON");
     let mut service = ServiceProcess::start_run(CONFIG);
     service.wait_until_ready();
     let mut recorder = PythonClient::start(&python, service.address);

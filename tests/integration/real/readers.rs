@@ -8,10 +8,11 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::{Message, WebSocket, client};
 
 use super::hostile::{peak_resident_bytes, resident_bytes};
+use super::http;
 use super::paced_readers::{PacedReader, PacedReaders, get_request, subscribe_request};
 use super::service::ServiceProcess;
-use super::{http, lock_machine, print_line};
 use crate::service_process::wait_for;
+use crate::support::prepared::{lock_machine, print_line};
 
 const CITIES: usize = 20;
 /// A reading a second.

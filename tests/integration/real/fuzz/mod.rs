@@ -17,9 +17,10 @@ use std::time::{Duration, Instant};
 use self::healthy_client::HealthyClient;
 use self::random::Random;
 use super::hostile::{allow_open_files, peak_resident_bytes, resident_bytes};
+use super::http;
 use super::service::ServiceProcess;
-use super::{http, lock_machine, print_line};
 use crate::service_process::wait_for;
+use crate::support::prepared::{lock_machine, print_line};
 
 /// Limits so small that the odd ones are reached, and times so short that nobody waits long for a client that says no more.
 const CONFIG: &str = "[serve]\necho = true\n[serve.limits]\nconnections = 600\nheader_time = \"500ms\"\nbody_time = \"500ms\"\n\

@@ -1,0 +1,23 @@
+//! What `scripts/test` prepares: a broker, a browser and Python packages, each named by a variable.
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The value of a variable that `scripts/test` sets; without it the test fails. A test that needs one has
+/// `#[ignore = "needs ...: scripts/test"]`, so that plain `cargo test` needs nothing.
+pub fn prepared_variable(variable: &str) -> OsString {
+    let value = std::env::var_os(variable).filter(|value| !value.is_empty());
+    value.unwrap_or_else(|| panic!("{variable} is not set: scripts/test installs what it names and sets it"))
+}
+
+/// Prints a line although the test passes: libtest captures what `eprintln!` prints.
+pub fn print_line(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Held by tests that keep the whole machine busy, so that only one of them runs at a time.
+pub fn lock_machine() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
