@@ -2,20 +2,21 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
 use serde_json::{Value, json};
 
-use crate::checkpoints::{S3Server, published_manifests};
-use crate::oracle::{LogEntry, Oracle};
-use crate::recovery::{MINUTE_MS, RUN_SETTINGS, Random, keep_accepted_entries, record_json};
-use crate::rest_checks::{ServiceStatus, check_current, check_history};
-use crate::service_process::{ServiceProcess, WAIT_TIMEOUT, post, wait_for};
-use crate::subscriber::Subscriber;
+use crate::support::checkpoint_files::published_manifests;
 use crate::support::prepared::prepared_variable;
+use crate::support::s3_server::S3Server;
+use crate::support::{
+    LogEntry, MINUTE_MS, Oracle, RUN_SETTINGS, Random, ServiceProcess, ServiceStatus, Subscriber,
+    WAIT_TIMEOUT, check_current, check_history, keep_accepted_entries, post, random_entry, record_json,
+    swelter_command, wait_for,
+};
 
 const CITIES: u32 = 5;
 
@@ -26,7 +27,7 @@ fn config() -> String {
 }
 
 fn swelter(arguments: &[&str], variables: &[(&str, String)]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
+    let mut command = swelter_command();
     command.args(arguments).envs(variables.iter().map(|(name, value)| (name, value))).output().unwrap()
 }
 
@@ -61,12 +62,13 @@ impl LoadPoster {
     fn new(seed: u64) -> LoadPoster {
         let now = jiff::Timestamp::now().as_millisecond() - 6 * 3_600_000;
         let (now, oracle) = (now - now.rem_euclid(MINUTE_MS), Oracle::new(RUN_SETTINGS));
-        LoadPoster { random: Random(seed), now, oracle, acked: Arc::default() }
+        LoadPoster { random: Random::new(seed), now, oracle, acked: Arc::default() }
     }
 
     fn post(&mut self, address: &str) {
         self.now += self.random.below(3) as i64 * MINUTE_MS / 8;
-        let entries = (0..1 + self.random.below(40)).map(|_| self.random.random_entry(self.now)).collect();
+        let entries =
+            (0..1 + self.random.below(40)).map(|_| random_entry(&mut self.random, self.now)).collect();
         let entries = keep_accepted_entries(&self.oracle, entries, &mut self.random, self.now);
         let records: Vec<String> = entries.iter().map(record_json).collect();
         let answer = post(address, "application/x-ndjson", &records.join("\n")).unwrap();
@@ -208,13 +210,7 @@ fn backup_under_load_restores_all_that_was_acknowledged() {
 fn backup_to_s3_restores_all_that_was_acknowledged() {
     let python = prepared_variable("TEST_PYTHON");
     let store = S3Server::start(&python, 0);
-    let variables = [
-        ("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{}", store.port)),
-        ("AWS_ACCESS_KEY_ID", "k".into()),
-        ("AWS_SECRET_ACCESS_KEY", "s".into()),
-        ("AWS_REGION", "us-east-1".into()),
-        ("AWS_ALLOW_HTTP", "true".into()),
-    ];
+    let variables = store.variables();
     backup_and_restore_under_load("s3://heat/backups", &variables);
 }
 

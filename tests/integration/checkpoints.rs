@@ -2,19 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::rest_checks::remove_ages;
-use crate::service_process::{ServiceProcess, get, post, wait_for};
 use crate::support::prepared::prepared_variable;
+use crate::support::s3_server::S3Server;
+use crate::support::{ServiceBuilder, ServiceProcess, get, post, remove_ages, swelter_command, wait_for};
 
 fn swelter(arguments: &[&str], variables: &[(&str, String)]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
+    let mut command = swelter_command();
     command.args(arguments).envs(variables.iter().map(|(name, value)| (name, value))).output().unwrap()
 }
 
@@ -51,13 +50,6 @@ fn wait_for_readings(address: &str, readings: usize) -> Value {
     })
 }
 
-/// The manifests in a folder. What is only being put is none yet: it has another name until it is whole.
-pub fn published_manifests(place: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(place.join("manifests")).into_iter().flatten();
-    let paths = entries.map(|entry| entry.unwrap().path());
-    paths.filter(|path| path.extension().is_some_and(|kind| kind == "json")).collect()
-}
-
 /// The checkpoints that there are, newest first.
 fn list_checkpoints(place: &[&str], variables: &[(&str, String)]) -> Vec<Value> {
     let output = swelter(&[&["checkpoints", "list", "--json"], place].concat(), variables);
@@ -78,52 +70,17 @@ fn config(url: &str) -> String {
     format!("[checkpoints]\nevery = \"1s\"\nkeep = 2\nurl = \"{url}\"\n")
 }
 
-/// A store that speaks S3; it is killed when this is dropped.
-pub struct S3Server {
-    child: Child,
-    pub port: u16,
-}
-
-impl S3Server {
-    /// On a port of its own where that is 0.
-    pub fn start(python: &OsString, port: u16) -> S3Server {
-        let mut child = Command::new(python)
-            .args([concat!(env!("CARGO_MANIFEST_DIR"), "/tests/real/s3_store.py"), &port.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut port = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut port).unwrap();
-        S3Server { child, port: port.trim().parse().unwrap() }
-    }
-}
-
-impl Drop for S3Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[test]
 #[ignore = "needs Python: scripts/test"]
 fn s3_store_keeps_checkpoints() {
     let python = prepared_variable("TEST_PYTHON");
     let store = S3Server::start(&python, 0);
-    let port = store.port;
-    let endpoint = format!("http://127.0.0.1:{port}");
-    let variables = [
-        ("AWS_ENDPOINT_URL", endpoint),
-        ("AWS_ACCESS_KEY_ID", "k".into()),
-        ("AWS_SECRET_ACCESS_KEY", "s".into()),
-        ("AWS_REGION", "us-east-1".into()),
-        ("AWS_ALLOW_HTTP", "true".into()),
-    ];
+    let (port, variables) = (store.port, store.variables());
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let url = ["--url", "s3://heat/of/cities"];
-    let start = || ServiceProcess::start_with(&data, &config(url[1]), &variables).wait_until_ready();
+    let start =
+        || ServiceBuilder::new(&config(url[1])).data(&data).envs(&variables).start().wait_until_ready();
 
     let service = start();
     post_minutes(&service.address, 0..20);
@@ -290,7 +247,7 @@ fn trimmed_journal_without_its_checkpoint_is_refused() {
         ),
         (config.replace("kept", "elsewhere"), "begins at position"),
     ] {
-        let (code, said) = ServiceProcess::run_refused(&data, &other, "127.0.0.1:0");
+        let (code, said) = ServiceBuilder::new(&other).data(&data).run_to_end();
         assert_eq!(code, Some(1), "{said}");
         let last = said.lines().last().unwrap_or_default();
         assert!(last.contains(says) && last.contains("checkpoint"), "{last}");
@@ -326,7 +283,7 @@ fn start_falls_back_over_a_damaged_base_and_refuses_if_all_are_damaged() {
         std::fs::remove_file(path).unwrap();
         std::fs::File::create(path).unwrap().set_len(6 << 30).unwrap();
     }
-    let (code, said) = ServiceProcess::run_refused(&data, &config, "127.0.0.1:0");
+    let (code, said) = ServiceBuilder::new(&config).data(&data).run_to_end();
     let last = said.lines().last().unwrap_or_default();
     assert_eq!(code, Some(1), "{said}");
     let file = replaced[0].strip_prefix(&kept).unwrap().to_str().unwrap();
@@ -376,7 +333,7 @@ fn new_journal_needs_another_checkpoint_location() {
     std::fs::rename(data.join("journal"), folder.path().join("journal-away")).unwrap();
 
     let known = list_checkpoints(&url, &[]);
-    let (code, said) = ServiceProcess::run_refused(&data, &config(kept.to_str().unwrap()), "127.0.0.1:0");
+    let (code, said) = ServiceBuilder::new(config(kept.to_str().unwrap())).data(&data).run_to_end();
     let last = said.lines().last().unwrap_or_default();
     assert!(code == Some(1) && last.contains("a place of its own"), "{said}");
     assert_eq!(list_checkpoints(&url, &[]), known);

@@ -2,14 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use swelter::model::EventTime;
 
-use crate::service_process::{HttpResponse, ServiceProcess, get, post, wait_for};
+use crate::support::{HttpResponse, ServiceBuilder, ServiceProcess, get, post, swelter_command, wait_for};
 
 const DAY_MS: i64 = 86_400_000;
 
@@ -51,10 +49,13 @@ impl SkewedHost {
 
     /// `agree` is how long a clock that is ahead must say the same, in ms.
     fn start(&self, agree: Option<u64>) -> ServiceProcess {
-        let file = |path: &Path| path.to_str().unwrap().to_owned();
-        let mut variables = vec![("SWELTER_TEST_CLOCK_OFFSET_FILE", file(&self.offset_file()))];
-        variables.extend(agree.map(|ms| ("SWELTER_TEST_CLOCK_AGREE_MS", ms.to_string())));
-        ServiceProcess::start_with(&self.data(), "", &variables)
+        let service = ServiceBuilder::new("")
+            .data(&self.data())
+            .env("SWELTER_TEST_CLOCK_OFFSET_FILE", self.offset_file().to_str().unwrap());
+        match agree {
+            Some(ms) => service.env("SWELTER_TEST_CLOCK_AGREE_MS", ms.to_string()).start(),
+            None => service.start(),
+        }
     }
 }
 
@@ -62,15 +63,10 @@ fn post_reading(service: &ServiceProcess, reading: &str) -> HttpResponse {
     post(&service.address, "application/json", reading).unwrap()
 }
 
-fn error_code(answer: &HttpResponse) -> String {
-    let body: Value = serde_json::from_str(&answer.body).unwrap_or_default();
-    body["code"].as_str().unwrap_or_default().to_owned()
-}
-
 /// By the stamp that it would get: in the answer, and so not as a dead letter.
 fn check_refused_as_future(service: &ServiceProcess, host: &SkewedHost, reading: &str) {
     let answer = post_reading(service, reading);
-    assert_eq!((answer.status, &*error_code(&answer)), (422, "none_accepted"), "{}", answer.body);
+    assert_eq!((answer.status, &*answer.error_code()), (422, "none_accepted"), "{}", answer.body);
     assert!(answer.body.contains("in_the_future"), "{}", answer.body);
     let letters = fs::read_to_string(host.data().join("dead-letters.jsonl")).unwrap_or_default();
     assert!(!letters.contains("in_the_future"), "{letters}");
@@ -84,10 +80,10 @@ fn clock_ahead_for_one_post_holds_it_back_and_keeps_future_bound() {
     wait_for("the reading", || (get(&service.address, "/v1/cities/a").ok()?.status == 200).then_some(()));
     host.set_clock_offset(30 * DAY_MS);
     let held = post_reading(&service, &reading("a", now() + 30 * DAY_MS));
-    assert_eq!((held.status, &*error_code(&held)), (503, "clock_ahead"), "{}", held.body);
+    assert_eq!((held.status, &*held.error_code()), (503, "clock_ahead"), "{}", held.body);
     assert!(held.body.contains("ahead of what it should"), "{}", held.body);
     let ready = get(&service.address, "/readyz").unwrap();
-    assert_eq!((ready.status, &*error_code(&ready)), (503, "clock_ahead"));
+    assert_eq!((ready.status, &*ready.error_code()), (503, "clock_ahead"));
     assert_eq!(get(&service.address, "/v1/cities/a").unwrap().status, 200);
     host.set_clock_offset(0);
     let service = service.wait_until_ready();
@@ -97,7 +93,7 @@ fn clock_ahead_for_one_post_holds_it_back_and_keeps_future_bound() {
     // Also where it was ahead before the end, and in between.
     host.set_clock_offset(30 * DAY_MS);
     let service = host.start(None);
-    assert_eq!(error_code(&post_reading(&service, &future)), "clock_ahead");
+    assert_eq!(post_reading(&service, &future).error_code(), "clock_ahead");
     host.set_clock_offset(0);
     let service = service.wait_until_ready();
     check_refused_as_future(&service, &host, &future);
@@ -162,7 +158,7 @@ fn rebuild_from_journal(host: &SkewedHost) {
     let (wrong, exported) = (host.folder.path().join("wrong"), host.folder.path().join("refused.jsonl"));
     fs::rename(host.data(), &wrong).unwrap();
     let run = |data: &Path, args: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
+        let mut command = swelter_command();
         let output = command.arg("dead-letters").args(args).arg("--data-dir").arg(data).output().unwrap();
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     };

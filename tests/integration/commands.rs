@@ -7,14 +7,13 @@ use std::time::{Duration, Instant};
 
 use tokio_tungstenite::tungstenite::{self, Message, WebSocket};
 
+use crate::support::swelter_command;
+
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Without any variable of the tester's own configuration.
 fn swelter(line: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SWELTER_")) {
-        command.env_remove(name);
-    }
+    let mut command = swelter_command();
     command.args(line.split_whitespace()).stdin(Stdio::null());
     command
 }

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,9 +10,10 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use swelter::model::EventTime;
 
-use crate::checkpoints::published_manifests;
 use crate::dead_letters::run_dead_letters;
-use crate::service_process::{ServiceProcess, get, post, wait_for};
+use crate::support::checkpoint_files::published_manifests;
+use crate::support::http::{post_request, send_raw};
+use crate::support::{HttpResponse, ServiceBuilder, ServiceProcess, get, post, wait_for};
 
 fn now() -> i64 {
     jiff::Timestamp::now().as_millisecond()
@@ -36,11 +35,6 @@ fn too_late_readings(count: usize) -> String {
 /// Of a partition that has its only city, readings of another one: about 300 bytes each as a dead letter.
 fn readings_of_other_city(count: usize) -> String {
     (reading("y", now() - 10 * 86_400_000) + "\n").repeat(count)
-}
-
-fn error_code(body: &str) -> String {
-    let body: Value = serde_json::from_str(body).unwrap_or_default();
-    body["code"].as_str().unwrap_or_default().to_owned()
 }
 
 /// All entries of a folder, with their modes.
@@ -142,9 +136,9 @@ fn dead_letter_limit_pauses_source() {
         sent += if answer.status == 200 { 200 } else { 0 };
         (answer.status != 200).then_some(answer)
     });
-    assert_eq!((full.status, &*error_code(&full.body)), (503, "dead_letters_full"), "{}", full.body);
+    assert_eq!((full.status, &*full.error_code()), (503, "dead_letters_full"), "{}", full.body);
     let ready = get(&service.address, "/readyz").unwrap();
-    assert_eq!((ready.status, &*error_code(&ready.body)), (503, "dead_letters_full"));
+    assert_eq!((ready.status, &*ready.error_code()), (503, "dead_letters_full"));
     assert!(ready.body.contains("dead_letters.limit_bytes"), "{}", ready.body);
     wait_for("the city", || (get(&service.address, "/v1/cities/x").ok()?.status == 200).then_some(()));
     let limit = 256 * 1024;
@@ -154,7 +148,7 @@ fn dead_letter_limit_pauses_source() {
     // It waits where it has waited, as long as there is no room.
     let service = ServiceProcess::start(&data, SMALL_LIMITS_CONFIG);
     wait_for("that there is no room", || {
-        (error_code(&get(&service.address, "/readyz").ok()?.body) == "dead_letters_full").then_some(())
+        (get(&service.address, "/readyz").ok()?.error_code() == "dead_letters_full").then_some(())
     });
     assert!(folder_bytes(&data) < limit + 4_000, "{}", folder_bytes(&data));
     // As often as it is full again: how much was taken in before is a matter of speed.
@@ -248,18 +242,11 @@ fn dead_letters_are_written_once_over_repeated_kills() {
     assert!(data.join("dead-letters.part-00000003.jsonl").exists());
 }
 
-fn post_as(token: &str, service: &ServiceProcess, body: &str) -> (u16, String) {
-    let mut socket = TcpStream::connect(&service.address).unwrap();
-    let head = format!(
-        "POST /v1/readings HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {token}\r\ncontent-type: application/x-ndjson\r\n\
-         content-length: {}\r\nconnection: close\r\n\r\n",
-        body.len()
+fn post_as(token: &str, service: &ServiceProcess, body: &str) -> HttpResponse {
+    let headers = format!(
+        "Authorization: Bearer {token}\r\nContent-Type: application/x-ndjson\r\nConnection: close\r\n"
     );
-    socket.write_all(head.as_bytes()).unwrap();
-    socket.write_all(body.as_bytes()).unwrap();
-    let mut answer = String::new();
-    socket.read_to_string(&mut answer).unwrap();
-    (answer.split(' ').nth(1).unwrap().parse().unwrap(), answer)
+    send_raw(&service.address, post_request("localhost", &headers, body).as_bytes()).unwrap()
 }
 
 #[test]
@@ -268,16 +255,15 @@ fn one_client_cannot_use_up_dead_letter_space() {
     let data = folder.path().join("data");
     let config = "[dead_letters]\nclient_bytes = '64 KiB'\n";
     let tokens = ("SWELTER_TOKENS", "read,ingest greedy;read,ingest other".to_owned());
-    let service = ServiceProcess::start_with(&data, config, &[tokens]);
-    assert_eq!(post_as("other", &service, &reading("x", now())).0, 200);
-    let (status, answer) = wait_for("that it is enough", || {
-        let (status, answer) = post_as("greedy", &service, &too_late_readings(100));
-        (status != 200).then_some((status, answer))
+    let service = ServiceBuilder::new(config).data(&data).envs(&[tokens]).start();
+    assert_eq!(post_as("other", &service, &reading("x", now())).status, 200);
+    let refused = wait_for("that the client is refused", || {
+        Some(post_as("greedy", &service, &too_late_readings(100))).filter(|response| response.status != 200)
     });
-    assert_eq!(status, 429, "{answer}");
-    assert!(answer.contains("too_many_dead_letters") && answer.contains("retry-after: "), "{answer}");
+    assert_eq!((refused.status, &*refused.error_code()), (429, "too_many_dead_letters"), "{}", refused.body);
+    assert!(refused.head.contains("retry-after: "), "{}", refused.head);
     assert!(folder_bytes(&data) < 256 * 1024, "{}", folder_bytes(&data));
-    assert_eq!(post_as("other", &service, &reading("x", now())).0, 200);
+    assert_eq!(post_as("other", &service, &reading("x", now())).status, 200);
     service.terminate();
 }
 

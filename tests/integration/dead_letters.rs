@@ -2,18 +2,18 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
 use serde_json::Value;
 use swelter::model::EventTime;
 
-use crate::service_process::{ServiceProcess, get, post, wait_for};
+use crate::support::{ServiceProcess, get, post, swelter_command, wait_for};
 
 const CONFIG: &str = "[results]\nmax_ahead = '1s'\n";
 
 /// Runs `swelter dead-letters` over the configuration that a service was started with.
 pub fn run_dead_letters(data: &Path, args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
+    let mut command = swelter_command();
     command.arg("dead-letters").args(args).arg("--config").arg(data.with_extension("toml"));
     command.arg("--data-dir").arg(data).output().unwrap()
 }

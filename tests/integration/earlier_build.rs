@@ -10,9 +10,9 @@ use std::process::Command;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::{Message, client};
 
-use crate::checkpoints::published_manifests;
 use crate::dead_letters::run_dead_letters;
-use crate::service_process::{ServiceProcess, get, post, wait_for};
+use crate::support::checkpoint_files::published_manifests;
+use crate::support::{ServiceBuilder, ServiceProcess, get, post, swelter_command, wait_for};
 
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/868f70f").join(name)
@@ -33,8 +33,8 @@ fn config() -> String {
 
 /// Starts a service on a data directory. Its clock is far ahead of the fixture's: tests have no minute until that is believed.
 fn start(data: &Path) -> ServiceProcess {
-    let agree = [("SWELTER_TEST_CLOCK_AGREE_MS", "100".to_owned())];
-    ServiceProcess::start_with(data, &config(), &agree).wait_until_ready()
+    let service = ServiceBuilder::new(config()).data(data).config_file(&data.with_extension("toml"));
+    service.env("SWELTER_TEST_CLOCK_AGREE_MS", "100").start().wait_until_ready()
 }
 
 fn path_of(city: &str) -> String {
@@ -248,7 +248,7 @@ fn backup_of_an_earlier_build_is_verified_and_restored() {
     unpack("backup.tar.gz", folder.path());
     let (backups, data) = (folder.path().join("backups"), folder.path().join("data"));
     let run = |arguments: [&str; 2], more: &[&Path]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
+        let mut command = swelter_command();
         let output = command.args(arguments).arg(&backups).args(more).output().unwrap();
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     };
@@ -372,7 +372,7 @@ fn answers_and_metrics_have_all_fields_and_names_of_an_earlier_build() {
         check_fields(name, &fields, &serde_json::from_str(&answer.body).unwrap());
     }
     let stream = std::net::TcpStream::connect(&service.address).unwrap();
-    stream.set_read_timeout(Some(crate::service_process::WAIT_TIMEOUT)).unwrap();
+    stream.set_read_timeout(Some(crate::support::WAIT_TIMEOUT)).unwrap();
     let (mut socket, _) = client(format!("ws://{}/v1/subscribe", service.address), stream).unwrap();
     let heard = &answers["websocket"]["heard"];
     let mut hear = |ask: Option<&Value>, kind: &Value| {

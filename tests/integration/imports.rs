@@ -168,7 +168,7 @@ fn uses(code: &str) -> Vec<Use> {
     let mut found = Vec::new();
     for (start, _) in code.match_indices("use ") {
         let before = code[..start].rsplit('\n').next().unwrap_or_default().trim();
-        let is_public = before.starts_with("pub");
+        let is_public = before == "pub" || before.starts_with("pub(") && before.ends_with(')');
         if !(before.is_empty() || is_public) {
             continue;
         }
@@ -266,7 +266,7 @@ mod tests {
 
     #[test]
     fn nested_lists_and_paths_are_found() {
-        let text = "use crate::{model::{Row, log::{self, Slot as S}}, codec};\n// use crate::no;\n\
+        let text = "use crate::{model::{Row, log::{self, Slot as S}}, codec};\n// use crate::no;\npub enum Cause { A }\n\
                     fn f() { super::kafka::g(\"crate::no::x\") }";
         let all = imports(&[
             ("a::b", text),

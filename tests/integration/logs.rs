@@ -7,9 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
-use crate::checkpoints::published_manifests;
-use crate::recovery::Random;
-use crate::service_process::{ServiceProcess, get, post, wait_for};
+use crate::support::checkpoint_files::published_manifests;
+use crate::support::{Random, ServiceBuilder, ServiceProcess, get, post, wait_for};
 
 const HEADER: &str = "city,reading_at,temperature,humidity\n";
 
@@ -82,8 +81,7 @@ fn start_with_read_file() -> (FileSourceFolder, ServiceProcess) {
 }
 
 fn check_start_refused(files: &FileSourceFolder, says: &[&str]) {
-    let (code, said) =
-        ServiceProcess::run_refused(&files.data, &file_source_config(&files.path), "127.0.0.1:0");
+    let (code, said) = ServiceBuilder::new(&file_source_config(&files.path)).data(&files.data).run_to_end();
     assert_eq!(code, Some(1), "{said}");
     let last = said.lines().last().unwrap_or_default();
     assert!(says.iter().all(|says| last.contains(says)), "{last}");
@@ -158,7 +156,7 @@ fn restored_file_continues() {
 #[test]
 fn rotated_files_are_served_over_kills() {
     for seed in [1, 2] {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let folder = tempfile::tempdir().unwrap();
         let (data, path) = (folder.path().join("data"), folder.path().join("readings.csv"));
         fs::write(&path, HEADER).unwrap();
@@ -267,7 +265,7 @@ fn checkpoint_of_another_journal_is_refused() {
     post_minutes(&service.address, 100..150);
     service.terminate();
     for start in 0..2 {
-        let (code, said) = ServiceProcess::run_refused(&second, &config(&shared), "127.0.0.1:0");
+        let (code, said) = ServiceBuilder::new(&config(&shared)).data(&second).run_to_end();
         assert_eq!(code, Some(1), "start {start}: {said}");
         let last = said.lines().last().unwrap_or_default();
         for says in ["made of another log", "the log has the id", "a place of its own", "checkpoints.url"] {
@@ -298,39 +296,23 @@ fn copied_journal_is_adopted_only_on_request() {
         format!(r#"{{"id":"{}","parent":{{"id":{},"ends":[30,30]}}}}"#, "12".repeat(16), before["id"]),
     )
     .unwrap();
-    let (code, said) = ServiceProcess::run_refused(&data, config, "127.0.0.1:0");
+    let (code, said) = ServiceBuilder::new(config).data(&data).run_to_end();
     let last = said.lines().last().unwrap_or_default();
     assert!(code == Some(1) && last.contains("--adopt-logs") && last.contains(&"12".repeat(16)), "{said}");
-    let config_file = data.with_extension("toml");
-    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_swelter"))
-        .args(["run", "--listen", "127.0.0.1:0", "--adopt-logs", "--config"])
-        .arg(&config_file)
-        .arg("--data-dir")
-        .arg(&data)
-        .stdout(std::process::Stdio::null())
-        .stderr(File::create(folder.path().join("adopted")).unwrap())
-        .spawn()
-        .unwrap();
-    let said = || fs::read_to_string(folder.path().join("adopted")).unwrap();
-    wait_for("that it is adopted", || {
-        assert_eq!(child.try_wait().unwrap(), None, "{}", said());
-        let names_it =
-            |path: &PathBuf| fs::read_to_string(path).is_ok_and(|text| text.contains(&"12".repeat(16)));
-        said().contains("a copy of the logs is gone on with").then_some(())?;
+    let adopting = ServiceBuilder::new(config).data(&data).args(&["--adopt-logs"]).start();
+    wait_for("that the journal is adopted", || {
+        adopting.log().contains("a copy of the logs is gone on with").then_some(())?;
         // A checkpoint is made once something has come.
-        let address = said();
-        let address = address.lines().find_map(|line| {
-            Some(line.split("127.0.0.1:").nth(1)?.split(['"', ' ', ',']).next()?.to_owned())
-        })?;
         let _ = post(
-            &format!("127.0.0.1:{address}"),
+            &adopting.address,
             "application/json",
             r#"{"city":"c0","reading_at":"2025-07-24T10:40:00Z","temperature":80,"humidity":50}"#,
         );
+        let names_it =
+            |path: &PathBuf| fs::read_to_string(path).is_ok_and(|text| text.contains(&"12".repeat(16)));
         published_manifests(&data.join("checkpoints")).iter().any(names_it).then_some(())
     });
-    let _ = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
-    assert!(wait_for("the end", || child.try_wait().unwrap()).success(), "{}", said());
+    adopting.terminate();
     // From then on it has checkpoints of its own.
     let service = ServiceProcess::start(&data, config).wait_until_ready();
     assert!(service.log().contains("a checkpoint is taken up"), "{}", service.log());

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::service_process::{ServiceProcess, get, post, wait_for};
+use crate::support::{ServiceBuilder, ServiceProcess, get, post, wait_for};
 
 /// As swelter is called that has made the fixtures.
 pub const RULES_1_MAKER: &str = "swelter 0.1.0 of November 2026 or before (rules version 1)";
@@ -44,7 +44,7 @@ fn move_files_out(data: &Path, name: &str) {
 
 /// The last line of a start that is refused, which is one line that names who made it and where the steps are.
 fn check_start_refused(data: &Path, config: &str) -> String {
-    let (code, said) = ServiceProcess::run_refused(data, config, "127.0.0.1:0");
+    let (code, said) = ServiceBuilder::new(config).data(data).run_to_end();
     assert_eq!(code, Some(1), "{said}");
     said.lines().last().unwrap_or_default().to_owned()
 }

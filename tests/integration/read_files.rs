@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 
 use crate::logs::wait_for_checkpoint;
-use crate::service_process::{ServiceProcess, get, wait_for};
+use crate::support::{ServiceBuilder, ServiceProcess, get, swelter_command, wait_for};
 
 fn samples_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/samples")
@@ -15,7 +15,7 @@ fn samples_folder() -> PathBuf {
 
 /// Runs the program among the samples.
 fn swelter(args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
+    let mut command = swelter_command();
     command.current_dir(samples_folder()).args(args).stdin(Stdio::null()).output().unwrap()
 }
 
@@ -450,7 +450,7 @@ fn file_source_resumes_only_with_same_read_options() {
     wait_for_checkpoint(&data.join("checkpoints"), "log", 2);
     service.terminate();
     let other = keys.replace("fraction", "percent");
-    let (code, said) = ServiceProcess::run_refused(&data, &file_source_config(&path, &other), "127.0.0.1:0");
+    let (code, said) = ServiceBuilder::new(&file_source_config(&path, &other)).data(&data).run_to_end();
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("humidity fraction"), "{said}");
     let service = ServiceProcess::start(&data, &file_source_config(&path, keys)).wait_until_ready();
@@ -471,7 +471,7 @@ fn two_file_source_is_identified_by_both_files() {
     wait_for_checkpoint(&data.join("checkpoints"), "log", 2);
     service.terminate();
     std::fs::write(&other, "at;b;a\n2013-07-18T15:00:00Z;41;50\n").unwrap();
-    let (code, said) = ServiceProcess::run_refused(&data, &file_source_config(&path, &keys), "127.0.0.1:0");
+    let (code, said) = ServiceBuilder::new(&file_source_config(&path, &keys)).data(&data).run_to_end();
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("is not the file that was read"), "{said}");
 }

@@ -12,8 +12,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::kafka::broker::shared_broker;
-use crate::rest_checks::remove_ages;
 use crate::support::prepared::prepared_variable;
+use crate::support::{remove_ages, remove_swelter_variables};
 
 /// For all the commands of a section.
 const COMMANDS_TIMEOUT: Duration = Duration::from_secs(120);
@@ -60,11 +60,7 @@ impl ShellRun {
         let program = PathBuf::from(env!("CARGO_BIN_EXE_swelter"));
         let path = format!("{}:{}", program.parent().unwrap().display(), std::env::var("PATH").unwrap());
         let mut command = Command::new("bash");
-        for (name, _) in std::env::vars_os() {
-            if name.to_str().is_some_and(|name| name.starts_with("SWELTER_")) {
-                command.env_remove(name);
-            }
-        }
+        remove_swelter_variables(&mut command);
         let file = |name: &str| fs::File::create(folder.path().join(name)).unwrap();
         let child = command
             .args(["-c", commands])

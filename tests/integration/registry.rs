@@ -1,13 +1,10 @@
 //! Readings of Avro with the schemas of a registry.
 
-pub mod server;
-
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use server::{RegistryServer, ServerHealth};
 use swelter::codec::{
     CURRENT_SCHEMA, DecodeSettings, READING_SCHEMA, ROW_SCHEMA, RecordFields, push_wire_header,
     reading_to_avro,
@@ -17,6 +14,8 @@ use swelter::registry::{
     AvroRecordDecoder, DecodeResult, RegistryClient, RegistryError, RegistryResponse, RegistrySettings,
     ResponseRecorder, SchemaCache, SchemaLookup, fetch_and_record,
 };
+
+use crate::support::registry_server::{RegistryServer, ServerHealth};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 

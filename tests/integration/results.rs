@@ -16,10 +16,8 @@ use swelter::model::{
 };
 
 use self::strategies::{any_case, sensor_cases, withdrawal_cases};
-use crate::dataflow_runner::{
-    self, EpochOutput, HOTTEST_CITIES, RunLeg, RunSettings, WATCHED_CITY_AND_EPOCHS, city_name, city_number,
-};
-use crate::oracle::{LogEntry, Oracle, PROPERTY_TEST_FORMULA};
+use crate::support::dataflow_runner::{self, EpochOutput, HOTTEST_CITIES, RunLeg, WATCHED_CITY_AND_EPOCHS};
+use crate::support::{LogEntry, Oracle, PROPERTY_TEST_FORMULA, RunSettings, city_name, city_number};
 
 /// Applies an epoch's changes: each must begin with what is held, and change it, and no key may change twice.
 fn accumulate<K: Ord + Copy + Debug, V: PartialEq + Copy + Debug>(
@@ -485,7 +483,7 @@ proptest! {
                     rows.push((at, row));
                     ControlFlow::Continue(())
                 });
-                prop_assert_eq!(&rows, &oracle.servable_rows(dataflow_runner::city_number(&names.get(CityId(id)))));
+                prop_assert_eq!(&rows, &oracle.servable_rows(city_number(&names.get(CityId(id)))));
                 if let [_, first, .., last, _] = &rows[..] {
                     let (from, to) = (EventTime::from_millis(first.0).unwrap(), EventTime::from_millis(last.0).unwrap());
                     let mut part = Vec::new();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use swelter::pipeline::data_dir::DataDir;
 
-use crate::service_process::{ServiceProcess, get, post, wait_for};
+use crate::support::{ServiceBuilder, ServiceProcess, get, post, swelter_command, wait_for};
 
 /// The minute that it is, ms.
 fn current_minute_ms() -> i64 {
@@ -65,7 +65,7 @@ fn cold_readings_use_air_temperature_and_rothfusz_warns_once() {
 fn unwritable_stderr_does_not_end_service() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_swelter"))
+    let mut child = swelter_command()
         .args(["run", "--listen", "127.0.0.1:0", "--data-dir"])
         .arg(folder.path().join("data"))
         .stdin(Stdio::null())
@@ -215,7 +215,7 @@ fn start_failures_name_cause_and_remedy() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let said = |config: &str, listen: &str, expected: &[&str]| {
-        let (code, text) = ServiceProcess::run_refused(&data, config, listen);
+        let (code, text) = ServiceBuilder::new(config).data(&data).listen(listen).run_to_end();
         assert_eq!(code, Some(1), "{text}");
         expected.iter().for_each(|expected| assert!(text.contains(expected), "{expected} is not in {text}"));
     };
@@ -227,7 +227,7 @@ fn start_failures_name_cause_and_remedy() {
     });
     said("", "127.0.0.1:0", &["in use by another process"]);
     let elsewhere = folder.path().join("elsewhere");
-    let (_, text) = ServiceProcess::run_refused(&elsewhere, "", &service.address);
+    let (_, text) = ServiceBuilder::new("").data(&elsewhere).listen(&service.address).run_to_end();
     assert!(text.contains("cannot listen on") && text.contains("take another address"), "{text}");
     service.terminate();
     said("[ingest]\npartitions = 3\n", "127.0.0.1:0", &["has 16 partitions, not 3"]);

@@ -1,7 +1,7 @@
 //! Appends to a topic, and `swelter produce`.
 
 use std::collections::BTreeMap;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 use std::sync::mpsc;
 
 use swelter::codec::DecodeSettings;
@@ -13,7 +13,7 @@ use swelter::sources::kafka::{AppendLimits, AppendPlan, KafkaAppender, RecordWri
 use super::broker::{BrokerAccess, PrivateBroker, shared_broker};
 use super::topic_reader::{ConsumedRecord, read_committed};
 use super::topics::{TopicAdmin, unique_name};
-use crate::service_process::{WAIT_TIMEOUT, wait_for};
+use crate::support::{WAIT_TIMEOUT, swelter_command, wait_for};
 
 const LIMITS: AppendLimits = AppendLimits { records: 10_000, bytes: 10_000_000 };
 
@@ -103,7 +103,7 @@ fn full_queue_is_busy_and_lost_broker_fails_appends() {
 }
 
 fn run_produce(access: &BrokerAccess, topic: &str, arguments: &[&str]) -> (Output, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_swelter"))
+    let output = swelter_command()
         .args(["produce", "--brokers", &access.address, "--topic", topic])
         .args(arguments)
         .stdin(Stdio::null())

@@ -7,12 +7,11 @@ use serde_json::{Value, json};
 use swelter::codec::{READING_SCHEMA, push_wire_header};
 
 use super::broker::shared_broker;
-use super::swelter_process::{KafkaConfig, SwelterProcess};
+use super::config::KafkaConfig;
 use super::topic_reader::{compact_records, read_committed};
 use super::topics::{NewRecord, TestProducer};
-use crate::recovery::Random;
-use crate::registry::server::{RegistryServer, ServerHealth};
-use crate::service_process::{get, wait_for};
+use crate::support::registry_server::{RegistryServer, ServerHealth};
+use crate::support::{Random, get, wait_for};
 
 const MUTATED_RECORDS: usize = 3_000;
 const HOUR_MS: i64 = 3_600_000;
@@ -112,7 +111,7 @@ fn invalid_avro_becomes_dead_letter_byte_for_byte_and_valid_is_applied() {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64;
     let at = now - now % HOUR_MS - HOUR_MS;
 
-    let mut random = Random(7);
+    let mut random = Random::new(7);
     let mut values = vec![
         swelter_record(ids[0], "ours", at),
         compatible_record(ids[1], "other", at),
@@ -133,7 +132,7 @@ fn invalid_avro_becomes_dead_letter_byte_for_byte_and_valid_is_applied() {
     // While the registry is away nothing is decided; then all is.
     registry.set_health(ServerHealth::Errors);
     let data = tempfile::tempdir().unwrap();
-    let mut swelter = SwelterProcess::start(&setup, data.path(), 2);
+    let mut swelter = setup.service(data.path(), 2).spawn();
     let address = swelter.wait_for_address();
     wait_for("a question", || (!registry.requested_paths().is_empty()).then_some(()));
     assert_eq!(
@@ -178,7 +177,7 @@ fn invalid_avro_becomes_dead_letter_byte_for_byte_and_valid_is_applied() {
         read_committed(&access, &setup.dead_letter_topic()).len(),
         rows().len(),
     );
-    let swelter = SwelterProcess::start(&setup, data.path(), 1).wait_until_ready();
+    let swelter = setup.service(data.path(), 1).spawn().wait_until_ready();
     swelter.terminate();
     assert_eq!(
         (

@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread;
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
+use rustix::process::Pid;
 use tempfile::TempDir;
 
-use crate::service_process::wait_for;
 use crate::support::prepared::prepared_variable;
+use crate::support::{pause_process, wait_for};
 
 /// How to reach a broker, and as whom.
 #[derive(Clone, Debug)]
@@ -92,7 +92,7 @@ impl PrivateBroker {
 
     /// Stops it without ending it, for so long.
     pub fn pause(&self, time: Duration) {
-        pause_process(self.child.as_ref().unwrap(), time);
+        pause_process(Pid::from_child(self.child.as_ref().unwrap()), time);
     }
 
     fn wait_until_ready(&mut self) {
@@ -125,14 +125,6 @@ impl Drop for PrivateBroker {
         // Shown where the test fails.
         eprintln!("the broker:\n{}", std::fs::read_to_string(self.path("log")).unwrap_or_default());
     }
-}
-
-/// Stops a process for so long.
-pub fn pause_process(child: &Child, time: Duration) {
-    let signal = |signal: &str| Command::new("kill").args([signal, &child.id().to_string()]).status();
-    assert!(signal("-STOP").unwrap().success());
-    thread::sleep(time);
-    assert!(signal("-CONT").unwrap().success());
 }
 
 /// The script becomes the broker, so the child is the broker.

@@ -8,12 +8,11 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::broker::BrokerAccess;
+use super::config::KafkaConfig;
 use super::random_log::{ExpectedDeadLetter, RandomLog, ValueHistory, final_values};
-use super::swelter_process::{KafkaConfig, SwelterProcess};
 use super::topic_reader::{ConsumedRecord, compact_records, read_committed, read_uncommitted};
 use super::topics::TestProducer;
-use crate::recovery::normalize_numbers;
-use crate::service_process::WAIT_TIMEOUT;
+use crate::support::{ServiceProcess, WAIT_TIMEOUT, normalize_numbers};
 
 /// Partitions of the input.
 pub const PARTITIONS: u32 = 3;
@@ -44,8 +43,8 @@ impl KafkaCase {
         }
     }
 
-    pub fn start_swelter(&self, workers: u64) -> SwelterProcess {
-        SwelterProcess::start(&self.setup, self.data.path(), workers)
+    pub fn start_swelter(&self, workers: u64) -> ServiceProcess {
+        self.setup.service(self.data.path(), workers).spawn()
     }
 
     /// Appends random records to the log; some may still be on their way.

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use super::broker::shared_broker;
 use super::case::KafkaCase;
 use super::topics::{COMPACT, TopicAdmin};
-use crate::checkpoints::published_manifests;
-use crate::service_process::wait_for;
+use crate::support::checkpoint_files::published_manifests;
+use crate::support::wait_for;
 
 /// What a checkpoint includes is in the topics that there were; new ones get it all the same.
 #[test]

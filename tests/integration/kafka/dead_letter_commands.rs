@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::broker::{BrokerAccess, shared_broker};
 use super::topic_reader::{ConsumedRecord, read_committed, read_uncommitted};
 use super::topics::{NewRecord, TestProducer, TopicAdmin, unique_name};
-use crate::service_process::wait_for;
+use crate::support::{swelter_command, wait_for};
 
 const PARTITIONS: i32 = 3;
 
@@ -60,7 +60,7 @@ impl RetryCase {
     }
 
     fn dead_letters_command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
+        let mut command = swelter_command();
         command.arg("dead-letters").args(args).arg("--config").arg(self.folder.path().join("config.toml"));
         command.stdin(Stdio::null());
         command

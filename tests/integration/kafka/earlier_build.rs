@@ -10,14 +10,12 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use serde_json::{Value, json};
 
 use super::broker::{BrokerAccess, PrivateBroker};
-use super::swelter_process::SwelterProcess;
 use super::topic_reader::{ConsumedRecord, compact_records, read_committed};
 use super::topics::{COMPACT, LOG_APPEND_TIME, NewRecord, TestProducer, TopicAdmin};
 use crate::earlier_build::{
     check_metrics, check_written, checkpoints, fixture, json_fixture, records_since_start, unpack,
 };
-use crate::rest_checks::get_json;
-use crate::service_process::{WAIT_TIMEOUT, wait_for};
+use crate::support::{ServiceBuilder, WAIT_TIMEOUT, get_json, wait_for};
 
 const READINGS: &str = "fixture-readings";
 const STATIONS: &str = "fixture-stations";
@@ -198,7 +196,12 @@ fn topics_of_an_earlier_build_are_gone_on_with() {
     let data = folder.path().join("data");
     // In this cluster all topics have other ids.
     let start = |arguments: &[&str]| {
-        SwelterProcess::start_configured(&toml, &data, 1, None, arguments).wait_until_ready()
+        ServiceBuilder::new(toml.clone())
+            .data(&data)
+            .args(&["--workers", "1"])
+            .args(arguments)
+            .spawn()
+            .wait_until_ready()
     };
     let mut swelter = start(&["--adopt-logs"]);
     let address = swelter.wait_for_address();

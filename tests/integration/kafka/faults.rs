@@ -4,10 +4,9 @@ use std::time::{Duration, Instant};
 
 use super::broker::{PrivateBroker, shared_broker};
 use super::case::KafkaCase;
-use super::swelter_process::SwelterProcess;
 use super::topic_reader::read_committed;
 use super::topics::{NewRecord, TestProducer, TopicAdmin};
-use crate::service_process::{WAIT_TIMEOUT, get, post, wait_for};
+use crate::support::{ServiceProcess, WAIT_TIMEOUT, get, post, wait_for};
 
 #[test]
 #[ignore = "needs Kafka: scripts/test"]
@@ -29,7 +28,7 @@ fn broker_kill_loses_nothing() {
 }
 
 /// As whoever runs the program: starts it again where it has ended, which it may as long as it says why, until the results are there.
-fn restart_until_results(case: &KafkaCase, mut swelter: SwelterProcess) -> SwelterProcess {
+fn restart_until_results(case: &KafkaCase, mut swelter: ServiceProcess) -> ServiceProcess {
     let mut starts = 0;
     // What is stuck when a cluster goes away may be tried again only once it has timed out.
     let deadline = Instant::now() + WAIT_TIMEOUT * 2;
@@ -121,12 +120,12 @@ fn stop_does_not_wait_long_for_lost_broker() {
     swelter.terminate();
 }
 
-fn fetch_metrics(swelter: &mut SwelterProcess) -> String {
+fn fetch_metrics(swelter: &mut ServiceProcess) -> String {
     get(&swelter.wait_for_address(), "/metrics").map_or_else(|error| error.to_string(), |answer| answer.body)
 }
 
 /// As whoever runs the program: starts it until it listens.
-fn restart_until_listening(case: &KafkaCase) -> SwelterProcess {
+fn restart_until_listening(case: &KafkaCase) -> ServiceProcess {
     for _ in 0..2 {
         let mut swelter = case.start_swelter(1);
         let deadline = Instant::now() + 2 * WAIT_TIMEOUT;
@@ -150,7 +149,7 @@ fn older_of_two_with_same_identity_is_fenced() {
     let old = case.start_swelter(1).wait_until_ready();
     case.wait_for_results();
     let other = tempfile::tempdir().unwrap();
-    let new = SwelterProcess::start(&case.setup, other.path(), 2).wait_until_ready();
+    let new = case.setup.service(other.path(), 2).spawn().wait_until_ready();
     case.produce_records(200);
     old.wait_until_taken_over();
     case.produce_records(200);

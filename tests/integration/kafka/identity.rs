@@ -1,7 +1,6 @@
 //! Topics that are not the ones that were read or written: lost, made anew, copied. Nothing is skipped, and nothing comes twice.
 
 use std::path::Path;
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -11,12 +10,11 @@ use serde_json::{Value, json};
 
 use super::broker::{BrokerAccess, shared_broker};
 use super::case::{KafkaCase, PARTITIONS};
-use super::swelter_process::{KafkaConfig, SwelterProcess};
+use super::config::KafkaConfig;
 use super::topic_reader::{ConsumedRecord, read_committed, read_uncommitted};
 use super::topics::{COMPACT, LOG_APPEND_TIME, NewRecord, TestProducer, TopicAdmin};
-use crate::checkpoints::published_manifests;
-use crate::recovery::MINUTE_MS;
-use crate::service_process::{WAIT_TIMEOUT, wait_for};
+use crate::support::checkpoint_files::published_manifests;
+use crate::support::{MINUTE_MS, WAIT_TIMEOUT, swelter_command, wait_for};
 
 /// One that has run, and has ended after some results.
 fn case_after_run(access: &BrokerAccess, seed: u64) -> KafkaCase {
@@ -36,8 +34,7 @@ fn enable_create_topics(setup: &mut KafkaConfig) {
 
 /// Starts the program, which must end, with a last line that has all these words.
 fn check_start_refused(case: &KafkaCase, arguments: &[&str], words: &[&str]) {
-    let said =
-        SwelterProcess::start_with(&case.setup, case.data.path(), 1, None, arguments).wait_for_failure();
+    let said = case.setup.service(case.data.path(), 1).args(arguments).spawn().wait_for_failure();
     for word in words {
         assert!(said.contains(word), "no {word:?} in: {said}");
     }
@@ -340,8 +337,7 @@ fn copied_input_is_refused_until_adopted() {
     check_start_refused(&case, &[], &is_copy);
     check_start_refused(&case, &["--takeover"], &is_copy);
 
-    let adopted = SwelterProcess::start_with(&case.setup, case.data.path(), 1, None, &["--adopt-logs"])
-        .wait_until_ready();
+    let adopted = case.setup.service(case.data.path(), 1).args(&["--adopt-logs"]).spawn().wait_until_ready();
     case.produce_records(100);
     case.wait_for_results();
     assert!(adopted.log().contains("a checkpoint is taken up"), "{}", adopted.log());
@@ -422,7 +418,7 @@ fn run_retry(setup: &KafkaConfig) -> String {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("swelter.toml");
     std::fs::write(&config, setup.to_toml()).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
+    let mut command = swelter_command();
     let output = command.args(["dead-letters", "retry", "--config"]).arg(&config).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()

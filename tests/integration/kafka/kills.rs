@@ -6,10 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::broker::shared_broker;
 use super::case::KafkaCase;
-use super::swelter_process::SwelterProcess;
 use super::topic_reader::read_committed;
-use crate::recovery::Random;
-use crate::service_process::wait_for;
+use crate::support::{Random, wait_for};
 
 /// Records before the first start, and of each round.
 const RECORDS_BEFORE_KILLS: usize = 300;
@@ -28,7 +26,11 @@ fn kill_repeatedly(case: &mut KafkaCase, mut random: Random, kills: u64) {
         }
         let workers = 1 + random.below(3);
         let dies = (random.below(3) == 0).then(|| random.below(20));
-        let mut swelter = SwelterProcess::start_dying_after(&case.setup, case.data.path(), workers, dies);
+        let mut service = case.setup.service(case.data.path(), workers);
+        if let Some(transactions) = dies {
+            service = service.die_before_commit(transactions);
+        }
+        let mut swelter = service.spawn();
         // A third of them while they start.
         let (alive, records) = match random.below(3) {
             0 => (random.below(600), RECORDS_PER_ROUND / 4),
@@ -54,7 +56,7 @@ fn run_case(seed: u64, kills: u64, sink: &str) -> KafkaCase {
     let mut case =
         KafkaCase::new(&access, seed, RECORDS_BEFORE_KILLS + RECORDS_PER_ROUND * (kills + 1) as usize);
     case.setup.sink += sink;
-    kill_repeatedly(&mut case, Random(!seed), kills);
+    kill_repeatedly(&mut case, Random::new(!seed), kills);
     case.produce_records(RECORDS_PER_ROUND);
     let swelter = case.start_swelter(2).wait_until_ready();
     case.wait_for_results();
@@ -112,7 +114,7 @@ fn killed_replay_is_resumed() {
     case.produce_records(3_000);
     for commit_interval in ["2s", "1ms"] {
         case.setup.sink = format!("shards = 2\ncommit_interval = \"{commit_interval}\"\n");
-        let mut swelter = SwelterProcess::start_dying_after(&case.setup, case.data.path(), 2, Some(1));
+        let mut swelter = case.setup.service(case.data.path(), 2).die_before_commit(1).spawn();
         wait_for("its death", || swelter.has_ended());
     }
     let swelter = case.start_swelter(1).wait_until_ready();

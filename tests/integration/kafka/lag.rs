@@ -12,7 +12,7 @@ use swelter::sources::{Partition, RecordHandler, RecordPosition, Source};
 use super::broker::{BrokerAccess, shared_broker};
 use super::source::{create_source_topic, kafka_plan, kafka_source};
 use super::topics::{NewRecord, TestProducer, TopicAdmin, unique_name};
-use crate::service_process::wait_for;
+use crate::support::wait_for;
 
 /// The positions of what was read.
 #[derive(Default)]

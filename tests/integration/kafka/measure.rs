@@ -15,7 +15,7 @@ use swelter::sources::{RecordHandler, RecordPosition, Source};
 use super::broker::{BrokerAccess, shared_broker};
 use super::source::{create_source_topic, kafka_plan, kafka_source};
 use super::topics::{NewRecord, TestProducer};
-use crate::service_process::WAIT_TIMEOUT;
+use crate::support::WAIT_TIMEOUT;
 
 const RECORDS: usize = 1_000_000;
 

@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use super::broker::shared_broker;
 use super::case::{KafkaCase, PARTITIONS};
-use super::swelter_process::SwelterProcess;
 use super::topic_reader::read_committed;
 use super::topics::{NewRecord, TestProducer, TopicAdmin};
-use crate::service_process::wait_for;
+use crate::support::{ServiceProcess, wait_for};
 
 #[test]
 #[ignore = "needs Kafka: scripts/test"]
@@ -17,8 +16,8 @@ fn added_partitions_are_read_by_all_processes() {
     let access = shared_broker();
     let mut case = KafkaCase::new(&access, 61, 500);
     case.produce_records(200);
-    let swelter = SwelterProcess::start_with(&case.setup, case.data.path(), 1, None, &["--processes", "2"])
-        .wait_until_ready();
+    let swelter =
+        case.setup.service(case.data.path(), 1).args(&["--processes", "2"]).spawn().wait_until_ready();
     // One for each process.
     TopicAdmin::of(&access).add_partitions(&case.setup.input, PARTITIONS as usize + 2);
     let producer = TestProducer::to(&access);
@@ -55,12 +54,12 @@ fn takeover_ends_all_processes_of_predecessor() {
     drop(listeners);
     let both = ["0", "1"].map(|process| {
         let arguments = ["--processes", "2", "--process", process, "--hosts", hosts.to_str().unwrap()];
-        SwelterProcess::start_with(&case.setup, case.data.path(), 1, None, &arguments)
+        case.setup.service(case.data.path(), 1).args(&arguments).spawn()
     });
-    let both = both.map(SwelterProcess::wait_until_ready);
+    let both = both.map(ServiceProcess::wait_until_ready);
     let other = tempfile::tempdir().unwrap();
-    let new = SwelterProcess::start(&case.setup, other.path(), 1);
-    both.into_iter().for_each(SwelterProcess::wait_until_taken_over);
+    let new = case.setup.service(other.path(), 1).spawn();
+    both.into_iter().for_each(ServiceProcess::wait_until_taken_over);
     new.wait_until_ready().terminate();
 }
 
@@ -73,13 +72,8 @@ fn stop_succeeds_at_any_point_of_takeover() {
     case.produce_records(200);
     let mut running = Some(case.start_swelter(1).wait_until_ready());
     for pause in [0, 400, 1_000, 1_800] {
-        let successor = SwelterProcess::start_with(
-            &case.setup,
-            case.data.path(),
-            1,
-            None,
-            &["--takeover", "--processes", "2"],
-        );
+        let successor =
+            case.setup.service(case.data.path(), 1).args(&["--takeover", "--processes", "2"]).spawn();
         wait_for("that it follows the other one", || {
             successor.log().contains("another generation is followed").then_some(())
         });
@@ -87,11 +81,11 @@ fn stop_succeeds_at_any_point_of_takeover() {
         successor.terminate();
         case.produce_records(50);
         if running.as_mut().is_some_and(|running| running.has_ended().is_some()) {
-            running.take().into_iter().for_each(SwelterProcess::wait_until_taken_over);
+            running.take().into_iter().for_each(ServiceProcess::wait_until_taken_over);
             running = Some(case.start_swelter(1).wait_until_ready());
         }
     }
     case.wait_for_results();
-    running.take().into_iter().for_each(SwelterProcess::terminate);
+    running.take().into_iter().for_each(ServiceProcess::terminate);
     case.check_exactly_once();
 }

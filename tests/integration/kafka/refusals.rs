@@ -2,9 +2,10 @@
 
 use super::broker::{BrokerAccess, PrivateBroker, shared_broker};
 use super::case::{KafkaCase, PARTITIONS};
-use super::swelter_process::{KafkaConfig, SwelterProcess, is_ready};
+use super::config::KafkaConfig;
 use super::topics::{COMPACT, NewRecord, TestProducer, TopicAdmin};
 use crate::other_rules::{RULES_1_MAKER, RULES_HELP_PAGE, fixture_path};
+use crate::support::is_ready;
 
 /// Starts the program, which must end, with a line that has all these words.
 fn check_start_refused(case: &KafkaCase, words: &[&str]) {
@@ -153,8 +154,7 @@ fn invalid_configuration_does_not_fence_running_process() {
         let mut wrong = setup.clone();
         change(&mut wrong);
         for arguments in [&[][..], &["--takeover"]] {
-            let said =
-                SwelterProcess::start_with(&wrong, other.path(), 1, None, arguments).wait_for_failure();
+            let said = wrong.service(other.path(), 1).args(arguments).spawn().wait_for_failure();
             assert!(words.iter().all(|word| said.contains(word)), "no {words:?} in: {said}");
         }
     };

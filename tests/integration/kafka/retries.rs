@@ -1,6 +1,5 @@
 //! Dead letters of the service itself, and what becomes of them when they are sent again.
 
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -8,10 +7,10 @@ use jiff::Timestamp;
 
 use super::broker::shared_broker;
 use super::case::KafkaCase;
-use super::swelter_process::KafkaConfig;
+use super::config::KafkaConfig;
 use super::topic_reader::{ConsumedRecord, read_committed};
 use super::topics::{NewRecord, TestProducer};
-use crate::service_process::wait_for;
+use crate::support::{swelter_command, wait_for};
 
 /// How far ahead a reading may be dated, and how far ahead those are that are refused for it.
 const MAX_AHEAD_CONFIG: &str = "max_ahead = \"2s\"\n";
@@ -59,7 +58,7 @@ fn run_retry(setup: &KafkaConfig) -> String {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("swelter.toml");
     std::fs::write(&config, setup.to_toml()).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
+    let mut command = swelter_command();
     let output = command.args(["dead-letters", "retry", "--config"]).arg(&config).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()

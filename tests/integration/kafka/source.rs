@@ -11,7 +11,7 @@ use swelter::sources::{NextPoll, Partition, RecordHandler, RecordPosition, Sourc
 
 use super::broker::{BrokerAccess, PrivateBroker, shared_broker};
 use super::topics::{COMPACT, LOG_APPEND_TIME, NewRecord, TestProducer, TopicAdmin, unique_name};
-use crate::service_process::wait_for;
+use crate::support::{Random, wait_for};
 
 pub fn kafka_plan(access: &BrokerAccess, topic: &str) -> KafkaSourcePlan {
     let properties = access.properties().into_iter().filter(|(name, _)| *name != "bootstrap.servers");
@@ -163,21 +163,11 @@ fn write_readings(access: &BrokerAccess, topic: &str, readings: u32) {
     producer.flush();
 }
 
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        ((z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB) >> 32) % sides.max(1)
-    }
-}
-
 const READING_TIME: &str = "2025-06-01T12:00:00Z";
 
 /// A record of any kind, and what a worker must make of it.
-fn random_record(dice: &mut Random, partition: i32, number: usize) -> (NewRecord, ReadRecord) {
-    let city = format!("city {}", dice.below(20));
+fn random_record(random: &mut Random, partition: i32, number: usize) -> (NewRecord, ReadRecord) {
+    let city = format!("city {}", random.below(20));
     let reading = format!(
         r#"{{"city":"{city}","reading_at":"{READING_TIME}","temperature":{},"humidity":50}}"#,
         number % 100
@@ -198,7 +188,7 @@ fn random_record(dice: &mut Random, partition: i32, number: usize) -> (NewRecord
         value: record.value.clone(),
         attempt,
     };
-    match dice.below(12) {
+    match random.below(12) {
         0 => (record(&city, &withdrawal), ReadRecord::Withdrawal { city }),
         1 => (NewRecord { value: None, ..record(&key, "") }, ReadRecord::Withdrawal { city }),
         2 => {
@@ -240,15 +230,15 @@ fn random_logs_read_as_produced_from_any_position() {
     const PARTITIONS: usize = 3;
     let access = shared_broker();
     let topic = create_source_topic(&access, PARTITIONS as i32);
-    let mut dice = Random(7);
+    let mut random = Random::new(7);
     let mut expected = vec![Vec::new(); PARTITIONS];
     let producer = TestProducer::transactional(&access, &topic);
     for transaction in 0..40 {
         let commit = transaction % 3 != 1;
         producer.begin();
-        for number in 0..dice.below(60) as usize {
-            let partition = dice.below(PARTITIONS as u64) as usize;
-            let (record, got) = random_record(&mut dice, partition as i32, number);
+        for number in 0..random.below(60) as usize {
+            let partition = random.below(PARTITIONS as u64) as usize;
+            let (record, got) = random_record(&mut random, partition as i32, number);
             producer.send_record(&topic, &record);
             if commit {
                 expected[partition].push(got);
@@ -259,14 +249,15 @@ fn random_logs_read_as_produced_from_any_position() {
     let source = kafka_source(&kafka_plan(&access, &topic));
     assert_eq!(source.partitions(), PARTITIONS as u32);
     for (number, expected) in expected.iter().enumerate() {
-        let whole = read_in_any_steps(&source, number as u32, 0, expected.len(), &mut dice);
+        let whole = read_in_any_steps(&source, number as u32, 0, expected.len(), &mut random);
         assert_eq!(whole.read_records(), *expected);
         assert!(whole.got.is_sorted_by(|(a, _), (b, _)| a < b));
         assert!(whole.arrived.iter().all(Option::is_some));
         for _ in 0..5 {
-            let from = dice.below(expected.len() as u64) as usize;
+            let from = random.below(expected.len() as u64) as usize;
             let position = whole.got[from].0;
-            let rest = read_in_any_steps(&source, number as u32, position, expected.len() - from, &mut dice);
+            let rest =
+                read_in_any_steps(&source, number as u32, position, expected.len() - from, &mut random);
             assert_eq!(rest.got, whole.got[from..]);
         }
     }
@@ -278,18 +269,18 @@ fn read_in_any_steps(
     number: u32,
     from: u64,
     records: usize,
-    dice: &mut Random,
+    random: &mut Random,
 ) -> CollectingHandler {
     let mut partition = source.open_partition(number, from, thread::current()).unwrap();
     let mut worker = CollectingHandler::default();
     let mut upto = from;
     wait_for("the end of a log", || {
-        let (limit, before) = (dice.below(40) as usize, worker.got.len());
+        let (limit, before) = (random.below(40) as usize, worker.got.len());
         let polled = partition.poll(limit, upto, &mut worker).unwrap();
         assert_eq!(worker.got.len() - before, polled.records);
         assert!(polled.records <= limit && (worker.got.is_empty() || worker.next_position() <= upto));
         if polled.records < limit {
-            upto += dice.below(30);
+            upto += random.below(30);
         }
         let is_at_end = partition.position() == Some(partition.end());
         (worker.got.len() >= records && is_at_end).then_some(())

@@ -5,17 +5,16 @@ use std::time::{Duration, Instant};
 
 use super::broker::{PrivateBroker, shared_broker};
 use super::case::{KafkaCase, PARTITIONS};
-use super::swelter_process::{SwelterProcess, is_ready};
 use super::topic_reader::read_committed;
 use super::topics::TopicAdmin;
-use crate::service_process::wait_for;
+use crate::support::{ServiceProcess, is_ready, wait_for};
 
 /// How long neither of two may be ready: while one fences the other.
 const STANDBY_OBSERVATION_TIME: Duration = Duration::from_secs(10);
 
 /// Starts the next generation.
-fn start_next_generation(case: &KafkaCase, workers: u64, arguments: &[&str]) -> SwelterProcess {
-    SwelterProcess::start_with(&case.setup, case.data.path(), workers, None, arguments)
+fn start_next_generation(case: &KafkaCase, workers: u64, arguments: &[&str]) -> ServiceProcess {
+    case.setup.service(case.data.path(), workers).args(arguments).spawn()
 }
 
 /// Produces until it holds.
@@ -29,7 +28,7 @@ fn produce_until(case: &mut KafkaCase, what: &str, mut holds: impl FnMut() -> bo
 }
 
 /// Looks for so long whether it stands by, and the other one serves.
-fn check_stands_by(primary: &mut SwelterProcess, standby: &mut SwelterProcess, time: Duration) {
+fn check_stands_by(primary: &mut ServiceProcess, standby: &mut ServiceProcess, time: Duration) {
     let (serving, following) = (primary.wait_for_address(), standby.wait_for_address());
     let until = Instant::now() + time;
     while Instant::now() < until {
@@ -120,7 +119,7 @@ fn standby_reads_only_durable_positions_of_primary() {
     case.produce_records(300);
     // Dies with a transaction that is flushed and not committed.
     let mut primary =
-        SwelterProcess::start_dying_after(&case.setup, case.data.path(), 1, Some(20)).wait_until_ready();
+        case.setup.service(case.data.path(), 1).die_before_commit(20).spawn().wait_until_ready();
     let mut standby = start_next_generation(&case, 2, &["--standby"]);
     let address = standby.wait_for_address();
     produce_until(&mut case, "the primary's death", || primary.has_ended().is_some());

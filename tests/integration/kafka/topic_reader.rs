@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::broker::BrokerAccess;
-use crate::service_process::WAIT_TIMEOUT;
+use crate::support::WAIT_TIMEOUT;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConsumedRecord {

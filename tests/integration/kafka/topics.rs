@@ -18,7 +18,7 @@ use swelter::kafka::KafkaCluster;
 use swelter::kafka::broker_reminder::BrokerReminder;
 
 use super::broker::BrokerAccess;
-use crate::service_process::{WAIT_TIMEOUT, wait_for};
+use crate::support::{WAIT_TIMEOUT, wait_for};
 
 /// A name that no other test has, in this run or another on the same broker.
 pub fn unique_name(name: &str) -> String {

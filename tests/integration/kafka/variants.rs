@@ -8,11 +8,11 @@ use swelter::codec::{CURRENT_SCHEMA, ROW_SCHEMA};
 
 use super::broker::shared_broker;
 use super::case::{KafkaCase, PARTITIONS};
-use super::swelter_process::{KafkaConfig, SwelterProcess};
+use super::config::KafkaConfig;
 use super::topic_reader::{ConsumedRecord, read_committed};
 use super::topics::{COMPACT, LOG_APPEND_TIME, NewRecord, TestProducer, TopicAdmin};
-use crate::registry::server::RegistryServer;
-use crate::service_process::{get, wait_for};
+use crate::support::registry_server::RegistryServer;
+use crate::support::{get, wait_for};
 
 fn produce_values(setup: &KafkaConfig, topic: &str, values: &[(i32, String)]) {
     let producer = TestProducer::to(&setup.access);
@@ -75,7 +75,7 @@ fn source_without_sink_writes_dead_letters_once() {
     // What it knows would be forgotten where another progress topic had it.
     let mut with_sink = case.setup.clone();
     with_sink.has_sink = true;
-    let said = SwelterProcess::start(&with_sink, case.data.path(), 1).wait_for_failure();
+    let said = with_sink.service(case.data.path(), 1).spawn().wait_for_failure();
     assert!(said.contains(&own) && said.contains("begin anew"), "{said}");
 }
 

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::cdp::CdpSession;
-use crate::service_process::{WAIT_TIMEOUT, wait_for};
+use crate::support::{WAIT_TIMEOUT, wait_for};
 
 /// A browser with one page, and a profile of its own. Both end with it.
 pub struct Browser {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message, WebSocket, client};
 
-use super::http;
+use crate::support::http;
 
 /// For one command.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);

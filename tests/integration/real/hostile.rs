@@ -9,10 +9,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 
-use super::http;
-use super::service::ServiceProcess;
-use crate::service_process::{WAIT_TIMEOUT, wait_for};
 use crate::support::prepared::{lock_machine, print_line};
+use crate::support::{ServiceBuilder, ServiceProcess, WAIT_TIMEOUT, http, wait_for};
 
 /// Small limits, so that they are reached soon.
 const CONFIG: &str = "[serve]\necho = true\n[serve.limits]\nconnections = 600\nheader_time = \"2s\"\nbody_time = \"2s\"\n\
@@ -28,9 +26,8 @@ const CONNECTION_END_TIMEOUT: Duration = Duration::from_secs(10);
 fn hostile_clients_do_not_affect_others() {
     let _alone = lock_machine();
     allow_open_files();
-    let mut service = ServiceProcess::start_run(CONFIG);
-    service.wait_until_ready();
-    let at = service.address;
+    let mut service = ServiceBuilder::new(CONFIG).start().wait_until_ready();
+    let at = service.address.parse().unwrap();
     let before = resident_bytes(&service);
     for (name, attack) in ATTACKS {
         attack(at);
@@ -47,8 +44,7 @@ fn hostile_clients_do_not_affect_others() {
 
     let held: Vec<_> = (0..MAX_CONNECTIONS / 2).map(|n| open_unfinished_client(at, n)).collect();
     let began = Instant::now();
-    let status = service.terminate();
-    assert_eq!(status.code(), Some(0));
+    service.terminate_in_place();
     assert!(began.elapsed() < CONNECTION_END_TIMEOUT, "{:?}", began.elapsed());
     drop(held);
     let log = service.log();
@@ -297,7 +293,7 @@ fn path_traversal(at: SocketAddr) {
     ] {
         let answer = http::get(at, path).unwrap();
         assert!((400..500).contains(&answer.status), "{path}: {}", answer.status);
-        assert!(!String::from_utf8_lossy(&answer.body).contains("root:"), "{path}");
+        assert!(!answer.body.contains("root:"), "{path}");
     }
 }
 

@@ -7,9 +7,8 @@ use serde_json::{Value, json};
 use swelter::model::EventTime;
 
 use super::browser::Browser;
-use super::service::ServiceProcess;
-use crate::service_process::wait_for;
 use crate::support::prepared::{lock_machine, prepared_variable, print_line};
+use crate::support::{ServiceBuilder, ServiceProcess, wait_for};
 
 pub(super) const MINUTE_MS: i64 = 60_000;
 pub(super) const CITY: &str = "5128581";
@@ -185,8 +184,7 @@ pub(super) const CONFIG: &str = "[results]\nformula = \"nws\"\n[serve.limits]\nh
 fn page_shows_changes_and_survives_service_kill() {
     let chromium = prepared_variable("TEST_CHROMIUM");
     let _alone = lock_machine();
-    let mut service = ServiceProcess::start_run(CONFIG);
-    service.wait_until_ready();
+    let mut service = ServiceBuilder::new(CONFIG).start().wait_until_ready();
     let newest = now();
     service.wait_until_applied(&service.post(&two_hours_of_readings(newest)));
     let mut browser = Browser::start(&chromium);
@@ -232,12 +230,12 @@ fn page_shows_changes_and_survives_service_kill() {
     wait_for_change(&mut browser, "late", 11);
     compare_page(&mut browser, &service);
 
-    service.kill();
+    service.kill_in_place();
     browser.wait_for("document.querySelector('[data-test=state]').dataset.state !== 'live'");
     service.restart();
     // Before the page is back: it may not miss it.
     let missed = service.post(&reading(CITY, newest - 20 * MINUTE_MS, 60.0));
-    service.wait_until_ready();
+    service.wait_for_ready();
     service.wait_until_applied(&missed);
     browser.wait_for(IS_LIVE_EXPRESSION);
     compare_page(&mut browser, &service);
@@ -250,7 +248,7 @@ fn page_shows_changes_and_survives_service_kill() {
     take_screenshots(&mut browser, &ScreenshotFolder::open_folder(), "");
     compare_page(&mut browser, &service);
     assert_no_console_errors(&mut browser);
-    assert_eq!(service.terminate().code(), Some(0));
+    service.terminate();
     browser.wait_for_value(STATE_EXPRESSION, &json!("waiting"));
     assert_no_console_errors(&mut browser);
 }
@@ -289,7 +287,7 @@ fn demo_is_live_within_seconds_with_a_day_of_history() {
     browser.resize(DESKTOP_SIZE.0, DESKTOP_SIZE.1, false);
     browser.set_color_scheme("light");
     let began = Instant::now();
-    let mut service = ServiceProcess::start_demo(200);
+    let service = ServiceBuilder::demo(200).start();
     browser.open(&service.url());
     browser.wait_for(IS_LIVE_EXPRESSION);
     browser.wait_for("document.querySelector('[data-test=total]').textContent === '200'");
@@ -323,5 +321,5 @@ fn demo_is_live_within_seconds_with_a_day_of_history() {
     assert_fits(&mut browser);
     ScreenshotFolder::open_folder().take_screenshot(&mut browser, "demo.png", false);
     assert_no_console_errors(&mut browser);
-    assert_eq!(service.terminate().code(), Some(0));
+    service.terminate();
 }

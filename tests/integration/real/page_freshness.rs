@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::browser::Browser;
 use super::page::*;
-use super::service::ServiceProcess;
 use crate::support::prepared::{lock_machine, prepared_variable};
+use crate::support::{MINUTE_MS, ServiceBuilder};
 
 const HOUR_MS: i64 = 60 * MINUTE_MS;
 const LONDON: &str = "2643743";
@@ -58,11 +58,10 @@ fn page_shows_no_stale_row_as_live() {
     let folder = tempfile::tempdir().unwrap();
     let clock = folder.path().join("clock");
     fs::write(&clock, "0").unwrap();
-    let mut service = ServiceProcess::start_run_with(
-        CONFIG,
-        &[("SWELTER_TEST_CLOCK_OFFSET_FILE", clock.to_str().unwrap())],
-    );
-    service.wait_until_ready();
+    let service = ServiceBuilder::new(CONFIG)
+        .env("SWELTER_TEST_CLOCK_OFFSET_FILE", clock.to_str().unwrap())
+        .start()
+        .wait_until_ready();
     let mut browser = Browser::start(&chromium);
     browser.resize(DESKTOP_SIZE.0, DESKTOP_SIZE.1, false);
     browser.open(&format!("{}/#city={CITY}", service.url()));
@@ -119,5 +118,5 @@ fn page_shows_no_stale_row_as_live() {
     assert!(service.get("/v1/cities?order=heat_index").json()["cities"].as_array().unwrap().is_empty());
     assert_fits(&mut browser);
     assert_no_console_errors(&mut browser);
-    assert_eq!(service.terminate().code(), Some(0));
+    service.terminate();
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::browser::Browser;
 use super::page::*;
-use super::service::ServiceProcess;
+use crate::support::ServiceBuilder;
 use crate::support::prepared::{lock_machine, prepared_variable};
 
 const UNPLACED_EXPRESSION: &str = "[...document.querySelectorAll('[data-test=unplaced] li:not([hidden])')].map((li) => \
@@ -30,8 +30,8 @@ fn page_lists_unplaced_cities_and_finds_local_names() {
     let places = folder.path().join("places.csv");
     let text = "id,name,country,latitude,longitude,time_zone\nroof,Roof,AT,48.2,16.4,\ncellar,Cellar,DE,,,\n";
     fs::write(&places, text).unwrap();
-    let mut service = ServiceProcess::start_run(&format!("places = '{}'\n{CONFIG}", places.display()));
-    service.wait_until_ready();
+    let mut service = ServiceBuilder::new(format!("places = '{}'\n{CONFIG}", places.display())).start();
+    service.wait_for_ready();
     let newest = now();
     let readings: Value = ["roof", "cellar", "a place that no directory has", CITY, "2867714"]
         .iter()
@@ -64,5 +64,5 @@ fn page_lists_unplaced_cities_and_finds_local_names() {
     take_screenshots(&mut browser, &ScreenshotFolder::open_folder(), "places-");
     assert_fits(&mut browser);
     assert_no_console_errors(&mut browser);
-    assert_eq!(service.terminate().code(), Some(0));
+    service.terminate();
 }

@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use super::browser::Browser;
 use super::page::*;
-use super::service::ServiceProcess;
 use crate::support::prepared::{lock_machine, prepared_variable};
+use crate::support::{MINUTE_MS, ServiceBuilder, ServiceProcess};
 
 const SHOWN_EXPRESSION: &str = "['heat-index', 'rolling', 'trend', 'temperature'].map((name) => \
      document.querySelector(`[data-test=city-${name}]`).textContent)";
@@ -36,8 +36,7 @@ fn check_shows_celsius(browser: &mut Browser, service: &ServiceProcess) {
 fn page_switches_to_celsius_and_remembers() {
     let chromium = prepared_variable("TEST_CHROMIUM");
     let _alone = lock_machine();
-    let mut service = ServiceProcess::start_run(CONFIG);
-    service.wait_until_ready();
+    let service = ServiceBuilder::new(CONFIG).start().wait_until_ready();
     let newest = now();
     let readings: Value =
         (0..90).map(|back| reading(CITY, newest - back * MINUTE_MS, 90.0 - back as f64 / 8.0)).collect();
@@ -62,7 +61,7 @@ fn page_switches_to_celsius_and_remembers() {
     browser.wait_for("document.querySelector('[data-test=city-temperature]').textContent.startsWith('-')");
     check_shows_celsius(&mut browser, &service);
     assert_no_console_errors(&mut browser);
-    assert_eq!(service.terminate().code(), Some(0));
+    service.terminate();
 }
 
 #[test]
@@ -71,8 +70,7 @@ fn page_starts_in_service_units() {
     let chromium = prepared_variable("TEST_CHROMIUM");
     let _alone = lock_machine();
     let config = CONFIG.replace("[results]", "[results]\nunits = \"celsius\"\nwind_units = \"m/s\"");
-    let mut service = ServiceProcess::start_run(&config);
-    service.wait_until_ready();
+    let service = ServiceBuilder::new(&config).start().wait_until_ready();
     let newest = now();
     service.wait_until_applied(
         &service.post(&json!([reading(CITY, newest, 90.0), reading(CITY, newest - 70 * MINUTE_MS, 80.0)])),
@@ -84,5 +82,5 @@ fn page_starts_in_service_units() {
     browser.evaluate("document.getElementById('fahrenheit').click()");
     browser.wait_for("document.querySelector('[data-test=city-heat-index]').textContent.endsWith('°F')");
     assert_no_console_errors(&mut browser);
-    assert_eq!(service.terminate().code(), Some(0));
+    service.terminate();
 }

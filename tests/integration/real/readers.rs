@@ -8,11 +8,9 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::{Message, WebSocket, client};
 
 use super::hostile::{peak_resident_bytes, resident_bytes};
-use super::http;
 use super::paced_readers::{PacedReader, PacedReaders, get_request, subscribe_request};
-use super::service::ServiceProcess;
-use crate::service_process::wait_for;
 use crate::support::prepared::{lock_machine, print_line};
+use crate::support::{ServiceBuilder, ServiceProcess, http, wait_for};
 
 const CITIES: usize = 20;
 /// A reading a second.
@@ -35,12 +33,12 @@ const SESSION_LENGTH: Duration = Duration::from_secs(4);
 #[test]
 fn large_slow_readers_do_not_delay_others() {
     let _alone = lock_machine();
-    let mut service = ServiceProcess::start_run("");
-    service.wait_until_ready();
+    let mut service = ServiceBuilder::new("").start().wait_until_ready();
+    let at = service.address.parse().unwrap();
     post_history(&service);
-    let mut healthy = open_subscription(service.address, &json!(["healthy"]), "latest");
+    let mut healthy = open_subscription(at, &json!(["healthy"]), "latest");
     let before = resident_bytes(&service);
-    let crowd = PacedReaders::start(service.address, hostile_readers(), SESSION_LENGTH);
+    let crowd = PacedReaders::start(at, hostile_readers(), SESSION_LENGTH);
     wait_for("the crowd reads", || (crowd.bytes_read() > 4 << 20).then_some(()));
     let (mut delays, mut seen) = (Vec::new(), 0);
     for number in 0..POST_COUNT {
@@ -68,7 +66,7 @@ fn large_slow_readers_do_not_delay_others() {
     assert_eq!(seen, POST_COUNT);
     assert!(worst < MAX_LATENCY, "{worst:?}");
     assert!(most < before + MAX_MEMORY_BYTES, "{before} bytes before, {most} at most");
-    assert_eq!(service.terminate().code(), Some(0));
+    service.terminate_in_place();
     assert!(!service.log().contains("panic"));
 }
 

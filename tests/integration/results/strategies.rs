@@ -3,8 +3,7 @@
 use proptest::prelude::*;
 use swelter::model::{EventTime, Measurement, ReadingEvent};
 
-use crate::dataflow_runner::RunSettings;
-use crate::oracle::{LogEntry, PROPERTY_TEST_FORMULA};
+use crate::support::{LogEntry, PROPERTY_TEST_FORMULA, RunSettings};
 
 const SECOND_MS: i64 = 1_000;
 const MINUTE_MS: i64 = 60 * SECOND_MS;

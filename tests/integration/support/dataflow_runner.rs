@@ -7,8 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use swelter::admission::{Admission, AdmissionRules, AdmittedArrival};
-use swelter::dataflow::heat_index::Formula;
-use swelter::dataflow::rolling::Retention;
 use swelter::dataflow::rolling::query_responder::QueryLimits;
 use swelter::dataflow::rolling::serving::ServingUpdate;
 use swelter::dataflow::rolling::snapshot::InitialState;
@@ -16,30 +14,10 @@ use swelter::dataflow::{self, Closed, Graph, GraphPlan};
 use swelter::directory::Directory;
 use swelter::model::{
     AnswerPiece, Arrival, CheckpointBarrier, CityId, CityKey, CitySnapshot, CurrentRow, DaySummary,
-    EventTime, Millis, OutcomeKind, Query, QueryKind, RemainingRows, Row, SnapshotSink, Upsert, state_shard,
+    EventTime, OutcomeKind, Query, QueryKind, RemainingRows, Row, SnapshotSink, Upsert, state_shard,
 };
 
-use crate::oracle::LogEntry;
-
-/// Milliseconds.
-#[derive(Clone, Copy, Debug)]
-pub struct RunSettings {
-    pub formula: Formula,
-    pub window: i64,
-    pub lateness: i64,
-    pub history: i64,
-}
-
-impl RunSettings {
-    pub fn retention(&self) -> Retention {
-        let duration = |millis| Millis::from_millis(millis).unwrap();
-        Retention {
-            window: duration(self.window),
-            lateness: duration(self.lateness),
-            history: duration(self.history),
-        }
-    }
-}
+use super::entries::{LogEntry, RunSettings, city_name, city_number};
 
 /// Keys, and their values before and after.
 type ChangeList<K, V> = Vec<(K, Option<V>, Option<V>)>;
@@ -61,17 +39,9 @@ pub struct EpochOutput {
 /// How many cities the ranking of a test run has.
 pub const HOTTEST_CITIES: usize = 2;
 
-pub fn city_name(city: u32) -> String {
-    format!("city {city}")
-}
-
 pub fn arrival(upsert: &Upsert<'_>, admitted: AdmittedArrival, position: u64) -> Arrival {
     let Upsert { reading_at, event, revision, .. } = *upsert;
     Arrival { city: admitted.city, reading_at, event, revision, position }
-}
-
-pub fn city_number(name: &str) -> u32 {
-    name["city ".len()..].parse().unwrap()
 }
 
 /// Epoch `k` holds the entries before `cuts[k]` that no earlier epoch holds. The city of an entry decides which worker

@@ -4,30 +4,12 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use swelter::dataflow::heat_index::Formula;
 use swelter::dataflow::rolling::MAX_TOMBSTONES_WITHOUT_READING;
 use swelter::model::{
-    Category, CurrentRow, DaySummary, EventTime, HeatIndex, Measurement, OutcomeKind, ReadingEvent, Revision,
-    Row, Upsert,
+    Category, CurrentRow, DaySummary, EventTime, HeatIndex, Measurement, OutcomeKind, ReadingEvent, Row,
 };
 
-use crate::dataflow_runner::RunSettings;
-
-/// One entry of a log. Cities are numbers here, to make short logs easy to read.
-#[derive(Clone, Copy, Debug)]
-pub struct LogEntry {
-    pub city: u32,
-    pub millis: i64,
-    pub event: ReadingEvent,
-    pub revision: Option<i64>,
-}
-
-impl LogEntry {
-    pub fn upsert<'a>(&self, name: &'a str) -> Upsert<'a> {
-        let reading_at = EventTime::from_millis(self.millis).unwrap();
-        Upsert { city: name, reading_at, event: self.event, revision: self.revision.and_then(Revision::new) }
-    }
-}
+use super::entries::{LogEntry, RunSettings};
 
 type ReadingKey = (u32, i64);
 
@@ -236,9 +218,3 @@ impl Oracle {
         }
     }
 }
-
-/// The formula that property tests use: cheap, and reaching both ends of what is accepted.
-pub const PROPERTY_TEST_FORMULA: Formula = Formula::Rothfusz;
-
-/// What the built program computes unless it is told otherwise.
-pub const DEFAULT_FORMULA: Formula = Formula::Nws;

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::dataflow_runner::city_name;
-use crate::oracle::Oracle;
-use crate::recovery::{current_json, normalize_numbers, row_json};
-use crate::service_process::{get, get_with_timeout};
+use super::entries::city_name;
+use super::http::{get, get_with_timeout};
+use super::oracle::Oracle;
+use super::rows::{current_json, normalize_numbers, row_json};
 
 pub fn get_json(address: &str, path: &str) -> Value {
     let answer = get(address, path).unwrap_or_else(|error| panic!("{address}{path}: {error}"));

@@ -10,9 +10,9 @@ use swelter::model::EventTime;
 use tokio_tungstenite::tungstenite::error::Error as WebSocketError;
 use tokio_tungstenite::tungstenite::{Message, WebSocket, client};
 
-use crate::dataflow_runner::{city_name, city_number};
-use crate::oracle::Oracle;
-use crate::recovery::{current_json, normalize_numbers, row_json};
+use super::entries::{city_name, city_number};
+use super::oracle::Oracle;
+use super::rows::{current_json, normalize_numbers, row_json};
 
 /// Rows by city, and by time where the subscription is of windows; all by their text.
 type RowMap = BTreeMap<(String, String), Value>;

@@ -23,7 +23,7 @@ use crate::cluster::authority::CertificateAuthority;
 use crate::kafka::broker::PrivateBroker;
 use crate::kafka::case::{KafkaCase as Topics, PARTITIONS};
 use crate::kafka::random_log;
-use crate::rest_checks::{ServiceStatus, check_current, check_history};
+use crate::support::{ServiceStatus, check_current, check_history};
 
 const FOLLOWER_COUNT: u64 = 2;
 

@@ -3,14 +3,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use serde_json::{Value, json};
 
 use super::plan::Damage;
-use crate::dataflow_runner::city_name;
-use crate::oracle::Oracle;
-use crate::service_process::wait_for;
+use crate::support::{Oracle, city_name, swelter_command, wait_for};
 
 /// Where the checkpoints of a case are.
 pub fn checkpoint_folder(case: &Path) -> PathBuf {
@@ -78,7 +75,7 @@ pub fn while_unwritable(case: &Path, during: impl FnOnce()) {
 
 /// What `swelter checkpoints` says.
 fn run_checkpoints_command(case: &Path, arguments: &[&str]) -> Result<Value, String> {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
+    let mut command = swelter_command();
     command.arg("checkpoints").args(arguments).args(["--json", "--url"]).arg(checkpoint_folder(case));
     let output = command.output().unwrap();
     if !output.status.success() {

@@ -12,8 +12,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use super::host::{child_processes, is_own_process, listening_sockets, send_signal, sockets_of};
 use super::plan::TrialTopology;
 use super::proxy::Proxy;
-use crate::rest_checks::ServiceStatus;
-use crate::service_process::wait_for;
+use crate::support::{ServiceStatus, remove_swelter_variables, wait_for};
 
 /// Until all are ready, whatever has happened to them: a start may have to wait for a broker, a lock or a transaction first.
 const READY_TIMEOUT: Duration = Duration::from_secs(90);
@@ -201,12 +200,7 @@ impl TrialCluster {
         let exec = format!("trap '' XFSZ; {limit}exec \"$0\" \"$@\"");
         command.args(["--pdeathsig", "KILL", "sh", "-c", &exec]);
         command.arg(env!("CARGO_BIN_EXE_swelter"));
-        // What the trial is told is not for the program.
-        for (name, _) in std::env::vars_os() {
-            if name.to_str().is_some_and(|name| name.starts_with("SWELTER_")) {
-                command.env_remove(name);
-            }
-        }
+        remove_swelter_variables(&mut command);
         command.args(["run", "--listen", "127.0.0.1:0", "--workers", &topology.workers.to_string()]);
         command.arg("--config").arg(config).env("SWELTER_DATA_DIR", folder.join("data"));
         command.args(succeeds);

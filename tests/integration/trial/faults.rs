@@ -10,7 +10,7 @@ use super::checkpoints;
 use super::host::{OpenFileBlock, StoppedProcess, send_signal};
 use super::plan::{Fault, FaultStep};
 use super::strangers::StrangerFlood;
-use crate::recovery::Random;
+use crate::support::Random;
 
 /// How long a process may take to die that is to die by itself.
 const DEATH_TIMEOUT: Duration = Duration::from_secs(8);
@@ -101,7 +101,7 @@ impl TrialCase<'_> {
                 self.cluster.links_of_process(lot).for_each(|link| link.resume_connections());
             }
             Fault::ClockSkew => {
-                let mut random = Random(lot);
+                let mut random = Random::new(lot);
                 let apart = |_| random.below(600_000) as i64 - 300_000;
                 self.clocks = (0..topology.processes).map(apart).collect();
                 self.restart_all(topology, None);

@@ -7,12 +7,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::dataflow_runner::city_name;
 use crate::kafka::case::KafkaCase as Topics;
-use crate::oracle::{LogEntry, Oracle};
-use crate::recovery::{MINUTE_MS, RUN_SETTINGS, Random, keep_accepted_entries, record_json};
-use crate::rest_checks::ServiceStatus;
-use crate::service_process::post;
+use crate::support::{
+    LogEntry, MINUTE_MS, Oracle, RUN_SETTINGS, Random, ServiceStatus, city_name, keep_accepted_entries, post,
+    random_entry, record_json,
+};
 
 /// Between two sendings, and how many records each has at most.
 const SEND_INTERVAL: Duration = Duration::from_millis(150);
@@ -153,8 +152,8 @@ impl PostedLog {
     pub fn new(seed: u64) -> PostedLog {
         let now = jiff::Timestamp::now().as_millisecond() - 6 * 60 * MINUTE_MS;
         PostedLog {
-            random: Random(seed),
-            lots: Random(seed),
+            random: Random::new(seed),
+            lots: Random::new(seed),
             now: now - now.rem_euclid(MINUTE_MS),
             oracle: Oracle::new(RUN_SETTINGS),
             records: 0,
@@ -185,7 +184,8 @@ impl PostedLog {
     /// Up to so many entries, the array that says them, and the places of bad records among them.
     fn next_batch(&mut self, most: u64) -> (Vec<LogEntry>, String, Vec<usize>) {
         self.now += u64::from(self.random.below(8) == 0) as i64 * MINUTE_MS;
-        let entries = (0..1 + self.random.below(most)).map(|_| self.random.random_entry(self.now)).collect();
+        let entries =
+            (0..1 + self.random.below(most)).map(|_| random_entry(&mut self.random, self.now)).collect();
         let entries = keep_accepted_entries(&self.oracle, entries, &mut self.random, self.now);
         let mut records: Vec<String> = entries.iter().map(record_json).collect();
         let mut refused = Vec::new();

@@ -6,9 +6,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::feeder::TrialControl;
-use crate::recovery::Random;
-use crate::service_process::WAIT_TIMEOUT;
-use crate::subscriber::{ReceivedRows, Subscriber};
+use crate::support::{Random, ReceivedRows, Subscriber, WAIT_TIMEOUT};
 
 /// Of a connection, where nothing comes.
 const READ_TIMEOUT: Duration = Duration::from_millis(400);
@@ -26,7 +24,7 @@ impl Follower {
     pub fn start(lots: u64, cities: u32, shared: &Arc<TrialControl>) -> Follower {
         let ((asks, asked), (answer, answers)) = (channel(), channel());
         let of_thread = Arc::clone(shared);
-        let follow = move || run_follower(Random(lots), cities, &of_thread, &asked, &answer);
+        let follow = move || run_follower(Random::new(lots), cities, &of_thread, &asked, &answer);
         Follower { thread: Some(thread::spawn(follow)), asks, answers, shared: Arc::clone(shared) }
     }
 

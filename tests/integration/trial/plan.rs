@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::recovery::Random;
+use crate::support::Random;
 
 /// The most processes and workers of each.
 const MAX_PROCESSES: u64 = 3;
@@ -22,7 +22,7 @@ pub enum LogMode {
 
 impl LogMode {
     pub fn of(seed: u64) -> LogMode {
-        match Random(seed).below(2) {
+        match Random::new(seed).below(2) {
             0 => LogMode::Journal,
             _ => LogMode::Kafka,
         }
@@ -282,7 +282,7 @@ pub struct CasePlan {
 impl CasePlan {
     pub fn new(seed: u64, faults: usize) -> CasePlan {
         let mode = LogMode::of(seed);
-        let mut random = Random(!seed);
+        let mut random = Random::new(!seed);
         let first = TrialTopology::random(&mut random);
         let mut topology = first;
         let step = |_| {

@@ -176,7 +176,7 @@ fn proxy_stalls_and_cuts_connections() {
     let proxy = Proxy::to(server.local_addr().unwrap().port());
     let connect = || {
         let stream = TcpStream::connect(("127.0.0.1", proxy.port)).unwrap();
-        stream.set_read_timeout(Some(crate::service_process::WAIT_TIMEOUT)).unwrap();
+        stream.set_read_timeout(Some(crate::support::WAIT_TIMEOUT)).unwrap();
         stream
     };
     let mut client = connect();
@@ -196,7 +196,7 @@ fn proxy_stalls_and_cuts_connections() {
     served.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
     assert!(served.read(&mut byte).is_err(), "nothing goes through");
     proxy.resume_connections();
-    served.set_read_timeout(Some(crate::service_process::WAIT_TIMEOUT)).unwrap();
+    served.set_read_timeout(Some(crate::support::WAIT_TIMEOUT)).unwrap();
     served.read_exact(&mut byte).unwrap();
     assert_eq!(&byte, b"c");
 

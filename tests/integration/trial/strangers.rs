@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::cluster::TrialCluster;
-use crate::recovery::Random;
+use crate::support::Random;
 
 /// Connections that they hold at once.
 const HELD_CONNECTIONS: usize = 300;
@@ -41,7 +41,7 @@ impl StrangerFlood {
         let (ports, ended) = (Arc::<Mutex<Vec<u16>>>::default(), Arc::<AtomicBool>::default());
         let (of_thread, has_ended) = (Arc::clone(&ports), Arc::clone(&ended));
         let call = move || {
-            let (mut random, mut held) = (Random(lot), VecDeque::new());
+            let (mut random, mut held) = (Random::new(lot), VecDeque::new());
             while !has_ended.load(Ordering::Relaxed) {
                 thread::sleep(CALL_INTERVAL);
                 let port = {

@@ -12,8 +12,7 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::error::Error;
 use tokio_tungstenite::tungstenite::{Message, WebSocket, client};
 
-use super::super::http;
-use crate::service_process::WAIT_TIMEOUT;
+use crate::support::{WAIT_TIMEOUT, http};
 
 /// Its cities are its own.
 const CITIES: [&str; 3] = ["healthy-1", "healthy-2", "healthy-3"];
@@ -98,7 +97,7 @@ fn post_until(at: SocketAddr, stop: &AtomicBool) -> usize {
         let reading = json!({
             "city": CITIES[posted % CITIES.len()], "reading_at": reading_at(posted), "temperature": 90, "humidity": 50
         });
-        let answer = http::post(at, "/v1/readings", &reading).unwrap();
+        let answer = http::post(at, "application/json", &reading.to_string()).unwrap();
         match answer.status {
             200 => posted += 1,
             // Others have filled the queue, or all connections are taken: it comes again.

@@ -4,7 +4,7 @@
 
 mod healthy_client;
 mod messages;
-mod random;
+mod mutations;
 mod requests;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -15,12 +15,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use self::healthy_client::HealthyClient;
-use self::random::Random;
 use super::hostile::{allow_open_files, peak_resident_bytes, resident_bytes};
-use super::http;
-use super::service::ServiceProcess;
-use crate::service_process::wait_for;
 use crate::support::prepared::{lock_machine, print_line};
+use crate::support::{Random, ServiceBuilder, ServiceProcess, http, wait_for};
 
 /// Limits so small that the odd ones are reached, and times so short that nobody waits long for a client that says no more.
 const CONFIG: &str = "[serve]\necho = true\n[serve.limits]\nconnections = 600\nheader_time = \"500ms\"\nbody_time = \"500ms\"\n\
@@ -63,9 +60,8 @@ fn fuzzed_requests_end_nothing_and_affect_no_other_client() {
     let (requests, seed) =
         (env_number("TEST_FUZZ_REQUESTS", DEFAULT_REQUESTS), env_number("TEST_FUZZ_SEED", DEFAULT_SEED));
     print_line(&format!("fuzz: {requests} requests and messages, seed {seed}"));
-    let mut service = ServiceProcess::start_run(CONFIG);
-    service.wait_until_ready();
-    let (at, before) = (service.address, resident_bytes(&service));
+    let mut service = ServiceBuilder::new(CONFIG).start().wait_until_ready();
+    let (at, before) = (service.address.parse().unwrap(), resident_bytes(&service));
     let healthy = HealthyClient::start(at);
     let token = healthy.resume_token();
     let began = Instant::now();
@@ -116,7 +112,7 @@ fn check_status_variety(statuses: &BTreeMap<u16, usize>) {
 fn check_service_intact(service: &mut ServiceProcess) {
     assert_eq!(service.get("/healthz").status, 200);
     let metric = |name: &str| -> Vec<u64> {
-        let text = String::from_utf8(service.get("/metrics").body).unwrap();
+        let text = service.get("/metrics").body;
         let lines = text.lines().filter(|line| line.starts_with(name));
         lines.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect()
     };
@@ -125,7 +121,7 @@ fn check_service_intact(service: &mut ServiceProcess) {
     wait_for("their connections are gone", || (metric("swelter_connections ") == [1]).then_some(()));
     wait_for("their sessions are gone", || (metric("swelter_subscriber_sessions ") == [0]).then_some(()));
     wait_for("their subscriptions are gone", || (metric("swelter_subscriptions ") == [0]).then_some(()));
-    assert_eq!(service.terminate().code(), Some(0), "{}", service.log());
+    service.terminate_in_place();
     assert!(!service.log().contains("panicked"), "{}", service.log());
 }
 
@@ -168,7 +164,7 @@ impl Attacker<'_> {
     fn send_until(mut self, answered: &AtomicUsize, requests: u64) -> ResponseCounts {
         while (answered.load(Ordering::Relaxed) as u64) < requests {
             let mut bytes = Vec::new();
-            match self.random.below(20) {
+            match self.random.index(20) {
                 0..16 => self.push_requests(&mut bytes),
                 16 => bytes = self.random.random_bytes(2_000),
                 _ => self.push_session(&mut bytes),
@@ -191,7 +187,7 @@ impl Attacker<'_> {
         let path =
             self.random.pick_mostly(&["/v1/subscribe", "/v1/subscribe", "/v1/ingest"], 10, &["/echo", "/"]);
         requests::push_handshake(&mut self.random, path, bytes);
-        for _ in 0..self.random.below(MESSAGE_BURST) {
+        for _ in 0..self.random.index(MESSAGE_BURST) {
             messages::push_message(&mut self.random, path == "/v1/ingest", self.token, bytes);
         }
         if self.random.percent(3) {
@@ -207,7 +203,7 @@ impl Attacker<'_> {
             true => bytes.chunks(self.random.within(1..2_000)).try_for_each(|piece| stream.write_all(piece)),
             false => stream.write_all(bytes),
         };
-        match self.random.below(100) {
+        match self.random.index(100) {
             0..5 => return None,
             5..8 => {
                 self.held.push_back(stream);
