@@ -9,7 +9,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
@@ -80,7 +80,9 @@ fn wait_for_equal_responses(addresses: &[String], readings: usize) -> (Value, Va
     all[0].clone()
 }
 
-const CONFIG: &str = "[checkpoints]\nevery = \"500ms\"\n[cluster]\nconnect_time = \"20s\"\n";
+/// A lost process is noticed by its closed connections: its silence would be noticed later than a test waits.
+const CONFIG: &str =
+    "[checkpoints]\nevery = \"500ms\"\n[cluster]\npeer_timeout = \"5m\"\nconnect_time = \"20s\"\n";
 
 #[test]
 fn every_process_serves_all_cities_and_recovers() {
@@ -93,11 +95,9 @@ fn every_process_serves_all_cities_and_recovers() {
     let children = program.child_processes();
     assert_eq!(children.len(), 3);
     send_signal(children[1], Signal::KILL);
-    let killed = Instant::now();
     for other in [children[0], children[2]] {
         wait_for("the others' end", || (!is_alive(other)).then_some(()));
     }
-    assert!(killed.elapsed() < Duration::from_secs(2), "the others took {:?}", killed.elapsed());
     assert_eq!(ready_addresses(&mut program, 3), addresses, "each is where it was");
     post_readings(&addresses, 1);
     wait_for_equal_responses(&addresses, 6);
@@ -248,17 +248,16 @@ fn lost_peer_ends_process_soon_with_error() {
         let mut both = start_two_by_hosts(folder.path(), CONFIG);
         both.iter_mut().for_each(|one| drop(ready_addresses(one, 1)));
         send_signal(both[killed].pid(), Signal::KILL);
-        let began = Instant::now();
         let other = &mut both[1 - killed];
         assert_eq!(other.wait_for_exit().code(), Some(1), "{}", other.log());
-        assert!(began.elapsed() < Duration::from_secs(4), "it took {:?}", began.elapsed());
         assert!(other.log().contains("it is gone"), "{}", other.log());
     }
 }
 
 #[test]
 fn stop_during_start_succeeds_soon() {
-    let config = "[cluster]\nconnect_time = \"60s\"\n";
+    // Longer than a test waits: the stop must not wait for the third process.
+    let config = "[cluster]\nconnect_time = \"5m\"\n";
     let folder = tempfile::tempdir().unwrap();
     let hosts = folder.path().join("hosts");
     std::fs::write(
@@ -278,19 +277,22 @@ fn stop_during_start_succeeds_soon() {
         };
         two.iter().all(|program| caught(program) == Some(true)).then_some(())
     });
-    let began = Instant::now();
     two.iter().for_each(|program| program.send_terminate());
     for program in &mut two {
         assert_eq!(program.wait_for_exit().code(), Some(0), "{}", program.log());
     }
-    assert!(began.elapsed() < Duration::from_secs(6), "it took {:?}", began.elapsed());
 
     // At different points of a supervised start.
-    for pause in [0, 5, 20, 80, 200] {
-        let data = tempfile::tempdir().unwrap();
-        let program = start_cluster(data.path(), CONFIG, &["--processes", "2"], None);
-        wait_for("its children", || (program.child_processes().len() == 2).then_some(()));
-        thread::sleep(Duration::from_millis(pause));
+    let points: [fn(&ServiceProcess) -> bool; 4] = [
+        |program| program.child_processes().len() == 2,
+        |program| !program.log().is_empty(),
+        |program| program.data_dir().join("journal").exists(),
+        ServiceProcess::is_listening,
+    ];
+    for (number, point) in points.iter().enumerate() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = start_cluster(&folder.path().join("data"), CONFIG, &["--processes", "2"], None);
+        wait_for(&format!("point {number} of the start"), || point(&program).then_some(()));
         program.terminate();
     }
 }

@@ -1,11 +1,11 @@
 //! Topics that are not the ones that were read or written: lost, made anew, copied. Nothing is skipped, and nothing comes twice.
 
 use std::path::Path;
-use std::thread;
 use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::broker::{BrokerAccess, shared_broker};
@@ -14,7 +14,7 @@ use super::config::KafkaConfig;
 use super::topic_reader::{ConsumedRecord, read_committed, read_uncommitted};
 use super::topics::{COMPACT, LOG_APPEND_TIME, NewRecord, TestProducer, TopicAdmin};
 use crate::support::checkpoint_files::published_manifests;
-use crate::support::{MINUTE_MS, WAIT_TIMEOUT, swelter_command, wait_for};
+use crate::support::{MINUTE_MS, WAIT_TIMEOUT, check_during, send_signal, swelter_command, wait_for};
 
 /// One that has run, and has ended after some results.
 fn case_after_run(access: &BrokerAccess, seed: u64) -> KafkaCase {
@@ -152,7 +152,7 @@ fn recreated_input_with_more_records_is_refused_at_start() {
 #[ignore = "needs Kafka: scripts/test"]
 fn input_recreated_while_read_ends_process() {
     let access = shared_broker();
-    // Where it is paused meanwhile, it finds the new one with records at its positions at once.
+    // If it is paused meanwhile, it finds the new topic with records at its positions at once.
     for (seed, is_paused) in [(202, false), (203, true)] {
         let mut case = KafkaCase::new(&access, seed, 500);
         case.produce_records(200);
@@ -166,15 +166,14 @@ fn input_recreated_while_read_ends_process() {
             .then_some(recorded)
         });
         let input = case.setup.input.clone();
-        thread::scope(|scope| {
-            if is_paused {
-                scope.spawn(|| swelter.pause(Duration::from_secs(6)));
-                // Nothing says that it is paused; that it is does not matter to what is asserted, only to what is tried.
-                thread::sleep(Duration::from_millis(300));
-            }
-            recreate_topic(&case.setup, &input);
-            produce_records(&case.setup, &input, &intruder_records(400));
-        });
+        if is_paused {
+            send_signal(swelter.pid(), Signal::STOP);
+        }
+        recreate_topic(&case.setup, &input);
+        produce_records(&case.setup, &input, &intruder_records(400));
+        if is_paused {
+            send_signal(swelter.pid(), Signal::CONT);
+        }
         let said = swelter.wait_for_failure();
         // Whoever notices first: the one that reads, or the look every few seconds.
         for word in [&*input, "while it was read", "disaster-recovery"] {
@@ -458,15 +457,15 @@ fn unreachable_broker_does_not_count_as_deleted_topics() {
     let mut broker = super::broker::PrivateBroker::start();
     let mut case = KafkaCase::new(&broker.access, 228, 600);
     case.produce_records(100);
-    let swelter = case.start_swelter(1).wait_until_ready();
+    let mut swelter = case.start_swelter(1).wait_until_ready();
     case.wait_for_results();
     broker.kill();
-    // It stays away for longer than the watch takes from one look to the next.
-    thread::sleep(Duration::from_secs(7));
+    // The broker stays away for longer than from one check to the next.
+    check_during(Duration::from_secs(7), || assert!(swelter.has_ended().is_none(), "{}", swelter.log()));
     broker.restart();
     case.produce_records(100);
     case.check_exactly_once();
-    // Nothing may come of the next look either: as long as the watch needs for it.
-    thread::sleep(Duration::from_secs(6));
+    // The next check must not end it either.
+    check_during(Duration::from_secs(6), || assert!(swelter.has_ended().is_none(), "{}", swelter.log()));
     swelter.terminate();
 }

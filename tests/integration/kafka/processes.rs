@@ -1,8 +1,6 @@
 //! Several processes at one log: what comes while they run, and how they end together.
 
 use std::net::TcpListener;
-use std::thread;
-use std::time::Duration;
 
 use super::broker::shared_broker;
 use super::case::{KafkaCase, PARTITIONS};
@@ -63,7 +61,7 @@ fn takeover_ends_all_processes_of_predecessor() {
     new.wait_until_ready().terminate();
 }
 
-/// Whatever it is at: still behind, taking over, or done with it.
+/// A successor may be stopped while it is behind, while it takes over, and after that.
 #[test]
 #[ignore = "needs Kafka: scripts/test"]
 fn stop_succeeds_at_any_point_of_takeover() {
@@ -71,13 +69,21 @@ fn stop_succeeds_at_any_point_of_takeover() {
     let mut case = KafkaCase::new(&access, 63, 1_000);
     case.produce_records(200);
     let mut running = Some(case.start_swelter(1).wait_until_ready());
-    for pause in [0, 400, 1_000, 1_800] {
+    let points: [fn(&ServiceProcess, &mut ServiceProcess) -> bool; 4] = [
+        |_, _| true,
+        |successor, _| successor.is_listening(),
+        |_, old| old.has_ended().is_some(),
+        |successor, _| successor.log().contains("taken over"),
+    ];
+    for (number, point) in points.iter().enumerate() {
         let successor =
             case.setup.service(case.data.path(), 1).args(&["--takeover", "--processes", "2"]).spawn();
         wait_for("that it follows the other one", || {
             successor.log().contains("another generation is followed").then_some(())
         });
-        thread::sleep(Duration::from_millis(pause));
+        wait_for(&format!("point {number} of the takeover"), || {
+            point(&successor, running.as_mut().unwrap()).then_some(())
+        });
         successor.terminate();
         case.produce_records(50);
         if running.as_mut().is_some_and(|running| running.has_ended().is_some()) {

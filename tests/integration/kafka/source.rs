@@ -11,7 +11,7 @@ use swelter::sources::{NextPoll, Partition, RecordHandler, RecordPosition, Sourc
 
 use super::broker::{BrokerAccess, PrivateBroker, shared_broker};
 use super::topics::{COMPACT, LOG_APPEND_TIME, NewRecord, TestProducer, TopicAdmin, unique_name};
-use crate::support::{Random, wait_for};
+use crate::support::{Random, check_during, wait_for};
 
 pub fn kafka_plan(access: &BrokerAccess, topic: &str) -> KafkaSourcePlan {
     let properties = access.properties().into_iter().filter(|(name, _)| *name != "bootstrap.servers");
@@ -118,10 +118,7 @@ fn topic_recreated_while_read_yields_no_record() {
     let said = error.to_string();
     assert!(matches!(error, SourceError::Fatal(_)) && said.contains("was deleted and made anew"), "{said}");
     // Nor afterwards.
-    for _ in 0..100 {
-        let _ = partition.poll(10, u64::MAX, &mut worker);
-        thread::sleep(Duration::from_millis(1));
-    }
+    check_during(Duration::from_millis(100), || drop(partition.poll(10, u64::MAX, &mut worker)));
     assert_eq!(worker.got, []);
 }
 
@@ -482,12 +479,10 @@ fn broker_kill_delays_reading_but_loses_nothing() {
     worker.poll_until(&mut *partition, 1);
     broker.kill();
     producer.send_record(&topic, &reading(2));
-    for _ in 0..100 {
-        match partition.poll(10, u64::MAX, &mut worker) {
-            Ok(_) | Err(SourceError::Transient(_)) => thread::sleep(Duration::from_millis(5)),
-            Err(error) => panic!("{error}"),
-        }
-    }
+    check_during(Duration::from_millis(500), || match partition.poll(10, u64::MAX, &mut worker) {
+        Ok(_) | Err(SourceError::Transient(_)) => {}
+        Err(error) => panic!("{error}"),
+    });
     broker.restart();
     producer.flush();
     wait_for("what came meanwhile", || match partition.poll(10, u64::MAX, &mut worker) {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::support::ServiceBuilder;
-use crate::support::prepared::{lock_machine, prepared_variable, print_line};
+use crate::support::prepared::{prepared_variable, print_line};
 
 /// The suite says nothing of a case that takes forever.
 const SUITE_TIMEOUT: Duration = Duration::from_secs(300);
@@ -24,7 +24,6 @@ const NON_STRICT_CASES: [&str; 2] = ["6.4.3", "6.4.4"];
 #[ignore = "needs Python: scripts/test"]
 fn websocket_passes_autobahn_suite_like_bare_endpoint() {
     let (python, suite) = (prepared_variable("TEST_PYTHON"), prepared_variable("TEST_AUTOBAHN"));
-    let _alone = lock_machine();
     let service = ServiceBuilder::new("[serve]\necho = true\n").start().wait_until_ready();
     let folder = tempfile::tempdir().unwrap();
     let (spec, reports) = (folder.path().join("spec.json"), folder.path().join("reports"));

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::browser::Browser;
 use super::page::*;
-use crate::support::prepared::{lock_machine, prepared_variable};
+use crate::support::prepared::{limit_browsers, prepared_variable};
 use crate::support::{MINUTE_MS, ServiceBuilder};
 
 const HOUR_MS: i64 = 60 * MINUTE_MS;
@@ -54,7 +54,7 @@ fn assert_panel_is_stale(browser: &mut Browser, age: &str) {
 #[ignore = "needs Chromium: scripts/test"]
 fn page_shows_no_stale_row_as_live() {
     let chromium = prepared_variable("TEST_CHROMIUM");
-    let _alone = lock_machine();
+    let _browsers = limit_browsers();
     let folder = tempfile::tempdir().unwrap();
     let clock = folder.path().join("clock");
     fs::write(&clock, "0").unwrap();

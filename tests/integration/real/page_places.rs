@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::browser::Browser;
 use super::page::*;
 use crate::support::ServiceBuilder;
-use crate::support::prepared::{lock_machine, prepared_variable};
+use crate::support::prepared::{limit_browsers, prepared_variable};
 
 const UNPLACED_EXPRESSION: &str = "[...document.querySelectorAll('[data-test=unplaced] li:not([hidden])')].map((li) => \
      [li.dataset.city, li.querySelector('.name').textContent])";
@@ -25,7 +25,7 @@ fn search_for(browser: &mut Browser, text: &str) {
 #[ignore = "needs Chromium: scripts/test"]
 fn page_lists_unplaced_cities_and_finds_local_names() {
     let chromium = prepared_variable("TEST_CHROMIUM");
-    let _alone = lock_machine();
+    let _browsers = limit_browsers();
     let folder = tempfile::tempdir().unwrap();
     let places = folder.path().join("places.csv");
     let text = "id,name,country,latitude,longitude,time_zone\nroof,Roof,AT,48.2,16.4,\ncellar,Cellar,DE,,,\n";

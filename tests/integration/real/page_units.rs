@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::browser::Browser;
 use super::page::*;
-use crate::support::prepared::{lock_machine, prepared_variable};
+use crate::support::prepared::{limit_browsers, prepared_variable};
 use crate::support::{MINUTE_MS, ServiceBuilder, ServiceProcess};
 
 const SHOWN_EXPRESSION: &str = "['heat-index', 'rolling', 'trend', 'temperature'].map((name) => \
@@ -35,7 +35,7 @@ fn check_shows_celsius(browser: &mut Browser, service: &ServiceProcess) {
 #[ignore = "needs Chromium: scripts/test"]
 fn page_switches_to_celsius_and_remembers() {
     let chromium = prepared_variable("TEST_CHROMIUM");
-    let _alone = lock_machine();
+    let _browsers = limit_browsers();
     let service = ServiceBuilder::new(CONFIG).start().wait_until_ready();
     let newest = now();
     let readings: Value =
@@ -68,7 +68,7 @@ fn page_switches_to_celsius_and_remembers() {
 #[ignore = "needs Chromium: scripts/test"]
 fn page_starts_in_service_units() {
     let chromium = prepared_variable("TEST_CHROMIUM");
-    let _alone = lock_machine();
+    let _browsers = limit_browsers();
     let config = CONFIG.replace("[results]", "[results]\nunits = \"celsius\"\nwind_units = \"m/s\"");
     let service = ServiceBuilder::new(&config).start().wait_until_ready();
     let newest = now();

@@ -32,4 +32,4 @@ pub use self::random_entries::{RANDOM_CITIES, keep_accepted_entries, random_entr
 pub use self::rest_checks::{ServiceStatus, check_current, check_history, get_json, remove_ages};
 pub use self::rows::{current_json, normalize_numbers, row_json};
 pub use self::subscriber::{ReceivedRows, Subscriber};
-pub use self::wait::{WAIT_TIMEOUT, wait_for};
+pub use self::wait::{WAIT_TIMEOUT, check_during, wait_for};

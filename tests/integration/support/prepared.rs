@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::Write as _;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// The value of a variable that `scripts/test` sets; without it the test fails. A test that needs one has
 /// `#[ignore = "needs ...: scripts/test"]`, so that plain `cargo test` needs nothing.
@@ -18,6 +18,29 @@ pub fn print_line(line: &str) {
 
 /// Held by tests that keep the whole machine busy, so that only one of them runs at a time.
 pub fn lock_machine() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    static BUSY: Mutex<()> = Mutex::new(());
+    BUSY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Tests with a browser that run at the same time.
+const MAX_BROWSERS: usize = 2;
+static BROWSERS: Mutex<usize> = Mutex::new(0);
+static BROWSER_CLOSED: Condvar = Condvar::new();
+
+/// Held by a test with a browser.
+pub struct BrowserPermit(());
+
+/// Waits until the test may start a browser.
+pub fn limit_browsers() -> BrowserPermit {
+    let running = BROWSERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_full = |running: &mut usize| *running >= MAX_BROWSERS;
+    *BROWSER_CLOSED.wait_while(running, is_full).unwrap_or_else(PoisonError::into_inner) += 1;
+    BrowserPermit(())
+}
+
+impl Drop for BrowserPermit {
+    fn drop(&mut self) {
+        *BROWSERS.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        BROWSER_CLOSED.notify_one();
+    }
 }
