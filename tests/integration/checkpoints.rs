@@ -80,7 +80,7 @@ fn s3_store_keeps_checkpoints() {
     let data = folder.path().join("data");
     let url = ["--url", "s3://heat/of/cities"];
     let start =
-        || ServiceBuilder::new(&config(url[1])).data(&data).envs(&variables).start().wait_until_ready();
+        || ServiceBuilder::new(config(url[1])).data(&data).envs(&variables).start().wait_until_ready();
 
     let service = start();
     post_minutes(&service.address, 0..20);

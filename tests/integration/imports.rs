@@ -67,10 +67,10 @@ impl Imports {
             self.files.contains_key(module).then(|| module.to_vec())
         })?;
         let rest = &path[module.len()..];
-        if let Some(name) = rest.first().filter(|_| depth < 8) {
-            if let Some(target) = self.exported.get(&(module.clone(), name.clone())) {
-                return self.file_of(target, depth + 1);
-            }
+        if let Some(name) = rest.first().filter(|_| depth < 8)
+            && let Some(target) = self.exported.get(&(module.clone(), name.clone()))
+        {
+            return self.file_of(target, depth + 1);
         }
         Some(&self.files[&module])
     }

@@ -81,7 +81,7 @@ fn start_with_read_file() -> (FileSourceFolder, ServiceProcess) {
 }
 
 fn check_start_refused(files: &FileSourceFolder, says: &[&str]) {
-    let (code, said) = ServiceBuilder::new(&file_source_config(&files.path)).data(&files.data).run_to_end();
+    let (code, said) = ServiceBuilder::new(file_source_config(&files.path)).data(&files.data).run_to_end();
     assert_eq!(code, Some(1), "{said}");
     let last = said.lines().last().unwrap_or_default();
     assert!(says.iter().all(|says| last.contains(says)), "{last}");
@@ -265,7 +265,7 @@ fn checkpoint_of_another_journal_is_refused() {
     post_minutes(&service.address, 100..150);
     service.terminate();
     for start in 0..2 {
-        let (code, said) = ServiceBuilder::new(&config(&shared)).data(&second).run_to_end();
+        let (code, said) = ServiceBuilder::new(config(&shared)).data(&second).run_to_end();
         assert_eq!(code, Some(1), "start {start}: {said}");
         let last = said.lines().last().unwrap_or_default();
         for says in ["made of another log", "the log has the id", "a place of its own", "checkpoints.url"] {

@@ -10,6 +10,7 @@ mod checkpoints;
 mod clock;
 mod cluster;
 mod commands;
+mod conventions;
 mod data_files;
 mod dead_letters;
 mod earlier_build;

@@ -450,7 +450,7 @@ fn file_source_resumes_only_with_same_read_options() {
     wait_for_checkpoint(&data.join("checkpoints"), "log", 2);
     service.terminate();
     let other = keys.replace("fraction", "percent");
-    let (code, said) = ServiceBuilder::new(&file_source_config(&path, &other)).data(&data).run_to_end();
+    let (code, said) = ServiceBuilder::new(file_source_config(&path, &other)).data(&data).run_to_end();
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("humidity fraction"), "{said}");
     let service = ServiceProcess::start(&data, &file_source_config(&path, keys)).wait_until_ready();
@@ -471,7 +471,7 @@ fn two_file_source_is_identified_by_both_files() {
     wait_for_checkpoint(&data.join("checkpoints"), "log", 2);
     service.terminate();
     std::fs::write(&other, "at;b;a\n2013-07-18T15:00:00Z;41;50\n").unwrap();
-    let (code, said) = ServiceBuilder::new(&file_source_config(&path, &keys)).data(&data).run_to_end();
+    let (code, said) = ServiceBuilder::new(file_source_config(&path, &keys)).data(&data).run_to_end();
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("is not the file that was read"), "{said}");
 }

@@ -6,7 +6,7 @@ use apache_avro::writer::datum::GenericDatumWriter;
 use serde_json::{Value, json};
 use swelter::codec::{READING_SCHEMA, push_wire_header};
 
-use super::broker::shared_broker;
+use super::broker::{BrokerAccess, shared_broker};
 use super::config::KafkaConfig;
 use super::topic_reader::{compact_records, read_committed};
 use super::topics::{NewRecord, TestProducer};
@@ -97,6 +97,30 @@ fn metric_value(address: &str, metric: &str) -> u64 {
     lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64).sum()
 }
 
+/// Records of three schemas and of an unknown one, many of them mutated.
+fn mixed_values(ids: [u32; 3], at: i64) -> Vec<Vec<u8>> {
+    let mut random = Random::new(7);
+    let mut values = vec![
+        swelter_record(ids[0], "ours", at),
+        compatible_record(ids[1], "other", at),
+        incompatible_record(ids[2]),
+        swelter_record(999, "unknown", at),
+    ];
+    let mutated = |_| mutate_value(&mut random, swelter_record(ids[0], "mutated", at));
+    values.extend((0..MUTATED_RECORDS).map(mutated));
+    values.push(swelter_record(ids[0], "last", at));
+    values
+}
+
+fn produce_values(access: &BrokerAccess, topic: &str, values: &[Vec<u8>]) {
+    let producer = TestProducer::to(access);
+    for value in values {
+        let (key, value) = (None, Some(value.clone()));
+        producer.send_record(topic, &NewRecord { partition: 0, key, value, headers: Vec::new() });
+    }
+    producer.flush();
+}
+
 #[test]
 #[ignore = "needs Kafka: scripts/test"]
 fn invalid_avro_becomes_dead_letter_byte_for_byte_and_valid_is_applied() {
@@ -111,23 +135,8 @@ fn invalid_avro_becomes_dead_letter_byte_for_byte_and_valid_is_applied() {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64;
     let at = now - now % HOUR_MS - HOUR_MS;
 
-    let mut random = Random::new(7);
-    let mut values = vec![
-        swelter_record(ids[0], "ours", at),
-        compatible_record(ids[1], "other", at),
-        incompatible_record(ids[2]),
-        swelter_record(999, "unknown", at),
-    ];
-    values.extend(
-        (0..MUTATED_RECORDS).map(|_| mutate_value(&mut random, swelter_record(ids[0], "mutated", at))),
-    );
-    values.push(swelter_record(ids[0], "last", at));
-    let producer = TestProducer::to(&access);
-    for value in &values {
-        let (key, value) = (None, Some(value.clone()));
-        producer.send_record(&setup.input, &NewRecord { partition: 0, key, value, headers: Vec::new() });
-    }
-    producer.flush();
+    let values = mixed_values(ids, at);
+    produce_values(&access, &setup.input, &values);
 
     // While the registry is away nothing is decided; then all is.
     registry.set_health(ServerHealth::Errors);

@@ -180,6 +180,62 @@ fn behind(checkpoint: &Value, all: &BTreeMap<String, Vec<ConsumedRecord>>) -> u6
     [("readings", READINGS), ("stations", STATIONS)].into_iter().map(count).sum()
 }
 
+fn records_of(values: &Value) -> Vec<ConsumedRecord> {
+    values.as_array().unwrap().iter().map(record_of).collect()
+}
+
+fn check_served_cities(address: &str, cities: &Value) {
+    for (city, expected) in cities.as_object().unwrap() {
+        let encoded: String = city.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let served = get_json(address, &format!("/v1/cities/{encoded}/history?limit=10000"));
+        assert_eq!(served["rows"], expected["rows"], "{city}");
+    }
+}
+
+/// Results continue as they did in the build that made `before`: nothing twice, and nothing left out.
+fn check_new_results(
+    access: &BrokerAccess,
+    topic: &str,
+    before: &[ConsumedRecord],
+    after: &[ConsumedRecord],
+) {
+    let wanted = state(before, after);
+    wait_for("the results", || (state(before, &added(access, topic, before)) == wanted).then_some(()));
+    let new = added(access, topic, before);
+    check_changes(topic, before, &new);
+    let keys = |records: &[ConsumedRecord]| -> BTreeSet<String> {
+        records.iter().map(|record| record.key().to_owned()).collect()
+    };
+    assert_eq!(keys(&new), keys(after), "{topic}");
+}
+
+fn check_new_dead_letters(
+    access: &BrokerAccess,
+    topic: &str,
+    before: &[ConsumedRecord],
+    after: &[ConsumedRecord],
+) {
+    let known = |record: &ConsumedRecord| {
+        (record.key.clone(), record.value.clone(), record.headers["swelter-position"].clone())
+    };
+    wait_for("the dead letters", || (added(access, topic, before).len() >= after.len()).then_some(()));
+    let new = added(access, topic, before);
+    assert_eq!(new.iter().map(known).collect::<Vec<_>>(), after.iter().map(known).collect::<Vec<_>>());
+    for (new, after) in new.iter().zip(after) {
+        assert!(new.headers.keys().eq(after.headers.keys()), "{:?}", new.headers);
+    }
+}
+
+/// An earlier build can read what this one writes of its progress.
+fn check_written_progress(access: &BrokerAccess, before: &[ConsumedRecord]) {
+    let written = read_committed(access, PROGRESS);
+    let (before, now) = (newest_values(before), newest_values(&written));
+    assert_eq!(before.keys().collect::<Vec<_>>(), now.keys().collect::<Vec<_>>());
+    for (key, value) in &before {
+        check_written(key, value, &now[key]);
+    }
+}
+
 #[test]
 #[ignore = "needs Kafka: scripts/test"]
 fn topics_of_an_earlier_build_are_gone_on_with() {
@@ -210,49 +266,15 @@ fn topics_of_an_earlier_build_are_gone_on_with() {
     let generation = |text: &Value| text.as_str().unwrap().split_once('-').unwrap().0.to_owned();
     assert_eq!(generation(&status["generation"]), generation(&expected["generation"]));
     assert_eq!(records_since_start(&status), behind, "{status}");
-    for (city, expected) in expected["cities"].as_object().unwrap() {
-        let encoded: String = city.bytes().map(|byte| format!("%{byte:02X}")).collect();
-        let served = get_json(&address, &format!("/v1/cities/{encoded}/history?limit=10000"));
-        assert_eq!(served["rows"], expected["rows"], "{city}");
-    }
-    // Results go on as they did where they were made: nothing twice, and nothing left out.
+    check_served_cities(&address, &expected["cities"]);
     for topic in [RESULTS, CURRENT] {
-        let after: Vec<ConsumedRecord> =
-            expected["new"][topic].as_array().unwrap().iter().map(record_of).collect();
-        let wanted = state(&all[topic], &after);
-        wait_for("the results", || {
-            (state(&all[topic], &added(access, topic, &all[topic])) == wanted).then_some(())
-        });
-        let new = added(access, topic, &all[topic]);
-        check_changes(topic, &all[topic], &new);
-        let keys = |records: &[ConsumedRecord]| -> BTreeSet<String> {
-            records.iter().map(|record| record.key().to_owned()).collect()
-        };
-        assert_eq!(keys(&new), keys(&after), "{topic}");
+        check_new_results(access, topic, &all[topic], &records_of(&expected["new"][topic]));
     }
     for topic in LETTERS {
-        let after: Vec<ConsumedRecord> =
-            expected["new"][topic].as_array().unwrap().iter().map(record_of).collect();
-        let known = |record: &ConsumedRecord| {
-            (record.key.clone(), record.value.clone(), record.headers["swelter-position"].clone())
-        };
-        wait_for("the dead letters", || {
-            (added(access, topic, &all[topic]).len() >= after.len()).then_some(())
-        });
-        let new = added(access, topic, &all[topic]);
-        assert_eq!(new.iter().map(known).collect::<Vec<_>>(), after.iter().map(known).collect::<Vec<_>>());
-        for (new, after) in new.iter().zip(&after) {
-            assert!(new.headers.keys().eq(after.headers.keys()), "{:?}", new.headers);
-        }
+        check_new_dead_letters(access, topic, &all[topic], &records_of(&expected["new"][topic]));
     }
     check_metrics("kafka", &address);
-    // What it writes of its progress can be read as before.
-    let written = read_committed(access, PROGRESS);
-    let (before, now) = (newest_values(&all[PROGRESS]), newest_values(&written));
-    assert_eq!(before.keys().collect::<Vec<_>>(), now.keys().collect::<Vec<_>>());
-    for (key, value) in &before {
-        check_written(key, value, &now[key]);
-    }
+    check_written_progress(access, &all[PROGRESS]);
 
     // It goes on with what comes now.
     let reading =

@@ -121,7 +121,7 @@ fn stop_does_not_wait_long_for_lost_broker() {
 }
 
 fn fetch_metrics(swelter: &mut ServiceProcess) -> String {
-    get(&swelter.wait_for_address(), "/metrics").map_or_else(|error| error.to_string(), |answer| answer.body)
+    get(swelter.wait_for_address(), "/metrics").map_or_else(|error| error.to_string(), |answer| answer.body)
 }
 
 /// As whoever runs the program: starts it until it listens.

@@ -10,8 +10,7 @@ use crate::support::{ServiceBuilder, ServiceProcess, http, wait_for};
 
 /// A service that panics where a point is passed for the so-many-th time.
 fn start_panicking_at(point: &str) -> ServiceProcess {
-    let service = ServiceBuilder::new("").env("SWELTER_PANIC_POINT", point).start().wait_until_ready();
-    service
+    ServiceBuilder::new("").env("SWELTER_PANIC_POINT", point).start().wait_until_ready()
 }
 
 fn open_session(service: &ServiceProcess, path: &str) -> WebSocket<TcpStream> {

@@ -36,6 +36,19 @@ pub struct EpochOutput {
     pub serving_updates: Vec<ServingUpdate>,
 }
 
+impl EpochOutput {
+    /// Adds what another worker has put out in the same epoch.
+    fn extend(&mut self, other: EpochOutput) {
+        self.rows.extend(other.rows);
+        self.days.extend(other.days);
+        self.current.extend(other.current);
+        self.hottest.extend(other.hottest);
+        self.categories.extend(other.categories);
+        self.outcomes.extend(other.outcomes);
+        self.serving_updates.extend(other.serving_updates);
+    }
+}
+
 /// How many cities the ranking of a test run has.
 pub const HOTTEST_CITIES: usize = 2;
 
@@ -120,7 +133,36 @@ impl SnapshotSink for SnapshotTaker {
     }
 }
 
-/// [`run`] with state taken and resumed.
+impl RunLeg {
+    /// The epoch from which a worker resumes, and its part of the state.
+    fn initial_state(&self, worker: u32, workers: u32) -> (usize, InitialState) {
+        let Some((epoch, cities)) = &self.resumed else { return (0, InitialState::default()) };
+        let own = |city: &&CitySnapshot| state_shard(CityKey::hash(&city.name)) % workers == worker;
+        let cities = cities.iter().filter(own).cloned().collect();
+        (*epoch, InitialState { epoch: *epoch as u64, cities })
+    }
+}
+
+/// Everything that a graph can compute, unless the leg wants less.
+fn graph_plan(settings: RunSettings, leg: &RunLeg) -> GraphPlan {
+    GraphPlan {
+        rows: !leg.serving_only,
+        days: leg.days,
+        outcomes: true,
+        current: true,
+        hottest: Some(HOTTEST_CITIES),
+        by_country: Some(Directory::shipped()),
+        serving: true,
+        query_limits: QueryLimits {
+            slice_rows: leg.slice_rows.unwrap_or(usize::MAX),
+            slice_time: std::time::Duration::from_secs(1),
+            ..QueryLimits::default()
+        },
+        ..GraphPlan::new(settings.formula, settings.retention())
+    }
+}
+
+/// The outputs of each epoch, with state that is taken and resumed.
 pub fn run_leg(
     log: &[LogEntry],
     settings: RunSettings,
@@ -132,33 +174,12 @@ pub fn run_leg(
     let failed = Arc::new(AtomicBool::new(false));
     let outputs = timely::execute(timely::Config::process(leg.workers), move |worker| {
         let _on_panic = PanicFlag(Arc::clone(&failed));
-        let plan = GraphPlan {
-            rows: !leg.serving_only,
-            days: leg.days,
-            outcomes: true,
-            current: true,
-            hottest: Some(HOTTEST_CITIES),
-            by_country: Some(Directory::shipped()),
-            serving: true,
-            query_limits: QueryLimits {
-                slice_rows: leg.slice_rows.unwrap_or(usize::MAX),
-                slice_time: std::time::Duration::from_secs(1),
-                ..QueryLimits::default()
-            },
-            ..GraphPlan::new(settings.formula, settings.retention())
-        };
+        let plan = graph_plan(settings, &leg);
         let (index, peers) = (worker.index() as u32, worker.peers() as u32);
-        let own = |city: &&CitySnapshot| state_shard(CityKey::hash(&city.name)) % peers == index;
         let taken = Rc::default();
         let (marks, full) = (leg.barriers.clone(), Cell::default());
         let taker = SnapshotTaker { index, peers, barriers: marks, taken: Rc::clone(&taken), full };
-        let (first, resumed) = match &leg.resumed {
-            None => (0, InitialState::default()),
-            Some((epoch, cities)) => {
-                let cities = cities.iter().filter(own).cloned().collect();
-                (*epoch, InitialState { epoch: *epoch as u64, cities })
-            }
-        };
+        let (first, resumed) = leg.initial_state(index, peers);
         let mut graph = dataflow::build_graph(worker, &plan, resumed, Some(Box::new(taker)));
         let lateness = settings.retention().lateness;
         let mut admission = Admission::new(worker.index() as u16, AdmissionRules::new(lateness));
@@ -206,20 +227,12 @@ pub fn run_leg(
         (collect_outputs(worker, graph, epochs, &failed), taken.take())
     })
     .unwrap();
-    let mut merged: Vec<EpochOutput> = (0..epochs).map(|_| EpochOutput::default()).collect();
-    let mut all_taken = Vec::new();
+    let (mut merged, mut all_taken) = (Vec::new(), Vec::new());
+    merged.resize_with(epochs, EpochOutput::default);
     for output in outputs.join() {
         let (outputs, taken) = output.unwrap();
         all_taken.extend(taken);
-        for (merged, own) in merged.iter_mut().zip(outputs) {
-            merged.rows.extend(own.rows);
-            merged.days.extend(own.days);
-            merged.current.extend(own.current);
-            merged.hottest.extend(own.hottest);
-            merged.categories.extend(own.categories);
-            merged.outcomes.extend(own.outcomes);
-            merged.serving_updates.extend(own.serving_updates);
-        }
+        merged.iter_mut().zip(outputs).for_each(|(merged, own)| merged.extend(own));
     }
     (merged, all_taken)
 }

@@ -57,10 +57,6 @@ impl TrialCase<'_> {
                 thread::sleep(time);
                 self.restart_all(topology, None);
             }
-            Fault::Pause(time) => {
-                let _stopped = StoppedProcess::new(self.cluster.pick_process(lot));
-                thread::sleep(time);
-            }
             Fault::DieBeforeCommit(after) => {
                 return self.restart_to_die(step, ("SWELTER_TEST_DIE_BEFORE_COMMIT", after));
             }
@@ -74,31 +70,6 @@ impl TrialCase<'_> {
                 if !damaged {
                     return Fault::KillAll;
                 }
-            }
-            Fault::DiskFull(time) => {
-                self.cluster.limit_file_size(Some(0));
-                thread::sleep(time);
-                self.cluster.limit_file_size(None);
-            }
-            Fault::CheckpointsUnwritable(time) => {
-                checkpoints::while_unwritable(self.folder(), || thread::sleep(time))
-            }
-            Fault::KillBroker(time) => {
-                let broker = self.broker.as_mut().expect("a broker");
-                broker.kill();
-                thread::sleep(time);
-                broker.restart();
-            }
-            Fault::PauseBroker(time) => self.broker.as_ref().expect("a broker").pause(time),
-            Fault::CutConnections(time) => {
-                self.cluster.links_of_process(lot).for_each(|link| link.cut_connections());
-                thread::sleep(time);
-                self.cluster.links_of_process(lot).for_each(|link| link.resume_connections());
-            }
-            Fault::StallConnections(time) => {
-                self.cluster.links_of_process(lot).for_each(|link| link.stall_connections());
-                thread::sleep(time);
-                self.cluster.links_of_process(lot).for_each(|link| link.resume_connections());
             }
             Fault::ClockSkew => {
                 let mut random = Random::new(lot);
@@ -127,13 +98,50 @@ impl TrialCase<'_> {
                 self.restart_all(topology, None);
                 strangers.flood(&self.cluster, time);
             }
+            Fault::Backup => self.take_backup(),
+            _ => self.hold_fault(fault, lot),
+        }
+        fault
+    }
+
+    /// Injects a fault that lasts for a time, and ends it.
+    fn hold_fault(&mut self, fault: Fault, lot: u64) {
+        match fault {
+            Fault::Pause(time) => {
+                let _stopped = StoppedProcess::new(self.cluster.pick_process(lot));
+                thread::sleep(time);
+            }
+            Fault::DiskFull(time) => {
+                self.cluster.limit_file_size(Some(0));
+                thread::sleep(time);
+                self.cluster.limit_file_size(None);
+            }
+            Fault::CheckpointsUnwritable(time) => {
+                checkpoints::while_unwritable(self.folder(), || thread::sleep(time))
+            }
+            Fault::KillBroker(time) => {
+                let broker = self.broker.as_mut().expect("a broker");
+                broker.kill();
+                thread::sleep(time);
+                broker.restart();
+            }
+            Fault::PauseBroker(time) => self.broker.as_ref().expect("a broker").pause(time),
+            Fault::CutConnections(time) => {
+                self.cluster.links_of_process(lot).for_each(|link| link.cut_connections());
+                thread::sleep(time);
+                self.cluster.links_of_process(lot).for_each(|link| link.resume_connections());
+            }
+            Fault::StallConnections(time) => {
+                self.cluster.links_of_process(lot).for_each(|link| link.stall_connections());
+                thread::sleep(time);
+                self.cluster.links_of_process(lot).for_each(|link| link.resume_connections());
+            }
             Fault::NoOpenFiles(time) => {
                 let _limited = OpenFileBlock::of(self.cluster.pick_process(lot));
                 thread::sleep(time);
             }
-            Fault::Backup => self.take_backup(),
+            _ => unreachable!("{fault:?} does not last"),
         }
-        fault
     }
 
     /// Starts all anew so that one dies by itself; then they are killed.
