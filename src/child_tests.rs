@@ -1,9 +1,10 @@
-//! Tests that start another test of the same binary as a child process, to kill it or to give it variables of its own.
+//! Tests that start another test of the same binary as a child process, to kill it or to give it
+//! variables of its own.
 
 use std::process::Command;
 
-/// A command that runs one test of this binary. That test is `#[ignore = "child process of ..."]`, and its name begins
-/// with `child_process_`, by which `scripts/test` skips it.
+/// A command that runs one test of this binary. That test is `#[ignore = "child process of ..."]`,
+/// and its name begins with `child_process_`, by which `scripts/test` skips it.
 pub fn child_test(name: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", name, "--ignored", "--nocapture"]);

@@ -29,7 +29,8 @@ impl MinuteFeed<'_> {
     }
 }
 
-/// The same store in a plain loop. `formula`: whether the heat index is computed in the loop, as the operator does.
+/// The same store in a plain loop. `formula`: whether the heat index is computed in the loop, as
+/// the operator does.
 pub fn bare_loop(in_order: &MinuteFeed<'_>, epochs: i64, formula: bool) -> f64 {
     let MinuteFeed { cities, retention, filled, arrivals } = *in_order;
     let mut store = ReadingStore::new(retention, false);
@@ -76,7 +77,8 @@ pub fn bare_loop(in_order: &MinuteFeed<'_>, epochs: i64, formula: bool) -> f64 {
     median(busy)
 }
 
-/// What a single thread could do that knows that readings come once a minute, in order, and never change: a ring of values.
+/// What a single thread could do that knows that readings come once a minute, in order, and never
+/// change: a ring of values.
 pub fn dense_ring(cities: &Cities, epochs: i64) -> f64 {
     let span = WINDOW_MINUTES as usize + 1;
     let mut ring = vec![0i64; span * cities.count() as usize];

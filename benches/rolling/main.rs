@@ -1,10 +1,12 @@
-//! What the rolling operator costs, beside what the same store costs without a dataflow and what a single thread without
-//! either would take. Each line is the median of several repetitions in one process; the ratios are of the same run.
+//! What the rolling operator costs, beside what the same store costs without a dataflow and what a
+//! single thread without either would take. Each line is the median of several repetitions in one
+//! process; the ratios are of the same run.
 //!
-//! Times are CPU times of the thread, so that what else the machine does counts only by the caches it takes.
+//! Times are CPU times of the thread, so that what else the machine does counts only by the caches
+//! it takes.
 //!
-//! `taskset -c 1 cargo bench --bench rolling -- [SCENARIO...]`, scenarios: `in-order`, `cities`, `corrections`, `late`,
-//! `every-second`, `memory`, `resume`; all without an argument.
+//! `taskset -c 1 cargo bench --bench rolling -- [SCENARIO...]`, scenarios: `in-order`, `cities`,
+//! `corrections`, `late`, `every-second`, `memory`, `resume`; all without an argument.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 

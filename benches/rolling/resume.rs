@@ -32,7 +32,8 @@ impl SnapshotSink for SnapshotCollector {
     }
 }
 
-/// 15,000 cities of 1,440 readings, of a sensor a city: given as a snapshot, and a graph that begins with it.
+/// 15,000 cities of 1,440 readings, of a sensor a city: given as a snapshot, and a graph that
+/// begins with it.
 pub fn bench_resume() {
     let cities = Cities::new(15_000);
     let keep = SnapshotCollector::default();

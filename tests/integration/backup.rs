@@ -31,14 +31,14 @@ fn swelter(arguments: &[&str], variables: &[(&str, String)]) -> Output {
     command.args(arguments).envs(variables.iter().map(|(name, value)| (name, value))).output().unwrap()
 }
 
-/// What a command says, which must be JSON.
+/// The standard output of a command as JSON.
 fn run_json(arguments: &[&str], variables: &[(&str, String)]) -> Value {
     let output = swelter(&[arguments, &["--json"]].concat(), variables);
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// Why a command refuses.
+/// The error message of a command that must fail.
 fn run_refused(arguments: &[&str]) -> String {
     let output = swelter(arguments, &[]);
     let line = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -92,7 +92,7 @@ fn record_count(batches: &[Vec<LogEntry>]) -> u64 {
     batches.iter().map(|batch| batch.len() as u64).sum()
 }
 
-/// Once everything is in the results: how many records there are, and as of when.
+/// Waits until results include the whole log; returns the number of records and the epoch.
 fn wait_until_applied(address: &str) -> (u64, u64) {
     wait_for("that all is applied", || {
         let status = ServiceStatus::fetch_status(address, WAIT_TIMEOUT)?;
@@ -100,7 +100,7 @@ fn wait_until_applied(address: &str) -> (u64, u64) {
     })
 }
 
-/// REST, a new subscriber and the dead letters say what the oracle of these batches says.
+/// REST, a new subscriber and the dead letters equal the oracle of these batches.
 fn check_service(service: &ServiceProcess, data: &Path, batches: &[Vec<LogEntry>]) {
     let (records_, as_of) = wait_until_applied(&service.address);
     assert_eq!(records_, record_count(batches), "nothing is lost, and nothing there twice");
@@ -133,14 +133,15 @@ fn wait_for_checkpoints(data: &Path, at_least: usize) -> Option<()> {
     (published_manifests(&data.join("checkpoints")).len() >= at_least).then_some(())
 }
 
-/// The batches that a restored journal has: all that were acknowledged before, whole ones, in their order.
+/// The batches that a restored journal has: all that were acknowledged before, whole ones, in their
+/// order.
 fn restored_batches(acked: &[Vec<LogEntry>], before: usize, found: u64) -> Vec<Vec<LogEntry>> {
     let whole = (before..=acked.len()).find(|count| record_count(&acked[..*count]) == found);
     acked[..whole.unwrap_or_else(|| panic!("{found} records are not whole batches from {before} on"))]
         .to_vec()
 }
 
-/// Takes a backup in the middle of posts, restores it elsewhere, and goes on with both.
+/// Takes a backup while readings are posted, restores it elsewhere, and runs both services.
 fn backup_and_restore_under_load(place: &str, variables: &[(&str, String)]) {
     let folder = tempfile::tempdir().unwrap();
     let (data, other) = (folder.path().join("data"), folder.path().join("other"));
@@ -180,7 +181,7 @@ fn backup_and_restore_under_load(place: &str, variables: &[(&str, String)]) {
     check_service(&copied, &other, &theirs);
     check_service(&service, &data, &mine);
 
-    // Both go on, each for itself, also from checkpoints of their own.
+    // Both services continue independently, each from checkpoints of its own.
     poster.post(&service.address);
     let (known, _) = oracle_of_batches(&theirs);
     let mut another = LoadPoster { oracle: known, acked: Arc::new(Mutex::new(theirs)), ..LoadPoster::new(8) };
@@ -247,7 +248,7 @@ fn damaged_backup_is_refused_and_restores_nothing() {
     use std::os::unix::fs::PermissionsExt as _;
     assert_eq!(fs::metadata(&backup).unwrap().permissions().mode() & 0o777, 0o700);
     let all = files_below(&backup);
-    // Of the many files of checkpoints some will do.
+    // Checkpoints have many files; some are enough.
     let is_chosen =
         |(at, path): &(usize, &PathBuf)| !path.starts_with(backup.join("checkpoints")) || at % 9 == 0;
     let out = folder.path().join("out");
@@ -277,14 +278,14 @@ fn damaged_backup_is_refused_and_restores_nothing() {
     let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(!left.iter().any(|name| name.to_string_lossy().contains("restoring")), "{left:?}");
 
-    // Where something is, nothing is restored.
+    // Nothing is restored into a folder that is not empty.
     fs::create_dir(&out).unwrap();
     fs::write(out.join("mine"), "").unwrap();
     let line = run_refused(&["restore", "--from", path_str(&place), "--data-dir", path_str(&out)]);
     assert!(line.contains("is not empty"), "{line}");
     fs::remove_file(out.join("mine")).unwrap();
 
-    // A second one has a name of its own, and the newest is taken.
+    // A second backup has another name, and the newest one is restored.
     let second = run_json(&["backup", "--to", path_str(&place), "--data-dir", path_str(&data)], &[]);
     assert_ne!(second["backup"], taken["backup"]);
     assert_eq!(files_below(&backup), all);

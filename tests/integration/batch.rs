@@ -50,14 +50,14 @@ impl BatchFolder {
             .unwrap()
     }
 
-    /// Runs what must succeed.
+    /// Runs a command that must succeed.
     fn run_ok(&self, args: &str) -> Output {
         let output = self.swelter(args);
         assert!(output.status.success(), "swelter {args}: {}", String::from_utf8_lossy(&output.stderr));
         output
     }
 
-    /// Runs what must fail, and says so on standard error.
+    /// Runs a command that must fail with a message on standard error.
     fn run_failing(&self, args: &str, code: i32) -> String {
         let output = self.swelter(args);
         let stderr = String::from_utf8(output.stderr).unwrap();
@@ -395,7 +395,7 @@ fn cold_readings_use_air_temperature_and_rothfusz_warns_once() {
     assert!(!stderr.contains("warning"), "{stderr}");
 }
 
-/// Whoever reads standard output may stop; the files are made all the same.
+/// The reader of standard output may stop; the files are written nevertheless.
 #[test]
 fn closed_stdout_is_no_error() {
     let run = BatchFolder::new();

@@ -1,4 +1,4 @@
-//! Checkpoints as people use them: on a store that speaks S3, by DuckDB, and by the command line.
+//! Checkpoints in an S3 store, read by DuckDB, and by the command line.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -50,7 +50,7 @@ fn wait_for_readings(address: &str, readings: usize) -> Value {
     })
 }
 
-/// The checkpoints that there are, newest first.
+/// All checkpoints, newest first.
 fn list_checkpoints(place: &[&str], variables: &[(&str, String)]) -> Vec<Value> {
     let output = swelter(&[&["checkpoints", "list", "--json"], place].concat(), variables);
     if text(&output.stderr).contains("there is no checkpoint in") {
@@ -95,7 +95,8 @@ fn s3_store_keeps_checkpoints() {
     assert!(service.log().contains("a checkpoint is taken up"), "{}", service.log());
     assert_eq!(wait_for_readings(&service.address, 20), before);
 
-    // The store is away for a while: that is a warning, and when it is back there is one, though nothing has come since.
+    // While the store is down a warning is logged; when it is back, a checkpoint is made though no
+    // reading has arrived.
     drop(store);
     post_minutes(&service.address, 20..30);
     wait_for("that it is missed", || service.log().contains("a checkpoint could not be made").then_some(()));
@@ -104,7 +105,8 @@ fn s3_store_keeps_checkpoints() {
     let verified = swelter(&[&["checkpoints", "verify"], &url[..]].concat(), &variables);
     assert!(verified.status.success(), "{}", text(&verified.stdout));
 
-    // Older ones are given up once newer ones are read back: two bases are left, and one more if it was just published.
+    // Older checkpoints are removed once newer ones are verified: two bases are left, and one more
+    // if it was just published.
     let first = list_checkpoints(&url, &variables)[0]["name"].clone();
     (30..36).for_each(|minute| {
         let newest = list_checkpoints(&url, &variables)[0]["name"].clone();
@@ -119,7 +121,7 @@ fn s3_store_keeps_checkpoints() {
     service.terminate();
 }
 
-/// What DuckDB says.
+/// The result of a query in DuckDB.
 fn run_duckdb(python: &OsString, sql: &str) -> Vec<Value> {
     let script =
         "import duckdb, json, sys; print(json.dumps(duckdb.sql(sys.argv[1]).fetchall(), default=str))";
@@ -148,7 +150,7 @@ fn duckdb_reads_checkpoints() {
     let service = ServiceProcess::start(&data, &config(url[1])).wait_until_ready();
     post_minutes(&service.address, 0..25);
     let served = wait_for_readings(&service.address, 25);
-    // All are in those that are there: readings of increments follow those before.
+    // All readings are in the files: those of increments follow the earlier ones.
     wait_for("a checkpoint of all", || {
         let count =
             format!("SELECT count(DISTINCT (city, reading_at)) FROM '{}/data/*/readings-*.parquet'", url[1]);
@@ -179,7 +181,7 @@ fn duckdb_reads_checkpoints() {
     }
 }
 
-/// The greatest file below a folder.
+/// The largest file below a folder.
 fn largest_file(folder: &Path) -> std::path::PathBuf {
     let mut folders = vec![folder.to_path_buf()];
     let mut files = Vec::new();
@@ -226,7 +228,7 @@ fn make_trimmed_journal(data: &Path, config: &str) {
     // Until records are gone: a journal keeps its last block.
     wait_for("that the journal is trimmed", || {
         post_minutes(&service.address, 0..3);
-        // It is to have been trimmed for some hundred records, not for as many as can be posted.
+        // The pace keeps the journal at some hundred records when it is trimmed.
         std::thread::sleep(Duration::from_millis(300));
         data.join("journal").join("begins").exists().then_some(())
     });
@@ -252,7 +254,7 @@ fn trimmed_journal_without_its_checkpoint_is_refused() {
         let last = said.lines().last().unwrap_or_default();
         assert!(last.contains(says) && last.contains("checkpoint"), "{last}");
     }
-    // Nothing has become of it.
+    // The data directory is unchanged.
     ServiceProcess::start(&data, &config).wait_until_ready().terminate();
 }
 
@@ -276,7 +278,8 @@ fn start_falls_back_over_a_damaged_base_and_refuses_if_all_are_damaged() {
     let bases: Vec<&Value> = listed.iter().filter(|one| one["kind"] == "full").collect();
     assert!(bases.len() >= 2, "{listed:?}");
 
-    // Sparse files in place of one of each: none is read, and the start says which, and what to do.
+    // Sparse files replace one file of each base: none is read, and the error names the file and
+    // the remedy.
     let replaced: Vec<_> = bases.iter().map(|base| kept.join(&files_of(&url, &base["name"])[0])).collect();
     let right: Vec<Vec<u8>> = replaced.iter().map(|path| std::fs::read(path).unwrap()).collect();
     for path in &replaced {
@@ -301,7 +304,7 @@ fn start_falls_back_over_a_damaged_base_and_refuses_if_all_are_damaged() {
         std::fs::write(path, right).unwrap();
     }
 
-    // One flipped bit in the newest base: the one before is used, and only that file has another name.
+    // One flipped bit in the newest base: the previous one is used, and only that file is renamed.
     let mut bytes = right[0].clone();
     bytes[100] ^= 1;
     std::fs::write(&replaced[0], bytes).unwrap();
@@ -317,7 +320,8 @@ fn start_falls_back_over_a_damaged_base_and_refuses_if_all_are_damaged() {
     assert!(aside.exists() && !replaced[0].exists());
 }
 
-/// What was acknowledged since stays: the checkpoints of the journal before are neither taken up nor is anything trimmed by them.
+/// Acknowledged readings stay: checkpoints of the previous journal are not restored, and nothing is
+/// trimmed by them.
 #[test]
 fn new_journal_needs_another_checkpoint_location() {
     let folder = tempfile::tempdir().unwrap();
@@ -351,7 +355,8 @@ fn new_journal_needs_another_checkpoint_location() {
     service.terminate();
 }
 
-/// Counters of generations may begin again, as those of a data directory from a backup do; checkpoints go on.
+/// The counter of generations may restart, as in a data directory from a backup; checkpoints
+/// continue.
 #[test]
 fn restarted_generation_counter_still_makes_checkpoints() {
     let folder = tempfile::tempdir().unwrap();

@@ -19,7 +19,7 @@ fn reading(city: &str, at: i64) -> String {
     format!(r#"{{"city":"{city}","reading_at":"{at}","temperature":80,"humidity":50}}"#)
 }
 
-/// A folder with the offset of the clock in a file that the service looks at.
+/// A data folder, and a file with the offset of the service's clock.
 struct SkewedHost {
     folder: tempfile::TempDir,
 }
@@ -40,13 +40,13 @@ impl SkewedHost {
     }
 
     fn set_clock_offset(&self, offset_ms: i64) {
-        // As a whole: it is read at any time.
+        // Renamed, because the service may read it at any time.
         let new = self.folder.path().join("offset.new");
         fs::write(&new, offset_ms.to_string()).unwrap();
         fs::rename(new, self.offset_file()).unwrap();
     }
 
-    /// `agree` is how long a clock that is ahead must say the same, in ms.
+    /// `agree` is the time in ms after which a clock that is ahead is accepted.
     fn start(&self, agree: Option<u64>) -> ServiceProcess {
         let service = ServiceBuilder::new("")
             .data(&self.data())
@@ -62,7 +62,8 @@ fn post_reading(service: &ServiceProcess, reading: &str) -> HttpResponse {
     post(&service.address, "application/json", reading).unwrap()
 }
 
-/// By the stamp that it would get: in the answer, and so not as a dead letter.
+/// Checks that the reading is refused in the response by its arrival time, and so makes no dead
+/// letter.
 fn check_refused_as_future(service: &ServiceProcess, host: &SkewedHost, reading: &str) {
     let answer = post_reading(service, reading);
     assert_eq!((answer.status, &*answer.error_code()), (422, "none_accepted"), "{}", answer.body);
@@ -89,7 +90,7 @@ fn clock_ahead_for_one_post_holds_it_back_and_keeps_future_bound() {
     let future = reading("a", now() + 20 * DAY_MS);
     check_refused_as_future(&service, &host, &future);
     service.terminate();
-    // Also where it was ahead before the end, and in between.
+    // Also if the clock was ahead when the service stopped and started.
     host.set_clock_offset(30 * DAY_MS);
     let service = host.start(None);
     assert_eq!(post_reading(&service, &future).error_code(), "clock_ahead");
@@ -129,8 +130,8 @@ fn persistent_clock_ahead_is_accepted_and_its_readings_listed() {
     assert_eq!(listed(&service), "ahead");
     let status = service.get_json("/v1/status");
     assert!(status["as_of"].as_i64().unwrap() > now() + 29 * DAY_MS, "epochs never fall: {status}");
-    // Once the clock is back for longer than the lag may be: a lag counted from `as_of` would be negative, and one counted from the
-    // last epoch would be longer and grow.
+    // Once the clock is back for longer than the lag may be: a lag counted from `as_of` would be
+    // negative, and one counted from the last epoch would be longer and grow.
     let back = Instant::now();
     wait_for("a short lag", || {
         let lag_ms = service.get_json("/v1/status")["lag_ms"].as_i64().unwrap();
@@ -140,15 +141,16 @@ fn persistent_clock_ahead_is_accepted_and_its_readings_listed() {
     assert_eq!(service.log().matches("was put back by 30 d").count(), 1, "{}", service.log());
     let counts = status["counts"].clone();
     service.terminate();
-    // What was decided stays decided.
+    // A replay decides the same.
     let service = host.start(None).wait_until_ready();
     assert_eq!(listed(&service), "ahead");
     assert_eq!(service.get_json("/v1/status")["counts"]["inserted"], counts["inserted"]);
-    // A right reading is too late for the city, as docs/troubleshooting.md says: it is rebuilt in another folder.
+    // A right reading is too late for the city, as docs/troubleshooting.md says: it is rebuilt in
+    // another folder.
     let answer = post_reading(&service, &reading("ahead", now()));
     assert_eq!(answer.status, 422, "{}", answer.body);
     assert!(answer.body.contains("too_late"), "{}", answer.body);
-    // What was sent before the service had heard of the city is a dead letter.
+    // A late reading in the same post as the city's first is a dead letter.
     let both = format!("[{},{}]", reading("second", now()), reading("second", now() - 2 * DAY_MS));
     assert_eq!(post_reading(&service, &both).status, 200);
     wait_for("the refusal", || (service.get_json("/v1/status")["refused"]["too_late"] == 1).then_some(()));

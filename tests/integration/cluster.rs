@@ -43,7 +43,7 @@ fn is_alive(pid: Pid) -> bool {
     std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).is_ok_and(|line| !line.is_empty())
 }
 
-/// A reading of each of some cities, from each process.
+/// Posts a reading of each city to each process.
 fn post_readings(addresses: &[String], minute: usize) {
     for (at, address) in addresses.iter().enumerate() {
         let records = (0..20).map(|city| {
@@ -62,7 +62,8 @@ fn get_json(address: &str, path: &str) -> Option<Value> {
     serde_json::from_str(&answer.body).ok()
 }
 
-/// What every process says in the end, of all cities and of one's history; so many readings a city.
+/// Waits until every process serves the same rows of all cities and the same history, with so many
+/// readings a city; returns them.
 fn wait_for_equal_responses(addresses: &[String], readings: usize) -> (Value, Value) {
     let said = |address: &String| {
         wait_for("all readings", || {
@@ -80,7 +81,8 @@ fn wait_for_equal_responses(addresses: &[String], readings: usize) -> (Value, Va
     all[0].clone()
 }
 
-/// A lost process is noticed by its closed connections: its silence would be noticed later than a test waits.
+/// A lost process is noticed by its closed connections: its silence would be noticed later than a
+/// test waits.
 const CONFIG: &str =
     "[checkpoints]\nevery = \"500ms\"\n[cluster]\npeer_timeout = \"5m\"\nconnect_time = \"20s\"\n";
 
@@ -103,7 +105,7 @@ fn every_process_serves_all_cities_and_recovers() {
     wait_for_equal_responses(&addresses, 6);
     program.terminate();
 
-    // The same with other numbers.
+    // The same data with other numbers of processes and workers.
     let mut program = start_cluster(data.path(), CONFIG, &["--processes", "2", "--workers", "1"], None);
     let addresses = ready_addresses(&mut program, 2);
     wait_for_equal_responses(&addresses, 6);
@@ -122,7 +124,7 @@ fn children_end_with_their_supervisor() {
     }
 }
 
-/// Sends, and waits for the next message of one of these kinds.
+/// Waits for the next message of one of these types.
 fn request_message(
     socket: &mut tokio_tungstenite::tungstenite::WebSocket<MaybeTlsStream<TcpStream>>,
     kinds: &[&str],
@@ -184,7 +186,8 @@ fn mismatched_peer_is_refused_and_strangers_do_not_delay_start() {
     let silent = wait_for("its port", || TcpStream::connect(("127.0.0.1", ports[0])).ok());
     let mut loud = TcpStream::connect(("127.0.0.1", ports[0])).unwrap();
     loud.write_all(&[0xFF; 4096]).unwrap();
-    // Who does not know the secret cannot be told by anybody that it trusts, and goes on until it is time to give up.
+    // A process without the secret trusts no refusal that it gets, and retries until its connect
+    // time is over.
     let short = CONFIG.replace("20s", "2s");
     for (config, arguments, secret, expected) in [
         ("[results]\nformula = \"lu-romps\"\n", &of("1")[..], "s3cr3t", "results.formula = \"lu-romps\""),
@@ -203,7 +206,7 @@ fn mismatched_peer_is_refused_and_strangers_do_not_delay_start() {
     post_readings(&addresses, 0);
     wait_for_equal_responses(&addresses, 2);
     drop((silent, loud));
-    // Whoever is asked, all stop.
+    // A stop of one process stops all.
     second.send_terminate();
     assert_eq!(
         (first.wait_for_exit().code(), second.wait_for_exit().code()),
@@ -230,7 +233,7 @@ fn missing_peer_ends_start_after_timeout() {
     }
 }
 
-/// Both processes of a cluster that is given its hosts.
+/// Starts both processes of a cluster with a hosts file.
 fn start_two_by_hosts(folder: &Path, config: &str) -> [ServiceProcess; 2] {
     let hosts = folder.join("hosts");
     std::fs::write(&hosts, format!("127.0.0.1:{}\n127.0.0.1:{}\n", free_port(), free_port())).unwrap();
@@ -265,7 +268,7 @@ fn stop_during_start_succeeds_soon() {
         format!("127.0.0.1:{0}\n127.0.0.1:{1}\n127.0.0.1:{2}\n", free_port(), free_port(), free_port()),
     )
     .unwrap();
-    // The third one never comes, so the others wait.
+    // The third process never starts, so the others wait.
     let of = |process| ["--processes", "3", "--process", process, "--hosts", hosts.to_str().unwrap()];
     let mut two = ["0", "1"].map(|process| start_cluster(folder.path(), config, &of(process), None));
     wait_for("a handler of signals", || {

@@ -1,4 +1,5 @@
-//! What holds for every file of the project's code, and for every test that is left out of plain `cargo test`.
+//! What holds for every file of the project's code, and for every test that is left out of plain
+//! `cargo test`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,8 +12,8 @@ const MAX_LINES: usize = 500;
 /// Tables of data, which would not be easier to read in two files.
 const TABLES_OF_DATA: &[&str] = &[];
 
-/// Why a test may be left out of plain `cargo test`: what the attribute must begin with, and by which part of the test's name
-/// `scripts/test` skips it, if it does.
+/// Why a test may be left out of plain `cargo test`: what the attribute must begin with, and by
+/// which part of the test's name `scripts/test` skips it, if it does.
 const IGNORE_REASONS: [(&str, Option<&str>); 6] = [
     ("needs Kafka: scripts/test", None),
     ("needs Chromium: scripts/test", None),

@@ -1,4 +1,5 @@
-//! What a service writes to its data directory: who may read it, how much it is, and what of it a terminal sees.
+//! What a service writes to its data directory: who may read it, how much it is, and what of it a
+//! terminal sees.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -31,7 +32,8 @@ fn too_late_readings(count: usize) -> String {
     reading(&city, now()) + "\n" + &line.repeat(count)
 }
 
-/// Of a partition that has its only city, readings of another one: about 300 bytes each as a dead letter.
+/// Of a partition that has its only city, readings of another one: about 300 bytes each as a dead
+/// letter.
 fn readings_of_other_city(count: usize) -> String {
     (reading("y", now() - 10 * 86_400_000) + "\n").repeat(count)
 }
@@ -92,7 +94,8 @@ fn data_files_are_private_to_user_or_group() {
 
 const SMALL_LIMITS_CONFIG: &str = "[serve.limits]\nnew_cities_percent = 100\n[results]\nmax_cities = 1\n[ingest]\npartitions = 1\n[dead_letters]\nfile_bytes = '64 KiB'\nlimit_bytes = '256 KiB'\n";
 
-/// The positions of all letters of the journal in folders; nothing where one is there twice, or a file was renamed or removed meanwhile.
+/// The positions of all letters of the journal in folders; nothing where one is there twice, or a
+/// file was renamed or removed meanwhile.
 fn dead_letter_positions(folders: &[&Path]) -> Option<BTreeSet<u64>> {
     let mut positions = BTreeSet::new();
     for folder in folders {

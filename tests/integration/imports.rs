@@ -1,4 +1,5 @@
-//! What each source file imports from which other, read from the text: `use` lists, nested ones included, and paths in the code.
+//! What each source file imports from which other, read from the text: `use` lists, nested ones
+//! included, and paths in the code.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -50,7 +51,8 @@ impl Imports {
         Imports { files, named, exported }
     }
 
-    /// For each file the files that it imports from; a name that a module only re-exports is one of the file that defines it.
+    /// For each file the files that it imports from; a name that a module only re-exports is one of
+    /// the file that defines it.
     pub fn by_file(&self) -> BTreeMap<&str, BTreeSet<&str>> {
         let of = |(module, paths): (&ModulePath, &BTreeSet<Vec<String>>)| {
             let targets = paths.iter().filter_map(|path| self.file_of(path, 0));
@@ -143,7 +145,8 @@ fn code_of(text: &str) -> String {
     code + rest
 }
 
-/// The length of a string literal with both quotes; a raw one with quotes inside ends early, which no path in it survives.
+/// The length of a string literal with both quotes; a raw one with quotes inside ends early, which
+/// no path in it survives.
 fn string_length(text: &str) -> usize {
     let mut is_escaped = false;
     for (at, c) in text.char_indices().skip(1) {

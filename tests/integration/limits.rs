@@ -1,5 +1,6 @@
-//! The built program within limits of its host: open files, threads, and the size of files, which stands for a full disk. Nothing that
-//! a client or a neighbour does within them ends it, loses anything or gives a wrong remedy.
+//! The built program within limits of its host: open files, threads, and the size of files, which
+//! stands for a full disk. Nothing that a client or a neighbour does within them ends it, loses
+//! anything or gives a wrong remedy.
 
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -26,10 +27,10 @@ const OPEN_FILE_LIMIT: u64 = 256;
 const IDLE_CONNECTIONS: usize = 400;
 /// Epochs are reserved for 3 s.
 const SEVERAL_RESERVATION_TIMES: Duration = Duration::from_secs(7);
-/// Posts go on while a state lasts, at a pace that leaves something to do for the tests beside this one.
+/// Between two posts, to leave CPU time for other tests.
 const POST_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Readings that are posted, and what is to come of them.
+/// Posted readings, and their expected results.
 struct PostedLoad {
     random: Random,
     oracle: Oracle,
@@ -70,11 +71,12 @@ impl PostedLoad {
         }
     }
 
-    /// Posts one that is too late, with so many bytes that say nothing: its dead letter is long, in the journal it is not.
+    /// Posts a reading that is too late, with so many bytes of padding: its dead letter is long, in
+    /// the journal it is short.
     fn post_too_late(&mut self, client: &mut KeepAliveClient, padding: usize) {
         self.now += MINUTE_MS;
         let event = ReadingEvent::Reading(Measurement::new(80.0, 50.0, None).unwrap());
-        // Only in the log it is known that the one is too late for the other.
+        // The first makes the second too late, which only the log shows.
         let newest = LogEntry { city: 0, millis: self.now, event, revision: None };
         let late = LogEntry { millis: self.now - RUN_SETTINGS.lateness - MINUTE_MS / 2, ..newest };
         let line = record_json(&late).replacen('{', &format!("{{\"note\":\"{}\",", "x".repeat(padding)), 1);
@@ -109,7 +111,7 @@ impl PostedLoad {
     }
 }
 
-/// A long record that nothing makes short.
+/// A long record that does not compress.
 fn incompressible_record(entry: &LogEntry, random: &mut Random) -> String {
     let noise: String = (0..30_000).map(|_| (b'a' + random.below(26) as u8) as char).collect();
     record_json(entry).replacen('{', &format!("{{\"note\":\"{noise}\","), 1)
@@ -147,7 +149,7 @@ fn command_as_user_of(service: &ServiceProcess, program: &str) -> Command {
     command
 }
 
-/// More than a thousand, which is usual.
+/// Raises the limit of open files above the usual thousand.
 fn allow_open_files() {
     let mut limit = getrlimit(Resource::Nofile);
     let wanted = limit.maximum.map_or(8192, |most| most.min(8192));
@@ -215,7 +217,7 @@ fn idle_connections_beyond_open_file_limit_do_not_affect_others() {
     assert!(!log.contains("os error 24"), "the reserve is enough: {log}");
 }
 
-/// Whether the other side has neither closed it nor said that there are too many.
+/// Whether the service has neither closed the connection nor answered that there are too many.
 fn is_open(mut stream: &TcpStream) -> bool {
     stream.set_nonblocking(true).unwrap();
     matches!(stream.read(&mut [0; 16]), Err(error) if error.kind() == ErrorKind::WouldBlock)
@@ -236,7 +238,7 @@ fn too_low_open_file_limit_refuses_start_with_remedy() {
         swelter_command_behind("ulimit -n 80").args(["demo", "--listen", "127.0.0.1:0"]).output().unwrap();
     let text = String::from_utf8(demo.stderr).unwrap();
     assert!(demo.status.code() == Some(1) && text.contains("may open 80 files"), "{text}");
-    // What it asks for is enough.
+    // The limit that the message names is enough.
     let (_, needed) = line.split_once("LimitNOFILE=").unwrap();
     let needed: u64 = needed.trim_end_matches(')').parse().unwrap();
     ServiceBuilder::new(CONFIG)
@@ -427,13 +429,13 @@ fn too_low_thread_limit_refuses_start_with_remedy() {
     }
 }
 
-/// Long bodies and long answers are worked on by threads that a client must not find missing.
+/// Threads that decode long bodies and compress long responses are started beforehand.
 #[test]
 fn requests_are_answered_while_no_thread_can_be_started() {
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let data = folder.path().join("data");
-    // Whom no limit of threads stops, it does not test.
+    // The limit does not apply to root, so the test needs another user.
     let other = "exec setpriv --reuid=64322 --regid=64322 --clear-groups \"$0\" \"$@\"";
     let before = if getuid().is_root() { other } else { "true" };
     let service = ServiceBuilder::new(CONFIG).data(&data).behind(before).start().wait_until_ready();

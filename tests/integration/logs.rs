@@ -258,8 +258,8 @@ fn checkpoint_of_another_journal_is_refused() {
     wait_for_checkpoint(&shared, "journal", 200);
     service.terminate();
     let made = checkpoint_count(&shared);
-    // A journal of its own, with more readings than the other one had, of which all are there: so whatever is refused is refused for
-    // what the checkpoints are.
+    // A journal of its own, with more readings than the other one had, of which all are there: so
+    // whatever is refused is refused for what the checkpoints are.
     let without = "[checkpoints]\nevery = '0s'\n[ingest]\npartitions = 2\n";
     let service = ServiceProcess::start(&second, without).wait_until_ready();
     post_minutes(&service.address, 100..150);
@@ -279,7 +279,8 @@ fn checkpoint_of_another_journal_is_refused() {
     service.terminate();
 }
 
-/// A copy of the data directory is the same journal; one with an id of its own is gone on with if somebody says so.
+/// A copy of the data directory is the same journal; one with an id of its own is gone on with if
+/// somebody says so.
 #[test]
 fn copied_journal_is_adopted_only_on_request() {
     let folder = tempfile::tempdir().unwrap();

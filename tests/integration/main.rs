@@ -1,6 +1,7 @@
-//! What the parts do together.
+//! Tests of the built program and of several modules together. `tests/README.md` says where a new
+//! one goes.
 
-// What fails here fails a test.
+// An unwrap that fails here fails a test.
 #![allow(clippy::unwrap_used)]
 
 mod backup;

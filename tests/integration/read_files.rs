@@ -1,4 +1,4 @@
-//! Files as people have them: the samples of public formats, option by option.
+//! Sample files of public formats, option by option.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// City, time, temperature, humidity and wind speed of each row, and what is said on standard error.
+/// City, time, temperature, humidity and wind speed of each row, and standard error.
 fn read_rows(file: &str, options: &[&str]) -> (Vec<String>, String) {
     let mut args = vec!["batch", file];
     args.extend(options);
@@ -266,7 +266,7 @@ fn options_are_applied_or_refused() {
         for (option, given, applies) in &options {
             let produce = ["produce", "--brokers", "127.0.0.1:1", "--topic", "t", file];
             for command in [&["batch", file][..], &produce[..]] {
-                // Where it applies, produce would wait for brokers that are not there.
+                // If it applied, produce would wait for brokers that do not exist.
                 if applies[format] && command[0] == "produce" {
                     continue;
                 }
@@ -414,7 +414,8 @@ fn zoned_days_have_23_and_25_hours() {
     assert_eq!(readings(&["--time-zone", "America/New_York"]), new_york);
 }
 
-/// A folder, a file in it that a service follows, and how the configuration says that it is written.
+/// A folder, a file in it that a service follows, and how the configuration says that it is
+/// written.
 fn file_source_config(path: &Path, keys: &str) -> String {
     let path = path.display();
     format!("[checkpoints]\nevery = '1s'\n[[sources]]\nname = 'log'\ntype = 'file'\npath = '{path}'\n{keys}")

@@ -1,4 +1,5 @@
-//! The commands of the README and of the disaster recovery page, run as they are written but for ports, folders and names of topics.
+//! The commands of the README and of the disaster recovery page, run as they are written but for
+//! ports, folders and names of topics.
 
 use std::fs;
 use std::net::TcpListener;
@@ -47,7 +48,7 @@ fn free_ports(count: u16) -> u16 {
     }
 }
 
-/// A shell and what it has started: all of it ends with this.
+/// A shell and its child processes, which end with this.
 struct ShellRun {
     child: Child,
     folder: TempDir,
@@ -76,7 +77,7 @@ impl ShellRun {
         ShellRun { child, folder }
     }
 
-    /// Waits until the commands have come to their end, and gives what they have written.
+    /// Waits until the commands have ended; returns their output.
     fn wait_for_output(mut self) -> String {
         let deadline = Instant::now() + COMMANDS_TIMEOUT;
         let said = |name: &str| fs::read_to_string(self.folder.path().join(name)).unwrap_or_default();
@@ -146,7 +147,7 @@ fn readme_kafka_commands_work() {
     let commands = topics(&commands.concat())
         .replace("--topic readings", &format!("--topic {readings}"))
         .replace("localhost:8080", &format!("localhost:{port}"));
-    // What the last command shows at once on a quiet machine.
+    // On a quiet machine the last command shows it at once.
     let results =
         format!("kcat -C -b {} -X isolation.level=read_committed -t heat-index-{number} -e", access.address);
     let commands = format!(
@@ -163,8 +164,8 @@ fn readme_kafka_commands_work() {
     assert_eq!(json_objects_with(&out, "accepted")[0]["accepted"], 1, "{out}");
 }
 
-/// What a page's commands do to a run of the service, told by a shell: `serve` waits until it is ready, `refused` until it has ended with a
-/// line that has the words.
+/// Shell functions around the commands of a page: `serve` waits until the service is ready,
+/// `refused` until it has ended with a line that has the words.
 const RECOVERY_SHELL_FUNCTIONS: &str = r#"
 set -euo pipefail
 ready() { until curl -sf localhost:8080/readyz > ready; do kill -0 $1; sleep 0.2; done; }

@@ -1,4 +1,5 @@
-//! The service against the oracle: random logs by HTTP, subscribers that come and go, and a server that is killed at any time.
+//! The service against the oracle: random logs by HTTP, subscribers that reconnect, and kills at
+//! random moments of a seed.
 
 use std::path::PathBuf;
 use std::thread;
@@ -18,7 +19,7 @@ fn config(workers: u64) -> String {
     )
 }
 
-/// A log, the service that has it, and what it must say.
+/// A log, the service that has it, and the expected results.
 struct RecoveryCase {
     random: Random,
     data: PathBuf,
@@ -54,7 +55,7 @@ impl RecoveryCase {
         keep_accepted_entries(&self.oracle, entries, &mut self.random, self.now)
     }
 
-    /// Posts a batch; false where the server did not live to answer.
+    /// Posts a batch; false if the service was killed before it answered.
     fn post(&mut self, entries: &[LogEntry]) -> bool {
         let records: Vec<String> = entries.iter().map(record_json).collect();
         let answer = match self.random.below(2) {
@@ -69,7 +70,7 @@ impl RecoveryCase {
         true
     }
 
-    /// How many records the log has, once they all are in the results, and as of when.
+    /// Waits until results include all records; returns their number and the epoch.
     fn wait_until_applied(&self) -> (u64, u64) {
         wait_for("that all is applied", || {
             let status = ServiceStatus::fetch_status(&self.service().address, WAIT_TIMEOUT)?;
@@ -78,7 +79,7 @@ impl RecoveryCase {
         })
     }
 
-    /// Kills the server while batches are posted, and starts it anew; or stops it.
+    /// Kills the service while batches are posted, or stops it, and starts it again.
     fn restart(&mut self) {
         let mut unanswered = None;
         let service = self.service.as_ref().unwrap();
@@ -168,7 +169,7 @@ fn run_case(seed: u64, steps: usize) {
             }
             5 => case.restart(),
             6 | 7 => {
-                // A break: what comes meanwhile is made up for.
+                // The subscriber disconnects and catches up.
                 case.recorder.disconnect();
                 let entries = case.next_entries();
                 assert!(case.post(&entries), "seed {seed}, step {step}");

@@ -1,4 +1,5 @@
-//! The dataflow against the oracle: random logs, any epochs, 1, 2 and 4 workers; integers equal after every epoch.
+//! The dataflow against the oracle: random logs, any epochs, 1, 2 and 4 workers; integers equal
+//! after every epoch.
 
 mod serving_state;
 mod strategies;
@@ -20,7 +21,8 @@ use self::strategies::{any_case, sensor_cases, withdrawal_cases};
 use crate::support::dataflow_runner::{self, EpochOutput, RunLeg};
 use crate::support::{LogEntry, Oracle, PROPERTY_TEST_FORMULA, RunSettings, city_name, city_number};
 
-/// Applies an epoch's changes: each must begin with what is held, and change it, and no key may change twice.
+/// Applies an epoch's changes: each must begin with what is held, and change it, and no key may
+/// change twice.
 fn accumulate<K: Ord + Copy + Debug, V: PartialEq + Copy + Debug>(
     held: &mut BTreeMap<K, V>,
     changes: &[(K, Option<V>, Option<V>)],
@@ -41,7 +43,7 @@ fn check_log(log: &[LogEntry], settings: RunSettings, workers: usize, cuts: &[us
     check_sliced(log, settings, workers, cuts, None);
 }
 
-/// Answers are made so many rows at a time.
+/// Answers are computed so many rows at a time.
 fn check_sliced(
     log: &[LogEntry],
     settings: RunSettings,
@@ -75,7 +77,7 @@ fn check_outputs(
             continue;
         }
         if resumed == Some(epoch) {
-            // What was before is the state that it begins with, and is told as current.
+            // The rows before are the resumed state, and are sent as current.
             expected.clear();
             rows = oracle.rows();
         }
@@ -98,7 +100,7 @@ fn check_outputs(
     assert_eq!(told.counts.split_city, 0);
 }
 
-/// Checks what is told where no sink wants rows.
+/// Checks the serving updates of a run in which no sink wants rows.
 fn check_serving_updates(log: &[LogEntry], settings: RunSettings, workers: usize, cuts: &[usize]) {
     let leg = RunLeg { workers, serving_only: true, ..RunLeg::default() };
     let (outputs, _) = dataflow_runner::run_leg(log, settings, cuts, leg);
@@ -112,7 +114,7 @@ fn check_serving_updates(log: &[LogEntry], settings: RunSettings, workers: usize
     }
 }
 
-/// One run after the other, each resumed from a state that the one before has given while it went on.
+/// Several runs, each resumed from a snapshot that the previous one took while it ran.
 fn check_resumed(log: &[LogEntry], settings: RunSettings, cuts: &[usize], legs: &[PlannedLeg]) {
     let mut kept: BTreeMap<String, CitySnapshot> = BTreeMap::new();
     let mut at = None;
@@ -137,7 +139,8 @@ fn check_resumed(log: &[LogEntry], settings: RunSettings, cuts: &[usize], legs: 
     }
 }
 
-/// A run that is resumed from what is kept as of an epoch, where there is one, and adds what it gives to that.
+/// A run that is resumed from the kept state of an epoch, if there is one, and adds its snapshots
+/// to that state.
 fn check_leg(
     (log, settings, cuts): (&[LogEntry], RunSettings, &[usize]),
     workers: usize,
@@ -168,8 +171,8 @@ fn check_leg(
     }
 }
 
-/// A sensor's clock was ahead, and its reading is withdrawn between two snapshots: what comes behind that is older than what the first one
-/// has taken.
+/// A sensor's clock was ahead, and its reading is withdrawn between two snapshots: the next
+/// readings are older than the newest of the first snapshot.
 #[test]
 fn increment_contains_readings_older_than_withdrawn_newest() {
     let day = 86_400_000;
@@ -195,7 +198,7 @@ fn increment_contains_readings_older_than_withdrawn_newest() {
     check_leg((&log, settings, &cuts), 1, Some(1), marks, &mut kept);
 }
 
-/// Of a sensor that was lost for a while nothing is known of the last hour.
+/// A sensor that was silent for a while has no row of the last hour.
 #[test]
 fn trend_is_from_the_newest_row_of_one_to_two_hours_before() {
     const HOUR: i64 = 3_600_000;
@@ -241,7 +244,8 @@ fn trend_is_from_the_newest_row_of_one_to_two_hours_before() {
 #[derive(Clone, Debug)]
 struct PlannedLeg {
     workers: usize,
-    /// After which of the epochs to come, whether of everything, and for how long the taker is then full.
+    /// The epoch of each barrier, whether the snapshot is full, and how often the sink then reports
+    /// that its buffer is full.
     barriers: Vec<(prop::sample::Index, bool, u32)>,
 }
 
@@ -314,7 +318,7 @@ proptest! {
         check_resumed(&log, settings, &cuts, &legs);
     }
 
-    /// Rows that nobody wants are not computed.
+    /// Rows that no sink wants are not computed.
     #[test]
     fn serving_updates_equal_recomputation_without_row_sinks(
         (log, settings, cuts) in prop_oneof![any_case(0..90, 30).boxed(), sensor_cases().boxed()],
@@ -331,7 +335,8 @@ proptest! {
         check_resumed(&log, settings, &cuts, &legs);
     }
 
-    /// Whatever is resumed, whenever and on how many workers, what follows is what would have followed.
+    /// A resumed run has the outputs of an uninterrupted one, at any epoch and with any number of
+    /// workers.
     #[test]
     fn resumed_state_continues_identically(
         (log, settings, cuts) in any_case(1..120, 30),
@@ -348,7 +353,7 @@ proptest! {
         check_resumed(&log, settings, &cuts, &legs);
     }
 
-    /// What a query is answered with: the servable rows of a city, from the state itself.
+    /// The servable rows of a city, read from the state.
     #[test]
     fn servable_rows_equal_the_recomputation((log, settings, cuts) in any_case(0..400, 6), enough in 1..400usize) {
         let mut oracle = Oracle::new(settings);
@@ -390,7 +395,8 @@ proptest! {
         }
     }
 
-    /// A city in two partitions is served in the order in which the operator sees it; a final row never changes.
+    /// A city in two partitions is served in the order in which the operator sees it; a final row
+    /// never changes.
     #[test]
     fn city_in_two_partitions_keeps_final_rows((log, settings, _) in any_case(0..90, 1)) {
         let rules = AdmissionRules::new(settings.retention().lateness);

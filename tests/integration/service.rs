@@ -36,7 +36,8 @@ fn source_status(service: &ServiceProcess, name: &str) -> Value {
     sources.iter().find(|source| source["name"] == name).unwrap_or_else(|| panic!("{status}")).clone()
 }
 
-/// A cold morning: by default the air's own temperature; by `rothfusz`, where that is asked for, a warning.
+/// A cold morning: by default the air's own temperature; by `rothfusz`, where that is asked for, a
+/// warning.
 #[test]
 fn cold_readings_use_air_temperature_and_rothfusz_warns_once() {
     for (config, heat_index, warnings) in [("", 9.6, 0), ("[results]\nformula = \"rothfusz\"\n", 329.5, 1)] {
@@ -177,7 +178,8 @@ fn clock_set_back_does_not_hold_readings_back() {
         200
     );
     wait_for("the first reading", || (count(&service) == 1).then_some(()));
-    // Each request takes at least one epoch, and all take more than are reserved at once (3 s of them).
+    // Each request takes at least one epoch, and all take more than are reserved at once (3 s of
+    // them).
     let (requests, mut client) = (4_000, KeepAliveClient::open(&service.address));
     for sent in 1..=requests {
         assert_eq!(client.get("/v1/cities/x/history?limit=1").status, 200);

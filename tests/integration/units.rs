@@ -1,4 +1,4 @@
-//! Units of what is given out, by the built program; and fields of readings that say others.
+//! Units of outputs, and fields of readings in other units, with the built program.
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::{ServiceProcess, post, swelter_command, wait_for};
 
-/// Runs what must succeed, in a folder; what it says on standard error.
+/// Runs a command that must succeed; returns its standard error.
 fn swelter(folder: &Path, args: &[&str]) -> String {
     let output = swelter_command().current_dir(folder).args(args).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();

@@ -1,4 +1,4 @@
-//! Those who call the port of a cluster and are not of it.
+//! Connections to the port of a cluster from outside the cluster.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,7 +8,8 @@ use std::thread::JoinHandle;
 use super::*;
 use crate::support::{ServiceBuilder, ServiceProcess, swelter_command, wait_for};
 
-/// Calls a port as fast as it can until it is dropped, from several threads that each say something else.
+/// Connects to a port as fast as it can until it is dropped, from several threads that each send
+/// other bytes.
 pub(super) struct ConnectionFlood {
     ended: Arc<AtomicBool>,
     calls: Arc<AtomicU64>,

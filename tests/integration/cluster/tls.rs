@@ -19,7 +19,7 @@ fn tls_config_for_host(
     tls_config(&files.certificate, &files.key, ca)
 }
 
-/// As it should be.
+/// A valid configuration with TLS.
 fn valid_tls_config(authority: &CertificateAuthority) -> String {
     tls_config_for_host(authority, "127.0.0.1", &authority.ca_file(), |_| ())
 }
@@ -70,7 +70,7 @@ fn tls_leaves_no_plain_text_on_either_link() {
         let records = proxy.captured_bytes();
         let has =
             |record: &Vec<u8>, text: &str| record.windows(text.len()).any(|part| part == text.as_bytes());
-        // Two ways a connection; one that has only said who it is has no cities.
+        // Two directions a connection; a connection with only a handshake has no cities.
         let with_cities = records.chunks(2).filter(|ways| ways.iter().any(|way| has(way, "city 7"))).count();
         let with_hello = records.iter().filter(|way| has(way, "swelter cluster")).count();
         let busy = records.chunks(2).filter(|ways| ways.iter().map(Vec::len).sum::<usize>() > 2_000).count();

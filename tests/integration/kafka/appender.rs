@@ -94,7 +94,7 @@ fn full_queue_is_busy_and_lost_broker_fails_appends() {
     let Err(AppendError::Failed(error)) = waiting.recv_timeout(WAIT_TIMEOUT).unwrap() else { panic!() };
     assert!(error.contains("has not acknowledged"), "{error}");
     broker.restart();
-    // There is room again, more than its limit where nothing else waits.
+    // The queue accepts again, even more than its limit if it is empty.
     wait_for("that it goes on", || {
         append(&appender, records(1, 41, 100)).recv_timeout(WAIT_TIMEOUT).unwrap().ok()
     });
@@ -144,7 +144,7 @@ fn produce_writes_files_record_by_record() {
     assert_eq!(bad, ["{"]);
 }
 
-/// What options say of a file holds for each of its records: 30 °C was once sent as 30 °F.
+/// Options of a file apply to each of its records: 30 °C was once sent as 30 °F.
 #[test]
 #[ignore = "needs Kafka: scripts/test"]
 fn produce_applies_read_options_to_json() {

@@ -138,7 +138,7 @@ fn invalid_avro_becomes_dead_letter_byte_for_byte_and_valid_is_applied() {
     let values = mixed_values(ids, at);
     produce_values(&access, &setup.input, &values);
 
-    // While the registry is away nothing is decided; then all is.
+    // While the registry is down no record is decided; then all are.
     registry.set_health(ServerHealth::Errors);
     let data = tempfile::tempdir().unwrap();
     let mut swelter = setup.service(data.path(), 2).spawn();
@@ -179,7 +179,7 @@ fn invalid_avro_becomes_dead_letter_byte_for_byte_and_valid_is_applied() {
     assert_eq!((of("ours"), of("other")), (of("last"), of("last")));
     swelter.terminate();
 
-    // The answers are kept: the next start asks nobody.
+    // Responses are recorded: the next start does not ask the registry.
     registry.set_health(ServerHealth::Closes);
     let before = (
         registry.requested_paths().len(),

@@ -1,4 +1,4 @@
-//! Brokers: the one that the tests share, and ones of a test's own, which can be killed and paused.
+//! The broker that tests share, and private brokers, which a test can kill and pause.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,12 +11,12 @@ use tempfile::TempDir;
 use crate::support::prepared::prepared_variable;
 use crate::support::{pause_process, wait_for};
 
-/// How to reach a broker, and as whom.
+/// The address of a broker, and the user.
 #[derive(Clone, Debug)]
 pub struct BrokerAccess {
     /// `127.0.0.1:port`.
     pub address: String,
-    /// The user, whose password is the name; nobody where everybody may do everything.
+    /// The user, whose password is the name; `None` on a broker without access control.
     pub user: Option<&'static str>,
 }
 
@@ -42,12 +42,14 @@ impl BrokerAccess {
     }
 }
 
-/// The broker that all tests share. A test that calls this has `#[ignore = "needs Kafka: scripts/test"]`.
+/// The broker that all tests share. A test that calls this has `#[ignore = "needs Kafka:
+/// scripts/test"]`.
 pub fn shared_broker() -> BrokerAccess {
     BrokerAccess { address: prepared_variable("SWELTER_KAFKA").into_string().unwrap(), user: None }
 }
 
-/// A broker for one test, which may kill and pause it. It ends with the test, which has `#[ignore = "needs Kafka: scripts/test"]`.
+/// A broker for one test, which may kill and pause it. It ends with the test, which has `#[ignore =
+/// "needs Kafka: scripts/test"]`.
 pub struct PrivateBroker {
     folder: TempDir,
     child: Option<Child>,
@@ -78,7 +80,7 @@ impl PrivateBroker {
     /// Starts it again, on the same port and data.
     pub fn restart(&mut self) {
         assert!(self.child.is_none(), "it runs");
-        // Else what the last one has said would be taken for this one's.
+        // The log of the last start would be taken for this one's.
         std::fs::remove_file(self.path("log")).unwrap();
         self.child = Some(spawn_broker(self.folder.path(), &[]));
         self.wait_until_ready();
@@ -122,7 +124,7 @@ impl Drop for PrivateBroker {
             let _ = child.kill();
             let _ = child.wait();
         }
-        // Shown where the test fails.
+        // libtest shows it if the test fails.
         eprintln!("the broker:\n{}", std::fs::read_to_string(self.path("log")).unwrap_or_default());
     }
 }

@@ -1,4 +1,4 @@
-//! Checkpoints, and topics that are not those that they were made beside.
+//! Checkpoints, and output topics that are newer than they are.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use super::topics::{COMPACT, TopicAdmin};
 use crate::support::checkpoint_files::published_manifests;
 use crate::support::wait_for;
 
-/// What a checkpoint includes is in the topics that there were; new ones get it all the same.
+/// Rows that a checkpoint includes are in the old topics; new topics receive them too.
 #[test]
 #[ignore = "needs Kafka: scripts/test"]
 fn new_output_topics_receive_whole_log_despite_checkpoint() {
@@ -37,7 +37,7 @@ fn new_output_topics_receive_whole_log_despite_checkpoint() {
     case.check_rows();
     case.check_current();
 
-    // From then on they are taken up again.
+    // From then on checkpoints are restored again.
     let before = manifests();
     let swelter = case.start_swelter(1).wait_until_ready();
     case.produce_records(100);

@@ -6,7 +6,7 @@ use super::broker::BrokerAccess;
 use super::topics::{COMPACT, LOG_APPEND_TIME, TopicAdmin, unique_name};
 use crate::support::ServiceBuilder;
 
-/// What a configuration says.
+/// A configuration with a source and a sink in Kafka.
 #[derive(Clone, Debug)]
 pub struct KafkaConfig {
     pub access: BrokerAccess,
@@ -15,7 +15,7 @@ pub struct KafkaConfig {
     pub current: String,
     pub progress: String,
     pub ingest: bool,
-    /// Whether there are results.
+    /// Whether there is a sink.
     pub has_sink: bool,
     /// Of the input.
     pub format: &'static str,
@@ -26,7 +26,7 @@ pub struct KafkaConfig {
 }
 
 impl KafkaConfig {
-    /// Names that nobody else has. There are no topics yet.
+    /// Unique names of topics, which are not created yet.
     pub fn new(access: &BrokerAccess) -> KafkaConfig {
         let input = unique_name("readings");
         KafkaConfig {
@@ -48,7 +48,7 @@ impl KafkaConfig {
         format!("{}.failed.1", self.input)
     }
 
-    /// Makes all topics but the one that is named, as they should be.
+    /// Creates all topics but one.
     pub fn create_topics_except(&self, left_out: &str, partitions: i32) {
         let topics = TopicAdmin::of(&self.access);
         let second = format!("{}.failed.2", self.input);
@@ -92,7 +92,8 @@ impl KafkaConfig {
         )
     }
 
-    /// A service with this configuration. Its data folder is all that it shares with another one beside the topics.
+    /// A service with this configuration. Its data folder is all that it shares with another one
+    /// beside the topics.
     pub fn service(&self, data: &Path, workers: u64) -> ServiceBuilder {
         ServiceBuilder::new(self.to_toml()).data(data).args(&["--workers", &workers.to_string()])
     }

@@ -1,4 +1,4 @@
-//! Dead letters of topics, sent once more by the built program.
+//! Dead letters of topics, retried by the built program.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -190,7 +190,7 @@ fn later_retry_fences_earlier_one() {
     assert!(matches!(ended, DlqTopicError::Fenced(_)), "{ended}");
     let young = DeadLetterFilter { written_before_ms: Some(0), ..DeadLetterFilter::default() };
     assert_eq!(second.retry_topic(&rig.topic, &young).unwrap().total_sent(), 0);
-    // It goes on where it was, and finds what has come since.
+    // It continues at its offset and finds the newer records.
     assert_eq!(second.retry_topic(&rig.topic, &DeadLetterFilter::default()).unwrap().total_sent(), 1);
     rig.write_dead_letter(0, 2, "bad_time", Some(b"y"));
     rig.letters.flush();

@@ -1,4 +1,4 @@
-//! Topics that an earlier build has written, in another cluster: a start goes on with them.
+//! Topics of an earlier build in another cluster: this build continues with them.
 //! `tests/fixtures/868f70f/README.md` says what they hold, and how they were made.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,8 +61,8 @@ fn check_same(topic: &str, found: &[ConsumedRecord], expected: &[ConsumedRecord]
     assert_eq!(found.len(), expected.len(), "{topic}");
 }
 
-/// Writes the records of a partition at the offsets that they had. Offsets without a record are marks of transactions, so as many
-/// records before them are written in one each.
+/// Writes the records of a partition at the offsets that they had. Offsets without a record are
+/// marks of transactions, so as many records before them are written in one each.
 fn restore(
     (access, producers): (&BrokerAccess, &[TestProducer]),
     topic: &str,
@@ -104,7 +104,7 @@ fn restore(
     producers[0].flush();
 }
 
-/// Makes all topics of the fixture in a cluster of a test's own.
+/// Creates all topics of the fixture in a private cluster.
 fn restore_all(access: &BrokerAccess, expected: &Value, all: &BTreeMap<String, Vec<ConsumedRecord>>) {
     let topics = TopicAdmin::of(access);
     let mut producers = vec![TestProducer::to(access)];
@@ -161,7 +161,7 @@ fn check_changes(topic: &str, before: &[ConsumedRecord], new: &[ConsumedRecord])
 
 fn config(access: &BrokerAccess, place: &str) -> String {
     let template = fs::read_to_string(fixture("topics.toml")).unwrap();
-    // Nobody listens there: what the registry has answered is in the progress topic.
+    // No registry listens there: its responses are in the progress topic.
     let registry = "http://127.0.0.1:9";
     template
         .replace("@BROKERS@", &access.address)
@@ -192,7 +192,8 @@ fn check_served_cities(address: &str, cities: &Value) {
     }
 }
 
-/// Results continue as they did in the build that made `before`: nothing twice, and nothing left out.
+/// Results continue as they did in the build that made `before`: nothing twice, and nothing left
+/// out.
 fn check_new_results(
     access: &BrokerAccess,
     topic: &str,
@@ -276,7 +277,7 @@ fn topics_of_an_earlier_build_are_gone_on_with() {
     check_metrics("kafka", &address);
     check_written_progress(access, &all[PROGRESS]);
 
-    // It goes on with what comes now.
+    // It continues with new records.
     let reading =
         json!({"city": "d", "reading_at": "2025-08-01T10:02:00Z", "temperature": 99, "humidity": 40});
     let producer = TestProducer::to(access);

@@ -1,4 +1,4 @@
-//! What happens to a broker, to a topic, or to a program that has a rival.
+//! Faults of brokers and topics, and two processes with the same identity.
 
 use std::time::{Duration, Instant};
 
@@ -27,10 +27,11 @@ fn broker_kill_loses_nothing() {
     case.check_exactly_once();
 }
 
-/// As whoever runs the program: starts it again where it has ended, which it may as long as it says why, until the results are there.
+/// Starts the program again, as a supervisor does, if it has ended with a reason, until the results
+/// are complete.
 fn restart_until_results(case: &KafkaCase, mut swelter: ServiceProcess) -> ServiceProcess {
     let mut starts = 0;
-    // What is stuck when a cluster goes away may be tried again only once it has timed out.
+    // Requests that are in flight when a broker is lost are retried only after their timeout.
     let deadline = Instant::now() + WAIT_TIMEOUT * 2;
     while let Some(difference) = case.find_difference() {
         if let Some(status) = swelter.has_ended() {
@@ -106,7 +107,7 @@ fn stop_does_not_wait_long_for_lost_broker() {
     swelter.send_terminate();
     let asked = Instant::now();
     let status = wait_for("the end", || swelter.has_ended());
-    // All may have been written by then; what was not is said.
+    // Either everything was written by then, or the log says that the rest follows.
     let log = swelter.log();
     assert!(
         status.code() == Some(0) || log.contains("the next start goes on where it ends"),
@@ -114,7 +115,8 @@ fn stop_does_not_wait_long_for_lost_broker() {
     );
     assert!(asked.elapsed() < Duration::from_secs(45), "it took {:?} to end", asked.elapsed());
     broker.restart();
-    // A start that cannot fence the transaction which was cut off ends, and is made again: the broker ends it in a minute.
+    // A start that cannot fence the interrupted transaction ends and is retried: the broker aborts
+    // it within a minute.
     let swelter = restart_until_listening(&case);
     case.check_exactly_once();
     swelter.terminate();
@@ -124,7 +126,7 @@ fn fetch_metrics(swelter: &mut ServiceProcess) -> String {
     get(swelter.wait_for_address(), "/metrics").map_or_else(|error| error.to_string(), |answer| answer.body)
 }
 
-/// As whoever runs the program: starts it until it listens.
+/// Starts the program, as a supervisor does, until it listens.
 fn restart_until_listening(case: &KafkaCase) -> ServiceProcess {
     for _ in 0..2 {
         let mut swelter = case.start_swelter(1);

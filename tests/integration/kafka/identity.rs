@@ -1,4 +1,4 @@
-//! Topics that are not the ones that were read or written: lost, made anew, copied. Nothing is skipped, and nothing comes twice.
+//! Topics that were lost, recreated or copied. Nothing is skipped, and nothing is written twice.
 
 use std::path::Path;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use super::topics::{COMPACT, LOG_APPEND_TIME, NewRecord, TestProducer, TopicAdmi
 use crate::support::checkpoint_files::published_manifests;
 use crate::support::{MINUTE_MS, WAIT_TIMEOUT, check_during, send_signal, swelter_command, wait_for};
 
-/// One that has run, and has ended after some results.
+/// A case whose service has written some results and stopped.
 fn case_after_run(access: &BrokerAccess, seed: u64) -> KafkaCase {
     let mut case = KafkaCase::new(access, seed, 500);
     case.produce_records(200);
@@ -26,7 +26,7 @@ fn case_after_run(access: &BrokerAccess, seed: u64) -> KafkaCase {
     case
 }
 
-/// Makes all topics that are missing, if it may.
+/// Creates all missing topics, if it may.
 fn enable_create_topics(setup: &mut KafkaConfig) {
     setup.source = format!("create_topics = true\npartitions = {PARTITIONS}\n");
     setup.sink += "create_topics = true\npartitions = 4\n";
@@ -82,7 +82,7 @@ fn recreate_topic_with_copy(setup: &KafkaConfig, topic: &str) {
     produce_records(setup, topic, &records);
 }
 
-/// All that is in the outputs, given up or not.
+/// All records of the outputs, committed or not.
 fn uncommitted_outputs(setup: &KafkaConfig) -> Vec<Vec<ConsumedRecord>> {
     let topics = [&setup.results, &setup.current, &setup.dead_letter_topic()];
     topics.map(|topic| read_uncommitted(&setup.access, topic)).into()
@@ -175,7 +175,7 @@ fn input_recreated_while_read_ends_process() {
             send_signal(swelter.pid(), Signal::CONT);
         }
         let said = swelter.wait_for_failure();
-        // Whoever notices first: the one that reads, or the look every few seconds.
+        // Either the reader or the periodic check notices it first.
         for word in [&*input, "while it was read", "disaster-recovery"] {
             assert!(said.contains(word), "no {word:?} in: {said}");
         }
@@ -185,7 +185,7 @@ fn input_recreated_while_read_ends_process() {
     }
 }
 
-/// Not even in what was given up.
+/// Checks that no output has a record of an intruder, not even an aborted one.
 fn check_no_intruder_in_outputs(setup: &KafkaConfig) {
     let is_intruder = |record: &&ConsumedRecord| {
         let mut texts = [&record.key, &record.value].into_iter().flatten();
@@ -341,7 +341,7 @@ fn copied_input_is_refused_until_adopted() {
     case.wait_for_results();
     assert!(adopted.log().contains("a checkpoint is taken up"), "{}", adopted.log());
     adopted.kill();
-    // What was adopted needs no further word.
+    // Adopted logs need no flag at the next start.
     let swelter = case.start_swelter(2).wait_until_ready();
     assert!(swelter.log().contains("a checkpoint is taken up"), "{}", swelter.log());
     case.produce_records(100);
@@ -384,7 +384,7 @@ fn unrecorded_topics_are_recorded_at_next_start() {
     let access = shared_broker();
     let mut case = case_after_run(&access, 226);
     let setup = case.setup.clone();
-    // As a version that knew nothing of ids has left it.
+    // As a version without topic ids has left it.
     produce_records(&setup, &setup.progress, &[NewRecord::new(0, "topics", "{}")]);
     let swelter = case.start_swelter(1).wait_until_ready();
     case.produce_records(100);
@@ -403,7 +403,7 @@ fn retry_group(setup: &KafkaConfig) -> BaseConsumer {
     config.set("group.id", format!("{}.progress.retry.not_decodable", setup.input)).create().unwrap()
 }
 
-/// How far the letters were sent, with what the offsets say of their topic.
+/// The committed offsets of the retry, with their metadata.
 fn retry_offsets(setup: &KafkaConfig) -> TopicPartitionList {
     let mut asked = TopicPartitionList::new();
     asked.add_partition(&setup.dead_letter_topic(), 1);
@@ -412,7 +412,7 @@ fn retry_offsets(setup: &KafkaConfig) -> TopicPartitionList {
     kept
 }
 
-/// `swelter dead-letters retry`, and what it says.
+/// Runs `swelter dead-letters retry`; returns its output.
 fn run_retry(setup: &KafkaConfig) -> String {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("swelter.toml");
@@ -441,7 +441,8 @@ fn retry_of_recreated_dead_letter_topic_skips_nothing() {
     swelter.terminate();
     assert!(run_retry(&setup).contains("sent 2 dead letters"));
     assert!(run_retry(&setup).contains("sent 0 dead letters"));
-    // A broker forgets the offsets of a topic that is deleted, but what copies clusters brings them back.
+    // A broker forgets the offsets of a deleted topic, but a tool that copies clusters restores
+    // them.
     let kept = retry_offsets(&setup);
     recreate_topic_with_copy(&setup, &setup.dead_letter_topic());
     let group = retry_group(&setup);
@@ -450,7 +451,7 @@ fn retry_of_recreated_dead_letter_topic_skips_nothing() {
     assert!(run_retry(&setup).contains("sent 0 dead letters"));
 }
 
-/// The watch does not take a broker that is away for a topic that is gone.
+/// The periodic check does not take an unreachable broker for a deleted topic.
 #[test]
 #[ignore = "needs Kafka: scripts/test"]
 fn unreachable_broker_does_not_count_as_deleted_topics() {

@@ -1,4 +1,4 @@
-//! The program killed at any moment: what is in the topics in the end is as if it had never been.
+//! The program is killed at random moments of a seed: the topics are the same as without kills.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
@@ -17,7 +17,7 @@ fn env_number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |value| value.parse().unwrap())
 }
 
-/// Kills the program so often, with records coming all the time; at the end it is left to finish.
+/// Kills the program so often while records arrive.
 fn kill_repeatedly(case: &mut KafkaCase, mut random: Random, kills: u64) {
     case.produce_records(RECORDS_BEFORE_KILLS);
     for _ in 0..kills {
@@ -86,7 +86,7 @@ fn at_least_once_ends_with_the_same_rows() {
     case.check_at_least_once();
 }
 
-/// How many starts have found the shards at different positions.
+/// The number of starts that found the shards at different positions.
 fn starts_with_diverged_shards(case: &KafkaCase) -> usize {
     let (mut shards, mut apart) = (BTreeMap::new(), 0);
     for record in read_committed(&case.setup.access, &case.setup.progress) {

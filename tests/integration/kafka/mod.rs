@@ -1,4 +1,4 @@
-//! The built program and Apache Kafka itself.
+//! The built program with Apache Kafka.
 
 mod appender;
 mod avro;

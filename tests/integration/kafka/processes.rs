@@ -1,4 +1,4 @@
-//! Several processes at one log: what comes while they run, and how they end together.
+//! Several processes that read one topic: records that arrive while they run, and their joint end.
 
 use std::net::TcpListener;
 
@@ -33,7 +33,7 @@ fn added_partitions_are_read_by_all_processes() {
         (is_there("new") == 1 && is_there("newer") == 1).then_some(())
     });
     swelter.terminate();
-    // Another start knows them, and writes nothing again.
+    // Another start knows the partitions and writes nothing twice.
     case.start_swelter(1).wait_until_ready().terminate();
     assert_eq!((is_there("new"), is_there("newer")), (1, 1));
 }

@@ -1,4 +1,4 @@
-//! Random logs for a topic, and what must come of them.
+//! Random logs for a topic, and their expected results.
 
 use std::collections::BTreeMap;
 

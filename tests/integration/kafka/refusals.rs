@@ -1,4 +1,4 @@
-//! What the program refuses to start on, each with one clear line.
+//! Refused starts, each with one line that names the cause.
 
 use super::broker::{BrokerAccess, PrivateBroker, shared_broker};
 use super::case::{KafkaCase, PARTITIONS};
@@ -15,7 +15,7 @@ fn check_start_refused(case: &KafkaCase, words: &[&str]) {
     }
 }
 
-/// One that has run, and has ended after some results.
+/// A case whose service has written some results and stopped.
 fn case_after_run(access: &BrokerAccess, seed: u64) -> KafkaCase {
     let mut case = KafkaCase::new(access, seed, 500);
     case.produce_records(200);
@@ -138,7 +138,7 @@ fn changed_shard_count_is_refused() {
     check_start_refused(&case, &["shards"]);
 }
 
-/// What is wrong with a start is said before it claims anything: the one that runs goes on.
+/// A wrong configuration is refused before anything is claimed: the running process continues.
 #[test]
 #[ignore = "needs Kafka: scripts/test"]
 fn invalid_configuration_does_not_fence_running_process() {
@@ -159,7 +159,7 @@ fn invalid_configuration_does_not_fence_running_process() {
         }
     };
     refused(&|wrong| wrong.source = "name = \"renamed\"\n".into(), &["not there any more"]);
-    // Its second outlet is of another cluster, as far as names say.
+    // Its second sink is in another cluster, judged by names.
     let second = format!("{}.progress", setup.input);
     TopicAdmin::of(&access).create(&second, 1, &[COMPACT]);
     refused(

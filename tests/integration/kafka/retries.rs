@@ -1,4 +1,4 @@
-//! Dead letters of the service itself, and what becomes of them when they are sent again.
+//! Dead letters of the service, and their retry.
 
 use std::thread;
 use std::time::Duration;
@@ -34,7 +34,7 @@ fn produce_records(setup: &KafkaConfig, records: &[&NewRecord]) {
     producer.flush();
 }
 
-/// Waits until the clock has come so far that a record dated there is taken.
+/// Waits until a record with this date is accepted.
 fn wait_until_clock_reaches(at: i64) {
     let left = at - Timestamp::now().as_millisecond();
     thread::sleep(Duration::from_millis(u64::try_from(left).unwrap_or(0)));

@@ -1,4 +1,5 @@
-//! Topics as a source: what is in them is what workers get, however they ask.
+//! Topics as a source: workers get exactly the records of the topic, whatever the limits of their
+//! polls.
 
 use std::thread;
 use std::time::Duration;
@@ -100,7 +101,7 @@ impl CollectingHandler {
     }
 }
 
-/// At a position that both topics have, with nobody else looking.
+/// The position exists in both topics, and no other check runs.
 #[test]
 #[ignore = "needs Kafka: scripts/test"]
 fn topic_recreated_while_read_yields_no_record() {
@@ -315,7 +316,7 @@ fn log_ending_in_aborted_records_is_read_to_end() {
         (partition.position() == Some(13)).then_some(())
     });
     assert_eq!((partition.end(), worker.got.len()), (13, 1));
-    // It goes on from there, and whoever waits is woken.
+    // It continues from there, and a waiting thread is woken.
     producer.begin();
     producer.send_record(&topic, &reading(2));
     producer.commit();

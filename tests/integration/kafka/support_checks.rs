@@ -1,4 +1,4 @@
-//! The rig by itself: what the other tests of Kafka stand on.
+//! The helpers that the other tests with Kafka rely on.
 
 use std::time::{Duration, Instant};
 

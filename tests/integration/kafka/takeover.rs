@@ -1,4 +1,4 @@
-//! A generation that catches up beside another one, and goes on in its place: every change once, whoever writes it.
+//! A generation that catches up beside another one and takes over: every change is written once.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ fn start_next_generation(case: &KafkaCase, workers: u64, arguments: &[&str]) -> 
     case.setup.service(case.data.path(), workers).args(arguments).spawn()
 }
 
-/// Produces until it holds.
+/// Produces records until a condition holds.
 fn produce_until(case: &mut KafkaCase, what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !holds() {
@@ -24,7 +24,7 @@ fn produce_until(case: &mut KafkaCase, what: &str, mut holds: impl FnMut() -> bo
     }
 }
 
-/// Looks for so long whether it stands by, and the other one serves.
+/// Checks for so long that the standby follows and the primary serves.
 fn check_stands_by(primary: &mut ServiceProcess, standby: &mut ServiceProcess, time: Duration) {
     let (serving, following) = (primary.wait_for_address(), standby.wait_for_address());
     check_during(time, || {
@@ -79,7 +79,7 @@ fn standby_takes_over_after_primary_is_killed() {
     for round in 0..3 {
         let mut standby = start_next_generation(&case, 1 + round % 2, &["--standby"]);
         let address = standby.wait_for_address();
-        // It stands by as long as the other one lives.
+        // It stands by while the primary lives.
         let until = Instant::now() + Duration::from_secs(3);
         produce_until(&mut case, "the standby", || {
             assert!(!is_ready(&address), "{}", standby.log());
@@ -96,7 +96,7 @@ fn standby_takes_over_after_primary_is_killed() {
     primary.terminate();
 }
 
-/// One that stands by is not ahead of the one that it follows, whatever that has read.
+/// A standby is never ahead of the durable positions of its primary.
 #[test]
 #[ignore = "needs Kafka: scripts/test"]
 fn standby_reads_only_durable_positions_of_primary() {
@@ -131,7 +131,7 @@ fn standby_beside_idle_primary_does_not_take_over() {
     let signs = read_committed(&access, &case.setup.progress);
     let signs = signs.iter().filter(|record| record.key() == "marker").count();
     assert!(signs >= 8, "{signs} signs of life");
-    // A pause of its own is no silence of the other one.
+    // A pause of the standby itself does not count as silence of the primary.
     standby.pause(Duration::from_secs(5));
     check_stands_by(&mut primary, &mut standby, Duration::from_secs(4));
     case.produce_records(100);
@@ -164,7 +164,7 @@ fn broker_outage_does_not_trigger_takeover() {
     primary.terminate();
 }
 
-/// It has numbered the partitions at its start; whoever supervises it starts it again.
+/// A standby numbers the partitions at its start; a supervisor starts it again.
 #[test]
 #[ignore = "needs Kafka: scripts/test"]
 fn added_partition_ends_only_standby() {
@@ -185,7 +185,7 @@ fn added_partition_ends_only_standby() {
     let address = successor.wait_for_address();
     produce_until(&mut case, "the takeover", || is_ready(&address));
     primary.wait_until_taken_over();
-    // It has followed the one before, so it is started again as well.
+    // It has followed the previous primary, so it ends and is started again as well.
     let status = wait_for("that the standby ends", || standby.has_ended());
     assert_eq!(status.code(), Some(1), "{}", standby.log());
     case.check_exactly_once();

@@ -1,4 +1,4 @@
-//! Other sources and sinks than one of each.
+//! Several sources, and sources without a sink.
 
 use apache_avro::Schema;
 use apache_avro::reader::datum::GenericDatumReader;
@@ -44,7 +44,7 @@ fn served_city_count(address: &str) -> usize {
     body["cities"].as_array().map_or(0, Vec::len)
 }
 
-/// Its dead letters have a progress topic of their own, which says what was written of them.
+/// Dead letters of a source without a sink have a progress topic of their own.
 #[test]
 #[ignore = "needs Kafka: scripts/test"]
 fn source_without_sink_writes_dead_letters_once() {
@@ -72,7 +72,7 @@ fn source_without_sink_writes_dead_letters_once() {
     case.check_dead_letters();
     assert!(read_committed(&access, &case.setup.results).is_empty());
 
-    // What it knows would be forgotten where another progress topic had it.
+    // Another progress topic would not know what was recorded here.
     let mut with_sink = case.setup.clone();
     with_sink.has_sink = true;
     let said = with_sink.service(case.data.path(), 1).spawn().wait_for_failure();

@@ -1,5 +1,5 @@
-//! The built program among real ones: a browser, a WebSocket client and a conformance suite that nobody here wrote, and clients
-//! that mean no good.
+//! The built program with a real browser, an independent WebSocket client and conformance suite,
+//! and hostile clients.
 
 mod browser;
 mod cdp;

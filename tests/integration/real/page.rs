@@ -1,4 +1,4 @@
-//! The page in a browser: what it shows is what the service says, through corrections, withdrawals and kills.
+//! The page in a browser shows the rows of the service, through corrections, withdrawals and kills.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -29,7 +29,7 @@ pub(super) const HOTTEST_EXPRESSION: &str = "[...document.querySelectorAll('[dat
 const CURRENT_EXPRESSION: &str = "[...['heat-index', 'rolling', 'count', 'temperature'].map((name) => \
      Number(document.querySelector(`[data-test=city-${name}]`).value)), \
      document.querySelector('[data-test=city-reading-at]').dateTime]";
-/// What the chart says of each of its readings, oldest first, by the keys that a person would press.
+/// The chart's text for each reading, oldest first, by the keys that a user presses.
 const READOUTS_EXPRESSION: &str = "(() => {
     const chart = document.querySelector('[data-test=chart]');
     const press = (key) => chart.dispatchEvent(new KeyboardEvent('keydown', { key }));
@@ -77,7 +77,7 @@ fn two_hours_of_readings(newest: i64) -> Value {
     CITIES.iter().enumerate().flat_map(of_city).collect()
 }
 
-/// Holds all that the page shows against the answers of the service.
+/// Compares everything that the page shows with the responses of the service.
 fn compare_page(browser: &mut Browser, service: &ServiceProcess) {
     let listed = service.get("/v1/cities?order=heat_index").json();
     let rows: Vec<&Value> =
@@ -112,7 +112,8 @@ fn compare_chart(browser: &mut Browser, service: &ServiceProcess) {
     });
 }
 
-/// Whether a readout such as "Mon 10:00 · heat index 86.5 °F · rolling mean 80.1 °F of 37 · caution" is of this row.
+/// Whether a readout such as "Mon 10:00 · heat index 86.5 °F · rolling mean 80.1 °F of 37 ·
+/// caution" is of this row.
 fn readout_matches_row(readout: &str, row: &Value) -> bool {
     let parts: Vec<&str> = readout.split(" · ").collect();
     let [_, heat_index, rolling, category] = parts[..] else { panic!("{readout}") };
@@ -201,7 +202,7 @@ fn page_shows_changes_and_survives_service_kill() {
     compare_page(&mut browser, &service);
     browser.evaluate("window.sameDocument = true");
 
-    // A city that the page has not met yet.
+    // A city that is new to the page.
     service.wait_until_applied(&service.post(&reading("2643743", newest, 70.0)));
     browser.wait_for(
         "document.querySelector('[data-city=\"2643743\"] .name')?.textContent === 'London' && \
@@ -233,7 +234,7 @@ fn page_shows_changes_and_survives_service_kill() {
     service.kill_in_place();
     browser.wait_for("document.querySelector('[data-test=state]').dataset.state !== 'live'");
     service.restart();
-    // Before the page is back: it may not miss it.
+    // Posted before the page has reconnected: it must not miss it.
     let missed = service.post(&reading(CITY, newest - 20 * MINUTE_MS, 60.0));
     service.wait_for_ready();
     service.wait_until_applied(&missed);
@@ -310,7 +311,7 @@ fn demo_is_live_with_a_day_of_history() {
     let newest = browser.evaluate("document.querySelector('[data-test=city-reading-at]').dateTime");
     let newest = newest.as_str().unwrap().parse::<EventTime>().unwrap().millis();
     service.post(&reading(city.as_str().unwrap(), newest - 600 * MINUTE_MS, 96.0));
-    // Of a reading, or of a gap. Those of the demo itself are of the last minutes.
+    // Of a reading or of a gap. The demo's own changes are of the last minutes.
     browser.wait_for(
         "[...document.querySelectorAll('[data-test=changes] li')].some((li) => \
          /correction|late/.test(li.dataset.kind) && Number(li.dataset.rows) > 500)",

@@ -1,4 +1,5 @@
-//! The page and the clock: old readings are dated, greyed, in no ranking and no count, and nothing is called live because of them.
+//! The page and the clock: old readings are dated, greyed, in no ranking and no count, and nothing
+//! is called live because of them.
 
 use std::fs;
 
@@ -33,7 +34,7 @@ fn category_counts(fresh: &[(&str, u32)], stale: u32) -> Value {
     counts
 }
 
-/// What the panel says of a city whose row is stale.
+/// Checks the panel of a city whose row is stale.
 fn assert_panel_is_stale(browser: &mut Browser, age: &str) {
     browser.wait_for("!document.querySelector('[data-test=city-stale]').hidden");
     let (note, at) = (element_text(browser, "city-stale"), element_text(browser, "city-reading-at"));
@@ -98,19 +99,19 @@ fn page_shows_no_stale_row_as_live() {
     browser.wait_for("document.querySelector('[data-test=city-name]').textContent === 'London'");
     browser.wait_for("document.querySelector('[data-test=city-stale]').hidden");
     assert!(element_text(&mut browser, "city-age").ends_with(" ago"));
-    // The search finds what is stale, and says so.
+    // The search finds stale cities and marks them.
     browser.evaluate(
         "(() => { const search = document.getElementById('search'); search.value = 'a place'; \
          search.dispatchEvent(new Event('input')); })()",
     );
     browser.wait_for("document.querySelector('[data-test=found] button.stale .category')?.textContent === 'Stale: 5 hours ago'");
-    // The list of what is stale is a filter of the map too.
+    // The list of stale cities filters the map too.
     browser.evaluate("document.querySelector('[data-category=stale]').click()");
     browser.wait_for("document.getElementById('hottest-empty').textContent === 'No city with a fresh reading is in these categories.'");
     browser.evaluate("document.getElementById('all-categories').click()");
     take_screenshots(&mut browser, &album, "fresh-");
 
-    // Nothing comes but time, by the service's clock.
+    // Only the service's clock moves.
     fs::write(&clock, (4 * HOUR_MS).to_string()).unwrap();
     browser.wait_for_value(STATE_EXPRESSION, &json!("no_fresh"));
     check_shown(&mut browser, &category_counts(&[], 4), &[], 0);

@@ -1,4 +1,5 @@
-//! The page and places: what is on no map is listed all the same, and the search finds local names and countries.
+//! The page and places: cities without a place are listed, and the search finds local names and
+//! countries.
 
 use std::fs;
 

@@ -1,4 +1,5 @@
-//! The page in °C: what it shows is what the service says in °C, and what was chosen is still so when the page is loaded again.
+//! The page in °C shows the values of the service in °C, and keeps the chosen unit when it is
+//! loaded again.
 
 use serde_json::{Value, json};
 

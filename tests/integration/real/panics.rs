@@ -1,4 +1,5 @@
-//! Panics at named points of the built program: what a client owns alone ends that client, everything else ends the process.
+//! Panics at named points of the built program: a panic in the state of one client ends that
+//! client, any other ends the process.
 
 use std::net::TcpStream;
 
@@ -8,7 +9,7 @@ use tokio_tungstenite::tungstenite::{Message, WebSocket, client};
 
 use crate::support::{ServiceBuilder, ServiceProcess, http, wait_for};
 
-/// A service that panics where a point is passed for the so-many-th time.
+/// A service that panics when it passes a point for the n-th time.
 fn start_panicking_at(point: &str) -> ServiceProcess {
     ServiceBuilder::new("").env("SWELTER_PANIC_POINT", point).start().wait_until_ready()
 }
@@ -58,7 +59,7 @@ fn check_panic_logged_once(service: &ServiceProcess, scope: &str, place: &str) {
     assert!(line["place"].as_str().unwrap().contains(place), "{line}");
 }
 
-/// Ends as the panic of anything shared does.
+/// Checks that the service has ended as by a panic in shared state.
 fn check_ended_by_panic(mut service: ServiceProcess) {
     let status = service.wait_for_exit();
     assert_eq!(status.code(), Some(101), "{}", service.log());
@@ -110,7 +111,7 @@ fn session_panic_closes_with_1011_and_others_continue() {
     assert_eq!(caught_panics(&service, "session"), 1);
     check_panic_logged_once(&service, "session", "session.rs:");
     drop((first, other));
-    // Nothing of it is left.
+    // The session leaves nothing behind.
     wait_for("no session is open", || {
         let metrics = service.get("/metrics").body;
         metrics.lines().any(|line| line == "swelter_subscriber_sessions 0").then_some(())

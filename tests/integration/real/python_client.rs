@@ -1,5 +1,5 @@
-//! A subscriber in Python, on a WebSocket library that nobody here wrote, against the oracle: through corrections, withdrawals,
-//! cut sockets and kills of the service.
+//! A subscriber in Python with an independent WebSocket library, against the oracle: through
+//! corrections, withdrawals, cut sockets and kills of the service.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -31,7 +31,7 @@ const CONFIG: &str = "workers = 2\n[results]\nwindow = \"30m\"\nlateness = \"60m
 const CITIES: [&str; 7] =
     ["5128581", "1796236", "5368361", "x", "京都", "a \"quoted\" \\ city", "nothing yet"];
 const ROUND_COUNT: u64 = 300;
-/// What happens now and then: every so many rounds.
+/// Rounds between two events.
 const CUT_EVERY_ROUNDS: u64 = 7;
 const SETTLE_EVERY_ROUNDS: u64 = 10;
 const KILL_EVERY_ROUNDS: u64 = 45;
@@ -88,7 +88,7 @@ impl PythonClient {
         writeln!(self.commands, "{command}").expect("the recorder listens");
     }
 
-    /// Its maps, once they are right as of then.
+    /// Its maps, once they include the results of this epoch.
     fn maps_as_of(&mut self, as_of: u64) -> Value {
         self.send_command(&json!({"do": "settle", "as_of": as_of}));
         let answer = self.answers.recv_timeout(WAIT_TIMEOUT);
@@ -103,7 +103,7 @@ impl Drop for PythonClient {
     }
 }
 
-/// New ones, many of the last hour, some too late.
+/// An entry: new, often of the last hour, sometimes too late.
 fn random_reading(random: &mut Random, now: i64) -> LogEntry {
     let back = match random.below(10) {
         0..4 => 0,
@@ -144,7 +144,7 @@ fn compare_maps(oracle: &Oracle, maps: &Value) {
                     .map(move |(at, row)| row_json(CITIES[city as usize], at, &row))
             };
             let expected = rows_by_key(cities.iter().flat_map(servable));
-            // What was sent and is final now may be kept: it is as it was.
+            // The client may keep rows that are final by now; they do not change any more.
             kept.retain(|key, row| expected.contains_key(key) || !is_final(oracle, row));
             expected
         } else {
@@ -166,12 +166,12 @@ fn is_final(oracle: &Oracle, row: &Value) -> bool {
         .is_some_and(|expected| normalize_numbers(&row_json(CITIES[city as usize], at, &expected)) == *row)
 }
 
-/// The WebSocket ingest; a session begins where there is none.
+/// The WebSocket ingest, which opens a session if there is none.
 #[derive(Default)]
 struct IngestFeed(Option<WebSocket<TcpStream>>);
 
 impl IngestFeed {
-    /// Sends readings and waits until they are durable; their places in the log.
+    /// Sends readings and waits until they are durable; returns their positions in the log.
     fn send(&mut self, address: &str, readings: &Value) -> Vec<Value> {
         let socket = self.0.get_or_insert_with(|| {
             let url = format!("ws://{address}/v1/ingest");
@@ -204,7 +204,8 @@ fn python_client_state_equals_recomputation() {
     for round in 1..=ROUND_COUNT {
         let count = 1 + random.below(20);
         let now = begin + round as i64 * MINUTE_MS;
-        // What is too late for a reading that was heard of before is refused in the answer; what a post itself makes too late is not.
+        // Readings that are too late already are refused in the response; readings that become too
+        // late within a post are not.
         let drawn = (0..count).map(|_| random_reading(&mut random, now)).collect::<Vec<_>>();
         let mut entries: Vec<_> = drawn.into_iter().filter(|entry| !oracle.is_too_late(entry)).collect();
         if entries.is_empty() {

@@ -1,4 +1,5 @@
-//! Readers that take much and slowly, beside one that means well: it misses nothing and waits for nobody, and memory stays small.
+//! Slow readers of large responses beside a well-behaved one, which misses nothing and waits for no
+//! other; memory stays small.
 
 use std::net::{SocketAddr, TcpStream};
 use std::thread;
@@ -19,12 +20,13 @@ const WINDOW_READERS: usize = 80;
 const HISTORY_READERS: usize = 20;
 const LIST_READERS: usize = 10;
 const UNKNOWN_NAME_READERS: usize = 10;
-/// What the hostile readers may make the service hold: the rows of the windows alone would be 77 MB, the names 95 MB.
+/// The memory that hostile readers may make the service use: the rows of the windows alone would be
+/// 77 MB, the names 95 MB.
 const MAX_MEMORY_BYTES: u64 = 110 << 20;
-/// From a post to the message at the subscriber, whatever else the machine does.
+/// From a post to the message at the subscriber: a guard against a reader that waits for another.
 const MAX_LATENCY: Duration = Duration::from_secs(10);
 const POST_COUNT: usize = 20;
-/// What those read that read fast, bytes a second: the test itself must leave the service some time.
+/// The rate of fast readers, bytes a second: the test itself must leave the service some CPU time.
 const FAST_BYTES_PER_S: usize = 500_000;
 const SLOW_BYTES_PER_S: usize = 60_000;
 /// How long a reader stays.
@@ -104,7 +106,7 @@ fn next_row(socket: &mut WebSocket<TcpStream>) -> Option<Value> {
     (message["type"] == "changes").then(|| message["upserts"][0].clone())
 }
 
-/// Clients that ask for much, and read it slowly or fast.
+/// Clients with large requests that read slowly or fast.
 fn hostile_readers() -> Vec<PacedReader> {
     let cities: Vec<String> = (0..CITIES).map(city_key).collect();
     let window = json!({"type": "subscribe", "id": "w", "cities": cities, "rows": "window"}).to_string();

@@ -1,4 +1,5 @@
-//! The state that the servers build from the dataflow's updates, and the rankings, against the oracle.
+//! The state that the servers build from the dataflow's updates, and the rankings, against the
+//! oracle.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;

@@ -1,4 +1,4 @@
-//! Random logs, with what decides their results and where their epochs end.
+//! Random logs, with their settings and the ends of their epochs.
 
 use proptest::prelude::*;
 use swelter::model::{EventTime, Measurement, ReadingEvent};
@@ -45,7 +45,8 @@ fn any_event() -> impl Strategy<Value = ReadingEvent> {
     ]
 }
 
-/// Steps of time from one entry to the next: mostly forward, often back to what was before, rarely to an end of time.
+/// Steps of time from one entry to the next: mostly forward, often back to what was before, rarely
+/// to an end of time.
 fn any_time_step() -> impl Strategy<Value = TimeStep> {
     prop_oneof![
         8 => Just(TimeStep::Forward(MINUTE_MS)),
@@ -119,8 +120,8 @@ pub fn any_case(
     })
 }
 
-/// A city or two as sensors have them: at a regular pace, a few readings corrected or withdrawn soon or later; windows of fewer readings than
-/// a block, or of several blocks.
+/// A city or two as sensors have them: at a regular pace, a few readings corrected or withdrawn
+/// soon or later; windows of fewer readings than a block, or of several blocks.
 pub fn sensor_cases() -> impl Strategy<Value = (Vec<LogEntry>, RunSettings, Vec<usize>)> {
     let back = prop_oneof![30 => Just(0), 1 => 1..5i64, 1 => 5..400i64];
     let entries = prop::collection::vec((0..2u32, back, any_event()), 200..700);
@@ -148,7 +149,8 @@ pub fn sensor_cases() -> impl Strategy<Value = (Vec<LogEntry>, RunSettings, Vec<
     })
 }
 
-/// Withdrawals of cities without a reading, more of them than are remembered; then anything at the same times.
+/// Withdrawals of cities without a reading, more of them than are remembered; then anything at the
+/// same times.
 pub fn withdrawal_cases() -> impl Strategy<Value = (Vec<LogEntry>, RunSettings, Vec<usize>)> {
     let revision = || prop::option::of(0..4i64);
     let early = (0..2u32, 0..500i64, Just(ReadingEvent::Withdrawal), revision());

@@ -1,4 +1,5 @@
-//! Runs a log through admission and the dataflow, on any number of workers, and gives back all that came out.
+//! Runs a log through admission and the dataflow, on any number of workers, and collects all
+//! outputs.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -32,7 +33,7 @@ pub struct EpochOutput {
     pub categories: Vec<(swelter::dataflow::rankings::CountryCategory, isize)>,
     /// By index in the log.
     pub outcomes: BTreeMap<usize, OutcomeKind>,
-    /// What serving is told, in order.
+    /// Serving updates, in order.
     pub serving_updates: Vec<ServingUpdate>,
 }
 
@@ -57,8 +58,8 @@ pub fn arrival(upsert: &Upsert<'_>, admitted: AdmittedArrival, position: u64) ->
     Arrival { city: admitted.city, reading_at, event, revision, position }
 }
 
-/// Epoch `k` holds the entries before `cuts[k]` that no earlier epoch holds. The city of an entry decides which worker
-/// reads it.
+/// Epoch `k` holds the entries before `cuts[k]` that no earlier epoch holds. The city of an entry
+/// decides which worker reads it.
 pub fn run_log(
     log: &[LogEntry],
     settings: RunSettings,
@@ -70,22 +71,23 @@ pub fn run_log(
     run_leg(log, settings, cuts, leg).0
 }
 
-/// A run that goes on where another one was.
+/// A run, perhaps resumed from the state of another one.
 #[derive(Clone, Default)]
 pub struct RunLeg {
     pub workers: usize,
     pub days: bool,
-    /// Rows are only told.
+    /// No sink wants rows.
     pub serving_only: bool,
     /// The epoch whose state is resumed, with that state: epochs begin there, without arrivals.
     pub resumed: Option<(usize, Vec<CitySnapshot>)>,
     /// Rows of answers that a worker makes at a time; any number without.
     pub slice_rows: Option<usize>,
-    /// After which epochs the state is taken, and for how many looks at it the taker is then full.
+    /// The epochs after which a snapshot is taken, and how often the sink then reports that its
+    /// buffer is full.
     pub barriers: BTreeMap<usize, (CheckpointBarrier, u32)>,
 }
 
-/// What a snapshot of one worker gave.
+/// A snapshot of one worker.
 #[derive(Debug)]
 pub struct TakenSnapshot {
     pub barrier: CheckpointBarrier,
@@ -243,8 +245,8 @@ pub const WATCHED_CITY_AND_EPOCHS: (u32, std::ops::Range<usize>) = (0, 1..20);
 /// Ids of queries that belong to one epoch.
 pub const QUERY_IDS_PER_EPOCH: u64 = 8;
 
-/// What is asked at an epoch: all of every city, and part of the one that is watched. Rows are granted with the question, or some of
-/// them then and the others an epoch later.
+/// The queries of an epoch: the whole history of every city, and part of the watched one's. Rows
+/// are granted with the query, or some of them then and the others an epoch later.
 fn queries_of_epoch(epoch: usize, is_last: bool) -> Vec<Query> {
     let city = |city| Arc::from(city_name(city));
     let (from, to) = (EventTime::MIN, EventTime::MAX);
@@ -266,7 +268,7 @@ fn queries_of_epoch(epoch: usize, is_last: bool) -> Vec<Query> {
         }
         _ => {}
     }
-    // Nobody waits for this one: whatever was made of it, no more is.
+    // This query is cancelled: no more rows are computed for it.
     queries.push(Query { id: first + 7, ..all(1) });
     let grant = |query: &Query, rows| Query { kind: QueryKind::GrantRows { rows }, ..query.clone() };
     let asked = |query: &&Query| query.kind != QueryKind::Unwatch;
@@ -284,7 +286,7 @@ fn queries_of_epoch(epoch: usize, is_last: bool) -> Vec<Query> {
     all
 }
 
-/// Says so when its thread panics.
+/// Sets a flag when its thread panics.
 struct PanicFlag(Arc<AtomicBool>);
 
 impl Drop for PanicFlag {
@@ -356,7 +358,7 @@ fn collect_outputs(
 
 /// An answer from its pieces.
 fn join_pieces(mut pieces: Vec<AnswerPiece>) -> AnswerPiece {
-    // What says only how much there is comes first.
+    // The piece with the counts comes first.
     pieces.sort_by_key(|piece| (piece.first_row, piece.rows.len()));
     let bound = |piece: &AnswerPiece| match piece.remaining {
         RemainingRows::AtMost { rows, .. } => Some(piece.first_row + piece.rows.len() as u64 + rows),

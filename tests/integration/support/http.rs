@@ -1,4 +1,5 @@
-//! The HTTP client of the tests: what it sends is written out here, and nothing is retried or followed.
+//! The HTTP client of the tests: what it sends is written out here, and nothing is retried or
+//! followed.
 
 use std::fmt::Display;
 use std::io::{self, Error, ErrorKind, Read as _, Write as _};
@@ -100,7 +101,8 @@ impl KeepAliveClient {
     }
 }
 
-/// Sends a request and reads its response, to the length that the response gives: not every server closes the connection.
+/// Sends a request and reads its response, to the length that the response gives: not every server
+/// closes the connection.
 fn exchange(stream: &mut TcpStream, request: &[u8]) -> io::Result<HttpResponse> {
     // The response may come before all of the request is taken.
     let sent = stream.write_all(request);

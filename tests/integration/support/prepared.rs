@@ -4,8 +4,8 @@ use std::ffi::OsString;
 use std::io::Write as _;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// The value of a variable that `scripts/test` sets; without it the test fails. A test that needs one has
-/// `#[ignore = "needs ...: scripts/test"]`, so that plain `cargo test` needs nothing.
+/// The value of a variable that `scripts/test` sets; without it the test fails. A test that needs
+/// one has `#[ignore = "needs ...: scripts/test"]`, so that plain `cargo test` needs nothing.
 pub fn prepared_variable(variable: &str) -> OsString {
     let value = std::env::var_os(variable).filter(|value| !value.is_empty());
     value.unwrap_or_else(|| panic!("{variable} is not set: scripts/test installs what it names and sets it"))

@@ -44,7 +44,8 @@ pub fn send_signal(pid: Pid, signal: Signal) {
     kill_process(pid, signal).unwrap();
 }
 
-/// How a service is started: `swelter run` with a configuration, a folder for its data, and what a test adds.
+/// How a service is started: `swelter run` with a configuration, a folder for its data, and what a
+/// test adds.
 #[derive(Clone)]
 pub struct ServiceBuilder {
     /// None: `swelter demo`.
@@ -59,7 +60,8 @@ pub struct ServiceBuilder {
 }
 
 impl ServiceBuilder {
-    /// `swelter run` with a configuration in TOML, on a free port, with a data folder that is removed with the process.
+    /// `swelter run` with a configuration in TOML, on a free port, with a data folder that is
+    /// removed with the process.
     pub fn new(config: impl Into<String>) -> ServiceBuilder {
         ServiceBuilder {
             config: Some(config.into()),
@@ -162,7 +164,8 @@ impl ServiceBuilder {
     }
 }
 
-/// A service that runs. It is killed when this is dropped, and if the test has failed, its log is shown.
+/// A service that runs. It is killed when this is dropped, and if the test has failed, its log is
+/// shown.
 pub struct ServiceProcess {
     builder: ServiceBuilder,
     /// With the configuration, `out`, `log`, and the data if no other folder is named.
@@ -175,8 +178,9 @@ pub struct ServiceProcess {
 }
 
 impl ServiceProcess {
-    /// The service that most tests need: on a data folder, with a configuration that is written beside it, with the extension
-    /// `toml`, for commands of the test that read it too. It listens on return.
+    /// The service that most tests need: on a data folder, with a configuration that is written
+    /// beside it, with the extension `toml`, for commands of the test that read it too. It listens
+    /// on return.
     pub fn start(data: &Path, config: &str) -> ServiceProcess {
         ServiceBuilder::new(config).data(data).config_file(&data.with_extension("toml")).start()
     }
@@ -269,7 +273,8 @@ impl ServiceProcess {
         accepted["positions"].as_array().unwrap().clone()
     }
 
-    /// Waits until results include these positions of the log; returns the epoch as of which they do.
+    /// Waits until results include these positions of the log; returns the epoch as of which they
+    /// do.
     pub fn wait_until_applied(&self, positions: &[Value]) -> u64 {
         wait_for("that what was posted is applied", || {
             let status = self.get_json("/v1/status");
@@ -287,7 +292,8 @@ impl ServiceProcess {
         wait_for("that it ends", || self.has_ended())
     }
 
-    /// Kills it, which must not have ended by itself. The kernel keeps what it has written, so this is no test of power cuts.
+    /// Kills it, which must not have ended by itself. The kernel keeps what it has written, so this
+    /// is no test of power cuts.
     pub fn kill(mut self) {
         self.kill_in_place();
     }

@@ -1,4 +1,5 @@
-//! The generator of random numbers of all tests: the same seed gives the same test on every machine.
+//! The generator of random numbers of all tests: the same seed gives the same test on every
+//! machine.
 
 use std::ops::Range;
 

@@ -32,8 +32,9 @@ pub fn random_entry(random: &mut Random, now: i64) -> LogEntry {
     }
 }
 
-/// The entries that a server accepts whatever it has applied so far: entries that are too late already are refused in the response.
-/// Entries that become too late within one post are dead letters, and some are added.
+/// The entries that a server accepts whatever it has applied so far: entries that are too late
+/// already are refused in the response. Entries that become too late within one post are dead
+/// letters, and some are added.
 pub fn keep_accepted_entries(
     oracle: &Oracle,
     mut entries: Vec<LogEntry>,

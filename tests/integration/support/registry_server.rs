@@ -1,9 +1,10 @@
-//! A small schema registry: the routes, ids, versions and errors that Confluent documents for its own, as far as writing
-//! and reading Avro needs them, in memory. It is not that registry, and tests against it show only that we speak the
-//! documented protocol.
+//! A small schema registry: the routes, ids, versions and errors that Confluent documents for its
+//! own, as far as writing and reading Avro needs them, in memory. It is not that registry, and
+//! tests against it show only that we speak the documented protocol.
 //!
-//! An id belongs to a schema, whatever subjects it is in, from 1; versions count from 1 in each subject. A new version must
-//! be able to read what the last one wrote (`BACKWARD`, the default there).
+//! An id belongs to a schema, whatever subjects it is in, from 1; versions count from 1 in each
+//! subject. A new version must be able to read what the last one wrote (`BACKWARD`, the default
+//! there).
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};

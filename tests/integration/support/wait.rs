@@ -3,7 +3,8 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// No step of a test takes longer, however busy the machine is: a guard against hanging, and no measurement.
+/// No step of a test takes longer, however busy the machine is: a guard against hanging, and no
+/// measurement.
 pub const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 

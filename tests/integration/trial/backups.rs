@@ -1,4 +1,4 @@
-//! Backups that a case takes while records come.
+//! Backups that a case takes while records arrive.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,7 +16,8 @@ const BACKUP_TIMEOUT: Duration = Duration::from_secs(90);
 /// A copy of a journal, and what must be in it.
 pub struct TakenBackup {
     place: PathBuf,
-    /// Posts that were in the log when it was begun, and the most that can have been there when it was done.
+    /// Posts that were in the log when it was begun, and the most that can have been there when it
+    /// was done.
     least: usize,
     most: usize,
 }
@@ -58,8 +59,8 @@ fn run_swelter(command: &str, arguments: &[(&str, &Path)]) -> Result<(), String>
 }
 
 impl TakenBackup {
-    /// Restores it, starts one process from it, and compares that with the recomputation of the posts it has. Says how many values
-    /// were compared.
+    /// Restores the backup, starts one process from it, and compares that with the recomputation of
+    /// its posts. Returns how many values were compared.
     pub fn check(&self, posted: &PostedLog, cities: u32) -> usize {
         let data = self.place.with_extension("restored");
         let restored = run_swelter("restore", &[("--from", &self.place), ("--data-dir", &data)]);

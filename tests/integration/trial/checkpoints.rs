@@ -31,8 +31,8 @@ fn files_named_by(folder: &Path, manifest: &Path) -> BTreeSet<PathBuf> {
     files.filter_map(|file| Some(folder.join(file["path"].as_str()?))).collect()
 }
 
-/// Damages a file of the newest checkpoint that the one before does not need, unless there is none before: without any the log would
-/// not reach back far enough. Says whether it has.
+/// Damages a file of the newest checkpoint that the one before does not need, unless there is none
+/// before: without any the log would not reach back far enough. Says whether it has.
 pub fn damage_newest(case: &Path, damage: Damage, lot: u64) -> bool {
     let folder = checkpoint_folder(case);
     // One that was damaged before is no longer whole, so it does not count.
@@ -91,7 +91,8 @@ fn included_records(case: &Path, name: &str) -> Option<u64> {
     positions.flat_map(|of| of.as_object().unwrap().values()).map(Value::as_u64).sum()
 }
 
-/// Waits for a checkpoint of the whole log, and compares it with what the recomputation has. Says how many values it has.
+/// Waits for a checkpoint of the whole log, and compares it with what the recomputation has. Says
+/// how many values it has.
 pub fn check_newest(case: &Path, records: u64, oracle: &Oracle, cities: u32) -> usize {
     let name = wait_for("a checkpoint of all", || {
         let newest = manifests_with_files(&checkpoint_folder(case)).pop()?.0;

@@ -1,4 +1,4 @@
-//! Records that come all the time: posted to the journal, or produced to a topic.
+//! A steady flow of records: posted to the journal, or produced to a topic.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -21,7 +21,7 @@ const POST_TIMEOUT: Duration = Duration::from_secs(150);
 /// A post that got no answer may still come into the log of the same generation for this long.
 const UNANSWERED_POST_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// Where the service is, for those who use it; and whether they should go on.
+/// The addresses of the service for its clients, and whether they should continue.
 #[derive(Default)]
 pub struct TrialControl {
     addresses: Mutex<Vec<String>>,
@@ -56,7 +56,7 @@ impl TrialControl {
     }
 }
 
-/// A log in the making, with all that must come of it.
+/// A log that grows, with its expected results.
 pub enum Feed {
     Journal(PostedLog),
     Kafka(Box<Topics>),
@@ -78,7 +78,7 @@ impl Feed {
         }
     }
 
-    /// Sends up to so many records, and says how many; none where it is to stop.
+    /// Sends up to so many records; returns how many, or `None` if it should stop.
     fn send_records(&mut self, most: u64, shared: &TrialControl) -> Option<u64> {
         match self {
             Feed::Journal(posted) => posted.post_batch(most, shared),
@@ -136,7 +136,7 @@ impl Drop for Feeder {
 /// A log of posts.
 pub struct PostedLog {
     random: Random,
-    /// Says who is asked, which depends on what has happened.
+    /// Chooses the process that gets a request.
     lots: Random,
     /// The time of the newest reading.
     now: i64,
@@ -198,7 +198,7 @@ impl PostedLog {
         (entries, format!("[{}]", records.join(",")), refused)
     }
 
-    /// Whether a post is in the log; none where nobody should go on.
+    /// Whether a post is in the log; `None` if it should stop.
     fn confirm_post(
         &mut self,
         entries: &[LogEntry],
@@ -220,7 +220,7 @@ impl PostedLog {
         Some(true)
     }
 
-    /// What became of a post without an answer: it is in the log as a whole or not at all.
+    /// Whether a post without a response is in the log: as a whole or not at all.
     fn is_in_log(&self, entries: u64, before: Instant, shared: &TrialControl) -> Option<bool> {
         let (deadline, failed) = (Instant::now() + POST_TIMEOUT, Instant::now());
         let of_first = || {

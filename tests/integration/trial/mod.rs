@@ -1,5 +1,5 @@
-//! The trial: random logs, topologies and faults, each case drawn from a seed, and what has come of it compared with the
-//! recomputation. docs/trial.md says how to run it.
+//! The trial: random logs, topologies and faults, each case drawn from a seed, and what has come of
+//! it compared with the recomputation. docs/trial.md says how to run it.
 
 mod backups;
 mod case;

@@ -34,7 +34,8 @@ impl LogMode {
 pub struct TrialTopology {
     pub processes: u64,
     pub workers: u64,
-    /// Each is started by itself, as by an orchestrator, and reaches the others through proxies; otherwise by a supervisor.
+    /// Each is started by itself, as by an orchestrator, and reaches the others through proxies;
+    /// otherwise by a supervisor.
     pub separate: bool,
 }
 
@@ -90,7 +91,8 @@ pub enum Fault {
     Takeover,
     /// Those that run are killed while others stand by.
     StandbyTakeover,
-    /// Strangers say garbage to every port for so long before and behind a start; meanwhile a process is killed.
+    /// Strangers say garbage to every port for so long before and behind a start; meanwhile a
+    /// process is killed.
     Strangers(Duration),
     /// One process can open no more files.
     NoOpenFiles(Duration),

@@ -1,4 +1,4 @@
-//! JSON that is nearly what the service takes, and the frames that it comes in.
+//! JSON that is nearly valid, and its frames.
 
 use crate::support::Random;
 
@@ -24,7 +24,7 @@ const ODD_READINGS: [&str; 16] = [
     r#"{"city":"@","reading_at":"2025-11-24T16:00:00Z","dew_point":300,"temperature":80}"#,
 ];
 
-/// Cities are few, so that what they take stays small.
+/// Few cities, so that their memory stays small.
 fn random_reading(random: &mut Random) -> Vec<u8> {
     let template = random.pick_mostly(&[VALID_READING], 25, &ODD_READINGS);
     let city = format!("fuzz-{}", random.index(30));
@@ -83,7 +83,7 @@ fn random_selection(random: &mut Random) -> String {
     }
 }
 
-/// What a subscriber says. `token` is one that the service has given.
+/// A message of a subscriber. `token` is from the service.
 fn random_subscriber_message(random: &mut Random, token: &str) -> Vec<u8> {
     let id = random.pick_mostly(&SUBSCRIPTION_IDS[..2], 10, &SUBSCRIPTION_IDS);
     let mut text = match random.index(12) {

@@ -1,4 +1,4 @@
-//! Requests that are nearly right: most have one or two oddities, so that they come past the first check.
+//! Requests that are nearly valid: most have one or two errors, so that they pass the first check.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
