@@ -1,3 +1,5 @@
+//! The program `swelter`: the command line, with the allocator of the whole process.
+
 use std::process::ExitCode;
 
 use clap::Parser;

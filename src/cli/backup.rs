@@ -10,7 +10,7 @@ use super::{CliError, logging};
 use crate::checkpoint::CheckpointLocation;
 use crate::config::layers::ConfigLayers;
 use crate::config::{Config, LoggingFormat, LoggingPlan, ServicePlan};
-use crate::pipeline::backup::{self, BackupError, BackupSummary};
+use crate::run::backup::{self, BackupError, BackupSummary};
 
 /// Copy a data directory, its journal, checkpoints and dead letters, to a folder or an object store
 ///

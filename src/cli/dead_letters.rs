@@ -13,8 +13,8 @@ use crate::kafka::dead_letter_retry::{DeadLetterFilter, RetryOutcome};
 use crate::model::dead_letter::ExportedDeadLetter;
 use crate::model::printable::{printable, printable_json};
 use crate::model::{DeadLetter, EventTime, Reason, RecordAddress};
-use crate::pipeline::dead_letters::{DeadLetterStores, DlqCommandError};
-use crate::pipeline::permissions::restrict_new_files;
+use crate::run::dead_letters::{DeadLetterStores, DlqCommandError};
+use crate::run::permissions::restrict_new_files;
 use crate::sinks::output::OutputFile;
 
 /// Look at refused readings, and send them once more

@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::config::layers::ConfigLayers;
 use crate::directory::Directory;
 use crate::model::EventTime;
-use crate::pipeline::live::Membership;
+use crate::run::membership::Membership;
 
 /// Show live cities with made-up weather: nothing else is needed
 ///

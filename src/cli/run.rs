@@ -11,9 +11,11 @@ use super::{CliError, logging, unused_data_dir_error};
 use crate::cluster::supervisor::{self, SupervisorError, SupervisorLink, SupervisorPlan};
 use crate::config::layers::ConfigLayers;
 use crate::config::{ClusterConfig, Config, ConfigError, ConfigErrors, ServicePlan, make_cluster_secret};
-use crate::pipeline::live::{self, Membership, Shutdown, uses_data_dir};
-use crate::pipeline::permissions::{restrict_new_files, share_with_group, warn_where_open};
-use crate::pipeline::process_limits::{LimitError, OpenFiles, check_threads_of, limit_connections};
+use crate::run::membership::Membership;
+use crate::run::permissions::{restrict_new_files, share_with_group, warn_where_open};
+use crate::run::process_limits::{LimitError, OpenFiles, check_threads_of, limit_connections};
+use crate::run::shutdown::Shutdown;
+use crate::run::{service, uses_data_dir};
 
 /// Serve the rolling heat index of every city, live
 ///
@@ -108,17 +110,19 @@ impl RunArgs {
             return Ok(Some(Membership::alone(plan)));
         }
         if self.supervised {
-            let stops = Shutdown::default();
+            let shutdown = Shutdown::default();
             let failed = |error| CliError::Failed(format!("the supervisor cannot be followed: {error}"));
             // First of all: whoever ends all of the group ends this one in order.
-            stops.catch_signals().map_err(failed)?;
-            let stop_request = stops.clone();
-            let supervised =
-                supervisor::follow_supervisor(Arc::new(move || stop_request.request_stop()), &stops.flag())
-                    .map_err(failed)?;
+            shutdown.catch_signals().map_err(failed)?;
+            let stop_request = shutdown.clone();
+            let supervised = supervisor::follow_supervisor(
+                Arc::new(move || stop_request.request_stop()),
+                &shutdown.flag(),
+            )
+            .map_err(failed)?;
             let Some(SupervisorLink { listener, hosts }) = supervised else { return Ok(None) };
             let joining = member_of_hosts(plan, process, hosts)?;
-            return Ok(Some(Membership { listener: Some(listener), stops, ..joining }));
+            return Ok(Some(Membership { listener: Some(listener), shutdown, ..joining }));
         }
         if plan.cluster.hosts.is_empty() {
             let problem = "cluster.hosts is empty: name a file with host:port of each process, one a line";
@@ -209,7 +213,7 @@ pub(super) fn run_service(
         let _ = print_to_stdout(&format!("listening on {url}\n"));
         then(&url);
     };
-    live::run(plan, joining, announce).map_err(|error| match error {
+    service::run(plan, joining, announce).map_err(|error| match error {
         error if error.is_takeover() => CliError::TakenOver(error.to_string()),
         error => CliError::Failed(error.to_string()),
     })

@@ -1,5 +1,4 @@
-//! Takes the calls of other processes, from the start of a run to its end: those that are expected, and those that come too late
-//! and are told so.
+//! Accepts connections of other processes, from the start of a run to its end. Late ones are refused with the reason.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,17 +12,17 @@ use std::time::{Duration, Instant};
 use super::handshake::{self, Caller, Purpose, Verdict};
 use super::link::{LinkPlan, Peer};
 use super::stranger_log::StrangerLog;
-use super::stream::PeerStream;
+use super::stream::{PeerStream, configure_socket};
 use super::tls::TlsFailure;
 use super::unproven_connections::{UnprovenConnection, UnprovenConnections};
 use super::{ClusterError, ClusterPlan, StopFlag};
 use crate::model::Topology;
 use crate::panics::{self, PanicScope, panic_point};
 
-/// Between two looks for connections, at the start and later.
+/// Between two polls for connections, at the start and later.
 const ACCEPT_INTERVAL: Duration = Duration::from_millis(5);
 const LATE_ACCEPT_INTERVAL: Duration = Duration::from_millis(100);
-/// Connections that are taken between two looks once nobody is expected any more.
+/// Connections that are accepted in one poll once nobody is expected any more.
 const MAX_LATE_CALLS: usize = 16;
 
 /// Listens until it is dropped.
@@ -37,9 +36,9 @@ struct AcceptorState {
     ended: AtomicBool,
 }
 
-/// What a run has come to, which decides who is expected.
+/// The stage of the run, which decides who is expected.
 enum Stage {
-    /// At process 0, until all have come: their links.
+    /// At process 0, until all are connected: their links.
     Meeting(BTreeMap<usize, Peer>),
     Starting,
     /// The connections of the dataflow, from processes behind this one.
@@ -71,7 +70,7 @@ impl Acceptor {
         Ok(Acceptor(room))
     }
 
-    /// At process 0: waits until all others have come, and are there still.
+    /// At process 0: waits until all others are connected at the same time.
     pub fn wait_for_peers(&self, stop: &StopFlag) -> Result<(), ClusterError> {
         self.wait_for_stage(stop, 1, |stage| match stage {
             Stage::Meeting(peers) => {
@@ -82,7 +81,7 @@ impl Acceptor {
         })
     }
 
-    /// The links of those that have come; from now on nobody else is expected.
+    /// The links of the connected processes; from now on nobody else is expected.
     pub fn take_peers(&self) -> Vec<(usize, Peer)> {
         match mem::replace(&mut *self.0.stage(), Stage::Starting) {
             Stage::Meeting(peers) => peers.into_iter().collect(),
@@ -153,7 +152,7 @@ impl AcceptorState {
         deadline: Instant,
     ) -> Result<(PeerStream, Caller), String> {
         panic_point("handshake");
-        super::configure_socket(&socket).map_err(|error| error.to_string())?;
+        configure_socket(&socket).map_err(|error| error.to_string())?;
         let mut stream = match &self.plan.tls {
             None => PeerStream::Plain(socket),
             Some(tls) => PeerStream::Tls(tls.accept(socket, deadline).map_err(TlsFailure::into_text)?),
@@ -162,14 +161,14 @@ impl AcceptorState {
         Ok((stream, caller))
     }
 
-    /// Hears who a guest is, and takes it in or tells it why not.
+    /// Shakes hands with an unproven connection, and admits or refuses it.
     fn shake_hands(&self, socket: TcpStream, guest: &UnprovenConnection) -> Result<(), String> {
         let deadline = Instant::now() + handshake::HANDSHAKE_TIMEOUT;
-        // What a stranger says reaches nothing that is not its own.
+        // A panic on what a stranger sends ends this connection alone.
         let heard =
             panics::catch_panic(PanicScope::Handshake, || self.on_connection(socket, guest, deadline));
         let (mut stream, caller) = heard.map_err(|panicked| panicked.to_string())??;
-        // Under the lock, so that of two that say the same number one is taken in.
+        // While the lock is held, so of two with the same number only one is admitted.
         let mut stage = self.stage();
         let verdict = stage.verdict_on(self.plan.topology, &caller);
         if verdict == Verdict::Welcome {

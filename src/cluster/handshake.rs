@@ -39,9 +39,11 @@ use ring::rand::{SecureRandom, SystemRandom};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::ClusterPlan;
+use super::io_error::{handshake_timed_out, text};
+use super::plan::host_of_process;
 use super::stream::PeerStream;
 use super::tls::{self, TlsFailure};
-use super::{ClusterPlan, host_of_process};
 use crate::model::Topology;
 
 /// What all versions of this protocol begin with, and this one.
@@ -464,18 +466,6 @@ fn no_protocol(line: &[u8]) -> String {
 fn tls_without(line: &[u8]) -> Option<String> {
     let is_tls = matches!(line, [0x15 | 0x16, 3, ..]);
     is_tls.then(|| "it speaks TLS, and this process has no cluster.tls: give all processes theirs".to_owned())
-}
-
-pub(super) fn handshake_timed_out() -> String {
-    "it takes too long to say who it is".into()
-}
-
-pub(super) fn text(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => handshake_timed_out(),
-        io::ErrorKind::UnexpectedEof => "the connection was closed".into(),
-        _ => error.to_string(),
-    }
 }
 
 fn failed(error: io::Error) -> HandshakeFailure {

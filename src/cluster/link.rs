@@ -1,40 +1,64 @@
 //! Connections between process 0 and the others, for what is no data: messages in order, and signs of life.
+//!
+//! A link carries frames: a length, a kind, and bytes. It does not know what messages mean.
 
 use std::io::{self, BufReader, Read, Write};
 use std::net::Shutdown;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use timely::communication::allocator::zero_copy::stream::Stream as _;
 
-use super::message::{Message, Value, ValueName};
 use super::stream::PeerStream;
-use super::{ClusterError, StopFlag};
 
 /// Messages that may wait for a peer.
 const MAX_QUEUED_MESSAGES: usize = 1_024;
-/// The greatest message: a posted body, or what a progress topic keeps.
+/// The longest message: a posted body, or the content of a progress topic.
 const MAX_FRAME: usize = 128 * 1024 * 1024;
-/// What there is room for before any of a message has come; then as much again as has come.
+/// Bytes that are allocated before any of a message has arrived; then as many again as have arrived.
 const FIRST_ALLOCATION: usize = 64 * 1024;
-/// Between two signs of life, or less where peers are given up soon: several come in the shortest timeout that a peer may have.
+/// Between two heartbeats, or less if the timeout is short: several fit into the shortest timeout that a peer may have.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(250);
 const HEARTBEATS_PER_TIMEOUT: u32 = 4;
-/// How long what was said last may take on its way.
+/// How long the last message may take to be sent.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
-/// Between two looks whether a wait is over.
-const POLL_INTERVAL: Duration = Duration::from_millis(20);
-
-/// Who hears what peers say, by process, from a thread of the link's own that it must not hold up; and why a peer is lost, once.
+/// Handles what peers send, by process, on a thread of the link's own that it must not hold up.
 #[derive(Clone)]
 pub struct LinkHandler {
-    pub on_message: Arc<dyn Fn(usize, Message) + Send + Sync>,
-    pub on_lost: Arc<dyn Fn(usize, String) + Send + Sync>,
+    /// A message; an error says why it is not understood, and loses the peer.
+    pub on_message: OnMessage,
+    /// Why a peer ends, or wants all to end.
+    pub on_end: OnEnd,
+}
+
+pub type OnMessage = Arc<dyn Fn(usize, &[u8]) -> Result<(), String> + Send + Sync>;
+pub type OnEnd = Arc<dyn Fn(usize, PeerEnd) + Send + Sync>;
+
+/// Why a process ends, or wants all to end. Nothing that it sends after this counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PeerEnd {
+    /// It was asked to stop, and so are all.
+    StopRequested,
+    Failed(String),
+    /// Another generation has taken over.
+    TakenOver(String),
+    /// Its connection has ended, and it has not said why.
+    Lost(String),
+}
+
+/// What a frame holds: its first byte.
+mod kind {
+    /// There is nothing to send.
+    pub const HEARTBEAT: u8 = 0;
+    pub const MESSAGE: u8 = 1;
+    /// A `PeerEnd`.
+    pub const END: u8 = 2;
+    /// The sender has done all that it had to do, and nothing more comes.
+    pub const GOODBYE: u8 = 3;
 }
 
 /// What all links of a process begin with.
@@ -53,21 +77,20 @@ pub struct Links(Arc<Vec<(usize, Peer)>>);
 
 pub(super) struct Peer {
     outgoing: SyncSender<Vec<u8>>,
-    values: Mutex<Receiver<Value>>,
     state: Arc<LinkState>,
 }
 
 #[derive(Default)]
 struct LinkState {
-    /// It has said that nothing more comes.
+    /// It has sent its goodbye.
     bye: AtomicBool,
-    /// Nothing more comes from it, whatever it has said.
+    /// Its connection has ended.
     ended: AtomicBool,
     /// Messages that are queued and not yet written.
     waiting: AtomicUsize,
 }
 
-/// Why a message is not on its way.
+/// Why a message was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
     #[error("there is no room for it now")]
@@ -77,7 +100,7 @@ pub enum SendError {
 }
 
 impl Links {
-    /// Those of a process that is alone.
+    /// No links: of a process without others.
     pub fn none() -> Links {
         Links::default()
     }
@@ -86,17 +109,17 @@ impl Links {
         Links(Arc::new(peers))
     }
 
-    /// Waits for room to say it; a peer that takes nothing is lost before long, which ends the wait.
-    pub fn send(&self, process: usize, message: &Message) {
-        if let (Some(peer), Some(frame)) = (self.peer(process), frame_or_log(message)) {
+    /// Sends a message, and waits for room in the queue; a peer that takes nothing is lost before long, which ends the wait.
+    pub fn send(&self, process: usize, message: &impl Serialize) {
+        if let (Some(peer), Some(frame)) = (self.peer(process), frame_or_log(kind::MESSAGE, message)) {
             peer.send(frame);
         }
     }
 
-    /// Says it where there is room for it.
-    pub fn try_send(&self, process: usize, message: &Message) -> Result<(), SendError> {
+    /// Sends a message if there is room for it.
+    pub fn try_send(&self, process: usize, message: &impl Serialize) -> Result<(), SendError> {
         let peer = self.peer(process).ok_or(SendError::Full)?;
-        let frame = frame(message)?;
+        let frame = frame(kind::MESSAGE, message)?;
         peer.state.waiting.fetch_add(1, Ordering::AcqRel);
         let queued = peer.outgoing.try_send(frame);
         if queued.is_err() {
@@ -105,75 +128,37 @@ impl Links {
         queued.map_err(|_| SendError::Full)
     }
 
-    /// Says it to all that there is a link to.
-    pub fn send_all(&self, message: &Message) {
+    /// Sends a message to all that there is a link to; none gets it if it is too long.
+    pub fn send_all(&self, message: &impl Serialize) -> Result<(), SendError> {
+        if !self.0.is_empty() {
+            let frame = frame(kind::MESSAGE, message)?;
+            self.0.iter().for_each(|(_, peer)| peer.send(frame.clone()));
+        }
+        Ok(())
+    }
+
+    /// Tells all why this process ends, or that all are to stop.
+    pub fn send_end(&self, end: &PeerEnd) {
+        self.send_frames(kind::END, end);
+    }
+
+    fn send_frames(&self, kind: u8, content: &impl Serialize) {
         if self.0.is_empty() {
             return;
         }
-        if let Some(frame) = frame_or_log(message) {
+        if let Some(frame) = frame_or_log(kind, content) {
             self.0.iter().for_each(|(_, peer)| peer.send(frame.clone()));
         }
     }
 
-    /// Says it to all that have room for it.
-    pub fn try_send_all(&self, message: &Message) {
-        for (process, _) in self.0.iter() {
-            let _ = self.try_send(*process, message);
-        }
-    }
-
-    pub(super) fn send_value<T: Serialize>(
-        &self,
-        step: u64,
-        name: ValueName,
-        value: &T,
-    ) -> Result<(), ClusterError> {
-        let bytes = postcard::to_stdvec(value).map_err(|error| ClusterError::Malformed(error.to_string()))?;
-        let value = Message::Value(Value { step, of: name.0.into(), bytes });
-        let frame = frame(&value).map_err(|error| ClusterError::Malformed(error.to_string()))?;
-        self.0.iter().for_each(|(_, peer)| peer.send(frame.clone()));
-        Ok(())
-    }
-
-    /// Waits for the next value of a peer; where it `heeds` the wish to stop, not longer than until there is one.
-    pub(super) fn value<T: DeserializeOwned>(
-        &self,
-        process: usize,
-        (step, name): (u64, ValueName),
-        (stop, heeds): (&StopFlag, bool),
-    ) -> Result<T, ClusterError> {
-        let peer = self.peer(process).ok_or(ClusterError::Gone(process))?;
-        let values = peer.values.lock().unwrap_or_else(PoisonError::into_inner);
-        let value = loop {
-            match values.recv_timeout(POLL_INTERVAL) {
-                Ok(value) => break value,
-                Err(RecvTimeoutError::Timeout) if heeds && stop.is_raised() => {
-                    return Err(ClusterError::Stopped);
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) if stop.is_raised() => return Err(ClusterError::Stopped),
-                Err(RecvTimeoutError::Disconnected) => return Err(ClusterError::Gone(process)),
-            }
-        };
-        let (ours, Value { step: at, of, bytes }) = (name.0, value);
-        if (at, &*of) != (step, ours) {
-            return Err(ClusterError::OutOfStep { process, theirs: (at, of), ours: (step, ours.into()) });
-        }
-        match postcard::take_from_bytes(&bytes) {
-            Ok((value, [])) => Ok(value),
-            Ok(_) => Err(ClusterError::Malformed(format!("a {of} is too long"))),
-            Err(error) => Err(ClusterError::Malformed(error.to_string())),
-        }
-    }
-
-    /// The first one whose end is gone.
+    /// The first peer whose connection has ended.
     pub(super) fn first_gone(&self) -> Option<usize> {
         self.0.iter().find(|(_, peer)| !peer.is_alive()).map(|(process, _)| *process)
     }
 
     /// Says goodbye, and waits until all peers have as well or are gone, or the deadline.
     pub fn close(&self, deadline: Instant) {
-        self.send_all(&Message::Bye);
+        self.send_frames(kind::GOODBYE, &());
         self.flush();
         let has_said = |peer: &Peer| peer.state.bye.load(Ordering::Acquire) || !peer.is_alive();
         while !self.0.iter().all(|(_, peer)| has_said(peer)) && Instant::now() < deadline {
@@ -181,7 +166,7 @@ impl Links {
         }
     }
 
-    /// Waits, not long, until what was said is on its way.
+    /// Waits a short time until everything queued is sent.
     pub fn flush(&self) {
         let deadline = Instant::now() + FLUSH_TIMEOUT;
         for (_, peer) in self.0.iter() {
@@ -196,14 +181,16 @@ impl Links {
     }
 }
 
-fn frame(message: &Message) -> Result<Vec<u8>, SendError> {
-    // Nothing that is said cannot be written; an empty frame would be refused.
-    let frame = postcard::to_stdvec(message).unwrap_or_default();
+fn frame(kind: u8, content: &impl Serialize) -> Result<Vec<u8>, SendError> {
+    // Everything that is sent can be written; a frame without content would be refused.
+    let frame = postcard::to_extend(content, vec![kind]).unwrap_or_else(|_| vec![kind]);
     if frame.len() > MAX_FRAME { Err(SendError::TooLong) } else { Ok(frame) }
 }
 
-fn frame_or_log(message: &Message) -> Option<Vec<u8>> {
-    frame(message).map_err(|error| tracing::error!("a message to another process is not sent: {error}")).ok()
+fn frame_or_log(kind: u8, content: &impl Serialize) -> Option<Vec<u8>> {
+    frame(kind, content)
+        .map_err(|error| tracing::error!("a message to another process is not sent: {error}"))
+        .ok()
 }
 
 impl Peer {
@@ -211,7 +198,6 @@ impl Peer {
         stream.socket().set_read_timeout(Some(plan.timeout))?;
         stream.socket().set_write_timeout(Some(plan.timeout))?;
         let (outgoing, frames) = mpsc::sync_channel(MAX_QUEUED_MESSAGES);
-        let (values, received) = mpsc::channel();
         let state = Arc::new(LinkState::default());
         let (writing, writer, alive) = (
             state.clone(),
@@ -223,22 +209,21 @@ impl Peer {
             .spawn(move || write_frames(writer, &frames, &writing, alive))?;
         let (reading, plan) = (state.clone(), plan.clone());
         thread::Builder::new().name(format!("link {process} in")).spawn(move || {
-            let why = read_frames(process, stream, &values, &reading, &plan);
-            // Whoever waits for a value waits no more.
-            drop(values);
+            let why = read_frames(process, stream, &reading, &plan);
             reading.ended.store(true, Ordering::SeqCst);
             if reading.bye.load(Ordering::Acquire) {
                 return;
             }
-            match plan.all_connected.load(Ordering::SeqCst) {
-                true => (plan.handler.on_lost)(process, why),
-                false => tracing::warn!(peer = process, "a process is gone before all have come: {why}"),
+            if plan.all_connected.load(Ordering::SeqCst) {
+                (plan.handler.on_end)(process, PeerEnd::Lost(why));
+            } else {
+                tracing::warn!(peer = process, "a process is gone before all have come: {why}");
             }
         })?;
-        Ok(Peer { outgoing, values: Mutex::new(received), state })
+        Ok(Peer { outgoing, state })
     }
 
-    /// Its end is there still.
+    /// Its connection has not ended.
     pub fn is_alive(&self) -> bool {
         !self.state.ended.load(Ordering::SeqCst)
     }
@@ -251,13 +236,13 @@ impl Peer {
     }
 }
 
-/// Writes what is queued, and a sign of life where there is nothing. An error shows at the reading end.
+/// Writes what is queued, and a heartbeat if there is nothing. An error shows at the reading end.
 fn write_frames(mut stream: PeerStream, frames: &Receiver<Vec<u8>>, state: &LinkState, every: Duration) {
-    let alive = postcard::to_stdvec(&Message::Alive).unwrap_or_default();
+    let heartbeat = vec![kind::HEARTBEAT];
     loop {
         let (body, queued) = match frames.recv_timeout(every) {
             Ok(body) => (body, 1),
-            Err(RecvTimeoutError::Timeout) => (alive.clone(), 0),
+            Err(RecvTimeoutError::Timeout) => (heartbeat.clone(), 0),
             Err(RecvTimeoutError::Disconnected) => break,
         };
         let mut bytes = Vec::with_capacity(4 + body.len());
@@ -273,17 +258,12 @@ fn write_frames(mut stream: PeerStream, frames: &Receiver<Vec<u8>>, state: &Link
 }
 
 /// Reads until the connection ends, and says why it has.
-fn read_frames(
-    process: usize,
-    stream: PeerStream,
-    values: &mpsc::Sender<Value>,
-    state: &LinkState,
-    plan: &LinkPlan,
-) -> String {
+fn read_frames(process: usize, stream: PeerStream, state: &LinkState, plan: &LinkPlan) -> String {
     let mut stream = BufReader::new(stream);
+    let not_understood = |why: String| format!("what it says is not understood: {why}");
     loop {
-        let message = match read_frame(&mut stream) {
-            Ok(body) => postcard::from_bytes::<Message>(&body),
+        let frame = match read_frame(&mut stream) {
+            Ok(frame) => frame,
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
                 return "it gives no sign of life".into();
             }
@@ -292,18 +272,30 @@ fn read_frames(
             }
             Err(error) => return error.to_string(),
         };
-        match message {
-            Ok(Message::Alive) => {}
-            Ok(Message::Value(value)) => drop(values.send(value)),
-            Ok(Message::Bye) => state.bye.store(true, Ordering::Release),
-            Ok(Message::Failed { why, .. }) if !plan.all_connected.load(Ordering::SeqCst) => return why,
-            Ok(message) => (plan.handler.on_message)(process, message),
-            Err(error) => return format!("what it says is not understood: {error}"),
+        match frame.split_first() {
+            Some((&kind::HEARTBEAT, _)) => {}
+            Some((&kind::GOODBYE, _)) => state.bye.store(true, Ordering::Release),
+            Some((&kind::MESSAGE, bytes)) => {
+                if let Err(why) = (plan.handler.on_message)(process, bytes) {
+                    return not_understood(why);
+                }
+            }
+            Some((&kind::END, bytes)) => match postcard::from_bytes(bytes) {
+                Ok(PeerEnd::Failed(why) | PeerEnd::TakenOver(why))
+                    if !plan.all_connected.load(Ordering::SeqCst) =>
+                {
+                    return why;
+                }
+                Ok(end) => (plan.handler.on_end)(process, end),
+                Err(error) => return not_understood(error.to_string()),
+            },
+            Some((other, _)) => return not_understood(format!("a frame of kind {other}")),
+            None => return not_understood("an empty frame".into()),
         }
     }
 }
 
-/// Memory is taken as bytes come, not as their number is said.
+/// Memory is allocated as bytes arrive, not as the length announces them.
 fn read_frame(stream: &mut impl Read) -> io::Result<Vec<u8>> {
     let mut length = [0; 4];
     stream.read_exact(&mut length)?;
@@ -326,7 +318,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frame_buffer_grows_only_with_received_bytes() {
+    fn frame_is_read_whole_and_takes_no_memory_for_what_does_not_come() {
         let body: Vec<u8> = (0..3 * FIRST_ALLOCATION + 5).map(|at| at as u8).collect();
         let mut bytes = (body.len() as u32).to_le_bytes().to_vec();
         bytes.extend_from_slice(&body);

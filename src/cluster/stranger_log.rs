@@ -1,4 +1,4 @@
-//! What the log says of strangers: one line a minute at most, however many there are.
+//! Log lines about strangers: one a minute at most, however many there are.
 
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
@@ -9,7 +9,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub(super) struct StrangerLog(Mutex<RefusedStrangers>);
 
-/// What has not been said yet, and when something was said last.
+/// Refusals that were not logged yet, and when the last line was written.
 #[derive(Default)]
 struct RefusedStrangers {
     count: u64,
@@ -18,14 +18,14 @@ struct RefusedStrangers {
 }
 
 impl StrangerLog {
-    /// Somebody is refused, at an address where that is known.
+    /// Notes a refusal, with the address if that is known.
     pub fn refuse(&self, from: Option<SocketAddr>, why: String) {
         let mut refused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         refused.add(from, why);
         refused.write_line(Instant::now());
     }
 
-    /// Says what is not said yet, once it is time to.
+    /// Logs the noted refusals, if a line is due.
     pub fn log_if_due(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).write_line(Instant::now());
     }

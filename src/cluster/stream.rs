@@ -91,3 +91,9 @@ impl Stream for PeerStream {
         }
     }
 }
+
+/// What every connection between processes begins with.
+pub(super) fn configure_socket(socket: &TcpStream) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    socket.set_nonblocking(false)
+}

@@ -16,10 +16,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{StopFlag, signals};
+use crate::fault::exit::{ExitReason, end_process};
 use crate::fault::start_failure_text;
 
 /// The exit code of a process whose results another generation has taken over.
-pub const TAKEN_OVER_EXIT_CODE: u8 = 3;
+pub const TAKEN_OVER_EXIT_CODE: u8 = ExitReason::TakenOver.code();
 
 /// Between two looks at the children.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -355,7 +356,7 @@ pub fn follow_supervisor(
             }
         }
         tracing::error!("the supervisor is gone, or has given this start up: ending");
-        std::process::exit(1);
+        end_process(ExitReason::Failed);
     })?;
     while !asked.is_raised() {
         if let Ok(hosts) = hosts.recv_timeout(POLL_INTERVAL) {

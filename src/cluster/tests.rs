@@ -1,23 +1,35 @@
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
+use super::handshake::{HandshakeFailure, Purpose};
+use super::session::{CONNECT_RETRY, connect_once, connect_with_retry};
 use super::*;
+use crate::model::Topology;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What a process hears of others.
-struct Ears {
-    said: Receiver<(usize, Message)>,
-    lost: Receiver<(usize, String)>,
+/// What a process gets from others.
+struct Received {
+    messages: Receiver<(usize, u64)>,
+    ends: Receiver<(usize, PeerEnd)>,
 }
 
-fn ears() -> (LinkHandler, Ears) {
-    let ((say, said), (lose, lost)) = (mpsc::channel(), mpsc::channel());
-    let heard = LinkHandler {
-        on_message: Arc::new(move |process, message| drop(say.send((process, message)))),
-        on_lost: Arc::new(move |process, why| drop(lose.send((process, why)))),
+fn receive() -> (LinkHandler, Received) {
+    let ((message, messages), (end, ends)) = (mpsc::channel(), mpsc::channel());
+    let handler = LinkHandler {
+        on_message: Arc::new(move |process, bytes| {
+            let number = postcard::from_bytes(bytes).map_err(|error| error.to_string())?;
+            message.send((process, number)).map_err(|error| error.to_string())
+        }),
+        on_end: Arc::new(move |process, ended| drop(end.send((process, ended)))),
     };
-    (heard, Ears { said, lost })
+    (handler, Received { messages, ends })
 }
 
 /// The processes of a run, as threads.
@@ -28,13 +40,13 @@ struct Run {
 
 struct Meeting {
     met: JoinHandle<Result<Cluster, ClusterError>>,
-    ears: Ears,
+    received: Received,
     stop: StopFlag,
 }
 
 impl Meeting {
-    fn cluster(self) -> (Cluster, Ears) {
-        (self.met.join().unwrap().unwrap(), self.ears)
+    fn cluster(self) -> (Cluster, Received) {
+        (self.met.join().unwrap().unwrap(), self.received)
     }
 
     fn error(self) -> ClusterError {
@@ -65,15 +77,15 @@ impl Run {
     }
 
     fn meet(&mut self, process: usize) -> Meeting {
-        let (heard, ears) = ears();
+        let (handler, received) = receive();
         let (plan, listener, stop) =
             (self.plan(process), self.listeners[process].take(), StopFlag::default());
         let flag = stop.clone();
-        let met = thread::spawn(move || Cluster::connect(&plan, listener, heard, flag));
-        Meeting { met, ears, stop }
+        let met = thread::spawn(move || Cluster::connect(&plan, listener, handler, flag));
+        Meeting { met, received, stop }
     }
 
-    fn meet_all(&mut self) -> Vec<(Cluster, Ears)> {
+    fn meet_all(&mut self) -> Vec<(Cluster, Received)> {
         let all: Vec<Meeting> = (0..self.plan.topology.processes).map(|process| self.meet(process)).collect();
         all.into_iter().map(Meeting::cluster).collect()
     }
@@ -85,7 +97,7 @@ impl Run {
 }
 
 /// All at once, as in processes of their own.
-fn each<T: Send>(all: &[(Cluster, Ears)], act: impl Fn(&Cluster) -> T + Sync) -> Vec<T> {
+fn each<T: Send>(all: &[(Cluster, Received)], act: impl Fn(&Cluster) -> T + Sync) -> Vec<T> {
     thread::scope(|scope| {
         let threads: Vec<_> = all.iter().map(|(cluster, _)| scope.spawn(|| act(cluster))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
@@ -105,18 +117,21 @@ fn connect_waits_for_late_peer() {
     assert!(!first.met.is_finished());
     let third = run.meet(2);
     let all = [first, second, third].map(Meeting::cluster);
-    let said = each(&all, |cluster| {
-        let shared: u64 = cluster.share(ValueName("u64"), || Ok::<_, ClusterError>(7)).unwrap();
-        let gathered = cluster.gather(ValueName("usize"), cluster.topology().process).unwrap();
-        cluster.go_on_together().unwrap();
+    all[0].0.links().send_all(&7u64).unwrap();
+    for (process, (cluster, received)) in all.iter().enumerate().skip(1) {
+        assert_eq!(received.messages.recv_timeout(PATIENCE).unwrap(), (0, 7));
+        cluster.links().send(0, &(process as u64));
+        assert_eq!(all[0].1.messages.recv_timeout(PATIENCE).unwrap(), (process, process as u64));
+    }
+    let sockets = each(&all, |cluster| {
         let sockets = cluster.connect_workers("1-a").unwrap();
-        (shared, gathered, sockets.iter().map(Option::is_some).collect::<Vec<_>>())
+        sockets.iter().map(Option::is_some).collect::<Vec<_>>()
     });
-    assert_eq!(said[0], (7, vec![0, 1, 2], vec![false, true, true]));
-    assert_eq!(said[1], (7, vec![], vec![true, false, true]));
-    assert_eq!(said[2], (7, vec![], vec![true, true, false]));
-    for (_, ears) in &all {
-        assert!(ears.lost.try_recv().is_err());
+    assert_eq!(sockets[0], [false, true, true]);
+    assert_eq!(sockets[1], [true, false, true]);
+    assert_eq!(sockets[2], [true, true, false]);
+    for (_, received) in &all {
+        assert!(received.ends.try_recv().is_err());
     }
     let late = run.call(1, &Purpose::Link);
     assert!(
@@ -143,13 +158,13 @@ fn peer_lost_during_connect_may_reconnect() {
     drop(socket);
     let (second, third) = (run.meet(1), run.meet(2));
     let all = [first, second, third].map(Meeting::cluster);
-    for (_, ears) in &all {
-        assert!(ears.lost.try_recv().is_err());
+    for (_, received) in &all {
+        assert!(received.ends.try_recv().is_err());
     }
     // From now on all end with one.
     let [first, second, _third] = all;
     drop(second);
-    assert_eq!(first.1.lost.recv_timeout(PATIENCE).unwrap().0, 1);
+    assert_eq!(first.1.ends.recv_timeout(PATIENCE).unwrap().0, 1);
 }
 
 #[test]
@@ -236,18 +251,15 @@ fn connection_flood_does_not_prevent_connect() {
     let all = [first, second, third].map(Meeting::cluster);
     let met = began.elapsed();
     let threads = std::fs::read_dir("/proc/self/task").unwrap().count();
-    let said = each(&all, |cluster| {
-        cluster.go_on_together().unwrap();
-        cluster.connect_workers("1-a").unwrap().iter().flatten().count()
-    });
+    let said = each(&all, |cluster| cluster.connect_workers("1-a").unwrap().iter().flatten().count());
     ended.store(true, Ordering::Relaxed);
     flood.into_iter().for_each(|caller| caller.join().unwrap());
     assert_eq!(said, [2, 2, 2]);
     assert!(met < PATIENCE / 2, "they met after {met:?} and {calls:?} calls");
     // Those of the other tests of this process as well.
     assert!(threads < 600, "{threads} threads");
-    for (_, ears) in &all {
-        assert!(ears.lost.try_recv().is_err());
+    for (_, received) in &all {
+        assert!(received.ends.try_recv().is_err());
     }
 }
 
@@ -258,9 +270,9 @@ fn missing_peer_is_named_to_all() {
     let (first, second) = (run.meet(0), run.meet(1));
     let error = first.error();
     assert!(matches!(error, ClusterError::NotCome(2, 3, _)), "{error}");
-    let (_second, ears) = second.cluster();
-    let said = ears.said.recv_timeout(PATIENCE).unwrap();
-    assert_eq!(said, (0, Message::Failed { why: error.to_string(), taken_over: false }));
+    let (_second, received) = second.cluster();
+    let ended = received.ends.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(ended, (0, PeerEnd::Failed(error.to_string())));
 }
 
 #[test]
@@ -270,11 +282,7 @@ fn stop_ends_every_wait_of_connect() {
     let second = second.cluster();
     first.stop.raise();
     assert!(matches!(first.error(), ClusterError::Stopped));
-    let said = second.1.said.recv_timeout(PATIENCE).unwrap();
-    assert_eq!(said, (0, Message::Stop));
-    second.0.stop.raise();
-    let waited: Result<u64, ClusterError> = second.0.share(ValueName("u64"), || Ok(1));
-    assert!(matches!(waited, Err(ClusterError::Stopped)));
+    assert_eq!(second.1.ends.recv_timeout(PATIENCE).unwrap(), (0, PeerEnd::StopRequested));
 
     // One that nobody listens to.
     let mut run = Run::of(2);
@@ -285,46 +293,21 @@ fn stop_ends_every_wait_of_connect() {
 }
 
 #[test]
-fn peers_at_different_steps_report_mismatch() {
-    let mut run = Run::of(2);
-    let all = run.meet_all();
-    let said = each(&all, |cluster| match cluster.topology().is_first_process() {
-        true => cluster.share(ValueName("u64"), || Ok::<u64, ClusterError>(1)).map(drop),
-        false => cluster.share(ValueName::TEXT, || Ok::<String, ClusterError>(String::new())).map(drop),
-    });
-    assert!(said[0].is_ok());
-    assert!(
-        matches!(&said[1], Err(ClusterError::OutOfStep { process: 0, theirs: (0, of), .. }) if of == "u64"),
-        "{said:?}"
-    );
-    let said = each(&all, |cluster| {
-        if cluster.topology().is_first_process() {
-            cluster.step();
-        }
-        cluster.gather(ValueName("u64"), 1u64).map(drop)
-    });
-    assert!(matches!(&said[0], Err(ClusterError::OutOfStep { process: 1, .. })), "{said:?}");
-}
-
-#[test]
 fn peer_without_heartbeat_is_lost() {
     let mut run = Run::of(2);
     let first = run.meet(0);
     let _silent = run.call(1, &Purpose::Link).unwrap();
-    let (_first, ears) = first.cluster();
-    let (process, why) = ears.lost.recv_timeout(PATIENCE).unwrap();
-    assert_eq!((process, &*why), (1, "it gives no sign of life"));
+    let (_first, received) = first.cluster();
+    let ended = received.ends.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(ended, (1, PeerEnd::Lost("it gives no sign of life".into())));
 }
 
-/// Those that wait for its word do not heed a stop themselves.
+/// A frame that is not understood loses its sender.
 #[test]
-fn stop_of_process_0_stops_waiting_processes() {
+fn message_that_is_not_understood_loses_the_peer() {
     let mut run = Run::of(2);
-    let (first, second) = (run.meet(0), run.meet(1));
-    let stop = first.stop.clone();
-    let ((first, _ears), (second, _others)) = (first.cluster(), second.cluster());
-    let waits = thread::spawn(move || second.go_on_together());
-    stop.raise();
-    assert!(matches!(first.go_on_together(), Err(ClusterError::Stopped)));
-    assert!(matches!(waits.join().unwrap(), Err(ClusterError::Stopped)));
+    let all = run.meet_all();
+    all[1].0.links().send(0, &());
+    let (process, end) = all[0].1.ends.recv_timeout(PATIENCE).unwrap();
+    assert!(matches!(&end, PeerEnd::Lost(why) if why.contains("not understood")), "{process} {end:?}");
 }

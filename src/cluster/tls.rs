@@ -7,6 +7,7 @@
 //!
 //! Nothing is resumed and no tickets are sent: there are few connections, and each is authenticated in full.
 
+mod errors;
 mod stream;
 
 #[cfg(test)]
@@ -27,12 +28,16 @@ use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use tokio_rustls::rustls::version::TLS13;
 use tokio_rustls::rustls::{
-    AlertDescription, CertificateError, ClientConfig, ClientConnection, Connection, Error, RootCertStore,
-    ServerConfig, ServerConnection,
+    CertificateError, ClientConfig, ClientConnection, Connection, Error, RootCertStore, ServerConfig,
+    ServerConnection,
 };
 
+pub use self::errors::TlsFailure;
+pub(super) use self::errors::failure;
+use self::errors::{describe, server_name};
 pub use self::stream::TlsStream;
-use super::ClusterError;
+use super::error::ClusterError;
+use super::io_error::{handshake_timed_out, text};
 use crate::config::ClusterTlsPlan;
 
 /// A certificate that is valid for no longer than this is warned of.
@@ -46,22 +51,6 @@ const LINGER_BYTES: usize = 64 * 1024;
 pub struct PeerTls {
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
-}
-
-/// Why there is no encrypted connection.
-#[derive(Debug, PartialEq, Eq)]
-pub enum TlsFailure {
-    /// The other end, which has proved who it is, does not take our certificate.
-    Refused(String),
-    Broken(String),
-}
-
-impl TlsFailure {
-    pub(super) fn into_text(self) -> String {
-        match self {
-            TlsFailure::Refused(why) | TlsFailure::Broken(why) => why,
-        }
-    }
 }
 
 /// The files of a plan, read.
@@ -112,11 +101,6 @@ impl PeerTls {
         let connection = connection.map_err(|error| TlsFailure::Broken(error.to_string()))?;
         finish_handshake(socket, Connection::Client(connection), deadline)
     }
-}
-
-fn server_name(host: &str) -> Result<ServerName<'static>, String> {
-    ServerName::try_from(host.to_owned())
-        .map_err(|_| format!("{host:?} in cluster.hosts is neither a name nor an address"))
 }
 
 fn unusable_file(path: &Path, error: &Error) -> ClusterError {
@@ -198,14 +182,10 @@ fn finish_handshake(
     mut connection: Connection,
     deadline: Instant,
 ) -> Result<TlsStream, TlsFailure> {
-    let broken = |error: io::Error| TlsFailure::Broken(super::handshake::text(&error));
+    let broken = |error: io::Error| TlsFailure::Broken(text(&error));
     let left = || {
         let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            Err(TlsFailure::Broken(super::handshake::handshake_timed_out()))
-        } else {
-            Ok(left)
-        }
+        if left.is_zero() { Err(TlsFailure::Broken(handshake_timed_out())) } else { Ok(left) }
     };
     loop {
         while connection.wants_write() {
@@ -252,57 +232,5 @@ fn send_alert(socket: &TcpStream, connection: &mut Connection) {
             Ok(0) | Err(_) => return,
             Ok(length) => read += length,
         }
-    }
-}
-
-/// What an error of TLS means for a call.
-pub(super) fn failure(error: &Error) -> TlsFailure {
-    match error {
-        Error::AlertReceived(alert) if refuses_certificate(*alert) => TlsFailure::Refused(describe(error)),
-        error => TlsFailure::Broken(describe(error)),
-    }
-}
-
-fn refuses_certificate(alert: AlertDescription) -> bool {
-    use AlertDescription as Alert;
-    matches!(
-        alert,
-        Alert::BadCertificate
-            | Alert::UnsupportedCertificate
-            | Alert::CertificateRevoked
-            | Alert::CertificateExpired
-            | Alert::CertificateUnknown
-            | Alert::UnknownCA
-            | Alert::AccessDenied
-            | Alert::CertificateRequired
-            | Alert::DecryptError
-    )
-}
-
-/// An error of TLS in words that say what to do; of the other end, "it".
-fn describe(error: &Error) -> String {
-    match error {
-        // Another CA of the same name shows as a wrong signature.
-        Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
-            "its certificate is not signed by the CA of cluster.tls.ca".into()
-        }
-        Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
-            "its certificate has expired".into()
-        }
-        Error::InvalidCertificate(
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
-        ) => "its certificate is not valid yet, by the clock of this host".into(),
-        Error::InvalidCertificate(
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        ) => "its certificate is not for the host that it has in cluster.hosts".into(),
-        Error::InvalidCertificate(problem) => format!("its certificate is not taken ({problem})"),
-        Error::NoCertificatesPresented => "it shows no certificate: give it cluster.tls as well".into(),
-        Error::InvalidMessage(_) => {
-            "it does not speak TLS, and this process has cluster.tls: give all processes theirs".into()
-        }
-        Error::AlertReceived(alert) if refuses_certificate(*alert) => format!(
-            "it does not take the certificate of this process ({alert:?}): look at cluster.tls of both, and at its log"
-        ),
-        error => error.to_string(),
     }
 }

@@ -1,29 +1,30 @@
-//! Connections that have not said all yet: how many there may be, and who makes way when there are more.
+//! Connections that have not proved who they are: how many there may be, and which is closed if there are more.
 //!
-//! Whoever has not proved that it knows the secret can be made to go. Of those the next one is taken from the network that has the most of
-//! them, at random: strangers at a few addresses make way for each other and not for processes at others, and of strangers
+//! A connection that has not proved that it knows the secret can be closed. The next one to close is taken from the network that has the
+//! most of them, at random: strangers at a few addresses displace each other and not processes at others, and of strangers
 //! and processes at one address a process, which needs a few milliseconds and tries again until `cluster.connect_time`, gets through
 //! before long, in whatever order and however fast strangers come.
 
-use std::hash::{BuildHasher as _, RandomState};
 use std::net::{IpAddr, Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Connections that may say who they are at once.
+use crate::model::random_u64;
+
+/// Connections that may shake hands at the same time.
 pub(super) const MAX_UNPROVEN: usize = 64;
-/// The same, with those that were told to go and whose threads have not noticed.
+/// The same, with closed ones whose threads have not noticed yet.
 const MAX_THREADS: usize = 2 * MAX_UNPROVEN;
-/// Bits of an IPv6 address that are a network's: whoever has one address has all of it.
+/// Bits of an IPv6 address that name a network: a host that has one of its addresses has all.
 const NETWORK_BITS: u32 = 64;
 
-/// A connection that has not said all yet.
+/// A connection that has not proved who it is.
 pub(super) struct UnprovenConnection {
-    /// As long as it has not: then it is somebody else's, or closed.
+    /// Until it has; then another owner has it, or it is closed.
     socket: Mutex<Option<TcpStream>>,
     network: u128,
     pub proven: AtomicBool,
-    /// It was told to go.
+    /// It was closed to make room.
     leaves: AtomicBool,
 }
 
@@ -38,7 +39,7 @@ impl UnprovenConnection {
         }
     }
 
-    /// It has said all, or is refused: nobody shuts its socket down any more.
+    /// It is admitted or refused: nobody shuts its socket down any more.
     pub fn finish(&self) {
         drop(self.socket().take());
     }
@@ -68,19 +69,19 @@ fn network(address: IpAddr) -> u128 {
     }
 }
 
-/// All that are there at once.
+/// All of them.
 #[derive(Default)]
 pub(super) struct UnprovenConnections(Vec<Arc<UnprovenConnection>>);
 
 impl UnprovenConnections {
-    /// Whether there is room for the one that comes; one that has proved nothing is told to go where there is not.
+    /// Whether there is room for another one; if not, one that has proved nothing is closed.
     pub fn evict_if_full(&mut self) -> bool {
         self.0.retain(|guest| guest.socket().is_some());
         let staying = self.0.iter().filter(|guest| !guest.leaves.load(Ordering::Relaxed)).count();
         if self.0.len() >= MAX_THREADS || staying < MAX_UNPROVEN {
             return self.0.len() < MAX_THREADS;
         }
-        let next = self.choose_eviction(RandomState::new().hash_one(0));
+        let next = self.choose_eviction(random_u64());
         next.inspect(|guest| guest.evict()).is_some()
     }
 
@@ -88,7 +89,7 @@ impl UnprovenConnections {
         self.0.push(guest);
     }
 
-    /// Any of the network that has the most.
+    /// A random one of the network that has the most.
     fn choose_eviction(&self, random: u64) -> Option<&UnprovenConnection> {
         let strangers: Vec<&UnprovenConnection> =
             self.0.iter().map(AsRef::as_ref).filter(|guest| guest.is_evictable()).collect();

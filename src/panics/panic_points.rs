@@ -3,7 +3,8 @@
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// For tests only: `NAME:N` panics where the point is passed for the N-th time, once. It is read once.
+/// For tests: `NAME:N` panics once, when the point is passed for the N-th time. The variable is
+/// read once.
 const VARIABLE: &str = "SWELTER_PANIC_POINT";
 
 struct ArmedPanicPoint {
@@ -17,8 +18,7 @@ static ARMED_PANIC_POINT: LazyLock<Option<ArmedPanicPoint>> = LazyLock::new(|| {
     Some(ArmedPanicPoint { name: name.into(), passes_left: AtomicU64::new(passes.parse().ok()?) })
 });
 
-/// Does nothing, but where a test has asked for a panic here.
-/// The panic is of the line that has the point.
+/// Panics if a test asks for it here, with the caller's location; otherwise it does nothing.
 #[inline]
 #[track_caller]
 pub fn panic_point(name: &str) {

@@ -1,49 +1,47 @@
 //! A partition of a log as a worker reads it: decoded records in, admitted arrivals out.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::refusals::Refusals;
 use crate::admission::{Admission, AdmissionRules};
 use crate::dataflow::rolling::serving::ProgressReport;
 use crate::kafka::dead_letter_headers;
 use crate::model::{
-    AppendHold, Arrival, BatchBuilder, CityIntroduction, ClientId, Fingerprint, HoldCause, LogPosition,
-    PartitionIndex, PartitionName, PartitionProgress, RawRecord, Reason, Refusal, Shard, Upsert,
+    Arrival, BatchBuilder, CityIntroduction, Fingerprint, LogPosition, PartitionIndex, PartitionName,
+    PartitionProgress, RawRecord, Refusal, Shard, Upsert,
 };
-use crate::sinks::dead_letters::{ClientQuotas, DeadLetterFiles, DlqFileError};
 use crate::sources::{NextPoll, Partition, PollResult, RecordHandler, RecordPosition, Source, SourceError};
 
 /// How long after a fault a partition is polled again, at first and at most.
 pub const FIRST_RETRY: Duration = Duration::from_millis(100);
 pub const MAX_RETRY: Duration = Duration::from_secs(10);
-/// Until there may be room for dead letters: when a reader looks again, and when a client may.
+/// How soon a reader is polled again while there is no room for dead letters.
 const DLQ_FULL_RETRY: Duration = Duration::from_millis(100);
-const DLQ_FULL_RETRY_AFTER_S: u32 = 30;
 
 /// One partition of one source.
 #[derive(Clone)]
 pub struct LogPartition {
-    pub slot: PartitionIndex,
+    pub index: PartitionIndex,
     pub name: PartitionName,
     pub source: Arc<dyn Source>,
     /// Where it is read from.
     pub start: LogPosition,
-    /// Every process can read it, not the first one alone.
+    /// Every process can read it, not process 0 alone.
     pub shared: bool,
-    /// The topics of its dead letters; without them they are written to the file, where there is one.
+    /// The topics of its dead letters; without them they are written to a file, if there is one.
     pub dead_letters: Option<DeadLetterTargets>,
 }
 
-/// Where in an outlet the dead letters of a partition go.
+/// Where in a durable sink the dead letters of a partition go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetterTargets {
-    /// As positions call the topic that it is a partition of.
+    /// The topic of the partition, as positions name it.
     pub topic: Arc<str>,
-    /// The progress topic that knows of them.
+    /// The progress topic that records them.
     pub progress: Arc<str>,
-    /// Shard, number of the topic, and partition: of letters that come for the first time, and of those that came again.
+    /// Shard, number of the topic, and partition: of records that are refused for the first time, and of retried ones.
     pub targets: [(Shard, u8, u32); 2],
 }
 
@@ -57,122 +55,28 @@ pub struct EpochInput<'a> {
     pub refusals: &'a Refusals,
 }
 
-/// What becomes of records that are refused.
-pub struct Refusals {
-    /// In the order of [`Reason::ALL`].
-    counts: [AtomicU64; Reason::ALL.len()],
-    /// Those of the other processes.
-    others: [AtomicU64; Reason::ALL.len()],
-    letters: Option<Mutex<DeadLetterFiles>>,
-    /// Letters could not be written: partitions are not read until they are.
-    waits: AtomicBool,
-    /// There is no room for more letters.
-    is_full: AtomicBool,
-    /// What there is to do about that, and what clients may cause: known without waiting for who writes letters.
-    full: Arc<str>,
-    shares: Option<ClientQuotas>,
-}
-
-impl Refusals {
-    /// Without a place for dead letters they are only counted.
-    pub fn new(letters: Option<DeadLetterFiles>) -> Refusals {
-        let [counts, others] = [(), ()].map(|()| std::array::from_fn(|_| AtomicU64::new(0)));
-        let full = letters.as_ref().map(DeadLetterFiles::full_remedy).unwrap_or_default().into();
-        Refusals {
-            counts,
-            others,
-            shares: letters.as_ref().map(DeadLetterFiles::client_quotas),
-            letters: letters.map(Mutex::new),
-            is_full: AtomicBool::new(false),
-            full,
-            waits: AtomicBool::new(false),
-        }
-    }
-
-    /// Those that there are, since the start, at all processes.
-    pub fn counts(&self) -> Vec<(Reason, u64)> {
-        let all = self.counts.iter().zip(&self.others);
-        let counts = all.map(|(own, others)| own.load(Ordering::Relaxed) + others.load(Ordering::Relaxed));
-        Reason::ALL.into_iter().zip(counts).filter(|(_, count)| *count > 0).collect()
-    }
-
-    /// Those of this process, by number of the reason.
-    pub fn local_counts(&self) -> Vec<u64> {
-        self.counts.iter().map(|count| count.load(Ordering::Relaxed)).collect()
-    }
-
-    /// Takes those of the other processes.
-    pub fn set_remote_counts(&self, counts: &[u64]) {
-        self.others.iter().zip(counts).for_each(|(others, count)| others.store(*count, Ordering::Relaxed));
-    }
-
-    /// Whether letters wait in memory that could not be written, so that no more of them may come.
-    pub fn must_wait(&self) -> bool {
-        self.waits.load(Ordering::Relaxed)
-    }
-
-    /// Makes the letters durable, those included that could not be written before. Where it fails, no partition is read
-    /// until it has succeeded.
-    pub fn sync(&self) -> Result<(), DlqFileError> {
-        let synced = self.sync_all();
-        self.waits.store(synced.is_err(), Ordering::Relaxed);
-        synced
-    }
-
-    fn sync_all(&self) -> Result<(), DlqFileError> {
-        let Some(letters) = &self.letters else { return Ok(()) };
-        let mut locked = letters.lock().unwrap_or_else(PoisonError::into_inner);
-        let flushed = locked.flush_and_rotate()?;
-        self.is_full.store(locked.is_full(), Ordering::Relaxed);
-        drop(locked);
-        // Without the lock: workers must not wait for the disk.
-        for (path, file) in flushed {
-            file.sync_data().map_err(|source| DlqFileError::Sync { path, source })?;
-        }
-        Ok(())
-    }
-
-    /// Whether there is no room for more letters in files.
-    pub fn is_full(&self) -> bool {
-        self.is_full.load(Ordering::Relaxed)
-    }
-
-    /// Why a client may not send now, or none may.
-    pub fn hold(&self, client: Option<ClientId>) -> Option<AppendHold> {
-        if self.is_full() {
-            let (cause, detail) = (HoldCause::DeadLettersFull, self.full.clone());
-            return Some(AppendHold { cause, detail, retry_after_s: DLQ_FULL_RETRY_AFTER_S });
-        }
-        let wait = self.shares.as_ref()?.retry_after(client?)?;
-        let detail = "too many of the readings that you have sent within a day were refused after they were taken (dead letters): send \
-                      readings of the present, dated right";
-        let retry_after_s = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX);
-        Some(AppendHold { cause: HoldCause::DeadLetterShare, detail: detail.into(), retry_after_s })
-    }
-
-    fn count(&self, refusal: &Refusal) {
-        if let Some(place) = Reason::ALL.iter().position(|reason| *reason == refusal.reason) {
-            self.counts[place].fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    fn write(&self, name: &PartitionName, place: RecordPosition, refusal: &Refusal, raw: &RawRecord<'_>) {
-        if let Some(letters) = &self.letters {
-            let RecordPosition { position, arrived } = place;
-            let mut letters = letters.lock().unwrap_or_else(PoisonError::into_inner);
-            let written = letters.write_dead_letter(name, position, arrived, refusal, raw);
-            self.is_full.store(letters.is_full(), Ordering::Relaxed);
-            if written.is_err() {
-                // It is in memory; the next sync tries again, and says what is wrong.
-                self.waits.store(true, Ordering::Relaxed);
-            }
-        }
-    }
-}
-
 impl EpochInput<'_> {
     fn is_full(&self) -> bool {
         self.arrivals.len() >= MAX_EPOCH_ARRIVALS || *self.rows >= MAX_EPOCH_ROWS
+    }
+}
+
+/// How far a reader has come, before it is known at which epoch that is sent.
+#[derive(Clone, Copy, Debug)]
+pub struct ReaderProgress {
+    progress: Option<PartitionProgress>,
+    caught_up: bool,
+}
+
+impl ReaderProgress {
+    /// Without a partition: it only says that the epoch is in use.
+    pub fn none() -> ReaderProgress {
+        ReaderProgress { progress: None, caught_up: false }
+    }
+
+    pub fn at(self, epoch: u64) -> ProgressReport {
+        let ReaderProgress { progress, caught_up } = self;
+        ProgressReport { epoch, progress, caught_up }
     }
 }
 
@@ -180,7 +84,7 @@ impl EpochInput<'_> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PollTime {
     Next(NextPoll),
-    /// After a fault, which has come so often in a row.
+    /// After so many faults in a row.
     Retry {
         at: Instant,
         faults: u32,
@@ -193,22 +97,22 @@ pub const MAX_EPOCH_ARRIVALS: usize = 32 * 1024;
 pub const MAX_EPOCH_ROWS: usize = 256 * 1024;
 
 pub struct PartitionReader {
-    slot: PartitionIndex,
+    index: PartitionIndex,
     name: PartitionName,
     partition: Box<dyn Partition>,
     start: u64,
     letters: Option<DeadLetterTargets>,
     admission: Admission,
     position: u64,
-    /// The last record before it, of this run or as it was recorded.
+    /// The last record before the position, read by this run or recorded by an earlier one.
     before: Option<Fingerprint>,
-    /// It waits for the others there.
+    /// It must not read beyond this position now.
     held_at: u64,
     /// The log's end at the start.
     first_end: u64,
     caught_up: bool,
     due: PollTime,
-    /// What was said last.
+    /// What was reported last.
     said: Option<(u64, bool, u64)>,
 }
 
@@ -219,13 +123,13 @@ impl PartitionReader {
         rules: AdmissionRules,
         resume: impl FnOnce(&mut Admission),
     ) -> Result<PartitionReader, SourceError> {
-        let LogPartition { slot, name, source, start, dead_letters: letters, .. } = log;
+        let LogPartition { index, name, source, start, dead_letters: letters, .. } = log;
         let partition = source.open_partition(name.partition, start.position, thread::current())?;
         let first_end = partition.end();
-        let mut admission = Admission::new(slot.0, rules);
+        let mut admission = Admission::new(index.0, rules);
         resume(&mut admission);
         Ok(PartitionReader {
-            slot: *slot,
+            index: *index,
             name: name.clone(),
             partition,
             admission,
@@ -241,8 +145,8 @@ impl PartitionReader {
         })
     }
 
-    pub fn slot(&self) -> PartitionIndex {
-        self.slot
+    pub fn index(&self) -> PartitionIndex {
+        self.index
     }
 
     /// Where it was opened.
@@ -250,7 +154,7 @@ impl PartitionReader {
         self.start
     }
 
-    /// Takes what is there, at most `limit` records and none from `upto` on, if it is time to.
+    /// Reads at most `limit` records before the position `until`, if it is time to.
     pub fn poll(
         &mut self,
         now: Instant,
@@ -299,7 +203,7 @@ impl PartitionReader {
         Ok(())
     }
 
-    /// When it is to be polled without being woken.
+    /// When to poll it if nothing wakes it.
     pub fn due(&self, now: Instant) -> Option<Instant> {
         if self.position >= self.held_at {
             return None;
@@ -315,8 +219,8 @@ impl PartitionReader {
         self.caught_up
     }
 
-    /// How far it has read, where that has changed since the last call. Whoever sends it gives it its epoch.
-    pub fn take_progress(&mut self) -> Option<ProgressReport> {
+    /// How far it has read, if that has changed since the last call.
+    pub fn take_progress(&mut self) -> Option<ReaderProgress> {
         let withheld = self.partition.withheld();
         let news = Some((self.position, self.caught_up, withheld));
         if self.said == news {
@@ -327,17 +231,16 @@ impl PartitionReader {
         // A generator's end is not known.
         let end = if end == u64::MAX { self.position } else { end.saturating_add(withheld) };
         self.before = self.partition.fingerprint().or(self.before);
-        let (slot, applied, before) = (self.slot, self.position, self.before);
-        let cities = self.admission.city_count() as u32;
+        let before = self.before;
         let progress = PartitionProgress {
-            partition: slot,
-            applied_until: applied,
+            partition: self.index,
+            applied_until: self.position,
             log_end: end,
             withheld,
             before,
-            city_count: cities,
+            city_count: self.admission.city_count() as u32,
         };
-        Some(ProgressReport { epoch: 0, progress: Some(progress), caught_up: self.caught_up })
+        Some(ReaderProgress { progress: Some(progress), caught_up: self.caught_up })
     }
 }
 
@@ -345,7 +248,7 @@ pub fn read_failure(name: &PartitionName, error: &SourceError) -> String {
     format!("source {}, partition {}: {error}", name.source, name.partition)
 }
 
-/// Admits what a partition gives.
+/// Admits the records of a partition.
 struct AdmissionHandler<'a> {
     admission: &'a mut Admission,
     name: &'a PartitionName,
@@ -396,7 +299,7 @@ impl AdmissionHandler<'_> {
     ) {
         let position = format!("{}/{}/{}", letters.topic, self.name.partition, place.position);
         let (shard, topic, partition) = letters.targets[usize::from(raw.retry.is_some())];
-        let mut draft = self.into.letters.begin_record(0, shard, topic, partition);
+        let mut draft = self.into.letters.begin_undated_record(shard, topic, partition);
         if let Some(key) = raw.key {
             draft.buffer().extend_from_slice(key);
             draft.end_key();

@@ -1,64 +1,65 @@
-//! What a process's server is told: closed batches as updates.
+//! What the server of a process gets: closed epochs as updates of its view.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
-use super::SharedState;
-use crate::dataflow::Closed;
+use super::closed_epochs::ClosedEpochs;
+use super::commands::{AlignedBarrier, WorkerEvent};
+use super::shared_state::SharedState;
 use crate::dataflow::rolling::serving::{ProgressReport, ServingUpdate};
 use crate::model::{
-    Batch, CheckpointBarrier, CurrentRowUpdate, LogPosition, OutcomeCounts, PartitionIndex, Reason,
-    ViewUpdate,
+    CheckpointBarrier, CurrentRowUpdate, LogPosition, OutcomeCounts, PartitionIndex, Reason, ViewUpdate,
 };
 use crate::serve::Publisher;
 
 pub struct ServingSink {
     publisher: Publisher,
-    /// What was not taken yet.
+    /// The server has not taken it yet.
     waiting: Option<ViewUpdate>,
+    /// Epochs below were handed on.
+    upper: u64,
     counts: OutcomeCounts,
     refused: Vec<(Reason, u64)>,
     /// Partitions that have not come to the end that they had at the start.
     behind: HashSet<PartitionIndex>,
     /// How far each partition was read.
     positions: BTreeMap<PartitionIndex, LogPosition>,
-    /// Checkpoints of epochs that are not complete yet.
-    marks: VecDeque<AlignedBarrier>,
-}
-
-/// A checkpoint is of the state after this epoch, which is complete up to these positions.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AlignedBarrier {
-    pub mark: CheckpointBarrier,
-    pub epoch: u64,
-    pub positions: BTreeMap<PartitionIndex, LogPosition>,
+    /// Barriers whose epochs are not complete yet.
+    barriers: VecDeque<AlignedBarrier>,
 }
 
 impl ServingSink {
-    /// `starts` is where each partition is read from, by slot.
+    /// `starts` is where each partition is read from, by index.
     pub fn new(publisher: Publisher, starts: &[LogPosition]) -> ServingSink {
         let positions: BTreeMap<PartitionIndex, LogPosition> =
             (0..).map(PartitionIndex).zip(starts.iter().copied()).collect();
-        let behind = positions.keys().copied().collect();
-        let (counts, refused, marks) = (OutcomeCounts::default(), Vec::new(), VecDeque::new());
-        ServingSink { publisher, waiting: None, counts, refused, behind, positions, marks }
+        ServingSink {
+            publisher,
+            waiting: None,
+            upper: 0,
+            counts: OutcomeCounts::default(),
+            refused: Vec::new(),
+            behind: positions.keys().copied().collect(),
+            positions,
+            barriers: VecDeque::new(),
+        }
     }
 
-    /// Has the positions noted that are complete with an epoch, which is sent now.
-    pub fn add_barrier(&mut self, mark: CheckpointBarrier, epoch: u64) {
-        self.marks.push_back(AlignedBarrier { mark, epoch, positions: BTreeMap::new() });
+    /// Notes which positions are complete with an epoch, which is sent now.
+    pub fn add_barrier(&mut self, barrier: CheckpointBarrier, epoch: u64) {
+        self.barriers.push_back(AlignedBarrier { barrier, epoch, positions: BTreeMap::new() });
     }
 
     pub fn is_held_back(&self) -> bool {
         self.waiting.is_some()
     }
 
-    /// Tells what has closed, and whether it could not tell it all. At the end, epochs before `end` are complete.
-    /// Nothing is `ready` while the results are another generation's.
+    /// Publishes what has closed; true if the server does not take all of it now. At the end, epochs before `end` are complete.
+    /// Nothing `is_ready` while the results are another generation's.
     pub fn publish_closed(
         &mut self,
-        told: &Closed<ServingUpdate>,
+        updates: &mut ClosedEpochs<ServingUpdate>,
         shared: &SharedState,
-        ready: bool,
+        is_ready: bool,
         end: u64,
     ) -> bool {
         loop {
@@ -68,49 +69,70 @@ impl ServingSink {
                     return true;
                 }
             }
-            let Some(batch) = told.next_batch() else { return false };
-            let mut update = self.build_update(batch, shared, end);
-            update.is_ready &= ready;
+            let upper = updates.collect();
+            if upper <= self.upper {
+                return false;
+            }
+            self.upper = upper;
+            let mut update = self.build_update(updates, upper.min(end), shared);
+            update.is_ready &= is_ready;
             self.waiting = Some(update);
         }
     }
 
-    fn build_update(&mut self, batch: Batch<ServingUpdate>, shared: &SharedState, end: u64) -> ViewUpdate {
-        let mut update = ViewUpdate { upper: batch.upper.min(end), ..ViewUpdate::default() };
+    /// Everything that is closed, as one update of the view.
+    fn build_update(
+        &mut self,
+        updates: &mut ClosedEpochs<ServingUpdate>,
+        upper: u64,
+        shared: &SharedState,
+    ) -> ViewUpdate {
+        let mut update = ViewUpdate { upper, ..ViewUpdate::default() };
         let (mut counts, mut moved) = (OutcomeCounts::default(), HashMap::new());
-        // A city changes at most once an epoch.
-        let several = batch.changes.first().map(|(epoch, _)| *epoch) != batch.changes.last().map(|(e, _)| *e);
-        let told =
-            batch.changes.into_iter().flat_map(|(epoch, told)| told.into_iter().map(move |t| (epoch, t)));
-        for (epoch, told) in told {
+        let (mut first_epoch, mut last_epoch) = (None, None);
+        while let Some((epoch, piece)) = updates.next_before(self.upper) {
+            first_epoch.get_or_insert(epoch);
+            last_epoch = Some(epoch);
             self.complete_barriers(epoch, shared);
-            match told {
-                ServingUpdate::CurrentRow(current) => update.current_rows.push(current),
-                ServingUpdate::WatchedRow(row) => update.watched_rows.push(row),
-                ServingUpdate::AnswerPiece(answer) => update.answers.push(answer),
-                ServingUpdate::OutcomeCounts(more) => counts.add(&more),
-                ServingUpdate::Progress(ProgressReport { progress: Some(progress), caught_up, .. }) => {
-                    let at = LogPosition { position: progress.applied_until, before: progress.before };
-                    self.positions.insert(progress.partition, at);
-                    moved.insert(progress.partition, progress);
-                    if caught_up {
-                        self.behind.remove(&progress.partition);
+            for served in piece {
+                match served {
+                    ServingUpdate::CurrentRow(current) => update.current_rows.push(current),
+                    ServingUpdate::WatchedRow(row) => update.watched_rows.push(row),
+                    ServingUpdate::AnswerPiece(answer) => update.answers.push(answer),
+                    ServingUpdate::OutcomeCounts(more) => counts.add(&more),
+                    ServingUpdate::Progress(ProgressReport {
+                        progress: Some(progress), caught_up, ..
+                    }) => {
+                        let at = LogPosition { position: progress.applied_until, before: progress.before };
+                        self.positions.insert(progress.partition, at);
+                        moved.insert(progress.partition, progress);
+                        if caught_up {
+                            self.behind.remove(&progress.partition);
+                        }
                     }
+                    ServingUpdate::Progress(_) => {}
                 }
-                ServingUpdate::Progress(_) => {}
             }
         }
-        self.complete_barriers(update.upper, shared);
+        self.complete_barriers(upper, shared);
         if !moved.is_empty() {
-            shared.note_moved(moved.iter().map(|(slot, progress)| (*slot, progress.applied_until)));
+            shared.set_positions(
+                moved.iter().map(|(partition, progress)| (*partition, progress.applied_until)),
+            );
         }
-        if several {
+        // A city changes at most once an epoch.
+        if first_epoch != last_epoch {
             drop_superseded(&mut update.current_rows);
         }
-        // Those of one worker are in order, those of several are not.
+        // Rows of one worker are in order, those of several workers are not.
         update.watched_rows.sort_by_key(|row| row.epoch);
         update.progress = moved.into_values().collect();
         update.is_ready = self.behind.is_empty();
+        self.add_counts(&mut update, counts, shared);
+        update
+    }
+
+    fn add_counts(&mut self, update: &mut ViewUpdate, counts: OutcomeCounts, shared: &SharedState) {
         if counts.split_city > 0 {
             tracing::warn!(
                 cities = counts.split_city,
@@ -126,18 +148,15 @@ impl ServingSink {
             update.refusal_counts = refused.clone();
             self.refused = refused;
         }
-        update
     }
-}
 
-impl ServingSink {
-    /// Tells of the marks before an epoch: what was read until now is what they include.
+    /// Reports the barriers before an epoch: their checkpoints include what was read until now.
     fn complete_barriers(&mut self, epoch: u64, shared: &SharedState) {
-        while self.marks.front().is_some_and(|marked| marked.epoch < epoch)
-            && let Some(mut marked) = self.marks.pop_front()
+        while self.barriers.front().is_some_and(|aligned| aligned.epoch < epoch)
+            && let Some(mut aligned) = self.barriers.pop_front()
         {
-            marked.positions.clone_from(&self.positions);
-            shared.marked(marked);
+            aligned.positions.clone_from(&self.positions);
+            shared.report(WorkerEvent::BarrierAligned(aligned));
         }
     }
 }

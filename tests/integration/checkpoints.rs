@@ -131,10 +131,10 @@ fn run_duckdb(python: &OsString, sql: &str) -> Vec<Value> {
     found.as_array().unwrap().clone()
 }
 
-/// The line of the README, with another folder.
-fn readme_query(kept: &Path) -> String {
-    let readme = include_str!("../../README.md");
-    let sql = readme.lines().find_map(|line| line.strip_prefix("duckdb -c \"")?.strip_suffix('"'));
+/// The line of `docs/checkpoints.md`, with another folder.
+fn documented_sql(kept: &Path) -> String {
+    let page = include_str!("../../docs/checkpoints.md");
+    let sql = page.lines().find_map(|line| line.strip_prefix("duckdb -c \"")?.strip_suffix('"'));
     let sql = sql.expect("a line of SQL");
     assert!(sql.contains("readings/checkpoints/"), "{sql}");
     sql.replace("readings/checkpoints", kept.to_str().unwrap())
@@ -160,7 +160,8 @@ fn duckdb_reads_checkpoints() {
     service.terminate();
 
     // As text, since Python has no types for times with zones of its own.
-    let counted = run_duckdb(&python, &format!("SELECT COLUMNS(*)::VARCHAR FROM ({})", readme_query(&kept)));
+    let counted =
+        run_duckdb(&python, &format!("SELECT COLUMNS(*)::VARCHAR FROM ({})", documented_sql(&kept)));
     assert_eq!(counted.len(), 30);
     assert!(counted.iter().all(|row| row[1] == "25"), "{counted:?}");
     let newest = format!(

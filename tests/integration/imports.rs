@@ -130,24 +130,32 @@ fn code_of(text: &str) -> String {
     while let Some(at) = rest.find(['/', '"', '\'']) {
         code.push_str(&rest[..at]);
         rest = &rest[at..];
-        let skipped = if rest.starts_with("//") {
-            rest.find('\n').unwrap_or(rest.len())
-        } else if rest.starts_with('"') {
-            string_length(rest)
-        } else if rest.starts_with("'\"'") {
-            3
-        } else {
-            code.push_str(&rest[..1]);
-            1
+        let skipped = match rest.as_bytes()[0] {
+            b'/' if rest.starts_with("//") => rest.find('\n').unwrap_or(rest.len()),
+            b'"' => string_length(rest, raw_marks(&code)),
+            b'\'' => char_length(rest),
+            _ => 0,
         };
-        rest = &rest[skipped..];
+        if skipped == 0 {
+            code.push_str(&rest[..1]);
+        }
+        rest = &rest[skipped.max(1)..];
     }
     code + rest
 }
 
-/// The length of a string literal with both quotes; a raw one with quotes inside ends early, which
-/// no path in it survives.
-fn string_length(text: &str) -> usize {
+/// How many `#` the raw string has that begins behind `code`; none if it is not a raw one.
+fn raw_marks(code: &str) -> Option<usize> {
+    let before = code.trim_end_matches('#');
+    before.ends_with('r').then_some(code.len() - before.len())
+}
+
+/// The length of a string literal with both quotes.
+fn string_length(text: &str, raw_marks: Option<usize>) -> usize {
+    if let Some(marks) = raw_marks {
+        let end = format!("\"{}", "#".repeat(marks));
+        return text[1..].find(&end).map_or(text.len(), |at| 1 + at + end.len());
+    }
     let mut is_escaped = false;
     for (at, c) in text.char_indices().skip(1) {
         match c {
@@ -158,6 +166,17 @@ fn string_length(text: &str) -> usize {
         }
     }
     text.len()
+}
+
+/// The length of a character literal with both quotes; 0 for a lifetime.
+fn char_length(text: &str) -> usize {
+    let mut chars = text.char_indices().skip(1);
+    match chars.next() {
+        Some((_, '\\')) => {
+            text[2..].char_indices().skip(1).find(|(_, c)| *c == '\'').map_or(0, |(at, _)| at + 3)
+        }
+        _ => chars.next().filter(|(_, c)| *c == '\'').map_or(0, |(at, _)| at + 1),
+    }
 }
 
 struct Use {
@@ -187,7 +206,7 @@ fn uses(code: &str) -> Vec<Use> {
 fn expand(prefix: &[String], list: &str, found: &mut Vec<(Vec<String>, String)>) {
     let list = list.trim();
     if let Some(open) = list.find('{') {
-        let close = list.rfind('}').unwrap_or(list.len());
+        let close = list.rfind('}').filter(|close| *close > open).unwrap_or(list.len());
         let mut prefix = prefix.to_vec();
         prefix.extend(segments(&list[..open]));
         split_list(&list[open + 1..close]).into_iter().for_each(|part| expand(&prefix, part, found));
@@ -228,10 +247,15 @@ fn inline_paths(code: &str) -> Vec<Vec<String>> {
     for start in ["crate::", "super::", "self::"] {
         for (at, _) in code.match_indices(start) {
             let is_inside = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
-            if code[..at].ends_with(is_inside) {
+            // `pub(in super)` says who may see an item, and imports nothing.
+            if code[..at].ends_with(is_inside) || code[..at].ends_with("(in ") {
                 continue;
             }
             let path: String = code[at..].chars().take_while(|c| is_inside(*c)).collect();
+            // A list of `use` is written out elsewhere, and a visibility imports nothing.
+            if path.ends_with("::") || code[..at].ends_with("pub(in ") {
+                continue;
+            }
             found.push(segments(&path).collect());
         }
     }
@@ -268,6 +292,12 @@ mod tests {
     }
 
     #[test]
+    fn comments_and_literals_are_no_code() {
+        let text = "a('\"', b'\\'', '\\\\', \"x\\\"y\", r#\"use q\"#, &'a str) // use z\nb";
+        assert_eq!(code_of(text), "a(, b, , , r#, &'a str) \nb");
+    }
+
+    #[test]
     fn nested_lists_and_paths_are_found() {
         let text = "use crate::{model::{Row, log::{self, Slot as S}}, codec};\n// use crate::no;\npub enum Cause { A }\n\
                     fn f() { super::kafka::g(\"crate::no::x\") }";
@@ -287,6 +317,13 @@ mod tests {
             BTreeSet::from(["codec::csv"]),
             "what is re-exported is of its own file"
         );
+    }
+
+    #[test]
+    fn list_and_visibility_are_no_imports_of_the_parent() {
+        let text = "use super::{B, c::C};\npub(in super::super) fn f() {}";
+        let all = imports(&[("a", "pub use self::b::B;"), ("a::b", ""), ("a::c", ""), ("a::d", text)]);
+        assert_eq!(all.by_file()["a::d"], BTreeSet::from(["a::b", "a::c"]));
     }
 
     #[test]

@@ -26,8 +26,8 @@ const LAYERS: &[(u8, &str, &[&str])] = &[
     (3, "config", &[]),
     (3, "worker", &["config"]),
     (3, "cluster", &["config"]),
-    (3, "pipeline", &["worker", "cluster", "config"]),
-    (3, "cli", &["pipeline", "cluster", "config"]),
+    (3, "run", &["worker", "cluster", "config"]),
+    (3, "cli", &["run", "cluster", "config"]),
     (4, "fuzzing", &[]),
     (4, "main", &[]),
     // The crate root only lists the modules.
@@ -36,7 +36,7 @@ const LAYERS: &[(u8, &str, &[&str])] = &[
 
 /// Outer crates, and the modules that may name them.
 const CRATES: &[(&[&str], &[&str])] = &[
-    (&["timely::", "differential_dataflow::"], &["cluster", "dataflow", "pipeline", "worker"]),
+    (&["timely::", "differential_dataflow::"], &["cluster", "dataflow", "run", "worker"]),
     (&["rdkafka::"], &["kafka", "sinks", "sources"]),
     (&["warp::"], &["serve"]),
     (&["object_store::"], &["checkpoint"]),
@@ -126,4 +126,42 @@ fn serve_and_model_use_only_shared_state_locks() {
             assert!(!code.contains(lock), "{name} has a {lock}: take one of panics::locks");
         }
     }
+}
+
+/// Beside the panic hook, one place ends the process, so that there is one list of reasons and exit codes.
+#[test]
+fn one_file_ends_the_process() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for path in rust_files(&src) {
+        let file = path.strip_prefix(&src).unwrap().to_str().unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let ends = text.contains("process::exit(");
+        assert!(!ends || ["fault/exit.rs", "cli/logging.rs"].contains(&file), "{file} ends the process");
+    }
+}
+
+/// The way of a run's plan, as ARCHITECTURE.md writes it down: `src/FILE:LINE` and the code in that line.
+#[test]
+fn way_of_the_plan_is_as_written_down() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join("ARCHITECTURE.md")).unwrap();
+    let section = text.split("### The way of the plan").nth(1).expect("ARCHITECTURE.md has the section");
+    let section = section.split("\n#").next().unwrap_or_default();
+    let mut files: Vec<String> = Vec::new();
+    for step in section.lines().filter_map(|line| line.split_once(". `src/")) {
+        let (place, rest) = step.1.split_once('`').expect("a place ends");
+        let (file, line) = place.split_once(':').expect("a place has a line");
+        let code = rest.split('`').nth(1).expect("the code of the line follows");
+        let source = fs::read_to_string(root.join("src").join(file)).unwrap();
+        let found = source.lines().nth(line.parse::<usize>().unwrap() - 1).unwrap_or_default();
+        let now = source.lines().position(|line| line.contains(code)).map(|at| at + 1);
+        assert!(found.contains(code), "src/{file}:{line} has not `{code}`: it is in line {now:?}");
+        if files.last().is_none_or(|last| last != file) {
+            files.push(file.to_owned());
+        }
+    }
+    let distinct: BTreeSet<&String> = files.iter().collect();
+    assert!(distinct.len() >= 6, "{files:?}: from run to the workers");
+    assert!(distinct.len() <= 12, "{files:?}");
+    assert!(files.len() - distinct.len() <= 2, "{files:?}: returns to a file already left");
 }

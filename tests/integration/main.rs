@@ -4,6 +4,7 @@
 // An unwrap that fails here fails a test.
 #![allow(clippy::unwrap_used)]
 
+mod architecture;
 mod backup;
 mod batch;
 mod budgets;
@@ -14,7 +15,9 @@ mod commands;
 mod conventions;
 mod data_files;
 mod dead_letters;
+mod documents;
 mod earlier_build;
+mod examples;
 mod heat_index;
 mod imports;
 mod kafka;
@@ -24,7 +27,6 @@ mod logs;
 mod other_rules;
 mod places;
 mod read_files;
-mod readme;
 mod real;
 mod recovery;
 mod registry;

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use swelter::pipeline::data_dir::DataDir;
+use swelter::run::data_dir::DataDir;
 
 use crate::support::http::KeepAliveClient;
 use crate::support::{ServiceBuilder, ServiceProcess, get, post, swelter_command, wait_for};

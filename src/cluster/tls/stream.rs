@@ -15,7 +15,7 @@ use tokio_rustls::rustls::client::verify_server_name;
 use tokio_rustls::rustls::server::ParsedCertificate;
 use tokio_rustls::rustls::{Connection, Error};
 
-use super::{describe, server_name};
+use super::errors::{describe, server_name};
 
 /// Ciphertext taken from the socket at once.
 const INCOMING_BYTES: usize = 64 * 1024;

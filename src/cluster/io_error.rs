@@ -1,0 +1,15 @@
+//! Errors of connections between processes, in words.
+
+use std::io;
+
+pub(super) fn handshake_timed_out() -> String {
+    "it takes too long to say who it is".into()
+}
+
+pub(super) fn text(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => handshake_timed_out(),
+        io::ErrorKind::UnexpectedEof => "the connection was closed".into(),
+        _ => error.to_string(),
+    }
+}

@@ -1,0 +1,77 @@
+//! Errors of TLS in words that say what to do.
+
+use rustls_pki_types::ServerName;
+use tokio_rustls::rustls::{AlertDescription, CertificateError, Error};
+
+/// Why there is no encrypted connection.
+#[derive(Debug, PartialEq, Eq)]
+pub enum TlsFailure {
+    /// The other end, which has proved who it is, does not take our certificate.
+    Refused(String),
+    Broken(String),
+}
+
+impl TlsFailure {
+    pub fn into_text(self) -> String {
+        match self {
+            TlsFailure::Refused(why) | TlsFailure::Broken(why) => why,
+        }
+    }
+}
+
+pub(super) fn server_name(host: &str) -> Result<ServerName<'static>, String> {
+    ServerName::try_from(host.to_owned())
+        .map_err(|_| format!("{host:?} in cluster.hosts is neither a name nor an address"))
+}
+
+/// What an error of TLS means for a call.
+pub fn failure(error: &Error) -> TlsFailure {
+    match error {
+        Error::AlertReceived(alert) if refuses_certificate(*alert) => TlsFailure::Refused(describe(error)),
+        error => TlsFailure::Broken(describe(error)),
+    }
+}
+
+fn refuses_certificate(alert: AlertDescription) -> bool {
+    use AlertDescription as Alert;
+    matches!(
+        alert,
+        Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+            | Alert::AccessDenied
+            | Alert::CertificateRequired
+            | Alert::DecryptError
+    )
+}
+
+/// An error of TLS in words that say what to do; of the other end, "it".
+pub(super) fn describe(error: &Error) -> String {
+    match error {
+        // Another CA of the same name shows as a wrong signature.
+        Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
+            "its certificate is not signed by the CA of cluster.tls.ca".into()
+        }
+        Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
+            "its certificate has expired".into()
+        }
+        Error::InvalidCertificate(
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+        ) => "its certificate is not valid yet, by the clock of this host".into(),
+        Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => "its certificate is not for the host that it has in cluster.hosts".into(),
+        Error::InvalidCertificate(problem) => format!("its certificate is not taken ({problem})"),
+        Error::NoCertificatesPresented => "it shows no certificate: give it cluster.tls as well".into(),
+        Error::InvalidMessage(_) => {
+            "it does not speak TLS, and this process has cluster.tls: give all processes theirs".into()
+        }
+        Error::AlertReceived(alert) if refuses_certificate(*alert) => format!(
+            "it does not take the certificate of this process ({alert:?}): look at cluster.tls of both, and at its log"
+        ),
+        error => error.to_string(),
+    }
+}

@@ -1,0 +1,41 @@
+//! Why there is no backup, or none was restored.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::checkpoint::CheckpointError;
+use crate::run::data_dir::DataDirError;
+use crate::sources::journal::JournalError;
+
+/// Takes the key of a block, and the block as it is stored.
+pub(super) type BlockHandler<'a, E> = dyn FnMut(&[u8], &[u8]) -> Result<(), E> + 'a;
+
+/// Why there is no backup, or none was restored.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    #[error("{}: {source}: make room, or make it readable and writable", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Store(#[from] CheckpointError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    #[error("the running service has ended the copy: {0}")]
+    Service(String),
+    #[error("the backup {place} is damaged: {what}; use another one")]
+    Damaged { place: String, what: String },
+    #[error(
+        "the backup {place} is of format {found}, this program knows {known}: use the version that wrote it"
+    )]
+    Format { place: String, found: u32, known: u32 },
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl BackupError {
+    pub(super) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> BackupError {
+        let path = path.into();
+        move |source| BackupError::Io { path, source }
+    }
+}

@@ -1,0 +1,210 @@
+//! The end of a running service: it copies its own journal to whoever asks on a socket in the data directory, which only its user can reach.
+
+use std::fs::{self, Permissions};
+use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _, Write};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::journal_protocol::{
+    BackupRequest, BlocksRequest, JournalOffer, LAST_KEY, SOCKET, for_each_stored_block, parse_line,
+    reachable_socket_path, write_block, write_line,
+};
+use crate::sources::journal::Journal;
+
+/// How often whoever waits looks whether to end.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// A client that takes nothing for so long is given up, and may not keep the journal from being trimmed.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a backup may keep the journal from being trimmed.
+const MAX_BACKUP_TIME: Duration = Duration::from_secs(24 * 3_600);
+const LINE_BYTES: u64 = 1 << 20;
+
+/// Answers backups, one after the other, on a thread of its own, until this is dropped.
+pub struct BackupService {
+    stop: Arc<AtomicBool>,
+    socket: PathBuf,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl BackupService {
+    /// The directory is held by this process.
+    pub fn start(
+        journal: Arc<Journal>,
+        data_dir: &Path,
+        checkpoints: Option<String>,
+    ) -> io::Result<BackupService> {
+        let listener = listen(data_dir)?;
+        listener.set_nonblocking(true)?;
+        let stop = Arc::<AtomicBool>::default();
+        let serving = BackupServer { journal, checkpoints, stop: Arc::clone(&stop) };
+        let thread = thread::Builder::new().name("backup".into()).spawn(move || serving.run(&listener))?;
+        Ok(BackupService { stop, socket: data_dir.join(SOCKET), thread: Some(thread) })
+    }
+}
+
+impl Drop for BackupService {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(Err(_)) = self.thread.take().map(JoinHandle::join) {
+            tracing::error!("what copies the journal has panicked");
+        }
+        let _ = fs::remove_file(&self.socket);
+    }
+}
+
+/// Listens on a socket that is never open to others, not for a moment.
+fn listen(data_dir: &Path) -> io::Result<UnixListener> {
+    let private = tempfile::Builder::new().prefix(".backup").tempdir_in(data_dir)?;
+    let (_folder, path) = reachable_socket_path(private.path(), SOCKET)?;
+    let listener = UnixListener::bind(path)?;
+    let socket = private.path().join(SOCKET);
+    fs::set_permissions(&socket, Permissions::from_mode(0o600))?;
+    fs::rename(socket, data_dir.join(SOCKET))?;
+    Ok(listener)
+}
+
+struct BackupServer {
+    journal: Arc<Journal>,
+    checkpoints: Option<String>,
+    stop: Arc<AtomicBool>,
+}
+
+impl BackupServer {
+    fn run(self, listener: &UnixListener) {
+        while !self.stop.load(Ordering::Relaxed) {
+            match listener.accept() {
+                Ok((stream, _)) => match self.answer(&stream) {
+                    Ok(()) => tracing::info!("the journal was copied for a backup"),
+                    Err(error) => {
+                        tracing::warn!(%error, "the copy of the journal for a backup has ended early")
+                    }
+                },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(POLL_INTERVAL),
+                Err(error) => {
+                    tracing::warn!(%error, "backups cannot be taken just now");
+                    thread::sleep(POLL_INTERVAL * 5);
+                }
+            }
+        }
+    }
+
+    fn answer(&self, stream: &UnixStream) -> io::Result<()> {
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(Some(POLL_INTERVAL))?;
+        stream.set_write_timeout(Some(POLL_INTERVAL))?;
+        let began = Instant::now();
+        let mut lines = LineReader { reader: BufReader::new(stream), stop: &self.stop };
+        let BackupRequest { backup } =
+            parse_line(&lines.next(CLIENT_TIMEOUT)?.ok_or(io::ErrorKind::UnexpectedEof)?)?;
+        if backup != 1 {
+            return Err(io::Error::other(format!(
+                "version {backup} of the copy is asked for, this program knows 1"
+            )));
+        }
+        let _held = self.journal.block_trimming();
+        let mut out = BufWriter::new(StallingWriter { stream, stop: &self.stop });
+        let offer = JournalOffer::of(&self.journal, self.checkpoints.clone());
+        write_line(&mut out, &offer)?;
+        let Some(line) = lines.next(MAX_BACKUP_TIME)? else { return Ok(()) };
+        let BlocksRequest { .. } = parse_line(&line)?;
+        let ends = self.journal.log_ends();
+        write_line(&mut out, &ends)?;
+        match self.send_blocks(&offer.begins, &ends, &mut out)? {
+            Ok(()) => write_block(&mut out, &LAST_KEY, &[])?,
+            Err(why) => write_block(&mut out, &LAST_KEY, why.as_bytes())?,
+        }
+        out.flush()?;
+        // The checkpoints are copied yet.
+        match lines.next(MAX_BACKUP_TIME.saturating_sub(began.elapsed()))? {
+            None => Ok(()),
+            Some(_) => Err(io::Error::other("there is nothing more to ask for")),
+        }
+    }
+
+    fn send_blocks(
+        &self,
+        begins: &[u64],
+        ends: &[u64],
+        out: &mut impl Write,
+    ) -> io::Result<Result<(), String>> {
+        for (partition, (begin, end)) in (0..).zip(begins.iter().zip(ends)) {
+            let copied =
+                for_each_stored_block(&self.journal, partition, *begin, *end, &mut |key, stored| match self
+                    .stop
+                    .load(Ordering::Relaxed)
+                {
+                    true => Err(io::Error::other("the service stops")),
+                    false => write_block(out, key, stored),
+                });
+            match copied {
+                Ok(sent) => sent?,
+                Err(error) => return Ok(Err(error.to_string())),
+            }
+        }
+        Ok(Ok(()))
+    }
+}
+
+/// Lines that come while somebody may ask to stop.
+struct LineReader<'a> {
+    reader: BufReader<&'a UnixStream>,
+    stop: &'a AtomicBool,
+}
+
+impl LineReader<'_> {
+    /// The next one; nothing at the end.
+    fn next(&mut self, patience: Duration) -> io::Result<Option<Vec<u8>>> {
+        let deadline = Instant::now() + patience;
+        let mut line = Vec::new();
+        loop {
+            let left = LINE_BYTES.saturating_sub(line.len() as u64);
+            match self.reader.by_ref().take(left).read_until(b'\n', &mut line) {
+                Ok(_) if line.ends_with(b"\n") => return Ok(Some(line)),
+                Ok(_) if line.is_empty() => return Ok(None),
+                Ok(_) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(error) => return Err(error),
+            }
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(io::Error::other("the service stops"));
+            }
+            if Instant::now() > deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+    }
+}
+
+/// Waits for a client that is slow, but not for ever.
+struct StallingWriter<'a> {
+    stream: &'a UnixStream,
+    stop: &'a AtomicBool,
+}
+
+impl Write for StallingWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let deadline = Instant::now() + CLIENT_TIMEOUT;
+        loop {
+            match self.stream.write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return done,
+            }
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(io::Error::other("the service stops"));
+            }
+            if Instant::now() > deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,249 @@
+//! Which checkpoints a start may restore.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::repository::CheckpointRepository;
+use crate::checkpoint::{CheckpointName, Checkpoints, Manifest, UsableCheckpoints};
+use crate::model::{LogPosition, PartitionName};
+use crate::run::durable_sinks::DurableShard;
+use crate::run::log_identity::{LogVerdict, compare_logs};
+use crate::run::run_error::RunError;
+use crate::sources::SourceError;
+
+/// How long a log may not answer before the start fails, and how often it is asked.
+const LOG_TIMEOUT: Duration = Duration::from_secs(60);
+const LOG_RETRY: Duration = Duration::from_millis(500);
+/// How often a start lists checkpoints again while they are removed as fast as it tries them.
+const MAX_LISTINGS: u32 = 100;
+/// How many unusable checkpoints an error names.
+const MAX_NAMED: usize = 4;
+
+/// What a checkpoint must fit.
+pub struct RestoreContext<'a> {
+    /// Checks that a log continues at a position.
+    pub check: &'a dyn Fn(&str, u32, LogPosition) -> Result<(), SourceError>,
+    /// All partitions, and from where each is read without a checkpoint.
+    pub partitions: &'a [(PartitionName, u64)],
+    /// What each shard of the sinks has made durable by now.
+    pub written: &'a dyn Fn() -> Result<Vec<DurableShard>, RunError>,
+    /// Another generation writes the sinks, and makes checkpoints.
+    pub is_following: bool,
+    /// Accept logs with other ids if their records fit.
+    pub adopt_logs: bool,
+}
+
+/// Gives checkpoints to try, the newest first.
+pub struct CheckpointCandidates<'a> {
+    checkpoints: &'a Checkpoints,
+    identity: &'a BTreeMap<String, String>,
+    log_ids: &'a BTreeMap<String, String>,
+    beginning: &'a RestoreContext<'a>,
+    /// Checkpoints that were given out or do not fit.
+    tried: BTreeSet<CheckpointName>,
+    /// One of them was of these logs: older ones may be of other logs.
+    has_own: bool,
+    /// The newest checkpoint that is ahead of a sink, and how far.
+    lacking: Option<(CheckpointName, String)>,
+    /// Why others cannot be used, the newest first, as of the last listing.
+    unusable: Vec<String>,
+    lists: u32,
+}
+
+impl<'a> CheckpointCandidates<'a> {
+    pub fn new(
+        repository: &'a CheckpointRepository,
+        beginning: &'a RestoreContext<'a>,
+    ) -> CheckpointCandidates<'a> {
+        let CheckpointRepository { checkpoints, identity, log_ids, .. } = repository;
+        CheckpointCandidates {
+            checkpoints,
+            identity,
+            log_ids,
+            beginning,
+            tried: BTreeSet::new(),
+            has_own: false,
+            lacking: None,
+            unusable: Vec::new(),
+            lists: 0,
+        }
+    }
+
+    /// The newest checkpoint that was not tried yet, of all that exist now: a running generation removes some and publishes others.
+    pub fn next(&mut self) -> Result<Option<Manifest>, RunError> {
+        while self.lists < MAX_LISTINGS {
+            self.lists += 1;
+            let newest = self.checkpoints.list_names()?.first().copied();
+            let UsableCheckpoints { usable, unusable } = self.checkpoints.find_usable(self.identity)?;
+            self.unusable = unusable;
+            let written = (self.beginning.written)()?;
+            for manifest in usable {
+                if self.tried.insert(manifest.name()) && self.is_usable(&manifest, &written)? {
+                    return Ok(Some(manifest));
+                }
+            }
+            if self.checkpoints.list_names()?.first().copied() == newest {
+                return self.check_start_without_checkpoint().map(|()| None);
+            }
+        }
+        Err(RunError::Failed(
+            "checkpoints are given up faster than one can be loaded: set checkpoints.keep or checkpoints.every higher"
+                .into(),
+        ))
+    }
+
+    /// Whether no sink is behind a checkpoint, and the logs continue where it ends. If not, a log line says why.
+    ///
+    /// # Errors
+    ///
+    /// If it is of other logs, and newer than all checkpoints of these logs: the place belongs to another service.
+    fn is_usable(&mut self, manifest: &Manifest, written: &[DurableShard]) -> Result<bool, RunError> {
+        let name = manifest.name();
+        let verdict = self.compare(manifest)?;
+        self.has_own |= verdict == LogVerdict::Same;
+        let lacks = missing_in_sinks(manifest, written, self.beginning.partitions);
+        let why = match verdict {
+            LogVerdict::Copy(why) if self.beginning.adopt_logs => {
+                tracing::info!(checkpoint = %name, "a copy of the logs is gone on with: {why}");
+                lacks.clone()
+            }
+            LogVerdict::Another(why) | LogVerdict::Copy(why) if self.has_own => Some(why),
+            LogVerdict::Another(why) => return Err(self.of_another_service(name, &why, false)),
+            LogVerdict::Copy(why) => return Err(self.of_another_service(name, &why, true)),
+            LogVerdict::Behind(why) if !self.has_own && !self.beginning.adopt_logs => {
+                return Err(RunError::Failed(format!(
+                    "the newest checkpoint in {}, {name}, includes more than the log has ({why}): it was restored from an older copy, or two have \
+                     gone on from one. Restore the newer log; to go on with this one, without what the checkpoint includes, start it once \
+                     with --adopt-logs; to leave the checkpoints to another service, give this one a place of its own with checkpoints.url",
+                    self.checkpoints.location()
+                )));
+            }
+            LogVerdict::Behind(why) | LogVerdict::Unreachable(why) => lacks.clone().or(Some(why)),
+            LogVerdict::Same => lacks.clone(),
+        };
+        // A copy that was adopted.
+        self.has_own |= why.is_none();
+        if let Some(why) = &why {
+            tracing::warn!(checkpoint = %name, "a checkpoint is not used: {why}");
+        }
+        if let (Some(lacks), None) = (lacks, &self.lacking) {
+            self.lacking = Some((name, lacks));
+        }
+        Ok(why.is_none())
+    }
+
+    fn compare(&self, manifest: &Manifest) -> Result<LogVerdict, RunError> {
+        retry_until_answered(
+            || compare_logs(manifest, self.log_ids, self.beginning.check),
+            LOG_TIMEOUT,
+            LOG_RETRY,
+        )?
+        .map_err(|why| RunError::Failed(format!("the checkpoint {}: {why}", manifest.name())))
+    }
+
+    fn of_another_service(&self, name: CheckpointName, why: &str, is_copy: bool) -> RunError {
+        let place = self.checkpoints.location();
+        let remedy = match is_copy {
+            true => {
+                "if this log is a copy of that one, or a restored one, start once with --adopt-logs; if not"
+            }
+            false => "restore the log that it was made of; if it is another service's",
+        };
+        RunError::Failed(format!(
+            "the newest checkpoint in {place}, {name}, was made of another log ({why}), and a place for checkpoints belongs to one service: \
+             {remedy}, give this one a place of its own with checkpoints.url, or begin with another data directory"
+        ))
+    }
+
+    /// No checkpoint can be restored: the logs must have everything.
+    fn check_start_without_checkpoint(&self) -> Result<(), RunError> {
+        self.refuse_uncovered_sinks()?;
+        if self.unusable.is_empty() || self.beginning.is_following {
+            return Ok(());
+        }
+        for (partition, start) in self.beginning.partitions {
+            let check = || (self.beginning.check)(&partition.source, partition.partition, (*start).into());
+            if let Err(why) = retry_until_answered(check, LOG_TIMEOUT, LOG_RETRY)? {
+                let shown = self.unusable.iter().take(MAX_NAMED).cloned().collect::<Vec<_>>().join("; ");
+                let more = self.unusable.len().saturating_sub(MAX_NAMED);
+                let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+                return Err(RunError::Failed(format!(
+                    "none of the checkpoints in {} can be used ({shown}{more}), and the logs do not reach back to their beginnings (source {}: {why}): \
+                     put the right files back in their places, or restore a backup with `swelter restore` into a new data directory",
+                    self.checkpoints.location(),
+                    partition.source,
+                )));
+            }
+        }
+        tracing::warn!(
+            unusable = self.unusable.len(),
+            "none of the checkpoints can be used: the logs are read from their beginnings"
+        );
+        Ok(())
+    }
+
+    /// The logs must have what a checkpoint includes and a sink lacks.
+    fn refuse_uncovered_sinks(&self) -> Result<(), RunError> {
+        let Some((name, lacks)) = &self.lacking else { return Ok(()) };
+        for (partition, start) in self.beginning.partitions {
+            let check = || (self.beginning.check)(&partition.source, partition.partition, (*start).into());
+            if let Err(why) = retry_until_answered(check, LOG_TIMEOUT, LOG_RETRY)? {
+                return Err(RunError::Failed(format!(
+                    "the checkpoint {name} includes what was not written ({lacks}), and that cannot be computed again ({why}): configure the sinks \
+                     as they were, restore their progress topics, or begin with another data directory and another place for checkpoints"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn positions(manifest: &Manifest) -> impl Iterator<Item = (&str, u32, u64)> {
+    let each = manifest.positions.iter();
+    each.flat_map(|(source, of)| of.iter().map(move |(partition, at)| (source.as_str(), *partition, *at)))
+}
+
+/// What a checkpoint includes and a shard of the sinks lacks: nobody would ever write it.
+pub(super) fn missing_in_sinks(
+    manifest: &Manifest,
+    written: &[DurableShard],
+    partitions: &[(PartitionName, u64)],
+) -> Option<String> {
+    let start_of = |source: &str, partition: u32| {
+        let known =
+            partitions.iter().find(|(name, _)| *name.source == *source && name.partition == partition);
+        known.map_or(0, |(_, start)| *start)
+    };
+    let of_shard = |shard: &DurableShard| {
+        positions(manifest).filter(|(source, ..)| shard.is_of(source)).find_map(|(source, partition, at)| {
+            // A partition without a recorded position was not read beyond its start.
+            let has = shard.positions.get(source).and_then(|of| of.get(&partition)).copied();
+            let has = has.unwrap_or_else(|| start_of(source, partition));
+            (has < at)
+                .then(|| format!("the sinks are complete up to {source}/{partition}/{has}, it up to {at}"))
+        })
+    };
+    written.iter().find_map(of_shard)
+}
+
+/// Asks a log until it answers.
+pub(super) fn retry_until_answered<T>(
+    ask: impl Fn() -> Result<T, SourceError>,
+    patience: Duration,
+    retry: Duration,
+) -> Result<Result<T, String>, RunError> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match ask() {
+            Ok(answer) => return Ok(Ok(answer)),
+            Err(SourceError::Transient(why)) if Instant::now() >= deadline => {
+                return Err(RunError::Failed(format!(
+                    "whether checkpoints fit the logs cannot be found out: {why}"
+                )));
+            }
+            Err(SourceError::Transient(_)) => thread::sleep(retry),
+            Err(error) => return Ok(Err(error.to_string())),
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! Checkpoints made while a run goes on: what process 0 does for all.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::part_reporter::PartReporter;
+use super::repository::CheckpointRepository;
+use super::verifier::Verifier;
+use super::written_parts::WrittenParts;
+use crate::checkpoint::{CheckpointError, CheckpointHeader, Checkpoints, Manifest, WorkerPart};
+use crate::config::CheckpointPlan;
+use crate::fault::start_failure_text;
+use crate::model::{CheckpointBarrier, PartitionTable};
+use crate::run::control::Control;
+use crate::run::protocol::ControlCommand;
+use crate::run::run_error::RunError;
+use crate::sinks::kafka::progress::Positions;
+use crate::sources::journal::Journal;
+use crate::worker::{AlignedBarrier, SharedState};
+
+/// A checkpoint that makes no progress for so long is cancelled.
+const STALL_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+
+/// Makes the checkpoints of a run.
+pub struct CheckpointCoordinator {
+    repository: CheckpointRepository,
+    parts: Arc<WrittenParts>,
+    partitions: PartitionTable,
+    processes: usize,
+    control: Control,
+    next: Instant,
+    count: u64,
+    /// The last one has failed, so there is one to make though nothing has come since.
+    retry_due: bool,
+    pending: Option<PendingCheckpoint>,
+    /// What the next one may add to.
+    last: Option<Manifest>,
+    /// Reads back what was published.
+    verifier: Verifier,
+}
+
+/// A checkpoint that is being made.
+struct PendingCheckpoint {
+    barrier: CheckpointBarrier,
+    began: Instant,
+    /// What there was of it when it last made progress, and since when it has not.
+    seen: PendingProgress,
+    since: Instant,
+    /// Once its epoch is complete.
+    aligned: Option<AlignedBarrier>,
+    /// By process.
+    parts: BTreeMap<usize, Vec<WorkerPart>>,
+    publishing: Option<JoinHandle<Result<Manifest, CheckpointError>>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct PendingProgress {
+    is_aligned: bool,
+    parts: usize,
+    files: u64,
+}
+
+impl CheckpointCoordinator {
+    /// From now on it is this run that makes checkpoints: what earlier ones have left is removed.
+    pub fn start(
+        reporter: &PartReporter,
+        partitions: &PartitionTable,
+        control: &Control,
+        processes: usize,
+        journal: Option<Arc<Journal>>,
+    ) -> Result<CheckpointCoordinator, RunError> {
+        let repository = reporter.repository().clone();
+        spawn_sweep(&repository)?;
+        let verifier = Verifier::start(&repository, journal).map_err(RunError::Threads)?;
+        let next = Instant::now() + checkpoint_interval(&repository.plan);
+        Ok(CheckpointCoordinator {
+            repository,
+            parts: Arc::clone(reporter.parts()),
+            partitions: partitions.clone(),
+            processes,
+            control: control.clone(),
+            next,
+            count: 0,
+            retry_due: false,
+            pending: None,
+            last: None,
+            verifier,
+        })
+    }
+
+    /// Does what can be done now, without waiting.
+    pub fn run_due_steps(&mut self, shared: &SharedState) {
+        self.start_if_due(shared);
+        let files = self.parts.writers.written_files();
+        if self.pending.as_mut().is_some_and(|pending| pending.is_stalled(files, STALL_TIMEOUT)) {
+            self.cancel("it makes no progress");
+        }
+        self.publish_if_complete();
+    }
+
+    /// Starts the next one if it is time and there is anything new.
+    fn start_if_due(&mut self, shared: &SharedState) {
+        if self.verifier.take_damage() {
+            // What stands on what is damaged is not added to: a full one is due, now.
+            (self.last, self.retry_due) = (None, true);
+            self.next = Instant::now();
+        }
+        if self.pending.is_some() || Instant::now() < self.next || !self.parts.writers.all_idle() {
+            return;
+        }
+        self.next = Instant::now() + checkpoint_interval(&self.repository.plan);
+        if !shared.take_moved() && !self.retry_due {
+            return;
+        }
+        self.retry_due = false;
+        self.count += 1;
+        let full = self.last.as_ref().is_none_or(Manifest::next_should_be_full);
+        let barrier = CheckpointBarrier { checkpoint: self.count, full };
+        self.pending = Some(PendingCheckpoint::new(barrier, self.parts.writers.written_files()));
+        self.control.append(ControlCommand::StartCheckpoint(barrier));
+    }
+
+    /// The epoch of a checkpoint is complete.
+    pub fn on_aligned(&mut self, aligned: AlignedBarrier) {
+        let Some(pending) = self.pending.as_mut().filter(|pending| pending.barrier == aligned.barrier) else {
+            return;
+        };
+        let mut positions = Positions::new();
+        let names = self.partitions.names();
+        for (index, at) in &aligned.positions {
+            if let Some(name) = names.get(usize::from(index.0)) {
+                positions.entry(name.source.clone()).or_default().insert(name.partition, at.position);
+            }
+        }
+        let checkpoint = aligned.barrier.checkpoint;
+        pending.aligned = Some(aligned);
+        self.control.append(ControlCommand::SealCheckpoint { checkpoint, positions });
+    }
+
+    /// A process has written its part, or says why it has none.
+    pub fn on_part(&mut self, process: usize, checkpoint: u64, part: Result<Vec<u8>, String>) {
+        let part: Result<Vec<WorkerPart>, String> =
+            part.and_then(|json| serde_json::from_slice(&json).map_err(|error| error.to_string()));
+        let Some(pending) = self.pending.as_mut().filter(|pending| pending.barrier.checkpoint == checkpoint)
+        else {
+            // It was cancelled before this came.
+            return self.repository.checkpoints.discard_parts(&part.unwrap_or_default());
+        };
+        match part {
+            Ok(parts) => drop(pending.parts.insert(process, parts)),
+            Err(why) => self.cancel(&why),
+        }
+    }
+
+    /// Publishes what is complete, on a thread of its own, and takes the result.
+    fn publish_if_complete(&mut self) {
+        let Some(pending) = &mut self.pending else { return };
+        if let Some(publishing) = pending.publishing.take_if(|publishing| publishing.is_finished()) {
+            match publishing.join() {
+                Ok(Ok(manifest)) => self.finish(manifest),
+                Ok(Err(error)) => self.cancel(&error.to_string()),
+                Err(_) => self.cancel("its publisher has panicked"),
+            }
+            return;
+        }
+        let is_complete = pending.parts.len() == self.processes && pending.publishing.is_none();
+        let Some(aligned) = pending.aligned.as_ref().filter(|_| is_complete) else { return };
+        let (positions, logs) = self.repository.covered_positions(&aligned.positions, &self.partitions);
+        let header = CheckpointHeader {
+            generation: self.repository.generation.clone(),
+            epoch: aligned.epoch,
+            identity: self.repository.identity.clone(),
+            positions,
+            logs,
+        };
+        let parts = std::mem::take(&mut pending.parts).into_values().flatten().collect();
+        let adds_to = self.last.clone().filter(|_| !pending.barrier.full);
+        let checkpoints = self.repository.checkpoints.clone();
+        let publish = move || publish_manifest(&checkpoints, header, parts, adds_to.as_ref());
+        match thread::Builder::new().name("publish".into()).spawn(publish) {
+            Ok(publishing) => pending.publishing = Some(publishing),
+            Err(error) => self.cancel(&start_failure_text(&error)),
+        }
+    }
+
+    fn finish(&mut self, manifest: Manifest) {
+        if let Some(pending) = self.pending.take() {
+            let took = pending.began.elapsed();
+            tracing::debug!(checkpoint = %manifest.name(), full = pending.barrier.full, ?took, "a checkpoint is published");
+            metrics::gauge!("swelter_checkpoint_seconds").set(took.as_secs_f64());
+        }
+        metrics::gauge!("swelter_checkpoint_epoch").set(manifest.epoch as f64);
+        metrics::gauge!("swelter_checkpoint_bytes").set(manifest.own_bytes() as f64);
+        metrics::counter!("swelter_checkpoints_total").increment(1);
+        self.verifier.enqueue(manifest.name());
+        self.last = Some(manifest);
+    }
+
+    /// The next one is full, whatever became of this one.
+    fn cancel(&mut self, why: &str) {
+        tracing::warn!("a checkpoint could not be made; the next one is tried in its turn: {why}");
+        metrics::counter!("swelter_checkpoint_failures_total").increment(1);
+        self.last = None;
+        self.retry_due = true;
+        self.next = self.next.max(Instant::now() + checkpoint_interval(&self.repository.plan));
+        let Some(pending) = self.pending.take() else { return };
+        let parts: Vec<WorkerPart> = pending.parts.into_values().flatten().collect();
+        self.repository.checkpoints.discard_parts(&parts);
+        self.control.append(ControlCommand::CancelCheckpoint { checkpoint: pending.barrier.checkpoint });
+    }
+}
+
+impl PendingCheckpoint {
+    fn new(barrier: CheckpointBarrier, files: u64) -> PendingCheckpoint {
+        let now = Instant::now();
+        PendingCheckpoint {
+            barrier,
+            began: now,
+            seen: PendingProgress { is_aligned: false, parts: 0, files },
+            since: now,
+            aligned: None,
+            parts: BTreeMap::new(),
+            publishing: None,
+        }
+    }
+
+    /// Whether it has made no progress for so long; what is being published has limits of its own.
+    fn is_stalled(&mut self, files: u64, timeout: Duration) -> bool {
+        let now = PendingProgress { is_aligned: self.aligned.is_some(), parts: self.parts.len(), files };
+        if self.seen != now || self.publishing.is_some() {
+            (self.seen, self.since) = (now, Instant::now());
+        }
+        self.since.elapsed() > timeout
+    }
+}
+
+fn checkpoint_interval(plan: &CheckpointPlan) -> Duration {
+    Duration::from_millis(plan.interval.millis().unsigned_abs())
+}
+
+/// Removes what earlier generations have left, on a thread of its own.
+fn spawn_sweep(repository: &CheckpointRepository) -> Result<(), RunError> {
+    let (checkpoints, generation) = (repository.checkpoints.clone(), repository.generation.clone());
+    let sweep = move || {
+        if let Err(error) = checkpoints.remove_orphaned_files(&generation) {
+            tracing::warn!("what earlier runs have left of checkpoints cannot be removed yet: {error}");
+        }
+    };
+    thread::Builder::new().name("sweep".into()).spawn(sweep).map(drop).map_err(RunError::Threads)
+}
+
+fn publish_manifest(
+    checkpoints: &Checkpoints,
+    header: CheckpointHeader,
+    parts: Vec<WorkerPart>,
+    adds_to: Option<&Manifest>,
+) -> Result<Manifest, CheckpointError> {
+    let manifest = Manifest::new(header, parts.clone(), adds_to);
+    let manifest = manifest.inspect_err(|_| checkpoints.discard_parts(&parts))?;
+    checkpoints.publish(&manifest)?;
+    Ok(manifest)
+}

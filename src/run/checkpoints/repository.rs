@@ -1,0 +1,224 @@
+//! Where a run has its checkpoints, and what they are computed with.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::place::{checkpoint_place, open_checkpoints};
+use super::written_parts::WrittenParts;
+use crate::checkpoint::{
+    CheckpointError, CheckpointLocation, Checkpoints, Manifest, PartWriter, PositionsBySource, WorkerPart,
+};
+use crate::config::{CheckpointPlan, ServicePlan};
+use crate::model::{
+    CheckpointBarrier, LogIdentity, LogPosition, PartitionIndex, PartitionName, PartitionTable, STATE_SHARDS,
+    Topology,
+};
+use crate::run::durable_sinks::log_identity;
+use crate::run::protocol::{CheckpointSettings, LoadFailure, LoadFailureKind};
+use crate::run::run_error::RunError;
+use crate::worker::{RestoredCity, RestoredWorkers, WorkerState};
+
+/// See the module.
+#[derive(Clone)]
+pub struct CheckpointRepository {
+    pub(super) checkpoints: Checkpoints,
+    pub(super) plan: CheckpointPlan,
+    pub(super) identity: BTreeMap<String, String>,
+    /// By source: the ids of the logs that have one.
+    pub(super) log_ids: BTreeMap<String, String>,
+    /// As checkpoints of this run are named.
+    pub(super) generation: String,
+}
+
+/// The state of a checkpoint that the workers of a process begin with.
+pub struct RestoredState {
+    /// By worker of this process.
+    workers: Vec<WorkerState>,
+    cities: HashMap<PartitionIndex, Vec<RestoredCity>>,
+}
+
+/// At process 0: where the run has its checkpoints; none if it makes none.
+pub fn choose_checkpoint_settings(
+    plan: &ServicePlan,
+    in_data_dir: bool,
+    log_ids: BTreeMap<String, String>,
+    generation: &str,
+) -> Result<Option<CheckpointSettings>, RunError> {
+    let Some(place) = checkpoint_place(plan, in_data_dir) else { return Ok(None) };
+    let name = open_checkpoints(&place)?.unused_generation_name(generation)?;
+    if name != generation {
+        tracing::info!(
+            generation,
+            named = name,
+            "generations are counted anew: in the names of checkpoints they go on"
+        );
+    }
+    Ok(Some(CheckpointSettings { place, generation: name, log_ids }))
+}
+
+/// What decides results.
+fn results_identity(plan: &ServicePlan) -> BTreeMap<String, String> {
+    let mut identity = log_identity(plan);
+    identity.insert("results.formula".into(), plan.formula.name().to_owned());
+    identity.insert("results.window".into(), plan.retention.window.to_string());
+    identity.insert("results.history".into(), plan.retention.history.to_string());
+    identity
+}
+
+impl CheckpointRepository {
+    pub fn open(plan: &ServicePlan, settings: &CheckpointSettings) -> Result<CheckpointRepository, RunError> {
+        let CheckpointSettings { place, generation, log_ids } = settings.clone();
+        let without = || RunError::Failed("checkpoints: this process has none in its configuration".into());
+        Ok(CheckpointRepository {
+            checkpoints: open_checkpoints(&place)?,
+            plan: plan.checkpoints.clone().ok_or_else(without)?,
+            identity: results_identity(plan),
+            log_ids,
+            generation,
+        })
+    }
+
+    pub fn location(&self) -> &CheckpointLocation {
+        self.checkpoints.location()
+    }
+
+    /// Loads the states of the workers of this process.
+    pub fn load(
+        &self,
+        name: &str,
+        partitions: &PartitionTable,
+        topology: Topology,
+    ) -> Result<RestoredState, CheckpointError> {
+        let manifest = self.checkpoints.read_manifest(name.parse().map_err(CheckpointError::Unreadable)?)?;
+        let first = topology.serving_worker_of(topology.process);
+        let mut workers = Vec::new();
+        for worker in first..first + topology.workers_per_process {
+            let shards =
+                (0..STATE_SHARDS).filter(|shard| *shard as usize % topology.total_workers() == worker);
+            let cities = self.checkpoints.load_shards(&manifest, &shards.collect::<Vec<_>>(), partitions)?;
+            workers.push(WorkerState { cities, snapshots: None });
+        }
+        let indexes: HashMap<PartitionName, PartitionIndex> =
+            (0..).map(PartitionIndex).zip(partitions.names()).map(|(index, name)| (name, index)).collect();
+        let mut cities: HashMap<PartitionIndex, Vec<RestoredCity>> = HashMap::new();
+        for known in self.checkpoints.admission_states(&manifest, &|_| true)? {
+            if let Some(index) = indexes.get(&known.partition) {
+                let readings = u32::try_from(known.readings).unwrap_or(u32::MAX);
+                let city = RestoredCity { city: known.city, high: known.high, readings };
+                cities.entry(*index).or_default().push(city);
+            }
+        }
+        Ok(RestoredState { workers, cities })
+    }
+
+    /// Whether all processes have loaded it. What another process cannot read may be fine, so this one reads all of it before it is put
+    /// aside.
+    pub(super) fn verdict(
+        &self,
+        manifest: &Manifest,
+        all: Vec<Option<LoadFailure>>,
+        is_following: bool,
+    ) -> Result<bool, RunError> {
+        let failed = (0..).zip(all).filter_map(|(process, failure)| Some((process, failure?)));
+        let failed: Vec<(usize, LoadFailure)> = failed.collect();
+        for (process, LoadFailure { why, kind }) in &failed {
+            if *kind == LoadFailureKind::Store {
+                return Err(RunError::Failed(format!("process {process}: {why}")));
+            }
+            tracing::warn!(peer = process, "a checkpoint is not used: {why}");
+        }
+        let is_doubtful = |failure: &LoadFailure| failure.kind != LoadFailureKind::Unfit;
+        if let Some((process, failure)) = failed.iter().find(|(_, failure)| is_doubtful(failure)) {
+            self.recheck(manifest, *process, &failure.why, is_following)?;
+        }
+        Ok(failed.is_empty())
+    }
+
+    /// Puts the object aside that is damaged for this process, too. What adds to its checkpoint stays as it is.
+    fn recheck(
+        &self,
+        manifest: &Manifest,
+        process: usize,
+        why: &str,
+        is_following: bool,
+    ) -> Result<(), RunError> {
+        let name = manifest.name();
+        let read = self.checkpoints.read_manifest(name);
+        let read = read.and_then(|manifest| self.checkpoints.verify_contents(&manifest));
+        match read.map_err(|error| (load_failure(&error).kind, error)) {
+            Ok(_) if process != 0 => Err(RunError::Failed(format!(
+                "process {process}: {why}: but process 0 can read all of it, so it is not the same store: make sure that all processes \
+                 reach the same checkpoints"
+            ))),
+            // It was removed meanwhile, or can be read now.
+            Ok(_) | Err((LoadFailureKind::Missing, _)) => Ok(()),
+            // While another generation runs, they are that one's.
+            Err((LoadFailureKind::Damaged, _)) if is_following => Ok(()),
+            Err((LoadFailureKind::Damaged, error)) => {
+                let Some(path) = error.damaged_path() else { return Ok(()) };
+                self.checkpoints.quarantine_object(path)?;
+                tracing::warn!(
+                    checkpoint = %name,
+                    path,
+                    "a file of a checkpoint is damaged: it is renamed to end in .damaged; with the right file in its place, what needs it is used again"
+                );
+                Ok(())
+            }
+            Err((_, error)) => Err(error.into()),
+        }
+    }
+
+    /// Up to where a checkpoint includes the logs, and what they are known by.
+    pub(super) fn covered_positions(
+        &self,
+        covered: &BTreeMap<PartitionIndex, LogPosition>,
+        partitions: &PartitionTable,
+    ) -> (PositionsBySource, BTreeMap<String, LogIdentity>) {
+        let (mut positions, mut logs) = (PositionsBySource::new(), BTreeMap::<String, LogIdentity>::new());
+        let names = partitions.names();
+        let named = covered.iter().filter_map(|(index, at)| Some((names.get(usize::from(index.0))?, at)));
+        for (PartitionName { source, partition }, at) in named {
+            positions.entry(source.to_string()).or_default().insert(*partition, at.position);
+            let id = || LogIdentity { id: self.log_ids.get(&**source).cloned(), ..LogIdentity::default() };
+            let log = logs.entry(source.to_string()).or_insert_with(id);
+            log.before.extend(at.before.map(|before| (*partition, before)));
+        }
+        (positions, logs)
+    }
+
+    /// What the workers of this process begin with; what they write is collected in `parts`.
+    pub fn worker_states(
+        &self,
+        restored: Option<RestoredState>,
+        partitions: &PartitionTable,
+        workers: usize,
+        parts: &Arc<WrittenParts>,
+    ) -> Result<RestoredWorkers, RunError> {
+        let (mut states, cities) =
+            restored.map_or_else(Default::default, |restored| (restored.workers, restored.cities));
+        states.resize_with(workers, WorkerState::default);
+        for state in &mut states {
+            let (own, checkpoints) = (Arc::clone(parts), self.checkpoints.clone());
+            let done =
+                Box::new(move |barrier: CheckpointBarrier, _, part: Result<WorkerPart, CheckpointError>| {
+                    let unwanted = own.add(barrier, part.map_err(|error| error.to_string()));
+                    checkpoints.discard_parts(unwanted.as_slice());
+                });
+            let (checkpoints, writers) = (self.checkpoints.clone(), Arc::clone(&parts.writers));
+            let writer = PartWriter::spawn(checkpoints, &self.generation, partitions.clone(), writers, done);
+            state.snapshots = Some(Box::new(writer.map_err(RunError::Threads)?));
+        }
+        Ok(RestoredWorkers::new(states, cities))
+    }
+}
+
+/// What an error means for the checkpoint that could not be loaded.
+pub fn load_failure(error: &CheckpointError) -> LoadFailure {
+    let kind = match error {
+        CheckpointError::Damaged { .. } | CheckpointError::Unreadable(_) => LoadFailureKind::Damaged,
+        CheckpointError::Missing(_) => LoadFailureKind::Missing,
+        error if error.is_specific_to_checkpoint() => LoadFailureKind::Unfit,
+        _ => LoadFailureKind::Store,
+    };
+    LoadFailure { why: error.to_string(), kind }
+}

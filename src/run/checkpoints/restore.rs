@@ -1,0 +1,50 @@
+//! The checkpoint that a start restores: the newest one that all processes can load.
+
+use std::time::Instant;
+
+use super::candidates::{CheckpointCandidates, RestoreContext};
+use super::repository::CheckpointRepository;
+use crate::checkpoint::Manifest;
+use crate::model::{LogPosition, PartitionName};
+use crate::run::lead::{Lead, Member};
+use crate::run::protocol::{CheckpointRequest, CheckpointSettings, ControlCommand, ControlEvent};
+use crate::run::run_error::RunError;
+
+/// Has all processes load the newest checkpoint that they can, if there is one.
+///
+/// # Errors
+///
+/// If there would be one, were something else as it should be.
+pub fn restore_newest(
+    lead: &Lead,
+    member: &mut impl Member,
+    settings: &CheckpointSettings,
+    repository: &CheckpointRepository,
+    context: &RestoreContext<'_>,
+) -> Result<Option<Manifest>, RunError> {
+    let partitions: Vec<PartitionName> = context.partitions.iter().map(|(name, _)| name.clone()).collect();
+    let mut candidates = CheckpointCandidates::new(repository, context);
+    while let Some(manifest) = candidates.next()? {
+        let began = Instant::now();
+        let (settings, name) = (settings.clone(), manifest.name().to_string());
+        let request = CheckpointRequest { settings, partitions: partitions.clone(), name: name.clone() };
+        let loaded = |event| match event {
+            ControlEvent::CheckpointLoaded(loaded) => Some(loaded.err()),
+            _ => None,
+        };
+        let all = lead.order(member, ControlCommand::LoadCheckpoint(request), loaded)?;
+        if repository.verdict(&manifest, all, context.is_following)? {
+            tracing::info!(checkpoint = name, took = ?began.elapsed(), "a checkpoint is taken up");
+            return Ok(Some(manifest));
+        }
+    }
+    Ok(None)
+}
+
+/// Where a partition is read from that would be read from `start` without the checkpoint.
+pub fn restored_position(manifest: Option<&Manifest>, name: &PartitionName, start: u64) -> LogPosition {
+    let Some(Manifest { positions, logs, .. }) = manifest else { return start.into() };
+    let known = positions.get(&*name.source).and_then(|of| of.get(&name.partition));
+    let before = logs.get(&*name.source).and_then(|log| log.before.get(&name.partition));
+    known.map_or(start.into(), |position| LogPosition { position: *position, before: before.copied() })
+}

@@ -1,0 +1,49 @@
+//! What the workers of a process have written of checkpoints.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::checkpoint::{PartWriterControl, WorkerPart};
+use crate::model::CheckpointBarrier;
+
+/// See the module.
+#[derive(Default)]
+pub struct WrittenParts {
+    written: Mutex<HashMap<u64, Vec<Result<WorkerPart, String>>>>,
+    pub(super) writers: Arc<PartWriterControl>,
+}
+
+impl WrittenParts {
+    /// Gives a part back that comes too late.
+    pub(super) fn add(
+        &self,
+        barrier: CheckpointBarrier,
+        part: Result<WorkerPart, String>,
+    ) -> Option<WorkerPart> {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.writers.is_cancelled(barrier.checkpoint) {
+            return part.ok();
+        }
+        written.entry(barrier.checkpoint).or_default().push(part);
+        None
+    }
+
+    /// All of a checkpoint, once they are all there.
+    pub(super) fn take_complete(
+        &self,
+        checkpoint: u64,
+        workers: usize,
+    ) -> Option<Vec<Result<WorkerPart, String>>> {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let are_there = written.get(&checkpoint).is_some_and(|parts| parts.len() >= workers);
+        are_there.then(|| written.remove(&checkpoint).unwrap_or_default())
+    }
+
+    /// Nothing more is written of a checkpoint, nor of any before. Gives what was.
+    pub(super) fn cancel(&self, checkpoint: u64) -> Vec<WorkerPart> {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        self.writers.cancel_checkpoint(checkpoint);
+        let unwanted = written.extract_if(|known, _| *known <= checkpoint);
+        unwanted.flat_map(|(_, parts)| parts).filter_map(Result::ok).collect()
+    }
+}

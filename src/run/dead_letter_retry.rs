@@ -1,0 +1,443 @@
+//! Dead letters that are sent once more: those of the journal, and by themselves after a delay while a service runs.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
+use std::io::{self, Read as _, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::dlq_command_error::DlqCommandError;
+use crate::codec::JsonRecordDecoder;
+use crate::config::{ServicePlan, SourceKind};
+use crate::fault::remedy_for;
+use crate::kafka::KafkaCluster;
+use crate::kafka::dead_letter_retry::{DeadLetterFilter, DeadLetterRetrier, RetryOutcome};
+use crate::kafka::dead_letter_topic::DlqTopicError;
+use crate::model::{
+    AppendError, Appender, DeadLetter, EventTime, Millis, NewRecord, RawRecord, Reason, RecordAddress,
+    Refusal, Upsert,
+};
+use crate::sinks::dead_letters::{DeadLetterReader, FILE_NAMES};
+use crate::sources::journal::{self, Journal};
+use crate::sources::kafka::KafkaSourcePlan;
+use crate::sources::{NextPoll, RecordHandler, RecordPosition, Source};
+use crate::worker;
+
+/// Letters of one append.
+const RETRY_BATCH: usize = 500;
+/// How long the journal may take.
+const APPEND_TIMEOUT: Duration = Duration::from_secs(60);
+const BUSY_BACKOFF: Duration = Duration::from_millis(100);
+/// Between two looks at dead letters: a quarter of the delay, within these.
+const MIN_PASS_INTERVAL: Duration = Duration::from_millis(250);
+const MAX_PASS_INTERVAL: Duration = Duration::from_secs(10);
+/// After a fault.
+const FAULT_BACKOFF: Duration = Duration::from_secs(10);
+/// How long a stop waits.
+const STOP_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Sends the letters of a journal's first file, each once: what was sent is kept in a file beside it.
+pub struct JournalRetry {
+    lines: DeadLetterReader,
+    sent: RetryLedger,
+    decoder: JsonRecordDecoder,
+}
+
+impl JournalRetry {
+    pub fn open(dir: &Path, journal: &Journal) -> Result<JournalRetry, DlqCommandError> {
+        Ok(JournalRetry {
+            lines: DeadLetterReader::new(&dir.join(FILE_NAMES[0])),
+            sent: RetryLedger::open(&dir.join("dead-letters.sent"), journal)?,
+            decoder: JsonRecordDecoder::new(journal.decode_settings()),
+        })
+    }
+
+    /// Sends those that are wanted and were not sent yet. A later call goes on behind them, so it is to want the same.
+    pub fn send(
+        &mut self,
+        journal: &Journal,
+        wanted: &DeadLetterFilter,
+    ) -> Result<RetryOutcome, DlqCommandError> {
+        let mut outcome = RetryOutcome::default();
+        loop {
+            let (mut batch, mut more) = (Vec::new(), false);
+            let (sent, decoder) = (&self.sent, &mut self.decoder);
+            self.lines.read_while(|letter| {
+                more = batch.len() == RETRY_BATCH;
+                // A stamp of a clock that was ahead says nothing, and must not keep those behind it waiting until then.
+                let now = worker::ingest_clock_ms() as i64;
+                let is_old = |(before, at): (i64, EventTime)| at.millis() < before || at.millis() > now;
+                let is_old = wanted.written_before_ms.zip(letter.arrived_at).is_none_or(is_old);
+                if more || !is_old {
+                    return Some(letter);
+                }
+                if wanted.matches_reason(&letter.reason) {
+                    match decide(sent, &letter) {
+                        RetryDecision::Send => batch.push(retry_record(decoder, letter, &mut outcome)),
+                        RetryDecision::Already => outcome.already_sent += 1,
+                        RetryDecision::Withdrawal => outcome.withdrawals += 1,
+                        RetryDecision::Homeless => outcome.without_origin += 1,
+                    }
+                }
+                None
+            })?;
+            if !batch.is_empty() {
+                self.sent.announce(journal)?;
+                append_all(&*journal.appender(), &batch)?;
+                let origins = batch.iter().filter_map(|record| record.retry.as_ref());
+                self.sent.confirm(origins.map(|retried| retried.origin.to_string()).collect())?;
+            }
+            if !more {
+                return Ok(outcome);
+            }
+        }
+    }
+}
+
+/// What is to become of a letter.
+enum RetryDecision {
+    Send,
+    Already,
+    Withdrawal,
+    /// Of a file: nothing can be appended to that.
+    Homeless,
+}
+
+fn decide(sent: &RetryLedger, letter: &DeadLetter) -> RetryDecision {
+    match () {
+        () if &*letter.address.source != journal::SOURCE_NAME => RetryDecision::Homeless,
+        () if sent.origins.contains(&letter.address.to_string()) => RetryDecision::Already,
+        () if letter.is_withdrawal() => RetryDecision::Withdrawal,
+        () => RetryDecision::Send,
+    }
+}
+
+fn retry_record(
+    decoder: &mut JsonRecordDecoder,
+    letter: DeadLetter,
+    outcome: &mut RetryOutcome,
+) -> NewRecord {
+    let retried = Some(Box::new(letter.next_retry()));
+    *outcome.sent.entry(letter.reason).or_default() += 1;
+    let bytes = letter.value.unwrap_or_default();
+    let city = decoder.decode(&bytes).ok().map(|upsert| Box::from(upsert.city));
+    NewRecord { city, retry: retried, ..NewRecord::new(None, bytes) }
+}
+
+/// Appends records, and returns when they are durable.
+pub(super) fn append_all(appender: &dyn Appender, records: &[NewRecord]) -> Result<(), DlqCommandError> {
+    let deadline = Instant::now() + APPEND_TIMEOUT;
+    loop {
+        let (sender, appended) = mpsc::sync_channel(1);
+        appender.append(records.to_vec(), Box::new(move |done| drop(sender.send(done))));
+        match appended.recv_timeout(APPEND_TIMEOUT) {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(AppendError::Busy)) if Instant::now() < deadline => thread::sleep(BUSY_BACKOFF),
+            Ok(Err(error)) => return Err(error.into()),
+            Err(_) => return Err(DlqCommandError::Hangs),
+        }
+    }
+}
+
+/// Which letters were sent. An append is announced before it is made, with where the journal ended: after a crash between the two
+/// the journal itself says what came of it.
+struct RetryLedger {
+    path: PathBuf,
+    file: File,
+    origins: HashSet<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+enum LedgerEntry {
+    /// The ends of the journal's partitions before an append.
+    #[serde(rename = "sending")]
+    Sending(Vec<u64>),
+    /// The letters that were appended.
+    #[serde(rename = "sent")]
+    Sent(Vec<String>),
+}
+
+impl RetryLedger {
+    fn open(path: &Path, journal: &Journal) -> Result<RetryLedger, DlqCommandError> {
+        let failed = |error: io::Error| cannot_write_ledger(path, &error);
+        let options = File::options().read(true).write(true).create(true).truncate(false).open(path);
+        let mut file = options.map_err(failed)?;
+        let mut text = String::new();
+        file.read_to_string(&mut text).map_err(failed)?;
+        // A line that is not whole was never acted on.
+        let whole = text.rfind('\n').map_or(0, |end| end + 1);
+        file.set_len(whole as u64).map_err(failed)?;
+        file.seek(SeekFrom::End(0)).map_err(failed)?;
+        let (mut origins, mut open) = (HashSet::new(), None);
+        for (number, line) in (1..).zip(text[..whole].lines()) {
+            match serde_json::from_str(line) {
+                Ok(LedgerEntry::Sending(ends)) => open = Some(ends),
+                Ok(LedgerEntry::Sent(sent)) => {
+                    open = None;
+                    origins.extend(sent);
+                }
+                Err(error) => return Err(damaged_ledger(path, format!("line {number}: {error}"))),
+            }
+        }
+        let mut sent = RetryLedger { path: path.into(), file, origins };
+        sent.check_journal(journal)?;
+        if let Some(ends) = open {
+            sent.confirm(origins_since(journal, &ends)?)?;
+        }
+        Ok(sent)
+    }
+
+    /// Positions of another journal would keep letters from being sent.
+    fn check_journal(&self, journal: &Journal) -> Result<(), DlqCommandError> {
+        let places = self.origins.iter().filter_map(|origin| origin.parse::<RecordAddress>().ok());
+        let mut beyond = places.filter(|place| place.position >= journal.log_end(place.partition));
+        match beyond.next() {
+            None => Ok(()),
+            Some(place) => Err(damaged_ledger(
+                &self.path,
+                format!("the journal has no {place}: it is of another journal"),
+            )),
+        }
+    }
+
+    fn announce(&mut self, journal: &Journal) -> Result<(), DlqCommandError> {
+        let ends = (0..journal.partitions()).map(|partition| journal.log_end(partition));
+        self.append_entry(&LedgerEntry::Sending(ends.collect()))
+    }
+
+    fn confirm(&mut self, origins: Vec<String>) -> Result<(), DlqCommandError> {
+        self.origins.extend(origins.iter().cloned());
+        self.append_entry(&LedgerEntry::Sent(origins))
+    }
+
+    fn append_entry(&mut self, entry: &LedgerEntry) -> Result<(), DlqCommandError> {
+        let mut line =
+            serde_json::to_vec(entry).map_err(|error| damaged_ledger(&self.path, error.to_string()))?;
+        line.push(b'\n');
+        let written = self.file.write_all(&line).and_then(|()| self.file.sync_data());
+        written.map_err(|error| cannot_write_ledger(&self.path, &error))
+    }
+}
+
+fn cannot_write_ledger(path: &Path, error: &io::Error) -> DlqCommandError {
+    DlqCommandError::Sent { path: path.into(), problem: format!("{error}: {}", remedy_for(error, path)) }
+}
+
+fn damaged_ledger(path: &Path, problem: String) -> DlqCommandError {
+    let problem = format!("{problem}: repair the file, or move it away, and all letters can be sent again");
+    DlqCommandError::Sent { path: path.into(), problem }
+}
+
+/// The origins of what was sent again to a journal behind these ends.
+fn origins_since(journal: &Journal, ends: &[u64]) -> Result<Vec<String>, DlqCommandError> {
+    let mut found = OriginCollector(Vec::new());
+    for (partition, from) in (0..journal.partitions()).zip(ends) {
+        // What was trimmed since is not seen: letters that were in it are sent once more, which changes nothing.
+        let from = journal.log_start(partition).max(*from);
+        let mut reader = Source::open_partition(journal, partition, from, thread::current())?;
+        while reader.poll(RETRY_BATCH, u64::MAX, &mut found)?.next == NextPoll::Now {}
+    }
+    Ok(found.0)
+}
+
+struct OriginCollector(Vec<String>);
+
+impl RecordHandler for OriginCollector {
+    fn handle_upsert(&mut self, _: RecordPosition, _: &Upsert<'_>) -> Result<(), Refusal> {
+        // What is refused is given as it stands, with its origin.
+        Err(Refusal::new(Reason::NotDecodable, ""))
+    }
+
+    fn handle_refusal(&mut self, _: RecordPosition, _: &Refusal, raw: &RawRecord<'_>) {
+        self.0.extend(raw.retry.map(|retried| retried.origin.to_string()));
+    }
+}
+
+/// What retries by itself while a service runs.
+pub struct RetryThreads {
+    threads: Vec<(Sender<()>, JoinHandle<()>)>,
+}
+
+/// Starts what a plan has retried by itself: letters that are older than the delay, other than those that are too late.
+/// `journal` is the open journal and its data directory.
+pub fn spawn_retry(plan: &ServicePlan, journal: Option<(Arc<Journal>, PathBuf)>) -> io::Result<RetryThreads> {
+    let mut retrying = RetryThreads { threads: Vec::new() };
+    let delayed = plan.sources.iter().filter_map(|source| match &source.kind {
+        SourceKind::Kafka(kafka) if kafka.retry_after.is_some() => Some((&*source.name, kafka)),
+        _ => None,
+    });
+    for (cluster, progress_topic, topics) in group_by_progress_topic(delayed) {
+        let topics: BTreeMap<String, Millis> =
+            topics.iter().filter_map(|kafka| Some((kafka.topic.clone(), kafka.retry_after?))).collect();
+        let (cluster, progress_topic) = (cluster.clone(), progress_topic.to_owned());
+        let shortest = topics.values().copied().min().unwrap_or(Millis::DAY);
+        let mut retrier = None;
+        retrying.spawn_passes(shortest, move || {
+            let mut working = match retrier.take() {
+                Some(working) => working,
+                None => DeadLetterRetrier::open(&cluster, &progress_topic)?,
+            };
+            let mut outcome = RetryOutcome::default();
+            for (topic, delay) in &topics {
+                outcome.add(&working.retry_topic(topic, &older_than(*delay))?);
+            }
+            retrier = Some(working);
+            Ok(outcome)
+        })?;
+    }
+    let delay = plan.ingest.as_ref().and_then(|ingest| ingest.retry_after);
+    if let Some(((journal, dir), delay)) = journal.zip(delay) {
+        let mut retry = None;
+        retrying.spawn_passes(delay, move || {
+            let mut working = match retry.take() {
+                Some(working) => working,
+                None => JournalRetry::open(&dir, &journal)?,
+            };
+            let outcome = working.send(&journal, &older_than(delay))?;
+            retry = Some(working);
+            Ok(outcome)
+        })?;
+    }
+    Ok(retrying)
+}
+
+fn older_than(delay: Millis) -> DeadLetterFilter {
+    let before = (worker::ingest_clock_ms() as i64).saturating_sub(delay.millis());
+    DeadLetterFilter { written_before_ms: Some(before), ..DeadLetterFilter::default() }
+}
+
+impl RetryThreads {
+    fn spawn_passes(
+        &mut self,
+        delay: Millis,
+        mut pass: impl FnMut() -> Result<RetryOutcome, DlqCommandError> + Send + 'static,
+    ) -> io::Result<()> {
+        let often = (Duration::from_millis(delay.millis().unsigned_abs()) / 4)
+            .clamp(MIN_PASS_INTERVAL, MAX_PASS_INTERVAL);
+        let (stop, stopped) = mpsc::channel();
+        let work = move || {
+            let mut wait = often;
+            while stopped.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
+                wait = often;
+                match pass() {
+                    Ok(outcome) if outcome.total_sent() > 0 => {
+                        tracing::info!(letters = outcome.total_sent(), "dead letters were sent again");
+                    }
+                    Ok(_) => {}
+                    Err(error @ DlqCommandError::Topics(DlqTopicError::Fenced(_))) => {
+                        tracing::info!("{error}");
+                        wait = FAULT_BACKOFF;
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "dead letters cannot be sent again yet");
+                        wait = FAULT_BACKOFF;
+                    }
+                }
+            }
+        };
+        self.threads.push((stop, thread::Builder::new().name("retry".into()).spawn(work)?));
+        Ok(())
+    }
+
+    /// Ends it. What is under way may stay undone, and is done the next time.
+    pub fn stop(self) {
+        let threads: Vec<JoinHandle<()>> = self.threads.into_iter().map(|(_, thread)| thread).collect();
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        while threads.iter().any(|thread| !thread.is_finished()) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// One retrier for each progress topic, and its topics: two of the same would take turns in ending each other.
+pub(super) fn group_by_progress_topic<'a>(
+    topics: impl Iterator<Item = (&'a str, &'a KafkaSourcePlan)>,
+) -> Vec<(&'a KafkaCluster, &'a str, Vec<&'a KafkaSourcePlan>)> {
+    let mut groups: BTreeMap<(&KafkaCluster, &str), Vec<&KafkaSourcePlan>> = BTreeMap::new();
+    for (_, kafka) in topics {
+        groups.entry((&kafka.cluster, &kafka.progress_topic)).or_default().push(kafka);
+    }
+    groups.into_iter().map(|((cluster, progress), topics)| (cluster, progress, topics)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{PartitionName, RetryInfo};
+    use crate::sinks::dead_letters::{DeadLetterFiles, DeadLetterLimits};
+    use crate::sources::journal::JournalPlan;
+
+    fn letters(dir: &Path, positions: std::ops::Range<u64>) {
+        let mut letters = DeadLetterFiles::open(dir, "rules", DeadLetterLimits::default()).unwrap();
+        let name = PartitionName { source: journal::SOURCE_NAME.into(), partition: 1 };
+        for position in positions {
+            let raw = format!("{{\"number\":{position}}}");
+            let reason = if position % 5 == 0 { Reason::TooLate } else { Reason::BadTime };
+            let refusal = Refusal::new(reason, "no time");
+            letters
+                .write_dead_letter(&name, position, None, &refusal, &RawRecord::from_value(raw.as_bytes()))
+                .unwrap();
+        }
+        letters.flush_and_rotate().unwrap();
+    }
+
+    fn journal(dir: &Path) -> Journal {
+        let plan = JournalPlan { partitions: 2, ..JournalPlan::default() };
+        Journal::open(&dir.join("journal"), plan).unwrap()
+    }
+
+    fn origins(journal: &Journal) -> Vec<u64> {
+        let origins = origins_since(journal, &[0, 0]).unwrap();
+        let places = origins.iter().map(|origin| origin.parse::<RecordAddress>().unwrap());
+        places.map(|place| place.position).collect()
+    }
+
+    /// Ended behind each step of a batch, and begun anew: each letter is in the journal once.
+    #[test]
+    fn interrupted_retry_sends_each_dead_letter_once() {
+        let dir = tempfile::tempdir().unwrap();
+        {
+            let journal = journal(dir.path());
+            // Letters are of records that the journal has.
+            let home = RetryInfo { origin: "journal/1/0".into(), attempt: 1, first_seen: None };
+            let there = NewRecord { retry: Some(Box::new(home)), ..NewRecord::new(None, &b"{}"[..]) };
+            append_all(&*journal.appender(), &vec![there; 2_000]).unwrap();
+        }
+        letters(dir.path(), 0..1_200);
+        let file = dir.path().join("dead-letters.sent");
+        let expected: Vec<u64> = (0..1_200).filter(|position| position % 5 != 0).collect();
+        let mut whole = Vec::new();
+        for _ in 0..2 {
+            let journal = journal(dir.path());
+            let mut retry = JournalRetry::open(dir.path(), &journal).unwrap();
+            let outcome = retry.send(&journal, &DeadLetterFilter::default()).unwrap();
+            assert_eq!(outcome.total_sent() + outcome.already_sent, expected.len() as u64);
+            assert_eq!(origins(&journal)[2_000..], expected, "{outcome:?}");
+            whole = std::fs::read(&file).unwrap();
+        }
+        // The last batch was appended, but not, or not wholly, noted.
+        let lines: Vec<usize> =
+            whole.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1).collect();
+        let before_last = lines[lines.len() - 2];
+        for cut in [before_last, before_last + 1, whole.len() - 1] {
+            std::fs::write(&file, &whole[..cut]).unwrap();
+            let journal = journal(dir.path());
+            let mut retry = JournalRetry::open(dir.path(), &journal).unwrap();
+            let outcome = retry.send(&journal, &DeadLetterFilter::default()).unwrap();
+            assert_eq!(
+                (outcome.total_sent(), outcome.already_sent),
+                (0, expected.len() as u64),
+                "cut at {cut}"
+            );
+            assert_eq!(origins(&journal)[2_000..], expected);
+        }
+        std::fs::write(&file, "what\n").unwrap();
+        let refused = JournalRetry::open(dir.path(), &journal(dir.path())).err().unwrap().to_string();
+        assert!(refused.contains("line 1") && refused.contains("move it away"), "{refused}");
+    }
+}

@@ -1,0 +1,40 @@
+//! Why a command that deals with dead letters fails.
+
+use std::path::PathBuf;
+
+use super::data_dir::DataDirError;
+use crate::kafka::dead_letter_topic::DlqTopicError;
+use crate::model::AppendError;
+use crate::sinks::dead_letters::DlqFileError;
+use crate::sources::SourceError;
+use crate::sources::journal::JournalError;
+
+/// Why dead letters cannot be dealt with.
+#[derive(Debug, thiserror::Error)]
+pub enum DlqCommandError {
+    #[error(transparent)]
+    Files(#[from] DlqFileError),
+    #[error(transparent)]
+    Topics(#[from] DlqTopicError),
+    #[error("{0}; a service that runs retries by itself where ingest.retry_after is set")]
+    DataDir(#[from] DataDirError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error(transparent)]
+    Append(#[from] AppendError),
+    #[error("the journal does not answer: look at its disk, then try again")]
+    Hangs,
+    #[error("{}: {problem}", path.display())]
+    Sent { path: PathBuf, problem: String },
+    #[error(
+        "{} is no data directory of a service: there is no folder journal in it; --data-dir or --config says where it is",
+        .0.display()
+    )]
+    NoJournal(PathBuf),
+    #[error("there is no source {asked:?} with dead letters: there are {known}")]
+    UnknownSource { asked: String, known: String },
+    #[error("line {line}: {problem}; nothing was sent")]
+    Line { line: u64, problem: String },
+}

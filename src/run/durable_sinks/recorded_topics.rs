@@ -1,0 +1,305 @@
+//! The topics of outlets as the progress has them recorded: which there must be, and what they are known by.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use super::identity::unknown_dead_letters;
+use super::{SinkSpec, SinkSpecs, kafka_sources};
+use crate::config::ServicePlan;
+use crate::kafka::native::TopicState;
+use crate::kafka::topic_admin::{self, TopicSurvey};
+use crate::kafka::topic_identity::{TopicChange, TopicIdentities, TopicIdentity, TopicWatch, WatchedCluster};
+use crate::kafka::{KafkaCluster, dead_letter_headers, dead_letter_topics};
+use crate::run::checkpoints::place::topics_in_checkpoints;
+use crate::run::run_error::RunError;
+use crate::sinks::kafka::progress::{CLAIM, Claim, IDENTITY, ProgressSnapshot, TOPICS};
+use crate::sinks::kafka::{Identity, ProgressWriter};
+
+/// What an outlet's topics are for.
+#[derive(Clone, Debug, Default)]
+pub(super) struct SinkTopics {
+    progress: String,
+    /// Results and current rows.
+    results: Vec<String>,
+    dead_letters: Vec<String>,
+    /// By source: what the outputs are made of, as far as it is in the same cluster.
+    inputs: BTreeMap<String, String>,
+}
+
+impl SinkTopics {
+    pub(super) fn of(plan: &ServicePlan, draft: &SinkSpec) -> SinkTopics {
+        let own = |source: &&(&str, &crate::sources::kafka::KafkaSourcePlan)| {
+            source.1.cluster == draft.plan.cluster
+                && draft.topics.contains(&dead_letter_topics(&source.1.topic)[0])
+        };
+        let sources: Vec<_> = kafka_sources(plan).collect();
+        let inputs: BTreeMap<String, String> = sources
+            .iter()
+            .filter(own)
+            .map(|(name, source)| ((*name).to_owned(), source.topic.clone()))
+            .collect();
+        let letters: Vec<String> = inputs.values().flat_map(|topic| dead_letter_topics(topic)).collect();
+        let results = draft.topics.iter().filter(|topic| !letters.contains(topic)).cloned().collect();
+        SinkTopics { progress: draft.plan.progress_topic.clone(), results, dead_letters: letters, inputs }
+    }
+
+    fn all(&self) -> Vec<&str> {
+        let each = self.results.iter().chain(&self.dead_letters).chain(self.inputs.values());
+        each.chain([&self.progress]).map(String::as_str).collect()
+    }
+
+    /// What is not to be there if all is computed anew.
+    fn outputs(&self) -> String {
+        let each = [&self.progress].into_iter().chain(&self.results).chain(&self.dead_letters);
+        each.map(String::as_str).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The topics that progress says were read or written.
+    fn known(&self, kept: &ProgressSnapshot) -> Result<BTreeSet<&str>, RunError> {
+        if let Some(records) = kept.get::<TopicIdentities>(TOPICS)? {
+            return Ok(self.all().into_iter().filter(|topic| records.contains_key(*topic)).collect());
+        }
+        // Of a version that did not record them.
+        let identity = kept.get::<Identity>(IDENTITY)?.unwrap_or_default();
+        let has_read = |(source, topic): &(&String, &String)| {
+            let made_of = identity.get(&format!("source {source}"));
+            made_of.is_some_and(|made_of| made_of.starts_with(&format!("topic {topic} as ")))
+        };
+        let inputs: Vec<&str> =
+            self.inputs.iter().filter(has_read).map(|(_, topic)| topic.as_str()).collect();
+        let is_of_inputs =
+            |letters: &&String| inputs.iter().any(|topic| dead_letter_topics(topic).contains(letters));
+        let letters: Vec<&str> = self.dead_letters.iter().filter(is_of_inputs).map(String::as_str).collect();
+        let is_written = |topic: &&String| identity.contains_key(&format!("partitions of topic {topic}"));
+        let results = self.results.iter().filter(is_written).map(String::as_str);
+        Ok(results.chain(inputs).chain(letters).collect())
+    }
+
+    /// Why a run cannot go on with a topic as it is, and what to do; `is_compared` where the records of inputs fit.
+    fn refuse(&self, change: &TopicChange, is_compared: bool) -> RunError {
+        let (topic, progress, outputs) = (change.topic(), &self.progress, self.outputs());
+        let is_input = self.inputs.values().any(|input| input == topic);
+        let is_copy = is_compared && matches!(change, TopicChange::AnotherId { .. });
+        let what = match (is_input, topic == progress) {
+            (true, _) if is_copy => format!(
+                "what can be compared of its records fits what progress topic {progress} says was read, so it may be a copy or a restored one"
+            ),
+            (true, _) if !is_compared => "it was deleted, or made anew, while it was read".to_owned(),
+            (true, _) => format!("progress topic {progress} says how far it was read"),
+            (false, true) => "it says what was read and written".to_owned(),
+            (false, false) => {
+                format!("progress topic {progress} says what was written to it, and that does not come again")
+            }
+        };
+        let adopt = match is_copy {
+            true => {
+                "if it is a copy with all that the other one had, start once with --adopt-logs; otherwise "
+            }
+            false => "",
+        };
+        RunError::Failed(format!(
+            "{change}: {what}: {adopt}restore it and start with --adopt-logs, or begin anew: delete {outputs} \
+             (docs/disaster-recovery.md)"
+        ))
+    }
+}
+
+impl SinkTopics {
+    /// Why outputs that the progress knows nothing of are not added to.
+    fn refuse_unknown(&self, topic: &str, what: &str) -> RunError {
+        RunError::Failed(format!(
+            "topic {topic} holds {what}, of which progress topic {} knows nothing: it was lost, or made anew, or is not the one that they \
+             were written with; they would be written twice: restore it and start with --adopt-logs, name the right one, or begin anew: \
+             delete {} (docs/disaster-recovery.md)",
+            self.progress,
+            self.outputs()
+        ))
+    }
+}
+
+/// Refuses to go on, before any topic is made, where one is gone that the progress or a checkpoint knows, or the progress itself.
+pub fn check_nothing_is_lost(plan: &ServicePlan, in_data_dir: bool) -> Result<(), RunError> {
+    let SinkSpecs { specs: drafts, .. } = SinkSpecs::of(plan);
+    for draft in &drafts {
+        let (topics, cluster) = (SinkTopics::of(plan, draft), &draft.plan.cluster);
+        let survey = topic_admin::survey_topics(cluster, &topics.all())?;
+        let is_gone = |topic: &str| survey.states.get(topic) == Some(&TopicState::Missing);
+        let kept = (!is_gone(&topics.progress))
+            .then(|| ProgressSnapshot::read_now(cluster, &topics.progress))
+            .transpose()?;
+        let is_claimed = |kept: &&ProgressSnapshot| !matches!(kept.get::<Claim>(CLAIM), Ok(None));
+        let known = match kept.as_ref().filter(is_claimed) {
+            Some(kept) => topics.known(kept)?,
+            None => {
+                check_progress_is_new(plan, draft, &topics, cluster)?;
+                BTreeSet::new()
+            }
+        };
+        if let Some(gone) = known.into_iter().find(|topic| is_gone(topic)) {
+            return Err(topics.refuse(&TopicChange::Gone { topic: gone.to_owned() }, true));
+        }
+        check_checkpoints(plan, in_data_dir, topics.inputs.values().filter(|topic| is_gone(topic)))?;
+    }
+    Ok(())
+}
+
+/// Progress that nobody has claimed is new, so its outputs are to be new, too.
+fn check_progress_is_new(
+    plan: &ServicePlan,
+    draft: &SinkSpec,
+    topics: &SinkTopics,
+    cluster: &KafkaCluster,
+) -> Result<(), RunError> {
+    let results: Vec<&str> = topics.results.iter().map(String::as_str).collect();
+    if let Some(topic) = topic_admin::first_topic_with_records(cluster, &results)? {
+        return Err(topics.refuse_unknown(&topic, "results"));
+    }
+    for (name, source) in kafka_sources(plan).filter(|(name, _)| topics.inputs.contains_key(*name)) {
+        let letters = dead_letter_topics(&source.topic);
+        let letters = [&*letters[0], &*letters[1]];
+        let is_own = !draft.has_results && source.progress_topic == topics.progress;
+        if is_own && topic_admin::first_topic_with_records(cluster, &letters)?.is_some() {
+            return Err(unknown_dead_letters(name, source, &topics.progress));
+        }
+        // New results may be made beside others of the same input, whose letters are there.
+        let written = topic_admin::first_topic_with_header(
+            cluster,
+            &letters,
+            (dead_letter_headers::PROGRESS, &topics.progress),
+        )?;
+        if let Some(topic) = written {
+            return Err(topics.refuse_unknown(&topic, "dead letters"));
+        }
+    }
+    Ok(())
+}
+
+/// A checkpoint includes records of a topic that is gone.
+fn check_checkpoints<'a>(
+    plan: &ServicePlan,
+    in_data_dir: bool,
+    gone: impl Iterator<Item = &'a String>,
+) -> Result<(), RunError> {
+    let gone: Vec<&String> = gone.collect();
+    if gone.is_empty() {
+        return Ok(());
+    }
+    let known = topics_in_checkpoints(plan, in_data_dir)?;
+    match gone.into_iter().find(|topic| known.contains(*topic)) {
+        None => Ok(()),
+        Some(topic) => Err(RunError::Failed(format!(
+            "topic {topic} is gone, and checkpoints include what was read of it: restore it and start with --adopt-logs, or begin anew: \
+             name another place for checkpoints (checkpoints.url) (docs/disaster-recovery.md)"
+        ))),
+    }
+}
+
+/// What the topics of a run's outlets are known by, as it is or will be recorded.
+pub(super) struct RecordedTopics {
+    topics: Vec<SinkTopics>,
+    clusters: Vec<KafkaCluster>,
+    adopt: bool,
+    records: Mutex<Vec<TopicIdentities>>,
+    /// Once the outlets are this run's.
+    writers: OnceLock<Vec<ProgressWriter>>,
+}
+
+impl RecordedTopics {
+    pub(super) fn new(plan: &ServicePlan, drafts: &[SinkSpec]) -> RecordedTopics {
+        RecordedTopics {
+            topics: drafts.iter().map(|draft| SinkTopics::of(plan, draft)).collect(),
+            clusters: drafts.iter().map(|draft| draft.plan.cluster.clone()).collect(),
+            adopt: plan.adopt_logs,
+            records: Mutex::new(vec![TopicIdentities::new(); drafts.len()]),
+            writers: OnceLock::new(),
+        }
+    }
+
+    /// Refuses topics that are not those that are recorded. Positions in them were checked before.
+    pub(super) fn check(&self, kept: &[ProgressSnapshot]) -> Result<(), RunError> {
+        let mut all = Vec::new();
+        for ((topics, cluster), kept) in self.topics.iter().zip(&self.clusters).zip(kept) {
+            let recorded = kept.get::<TopicIdentities>(TOPICS)?.unwrap_or_default();
+            let survey = topic_admin::survey_topics(cluster, &topics.all())?;
+            all.push(self.check_sink(topics, recorded, &survey)?);
+        }
+        *self.lock() = all;
+        Ok(())
+    }
+
+    fn check_sink(
+        &self,
+        topics: &SinkTopics,
+        mut recorded: TopicIdentities,
+        survey: &TopicSurvey,
+    ) -> Result<TopicIdentities, RunError> {
+        for topic in topics.all() {
+            let record = recorded.entry(topic.to_owned()).or_default();
+            let state = survey.states.get(topic).unwrap_or(&TopicState::Missing);
+            let is_written = survey.written_topics.contains(topic);
+            match record.detect_change(topic, state, is_written) {
+                None => {}
+                Some(change @ TopicChange::AnotherId { .. }) if self.adopt => {
+                    tracing::warn!("{change}: it is gone on with, as --adopt-logs says");
+                }
+                Some(change) => return Err(topics.refuse(&change, true)),
+            }
+            *record = record.updated_from(state, is_written);
+        }
+        Ok(recorded)
+    }
+
+    /// What is to be recorded of an outlet's topics.
+    pub(super) fn of_sink(&self, outlet: usize) -> TopicIdentities {
+        self.lock().get(outlet).cloned().unwrap_or_default()
+    }
+
+    /// From now on, what has to be recorded is.
+    pub(super) fn install_writers(&self, keepers: Vec<ProgressWriter>) {
+        let _ = self.writers.set(keepers);
+    }
+
+    /// Looks at the topics again and again; `failed` hears why the run cannot go on.
+    pub(super) fn watch(
+        self: &Arc<Self>,
+        failed: impl Fn(String) + Clone + Send + 'static,
+    ) -> Result<TopicWatch, RunError> {
+        let records = self.lock().clone();
+        let watched = self.clusters.iter().cloned().zip(records);
+        let watched = watched.map(|(cluster, topics)| WatchedCluster { cluster, topics }).collect();
+        let (changing, writing) = (Arc::clone(self), Arc::clone(self));
+        let changed = move |outlet: usize, change: &TopicChange| {
+            failed(format!("while the service runs: {}", changing.topics[outlet].refuse(change, false)));
+        };
+        let written = move |outlet: usize, topics: &BTreeSet<String>| writing.record_written(outlet, topics);
+        TopicWatch::start_watching(watched, changed, written).map_err(RunError::Failed)
+    }
+
+    /// Records that topics have been written to: from then on, an empty one is another one.
+    fn record_written(&self, outlet: usize, written: &BTreeSet<String>) -> bool {
+        let Some(keeper) = self.writers.get().and_then(|keepers| keepers.get(outlet)) else { return false };
+        let mut records = self.of_sink(outlet);
+        for topic in written {
+            records.entry(topic.clone()).or_default().is_written = true;
+        }
+        let kept = keeper.write(TOPICS, &records);
+        if let Err(error) = &kept {
+            tracing::debug!(%error, "what was written to is not recorded yet");
+            return false;
+        }
+        if let Some(own) = self.lock().get_mut(outlet) {
+            *own = records;
+        }
+        true
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<TopicIdentities>> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is recorded of the topic of a source.
+pub(super) fn recorded_topic(kept: &ProgressSnapshot, topic: &str) -> Result<TopicIdentity, RunError> {
+    let mut recorded = kept.get::<TopicIdentities>(TOPICS)?.unwrap_or_default();
+    Ok(recorded.remove(topic).unwrap_or_default())
+}

@@ -1,0 +1,147 @@
+//! Where the partitions of topics were first read from, what their registries have answered, and where their dead letters go.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use super::DurableSinks;
+use crate::model::{LogPosition, PartitionIndex, PartitionName, Shard};
+use crate::registry::{RegistryResponse, ResponseRecorder};
+use crate::run::run_error::RunError;
+use crate::sinks::kafka::ProgressWriter;
+use crate::sinks::kafka::progress::{self, ProgressSnapshot};
+use crate::sources::Source;
+use crate::sources::kafka::KafkaSourcePlan;
+use crate::worker::{DeadLetterTargets, LogPartition};
+
+/// Where the dead letters of a source go.
+#[derive(Clone)]
+pub(super) struct DeadLetterRoute {
+    pub sink: usize,
+    pub source: KafkaSourcePlan,
+    pub topic: Arc<str>,
+    pub progress: Arc<str>,
+    pub first_shard: Shard,
+    pub shards: u16,
+    /// Number and partitions of the first and the second topic.
+    pub topics: [(u8, u32); 2],
+}
+
+/// Where the partitions of topics were first read from, which is kept, and where their dead letters go.
+pub struct SourceRegistry(HashMap<String, RegisteredSource>);
+
+struct RegisteredSource {
+    kept: Mutex<BTreeMap<u32, u64>>,
+    schemas: Vec<(u32, RegistryResponse)>,
+    /// Once the outlet is this run's.
+    writer: Arc<OnceLock<ProgressWriter>>,
+    letters: DeadLetterRoute,
+}
+
+/// What is asked for before the outlets are this run's.
+fn not_claimed() -> RunError {
+    RunError::Failed("another generation still writes the results".into())
+}
+
+type Answers = Vec<(u32, RegistryResponse)>;
+
+impl SourceRegistry {
+    /// By what is kept in the outlets; it keeps nothing until they are claimed.
+    pub(super) fn of(
+        letters: &HashMap<String, DeadLetterRoute>,
+        kept: &[&ProgressSnapshot],
+    ) -> Result<SourceRegistry, RunError> {
+        let of_source = |(name, letters): (&String, &DeadLetterRoute)| {
+            let of_outlet = kept[letters.sink];
+            let kept = of_outlet.get(&progress::start_key(name))?.unwrap_or_default();
+            let prefix = progress::schema_prefix(name);
+            let schemas = of_outlet.with_prefix(&prefix).filter_map(|(id, answer)| {
+                Some((id.parse().ok()?, serde_json::from_slice::<RegistryResponse>(answer).ok()?))
+            });
+            let (schemas, letters) = (schemas.collect(), letters.clone());
+            let starts =
+                RegisteredSource { kept: Mutex::new(kept), schemas, writer: Arc::default(), letters };
+            Ok((name.clone(), starts))
+        };
+        letters.iter().map(of_source).collect::<Result<_, _>>().map(SourceRegistry)
+    }
+
+    /// What the registry of a source has answered before, and what keeps further answers.
+    pub fn answers(&self, source: &str) -> Result<(Answers, ResponseRecorder), RunError> {
+        let starts = self.0.get(source);
+        let starts =
+            starts.ok_or_else(|| RunError::Failed(format!("source {source} has no progress topic")))?;
+        let (keeper, prefix) = (starts.writer.clone(), progress::schema_prefix(source));
+        let record = move |id: u32, answer: &RegistryResponse| {
+            let keeper = keeper.get().ok_or_else(|| not_claimed().to_string())?;
+            keeper.write(&format!("{prefix}{id}"), answer).map_err(|error| error.to_string())
+        };
+        Ok((starts.schemas.clone(), Box::new(record)))
+    }
+
+    /// From now on, what has to be kept is kept.
+    pub fn install_writers(&self, outlets: &DurableSinks) {
+        for starts in self.0.values() {
+            if let Some(outlet) = outlets.0.get(starts.letters.sink) {
+                let _ = starts.writer.set(outlet.progress_writer());
+            }
+        }
+    }
+
+    /// Whether it is known from where a partition was first read; of a log that is no topic it always is.
+    pub fn knows(&self, source: &str, partition: u32) -> bool {
+        self.0.get(source).is_none_or(|starts| {
+            starts.kept.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&partition)
+        })
+    }
+
+    /// From where a partition is read if nothing is restored: from where it was read first.
+    pub fn start_of(&self, source: &Arc<dyn Source>, partition: u32) -> Result<u64, RunError> {
+        let registered = self.0.get(source.name());
+        registered.map_or(Ok(0), |registered| registered.start_position(&**source, partition))
+    }
+
+    /// A partition as it is read from a position on.
+    pub fn partition_from(
+        &self,
+        source: &Arc<dyn Source>,
+        partition: u32,
+        index: PartitionIndex,
+        start: LogPosition,
+    ) -> LogPartition {
+        let name = PartitionName { source: source.name().into(), partition };
+        let letters = self.0.get(source.name()).map(|starts| starts.letters.of(partition));
+        let shared = source.is_shared();
+        LogPartition { index, name, source: Arc::clone(source), start, shared, dead_letters: letters }
+    }
+}
+
+impl RegisteredSource {
+    fn start_position(&self, source: &dyn Source, partition: u32) -> Result<u64, RunError> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(start) = kept.get(&partition) {
+            return Ok(*start);
+        }
+        // Those of a first start are kept all at once: what is missing later has come later.
+        let first_start = kept.is_empty();
+        for partition in
+            (0..source.partitions().max(partition + 1)).filter(|p| !kept.contains_key(p)).collect::<Vec<_>>()
+        {
+            let failed = |error| RunError::Source { name: source.name().to_owned(), error };
+            let start = source.start_position(partition, first_start).map_err(failed)?;
+            kept.insert(partition, start);
+        }
+        self.writer.get().ok_or_else(not_claimed)?.write(&progress::start_key(source.name()), &*kept)?;
+        Ok(kept.get(&partition).copied().unwrap_or(0))
+    }
+}
+
+impl DeadLetterRoute {
+    fn of(&self, partition: u32) -> DeadLetterTargets {
+        let places = self.topics.map(|(topic, partitions)| {
+            // By the partition that is read, whatever becomes of the letters' topic.
+            let shard = Shard(self.first_shard.0 + (partition % u32::from(self.shards)) as u16);
+            (shard, topic, partition % partitions.max(1))
+        });
+        DeadLetterTargets { topic: self.topic.clone(), progress: self.progress.clone(), targets: places }
+    }
+}

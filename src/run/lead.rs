@@ -1,0 +1,107 @@
+//! Process 0's hold on the command log while it starts and runs.
+
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use super::control::{Control, MainEvent};
+use super::local_sinks::LocalSinks;
+use super::protocol::{ControlCommand, ControlEvent};
+use super::run_error::RunError;
+use crate::cluster::ClusterError;
+
+/// What executes the commands of the log on the main thread of a process.
+pub trait Member {
+    fn execute(&mut self, command: ControlCommand) -> Result<(), RunError>;
+
+    fn sinks(&self) -> Result<&LocalSinks, RunError>;
+}
+
+/// See the module.
+pub struct Lead {
+    control: Control,
+    events: Receiver<MainEvent>,
+    processes: usize,
+}
+
+impl Lead {
+    pub fn new(control: Control, events: Receiver<MainEvent>, processes: usize) -> Lead {
+        Lead { control, events, processes }
+    }
+
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// The next event for the phase that runs, if one comes in time.
+    pub fn next_event(&self, within: Duration) -> Option<MainEvent> {
+        self.events.recv_timeout(within).ok()
+    }
+
+    pub fn events(&self) -> &Receiver<MainEvent> {
+        &self.events
+    }
+
+    /// Appends a command, and executes it here when its turn in the log comes.
+    pub fn execute(&self, member: &mut impl Member, command: ControlCommand) -> Result<(), RunError> {
+        self.control.append(command);
+        member.execute(self.next_command()?)
+    }
+
+    /// Appends a command that is executed elsewhere than here, and gives it back when its turn comes.
+    pub fn append_and_take(&self, command: ControlCommand) -> Result<ControlCommand, RunError> {
+        self.control.append(command);
+        self.next_command()
+    }
+
+    /// Appends a command, executes it here, and waits until every process has answered: by process.
+    pub fn order<T>(
+        &self,
+        member: &mut impl Member,
+        command: ControlCommand,
+        answer: impl Fn(ControlEvent) -> Option<T>,
+    ) -> Result<Vec<T>, RunError> {
+        self.execute(member, command)?;
+        self.answers(answer)
+    }
+
+    /// Waits until every process has answered.
+    pub fn answers<T>(&self, answer: impl Fn(ControlEvent) -> Option<T>) -> Result<Vec<T>, RunError> {
+        let mut answers: Vec<Option<T>> = (0..self.processes).map(|_| None).collect();
+        while answers.iter().any(Option::is_none) {
+            match self.next()? {
+                MainEvent::Reported { process, event } => {
+                    if let (Some(slot), Some(answer)) = (answers.get_mut(process), answer(event)) {
+                        *slot = Some(answer);
+                    }
+                }
+                event => return Err(ended_by(event)),
+            }
+        }
+        Ok(answers.into_iter().flatten().collect())
+    }
+
+    fn next_command(&self) -> Result<ControlCommand, RunError> {
+        match self.next()? {
+            MainEvent::Command(command) if !matches!(command, ControlCommand::Stop) => Ok(command),
+            event => Err(ended_by(event)),
+        }
+    }
+
+    fn next(&self) -> Result<MainEvent, RunError> {
+        self.events.recv().map_err(|_| RunError::Failed("a bug: the control thread has ended".into()))
+    }
+}
+
+/// Why a wait for something else ends with this event.
+pub fn ended_by(event: MainEvent) -> RunError {
+    match event {
+        MainEvent::Command(ControlCommand::Stop) => RunError::Cluster(ClusterError::Stopped),
+        MainEvent::Failed(failure) => failure.into(),
+        MainEvent::WorkersExited(Err(error)) => error,
+        MainEvent::WorkersExited(Ok(())) => RunError::Failed("the workers have ended".into()),
+        MainEvent::Command(command) => RunError::Failed(format!("a bug: {command:?} comes out of turn")),
+        MainEvent::Reported { process, event } => {
+            RunError::Failed(format!("a bug: process {process} reports {event:?} out of turn"))
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! The durable sinks of a process, from their inspection to the claim: the shards that it writes.
+
+use std::sync::Arc;
+
+use super::durable_sinks::{DurableSinks, FencedSink, InspectedSinks};
+use super::protocol::FenceOrder;
+use super::run_error::RunError;
+use crate::model::Topology;
+use crate::sinks::kafka::progress::ProgressSnapshot;
+
+/// See the module.
+pub struct LocalSinks {
+    inspected: Arc<InspectedSinks>,
+    topology: Topology,
+    fenced: Vec<FencedSink>,
+    claimed: Option<DurableSinks>,
+}
+
+impl LocalSinks {
+    pub fn new(inspected: InspectedSinks, topology: Topology) -> LocalSinks {
+        LocalSinks { inspected: Arc::new(inspected), topology, fenced: Vec::new(), claimed: None }
+    }
+
+    pub fn inspected(&self) -> &Arc<InspectedSinks> {
+        &self.inspected
+    }
+
+    /// Fences every earlier writer of the shards that this process writes.
+    pub fn fence(&mut self, order: FenceOrder) -> Result<(), RunError> {
+        let FenceOrder { sink, claim, is_takeover } = order;
+        let fenced = self.inspected.fence(sink, claim, self.topology);
+        self.fenced.push(fenced.map_err(|error| if is_takeover { error.into_lost_race() } else { error })?);
+        Ok(())
+    }
+
+    /// All sinks are fenced, and hold this.
+    pub fn claim(&mut self, progress: Vec<ProgressSnapshot>) -> Result<(), RunError> {
+        let fenced = std::mem::take(&mut self.fenced);
+        self.claimed = Some(self.inspected.open(fenced, progress)?);
+        Ok(())
+    }
+
+    pub fn claimed(&self) -> Result<&DurableSinks, RunError> {
+        self.claimed.as_ref().ok_or_else(not_claimed)
+    }
+
+    /// Gives the sinks away, to be written.
+    pub fn take_claimed(&mut self) -> Result<DurableSinks, RunError> {
+        self.claimed.take().ok_or_else(not_claimed)
+    }
+}
+
+fn not_claimed() -> RunError {
+    RunError::Failed("a bug: the sinks are to be written before they are claimed".into())
+}

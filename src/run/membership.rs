@@ -1,0 +1,55 @@
+//! How a process meets the others of its run.
+
+use std::net::TcpListener;
+
+use super::protocol::CONTROL_VERSION;
+use super::shutdown::Shutdown;
+use crate::cluster::{ClusterError, ClusterPlan, PeerTls};
+use crate::config::ServicePlan;
+use crate::model::Topology;
+
+/// How this process meets the others of its run.
+pub struct Membership {
+    pub cluster: ClusterPlan,
+    /// Where it listens for them, if it does already.
+    pub listener: Option<TcpListener>,
+    pub shutdown: Shutdown,
+}
+
+impl Membership {
+    pub fn alone(plan: &ServicePlan) -> Membership {
+        let cluster = cluster_plan(plan, 0, Vec::new(), None);
+        Membership { cluster, listener: None, shutdown: Shutdown::default() }
+    }
+
+    /// One of several, which are at `hosts`.
+    ///
+    /// # Errors
+    ///
+    /// If the files of `cluster.tls` cannot be used.
+    pub fn one_of(
+        plan: &ServicePlan,
+        process: usize,
+        hosts: Vec<String>,
+    ) -> Result<Membership, ClusterError> {
+        let tls = plan.cluster.tls.as_ref().map(PeerTls::load).transpose()?;
+        let cluster = cluster_plan(plan, process, hosts, tls);
+        Ok(Membership { cluster, listener: None, shutdown: Shutdown::default() })
+    }
+}
+
+fn cluster_plan(plan: &ServicePlan, process: usize, hosts: Vec<String>, tls: Option<PeerTls>) -> ClusterPlan {
+    let keys = &plan.cluster;
+    let mut agreement = plan.common_settings.clone();
+    agreement.insert("version of control messages".into(), CONTROL_VERSION.to_string());
+    let topology = Topology { processes: keys.processes, process, workers_per_process: plan.workers };
+    ClusterPlan {
+        topology,
+        hosts,
+        secret: keys.secret.clone().unwrap_or_default().into_bytes(),
+        tls,
+        connect_time: keys.connect_time,
+        peer_timeout: keys.peer_timeout,
+        agreement,
+    }
+}

@@ -1,0 +1,274 @@
+//! A process whose workers run: what it does at each command, its housekeeping, and its end.
+
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+use super::checkpoints::part_reporter::PartReporter;
+use super::context::RunContext;
+use super::control::MainEvent;
+use super::durable_sinks::RunningSinks;
+use super::lead::{Member, ended_by};
+use super::local_sinks::LocalSinks;
+use super::logs::Logs;
+use super::protocol::{ControlCommand, ControlEvent, RefusedCounts};
+use super::run_error::{Failure, RunError};
+use crate::fault::RetryBackoff;
+use crate::model::{Appender, PartitionTable};
+use crate::serve::RunningServer;
+use crate::sinks::kafka::KafkaSinkError;
+use crate::worker::{InstalledSinks, LogPartition, SharedState, WorkerCommand, WorkerCommandSender};
+
+/// How often the main thread does what is due, if no event wakes it.
+pub const TICK_INTERVAL: Duration = Duration::from_millis(50);
+/// How often it does what is due now and then.
+pub const HOUSEKEEPING_INTERVAL: Duration = Duration::from_millis(500);
+/// How long a stop waits for clients to take what was sent to them.
+pub const CLIENT_GRACE: Duration = Duration::from_secs(3);
+/// How long the workers may take to come to an end.
+const WORKERS_EXIT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// See the module.
+pub struct RunningMember<'a> {
+    pub context: RunContext<'a>,
+    pub logs: Arc<Logs>,
+    pub sinks: LocalSinks,
+    pub shared: Arc<SharedState>,
+    pub commands: WorkerCommandSender,
+    pub partitions: PartitionTable,
+    /// The partitions that this process can read, as they were at the start.
+    pub local_partitions: Vec<LogPartition>,
+    pub appender: Option<Arc<dyn Appender>>,
+    pub server: RunningServer,
+    pub part_reporter: Option<PartReporter>,
+    pub housekeeping: Housekeeping,
+    /// Once the results are this run's.
+    pub running_sinks: Option<RunningSinks>,
+}
+
+/// What a process does again and again.
+pub struct Housekeeping {
+    dead_letter_retries: RetryBackoff,
+    reported_refused: RefusedCounts,
+    next_report: Instant,
+}
+
+impl Default for Housekeeping {
+    fn default() -> Housekeeping {
+        Housekeeping {
+            dead_letter_retries: RetryBackoff::new(
+                "dead_letters",
+                "write dead letters",
+                "the logs are not read on",
+            ),
+            reported_refused: RefusedCounts::new(),
+            next_report: Instant::now(),
+        }
+    }
+}
+
+/// Why the main loop of a process ends.
+pub struct RunEnd {
+    /// The workers have ended by themselves.
+    pub have_workers_exited: bool,
+    pub result: Result<(), RunError>,
+}
+
+impl RunEnd {
+    /// What an event that is no command to execute means for the run.
+    pub fn of(event: MainEvent) -> RunEnd {
+        match event {
+            MainEvent::Command(ControlCommand::Stop) => RunEnd { have_workers_exited: false, result: Ok(()) },
+            MainEvent::WorkersExited(Ok(())) => RunEnd { have_workers_exited: true, result: Ok(()) },
+            MainEvent::WorkersExited(Err(error)) => RunEnd { have_workers_exited: true, result: Err(error) },
+            event => RunEnd::failed(ended_by(event)),
+        }
+    }
+
+    pub fn failed(error: RunError) -> RunEnd {
+        RunEnd { have_workers_exited: false, result: Err(error) }
+    }
+}
+
+impl Member for RunningMember<'_> {
+    fn execute(&mut self, command: ControlCommand) -> Result<(), RunError> {
+        match command {
+            ControlCommand::FenceSink(order) => {
+                let sink = order.sink;
+                self.sinks.fence(order)?;
+                self.context.control.report(ControlEvent::SinkFenced { sink });
+            }
+            ControlCommand::ClaimSinks(progress) => self.sinks.claim(progress)?,
+            ControlCommand::InstallResumePoints(points) => {
+                let sinks = self.start_writing()?;
+                let senders = sinks.senders();
+                if let Some(reporter) = &mut self.part_reporter {
+                    reporter.set_shard_senders(senders.clone());
+                }
+                self.running_sinks = Some(sinks);
+                let installed = Arc::new(InstalledSinks { points, senders });
+                self.commands.send(&WorkerCommand::InstallResumePoints(installed));
+                self.context.shutdown.finish_start();
+            }
+            ControlCommand::SealCheckpoint { checkpoint, positions } => {
+                if let Some(reporter) = &mut self.part_reporter {
+                    reporter.on_sealed(checkpoint, positions);
+                }
+            }
+            ControlCommand::CancelCheckpoint { checkpoint } => {
+                if let Some(reporter) = &mut self.part_reporter {
+                    reporter.on_cancelled(checkpoint);
+                }
+            }
+            command => return Err(ended_by(MainEvent::Command(command))),
+        }
+        Ok(())
+    }
+
+    fn sinks(&self) -> Result<&LocalSinks, RunError> {
+        Ok(&self.sinks)
+    }
+}
+
+impl RunningMember<'_> {
+    /// Starts the writers of this process's shards.
+    fn start_writing(&mut self) -> Result<RunningSinks, RunError> {
+        let control = self.context.control.clone();
+        let failed = move |error: KafkaSinkError| {
+            let is_takeover = matches!(error, KafkaSinkError::Fenced { .. });
+            control.fail(Failure { why: error.to_string(), is_takeover });
+        };
+        // Whoever loses a sink, all end: one process watches for claims.
+        let watches = self.context.topology.is_first_process();
+        self.sinks.take_claimed()?.start_writing(watches, Arc::new(failed))
+    }
+
+    /// Runs until all stop; of the processes that only follow the log.
+    pub fn run(&mut self, events: &Receiver<MainEvent>) -> RunEnd {
+        loop {
+            match events.recv_timeout(TICK_INTERVAL) {
+                Ok(MainEvent::Command(command)) if !matches!(command, ControlCommand::Stop) => {
+                    if let Err(error) = self.execute(command) {
+                        return RunEnd::failed(error);
+                    }
+                }
+                Ok(event) => return RunEnd::of(event),
+                Err(_) => {}
+            }
+            if let Err(error) = self.tick() {
+                return RunEnd::failed(error);
+            }
+        }
+    }
+
+    /// Does what is due, without waiting for others. Returns whether the dead letters are durable: a checkpoint covers only what has its
+    /// dead letters on the disk.
+    pub fn tick(&mut self) -> Result<bool, RunError> {
+        let are_durable = self.sync_dead_letters()?;
+        if let (true, Some(reporter)) = (are_durable, &mut self.part_reporter) {
+            reporter.report_part_if_ready();
+        }
+        if let Some(failure) = self.logs.failure() {
+            return Err(RunError::Failed(failure));
+        }
+        self.report_refused();
+        Ok(are_durable)
+    }
+
+    /// Makes the dead letters durable; false if that has to wait.
+    fn sync_dead_letters(&mut self) -> Result<bool, RunError> {
+        let retries = &mut self.housekeeping.dead_letter_retries;
+        if !retries.is_due() {
+            return Ok(false);
+        }
+        match self.shared.refusals.sync() {
+            Ok(()) => retries.record_success(),
+            Err(error) if error.is_transient() => {
+                retries.record_failure(&error);
+                return Ok(false);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(true)
+    }
+
+    fn report_refused(&mut self) {
+        let housekeeping = &mut self.housekeeping;
+        if Instant::now() < housekeeping.next_report || self.context.topology.is_single_process() {
+            return;
+        }
+        housekeeping.next_report = Instant::now() + HOUSEKEEPING_INTERVAL;
+        let counts = self.shared.refusals.local_counts();
+        let counts: RefusedCounts = (0..).zip(counts).filter(|(_, count)| *count > 0).collect();
+        if counts != housekeeping.reported_refused {
+            housekeeping.reported_refused.clone_from(&counts);
+            self.context.control.report(ControlEvent::Refused(counts));
+        }
+    }
+
+    /// Ends the workers of this process if a stop has come before the results were this run's; gives the error back.
+    pub fn stop_unreleased(self, error: RunError, events: &Receiver<MainEvent>) -> RunError {
+        if error.is_stop_request() {
+            let end = RunEnd { have_workers_exited: false, result: Ok(()) };
+            if let Err(error) = self.stop(end, events) {
+                tracing::warn!(%error, "the stop before the takeover is not in order");
+            }
+        }
+        error
+    }
+
+    /// Ends this process's part of the run: what was read still goes all the way.
+    pub fn stop(mut self, end: RunEnd, events: &Receiver<MainEvent>) -> Result<(), RunError> {
+        tracing::info!("stopping");
+        if end.result.is_err() && !self.context.topology.is_single_process() {
+            // Workers that have lost some of them do not come to an end.
+            return end.result;
+        }
+        self.commands.send(&WorkerCommand::Stop);
+        self.part_reporter = None;
+        let mut failure = None;
+        let waited = if end.have_workers_exited { Ok(()) } else { wait_for_workers(events, &mut failure) };
+        let stopped = waited.and_then(|()| match self.running_sinks.take() {
+            None => Ok(()),
+            Some(sinks) => finish_writing(sinks, events, failure),
+        });
+        self.context.runtime.block_on(self.server.stop_serving(CLIENT_GRACE));
+        let synced = self.shared.refusals.sync().map_err(RunError::from);
+        end.result?;
+        stopped?;
+        synced?;
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+/// Waits until the workers have sent all that they have read. What fails meanwhile is kept for what comes of it.
+fn wait_for_workers(events: &Receiver<MainEvent>, failure: &mut Option<Failure>) -> Result<(), RunError> {
+    let deadline = Instant::now() + WORKERS_EXIT_TIMEOUT;
+    loop {
+        match events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(MainEvent::WorkersExited(result)) => return result,
+            Ok(MainEvent::Failed(first)) => drop(failure.get_or_insert(first)),
+            Ok(_) => {}
+            Err(_) => return Err(RunError::Failed("the workers do not come to an end".into())),
+        }
+    }
+}
+
+/// The workers have ended: what they have given to the sinks becomes durable.
+fn finish_writing(
+    sinks: RunningSinks,
+    events: &Receiver<MainEvent>,
+    failure: Option<Failure>,
+) -> Result<(), RunError> {
+    if sinks.finish() {
+        return Ok(());
+    }
+    let failure = failure.or_else(|| {
+        events.try_iter().find_map(|event| match event {
+            MainEvent::Failed(failure) => Some(failure),
+            _ => None,
+        })
+    });
+    Err(failure.map_or_else(|| RunError::Failed("a sink has failed".into()), RunError::from))
+}

@@ -1,0 +1,89 @@
+//! The way out of a worker: closed epochs, in order, to the server of the process and to the shards of durable sinks.
+
+use super::closed_epochs::ClosedEpochs;
+use super::replay::Replay;
+use super::serving_sink::ServingSink;
+use super::shard_sink::ShardSink;
+use super::shared_state::SharedState;
+use crate::dataflow::Graph;
+use crate::dataflow::rolling::serving::{ProgressReport, ServingUpdate};
+use crate::model::EncodedBatch;
+
+/// What a worker hands on, and to whom.
+pub struct Egress {
+    replay: Replay,
+    serving: Option<ClosedEpochs<ServingUpdate>>,
+    /// At the worker of the process that serves; the others get nothing for it.
+    serving_sink: Option<ServingSink>,
+    shards: Option<ShardEgress>,
+}
+
+/// What the shards of a worker get: encoded batches, and the progress that they are complete up to.
+struct ShardEgress {
+    batches: ClosedEpochs<EncodedBatch>,
+    progress: ClosedEpochs<ProgressReport>,
+    sink: ShardSink,
+}
+
+impl Egress {
+    pub fn new(
+        graph: &mut Graph,
+        replay: Replay,
+        serving_sink: Option<ServingSink>,
+        shard_sink: ShardSink,
+    ) -> Egress {
+        let outputs = graph.encoded_batches.take().zip(graph.progress_reports.take());
+        let shards = outputs.map(|(batches, progress)| ShardEgress {
+            batches: ClosedEpochs::new(batches),
+            progress: ClosedEpochs::new(progress),
+            sink: shard_sink,
+        });
+        let serving = graph.serving_updates.take().map(ClosedEpochs::new);
+        Egress { replay, serving, serving_sink, shards }
+    }
+
+    pub fn replay(&self) -> &Replay {
+        &self.replay
+    }
+
+    pub fn replay_mut(&mut self) -> &mut Replay {
+        &mut self.replay
+    }
+
+    pub fn serving_sink_mut(&mut self) -> Option<&mut ServingSink> {
+        self.serving_sink.as_mut()
+    }
+
+    /// Epochs below were handed to the shards.
+    pub fn shards_upper(&self) -> u64 {
+        self.shards.as_ref().map_or(0, |shards| shards.sink.upper())
+    }
+
+    /// Whether the server has not taken yet what it was sent.
+    pub fn is_held_back(&self) -> bool {
+        self.serving_sink.as_ref().is_some_and(ServingSink::is_held_back)
+    }
+
+    /// Whether so much waits for the sinks that sources must wait.
+    pub fn is_full(&self) -> bool {
+        self.replay.sinks().is_some_and(|sinks| ShardSink::is_full(&sinks.senders))
+    }
+
+    /// Hands on what has closed. At the end, epochs before `end` are complete.
+    pub fn hand_on(&mut self, end: u64, shared: &SharedState) {
+        if let Some(ShardEgress { batches, progress, sink }) = &mut self.shards {
+            let upper = batches.collect().min(progress.collect()).min(end);
+            sink.hand_on(batches, progress, upper, &mut self.replay);
+        }
+        match (&mut self.serving, &mut self.serving_sink) {
+            (Some(updates), Some(sink)) => {
+                let is_ready = self.replay.is_released();
+                let is_held_back = sink.publish_closed(updates, shared, is_ready, end);
+                // The senders are the same at every worker of the process.
+                shared.set_congested(is_held_back || self.is_full());
+            }
+            (Some(updates), None) => updates.discard(),
+            (None, _) => {}
+        }
+    }
+}

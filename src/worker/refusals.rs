@@ -1,0 +1,129 @@
+//! What becomes of records that are refused: they are counted, and those of the journal and of files become lines of a file.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::model::{AppendHold, ClientId, HoldCause, PartitionName, RawRecord, Reason, Refusal};
+use crate::sinks::dead_letters::{ClientQuotas, DeadLetterFiles, DlqFileError};
+use crate::sources::RecordPosition;
+
+/// When a client may try again that was refused since there is no room for dead letters.
+const DLQ_FULL_RETRY_AFTER_S: u32 = 30;
+
+/// See the module.
+pub struct Refusals {
+    /// In the order of [`Reason::ALL`].
+    counts: [AtomicU64; Reason::ALL.len()],
+    /// The counts of the other processes.
+    others: [AtomicU64; Reason::ALL.len()],
+    letters: Option<Mutex<DeadLetterFiles>>,
+    /// Dead letters could not be written: partitions are not read until they are.
+    waits: AtomicBool,
+    /// There is no room for more dead letters.
+    is_full: AtomicBool,
+    /// What to do about that, and the quotas of clients: known without the lock of the files.
+    full: Arc<str>,
+    shares: Option<ClientQuotas>,
+}
+
+impl Refusals {
+    /// Without files for dead letters, refused records are only counted.
+    pub fn new(letters: Option<DeadLetterFiles>) -> Refusals {
+        let [counts, others] = [(), ()].map(|()| std::array::from_fn(|_| AtomicU64::new(0)));
+        let full = letters.as_ref().map(DeadLetterFiles::full_remedy).unwrap_or_default().into();
+        Refusals {
+            counts,
+            others,
+            shares: letters.as_ref().map(DeadLetterFiles::client_quotas),
+            letters: letters.map(Mutex::new),
+            is_full: AtomicBool::new(false),
+            full,
+            waits: AtomicBool::new(false),
+        }
+    }
+
+    /// Refused since the start, at all processes.
+    pub fn counts(&self) -> Vec<(Reason, u64)> {
+        let all = self.counts.iter().zip(&self.others);
+        let counts = all.map(|(own, others)| own.load(Ordering::Relaxed) + others.load(Ordering::Relaxed));
+        Reason::ALL.into_iter().zip(counts).filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// Refused at this process, by number of the reason.
+    pub fn local_counts(&self) -> Vec<u64> {
+        self.counts.iter().map(|count| count.load(Ordering::Relaxed)).collect()
+    }
+
+    /// Sets the counts of the other processes.
+    pub fn set_remote_counts(&self, counts: &[u64]) {
+        self.others.iter().zip(counts).for_each(|(others, count)| others.store(*count, Ordering::Relaxed));
+    }
+
+    /// Whether dead letters wait in memory that could not be written, so no partition may be read.
+    pub fn must_wait(&self) -> bool {
+        self.waits.load(Ordering::Relaxed)
+    }
+
+    /// Makes the dead letters durable, also those that could not be written before. If it fails, no partition is read until it succeeds.
+    pub fn sync(&self) -> Result<(), DlqFileError> {
+        let synced = self.sync_all();
+        self.waits.store(synced.is_err(), Ordering::Relaxed);
+        synced
+    }
+
+    fn sync_all(&self) -> Result<(), DlqFileError> {
+        let Some(letters) = &self.letters else { return Ok(()) };
+        let mut locked = letters.lock().unwrap_or_else(PoisonError::into_inner);
+        let flushed = locked.flush_and_rotate()?;
+        self.is_full.store(locked.is_full(), Ordering::Relaxed);
+        drop(locked);
+        // Without holding the lock: workers must not wait for the disk.
+        for (path, file) in flushed {
+            file.sync_data().map_err(|source| DlqFileError::Sync { path, source })?;
+        }
+        Ok(())
+    }
+
+    /// Whether there is no room for more dead letters in files.
+    pub fn is_full(&self) -> bool {
+        self.is_full.load(Ordering::Relaxed)
+    }
+
+    /// Why this client, or any client, may not send now.
+    pub fn hold(&self, client: Option<ClientId>) -> Option<AppendHold> {
+        if self.is_full() {
+            let (cause, detail) = (HoldCause::DeadLettersFull, self.full.clone());
+            return Some(AppendHold { cause, detail, retry_after_s: DLQ_FULL_RETRY_AFTER_S });
+        }
+        let wait = self.shares.as_ref()?.retry_after(client?)?;
+        let detail = "too many of the readings that you have sent within a day were refused after they were taken (dead letters): send \
+                      readings of the present, dated right";
+        let retry_after_s = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX);
+        Some(AppendHold { cause: HoldCause::DeadLetterShare, detail: detail.into(), retry_after_s })
+    }
+
+    pub(super) fn count(&self, refusal: &Refusal) {
+        if let Some(place) = Reason::ALL.iter().position(|reason| *reason == refusal.reason) {
+            self.counts[place].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn write(
+        &self,
+        name: &PartitionName,
+        place: RecordPosition,
+        refusal: &Refusal,
+        raw: &RawRecord<'_>,
+    ) {
+        if let Some(letters) = &self.letters {
+            let RecordPosition { position, arrived } = place;
+            let mut letters = letters.lock().unwrap_or_else(PoisonError::into_inner);
+            let written = letters.write_dead_letter(name, position, arrived, refusal, raw);
+            self.is_full.store(letters.is_full(), Ordering::Relaxed);
+            if written.is_err() {
+                // It is in memory; the next sync tries again, and says what is wrong.
+                self.waits.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+}

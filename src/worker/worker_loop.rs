@@ -1,0 +1,408 @@
+//! One worker's loop: take commands, poll, advance, step, hand on.
+//!
+//! Readings are sent at an epoch of the ingest clock, at most one a millisecond, and the epoch is closed with them. A worker that
+//! learns of an epoch that others use closes it too, whatever its own clock says: so none holds the others up, and an
+//! epoch is complete as soon as all know it.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::Receiver;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use timely::worker::Worker;
+
+use super::commands::{Release, WorkerCommand, WorkerEvent};
+use super::egress::Egress;
+use super::plan::{WorkerPlan, WorkerState};
+use super::reader::{
+    EpochInput, FIRST_RETRY, LogPartition, MAX_EPOCH_ARRIVALS, MAX_EPOCH_ROWS, MAX_RETRY, PartitionReader,
+    ReaderProgress, read_failure,
+};
+use super::replay::Replay;
+use super::serving_sink::ServingSink;
+use super::shard_sink::ShardSink;
+use super::shared_state::ingest_clock_ms;
+use crate::admission::Admission;
+use crate::dataflow::rolling::snapshot::InitialState;
+use crate::dataflow::{self, Graph};
+use crate::model::{
+    Arrival, BatchBuilder, CheckpointBarrier, CityIntroduction, EncodedBatch, Query, SnapshotSink,
+};
+use crate::sources::SourceError;
+
+/// Between two epochs of a worker; while it catches up it takes more into one.
+const EPOCH_INTERVAL: Duration = Duration::from_millis(1);
+const CATCH_UP_EPOCH_INTERVAL: Duration = Duration::from_millis(20);
+/// How often a worker that has nothing to send moves on with the clock.
+const IDLE_EPOCH_INTERVAL: Duration = Duration::from_millis(20);
+/// A worker never parks without a limit, so a lost wake-up does not stop it for ever.
+const MAX_PARK: Duration = Duration::from_millis(10);
+/// How long it parks while it must not continue.
+const HELD_BACK_PARK: Duration = Duration::from_millis(1);
+/// How long a worker that stops tries to send what it has read.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Runs one worker until it is told to stop.
+pub fn run_worker(worker: &mut Worker, plan: &WorkerPlan) {
+    let own = worker.index() % plan.topology.workers_per_process;
+    let WorkerState { cities, snapshots } = plan.restored.take_worker_state(own);
+    let initial = InitialState { epoch: plan.first_epoch, cities };
+    let snapshots = snapshots.map(|sink| sink as Box<dyn SnapshotSink>);
+    let graph = dataflow::build_graph(worker, &plan.graph, initial, snapshots);
+    let Some(commands) = plan.commands.subscribe(own) else {
+        return plan.shared.fail("a bug: a worker is started twice".into());
+    };
+    let mut own = WorkerLoop::new(worker.index(), graph, plan, commands);
+    loop {
+        let now = Instant::now();
+        own.apply_commands();
+        if !own.is_stopping {
+            own.poll_partitions(now);
+        }
+        own.advance_epoch(now);
+        if own.is_stopping && own.may_end(now) {
+            break;
+        }
+        worker.step_or_park(Some(own.park_time(now)));
+        own.hand_on_closed();
+    }
+    own.graph.close_inputs();
+    while worker.has_dataflows() {
+        worker.step_or_park(Some(MAX_PARK));
+        own.hand_on_closed();
+    }
+    own.finish();
+}
+
+/// A partition that was added after the start, and could not be opened yet.
+struct PendingPartition {
+    log: LogPartition,
+    at: Instant,
+    backoff: Duration,
+}
+
+impl PendingPartition {
+    fn retry_later(self, now: Instant, error: &SourceError) -> PendingPartition {
+        let LogPartition { name, .. } = &self.log;
+        tracing::warn!(source = %name.source, partition = name.partition, %error, "a partition that has come cannot be opened; it is tried again");
+        let backoff = (self.backoff * 2).min(MAX_RETRY);
+        PendingPartition { at: now + self.backoff, backoff, ..self }
+    }
+}
+
+/// An epoch that was sent.
+struct SentEpoch {
+    epoch: u64,
+    arrivals: usize,
+    /// Epochs may be ahead of the clock, so they do not tell how long ago it was.
+    at: Instant,
+}
+
+/// What a worker keeps.
+struct WorkerLoop<'a> {
+    plan: &'a WorkerPlan,
+    index: usize,
+    commands: Receiver<WorkerCommand>,
+    is_stopping: bool,
+    stopping_since: Option<Instant>,
+    /// Epochs below may be used, and none below the floor.
+    reserved_until: u64,
+    epoch_floor: u64,
+    /// A partition cannot be read any more: nothing is, until the process says that it stops.
+    has_failed: bool,
+    pending_partitions: Vec<PendingPartition>,
+    graph: Graph,
+    egress: Egress,
+    readers: Vec<PartitionReader>,
+    /// The reader that is polled first next time.
+    first: usize,
+    /// The worker of this process that serves.
+    serves: bool,
+    /// The first epoch that is not closed here.
+    next_epoch: u64,
+    /// Not before this time is another epoch sent, or only the clock followed.
+    next_send_at: Instant,
+    next_idle_advance_at: Instant,
+    /// Epochs that were sent and are not complete, oldest first.
+    in_flight: VecDeque<SentEpoch>,
+    arrivals_in_flight: usize,
+    /// What the next epoch gets.
+    cities: Vec<CityIntroduction>,
+    arrivals: Vec<Arrival>,
+    pending_queries: Vec<Query>,
+    barriers: Vec<CheckpointBarrier>,
+    progress: Vec<ReaderProgress>,
+    dead_letters: BatchBuilder,
+    /// About how many rows the arrivals may change.
+    rows: usize,
+}
+
+impl<'a> WorkerLoop<'a> {
+    fn new(
+        index: usize,
+        mut graph: Graph,
+        plan: &'a WorkerPlan,
+        commands: Receiver<WorkerCommand>,
+    ) -> WorkerLoop<'a> {
+        let topology = plan.topology;
+        let serves = index == topology.serving_worker_of(topology.process);
+        if serves {
+            plan.shared.subscribe_to_queries();
+        }
+        let serving_sink = serves.then(|| ServingSink::new(plan.publisher.clone(), &plan.start_positions));
+        let shard_sink = ShardSink::new(plan.partition_table.clone(), index, topology);
+        let egress = Egress::new(&mut graph, Replay::new(&plan.start_positions), serving_sink, shard_sink);
+        // The restored state is of the first epoch.
+        let next_epoch = (plan.first_epoch + 1).max(ingest_clock_ms());
+        graph.advance_to(next_epoch);
+        let now = Instant::now();
+        WorkerLoop {
+            plan,
+            index,
+            commands,
+            is_stopping: false,
+            stopping_since: None,
+            reserved_until: plan.reserved_until,
+            epoch_floor: 0,
+            has_failed: false,
+            pending_partitions: Vec::new(),
+            graph,
+            egress,
+            readers: open_readers(index, plan),
+            first: 0,
+            serves,
+            next_epoch,
+            next_send_at: now,
+            next_idle_advance_at: now,
+            in_flight: VecDeque::new(),
+            arrivals_in_flight: 0,
+            cities: Vec::new(),
+            arrivals: Vec::new(),
+            pending_queries: Vec::new(),
+            barriers: Vec::new(),
+            progress: Vec::new(),
+            dead_letters: BatchBuilder::default(),
+            rows: 0,
+        }
+    }
+
+    /// Does what the process has told its workers since the last turn, in that order.
+    fn apply_commands(&mut self) {
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                WorkerCommand::ReadUntil(positions) => self.egress.replay_mut().read_until(&positions),
+                WorkerCommand::InstallResumePoints(sinks) => {
+                    let upper = self.egress.shards_upper();
+                    self.egress.replay_mut().install(sinks, upper);
+                    self.plan.shared.report(WorkerEvent::ResumePointsInstalled);
+                }
+                WorkerCommand::Release(Release { floor, reserved_until }) => {
+                    (self.epoch_floor, self.reserved_until) = (floor, reserved_until);
+                    self.egress.replay_mut().release();
+                }
+                WorkerCommand::ReserveEpochs { until } => {
+                    self.reserved_until = self.reserved_until.max(until);
+                }
+                WorkerCommand::ReadPartition(log) => self.add_partition(log),
+                WorkerCommand::Barrier(barrier) => {
+                    if self.index == 0 {
+                        self.barriers.push(barrier);
+                    }
+                }
+                WorkerCommand::Stop => self.is_stopping = true,
+            }
+        }
+    }
+
+    fn add_partition(&mut self, log: LogPartition) {
+        if self.plan.topology.reader_worker_of(log.index, log.shared) == self.index {
+            let at = Instant::now();
+            self.pending_partitions.push(PendingPartition { log, at, backoff: FIRST_RETRY });
+        }
+    }
+
+    /// Polls the partitions that may have something, and takes the queries.
+    fn poll_partitions(&mut self, now: Instant) {
+        if self.serves {
+            self.plan.shared.take_queries(&mut self.pending_queries, self.plan.topology.process as u8);
+        }
+        // A report without progress tells the other workers to close the epoch.
+        if !(self.pending_queries.is_empty() && self.barriers.is_empty()) && self.progress.is_empty() {
+            self.progress.push(ReaderProgress::none());
+        }
+        self.open_pending_partitions(now);
+        if self.readers.is_empty() || !self.may_poll() {
+            return;
+        }
+        self.first = (self.first + 1) % self.readers.len();
+        let (before, after) = self.readers.split_at_mut(self.first);
+        for reader in after.iter_mut().chain(before) {
+            if self.arrivals.len() >= MAX_EPOCH_ARRIVALS || self.rows >= MAX_EPOCH_ROWS {
+                break;
+            }
+            let until = self.egress.replay().limit(reader.index(), reader.start());
+            let into = EpochInput {
+                cities: &mut self.cities,
+                arrivals: &mut self.arrivals,
+                letters: &mut self.dead_letters,
+                rows: &mut self.rows,
+                refusals: &self.plan.shared.refusals,
+            };
+            if let Err(error) = reader.poll(now, self.plan.limits.poll_records, until, into) {
+                self.has_failed = true;
+                self.plan.shared.fail(error);
+            }
+        }
+    }
+
+    /// Opens the partitions that were added, and those that could not be opened before.
+    fn open_pending_partitions(&mut self, now: Instant) {
+        for pending in self.pending_partitions.extract_if(.., |pending| pending.at <= now).collect::<Vec<_>>()
+        {
+            match PartitionReader::open(&pending.log, self.plan.rules, |_| ()) {
+                Ok(reader) => self.readers.push(reader),
+                Err(error @ SourceError::Transient(_)) => {
+                    self.pending_partitions.push(pending.retry_later(now, &error));
+                }
+                Err(error) => self.plan.shared.fail(read_failure(&pending.log.name, &error)),
+            }
+        }
+    }
+
+    /// Whether the dataflow keeps up, and those who take its results.
+    fn may_poll(&self) -> bool {
+        let (limits, shared) = (&self.plan.limits, &self.plan.shared);
+        let lag = self.in_flight.front().map_or(Duration::ZERO, |sent| sent.at.elapsed());
+        !self.has_failed
+            && self.arrivals_in_flight < limits.readings_in_flight
+            && lag.as_millis() <= u128::from(limits.frontier_lag.millis().unsigned_abs())
+            && !shared.must_wait()
+            && !shared.refusals.must_wait()
+            && !self.egress.is_full()
+    }
+
+    /// Sends what is there, or moves on.
+    fn advance_epoch(&mut self, now: Instant) {
+        for reader in &mut self.readers {
+            self.progress.extend(reader.take_progress());
+        }
+        let newest = self.graph.newest_reported_epoch();
+        let clock = ingest_clock_ms().max(self.next_epoch).max(self.epoch_floor);
+        let is_due = self.is_stopping || now >= self.next_send_at || self.epoch_is_full();
+        if newest >= self.next_epoch {
+            self.close_epoch(newest, now);
+        } else if self.has_sent_all() {
+            // Epochs that are ahead of the clock go on slowly: an update says that results are complete up to now.
+            let next = clock.max(self.next_epoch + 1);
+            if now >= self.next_idle_advance_at && self.may_use(next) {
+                self.next_idle_advance_at = now + IDLE_EPOCH_INTERVAL;
+                self.next_epoch = next;
+                self.graph.advance_to(next);
+                self.plan.shared.use_epoch(next);
+            }
+        } else if is_due && self.may_use(clock) {
+            self.close_epoch(clock, now);
+        }
+    }
+
+    /// Whether a worker that stops has nothing left to do. What it has read and cannot send, the logs still have: before the release nobody
+    /// takes it, and if no epoch may be used for long, the sinks do not answer.
+    fn may_end(&mut self, now: Instant) -> bool {
+        let has_timed_out = now.duration_since(*self.stopping_since.get_or_insert(now)) > STOP_TIMEOUT;
+        self.has_sent_all() || has_timed_out || !self.egress.replay().is_released()
+    }
+
+    fn epoch_is_full(&self) -> bool {
+        self.arrivals.len() >= MAX_EPOCH_ARRIVALS || self.rows >= MAX_EPOCH_ROWS
+    }
+
+    fn has_sent_all(&self) -> bool {
+        self.arrivals.is_empty()
+            && self.pending_queries.is_empty()
+            && self.progress.is_empty()
+            && self.barriers.is_empty()
+    }
+
+    fn may_use(&self, epoch: u64) -> bool {
+        epoch < self.reserved_until
+    }
+
+    /// Sends what is there at an epoch, and says that nothing more comes for it.
+    fn close_epoch(&mut self, epoch: u64, now: Instant) {
+        if !self.has_sent_all() {
+            self.in_flight.push_back(SentEpoch { epoch, arrivals: self.arrivals.len(), at: now });
+            self.arrivals_in_flight += self.arrivals.len();
+            self.rows = 0;
+            let mut dead_letters: Vec<EncodedBatch> = self.dead_letters.take_batches_at(epoch);
+            for barrier in self.barriers.drain(..) {
+                self.graph.send_barrier(epoch, barrier);
+                if let Some(sink) = self.egress.serving_sink_mut() {
+                    sink.add_barrier(barrier, epoch);
+                }
+            }
+            let mut reports = self.progress.drain(..).map(|progress| progress.at(epoch)).collect();
+            self.graph.send_side_inputs(epoch, &mut self.pending_queries, &mut reports, &mut dead_letters);
+            self.graph.send_epoch(epoch, &mut self.cities, &mut self.arrivals);
+            let is_catching_up = self.readers.iter().any(|reader| !reader.caught_up());
+            self.next_send_at = now + if is_catching_up { CATCH_UP_EPOCH_INTERVAL } else { EPOCH_INTERVAL };
+        }
+        self.next_epoch = epoch + 1;
+        self.graph.advance_to(self.next_epoch);
+        self.plan.shared.use_epoch(epoch);
+        self.next_idle_advance_at = now + IDLE_EPOCH_INTERVAL;
+    }
+
+    /// How long there is nothing to do, unless something happens.
+    fn park_time(&self, now: Instant) -> Duration {
+        if !self.has_sent_all() {
+            // Until the next epoch is due; or, if no epoch may be used, until more are.
+            let left = self.next_send_at.saturating_duration_since(now);
+            return if left.is_zero() { HELD_BACK_PARK } else { left.min(HELD_BACK_PARK) };
+        }
+        if self.egress.is_held_back() {
+            return HELD_BACK_PARK;
+        }
+        let may_poll = self.may_poll();
+        let due = self.readers.iter().filter_map(|reader| reader.due(now));
+        match due.min() {
+            // The frontier's move ends a wait, too.
+            Some(_) if !may_poll => HELD_BACK_PARK,
+            Some(due) => due.saturating_duration_since(now).min(MAX_PARK),
+            None => MAX_PARK,
+        }
+    }
+
+    /// Hands on what the dataflow has closed.
+    fn hand_on_closed(&mut self) {
+        while let Some(SentEpoch { epoch, arrivals, .. }) = self.in_flight.front()
+            && !self.graph.probe.less_equal(epoch)
+        {
+            self.arrivals_in_flight -= arrivals;
+            self.in_flight.pop_front();
+        }
+        self.egress.hand_on(self.next_epoch, &self.plan.shared);
+    }
+
+    /// Gives the publisher a last chance to take what is left.
+    fn finish(mut self) {
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        while self.egress.is_held_back() && Instant::now() < deadline {
+            thread::sleep(HELD_BACK_PARK);
+            self.hand_on_closed();
+        }
+    }
+}
+
+/// The readers of the partitions that a worker reads.
+fn open_readers(index: usize, plan: &WorkerPlan) -> Vec<PartitionReader> {
+    let own = plan.partitions.iter();
+    let own = own.filter(|log| plan.topology.reader_worker_of(log.index, log.shared) == index);
+    let open = |log: &LogPartition| {
+        let restore = |admission: &mut Admission| {
+            plan.restored.restore_admission(log.index, plan.graph.retention, admission);
+        };
+        let opened = PartitionReader::open(log, plan.rules, restore);
+        opened.map_err(|error| plan.shared.fail(read_failure(&log.name, &error))).ok()
+    };
+    own.filter_map(open).collect()
+}
