@@ -180,7 +180,7 @@ impl DayPlan {
     }
 }
 
-/// A worker's graph, the sensors that it reads, and what has come of them here.
+/// A worker's graph, the sensors that it reads, and counts of its outputs.
 struct ReadingFeed {
     day: DayPlan,
     index: usize,

@@ -10,7 +10,7 @@ use timely::worker::Worker;
 
 use crate::cities::{Cities, WINDOW_MINUTES, retention};
 
-/// The operator in a dataflow of this thread, with its results taken and looked at.
+/// The operator in a dataflow of this thread, with its results read.
 pub struct Operator {
     pub worker: Worker,
     pub graph: Graph,
@@ -58,7 +58,7 @@ pub fn single_worker() -> Worker {
     Worker::new(timely::WorkerConfig::default(), allocator, Some(Instant::now()))
 }
 
-/// A worker's graph, and what has come out of it here.
+/// A worker's graph, and counts of its outputs.
 pub struct RunningGraph {
     pub graph: Graph,
     pub epoch: u64,

@@ -16,7 +16,7 @@ pub const REVISION_NUMBERINGS: [(&str, bool, RevisionNumbering); 4] = [
     ("random, revisions that are stamps", false, |minute| Revision::new(1_764_000_000_000 + minute * MINUTE)),
 ];
 
-/// Each kind in a process of its own, so that what is resident is its own.
+/// Each kind in a process of its own, so that resident memory is its own.
 pub fn bench_memory() {
     println!("memory, 15,000 cities, window 1 day, history 1 day (2,880 readings a city held):");
     for kind in 0..REVISION_NUMBERINGS.len() {

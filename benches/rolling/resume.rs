@@ -14,7 +14,7 @@ use crate::graph::{RunningGraph, single_worker};
 use crate::sensor::Sensor;
 use crate::timing::thread_cpu_time;
 
-/// Keeps what a snapshot gives.
+/// Keeps the cities of a snapshot.
 #[derive(Default)]
 pub struct SnapshotCollector(std::rc::Rc<std::cell::RefCell<Vec<CitySnapshot>>>);
 

@@ -29,7 +29,7 @@ pub fn generator_config(interval: &str, history: &str, corrections: f64) -> Stri
     )
 }
 
-/// A subscriber of all cities: what is new to it is timed.
+/// A subscriber of all cities that times new rows.
 pub struct AllCitiesSubscriber {
     reader: RowReader,
     /// The newest reading of each city: a row that was only changed is not new.

@@ -224,7 +224,8 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// A stopped data directory with checkpoints and dead letters, and what was posted to it.
+/// A stopped data directory with checkpoints and dead letters, and the batches that were posted to
+/// it.
 fn stopped_data_directory(data: &Path) -> Vec<Vec<LogEntry>> {
     let service = ServiceProcess::start(data, &config()).wait_until_ready();
     let mut poster = LoadPoster::new(3);

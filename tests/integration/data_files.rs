@@ -1,5 +1,4 @@
-//! What a service writes to its data directory: who may read it, how much it is, and what of it a
-//! terminal sees.
+//! The files of a data directory: their modes, their limits, and their text in a terminal.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -24,7 +23,7 @@ fn reading(city: &str, at: i64) -> String {
     format!(r#"{{"city":"{city}","reading_at":"{at}","temperature":80,"humidity":50}}"#)
 }
 
-/// A new city's reading, and behind it so many that are too late for it.
+/// A reading of a new city, followed by so many that are too late for it.
 fn too_late_readings(count: usize) -> String {
     static CITIES: AtomicU64 = AtomicU64::new(0);
     let city = format!("late-{}", CITIES.fetch_add(1, Ordering::Relaxed));
@@ -32,7 +31,7 @@ fn too_late_readings(count: usize) -> String {
     reading(&city, now()) + "\n" + &line.repeat(count)
 }
 
-/// Of a partition that has its only city, readings of another one: about 300 bytes each as a dead
+/// Readings of a second city in a partition that may have one: about 300 bytes each as a dead
 /// letter.
 fn readings_of_other_city(count: usize) -> String {
     (reading("y", now() - 10 * 86_400_000) + "\n").repeat(count)
@@ -84,7 +83,7 @@ fn data_files_are_private_to_user_or_group() {
             let expected = if *is_folder { folder_mode } else { file_mode };
             assert_eq!(*mode, expected, "{}: {mode:o}", path.display());
         }
-        // What an older version has made is warned of.
+        // Modes of an older version are warned of.
         fs::set_permissions(data.join("journal"), fs::Permissions::from_mode(0o755)).unwrap();
         let service = ServiceProcess::start(&data, &config).wait_until_ready();
         assert!(service.log().contains("others may read or change"), "{}", service.log());
@@ -94,7 +93,7 @@ fn data_files_are_private_to_user_or_group() {
 
 const SMALL_LIMITS_CONFIG: &str = "[serve.limits]\nnew_cities_percent = 100\n[results]\nmax_cities = 1\n[ingest]\npartitions = 1\n[dead_letters]\nfile_bytes = '64 KiB'\nlimit_bytes = '256 KiB'\n";
 
-/// The positions of all letters of the journal in folders; nothing where one is there twice, or a
+/// The positions of all dead letters of the journal in folders; `None` if one is there twice, or a
 /// file was renamed or removed meanwhile.
 fn dead_letter_positions(folders: &[&Path]) -> Option<BTreeSet<u64>> {
     let mut positions = BTreeSet::new();
@@ -105,7 +104,7 @@ fn dead_letter_positions(folders: &[&Path]) -> Option<BTreeSet<u64>> {
             if !name.starts_with("dead-letters") || !name.ends_with(".jsonl") {
                 continue;
             }
-            // What is not a whole line yet is none.
+            // A line that is not complete is none.
             let text = fs::read_to_string(&path).ok()?;
             for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
                 let line: Value = serde_json::from_str(line).unwrap();
@@ -147,13 +146,13 @@ fn dead_letter_limit_pauses_source() {
     wait_for("the last letter", || (folder_bytes(&data) >= limit).then_some(()));
     assert!(folder_bytes(&data) < limit + 2_000, "{}", folder_bytes(&data));
     service.kill();
-    // It waits where it has waited, as long as there is no room.
+    // It waits at the same record while there is no space.
     let service = ServiceProcess::start(&data, SMALL_LIMITS_CONFIG);
     wait_for("that there is no room", || {
         (get(&service.address, "/readyz").ok()?.error_code() == "dead_letters_full").then_some(())
     });
     assert!(folder_bytes(&data) < limit + 4_000, "{}", folder_bytes(&data));
-    // As often as it is full again: how much was taken in before is a matter of speed.
+    // Space is made each time that it is full: how much was accepted before depends on the speed.
     wait_for("that it has read all", || {
         for entry in fs::read_dir(&data).unwrap() {
             let path = entry.unwrap().path();
@@ -169,7 +168,7 @@ fn dead_letter_limit_pauses_source() {
     wait_for("all letters", || (dead_letter_positions(&[&data, &away])? == all).then_some(()));
     service.terminate();
     let here = dead_letter_positions(&[&data]).unwrap();
-    // The last file may have been full with the last letter.
+    // The last file may have been full with the last dead letter.
     if here.is_empty() {
         return;
     }
@@ -220,7 +219,7 @@ fn dead_letters_are_written_once_over_repeated_kills() {
         if start == 0 {
             assert_eq!(post(&service.address, "application/json", &reading("x", now())).unwrap().status, 200);
         }
-        // Killed while it takes and applies what is posted after so many batches.
+        // It is killed while it applies the batches that follow these.
         let (kill, accepted) = (service.kill_handle(), AtomicU64::new(0));
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -230,7 +229,7 @@ fn dead_letters_are_written_once_over_repeated_kills() {
             while let Ok(answer) =
                 post(&service.address, "application/x-ndjson", &readings_of_other_city(150))
             {
-                // Until it is ready after a kill, it may refuse what comes.
+                // Until it is ready after a kill, it may refuse posts.
                 if answer.status == 200 {
                     accepted.fetch_add(1, Ordering::Relaxed);
                 }

@@ -59,7 +59,7 @@ fn examples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")
 }
 
-/// Whatever happens to the connection and the service, the copy equals what REST answers.
+/// Over lost connections and restarts of the service, the copy equals the rows of REST.
 fn subscriber_keeps_exact_copy(program: Command) {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
@@ -82,7 +82,7 @@ fn subscriber_keeps_exact_copy(program: Command) {
     assert!(subscriber.output().contains(", continued"), "{}", subscriber.output());
     assert!(!subscriber.output().contains("reset"), "{}", subscriber.output());
 
-    // Another start is another generation: the copy begins anew, and is exact again.
+    // Another start is another generation: the copy is rebuilt, and is exact again.
     service.kill();
     let service = ServiceProcess::start(&data, "").wait_until_ready();
     post_readings(&service, &[reading("e", 12, 75.0)]);

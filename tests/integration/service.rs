@@ -1,4 +1,4 @@
-//! The service with its sources, and what keeps it from starting.
+//! The service with its sources, and refused starts.
 
 use std::fs;
 use std::io::Write;
@@ -10,7 +10,7 @@ use swelter::run::data_dir::DataDir;
 use crate::support::http::KeepAliveClient;
 use crate::support::{ServiceBuilder, ServiceProcess, get, post, swelter_command, wait_for};
 
-/// The minute that it is, ms.
+/// The begin of the current minute, ms.
 fn current_minute_ms() -> i64 {
     jiff::Timestamp::now().as_millisecond() / 60_000 * 60_000
 }
@@ -36,8 +36,8 @@ fn source_status(service: &ServiceProcess, name: &str) -> Value {
     sources.iter().find(|source| source["name"] == name).unwrap_or_else(|| panic!("{status}")).clone()
 }
 
-/// A cold morning: by default the air's own temperature; by `rothfusz`, where that is asked for, a
-/// warning.
+/// A cold morning: by default the heat index is the temperature of the air; by `rothfusz` there is
+/// a warning.
 #[test]
 fn cold_readings_use_air_temperature_and_rothfusz_warns_once() {
     for (config, heat_index, warnings) in [("", 9.6, 0), ("[results]\nformula = \"rothfusz\"\n", 329.5, 1)] {
@@ -61,7 +61,7 @@ fn cold_readings_use_air_temperature_and_rothfusz_warns_once() {
     }
 }
 
-/// As where the log goes to a file, and the disk is full.
+/// As if the log went to a file on a full disk.
 #[test]
 fn unwritable_stderr_does_not_end_service() {
     let folder = tempfile::tempdir().unwrap();
@@ -114,7 +114,7 @@ fn file_generator_and_post_sources_are_served_together() {
             current_row(&service, made_up).filter(|row| row["count"].as_u64() >= Some(110))
         });
         assert_eq!(service.get_json("/v1/status")["refused"]["bad_number"], 1);
-        // A line counts when it is whole.
+        // A line counts once it is complete.
         let mut file = fs::File::options().append(true).open(&followed).unwrap();
         let line = reading("grows", 5, 80.0 + f64::from(start as u32)) + "\n";
         let (first, rest) = line.split_at(20);
@@ -161,7 +161,7 @@ fn generator_only_service_needs_no_data_directory() {
     assert!(!data.exists());
 }
 
-/// As after an hour of a clock that was wrong.
+/// As after an hour with a clock that was ahead.
 #[test]
 fn clock_set_back_does_not_hold_readings_back() {
     let folder = tempfile::tempdir().unwrap();
@@ -171,7 +171,7 @@ fn clock_set_back_does_not_hold_readings_back() {
     let service = ServiceProcess::start(&data, "").wait_until_ready();
     let count =
         |service: &ServiceProcess| current_row(service, "x").map_or(0, |row| row["count"].as_u64().unwrap());
-    // Another minute may begin meanwhile: times counted from that would meet those that were sent.
+    // Another minute may begin meanwhile, so times are counted from this one.
     let minute = current_minute_ms();
     assert_eq!(
         post(&service.address, "application/json", &reading_at("x", minute, 80.0)).unwrap().status,
@@ -193,7 +193,7 @@ fn clock_set_back_does_not_hold_readings_back() {
     service.terminate();
 }
 
-/// Other rules may refuse what others did not, at places that have their letters already.
+/// Other rules may refuse other records, at positions that have dead letters already.
 #[test]
 fn changed_rules_start_new_dead_letter_files() {
     let folder = tempfile::tempdir().unwrap();

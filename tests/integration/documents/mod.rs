@@ -165,7 +165,7 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ("docs/troubleshooting.md", "mkdir swelter-data.old", "other_rules does it"),
 ];
 
-/// A command that nobody runs is wrong some day.
+/// A command that no test runs becomes wrong some day.
 #[test]
 fn every_command_is_run_or_says_why_not() {
     let (mut unlisted, mut used) = (Vec::new(), BTreeSet::new());

@@ -16,7 +16,7 @@ use crate::support::remove_swelter_variables;
 /// For all the commands of a page.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// The first of so many ports in a row that nobody has.
+/// The first of so many free ports in a row.
 pub fn free_ports(count: u16) -> u16 {
     let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).ok();
     loop {

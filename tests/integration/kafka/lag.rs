@@ -14,7 +14,7 @@ use super::source::{create_source_topic, kafka_plan, kafka_source};
 use super::topics::{NewRecord, TestProducer, TopicAdmin, unique_name};
 use crate::support::wait_for;
 
-/// The positions of what was read.
+/// The positions of the records that were read.
 #[derive(Default)]
 struct RecordedPositions(Vec<u64>);
 

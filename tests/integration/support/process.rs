@@ -389,7 +389,7 @@ impl Drop for ServiceProcess {
     }
 }
 
-/// Whether what is served at an address has caught up.
+/// Whether the service at an address has caught up.
 pub fn is_ready(address: &str) -> bool {
     http::get(address, "/readyz").is_ok_and(|response| response.status == 200)
 }

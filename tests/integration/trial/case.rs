@@ -154,7 +154,7 @@ impl<'a> TrialCase<'a> {
         addresses
     }
 
-    /// Starts all processes anew, those that still live being killed.
+    /// Kills all processes that still run, and starts all.
     pub(super) fn restart_all(&mut self, topology: TrialTopology, dies: Option<(&'static str, u64)>) {
         let launch =
             LaunchPlan { death_point: dies, ..new_launch(self.plan, self.folder, topology, &self.clocks) };

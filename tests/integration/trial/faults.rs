@@ -1,4 +1,4 @@
-//! What is done to a case.
+//! Faults of a case.
 
 use std::thread;
 use std::time::Duration;
@@ -12,9 +12,9 @@ use super::plan::{Fault, FaultStep};
 use super::strangers::StrangerFlood;
 use crate::support::Random;
 
-/// How long a process may take to die that is to die by itself.
+/// How long a process may take to die as planned.
 const DEATH_TIMEOUT: Duration = Duration::from_secs(8);
-/// And until a standby follows those that run.
+/// How long a standby may take until it follows.
 const FOLLOW_TIMEOUT: Duration = Duration::from_secs(20);
 
 impl TrialCase<'_> {
@@ -40,7 +40,8 @@ impl TrialCase<'_> {
         }
     }
 
-    /// Says what has happened: what needs luck may have become something else.
+    /// Injects a fault; returns what has happened, which may be another fault if the planned one
+    /// needs luck.
     fn inject_fault(&mut self, step: &FaultStep) -> Fault {
         let FaultStep { fault, lot, topology, .. } = *step;
         match fault {
@@ -85,7 +86,7 @@ impl TrialCase<'_> {
             Fault::StandbyTakeover => {
                 self.start_successor(topology, "--standby");
                 if !self.cluster.wait_until_following(FOLLOW_TIMEOUT) {
-                    // The broker may be away, or nobody has ever been there to follow.
+                    // The broker may be down, or there was no primary to follow.
                     self.log_event("the standby is not there in time");
                 }
                 self.cluster.kill_retiring();
@@ -144,7 +145,7 @@ impl TrialCase<'_> {
         }
     }
 
-    /// Starts all anew so that one dies by itself; then they are killed.
+    /// Restarts all so that one process dies as planned; then all are killed.
     fn restart_to_die(&mut self, step: &FaultStep, dies: (&'static str, u64)) -> Fault {
         self.restart_all(step.topology, Some(dies));
         let died = self.cluster.wait_for_death(DEATH_TIMEOUT);

@@ -1,5 +1,5 @@
-//! The trial: random logs, topologies and faults, each case drawn from a seed, and what has come of
-//! it compared with the recomputation. docs/trial.md says how to run it.
+//! The trial: random logs, topologies and faults, each case drawn from a seed, and its results
+//! compared with the recomputation. docs/trial.md says how to run it.
 
 mod backups;
 mod case;
@@ -35,7 +35,7 @@ const DEFAULT_FAULTS: usize = 6;
 /// Cases at once.
 const DEFAULT_LANES: usize = 2;
 
-/// Runs cases, so many at once.
+/// Runs cases, `lanes` of them at once.
 fn run_cases(seeds: &[u64], faults: usize, lanes: usize) -> Vec<CaseOutcome> {
     let (next, outcomes) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let lane = || {
@@ -48,7 +48,7 @@ fn run_cases(seeds: &[u64], faults: usize, lanes: usize) -> Vec<CaseOutcome> {
             let outcome = case::run_plan(&plan, &mut broker);
             print_line(&report::case_line(&outcome, faults));
             if !outcome.is_good() {
-                // It may be the broker that is left in disorder.
+                // The broker may be the cause.
                 broker = None;
             }
             outcomes.lock().unwrap().push(outcome);
@@ -60,7 +60,7 @@ fn run_cases(seeds: &[u64], faults: usize, lanes: usize) -> Vec<CaseOutcome> {
     outcomes
 }
 
-/// Cases of a few faults that are tried with all other tests, and how many faults each has.
+/// Short cases that run with all other tests, and the faults of each.
 const SHORT_TRIAL_SEEDS: &[u64] = &[5, 18, 35, 97];
 const SHORT_TRIAL_FAULTS: usize = 3;
 
@@ -116,7 +116,7 @@ fn short_trial_with_kafka() {
     check_outcomes(&run_cases(&short_trial_seeds(LogMode::Kafka), SHORT_TRIAL_FAULTS, 1), SHORT_TRIAL_FAULTS);
 }
 
-/// What `scripts/trial` runs.
+/// The trial of `scripts/trial`.
 #[test]
 #[ignore = "takes long: scripts/trial"]
 fn trial() {
