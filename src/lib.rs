@@ -2,6 +2,8 @@
 
 pub mod admission;
 pub mod checkpoint;
+#[cfg(test)]
+mod child_tests;
 pub mod cli;
 pub mod cluster;
 pub mod codec;

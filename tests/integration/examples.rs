@@ -11,7 +11,8 @@ use std::thread;
 
 use serde_json::{Value, json};
 
-use crate::service_process::{ServiceProcess, post, wait_for};
+use crate::support::prepared::prepared_variable;
+use crate::support::{ServiceProcess, post, wait_for};
 
 #[path = "../../examples/embedded.rs"]
 #[allow(dead_code)]
@@ -35,7 +36,7 @@ fn embedded_dataflow_gives_each_changed_row_once() {
 #[test]
 #[ignore = "needs Python: scripts/test"]
 fn python_subscriber_resumes_after_lost_connection() {
-    let mut command = Command::new(prepared("TEST_PYTHON"));
+    let mut command = Command::new(prepared_variable("TEST_PYTHON"));
     command.arg(examples().join("subscriber.py"));
     subscriber_keeps_exact_copy(command);
 }
@@ -47,7 +48,8 @@ fn javascript_subscriber_resumes_after_lost_connection() {
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("subscriber.mjs");
     fs::copy(examples().join("subscriber.mjs"), &program).unwrap();
-    std::os::unix::fs::symlink(prepared("TEST_NODE_MODULES"), folder.path().join("node_modules")).unwrap();
+    std::os::unix::fs::symlink(prepared_variable("TEST_NODE_MODULES"), folder.path().join("node_modules"))
+        .unwrap();
     let mut command = Command::new("node");
     command.arg(&program);
     subscriber_keeps_exact_copy(command);
@@ -57,14 +59,7 @@ fn examples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")
 }
 
-/// What `scripts/test` has installed.
-fn prepared(variable: &str) -> PathBuf {
-    let path = std::env::var_os(variable).filter(|path| !path.is_empty());
-    path.unwrap_or_else(|| panic!("{variable} is not set: scripts/test installs what it names and sets it"))
-        .into()
-}
-
-/// Whatever happens to the connection and the service, the copy equals what REST answers.
+/// Over lost connections and restarts of the service, the copy equals the rows of REST.
 fn subscriber_keeps_exact_copy(program: Command) {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
@@ -87,7 +82,7 @@ fn subscriber_keeps_exact_copy(program: Command) {
     assert!(subscriber.output().contains(", continued"), "{}", subscriber.output());
     assert!(!subscriber.output().contains("reset"), "{}", subscriber.output());
 
-    // Another start is another generation: the copy begins anew, and is exact again.
+    // Another start is another generation: the copy is rebuilt, and is exact again.
     service.kill();
     let service = ServiceProcess::start(&data, "").wait_until_ready();
     post_readings(&service, &[reading("e", 12, 75.0)]);

@@ -1,4 +1,5 @@
-//! What each source file imports from which other, read from the text: `use` lists, nested ones included, and paths in the code.
+//! What each source file imports from which other, read from the text: `use` lists, nested ones
+//! included, and paths in the code.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -50,7 +51,8 @@ impl Imports {
         Imports { files, named, exported }
     }
 
-    /// For each file the files that it imports from; a name that a module only re-exports is one of the file that defines it.
+    /// For each file the files that it imports from; a name that a module only re-exports is one of
+    /// the file that defines it.
     pub fn by_file(&self) -> BTreeMap<&str, BTreeSet<&str>> {
         let of = |(module, paths): (&ModulePath, &BTreeSet<Vec<String>>)| {
             let targets = paths.iter().filter_map(|path| self.file_of(path, 0));
@@ -67,10 +69,10 @@ impl Imports {
             self.files.contains_key(module).then(|| module.to_vec())
         })?;
         let rest = &path[module.len()..];
-        if let Some(name) = rest.first().filter(|_| depth < 8) {
-            if let Some(target) = self.exported.get(&(module.clone(), name.clone())) {
-                return self.file_of(target, depth + 1);
-            }
+        if let Some(name) = rest.first().filter(|_| depth < 8)
+            && let Some(target) = self.exported.get(&(module.clone(), name.clone()))
+        {
+            return self.file_of(target, depth + 1);
         }
         Some(&self.files[&module])
     }
@@ -188,7 +190,7 @@ fn uses(code: &str) -> Vec<Use> {
     let mut found = Vec::new();
     for (start, _) in code.match_indices("use ") {
         let before = code[..start].rsplit('\n').next().unwrap_or_default().trim();
-        let is_public = before.starts_with("pub");
+        let is_public = before == "pub" || before.starts_with("pub(") && before.ends_with(')');
         if !(before.is_empty() || is_public) {
             continue;
         }
@@ -297,7 +299,7 @@ mod tests {
 
     #[test]
     fn nested_lists_and_paths_are_found() {
-        let text = "use crate::{model::{Row, log::{self, Slot as S}}, codec};\n// use crate::no;\n\
+        let text = "use crate::{model::{Row, log::{self, Slot as S}}, codec};\n// use crate::no;\npub enum Cause { A }\n\
                     fn f() { super::kafka::g(\"crate::no::x\") }";
         let all = imports(&[
             ("a::b", text),

@@ -1,6 +1,7 @@
-//! What the parts do together.
+//! Tests of the built program and of several modules together. `tests/README.md` says where a new
+//! one goes.
 
-// What fails here fails a test.
+// An unwrap that fails here fails a test.
 #![allow(clippy::unwrap_used)]
 
 mod architecture;
@@ -11,8 +12,8 @@ mod checkpoints;
 mod clock;
 mod cluster;
 mod commands;
+mod conventions;
 mod data_files;
-mod dataflow_runner;
 mod dead_letters;
 mod documents;
 mod earlier_build;
@@ -23,17 +24,14 @@ mod kafka;
 mod layers;
 mod limits;
 mod logs;
-mod oracle;
 mod other_rules;
 mod places;
 mod read_files;
 mod real;
 mod recovery;
 mod registry;
-mod rest_checks;
 mod results;
 mod service;
-mod service_process;
-mod subscriber;
+mod support;
 mod trial;
 mod units;

@@ -9,9 +9,9 @@ mod shell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
-use markdown::{Page, pages, repository, user_pages};
+use self::markdown::{Page, pages, repository, user_pages};
+use crate::support::swelter_command;
 
 const COLUMNS: usize = 100;
 const README_LINES: usize = 150;
@@ -165,7 +165,7 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ("docs/troubleshooting.md", "mkdir swelter-data.old", "other_rules does it"),
 ];
 
-/// A command that nobody runs is wrong some day.
+/// A command that no test runs becomes wrong some day.
 #[test]
 fn every_command_is_run_or_says_why_not() {
     let (mut unlisted, mut used) = (Vec::new(), BTreeSet::new());
@@ -201,7 +201,7 @@ fn configurations_are_taken() {
                 continue;
             }
             fs::write(&config, &block.text).unwrap();
-            let output = Command::new(env!("CARGO_BIN_EXE_swelter"))
+            let output = swelter_command()
                 .args(["run", "--check-config", "--config", config.to_str().unwrap()])
                 .current_dir(folder.path())
                 .output()

@@ -1,15 +1,14 @@
-//! Backups that a case takes while records come.
+//! Backups that a case takes while records arrive.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::case::{TrialCase, check_dead_letters, rules};
 use super::feeder::PostedLog;
-use crate::oracle::Oracle;
-use crate::recovery::{RUN_SETTINGS, record_json};
-use crate::rest_checks::{ServiceStatus, check_current, check_history};
-use crate::service_process::{ServiceProcess, WAIT_TIMEOUT, wait_for};
+use crate::support::{
+    Oracle, RUN_SETTINGS, ServiceProcess, ServiceStatus, WAIT_TIMEOUT, check_current, check_history,
+    record_json, swelter_command, wait_for,
+};
 
 /// Until one is taken, whatever processes do meanwhile.
 const BACKUP_TIMEOUT: Duration = Duration::from_secs(90);
@@ -17,7 +16,8 @@ const BACKUP_TIMEOUT: Duration = Duration::from_secs(90);
 /// A copy of a journal, and what must be in it.
 pub struct TakenBackup {
     place: PathBuf,
-    /// Posts that were in the log when it was begun, and the most that can have been there when it was done.
+    /// Posts that were in the log when it was begun, and the most that can have been there when it
+    /// was done.
     least: usize,
     most: usize,
 }
@@ -46,7 +46,7 @@ impl TrialCase<'_> {
 
 /// Runs a command of the built program.
 fn run_swelter(command: &str, arguments: &[(&str, &Path)]) -> Result<(), String> {
-    let mut program = Command::new(env!("CARGO_BIN_EXE_swelter"));
+    let mut program = swelter_command();
     program.arg(command);
     for (flag, path) in arguments {
         program.arg(flag).arg(path);
@@ -59,8 +59,8 @@ fn run_swelter(command: &str, arguments: &[(&str, &Path)]) -> Result<(), String>
 }
 
 impl TakenBackup {
-    /// Restores it, starts one process from it, and compares that with the recomputation of the posts it has. Says how many values
-    /// were compared.
+    /// Restores the backup, starts one process from it, and compares that with the recomputation of
+    /// its posts. Returns how many values were compared.
     pub fn check(&self, posted: &PostedLog, cities: u32) -> usize {
         let data = self.place.with_extension("restored");
         let restored = run_swelter("restore", &[("--from", &self.place), ("--data-dir", &data)]);

@@ -1,4 +1,4 @@
-//! What was compared, and what was found otherwise than it should be.
+//! Comparisons and the differences that they found.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -6,13 +6,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 #[derive(Default)]
 pub struct Comparisons {
     pub made: usize,
-    /// Rows, records and the like that were looked at.
+    /// Compared rows and records.
     pub values: usize,
     pub differences: Vec<String>,
 }
 
 impl Comparisons {
-    /// Runs a check, which says how many values it has compared, and panics where one differs.
+    /// Runs a check, which returns the number of compared values and panics if one differs.
     pub fn run_check(&mut self, what: &str, check: impl FnOnce() -> usize) {
         self.made += 1;
         match catch_unwind(AssertUnwindSafe(check)) {
@@ -22,7 +22,7 @@ impl Comparisons {
     }
 }
 
-/// What a panic says.
+/// The message of a panic.
 pub fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().cloned();
     text.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string())).unwrap_or_default()

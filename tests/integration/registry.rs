@@ -1,13 +1,10 @@
 //! Readings of Avro with the schemas of a registry.
 
-pub mod server;
-
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use server::{RegistryServer, ServerHealth};
 use swelter::codec::{
     CURRENT_SCHEMA, DecodeSettings, READING_SCHEMA, ROW_SCHEMA, RecordFields, push_wire_header,
     reading_to_avro,
@@ -17,6 +14,8 @@ use swelter::registry::{
     AvroRecordDecoder, DecodeResult, RegistryClient, RegistryError, RegistryResponse, RegistrySettings,
     ResponseRecorder, SchemaCache, SchemaLookup, fetch_and_record,
 };
+
+use crate::support::registry_server::{RegistryServer, ServerHealth};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -47,7 +46,7 @@ fn encoded_reading(id: u32, city: &str) -> Vec<u8> {
     value
 }
 
-/// What a value comes to in the end, however often it must be held back before.
+/// Decodes a value until it is not held back any more.
 fn decode_until_final(records: &mut AvroRecordDecoder, value: &[u8]) -> Result<String, (Reason, String)> {
     let deadline = Instant::now() + DEADLINE;
     loop {
@@ -184,7 +183,7 @@ fn second_address_is_used_if_first_fails() {
     let before = down.requested_paths().len();
     assert!(client.fetch_schema(id).is_ok());
     assert_eq!(down.requested_paths().len(), before, "the one that answered last comes first");
-    // One that is away may know.
+    // A registry that is down may know the schema.
     assert!(matches!(client.fetch_schema(99), Err(RegistryError::Unavailable(_))));
     down.set_health(ServerHealth::Up);
     assert_eq!(client.fetch_schema(99), Err(RegistryError::Unknown));
@@ -204,7 +203,7 @@ fn outage_holds_records_back_until_it_ends() {
         DecodeResult::Unavailable(why) => why.contains("500"),
         DecodeResult::Record(record) => panic!("decoded without a schema: {record:?}"),
     });
-    // It is asked again and again, and not at once.
+    // The registry is asked again after a pause.
     wait_until(|| server.requested_paths().len() >= 3);
     server.set_health(ServerHealth::Up);
     assert_eq!(decode_until_final(&mut records, &value), Ok("x".into()));
@@ -248,7 +247,7 @@ fn registry_response_is_recorded_before_use_and_kept() {
         );
     }
     assert_eq!(*failures.lock().unwrap(), 0);
-    // Another start, where the registry has meanwhile heard of the other: what was decided stays.
+    // At another start the registry knows the other schema by now: recorded responses stay.
     let server = RegistryServer::start(None);
     let now = server.add_schema("y-value", READING_SCHEMA, json!([]));
     let json = serde_json::to_string(&recorded.lock().unwrap().clone()).unwrap();
@@ -286,7 +285,7 @@ fn every_record_of_unreadable_schema_is_refused_with_reason() {
     }
 }
 
-/// Nothing that is wrong with one schema holds back what others were written with.
+/// An unusable schema does not hold back records of other schemas.
 #[test]
 fn unusable_schema_is_a_final_response() {
     let server = RegistryServer::start(None);
@@ -373,7 +372,7 @@ fn recreated_registry_schema_contradicts_recorded_response() {
     let known = |recorded: &RegistryResponse| vec![(id, recorded.clone())];
     let never = || -> swelter::registry::ResponseFetcher { Box::new(|_| Err("not to be asked".into())) };
 
-    // The same registry, and an answer that was recorded with other spaces.
+    // The same registry, and a response that was recorded with other white space.
     let RegistryResponse::Avro { schema, references } = &recorded else { panic!("{recorded:?}") };
     let spaced = serde_json::to_string_pretty(&serde_json::from_str::<Value>(schema).unwrap()).unwrap();
     assert_ne!(*spaced, **schema);
@@ -388,7 +387,7 @@ fn recreated_registry_schema_contradicts_recorded_response() {
         .unwrap();
         let asked = server.requested_paths();
         assert_eq!(schemas.lookup(id), SchemaLookup::Known(answer.clone()));
-        // Once soon, and again later.
+        // Verified soon, and again later.
         wait_until(|| server.requested_paths().len() > asked.len() + 1);
         assert_eq!(schemas.contradiction(), None);
     }

@@ -1,9 +1,10 @@
-//! A small schema registry: the routes, ids, versions and errors that Confluent documents for its own, as far as writing
-//! and reading Avro needs them, in memory. It is not that registry, and tests against it show only that we speak the
-//! documented protocol.
+//! A small schema registry: the routes, ids, versions and errors that Confluent documents for its
+//! own, as far as writing and reading Avro needs them, in memory. It is not that registry, and
+//! tests against it show only that we speak the documented protocol.
 //!
-//! An id belongs to a schema, whatever subjects it is in, from 1; versions count from 1 in each subject. A new version must
-//! be able to read what the last one wrote (`BACKWARD`, the default there).
+//! An id belongs to a schema, whatever subjects it is in, from 1; versions count from 1 in each
+//! subject. A new version must be able to read what the last one wrote (`BACKWARD`, the default
+//! there).
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -61,7 +62,7 @@ fn error_response(status: u16, code: u32, message: impl Into<String>) -> HttpRes
 }
 
 impl RegistryServer {
-    /// With a user it takes nobody else.
+    /// If there is a user, it accepts no other.
     pub fn start(user: Option<(&str, &str)>) -> RegistryServer {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -218,7 +219,7 @@ impl ServerState {
         self.subjects.iter().find(|(name, _)| name == subject).map(|(_, ids)| ids)
     }
 
-    /// A schema as every answer shows it: what is usual is left out.
+    /// A schema as every response shows it: default values are left out.
     fn schema_json(&self, id: u32) -> Option<Value> {
         let (kind, schema, references) = self.schemas.get((id as usize).checked_sub(1)?)?;
         let mut shown = json!({"schema": schema});

@@ -1,13 +1,13 @@
-//! What is served by REST, against the oracle.
+//! REST responses against the oracle.
 
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::dataflow_runner::city_name;
-use crate::oracle::Oracle;
-use crate::recovery::{current_json, normalize_numbers, row_json};
-use crate::service_process::{get, get_with_timeout};
+use super::entries::city_name;
+use super::http::{get, get_with_timeout};
+use super::oracle::Oracle;
+use super::rows::{current_json, normalize_numbers, row_json};
 
 pub fn get_json(address: &str, path: &str) -> Value {
     let answer = get(address, path).unwrap_or_else(|error| panic!("{address}{path}: {error}"));
@@ -15,20 +15,20 @@ pub fn get_json(address: &str, path: &str) -> Value {
     serde_json::from_str(&answer.body).unwrap()
 }
 
-/// What a service says of itself.
+/// The status of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceStatus {
     pub generation: String,
     pub ready: bool,
     pub as_of: u64,
-    /// Records of all logs: in the results, and there are.
+    /// Records of all logs that results include, and all that there are.
     pub applied: u64,
     pub end: u64,
     pub too_late: u64,
 }
 
 impl ServiceStatus {
-    /// None where it does not answer in time.
+    /// `None` if it does not answer in time.
     pub fn fetch_status(address: &str, patience: Duration) -> Option<ServiceStatus> {
         let answer = get_with_timeout(address, "/v1/status", patience).ok()?;
         let status: Value = serde_json::from_str(&answer.body).ok()?;
@@ -48,7 +48,7 @@ impl ServiceStatus {
     }
 }
 
-/// Leaves of the current rows what they are, without how old they were when they were served.
+/// Removes the ages of current rows, which depend on when they were served.
 pub fn remove_ages(cities: &mut Value) {
     for city in cities.as_array_mut().unwrap() {
         let Some(row) = city["current"].as_object_mut() else { continue };
@@ -57,7 +57,7 @@ pub fn remove_ages(cities: &mut Value) {
     }
 }
 
-/// The current rows of all cities. Says how many there are.
+/// Checks the current rows of all cities; returns their number.
 pub fn check_current(address: &str, oracle: &Oracle) -> usize {
     let current = oracle.current();
     let expected: Vec<Value> =
@@ -66,7 +66,7 @@ pub fn check_current(address: &str, oracle: &Oracle) -> usize {
     remove_ages(&mut answer["cities"]);
     let served = answer["cities"].as_array().unwrap().iter().map(|city| &city["current"]);
     let mut served: Vec<Value> = served.filter(|row| !row.is_null()).map(normalize_numbers).collect();
-    // They come by their names.
+    // Sorted by name.
     let mut expected = expected;
     for rows in [&mut served, &mut expected] {
         rows.sort_by(|a, b| a["city"].as_str().cmp(&b["city"].as_str()));
@@ -75,7 +75,7 @@ pub fn check_current(address: &str, oracle: &Oracle) -> usize {
     served.len()
 }
 
-/// All pages of a city's history. Says how many rows there are.
+/// Checks all pages of a city's history; returns the number of rows.
 pub fn check_history(address: &str, oracle: &Oracle, city: u32) -> usize {
     if !oracle.knows_city(city) {
         return 0;

@@ -1,33 +1,15 @@
-//! The sequential recomputation: short, obviously right, and slow. It applies a log one arrival at a time, keeps
-//! everything, and computes every result from all readings.
+//! The sequential recomputation: short, obviously right, and slow. It applies a log one arrival at
+//! a time, keeps everything, and computes every result from all readings.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use swelter::dataflow::heat_index::Formula;
 use swelter::dataflow::rolling::MAX_TOMBSTONES_WITHOUT_READING;
 use swelter::model::{
-    Category, CurrentRow, DaySummary, EventTime, HeatIndex, Measurement, OutcomeKind, ReadingEvent, Revision,
-    Row, Upsert,
+    Category, CurrentRow, DaySummary, EventTime, HeatIndex, Measurement, OutcomeKind, ReadingEvent, Row,
 };
 
-use crate::dataflow_runner::RunSettings;
-
-/// One entry of a log. Cities are numbers here, to make short logs easy to read.
-#[derive(Clone, Copy, Debug)]
-pub struct LogEntry {
-    pub city: u32,
-    pub millis: i64,
-    pub event: ReadingEvent,
-    pub revision: Option<i64>,
-}
-
-impl LogEntry {
-    pub fn upsert<'a>(&self, name: &'a str) -> Upsert<'a> {
-        let reading_at = EventTime::from_millis(self.millis).unwrap();
-        Upsert { city: name, reading_at, event: self.event, revision: self.revision.and_then(Revision::new) }
-    }
-}
+use super::entries::{LogEntry, RunSettings};
 
 type ReadingKey = (u32, i64);
 
@@ -52,7 +34,7 @@ impl Oracle {
         self.high.get(&entry.city).is_some_and(|high| entry.millis < high - self.settings.lateness)
     }
 
-    /// What becomes of the next arrival; `None` where admission refuses it as too late.
+    /// The outcome of the next arrival; `None` if admission refuses it as too late.
     pub fn apply_arrival(&mut self, entry: &LogEntry) -> Option<OutcomeKind> {
         let key = (entry.city, entry.millis);
         if self.is_too_late(entry) {
@@ -62,7 +44,7 @@ impl Oracle {
             let high = self.high.entry(entry.city).or_insert(entry.millis);
             *high = (*high).max(entry.millis);
         }
-        // All that was ever accepted of a key is a reading that it holds, or a withdrawal.
+        // Every key that was ever accepted has a reading or a withdrawal.
         if matches!(entry.event, ReadingEvent::RetriedReading(_)) && self.revisions.contains_key(&key) {
             return Some(OutcomeKind::Superseded);
         }
@@ -96,7 +78,8 @@ impl Oracle {
         })
     }
 
-    /// Of a city without a reading only so many withdrawals are remembered, but for those within the lateness of the newest.
+    /// A city without a reading keeps only so many withdrawals, and those within the lateness of
+    /// the newest.
     fn forget_tombstones(&mut self, city: u32) {
         if self.high.contains_key(&city) {
             return;
@@ -190,8 +173,8 @@ impl Oracle {
     }
 }
 
-/// What a checkpoint keeps of a city, as `swelter checkpoints show --json` says it: all that there ever was, by time, and how much
-/// of that results may still need.
+/// The state of a city in a checkpoint, as `swelter checkpoints show --json` prints it: everything
+/// by time, and how much of that results may still need.
 pub struct ExpectedCityState {
     pub high: Value,
     pub measured: Vec<Value>,
@@ -236,9 +219,3 @@ impl Oracle {
         }
     }
 }
-
-/// The formula that property tests use: cheap, and reaching both ends of what is accepted.
-pub const PROPERTY_TEST_FORMULA: Formula = Formula::Rothfusz;
-
-/// What the built program computes unless it is told otherwise.
-pub const DEFAULT_FORMULA: Formula = Formula::Nws;

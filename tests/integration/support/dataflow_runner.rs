@@ -1,4 +1,5 @@
-//! Runs a log through admission and the dataflow, on any number of workers, and gives back all that came out.
+//! Runs a log through admission and the dataflow, on any number of workers, and collects all
+//! outputs.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -7,8 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use swelter::admission::{Admission, AdmissionRules, AdmittedArrival};
-use swelter::dataflow::heat_index::Formula;
-use swelter::dataflow::rolling::Retention;
 use swelter::dataflow::rolling::query_responder::QueryLimits;
 use swelter::dataflow::rolling::serving::ServingUpdate;
 use swelter::dataflow::rolling::snapshot::InitialState;
@@ -16,30 +15,10 @@ use swelter::dataflow::{self, Closed, Graph, GraphPlan};
 use swelter::directory::Directory;
 use swelter::model::{
     AnswerPiece, Arrival, CheckpointBarrier, CityId, CityKey, CitySnapshot, CurrentRow, DaySummary,
-    EventTime, Millis, OutcomeKind, Query, QueryKind, RemainingRows, Row, SnapshotSink, Upsert, state_shard,
+    EventTime, OutcomeKind, Query, QueryKind, RemainingRows, Row, SnapshotSink, Upsert, state_shard,
 };
 
-use crate::oracle::LogEntry;
-
-/// Milliseconds.
-#[derive(Clone, Copy, Debug)]
-pub struct RunSettings {
-    pub formula: Formula,
-    pub window: i64,
-    pub lateness: i64,
-    pub history: i64,
-}
-
-impl RunSettings {
-    pub fn retention(&self) -> Retention {
-        let duration = |millis| Millis::from_millis(millis).unwrap();
-        Retention {
-            window: duration(self.window),
-            lateness: duration(self.lateness),
-            history: duration(self.history),
-        }
-    }
-}
+use super::entries::{LogEntry, RunSettings, city_name, city_number};
 
 /// Keys, and their values before and after.
 type ChangeList<K, V> = Vec<(K, Option<V>, Option<V>)>;
@@ -54,28 +33,33 @@ pub struct EpochOutput {
     pub categories: Vec<(swelter::dataflow::rankings::CountryCategory, isize)>,
     /// By index in the log.
     pub outcomes: BTreeMap<usize, OutcomeKind>,
-    /// What serving is told, in order.
+    /// Serving updates, in order.
     pub serving_updates: Vec<ServingUpdate>,
+}
+
+impl EpochOutput {
+    /// Adds what another worker has put out in the same epoch.
+    fn extend(&mut self, other: EpochOutput) {
+        self.rows.extend(other.rows);
+        self.days.extend(other.days);
+        self.current.extend(other.current);
+        self.hottest.extend(other.hottest);
+        self.categories.extend(other.categories);
+        self.outcomes.extend(other.outcomes);
+        self.serving_updates.extend(other.serving_updates);
+    }
 }
 
 /// How many cities the ranking of a test run has.
 pub const HOTTEST_CITIES: usize = 2;
-
-pub fn city_name(city: u32) -> String {
-    format!("city {city}")
-}
 
 pub fn arrival(upsert: &Upsert<'_>, admitted: AdmittedArrival, position: u64) -> Arrival {
     let Upsert { reading_at, event, revision, .. } = *upsert;
     Arrival { city: admitted.city, reading_at, event, revision, position }
 }
 
-pub fn city_number(name: &str) -> u32 {
-    name["city ".len()..].parse().unwrap()
-}
-
-/// Epoch `k` holds the entries before `cuts[k]` that no earlier epoch holds. The city of an entry decides which worker
-/// reads it.
+/// Epoch `k` holds the entries before `cuts[k]` that no earlier epoch holds. The city of an entry
+/// decides which worker reads it.
 pub fn run_log(
     log: &[LogEntry],
     settings: RunSettings,
@@ -87,22 +71,23 @@ pub fn run_log(
     run_leg(log, settings, cuts, leg).0
 }
 
-/// A run that goes on where another one was.
+/// A run, perhaps resumed from the state of another one.
 #[derive(Clone, Default)]
 pub struct RunLeg {
     pub workers: usize,
     pub days: bool,
-    /// Rows are only told.
+    /// No sink wants rows.
     pub serving_only: bool,
     /// The epoch whose state is resumed, with that state: epochs begin there, without arrivals.
     pub resumed: Option<(usize, Vec<CitySnapshot>)>,
     /// Rows of answers that a worker makes at a time; any number without.
     pub slice_rows: Option<usize>,
-    /// After which epochs the state is taken, and for how many looks at it the taker is then full.
+    /// The epochs after which a snapshot is taken, and how often the sink then reports that its
+    /// buffer is full.
     pub barriers: BTreeMap<usize, (CheckpointBarrier, u32)>,
 }
 
-/// What a snapshot of one worker gave.
+/// A snapshot of one worker.
 #[derive(Debug)]
 pub struct TakenSnapshot {
     pub barrier: CheckpointBarrier,
@@ -150,7 +135,36 @@ impl SnapshotSink for SnapshotTaker {
     }
 }
 
-/// [`run`] with state taken and resumed.
+impl RunLeg {
+    /// The epoch from which a worker resumes, and its part of the state.
+    fn initial_state(&self, worker: u32, workers: u32) -> (usize, InitialState) {
+        let Some((epoch, cities)) = &self.resumed else { return (0, InitialState::default()) };
+        let own = |city: &&CitySnapshot| state_shard(CityKey::hash(&city.name)) % workers == worker;
+        let cities = cities.iter().filter(own).cloned().collect();
+        (*epoch, InitialState { epoch: *epoch as u64, cities })
+    }
+}
+
+/// Everything that a graph can compute, unless the leg wants less.
+fn graph_plan(settings: RunSettings, leg: &RunLeg) -> GraphPlan {
+    GraphPlan {
+        rows: !leg.serving_only,
+        days: leg.days,
+        outcomes: true,
+        current: true,
+        hottest: Some(HOTTEST_CITIES),
+        by_country: Some(Directory::shipped()),
+        serving: true,
+        query_limits: QueryLimits {
+            slice_rows: leg.slice_rows.unwrap_or(usize::MAX),
+            slice_time: std::time::Duration::from_secs(1),
+            ..QueryLimits::default()
+        },
+        ..GraphPlan::new(settings.formula, settings.retention())
+    }
+}
+
+/// The outputs of each epoch, with state that is taken and resumed.
 pub fn run_leg(
     log: &[LogEntry],
     settings: RunSettings,
@@ -162,33 +176,12 @@ pub fn run_leg(
     let failed = Arc::new(AtomicBool::new(false));
     let outputs = timely::execute(timely::Config::process(leg.workers), move |worker| {
         let _on_panic = PanicFlag(Arc::clone(&failed));
-        let plan = GraphPlan {
-            rows: !leg.serving_only,
-            days: leg.days,
-            outcomes: true,
-            current: true,
-            hottest: Some(HOTTEST_CITIES),
-            by_country: Some(Directory::shipped()),
-            serving: true,
-            query_limits: QueryLimits {
-                slice_rows: leg.slice_rows.unwrap_or(usize::MAX),
-                slice_time: std::time::Duration::from_secs(1),
-                ..QueryLimits::default()
-            },
-            ..GraphPlan::new(settings.formula, settings.retention())
-        };
+        let plan = graph_plan(settings, &leg);
         let (index, peers) = (worker.index() as u32, worker.peers() as u32);
-        let own = |city: &&CitySnapshot| state_shard(CityKey::hash(&city.name)) % peers == index;
         let taken = Rc::default();
         let (marks, full) = (leg.barriers.clone(), Cell::default());
         let taker = SnapshotTaker { index, peers, barriers: marks, taken: Rc::clone(&taken), full };
-        let (first, resumed) = match &leg.resumed {
-            None => (0, InitialState::default()),
-            Some((epoch, cities)) => {
-                let cities = cities.iter().filter(own).cloned().collect();
-                (*epoch, InitialState { epoch: *epoch as u64, cities })
-            }
-        };
+        let (first, resumed) = leg.initial_state(index, peers);
         let mut graph = dataflow::build_graph(worker, &plan, resumed, Some(Box::new(taker)));
         let lateness = settings.retention().lateness;
         let mut admission = Admission::new(worker.index() as u16, AdmissionRules::new(lateness));
@@ -236,20 +229,12 @@ pub fn run_leg(
         (collect_outputs(worker, graph, epochs, &failed), taken.take())
     })
     .unwrap();
-    let mut merged: Vec<EpochOutput> = (0..epochs).map(|_| EpochOutput::default()).collect();
-    let mut all_taken = Vec::new();
+    let (mut merged, mut all_taken) = (Vec::new(), Vec::new());
+    merged.resize_with(epochs, EpochOutput::default);
     for output in outputs.join() {
         let (outputs, taken) = output.unwrap();
         all_taken.extend(taken);
-        for (merged, own) in merged.iter_mut().zip(outputs) {
-            merged.rows.extend(own.rows);
-            merged.days.extend(own.days);
-            merged.current.extend(own.current);
-            merged.hottest.extend(own.hottest);
-            merged.categories.extend(own.categories);
-            merged.outcomes.extend(own.outcomes);
-            merged.serving_updates.extend(own.serving_updates);
-        }
+        merged.iter_mut().zip(outputs).for_each(|(merged, own)| merged.extend(own));
     }
     (merged, all_taken)
 }
@@ -260,8 +245,8 @@ pub const WATCHED_CITY_AND_EPOCHS: (u32, std::ops::Range<usize>) = (0, 1..20);
 /// Ids of queries that belong to one epoch.
 pub const QUERY_IDS_PER_EPOCH: u64 = 8;
 
-/// What is asked at an epoch: all of every city, and part of the one that is watched. Rows are granted with the question, or some of
-/// them then and the others an epoch later.
+/// The queries of an epoch: the whole history of every city, and part of the watched one's. Rows
+/// are granted with the query, or some of them then and the others an epoch later.
 fn queries_of_epoch(epoch: usize, is_last: bool) -> Vec<Query> {
     let city = |city| Arc::from(city_name(city));
     let (from, to) = (EventTime::MIN, EventTime::MAX);
@@ -283,7 +268,7 @@ fn queries_of_epoch(epoch: usize, is_last: bool) -> Vec<Query> {
         }
         _ => {}
     }
-    // Nobody waits for this one: whatever was made of it, no more is.
+    // This query is cancelled: no more rows are computed for it.
     queries.push(Query { id: first + 7, ..all(1) });
     let grant = |query: &Query, rows| Query { kind: QueryKind::GrantRows { rows }, ..query.clone() };
     let asked = |query: &&Query| query.kind != QueryKind::Unwatch;
@@ -301,7 +286,7 @@ fn queries_of_epoch(epoch: usize, is_last: bool) -> Vec<Query> {
     all
 }
 
-/// Says so when its thread panics.
+/// Sets a flag when its thread panics.
 struct PanicFlag(Arc<AtomicBool>);
 
 impl Drop for PanicFlag {
@@ -373,7 +358,7 @@ fn collect_outputs(
 
 /// An answer from its pieces.
 fn join_pieces(mut pieces: Vec<AnswerPiece>) -> AnswerPiece {
-    // What says only how much there is comes first.
+    // The piece with the counts comes first.
     pieces.sort_by_key(|piece| (piece.first_row, piece.rows.len()));
     let bound = |piece: &AnswerPiece| match piece.remaining {
         RemainingRows::AtMost { rows, .. } => Some(piece.first_row + piece.rows.len() as u64 + rows),

@@ -1,4 +1,4 @@
-//! A client that keeps what docs/protocol.md says a client keeps, and what it must have then.
+//! A WebSocket subscriber that applies messages as docs/protocol.md says, and checks of its rows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Error, ErrorKind};
@@ -10,14 +10,14 @@ use swelter::model::EventTime;
 use tokio_tungstenite::tungstenite::error::Error as WebSocketError;
 use tokio_tungstenite::tungstenite::{Message, WebSocket, client};
 
-use crate::dataflow_runner::{city_name, city_number};
-use crate::oracle::Oracle;
-use crate::recovery::{current_json, normalize_numbers, row_json};
+use super::entries::{city_name, city_number};
+use super::oracle::Oracle;
+use super::rows::{current_json, normalize_numbers, row_json};
 
 /// Rows by city, and by time where the subscription is of windows; all by their text.
 type RowMap = BTreeMap<(String, String), Value>;
 
-/// What a client has: the current row of every city, and the rows of the windows of some.
+/// The rows of a client: the current row of every city, and the windows of some cities.
 #[derive(Clone)]
 pub struct ReceivedRows {
     watched: Vec<u32>,
@@ -53,7 +53,7 @@ impl ReceivedRows {
         self.subscriptions.iter().map(message).collect()
     }
 
-    /// A snapshot may still be on its way: without it there is no token.
+    /// Whether all snapshots are complete: before that there is no token.
     fn is_complete(&self) -> bool {
         self.subscriptions.values().all(|(_, token)| token.is_some())
     }
@@ -92,7 +92,7 @@ impl ReceivedRows {
         }
     }
 
-    /// The current rows must be those of the recomputation. Says how many there are.
+    /// Checks the current rows against the recomputation; returns their number.
     pub fn check_current(&self, oracle: &Oracle) -> usize {
         let current: Vec<&Value> = self.subscriptions[ALL_SUBSCRIPTION].0.values().collect();
         let expected: BTreeMap<String, Value> = oracle
@@ -104,7 +104,7 @@ impl ReceivedRows {
         current.len()
     }
 
-    /// All servable rows must be there, as the recomputation has them. Says how many rows there are.
+    /// Checks that all servable rows equal the recomputation; returns the number of rows.
     pub fn check_windows(&self, oracle: &Oracle) -> usize {
         let windows = &self.subscriptions[WINDOW_SUBSCRIPTION].0;
         for &city in &self.watched {
@@ -128,7 +128,7 @@ impl ReceivedRows {
 pub struct Subscriber {
     socket: Option<WebSocket<TcpStream>>,
     pub kept: ReceivedRows,
-    /// Whether something has come since it has subscribed.
+    /// Whether a message has been received since it subscribed.
     heard: bool,
 }
 
@@ -137,7 +137,7 @@ impl Subscriber {
         Subscriber { socket: None, kept: ReceivedRows::new(watched), heard: false }
     }
 
-    /// Subscribes at an address, from where it has got to. Nothing that it waits for then takes longer than `patience`.
+    /// Subscribes at an address and resumes by token. Each read then fails after `patience`.
     pub fn connect(&mut self, address: &str, patience: Duration) -> Result<(), WebSocketError> {
         self.socket = None;
         let stream = TcpStream::connect(address)?;
@@ -162,7 +162,7 @@ impl Subscriber {
         self.socket.is_some()
     }
 
-    /// Takes the next message. None: nothing has come within its patience.
+    /// Reads the next message; `None` if there was none in time.
     fn read_message(&mut self) -> Result<Option<Value>, WebSocketError> {
         let socket = self.socket.as_mut().ok_or(WebSocketError::AlreadyClosed)?;
         let text = match socket.read() {
@@ -187,7 +187,7 @@ impl Subscriber {
         Ok(Some(message))
     }
 
-    /// Takes what comes for so long.
+    /// Reads messages for so long.
     pub fn read_for(&mut self, time: Duration) -> Result<(), WebSocketError> {
         let until = Instant::now() + time;
         while Instant::now() < until {
@@ -196,7 +196,8 @@ impl Subscriber {
         Ok(())
     }
 
-    /// Asks once how far it is, and takes what comes before the answer; whether everything up to `as_of` is there.
+    /// Sends a ping and reads messages up to its response; returns whether everything up to `as_of`
+    /// has been received.
     pub fn is_caught_up(&mut self, as_of: u64, within: Duration) -> Result<bool, WebSocketError> {
         let socket = self.socket.as_mut().ok_or(WebSocketError::AlreadyClosed)?;
         socket.send(Message::text(r#"{"type":"ping"}"#))?;
