@@ -1,5 +1,4 @@
-//! What is known of a route before it is called: its path, its method, and what a request for it
-//! needs.
+//! A route: its path, its method, and what a request for it needs.
 
 use warp::http::{HeaderValue, Method};
 

@@ -1,4 +1,4 @@
-//! What is served now. Readers share the view; one publisher thread applies updates to it.
+//! The view that all readers share, and that one publisher thread applies updates to.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
