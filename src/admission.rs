@@ -97,8 +97,8 @@ impl Admission {
         Admission { rules, source, cities: Vec::new(), numbers: HashMap::default(), last_city: 0 }
     }
 
-    /// Restores a city's state at the position from which the log is read: `high`, and an estimate
-    /// of its stored readings from `since` on.
+    /// Restores a city's state at the position from which the log is read: its newest `reading_at`,
+    /// and an estimate of its stored readings at `first` and later.
     pub fn resume_city(&mut self, name: &str, high: Option<EventTime>, readings: u32, first: EventTime) {
         if !self.numbers.contains_key(name) {
             let number = self.add_city(name, first);

@@ -51,7 +51,7 @@ pub fn is_transient(error: &(dyn Error + 'static)) -> bool {
 /// What a person does about an error of the file or folder at `path`. It always has a text.
 pub fn remedy_for(error: &(dyn Error + 'static), path: &Path) -> String {
     let known = find_errno(error).and_then(|errno| remedy_for_errno(errno, path));
-    known.unwrap_or_else(|| format!("see that {} is whole and can be read and written", path.display()))
+    known.unwrap_or_else(|| format!("check that {} is complete and can be read and written", path.display()))
 }
 
 /// The remedy, with `": "` in front; empty if no remedy is known and the error's own text has to

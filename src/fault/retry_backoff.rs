@@ -59,10 +59,7 @@ impl RetryBackoff {
         failing.backoff = (failing.backoff * 2).min(MAX_BACKOFF);
         if is_first || now.duration_since(failing.logged_at) >= LOG_INTERVAL {
             failing.logged_at = now;
-            tracing::warn!(
-                task = *task,
-                "cannot {action}: {error}; {effect} until it can be done; it is tried again"
-            );
+            tracing::warn!(task = *task, "cannot {action}: {error}; {effect} until a retry succeeds");
         }
         if is_first {
             metrics::gauge!("swelter_task_failing", "task" => *task).set(1.0);

@@ -65,7 +65,7 @@ pub fn build_runtime(builder: &mut Builder, threads: usize, blocking: usize) -> 
 /// poll, so the cause may be a lack of files.
 pub fn start_failure_text(error: &io::Error) -> String {
     match limit_remedy(error) {
-        Some(remedy) => format!("this process cannot get on with its start: {error}: {remedy}"),
+        Some(remedy) => format!("this process cannot start: {error}: {remedy}"),
         None => format!("threads cannot be started: {error}: {REMEDY_THREADS}"),
     }
 }
@@ -85,9 +85,9 @@ mod tests {
 
     #[test]
     fn thread_start_error_names_reached_limit() {
-        let said = |errno: Errno| start_failure_text(&errno.into());
-        assert!(said(Errno::AGAIN).starts_with("threads cannot be started"), "{}", said(Errno::AGAIN));
-        assert!(said(Errno::AGAIN).contains("`ulimit -u`") && said(Errno::AGAIN).contains("pids.max"));
-        assert!(said(Errno::MFILE).contains("`ulimit -n`") && !said(Errno::MFILE).contains("ulimit -u"));
+        let text = |errno: Errno| start_failure_text(&errno.into());
+        assert!(text(Errno::AGAIN).starts_with("threads cannot be started"), "{}", text(Errno::AGAIN));
+        assert!(text(Errno::AGAIN).contains("`ulimit -u`") && text(Errno::AGAIN).contains("pids.max"));
+        assert!(text(Errno::MFILE).contains("`ulimit -n`") && !text(Errno::MFILE).contains("ulimit -u"));
     }
 }

@@ -162,7 +162,7 @@ fn check_lines(bytes: &[u8], body: &[u8], first_line: u64, format: Format) -> bo
     });
     if passed.is_some() {
         let is_blank = |line: &[u8]| line.trim_ascii().is_empty();
-        assert!(rest.split(|byte| *byte == b'\n').all(is_blank), "the end is lost");
+        assert!(rest.split(|byte| *byte == b'\n').all(is_blank), "bytes at the end are lost");
     }
     passed.unwrap_or(false)
 }
@@ -189,7 +189,7 @@ fn decode_all(bytes: &[u8], format: Format, give: &mut dyn FnMut(u64, &[u8])) ->
             Ok(Some(decoded)) => is_one_decodable |= is_decodable(check_decoded(decoded).as_ref()),
             Err(error) => {
                 assert!(!error.to_string().is_empty());
-                assert!(decoder.next().is_ok_and(|next| next.is_none()), "nothing comes after an error");
+                assert!(decoder.next().is_ok_and(|next| next.is_none()), "a record follows an error");
                 return None;
             }
         }
@@ -208,7 +208,7 @@ pub fn fuzz_parquet(bytes: &[u8]) -> bool {
     while let Ok(Some(decoded)) = decoder.next() {
         rows += 1;
         let refused = check_decoded(decoded).is_some();
-        assert_eq!(decoder.line(), rows, "each row is given once");
+        assert_eq!(decoder.line(), rows, "a row is missing or comes twice");
         if refused && rows < 100 {
             let raw = decoder.raw();
             assert!(raw.is_empty() || serde_json::from_slice::<serde_json::Value>(&raw).is_ok());

@@ -168,19 +168,22 @@ mod tests {
         let finds = |wait| client.fetch_metadata(Some("topic"), wait).map(|found| found.brokers().len());
         let deadline = Instant::now() + Duration::from_secs(60);
         while finds(Duration::from_secs(10)) != Ok(1) {
-            assert!(Instant::now() < deadline, "the broker is not found");
+            assert!(Instant::now() < deadline, "the client does not find the broker");
         }
         // Several responses may be needed: it depends on which of the client's threads is first.
         while finds(Duration::from_secs(5)).is_ok() {
-            assert!(Instant::now() < deadline, "it comes back by itself: librdkafka needs no help any more");
+            assert!(
+                Instant::now() < deadline,
+                "the client finds brokers by itself: a reminder is no longer needed"
+            );
             broker.is_gone.store(true, Ordering::SeqCst);
         }
         broker.is_gone.store(false, Ordering::SeqCst);
         let deadline = Instant::now() + Duration::from_secs(60);
-        let mut silence = BrokerReminder::for_cluster(&cluster);
+        let mut reminder = BrokerReminder::for_cluster(&cluster);
         while finds(Duration::from_secs(2)) != Ok(1) {
-            assert!(Instant::now() < deadline, "it does not come back");
-            silence.probe_if_silent(client, "topic");
+            assert!(Instant::now() < deadline, "the client does not find the broker again");
+            reminder.probe_if_silent(client, "topic");
         }
     }
 }

@@ -78,7 +78,7 @@ mod tests {
         assert_eq!(writers, [0, 2, 4, 1, 3, 5, 0]);
         let readers: Vec<usize> =
             (0..3).map(|index| topology.reader_worker_of(PartitionIndex(index), false)).collect();
-        assert_eq!(readers, [0, 1, 0], "what only one process can read");
+        assert_eq!(readers, [0, 1, 0], "a source that only one process can read");
         assert_eq!((topology.process_of_worker(3), topology.serving_worker_of(2)), (1, 4));
     }
 }
