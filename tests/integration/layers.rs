@@ -82,9 +82,11 @@ fn only_the_modules_of_the_map_name_outer_crates() {
 
 #[test]
 fn no_circle_of_files() {
-    let imports = Imports::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
-    let circles = imports.circles();
-    assert!(circles.is_empty(), "{}", describe(&imports, &circles));
+    for folder in ["src", "tests/integration"] {
+        let imports = Imports::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder));
+        let circles = imports.circles();
+        assert!(circles.is_empty(), "{folder}: {}", describe(&imports, &circles));
+    }
 }
 
 /// The circles with the arrows inside each.

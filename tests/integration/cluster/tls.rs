@@ -148,13 +148,15 @@ fn tls_caller_of_plain_listener_names_missing_setting() {
     let authority = CertificateAuthority::new("ours");
     let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let hosts = folder.path().join("hosts");
-    std::fs::write(&hosts, format!("127.0.0.1:{}\n127.0.0.1:{}\n", free_port(), free_port())).unwrap();
+    let ports = [free_port(), free_port()];
+    std::fs::write(&hosts, format!("127.0.0.1:{}\n127.0.0.1:{}\n", ports[0], ports[1])).unwrap();
     let of = |process: &'static str| {
         ["--processes", "2", "--process", process, "--hosts", hosts.to_str().unwrap()]
     };
     let first = start_cluster(data.path(), CONFIG, &of("0"), None);
+    drop(wait_for("its port", || TcpStream::connect(("127.0.0.1", ports[0])).ok()));
     let mut second =
-        start_cluster(data.path(), &valid_tls_config(&authority).replace("20s", "2s"), &of("1"), None);
+        start_cluster(data.path(), &valid_tls_config(&authority).replace("20s", "4s"), &of("1"), None);
     assert_eq!(second.wait_for_exit().code(), Some(1));
     assert!(first.log().contains("it speaks TLS, and this process has no cluster.tls"), "{}", first.log());
     let log = second.log();

@@ -9,16 +9,13 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
-
-use super::WITH_CHECKPOINTS;
 use super::backups::TakenBackup;
 use super::checkpoints;
 use super::cluster::{LaunchPlan, TrialCluster};
-use super::comparisons::{Comparisons, panic_message};
+use super::comparisons::{Comparisons, check_dead_letters, panic_message};
 use super::feeder::{Feed, Feeder, PostedLog, TrialControl};
 use super::follower::Follower;
-use super::plan::{CasePlan, CaseSettings, LogMode, TrialTopology};
+use super::plan::{CasePlan, CaseSettings, LogMode, RULES, TrialTopology};
 use crate::cluster::authority::CertificateAuthority;
 use crate::kafka::broker::PrivateBroker;
 use crate::kafka::case::{KafkaCase as Topics, PARTITIONS};
@@ -111,7 +108,7 @@ impl<'a> TrialCase<'a> {
         let config = match &feed {
             Feed::Journal(_) => {
                 let tables = config_tables(plan, folder);
-                format!("[results]\n{}\n[ingest]\npartitions = 5\n{tables}", rules())
+                format!("[results]\n{}\n[ingest]\npartitions = 5\n{tables}", RULES)
             }
             Feed::Kafka(case) => case.setup.to_toml(),
         };
@@ -189,10 +186,8 @@ impl<'a> TrialCase<'a> {
         self.log_event("all records are sent");
         self.compare_served(&feed);
         self.log_event("compared");
-        if WITH_CHECKPOINTS {
-            self.compare_checkpoint(&feed);
-            self.log_event("a checkpoint of all is compared");
-        }
+        self.compare_checkpoint(&feed);
+        self.log_event("a checkpoint of all is compared");
         self.cluster.terminate();
         if let Feed::Journal(posted) = &feed {
             let letters = self.folder.join("data").join("dead-letters.jsonl");
@@ -297,22 +292,16 @@ fn new_feed(plan: &CasePlan, folder: &Path, broker: &mut Option<PrivateBroker>) 
     (feed, city_count(plan.mode))
 }
 
-pub(super) fn rules() -> &'static str {
-    "window = \"30m\"\nlateness = \"90m\"\nhistory = \"1h\""
-}
-
 /// The tables of a configuration that both kinds of cases have. Without a journal checkpoints need
 /// a place.
 fn config_tables(plan: &CasePlan, folder: &Path) -> String {
     let mut tables =
         String::from("[cluster]\nconnect_time = \"10s\"\npeer_timeout = \"3s\"\nstandby_after = \"3s\"\n");
-    if WITH_CHECKPOINTS {
-        let place = match plan.mode {
-            LogMode::Journal => String::new(),
-            LogMode::Kafka => checkpoints::checkpoint_folder(folder).display().to_string(),
-        };
-        tables += &format!("[checkpoints]\nurl = '{place}'\nevery = \"1s\"\nkeep = 2\n");
-    }
+    let place = match plan.mode {
+        LogMode::Journal => String::new(),
+        LogMode::Kafka => checkpoints::checkpoint_folder(folder).display().to_string(),
+    };
+    tables += &format!("[checkpoints]\nurl = '{place}'\nevery = \"1s\"\nkeep = 2\n");
     if plan.settings.tls {
         tables += &tls_config(&folder.join("certificates"));
     }
@@ -366,18 +355,6 @@ fn wait_until_applied(cluster: &mut TrialCluster, records: u64) -> (Vec<String>,
         assert!(Instant::now() < deadline, "{records} records are not applied: {statuses:?}");
         thread::sleep(Duration::from_millis(20));
     }
-}
-
-/// The refused records of posts, each once.
-pub(super) fn check_dead_letters(file: &Path, too_late: &[String]) -> usize {
-    let text = fs::read_to_string(file).unwrap_or_default();
-    let letters: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let mut raw: Vec<_> = letters.iter().map(|letter| letter["raw"].as_str().unwrap()).collect();
-    let mut expected: Vec<_> = too_late.iter().map(String::as_str).collect();
-    raw.sort_unstable();
-    expected.sort_unstable();
-    assert_eq!(raw, expected, "dead letters");
-    raw.len()
 }
 
 fn check_logs(folder: &Path) -> usize {

@@ -1,7 +1,11 @@
 //! Comparisons and the differences that they found.
 
 use std::any::Any;
+use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use serde_json::Value;
 
 #[derive(Default)]
 pub struct Comparisons {
@@ -39,4 +43,16 @@ fn difference_is_recorded_with_panic_message() {
     assert_eq!((comparisons.made, comparisons.values), (2, 3));
     let [difference] = &comparisons.differences[..] else { panic!() };
     assert!(difference.starts_with("sums: ") && difference.contains("a sum"), "{difference}");
+}
+
+/// Checks that the file has the refused records of posts, each once; returns their number.
+pub fn check_dead_letters(file: &Path, too_late: &[String]) -> usize {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let letters: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mut raw: Vec<_> = letters.iter().map(|letter| letter["raw"].as_str().unwrap()).collect();
+    let mut expected: Vec<_> = too_late.iter().map(String::as_str).collect();
+    raw.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(raw, expected, "dead letters");
+    raw.len()
 }

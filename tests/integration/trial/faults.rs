@@ -1,10 +1,11 @@
 //! Faults of a case.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
+use super::backups::TakenBackup;
 use super::case::TrialCase;
 use super::checkpoints;
 use super::host::{OpenFileBlock, StoppedProcess, send_signal};
@@ -16,6 +17,8 @@ use crate::support::Random;
 const DEATH_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long a standby may take until it follows.
 const FOLLOW_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a backup may take, over faults of the processes.
+const BACKUP_TIMEOUT: Duration = Duration::from_secs(90);
 
 impl TrialCase<'_> {
     pub(super) fn run_step(&mut self, step: &FaultStep) {
@@ -151,5 +154,22 @@ impl TrialCase<'_> {
         let died = self.cluster.wait_for_death(DEATH_TIMEOUT);
         self.restart_all(step.topology, None);
         if died { step.fault } else { Fault::KillAll }
+    }
+
+    fn take_backup(&mut self) {
+        let place = self.folder().join(format!("backup-{}", self.backups.len()));
+        let deadline = Instant::now() + BACKUP_TIMEOUT;
+        loop {
+            self.wait_until_ready(None);
+            match TakenBackup::take(place.clone(), &self.folder().join("data"), &self.shared) {
+                Ok(backup) => {
+                    let TakenBackup { least, most, .. } = backup;
+                    self.log_event(&format!("a backup of {least} to {most} posts is taken"));
+                    return self.backups.push(backup);
+                }
+                Err(why) => self.log_event(&why),
+            }
+            assert!(Instant::now() < deadline, "no backup is taken");
+        }
     }
 }

@@ -27,9 +27,6 @@ use self::report::TrialReport;
 use crate::kafka::broker::PrivateBroker;
 use crate::support::prepared::print_line;
 
-/// Whether there are checkpoints.
-const WITH_CHECKPOINTS: bool = true;
-
 /// Faults of a case.
 const DEFAULT_FAULTS: usize = 6;
 /// Cases at once.

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use crate::support::Random;
 
+/// Keys of `[results]` in the configuration of every case.
+pub const RULES: &str = "window = \"30m\"\nlateness = \"90m\"\nhistory = \"1h\"";
 /// The most processes and workers of each.
 const MAX_PROCESSES: u64 = 3;
 const MAX_WORKERS: u64 = 2;
@@ -125,17 +127,13 @@ const FAULT_KINDS: &[FaultKind] = &[
         draw: |r| Fault::DieBeforeCommit(r.below(20)),
         possible: |m, _| m == LogMode::Kafka,
     },
-    FaultKind {
-        weight: 2,
-        draw: |r| Fault::DieBeforeManifest(r.below(3)),
-        possible: |_, _| super::WITH_CHECKPOINTS,
-    },
-    FaultKind { weight: 2, draw: damage, possible: |_, _| super::WITH_CHECKPOINTS },
+    FaultKind { weight: 2, draw: |r| Fault::DieBeforeManifest(r.below(3)), possible: |_, _| true },
+    FaultKind { weight: 2, draw: damage, possible: |_, _| true },
     FaultKind { weight: 1, draw: |r| Fault::DiskFull(millis(r, 200, 1_500)), possible: |_, _| true },
     FaultKind {
         weight: 1,
         draw: |r| Fault::CheckpointsUnwritable(millis(r, 800, 2_500)),
-        possible: |_, _| super::WITH_CHECKPOINTS,
+        possible: |_, _| true,
     },
     FaultKind {
         weight: 1,
