@@ -159,11 +159,11 @@ impl PartitionReader {
         &mut self,
         now: Instant,
         limit: usize,
-        upto: u64,
+        until: u64,
         into: EpochInput<'_>,
     ) -> Result<(), String> {
-        self.held_at = upto;
-        if self.position >= upto {
+        self.held_at = until;
+        if self.position >= until {
             return Ok(());
         }
         if !matches!(self.due, PollTime::Next(NextPoll::OnUnpark))
@@ -177,9 +177,9 @@ impl PartitionReader {
         }
         let PartitionReader { admission, name, letters, position, .. } = self;
         let mut admitting = AdmissionHandler { admission, name, letters: letters.as_ref(), into, position };
-        match self.partition.poll(limit, upto, &mut admitting) {
+        match self.partition.poll(limit, until, &mut admitting) {
             Ok(PollResult { next: NextPoll::UntilReached, .. }) => {
-                self.position = upto;
+                self.position = until;
                 self.due = PollTime::Next(NextPoll::Now);
             }
             Ok(polled) => self.due = PollTime::Next(polled.next),
@@ -197,7 +197,7 @@ impl PartitionReader {
             Err(error) => return Err(read_failure(&self.name, &error)),
         }
         if let Some(position) = self.partition.position() {
-            self.position = self.position.max(position.min(upto));
+            self.position = self.position.max(position.min(until));
         }
         self.caught_up |= self.position >= self.first_end || self.position >= self.partition.end();
         Ok(())
