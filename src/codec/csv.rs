@@ -102,7 +102,7 @@ impl CsvReader {
             if let Some(preparation) = preparation {
                 preparation.normalize(&mut record)?;
             }
-            record.to_upsert(settings)
+            record.decode_upsert(settings)
         })))
     }
 

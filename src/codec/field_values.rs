@@ -31,7 +31,7 @@ impl<'a> FieldValues<'a> {
     /// The arrival of the record. The refusal is for the first rule that it breaks, in the order
     /// city, time, operation, numbers, ranges.
     #[inline]
-    pub(super) fn to_upsert(&self, settings: &DecodeSettings) -> Result<Upsert<'a>, Refusal> {
+    pub(super) fn decode_upsert(&self, settings: &DecodeSettings) -> Result<Upsert<'a>, Refusal> {
         let city = self.city()?;
         let reading_at = self.reading_at(settings)?;
         let numbers = if self.is_withdrawal()? { None } else { Some(self.source_measurement(settings)?) };
@@ -276,7 +276,7 @@ mod tests {
         record.set(Field::ReadingAt, FieldValue::Instant(0));
         record.set(Field::Temperature, FieldValue::Number(temperature));
         record.set(Field::Moisture, FieldValue::Number(moisture));
-        Ok(*record.to_upsert(&settings)?.event.measurement().unwrap())
+        Ok(*record.decode_upsert(&settings)?.event.measurement().unwrap())
     }
 
     #[test]

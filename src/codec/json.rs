@@ -105,7 +105,7 @@ impl JsonRecordDecoder {
         if let Some(preparation) = &mut self.preparation {
             preparation.normalize(&mut record)?;
         }
-        record.to_upsert(&self.settings)
+        record.decode_upsert(&self.settings)
     }
 
     /// Local times so far that the zone's clocks showed twice or never.

@@ -279,7 +279,7 @@ impl WideReader {
         let preparation = &mut temperatures.preparation;
         catch_decoder_panic(move || {
             preparation.normalize(&mut record)?;
-            record.to_upsert(settings)
+            record.decode_upsert(settings)
         })
     }
 

@@ -108,7 +108,7 @@ impl AvroDecoder {
         if let Some(preparation) = &mut self.preparation {
             preparation.normalize(&mut record)?;
         }
-        record.to_upsert(&self.settings)
+        record.decode_upsert(&self.settings)
     }
 
     /// The number of fields so far that a reading does not have.

@@ -113,7 +113,7 @@ impl ParquetReader {
             if let Some(preparation) = preparation {
                 preparation.normalize(&mut record)?;
             }
-            record.to_upsert(settings)
+            record.decode_upsert(settings)
         })))
     }
 
