@@ -11,14 +11,14 @@
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
-use swelter::admission::{Admission, AdmissionRules};
-use swelter::dataflow::heat_index::Formula;
-use swelter::dataflow::rolling::chunk::PackedHeat;
-use swelter::dataflow::rolling::snapshot::InitialState;
-use swelter::dataflow::rolling::store::ReadingStore;
-use swelter::dataflow::rolling::{EpochChanges, Retention, Rolling, RollingOutputs};
-use swelter::dataflow::{self, Closed, Graph, GraphPlan};
-use swelter::model::{
+use swelter::internals::admission::{Admission, AdmissionRules};
+use swelter::internals::dataflow::heat_index::Formula;
+use swelter::internals::dataflow::rolling::chunk::PackedHeat;
+use swelter::internals::dataflow::rolling::snapshot::InitialState;
+use swelter::internals::dataflow::rolling::store::ReadingStore;
+use swelter::internals::dataflow::rolling::{EpochChanges, Retention, Rolling, RollingOutputs};
+use swelter::internals::dataflow::{self, Closed, Graph, GraphPlan};
+use swelter::internals::model::{
     Arrival, CheckpointBarrier, CityId, CityIntroduction, CityNames, CitySnapshot, EventTime, Measurement,
     Millis, ReadingEvent, Revision, Row, RowChange, SnapshotSink, Topology, Upsert,
 };
@@ -178,7 +178,7 @@ struct MinuteFeed<'a> {
 }
 
 impl MinuteFeed<'_> {
-    fn minute_feed(cities: &Cities) -> MinuteFeed<'_> {
+    fn by_minute(cities: &Cities) -> MinuteFeed<'_> {
         MinuteFeed {
             cities,
             retention: retention(),
@@ -270,7 +270,7 @@ fn bench_in_order() {
     let mut operator = filled_operator(&cities);
     let ns = time_epochs(60, 2 * WINDOW_MINUTES, &cities, |arrivals| operator.run_epoch(arrivals));
     drop(operator);
-    let minutes = MinuteFeed::minute_feed(&cities);
+    let minutes = MinuteFeed::by_minute(&cities);
     let (with_formula, without) = (bare_loop(&minutes, 60, true), bare_loop(&minutes, 60, false));
     let ring = dense_ring(&cities, 60);
     println!("in order, 15,000 cities, one reading a minute, window 1 day and full:");
@@ -341,7 +341,7 @@ fn bench_late() {
         times.push(busy * 1e9 / readings as f64);
     }
     drop(operator);
-    let (ns, bare) = (median(times), bare_loop(&MinuteFeed::minute_feed(&cities), 60, true));
+    let (ns, bare) = (median(times), bare_loop(&MinuteFeed::by_minute(&cities), 60, true));
     println!("5 % of readings 1 to 10 minutes late: {:.1} M readings/s", 1e3 / ns);
     println!("  {ns:.1} ns a reading; bare loop, all in order {bare:.1} ns   ratio {:.2}", ns / bare);
 }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use foldhash::fast;
 
-use crate::model::{CityIntroduction, CityKey, EventTime, Millis, ReadingEvent, Reason, Refusal, Upsert};
+use crate::model::{
+    Arrival, CityIntroduction, CityKey, EventTime, Millis, ReadingEvent, Reason, Refusal, Upsert,
+};
 
 /// The rules that look at more than the reading itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,14 +31,13 @@ impl AdmissionRules {
 /// The admission of one log partition: `high` of each of its cities, and the numbers that the dataflow knows them by.
 ///
 /// ```
-/// use swelter::admission::{Admission, AdmissionRules};
-/// use swelter::model::{Duration, Event, EventTime, Measurement, Reason, Upsert};
+/// use swelter::{Admission, AdmissionRules, EventTime, Measurement, Millis, Reason, ReadingEvent, Upsert};
 ///
-/// let mut admission = Admission::new(0, AdmissionRules::new(Duration::DAY));
+/// let mut admission = Admission::new(0, AdmissionRules::new(Millis::DAY));
 /// let reading = |time: &str| Upsert {
 ///     city: "JFK",
 ///     reading_at: time.parse::<EventTime>().unwrap(),
-///     event: Event::Reading(Measurement::new(80.0, 60.0, None).unwrap()),
+///     event: ReadingEvent::Reading(Measurement::new(80.0, 60.0, None).unwrap()),
 ///     revision: None,
 /// };
 /// assert!(admission.admit(&reading("2013-07-18T12:00:00Z"), None).unwrap().is_new);
@@ -75,6 +76,7 @@ struct CityAdmission {
 /// The city of an admitted arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AdmittedArrival {
+    /// The number of the city in the dataflow.
     pub city: CityKey,
     /// The first arrival of the city in this run: the dataflow must learn its name.
     pub is_new: bool,
@@ -87,6 +89,12 @@ impl AdmittedArrival {
     /// What introduces the city to the dataflow.
     pub fn introduction(&self, name: &str) -> CityIntroduction {
         CityIntroduction { key: self.city, name: name.into() }
+    }
+
+    /// The admitted upsert as an arrival. `position` comes back in its [`ArrivalOutcome`](crate::model::ArrivalOutcome).
+    pub fn arrival(&self, upsert: &Upsert<'_>, position: u64) -> Arrival {
+        let Upsert { reading_at, event, revision, .. } = *upsert;
+        Arrival { city: self.city, reading_at, event, revision, position }
     }
 }
 

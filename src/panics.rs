@@ -5,7 +5,6 @@
 //! ([`locks`]): what others would go on with may be half changed.
 
 pub mod locks;
-mod panic_points;
 #[cfg(test)]
 mod tests;
 
@@ -17,7 +16,7 @@ use std::sync::{LazyLock, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-pub use self::panic_points::panic_point;
+pub use crate::test_hooks::panic_point;
 
 /// What a caught panic ends. All of it belongs to one client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

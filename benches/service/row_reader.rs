@@ -1,7 +1,7 @@
 //! What a message of the service says, as far as it is measured.
 
 use memchr::memmem::Finder;
-use swelter::model::EventTime;
+use swelter::internals::model::EventTime;
 
 /// Finds the rows of `changes` messages.
 pub struct RowReader {

@@ -33,16 +33,16 @@ use bytes::Bytes;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use self::catalog::ManifestCatalog;
-pub use self::load::CityAdmissionState;
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::manifest::fuzz_manifest;
 pub use self::manifest::{
-    ChainSize, CheckpointHeader, CheckpointName, FileEntry, Manifest, PositionsBySource, SOURCE_KEY_PREFIX,
+    CheckpointHeader, CheckpointName, FileEntry, Manifest, PositionsBySource, SOURCE_KEY_PREFIX,
     StateSegment, WorkerPart,
 };
 pub use self::part_writer::{PartWriter, PartWriterControl};
 pub use self::store::{BlobStore, CheckpointLocation, FetchResult};
 use crate::model::rules_version::{RulesVersionMismatch, rebuild_hint};
+use crate::test_hooks;
 
 /// Where a run with a data directory has them unless it says otherwise, in that.
 pub const DEFAULT_FOLDER: &str = "checkpoints";
@@ -223,8 +223,7 @@ impl Checkpoints {
             return Err(CheckpointError::Superseded { name, newer });
         }
         self.check_files_present(manifest)?;
-        #[cfg(debug_assertions)]
-        crash_points::crash_before_manifest();
+        test_hooks::crash_before_manifest();
         self.store.put_object(manifest_path(name), manifest.to_bytes()?.into())
     }
 
@@ -374,24 +373,4 @@ fn manifest_path(name: CheckpointName) -> String {
 
 fn checksum(bytes: &[u8]) -> String {
     format!("{:016x}", xxh3_64(bytes))
-}
-
-/// Where tests have the process die.
-#[cfg(debug_assertions)]
-mod crash_points {
-    use std::sync::LazyLock;
-    use std::sync::atomic::{AtomicI64, Ordering};
-
-    /// How many manifests are published before the process dies with all files of the next one written.
-    static PUBLISHES_BEFORE_CRASH: LazyLock<AtomicI64> = LazyLock::new(|| {
-        let after =
-            std::env::var("SWELTER_TEST_DIE_BEFORE_MANIFEST").ok().and_then(|after| after.parse().ok());
-        AtomicI64::new(after.unwrap_or(i64::MAX))
-    });
-
-    pub fn crash_before_manifest() {
-        if PUBLISHES_BEFORE_CRASH.fetch_sub(1, Ordering::Relaxed) <= 0 {
-            std::process::abort();
-        }
-    }
 }

@@ -195,6 +195,7 @@ impl<'a> FieldValues<'a> {
     /// The arrival that the record is. The first rule that it breaks is the refusal: the city's, the time's, the
     /// operation's, each number's, the ranges'.
     #[inline]
+    #[allow(clippy::wrong_self_convention)] // Copying so many fields would cost.
     pub(super) fn to_upsert(&self, settings: &DecodeSettings) -> Result<Upsert<'a>, Refusal> {
         let city = self.city()?;
         let reading_at = self.reading_at(settings)?;

@@ -46,7 +46,7 @@ pub use self::options::{
     ColumnNames, LOCAL_TIMES_METRIC, LocalTimeCounts, OptionProblem, ReadOptions, RecordOptions, TextLayout,
     TimeFormat, parse_delimiter, parse_list,
 };
-pub use self::read_statistics::{HumidityCounts, ReadStatistics};
+pub use self::read_statistics::ReadStatistics;
 pub use self::readings::{ReadingsWriter, RecordFields, push_json_record};
 pub use self::reports::{ChangesWriter, DailyWriter, DeadLettersWriter};
 pub use self::results::ResultRowsWriter;
@@ -93,14 +93,18 @@ pub enum Format {
 /// What the whole file went through. Parquet compresses inside and takes none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Compression {
+    /// The bytes are the records.
     #[default]
     None,
+    /// gzip (RFC 1952), with any number of members.
     Gzip,
+    /// Zstandard (RFC 8878), with any number of frames.
     Zstd,
 }
 
 /// A file name that does not say how the file is written.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // The error texts say it.
 pub enum FileNameError {
     #[error(
         "{0:?} does not say its format: name it .csv, .json, .jsonl, .ndjson or .parquet, the text formats also with .gz or .zst, or give the format"
@@ -218,9 +222,13 @@ pub enum Moisture {
 pub struct DecodeSettings {
     /// What a time without an offset is.
     pub local_time: LocalTimePolicy,
+    /// The unit of temperatures and dew points.
     pub temperature_unit: InputTemperatureUnit,
+    /// Which field says how moist the air is.
     pub moisture: Moisture,
+    /// The scale of relative humidities.
     pub humidity: HumidityScale,
+    /// The unit of wind speeds.
     pub wind_unit: InputWindUnit,
 }
 
@@ -233,6 +241,7 @@ impl DecodeSettings {
 
 /// Why a file cannot be read, or not to its end.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // The error texts say it.
 pub enum DecodeError {
     #[error("cannot be read: {0}")]
     Io(#[from] io::Error),

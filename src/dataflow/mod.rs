@@ -50,7 +50,9 @@ use crate::model::{
 /// What a run's graph computes. What is not asked for is not built.
 #[derive(Clone, Debug)]
 pub struct GraphPlan {
+    /// The heat index of a single reading.
     pub formula: Formula,
+    /// Window, lateness, and how long rows are kept.
     pub retention: Retention,
     /// Every change of a row.
     pub rows: bool,
@@ -72,6 +74,7 @@ pub struct GraphPlan {
     pub topology: Topology,
     /// What durable sinks need: parcels, and the progress that they are complete up to.
     pub encoded_batches: Option<EncodedBatchesPlan>,
+    /// Limits of the work on queries.
     pub query_limits: QueryLimits,
 }
 
@@ -138,12 +141,17 @@ pub struct Graph {
     pub probe: ProbeHandle<u64>,
     /// The keys of this worker's cities.
     pub city_names: CityNames,
+    /// Changes of rows, at the worker of their city; `None` unless the plan has `rows`.
     pub rows: Option<Closed<RowChange>>,
+    /// Changes of day summaries; `None` unless the plan has `days`.
     pub days: Option<Closed<DayChange>>,
+    /// What became of each arrival; `None` unless the plan has `outcomes`.
     pub outcomes: Option<Closed<ArrivalOutcome>>,
+    /// Changes of current rows, as differences of +1 and -1; `None` unless the plan has `current`.
     pub current: Option<Closed<((CityId, CurrentRow), isize)>>,
     /// At the worker that ranks: the others get nothing.
     pub hottest: Option<Closed<(RankedCity, isize)>>,
+    /// Changes of the counts by country and category; `None` unless the plan has `by_country`.
     pub by_country: Option<Closed<(CountryCategory, isize)>>,
     /// At the worker of each process that tells its server.
     pub serving_updates: Option<Closed<ServingUpdate>>,
@@ -154,6 +162,12 @@ pub struct Graph {
 }
 
 impl Graph {
+    /// Builds the graph of `plan` in a worker, from an empty state. All workers must build the same plan, in the same order
+    /// among their dataflows.
+    pub fn build(worker: &mut Worker, plan: &GraphPlan) -> Graph {
+        build_graph(worker, plan, InitialState::default(), None)
+    }
+
     /// Sends this worker's arrivals of an epoch, which is then complete here: later ones must be of a later epoch. A city must
     /// be introduced no later than with its first arrival.
     pub fn send_epoch(

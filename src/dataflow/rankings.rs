@@ -12,11 +12,14 @@ use crate::model::{Category, CityId, CityNames, CurrentRow, EventTime, HeatIndex
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RankedCity {
     heat_index: Reverse<HeatIndex>,
+    /// The key of the city.
     pub city: String,
+    /// When its newest servable reading was taken.
     pub reading_at: EventTime,
 }
 
 impl RankedCity {
+    /// The heat index of that reading.
     pub fn heat_index(&self) -> HeatIndex {
         self.heat_index.0
     }
@@ -25,8 +28,11 @@ impl RankedCity {
 /// So many cities of one country (its two letters, empty where the directory has none) are in one category.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct CountryCategory {
+    /// ISO 3166 code of two letters; empty if the directory has no country for the city.
     pub country: String,
+    /// The category of the current heat index.
     pub category: Category,
+    /// How many cities of the country are in this category; at least 1.
     pub cities: isize,
 }
 

@@ -28,16 +28,22 @@ impl CityKey {
 /// Introduces a city to its owner. It is sent at the epoch of the city's first arrival, or before.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct CityIntroduction {
+    /// The number by which arrivals name the city.
     pub key: CityKey,
+    /// The key of the city, as in its readings.
     pub name: Box<str>,
 }
 
 /// An admitted arrival, on its way to the worker that owns its city.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Arrival {
+    /// The city of the reading.
     pub city: CityKey,
+    /// When the reading was taken.
     pub reading_at: EventTime,
+    /// A reading or a withdrawal.
     pub event: ReadingEvent,
+    /// Decides between arrivals of the same key; without one, the later arrival wins.
     pub revision: Option<Revision>,
     /// Where the source finds this arrival again; it comes back in the [`Outcome`] and means nothing in between.
     pub position: u64,
@@ -66,10 +72,14 @@ pub enum OutcomeKind {
 /// What became of the arrival at `position`; the last one of a key that inserted or corrected is its winner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ArrivalOutcome {
+    /// The city of the arrival.
     pub city: super::CityId,
+    /// The event time of the arrival.
     pub reading_at: EventTime,
+    /// The position of the arrival.
     pub position: u64,
     /// What the arrival brought: so whoever wants the measurements of the winners need not keep the log to look them up.
     pub event: ReadingEvent,
+    /// What became of it.
     pub kind: OutcomeKind,
 }

@@ -33,10 +33,12 @@ impl CityNames {
         self.0.borrow()[city.0 as usize].clone()
     }
 
+    /// How many cities have an id.
     pub fn len(&self) -> usize {
         self.0.borrow().len()
     }
 
+    /// Whether no city has an id.
     pub fn is_empty(&self) -> bool {
         self.0.borrow().is_empty()
     }
@@ -77,6 +79,7 @@ impl Row {
         HeatIndex::from_compact((self.packed.get() >> 32) as u32)
     }
 
+    /// The category of the reading itself.
     #[inline(always)]
     pub fn category(&self) -> Category {
         Category::ALL[((self.packed.get() >> COUNT_BITS & 7) as usize).min(4)]
@@ -114,9 +117,13 @@ impl fmt::Debug for Row {
 /// What an epoch did to the row of one key; `before` and `after` differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RowChange {
+    /// The city of the row.
     pub city: CityId,
+    /// The event time of the row.
     pub reading_at: EventTime,
+    /// The row before the epoch; `None` if there was none.
     pub before: Option<Row>,
+    /// The row after the epoch; `None` if there is none any more.
     pub after: Option<Row>,
 }
 
@@ -124,16 +131,20 @@ pub struct RowChange {
 /// changes come in pieces, each of one epoch, in the order of epochs; of row or day changes, a key has at most one an epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch<C = RowChange> {
+    /// The first epoch of the batch: the `upper` of the batch before.
     pub lower: u64,
     /// The first epoch that is not yet complete; at the end of the input, [`u64::MAX`].
     pub upper: u64,
+    /// Epochs and their changes.
     pub changes: Vec<(u64, Vec<C>)>,
 }
 
 /// The newest servable row of a city.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct CurrentRow {
+    /// The event time of the row.
     pub reading_at: EventTime,
+    /// The result.
     pub row: Row,
     /// The window, as `(sum, count)`, of the newest servable row in `[reading_at - 2 h, reading_at - 1 h]`, if there is one.
     pub hour_ago: Option<(i64, u32)>,
@@ -153,9 +164,11 @@ impl CurrentRow {
 /// The readings of one city and UTC day.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct DaySummary {
+    /// How many readings the day has.
     pub readings: u32,
     /// Of all heat indexes, 1e-6 °F.
     pub sum: i64,
+    /// The highest heat index of the day.
     pub max_heat_index: HeatIndex,
     /// When the greatest heat index was read first.
     pub max_at: EventTime,
@@ -166,10 +179,13 @@ pub struct DaySummary {
 /// What an epoch did to the summary of one day of one city; `before` and `after` differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DayChange {
+    /// The city of the day.
     pub city: CityId,
     /// Days since 1970-01-01, UTC.
     pub day: i32,
+    /// The summary before the epoch; `None` if the day had no reading.
     pub before: Option<DaySummary>,
+    /// The summary after the epoch; `None` if the day has no reading any more.
     pub after: Option<DaySummary>,
 }
 

@@ -20,8 +20,11 @@ pub const WIND_SPEED_RANGE_MPH: std::ops::RangeInclusive<f64> = 0.0..=260.0;
 /// One arrival, decoded and within the rules, before admission: set or remove what `(city, reading_at)` holds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Upsert<'a> {
+    /// The key of the city: see [`check_city_key`].
     pub city: &'a str,
+    /// When the reading was taken.
     pub reading_at: EventTime,
+    /// A reading or a withdrawal.
     pub event: ReadingEvent,
     /// An arrival loses against the one before it only if both carry a revision and its own is lower.
     pub revision: Option<Revision>,
@@ -45,9 +48,11 @@ impl Upsert<'_> {
 /// What an arrival does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum ReadingEvent {
+    /// Sets the reading of its key.
     Reading(Measurement),
     /// A reading that was a dead letter: it counts only if its key holds no reading and no withdrawal of it is remembered.
     RetriedReading(Measurement),
+    /// Removes the reading of its key: a delete.
     Withdrawal,
 }
 
@@ -165,10 +170,12 @@ pub fn check_city_key(city: &str) -> Result<(), Refusal> {
 pub struct Revision(NonZeroI64);
 
 impl Revision {
+    /// The revision of this number; `None` for `i64::MIN`.
     pub fn new(number: i64) -> Option<Revision> {
         NonZeroI64::new(number ^ i64::MIN).map(Revision)
     }
 
+    /// The number of the revision.
     pub fn number(self) -> i64 {
         self.0.get() ^ i64::MIN
     }

@@ -58,9 +58,9 @@ impl EventTime {
     /// Reads a time as the grammar of docs/times.md says; `local` says what a time without an offset is.
     ///
     /// ```
-    /// use swelter::model::{EventTime, LocalTime};
-    /// let read = EventTime::parse("2013-07-18T15:04:05.6789-04:00", LocalTime::Refuse).unwrap();
-    /// assert_eq!(read.at.to_string(), "2013-07-18T19:04:05.678Z");
+    /// use swelter::{EventTime, LocalTimePolicy};
+    /// let read = EventTime::parse("2013-07-18T15:04:05.6789-04:00", LocalTimePolicy::Refuse).unwrap();
+    /// assert_eq!(read.instant.to_string(), "2013-07-18T19:04:05.678Z");
     /// ```
     #[inline]
     pub fn parse(text: &str, local: LocalTimePolicy) -> Result<ParsedTime, TimeError> {
@@ -126,6 +126,7 @@ pub struct Millis(i64);
 impl Millis {
     /// The longest duration: longer than from the first to the last event time, so it never takes anything away.
     pub const MAX: Millis = Millis(EventTime::MAX.0 - EventTime::MIN.0);
+    /// 24 hours.
     pub const DAY: Millis = Millis(DAY_MS);
 
     /// A duration of `ms` milliseconds, 0 or more and no longer than [`Duration::MAX`].
@@ -133,6 +134,7 @@ impl Millis {
         (0..=Self::MAX.0).contains(&ms).then_some(Millis(ms))
     }
 
+    /// The milliseconds.
     pub fn millis(self) -> i64 {
         self.0
     }

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use swelter::model::EventTime;
+use swelter::internals::model::EventTime;
 
 use crate::service_process::{HttpResponse, ServiceProcess, get, post, wait_for};
 

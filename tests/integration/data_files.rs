@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use swelter::model::EventTime;
+use swelter::internals::model::EventTime;
 
 use crate::checkpoints::published_manifests;
 use crate::dead_letters::run_dead_letters;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::Value;
-use swelter::model::EventTime;
+use swelter::internals::model::EventTime;
 
 use crate::service_process::{ServiceProcess, get, post, wait_for};
 

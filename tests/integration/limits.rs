@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit, getuid, setrlimit};
 use serde_json::Value;
-use swelter::model::{Measurement, ReadingEvent};
+use swelter::internals::model::{Measurement, ReadingEvent};
 
 use crate::oracle::{LogEntry, Oracle};
 use crate::recovery::{MINUTE_MS, RUN_SETTINGS, Random, keep_accepted_entries, record_json};

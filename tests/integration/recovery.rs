@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use swelter::model::{CurrentRow, EventTime, Measurement, ReadingEvent, Row};
+use swelter::internals::model::{CurrentRow, EventTime, Measurement, ReadingEvent, Row};
 
 use crate::dataflow_runner::{RunSettings, city_name};
 use crate::oracle::{DEFAULT_FORMULA, LogEntry, Oracle};

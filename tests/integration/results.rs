@@ -7,10 +7,10 @@ use std::fmt::Debug;
 use std::ops::ControlFlow;
 
 use proptest::prelude::*;
-use swelter::admission::{Admission, AdmissionRules};
-use swelter::dataflow::rolling::serving::ServingUpdate;
-use swelter::dataflow::rolling::{EpochChanges, Rolling, RollingOutputs};
-use swelter::model::{
+use swelter::internals::admission::{Admission, AdmissionRules};
+use swelter::internals::dataflow::rolling::serving::ServingUpdate;
+use swelter::internals::dataflow::rolling::{EpochChanges, Rolling, RollingOutputs};
+use swelter::internals::model::{
     Category, CheckpointBarrier, CityId, CityNames, CitySnapshot, CurrentRow, CurrentRowUpdate, EventTime,
     Measurement, OutcomeCounts, OutcomeKind, PartitionIndex, ReadingEvent, Row,
 };

@@ -18,8 +18,11 @@ use super::{DecodeSettings, Format, HumidityScale, InputTemperatureUnit, InputWi
 /// All that is said of how the records of a source are written. Every part of it decides what a record says.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ReadOptions {
+    /// Units, and what a time without an offset means.
     pub settings: DecodeSettings,
+    /// Names of fields, and how times and numbers are written.
     pub record: RecordOptions,
+    /// How a text file is laid out.
     pub layout: TextLayout,
 }
 

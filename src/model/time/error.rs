@@ -73,6 +73,7 @@ pub enum TimeProblem {
 pub struct TimeError {
     /// As a refusal shows it.
     text: String,
+    /// Why the text is not a time.
     pub problem: TimeProblem,
 }
 

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::fault;
 use crate::model::clock::{boot_id, uptime_ms, wall_clock_ms};
 use crate::model::{AppendError, AppendHold, EventTime, HoldCause, Millis};
+use crate::test_hooks;
 
 /// In the journal's folder.
 pub(super) const FILE_NAME: &str = "clock";
@@ -56,11 +57,8 @@ impl Clock for HostClock {
         boot_id()
     }
 
-    #[cfg(debug_assertions)]
     fn confirm_ms(&self) -> i64 {
-        // For tests only: they have no minute.
-        let confirm_text = std::env::var("SWELTER_TEST_CLOCK_AGREE_MS").ok();
-        confirm_text.and_then(|text| text.parse().ok()).unwrap_or(CLOCK_CONFIRM_MS)
+        test_hooks::clock_confirm_ms().unwrap_or(CLOCK_CONFIRM_MS)
     }
 }
 

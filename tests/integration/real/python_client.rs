@@ -10,7 +10,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 
 use serde_json::{Value, json};
-use swelter::model::{CurrentRow, EventTime, Measurement, ReadingEvent, Row};
+use swelter::internals::model::{CurrentRow, EventTime, Measurement, ReadingEvent, Row};
 use tokio_tungstenite::tungstenite::{Message, WebSocket, client};
 
 use super::http;

@@ -1,7 +1,7 @@
 //! Random logs, with what decides their results and where their epochs end.
 
 use proptest::prelude::*;
-use swelter::model::{EventTime, Measurement, ReadingEvent};
+use swelter::internals::model::{EventTime, Measurement, ReadingEvent};
 
 use crate::dataflow_runner::RunSettings;
 use crate::oracle::{LogEntry, PROPERTY_TEST_FORMULA};
@@ -23,7 +23,7 @@ fn any_settings() -> impl Strategy<Value = RunSettings> {
             0..3 * DAY_MS
         ]
     };
-    let lateness = prop_oneof![1 => Just(swelter::model::Millis::MAX.millis()), 3 => span()];
+    let lateness = prop_oneof![1 => Just(swelter::internals::model::Millis::MAX.millis()), 3 => span()];
     (span(), lateness, span()).prop_map(|(window, lateness, history)| RunSettings {
         formula: PROPERTY_TEST_FORMULA,
         window,
