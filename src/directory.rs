@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use self::places_file::PlacesEntry;
-pub use self::places_file::{PlacesFile, PlacesFileError};
+pub use self::places_file::PlacesFile;
 pub use self::search::CitySearch;
 
 /// The shipped directory's text: see `data/README.md`.
@@ -117,6 +117,7 @@ impl<'a> Directory<'a> {
         Ok(Directory { cities, by_id, places: BTreeMap::new() })
     }
 
+    /// The city of this id, if the directory has it.
     pub fn city_by_id(&self, id: u32) -> Option<&DirectoryCity<'a>> {
         let found = self.by_id.binary_search_by_key(&id, |&(id, _)| id).ok()?;
         self.cities.get(self.by_id[found].1 as usize)

@@ -49,11 +49,6 @@ impl ChangesWriter {
         self.file.end_line()
     }
 
-    /// Lets whoever reads the file see what was written so far.
-    pub fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-
     pub fn finish(self) -> io::Result<()> {
         self.file.finish()
     }
@@ -91,11 +86,6 @@ impl DeadLettersWriter {
     pub fn write(&mut self, letter: &DeadLetterLine<'_>) -> io::Result<()> {
         serde_json::to_writer(&mut self.0.line, letter)?;
         self.0.end_line()
-    }
-
-    /// Lets whoever reads the file see what was written so far.
-    pub fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
     }
 
     pub fn finish(self) -> io::Result<()> {

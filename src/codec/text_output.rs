@@ -38,12 +38,6 @@ impl TextFileWriter {
         Ok(())
     }
 
-    /// Writes what is in the buffer and lets whoever reads the file see it.
-    pub(super) fn flush(&mut self) -> io::Result<()> {
-        self.flush_buffer()?;
-        self.out.flush()
-    }
-
     pub(super) fn finish(mut self) -> io::Result<()> {
         self.flush_buffer()?;
         self.out.finish()

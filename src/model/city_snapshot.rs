@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{BLOCK_READINGS, Block, EventTime, Measurement, PartitionIndex, Revision, StoredReading};
+#[cfg(any(test, feature = "internals"))]
+use super::{BLOCK_READINGS, StoredReading};
+use super::{Block, EventTime, Measurement, PartitionIndex, Revision};
 
 /// The state is kept in so many parts, by the hash of the city, so that any number of workers up to this one loads whole parts.
 pub const STATE_SHARDS: u32 = 64;
@@ -35,6 +37,7 @@ pub struct CitySnapshot {
 
 impl CitySnapshot {
     /// Applies what has changed since the state that `newer` adds to, which is this one.
+    #[cfg(any(test, feature = "internals"))]
     pub fn apply_increment(&mut self, newer: CitySnapshot) {
         let CitySnapshot {
             name,
@@ -72,6 +75,7 @@ impl CitySnapshot {
     }
 
     /// Drops the readings at `since` and later.
+    #[cfg(any(test, feature = "internals"))]
     fn truncate_from(&mut self, since: EventTime) {
         while let Some(last) = self.blocks.pop_if(|last| last.last_reading_at().is_none_or(|at| at >= since))
         {

@@ -2,7 +2,6 @@
 
 use serde::Serialize;
 
-use super::heat::mean_fahrenheit;
 use super::{Category, DaySummary, EventTime, HeatIndex, Measurement, Refusal, RetryInfo, Row};
 
 /// One line of `batch`'s result.
@@ -20,10 +19,11 @@ pub struct ResultRow {
     pub category: Category,
 }
 
+#[cfg(test)]
 impl ResultRow {
     /// The mean heat index of the window, °F.
     pub fn rolling_heat_index(&self) -> f64 {
-        mean_fahrenheit(self.sum, self.count)
+        super::heat::mean_fahrenheit(self.sum, self.count)
     }
 }
 

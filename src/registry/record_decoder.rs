@@ -103,14 +103,4 @@ impl AvroRecordDecoder {
             Err(refusal) => Err(refusal.clone()),
         })
     }
-
-    /// How many fields were met that are none of a reading's, in the records so far.
-    pub fn ignored_fields(&self) -> u64 {
-        match &self.writer_schemas {
-            WriterSchemas::Fixed(decoder) => decoder.ignored_fields(),
-            WriterSchemas::ByHeaderId { decoders, .. } => {
-                decoders.values().flatten().map(AvroDecoder::ignored_fields).sum()
-            }
-        }
-    }
 }

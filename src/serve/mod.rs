@@ -11,6 +11,7 @@ mod encoding;
 pub mod encoding_turns;
 pub mod freshness;
 mod ingest;
+#[cfg(any(test, feature = "internals"))]
 pub mod memory;
 mod new_cities;
 mod percent_encoding;
@@ -40,7 +41,7 @@ use std::time::Duration;
 
 pub use self::new_cities::IngestLog;
 pub use self::publisher::Publisher;
-pub use self::server::{BoundServer, RunningServer, bind_server, max_concurrent_rejections};
+pub use self::server::{BoundServer, bind_server, max_concurrent_rejections};
 
 use crate::codec::ReadOptions;
 use crate::directory::Directory;

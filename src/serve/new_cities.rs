@@ -24,6 +24,7 @@ const PENDING_CITIES_TIMEOUT: Duration = Duration::from_secs(60);
 const NAMES_PER_LOOKUP: usize = 1_024;
 
 /// What shares and remembered names take at most: tables that are filled to 7/8 have 8 bytes and a mark an entry.
+#[cfg(any(test, feature = "internals"))]
 pub const NEW_CITIES_BYTES: usize = 2 * 9 * (MAX_REMEMBERED_NAMES / 7 * 8) + (1 << 18) * 48;
 
 /// The log that posted readings go to, as far as admission is concerned.

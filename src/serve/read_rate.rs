@@ -42,11 +42,6 @@ impl ReadRateMeter {
         }
     }
 
-    /// Begins anew.
-    pub fn restart(&mut self) {
-        (self.normal_window, self.contended_window) = (RateWindow::default(), RateWindow::default());
-    }
-
     /// Notes what was taken in some time, and tells whether that is too slow; `short` says that others wait.
     pub fn record_is_too_slow(&mut self, time: Duration, bytes: usize, short: bool) -> bool {
         for span in [&mut self.normal_window, &mut self.contended_window] {
@@ -80,7 +75,7 @@ mod tests {
         assert!((0..10).any(|_| pace.record_is_too_slow(second, MIN_READ_RATE - 1, false)));
         assert!((0..100).all(|_| !pace.record_is_too_slow(second, MIN_READ_RATE, false)));
         assert!((0..3).any(|_| pace.record_is_too_slow(second, MIN_CONTENDED_READ_RATE - 1, true)));
-        pace.restart();
+        let mut pace = ReadRateMeter::new(10 * second);
         assert!((0..100).all(|_| !pace.record_is_too_slow(second, MIN_CONTENDED_READ_RATE, true)));
     }
 }

@@ -14,8 +14,10 @@ pub use self::current_table::{ChangesExpired, ClockComparison, CurrentRowChange,
 use self::current_table::{CurrentTable, ViewTotals};
 use self::pending_queries::PendingQueries;
 pub use self::pending_queries::{MAX_PENDING_QUERIES, QueryError, QueryResponse};
+#[cfg(any(test, feature = "internals"))]
+pub use self::watched_cities::MAX_WATCHED_CITIES;
 use self::watched_cities::WatchedCities;
-pub use self::watched_cities::{MAX_WATCHED_CITIES, WindowChanges};
+pub use self::watched_cities::WindowChanges;
 use super::budget::{MemoryBudget, Permit};
 use super::encoding_turns::EncodingTurns;
 use super::freshness::Freshness;

@@ -88,11 +88,12 @@ impl Weather {
         }
     }
 
-    pub fn cities(&self) -> u32 {
+    #[cfg(test)]
+    fn cities(&self) -> u32 {
         self.keys.ends.len() as u32
     }
 
-    /// The key of city `0..self.cities()`: `city_00042`, or in `plausible` weather the city's `geonameid`, in decimal.
+    /// The key of a city by its number, from 0: `city_00042`, or in `plausible` weather the city's `geonameid`, in decimal.
     pub fn city_key(&self, city: u32) -> &str {
         self.keys.get(city as usize)
     }

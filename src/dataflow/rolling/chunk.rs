@@ -171,10 +171,6 @@ impl Chunk {
         self.millis(usize::from(self.len) - 1)
     }
 
-    pub fn is_full(&self) -> bool {
-        usize::from(self.len) == CHUNK_ROWS
-    }
-
     /// The first row at `millis` or later, `len` where there is none.
     pub fn seek_row(&self, millis: i64) -> usize {
         self.rows().partition_point(|row| self.frame.millis(*row) < millis)

@@ -25,7 +25,6 @@ pub mod store;
 mod sweep;
 
 use std::collections::{HashMap, HashSet};
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -41,8 +40,9 @@ use crate::model::{
     DayChange, EventTime, Measurement, OutcomeCounts, OutcomeKind, ReadingEvent, Render, Row, RowChange,
 };
 
+#[cfg(any(test, feature = "internals"))]
 pub use self::edit::MAX_TOMBSTONES_WITHOUT_READING;
-pub use self::operator::{RollingInputs, RollingStreams, build_rolling};
+pub use self::operator::{RollingInputs, build_rolling};
 pub use self::store::Retention;
 
 /// What a run wants to know besides row changes; what it does not ask for costs it nothing.
@@ -394,12 +394,13 @@ impl Rolling {
     }
 
     /// Gives `each` the servable rows of a city with `reading_at` in `from..=to`, by time, until it has enough.
+    #[cfg(any(test, feature = "internals"))]
     pub fn for_each_servable_row(
         &mut self,
         city: CityId,
         from: EventTime,
         to: EventTime,
-        each: impl FnMut(i64, Row) -> ControlFlow<()>,
+        each: impl FnMut(i64, Row) -> std::ops::ControlFlow<()>,
     ) {
         self.store.seal_tail(city.0);
         let oldest = self.store.retention.oldest_servable(self.store.heads[city.0 as usize].high);
@@ -412,6 +413,7 @@ impl Rolling {
     }
 
     /// Bytes of memory that hold readings.
+    #[cfg(any(test, feature = "internals"))]
     pub fn memory_bytes(&self) -> usize {
         self.store.memory_bytes()
     }

@@ -52,6 +52,7 @@ impl Revisions {
     }
 
     /// Bytes of memory.
+    #[cfg(any(test, feature = "internals"))]
     pub fn memory_bytes(&self) -> usize {
         size_of::<Revisions>() + self.codes.capacity()
     }

@@ -434,6 +434,7 @@ impl ReadingStore {
     }
 
     /// Bytes of memory in use for readings and their revisions.
+    #[cfg(any(test, feature = "internals"))]
     pub fn memory_bytes(&self) -> usize {
         let parts = self.index.iter().flat_map(|index| &index.parts).map(|part| match part {
             ReadingsPart::Packed(block) => block.memory_bytes(),

@@ -1,7 +1,5 @@
 //! Rolling results from held readings: for one place, for a range, and for all rows that edits have changed.
 
-use std::ops::ControlFlow;
-
 use super::chunk::{PackedHeat, PackedRow, TimeFrame};
 use super::edit::{ReadingDelta, RowPosition};
 use super::part::{PartRows, PartView, ReadingsPart};
@@ -136,12 +134,13 @@ impl ReadingStore {
     }
 
     /// Gives `each` the row of every reading in `from..=to`, by time, until it has enough; the city must be sealed.
+    #[cfg(any(test, feature = "internals"))]
     pub fn for_each_row(
         &self,
         city: u32,
         from: i64,
         to: i64,
-        mut each: impl FnMut(i64, Row) -> ControlFlow<()>,
+        mut each: impl FnMut(i64, Row) -> std::ops::ControlFlow<()>,
     ) {
         let window = self.retention.window.millis();
         let mut window_rows = WindowCursor::at(self, city, from.saturating_sub(window), from);

@@ -22,6 +22,7 @@ use serde_json::Value;
 use tokio::runtime::Runtime;
 
 use super::publisher::Publisher;
+use super::server::RunningServer;
 use super::*;
 use crate::model::{
     AnswerPiece, AppendCallback, AppendError, AppendHold, AppendReport, AppendedRange, Category, CurrentRow,

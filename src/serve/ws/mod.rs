@@ -138,6 +138,7 @@ impl SubscriberSessions {
     }
 
     /// Subscriptions of all sessions.
+    #[cfg(test)]
     pub fn subscription_count(&self) -> usize {
         self.0.subscription_count.load(Ordering::Relaxed)
     }

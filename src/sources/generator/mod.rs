@@ -211,6 +211,7 @@ impl Generator {
     }
 
     /// How many readings are on schedule, of all cities together.
+    #[cfg(test)]
     pub fn scheduled_readings(&self) -> u64 {
         self.steps_per_city.saturating_mul(u64::from(self.plan.cities))
     }

@@ -176,10 +176,6 @@ impl KafkaSource {
         *self.shared.recorded_identity.lock().unwrap_or_else(PoisonError::into_inner) = recorded;
     }
 
-    pub fn topic(&self) -> &str {
-        &self.shared.plan.topic
-    }
-
     /// The registry that names the schemas of its records.
     pub fn registry_plan(&self) -> Option<&RegistryPlan> {
         match &self.shared.plan.format {
