@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::store::{FetchResult, StoredObject};
-use super::{
-    CheckpointError, CheckpointName, Checkpoints, FileEntry, MAX_MANIFEST_BYTES, Manifest, manifest_path,
-};
+use super::error::CheckpointError;
+use super::manifest::{FileEntry, Manifest};
+use super::name::CheckpointName;
+use super::objects::{MAX_MANIFEST_BYTES, expect_content, list_names, manifest_path, parse_manifest};
+use super::store::{BlobStore, FetchResult, StoredObject};
 
 pub(super) struct ManifestCatalog {
     /// Or why it cannot be used.
@@ -14,12 +15,12 @@ pub(super) struct ManifestCatalog {
 }
 
 impl ManifestCatalog {
-    pub(super) fn read_all(checkpoints: &Checkpoints) -> Result<ManifestCatalog, CheckpointError> {
-        let names = checkpoints.list_names()?;
+    pub(super) fn read_all(store: &BlobStore) -> Result<ManifestCatalog, CheckpointError> {
+        let names = list_names(store)?;
         let paths: Vec<String> = names.iter().map(|name| manifest_path(*name)).collect();
-        let contents = checkpoints.store.get_objects(&paths, MAX_MANIFEST_BYTES)?;
+        let contents = store.get_objects(&paths, MAX_MANIFEST_BYTES)?;
         let parse = |(name, found): (CheckpointName, FetchResult)| {
-            let manifest = super::parse_manifest(name, found);
+            let manifest = parse_manifest(name, found);
             (name, manifest.map(Arc::new).map_err(|error| error.to_string()))
         };
         Ok(ManifestCatalog { manifests: names.into_iter().zip(contents).map(parse).collect() })
@@ -74,7 +75,7 @@ impl ManifestCatalog {
         for part in self.chain(manifest)? {
             let wrong = part.files().find_map(|file| Some((file, found(file)?)));
             if let Some((file, found)) = wrong {
-                super::expect_content(part.name(), file, found)?;
+                expect_content(part.name(), file, found)?;
             }
         }
         Ok(())

@@ -7,9 +7,12 @@ use std::thread;
 
 use parquet::errors::ParquetError;
 
+use super::checkpoints::Checkpoints;
 use super::cities::{self, CityRecord};
+use super::error::CheckpointError;
+use super::manifest::{FileEntry, Manifest, StateSegment};
+use super::name::CheckpointName;
 use super::readings::ReadingsFileReader;
-use super::{CheckpointError, CheckpointName, Checkpoints, FileEntry, Manifest, StateSegment};
 use crate::fault;
 use crate::model::{
     BLOCK_READINGS, Block, CityKey, CitySnapshot, EventTime, PartitionIndex, PartitionName, PartitionTable,

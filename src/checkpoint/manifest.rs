@@ -1,14 +1,13 @@
 //! What a checkpoint says of itself: one small object, put once, that names all others.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::str::FromStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::CheckpointError;
+use super::error::CheckpointError;
+use super::name::{CheckpointName, parse_generation};
 use crate::model::rules_version::{RULES_VERSION_KEY, RulesVersionMismatch, VersionedArtifact};
 use crate::model::{CheckpointBarrier, EventTime, LogIdentity, STATE_SHARDS};
 
@@ -21,40 +20,6 @@ pub const SOURCE_KEY_PREFIX: &str = "source ";
 
 /// Source, partition, and the position of its next record.
 pub type PositionsBySource = BTreeMap<String, BTreeMap<u32, u64>>;
-
-/// A checkpoint's name. Later ones are greater.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct CheckpointName {
-    /// The number of the generation, without its nonce.
-    pub generation: u64,
-    pub epoch: u64,
-}
-
-impl fmt::Display for CheckpointName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:010}-{:015}", self.generation, self.epoch)
-    }
-}
-
-impl FromStr for CheckpointName {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<CheckpointName, String> {
-        let parsed = text.split_once('-').and_then(|(generation, epoch)| {
-            Some(CheckpointName { generation: generation.parse().ok()?, epoch: epoch.parse().ok()? })
-        });
-        parsed.ok_or_else(|| {
-            format!("{text:?} is not the name of a checkpoint: `swelter checkpoints list` shows what they are called")
-        })
-    }
-}
-
-/// The number and the nonce of a generation such as `17-9f2c41d06b3e8a55`.
-pub(super) fn parse_generation(generation: &str) -> Option<(u64, &str)> {
-    let (number, nonce) = generation.split_once('-')?;
-    let is_plain = (1..=64).contains(&nonce.len()) && nonce.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    Some((number.parse().ok()?, nonce)).filter(|_| is_plain)
-}
 
 /// A file of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,11 +10,14 @@ use std::time::Duration;
 
 use parquet::errors::ParquetError;
 
+use super::checkpoints::Checkpoints;
 use super::cities::{self, CityRecord};
-use super::manifest::parse_generation;
+use super::error::CheckpointError;
+use super::manifest::{FileEntry, StateSegment, WorkerPart};
+use super::name::{CheckpointName, parse_generation};
+use super::objects::checksum;
 use super::readings::ReadingsFileWriter;
 use super::store::PendingPut;
-use super::{CheckpointError, CheckpointName, Checkpoints, FileEntry, StateSegment, WorkerPart, checksum};
 use crate::model::{CheckpointBarrier, CityKey, CitySnapshot, PartitionTable, SnapshotSink, state_shard};
 
 /// So much is taken before files are made of it: one of each kind for each shard, again and again where a state is larger.

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::catalog::ManifestCatalog;
+use super::checkpoints::Checkpoints;
+use super::error::CheckpointError;
+use super::manifest::{Manifest, StateSegment, WorkerPart};
+use super::name::{CheckpointName, parse_generation};
+use super::objects::{DAMAGED_SUFFIX, manifest_path};
 use super::store::StoredObject;
-use super::{
-    CheckpointError, CheckpointName, Checkpoints, DAMAGED_SUFFIX, Manifest, StateSegment, WorkerPart,
-    manifest_path,
-};
 
 /// Files that no manifest names are left alone for so long: their checkpoint may be published yet.
 const UNPUBLISHED_GRACE_MS: i64 = 3_600_000;
@@ -28,7 +29,7 @@ impl Checkpoints {
         keep: usize,
         counts: &dyn Fn(&Manifest) -> bool,
     ) -> Result<Vec<Arc<Manifest>>, CheckpointError> {
-        let catalog = ManifestCatalog::read_all(self)?;
+        let catalog = ManifestCatalog::read_all(&self.store)?;
         let files = self.store.list_objects("data")?;
         let whole = |name: CheckpointName| {
             let manifest = catalog.manifest(name).ok()?;
@@ -92,7 +93,7 @@ impl Checkpoints {
     /// Removes what generations before this one have left behind without a manifest. It is to be called once they cannot publish any more: room that
     /// they have taken may be what the next checkpoint lacks.
     pub fn remove_orphaned_files(&self, generation: &str) -> Result<(), CheckpointError> {
-        let Some((own, _)) = super::manifest::parse_generation(generation) else { return Ok(()) };
+        let Some((own, _)) = parse_generation(generation) else { return Ok(()) };
         let manifests = self.store.list_objects("manifests")?;
         let name = |path: &String| published_name(path).or_else(|| quarantined_name(path));
         let named: BTreeSet<CheckpointName> = manifests.keys().filter_map(name).collect();

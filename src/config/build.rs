@@ -6,12 +6,16 @@ use std::path::{Path, PathBuf};
 
 use tracing_subscriber::EnvFilter;
 
+use super::cluster;
 use super::config_reader::{ConfigReader, quoted};
+use super::kafka;
 use super::plan::{
     CheckpointPlan, DataDirMode, IngestPlan, LoggingFormat, LoggingPlan, PipelineLimits, ServicePlan,
     SourceKind, SourcePlan, StartMode,
 };
-use super::{cluster, kafka, read_options, sources, tokens};
+use super::read_options;
+use super::sources;
+use super::tokens;
 use crate::checkpoint::{self, CheckpointLocation};
 use crate::dataflow::rolling::Retention;
 use crate::directory::{Directory, PlacesFile};

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
-use super::ConfigError;
+use super::error::ConfigError;
 use super::suggest;
+use super::value_origin::ValueOrigin;
 
 /// What lies over the shipped defaults.
 #[derive(Clone, Debug, Default)]
@@ -19,26 +20,6 @@ pub struct ConfigLayers {
     pub environment: Vec<(OsString, OsString)>,
     /// A key, the flag as the user gives it, and its value; later ones win.
     pub flags: Vec<(String, &'static str, String)>,
-}
-
-/// Where a value was written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ValueOrigin {
-    ShippedDefault,
-    File { path: PathBuf, line: usize },
-    Variable(String),
-    Flag(&'static str),
-}
-
-impl fmt::Display for ValueOrigin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ValueOrigin::ShippedDefault => f.write_str("default"),
-            ValueOrigin::File { path, line } => write!(f, "{}, line {line}", path.display()),
-            ValueOrigin::Variable(name) => f.write_str(name),
-            ValueOrigin::Flag(name) => f.write_str(name),
-        }
-    }
 }
 
 /// A value as it was written.

@@ -6,6 +6,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::layers::ConfigLayers;
+use super::service_config::SHIPPED_DEFAULTS;
 use super::*;
 use crate::codec::{Compression, Format, InputTemperatureUnit, Moisture};
 use crate::dataflow::heat_index::Formula;

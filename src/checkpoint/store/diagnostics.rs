@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use object_store::Error;
 
-use super::CheckpointLocation;
+use super::location::CheckpointLocation;
 
 /// A request that takes longer is spoken of.
 pub(super) const SLOW_REQUEST_THRESHOLD: Duration = Duration::from_secs(5);

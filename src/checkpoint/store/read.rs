@@ -8,14 +8,14 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::path::Path;
 use object_store::{Error, ObjectStoreExt as _};
 
-use super::{BlobStore, MAX_CONCURRENT_REQUESTS, StoreClient};
-use crate::checkpoint::CheckpointError;
+use super::blob_store::{BlobStore, MAX_CONCURRENT_REQUESTS, StoreClient};
+use crate::checkpoint::error::CheckpointError;
 use crate::fault::{self, RetryBackoff};
 
 /// What is read at a time of an object that is larger, so that no request takes long.
-pub(in crate::checkpoint) const READ_PIECE_BYTES: u64 = 4 << 20;
+pub(crate) const READ_PIECE_BYTES: u64 = 4 << 20;
 /// Larger than any object that this program writes.
-pub(in crate::checkpoint) const MAX_OBJECT_BYTES: u64 = 8 << 30;
+pub(crate) const MAX_OBJECT_BYTES: u64 = 8 << 30;
 
 /// What there is under a name.
 #[derive(Debug, PartialEq, Eq)]
@@ -52,7 +52,7 @@ impl BlobStore {
     }
 
     /// Many small objects at once, in their order.
-    pub(in crate::checkpoint) fn get_objects(
+    pub(crate) fn get_objects(
         &self,
         paths: &[String],
         most: u64,
@@ -65,7 +65,7 @@ impl BlobStore {
 
     /// Gives an object of just so many bytes in pieces, in their order, without holding more than one. Says what there is instead;
     /// nothing where all was given.
-    pub(in crate::checkpoint) fn read_pieces(
+    pub(crate) fn read_pieces(
         &self,
         path: &str,
         bytes: u64,

@@ -1,6 +1,6 @@
 //! The current row of each city: its newest servable one, with its trend and what was measured.
 
-use super::EpochChanges;
+use super::epoch_changes::EpochChanges;
 use super::hour_ago::HourAgo;
 use super::store::ReadingStore;
 use crate::model::{CityId, CurrentRow, EventTime, Measurement, Row};

@@ -1,18 +1,10 @@
 //! Everything but an in-order append: readings set, replaced and withdrawn anywhere, one arrival at a time in log order.
 
 use super::chunk::{CHUNK_ROWS, PackedHeat, TimeFrame};
-use super::part::ReadingsPart;
+use super::part::{ReadingsPart, RowPosition};
 use super::revisions::Revisions;
 use super::store::{AFTER_ALL_TIMES, CityIndex, ReadingStore};
 use crate::model::{OutcomeKind, Revision};
-
-/// A row's place: the index of its part within the city, and its own there. The place behind a part's last row means the
-/// next part's first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct RowPosition {
-    pub part: usize,
-    pub row: usize,
-}
 
 /// What an epoch does to one key's reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

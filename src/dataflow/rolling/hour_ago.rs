@@ -1,7 +1,7 @@
 //! The newest row an hour or more before each city's newest: it moves on with every append, so that a trend costs no search.
 //! Whether it is recent enough for a trend is asked at the end.
 
-use super::edit::RowPosition;
+use super::part::RowPosition;
 use super::store::{BEFORE_ALL_TIMES, ReadingStore};
 
 /// Rows that are unpacked together.

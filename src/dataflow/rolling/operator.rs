@@ -12,10 +12,11 @@ use timely::dataflow::operators::{Capability, InputCapability};
 use timely::progress::frontier::MutableAntichain;
 use timely::scheduling::Activator;
 
+use super::epoch_changes::EpochChanges;
 use super::query_responder::{QueryLimits, QueryResponder, WorkSlice};
 use super::serving::{CityWatchers, ProcessSet, ServingUpdate};
 use super::snapshot::{InitialState, SnapshotStreamer};
-use super::{EpochChanges, Rolling};
+use super::state::Rolling;
 use crate::model::{
     Arrival, ArrivalOutcome, BatchBuilder, CheckpointBarrier, CityId, CityIntroduction, CityKey, CurrentRow,
     DayChange, EncodedBatch, Query, Render, RowChange, SnapshotSink, state_shard,

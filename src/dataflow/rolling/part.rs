@@ -5,6 +5,14 @@ use super::chunk::{CHUNK_ROWS, Chunk, PackedHeat, PackedRow, TimeFrame};
 use super::revisions::Revisions;
 use crate::model::{BLOCK_READINGS, Block, Revision, StoredReading};
 
+/// The position of a row in its city: the index of its part, and its index in the part. A position behind the last row of a
+/// part means the first row of the next part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RowPosition {
+    pub part: usize,
+    pub row: usize,
+}
+
 const _: () = assert!(CHUNK_ROWS == BLOCK_READINGS);
 
 /// Where a part is.

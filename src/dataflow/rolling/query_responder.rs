@@ -8,9 +8,9 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Rolling;
 use super::pinned::{PinnedRows, RowRange};
 use super::serving::{ProcessSet, ServingUpdate, process_set_of};
+use super::state::Rolling;
 use crate::model::{
     AnswerPiece, Arrival, CityId, EventTime, MAX_PINNED_BYTES, Query, QueryKind, RemainingRows, Row,
 };

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{EpochChanges, Rolling};
+use super::epoch_changes::EpochChanges;
+use super::state::Rolling;
 use crate::model::{
     AnswerPiece, CityId, CityIntroduction, CurrentRowUpdate, OutcomeCounts, PartitionProgress, Query,
     QueryKind, WatchedRow,

@@ -6,9 +6,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::epoch_changes::EpochChanges;
 use super::part::ReadingsPart;
+use super::state::Rolling;
 use super::store::{AFTER_ALL_TIMES, BEFORE_ALL_TIMES};
-use super::{EpochChanges, Rolling};
 use crate::model::{
     Arrival, Block, CheckpointBarrier, CityId, CitySnapshot, EventTime, PartitionIndex, SnapshotSink,
 };
@@ -217,7 +218,7 @@ fn event_time(millis: i64) -> Option<EventTime> {
     EventTime::from_millis(millis)
 }
 
-impl super::CityTable {
+impl super::city_table::CityTable {
     /// The partition that the city came from first.
     fn partition_index(&self, city: u32) -> PartitionIndex {
         PartitionIndex(self.sources[city as usize])

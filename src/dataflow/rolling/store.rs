@@ -7,8 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::arena::Arena;
 use super::chunk::{CHUNK_ROWS, Chunk, NO_CHUNK, PackedHeat, PackedRow, TimeFrame};
-use super::edit::RowPosition;
-use super::part::{self, ReadingsPart};
+use super::part::{self, ReadingsPart, RowPosition};
 use super::revisions::Revisions;
 use crate::model::{Block, Millis, Revision};
 

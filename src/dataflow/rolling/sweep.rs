@@ -1,8 +1,8 @@
 //! Rolling results from held readings: for one place, for a range, and for all rows that edits have changed.
 
 use super::chunk::{PackedHeat, PackedRow, TimeFrame};
-use super::edit::{ReadingDelta, RowPosition};
-use super::part::{PartRows, PartView, ReadingsPart};
+use super::edit::ReadingDelta;
+use super::part::{PartRows, PartView, ReadingsPart, RowPosition};
 use super::store::{AFTER_ALL_TIMES, EditState, ReadingStore};
 use crate::model::Row;
 

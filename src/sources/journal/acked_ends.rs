@@ -18,7 +18,8 @@ use std::path::Path;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{JournalError, MAX_PARTITIONS};
+use super::error::JournalError;
+use super::plan::MAX_PARTITIONS;
 use crate::fault;
 
 const MAGIC: &[u8; 8] = b"swelterj";

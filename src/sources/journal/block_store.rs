@@ -14,11 +14,12 @@ use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistM
 
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::StoredBlock;
 use super::block::{self, BlockDecoder, BlockKey, JournalBlock};
+use super::error::JournalError;
 use super::store_contents::find_impossible_contents;
-use super::{JournalError, store_log};
-use crate::fault::{self, FaultClass};
+use super::store_error::StoreError;
+use super::store_log;
+use crate::fault;
 
 const CACHE_BYTES: u64 = 4 << 20;
 const MEMTABLE_BYTES: u64 = 8 << 20;
@@ -37,6 +38,9 @@ const READ_AHEAD_BYTES: usize = 1 << 20;
 const REMOVE_BATCH_BLOCKS: usize = 1_000;
 /// Removed blocks keep their room until all is rewritten, which is not to be done for little.
 const MIN_COMPACT_BYTES: u64 = 16 << 20;
+
+/// A block as it is stored, with its key.
+pub type StoredBlock = (Vec<u8>, Vec<u8>);
 
 pub(super) struct BlockStore {
     database: Database,
@@ -318,55 +322,6 @@ fn decode_entry(guard: fjall::Guard, decoder: &mut BlockDecoder) -> Result<Journ
         Some((partition, first)) => StoreError::damaged_block(partition, first),
         None => StoreError::Damaged("a block has a key that is none".into()),
     })
-}
-
-/// What the store says, panics included: it has some for damage that it does not expect.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum StoreError {
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    #[error("{0}")]
-    Store(fjall::Error),
-    /// The store has stopped after a failure of its own threads, which they have logged.
-    #[error("its storage has stopped after {}", .0.as_deref().unwrap_or("a failed write of its own"))]
-    Stopped(Option<String>),
-    #[error("{0}")]
-    Damaged(String),
-}
-
-impl From<fjall::Error> for StoreError {
-    fn from(error: fjall::Error) -> StoreError {
-        match error {
-            fjall::Error::Io(error) => StoreError::Io(error),
-            fjall::Error::Poisoned => StoreError::Stopped(store_log::last_store_error()),
-            error => match fault::find_errno(&error) {
-                // What the host says of a file that is missing or cut off is damage here.
-                Some(errno) if fault::classify_fault(&error) == FaultClass::Transient => {
-                    StoreError::Io(errno.into())
-                }
-                _ => StoreError::Store(error),
-            },
-        }
-    }
-}
-
-impl StoreError {
-    /// What a person does about it, who finds the journal in `dir`.
-    pub(super) fn remedy(&self, dir: &Path) -> String {
-        let cause = match self {
-            StoreError::Io(error) => return fault::remedy_for(error, dir),
-            StoreError::Stopped(cause) => cause.as_deref().and_then(store_log::parse_os_error),
-            StoreError::Store(_) | StoreError::Damaged(_) => None,
-        };
-        cause.map_or_else(
-            || format!("see that the disk of {} has room and works", dir.display()),
-            |error| fault::remedy_for(&error, dir),
-        )
-    }
-
-    pub(super) fn damaged_block(partition: u32, position: u64) -> StoreError {
-        StoreError::Damaged(format!("partition {partition} cannot be read at position {position}"))
-    }
 }
 
 thread_local! {

@@ -7,16 +7,16 @@ use std::sync::PoisonError;
 
 use super::acked_ends::AckedEnds;
 use super::block::{self, BlockDecoder, BlockKey};
-use super::block_store::{BlockStore, StoreError};
+use super::block_store::{BlockStore, StoredBlock};
+use super::error::JournalError;
 use super::id::{JournalId, ParentJournal};
 use super::log_starts::LogStarts;
-use super::{Journal, JournalError, MAX_PARTITIONS};
+use super::open_journal::Journal;
+use super::plan::MAX_PARTITIONS;
+use super::store_error::StoreError;
 
 /// Blocks that are read, or written, at a time.
 const COPY_BATCH_BYTES: usize = 4 << 20;
-
-/// A block as it is stored, with its key.
-pub type StoredBlock = (Vec<u8>, Vec<u8>);
 
 impl Journal {
     /// How many partitions the journal in a folder has.

@@ -12,7 +12,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use super::{JournalError, sync_folder};
+use super::error::{JournalError, id_to_hex};
 use crate::fault;
 
 pub const FILE_NAME: &str = "id";
@@ -91,10 +91,6 @@ impl JournalId {
     }
 }
 
-pub(super) fn id_to_hex(id: u128) -> String {
-    format!("{id:032x}")
-}
-
 fn write_id<S: serde::Serializer>(id: &u128, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(&format_args!("{id:032x}"))
 }
@@ -102,4 +98,9 @@ fn write_id<S: serde::Serializer>(id: &u128, to: S) -> Result<S::Ok, S::Error> {
 fn read_id<'de, D: serde::Deserializer<'de>>(from: D) -> Result<u128, D::Error> {
     let text = String::deserialize(from)?;
     JournalId::parse(&text).ok_or_else(|| serde::de::Error::custom("an id has 32 hexadecimal digits"))
+}
+
+/// Makes the entries of a folder durable.
+fn sync_folder(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
 }

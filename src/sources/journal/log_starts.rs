@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::JournalError;
+use super::error::JournalError;
 use crate::fault;
 
 const FILE_NAME: &str = "begins";

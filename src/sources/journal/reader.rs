@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::thread::Thread;
 
-use super::JournalShared;
 use super::block::{BlockDecoder, JournalBlock};
-use super::block_store::StoreError;
+use super::shared::JournalShared;
+use super::store_error::StoreError;
 use super::tail::TailLookup;
 use crate::codec::JsonRecordDecoder;
 use crate::model::{Fingerprint, RawRecord, Upsert};

@@ -11,8 +11,10 @@ use super::acked_ends::AckedEnds;
 use super::append_queue::{AppendQueue, QueuedAppend};
 use super::arrival_clock::ArrivalClock;
 use super::block::{self, BlockEncoder, JournalBlock};
-use super::block_store::{StoreError, catch_store_panics};
-use super::{JournalShared, SOURCE_NAME};
+use super::block_store::catch_store_panics;
+use super::plan::SOURCE_NAME;
+use super::shared::JournalShared;
+use super::store_error::StoreError;
 use crate::fault::{self, RetryBackoff};
 use crate::model::{
     self, AppendError, AppendReport, AppendedRange, EventTime, NewRecord, PartitionName, Reason,

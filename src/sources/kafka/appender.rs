@@ -11,7 +11,8 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 
-use super::{KafkaSourcePlan, RecordWriter};
+use super::plan::KafkaSourcePlan;
+use super::record_writer::RecordWriter;
 use crate::codec::ReadOptions;
 use crate::kafka::broker_reminder::BrokerReminder;
 use crate::kafka::error_log::KafkaErrorLog;

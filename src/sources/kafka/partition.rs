@@ -9,10 +9,11 @@ use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
 
+use super::client_context::SourceClientContext;
 use super::identity::record_fingerprint;
+use super::partition_offsets::PartitionOffsets;
+use super::shared::{KafkaSourceShared, REQUEST_TIMEOUT};
 use super::topic_decoder::{DecodeOutcome, TopicDecoder};
-use super::watch::{PartitionOffsets, SourceClientContext};
-use super::{KafkaSourceShared, REQUEST_TIMEOUT};
 use crate::kafka::native::{FetchedRecord, RecordQueue};
 use crate::kafka::topic_identity::{is_truncation, may_be_another_topic};
 use crate::model::{EventTime, Fingerprint, LogPosition};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{KafkaSourcePlan, RecordFormat, RegistryPlan};
+use super::plan::{KafkaSourcePlan, RecordFormat, RegistryPlan};
 use crate::codec::{
     DecodeSettings, JsonRecordDecoder, READING_SCHEMA, ReadOptions, RecordFields, push_wire_header,
     reading_to_avro,

@@ -1,6 +1,6 @@
 //! The topics of a source, as they must be.
 
-use super::KafkaSourcePlan;
+use super::plan::KafkaSourcePlan;
 use crate::kafka::dead_letter_topics;
 use crate::kafka::native::TopicState;
 use crate::kafka::topic_admin::{

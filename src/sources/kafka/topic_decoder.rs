@@ -1,6 +1,7 @@
 //! What a record of a topic says.
 
-use super::{KafkaSourceShared, RecordFormat};
+use super::plan::RecordFormat;
+use super::shared::KafkaSourceShared;
 use crate::codec::JsonRecordDecoder;
 use crate::kafka::dead_letter_headers;
 use crate::kafka::native::FetchedRecord;
