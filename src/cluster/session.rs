@@ -74,6 +74,7 @@ impl Cluster {
         Ok(Cluster { plan, acceptor: Some(acceptor), links, stop })
     }
 
+    #[cfg(test)]
     pub fn topology(&self) -> Topology {
         self.plan.topology
     }

@@ -41,7 +41,7 @@ use std::time::Duration;
 
 pub use self::new_cities::IngestLog;
 pub use self::publisher::Publisher;
-pub use self::server::{BoundServer, bind_server, max_concurrent_rejections};
+pub use self::server::{BoundServer, RunningServer, bind_server, max_concurrent_rejections};
 
 use crate::codec::ReadOptions;
 use crate::directory::Directory;

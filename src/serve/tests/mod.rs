@@ -22,7 +22,6 @@ use serde_json::Value;
 use tokio::runtime::Runtime;
 
 use super::publisher::Publisher;
-use super::server::RunningServer;
 use super::*;
 use crate::model::{
     AnswerPiece, AppendCallback, AppendError, AppendHold, AppendReport, AppendedRange, Category, CurrentRow,
