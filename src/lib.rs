@@ -1,10 +1,11 @@
 //! The rolling heat index of every city, exact and incremental.
 //!
-//! The crate is the program `swelter`. It also offers the dataflow of the program to other programs that run
-//! [timely dataflow](timely):
+//! The crate is the program `swelter`. It also offers the dataflow of the program to other programs
+//! that run [timely dataflow](timely):
 //!
 //! 1. Read records with a [`FileDecoder`], or build an [`Upsert`] for each reading.
-//! 2. Admit each upsert with an [`Admission`]: it refuses readings that are too late, and numbers the cities.
+//! 2. Admit each upsert with an [`Admission`]: it refuses readings that are too late, and numbers
+//!    the cities.
 //! 3. Send arrivals to the [`Graph`], epoch by epoch.
 //! 4. Take closed [`Batch`]es of [`RowChange`]s from it.
 //!

@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-// Records of Kafka are allocated by one thread and freed by another, each by itself: the C library's allocator costs a third more.
+// Records of Kafka are allocated by one thread and freed by another, each by itself: the C
+// library's allocator costs a third more.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -1,9 +1,10 @@
-//! Hooks by which the tests put a built program into states that a healthy host does not show: a wall clock that is wrong,
-//! a crash between two writes, a panic at a named point.
+//! Hooks by which the tests put a built program into states that a healthy host does not show: a
+//! wall clock that is wrong, a crash between two writes, a panic at a named point.
 //!
-//! The hooks read environment variables, and exist only with the feature `test-hooks`, which the tests enable and no
-//! released build does. Without it every function here is empty and costs nothing. `scripts/check-no-test-hooks` searches
-//! a binary for the names of the variables, and `layers::test_hooks_are_in_one_file` keeps all of them in this file.
+//! The hooks read environment variables, and exist only with the feature `test-hooks`, which the
+//! tests enable and no released build does. Without it every function here is empty and costs
+//! nothing. `scripts/check-no-test-hooks` searches a binary for the names of the variables, and
+//! `layers::test_hooks_are_in_one_file` keeps all of them in this file.
 
 #[cfg(not(feature = "test-hooks"))]
 pub use self::disabled::*;
@@ -21,11 +22,14 @@ mod enabled {
     const CLOCK_OFFSET_VARIABLE: &str = "SWELTER_TEST_CLOCK_OFFSET_MS";
     /// A file that holds the same number, read at each look at the clock.
     const CLOCK_OFFSET_FILE_VARIABLE: &str = "SWELTER_TEST_CLOCK_OFFSET_FILE";
-    /// For how many milliseconds a wall clock that has jumped forward must agree with itself before it counts.
+    /// For how many milliseconds a wall clock that has jumped forward must agree with itself before
+    /// it counts.
     const CLOCK_CONFIRM_VARIABLE: &str = "SWELTER_TEST_CLOCK_AGREE_MS";
-    /// `N`: the process dies after all files of checkpoint `N + 1` are written, before its manifest is.
+    /// `N`: the process dies after all files of checkpoint `N + 1` are written, before its manifest
+    /// is.
     const CRASH_BEFORE_MANIFEST_VARIABLE: &str = "SWELTER_TEST_DIE_BEFORE_MANIFEST";
-    /// `N`: the process dies after the records of transaction `N + 1` are flushed, before it is committed.
+    /// `N`: the process dies after the records of transaction `N + 1` are flushed, before it is
+    /// committed.
     const CRASH_BEFORE_COMMIT_VARIABLE: &str = "SWELTER_TEST_DIE_BEFORE_COMMIT";
     /// `NAME:N`: the process panics once, at the `N`-th pass of the point `NAME`.
     const PANIC_POINT_VARIABLE: &str = "SWELTER_PANIC_POINT";
@@ -48,13 +52,15 @@ mod enabled {
         number(CLOCK_CONFIRM_VARIABLE)
     }
 
-    /// Counts a checkpoint whose files are written, and aborts the process if this is the one at which a test wants it.
+    /// Counts a checkpoint whose files are written, and aborts the process if this is the one at
+    /// which a test wants it.
     pub fn crash_before_manifest() {
         static PASSES: LazyLock<AtomicI64> = LazyLock::new(|| passes(CRASH_BEFORE_MANIFEST_VARIABLE));
         abort_after(&PASSES);
     }
 
-    /// Counts a transaction whose records are flushed, and aborts the process if this is the one at which a test wants it.
+    /// Counts a transaction whose records are flushed, and aborts the process if this is the one at
+    /// which a test wants it.
     pub fn crash_before_commit() {
         static PASSES: LazyLock<AtomicI64> = LazyLock::new(|| passes(CRASH_BEFORE_COMMIT_VARIABLE));
         abort_after(&PASSES);

@@ -1,4 +1,4 @@
-//! All that is published, read once.
+//! All published manifests, read once.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::objects::{MAX_MANIFEST_BYTES, expect_content, list_names, manifest_pa
 use super::store::{BlobStore, FetchResult, StoredObject};
 
 pub(super) struct ManifestCatalog {
-    /// Or why it cannot be used.
+    /// Each valid, or with the reason why it cannot be used.
     manifests: BTreeMap<CheckpointName, Result<Arc<Manifest>, String>>,
 }
 
@@ -26,7 +26,7 @@ impl ManifestCatalog {
         Ok(ManifestCatalog { manifests: names.into_iter().zip(contents).map(parse).collect() })
     }
 
-    /// Oldest first.
+    /// The names of the manifests, oldest first.
     pub(super) fn names_oldest_first(&self) -> impl DoubleEndedIterator<Item = CheckpointName> {
         self.manifests.keys().copied()
     }
@@ -39,7 +39,7 @@ impl ManifestCatalog {
         }
     }
 
-    /// What a checkpoint is made of: the full one first, itself last.
+    /// The chain of a checkpoint: the full checkpoint first, this one last.
     pub(super) fn chain(&self, manifest: &Manifest) -> Result<Vec<Arc<Manifest>>, CheckpointError> {
         let broken = |what: String| CheckpointError::damaged(manifest.name(), &what);
         let mut chain = vec![Arc::new(manifest.clone())];
@@ -61,7 +61,7 @@ impl ManifestCatalog {
         Ok(chain)
     }
 
-    /// Whether all files of a checkpoint and its chain are among these.
+    /// Checks that all files of a checkpoint and its chain are among `files`, with the right sizes.
     pub(super) fn check_files(
         &self,
         manifest: &Manifest,

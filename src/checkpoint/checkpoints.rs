@@ -20,23 +20,24 @@ use crate::test_hooks;
 /// A manifest that is published, or why it cannot be used.
 pub type NamedManifest = (CheckpointName, Result<Arc<Manifest>, CheckpointError>);
 
-/// What there is to start from.
+/// The checkpoints that a run can start from.
 #[derive(Debug, Default)]
 pub struct UsableCheckpoints {
     /// Newest first.
     pub usable: Vec<Manifest>,
-    /// Why others cannot be used, the newest first.
+    /// Why other checkpoints cannot be used, newest first.
     pub unusable: Vec<String>,
 }
 
-/// The checkpoints of a service. Cloned by reference; every call waits, for minutes at most.
+/// The checkpoints of a service. A clone refers to the same store. Every call blocks, for minutes
+/// at most.
 #[derive(Clone, Debug)]
 pub struct Checkpoints {
     pub(super) store: BlobStore,
 }
 
 impl Checkpoints {
-    /// Nothing is asked of a remote store yet; a folder is made where it is missing.
+    /// Opens the store. A missing folder is created; a remote store gets no request yet.
     pub fn open(place: &CheckpointLocation) -> Result<Checkpoints, CheckpointError> {
         Ok(Checkpoints { store: BlobStore::open(place)? })
     }
@@ -50,17 +51,18 @@ impl Checkpoints {
         list_names(&self.store)
     }
 
-    /// A manifest that is whole. What it names is not looked at.
+    /// Reads a manifest and checks its checksum. The files that it names are not checked.
     pub fn read_manifest(&self, name: CheckpointName) -> Result<Manifest, CheckpointError> {
         parse_manifest(name, self.store.get_object(&manifest_path(name), MAX_MANIFEST_BYTES)?)
     }
 
-    /// A name for a generation that no checkpoint has, and that is greater than those of all: its own, unless its counter has begun again.
+    /// The generation's own name, or, if its counter has started again, a name above those of all
+    /// checkpoints.
     pub fn unused_generation_name(&self, generation: &str) -> Result<String, CheckpointError> {
         let newest = self.list_names()?.first().map(|name| name.generation);
         let known = newest.zip(parse_generation(generation));
         match known.filter(|(newest, (number, _))| number <= newest) {
-            // So starts that publish nothing differ, too.
+            // The number differs between starts even if none of them publishes.
             Some((newest, (number, nonce))) => {
                 Ok(format!("{}-{nonce}", newest.saturating_add(number.max(1))))
             }
@@ -68,15 +70,17 @@ impl Checkpoints {
         }
     }
 
-    /// Makes a checkpoint of what was written: it is there when this returns. Where it certainly is not, its files are removed.
+    /// Publishes a checkpoint whose files are written: it exists when this returns `Ok`. If it
+    /// certainly does not exist after an error, its files are removed.
     ///
     /// # Errors
     ///
-    /// Also where a generation after this one has published, which has taken over then, and where its files are not all there.
+    /// Fails also if a later generation has published, which has taken over then, and if files are
+    /// missing.
     pub fn publish(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
         let Err(error) = self.try_publish(manifest) else { return Ok(()) };
         match self.read_manifest(manifest.name()) {
-            // Only the answer was lost.
+            // The put succeeded, and only its response was lost.
             Ok(found) if found == *manifest => return Ok(()),
             Ok(_) | Err(CheckpointError::Missing(_)) => {
                 self.store.start_delete_objects(manifest.files().map(|file| file.path.clone()).collect());
@@ -98,7 +102,7 @@ impl Checkpoints {
         self.store.put_object(manifest_path(name), manifest.to_bytes()?.into())
     }
 
-    /// Other processes have written most of it, into what they take for the same store.
+    /// Other processes have written most of the files, perhaps into another store.
     fn check_files_present(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
         let folders: BTreeSet<&str> =
             manifest.files().filter_map(|file| Some(file.path.rsplit_once('/')?.0)).collect();
@@ -116,12 +120,13 @@ impl Checkpoints {
         }
     }
 
-    /// Those that a run of this identity can start from, newest first: manifest and chain are whole, and all files are there. Of others it is
-    /// said why not, in the log as well. What is in the files shows when they are loaded.
+    /// The checkpoints that a run of this identity can start from, newest first: manifest and chain
+    /// are valid and all files exist. The others are logged with the reason. The content of files
+    /// is checked when they are loaded.
     ///
     /// # Errors
     ///
-    /// Where the newest that is whole has another identity; and where the store cannot be asked: what it has is not known then.
+    /// Fails if the newest valid checkpoint has another identity, and if the store does not answer.
     pub fn find_usable(
         &self,
         identity: &BTreeMap<String, String>,
@@ -150,13 +155,14 @@ impl Checkpoints {
         Ok(found)
     }
 
-    /// Gives a damaged object another name, so that the next start does not try it again, and the right one can be put in its place. All
-    /// else of its checkpoint, and those that add to it, stay as they are: with the right object they can be used again.
+    /// Renames a damaged object, so that the next start does not try it again and the right object
+    /// can be restored in its place. The rest of its checkpoint, and checkpoints that add to it,
+    /// stay: with the right object they can be used again.
     pub fn quarantine_object(&self, path: &str) -> Result<(), CheckpointError> {
         self.store.rename_object(path, &format!("{path}{DAMAGED_SUFFIX}"))
     }
 
-    /// What a checkpoint is made of: the full one first, itself last.
+    /// The chain of a checkpoint: the full checkpoint first, this one last.
     pub(super) fn read_chain(&self, manifest: &Manifest) -> Result<Vec<Arc<Manifest>>, CheckpointError> {
         match manifest.adds_to {
             None => Ok(vec![Arc::new(manifest.clone())]),
@@ -164,7 +170,7 @@ impl Checkpoints {
         }
     }
 
-    /// The content of a file as it was written. Its size is compared before it is read.
+    /// Reads a file and checks its size and checksum. The size is checked first.
     pub(super) fn read_file(&self, name: CheckpointName, file: &FileEntry) -> Result<Bytes, CheckpointError> {
         let bytes = expect_content(name, file, self.store.get_object_of_size(&file.path, file.bytes)?)?;
         match checksum(&bytes) == file.xxh3 {
@@ -173,7 +179,8 @@ impl Checkpoints {
         }
     }
 
-    /// Reads a file piece by piece, and says whether it is as it was written. `pace` hears how many bytes were read, and may wait, or end it.
+    /// Reads a file piece by piece and checks its size and checksum. `pace` is called with the
+    /// bytes of each piece; it may wait, or end the check with an error.
     pub fn verify_file(
         &self,
         name: CheckpointName,
@@ -194,7 +201,8 @@ impl Checkpoints {
         }
     }
 
-    /// Gives every object of a checkpoint of its own, with its path, as a copy needs them: the manifest last.
+    /// Calls `each` with the path and content of every object of a checkpoint, without its chain,
+    /// in the order of a copy: the manifest last.
     pub fn for_each_object(
         &self,
         manifest: &Manifest,
@@ -206,7 +214,7 @@ impl Checkpoints {
         each(&manifest_path(manifest.name()), manifest.to_bytes()?.into())
     }
 
-    /// All manifests that there are, the oldest first, or why one cannot be used.
+    /// All manifests, oldest first, each valid or with the reason why it cannot be used.
     pub fn read_manifests(&self) -> Result<Vec<NamedManifest>, CheckpointError> {
         let catalog = ManifestCatalog::read_all(&self.store)?;
         Ok(catalog.names_oldest_first().map(|name| (name, catalog.manifest(name))).collect())

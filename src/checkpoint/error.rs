@@ -3,7 +3,7 @@
 use super::name::CheckpointName;
 use crate::model::rules_version::{RulesVersionMismatch, rebuild_hint};
 
-/// Why there is no checkpoint, or not this one.
+/// Why a checkpoint cannot be written, read or used.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     #[error("{place} is no place for checkpoints: {problem}")]
@@ -14,7 +14,7 @@ pub enum CheckpointError {
     Damaged {
         name: String,
         what: String,
-        /// The object that is not what it was, where it is just one.
+        /// The damaged object, if it is a single one.
         path: Option<String>,
     },
     #[error(
@@ -29,7 +29,7 @@ pub enum CheckpointError {
     Identity { name: String, key: String, found: String, wanted: String },
     #[error(transparent)]
     OtherRules(#[from] RulesVersionMismatch),
-    /// As it was said when all were read.
+    /// The error from when all manifests were read.
     #[error("{0}")]
     Unreadable(String),
     #[error("there is no checkpoint {0}: `swelter checkpoints list` shows those that there are")]
@@ -61,13 +61,13 @@ impl CheckpointError {
         CheckpointError::Damaged { name: name.to_string(), what: what.into(), path: None }
     }
 
-    /// What is wrong with an object of a checkpoint: `what` follows its path.
+    /// The error of a damaged object of a checkpoint: `what` follows its path.
     pub(super) fn damaged_object(name: CheckpointName, path: &str, what: &str) -> CheckpointError {
         let (what, path) = (format!("{path} {what}"), Some(path.to_owned()));
         CheckpointError::Damaged { name: name.to_string(), what, path }
     }
 
-    /// The object that is damaged, where it is just one.
+    /// The damaged object, if it is a single one.
     pub fn damaged_path(&self) -> Option<&str> {
         match self {
             CheckpointError::Damaged { path, .. } => path.as_deref(),
@@ -75,7 +75,7 @@ impl CheckpointError {
         }
     }
 
-    /// Whether another checkpoint may be better; otherwise it is the store, or the program, that does not work.
+    /// Whether another checkpoint may be usable. Otherwise the store or the program has failed.
     pub fn is_specific_to_checkpoint(&self) -> bool {
         use CheckpointError::*;
         matches!(

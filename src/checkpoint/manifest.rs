@@ -104,7 +104,8 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// Of the parts of all workers. Increments add to the checkpoint of the mark before; what they add to must be published.
+    /// Of the parts of all workers. Increments add to the checkpoint of the mark before; what they
+    /// add to must be published.
     pub fn new(
         cut: CheckpointHeader,
         parts: Vec<WorkerPart>,
@@ -161,8 +162,9 @@ impl Manifest {
         CheckpointName { generation, epoch: self.epoch }
     }
 
-    /// Whether the next checkpoint should be a full one: once increments have half the bytes of what they add to, a start would read more
-    /// of what was replaced since than a full checkpoint costs to write; and a chain does not grow for ever.
+    /// Whether the next checkpoint should be a full one: once increments have half the bytes of
+    /// what they add to, a start would read more of what was replaced since than a full checkpoint
+    /// costs to write; and a chain does not grow for ever.
     pub fn next_should_be_full(&self) -> bool {
         let ChainSize { increments, full_bytes, increment_bytes } = self.chain;
         increments >= MAX_INCREMENTS || increment_bytes > full_bytes / 2
@@ -177,8 +179,9 @@ impl Manifest {
         self.segments.iter().flat_map(StateSegment::files)
     }
 
-    /// Refuses a checkpoint that was computed otherwise than a run computes. A source that only one of them has is no difference: one that has come is
-    /// read from its start, and the positions say of one that is gone.
+    /// Refuses a checkpoint that was computed otherwise than a run computes. A source that only one
+    /// of them has is no difference: one that has come is read from its start, and the positions
+    /// say of one that is gone.
     pub fn check_identity(&self, identity: &BTreeMap<String, String>) -> Result<(), CheckpointError> {
         RulesVersionMismatch::check_version(
             self.identity.get(RULES_VERSION_KEY),
@@ -239,7 +242,8 @@ impl Manifest {
     }
 }
 
-/// A manifest of any bytes, if its name is right: whether it has its checksum. One that is read is written as it was.
+/// A manifest of any bytes, if its name is right: whether it has its checksum. One that is read is
+/// written as it was.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz_manifest(bytes: &[u8]) -> bool {
     let name = CheckpointName { generation: 17, epoch: 1_764_000_000_000 };

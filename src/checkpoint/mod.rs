@@ -6,13 +6,15 @@
 //! data/<generation>-<epoch>-<nonce>/readings-<shard>.parquet the readings, by city in the same order
 //! ```
 //!
-//! Every worker writes the state shards that it owns ([`PartWriter`]). File names have the nonce of the generation, so two
-//! processes never write the same file. When all parts are written, one process makes a [`Manifest`] of them and publishes
-//! it. A checkpoint exists from the moment its manifest does; a manifest is never replaced. A manifest has a checksum of
-//! itself and of all files, so a checkpoint is read as it was written, or reading it fails.
+//! Every worker writes the state shards that it owns ([`PartWriter`]). File names have the nonce of
+//! the generation, so two processes never write the same file. When all parts are written, one
+//! process makes a [`Manifest`] of them and publishes it. A checkpoint exists from the moment its
+//! manifest does; a manifest is never replaced. A manifest has a checksum of itself and of all
+//! files, so a checkpoint is read as it was written, or reading it fails.
 //!
-//! A **full** checkpoint holds everything. An **increment** holds the cities that have changed since the checkpoint that it
-//! adds to, without the readings before [`CitySnapshot::changed_since`](crate::model::CitySnapshot::changed_since).
+//! A **full** checkpoint holds everything. An **increment** holds the cities that have changed
+//! since the checkpoint that it adds to, without the readings before
+//! [`CitySnapshot::changed_since`](crate::model::CitySnapshot::changed_since).
 //! [`Manifest::wants_full`] decides when the next checkpoint must be full.
 
 mod catalog;

@@ -11,7 +11,7 @@ use super::store::{BlobStore, FetchResult};
 /// Larger than any manifest.
 pub const MAX_MANIFEST_BYTES: u64 = 64 << 20;
 
-/// Added to the name of what is damaged.
+/// Suffix of a quarantined object.
 pub const DAMAGED_SUFFIX: &str = ".damaged";
 pub const NO_CHECKSUM: &str = "does not have its checksum";
 
@@ -21,7 +21,8 @@ pub fn list_names(store: &BlobStore) -> Result<Vec<CheckpointName>, CheckpointEr
     let name = |path: &String| {
         path.strip_prefix("manifests/")?.strip_suffix(".json")?.parse::<CheckpointName>().ok()
     };
-    // A manifest is read by the path that its name has, so one with another spelling of the name does not count.
+    // A manifest is read by the path that its name has, so one with another spelling of the name
+    // does not count.
     let mut names: Vec<CheckpointName> =
         found.keys().filter_map(|path| name(path).filter(|name| manifest_path(*name) == *path)).collect();
     names.sort_by(|a, b| b.cmp(a));

@@ -150,8 +150,8 @@ fn unused_data_dir_error(dir: &str, used_by: &str) -> CliError {
     ))
 }
 
-/// A file on the command line and how it is written: by `format` where it is given, else by its name. `-` is a standard
-/// stream, with `default` as its format.
+/// A file on the command line and how it is written: by `format` where it is given, else by its
+/// name. `-` is a standard stream, with `default` as its format.
 fn parse_file_argument(
     path: &Path,
     format: Option<Format>,

@@ -74,11 +74,6 @@ impl Cluster {
         Ok(Cluster { plan, acceptor: Some(acceptor), links, stop })
     }
 
-    #[cfg(test)]
-    pub fn topology(&self) -> Topology {
-        self.plan.topology
-    }
-
     pub fn links(&self) -> &Links {
         &self.links
     }

@@ -13,7 +13,8 @@ use super::suggest;
 use super::value_origin::ValueOrigin;
 use crate::model::Millis;
 
-/// The merged layers while they are read. A key that cannot be read gives some value of its type, and an error.
+/// The merged layers while they are read. A key that cannot be read gives some value of its type,
+/// and an error.
 #[derive(Debug)]
 pub struct ConfigReader {
     layers: MergedLayers,

@@ -103,7 +103,8 @@ const PROPERTIES_TABLE: &str = "properties";
 /// What variables that are no keys of the shipped defaults begin with.
 const OTHER_VARIABLE_PREFIXES: [&str; 4] = ["TOKENS", "LOG", "SOURCES", "SINKS"];
 
-/// The variables of the tests and tools: they are for other programs than the service. Those that end with `_` are beginnings.
+/// The variables of the tests and tools: they are for other programs than the service. Those that
+/// end with `_` are beginnings.
 const TOOL_VARIABLES: [&str; 10] = [
     "KAFKA",
     "KAFKA_LIB",
@@ -296,7 +297,8 @@ impl MergedLayers {
         }
     }
 
-    /// Whose a variable is, by its name without the prefix. One that is alike to a key is ours, and found not to be one later.
+    /// Whose a variable is, by its name without the prefix. One that is alike to a key is ours, and
+    /// found not to be one later.
     fn variable_owner(&self, rest: &str, value: &OsString) -> VariableOwner {
         if rest.contains("__") {
             return VariableOwner::Swelter;

@@ -73,7 +73,8 @@ impl Config {
         warnings
     }
 
-    /// The values in use, as a configuration file; each that is not the default says where it comes from. Secrets are left out.
+    /// The values in use, as a configuration file; each that is not the default says where it comes
+    /// from. Secrets are left out.
     pub fn to_toml(&self) -> String {
         let (mut top, mut tables) = (String::new(), BTreeMap::<&str, String>::new());
         let in_item = |key: &str| self.items.iter().any(|item| item.field_name(key).is_some());
@@ -101,7 +102,8 @@ impl Config {
     }
 }
 
-/// Keys of what is a process's own; but for how a cluster starts, which decides what its processes tell each other.
+/// Keys of what is a process's own; but for how a cluster starts, which decides what its processes
+/// tell each other.
 const PROCESS_KEYS: [&str; 6] = ["serve.", "log.", "cluster.", "data_dir", "dead_letters.", "places"];
 const COMMON_START_KEY: &str = "cluster.start";
 

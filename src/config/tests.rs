@@ -100,8 +100,8 @@ fn shipped_defaults_match_documentation() {
     assert!(config.warnings().is_empty());
 }
 
-/// A key that no code reads would be refused as unknown, and one that is not shipped would be missing, so it is enough
-/// that the defaults load; here: that each has its explanation.
+/// A key that no code reads would be refused as unknown, and one that is not shipped would be
+/// missing, so it is enough that the defaults load; here: that each has its explanation.
 #[test]
 fn every_shipped_key_has_explanation() {
     let explained = |lines: &[&str], i: usize| {
@@ -119,7 +119,8 @@ fn every_shipped_key_has_explanation() {
     }
 }
 
-/// The sources and sinks that the shipped file shows in comments, with the prose still commented out.
+/// The sources and sinks that the shipped file shows in comments, with the prose still commented
+/// out.
 fn shown_items() -> String {
     let from = SHIPPED_DEFAULTS.find("# [[sources]]").unwrap();
     let lines =

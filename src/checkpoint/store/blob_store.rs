@@ -1,4 +1,5 @@
-//! Objects in a folder or in an S3 store: listing, writing and deleting, for callers that are plain threads.
+//! Objects in a folder or in an S3 store: listing, writing and deleting, for callers that are plain
+//! threads.
 
 #[cfg(test)]
 mod tests;
@@ -26,26 +27,27 @@ use super::location::CheckpointLocation;
 use crate::checkpoint::error::CheckpointError;
 use crate::fault;
 
-/// What is larger goes in parts of so many bytes, so that no request takes long.
+/// Larger objects are written in parts of this size, so that no request takes long.
 const MULTIPART_BYTES: usize = 16 << 20;
-/// Parts of one object that are on their way at a time.
+/// Parts of one object that are written at a time.
 const MAX_CONCURRENT_PARTS: usize = 4;
 pub(super) const MAX_CONCURRENT_REQUESTS: usize = 16;
 /// Threads that read and write the files of a folder.
 const BLOCKING_THREADS: usize = 8;
 const MAX_RETRIES: usize = 5;
-/// From the first try of a request to the last.
+/// From the first attempt of a request to the last.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Of all that is done to one object, retries included.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(300);
-/// Of giving up an object that went in parts.
+/// For aborting an upload in parts.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(30);
-/// The client does not try a put of a new object again whose answer did not come: it cannot know what became of it. We compare.
+/// Attempts of a put whose response is lost. The client does not retry it, because the object may
+/// exist; this store compares the content.
 const MAX_PUT_ATTEMPTS: u32 = 3;
 const PUT_RETRY_INTERVAL: Duration = Duration::from_millis(500);
-/// How often a wait looks whether it is still wanted.
+/// How often a wait checks whether it was cancelled.
 const CANCEL_POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// As the client reads them.
+/// In the syntax of the client's options.
 const REQUEST_TIMEOUT: &str = "30 seconds";
 const CONNECT_TIMEOUT: &str = "5 seconds";
 
@@ -55,7 +57,7 @@ pub struct StoredObject {
     pub modified_ms: i64,
 }
 
-/// How a store is reached. Cloned by reference.
+/// A connection to a store. A clone refers to the same connection.
 #[derive(Clone)]
 pub struct BlobStore {
     pub(super) client: StoreClient,
@@ -63,7 +65,8 @@ pub struct BlobStore {
     _runtime: Arc<StoreRuntime>,
 }
 
-/// What tasks have of a store: not its threads, which the last one of them would wait for.
+/// The part of a store that tasks hold. It excludes the runtime, because a task that dropped the
+/// runtime would wait for itself.
 #[derive(Clone)]
 pub(super) struct StoreClient {
     location: Arc<CheckpointLocation>,
@@ -72,7 +75,7 @@ pub(super) struct StoreClient {
     operation_timeout: Duration,
 }
 
-/// They end with the store, and nobody waits for them.
+/// Ends with the store, without waiting for its tasks.
 struct StoreRuntime(Option<Runtime>);
 
 impl Drop for StoreRuntime {
@@ -113,7 +116,7 @@ impl BlobStore {
         &self.client.location
     }
 
-    /// Begins to put an object that is not to be there yet.
+    /// Starts to put an object that must not exist yet.
     pub(crate) fn start_put(&self, path: String, content: Bytes) -> PendingPut {
         let access = self.client.clone();
         let task = self.handle.spawn(async move {
@@ -146,7 +149,7 @@ impl BlobStore {
         self.handle.block_on(self.client.with_operation_timeout(folder, list))
     }
 
-    /// Gives an object another name; one that has it is replaced. An object that is not there stays so.
+    /// Renames an object, and replaces an object of that name. A missing object is no error.
     pub(crate) fn rename_object(&self, from: &str, to: &str) -> Result<(), CheckpointError> {
         let rename = async {
             match self.client.objects.rename(&Path::from(from), &Path::from(to)).await {
@@ -157,12 +160,12 @@ impl BlobStore {
         self.handle.block_on(self.client.with_operation_timeout(from, rename))
     }
 
-    /// Deletes objects, and folders that become empty. One that is not there is deleted already.
+    /// Deletes objects, and folders that become empty. A missing object is no error.
     pub fn delete_objects(&self, paths: Vec<String>) -> Result<(), CheckpointError> {
         self.handle.block_on(self.client.delete_objects(paths))
     }
 
-    /// Deletes objects that nobody waits for to be gone.
+    /// Starts to delete objects, without waiting.
     pub(crate) fn start_delete_objects(&self, paths: Vec<String>) {
         if paths.is_empty() {
             return;
@@ -175,7 +178,8 @@ impl BlobStore {
         });
     }
 
-    /// Removes what killed processes have left in a folder of what they were writing, where its path is `left`: lists do not show it.
+    /// Removes the unfinished files that killed processes have left in a folder, if `left` accepts
+    /// their path. Listing does not show them.
     pub(crate) fn remove_unfinished(&self, left: impl Fn(&str) -> bool) -> std::io::Result<()> {
         let CheckpointLocation::Folder(root) = self.location() else { return Ok(()) };
         for folder in object_folders(root)? {
@@ -190,14 +194,14 @@ impl BlobStore {
                     std::fs::remove_file(&path)?;
                 }
             }
-            // Where it is not empty it is still used.
+            // A folder that is not empty is still in use, and stays.
             let _ = std::fs::remove_dir(&folder);
         }
         Ok(())
     }
 }
 
-/// Where a folder has its objects.
+/// The folders that hold objects.
 fn object_folders(root: &FilePath) -> std::io::Result<Vec<PathBuf>> {
     let mut folders = vec![root.join("manifests")];
     let data = root.join("data");
@@ -208,7 +212,7 @@ fn object_folders(root: &FilePath) -> std::io::Result<Vec<PathBuf>> {
     Ok(folders)
 }
 
-/// What an object was to be called whose file is being written.
+/// The path that an unfinished file would have got.
 fn unfinished_target(path: &str) -> Option<&str> {
     let (whole, number) = path.rsplit_once('#')?;
     (!number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())).then_some(whole)
@@ -232,14 +236,14 @@ impl StoreClient {
             deleted?;
         }
         if let CheckpointLocation::Folder(root) = &*self.location {
-            // Where it is not empty it is still used.
+            // A folder that is not empty is still in use, and stays.
             folders.iter().for_each(|folder| drop(std::fs::remove_dir(root.join(folder))));
         }
         Ok(())
     }
 
-    /// Whether the object is there now, with this content. An object that goes in parts replaces one that is there: its name has the nonce
-    /// of who writes it.
+    /// Puts an object. Returns whether it exists now, with this content. An object in parts
+    /// replaces an existing one: its name has the writer's nonce.
     async fn put_object(&self, path: &str, content: Bytes) -> Result<bool, CheckpointError> {
         let at = Path::from(path);
         if content.len() > MULTIPART_BYTES {
@@ -271,7 +275,7 @@ impl StoreClient {
         };
         let done = self.with_operation_timeout(path, put).await;
         if done.is_err() {
-            // Its parts would be kept, and paid for.
+            // Otherwise the store would keep the parts, and charge for them.
             let _ = tokio::time::timeout(ABORT_TIMEOUT, upload.abort()).await;
         }
         done.map(drop)
@@ -326,14 +330,14 @@ impl fmt::Debug for BlobStore {
     }
 }
 
-/// An object that is on its way; it is given up when this is dropped.
+/// A put in progress. It is cancelled if this is dropped.
 pub(crate) struct PendingPut {
     store: BlobStore,
     task: JoinHandle<Result<(), CheckpointError>>,
 }
 
 impl PendingPut {
-    /// Waits until it is there, or until nobody wants it any more.
+    /// Waits until the object exists, or until `is_given_up`.
     pub(crate) fn wait_durable(mut self, is_given_up: &dyn Fn() -> bool) -> Result<(), CheckpointError> {
         let handle = self.store.handle.clone();
         loop {
@@ -357,7 +361,7 @@ impl Drop for PendingPut {
 async fn put_if_absent(objects: &dyn ObjectStore, path: &Path, content: Bytes) -> Result<bool, Error> {
     let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
     match objects.put_opts(path, content.clone().into(), options).await {
-        // The answer to an earlier try may have been lost.
+        // The response to an earlier attempt may have been lost.
         Err(Error::AlreadyExists { .. }) => {
             let found = objects.get(path).await?;
             Ok(found.meta.size == content.len() as u64 && found.bytes().await? == content)
@@ -375,7 +379,7 @@ fn folder_store(folder: &FilePath) -> Result<LocalFileSystem, String> {
 }
 
 fn s3_store(bucket: &str) -> Result<impl ObjectStore + use<>, Error> {
-    // One that is there already will do.
+    // A provider that is installed already will do.
     let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
     let client = AmazonS3ConfigKey::Client;
     AmazonS3Builder::from_env()

@@ -8,8 +8,9 @@ use std::str::FromStr;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CheckpointLocation {
     Folder(PathBuf),
-    /// `s3://bucket/prefix`. How to reach it, and who asks, is in the standard variables: `AWS_ACCESS_KEY_ID`,
-    /// `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT_URL`, `AWS_ALLOW_HTTP` and others.
+    /// `s3://bucket/prefix`. Endpoint and credentials are in the standard variables:
+    /// `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT_URL`,
+    /// `AWS_ALLOW_HTTP` and others.
     S3 {
         bucket: String,
         prefix: String,
@@ -43,7 +44,7 @@ impl FromStr for CheckpointLocation {
 }
 
 impl CheckpointLocation {
-    /// What is below this under a name.
+    /// The location below this one with a name.
     pub fn join(&self, name: &str) -> CheckpointLocation {
         match self {
             CheckpointLocation::Folder(folder) => CheckpointLocation::Folder(folder.join(name)),

@@ -5,22 +5,24 @@ use std::sync::Arc;
 
 use crate::model::{CityId, CityIntroduction, CityKey, CityNames};
 
-/// Which city a source means by which number.
+/// The cities of a worker by name, and by the number that each source has for them.
 #[derive(Debug, Default)]
 pub struct CityTable {
     pub(super) names: CityNames,
     pub(super) by_name: HashMap<Arc<str>, u32, foldhash::fast::RandomState>,
-    /// By source and number.
+    /// City ids by source and number.
     pub(super) by_key: Vec<Vec<u32>>,
-    /// By city: the source that was the first to introduce it, or did before this run.
+    /// By city: the source that introduced it first, in this run or in the one it was restored
+    /// from.
     pub(super) sources: Vec<u16>,
-    /// Cities with keys of more than one source, and how many they have become since the last epoch.
+    /// Cities that more than one source has introduced, and how many were added since the last
+    /// epoch.
     pub(super) multi_source_cities: HashSet<u32, foldhash::fast::RandomState>,
     pub(super) new_multi_source_cities: u64,
 }
 
 impl CityTable {
-    /// True where the name is new.
+    /// Records the key of a city. Returns true if the name is new.
     pub fn introduce_key(&mut self, city: &CityIntroduction) -> bool {
         let known = self.by_name.get(&*city.name).copied();
         let id = known.unwrap_or_else(|| self.push_city(city.name.as_ref().into(), city.key.source));
@@ -46,7 +48,7 @@ impl CityTable {
         id
     }
 
-    /// The city of a key that was introduced, as every key in an arrival was.
+    /// The city of a key. Every key of an arrival was introduced before.
     #[inline(always)]
     pub fn city_of_key(&self, key: CityKey) -> u32 {
         self.by_key[usize::from(key.source)][key.number as usize]

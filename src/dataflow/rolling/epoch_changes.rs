@@ -1,47 +1,48 @@
-//! What an epoch changes, and which of that a run wants to know.
+//! The changes of an epoch, and the outputs that a run asks for.
 
 use crate::model::time::DayZone;
 use crate::model::{
     ArrivalOutcome, BatchBuilder, CityId, CityNames, CurrentRow, DayChange, OutcomeCounts, Render, RowChange,
 };
 
-/// What a run wants to know besides row changes; what it does not ask for costs it nothing.
+/// The outputs that a run asks for. An output that is not asked for costs nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RollingOutputs {
     /// Every change of a row.
     pub rows: bool,
     /// The current row of each city.
     pub current: bool,
-    /// The summary of each city and UTC day.
+    /// The summary of each city and day.
     pub days: bool,
-    /// Whose days they are.
+    /// The time zone whose days they are.
     pub day_zone: DayZone,
     /// What became of each arrival.
     pub outcomes: bool,
-    /// What serving is told: the changes of current rows and of watched cities, answers, and counts.
+    /// Updates for serving: changes of current rows and of watched cities, query responses, and
+    /// counts.
     pub serving: bool,
-    /// Also rows and current rows that an epoch has touched and left as they were: a sink that may have written what they were
-    /// within a longer epoch must write what they are.
+    /// Also rows and current rows that an epoch has touched without a change. A sink that may have
+    /// written an intermediate row of a longer epoch needs them to write the final one.
     pub touched_unchanged: bool,
 }
 
-/// What an epoch has changed. The vectors are filled anew by each epoch.
+/// The changes of one epoch. The vectors are reused from epoch to epoch.
 #[derive(Debug, Default)]
 pub struct EpochChanges {
-    /// In pieces, since one vector of many rows would be copied whenever it grows.
+    /// In pieces, because one vector of many rows would be copied whenever it grows.
     pub rows: Vec<Vec<RowChange>>,
     pub current: Vec<(CityId, CurrentRow, isize)>,
-    /// Cities that were touched, had no current row, and have none, where they are wanted.
+    /// Touched cities that had no current row and have none, if current rows are asked for.
     pub cities_without_row: Vec<CityId>,
     pub days: Vec<DayChange>,
     pub outcomes: Vec<ArrivalOutcome>,
-    /// What became of the arrivals.
+    /// Counts of the outcomes of the arrivals.
     pub counts: OutcomeCounts,
-    /// For how many rows the first piece has room at first.
+    /// The initial capacity of the first piece, in rows.
     pub(super) first_piece_capacity: usize,
 }
 
-/// Row changes in a piece.
+/// The most row changes of a piece.
 pub(super) const CHANGES_PER_PIECE: usize = 1024;
 
 impl EpochChanges {
@@ -54,7 +55,7 @@ impl EpochChanges {
         self.counts = OutcomeCounts::default();
     }
 
-    /// A piece with room for a change.
+    /// The last piece, with capacity for one more change.
     #[inline(always)]
     pub(super) fn last_piece(&mut self) -> &mut Vec<RowChange> {
         if self.rows.last().is_none_or(|piece| piece.len() == CHANGES_PER_PIECE) {
@@ -66,7 +67,7 @@ impl EpochChanges {
         &mut self.rows[last]
     }
 
-    /// Writes an epoch's changed rows, and the current rows that it leaves, as records of a sink.
+    /// Renders the changed rows of an epoch and its changed current rows as records of a sink.
     pub(super) fn render_records(
         &self,
         epoch: u64,

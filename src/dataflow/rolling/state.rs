@@ -8,7 +8,8 @@ use super::current_rows::CurrentRows;
 use super::day_summaries::DaySummaries;
 use super::edit::ReadingDelta;
 use super::epoch_changes::{CHANGES_PER_PIECE, EpochChanges, RollingOutputs};
-use super::store::{EditState, ReadingStore, Retention};
+use super::retention::Retention;
+use super::store::{EditState, ReadingStore};
 use crate::dataflow::heat_index::Formula;
 use crate::model::{
     Arrival, ArrivalOutcome, CityId, CityIntroduction, CityNames, EventTime, Measurement, OutcomeCounts,
@@ -24,17 +25,18 @@ pub struct Rolling {
     pub(super) cities: CityTable,
     pub(super) current: Option<CurrentRows>,
     days: Option<DaySummaries>,
-    /// Of the epoch at hand: each arrival's city, [`TOO_LATE`] for none; the cities it edits; what the edits do.
+    /// Buffers of the current epoch: the city of each arrival, or [`TOO_LATE`]; the edited cities;
+    /// the edits.
     arrival_cities: Vec<u32>,
     edited_cities: Vec<u32>,
     deltas: Vec<(u32, ReadingDelta)>,
     city_deltas: Vec<ReadingDelta>,
 }
 
-/// The city of an arrival that is older than the lateness allows.
+/// Stands for the city of an arrival that is older than the lateness allows.
 const TOO_LATE: u32 = u32::MAX;
 
-/// Says once in the process that there are readings which the formula was not made for.
+/// Warns, once in the process, of readings outside the range of the formula.
 fn warn_unsuitable_formula_once(formula: Formula, measurement: &Measurement) {
     static WARNED: AtomicBool = AtomicBool::new(false);
     if !WARNED.load(Ordering::Relaxed) && !WARNED.swap(true, Ordering::Relaxed) {
@@ -42,11 +44,11 @@ fn warn_unsuitable_formula_once(formula: Formula, measurement: &Measurement) {
     }
 }
 
-/// Appends whose memory is fetched together.
+/// The number of appends whose memory is prefetched together.
 const PREFETCH_APPENDS: usize = 64;
 
 impl Rolling {
-    /// No cities; `names` learns each city's key as it comes.
+    /// A state without cities. Each city that is introduced adds its key to `names`.
     pub fn new(formula: Formula, retention: Retention, wanted: RollingOutputs, names: CityNames) -> Rolling {
         Rolling {
             formula,
@@ -62,7 +64,7 @@ impl Rolling {
         }
     }
 
-    /// Learns which city a source means by a key, before the first arrival with that key.
+    /// Introduces a city by the key of a source, before the first arrival with that key.
     pub fn introduce_city(&mut self, city: &CityIntroduction) {
         if self.cities.introduce_key(city) {
             self.add_city();
@@ -79,8 +81,8 @@ impl Rolling {
         }
     }
 
-    /// Applies the arrivals of one epoch, in log order, and says in `changed` what they change: rows only of cities that
-    /// `wants_rows` of.
+    /// Applies the arrivals of one epoch, in log order, and collects the changes in `changed`. Row
+    /// changes are collected only for cities that `wants_rows` accepts.
     pub fn apply_arrivals(
         &mut self,
         arrivals: &[Vec<Arrival>],
@@ -123,8 +125,8 @@ impl Rolling {
         self.finish_epoch(changed);
     }
 
-    /// Finds each arrival's city, moves `high`, and marks the cities that are not only appended to. Lateness is decided
-    /// here, where the arrivals still are in log order.
+    /// Looks up the city of each arrival, advances `high`, and marks the cities that need edits.
+    /// Lateness is decided here, while the arrivals are in log order.
     fn classify_arrivals(&mut self, arrivals: &[Vec<Arrival>]) {
         let retention = self.store.retention;
         for arrival in arrivals.iter().flatten() {
@@ -190,7 +192,8 @@ impl Rolling {
             _ => self.edit_reading(city, arrival, held, wants_rows),
         };
         if let Some(current) = &mut self.current {
-            // A reading moves `high` even where it loses, so the city's current row may turn unservable.
+            // A reading moves `high` even where it loses, so the city's current row may turn
+            // unservable.
             current.touch_city(city);
             if !matches!(kind, OutcomeKind::OldRevision | OutcomeKind::Superseded) {
                 current.record_measurement(city, millis, measurement);
@@ -226,7 +229,7 @@ impl Rolling {
         kind
     }
 
-    /// Sweeps the rows that edits have changed, and makes the edited cities fit for appends again.
+    /// Sweeps the rows that edits have changed, and prepares the edited cities for appends.
     fn finish_edits(&mut self, changed: &mut EpochChanges) {
         // Stable: the deltas of a key stay in log order.
         self.deltas.sort_by_key(|(city, delta)| (*city, delta.millis));
@@ -272,7 +275,8 @@ impl Rolling {
         }
     }
 
-    /// Gives `each` the servable rows of a city with `reading_at` in `from..=to`, by time, until it has enough.
+    /// Calls `each` with the servable rows of a city with `reading_at` in `from..=to`, by time,
+    /// until it returns `Break`.
     #[cfg(any(test, feature = "internals"))]
     pub fn for_each_servable_row(
         &mut self,
@@ -286,7 +290,7 @@ impl Rolling {
         self.store.for_each_row(city.0, from.millis().max(oldest), to.millis(), each);
     }
 
-    /// The city of a name, once it was introduced.
+    /// The city of this name, if it was introduced.
     pub fn find_city(&self, name: &str) -> Option<CityId> {
         self.cities.by_name.get(name).copied().map(CityId)
     }

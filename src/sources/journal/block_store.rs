@@ -29,7 +29,8 @@ const MAX_WRITE_AHEAD_BYTES: u64 = 64 << 20;
 const WORKER_THREADS: usize = 1;
 /// Tables that are kept open.
 pub(super) const MAX_OPEN_TABLES: usize = 64;
-/// Read and compressed in one piece: replay is sequential, and small blocks compress well only together.
+/// Read and compressed in one piece: replay is sequential, and small blocks compress well only
+/// together.
 const TABLE_BLOCK_BYTES: u32 = 32 << 10;
 /// What a replaying reader takes from the disk at once, in bytes of records.
 const READ_AHEAD_BYTES: usize = 1 << 20;
@@ -138,7 +139,8 @@ impl BlockStore {
         })
     }
 
-    /// Removes the blocks of each partition that begin before its position, and gives back their room once they are much of all.
+    /// Removes the blocks of each partition that begin before its position, and gives back their
+    /// room once they are much of all.
     pub(super) fn remove_blocks_before(&self, log_starts: &[u64]) -> Result<(), StoreError> {
         let mut removed = self.trim_state.lock().unwrap_or_else(PoisonError::into_inner);
         catch_store_panics(|| {
@@ -222,8 +224,8 @@ impl BlockStore {
         })
     }
 
-    /// Blocks as they are stored, from the one that begins at the start of the range on, about so many bytes of them; none that begins
-    /// behind it.
+    /// Blocks as they are stored, from the one that begins at the start of the range on, about so
+    /// many bytes of them; none that begins behind it.
     pub(super) fn stored_blocks(
         &self,
         partition: u32,
@@ -268,8 +270,8 @@ fn open_store(path: &PathBuf) -> Result<BlockStore, fjall::Error> {
     let database = Database::builder(path)
         .cache_size(CACHE_BYTES)
         .max_journaling_size(MAX_WRITE_AHEAD_BYTES)
-        // Blocks worth it are compressed; and so a damaged one fails its checksum, not its decompression, which would be
-        // taken for a torn end.
+        // Blocks worth it are compressed; and so a damaged one fails its checksum, not its
+        // decompression, which would be taken for a torn end.
         .journal_compression(CompressionType::None)
         .worker_threads(WORKER_THREADS)
         .max_cached_files(Some(MAX_OPEN_TABLES))
@@ -284,8 +286,8 @@ fn open_store(path: &PathBuf) -> Result<BlockStore, fjall::Error> {
     Ok(BlockStore { database, blocks, trim_state: Mutex::default() })
 }
 
-/// Checks what the store does not: it deletes a keyspace that has lost its file `current`, as one whose creation was cut
-/// off, and trusts the list of tables, of which `current` has the checksum.
+/// Checks what the store does not: it deletes a keyspace that has lost its file `current`, as one
+/// whose creation was cut off, and trusts the list of tables, of which `current` has the checksum.
 fn check_table_lists(dir: &Path, path: &Path) -> Result<(), JournalError> {
     for id in ["0", "1"] {
         let folder = path.join("keyspaces").join(id);
@@ -328,7 +330,8 @@ thread_local! {
     static CATCHING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether a panic of this thread is one of the store's, which becomes an error: a panic hook must not end the process.
+/// Whether a panic of this thread is one of the store's, which becomes an error: a panic hook must
+/// not end the process.
 pub fn is_catching_store_panics() -> bool {
     CATCHING.get()
 }

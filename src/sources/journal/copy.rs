@@ -1,4 +1,5 @@
-//! A journal copied block by block, as blocks are stored: out of one that may be in use, and into a new one.
+//! A journal copied block by block, as blocks are stored: out of one that may be in use, and into a
+//! new one.
 
 use std::fs;
 use std::io;
@@ -29,14 +30,15 @@ impl Journal {
         self.shared.log_starts.positions()
     }
 
-    /// By partition, the position behind the last record: all before it are durable, and each append is before them as a whole or not
-    /// at all.
+    /// By partition, the position behind the last record: all before it are durable, and each
+    /// append is before them as a whole or not at all.
     pub fn log_ends(&self) -> Vec<u64> {
         let _whole = self.shared.publish_lock.lock().unwrap_or_else(PoisonError::into_inner);
         self.shared.tails.iter().map(|tail| tail.log_end()).collect()
     }
 
-    /// The stored blocks of a partition from a position on, in their order, a few at a time; none behind `end`.
+    /// The stored blocks of a partition from a position on, in their order, a few at a time; none
+    /// behind `end`.
     pub fn stored_blocks(
         &self,
         partition: u32,

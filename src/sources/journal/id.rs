@@ -1,8 +1,11 @@
-//! What a journal is known by beside its folder: a random id, so that a checkpoint says which journal it was made of.
+//! What a journal is known by beside its folder: a random id, so that a checkpoint says which
+//! journal it was made of.
 //!
-//! The file `id` lies beside `marks`, as one line of JSON: `{"id":"<32 hexadecimal digits>"}`, and in a restored copy
-//! `{"id":"..","parent":{"id":"..","ends":[..]}}`. The marks repeat the id, so that a file that is lost is noticed. A journal that was begun by a
-//! version without ids has none until a run has compared what there is to compare ([`Journal::keep_id`](super::Journal::keep_id)).
+//! The file `id` lies beside `marks`, as one line of JSON: `{"id":"<32 hexadecimal digits>"}`, and
+//! in a restored copy `{"id":"..","parent":{"id":"..","ends":[..]}}`. The marks repeat the id, so
+//! that a file that is lost is noticed. A journal that was begun by a version without ids has none
+//! until a run has compared what there is to compare
+//! ([`Journal::keep_id`](super::Journal::keep_id)).
 
 use std::fs::{self, File};
 use std::hash::{BuildHasher, Hasher, RandomState};

@@ -1,7 +1,7 @@
 //! Where partitions begin, since checkpoints cover what lay before.
 //!
-//! A journal of which nothing was removed has no such file. It is replaced as a whole before anything is removed, so the blocks that are there
-//! reach back to it or further.
+//! A journal of which nothing was removed has no such file. It is replaced as a whole before
+//! anything is removed, so the blocks that are there reach back to it or further.
 
 use std::fs::{self, File};
 use std::io::{self, Write};

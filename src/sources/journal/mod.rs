@@ -1,18 +1,20 @@
 //! The journal: an embedded, durable log of records, for a service without Kafka.
 //!
-//! A record goes to the partition of its city, always the same one, and has a position in it. One thread writes: all waiting
-//! appends become one atomic, synced commit, then each append is acknowledged. The records of a commit form one block, or a
-//! few, in each partition. A block is the unit of compression, of the memory that readers share with the writer, and of
-//! reading from disk.
+//! A record goes to the partition of its city, always the same one, and has a position in it. One
+//! thread writes: all waiting appends become one atomic, synced commit, then each append is
+//! acknowledged. The records of a commit form one block, or a few, in each partition. A block is
+//! the unit of compression, of the memory that readers share with the writer, and of reading from
+//! disk.
 //!
-//! The blocks are in a key-value store (`blocks/`), which brings its write-ahead log, compaction and checksums. Beside it are
-//! the acknowledged end of each partition (`marks`), the identity of the journal (`id`), and the first position of each
-//! partition (`begins`). Records never change. Whole blocks that checkpoints cover are removed from the beginning of a
-//! partition, if the service asks for it.
+//! The blocks are in a key-value store (`blocks/`), which brings its write-ahead log, compaction
+//! and checksums. Beside it are the acknowledged end of each partition (`marks`), the identity of
+//! the journal (`id`), and the first position of each partition (`begins`). Records never change.
+//! Whole blocks that checkpoints cover are removed from the beginning of a partition, if the
+//! service asks for it.
 //!
-//! Memory: the appends that wait, and as much again while they are written; the tails; 4 MB of cache, up to 5 tables in
-//! memory of 8 MB each, and the index of the newest tables; 1 MB and a block for each partition that is replayed. Threads:
-//! the writer, and one of the store.
+//! Memory: the appends that wait, and as much again while they are written; the tails; 4 MB of
+//! cache, up to 5 tables in memory of 8 MB each, and the index of the newest tables; 1 MB and a
+//! block for each partition that is replayed. Threads: the writer, and one of the store.
 
 mod acked_ends;
 mod append_queue;
@@ -43,6 +45,6 @@ pub use self::open_journal::Journal;
 pub use self::plan::{JournalPlan, SOURCE_NAME};
 pub use self::writer::partition_of_city;
 
-/// Files that a journal may have open at once: tables that are read, its write-ahead log, what is flushed and merged, and files of its
-/// own that are replaced.
+/// Files that a journal may have open at once: tables that are read, its write-ahead log, what is
+/// flushed and merged, and files of its own that are replaced.
 pub const MAX_OPEN_FILES: u64 = block_store::MAX_OPEN_TABLES as u64 + 36;

@@ -22,8 +22,8 @@ use crate::codec::DecodeSettings;
 use crate::model::{AppendError, AppendHold, Appender, EventTime, HoldCheck, LogPosition};
 use crate::sources::{Partition, Source, SourceError};
 
-/// An open journal. When it is dropped, what waits is still written, and appends are then refused as
-/// [`AppendError::Stopping`].
+/// An open journal. When it is dropped, what waits is still written, and appends are then refused
+/// as [`AppendError::Stopping`].
 pub struct Journal {
     pub(super) shared: Arc<JournalShared>,
     queue: Arc<AppendQueue>,
@@ -118,8 +118,8 @@ impl Journal {
         self.shared.decode
     }
 
-    /// Keeps the id of a journal that was begun before there were ids, once it is known that what was made of the journal fits; of
-    /// others it is in the folder since their beginning.
+    /// Keeps the id of a journal that was begun before there were ids, once it is known that what
+    /// was made of the journal fits; of others it is in the folder since their beginning.
     pub fn save_id(&self) -> Result<(), JournalError> {
         let mut is_new = self.shared.is_id_unsaved.lock().unwrap_or_else(PoisonError::into_inner);
         if *is_new {
@@ -144,14 +144,16 @@ impl Journal {
         self.shared.log_starts.log_start(partition)
     }
 
-    /// Removes the records of partitions that lie before a position, as far as whole blocks of them do. The block of the record before the
-    /// position stays, so that the record can be compared, and with it the last block of each partition.
-    /// That they are gone is durable before they go, so a crash leaves at most some that the next call removes. It is to be called
-    /// by one thread, which may have to wait until the storage has given the room back.
+    /// Removes the records of partitions that lie before a position, as far as whole blocks of them
+    /// do. The block of the record before the position stays, so that the record can be compared,
+    /// and with it the last block of each partition. That they are gone is durable before they go,
+    /// so a crash leaves at most some that the next call removes. It is to be called by one thread,
+    /// which may have to wait until the storage has given the room back.
     ///
     /// # Errors
     ///
-    /// Also where a position lies behind the end, before anything is removed: it is not of this journal.
+    /// Also where a position lies behind the end, before anything is removed: it is not of this
+    /// journal.
     pub fn trim_before(&self, until: &[(u32, u64)]) -> Result<(), JournalError> {
         let dir = &self.shared.dir;
         let failed = |failure| JournalError::from_store_error(dir, failure);
@@ -188,8 +190,8 @@ impl Journal {
         Some(trim())
     }
 
-    /// Why the journal has stopped to take records, where it has: the program is to end with this line. Readers that have
-    /// read all that is durable get it, too.
+    /// Why the journal has stopped to take records, where it has: the program is to end with this
+    /// line. Readers that have read all that is durable get it, too.
     pub fn failure(&self) -> Option<Arc<str>> {
         self.shared.failure.get().cloned()
     }
@@ -209,7 +211,8 @@ fn check_log_starts(dir: &Path, store: &BlockStore, log_starts: &LogStarts) -> R
     Ok(())
 }
 
-/// Brings the marks up to the ends of the partitions, and returns when the last record of all arrived.
+/// Brings the marks up to the ends of the partitions, and returns when the last record of all
+/// arrived.
 fn recover_log_ends(
     dir: &Path,
     store: &BlockStore,

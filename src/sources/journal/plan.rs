@@ -14,14 +14,16 @@ pub const MAX_PARTITIONS: u32 = 1024;
 pub struct JournalPlan {
     /// 1 to [`MAX_PARTITIONS`]; must stay what it was when the journal was begun.
     pub partitions: u32,
-    /// What may wait to be written, before appends are refused as [`AppendError::Busy`](crate::model::AppendError::Busy).
+    /// What may wait to be written, before appends are refused as
+    /// [`AppendError::Busy`](crate::model::AppendError::Busy).
     pub queue_records: usize,
     pub queue_bytes: usize,
     /// The newest records that are kept in memory for readers, in bytes over all partitions.
     pub tail_bytes: usize,
     /// Warns when the journal has become so large, and each time it has doubled; 0 never does.
     pub warn_bytes: u64,
-    /// A clock that is further ahead than this of what it should say holds appends back, until it is right or has said so for a minute.
+    /// A clock that is further ahead than this of what it should say holds appends back, until it
+    /// is right or has said so for a minute.
     pub max_ahead: Millis,
     pub decode: DecodeSettings,
 }

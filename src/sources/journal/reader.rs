@@ -1,4 +1,5 @@
-//! A partition as a worker reads it: out of memory where the worker keeps up, else from disk, block after block.
+//! A partition as a worker reads it: out of memory where the worker keeps up, else from disk, block
+//! after block.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -291,7 +291,8 @@ fn concurrent_appenders_keep_their_order() {
     assert!(by_city.values().all(|numbers| numbers.iter().copied().eq(0..200)));
 }
 
-/// The journal takes nothing more, says why, and its readers do, once they have read what is durable.
+/// The journal takes nothing more, says why, and its readers do, once they have read what is
+/// durable.
 fn has_failed(journal: &Journal, durable: usize) {
     let line = journal.failure().unwrap();
     assert!(line.contains("cannot be written") && line.contains(", then start again"), "{line}");

@@ -1,5 +1,5 @@
-//! Which topic records come from: after a topic is deleted and created again, librdkafka continues with the new topic
-//! without an error.
+//! Which topic records come from: after a topic is deleted and created again, librdkafka continues
+//! with the new topic without an error.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -45,9 +45,10 @@ impl FetchedTopic {
         self.id.as_deref()
     }
 
-    /// Whether all that was fetched by now is of the topic that was opened. The client writes a line about another id before it fetches
-    /// by that, so whoever takes records first and then asks here, gives none of another topic. That holds for brokers that are asked
-    /// by id, from 3.1 on.
+    /// Whether all that was fetched by now is of the topic that was opened. The client writes a
+    /// line about another id before it fetches by that, so whoever takes records first and then
+    /// asks here, gives none of another topic. That holds for brokers that are asked by id, from
+    /// 3.1 on.
     pub(super) fn check_topic_id(&self) -> Result<(), SourceError> {
         let mut lines = self.client_log.lock().unwrap_or_else(PoisonError::into_inner);
         let ClientLog { queue, other_id: another } = &mut *lines;

@@ -1,5 +1,6 @@
-//! What says that a topic is the one that was read before: its id, and the record before a position. And which topic it is that
-//! records come from: librdkafka goes on with another one of the same name without an error.
+//! What says that a topic is the one that was read before: its id, and the record before a
+//! position. And which topic it is that records come from: librdkafka goes on with another one of
+//! the same name without an error.
 
 use std::sync::{Arc, PoisonError};
 use std::thread;
@@ -97,7 +98,8 @@ impl KafkaSourceShared {
         topic.check_record(partition, before, found).map_err(SourceError::RecordDiffers)
     }
 
-    /// Whether the topic is the one that was opened: to be asked where the client has lost its place.
+    /// Whether the topic is the one that was opened: to be asked where the client has lost its
+    /// place.
     pub(super) fn check_same_topic(&self) -> Result<(), SourceError> {
         self.fetched_topic.check_topic_id()?;
         let topic = &*self.plan.topic;
@@ -224,7 +226,8 @@ mod tests {
         assert!(compare(Some("a"), &own, None).is_ok() && compare(None, &own, None).is_ok());
         assert!(compare(Some("b"), &none, None).is_ok());
         assert!(compare(Some("b"), &own, None).unwrap_err().contains("is gone"));
-        // The same record of another leader: what was read was cut off. A copy's leaders are its own.
+        // The same record of another leader: what was read was cut off. A copy's leaders are its
+        // own.
         let again = Some(Fingerprint { leader_epoch: Some(4), ..read });
         assert!(compare(Some("a"), &own, again).unwrap_err().contains("unclean leader election"));
         for (id, recorded) in

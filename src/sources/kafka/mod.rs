@@ -1,4 +1,5 @@
-//! Kafka topics as logs: their partitions are partitions of the source, their offsets are positions.
+//! Kafka topics as logs: their partitions are partitions of the source, their offsets are
+//! positions.
 
 mod appender;
 mod client_context;

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 /// How far a partition is read, and how far it goes.
 #[derive(Debug)]
 pub(super) struct PartitionOffsets {
-    /// Where the client stands: of the next record, or behind the marks of transactions that follow on the last one.
+    /// Where the client stands: of the next record, or behind the marks of transactions that follow
+    /// on the last one.
     pub(super) position: AtomicU64,
     /// Of what may be read: the first record of an open transaction, or the log's end.
     pub(super) end: AtomicU64,

@@ -13,7 +13,8 @@ pub struct KafkaSourcePlan {
     pub topic: String,
     pub format: RecordFormat,
     pub offset_reset: OffsetReset,
-    /// Make the topic and those of its dead letters where they are missing, the first with so many partitions.
+    /// Make the topic and those of its dead letters where they are missing, the first with so many
+    /// partitions.
     pub create_topics: Option<u32>,
     /// Where the progress of the dead letters is kept, unless a sink of the same cluster keeps it.
     pub progress_topic: String,
@@ -21,7 +22,8 @@ pub struct KafkaSourcePlan {
     pub group: String,
     /// Where what is appended to the topic goes.
     pub partitioner: Partitioner,
-    /// After this long dead letters are sent once more by themselves, other than those that are too late.
+    /// After this long dead letters are sent once more by themselves, other than those that are too
+    /// late.
     pub retry_after: Option<Millis>,
 }
 

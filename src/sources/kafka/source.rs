@@ -22,17 +22,19 @@ use crate::model::LogPosition;
 use crate::registry::SchemaCache;
 use crate::sources::{Partition, Source, SourceError};
 
-/// What all partitions together may hold that workers have not taken yet, and one of them at least and at most.
+/// What all partitions together may hold that workers have not taken yet, and one of them at least
+/// and at most.
 const MAX_QUEUED_KIB: u32 = 256 * 1024;
 const PARTITION_QUEUED_KIB_RANGE: (u32, u32) = (1024, 32 * 1024);
 const MAX_QUEUED_RECORDS: u32 = 200_000;
 const PARTITION_QUEUED_RECORDS_RANGE: (u32, u32) = (1_000, 100_000);
 
-/// Of one answer of a broker. The allocator gives pieces of more than 8 MiB back to the system at once, which then clears them anew for
-/// every fetch.
+/// Of one answer of a broker. The allocator gives pieces of more than 8 MiB back to the system at
+/// once, which then clears them anew for every fetch.
 const MAX_FETCH_BYTES: u32 = 4 * 1024 * 1024;
 
-/// A topic as a log. One consumer reads all of its partitions; who reads which is the program's decision, not a group's.
+/// A topic as a log. One consumer reads all of its partitions; who reads which is the program's
+/// decision, not a group's.
 pub struct KafkaSource {
     shared: Arc<KafkaSourceShared>,
     watch_thread: Option<JoinHandle<()>>,
@@ -43,7 +45,8 @@ impl KafkaSource {
     ///
     /// # Errors
     ///
-    /// Where it is missing, compacted or not to be read, or the cluster cannot be reached within half a minute.
+    /// Where it is missing, compacted or not to be read, or the cluster cannot be reached within
+    /// half a minute.
     pub fn open(
         name: &str,
         plan: KafkaSourcePlan,
@@ -75,17 +78,20 @@ impl KafkaSource {
         Ok(KafkaSource { shared, watch_thread: Some(watch) })
     }
 
-    /// Has it read with the answers of the registry that the plan names; before a partition is opened.
+    /// Has it read with the answers of the registry that the plan names; before a partition is
+    /// opened.
     pub fn set_schema_cache(&self, schemas: SchemaCache) {
         self.shared.schema_cache.get_or_init(|| schemas);
     }
 
-    /// Why its schemas cannot be relied on, where the registry gives others now than it gave before.
+    /// Why its schemas cannot be relied on, where the registry gives others now than it gave
+    /// before.
     pub fn schema_contradiction(&self) -> Option<Arc<str>> {
         self.shared.schema_cache.get().and_then(SchemaCache::contradiction)
     }
 
-    /// Has it compared with what earlier starts have recorded of the topic; before positions are checked.
+    /// Has it compared with what earlier starts have recorded of the topic; before positions are
+    /// checked.
     pub fn set_recorded_identity(&self, recorded: TopicIdentity) {
         *self.shared.recorded_identity.lock().unwrap_or_else(PoisonError::into_inner) = recorded;
     }
@@ -172,7 +178,8 @@ fn new_consumer(
         .set("allow.auto.create.topics", "false")
         .set("queued.min.messages", share(MAX_QUEUED_RECORDS, PARTITION_QUEUED_RECORDS_RANGE))
         .set("queued.max.messages.kbytes", share(MAX_QUEUED_KIB, PARTITION_QUEUED_KIB_RANGE))
-        // A full queue is looked at again after this long: its default of a second would starve a fast worker.
+        // A full queue is looked at again after this long: its default of a second would starve a
+        // fast worker.
         .set("fetch.queue.backoff.ms", "5")
         .create_with_context(SourceClientContext::new(name.clone()))
 }

@@ -1,5 +1,5 @@
-//! What goes on beside the workers: a thread that serves the consumer, looks for new partitions and ends of logs, and
-//! tells monitors how far the workers are.
+//! What goes on beside the workers: a thread that serves the consumer, looks for new partitions and
+//! ends of logs, and tells monitors how far the workers are.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,14 +19,15 @@ use crate::kafka::native::high_watermark;
 const CONSUMER_POLL_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long the cluster may take to answer here.
 const WATCH_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often logs are looked at for their ends, and topics for partitions; the latter is also how often positions are
-/// committed.
+/// How often logs are looked at for their ends, and topics for partitions; the latter is also how
+/// often positions are committed.
 const LOG_END_INTERVAL: Duration = Duration::from_secs(1);
 const TOPIC_INTERVAL: Duration = Duration::from_secs(5);
 /// How long records may wait for the end of a transaction before that is said.
 const OPEN_TRANSACTION_WARN_AFTER: Duration = Duration::from_secs(10);
 
-/// What was seen of a partition whose reader has come to the end of what may be read, though the log goes on.
+/// What was seen of a partition whose reader has come to the end of what may be read, though the
+/// log goes on.
 struct StalledPartition {
     position: u64,
     since: Instant,
@@ -38,7 +39,8 @@ struct StalledPartition {
 struct OpenTransactions(BTreeMap<u32, StalledPartition>);
 
 impl OpenTransactions {
-    /// By then a partition has stood still for one look at least: what has just come is fetched within less.
+    /// By then a partition has stood still for one look at least: what has just come is fetched
+    /// within less.
     fn check_partitions(&mut self, shared: &KafkaSourceShared, open: &BTreeMap<u32, Arc<PartitionOffsets>>) {
         self.0.retain(|partition, _| open.contains_key(partition));
         for (partition, offsets) in open {
